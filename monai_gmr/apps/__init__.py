@@ -1,0 +1,1 @@
+"""Command lines: ``python -m monai_gmr.apps.NAME``."""

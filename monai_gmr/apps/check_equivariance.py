@@ -1,0 +1,224 @@
+"""Check from the command line whether the network of a MONAI bundle or config is exactly equivariant.
+
+``python -m monai_gmr.apps.check_equivariance BUNDLE_OR_CONFIG --size 96 --size 97`` prints a table; it exits with 0 if the
+network is exact at every size, 1 if it is not, 2 with one sentence if it cannot be checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from torch import nn
+
+from monai_gmr.metrics import EquivarianceReport, check_equivariance
+from monai_gmr.utils import ConfigurationError
+
+CONFIG_NAMES = tuple(f"{name}.{end}" for name in ("inference", "evaluate", "train") for end in ("json", "yaml", "yml"))
+STATE_KEYS = ("model", "network", "net", "state_dict")
+
+
+def parse_size(text: str) -> tuple[int, ...]:
+    """Read a size from the command line.
+
+    Example:
+        >>> parse_size("97"), parse_size("64,65,70")
+        ((97,), (64, 65, 70))
+    """
+    try:
+        size = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        size = ()
+    if not size or min(size) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: give 97, or one number an axis as in 64,65,70")
+    return size
+
+
+def load_network(source: str | Path, network_id: str = "network_def") -> nn.Module:
+    """Build the network of a bundle folder or config file.
+
+    Args:
+        source: a bundle folder, whose ``configs/{inference,evaluate,train}`` are tried in this order, or a config file.
+        network_id: the id of the network in the config.
+
+    Returns:
+        the network, in the mode and with the weights that its config gives it.
+
+    Raises:
+        ConfigurationError: when there is no such file, no such id, or the id is no network.
+    """
+    source = Path(source)
+    if source.is_dir():
+        configs = [source / "configs" / name for name in CONFIG_NAMES if (source / "configs" / name).is_file()]
+        if not configs:
+            raise ConfigurationError(
+                f"{source} is not a bundle: give a folder that holds configs/inference.json (or evaluate, train; or "
+                ".yaml), or a config file."
+            )
+    elif source.is_file():
+        configs = [source]
+    else:
+        raise ConfigurationError(f"{source} does not exist: give a bundle folder or a config file.")
+    ids: set[str] = set()
+    for config in configs:
+        parser = _read_config(config, source if source.is_dir() else None)
+        content: Any = parser.config
+        ids |= set(content)
+        if network_id.replace("::", "#").split("#")[0] in content:
+            return _instantiate(parser, network_id, config)
+    raise ConfigurationError(
+        f"{' and '.join(c.name for c in configs)} hold no {network_id!r}: give --network-id, one of {', '.join(sorted(ids))}."
+    )
+
+
+def _read_config(config: Path, bundle: Path | None) -> ConfigParser:
+    parser = ConfigParser()
+    try:
+        parser.read_config(str(config))
+        if bundle is not None:
+            if (bundle / "configs" / "metadata.json").is_file():
+                parser.read_meta(str(bundle / "configs" / "metadata.json"))
+            parser["bundle_root"] = str(bundle)
+    except Exception as error:
+        raise ConfigurationError(f"{config} cannot be read as a MONAI config: {_first_line(error)}.") from error
+    return parser
+
+
+def _instantiate(parser: ConfigParser, network_id: str, config: Path) -> nn.Module:
+    # Bundles keep their own code in a package beside configs.
+    sys.path.insert(0, str(config.resolve().parents[1]))
+    try:
+        network = parser.get_parsed_content(network_id, instantiate=True)
+    except Exception as error:
+        while isinstance(error.__cause__, Exception):
+            error = error.__cause__
+        raise ConfigurationError(f"{network_id} of {config} cannot be built: {_first_line(error)}.") from error
+    finally:
+        sys.path.pop(0)
+    if not isinstance(network, nn.Module):
+        raise ConfigurationError(
+            f"{network_id} of {config} is a {type(network).__name__}: give the id of a torch module as --network-id."
+        )
+    return network
+
+
+def load_weights(network: nn.Module, path: str | Path) -> None:
+    """Load a state dictionary, or the one in a checkpoint under ``model``, ``network``, ``net`` or ``state_dict``.
+
+    Raises:
+        ConfigurationError: when the file is missing, is not such a checkpoint or does not fit the network.
+    """
+    if not Path(path).is_file():
+        raise ConfigurationError(f"{path} does not exist: give a file of weights.")
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ConfigurationError(
+            f"{path} cannot be loaded as weights: {_first_line(error)}; give a state dictionary saved by torch.save."
+        ) from error
+    key = next((k for k in STATE_KEYS if isinstance(state, Mapping) and isinstance(state.get(k), Mapping)), None)
+    state = state if key is None else state[key]
+    if not isinstance(state, Mapping):
+        raise ConfigurationError(f"{path} holds a {type(state).__name__}: give a state dictionary saved by torch.save.")
+    try:
+        network.load_state_dict(state)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        raise ConfigurationError(f"{path} does not fit {type(network).__name__}: {reason}.") from error
+
+
+def write_csv(report: EquivarianceReport, path: str | Path) -> None:
+    """Write the rows of a report, under a temporary name until the file is whole."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(report.rows[0]))
+            writer.writeheader()
+            writer.writerows(report.rows)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m monai_gmr.apps.check_equivariance",
+        description="Measure whether a network turns its answer with its input, and name the modules that break it. "
+        "Exit status: 0 exact at every size, 1 not exact, 2 cannot be checked.",
+    )
+    parser.add_argument("source", metavar="BUNDLE_OR_CONFIG", help="bundle folder, or config file")
+    parser.add_argument(
+        "--size",
+        type=parse_size,
+        action="append",
+        required=True,
+        help="input size in voxels: 97 for a square or cube, or 64,65,70; may be given several times",
+    )
+    parser.add_argument("--network-id", default="network_def", help="id in the config (default: network_def)")
+    parser.add_argument("--in-channels", type=int, help="default: those of the first convolution")
+    parser.add_argument(
+        "--angles", type=float, nargs="+", default=[], metavar="DEGREES", help="other angles, measured but not judged"
+    )
+    parser.add_argument("--tolerance", type=float, default=1e-5, help="relative L2 error that is exact (default: 1e-5)")
+    parser.add_argument(
+        "--spacing", type=float, nargs="+", metavar="MM", help="voxel size, one an axis: unlike axes are not exchanged"
+    )
+    parser.add_argument("--weights", help="state dictionary or checkpoint to load")
+    parser.add_argument("--csv", help="write every row to this file")
+    parser.add_argument("--per-module", action="store_true", help="list every module, not only those that break it")
+    parser.add_argument("--train", action="store_true", help="check in train mode (default: eval mode)")
+    parser.add_argument("--seed", type=int, default=0, help="of the input, and of weights not loaded (default: 0)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the check.
+
+    Args:
+        argv: arguments, by default those of the process.
+
+    Returns:
+        the exit status: 0 exact, 1 not exact, 2 cannot be checked.
+    """
+    arguments = make_parser().parse_args(argv)
+    try:
+        torch.manual_seed(arguments.seed)
+        network = load_network(arguments.source, arguments.network_id)
+        if arguments.weights:
+            load_weights(network, arguments.weights)
+        network.train(arguments.train)
+        report = check_equivariance(
+            network,
+            arguments.size,
+            arguments.in_channels,
+            angles=arguments.angles,
+            tolerance=arguments.tolerance,
+            seed=arguments.seed,
+            spacing=arguments.spacing,
+            progress=len(arguments.size) > 1,
+        )
+        if arguments.csv:
+            write_csv(report, arguments.csv)
+    except ConfigurationError as error:
+        print(f"check_equivariance: {error}", file=sys.stderr)
+        return 2
+    print(report.to_text(every_module=arguments.per_module))
+    return 0 if report.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

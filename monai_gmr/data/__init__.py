@@ -1,0 +1,6 @@
+"""Data: MedMNIST-layout classification files and phantoms that the library makes itself."""
+
+from monai_gmr.data.medmnist import MedMNISTCacheDataset, medmnist_info
+from monai_gmr.data.phantoms import PHANTOM_LABELS, make_phantom, write_phantoms
+
+__all__ = ["PHANTOM_LABELS", "MedMNISTCacheDataset", "make_phantom", "medmnist_info", "write_phantoms"]

@@ -1,0 +1,321 @@
+"""Classification data in the layout of MedMNIST: one npz file with images and labels of three sections."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import hashlib
+import importlib.util
+import os
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.apps.utils import get_logger
+from monai.config import PathLike
+from monai.data import CacheDataset, MetaTensor
+from monai.transforms import Compose, Transform
+
+from monai_gmr.utils import ConfigurationError, check_choice
+
+SECTIONS = {"training": "train", "validation": "val", "test": "test"}
+SIZES = (28, 64, 128, 224)
+
+
+def medmnist_info(flag: str) -> dict[str, Any] | None:
+    """What the installed medmnist publishes about one of its data sets.
+
+    Only the table in ``medmnist/info.py`` is read: importing the package would cost pandas and scikit-learn,
+    and make a folder in the user's home.
+
+    Args:
+        flag: name of a data set, such as ``"breastmnist"``.
+
+    Returns:
+        its entry (``MD5``, ``MD5_64``, ``label``, ``task`` ...); ``None`` if medmnist is not installed or
+        has no such flag.
+
+    Example:
+        >>> medmnist_info("no such flag") is None
+        True
+    """
+    spec = importlib.util.find_spec("medmnist")
+    if spec is None or spec.origin is None:
+        return None
+    source = Path(spec.origin).with_name("info.py")
+    for node in ast.parse(source.read_text(encoding="utf-8")).body if source.is_file() else ():
+        if isinstance(node, ast.Assign) and any(
+            isinstance(t, ast.Name) and t.id == "INFO" for t in node.targets
+        ):
+            return ast.literal_eval(node.value).get(flag)
+    return None
+
+
+def _check_md5(path: Path, name: str, size: int, info: dict[str, Any] | None) -> None:
+    expected = (info or {}).get("MD5" if size == SIZES[0] else f"MD5_{size}")
+    if expected is None:
+        get_logger(__name__).info(
+            f"MD5 of {path.name} not checked: the installed medmnist publishes none for {name!r}."
+        )
+        return
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != expected:
+        raise ConfigurationError(
+            f"The MD5 of {path} is {digest.hexdigest()} and medmnist publishes {expected}: delete the "
+            "file and download it again, or set check_md5=False if the change is intended."
+        )
+
+
+def _download(path: Path, name: str, size: int, info: dict[str, Any] | None) -> None:
+    """Let medmnist download into a temporary folder beside ``path``, then rename."""
+    if importlib.util.find_spec("medmnist") is None:
+        raise ConfigurationError("download=True needs medmnist: pip install 'monai-gmr[medmnist]'.")
+    if info is None:
+        raise ConfigurationError(
+            f"medmnist has no data set {name!r} to download: put the file {path} there yourself."
+        )
+    if f"url_{size}" not in info and size != SIZES[0]:
+        raise ConfigurationError(f"medmnist does not publish {name!r} at size {size}: use another size.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset_class = getattr(importlib.import_module("medmnist"), info["python_class"])
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".download_") as folder:
+        try:
+            dataset_class(split="test", root=folder, size=size, download=True)
+        except RuntimeError as error:
+            url = info["url" if size == SIZES[0] else f"url_{size}"]
+            raise ConfigurationError(
+                f"{path.name} could not be downloaded from {url}: check the network, "
+                f"or put the file into {path.parent}."
+            ) from error
+        os.replace(Path(folder) / path.name, path)
+
+
+class _ReadImage(Transform):
+    """Turn a row of the npz file into a :class:`MetaTensor` that MONAI's transforms and savers understand."""
+
+    def __init__(self, channel_last: bool) -> None:
+        self.channel_last = channel_last
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        array = item["image"]
+        array = np.moveaxis(array, -1, 0) if self.channel_last else array[None]
+        meta = {"filename_or_obj": item["name"], "spatial_shape": np.array(array.shape[1:])}
+        image = MetaTensor(torch.from_numpy(np.ascontiguousarray(array)), meta=meta)
+        return {"image": image, "label": copy.copy(item["label"])}
+
+
+class MedMNISTCacheDataset(CacheDataset):
+    """MedMNIST, or any npz file of its layout, as a :class:`monai.data.CacheDataset`.
+
+    The file holds ``{train,val,test}_images`` of shape ``(N, *spatial)`` or, for colour, ``(N, *spatial,
+    3)``, and ``{train,val,test}_labels`` of shape ``(N,)``, ``(N, 1)`` or, for several labels an image, ``(N,
+    L)``; it is read without importing medmnist.
+
+    An item is ``{"image": MetaTensor of shape (C, *spatial) in the dtype of the file (uint8 in MedMNIST),
+    "label": int or integer vector of length L}``, the meta entry ``filename_or_obj`` being like
+    ``"breastmnist_test_00012"``.
+
+    Args:
+        dataset_dir: folder that holds the file.
+        flag: a flag of medmnist such as ``"breastmnist"``; or the name or path of an npz file such as
+            ``"chularbc12_32.npz"`` (relative to ``dataset_dir``).
+        section: ``"training"``, ``"validation"`` or ``"test"``.
+        transform: transforms of the items above; those before the first random one are cached.
+        size: pixels along an axis of a medmnist flag: 28, 64, 128 or 224 (``flag.npz``, ``flag_64.npz`` ...).
+        download: whether to download a missing file, through medmnist.
+        check_md5: whether to compare the file with the MD5 that the installed medmnist publishes, if it
+            knows the file.
+        classes: label values to keep, renumbered ``0, 1, ...`` in this order. Default: all.
+        cache_num: number of items to cache.
+        cache_rate: part of the items to cache; the fewer of the two.
+        num_workers: threads that fill the cache.
+        progress: whether to show a progress bar while they do.
+        copy_cache: whether to copy a cached item before the random transforms.
+        as_contiguous: whether to make cached arrays contiguous.
+        runtime_cache: whether to fill the cache when items are asked for, see
+            :class:`monai.data.CacheDataset`.
+
+    Raises:
+        ConfigurationError: when the folder or file is missing, is not of this layout, has another MD5, or a
+            class is unknown.
+
+    Example:
+        >>> folder = getfixture("tmp_path")
+        >>> arrays = {f"{s}_images": np.zeros((4, 28, 28), np.uint8) for s in ("train", "val", "test")}
+        >>> labels = np.array([[0], [1], [2], [1]], np.uint8)
+        >>> arrays |= {f"{s}_labels": labels for s in ("train", "val", "test")}
+        >>> np.savez(folder / "cells.npz", **arrays)
+        >>> data = MedMNISTCacheDataset(folder, "cells.npz", "test", classes=(1, 2), progress=False)
+        >>> len(data), data.num_classes, data.spatial_dims, data.num_channels, data.labels.tolist()
+        (3, 2, 2, 1, [0, 1, 0])
+        >>> data[1]["image"].shape, data[1]["label"], data[1]["image"].meta["filename_or_obj"]
+        (torch.Size([1, 28, 28]), 1, 'cells_test_00002')
+    """
+
+    def __init__(
+        self,
+        dataset_dir: PathLike,
+        flag: str,
+        section: str,
+        transform: Sequence[Callable] | Callable = (),
+        size: int = 28,
+        download: bool = False,
+        check_md5: bool = True,
+        classes: Sequence[int] | None = None,
+        cache_num: int = sys.maxsize,
+        cache_rate: float = 1.0,
+        num_workers: int | None = 1,
+        progress: bool = True,
+        copy_cache: bool = True,
+        as_contiguous: bool = True,
+        runtime_cache: bool | str | list = False,
+    ) -> None:
+        check_choice("section", section, tuple(SECTIONS))
+        check_choice("size", size, SIZES)
+        self.section = section
+        self.classes = None if classes is None else tuple(int(c) for c in classes)
+        self.path, name, file_size = _locate(Path(dataset_dir), str(flag), size)
+        info = medmnist_info(name)
+        if not self.path.is_file() and download:
+            _download(self.path, name, file_size, info)
+        _check_exists(self.path, Path(dataset_dir), download)
+        if check_md5:
+            _check_md5(self.path, name, file_size, info)
+        images, labels, all_labels = _read(self.path, SECTIONS[section])
+
+        rows = np.arange(len(images))
+        if self.classes is not None:
+            rows, labels = _keep_classes(labels, all_labels, self.classes, self.path.name, section)
+        self.labels: np.ndarray = labels
+        if labels.ndim == 2:
+            self.num_classes = labels.shape[1]
+        else:
+            self.num_classes = len(self.classes) if self.classes is not None else int(all_labels.max()) + 1
+        channel_last = images.ndim == 5 or (images.ndim == 4 and images.shape[-1] in (1, 3))
+        self.spatial_dims: int = images.ndim - 1 - channel_last
+        self.num_channels: int = images.shape[-1] if channel_last else 1
+        self.spatial_shape: tuple[int, ...] = images.shape[1 : 1 + self.spatial_dims]
+        names = (info or {}).get("label", {})
+        kept = self.classes if self.classes is not None else range(self.num_classes)
+        self.class_names: tuple[str, ...] = tuple(names.get(str(c), str(c)) for c in kept)
+
+        prefix = f"{self.path.stem}_{SECTIONS[section]}"
+        data = [
+            {
+                "image": images[row],
+                "label": label if labels.ndim == 2 else int(label),
+                "name": f"{prefix}_{row:05d}",
+            }
+            for row, label in zip(rows.tolist(), labels)
+        ]
+        compose = copy.copy(transform) if isinstance(transform, Compose) else Compose(transform)
+        compose.transforms = (_ReadImage(channel_last), *compose.transforms)
+        super().__init__(
+            data=data,
+            transform=compose,
+            cache_num=cache_num,
+            cache_rate=cache_rate,
+            num_workers=num_workers,
+            progress=progress,
+            copy_cache=copy_cache,
+            as_contiguous=as_contiguous,
+            runtime_cache=runtime_cache,
+        )
+
+    @property
+    def class_counts(self) -> np.ndarray:
+        """Number of images of each class, an integer array of length ``num_classes``."""
+        return (
+            self.labels.sum(0)
+            if self.labels.ndim == 2
+            else np.bincount(self.labels, minlength=self.num_classes)
+        )
+
+
+def _locate(dataset_dir: Path, flag: str, size: int) -> tuple[Path, str, int]:
+    """Path of the file, and the flag and size that its name stands for."""
+    if not flag.endswith(".npz"):
+        return dataset_dir / f"{flag}{'' if size == SIZES[0] else f'_{size}'}.npz", flag, size
+    path = dataset_dir / flag
+    name, _, suffix = path.stem.rpartition("_")
+    if name and suffix in map(str, SIZES[1:]):
+        return path, name, int(suffix)
+    return path, path.stem, SIZES[0]
+
+
+def _check_exists(path: Path, dataset_dir: Path, download: bool) -> None:
+    if path.is_file():
+        return
+    if not dataset_dir.is_dir():
+        raise ConfigurationError(
+            f"dataset_dir {dataset_dir} does not exist: give the folder that holds {path.name}."
+        )
+    found = sorted(p.name for p in path.parent.glob("*.npz"))
+    content = f"holds {', '.join(found[:10])}" if found else "holds no npz file"
+    hint = "" if download else ", or set download=True if it is a flag of medmnist"
+    raise ConfigurationError(f"{path} does not exist and {path.parent} {content}: give another name{hint}.")
+
+
+def _read(path: Path, section: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images and labels of a section, and the labels of all sections that the file holds."""
+    keys = f"{section}_images", f"{section}_labels"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not set(keys) <= set(getattr(file, "files", ())):
+                missing = " and ".join(key for key in keys if key not in file.files)
+                raise ConfigurationError(
+                    f"{path} is not of MedMNIST's layout: it lacks {missing}"
+                    f" among its keys {', '.join(file.files[:10]) or '(none)'}."
+                )
+            images = file[keys[0]]
+            labels = {s: file[f"{s}_labels"] for s in SECTIONS.values() if f"{s}_labels" in file.files}
+    except (zipfile.BadZipFile, AttributeError, EOFError, OSError, TypeError, ValueError) as error:
+        if isinstance(error, ConfigurationError):
+            raise
+        raise ConfigurationError(
+            f"{path} cannot be read as an npz file ({error}): download or make it again."
+        ) from error
+    labels = {s: v[:, 0] if v.ndim == 2 and v.shape[1] == 1 else v for s, v in labels.items()}
+    own = labels[section]
+    if images.ndim not in (3, 4, 5) or own.ndim not in (1, 2) or len(images) != len(own) or len(images) == 0:
+        raise ConfigurationError(
+            f"{path} has {keys[0]} of shape {images.shape} and {keys[1]} of shape {own.shape}: images must "
+            "be (N, *spatial) or (N, *spatial, channels) in 2D or 3D, with one row of labels an image."
+        )
+    every = np.concatenate([v for v in labels.values() if v.ndim == own.ndim])
+    if not np.issubdtype(every.dtype, np.integer) or every.min() < 0:
+        raise ConfigurationError(
+            f"{path} has labels that are not integers from 0 ({every.dtype}): number the classes."
+        )
+    return images, own.astype(np.int64), every
+
+
+def _keep_classes(
+    labels: np.ndarray, all_labels: np.ndarray, classes: tuple[int, ...], name: str, section: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows whose label is one of ``classes``, and their labels renumbered."""
+    if labels.ndim == 2:
+        raise ConfigurationError(
+            f"classes={classes} cannot be kept of {name}: its images have several labels each."
+        )
+    present = np.unique(all_labels).tolist()
+    unknown = [c for c in classes if c not in present]
+    if unknown or not classes or len(set(classes)) != len(classes):
+        wrong = f"holds unknown label values {unknown}" if unknown else "is empty or names a class twice"
+        raise ConfigurationError(f"classes={classes} {wrong}: {name} has the label values {present}.")
+    rows = np.flatnonzero(np.isin(labels, classes))
+    if len(rows) == 0:
+        raise ConfigurationError(
+            f"The {section} section of {name} has no image of classes={classes}: keep others."
+        )
+    number = np.zeros(max(present) + 1, np.int64)
+    number[list(classes)] = np.arange(len(classes))
+    return rows, number[labels[rows]]

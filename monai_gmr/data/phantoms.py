@@ -1,0 +1,297 @@
+"""Phantoms: labelled volumes of tubes, ellipsoids and plates, for trying out segmentation without data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from monai.config import PathLike
+from monai.utils import optional_import
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from monai_gmr.utils import ConfigurationError, check_choice
+
+PHANTOM_LABELS = {"background": 0, "tube": 1, "ellipsoid": 2, "plate": 3}
+"""Label values; in 2D, where a plate would be a tube, phantoms hold the first three only."""
+
+POSES = ("upright", "random")
+NOISES = ("rician", "gaussian")
+UPRIGHT_SPREAD = 8.0
+PLACEMENTS = 60
+VERSION = 1
+
+
+def _pose(spatial_dims: int, pose: str, rng: np.random.Generator) -> np.ndarray:
+    """Rotation matrix: uniform over all rotations, or a few degrees about the identity."""
+    if spatial_dims == 2:
+        angle = rng.uniform(0, 360) if pose == "random" else rng.normal(0, UPRIGHT_SPREAD)
+        return Rotation.from_euler("z", angle, degrees=True).as_matrix()[:2, :2]
+    if pose == "random":
+        quaternion = rng.normal(size=4)
+        return Rotation.from_quat(quaternion / np.linalg.norm(quaternion)).as_matrix()
+    return Rotation.from_rotvec(np.deg2rad(rng.normal(0, UPRIGHT_SPREAD, 3))).as_matrix()
+
+
+def _inside(kind: str, offset: np.ndarray, extent: float, rng: np.random.Generator) -> np.ndarray:
+    """Mask of a structure of random size in its own frame.
+
+    Before turning, tubes run along axis 0, ellipsoids are longest along axis 1, plates lie across axis 0.
+
+    Args:
+        kind: "tube", "ellipsoid" or "plate".
+        offset: positions relative to its centre, ``(d, *spatial)``, millimetres.
+        extent: shortest side of the volume, millimetres.
+        rng: source of the size.
+    """
+    spatial_dims = len(offset)
+    thickness = extent * rng.uniform(0.045, 0.065)
+    if kind == "tube":
+        along = np.maximum(np.abs(offset[0]) - extent * rng.uniform(0.16, 0.26), 0)
+        return along**2 + (offset[1:] ** 2).sum(0) <= thickness**2
+    if kind == "plate":
+        width = extent * rng.uniform(0.13, 0.19)
+        return (np.abs(offset[0]) <= thickness) & ((offset[1:] ** 2).sum(0) <= width**2)
+    axes = extent * rng.uniform(0.13, 0.17) * np.array([0.65, 1.0, 0.65])[:spatial_dims]
+    return ((offset.T / axes) ** 2).sum(-1).T <= 1
+
+
+def make_phantom(
+    spatial_shape: Sequence[int],
+    num_objects: int = 4,
+    spacing: Sequence[float] | None = None,
+    pose: str = "upright",
+    noise: str = "rician",
+    noise_level: float = 0.08,
+    bias_field: float = 0.3,
+    blur: float = 0.6,
+    seed: int | Sequence[int] = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """One labelled volume of tubes, ellipsoids and plates that do not touch.
+
+    All structures are equally bright, so that only their shape tells them apart: 1 plus or minus 5 % over a
+    background of 0.3. In the pose ``"upright"`` tubes run along axis 0 and plates lie across it, up to 8
+    degrees (one standard deviation): a network can tell them apart by direction, which fails once turned.
+
+    Args:
+        spatial_shape: 2 or 3 sizes in voxels, each at least 16.
+        num_objects: structures of each kind; fewer where they find no room.
+        spacing: voxel size in millimetres, one an axis; default 1. Structures scale with the shortest side.
+        pose: ``"upright"``, or ``"random"`` for a uniform random rotation of each structure.
+        noise: ``"rician"`` as in magnitude MRI, or ``"gaussian"``.
+        noise_level: standard deviation of the noise; of its two components if it is Rician.
+        bias_field: half the range of the logarithm of the smooth field that multiplies the image.
+        blur: standard deviation of the Gaussian point spread, in units of the smallest voxel side.
+        seed: the same seed makes the same phantom.
+
+    Returns:
+        image, float32, and label, uint8, see :data:`PHANTOM_LABELS`; both of shape ``spatial_shape``.
+
+    Raises:
+        ConfigurationError: when an argument is out of its range.
+
+    Example:
+        >>> image, label = make_phantom((24, 24, 24), seed=1)
+        >>> image.shape, image.dtype, np.unique(label).tolist()
+        ((24, 24, 24), dtype('float32'), [0, 1, 2, 3])
+        >>> np.unique(make_phantom((32, 32), seed=1)[1]).tolist()
+        [0, 1, 2]
+    """
+    shape, step = _check(spatial_shape, num_objects, spacing, pose)
+    check_choice("noise", noise, NOISES)
+    if min(noise_level, bias_field, blur) < 0:
+        raise ConfigurationError(
+            f"noise_level={noise_level}, bias_field={bias_field}, blur={blur}: give numbers "
+            "that are not negative."
+        )
+    rng = np.random.default_rng(seed)
+    spatial_dims = len(shape)
+    sides = np.array(shape) * step
+    axes = np.meshgrid(*[(np.arange(n) + 0.5) * s for n, s in zip(shape, step)], indexing="ij")
+    position = np.stack(axes)
+    label = np.zeros(shape, np.uint8)
+    signal = np.full(shape, 0.3)
+    kinds = [
+        kind for kind in PHANTOM_LABELS if kind != "background" and (spatial_dims == 3 or kind != "plate")
+    ]
+    touched = np.zeros(shape, bool)
+    for kind in kinds * num_objects:
+        for _ in range(PLACEMENTS):
+            centre = sides * rng.uniform(0.12, 0.88, spatial_dims)
+            turn = _pose(spatial_dims, pose, rng)
+            offset = np.tensordot(turn.T, position - centre.reshape(-1, *[1] * spatial_dims), axes=1)
+            mask = _inside(kind, offset, float(sides.min()), rng)
+            if mask.any() and not (mask & touched).any():
+                label[mask] = PHANTOM_LABELS[kind]
+                signal[mask] = rng.normal(1.0, 0.05)
+                touched |= ndimage.binary_dilation(mask, iterations=2)
+                break
+
+    image = ndimage.gaussian_filter(signal, blur * step.min() / step)
+    coarse = ndimage.zoom(
+        rng.uniform(-1, 1, (4,) * spatial_dims), np.array(shape) / 4, order=3, mode="nearest"
+    )
+    image = image * np.exp(bias_field * coarse / np.abs(coarse).max())
+    noisy = image + noise_level * rng.normal(size=shape)
+    if noise == "rician":
+        noisy = np.hypot(noisy, noise_level * rng.normal(size=shape))
+    return noisy.astype(np.float32), label
+
+
+def _check(
+    spatial_shape: Sequence[int], num_objects: int, spacing: Sequence[float] | None, pose: str
+) -> tuple[tuple[int, ...], np.ndarray]:
+    shape = tuple(int(n) for n in spatial_shape)
+    if len(shape) not in (2, 3) or min(shape) < 16:
+        raise ConfigurationError(
+            f"spatial_shape={shape} cannot hold a phantom: give 2 or 3 sizes of at least 16 voxels."
+        )
+    step = np.ones(len(shape)) if spacing is None else np.asarray(spacing, float)
+    if step.shape != (len(shape),) or not (step > 0).all():
+        raise ConfigurationError(f"spacing={spacing} does not fit: give {len(shape)} positive millimetres.")
+    if num_objects < 1:
+        raise ConfigurationError(f"num_objects={num_objects} leaves nothing to label: give at least 1.")
+    check_choice("pose", pose, POSES)
+    return shape, step
+
+
+def _save(volume: np.ndarray, path: Path, spacing: np.ndarray, origin: str) -> None:
+    """Write a NIfTI file under a temporary name, then rename.
+
+    ``origin`` goes to the header, so that a later run knows the file.
+    """
+    if path.is_file() and _origin(path) == origin:
+        return
+    affine = np.eye(4)
+    affine[range(len(spacing)), range(len(spacing))] = spacing
+    file = nib.Nifti1Image(volume, affine)
+    file.header["descrip"] = origin
+    temporary = path.with_name(f".{os.getpid()}_{path.name}")
+    try:
+        nib.save(file, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _origin(path: Path) -> str | None:
+    """What :func:`_save` noted in the header of a file; None if it cannot be read."""
+    try:
+        return nib.Nifti1Image.from_filename(path).header["descrip"].item().decode(errors="replace")
+    except (nib.filebasedimages.ImageFileError, EOFError, OSError):
+        return None
+
+
+def write_phantoms(
+    output_dir: PathLike,
+    num_training: int = 16,
+    num_validation: int = 4,
+    num_test: int = 4,
+    spatial_shape: Sequence[int] = (48, 48, 48),
+    spacing: Sequence[float] | None = None,
+    pose: str = "upright",
+    num_objects: int = 4,
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Write phantoms as NIfTI in the layout of the Medical Segmentation Decathlon.
+
+    Makes ``imagesTr/``, ``labelsTr/`` and, last, ``dataset.json`` with the lists ``training``, ``validation``
+    and ``test`` of ``{"image", "label"}``, as :func:`monai.data.load_decathlon_datalist` reads them. A data
+    set of the same arguments that is already there is kept, an interrupted one completed.
+
+    Args:
+        output_dir: folder to write to; made if need be.
+        num_training: volumes of the training section.
+        num_validation: volumes of the validation section.
+        num_test: volumes of the test section.
+        spatial_shape: see :func:`make_phantom`.
+        spacing: see :func:`make_phantom`.
+        pose: see :func:`make_phantom`.
+        num_objects: see :func:`make_phantom`.
+        seed: the same seed makes the same volumes.
+        progress: whether to show a progress bar.
+
+    Returns:
+        path of ``dataset.json``.
+
+    Raises:
+        ConfigurationError: when an argument is out of its range, or the folder holds another data set.
+
+    Example:
+        >>> from monai.data import load_decathlon_datalist
+        >>> file = write_phantoms(getfixture("tmp_path"), 2, 1, 1, (16, 16, 16), progress=False)
+        >>> sections = ("training", "validation", "test")
+        >>> [len(load_decathlon_datalist(file, data_list_key=section)) for section in sections]
+        [2, 1, 1]
+    """
+    shape, step = _check(spatial_shape, num_objects, spacing, pose)
+    counts = {"training": num_training, "validation": num_validation, "test": num_test}
+    if min(counts.values()) < 0 or sum(counts.values()) == 0:
+        raise ConfigurationError(
+            f"The numbers of volumes {counts} make no data set: give numbers from 0, not all 0."
+        )
+    if seed < 0:
+        raise ConfigurationError(f"seed={seed} is negative: give a number from 0.")
+    folder = Path(output_dir)
+    listing = folder / "dataset.json"
+    phantom = {
+        "spatial_shape": list(shape),
+        "spacing": step.tolist(),
+        "pose": pose,
+        "num_objects": num_objects,
+        "seed": seed,
+        "version": VERSION,
+    }
+    cases = [f"phantom_{i:03d}" for i in range(sum(counts.values()))]
+    entries = [{"image": f"./imagesTr/{c}.nii.gz", "label": f"./labelsTr/{c}.nii.gz"} for c in cases]
+    content: dict[str, Any] = {
+        "name": "phantoms",
+        "labels": {str(v): k for k, v in PHANTOM_LABELS.items() if len(shape) == 3 or k != "plate"},
+        "phantom": phantom,
+    }
+    start = 0
+    for section, number in counts.items():
+        content[section] = entries[start : start + number]
+        start += number
+
+    _check_folder(folder, listing, content)
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    recipe = hashlib.sha256(json.dumps(phantom, sort_keys=True).encode()).hexdigest()[:16]
+    tqdm, has_tqdm = optional_import("tqdm", name="tqdm")
+    numbered = list(enumerate(entries))
+    for index, entry in tqdm(numbered, desc="Making phantoms") if progress and has_tqdm else numbered:
+        origin = f"monai_gmr phantom {recipe} {index}"
+        files = [folder / entry[key] for key in ("image", "label")]
+        if not all(file.is_file() and _origin(file) == origin for file in files):
+            volumes = make_phantom(shape, num_objects, step.tolist(), pose, seed=(seed, index))
+            for volume, file in zip(volumes, files):
+                _save(volume, file, step, origin)
+    if not listing.is_file():
+        temporary = folder / f".{os.getpid()}_dataset.json"
+        temporary.write_text(json.dumps(content, indent=1))
+        os.replace(temporary, listing)
+    return listing
+
+
+def _check_folder(folder: Path, listing: Path, content: dict[str, Any]) -> None:
+    """Refuse to write over something that is not this data set."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigurationError(f"output_dir {folder} is a file: give a folder.")
+    if listing.is_file():
+        try:
+            same = json.loads(listing.read_text()) == content
+        except ValueError:
+            same = False
+        if not same:
+            raise ConfigurationError(
+                f"{folder} holds a data set made otherwise ({listing.name} differs): give another "
+                "output_dir, or delete it."
+            )

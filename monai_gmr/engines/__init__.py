@@ -1,0 +1,26 @@
+"""What stands around a bundle's engines: turned batches, and checks that end in one sentence."""
+
+from monai_gmr.engines.checks import (
+    check_decathlon,
+    check_file,
+    check_first_case,
+    check_image,
+    check_label,
+    list_images,
+    load_network,
+)
+from monai_gmr.engines.command_line import find_bundle_root, guard_command_line
+from monai_gmr.engines.prepare_batch import PrepareBatchView
+
+__all__ = [
+    "PrepareBatchView",
+    "check_decathlon",
+    "check_file",
+    "check_first_case",
+    "check_image",
+    "check_label",
+    "find_bundle_root",
+    "guard_command_line",
+    "list_images",
+    "load_network",
+]

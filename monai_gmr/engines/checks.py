@@ -1,0 +1,259 @@
+"""Checks of what a user hands to a bundle: each passes, or says in one sentence what to do, before anything long starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from monai_gmr.utils import ConfigurationError
+
+LAYOUT = "the layout of the Medical Segmentation Decathlon (dataset.json beside the folders of images and labels)"
+
+
+def check_file(path: str | Path, what: str, hint: str) -> None:
+    """Raise when a file that a run needs is not there.
+
+    Args:
+        path: where it should be.
+        what: what it is, as in "there is no {what} at {path}".
+        hint: what to do about it.
+
+    Raises:
+        ConfigurationError: when there is no such file.
+
+    Example:
+        >>> check_file("models/none.pt", "checkpoint", "train first.")
+        Traceback (most recent call last):
+        ...
+        monai_gmr.utils.ConfigurationError: there is no checkpoint at models/none.pt: train first.
+    """
+    if not Path(path).is_file():
+        raise ConfigurationError(f"there is no {what} at {path}: {hint}")
+
+
+def _load_lists(root: Path) -> dict[str, Any]:
+    """dataset.json as a dictionary, or one sentence about why there is none."""
+    if not root.exists():
+        raise ConfigurationError(f"dataset_dir={root} does not exist: give a folder in {LAYOUT}.")
+    if not root.is_dir():
+        raise ConfigurationError(f"dataset_dir={root} is a file: give the folder that holds dataset.json.")
+    if not any(root.iterdir()):
+        raise ConfigurationError(f"dataset_dir={root} is empty: give a folder in {LAYOUT}.")
+    path = root / "dataset.json"
+    if not path.is_file():
+        below = sorted(child.parent for child in root.glob("*/dataset.json"))
+        hint = f"did you mean {below[0]}?" if below else f"give a folder in {LAYOUT}."
+        raise ConfigurationError(f"dataset_dir={root} has no dataset.json: {hint}")
+    try:
+        lists = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigurationError(f"{path} is not readable as JSON ({error}): write it again.") from error
+    if not isinstance(lists, dict):
+        raise ConfigurationError(f"{path} holds a {type(lists).__name__}: it must be an object with lists of cases.")
+    return lists
+
+
+def check_decathlon(
+    dataset_dir: str | Path, keys: Sequence[str] = ("training", "validation"), labelled: bool = True
+) -> None:
+    """Raise unless a folder has the layout of the Medical Segmentation Decathlon.
+
+    Args:
+        dataset_dir: folder with ``dataset.json``, whose lists hold ``{"image": path, "label": path}``, paths relative to it.
+        keys: the lists that the run reads.
+        labelled: whether every case needs a label.
+
+    Raises:
+        ConfigurationError: when the folder is missing or empty, has no ``dataset.json``, a list is missing or empty, an
+            entry is of the wrong form or a listed file is not there.
+
+    Example:
+        >>> check_decathlon("nowhere")
+        Traceback (most recent call last):
+        ...
+        monai_gmr.utils.ConfigurationError: dataset_dir=nowhere does not exist: give a folder in the layout of ...
+    """
+    root = Path(dataset_dir)
+    lists = _load_lists(root)
+    path = root / "dataset.json"
+    parts = ["image", "label"] if labelled else ["image"]
+    for key in keys:
+        cases = lists.get(key)
+        if not isinstance(cases, list):
+            there = ", ".join(sorted(repr(name) for name, value in lists.items() if isinstance(value, list)))
+            raise ConfigurationError(
+                f"{path} has no list {key!r} (it has {there or 'no list'}): add one, such as by moving cases from another."
+            )
+        if not cases:
+            raise ConfigurationError(f"the list {key!r} of {path} is empty: put at least one case in it.")
+        entries = [case if isinstance(case, dict) else {"image": case} for case in cases]
+        lacking = [part for part in parts if any(not isinstance(entry.get(part), str) for entry in entries)]
+        if lacking:
+            raise ConfigurationError(
+                f"a case in the list {key!r} of {path} has no {lacking[0]!r}: each needs the path of its "
+                + " and its ".join(parts) + "."
+            )
+        files = [entry[part] for entry in entries for part in parts]
+        missing = [name for name in files if not (root / name).is_file()]
+        if missing:
+            raise ConfigurationError(
+                f"{len(missing)} of the {len(files)} files in the list {key!r} of {path} are missing, the first is "
+                f"{root / missing[0]}: put them there or correct the list."
+            )
+
+
+def check_image(
+    image: torch.Tensor | np.ndarray, spatial_dims: int, in_channels: int, name: str = "the first image"
+) -> None:
+    """Raise when an image does not fit the network that shall read it.
+
+    Args:
+        image: channel-first array of shape ``(C, *spatial)``.
+        spatial_dims: spatial axes that the network works on.
+        in_channels: channels that the network reads.
+        name: what to call the image.
+
+    Raises:
+        ConfigurationError: when the number of axes or of channels differs.
+
+    Example:
+        >>> check_image(np.zeros((1, 8, 8, 8)), spatial_dims=3, in_channels=1)
+        >>> check_image(np.zeros((3, 8, 8)), spatial_dims=2, in_channels=1)
+        Traceback (most recent call last):
+        ...
+        monai_gmr.utils.ConfigurationError: the first image has 3 channels and the network reads 1: give --in_channels 3.
+    """
+    dims = image.ndim - 1
+    if dims != spatial_dims:
+        raise ConfigurationError(
+            f"{name} has {dims} spatial axes and the network works on {spatial_dims}: give {spatial_dims}D images."
+        )
+    if image.shape[0] != in_channels:
+        count = image.shape[0]
+        raise ConfigurationError(
+            f"{name} has {count} channel{'s' * (count != 1)} and the network reads {in_channels}: "
+            f"give --in_channels {count}."
+        )
+
+
+def check_label(
+    label: torch.Tensor | np.ndarray, out_channels: int, setting: str = "out_channels", name: str = "the first label"
+) -> None:
+    """Raise when a label holds values that are no class of the network.
+
+    Args:
+        label: array of class indices, of any shape.
+        out_channels: number of classes.
+        setting: name of the bundle's setting for the number of classes.
+        name: what to call the label.
+
+    Raises:
+        ConfigurationError: when a value is not an integer from 0 to ``out_channels - 1``.
+
+    Example:
+        >>> check_label(np.array([0, 1, 2]), out_channels=2)
+        Traceback (most recent call last):
+        ...
+        monai_gmr.utils.ConfigurationError: the first label holds 0 to 2 and the network has 2 classes: give --out_channels 3.
+    """
+    values = np.asarray(label)
+    low, high = values.min().item(), values.max().item()
+    if low < 0 or not np.array_equal(values, np.round(values)):
+        raise ConfigurationError(
+            f"{name} holds values from {low:g} to {high:g}: labels are class indices, the integers from 0 on."
+        )
+    if high >= out_channels:
+        raise ConfigurationError(
+            f"{name} holds {low:g} to {high:g} and the network has {out_channels} classes: "
+            f"give --{setting} {int(high) + 1}."
+        )
+
+
+def check_first_case(case: Mapping[str, Any], spatial_dims: int, in_channels: int, out_channels: int) -> None:
+    """Read one case of a segmentation dataset and raise when it does not fit the network.
+
+    Args:
+        case: ``{"image": path}`` and, if there is one, ``"label"``.
+        spatial_dims: spatial axes that the network works on.
+        in_channels: channels that the network reads.
+        out_channels: classes, the background included.
+
+    Raises:
+        ConfigurationError: when a file cannot be read, or image and label fit neither each other nor the network.
+    """
+    from monai.transforms import LoadImage
+
+    reader = LoadImage(image_only=True, ensure_channel_first=True)
+    arrays = {}
+    for part in ("image", "label"):
+        if part in case:
+            try:
+                arrays[part] = reader(case[part])
+            except Exception as error:
+                raise ConfigurationError(
+                    f"{case[part]} cannot be read as an image: give NIfTI, or another format that MONAI's LoadImage reads."
+                ) from error
+    check_image(arrays["image"], spatial_dims, in_channels, name=f"the image {case['image']}")
+    if "label" in arrays:
+        if arrays["label"].shape[1:] != arrays["image"].shape[1:]:
+            raise ConfigurationError(
+                f"the label {case['label']} has the shape {tuple(arrays['label'].shape[1:])} and its image "
+                f"{tuple(arrays['image'].shape[1:])}: they must be equal."
+            )
+        check_label(arrays["label"], out_channels, name=f"the label {case['label']}")
+
+
+def list_images(folder: str | Path | None, dataset_dir: str | Path, key: str = "test") -> list[dict[str, str]]:
+    """The images to predict: one file, those of a folder, or a list of a Decathlon dataset.
+
+    Args:
+        folder: NIfTI file, or folder of NIfTI files; ``None`` takes the dataset instead.
+        dataset_dir: folder in the layout of the Medical Segmentation Decathlon; its cases need no labels.
+        key: list of ``dataset.json``.
+
+    Returns:
+        ``{"image": path}`` for each image, sorted by name.
+
+    Raises:
+        ConfigurationError: when there is no image.
+    """
+    if folder is None:
+        check_decathlon(dataset_dir, (key,), labelled=False)
+        cases = _load_lists(Path(dataset_dir))[key]
+        names = [case["image"] if isinstance(case, dict) else case for case in cases]
+        return [{"image": str(Path(dataset_dir) / name)} for name in names]
+    root = Path(folder)
+    files = [root] if root.is_file() else sorted([*root.glob("*.nii"), *root.glob("*.nii.gz")])
+    if not files:
+        raise ConfigurationError(f"input={root} holds no NIfTI file: give a .nii or .nii.gz file, or a folder of them.")
+    return [{"image": str(file)} for file in files]
+
+
+def load_network(network: torch.nn.Module, path: str | Path, device: str | torch.device = "cpu") -> None:
+    """Fill a network with a checkpoint that training wrote.
+
+    Args:
+        network: the network, built with the settings that it was trained with.
+        path: file of ``{"model": state_dict}``, or of a ``state_dict``.
+        device: where the tensors go.
+
+    Raises:
+        ConfigurationError: when the file is no checkpoint, or of another network.
+    """
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        raise ConfigurationError(f"{path} cannot be read as a checkpoint: give a file that train.yaml wrote.") from error
+    try:
+        network.load_state_dict(state.get("model", state))
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()
+        raise ConfigurationError(
+            f"{path} is of another network ({first[-1].strip()}): give the settings that it was trained with, such as "
+            "--conv, --features and --kernel_sizes."
+        ) from error

@@ -1,0 +1,159 @@
+"""The command line of ``python -m monai.bundle run``: typing errors and bad settings end in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from monai_gmr.utils import ConfigurationError
+
+TRACEBACK_VARIABLE = "MONAI_GMR_TRACEBACK"
+TRACKING_ARGUMENTS = ("output_dir", "tracking_uri", "experiment_name", "run_name", "save_execute_config")
+
+
+def _find_configuration_error(error: BaseException | None) -> ConfigurationError | None:
+    """MONAI wraps what a component raises, once for every floor of the config: look through all causes."""
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        current = waiting.pop(0)
+        if current is None or id(current) in seen:
+            continue
+        if isinstance(current, ConfigurationError):
+            return current
+        seen.add(id(current))
+        waiting += [current.__cause__, current.__context__]
+    return None
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    found = _find_configuration_error(error)
+    if found is None or os.environ.get(TRACEBACK_VARIABLE):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        print(f"error: {found}", file=sys.stderr)
+
+
+def find_bundle_root() -> str:
+    """The folder of the bundle whose config is being run, whatever the working directory.
+
+    MONAI tells an expression of a config nothing about the file it stands in, so the running
+    ``monai.bundle.ConfigWorkflow`` is looked up on the call stack.
+
+    Returns:
+        absolute path of the folder above ``configs``; ``"."``, MONAI's convention, when no workflow is running.
+
+    Example:
+        >>> find_bundle_root()
+        '.'
+    """
+    from monai.bundle import ConfigWorkflow
+
+    frame = inspect.currentframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, ConfigWorkflow):
+            folder = Path(owner.config_root_path).resolve()
+            return str(folder.parent if folder.name == "configs" else folder)
+        frame = frame.f_back
+    return "."
+
+
+def _parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
+    """``--name value``, ``--name=value`` and ``--name`` the way fire reads them."""
+    from fire.parser import DefaultParseValue
+
+    parsed: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        item = rest.pop(0)
+        if item == "--":
+            break
+        if not item.startswith("--"):
+            continue
+        name, equals, value = item[2:].partition("=")
+        if not equals:
+            value = rest.pop(0) if rest and not rest[0].startswith("--") else "True"
+        parsed[name.replace("-", "_")] = DefaultParseValue(value)
+    return parsed
+
+
+def _is_kind(value: Any, default: Any) -> bool:
+    """Whether an override can stand where the config has a plain value; references and expressions always can."""
+    if isinstance(value, str) and value[:1] in ("$", "@", "%"):
+        return True
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    if isinstance(default, int):
+        return isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(default, float):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(default, list):
+        return isinstance(value, (list, tuple))
+    return True
+
+
+def check_overrides(arguments: Sequence[str]) -> None:
+    """Raise when an override names nothing in the config, which MONAI would accept silently, or is of another kind.
+
+    Args:
+        arguments: what follows ``python -m monai.bundle run``.
+
+    Raises:
+        ConfigurationError: when a top-level name is neither in the config files nor an argument of ``monai.bundle run``;
+            the nearest name is given.
+    """
+    from monai.bundle import ConfigParser, ConfigWorkflow, run
+
+    given = _parse_arguments(arguments)
+    if isinstance(given.get("args_file"), str):
+        given = {**ConfigParser.load_config_files(given["args_file"]), **given}
+    if not given.get("config_file"):
+        return
+    config = ConfigParser.load_config_files(given["config_file"])
+    accepted = {*inspect.signature(run).parameters, *inspect.signature(ConfigWorkflow.__init__).parameters}
+    accepted -= {"self", "override"}
+    if "tracking" in given:
+        accepted |= set(TRACKING_ARGUMENTS)
+    for name, value in given.items():
+        head = name.replace("#", "::").split("::")[0]
+        if head not in config and head not in accepted and head != "_meta_":
+            near = difflib.get_close_matches(head, [*config, *accepted], n=1, cutoff=0.5)
+            settings = sorted(k for k, v in config.items() if not isinstance(v, (dict, list)) and not k.startswith("_"))
+            hint = f"did you mean --{near[0]}?" if near else f"the settings are {', '.join(settings)}."
+            raise ConfigurationError(f"--{name} is no setting of this config: {hint}")
+        if name in config and not _is_kind(value, config[name]):
+            kinds = {bool: "True or False", int: "a whole number", float: "a number", list: "a list such as"}
+            kind = kinds[type(config[name])] + (f" {config[name]}" if isinstance(config[name], list) else "")
+            raise ConfigurationError(f"--{name} {value} cannot be used: give {kind}.")
+
+
+def guard_command_line(arguments: Sequence[str] | None = None) -> None:
+    """Make a bundle run end in one sentence when the user asked for what cannot be done.
+
+    A :class:`~monai_gmr.utils.ConfigurationError` that ends the process is printed as one line, however often MONAI
+    wrapped it, and the exit status is 1; ``MONAI_GMR_TRACEBACK=1`` in the environment brings the traceback back. Then the
+    overrides of ``python -m monai.bundle run`` are checked. It stands first in a config's ``initialize``.
+
+    Args:
+        arguments: what follows ``python -m monai.bundle run``; default: this process's own, if it is one.
+
+    Raises:
+        ConfigurationError: when an override on the command line is mistyped.
+
+    Example:
+        >>> guard_command_line(["--seed", "3"])
+    """
+    sys.excepthook = _report
+    if arguments is None:
+        program = Path(sys.argv[0])
+        if program.parts[-3:] != ("monai", "bundle", "__main__.py") or sys.argv[1:2] != ["run"]:
+            return
+        arguments = sys.argv[2:]
+    check_overrides(arguments)

@@ -1,0 +1,15 @@
+"""Whether a network turns its answer with its input, and which module does not."""
+
+from monai_gmr.metrics.equivariance import EquivarianceErrors, ViewError, equivariance_error
+from monai_gmr.metrics.equivariance_check import check_equivariance
+from monai_gmr.metrics.equivariance_report import EquivarianceReport, ModuleCheck, SizeCheck
+
+__all__ = [
+    "EquivarianceErrors",
+    "EquivarianceReport",
+    "ModuleCheck",
+    "SizeCheck",
+    "ViewError",
+    "check_equivariance",
+    "equivariance_error",
+]

@@ -1,0 +1,283 @@
+"""The equivariance error of any network: what it answers to a turned image beside its turned answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from monai_gmr.symmetry import (
+    inscribed_ball,
+    is_grid_symmetry,
+    point_group,
+    rotation_matrix,
+    transform_grid,
+    transform_image,
+)
+from monai_gmr.utils import ConfigurationError
+
+
+class ViewError(NamedTuple):
+    """The error of one view: ``name``, ``family`` ("group" or "angles"), ``angle`` in degrees (``None`` for a group
+    element) and the relative L2 ``error``."""
+
+    name: str
+    family: str
+    angle: float | None
+    error: float
+
+
+@dataclass(frozen=True)
+class EquivarianceErrors:
+    """The errors of a network over views, as :func:`equivariance_error` returns them.
+
+    Example:
+        >>> errors = EquivarianceErrors((ViewError("(-0, +1)", "group", None, 0.5), ViewError("30", "angles", 30.0, 0.1)))
+        >>> errors.worst, errors.mean, errors.angles.worst
+        (0.5, 0.3, 0.1)
+        >>> print(errors)
+        view            error
+        (-0, +1)     5.00e-01
+        30           1.00e-01
+        mean         3.00e-01
+        worst        5.00e-01
+    """
+
+    views: tuple[ViewError, ...]
+
+    @property
+    def errors(self) -> tuple[float, ...]:
+        """Relative L2 error, one a view."""
+        return tuple(view.error for view in self.views)
+
+    @property
+    def mean(self) -> float:
+        """Mean over the views."""
+        return float(np.mean(self.errors)) if self.views else 0.0
+
+    @property
+    def worst(self) -> float:
+        """Largest error of the views; not a number if one of them is not."""
+        return float(np.max(self.errors)) if self.views else 0.0
+
+    @property
+    def group(self) -> EquivarianceErrors:
+        """The elements of the grid's point group alone."""
+        return EquivarianceErrors(tuple(view for view in self.views if view.family == "group"))
+
+    @property
+    def angles(self) -> EquivarianceErrors:
+        """The other angles alone."""
+        return EquivarianceErrors(tuple(view for view in self.views if view.family == "angles"))
+
+    def __str__(self) -> str:
+        lines = [(view.name, view.error) for view in self.views] + [("mean", self.mean), ("worst", self.worst)]
+        width = max(10, *(len(name) for name, _ in lines))
+        return "\n".join([f"{'view':<{width}}  {'error':>9}"] + [f"{n:<{width}}  {e:>9.2e}" for n, e in lines])
+
+
+def equivariance_error(
+    net: Callable[[torch.Tensor], Any],
+    x: torch.Tensor,
+    group: Sequence[np.ndarray] | np.ndarray | None = None,
+    angles: Sequence[float] = (),
+    spacing: Sequence[float] | None = None,
+    order: int = 5,
+) -> EquivarianceErrors:
+    """The relative error ``||net(g x) - g net(x)|| / ||net(x)||`` of every view ``g``.
+
+    ``g`` turns the outputs that have spatial axes and leaves those of shape ``(B, N)``, such as logits, as they are. Of several
+    outputs (tuples, lists, dictionaries, as under deep supervision) the worst one counts. Elements of the point group are
+    compared voxel by voxel; other angles are interpolated by splines and compared inside the inscribed disc or ball of the output,
+    so that image should be smooth.
+
+    The network runs in the mode it is in. Its buffers and torch's random state are afterwards what they were.
+
+    Args:
+        net: a module, or anything that is called with ``x``.
+        x: input of shape ``(B, C, *spatial)``.
+        group: signed permutation matrices of shape ``(d, d)``. Default: all those that keep ``spacing``.
+        angles: further rotations in degrees, in 3D about each of the three axes. Multiples of 90, which belong to the
+            group, are left out.
+        spacing: voxel size of ``x`` in millimetres, one an axis; default 1.
+        order: order of the spline that turns images by ``angles``, 0 to 5.
+
+    Returns:
+        one :class:`ViewError` a view, their mean and worst, and a table as ``str``.
+
+    Raises:
+        ConfigurationError: when ``x`` is not ``(B, C, *spatial)`` with 1 to 3 spatial axes, or an element of the group
+            is not a matrix of the grid.
+
+    Example:
+        >>> import torch
+        >>> blur, shift = torch.nn.AvgPool2d(3, 1, 1), torch.nn.ZeroPad2d((1, 0, 0, 0))
+        >>> x = torch.randn(1, 2, 9, 8, generator=torch.Generator().manual_seed(0))
+        >>> equivariance_error(blur, x).worst < 1e-6, equivariance_error(shift, x).worst > 0.1
+        (True, True)
+        >>> len(equivariance_error(blur, x, angles=(15, 30)).angles.views)
+        2
+    """
+    dims = x.ndim - 2
+    if dims not in (1, 2, 3):
+        raise ConfigurationError(f"x of shape {tuple(x.shape)} is not an image: give (B, C, *spatial), 1 to 3 axes.")
+    if spacing is not None and len(spacing) != dims:
+        raise ConfigurationError(f"spacing has {len(spacing)} entries: give one for each of the {dims} axes.")
+    x = x.detach().as_subclass(torch.Tensor)
+    elements = checked_group(group, dims, spacing)
+    views = []
+    with kept_state(net, x) as run:
+        upright = run(x)
+        for element in elements:
+            error = nested_error(run(turned(x, element, dims)), turned(upright, element, dims))
+            views.append(ViewError(element_name(element), "group", None, error))
+        for angle in angles:
+            for axis in range(3 if dims == 3 else 1):
+                matrix = rotation_matrix(dims, float(angle), axis)
+                if is_grid_symmetry(matrix):
+                    continue
+                name = f"{float(angle):g} degrees" + (f" about axis {axis}" if dims == 3 else "")
+                answer = run(transform_image(x, matrix, order, spacing))
+                error = _angle_error(answer, upright, matrix, order, x.shape[2:], spacing)
+                views.append(ViewError(name, "angles", float(angle), error))
+    return EquivarianceErrors(tuple(views))
+
+
+def checked_group(
+    group: Sequence[np.ndarray] | np.ndarray | None, spatial_dims: int, spacing: Sequence[float] | None
+) -> list[np.ndarray]:
+    """The elements to test; by default the point group that keeps the spacing."""
+    elements = list(point_group(spatial_dims, spacing) if group is None else np.asarray(group))
+    for element in elements:
+        if element.shape != (spatial_dims, spatial_dims) or not is_grid_symmetry(element):
+            raise ConfigurationError(
+                f"group holds {element.tolist()}: every element must be a signed permutation matrix of shape "
+                f"({spatial_dims}, {spatial_dims})."
+            )
+    return elements
+
+
+def element_name(element: np.ndarray) -> str:
+    """Where each axis of the turned image comes from: ``(-1, +0)`` is axis 1 mirrored, then axis 0.
+
+    Example:
+        >>> element_name(np.array([[0, -1], [1, 0]]))
+        '(-1, +0)'
+    """
+    sources = [int(np.flatnonzero(row)[0]) for row in np.round(element)]
+    return "(" + ", ".join(f"{'-' if row[s] < 0 else '+'}{s}" for row, s in zip(element, sources)) + ")"
+
+
+def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
+    """Apply a function to every tensor in nested tuples, lists and dictionaries; leave everything else as it is."""
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: map_tensors(item, function) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(item, function) for item in value))
+    if isinstance(value, list | tuple):
+        return type(value)(map_tensors(item, function) for item in value)
+    return value
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """Every tensor in nested tuples, lists and dictionaries, in order."""
+    found: list[torch.Tensor] = []
+    map_tensors(value, found.append)
+    return found
+
+
+def turned(value: Any, element: np.ndarray, spatial_dims: int) -> Any:
+    """Copies of all tensors, those with a batch, a channel and the spatial axes turned by a group element."""
+
+    def turn(tensor: torch.Tensor) -> torch.Tensor:
+        spatial = tensor.ndim >= spatial_dims + 2
+        return (transform_grid(tensor, element) if spatial else tensor).clone(memory_format=torch.contiguous_format)
+
+    return map_tensors(value, turn)
+
+
+def nested_error(actual: Any, expected: Any) -> float:
+    """The worst relative L2 error of tensors in equal nests; infinite when their number or shapes differ."""
+    pairs = list(zip(tensors_in(actual), tensors_in(expected)))
+    if len(tensors_in(actual)) != len(tensors_in(expected)):
+        return math.inf
+    return float(np.max([_relative_error(a, e) for a, e in pairs])) if pairs else 0.0
+
+
+def _relative_error(actual: torch.Tensor, expected: torch.Tensor, reference: torch.Tensor | None = None) -> float:
+    if actual.shape != expected.shape:
+        return math.inf
+    difference = float(torch.linalg.vector_norm(actual.double() - expected.double()))
+    norm = float(torch.linalg.vector_norm((expected if reference is None else reference).double()))
+    if difference == 0.0:
+        return 0.0
+    return difference / norm if norm != 0.0 else math.inf
+
+
+def _angle_error(
+    answer: Any,
+    upright: Any,
+    matrix: np.ndarray,
+    order: int,
+    input_size: Sequence[int],
+    spacing: Sequence[float] | None,
+) -> float:
+    dims = len(input_size)
+    errors = [0.0]
+    for actual, plain in zip(tensors_in(answer), tensors_in(upright)):
+        if plain.ndim < dims + 2:
+            errors.append(_relative_error(actual, plain))
+            continue
+        size = plain.shape[-dims:]
+        # An output of another resolution than the input has another voxel size, which may differ by axis.
+        zoom = [round(n / m) if n >= m else 1 / round(m / n) for n, m in zip(input_size, size)]
+        step = np.array(zoom) * (np.ones(dims) if spacing is None else np.asarray(spacing, float))
+        ball = inscribed_ball(size, step)
+        # A grid of two voxels a side has none in its disc.
+        inside = torch.as_tensor(ball if ball.any() else ~ball, device=plain.device)
+        expected = transform_image(plain, matrix, order, step)
+        same_size = actual.shape == plain.shape
+        errors.append(
+            _relative_error(actual[..., inside], expected[..., inside], plain[..., inside]) if same_size else math.inf
+        )
+    return float(np.max(errors))
+
+
+@contextmanager
+def kept_state(net: Any, x: torch.Tensor) -> Iterator[Callable[[torch.Tensor], Any]]:
+    """Give a function that runs the network without gradients and from the same random state each time, and put
+    back its modes, its buffers and the random state at the end."""
+    modules = list(net.modules()) if isinstance(net, nn.Module) else []
+    modes = [(module, module.training) for module in modules]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in modules
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    tensors = [x] + [tensor for module in modules for tensor in module.parameters(recurse=False)]
+    devices = sorted({tensor.device.index or 0 for tensor in tensors if tensor.device.type == "cuda"})
+
+    def run(value: torch.Tensor) -> Any:
+        with torch.random.fork_rng(devices):
+            return net(value.clone())
+
+    with torch.random.fork_rng(devices), torch.no_grad():
+        try:
+            yield run
+        finally:
+            for module, name, buffer, values in buffers:
+                if module._buffers[name] is not buffer:
+                    module._buffers[name] = buffer
+                buffer.copy_(values)
+            for module, mode in modes:
+                if module.training != mode:
+                    module.training = mode

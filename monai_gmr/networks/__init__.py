@@ -1,0 +1,1 @@
+"""Layers, blocks and nets, and what serves them."""

@@ -1,0 +1,94 @@
+"""Blocks of :class:`GMRResNet`: resampling before the convolutions, activation after the sum."""
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks.layers.utils import get_act_layer
+from torch import nn
+
+from monai_gmr.networks.blocks.convolutions import GMRConvolution
+from monai_gmr.networks.layers import GMRAvgPool, GMRDownsample, GMRMaxPool
+from monai_gmr.utils import check_choice
+
+DOWNSAMPLE = {"lowpass": GMRDownsample, "avg": GMRAvgPool, "max": GMRMaxPool}
+
+
+def make_downsample(downsample: str, spatial_dims: int) -> nn.Module:
+    """The layer that halves the grid: "lowpass" (anti-aliased), "avg" or "max", exact on every size.
+
+    Example:
+        >>> make_downsample("max", 2)
+        GMRMaxPool(kernel_size=(2, 2), stride=(2, 2), padding=(0, 0))
+    """
+    check_choice("downsample", downsample, tuple(DOWNSAMPLE))
+    return DOWNSAMPLE[downsample](spatial_dims, 2)
+
+
+class GMRResNetBlock(nn.Module):
+    """Basic (two convolutions) or bottleneck (1, k, 1) residual block.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the input.
+        channels: channels of the convolutions; the output has ``channels * expansion``.
+        kernel_size: window length in voxels.
+        stride: 1, or 2: halve the grid before the convolutions, in both paths at once.
+        bottleneck: whether it is a bottleneck block, of expansion 4.
+        downsample: "lowpass", "avg" or "max".
+        act, norm: as in ``monai.networks.blocks.Convolution``.
+        conv, rings, spacing: as in :class:`GMRConvolution`.
+
+    Example:
+        >>> GMRResNetBlock(2, 8, 16, kernel_size=5, stride=2)(torch.rand(1, 8, 9, 12)).shape
+        torch.Size([1, 16, 5, 6])
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int = 1,
+        bottleneck: bool = False,
+        downsample: str = "lowpass",
+        act: tuple | str = ("relu", {"inplace": True}),
+        norm: tuple | str = "batch",
+        conv: str = "gmr",
+        rings: str = "gaussian",
+        spacing: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        expansion = 4 if bottleneck else 1
+        widths = (
+            [in_channels, channels, channels, channels * expansion] if bottleneck else [in_channels, channels, channels]
+        )
+        windows: list = [1, kernel_size, 1] if bottleneck else [kernel_size, kernel_size]
+        self.downsample = make_downsample(downsample, spatial_dims) if stride > 1 else nn.Identity()
+        common = {"norm": norm, "bias": False}
+        self.convs = nn.Sequential()
+        for i, window in enumerate(windows):
+            last = i == len(windows) - 1
+            block = GMRConvolution(
+                spatial_dims,
+                widths[i],
+                widths[i + 1],
+                kernel_size=window,
+                act=None if last else act,
+                conv="plain" if window == 1 else conv,
+                rings=rings,
+                spacing=spacing,
+                **common,
+            )
+            self.convs.add_module(f"conv{i + 1}", block)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or in_channels != widths[-1]:
+            self.shortcut = GMRConvolution(
+                spatial_dims, in_channels, widths[-1], kernel_size=1, act=None, conv="plain", **common
+            )
+        self.act = get_act_layer(act)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(batch, in_channels, *spatial)`` to ``(batch, channels * expansion, *ceil(spatial / stride))``."""
+        x = self.downsample(x)
+        return self.act(self.convs(x) + self.shortcut(x))

@@ -1,0 +1,87 @@
+"""Registration in MONAI's layer factories: ``Conv["GMR", 3]``, ``Conv["GMRTRANS", 3]``, ``Conv["SRE", 3]``, ``Pool["GMRMAX", 3]``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from monai.networks.layers.factories import Conv, Pool
+from torch import nn
+
+from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d
+from monai_gmr.networks.layers.gmr_conv_transpose import (
+    GMRConvTranspose1d,
+    GMRConvTranspose2d,
+    GMRConvTranspose3d,
+)
+from monai_gmr.networks.layers.resampling import GMRAvgPool, GMRMaxPool
+from monai_gmr.networks.layers.sre_conv import SREConv2d, SREConv3d
+from monai_gmr.utils import ConfigurationError, check_choice
+
+CONVOLUTIONS = {"gmr": "GMR", "sre": "SRE", "plain": "CONV"}
+
+
+def make_convolution(
+    conv: str,
+    spatial_dims: int,
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int | Sequence[int],
+    *,
+    rings: str = "gaussian",
+    spacing: Sequence[float] | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """The convolution that blocks and nets call ``conv``.
+
+    Args:
+        conv: "gmr" (:class:`GMRConv2d`), "sre" (:class:`SREConv2d`) or "plain" (``torch.nn.ConvNd``, the baseline).
+        spatial_dims: 1, 2 or 3.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: window length in voxels.
+        rings: kind of rings, for "gmr".
+        spacing: voxel size in millimetres, for "gmr" and "sre".
+        kwargs: further arguments of ``torch.nn.ConvNd``.
+
+    Raises:
+        ConfigurationError: when ``conv`` is unknown.
+
+    Example:
+        >>> make_convolution("plain", 2, 1, 4, 3, padding=1)
+        Conv2d(1, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
+    """
+    check_choice("conv", conv, tuple(CONVOLUTIONS))
+    options = {"gmr": {"rings": rings, "spacing": spacing}, "sre": {"spacing": spacing}, "plain": {}}[conv]
+    return Conv[CONVOLUTIONS[conv], spatial_dims](in_channels, out_channels, kernel_size, **options, **kwargs)
+
+
+def _by_dimension(name: str, classes: dict[int, Any]) -> Callable[[int], Any]:
+    def factory(spatial_dims: int) -> Any:
+        if spatial_dims not in classes:
+            possible = ", ".join(str(d) for d in classes)
+            raise ConfigurationError(f"{name!r} has no layer of spatial_dims={spatial_dims}: use {possible}.")
+        return classes[spatial_dims]
+
+    return factory
+
+
+def register_layers() -> None:
+    """Add the radial layers to MONAI's ``Conv`` and ``Pool`` factories; importing ``monai_gmr`` does it.
+
+    Example:
+        >>> from monai.networks.layers import Conv
+        >>> register_layers()
+        >>> Conv["GMR", 3].__name__, Conv["GMRTRANS", 2].__name__, Conv["SRE", 2].__name__
+        ('GMRConv3d', 'GMRConvTranspose2d', 'SREConv2d')
+    """
+    convolutions = {
+        "GMR": {1: GMRConv1d, 2: GMRConv2d, 3: GMRConv3d},
+        "GMRTRANS": {1: GMRConvTranspose1d, 2: GMRConvTranspose2d, 3: GMRConvTranspose3d},
+        "SRE": {2: SREConv2d, 3: SREConv3d},
+    }
+    for name, classes in convolutions.items():
+        Conv.add_factory_callable(name, _by_dimension(name, classes))
+    for name, pool in {"GMRMAX": GMRMaxPool, "GMRAVG": GMRAvgPool}.items():
+        Pool.add_factory_callable(name, _by_dimension(name, {d: partial(pool, d) for d in (1, 2, 3)}))

@@ -1,0 +1,202 @@
+"""Resampling and pooling that keep the centre of the grid where it is, on every size (design, section 3)."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.modules.utils import _ntuple
+
+from monai_gmr.ops import symmetric_downsample, symmetric_upsample
+from monai_gmr.utils import ConfigurationError
+
+
+def _factors(name: str, spatial_dims: int, value: int | tuple[int, ...]) -> list[int]:
+    """One whole number of at least 1 an axis."""
+    factors = list(_ntuple(spatial_dims)(value))
+    if len(factors) != spatial_dims or any(int(f) != f or f < 1 for f in factors):
+        raise ConfigurationError(
+            f"{name}={value} is impossible: give {spatial_dims} whole numbers of at least 1, or one."
+        )
+    return [int(f) for f in factors]
+
+
+class GMRDownsample(nn.Module):
+    """Radial low-pass, then subsampling: an axis of ``n`` voxels becomes ``ceil(n / factor)``, about the same centre.
+
+    Exactly equivariant on every size; the low-pass (a Gaussian without weights) is also the anti-aliasing that keeps rotations by other
+    angles close.
+
+    Args:
+        spatial_dims: 1, 2 or 3.
+        scale_factor: step in voxels, one number or one an axis.
+        sigma: width of the Gaussian for a step of 2, in voxels; it grows with the step.
+
+    Example:
+        >>> GMRDownsample(2)(torch.rand(1, 3, 7, 8)).shape
+        torch.Size([1, 3, 4, 4])
+
+    Source:
+        design, section 3; Zhang, Making convolutional networks shift-invariant again, arXiv 1904.11486.
+    """
+
+    def __init__(self, spatial_dims: int, scale_factor: int | tuple[int, ...] = 2, sigma: float = 0.8) -> None:
+        super().__init__()
+        self.factors = _factors("scale_factor", spatial_dims, scale_factor)
+        if sigma <= 0:
+            raise ConfigurationError(f"sigma={sigma} is impossible: give a positive width in voxels.")
+        self.sigma = float(sigma)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(..., *spatial)`` to ``(..., *ceil(spatial / scale_factor))``."""
+        return symmetric_downsample(x, self.factors, self.sigma)
+
+    def extra_repr(self) -> str:
+        """Factors and width."""
+        return f"scale_factor={tuple(self.factors)}, sigma={self.sigma:g}"
+
+
+class GMRUpsample(nn.Module):
+    """Linear interpolation about the centre: an axis of ``m`` voxels becomes ``factor * m``, or any size that came from it.
+
+    Args:
+        spatial_dims: 1, 2 or 3.
+        scale_factor: fine voxels in a coarse one, one number or one an axis.
+
+    Example:
+        >>> up, x = GMRUpsample(2), torch.rand(1, 3, 4, 4)
+        >>> up(x).shape, up(x, [7, 8]).shape
+        (torch.Size([1, 3, 8, 8]), torch.Size([1, 3, 7, 8]))
+    """
+
+    def __init__(self, spatial_dims: int, scale_factor: int | tuple[int, ...] = 2) -> None:
+        super().__init__()
+        self.factors = _factors("scale_factor", spatial_dims, scale_factor)
+
+    def forward(self, x: torch.Tensor, size: list[int] | None = None) -> torch.Tensor:
+        """``(..., *spatial)`` to ``(..., *size)``; ``size`` is that of the skip connection, default ``scale_factor * spatial``."""
+        dims = len(self.factors)
+        target: list[int] = []
+        if size is None:
+            for i, factor in enumerate(self.factors):
+                target.append(factor * x.shape[x.dim() - dims + i])
+        else:
+            target = [int(n) for n in size]
+        return symmetric_upsample(x, target, self.factors)
+
+    def extra_repr(self) -> str:
+        """Factors."""
+        return f"scale_factor={tuple(self.factors)}"
+
+
+class SymmetricPoolNd(nn.Module):
+    """Windows of max and average pooling that are exact on every size: one voxel is added to a window where its parity asks for it.
+
+    Args:
+        spatial_dims: 1, 2 or 3.
+        kernel_size: window in voxels, one number or one an axis.
+        stride: step in voxels; default ``kernel_size``.
+        padding: voxels at both ends of an axis that no window counts.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        kernel_size: int | tuple[int, ...] = 2,
+        stride: int | tuple[int, ...] | None = None,
+        padding: int | tuple[int, ...] = 0,
+    ) -> None:
+        super().__init__()
+        self.kernel_size = _factors("kernel_size", spatial_dims, kernel_size)
+        self.stride = _factors("stride", spatial_dims, kernel_size if stride is None else stride)
+        self.padding = [int(p) for p in _ntuple(spatial_dims)(padding)]
+        if any(p < 0 or 2 * p > k for p, k in zip(self.padding, self.kernel_size)):
+            raise ConfigurationError(
+                f"padding={padding} is impossible: it may be at most half of kernel_size={kernel_size}."
+            )
+
+    def _window(self, x: torch.Tensor) -> tuple[list[int], list[int]]:
+        """Window and padding of each axis for this input: the windows cover the axis and end where it ends."""
+        kernel: list[int] = []
+        padding: list[int] = []
+        dims = len(self.kernel_size)
+        for i in range(dims):
+            k, s, p = self.kernel_size[i], self.stride[i], self.padding[i]
+            n = x.shape[x.dim() - dims + i]
+            windows = (n + 2 * p - k) // s + 1
+            if windows < (n + s - 1) // s:
+                windows = (n + 2 * p - k + s - 1) // s + 1
+            missing = (windows - 1) * s + k - n
+            if missing < 0:
+                k -= missing
+                missing = 0
+            if missing % 2 == 1:
+                k += 1
+                missing += 1
+            kernel.append(k)
+            padding.append(missing // 2)
+        return kernel, padding
+
+    def extra_repr(self) -> str:
+        """Window, step and padding."""
+        return f"kernel_size={tuple(self.kernel_size)}, stride={tuple(self.stride)}, padding={tuple(self.padding)}"
+
+
+class GMRMaxPool(SymmetricPoolNd):
+    """Max pooling that is exactly equivariant on every size: window 2 on even axes, 3 with padding 1 on odd ones (for ``kernel_size=2``).
+
+    Args:
+        spatial_dims: 1, 2 or 3.
+        kernel_size: window in voxels, one number or one an axis.
+        stride: step in voxels; default ``kernel_size``.
+        padding: voxels at both ends of an axis that no window counts (they are never the maximum).
+
+    Example:
+        >>> GMRMaxPool(2)(-torch.ones(1, 1, 5, 6))[0, 0, 0]
+        tensor([-1., -1., -1.])
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(batch, channels, *spatial)`` to ``(batch, channels, *ceil(spatial / stride))`` for ``kernel_size = stride``."""
+        kernel, padding = self._window(x)
+        if max(padding) > 0:
+            reverse: list[int] = []
+            for p in padding:
+                reverse = [p, p] + reverse
+            x = F.pad(x, reverse, value=float("-inf"))
+        if len(kernel) == 1:
+            return F.max_pool1d(x, kernel, self.stride)
+        if len(kernel) == 2:
+            return F.max_pool2d(x, kernel, self.stride)
+        return F.max_pool3d(x, kernel, self.stride)
+
+
+class GMRAvgPool(SymmetricPoolNd):
+    """Average pooling that is exactly equivariant on every size, by the rule of :class:`GMRMaxPool`; padding is not counted.
+
+    Args:
+        spatial_dims: 1, 2 or 3.
+        kernel_size: window in voxels, one number or one an axis.
+        stride: step in voxels; default ``kernel_size``.
+        padding: voxels at both ends of an axis that no window counts.
+
+    Example:
+        >>> GMRAvgPool(2)(torch.ones(1, 1, 5, 6))[0, 0, 0]
+        tensor([1., 1., 1.])
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(batch, channels, *spatial)`` to ``(batch, channels, *ceil(spatial / stride))`` for ``kernel_size = stride``."""
+        kernel, padding = self._window(x)
+        ones = torch.ones_like(x[:1, :1])
+        return self._sum(x, kernel, padding) / self._sum(ones, kernel, padding)
+
+    def _sum(self, x: torch.Tensor, kernel: list[int], padding: list[int]) -> torch.Tensor:
+        if max(padding) > 0:
+            reverse: list[int] = []
+            for p in padding:
+                reverse = [p, p] + reverse
+            x = F.pad(x, reverse)
+        if len(kernel) == 1:
+            return F.avg_pool1d(x, kernel, self.stride)
+        if len(kernel) == 2:
+            return F.avg_pool2d(x, kernel, self.stride)
+        return F.avg_pool3d(x, kernel, self.stride)

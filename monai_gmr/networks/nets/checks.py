@@ -1,0 +1,80 @@
+"""Checks of what nets are given, each of which ends in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from monai_gmr.utils import ConfigurationError
+
+
+def kernel_size_per_level(kernel_sizes: int | Sequence, levels: int, what: str) -> list:
+    """One window a level.
+
+    Args:
+        kernel_sizes: one window for all levels, or one a level.
+        levels: number of levels.
+        what: name of the argument that sets the number of levels.
+
+    Raises:
+        ConfigurationError: when there is not one a level.
+
+    Example:
+        >>> kernel_size_per_level(5, 3, "features")
+        [5, 5, 5]
+    """
+    if isinstance(kernel_sizes, int):
+        return [kernel_sizes] * levels
+    if len(kernel_sizes) != levels:
+        raise ConfigurationError(
+            f"kernel_sizes={tuple(kernel_sizes)} has {len(kernel_sizes)} entries and {what} has {levels}: give one for each, "
+            "or one number for all."
+        )
+    return list(kernel_sizes)
+
+
+def check_network_input(net: nn.Module, x: torch.Tensor, spatial_dims: int, in_channels: int) -> None:
+    """Raise when an input is not ``(batch, in_channels, *spatial)``.
+
+    Raises:
+        ConfigurationError: one sentence that says what was given and what is possible.
+
+    Example:
+        >>> check_network_input(nn.Identity(), torch.rand(1, 3, 8, 8), 2, 3)
+    """
+    if torch.jit.is_tracing():
+        return
+    if x.dim() != spatial_dims + 2 or x.shape[1] != in_channels:
+        raise ConfigurationError(
+            f"{type(net).__name__} of spatial_dims={spatial_dims} with {in_channels} input channels was given an input of shape "
+            f"{tuple(x.shape)}: give (batch, {in_channels}, {spatial_dims} spatial sizes), or change the number of channels."
+        )
+
+
+def check_smallest_grid(x: torch.Tensor, depth: int, per_instance: bool, training: bool) -> None:
+    """Raise when halving the grid ``depth`` times leaves too few voxels to normalise.
+
+    Args:
+        x: ``(batch, channels, *spatial)``.
+        depth: how often the grid is halved.
+        per_instance: whether the norm takes its statistics from each sample alone.
+        training: whether statistics are taken from the batch at all.
+
+    Raises:
+        ConfigurationError: one sentence that says which sizes are possible.
+
+    Example:
+        >>> check_smallest_grid(torch.rand(1, 1, 8, 9), 3, True, True)
+    """
+    if torch.jit.is_tracing():
+        return
+    voxels = 1 if per_instance else x.shape[0]
+    for size in x.shape[2:]:
+        voxels *= -(-size // 2**depth)
+    if voxels == 1 and (per_instance or training):
+        raise ConfigurationError(
+            f"an input of size {tuple(x.shape[2:])} leaves one voxel after {depth} halvings, which cannot be normalised: "
+            f"give more than {2**depth} voxels along an axis, use fewer levels, or norm='group'."
+        )

@@ -1,0 +1,153 @@
+"""ResNets whose answer does not change when the image is turned or mirrored."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from monai_gmr.networks.blocks import GMRConvolution, GMRResNetBlock, make_downsample
+from monai_gmr.networks.nets.checks import check_network_input, kernel_size_per_level
+from monai_gmr.utils import ConfigurationError, check_choice
+
+DEFAULT_KERNEL_SIZES = {2: (9, 9, 5, 5), 3: (5, 5, 5, 5)}
+
+
+class GMRResNet(nn.Module):
+    """Residual classification network, invariant to every symmetry of the voxel grid, at every input size.
+
+    Stem of one convolution and a halving of the grid, four stages of residual blocks (each but the first halves it again before its
+    convolutions), global average pooling and a linear layer.
+
+    Args:
+        spatial_dims: 2 or 3.
+        n_input_channels: channels of the image.
+        num_classes: number of outputs.
+        layers: residual blocks of each stage.
+        block: "basic" or "bottleneck".
+        kernel_sizes: window of each stage in voxels; default ``(9, 9, 5, 5)`` in 2D, ``(5, 5, 5, 5)`` in 3D, 3 for ``conv="plain"``.
+        width: channels of the first stage; each stage has twice as many as the one before.
+        stem_kernel_size: window of the stem in voxels, one number or one an axis.
+        conv: "gmr", "sre" or "plain" (``torch.nn.ConvNd``, the baseline).
+        rings: "gaussian", "indexed" or "hard".
+        spacing: voxel size in millimetres; the net is then invariant to the symmetries that keep it.
+        downsample: "lowpass" (anti-aliased: the one that stays close at other angles), "avg" or "max".
+        act, norm: as in ``monai.networks.blocks.Convolution``.
+        dropout: probability with which pooled features are dropped.
+        feed_forward: whether there is a linear layer; without it the pooled features are the output.
+        zero_init_residual: whether the last norm of each residual block starts at zero, so that a fresh net does not amplify rounding
+            errors from block to block (Goyal et al., arXiv 1706.02677).
+
+    Shape:
+        - input: ``(batch, n_input_channels, *spatial)``, any sizes
+        - output: ``(batch, num_classes)``
+
+    Raises:
+        ConfigurationError: when arguments or input do not fit; one sentence that says what does.
+
+    Example:
+        >>> net = GMRResNet(2, n_input_channels=3, num_classes=5, layers=(1, 1, 1, 1), width=8).eval()
+        >>> x = torch.rand(1, 3, 33, 40)
+        >>> net(x).shape, torch.allclose(net(x), net(x.rot90(1, (2, 3))), atol=1e-5)
+        (torch.Size([1, 5]), True)
+
+    Source:
+        GMR-Conv, arXiv 2504.02819, section 4; He et al., arXiv 1512.03385.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        n_input_channels: int,
+        num_classes: int,
+        layers: Sequence[int] = (2, 2, 2, 2),
+        block: str = "basic",
+        kernel_sizes: int | Sequence[int | Sequence[int]] | None = None,
+        width: int = 64,
+        stem_kernel_size: int | Sequence[int] = 5,
+        conv: str = "gmr",
+        rings: str = "gaussian",
+        spacing: Sequence[float] | None = None,
+        downsample: str = "lowpass",
+        act: tuple | str = ("relu", {"inplace": True}),
+        norm: tuple | str = "batch",
+        dropout: float = 0.0,
+        feed_forward: bool = True,
+        zero_init_residual: bool = True,
+    ) -> None:
+        super().__init__()
+        if spatial_dims not in DEFAULT_KERNEL_SIZES:
+            raise ConfigurationError(f"spatial_dims={spatial_dims} is impossible for GMRResNet: use 2 or 3.")
+        check_choice("block", block, ("basic", "bottleneck"))
+        default = (3,) * len(layers) if conv == "plain" else DEFAULT_KERNEL_SIZES[spatial_dims]
+        windows = kernel_size_per_level(default if kernel_sizes is None else kernel_sizes, len(layers), "layers")
+        common: dict[str, Any] = {"conv": conv, "rings": rings, "spacing": spacing, "act": act, "norm": norm}
+        self.spatial_dims, self.n_input_channels = spatial_dims, n_input_channels
+        self.stem = GMRConvolution(
+            spatial_dims, n_input_channels, width, kernel_size=stem_kernel_size, bias=False, **common
+        )
+        self.downsample = make_downsample(downsample, spatial_dims)
+        channels, expansion = width, 4 if block == "bottleneck" else 1
+        self.stages = nn.ModuleList()
+        for level, (count, window) in enumerate(zip(layers, windows)):
+            stage = nn.Sequential()
+            for i in range(count):
+                out_channels = width * 2**level
+                stride = 2 if level > 0 and i == 0 else 1
+                unit = GMRResNetBlock(
+                    spatial_dims, channels, out_channels, window, stride, expansion == 4, downsample, **common
+                )
+                stage.add_module(f"block{i + 1}", unit)
+                channels = out_channels * expansion
+            self.stages.append(stage)
+        if zero_init_residual:
+            for module in self.modules():
+                if isinstance(module, GMRResNetBlock):
+                    last_norm = getattr(module.convs[-1].adn, "N", None)
+                    if getattr(last_norm, "weight", None) is not None:
+                        nn.init.zeros_(last_norm.weight)
+        self.dropout = nn.Dropout(dropout)
+        self.fc: nn.Module = nn.Linear(channels, num_classes) if feed_forward else nn.Identity()
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Pooled features, ``(batch, channels)``."""
+        if not torch.jit.is_scripting():
+            check_network_input(self, x, self.spatial_dims, self.n_input_channels)
+        x = self.downsample(self.stem(x))
+        for stage in self.stages:
+            x = stage(x)
+        return x.flatten(2).mean(dim=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(batch, n_input_channels, *spatial)`` to ``(batch, num_classes)``."""
+        return self.fc(self.dropout(self.features(x)))
+
+
+def gmr_resnet18(spatial_dims: int = 2, n_input_channels: int = 3, num_classes: int = 1000, **kwargs: Any) -> GMRResNet:
+    """:class:`GMRResNet` of 18 layers; ``kwargs`` are its further arguments.
+
+    Example:
+        >>> sum(p.numel() for p in gmr_resnet18(num_classes=10, rings="hard").parameters())
+        3996618
+    """
+    return GMRResNet(spatial_dims, n_input_channels, num_classes, (2, 2, 2, 2), "basic", **kwargs)
+
+
+def gmr_resnet34(spatial_dims: int = 2, n_input_channels: int = 3, num_classes: int = 1000, **kwargs: Any) -> GMRResNet:
+    """:class:`GMRResNet` of 34 layers; ``kwargs`` are its further arguments.
+
+    Example:
+        >>> len(gmr_resnet34(width=4, num_classes=2).stages[2])
+        6
+    """
+    return GMRResNet(spatial_dims, n_input_channels, num_classes, (3, 4, 6, 3), "basic", **kwargs)
+
+
+def gmr_resnet50(spatial_dims: int = 2, n_input_channels: int = 3, num_classes: int = 1000, **kwargs: Any) -> GMRResNet:
+    """:class:`GMRResNet` of 50 layers, in bottleneck blocks; ``kwargs`` are its further arguments.
+
+    Example:
+        >>> gmr_resnet50(width=4, num_classes=2).fc
+        Linear(in_features=128, out_features=2, bias=True)
+    """
+    return GMRResNet(spatial_dims, n_input_channels, num_classes, (3, 4, 6, 3), "bottleneck", **kwargs)

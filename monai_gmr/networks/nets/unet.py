@@ -1,0 +1,133 @@
+"""U-Nets whose segmentation turns with the image."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from monai_gmr.networks.blocks import GMRConvolution, make_downsample
+from monai_gmr.networks.layers import GMRUpsample, make_convolution
+from monai_gmr.networks.nets.checks import check_network_input, check_smallest_grid, kernel_size_per_level
+from monai_gmr.utils import ConfigurationError
+
+DEFAULT_KERNEL_SIZE = {1: 5, 2: 5, 3: 3}
+
+
+class GMRUNet(nn.Module):
+    """Segmentation U-Net, exactly equivariant to every symmetry of the voxel grid, at every input size.
+
+    Two convolutions a level, exact resampling between the levels (even and odd sizes each have a window of their own, so that no size
+    must be divisible by anything), skip connections by concatenation, as in ``monai.networks.nets.BasicUNet``.
+
+    Args:
+        spatial_dims: 1, 2 or 3.
+        in_channels: channels of the image.
+        out_channels: channels of the segmentation.
+        features: channels of each level; their number is the depth.
+        kernel_sizes: window of each level in voxels, or one for all; default 5 in 2D, 3 in 3D, 3 for ``conv="plain"``.
+        conv: "gmr", "sre" or "plain" (``torch.nn.ConvNd``, the baseline).
+        rings: "gaussian", "indexed" or "hard".
+        spacing: voxel size in millimetres; the net is then equivariant to the symmetries that keep it.
+        downsample: "lowpass" (anti-aliased), "avg" or "max".
+        act, norm, bias, dropout: as in ``monai.networks.nets.BasicUNet``.
+        deep_supervision: whether, in training, the outputs of the coarser levels are returned too.
+
+    Shape:
+        - input: ``(batch, in_channels, *spatial)``, any sizes of more than ``2 ** (levels - 1)`` voxels
+        - output: ``(batch, out_channels, *spatial)``; with ``deep_supervision``, in training, a list of it and of one output a level,
+          each half as large as the one before (what ``monai.losses.DeepSupervisionLoss`` takes)
+
+    Raises:
+        ConfigurationError: when arguments or input do not fit; one sentence that says what does.
+
+    Example:
+        >>> net, x = GMRUNet(2, in_channels=1, out_channels=2, features=(4, 8)).eval(), torch.rand(1, 1, 17, 24)
+        >>> torch.allclose(net(x).rot90(1, (2, 3)), net(x.rot90(1, (2, 3))), atol=1e-5)
+        True
+
+    Source:
+        GMR-Conv, arXiv 2504.02819; Ronneberger et al., arXiv 1505.04597; resampling: design, section 3.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        features: Sequence[int] = (16, 32, 64),
+        kernel_sizes: int | Sequence[int | Sequence[int]] | None = None,
+        conv: str = "gmr",
+        rings: str = "gaussian",
+        spacing: Sequence[float] | None = None,
+        downsample: str = "lowpass",
+        act: tuple | str = ("LeakyReLU", {"negative_slope": 0.1, "inplace": True}),
+        norm: tuple | str = ("instance", {"affine": True}),
+        bias: bool = True,
+        dropout: float | tuple = 0.0,
+        deep_supervision: bool = False,
+    ) -> None:
+        super().__init__()
+        if spatial_dims not in DEFAULT_KERNEL_SIZE:
+            raise ConfigurationError(f"spatial_dims={spatial_dims} is impossible for GMRUNet: use 1, 2 or 3.")
+        if len(features) < 1:
+            raise ConfigurationError("features is empty: give the channels of at least one level.")
+        default = 3 if conv == "plain" else DEFAULT_KERNEL_SIZE[spatial_dims]
+        windows = kernel_size_per_level(default if kernel_sizes is None else kernel_sizes, len(features), "features")
+        self.spatial_dims, self.in_channels = spatial_dims, in_channels
+        self.deep_supervision = deep_supervision
+        self.normalises_instances = (
+            str(norm[0] if isinstance(norm, tuple | list) else norm).lower().startswith("instance")
+        )
+        common: dict[str, Any] = {"conv": conv, "rings": rings, "spacing": spacing}
+        common |= {"act": act, "norm": norm, "bias": bias, "dropout": dropout or None}
+
+        def two_convolutions(inputs: int, outputs: int, window: int | Sequence[int]) -> nn.Sequential:
+            first = GMRConvolution(spatial_dims, inputs, outputs, kernel_size=window, **common)
+            second = GMRConvolution(spatial_dims, outputs, outputs, kernel_size=window, **common)
+            return nn.Sequential(first, second)
+
+        self.stem = two_convolutions(in_channels, features[0], windows[0])
+        self.encoders, self.decoders, self.reducers, self.heads = (nn.ModuleList() for _ in range(4))
+        for level in range(1, len(features)):
+            fine, coarse = features[level - 1], features[level]
+            encoder = nn.Sequential(
+                make_downsample(downsample, spatial_dims), two_convolutions(fine, coarse, windows[level])
+            )
+            self.encoders.append(encoder)
+        for level in reversed(range(1, len(features))):
+            fine, coarse = features[level - 1], features[level]
+            self.reducers.append(make_convolution("plain", spatial_dims, coarse, fine, 1))
+            self.decoders.append(two_convolutions(2 * fine, fine, windows[level - 1]))
+            if deep_supervision and level > 1:
+                self.heads.append(make_convolution("plain", spatial_dims, fine, out_channels, 1))
+        self.upsample = GMRUpsample(spatial_dims, 2)
+        self.head = make_convolution("plain", spatial_dims, features[0], out_channels, 1)
+
+    def decode(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Features of every decoder level, the coarsest first."""
+        if not torch.jit.is_scripting():
+            check_network_input(self, x, self.spatial_dims, self.in_channels)
+            check_smallest_grid(x, len(self.encoders), self.normalises_instances, self.training)
+        x = self.stem(x)
+        skips: list[torch.Tensor] = []
+        for encoder in self.encoders:
+            skips.append(x)
+            x = encoder(x)
+        levels: list[torch.Tensor] = [] if len(skips) > 0 else [x]
+        for reducer, decoder in zip(self.reducers, self.decoders):
+            skip = skips.pop()
+            size = list(skip.shape)[2:]
+            x = decoder(torch.cat([skip, self.upsample(reducer(x), size)], dim=1))
+            levels.append(x)
+        return levels
+
+    def forward(self, x: torch.Tensor):
+        """``(batch, in_channels, *spatial)`` to ``(batch, out_channels, *spatial)``, or a list of it and coarser outputs."""
+        levels = self.decode(x)
+        output = self.head(levels[-1])
+        # a scripted net returns the segmentation alone: TorchScript knows one type of result
+        if not torch.jit.is_scripting() and self.deep_supervision and self.training:
+            coarse = [head(level) for head, level in zip(self.heads, levels)]
+            return [output, *reversed(coarse)]
+        return output

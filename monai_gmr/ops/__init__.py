@@ -1,0 +1,18 @@
+"""Functions on tensors: the radial convolution and its backends, resampling about the centre."""
+
+from monai_gmr.ops.backends import available_backends, get_backend, register_backend, set_backend
+from monai_gmr.ops.resample import symmetric_downsample, symmetric_upsample
+from monai_gmr.ops.ring_conv import dense_kernel, pad_nd, ring_conv, ring_conv_transpose
+
+__all__ = [
+    "available_backends",
+    "dense_kernel",
+    "get_backend",
+    "pad_nd",
+    "register_backend",
+    "ring_conv",
+    "ring_conv_transpose",
+    "set_backend",
+    "symmetric_downsample",
+    "symmetric_upsample",
+]

@@ -1,0 +1,79 @@
+"""Which implementation of :func:`~monai_gmr.ops.ring_conv` runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import torch
+
+from monai_gmr.utils import ConfigurationError, check_choice
+
+ENVIRONMENT_VARIABLE = "MONAI_GMR_BACKEND"
+_BACKENDS: dict[str, Callable[..., torch.Tensor]] = {}
+_forced: list[str] = []
+
+
+def register_backend(name: str) -> Callable[[Callable], Callable]:
+    """Decorator that makes a function of ``ring_conv``'s signature selectable as ``name``."""
+
+    def register(function: Callable) -> Callable:
+        _BACKENDS[name] = function
+        return function
+
+    return register
+
+
+def available_backends() -> tuple[str, ...]:
+    """Names that :func:`set_backend` takes.
+
+    Example:
+        >>> import monai_gmr.ops
+        >>> available_backends()
+        ('auto', 'dense')
+    """
+    return ("auto", *_BACKENDS)
+
+
+def set_backend(name: str) -> None:
+    """Choose the backend of every radial convolution in this process.
+
+    Args:
+        name: one of :func:`available_backends`; "auto" picks by the input. The environment variable ``MONAI_GMR_BACKEND`` does the
+            same for a whole run.
+
+    Raises:
+        ConfigurationError: when there is no such backend.
+
+    Example:
+        >>> set_backend("dense"); set_backend("auto")
+    """
+    check_choice("backend", name, available_backends())
+    _forced[:] = [name]
+
+
+def get_backend() -> str:
+    """The backend that :func:`set_backend` or ``MONAI_GMR_BACKEND`` asks for, "auto" by default.
+
+    Example:
+        >>> get_backend()
+        'auto'
+    """
+    name = _forced[0] if _forced else os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+    if name not in available_backends():
+        raise ConfigurationError(
+            f"{ENVIRONMENT_VARIABLE}={name} is unknown: use one of {', '.join(available_backends())}."
+        )
+    return name
+
+
+def select_backend(x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int]) -> Callable:
+    """The function that runs a radial convolution of this input.
+
+    Args:
+        x: the input, for its device, dtype and size.
+        kernel_size: window length along each axis.
+        channels: input and output channels.
+    """
+    name = get_backend()
+    return _BACKENDS["dense" if name == "auto" else name]

@@ -1,0 +1,143 @@
+"""Down- and up-sampling about the centre of the grid, exact on every size (design, section 3).
+
+An axis of ``n`` voxels and one of ``m`` voxels a ``factor`` coarser share their centre: coarse voxel ``j`` lies at
+``(n - 1) / 2 + factor * (j - (m - 1) / 2)``. For factor 2 that is an even window on even sizes and an odd one on odd sizes.
+"""
+
+import torch
+
+
+def downsampled_size(size: int, factor: int) -> int:
+    """Length of an axis after downsampling: ``ceil(size / factor)``.
+
+    Example:
+        >>> downsampled_size(8, 2), downsampled_size(9, 2), downsampled_size(1, 2)
+        (4, 5, 1)
+    """
+    return (size + factor - 1) // factor
+
+
+def lowpass_matrix(size: int, factor: int, sigma: float, like: torch.Tensor) -> torch.Tensor:
+    """Gaussian low-pass followed by centred subsampling, as a matrix; each row sums to 1.
+
+    A Gaussian is the one radial function that is a product over the axes, so filtering axis by axis is a radial filter.
+
+    Args:
+        size: length of the axis in voxels.
+        factor: step in voxels.
+        sigma: width of the Gaussian in voxels, cut at 4 sigma.
+        like: tensor whose device the result takes; float64 stays, all else is made in float32.
+
+    Returns:
+        ``(ceil(size / factor), size)``.
+
+    Example:
+        >>> lowpass_matrix(4, 2, 0.5, torch.zeros(1)).round(decimals=3)
+        tensor([[0.4950, 0.4950, 0.0090, 0.0000],
+                [0.0000, 0.0090, 0.4950, 0.4950]])
+    """
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    coarse = downsampled_size(size, factor)
+    fine_axis = torch.arange(size, dtype=dtype, device=like.device)
+    coarse_axis = torch.arange(coarse, dtype=dtype, device=like.device)
+    centres = 0.5 * (size - 1) + factor * (coarse_axis - 0.5 * (coarse - 1))
+    distance = (fine_axis[None, :] - centres[:, None]) / sigma
+    window = torch.exp(-0.5 * distance * distance) * (distance.abs() <= 4.0).to(dtype)
+    return window / window.sum(dim=1, keepdim=True)
+
+
+def linear_matrix(size: int, target: int, factor: int, like: torch.Tensor) -> torch.Tensor:
+    """Centred linear interpolation as a matrix; beyond the last coarse voxel its value goes on.
+
+    For factor 2 it equals ``interpolate(mode="linear")`` with ``align_corners=False`` on even targets and ``True`` on odd ones.
+
+    Args:
+        size: length of the coarse axis in voxels.
+        target: length of the fine axis in voxels.
+        factor: fine voxels in a coarse one.
+        like: tensor whose device the result takes; float64 stays, all else is made in float32.
+
+    Returns:
+        ``(target, size)``.
+
+    Example:
+        >>> linear_matrix(2, 3, 2, torch.zeros(1))
+        tensor([[1.0000, 0.0000],
+                [0.5000, 0.5000],
+                [0.0000, 1.0000]])
+    """
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    fine_axis = torch.arange(target, dtype=dtype, device=like.device)
+    coarse_axis = torch.arange(size, dtype=dtype, device=like.device)
+    position = (fine_axis - 0.5 * (target - 1)) / factor + 0.5 * (size - 1)
+    position = position.clamp(0.0, float(size - 1))
+    return (1.0 - (position[:, None] - coarse_axis[None, :]).abs()).clamp_min(0.0)
+
+
+def apply_along_axis(x: torch.Tensor, matrix: torch.Tensor, axis: int) -> torch.Tensor:
+    """Multiply one axis by a matrix.
+
+    Args:
+        x: tensor whose ``axis`` has length ``n``.
+        matrix: ``(m, n)``.
+        axis: the axis, counted from the end (negative).
+
+    Returns:
+        tensor whose ``axis`` has length ``m``.
+
+    Example:
+        >>> apply_along_axis(torch.ones(1, 2, 3), torch.ones(1, 2), -2).shape
+        torch.Size([1, 1, 3])
+    """
+    matrix = matrix.to(x.dtype)
+    if axis == -1:
+        return torch.matmul(x, matrix.transpose(0, 1))
+    tail = x.shape[x.dim() + axis + 1 :]
+    turned = torch.matmul(matrix, x.flatten(x.dim() + axis + 1))
+    return turned.reshape(list(turned.shape[:-1]) + list(tail))
+
+
+def symmetric_downsample(x: torch.Tensor, factors: list[int], sigma: float) -> torch.Tensor:
+    """Low-pass and subsample the last axes about their centre.
+
+    Args:
+        x: ``(..., *spatial)``.
+        factors: one an axis; 1 leaves an axis as it is.
+        sigma: width of the Gaussian in fine voxels, for factor 2; it grows with the factor.
+
+    Returns:
+        ``(..., *ceil(spatial / factors))``.
+
+    Example:
+        >>> symmetric_downsample(torch.ones(1, 1, 5, 8), [2, 2], 0.7).shape
+        torch.Size([1, 1, 3, 4])
+    """
+    for i, factor in enumerate(factors):
+        axis = i - len(factors)
+        if factor > 1:
+            matrix = lowpass_matrix(x.shape[axis], factor, 0.5 * sigma * factor, x)
+            x = apply_along_axis(x, matrix, axis)
+    return x
+
+
+def symmetric_upsample(x: torch.Tensor, target: list[int], factors: list[int]) -> torch.Tensor:
+    """Interpolate the last axes linearly about their centre.
+
+    Args:
+        x: ``(..., *spatial)``.
+        target: length of each axis in voxels.
+        factors: fine voxels in a coarse one, one an axis; 1 leaves an axis as it is.
+
+    Returns:
+        ``(..., *target)``.
+
+    Example:
+        >>> symmetric_upsample(torch.ones(1, 1, 3, 4), [5, 8], [2, 2]).shape
+        torch.Size([1, 1, 5, 8])
+    """
+    for i, factor in enumerate(factors):
+        axis = i - len(factors)
+        if factor > 1:
+            matrix = linear_matrix(x.shape[axis], target[i], factor, x)
+            x = apply_along_axis(x, matrix, axis)
+    return x

@@ -1,0 +1,191 @@
+"""The one operation: a convolution whose kernel is a weighted sum of functions on taps (design, section 2)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from monai_gmr.ops.backends import register_backend, select_backend
+
+
+def dense_kernel(weight: torch.Tensor, basis: torch.Tensor, shells: torch.Tensor) -> torch.Tensor:
+    """Spread ring weights over the taps: ``K[o, i, tap] = sum_r weight[o, i, r] * basis[r, shells[tap]]``.
+
+    Args:
+        weight: ``(out, in, rings)``.
+        basis: ``(rings, shells)``, float32 or float64.
+        shells: integers of the window's shape, the shell of each tap.
+
+    Returns:
+        ``(out, in, *kernel_size)``, dtype of ``weight``.
+
+    Example:
+        >>> dense_kernel(torch.ones(1, 1, 1), torch.tensor([[3.0, 1.0]]), torch.tensor([1, 0, 1]))
+        tensor([[[1., 3., 1.]]])
+    """
+    per_shell = torch.matmul(weight.to(basis.dtype), basis)
+    kernel = per_shell.index_select(2, shells.flatten())
+    return kernel.reshape(list(weight.shape[:2]) + list(shells.shape)).to(weight.dtype)
+
+
+def conv_nd(
+    x: torch.Tensor,
+    kernel: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> torch.Tensor:
+    """The framework's convolution of 1, 2 or 3 dimensions, which the kernel's shape tells."""
+    if kernel.dim() == 3:
+        return F.conv1d(x, kernel, bias, stride, padding, dilation, groups)
+    if kernel.dim() == 4:
+        return F.conv2d(x, kernel, bias, stride, padding, dilation, groups)
+    return F.conv3d(x, kernel, bias, stride, padding, dilation, groups)
+
+
+@register_backend("dense")
+def dense_ring_conv(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    basis: torch.Tensor,
+    shells: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> torch.Tensor:
+    """Backend "dense": build the kernel, call the framework's convolution; the reference, and what export uses."""
+    if torch.jit.is_scripting():
+        kernel = dense_kernel(weight, basis, shells)
+    else:
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            kernel = dense_kernel(weight, basis, shells)
+    return conv_nd(x, kernel, bias, stride, padding, dilation, groups)
+
+
+def pad_nd(x: torch.Tensor, padding: list[int], padding_mode: str) -> torch.Tensor:
+    """Pad the last axes by ``padding``, in ``F.pad``'s order: the last axis first, before and after.
+
+    Args:
+        x: ``(..., *spatial)``.
+        padding: ``2 * d`` numbers of voxels.
+        padding_mode: "zeros", "reflect", "replicate" or "circular".
+
+    Example:
+        >>> pad_nd(torch.tensor([[1.0, 2.0]]), [1, 0], "replicate")
+        tensor([[1., 1., 2.]])
+    """
+    if max(padding) == 0:
+        return x
+    if padding_mode == "zeros":
+        return F.pad(x, padding)
+    return F.pad(x, padding, mode=padding_mode)
+
+
+def ring_conv(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    basis: torch.Tensor,
+    shells: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+) -> torch.Tensor:
+    r"""Convolve with a kernel given by ring weights.
+
+    .. math::
+        y = x \star K + b, \qquad K_{oi}(t) = \sum_r w_{oir}\, b_{r, s(t)}
+
+    With gradients for ``x``, ``weight``, ``basis`` and ``bias``. A basis of one shell a tap makes it any convolution; one that is
+    constant on shells of equal radius makes it equivariant.
+
+    Args:
+        x: ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``, 1 to 3 spatial axes.
+        weight: ``(out_channels, in_channels / groups, rings)``.
+        basis: ``(rings, shells)``.
+        shells: integers of shape ``kernel_size``, the shell of each tap.
+        bias: ``(out_channels,)`` or ``None``.
+        stride: step in voxels, one number or one an axis.
+        padding: voxels added at both ends of an axis, one number or one an axis.
+        dilation: distance of neighbouring taps in voxels, one number or one an axis.
+        groups: blocks of channels that do not see each other.
+        padding_mode: "zeros", "reflect", "replicate" or "circular".
+
+    Returns:
+        ``(batch, out_channels, *spatial_out)``, sizes as ``torch.nn.ConvNd``'s.
+
+    Raises:
+        ConfigurationError: when ``MONAI_GMR_BACKEND`` names no backend.
+
+    Example:
+        >>> shells = torch.tensor([[2, 1, 2], [1, 0, 1], [2, 1, 2]])
+        >>> ring_conv(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 1), torch.ones(1, 3), shells, padding=1)[0, 0, 0]
+        tensor([4., 6., 6., 4.])
+    """
+    dims = shells.dim()
+    steps = _per_axis(stride, dims)
+    margins = _per_axis(padding, dims)
+    if padding_mode != "zeros":
+        x = pad_nd(x, [m for m in reversed(margins) for _ in range(2)], padding_mode)
+        margins = [0] * dims
+    channels = (weight.shape[1] * groups, weight.shape[0])
+    backend = select_backend(x, tuple(shells.shape), channels)
+    return backend(x, weight, basis, shells, bias, steps, margins, _per_axis(dilation, dims), groups)
+
+
+def ring_conv_transpose(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    basis: torch.Tensor,
+    shells: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    output_padding: list[int],
+    groups: int,
+    dilation: list[int],
+) -> torch.Tensor:
+    """The adjoint of :func:`ring_conv`: spreads each voxel over the window.
+
+    Args:
+        x: ``(batch, in_channels, *spatial)`` or without the batch.
+        weight: ``(in_channels, out_channels / groups, rings)``.
+        basis: ``(rings, shells)``.
+        shells: integers of shape ``kernel_size``.
+        bias: ``(out_channels,)`` or ``None``.
+        stride: factor by which an axis grows.
+        padding: voxels removed at both ends of an axis.
+        output_padding: voxels added at its end; other than 0 it breaks the symmetry.
+        groups: blocks of channels that do not see each other.
+        dilation: distance of neighbouring taps in voxels.
+
+    Returns:
+        ``(batch, out_channels, *spatial_out)``, sizes as ``torch.nn.ConvTransposeNd``'s.
+
+    Example:
+        >>> shells = torch.zeros(2, dtype=torch.long)
+        >>> x, one = torch.tensor([[[1.0, 2.0]]]), torch.ones(1, 1, 1)
+        >>> ring_conv_transpose(x, one, torch.ones(1, 1), shells, None, [2], [0], [0], 1, [1])
+        tensor([[[1., 1., 2., 2.]]])
+    """
+    if torch.jit.is_scripting():
+        kernel = dense_kernel(weight, basis, shells)
+    else:
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            kernel = dense_kernel(weight, basis, shells)
+    if kernel.dim() == 3:
+        return F.conv_transpose1d(x, kernel, bias, stride, padding, output_padding, groups, dilation)
+    if kernel.dim() == 4:
+        return F.conv_transpose2d(x, kernel, bias, stride, padding, output_padding, groups, dilation)
+    return F.conv_transpose3d(x, kernel, bias, stride, padding, output_padding, groups, dilation)
+
+
+def _per_axis(value: int | Sequence[int], dims: int) -> list[int]:
+    """One number an axis."""
+    return [value] * dims if isinstance(value, int) else list(value)

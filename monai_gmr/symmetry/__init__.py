@@ -1,0 +1,41 @@
+"""The mathematics: functions on arrays, no modules."""
+
+from monai_gmr.symmetry.point_groups import generate_group, is_grid_symmetry, point_group, transform_grid
+from monai_gmr.symmetry.radial_bases import (
+    default_num_rings,
+    gaussian_basis,
+    indexed_basis,
+    initial_sigma,
+    positive_sigma,
+    ring_masks,
+)
+from monai_gmr.symmetry.rotations import inscribed_ball, rotation_matrix, transform_image
+from monai_gmr.symmetry.shells import Shells, kernel_shells, tap_coordinates, tap_spacing
+from monai_gmr.symmetry.strides import stride_is_exact, symmetric_padding, transposed_padding
+from monai_gmr.symmetry.views import View, angle_views, group_views
+
+__all__ = [
+    "Shells",
+    "View",
+    "angle_views",
+    "default_num_rings",
+    "gaussian_basis",
+    "generate_group",
+    "group_views",
+    "indexed_basis",
+    "initial_sigma",
+    "inscribed_ball",
+    "is_grid_symmetry",
+    "kernel_shells",
+    "point_group",
+    "positive_sigma",
+    "ring_masks",
+    "rotation_matrix",
+    "stride_is_exact",
+    "symmetric_padding",
+    "tap_coordinates",
+    "tap_spacing",
+    "transform_grid",
+    "transform_image",
+    "transposed_padding",
+]

@@ -1,0 +1,129 @@
+"""The symmetries of the voxel grid: signed permutation matrices, generated, and how they turn an array."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from monai_gmr.utils import ConfigurationError
+
+Array = TypeVar("Array", np.ndarray, torch.Tensor)
+
+
+@lru_cache(maxsize=64)
+def _closure(generators: tuple[tuple[tuple[int, ...], ...], ...]) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    """All products of the generators, the identity first, in the order in which they are found."""
+    dims = len(generators[0])
+    identity = tuple(tuple(int(i == j) for j in range(dims)) for i in range(dims))
+    elements, frontier = [identity], [identity]
+    while frontier:
+        products = [tuple(map(tuple, (np.array(g) @ np.array(e)).tolist())) for e in frontier for g in generators]
+        frontier = []
+        for product in products:
+            if product not in elements:
+                elements.append(product)
+                frontier.append(product)
+    return tuple(elements)
+
+
+def generate_group(generators: Sequence[np.ndarray]) -> np.ndarray:
+    """The group that signed permutation matrices generate.
+
+    Args:
+        generators: integer matrices of shape ``(d, d)``.
+
+    Returns:
+        integer array of shape ``(order, d, d)``, the identity first.
+
+    Example:
+        >>> len(generate_group([np.array([[0, -1], [1, 0]])]))
+        4
+    """
+    return np.array(_closure(tuple(tuple(map(tuple, np.asarray(g).astype(int).tolist())) for g in generators)))
+
+
+def point_group(spatial_dims: int, axis_labels: Sequence[object] | None = None, reflections: bool = True) -> np.ndarray:
+    """The rotations and reflections that map the voxel grid onto itself.
+
+    The full group is D4 (8 elements) in 2D and Oh (48) in 3D; 1D has the identity and the mirror image.
+
+    Args:
+        spatial_dims: 1, 2 or 3.
+        axis_labels: one label an axis, such as its spacing in millimetres; only axes with equal labels are exchanged.
+            Default: all axes are alike.
+        reflections: whether the elements of determinant -1 belong to it.
+
+    Returns:
+        integer array of shape ``(order, d, d)``, the identity first.
+
+    Raises:
+        ConfigurationError: when there is not one label an axis.
+
+    Example:
+        >>> [len(point_group(d)) for d in (1, 2, 3)]
+        [2, 8, 48]
+        >>> len(point_group(3, axis_labels=(1.0, 1.0, 3.0))), len(point_group(3, reflections=False))
+        (16, 24)
+    """
+    labels = list(axis_labels) if axis_labels is not None else [0] * spatial_dims
+    if len(labels) != spatial_dims:
+        raise ConfigurationError(
+            f"axis_labels has {len(labels)} entries: give one for each of the {spatial_dims} axes."
+        )
+    eye = np.eye(spatial_dims, dtype=int)
+    generators = []
+    for axis in range(spatial_dims):
+        mirror = eye.copy()
+        mirror[axis, axis] = -1
+        generators.append(mirror)
+        for other in range(axis + 1, spatial_dims):
+            if labels[axis] == labels[other]:
+                swap = eye.copy()
+                swap[[axis, other]] = swap[[other, axis]]
+                generators.append(swap)
+    group = generate_group(generators)
+    return group if reflections else group[np.round(np.linalg.det(group)) > 0]
+
+
+def is_grid_symmetry(matrix: np.ndarray) -> bool:
+    """Whether an orthogonal matrix is a signed permutation, so that it moves voxels onto voxels.
+
+    Example:
+        >>> is_grid_symmetry(np.array([[0, -1], [1, 0]])), is_grid_symmetry(np.array([[0.8, -0.6], [0.6, 0.8]]))
+        (True, False)
+    """
+    rounded = np.round(matrix)
+    return bool(np.allclose(matrix, rounded, atol=1e-9) and (np.abs(rounded).sum(0) == 1).all())
+
+
+def transform_grid(x: Array, element: np.ndarray) -> Array:
+    """Turn the last ``d`` axes of an array about their centre, exactly: ``y[p] = x[g^-1 p]``.
+
+    Args:
+        x: array or tensor of shape ``(..., *spatial)``; the spatial sizes may differ, they are permuted with the axes.
+        element: signed permutation matrix ``g`` of shape ``(d, d)``.
+
+    Returns:
+        the turned array, of the same kind.
+
+    Example:
+        >>> x = torch.arange(6).reshape(2, 3)
+        >>> transform_grid(x, np.array([[0, -1], [1, 0]]))
+        tensor([[2, 5],
+                [1, 4],
+                [0, 3]])
+    """
+    element = np.round(np.asarray(element)).astype(int)
+    dims = element.shape[0]
+    lead = x.ndim - dims
+    source = [int(np.flatnonzero(row)[0]) for row in element]
+    order = [*range(lead), *(lead + axis for axis in source)]
+    flipped = [lead + axis for axis in range(dims) if element[axis, source[axis]] < 0]
+    if isinstance(x, torch.Tensor):
+        turned = x.permute(order)
+        return torch.flip(turned, flipped) if flipped else turned
+    return np.flip(np.transpose(x, order), flipped)

@@ -1,0 +1,83 @@
+"""The rule that tells on which sizes a strided window keeps the centre of the grid where it is."""
+
+from __future__ import annotations
+
+from monai_gmr.utils import ConfigurationError
+
+
+def stride_is_exact(size: int, kernel_size: int, stride: int, padding: int = 0, dilation: int = 1) -> bool:
+    """Whether a strided convolution or pooling commutes with mirroring this axis.
+
+    It does if and only if the last window ends where the padded axis ends:
+    ``(size + 2 * padding - dilation * (kernel_size - 1) - 1) % stride == 0``.
+
+    Args:
+        size: length of the axis in voxels.
+        kernel_size: length of the window in taps.
+        stride: step in voxels.
+        padding: voxels added at each end.
+        dilation: distance of neighbouring taps in voxels.
+
+    Example:
+        >>> stride_is_exact(64, 3, 2, 1), stride_is_exact(65, 3, 2, 1), stride_is_exact(64, 2, 2)
+        (False, True, True)
+    """
+    return (size + 2 * padding - dilation * (kernel_size - 1) - 1) % stride == 0
+
+
+def symmetric_padding(size: int, kernel_size: int, stride: int = 1, dilation: int = 1) -> int:
+    """The padding nearest to half the window's reach that keeps a strided layer exact on an axis.
+
+    Args:
+        size: length of the axis in voxels.
+        kernel_size: length of the window in taps.
+        stride: step in voxels.
+        dilation: distance of neighbouring taps in voxels.
+
+    Returns:
+        voxels to add at each end.
+
+    Raises:
+        ConfigurationError: when no padding does, as for an odd window, stride 2 and an even size.
+
+    Example:
+        >>> symmetric_padding(65, 3, 2), symmetric_padding(64, 4, 2), symmetric_padding(64, 3, 3)
+        (1, 1, 1)
+    """
+    reach = dilation * (kernel_size - 1)
+    for step in range(2 * stride):
+        padding = reach // 2 + ((step + 1) // 2 if step % 2 else -(step // 2))
+        fits = padding >= 0 and size + 2 * padding > reach
+        if fits and stride_is_exact(size, kernel_size, stride, padding, dilation):
+            return padding
+    raise ConfigurationError(
+        f"no padding makes kernel_size={kernel_size}, stride={stride}, dilation={dilation} exact on an axis of {size}: "
+        "change the parity of kernel_size, or put GMRDownsample behind a layer of stride 1."
+    )
+
+
+def transposed_padding(kernel_size: int, stride: int, dilation: int = 1) -> int:
+    """The padding with which a transposed layer makes an axis exactly ``stride`` times as long.
+
+    Args:
+        kernel_size: length of the window in taps.
+        stride: factor by which the axis grows.
+        dilation: distance of neighbouring taps in voxels.
+
+    Returns:
+        voxels that the transposed layer removes at each end.
+
+    Raises:
+        ConfigurationError: when ``kernel_size`` and ``stride`` do not allow it.
+
+    Example:
+        >>> transposed_padding(2, 2), transposed_padding(4, 2), transposed_padding(3, 3)
+        (0, 1, 0)
+    """
+    surplus = dilation * (kernel_size - 1) + 1 - stride
+    if surplus < 0 or surplus % 2:
+        raise ConfigurationError(
+            f"a transposed layer with kernel_size={kernel_size}, stride={stride}, dilation={dilation} cannot make an "
+            "axis exactly stride times as long: use a kernel_size of at least the stride and of its parity."
+        )
+    return surplus // 2

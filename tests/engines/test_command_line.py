@@ -1,0 +1,106 @@
+"""Mistyped overrides are found with the name that was meant, and errors of ours end in one line on the screen."""
+
+import sys
+
+import pytest
+from monai.bundle import ConfigWorkflow
+
+from monai_gmr.engines import find_bundle_root, guard_command_line
+from monai_gmr.engines.command_line import check_overrides
+from monai_gmr.utils import ConfigurationError
+
+CONFIG = """
+epochs: 3
+rate: 0.1
+amp: false
+features: [1, 2]
+name: one
+bundle_root: "$monai_gmr.engines.find_bundle_root()"
+imports: ["$import monai_gmr", "$import monai_gmr.engines"]
+net: {_target_: torch.nn.Linear, in_features: 1, out_features: 1}
+run: ["$None"]
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "bundle" / "configs" / "train.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["--epochs", "4", "--rate", "2", "--features", "[3]", "--amp", "True", "--name", "other"],
+        ["--epochs=4", "--net::bias", "False", "--net#in_features", "2", "--_meta_::version", "1"],
+        ["--epochs", "$1 + 1", "--rate", "@epochs", "--features", "$[1]", "--logging_file", "None", "--amp"],
+        ["--tracking", "mlflow", "--experiment_name", "first"],
+        ["--run-id", "run", "--epochs", "5", "--", "--trace"],
+    ],
+)
+def test_overrides_of_the_config_and_arguments_of_monai_pass(config_file, overrides):
+    check_overrides(["--config_file", str(config_file), *overrides])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "match"),
+    [
+        (["--epohcs", "4"], "--epohcs is no setting .* did you mean --epochs"),
+        (["--epohcs=4"], "did you mean --epochs"),
+        (["--nets::bias", "False"], "did you mean --net"),
+        (["--zzzzzzzz", "1"], "the settings are amp, bundle_root, epochs"),
+        (["--epochs", "three"], "--epochs three cannot be used: give a whole number"),
+        (["--epochs", "2.5"], "whole number"),
+        (["--rate", "fast"], "give a number"),
+        (["--amp", "3"], "True or False"),
+        (["--features", "3"], r"a list such as \[1, 2\]"),
+        (["--experiment_name", "first"], "no setting"),
+    ],
+)
+def test_overrides_that_mean_nothing_are_named(config_file, overrides, match):
+    with pytest.raises(ConfigurationError, match=match):
+        check_overrides(["--config_file", str(config_file), *overrides])
+
+
+def test_several_config_files_and_an_args_file(config_file, tmp_path):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("extra: 1\n")
+    check_overrides(["--config_file", f"['{config_file}','{overlay}']", "--extra", "2", "--epochs", "1"])
+    arguments = tmp_path / "args.yaml"
+    arguments.write_text(f"config_file: {config_file}\nepohcs: 3\n")
+    with pytest.raises(ConfigurationError, match="epohcs"):
+        check_overrides(["--args_file", str(arguments)])
+
+
+def test_the_bundle_root_does_not_depend_on_the_working_directory(config_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for given in (config_file, config_file.relative_to(tmp_path)):
+        workflow = ConfigWorkflow(str(given), workflow_type="train", logging_file=False)
+        workflow.initialize()
+        assert workflow.bundle_root == str(config_file.parent.parent)
+    assert find_bundle_root() == "."
+
+
+@pytest.mark.parametrize(
+    ("error", "variable", "one_line"),
+    [(ConfigurationError, "", True), (ConfigurationError, "1", False), (ValueError, "", False)],
+)
+def test_a_wrapped_error_of_ours_is_one_line(error, variable, one_line, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    monkeypatch.setenv("MONAI_GMR_TRACEBACK", variable)
+    guard_command_line()
+    try:
+        try:
+            raise error("rings='x' is unknown")
+        except ValueError as cause:
+            raise RuntimeError("failed to instantiate") from cause
+    except RuntimeError as wrapped:
+        sys.excepthook(type(wrapped), wrapped, wrapped.__traceback__)
+    printed = capsys.readouterr().err
+    if one_line:
+        assert printed == "error: rings='x' is unknown\n"
+    else:
+        assert "Traceback" in printed
+        assert "failed to instantiate" in printed

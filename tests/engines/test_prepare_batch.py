@@ -1,0 +1,72 @@
+"""A batch is turned as its view says, labels with it, and nothing else changes."""
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor, decollate_batch, list_data_collate
+
+from monai_gmr.engines import PrepareBatchView
+from monai_gmr.symmetry import angle_views, group_views, transform_image
+
+
+def make_batch(shape, metadata=True):
+    """Two cases, as a MONAI loader hands them out."""
+    generator = torch.Generator().manual_seed(0)
+    cases = []
+    for number in range(2):
+        image = torch.rand(1, *shape, generator=generator)
+        label = torch.randint(0, 3, (1, *shape), generator=generator).float()
+        if metadata:
+            image = MetaTensor(image, meta={"filename_or_obj": f"case_{number}.nii.gz"})
+            label = MetaTensor(label, meta={"filename_or_obj": f"label_{number}.nii.gz"})
+        cases.append({"image": image, "label": label})
+    return list_data_collate(cases)
+
+
+@pytest.mark.parametrize("view", [None, *group_views(3)[::7], *angle_views(3, 40)[::5]], ids=lambda v: v and v.name)
+@pytest.mark.parametrize("shape", [(6, 6, 6), (5, 6, 7)])
+def test_every_case_is_turned_like_a_single_image(view, shape):
+    prepare_batch, batch = PrepareBatchView(), make_batch(shape)
+    prepare_batch.view = view
+    image, label = prepare_batch(batch)
+    for case in range(2):
+        for turned, key, order in ((image, "image", 3), (label, "label", 0)):
+            upright = batch[key][case].as_tensor()
+            expected = upright if view is None else transform_image(upright, view.matrix, order=order)
+            torch.testing.assert_close(turned[case].as_tensor(), expected)
+
+
+@pytest.mark.parametrize("view", [group_views(2)[3], angle_views(2, 25)[2]], ids=lambda v: v.name)
+def test_metadata_survives_decollation(view):
+    prepare_batch = PrepareBatchView()
+    prepare_batch.view = view
+    image, _ = prepare_batch(make_batch((8, 6)))
+    assert isinstance(image, MetaTensor)
+    names = [item.meta["filename_or_obj"] for item in decollate_batch(image)]
+    assert names == ["case_0.nii.gz", "case_1.nii.gz"]
+
+
+def test_labels_keep_their_values_and_the_batch_its_own_tensors():
+    prepare_batch, batch = PrepareBatchView(), make_batch((9, 9), metadata=False)
+    before = {key: value.clone() for key, value in batch.items()}
+    prepare_batch.view = angle_views(2, 35)[1]
+    _, label = prepare_batch(batch)
+    assert set(np.unique(label)) <= {0.0, 1.0, 2.0}
+    assert all(torch.equal(batch[key], before[key]) for key in before)
+
+
+def test_class_labels_are_left_alone():
+    prepare_batch = PrepareBatchView()
+    prepare_batch.view = group_views(2)[5]
+    classes = torch.tensor([[1], [0], [1]])
+    image, label = prepare_batch({"image": torch.rand(3, 1, 8, 8), "label": classes})
+    assert torch.equal(label, classes)
+    assert image.shape == (3, 1, 8, 8)
+
+
+def test_images_without_labels_are_turned_too():
+    prepare_batch, image = PrepareBatchView(), torch.rand(1, 1, 4, 6)
+    prepare_batch.view = next(view for view in group_views(2) if view.matrix[0, 0] == 0)
+    turned, label = prepare_batch({"image": image})
+    assert label is None
+    assert turned.shape == (1, 1, 6, 4)
