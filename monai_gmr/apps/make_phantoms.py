@@ -32,9 +32,7 @@ def split_number(number: int) -> tuple[int, int, int]:
     return number - 2 * held_out, held_out, held_out
 
 
-def draw_phantom(
-    path: Path, spatial_shape: Sequence[int], spacing: Sequence[float], pose: str, seed: int
-) -> None:
+def draw_phantom(path: Path, spatial_shape: Sequence[int], spacing: Sequence[float], pose: str, seed: int) -> None:
     """Picture of the first training volume: its middle slices across each axis, labels below.
 
     Example:
@@ -46,9 +44,7 @@ def draw_phantom(
     from matplotlib.figure import Figure
 
     image, label = make_phantom(spatial_shape, spacing=spacing, pose=pose, seed=(seed, 0))
-    planes = (
-        [()] if image.ndim == 2 else [(slice(None),) * axis + (n // 2,) for axis, n in enumerate(image.shape)]
-    )
+    planes = [()] if image.ndim == 2 else [(slice(None),) * axis + (n // 2,) for axis, n in enumerate(image.shape)]
     figure = Figure(figsize=(3 * len(planes), 6), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(2, len(planes), squeeze=False)
@@ -65,13 +61,9 @@ def draw_phantom(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for wrong arguments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m monai_gmr.apps.make_phantoms", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m monai_gmr.apps.make_phantoms", description=__doc__.splitlines()[0])
     parser.add_argument("output_dir", metavar="OUT", help="folder to write to")
-    parser.add_argument(
-        "--number", type=int, default=24, help="volumes in all; two thirds are for training (24)"
-    )
+    parser.add_argument("--number", type=int, default=24, help="volumes in all; two thirds are for training (24)")
     parser.add_argument(
         "--size", type=int, nargs="+", default=[48], help="voxels: one number for a cube, or one an axis (48)"
     )
@@ -89,9 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     spacing = options.spacing * len(shape) if len(options.spacing) == 1 else options.spacing
     try:
         numbers = split_number(options.number)
-        listing = write_phantoms(
-            options.output_dir, *numbers, shape, spacing, options.pose, seed=options.seed
-        )
+        listing = write_phantoms(options.output_dir, *numbers, shape, spacing, options.pose, seed=options.seed)
     except (ConfigurationError, OSError) as error:
         print(f"make_phantoms: {error}", file=sys.stderr)
         return 2

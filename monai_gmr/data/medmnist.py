@@ -49,9 +49,7 @@ def medmnist_info(flag: str) -> dict[str, Any] | None:
         return None
     source = Path(spec.origin).with_name("info.py")
     for node in ast.parse(source.read_text(encoding="utf-8")).body if source.is_file() else ():
-        if isinstance(node, ast.Assign) and any(
-            isinstance(t, ast.Name) and t.id == "INFO" for t in node.targets
-        ):
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "INFO" for t in node.targets):
             return ast.literal_eval(node.value).get(flag)
     return None
 
@@ -79,9 +77,7 @@ def _download(path: Path, name: str, size: int, info: dict[str, Any] | None) -> 
     if importlib.util.find_spec("medmnist") is None:
         raise ConfigurationError("download=True needs medmnist: pip install 'monai-gmr[medmnist]'.")
     if info is None:
-        raise ConfigurationError(
-            f"medmnist has no data set {name!r} to download: put the file {path} there yourself."
-        )
+        raise ConfigurationError(f"medmnist has no data set {name!r} to download: put the file {path} there yourself.")
     if f"url_{size}" not in info and size != SIZES[0]:
         raise ConfigurationError(f"medmnist does not publish {name!r} at size {size}: use another size.")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -233,11 +229,7 @@ class MedMNISTCacheDataset(CacheDataset):
     @property
     def class_counts(self) -> np.ndarray:
         """Number of images of each class, an integer array of length ``num_classes``."""
-        return (
-            self.labels.sum(0)
-            if self.labels.ndim == 2
-            else np.bincount(self.labels, minlength=self.num_classes)
-        )
+        return self.labels.sum(0) if self.labels.ndim == 2 else np.bincount(self.labels, minlength=self.num_classes)
 
 
 def _locate(dataset_dir: Path, flag: str, size: int) -> tuple[Path, str, int]:
@@ -255,9 +247,7 @@ def _check_exists(path: Path, dataset_dir: Path, download: bool) -> None:
     if path.is_file():
         return
     if not dataset_dir.is_dir():
-        raise ConfigurationError(
-            f"dataset_dir {dataset_dir} does not exist: give the folder that holds {path.name}."
-        )
+        raise ConfigurationError(f"dataset_dir {dataset_dir} does not exist: give the folder that holds {path.name}.")
     found = sorted(p.name for p in path.parent.glob("*.npz"))
     content = f"holds {', '.join(found[:10])}" if found else "holds no npz file"
     hint = "" if download else ", or set download=True if it is a flag of medmnist"
@@ -292,9 +282,7 @@ def _read(path: Path, section: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]
         )
     every = np.concatenate([v for v in labels.values() if v.ndim == own.ndim])
     if not np.issubdtype(every.dtype, np.integer) or every.min() < 0:
-        raise ConfigurationError(
-            f"{path} has labels that are not integers from 0 ({every.dtype}): number the classes."
-        )
+        raise ConfigurationError(f"{path} has labels that are not integers from 0 ({every.dtype}): number the classes.")
     return images, own.astype(np.int64), every
 
 
@@ -303,9 +291,7 @@ def _keep_classes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows whose label is one of ``classes``, and their labels renumbered."""
     if labels.ndim == 2:
-        raise ConfigurationError(
-            f"classes={classes} cannot be kept of {name}: its images have several labels each."
-        )
+        raise ConfigurationError(f"classes={classes} cannot be kept of {name}: its images have several labels each.")
     present = np.unique(all_labels).tolist()
     unknown = [c for c in classes if c not in present]
     if unknown or not classes or len(set(classes)) != len(classes):
@@ -313,9 +299,7 @@ def _keep_classes(
         raise ConfigurationError(f"classes={classes} {wrong}: {name} has the label values {present}.")
     rows = np.flatnonzero(np.isin(labels, classes))
     if len(rows) == 0:
-        raise ConfigurationError(
-            f"The {section} section of {name} has no image of classes={classes}: keep others."
-        )
+        raise ConfigurationError(f"The {section} section of {name} has no image of classes={classes}: keep others.")
     number = np.zeros(max(present) + 1, np.int64)
     number[list(classes)] = np.arange(len(classes))
     return rows, number[labels[rows]]

@@ -107,8 +107,7 @@ def make_phantom(
     check_choice("noise", noise, NOISES)
     if min(noise_level, bias_field, blur) < 0:
         raise ConfigurationError(
-            f"noise_level={noise_level}, bias_field={bias_field}, blur={blur}: give numbers "
-            "that are not negative."
+            f"noise_level={noise_level}, bias_field={bias_field}, blur={blur}: give numbers that are not negative."
         )
     rng = np.random.default_rng(seed)
     spatial_dims = len(shape)
@@ -117,9 +116,7 @@ def make_phantom(
     position = np.stack(axes)
     label = np.zeros(shape, np.uint8)
     signal = np.full(shape, 0.3)
-    kinds = [
-        kind for kind in PHANTOM_LABELS if kind != "background" and (spatial_dims == 3 or kind != "plate")
-    ]
+    kinds = [kind for kind in PHANTOM_LABELS if kind != "background" and (spatial_dims == 3 or kind != "plate")]
     touched = np.zeros(shape, bool)
     for kind in kinds * num_objects:
         for _ in range(PLACEMENTS):
@@ -134,9 +131,7 @@ def make_phantom(
                 break
 
     image = ndimage.gaussian_filter(signal, blur * step.min() / step)
-    coarse = ndimage.zoom(
-        rng.uniform(-1, 1, (4,) * spatial_dims), np.array(shape) / 4, order=3, mode="nearest"
-    )
+    coarse = ndimage.zoom(rng.uniform(-1, 1, (4,) * spatial_dims), np.array(shape) / 4, order=3, mode="nearest")
     image = image * np.exp(bias_field * coarse / np.abs(coarse).max())
     noisy = image + noise_level * rng.normal(size=shape)
     if noise == "rician":
@@ -234,9 +229,7 @@ def write_phantoms(
     shape, step = _check(spatial_shape, num_objects, spacing, pose)
     counts = {"training": num_training, "validation": num_validation, "test": num_test}
     if min(counts.values()) < 0 or sum(counts.values()) == 0:
-        raise ConfigurationError(
-            f"The numbers of volumes {counts} make no data set: give numbers from 0, not all 0."
-        )
+        raise ConfigurationError(f"The numbers of volumes {counts} make no data set: give numbers from 0, not all 0.")
     if seed < 0:
         raise ConfigurationError(f"seed={seed} is negative: give a number from 0.")
     folder = Path(output_dir)

@@ -59,7 +59,10 @@ def _load_lists(root: Path) -> dict[str, Any]:
 
 
 def check_decathlon(
-    dataset_dir: str | Path, keys: Sequence[str] = ("training", "validation"), labelled: bool = True
+    dataset_dir: str | Path,
+    keys: Sequence[str] = ("training", "validation"),
+    labelled: bool = True,
+    num_processes: int = 1,
 ) -> None:
     """Raise unless a folder has the layout of the Medical Segmentation Decathlon.
 
@@ -67,6 +70,7 @@ def check_decathlon(
         dataset_dir: folder with ``dataset.json``, whose lists hold ``{"image": path, "label": path}``, paths relative to it.
         keys: the lists that the run reads.
         labelled: whether every case needs a label.
+        num_processes: processes of a distributed run, each of which needs a case.
 
     Raises:
         ConfigurationError: when the folder is missing or empty, has no ``dataset.json``, a list is missing or empty, an
@@ -91,12 +95,17 @@ def check_decathlon(
             )
         if not cases:
             raise ConfigurationError(f"the list {key!r} of {path} is empty: put at least one case in it.")
+        if len(cases) < num_processes:
+            raise ConfigurationError(
+                f"the list {key!r} of {path} has {len(cases)} for {num_processes} processes: start at most {len(cases)}."
+            )
         entries = [case if isinstance(case, dict) else {"image": case} for case in cases]
         lacking = [part for part in parts if any(not isinstance(entry.get(part), str) for entry in entries)]
         if lacking:
             raise ConfigurationError(
                 f"a case in the list {key!r} of {path} has no {lacking[0]!r}: each needs the path of its "
-                + " and its ".join(parts) + "."
+                + " and its ".join(parts)
+                + "."
             )
         files = [entry[part] for entry in entries for part in parts]
         missing = [name for name in files if not (root / name).is_file()]
@@ -248,7 +257,9 @@ def load_network(network: torch.nn.Module, path: str | Path, device: str | torch
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
-        raise ConfigurationError(f"{path} cannot be read as a checkpoint: give a file that train.yaml wrote.") from error
+        raise ConfigurationError(
+            f"{path} cannot be read as a checkpoint: give a file that train.yaml wrote."
+        ) from error
     try:
         network.load_state_dict(state.get("model", state))
     except RuntimeError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,15 +10,29 @@ from monai.data import MetaTensor
 from monai.engines import PrepareBatch, default_prepare_batch
 from monai.utils import CommonKeys
 
-from monai_gmr.symmetry import View, transform_image
+from monai_gmr.symmetry import View, is_grid_symmetry, transform_grid, transform_image
 
 
-def _turn(x: torch.Tensor, view: View, order: int, spacing: Sequence[float] | None) -> torch.Tensor:
-    plain = x.as_tensor() if isinstance(x, MetaTensor) else x
-    turned = transform_image(plain, view.matrix, order=order, spacing=spacing).contiguous()
+def _turn_label(label: torch.Tensor, view: View, spacing: Sequence[float] | None) -> torch.Tensor:
+    """Each voxel gets the class with the largest share there: nearest-neighbour sampling would fray every border."""
+    if is_grid_symmetry(view.matrix):
+        return transform_grid(label, view.matrix)
+    turned, largest = torch.zeros_like(label), torch.full(label.shape, -torch.inf, device=label.device)
+    for value in torch.unique(label):
+        share = transform_image((label == value).float(), view.matrix, order=1, spacing=spacing)
+        turned[share > largest] = value
+        largest = torch.maximum(share, largest)
+    return turned
+
+
+def _turn_image(image: torch.Tensor, view: View, order: int, spacing: Sequence[float] | None) -> torch.Tensor:
+    return transform_image(image, view.matrix, order=order, spacing=spacing)
+
+
+def _keep_metadata(turn: Callable[..., torch.Tensor], x: torch.Tensor, *arguments: Any) -> torch.Tensor:
     if not isinstance(x, MetaTensor):
-        return turned
-    result = MetaTensor(turned).copy_meta_from(x)
+        return turn(x, *arguments).contiguous()
+    result = MetaTensor(turn(x.as_tensor(), *arguments).contiguous()).copy_meta_from(x)
     result.is_batch = x.is_batch
     return result
 
@@ -30,7 +44,8 @@ class PrepareBatchView(PrepareBatch):
     a class label is left alone, because a turned image keeps its class. Metadata stays that of the upright image.
 
     Args:
-        order: order of the spline that samples the image, 0 to 5; labels are always sampled with order 0 (nearest).
+        order: order of the spline that samples the image, 0 to 5. Of a label each class is sampled linearly, and a voxel gets
+            the class with the largest share.
         spacing: voxel size in millimetres, one an axis; default 1.
 
     Example:
@@ -68,7 +83,7 @@ class PrepareBatchView(PrepareBatch):
         if self.view is not None:
             batchdata = dict(batchdata)
             image, label = batchdata[CommonKeys.IMAGE], batchdata.get(CommonKeys.LABEL)
-            batchdata[CommonKeys.IMAGE] = _turn(image, self.view, self.order, self.spacing)
+            batchdata[CommonKeys.IMAGE] = _keep_metadata(_turn_image, image, self.view, self.order, self.spacing)
             if isinstance(label, torch.Tensor) and label.shape[2:] == image.shape[2:]:
-                batchdata[CommonKeys.LABEL] = _turn(label, self.view, 0, self.spacing)
+                batchdata[CommonKeys.LABEL] = _keep_metadata(_turn_label, label, self.view, self.spacing)
         return default_prepare_batch(batchdata, device, non_blocking, **kwargs)

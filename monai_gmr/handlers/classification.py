@@ -55,6 +55,10 @@ class MacroAUCMetric(ROCAUCMetric):
     def __init__(self) -> None:
         super().__init__(average="none")
 
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        # MONAI counts pairs in the dtype of y, and float32 counts only to 2^24
+        return y_pred, y.double()
+
     def aggregate(self, *args: object, **kwargs: object) -> float:  # type: ignore[override]
         """The score; the arguments are those of MONAI's metric and are not used."""
         with warnings.catch_warnings():

@@ -8,7 +8,7 @@ from monai.utils import optional_import
 
 Events, _ = optional_import("ignite.engine", name="Events")
 if TYPE_CHECKING:
-    from ignite.engine import Engine
+    from monai.engines import Workflow
 
 
 class TrainingProgress:
@@ -28,7 +28,7 @@ class TrainingProgress:
         self._bar: Any = None
         self._losses: list[float] = []
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Workflow) -> None:
         """Register with a trainer, and with the validator if there is one."""
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
@@ -37,7 +37,7 @@ class TrainingProgress:
         if self.validator is not None:
             self.validator.add_event_handler(Events.COMPLETED, self._report, engine)
 
-    def _start(self, engine: Engine) -> None:
+    def _start(self, engine: Workflow) -> None:
         self._losses = []
         if self._bar is None:
             tqdm, _ = optional_import("tqdm", name="tqdm")
@@ -45,15 +45,17 @@ class TrainingProgress:
             total = state.max_epochs * state.epoch_length
             self._bar = tqdm(total=total, initial=state.iteration, desc="Training", unit="batch", mininterval=0.5)
 
-    def _step(self, engine: Engine) -> None:
+    def _step(self, engine: Workflow) -> None:
         output = engine.state.output
         item = output[0] if isinstance(output, list) else output
         self._losses.append(float(item["loss"]))
         mean = sum(self._losses) / len(self._losses)
-        self._bar.set_postfix_str(f"epoch {engine.state.epoch}/{engine.state.max_epochs}, loss {mean:.3f}", refresh=False)
+        self._bar.set_postfix_str(
+            f"epoch {engine.state.epoch}/{engine.state.max_epochs}, loss {mean:.3f}", refresh=False
+        )
         self._bar.update(1)
 
-    def _report(self, validator: Engine, engine: Engine) -> None:
+    def _report(self, validator: Workflow, engine: Workflow) -> None:
         state = validator.state
         scores = ", ".join(f"{name} {float(value):.4f}" for name, value in state.metrics.items())
         best = f"best {float(state.best_metric):.4f} at epoch {state.best_metric_epoch}"

@@ -17,7 +17,7 @@ from monai_gmr.utils import ConfigurationError
 Events, _ = optional_import("ignite.engine", name="Events")
 Checkpoint, _ = optional_import("ignite.handlers", name="Checkpoint")
 if TYPE_CHECKING:
-    from ignite.engine import Engine
+    from monai.engines import Workflow
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +45,11 @@ class SeedEpochs:
         self.seed = seed
         self.dataset = dataset
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Workflow) -> None:
         """Register with a trainer."""
         engine.add_event_handler(Events.EPOCH_STARTED, self)
 
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: Workflow) -> None:
         """Set the states for the epoch that starts; processes of a distributed run differ."""
         seed = self.seed + engine.state.epoch + 100_003 * _rank()
         set_determinism(seed)
@@ -118,11 +118,12 @@ class NewestCheckpoint:
         self.save_dict = dict(save_dict)
         self.resume = resume
         if validator is not None:
-            kept = best_saver._key_metric_checkpoint if best_saver is not None else None
-            best_file = Path(best_saver.save_dir) / kept.save_handler.filename if best_saver and kept else None
+            # MONAI's saver tells its file to nobody
+            kept: Any = best_saver._key_metric_checkpoint if best_saver is not None else None
+            best_file = Path(kept.save_handler.dirname) / kept.save_handler.filename if kept is not None else None
             self.save_dict["best"] = _BestMetric(validator, best_saver, best_file)
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Workflow) -> None:
         """Register with a trainer."""
         self.save_dict["trainer"] = engine
         self._checkpoint = Checkpoint(self.save_dict, save_handler=self._write, filename_pattern=self.path.name)
@@ -136,7 +137,7 @@ class NewestCheckpoint:
             torch.save(checkpoint, temporary)
             os.replace(temporary, self.path)
 
-    def load(self, engine: Engine) -> None:
+    def load(self, engine: Workflow) -> None:
         """Go on from the checkpoint, if there is one and ``resume`` is set."""
         if not (self.resume and self.path.is_file()):
             return

@@ -184,7 +184,9 @@ class RotationTable:
         compare: Mapping[str, str] | None = None,
     ) -> None:
         if not 0 <= angle_step < 360:
-            raise ConfigurationError(f"angle_step={angle_step} is out of range: give degrees from 0 (no angles) to 359.")
+            raise ConfigurationError(
+                f"angle_step={angle_step} is out of range: give degrees from 0 (no angles) to 359."
+            )
         if group_elements is not None and group_elements < 1:
             raise ConfigurationError(f"group_elements={group_elements} is out of range: give 1 (upright only) or more.")
         self.evaluator = evaluator
@@ -258,5 +260,9 @@ class RotationTable:
         write_rows(summary, self.output_dir / "rotation_table.csv")
         picture = self.output_dir / "rotation_table.png"
         draw_rotation_table({self.name: rows, **self.compared}, metrics[0], picture)
-        print(f"\n{format_table(summary)}\n\nspread: largest less smallest. Picture: {picture}")
+        print(f"\n{format_table(summary)}")
+        for title, others in self.compared.items():
+            shared = [metric for metric in metrics if metric in others[0]]
+            print(f"\n{title}\n{format_table(summarize_views(others, shared, self.greater_is_better))}")
+        print(f"\nspread: largest less smallest. Picture: {picture}")
         return summary

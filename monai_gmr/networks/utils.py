@@ -25,7 +25,8 @@ def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]
         [(1, 0.001), (2, 0.0)]
         >>> optimizer = torch.optim.AdamW(groups, lr=1e-3)
     """
-    decaying, constant = [], []
+    decaying: list[nn.Parameter] = []
+    constant: list[nn.Parameter] = []
     for parameter in net.parameters():
         (decaying if parameter.dim() > 1 else constant).append(parameter)
     return [{"params": decaying, "weight_decay": weight_decay}, {"params": constant, "weight_decay": 0.0}]

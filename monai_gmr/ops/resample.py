@@ -46,6 +46,33 @@ def lowpass_matrix(size: int, factor: int, sigma: float, like: torch.Tensor) -> 
     return window / window.sum(dim=1, keepdim=True)
 
 
+def window_matrix(size: int, kernel_size: int, stride: int, padding: int, like: torch.Tensor) -> torch.Tensor:
+    """Means over windows, as a matrix; each row sums to 1, padding is not counted.
+
+    Args:
+        size: length of the axis in voxels.
+        kernel_size: length of the window in voxels.
+        stride: step in voxels.
+        padding: voxels at both ends that no window counts.
+        like: tensor whose device the result takes; float64 stays, all else is made in float32.
+
+    Returns:
+        ``((size + 2 * padding - kernel_size) // stride + 1, size)``.
+
+    Example:
+        >>> window_matrix(3, 3, 2, 1, torch.zeros(1))
+        tensor([[0.5000, 0.5000, 0.0000],
+                [0.0000, 0.5000, 0.5000]])
+    """
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    windows = (size + 2 * padding - kernel_size) // stride + 1
+    voxels = torch.arange(size, dtype=dtype, device=like.device)
+    starts = torch.arange(windows, dtype=dtype, device=like.device) * stride - padding
+    offset = voxels[None, :] - starts[:, None]
+    inside = torch.logical_and(offset >= 0, offset < kernel_size).to(dtype)
+    return inside / inside.sum(dim=1, keepdim=True)
+
+
 def linear_matrix(size: int, target: int, factor: int, like: torch.Tensor) -> torch.Tensor:
     """Centred linear interpolation as a matrix; beyond the last coarse voxel its value goes on.
 

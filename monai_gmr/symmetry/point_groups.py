@@ -119,11 +119,11 @@ def transform_grid(x: Array, element: np.ndarray) -> Array:
     """
     element = np.round(np.asarray(element)).astype(int)
     dims = element.shape[0]
-    lead = x.ndim - dims
-    source = [int(np.flatnonzero(row)[0]) for row in element]
+    lead: int = x.ndim - dims
+    source: list[int] = [int(np.flatnonzero(row)[0]) for row in element]
     order = [*range(lead), *(lead + axis for axis in source)]
     flipped = [lead + axis for axis in range(dims) if element[axis, source[axis]] < 0]
     if isinstance(x, torch.Tensor):
         turned = x.permute(order)
         return torch.flip(turned, flipped) if flipped else turned
-    return np.flip(np.transpose(x, order), flipped)
+    return np.flip(np.transpose(x, order), tuple(flipped))

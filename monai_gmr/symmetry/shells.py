@@ -16,13 +16,14 @@ class Shells(NamedTuple):
     """The taps of a window sorted by their radius.
 
     Attributes:
-        index: integer array of the window's shape, the shell of each tap; shell 0 is the innermost.
+        tap_shell: integer array of the window's shape, the shell of each tap; shell 0 is the innermost.
         squared_radii: integer array of shape ``(shells,)``: squared radius in units of 1e-9 squared voxels, so that equal radii
             are equal numbers; "voxel" is the finest step between taps.
-        support: radius, in voxels, at which the first tap outside the window along a finest axis would lie.
+        support: radius, in voxels, at which the first tap outside the window along a finest axis would lie (and at least one
+            voxel beyond the innermost shell).
     """
 
-    index: np.ndarray
+    tap_shell: np.ndarray
     squared_radii: np.ndarray
     support: float
 
@@ -34,16 +35,16 @@ class Shells(NamedTuple):
     @property
     def counts(self) -> np.ndarray:
         """Number of taps on each shell, shape ``(shells,)``."""
-        return np.bincount(self.index.ravel(), minlength=len(self.squared_radii))
+        return np.bincount(self.tap_shell.ravel(), minlength=len(self.squared_radii))
 
 
 def tap_spacing(
-    spatial_dims: int, spacing: Sequence[float] | None = None, dilation: Sequence[int] | None = None
+    kernel_size: Sequence[int], spacing: Sequence[float] | None = None, dilation: Sequence[int] | None = None
 ) -> tuple[float, ...]:
-    """Distance of neighbouring taps along each axis, in units of the finest one.
+    """Distance of neighbouring taps along each axis, in units of the finest one along which there are any.
 
     Args:
-        spatial_dims: number of axes.
+        kernel_size: window length along each axis.
         spacing: voxel size in millimetres, one an axis; default 1.
         dilation: distance of neighbouring taps in voxels, one an axis; default 1.
 
@@ -51,17 +52,17 @@ def tap_spacing(
         ConfigurationError: when a spacing is not positive or the lengths do not fit.
 
     Example:
-        >>> tap_spacing(3, spacing=(0.5, 0.5, 1.5)), tap_spacing(2, dilation=(1, 2))
+        >>> tap_spacing((3, 3, 3), spacing=(0.5, 0.5, 1.5)), tap_spacing((3, 3), dilation=(1, 2))
         ((1.0, 1.0, 3.0), (1.0, 2.0))
     """
-    spacing = (1.0,) * spatial_dims if spacing is None else tuple(float(s) for s in spacing)
-    dilation = (1,) * spatial_dims if dilation is None else tuple(dilation)
-    if len(spacing) != spatial_dims or not all(np.isfinite(s) and s > 0 for s in spacing):
-        raise ConfigurationError(
-            f"spacing={spacing} does not fit: give {spatial_dims} positive voxel sizes in millimetres."
-        )
+    dims = len(kernel_size)
+    spacing = (1.0,) * dims if spacing is None else tuple(float(s) for s in spacing)
+    dilation = (1,) * dims if dilation is None else tuple(dilation)
+    if len(spacing) != dims or not all(np.isfinite(s) and s > 0 for s in spacing):
+        raise ConfigurationError(f"spacing={spacing} does not fit: give {dims} positive voxel sizes in millimetres.")
     steps = [s * d for s, d in zip(spacing, dilation)]
-    return tuple(round(step / min(steps), 6) for step in steps)
+    finest = min([step for step, k in zip(steps, kernel_size) if k > 1], default=min(steps))
+    return tuple(round(step / finest, 6) for step in steps)
 
 
 def tap_coordinates(kernel_size: Sequence[int], steps: Sequence[float] | None = None) -> np.ndarray:
@@ -105,5 +106,7 @@ def kernel_shells(kernel_size: Sequence[int], steps: Sequence[float] | None = No
         raise ConfigurationError(f"kernel_size={tuple(kernel_size)} is impossible: every length must be at least 1.")
     squared = (tap_coordinates(kernel_size, steps) ** 2).sum(-1)
     keys, index = np.unique(np.round(squared * UNITS_PER_SQUARED_VOXEL).astype(np.int64), return_inverse=True)
-    support = max((k + 1) / 2 for k, s in zip(kernel_size, steps) if s == min(steps))
+    finest = min([s for s, k in zip(steps, kernel_size) if k > 1], default=min(steps))
+    support = max((k + 1) / 2 * s for k, s in zip(kernel_size, steps) if s == finest)
+    support = max(support, float(np.sqrt(keys[0] / UNITS_PER_SQUARED_VOXEL)) + 1)
     return Shells(index.reshape(tuple(kernel_size)), keys, support)

@@ -82,6 +82,13 @@ def test_lists_that_are_no_use(dataset, change, match):
         engines.check_decathlon(root)
 
 
+def test_more_processes_than_cases(dataset):
+    root, _ = dataset
+    engines.check_decathlon(root, num_processes=1)
+    with refused("'training' .* has 1 for 2 processes: start at most 1"):
+        engines.check_decathlon(root, num_processes=2)
+
+
 @pytest.mark.parametrize(("text", "match"), [("{", "not readable as JSON"), ("[]", "must be an object")])
 def test_a_dataset_json_that_is_none(dataset, text, match):
     root, _ = dataset
@@ -94,7 +101,10 @@ def test_a_dataset_json_that_is_none(dataset, text, match):
     ("network", "match"),
     [
         ({"spatial_dims": 2, "in_channels": 1, "out_channels": 3}, "3 spatial axes .* works on 2"),
-        ({"spatial_dims": 3, "in_channels": 4, "out_channels": 3}, "1 channel and the network reads 4: give --in_channels 1"),
+        (
+            {"spatial_dims": 3, "in_channels": 4, "out_channels": 3},
+            "1 channel and the network reads 4: give --in_channels 1",
+        ),
         ({"spatial_dims": 3, "in_channels": 1, "out_channels": 2}, "0 to 2 .* give --out_channels 3"),
     ],
 )

@@ -109,6 +109,14 @@ def test_a_lost_best_model_is_written_again(tmp_path):
     assert (tmp_path / "model.pt").is_file()
 
 
+def test_every_validation_is_a_line(tmp_path, capsys):
+    train(tmp_path, epochs=2)
+    printed = capsys.readouterr()
+    for epoch in (1, 2):
+        assert f"epoch {epoch}: loss" in printed.out
+    assert "8/8" in printed.err
+
+
 def test_a_finished_training_does_nothing_and_can_be_continued(tmp_path):
     train(tmp_path, epochs=2)
     assert train(tmp_path, epochs=2)[-1] == []

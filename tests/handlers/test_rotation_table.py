@@ -93,9 +93,7 @@ def test_files_hold_what_was_measured(tmp_path):
 
 
 def test_views_can_be_few(tmp_path):
-    table = RotationTable(
-        *make_evaluator(Brightness(), 3), tmp_path, spatial_dims=3, angle_step=0, group_elements=5
-    )
+    table = RotationTable(*make_evaluator(Brightness(), 3), tmp_path, spatial_dims=3, angle_step=0, group_elements=5)
     assert len(table.views) == 5
     assert table.views[0].family == "upright"
     assert len({view.matrix.tobytes() for view in table.views}) == 5
@@ -116,12 +114,20 @@ def test_the_evaluator_is_upright_again_and_speaks_as_before(tmp_path):
     assert len(ticks) == 2
 
 
-def test_another_run_can_be_drawn_beside_it(tmp_path):
+def test_axes_of_unlike_spacing_are_not_exchanged(tmp_path):
+    evaluator, prepare_batch = make_evaluator(Brightness(), 3)
+    table = RotationTable(evaluator, prepare_batch, tmp_path, spatial_dims=3, angle_step=0, spacing=(1, 1, 3))
+    assert len(table.views) == 16
+    assert all(abs(view.matrix[2, 2]) == 1 for view in table.views)
+
+
+def test_another_run_can_be_shown_beside_it(tmp_path, capsys):
     RotationTable(*make_evaluator(UpperHalf()), tmp_path / "a", spatial_dims=2, angle_step=60).run()
     other = {"upper half": str(tmp_path / "a" / "rotation_views.csv")}
     RotationTable(*make_evaluator(Brightness()), tmp_path / "b", spatial_dims=2, angle_step=60, compare=other).run()
     alone, together = ((tmp_path / name / "rotation_table.png").stat().st_size for name in "ab")
     assert together > alone
+    assert "\nupper half\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ class GMRResidualUnit(nn.Module):
         factors = _ntuple(spatial_dims)(strides)
         strided = any(factor != 1 for factor in factors)
         self.resample = GMRDownsample(spatial_dims, factors) if strided else nn.Identity()
-        self.residual = nn.Identity()
+        self.residual: nn.Module = nn.Identity()
         if strided or in_channels != out_channels:
             self.residual = make_convolution("plain", spatial_dims, in_channels, out_channels, 1, bias=bias)
         self.conv = nn.Sequential()

@@ -1,6 +1,7 @@
 """Blocks of :class:`GMRResNet`: resampling before the convolutions, activation after the sum."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from monai.networks.layers.utils import get_act_layer
@@ -65,7 +66,7 @@ class GMRResNetBlock(nn.Module):
         )
         windows: list = [1, kernel_size, 1] if bottleneck else [kernel_size, kernel_size]
         self.downsample = make_downsample(downsample, spatial_dims) if stride > 1 else nn.Identity()
-        common = {"norm": norm, "bias": False}
+        common: dict[str, Any] = {"norm": norm, "bias": False}
         self.convs = nn.Sequential()
         for i, window in enumerate(windows):
             last = i == len(windows) - 1
@@ -87,6 +88,10 @@ class GMRResNetBlock(nn.Module):
                 spatial_dims, in_channels, widths[-1], kernel_size=1, act=None, conv="plain", **common
             )
         self.act = get_act_layer(act)
+
+    def last_norm(self) -> nn.Module:
+        """The norm before the sum; started at zero it makes a fresh block pass its input on."""
+        return self.convs[-1].get_submodule("adn.N")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(batch, in_channels, *spatial)`` to ``(batch, channels * expansion, *ceil(spatial / stride))``."""

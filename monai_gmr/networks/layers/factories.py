@@ -53,8 +53,12 @@ def make_convolution(
         Conv2d(1, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
     """
     check_choice("conv", conv, tuple(CONVOLUTIONS))
-    options = {"gmr": {"rings": rings, "spacing": spacing}, "sre": {"spacing": spacing}, "plain": {}}[conv]
-    return Conv[CONVOLUTIONS[conv], spatial_dims](in_channels, out_channels, kernel_size, **options, **kwargs)
+    options: dict[str, dict[str, Any]] = {
+        "gmr": {"rings": rings, "spacing": spacing},
+        "sre": {"spacing": spacing},
+        "plain": {},
+    }
+    return Conv[CONVOLUTIONS[conv], spatial_dims](in_channels, out_channels, kernel_size, **options[conv], **kwargs)
 
 
 def _by_dimension(name: str, classes: dict[int, Any]) -> Callable[[int], Any]:
@@ -76,7 +80,7 @@ def register_layers() -> None:
         >>> Conv["GMR", 3].__name__, Conv["GMRTRANS", 2].__name__, Conv["SRE", 2].__name__
         ('GMRConv3d', 'GMRConvTranspose2d', 'SREConv2d')
     """
-    convolutions = {
+    convolutions: dict[str, dict[int, Any]] = {
         "GMR": {1: GMRConv1d, 2: GMRConv2d, 3: GMRConv3d},
         "GMRTRANS": {1: GMRConvTranspose1d, 2: GMRConvTranspose2d, 3: GMRConvTranspose3d},
         "SRE": {2: SREConv2d, 3: SREConv3d},

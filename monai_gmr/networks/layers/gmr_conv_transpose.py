@@ -84,7 +84,7 @@ class GMRConvTransposeNd(RingConvNd):
             self._check_input(input)
         spatial = list(input.shape)[input.dim() - dims :]
         padding = [self._margin(axis) for axis in range(dims)]
-        extra = [p for p in self.output_padding]
+        extra = list(self.output_padding)
         if output_size is not None:
             target = output_size[len(output_size) - dims :]
             for axis in range(dims):

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.modules.utils import _ntuple
 
 from monai_gmr.ops import symmetric_downsample, symmetric_upsample
+from monai_gmr.ops.resample import apply_along_axis, window_matrix
 from monai_gmr.utils import ConfigurationError
 
 
@@ -186,17 +187,8 @@ class GMRAvgPool(SymmetricPoolNd):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(batch, channels, *spatial)`` to ``(batch, channels, *ceil(spatial / stride))`` for ``kernel_size = stride``."""
         kernel, padding = self._window(x)
-        ones = torch.ones_like(x[:1, :1])
-        return self._sum(x, kernel, padding) / self._sum(ones, kernel, padding)
-
-    def _sum(self, x: torch.Tensor, kernel: list[int], padding: list[int]) -> torch.Tensor:
-        if max(padding) > 0:
-            reverse: list[int] = []
-            for p in padding:
-                reverse = [p, p] + reverse
-            x = F.pad(x, reverse)
-        if len(kernel) == 1:
-            return F.avg_pool1d(x, kernel, self.stride)
-        if len(kernel) == 2:
-            return F.avg_pool2d(x, kernel, self.stride)
-        return F.avg_pool3d(x, kernel, self.stride)
+        for i in range(len(kernel)):
+            axis = i - len(kernel)
+            matrix = window_matrix(x.shape[axis], kernel[i], self.stride[i], padding[i], x)
+            x = apply_along_axis(x, matrix, axis)
+        return x

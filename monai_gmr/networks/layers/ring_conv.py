@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,6 +37,12 @@ class RingConvNd(nn.Module):
 
     spatial_dims: int
     transposed: bool
+    shells: torch.Tensor
+    squared_radii: torch.Tensor
+    counts: torch.Tensor
+    masks: torch.Tensor
+    sigma_floor: float
+    support: float
 
     def __init__(
         self,
@@ -66,7 +73,7 @@ class RingConvNd(nn.Module):
         self.spacing = spacing if spacing is None else tuple(float(s) for s in spacing)
         self._check_arguments(dtype)
 
-        steps = tap_spacing(spatial_dims, self.spacing, self.dilation)
+        steps = tap_spacing(self.kernel_size, self.spacing, self.dilation)
         shells = kernel_shells(self.kernel_size, steps)
         self.support = float(shells.support)
         self.num_rings = default_num_rings(shells) if num_rings is None else num_rings
@@ -81,7 +88,7 @@ class RingConvNd(nn.Module):
                     stacklevel=4,
                 )
         # integers: no cast to half precision, and none in a state dict
-        self.register_buffer("shells", torch.as_tensor(shells.index), persistent=False)
+        self.register_buffer("shells", torch.as_tensor(shells.tap_shell), persistent=False)
         self.register_buffer("squared_radii", torch.as_tensor(shells.squared_radii), persistent=False)
         self.register_buffer("counts", torch.as_tensor(shells.counts), persistent=False)
         self.register_buffer("masks", torch.as_tensor(ring_masks(shells, self.num_rings)), persistent=False)
@@ -156,7 +163,7 @@ class RingConvNd(nn.Module):
         """The kernel over its taps, of the shape that ``torch.nn.ConvNd.weight`` has."""
         return dense_kernel(self.weight, self.basis(), self.shells)
 
-    def _dense_copy(self, convolution: nn.Module) -> nn.Module:
+    def _dense_copy(self, convolution: Any) -> nn.Module:
         with torch.no_grad():
             convolution.weight.copy_(self.dense_kernel())
             if self.bias is not None:

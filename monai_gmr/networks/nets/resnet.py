@@ -103,9 +103,8 @@ class GMRResNet(nn.Module):
         if zero_init_residual:
             for module in self.modules():
                 if isinstance(module, GMRResNetBlock):
-                    last_norm = getattr(module.convs[-1].adn, "N", None)
-                    if getattr(last_norm, "weight", None) is not None:
-                        nn.init.zeros_(last_norm.weight)
+                    for parameter in module.last_norm().parameters():
+                        nn.init.zeros_(parameter)
         self.dropout = nn.Dropout(dropout)
         self.fc: nn.Module = nn.Linear(channels, num_classes) if feed_forward else nn.Identity()
 

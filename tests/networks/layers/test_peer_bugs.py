@@ -32,19 +32,14 @@ SIZES = {1: (11,), 2: (9, 12), 3: (6, 7, 9)}
 
 def random_input(spatial_dims, channels=2, dtype=torch.float32, batch=(2,)):
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(*batch, channels, *SIZES[spatial_dims], generator=generator, dtype=torch.float64).to(
-        dtype
-    )
+    return torch.randn(*batch, channels, *SIZES[spatial_dims], generator=generator, dtype=torch.float64).to(dtype)
 
 
 def symmetry_error(module, x, spatial_dims):
     """Largest deviation from ``f(g x) = g f(x)`` over the point group, relative to the largest output."""
     with torch.no_grad():
         y = module(x)
-        errors = [
-            (module(transform_grid(x, g)) - transform_grid(y, g)).abs().max()
-            for g in point_group(spatial_dims)
-        ]
+        errors = [(module(transform_grid(x, g)) - transform_grid(y, g)).abs().max() for g in point_group(spatial_dims)]
     return float(max(errors) / y.abs().max())
 
 
@@ -157,9 +152,7 @@ print(tuple(GMRConv2d(1, 2, 3)(torch.ones(1, 1, 5, 5)).shape))
 @pytest.mark.parametrize(("spatial_dims", "kernel_size"), [(1, 3), (2, 5), (3, 3)])
 @pytest.mark.parametrize("training", [True, False])
 def test_padding_mode_is_obeyed(spatial_dims, kernel_size, padding_mode, rings, training):
-    layer = CONV[spatial_dims](
-        2, 3, kernel_size, padding=kernel_size // 2, padding_mode=padding_mode, rings=rings
-    )
+    layer = CONV[spatial_dims](2, 3, kernel_size, padding=kernel_size // 2, padding_mode=padding_mode, rings=rings)
     layer.train(training)
     x = random_input(spatial_dims)
     assert relative_error(layer(x), scipy_convolution(layer, x)) < 1e-5

@@ -27,9 +27,7 @@ SIZES = {1: (11,), 2: (9, 12), 3: (6, 7, 9)}
 
 def random_input(spatial_dims, channels=2, dtype=torch.float32, batch=(2,)):
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(*batch, channels, *SIZES[spatial_dims], generator=generator, dtype=torch.float64).to(
-        dtype
-    )
+    return torch.randn(*batch, channels, *SIZES[spatial_dims], generator=generator, dtype=torch.float64).to(dtype)
 
 
 # Caches.
@@ -51,9 +49,7 @@ LAYERS = {
 def build(name):
     spatial_dims, rings, transposed = LAYERS[name]
     layer = TRANSPOSED[spatial_dims] if transposed else CONV[spatial_dims]
-    return layer(2, 3, 4 if transposed else 5, 2 if transposed else 1, rings=rings), random_input(
-        spatial_dims
-    )
+    return layer(2, 3, 4 if transposed else 5, 2 if transposed else 1, rings=rings), random_input(spatial_dims)
 
 
 @pytest.mark.parametrize("name", LAYERS)

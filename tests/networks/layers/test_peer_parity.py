@@ -33,9 +33,7 @@ def reference():
 
 def layer_and_case(reference, peer, case, dtype):
     """Our layer with the parameters of a case, and the arrays of the case."""
-    arrays = {
-        key.split("/")[1]: v.to(dtype) for key, v in reference[peer].items() if key.startswith(case + "/")
-    }
+    arrays = {key.split("/")[1]: v.to(dtype) for key, v in reference[peer].items() if key.startswith(case + "/")}
     spatial_dims, kernel_size = int(case[0]), int(case.split("_")[1][1:])
     stride, dilation = 1 + case.endswith("stride2"), 1 + case.endswith("dilation2")
     options = {"rings": "indexed"} if peer == "gmr_conv" else {}

@@ -1,0 +1,215 @@
+"""The segmentation bundle trains, resumes, evaluates and predicts on tiny phantoms, and refuses what it cannot do."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow, run, verify_metadata, verify_net_in_out
+from monai.utils import set_determinism
+
+from monai_gmr.data import write_phantoms
+
+BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "volume_segmentation_gmr_unet"
+CONFIGS = BUNDLE / "configs"
+NETWORK = {"features": [4, 6]}
+SMALL = {**NETWORK, "patch_size": [16, 16, 16], "samples_per_case": 1, "val_interval": 1}
+
+
+@pytest.fixture(scope="module")
+def dataset_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(folder, 4, 2, 2, (16, 17, 18), progress=False)
+    return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def clean_process(monkeypatch):
+    """A run in this process must not leave its seeds, its hook or its settings behind."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    yield
+    set_determinism(None)
+
+
+def run_config(name, **settings):
+    run(config_file=str(CONFIGS / f"{name}.yaml"), logging_file=False, **settings)
+
+
+@pytest.fixture(scope="module")
+def trained(dataset_dir, tmp_path_factory):
+    """A directory with the checkpoints of a two-epoch training."""
+    folder = str(tmp_path_factory.mktemp("trained"))
+    run_config("train", dataset_dir=dataset_dir, ckpt_dir=folder, output_dir=folder, epochs=2, **SMALL)
+    return folder
+
+
+def command_line(*arguments, name="train", wait=True, overlay=()):
+    """``python -m monai.bundle run``, as typed in a terminal, in a directory that is not the repository."""
+    files = [str(CONFIGS / f"{file}.yaml") for file in (name, *overlay)]
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files) if overlay else files[0]]
+    command += [str(argument) for argument in arguments]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": "/"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("MONAI_GMR_TRACEBACK", None)
+    process = subprocess.Popen(command, env=environment, **options)
+    return process if not wait else (process, *process.communicate(timeout=240))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("train", "train"), ("evaluate", "eval"), ("inference", "infer")])
+def test_monai_finds_all_properties(name, kind, dataset_dir, trained):
+    workflow = ConfigWorkflow(
+        str(CONFIGS / f"{name}.yaml"),
+        workflow_type=kind,
+        logging_file=False,
+        dataset_dir=dataset_dir,
+        ckpt_dir=trained,
+        **NETWORK,
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    assert workflow.bundle_root == str(BUNDLE)
+
+
+def test_the_network_is_what_the_metadata_say():
+    verify_net_in_out("network_def", str(CONFIGS / "metadata.json"), str(CONFIGS / "train.yaml"), device="cpu")
+
+
+def test_metadata_follow_a_schema(tmp_path):
+    metadata = json.loads((CONFIGS / "metadata.json").read_text())
+    needed = ["schema", "version", "changelog", "monai_version", "pytorch_version", "numpy_version", "task"]
+    needed += ["required_packages_version", "description", "authors", "copyright", "network_data_format"]
+    # what MONAI's own schema, which is only to be had from the network, asks for
+    versions = {"type": "object", "additionalProperties": {"type": "string"}}
+    schema = {
+        "type": "object",
+        "properties": {
+            **{name: {"type": "string", "minLength": 1} for name in needed},
+            "changelog": {**versions, "required": [metadata["version"]]},
+            "required_packages_version": versions,
+            "network_data_format": {"type": "object", "required": ["inputs", "outputs"]},
+        },
+        "required": needed,
+    }
+    path = tmp_path / "schema.json"
+    path.write_text(json.dumps(schema))
+    verify_metadata(str(CONFIGS / "metadata.json"), filepath=str(path))
+
+
+def test_licence_and_readme_are_there():
+    assert "Apache License" in (BUNDLE / "LICENSE").read_text()
+    assert "## Results" in (BUNDLE / "docs" / "README.md").read_text()
+
+
+def test_network_settings_are_the_same_in_every_config():
+    configs = [ConfigParser.load_config_file(CONFIGS / f"{name}.yaml") for name in ("train", "evaluate", "inference")]
+    for key in (
+        "network_def",
+        "network",
+        "in_channels",
+        "out_channels",
+        "conv",
+        "features",
+        "kernel_sizes",
+        "rings",
+        "spacing",
+    ):
+        assert configs[0][key] == configs[1][key] == configs[2][key], key
+
+
+def test_training_leaves_a_best_and_a_newest_checkpoint(trained):
+    newest = torch.load(Path(trained) / "newest.pt", weights_only=True)
+    assert set(newest) == {"model", "optimizer", "lr_scheduler", "trainer", "best"}
+    assert newest["trainer"]["max_epochs"] == 2
+    assert (Path(trained) / "model.pt").is_file()
+
+
+def test_evaluation_ends_in_a_table_that_does_not_move_on_the_grid(dataset_dir, trained, tmp_path, capsys):
+    run_config(
+        "evaluate", dataset_dir=dataset_dir, ckpt_dir=trained, output_dir=str(tmp_path), angle_step=60, **NETWORK
+    )
+    with open(tmp_path / "rotation_table.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    group = [row for row in rows if row["family"] == "group"]
+    assert {row["metric"] for row in group} == {"mean_dice_in_ball", "mean_dice"}
+    # one voxel that float rounding carries across a border moves the Dice of a small volume by less than this
+    assert all(int(row["views"]) == 48 and float(row["spread"]) < 2e-3 for row in group)
+    assert (tmp_path / "rotation_table.png").is_file()
+    assert "mean_dice_in_ball  group" in capsys.readouterr().out
+
+
+def test_predictions_are_labels_in_the_geometry_of_the_image(dataset_dir, trained, tmp_path):
+    run_config("inference", dataset_dir=dataset_dir, ckpt_dir=trained, output_dir=str(tmp_path), **NETWORK)
+    images = sorted((Path(dataset_dir) / "imagesTr").glob("*.nii.gz"))[-2:]
+    for image in images:
+        prediction = nib.load(tmp_path / image.name.replace(".nii.gz", "_seg.nii.gz"))
+        assert prediction.shape == (16, 17, 18)
+        np.testing.assert_allclose(prediction.affine, nib.load(image).affine)
+        assert prediction.get_data_dtype() == np.uint8
+    folder = tmp_path / "from_folder"
+    run_config("inference", input=str(images[0].parent), ckpt_dir=trained, output_dir=str(folder), **NETWORK)
+    assert len(list(folder.glob("*_seg.nii.gz"))) == 8
+
+
+def test_a_killed_training_resumes_and_ends_like_an_uninterrupted_one(dataset_dir, tmp_path):
+    settings = ["--dataset_dir", dataset_dir, "--epochs", 8, "--output_dir", tmp_path]
+    settings += [part for name, value in SMALL.items() for part in (f"--{name}", value)]
+    broken, whole = tmp_path / "broken" / "newest.pt", tmp_path / "whole" / "newest.pt"
+    process = command_line(*settings, "--ckpt_dir", broken.parent, wait=False)
+    deadline = time.monotonic() + 120
+    while not broken.is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    done = torch.load(broken, weights_only=True)["trainer"]["iteration"]
+    assert 0 < done < 8 * 2
+    process, out, err = command_line(*settings, "--ckpt_dir", broken.parent)
+    assert process.returncode == 0, err
+    assert f"after epoch {done // 2} of 8" in out
+    process, out, err = command_line(*settings, "--ckpt_dir", whole.parent)
+    assert "Resumed" not in out
+    found, expected = (torch.load(path, weights_only=True) for path in (broken, whole))
+    assert found["trainer"]["iteration"] == expected["trainer"]["iteration"] == 16
+    assert found["best"] == expected["best"]
+    for name, tensor in expected["model"].items():
+        assert torch.equal(found["model"][name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (("--epohcs", 3), "error: --epohcs is no setting of this config: did you mean --epochs?"),
+        (("--dataset_dir", "/nowhere"), "error: dataset_dir=/nowhere does not exist: give a folder in"),
+        (("--rings", "gausian", "--epochs", 1), "error: rings='gausian'"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence_in_the_terminal(arguments, match, dataset_dir, tmp_path):
+    if "--dataset_dir" not in arguments:
+        arguments = (*arguments, "--dataset_dir", dataset_dir)
+    process, _, err = command_line(*arguments, "--ckpt_dir", tmp_path)
+    assert process.returncode == 1
+    assert err.splitlines()[-1].startswith(match)
+    assert "Traceback" not in err
+
+
+def test_two_processes_train_together(dataset_dir, tmp_path):
+    files = f"['{CONFIGS / 'train.yaml'}','{CONFIGS / 'multi_gpu_train.yaml'}']"
+    settings = {**SMALL, "dataset_dir": dataset_dir, "epochs": 1, "ckpt_dir": tmp_path, "output_dir": tmp_path}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2"]
+    command += ["-m", "monai.bundle", "run", "--config_file", files]
+    command += [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/", timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    # four cases in batches of two over two processes: one iteration, and names without the wrapper's "module."
+    newest = torch.load(tmp_path / "newest.pt", weights_only=True)
+    assert newest["trainer"]["iteration"] == 1
+    assert not any(name.startswith("module.") for name in newest["model"])

@@ -1,0 +1,184 @@
+"""Every net turns its answer with its image, exactly: every element of D4 and Oh, every size, both modes, before and
+after training."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from torch import nn
+from torch.nn import functional
+
+from monai_gmr.metrics import check_equivariance, equivariance_error
+from monai_gmr.networks.nets import GMRResNet, GMRUNet, gmr_resnet18, gmr_resnet34, gmr_resnet50
+
+TOLERANCE = 1e-5
+NETS = ("basic", "bottleneck", "unet", "unet deep supervision")
+MODES = pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+STEPS = pytest.mark.parametrize("steps", [0, 50])
+EVERY_NET = pytest.mark.parametrize("kind", NETS)
+SIZES_2D = [(n, n) for n in range(17, 41)]
+PAIRS_2D = [(17, 40), (31, 18), (24, 37), (22, 36)]
+SIZES_3D = [(17, 20, 23), (24, 24, 24), (16, 21, 32)]
+
+
+def images(batch: int, *size: int, seed: int = 0) -> torch.Tensor:
+    """Smooth noise of unlike contrasts. Unlike white noise, whose features are nearly alike everywhere, it gives batch
+    normalisation a variance to divide by that is not itself rounding."""
+    noise = np.random.default_rng(seed).standard_normal((batch, 1, *size))
+    smooth = ndimage.gaussian_filter(noise, (0, 0, *(1.5,) * len(size)))
+    contrast = np.linspace(0.5, 1.5, batch).reshape(-1, *(1,) * (len(size) + 1))
+    return torch.as_tensor(contrast * smooth / smooth.std(), dtype=torch.float32)
+
+
+def build(kind: str, dims: int, **arguments) -> nn.Module:
+    torch.manual_seed(0)
+    if kind.startswith("unet"):
+        features = (4, 6, 8) if dims == 2 else (3, 4, 5)
+        return GMRUNet(dims, 1, 2, features, deep_supervision="deep" in kind, **arguments)
+    windows = (9, 9, 5, 5) if dims == 2 else (5, 3, 3, 3)
+    arguments = {"layers": (1, 1, 1, 1), "width": 4 if dims == 2 else 2, "kernel_sizes": windows} | arguments
+    return GMRResNet(dims, 1, 3, block=kind, **arguments)
+
+
+def fit(net: nn.Module, dims: int, steps: int) -> None:
+    """Teach images that are not turned: labels at random, or the image itself."""
+    optimiser = torch.optim.Adam(net.parameters(), 3e-3)
+    net.train()
+    for step in range(steps):
+        x = images(4 if dims == 2 else 2, *(17, 20, 18)[:dims], seed=step)
+        answers = net(x)
+        if isinstance(answers, list):
+            loss = sum(functional.mse_loss(a, nn.functional.interpolate(x, a.shape[2:]).expand_as(a)) for a in answers)
+        elif answers.ndim == 2:
+            loss = functional.cross_entropy(answers, torch.arange(len(x)) % 3)
+        else:
+            loss = functional.mse_loss(answers, x.expand_as(answers))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+
+@lru_cache(maxsize=4)
+def trained(kind: str, dims: int, rings: str, steps: int) -> nn.Module:
+    net = build(kind, dims, rings=rings)
+    untouched = [parameter.detach().clone() for parameter in net.parameters()]
+    fit(net, dims, steps)
+    moved = [not torch.equal(p, u) for p, u in zip(net.parameters(), untouched)]
+    assert all(moved) if steps else not any(moved)
+    return net
+
+
+def worst(net: nn.Module, batch: int, sizes: list[tuple[int, ...]]) -> tuple[float, tuple[int, ...]]:
+    """The worst error over sizes, and where it is; the full group is asked."""
+    found = []
+    for size in sizes:
+        errors = equivariance_error(net, images(batch, *size))
+        assert len(errors.views) == (8 if len(size) == 2 else 48)
+        found.append((errors.worst, size))
+    return max(found)
+
+
+@EVERY_NET
+@STEPS
+@MODES
+def test_2d_every_size(kind, steps, training):
+    error, size = worst(trained(kind, 2, "gaussian", steps).train(training), 4, SIZES_2D + PAIRS_2D)
+    assert error <= TOLERANCE, size
+
+
+@EVERY_NET
+@pytest.mark.parametrize("rings", ["indexed", "hard"])
+@STEPS
+def test_2d_every_kind_of_rings(kind, rings, steps):
+    for training in (False, True):
+        net = trained(kind, 2, rings, steps).train(training)
+        error, size = worst(net, 4, [(17, 17), (24, 24), (32, 32), (40, 40), *PAIRS_2D])
+        assert error <= TOLERANCE, (size, training)
+
+
+@EVERY_NET
+@STEPS
+@MODES
+def test_3d(kind, steps, training):
+    error, size = worst(trained(kind, 3, "gaussian", steps).train(training), 2, SIZES_3D)
+    assert error <= TOLERANCE, size
+
+
+@EVERY_NET
+@pytest.mark.parametrize("rings", ["indexed", "hard"])
+@STEPS
+def test_3d_every_kind_of_rings(kind, rings, steps):
+    for training in (False, True):
+        error, size = worst(trained(kind, 3, rings, steps).train(training), 2, SIZES_3D[:1])
+        assert error <= TOLERANCE, (size, training)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_deep_supervision_is_asked_at_every_level(dims):
+    net = build("unet deep supervision", dims).train()
+    x = images(2, *(17, 20, 23)[:dims])
+    assert [tuple(a.shape[2:]) for a in net(x)] == [(17, 20, 23)[:dims], (9, 10, 12)[:dims]]
+    assert isinstance(net.eval()(x), torch.Tensor)
+
+
+@pytest.mark.parametrize("make", [gmr_resnet18, gmr_resnet34, gmr_resnet50])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_full_depth_in_float64(make, dims):
+    """Batch statistics of a deep untrained net amplify rounding; in float64 what is left is the symmetry itself."""
+    torch.manual_seed(0)
+    arguments = {} if dims == 2 else {"kernel_sizes": 3, "stem_kernel_size": 3}
+    net = make(dims, 1, 3, width=4 if dims == 2 else 2, **arguments).double()
+    for training in (False, True):
+        for size in [(17, 17), (32, 37)] if dims == 2 else [(17, 16, 20)]:
+            errors = equivariance_error(net.train(training), images(2, *size).double())
+            assert errors.worst < 1e-10, (size, training)
+
+
+@pytest.mark.parametrize("size", [(40, 40), (33, 48)])
+@MODES
+def test_full_depth_in_float32(size, training):
+    torch.manual_seed(0)
+    net = gmr_resnet18(2, 1, 3, width=16).train(training)
+    assert equivariance_error(net, images(8, *size)).worst <= TOLERANCE
+
+
+@EVERY_NET
+@pytest.mark.parametrize("downsample", ["avg", "max"])
+def test_other_ways_down(kind, downsample):
+    error, size = worst(build(kind, 2, downsample=downsample), 4, [(n, n + 3) for n in range(17, 30)])
+    assert error <= TOLERANCE, size
+
+
+@EVERY_NET
+def test_sre(kind):
+    error, size = worst(build(kind, 2, conv="sre"), 4, [(17, 17), (24, 37), (32, 32)])
+    assert error <= TOLERANCE, size
+
+
+@EVERY_NET
+def test_anisotropic_voxels_keep_the_group_of_their_spacing(kind):
+    spacing = (1.0, 1.0, 3.0)
+    net = build(kind, 3, spacing=spacing).eval()
+    x = images(2, 17, 20, 18)
+    assert len(equivariance_error(net, x, spacing=spacing).views) == 16
+    assert equivariance_error(net, x, spacing=spacing).worst <= TOLERANCE
+    fit(net, 3, 3)
+    assert equivariance_error(net.eval(), x).worst > 10 * TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["basic", "unet"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_no_module_breaks_the_symmetry(kind, dims):
+    report = check_equivariance(build(kind, dims), [(18,), (17, 20, 23)[:dims]])
+    assert report.broken == (), str(report)
+
+
+@EVERY_NET
+def test_plain_baseline_is_not_exact(kind):
+    """What the tests above would say of a net that is not."""
+    arguments = {"conv": "plain", "kernel_sizes": 3}
+    assert worst(build(kind, 2, **arguments).train(), 4, [(24, 24)])[0] > 1e-2
