@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import Dataset
-from monai.transforms import LoadImaged
+from monai.transforms import LoadImaged, Transform
 
 from monai_gmr.data.medmnist import MedMNISTCacheDataset
 from monai_gmr.utils import ConfigurationError
 
-IMAGE_SUFFIXES = (".nii", ".nii.gz", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy", ".dcm")
+IMAGE_SUFFIXES = (".nii", ".nii.gz", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy")
 
 
 def check_data(
@@ -125,6 +125,21 @@ def network_shape(
     return {"in_channels": 1 if grey else data.num_channels, "num_classes": data.num_classes}
 
 
+class _ReadImage(Transform):
+    """Read the image file that an item names; one sentence where it is none."""
+
+    def __init__(self) -> None:
+        self.reader = LoadImaged(keys="image", image_only=True, ensure_channel_first=True)
+
+    def __call__(self, item: dict[str, str]) -> dict[str, Any]:
+        try:
+            return dict(self.reader(item))
+        except Exception as error:
+            raise ConfigurationError(
+                f"{item['image']} cannot be read as an image: take it out of the input."
+            ) from error
+
+
 def open_images(
     path: str | Path | None,
     dataset_dir: str | Path,
@@ -137,8 +152,7 @@ def open_images(
     """The images to predict: one file, those of a folder, or a section of a file of MedMNIST's layout.
 
     Args:
-        path: image file, or folder of them, in a format that MONAI's ``LoadImage`` reads by its name; ``None`` takes the
-            npz file instead.
+        path: image file, or folder of them; ``None`` takes the npz file instead.
         dataset_dir: as for :class:`monai_gmr.data.MedMNISTCacheDataset`, like the settings that follow.
         flag: a flag of medmnist or the name of a file.
         section: ``"training"``, ``"validation"`` or ``"test"``.
@@ -168,5 +182,4 @@ def open_images(
         raise ConfigurationError(
             f"input={root} holds no image: give a file or a folder of {', '.join(IMAGE_SUFFIXES)} files."
         )
-    reader = LoadImaged(keys="image", image_only=True, ensure_channel_first=True)
-    return Dataset([{"image": str(file)} for file in files], transform=reader)
+    return Dataset([{"image": str(file)} for file in files], transform=_ReadImage())

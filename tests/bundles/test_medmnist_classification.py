@@ -78,6 +78,17 @@ def test_the_configs_of_a_bundle_share_their_defaults(spatial_dims):
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_the_readme_tells_every_setting(spatial_dims):
+    readme = (BUNDLES[spatial_dims] / "docs" / "README.md").read_text(encoding="utf-8")
+    told = {name for line in readme.splitlines() if line.startswith("| `") for name in line.split("|")[1].split("`")}
+    for config in ("train", "evaluate", "inference"):
+        text = (BUNDLES[spatial_dims] / "configs" / f"{config}.yaml").read_text(encoding="utf-8")
+        settings = yaml.safe_load(text.partition("network_def:")[0].partition("bundle_root:")[2].partition("\n")[2])
+        # what the user does not set: where it runs, which of several processes it is, what the bundle is for
+        assert set(settings) - told <= {"device", "checkpoint", "main_process", "spatial_dims", "shape"}, config
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("config", ["train", "evaluate", "inference"])
 def test_network_fits_metadata_before_there_are_data(spatial_dims, config, tmp_path):
     configs = BUNDLES[spatial_dims] / "configs"
@@ -181,6 +192,9 @@ def test_images_in_a_folder_are_predicted_under_their_names(tmp_path):
     lines = (tmp_path / "predictions.csv").read_text().splitlines()
     assert lines[0] == "filename,class,probability_0,probability_1"
     assert [Path(line.split(",")[0]).name for line in lines[1:]] == [f"cell_{i}.npy" for i in range(3)]
+
+    (tmp_path / "cell_0.npy").write_text("no array")
+    assert "cell_0.npy cannot be read as an image" in refusal(2, "inference", **settings, input=str(tmp_path))
 
 
 @pytest.mark.parametrize(

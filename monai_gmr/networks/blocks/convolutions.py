@@ -58,7 +58,7 @@ class GMRConvolution(nn.Sequential):
         padding: voxels at both ends of an axis; default: what keeps the size.
         output_padding: must be ``None`` or 0: any other breaks the symmetry.
         conv: "gmr", "sre" or "plain".
-        rings, spacing: as in :class:`GMRConv2d`.
+        rings, spacing, padding_mode: as in :class:`GMRConv2d`.
 
     Raises:
         ConfigurationError: when arguments do not fit; one sentence that says what does.
@@ -91,6 +91,7 @@ class GMRConvolution(nn.Sequential):
         conv: str = "gmr",
         rings: str = "gaussian",
         spacing: Sequence[float] | None = None,
+        padding_mode: str = "zeros",
     ) -> None:
         super().__init__()
         if output_padding is not None and any(_ntuple(spatial_dims)(output_padding)):
@@ -111,6 +112,7 @@ class GMRConvolution(nn.Sequential):
             dilation=dilation,
             groups=groups,
             bias=bias,
+            padding_mode=padding_mode,
             rings=rings,
             spacing=spacing,
         )
@@ -132,7 +134,7 @@ class GMRResidualUnit(nn.Module):
         adn_ordering, act, norm, dropout, dropout_dim, dilation, bias: as in :class:`GMRConvolution`.
         last_conv_only: whether the last convolution goes without activation, dropout and normalisation.
         padding: voxels at both ends of an axis; default: what keeps the size.
-        conv, rings, spacing: as in :class:`GMRConvolution`.
+        conv, rings, spacing, padding_mode: as in :class:`GMRConvolution`.
 
     Example:
         >>> GMRResidualUnit(3, 2, 4, strides=2)(torch.rand(1, 2, 7, 8, 9)).shape
@@ -160,6 +162,7 @@ class GMRResidualUnit(nn.Module):
         conv: str = "gmr",
         rings: str = "gaussian",
         spacing: Sequence[float] | None = None,
+        padding_mode: str = "zeros",
     ) -> None:
         super().__init__()
         factors = _ntuple(spatial_dims)(strides)
@@ -187,6 +190,7 @@ class GMRResidualUnit(nn.Module):
                 conv=conv,
                 rings=rings,
                 spacing=spacing,
+                padding_mode=padding_mode,
             )
             self.conv.add_module(f"unit{unit:d}", block)
 

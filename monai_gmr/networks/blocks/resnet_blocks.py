@@ -37,7 +37,7 @@ class GMRResNetBlock(nn.Module):
         bottleneck: whether it is a bottleneck block, of expansion 4.
         downsample: "lowpass", "avg" or "max".
         act, norm: as in ``monai.networks.blocks.Convolution``.
-        conv, rings, spacing: as in :class:`GMRConvolution`.
+        conv, rings, spacing, padding_mode: as in :class:`GMRConvolution`.
 
     Example:
         >>> GMRResNetBlock(2, 8, 16, kernel_size=5, stride=2)(torch.rand(1, 8, 9, 12)).shape
@@ -58,6 +58,7 @@ class GMRResNetBlock(nn.Module):
         conv: str = "gmr",
         rings: str = "gaussian",
         spacing: Sequence[float] | None = None,
+        padding_mode: str = "zeros",
     ) -> None:
         super().__init__()
         expansion = 4 if bottleneck else 1
@@ -79,6 +80,7 @@ class GMRResNetBlock(nn.Module):
                 conv="plain" if window == 1 else conv,
                 rings=rings,
                 spacing=spacing,
+                padding_mode=padding_mode,
                 **common,
             )
             self.convs.add_module(f"conv{i + 1}", block)

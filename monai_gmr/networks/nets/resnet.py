@@ -37,6 +37,7 @@ class GMRResNet(nn.Module):
         feed_forward: whether there is a linear layer; without it the pooled features are the output.
         zero_init_residual: whether the last norm of each residual block starts at zero, so that a fresh net does not amplify rounding
             errors from block to block (Goyal et al., arXiv 1706.02677).
+        padding_mode: "zeros", or "replicate": slower, but closer at other angles where the image does not end inside the frame.
 
     Shape:
         - input: ``(batch, n_input_channels, *spatial)``, any sizes
@@ -74,6 +75,7 @@ class GMRResNet(nn.Module):
         dropout: float = 0.0,
         feed_forward: bool = True,
         zero_init_residual: bool = True,
+        padding_mode: str = "zeros",
     ) -> None:
         super().__init__()
         if spatial_dims not in DEFAULT_KERNEL_SIZES:
@@ -82,6 +84,7 @@ class GMRResNet(nn.Module):
         default = (3,) * len(layers) if conv == "plain" else DEFAULT_KERNEL_SIZES[spatial_dims]
         windows = kernel_size_per_level(default if kernel_sizes is None else kernel_sizes, len(layers), "layers")
         common: dict[str, Any] = {"conv": conv, "rings": rings, "spacing": spacing, "act": act, "norm": norm}
+        common["padding_mode"] = padding_mode
         self.spatial_dims, self.n_input_channels = spatial_dims, n_input_channels
         self.stem = GMRConvolution(
             spatial_dims, n_input_channels, width, kernel_size=stem_kernel_size, bias=False, **common

@@ -32,6 +32,7 @@ class GMRUNet(nn.Module):
         downsample: "lowpass" (anti-aliased), "avg" or "max".
         act, norm, bias, dropout: as in ``monai.networks.nets.BasicUNet``.
         deep_supervision: whether, in training, the outputs of the coarser levels are returned too.
+        padding_mode: "zeros", or "replicate": slower, but closer at other angles where the image does not end inside the frame.
 
     Shape:
         - input: ``(batch, in_channels, *spatial)``, any sizes of more than ``2 ** (levels - 1)`` voxels
@@ -66,6 +67,7 @@ class GMRUNet(nn.Module):
         bias: bool = True,
         dropout: float | tuple = 0.0,
         deep_supervision: bool = False,
+        padding_mode: str = "zeros",
     ) -> None:
         super().__init__()
         if spatial_dims not in DEFAULT_KERNEL_SIZE:
@@ -79,7 +81,7 @@ class GMRUNet(nn.Module):
         self.normalises_instances = (
             str(norm[0] if isinstance(norm, tuple | list) else norm).lower().startswith("instance")
         )
-        common: dict[str, Any] = {"conv": conv, "rings": rings, "spacing": spacing}
+        common: dict[str, Any] = {"conv": conv, "rings": rings, "spacing": spacing, "padding_mode": padding_mode}
         common |= {"act": act, "norm": norm, "bias": bias, "dropout": dropout or None}
 
         def two_convolutions(inputs: int, outputs: int, window: int | Sequence[int]) -> nn.Sequential:

@@ -56,9 +56,7 @@ def equivariance_error(net, x, group):
 # Sizes: the peer's ResNet18 is off by 2e-3 to .44 at 33, 50, 60 and 65.
 
 
-@pytest.mark.parametrize(
-    "size", [(32, 32), (33, 33), (50, 50), (60, 60), (64, 64), (65, 65), (50, 65), (33, 60)]
-)
+@pytest.mark.parametrize("size", [(32, 32), (33, 33), (50, 50), (60, 60), (64, 64), (65, 65), (50, 65), (33, 60)])
 @pytest.mark.parametrize("downsample", ["lowpass", "avg", "max"])
 def test_resnet_is_invariant_at_every_size(size, downsample):
     assert invariance_error(resnet(downsample=downsample), image(*size), point_group(2)) < 1e-5

@@ -1,0 +1,72 @@
+"""Blocks have the signatures and shapes of MONAI's, and are exact where MONAI's strides are not."""
+
+import inspect
+
+import pytest
+import torch
+from monai.networks.blocks import Convolution, ResidualUnit
+from torch import nn
+
+from monai_gmr.networks.blocks import GMRConvolution, GMRResidualUnit, GMRResNetBlock
+from monai_gmr.networks.layers import GMRConv2d, SREConv2d
+from monai_gmr.symmetry import point_group, transform_grid
+from monai_gmr.utils import ConfigurationError
+
+PAIRS = [(GMRConvolution, Convolution), (GMRResidualUnit, ResidualUnit)]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), PAIRS)
+def test_arguments_are_monais_in_their_order(ours, theirs):
+    expected = list(inspect.signature(theirs.__init__).parameters.values())
+    found = list(inspect.signature(ours.__init__).parameters.values())[: len(expected)]
+    assert [(p.name, p.default) for p in found] == [(p.name, p.default) for p in expected]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), PAIRS)
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"strides": 2}, {"kernel_size": 5, "act": "RELU", "norm": "BATCH"}, {"dilation": 2}, {"strides": (2, 1)}],
+)
+def test_shapes_are_monais(ours, theirs, arguments):
+    x = torch.rand(2, 3, 8, 12)
+    assert ours(2, 3, 6, **arguments)(x).shape == theirs(2, 3, 6, **arguments)(x).shape
+
+
+@pytest.mark.parametrize("size", [(8, 12), (9, 12), (7, 7)])
+@pytest.mark.parametrize(
+    "block",
+    [
+        GMRConvolution(2, 2, 4, strides=2, kernel_size=5),
+        GMRConvolution(2, 2, 4, strides=2, is_transposed=True),
+        GMRConvolution(2, 2, 4, conv_only=True, rings="indexed"),
+        GMRResidualUnit(2, 2, 4, strides=2),
+        GMRResidualUnit(2, 2, 2, subunits=3, last_conv_only=True),
+        GMRResNetBlock(2, 2, 4, 3, stride=2),
+        GMRResNetBlock(2, 2, 4, 5, bottleneck=True, downsample="max", stride=2),
+    ],
+)
+def test_turning_commutes(block, size):
+    x = torch.randn(2, 2, *size)
+    with torch.no_grad():
+        y = block(x)
+        for g in point_group(2):
+            assert torch.allclose(block(transform_grid(x, g)), transform_grid(y, g), atol=1e-4)
+
+
+@pytest.mark.parametrize(("conv", "layer"), [("gmr", GMRConv2d), ("sre", SREConv2d), ("plain", nn.Conv2d)])
+def test_conv_chooses_the_layer(conv, layer):
+    assert type(GMRConvolution(2, 1, 2, conv=conv).conv) is layer
+    assert type(GMRResidualUnit(2, 1, 2, conv=conv).conv.unit1.conv) is layer
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"output_padding": 1}, "output_padding=1 breaks the symmetry"),
+        ({"kernel_size": 4}, "use an odd kernel_size"),
+        ({"conv": "gmrr"}, "conv='gmrr' is unknown: use one of 'gmr', 'sre', 'plain'"),
+    ],
+)
+def test_what_is_impossible_ends_in_one_sentence(arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
+        GMRConvolution(2, 1, 2, **arguments)

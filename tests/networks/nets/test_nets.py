@@ -1,0 +1,136 @@
+"""Nets: sizes and parameters as published, the framework's features work, wrong input ends in one sentence."""
+
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.losses import DeepSupervisionLoss, DiceCELoss
+from monai.networks.nets import BasicUNet
+from torch import nn
+
+from monai_gmr.networks.layers import GMRConv2d, GMRConv3d
+from monai_gmr.networks.nets import GMRResNet, GMRUNet, gmr_resnet18, gmr_resnet34, gmr_resnet50
+from monai_gmr.networks.utils import parameter_groups
+from monai_gmr.utils import ConfigurationError
+
+
+def small_resnet(**kwargs):
+    return GMRResNet(2, 1, 3, **({"layers": (1, 1), "kernel_sizes": 5, "width": 4} | kwargs))
+
+
+def small_unet(**kwargs):
+    return GMRUNet(2, 1, 3, **({"features": (4, 8)} | kwargs))
+
+
+def test_resnet18_has_the_published_number_of_parameters():
+    """GMR-Conv 1.0.3's gmr_resnet18([9, 9, 5, 5], 10 classes) has 3,996,685."""
+    assert sum(p.numel() for p in gmr_resnet18(num_classes=10).parameters()) == 3_996_685
+
+
+@pytest.mark.parametrize(
+    ("make", "convolutions"), [(gmr_resnet18, 1 + 2 * 8), (gmr_resnet34, 1 + 2 * 16), (gmr_resnet50, 1 + 16)]
+)
+@pytest.mark.parametrize(("dims", "layer"), [(2, GMRConv2d), (3, GMRConv3d)])
+def test_depths(make, convolutions, dims, layer):
+    net = make(dims, 1, 2, width=2, kernel_sizes=3)
+    assert sum(isinstance(m, layer) for m in net.modules()) == convolutions
+    assert net.eval()(torch.rand(1, 1, *(17,) * dims)).shape == (1, 2)
+
+
+def test_plain_nets_have_dense_kernels_of_three_and_equal_channels():
+    plain, radial = GMRUNet(3, 1, 2, (4, 8), conv="plain"), GMRUNet(3, 1, 2, (4, 8))
+    windows = {m.kernel_size for m in plain.modules() if isinstance(m, nn.Conv3d)}
+    assert windows == {(1, 1, 1), (3, 3, 3)}
+    channels = lambda net: [m.out_channels for m in net.modules() if hasattr(m, "out_channels")]  # noqa: E731
+    assert channels(plain) == channels(radial)
+
+
+@pytest.mark.parametrize("size", [(3, 3), (17, 24), (32, 31)])
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_unet_takes_every_size_and_depth(size, levels):
+    if min(size) > 2 ** (levels - 1):
+        net = GMRUNet(2, 2, 5, features=(4, 6, 8)[:levels])
+        assert net(torch.rand(1, 2, *size)).shape == (1, 5, *size)
+
+
+def test_deep_supervision_fits_monais_loss():
+    net, x = GMRUNet(2, 1, 3, features=(4, 6, 8, 10), deep_supervision=True), torch.rand(2, 1, 19, 24)
+    outputs = net(x)
+    assert [tuple(y.shape[2:]) for y in outputs] == [(19, 24), (10, 12), (5, 6)]
+    loss = DeepSupervisionLoss(DiceCELoss(to_onehot_y=True, softmax=True))
+    loss(outputs, torch.randint(0, 3, (2, 1, 19, 24)).float()).backward()
+    assert all(p.grad is not None for p in net.parameters())
+    assert net.eval()(x).shape == (2, 3, 19, 24)
+
+
+@pytest.mark.parametrize("make", [small_resnet, small_unet])
+def test_compile_metatensor_channels_last_and_autocast(make):
+    net, x = make().eval(), torch.rand(2, 1, 17, 20)
+    with torch.no_grad():
+        y = net(x)
+        assert torch.allclose(torch.compile(net, backend="eager", fullgraph=True)(x), y, atol=1e-5)
+        assert isinstance(net(MetaTensor(x)), MetaTensor)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.allclose(net(x).float(), y, atol=0.1 * float(y.abs().max()))
+        last = net.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+        assert torch.allclose(last, y, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [small_resnet, small_unet])
+def test_bottlenecks_norms_and_dropout_train(make):
+    net = make(norm=("group", {"num_groups": 2}), dropout=0.2)
+    optimizer = torch.optim.AdamW(parameter_groups(net, 1e-2), 1e-2)
+    x = torch.rand(4, 1, 16, 16)
+    losses = []
+    for _ in range(12):
+        loss = (net(x) - 1).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+
+
+def test_weight_decay_spares_sigma_biases_and_norms():
+    net = small_unet()
+    decaying, constant = parameter_groups(net, 0.1)
+    names = {id(p): name for name, p in net.named_parameters()}
+    assert all(names[id(p)].endswith("weight") and ".adn." not in names[id(p)] for p in decaying["params"])
+    assert any(names[id(p)].endswith("log_sigma") for p in constant["params"])
+    assert len(decaying["params"]) + len(constant["params"]) == len(names)
+    assert (decaying["weight_decay"], constant["weight_decay"]) == (0.1, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "message"),
+    [
+        (small_resnet, {"block": "wide"}, "block='wide' is unknown"),
+        (small_resnet, {"kernel_sizes": (3, 3, 3)}, "has 3 entries and layers has 2"),
+        (small_unet, {"kernel_sizes": (3,)}, "has 1 entries and features has 2"),
+        (small_unet, {"features": ()}, "features is empty"),
+        (small_unet, {"rings": "round"}, "rings='round' is unknown"),
+        (small_unet, {"downsample": "stride"}, "downsample='stride' is unknown"),
+        (lambda **_: GMRUNet(4, 1, 1), {}, "spatial_dims=4 is impossible"),
+        (lambda **_: GMRResNet(1, 1, 1), {}, "spatial_dims=1 is impossible"),
+    ],
+)
+def test_impossible_nets_end_in_one_sentence(make, arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
+        make(**arguments)
+
+
+@pytest.mark.parametrize("make", [small_resnet, small_unet])
+@pytest.mark.parametrize("shape", [(1, 2, 16, 16), (1, 1, 8, 8, 8), (1, 16, 16)])
+def test_wrong_input_ends_in_one_sentence(make, shape):
+    with pytest.raises(ConfigurationError, match="with 1 input channels was given an input of shape"):
+        make()(torch.rand(shape))
+
+
+def test_too_small_an_input_ends_in_one_sentence():
+    with pytest.raises(ConfigurationError, match="give more than 4 voxels along an axis"):
+        GMRUNet(2, 1, 1, features=(2, 2, 2))(torch.rand(1, 1, 4, 4))
+
+
+def test_parameters_are_a_tenth_of_monais_basic_unet():
+    features = (16, 32, 64, 128, 256, 16)
+    theirs = sum(p.numel() for p in BasicUNet(3, 1, 2, features).parameters())
+    assert sum(p.numel() for p in GMRUNet(3, 1, 2, features[:5]).parameters()) < theirs / 8

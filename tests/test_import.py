@@ -1,0 +1,25 @@
+"""Importing the library is cheap and brings none of the optional packages."""
+
+import subprocess
+import sys
+
+OPTIONAL = ("medmnist", "matplotlib", "pandas", "sklearn", "torchvision")
+
+
+def test_import_costs_at_most_a_third_of_a_second_more_than_monai():
+    code = """
+import sys, time
+import monai
+before = set(sys.modules)
+start = time.perf_counter()
+import monai_gmr
+print(time.perf_counter() - start)
+print(*{name.split(".")[0] for name in set(sys.modules) - before})
+"""
+    seconds = []
+    for _ in range(3):
+        run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+        elapsed, modules = run.stdout.strip().splitlines()
+        seconds.append(float(elapsed))
+        assert not set(OPTIONAL) & set(modules.split())
+    assert min(seconds) < 0.3
