@@ -195,12 +195,19 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
 
 
 def turned(value: Any, element: np.ndarray, spatial_dims: int) -> Any:
-    """Copies of all tensors, those with a batch, a channel and the spatial axes turned by a group element."""
+    """Copies of all tensors, those with a batch, a channel and the spatial axes turned by a group element; a list of one
+    whole number an axis is a size and changes its order with them."""
 
     def turn(tensor: torch.Tensor) -> torch.Tensor:
         spatial = tensor.ndim >= spatial_dims + 2
         return (transform_grid(tensor, element) if spatial else tensor).clone(memory_format=torch.contiguous_format)
 
+    if isinstance(value, Mapping):
+        return {key: turned(item, element, spatial_dims) for key, item in value.items()}
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        if len(value) == spatial_dims and all(type(item) is int for item in value):
+            return type(value)(value[int(np.flatnonzero(row)[0])] for row in np.round(element))
+        return type(value)(turned(item, element, spatial_dims) for item in value)
     return map_tensors(value, turn)
 
 

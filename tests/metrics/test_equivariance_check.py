@@ -125,6 +125,24 @@ def test_several_inputs_are_turned_together():
     assert [m.path for m in report.sizes[0].modules] == ["(network)", "conv", "join"]
 
 
+def test_size_given_to_a_module_turns_with_its_input():
+    class Grows(nn.Module):
+        def forward(self, x, size):
+            return functional.interpolate(x, size, mode="bilinear")
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool, self.grow = nn.AvgPool2d(2), Grows()
+
+        def forward(self, x):
+            return self.grow(self.pool(x), list(x.shape[2:]))
+
+    report = check_equivariance(Net(), (8, 12), in_channels=1)
+    assert report.ok
+    assert not report.broken
+
+
 def test_modules_of_channels_last_tensors_are_passed_over():
     class Mixer(nn.Module):
         def __init__(self) -> None:
