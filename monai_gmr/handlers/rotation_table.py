@@ -24,7 +24,7 @@ def summarize_views(
 ) -> list[dict[str, Any]]:
     """Mean, worst and spread of each metric over each family of views.
 
-    The family ``"group"`` holds the upright image too, which is the group's identity; ``"angles"`` does not.
+    The families ``"group"`` and ``"angles"`` hold the upright image too: the identity, and 0 degrees.
 
     Args:
         rows: one a view, with ``view``, ``family`` and the metrics.
@@ -43,7 +43,7 @@ def summarize_views(
     summary = []
     for metric in metrics:
         for family in FAMILIES:
-            members = ("upright", "group") if family == "group" else (family,)
+            members = ("upright", family)
             chosen = [row for row in rows if row["family"] in members]
             if not any(row["family"] == family for row in chosen):
                 continue
@@ -200,7 +200,7 @@ class RotationTable:
             group = group_views(spatial_dims, spacing)
             count = min(group_elements or len(group), len(group))
             group = [group[i * len(group) // count] for i in range(count)]
-            views = [*group, *(angle_views(spatial_dims, angle_step) if angle_step else [])]
+            views = [*group, *(angle_views(spatial_dims, angle_step, spacing) if angle_step else [])]
         self.views = list(views)
 
     def _run_view(self, view: View) -> dict[str, Any]:

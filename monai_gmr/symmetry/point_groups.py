@@ -89,15 +89,22 @@ def point_group(spatial_dims: int, axis_labels: Sequence[object] | None = None, 
     return group if reflections else group[np.round(np.linalg.det(group)) > 0]
 
 
-def is_grid_symmetry(matrix: np.ndarray) -> bool:
-    """Whether an orthogonal matrix is a signed permutation, so that it moves voxels onto voxels.
+def is_grid_symmetry(matrix: np.ndarray, spacing: Sequence[float] | None = None) -> bool:
+    """Whether an orthogonal matrix is a signed permutation that keeps the spacing, so that it moves voxels onto voxels.
+
+    Args:
+        matrix: shape ``(d, d)``.
+        spacing: voxel size in millimetres, one an axis; default 1.
 
     Example:
-        >>> is_grid_symmetry(np.array([[0, -1], [1, 0]])), is_grid_symmetry(np.array([[0.8, -0.6], [0.6, 0.8]]))
-        (True, False)
+        >>> quarter = np.array([[0, -1], [1, 0]])
+        >>> is_grid_symmetry(quarter), is_grid_symmetry(quarter, (1, 3)), is_grid_symmetry(np.array([[0.8, -0.6], [0.6, 0.8]]))
+        (True, False, False)
     """
-    rounded = np.round(matrix)
-    return bool(np.allclose(matrix, rounded, atol=1e-9) and (np.abs(rounded).sum(0) == 1).all())
+    rounded = np.abs(np.round(matrix))
+    step = np.ones(len(matrix)) if spacing is None else np.asarray(spacing, float)
+    permutes = np.allclose(np.abs(matrix), rounded, atol=1e-9) and (rounded.sum(0) == 1).all()
+    return bool(permutes and np.allclose(rounded @ step, step))
 
 
 def transform_grid(x: Array, element: np.ndarray) -> Array:

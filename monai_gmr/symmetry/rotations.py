@@ -63,8 +63,8 @@ def inscribed_ball(shape: Sequence[int], spacing: Sequence[float] | None = None)
 def transform_image(x: Array, matrix: np.ndarray, order: int = 3, spacing: Sequence[float] | None = None) -> Array:
     """Turn the last ``d`` axes about their centre by any orthogonal matrix.
 
-    Signed permutations move voxels (:func:`~monai_gmr.symmetry.transform_grid`, no interpolation, axes and sizes are
-    permuted); every other matrix is sampled by ``scipy.ndimage.affine_transform``, the shape stays and what comes from outside is
+    Signed permutations that keep the spacing move voxels (:func:`~monai_gmr.symmetry.transform_grid`, no interpolation, axes and
+    sizes are permuted); every other matrix is sampled by ``scipy.ndimage.affine_transform``, the shape stays and what comes from outside is
     the nearest voxel of the border.
 
     Args:
@@ -85,9 +85,9 @@ def transform_image(x: Array, matrix: np.ndarray, order: int = 3, spacing: Seque
     """
     matrix = np.asarray(matrix, float)
     dims = matrix.shape[0]
-    if is_grid_symmetry(matrix):
-        return transform_grid(x, matrix)
     step = np.ones(dims) if spacing is None else np.asarray(spacing, float)
+    if is_grid_symmetry(matrix, step):
+        return transform_grid(x, matrix)
     pull = (matrix.T / step[:, None]) * step[None, :]
     array = x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x
     work = array.astype(float).reshape(-1, *array.shape[array.ndim - dims :])

@@ -40,12 +40,13 @@ def group_views(spatial_dims: int, spacing: Sequence[float] | None = None) -> li
     ]
 
 
-def angle_views(spatial_dims: int, step: float) -> list[View]:
+def angle_views(spatial_dims: int, step: float, spacing: Sequence[float] | None = None) -> list[View]:
     """Rotations every ``step`` degrees, in 3D about each array axis; those that the grid's group holds are left out.
 
     Args:
         spatial_dims: 2 or 3.
         step: degrees between views.
+        spacing: voxel size in millimetres, one an axis; default 1.
 
     Example:
         >>> len(angle_views(2, 30)), len(angle_views(3, 45))
@@ -55,7 +56,7 @@ def angle_views(spatial_dims: int, step: float) -> list[View]:
     for axis in range(3 if spatial_dims == 3 else 1):
         for angle in np.arange(0.0, 360.0, step):
             matrix = rotation_matrix(spatial_dims, float(angle), axis)
-            if not is_grid_symmetry(matrix):
+            if not is_grid_symmetry(matrix, spacing):
                 name = f"{angle:g} degrees" + (f" about axis {axis}" if spatial_dims == 3 else "")
                 views.append(View(name, "angles", float(angle), matrix))
     return views

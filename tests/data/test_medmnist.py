@@ -115,9 +115,7 @@ def test_savers_name_the_file_after_the_row(tmp_path):
     save = SaveImage(tmp_path / "out", output_postfix="seg", separate_folder=False, print_log=False)
     for item in decollate_batch(batch):
         save(item["image"])
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        f"cells_test_0000{i}_seg.nii.gz" for i in (0, 1)
-    }
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {f"cells_test_0000{i}_seg.nii.gz" for i in (0, 1)}
 
 
 @pytest.fixture
@@ -134,9 +132,7 @@ def published(monkeypatch, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("flag", "size"), [("cells", 28), ("cells", 64), ("cells_64.npz", 28), ("cells.npz", 28)]
-)
+@pytest.mark.parametrize(("flag", "size"), [("cells", 28), ("cells", 64), ("cells_64.npz", 28), ("cells.npz", 28)])
 def test_published_md5_is_accepted_and_any_other_refused(published, flag, size):
     data = dataset(published, flag, size=size)
     assert data.class_names == ("round", "long", "2")
@@ -243,9 +239,7 @@ def test_download_lands_under_its_name_or_not_at_all(published, monkeypatch):
     monkeypatch.setattr(medmnist.importlib, "import_module", lambda name: types.SimpleNamespace(Cells=fetch))
     target = published / "new"
     broken = True
-    with pytest.raises(
-        ConfigurationError, match=r"could not be downloaded from https://x/cells\.npz"
-    ) as error:
+    with pytest.raises(ConfigurationError, match=r"could not be downloaded from https://x/cells\.npz") as error:
         dataset(target, "cells", download=True)
     sentence(error)
     assert list(target.iterdir()) == []

@@ -215,10 +215,7 @@ def test_wrong_arguments_write_nothing(tmp_path, changes, words):
 def test_command_line_makes_a_data_set_with_a_picture(tmp_path, capsys):
     folder = tmp_path / "out"
     assert (
-        make_phantoms.main(
-            [str(folder), "--number", "4", "--size", "16", "18", "20", "--spacing", "1", "1", "2"]
-        )
-        == 0
+        make_phantoms.main([str(folder), "--number", "4", "--size", "16", "18", "20", "--spacing", "1", "1", "2"]) == 0
     )
     assert "2 training, 1 validation and 1 test volumes" in capsys.readouterr().out
     assert nib.load(folder / "imagesTr" / "phantom_003.nii.gz").shape == (16, 18, 20)

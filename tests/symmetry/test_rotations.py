@@ -39,6 +39,12 @@ def test_a_blob_lands_where_the_matrix_says_in_millimetres(spacing, degrees):
     assert np.abs(turned - blob(shape, matrix @ centre, 4.0, spacing)).max() < 2e-3
 
 
+def test_axes_of_unlike_spacing_are_resampled_not_exchanged():
+    turned = transform_image(np.zeros((6, 7, 8)), rotation_matrix(3, 90, 0), 1, (1, 1, 3))
+    assert turned.shape == (6, 7, 8)
+    assert any(view.angle == 90 for view in angle_views(3, 30, (1.0, 1.0, 3.0)))
+
+
 def test_labels_stay_integers_and_tensors_stay_tensors():
     label = torch.zeros(1, 9, 9, dtype=torch.uint8)
     label[0, 2:7, 2:5] = 3

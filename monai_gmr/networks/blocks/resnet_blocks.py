@@ -14,15 +14,26 @@ from monai_gmr.utils import check_choice
 DOWNSAMPLE = {"lowpass": GMRDownsample, "avg": GMRAvgPool, "max": GMRMaxPool}
 
 
-def make_downsample(downsample: str, spatial_dims: int) -> nn.Module:
-    """The layer that halves the grid: "lowpass" (anti-aliased), "avg" or "max", exact on every size.
+def make_downsample(downsample: str | tuple | list, spatial_dims: int) -> nn.Module:
+    """The layer that halves the grid, exact on every size.
+
+    Args:
+        downsample: "lowpass" (:class:`GMRDownsample`, anti-aliased), "avg" or "max", or a tuple of the name and further
+            arguments, such as ``("lowpass", {"sigma": 0.8})``.
+        spatial_dims: 1, 2 or 3.
+
+    Raises:
+        ConfigurationError: when there is no such layer.
 
     Example:
         >>> make_downsample("max", 2)
         GMRMaxPool(kernel_size=(2, 2), stride=(2, 2), padding=(0, 0))
+        >>> make_downsample(("lowpass", {"sigma": 1.0}), 2)
+        GMRDownsample(scale_factor=(2, 2), sigma=1)
     """
-    check_choice("downsample", downsample, tuple(DOWNSAMPLE))
-    return DOWNSAMPLE[downsample](spatial_dims, 2)
+    name, arguments = (downsample, {}) if isinstance(downsample, str) else downsample
+    check_choice("downsample", name, tuple(DOWNSAMPLE))
+    return DOWNSAMPLE[name](spatial_dims, 2, **arguments)
 
 
 class GMRResNetBlock(nn.Module):
@@ -35,7 +46,7 @@ class GMRResNetBlock(nn.Module):
         kernel_size: window length in voxels.
         stride: 1, or 2: halve the grid before the convolutions, in both paths at once.
         bottleneck: whether it is a bottleneck block, of expansion 4.
-        downsample: "lowpass", "avg" or "max".
+        downsample: as in :func:`make_downsample`.
         act, norm: as in ``monai.networks.blocks.Convolution``.
         conv, rings, spacing, padding_mode: as in :class:`GMRConvolution`.
 
@@ -52,8 +63,8 @@ class GMRResNetBlock(nn.Module):
         kernel_size: int | Sequence[int],
         stride: int = 1,
         bottleneck: bool = False,
-        downsample: str = "lowpass",
-        act: tuple | str = ("relu", {"inplace": True}),
+        downsample: str | tuple = ("lowpass", {"sigma": 1.5}),
+        act: tuple | str = "swish",
         norm: tuple | str = "batch",
         conv: str = "gmr",
         rings: str = "gaussian",

@@ -31,8 +31,10 @@ class GMRResNet(nn.Module):
         conv: "gmr", "sre" or "plain" (``torch.nn.ConvNd``, the baseline).
         rings: "gaussian", "indexed" or "hard".
         spacing: voxel size in millimetres; the net is then invariant to the symmetries that keep it.
-        downsample: "lowpass" (anti-aliased: the one that stays close at other angles), "avg" or "max".
-        act, norm: as in ``monai.networks.blocks.Convolution``.
+        downsample: what halves the grid: "lowpass" (anti-aliased: the one that stays close at other angles), "avg", "max", or a tuple of
+            the name and further arguments.
+        act, norm: as in ``monai.networks.blocks.Convolution``. A smooth activation makes few frequencies that the coarse grids cannot hold:
+            with ReLU the pooled features of a turned image move twice as far.
         dropout: probability with which pooled features are dropped.
         feed_forward: whether there is a linear layer; without it the pooled features are the output.
         zero_init_residual: whether the last norm of each residual block starts at zero, so that a fresh net does not amplify rounding
@@ -69,8 +71,8 @@ class GMRResNet(nn.Module):
         conv: str = "gmr",
         rings: str = "gaussian",
         spacing: Sequence[float] | None = None,
-        downsample: str = "lowpass",
-        act: tuple | str = ("relu", {"inplace": True}),
+        downsample: str | tuple = ("lowpass", {"sigma": 1.5}),
+        act: tuple | str = "swish",
         norm: tuple | str = "batch",
         dropout: float = 0.0,
         feed_forward: bool = True,

@@ -61,7 +61,7 @@ class GMRUNet(nn.Module):
         conv: str = "gmr",
         rings: str = "gaussian",
         spacing: Sequence[float] | None = None,
-        downsample: str = "lowpass",
+        downsample: str | tuple = "lowpass",
         act: tuple | str = ("LeakyReLU", {"negative_slope": 0.1, "inplace": True}),
         norm: tuple | str = ("instance", {"affine": True}),
         bias: bool = True,

@@ -23,10 +23,10 @@ def smooth_images(sigma: float, seed: int = 0, size: int = 64) -> torch.Tensor:
     return torch.as_tensor(window * smooth / smooth.std(), dtype=torch.float32)
 
 
-def moved(x: torch.Tensor, seed: int = 0, **arguments) -> EquivarianceErrors:
-    """Relative change of the pooled features of an untrained net in eval mode."""
+def moved(x: torch.Tensor, seed: int = 0, training: bool = False, **arguments) -> EquivarianceErrors:
+    """Relative change of the pooled features of an untrained net."""
     torch.manual_seed(seed)
-    net = gmr_resnet18(2, n_input_channels=1, feed_forward=False, **arguments).eval()
+    net = gmr_resnet18(2, n_input_channels=1, feed_forward=False, **arguments).train(training)
     assert net(x[:1]).ndim == 2
     return equivariance_error(net, x, group=[], angles=ANGLES)
 
@@ -36,6 +36,13 @@ def moved(x: torch.Tensor, seed: int = 0, **arguments) -> EquivarianceErrors:
 def test_pooled_features_of_resnet18_move_by_less_than_a_twentieth(sigma, zero_init_residual):
     errors = moved(smooth_images(sigma), zero_init_residual=zero_init_residual)
     assert [view.angle for view in errors.views] == [15, 30, 45]
+    assert errors.worst < 0.05, str(errors)
+
+
+@pytest.mark.parametrize("sigma", [2.0, 4.0])
+def test_the_same_in_train_mode(sigma):
+    """Batch statistics magnify what the coarse grids cannot hold: GMR-Conv 1.0.3 moves by 0.11 to 0.17 here."""
+    errors = moved(smooth_images(sigma), training=True)
     assert errors.worst < 0.05, str(errors)
 
 
