@@ -13,10 +13,10 @@ from monai_gmr.networks.nets import gmr_resnet18
 ANGLES = (15, 30, 45)
 
 
-def smooth_images(sigma: float, seed: int = 0, size: int = 64) -> torch.Tensor:
+def smooth_images(sigma: float, seed: int = 0, size: int = 64, shape: tuple[int, int] = (2, 1)) -> torch.Tensor:
     """White noise smoothed over ``sigma`` voxels, of unit variance, that fades out inside the inscribed disc, so that a
     rotation takes nothing out of the image."""
-    noise = np.random.default_rng(seed).standard_normal((2, 1, size, size))
+    noise = np.random.default_rng(seed).standard_normal((*shape, size, size))
     smooth = ndimage.gaussian_filter(noise, (0, 0, sigma, sigma))
     axis = np.arange(size) - (size - 1) / 2
     window = np.clip((size / 2 - 2 - np.hypot(axis[:, None], axis[None])) / 6, 0, 1)
@@ -26,7 +26,7 @@ def smooth_images(sigma: float, seed: int = 0, size: int = 64) -> torch.Tensor:
 def moved(x: torch.Tensor, seed: int = 0, training: bool = False, **arguments) -> EquivarianceErrors:
     """Relative change of the pooled features of an untrained net."""
     torch.manual_seed(seed)
-    net = gmr_resnet18(2, n_input_channels=1, feed_forward=False, **arguments).train(training)
+    net = gmr_resnet18(2, n_input_channels=x.shape[1], feed_forward=False, **arguments).train(training)
     assert net(x[:1]).ndim == 2
     return equivariance_error(net, x, group=[], angles=ANGLES)
 
@@ -41,8 +41,11 @@ def test_pooled_features_of_resnet18_move_by_less_than_a_twentieth(sigma, zero_i
 
 @pytest.mark.parametrize("sigma", [2.0, 4.0])
 def test_the_same_in_train_mode(sigma):
-    """Batch statistics magnify what the coarse grids cannot hold: GMR-Conv 1.0.3 moves by 0.11 to 0.17 here."""
-    errors = moved(smooth_images(sigma), training=True)
+    """Eight colour images: GMR-Conv 1.0.3 moves by 0.14 to 0.17 here, at 30 degrees.
+
+    Batch statistics magnify what the coarse grids cannot hold; over fewer or grey images they do so more (0.10 over two grey ones).
+    """
+    errors = moved(smooth_images(sigma, shape=(8, 3)), training=True)
     assert errors.worst < 0.05, str(errors)
 
 
