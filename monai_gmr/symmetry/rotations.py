@@ -86,7 +86,7 @@ def transform_image(x: Array, matrix: np.ndarray, order: int = 3, spacing: Seque
     matrix = np.asarray(matrix, float)
     dims = matrix.shape[0]
     step = np.ones(dims) if spacing is None else np.asarray(spacing, float)
-    if is_grid_symmetry(matrix, step):
+    if is_grid_symmetry(matrix, step.tolist()):
         return transform_grid(x, matrix)
     pull = (matrix.T / step[:, None]) * step[None, :]
     array = x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x
