@@ -28,6 +28,14 @@ def dense_kernel(weight: torch.Tensor, basis: torch.Tensor, shells: torch.Tensor
     return kernel.reshape(list(weight.shape[:2]) + list(shells.shape)).to(weight.dtype)
 
 
+def full_precision_kernel(weight: torch.Tensor, basis: torch.Tensor, shells: torch.Tensor) -> torch.Tensor:
+    """:func:`dense_kernel`, in the precision of its arguments also under autocast."""
+    if torch.jit.is_scripting() or weight.device.type == "meta":
+        return dense_kernel(weight, basis, shells)
+    with torch.autocast(device_type=weight.device.type, enabled=False):
+        return dense_kernel(weight, basis, shells)
+
+
 def conv_nd(
     x: torch.Tensor,
     kernel: torch.Tensor,
@@ -58,11 +66,7 @@ def dense_ring_conv(
     groups: int,
 ) -> torch.Tensor:
     """Backend "dense": build the kernel, call the framework's convolution; the reference, and what export uses."""
-    if torch.jit.is_scripting():
-        kernel = dense_kernel(weight, basis, shells)
-    else:
-        with torch.autocast(device_type=x.device.type, enabled=False):
-            kernel = dense_kernel(weight, basis, shells)
+    kernel = full_precision_kernel(weight, basis, shells)
     return conv_nd(x, kernel, bias, stride, padding, dilation, groups)
 
 
@@ -174,11 +178,7 @@ def ring_conv_transpose(
         >>> ring_conv_transpose(x, one, torch.ones(1, 1), shells, None, [2], [0], [0], 1, [1])
         tensor([[[1., 1., 2., 2.]]])
     """
-    if torch.jit.is_scripting():
-        kernel = dense_kernel(weight, basis, shells)
-    else:
-        with torch.autocast(device_type=x.device.type, enabled=False):
-            kernel = dense_kernel(weight, basis, shells)
+    kernel = full_precision_kernel(weight, basis, shells)
     if kernel.dim() == 3:
         return F.conv_transpose1d(x, kernel, bias, stride, padding, output_padding, groups, dilation)
     if kernel.dim() == 4:

@@ -87,14 +87,6 @@ class RingConvNd(nn.Module):
                     UserWarning,
                     stacklevel=4,
                 )
-        # integers: no cast to half precision, and none in a state dict
-        self.register_buffer("shells", torch.as_tensor(shells.tap_shell), persistent=False)
-        self.register_buffer("squared_radii", torch.as_tensor(shells.squared_radii), persistent=False)
-        self.register_buffer("counts", torch.as_tensor(shells.counts), persistent=False)
-        self.register_buffer("masks", torch.as_tensor(ring_masks(shells, self.num_rings)), persistent=False)
-        if device is not None:
-            self.to(device)
-
         rows, columns = (in_channels, out_channels) if self.transposed else (out_channels, in_channels)
         options = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(rows, columns // groups, self.num_rings, **options))
@@ -102,7 +94,20 @@ class RingConvNd(nn.Module):
         self.sigma_floor = SIGMA_FLOOR.get(rings, 0.0)
         self.initial_sigma = initial_sigma(rings, shells, self.num_rings)
         self.log_sigma = nn.Parameter(torch.empty(self.num_rings, **options)) if rings != "hard" else None
+        self._register_taps(steps)
         self.reset_parameters()
+
+    def _register_taps(self, steps: Sequence[float]) -> None:
+        shells = kernel_shells(self.kernel_size, steps)
+        # integers: no cast to half precision, and none in a state dict
+        taps = {
+            "shells": shells.tap_shell,
+            "squared_radii": shells.squared_radii,
+            "counts": shells.counts,
+            "masks": ring_masks(shells, self.num_rings),
+        }
+        for name, array in taps.items():
+            self.register_buffer(name, torch.as_tensor(array, device=self.weight.device), persistent=False)
 
     def _check_arguments(self, dtype) -> None:
         spatial_dims = self.spatial_dims
@@ -120,6 +125,12 @@ class RingConvNd(nn.Module):
                 raise ConfigurationError(
                     f"{name}={value} is impossible: give {spatial_dims} whole numbers of at least 1, or one for all axes."
                 )
+        for name in ("padding", "output_padding"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (len(value) != spatial_dims or any(int(v) != v or v < 0 for v in value)):
+                raise ConfigurationError(
+                    f"{name}={value} is impossible: give {spatial_dims} whole numbers of at least 0, or one for all axes."
+                )
         if isinstance(self.padding, str):
             check_choice("padding", self.padding, ("symmetric",) if self.transposed else ("valid", "same", "symmetric"))
             if self.padding == "same" and any(s != 1 for s in self.stride):
@@ -134,6 +145,8 @@ class RingConvNd(nn.Module):
         """Draw fresh weights; on white noise the output's variance is that of a fresh ``torch.nn.ConvNd``."""
         if self.weight.is_meta:
             return
+        # what Module.to_empty() left of them
+        self._register_taps(tap_spacing(self.kernel_size, self.spacing, self.dilation))
         if self.log_sigma is not None:
             nn.init.constant_(self.log_sigma, math.log(self.initial_sigma - self.sigma_floor))
         with torch.no_grad():

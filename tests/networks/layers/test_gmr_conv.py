@@ -206,6 +206,8 @@ def test_even_output_padding_of_a_layer_warns():
         ({"groups": 3}, "groups=3 must divide"),
         ({"kernel_size": 0}, "whole numbers of at least 1"),
         ({"stride": (1, 2, 3)}, "give 2 whole numbers"),
+        ({"padding": (1,)}, "padding=\\(1,\\) is impossible"),
+        ({"padding": -1}, "whole numbers of at least 0"),
         ({"padding": "smae"}, "padding='smae' is unknown"),
         ({"padding": "same", "stride": 2}, "use padding='symmetric'"),
         ({"padding_mode": "zero"}, "padding_mode='zero' is unknown"),
@@ -252,3 +254,13 @@ def test_sre_layers_are_constant_on_rings():
         values = kernel[torch.as_tensor((low <= radii) & (radii < high))]
         assert values.max() == values.min()
     assert (kernel[torch.as_tensor(radii >= 3.5)] == 0).all()
+
+
+def test_a_layer_made_on_the_meta_device_is_filled_later():
+    layer = GMRConv2d(2, 3, 5, device="meta")
+    assert layer(torch.empty(1, 2, 9, 9, device="meta")).shape == (1, 3, 5, 5)
+    layer.to_empty(device="cpu").reset_parameters()
+    fresh = GMRConv2d(2, 3, 5)
+    fresh.load_state_dict(layer.state_dict())
+    x = torch.randn(1, 2, 9, 9)
+    assert torch.equal(layer(x), fresh(x))
