@@ -89,8 +89,8 @@ class GMRConvNd(RingConvNd):
                     stacklevel=3,
                 )
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Convolve ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``."""
+    def _padded(self, input: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+        """The input as the convolution takes it, and the voxels of zeros that it is to add at both ends of an axis."""
         dims = self.shells.dim()
         spatial = list(input.shape)[input.dim() - dims :]
         if not torch.jit.is_scripting():
@@ -105,30 +105,17 @@ class GMRConvNd(RingConvNd):
                 reverse = margins[2 * axis : 2 * axis + 2] + reverse
             input = pad_nd(input, reverse, self.padding_mode)
             padding = [0] * dims
-        basis = self.basis()
+        return input, padding
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Convolve ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``."""
+        input, padding = self._padded(input)
+        basis, stride, dilation = self.basis(), self.stride, self.dilation
         if torch.jit.is_scripting():
             return dense_ring_conv(
-                input,
-                self.weight,
-                basis,
-                self.shells,
-                self.bias,
-                self.stride,
-                padding,
-                self.dilation,
-                self.groups,
+                input, self.weight, basis, self.shells, self.bias, stride, padding, dilation, self.groups
             )
-        return ring_conv(
-            input,
-            self.weight,
-            basis,
-            self.shells,
-            self.bias,
-            self.stride,
-            padding,
-            self.dilation,
-            self.groups,
-        )
+        return ring_conv(input, self.weight, basis, self.shells, self.bias, stride, padding, dilation, self.groups)
 
     def to_conv(self) -> nn.Module:
         """The equal ``torch.nn.ConvNd``, for deployment.
