@@ -1,5 +1,6 @@
 """The mathematics: functions on arrays, no modules."""
 
+from monai_gmr.symmetry.harmonics import number_of_components, real_harmonics, tap_harmonics
 from monai_gmr.symmetry.point_groups import generate_group, is_grid_symmetry, point_group, transform_grid
 from monai_gmr.symmetry.radial_bases import (
     default_num_rings,
@@ -27,13 +28,16 @@ __all__ = [
     "inscribed_ball",
     "is_grid_symmetry",
     "kernel_shells",
+    "number_of_components",
     "point_group",
     "positive_sigma",
+    "real_harmonics",
     "ring_masks",
     "rotation_matrix",
     "stride_is_exact",
     "symmetric_padding",
     "tap_coordinates",
+    "tap_harmonics",
     "tap_spacing",
     "transform_grid",
     "transform_image",

@@ -84,6 +84,7 @@ def gaussian_basis(
     counts: torch.Tensor,
     sigma: torch.Tensor,
     support: float,
+    first_mean: float = 0.0,
     mean_margin: float = GAUSSIAN_MEAN_MARGIN,
     taper_width: float = GAUSSIAN_TAPER,
     unit: float = float(UNITS_PER_SQUARED_VOXEL),
@@ -95,7 +96,8 @@ def gaussian_basis(
         b_{rs} \propto \exp\left(-\frac{(\rho_s - \mu_r)^2}{2\sigma_r^2}\right)
         \sin^2\left(\frac{\pi}{2}\min\left(1, \frac{S - \rho_s}{0.5}\right)\right), \qquad \sum_s n_s b_{rs}^2 = 1
 
-    with means from 0 to :math:`S - 1.75`, ``S`` the support. Every tap of radius below ``S`` lies in the window, so nothing is
+    with means from 0 to :math:`S - 1.75`, ``S`` the support, if nothing else is asked for. Every
+    tap of radius below ``S`` lies in the window, so nothing is
     cut off anisotropically; the constants are the best of the search in ``tests/symmetry/test_fidelity.py``.
 
     Args:
@@ -103,6 +105,7 @@ def gaussian_basis(
         counts: taps of each shell, shape ``(shells,)``.
         sigma: widths in voxels, shape ``(rings,)``.
         support: :attr:`Shells.support` in voxels.
+        first_mean: the innermost mean in voxels.
         mean_margin: distance of the outermost mean from the support, in voxels.
         taper_width: width of the taper in voxels.
         unit, pi: constants (``torch.jit.script`` takes them as arguments only).
@@ -119,8 +122,8 @@ def gaussian_basis(
         True
     """
     radii = (squared_radii.to(sigma.dtype) / unit).sqrt()
-    last = max(support - mean_margin, 0.0)
-    mean = torch.linspace(0.0, last, sigma.shape[0], dtype=sigma.dtype, device=sigma.device)
+    last = max(support - mean_margin, first_mean)
+    mean = torch.linspace(first_mean, last, sigma.shape[0], dtype=sigma.dtype, device=sigma.device)
     taper = torch.sin(0.5 * pi * ((support - radii) / taper_width).clamp(0.0, 1.0)) ** 2
     exponent = -0.5 * ((radii - mean[:, None]) / sigma[:, None]) ** 2
     exponent = exponent - exponent.max(dim=1, keepdim=True)[0]

@@ -57,7 +57,7 @@ class GMRConvolution(nn.Sequential):
         is_transposed: upsample rather than downsample.
         padding: voxels at both ends of an axis; default: what keeps the size.
         output_padding: must be ``None`` or 0: any other breaks the symmetry.
-        conv: "gmr", "sre" or "plain".
+        conv: "gmr", "gmr_harmonic", "sre" or "plain".
         rings, spacing, padding_mode: as in :class:`GMRConv2d`.
 
     Raises:

@@ -7,6 +7,7 @@ from monai_gmr.networks.layers.gmr_conv_transpose import (
     GMRConvTranspose2d,
     GMRConvTranspose3d,
 )
+from monai_gmr.networks.layers.gmr_harmonic_conv import GMRHarmonicConv1d, GMRHarmonicConv2d, GMRHarmonicConv3d
 from monai_gmr.networks.layers.resampling import GMRAvgPool, GMRDownsample, GMRMaxPool, GMRUpsample
 from monai_gmr.networks.layers.sre_conv import SREConv2d, SREConv3d
 
@@ -19,6 +20,9 @@ __all__ = [
     "GMRConvTranspose2d",
     "GMRConvTranspose3d",
     "GMRDownsample",
+    "GMRHarmonicConv1d",
+    "GMRHarmonicConv2d",
+    "GMRHarmonicConv3d",
     "GMRMaxPool",
     "GMRUpsample",
     "SREConv2d",

@@ -15,11 +15,12 @@ from monai_gmr.networks.layers.gmr_conv_transpose import (
     GMRConvTranspose2d,
     GMRConvTranspose3d,
 )
+from monai_gmr.networks.layers.gmr_harmonic_conv import GMRHarmonicConv1d, GMRHarmonicConv2d, GMRHarmonicConv3d
 from monai_gmr.networks.layers.resampling import GMRAvgPool, GMRMaxPool
 from monai_gmr.networks.layers.sre_conv import SREConv2d, SREConv3d
 from monai_gmr.utils import ConfigurationError, check_choice
 
-CONVOLUTIONS = {"gmr": "GMR", "sre": "SRE", "plain": "CONV"}
+CONVOLUTIONS = {"gmr": "GMR", "gmr_harmonic": "GMRHARMONIC", "sre": "SRE", "plain": "CONV"}
 
 
 def make_convolution(
@@ -36,13 +37,13 @@ def make_convolution(
     """The convolution that blocks and nets call ``conv``.
 
     Args:
-        conv: "gmr" (:class:`GMRConv2d`), "sre" (:class:`SREConv2d`) or "plain" (``torch.nn.ConvNd``, the baseline).
+        conv: "gmr" (:class:`GMRConv2d`), "gmr_harmonic" (:class:`GMRHarmonicConv2d`), "sre" (:class:`SREConv2d`) or "plain" (``torch.nn.ConvNd``, the baseline).
         spatial_dims: 1, 2 or 3.
         in_channels: channels of the input.
         out_channels: channels of the output.
         kernel_size: window length in voxels.
-        rings: kind of rings, for "gmr".
-        spacing: voxel size in millimetres, for "gmr" and "sre".
+        rings: kind of rings, for "gmr" and "gmr_harmonic".
+        spacing: voxel size in millimetres, for all but "plain".
         kwargs: further arguments of ``torch.nn.ConvNd``.
 
     Raises:
@@ -55,6 +56,7 @@ def make_convolution(
     check_choice("conv", conv, tuple(CONVOLUTIONS))
     options: dict[str, dict[str, Any]] = {
         "gmr": {"rings": rings, "spacing": spacing},
+        "gmr_harmonic": {"rings": rings, "spacing": spacing},
         "sre": {"spacing": spacing},
         "plain": {},
     }
@@ -83,6 +85,7 @@ def register_layers() -> None:
     convolutions: dict[str, dict[int, Any]] = {
         "GMR": {1: GMRConv1d, 2: GMRConv2d, 3: GMRConv3d},
         "GMRTRANS": {1: GMRConvTranspose1d, 2: GMRConvTranspose2d, 3: GMRConvTranspose3d},
+        "GMRHARMONIC": {1: GMRHarmonicConv1d, 2: GMRHarmonicConv2d, 3: GMRHarmonicConv3d},
         "SRE": {2: SREConv2d, 3: SREConv3d},
     }
     for name, classes in convolutions.items():

@@ -28,7 +28,7 @@ class GMRResNet(nn.Module):
         kernel_sizes: window of each stage in voxels; default ``(9, 9, 5, 5)`` in 2D, ``(5, 5, 5, 5)`` in 3D, 3 for ``conv="plain"``.
         width: channels of the first stage; each stage has twice as many as the one before.
         stem_kernel_size: window of the stem in voxels, one number or one an axis.
-        conv: "gmr", "sre" or "plain" (``torch.nn.ConvNd``, the baseline).
+        conv: "gmr", "gmr_harmonic" (orders 0 to 2), "sre" or "plain" (``torch.nn.ConvNd``, the baseline).
         rings: "gaussian", "indexed" or "hard".
         spacing: voxel size in millimetres; the net is then invariant to the symmetries that keep it.
         downsample: what halves the grid: "lowpass" (anti-aliased: the one that stays close at other angles), "avg", "max", or a tuple of

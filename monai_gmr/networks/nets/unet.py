@@ -26,7 +26,7 @@ class GMRUNet(nn.Module):
         out_channels: channels of the segmentation.
         features: channels of each level; their number is the depth.
         kernel_sizes: window of each level in voxels, or one for all; default 5 in 2D, 3 in 3D, 3 for ``conv="plain"``.
-        conv: "gmr", "sre" or "plain" (``torch.nn.ConvNd``, the baseline).
+        conv: "gmr", "gmr_harmonic" (orders 0 to 2), "sre" or "plain" (``torch.nn.ConvNd``, the baseline).
         rings: "gaussian", "indexed" or "hard".
         spacing: voxel size in millimetres; the net is then equivariant to the symmetries that keep it.
         downsample: "lowpass" (anti-aliased), "avg" or "max".

@@ -1,0 +1,259 @@
+"""Radial profiles times harmonics, reduced to scalars that no turn changes (design, section 1, angular orders)."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from monai_gmr.networks.layers.gmr_conv import GMRConvNd
+from monai_gmr.ops.ring_conv import conv_nd
+from monai_gmr.symmetry import gaussian_basis, number_of_components, tap_harmonics
+from monai_gmr.utils import ConfigurationError
+
+UNITS_PER_HARMONIC = 10**12
+NORM_SMOOTHING = 1e-2
+HARMONIC_FIRST_MEAN = 1.0
+HARMONIC_MEAN_MARGIN = 0.75
+
+
+def channels_per_order(out_channels: int, order_split: Sequence[float]) -> list[int]:
+    """Split channels over orders by the largest remainder.
+
+    Args:
+        out_channels: channels to split.
+        order_split: share of each order; they need not add up to 1.
+
+    Raises:
+        ConfigurationError: when a share is negative or all are zero.
+
+    Example:
+        >>> channels_per_order(10, (0.5, 0.25, 0.25))
+        [5, 3, 2]
+    """
+    if not order_split or min(order_split) < 0 or sum(order_split) <= 0:
+        raise ConfigurationError(f"order_split={tuple(order_split)} is impossible: give shares that are not all zero.")
+    exact = [out_channels * share / sum(order_split) for share in order_split]
+    channels = [int(e) for e in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: (channels[i] - exact[i], i))
+    for i in by_remainder[: out_channels - sum(channels)]:
+        channels[i] += 1
+    return channels
+
+
+def invariant_norm(responses: torch.Tensor, axis: int, smoothing: float = NORM_SMOOTHING) -> torch.Tensor:
+    """Euclidean norm over an axis, ``sqrt(sum y^2 + smoothing^2) - smoothing``: its gradient is finite, and 0 at 0.
+
+    Args:
+        responses: any shape; half precision is squared in float32.
+        axis: the axis of the components.
+        smoothing: size below which the norm is rounded off.
+
+    Example:
+        >>> invariant_norm(torch.tensor([3.0, 4.0]), 0)
+        tensor(4.9900)
+    """
+    wide = responses if responses.dtype == torch.float64 else responses.float()
+    return ((wide * wide).sum(dim=axis) + smoothing**2).sqrt().sub(smoothing).to(responses.dtype)
+
+
+class GMRHarmonicConvNd(GMRConvNd):
+    """Harmonic convolution of any dimension; use :class:`GMRHarmonicConv2d` and its siblings."""
+
+    harmonics: torch.Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        *args: Any,
+        orders: Sequence[int] | None = None,
+        order_split: Sequence[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        dims = self.spatial_dims
+        orders = tuple(range(min(3, dims + 1))) if orders is None else tuple(orders)
+        if len(set(orders)) != len(orders) or not orders:
+            raise ConfigurationError(f"orders={orders} is impossible: give each order once, and at least one.")
+        components = [number_of_components(dims, order) for order in orders]
+        if order_split is None:
+            others = sum(order != 0 for order in orders)
+            order_split = [0.5 if order == 0 else 0.5 / others for order in orders]
+        if len(order_split) != len(orders):
+            raise ConfigurationError(f"order_split={tuple(order_split)} has not one share for each of orders={orders}.")
+        self.first_mean, self.mean_margin = HARMONIC_FIRST_MEAN, HARMONIC_MEAN_MARGIN
+        self.harmonic_unit = float(UNITS_PER_HARMONIC)
+        self.orders, self.components, self.order_split = orders, components, tuple(order_split)
+        super().__init__(in_channels, out_channels, kernel_size, *args, **kwargs)
+
+    def _register_taps(self, steps: Sequence[float]) -> None:
+        super()._register_taps(steps)
+        self.channels = channels_per_order(self.out_channels // self.groups, self.order_split)
+        tables = [torch.as_tensor(tap_harmonics(self.kernel_size, steps, order)) for order in self.orders]
+        # integers: no cast to half precision
+        fixed_point = (torch.cat(tables) * UNITS_PER_HARMONIC).round().to(torch.int64)
+        self.register_buffer("harmonics", fixed_point.to(self.weight.device), persistent=False)
+
+    def order_basis(self, index: int) -> torch.Tensor:
+        """Functions on taps of one order, shape ``(rings, components, taps)``, at least float32."""
+        start = sum(self.components[:index])
+        count = self.components[index]
+        radial = self.basis()
+        if self.orders[index] != 0:
+            away = (self.squared_radii > 0).to(self.counts.dtype)
+            if self.rings == "gaussian":
+                # a harmonic has no value at the centre: its profiles start one voxel out
+                radial = gaussian_basis(
+                    self.squared_radii,
+                    self.counts * away,
+                    self.sigma(),
+                    self.support,
+                    self.first_mean,
+                    self.mean_margin,
+                )
+            radial = radial * away
+        angular = self.harmonics[start : start + count].to(radial.dtype) / self.harmonic_unit
+        return radial[:, self.shells.flatten()][:, None, :] * angular[None, :, :]
+
+    def reset_parameters(self) -> None:
+        """Draw fresh weights; on white noise the output's variance is that of a fresh ``torch.nn.ConvNd``."""
+        super().reset_parameters()
+        if self.weight.is_meta:
+            return
+        fan_in = self.weight.shape[1]
+        rows = self.weight.data.unflatten(0, (self.groups, -1)).split(self.channels, dim=1)
+        for index, (row, count) in enumerate(zip(rows, self.components)):
+            with torch.no_grad():
+                squared_norm = float((self.order_basis(index) ** 2).sum()) / count
+            spread = 1.0
+            if self.orders[index] != 0:
+                mean = math.sqrt(2) * math.gamma((count + 1) / 2) / math.gamma(count / 2)
+                spread = count - mean**2
+            bound = 1 / math.sqrt(fan_in * max(squared_norm, 1e-12) * spread)
+            row.uniform_(-bound, bound)
+
+    def dense_kernel(self) -> torch.Tensor:
+        """Kernels of all components of all orders, shape ``(responses, in_channels / groups, *kernel_size)``."""
+        per_group = self.out_channels // self.groups
+        kernels: list[torch.Tensor] = []
+        start = 0
+        for index in range(len(self.orders)):
+            channels = self.channels[index]
+            basis = self.order_basis(index)
+            rows = self.weight.reshape(self.groups, per_group, self.weight.shape[1], self.num_rings)
+            rows = rows[:, start : start + channels].to(basis.dtype)
+            kernel = torch.einsum("goir,rmt->gomit", rows, basis)
+            kernels.append(kernel.flatten(1, 2))
+            start += channels
+        kernel = torch.cat(kernels, dim=1).flatten(0, 1)
+        return kernel.reshape(list(kernel.shape[:2]) + list(self.shells.shape)).to(self.weight.dtype)
+
+    def _reduced(self, responses: torch.Tensor) -> torch.Tensor:
+        """Norms over the components of each order; order 0 stays as it is."""
+        dims = self.shells.dim()
+        axis = responses.dim() - dims - 1
+        lead, spatial = list(responses.shape[:axis]), list(responses.shape[axis + 1 :])
+        grouped = responses.reshape(lead + [self.groups, -1] + spatial)
+        parts: list[torch.Tensor] = []
+        start = 0
+        for index in range(len(self.orders)):
+            channels, count = self.channels[index], self.components[index]
+            part = grouped.narrow(axis + 1, start, channels * count)
+            if self.orders[index] != 0:
+                part = part.reshape(lead + [self.groups, channels, count] + spatial)
+                part = invariant_norm(part, axis + 2)
+            parts.append(part)
+            start += channels * count
+        return torch.cat(parts, dim=axis + 1).flatten(axis, axis + 1)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """``(batch, in_channels, *spatial)`` or without the batch, to as many scalars as ``out_channels``."""
+        input, padding = self._padded(input)
+        if torch.jit.is_scripting() or self.weight.device.type == "meta":
+            kernel = self.dense_kernel()
+        else:
+            with torch.autocast(device_type=self.weight.device.type, enabled=False):
+                kernel = self.dense_kernel()
+        responses = conv_nd(input, kernel, None, self.stride, padding, self.dilation, self.groups)
+        output = self._reduced(responses)
+        bias = self.bias
+        if bias is not None:
+            output = output + bias.to(output.dtype).reshape([-1] + [1] * self.shells.dim())
+        return output
+
+    def to_conv(self) -> nn.Module:
+        """Not possible: the layer is not linear.
+
+        Raises:
+            ConfigurationError: always.
+        """
+        raise ConfigurationError(
+            f"{type(self).__name__} takes norms, which torch.nn.Conv{self.spatial_dims}d cannot: export the layer as it is, "
+            "or use GMRConv."
+        )
+
+    def extra_repr(self) -> str:
+        """The arguments that differ from the defaults, and the channels of each order."""
+        split = ", ".join(f"{order}: {channels}" for order, channels in zip(self.orders, self.channels))
+        return f"{super().extra_repr()}, orders={{{split}}}"
+
+
+class GMRHarmonicConv2d(GMRHarmonicConvNd):
+    r"""Convolution with radial profiles times circular harmonics, reduced to scalars that no turn changes.
+
+    .. math::
+        y_o = b_o + \Big\| \sum_i \sum_r w_{oir}\, (b_r Y_l) \star x_i \Big\|
+
+    The norm is over the components of order :math:`l` (1, 2 in 2D, :math:`2l + 1` in 3D), which share a weight; order 0 is
+    :class:`GMRConv2d` as it is. A purely radial kernel does not see which way an edge runs; these do, and the layer is exactly as
+    equivariant, from scalars to scalars. It is not linear: no ``to_conv``, no transposed form.
+
+    Shape:
+        - input: ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``
+        - output: as ``torch.nn.Conv2d``'s; channels are ordered by group, then order
+        - ``weight``: ``(out_channels, in_channels / groups, rings)``
+
+    Args:
+        orders: any subset of 0 to 3 (1D: 0 and 1, even and odd); default ``(0, 1, 2)``.
+        order_split: share of the output channels for each order; default half for order 0, the rest alike.
+
+    All other arguments are those of :class:`GMRConv2d`; with ``spacing`` the angles are physical. On the dense path all components
+    are rows of one kernel and one convolution: with the default split 1.5 (2D) or 2.5 (3D) rows an output channel.
+
+    Raises:
+        ConfigurationError: when arguments or input do not fit; one sentence that says what does.
+
+    Example:
+        >>> layer, x = GMRHarmonicConv2d(3, 8, kernel_size=5, padding=2), torch.rand(1, 3, 9, 12)
+        >>> torch.allclose(layer(x.rot90(1, (2, 3))), layer(x).rot90(1, (2, 3)), atol=1e-6)
+        True
+
+    Source:
+        design, section 1; Worrall et al., Harmonic networks, arXiv 1612.04642 (norms of circular-harmonic responses).
+    """
+
+    spatial_dims = 2
+
+
+class GMRHarmonicConv1d(GMRHarmonicConvNd):
+    """:class:`GMRHarmonicConv2d` in one dimension: even kernels, and the absolute value of odd ones.
+
+    Example:
+        >>> GMRHarmonicConv1d(2, 4, 3, padding="same")(torch.rand(2, 7)).shape
+        torch.Size([4, 7])
+    """
+
+    spatial_dims = 1
+
+
+class GMRHarmonicConv3d(GMRHarmonicConvNd):
+    """:class:`GMRHarmonicConv2d` in three dimensions, with spherical harmonics.
+
+    Example:
+        >>> GMRHarmonicConv3d(1, 8, 3, padding=1)(torch.rand(1, 1, 6, 7, 8)).shape
+        torch.Size([1, 8, 6, 7, 8])
+    """
+
+    spatial_dims = 3

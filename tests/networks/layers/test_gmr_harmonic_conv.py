@@ -1,0 +1,143 @@
+"""Harmonic convolutions: scalars to scalars, as equivariant as radial ones, and safe to train."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from monai_gmr.networks.layers import GMRConv2d, GMRHarmonicConv1d, GMRHarmonicConv2d, GMRHarmonicConv3d
+from monai_gmr.networks.nets import GMRResNet, GMRUNet
+from monai_gmr.symmetry import inscribed_ball, point_group, rotation_matrix, transform_grid, transform_image
+from monai_gmr.utils import ConfigurationError
+
+LAYERS = {1: GMRHarmonicConv1d, 2: GMRHarmonicConv2d, 3: GMRHarmonicConv3d}
+SIZE = (9, 12, 7)
+
+
+def largest_change(net, x, group):
+    with torch.no_grad():
+        y = net(x)
+        turned = lambda g: transform_grid(y, g) if y.ndim == x.ndim else y  # noqa: E731
+        return float(max((net(transform_grid(x, g)) - turned(g)).norm() for g in group) / y.norm())
+
+
+@pytest.mark.parametrize("rings", ["gaussian", "indexed", "hard"])
+@pytest.mark.parametrize("kernel_size", [2, 3, 4, 5])
+@pytest.mark.parametrize(
+    ("dims", "orders"), [(1, (0, 1)), (1, (1,)), (2, (0, 1, 2)), (2, (1, 3)), (3, (0, 1, 2)), (3, (0, 3))]
+)
+def test_turning_the_input_turns_the_output(dims, orders, kernel_size, rings):
+    layer = LAYERS[dims](2, 8, kernel_size, padding=1, groups=2, orders=orders, rings=rings)
+    x = torch.randn(2, 2, *SIZE[:dims])
+    plain = getattr(nn, f"Conv{dims}d")(2, 8, kernel_size, padding=1, groups=2)
+    assert layer(x).shape == plain(x).shape
+    assert largest_change(layer, x, point_group(dims)) < 1e-6
+
+
+def test_spacing_keeps_the_group_of_the_grid():
+    layer = GMRHarmonicConv3d(1, 4, (3, 7, 7), padding="same", spacing=(2.4, 0.8, 0.8))
+    assert largest_change(layer, torch.randn(1, 1, *SIZE), point_group(3, layer.spacing)) < 1e-6
+
+
+def test_order_zero_alone_is_the_radial_layer():
+    harmonic, radial = GMRHarmonicConv2d(2, 4, 5, orders=(0,)), GMRConv2d(2, 4, 5)
+    radial.load_state_dict(harmonic.state_dict())
+    x = torch.randn(1, 2, 9, 9)
+    assert torch.allclose(harmonic(x), radial(x), atol=1e-6)
+
+
+def test_an_edge_is_seen_whichever_way_it_runs():
+    """Two pictures of equal content on every ring about the centre: order 0 cannot tell them apart, order 2 can."""
+    line, corner = torch.zeros(1, 1, 3, 3), torch.zeros(1, 1, 3, 3)
+    line[..., 1, 0] = line[..., 1, 2] = corner[..., 1, 0] = corner[..., 0, 1] = 1
+    layer = GMRHarmonicConv2d(1, 2, 3, orders=(0, 2), order_split=(0.5, 0.5), bias=False)
+    first, second = layer(line).detach().flatten(), layer(corner).detach().flatten()
+    assert torch.isclose(first[0], second[0], rtol=1e-5)
+    assert first[1] > 5 * second[1].abs()
+
+
+@pytest.mark.parametrize(("dims", "kernel_size"), [(1, 3), (2, 3), (2, 5), (3, 3)])
+def test_a_fresh_output_varies_as_that_of_a_fresh_convolution(dims, kernel_size):
+    torch.manual_seed(0)
+    x = torch.randn(4, 32, *{1: (512,), 2: (32, 32), 3: (12, 12, 12)}[dims])
+    layer = LAYERS[dims](32, 64, kernel_size, bias=False)
+    for part in layer(x).detach().split(layer.channels, dim=1):
+        assert float(part.var()) == pytest.approx(1 / 3, rel=0.3)
+
+
+def test_gradients_are_finite_at_zero_and_right_elsewhere():
+    layer = GMRHarmonicConv2d(2, 4, 3, padding=1, dtype=torch.float64)
+    zero = torch.zeros(1, 2, 4, 5, dtype=torch.float64, requires_grad=True)
+    layer(zero).sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in (zero, *layer.parameters()))
+    names = [name for name, _ in layer.named_parameters()]
+    run = lambda x, *p: torch.func.functional_call(layer, dict(zip(names, p)), x)  # noqa: E731
+    assert torch.autograd.gradcheck(run, (torch.randn_like(zero, requires_grad=True), *layer.parameters()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_large_values_do_not_overflow_in_half_precision(dtype):
+    layer = GMRHarmonicConv2d(1, 4, 3, padding=1, dtype=dtype)
+    assert torch.isfinite(layer(torch.full((1, 1, 6, 6), 1e3, dtype=dtype))).all()
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_script_export_copy_and_state_dict(dims):
+    layer, x = LAYERS[dims](2, 8, 3, padding=1), torch.randn(1, 2, *SIZE[:dims])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert torch.allclose(torch.jit.script(layer)(x), layer(x), atol=1e-6)
+    assert torch.allclose(torch.export.export(layer, (x,)).module()(x), layer(x), atol=1e-6)
+    assert torch.equal(copy.deepcopy(layer)(x), layer(x))
+    assert set(layer.state_dict()) == {"weight", "bias", "log_sigma"}
+
+
+@pytest.mark.parametrize("degrees", [15, 30, 45])
+def test_other_angles_stay_close(degrees):
+    torch.manual_seed(0)
+    layer = GMRHarmonicConv2d(1, 16, 5, padding=2, bias=False)
+    axis = torch.arange(64.0) - 31.5
+    x = torch.exp(-((axis[:, None] - 4) ** 2 / 60 + (axis[None] + 6) ** 2 / 30))[None, None]
+    matrix = rotation_matrix(2, degrees)
+    with torch.no_grad():
+        error = layer(transform_image(x, matrix, 5)) - transform_image(layer(x), matrix, 5)
+    disc = torch.as_tensor(inscribed_ball((64, 64)))
+    assert (error * disc).norm() < 0.01 * (layer(x) * disc).norm()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_nets_are_exact_and_train(dims):
+    size = (17, 20) if dims == 2 else (10, 11, 9)
+    for net in (
+        GMRUNet(dims, 1, 2, features=(4, 8), conv="gmr_harmonic"),
+        GMRResNet(dims, 1, 2, layers=(1, 1), kernel_sizes=3, width=4, conv="gmr_harmonic"),
+    ):
+        x = torch.randn(4, 1, *size)
+        optimizer = torch.optim.AdamW(net.parameters(), 1e-3)
+        for _ in range(3):
+            optimizer.zero_grad()
+            net(x).square().mean().backward()
+            optimizer.step()
+        assert largest_change(net.eval(), x, point_group(dims)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"orders": (0, 4)}, "order 4 is impossible in 2D"),
+        ({"orders": (1, 1)}, "give each order once"),
+        ({"orders": ()}, "at least one"),
+        ({"order_split": (1.0,)}, "not one share for each"),
+        ({"order_split": (0, 0, 0)}, "not all zero"),
+    ],
+)
+def test_what_is_impossible_ends_in_one_sentence(arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
+        GMRHarmonicConv2d(1, 4, 3, **arguments)
+
+
+def test_there_is_no_equal_convolution():
+    with pytest.raises(ConfigurationError, match="takes norms"):
+        GMRHarmonicConv2d(1, 4, 3).to_conv()
