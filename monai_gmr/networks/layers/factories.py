@@ -37,7 +37,8 @@ def make_convolution(
     """The convolution that blocks and nets call ``conv``.
 
     Args:
-        conv: "gmr" (:class:`GMRConv2d`), "gmr_harmonic" (:class:`GMRHarmonicConv2d`), "sre" (:class:`SREConv2d`) or "plain" (``torch.nn.ConvNd``, the baseline).
+        conv: "gmr" (:class:`GMRConv2d`), "gmr_harmonic" (:class:`GMRHarmonicConv2d`), "sre" (:class:`SREConv2d`)
+            or "plain" (``torch.nn.ConvNd``, the baseline).
         spatial_dims: 1, 2 or 3.
         in_channels: channels of the input.
         out_channels: channels of the output.
