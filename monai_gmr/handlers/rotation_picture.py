@@ -78,7 +78,7 @@ def draw_rotation_table(runs: Mapping[str, Sequence[Mapping[str, Any]]], metric:
     right.set(xlabel="angle in degrees", xticks=range(0, 361, 45))
     right.set_title("turned by any angle")
     handles = [Line2D([], [], color=colour, lw=2) for _, colour in zip(runs, COLOURS * len(runs))]
-    labels = [f"{name}, spread {_spread(rows, metric, ('angles',))}" for name, rows in runs.items()]
+    labels = [f"{name}, spread {_spread(rows, metric, ('upright', 'angles'))}" for name, rows in runs.items()]
     if len(drawn_axes) > 1:
         handles += [Line2D([], [], color="0.4", ls=STYLES[axis], marker=MARKERS[axis], ms=4) for axis in drawn_axes]
         labels += [f"about axis {axis}" for axis in drawn_axes]
