@@ -83,16 +83,16 @@ def table_rows(repeats: int = 5) -> list[list[str]]:
         nets = []
         for options in KINDS.values():
             torch.manual_seed(0)
-            nets.append(make(dims, **options, **arguments))
-        seconds = step_seconds([net.train() for net in nets], torch.randn(2, 1, *SIZES[dims][0]), repeats)
-        for kind, net, time_of_step in zip(KINDS, nets, seconds):
+            nets.append(make(dims, **options, **arguments).train())
+        images = torch.cat([smooth_image(SIZES[dims][1], seed) for seed in range(8)])
+        close = [equivariance_error(getattr(net, "features", net), images, [], (15, 30, 45)).worst for net in nets]
+        seconds = step_seconds(nets, torch.randn(2, 1, *SIZES[dims][0]), repeats)
+        for index, (kind, net) in enumerate(zip(KINDS, nets)):
             net.eval()
-            features = getattr(net, "features", net)
             exact = [equivariance_error(net, torch.randn(1, 1, *size)).worst for size in SIZES[dims]]
-            close = equivariance_error(features, smooth_image(SIZES[dims][1]), angles=(15, 30, 45)).angles.worst
             parameters = sum(p.numel() for p in net.parameters())
-            cells = [name, kind, f"{parameters:,}", *(f"{error:.0e}" for error in exact), f"{close:.3f}"]
-            rows.append([*cells, f"{1000 * time_of_step:.0f}", f"{time_of_step / seconds[0]:.2f}"])
+            cells = [name, kind, f"{parameters:,}", *(f"{error:.0e}" for error in exact), f"{close[index]:.3f}"]
+            rows.append([*cells, f"{1000 * seconds[index]:.0f}", f"{seconds[index] / seconds[0]:.2f}"])
     return rows
 
 
