@@ -10,6 +10,7 @@ from monai_gmr.engines.checks import (
     load_network,
 )
 from monai_gmr.engines.command_line import find_bundle_root, guard_command_line
+from monai_gmr.engines.distributed import leave_process_group
 from monai_gmr.engines.prepare_batch import PrepareBatchView
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "check_label",
     "find_bundle_root",
     "guard_command_line",
+    "leave_process_group",
     "list_images",
     "load_network",
 ]
