@@ -94,7 +94,6 @@ class RingConvNd(nn.Module):
         self.sigma_floor = SIGMA_FLOOR.get(rings, 0.0)
         self.initial_sigma = initial_sigma(rings, shells, self.num_rings)
         self.log_sigma = nn.Parameter(torch.empty(self.num_rings, **options)) if rings != "hard" else None
-        self._register_taps(steps)
         self.reset_parameters()
 
     def _register_taps(self, steps: Sequence[float]) -> None:
@@ -143,10 +142,10 @@ class RingConvNd(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw fresh weights; on white noise the output's variance is that of a fresh ``torch.nn.ConvNd``."""
+        # here, for Module.to_empty() leaves nothing of them
+        self._register_taps(tap_spacing(self.kernel_size, self.spacing, self.dilation))
         if self.weight.is_meta:
             return
-        # what Module.to_empty() left of them
-        self._register_taps(tap_spacing(self.kernel_size, self.spacing, self.dilation))
         if self.log_sigma is not None:
             nn.init.constant_(self.log_sigma, math.log(self.initial_sigma - self.sigma_floor))
         with torch.no_grad():
