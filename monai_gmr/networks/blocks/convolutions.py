@@ -57,7 +57,7 @@ class GMRConvolution(nn.Sequential):
         is_transposed: upsample rather than downsample.
         padding: voxels at both ends of an axis; default: what keeps the size.
         output_padding: must be ``None`` or 0: any other breaks the symmetry.
-        conv: "gmr", "gmr_harmonic", "sre" or "plain".
+        conv: "gmr", "gmr_harmonic", "sre" or "plain", or a pair of the name and further arguments of the layer.
         rings, spacing, padding_mode: as in :class:`GMRConv2d`.
 
     Raises:
@@ -88,7 +88,7 @@ class GMRConvolution(nn.Sequential):
         padding: int | Sequence[int] | None = None,
         output_padding: int | Sequence[int] | None = None,
         *,
-        conv: str = "gmr",
+        conv: str | Sequence = "gmr",
         rings: str = "gaussian",
         spacing: Sequence[float] | None = None,
         padding_mode: str = "zeros",
@@ -159,7 +159,7 @@ class GMRResidualUnit(nn.Module):
         last_conv_only: bool = False,
         padding: int | Sequence[int] | None = None,
         *,
-        conv: str = "gmr",
+        conv: str | Sequence = "gmr",
         rings: str = "gaussian",
         spacing: Sequence[float] | None = None,
         padding_mode: str = "zeros",

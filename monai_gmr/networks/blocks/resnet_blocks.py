@@ -66,7 +66,7 @@ class GMRResNetBlock(nn.Module):
         downsample: str | tuple = ("lowpass", {"sigma": 1.5}),
         act: tuple | str = "swish",
         norm: tuple | str = "batch",
-        conv: str = "gmr",
+        conv: str | Sequence = "gmr",
         rings: str = "gaussian",
         spacing: Sequence[float] | None = None,
         padding_mode: str = "zeros",

@@ -1,6 +1,6 @@
 """Thin modules over the operations: radial convolutions, resampling and pooling."""
 
-from monai_gmr.networks.layers.factories import make_convolution, register_layers
+from monai_gmr.networks.layers.factories import make_convolution, register_layers, split_convolution
 from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d
 from monai_gmr.networks.layers.gmr_conv_transpose import (
     GMRConvTranspose1d,
@@ -29,4 +29,5 @@ __all__ = [
     "SREConv3d",
     "make_convolution",
     "register_layers",
+    "split_convolution",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,8 +23,30 @@ from monai_gmr.utils import ConfigurationError, check_choice
 CONVOLUTIONS = {"gmr": "GMR", "gmr_harmonic": "GMRHARMONIC", "sre": "SRE", "plain": "CONV"}
 
 
+def split_convolution(conv: str | Sequence) -> tuple[str, dict[str, Any]]:
+    """Name and further arguments of what blocks and nets call ``conv``.
+
+    Args:
+        conv: a name, or a pair of a name and arguments of the layer.
+
+    Raises:
+        ConfigurationError: when the name is unknown or ``conv`` is of neither form.
+
+    Example:
+        >>> split_convolution("gmr"), split_convolution(("gmr_harmonic", {"orders": (0, 1)}))
+        (('gmr', {}), ('gmr_harmonic', {'orders': (0, 1)}))
+    """
+    pair = (conv, {}) if isinstance(conv, str) else tuple(conv) if isinstance(conv, Sequence) else (None,)
+    if len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], Mapping):
+        raise ConfigurationError(
+            f"conv={conv!r} is impossible: give a name, or a pair of a name and a dictionary of arguments."
+        )
+    check_choice("conv", pair[0], tuple(CONVOLUTIONS))
+    return pair[0], dict(pair[1])
+
+
 def make_convolution(
-    conv: str,
+    conv: str | Sequence,
     spatial_dims: int,
     in_channels: int,
     out_channels: int,
@@ -38,7 +60,8 @@ def make_convolution(
 
     Args:
         conv: "gmr" (:class:`GMRConv2d`), "gmr_harmonic" (:class:`GMRHarmonicConv2d`), "sre" (:class:`SREConv2d`)
-            or "plain" (``torch.nn.ConvNd``, the baseline).
+            or "plain" (``torch.nn.ConvNd``, the baseline); or a pair of the name and further arguments of the layer, such as
+            ``("gmr_harmonic", {"orders": (0, 1)})``.
         spatial_dims: 1, 2 or 3.
         in_channels: channels of the input.
         out_channels: channels of the output.
@@ -54,14 +77,15 @@ def make_convolution(
         >>> make_convolution("plain", 2, 1, 4, 3, padding=1)
         Conv2d(1, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
     """
-    check_choice("conv", conv, tuple(CONVOLUTIONS))
+    name, arguments = split_convolution(conv)
     options: dict[str, dict[str, Any]] = {
         "gmr": {"rings": rings, "spacing": spacing},
         "gmr_harmonic": {"rings": rings, "spacing": spacing},
         "sre": {"spacing": spacing},
         "plain": {},
     }
-    return Conv[CONVOLUTIONS[conv], spatial_dims](in_channels, out_channels, kernel_size, **options[conv], **kwargs)
+    kwargs = options[name] | kwargs | arguments
+    return Conv[CONVOLUTIONS[name], spatial_dims](in_channels, out_channels, kernel_size, **kwargs)
 
 
 def _by_dimension(name: str, classes: dict[int, Any]) -> Callable[[int], Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -27,12 +27,39 @@ def kernel_size_per_level(kernel_sizes: int | Sequence, levels: int, what: str) 
     """
     if isinstance(kernel_sizes, int):
         return [kernel_sizes] * levels
-    if len(kernel_sizes) != levels:
-        raise ConfigurationError(
-            f"kernel_sizes={tuple(kernel_sizes)} has {len(kernel_sizes)} entries and {what} has {levels}: give one for each, "
-            "or one number for all."
-        )
+    _check_levels("kernel_sizes", kernel_sizes, levels, what, "number")
     return list(kernel_sizes)
+
+
+def convolution_per_level(conv: str | Sequence, levels: int, what: str) -> list:
+    """One kind of convolution a level.
+
+    Args:
+        conv: a name, or a pair of a name and further arguments, for all levels; or a list of either, one a level.
+        levels: number of levels.
+        what: name of the argument that sets the number of levels.
+
+    Raises:
+        ConfigurationError: when there is not one a level.
+
+    Example:
+        >>> convolution_per_level(("gmr_harmonic", {"orders": (0, 1)}), 2, "features")
+        [('gmr_harmonic', {'orders': (0, 1)}), ('gmr_harmonic', {'orders': (0, 1)})]
+        >>> convolution_per_level(["gmr_harmonic", "gmr"], 2, "features")
+        ['gmr_harmonic', 'gmr']
+    """
+    if isinstance(conv, str) or (len(conv) == 2 and isinstance(conv[1], Mapping)):
+        return [conv] * levels
+    _check_levels("conv", conv, levels, what, "kind")
+    return list(conv)
+
+
+def _check_levels(name: str, given: Sequence, levels: int, what: str, kind: str) -> None:
+    if len(given) != levels:
+        raise ConfigurationError(
+            f"{name}={tuple(given)} has {len(given)} entries and {what} has {levels}: give one for each, "
+            f"or one {kind} for all."
+        )
 
 
 def check_network_input(net: nn.Module, x: torch.Tensor, spatial_dims: int, in_channels: int) -> None:

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from monai_gmr.networks.blocks import GMRConvolution, GMRResNetBlock, make_downsample
-from monai_gmr.networks.nets.checks import check_network_input, kernel_size_per_level
+from monai_gmr.networks.layers import split_convolution
+from monai_gmr.networks.nets.checks import check_network_input, convolution_per_level, kernel_size_per_level
 from monai_gmr.utils import ConfigurationError, check_choice
 
 DEFAULT_KERNEL_SIZES = {2: (9, 9, 5, 5), 3: (5, 5, 5, 5)}
@@ -28,7 +29,9 @@ class GMRResNet(nn.Module):
         kernel_sizes: window of each stage in voxels; default ``(9, 9, 5, 5)`` in 2D, ``(5, 5, 5, 5)`` in 3D, 3 for ``conv="plain"``.
         width: channels of the first stage; each stage has twice as many as the one before.
         stem_kernel_size: window of the stem in voxels, one number or one an axis.
-        conv: "gmr", "gmr_harmonic" (orders 0 to 2), "sre" or "plain" (``torch.nn.ConvNd``, the baseline).
+        stem_stride: 2: the stem halves the grid; 1: it does not, for images of few voxels.
+        conv: "gmr", "gmr_harmonic" (orders 0 to 2), "sre" or "plain" (``torch.nn.ConvNd``, the baseline); or a pair of the name and further
+            arguments of the layer, such as ``("gmr_harmonic", {"orders": (0, 1)})``; or a list of either, one a stage.
         rings: "gaussian", "indexed" or "hard".
         spacing: voxel size in millimetres; the net is then invariant to the symmetries that keep it.
         downsample: what halves the grid: "lowpass" (anti-aliased: the one that stays close at other angles), "avg", "max", or a tuple of
@@ -68,7 +71,8 @@ class GMRResNet(nn.Module):
         kernel_sizes: int | Sequence[int | Sequence[int]] | None = None,
         width: int = 64,
         stem_kernel_size: int | Sequence[int] = 5,
-        conv: str = "gmr",
+        stem_stride: int = 2,
+        conv: str | Sequence = "gmr",
         rings: str = "gaussian",
         spacing: Sequence[float] | None = None,
         downsample: str | tuple = ("lowpass", {"sigma": 1.5}),
@@ -83,24 +87,42 @@ class GMRResNet(nn.Module):
         if spatial_dims not in DEFAULT_KERNEL_SIZES:
             raise ConfigurationError(f"spatial_dims={spatial_dims} is impossible for GMRResNet: use 2 or 3.")
         check_choice("block", block, ("basic", "bottleneck"))
-        default = (3,) * len(layers) if conv == "plain" else DEFAULT_KERNEL_SIZES[spatial_dims]
+        check_choice("stem_stride", stem_stride, (1, 2))
+        convolutions = convolution_per_level(conv, len(layers), "layers")
+        default: Sequence[int] = DEFAULT_KERNEL_SIZES[spatial_dims]
+        if all(split_convolution(each)[0] == "plain" for each in convolutions):
+            default = (3,) * len(layers)
         windows = kernel_size_per_level(default if kernel_sizes is None else kernel_sizes, len(layers), "layers")
-        common: dict[str, Any] = {"conv": conv, "rings": rings, "spacing": spacing, "act": act, "norm": norm}
+        common: dict[str, Any] = {"rings": rings, "spacing": spacing, "act": act, "norm": norm}
         common["padding_mode"] = padding_mode
         self.spatial_dims, self.n_input_channels = spatial_dims, n_input_channels
         self.stem = GMRConvolution(
-            spatial_dims, n_input_channels, width, kernel_size=stem_kernel_size, bias=False, **common
+            spatial_dims,
+            n_input_channels,
+            width,
+            kernel_size=stem_kernel_size,
+            bias=False,
+            conv=convolutions[0],
+            **common,
         )
-        self.downsample = make_downsample(downsample, spatial_dims)
+        self.downsample = make_downsample(downsample, spatial_dims) if stem_stride == 2 else nn.Identity()
         channels, expansion = width, 4 if block == "bottleneck" else 1
         self.stages = nn.ModuleList()
-        for level, (count, window) in enumerate(zip(layers, windows)):
+        for level, (count, window, convolution) in enumerate(zip(layers, windows, convolutions)):
             stage = nn.Sequential()
             for i in range(count):
                 out_channels = width * 2**level
                 stride = 2 if level > 0 and i == 0 else 1
                 unit = GMRResNetBlock(
-                    spatial_dims, channels, out_channels, window, stride, expansion == 4, downsample, **common
+                    spatial_dims,
+                    channels,
+                    out_channels,
+                    window,
+                    stride,
+                    expansion == 4,
+                    downsample,
+                    conv=convolution,
+                    **common,
                 )
                 stage.add_module(f"block{i + 1}", unit)
                 channels = out_channels * expansion

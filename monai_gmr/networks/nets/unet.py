@@ -7,8 +7,13 @@ import torch
 from torch import nn
 
 from monai_gmr.networks.blocks import GMRConvolution, make_downsample
-from monai_gmr.networks.layers import GMRUpsample, make_convolution
-from monai_gmr.networks.nets.checks import check_network_input, check_smallest_grid, kernel_size_per_level
+from monai_gmr.networks.layers import GMRUpsample, make_convolution, split_convolution
+from monai_gmr.networks.nets.checks import (
+    check_network_input,
+    check_smallest_grid,
+    convolution_per_level,
+    kernel_size_per_level,
+)
 from monai_gmr.utils import ConfigurationError
 
 DEFAULT_KERNEL_SIZE = {1: 5, 2: 5, 3: 3}
@@ -26,7 +31,8 @@ class GMRUNet(nn.Module):
         out_channels: channels of the segmentation.
         features: channels of each level; their number is the depth.
         kernel_sizes: window of each level in voxels, or one for all; default 5 in 2D, 3 in 3D, 3 for ``conv="plain"``.
-        conv: "gmr", "gmr_harmonic" (orders 0 to 2), "sre" or "plain" (``torch.nn.ConvNd``, the baseline).
+        conv: "gmr", "gmr_harmonic" (orders 0 to 2), "sre" or "plain" (``torch.nn.ConvNd``, the baseline); or a pair of the name and further
+            arguments of the layer, such as ``("gmr_harmonic", {"orders": (0, 1)})``; or a list of either, one a level.
         rings: "gaussian", "indexed" or "hard".
         spacing: voxel size in millimetres; the net is then equivariant to the symmetries that keep it.
         downsample: "lowpass" (anti-aliased), "avg" or "max".
@@ -58,7 +64,7 @@ class GMRUNet(nn.Module):
         out_channels: int,
         features: Sequence[int] = (16, 32, 64),
         kernel_sizes: int | Sequence[int | Sequence[int]] | None = None,
-        conv: str = "gmr",
+        conv: str | Sequence = "gmr",
         rings: str = "gaussian",
         spacing: Sequence[float] | None = None,
         downsample: str | tuple = "lowpass",
@@ -74,33 +80,35 @@ class GMRUNet(nn.Module):
             raise ConfigurationError(f"spatial_dims={spatial_dims} is impossible for GMRUNet: use 1, 2 or 3.")
         if len(features) < 1:
             raise ConfigurationError("features is empty: give the channels of at least one level.")
-        default = 3 if conv == "plain" else DEFAULT_KERNEL_SIZE[spatial_dims]
+        convolutions = convolution_per_level(conv, len(features), "features")
+        default = [
+            3 if split_convolution(each)[0] == "plain" else DEFAULT_KERNEL_SIZE[spatial_dims] for each in convolutions
+        ]
         windows = kernel_size_per_level(default if kernel_sizes is None else kernel_sizes, len(features), "features")
         self.spatial_dims, self.in_channels = spatial_dims, in_channels
         self.deep_supervision = deep_supervision
         self.normalises_instances = (
             str(norm[0] if isinstance(norm, tuple | list) else norm).lower().startswith("instance")
         )
-        common: dict[str, Any] = {"conv": conv, "rings": rings, "spacing": spacing, "padding_mode": padding_mode}
+        common: dict[str, Any] = {"rings": rings, "spacing": spacing, "padding_mode": padding_mode}
         common |= {"act": act, "norm": norm, "bias": bias, "dropout": dropout or None}
 
-        def two_convolutions(inputs: int, outputs: int, window: int | Sequence[int]) -> nn.Sequential:
-            first = GMRConvolution(spatial_dims, inputs, outputs, kernel_size=window, **common)
-            second = GMRConvolution(spatial_dims, outputs, outputs, kernel_size=window, **common)
+        def two_convolutions(inputs: int, outputs: int, level: int) -> nn.Sequential:
+            options = {"kernel_size": windows[level], "conv": convolutions[level], **common}
+            first = GMRConvolution(spatial_dims, inputs, outputs, **options)
+            second = GMRConvolution(spatial_dims, outputs, outputs, **options)
             return nn.Sequential(first, second)
 
-        self.stem = two_convolutions(in_channels, features[0], windows[0])
+        self.stem = two_convolutions(in_channels, features[0], 0)
         self.encoders, self.decoders, self.reducers, self.heads = (nn.ModuleList() for _ in range(4))
         for level in range(1, len(features)):
             fine, coarse = features[level - 1], features[level]
-            encoder = nn.Sequential(
-                make_downsample(downsample, spatial_dims), two_convolutions(fine, coarse, windows[level])
-            )
+            encoder = nn.Sequential(make_downsample(downsample, spatial_dims), two_convolutions(fine, coarse, level))
             self.encoders.append(encoder)
         for level in reversed(range(1, len(features))):
             fine, coarse = features[level - 1], features[level]
             self.reducers.append(make_convolution("plain", spatial_dims, coarse, fine, 1))
-            self.decoders.append(two_convolutions(2 * fine, fine, windows[level - 1]))
+            self.decoders.append(two_convolutions(2 * fine, fine, level - 1))
             if deep_supervision and level > 1:
                 self.heads.append(make_convolution("plain", spatial_dims, fine, out_channels, 1))
         self.upsample = GMRUpsample(spatial_dims, 2)

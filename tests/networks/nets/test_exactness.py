@@ -20,6 +20,9 @@ NETS = ("basic", "bottleneck", "unet", "unet deep supervision")
 MODES = pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 STEPS = pytest.mark.parametrize("steps", [0, 50])
 EVERY_NET = pytest.mark.parametrize("kind", NETS)
+KINDS = pytest.mark.parametrize(
+    ("kind", "conv"), [*((kind, "gmr") for kind in NETS), ("basic", "gmr_harmonic"), ("unet", "gmr_harmonic")]
+)
 SIZES_2D = [(n, n) for n in range(17, 41)]
 PAIRS_2D = [(17, 40), (31, 18), (24, 37), (22, 36)]
 SIZES_3D = [(17, 20, 23), (24, 24, 24), (16, 21, 32)]
@@ -74,8 +77,8 @@ def fit(net: nn.Module, dims: int, steps: int) -> None:
 
 
 @lru_cache(maxsize=4)
-def trained(kind: str, dims: int, rings: str, steps: int) -> nn.Module:
-    net = build(kind, dims, rings=rings)
+def trained(kind: str, dims: int, steps: int, conv: str = "gmr", rings: str = "gaussian") -> nn.Module:
+    net = build(kind, dims, conv=conv, rings=rings)
     untouched = [parameter.detach().clone() for parameter in net.parameters()]
     fit(net, dims, steps)
     moved = [not torch.equal(p, u) for p, u in zip(net.parameters(), untouched)]
@@ -93,11 +96,11 @@ def worst(net: nn.Module, batch: int, sizes: list[tuple[int, ...]]) -> tuple[flo
     return max(found)
 
 
-@EVERY_NET
+@KINDS
 @STEPS
 @MODES
-def test_2d_every_size(kind, steps, training):
-    error, size = worst(trained(kind, 2, "gaussian", steps).train(training), 4, SIZES_2D + PAIRS_2D)
+def test_2d_every_size(kind, conv, steps, training):
+    error, size = worst(trained(kind, 2, steps, conv).train(training), 4, SIZES_2D + PAIRS_2D)
     assert error <= TOLERANCE, size
 
 
@@ -106,16 +109,16 @@ def test_2d_every_size(kind, steps, training):
 @STEPS
 def test_2d_every_kind_of_rings(kind, rings, steps):
     for training in (False, True):
-        net = trained(kind, 2, rings, steps).train(training)
+        net = trained(kind, 2, steps, rings=rings).train(training)
         error, size = worst(net, 4, [(17, 17), (24, 24), (32, 32), (40, 40), *PAIRS_2D])
         assert error <= TOLERANCE, (size, training)
 
 
-@EVERY_NET
+@KINDS
 @STEPS
 @MODES
-def test_3d(kind, steps, training):
-    error, size = worst(trained(kind, 3, "gaussian", steps).train(training), 2, SIZES_3D)
+def test_3d(kind, conv, steps, training):
+    error, size = worst(trained(kind, 3, steps, conv).train(training), 2, SIZES_3D)
     assert error <= TOLERANCE, size
 
 
@@ -124,7 +127,7 @@ def test_3d(kind, steps, training):
 @STEPS
 def test_3d_every_kind_of_rings(kind, rings, steps):
     for training in (False, True):
-        error, size = worst(trained(kind, 3, rings, steps).train(training), 2, SIZES_3D[:1])
+        error, size = worst(trained(kind, 3, steps, rings=rings).train(training), 2, SIZES_3D[:1])
         assert error <= TOLERANCE, (size, training)
 
 

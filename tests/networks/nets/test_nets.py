@@ -7,7 +7,7 @@ from monai.losses import DeepSupervisionLoss, DiceCELoss
 from monai.networks.nets import BasicUNet
 from torch import nn
 
-from monai_gmr.networks.layers import GMRConv2d, GMRConv3d
+from monai_gmr.networks.layers import GMRConv2d, GMRConv3d, GMRHarmonicConv2d
 from monai_gmr.networks.nets import GMRResNet, GMRUNet, gmr_resnet18, gmr_resnet34, gmr_resnet50
 from monai_gmr.networks.utils import parameter_groups
 from monai_gmr.utils import ConfigurationError
@@ -42,6 +42,24 @@ def test_plain_nets_have_dense_kernels_of_three_and_equal_channels():
     assert windows == {(1, 1, 1), (3, 3, 3)}
     channels = lambda net: [m.out_channels for m in net.modules() if hasattr(m, "out_channels")]  # noqa: E731
     assert channels(plain) == channels(radial)
+
+
+@pytest.mark.parametrize("make", [small_resnet, small_unet])
+def test_each_level_can_have_a_convolution_of_its_own(make):
+    net = make(conv=[("gmr_harmonic", {"orders": (0, 2)}), "plain"])
+    kinds = [m for m in net.modules() if isinstance(m, GMRHarmonicConv2d)]
+    assert {m.orders for m in kinds} == {(0, 2)}
+    assert {m.out_channels for m in kinds} == {4}
+    assert 8 in {m.out_channels for m in net.modules() if type(m) is nn.Conv2d and m.kernel_size[0] > 1}
+
+
+def test_a_stem_of_stride_one_keeps_the_grid():
+    net, halved = small_resnet(stem_stride=1), small_resnet()
+    x, shapes = torch.rand(1, 1, 16, 17), []
+    for each in (net, halved):
+        each.stages[0].register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape[2:])))
+        each(x)
+    assert shapes == [(16, 17), (8, 9)]
 
 
 @pytest.mark.parametrize("size", [(3, 3), (17, 24), (32, 31)])
@@ -106,6 +124,10 @@ def test_weight_decay_spares_sigma_biases_and_norms():
         (small_resnet, {"block": "wide"}, "block='wide' is unknown"),
         (small_resnet, {"kernel_sizes": (3, 3, 3)}, "has 3 entries and layers has 2"),
         (small_unet, {"kernel_sizes": (3,)}, "has 1 entries and features has 2"),
+        (small_unet, {"conv": ("gmr",)}, "has 1 entries and features has 2"),
+        (small_unet, {"conv": ("gmr", 3)}, "conv=3 is impossible"),
+        (small_resnet, {"conv": "dense"}, "conv='dense' is unknown"),
+        (small_resnet, {"stem_stride": 3}, "stem_stride=3 is unknown"),
         (small_unet, {"features": ()}, "features is empty"),
         (small_unet, {"rings": "round"}, "rings='round' is unknown"),
         (small_unet, {"downsample": "stride"}, "downsample='stride' is unknown"),

@@ -1,0 +1,57 @@
+"""Turns and reflections as training augmentation, made of MONAI's random transforms: what a plain net needs to be compared fairly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+
+from monai.config import KeysCollection
+from monai.transforms import RandFlipd, RandRotate90d, RandRotated, Transform
+
+from monai_gmr.utils import check_choice
+
+AUGMENTATIONS = ("none", "grid", "rotation")
+
+
+def turning_transforms(
+    augmentation: str,
+    keys: KeysCollection,
+    spatial_dims: int,
+    mode: str | Sequence[str] = "bilinear",
+    padding_mode: str = "border",
+    prob: float = 0.5,
+) -> list[Transform]:
+    """Random transforms of a dictionary that turn and mirror all of its ``keys`` alike.
+
+    Args:
+        augmentation: "none"; "grid": reflections along each axis and quarter turns in each plane, which together reach every symmetry
+            of the voxel grid without interpolation; "rotation": those, and turns by any angle about every axis.
+        keys: items of shape ``(C, *spatial)``; quarter turns exchange the sizes of two axes, so patches should be cubes.
+        spatial_dims: 2 or 3.
+        mode: interpolation of the turns by any angle, one or one a key: "bilinear" for images, "nearest" for labels.
+        padding_mode: what a turned image shows beyond its frame: "border", "reflection" or "zeros".
+        prob: probability of each reflection and of the turn by any angle; quarter turns always draw one of four.
+
+    Returns:
+        MONAI transforms, none for "none".
+
+    Raises:
+        ConfigurationError: when ``augmentation`` is unknown.
+
+    Example:
+        >>> [type(t).__name__ for t in turning_transforms("rotation", "image", 2)]
+        ['RandFlipd', 'RandFlipd', 'RandRotate90d', 'RandRotated']
+        >>> turning_transforms("none", "image", 3)
+        []
+    """
+    check_choice("augmentation", augmentation, AUGMENTATIONS)
+    if augmentation == "none":
+        return []
+    transforms: list[Transform] = [RandFlipd(keys, prob, spatial_axis=axis) for axis in range(spatial_dims)]
+    # one to three quarter turns with probability 3/4: each of the four turns is as likely as the others
+    transforms += [RandRotate90d(keys, 0.75, spatial_axes=plane) for plane in combinations(range(spatial_dims), 2)]
+    if augmentation == "rotation":
+        other = math.pi if spatial_dims == 3 else 0.0
+        transforms.append(RandRotated(keys, math.pi, other, other, prob, mode=mode, padding_mode=padding_mode))
+    return transforms
