@@ -27,6 +27,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "plain": {"conv": "plain"},
     "gmr": {"conv": "gmr"},
     "gmr, replicate": {"conv": "gmr", "padding_mode": "replicate"},
+    "gmr_harmonic": {"conv": "gmr_harmonic"},
 }
 
 

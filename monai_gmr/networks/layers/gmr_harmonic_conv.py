@@ -42,20 +42,61 @@ def channels_per_order(out_channels: int, order_split: Sequence[float]) -> list[
     return channels
 
 
-def invariant_norm(responses: torch.Tensor, axis: int, smoothing: float = NORM_SMOOTHING) -> torch.Tensor:
-    """Euclidean norm over an axis, ``sqrt(sum y^2 + smoothing^2) - smoothing``: its gradient is finite, and 0 at 0.
-
-    Args:
-        responses: any shape; half precision is squared in float32.
-        axis: the axis of the components.
-        smoothing: size below which the norm is rounded off.
+def norm_variance(components: int) -> float:
+    """Variance of the Euclidean norm of independent standard normal components.
 
     Example:
-        >>> invariant_norm(torch.tensor([3.0, 4.0]), 0)
+        >>> round(norm_variance(2), 4)
+        0.4292
+    """
+    return components - 2 * (math.gamma((components + 1) / 2) / math.gamma(components / 2)) ** 2
+
+
+def inner_product_scale(components: int) -> float:
+    r"""What brings :func:`invariant_inner_product` to the variance that :func:`invariant_norm` has.
+
+    For two independent normal responses of :math:`c` components of variance :math:`s` the former's is :math:`s c / (2 (c + 1))`, because
+    :math:`|a|^2 / (|a|^2 + |b|^2)` is Beta distributed and independent of the sum; the latter's is :math:`s` times :func:`norm_variance`.
+
+    Example:
+        >>> round(inner_product_scale(2), 4)
+        1.1347
+    """
+    return math.sqrt(norm_variance(components) * 2 * (components + 1) / components)
+
+
+def invariant_norm(squared_length: torch.Tensor, smoothing: float = NORM_SMOOTHING) -> torch.Tensor:
+    r"""Length of a response, :math:`\sqrt{|a|^2 + \epsilon^2} - \epsilon`: its gradient is finite, and 0 at 0.
+
+    Args:
+        squared_length: sum of squares over the components, any shape.
+        smoothing: size below which the length is rounded off.
+
+    Example:
+        >>> invariant_norm(torch.tensor(25.0))
         tensor(4.9900)
     """
-    wide = responses if responses.dtype == torch.float64 else responses.float()
-    return ((wide * wide).sum(dim=axis) + smoothing**2).sqrt().sub(smoothing).to(responses.dtype)
+    return (squared_length + smoothing**2).sqrt() - smoothing
+
+
+def invariant_inner_product(
+    product: torch.Tensor, squared_lengths: torch.Tensor, smoothing: float = NORM_SMOOTHING
+) -> torch.Tensor:
+    r"""Inner product relative to the size of both responses, :math:`a \cdot b / \sqrt{|a|^2 + |b|^2 + \epsilon^2}`.
+
+    It grows linearly, tells the angle between two responses, which no turn of both changes, and has a sign. Its gradient is finite, and
+    0 at 0.
+
+    Args:
+        product: :math:`a \cdot b`, any shape.
+        squared_lengths: :math:`|a|^2 + |b|^2`, of the same shape.
+        smoothing: size below which it is rounded off.
+
+    Example:
+        >>> invariant_inner_product(torch.tensor(-25.0), torch.tensor(50.0)).round(decimals=3)
+        tensor(-3.5360)
+    """
+    return product / (squared_lengths + smoothing**2).sqrt()
 
 
 class GMRHarmonicConvNd(GMRConvNd):
@@ -71,6 +112,7 @@ class GMRHarmonicConvNd(GMRConvNd):
         *args: Any,
         orders: Sequence[int] | None = None,
         order_split: Sequence[float] | None = None,
+        inner_products: bool = True,
         **kwargs: Any,
     ) -> None:
         dims = self.spatial_dims
@@ -86,11 +128,17 @@ class GMRHarmonicConvNd(GMRConvNd):
         self.first_mean, self.mean_margin = HARMONIC_FIRST_MEAN, HARMONIC_MEAN_MARGIN
         self.harmonic_unit = float(UNITS_PER_HARMONIC)
         self.orders, self.components, self.order_split = orders, components, tuple(order_split)
+        self.inner_products = inner_products
         super().__init__(in_channels, out_channels, kernel_size, *args, **kwargs)
 
     def _register_taps(self, steps: Sequence[float]) -> None:
         super()._register_taps(steps)
         self.channels = channels_per_order(self.out_channels // self.groups, self.order_split)
+        self.num_responses = self.groups * sum(n * count for n, count in zip(self.channels, self.components))
+        self.norms = [
+            (n + 1) // 2 if self.inner_products and order != 0 else n for n, order in zip(self.channels, self.orders)
+        ]
+        self.inner_product_scales = [inner_product_scale(count) for count in self.components]
         tables = [torch.as_tensor(tap_harmonics(self.kernel_size, steps, order)) for order in self.orders]
         # integers: no cast to half precision
         fixed_point = (torch.cat(tables) * UNITS_PER_HARMONIC).round().to(torch.int64)
@@ -127,10 +175,7 @@ class GMRHarmonicConvNd(GMRConvNd):
         for index, (row, count) in enumerate(zip(rows, self.components)):
             with torch.no_grad():
                 squared_norm = float((self.order_basis(index) ** 2).sum()) / count
-            spread = 1.0
-            if self.orders[index] != 0:
-                mean = math.sqrt(2) * math.gamma((count + 1) / 2) / math.gamma(count / 2)
-                spread = count - mean**2
+            spread = 1.0 if self.orders[index] == 0 else norm_variance(count)
             bound = 1 / math.sqrt(fan_in * max(squared_norm, 1e-12) * spread)
             row.uniform_(-bound, bound)
 
@@ -151,7 +196,7 @@ class GMRHarmonicConvNd(GMRConvNd):
         return kernel.reshape(list(kernel.shape[:2]) + list(self.shells.shape)).to(self.weight.dtype)
 
     def _reduced(self, responses: torch.Tensor) -> torch.Tensor:
-        """Norms over the components of each order; order 0 stays as it is."""
+        """Norms and inner products over the components of each order; order 0 stays as it is."""
         dims = self.shells.dim()
         axis = responses.dim() - dims - 1
         lead, spatial = list(responses.shape[:axis]), list(responses.shape[axis + 1 :])
@@ -161,11 +206,21 @@ class GMRHarmonicConvNd(GMRConvNd):
         for index in range(len(self.orders)):
             channels, count = self.channels[index], self.components[index]
             part = grouped.narrow(axis + 1, start, channels * count)
-            if self.orders[index] != 0:
-                part = part.reshape(lead + [self.groups, channels, count] + spatial)
-                part = invariant_norm(part, axis + 2)
-            parts.append(part)
             start += channels * count
+            if self.orders[index] == 0:
+                parts.append(part)
+                continue
+            part = part.reshape(lead + [self.groups, channels, count] + spatial)
+            part = part if part.dtype == torch.float64 else part.float()
+            squared = (part * part).sum(dim=axis + 2)
+            norms = self.norms[index]
+            parts.append(invariant_norm(squared.narrow(axis + 1, 0, norms)).to(responses.dtype))
+            rest = channels - norms
+            if rest > 0:
+                product = part.narrow(axis + 1, 0, rest) * part.narrow(axis + 1, norms, rest)
+                lengths = squared.narrow(axis + 1, 0, rest) + squared.narrow(axis + 1, norms, rest)
+                inner = invariant_inner_product(product.sum(dim=axis + 2), lengths)
+                parts.append((inner * self.inner_product_scales[index]).to(responses.dtype))
         return torch.cat(parts, dim=axis + 1).flatten(axis, axis + 1)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -197,17 +252,19 @@ class GMRHarmonicConvNd(GMRConvNd):
     def extra_repr(self) -> str:
         """The arguments that differ from the defaults, and the channels of each order."""
         split = ", ".join(f"{order}: {channels}" for order, channels in zip(self.orders, self.channels))
-        return f"{super().extra_repr()}, orders={{{split}}}"
+        return f"{super().extra_repr()}, orders={{{split}}}, num_responses={self.num_responses}"
 
 
 class GMRHarmonicConv2d(GMRHarmonicConvNd):
     r"""Convolution with radial profiles times circular harmonics, reduced to scalars that no turn changes.
 
     .. math::
-        y_o = b_o + \Big\| \sum_i \sum_r w_{oir}\, (b_r Y_l) \star x_i \Big\|
+        y_o = \sum_i \sum_r w_{oir}\, (b_r Y_l) \star x_i, \qquad
+        z_o = b_o + |y_o| \quad\text{or}\quad b_o + \kappa\, \frac{y_p \cdot y_o}{\sqrt{|y_p|^2 + |y_o|^2}}
 
-    The norm is over the components of order :math:`l` (1, 2 in 2D, :math:`2l + 1` in 3D), which share a weight; order 0 is
-    :class:`GMRConv2d` as it is. A purely radial kernel does not see which way an edge runs; these do, and the layer is exactly as
+    :math:`y_o` has the components of order :math:`l` (1, 2 in 2D, :math:`2l + 1` in 3D), which share a weight. The first half of an order's
+    channels are norms, the others inner products with a channel :math:`p` of the first half: how two features stand to each other; order
+    0 is :class:`GMRConv2d` as it is. A purely radial kernel does not see which way an edge runs; these do, and the layer is exactly as
     equivariant, from scalars to scalars. It is not linear: no ``to_conv``, no transposed form.
 
     Shape:
@@ -218,9 +275,10 @@ class GMRHarmonicConv2d(GMRHarmonicConvNd):
     Args:
         orders: any subset of 0 to 3 (1D: 0 and 1, even and odd); default ``(0, 1, 2)``.
         order_split: share of the output channels for each order; default half for order 0, the rest alike.
+        inner_products: whether half the channels of the orders above 0 are inner products; otherwise all are norms.
 
     All other arguments are those of :class:`GMRConv2d`; with ``spacing`` the angles are physical. On the dense path all components
-    are rows of one kernel and one convolution: with the default split 1.5 (2D) or 2.5 (3D) rows an output channel.
+    are rows of one kernel and one convolution, ``num_responses`` of them: with the default split 1.5 (2D) or 2.5 (3D) an output channel.
 
     Raises:
         ConfigurationError: when arguments or input do not fit; one sentence that says what does.

@@ -36,6 +36,13 @@ def test_turning_the_input_turns_the_output(dims, orders, kernel_size, rings):
     assert largest_change(layer, x, point_group(dims)) < 1e-6
 
 
+@pytest.mark.parametrize(("dims", "rows"), [(1, 1.0), (2, 1.5), (3, 2.5)])
+def test_all_orders_are_rows_of_one_kernel(dims, rows):
+    layer = LAYERS[dims](4, 16, 3, groups=2)
+    assert layer.num_responses == len(layer.dense_kernel()) == rows * 16
+    assert f"num_responses={layer.num_responses}" in repr(layer)
+
+
 def test_spacing_keeps_the_group_of_the_grid():
     layer = GMRHarmonicConv3d(1, 4, (3, 7, 7), padding="same", spacing=(2.4, 0.8, 0.8))
     assert largest_change(layer, torch.randn(1, 1, *SIZE), point_group(3, layer.spacing)) < 1e-6
@@ -58,12 +65,28 @@ def test_an_edge_is_seen_whichever_way_it_runs():
     assert first[1] > 5 * second[1].abs()
 
 
+def test_two_features_at_an_angle_are_told_by_their_inner_product():
+    """A line and an edge, parallel or crossing: norms cannot tell which, an inner product of two orders-1 responses can."""
+    layer = GMRHarmonicConv2d(2, 2, 3, orders=(1,), bias=False)
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.weight[0, 0] = layer.weight[1, 1] = 1.0
+    ramp = torch.arange(3.0).expand(1, 1, 3, 3)
+    parallel, crossing = torch.cat([ramp, ramp], 1), torch.cat([ramp, ramp.mT], 1)
+    first, second = layer(parallel).detach().flatten(), layer(crossing).detach().flatten()
+    assert torch.isclose(first[0], second[0], rtol=1e-5)
+    assert first[1] > 1
+    assert second[1].abs() < 1e-5
+    assert GMRHarmonicConv2d(2, 2, 3, orders=(1,), inner_products=False).norms == [2]
+
+
 @pytest.mark.parametrize(("dims", "kernel_size"), [(1, 3), (2, 3), (2, 5), (3, 3)])
 def test_a_fresh_output_varies_as_that_of_a_fresh_convolution(dims, kernel_size):
     torch.manual_seed(0)
     x = torch.randn(4, 32, *{1: (512,), 2: (32, 32), 3: (12, 12, 12)}[dims])
     layer = LAYERS[dims](32, 64, kernel_size, bias=False)
-    for part in layer(x).detach().split(layer.channels, dim=1):
+    kinds = [n for norms, channels in zip(layer.norms, layer.channels) for n in (norms, channels - norms) if n]
+    for part in layer(x).detach().split(kinds, dim=1):
         assert float(part.var()) == pytest.approx(1 / 3, rel=0.3)
 
 
