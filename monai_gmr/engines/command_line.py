@@ -17,8 +17,21 @@ TRACEBACK_VARIABLE = "MONAI_GMR_TRACEBACK"
 TRACKING_ARGUMENTS = ("output_dir", "tracking_uri", "experiment_name", "run_name", "save_execute_config")
 
 
-def _find_configuration_error(error: BaseException | None) -> ConfigurationError | None:
-    """MONAI wraps what a component raises, once for every floor of the config: look through all causes."""
+def find_configuration_error(error: BaseException | None) -> ConfigurationError | None:
+    """The sentence in an error that MONAI wrapped, once for every floor of its config.
+
+    Args:
+        error: what was raised; all its causes and contexts are looked through.
+
+    Returns:
+        the first :class:`~monai_gmr.utils.ConfigurationError`, or ``None``.
+
+    Example:
+        >>> wrapped = RuntimeError("Failed to instantiate")
+        >>> wrapped.__cause__ = ConfigurationError("give --epochs 3.")
+        >>> str(find_configuration_error(wrapped))
+        'give --epochs 3.'
+    """
     seen: set[int] = set()
     waiting = [error]
     while waiting:
@@ -33,7 +46,7 @@ def _find_configuration_error(error: BaseException | None) -> ConfigurationError
 
 
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    found = _find_configuration_error(error)
+    found = find_configuration_error(error)
     if found is None or os.environ.get(TRACEBACK_VARIABLE):
         sys.__excepthook__(kind, error, trace)
     else:

@@ -1,0 +1,108 @@
+"""What a study asks of a bundle's training config without training: the size of its network and the time of a step."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+NETWORK_IDS = ("network", "network_def", "net")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without MONAI's lines about files that a config need not have, which would tear the progress bar."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def open_training(config_file: Path, settings: Mapping[str, Any]) -> Any:
+    """The parser of a training config, whose parts can be built one by one; nothing is built yet.
+
+    Args:
+        config_file: a bundle's ``configs/train.yaml``.
+        settings: overrides.
+    """
+    from monai.bundle import ConfigWorkflow
+
+    settings = {"bundle_root": str(config_file.parent.parent.resolve()), **settings}
+    with _quiet():
+        return ConfigWorkflow(str(config_file), workflow_type="train", logging_file=False, **settings).parser
+
+
+def count_parameters(config_file: Path, settings: Mapping[str, Any]) -> int | None:
+    """Number of trainable parameters of the network of a training config; ``None`` when it names no network.
+
+    Args:
+        config_file: a bundle's ``configs/train.yaml``.
+        settings: overrides.
+    """
+    parser = open_training(config_file, {**settings, "device": "cpu"})
+    name = next((name for name in NETWORK_IDS if name in parser.config), None)
+    if name is None:
+        return None
+    with _quiet():
+        network = parser.get_parsed_content(name)
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+
+
+def make_step(config_file: Path, settings: Mapping[str, Any]) -> Callable[[], None]:
+    """A training step on the first training batch of a config: forward, loss, backward and the optimizer's step.
+
+    Args:
+        config_file: a bundle's ``configs/train.yaml`` with ``network``, ``loss``, ``optimizer`` and ``train::dataloader``.
+        settings: overrides.
+
+    Returns:
+        a function that does the step and returns when it is done, on a GPU too.
+    """
+    from monai.engines import default_prepare_batch
+    from monai.utils import set_determinism
+
+    lazy = {"cache_rate": 0.0, "num_workers": 0}
+    parser = open_training(config_file, settings)
+    parser.update({name: value for name, value in lazy.items() if name in parser.config})
+    set_determinism(0)
+    with _quiet():
+        network, loss, optimizer = (parser.get_parsed_content(name) for name in ("network", "loss", "optimizer"))
+        batch = next(iter(parser.get_parsed_content("train::dataloader")))
+    device = next(network.parameters()).device
+    image, label = default_prepare_batch(batch, device)[:2]
+    set_determinism(None)
+    network.train()
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss(network(image), label).backward()
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return step
+
+
+def median_seconds(steps: Sequence[Callable[[], None]], repeats: int) -> list[float]:
+    """Median time of each function in seconds, the functions taking turns, after two turns that are not counted.
+
+    Example:
+        >>> [seconds < 1 for seconds in median_seconds([lambda: None, lambda: None], repeats=3)]
+        [True, True]
+    """
+    seconds: list[list[float]] = [[] for _ in steps]
+    for turn in range(repeats + 2):
+        for step, times in zip(steps, seconds):
+            start = time.perf_counter()
+            step()
+            if turn > 1:
+                times.append(time.perf_counter() - start)
+    return [statistics.median(times) for times in seconds]

@@ -1,0 +1,419 @@
+"""What a study runs: its CONFIG, the settings of every run, their order and the fingerprint that tells whether a run is done."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from monai_gmr.utils import ConfigurationError
+
+Settings = dict[str, Any]
+
+DATA_KEYS = ("bundle", "metric", "settings", "tuning", "evaluate", "nets", "tests")
+TUNING_KEYS = ("learning_rates", "seed", "settings")
+# what tells one run from another is the study's to give
+OWN_SETTINGS = ("seed", "ckpt_dir", "output_dir")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set of a study: the bundle that reads it, the metric to report and its settings.
+
+    Attributes:
+        bundle: folder of the bundle.
+        metric: metric of ``rotation_table.csv`` to report.
+        settings: settings of training and evaluation.
+        tuning: settings in which the short trainings on it differ, above those of the study's ``tuning``.
+        evaluate: further settings of evaluation alone.
+        nets: overrides for a net on this data set.
+        tests: further evaluations of the same trained net, name to settings.
+    """
+
+    bundle: str
+    metric: str
+    settings: Settings = field(default_factory=dict)
+    tuning: Settings = field(default_factory=dict)
+    evaluate: Settings = field(default_factory=dict)
+    nets: dict[str, Settings] = field(default_factory=dict)
+    tests: dict[str, Settings] = field(default_factory=dict)
+
+    def config_file(self, name: str) -> Path:
+        """Path of ``configs/NAME.yaml`` of the bundle."""
+        return Path(expand(self.bundle)) / "configs" / f"{name}.yaml"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Short trainings that choose the learning rate by the validation score.
+
+    Attributes:
+        learning_rates: the rates to try, smallest first.
+        seed: seed of the short trainings.
+        settings: settings in which they differ from the long ones.
+    """
+
+    learning_rates: tuple[float, ...]
+    seed: int = 0
+    settings: Settings = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is compared: a net with an augmentation on a data set."""
+
+    data: str
+    net: str
+    augmentation: str
+
+    def __str__(self) -> str:
+        return f"{self.data}, {self.net}, {self.augmentation}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: of a seed, or, with a ``rate``, a short one that tries that learning rate."""
+
+    cell: Cell
+    seed: int
+    rate: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.cell}, " + (f"seed {self.seed}" if self.rate is None else f"trying learning rate {self.rate:g}")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study as its CONFIG tells it; see :func:`load_study`."""
+
+    output_dir: Path
+    seeds: tuple[int, ...]
+    data: dict[str, DataSet]
+    nets: dict[str, Settings]
+    augmentations: dict[str, Settings]
+    runs: tuple[tuple[str, str], ...]
+    settings: Settings = field(default_factory=dict)
+    tuning: Tuning | None = None
+    keep_checkpoints: bool = False
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """Every net with every augmentation that is asked for, on every data set."""
+        return [Cell(data, net, augmentation) for data in self.data for net, augmentation in self.runs]
+
+    def training_settings(self, cell: Cell) -> Settings:
+        """Settings of a training but for seed, folders and a tuned learning rate; the more special stand above the general."""
+        data = self.data[cell.data]
+        layers = (self.settings, data.settings, self.nets[cell.net], data.nets.get(cell.net, {}))
+        return merge(*layers, self.augmentations[cell.augmentation])
+
+    def is_tuned(self, cell: Cell) -> bool:
+        """Whether the learning rate of a cell is to be chosen: not where the net or augmentation fixes it."""
+        layers = (
+            self.nets[cell.net],
+            self.data[cell.data].nets.get(cell.net, {}),
+            self.augmentations[cell.augmentation],
+        )
+        return self.tuning is not None and not any("learning_rate" in layer for layer in layers)
+
+    def evaluations(self, data: str) -> dict[str, Settings]:
+        """Evaluations of a net trained on a data set: name in the table to settings of evaluate.yaml alone."""
+        own = self.data[data]
+        return {data: own.evaluate} | {f"{data}: {test}": merge(own.evaluate, own.tests[test]) for test in own.tests}
+
+    def jobs(self) -> list[Job]:
+        """All trainings: seed by seed, so that an interrupted study is balanced, the short ones before a cell's first seed."""
+        jobs = []
+        for index, seed in enumerate(self.seeds):
+            for cell in self.cells:
+                if index == 0 and self.tuning is not None and self.is_tuned(cell):
+                    jobs += [Job(cell, self.tuning.seed, rate) for rate in self.tuning.learning_rates]
+                jobs.append(Job(cell, seed))
+        return jobs
+
+    def job_settings(self, job: Job, learning_rate: float | None = None) -> Settings:
+        """Settings of one training but for its folders, as they stand in CONFIG; ``learning_rate`` is the tuned one."""
+        settings = self.training_settings(job.cell)
+        if job.rate is not None and self.tuning is not None:
+            short = merge(self.tuning.settings, self.data[job.cell.data].tuning)
+            settings, learning_rate = merge(settings, short), job.rate
+        tuned = {} if learning_rate is None else {"learning_rate": learning_rate}
+        return settings | tuned | {"seed": job.seed}
+
+    def training_fingerprint(self, job: Job, learning_rate: float | None = None) -> str:
+        """Fingerprint of one training."""
+        bundle = Path(self.data[job.cell.data].bundle).name
+        return fingerprint(bundle, self.job_settings(job, learning_rate))
+
+    def row_fingerprint(self, job: Job, name: str, learning_rate: float | None = None) -> str:
+        """Fingerprint of a row of runs.csv: a training, an evaluation of it and the metric that is reported."""
+        data = self.data[job.cell.data]
+        training = self.training_fingerprint(job, learning_rate)
+        return fingerprint(training, self.evaluations(job.cell.data)[name], data.metric)
+
+    def folder(self, job: Job) -> Path:
+        """Folder of one training."""
+        cell = job.cell
+        name = f"seed{job.seed}" if job.rate is None else f"tuning-lr{job.rate:g}"
+        return self.output_dir / "runs" / slug(cell.data) / slug(f"{cell.net}-{cell.augmentation}") / name
+
+
+def merge(*layers: Mapping[str, Any]) -> Settings:
+    """Settings of several layers in one dictionary; a later layer stands above an earlier one.
+
+    Example:
+        >>> merge({"epochs": 8, "conv": "plain"}, {"conv": "gmr"})
+        {'epochs': 8, 'conv': 'gmr'}
+    """
+    return {name: value for layer in layers for name, value in layer.items()}
+
+
+def expand(value: Any) -> Any:
+    """Environment variables and ``~`` in every string, within lists and dictionaries too.
+
+    Example:
+        >>> os.environ["SOMEWHERE"] = "/data"; expand({"dataset_dir": "$SOMEWHERE/cells", "layers": [1, 2]})
+        {'dataset_dir': '/data/cells', 'layers': [1, 2]}
+    """
+    if isinstance(value, str):
+        return os.path.expanduser(os.path.expandvars(value))
+    if isinstance(value, Mapping):
+        return {name: expand(item) for name, item in value.items()}
+    return [expand(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def slug(name: str) -> str:
+    """A name as the name of a folder.
+
+    Example:
+        >>> slug("Blood cells: turned")
+        'blood-cells-turned'
+    """
+    return re.sub(r"[^a-z0-9_.]+", "-", name.lower()).strip("-.")
+
+
+def fingerprint(*parts: Any) -> str:
+    """Twelve digits that are equal for equal settings, whatever their order.
+
+    Example:
+        >>> fingerprint({"epochs": 8, "seed": 0}) == fingerprint({"seed": 0, "epochs": 8}) != fingerprint({"epochs": 9, "seed": 0})
+        True
+    """
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _hint(name: Any, known: Iterable[str]) -> str:
+    known = [str(item) for item in known]
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}."
+
+
+def _mapping(value: Any, where: str, keys: Sequence[str] | None = None) -> dict[str, Any]:
+    """A dictionary with text as keys; ``None``, an empty entry of YAML, is an empty one."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigurationError(f"{where} is {value!r}: give names with values below it.")
+    for name in value:
+        if not isinstance(name, str):
+            raise ConfigurationError(f"the name {name!r} in {where} is no text: put it in quotes.")
+        if keys is not None and name not in keys:
+            raise ConfigurationError(f"{name} is no key of {where}: {_hint(name, keys)}")
+    return value
+
+
+def _settings(value: Any, where: str) -> Settings:
+    settings = _mapping(value, where)
+    for name in OWN_SETTINGS:
+        if name in settings:
+            raise ConfigurationError(f"{name} in {where} is set by the study: take it out (seeds stand under seeds).")
+    return settings
+
+
+def _layers(value: Any, where: str) -> dict[str, Settings]:
+    return {name: _settings(item, f"{where}, {name}") for name, item in _mapping(value, where).items()}
+
+
+def _seed(value: Any, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigurationError(f"{value!r} in {where} is no seed: give whole numbers.")
+    return value
+
+
+def _read_tuning(value: Any) -> Tuning | None:
+    if value is None:
+        return None
+    tuning = _mapping(value, "tuning", TUNING_KEYS)
+    rates = tuning.get("learning_rates")
+    try:
+        # YAML reads 1e-3 as text
+        numbers = sorted({float(rate) for rate in rates or []})
+    except (TypeError, ValueError):
+        numbers = []
+    if not numbers or numbers[0] <= 0:
+        raise ConfigurationError(f"learning_rates in tuning is {rates!r}: give a list of positive numbers.")
+    settings = _settings(tuning.get("settings"), "tuning, settings")
+    return Tuning(tuple(numbers), _seed(tuning.get("seed", 0), "tuning"), settings)
+
+
+def _read_data(name: str, value: Any, nets: Mapping[str, Settings]) -> DataSet:
+    where = f"data, {name}"
+    entry = _mapping(value, where, DATA_KEYS)
+    for key in ("bundle", "metric"):
+        if not isinstance(entry.get(key), str):
+            raise ConfigurationError(f"{where} has no {key}: give the {key} to use as text.")
+    overrides = _layers(entry.get("nets"), f"{where}, nets")
+    for net in overrides:
+        if net not in nets:
+            raise ConfigurationError(f"{where} has settings for the unknown net {net}: {_hint(net, nets)}")
+    settings = {key: _settings(entry.get(key), f"{where}, {key}") for key in ("settings", "tuning", "evaluate")}
+    return DataSet(
+        entry["bundle"],
+        entry["metric"],
+        nets=overrides,
+        tests=_layers(entry.get("tests"), f"{where}, tests"),
+        **settings,
+    )
+
+
+def _read_runs(value: Any, nets: Sequence[str], augmentations: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    if value is None:
+        return tuple((net, augmentation) for net in nets for augmentation in augmentations)
+    if not isinstance(value, list) or not value:
+        raise ConfigurationError(f"runs is {value!r}: give a list of [net, augmentation], or leave it out.")
+    for run in value:
+        if not isinstance(run, list) or len(run) != 2:
+            raise ConfigurationError(f"{run!r} in runs is no pair: give [net, augmentation].")
+        for kind, name, known in (("net", run[0], nets), ("augmentation", run[1], augmentations)):
+            if name not in known:
+                raise ConfigurationError(f"runs names the unknown {kind} {name}: {_hint(name, known)}")
+    return tuple(dict.fromkeys((net, augmentation) for net, augmentation in value))
+
+
+def _check_folders(study: Study) -> None:
+    """Names that differ only in what no folder's name can hold would share a folder."""
+    folders: dict[Path, Cell] = {}
+    for cell in study.cells:
+        folder = study.folder(Job(cell, 0)).parent
+        if folder in folders:
+            raise ConfigurationError(f"'{folders[folder]}' and '{cell}' would share the folder {folder}: rename one.")
+        folders[folder] = cell
+    names = [slug(name) for data in study.data for name in study.evaluations(data)]
+    if len(names) != len(set(names)):
+        raise ConfigurationError("two data sets or tests have names that are equal but for signs: rename one.")
+
+
+def load_study(path: str | Path) -> Study:
+    """Read the CONFIG of a study; what it means stands in :mod:`monai_gmr.apps.study`.
+
+    Args:
+        path: a YAML file.
+
+    Raises:
+        ConfigurationError: when the file is missing or not YAML, a key is unknown or missing, there are no seeds, data or nets,
+            or a run names what there is not.
+    """
+    import yaml
+
+    try:
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read ({error.strerror}): give the YAML file of a study.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first = " ".join(str(error).split())
+        raise ConfigurationError(f"{path} is not readable as YAML ({first}): correct it.") from error
+    keys = ("output_dir", "seeds", "tuning", "settings", "data", "nets", "augmentations", "runs", "keep_checkpoints")
+    if not isinstance(config, dict):
+        raise ConfigurationError(f"{path} holds no settings: give {', '.join(keys)}.")
+    _mapping(config, str(path), keys)
+    if not isinstance(config.get("output_dir"), str):
+        raise ConfigurationError(f"{path} has no output_dir: give the folder that runs and tables go to.")
+    seeds = config.get("seeds")
+    if not isinstance(seeds, list) or not seeds:
+        raise ConfigurationError(f"seeds is {seeds!r}: give a list of whole numbers, such as [0, 1, 2].")
+    keep = config.get("keep_checkpoints", False)
+    if not isinstance(keep, bool):
+        raise ConfigurationError(f"keep_checkpoints is {keep!r}: give true or false.")
+    nets = _layers(config.get("nets"), "nets")
+    augmentations = _layers(config.get("augmentations"), "augmentations") or {"none": {}}
+    data = {name: _read_data(name, entry, nets) for name, entry in _mapping(config.get("data"), "data").items()}
+    for kind, entries in (("data", data), ("nets", nets)):
+        if not entries:
+            raise ConfigurationError(f"{path} has no {kind}: name at least one below {kind}.")
+    study = Study(
+        output_dir=Path(expand(config["output_dir"])),
+        seeds=tuple(dict.fromkeys(_seed(seed, "seeds") for seed in seeds)),
+        data=data,
+        nets=nets,
+        augmentations=augmentations,
+        runs=_read_runs(config.get("runs"), list(nets), list(augmentations)),
+        settings=_settings(config.get("settings"), "settings"),
+        tuning=_read_tuning(config.get("tuning")),
+        keep_checkpoints=keep,
+    )
+    _check_folders(study)
+    return study
+
+
+def restrict(settings: Mapping[str, Any], config: Mapping[str, Any]) -> Settings:
+    """The settings that a config knows, by the first part of their ids.
+
+    Example:
+        >>> restrict({"epochs": 8, "loss::weight": 2, "conv": "gmr"}, {"conv": "plain", "loss": {}})
+        {'loss::weight': 2, 'conv': 'gmr'}
+    """
+    return {name: value for name, value in settings.items() if name.replace("#", "::").split("::")[0] in config}
+
+
+def _load_config(path: Path, name: str) -> dict[str, Any]:
+    from monai.bundle import ConfigParser
+
+    if not path.is_file():
+        raise ConfigurationError(f"data, {name}: there is no {path}: give a bundle's folder.")
+    try:
+        return dict(ConfigParser.load_config_file(path))
+    except Exception as error:
+        raise ConfigurationError(
+            f"{path} is no readable config ({' '.join(str(error).split())}): correct it."
+        ) from error
+
+
+def _check_settings(settings: Settings, config_file: Path, where: str) -> None:
+    from monai_gmr.engines.command_line import check_overrides
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "settings.json"
+        file.write_text(json.dumps(expand(settings), default=str), encoding="utf-8")
+        try:
+            check_overrides(["--config_file", str(config_file), "--args_file", str(file)])
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{where}: {error}") from error
+
+
+def check_bundles(study: Study) -> None:
+    """Raise unless every bundle is there and its configs know every setting, before anything long starts.
+
+    Raises:
+        ConfigurationError: when a bundle lacks a readable ``configs/train.yaml`` or ``configs/evaluate.yaml``, or a setting is
+            unknown or of the wrong kind.
+    """
+    places = {"ckpt_dir": "", "output_dir": ""}
+    for name, data in study.data.items():
+        _, known = (_load_config(data.config_file(config), name) for config in ("train", "evaluate"))
+        for cell in study.cells:
+            if cell.data != name:
+                continue
+            jobs = [job for job in study.jobs() if job.cell == cell][:2]
+            for job in jobs:
+                _check_settings(study.job_settings(job) | places, data.config_file("train"), str(cell))
+            trained = restrict(study.training_settings(cell), known)
+            for title, settings in study.evaluations(name).items():
+                _check_settings(trained | settings | places, data.config_file("evaluate"), f"{title}, evaluation")

@@ -1,0 +1,251 @@
+"""The outcome of a study: means and intervals over the seeds, as Markdown, as CSV and as a picture."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SCORES = ("validation", "upright", "group_mean", "group_worst", "angles_mean", "angles_worst")
+COLUMNS = ("net", "augmentation", "seeds", "learning rate", "parameters", "step, ms")
+# dark blue and orange: told apart by the colour-blind, and in grey
+UPRIGHT, ANGLES = "#0b4f8a", "#e07b00"
+PANELS_A_ROW = 3
+EXPLANATION = (
+    "Scores: mean ± half width of the 95 % interval of the mean (Student's t over the seeds). Validation: best score of the "
+    "metric that the bundle chooses its checkpoint by, which may be another than the table's. "
+    "Group: turned and mirrored on the grid; angles: turned by any angle; worst: mean over the seeds of each run's "
+    "worst view. Bold: best angles mean, or upright where no angles were taken.\n"
+)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and half width of the 95 % interval of the mean by Student's t.
+
+    Args:
+        values: one a seed.
+
+    Returns:
+        the mean, and half the width of its interval; ``None`` for a single value, which tells nothing about it.
+
+    Example:
+        >>> interval([0.8, 0.9])
+        (0.85, 0.635...)
+        >>> interval([0.8])
+        (0.8, None)
+
+    Source:
+        Student, The probable error of a mean, Biometrika 6 (1908).
+    """
+    from scipy import stats
+
+    array = np.asarray(values, float)
+    mean = round(float(array.mean()), 12)
+    if len(array) < 2:
+        return mean, None
+    return mean, float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array)))
+
+
+def summarize(rows: Sequence[Mapping[str, Any]], order: Sequence[tuple[str, str, str]]) -> list[dict[str, Any]]:
+    """One row for each data set, net and augmentation that has a run.
+
+    Args:
+        rows: one a run, with ``data``, ``net``, ``augmentation``, ``metric``, ``learning_rate``, ``parameters`` and the scores;
+            a score that was not taken is ``None``.
+        order: data set, net and augmentation of each row, in the order of the table.
+
+    Returns:
+        dictionaries of these, ``seeds``, each score's mean, its half width as ``SCORE_half_width`` and its ``SCORE_values``;
+        the worst is the mean of each run's worst.
+
+    Example:
+        >>> row = {"data": "cells", "net": "plain", "augmentation": "none", "metric": "auc", "learning_rate": 0.01, "parameters": 9}
+        >>> runs = [{**row, **dict.fromkeys(SCORES), "upright": score} for score in (0.7, 0.9)]
+        >>> summary = summarize(runs, [("cells", "plain", "none")])[0]
+        >>> summary["seeds"], summary["upright"], summary["angles_mean"]
+        (2, 0.8, None)
+    """
+    summary = []
+    for data, net, augmentation in order:
+        chosen = [r for r in rows if (r["data"], r["net"], r["augmentation"]) == (data, net, augmentation)]
+        if not chosen:
+            continue
+        line: dict[str, Any] = {"data": data, "net": net, "augmentation": augmentation, "seeds": len(chosen)}
+        line |= {key: chosen[0][key] for key in ("metric", "learning_rate", "parameters")}
+        for score in SCORES:
+            values = [row[score] for row in chosen if row[score] is not None]
+            line[score], line[f"{score}_half_width"] = interval(values) if values else (None, None)
+            line[f"{score}_values"] = values
+        summary.append(line)
+    return summary
+
+
+def format_score(mean: float | None, half_width: float | None) -> str:
+    """A score with its interval.
+
+    Example:
+        >>> format_score(0.9123, 0.0213), format_score(0.9123, None), format_score(None, None)
+        ('0.912 ± 0.021', '0.912', '-')
+    """
+    if mean is None:
+        return "-"
+    return f"{mean:.3f}" if half_width is None else f"{mean:.3f} ± {half_width:.3f}"
+
+
+def deciding_score(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The score that the best row of a data set is bold for: over all angles, or upright where no angle was taken."""
+    return "angles_mean" if any(line["angles_mean"] is not None for line in lines) else "upright"
+
+
+def _number(value: Any, form: str) -> str:
+    return form.format(value) if isinstance(value, (int, float)) else str(value or "-")
+
+
+def by_data(summary: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The rows of each data set, in the order in which they come."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for line in summary:
+        groups.setdefault(line["data"], []).append(line)
+    return groups
+
+
+def format_tables(summary: Sequence[Mapping[str, Any]], steps: Mapping[tuple[str, str], float]) -> str:
+    """The summary as Markdown, a table for each data set.
+
+    Args:
+        summary: what :func:`summarize` returns.
+        steps: data set and net to milliseconds of a training step.
+
+    Example:
+        >>> scores = dict.fromkeys(key + end for key in SCORES for end in ("", "_half_width"))
+        >>> row = {"data": "cells", "net": "plain", "augmentation": "none", "metric": "auc", "learning_rate": 0.01, "parameters": 9000}
+        >>> print(format_tables([{**row, **scores, "seeds": 1, "upright": 0.9}], {}).splitlines()[4])
+        | plain | none | 1 | 0.01 | 9,000 | - | - | **0.900** | - | - | - | - |
+    """
+    blocks = []
+    for data, lines in by_data(summary).items():
+        deciding = deciding_score(lines)
+        best = max((line[deciding] for line in lines if line[deciding] is not None), default=None)
+        header = [*COLUMNS, *(score.replace("_", " ") for score in SCORES)]
+        rows = [header, ["---"] * 2 + ["---:"] * (len(header) - 2)]
+        for line in lines:
+            cells = [line["net"], line["augmentation"], str(line["seeds"]), _number(line["learning_rate"], "{:g}")]
+            cells += [_number(line["parameters"], "{:,}"), _number(steps.get((data, line["net"])), "{:.1f}")]
+            for score in SCORES:
+                text = format_score(line[score], line[f"{score}_half_width"])
+                cells.append(f"**{text}**" if score == deciding and line[score] == best is not None else text)
+            rows.append(cells)
+        table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+        blocks.append(f"## {data}: {lines[0]['metric'].replace('_', ' ')}\n\n{table}\n")
+    return "\n".join(blocks)
+
+
+def _draw_panel(panel: Any, lines: Sequence[Mapping[str, Any]], places: Mapping[tuple[str, str], int]) -> None:
+    shown = {"upright": (-0.22, "o", UPRIGHT), "angles_mean": (0.14, "s", ANGLES)}
+    for line in lines:
+        place = places[line["net"], line["augmentation"]]
+        for score, (shift, marker, colour) in shown.items():
+            if line[score] is None:
+                continue
+            values = line[f"{score}_values"]
+            if len(values) > 1:
+                # beside the bar, which would hide them
+                panel.plot(values, [place + shift + 0.13] * len(values), "o", color=colour, alpha=0.45, ms=4, mew=0)
+            panel.errorbar(
+                line[score],
+                place + shift,
+                xerr=line[f"{score}_half_width"],
+                fmt=marker,
+                color=colour,
+                ms=6,
+                lw=1.5,
+                capsize=3,
+            )
+        if line["angles_worst"] is not None:
+            panel.plot(line["angles_worst"], place + 0.14, "<", color=ANGLES, mfc="white", ms=6)
+
+
+def _set_limits(panel: Any, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Limits by the points, not by the intervals: those of two seeds can be wider than all else."""
+    values = [v for line in lines for score in ("upright", "angles_mean") for v in line[f"{score}_values"]]
+    values += [line["angles_worst"] for line in lines if line["angles_worst"] is not None]
+    ends = [line[score] for line in lines for score in ("upright", "angles_mean") if line[score] is not None]
+    if not ends:
+        return
+    low, high = min(values), max(values)
+    for line in lines:
+        for score in ("upright", "angles_mean"):
+            half = line[f"{score}_half_width"]
+            if half is not None:
+                half = min(half, max(high - low, 0.1))
+                ends += [line[score] - half, line[score] + half]
+    low, high = min(*ends, low), max(*ends, high)
+    margin = 0.06 * max(high - low, 0.1)
+    # scores that cannot exceed 1 need no room beyond it
+    top = 1 + margin / 2 if max(values) <= 1 else high + margin
+    panel.set_xlim(max(low - margin, -margin) if min(values) >= 0 else low - margin, min(high + margin, top))
+
+
+def draw_study(summary: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Draw a panel for each data set: upright and mean over the angles with intervals, seeds, and the worst angle.
+
+    Args:
+        summary: what :func:`summarize` returns, at least one row.
+        path: file to write, a PNG; the name appears when it is complete.
+
+    Example:
+        >>> row = {"data": "cells", "net": "plain", "augmentation": "none", "metric": "auc", "learning_rate": 0.01, "parameters": 9}
+        >>> runs = [{**row, **dict.fromkeys(SCORES), "upright": score} for score in (0.7, 0.9)]
+        >>> file = getfixture("tmp_path") / "study.png"
+        >>> draw_study(summarize(runs, [("cells", "plain", "none")]), file); file.exists()
+        True
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    panels = by_data(summary)
+    pairs = list(dict.fromkeys((line["net"], line["augmentation"]) for line in summary))
+    places = {pair: place for place, pair in enumerate(pairs)}
+    rows = math.ceil(len(panels) / PANELS_A_ROW)
+    columns = math.ceil(len(panels) / rows)
+    size = (2.2 + 3.6 * columns, rows * (0.9 + 0.5 * len(pairs)) + 0.7)
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for panel, (data, lines) in zip(grid.flat, panels.items()):
+        _draw_panel(panel, lines, places)
+        _set_limits(panel, lines)
+        panel.set_title(data, fontsize=11)
+        panel.set_xlabel(lines[0]["metric"].replace("_", " "))
+        for place in range(1, len(pairs)):
+            same = pairs[place][0] == pairs[place - 1][0]
+            panel.axhline(place - 0.5, color="0.92" if same else "0.7", lw=0.8, zorder=0)
+        panel.grid(axis="x", alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(axis="y", length=0)
+        panel.locator_params(axis="x", nbins=6)
+    for panel in list(grid.flat)[len(panels) :]:
+        panel.set_axis_off()
+    several = len({augmentation for _, augmentation in pairs}) > 1
+    labels = [f"{net}, {augmentation}" if several else net for net, augmentation in pairs]
+    grid[0, 0].set(yticks=range(len(pairs)), yticklabels=labels, ylim=(len(pairs) - 0.5, -0.5))
+    handles = [Line2D([], [], color=UPRIGHT, marker="o", lw=1.5)]
+    names = ["upright"]
+    if any(line["angles_mean"] is not None for line in summary):
+        handles += [Line2D([], [], color=ANGLES, marker="s", lw=1.5)]
+        handles += [Line2D([], [], color=ANGLES, marker="<", mfc="white", lw=0)]
+        names += ["mean over all angles", "worst angle"]
+    if any(line["seeds"] > 1 for line in summary):
+        handles.append(Line2D([], [], color="0.4", marker="o", ms=4, mew=0, alpha=0.6, lw=0))
+        names.append("single seeds (bars: 95 % interval of the mean)")
+    figure.legend(handles, names, loc="outside lower center", frameon=False, fontsize=9, ncols=2 if columns < 3 else 4)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.part")
+    figure.savefig(temporary, dpi=130, format="png")
+    os.replace(temporary, path)
