@@ -3,10 +3,12 @@
 from monai_gmr.ops.backends import available_backends, get_backend, register_backend, set_backend
 from monai_gmr.ops.resample import symmetric_downsample, symmetric_upsample
 from monai_gmr.ops.ring_conv import dense_kernel, pad_nd, ring_conv, ring_conv_transpose
+from monai_gmr.ops.shell_conv import dense_shell_conv, triton_shell_conv
 
 __all__ = [
     "available_backends",
     "dense_kernel",
+    "dense_shell_conv",
     "get_backend",
     "pad_nd",
     "register_backend",
@@ -15,4 +17,5 @@ __all__ = [
     "set_backend",
     "symmetric_downsample",
     "symmetric_upsample",
+    "triton_shell_conv",
 ]

@@ -30,7 +30,7 @@ def available_backends() -> tuple[str, ...]:
     Example:
         >>> import monai_gmr.ops
         >>> available_backends()
-        ('auto', 'dense')
+        ('auto', 'dense', 'triton')
     """
     return ("auto", *_BACKENDS)
 

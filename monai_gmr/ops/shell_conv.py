@@ -1,0 +1,393 @@
+r"""The convolution with functions on taps that are constant on shells up to an angular factor: what fast backends implement.
+
+.. math:: y_{om} = \sum_i \sum_s w_{ois} \sum_{t \in s} f_m(t)\, x_i(\cdot + t)
+
+A radial kernel has one component with :math:`f = 1`, a harmonic one of order :math:`l` the :math:`2l + 1` harmonics.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from monai.utils import optional_import
+from torch.utils.weak import WeakIdKeyDictionary
+
+from monai_gmr.ops.backends import register_backend
+from monai_gmr.ops.ring_conv import conv_nd, dense_ring_conv
+
+
+def dense_shell_conv(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    shells: torch.Tensor,
+    factors: torch.Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> torch.Tensor:
+    """Build the kernel of all components and call the framework's convolution; the reference.
+
+    Args:
+        x: ``(batch, groups * in_channels, *spatial)``, 1 to 3 spatial axes.
+        weight: ``(out_channels, in_channels, live shells)``; shells beyond count as zero.
+        shells: integers of the window's shape, the shell of each tap.
+        factors: ``(components, taps)``.
+        stride, padding, dilation: in voxels, one an axis; ``padding`` is of zeros, at both ends.
+        groups: blocks of channels that do not see each other.
+
+    Returns:
+        ``(batch, out_channels, components, *spatial_out)``.
+
+    Example:
+        >>> shells = torch.tensor([1, 0, 1])
+        >>> y = dense_shell_conv(torch.ones(1, 1, 4), torch.ones(1, 1, 2), shells, torch.ones(1, 3), [1], [1], [1], 1)
+        >>> y.flatten().tolist()
+        [2.0, 3.0, 3.0, 2.0]
+    """
+    live = weight.shape[2]
+    flat = shells.flatten()
+    spread = weight.index_select(2, flat.clamp(max=live - 1)) * (flat < live)
+    kernel = (spread[:, None] * factors.to(weight.dtype)[None, :, None]).flatten(0, 1)
+    kernel = kernel.reshape(*kernel.shape[:2], *shells.shape).to(x.dtype)
+    y = conv_nd(x, kernel, None, list(stride), list(padding), list(dilation), groups)
+    return y.unflatten(1, (weight.shape[0], len(factors)))
+
+
+logger = logging.getLogger(__name__)
+
+# contents of tensors of shells, dropped with the tensor
+_CONTENTS: Any = WeakIdKeyDictionary()
+
+
+class TapTable(NamedTuple):
+    """Taps sorted by shell.
+
+    Attributes:
+        offsets: int32, ``(taps, 3)``: where a tap lies relative to the first voxel of its window, less the padding.
+        starts: int32, ``(shells + 1,)``: the first tap of each shell.
+        order: int64, ``(taps,)``: the taps' positions in the window.
+    """
+
+    offsets: torch.Tensor
+    starts: torch.Tensor
+    order: torch.Tensor
+
+
+def tap_table(
+    shells: np.ndarray, live: int, padding: Sequence[int], dilation: Sequence[int], mirrored: bool = False
+) -> TapTable:
+    """Taps of the first ``live`` shells, sorted by shell.
+
+    Args:
+        shells: integers of the window's shape.
+        live: number of shells that are not zero.
+        padding, dilation: in voxels, one an axis.
+        mirrored: whether the taps are turned about the window's centre: the kernel of the gradient of the input.
+
+    Example:
+        >>> tap_table(np.array([1, 0, 1]), 1, [1], [1])
+        TapTable(offsets=tensor([[0, 0, 0]], dtype=torch.int32), starts=tensor([0, 1], dtype=torch.int32), order=tensor([1]))
+    """
+    missing = 3 - shells.ndim
+    places = np.stack(np.meshgrid(*map(np.arange, shells.shape), indexing="ij"), -1).reshape(-1, shells.ndim)
+    offsets = places * np.asarray(dilation) - np.asarray(padding)
+    if mirrored:
+        offsets = -offsets
+    offsets = np.concatenate([np.zeros((len(offsets), missing), offsets.dtype), offsets], 1)
+    flat = shells.ravel()
+    order = np.argsort(flat, kind="stable")
+    order = order[flat[order] < live]
+    starts = np.searchsorted(flat[order], np.arange(live + 1))
+    return TapTable(
+        torch.as_tensor(offsets[order].astype(np.int32)),
+        torch.as_tensor(starts.astype(np.int32)),
+        torch.as_tensor(order.astype(np.int64)),
+    )
+
+
+@lru_cache(maxsize=256)
+def _table_on(
+    content: bytes, shape: tuple[int, ...], live: int, padding: tuple, dilation: tuple, mirrored: bool, device: str
+) -> TapTable:
+    table = tap_table(np.frombuffer(content, np.int64).reshape(shape), live, padding, dilation, mirrored)
+    return TapTable(*(array.to(device) for array in table))
+
+
+def _as_volume(x: torch.Tensor, axes: int) -> torch.Tensor:
+    """With three spatial axes, the missing ones first and of length 1."""
+    return x.reshape(*x.shape[: x.dim() - axes], *(1,) * (3 - axes), *x.shape[x.dim() - axes :])
+
+
+def _product(dtype: torch.dtype) -> dict[str, Any]:
+    """How a kernel multiplies: as ``torch.matmul`` does."""
+    import triton
+    import triton.language as tl
+
+    types = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+    # numpy, with which Triton's interpreter multiplies, has no bfloat16
+    wide = dtype not in types or (dtype == torch.bfloat16 and triton.knobs.runtime.interpret)
+    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    return {"PRODUCT_TYPE": tl.float32 if wide else types[dtype], "PRECISION": "tf32" if tf32 else "ieee"}
+
+
+class Blocks(NamedTuple):
+    """Sizes of a kernel's blocks."""
+
+    voxels: int
+    out: int
+    inner: int
+    warps: int
+
+    @classmethod
+    def choose(cls, in_channels: int, out_channels: int) -> Blocks:
+        """Powers of two from 16 that hold the channels, up to 64."""
+        fit = [max(16, min(64, 1 << (count - 1).bit_length())) for count in (in_channels, out_channels)]
+        return cls(64, fit[1], min(fit[0], 32), 4)
+
+
+def _launch_convolution(
+    x: torch.Tensor, weight: torch.Tensor, table: TapTable, factors: torch.Tensor, y: torch.Tensor, steps: list[int]
+) -> None:
+    """Fill ``y`` ``(batch, groups * out, components, 3 axes)``; ``weight`` is ``(groups, shells, in, out)``."""
+    from monai_gmr.ops import triton_kernels
+
+    groups, live, in_channels, out_channels = weight.shape
+    blocks = Blocks.choose(in_channels, out_channels)
+    voxels = y.shape[0] * y.shape[3] * y.shape[4] * y.shape[5]
+    grid = (-(-voxels // blocks.voxels), -(-out_channels // blocks.out), groups * len(factors))
+    triton_kernels.shell_conv_kernel[grid](
+        x,
+        weight,
+        table.offsets,
+        factors,
+        table.starts,
+        y,
+        *x.stride(),
+        *y.stride(),
+        *x.shape[2:],
+        *y.shape[3:],
+        *steps,
+        voxels,
+        in_channels,
+        out_channels,
+        len(factors),
+        live,
+        factors.shape[1],
+        BLOCK_VOXELS=blocks.voxels,
+        BLOCK_OUT=blocks.out,
+        BLOCK_IN=blocks.inner,
+        num_warps=blocks.warps,
+        **_product(x.dtype),
+    )
+
+
+def _launch_weight_gradient(
+    x: torch.Tensor, gradient: torch.Tensor, table: TapTable, factors: torch.Tensor, shape: Any, steps: list[int]
+) -> torch.Tensor:
+    """Gradient of the weight ``(groups, shells, in, out)``, float32."""
+    from monai_gmr.ops import triton_kernels
+
+    groups, live, in_channels, out_channels = shape
+    blocks = Blocks.choose(in_channels, out_channels)
+    voxels = gradient.shape[0] * gradient.shape[3] * gradient.shape[4] * gradient.shape[5]
+    # as many parts as keep a GPU busy; their sum is taken afterwards, so that the result does not depend on an order
+    parts = max(1, min(256, -(-voxels // (8 * blocks.voxels))))
+    chunk = -(-voxels // parts)
+    partial = torch.zeros((parts, groups, live, in_channels, out_channels), dtype=torch.float32, device=x.device)
+    grid = (parts, -(-out_channels // blocks.out) * -(-in_channels // blocks.inner), groups * live)
+    triton_kernels.shell_weight_gradient_kernel[grid](
+        x,
+        gradient,
+        table.offsets,
+        factors,
+        table.starts,
+        partial,
+        *x.stride(),
+        *gradient.stride(),
+        *x.shape[2:],
+        *gradient.shape[3:],
+        *steps,
+        voxels,
+        in_channels,
+        out_channels,
+        len(factors),
+        live,
+        factors.shape[1],
+        groups,
+        chunk,
+        BLOCK_VOXELS=blocks.voxels,
+        BLOCK_OUT=blocks.out,
+        BLOCK_IN=blocks.inner,
+        num_warps=blocks.warps,
+        **_product(x.dtype),
+    )
+    return partial.sum(0)
+
+
+def _output_sizes(
+    spatial: Sequence[int],
+    window: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> list[int]:
+    return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(spatial, window, stride, padding, dilation)]
+
+
+@torch.library.custom_op("monai_gmr::shell_conv", mutates_args=())
+def triton_shell_conv(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    shells: torch.Tensor,
+    factors: torch.Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> torch.Tensor:
+    """:func:`dense_shell_conv` in one Triton kernel, with gradients for ``x`` and ``weight``.
+
+    Saved for the backward pass are input and weight alone. One node for ``torch.compile`` and ``torch.export``.
+    """
+    axes = shells.dim()
+    window = tuple(shells.shape)
+    sizes = _output_sizes(x.shape[2:], window, stride, padding, dilation)
+    y = torch.empty((x.shape[0], weight.shape[0], len(factors), *sizes), dtype=x.dtype, device=x.device)
+    table = _table(shells, weight.shape[2], padding, dilation, False, x.device)
+    grouped = weight.to(x.dtype).unflatten(0, (groups, -1)).permute(0, 3, 2, 1).contiguous()
+    sorted_factors = factors.to(torch.float32)[:, table.order].contiguous()
+    steps = [1] * (3 - axes) + list(stride)
+    _launch_convolution(_as_volume(x, axes), grouped, table, sorted_factors, _as_volume(y, axes), steps)
+    return y
+
+
+@triton_shell_conv.register_fake
+def _(x, weight, shells, factors, stride, padding, dilation, groups):
+    sizes = _output_sizes(x.shape[2:], shells.shape, stride, padding, dilation)
+    return x.new_empty((x.shape[0], weight.shape[0], factors.shape[0], *sizes))
+
+
+def _table(shells: torch.Tensor, live: int, padding, dilation, mirrored: bool, device: torch.device) -> TapTable:
+    # reading shells back from a GPU waits for it: once a tensor
+    content = _CONTENTS.get(shells)
+    if content is None:
+        content = shells.detach().cpu().numpy().astype(np.int64).tobytes()
+        _CONTENTS[shells] = content
+    return _table_on(content, tuple(shells.shape), live, tuple(padding), tuple(dilation), mirrored, str(device))
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+    x, weight, shells, factors, ctx.stride, ctx.padding, ctx.dilation, ctx.groups = inputs
+    ctx.save_for_backward(x, weight, shells, factors)
+
+
+def _input_gradient(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+    x, weight, shells, factors = ctx.saved_tensors
+    axes = shells.dim()
+    if any(s != 1 for s in ctx.stride):
+        # a strided window's adjoint skips voxels: the framework's transposed convolution knows how
+        with torch.enable_grad():
+            source = x.detach().requires_grad_()
+            y = dense_shell_conv(
+                source, weight.detach(), shells, factors, ctx.stride, ctx.padding, ctx.dilation, ctx.groups
+            )
+        return torch.autograd.grad(y, source, gradient)[0]
+    table = _table(shells, weight.shape[2], ctx.padding, ctx.dilation, True, x.device)
+    # the kernel is its own adjoint: the weights are transposed, and the components become input channels
+    components, outs = len(factors), weight.shape[0] // ctx.groups
+    result = torch.zeros(x.shape, dtype=torch.float32 if components > 1 else x.dtype, device=x.device)
+    grouped = weight.to(x.dtype).unflatten(0, (ctx.groups, outs)).permute(0, 3, 1, 2).contiguous()
+    for component in range(components):
+        part = torch.empty_like(x)
+        chosen = factors[component : component + 1].to(torch.float32)[:, table.order].contiguous()
+        _launch_convolution(
+            _as_volume(gradient[:, :, component], axes),
+            grouped,
+            table,
+            chosen,
+            _as_volume(part, axes)[:, :, None],
+            [1, 1, 1],
+        )
+        result += part
+    return result.to(x.dtype)
+
+
+def _backward(ctx: Any, gradient: torch.Tensor) -> tuple:
+    x, weight, shells, factors = ctx.saved_tensors
+    axes = shells.dim()
+    x_gradient = _input_gradient(ctx, gradient) if ctx.needs_input_grad[0] else None
+    weight_gradient = None
+    if ctx.needs_input_grad[1]:
+        table = _table(shells, weight.shape[2], ctx.padding, ctx.dilation, False, x.device)
+        sorted_factors = factors.to(torch.float32)[:, table.order].contiguous()
+        steps = [1] * (3 - axes) + list(ctx.stride)
+        outs, ins, live = weight.shape[0] // ctx.groups, weight.shape[1], weight.shape[2]
+        grouped = _launch_weight_gradient(
+            _as_volume(x, axes),
+            _as_volume(gradient, axes),
+            table,
+            sorted_factors,
+            (ctx.groups, live, ins, outs),
+            steps,
+        )
+        weight_gradient = grouped.permute(0, 3, 2, 1).flatten(0, 1).to(weight.dtype)
+    return x_gradient, weight_gradient, None, None, None, None, None, None
+
+
+triton_shell_conv.register_autograd(_backward, setup_context=_setup_context)
+
+
+@lru_cache(maxsize=1)
+def _say_dense(reason: str) -> None:
+    logger.warning(f"backend 'triton' is not used: {reason}; 'dense' runs in its place.")
+
+
+@torch.compiler.assume_constant_result
+def _can_run(device_type: str, dtype: torch.dtype) -> bool:
+    """Whether the Triton kernels take such an input; if not, says once why."""
+    triton, has_triton = optional_import("triton")
+    reason = None
+    if not has_triton:
+        reason = "Triton is not installed"
+    elif device_type != "cuda" and not triton.knobs.runtime.interpret:
+        reason = f"it needs a CUDA device and the input is on {device_type}"
+    elif dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        reason = f"it has no kernel for {dtype}"
+    if reason is not None:
+        _say_dense(reason)
+    return reason is None
+
+
+@register_backend("triton")
+def triton_ring_conv(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    basis: torch.Tensor,
+    shells: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> torch.Tensor:
+    """Backend "triton": :func:`triton_shell_conv` of one component; "dense" for export, and where Triton cannot run."""
+    arguments = (stride, padding, dilation, groups)
+    exporting = torch.jit.is_tracing() or torch.compiler.is_exporting()
+    if exporting or not _can_run(x.device.type, x.dtype):
+        return dense_ring_conv(x, weight, basis, shells, bias, *arguments)
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        per_shell = weight.to(basis.dtype) @ basis
+    batched = x if x.dim() == shells.dim() + 2 else x[None]
+    factors = torch.ones((1, shells.numel()), device=x.device)
+    y = triton_shell_conv(batched, per_shell, shells, factors, *arguments)[:, :, 0]
+    if bias is not None:
+        y = y + bias.to(y.dtype).reshape([-1] + [1] * shells.dim())
+    return y if x.dim() == shells.dim() + 2 else y[0]

@@ -1,0 +1,122 @@
+"""The Triton kernels give what float64 gives, forward and backward, in Triton's interpreter: no GPU is needed."""
+
+import pytest
+import torch
+
+from monai_gmr import set_backend
+from monai_gmr.networks.layers import GMRConv2d, GMRConv3d
+from monai_gmr.ops.shell_conv import dense_shell_conv, triton_shell_conv
+from monai_gmr.symmetry import kernel_shells, tap_harmonics
+
+pytest.importorskip("triton")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def problem(window, channels, groups, order=0, size=(5, 6, 7), live=None, dtype=torch.float32, batch=2):
+    shells = torch.as_tensor(kernel_shells(window).tap_shell)
+    live = int(shells.max()) + 1 if live is None else live
+    factors = torch.as_tensor(tap_harmonics(window, None, order))
+    x = torch.randn(batch, channels[0] * groups, *size[: len(window)], dtype=torch.float64)
+    weight = torch.randn(channels[1] * groups, channels[0], live, dtype=torch.float64)
+    return [t.to(dtype).to(torch.float64) for t in (x, weight)] + [shells, factors]
+
+
+CASES = [
+    ((3,), (3, 5), 1, 0, 1, 1, 1),
+    ((3, 3), (3, 5), 1, 0, 1, 1, 1),
+    ((5, 3), (2, 3), 2, 0, 1, 2, 1),
+    ((4, 4), (2, 2), 1, 0, 2, 1, 1),
+    ((3, 3), (1, 1), 4, 0, 1, 2, 2),
+    ((3, 3, 3), (3, 2), 1, 0, 1, 1, 1),
+    ((3, 3, 3), (2, 3), 1, 0, 2, 1, 1),
+    ((3, 3), (2, 3), 1, 2, 1, 1, 1),
+    ((3, 3, 3), (2, 2), 1, 1, 1, 1, 1),
+    ((3, 3), (20, 18), 1, 0, 1, 1, 1),
+]
+
+
+@pytest.mark.parametrize(("window", "channels", "groups", "order", "stride", "padding", "dilation"), CASES)
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels last"])
+def test_forward_and_gradients(window, channels, groups, order, stride, padding, dilation, memory_format):
+    x, weight, shells, factors = problem(window, channels, groups, order)
+    dims = len(window)
+    geometry = ([stride] * dims, [padding] * dims, [dilation] * dims, groups)
+    inputs = [x.requires_grad_(), weight.requires_grad_()]
+    expected = dense_shell_conv(x, weight, shells, factors, *geometry)
+    seed = torch.randn_like(expected)
+    expected_gradients = torch.autograd.grad(expected, inputs, seed)
+    single = [t.detach().float().to(DEVICE) for t in (x, weight)]
+    if memory_format == "channels last":
+        single[0] = single[0].movedim(1, -1).contiguous().movedim(-1, 1)
+    single = [t.requires_grad_() for t in single]
+    found = triton_shell_conv(*single, shells, factors, *geometry)
+    gradients = torch.autograd.grad(found, single, seed.float().to(DEVICE))
+    for a, b in zip((found, *gradients), (expected, *expected_gradients)):
+        assert a.shape == b.shape
+        assert (a.double().cpu() - b).norm() <= 1e-5 * b.norm()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
+def test_half_precision_adds_up_in_float32(dtype, tolerance):
+    x, weight, shells, factors = problem((3, 3), (17, 16), 1, dtype=dtype)
+    geometry = ([1, 1], [1, 1], [1, 1], 1)
+    expected = dense_shell_conv(x, weight, shells, factors, *geometry)
+    found = triton_shell_conv(x.to(dtype).to(DEVICE), weight.to(dtype).to(DEVICE), shells, factors, *geometry)
+    assert found.dtype == dtype
+    assert (found.double().cpu() - expected).norm() <= tolerance * expected.norm()
+
+
+def test_shells_beyond_the_weights_are_zero():
+    x, weight, shells, factors = problem((5, 5), (2, 3), 1, live=3)
+    geometry = ([1, 1], [2, 2], [1, 1], 1)
+    found = triton_shell_conv(x.float().to(DEVICE), weight.float().to(DEVICE), shells, factors, *geometry)
+    whole = torch.cat([weight, torch.zeros(3, 2, int(shells.max()) - 2)], 2)
+    expected = dense_shell_conv(x, whole, shells, factors, *geometry)
+    assert torch.allclose(found.double().cpu(), expected, atol=1e-5)
+
+
+@pytest.fixture
+def triton_backend():
+    set_backend("triton")
+    yield
+    set_backend("auto")
+
+
+@pytest.mark.parametrize("layer", [GMRConv2d, GMRConv3d])
+def test_a_layer_gives_the_same_and_learns_the_same(layer, triton_backend):
+    module = layer(3, 4, 3, padding=1).to(DEVICE)
+    x = torch.randn(2, 3, *(5, 6, 7)[: module.spatial_dims]).to(DEVICE).requires_grad_()
+    found, gradients = [], []
+    for backend in ("triton", "dense"):
+        set_backend(backend)
+        y = module(x)
+        found.append(y)
+        gradients.append(torch.autograd.grad(y.square().sum(), [x, *module.parameters()]))
+    assert torch.allclose(*found, atol=1e-5)
+    for a, b in zip(*gradients):
+        assert (a - b).norm() <= 1e-4 * b.norm()
+    set_backend("triton")
+    assert torch.allclose(module(x[0]), found[1][0], atol=1e-5)
+
+
+def test_compiled_and_exported_layers_keep_working(triton_backend):
+    module, x = GMRConv2d(2, 3, 3, padding=1).to(DEVICE), torch.randn(1, 2, 5, 6).to(DEVICE)
+    expected = module(x)
+    assert torch.allclose(torch.compile(module, backend="eager", fullgraph=True)(x), expected, atol=1e-5)
+    exported = torch.export.export(module, (x,))
+    assert "monai_gmr" not in str(exported.graph)
+    assert torch.allclose(exported.module()(x), expected, atol=1e-5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_without_a_device_the_dense_backend_runs_and_says_so_once(triton_backend, monkeypatch, caplog):
+    import triton
+
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    module, x = GMRConv2d(2, 3, 3, padding=1), torch.randn(1, 2, 5, 6)
+    with caplog.at_level("WARNING", logger="monai_gmr"):
+        found = [module(x), module(x)]
+    assert [record.message for record in caplog.records] == [
+        "backend 'triton' is not used: it needs a CUDA device and the input is on cpu; 'dense' runs in its place."
+    ]
+    assert torch.equal(*found)
