@@ -64,10 +64,17 @@ def dense_ring_conv(
     padding: list[int],
     dilation: list[int],
     groups: int,
+    factors: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Backend "dense": build the kernel, call the framework's convolution; the reference, and what export uses."""
     kernel = full_precision_kernel(weight, basis, shells)
-    return conv_nd(x, kernel, bias, stride, padding, dilation, groups)
+    if factors is None:
+        return conv_nd(x, kernel, bias, stride, padding, dilation, groups)
+    rows = kernel.flatten(2)[:, None] * factors.to(kernel.dtype)[None, :, None]
+    rows = rows.flatten(0, 1).reshape([-1] + list(kernel.shape)[1:])
+    return conv_nd(x, rows, bias, stride, padding, dilation, groups).unflatten(
+        x.dim() - shells.dim() - 1, (-1, factors.shape[0])
+    )
 
 
 def pad_nd(x: torch.Tensor, padding: list[int], padding_mode: str) -> torch.Tensor:
@@ -100,14 +107,16 @@ def ring_conv(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     padding_mode: str = "zeros",
+    factors: torch.Tensor | None = None,
 ) -> torch.Tensor:
     r"""Convolve with a kernel given by ring weights.
 
     .. math::
         y = x \star K + b, \qquad K_{oi}(t) = \sum_r w_{oir}\, b_{r, s(t)}
 
-    With gradients for ``x``, ``weight``, ``basis`` and ``bias``. A basis of one shell a tap makes it any convolution; one that is
-    constant on shells of equal radius makes it equivariant.
+    or, with ``factors``, with :math:`K_{omi}(t) = f_m(t)\, K_{oi}(t)` for each component :math:`m`: all functions on taps that are a
+    radial profile times an angular factor, such as a harmonic. With gradients for ``x``, ``weight``, ``basis`` and ``bias``. A basis of
+    one shell a tap makes it any convolution; one that is constant on shells of equal radius makes it equivariant.
 
     Args:
         x: ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``, 1 to 3 spatial axes.
@@ -120,9 +129,11 @@ def ring_conv(
         dilation: distance of neighbouring taps in voxels, one number or one an axis.
         groups: blocks of channels that do not see each other.
         padding_mode: "zeros", "reflect", "replicate" or "circular".
+        factors: ``(components, taps)``, constants; not together with ``bias``.
 
     Returns:
-        ``(batch, out_channels, *spatial_out)``, sizes as ``torch.nn.ConvNd``'s.
+        ``(batch, out_channels, *spatial_out)``, sizes as ``torch.nn.ConvNd``'s; with ``factors`` ``(batch, out_channels, components,
+        *spatial_out)``.
 
     Raises:
         ConfigurationError: when ``MONAI_GMR_BACKEND`` names no backend.
@@ -140,7 +151,7 @@ def ring_conv(
         margins = [0] * dims
     channels = (weight.shape[1] * groups, weight.shape[0])
     backend = select_backend(x, tuple(shells.shape), channels)
-    return backend(x, weight, basis, shells, bias, steps, margins, _per_axis(dilation, dims), groups)
+    return backend(x, weight, basis, shells, bias, steps, margins, _per_axis(dilation, dims), groups, factors)
 
 
 def ring_conv_transpose(

@@ -375,19 +375,21 @@ def triton_ring_conv(
     padding: list[int],
     dilation: list[int],
     groups: int,
+    factors: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Backend "triton": :func:`triton_shell_conv` of one component; "dense" for export, and where Triton cannot run."""
+    """Backend "triton": :func:`triton_shell_conv`; "dense" for export, and where Triton cannot run."""
     arguments = (stride, padding, dilation, groups)
     exporting = torch.jit.is_tracing() or torch.compiler.is_exporting()
     if exporting or not _can_run(x.device.type, x.dtype):
-        return dense_ring_conv(x, weight, basis, shells, bias, *arguments)
+        return dense_ring_conv(x, weight, basis, shells, bias, *arguments, factors)
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     with torch.autocast(device_type=x.device.type, enabled=False):
         per_shell = weight.to(basis.dtype) @ basis
     batched = x if x.dim() == shells.dim() + 2 else x[None]
-    factors = torch.ones((1, shells.numel()), device=x.device)
-    y = triton_shell_conv(batched, per_shell, shells, factors, *arguments)[:, :, 0]
+    components = torch.ones((1, shells.numel()), device=x.device) if factors is None else factors
+    y = triton_shell_conv(batched, per_shell, shells, components, *arguments)
+    y = y[:, :, 0] if factors is None else y
     if bias is not None:
         y = y + bias.to(y.dtype).reshape([-1] + [1] * shells.dim())
     return y if x.dim() == shells.dim() + 2 else y[0]

@@ -1,10 +1,12 @@
 """The Triton kernels give what float64 gives, forward and backward, in Triton's interpreter: no GPU is needed."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from monai_gmr import set_backend
-from monai_gmr.networks.layers import GMRConv2d, GMRConv3d
+from monai_gmr.networks.layers import GMRConv2d, GMRConv3d, GMRHarmonicConv2d, GMRHarmonicConv3d
 from monai_gmr.ops.shell_conv import dense_shell_conv, triton_shell_conv
 from monai_gmr.symmetry import kernel_shells, tap_harmonics
 
@@ -82,10 +84,12 @@ def triton_backend():
     set_backend("auto")
 
 
-@pytest.mark.parametrize("layer", [GMRConv2d, GMRConv3d])
+@pytest.mark.parametrize(
+    "layer", [GMRConv2d, GMRConv3d, GMRHarmonicConv2d, partial(GMRHarmonicConv2d, groups=2), GMRHarmonicConv3d]
+)
 def test_a_layer_gives_the_same_and_learns_the_same(layer, triton_backend):
-    module = layer(3, 4, 3, padding=1).to(DEVICE)
-    x = torch.randn(2, 3, *(5, 6, 7)[: module.spatial_dims]).to(DEVICE).requires_grad_()
+    module = layer(4, 8, 3, padding=1).to(DEVICE)
+    x = torch.randn(2, 4, *(5, 6, 7)[: module.spatial_dims]).to(DEVICE).requires_grad_()
     found, gradients = [], []
     for backend in ("triton", "dense"):
         set_backend(backend)

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from monai_gmr.networks.layers.gmr_conv import GMRConvNd
-from monai_gmr.ops.ring_conv import conv_nd
+from monai_gmr.ops import ring_conv
+from monai_gmr.ops.backends import select_backend
+from monai_gmr.ops.ring_conv import conv_nd, dense_ring_conv
 from monai_gmr.symmetry import gaussian_basis, number_of_components, tap_harmonics
 from monai_gmr.utils import ConfigurationError
 
@@ -144,10 +146,8 @@ class GMRHarmonicConvNd(GMRConvNd):
         fixed_point = (torch.cat(tables) * UNITS_PER_HARMONIC).round().to(torch.int64)
         self.register_buffer("harmonics", fixed_point.to(self.weight.device), persistent=False)
 
-    def order_basis(self, index: int) -> torch.Tensor:
-        """Functions on taps of one order, shape ``(rings, components, taps)``, at least float32."""
-        start = sum(self.components[:index])
-        count = self.components[index]
+    def radial_basis(self, index: int) -> torch.Tensor:
+        """Radial profiles of one order on shells, shape ``(rings, shells)``, at least float32."""
         radial = self.basis()
         if self.orders[index] != 0:
             away = (self.squared_radii > 0).to(self.counts.dtype)
@@ -162,7 +162,17 @@ class GMRHarmonicConvNd(GMRConvNd):
                     self.mean_margin,
                 )
             radial = radial * away
-        angular = self.harmonics[start : start + count].to(radial.dtype) / self.harmonic_unit
+        return radial
+
+    def angular_factors(self, index: int, dtype: torch.dtype) -> torch.Tensor:
+        """Harmonics of one order on taps, shape ``(components, taps)``."""
+        start = sum(self.components[:index])
+        return self.harmonics[start : start + self.components[index]].to(dtype) / self.harmonic_unit
+
+    def order_basis(self, index: int) -> torch.Tensor:
+        """Functions on taps of one order, shape ``(rings, components, taps)``, at least float32."""
+        radial = self.radial_basis(index)
+        angular = self.angular_factors(index, radial.dtype)
         return radial[:, self.shells.flatten()][:, None, :] * angular[None, :, :]
 
     def reset_parameters(self) -> None:
@@ -194,6 +204,36 @@ class GMRHarmonicConvNd(GMRConvNd):
             start += channels
         kernel = torch.cat(kernels, dim=1).flatten(0, 1)
         return kernel.reshape(list(kernel.shape[:2]) + list(self.shells.shape)).to(self.weight.dtype)
+
+    @torch.jit.unused
+    def _uses_dense(self, input: torch.Tensor) -> bool:
+        channels = (self.in_channels, self.num_responses)
+        return select_backend(input, tuple(self.kernel_size), channels) is dense_ring_conv
+
+    @torch.jit.unused
+    def _responses_by_order(self, input: torch.Tensor, padding: list[int]) -> torch.Tensor:
+        """What the dense kernel's convolution gives, by a backend that knows radial profiles and angular factors apart."""
+        axis = input.dim() - self.shells.dim() - 1
+        rows = self.weight.unflatten(0, (self.groups, -1)).split(self.channels, dim=1)
+        parts = []
+        for index, row in enumerate(rows):
+            if self.channels[index] == 0:
+                continue
+            radial = self.radial_basis(index)
+            part = ring_conv(
+                input,
+                row.flatten(0, 1),
+                radial,
+                self.shells,
+                None,
+                self.stride,
+                padding,
+                self.dilation,
+                self.groups,
+                factors=self.angular_factors(index, radial.dtype),
+            )
+            parts.append(part.unflatten(axis, (self.groups, -1)).flatten(axis + 1, axis + 2))
+        return torch.cat(parts, dim=axis + 1).flatten(axis, axis + 1)
 
     def _reduced(self, responses: torch.Tensor) -> torch.Tensor:
         """Norms and inner products over the components of each order; order 0 stays as it is."""
@@ -228,10 +268,13 @@ class GMRHarmonicConvNd(GMRConvNd):
         input, padding = self._padded(input)
         if torch.jit.is_scripting() or self.weight.device.type == "meta":
             kernel = self.dense_kernel()
-        else:
+            responses = conv_nd(input, kernel, None, self.stride, padding, self.dilation, self.groups)
+        elif self._uses_dense(input):
             with torch.autocast(device_type=self.weight.device.type, enabled=False):
                 kernel = self.dense_kernel()
-        responses = conv_nd(input, kernel, None, self.stride, padding, self.dilation, self.groups)
+            responses = conv_nd(input, kernel, None, self.stride, padding, self.dilation, self.groups)
+        else:
+            responses = self._responses_by_order(input, padding)
         output = self._reduced(responses)
         bias = self.bias
         if bias is not None:
