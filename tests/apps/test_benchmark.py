@@ -1,0 +1,372 @@
+"""The benchmark counts, times and remembers what it says it does, and what cannot run is told, not raised."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from monai_gmr.apps import benchmark as app
+from monai_gmr.apps.benchmark import Notes, main, make_input, measure_case, runs_dense
+from monai_gmr.apps.benchmark_cases import (
+    FULL,
+    Candidate,
+    Case,
+    RingConvolution,
+    count_cost,
+    installed_peers,
+    layer_operations,
+    make_cases,
+    make_peer,
+    radial_parts,
+)
+from monai_gmr.apps.benchmark_measure import interleave, peak_memory, processor_name, replay_peak, roofline
+from monai_gmr.apps.benchmark_table import COLUMNS, add_ratios, draw_rows, format_missing, format_rows, is_drawn
+from monai_gmr.networks.layers import GMRConv2d, GMRConv3d, GMRHarmonicConv2d, GMRHarmonicConv3d, SREConv2d
+from monai_gmr.ops import backends, get_backend
+from monai_gmr.ops.ring_conv import dense_ring_conv
+
+CPU = torch.device("cpu")
+LIMITS = {"bandwidth": 1e9, "float32": 1e9}
+COUNTED = [
+    (lambda: nn.Conv2d(3, 8, 5, padding=2), 2, 3),
+    (lambda: nn.Conv3d(4, 6, 3, stride=2, groups=2), 3, 4),
+    (lambda: GMRConv2d(3, 8, 5, padding=2), 2, 3),
+    (lambda: GMRConv3d(4, 6, 3, groups=2), 3, 4),
+    (lambda: SREConv2d(3, 8, 5), 2, 3),
+    (lambda: GMRHarmonicConv2d(3, 8, 5, padding=2), 2, 3),
+    (lambda: GMRHarmonicConv3d(4, 8, 3, groups=2), 3, 4),
+    (lambda: RingConvolution(2, 3, 5), 2, 3),
+]
+
+
+def convolution_operations(module, x):
+    """Multiply-adds of the convolutions that torch itself counts."""
+    with FlopCounterMode(display=False) as counter:
+        module(x)
+    return counter.get_flop_counts()["Global"][torch.ops.aten.convolution] // 2
+
+
+@pytest.mark.parametrize(("make", "dims", "channels"), COUNTED)
+def test_dense_counts_are_those_of_torch(make, dims, channels):
+    layer, x = make(), torch.rand(2, channels, *(9, 8, 7)[:dims])
+    assert count_cost(layer, lambda: layer(x), "dense")[0] == convolution_operations(layer, x)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("GMR_Conv") is None, reason="GMR-Conv is not installed")
+@pytest.mark.parametrize("dims", [2, 3])
+def test_count_of_gmr_conv_is_that_of_torch(dims):
+    layer, x = make_peer("GMR-Conv", dims, 4, 5), torch.rand(2, 4, *(7,) * dims)
+    assert count_cost(layer, lambda: layer(x), None)[0] == convolution_operations(layer, x)
+
+
+@pytest.mark.parametrize(
+    ("dims", "kernel_size", "shells", "taps"),
+    # radii up to the corner; in 3D with 7 taps those of at least 4 voxels, 92 taps, are beyond the kernel's reach
+    [(2, 3, 3, 9), (2, 5, 6, 25), (3, 3, 4, 27), (3, 7, 14, 251)],
+)
+def test_shell_counts_are_sums_of_taps_and_products_of_shells(dims, kernel_size, shells, taps):
+    layer = RingConvolution(dims, 4, kernel_size)
+    (part,) = radial_parts(layer)
+    assert (part.shells, part.live_taps) == (shells, taps)
+    assert layer_operations(layer, 100, "triton") == 100 * (4 * taps + shells * 4 * 4)
+
+
+def test_harmonic_shell_counts_have_sums_for_each_component():
+    layer = GMRHarmonicConv3d(2, 8, 3)
+    channels, components = (4, 2, 2), (1, 3, 5)
+    expected = sum(c * 2 * (27 + 4 * n) for n, c in zip(channels, components))
+    assert layer_operations(layer, 10, "triton") == 10 * expected
+
+
+def test_count_of_a_net_is_the_sum_over_its_convolutions():
+    net = nn.Sequential(GMRConv2d(1, 4, 3, bias=False), nn.ReLU(), nn.Conv2d(4, 2, 1, bias=False))
+    x = torch.rand(1, 1, 6, 6)
+    operations, moved = count_cost(net, lambda: net(x), "dense")
+    assert operations == 16 * (9 * 4 + 4 * 2)
+    weights = sum(parameter.numel() for parameter in net.parameters())
+    assert moved == 4 * (36 + 16 * 4 + 16 * 4 + 16 * 2 + weights)
+    assert count_cost(net, lambda: net(x), "unheard of")[0] is None
+
+
+def test_replayed_peak_forgets_what_was_freed_before_and_reuses_addresses():
+    assert replay_peak([]) == 0
+    assert replay_peak([(1, -500), (1, 10), (2, 20), (1, -10), (1, 15), (2, -20), (2, 5)]) == 35
+
+
+def test_peak_memory_of_known_allocations():
+    before = [torch.ones(1000, 1000)]
+
+    def run():
+        a = torch.ones(500, 1000)  # 2 MB
+        b = a + 1  # 4 MB
+        del a
+        c = torch.cat([b, b])  # 6 MB, the peak
+        del b
+        before.clear()  # was there before: counts neither way
+        d = torch.ones(100, 1000)
+        return c.sum() + d.sum()
+
+    assert peak_memory(run, CPU) == pytest.approx(6e6, rel=0.01)
+
+
+def test_peak_memory_of_a_backward_pass():
+    x = torch.rand(1000, 250, requires_grad=True)
+
+    def run():
+        # saved: exp; at its end the gradient of exp, and then that of x, each 1 MB beside it
+        x.exp().sum().backward()
+        x.grad = None
+
+    assert peak_memory(run, CPU) == pytest.approx(2e6, rel=0.01)
+
+
+class FakeTime:
+    """Every call takes as long as the function says."""
+
+    def __init__(self):
+        self.now, self.called = 0.0, []
+
+    def runs(self, **seconds):
+        return {name: lambda n=name, s=each: (self.called.append(n), s)[1] for name, each in seconds.items()}
+
+    def timer(self, run):
+        seconds = run()
+        self.now += seconds
+        return seconds
+
+
+def test_functions_take_turns_and_each_begins_a_round():
+    fake = FakeTime()
+    times = interleave(fake.runs(a=1.0, b=2.0, c=3.0), 4, 1e9, fake.timer, lambda: fake.now)
+    assert times == {"a": [1.0] * 4, "b": [2.0] * 4, "c": [3.0] * 4}
+    assert "".join(fake.called) == "abcbcacababc"
+
+
+@pytest.mark.parametrize(("repeats", "seconds", "rounds"), [(10, 0, 3), (2, 0, 2), (10, 25, 6), (10, 1000, 10)])
+def test_no_round_begins_after_the_time_once_there_are_three(repeats, seconds, rounds):
+    fake = FakeTime()
+    times = interleave(fake.runs(a=2.0, b=3.0), repeats, seconds, fake.timer, lambda: fake.now)
+    assert [len(each) for each in times.values()] == [rounds] * 2
+
+
+def test_nothing_to_time():
+    assert interleave({}, 5, 1.0) == {}
+
+
+@pytest.mark.parametrize(
+    ("operations", "moved", "expected"),
+    [(500, 10, (0.5, "arithmetic")), (50, 1000, (0.25, "memory")), (None, 10, (None, None))],
+)
+def test_share_of_the_nearer_limit(operations, moved, expected):
+    assert roofline(operations, moved, 4.0, bandwidth=1000.0, arithmetic=500.0) == expected
+
+
+def test_processor_name(tmp_path):
+    file = tmp_path / "cpuinfo"
+    file.write_text("processor\t: 0\nmodel name\t: Chip 5\n\nprocessor\t: 1\nmodel name\t: Chip 5\n")
+    assert processor_name(file) == "Chip 5"
+    assert processor_name(tmp_path / "none")
+
+
+def case_of(*candidates, group="ring_conv", shape=(1, 2, 5, 5)):
+    return Case(group, "case", "float32", shape, candidates)
+
+
+def plain(kernel_size, name="plain"):
+    return Candidate(name, None, lambda: nn.Conv2d(2, 2, kernel_size, padding=kernel_size // 2, bias=False))
+
+
+def ours(backend, kernel_size=5):
+    return Candidate("ring_conv", backend, lambda: RingConvolution(2, 2, kernel_size))
+
+
+def test_rows_are_medians_and_ratios(monkeypatch):
+    medians = [(2.0, 6.0), (1.0, 4.0), (0.5, 1.0)]
+
+    def fake(runs, *_):
+        chosen = {index: dict(zip(("forward", "step"), pair)) for index, pair in enumerate(medians)}
+        return {(i, part): [chosen[i][part] * f for f in (9, 1, 0.1)] for i, part in runs}
+
+    monkeypatch.setattr(app, "interleave", fake)
+    case = case_of(ours("dense"), plain(5), plain(3, "plain k=3"))
+    dense, same, small = measure_case(case, CPU, LIMITS, Notes())
+    assert (dense["forward"], dense["step"], dense["rounds"]) == (2.0, 6.0, 3)
+    assert (dense["forward_over_plain"], dense["step_over_plain"], dense["step_over_plain_3"]) == (2.0, 1.5, 6.0)
+    assert (same["step_over_dense"], small["forward_over_plain"]) == (4 / 6, 0.5)
+    assert dense["operations"] == same["operations"] == 25 * 2 * 2 * 25
+    assert dense["flops_per_second"] == 2 * 2500 / 2.0
+    assert dense["moved"] == 4 * (50 + 50 + 2 * 2 * 3 + 3 * 6)
+    assert (dense["limit_share"], dense["bound_by"]) == (pytest.approx(5000 / 1e9 / 2.0), "arithmetic")
+    assert dense["memory"] > 0
+    assert dense["memory_over_plain"] == dense["memory"] / same["memory"]
+
+
+def test_plain_of_window_3_is_both_references():
+    base = {"forward": 1.0, "step": 2.0, "memory": 3}
+    rows = [{**base, "method": "ring_conv", "backend": "dense"}, {**base, "method": "plain", "backend": None}]
+    assert all(row["step_over_plain_3"] == row["step_over_plain"] == 1.0 for row in add_ratios(rows))
+
+
+def test_a_layer_is_compared_with_its_own_dense_backend():
+    def row(method, backend, step):
+        return {"method": method, "backend": backend, "forward": 1.0, "step": step, "memory": 1}
+
+    rows = [row("A", "dense", 2.0), row("A", "fast", 1.0), row("B", "dense", 8.0), row("B", "fast", 2.0)]
+    rows += [row("plain", None, None)]
+    found = add_ratios(rows)
+    assert [line["step_over_dense"] for line in found] == [1.0, 0.5, 1.0, 0.25, None]
+    assert {line["step_over_plain"] for line in found} == {None}
+
+
+def test_what_cannot_run_is_told_and_the_others_are_measured(monkeypatch):
+    def fails(message):
+        def make():
+            raise RuntimeError(message)
+
+        return make
+
+    class Broken(nn.Conv2d):
+        def forward(self, x):
+            raise ValueError("two\nlines")
+
+    def lazy(*arguments):
+        return dense_ring_conv(*arguments)
+
+    def own(x, weight, basis, shells, bias, *rest):
+        kernel = (weight @ basis)[:, :, shells.flatten()].reshape(*weight.shape[:2], *shells.shape)
+        return torch.nn.functional.conv2d(x, kernel, bias, *rest[:4])
+
+    for name, function in {"lazy": lazy, "own": own}.items():
+        monkeypatch.setitem(backends._BACKENDS, name, function)
+    monkeypatch.setattr(backends, "_forced", [])
+    broken = [Candidate("no room", None, fails("out of memory")), Candidate("broken", None, lambda: Broken(2, 2, 3))]
+    rows = measure_case(case_of(*broken, ours("lazy"), ours("own"), plain(5)), CPU, LIMITS, Notes(), repeats=1)
+    assert [row["reason"] for row in rows[:2]] == ["out of memory", "two lines"]
+    assert "dense" in rows[2]["reason"]
+    assert [row["step"] is None for row in rows] == [True, True, True, False, False]
+    assert rows[3]["operations"] is None
+    assert rows[4]["operations"] is not None
+    text = format_rows(rows)
+    assert [len(line.split()) - 1 for line in text.splitlines() if line.startswith("  broken")] == [len(COLUMNS) + 1]
+    assert format_missing(rows).splitlines()[:2] == [
+        "-  no room: out of memory (1 of 1 rows)",
+        "-  broken: two lines (1 of 1 rows)",
+    ]
+
+
+def test_reason_of_a_fallback_is_what_the_library_said():
+    notes = Notes()
+    notes.messages += ["backend 'fast' is not used: no GPU.", "other"]
+    assert notes.about("fast") == "backend 'fast' is not used: no GPU."
+    assert notes.about("slow") is None
+
+
+def test_dense_within_a_harmonic_layer_is_seen():
+    assert runs_dense(lambda: RingConvolution(2, 2, 3)(torch.rand(1, 2, 4, 4)))
+    assert not runs_dense(lambda: nn.Conv2d(2, 2, 3)(torch.rand(1, 2, 4, 4)))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_input_of_the_operation_lies_channels_last_where_asked(dims):
+    case = case_of(shape=(2, 3, *(4,) * dims))
+    assert make_input(case, CPU, True).stride()[1] == 1
+    assert make_input(case, CPU, False).is_contiguous()
+    assert torch.equal(make_input(case, CPU, True), make_input(case, CPU, False))
+
+
+def test_cases_of_a_full_run():
+    cases = make_cases(["ring_conv", "layers", "nets"], [2, 3], ["dense", "triton"], ["GMR-Conv", "e2cnn"])
+    names = [case.name for case in cases if case.group == "ring_conv"]
+    assert names[:2] == ["2D B8 C64 64x64 k=3", "2D B8 C64 64x64 k=5"]
+    assert len(names) == sum(len(each[4]) for each in FULL.operation + FULL.harmonic)
+    labels = [candidate.label for candidate in cases[1].candidates]
+    assert labels == ["dense", "triton", "plain", "plain k=3", "GMR-Conv", "e2cnn"]
+    assert not any(candidate.method == "e2cnn" for case in cases if case.dims == 3 for candidate in case.candidates)
+    assert all(case.precision == "float32" for case in cases)
+    large = make_cases(["ring_conv"], [3], ["dense"], on_cuda=True)
+    volumes = [case for case in large if case.shape[-1] >= 96]
+    assert {(case.shape[1], case.shape[-1]) for case in volumes} == {(c, n) for c in (32, 64) for n in (96, 128)}
+    assert {case.precision for case in volumes} == {"float32", "bfloat16"}
+
+
+@pytest.mark.parametrize("peer", [name for name in installed_peers() if name in ("GMR-Conv", "SRE-Conv")])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_peer_keeps_the_size(peer, dims):
+    x = torch.rand(1, 2, *(6,) * dims)
+    assert make_peer(peer, dims, 2, 5)(x).shape == x.shape
+
+
+def test_quick_run_writes_table_numbers_and_picture(tmp_path, capsys):
+    threads, backend = torch.get_num_threads(), get_backend()
+    options = ["--quick", "--repeats", "1", "--backends", "dense", "--threads", "1", "--autocast"]
+    assert main([*options, "--output", str(tmp_path)]) == 0
+    assert (torch.get_num_threads(), get_backend()) == (threads, backend)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["benchmark.json", "benchmark.png"]
+    content = json.loads((tmp_path / "benchmark.json").read_text())
+    assert {"processor", "cores", "threads", "gpu", "torch", "date"} <= set(content["machine"])
+    assert content["machine"]["threads"] == 1
+    assert min(content["limits"].values()) > 0
+    assert {row["group"] for row in content["rows"]} == {"ring_conv", "layers", "nets"}
+    assert {row["precision"] for row in content["rows"]} == {"float32", "bfloat16"}
+    assert [row["reason"] for row in content["rows"] if row["reason"]] == []
+    assert all(row["step"] > row["forward"] * 0.1 and row["limit_share"] > 0 for row in content["rows"])
+    assert (tmp_path / "benchmark.png").read_bytes()[:4] == b"\x89PNG"
+    text = capsys.readouterr().out
+    header, *lines = [line for line in text.splitlines() if line.startswith("  ")]
+    assert "forward ms" in header
+    assert len(lines) == len(content["rows"])
+    # right-aligned: every column ends where its title ends
+    assert {len(line) for line in lines} == {len(header)}
+
+
+def test_triton_takes_part_where_it_can_run(tmp_path):
+    triton = pytest.importorskip("triton")
+    options = ["ring_conv", "--dims", "2", "--quick", "--repeats", "1", "--no-peers"]
+    assert main([*options, "--output", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
+    measured = [row["step"] is not None for row in rows if row["backend"] == "triton"]
+    assert measured == [bool(triton.knobs.runtime.interpret)] * 2
+
+
+def test_picture_of_many_backends_leaves_out_what_is_not_measured(tmp_path):
+    rows = []
+    for index, (method, backend) in enumerate([("ring_conv", f"b{i}") for i in range(6)] + [("plain", None)]):
+        row = {"group": "ring_conv", "case": "k=5", "dims": 2, "precision": "float32", "method": method}
+        row |= {"backend": backend, "label": backend or method, "forward": 1.0, "step": 1.0 + index, "memory": 1}
+        rows.append(row | ({"forward": None, "step": None} if index == 2 else {}))
+    rows = add_ratios(rows)
+    assert sum(map(is_drawn, rows)) == 5
+    draw_rows(rows, tmp_path / "new" / "picture.png", "a machine")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["picture.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["ring"], "group='ring' is unknown"),
+        (["--backends", "fast"], "backend='fast' is unknown"),
+        (["--dims", "4"], "dims=4 is unknown"),
+        (["--repeats", "0"], "repeats=0 is out of range"),
+        (["--threads", "-1"], "threads=-1 is out of range"),
+        (["--seconds", "nan"], "seconds=nan is out of range"),
+        (["--device", "abacus"], "device=abacus cannot be used"),
+        (["--device", "cuda:99"], "device=cuda:99 is not there"),
+    ],
+)
+def test_errors_of_use_are_one_sentence(options, message, tmp_path, capsys):
+    assert main([*options, "--quick", "--output", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"benchmark: {message}")
+    assert error.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    options = ["layers", "--dims", "2", "--quick", "--repeats", "1", "--backends", "dense"]
+    assert main([*options, "--output", str(tmp_path / "file" / "out")]) == 2
+    assert "benchmark: " in capsys.readouterr().err.splitlines()[-1]
