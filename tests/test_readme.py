@@ -24,3 +24,12 @@ def test_there_are_examples_and_both_commands():
 @pytest.mark.parametrize("link", LINKS)
 def test_links_lead_to_files(link):
     assert (Path(__file__).parents[1] / link).exists()
+
+
+@pytest.mark.parametrize(
+    "table", sorted((Path(__file__).parents[1] / "bundles").glob("*/docs/study/table.md")), ids=str
+)
+def test_rows_of_the_studies_are_in_the_readme(table):
+    rows = [line for line in table.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    assert len(rows) > 2
+    assert [row for row in rows if row not in README.splitlines()] == []
