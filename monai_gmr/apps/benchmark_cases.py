@@ -257,9 +257,11 @@ def _radial_part(layer: Any, basis: torch.Tensor, channels: int, components: int
 def radial_parts(layer: nn.Module) -> list[RadialPart]:
     """What each order of a radial layer counts; a layer without orders has one."""
     if isinstance(layer, GMRHarmonicConvNd):
-        counted = zip(range(len(layer.orders)), layer.channels, layer.components)
+        centred, others = layer.radial_profiles()
         return [
-            _radial_part(layer, layer.radial_basis(i), n * layer.groups, c, layer.groups) for i, n, c in counted if n
+            _radial_part(layer, centred if order == 0 else others, channels * layer.groups, components, layer.groups)
+            for order, channels, components in zip(layer.orders, layer.channels, layer.components)
+            if channels
         ]
     groups = int(getattr(layer, "groups", 1))
     weight, basis = layer.weight, layer.basis()  # type: ignore[operator]

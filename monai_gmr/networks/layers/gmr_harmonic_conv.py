@@ -175,23 +175,19 @@ class GMRHarmonicConvNd(GMRConvNd):
         fixed_point = (torch.cat(tables) * UNITS_PER_HARMONIC).round().to(torch.int64)
         self.register_buffer("harmonics", fixed_point.to(self.weight.device), persistent=False)
 
-    def radial_basis(self, index: int) -> torch.Tensor:
-        """Radial profiles of one order on shells, shape ``(rings, shells)``, at least float32."""
-        radial = self.basis()
-        if self.orders[index] != 0:
-            away = (self.squared_radii > 0).to(self.counts.dtype)
-            if self.rings == "gaussian":
-                # a harmonic has no value at the centre: its profiles start one voxel out
-                radial = gaussian_basis(
-                    self.squared_radii,
-                    self.counts * away,
-                    self.sigma(),
-                    self.support,
-                    self.first_mean,
-                    self.mean_margin,
-                )
-            radial = radial * away
-        return radial
+    def radial_profiles(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Radial profiles on shells of order 0 and of all others, shape ``(rings, shells)`` each, at least float32."""
+        centred = self.basis()
+        if max(self.orders) == 0:
+            return centred, centred
+        away = (self.squared_radii > 0).to(self.counts.dtype)
+        others = centred
+        if self.rings == "gaussian":
+            # a harmonic has no value at the centre: its profiles start one voxel out
+            others = gaussian_basis(
+                self.squared_radii, self.counts * away, self.sigma(), self.support, self.first_mean, self.mean_margin
+            )
+        return centred, others * away
 
     def angular_factors(self, index: int, dtype: torch.dtype) -> torch.Tensor:
         """Harmonics of one order on taps, shape ``(components, taps)``."""
@@ -200,7 +196,8 @@ class GMRHarmonicConvNd(GMRConvNd):
 
     def order_basis(self, index: int) -> torch.Tensor:
         """Functions on taps of one order, shape ``(rings, components, taps)``, at least float32."""
-        radial = self.radial_basis(index)
+        centred, others = self.radial_profiles()
+        radial = centred if self.orders[index] == 0 else others
         angular = self.angular_factors(index, radial.dtype)
         return radial[:, self.shells.flatten()][:, None, :] * angular[None, :, :]
 
@@ -220,15 +217,18 @@ class GMRHarmonicConvNd(GMRConvNd):
 
     def dense_kernel(self) -> torch.Tensor:
         """Kernels of all components of all orders, shape ``(responses, in_channels / groups, *kernel_size)``."""
-        per_group = self.out_channels // self.groups
         kernels: list[torch.Tensor] = []
+        centred, others = self.radial_profiles()
+        taps = self.shells.flatten()
+        rows = self.weight.reshape(self.groups, -1, self.weight.shape[1], self.num_rings).to(centred.dtype)
         start = 0
         for index in range(len(self.orders)):
             channels = self.channels[index]
-            basis = self.order_basis(index)
-            rows = self.weight.reshape(self.groups, per_group, self.weight.shape[1], self.num_rings)
-            rows = rows[:, start : start + channels].to(basis.dtype)
-            kernel = torch.einsum("goir,rmt->gomit", rows, basis)
+            radial = centred if self.orders[index] == 0 else others
+            per_shell = torch.matmul(rows.narrow(1, start, channels), radial)
+            kernel = per_shell.index_select(3, taps).unsqueeze(2)
+            if self.orders[index] != 0:
+                kernel = kernel * self.angular_factors(index, radial.dtype).unsqueeze(1)
             kernels.append(kernel.flatten(1, 2))
             start += channels
         kernel = torch.cat(kernels, dim=1).flatten(0, 1)
@@ -245,10 +245,11 @@ class GMRHarmonicConvNd(GMRConvNd):
         axis = input.dim() - self.shells.dim() - 1
         rows = self.weight.unflatten(0, (self.groups, -1)).split(self.channels, dim=1)
         parts = []
+        centred, others = self.radial_profiles()
         for index, row in enumerate(rows):
             if self.channels[index] == 0:
                 continue
-            radial = self.radial_basis(index)
+            radial = centred if self.orders[index] == 0 else others
             part = ring_conv(
                 input,
                 row.flatten(0, 1),
