@@ -150,6 +150,22 @@ class Blocks(NamedTuple):
         fit = [max(16, min(64, 1 << (count - 1).bit_length())) for count in (in_channels, out_channels)]
         return cls(64, fit[1], min(fit[0], 32), 4)
 
+    def options(self, dtype: torch.dtype) -> dict[str, Any]:
+        """The constants that both kernels are compiled for."""
+        sizes = {"BLOCK_VOXELS": self.voxels, "BLOCK_OUT": self.out, "BLOCK_IN": self.inner}
+        return {**sizes, "num_warps": self.warps, **_product(dtype)}
+
+
+def _voxels(y: torch.Tensor) -> int:
+    """Voxels of all samples of ``(batch, channels, components, 3 axes)``."""
+    return y.shape[0] * y.shape[3] * y.shape[4] * y.shape[5]
+
+
+def _geometry(x: torch.Tensor, y: torch.Tensor, steps: list[int], shape: Any, factors: torch.Tensor) -> list[int]:
+    """The numbers that both kernels take, in their order; ``shape`` is the weight's ``(groups, shells, in, out)``."""
+    sizes = [*x.stride(), *y.stride(), *x.shape[2:], *y.shape[3:], *steps, _voxels(y)]
+    return [*sizes, shape[2], shape[3], len(factors), shape[1], factors.shape[1]]
+
 
 def _launch_convolution(
     x: torch.Tensor, weight: torch.Tensor, table: TapTable, factors: torch.Tensor, y: torch.Tensor, steps: list[int]
@@ -157,10 +173,9 @@ def _launch_convolution(
     """Fill ``y`` ``(batch, groups * out, components, 3 axes)``; ``weight`` is ``(groups, shells, in, out)``."""
     from monai_gmr.ops import triton_kernels
 
-    groups, live, in_channels, out_channels = weight.shape
+    groups, _, in_channels, out_channels = weight.shape
     blocks = Blocks.choose(in_channels, out_channels)
-    voxels = y.shape[0] * y.shape[3] * y.shape[4] * y.shape[5]
-    grid = (-(-voxels // blocks.voxels), -(-out_channels // blocks.out), groups * len(factors))
+    grid = (-(-_voxels(y) // blocks.voxels), -(-out_channels // blocks.out), groups * len(factors))
     triton_kernels.shell_conv_kernel[grid](
         x,
         weight,
@@ -168,22 +183,8 @@ def _launch_convolution(
         factors,
         table.starts,
         y,
-        *x.stride(),
-        *y.stride(),
-        *x.shape[2:],
-        *y.shape[3:],
-        *steps,
-        voxels,
-        in_channels,
-        out_channels,
-        len(factors),
-        live,
-        factors.shape[1],
-        BLOCK_VOXELS=blocks.voxels,
-        BLOCK_OUT=blocks.out,
-        BLOCK_IN=blocks.inner,
-        num_warps=blocks.warps,
-        **_product(x.dtype),
+        *_geometry(x, y, steps, weight.shape, factors),
+        **blocks.options(x.dtype),
     )
 
 
@@ -195,7 +196,7 @@ def _launch_weight_gradient(
 
     groups, live, in_channels, out_channels = shape
     blocks = Blocks.choose(in_channels, out_channels)
-    voxels = gradient.shape[0] * gradient.shape[3] * gradient.shape[4] * gradient.shape[5]
+    voxels = _voxels(gradient)
     # as many parts as keep a GPU busy; their sum is taken afterwards, so that the result does not depend on an order
     parts = max(1, min(256, -(-voxels // (8 * blocks.voxels))))
     chunk = -(-voxels // parts)
@@ -208,24 +209,10 @@ def _launch_weight_gradient(
         factors,
         table.starts,
         partial,
-        *x.stride(),
-        *gradient.stride(),
-        *x.shape[2:],
-        *gradient.shape[3:],
-        *steps,
-        voxels,
-        in_channels,
-        out_channels,
-        len(factors),
-        live,
-        factors.shape[1],
+        *_geometry(x, gradient, steps, shape, factors),
         groups,
         chunk,
-        BLOCK_VOXELS=blocks.voxels,
-        BLOCK_OUT=blocks.out,
-        BLOCK_IN=blocks.inner,
-        num_warps=blocks.warps,
-        **_product(x.dtype),
+        **blocks.options(x.dtype),
     )
     return partial.sum(0)
 

@@ -2,12 +2,38 @@
 
 Per output voxel, input channel and component a shell costs one addition for each of its taps and ``out_channels`` multiplications,
 where a dense kernel multiplies at every tap; nothing but input, weights and output is read or written. Taps of one
-voxel lie in cache lines that its neighbours read too, so what bounds the kernel is the rate of the first cache level for few output
-channels and that of the matrix units for many.
+voxel lie in cache lines that its neighbours read too, so what is expected to bound the kernel is the rate of the first cache level for few
+output channels and that of the matrix units for many; it has not been measured on a GPU yet.
 """
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def values_at_tap(
+    pointers,
+    tap_pointer,
+    row_0,
+    row_1,
+    row_2,
+    stride_0,
+    stride_1,
+    stride_2,
+    size_0,
+    size_1,
+    size_2,
+    inside,
+    within,
+):
+    """A block of voxels and channels seen through one tap, float32, zero beyond the image."""
+    row_0 += tl.load(tap_pointer)
+    row_1 += tl.load(tap_pointer + 1)
+    row_2 += tl.load(tap_pointer + 2)
+    seen = inside & (row_0 >= 0) & (row_0 < size_0) & (row_1 >= 0) & (row_1 < size_1)
+    seen = seen & (row_2 >= 0) & (row_2 < size_2)
+    place = row_0 * stride_0 + row_1 * stride_1 + row_2 * stride_2
+    return tl.load(pointers + place[:, None], mask=seen[:, None] & within[None, :], other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -70,16 +96,22 @@ def shell_conv_kernel(
         for shell in range(shells):
             total = tl.zeros((BLOCK_VOXELS, BLOCK_IN), tl.float32)
             for tap in range(tl.load(starts_pointer + shell), tl.load(starts_pointer + shell + 1)):
-                row_0 = first * step_0 + tl.load(taps_pointer + 3 * tap)
-                row_1 = middle * step_1 + tl.load(taps_pointer + 3 * tap + 1)
-                row_2 = last * step_2 + tl.load(taps_pointer + 3 * tap + 2)
-                seen = inside & (row_0 >= 0) & (row_0 < size_0) & (row_1 >= 0) & (row_1 < size_1)
-                seen = seen & (row_2 >= 0) & (row_2 < size_2)
-                place = base + row_0 * x_stride_0 + row_1 * x_stride_1 + row_2 * x_stride_2
-                values = tl.load(
-                    x_pointer + place[:, None] + columns[None, :], mask=seen[:, None] & within[None, :], other=0.0
+                values = values_at_tap(
+                    x_pointer + base[:, None] + columns[None, :],
+                    taps_pointer + 3 * tap,
+                    first * step_0,
+                    middle * step_1,
+                    last * step_2,
+                    x_stride_0,
+                    x_stride_1,
+                    x_stride_2,
+                    size_0,
+                    size_1,
+                    size_2,
+                    inside,
+                    within,
                 )
-                total += tl.load(factors_pointer + component * taps + tap) * values.to(tl.float32)
+                total += tl.load(factors_pointer + component * taps + tap) * values
             rows = ((group * shells + shell) * in_channels + channels).to(tl.int64) * out_channels
             weight = tl.load(
                 weight_pointer + rows[:, None] + outs[None, :],
@@ -162,16 +194,22 @@ def shell_weight_gradient_kernel(
         for component in range(components):
             total = tl.zeros((BLOCK_VOXELS, BLOCK_IN), tl.float32)
             for tap in range(tl.load(starts_pointer + shell), tl.load(starts_pointer + shell + 1)):
-                row_0 = first * step_0 + tl.load(taps_pointer + 3 * tap)
-                row_1 = middle * step_1 + tl.load(taps_pointer + 3 * tap + 1)
-                row_2 = last * step_2 + tl.load(taps_pointer + 3 * tap + 2)
-                seen = inside & (row_0 >= 0) & (row_0 < size_0) & (row_1 >= 0) & (row_1 < size_1)
-                seen = seen & (row_2 >= 0) & (row_2 < size_2)
-                place = base + row_0 * x_stride_0 + row_1 * x_stride_1 + row_2 * x_stride_2
-                values = tl.load(
-                    x_pointer + place[:, None] + columns[None, :], mask=seen[:, None] & within[None, :], other=0.0
+                values = values_at_tap(
+                    x_pointer + base[:, None] + columns[None, :],
+                    taps_pointer + 3 * tap,
+                    first * step_0,
+                    middle * step_1,
+                    last * step_2,
+                    x_stride_0,
+                    x_stride_1,
+                    x_stride_2,
+                    size_0,
+                    size_1,
+                    size_2,
+                    inside,
+                    within,
                 )
-                total += tl.load(factors_pointer + component * taps + tap) * values.to(tl.float32)
+                total += tl.load(factors_pointer + component * taps + tap) * values
             columns_y = (group * out_channels + outs).to(tl.int64) * y_stride_c + component * y_stride_m
             gradient = tl.load(
                 gradient_pointer + place_y[:, None] + columns_y[None, :],
