@@ -46,6 +46,7 @@ from monai_gmr.apps.benchmark_measure import (
     timer_of,
 )
 from monai_gmr.apps.benchmark_table import add_ratios, draw_rows, format_missing, format_rows, is_drawn
+from monai_gmr.engines import keep_freed_memory
 from monai_gmr.ops import available_backends, get_backend, set_backend
 from monai_gmr.ops.ring_conv import dense_ring_conv
 from monai_gmr.utils import ConfigurationError, check_choice
@@ -378,6 +379,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 2 when the options or OUT_DIR are wrong, 130 when interrupted."""
     options = make_parser().parse_args(arguments)
+    keep_freed_memory()
     try:
         device = check_options(options)
         with settings_of(options):

@@ -257,9 +257,9 @@ def _radial_part(layer: Any, basis: torch.Tensor, channels: int, components: int
 def radial_parts(layer: nn.Module) -> list[RadialPart]:
     """What each order of a radial layer counts; a layer without orders has one."""
     if isinstance(layer, GMRHarmonicConvNd):
-        centred, others = layer.radial_profiles()
+        profiles = layer.radial_profiles()
         return [
-            _radial_part(layer, centred if order == 0 else others, channels * layer.groups, components, layer.groups)
+            _radial_part(layer, profiles[min(order, 1)], channels * layer.groups, components, layer.groups)
             for order, channels, components in zip(layer.orders, layer.channels, layer.components)
             if channels
         ]

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from monai_gmr.engines import keep_freed_memory
 from monai_gmr.metrics import equivariance_error
 from monai_gmr.networks.nets import GMRUNet, gmr_resnet18
 
@@ -108,7 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m monai_gmr.apps.exactness_table", description=__doc__)
     parser.add_argument("--repeats", type=int, default=5, help="passes over which the time's median is taken")
-    rows = table_rows(parser.parse_args(argv).repeats)
+    repeats = parser.parse_args(argv).repeats
+    keep_freed_memory()
+    rows = table_rows(repeats)
     even, odd, mixed = ("2D 64², 3D 24³", "65², 25³", "60x49, 24x25x18")
     header = ["net (untrained)", "conv", "parameters", f"group, {even}", odd, mixed, "15/30/45°", "step, ms", "ratio"]
     for row in [header, ["---"] * len(header), *rows]:

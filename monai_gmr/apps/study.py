@@ -399,8 +399,11 @@ def time_steps(study: Study, repeats: int) -> list[dict[str, Any]]:
     from tqdm import tqdm
 
     from monai_gmr.apps.study_bundle import make_step, median_seconds
+    from monai_gmr.engines import keep_freed_memory
     from monai_gmr.handlers.rotation_table import write_rows
 
+    # as the bundle's own training has it
+    keep_freed_memory()
     rows: list[dict[str, Any]] = []
     for name, data in tqdm(study.data.items(), desc="Timing", unit="data set"):
         cells = {cell.net: cell for cell in reversed(study.cells) if cell.data == name}

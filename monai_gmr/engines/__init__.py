@@ -1,4 +1,4 @@
-"""What stands around a bundle's engines: turned batches, and checks that end in one sentence."""
+"""What stands around a bundle's engines: turned batches, the process's memory, and checks that end in one sentence."""
 
 from monai_gmr.engines.checks import (
     check_decathlon,
@@ -11,6 +11,7 @@ from monai_gmr.engines.checks import (
 )
 from monai_gmr.engines.command_line import find_bundle_root, guard_command_line
 from monai_gmr.engines.distributed import leave_process_group
+from monai_gmr.engines.memory import keep_freed_memory
 from monai_gmr.engines.prepare_batch import PrepareBatchView
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "check_label",
     "find_bundle_root",
     "guard_command_line",
+    "keep_freed_memory",
     "leave_process_group",
     "list_images",
     "load_network",

@@ -5,6 +5,7 @@ from monai_gmr.symmetry.point_groups import generate_group, is_grid_symmetry, po
 from monai_gmr.symmetry.radial_bases import (
     default_num_rings,
     gaussian_basis,
+    gaussian_means,
     indexed_basis,
     initial_sigma,
     positive_sigma,
@@ -21,6 +22,7 @@ __all__ = [
     "angle_views",
     "default_num_rings",
     "gaussian_basis",
+    "gaussian_means",
     "generate_group",
     "group_views",
     "indexed_basis",

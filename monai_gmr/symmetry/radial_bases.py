@@ -79,12 +79,22 @@ def positive_sigma(log_sigma: torch.Tensor, floor: float) -> torch.Tensor:
     return floor + torch.exp(log_sigma)
 
 
+def gaussian_means(sigma: torch.Tensor, support: float, first: float, margin: float) -> torch.Tensor:
+    """Means of the Gaussians in voxels, evenly from ``first`` to ``margin`` before the support, shape and dtype of ``sigma``.
+
+    Example:
+        >>> gaussian_means(torch.ones(3), 3.0, 0.0, 1.0)
+        tensor([0., 1., 2.])
+    """
+    return torch.linspace(first, max(support - margin, first), sigma.shape[0], dtype=sigma.dtype, device=sigma.device)
+
+
 def gaussian_basis(
     squared_radii: torch.Tensor,
     counts: torch.Tensor,
     sigma: torch.Tensor,
     support: float,
-    first_mean: float = 0.0,
+    mean: torch.Tensor | None = None,
     mean_margin: float = GAUSSIAN_MEAN_MARGIN,
     taper_width: float = GAUSSIAN_TAPER,
     unit: float = float(UNITS_PER_SQUARED_VOXEL),
@@ -96,22 +106,21 @@ def gaussian_basis(
         b_{rs} \propto \exp\left(-\frac{(\rho_s - \mu_r)^2}{2\sigma_r^2}\right)
         \sin^2\left(\frac{\pi}{2}\min\left(1, \frac{S - \rho_s}{0.5}\right)\right), \qquad \sum_s n_s b_{rs}^2 = 1
 
-    with means from 0 to :math:`S - 1.75`, ``S`` the support, if nothing else is asked for. Every
-    tap of radius below ``S`` lies in the window, so nothing is
-    cut off anisotropically; the constants are the best of the search in ``tests/symmetry/test_fidelity.py``.
+    with means from 0 to :math:`S - 1.75`, ``S`` the support, if nothing else is asked for. Every tap of radius below ``S`` lies in the
+    window, so nothing is cut off anisotropically; the constants are the best of the search in ``tests/symmetry/test_fidelity.py``.
 
     Args:
         squared_radii: :attr:`Shells.squared_radii`, shape ``(shells,)``.
-        counts: taps of each shell, shape ``(shells,)``.
+        counts: taps of each shell that count in the norm, shape ``(..., shells)``.
         sigma: widths in voxels, shape ``(rings,)``.
         support: :attr:`Shells.support` in voxels.
-        first_mean: the innermost mean in voxels.
-        mean_margin: distance of the outermost mean from the support, in voxels.
+        mean: means in voxels, shape ``(..., rings)``; default :func:`gaussian_means` from 0 to ``mean_margin`` before the support.
+        mean_margin: see ``mean``.
         taper_width: width of the taper in voxels.
         unit, pi: constants (``torch.jit.script`` takes them as arguments only).
 
     Returns:
-        shape ``(rings, shells)``, dtype of ``sigma``.
+        shape ``(..., rings, shells)``, dtype of ``sigma``.
 
     Example:
         >>> from monai_gmr.symmetry import kernel_shells
@@ -122,13 +131,13 @@ def gaussian_basis(
         True
     """
     radii = (squared_radii.to(sigma.dtype) / unit).sqrt()
-    last = max(support - mean_margin, first_mean)
-    mean = torch.linspace(first_mean, last, sigma.shape[0], dtype=sigma.dtype, device=sigma.device)
+    if mean is None:
+        mean = gaussian_means(sigma, support, 0.0, mean_margin)
     taper = torch.sin(0.5 * pi * ((support - radii) / taper_width).clamp(0.0, 1.0)) ** 2
-    exponent = -0.5 * ((radii - mean[:, None]) / sigma[:, None]) ** 2
-    exponent = exponent - exponent.max(dim=1, keepdim=True)[0]
+    exponent = -0.5 * ((radii - mean.unsqueeze(-1)) / sigma[:, None]) ** 2
+    exponent = exponent - exponent.max(dim=-1, keepdim=True)[0]
     basis = torch.exp(exponent) * taper
-    norm = (counts.to(sigma.dtype) * basis * basis).sum(dim=1, keepdim=True).sqrt()
+    norm = (counts.to(sigma.dtype).unsqueeze(-2) * basis * basis).sum(dim=-1, keepdim=True).sqrt()
     return basis / norm
 
 

@@ -39,12 +39,13 @@ from torch import nn
 from monai_gmr.networks.layers.gmr_conv import GMRConvNd
 from monai_gmr.ops import ring_conv
 from monai_gmr.ops.backends import select_backend
+from monai_gmr.ops.invariants import fused_invariants, invariants, norm_variance
 from monai_gmr.ops.ring_conv import conv_nd, dense_ring_conv
-from monai_gmr.symmetry import gaussian_basis, number_of_components, tap_harmonics
+from monai_gmr.symmetry import gaussian_basis, gaussian_means, number_of_components, tap_harmonics
+from monai_gmr.symmetry.radial_bases import GAUSSIAN_MEAN_MARGIN
 from monai_gmr.utils import ConfigurationError
 
 UNITS_PER_HARMONIC = 10**12
-NORM_SMOOTHING = 1e-2
 HARMONIC_FIRST_MEAN = 1.0
 HARMONIC_MEAN_MARGIN = 0.75
 
@@ -73,67 +74,13 @@ def channels_per_order(out_channels: int, order_split: Sequence[float]) -> list[
     return channels
 
 
-def norm_variance(components: int) -> float:
-    """Variance of the Euclidean norm of independent standard normal components.
-
-    Example:
-        >>> round(norm_variance(2), 4)
-        0.4292
-    """
-    return components - 2 * (math.gamma((components + 1) / 2) / math.gamma(components / 2)) ** 2
-
-
-def inner_product_scale(components: int) -> float:
-    r"""What brings :func:`invariant_inner_product` to the variance that :func:`invariant_norm` has.
-
-    For two independent normal responses of :math:`c` components of variance :math:`s` the former's is :math:`s c / (2 (c + 1))`, because
-    :math:`|a|^2 / (|a|^2 + |b|^2)` is Beta distributed and independent of the sum; the latter's is :math:`s` times :func:`norm_variance`.
-
-    Example:
-        >>> round(inner_product_scale(2), 4)
-        1.1347
-    """
-    return math.sqrt(norm_variance(components) * 2 * (components + 1) / components)
-
-
-def invariant_norm(squared_length: torch.Tensor, smoothing: float = NORM_SMOOTHING) -> torch.Tensor:
-    r"""Length of a response, :math:`\sqrt{|a|^2 + \epsilon^2} - \epsilon`: its gradient is finite, and 0 at 0.
-
-    Args:
-        squared_length: sum of squares over the components, any shape.
-        smoothing: size below which the length is rounded off.
-
-    Example:
-        >>> invariant_norm(torch.tensor(25.0))
-        tensor(4.9900)
-    """
-    return (squared_length + smoothing**2).sqrt() - smoothing
-
-
-def invariant_inner_product(
-    product: torch.Tensor, squared_lengths: torch.Tensor, smoothing: float = NORM_SMOOTHING
-) -> torch.Tensor:
-    r"""Inner product relative to the size of both responses, :math:`a \cdot b / \sqrt{|a|^2 + |b|^2 + \epsilon^2}`.
-
-    It grows linearly, tells the angle between two responses, which no turn of both changes, and has a sign. Its gradient is finite, and
-    0 at 0.
-
-    Args:
-        product: :math:`a \cdot b`, any shape.
-        squared_lengths: :math:`|a|^2 + |b|^2`, of the same shape.
-        smoothing: size below which it is rounded off.
-
-    Example:
-        >>> invariant_inner_product(torch.tensor(-25.0), torch.tensor(50.0)).round(decimals=3)
-        tensor(-3.5360)
-    """
-    return product / (squared_lengths + smoothing**2).sqrt()
-
-
 class GMRHarmonicConvNd(GMRConvNd):
     """Harmonic convolution of any dimension; use :class:`GMRHarmonicConv2d` and its siblings."""
 
     harmonics: torch.Tensor
+    component_profile: torch.Tensor
+    response_component: torch.Tensor
+    response_channel: torch.Tensor
 
     def __init__(
         self,
@@ -156,7 +103,7 @@ class GMRHarmonicConvNd(GMRConvNd):
             order_split = [0.5 if order == 0 else 0.5 / others for order in orders]
         if len(order_split) != len(orders):
             raise ConfigurationError(f"order_split={tuple(order_split)} has not one share for each of orders={orders}.")
-        self.first_mean, self.mean_margin = HARMONIC_FIRST_MEAN, HARMONIC_MEAN_MARGIN
+        self.first_mean, self.mean_margins = HARMONIC_FIRST_MEAN, (GAUSSIAN_MEAN_MARGIN, HARMONIC_MEAN_MARGIN)
         self.harmonic_unit = float(UNITS_PER_HARMONIC)
         self.orders, self.components, self.order_split = orders, components, tuple(order_split)
         self.inner_products = inner_products
@@ -169,37 +116,55 @@ class GMRHarmonicConvNd(GMRConvNd):
         self.norms = [
             (n + 1) // 2 if self.inner_products and order != 0 else n for n, order in zip(self.channels, self.orders)
         ]
-        self.inner_product_scales = [inner_product_scale(count) for count in self.components]
+        self.products = [n - norms for n, norms in zip(self.channels, self.norms)]
+        self.reduced_components = [0 if order == 0 else count for order, count in zip(self.orders, self.components)]
         tables = [torch.as_tensor(tap_harmonics(self.kernel_size, steps, order)) for order in self.orders]
         # integers: no cast to half precision
         fixed_point = (torch.cat(tables) * UNITS_PER_HARMONIC).round().to(torch.int64)
-        self.register_buffer("harmonics", fixed_point.to(self.weight.device), persistent=False)
+        # of a component its radial profile, of a response its output channel and its component
+        profile = [min(order, 1) for order, count in zip(self.orders, self.components) for _ in range(count)]
+        starts = torch.tensor([0, *self.components]).cumsum(0)
+        component = [
+            torch.arange(count).repeat(n) + starts[i]
+            for i, (n, count) in enumerate(zip(self.channels, self.components))
+        ]
+        repeats = torch.tensor(self.components).repeat_interleave(torch.tensor(self.channels))
+        indices = {
+            "harmonics": fixed_point,
+            "component_profile": torch.tensor(profile),
+            "response_component": torch.cat(component),
+            "response_channel": torch.arange(len(repeats)).repeat_interleave(repeats),
+        }
+        for name, array in indices.items():
+            self.register_buffer(name, array.to(self.weight.device), persistent=False)
 
-    def radial_profiles(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Radial profiles on shells of order 0 and of all others, shape ``(rings, shells)`` each, at least float32."""
-        centred = self.basis()
-        if max(self.orders) == 0:
-            return centred, centred
-        away = (self.squared_radii > 0).to(self.counts.dtype)
-        others = centred
-        if self.rings == "gaussian":
+    def radial_profiles(self) -> torch.Tensor:
+        """Radial profiles on shells of order 0 and of all others, shape ``(2, rings, shells)``, at least float32."""
+        away = self.squared_radii > 0
+        if self.rings == "gaussian" and max(self.orders) > 0:
+            sigma = self.sigma()
             # a harmonic has no value at the centre: its profiles start one voxel out
-            others = gaussian_basis(
-                self.squared_radii, self.counts * away, self.sigma(), self.support, self.first_mean, self.mean_margin
+            means = (
+                gaussian_means(sigma, self.support, 0.0, self.mean_margins[0]),
+                gaussian_means(sigma, self.support, self.first_mean, self.mean_margins[1]),
             )
-        return centred, others * away
+            counts = torch.stack((self.counts, self.counts * away))
+            profiles = gaussian_basis(self.squared_radii, counts, sigma, self.support, torch.stack(means))
+        else:
+            centred = self.basis()
+            profiles = torch.stack((centred, centred))
+        return profiles * torch.stack((torch.ones_like(away), away)).unsqueeze(1)
 
     def angular_factors(self, index: int, dtype: torch.dtype) -> torch.Tensor:
         """Harmonics of one order on taps, shape ``(components, taps)``."""
         start = sum(self.components[:index])
         return self.harmonics[start : start + self.components[index]].to(dtype) / self.harmonic_unit
 
-    def order_basis(self, index: int) -> torch.Tensor:
-        """Functions on taps of one order, shape ``(rings, components, taps)``, at least float32."""
-        centred, others = self.radial_profiles()
-        radial = centred if self.orders[index] == 0 else others
-        angular = self.angular_factors(index, radial.dtype)
-        return radial[:, self.shells.flatten()][:, None, :] * angular[None, :, :]
+    def tap_basis(self) -> torch.Tensor:
+        """Functions on taps of all components of all orders, shape ``(components, rings, taps)``, at least float32."""
+        profiles = self.radial_profiles()
+        radial = profiles.index_select(0, self.component_profile).index_select(2, self.shells.flatten())
+        return radial * (self.harmonics.to(radial.dtype) / self.harmonic_unit).unsqueeze(1)
 
     def reset_parameters(self) -> None:
         """Draw fresh weights; on white noise the output's variance is that of a fresh ``torch.nn.ConvNd``."""
@@ -208,30 +173,20 @@ class GMRHarmonicConvNd(GMRConvNd):
             return
         fan_in = self.weight.shape[1]
         rows = self.weight.data.unflatten(0, (self.groups, -1)).split(self.channels, dim=1)
+        with torch.no_grad():
+            basis = self.tap_basis().split(self.components)
         for index, (row, count) in enumerate(zip(rows, self.components)):
-            with torch.no_grad():
-                squared_norm = float((self.order_basis(index) ** 2).sum()) / count
+            squared_norm = float((basis[index] ** 2).sum()) / count
             spread = 1.0 if self.orders[index] == 0 else norm_variance(count)
             bound = 1 / math.sqrt(fan_in * max(squared_norm, 1e-12) * spread)
             row.uniform_(-bound, bound)
 
     def dense_kernel(self) -> torch.Tensor:
         """Kernels of all components of all orders, shape ``(responses, in_channels / groups, *kernel_size)``."""
-        kernels: list[torch.Tensor] = []
-        centred, others = self.radial_profiles()
-        taps = self.shells.flatten()
-        rows = self.weight.reshape(self.groups, -1, self.weight.shape[1], self.num_rings).to(centred.dtype)
-        start = 0
-        for index in range(len(self.orders)):
-            channels = self.channels[index]
-            radial = centred if self.orders[index] == 0 else others
-            per_shell = torch.matmul(rows.narrow(1, start, channels), radial)
-            kernel = per_shell.index_select(3, taps).unsqueeze(2)
-            if self.orders[index] != 0:
-                kernel = kernel * self.angular_factors(index, radial.dtype).unsqueeze(1)
-            kernels.append(kernel.flatten(1, 2))
-            start += channels
-        kernel = torch.cat(kernels, dim=1).flatten(0, 1)
+        basis = self.tap_basis()
+        weight = self.weight.to(basis.dtype).unflatten(0, [self.groups, self.out_channels // self.groups])
+        rows = weight.index_select(1, self.response_channel)
+        kernel = torch.matmul(rows, basis.index_select(0, self.response_component)).flatten(0, 1)
         return kernel.reshape(list(kernel.shape[:2]) + list(self.shells.shape)).to(self.weight.dtype)
 
     @torch.jit.unused
@@ -245,11 +200,11 @@ class GMRHarmonicConvNd(GMRConvNd):
         axis = input.dim() - self.shells.dim() - 1
         rows = self.weight.unflatten(0, (self.groups, -1)).split(self.channels, dim=1)
         parts = []
-        centred, others = self.radial_profiles()
+        profiles = self.radial_profiles()
         for index, row in enumerate(rows):
             if self.channels[index] == 0:
                 continue
-            radial = centred if self.orders[index] == 0 else others
+            radial = profiles[min(self.orders[index], 1)]
             part = ring_conv(
                 input,
                 row.flatten(0, 1),
@@ -267,31 +222,20 @@ class GMRHarmonicConvNd(GMRConvNd):
 
     def _reduced(self, responses: torch.Tensor) -> torch.Tensor:
         """Norms and inner products over the components of each order; order 0 stays as it is."""
-        dims = self.shells.dim()
-        axis = responses.dim() - dims - 1
-        lead, spatial = list(responses.shape[:axis]), list(responses.shape[axis + 1 :])
-        grouped = responses.reshape(lead + [self.groups, -1] + spatial)
-        parts: list[torch.Tensor] = []
-        start = 0
-        for index in range(len(self.orders)):
-            channels, count = self.channels[index], self.components[index]
-            part = grouped.narrow(axis + 1, start, channels * count)
-            start += channels * count
-            if self.orders[index] == 0:
-                parts.append(part)
-                continue
-            part = part.reshape(lead + [self.groups, channels, count] + spatial)
-            part = part if part.dtype == torch.float64 else part.float()
-            squared = (part * part).sum(dim=axis + 2)
-            norms = self.norms[index]
-            parts.append(invariant_norm(squared.narrow(axis + 1, 0, norms)).to(responses.dtype))
-            rest = channels - norms
-            if rest > 0:
-                product = part.narrow(axis + 1, 0, rest) * part.narrow(axis + 1, norms, rest)
-                lengths = squared.narrow(axis + 1, 0, rest) + squared.narrow(axis + 1, norms, rest)
-                inner = invariant_inner_product(product.sum(dim=axis + 2), lengths)
-                parts.append((inner * self.inner_product_scales[index]).to(responses.dtype))
-        return torch.cat(parts, dim=axis + 1).flatten(axis, axis + 1)
+        axis = responses.dim() - self.shells.dim() - 1
+        sizes = list(responses.shape)
+        grouped = responses.flatten(axis + 1).unflatten(axis, [self.groups, self.num_responses // self.groups])
+        if axis == 0:
+            grouped = grouped.unsqueeze(0)
+        if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+            output = invariants(grouped, self.norms, self.products, self.reduced_components)
+        else:
+            output = self._fused_invariants(grouped)
+        return output.reshape(sizes[:axis] + [self.out_channels] + sizes[axis + 1 :])
+
+    @torch.jit.unused
+    def _fused_invariants(self, grouped: torch.Tensor) -> torch.Tensor:
+        return fused_invariants(grouped, self.norms, self.products, self.reduced_components)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """``(batch, in_channels, *spatial)`` or without the batch, to as many scalars as ``out_channels``."""

@@ -1,0 +1,216 @@
+r"""Scalars that no turn changes, from responses whose components turn among themselves (design, section 1, angular orders).
+
+The components of a response are the coefficients of the harmonics of one order: a turn of the input mixes them orthogonally, so lengths
+and inner products stay.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+NORM_SMOOTHING = 1e-2
+
+
+def norm_variance(components: int) -> float:
+    """Variance of the Euclidean norm of independent standard normal components.
+
+    Example:
+        >>> round(norm_variance(2), 4)
+        0.4292
+    """
+    return components - 2 * (math.gamma((components + 1) / 2) / math.gamma(components / 2)) ** 2
+
+
+def inner_product_scale(components: int) -> float:
+    r"""What brings :func:`invariant_inner_product` to the variance that :func:`invariant_norm` has.
+
+    For two independent normal responses of :math:`c` components of variance :math:`s` the former's is :math:`s c / (2 (c + 1))`, because
+    :math:`|a|^2 / (|a|^2 + |b|^2)` is Beta distributed and independent of the sum; the latter's is :math:`s` times :func:`norm_variance`.
+
+    Example:
+        >>> round(inner_product_scale(2), 4)
+        1.1347
+    """
+    return math.sqrt(norm_variance(components) * 2 * (components + 1) / components)
+
+
+def invariant_norm(squared_length: torch.Tensor, smoothing: float = NORM_SMOOTHING) -> torch.Tensor:
+    r"""Length of a response, :math:`\sqrt{|a|^2 + \epsilon^2} - \epsilon`: its gradient is finite, and 0 at 0.
+
+    Args:
+        squared_length: sum of squares over the components, any shape.
+        smoothing: size below which the length is rounded off.
+
+    Example:
+        >>> invariant_norm(torch.tensor(25.0))
+        tensor(4.9900)
+    """
+    return (squared_length + smoothing**2).sqrt() - smoothing
+
+
+def invariant_inner_product(
+    product: torch.Tensor, squared_lengths: torch.Tensor, smoothing: float = NORM_SMOOTHING
+) -> torch.Tensor:
+    r"""Inner product relative to the size of both responses, :math:`a \cdot b / \sqrt{|a|^2 + |b|^2 + \epsilon^2}`.
+
+    It grows linearly, tells the angle between two responses, which no turn of both changes, and has a sign. Its gradient is finite, and
+    0 at 0.
+
+    Args:
+        product: :math:`a \cdot b`, any shape.
+        squared_lengths: :math:`|a|^2 + |b|^2`, of the same shape.
+        smoothing: size below which it is rounded off.
+
+    Example:
+        >>> invariant_inner_product(torch.tensor(-25.0), torch.tensor(50.0)).round(decimals=3)
+        tensor(-3.5360)
+    """
+    return product / (squared_lengths + smoothing**2).sqrt()
+
+
+def invariants(
+    responses: torch.Tensor, norms: list[int], inner_products: list[int], components: list[int]
+) -> torch.Tensor:
+    r"""Reduce the responses of several orders to scalars: the reference for :func:`fused_invariants`.
+
+    Args:
+        responses: ``(batch, groups, sum of (norms + inner products) * components, voxels)``, by order, then channel, then component.
+        norms: for each order, how many of its channels become lengths; the channels of 1 component stay as they are if there is no
+            inner product among them.
+        inner_products: for each order, how many of its channels become the inner product with one of those that become lengths, from
+            the first on; at most ``norms``. None in order 0.
+        components: components of each order, 0 for the order that stays as it is.
+
+    Returns:
+        ``(batch, groups, sum of norms and inner products, voxels)``.
+
+    Example:
+        >>> responses = torch.tensor([2.0, 3.0, 4.0, 4.0, -3.0]).reshape(1, 1, 5, 1)
+        >>> invariants(responses, [1, 1], [0, 1], [0, 2]).flatten().round(decimals=2).tolist()
+        [2.0, 4.989999771118164, 0.0]
+    """
+    rows = [(n + m) * max(count, 1) for n, m, count in zip(norms, inner_products, components)]
+    parts: list[torch.Tensor] = []
+    # not narrow(): its gradient is a tensor of zeros of the whole size for each part
+    for index, part in enumerate(responses.split(rows, dim=2)):
+        count = components[index]
+        if count == 0:
+            parts.append(part)
+            continue
+        part = part.unflatten(2, [-1, count])
+        part = part if part.dtype == torch.float64 else part.float()
+        left, right = part.split([norms[index], inner_products[index]], dim=2)
+        squared = (part * part).sum(dim=3)
+        first, second = squared.split([norms[index], inner_products[index]], dim=2)
+        parts.append(invariant_norm(first).to(responses.dtype))
+        if inner_products[index] > 0:
+            rest = inner_products[index]
+            product = (left.narrow(2, 0, rest) * right).sum(dim=3)
+            inner = invariant_inner_product(product, first.narrow(2, 0, rest) + second)
+            parts.append((inner * inner_product_scale(count)).to(responses.dtype))
+    return torch.cat(parts, dim=2)
+
+
+class _Invariants(torch.autograd.Function):
+    """:func:`invariants` with a gradient in few passes over memory, which is what they cost."""
+
+    @staticmethod
+    def forward(responses: torch.Tensor, norms: list[int], inner_products: list[int], components: list[int]) -> Any:
+        wide = responses if responses.dtype == torch.float64 else responses.float()
+        out = torch.empty_like(responses[:, :, : sum(norms) + sum(inner_products)])
+        floor = wide.new_tensor(NORM_SMOOTHING**2)
+        saved: list[torch.Tensor] = []
+        for rows, channels, n, m, count in _runs(norms, inner_products, components):
+            if count == 0:
+                out[:, :, channels] = wide[:, :, rows]
+                continue
+            target = out[:, :, channels].unflatten(2, (-1, n + m))
+            part = wide[:, :, rows].unflatten(2, (-1, n + m, count))
+            left, right = part[..., :n, :, :], part[..., n:, :, :]
+            lengths = _add_products(floor, left, left)
+            if m:
+                common = _add_products(lengths[..., :m, :], right, right).sqrt_().div_(inner_product_scale(count))
+                target[..., n:, :] = _add_products(None, left[..., :m, :, :], right).div_(common)
+                saved.append(common)
+            target[..., :n, :] = lengths.sqrt_() - NORM_SMOOTHING
+            saved.append(lengths)
+        return out, *saved
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        responses, ctx.norms, ctx.inner_products, ctx.components = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(responses, *output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor | None, *_: Any) -> tuple:
+        if gradient is None:
+            return None, None, None, None
+        responses, out, *saved = ctx.saved_tensors
+        sizes = (ctx.norms, ctx.inner_products, ctx.components)
+        if torch.is_grad_enabled():
+            # a gradient that is to be differentiated itself
+            again = invariants(responses, *sizes)
+            return *torch.autograd.grad(again, responses, gradient, create_graph=True), None, None, None
+        result = torch.empty_like(responses)
+        wide = responses
+        if responses.dtype != torch.float64:
+            wide, gradient = responses.float(), gradient.float()
+        for rows, channels, n, m, count in _runs(*sizes):
+            wanted = gradient[:, :, channels]
+            if count == 0:
+                result[:, :, rows] = wanted
+                continue
+            wanted, got = (tensor.unflatten(2, (-1, n + m)) for tensor in (wanted, out[:, :, channels]))
+            part, target = (tensor[:, :, rows].unflatten(2, (-1, n + m, count)) for tensor in (wide, result))
+            left, right = part[..., :n, :, :], part[..., n:, :, :]
+            if m == 0:
+                target.copy_((wanted / saved.pop(0)).unsqueeze(-2) * left)
+                continue
+            common = saved.pop(0)
+            across = wanted[..., n:, :] / common
+            # what the common length takes away from both
+            shrink = (across * got[..., n:, :]).div_(common).div_(-(inner_product_scale(count) ** 2))
+            own = wanted[..., :n, :] / saved.pop(0)
+            own[..., :m, :] += shrink
+            own, across, shrink = own.unsqueeze(-2), across.unsqueeze(-2), shrink.unsqueeze(-2)
+            target[..., :m, :, :] = (own[..., :m, :, :] * left[..., :m, :, :]).addcmul_(across, right)
+            target[..., m:n, :, :] = own[..., m:, :, :] * left[..., m:, :, :]
+            target[..., n:, :, :] = (across * left[..., :m, :, :]).addcmul_(shrink, right)
+        return result, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, responses: torch.Tensor, *sizes: Any) -> tuple:
+        batched = responses.movedim(in_dims[0], 0)
+        out = _Invariants.apply(batched.flatten(0, 1), *sizes)
+        return tuple(each.unflatten(0, batched.shape[:2]) for each in out), (0,) * len(out)
+
+
+def _runs(norms: list[int], inner_products: list[int], components: list[int]) -> Iterator[tuple]:
+    """Rows of the responses and of the scalars, norms, inner products and components of orders; those of equal sizes in one."""
+    row = channel = 0
+    for (n, m, count), run in itertools.groupby(zip(norms, inner_products, components)):
+        channels = (n + m) * len(list(run))
+        rows = channels * max(count, 1)
+        yield slice(row, row + rows), slice(channel, channel + channels), n, m, count
+        row, channel = row + rows, channel + channels
+
+
+def _add_products(start: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """``start`` plus the products over the components, axis -2, one after the other: no temporary of the size of ``a``."""
+    first = a[..., 0, :], b[..., 0, :]
+    total = torch.mul(*first) if start is None else torch.addcmul(start, *first)
+    for i in range(1, a.shape[-2]):
+        total.addcmul_(a[..., i, :], b[..., i, :])
+    return total
+
+
+def fused_invariants(
+    responses: torch.Tensor, norms: list[int], inner_products: list[int], components: list[int]
+) -> torch.Tensor:
+    """:func:`invariants`, faster where it runs as it is written: the compilers fuse the other one themselves."""
+    return _Invariants.apply(responses, norms, inner_products, components)[0]
