@@ -100,6 +100,8 @@ def invariants(
         if count == 0:
             parts.append(part)
             continue
+        if part.shape[2] == 0:
+            continue
         part = part.unflatten(2, [-1, count])
         part = part if part.dtype == torch.float64 else part.float()
         left, right = part.split([norms[index], inner_products[index]], dim=2)
@@ -196,7 +198,8 @@ def _runs(norms: list[int], inner_products: list[int], components: list[int]) ->
     for (n, m, count), run in itertools.groupby(zip(norms, inner_products, components)):
         channels = (n + m) * len(list(run))
         rows = channels * max(count, 1)
-        yield slice(row, row + rows), slice(channel, channel + channels), n, m, count
+        if rows:
+            yield slice(row, row + rows), slice(channel, channel + channels), n, m, count
         row, channel = row + rows, channel + channels
 
 
