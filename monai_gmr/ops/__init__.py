@@ -1,12 +1,14 @@
 """Functions on tensors: the radial convolution and its backends, resampling about the centre."""
 
 from monai_gmr.ops.backends import available_backends, get_backend, register_backend, set_backend
+from monai_gmr.ops.compiled_conv import compiled_ring_conv
 from monai_gmr.ops.resample import symmetric_downsample, symmetric_upsample
 from monai_gmr.ops.ring_conv import dense_kernel, pad_nd, ring_conv, ring_conv_transpose
 from monai_gmr.ops.shell_conv import dense_shell_conv, triton_shell_conv
 
 __all__ = [
     "available_backends",
+    "compiled_ring_conv",
     "dense_kernel",
     "dense_shell_conv",
     "get_backend",

@@ -11,17 +11,31 @@ from monai_gmr.utils import ConfigurationError, check_choice
 
 ENVIRONMENT_VARIABLE = "MONAI_GMR_BACKEND"
 _BACKENDS: dict[str, Callable[..., torch.Tensor]] = {}
+_WITH_FACTORS: set[Callable] = set()
 _forced: list[str] = []
 
 
-def register_backend(name: str) -> Callable[[Callable], Callable]:
-    """Decorator that makes a function of ``ring_conv``'s signature selectable as ``name``."""
+def register_backend(name: str, with_factors: bool = False) -> Callable[[Callable], Callable]:
+    """Decorator that makes a function of ``ring_conv``'s signature selectable as ``name``.
+
+    Args:
+        name: what :func:`set_backend` calls it.
+        with_factors: whether it gains from radial profile and angular factors being given apart; for any other, harmonic layers
+            build one dense kernel of all orders.
+    """
 
     def register(function: Callable) -> Callable:
         _BACKENDS[name] = function
+        if with_factors:
+            _WITH_FACTORS.add(function)
         return function
 
     return register
+
+
+def gains_from_factors(backend: Callable) -> bool:
+    """Whether a backend was registered ``with_factors``."""
+    return backend in _WITH_FACTORS
 
 
 def available_backends() -> tuple[str, ...]:
@@ -30,7 +44,7 @@ def available_backends() -> tuple[str, ...]:
     Example:
         >>> import monai_gmr.ops
         >>> available_backends()
-        ('auto', 'dense', 'triton')
+        ('auto', 'dense', 'compiled', 'triton')
     """
     return ("auto", *_BACKENDS)
 

@@ -65,6 +65,7 @@ def dense_ring_conv(
     dilation: list[int],
     groups: int,
     factors: torch.Tensor | None = None,
+    live: int | None = None,
 ) -> torch.Tensor:
     """Backend "dense": build the kernel, call the framework's convolution; the reference, and what export uses."""
     kernel = full_precision_kernel(weight, basis, shells)
@@ -108,6 +109,7 @@ def ring_conv(
     groups: int = 1,
     padding_mode: str = "zeros",
     factors: torch.Tensor | None = None,
+    live: int | None = None,
 ) -> torch.Tensor:
     r"""Convolve with a kernel given by ring weights.
 
@@ -130,6 +132,7 @@ def ring_conv(
         groups: blocks of channels that do not see each other.
         padding_mode: "zeros", "reflect", "replicate" or "circular".
         factors: ``(components, taps)``, constants; not together with ``bias``.
+        live: how many shells count, if ``basis`` is zero on those from there on; it saves work, and they get no gradient.
 
     Returns:
         ``(batch, out_channels, *spatial_out)``, sizes as ``torch.nn.ConvNd``'s; with ``factors`` ``(batch, out_channels, components,
@@ -151,7 +154,7 @@ def ring_conv(
         margins = [0] * dims
     channels = (weight.shape[1] * groups, weight.shape[0])
     backend = select_backend(x, tuple(shells.shape), channels)
-    return backend(x, weight, basis, shells, bias, steps, margins, _per_axis(dilation, dims), groups, factors)
+    return backend(x, weight, basis, shells, bias, steps, margins, _per_axis(dilation, dims), groups, factors, live)
 
 
 def ring_conv_transpose(

@@ -351,7 +351,7 @@ def _can_run(device_type: str, dtype: torch.dtype) -> bool:
     return reason is None
 
 
-@register_backend("triton")
+@register_backend("triton", with_factors=True)
 def triton_ring_conv(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -363,6 +363,7 @@ def triton_ring_conv(
     dilation: list[int],
     groups: int,
     factors: torch.Tensor | None = None,
+    live: int | None = None,
 ) -> torch.Tensor:
     """Backend "triton": :func:`triton_shell_conv`; "dense" for export, and where Triton cannot run."""
     arguments = (stride, padding, dilation, groups)
@@ -372,7 +373,7 @@ def triton_ring_conv(
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     with torch.autocast(device_type=x.device.type, enabled=False):
-        per_shell = weight.to(basis.dtype) @ basis
+        per_shell = weight.to(basis.dtype) @ basis[:, :live]
     batched = x if x.dim() == shells.dim() + 2 else x[None]
     components = torch.ones((1, shells.numel()), device=x.device) if factors is None else factors
     y = triton_shell_conv(batched, per_shell, shells, components, *arguments)

@@ -115,7 +115,10 @@ class GMRConvNd(RingConvNd):
             return dense_ring_conv(
                 input, self.weight, basis, self.shells, self.bias, stride, padding, dilation, self.groups
             )
-        return ring_conv(input, self.weight, basis, self.shells, self.bias, stride, padding, dilation, self.groups)
+        live, groups = self.live_shells, self.groups
+        return ring_conv(
+            input, self.weight, basis, self.shells, self.bias, stride, padding, dilation, groups, live=live
+        )
 
     def to_conv(self) -> nn.Module:
         """The equal ``torch.nn.ConvNd``, for deployment.

@@ -38,9 +38,9 @@ from torch import nn
 
 from monai_gmr.networks.layers.gmr_conv import GMRConvNd
 from monai_gmr.ops import ring_conv
-from monai_gmr.ops.backends import select_backend
+from monai_gmr.ops.backends import gains_from_factors, select_backend
 from monai_gmr.ops.invariants import fused_invariants, invariants, norm_variance
-from monai_gmr.ops.ring_conv import conv_nd, dense_ring_conv
+from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.symmetry import gaussian_basis, gaussian_means, number_of_components, tap_harmonics
 from monai_gmr.symmetry.radial_bases import GAUSSIAN_MEAN_MARGIN
 from monai_gmr.utils import ConfigurationError
@@ -192,7 +192,7 @@ class GMRHarmonicConvNd(GMRConvNd):
     @torch.jit.unused
     def _uses_dense(self, input: torch.Tensor) -> bool:
         channels = (self.in_channels, self.num_responses)
-        return select_backend(input, tuple(self.kernel_size), channels) is dense_ring_conv
+        return not gains_from_factors(select_backend(input, tuple(self.kernel_size), channels))
 
     @torch.jit.unused
     def _responses_by_order(self, input: torch.Tensor, padding: list[int]) -> torch.Tensor:
@@ -216,6 +216,7 @@ class GMRHarmonicConvNd(GMRConvNd):
                 self.dilation,
                 self.groups,
                 factors=self.angular_factors(index, radial.dtype),
+                live=self.live_shells,
             )
             parts.append(part.unflatten(axis, (self.groups, -1)).flatten(axis + 1, axis + 2))
         return torch.cat(parts, dim=axis + 1).flatten(axis, axis + 1)

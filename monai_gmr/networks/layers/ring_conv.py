@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.utils import _ntuple
@@ -25,6 +26,8 @@ from monai_gmr.symmetry.radial_bases import SIGMA_FLOOR
 from monai_gmr.utils import ConfigurationError, check_choice
 
 RINGS = ("gaussian", "indexed", "hard")
+# in voxels: a tap as close to the support has no weight
+SMALLEST_DISTANCE = 1e-6
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
@@ -105,6 +108,10 @@ class RingConvNd(nn.Module):
             "counts": shells.counts,
             "masks": ring_masks(shells, self.num_rings),
         }
+        if self.rings == "gaussian":
+            self.live_shells = int((shells.radii < shells.support - SMALLEST_DISTANCE).sum())
+        else:
+            self.live_shells = int(np.flatnonzero(taps["masks"].any(axis=0)).max()) + 1
         for name, array in taps.items():
             self.register_buffer(name, torch.as_tensor(array, device=self.weight.device), persistent=False)
 

@@ -1,0 +1,150 @@
+"""Backend "compiled" gives what the dense kernel gives in float64, forward and backward, or says why it does not run."""
+
+import logging
+
+import pytest
+import torch
+
+from monai_gmr import set_backend
+from monai_gmr.networks.layers import GMRConv2d, GMRConv3d, GMRHarmonicConv2d
+from monai_gmr.ops import compiled_conv
+from monai_gmr.ops.compiled_conv import compiled_ring_conv, part_of
+from monai_gmr.ops.ring_conv import dense_ring_conv
+from monai_gmr.symmetry import kernel_shells
+
+pytestmark = pytest.mark.skipif(compiled_conv._compiler_failure() is not None, reason="no C++ compiler")
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    monkeypatch.setattr(compiled_conv, "USES_BEFORE_COMPILATION", 0)
+    set_backend("compiled")
+    yield
+    set_backend("auto")
+
+
+def problem(window, channels, live, size, batch):
+    shells = torch.as_tensor(kernel_shells(window).tap_shell)
+    x = torch.randn(batch, channels[0], *size, dtype=torch.float64)
+    weight = torch.randn(channels[1], channels[0], 2, dtype=torch.float64)
+    basis = torch.randn(2, int(shells.max()) + 1, dtype=torch.float64)
+    basis[:, live:] = 0
+    return [x, weight, basis, shells]
+
+
+CASES = [
+    ((3,), (3, 5), 2, (9,), 2, 1, 1),
+    ((3, 3), (16, 5), 3, (6, 7), 3, 1, 1),
+    ((5, 3), (3, 17), 4, (9, 6), 1, 2, 2),
+    ((4, 4), (2, 2), 3, (8, 7), 2, 0, 1),
+    ((3, 3, 3), (4, 3), 4, (5, 4, 6), 2, 1, 1),
+    ((5, 5, 3), (2, 3), 4, (5, 6, 7), 1, 2, 1),
+]
+
+
+@pytest.mark.parametrize(("window", "channels", "live", "size", "batch", "padding", "dilation"), CASES)
+@pytest.mark.parametrize(("part", "memory_format"), [(2**23, "contiguous"), (1, "channels last")])
+def test_forward_and_gradients(
+    monkeypatch, window, channels, live, size, batch, padding, dilation, part, memory_format
+):
+    monkeypatch.setattr(compiled_conv, "BYTES_OF_A_PART", part * 300)
+    x, weight, basis, shells = problem(window, channels, live, size, batch)
+    dims = len(window)
+    inputs = [t.requires_grad_() for t in (x, weight, basis)]
+    geometry = ([padding] * dims, [dilation] * dims)
+    expected = dense_ring_conv(x, weight, basis, shells, None, [1] * dims, *geometry, 1)
+    seed = torch.randn_like(expected)
+    expected_gradients = list(torch.autograd.grad(expected, inputs, seed))
+    expected_gradients[2] = expected_gradients[2][:, :live]
+    single = [t.detach().float() for t in (x, weight, basis[:, :live])]
+    if memory_format == "channels last":
+        single[0] = single[0].movedim(1, -1).contiguous().movedim(-1, 1)
+    single = [t.requires_grad_() for t in single]
+    found = compiled_ring_conv(*single, shells, *geometry)
+    gradients = torch.autograd.grad(found, single, seed.float())
+    for a, b in zip((found, *gradients), (expected, *expected_gradients)):
+        assert a.shape == b.shape
+        assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+@pytest.mark.parametrize("batch", [1, 5, 8])
+@pytest.mark.parametrize("sizes", [(47,), (47, 13), (5, 6, 7)])
+@pytest.mark.parametrize("floats", [1, 2**14, 2**22])
+def test_parts_cover_every_row_once(batch, sizes, floats):
+    samples, rows = part_of(batch, sizes, floats)
+    counts = torch.zeros(batch, sizes[0])
+    for b, new_b in compiled_conv._slices(batch, samples):
+        for r, new_r in compiled_conv._slices(sizes[0], rows):
+            counts[b, r][new_b, new_r] += 1
+    assert (counts == 1).all()
+
+
+@pytest.mark.parametrize(("kernel_size", "rings"), [(3, "gaussian"), (4, "gaussian"), (3, "indexed"), (3, "hard")])
+@pytest.mark.filterwarnings("ignore::monai_gmr.utils.SymmetryWarning")
+def test_layers_give_what_dense_gives(compiled, rings, kernel_size):
+    layer = GMRConv3d(3, 4, kernel_size, padding="same", rings=rings)
+    x = torch.randn(2, 3, 6, 7, 8)
+    found = [*torch.autograd.grad(layer(x).square().sum(), list(layer.parameters())), layer(x[0])]
+    assert compiled_conv._loops
+    set_backend("dense")
+    expected = [*torch.autograd.grad(layer(x).square().sum(), list(layer.parameters())), layer(x[0])]
+    for a, b in zip(found, expected):
+        assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+def test_only_what_the_backward_pass_needs_is_saved(compiled):
+    layer, x = GMRConv2d(8, 8, 5, padding=2, bias=False), torch.randn(1, 8, 20, 20, requires_grad=True)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+        layer(x)
+    assert sum(saved) <= x.numel() + 4 * layer.weight.numel()
+
+
+def test_a_size_that_does_not_repeat_is_left_to_dense(monkeypatch):
+    set_backend("compiled")
+    monkeypatch.setattr(compiled_conv, "_loops", {})
+    layer = GMRConv2d(2, 3, 3)
+    layer(torch.randn(1, 2, 31, 5))
+    assert not compiled_conv._loops
+    layer(torch.randn(1, 2, 31, 5))
+    assert compiled_conv._loops
+    set_backend("auto")
+
+
+@pytest.mark.parametrize(
+    ("make", "dtype"),
+    [
+        (lambda: GMRConv2d(4, 4, 3, stride=2, padding=1), torch.float32),
+        (lambda: GMRConv2d(4, 4, 3, groups=2), torch.float32),
+        (lambda: GMRConv2d(4, 4, 3), torch.float64),
+        (lambda: GMRHarmonicConv2d(4, 4, 3), torch.float32),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::monai_gmr.utils.SymmetryWarning")
+def test_what_has_no_loop_is_left_to_dense(compiled, monkeypatch, make, dtype):
+    monkeypatch.setattr(compiled_conv, "compiled_ring_conv", None)
+    layer = make().to(dtype)
+    x = torch.randn(1, 4, 9, 9, dtype=dtype)
+    found = layer(x)
+    set_backend("dense")
+    assert torch.equal(found, layer(x))
+
+
+def test_without_a_compiler_dense_runs_and_says_so_once(compiled, monkeypatch, caplog):
+    monkeypatch.setattr(compiled_conv, "_compiler_failure", lambda: "there is no C++ compiler")
+    compiled_conv._say_dense.cache_clear()
+    layer, x = GMRConv2d(2, 3, 3), torch.randn(1, 2, 9, 9)
+    with caplog.at_level(logging.WARNING, "monai_gmr.ops.compiled_conv"):
+        found = [layer(x), layer(x)]
+    assert [record.message for record in caplog.records] == [
+        "backend 'compiled' is not used: there is no C++ compiler; 'dense' runs in its place."
+    ]
+    set_backend("dense")
+    assert torch.equal(found[1], layer(x))
+
+
+def test_compiled_and_exported_networks_take_the_dense_kernel(compiled):
+    layer, x = GMRConv2d(2, 3, 3), torch.randn(1, 2, 9, 9)
+    program = torch.export.export(layer, (x,))
+    assert not any("compiled" in str(node.target) for node in program.graph.nodes)
+    assert torch.allclose(program.module()(x), layer(x), atol=1e-6)
