@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from monai_gmr import set_backend
-from monai_gmr.networks.layers import GMRConv2d, GMRConv3d, GMRHarmonicConv2d
-from monai_gmr.ops import compiled_conv
-from monai_gmr.ops.compiled_conv import compiled_ring_conv, part_of
+from monai_gmr.networks.layers import GMRConv2d, GMRConv3d, GMRHarmonicConv2d, GMRHarmonicConv3d
+from monai_gmr.ops import compiled_conv, compiled_loops
+from monai_gmr.ops.compiled_conv import compiled_factor_conv, compiled_ring_conv
+from monai_gmr.ops.compiled_loops import part_of, slices_of
 from monai_gmr.ops.ring_conv import dense_ring_conv
-from monai_gmr.symmetry import kernel_shells
+from monai_gmr.ops.shell_conv import dense_shell_conv
+from monai_gmr.symmetry import kernel_shells, tap_harmonics
 
-pytestmark = pytest.mark.skipif(compiled_conv._compiler_failure() is not None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(compiled_loops.compiler_failure() is not None, reason="no C++ compiler")
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ CASES = [
 def test_forward_and_gradients(
     monkeypatch, window, channels, live, size, batch, padding, dilation, part, memory_format
 ):
-    monkeypatch.setattr(compiled_conv, "BYTES_OF_A_PART", part * 300)
+    monkeypatch.setattr(compiled_loops, "BYTES_OF_A_PART", part * 300)
     x, weight, basis, shells = problem(window, channels, live, size, batch)
     dims = len(window)
     inputs = [t.requires_grad_() for t in (x, weight, basis)]
@@ -67,14 +69,57 @@ def test_forward_and_gradients(
         assert (a - b).norm() <= 1e-5 * b.norm()
 
 
+FACTOR_CASES = [
+    ((3,), (3, 5), 1, (9,), 2, 1, 1),
+    ((3, 3), (5, 4), 2, (6, 7), 3, 1, 1),
+    ((5, 3), (3, 17), 1, (9, 6), 1, 2, 2),
+    ((3, 3, 3), (4, 3), 1, (5, 4, 6), 2, 1, 1),
+    ((3, 3, 3), (4, 3), 2, (5, 4, 6), 1, 0, 1),
+]
+
+
+@pytest.mark.parametrize(("window", "channels", "order", "size", "batch", "padding", "dilation"), FACTOR_CASES)
+@pytest.mark.parametrize("part", [2**23, 300])
+def test_angular_factors(monkeypatch, window, channels, order, size, batch, padding, dilation, part):
+    monkeypatch.setattr(compiled_loops, "BYTES_OF_A_PART", part)
+    dims = len(window)
+    shells = torch.as_tensor(kernel_shells(window).tap_shell)
+    factors = torch.as_tensor(tap_harmonics(window, None, order))
+    shells[shells == shells.max()] = -1
+    x = torch.randn(batch, channels[0], *size, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(channels[1], channels[0], int(shells.max()) + 1, dtype=torch.float64, requires_grad=True)
+    geometry = ([padding] * dims, [dilation] * dims)
+    expected = dense_shell_conv(
+        x, weight, shells.where(shells >= 0, weight.shape[2]), factors, [1] * dims, *geometry, 1
+    )
+    seed = torch.randn_like(expected)
+    expected_gradients = torch.autograd.grad(expected, [x, weight], seed)
+    single = [t.detach().float().requires_grad_() for t in (x, weight)]
+    found = compiled_factor_conv(*single, shells, factors, *geometry)
+    for a, b in zip((found, *torch.autograd.grad(found, single, seed.float())), (expected, *expected_gradients)):
+        assert a.shape == b.shape
+        assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+@pytest.mark.parametrize(("make", "size"), [(GMRHarmonicConv2d, (9, 8)), (GMRHarmonicConv3d, (5, 6, 7))])
+def test_harmonic_layers_give_what_dense_gives(compiled, make, size):
+    layer, x = make(3, 9, 3, padding=1, orders=(0, 1)), torch.randn(2, 3, *size, requires_grad=True)
+    run = lambda: torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()])  # noqa: E731
+    found = run()
+    assert any(isinstance(loop.sums, compiled_loops.TapSums) for loop in compiled_loops._loops)
+    set_backend("dense")
+    for a, b in zip(found, run()):
+        assert (a - b).norm() <= 1e-5 * b.norm()
+
+
 @pytest.mark.parametrize("batch", [1, 5, 8])
 @pytest.mark.parametrize("sizes", [(47,), (47, 13), (5, 6, 7)])
 @pytest.mark.parametrize("floats", [1, 2**14, 2**22])
 def test_parts_cover_every_row_once(batch, sizes, floats):
     samples, rows = part_of(batch, sizes, floats)
     counts = torch.zeros(batch, sizes[0])
-    for b, new_b in compiled_conv._slices(batch, samples):
-        for r, new_r in compiled_conv._slices(sizes[0], rows):
+    for b, new_b in slices_of(batch, samples):
+        for r, new_r in slices_of(sizes[0], rows):
             counts[b, r][new_b, new_r] += 1
     assert (counts == 1).all()
 
@@ -85,7 +130,7 @@ def test_layers_give_what_dense_gives(compiled, rings, kernel_size):
     layer = GMRConv3d(3, 4, kernel_size, padding="same", rings=rings)
     x = torch.randn(2, 3, 6, 7, 8)
     found = [*torch.autograd.grad(layer(x).square().sum(), list(layer.parameters())), layer(x[0])]
-    assert compiled_conv._loops
+    assert compiled_loops._loops
     set_backend("dense")
     expected = [*torch.autograd.grad(layer(x).square().sum(), list(layer.parameters())), layer(x[0])]
     for a, b in zip(found, expected):
@@ -102,12 +147,12 @@ def test_only_what_the_backward_pass_needs_is_saved(compiled):
 
 def test_a_size_that_does_not_repeat_is_left_to_dense(monkeypatch):
     set_backend("compiled")
-    monkeypatch.setattr(compiled_conv, "_loops", {})
+    monkeypatch.setattr(compiled_loops, "_loops", {})
     layer = GMRConv2d(2, 3, 3)
     layer(torch.randn(1, 2, 31, 5))
-    assert not compiled_conv._loops
+    assert not compiled_loops._loops
     layer(torch.randn(1, 2, 31, 5))
-    assert compiled_conv._loops
+    assert compiled_loops._loops
     set_backend("auto")
 
 
@@ -117,7 +162,6 @@ def test_a_size_that_does_not_repeat_is_left_to_dense(monkeypatch):
         (lambda: GMRConv2d(4, 4, 3, stride=2, padding=1), torch.float32),
         (lambda: GMRConv2d(4, 4, 3, groups=2), torch.float32),
         (lambda: GMRConv2d(4, 4, 3), torch.float64),
-        (lambda: GMRHarmonicConv2d(4, 4, 3), torch.float32),
     ],
 )
 @pytest.mark.filterwarnings("ignore::monai_gmr.utils.SymmetryWarning")
@@ -131,7 +175,7 @@ def test_what_has_no_loop_is_left_to_dense(compiled, monkeypatch, make, dtype):
 
 
 def test_without_a_compiler_dense_runs_and_says_so_once(compiled, monkeypatch, caplog):
-    monkeypatch.setattr(compiled_conv, "_compiler_failure", lambda: "there is no C++ compiler")
+    monkeypatch.setattr(compiled_conv, "compiler_failure", lambda: "there is no C++ compiler")
     compiled_conv._say_dense.cache_clear()
     layer, x = GMRConv2d(2, 3, 3), torch.randn(1, 2, 9, 9)
     with caplog.at_level(logging.WARNING, "monai_gmr.ops.compiled_conv"):

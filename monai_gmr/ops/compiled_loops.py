@@ -1,0 +1,247 @@
+"""Generated loops over voxels: made for the sizes they meet, kept, and fed part by part."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+
+from monai_gmr.ops.tap_sums import OPTIONS, make_ring_sums, make_tap_sums, taps_by_shell
+
+logger = logging.getLogger(__name__)
+
+# of what one part writes; parts that are reused stay in the last level of cache
+BYTES_OF_A_PART = 8 * 2**20
+
+
+class Window(NamedTuple):
+    """Taps, in numbers that can be compared.
+
+    Attributes:
+        shells: the shell of each tap.
+        shape: the window's shape.
+        live: number of shells that count.
+        dilation: distance of neighbouring taps in voxels, one an axis.
+    """
+
+    shells: tuple[int, ...]
+    shape: tuple[int, ...]
+    live: int
+    dilation: tuple[int, ...]
+
+    @classmethod
+    def of(cls, shells: torch.Tensor, live: int, dilation: Sequence[int]) -> Window:
+        """From the tensor of shells that a layer has."""
+        return cls(tuple(shells.flatten().tolist()), tuple(shells.shape), live, tuple(dilation))
+
+    def reach(self) -> list[int]:
+        """How many voxels fewer a result has than the image, one an axis."""
+        return [d * (k - 1) for d, k in zip(self.dilation, self.shape)]
+
+    def taps(self) -> tuple:
+        """:func:`~monai_gmr.ops.tap_sums.taps_by_shell`."""
+        return taps_by_shell(torch.tensor(self.shells).reshape(self.shape), self.live, self.dilation)
+
+
+class RingSums(NamedTuple):
+    """Sums of rings, and of shells if asked for: :func:`~monai_gmr.ops.tap_sums.make_ring_sums`."""
+
+    window: Window
+    rings: int
+    with_shells: bool
+
+    def function(self) -> Callable:
+        """What is to be compiled."""
+        return make_ring_sums(self.window.taps(), self.with_shells)
+
+    def examples(self) -> list[torch.Tensor]:
+        """Its further arguments."""
+        return [torch.zeros((self.rings, self.window.live))]
+
+
+class TapSums(NamedTuple):
+    """Sums with a factor a tap: :func:`~monai_gmr.ops.tap_sums.make_tap_sums`.
+
+    Attributes:
+        window: the taps; those of shells below 0 do not count.
+        factors: of each component, of each tap.
+        gather: from components to shells, not from shells to components.
+    """
+
+    window: Window
+    factors: tuple[tuple[float, ...], ...]
+    gather: bool
+
+    def function(self) -> Callable:
+        """What is to be compiled."""
+        return make_tap_sums(self.window.shells, self.window.shape, self.window.dilation, self.factors, self.gather)
+
+    def examples(self) -> list[torch.Tensor]:
+        """It has no further arguments."""
+        return []
+
+
+class Loop(NamedTuple):
+    """What a generated loop is made for.
+
+    Attributes:
+        sums: what it adds up.
+        batch: samples of a part.
+        sizes: sizes of a part's result.
+        padded: sizes of what the taps see.
+        channels: what the image has for each voxel: channels, or blocks and channels.
+    """
+
+    sums: RingSums | TapSums
+    batch: int
+    sizes: tuple[int, ...]
+    padded: tuple[int, ...]
+    channels: tuple[int, ...]
+
+
+_loops: dict[Loop, Callable] = {}
+
+
+def _generate(loop: Loop) -> Callable:
+    """Compile a loop for its sizes; inductor keeps what it compiles on disk."""
+    from torch._guards import TracingContext, tracing
+    from torch._inductor import compile as compile_graph
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    sums = loop.sums.function()
+    examples: list[Any] = [torch.zeros((loop.batch, *loop.padded, *loop.channels)), *loop.sums.examples()]
+    start = time.perf_counter()
+    graph = make_fx(lambda padded, *others: sums(padded, loop.sizes, *others))(*examples)
+    # inductor looks into its cache on disk only where sizes have an environment
+    with tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
+        function = compile_graph(graph, examples, options=OPTIONS)
+    function(*examples)
+    seconds = time.perf_counter() - start
+    logger.info(f"backend 'compiled': {seconds:.1f} s for a loop over {loop.sizes} voxels of {loop.channels} channels.")
+    return function
+
+
+@lru_cache(maxsize=1)
+def compiler_failure() -> str | None:
+    """Why inductor cannot compile a small loop, or ``None``: asked once a process."""
+    window = Window((0,) * 9, (3, 3), 1, (1, 1))
+    try:
+        _generate(Loop(RingSums(window, 1, False), 1, (2, 2), (4, 4), (1,)))
+    except Exception as error:  # whatever a compiler says: the dense convolution needs none
+        return f"its loops cannot be compiled ({' '.join(str(error).split())[:200]})"
+    return None
+
+
+def number_of_loops() -> int:
+    """How many loops this process has."""
+    return len(_loops)
+
+
+def run_loop(loop: Loop, *arguments: torch.Tensor) -> list[torch.Tensor]:
+    """Run a loop on a part, generating it when it is new."""
+    if loop not in _loops:
+        _loops[loop] = _generate(loop)
+    return list(_loops[loop](*arguments))
+
+
+def part_of(batch: int, sizes: Sequence[int], floats: int) -> tuple[int, int]:
+    """Samples and rows along the first axis of a part: all rows of several samples, or some rows of one.
+
+    Args:
+        batch: number of samples.
+        sizes: voxels of a sample along each axis.
+        floats: floats that are written for each voxel.
+
+    Example:
+        >>> part_of(8, (64, 64), 320), part_of(1, (48, 48, 48), 96), part_of(32, (8, 8), 32)
+        ((1, 64), (1, 8), (32, 8))
+    """
+    row = 4 * floats
+    for n in sizes[1:]:
+        row *= n
+    most = max(1, BYTES_OF_A_PART // row)
+    if most >= 2 * sizes[0]:
+        samples = min(batch, most // sizes[0])
+        return -(-batch // -(-batch // samples)), sizes[0]
+    return 1, -(-sizes[0] // -(-sizes[0] // most))
+
+
+class Part(NamedTuple):
+    """Samples and rows of a result; those before ``fresh`` are of the part before as well."""
+
+    samples: slice
+    rows: slice
+    fresh: tuple[slice, slice]
+
+
+def slices_of(total: int, length: int) -> list[tuple[slice, slice]]:
+    """Slices of equal length that cover all, the last one drawn back to the end, and what is new in each.
+
+    Example:
+        >>> slices_of(5, 3)
+        [(slice(0, 3, None), slice(0, None, None)), (slice(2, 5, None), slice(1, None, None))]
+    """
+    starts = [(start, min(start, total - length)) for start in range(0, total, length)]
+    return [(slice(begin, begin + length), slice(start - begin, None)) for start, begin in starts]
+
+
+def pad_channels_last(x: torch.Tensor, margins: Sequence[int]) -> torch.Tensor:
+    """Zeros around ``(batch, *sizes, ...)``, or voxels cut off for margins below 0, in one pass over memory.
+
+    Args:
+        x: batch, sizes, and what there is for each voxel.
+        margins: voxels at both ends of an axis, one number an axis.
+
+    Example:
+        >>> pad_channels_last(torch.ones(1, 2, 1), [1]).flatten()
+        tensor([0., 1., 1., 0.])
+    """
+    x = x[(slice(None), *(slice(max(0, -m), x.shape[axis + 1] - max(0, -m)) for axis, m in enumerate(margins)))]
+    sizes = x.shape[1 : len(margins) + 1]
+    margins = [max(0, m) for m in margins]
+    padded = x.new_empty((x.shape[0], *(n + 2 * m for n, m in zip(sizes, margins)), *x.shape[len(margins) + 1 :]))
+    inside = padded
+    for axis, (n, m) in enumerate(zip(sizes, margins)):
+        inside.narrow(axis + 1, 0, m).zero_()
+        inside.narrow(axis + 1, n + m, m).zero_()
+        inside = inside.narrow(axis + 1, m, n)
+    inside.copy_(x)
+    return padded
+
+
+class Parts:
+    """A padded image ``(batch, *sizes, ...)``, channels last, and the parts that its sums are computed in.
+
+    Args:
+        padded: :func:`pad_channels_last`.
+        window: the taps.
+        floats: floats that are written for each voxel.
+    """
+
+    def __init__(self, padded: torch.Tensor, window: Window, floats: int) -> None:
+        dims = len(window.shape)
+        self.padded, self.window, self.reach = padded, window, window.reach()
+        self.sizes = [n - reach for n, reach in zip(padded.shape[1 : dims + 1], self.reach)]
+        self.batch, rows = part_of(padded.shape[0], self.sizes, floats)
+        self.part_sizes = (rows, *self.sizes[1:])
+
+    def __iter__(self) -> Iterator[Part]:
+        for samples, new_samples in slices_of(self.padded.shape[0], self.batch):
+            for rows, new_rows in slices_of(self.sizes[0], self.part_sizes[0]):
+                yield Part(samples, rows, (new_samples, new_rows))
+
+    def seen(self, part: Part) -> torch.Tensor:
+        """What the taps of a part see, contiguous: rows of one sample or whole samples."""
+        return self.padded[part.samples, part.rows.start : part.rows.stop + self.reach[0]]
+
+    def sums(self, sums: RingSums | TapSums, seen: torch.Tensor, *arguments: torch.Tensor) -> list[torch.Tensor]:
+        """Run the loop for what :meth:`seen` gave, or for what was computed from it."""
+        dims = len(self.part_sizes)
+        padded, channels = tuple(seen.shape[1 : dims + 1]), tuple(seen.shape[dims + 1 :])
+        return run_loop(Loop(sums, self.batch, self.part_sizes, padded, channels), seen, *arguments)
