@@ -129,7 +129,7 @@ class RingConvolution(nn.Module):
         layer = {2: GMRConv2d, 3: GMRConv3d}[spatial_dims](channels, channels, kernel_size)
         self.weight = nn.Parameter(layer.weight.detach())
         self.values = nn.Parameter(layer.basis().detach())
-        self.padding = kernel_size // 2
+        self.padding, self.live = kernel_size // 2, layer.live_shells
         self.register_buffer("shells", layer.shells)
 
     def basis(self) -> torch.Tensor:
@@ -138,7 +138,7 @@ class RingConvolution(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(batch, channels, *spatial)`` to the same."""
-        return ring_conv(x, self.weight, self.basis(), self.shells, padding=self.padding)
+        return ring_conv(x, self.weight, self.basis(), self.shells, padding=self.padding, live=self.live)
 
 
 class SteerableConvolution(nn.Module):
@@ -244,6 +244,7 @@ class RadialPart(NamedTuple):
     out_channels: int
     components: int
     groups: int
+    rings: int
 
 
 def _radial_part(layer: Any, basis: torch.Tensor, channels: int, components: int, groups: int) -> RadialPart:
@@ -251,7 +252,7 @@ def _radial_part(layer: Any, basis: torch.Tensor, channels: int, components: int
     shells = int(used.max()) + 1 if len(used) else 0
     live = int((layer.shells < shells).sum())
     ins = layer.weight.shape[1] * groups
-    return RadialPart(layer.shells.numel(), live, shells, ins, channels, components, groups)
+    return RadialPart(layer.shells.numel(), live, shells, ins, channels, components, groups, basis.shape[0])
 
 
 def radial_parts(layer: nn.Module) -> list[RadialPart]:
@@ -277,8 +278,21 @@ def _shell_count(part: RadialPart, voxels: int) -> int:
     return shell_operations(part.live_taps, part.shells, *channels, voxels, part.components, part.groups)
 
 
+def _loop_count(part: RadialPart, voxels: int) -> int:
+    """Of backend "compiled": sums, then a product; for an order above 0 a product, then every tap with its factors."""
+    if part.components == 1:
+        mixing = part.rings * (part.shells + part.out_channels // part.groups)
+        return voxels * part.in_channels * (part.live_taps + mixing)
+    product = part.shells * part.in_channels * part.out_channels // part.groups
+    return voxels * (product + part.live_taps * part.components * part.out_channels)
+
+
 # how a backend counts; one that is not here has no operations in the table
-BACKEND_COUNTS: dict[str, Callable[[RadialPart, int], int]] = {"dense": _dense_count, "triton": _shell_count}
+BACKEND_COUNTS: dict[str, Callable[[RadialPart, int], int]] = {
+    "dense": _dense_count,
+    "compiled": _loop_count,
+    "triton": _shell_count,
+}
 
 
 def is_counted(layer: nn.Module) -> bool:

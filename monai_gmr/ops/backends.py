@@ -11,31 +11,31 @@ from monai_gmr.utils import ConfigurationError, check_choice
 
 ENVIRONMENT_VARIABLE = "MONAI_GMR_BACKEND"
 _BACKENDS: dict[str, Callable[..., torch.Tensor]] = {}
-_WITH_FACTORS: set[Callable] = set()
+_TAKES_FACTORS: dict[Callable, Callable[..., bool]] = {}
 _forced: list[str] = []
 
 
-def register_backend(name: str, with_factors: bool = False) -> Callable[[Callable], Callable]:
+def register_backend(name: str, takes_factors: Callable[..., bool] | None = None) -> Callable[[Callable], Callable]:
     """Decorator that makes a function of ``ring_conv``'s signature selectable as ``name``.
 
     Args:
         name: what :func:`set_backend` calls it.
-        with_factors: whether it gains from radial profile and angular factors being given apart; for any other, harmonic layers
-            build one dense kernel of all orders.
+        takes_factors: tells by input, shells, stride and groups whether it gains from radial profile and angular factors being given
+            apart; otherwise harmonic layers build one dense kernel of all orders.
     """
 
     def register(function: Callable) -> Callable:
         _BACKENDS[name] = function
-        if with_factors:
-            _WITH_FACTORS.add(function)
+        if takes_factors is not None:
+            _TAKES_FACTORS[function] = takes_factors
         return function
 
     return register
 
 
-def gains_from_factors(backend: Callable) -> bool:
-    """Whether a backend was registered ``with_factors``."""
-    return backend in _WITH_FACTORS
+def takes_factors(backend: Callable, x: torch.Tensor, shells: torch.Tensor, stride: list[int], groups: int) -> bool:
+    """Whether a backend gains from radial profile and angular factors of a convolution being given apart."""
+    return backend in _TAKES_FACTORS and _TAKES_FACTORS[backend](x, shells, stride, groups)
 
 
 def available_backends() -> tuple[str, ...]:

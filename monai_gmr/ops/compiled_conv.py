@@ -281,17 +281,16 @@ def _shells_with_factors(window: tuple[int, ...], live: int, rows: tuple[tuple[f
     return used, [number.get(shell, -1) for shell in window]
 
 
-def _is_refused(x: torch.Tensor, shells: torch.Tensor, stride: list[int], groups: int) -> bool:
-    """Whether there are no loops for such a convolution."""
+def has_loops(x: torch.Tensor, shells: torch.Tensor, stride: list[int], groups: int) -> bool:
+    """Whether there are loops for such a convolution; not for strides, groups, half precision, and windows without a centre."""
     window = shells.flatten().tolist()
     return (
-        x.device.type != "cpu"
-        or x.dtype != torch.float32
-        or torch.is_autocast_enabled("cpu")
-        or max(stride) > 1
-        or groups > 1
-        or x.numel() == 0
-        or window != window[::-1]
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and max(stride) == groups == 1
+        and x.numel() > 0
+        and window == window[::-1]
     )
 
 
@@ -308,7 +307,7 @@ def _can_compile(use: tuple) -> bool:
     return reason is None
 
 
-@register_backend("compiled", with_factors=True)
+@register_backend("compiled", takes_factors=has_loops)
 def compiled_backend(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -322,9 +321,9 @@ def compiled_backend(
     factors: torch.Tensor | None = None,
     live: int | None = None,
 ) -> torch.Tensor:
-    """Backend "compiled": generated loops; "dense" where there are none: strides, groups, half precision, a size that does not repeat."""
+    """Backend "compiled": generated loops; "dense" where there are none, and for a size that has not repeated yet."""
     dense = partial(dense_ring_conv, x, weight, basis, shells, bias, stride, padding, dilation, groups, factors)
-    if torch.jit.is_tracing() or torch.compiler.is_compiling() or _is_refused(x, shells, stride, groups):
+    if torch.jit.is_tracing() or torch.compiler.is_compiling() or not has_loops(x, shells, stride, groups):
         return dense()
     batched = x if x.dim() == shells.dim() + 2 else x[None]
     components = None if factors is None else len(factors)

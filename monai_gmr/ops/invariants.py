@@ -116,29 +116,74 @@ def invariants(
     return torch.cat(parts, dim=2)
 
 
+def _reduce(part: torch.Tensor, norms: int, target: torch.Tensor) -> list[torch.Tensor]:
+    """Norms and inner products of one order, or of several of equal sizes.
+
+    Args:
+        part: ``(..., channels, components, voxels)``, at least float32.
+        norms: how many channels become lengths; the others become inner products with the first ones.
+        target: ``(..., channels, voxels)``, where they are written to.
+
+    Returns:
+        what :func:`_reduce_backward` needs.
+    """
+    left, right = part[..., :norms, :, :], part[..., norms:, :, :]
+    products, count = right.shape[-3], part.shape[-2]
+    saved = []
+    lengths = _add_products(part.new_tensor(NORM_SMOOTHING**2), left, left)
+    if products:
+        common = _add_products(lengths[..., :products, :], right, right).sqrt_().div_(inner_product_scale(count))
+        target[..., norms:, :] = _add_products(None, left[..., :products, :, :], right).div_(common)
+        saved.append(common)
+    target[..., :norms, :] = lengths.sqrt_() - NORM_SMOOTHING
+    return [*saved, lengths]
+
+
+def _reduce_backward(
+    part: torch.Tensor,
+    norms: int,
+    result: torch.Tensor,
+    saved: list[torch.Tensor],
+    gradient: torch.Tensor,
+    target: torch.Tensor,
+) -> None:
+    """Write the gradient of :func:`_reduce` for ``part`` to ``target``; ``result`` is what it wrote, ``gradient`` that one's."""
+    left, right = part[..., :norms, :, :], part[..., norms:, :, :]
+    products, count = right.shape[-3], part.shape[-2]
+    own = gradient[..., :norms, :] / saved[-1]
+    if products == 0:
+        target.copy_(own.unsqueeze(-2) * left)
+        return
+    common = saved[0]
+    across = gradient[..., norms:, :] / common
+    # what the common length takes away from both
+    shrink = (across * result[..., norms:, :]).div_(common).div_(-(inner_product_scale(count) ** 2))
+    own[..., :products, :] += shrink
+    own, across, shrink = own.unsqueeze(-2), across.unsqueeze(-2), shrink.unsqueeze(-2)
+    paired = left[..., :products, :, :]
+    target[..., :products, :, :] = (own[..., :products, :, :] * paired).addcmul_(across, right)
+    target[..., products:norms, :, :] = own[..., products:, :, :] * left[..., products:, :, :]
+    target[..., norms:, :, :] = (across * paired).addcmul_(shrink, right)
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 class _Invariants(torch.autograd.Function):
     """:func:`invariants` with a gradient in few passes over memory, which is what they cost."""
 
     @staticmethod
     def forward(responses: torch.Tensor, norms: list[int], inner_products: list[int], components: list[int]) -> Any:
-        wide = responses if responses.dtype == torch.float64 else responses.float()
+        wide = _wide(responses)
         out = torch.empty_like(responses[:, :, : sum(norms) + sum(inner_products)])
-        floor = wide.new_tensor(NORM_SMOOTHING**2)
         saved: list[torch.Tensor] = []
         for rows, channels, n, m, count in _runs(norms, inner_products, components):
             if count == 0:
                 out[:, :, channels] = wide[:, :, rows]
                 continue
-            target = out[:, :, channels].unflatten(2, (-1, n + m))
             part = wide[:, :, rows].unflatten(2, (-1, n + m, count))
-            left, right = part[..., :n, :, :], part[..., n:, :, :]
-            lengths = _add_products(floor, left, left)
-            if m:
-                common = _add_products(lengths[..., :m, :], right, right).sqrt_().div_(inner_product_scale(count))
-                target[..., n:, :] = _add_products(None, left[..., :m, :, :], right).div_(common)
-                saved.append(common)
-            target[..., :n, :] = lengths.sqrt_() - NORM_SMOOTHING
-            saved.append(lengths)
+            saved += _reduce(part, n, out[:, :, channels].unflatten(2, (-1, n + m)))
         return out, *saved
 
     @staticmethod
@@ -158,31 +203,15 @@ class _Invariants(torch.autograd.Function):
             # a gradient that is to be differentiated itself
             again = invariants(responses, *sizes)
             return *torch.autograd.grad(again, responses, gradient, create_graph=True), None, None, None
-        result = torch.empty_like(responses)
-        wide = responses
-        if responses.dtype != torch.float64:
-            wide, gradient = responses.float(), gradient.float()
+        result, wide, gradient = torch.empty_like(responses), _wide(responses), _wide(gradient)
         for rows, channels, n, m, count in _runs(*sizes):
-            wanted = gradient[:, :, channels]
             if count == 0:
-                result[:, :, rows] = wanted
+                result[:, :, rows] = gradient[:, :, channels]
                 continue
-            wanted, got = (tensor.unflatten(2, (-1, n + m)) for tensor in (wanted, out[:, :, channels]))
+            own = [saved.pop(0) for _ in range(2 if m else 1)]
+            got, wanted = (tensor[:, :, channels].unflatten(2, (-1, n + m)) for tensor in (out, gradient))
             part, target = (tensor[:, :, rows].unflatten(2, (-1, n + m, count)) for tensor in (wide, result))
-            left, right = part[..., :n, :, :], part[..., n:, :, :]
-            if m == 0:
-                target.copy_((wanted / saved.pop(0)).unsqueeze(-2) * left)
-                continue
-            common = saved.pop(0)
-            across = wanted[..., n:, :] / common
-            # what the common length takes away from both
-            shrink = (across * got[..., n:, :]).div_(common).div_(-(inner_product_scale(count) ** 2))
-            own = wanted[..., :n, :] / saved.pop(0)
-            own[..., :m, :] += shrink
-            own, across, shrink = own.unsqueeze(-2), across.unsqueeze(-2), shrink.unsqueeze(-2)
-            target[..., :m, :, :] = (own[..., :m, :, :] * left[..., :m, :, :]).addcmul_(across, right)
-            target[..., m:n, :, :] = own[..., m:, :, :] * left[..., m:, :, :]
-            target[..., n:, :, :] = (across * left[..., :m, :, :]).addcmul_(shrink, right)
+            _reduce_backward(part, n, got, own, wanted, target)
         return result, None, None, None
 
     @staticmethod
@@ -190,6 +219,25 @@ class _Invariants(torch.autograd.Function):
         batched = responses.movedim(in_dims[0], 0)
         out = _Invariants.apply(batched.flatten(0, 1), *sizes)
         return tuple(each.unflatten(0, batched.shape[:2]) for each in out), (0,) * len(out)
+
+
+class _OrderInvariants(torch.autograd.Function):
+    """:class:`_Invariants` of one order whose components have an axis of their own."""
+
+    @staticmethod
+    def forward(ctx: Any, part: torch.Tensor, norms: int) -> torch.Tensor:
+        out = torch.empty_like(part[..., 0, :])
+        ctx.norms = norms
+        ctx.save_for_backward(part, out, *_reduce(_wide(part), norms, out))
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
+        part, out, *saved = ctx.saved_tensors
+        target = torch.empty_like(part)
+        _reduce_backward(_wide(part), ctx.norms, out, saved, _wide(gradient), target)
+        return target, None
 
 
 def _runs(norms: list[int], inner_products: list[int], components: list[int]) -> Iterator[tuple]:
@@ -217,3 +265,21 @@ def fused_invariants(
 ) -> torch.Tensor:
     """:func:`invariants`, faster where it runs as it is written: the compilers fuse the other one themselves."""
     return _Invariants.apply(responses, norms, inner_products, components)[0]
+
+
+def invariants_of_order(part: torch.Tensor, norms: int) -> torch.Tensor:
+    """:func:`fused_invariants` of one order above 0, for backends whose memory holds the components apart.
+
+    Args:
+        part: ``(..., channels, components, voxels)``, of any strides; the result has them too.
+        norms: how many of its channels become lengths.
+
+    Returns:
+        ``(..., channels, voxels)``.
+
+    Example:
+        >>> part = torch.tensor([[3.0, 4.0], [4.0, -3.0]]).reshape(1, 2, 2, 1)
+        >>> invariants_of_order(part, 1).flatten().round(decimals=2).tolist()
+        [4.989999771118164, 0.0]
+    """
+    return _OrderInvariants.apply(part, norms)

@@ -162,6 +162,7 @@ def test_a_size_that_does_not_repeat_is_left_to_dense(monkeypatch):
         (lambda: GMRConv2d(4, 4, 3, stride=2, padding=1), torch.float32),
         (lambda: GMRConv2d(4, 4, 3, groups=2), torch.float32),
         (lambda: GMRConv2d(4, 4, 3), torch.float64),
+        (lambda: GMRHarmonicConv2d(4, 4, 3, stride=2, padding=1), torch.float32),
     ],
 )
 @pytest.mark.filterwarnings("ignore::monai_gmr.utils.SymmetryWarning")

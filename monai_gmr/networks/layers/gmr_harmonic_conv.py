@@ -38,8 +38,8 @@ from torch import nn
 
 from monai_gmr.networks.layers.gmr_conv import GMRConvNd
 from monai_gmr.ops import ring_conv
-from monai_gmr.ops.backends import gains_from_factors, select_backend
-from monai_gmr.ops.invariants import fused_invariants, invariants, norm_variance
+from monai_gmr.ops.backends import select_backend, takes_factors
+from monai_gmr.ops.invariants import fused_invariants, invariants, invariants_of_order, norm_variance
 from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.symmetry import gaussian_basis, gaussian_means, number_of_components, tap_harmonics
 from monai_gmr.symmetry.radial_bases import GAUSSIAN_MEAN_MARGIN
@@ -191,35 +191,40 @@ class GMRHarmonicConvNd(GMRConvNd):
 
     @torch.jit.unused
     def _uses_dense(self, input: torch.Tensor) -> bool:
-        channels = (self.in_channels, self.num_responses)
-        return not gains_from_factors(select_backend(input, tuple(self.kernel_size), channels))
+        backend = select_backend(input, tuple(self.kernel_size), (self.in_channels, self.num_responses))
+        return not takes_factors(backend, input, self.shells, self.stride, self.groups)
 
     @torch.jit.unused
-    def _responses_by_order(self, input: torch.Tensor, padding: list[int]) -> torch.Tensor:
-        """What the dense kernel's convolution gives, by a backend that knows radial profiles and angular factors apart."""
+    def _reduced_by_order(self, input: torch.Tensor, padding: list[int]) -> torch.Tensor:
+        """What :meth:`_reduced` gives, by a backend that knows radial profiles and angular factors apart."""
         axis = input.dim() - self.shells.dim() - 1
         rows = self.weight.unflatten(0, (self.groups, -1)).split(self.channels, dim=1)
-        parts = []
+        parts: list[torch.Tensor] = []
         profiles = self.radial_profiles()
+        sizes: list[int] = []
         for index, row in enumerate(rows):
+            order = self.orders[index]
             if self.channels[index] == 0:
                 continue
-            radial = profiles[min(self.orders[index], 1)]
+            profile = profiles[min(order, 1)]
+            factors = self.angular_factors(index, profile.dtype) if order > 0 else None
+            geometry = (self.stride, padding, self.dilation, self.groups)
             part = ring_conv(
                 input,
                 row.flatten(0, 1),
-                radial,
+                profile,
                 self.shells,
                 None,
-                self.stride,
-                padding,
-                self.dilation,
-                self.groups,
-                factors=self.angular_factors(index, radial.dtype),
+                *geometry,
+                factors=factors,
                 live=self.live_shells,
             )
-            parts.append(part.unflatten(axis, (self.groups, -1)).flatten(axis + 1, axis + 2))
-        return torch.cat(parts, dim=axis + 1).flatten(axis, axis + 1)
+            sizes = list(part.shape[part.dim() - self.shells.dim() :])
+            part = part.unflatten(axis, (self.groups, -1)).flatten(part.dim() - self.shells.dim() + 1)
+            parts.append(part if order == 0 else invariants_of_order(part, self.norms[index]))
+        # channels last in memory where the parts are
+        output = torch.cat([part.movedim(axis + 1, -1) for part in parts], dim=-1).movedim(-1, axis + 1)
+        return output.flatten(axis, axis + 1).unflatten(-1, sizes)
 
     def _reduced(self, responses: torch.Tensor) -> torch.Tensor:
         """Norms and inner products over the components of each order; order 0 stays as it is."""
@@ -249,8 +254,10 @@ class GMRHarmonicConvNd(GMRConvNd):
                 kernel = self.dense_kernel()
             responses = conv_nd(input, kernel, None, self.stride, padding, self.dilation, self.groups)
         else:
-            responses = self._responses_by_order(input, padding)
-        output = self._reduced(responses)
+            return self._with_bias(self._reduced_by_order(input, padding))
+        return self._with_bias(self._reduced(responses))
+
+    def _with_bias(self, output: torch.Tensor) -> torch.Tensor:
         bias = self.bias
         if bias is not None:
             output = output + bias.to(output.dtype).reshape([-1] + [1] * self.shells.dim())
