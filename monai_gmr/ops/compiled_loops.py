@@ -118,9 +118,11 @@ def _generate(loop: Loop) -> Callable:
     examples: list[Any] = [torch.zeros((loop.batch, *loop.padded, *loop.channels)), *loop.sums.examples()]
     start = time.perf_counter()
     graph = make_fx(lambda padded, *others: sums(padded, loop.sizes, *others))(*examples)
-    # inductor looks into its cache on disk only where sizes have an environment
-    with tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
-        function = compile_graph(graph, examples, options=OPTIONS)
+    # inductor looks into its cache on disk only where sizes have an environment; in it they are to be numbers
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    stand_ins: list[Any] = [mode.from_tensor(example, static_shapes=True) for example in examples]
+    with tracing(TracingContext(mode)):
+        function = compile_graph(graph, stand_ins, options=OPTIONS)
     function(*examples)
     seconds = time.perf_counter() - start
     logger.info(f"backend 'compiled': {seconds:.1f} s for a loop over {loop.sizes} voxels of {loop.channels} channels.")

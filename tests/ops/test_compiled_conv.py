@@ -112,6 +112,16 @@ def test_harmonic_layers_give_what_dense_gives(compiled, make, size):
         assert (a - b).norm() <= 1e-5 * b.norm()
 
 
+def test_a_loop_is_made_for_its_sizes_alone():
+    """With symbolic sizes it would be several times as slow."""
+    window = compiled_loops.Window((1, 0, 1), (3,), 2, (1,))
+    loop = compiled_loops.Loop(compiled_loops.RingSums(window, 1, False), 1, (4,), (6,), (3,))
+    basis = torch.ones(1, 2)
+    assert compiled_loops.run_loop(loop, torch.ones(1, 6, 3), basis)[0].eq(3).all()
+    with pytest.raises(AssertionError):
+        compiled_loops.run_loop(loop, torch.ones(1, 8, 3), basis)
+
+
 @pytest.mark.parametrize("batch", [1, 5, 8])
 @pytest.mark.parametrize("sizes", [(47,), (47, 13), (5, 6, 7)])
 @pytest.mark.parametrize("floats", [1, 2**14, 2**22])
