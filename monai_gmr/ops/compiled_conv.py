@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -29,6 +30,7 @@ import torch.nn.functional as F
 
 from monai_gmr.ops.backends import register_backend
 from monai_gmr.ops.compiled_loops import (
+    Part,
     Parts,
     RingSums,
     TapSums,
@@ -68,6 +70,41 @@ def _outer_product(sums: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     matrix = flat.new_empty((seed.shape[1], flat.shape[1], 1, 1))
     options: tuple = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False])
     return torch.ops.aten.convolution_backward(seed, image, matrix, None, *options)[1][:, :, 0, 0]
+
+
+def _gradients_by_part(
+    parts: Parts,
+    sums_of: Callable[[Part], list[torch.Tensor]],
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    needed: list[bool],
+) -> list[torch.Tensor]:
+    """Gradients of input and weights from sums over the output's gradient.
+
+    Args:
+        parts: parts of the input.
+        sums_of: sums ``(batch, *sizes, n, out)`` of a part: first those that ``weight`` is for, last those of the shells.
+        x: the input.
+        weight: ``(out, in, n)``.
+        needed: which of both are asked for; the other one is empty.
+
+    Returns:
+        gradients of ``x`` and of ``(out, in, shells)``.
+    """
+    outs, x_last, matrix = weight.shape[0], x.movedim(1, -1), weight.permute(1, 2, 0).flatten(1)
+    x_gradient, products = x.new_empty(x_last.shape if needed[0] else (0,)), []
+    for part in parts:
+        sums = sums_of(part)
+        if needed[0]:
+            x_gradient[part.samples, part.rows] = _product(sums[0], matrix)
+        if needed[1]:
+            products.append(_outer_product(sums[-1][part.fresh], x_last[part.samples, part.rows][part.fresh]))
+    if needed[0]:
+        x_gradient = x_gradient.movedim(-1, 1)
+    kernel = weight.new_empty((0,))
+    if needed[1]:
+        kernel = torch.stack(products).sum(0).unflatten(1, (-1, outs)).permute(2, 0, 1).contiguous()
+    return [x_gradient, kernel]
 
 
 @torch.library.custom_op("monai_gmr::compiled_ring_conv", mutates_args=())
@@ -129,21 +166,8 @@ def _gradients(
     margins = [reach - p for reach, p in zip(window.reach(), padding)]
     floats = sum(basis.shape) if needed[1] else basis.shape[0]
     parts = Parts(pad_channels_last(gradient.movedim(1, -1), margins), window, floats * weight.shape[0])
-    basis, matrix = basis.contiguous(), weight.permute(1, 2, 0).flatten(1)
-    x_last = x.movedim(1, -1)
-    x_gradient = x.new_empty(x_last.shape if needed[0] else (0,))
-    kernel = weight.new_zeros((weight.shape[1], basis.shape[1] * weight.shape[0]) if needed[1] else (0,))
-    for part in parts:
-        sums = parts.sums(loop, parts.seen(part), basis)
-        if needed[0]:
-            x_gradient[part.samples, part.rows] = _product(sums[0], matrix)
-        if needed[1]:
-            kernel += _outer_product(sums[1][part.fresh], x_last[part.samples, part.rows][part.fresh])
-    if needed[0]:
-        x_gradient = x_gradient.movedim(-1, 1)
-    if needed[1]:
-        kernel = kernel.reshape(weight.shape[1], basis.shape[1], weight.shape[0]).permute(2, 0, 1)
-    return [x_gradient, kernel.contiguous()]
+    basis = basis.contiguous()
+    return _gradients_by_part(parts, lambda part: parts.sums(loop, parts.seen(part), basis), x, weight, needed)
 
 
 @_gradients.register_fake
@@ -232,21 +256,7 @@ def _factor_gradients(
     margins = [reach - p for reach, p in zip(window.reach(), padding)]
     last = gradient.movedim((2, 1), (-2, -1))
     parts = Parts(pad_channels_last(last, margins), window, weight.shape[0] * weight.shape[2])
-    matrix = weight.permute(1, 2, 0).flatten(1)
-    x_last = x.movedim(1, -1)
-    x_gradient = x.new_empty(x_last.shape if needed[0] else (0,))
-    weight_gradient = weight.new_zeros((weight.shape[1], weight.shape[2] * weight.shape[0]) if needed[1] else (0,))
-    for part in parts:
-        sums = parts.sums(loop, parts.seen(part))[0]
-        if needed[0]:
-            x_gradient[part.samples, part.rows] = _product(sums, matrix)
-        if needed[1]:
-            weight_gradient += _outer_product(sums[part.fresh], x_last[part.samples, part.rows][part.fresh])
-    if needed[0]:
-        x_gradient = x_gradient.movedim(-1, 1)
-    if needed[1]:
-        weight_gradient = weight_gradient.unflatten(1, (weight.shape[2], -1)).permute(2, 0, 1).contiguous()
-    return [x_gradient, weight_gradient]
+    return _gradients_by_part(parts, lambda part: parts.sums(loop, parts.seen(part)), x, weight, needed)
 
 
 @_factor_gradients.register_fake
