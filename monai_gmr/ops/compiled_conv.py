@@ -39,7 +39,7 @@ from monai_gmr.ops.compiled_loops import (
     number_of_loops,
     pad_channels_last,
 )
-from monai_gmr.ops.ring_conv import dense_ring_conv
+from monai_gmr.ops.ring_conv import dense_ring_conv, output_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -140,13 +140,13 @@ def compiled_ring_conv(
 
 @compiled_ring_conv.register_fake
 def _(x, weight, basis, shells, padding, dilation):
-    sizes = [n + 2 * p - d * (k - 1) for n, p, d, k in zip(x.shape[2:], padding, dilation, shells.shape)]
+    sizes = output_sizes(x.shape[2:], shells.shape, [1] * shells.dim(), padding, dilation)
     return x.new_empty((x.shape[0], *sizes, weight.shape[0])).movedim(-1, 1)
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
-    x, weight, basis, shells, ctx.padding, ctx.dilation = inputs
-    ctx.save_for_backward(x, weight, basis, shells)
+    *tensors, ctx.padding, ctx.dilation = inputs
+    ctx.save_for_backward(*tensors)
 
 
 @torch.library.custom_op("monai_gmr::compiled_ring_conv_backward", mutates_args=())
@@ -230,13 +230,8 @@ def compiled_factor_conv(
 
 @compiled_factor_conv.register_fake
 def _(x, weight, shells, factors, padding, dilation):
-    sizes = [n + 2 * p - d * (k - 1) for n, p, d, k in zip(x.shape[2:], padding, dilation, shells.shape)]
+    sizes = output_sizes(x.shape[2:], shells.shape, [1] * shells.dim(), padding, dilation)
     return x.new_empty((x.shape[0], *sizes, factors.shape[0], weight.shape[0])).movedim((-1, -2), (1, 2))
-
-
-def _setup_factor_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
-    x, weight, shells, factors, ctx.padding, ctx.dilation = inputs
-    ctx.save_for_backward(x, weight, shells, factors)
 
 
 @torch.library.custom_op("monai_gmr::compiled_factor_conv_backward", mutates_args=())
@@ -276,7 +271,7 @@ def _factor_backward(ctx: Any, gradient: torch.Tensor) -> tuple:
     return x_gradient if needed[0] else None, weight_gradient if needed[1] else None, None, None, None, None
 
 
-compiled_factor_conv.register_autograd(_factor_backward, setup_context=_setup_factor_context)
+compiled_factor_conv.register_autograd(_factor_backward, setup_context=_setup_context)
 
 
 def _rows(factors: torch.Tensor) -> tuple[tuple[float, ...], ...]:

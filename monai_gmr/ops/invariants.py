@@ -78,8 +78,7 @@ def invariants(
 
     Args:
         responses: ``(batch, groups, sum of (norms + inner products) * components, voxels)``, by order, then channel, then component.
-        norms: for each order, how many of its channels become lengths; the channels of 1 component stay as they are if there is no
-            inner product among them.
+        norms: for each order, how many of its channels become lengths.
         inner_products: for each order, how many of its channels become the inner product with one of those that become lengths, from
             the first on; at most ``norms``. None in order 0.
         components: components of each order, 0 for the order that stays as it is.

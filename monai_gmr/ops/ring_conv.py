@@ -53,6 +53,22 @@ def conv_nd(
     return F.conv3d(x, kernel, bias, stride, padding, dilation, groups)
 
 
+def output_sizes(
+    spatial: Sequence[int],
+    window: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> list[int]:
+    """Sizes of a convolution's result, as ``torch.nn.ConvNd``'s; all arguments have one number an axis.
+
+    Example:
+        >>> output_sizes((9, 8), (3, 3), (1, 2), (1, 1), (1, 1))
+        [9, 4]
+    """
+    return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(spatial, window, stride, padding, dilation)]
+
+
 @register_backend("dense")
 def dense_ring_conv(
     x: torch.Tensor,

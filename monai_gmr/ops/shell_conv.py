@@ -18,7 +18,7 @@ from monai.utils import optional_import
 from torch.utils.weak import WeakIdKeyDictionary
 
 from monai_gmr.ops.backends import register_backend
-from monai_gmr.ops.ring_conv import conv_nd, dense_ring_conv
+from monai_gmr.ops.ring_conv import conv_nd, dense_ring_conv, output_sizes
 
 
 def dense_shell_conv(
@@ -217,16 +217,6 @@ def _launch_weight_gradient(
     return partial.sum(0)
 
 
-def _output_sizes(
-    spatial: Sequence[int],
-    window: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> list[int]:
-    return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(spatial, window, stride, padding, dilation)]
-
-
 @torch.library.custom_op("monai_gmr::shell_conv", mutates_args=())
 def triton_shell_conv(
     x: torch.Tensor,
@@ -244,7 +234,7 @@ def triton_shell_conv(
     """
     axes = shells.dim()
     window = tuple(shells.shape)
-    sizes = _output_sizes(x.shape[2:], window, stride, padding, dilation)
+    sizes = output_sizes(x.shape[2:], window, stride, padding, dilation)
     y = torch.empty((x.shape[0], weight.shape[0], len(factors), *sizes), dtype=x.dtype, device=x.device)
     table = _table(shells, weight.shape[2], padding, dilation, False, x.device)
     grouped = weight.to(x.dtype).unflatten(0, (groups, -1)).permute(0, 3, 2, 1).contiguous()
@@ -256,7 +246,7 @@ def triton_shell_conv(
 
 @triton_shell_conv.register_fake
 def _(x, weight, shells, factors, stride, padding, dilation, groups):
-    sizes = _output_sizes(x.shape[2:], shells.shape, stride, padding, dilation)
+    sizes = output_sizes(x.shape[2:], shells.shape, stride, padding, dilation)
     return x.new_empty((x.shape[0], weight.shape[0], factors.shape[0], *sizes))
 
 
