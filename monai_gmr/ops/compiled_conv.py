@@ -5,16 +5,20 @@ channels:
 
 * forward: ``T C`` additions, ``R S C`` + ``R C O`` multiplications, against ``k^d C O`` of a dense kernel; ``4 R C`` bytes written and
   read between the two steps, by parts that stay in the last cache level.
-* gradient of the input: the same with the channels exchanged, for a radial kernel is its own adjoint.
-* gradient of weight and basis: the shells' sums that the same loop writes beside the rings' (``4 S O`` bytes), and ``S O C``
-  multiplications.
+* backward: the rings' products with the input, ``R C O``, once more; ``T O`` additions and ``R S O`` multiplications for the rings' sums of
+  the gradient (a radial kernel is its own adjoint), and as many for their inner products with the rings' products, which are the gradient
+  of the basis; then both gradients of the product, ``2 R C O``. The sums of shells never leave the registers.
 * an order with ``m`` components: the product comes first (``S C O``), then every tap is read once and multiplied ``m`` times for each of
   its few output channels (``T m O``); backward likewise.
 
-Saved for the backward pass are input, weight and basis. The additions are bound by the first two cache levels, the product by arithmetic.
-Matrix products run as 1x1 convolutions with channels last, which oneDNN makes two to four times as fast as ``torch.mm`` does on some
-processors. Adding mirrored taps in pairs first, in two or four running sums, or as a tree takes as long as one after the other (3D, C 32,
-k 5 and 7, AMD EPYC: 2.8 to 3.6 ms and 8.8 to 9.5 ms), for loads are the limit.
+Saved for the backward pass are input, weight and basis. The additions are bound by loads from the first two cache levels, the products by
+arithmetic. Matrix products run as 1x1 convolutions with channels last, which oneDNN makes two to four times as fast as ``torch.mm`` does
+on some processors.
+
+Ways of summing that were measured, 3D, C 32, 48^3, AMD EPYC, in ms for k 5 and 7: one tap after the other 1.9 and 5.7 (kept); mirrored taps
+in pairs, two or four running sums, trees: the same within the noise; mirrored planes added first and kept, then the taps of half the
+window 2.2 and 4.6; equal columns of the window (sums over two axes) first, then along the third 3.3 and 6.8; mirrored rows first 3.3 and 9.4.
+What is kept in between costs as much as the additions that it saves.
 """
 
 from __future__ import annotations
@@ -55,56 +59,72 @@ def _say_dense(reason: str) -> None:
     logger.warning(f"backend 'compiled' is not used: {reason}; 'dense' runs in its place.")
 
 
-def _product(sums: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """``(batch, *sizes, n, channels)`` times ``(out, n * channels)``."""
-    flat = sums.flatten(-2).flatten(0, -2)
-    image = flat[None, None].permute(0, 3, 1, 2)
-    y = F.conv2d(image, matrix[:, :, None, None])
-    return y.permute(0, 2, 3, 1).reshape(*sums.shape[:-2], matrix.shape[0])
+def _as_image(tensor: torch.Tensor) -> torch.Tensor:
+    """``(batch, *sizes, channels)`` as an image of one row, channels last in memory."""
+    return tensor.flatten(0, -2)[None, None].permute(0, 3, 1, 2)
 
 
-def _outer_product(sums: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """``(batch, *sizes, n, channels)`` and ``(batch, *sizes, out)`` to ``(out, n * channels)``, summed over voxels."""
-    flat, seed = sums.flatten(-2).flatten(0, -2), other.flatten(0, -2)
-    image, seed = flat[None, None].permute(0, 3, 1, 2), seed[None, None].permute(0, 3, 1, 2)
-    matrix = flat.new_empty((seed.shape[1], flat.shape[1], 1, 1))
-    options: tuple = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False])
-    return torch.ops.aten.convolution_backward(seed, image, matrix, None, *options)[1][:, :, 0, 0]
+def _product(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """``(batch, *sizes, channels)`` times ``(out, channels)``, contiguous."""
+    y = F.conv2d(_as_image(x), matrix[:, :, None, None])
+    return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], matrix.shape[0]).contiguous()
+
+
+def _product_gradients(
+    gradient: torch.Tensor, x: torch.Tensor, matrix: torch.Tensor, needed: list[bool]
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Gradients of ``x`` and ``matrix`` of :func:`_product`, ``None`` where not needed."""
+    options: tuple = (None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [*needed, False])
+    images = (_as_image(gradient), _as_image(x), matrix[:, :, None, None])
+    image, kernel, _ = torch.ops.aten.convolution_backward(*images, *options)
+    return (
+        image.permute(0, 2, 3, 1).reshape(x.shape) if needed[0] else None,
+        kernel[:, :, 0, 0] if needed[1] else None,
+    )
+
+
+def _ring_matrix(weight: torch.Tensor) -> torch.Tensor:
+    """``(out, in, n)`` as ``(n * out, in)``: products of all rings or shells at once."""
+    return weight.permute(2, 0, 1).flatten(0, 1)
 
 
 def _gradients_by_part(
     parts: Parts,
     sums_of: Callable[[Part], list[torch.Tensor]],
     x: torch.Tensor,
-    weight: torch.Tensor,
+    matrix: torch.Tensor,
     needed: list[bool],
 ) -> list[torch.Tensor]:
-    """Gradients of input and weights from sums over the output's gradient.
+    """Gradients of a product that sums over taps follow, from adjoint sums over the gradient of the output.
 
     Args:
         parts: parts of the input.
-        sums_of: sums ``(batch, *sizes, n, out)`` of a part: first those that ``weight`` is for, last those of the shells.
+        sums_of: sums of a part: ``(batch, *sizes, n, out)``, and what is to be added up over voxels ``(batch, rows, ..., numbers)``.
         x: the input.
-        weight: ``(out, in, n)``.
-        needed: which of both are asked for; the other one is empty.
+        matrix: ``(n * out, in)``, what the input was multiplied with.
+        needed: whether the gradients of ``x``, of ``matrix`` and the further numbers are asked for; the others are empty.
 
     Returns:
-        gradients of ``x`` and of ``(out, in, shells)``.
+        gradients of ``x`` and ``matrix``, and the numbers.
     """
-    outs, x_last, matrix = weight.shape[0], x.movedim(1, -1), weight.permute(1, 2, 0).flatten(1)
-    x_gradient, products = x.new_empty(x_last.shape if needed[0] else (0,)), []
+    x_last = x.movedim(1, -1)
+    x_gradient = x.new_empty(x_last.shape if needed[0] else (0,))
+    matrices, numbers = [], []
     for part in parts:
-        sums = sums_of(part)
-        if needed[0]:
-            x_gradient[part.samples, part.rows] = _product(sums[0], matrix)
-        if needed[1]:
-            products.append(_outer_product(sums[-1][part.fresh], x_last[part.samples, part.rows][part.fresh]))
-    if needed[0]:
-        x_gradient = x_gradient.movedim(-1, 1)
-    kernel = weight.new_empty((0,))
-    if needed[1]:
-        kernel = torch.stack(products).sum(0).unflatten(1, (-1, outs)).permute(2, 0, 1).contiguous()
-    return [x_gradient, kernel]
+        sums = [each[part.fresh] for each in sums_of(part)]
+        if any(needed[:2]):
+            seen = x_last[part.samples, part.rows][part.fresh]
+            image, kernel = _product_gradients(sums[0].flatten(-2), seen, matrix, needed[:2])
+            if image is not None:
+                x_gradient[part.samples, part.rows][part.fresh] = image
+            matrices.append(kernel)
+        if needed[2]:
+            numbers.append(sums[1].flatten(0, -2).sum(0))
+    return [
+        x_gradient.movedim(-1, 1) if needed[0] else x_gradient,
+        torch.stack(matrices).sum(0) if needed[1] else x.new_empty((0,)),
+        torch.stack(numbers).sum(0) if needed[2] else x.new_empty((0,)),
+    ]
 
 
 @torch.library.custom_op("monai_gmr::compiled_ring_conv", mutates_args=())
@@ -129,12 +149,12 @@ def compiled_ring_conv(
         ``(batch, out_channels, *spatial_out)``, channels last in memory.
     """
     window = Window.of(shells, basis.shape[1], dilation)
-    loop = RingSums(window, basis.shape[0], False)
+    loop = RingSums(window, basis.shape[0], with_products=False)
     parts = Parts(pad_channels_last(x.movedim(1, -1), padding), window, basis.shape[0] * x.shape[1])
     matrix, basis = weight.permute(0, 2, 1).flatten(1), basis.contiguous()
     y = x.new_empty((x.shape[0], *parts.sizes, matrix.shape[0]))
     for part in parts:
-        y[part.samples, part.rows] = _product(parts.sums(loop, parts.seen(part), basis)[0], matrix)
+        y[part.samples, part.rows] = _product(parts.sums(loop, parts.seen(part), basis)[0].flatten(-2), matrix)
     return y.movedim(-1, 1)
 
 
@@ -160,36 +180,42 @@ def _gradients(
     dilation: list[int],
     needed: list[bool],
 ) -> list[torch.Tensor]:
-    """Gradients of input and of ``(out, in, live shells)``, the kernel on shells."""
+    """Gradients of input, weight and basis."""
     window = Window.of(shells, basis.shape[1], dilation)
-    loop = RingSums(window, basis.shape[0], needed[1])
+    rings, outs = basis.shape[0], weight.shape[0]
+    loop = RingSums(window, rings, with_products=needed[2])
     margins = [reach - p for reach, p in zip(window.reach(), padding)]
-    floats = sum(basis.shape) if needed[1] else basis.shape[0]
-    parts = Parts(pad_channels_last(gradient.movedim(1, -1), margins), window, floats * weight.shape[0])
-    basis = basis.contiguous()
-    return _gradients_by_part(parts, lambda part: parts.sums(loop, parts.seen(part), basis), x, weight, needed)
+    parts = Parts(pad_channels_last(gradient.movedim(1, -1), margins), window, (1 + needed[2]) * rings * outs)
+    matrix, basis = _ring_matrix(weight), basis.contiguous()
+
+    def sums_of(part: Part) -> list[torch.Tensor]:
+        arguments = [basis]
+        if needed[2]:
+            seen = x.movedim(1, -1)[part.samples, part.rows]
+            arguments.append(_product(seen, matrix).unflatten(-1, (rings, outs)))
+        return parts.sums(loop, parts.seen(part), *arguments)
+
+    x_gradient, product, numbers = _gradients_by_part(parts, sums_of, x, matrix, needed)
+    if needed[1]:
+        product = product.unflatten(0, (rings, outs)).permute(1, 2, 0).contiguous()
+    if needed[2]:
+        numbers = numbers.reshape(-1, rings).T.contiguous()
+    return [x_gradient, product, numbers]
 
 
 @_gradients.register_fake
 def _(gradient, x, weight, basis, shells, padding, dilation, needed):
     return [
         x.new_empty(x.movedim(1, -1).shape).movedim(-1, 1) if needed[0] else x.new_empty((0,)),
-        weight.new_empty((weight.shape[0], weight.shape[1], basis.shape[1]) if needed[1] else (0,)),
+        weight.new_empty(weight.shape if needed[1] else (0,)),
+        basis.new_empty(basis.shape if needed[2] else (0,)),
     ]
 
 
 def _backward(ctx: Any, gradient: torch.Tensor) -> tuple:
-    x, weight, basis, shells = ctx.saved_tensors
-    needed = [ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3])]
-    x_gradient, kernel = _gradients(gradient, x, weight, basis, shells, ctx.padding, ctx.dilation, needed)
-    return (
-        x_gradient if needed[0] else None,
-        kernel @ basis.T if ctx.needs_input_grad[1] else None,
-        torch.einsum("oir,ois->rs", weight, kernel) if ctx.needs_input_grad[2] else None,
-        None,
-        None,
-        None,
-    )
+    needed = list(ctx.needs_input_grad[:3])
+    found = _gradients(gradient, *ctx.saved_tensors, ctx.padding, ctx.dilation, needed)
+    return *(each if wanted else None for each, wanted in zip(found, needed)), None, None, None
 
 
 compiled_ring_conv.register_autograd(_backward, setup_context=_setup_context)
@@ -219,11 +245,10 @@ def compiled_factor_conv(
     window = Window.of(shells, weight.shape[2], dilation)
     loop = TapSums(window, _rows(factors), gather=False)
     parts = Parts(pad_channels_last(x.movedim(1, -1), padding), window, weight.shape[0] * weight.shape[2])
-    # every shell's product for all output channels: (shells * out, in)
-    matrix = weight.permute(2, 0, 1).flatten(0, 1)
+    matrix = _ring_matrix(weight)
     y = x.new_empty((x.shape[0], *parts.sizes, len(factors), weight.shape[0]))
     for part in parts:
-        seen = _product(parts.seen(part).unsqueeze(-2), matrix).unflatten(-1, (-1, weight.shape[0]))
+        seen = _product(parts.seen(part), matrix).unflatten(-1, (-1, weight.shape[0]))
         y[part.samples, part.rows] = parts.sums(loop, seen)[0]
     return y.movedim((-1, -2), (1, 2))
 
@@ -251,7 +276,11 @@ def _factor_gradients(
     margins = [reach - p for reach, p in zip(window.reach(), padding)]
     last = gradient.movedim((2, 1), (-2, -1))
     parts = Parts(pad_channels_last(last, margins), window, weight.shape[0] * weight.shape[2])
-    return _gradients_by_part(parts, lambda part: parts.sums(loop, parts.seen(part)), x, weight, needed)
+    matrix, outs = _ring_matrix(weight), weight.shape[0]
+    found = _gradients_by_part(parts, lambda part: parts.sums(loop, parts.seen(part)), x, matrix, [*needed, False])
+    if needed[1]:
+        found[1] = found[1].unflatten(0, (-1, outs)).permute(1, 2, 0).contiguous()
+    return found[:2]
 
 
 @_factor_gradients.register_fake

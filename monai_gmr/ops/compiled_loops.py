@@ -48,19 +48,20 @@ class Window(NamedTuple):
 
 
 class RingSums(NamedTuple):
-    """Sums of rings, and of shells if asked for: :func:`~monai_gmr.ops.tap_sums.make_ring_sums`."""
+    """Sums of rings, and inner products if asked for: :func:`~monai_gmr.ops.tap_sums.make_ring_sums`."""
 
     window: Window
     rings: int
-    with_shells: bool
+    with_products: bool
 
     def function(self) -> Callable:
         """What is to be compiled."""
-        return make_ring_sums(self.window.taps(), self.with_shells)
+        return make_ring_sums(self.window.taps())
 
-    def examples(self) -> list[torch.Tensor]:
-        """Its further arguments."""
-        return [torch.zeros((self.rings, self.window.live))]
+    def examples(self, batch: int, sizes: Sequence[int], channels: Sequence[int]) -> list[torch.Tensor]:
+        """Its further arguments, for a result of these sizes."""
+        basis = torch.zeros((self.rings, self.window.live))
+        return [basis, torch.zeros((batch, *sizes, self.rings, *channels))] if self.with_products else [basis]
 
 
 class TapSums(NamedTuple):
@@ -80,7 +81,7 @@ class TapSums(NamedTuple):
         """What is to be compiled."""
         return make_tap_sums(self.window.shells, self.window.shape, self.window.dilation, self.factors, self.gather)
 
-    def examples(self) -> list[torch.Tensor]:
+    def examples(self, batch: int, sizes: Sequence[int], channels: Sequence[int]) -> list[torch.Tensor]:
         """It has no further arguments."""
         return []
 
@@ -115,7 +116,8 @@ def _generate(loop: Loop) -> Callable:
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     sums = loop.sums.function()
-    examples: list[Any] = [torch.zeros((loop.batch, *loop.padded, *loop.channels)), *loop.sums.examples()]
+    examples: list[Any] = [torch.zeros((loop.batch, *loop.padded, *loop.channels))]
+    examples += loop.sums.examples(loop.batch, loop.sizes, loop.channels)
     start = time.perf_counter()
     graph = make_fx(lambda padded, *others: sums(padded, loop.sizes, *others))(*examples)
     # inductor looks into its cache on disk only where sizes have an environment; in it they are to be numbers
