@@ -23,8 +23,6 @@ window 2.2 and 4.6; equal columns of the window (sums over two axes) first, then
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
@@ -39,24 +37,10 @@ from monai_gmr.ops.compiled_loops import (
     RingSums,
     TapSums,
     Window,
-    compiler_failure,
-    number_of_loops,
+    can_compile,
     pad_channels_last,
 )
 from monai_gmr.ops.ring_conv import dense_ring_conv, output_sizes
-
-logger = logging.getLogger(__name__)
-
-# a size that was met so often is taken to repeat, and gets loops of its own
-USES_BEFORE_COMPILATION = 1
-LARGEST_NUMBER_OF_LOOPS = 512
-
-_uses: Counter = Counter()
-
-
-@lru_cache(maxsize=1)
-def _say_dense(reason: str) -> None:
-    logger.warning(f"backend 'compiled' is not used: {reason}; 'dense' runs in its place.")
 
 
 def _as_image(tensor: torch.Tensor) -> torch.Tensor:
@@ -329,19 +313,6 @@ def has_loops(x: torch.Tensor, shells: torch.Tensor, stride: list[int], groups: 
     )
 
 
-def _can_compile(use: tuple) -> bool:
-    """Whether such a use repeats, and there are a compiler and room for its loops; if not, says once why."""
-    _uses[use] += 1
-    if _uses[use] <= USES_BEFORE_COMPILATION:
-        return False
-    reason = compiler_failure()
-    if number_of_loops() >= LARGEST_NUMBER_OF_LOOPS:
-        reason = f"it has {LARGEST_NUMBER_OF_LOOPS} loops for other sizes already"
-    if reason is not None:
-        _say_dense(reason)
-    return reason is None
-
-
 @register_backend("compiled", takes_factors=has_loops)
 def compiled_backend(
     x: torch.Tensor,
@@ -362,7 +333,7 @@ def compiled_backend(
         return dense()
     batched = x if x.dim() == shells.dim() + 2 else x[None]
     components = None if factors is None else len(factors)
-    if not _can_compile((batched.shape, shells.shape, weight.shape, components, tuple(padding), tuple(dilation), live)):
+    if not can_compile((batched.shape, shells.shape, weight.shape, components, tuple(padding), tuple(dilation), live)):
         return dense()
     if factors is None or bool((factors == 1).all()):
         y = compiled_ring_conv(batched, weight, basis[:, :live].to(weight.dtype), shells, padding, dilation)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from monai_gmr.ops.tap_sums import OPTIONS, make_ring_sums, make_tap_sums, taps_by_shell
 
 logger = logging.getLogger(__name__)
+
+# a size that was met so often is taken to repeat, and gets loops of its own
+USES_BEFORE_COMPILATION = 1
+LARGEST_NUMBER_OF_LOOPS = 512
+
+_uses: Counter = Counter()
 
 # of what one part writes; parts that are reused stay in the last level of cache
 BYTES_OF_A_PART = 8 * 2**20
@@ -45,6 +52,16 @@ class Window(NamedTuple):
     def taps(self) -> tuple:
         """:func:`~monai_gmr.ops.tap_sums.taps_by_shell`."""
         return taps_by_shell(torch.tensor(self.shells).reshape(self.shape), self.live, self.dilation)
+
+
+class Sums(Protocol):
+    """What a loop computes, in numbers that can be compared."""
+
+    def function(self) -> Callable:
+        """What is to be compiled: a function of the image, the sizes of the result, and further arguments."""
+
+    def examples(self, batch: int, sizes: Sequence[int], channels: Sequence[int]) -> list[torch.Tensor]:
+        """Its further arguments, for a result of these sizes."""
 
 
 class RingSums(NamedTuple):
@@ -90,14 +107,14 @@ class Loop(NamedTuple):
     """What a generated loop is made for.
 
     Attributes:
-        sums: what it adds up.
+        sums: what it computes.
         batch: samples of a part.
         sizes: sizes of a part's result.
         padded: sizes of what the taps see.
         channels: what the image has for each voxel: channels, or blocks and channels.
     """
 
-    sums: RingSums | TapSums
+    sums: Sums
     batch: int
     sizes: tuple[int, ...]
     padded: tuple[int, ...]
@@ -142,9 +159,26 @@ def compiler_failure() -> str | None:
     return None
 
 
-def number_of_loops() -> int:
-    """How many loops this process has."""
-    return len(_loops)
+@lru_cache(maxsize=1)
+def _say_dense(reason: str) -> None:
+    logger.warning(f"backend 'compiled' is not used: {reason}; 'dense' runs in its place.")
+
+
+def can_compile(use: tuple) -> bool:
+    """Whether such a use repeats, and there are a compiler and room for its loops; if not, says once why.
+
+    Args:
+        use: all that its loops depend on.
+    """
+    _uses[use] += 1
+    if _uses[use] <= USES_BEFORE_COMPILATION:
+        return False
+    reason = compiler_failure()
+    if len(_loops) >= LARGEST_NUMBER_OF_LOOPS:
+        reason = f"it has {LARGEST_NUMBER_OF_LOOPS} loops for other sizes already"
+    if reason is not None:
+        _say_dense(reason)
+    return reason is None
 
 
 def run_loop(loop: Loop, *arguments: torch.Tensor) -> list[torch.Tensor]:
@@ -195,26 +229,34 @@ def slices_of(total: int, length: int) -> list[tuple[slice, slice]]:
     return [(slice(begin, begin + length), slice(start - begin, None)) for start, begin in starts]
 
 
-def pad_channels_last(x: torch.Tensor, margins: Sequence[int]) -> torch.Tensor:
+def pad_channels_last(x: torch.Tensor, margins: Sequence[int], first: int = 1) -> torch.Tensor:
     """Zeros around ``(batch, *sizes, ...)``, or voxels cut off for margins below 0, in one pass over memory.
 
     Args:
         x: batch, sizes, and what there is for each voxel.
         margins: voxels at both ends of an axis, one number an axis.
+        first: where the sizes begin.
+
+    Returns:
+        a contiguous tensor; ``x`` itself if it is contiguous and has no margins.
 
     Example:
         >>> pad_channels_last(torch.ones(1, 2, 1), [1]).flatten()
         tensor([0., 1., 1., 0.])
     """
-    x = x[(slice(None), *(slice(max(0, -m), x.shape[axis + 1] - max(0, -m)) for axis, m in enumerate(margins)))]
-    sizes = x.shape[1 : len(margins) + 1]
+    for axis, margin in enumerate(margins, start=first):
+        x = x.narrow(axis, max(0, -margin), x.shape[axis] - 2 * max(0, -margin))
     margins = [max(0, m) for m in margins]
-    padded = x.new_empty((x.shape[0], *(n + 2 * m for n, m in zip(sizes, margins)), *x.shape[len(margins) + 1 :]))
+    if max(margins) == 0:
+        return x.contiguous()
+    sizes = x.shape[first : first + len(margins)]
+    grown = [n + 2 * m for n, m in zip(sizes, margins)]
+    padded = x.new_empty((*x.shape[:first], *grown, *x.shape[first + len(margins) :]))
     inside = padded
-    for axis, (n, m) in enumerate(zip(sizes, margins)):
-        inside.narrow(axis + 1, 0, m).zero_()
-        inside.narrow(axis + 1, n + m, m).zero_()
-        inside = inside.narrow(axis + 1, m, n)
+    for axis, (n, m) in enumerate(zip(sizes, margins), start=first):
+        inside.narrow(axis, 0, m).zero_()
+        inside.narrow(axis, n + m, m).zero_()
+        inside = inside.narrow(axis, m, n)
     inside.copy_(x)
     return padded
 
@@ -244,7 +286,7 @@ class Parts:
         """What the taps of a part see, contiguous: rows of one sample or whole samples."""
         return self.padded[part.samples, part.rows.start : part.rows.stop + self.reach[0]]
 
-    def sums(self, sums: RingSums | TapSums, seen: torch.Tensor, *arguments: torch.Tensor) -> list[torch.Tensor]:
+    def sums(self, sums: Sums, seen: torch.Tensor, *arguments: torch.Tensor) -> list[torch.Tensor]:
         """Run the loop for what :meth:`seen` gave, or for what was computed from it."""
         dims = len(self.part_sizes)
         padded, channels = tuple(seen.shape[1 : dims + 1]), tuple(seen.shape[dims + 1 :])

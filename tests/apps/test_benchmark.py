@@ -51,6 +51,12 @@ def convolution_operations(module, x):
     return counter.get_flop_counts()["Global"][torch.ops.aten.convolution] // 2
 
 
+@pytest.fixture(autouse=True)
+def backend_as_before():
+    yield
+    backends.set_backend("auto")
+
+
 @pytest.mark.parametrize(("make", "dims", "channels"), COUNTED)
 def test_dense_counts_are_those_of_torch(make, dims, channels):
     layer, x = make(), torch.rand(2, channels, *(9, 8, 7)[:dims])

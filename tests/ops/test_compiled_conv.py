@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(compiled_loops.compiler_failure() is not None, r
 
 @pytest.fixture
 def compiled(monkeypatch):
-    monkeypatch.setattr(compiled_conv, "USES_BEFORE_COMPILATION", 0)
+    monkeypatch.setattr(compiled_loops, "USES_BEFORE_COMPILATION", 0)
     set_backend("compiled")
     yield
     set_backend("auto")
@@ -186,10 +186,10 @@ def test_what_has_no_loop_is_left_to_dense(compiled, monkeypatch, make, dtype):
 
 
 def test_without_a_compiler_dense_runs_and_says_so_once(compiled, monkeypatch, caplog):
-    monkeypatch.setattr(compiled_conv, "compiler_failure", lambda: "there is no C++ compiler")
-    compiled_conv._say_dense.cache_clear()
+    monkeypatch.setattr(compiled_loops, "compiler_failure", lambda: "there is no C++ compiler")
+    compiled_loops._say_dense.cache_clear()
     layer, x = GMRConv2d(2, 3, 3), torch.randn(1, 2, 9, 9)
-    with caplog.at_level(logging.WARNING, "monai_gmr.ops.compiled_conv"):
+    with caplog.at_level(logging.WARNING, "monai_gmr.ops.compiled_loops"):
         found = [layer(x), layer(x)]
     assert [record.message for record in caplog.records] == [
         "backend 'compiled' is not used: there is no C++ compiler; 'dense' runs in its place."

@@ -40,7 +40,9 @@ from torch import nn
 from monai_gmr.networks.layers.gmr_conv import GMRConvNd
 from monai_gmr.ops import ring_conv
 from monai_gmr.ops.backends import select_backend, takes_factors
-from monai_gmr.ops.invariants import fused_invariants, invariants, invariants_of_order, norm_variance
+from monai_gmr.ops.compiled_invariants import looped_invariants_of_order
+from monai_gmr.ops.compiled_loops import pad_channels_last
+from monai_gmr.ops.invariants import fused_invariants, invariants, norm_variance
 from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.symmetry import gaussian_basis, gaussian_means, number_of_components, tap_harmonics
 from monai_gmr.symmetry.radial_bases import GAUSSIAN_MEAN_MARGIN
@@ -203,6 +205,10 @@ class GMRHarmonicConvNd(GMRConvNd):
         parts: list[torch.Tensor] = []
         profiles = self.radial_profiles()
         sizes: list[int] = []
+        if not torch.is_grad_enabled() and max(padding) > 0:
+            # one image for all orders; with gradients each order's would have the margins too
+            input = pad_channels_last(input.movedim(axis, -1), padding, axis).movedim(-1, axis)
+            padding = [0] * len(padding)
         for index, row in enumerate(rows):
             order = self.orders[index]
             if self.channels[index] == 0:
@@ -222,7 +228,7 @@ class GMRHarmonicConvNd(GMRConvNd):
             )
             sizes = list(part.shape[part.dim() - self.shells.dim() :])
             part = part.unflatten(axis, (self.groups, -1)).flatten(part.dim() - self.shells.dim() + 1)
-            parts.append(part if order == 0 else invariants_of_order(part, self.norms[index]))
+            parts.append(part if order == 0 else looped_invariants_of_order(part, self.norms[index]))
         # channels last in memory where the parts are
         output = torch.cat([part.movedim(axis + 1, -1) for part in parts], dim=-1).movedim(-1, axis + 1)
         return output.flatten(axis, axis + 1).unflatten(-1, sizes)
