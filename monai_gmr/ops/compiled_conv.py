@@ -38,6 +38,7 @@ from monai_gmr.ops.compiled_loops import (
     TapSums,
     Window,
     can_compile,
+    follow_format,
     pad_channels_last,
 )
 from monai_gmr.ops.ring_conv import dense_ring_conv, output_sizes
@@ -75,7 +76,7 @@ def _ring_matrix(weight: torch.Tensor) -> torch.Tensor:
 def _gradients_by_part(
     parts: Parts,
     sums_of: Callable[[Part], list[torch.Tensor]],
-    x: torch.Tensor,
+    x_last: torch.Tensor,
     matrix: torch.Tensor,
     needed: list[bool],
 ) -> list[torch.Tensor]:
@@ -84,15 +85,14 @@ def _gradients_by_part(
     Args:
         parts: parts of the input.
         sums_of: sums of a part: ``(batch, *sizes, n, out)``, and what is to be added up over voxels ``(batch, rows, ..., numbers)``.
-        x: the input.
+        x_last: the input, channels last.
         matrix: ``(n * out, in)``, what the input was multiplied with.
-        needed: whether the gradients of ``x``, of ``matrix`` and the further numbers are asked for; the others are empty.
+        needed: whether the gradients of ``x_last``, of ``matrix`` and the further numbers are asked for; the others are empty.
 
     Returns:
-        gradients of ``x`` and ``matrix``, and the numbers.
+        gradients of ``x_last`` and ``matrix``, and the numbers.
     """
-    x_last = x.movedim(1, -1)
-    x_gradient = x.new_empty(x_last.shape if needed[0] else (0,))
+    x_gradient = x_last.new_empty(x_last.shape if needed[0] else (0,))
     matrices, numbers = [], []
     for part in parts:
         sums = [each[part.fresh] for each in sums_of(part)]
@@ -106,9 +106,9 @@ def _gradients_by_part(
         if needed[2]:
             numbers.append(sums[1].flatten(0, -2).sum(0))
     return [
-        x_gradient.movedim(-1, 1) if needed[0] else x_gradient,
-        torch.stack(matrices).sum(0) if needed[1] else x.new_empty((0,)),
-        torch.stack(numbers).sum(0) if needed[2] else x.new_empty((0,)),
+        x_gradient,
+        torch.stack(matrices).sum(0) if needed[1] else matrix.new_empty((0,)),
+        torch.stack(numbers).sum(0) if needed[2] else matrix.new_empty((0,)),
     ]
 
 
@@ -131,7 +131,7 @@ def compiled_ring_conv(
         padding, dilation: in voxels, one an axis.
 
     Returns:
-        ``(batch, out_channels, *spatial_out)``, channels last in memory.
+        ``(batch, out_channels, *spatial_out)``, in memory as ``x`` is.
     """
     window = Window.of(shells, basis.shape[1], dilation)
     loop = RingSums(window, basis.shape[0], with_products=False)
@@ -140,13 +140,13 @@ def compiled_ring_conv(
     y = x.new_empty((x.shape[0], *parts.sizes, matrix.shape[0]))
     for part in parts:
         y[part.samples, part.rows] = _product(parts.sums(loop, parts.seen(part), basis)[0].flatten(-2), matrix)
-    return y.movedim(-1, 1)
+    return follow_format(y.movedim(-1, 1), x)
 
 
 @compiled_ring_conv.register_fake
 def _(x, weight, basis, shells, padding, dilation):
     sizes = output_sizes(x.shape[2:], shells.shape, [1] * shells.dim(), padding, dilation)
-    return x.new_empty((x.shape[0], *sizes, weight.shape[0])).movedim(-1, 1)
+    return follow_format(x.new_empty((x.shape[0], *sizes, weight.shape[0])).movedim(-1, 1), x)
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
@@ -171,16 +171,18 @@ def _gradients(
     loop = RingSums(window, rings, with_products=needed[2])
     margins = [reach - p for reach, p in zip(window.reach(), padding)]
     parts = Parts(pad_channels_last(gradient.movedim(1, -1), margins), window, (1 + needed[2]) * rings * outs)
-    matrix, basis = _ring_matrix(weight), basis.contiguous()
+    matrix, basis, x_last = _ring_matrix(weight), basis.contiguous(), x.movedim(1, -1).contiguous()
 
     def sums_of(part: Part) -> list[torch.Tensor]:
         arguments = [basis]
         if needed[2]:
-            seen = x.movedim(1, -1)[part.samples, part.rows]
+            seen = x_last[part.samples, part.rows]
             arguments.append(_product(seen, matrix).unflatten(-1, (rings, outs)))
         return parts.sums(loop, parts.seen(part), *arguments)
 
-    x_gradient, product, numbers = _gradients_by_part(parts, sums_of, x, matrix, needed)
+    x_gradient, product, numbers = _gradients_by_part(parts, sums_of, x_last, matrix, needed)
+    if needed[0]:
+        x_gradient = follow_format(x_gradient.movedim(-1, 1), x)
     if needed[1]:
         product = product.unflatten(0, (rings, outs)).permute(1, 2, 0).contiguous()
     if needed[2]:
@@ -191,7 +193,7 @@ def _gradients(
 @_gradients.register_fake
 def _(gradient, x, weight, basis, shells, padding, dilation, needed):
     return [
-        x.new_empty(x.movedim(1, -1).shape).movedim(-1, 1) if needed[0] else x.new_empty((0,)),
+        torch.empty_like(x) if needed[0] else x.new_empty((0,)),
         weight.new_empty(weight.shape if needed[1] else (0,)),
         basis.new_empty(basis.shape if needed[2] else (0,)),
     ]
@@ -261,8 +263,10 @@ def _factor_gradients(
     margins = [reach - p for reach, p in zip(window.reach(), padding)]
     last = gradient.movedim((2, 1), (-2, -1))
     parts = Parts(pad_channels_last(last, margins), window, weight.shape[0] * weight.shape[2])
-    matrix, outs = _ring_matrix(weight), weight.shape[0]
-    found = _gradients_by_part(parts, lambda part: parts.sums(loop, parts.seen(part)), x, matrix, [*needed, False])
+    matrix, outs, x_last = _ring_matrix(weight), weight.shape[0], x.movedim(1, -1).contiguous()
+    found = _gradients_by_part(parts, lambda part: parts.sums(loop, parts.seen(part)), x_last, matrix, [*needed, False])
+    if needed[0]:
+        found[0] = follow_format(found[0].movedim(-1, 1), x)
     if needed[1]:
         found[1] = found[1].unflatten(0, (-1, outs)).permute(1, 2, 0).contiguous()
     return found[:2]
@@ -271,7 +275,7 @@ def _factor_gradients(
 @_factor_gradients.register_fake
 def _(gradient, x, weight, shells, factors, padding, dilation, needed):
     return [
-        x.new_empty(x.movedim(1, -1).shape).movedim(-1, 1) if needed[0] else x.new_empty((0,)),
+        torch.empty_like(x) if needed[0] else x.new_empty((0,)),
         weight.new_empty(weight.shape if needed[1] else (0,)),
     ]
 

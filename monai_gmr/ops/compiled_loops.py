@@ -229,6 +229,22 @@ def slices_of(total: int, length: int) -> list[tuple[slice, slice]]:
     return [(slice(begin, begin + length), slice(start - begin, None)) for start, begin in starts]
 
 
+def follow_format(y: torch.Tensor, x: torch.Tensor, axis: int = 1) -> torch.Tensor:
+    """``y``, whose channels are last in memory, in the memory format of ``x``, as the framework's convolutions give it.
+
+    Args:
+        y: any tensor.
+        x: the input that it comes from.
+        axis: that of the channels.
+
+    Example:
+        >>> x, y = torch.zeros(1, 4, 3), torch.zeros(1, 3, 5).movedim(-1, 1)
+        >>> follow_format(y, x).stride(), follow_format(y, x.movedim(1, -1).contiguous().movedim(-1, 1)).stride()
+        ((15, 3, 1), (15, 1, 5))
+    """
+    return y if x.movedim(axis, -1).is_contiguous() and not x.is_contiguous() else y.contiguous()
+
+
 def pad_channels_last(x: torch.Tensor, margins: Sequence[int], first: int = 1) -> torch.Tensor:
     """Zeros around ``(batch, *sizes, ...)``, or voxels cut off for margins below 0, in one pass over memory.
 

@@ -41,7 +41,7 @@ from monai_gmr.networks.layers.gmr_conv import GMRConvNd
 from monai_gmr.ops import ring_conv
 from monai_gmr.ops.backends import select_backend, takes_factors
 from monai_gmr.ops.compiled_invariants import looped_invariants_of_order
-from monai_gmr.ops.compiled_loops import pad_channels_last
+from monai_gmr.ops.compiled_loops import follow_format, pad_channels_last
 from monai_gmr.ops.invariants import fused_invariants, invariants, norm_variance
 from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.symmetry import gaussian_basis, gaussian_means, number_of_components, tap_harmonics
@@ -200,15 +200,16 @@ class GMRHarmonicConvNd(GMRConvNd):
     @torch.jit.unused
     def _reduced_by_order(self, input: torch.Tensor, padding: list[int]) -> torch.Tensor:
         """What :meth:`_reduced` gives, by a backend that knows radial profiles and angular factors apart."""
-        axis = input.dim() - self.shells.dim() - 1
+        axis, given = input.dim() - self.shells.dim() - 1, input
         rows = self.weight.unflatten(0, (self.groups, -1)).split(self.channels, dim=1)
         parts: list[torch.Tensor] = []
         profiles = self.radial_profiles()
         sizes: list[int] = []
-        if not torch.is_grad_enabled() and max(padding) > 0:
+        if input.device.type == "cpu":
             # one image for all orders; with gradients each order's would have the margins too
-            input = pad_channels_last(input.movedim(axis, -1), padding, axis).movedim(-1, axis)
-            padding = [0] * len(padding)
+            margins = [0] * len(padding) if torch.is_grad_enabled() else padding
+            input = pad_channels_last(input.movedim(axis, -1), margins, axis).movedim(-1, axis)
+            padding = [p - m for p, m in zip(padding, margins)]
         for index, row in enumerate(rows):
             order = self.orders[index]
             if self.channels[index] == 0:
@@ -231,7 +232,7 @@ class GMRHarmonicConvNd(GMRConvNd):
             parts.append(part if order == 0 else looped_invariants_of_order(part, self.norms[index]))
         # channels last in memory where the parts are
         output = torch.cat([part.movedim(axis + 1, -1) for part in parts], dim=-1).movedim(-1, axis + 1)
-        return output.flatten(axis, axis + 1).unflatten(-1, sizes)
+        return follow_format(output.flatten(axis, axis + 1).unflatten(-1, sizes), given, axis)
 
     def _reduced(self, responses: torch.Tensor) -> torch.Tensor:
         """Norms and inner products over the components of each order; order 0 stays as it is."""
