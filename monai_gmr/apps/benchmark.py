@@ -6,7 +6,8 @@ python -m monai_gmr.apps.benchmark layers --dims 3 --backends dense triton --thr
 
 Each case measures a forward pass, a training step and the most memory that a step has in use, for every backend, for torch.nn.ConvNd of the
 same window and of window 3, and for those of GMR-Conv, SRE-Conv, e2cnn and escnn that are installed (their radial convolutions). The
-machine's bandwidth and arithmetic are measured in the same run. OUT_DIR gets benchmark.json and benchmark.png; what cannot run a case is
+machine's bandwidth and arithmetic are measured in the same run. The backend auto is measured as it is for a size that has repeated long
+enough (MONAI_GMR_PATIENCE=0). OUT_DIR gets benchmark.json, benchmark.md (a shorter table) and benchmark.png; what cannot run a case is
 shown as "-", with the reason at the end.
 """
 
@@ -45,9 +46,10 @@ from monai_gmr.apps.benchmark_measure import (
     roofline,
     timer_of,
 )
-from monai_gmr.apps.benchmark_table import add_ratios, draw_rows, format_missing, format_rows, is_drawn
+from monai_gmr.apps.benchmark_table import add_ratios, draw_rows, format_markdown, format_missing, format_rows, is_drawn
 from monai_gmr.engines import keep_freed_memory
 from monai_gmr.ops import available_backends, get_backend, set_backend
+from monai_gmr.ops.backends import PATIENCE_VARIABLE
 from monai_gmr.ops.ring_conv import dense_ring_conv
 from monai_gmr.utils import ConfigurationError, check_choice
 
@@ -235,18 +237,20 @@ def measure_case(
     return add_ratios(rows)
 
 
-def write_json(content: Mapping[str, Any], path: Path) -> None:
+def write_text(text: str, path: Path) -> None:
     """Write a file that is whole at any moment."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.part")
-    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 
 @contextmanager
 def settings_of(options: argparse.Namespace) -> Iterator[None]:
-    """Threads and TF32 as the options ask for them, the fastest of cuDNN; afterwards these and the backend are what they were."""
+    """Threads and TF32 as the options ask for them, the fastest of cuDNN, and "auto" as it is after its patience; afterwards these and the
+    backend are what they were."""
     threads, backend, search = torch.get_num_threads(), get_backend(), torch.backends.cudnn.benchmark
+    waiting = os.environ.get(PATIENCE_VARIABLE)
     switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [switch.allow_tf32 for switch in switches]
     try:
@@ -256,8 +260,12 @@ def settings_of(options: argparse.Namespace) -> Iterator[None]:
         for switch in switches:
             switch.allow_tf32 = options.tf32
         torch.backends.cudnn.benchmark = True
+        os.environ[PATIENCE_VARIABLE] = "0"
         yield
     finally:
+        os.environ.pop(PATIENCE_VARIABLE, None)
+        if waiting is not None:
+            os.environ[PATIENCE_VARIABLE] = waiting
         torch.set_num_threads(threads)
         torch.backends.cudnn.benchmark = search
         set_backend(backend)
@@ -302,7 +310,7 @@ def check_options(options: argparse.Namespace) -> torch.device:
 
 
 def run_benchmark(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Measure all cases, and write ``benchmark.json`` after each and ``benchmark.png`` at the end.
+    """Measure all cases, and write ``benchmark.json`` after each, ``benchmark.md`` and ``benchmark.png`` at the end.
 
     Args:
         options: of the command line.
@@ -313,7 +321,7 @@ def run_benchmark(options: argparse.Namespace, device: torch.device) -> dict[str
     """
     from tqdm import tqdm
 
-    backends = options.backends or [name for name in available_backends() if name != "auto"]
+    backends = options.backends or list(available_backends())
     peers = installed_peers() if options.peers else []
     on_cuda = device.type == "cuda"
     cases = make_cases(
@@ -334,7 +342,8 @@ def run_benchmark(options: argparse.Namespace, device: torch.device) -> dict[str
         for case in bar:
             bar.set_postfix_str(case.title)
             rows += measure_case(case, device, limits, notes, options.repeats, options.seconds, channels_last)
-            write_json(content, options.output / "benchmark.json")
+            write_text(json.dumps(content, indent=1), options.output / "benchmark.json")
+    write_text(format_markdown(rows) + "\n", options.output / "benchmark.md")
     if any(is_drawn(row) for row in rows):
         draw_rows(rows, options.output / "benchmark.png", describe(content))
     return content
@@ -368,7 +377,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--seconds", type=float, default=20.0, help="after these no round of a case begins, once there are three (20)")
     add("--threads", type=int, help="CPU threads (torch's own choice)")
     add("--dims", type=int, nargs="+", default=[2, 3], help="2 and/or 3 (both)")
-    add("--backends", nargs="+", metavar="BACKEND", help="backends to compare (all but auto)")
+    add("--backends", nargs="+", metavar="BACKEND", help="backends to compare (all)")
     add("--autocast", action="store_true", help="every case under bfloat16 autocast too")
     add("--tf32", action="store_true", help="let a GPU multiply float32 in TF32, plain convolutions and ours alike")
     add("--peers", action=argparse.BooleanOptionalAction, default=True, help=f"compare with {', '.join(PEERS)} (yes)")
@@ -397,7 +406,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     absent = [name for name in PEERS if options.peers and name not in content["machine"]["packages"]]
     for line in filter(None, [missing, f"not installed: {', '.join(absent)}" if absent else ""]):
         print(line)
-    print(f"\nnumbers and picture: {options.output}")
+    print(f"\nnumbers, table and picture: {options.output}")
     return 0
 
 

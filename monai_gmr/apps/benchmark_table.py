@@ -127,6 +127,42 @@ def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*text, "", EXPLANATION])
 
 
+# title, key, factor and form of each column of the table for a README
+SHORT_COLUMNS: tuple[tuple[str, str, float, str], ...] = (
+    ("forward ms", "forward", 1e3, ".1f"),
+    ("of dense", "forward_over_dense", 1, ".2f"),
+    ("step ms", "step", 1e3, ".1f"),
+    ("of dense", "step_over_dense", 1, ".2f"),
+    ("of plain k=3", "step_over_plain_3", 1, ".2f"),
+    ("memory MB", "memory", 1e-6, ".0f"),
+    ("of plain", "memory_over_plain", 1, ".2f"),
+    ("% of the limit", "limit_share", 100, ".0f"),
+)
+
+
+def format_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table with the columns that matter most, without the rows that are not measured.
+
+    Args:
+        rows: as for :func:`format_rows`.
+
+    Example:
+        >>> row = {"group": "nets", "case": "UNet", "precision": "float32", "label": "plain", "forward": 0.5}
+        >>> print(format_markdown([row]).splitlines()[2])
+        | UNet | plain | 500.0 | - | - | - | - | - | - | - |
+    """
+    lines = [
+        "| " + " | ".join(["case", "", *(column[0] for column in SHORT_COLUMNS)]) + " |",
+        "|---|---|" + "---|" * len(SHORT_COLUMNS),
+    ]
+    for row in rows:
+        if row["forward"] is not None:
+            name = row["case"] if row["precision"] == "float32" else f"{row['case']}, {row['precision']}"
+            cells = [name, row["label"], *(_cell(row, *column[1:]) for column in SHORT_COLUMNS)]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def format_missing(rows: Sequence[Mapping[str, Any]]) -> str:
     """One line for each reason why rows have no numbers; empty when all have.
 

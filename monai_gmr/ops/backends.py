@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections import defaultdict
 from collections.abc import Callable
 
 import torch
 
+from monai_gmr.ops.crossovers import is_faster, read_crossovers
 from monai_gmr.utils import ConfigurationError, check_choice
 
 ENVIRONMENT_VARIABLE = "MONAI_GMR_BACKEND"
+PATIENCE_VARIABLE, PATIENCE = "MONAI_GMR_PATIENCE", 10.0
+# operations a second that a dense convolution is taken to run at
+DENSE_RATE = 1e11
 _BACKENDS: dict[str, Callable[..., torch.Tensor]] = {}
 _TAKES_FACTORS: dict[Callable, Callable[..., bool]] = {}
 _forced: list[str] = []
+_spent: defaultdict[tuple, float] = defaultdict(float)
 
 
 def register_backend(name: str, takes_factors: Callable[..., bool] | None = None) -> Callable[[Callable], Callable]:
@@ -90,4 +97,36 @@ def select_backend(x: torch.Tensor, kernel_size: tuple[int, ...], channels: tupl
         channels: input and output channels.
     """
     name = get_backend()
-    return _BACKENDS["dense" if name == "auto" else name]
+    return _BACKENDS[_choose(x, kernel_size, channels) if name == "auto" else name]
+
+
+def _choose(x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int]) -> str:
+    """What "auto" stands for: "compiled" beyond the measured crossovers, for a use that has shown that it pays for compilation."""
+    if torch.jit.is_tracing() or torch.compiler.is_compiling() or x.device.type == "meta":
+        return "dense"
+    if x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
+        return "dense"
+    voxels = x.numel() // max(channels[0], 1)
+    if not is_faster(read_crossovers(x.device.type), kernel_size, channels, voxels):
+        return "dense"
+    use = (x.shape, kernel_size, channels)
+    if _spent[use] >= patience():
+        return "compiled"
+    _spent[use] += 2 * math.prod(kernel_size) * channels[0] * channels[1] * voxels / DENSE_RATE
+    return "dense"
+
+
+def patience() -> float:
+    """Seconds that "auto" lets a size take on "dense" before it generates loops for it; ``MONAI_GMR_PATIENCE``, 10 by default.
+
+    Compiling takes about as long, so a run that ends early loses nothing and a long one at most twice that.
+
+    Example:
+        >>> patience()
+        10.0
+    """
+    text = os.environ.get(PATIENCE_VARIABLE, str(PATIENCE))
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigurationError(f"{PATIENCE_VARIABLE}={text} is no number: give seconds.") from None

@@ -122,6 +122,7 @@ class Loop(NamedTuple):
 
 
 _loops: dict[Loop, Callable] = {}
+_failures: list[str] = []
 
 
 def _generate(loop: Loop) -> Callable:
@@ -155,8 +156,12 @@ def compiler_failure() -> str | None:
     try:
         _generate(Loop(RingSums(window, 1, False), 1, (2, 2), (4, 4), (1,)))
     except Exception as error:  # whatever a compiler says: the dense convolution needs none
-        return f"its loops cannot be compiled ({' '.join(str(error).split())[:200]})"
+        return f"its loops cannot be compiled ({_one_line(error)})"
     return None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 @lru_cache(maxsize=1)
@@ -173,7 +178,7 @@ def can_compile(use: tuple) -> bool:
     _uses[use] += 1
     if _uses[use] <= USES_BEFORE_COMPILATION:
         return False
-    reason = compiler_failure()
+    reason = _failures[0] if _failures else compiler_failure()
     if len(_loops) >= LARGEST_NUMBER_OF_LOOPS:
         reason = f"it has {LARGEST_NUMBER_OF_LOOPS} loops for other sizes already"
     if reason is not None:
@@ -182,9 +187,15 @@ def can_compile(use: tuple) -> bool:
 
 
 def run_loop(loop: Loop, *arguments: torch.Tensor) -> list[torch.Tensor]:
-    """Run a loop on a part, generating it when it is new."""
+    """Run a loop on a part, generating it when it is new; should that fail, run it as it is written, and leave further uses to "dense"."""
     if loop not in _loops:
-        _loops[loop] = _generate(loop)
+        try:
+            _loops[loop] = _generate(loop)
+        except Exception as error:  # whatever a compiler says: a run that has begun is to go on
+            _failures.append(f"a loop cannot be compiled ({_one_line(error)})")
+            _say_dense(_failures[0])
+            function = loop.sums.function()
+            _loops[loop] = lambda image, *others: function(image, loop.sizes, *others)
     return list(_loops[loop](*arguments))
 
 

@@ -8,8 +8,8 @@ A radial kernel has one component with :math:`f = 1`, a harmonic one of order :m
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -145,15 +145,70 @@ class Blocks(NamedTuple):
     warps: int
 
     @classmethod
-    def choose(cls, in_channels: int, out_channels: int) -> Blocks:
-        """Powers of two from 16 that hold the channels, up to 64."""
+    def candidates(cls, in_channels: int, out_channels: int) -> list[Blocks]:
+        """A short list to choose from by time: powers of two from 16 that hold the channels, up to 64, and several numbers of voxels.
+
+        Example:
+            >>> Blocks.candidates(3, 40)[0]
+            Blocks(voxels=64, out=64, inner=16, warps=4)
+        """
         fit = [max(16, min(64, 1 << (count - 1).bit_length())) for count in (in_channels, out_channels)]
-        return cls(64, fit[1], min(fit[0], 32), 4)
+        return [cls(voxels, fit[1], min(fit[0], 32), warps) for voxels, warps in ((64, 4), (32, 2), (128, 4), (128, 8))]
 
     def options(self, dtype: torch.dtype) -> dict[str, Any]:
         """The constants that both kernels are compiled for."""
         sizes = {"BLOCK_VOXELS": self.voxels, "BLOCK_OUT": self.out, "BLOCK_IN": self.inner}
         return {**sizes, "num_warps": self.warps, **_product(dtype)}
+
+
+_fastest: dict[tuple, Blocks] = {}
+
+
+def choose_blocks(
+    key: tuple,
+    candidates: Sequence[Blocks],
+    launch: Callable[[Blocks], None],
+    timer: Callable[[Callable[[], None]], float] | None,
+) -> Blocks:
+    """The blocks whose launch takes least, measured once for each key and kept for the process.
+
+    Args:
+        key: what the choice may depend on.
+        candidates: at least one.
+        launch: runs the kernel; running it again gives the same.
+        timer: milliseconds of a call; ``None`` takes the first candidate.
+
+    Raises:
+        RuntimeError: when no candidate can run.
+    """
+    if timer is None:
+        return candidates[0]
+    if key not in _fastest:
+        times, errors = {}, []
+        for blocks in candidates:
+            try:
+                times[blocks] = timer(partial(launch, blocks))
+            except Exception as error:  # too large for this GPU's shared memory or registers
+                errors.append(" ".join(str(error).split()))
+        if not times:
+            raise RuntimeError(f"no block size of backend 'triton' runs here ({errors[0]}): set_backend('dense').")
+        _fastest[key] = min(times, key=times.__getitem__)
+    return _fastest[key]
+
+
+def _timer_of(device: torch.device) -> Callable[[Callable[[], None]], float] | None:
+    """Triton's own timing on a GPU; in its interpreter all blocks are equally slow."""
+    if device.type != "cuda":
+        return None
+    from triton.testing import do_bench
+
+    return partial(do_bench, warmup=5, rep=20)
+
+
+def _launch_fastest(name: str, x: torch.Tensor, shape: Any, sizes: tuple, launch: Callable[[Blocks], None]) -> None:
+    """Run a kernel with the blocks that are fastest for such sizes, of those for ``shape``, the weight's ``(groups, shells, in, out)``."""
+    key = (name, x.device, x.dtype, tuple(shape), *(int(size).bit_length() for size in sizes))
+    launch(choose_blocks(key, Blocks.candidates(shape[2], shape[3]), launch, _timer_of(x.device)))
 
 
 def _voxels(y: torch.Tensor) -> int:
@@ -173,19 +228,22 @@ def _launch_convolution(
     """Fill ``y`` ``(batch, groups * out, components, 3 axes)``; ``weight`` is ``(groups, shells, in, out)``."""
     from monai_gmr.ops import triton_kernels
 
-    groups, _, in_channels, out_channels = weight.shape
-    blocks = Blocks.choose(in_channels, out_channels)
-    grid = (-(-_voxels(y) // blocks.voxels), -(-out_channels // blocks.out), groups * len(factors))
-    triton_kernels.shell_conv_kernel[grid](
-        x,
-        weight,
-        table.offsets,
-        factors,
-        table.starts,
-        y,
-        *_geometry(x, y, steps, weight.shape, factors),
-        **blocks.options(x.dtype),
-    )
+    groups, _, _, out_channels = weight.shape
+
+    def launch(blocks: Blocks) -> None:
+        grid = (-(-_voxels(y) // blocks.voxels), -(-out_channels // blocks.out), groups * len(factors))
+        triton_kernels.shell_conv_kernel[grid](
+            x,
+            weight,
+            table.offsets,
+            factors,
+            table.starts,
+            y,
+            *_geometry(x, y, steps, weight.shape, factors),
+            **blocks.options(x.dtype),
+        )
+
+    _launch_fastest("convolution", x, weight.shape, (_voxels(y), len(factors), len(table.order)), launch)
 
 
 def _launch_weight_gradient(
@@ -195,26 +253,29 @@ def _launch_weight_gradient(
     from monai_gmr.ops import triton_kernels
 
     groups, live, in_channels, out_channels = shape
-    blocks = Blocks.choose(in_channels, out_channels)
     voxels = _voxels(gradient)
     # as many parts as keep a GPU busy; their sum is taken afterwards, so that the result does not depend on an order
-    parts = max(1, min(256, -(-voxels // (8 * blocks.voxels))))
+    parts = max(1, min(256, -(-voxels // 512)))
     chunk = -(-voxels // parts)
-    partial = torch.zeros((parts, groups, live, in_channels, out_channels), dtype=torch.float32, device=x.device)
-    grid = (parts, -(-out_channels // blocks.out) * -(-in_channels // blocks.inner), groups * live)
-    triton_kernels.shell_weight_gradient_kernel[grid](
-        x,
-        gradient,
-        table.offsets,
-        factors,
-        table.starts,
-        partial,
-        *_geometry(x, gradient, steps, shape, factors),
-        groups,
-        chunk,
-        **blocks.options(x.dtype),
-    )
-    return partial.sum(0)
+    partial_sums = torch.zeros((parts, groups, live, in_channels, out_channels), dtype=torch.float32, device=x.device)
+
+    def launch(blocks: Blocks) -> None:
+        grid = (parts, -(-out_channels // blocks.out) * -(-in_channels // blocks.inner), groups * live)
+        triton_kernels.shell_weight_gradient_kernel[grid](
+            x,
+            gradient,
+            table.offsets,
+            factors,
+            table.starts,
+            partial_sums,
+            *_geometry(x, gradient, steps, shape, factors),
+            groups,
+            chunk,
+            **blocks.options(x.dtype),
+        )
+
+    _launch_fastest("weight gradient", x, shape, (voxels, len(factors), len(table.order)), launch)
+    return partial_sums.sum(0)
 
 
 @torch.library.custom_op("monai_gmr::shell_conv", mutates_args=())

@@ -312,7 +312,7 @@ def test_quick_run_writes_table_numbers_and_picture(tmp_path, capsys):
     options = ["--quick", "--repeats", "1", "--backends", "dense", "--threads", "1", "--autocast"]
     assert main([*options, "--output", str(tmp_path)]) == 0
     assert (torch.get_num_threads(), get_backend()) == (threads, backend)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["benchmark.json", "benchmark.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["benchmark.json", "benchmark.md", "benchmark.png"]
     content = json.loads((tmp_path / "benchmark.json").read_text())
     assert {"processor", "cores", "threads", "gpu", "torch", "date"} <= set(content["machine"])
     assert content["machine"]["threads"] == 1

@@ -198,6 +198,27 @@ def test_without_a_compiler_dense_runs_and_says_so_once(compiled, monkeypatch, c
     assert torch.equal(found[1], layer(x))
 
 
+def test_a_loop_that_cannot_be_compiled_runs_as_written_and_later_uses_are_dense(compiled, monkeypatch, caplog):
+    def fail(loop):
+        raise RuntimeError("no space left on device")
+
+    monkeypatch.setattr(compiled_loops, "_loops", {})
+    monkeypatch.setattr(compiled_loops, "_failures", [])
+    monkeypatch.setattr(compiled_loops, "_generate", fail)
+    compiled_loops._say_dense.cache_clear()
+    layer, x = GMRConv2d(2, 3, 3, padding=1), torch.randn(1, 2, 9, 9)
+    run = lambda: [layer(x), *torch.autograd.grad(layer(x).square().sum(), list(layer.parameters()))]  # noqa: E731
+    with caplog.at_level(logging.WARNING, "monai_gmr.ops.compiled_loops"):
+        found = [run(), run()]
+    assert [record.message for record in caplog.records] == [
+        "backend 'compiled' is not used: a loop cannot be compiled (no space left on device); 'dense' runs in its place."
+    ]
+    set_backend("dense")
+    for each in found:
+        for a, b in zip(each, run()):
+            assert torch.allclose(a, b, atol=1e-5)
+
+
 def test_compiled_and_exported_networks_take_the_dense_kernel(compiled):
     layer, x = GMRConv2d(2, 3, 3), torch.randn(1, 2, 9, 9)
     program = torch.export.export(layer, (x,))

@@ -7,7 +7,8 @@ import torch
 
 from monai_gmr import set_backend
 from monai_gmr.networks.layers import GMRConv2d, GMRConv3d, GMRHarmonicConv2d, GMRHarmonicConv3d
-from monai_gmr.ops.shell_conv import dense_shell_conv, triton_shell_conv
+from monai_gmr.ops import shell_conv
+from monai_gmr.ops.shell_conv import Blocks, choose_blocks, dense_shell_conv, triton_shell_conv
 from monai_gmr.symmetry import kernel_shells, tap_harmonics
 
 pytest.importorskip("triton")
@@ -75,6 +76,37 @@ def test_shells_beyond_the_weights_are_zero():
     whole = torch.cat([weight, torch.zeros(3, 2, int(shells.max()) - 2)], 2)
     expected = dense_shell_conv(x, whole, shells, factors, *geometry)
     assert torch.allclose(found.double().cpu(), expected, atol=1e-5)
+
+
+def test_the_fastest_blocks_are_measured_once_and_those_that_do_not_run_are_left_out(monkeypatch):
+    monkeypatch.setattr(shell_conv, "_fastest", {})
+    candidates, launched = Blocks.candidates(8, 8), []
+
+    def timer(run):
+        run()
+        if launched[-1] == candidates[2]:
+            raise RuntimeError("out of shared memory")
+        return [3.0, 1.0, 0.0, 2.0][candidates.index(launched[-1])]
+
+    for _ in range(2):
+        assert choose_blocks(("key",), candidates, launched.append, timer) == candidates[1]
+    assert launched == candidates
+    with pytest.raises(RuntimeError, match=r"no block size of backend 'triton' runs here \(out of shared memory\)"):
+        choose_blocks(("other",), candidates[2:3], launched.append, timer)
+
+
+@pytest.mark.parametrize("blocks", Blocks.candidates(3, 20))
+def test_all_blocks_give_the_same(monkeypatch, blocks):
+    monkeypatch.setattr(Blocks, "candidates", lambda *_: [blocks])
+    shells, factors = torch.tensor([[2, 1, 2], [1, 0, 1], [2, 1, 2]]), torch.randn(2, 9)
+    x, weight = torch.randn(2, 3, 9, 11).to(DEVICE), torch.randn(20, 3, 3).to(DEVICE).requires_grad_()
+    geometry = ([1, 1], [1, 1], [1, 1], 1)
+    found, expected = triton_shell_conv(x, weight, shells, factors.to(DEVICE), *geometry), None
+    wide = weight.detach().double().cpu().requires_grad_()
+    expected = dense_shell_conv(x.double().cpu(), wide, shells, factors.double(), *geometry)
+    assert torch.allclose(found.double().cpu(), expected, atol=1e-5)
+    gradients = [torch.autograd.grad(y.square().sum(), w)[0] for y, w in ((found, weight), (expected, wide))]
+    assert (gradients[0].double().cpu() - gradients[1]).norm() <= 1e-5 * gradients[1].norm()
 
 
 @pytest.fixture

@@ -31,14 +31,13 @@ S - 1, which halve the error at other angles: .672 and .683 against .658 and .64
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from monai_gmr.networks.layers.gmr_conv import GMRConvNd
-from monai_gmr.ops import ring_conv
 from monai_gmr.ops.backends import select_backend, takes_factors
 from monai_gmr.ops.compiled_invariants import looped_invariants_of_order
 from monai_gmr.ops.compiled_loops import follow_format, pad_channels_last
@@ -193,12 +192,18 @@ class GMRHarmonicConvNd(GMRConvNd):
         return kernel.reshape(list(kernel.shape[:2]) + list(self.shells.shape)).to(self.weight.dtype)
 
     @torch.jit.unused
-    def _uses_dense(self, input: torch.Tensor) -> bool:
+    def _reduced_by_backend(self, input: torch.Tensor, padding: list[int]) -> torch.Tensor:
+        """What :meth:`_reduced` gives, by the backend that is chosen for the whole layer."""
         backend = select_backend(input, tuple(self.kernel_size), (self.in_channels, self.num_responses))
-        return not takes_factors(backend, input, self.shells, self.stride, self.groups)
+        if takes_factors(backend, input, self.shells, self.stride, self.groups):
+            return self._reduced_by_order(input, padding, backend)
+        with torch.autocast(device_type=self.weight.device.type, enabled=False):
+            kernel = self.dense_kernel()
+        return self._reduced(conv_nd(input, kernel, None, self.stride, padding, self.dilation, self.groups))
 
-    @torch.jit.unused
-    def _reduced_by_order(self, input: torch.Tensor, padding: list[int]) -> torch.Tensor:
+    def _reduced_by_order(
+        self, input: torch.Tensor, padding: list[int], backend: Callable[..., torch.Tensor]
+    ) -> torch.Tensor:
         """What :meth:`_reduced` gives, by a backend that knows radial profiles and angular factors apart."""
         axis, given = input.dim() - self.shells.dim() - 1, input
         rows = self.weight.unflatten(0, (self.groups, -1)).split(self.channels, dim=1)
@@ -216,17 +221,9 @@ class GMRHarmonicConvNd(GMRConvNd):
                 continue
             profile = profiles[min(order, 1)]
             factors = self.angular_factors(index, profile.dtype) if order > 0 else None
+            arrays = (row.flatten(0, 1), profile, self.shells, None)
             geometry = (self.stride, padding, self.dilation, self.groups)
-            part = ring_conv(
-                input,
-                row.flatten(0, 1),
-                profile,
-                self.shells,
-                None,
-                *geometry,
-                factors=factors,
-                live=self.live_shells,
-            )
+            part = backend(input, *arrays, *geometry, factors, self.live_shells)
             sizes = list(part.shape[part.dim() - self.shells.dim() :])
             part = part.unflatten(axis, (self.groups, -1)).flatten(part.dim() - self.shells.dim() + 1)
             parts.append(part if order == 0 else looped_invariants_of_order(part, self.norms[index]))
@@ -257,13 +254,8 @@ class GMRHarmonicConvNd(GMRConvNd):
         if torch.jit.is_scripting() or self.weight.device.type == "meta":
             kernel = self.dense_kernel()
             responses = conv_nd(input, kernel, None, self.stride, padding, self.dilation, self.groups)
-        elif self._uses_dense(input):
-            with torch.autocast(device_type=self.weight.device.type, enabled=False):
-                kernel = self.dense_kernel()
-            responses = conv_nd(input, kernel, None, self.stride, padding, self.dilation, self.groups)
-        else:
-            return self._with_bias(self._reduced_by_order(input, padding))
-        return self._with_bias(self._reduced(responses))
+            return self._with_bias(self._reduced(responses))
+        return self._with_bias(self._reduced_by_backend(input, padding))
 
     def _with_bias(self, output: torch.Tensor) -> torch.Tensor:
         bias = self.bias

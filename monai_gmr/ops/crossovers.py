@@ -1,0 +1,108 @@
+"""From which size on backend "compiled" is faster than "dense": what backend "auto" goes by, measured by ``monai_gmr.apps.crossovers``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+CROSSOVERS = Path(__file__).with_name("crossovers.json")
+# a size counts as faster from this ratio of times on, for other processors have other ratios
+FASTER = 0.85
+
+
+class Point(NamedTuple):
+    """Where times were compared.
+
+    Attributes:
+        dims: number of spatial axes.
+        kernel_size: window length in voxels, along all axes.
+        channels: of input and output.
+    """
+
+    dims: int
+    kernel_size: int
+    channels: int
+
+
+def least_voxels(voxels: Sequence[int], ratios: Sequence[float]) -> int | None:
+    """The smallest measured size from which on all ratios are at most :data:`FASTER`, ``None`` if there is none.
+
+    Args:
+        voxels: measured sizes over the batch, growing.
+        ratios: time over that of "dense", the larger one of forward pass and training step.
+
+    Example:
+        >>> least_voxels([10, 100, 1000], [0.2, 0.9, 0.5]), least_voxels([10, 100], [0.5, 1.5])
+        (1000, None)
+    """
+    found = None
+    for size, ratio in zip(reversed(voxels), reversed(ratios)):
+        if ratio > FASTER:
+            break
+        found = size
+    return found
+
+
+@lru_cache(maxsize=4)
+def read_crossovers(device_type: str, path: Path = CROSSOVERS) -> dict[Point, int | None]:
+    """The measured table: voxels over the batch from which "compiled" is faster; empty for a device that was not measured.
+
+    Args:
+        device_type: "cpu" or "cuda".
+        path: the file.
+    """
+    content = json.loads(path.read_text(encoding="utf-8")).get(device_type, {"rows": []})
+    return {
+        Point(row["dims"], row["kernel_size"], row["channels"]): least_voxels(row["voxels"], row["ratios"])
+        for row in content["rows"]
+    }
+
+
+def is_faster(
+    table: Mapping[Point, int | None], kernel_size: Sequence[int], channels: tuple[int, int], voxels: int
+) -> bool:
+    """Whether a convolution lies beyond the measured crossovers on all sides.
+
+    Args:
+        table: :func:`read_crossovers`.
+        kernel_size: window length along each axis; the next smaller measured one counts.
+        channels: of input and output; for both the next smaller and the next larger measured number have to be faster.
+        voxels: of the input, over the batch.
+
+    Example:
+        >>> table = {Point(2, 3, 8): None, Point(2, 3, 32): 1000, Point(2, 3, 64): 500}
+        >>> is_faster(table, (3, 3), (32, 48), 1000), is_faster(table, (3, 3), (16, 64), 10**9)
+        (True, False)
+    """
+    dims = len(kernel_size)
+    windows = [point.kernel_size for point in table if point.dims == dims and point.kernel_size <= min(kernel_size)]
+    measured = sorted({point.channels for point in table if point.dims == dims})
+    if not windows or min(channels) < measured[0]:
+        return False
+    for count in channels:
+        nearest = (
+            max(c for c in measured if c <= count),
+            min((c for c in measured if c >= count), default=measured[-1]),
+        )
+        for neighbour in nearest:
+            least = table.get(Point(dims, max(windows), neighbour))
+            if least is None or voxels < least:
+                return False
+    return True
+
+
+def merge_rows(path: Path, device_type: str, machine: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table's text with the rows of one device replaced.
+
+    Args:
+        path: the table; it may be missing.
+        device_type: "cpu" or "cuda".
+        machine: what was measured on.
+        rows: ``dims``, ``kernel_size``, ``channels``, ``voxels`` and ``ratios``.
+    """
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    content[device_type] = {"machine": dict(machine), "rows": list(rows)}
+    return json.dumps(content, indent=1) + "\n"

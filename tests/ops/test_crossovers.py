@@ -1,0 +1,110 @@
+"""Backend "auto" takes "compiled" beyond what was measured to be faster, and only where a size repeats long enough."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from monai_gmr import set_backend
+from monai_gmr.apps import crossovers as app
+from monai_gmr.ops import backends, compiled_loops
+from monai_gmr.ops.backends import select_backend
+from monai_gmr.ops.compiled_conv import compiled_backend
+from monai_gmr.ops.crossovers import CROSSOVERS, FASTER, Point, is_faster, least_voxels, read_crossovers
+from monai_gmr.ops.ring_conv import dense_ring_conv
+from monai_gmr.utils import ConfigurationError
+
+
+@given(st.lists(st.tuples(st.integers(1, 10**6), st.floats(0.01, 3)), max_size=6))
+def test_from_the_crossover_on_all_ratios_are_small(pairs):
+    sizes, ratios = zip(*sorted(pairs)) if pairs else ((), ())
+    least = least_voxels(sizes, ratios)
+    beyond = [ratio for size, ratio in zip(sizes, ratios) if least is not None and size >= least]
+    assert all(ratio <= FASTER for ratio in beyond[-1:])
+    assert (least is None) == (not ratios or ratios[-1] > FASTER)
+
+
+TABLE = {Point(2, 3, 8): None, Point(2, 3, 32): 1000, Point(2, 5, 8): 100, Point(2, 5, 32): 10}
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "channels", "voxels", "expected"),
+    [
+        ((3, 3), (32, 32), 1000, True),
+        ((3, 3), (32, 64), 1000, True),
+        ((3, 3), (32, 32), 999, False),
+        ((3, 3), (16, 32), 10**6, False),
+        ((5, 3), (16, 32), 10**6, False),
+        ((5, 5), (16, 32), 100, True),
+        ((5, 5), (16, 32), 99, False),
+        ((9, 9), (8, 8), 100, True),
+        ((5, 5), (3, 32), 10**6, False),
+        ((2, 2), (32, 32), 10**6, False),
+        ((5, 5, 5), (32, 32), 10**6, False),
+    ],
+)
+def test_all_neighbours_in_the_table_have_to_be_faster(kernel_size, channels, voxels, expected):
+    assert is_faster(TABLE, kernel_size, channels, voxels) == expected
+
+
+@pytest.fixture
+def auto(monkeypatch):
+    monkeypatch.setattr(backends, "_spent", backends.defaultdict(float))
+    monkeypatch.setattr(backends, "read_crossovers", lambda device_type: TABLE if device_type == "cpu" else {})
+    set_backend("auto")
+
+
+def test_a_size_is_compiled_once_dense_has_taken_as_long(auto, monkeypatch):
+    x = torch.randn(1, 32, 40, 40)
+    seconds = 2 * 9 * 32 * 32 * 1600 / backends.DENSE_RATE
+    monkeypatch.setenv(backends.PATIENCE_VARIABLE, str(2.5 * seconds))
+    chosen = [select_backend(x, (3, 3), (32, 32)) for _ in range(5)]
+    assert chosen == [dense_ring_conv] * 3 + [compiled_backend] * 2
+    assert select_backend(x[..., 1:], (3, 3), (32, 32)) is dense_ring_conv
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_only_float32_on_a_measured_device_is_compiled(auto, monkeypatch, device, dtype):
+    monkeypatch.setenv(backends.PATIENCE_VARIABLE, "0")
+    x = torch.zeros(1, 32, 40, 40, device=device, dtype=dtype)
+    fast = device == "cpu" and dtype == torch.float32
+    assert select_backend(x, (3, 3), (32, 32)) is (compiled_backend if fast else dense_ring_conv)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert select_backend(x, (3, 3), (32, 32)) is dense_ring_conv
+
+
+def test_patience_that_is_no_number_is_one_sentence(auto, monkeypatch):
+    monkeypatch.setenv(backends.PATIENCE_VARIABLE, "soon")
+    with pytest.raises(ConfigurationError, match=r"^MONAI_GMR_PATIENCE=soon is no number: give seconds\.$"):
+        select_backend(torch.zeros(1, 32, 40, 40), (3, 3), (32, 32))
+
+
+def test_the_table_has_a_row_for_every_point_that_the_script_measures():
+    rows = json.loads(CROSSOVERS.read_text())["cpu"]["rows"]
+    assert [Point(row["dims"], row["kernel_size"], row["channels"]) for row in rows] == app.make_points()
+    for row, point in zip(rows, app.make_points()):
+        shapes = list(app.sizes_of(point))
+        assert row["voxels"] == [shape[0] * shape[2] ** point.dims for shape in shapes]
+        assert len(row["ratios"]) == len(shapes)
+    assert any(read_crossovers("cpu").values())
+    assert read_crossovers("cuda") == {}
+
+
+@pytest.mark.skipif(compiled_loops.compiler_failure() is not None, reason="no C++ compiler")
+def test_the_script_replaces_the_rows_of_its_device_only(tmp_path, capsys):
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps({"cuda": {"rows": []}, "cpu": {"rows": None}}))
+    assert app.main(["--quick", "--repeats", "1", "--output", str(path)]) == 0
+    content = json.loads(path.read_text())
+    assert content["cuda"] == {"rows": []}
+    assert [row["dims"] for row in content["cpu"]["rows"]] == [2, 3]
+    assert "2D k=3 C2: 64: " in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_errors_of_use_are_one_sentence(tmp_path, capsys):
+    assert app.main(["--repeats", "0"]) == 2
+    assert capsys.readouterr().err == "crossovers: repeats=0 is out of range: give 1 or more.\n"
