@@ -66,8 +66,8 @@ class Notes(logging.Handler):
         self.messages.append(record.getMessage())
 
     def about(self, backend: str) -> str | None:
-        """The last message that names a backend."""
-        return next((text for text in reversed(self.messages) if f"'{backend}'" in text), None)
+        """The last message that says why a backend is not used."""
+        return next((text for text in reversed(self.messages) if f"'{backend}' is not used" in text), None)
 
 
 @contextmanager

@@ -136,7 +136,6 @@ def _generate(loop: Loop) -> Callable:
     sums = loop.sums.function()
     examples: list[Any] = [torch.zeros((loop.batch, *loop.padded, *loop.channels))]
     examples += loop.sums.examples(loop.batch, loop.sizes, loop.channels)
-    start = time.perf_counter()
     graph = make_fx(lambda padded, *others: sums(padded, loop.sizes, *others))(*examples)
     # inductor looks into its cache on disk only where sizes have an environment; in it they are to be numbers
     mode = FakeTensorMode(shape_env=ShapeEnv())
@@ -144,8 +143,6 @@ def _generate(loop: Loop) -> Callable:
     with tracing(TracingContext(mode)):
         function = compile_graph(graph, stand_ins, options=OPTIONS)
     function(*examples)
-    seconds = time.perf_counter() - start
-    logger.info(f"backend 'compiled': {seconds:.1f} s for a loop over {loop.sizes} voxels of {loop.channels} channels.")
     return function
 
 
@@ -186,11 +183,22 @@ def can_compile(use: tuple) -> bool:
     return reason is None
 
 
+def _say_seconds(loop: Loop, seconds: float) -> None:
+    """What generating costs: aloud once a process."""
+    text = f"backend 'compiled': {seconds:.1f} s for a loop over {loop.sizes} voxels of {loop.channels} channels"
+    if len(_loops) == 1:
+        logger.warning(f"{text}; each size that repeats gets a few loops, which inductor keeps on disk.")
+    else:
+        logger.info(f"{text}.")
+
+
 def run_loop(loop: Loop, *arguments: torch.Tensor) -> list[torch.Tensor]:
     """Run a loop on a part, generating it when it is new; should that fail, run it as it is written, and leave further uses to "dense"."""
     if loop not in _loops:
         try:
+            start = time.perf_counter()
             _loops[loop] = _generate(loop)
+            _say_seconds(loop, time.perf_counter() - start)
         except Exception as error:  # whatever a compiler says: a run that has begun is to go on
             _failures.append(f"a loop cannot be compiled ({_one_line(error)})")
             _say_dense(_failures[0])

@@ -198,6 +198,17 @@ def test_without_a_compiler_dense_runs_and_says_so_once(compiled, monkeypatch, c
     assert torch.equal(found[1], layer(x))
 
 
+def test_the_time_of_the_first_loop_is_said_aloud(monkeypatch, caplog):
+    monkeypatch.setattr(compiled_loops, "_loops", {})
+    window = compiled_loops.Window((1, 0, 1), (3,), 2, (1,))
+    with caplog.at_level(logging.INFO, "monai_gmr.ops.compiled_loops"):
+        for channels in (3, 5, 5):
+            loop = compiled_loops.Loop(compiled_loops.RingSums(window, 1, False), 1, (4,), (6,), (channels,))
+            compiled_loops.run_loop(loop, torch.ones(1, 6, channels), torch.ones(1, 2))
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert " s for a loop over (4,) voxels of (3,) channels; each size that repeats " in caplog.records[0].message
+
+
 def test_a_loop_that_cannot_be_compiled_runs_as_written_and_later_uses_are_dense(compiled, monkeypatch, caplog):
     def fail(loop):
         raise RuntimeError("no space left on device")
