@@ -29,7 +29,7 @@ from monai_gmr.utils import ConfigurationError
 CHANNELS = (8, 16, 32, 128)
 WINDOWS = {2: (3, 5, 9), 3: (3, 5, 7)}
 # length of an axis and batch
-SIZES = {2: ((32, 4), (64, 8), (128, 16)), 3: ((16, 1), (32, 1), (64, 1))}
+SIZES = {2: ((4, 16), (16, 4), (32, 4), (64, 8), (128, 16)), 3: ((8, 1), (16, 1), (32, 1), (64, 1))}
 QUICK_SIZES = {2: ((8, 1), (8, 2)), 3: ((4, 1),)}
 # above these a dense pass takes seconds and a smaller size has decided
 MOST_OPERATIONS = 3e11

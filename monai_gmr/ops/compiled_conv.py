@@ -39,7 +39,6 @@ from monai_gmr.ops.compiled_loops import (
     Window,
     can_compile,
     follow_format,
-    pad_channels_last,
 )
 from monai_gmr.ops.ring_conv import dense_ring_conv, output_sizes
 
@@ -135,7 +134,7 @@ def compiled_ring_conv(
     """
     window = Window.of(shells, basis.shape[1], dilation)
     loop = RingSums(window, basis.shape[0], with_products=False)
-    parts = Parts(pad_channels_last(x.movedim(1, -1), padding), window, basis.shape[0] * x.shape[1])
+    parts = Parts(x.movedim(1, -1), padding, window, basis.shape[0] * x.shape[1])
     matrix, basis = weight.permute(0, 2, 1).flatten(1), basis.contiguous()
     y = x.new_empty((x.shape[0], *parts.sizes, matrix.shape[0]))
     for part in parts:
@@ -170,7 +169,7 @@ def _gradients(
     rings, outs = basis.shape[0], weight.shape[0]
     loop = RingSums(window, rings, with_products=needed[2])
     margins = [reach - p for reach, p in zip(window.reach(), padding)]
-    parts = Parts(pad_channels_last(gradient.movedim(1, -1), margins), window, (1 + needed[2]) * rings * outs)
+    parts = Parts(gradient.movedim(1, -1), margins, window, (1 + needed[2]) * rings * outs)
     matrix, basis, x_last = _ring_matrix(weight), basis.contiguous(), x.movedim(1, -1).contiguous()
 
     def sums_of(part: Part) -> list[torch.Tensor]:
@@ -231,7 +230,7 @@ def compiled_factor_conv(
     """
     window = Window.of(shells, weight.shape[2], dilation)
     loop = TapSums(window, _rows(factors), gather=False)
-    parts = Parts(pad_channels_last(x.movedim(1, -1), padding), window, weight.shape[0] * weight.shape[2])
+    parts = Parts(x.movedim(1, -1), padding, window, weight.shape[0] * weight.shape[2])
     matrix = _ring_matrix(weight)
     y = x.new_empty((x.shape[0], *parts.sizes, len(factors), weight.shape[0]))
     for part in parts:
@@ -262,7 +261,7 @@ def _factor_gradients(
     loop = TapSums(window, _rows(factors.flip(1)), gather=True)
     margins = [reach - p for reach, p in zip(window.reach(), padding)]
     last = gradient.movedim((2, 1), (-2, -1))
-    parts = Parts(pad_channels_last(last, margins), window, weight.shape[0] * weight.shape[2])
+    parts = Parts(last, margins, window, weight.shape[0] * weight.shape[2])
     matrix, outs, x_last = _ring_matrix(weight), weight.shape[0], x.movedim(1, -1).contiguous()
     found = _gradients_by_part(parts, lambda part: parts.sums(loop, parts.seen(part)), x_last, matrix, [*needed, False])
     if needed[0]:

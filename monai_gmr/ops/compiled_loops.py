@@ -297,29 +297,48 @@ def pad_channels_last(x: torch.Tensor, margins: Sequence[int], first: int = 1) -
 
 
 class Parts:
-    """A padded image ``(batch, *sizes, ...)``, channels last, and the parts that its sums are computed in.
+    """An image ``(batch, *sizes, ...)``, channels last, and the parts that its sums are computed in, each with its own margins of zeros.
 
     Args:
-        padded: :func:`pad_channels_last`.
+        x: the image.
+        margins: voxels of zeros at both ends of an axis, or voxels that do not count for margins below 0.
         window: the taps.
         floats: floats that are written for each voxel.
     """
 
-    def __init__(self, padded: torch.Tensor, window: Window, floats: int) -> None:
-        dims = len(window.shape)
-        self.padded, self.window, self.reach = padded, window, window.reach()
-        self.sizes = [n - reach for n, reach in zip(padded.shape[1 : dims + 1], self.reach)]
-        self.batch, rows = part_of(padded.shape[0], self.sizes, floats)
+    def __init__(self, x: torch.Tensor, margins: Sequence[int], window: Window, floats: int) -> None:
+        # a transposed copy a part would copy the rows that parts share as often
+        self.x, self.margins, self.reach = x.contiguous(), list(margins), window.reach()
+        self.sizes = [n + 2 * m - reach for n, m, reach in zip(x.shape[1:], margins, self.reach)]
+        self.batch, rows = part_of(x.shape[0], self.sizes, floats)
         self.part_sizes = (rows, *self.sizes[1:])
+        self.padded = x.new_empty((0,))
+        if any(margins):
+            lengths = [n + reach for n, reach in zip(self.part_sizes, self.reach)]
+            self.padded = x.new_zeros((self.batch, *lengths, *x.shape[len(margins) + 1 :]))
 
     def __iter__(self) -> Iterator[Part]:
-        for samples, new_samples in slices_of(self.padded.shape[0], self.batch):
+        for samples, new_samples in slices_of(self.x.shape[0], self.batch):
             for rows, new_rows in slices_of(self.sizes[0], self.part_sizes[0]):
                 yield Part(samples, rows, (new_samples, new_rows))
 
     def seen(self, part: Part) -> torch.Tensor:
-        """What the taps of a part see, contiguous: rows of one sample or whole samples."""
-        return self.padded[part.samples, part.rows.start : part.rows.stop + self.reach[0]]
+        """What the taps of a part see, contiguous: rows of one sample or whole samples. The next call may overwrite it."""
+        if not any(self.margins):
+            return self.x[part.samples, part.rows.start : part.rows.stop + self.reach[0]]
+        inside, source = self.padded, self.x[part.samples]
+        for axis, margin in enumerate(self.margins, start=1):
+            # where the padded part begins in the image
+            begin = (part.rows.start if axis == 1 else 0) - margin
+            first = min(max(0, -begin), inside.shape[axis])
+            last = max(first, min(inside.shape[axis], source.shape[axis] - begin))
+            if axis == 1:
+                inside[:, :first].zero_()
+                inside[:, last:].zero_()
+            inside = inside.narrow(axis, first, last - first)
+            source = source.narrow(axis, min(max(0, begin + first), source.shape[axis]), last - first)
+        inside.copy_(source)
+        return self.padded
 
     def sums(self, sums: Sums, seen: torch.Tensor, *arguments: torch.Tensor) -> list[torch.Tensor]:
         """Run the loop for what :meth:`seen` gave, or for what was computed from it."""

@@ -134,6 +134,17 @@ def test_parts_cover_every_row_once(batch, sizes, floats):
     assert (counts == 1).all()
 
 
+@pytest.mark.parametrize("floats", [1, 2**16, 2**21])
+@pytest.mark.parametrize("margins", [[0, 0], [1, 2], [-1, 3], [5, 0], [4, -2]])
+def test_parts_see_the_padded_image(floats, margins):
+    x, window = torch.randn(3, 7, 9, 2), compiled_loops.Window((0,) * 9, (3, 3), 1, (1, 1))
+    parts = compiled_loops.Parts(x, margins, window, floats)
+    padded = torch.nn.functional.pad(x, [0, 0, margins[1], margins[1], margins[0], margins[0]])
+    for part in parts:
+        expected = padded[part.samples, part.rows.start : part.rows.stop + 2]
+        assert torch.equal(parts.seen(part), expected)
+
+
 @pytest.mark.parametrize(("kernel_size", "rings"), [(3, "gaussian"), (4, "gaussian"), (3, "indexed"), (3, "hard")])
 @pytest.mark.filterwarnings("ignore::monai_gmr.utils.SymmetryWarning")
 def test_layers_give_what_dense_gives(compiled, rings, kernel_size):
