@@ -23,7 +23,7 @@ window 2.2 and 4.6; equal columns of the window (sums over two axes) first, then
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -41,6 +41,7 @@ from monai_gmr.ops.compiled_loops import (
     follow_format,
 )
 from monai_gmr.ops.ring_conv import dense_ring_conv, output_sizes
+from monai_gmr.ops.shell_conv import dense_shell_conv
 
 
 def _as_image(tensor: torch.Tensor) -> torch.Tensor:
@@ -198,8 +199,23 @@ def _(gradient, x, weight, basis, shells, padding, dilation, needed):
     ]
 
 
+def _differentiable(
+    y: torch.Tensor, inputs: Sequence[torch.Tensor], needed: Sequence[bool], gradient: torch.Tensor
+) -> list[torch.Tensor | None]:
+    """Gradients that are to be differentiated themselves, by the dense operation; ``None`` where not needed."""
+    wanted = [each for each, asked in zip(inputs, needed) if asked]
+    found = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
+    return [next(found) if asked else None for asked in needed]
+
+
 def _backward(ctx: Any, gradient: torch.Tensor) -> tuple:
     needed = list(ctx.needs_input_grad[:3])
+    if torch.is_grad_enabled():
+        x, weight, basis, shells = ctx.saved_tensors
+        dims = shells.dim()
+        padded = F.pad(basis, [0, int(shells.max()) + 1 - basis.shape[1]])
+        y = dense_ring_conv(x, weight, padded, shells, None, [1] * dims, ctx.padding, ctx.dilation, 1)
+        return *_differentiable(y, (x, weight, basis), needed, gradient), None, None, None
     found = _gradients(gradient, *ctx.saved_tensors, ctx.padding, ctx.dilation, needed)
     return *(each if wanted else None for each, wanted in zip(found, needed)), None, None, None
 
@@ -282,6 +298,10 @@ def _(gradient, x, weight, shells, factors, padding, dilation, needed):
 def _factor_backward(ctx: Any, gradient: torch.Tensor) -> tuple:
     x, weight, shells, factors = ctx.saved_tensors
     needed = list(ctx.needs_input_grad[:2])
+    if torch.is_grad_enabled():
+        counted = shells.where(shells >= 0, weight.shape[2])
+        y = dense_shell_conv(x, weight, counted, factors, [1] * shells.dim(), ctx.padding, ctx.dilation, 1)
+        return *_differentiable(y, (x, weight), needed, gradient), None, None, None, None
     x_gradient, weight_gradient = _factor_gradients(
         gradient, x, weight, shells, factors, ctx.padding, ctx.dilation, needed
     )
@@ -304,10 +324,12 @@ def _shells_with_factors(window: tuple[int, ...], live: int, rows: tuple[tuple[f
 
 
 def has_loops(x: torch.Tensor, shells: torch.Tensor, stride: list[int], groups: int) -> bool:
-    """Whether there are loops for such a convolution; not for strides, groups, half precision, and windows without a centre."""
+    """Whether there are loops for such a convolution; not for strides, groups, half precision, ``torch.func``, and
+    windows without a centre."""
     window = shells.flatten().tolist()
     return (
-        x.device.type == "cpu"
+        not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        and x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and max(stride) == groups == 1

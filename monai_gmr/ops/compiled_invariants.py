@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from monai_gmr.ops.compiled_loops import Loop, can_compile, run_loop
-from monai_gmr.ops.invariants import NORM_SMOOTHING, inner_product_scale, invariants_of_order
+from monai_gmr.ops.invariants import NORM_SMOOTHING, inner_product_scale, invariants, invariants_of_order
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -115,6 +115,13 @@ def _setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
 
 
 def _backward(ctx: Any, gradient: torch.Tensor) -> tuple:
+    if torch.is_grad_enabled():
+        # a gradient that is to be differentiated itself
+        (part,) = ctx.saved_tensors
+        channels, components = part.shape[3], part.shape[2]
+        responses = part.permute(0, 3, 2, 1).flatten(1, 2).unsqueeze(1)
+        y = invariants(responses, [ctx.norms], [channels - ctx.norms], [components])[:, 0].transpose(1, 2)
+        return *torch.autograd.grad(y, part, gradient, create_graph=True), None
     return _gradient(gradient, *ctx.saved_tensors, ctx.norms), None
 
 
@@ -127,6 +134,7 @@ def _has_loops(last: torch.Tensor, norms: int) -> bool:
         last.device.type == "cpu"
         and last.dtype == torch.float32
         and last.numel() > 0
+        and not torch._C._functorch.is_functorch_wrapped_tensor(last)
         and last.is_contiguous()
         and not torch.compiler.is_compiling()
         and can_compile((last.shape, norms))

@@ -213,12 +213,6 @@ class _Invariants(torch.autograd.Function):
             _reduce_backward(part, n, got, own, wanted, target)
         return result, None, None, None
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, responses: torch.Tensor, *sizes: Any) -> tuple:
-        batched = responses.movedim(in_dims[0], 0)
-        out = _Invariants.apply(batched.flatten(0, 1), *sizes)
-        return tuple(each.unflatten(0, batched.shape[:2]) for each in out), (0,) * len(out)
-
 
 class _OrderInvariants(torch.autograd.Function):
     """:class:`_Invariants` of one order whose components have an axis of their own."""
@@ -263,6 +257,8 @@ def fused_invariants(
     responses: torch.Tensor, norms: list[int], inner_products: list[int], components: list[int]
 ) -> torch.Tensor:
     """:func:`invariants`, faster where it runs as it is written: the compilers fuse the other one themselves."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(responses):
+        return invariants(responses, norms, inner_products, components)
     return _Invariants.apply(responses, norms, inner_products, components)[0]
 
 

@@ -112,6 +112,28 @@ def test_harmonic_layers_give_what_dense_gives(compiled, make, size):
         assert (a - b).norm() <= 1e-5 * b.norm()
 
 
+@pytest.mark.parametrize("make", [GMRConv2d, GMRHarmonicConv2d])
+def test_gradients_can_be_differentiated(compiled, make):
+    layer, x = make(3, 6, 3, padding=1), torch.randn(2, 3, 7, 6, requires_grad=True)
+
+    def penalty():
+        y = layer(x)
+        own = torch.autograd.grad(y.square().sum(), x, create_graph=True)[0]
+        return torch.autograd.grad(own.square().sum(), [x, *(p for p in layer.parameters() if p is not layer.bias)])
+
+    found = penalty()
+    set_backend("dense")
+    for a, b in zip(found, penalty()):
+        assert (a - b).norm() <= 1e-4 * b.norm()
+
+
+def test_transforms_of_functions_take_the_dense_kernel(compiled):
+    layer, x = GMRHarmonicConv2d(3, 6, 3, padding=1), torch.randn(4, 2, 3, 7, 6)
+    assert torch.allclose(torch.func.vmap(layer)(x), torch.stack([layer(each) for each in x]), atol=1e-5)
+    jacobian = torch.func.jacrev(lambda x: layer(x).sum((2, 3)))(x[0])
+    assert jacobian.shape == (2, 6, 2, 3, 7, 6)
+
+
 def test_a_loop_is_made_for_its_sizes_alone():
     """With symbolic sizes it would be several times as slow."""
     window = compiled_loops.Window((1, 0, 1), (3,), 2, (1,))
