@@ -51,7 +51,7 @@ def available_backends() -> tuple[str, ...]:
     Example:
         >>> import monai_gmr.ops
         >>> available_backends()
-        ('auto', 'dense', 'compiled', 'triton')
+        ('auto', 'dense', 'triton', 'compiled')
     """
     return ("auto", *_BACKENDS)
 
