@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from monai_gmr.ops.crossovers import is_faster, read_crossovers
+from monai_gmr.ops.crossovers import crossover
 from monai_gmr.utils import ConfigurationError, check_choice
 
 ENVIRONMENT_VARIABLE = "MONAI_GMR_BACKEND"
@@ -107,7 +107,8 @@ def _choose(x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, 
     if x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
         return "dense"
     voxels = x.numel() // max(channels[0], 1)
-    if not is_faster(read_crossovers(x.device.type), kernel_size, channels, voxels):
+    least = crossover(x.device.type, kernel_size, channels)
+    if least is None or voxels < least:
         return "dense"
     use = (x.shape, kernel_size, channels)
     if _spent[use] >= patience():

@@ -61,37 +61,39 @@ def read_crossovers(device_type: str, path: Path = CROSSOVERS) -> dict[Point, in
     }
 
 
-def is_faster(
-    table: Mapping[Point, int | None], kernel_size: Sequence[int], channels: tuple[int, int], voxels: int
-) -> bool:
-    """Whether a convolution lies beyond the measured crossovers on all sides.
+def least_of_neighbours(
+    table: Mapping[Point, int | None], kernel_size: Sequence[int], channels: tuple[int, int]
+) -> int | None:
+    """Voxels over the batch from which a convolution lies beyond the measured crossovers on all sides, ``None`` if it never does.
 
     Args:
         table: :func:`read_crossovers`.
         kernel_size: window length along each axis; the next smaller measured one counts.
         channels: of input and output; for both the next smaller and the next larger measured number have to be faster.
-        voxels: of the input, over the batch.
 
     Example:
         >>> table = {Point(2, 3, 8): None, Point(2, 3, 32): 1000, Point(2, 3, 64): 500}
-        >>> is_faster(table, (3, 3), (32, 48), 1000), is_faster(table, (3, 3), (16, 64), 10**9)
-        (True, False)
+        >>> least_of_neighbours(table, (3, 3), (32, 48)), least_of_neighbours(table, (3, 3), (16, 64))
+        (1000, None)
     """
     dims = len(kernel_size)
     windows = [point.kernel_size for point in table if point.dims == dims and point.kernel_size <= min(kernel_size)]
     measured = sorted({point.channels for point in table if point.dims == dims})
     if not windows or min(channels) < measured[0]:
-        return False
+        return None
+    found = []
     for count in channels:
-        nearest = (
-            max(c for c in measured if c <= count),
-            min((c for c in measured if c >= count), default=measured[-1]),
-        )
-        for neighbour in nearest:
-            least = table.get(Point(dims, max(windows), neighbour))
-            if least is None or voxels < least:
-                return False
-    return True
+        smaller = max(c for c in measured if c <= count)
+        larger = min((c for c in measured if c >= count), default=measured[-1])
+        found += [table.get(Point(dims, max(windows), neighbour)) for neighbour in (smaller, larger)]
+    known = [least for least in found if least is not None]
+    return max(known) if len(known) == len(found) else None
+
+
+@lru_cache(maxsize=1024)
+def crossover(device_type: str, kernel_size: tuple[int, ...], channels: tuple[int, int]) -> int | None:
+    """:func:`least_of_neighbours` in the installed table, kept, for every call of a layer asks."""
+    return least_of_neighbours(read_crossovers(device_type), kernel_size, channels)
 
 
 def merge_rows(path: Path, device_type: str, machine: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
