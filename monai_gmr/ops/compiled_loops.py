@@ -22,7 +22,7 @@ LARGEST_NUMBER_OF_LOOPS = 512
 _uses: Counter = Counter()
 
 # of what one part writes; parts that are reused stay in the last level of cache
-BYTES_OF_A_PART = 8 * 2**20
+BYTES_OF_A_PART = 5 * 2**20
 
 
 class Window(NamedTuple):
@@ -217,7 +217,7 @@ def part_of(batch: int, sizes: Sequence[int], floats: int) -> tuple[int, int]:
 
     Example:
         >>> part_of(8, (64, 64), 320), part_of(1, (48, 48, 48), 96), part_of(32, (8, 8), 32)
-        ((1, 64), (1, 8), (32, 8))
+        ((1, 64), (1, 5), (32, 8))
     """
     row = 4 * floats
     for n in sizes[1:]:
