@@ -1,1 +1,21 @@
 """Layers, blocks and nets, and what serves them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from monai_gmr.networks.checkpoints import load_gmr_conv_checkpoint
+    from monai_gmr.networks.convert import convert_to_gmr
+
+__all__ = ["convert_to_gmr", "load_gmr_conv_checkpoint"]
+
+# they bring all of MONAI's nets with them, so they are imported when they are asked for
+_HOMES = {"convert_to_gmr": "convert", "load_gmr_conv_checkpoint": "checkpoints"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

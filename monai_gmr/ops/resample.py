@@ -46,15 +46,18 @@ def lowpass_matrix(size: int, factor: int, sigma: float, like: torch.Tensor) -> 
     return window / window.sum(dim=1, keepdim=True)
 
 
-def window_matrix(size: int, kernel_size: int, stride: int, padding: int, like: torch.Tensor) -> torch.Tensor:
-    """Means over windows, as a matrix; each row sums to 1, padding is not counted.
+def window_matrix(
+    size: int, kernel_size: int, stride: int, padding: int, like: torch.Tensor, count_padding: bool = False
+) -> torch.Tensor:
+    """Means over windows, as a matrix; each row sums to 1 where padding is not counted.
 
     Args:
         size: length of the axis in voxels.
         kernel_size: length of the window in voxels.
         stride: step in voxels.
-        padding: voxels at both ends that no window counts.
+        padding: voxels at both ends.
         like: tensor whose device the result takes; float64 stays, all else is made in float32.
+        count_padding: whether padding counts as voxels of 0.
 
     Returns:
         ``((size + 2 * padding - kernel_size) // stride + 1, size)``.
@@ -70,6 +73,8 @@ def window_matrix(size: int, kernel_size: int, stride: int, padding: int, like: 
     starts = torch.arange(windows, dtype=dtype, device=like.device) * stride - padding
     offset = voxels[None, :] - starts[:, None]
     inside = torch.logical_and(offset >= 0, offset < kernel_size).to(dtype)
+    if count_padding:
+        return inside / kernel_size
     return inside / inside.sum(dim=1, keepdim=True)
 
 

@@ -2,6 +2,7 @@
 
 from monai_gmr.symmetry.harmonics import number_of_components, real_harmonics, tap_harmonics
 from monai_gmr.symmetry.point_groups import generate_group, is_grid_symmetry, point_group, transform_grid
+from monai_gmr.symmetry.projection import project_kernel, project_kernel_on_order, project_transposed_kernel
 from monai_gmr.symmetry.radial_bases import (
     default_num_rings,
     gaussian_basis,
@@ -10,16 +11,18 @@ from monai_gmr.symmetry.radial_bases import (
     initial_sigma,
     positive_sigma,
     ring_masks,
+    square_ring_masks,
 )
 from monai_gmr.symmetry.rotations import inscribed_ball, rotation_matrix, transform_image
 from monai_gmr.symmetry.shells import Shells, kernel_shells, tap_coordinates, tap_spacing
-from monai_gmr.symmetry.strides import stride_is_exact, symmetric_padding, transposed_padding
+from monai_gmr.symmetry.strides import centred_window, stride_is_exact, symmetric_padding, transposed_padding
 from monai_gmr.symmetry.views import View, angle_views, group_views
 
 __all__ = [
     "Shells",
     "View",
     "angle_views",
+    "centred_window",
     "default_num_rings",
     "gaussian_basis",
     "gaussian_means",
@@ -33,9 +36,13 @@ __all__ = [
     "number_of_components",
     "point_group",
     "positive_sigma",
+    "project_kernel",
+    "project_kernel_on_order",
+    "project_transposed_kernel",
     "real_harmonics",
     "ring_masks",
     "rotation_matrix",
+    "square_ring_masks",
     "stride_is_exact",
     "symmetric_padding",
     "tap_coordinates",

@@ -4,11 +4,12 @@ A basis is an array of shape ``(rings, shells)``: the value of each ring's funct
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from monai_gmr.symmetry.shells import UNITS_PER_SQUARED_VOXEL, Shells
+from monai_gmr.symmetry.shells import UNITS_PER_SQUARED_VOXEL, Shells, kernel_shells
 
 GAUSSIAN_SIGMA = 0.6
 GAUSSIAN_MEAN_MARGIN = 1.75
@@ -61,6 +62,26 @@ def ring_masks(shells: Shells, num_rings: int) -> np.ndarray:
     """
     edges = np.linspace(0, shells.support - 0.5, num_rings + 1)
     return (edges[:-1, None] <= shells.radii) & (shells.radii < edges[1:, None])
+
+
+def square_ring_masks(kernel_size: Sequence[int], num_rings: int, steps: Sequence[float] | None = None) -> np.ndarray:
+    """Which ring each shell lies in when the rings reach into the corners: ``edges = linspace(0, radius of the corners, rings)``.
+
+    Args:
+        kernel_size: window length along each axis.
+        num_rings: number of rings R; the last one is the corners alone.
+        steps: distance of neighbouring taps along each axis; default 1.
+
+    Returns:
+        boolean array of shape ``(R, shells)``, with each shell in one ring.
+
+    Example:
+        >>> square_ring_masks((5, 5), 4).astype(int).argmax(axis=0).tolist()
+        [0, 1, 1, 2, 2, 3]
+    """
+    radii = kernel_shells(kernel_size, steps).radii
+    edges = np.append(np.linspace(0, radii[-1], num_rings), np.inf)
+    return (edges[:-1, None] <= radii) & (radii < edges[1:, None])
 
 
 def positive_sigma(log_sigma: torch.Tensor, floor: float) -> torch.Tensor:

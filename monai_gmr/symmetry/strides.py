@@ -56,6 +56,46 @@ def symmetric_padding(size: int, kernel_size: int, stride: int = 1, dilation: in
     )
 
 
+def centred_window(
+    size: int, kernel_size: int, stride: int = 1, padding: int = 0, dilation: int = 1
+) -> tuple[int, int]:
+    """The window, as long as asked for or a tap longer, whose strided steps lie about the centre of an axis.
+
+    The result is as long as that of a window of ``kernel_size`` with ``padding``: an even window where the steps leave an even number of
+    voxels between the centre of the grid and that of a window, an odd one otherwise.
+
+    Args:
+        size: length of the axis in voxels.
+        kernel_size: length of the window in taps.
+        stride: step in voxels.
+        padding: voxels added at *both ends together*.
+        dilation: distance of neighbouring taps in voxels.
+
+    Returns:
+        length of the window in taps, and voxels to add at *each* end (below 0: to leave out).
+
+    Raises:
+        ConfigurationError: when the window is too long for the axis, and when the dilation is even and the steps ask for another parity.
+
+    Example:
+        >>> centred_window(65, 3, 2, 2), centred_window(64, 3, 2, 2), centred_window(5, 2, 2)
+        ((3, 1), (4, 1), (3, 0))
+    """
+    length = (size + padding - dilation * (kernel_size - 1) - 1) // stride + 1
+    if length < 1:
+        raise ConfigurationError(
+            f"a window of {kernel_size} taps, dilation={dilation}, does not fit into {size} voxels and {padding} of padding: "
+            "give a larger image."
+        )
+    for window in (kernel_size, kernel_size + 1):
+        missing = (length - 1) * stride + dilation * (window - 1) + 1 - size
+        if missing % 2 == 0:
+            return window, missing // 2
+    raise ConfigurationError(
+        f"stride={stride} with dilation={dilation} has no window about the centre of {size} voxels: use an odd dilation."
+    )
+
+
 def transposed_padding(kernel_size: int, stride: int, dilation: int = 1) -> int:
     """The padding with which a transposed layer makes an axis exactly ``stride`` times as long.
 

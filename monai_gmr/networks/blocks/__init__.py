@@ -2,5 +2,13 @@
 
 from monai_gmr.networks.blocks.convolutions import GMRConvolution, GMRResidualUnit
 from monai_gmr.networks.blocks.resnet_blocks import GMRResNetBlock, make_downsample
+from monai_gmr.networks.blocks.upsampling import GMRCornerUpsample, GMRTrim
 
-__all__ = ["GMRConvolution", "GMRResNetBlock", "GMRResidualUnit", "make_downsample"]
+__all__ = [
+    "GMRConvolution",
+    "GMRCornerUpsample",
+    "GMRResNetBlock",
+    "GMRResidualUnit",
+    "GMRTrim",
+    "make_downsample",
+]

@@ -58,7 +58,8 @@ class GMRConvolution(nn.Sequential):
         padding: voxels at both ends of an axis; default: what keeps the size.
         output_padding: must be ``None`` or 0: any other breaks the symmetry.
         conv: "gmr", "gmr_harmonic", "sre" or "plain", or a pair of the name and further arguments of the layer.
-        rings, spacing, padding_mode: as in :class:`GMRConv2d`.
+        rings: as in :func:`make_convolution`.
+        spacing, padding_mode: as in :class:`GMRConv2d`.
 
     Raises:
         ConfigurationError: when arguments do not fit; one sentence that says what does.

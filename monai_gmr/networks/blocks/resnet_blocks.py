@@ -1,9 +1,10 @@
 """Blocks of :class:`GMRResNet`: resampling before the convolutions, activation after the sum."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from monai.networks.layers.factories import Pool
 from monai.networks.layers.utils import get_act_layer
 from torch import nn
 
@@ -11,7 +12,12 @@ from monai_gmr.networks.blocks.convolutions import GMRConvolution
 from monai_gmr.networks.layers import GMRAvgPool, GMRDownsample, GMRMaxPool
 from monai_gmr.utils import check_choice
 
-DOWNSAMPLE = {"lowpass": GMRDownsample, "avg": GMRAvgPool, "max": GMRMaxPool}
+DOWNSAMPLE: dict[str, Callable[..., nn.Module]] = {
+    "lowpass": GMRDownsample,
+    "avg": GMRAvgPool,
+    "max": GMRMaxPool,
+    "plain_max": lambda spatial_dims, **arguments: Pool["MAX", spatial_dims](**arguments),
+}
 
 
 def make_downsample(downsample: str | tuple | list, spatial_dims: int) -> nn.Module:
@@ -19,7 +25,8 @@ def make_downsample(downsample: str | tuple | list, spatial_dims: int) -> nn.Mod
 
     Args:
         downsample: "lowpass" (:class:`GMRDownsample`, anti-aliased), "avg" or "max", or a tuple of the name and further
-            arguments, such as ``("lowpass", {"sigma": 0.8})``.
+            arguments, such as ``("lowpass", {"sigma": 0.8})`` or ``("max", {"kernel_size": 3, "padding": 1})``; or "plain_max"
+            (``torch.nn.MaxPoolNd``, for the checkpoints of others: **not exact** where its windows do not end with the grid).
         spatial_dims: 1, 2 or 3.
 
     Raises:
@@ -33,7 +40,8 @@ def make_downsample(downsample: str | tuple | list, spatial_dims: int) -> nn.Mod
     """
     name, arguments = (downsample, {}) if isinstance(downsample, str) else downsample
     check_choice("downsample", name, tuple(DOWNSAMPLE))
-    return DOWNSAMPLE[name](spatial_dims, 2, **arguments)
+    step: dict[str, Any] = {"scale_factor": 2} if name == "lowpass" else {"kernel_size": 2, "stride": 2}
+    return DOWNSAMPLE[name](spatial_dims, **(step | dict(arguments)))
 
 
 class GMRResNetBlock(nn.Module):
@@ -49,6 +57,7 @@ class GMRResNetBlock(nn.Module):
         downsample: as in :func:`make_downsample`.
         act, norm: as in ``monai.networks.blocks.Convolution``.
         conv, rings, spacing, padding_mode: as in :class:`GMRConvolution`.
+        downsample_inside: whether a bottleneck halves the grid after its first convolution, not before it (ResNet "v1.5").
 
     Example:
         >>> GMRResNetBlock(2, 8, 16, kernel_size=5, stride=2)(torch.rand(1, 8, 9, 12)).shape
@@ -70,6 +79,7 @@ class GMRResNetBlock(nn.Module):
         rings: str = "gaussian",
         spacing: Sequence[float] | None = None,
         padding_mode: str = "zeros",
+        downsample_inside: bool = False,
     ) -> None:
         super().__init__()
         expansion = 4 if bottleneck else 1
@@ -78,6 +88,7 @@ class GMRResNetBlock(nn.Module):
         )
         windows: list = [1, kernel_size, 1] if bottleneck else [kernel_size, kernel_size]
         self.downsample = make_downsample(downsample, spatial_dims) if stride > 1 else nn.Identity()
+        self.inside = downsample_inside and bottleneck and stride > 1
         common: dict[str, Any] = {"norm": norm, "bias": False}
         self.convs = nn.Sequential()
         for i, window in enumerate(windows):
@@ -95,6 +106,8 @@ class GMRResNetBlock(nn.Module):
                 **common,
             )
             self.convs.add_module(f"conv{i + 1}", block)
+            if self.inside and i == 0:
+                self.convs.add_module("downsample", make_downsample(downsample, spatial_dims))
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or in_channels != widths[-1]:
             self.shortcut = GMRConvolution(
@@ -108,5 +121,5 @@ class GMRResNetBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(batch, in_channels, *spatial)`` to ``(batch, channels * expansion, *ceil(spatial / stride))``."""
-        x = self.downsample(x)
-        return self.act(self.convs(x) + self.shortcut(x))
+        coarse = self.downsample(x)
+        return self.act(self.convs(x if self.inside else coarse) + self.shortcut(coarse))

@@ -1,5 +1,13 @@
 """Thin modules over the operations: radial convolutions, resampling and pooling."""
 
+from monai_gmr.networks.layers.centred_conv import (
+    GMRCentredConv1d,
+    GMRCentredConv2d,
+    GMRCentredConv3d,
+    GMRCentredHarmonicConv1d,
+    GMRCentredHarmonicConv2d,
+    GMRCentredHarmonicConv3d,
+)
 from monai_gmr.networks.layers.factories import make_convolution, register_layers, split_convolution
 from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d
 from monai_gmr.networks.layers.gmr_conv_transpose import (
@@ -9,10 +17,24 @@ from monai_gmr.networks.layers.gmr_conv_transpose import (
 )
 from monai_gmr.networks.layers.gmr_harmonic_conv import GMRHarmonicConv1d, GMRHarmonicConv2d, GMRHarmonicConv3d
 from monai_gmr.networks.layers.resampling import GMRAvgPool, GMRDownsample, GMRMaxPool, GMRUpsample
+from monai_gmr.networks.layers.sized_upsampling import (
+    GMRInterpolate,
+    GMRResizedConv1d,
+    GMRResizedConv2d,
+    GMRResizedConv3d,
+    GMRSubpixelMean,
+)
+from monai_gmr.networks.layers.square_conv import GMRSquareConv2d, GMRSquareConv3d
 from monai_gmr.networks.layers.sre_conv import SREConv2d, SREConv3d
 
 __all__ = [
     "GMRAvgPool",
+    "GMRCentredConv1d",
+    "GMRCentredConv2d",
+    "GMRCentredConv3d",
+    "GMRCentredHarmonicConv1d",
+    "GMRCentredHarmonicConv2d",
+    "GMRCentredHarmonicConv3d",
     "GMRConv1d",
     "GMRConv2d",
     "GMRConv3d",
@@ -23,7 +45,14 @@ __all__ = [
     "GMRHarmonicConv1d",
     "GMRHarmonicConv2d",
     "GMRHarmonicConv3d",
+    "GMRInterpolate",
     "GMRMaxPool",
+    "GMRResizedConv1d",
+    "GMRResizedConv2d",
+    "GMRResizedConv3d",
+    "GMRSquareConv2d",
+    "GMRSquareConv3d",
+    "GMRSubpixelMean",
     "GMRUpsample",
     "SREConv2d",
     "SREConv3d",

@@ -17,6 +17,7 @@ from monai_gmr.networks.layers.gmr_conv_transpose import (
 )
 from monai_gmr.networks.layers.gmr_harmonic_conv import GMRHarmonicConv1d, GMRHarmonicConv2d, GMRHarmonicConv3d
 from monai_gmr.networks.layers.resampling import GMRAvgPool, GMRMaxPool
+from monai_gmr.networks.layers.square_conv import SQUARE_RINGS, GMRSquareConv2d, GMRSquareConv3d
 from monai_gmr.networks.layers.sre_conv import SREConv2d, SREConv3d
 from monai_gmr.utils import ConfigurationError, check_choice
 
@@ -66,7 +67,8 @@ def make_convolution(
         in_channels: channels of the input.
         out_channels: channels of the output.
         kernel_size: window length in voxels.
-        rings: kind of rings, for "gmr" and "gmr_harmonic".
+        rings: kind of rings, for "gmr" and "gmr_harmonic"; for "gmr" in 2D and 3D also "indexed_square" or "hard_square", which reach
+            into the corners of the window (:class:`GMRSquareConv2d`).
         spacing: voxel size in millimetres, for all but "plain".
         kwargs: further arguments of ``torch.nn.ConvNd``.
 
@@ -84,8 +86,10 @@ def make_convolution(
         "sre": {"spacing": spacing},
         "plain": {},
     }
-    kwargs = options[name] | kwargs | arguments
-    return Conv[CONVOLUTIONS[name], spatial_dims](in_channels, out_channels, kernel_size, **kwargs)
+    kwargs, key = options[name] | kwargs | arguments, CONVOLUTIONS[name]
+    if name == "gmr" and kwargs["rings"] in SQUARE_RINGS:
+        kwargs["rings"], key = SQUARE_RINGS[kwargs["rings"]], "GMRSQUARE"
+    return Conv[key, spatial_dims](in_channels, out_channels, kernel_size, **kwargs)
 
 
 def _by_dimension(name: str, classes: dict[int, Any]) -> Callable[[int], Any]:
@@ -111,6 +115,7 @@ def register_layers() -> None:
         "GMR": {1: GMRConv1d, 2: GMRConv2d, 3: GMRConv3d},
         "GMRTRANS": {1: GMRConvTranspose1d, 2: GMRConvTranspose2d, 3: GMRConvTranspose3d},
         "GMRHARMONIC": {1: GMRHarmonicConv1d, 2: GMRHarmonicConv2d, 3: GMRHarmonicConv3d},
+        "GMRSQUARE": {2: GMRSquareConv2d, 3: GMRSquareConv3d},
         "SRE": {2: SREConv2d, 3: SREConv3d},
     }
     for name, classes in convolutions.items():

@@ -105,6 +105,11 @@ class GMRHarmonicConvNd(GMRConvNd):
             order_split = [0.5 if order == 0 else 0.5 / others for order in orders]
         if len(order_split) != len(orders):
             raise ConfigurationError(f"order_split={tuple(order_split)} has not one share for each of orders={orders}.")
+        window = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
+        if max(window) == 1 and max(orders) > 0:
+            raise ConfigurationError(
+                f"kernel_size={kernel_size} has no directions for orders={orders}: use a window of at least 2, or orders=(0,)."
+            )
         self.first_mean, self.mean_margins = HARMONIC_FIRST_MEAN, (GAUSSIAN_MEAN_MARGIN, HARMONIC_MEAN_MARGIN)
         self.harmonic_unit = float(UNITS_PER_HARMONIC)
         self.orders, self.components, self.order_split = orders, components, tuple(order_split)
@@ -185,11 +190,14 @@ class GMRHarmonicConvNd(GMRConvNd):
 
     def dense_kernel(self) -> torch.Tensor:
         """Kernels of all components of all orders, shape ``(responses, in_channels / groups, *kernel_size)``."""
-        basis = self.tap_basis()
+        return self._responses_kernel(self.tap_basis(), list(self.shells.shape))
+
+    def _responses_kernel(self, basis: torch.Tensor, window: list[int]) -> torch.Tensor:
+        """The rows of all responses from functions on the taps of a window."""
         weight = self.weight.to(basis.dtype).unflatten(0, [self.groups, self.out_channels // self.groups])
         rows = weight.index_select(1, self.response_channel)
         kernel = torch.matmul(rows, basis.index_select(0, self.response_component)).flatten(0, 1)
-        return kernel.reshape(list(kernel.shape[:2]) + list(self.shells.shape)).to(self.weight.dtype)
+        return kernel.reshape(list(kernel.shape[:2]) + window).to(self.weight.dtype)
 
     @torch.jit.unused
     def _reduced_by_backend(self, input: torch.Tensor, padding: list[int]) -> torch.Tensor:

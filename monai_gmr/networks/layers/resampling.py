@@ -5,9 +5,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.utils import _ntuple
 
+from monai_gmr.networks.layers.size_trail import record_sizes
 from monai_gmr.ops import symmetric_downsample, symmetric_upsample
 from monai_gmr.ops.resample import apply_along_axis, window_matrix
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.utils import ConfigurationError, check_choice
 
 
 def _factors(name: str, spatial_dims: int, value: int | tuple[int, ...]) -> list[int]:
@@ -96,6 +97,8 @@ class SymmetricPoolNd(nn.Module):
         kernel_size: window in voxels, one number or one an axis.
         stride: step in voxels; default ``kernel_size``.
         padding: voxels at both ends of an axis that no window counts.
+        rounding: number of windows along an axis: "cover": at least ``ceil(n / stride)``; "floor" or "ceil": as torch's pools have it
+            without and with ``ceil_mode``.
     """
 
     def __init__(
@@ -104,8 +107,12 @@ class SymmetricPoolNd(nn.Module):
         kernel_size: int | tuple[int, ...] = 2,
         stride: int | tuple[int, ...] | None = None,
         padding: int | tuple[int, ...] = 0,
+        rounding: str = "cover",
     ) -> None:
         super().__init__()
+        check_choice("rounding", rounding, ("cover", "floor", "ceil"))
+        self.rounding = rounding
+        self.levels: list[tuple[list[int], list[int]]] = []
         self.kernel_size = _factors("kernel_size", spatial_dims, kernel_size)
         self.stride = _factors("stride", spatial_dims, kernel_size if stride is None else stride)
         self.padding = [int(p) for p in _ntuple(spatial_dims)(padding)]
@@ -123,8 +130,10 @@ class SymmetricPoolNd(nn.Module):
             k, s, p = self.kernel_size[i], self.stride[i], self.padding[i]
             n = x.shape[x.dim() - dims + i]
             windows = (n + 2 * p - k) // s + 1
-            if windows < (n + s - 1) // s:
+            if self.rounding == "ceil" or (self.rounding == "cover" and windows < (n + s - 1) // s):
                 windows = (n + 2 * p - k + s - 1) // s + 1
+            if self.rounding == "ceil" and (windows - 1) * s >= n + p:
+                windows -= 1
             missing = (windows - 1) * s + k - n
             if missing < 0:
                 k -= missing
@@ -149,6 +158,7 @@ class GMRMaxPool(SymmetricPoolNd):
         kernel_size: window in voxels, one number or one an axis.
         stride: step in voxels; default ``kernel_size``.
         padding: voxels at both ends of an axis that no window counts (they are never the maximum).
+        rounding: number of windows, see :class:`SymmetricPoolNd`.
 
     Example:
         >>> GMRMaxPool(2)(-torch.ones(1, 1, 5, 6))[0, 0, 0]
@@ -158,6 +168,12 @@ class GMRMaxPool(SymmetricPoolNd):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(batch, channels, *spatial)`` to ``(batch, channels, *ceil(spatial / stride))`` for ``kernel_size = stride``."""
         kernel, padding = self._window(x)
+        y = self._pooled(x, kernel, padding)
+        if not torch.jit.is_scripting():
+            record_sizes(self.levels, x.shape[2:], y.shape[2:])
+        return y
+
+    def _pooled(self, x: torch.Tensor, kernel: list[int], padding: list[int]) -> torch.Tensor:
         if max(padding) > 0:
             reverse: list[int] = []
             for p in padding:
@@ -171,24 +187,41 @@ class GMRMaxPool(SymmetricPoolNd):
 
 
 class GMRAvgPool(SymmetricPoolNd):
-    """Average pooling that is exactly equivariant on every size, by the rule of :class:`GMRMaxPool`; padding is not counted.
+    """Average pooling that is exactly equivariant on every size, by the rule of :class:`GMRMaxPool`.
 
     Args:
         spatial_dims: 1, 2 or 3.
         kernel_size: window in voxels, one number or one an axis.
         stride: step in voxels; default ``kernel_size``.
-        padding: voxels at both ends of an axis that no window counts.
+        padding: voxels at both ends of an axis.
+        rounding: number of windows, see :class:`SymmetricPoolNd`.
+        count_padding: whether padding counts as voxels of 0 (torch's ``count_include_pad``).
 
     Example:
         >>> GMRAvgPool(2)(torch.ones(1, 1, 5, 6))[0, 0, 0]
         tensor([1., 1., 1.])
     """
 
+    def __init__(
+        self,
+        spatial_dims: int,
+        kernel_size: int | tuple[int, ...] = 2,
+        stride: int | tuple[int, ...] | None = None,
+        padding: int | tuple[int, ...] = 0,
+        rounding: str = "cover",
+        count_padding: bool = False,
+    ) -> None:
+        super().__init__(spatial_dims, kernel_size, stride, padding, rounding)
+        self.count_padding = count_padding
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(batch, channels, *spatial)`` to ``(batch, channels, *ceil(spatial / stride))`` for ``kernel_size = stride``."""
         kernel, padding = self._window(x)
+        y = x
         for i in range(len(kernel)):
             axis = i - len(kernel)
-            matrix = window_matrix(x.shape[axis], kernel[i], self.stride[i], padding[i], x)
-            x = apply_along_axis(x, matrix, axis)
-        return x
+            matrix = window_matrix(y.shape[axis], kernel[i], self.stride[i], padding[i], y, self.count_padding)
+            y = apply_along_axis(y, matrix, axis)
+        if not torch.jit.is_scripting():
+            record_sizes(self.levels, x.shape[2:], y.shape[2:])
+        return y

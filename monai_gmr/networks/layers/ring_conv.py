@@ -65,7 +65,8 @@ class RingConvNd(nn.Module):
         device,
         dtype,
     ) -> None:
-        super().__init__()
+        # not super(): a class may stand beside torch.nn.ConvNd, whose arguments are others
+        nn.Module.__init__(self)
         spatial_dims = self.spatial_dims
         per_axis = _ntuple(spatial_dims)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups

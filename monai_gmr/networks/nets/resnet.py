@@ -32,7 +32,7 @@ class GMRResNet(nn.Module):
         stem_stride: 2: the stem halves the grid; 1: it does not, for images of few voxels.
         conv: "gmr", "gmr_harmonic" (orders 0 to 2), "sre" or "plain" (``torch.nn.ConvNd``, the baseline); or a pair of the name and further
             arguments of the layer, such as ``("gmr_harmonic", {"orders": (0, 1)})``; or a list of either, one a stage.
-        rings: "gaussian", "indexed" or "hard".
+        rings: "gaussian", "indexed" or "hard", or one of the latter two with "_square": see :class:`GMRSquareConv2d`.
         spacing: voxel size in millimetres; the net is then invariant to the symmetries that keep it.
         downsample: what halves the grid: "lowpass" (anti-aliased: the one that stays close at other angles), "avg", "max", or a tuple of
             the name and further arguments.
@@ -43,6 +43,8 @@ class GMRResNet(nn.Module):
         zero_init_residual: whether the last norm of each residual block starts at zero, so that a fresh net does not amplify rounding
             errors from block to block (Goyal et al., arXiv 1706.02677).
         padding_mode: "zeros", or "replicate": slower, but closer at other angles where the image does not end inside the frame.
+        stem_downsample: what halves the grid after the stem; default ``downsample``.
+        downsample_inside: whether bottlenecks halve the grid after their first convolution, not before it (ResNet "v1.5").
 
     Shape:
         - input: ``(batch, n_input_channels, *spatial)``, any sizes
@@ -82,6 +84,8 @@ class GMRResNet(nn.Module):
         feed_forward: bool = True,
         zero_init_residual: bool = True,
         padding_mode: str = "zeros",
+        stem_downsample: str | tuple | None = None,
+        downsample_inside: bool = False,
     ) -> None:
         super().__init__()
         if spatial_dims not in DEFAULT_KERNEL_SIZES:
@@ -105,7 +109,8 @@ class GMRResNet(nn.Module):
             conv=convolutions[0],
             **common,
         )
-        self.downsample = make_downsample(downsample, spatial_dims) if stem_stride == 2 else nn.Identity()
+        after_stem = downsample if stem_downsample is None else stem_downsample
+        self.downsample = make_downsample(after_stem, spatial_dims) if stem_stride == 2 else nn.Identity()
         channels, expansion = width, 4 if block == "bottleneck" else 1
         self.stages = nn.ModuleList()
         for level, (count, window, convolution) in enumerate(zip(layers, windows, convolutions)):
@@ -122,6 +127,7 @@ class GMRResNet(nn.Module):
                     expansion == 4,
                     downsample,
                     conv=convolution,
+                    downsample_inside=downsample_inside,
                     **common,
                 )
                 stage.add_module(f"block{i + 1}", unit)

@@ -1,12 +1,14 @@
 """U-Nets whose segmentation turns with the image."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from monai.networks.layers.factories import Conv
 from torch import nn
 
-from monai_gmr.networks.blocks import GMRConvolution, make_downsample
+from monai_gmr.networks.blocks import GMRConvolution, GMRCornerUpsample, GMRTrim, make_downsample
 from monai_gmr.networks.layers import GMRUpsample, make_convolution, split_convolution
 from monai_gmr.networks.nets.checks import (
     check_network_input,
@@ -14,9 +16,26 @@ from monai_gmr.networks.nets.checks import (
     convolution_per_level,
     kernel_size_per_level,
 )
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.utils import ConfigurationError, SymmetryWarning, check_choice
 
 DEFAULT_KERNEL_SIZE = {1: 5, 2: 5, 3: 3}
+UPSAMPLE: dict[str, Callable[[int], nn.Module]] = {
+    "linear": lambda spatial_dims: GMRUpsample(spatial_dims, 2),
+    "linear_corners": GMRCornerUpsample,
+    # of an axis of odd length the transposed convolution makes a voxel too many
+    "deconv": lambda spatial_dims: GMRTrim(),
+}
+
+
+def _features_on_the_way_up(name: str, given: Sequence[int] | None, default: Sequence[int]) -> Sequence[int]:
+    """Channels of every level but the coarsest."""
+    if given is None:
+        return default
+    if len(given) != len(default):
+        raise ConfigurationError(
+            f"{name}={tuple(given)} has {len(given)} entries and features has {len(default) + 1}: give one for each but the last."
+        )
+    return given
 
 
 class GMRUNet(nn.Module):
@@ -33,12 +52,17 @@ class GMRUNet(nn.Module):
         kernel_sizes: window of each level in voxels, or one for all; default 5 in 2D, 3 in 3D, 3 for ``conv="plain"``.
         conv: "gmr", "gmr_harmonic" (orders 0 to 2), "sre" or "plain" (``torch.nn.ConvNd``, the baseline); or a pair of the name and further
             arguments of the layer, such as ``("gmr_harmonic", {"orders": (0, 1)})``; or a list of either, one a level.
-        rings: "gaussian", "indexed" or "hard".
+        rings: "gaussian", "indexed" or "hard", or one of the latter two with "_square": see :class:`GMRSquareConv2d`.
         spacing: voxel size in millimetres; the net is then equivariant to the symmetries that keep it.
         downsample: "lowpass" (anti-aliased), "avg" or "max".
         act, norm, bias, dropout: as in ``monai.networks.nets.BasicUNet``.
         deep_supervision: whether, in training, the outputs of the coarser levels are returned too.
         padding_mode: "zeros", or "replicate": slower, but closer at other angles where the image does not end inside the frame.
+        upsample: "linear" (a 1x1 convolution, then interpolation about the centre), "linear_corners" (with ``align_corners=True``), or
+            "deconv" (a transposed convolution of window 2, as in ``monai.networks.nets.BasicUNet``; for baselines and the checkpoints
+            of others: it is **not equivariant** and warns).
+        decoder_features: channels of each level on the way up, the finest first; default those on the way down, ``features[:-1]``.
+        upsample_features: channels that each level takes from the one below it, the finest first; default ``decoder_features``.
 
     Shape:
         - input: ``(batch, in_channels, *spatial)``, any sizes of more than ``2 ** (levels - 1)`` voxels
@@ -74,6 +98,9 @@ class GMRUNet(nn.Module):
         dropout: float | tuple = 0.0,
         deep_supervision: bool = False,
         padding_mode: str = "zeros",
+        upsample: str = "linear",
+        decoder_features: Sequence[int] | None = None,
+        upsample_features: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if spatial_dims not in DEFAULT_KERNEL_SIZE:
@@ -85,6 +112,16 @@ class GMRUNet(nn.Module):
             3 if split_convolution(each)[0] == "plain" else DEFAULT_KERNEL_SIZE[spatial_dims] for each in convolutions
         ]
         windows = kernel_size_per_level(default if kernel_sizes is None else kernel_sizes, len(features), "features")
+        check_choice("upsample", upsample, tuple(UPSAMPLE))
+        decoded = _features_on_the_way_up("decoder_features", decoder_features, features[:-1])
+        received = _features_on_the_way_up("upsample_features", upsample_features, decoded)
+        if upsample == "deconv" and any(split_convolution(each)[0] != "plain" for each in convolutions):
+            warnings.warn(
+                "GMRUNet with upsample='deconv' is not equivariant, for each voxel of a transposed convolution's window has weights "
+                "of its own: use upsample='linear'.",
+                SymmetryWarning,
+                stacklevel=2,
+            )
         self.spatial_dims, self.in_channels = spatial_dims, in_channels
         self.deep_supervision = deep_supervision
         self.normalises_instances = (
@@ -105,14 +142,19 @@ class GMRUNet(nn.Module):
             fine, coarse = features[level - 1], features[level]
             encoder = nn.Sequential(make_downsample(downsample, spatial_dims), two_convolutions(fine, coarse, level))
             self.encoders.append(encoder)
+        coarse = features[-1]
         for level in reversed(range(1, len(features))):
-            fine, coarse = features[level - 1], features[level]
-            self.reducers.append(make_convolution("plain", spatial_dims, coarse, fine, 1))
-            self.decoders.append(two_convolutions(2 * fine, fine, level - 1))
+            fine, taken = decoded[level - 1], received[level - 1]
+            if upsample == "deconv":
+                self.reducers.append(Conv["CONVTRANS", spatial_dims](coarse, taken, 2, stride=2))
+            else:
+                self.reducers.append(make_convolution("plain", spatial_dims, coarse, taken, 1))
+            self.decoders.append(two_convolutions(features[level - 1] + taken, fine, level - 1))
             if deep_supervision and level > 1:
                 self.heads.append(make_convolution("plain", spatial_dims, fine, out_channels, 1))
-        self.upsample = GMRUpsample(spatial_dims, 2)
-        self.head = make_convolution("plain", spatial_dims, features[0], out_channels, 1)
+            coarse = fine
+        self.upsample = UPSAMPLE[upsample](spatial_dims)
+        self.head = make_convolution("plain", spatial_dims, coarse, out_channels, 1)
 
     def decode(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Features of every decoder level, the coarsest first."""

@@ -1,0 +1,416 @@
+"""Import of checkpoints of GMR-Conv and SRE-Conv."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from monai_gmr.networks.nets import GMRResNet, GMRUNet
+from monai_gmr.symmetry import kernel_shells, ring_masks, square_ring_masks
+from monai_gmr.symmetry.radial_bases import SIGMA_FLOOR
+from monai_gmr.utils import ConfigurationError, SymmetryWarning
+
+STATE_KEYS = ("model", "network", "net", "state_dict")
+WRAPPERS = ("module.", "_orig_mod.")
+MASKS = ("weight_index_mat", "default_weight_index_mat")
+SMALLEST_SIGMA = 1e-2
+POSSIBLE = "gmr_resnet18/34/50, gmr_r3d_9/18 and GMRUNet of GMR-Conv 1.0.3, sre_resnet18/34/50 and sre_r3d_18 of SRE-Conv 1.0.2"
+RESNET_CHOICES = ("stem_stride", "stem_downsample", "downsample", "act", "dropout", "padding_mode")
+UNET_CHOICES = ("downsample", "act", "norm", "dropout", "padding_mode")
+STEM_POOL_WINDOW = {"kernel_size": 3, "stride": 2, "padding": 1}
+
+
+def load_gmr_conv_checkpoint(checkpoint: str | os.PathLike | Mapping[str, Any], **kwargs: Any) -> GMRResNet | GMRUNet:
+    """Build our net of a checkpoint of GMR-Conv 1.0.3 or SRE-Conv 1.0.2, with the weights in it.
+
+    The kind of net, channels, classes, windows and depth are read off the state dict. The outputs are the peer's wherever the peer's own
+    resampling is exact: at sizes that every halving divides. At other sizes the peer's net is not equivariant; the one returned is, and
+    differs there. What is equivariant at none of the usual sizes is kept as it is, with a :class:`SymmetryWarning`.
+
+    ============================================  ==========================================================================
+    net                                           becomes
+    ============================================  ==========================================================================
+    ``gmr_resnet18/34/50``                        ``GMRResNet(2, ..., rings="indexed")``
+    ``gmr_r3d_9``, ``gmr_r3d_18``                 ``GMRResNet(3, ..., rings="indexed")``; its (3, 7, 7) stem is a window of 3
+    ``sre_resnet18/34/50``, ``sre_r3d_18``        ``GMRResNet(..., rings="hard")``; the 2D ones warn: the max pooling after their stem,
+                                                  of window 3, is exact on odd sizes alone; with
+                                                  ``stem_downsample=("max", {"kernel_size": 3, "padding": 1})`` the net is
+                                                  exact on all sizes, but on even ones its outputs are others
+    ``GMRUNet(upsample="nontrainable")``          ``GMRUNet(..., upsample="linear_corners")``, exactly equivariant
+    ``GMRUNet(upsample="deconv")``, its default   ``GMRUNet(..., upsample="deconv")``, which warns (:class:`SymmetryWarning`): its
+                                                  transposed convolutions are as little equivariant here as there
+    ``GMRUNet(upsample="pixelshuffle")``          refused: not equivariant either, and our net has no such layer
+    ============================================  ==========================================================================
+
+    Args:
+        checkpoint: path of a file that ``torch.save`` wrote (read with ``weights_only=True``), or what was in it: a state dict, or a
+            dictionary that holds one under ``model``, ``network``, ``net`` or ``state_dict``. Prefixes of wrappers (``module.``) are
+            removed.
+        kwargs: what no state dict tells, as arguments of our net; the defaults are the peer's. For ResNets ``stem_stride`` (1 for
+            ``skip_first_maxpool=True``), ``stem_downsample``, ``downsample``, ``act``, ``dropout``, ``padding_mode``; for U-Nets
+            ``downsample`` ("avg" for ``pooling_type="AVG"``), ``act``, ``norm``, ``dropout``, ``padding_mode``.
+
+    Returns:
+        the net in eval mode, with the dtype of the weights in the checkpoint, on the CPU.
+
+    Raises:
+        ConfigurationError: when the file is missing or no checkpoint, when the net is another or has options that ours lacks, and when the
+            ring masks were trained, which GMR-Conv up to 1.0.2 did and which destroys the symmetry; one sentence that says why.
+
+    Example:
+        >>> net = load_gmr_conv_checkpoint("gmr_resnet18.pt")  # doctest: +SKIP
+        >>> load_gmr_conv_checkpoint({"fc.weight": torch.zeros(2, 8)})
+        Traceback (most recent call last):
+        ...
+        monai_gmr.utils.ConfigurationError: the state dict has no ring masks (weight_index_mat), so it is not of a radial net: give one of \
+gmr_resnet18/34/50, gmr_r3d_9/18 and GMRUNet of GMR-Conv 1.0.3, sre_resnet18/34/50 and sre_r3d_18 of SRE-Conv 1.0.2.
+
+    Source:
+        GMR-Conv, arXiv 2504.02819; SRE-Conv, arXiv 2501.09753.
+    """
+    source = _PeerState(checkpoint)
+    builder: Any
+    if source.has("final_conv.weight"):
+        builder, choices = _build_unet, list(UNET_CHOICES)
+    elif source.has("conv1.weight") or source.has("stem.0.weight"):
+        builder, choices = _build_resnet, list(RESNET_CHOICES)
+    else:
+        raise ConfigurationError(
+            f"{source.name} has radial layers such as {source.radial[0]!r} in a net that is not known: give one of {POSSIBLE}, "
+            "or build the net yourself and copy layer by layer."
+        )
+    unknown = sorted(set(kwargs) - set(choices))
+    if unknown:
+        raise ConfigurationError(
+            f"{', '.join(unknown)} cannot be given for {source.name}, whose state dict tells it or whose net has no such argument: "
+            f"use {', '.join(choices)}."
+        )
+    net, modules = builder(source, kwargs)
+    return source.copy_to(net, modules)
+
+
+class _PeerState:
+    """The state dict of a peer's net, and which of its keys have been used."""
+
+    def __init__(self, checkpoint: str | os.PathLike | Mapping[str, Any]) -> None:
+        self.name = "the state dict" if isinstance(checkpoint, Mapping) else str(checkpoint)
+        self.state = _clean_state(_read(checkpoint, self.name), self.name)
+        self.radial = [key[: -len(MASKS[0]) - 1] for key in self.state if key.endswith("." + MASKS[0])]
+        if not self.radial:
+            ours = any(key.endswith(".log_sigma") for key in self.state)
+            raise ConfigurationError(
+                f"{self.name} is of a net of monai_gmr itself: build that net and call its load_state_dict."
+                if ours
+                else f"{self.name} has no ring masks (weight_index_mat), so it is not of a radial net: give one of {POSSIBLE}."
+            )
+        self.used: set[str] = set()
+
+    def has(self, key: str) -> bool:
+        """Whether there is such a tensor."""
+        return key in self.state
+
+    def take(self, key: str) -> torch.Tensor:
+        """The tensor of a key."""
+        if key not in self.state:
+            raise ConfigurationError(f"{self.name} lacks {key}: give the whole state dict of one of {POSSIBLE}.")
+        self.used.add(key)
+        return self.state[key]
+
+    def count(self, pattern: str) -> int:
+        """How many of ``pattern.format(1)``, ``pattern.format(2)``, ... begin a key."""
+        number = 0
+        while any(key.startswith(pattern.format(number + 1)) for key in self.state):
+            number += 1
+        return number
+
+    def window(self, layer: str, spatial_dims: int) -> int:
+        """Length of the window of a radial layer, once its masks have been checked."""
+        return self._geometry(layer, spatial_dims)[0]
+
+    def rings(self, spatial_dims: int) -> str:
+        """What the layers' rings are called here, which must be the same in all."""
+        names = set()
+        for layer in self.radial:
+            mixed = self.has(f"{layer}.log_sigmas")
+            square = self._geometry(layer, spatial_dims)[1]
+            names.add(("indexed" if mixed else "hard") + ("_square" if square else ""))
+        if len(names) > 1:
+            raise ConfigurationError(
+                f"{self.name} mixes layers of rings {', '.join(sorted(names))}: give a net whose radial layers are all alike."
+            )
+        return names.pop()
+
+    def _geometry(self, layer: str, spatial_dims: int) -> tuple[int, bool]:
+        tables = [self.take(f"{layer}.{end}") for end in MASKS if self.has(f"{layer}.{end}")]
+        taps = tables[0].shape[-1]
+        num_rings = tables[0].numel() // max(taps, 1)
+        # (3, 7, 7), the one window of other lengths, holds the taps of 3 and zeros
+        shape = (3, 7, 7) if spatial_dims == 3 and taps == 147 else (round(taps ** (1 / spatial_dims)),) * spatial_dims
+        k = min(shape)
+        if int(np.prod(shape)) != taps or k % 2 == 0:
+            raise ConfigurationError(
+                f"{layer} of {self.name} has ring masks over {taps} taps, which is no odd window in {spatial_dims}D: "
+                "even windows of GMR-Conv are off-centre, so train with an odd one."
+            )
+        for square in (False, True):
+            expected = _peer_masks(shape, k, num_rings, square)
+            if all(_equal_masks(table, expected) for table in tables):
+                if num_rings != k // 2 + 1 + square:
+                    raise ConfigurationError(
+                        f"{layer} of {self.name} has num_rings={num_rings} on a window of {k}: only the default, "
+                        f"{k // 2 + 1 + square}, can be loaded."
+                    )
+                return k, square
+        raise ConfigurationError(
+            f"the ring masks of {layer} in {self.name} are not the 0/1 masks of GMR-Conv 1.0.3 (versions up to 1.0.2 trained them, "
+            "after which kernels are not radial and the net is not equivariant, in 1.0.3 neither): train again with fixed masks."
+        )
+
+    def layer(self, *candidates: str, dims: int = 1) -> str:
+        """The first of some prefixes that has a weight of at least (for 1: exactly) ``dims`` dimensions."""
+        for prefix in candidates:
+            weight = self.state.get(f"{prefix}.weight")
+            if weight is not None and (weight.dim() == 1 if dims == 1 else weight.dim() >= dims):
+                return prefix
+        raise ConfigurationError(
+            f"{self.name} lacks {candidates[0]}.weight: give the whole state dict of one of {POSSIBLE}."
+        )
+
+    def log_sigma(self, layer: str) -> torch.Tensor:
+        """Our parameter of the widths, of equal Gaussians."""
+        log_sigmas, means = self.take(f"{layer}.log_sigmas"), self.take(f"{layer}.mus")
+        if not torch.equal(means.double(), torch.arange(len(log_sigmas), dtype=torch.float64)):
+            raise ConfigurationError(
+                f"{layer} of {self.name} has Gaussians at {means.tolist()}: only those at the rings' own indices can be loaded."
+            )
+        sigma = log_sigmas.double().exp().clamp(SMALLEST_SIGMA, 2.0 * len(log_sigmas))
+        return (sigma - SIGMA_FLOOR["indexed"]).log().to(log_sigmas.dtype)
+
+    def copy_to(self, net: Any, modules: dict[str, str]) -> Any:
+        """Copy the weights.
+
+        Args:
+            net: our net.
+            modules: for each of its modules that has weights, the peer's name of it; "" for a 1x1 convolution that the peer leaves out.
+
+        Returns:
+            the net, in eval mode.
+        """
+        state = {}
+        for key, ours in net.state_dict().items():
+            module, leaf = key.rsplit(".", 1)
+            theirs = modules.get(module) if module in modules else _inner(modules, module)
+            if theirs == "":
+                tensor = torch.zeros_like(ours)
+                if leaf == "weight":
+                    nn.init.dirac_(tensor)
+            elif leaf == "log_sigma":
+                tensor = self.log_sigma(str(theirs))
+            else:
+                tensor = self.take(f"{theirs}.{leaf}")
+            if tensor.shape != ours.shape:
+                raise ConfigurationError(
+                    f"{theirs}.{leaf} of {self.name} has shape {tuple(tensor.shape)} where a {type(net).__name__} of these keys has "
+                    f"{tuple(ours.shape)}: only the peers' own arrangements of channels and groups can be loaded."
+                )
+            state[key] = tensor.detach().clone()
+        left = sorted(set(self.state) - self.used)
+        if left:
+            raise ConfigurationError(
+                f"{self.name} has {len(left)} keys that such a net does not have, the first of them {left[0]!r}: give one of {POSSIBLE}."
+            )
+        floating = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
+        net.to(floating).load_state_dict(state)
+        return net.eval()
+
+
+def _inner(modules: dict[str, str], module: str) -> str:
+    """The peer's name of a module inside one whose inside is called the same."""
+    outer = next((name for name in modules if module.startswith(name + ".")), None)
+    assert outer is not None, module
+    return modules[outer] + module[len(outer) :]
+
+
+def _read(checkpoint: str | os.PathLike | Mapping[str, Any], name: str) -> Any:
+    if isinstance(checkpoint, Mapping):
+        return checkpoint
+    if not isinstance(checkpoint, str | os.PathLike):
+        raise ConfigurationError(f"checkpoint is a {type(checkpoint).__name__}: give a path or a state dict.")
+    if not Path(checkpoint).is_file():
+        raise ConfigurationError(f"{name} does not exist: give a file that torch.save wrote.")
+    try:
+        return torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".: ")
+        raise ConfigurationError(
+            f"{name} cannot be loaded as weights ({reason}): give a state dict saved by torch.save."
+        ) from error
+
+
+def _clean_state(content: Any, name: str) -> dict[str, torch.Tensor]:
+    """The state dict inside a checkpoint, on the CPU, without the prefixes of wrappers."""
+    if isinstance(content, Mapping):
+        inner = next((content[key] for key in STATE_KEYS if isinstance(content.get(key), Mapping)), content)
+        state = {key: value for key, value in inner.items() if isinstance(key, str) and torch.is_tensor(value)}
+        if state and len(state) == len(inner):
+            while wrapper := next((w for w in WRAPPERS if all(key.startswith(w) for key in state)), None):
+                state = {key[len(wrapper) :]: value for key, value in state.items()}
+            return {key: value.detach().cpu() for key, value in state.items()}
+    raise ConfigurationError(
+        f"{name} holds no state dict: give one, or a dictionary that holds one under {', '.join(STATE_KEYS)}."
+    )
+
+
+def _peer_masks(shape: tuple[int, ...], kernel_size: int, num_rings: int, square: bool) -> np.ndarray:
+    """Masks over taps, ``(rings, *shape)``, of the round or square rings of a window of ``kernel_size`` in the middle of ``shape``."""
+    window = (kernel_size,) * len(shape)
+    if square and num_rings < 2:
+        return np.zeros((num_rings, *shape), dtype=bool)
+    shells = kernel_shells(window)
+    masks = square_ring_masks(window, num_rings) if square else ring_masks(shells, num_rings)
+    margins = [((n - kernel_size) // 2,) * 2 for n in shape]
+    return np.pad(masks[:, shells.tap_shell], [(0, 0), *margins])
+
+
+def _equal_masks(table: torch.Tensor, expected: np.ndarray) -> bool:
+    return table.numel() == expected.size and torch.equal(
+        table.double().flatten(), torch.from_numpy(expected.astype(np.float64)).flatten()
+    )
+
+
+def _build_resnet(source: _PeerState, choices: dict[str, Any]) -> tuple[GMRResNet, dict[str, str]]:
+    """Our ResNet, and the peer's name of each of its modules."""
+    spatial_dims = 2 if source.has("conv1.weight") else 3
+    stem, stem_norm = ("conv1", "bn1") if spatial_dims == 2 else ("stem.0", "stem.1")
+    rings = source.rings(spatial_dims)
+    levels = source.count("layer{}.0.")
+    layers, windows = [], []
+    bottleneck = source.has("layer1.0.bn3.weight") or any(key.startswith("layer1.0.conv3.") for key in source.state)
+    modules = {"stem.conv": stem, "stem.adn.N": stem_norm}
+    for level in range(levels):
+        blocks, window = 0, 0
+        while any(key.startswith(f"layer{level + 1}.{blocks}.") for key in source.state):
+            theirs, ours = f"layer{level + 1}.{blocks}", f"stages.{level}.block{blocks + 1}"
+            for i in range(1, 4 if bottleneck else 3):
+                name = f"{theirs}.conv{i}"
+                conv = source.layer(name, f"{name}.0", f"{name}.1", dims=3)
+                modules[f"{ours}.convs.conv{i}.conv"] = conv
+                modules[f"{ours}.convs.conv{i}.adn.N"] = source.layer(f"{theirs}.bn{i}", f"{name}.1", f"{name}.2")
+                if conv in source.radial:
+                    window = source.window(conv, spatial_dims)
+                    _check_stride(
+                        source, spatial_dims, conv, halves=level > 0 and blocks == 0 and i == (2 if bottleneck else 1)
+                    )
+            if source.has(f"{theirs}.downsample.1.weight"):
+                modules[f"{ours}.shortcut.conv"] = f"{theirs}.downsample.1"
+                modules[f"{ours}.shortcut.adn.N"] = f"{theirs}.downsample.2"
+            blocks += 1
+        layers.append(blocks)
+        windows.append(window)
+    if not levels or not all(windows):
+        raise ConfigurationError(f"{source.name} has stages without radial layers: give one of {POSSIBLE}.")
+    feed_forward = source.has("fc.weight")
+    modules["fc"] = "fc"
+    sre = not source.has(f"{stem}.default_weight_index_mat")
+    arguments: dict[str, Any] = {
+        "stem_stride": 2 if spatial_dims == 2 else 1,
+        "stem_downsample": ("plain_max", STEM_POOL_WINDOW) if sre else "avg",
+        "downsample": "avg",
+        "act": ("relu", {"inplace": True}),
+    } | choices
+    if arguments["stem_stride"] == 2 and "plain_max" in (arguments["stem_downsample"] or ()):
+        warnings.warn(
+            "the max pooling after SRE-Conv's stem is not equivariant on axes of even length: give stem_downsample=('max', "
+            "{'kernel_size': 3, 'padding': 1}) for a net that is, whose outputs differ there.",
+            SymmetryWarning,
+            stacklevel=3,
+        )
+    width, channels = source.take(f"{stem}.weight").shape[:2]
+    net = GMRResNet(
+        spatial_dims,
+        channels,
+        source.take("fc.weight").shape[0] if feed_forward else 1,
+        layers,
+        "bottleneck" if bottleneck else "basic",
+        windows,
+        width,
+        source.window(stem, spatial_dims),
+        rings=rings,
+        feed_forward=feed_forward,
+        downsample_inside=True,
+        **arguments,
+    )
+    return net, modules
+
+
+def _check_stride(source: _PeerState, spatial_dims: int, conv: str, halves: bool) -> None:
+    # in 2D a convolution is the second of two where pooling comes before it, and in 3D everywhere
+    if spatial_dims == 2 and conv.endswith(".1") != halves:
+        raise ConfigurationError(
+            f"{conv} of {source.name} {'does not halve' if halves else 'halves'} the grid first: only layer_stride=[1, 2, 2, 2] without "
+            "replace_stride_with_dilation can be loaded."
+        )
+
+
+def _build_unet(source: _PeerState, choices: dict[str, Any]) -> tuple[GMRUNet, dict[str, str]]:
+    """Our U-Net, and the peer's name of each of its modules."""
+    spatial_dims = source.take("final_conv.weight").dim() - 2
+    depth = source.count("down_{}.")
+    kinds = {match.group(1) for key in source.state if (match := re.match(r"upcat_\d+\.upsample\.(\w+)\.", key))}
+    if kinds - {"deconv", "preconv"}:
+        raise ConfigurationError(
+            f"{source.name} is a U-Net with upsample={sorted(kinds)[0]!r}, which is not equivariant and which GMRUNet does not have: "
+            "train one with upsample='nontrainable'."
+        )
+    rings = source.rings(spatial_dims)
+    modules = {"head": "final_conv"}
+    features, windows, decoder_features, upsample_features = [], [], [], []
+    for level in range(depth + 1):
+        down = f"down_{level}.convs" if level else "conv_0"
+        ours = f"encoders.{level - 1}.1" if level else "stem"
+        modules |= {f"{ours}.{i}": f"{down}.conv_{i}" for i in (0, 1)}
+        features.append(source.take(f"{down}.conv_1.conv.weight").shape[0])
+        windows.append(source.window(source.layer(f"{down}.conv_0.conv", dims=3), spatial_dims))
+    for level in range(depth):
+        up, position = f"upcat_{level + 1}", depth - 1 - level
+        modules |= {f"decoders.{position}.{i}": f"{up}.convs.conv_{i}" for i in (0, 1)}
+        decoder_features.append(source.take(f"{up}.convs.conv_1.conv.weight").shape[0])
+        upsample_features.append(source.take(f"{up}.convs.conv_0.conv.weight").shape[1] - features[level])
+        below = (
+            features[level + 1]
+            if level + 1 == depth
+            else source.take(f"upcat_{level + 2}.convs.conv_1.conv.weight").shape[0]
+        )
+        if "deconv" in kinds:
+            modules[f"reducers.{position}"] = f"{up}.upsample.deconv"
+        else:
+            # MONAI leaves the 1x1 convolution out where it would not change the number of channels
+            left_out = below == upsample_features[-1] and not source.has(f"{up}.upsample.preconv.weight")
+            modules[f"reducers.{position}"] = "" if left_out else f"{up}.upsample.preconv"
+    norm: Any = ("instance", {"affine": source.has("conv_0.conv_0.adn.N.weight")})
+    arguments: dict[str, Any] = {
+        "downsample": "max",
+        "norm": "batch" if source.has("conv_0.conv_0.adn.N.running_mean") else norm,
+    } | choices
+    net = GMRUNet(
+        spatial_dims,
+        source.take("conv_0.conv_0.conv.weight").shape[1],
+        source.take("final_conv.weight").shape[0],
+        features,
+        windows,
+        rings=rings,
+        bias=source.has("conv_0.conv_0.conv.bias"),
+        upsample="deconv" if "deconv" in kinds else "linear_corners",
+        decoder_features=decoder_features,
+        upsample_features=upsample_features,
+        **arguments,
+    )
+    return net, modules

@@ -1,0 +1,242 @@
+"""A network that somebody already has, made equivariant: kernels, strides, pools and upsampling (design, sections 1 and 3)."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+from monai_gmr.networks.convert.report import ConversionReport, ConvertedModule
+from monai_gmr.networks.convert.swaps import CONVERTIBLE, Options, Swap, swap
+from monai_gmr.networks.convert.trace import materialise, sizes_of_network, trace_sizes
+from monai_gmr.networks.layers import split_convolution
+from monai_gmr.networks.layers.ring_conv import RINGS
+from monai_gmr.networks.layers.size_trail import begin_trail, end_trail
+from monai_gmr.utils import ConfigurationError, check_choice
+
+Selector = str | type | Callable[[str, nn.Module], bool]
+POSITIONS = re.compile(r"pos(ition)?(al)?_?emb|relative_position_bias|rel_pos")
+
+
+def convert_to_gmr(
+    module: nn.Module,
+    kernel_sizes: int | Mapping[int, int] | None = None,
+    include: Selector | Sequence[Selector] | None = None,
+    exclude: Selector | Sequence[Selector] | None = None,
+    conv: str | Sequence = "gmr",
+    rings: str = "gaussian",
+    weights: str = "project",
+    spacing: Sequence[float] | None = None,
+    num_rings: int | None = None,
+    inplace: bool = False,
+    in_channels: int | None = None,
+    spatial_dims: int | None = None,
+    spatial_size: Sequence[int] | None = None,
+) -> nn.Module:
+    """Make a network equivariant under the symmetries of the grid, at every size: swap its convolutions for radial ones, and its strides,
+    pools, upsampling and one-sided padding for ones about the centre of the grid.
+
+    Sizes stay what they were. Where a decoder of the given network misses the size of a skip connection (most do on odd sizes), the
+    converted one meets it. ``module.conversion_report`` tells, when printed, what became of each module, or why it stayed.
+
+    Args:
+        module: the network; left as it is unless ``inplace``.
+        kernel_sizes: window for all convolutions of a window above 1, or windows for windows, ``{3: 5}``; default: as they are.
+        include: what is to be converted, by name (``"encoder*"``), by class, or by a function of name and module; default: all.
+        exclude: what is to stay, likewise.
+        conv: "gmr" (radial kernels) or "gmr_harmonic" (radial profiles times harmonics, reduced to lengths and products: it keeps most of
+            the accuracy; heads, linear shortcuts, depthwise convolutions and upsampling become radial), or a pair of the name and further
+            arguments; "plain" leaves all as it is, to compare with.
+        rings: kind of rings, see :class:`~monai_gmr.networks.layers.GMRConv2d`.
+        weights: "project": those radial weights that come nearest to the given ones, by least squares, for a trained network; "init":
+            fresh ones, for one that is to be trained.
+        spacing: voxel size in millimetres, one an axis; kernels are then round in millimetres.
+        num_rings: rings a kernel; default: as :class:`~monai_gmr.networks.layers.GMRConv2d`.
+        inplace: whether the given network itself is changed.
+        in_channels: channels of the network's input; default: those of its first convolution.
+        spatial_dims: 1, 2 or 3; default: those of its first convolution.
+        spatial_size: a size in voxels, one number an axis, that the network can take; default: what the network names, or one of some
+            usual sizes.
+
+    Returns:
+        the converted network, of the given class, in the given mode, on the given device.
+
+    Raises:
+        ConfigurationError: when arguments do not fit, or lazily built layers have no channels yet.
+
+    Example:
+        >>> import torch
+        >>> from monai.networks.nets import UNet
+        >>> net = UNet(2, 1, 2, channels=(4, 8, 16), strides=(2, 2)).eval()
+        >>> converted, x = convert_to_gmr(net), torch.rand(1, 1, 33, 38)
+        >>> torch.allclose(converted(x.rot90(1, (2, 3))), converted(x).rot90(1, (2, 3)), atol=1e-5)
+        True
+        >>> print(str(converted.conversion_report).splitlines()[0])
+        UNet: 5 modules converted, 0 kept
+
+    Source:
+        design, sections 1 and 3.
+    """
+    name, arguments = split_convolution(conv)
+    check_choice("conv", name, ("gmr", "gmr_harmonic", "plain"))
+    check_choice("weights", weights, ("project", "init"))
+    check_choice("rings", rings, RINGS)
+    _check_windows(kernel_sizes)
+    if not isinstance(module, nn.Module):
+        raise ConfigurationError(f"module={type(module).__name__} is no network: give a torch.nn.Module.")
+    if hasattr(module, "_orig_mod"):
+        raise ConfigurationError(f"{type(module).__name__} is compiled already: convert first, then compile.")
+    net = module if inplace else copy.deepcopy(module)
+    if name == "plain":
+        return _with_report(net, ConversionReport(type(module).__name__, (), ("conv='plain': left as it is",)))
+    channels, dims = _input_of(net, in_channels, spatial_dims)
+    if any(isinstance(each, UninitializedParameter) for each in net.parameters()):
+        sizes = [tuple(spatial_size)] if spatial_size is not None else [*sizes_of_network(net, dims), (64,) * dims]
+        materialise(net, sizes[0], channels)
+    trace = trace_sizes(net, dims, channels, spatial_size)
+    arguments |= {"rings": rings, "num_rings": num_rings, "spacing": spacing}
+    options = Options(name, arguments, kernel_sizes, weights, trace, dims)
+    rows, net = _convert_modules(net, options, _selectors(include), _selectors(exclude))
+    notes = [
+        f"{path} stays: it tells positions apart, which no swap of layers makes equivariant"
+        for path, _ in net.named_parameters()
+        if POSITIONS.search(path)
+    ]
+    if trace.failure:
+        notes.append(
+            f"{trace.failure}: upsampling doubles sizes and does not know those of skip connections; give spatial_size."
+        )
+    elif not hasattr(net, "trail_reference"):
+        net.trail_reference = list(trace.size)  # type: ignore[assignment]
+        net.register_forward_pre_hook(begin_trail, prepend=True, with_kwargs=True)
+        net.register_forward_hook(end_trail, always_call=True)
+    return _with_report(net, ConversionReport(type(module).__name__, tuple(rows), tuple(notes)))
+
+
+def _with_report(net: nn.Module, report: ConversionReport) -> nn.Module:
+    net.conversion_report = report  # type: ignore[assignment]
+    return net
+
+
+def _check_windows(kernel_sizes: Any) -> None:
+    mapped = isinstance(kernel_sizes, Mapping)
+    numbers = [*kernel_sizes, *kernel_sizes.values()] if mapped else [1 if kernel_sizes is None else kernel_sizes]
+    if any(not isinstance(k, int) or k < 1 for k in numbers):
+        raise ConfigurationError(
+            f"kernel_sizes={kernel_sizes!r} is impossible: give one window of at least 1 for all, or windows for windows as in {{3: 5}}."
+        )
+
+
+def _input_of(net: nn.Module, in_channels: int | None, spatial_dims: int | None) -> tuple[int, int]:
+    for each in net.modules():
+        if isinstance(each, nn.modules.conv._ConvNd):
+            spatial_dims = spatial_dims or len(each.kernel_size)
+            # a layer that is built lazily has 0 channels until it is
+            in_channels = in_channels or each.in_channels
+            break
+    if not spatial_dims:
+        raise ConfigurationError(f"{type(net).__name__} has no convolution: give spatial_dims and in_channels.")
+    if not in_channels:
+        raise ConfigurationError(f"{type(net).__name__} begins with a lazily built layer: give in_channels.")
+    return in_channels, spatial_dims
+
+
+def _selectors(given: Any) -> list[Selector] | None:
+    if given is None:
+        return None
+    return list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+
+
+def _selected(path: str, module: nn.Module, selectors: list[Selector]) -> bool:
+    for each in selectors:
+        if isinstance(each, str):
+            found = fnmatchcase(path, each) or path.startswith(f"{each}.")
+        elif isinstance(each, type):
+            found = isinstance(module, each)
+        else:
+            found = each(path, module)
+        if found:
+            return True
+    return False
+
+
+def _owners(net: nn.Module, path: str) -> list[nn.Module]:
+    owners, names = [net], path.split(".")[:-1] if path else []
+    for name in names:
+        owners.append(owners[-1]._modules[name])  # type: ignore[arg-type]
+    return owners
+
+
+def _module_at(net: nn.Module, path: str) -> nn.Module | None:
+    found: nn.Module | None = net
+    for name in path.split(".") if path else []:
+        found = None if found is None else found._modules.get(name)
+    return found
+
+
+def _convert_modules(
+    net: nn.Module, options: Options, include: list[Selector] | None, exclude: list[Selector] | None
+) -> tuple[list[ConvertedModule], nn.Module]:
+    """Swap module by module; a module that is held under several names is swapped once and put under all of them."""
+    paths: dict[nn.Module, list[str]] = {}
+    for path, each in net.named_modules(remove_duplicate=False):
+        paths.setdefault(each, []).append(path)
+    rows: list[ConvertedModule] = []
+    for each, names in paths.items():
+        # what a swapped module held has gone with it
+        if _module_at(net, names[0]) is not each:
+            continue
+        before, text = type(each).__name__, _short(each)
+        chosen = include is None or any(_selected(path, each, include) for path in names)
+        left_out = exclude is not None and any(_selected(path, each, exclude) for path in names)
+        if not chosen or left_out:
+            found: Swap | None = Swap(None, "excluded" if left_out else "not included")
+            if not isinstance(each, CONVERTIBLE):
+                continue
+        else:
+            found = swap(each, _owners(net, names[0]), options)
+        if found is None:
+            continue
+        also = f"; also {', '.join(names[1:])}" if len(names) > 1 else ""
+        if found.module is not None and found.module is not each:
+            _leave_levels(each, found.module, options)
+            net = _put(net, names, found.module)
+        after = None if found.module is None else _short(found.module)
+        row = ConvertedModule(names[0] or before, text, after, f"{found.reason}{also}".lstrip("; "), found.change)
+        rows.append(row)
+    return rows, net
+
+
+def _put(net: nn.Module, names: list[str], module: nn.Module) -> nn.Module:
+    for path in names:
+        if not path:
+            return module
+        _owners(net, path)[-1]._modules[path.split(".")[-1]] = module
+    return net
+
+
+def _leave_levels(before: nn.Module, after: nn.Module, options: Options) -> None:
+    """Tell a swapped layer at which places of the network it stands."""
+    for each in after.modules():
+        if hasattr(each, "levels"):
+            each.levels = options.trace.levels(before)  # type: ignore[assignment]
+
+
+def _short(module: nn.Module) -> str:
+    """Class, window and stride of a module in a few words."""
+    name = type(module).__name__.removeprefix("Swapped")
+    if isinstance(module, nn.Sequential):
+        return " + ".join(_short(each) for each in module)
+    parts = []
+    kernel: Any = getattr(module, "kernel_size", None)
+    stride: Any = getattr(module, "factors", getattr(module, "stride", None))
+    for label, value in (("k", kernel), ("s", stride)):
+        numbers = [value] if isinstance(value, int) else list(value) if isinstance(value, list | tuple) else []
+        if numbers and (label == "k" or max(numbers) > 1):
+            parts.append(label + ("x".join(map(str, numbers)) if len(set(numbers)) > 1 else str(numbers[0])))
+    return " ".join([name, *parts])

@@ -1,0 +1,71 @@
+"""What a conversion did to each module, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ConvertedModule:
+    """What became of one module.
+
+    Attributes:
+        path: its name in the network, and further names.
+        before: what it was.
+        after: what it became; ``None`` when it stayed.
+        reason: why it stayed, or what there is to know of what it became.
+        change: of the weights, relative; ``None`` where there are none or they were drawn anew.
+    """
+
+    path: str
+    before: str
+    after: str | None
+    reason: str = ""
+    change: float | None = None
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion did, module by module; print it.
+
+    Attributes:
+        name: class of the network.
+        modules: those that were looked at, in the order of the network.
+        notes: what concerns the network as a whole.
+    """
+
+    name: str
+    modules: tuple[ConvertedModule, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def converted(self) -> tuple[ConvertedModule, ...]:
+        """Modules that became something else."""
+        return tuple(module for module in self.modules if module.after is not None)
+
+    @property
+    def kept(self) -> tuple[ConvertedModule, ...]:
+        """Modules that stayed, each with its reason."""
+        return tuple(module for module in self.modules if module.after is None)
+
+    @property
+    def changes(self) -> dict[str, float]:
+        """Relative change of the weights of each module that has been projected."""
+        return {module.path: module.change for module in self.modules if module.change is not None}
+
+    def __iter__(self) -> Iterator[ConvertedModule]:
+        return iter(self.modules)
+
+    def __str__(self) -> str:
+        rows = [("module", "was", "is now", "weights changed by", "remark")]
+        for each in self.modules:
+            change = "" if each.change is None else f"{each.change:.2f}"
+            rows.append((each.path, each.before, each.after or "the same", change, each.reason))
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths)) + ("  " + row[4] if row[4] else "")
+            for row in rows
+        ]
+        head = f"{self.name}: {len(self.converted)} modules converted, {len(self.kept)} kept"
+        return "\n".join([head, *(line.rstrip() for line in lines), *self.notes])

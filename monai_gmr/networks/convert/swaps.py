@@ -1,0 +1,395 @@
+"""What each kind of module becomes: functions from a module to its replacement, or to the reason why it stays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from monai.networks.blocks import SubpixelUpsample
+from monai.networks.nets.resnet import ResNetBlock, ResNetBottleneck
+from torch import nn
+from torch.nn.modules.utils import _ntuple
+from torch.nn.utils import parametrize
+
+from monai_gmr.networks.convert.layers import swapped_class
+from monai_gmr.networks.convert.monai_modules import REPLACEMENTS, SymmetricChannelShortcut, SymmetricSubpixelUpsample
+from monai_gmr.networks.convert.trace import Trace
+from monai_gmr.networks.layers import GMRAvgPool, GMRInterpolate, GMRMaxPool, GMRSubpixelMean
+from monai_gmr.networks.layers.gmr_harmonic_conv import GMRHarmonicConvNd
+from monai_gmr.networks.layers.ring_conv import RingConvNd
+from monai_gmr.symmetry import project_kernel, project_kernel_on_order, project_transposed_kernel
+from monai_gmr.symmetry.projection import fitted_window
+
+EXACT = "exact as it is"
+
+
+class Swap(NamedTuple):
+    """What a module becomes.
+
+    Attributes:
+        module: its replacement; ``None`` when it stays.
+        reason: why it stays, or what there is to know.
+        change: relative change of its weights, where they were projected.
+    """
+
+    module: nn.Module | None
+    reason: str = ""
+    change: float | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for, and what the pass of a reference image has shown."""
+
+    conv: str
+    arguments: Mapping[str, Any]
+    kernel_sizes: int | Mapping[int, int] | None
+    weights: str
+    trace: Trace
+    spatial_dims: int
+
+    def window(self, kernel_size: Sequence[int]) -> tuple[int, ...]:
+        """The window asked for in the place of one."""
+        if isinstance(self.kernel_sizes, int):
+            return tuple(self.kernel_sizes if k > 1 else k for k in kernel_size)
+        return tuple((self.kernel_sizes or {}).get(k, k) for k in kernel_size)
+
+
+def swap(module: nn.Module, owners: Sequence[nn.Module], options: Options) -> Swap | None:
+    """What a module becomes; ``None`` for modules that have no say in the symmetry.
+
+    Args:
+        module: the module.
+        owners: the modules that hold it, the network first.
+        options: of the conversion.
+    """
+    for kinds, convert in SWAPS:
+        if isinstance(module, kinds):
+            return convert(module, owners, options)
+    return None
+
+
+def _swap_convolution(module: Any, owners: Sequence[nn.Module], options: Options) -> Swap:
+    dims = len(module.kernel_size)
+    if isinstance(module, RingConvNd):
+        return Swap(None, "radial already")
+    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+    base = getattr(nn, f"Conv{'Transpose' if transposed else ''}{dims}d")
+    if type(module).forward is not base.forward:
+        return Swap(None, f"{type(module).__name__} has a forward of its own, which may do more than convolve")
+    if parametrize.is_parametrized(module) or "weight" not in module._parameters:
+        return Swap(None, "its weight is computed from others: remove the parametrisation or weight norm first")
+    if max(module.kernel_size) == max(module.stride) == 1 and not _asymmetric(module, options):
+        return Swap(None, f"{EXACT}: a window of 1")
+    if any(type(owner).__name__.startswith("PatchEmbed") for owner in owners):
+        return Swap(None, "a patch embedding: its weights tell the places in a patch apart, which is what they are for")
+    return _transposed(module, dims, options) if transposed else _convolution(module, dims, options)
+
+
+def _surplus(module: Any, options: Options) -> list[int] | None:
+    """Voxels along each axis that a padding module before a convolution adds; ``None`` without one."""
+    pad = options.trace.pads.get(module)
+    if pad is None or getattr(pad, "value", None) != 0:
+        return None
+    ends: Any = pad.padding
+    return [ends[i] + ends[i + 1] for i in range(len(ends) - 2, -1, -2)]
+
+
+def _asymmetric(module: Any, options: Options) -> bool:
+    pad = options.trace.pads.get(module)
+    return pad is not None and _one_sided(pad)
+
+
+def _one_sided(pad: Any) -> bool:
+    return any(pad.padding[i] != pad.padding[i + 1] for i in range(0, len(pad.padding), 2))
+
+
+def _kind(module: Any, window: Sequence[int], options: Options) -> tuple[str, str]:
+    """Whether a convolution becomes harmonic, and if it was asked for and is not, why."""
+    if options.conv != "gmr_harmonic" or max(window) == 1:
+        return "", ""
+    trace = options.trace
+    if module in trace.heads:
+        return "", "radial: a head, whose answer is to take both signs"
+    if module in trace.shortcuts:
+        return "", "radial: a shortcut, which the net relies on to be linear"
+    if module.out_channels // module.groups < 2:
+        return "", "radial: one channel a group cannot be shared among the orders"
+    return "Harmonic", ""
+
+
+def _convolution(module: Any, dims: int, options: Options) -> Swap:
+    window = options.window(module.kernel_size)
+    harmonic, remark = _kind(module, window, options)
+    padding, surplus = module.padding, [0] * dims
+    if _asymmetric(module, options):
+        surplus = _surplus(module, options) or surplus
+    if not isinstance(padding, str):
+        # a longer window keeps the sizes
+        growth = [d * (new - old) for d, new, old in zip(module.dilation, window, module.kernel_size)]
+        total = [2 * p + g + s for p, g, s in zip(padding, growth, surplus)]
+        if min(total) < 0:
+            return Swap(None, f"a window of {window} leaves no padding that keeps the size")
+        padding, surplus = tuple(t // 2 for t in total), [t % 2 for t in total]
+    elif padding == "same":
+        surplus = [d * (k - 1) % 2 for d, k in zip(module.dilation, window)]
+    strided, uneven = max(module.stride) > 1, any(surplus)
+    blurred = strided and any(d % 2 == 0 and s > 1 for d, s in zip(module.dilation, module.stride))
+    centred = (strided or uneven) and not blurred
+    arguments: dict[str, Any] = {"rings": "gaussian"} | dict(options.arguments)
+    if not harmonic:
+        arguments = {k: v for k, v in arguments.items() if k not in ("orders", "order_split", "inner_products")}
+    layer = swapped_class(f"GMR{'Centred' if centred else ''}{harmonic}Conv", dims)(
+        module.in_channels,
+        module.out_channels,
+        window,
+        1 if blurred else module.stride,
+        padding,
+        module.dilation,
+        module.groups,
+        module.bias is not None,
+        module.padding_mode,
+        device=module.weight.device,
+        dtype=module.weight.dtype,
+        **arguments,
+        **({"surplus": surplus} if centred and padding != "same" else {}),
+    )
+    change = _take_weights(layer, module, options, _project_convolution)
+    if blurred:
+        pool = GMRAvgPool(dims, 1, module.stride, rounding="floor")
+        return Swap(
+            nn.Sequential(layer, pool), "an even dilation has no centred steps: all steps, then every other", change
+        )
+    return Swap(layer, remark or _window_remark(module, window, options), change)
+
+
+def _window_remark(module: Any, window: Sequence[int], options: Options) -> str:
+    other = any((new - old) % 2 for new, old in zip(window, module.kernel_size))
+    if options.weights == "project" and other:
+        return "drawn anew: a window of the other parity holds no weights of the old one"
+    return ""
+
+
+def _take_weights(layer: Any, module: Any, options: Options, project: Callable[..., float | None]) -> float | None:
+    """Projected weights or fresh ones, the old bias, and what an optimiser is to leave alone."""
+    change = None
+    with torch.no_grad():
+        if not module.weight.is_meta and options.weights == "project":
+            change = project(layer, module)
+            if change is not None and layer.bias is not None:
+                layer.bias.copy_(module.bias)
+    layer.weight.requires_grad_(module.weight.requires_grad)
+    if layer.bias is not None:
+        layer.bias.requires_grad_(module.bias.requires_grad)
+    for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"):
+        getattr(layer, name).update(getattr(module, name))
+    layer.train(module.training)
+    return change
+
+
+def _numpy(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().double().numpy()
+
+
+def _project_convolution(layer: Any, module: Any) -> float | None:
+    kernel = fitted_window(_numpy(module.weight), layer.kernel_size)
+    if kernel is None:
+        return None
+    shells = layer.shells.flatten()
+    if not isinstance(layer, GMRHarmonicConvNd):
+        functions = _numpy(layer.basis())[:, shells.cpu().numpy()]
+        weights, change = project_kernel(kernel, functions)
+        layer.weight.copy_(torch.as_tensor(weights))
+        return change
+    rows = kernel.reshape(layer.groups, -1, *kernel.shape[1:])
+    parts, squares, first = [], 0.0, 0
+    for order, channels, functions in zip(layer.orders, layer.channels, layer.tap_basis().split(layer.components)):
+        part = rows[:, first : first + channels].reshape(-1, *kernel.shape[1:])
+        first += channels
+        if channels == 0:
+            continue
+        values = _numpy(functions)
+        weights, change = project_kernel(part, values[0]) if order == 0 else project_kernel_on_order(part, values)
+        parts.append(weights.reshape(layer.groups, channels, *weights.shape[1:]))
+        squares += (change * float(np.linalg.norm(part))) ** 2
+    layer.weight.copy_(torch.as_tensor(np.concatenate(parts, axis=1).reshape(layer.weight.shape)))
+    norm = float(np.linalg.norm(kernel))
+    return math.sqrt(squares) / norm if norm > 0 else 0.0
+
+
+def _transposed(module: Any, dims: int, options: Options) -> Swap:
+    window, padding, dilation = [], [], []
+    extent = [
+        d * (k - 1) + 1 + o - 2 * p
+        for k, d, o, p in zip(module.kernel_size, module.dilation, module.output_padding, module.padding)
+    ]
+    for k, s, d, e in zip(module.kernel_size, module.stride, module.dilation, extent):
+        reach = d * (k - 1) + 1
+        # linear interpolation reaches over 2 s - 1 voxels, each coarse tap at either side s further
+        coarse = k if s == 1 else 1 + 2 * max(0, math.ceil((reach - 2 * s + 1) / (2 * s)))
+        margin = e + d * (k - 1) - 1 if s == 1 else coarse - 1
+        if margin < 0 or margin % 2:
+            return Swap(None, f"its padding={module.padding} has no symmetric form")
+        window.append(coarse)
+        padding.append(margin // 2)
+        dilation.append(d if s == 1 else 1)
+    arguments = {k: v for k, v in options.arguments.items() if k not in ("orders", "order_split", "inner_products")}
+    layer = swapped_class("GMRResizedConv", dims)(
+        module.in_channels,
+        module.out_channels,
+        tuple(window),
+        1,
+        tuple(padding),
+        tuple(dilation),
+        module.groups,
+        module.bias is not None,
+        factors=module.stride,
+        extent=extent,
+        device=module.weight.device,
+        dtype=module.weight.dtype,
+        **arguments,
+    )
+    change = _take_weights(layer, module, options, _project_transposed)
+    return Swap(layer, "radial: upsampling, followed by linear interpolation", change)
+
+
+def _project_transposed(layer: Any, module: Any) -> float:
+    groups = module.groups
+    kernel = _numpy(module.weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1))
+    for axis, (d, s) in enumerate(zip(module.dilation, module.stride), start=2):
+        if d > 1 and s > 1:
+            spread = np.zeros((*kernel.shape[:axis], d * (kernel.shape[axis] - 1) + 1, *kernel.shape[axis + 1 :]))
+            spread[(slice(None),) * axis + (slice(None, None, d),)] = kernel
+            kernel = spread
+    functions = _numpy(layer.basis())[:, layer.shells.cpu().numpy()]
+    weights, change = project_transposed_kernel(kernel, functions, module.stride)
+    layer.weight.copy_(torch.as_tensor(weights))
+    return change
+
+
+def _swap_pooling(module: Any, owners: Sequence[nn.Module], options: Options) -> Swap:
+    dims = int(type(module).__name__[-2])
+    per_axis = _ntuple(dims)
+    stride = per_axis(module.stride)
+    if max(stride) == 1:
+        return Swap(None, f"{EXACT}: a step of 1")
+    maximum = isinstance(module, nn.modules.pooling._MaxPoolNd)
+    if maximum and (module.return_indices or max(per_axis(module.dilation)) > 1):
+        return Swap(
+            None, "returns indices or is dilated, which has no centred form: its steps are not exact on every size"
+        )
+    if getattr(module, "divisor_override", None) is not None:
+        return Swap(None, "has a divisor of its own, which has no centred form: its steps are not exact on every size")
+    make = GMRMaxPool if maximum else partial(GMRAvgPool, count_padding=module.count_include_pad)
+    kernel, padding = per_axis(module.kernel_size), per_axis(module.padding)
+    return Swap(make(dims, kernel, stride, padding, rounding="ceil" if module.ceil_mode else "floor"))
+
+
+def _swap_upsample(module: Any, owners: Sequence[nn.Module], options: Options) -> Swap:
+    dims = options.spatial_dims
+    factors = () if module.scale_factor is None else _ntuple(dims)(module.scale_factor)
+    if not factors or any(int(f) != f or f < 1 for f in factors):
+        nearest = module.mode.startswith("nearest")
+        return Swap(None, "nearest to a size that is no multiple: not exact" if nearest else EXACT)
+    return Swap(GMRInterpolate([int(f) for f in factors], module.mode, module.align_corners))
+
+
+def _swap_shuffle(module: Any, owners: Sequence[nn.Module], options: Options) -> Swap:
+    if isinstance(module, nn.PixelShuffle):
+        return Swap(
+            GMRSubpixelMean([module.upscale_factor] * 2), "the mean over the parts of a voxel, then interpolation"
+        )
+    dims, factor = module.dimensions, int(module.scale_factor)
+    inner = module.conv_block
+    if type(inner) is not getattr(nn, f"Conv{dims}d") or inner.groups != 1:
+        # it keeps its block, which is looked at after it
+        mean = GMRSubpixelMean([factor] * dims)
+        mean.interpolate.levels = options.trace.levels(module)
+        module.__class__, module.mean, module.pad_pool = SymmetricSubpixelUpsample, mean, nn.Identity()
+        return Swap(module, "the mean over the parts of a voxel, then interpolation")
+    folded = type(inner)(
+        inner.in_channels,
+        inner.out_channels // factor**dims,
+        inner.kernel_size,
+        inner.stride,
+        inner.padding,
+        inner.dilation,
+        1,
+        inner.bias is not None,
+        inner.padding_mode,
+        device=inner.weight.device,
+        dtype=inner.weight.dtype,
+    )
+    with torch.no_grad():
+        folded.weight.copy_(inner.weight.unflatten(0, (-1, factor**dims)).mean(1))
+        if inner.bias is not None:
+            folded.bias.copy_(inner.bias.unflatten(0, (-1, factor**dims)).mean(1))
+    found = _swap_convolution(folded, [], options)
+    block = nn.Sequential(found.module or folded, GMRInterpolate([factor] * dims, "linear"))
+    return Swap(block, "the mean over the parts of a voxel, then interpolation", found.change)
+
+
+def _swap_padding(module: Any, owners: Sequence[nn.Module], options: Options) -> Swap | None:
+    if not _one_sided(module):
+        return None
+    takers = [conv for conv, pad in options.trace.pads.items() if pad is module]
+    if len(takers) == 1 and getattr(module, "value", None) == 0:
+        return Swap(nn.Identity(), "the convolution behind it pads both ends alike")
+    return Swap(None, "pads one end more than the other, and what follows is no convolution that could take it over")
+
+
+def _swap_monai(module: nn.Module, owners: Sequence[nn.Module], options: Options) -> Swap | None:
+    found = REPLACEMENTS.get(type(module))
+    if found is None:
+        return None
+    module.__class__ = found[0]
+    return Swap(module, found[1])
+
+
+def _swap_residual_block(module: Any, owners: Sequence[nn.Module], options: Options) -> Swap | None:
+    shortcut = module.downsample
+    if not isinstance(shortcut, partial):
+        return None
+    arguments = shortcut.keywords
+    module.downsample = SymmetricChannelShortcut(arguments["spatial_dims"], arguments["planes"], arguments["stride"])
+    return Swap(module, "its shortcut steps about the centre")
+
+
+def _stays(reason: str) -> Callable[..., Swap]:
+    return lambda module, owners, options: Swap(None, reason)
+
+
+def _swap_linear(module: Any, owners: Sequence[nn.Module], options: Options) -> Swap | None:
+    if module not in options.trace.flattened:
+        return None
+    return Swap(None, "takes each voxel by its place: not equivariant, whatever comes before")
+
+
+SWAPS: tuple[tuple[Any, Callable[..., Swap | None]], ...] = (
+    (nn.modules.conv._ConvNd, _swap_convolution),
+    (nn.modules.pooling._MaxPoolNd, _swap_pooling),
+    (nn.modules.pooling._AvgPoolNd, _swap_pooling),
+    (nn.Upsample, _swap_upsample),
+    ((nn.PixelShuffle, SubpixelUpsample), _swap_shuffle),
+    (nn.modules.padding._ConstantPadNd, _swap_padding),
+    ((nn.modules.padding._ReflectionPadNd, nn.modules.padding._ReplicationPadNd), _swap_padding),
+    (nn.modules.pooling._AdaptiveAvgPoolNd, _stays(EXACT)),
+    (nn.modules.pooling._AdaptiveMaxPoolNd, _stays(EXACT)),
+    (
+        (nn.PixelUnshuffle, nn.modules.pooling._MaxUnpoolNd, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d),
+        _stays("has no symmetric form"),
+    ),
+    (nn.modules.pooling._LPPoolNd, _stays("has no centred form: its steps are not exact on every size")),
+    (nn.MultiheadAttention, _stays("attends by content: exact, unless positions were embedded before")),
+    (nn.Linear, _swap_linear),
+    (tuple(REPLACEMENTS), _swap_monai),
+    ((ResNetBlock, ResNetBottleneck), _swap_residual_block),
+)
+CONVERTIBLE = tuple(
+    kind for kinds, _ in SWAPS for kind in (kinds if isinstance(kinds, tuple) else (kinds,)) if kind is not nn.Linear
+)

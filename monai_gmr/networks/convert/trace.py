@@ -1,0 +1,253 @@
+"""One pass of an image of a reference size through a network, without computing: sizes that layers see, and what becomes of answers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.nn.parameter import UninitializedParameter
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# multiples of 32 first, then what odd factors and patches ask for
+REFERENCE_SIZES = (128, 96, 64, 256, 224, 160, 192, 48, 32, 144, 162, 81, 129, 97, 65, 33, 320, 512)
+# the sizes that MONAI's nets are built for, when they are built for one
+SIZE_ATTRIBUTES = ("input_image_size", "img_size", "image_size", "in_shape")
+# what passes on a linear layer's answer as it is, or only squashes it into an output
+PASSING = [
+    "add",
+    "sub",
+    "cat",
+    "stack",
+    "view",
+    "reshape",
+    "_unsafe_view",
+    "permute",
+    "transpose",
+    "slice",
+    "select",
+    "split",
+    "unsqueeze",
+    "squeeze",
+    "expand",
+    "clone",
+    "contiguous",
+    "_to_copy",
+    "alias",
+    "detach",
+    "neg",
+    "mean",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "_adaptive_avg_pool2d",
+    "_adaptive_avg_pool3d",
+    "adaptive_avg_pool1d",
+    "constant_pad_nd",
+    "upsample_linear1d",
+    "upsample_bilinear2d",
+    "upsample_trilinear3d",
+    "upsample_nearest1d",
+    "upsample_nearest2d",
+    "upsample_nearest3d",
+    "_upsample_nearest_exact1d",
+    "_upsample_nearest_exact2d",
+    "_upsample_nearest_exact3d",
+    "upsample_bicubic2d",
+    "pixel_shuffle",
+    "unbind",
+    "narrow",
+    "flatten",
+    "sigmoid",
+    "_softmax",
+    "_log_softmax",
+    "tanh",
+    "native_dropout",
+    "split_with_sizes",
+]
+FLATTENING = ("view", "reshape", "_unsafe_view", "flatten")
+LINEAR = ("convolution", "addmm", "mm", "bmm", "matmul", "linear", "_convolution")
+JOINING = ("add", "sub", "cat", "stack")
+
+Sizes = tuple[int, ...]
+
+
+@dataclass
+class Trace:
+    """What a pass has shown.
+
+    Attributes:
+        size: the reference size.
+        calls: of each module that was called, the sizes before and after, for each call.
+        pads: of each convolution, the padding module whose result alone it takes.
+        heads: convolutions whose answer is the network's, with no nonlinearity in between.
+        shortcuts: convolutions whose answer is joined with another path and then met by linear layers only.
+        flattened: linear layers that take all voxels of an image at once.
+        failure: why no pass was possible.
+    """
+
+    size: Sizes = ()
+    calls: dict[nn.Module, list[tuple[Sizes, Sizes]]] = field(default_factory=dict)
+    pads: dict[nn.Module, nn.Module] = field(default_factory=dict)
+    heads: set[nn.Module] = field(default_factory=set)
+    shortcuts: set[nn.Module] = field(default_factory=set)
+    flattened: set[nn.Module] = field(default_factory=set)
+    failure: str | None = None
+
+    def levels(self, module: nn.Module) -> list[tuple[list[int], list[int]]]:
+        """The sizes before and after a module, as layers with a trail keep them."""
+        return [(list(given), list(answer)) for given, answer in self.calls.get(module, [])]
+
+
+class _Followed(TorchDispatchMode):
+    """Carries along, on tensors, the convolutions whose answers they are."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self.trace = trace
+        self.bent: set[nn.Module] = set()
+
+    @staticmethod
+    def _passes(name: str, args: tuple) -> bool:
+        return name in PASSING or (name in ("mul", "div") and len(_tensors(args)) == 1)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        name = func.__name__.split(".")[0].rstrip("_")
+        images = [t for t in _tensors(args) if t.dim() == len(self.trace.size) + 2]
+        if name in FLATTENING and images and images[0].shape[2:].numel() > 1 and output.dim() == 2:
+            output._gmr_flattened = True
+        sources = [tag for tensor in _tensors((args, kwargs)) for tag in getattr(tensor, "_gmr_answers", ())]
+        if name in LINEAR:
+            self.trace.shortcuts |= {module for module, joined in sources if joined}
+        elif sources and not self._passes(name, args):
+            self.bent |= {module for module, _ in sources}
+        elif sources:
+            tags = {(module, joined or name in JOINING) for module, joined in sources}
+            for tensor in _tensors(output):
+                tensor._gmr_answers = tags  # type: ignore[attr-defined]
+        return output
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [tensor for item in value.values() for tensor in _tensors(item)]
+    if isinstance(value, list | tuple):
+        return [tensor for item in value for tensor in _tensors(item)]
+    return []
+
+
+def is_convolution(module: nn.Module) -> bool:
+    """Whether a module is one of torch's convolutions, or stands for one."""
+    return isinstance(module, nn.modules.conv._ConvNd)
+
+
+@contextmanager
+def _in_eval_mode(net: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _watch(net: nn.Module, trace: Trace, dims: int) -> list:
+    """Hooks that fill a trace."""
+    outputs: dict[int, tuple[torch.Tensor, nn.Module]] = {}
+
+    def after(module: nn.Module, args: tuple, output: Any) -> None:
+        given = [t for t in _tensors(args) if t.dim() == dims + 2]
+        answers = [t for t in _tensors(output) if t.dim() == dims + 2]
+        if is_convolution(module):
+            for tensor in answers:
+                tensor._gmr_answers = {(module, False)}  # type: ignore[attr-defined]
+            source = outputs.get(id(given[0])) if given else None
+            if source is not None:
+                trace.pads[module] = source[1]
+        if isinstance(module, nn.Linear) and any(getattr(t, "_gmr_flattened", False) for t in _tensors(args)):
+            trace.flattened.add(module)
+        if isinstance(module, nn.modules.padding._ConstantPadNd):
+            # kept, so that no later tensor takes its number
+            outputs[id(answers[0])] = (answers[0], module)
+        if given and answers:
+            sizes = tuple(given[0].shape[2:]), tuple(answers[0].shape[2:])
+            if sizes not in trace.calls.setdefault(module, []):
+                trace.calls[module].append(sizes)
+
+    return [module.register_forward_hook(after) for module in net.modules()]
+
+
+def _run(net: nn.Module, trace: Trace, size: Sizes, in_channels: int, dtype: torch.dtype, device: Any) -> None:
+    handles, logger = _watch(net, trace, len(size)), logging.getLogger("torch._subclasses.fake_tensor")
+    # a size that does not fit is an answer, not an error to print
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), _Followed(trace) as followed, torch.no_grad():
+            output = net(torch.empty((2, in_channels, *size), dtype=dtype, device=device))
+        for tensor in _tensors(list(output.values()) if isinstance(output, dict) else output):
+            trace.heads |= {module for module, _ in getattr(tensor, "_gmr_answers", ())}
+        trace.shortcuts -= followed.bent
+    finally:
+        logger.setLevel(level)
+        for handle in handles:
+            handle.remove()
+
+
+def sizes_of_network(net: nn.Module, dims: int) -> list[Sizes]:
+    """Sizes that a network says it is built for."""
+    found = []
+    for name in SIZE_ATTRIBUTES:
+        value = getattr(net, name, None)
+        if isinstance(value, Sequence) and len(value) in (dims, dims + 1) and all(isinstance(n, int) for n in value):
+            found.append(tuple(value)[-dims:])
+    return found
+
+
+def materialise(net: nn.Module, size: Sizes, in_channels: int) -> None:
+    """Give lazily built layers their parameters, by one real pass."""
+    if any(isinstance(each, UninitializedParameter) for each in net.parameters()):
+        with _in_eval_mode(net), torch.no_grad():
+            net(torch.zeros((1, in_channels, *size)))
+
+
+def trace_sizes(net: nn.Module, dims: int, in_channels: int, spatial_size: Sequence[int] | None = None) -> Trace:
+    """Send an image of a reference size through a network on fake tensors, which have sizes and no values.
+
+    Args:
+        net: the network; it and its buffers stay as they are.
+        dims: number of spatial axes.
+        in_channels: channels of the image.
+        spatial_size: the reference size; default: the first of those that the network names and some usual ones that it can take.
+
+    Returns:
+        the trace; its ``failure`` is one sentence if no size was possible.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1))
+        >>> trace = trace_sizes(net, 2, 1)
+        >>> trace.calls[net[0]], trace.heads == {net[2]}
+        ([((128, 128), (64, 64))], True)
+    """
+    usual = [(n,) * dims for n in REFERENCE_SIZES]
+    candidates = [tuple(spatial_size)] if spatial_size is not None else [*sizes_of_network(net, dims), *usual]
+    first = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
+    reason = ""
+    for size in candidates:
+        trace = Trace(size)
+        try:
+            with _in_eval_mode(net):
+                _run(net, trace, size, in_channels, first.dtype, first.device)
+            return trace
+        except Exception as error:  # whatever a network says to a size that it cannot take
+            reason = reason or (str(error).strip() or type(error).__name__).splitlines()[0][:160].rstrip(".")
+    return Trace(failure=f"no size could be sent through it ({reason})")

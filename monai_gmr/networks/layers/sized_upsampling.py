@@ -1,0 +1,134 @@
+"""Upsampling to the sizes that images had on their way down."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d, GMRConvNd
+from monai_gmr.networks.layers.size_trail import sizes_above
+from monai_gmr.ops import symmetric_upsample
+from monai_gmr.utils import check_choice
+
+MODES = ("nearest", "nearest-exact", "linear", "bilinear", "trilinear", "bicubic")
+
+
+class GMRInterpolate(nn.Module):
+    """``torch.nn.Upsample`` about the centre of the grid, to the size that the skip connection of a converted network has.
+
+    Outside a converted network, or where the trail of sizes says nothing, it reaches ``scale_factor`` times the size.
+
+    Args:
+        scale_factor: fine voxels in a coarse one, one number an axis.
+        mode: as in ``torch.nn.Upsample``. "nearest" to a size that is no multiple would not be exact and is linear there.
+        align_corners: as in ``torch.nn.Upsample``.
+
+    Example:
+        >>> GMRInterpolate((2, 2), "bilinear")(torch.rand(1, 3, 4, 5)).shape
+        torch.Size([1, 3, 8, 10])
+    """
+
+    def __init__(self, scale_factor: Sequence[int], mode: str = "linear", align_corners: bool | None = False) -> None:
+        super().__init__()
+        check_choice("mode", mode, MODES)
+        self.scale_factor, self.mode, self.align_corners = [int(f) for f in scale_factor], mode, bool(align_corners)
+        self.levels: list[tuple[list[int], list[int]]] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(batch, channels, *spatial)`` to ``(batch, channels, *size)``."""
+        coarse = x.shape[2:]
+        multiple = [n * f for n, f in zip(coarse, self.scale_factor)]
+        size = sizes_above(self.levels, coarse, multiple, self.scale_factor)
+        if self.mode.startswith("nearest"):
+            if size == multiple:
+                return F.interpolate(x, size=size, mode="nearest-exact")
+        elif self.mode == "bicubic" or self.align_corners:
+            name = self.mode if self.mode == "bicubic" else ("linear", "bilinear", "trilinear")[len(coarse) - 1]
+            return F.interpolate(x, size=size, mode=name, align_corners=self.align_corners)
+        return symmetric_upsample(x, size, self.scale_factor)
+
+    def extra_repr(self) -> str:
+        """Factors and mode."""
+        return f"scale_factor={tuple(self.scale_factor)}, mode={self.mode!r}, align_corners={self.align_corners}"
+
+
+class GMRSubpixelMean(nn.Module):
+    """What pixel shuffling becomes: the mean over the channels that would be the parts of a voxel, then linear interpolation.
+
+    Args:
+        scale_factor: fine voxels in a coarse one, one number an axis.
+
+    Example:
+        >>> GMRSubpixelMean((2, 2))(torch.rand(1, 12, 4, 5)).shape
+        torch.Size([1, 3, 8, 10])
+    """
+
+    def __init__(self, scale_factor: Sequence[int]) -> None:
+        super().__init__()
+        self.interpolate = GMRInterpolate(scale_factor, "linear")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(batch, channels * parts, *spatial)`` to ``(batch, channels, *size)``."""
+        parts = 1
+        for factor in self.interpolate.scale_factor:
+            parts *= factor
+        return self.interpolate(x.unflatten(1, (-1, parts)).mean(2))
+
+
+class ResizedConvNd(GMRConvNd):
+    """What a transposed convolution becomes: a radial convolution of the coarse grid, then linear interpolation about the centre.
+
+    Args:
+        factors: fine voxels in a coarse one, one number an axis.
+        extent: what the transposed layer added to ``(size - 1) * factor``, one number an axis.
+        args, kwargs: those of :class:`GMRConv2d`, for the convolution of the coarse grid.
+    """
+
+    def __init__(self, *args, factors: Sequence[int], extent: Sequence[int], **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.factors, self.extent = [int(f) for f in factors], [int(e) for e in extent]
+        self.levels: list[tuple[list[int], list[int]]] = []
+
+    def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
+        """``(batch, in_channels, *spatial)`` to ``(batch, out_channels, *size)``; sizes as those of the transposed layer, or those of the
+        skip connection in a converted network, or ``output_size``."""
+        dims = self.spatial_dims
+        coarse = list(input.shape)[-dims:]
+        if output_size is None:
+            own = [(n - 1) * f + e for n, f, e in zip(coarse, self.factors, self.extent)]
+            size = sizes_above(self.levels, coarse, own, self.factors)
+        else:
+            size = list(output_size)[-dims:]
+        return symmetric_upsample(super().forward(input), size, self.factors)
+
+    def extra_repr(self) -> str:
+        """The arguments of the convolution, and the factors."""
+        return f"{super().extra_repr()}, factors={tuple(self.factors)}"
+
+
+class GMRResizedConv2d(ResizedConvNd, GMRConv2d):
+    """:class:`ResizedConvNd` in two dimensions.
+
+    Example:
+        >>> GMRResizedConv2d(4, 2, 1, factors=(2, 2), extent=(2, 2))(torch.rand(1, 4, 5, 6)).shape
+        torch.Size([1, 2, 10, 12])
+    """
+
+
+class GMRResizedConv1d(ResizedConvNd, GMRConv1d):
+    """:class:`GMRResizedConv2d` in one dimension.
+
+    Example:
+        >>> GMRResizedConv1d(4, 2, 1, factors=(2,), extent=(1,))(torch.rand(1, 4, 5)).shape
+        torch.Size([1, 2, 9])
+    """
+
+
+class GMRResizedConv3d(ResizedConvNd, GMRConv3d):
+    """:class:`GMRResizedConv2d` in three dimensions.
+
+    Example:
+        >>> GMRResizedConv3d(1, 2, 3, padding=1, factors=(2, 2, 1), extent=(2, 2, 1))(torch.rand(1, 1, 3, 4, 5)).shape
+        torch.Size([1, 2, 6, 8, 5])
+    """

@@ -1,0 +1,158 @@
+"""Ordinary kernels as weighted sums of given functions on taps, by least squares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def _fit(rows: np.ndarray, functions: np.ndarray) -> tuple[np.ndarray, float]:
+    weights = rows @ np.linalg.pinv(functions)
+    return weights, relative_change(rows, weights @ functions)
+
+
+def relative_change(before: np.ndarray, after: np.ndarray) -> float:
+    """Norm of the difference over the norm of what was.
+
+    Example:
+        >>> relative_change(np.array([3.0, 4.0]), np.array([3.0, 0.0]))
+        0.8
+    """
+    norm = float(np.linalg.norm(before))
+    return float(np.linalg.norm(after - before)) / norm if norm > 0 else 0.0
+
+
+def fitted_window(kernel: np.ndarray, window: Sequence[int]) -> np.ndarray | None:
+    """A kernel in the middle of a longer window, or the middle of it in a shorter one; ``None`` where the parities differ.
+
+    Example:
+        >>> fitted_window(np.ones((1, 1, 3)), (5,))
+        array([[[0., 1., 1., 1., 0.]]])
+    """
+    for axis, k in enumerate(window, start=2):
+        margin = k - kernel.shape[axis]
+        if margin % 2:
+            return None
+        ends = [(0, 0)] * kernel.ndim
+        ends[axis] = (max(margin, 0) // 2,) * 2
+        kernel = np.pad(kernel, ends)
+        cut = max(-margin, 0) // 2
+        kernel = kernel[(slice(None),) * axis + (slice(cut, kernel.shape[axis] - cut),)]
+    return kernel
+
+
+def project_kernel(kernel: np.ndarray, functions: np.ndarray) -> tuple[np.ndarray, float]:
+    r"""Weights of functions on taps that come nearest to a kernel.
+
+    .. math:: \min_w \sum_t \Big(K_{oi}(t) - \sum_r w_{oir}\, b_r(t)\Big)^2
+
+    Args:
+        kernel: ``(out, in, *window)``.
+        functions: ``(rings, taps)``.
+
+    Returns:
+        weights ``(out, in, rings)``, and the relative change of the kernel.
+
+    Example:
+        >>> weights, change = project_kernel(np.array([[[1.0, 5.0, 3.0]]]), np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 1.0]]))
+        >>> weights.round(3).tolist(), round(change, 3)
+        ([[[5.0, 2.0]]], 0.239)
+    """
+    weights, change = _fit(kernel.reshape(-1, functions.shape[1]), functions)
+    return weights.reshape(*kernel.shape[:2], -1), change
+
+
+def project_kernel_on_order(kernel: np.ndarray, functions: np.ndarray) -> tuple[np.ndarray, float]:
+    r"""Weights of an angular order, of whose components only a length is kept, that come nearest to kernels in some direction.
+
+    For each output channel the components of order ``m`` are seen in the direction ``u`` that explains most of the kernel:
+    :math:`K_{oi} \approx \sum_r w_{oir} \sum_m u_{om}\, b_r Y_m`, the best approximation of rank one.
+
+    Args:
+        kernel: ``(out, in, *window)``.
+        functions: ``(components, rings, taps)``.
+
+    Returns:
+        weights ``(out, in, rings)``, and the relative change of the kernel.
+
+    Example:
+        >>> slopes = np.array([[[-1.0, 0.0, 1.0]]])
+        >>> weights, change = project_kernel_on_order(np.array([[[-2.0, 0.0, 2.0]]]), slopes)
+        >>> abs(weights).round(3).tolist(), round(change, 3)
+        ([[[2.0]]], 0.0)
+    """
+    components, rings, taps = functions.shape
+    rows = kernel.reshape(-1, taps)
+    fitted = rows @ np.linalg.pinv(functions.reshape(-1, taps))
+    fitted = fitted.reshape(*kernel.shape[:2], components, rings).swapaxes(1, 2)
+    left, values, right = np.linalg.svd(fitted.reshape(len(kernel), components, -1), full_matrices=False)
+    weights = (values[:, :1, None] * right[:, :1]).reshape(len(kernel), kernel.shape[1], rings)
+    nearest = np.einsum("oir,om,mrt->oit", weights, left[:, :, 0], functions)
+    return weights, relative_change(rows, nearest.reshape(-1, taps))
+
+
+def upsampled_functions(
+    functions: np.ndarray, kernel_size: Sequence[int], factors: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What functions on coarse taps become on the fine grid by linear interpolation, at the places of a transposed kernel's taps.
+
+    Args:
+        functions: ``(rings, *coarse window)``, coarse windows of odd length.
+        kernel_size: length of the transposed kernel's window in fine voxels, one an axis.
+        factors: fine voxels in a coarse one.
+
+    Returns:
+        ``(rings, *fine window)`` where the window holds all that is not zero, and for each axis the place of the first of the transposed
+        kernel's taps in it.
+
+    Example:
+        >>> fine, first = upsampled_functions(np.ones((1, 1)), (3,), (2,))
+        >>> fine.tolist(), first.tolist()
+        ([[0.5, 1.0, 0.5]], [0])
+        >>> upsampled_functions(np.ones((1, 1)), (2,), (2,))[0].tolist()
+        [[0.25, 0.75, 0.75, 0.25]]
+    """
+    first = []
+    for axis, (k, s) in enumerate(zip(kernel_size, factors), start=1):
+        coarse = functions.shape[axis]
+        reach = s * (coarse - 1) / 2 + s
+        margin = max(0, int(np.ceil(reach - (k - 1) / 2)) - 1)
+        fine = np.arange(-margin, k + margin) - (k - 1) / 2
+        centres = s * (np.arange(coarse) - (coarse - 1) / 2)
+        hats = np.clip(1 - np.abs(fine[:, None] - centres) / s, 0, None)
+        functions = np.moveaxis(np.tensordot(hats, functions, (1, axis)), 0, axis)
+        first.append(margin)
+    return functions, np.array(first)
+
+
+def project_transposed_kernel(
+    kernel: np.ndarray, functions: np.ndarray, factors: Sequence[int]
+) -> tuple[np.ndarray, float]:
+    """Weights of coarse functions whose linear interpolation comes nearest to a transposed kernel, among those that answer a constant
+    image with the same mean.
+
+    Args:
+        kernel: ``(out, in, *window)`` on the fine grid.
+        functions: ``(rings, *coarse window)``, coarse windows of odd length.
+        factors: fine voxels in a coarse one.
+
+    Returns:
+        weights ``(out, in, rings)``, and the relative change of the kernel.
+
+    Example:
+        >>> weights, change = project_transposed_kernel(np.array([[[1.0, 3.0]]]), np.ones((1, 1)), (2,))
+        >>> weights.round(3).tolist(), round(change, 3)
+        ([[[2.0]]], 0.548)
+    """
+    window = kernel.shape[2:]
+    fine, first = upsampled_functions(functions, window, factors)
+    ends = [(0, 0), (0, 0)] + [(int(f), n - k - int(f)) for f, n, k in zip(first, fine.shape[1:], window)]
+    rows = np.pad(kernel, ends).reshape(-1, int(np.prod(fine.shape[1:])))
+    flat = fine.reshape(len(fine), -1)
+    gram, sums = flat @ flat.T, flat.sum(1)
+    bordered = np.block([[gram, sums[:, None]], [sums[None], np.zeros((1, 1))]])
+    right = np.concatenate([rows @ flat.T, rows.sum(1, keepdims=True)], axis=1)
+    weights = (right @ np.linalg.pinv(bordered))[:, : len(flat)]
+    change = relative_change(rows, weights @ flat)
+    return weights.reshape(*kernel.shape[:2], -1), change

@@ -1,0 +1,64 @@
+"""The command line prints the report and the errors before and after, and refuses in a sentence."""
+
+import pytest
+import torch
+import yaml
+from monai.networks.nets import UNet
+
+from monai_gmr.apps.convert import main
+
+UNET = {
+    "_target_": "monai.networks.nets.UNet",
+    "spatial_dims": 2,
+    "in_channels": 1,
+    "out_channels": 2,
+    "channels": [4, 8, 16],
+    "strides": [2, 2],
+}
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump({"network_def": UNET, "other": UNET | {"_target_": "monai.networks.nets.UNETR"}}))
+    return str(path)
+
+
+def test_report_and_errors(config, capsys):
+    assert main([config, "--check", "16", "--check", "17", "--conv", "gmr_harmonic"]) == 0
+    printed = capsys.readouterr().out
+    assert "UNet: 5 modules converted, 0 kept" in printed
+    lines = [line.split() for line in printed.splitlines() if line.startswith(("16x16", "17x17"))]
+    assert float(lines[0][1]) > 0.1
+    assert float(lines[0][2]) < 1e-5
+    assert float(lines[1][-1]) < 1e-5
+    assert "cannot take it" in printed
+
+
+def test_what_is_excluded_breaks_it_and_is_named(config, capsys):
+    assert main([config, "--check", "16", "--exclude", "model.0.conv"]) == 1
+    assert "model.0.conv" in capsys.readouterr().out.partition("what still breaks it")[2]
+
+
+def test_without_sizes_nothing_is_measured(config, capsys):
+    assert main([config]) == 0
+    assert "before" not in capsys.readouterr().out
+
+
+def test_weights_are_loaded_before(config, tmp_path, capsys):
+    torch.save({"model": UNet(2, 1, 2, (4, 8, 16), (2, 2)).state_dict()}, tmp_path / "model.pt")
+    assert main([config, "--weights", str(tmp_path / "model.pt"), "--kernel-size", "5"]) == 0
+    assert "k5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--network-id", "missing"], "hold no 'missing'"),
+        (["--weights", "nowhere.pt"], "does not exist"),
+        (["--network-id", "other"], "cannot be built"),
+    ],
+)
+def test_refusals(config, arguments, message, capsys):
+    assert main([config, *arguments]) == 2
+    assert message in capsys.readouterr().err
