@@ -254,7 +254,9 @@ class GMRHarmonicConvNd(GMRConvNd):
 
     @torch.jit.unused
     def _fused_invariants(self, grouped: torch.Tensor) -> torch.Tensor:
-        return fused_invariants(grouped, self.norms, self.products, self.reduced_components)
+        scalars = fused_invariants(grouped, self.norms, self.products, self.reduced_components)
+        # the backward pass keeps them, and what follows a convolution without a bias may work in place
+        return scalars.clone() if self.bias is None and scalars.requires_grad else scalars
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """``(batch, in_channels, *spatial)`` or without the batch, to as many scalars as ``out_channels``."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from monai_gmr import set_backend
 from monai_gmr.networks.layers import GMRConv2d, GMRHarmonicConv1d, GMRHarmonicConv2d, GMRHarmonicConv3d
 from monai_gmr.networks.nets import GMRResNet, GMRUNet
 from monai_gmr.symmetry import inscribed_ball, point_group, rotation_matrix, transform_grid, transform_image
@@ -164,3 +165,20 @@ def test_what_is_impossible_ends_in_one_sentence(arguments, message):
 def test_there_is_no_equal_convolution():
     with pytest.raises(ConfigurationError, match="takes norms"):
         GMRHarmonicConv2d(1, 4, 3).to_conv()
+
+
+@pytest.mark.parametrize("backend", ["auto", "compiled"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_what_follows_may_work_in_place(backend, bias):
+    """As after torch's convolutions: an activation in place, or a shortcut added in place."""
+    layer, x = GMRHarmonicConv2d(2, 8, 3, padding=1, bias=bias), torch.randn(1, 2, 6, 7, requires_grad=True)
+    set_backend(backend)
+    try:
+        for _ in range(3):
+            expected = torch.autograd.grad((layer(x) - 0.1).relu().square().sum(), x)[0]
+            output = layer(x)
+            output -= 0.1
+            output = torch.nn.functional.relu(output, inplace=True)
+            assert torch.allclose(torch.autograd.grad(output.square().sum(), x)[0], expected, atol=1e-4)
+    finally:
+        set_backend("auto")
