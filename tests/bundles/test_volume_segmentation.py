@@ -223,7 +223,7 @@ def test_monais_dynunet_is_converted_by_config(dataset_dir, tmp_path, conv):
     """The overlay trains and evaluates MONAI's net, converted or as it is, in windows that fit both."""
     files = [str(CONFIGS / f"{name}.yaml") for name in ("train", "dynunet")]
     options = {"dataset_dir": dataset_dir, "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path), "conv": conv}
-    options |= {"logging_file": False, "features": [4, 6], "roi_size": [16, 16, 16]}
+    options |= {"logging_file": False, "features": [4, 6, 8], "roi_size": [16, 16, 16]}
     run(config_file=files, epochs=1, patch_size=[16, 16, 16], samples_per_case=1, val_interval=1, **options)
     files[0] = str(CONFIGS / "evaluate.yaml")
     run(config_file=files, angle_step=0, group_elements=4, cases=1, **options)
@@ -232,6 +232,6 @@ def test_monais_dynunet_is_converted_by_config(dataset_dir, tmp_path, conv):
     assert {row["family"] for row in rows} >= {"upright", "group"}
     parser = ConfigParser()
     parser.read_config(files)
-    parser["conv"], parser["features"] = conv, [4, 6]
+    parser["conv"], parser["features"] = conv, [4, 6, 8]
     net = parser.get_parsed_content("network_def")
     assert bool(net.conversion_report.converted) is (conv != "plain")
