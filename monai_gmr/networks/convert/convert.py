@@ -42,7 +42,8 @@ def convert_to_gmr(
     pools, upsampling and one-sided padding for ones about the centre of the grid.
 
     Sizes stay what they were, but for upsampling, which returns to the sizes that the image had on its way down: where a decoder of the
-    given network misses the size of a skip connection, or of the image (most do on odd sizes), the converted one meets it. ``module.conversion_report`` tells, when printed, what became of each module, or why it stayed.
+    given network misses the size of a skip connection, or of the image (most do on odd sizes), the converted one meets it.
+    ``module.conversion_report`` tells, when printed, what became of each module, or why it stayed.
 
     Args:
         module: the network; left as it is unless ``inplace``.
