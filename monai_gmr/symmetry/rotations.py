@@ -13,16 +13,73 @@ from monai_gmr.symmetry.point_groups import Array, is_grid_symmetry, transform_g
 from monai_gmr.utils import ConfigurationError
 
 
-def rotation_matrix(spatial_dims: int, degrees: float, axis: int | Sequence[float] = 0) -> np.ndarray:
+def axis_index(axis: int | str, spatial_dims: int = 3) -> int:
+    """The index of an array axis: "x", "y" and "z" are the axes 0, 1 and 2 of the spatial shape.
+
+    Args:
+        axis: index or letter.
+        spatial_dims: number of axes, 2 or 3.
+
+    Raises:
+        ConfigurationError: when there is no such axis.
+
+    Example:
+        >>> axis_index("y"), axis_index(2)
+        (1, 2)
+    """
+    letters = "xyz"[:spatial_dims]
+    if isinstance(axis, str) and len(axis) == 1 and axis.lower() in letters:
+        return letters.index(axis.lower())
+    if isinstance(axis, (int, np.integer)) and not isinstance(axis, bool) and 0 <= axis < spatial_dims:
+        return int(axis)
+    raise ConfigurationError(
+        f"axis={axis!r} is unknown in {spatial_dims}D: use one of {', '.join(map(repr, letters))} or 0 to {spatial_dims - 1}."
+    )
+
+
+def axis_direction(axis: int | str | Sequence[float]) -> np.ndarray:
+    """The unit vector of an axis in 3D.
+
+    Args:
+        axis: array axis, 0, 1, 2 or "x", "y", "z"; or a vector of three numbers along the array axes, in millimetres if there is a spacing.
+
+    Returns:
+        array of shape ``(3,)`` and length 1.
+
+    Raises:
+        ConfigurationError: when there is no such axis, or the vector has no direction.
+
+    Example:
+        >>> axis_direction("z").tolist(), axis_direction((0, 3, 4)).tolist()
+        ([0.0, 0.0, 1.0], [0.0, 0.6, 0.8])
+    """
+    if isinstance(axis, (int, np.integer, str)):
+        return np.eye(3)[axis_index(axis)]
+    try:
+        vector = np.asarray(axis, float)
+    except (TypeError, ValueError):
+        vector = np.zeros(0)
+    length = np.linalg.norm(vector)
+    if vector.shape != (3,) or not np.isfinite(length) or length == 0:
+        raise ConfigurationError(
+            f"axis={axis!r} is no direction: give 'x', 'y', 'z', 0, 1, 2 or three finite numbers that are not all zero."
+        )
+    return vector / length
+
+
+def rotation_matrix(spatial_dims: int, degrees: float, axis: int | str | Sequence[float] = 0) -> np.ndarray:
     """The rotation by an angle, in 3D about an axis, in 2D in the plane.
 
     Args:
         spatial_dims: 2 or 3.
-        degrees: angle in degrees.
-        axis: in 3D the index of an array axis, or a direction; not used in 2D.
+        degrees: angle in degrees; positive is counterclockwise seen against the axis, in 2D from the first axis towards the second.
+        axis: in 3D an array axis (0, 1, 2 or "x", "y", "z"), or a direction; not used in 2D.
 
     Returns:
         orthogonal matrix of shape ``(spatial_dims, spatial_dims)``.
+
+    Raises:
+        ConfigurationError: when there are no rotations in ``spatial_dims``, or ``axis`` is no direction.
 
     Example:
         >>> rotation_matrix(2, 90).round(6)
@@ -33,8 +90,7 @@ def rotation_matrix(spatial_dims: int, degrees: float, axis: int | Sequence[floa
         raise ConfigurationError(f"spatial_dims={spatial_dims} has no rotations: use 2 or 3.")
     if spatial_dims == 2:
         return Rotation.from_euler("z", degrees, degrees=True).as_matrix()[:2, :2]
-    direction = np.eye(3)[axis] if isinstance(axis, int) else np.asarray(axis, float) / np.linalg.norm(axis)
-    return Rotation.from_rotvec(np.deg2rad(degrees) * direction).as_matrix()
+    return Rotation.from_rotvec(np.deg2rad(degrees) * axis_direction(axis)).as_matrix()
 
 
 def inscribed_ball(shape: Sequence[int], spacing: Sequence[float] | None = None) -> np.ndarray:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
+from monai_gmr.symmetry.elements import check_dims, element_name
 from monai_gmr.symmetry.point_groups import is_grid_symmetry, point_group
 from monai_gmr.symmetry.rotations import rotation_matrix
+from monai_gmr.symmetry.subgroups import named_group
+from monai_gmr.utils import ConfigurationError
 
 
 class View(NamedTuple):
-    """One way to turn an image: ``name``, ``family`` ("upright", "group" or "angles"), ``angle`` in degrees
-    (``None`` for a group element), orthogonal ``matrix`` of shape ``(d, d)``."""
+    """One way to turn an image: ``name``, ``family`` ("upright", "group", "angles", "icosahedral" or "random"), ``angle`` in degrees
+    about the axis of the rotation (``None`` for a group element), orthogonal ``matrix`` of shape ``(d, d)``."""
 
     name: str
     family: str
@@ -21,42 +25,227 @@ class View(NamedTuple):
     matrix: np.ndarray
 
 
-def group_views(spatial_dims: int, spacing: Sequence[float] | None = None) -> list[View]:
-    """Every element of the grid's point group, the upright image first.
+def group_views(
+    spatial_dims: int, spacing: Sequence[float] | None = None, group: str | None = None, axis: int | str | None = None
+) -> list[View]:
+    """Every element of the grid's point group or of a named subgroup, the upright image first.
 
     Args:
         spatial_dims: 2 or 3.
         spacing: voxel size in millimetres; axes of unlike spacing are not exchanged.
+        group: name of a subgroup (:func:`~monai_gmr.symmetry.named_group`), whose views are named after the symbols of their elements;
+            default: the whole group, its views numbered.
+        axis: array axis of the subgroup's main direction.
+
+    Returns:
+        one view for each element that keeps the spacing.
+
+    Raises:
+        ConfigurationError: when ``group`` or ``axis`` is unknown.
 
     Example:
         >>> [len(group_views(d)) for d in (2, 3)]
         [8, 48]
         >>> group_views(2)[0].family, group_views(2)[1].family
         ('upright', 'group')
+        >>> [view.name for view in group_views(3, group="mm2")]
+        ['upright', 'm [100]', 'm [010]', '2 [001]']
     """
-    elements = point_group(spatial_dims, spacing)
+    if group is None:
+        elements = point_group(spatial_dims, spacing)
+        names = [f"element {i}" for i in range(len(elements))]
+    else:
+        named = named_group(group, spatial_dims, axis)
+        elements = np.array([element for element in named if is_grid_symmetry(element, spacing)])
+        names = [element_name(element) for element in elements]
     return [View("upright", "upright", 0.0, elements[0])] + [
-        View(f"element {i}", "group", None, element) for i, element in enumerate(elements[1:], 1)
+        View(name, "group", None, element) for name, element in zip(names[1:], elements[1:])
     ]
 
 
-def angle_views(spatial_dims: int, step: float, spacing: Sequence[float] | None = None) -> list[View]:
-    """Rotations every ``step`` degrees, in 3D about each array axis; those that the grid's group holds are left out.
+def angle_views(
+    spatial_dims: int, step: float, spacing: Sequence[float] | None = None, grid: bool = False
+) -> list[View]:
+    """Rotations every ``step`` degrees, in 3D about each array axis.
 
     Args:
         spatial_dims: 2 or 3.
-        step: degrees between views.
+        step: degrees between views, more than 0.
         spacing: voxel size in millimetres, one an axis; default 1.
+        grid: whether to hold those that the grid's group holds, too: the upright image (once, first) and quarter turns.
+
+    Raises:
+        ConfigurationError: when ``step`` is not a number of degrees above 0.
 
     Example:
         >>> len(angle_views(2, 30)), len(angle_views(3, 45))
         (8, 12)
+        >>> len(angle_views(2, 10, grid=True)), len(angle_views(3, 30, grid=True))
+        (36, 34)
     """
-    views = []
+    if not 0 < step < np.inf:
+        raise ConfigurationError(f"the step between views is {step} degrees: give a number above 0, such as 10.")
+    views = [View("upright", "upright", 0.0, np.eye(spatial_dims))] if grid else []
     for axis in range(3 if spatial_dims == 3 else 1):
         for angle in np.arange(0.0, 360.0, step):
             matrix = rotation_matrix(spatial_dims, float(angle), axis)
-            if not is_grid_symmetry(matrix, spacing):
+            if angle > 0 if grid else not is_grid_symmetry(matrix, spacing):
                 name = f"{angle:g} degrees" + (f" about axis {axis}" if spatial_dims == 3 else "")
                 views.append(View(name, "angles", float(angle), matrix))
     return views
+
+
+def icosahedral_views() -> list[View]:
+    """The 60 rotations of the icosahedron: the largest set of views in 3D that is spread evenly and closed under products.
+
+    Its half turns about the array axes and 8 of its turns by 120 degrees are symmetries of the grid, the other 48 are interpolated.
+
+    Returns:
+        60 views in 3D, the upright image first; ``angle`` is that about the axis of the rotation, 0 to 180 degrees.
+
+    Example:
+        >>> views = icosahedral_views()
+        >>> len(views), views[0].name, views[1].family
+        (60, 'upright', 'icosahedral')
+
+    Source:
+        ``scipy.spatial.transform.Rotation.create_group``.
+    """
+    rotations = Rotation.create_group("I")
+    angles = np.rad2deg(rotations.magnitude())
+    matrices = rotations.as_matrix()
+    # rounding keeps the order of rotations by the same angle the same on every machine
+    order = np.argsort(angles.round(6), kind="stable")
+    first, *others = order.tolist()
+    return [View("upright", "upright", 0.0, matrices[first])] + [
+        View(f"icosahedral {i}", "icosahedral", float(angles[k]), matrices[k]) for i, k in enumerate(others, 1)
+    ]
+
+
+def random_views(count: int, spatial_dims: int, seed: int = 0) -> list[View]:
+    """Random rotations, uniform on SO(3) or SO(2).
+
+    Args:
+        count: how many, at least 1.
+        spatial_dims: 2 or 3.
+        seed: the same seed gives the same views, and fewer views are the first ones of more.
+
+    Returns:
+        ``count`` views; the upright image is not among them. ``angle`` is that about the axis of the rotation, 0 to 180 degrees in 3D,
+        0 to 360 in 2D.
+
+    Raises:
+        ConfigurationError: when ``count`` is not a number above 0.
+
+    Example:
+        >>> [view.name for view in random_views(2, 3, seed=7)]
+        ['random 0 of seed 7', 'random 1 of seed 7']
+
+    Source:
+        K. Shoemake, "Uniform random rotations", Graphics Gems III, 1992: normally distributed quaternions.
+    """
+    check_dims(spatial_dims)
+    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
+        raise ConfigurationError(f"a set of {count} random views is empty or no number: give 1 or more.")
+    # drawn here and not by Rotation.random, whose numbers for a seed change with the version of scipy
+    generator = np.random.default_rng(seed)
+    if spatial_dims == 2:
+        angles = generator.uniform(0.0, 360.0, count)
+        matrices = np.stack([rotation_matrix(2, float(angle)) for angle in angles])
+    else:
+        rotations = Rotation.from_quat(generator.normal(size=(count, 4)))
+        angles, matrices = np.rad2deg(rotations.magnitude()), rotations.as_matrix()
+    return [
+        View(f"random {i} of seed {seed}", "random", float(angle), matrix)
+        for i, (angle, matrix) in enumerate(zip(angles, matrices))
+    ]
+
+
+ViewSpec = str | Mapping[str, Any] | Sequence[Any]
+
+
+def _one_set(
+    spec: str | Mapping[str, Any], spatial_dims: int, spacing: Sequence[float] | None, seed: int
+) -> list[View]:
+    """The views of one entry of a specification."""
+    if isinstance(spec, Mapping):
+        keys = set(spec)
+        if "angles" in keys and keys <= {"angles"}:
+            return angle_views(spatial_dims, _number("angles", spec["angles"]), spacing, grid=True)
+        if "random" in keys and keys <= {"random", "seed"}:
+            return random_views(spec["random"], spatial_dims, spec.get("seed", seed))
+        if "group" in keys and keys <= {"group", "axis"}:
+            return group_views(spatial_dims, spacing, spec["group"], spec.get("axis"))
+    elif spec == "upright":
+        return group_views(spatial_dims, group="1")
+    elif spec == "icosahedral" and spatial_dims == 3:
+        return icosahedral_views()
+    elif isinstance(spec, (str, int)) and not isinstance(spec, bool):
+        try:
+            # YAML reads the group 222 as a number
+            return group_views(spatial_dims, spacing, str(spec))
+        except ConfigurationError as error:
+            others = "'upright' or 'icosahedral'" if spatial_dims == 3 else "'upright'"
+            raise ConfigurationError(f"{str(error)[:-1]}, or {others}.") from None
+    raise ConfigurationError(
+        f"views={spec!r} is unknown: give the name of a group such as 'all', 'upright', 'icosahedral' (3D), {{'angles': 10}}, "
+        "{'random': 20, 'seed': 1}, {'group': 'mm2', 'axis': 'x'}, or a list of these."
+    )
+
+
+def _number(name: str, value: object) -> float:
+    """A number that may come out of a config as text."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise ConfigurationError(f"{name}={value!r} is no number: give degrees above 0, such as 10.") from None
+
+
+def make_views(spec: ViewSpec, spatial_dims: int, spacing: Sequence[float] | None = None, seed: int = 0) -> list[View]:
+    """A set of views from a short description, such as a config holds.
+
+    Args:
+        spec: one of these, or a list of them, of which every view is kept once, the upright one first:
+            a group's name such as "all", "oh", "d4" or "4/mmm" (:func:`~monai_gmr.symmetry.named_group`); "upright"; "icosahedral" (3D,
+            60 rotations); ``{"angles": 10}``: every 10 degrees, in 3D about each array axis, the upright one and quarter turns included;
+            ``{"random": 20, "seed": 1}``: 20 random rotations; ``{"group": "mm2", "axis": "x"}``: a group along another array axis;
+            a :class:`View`.
+        spatial_dims: 2 or 3.
+        spacing: voxel size in millimetres, one an axis: elements of groups that exchange axes of unlike spacing are left out. Default 1.
+        seed: of random views that name none.
+
+    Returns:
+        at least one view.
+
+    Raises:
+        ConfigurationError: when there is no such set, or it is empty.
+
+    Example:
+        >>> len(make_views("oh", 3)), len(make_views("oh", 3, spacing=(1, 1, 3))), len(make_views({"angles": 10}, 2))
+        (48, 16, 36)
+        >>> len(make_views(["432", "icosahedral", {"random": 20, "seed": 1}], 3))
+        92
+    """
+    check_dims(spatial_dims)
+    if spacing is not None and (len(spacing) != spatial_dims or not all(step > 0 for step in spacing)):
+        raise ConfigurationError(
+            f"spacing={spacing!r} does not fit: give {spatial_dims} voxel sizes above 0 in millimetres, one an axis."
+        )
+    # a view is a tuple, too, but not a list of sets
+    entries: Sequence[Any] = [spec] if isinstance(spec, (str, Mapping, View)) else spec
+    if not isinstance(entries, Sequence):
+        entries = [spec]
+    views: list[View] = []
+    for entry in entries:
+        for view in [entry] if isinstance(entry, View) else _one_set(entry, spatial_dims, spacing, seed):
+            if view.matrix.shape != (spatial_dims, spatial_dims):
+                raise ConfigurationError(
+                    f"the view {view.name!r} has a matrix of shape {view.matrix.shape}: give one of {(spatial_dims,) * 2}."
+                )
+            if not any(np.allclose(view.matrix, other.matrix, atol=1e-6) for other in views):
+                views.append(view)
+    if not views:
+        raise ConfigurationError(
+            f"views={spec!r} is a set of size zero: give at least one entry, such as 'upright' or 'all'."
+        )
+    return sorted(views, key=lambda view: view.family != "upright")
