@@ -1,0 +1,74 @@
+"""Where windows lie along an axis, so that they mirror onto each other about its centre."""
+
+from __future__ import annotations
+
+from monai_gmr.utils import ConfigurationError
+
+
+def symmetric_window_starts(size: int, window: int, interval: int) -> list[int]:
+    """First voxels of windows that cover an axis and are their own mirror image: ``s`` is one if and only if
+    ``size - window - s`` is.
+
+    As many windows as MONAI takes, ``m = ceil(room / interval) + 1`` with ``room = size - window``; one more when ``m``
+    and ``room`` are both odd, for the middle window would then start between two voxels. The first half start at ``i *
+    room / (m - 1)``, rounded half up, the others are mirrored. An even step ``t = room / (m - 1) <= interval`` makes
+    neighbours at most ``ceil(t) <= interval`` apart; the two in the middle are less than ``t + 1`` apart if ``t`` is
+    not whole, which is again at most ``interval``: so the axis is covered, with at least the overlap asked for.
+
+    Args:
+        size: length of the axis in voxels.
+        window: length of a window in voxels, at most ``size``.
+        interval: largest distance of neighbouring starts in voxels, at most ``window`` if the axis is to be covered.
+
+    Returns:
+        the starts in ascending order.
+
+    Raises:
+        ConfigurationError: when the window is longer than the axis, or the interval is less than a voxel.
+
+    Example:
+        >>> symmetric_window_starts(50, 32, 24), symmetric_window_starts(65, 32, 24)
+        ([0, 18], [0, 11, 22, 33])
+        >>> symmetric_window_starts(66, 32, 24)
+        [0, 17, 34]
+    """
+    if not 1 <= window <= size:
+        raise ConfigurationError(f"A window of {window} voxels does not fit an axis of {size}: use 1 to {size}.")
+    if interval < 1:
+        raise ConfigurationError(f"interval={interval} is not a step: use 1 voxel or more.")
+    room = size - window
+    gaps = -(-room // interval)
+    if room % 2 == 1 and gaps % 2 == 0:
+        gaps += 1
+    first = [(2 * i * room + gaps) // (2 * gaps) for i in range((gaps + 1) // 2)]
+    # an even number of gaps has a window in the middle, whose start is whole
+    middle = [room // 2] if gaps % 2 == 0 else []
+    return first + middle + [room - start for start in reversed(first)]
+
+
+def window_placements(start: int, size: int, window: int, out_size: int, out_window: int) -> list[tuple[int, float]]:
+    """Where the output of a window belongs on an output axis of another resolution, about the common centre.
+
+    A place halfway between two voxels is taken as both, with half the weight each, for neither alone would be its own
+    mirror image.
+
+    Args:
+        start: first voxel of the window in the image.
+        size: length of the image's axis in voxels.
+        window: length of the window in voxels.
+        out_size: length of the output's axis in voxels of the output, ``size * out_window // window``.
+        out_window: length of the window's output in voxels of the output.
+
+    Returns:
+        pairs of first voxel and weight; one, or two of weight 0.5.
+
+    Example:
+        >>> window_placements(4, 12, 8, 6, 4), window_placements(2, 12, 8, 6, 4), window_placements(3, 12, 8, 6, 4)
+        ([(2, 1.0)], [(1, 1.0)], [(1, 0.5), (2, 0.5)])
+    """
+    # twice the place is whole in units of 1 / window: no rounding error decides about a tie
+    numerator = (out_size - out_window) * window + (2 * start - (size - window)) * out_window
+    place, rest = divmod(numerator, 2 * window)
+    if rest == window:
+        return [(place, 0.5), (place + 1, 0.5)]
+    return [(place + (rest > window), 1.0)]
