@@ -22,6 +22,7 @@ from monai_gmr.networks.convert.trace import Trace
 from monai_gmr.networks.layers import GMRAvgPool, GMRInterpolate, GMRMaxPool, GMRSubpixelMean
 from monai_gmr.networks.layers.gmr_harmonic_conv import GMRHarmonicConvNd
 from monai_gmr.networks.layers.ring_conv import RingConvNd
+from monai_gmr.networks.layers.sized_upsampling import MODES
 from monai_gmr.symmetry import project_kernel, project_kernel_on_order, project_transposed_kernel
 from monai_gmr.symmetry.projection import fitted_window
 
@@ -126,7 +127,8 @@ def _kind(module: Any, window: Sequence[int], options: Options) -> tuple[str, st
 def _convolution(module: Any, dims: int, options: Options) -> Swap:
     window = options.window(module.kernel_size)
     harmonic, remark = _kind(module, window, options)
-    padding, surplus = module.padding, [0] * dims
+    # "valid" is no padding, which layers about a centre know as a number alone
+    padding, surplus = (0,) * dims if module.padding == "valid" else module.padding, [0] * dims
     if _asymmetric(module, options):
         surplus = _surplus(module, options) or surplus
     if not isinstance(padding, str):
@@ -273,12 +275,14 @@ def _project_transposed(layer: Any, module: Any) -> float:
 
 
 def _swap_pooling(module: Any, owners: Sequence[nn.Module], options: Options) -> Swap:
-    dims = int(type(module).__name__[-2])
+    dims, maximum = options.spatial_dims, isinstance(module, nn.modules.pooling._MaxPoolNd)
+    base = getattr(nn, f"{'Max' if maximum else 'Avg'}Pool{dims}d")
+    if type(module).forward is not base.forward:
+        return Swap(None, f"{type(module).__name__} has a forward of its own, which may do more than pool")
     per_axis = _ntuple(dims)
     stride = per_axis(module.stride)
     if max(stride) == 1:
         return Swap(None, f"{EXACT}: a step of 1")
-    maximum = isinstance(module, nn.modules.pooling._MaxPoolNd)
     if maximum and (module.return_indices or max(per_axis(module.dilation)) > 1):
         return Swap(
             None, "returns indices or is dilated, which has no centred form: its steps are not exact on every size"
@@ -293,9 +297,9 @@ def _swap_pooling(module: Any, owners: Sequence[nn.Module], options: Options) ->
 def _swap_upsample(module: Any, owners: Sequence[nn.Module], options: Options) -> Swap:
     dims = options.spatial_dims
     factors = () if module.scale_factor is None else _ntuple(dims)(module.scale_factor)
-    if not factors or any(int(f) != f or f < 1 for f in factors):
+    if module.mode not in MODES or not factors or any(int(f) != f or f < 1 for f in factors):
         nearest = module.mode.startswith("nearest")
-        return Swap(None, "nearest to a size that is no multiple: not exact" if nearest else EXACT)
+        return Swap(None, "nearest to a size that may be no multiple, where it is not exact" if nearest else EXACT)
     return Swap(GMRInterpolate([int(f) for f in factors], module.mode, module.align_corners))
 
 

@@ -122,6 +122,8 @@ def test_deep_supervision_turns_in_training_at_odd_sizes():
 LAYERS = {
     "even window": nn.Conv2d(1, 3, 2),
     "same": nn.Conv2d(1, 3, 4, padding="same"),
+    "valid": nn.Conv2d(1, 3, 3, 2, padding="valid"),
+    "by area": nn.Sequential(nn.Conv2d(1, 2, 3), nn.Upsample(scale_factor=2, mode="area")),
     "dilated": nn.Conv2d(1, 3, 3, padding=2, dilation=2),
     "dilated and strided": nn.Conv2d(1, 3, 3, 2, 2, dilation=2),
     "by three": nn.Conv2d(1, 3, 5, 3, 2),
@@ -268,6 +270,11 @@ def test_torchvisions_networks():
         assert (net(x.rot90(1, (2, 3))) - net(x)).norm() < 1e-8 * net(x).norm()
 
 
+class _OwnPool(nn.MaxPool2d):
+    def forward(self, x):
+        return super().forward(x[..., 1:])
+
+
 class _OwnConvolution(nn.Conv2d):
     def forward(self, x):
         return super().forward(x) * torch.arange(x.shape[-1] - 2)
@@ -276,11 +283,20 @@ class _OwnConvolution(nn.Conv2d):
 def test_what_stays_has_a_reason():
     normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 2, 3))
     dilated, padded = nn.MaxPool2d(2, 2, dilation=2), nn.ReflectionPad2d((1, 0, 0, 0))
-    net = nn.Sequential(_OwnConvolution(1, 2, 3), normed, dilated, padded, nn.PixelUnshuffle(2), nn.Upsample(size=9))
+    others = [_OwnPool(2), nn.PixelUnshuffle(2), nn.Upsample(size=9)]
+    net = nn.Sequential(_OwnConvolution(1, 2, 3), normed, dilated, padded, *others)
     report = convert_to_gmr(net).conversion_report
     assert not report.converted
     reasons = [row.reason for row in report.kept]
-    for part in ("forward of its own", "weight norm", "dilated", "one end more", "no symmetric form", "nearest"):
+    for part in (
+        "more than convolve",
+        "more than pool",
+        "weight norm",
+        "dilated",
+        "one end more",
+        "no symmetric form",
+        "nearest",
+    ):
         assert any(part in reason for reason in reasons), part
 
 
