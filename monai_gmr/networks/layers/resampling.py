@@ -145,6 +145,18 @@ class SymmetricPoolNd(nn.Module):
             padding.append(missing // 2)
         return kernel, padding
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(batch, channels, *spatial)`` to ``(batch, channels, *ceil(spatial / stride))`` for ``kernel_size = stride``."""
+        kernel, padding = self._window(x)
+        y = self._pooled(x, kernel, padding)
+        if not torch.jit.is_scripting():
+            record_sizes(self.levels, x.shape[2:], y.shape[2:])
+        return y
+
+    def _pooled(self, x: torch.Tensor, kernel: list[int], padding: list[int]) -> torch.Tensor:
+        """What the windows of a size give."""
+        raise NotImplementedError
+
     def extra_repr(self) -> str:
         """Window, step and padding."""
         return f"kernel_size={tuple(self.kernel_size)}, stride={tuple(self.stride)}, padding={tuple(self.padding)}"
@@ -164,14 +176,6 @@ class GMRMaxPool(SymmetricPoolNd):
         >>> GMRMaxPool(2)(-torch.ones(1, 1, 5, 6))[0, 0, 0]
         tensor([-1., -1., -1.])
     """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(batch, channels, *spatial)`` to ``(batch, channels, *ceil(spatial / stride))`` for ``kernel_size = stride``."""
-        kernel, padding = self._window(x)
-        y = self._pooled(x, kernel, padding)
-        if not torch.jit.is_scripting():
-            record_sizes(self.levels, x.shape[2:], y.shape[2:])
-        return y
 
     def _pooled(self, x: torch.Tensor, kernel: list[int], padding: list[int]) -> torch.Tensor:
         if max(padding) > 0:
@@ -214,14 +218,9 @@ class GMRAvgPool(SymmetricPoolNd):
         super().__init__(spatial_dims, kernel_size, stride, padding, rounding)
         self.count_padding = count_padding
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(batch, channels, *spatial)`` to ``(batch, channels, *ceil(spatial / stride))`` for ``kernel_size = stride``."""
-        kernel, padding = self._window(x)
-        y = x
+    def _pooled(self, x: torch.Tensor, kernel: list[int], padding: list[int]) -> torch.Tensor:
         for i in range(len(kernel)):
             axis = i - len(kernel)
-            matrix = window_matrix(y.shape[axis], kernel[i], self.stride[i], padding[i], y, self.count_padding)
-            y = apply_along_axis(y, matrix, axis)
-        if not torch.jit.is_scripting():
-            record_sizes(self.levels, x.shape[2:], y.shape[2:])
-        return y
+            matrix = window_matrix(x.shape[axis], kernel[i], self.stride[i], padding[i], x, self.count_padding)
+            x = apply_along_axis(x, matrix, axis)
+        return x

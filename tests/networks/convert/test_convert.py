@@ -181,7 +181,7 @@ def test_a_smooth_network_starts_near_where_it_was_and_the_report_says_how_near(
         net[0].weight.copy_(torch.tensor([[1.0, 2, 1], [2, 4, 2.2], [1, 2, 1]])[None, None] / 16)
     converted, x = convert_to_gmr(net), torch.rand(1, 1, 16, 16)
     assert (converted(x) - net(x)).norm() < 0.05 * net(x).norm()
-    dense, kept = net[0].weight, converted[0].dense_kernel()
+    dense, kept = net[0].weight.detach(), converted[0].dense_kernel().detach()
     assert converted.conversion_report.changes["0"] == pytest.approx(
         float((kept - dense).norm() / dense.norm()), rel=1e-4
     )
