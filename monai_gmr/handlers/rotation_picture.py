@@ -1,48 +1,367 @@
-"""The picture of a rotation table: the metric of every view, of one run or of several."""
+"""The picture of a rotation table: the metric of every view, of one network or of several."""
 
 from __future__ import annotations
 
+import math
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-# dark blue, orange, green, purple: told apart by the colour-blind, and in grey
-COLOURS = ("#0b4f8a", "#e07b00", "#3a8f4d", "#7b4fa0")
-STYLES = ("-", "--", ":")
-MARKERS = ("o", "s", "^")
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.projections.polar import PolarAxes
+
+# dark blue, orange, green, pink, black, sky blue: told apart by the colour-blind
+COLOURS = ("#0b4f8a", "#e07b00", "#009e73", "#cc79a7", "#1a1a1a", "#56b4e9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
 SMALLEST_RANGE = 0.2
+GROUP = ("upright", "group")
+CIRCLE = ("upright", "group", "angles")
+CLOUD = ("icosahedral", "random")
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+class CostPoint(NamedTuple):
+    """A network's seconds a case, and mean and worst of its metric."""
+
+    network: str
+    colour: str
+    seconds: float
+    mean: float
+    worst: float
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
     """Limits of the axis: never so narrow that a still network seems to move."""
+    if not values:
+        return 0.0, 1.02
     low, high = min(values), max(values)
-    margin = max(SMALLEST_RANGE - (high - low), 0.1 * (high - low)) / 2
+    # of a metric in millimetres a tenth is little
+    smallest = SMALLEST_RANGE * max(1.0, abs(low), abs(high))
+    margin = max(smallest - (high - low), 0.1 * (high - low)) / 2
     low, high = low - margin, high + margin
     if max(values) <= 1 and high > 1.02:
         low, high = low - (high - 1.02), 1.02
+    if min(values) >= 0 and low < 0:
+        high = max(high, smallest)
+        low = -0.02 * high
     return low, high
 
 
-def _spread(rows: Sequence[Mapping[str, Any]], metric: str, families: tuple[str, ...]) -> str:
-    values = [row[metric] for row in rows if row["family"] in families]
+def _spread(values: Sequence[float]) -> str:
     width = max(values, default=0.0) - min(values, default=0.0)
+    if width >= 10:
+        return f"{width:.1f}"
     return f"{width:.3f}" if width >= 5e-4 or width == 0 else f"{width:.0e}"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, np.number)) and math.isfinite(value)
+
+
+def _values(rows: Rows, metric: str, families: Sequence[str] | None = None) -> list[float]:
+    return [float(row[metric]) for row in rows if families is None or row["family"] in families]
 
 
 def _has_axis(row: Mapping[str, Any], axis: int) -> bool:
     if row["family"] == "upright":
         return True
-    return row["axis"] not in ("", None) and int(row["axis"]) == axis
+    return row["family"] in CIRCLE and row.get("axis") not in ("", None) and int(row["axis"]) == axis
 
 
-def draw_rotation_table(runs: Mapping[str, Sequence[Mapping[str, Any]]], metric: str, path: str | Path) -> None:
-    """Draw the metric against the elements of the grid's group, and against the angle.
+def _circle(rows: Rows, metric: str, axis: int) -> tuple[list[float], list[float]]:
+    """Angles in degrees and values of the views about an axis, in order, closed: the first view comes again at its end."""
+    found = {
+        round(float(row.get("angle") or 0.0) % 360, 6): float(row[metric])
+        for row in rows
+        if _has_axis(row, axis) and (row["family"] == "upright" or row.get("angle") not in ("", None))
+    }
+    angles = sorted(found)
+    return [*angles, *(angle + 360 for angle in angles[:1])], [found[angle] for angle in [*angles, *angles[:1]]]
+
+
+def _axes_with_angles(runs: Mapping[str, Rows]) -> list[int]:
+    return [
+        axis
+        for axis in range(3)
+        if any(row["family"] == "angles" and _has_axis(row, axis) for rows in runs.values() for row in rows)
+    ]
+
+
+def shorten(text: str, length: int) -> str:
+    """The text, its middle left out where it is longer than ``length`` characters.
+
+    Example:
+        >>> shorten("a long name.png", 10)
+        'a lon….png'
+    """
+    if len(text) <= length:
+        return text
+    tail = (length - 1) // 2
+    return f"{text[: length - 1 - tail]}…{text[len(text) - tail :]}"
+
+
+def _draw_group(panel: Axes, runs: Mapping[str, Rows], metric: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    longest = sorted(runs.values(), key=lambda rows: sum(row["family"] in GROUP for row in rows), reverse=True)
+    # an element stands at the same place for every network, whatever each of them leaves out
+    views = dict.fromkeys(str(row["view"]) for rows in longest for row in rows if row["family"] in GROUP)
+    place = {view: i for i, view in enumerate(views)}
+    for i, rows in enumerate(runs.values()):
+        group = [row for row in rows if row["family"] in GROUP]
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        places = [place[str(row["view"])] for row in group]
+        panel.plot(places, _values(group, metric), marker, color=colour, ms=4.5, mew=0)
+    panel.set_title("turned and mirrored\non the grid")
+    panel.set(xlabel="element of the group\n(0 is upright)", ylabel=metric.replace("_", " "))
+    panel.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    if len(place) == 1:
+        panel.set(xlim=(-1, 1), xticks=[0])
+
+
+def _draw_circle(
+    panel: PolarAxes, runs: Mapping[str, Rows], metric: str, axis: int, limits: tuple[float, float]
+) -> None:
+    from matplotlib.patheffects import withStroke
+    from matplotlib.ticker import MaxNLocator
+
+    for i, rows in enumerate(runs.values()):
+        angles, values = _circle(rows, metric, axis)
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        # the first line is the widest, to be seen where others lie on it
+        width = 1.2 + 1.4 * (len(runs) - 1 - i) / max(len(runs) - 1, 1)
+        panel.plot(np.deg2rad(angles), values, color=colour, marker=marker, ms=3 if len(angles) < 40 else 0, lw=width)
+    low, high = limits
+    panel.set_theta_zero_location("N")
+    panel.set_theta_direction(1)
+    panel.set_ylim(low, high)
+    # without a hole in the middle small values could not be told apart
+    panel.set_rorigin(low - 0.3 * (high - low))
+    panel.set_thetagrids(range(0, 360, 45))
+    panel.tick_params(axis="x", pad=3, colors="0.35")
+    for count in (3, 4, 5, 6):
+        ticks = MaxNLocator(nbins=count, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+        # none on the inner circle
+        ticks = [tick for tick in ticks if low + 0.05 * (high - low) < tick <= high]
+        if len(ticks) > 1:
+            break
+    panel.set_yticks(ticks, [""] * len(ticks))
+    for tick in ticks:
+        halo = [withStroke(linewidth=2.5, foreground="white")]
+        text = panel.text(math.radians(22.5), tick, f"{tick:g}", ha="center", va="center", path_effects=halo, zorder=5)
+        text.set_in_layout(False)
+
+
+def _draw_cloud(panel: Axes, runs: Mapping[str, Rows], metric: str) -> None:
+    present = [family for family in CLOUD if any(_values(rows, metric, [family]) for rows in runs.values())]
+    for i, rows in enumerate(runs.values()):
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        for place, family in enumerate(present):
+            values = _values(rows, metric, [family])
+            if not values:
+                continue
+            middle = place + (i - (len(runs) - 1) / 2) * 0.8 / len(runs)
+            # multiples of the golden ratio lie evenly however many there are
+            jitter = ((np.arange(len(values)) * 0.618034) % 1 - 0.5) * 0.5 / len(runs)
+            panel.plot(middle + jitter, values, marker, color=colour, ms=3.5, mew=0, alpha=0.6)
+            half = 0.32 / len(runs)
+            panel.plot([middle - half, middle + half], [np.mean(values)] * 2, color=colour, lw=2)
+    panel.set_title(f"{' and '.join(present)}\nrotations")
+    panel.set(xlabel="bar: mean", xlim=(-0.6, len(present) - 0.4))
+    panel.set_xticks(range(len(present)), present if len(present) > 1 else [""])
+    panel.tick_params(axis="x", length=0, labelsize="small")
+
+
+def _draw_costs(
+    panel: Axes, runs: Mapping[str, Rows], metric: str, costs: Mapping[str, float], greater_is_better: bool
+) -> list[CostPoint]:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    points = []
+    for i, (name, rows) in enumerate(runs.items()):
+        values = _values(rows, metric)
+        if name not in costs or not values:
+            continue
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        mean, worst = float(np.mean(values)), min(values) if greater_is_better else max(values)
+        seconds = float(costs[name])
+        panel.plot([seconds] * 2, [mean, worst], color=colour, lw=1.4)
+        panel.plot([seconds], [worst], marker="_", color=colour, ms=9, mew=1.4)
+        panel.plot([seconds], [mean], marker=marker, color=colour, ms=7, mew=0)
+        points.append(CostPoint(name, colour, seconds, mean, worst))
+    fastest, slowest = min(point.seconds for point in points), max(point.seconds for point in points)
+    # names stand to both sides of the points
+    widen = max(3.0, (slowest / fastest) ** 0.4)
+    panel.set_xscale("log")
+    panel.set_xlim(fastest / widen, slowest * widen)
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if slowest < 5 * fastest else (1, 3)))
+    if slowest > 100 * fastest:
+        panel.xaxis.set_major_locator(LogLocator())
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.xaxis.set_minor_formatter(NullFormatter())
+    panel.set_title("quality and cost")
+    panel.set(xlabel="seconds a case\n(whisker: worst view)", ylabel="mean over the views")
+    return points
+
+
+def _label_costs(figure: Figure, panel: Axes, points: Sequence[CostPoint], size: float) -> None:
+    """Write each network's name beside its point, where it covers least."""
+    from matplotlib.transforms import Bbox
+
+    figure.draw_without_rendering()
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    frame = panel.get_window_extent(renderer)
+    point = figure.dpi / 72
+    taken, labels = [], []
+    for name, colour, seconds, mean, worst in points:
+        (x, y), (_, end) = panel.transData.transform([(seconds, mean), (seconds, worst)])
+        taken.append(Bbox([[x - 5 * point, y - 5 * point], [x + 5 * point, y + 5 * point]]))
+        taken.append(Bbox([[x - 5 * point, min(y, end)], [x + 5 * point, max(y, end)]]))
+        text = panel.annotate(
+            textwrap.fill(shorten(name, 32), 16),
+            (seconds, mean),
+            (0, 0),
+            textcoords="offset points",
+            color=colour,
+            fontsize=size,
+            va="center",
+        )
+        text.set_in_layout(False)
+        extent = text.get_window_extent(renderer)
+        labels.append((x, y, extent.width, extent.height, text))
+
+    def overlap(box: Bbox, other: Bbox) -> float:
+        shared = Bbox.intersection(box, other)
+        return shared.width * shared.height if shared is not None else 0.0
+
+    def place(order: Sequence[int]) -> tuple[float, list[tuple[float, float, str]]]:
+        """How badly the names stand when they are placed in this order, and offset and alignment of each."""
+        total, others, chosen = 0.0, list(taken), {}
+        for i in order:
+            x, y, width, height, _ = labels[i]
+            found: list[tuple[float, int, tuple[float, float, str], Bbox]] = []
+            for up in (0, 8, -8, 16, -16, 26, -26, 38, -38, 52, -52):
+                for right, alignment, start in ((8, "left", 0.0), (-8, "right", width), (0, "center", width / 2)):
+                    left, bottom = x + right * point - start, y + up * point - height / 2
+                    box = Bbox([[left, bottom], [left + width, bottom + height]])
+                    # what lies outside the panel counts like what lies on others
+                    bad = width * height - overlap(box, frame) + sum(overlap(box, other) for other in others)
+                    found.append((bad + abs(up) * point * height / 4, len(found), (right, up, alignment), box))
+            bad, _, chosen[i], box = min(found, key=lambda entry: entry[:2])
+            total += bad
+            others.append(box)
+        return total, [chosen[i] for i in range(len(labels))]
+
+    up = sorted(range(len(points)), key=lambda i: points[i].mean)
+    right = sorted(range(len(points)), key=lambda i: points[i].seconds)
+    _, places = min((place(order) for order in (up[::-1], up, right, right[::-1])), key=lambda entry: entry[0])
+    for (*_, text), (right_by, up_by, alignment) in zip(labels, places):
+        text.set(position=(right_by, up_by), ha=alignment)
+
+
+def _figure(
+    runs: Mapping[str, Rows], metric: str, costs: Mapping[str, float] | None = None, greater_is_better: bool = True
+) -> Figure:
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    runs = {name: [row for row in rows if _is_number(row.get(metric))] for name, rows in runs.items()}
+    costs = {name: cost for name, cost in (costs or {}).items() if runs.get(name) and _is_number(cost) and cost > 0}
+    families = {row["family"] for rows in runs.values() for row in rows}
+    axes = _axes_with_angles(runs)
+    clouds = [family for family in CLOUD if family in families]
+    kinds = [f"circle {axis}" for axis in axes] + ["cloud"] * bool(clouds) + ["costs"] * (len(costs) > 1)
+    if "group" in families or not kinds or kinds == ["costs"]:
+        kinds.insert(0, "group")
+    limits = _limits([value for rows in runs.values() for value in _values(rows, metric)])
+    # a picture with many panels is shown smaller, its letters must not be
+    size = 10.0 if len(kinds) <= 4 else 12.0
+    names = [f"{shorten(name, 40)}, spread {_spread(_values(rows, metric))}" for name, rows in runs.items()]
+    ratios = [1.4 if kind == "costs" else 1.0 for kind in kinds]
+    width = max((2.9 if len(kinds) <= 4 else 2.5) * sum(ratios) + 0.4, 4.4)
+    columns = max(1, int(width / (0.0085 * size * max(map(len, names), default=1) + 0.6)))
+    height = 3.6 + 0.022 * size * math.ceil(len(names) / columns)
+    with matplotlib.rc_context({"font.size": size, "axes.titlesize": size, "axes.labelsize": size}):
+        figure = Figure(figsize=(width, height), layout="compressed")
+        FigureCanvasAgg(figure)
+        grid = figure.add_gridspec(1, len(kinds), width_ratios=ratios)
+        points: list[CostPoint] = []
+        is_3d = any(
+            _has_axis(row, 1) or _has_axis(row, 2)
+            for rows in runs.values()
+            for row in rows
+            if row["family"] != "upright"
+        )
+        for kind, ratio, cell in zip(kinds, ratios, grid):  # type: ignore[call-overload]
+            panel: Any = figure.add_subplot(cell, projection="polar" if kind.startswith("circle") else None)
+            if kind.startswith("circle"):
+                axis = int(kind[-1])
+                _draw_circle(panel, runs, metric, axis, limits)
+                panel.set_title(f"about axis {axis}" if is_3d else "turned by any angle")
+            else:
+                panel.set_box_aspect(1 / ratio)
+                if kind == "group":
+                    _draw_group(panel, runs, metric)
+                elif kind == "cloud":
+                    _draw_cloud(panel, runs, metric)
+                else:
+                    points = _draw_costs(panel, runs, metric, costs, greater_is_better)
+                panel.set_ylim(*limits)
+                panel.yaxis.get_major_locator().set_params(nbins=6)
+                panel.spines[["top", "right"]].set_visible(False)
+            panel.grid(alpha=0.25)
+        handles = [
+            Line2D([], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], lw=2, ms=5)
+            for i in range(len(names))
+        ]
+        if handles:
+            figure.legend(handles, names, loc="outside lower center", frameon=False, ncols=min(columns, len(names)))
+        if points:
+            _label_costs(figure, panel, points, 0.85 * size)
+    return figure
+
+
+def write_picture(figure: Figure, path: str | Path) -> None:
+    """Write a figure as PNG, under a temporary name first; directories are made if need be."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.part")
+    figure.savefig(temporary, dpi=130, format="png", bbox_inches="tight", pad_inches=0.08)
+    os.replace(temporary, path)
+
+
+def draw_rotation_table(
+    runs: Mapping[str, Rows],
+    metric: str,
+    path: str | Path,
+    costs: Mapping[str, float] | None = None,
+    greater_is_better: bool = True,
+) -> None:
+    """Draw the metric against the elements of the grid's group, against the angle, for other rotations, and against the cost.
+
+    Panels stand in one row, those without views are left out. The metric's range is the same in all of them, and wide enough that a
+    still network looks still. The legend gives the spread of each network: its largest value less its smallest, over all its views.
 
     Args:
-        runs: name of a run to its rows, one a view, with ``family``, ``axis``, ``angle`` and the metric.
-        metric: the metric to draw.
+        runs: name of a network to its rows, one a view, with ``view``, ``family`` ("upright", "group", "angles", "icosahedral" or
+            "random"), ``axis`` (array axis; "" or ``None`` where there is none), ``angle`` (degrees; likewise) and the metric. Rows
+            whose metric is not there or not finite are left out.
+        metric: the metric to draw, in any unit.
         path: file to write, a PNG; the name appears when it is complete.
+        costs: name of a network to its seconds a case; drawn when two networks or more have one.
+        greater_is_better: whether the worst view is the one with the smallest value.
+
+    Raises:
+        OSError: when the file cannot be written.
 
     Example:
         >>> file = getfixture("tmp_path") / "table.png"
@@ -51,47 +370,4 @@ def draw_rotation_table(runs: Mapping[str, Sequence[Mapping[str, Any]]], metric:
         >>> file.exists()
         True
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1.25))
-    runs = {name: [row for row in rows if row.get(metric) is not None] for name, rows in runs.items()}
-    drawn_axes = set()
-    for (name, rows), colour in zip(runs.items(), COLOURS * len(runs)):
-        group = [row for row in rows if row["family"] in ("upright", "group")]
-        label = f"{name}, spread {_spread(group, metric, ('upright', 'group'))}"
-        left.plot(range(len(group)), [row[metric] for row in group], "o", color=colour, ms=4.5, label=label)
-        for axis in range(3):
-            line = sorted((row for row in rows if _has_axis(row, axis)), key=lambda row: row["angle"] or 0.0)
-            if len({row["family"] for row in line}) < 2:
-                continue
-            drawn_axes.add(axis)
-            degrees = [row["angle"] or 0.0 for row in line]
-            values = [row[metric] for row in line]
-            closed = [*degrees, 360.0], [*values, values[0]]
-            right.plot(*closed, STYLES[axis], marker=MARKERS[axis], color=colour, ms=4, lw=1.4)
-    left.set(xlabel="element of the grid's group (0 is upright)", ylabel=metric.replace("_", " "))
-    left.set_title("turned and mirrored on the grid")
-    right.set(xlabel="angle in degrees", xticks=range(0, 361, 45))
-    right.set_title("turned by any angle")
-    handles = [Line2D([], [], color=colour, lw=2) for _, colour in zip(runs, COLOURS * len(runs))]
-    labels = [f"{name}, spread {_spread(rows, metric, ('upright', 'angles'))}" for name, rows in runs.items()]
-    if len(drawn_axes) > 1:
-        handles += [Line2D([], [], color="0.4", ls=STYLES[axis], marker=MARKERS[axis], ms=4) for axis in drawn_axes]
-        labels += [f"about axis {axis}" for axis in drawn_axes]
-    left.legend(loc="lower left", frameon=False, fontsize=9)
-    right.legend(handles, labels, loc="lower left", frameon=False, fontsize=9, ncols=2)
-    low, high = _limits([row[metric] for rows in runs.values() for row in rows])
-    # room for the legends below the points
-    left.set_ylim(low - 0.35 * (high - low), high)
-    for panel in (left, right):
-        panel.grid(alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.part")
-    figure.savefig(temporary, dpi=130, format="png")
-    os.replace(temporary, path)
+    write_picture(_figure(runs, metric, costs, greater_is_better), path)

@@ -1,8 +1,12 @@
-"""What metric handlers read from an engine's output."""
+"""What metric handlers read from an engine's output, and how tables are written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import csv
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,3 +47,50 @@ def from_engine_in_ball(keys: KeysCollection, spacing: Sequence[float] | None = 
         return [mask(item) for item in taken]
 
     return output_transform
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write dictionaries as CSV, under a temporary name first; what a row lacks stays empty.
+
+    Args:
+        rows: the columns are the keys of all of them, in the order in which they come.
+        path: file to write; its folder is made if need be.
+
+    Example:
+        >>> file = getfixture("tmp_path") / "table.csv"
+        >>> write_rows([{"view": "upright", "dice": 0.5}, {"view": "m [100]"}], file)
+        >>> file.read_text().split()
+        ['view,dice', 'upright,0.5', 'm', '[100],']
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.part")
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, path)
+
+
+def write_json(content: Any, path: Path) -> None:
+    """Write JSON, under a temporary name first; what is not a number becomes ``null``, which every reader takes.
+
+    Example:
+        >>> file = getfixture("tmp_path") / "table.json"
+        >>> write_json({"p": float("nan")}, file)
+        >>> json.loads(file.read_text())
+        {'p': None}
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.part")
+    temporary.write_text(json.dumps(_finite(content), indent=1, allow_nan=False, default=str), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    if isinstance(content, float) and content - content != 0:
+        return None
+    return content

@@ -174,8 +174,9 @@ def _one_set(
             return angle_views(spatial_dims, _number("angles", spec["angles"]), spacing, grid=True)
         if "random" in keys and keys <= {"random", "seed"}:
             return random_views(spec["random"], spatial_dims, spec.get("seed", seed))
-        if "group" in keys and keys <= {"group", "axis"}:
-            return group_views(spatial_dims, spacing, spec["group"], spec.get("axis"))
+        if "group" in keys and keys <= {"group", "axis", "count"}:
+            views = group_views(spatial_dims, spacing, str(spec["group"]), spec.get("axis"))
+            return _spread(views, spec.get("count"))
     elif spec == "upright":
         return group_views(spatial_dims, group="1")
     elif spec == "icosahedral" and spatial_dims == 3:
@@ -191,6 +192,16 @@ def _one_set(
         f"views={spec!r} is unknown: give the name of a group such as 'all', 'upright', 'icosahedral' (3D), {{'angles': 10}}, "
         "{'random': 20, 'seed': 1}, {'group': 'mm2', 'axis': 'x'}, or a list of these."
     )
+
+
+def _spread(views: list[View], count: object) -> list[View]:
+    """So many of the views, spread evenly over them, the first one included."""
+    if count is None:
+        return views
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ConfigurationError(f"count={count!r} is out of range: give 1 (upright only) or more views of the group.")
+    count = min(count, len(views))
+    return [views[i * len(views) // count] for i in range(count)]
 
 
 def _number(name: str, value: object) -> float:
@@ -209,7 +220,7 @@ def make_views(spec: ViewSpec, spatial_dims: int, spacing: Sequence[float] | Non
             a group's name such as "all", "oh", "d4" or "4/mmm" (:func:`~monai_gmr.symmetry.named_group`); "upright"; "icosahedral" (3D,
             60 rotations); ``{"angles": 10}``: every 10 degrees, in 3D about each array axis, the upright one and quarter turns included;
             ``{"random": 20, "seed": 1}``: 20 random rotations; ``{"group": "mm2", "axis": "x"}``: a group along another array axis;
-            a :class:`View`.
+            ``{"group": "all", "count": 12}``: 12 elements of a group, spread evenly over it; a :class:`View`.
         spatial_dims: 2 or 3.
         spacing: voxel size in millimetres, one an axis: elements of groups that exchange axes of unlike spacing are left out. Default 1.
         seed: of random views that name none.

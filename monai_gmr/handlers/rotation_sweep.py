@@ -1,0 +1,439 @@
+"""The rotation report: what the metrics of an evaluator do when its images are turned, of one network or of several."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.utils import CommonKeys, optional_import
+
+from monai_gmr.handlers.case_batches import CaseBatch, CaseBatches, anisotropic_spacing, reason
+from monai_gmr.handlers.rotation_picture import draw_rotation_table
+from monai_gmr.handlers.rotation_statistics import check_resamples, format_costs, format_differences, format_table
+from monai_gmr.handlers.sweep_result import ERROR, SweepResult
+from monai_gmr.handlers.utils import write_json, write_rows
+from monai_gmr.handlers.view_probe import Seen, ViewProbe, metric_handlers, progress_bar
+from monai_gmr.handlers.view_records import TRUE_CLASS, ViewRecord, ViewRecords, read_records, record_file
+from monai_gmr.handlers.worst_cases_picture import WorstCase, draw_worst_cases
+from monai_gmr.inferers import SymmetryInferer
+from monai_gmr.symmetry import View, make_views
+from monai_gmr.symmetry.views import ViewSpec
+from monai_gmr.utils import ConfigurationError, check_choice
+
+Events, _ = optional_import("ignite.engine", name="Events")
+
+FRAMES = ("turned", "upright")
+
+
+@dataclass
+class _Network:
+    """A network of the report: its evaluator, the views that its answers are averaged over, and what was measured."""
+
+    evaluator: Any
+    average: ViewSpec | None = None
+    records: ViewRecords = field(default_factory=lambda: ViewRecords(None, {}))
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+class RotationSweep:
+    """Runs evaluators on turned images and tells how their metrics move.
+
+    The evaluator is the bundle's own, of segmentation or classification. Each case is loaded once; image and label are turned
+    by one view after the other before the network sees them, all else is as upright. For every view there are the evaluator's
+    metrics, and the equivariance error ``||g^-1 f(g x) - f(x)|| / ||f(x)||`` of the raw answer. A case that does not load or
+    fails is named and left out, the others are finished. What is measured is on disk at once: after a kill the same call goes on
+    where it was.
+
+    Files, in ``output_dir``: ``rotation_table.csv`` (a row for each network, metric and family of views), ``rotation_views.csv``
+    (for each view), ``rotation_cases.csv`` (for each view of each case), ``rotation_report.json`` (families, costs, paired tests,
+    failures, views), ``rotation_table.png``, ``worst_cases.png``, and ``records``, from which a sweep is resumed.
+
+    Families of views are those of :func:`~monai_gmr.handlers.rotation_statistics.view_families`. ``spread`` is the largest value
+    of a family less its smallest. Intervals are bootstrapped over cases; two networks are compared by a paired permutation test
+    over cases (metrics that are means over cases) or by the bootstrap of their difference (others, such as AUC).
+
+    Args:
+        evaluator: ``monai.engines.SupervisedEvaluator``, or several, name of the network to evaluator. Their loaders must give the same
+            cases.
+        output_dir: directory of the files, made if need be.
+        views: a set of :func:`~monai_gmr.symmetry.make_views`. The upright image is always in it. Default: all symmetries of the
+            grid, and angles every 10 degrees in 2D, every 30 about each axis in 3D.
+        spacing: voxel size in millimetres: axes of unlike spacing are not exchanged, turns are round in millimetres. Default:
+            turns of the voxel grid.
+        average: views over which a network's answers are averaged (:class:`~monai_gmr.inferers.SymmetryInferer`): every network is
+            reported with and without. Or a mapping, name of a network to its views.
+        views_per_batch: views that are averaged in one pass.
+        labels: how label images are turned by angles: "nearest", or "share" (the class with the largest share of a voxel).
+        frame: "turned": the turned prediction is judged by the turned label. "upright": it is turned back and judged by the label
+            as it is; for postprocessings that invert the preprocessing.
+        in_ball: whether segmentations are judged inside the inscribed disc or ball only; what lies outside becomes background.
+        order: order of the spline that turns images by angles, 0 to 5.
+        prediction: which of several answers of a network is judged, index or key.
+        metrics: names of the evaluator's metrics; default: all, the key metric first.
+        greater_is_better: whether larger values of the metrics are better.
+        name: name of a single evaluator's network.
+        compare: other reports to show and test beside this one, name to ``output_dir`` or a file in it.
+        cases: the first so many cases only.
+        worst_cases: how many cases are drawn for each network, those that fared worst in any view.
+        resamples: of the bootstrap and the permutation test; a tenth of it for metrics that are no means over cases. 0: none.
+        seed: of random views, bootstrap and test.
+        resume: whether to go on with what an earlier sweep of the same network and views left in ``output_dir``.
+
+    Raises:
+        ConfigurationError: when a setting is out of its range, a metric is not there or there is nothing to compare with.
+
+    Example:
+        >>> from monai.data import DataLoader, Dataset
+        >>> from monai.engines import SupervisedEvaluator
+        >>> from monai.handlers import MeanDice, from_engine
+        >>> from monai.transforms import AsDiscreted
+        >>> disc = torch.zeros(1, 8, 8); disc[:, 2:6, 2:6] = 1
+        >>> evaluator = SupervisedEvaluator(torch.device("cpu"), DataLoader(Dataset([{"image": disc, "label": disc}])),
+        ...     torch.nn.Identity(), postprocessing=AsDiscreted(keys="pred", threshold=0.5),
+        ...     key_val_metric={"dice": MeanDice(output_transform=from_engine(["pred", "label"]))})
+        >>> sweep = RotationSweep(evaluator, getfixture("tmp_path"), views="all", worst_cases=0)
+        >>> rows = sweep.run()  # doctest: +ELLIPSIS
+        <BLANKLINE>
+        network ...
+        >>> [(row["family"], row["mean"]) for row in rows if row["metric"] == "dice"]
+        [('upright', 1.0), ('flips', 1.0), ('group', 1.0), ('turns', 1.0)]
+    """
+
+    def __init__(
+        self,
+        evaluator: Any,
+        output_dir: str | Path,
+        views: ViewSpec | None = None,
+        spacing: Sequence[float] | None = None,
+        average: ViewSpec | None = None,
+        views_per_batch: int = 1,
+        labels: str = "nearest",
+        frame: str = "turned",
+        in_ball: bool = True,
+        order: int = 3,
+        prediction: int | str | None = None,
+        metrics: Sequence[str] | None = None,
+        greater_is_better: bool = True,
+        name: str = "this run",
+        compare: Mapping[str, str | Path] | None = None,
+        cases: int | None = None,
+        worst_cases: int = 3,
+        resamples: int = 1000,
+        seed: int = 0,
+        resume: bool = True,
+    ) -> None:
+        check_choice("frame", frame, FRAMES)
+        check_choice("labels", labels, ("nearest", "share"))
+        check_resamples(resamples)
+        self.output_dir = Path(output_dir)
+        self.spacing, self.views_per_batch = spacing, views_per_batch
+        self.labels, self.frame, self.in_ball, self.order = labels, frame, in_ball, order
+        self.prediction, self.metrics, self.greater_is_better = prediction, metrics, greater_is_better
+        self.worst_cases, self.resamples, self.seed, self.resume = worst_cases, resamples, seed, resume
+        evaluators = dict(evaluator) if isinstance(evaluator, Mapping) else {name: evaluator}
+        if not evaluators:
+            raise ConfigurationError("there is no evaluator: give one, or a mapping of names to evaluators.")
+        self.batches = {title: CaseBatches(one.data_loader, cases) for title, one in evaluators.items()}
+        self._image = image = self._first_image()
+        self.spatial_dims = image.ndim - 1
+        self.views = self._make_views(views)
+        self.networks = self._make_networks(evaluators, average)
+        self.compared = _read_compared(compare or {}, self.networks)
+        found = anisotropic_spacing(image)
+        if found and spacing is None:
+            sizes = " x ".join(f"{size:g}" for size in found)
+            print(
+                f"voxels of the first image are {sizes} mm and are turned as if they were cubes: give spacing={found} to "
+                "turn in millimetres."
+            )
+
+    def _first_image(self) -> Any:
+        title, batches = next(iter(self.batches.items()))
+        image = batches.first_image()
+        if image is None:
+            _, _, failures = next(batches.load(batches.names[:1]), (None, None, {}))
+            why = f"the first, {batches.names[0]}: {failures[batches.names[0]]}" if failures else "none has an 'image'"
+            raise ConfigurationError(f"none of the {len(batches.names)} cases of {title} can be used; {why}")
+        if image.ndim - 1 not in (2, 3):
+            raise ConfigurationError(
+                f"an image of shape {tuple(image.shape)} cannot be turned: it must be (channels, *spatial), 2 or 3 axes."
+            )
+        return image
+
+    def _make_views(self, spec: ViewSpec | None) -> list[View]:
+        dims = self.spatial_dims
+        if spec is None:
+            spec = ["all", {"angles": 10 if dims == 2 else 30}]
+        views = make_views(spec, dims, self.spacing, self.seed)
+        if views[0].family != "upright":
+            views = [*make_views("upright", dims), *views]
+        names = [view.name for view in views]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigurationError(f"two views are called {twice!r}: give each a name of its own.")
+        if len(views) == 1:
+            raise ConfigurationError(
+                f"views={spec!r} holds the upright image alone: add a group such as 'all', or {{'angles': 30}}."
+            )
+        return views
+
+    def _make_networks(self, evaluators: Mapping[str, Any], average: Any) -> dict[str, _Network]:
+        averages = (
+            average
+            if isinstance(average, Mapping) and set(average) <= set(evaluators)
+            else dict.fromkeys(evaluators, average)
+        )
+        networks = {}
+        for title, evaluator in evaluators.items():
+            networks[title] = _Network(evaluator)
+            if averages.get(title):
+                count = len(make_views(averages[title], self.spatial_dims, self.spacing, self.seed))
+                networks[f"{title}, {count} views"] = _Network(evaluator, averages[title])
+        return networks
+
+    def run(self) -> list[dict[str, Any]]:
+        """Evaluate all views of all cases, write the files and print the table.
+
+        Returns:
+            the rows of ``rotation_table.csv``: ``network``, ``metric``, ``family``, ``views``, ``cases``, ``mean``, ``interval_low``,
+            ``interval_high``, ``worst``, ``worst_view``, ``spread``.
+
+        Raises:
+            ConfigurationError: when no case of any network could be evaluated.
+        """
+        for network in self.networks.values():
+            self._metric_names(network.evaluator)
+        total = sum(len(self._batches(title).names) for title in self.networks) * len(self.views)
+        with progress_bar(total) as show:
+            for title, network in self.networks.items():
+                self._sweep(title, network, show)
+        done = {title: network for title, network in self.networks.items() if len(network.records)}
+        for title, network in self.networks.items():
+            for case, why in network.failures.items():
+                print(f"{title}: {case} is left out: {why}")
+        if not done:
+            title, network = next(iter(self.networks.items()))
+            case, why = next(iter(network.failures.items()))
+            raise ConfigurationError(f"no case could be evaluated; {title}, {case}: {why}")
+        return self._finish(done)
+
+    def _batches(self, title: str) -> CaseBatches:
+        network = self.networks[title]
+        return next(
+            batches for name, batches in self.batches.items() if self.networks[name].evaluator is network.evaluator
+        )
+
+    def _probe(self, network: _Network, step: Callable[[], None] = lambda: None) -> ViewProbe:
+        inferer = None
+        if network.average:
+            inferer = SymmetryInferer(
+                network.evaluator.inferer,
+                views=make_views(network.average, self.spatial_dims, self.spacing, self.seed),
+                views_per_batch=self.views_per_batch,
+                spacing=self.spacing,
+            )
+        return ViewProbe(
+            network.evaluator,
+            inferer,
+            self.spacing,
+            self.order,
+            self.labels,
+            self.frame,
+            self.in_ball,
+            self.prediction,
+            step,
+        )
+
+    def _header(self, network: _Network, metrics: Sequence[str]) -> dict[str, Any]:
+        """What must be equal for records to be of the same thing."""
+        digest = hashlib.sha256()
+        module = getattr(network.evaluator, "network", None)
+        if isinstance(module, torch.nn.Module):
+            digest.update(repr(module).encode())
+            for key, value in module.state_dict().items():
+                digest.update(key.encode())
+                if isinstance(value, torch.Tensor):
+                    digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+        average = make_views(network.average, self.spatial_dims, self.spacing, self.seed) if network.average else []
+        image = torch.as_tensor(self._image).detach().cpu().contiguous().numpy()
+        return {
+            "network": digest.hexdigest(),
+            # another folder or another preprocessing gives another image
+            "first_image": hashlib.sha256(image.tobytes()).hexdigest(),
+            "average": [view.matrix.round(6).tolist() for view in average],
+            "metrics": list(metrics),
+            "settings": [
+                self.spacing and list(self.spacing),
+                self.labels,
+                self.frame,
+                self.in_ball,
+                self.order,
+                self.prediction,
+            ],
+        }
+
+    def _metric_names(self, evaluator: Any) -> list[str]:
+        there = metric_handlers(evaluator)
+        for metric in self.metrics or ():
+            if metric not in there:
+                raise ConfigurationError(
+                    f"the evaluator has no metric {metric!r}: it has {', '.join(there) or 'none'}."
+                )
+        return list(self.metrics or there)
+
+    def _sweep(self, title: str, network: _Network, show: Callable[[str], Callable[[], None]]) -> None:
+        evaluator, batches = network.evaluator, self._batches(title)
+        metrics = self._metric_names(evaluator)
+        step = show(title)
+        try:
+            # handlers that load the checkpoint listen to this
+            evaluator.fire_event(Events.STARTED)
+        except Exception as error:
+            network.failures["the network"] = reason(error)
+            return
+        header = self._header(network, metrics)
+        network.records = ViewRecords(record_file(self.output_dir, title), header, self.resume)
+        if len(network.records):
+            print(f"{title}: {len(network.records)} views of cases are there already, from {network.records.path}.")
+        if network.records.replaced:
+            print(f"{title}: earlier records are of another network or other settings and are replaced.")
+        names = [name for name in batches.names if self._missing(network, [name])]
+        for _ in range((len(batches.names) - len(names)) * len(self.views)):
+            step()
+        with self._probe(network, step) as probe:
+            for batch in batches.load(names):
+                network.failures.update(batch.failures)
+                if batch.names:
+                    self._run_batch(network, probe, batch, metrics)
+
+    def _missing(self, network: _Network, names: Sequence[str]) -> list[View]:
+        return [view for view in self.views if any(network.records.get(name, view.name) is None for name in names)]
+
+    def _run_batch(self, network: _Network, probe: ViewProbe, batch: CaseBatch, metrics: Sequence[str]) -> None:
+        count = len(batch.names)
+
+        def keep(view: View, seen: Seen) -> None:
+            network.records.add(
+                *(
+                    ViewRecord(
+                        name,
+                        view.name,
+                        seen.errors[index],
+                        seen.seconds / count,
+                        seen.passes / count,
+                        {
+                            **{metric: seen.values[metric][index] for metric in metrics},
+                            **({} if seen.true_class is None else {TRUE_CLASS: seen.true_class[index]}),
+                        },
+                    )
+                    for index, name in enumerate(batch.names)
+                )
+            )
+
+        views = self._missing(network, batch.names)
+        if views[0].family != "upright":
+            # the errors of the others are measured from it
+            views = [self.views[0], *views]
+        try:
+            probe.run(batch.batch, views, keep)
+        except Exception as error:
+            labelled = isinstance(batch.batch, Mapping) and CommonKeys.LABEL in batch.batch
+            why = reason(error) if labelled or not metrics else f"it has no label ({reason(error)})"
+            network.failures.update(dict.fromkeys(batch.names, why))
+
+    def _finish(self, networks: dict[str, _Network]) -> list[dict[str, Any]]:
+        handlers = {}
+        for network in networks.values():
+            handlers.update(metric_handlers(network.evaluator))
+        runs = {**{title: network.records for title, network in networks.items()}, **self.compared}
+        results = {
+            title: SweepResult(
+                title, records, self.views, handlers, self.spacing, self.greater_is_better, self.resamples, self.seed
+            )
+            for title, records in runs.items()
+        }
+        key = next((result.metrics[0] for result in results.values() if result.metrics), ERROR)
+        paired = [row for first, second in combinations(results.values(), 2) for row in first.against(second)]
+        summary = [row for result in results.values() for row in result.summary()]
+        views = {title: result.view_rows() for title, result in results.items()}
+        costs = {title: result.cost() for title, result in results.items()}
+        write_rows([row for rows in views.values() for row in rows], self.output_dir / "rotation_views.csv")
+        write_rows(
+            [row for result in results.values() for row in result.case_rows()], self.output_dir / "rotation_cases.csv"
+        )
+        write_rows(summary, self.output_dir / "rotation_table.csv")
+        write_json(
+            {
+                "views": [view._replace(matrix=view.matrix.tolist())._asdict() for view in self.views],
+                "networks": {title: {**cost, "failures": self._failures(title)} for title, cost in costs.items()},
+                "summary": summary,
+                "paired": paired,
+            },
+            self.output_dir / "rotation_report.json",
+        )
+        seconds = {title: cost["seconds_per_case"] for title, cost in costs.items()}
+        draw_rotation_table(
+            views,
+            key,
+            self.output_dir / "rotation_table.png",
+            seconds if len(seconds) > 1 else None,
+            self.greater_is_better and key != ERROR,
+        )
+        self._draw_worst(networks, results, key)
+        print(f"\n{format_table(summary)}\n\n{format_costs(costs)}")
+        if paired:
+            print(f"\n{format_differences(paired)}")
+        print(f"\nspread: largest less smallest; intervals of 95 % over cases. Pictures and tables: {self.output_dir}")
+        return [row for row in summary if row["network"] in networks]
+
+    def _failures(self, title: str) -> dict[str, str]:
+        return self.networks[title].failures if title in self.networks else {}
+
+    def _draw_worst(self, networks: Mapping[str, _Network], results: Mapping[str, SweepResult], key: str) -> None:
+        """Run the worst views of the worst cases once more, to be seen."""
+        drawn: list[WorstCase] = []
+        for title, network in networks.items():
+            with self._probe(network) as probe:
+                for worst in results[title].worst(key, self.worst_cases):
+                    try:
+                        loaded = next(iter(self._batches(title).load([worst.case])))
+                        shown = probe.show(loaded.batch, worst.view)
+                    except Exception as error:
+                        print(f"{title}: {worst.case} cannot be drawn: {reason(error)}")
+                        continue
+                    label = None if shown.label is None else shown.label[0]
+                    drawn.append(
+                        WorstCase(
+                            title,
+                            worst.case,
+                            worst.view.name,
+                            worst.metric,
+                            worst.value,
+                            worst.upright,
+                            shown.image[0],
+                            label,
+                            shown.prediction[0],
+                        )
+                    )
+        draw_worst_cases(drawn, self.output_dir / "worst_cases.png")
+
+
+def _read_compared(compare: Mapping[str, str | Path], taken: Mapping[str, Any]) -> dict[str, ViewRecords]:
+    """The records of other reports; where one holds several networks each keeps its own name too."""
+    compared = {}
+    for title, place in compare.items():
+        folder = Path(place) if Path(place).is_dir() else Path(place).parent
+        files = sorted((folder / "records").glob("*.jsonl"))
+        if not files:
+            raise ConfigurationError(f"there is no rotation report in {folder}: give the output_dir of another run.")
+        for file in files:
+            name = title if len(files) == 1 else f"{title}, {file.stem}"
+            if name in taken:
+                raise ConfigurationError(f"two networks are called {name!r}: give another name or change compare.")
+            compared[name] = read_records(file)
+    return compared

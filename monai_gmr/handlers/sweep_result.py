@@ -1,0 +1,288 @@
+"""The records of one network as numbers: over views, over cases, and beside those of another network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from monai_gmr.handlers.rotation_statistics import (
+    axis_and_angle,
+    family_scores,
+    paired_test,
+    percentile_interval,
+    summarize_family,
+    view_families,
+)
+from monai_gmr.handlers.view_probe import score
+from monai_gmr.handlers.view_records import TRUE_CLASS, ViewRecord, ViewRecords
+from monai_gmr.symmetry import View
+
+ERROR = "equivariance_error"
+# how many cases tell whether a metric is a mean over cases
+PROBED_CASES = 64
+
+
+class WorstView(NamedTuple):
+    """The view in which a case fared worst: ``case``, ``view``, ``metric`` and its ``value`` there and ``upright``."""
+
+    case: str
+    view: View
+    metric: str
+    value: float
+    upright: float
+
+
+class SweepResult:
+    """What was measured of one network. Cases of which a view is missing do not count.
+
+    Args:
+        title: name of the network.
+        records: what was measured.
+        views: the views, the upright one first.
+        handlers: name to metric handler, which make one score of the records of many cases.
+        spacing: voxel size in millimetres, one an axis; default 1.
+        greater_is_better: whether larger values of the metrics are better.
+        resamples: of bootstrap and permutations; a tenth of it for metrics that are no means over cases.
+        seed: of the resamples.
+
+    Example:
+        >>> from monai_gmr.symmetry import group_views
+        >>> records = ViewRecords(None, {})
+        >>> for view, error in zip(group_views(2, group="2"), (0.0, 0.25)):
+        ...     records.add(ViewRecord("case 1", view.name, error, 0.5, 1.0, {}))
+        >>> result = SweepResult("net", records, group_views(2, group="2"), {})
+        >>> [(row["family"], row["mean"]) for row in result.summary()], result.cost()["seconds_per_case"]
+        ([('flips', 0.25), ('group', 0.25), ('turns', 0.25)], 0.5)
+    """
+
+    def __init__(
+        self,
+        title: str,
+        records: ViewRecords,
+        views: Sequence[View],
+        handlers: Mapping[str, Any],
+        spacing: Sequence[float] | None = None,
+        greater_is_better: bool = True,
+        resamples: int = 1000,
+        seed: int = 0,
+    ) -> None:
+        self.title, self.handlers = title, handlers
+        self.greater_is_better, self.resamples, self.seed = greater_is_better, resamples, seed
+        there = {record.view for record in records}
+        self.views = [view for view in views if view.name in there]
+        found = {
+            case: [records.get(case, view.name) for view in self.views]
+            for case in dict.fromkeys(r.case for r in records)
+        }
+        self._records: dict[str, list[ViewRecord]] = {
+            case: [record for record in row if record is not None] for case, row in found.items() if None not in row
+        }
+        self.cases = list(self._records)
+        self.families = view_families(self.views, spacing) if self.views else {}
+        first = next(iter(self._records.values()), [])
+        self.metrics = [name for name in (first[0].values if first else {}) if name in handlers]
+        self._tables: dict[str, np.ndarray | None] = {}
+        self._samples: dict[str, np.ndarray] = {}
+
+    def cost(self) -> dict[str, float]:
+        """``passes_per_case`` and ``seconds_per_case``, means over all views of all cases."""
+        records = [record for row in self._records.values() for record in row]
+        return {
+            "passes_per_case": float(np.mean([record.passes for record in records])) if records else float("nan"),
+            "seconds_per_case": float(np.mean([record.seconds for record in records])) if records else float("nan"),
+        }
+
+    def table(self, metric: str) -> np.ndarray | None:
+        """A metric of each case in each view, shape ``(cases, views)``; ``None`` for one that is no mean over cases, such as AUC."""
+        if metric not in self._tables:
+            self._tables[metric] = self._make_table(metric)
+        return self._tables[metric]
+
+    def _make_table(self, metric: str) -> np.ndarray | None:
+        rows = self._records.values()
+        if metric == ERROR:
+            return np.array([[record.error for record in row] for row in rows])
+        if metric == TRUE_CLASS:
+            return np.array([[record.values.get(TRUE_CLASS, np.nan) for record in row] for row in rows])
+        probed = range(min(len(self.cases), PROBED_CASES))
+        alone = [self._single(metric, case, 0) for case in probed]
+        together = score(self.handlers[metric], [self._value(metric, case, 0) for case in probed])
+        if not np.isfinite(alone).any() or not np.isclose(np.nanmean(alone), together, atol=1e-6):
+            return None
+        columns = range(len(self.views))
+        return np.array([[self._single(metric, case, view) for view in columns] for case in range(len(self.cases))])
+
+    def _value(self, metric: str, case: int, view: int) -> Any:
+        return self._records[self.cases[case]][view].values[metric]
+
+    def _single(self, metric: str, case: int, view: int) -> float:
+        return score(self.handlers[metric], [self._value(metric, case, view)])
+
+    def scores(self, metric: str, chosen: Sequence[int] | np.ndarray | None = None) -> list[float]:
+        """The metric over cases, one a view.
+
+        Args:
+            metric: its name.
+            chosen: indices of cases, with repetitions; default all.
+        """
+        rows = range(len(self.cases)) if chosen is None else chosen
+        table = self.table(metric)
+        if table is not None:
+            part = table[list(rows)]
+            return family_scores(part.T, range(part.shape[0])).tolist()
+        return [
+            score(self.handlers[metric], [self._value(metric, i, view) for i in rows])
+            for view in range(len(self.views))
+        ]
+
+    def _resampled(self, metric: str) -> np.ndarray:
+        """The metric over cases drawn with replacement, shape ``(resamples, views)``; networks of equal cases draw the same ones."""
+        if metric not in self._samples:
+            table, cases = self.table(metric), len(self.cases)
+            count = 0 if cases < 2 else self.resamples if table is not None else self.resamples // 10
+            draws = np.random.default_rng(self.seed).integers(cases, size=(count, cases))
+            samples = [
+                np.nanmean(table[chosen], 0) if table is not None else self.scores(metric, chosen) for chosen in draws
+            ]
+            self._samples[metric] = np.array(samples, float).reshape(count, len(self.views))
+        return self._samples[metric]
+
+    def summary(self) -> list[dict[str, Any]]:
+        """One row a metric and family, the equivariance error last: ``network``, ``metric``, ``family``, ``views``, ``cases``, ``mean``,
+        ``interval_low``, ``interval_high``, ``worst``, ``worst_view``, ``spread``. The error of the upright view, zero, does not count."""
+        rows = []
+        names = [view.name for view in self.views]
+        for metric in [*self.metrics, ERROR]:
+            scores = self.scores(metric)
+            for family, members in self.families.items():
+                chosen = members[1:] if metric == ERROR else members
+                if not chosen:
+                    continue
+                low, high = percentile_interval(self._resampled(metric)[:, chosen].mean(1))
+                better = self.greater_is_better and metric != ERROR
+                rows.append(
+                    {
+                        "network": self.title,
+                        "metric": metric,
+                        "family": family,
+                        "cases": len(self.cases),
+                        **summarize_family(scores, names, chosen, better),
+                        "interval_low": low,
+                        "interval_high": high,
+                    }
+                )
+        return rows
+
+    def view_rows(self) -> list[dict[str, Any]]:
+        """One row a view: ``network``, ``view``, ``family``, ``axis``, ``angle``, ``cases``, the metrics, the equivariance error,
+        ``seconds`` and ``passes`` a case."""
+        columns = {metric: self.scores(metric) for metric in [*self.metrics, ERROR]}
+        rows = []
+        for index, view in enumerate(self.views):
+            axis, angle = axis_and_angle(view)
+            records = [row[index] for row in self._records.values()]
+            rows.append(
+                {
+                    "network": self.title,
+                    "view": view.name,
+                    "family": view.family,
+                    "axis": axis,
+                    "angle": angle,
+                    "cases": len(records),
+                    **{metric: values[index] for metric, values in columns.items()},
+                    "seconds": float(np.mean([record.seconds for record in records])),
+                    "passes": float(np.mean([record.passes for record in records])),
+                }
+            )
+        return rows
+
+    def case_rows(self) -> list[dict[str, Any]]:
+        """One row a view of a case, with the metrics that a single case has."""
+        single = {name: table for name in [*self.metrics, TRUE_CLASS] if (table := self._own_table(name)) is not None}
+        return [
+            {
+                "network": self.title,
+                "case": case,
+                "view": view.name,
+                "family": view.family,
+                **{metric: float(table[i, k]) for metric, table in single.items()},
+                ERROR: record.error,
+                "seconds": record.seconds,
+                "passes": record.passes,
+            }
+            for i, (case, row) in enumerate(self._records.items())
+            for k, (view, record) in enumerate(zip(self.views, row))
+        ]
+
+    def _own_table(self, metric: str) -> np.ndarray | None:
+        table = self.table(metric)
+        return table if table is not None and np.isfinite(table).any() else None
+
+    def against(self, other: SweepResult) -> list[dict[str, Any]]:
+        """This network less another one, on the cases and views that both have: ``first``, ``second``, ``metric``, ``family``, ``cases``,
+        ``difference`` of the means over the family, ``interval_low``, ``interval_high``, ``p``.
+
+        ``p`` is that of :func:`~monai_gmr.handlers.rotation_statistics.paired_test` over cases; for metrics that are no means over
+        cases it is twice the share of the resamples on the other side of zero."""
+        rows = []
+        names = {view.name: index for index, view in enumerate(other.views)}
+        for metric in [name for name in self.metrics if name in other.metrics]:
+            for family, members in self.families.items():
+                pairs = [(i, names[self.views[i].name]) for i in members if self.views[i].name in names]
+                if not pairs or (family != "upright" and len(pairs) < 2):
+                    continue
+                mine, theirs = (list(side) for side in zip(*pairs))
+                found = self._difference(other, metric, mine, theirs)
+                if found is not None:
+                    rows.append(
+                        {"first": self.title, "second": other.title, "metric": metric, "family": family, **found}
+                    )
+        return rows
+
+    def _difference(
+        self, other: SweepResult, metric: str, mine: list[int], theirs: list[int]
+    ) -> dict[str, float] | None:
+        own_table, other_table = self.table(metric), other.table(metric)
+        common = [case for case in self.cases if case in other._records]
+        if own_table is not None and other_table is not None and common:
+            first = family_scores(own_table[[self.cases.index(case) for case in common]], mine)
+            second = family_scores(other_table[[other.cases.index(case) for case in common]], theirs)
+            chance = paired_test(first, second, self.resamples, self.seed)
+            count = self.resamples if len(common) > 1 else 0
+            draws = np.random.default_rng(self.seed).integers(len(common), size=(count, len(common)))
+            samples = np.nanmean((first - second)[draws], axis=1) if count else np.empty(0)
+            difference = float(np.nanmean(first - second))
+        elif self.cases == other.cases and len(self._resampled(metric)) == len(other._resampled(metric)):
+            samples = self._resampled(metric)[:, mine].mean(1) - other._resampled(metric)[:, theirs].mean(1)
+            sides = [float(np.mean(samples <= 0)), float(np.mean(samples >= 0))] if len(samples) else [float("nan")]
+            chance = min(1.0, 2 * min(sides))
+            scores = np.array(self.scores(metric))[mine].mean(), np.array(other.scores(metric))[theirs].mean()
+            difference = float(scores[0] - scores[1])
+        else:
+            return None
+        low, high = percentile_interval(samples)
+        return {"cases": len(common), "difference": difference, "interval_low": low, "interval_high": high, "p": chance}
+
+    def worst(self, metric: str, count: int) -> list[WorstView]:
+        """The cases that fared worst, each in its worst view.
+
+        Args:
+            metric: by which they are chosen; where a single case has none, by the probability of the true class; without labels by
+                the equivariance error.
+            count: how many cases.
+        """
+        candidates = [name for name in (metric, TRUE_CLASS, ERROR) if name in (*self.metrics, TRUE_CLASS, ERROR)]
+        tables = {name: table for name in candidates if (table := self._own_table(name)) is not None}
+        if not tables:
+            return []
+        name, table = next(iter(tables.items()))
+        sign = 1.0 if (name == TRUE_CLASS or self.greater_is_better) and name != ERROR else -1.0
+        ranked = np.where(np.isfinite(table), sign * table, np.inf)
+        views = ranked.argmin(1)
+        order = np.argsort(ranked.min(1), kind="stable")[:count]
+        return [
+            WorstView(self.cases[i], self.views[views[i]], name, float(table[i, views[i]]), float(table[i, 0]))
+            for i in order
+        ]

@@ -1,0 +1,456 @@
+"""What an evaluator does with one batch, turned by one view after the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+import torch
+from monai.engines import IterationEvents
+from monai.inferers import Inferer
+from monai.metrics import Cumulative
+from monai.transforms import SaveImage
+from monai.utils import CommonKeys, optional_import
+
+from monai_gmr.engines.prepare_batch import PrepareBatchView, keep_metadata
+from monai_gmr.inferers.turning import turn_image
+from monai_gmr.symmetry import View, inscribed_ball, is_grid_symmetry
+from monai_gmr.utils import ConfigurationError
+
+Events, _ = optional_import("ignite.engine", name="Events")
+Metric, _ = optional_import("ignite.metrics", name="Metric")
+
+# a logit so large that its class is certain, and that half precision holds
+CERTAIN = 1e4
+
+
+class Seen(NamedTuple):
+    """What one view of a batch gave: equivariance ``errors``, one a case; ``seconds`` and ``passes`` of the network for the whole
+    batch; metric to ``values``, one a case; ``true_class``: probability of the true class, one a case, of classifiers."""
+
+    errors: list[float]
+    seconds: float
+    passes: float
+    values: dict[str, list[Any]]
+    true_class: list[float] | None
+
+
+class Shown(NamedTuple):
+    """What one view of a batch looks like, to be drawn: arrays ``image`` of shape ``(B, C, *spatial)``, ``label`` and
+    ``prediction`` of whole numbers of shape ``(B, *spatial)`` or ``(B,)``; ``None`` where there is no label."""
+
+    image: np.ndarray
+    label: np.ndarray | None
+    prediction: np.ndarray
+
+
+def metric_handlers(evaluator: Any) -> dict[str, Any]:
+    """The metrics of an evaluator by name, the key metric first.
+
+    Example:
+        >>> from monai.engines import SupervisedEvaluator
+        >>> from monai.handlers import MeanDice
+        >>> metric = {"dice": MeanDice()}
+        >>> net = torch.nn.Identity()
+        >>> list(metric_handlers(SupervisedEvaluator(torch.device("cpu"), [], net, key_val_metric=metric)))
+        ['dice']
+    """
+    found = {}
+    # ignite has no public list of what is attached to an engine
+    for handler, arguments, _ in evaluator._event_handlers[Events.EPOCH_COMPLETED]:
+        owner = getattr(handler, "__self__", None)
+        if isinstance(owner, Metric) and handler.__name__ == "completed":
+            found[str(arguments[-1])] = owner
+    key = evaluator.state.key_metric_name
+    return dict(sorted(found.items(), key=lambda item: item[0] != key))
+
+
+def relative_errors(
+    answer: torch.Tensor, upright: torch.Tensor, view: View, spacing: Sequence[float] | None, dims: int
+) -> list[float]:
+    """``||g^-1 f(g x) - f(x)|| / ||f(x)||`` of every case of a batch.
+
+    Answers with spatial axes are turned back; after other turns than those of the grid they are compared inside the
+    inscribed disc or ball. Others, such as class scores, are compared as they are.
+
+    Args:
+        answer: what the network gave for the turned images, of shape ``(B, C)`` or ``(B, C, *spatial)``.
+        upright: what it gave for the upright ones.
+        view: the turn.
+        spacing: voxel size in millimetres, one an axis; default 1.
+        dims: number of spatial axes of the image.
+
+    Returns:
+        one error a case.
+
+    Example:
+        >>> from monai_gmr.symmetry import group_views
+        >>> x = torch.rand(1, 1, 4, 6)
+        >>> relative_errors(x.flip(2), x, group_views(2, group="m", axis=0)[1], None, 2)
+        [0.0]
+    """
+    if answer.ndim == dims + 2:
+        answer = turn_image(answer, view.matrix.T, spacing)
+    if answer.shape != upright.shape:
+        return [float("nan")] * len(upright)
+    answer, upright = answer.double(), upright.double()
+    difference = answer - upright
+    if answer.ndim == dims + 2 and not is_grid_symmetry(view.matrix, spacing):
+        ball = torch.as_tensor(inscribed_ball(answer.shape[2:], spacing), device=answer.device)
+        difference, upright = difference * ball, upright * ball
+    lengths, scales = (part.flatten(1).norm(dim=1).tolist() for part in (difference, upright))
+    return [0.0 if a == 0 else a / b if b else float("inf") for a, b in zip(lengths, scales)]
+
+
+def keep_ball(
+    prediction: torch.Tensor, label: torch.Tensor | None, spacing: Sequence[float] | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Make background of what lies outside the inscribed disc or ball: a turn carries it out of the image, or in.
+
+    Args:
+        prediction: raw answer of the network, ``(B, C, *spatial)``: several channels are classes of which the first is the background,
+            unless the label has as many channels and is not one-hot: then, and for one channel, each is a yes or no of its own.
+        label: of the same spatial shape, or ``None``.
+        spacing: voxel size in millimetres, one an axis; default 1.
+
+    Returns:
+        prediction and label.
+
+    Example:
+        >>> prediction, label = keep_ball(torch.zeros(1, 2, 3, 3), torch.ones(1, 1, 3, 3), None)
+        >>> label.int().tolist()
+        [[[[0, 1, 0], [1, 1, 1], [0, 1, 0]]]]
+    """
+    ball = torch.as_tensor(inscribed_ball(prediction.shape[2:], spacing), device=prediction.device)
+    channels = prediction.shape[1]
+    one_hot = label is not None and label.shape[1] == channels > 1 and bool((label.sum(1) == 1).all())
+    exclusive = channels > 1 and (label is None or label.shape[1] == 1 or one_hot)
+    background = torch.full((channels,), -CERTAIN, device=prediction.device)
+    background[0] = CERTAIN if exclusive else -CERTAIN
+    background = background.to(prediction.dtype).reshape(1, -1, *[1] * (prediction.ndim - 2))
+    prediction = keep_metadata(lambda x: torch.where(ball, x, background), prediction)
+    if label is None or label.shape[2:] != prediction.shape[2:]:
+        return prediction, label
+    empty = torch.zeros((label.shape[1],), device=label.device, dtype=label.dtype)
+    empty[0] = 1 if one_hot else 0
+    empty = empty.reshape(1, -1, *[1] * (label.ndim - 2))
+    return prediction, keep_metadata(lambda x: torch.where(ball.to(x.device), x, empty), label)
+
+
+def class_map(x: torch.Tensor, logits: bool) -> np.ndarray:
+    """Whole numbers to be drawn: the class of every case or voxel, of logits or of a label.
+
+    Example:
+        >>> class_map(torch.tensor([[0.1, 2.0]]), logits=True), class_map(torch.tensor([[3.0]]), logits=False)
+        (array([1]), array([3]))
+    """
+    x = x.detach().cpu()
+    if x.ndim < 2:
+        x = x[:, None]
+    if x.shape[1] > 1:
+        return np.asarray(x.argmax(1))
+    # one channel: a probability where it never leaves 0 to 1
+    threshold = (0.5 if float(x.min()) >= 0 and float(x.max()) <= 1 else 0.0) if logits else None
+    return np.asarray(x[:, 0] > threshold if threshold is not None else x[:, 0].round()).astype(int)
+
+
+def _wait(x: torch.Tensor) -> None:
+    """Until the device has done what it was asked for."""
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+
+
+def true_class(scores: torch.Tensor, label: Any) -> list[float] | None:
+    """Probability that a classifier gives the true class of each case.
+
+    Args:
+        scores: logits of shape ``(B, C)``; a single one is that of class 1.
+        label: classes of shape ``(B,)`` or ``(B, 1)``, or one-hot of shape ``(B, C)``; anything else gives ``None``.
+
+    Example:
+        >>> true_class(torch.zeros(2, 4), torch.tensor([[1], [3]]))
+        [0.25, 0.25]
+    """
+    if not isinstance(label, torch.Tensor) or scores.ndim != 2 or label.numel() not in (len(scores), scores.numel()):
+        return None
+    label = label.detach().as_subclass(torch.Tensor).cpu().reshape(len(scores), -1)
+    classes = label.argmax(1) if label.shape[1] > 1 else label[:, 0].long()
+    scores = torch.cat([torch.zeros_like(scores), scores], 1) if scores.shape[1] == 1 else scores
+    if int(classes.min()) < 0 or int(classes.max()) >= scores.shape[1]:
+        return None
+    return scores.double().softmax(1).gather(1, classes[:, None])[:, 0].tolist()
+
+
+class _WatchedInferer(Inferer):
+    """An inferer, timed, that takes one of several answers of the network."""
+
+    def __init__(self, inferer: Callable[..., Any], prediction: int | str | None) -> None:
+        super().__init__()
+        self.inferer, self.prediction = inferer, prediction
+        self.seconds = 0.0
+
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        _wait(inputs)
+        start = time.perf_counter()
+        answer = self.inferer(inputs, network, *args, **kwargs)
+        _wait(inputs)
+        self.seconds = time.perf_counter() - start
+        return self._pick(answer)
+
+    def _pick(self, answer: Any) -> torch.Tensor:
+        if isinstance(answer, torch.Tensor) and self.prediction is None:
+            return answer
+        keys = (
+            list(answer)
+            if isinstance(answer, Mapping)
+            else range(len(answer))
+            if isinstance(answer, (tuple, list))
+            else []
+        )
+        if self.prediction in keys:
+            chosen = answer[self.prediction]
+            if isinstance(chosen, torch.Tensor):
+                return chosen
+        there, kind = ", ".join(map(repr, keys)), type(answer).__name__
+        if not there:
+            raise ConfigurationError(
+                f"the network returned a {kind}, of which prediction={self.prediction!r} cannot be taken: leave it out."
+            )
+        given = "" if self.prediction is None else f" and prediction={self.prediction!r} is no tensor of it"
+        raise ConfigurationError(
+            f"the network returned a {kind} of {len(keys)}{given}: say which is judged with prediction, one of {there}."
+        )
+
+
+class ViewProbe:
+    """Runs an evaluator on a batch turned by one view after the other, and sees what comes out.
+
+    Inside ``with probe:`` the evaluator has another ``prepare_batch``, ``inferer`` and loader; afterwards it has its own again.
+    Files that its postprocessing saves are not written meanwhile, and its log is quiet.
+
+    Args:
+        evaluator: ``monai.engines.SupervisedEvaluator`` or one that works like it.
+        inferer: what runs the network; default the evaluator's own.
+        spacing: voxel size in millimetres, one an axis; default 1.
+        order: order of the spline that turns images.
+        labels: how label images are sampled, "nearest" or "share".
+        frame: "turned": the turned prediction is judged by the turned label. "upright": it is turned back (linearly) and judged by the
+            label as it is, which a postprocessing needs that inverts the preprocessing.
+        in_ball: whether predictions and labels are background outside the inscribed disc or ball.
+        prediction: which of several answers of the network is judged, index or key.
+        step: called after each view.
+    """
+
+    def __init__(
+        self,
+        evaluator: Any,
+        inferer: Callable[..., Any] | None = None,
+        spacing: Sequence[float] | None = None,
+        order: int = 3,
+        labels: str = "nearest",
+        frame: str = "turned",
+        in_ball: bool = True,
+        prediction: int | str | None = None,
+        step: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.evaluator = evaluator
+        self.metrics = metric_handlers(evaluator)
+        self.spacing, self.frame, self.in_ball, self.step = spacing, frame, in_ball, step
+        self._prepare = PrepareBatchView(
+            order, spacing, labels if frame == "turned" else None, prepare_batch=evaluator.prepare_batch
+        )
+        self._inferer = _WatchedInferer(inferer or evaluator.inferer, prediction)
+        self._views: Sequence[View] = ()
+        self._upright: torch.Tensor | None = None
+        self._keep: Callable[[View, Seen], None] = lambda view, seen: None
+        self._first: dict[str, list[Any]] = {}
+        self._shown: Shown | None = None
+        self._passes = 0.0
+        self._errors: list[float] = []
+        self._true_class: list[float] | None = None
+        self._undo: list[Callable[[], None]] = []
+
+    def __enter__(self) -> ViewProbe:
+        evaluator = self.evaluator
+        own = {name: getattr(evaluator, name) for name in ("prepare_batch", "inferer", "data_loader")}
+        epoch_length, level = evaluator.state.epoch_length, evaluator.logger.level
+        evaluator.prepare_batch, evaluator.inferer = self._prepare, self._inferer
+        # one line for each view and event would bury the progress bar
+        evaluator.logger.setLevel("CRITICAL")
+        handlers = [
+            evaluator.add_event_handler(Events.ITERATION_STARTED, self._start),
+            evaluator.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._judge),
+            evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._collect),
+        ]
+        self._undo = [handler.remove for handler in handlers]
+        network = getattr(evaluator, "network", None)
+        if isinstance(network, torch.nn.Module):
+            hook = network.register_forward_pre_hook(self._count, with_kwargs=True)
+            self._undo.append(hook.remove)
+
+        def put_back() -> None:
+            for name, value in own.items():
+                setattr(evaluator, name, value)
+            evaluator.state.epoch_length = epoch_length
+            evaluator.logger.setLevel(level)
+
+        self._undo.append(put_back)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for undo in self._undo:
+            undo()
+        self._undo, self._upright, self._shown = [], None, None
+
+    def run(
+        self, batch: Any, views: Sequence[View], keep: Callable[[View, Seen], None] = lambda view, seen: None
+    ) -> None:
+        """Run the evaluator on a batch, once for each view.
+
+        Args:
+            batch: as the evaluator's loader gives it.
+            views: the upright one first.
+            keep: takes what came out of each view as soon as it is there.
+        """
+        self._views, self._upright, self._first, self._keep = views, None, {}, keep
+        self.evaluator.data_loader = [batch] * len(views)
+        self.evaluator.state.epoch_length = len(views)
+        with mock.patch.object(SaveImage, "__call__", lambda saver, img, *args, **kwargs: img):
+            try:
+                self.evaluator.run()
+            except BaseException:
+                # ignite keeps the generator of a run that failed, and the next run would end before it begins
+                self.evaluator._internal_run_generator = None
+                raise
+
+    def show(self, batch: Any, view: View) -> Shown:
+        """Run the evaluator on a batch turned by one view, and take the images that come out."""
+        self.run(batch, [view])
+        assert self._shown is not None
+        return self._shown
+
+    def _count(self, network: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        image = next((x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)), None)
+        self._passes += 1 if image is None else len(image)
+
+    def _view(self) -> View:
+        return self._views[self.evaluator.state.iteration - 1]
+
+    def _start(self) -> None:
+        self._prepare.view = self._view()
+        self._passes = 0.0
+
+    def _judge(self) -> None:
+        output, view = self.evaluator.state.output, self._view()
+        image, label, answer = output[CommonKeys.IMAGE], output.get(CommonKeys.LABEL), output[CommonKeys.PRED]
+        plain = answer.detach().as_subclass(torch.Tensor).cpu()
+        if self._upright is None:
+            self._upright = plain
+        dims = image.ndim - 2
+        spatial = answer.ndim == image.ndim
+        self._errors = relative_errors(plain, self._upright, view, self.spacing, dims)
+        self._true_class = None if spatial else true_class(plain, label)
+        if spatial and self.frame == "upright":
+            answer = keep_metadata(lambda x: turn_image(x, view.matrix.T, self.spacing), answer)
+            image = keep_metadata(lambda x: turn_image(x, view.matrix.T, self.spacing), image)
+        if spatial and self.in_ball and answer.shape[2:] == image.shape[2:]:
+            answer, label = keep_ball(answer, label, self.spacing)
+        output[CommonKeys.PRED] = answer
+        if CommonKeys.LABEL in output:
+            output[CommonKeys.LABEL] = label
+        if len(self._views) == 1:
+            self._shown = Shown(
+                np.asarray(image.detach().cpu()),
+                class_map(label, logits=False) if isinstance(label, torch.Tensor) else None,
+                class_map(answer.as_subclass(torch.Tensor), logits=True),
+            )
+
+    def _collect(self) -> None:
+        count = len(self._errors)
+        values = {name: _take(name, metric, count) for name, metric in self.metrics.items()}
+        seen = Seen(self._errors, self._inferer.seconds, self._passes, values, self._true_class)
+        self._first = self._first or values
+        last = self.evaluator.state.iteration == len(self._views)
+        for name, metric in self.metrics.items():
+            # the metrics that the evaluator itself ends with are those of the first view
+            if last and _keeps_cases(metric):
+                fill(metric, self._first[name])
+            elif not last:
+                metric.reset()
+        self._keep(self._view(), seen)
+        self.step()
+
+
+def _keeps_cases(metric: Any) -> bool:
+    """Whether a metric is one of MONAI's, which keep what they need of each case."""
+    return isinstance(getattr(metric, "metric_fn", None), Cumulative)
+
+
+def _take(name: str, metric: Any, count: int) -> list[Any]:
+    """What a metric holds of each case since it was reset, as lists of numbers."""
+    if not _keeps_cases(metric):
+        return [float(metric.compute())] * count
+    buffer = metric.metric_fn.get_buffer()
+    parts = [buffer] if isinstance(buffer, torch.Tensor) else list(buffer)
+    if any(len(part) != count for part in parts):
+        raise ConfigurationError(
+            f"the metric {name!r} keeps {len(parts[0])} values of {count} cases: leave it out with metrics, or set the batch size to 1."
+        )
+    return [[part[case].detach().cpu().double().tolist() for part in parts] for case in range(count)]
+
+
+def fill(metric: Any, values: Sequence[Any]) -> None:
+    """Put what :class:`ViewProbe` took of a metric back into it."""
+    metric.reset()
+    parts = range(len(values[0]))
+    metric.metric_fn.extend(*(torch.tensor([case[part] for case in values], dtype=torch.float64) for part in parts))
+
+
+def score(metric: Any, values: Sequence[Any]) -> float:
+    """The metric over cases, from what :class:`ViewProbe` took of each.
+
+    Args:
+        metric: one of :func:`metric_handlers`.
+        values: what :attr:`Seen.values` holds of it, one a case.
+
+    Returns:
+        its value over all of them; of a metric that is not MONAI's the mean of its values over the batches.
+    """
+    if not values:
+        return float("nan")
+    if not _keeps_cases(metric):
+        return float(np.nanmean(np.asarray(values, float)))
+    fill(metric, values)
+    result = metric.compute()
+    metric.reset()
+    return float(np.mean(result)) if np.size(result) else float("nan")
+
+
+@contextmanager
+def progress_bar(total: int) -> Iterator[Callable[[str], Callable[[], None]]]:
+    """A bar over all views of all cases of all networks; where tqdm is missing there is none.
+
+    Args:
+        total: how many views there are.
+
+    Returns:
+        a function that names what is running and returns the one that counts a view.
+    """
+    tqdm, has_tqdm = optional_import("tqdm", name="tqdm")
+    bar = tqdm(total=total, desc="Turning", unit="view", mininterval=0.5) if has_tqdm else None
+
+    def show(text: str) -> Callable[[], None]:
+        if bar is None:
+            return lambda: None
+        bar.set_postfix_str(text, refresh=False)
+        return lambda: bar.update(1)
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.close()
