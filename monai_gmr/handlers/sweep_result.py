@@ -87,11 +87,12 @@ class SweepResult:
         self._samples: dict[str, np.ndarray] = {}
 
     def cost(self) -> dict[str, float]:
-        """``passes_per_case`` and ``seconds_per_case``, means over all views of all cases."""
+        """``passes_per_case``, the mean, and ``seconds_per_case``, the median over all views of all cases: other work on the
+        machine and the first call do not count."""
         records = [record for row in self._records.values() for record in row]
         return {
             "passes_per_case": float(np.mean([record.passes for record in records])) if records else float("nan"),
-            "seconds_per_case": float(np.mean([record.seconds for record in records])) if records else float("nan"),
+            "seconds_per_case": float(np.median([record.seconds for record in records])) if records else float("nan"),
         }
 
     def table(self, metric: str) -> np.ndarray | None:
@@ -192,7 +193,7 @@ class SweepResult:
                     "angle": angle,
                     "cases": len(records),
                     **{metric: values[index] for metric, values in columns.items()},
-                    "seconds": float(np.mean([record.seconds for record in records])),
+                    "seconds": float(np.median([record.seconds for record in records])),
                     "passes": float(np.mean([record.passes for record in records])),
                 }
             )

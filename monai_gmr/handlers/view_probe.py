@@ -425,9 +425,11 @@ def score(metric: Any, values: Sequence[Any]) -> float:
     if not _keeps_cases(metric):
         return float(np.nanmean(np.asarray(values, float)))
     fill(metric, values)
-    result = metric.compute()
+    result = metric.metric_fn.aggregate()
     metric.reset()
-    return float(np.mean(result)) if np.size(result) else float("nan")
+    # MONAI's handlers, too, report the first of several
+    result = result[0] if isinstance(result, (tuple, list)) else result
+    return float(torch.as_tensor(result, dtype=torch.float64).nanmean())
 
 
 @contextmanager
