@@ -1,15 +1,144 @@
-"""Every test draws the same random numbers, whichever tests ran before it."""
+"""Every test draws the same random numbers, whichever tests ran before it; a bundle in stock MONAI for those that take any."""
 
+import json
 import os
 
 # Triton reads it when it is first imported; its kernels then run on the CPU, in numpy
 if not os.path.exists("/dev/nvidia0"):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import nibabel
 import numpy as np
+import pytest
 import torch
+import yaml
+from monai.networks.nets import UNet
 
 
 def pytest_runtest_setup(item):
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002  (MONAI's transforms draw from it)
+
+
+def _foreign_parts(inverts):
+    """The parts of an evaluation in stock MONAI."""
+    save = {"_target_": "SaveImaged", "keys": "pred", "output_dir": "@output_dir"}
+    discrete = {"_target_": "AsDiscreted", "keys": ["pred", "label"], "argmax": [True, False], "to_onehot": 2}
+    invert = {"_target_": "Invertd", "keys": ["pred", "label"], "transform": "@preprocessing", "orig_keys": "image"}
+    invert |= {"nearest_interp": [False, True]}
+    return {
+        "preprocessing": {
+            "_target_": "Compose",
+            "transforms": [
+                {"_target_": "LoadImaged", "keys": ["image", "label"], "ensure_channel_first": True},
+                {
+                    "_target_": "Spacingd",
+                    "keys": ["image", "label"],
+                    "pixdim": [1, 1, 1],
+                    "mode": ["bilinear", "nearest"],
+                },
+                {"_target_": "ScaleIntensityd", "keys": "image"},
+            ],
+        },
+        "dataset": {
+            "_target_": "CacheDataset",
+            "data": "$monai.data.load_decathlon_datalist(@dataset_dir + '/dataset.json', data_list_key='validation')",
+            "transform": "@preprocessing",
+            "progress": False,
+        },
+        "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1},
+        "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [16, 16, 16], "overlap": 0.25},
+        "postprocessing": {"_target_": "Compose", "transforms": [*([invert] if inverts else []), discrete, save]},
+        "handlers": [
+            {"_target_": "CheckpointLoader", "load_path": "@checkpoint", "load_dict": {"model": "@network"}},
+            {"_target_": "StatsHandler", "iteration_log": False},
+        ],
+        "key_metric": {
+            "mean_dice": {
+                "_target_": "MeanDice",
+                "include_background": False,
+                "output_transform": "$monai.handlers.from_engine(['pred', 'label'])",
+            }
+        },
+        "evaluator": {
+            "_target_": "SupervisedEvaluator",
+            "device": "@device",
+            "val_data_loader": "@dataloader",
+            "network": "@network",
+            "inferer": "@inferer",
+            "postprocessing": "@postprocessing",
+            "key_val_metric": "@key_metric",
+            "val_handlers": "@handlers",
+        },
+    }
+
+
+def _below(value, ids):
+    """References to ``ids`` as those to the same names under ``validate``."""
+    if isinstance(value, dict):
+        return {key: _below(item, ids) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_below(item, ids) for item in value]
+    return f"@validate#{value[1:]}" if isinstance(value, str) and value[1:] in ids else value
+
+
+def _write_volumes(folder, labelled):
+    folder.mkdir()
+    random, cases = np.random.default_rng(0), []
+    axes = np.meshgrid(*(np.arange(n) - n / 2 for n in (16, 16, 12)), indexing="ij")
+    for case in range(3):
+        label = (np.sqrt(sum((axis - case) ** 2 for axis in axes)) < 4).astype(np.uint8)
+        image = (label + random.normal(0, 0.3, label.shape)).astype(np.float32)
+        for kind, array in (("image", image), ("label", label)):
+            nibabel.save(nibabel.Nifti1Image(array, np.diag([1, 1, 1.25, 1])), folder / f"{kind}{case}.nii.gz")
+        cases.append({"image": f"image{case}.nii.gz"} | ({"label": f"label{case}.nii.gz"} if labelled else {}))
+    (folder / "dataset.json").write_text(json.dumps({"validation": cases}))
+
+
+@pytest.fixture
+def foreign_bundle(tmp_path):
+    """Writes a bundle that knows nothing of this library, with three volumes and a checkpoint of random weights, and returns its folder.
+
+    ``layout="evaluate"``: evaluate.yaml has all; ``"zoo"``: as in MONAI's model zoo, evaluate.json goes over train.json. ``changes`` are
+    ids to new contents.
+    """
+
+    def write(name="foreign", layout="evaluate", inverts=False, labelled=True, **changes):
+        root = tmp_path / name
+        (root / "configs").mkdir(parents=True)
+        (root / "models").mkdir()
+        _write_volumes(root / "data", labelled)
+        network = {"spatial_dims": 3, "in_channels": 1, "out_channels": 2, "channels": [4, 8], "strides": [2]}
+        torch.save(UNet(**network).state_dict(), root / "models" / "model.pt")
+        parts = _foreign_parts(inverts)
+        common = {
+            "bundle_root": ".",
+            "dataset_dir": "$@bundle_root + '/data'",
+            "output_dir": "$@bundle_root + '/eval'",
+            "checkpoint": "$@bundle_root + '/models/model.pt'",
+            "device": "$torch.device('cpu')",
+            "network_def": {"_target_": "monai.networks.nets.UNet", **network},
+            "network": "$@network_def.to(@device)",
+        }
+        speed = "$setattr(torch.backends.cudnn, 'benchmark', False)"
+        (root / "configs" / "metadata.json").write_text(json.dumps({"version": "0.1.0"}))
+        if layout == "evaluate":
+            config = {
+                "imports": ["$import glob"],
+                **common,
+                **parts,
+                "initialize": [speed],
+                "run": ["$@evaluator.run()"],
+            }
+            (root / "configs" / "evaluate.yaml").write_text(yaml.safe_dump(config | changes, sort_keys=False))
+        else:
+            parts = _below(parts, parts)
+            over = {f"validate#{part}": parts.pop(part) for part in ("postprocessing", "handlers")}
+            trainer = {"trainer": {"_target_": "SupervisedTrainer", "train_data_loader": "@train#none"}}
+            train = {**common, "train": trainer, "validate": parts, "run": ["$@train#trainer.run()"]}
+            over |= {"initialize": [speed], "run": ["$@validate#evaluator.run()"]}
+            (root / "configs" / "train.json").write_text(json.dumps(train | changes))
+            (root / "configs" / "evaluate.json").write_text(json.dumps(over))
+        return root
+
+    return write

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from monai_gmr.engines.command_line import quiet
+
 NETWORK_IDS = ("network", "network_def", "net")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without MONAI's lines about files that a config need not have, which would tear the progress bar."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def open_training(config_file: Path, settings: Mapping[str, Any]) -> Any:
@@ -36,7 +25,7 @@ def open_training(config_file: Path, settings: Mapping[str, Any]) -> Any:
     from monai.bundle import ConfigWorkflow
 
     settings = {"bundle_root": str(config_file.parent.parent.resolve()), **settings}
-    with _quiet():
+    with quiet():
         return ConfigWorkflow(str(config_file), workflow_type="train", logging_file=False, **settings).parser
 
 
@@ -51,7 +40,7 @@ def count_parameters(config_file: Path, settings: Mapping[str, Any]) -> int | No
     name = next((name for name in NETWORK_IDS if name in parser.config), None)
     if name is None:
         return None
-    with _quiet():
+    with quiet():
         network = parser.get_parsed_content(name)
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
@@ -73,7 +62,7 @@ def make_step(config_file: Path, settings: Mapping[str, Any]) -> Callable[[], No
     parser = open_training(config_file, settings)
     parser.update({name: value for name, value in lazy.items() if name in parser.config})
     set_determinism(0)
-    with _quiet():
+    with quiet():
         network, loss, optimizer = (parser.get_parsed_content(name) for name in ("network", "loss", "optimizer"))
         batch = next(iter(parser.get_parsed_content("train::dataloader")))
     device = next(network.parameters()).device

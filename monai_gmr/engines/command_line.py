@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +17,22 @@ from monai_gmr.utils import ConfigurationError
 
 TRACEBACK_VARIABLE = "MONAI_GMR_TRACEBACK"
 TRACKING_ARGUMENTS = ("output_dir", "tracking_uri", "experiment_name", "run_name", "save_execute_config")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without MONAI's lines about files that a config need not have.
+
+    Example:
+        >>> with quiet():
+        ...     logging.getLogger("monai").error("there is no metadata.json")
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def find_configuration_error(error: BaseException | None) -> ConfigurationError | None:
@@ -112,6 +130,41 @@ def _is_kind(value: Any, default: Any) -> bool:
     return True
 
 
+def check_settings(
+    settings: Mapping[str, Any], config: Mapping[str, Any], accepted: Iterable[str] = (), prefix: str = "--"
+) -> None:
+    """Raise when a setting names nothing in a config, which MONAI would accept silently, or is of another kind.
+
+    Args:
+        settings: ids of the config, ``"::"`` or ``"#"`` between the names of nested ones, to values.
+        config: the content of the config files.
+        accepted: further names that may be given.
+        prefix: what the user writes before a name.
+
+    Raises:
+        ConfigurationError: when a top-level name is neither in the config nor accepted (the nearest name is given), or a value
+            cannot stand where the config has a switch, a number or a list.
+
+    Example:
+        >>> check_settings({"epohcs": 3}, {"epochs": 10}, prefix="")
+        Traceback (most recent call last):
+        ...
+        monai_gmr.utils.ConfigurationError: epohcs is no setting of this config: did you mean epochs?
+    """
+    names = {*config, *accepted}
+    for name, value in settings.items():
+        head = name.replace("#", "::").split("::")[0]
+        if head not in names and head != "_meta_":
+            near = difflib.get_close_matches(head, sorted(names), n=1, cutoff=0.5)
+            plain = sorted(k for k, v in config.items() if not isinstance(v, (dict, list)) and not k.startswith("_"))
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"the settings are {', '.join(plain)}."
+            raise ConfigurationError(f"{prefix}{name} is no setting of this config: {hint}")
+        if name in config and not _is_kind(value, config[name]):
+            kinds = {bool: "True or False", int: "a whole number", float: "a number", list: "a list such as"}
+            kind = kinds[type(config[name])] + (f" {config[name]}" if isinstance(config[name], list) else "")
+            raise ConfigurationError(f"{prefix}{name} {value} cannot be used: give {kind}.")
+
+
 def check_overrides(arguments: Sequence[str]) -> None:
     """Raise when an override names nothing in the config, which MONAI would accept silently, or is of another kind.
 
@@ -134,17 +187,7 @@ def check_overrides(arguments: Sequence[str]) -> None:
     accepted -= {"self", "override"}
     if "tracking" in given:
         accepted |= set(TRACKING_ARGUMENTS)
-    for name, value in given.items():
-        head = name.replace("#", "::").split("::")[0]
-        if head not in config and head not in accepted and head != "_meta_":
-            near = difflib.get_close_matches(head, [*config, *accepted], n=1, cutoff=0.5)
-            settings = sorted(k for k, v in config.items() if not isinstance(v, (dict, list)) and not k.startswith("_"))
-            hint = f"did you mean --{near[0]}?" if near else f"the settings are {', '.join(settings)}."
-            raise ConfigurationError(f"--{name} is no setting of this config: {hint}")
-        if name in config and not _is_kind(value, config[name]):
-            kinds = {bool: "True or False", int: "a whole number", float: "a number", list: "a list such as"}
-            kind = kinds[type(config[name])] + (f" {config[name]}" if isinstance(config[name], list) else "")
-            raise ConfigurationError(f"--{name} {value} cannot be used: give {kind}.")
+    check_settings(given, config, accepted)
 
 
 def guard_command_line(arguments: Sequence[str] | None = None) -> None:

@@ -168,7 +168,7 @@ class RotationSweep:
     def _make_views(self, spec: ViewSpec | None) -> list[View]:
         dims = self.spatial_dims
         if spec is None:
-            spec = ["all", {"angles": 10 if dims == 2 else 30}]
+            spec = ["all", "angles"]
         views = make_views(spec, dims, self.spacing, self.seed)
         if views[0].family != "upright":
             views = [*make_views("upright", dims), *views]

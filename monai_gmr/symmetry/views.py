@@ -161,6 +161,8 @@ def random_views(count: int, spatial_dims: int, seed: int = 0) -> list[View]:
     ]
 
 
+# degrees between the views of "angles", by the number of axes
+DEFAULT_STEPS = {2: 10.0, 3: 30.0}
 ViewSpec = str | Mapping[str, Any] | Sequence[Any]
 
 
@@ -177,6 +179,8 @@ def _one_set(
         if "group" in keys and keys <= {"group", "axis", "count"}:
             views = group_views(spatial_dims, spacing, str(spec["group"]), spec.get("axis"))
             return _spread(views, spec.get("count"))
+    elif spec == "angles":
+        return angle_views(spatial_dims, DEFAULT_STEPS[spatial_dims], spacing, grid=True)
     elif spec == "upright":
         return group_views(spatial_dims, group="1")
     elif spec == "icosahedral" and spatial_dims == 3:
@@ -186,7 +190,7 @@ def _one_set(
             # YAML reads the group 222 as a number
             return group_views(spatial_dims, spacing, str(spec))
         except ConfigurationError as error:
-            others = "'upright' or 'icosahedral'" if spatial_dims == 3 else "'upright'"
+            others = "'upright', 'angles' or 'icosahedral'" if spatial_dims == 3 else "'upright' or 'angles'"
             raise ConfigurationError(f"{str(error)[:-1]}, or {others}.") from None
     raise ConfigurationError(
         f"views={spec!r} is unknown: give the name of a group such as 'all', 'upright', 'icosahedral' (3D), {{'angles': 10}}, "
@@ -219,6 +223,7 @@ def make_views(spec: ViewSpec, spatial_dims: int, spacing: Sequence[float] | Non
         spec: one of these, or a list of them, of which every view is kept once, the upright one first:
             a group's name such as "all", "oh", "d4" or "4/mmm" (:func:`~monai_gmr.symmetry.named_group`); "upright"; "icosahedral" (3D,
             60 rotations); ``{"angles": 10}``: every 10 degrees, in 3D about each array axis, the upright one and quarter turns included;
+            "angles": the same every 10 degrees in 2D and every 30 in 3D;
             ``{"random": 20, "seed": 1}``: 20 random rotations; ``{"group": "mm2", "axis": "x"}``: a group along another array axis;
             ``{"group": "all", "count": 12}``: 12 elements of a group, spread evenly over it; a :class:`View`.
         spatial_dims: 2 or 3.

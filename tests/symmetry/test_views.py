@@ -114,7 +114,7 @@ def test_views_turn_images():
         ({"angles": float("nan")}, 3, "above 0"),
         ("icosahedral", 2, "'icosahedral' is unknown in 2D"),
         ("oh", 2, "'oh' is unknown in 2D"),
-        ("octahedral", 3, "unknown in 3D.*or 'upright' or 'icosahedral'"),
+        ("octahedral", 3, "unknown in 3D.*or 'upright', 'angles' or 'icosahedral'"),
         ({"turns": 3}, 3, "views={'turns': 3} is unknown"),
         ({"angles": 3, "axis": 1}, 3, "is unknown: give"),
         (None, 3, "views=None is unknown"),
