@@ -179,6 +179,7 @@ def true_class(scores: torch.Tensor, label: Any) -> list[float] | None:
         return None
     label = label.detach().as_subclass(torch.Tensor).cpu().reshape(len(scores), -1)
     classes = label.argmax(1) if label.shape[1] > 1 else label[:, 0].long()
+    scores = scores.detach().cpu()
     scores = torch.cat([torch.zeros_like(scores), scores], 1) if scores.shape[1] == 1 else scores
     if int(classes.min()) < 0 or int(classes.max()) >= scores.shape[1]:
         return None
@@ -347,9 +348,10 @@ class ViewProbe:
     def _judge(self) -> None:
         output, view = self.evaluator.state.output, self._view()
         image, label, answer = output[CommonKeys.IMAGE], output.get(CommonKeys.LABEL), output[CommonKeys.PRED]
-        plain = answer.detach().as_subclass(torch.Tensor).cpu()
+        plain = answer.detach().as_subclass(torch.Tensor)
         if self._upright is None:
-            self._upright = plain
+            # a copy: the network may hand out a buffer that it writes to again
+            self._upright = plain.clone()
         dims = image.ndim - 2
         spatial = answer.ndim == image.ndim
         self._errors = relative_errors(plain, self._upright, view, self.spacing, dims)

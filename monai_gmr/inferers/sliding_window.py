@@ -93,7 +93,8 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
     Along an axis the windows start at :func:`symmetric_window_starts`, which depends on the lengths of axis and window
     alone: at least the asked overlap, evenly spaced to a voxel, at most one window more than MONAI takes. An image
     shorter than the window is padded by equally many voxels at both ends; where that makes it one voxel longer than the
-    window, two windows cover it. So the network sees windows of ``roi_size`` only.
+    window, two windows cover it. So the network sees windows of ``roi_size`` only, unless it may see larger ones:
+    ``grow_roi`` spares the additional windows.
 
     Mirror images are always exact; exchanges of two axes are where roi, overlap and sigma are the same along both.
 
@@ -114,6 +115,8 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
         buffer_steps: not supported; ``None``.
         buffer_dim: not used.
         with_coord: whether the network gets the places of the windows in the padded image as its second argument.
+        grow_roi: whether windows may be one voxel longer along the axes where symmetric ones of ``roi_size`` are more than
+            MONAI takes: never more windows than MONAI's, for networks that take every size, such as ``GMRUNet``.
 
     Shape:
         - input: ``(batch, channels, *spatial)``, 1 to 3 axes of any size
@@ -150,6 +153,7 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
         buffer_steps: int | None = None,
         buffer_dim: int = -1,
         with_coord: bool = False,
+        grow_roi: bool = False,
     ) -> None:
         check_choice("mode", getattr(mode, "value", mode), tuple(choice.value for choice in BlendMode))
         modes = tuple(choice.value for choice in PytorchPadMode)
@@ -177,6 +181,7 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
             cpu_thresh=cpu_thresh,
             with_coord=with_coord,
         )
+        self.grow_roi = grow_roi
         self.keeps_weights = cache_roi_weight_map
         self._weights: dict[tuple, torch.Tensor] = {}
 
@@ -193,6 +198,8 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
         Example:
             >>> GMRSlidingWindowInferer(32).windows((50, 29))
             ((32, 32), [0, 2], [[0, 18], [0, 1]])
+            >>> GMRSlidingWindowInferer(32, grow_roi=True).windows((50, 29))
+            ((32, 33), [0, 2], [[0, 18], [0]])
         """
         dims = len(image_size)
         options: dict[str, Any] = {"roi_size": self.roi_size, "overlap": self.overlap, "sigma_scale": self.sigma_scale}
@@ -202,10 +209,17 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
                     f"{name}={tuple(value)} has {len(value)} entries and the image {dims} axes: give one an axis, or one number for all."
                 )
         window = tuple(int(n) for n in fall_back_tuple(self.roi_size, image_size))
-        padding = [-(-max(r - n, 0) // 2) for n, r in zip(image_size, window)]
-        padded = [n + 2 * p for n, p in zip(image_size, padding)]
-        overlap = ensure_tuple_rep(self.overlap, dims)
-        starts = [symmetric_window_starts(n, r, max(int(r * (1 - o)), 1)) for n, r, o in zip(padded, window, overlap)]
+        axes = [self._axis(n, r, o) for n, r, o in zip(image_size, window, ensure_tuple_rep(self.overlap, dims))]
+        return tuple(r for r, _, _ in axes), [p for _, p, _ in axes], [starts for _, _, starts in axes]
+
+    def _axis(self, size: int, window: int, overlap: float) -> tuple[int, int, list[int]]:
+        """Window, padding at both ends and starts along one axis."""
+        padding = -(-max(window - size, 0) // 2)
+        interval = max(int(window * (1 - overlap)), 1)
+        starts = symmetric_window_starts(size + 2 * padding, window, interval)
+        monais = -(-max(size - window, 0) // interval) + 1
+        if self.grow_roi and len(starts) > monais:
+            return self._axis(size, window + 1, overlap)
         return window, padding, starts
 
     def __call__(

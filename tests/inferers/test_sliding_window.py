@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -88,6 +91,28 @@ def test_roi_larger_than_the_image(size, padding):
 
 def test_odd_rest_takes_two_windows():
     assert GMRSlidingWindowInferer(32).windows((31, 30, 64)) == ((32, 32, 32), [1, 1, 0], [[0, 1], [0], [0, 16, 32]])
+
+
+@pytest.mark.parametrize("overlap", [0, 0.25, 0.5, 0.75])
+@pytest.mark.parametrize("roi", [16, 31, 32])
+def test_a_roi_that_may_grow_takes_no_more_windows_than_monais(roi, overlap):
+    """At every size: mirrored, covered, at least the overlap, and windows of the asked length or one voxel more."""
+    grown = GMRSlidingWindowInferer(roi, overlap=overlap, grow_roi=True)
+    for size in range(1, 130):
+        (window,), (padding,), (starts,) = grown.windows((size,))
+        interval = int(window * (1 - overlap))
+        room = size + 2 * padding - window
+        assert window in (roi, roi + 1)
+        assert starts == [room - start for start in reversed(starts)]
+        assert all(b - a <= interval for a, b in itertools.pairwise(starts))
+        assert len(starts) <= math.ceil(max(size - roi, 0) / int(roi * (1 - overlap))) + 1
+
+
+@pytest.mark.parametrize("size", [(49, 50, 37), (31, 47, 64)])
+def test_unet_stays_exact_in_windows_that_grow(size):
+    inferer = GMRSlidingWindowInferer(32, 4, 0.5, "gaussian", grow_roi=True)
+    assert 33 in inferer.windows(size)[0]
+    assert error(inferer, tiny_unet(3), noise(1, 1, *size), SWAP_AND_MIRROR_3D) < 1e-5
 
 
 def test_unlike_rois_keep_the_symmetries_that_keep_them():
