@@ -206,8 +206,9 @@ class RotationSweep:
         Raises:
             ConfigurationError: when no case of any network could be evaluated.
         """
-        for network in self.networks.values():
-            self._metric_names(network.evaluator)
+        metrics = [self._metric_names(network.evaluator) for network in self.networks.values()]
+        if not any(metrics):
+            print("the evaluator has no metric: the equivariance error is reported alone.")
         total = sum(len(self._batches(title).names) for title in self.networks) * len(self.views)
         with progress_bar(total) as show:
             for title, network in self.networks.items():

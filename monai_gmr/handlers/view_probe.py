@@ -106,14 +106,27 @@ def relative_errors(
     return [0.0 if a == 0 else a / b if b else float("inf") for a, b in zip(lengths, scales)]
 
 
+def is_exclusive(channels: int, label: torch.Tensor | None) -> bool:
+    """Whether the channels of a prediction are classes of which a voxel has one, the first being the background: not if there is but
+    one, and not if the label has as many and is not one-hot.
+
+    Example:
+        >>> is_exclusive(2, None), is_exclusive(1, None), is_exclusive(2, torch.ones(1, 2, 4))
+        (True, False, False)
+    """
+    if channels == 1 or label is None or label.shape[1] == 1:
+        return channels > 1
+    return label.shape[1] == channels and bool((label.sum(1) == 1).all())
+
+
 def keep_ball(
     prediction: torch.Tensor, label: torch.Tensor | None, spacing: Sequence[float] | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Make background of what lies outside the inscribed disc or ball: a turn carries it out of the image, or in.
 
     Args:
-        prediction: raw answer of the network, ``(B, C, *spatial)``: several channels are classes of which the first is the background,
-            unless the label has as many channels and is not one-hot: then, and for one channel, each is a yes or no of its own.
+        prediction: raw answer of the network, ``(B, C, *spatial)``; channels that are not exclusive (:func:`is_exclusive`) are each a yes
+            or no of its own.
         label: of the same spatial shape, or ``None``.
         spacing: voxel size in millimetres, one an axis; default 1.
 
@@ -126,9 +139,8 @@ def keep_ball(
         [[[[0, 1, 0], [1, 1, 1], [0, 1, 0]]]]
     """
     ball = torch.as_tensor(inscribed_ball(prediction.shape[2:], spacing), device=prediction.device)
-    channels = prediction.shape[1]
-    one_hot = label is not None and label.shape[1] == channels > 1 and bool((label.sum(1) == 1).all())
-    exclusive = channels > 1 and (label is None or label.shape[1] == 1 or one_hot)
+    channels, exclusive = prediction.shape[1], is_exclusive(prediction.shape[1], label)
+    one_hot = exclusive and label is not None and label.shape[1] > 1
     background = torch.full((channels,), -CERTAIN, device=prediction.device)
     background[0] = CERTAIN if exclusive else -CERTAIN
     background = background.to(prediction.dtype).reshape(1, -1, *[1] * (prediction.ndim - 2))
@@ -141,21 +153,33 @@ def keep_ball(
     return prediction, keep_metadata(lambda x: torch.where(ball.to(x.device), x, empty), label)
 
 
-def class_map(x: torch.Tensor, logits: bool) -> np.ndarray:
+def class_map(x: torch.Tensor, logits: bool, exclusive: bool = True) -> np.ndarray:
     """Whole numbers to be drawn: the class of every case or voxel, of logits or of a label.
+
+    Args:
+        x: of shape ``(B,)``, ``(B, C)`` or ``(B, C, *spatial)``.
+        logits: whether they are answers of a network; a single channel, or one that is not exclusive, is on above 0, or above 0.5 where all
+            lie between 0 and 1.
+        exclusive: whether a voxel has one of several channels; else it gets the last one that it has, counted from 1.
 
     Example:
         >>> class_map(torch.tensor([[0.1, 2.0]]), logits=True), class_map(torch.tensor([[3.0]]), logits=False)
         (array([1]), array([3]))
+        >>> class_map(torch.tensor([[3.0, -1.0, 2.0], [-1.0, -1.0, -1.0]]), logits=True, exclusive=False)
+        array([3, 0])
     """
-    x = x.detach().cpu()
-    if x.ndim < 2:
-        x = x[:, None]
-    if x.shape[1] > 1:
+    x = x.detach().as_subclass(torch.Tensor).cpu()
+    x = x[:, None] if x.ndim < 2 else x
+    channels = x.shape[1]
+    if channels > 1 and exclusive:
         return np.asarray(x.argmax(1))
-    # one channel: a probability where it never leaves 0 to 1
-    threshold = (0.5 if float(x.min()) >= 0 and float(x.max()) <= 1 else 0.0) if logits else None
-    return np.asarray(x[:, 0] > threshold if threshold is not None else x[:, 0].round()).astype(int)
+    if channels == 1 and not logits:
+        return np.asarray(x[:, 0].round()).astype(int)
+    # what lies outside the ball tells nothing
+    inside = x[x > -CERTAIN]
+    is_probability = inside.numel() == 0 or (float(inside.min()) >= 0 and float(inside.max()) <= 1)
+    numbers = torch.arange(1, channels + 1).reshape(1, -1, *[1] * (x.ndim - 2))
+    return np.asarray(((x > (0.5 if is_probability else 0.0)) * numbers).amax(1))
 
 
 def _wait(x: torch.Tensor) -> None:
@@ -365,10 +389,12 @@ class ViewProbe:
         if CommonKeys.LABEL in output:
             output[CommonKeys.LABEL] = label
         if len(self._views) == 1:
+            label = label if isinstance(label, torch.Tensor) else None
+            exclusive = not spatial or is_exclusive(answer.shape[1], label)
             self._shown = Shown(
                 np.asarray(image.detach().cpu()),
-                class_map(label, logits=False) if isinstance(label, torch.Tensor) else None,
-                class_map(answer.as_subclass(torch.Tensor), logits=True),
+                None if label is None else class_map(label, logits=False, exclusive=exclusive),
+                class_map(answer, logits=True, exclusive=exclusive),
             )
 
     def _collect(self) -> None:

@@ -90,6 +90,10 @@ def test_classes_are_drawn_as_whole_numbers():
     assert np.array_equal(class_map(torch.tensor([[[[0.2, 0.8]]]]), logits=True), [[[0, 1]]])
     assert np.array_equal(class_map(torch.tensor([[[[-0.2, 0.8]]]]), logits=True), [[[0, 1]]])
     assert np.array_equal(class_map(torch.tensor([[[[2.0, 1.0]]]]), logits=False), [[[2, 1]]])
+    # a probability stays one when what lies outside the ball was made background
+    assert np.array_equal(class_map(torch.tensor([[[[0.2, 0.8, -1e4]]]]), logits=True), [[[0, 1, 0]]])
+    regions = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 1.0]])[None]
+    assert np.array_equal(class_map(regions, logits=False, exclusive=False), [[0, 1, 2]])
 
 
 def test_the_key_metric_comes_first():
