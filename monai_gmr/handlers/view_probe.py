@@ -172,7 +172,7 @@ def class_map(x: torch.Tensor, logits: bool, exclusive: bool = True) -> np.ndarr
     x = x[:, None] if x.ndim < 2 else x
     channels = x.shape[1]
     if channels > 1 and exclusive:
-        return np.asarray(x.argmax(1))
+        return np.asarray(x.float().argmax(1))
     if channels == 1 and not logits:
         return np.asarray(x[:, 0].round()).astype(int)
     # what lies outside the ball tells nothing
@@ -202,7 +202,7 @@ def true_class(scores: torch.Tensor, label: Any) -> list[float] | None:
     if not isinstance(label, torch.Tensor) or scores.ndim != 2 or label.numel() not in (len(scores), scores.numel()):
         return None
     label = label.detach().as_subclass(torch.Tensor).cpu().reshape(len(scores), -1)
-    classes = label.argmax(1) if label.shape[1] > 1 else label[:, 0].long()
+    classes = label.float().argmax(1) if label.shape[1] > 1 else label[:, 0].long()
     scores = scores.detach().cpu()
     scores = torch.cat([torch.zeros_like(scores), scores], 1) if scores.shape[1] == 1 else scores
     if int(classes.min()) < 0 or int(classes.max()) >= scores.shape[1]:

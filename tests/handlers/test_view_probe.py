@@ -74,7 +74,7 @@ def test_probabilities_of_the_true_class():
     scores = torch.randn(5, 3, dtype=torch.float64)
     classes = torch.tensor([0, 1, 2, 2, 1])
     expected = scores.softmax(1)[torch.arange(5), classes].tolist()
-    for label in (classes, classes[:, None], one_hot(classes[:, None], 3)):
+    for label in (classes, classes[:, None], one_hot(classes[:, None], 3), one_hot(classes[:, None], 3).bool()):
         assert true_class(scores, label) == pytest.approx(expected)
     single = torch.tensor([[2.0], [-1.0]])
     assert true_class(single, torch.tensor([1, 0])) == pytest.approx(
@@ -92,6 +92,9 @@ def test_classes_are_drawn_as_whole_numbers():
     assert np.array_equal(class_map(torch.tensor([[[[2.0, 1.0]]]]), logits=False), [[[2, 1]]])
     # a probability stays one when what lies outside the ball was made background
     assert np.array_equal(class_map(torch.tensor([[[[0.2, 0.8, -1e4]]]]), logits=True), [[[0, 1, 0]]])
+    assert np.array_equal(
+        class_map(torch.tensor([[[False, True]], [[True, False]]]).movedim(0, 1), logits=False), [[1, 0]]
+    )
     regions = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 1.0]])[None]
     assert np.array_equal(class_map(regions, logits=False, exclusive=False), [[0, 1, 2]])
 
