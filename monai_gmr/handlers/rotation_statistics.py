@@ -232,6 +232,45 @@ def format_differences(rows: Sequence[Mapping[str, Any]]) -> str:
     return align(lines, left=(0, 1, 2))
 
 
+def format_markdown(
+    summary: Sequence[Mapping[str, Any]], costs: Mapping[str, Mapping[str, float]], metric: str, error: str
+) -> str:
+    """One metric of all networks as a table for a README: a row a network, mean / worst over the views of each family.
+
+    Args:
+        summary: rows of all networks, metrics and families.
+        costs: name of a network to ``passes_per_case`` and ``seconds_per_case``.
+        metric: the metric.
+        error: name of the equivariance error, of which the worst view of each family is given.
+
+    Example:
+        >>> row = {"network": "net", "family": "upright", "metric": "dice", "mean": 0.9, "worst": 0.9, "views": 1, "cases": 3}
+        >>> worst = {**row, "family": "group", "metric": "error", "worst": 2e-7}
+        >>> print(format_markdown([row, worst], {"net": {"passes_per_case": 1.0, "seconds_per_case": 0.25}}, "dice", "error"))
+        | network | passes a case | seconds a case | dice: upright | error: group |
+        |---|---|---|---|---|
+        | net | 1 | 0.25 | 0.900 | 2.0e-07 |
+    """
+    found = {(row["network"], row["metric"], row["family"]): row for row in summary}
+    scores = list(dict.fromkeys(row["family"] for row in summary if row["metric"] == metric))
+    errors = list(dict.fromkeys(row["family"] for row in summary if row["metric"] == error))
+    head = ["network", "passes a case", "seconds a case"]
+    head += [f"{metric.replace('_', ' ')}: {family}" for family in scores]
+    head += [f"{error.replace('_', ' ')}: {family}" for family in errors]
+    lines = [head, ["---"] * len(head)]
+    for title, cost in costs.items():
+        cells = [title, f"{cost['passes_per_case']:g}", f"{cost['seconds_per_case']:.2g}"]
+        for family in scores:
+            row = found.get((title, metric, family))
+            numbers = "" if row is None else f"{row['mean']:.3f} / {row['worst']:.3f}"
+            cells.append(numbers.partition(" /")[0] if family == "upright" else numbers)
+        for family in errors:
+            row = found.get((title, error, family))
+            cells.append("" if row is None else f"{row['worst']:.1e}" if row["worst"] < 1e-3 else f"{row['worst']:.3f}")
+        lines.append(cells)
+    return "\n".join("|".join(["", *(f" {cell} " if cell != "---" else cell for cell in line), ""]) for line in lines)
+
+
 def _between(row: Mapping[str, Any]) -> str:
     ends = (row["interval_low"], row["interval_high"])
     return " - ".join(f"{end:.3f}" for end in ends) if np.isfinite(ends).all() else ""

@@ -14,9 +14,15 @@ from monai.utils import CommonKeys, optional_import
 
 from monai_gmr.handlers.case_batches import CaseBatch, CaseBatches, anisotropic_spacing, reason
 from monai_gmr.handlers.rotation_picture import draw_rotation_table
-from monai_gmr.handlers.rotation_statistics import check_resamples, format_costs, format_differences, format_table
+from monai_gmr.handlers.rotation_statistics import (
+    check_resamples,
+    format_costs,
+    format_differences,
+    format_markdown,
+    format_table,
+)
 from monai_gmr.handlers.sweep_result import ERROR, SweepResult
-from monai_gmr.handlers.utils import write_json, write_rows
+from monai_gmr.handlers.utils import write_json, write_rows, write_text
 from monai_gmr.handlers.view_probe import Seen, ViewProbe, metric_handlers, progress_bar
 from monai_gmr.handlers.view_records import TRUE_CLASS, ViewRecord, ViewRecords, read_records, record_file
 from monai_gmr.handlers.worst_cases_picture import WorstCase, draw_worst_cases
@@ -51,7 +57,8 @@ class RotationSweep:
 
     Files, in ``output_dir``: ``rotation_table.csv`` (a row for each network, metric and family of views), ``rotation_views.csv``
     (for each view), ``rotation_cases.csv`` (for each view of each case), ``rotation_report.json`` (families, costs, paired tests,
-    failures, views), ``rotation_table.png``, ``worst_cases.png``, and ``records``, from which a sweep is resumed.
+    failures, views), ``rotation_report.md`` (the first metric of all networks, for a README), ``rotation_table.png``,
+    ``worst_cases.png``, and ``records``, from which a sweep is resumed.
 
     Families of views are those of :func:`~monai_gmr.handlers.rotation_statistics.view_families`. ``spread`` is the largest value
     of a family less its smallest. Intervals are bootstrapped over cases; two networks are compared by a paired permutation test
@@ -377,6 +384,7 @@ class RotationSweep:
             },
             self.output_dir / "rotation_report.json",
         )
+        write_text(f"{format_markdown(summary, costs, key, ERROR)}\n", self.output_dir / "rotation_report.md")
         seconds = {title: cost["seconds_per_case"] for title, cost in costs.items()}
         draw_rotation_table(
             views,

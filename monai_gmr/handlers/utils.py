@@ -71,6 +71,21 @@ def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     os.replace(temporary, path)
 
 
+def write_text(text: str, path: Path) -> None:
+    """Write a text, under a temporary name first; its folder is made if need be.
+
+    Example:
+        >>> file = getfixture("tmp_path") / "new" / "table.md"
+        >>> write_text("| net |", file)
+        >>> file.read_text()
+        '| net |'
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
 def write_json(content: Any, path: Path) -> None:
     """Write JSON, under a temporary name first; what is not a number becomes ``null``, which every reader takes.
 
@@ -80,10 +95,7 @@ def write_json(content: Any, path: Path) -> None:
         >>> json.loads(file.read_text())
         {'p': None}
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.part")
-    temporary.write_text(json.dumps(_finite(content), indent=1, allow_nan=False, default=str), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(json.dumps(_finite(content), indent=1, allow_nan=False, default=str), path)
 
 
 def _finite(content: Any) -> Any:
