@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from monai.utils import CommonKeys, optional_import
 
 from monai_gmr.handlers.case_batches import CaseBatch, CaseBatches, anisotropic_spacing, reason
+from monai_gmr.handlers.progress import SweepProgress
 from monai_gmr.handlers.rotation_picture import draw_rotation_table
 from monai_gmr.handlers.rotation_statistics import (
     check_resamples,
@@ -23,7 +24,7 @@ from monai_gmr.handlers.rotation_statistics import (
 )
 from monai_gmr.handlers.sweep_result import ERROR, SweepResult
 from monai_gmr.handlers.utils import write_json, write_rows, write_text
-from monai_gmr.handlers.view_probe import Seen, ViewProbe, metric_handlers, progress_bar
+from monai_gmr.handlers.view_probe import Seen, ViewProbe, metric_handlers
 from monai_gmr.handlers.view_records import TRUE_CLASS, ViewRecord, ViewRecords, read_records, record_file
 from monai_gmr.handlers.worst_cases_picture import WorstCase, draw_worst_cases
 from monai_gmr.inferers import SymmetryInferer
@@ -217,9 +218,9 @@ class RotationSweep:
         if not any(metrics):
             print("the evaluator has no metric: the equivariance error is reported alone.")
         total = sum(len(self._batches(title).names) for title in self.networks) * len(self.views)
-        with progress_bar(total) as show:
+        with SweepProgress(total) as progress:
             for title, network in self.networks.items():
-                self._sweep(title, network, show)
+                self._sweep(title, network, progress)
         done = {title: network for title, network in self.networks.items() if len(network.records)}
         for title, network in self.networks.items():
             for case, why in network.failures.items():
@@ -236,7 +237,7 @@ class RotationSweep:
             batches for name, batches in self.batches.items() if self.networks[name].evaluator is network.evaluator
         )
 
-    def _probe(self, network: _Network, step: Callable[[], None] = lambda: None) -> ViewProbe:
+    def _probe(self, network: _Network) -> ViewProbe:
         inferer = None
         if network.average:
             inferer = SymmetryInferer(
@@ -254,7 +255,6 @@ class RotationSweep:
             self.frame,
             self.in_ball,
             self.prediction,
-            step,
         )
 
     def _header(self, network: _Network, metrics: Sequence[str]) -> dict[str, Any]:
@@ -294,65 +294,62 @@ class RotationSweep:
                 )
         return list(self.metrics or there)
 
-    def _sweep(self, title: str, network: _Network, show: Callable[[str], Callable[[], None]]) -> None:
+    def _sweep(self, title: str, network: _Network, progress: SweepProgress) -> None:
         evaluator, batches = network.evaluator, self._batches(title)
         metrics = self._metric_names(evaluator)
-        step = show(title)
+        progress.show(title)
         try:
             # handlers that load the checkpoint listen to this
             evaluator.fire_event(Events.STARTED)
         except Exception as error:
             network.failures["the network"] = reason(error)
+            progress.step(len(batches.names) * len(self.views))
             return
         header = self._header(network, metrics)
-        network.records = ViewRecords(record_file(self.output_dir, title), header, self.resume)
-        if len(network.records):
-            print(f"{title}: {len(network.records)} views of cases are there already, from {network.records.path}.")
-        if network.records.replaced:
-            print(f"{title}: earlier records are of another network or other settings and are replaced.")
-        names = [name for name in batches.names if self._missing(network, [name])]
-        for _ in range((len(batches.names) - len(names)) * len(self.views)):
-            step()
-        with self._probe(network, step) as probe:
+        network.records = records = ViewRecords(record_file(self.output_dir, title), header, self.resume)
+        if len(records):
+            progress.say(f"{title}: {len(records)} views of cases are there already, from {records.path}.")
+        if records.replaced:
+            progress.say(f"{title}: earlier records are of another network or other settings and are replaced.")
+        names = [name for name in batches.names if self._missing(records, [name])]
+        progress.step((len(batches.names) - len(names)) * len(self.views))
+        with self._probe(network) as probe:
             for batch in batches.load(names):
                 network.failures.update(batch.failures)
+                progress.step(len(batch.failures) * len(self.views))
                 if batch.names:
-                    self._run_batch(network, probe, batch, metrics)
+                    network.failures.update(self._run_batch(records, probe, batch, metrics, progress))
 
-    def _missing(self, network: _Network, names: Sequence[str]) -> list[View]:
-        return [view for view in self.views if any(network.records.get(name, view.name) is None for name in names)]
+    def _missing(self, records: ViewRecords, names: Sequence[str]) -> list[View]:
+        return [view for view in self.views if any(records.get(name, view.name) is None for name in names)]
 
-    def _run_batch(self, network: _Network, probe: ViewProbe, batch: CaseBatch, metrics: Sequence[str]) -> None:
-        count = len(batch.names)
+    def _run_batch(
+        self,
+        records: ViewRecords,
+        probe: ViewProbe,
+        batch: CaseBatch,
+        metrics: Sequence[str],
+        progress: SweepProgress,
+    ) -> dict[str, str]:
+        """Record the views of a batch that are missing; name of a case to the reason where that cannot be done."""
+        missing = self._missing(records, batch.names)
+        # the errors of the others are measured from the upright one
+        views = missing if missing[0].family == "upright" else [self.views[0], *missing]
+        left = {view.name: len(batch.names) for view in missing}
+        progress.step((len(self.views) - len(missing)) * len(batch.names))
 
         def keep(view: View, seen: Seen) -> None:
-            network.records.add(
-                *(
-                    ViewRecord(
-                        name,
-                        view.name,
-                        seen.errors[index],
-                        seen.seconds / count,
-                        seen.passes / count,
-                        {
-                            **{metric: seen.values[metric][index] for metric in metrics},
-                            **({} if seen.true_class is None else {TRUE_CLASS: seen.true_class[index]}),
-                        },
-                    )
-                    for index, name in enumerate(batch.names)
-                )
-            )
+            records.add(*(_record(seen, view, batch.names, index, metrics) for index in range(len(batch.names))))
+            progress.step(left.pop(view.name, 0))
 
-        views = self._missing(network, batch.names)
-        if views[0].family != "upright":
-            # the errors of the others are measured from it
-            views = [self.views[0], *views]
         try:
             probe.run(batch.batch, views, keep)
         except Exception as error:
+            progress.step(sum(left.values()))
             labelled = isinstance(batch.batch, Mapping) and CommonKeys.LABEL in batch.batch
             why = reason(error) if labelled or not metrics else f"it has no label ({reason(error)})"
-            network.failures.update(dict.fromkeys(batch.names, why))
+            return dict.fromkeys(batch.names, why)
+        return {}
 
     def _finish(self, networks: dict[str, _Network]) -> list[dict[str, Any]]:
         handlers = {}
@@ -430,6 +427,15 @@ class RotationSweep:
                         )
                     )
         draw_worst_cases(drawn, self.output_dir / "worst_cases.png")
+
+
+def _record(seen: Seen, view: View, names: Sequence[str], index: int, metrics: Sequence[str]) -> ViewRecord:
+    """What was seen of one case of a batch."""
+    values = {metric: seen.values[metric][index] for metric in metrics}
+    if seen.true_class is not None:
+        values[TRUE_CLASS] = seen.true_class[index]
+    seconds, passes = seen.seconds / len(names), seen.passes / len(names)
+    return ViewRecord(names[index], view.name, seen.errors[index], seconds, passes, values)
 
 
 def _read_compared(compare: Mapping[str, str | Path], taken: Mapping[str, Any]) -> dict[str, ViewRecords]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -267,7 +266,6 @@ class ViewProbe:
             label as it is, which a postprocessing needs that inverts the preprocessing.
         in_ball: whether predictions and labels are background outside the inscribed disc or ball.
         prediction: which of several answers of the network is judged, index or key.
-        step: called after each view.
     """
 
     def __init__(
@@ -280,11 +278,10 @@ class ViewProbe:
         frame: str = "turned",
         in_ball: bool = True,
         prediction: int | str | None = None,
-        step: Callable[[], None] = lambda: None,
     ) -> None:
         self.evaluator = evaluator
         self.metrics = metric_handlers(evaluator)
-        self.spacing, self.frame, self.in_ball, self.step = spacing, frame, in_ball, step
+        self.spacing, self.frame, self.in_ball = spacing, frame, in_ball
         self._prepare = PrepareBatchView(
             order, spacing, labels if frame == "turned" else None, prepare_batch=evaluator.prepare_batch
         )
@@ -410,7 +407,6 @@ class ViewProbe:
             elif not last:
                 metric.reset()
         self._keep(self._view(), seen)
-        self.step()
 
 
 def _keeps_cases(metric: Any) -> bool:
@@ -458,29 +454,3 @@ def score(metric: Any, values: Sequence[Any]) -> float:
     # MONAI's handlers, too, report the first of several
     result = result[0] if isinstance(result, (tuple, list)) else result
     return float(torch.as_tensor(result, dtype=torch.float64).nanmean())
-
-
-@contextmanager
-def progress_bar(total: int) -> Iterator[Callable[[str], Callable[[], None]]]:
-    """A bar over all views of all cases of all networks; where tqdm is missing there is none.
-
-    Args:
-        total: how many views there are.
-
-    Returns:
-        a function that names what is running and returns the one that counts a view.
-    """
-    tqdm, has_tqdm = optional_import("tqdm", name="tqdm")
-    bar = tqdm(total=total, desc="Turning", unit="view", mininterval=0.5) if has_tqdm else None
-
-    def show(text: str) -> Callable[[], None]:
-        if bar is None:
-            return lambda: None
-        bar.set_postfix_str(text, refresh=False)
-        return lambda: bar.update(1)
-
-    try:
-        yield show
-    finally:
-        if bar is not None:
-            bar.close()
