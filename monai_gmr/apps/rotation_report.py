@@ -104,7 +104,7 @@ def choose_views(angles: float | None, group: str | None, random: int | None, se
 
     Args:
         angles: degrees between rotations; 0: none; default: 10 in 2D, 30 in 3D.
-        group: name of a group of the grid's symmetries; "none": none; default: all.
+        group: name of a group of the grid's symmetries, or YAML such as "{group: all, count: 12}"; "none": none; default: all.
         random: number of random rotations; default: none.
         seed: of the random rotations.
 
@@ -116,11 +116,11 @@ def choose_views(angles: float | None, group: str | None, random: int | None, se
 
     Example:
         >>> choose_views(None, "432", 20, 0)
-        ['432', 'angles', {'random': 20, 'seed': 0}]
+        [432, 'angles', {'random': 20, 'seed': 0}]
     """
     if angles is None and group is None and random is None:
         return None
-    views: list[Any] = [] if group == "none" else [group or "all"]
+    views: list[Any] = [] if group == "none" else [_read_value(group or "all")]
     if angles is None:
         views.append("angles")
     elif angles:
@@ -206,7 +206,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="rotations every STEP degrees (default: 10 in 2D, 30 in 3D; 0: none)",
     )
     views.add_argument(
-        "--group", metavar="NAME", help="symmetries of the grid: all (default), none, or a group such as 432 or mmm"
+        "--group",
+        metavar="NAME",
+        help="symmetries of the grid: all (default), none, a group such as 432 or mmm, or so many of one: {group: all, count: 12}",
     )
     views.add_argument("--random", type=int, metavar="N", help="N random rotations, too")
     views.add_argument(

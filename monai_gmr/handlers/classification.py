@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 from monai.data import CSVSaver
 from monai.handlers import IgniteMetricHandler
 from monai.metrics import ConfusionMatrixMetric, ROCAUCMetric
+from scipy.stats import rankdata
 
 from monai_gmr.utils import ConfigurationError
 
@@ -55,15 +55,14 @@ class MacroAUCMetric(ROCAUCMetric):
     def __init__(self) -> None:
         super().__init__(average="none")
 
-    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
-        # MONAI counts pairs in the dtype of y, and float32 counts only to 2^24
-        return y_pred, y.double()
-
     def aggregate(self, *args: object, **kwargs: object) -> float:  # type: ignore[override]
         """The score; the arguments are those of MONAI's metric and are not used."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="y values can not be all")
-            areas = np.atleast_1d(np.asarray(super().aggregate(), dtype=float))
+        scores, classes = (torch.as_tensor(part).double().cpu().numpy() for part in self.get_buffer())
+        ones = classes.sum(0)
+        pairs = ones * (len(classes) - ones)
+        # Mann and Whitney's count of pairs in the right order, from ranks: MONAI walks through the cases in Python
+        above = (rankdata(scores, axis=0) * classes).sum(0) - ones * (ones + 1) / 2
+        areas = np.where(pairs > 0, above / np.maximum(pairs, 1), np.nan)
         return float(np.nanmean(areas)) if np.isfinite(areas).any() else float("nan")
 
 

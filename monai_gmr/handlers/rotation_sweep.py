@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.utils import CommonKeys, optional_import
 
@@ -321,7 +322,7 @@ class RotationSweep:
                     network.failures.update(self._run_batch(records, probe, batch, metrics, progress))
 
     def _missing(self, records: ViewRecords, names: Sequence[str]) -> list[View]:
-        return [view for view in self.views if any(records.get(name, view.name) is None for name in names)]
+        return [view for view in self.views if not all(records.has(name, view.name) for name in names)]
 
     def _run_batch(
         self,
@@ -339,7 +340,11 @@ class RotationSweep:
         progress.step((len(self.views) - len(missing)) * len(batch.names))
 
         def keep(view: View, seen: Seen) -> None:
-            records.add(*(_record(seen, view, batch.names, index, metrics) for index in range(len(batch.names))))
+            values = {metric: seen.values[metric] for metric in metrics}
+            if seen.true_class is not None:
+                values[TRUE_CLASS] = [np.array(seen.true_class)]
+            seconds, passes = seen.seconds / len(batch.names), seen.passes / len(batch.names)
+            records.add(ViewRecord(view.name, batch.names, np.array(seen.errors), seconds, passes, values))
             progress.step(left.pop(view.name, 0))
 
         try:
@@ -393,7 +398,7 @@ class RotationSweep:
         self._draw_worst(networks, results, key)
         print(f"\n{format_table(summary)}\n\n{format_costs(costs)}")
         if paired:
-            print(f"\n{format_differences(paired)}")
+            print(f"\n{format_differences([row for row in paired if row['metric'] == key])}")
         print(f"\nspread: largest less smallest; intervals of 95 % over cases. Pictures and tables: {self.output_dir}")
         return [row for row in summary if row["network"] in networks]
 
@@ -427,15 +432,6 @@ class RotationSweep:
                         )
                     )
         draw_worst_cases(drawn, self.output_dir / "worst_cases.png")
-
-
-def _record(seen: Seen, view: View, names: Sequence[str], index: int, metrics: Sequence[str]) -> ViewRecord:
-    """What was seen of one case of a batch."""
-    values = {metric: seen.values[metric][index] for metric in metrics}
-    if seen.true_class is not None:
-        values[TRUE_CLASS] = seen.true_class[index]
-    seconds, passes = seen.seconds / len(names), seen.passes / len(names)
-    return ViewRecord(names[index], view.name, seen.errors[index], seconds, passes, values)
 
 
 def _read_compared(compare: Mapping[str, str | Path], taken: Mapping[str, Any]) -> dict[str, ViewRecords]:

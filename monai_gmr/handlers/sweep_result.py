@@ -16,7 +16,7 @@ from monai_gmr.handlers.rotation_statistics import (
     view_families,
 )
 from monai_gmr.handlers.view_probe import score
-from monai_gmr.handlers.view_records import TRUE_CLASS, ViewRecord, ViewRecords
+from monai_gmr.handlers.view_records import TRUE_CLASS, ViewRecords
 from monai_gmr.symmetry import View
 
 ERROR = "equivariance_error"
@@ -49,9 +49,10 @@ class SweepResult:
 
     Example:
         >>> from monai_gmr.symmetry import group_views
+        >>> from monai_gmr.handlers.view_records import ViewRecord
         >>> records = ViewRecords(None, {})
         >>> for view, error in zip(group_views(2, group="2"), (0.0, 0.25)):
-        ...     records.add(ViewRecord("case 1", view.name, error, 0.5, 1.0, {}))
+        ...     records.add(ViewRecord(view.name, ["case 1"], np.array([error]), 0.5, 1.0, {}))
         >>> result = SweepResult("net", records, group_views(2, group="2"), {})
         >>> [(row["family"], row["mean"]) for row in result.summary()], result.cost()["seconds_per_case"]
         ([('flips', 0.25), ('group', 0.25), ('turns', 0.25)], 0.5)
@@ -68,32 +69,28 @@ class SweepResult:
         resamples: int = 1000,
         seed: int = 0,
     ) -> None:
-        self.title, self.handlers = title, handlers
+        self.title, self.handlers, self.records = title, handlers, records
         self.greater_is_better, self.resamples, self.seed = greater_is_better, resamples, seed
-        there = {record.view for record in records}
-        self.views = [view for view in views if view.name in there]
-        found = {
-            case: [records.get(case, view.name) for view in self.views]
-            for case in dict.fromkeys(r.case for r in records)
-        }
-        self._records: dict[str, list[ViewRecord]] = {
-            case: [record for record in row if record is not None] for case, row in found.items() if None not in row
-        }
-        self.cases = list(self._records)
+        self.views = [view for view in views if view.name in records.views]
+        self.cases = [case for case in records.cases if all(records.has(case, view.name) for view in self.views)]
         self.families = view_families(self.views, spacing) if self.views else {}
-        first = next(iter(self._records.values()), [])
-        self.metrics = [name for name in (first[0].values if first else {}) if name in handlers]
+        self.metrics = [name for name in records.metrics if name in handlers]
+        # error, seconds and passes of each case in each view
+        columns = [records.columns(view.name, self.cases) for view in self.views]
+        shape = (3, len(self.views), len(self.cases))
+        self._errors, self._seconds, self._passes = (
+            np.array(columns, float).swapaxes(0, 1).reshape(shape).swapaxes(1, 2)
+        )
         self._tables: dict[str, np.ndarray | None] = {}
         self._samples: dict[str, np.ndarray] = {}
+        self._values: dict[str, list[list[np.ndarray]]] = {}
 
     def cost(self) -> dict[str, float]:
         """``passes_per_case``, the mean, and ``seconds_per_case``, the median over all views of all cases: other work on the
         machine and the first call do not count."""
-        records = [record for row in self._records.values() for record in row]
-        return {
-            "passes_per_case": float(np.mean([record.passes for record in records])) if records else float("nan"),
-            "seconds_per_case": float(np.median([record.seconds for record in records])) if records else float("nan"),
-        }
+        if not self.cases:
+            return {"passes_per_case": float("nan"), "seconds_per_case": float("nan")}
+        return {"passes_per_case": float(self._passes.mean()), "seconds_per_case": float(np.median(self._seconds))}
 
     def table(self, metric: str) -> np.ndarray | None:
         """A metric of each case in each view, shape ``(cases, views)``; ``None`` for one that is no mean over cases, such as AUC."""
@@ -102,24 +99,34 @@ class SweepResult:
         return self._tables[metric]
 
     def _make_table(self, metric: str) -> np.ndarray | None:
-        rows = self._records.values()
         if metric == ERROR:
-            return np.array([[record.error for record in row] for row in rows])
+            return self._errors
         if metric == TRUE_CLASS:
-            return np.array([[record.values.get(TRUE_CLASS, np.nan) for record in row] for row in rows])
-        probed = range(min(len(self.cases), PROBED_CASES))
-        alone = [self._single(metric, case, 0) for case in probed]
-        together = score(self.handlers[metric], [self._value(metric, case, 0) for case in probed])
+            if metric not in self.records.metrics:
+                return None
+            return np.stack([self._of_view(metric, view)[0] for view in range(len(self.views))], 1)
+        upright = [part[:PROBED_CASES] for part in self._of_view(metric, 0)]
+        alone = self._singles(metric, upright)
+        together = score(self.handlers[metric], upright)
         if not np.isfinite(alone).any() or not np.isclose(np.nanmean(alone), together, atol=1e-6):
             return None
-        columns = range(len(self.views))
-        return np.array([[self._single(metric, case, view) for view in columns] for case in range(len(self.cases))])
+        return np.stack([self._singles(metric, self._of_view(metric, view)) for view in range(len(self.views))], 1)
 
-    def _value(self, metric: str, case: int, view: int) -> Any:
-        return self._records[self.cases[case]][view].values[metric]
+    def _of_view(self, metric: str, view: int) -> list[np.ndarray]:
+        """What the metric keeps of all cases in a view."""
+        if metric not in self._values:
+            self._values[metric] = [self.records.values(metric, each.name, self.cases) for each in self.views]
+        return self._values[metric][view]
 
-    def _single(self, metric: str, case: int, view: int) -> float:
-        return score(self.handlers[metric], [self._value(metric, case, view)])
+    def _singles(self, metric: str, values: Sequence[np.ndarray]) -> np.ndarray:
+        cases = [[part[i : i + 1] for part in values] for i in range(len(values[0]))]
+        # of a case without any score, such as one whose label lacks the class, MONAI's mean is 0
+        return np.array(
+            [
+                score(self.handlers[metric], case) if any(np.isfinite(part).any() for part in case) else np.nan
+                for case in cases
+            ]
+        )
 
     def scores(self, metric: str, chosen: Sequence[int] | np.ndarray | None = None) -> list[float]:
         """The metric over cases, one a view.
@@ -128,15 +135,12 @@ class SweepResult:
             metric: its name.
             chosen: indices of cases, with repetitions; default all.
         """
-        rows = range(len(self.cases)) if chosen is None else chosen
+        rows = np.arange(len(self.cases)) if chosen is None else np.asarray(chosen)
         table = self.table(metric)
         if table is not None:
-            part = table[list(rows)]
-            return family_scores(part.T, range(part.shape[0])).tolist()
-        return [
-            score(self.handlers[metric], [self._value(metric, i, view) for i in rows])
-            for view in range(len(self.views))
-        ]
+            return family_scores(table[rows].T, range(len(rows))).tolist()
+        views = range(len(self.views))
+        return [score(self.handlers[metric], [part[rows] for part in self._of_view(metric, view)]) for view in views]
 
     def _resampled(self, metric: str) -> np.ndarray:
         """The metric over cases drawn with replacement, shape ``(resamples, views)``; networks of equal cases draw the same ones."""
@@ -183,7 +187,6 @@ class SweepResult:
         rows = []
         for index, view in enumerate(self.views):
             axis, angle = axis_and_angle(view)
-            records = [row[index] for row in self._records.values()]
             rows.append(
                 {
                     "network": self.title,
@@ -191,10 +194,10 @@ class SweepResult:
                     "family": view.family,
                     "axis": axis,
                     "angle": angle,
-                    "cases": len(records),
+                    "cases": len(self.cases),
                     **{metric: values[index] for metric, values in columns.items()},
-                    "seconds": float(np.median([record.seconds for record in records])),
-                    "passes": float(np.mean([record.passes for record in records])),
+                    "seconds": float(np.median(self._seconds[:, index])),
+                    "passes": float(self._passes[:, index].mean()),
                 }
             )
         return rows
@@ -209,12 +212,12 @@ class SweepResult:
                 "view": view.name,
                 "family": view.family,
                 **{metric: float(table[i, k]) for metric, table in single.items()},
-                ERROR: record.error,
-                "seconds": record.seconds,
-                "passes": record.passes,
+                ERROR: float(self._errors[i, k]),
+                "seconds": float(self._seconds[i, k]),
+                "passes": float(self._passes[i, k]),
             }
-            for i, (case, row) in enumerate(self._records.items())
-            for k, (view, record) in enumerate(zip(self.views, row))
+            for i, case in enumerate(self.cases)
+            for k, view in enumerate(self.views)
         ]
 
     def _own_table(self, metric: str) -> np.ndarray | None:
@@ -246,7 +249,7 @@ class SweepResult:
         self, other: SweepResult, metric: str, mine: list[int], theirs: list[int]
     ) -> dict[str, float] | None:
         own_table, other_table = self.table(metric), other.table(metric)
-        common = [case for case in self.cases if case in other._records]
+        common = [case for case in self.cases if case in set(other.cases)]
         if own_table is not None and other_table is not None and common:
             first = family_scores(own_table[[self.cases.index(case) for case in common]], mine)
             second = family_scores(other_table[[other.cases.index(case) for case in common]], theirs)

@@ -29,12 +29,12 @@ CERTAIN = 1e4
 
 class Seen(NamedTuple):
     """What one view of a batch gave: equivariance ``errors``, one a case; ``seconds`` and ``passes`` of the network for the whole
-    batch; metric to ``values``, one a case; ``true_class``: probability of the true class, one a case, of classifiers."""
+    batch; metric to ``values``, arrays with one entry a case; ``true_class``: probability of the true class, one a case, of classifiers."""
 
     errors: list[float]
     seconds: float
     passes: float
-    values: dict[str, list[Any]]
+    values: dict[str, list[np.ndarray]]
     true_class: list[float] | None
 
 
@@ -289,7 +289,7 @@ class ViewProbe:
         self._views: Sequence[View] = ()
         self._upright: torch.Tensor | None = None
         self._keep: Callable[[View, Seen], None] = lambda view, seen: None
-        self._first: dict[str, list[Any]] = {}
+        self._first: dict[str, list[np.ndarray]] = {}
         self._shown: Shown | None = None
         self._passes = 0.0
         self._errors: list[float] = []
@@ -403,7 +403,8 @@ class ViewProbe:
         for name, metric in self.metrics.items():
             # the metrics that the evaluator itself ends with are those of the first view
             if last and _keeps_cases(metric):
-                fill(metric, self._first[name])
+                metric.reset()
+                metric.metric_fn.extend(*(torch.as_tensor(part) for part in self._first[name]))
             elif not last:
                 metric.reset()
         self._keep(self._view(), seen)
@@ -414,43 +415,42 @@ def _keeps_cases(metric: Any) -> bool:
     return isinstance(getattr(metric, "metric_fn", None), Cumulative)
 
 
-def _take(name: str, metric: Any, count: int) -> list[Any]:
-    """What a metric holds of each case since it was reset, as lists of numbers."""
+def _take(name: str, metric: Any, count: int) -> list[np.ndarray]:
+    """What a metric holds of each case since it was reset: arrays with one entry a case."""
     if not _keeps_cases(metric):
-        return [float(metric.compute())] * count
+        return [np.full(count, float(metric.compute()))]
     buffer = metric.metric_fn.get_buffer()
     parts = [buffer] if isinstance(buffer, torch.Tensor) else list(buffer)
     if any(len(part) != count for part in parts):
         raise ConfigurationError(
             f"the metric {name!r} keeps {len(parts[0])} values of {count} cases: leave it out with metrics, or set the batch size to 1."
         )
-    return [[part[case].detach().cpu().double().tolist() for part in parts] for case in range(count)]
+    return [part.detach().as_subclass(torch.Tensor).cpu().numpy() for part in parts]
 
 
-def fill(metric: Any, values: Sequence[Any]) -> None:
-    """Put what :class:`ViewProbe` took of a metric back into it."""
-    metric.reset()
-    parts = range(len(values[0]))
-    metric.metric_fn.extend(*(torch.tensor([case[part] for case in values], dtype=torch.float64) for part in parts))
-
-
-def score(metric: Any, values: Sequence[Any]) -> float:
+def score(metric: Any, values: Sequence[np.ndarray]) -> float:
     """The metric over cases, from what :class:`ViewProbe` took of each.
 
     Args:
         metric: one of :func:`metric_handlers`.
-        values: what :attr:`Seen.values` holds of it, one a case.
+        values: what :attr:`Seen.values` holds of it, arrays with one entry a case.
 
     Returns:
         its value over all of them; of a metric that is not MONAI's the mean of its values over the batches.
+
+    Example:
+        >>> from monai.handlers import MeanDice
+        >>> score(MeanDice(), [np.array([[0.5, 1.0], [0.25, 0.25]])])
+        0.5
     """
-    if not values:
-        return float("nan")
     if not _keeps_cases(metric):
-        return float(np.nanmean(np.asarray(values, float)))
-    fill(metric, values)
-    result = metric.metric_fn.aggregate()
-    metric.reset()
+        return float(np.nanmean(values[0])) if np.isfinite(values[0]).any() else float("nan")
+    # in double precision a mean of equal scores is that score; copies, for MONAI's means write to what they take
+    parts = [torch.tensor(part, dtype=torch.float64) for part in values]
+    # what MONAI's metrics aggregate; to fill the buffer case by case takes longer than to aggregate it
+    buffer = parts[0] if len(parts) == 1 else parts
+    with mock.patch.object(metric.metric_fn, "get_buffer", return_value=buffer):
+        result = metric.metric_fn.aggregate()
     # MONAI's handlers, too, report the first of several
     result = result[0] if isinstance(result, (tuple, list)) else result
     return float(torch.as_tensor(result, dtype=torch.float64).nanmean())

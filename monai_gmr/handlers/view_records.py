@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from monai_gmr.utils import ConfigurationError
 
@@ -16,15 +21,15 @@ TRUE_CLASS = "probability_of_true_class"
 
 
 class ViewRecord(NamedTuple):
-    """One view of one case: name of the ``case`` and of the ``view``; ``error``, the equivariance error (relative L2); ``seconds`` and
-    ``passes`` of the network for this case; ``values``, name of a metric to what it keeps of the case."""
+    """One view of the cases of a batch: name of the ``view``, names of the ``cases``, their equivariance ``errors`` (relative L2),
+    ``seconds`` and ``passes`` of the network for one of them, and name of a metric to its ``values``: arrays with one entry a case."""
 
-    case: str
     view: str
-    error: float
+    cases: list[str]
+    errors: np.ndarray
     seconds: float
     passes: float
-    values: dict[str, Any]
+    values: dict[str, list[np.ndarray]]
 
 
 def record_file(output_dir: str | Path, network: str) -> Path:
@@ -37,10 +42,29 @@ def record_file(output_dir: str | Path, network: str) -> Path:
     return Path(output_dir) / "records" / (re.sub(r"[^A-Za-z0-9.-]+", "_", network).strip("_") + ".jsonl")
 
 
-class ViewRecords:
-    """Records of one network, in memory and in a file of one JSON object a line.
+def _encode(record: ViewRecord) -> str:
+    buffer = io.BytesIO()
+    arrays = {f"{name}/{part}": array for name, parts in record.values.items() for part, array in enumerate(parts)}
+    np.savez_compressed(buffer, **{"errors": record.errors, **arrays})  # type: ignore[arg-type]
+    content = {"view": record.view, "cases": record.cases, "seconds": record.seconds, "passes": record.passes}
+    return json.dumps({**content, "arrays": base64.b64encode(buffer.getvalue()).decode("ascii")})
 
-    The first line says of what the records are. Records of anything else (another network, other views) are not used but
+
+def _decode(line: str) -> ViewRecord:
+    content = json.loads(line)
+    values: dict[str, list[np.ndarray]] = {}
+    with np.load(io.BytesIO(base64.b64decode(content["arrays"], validate=True)), allow_pickle=False) as arrays:
+        errors = arrays["errors"]
+        for key in arrays.files:
+            if key != "errors":
+                values.setdefault(key.rpartition("/")[0], []).append(arrays[key])
+    return ViewRecord(content["view"], content["cases"], errors, content["seconds"], content["passes"], values)
+
+
+class ViewRecords:
+    """Records of one network, in memory and in a file of one JSON object a line, its arrays as compressed numpy.
+
+    The first line says of what the records are. Records of anything else (another network, other settings) are not used but
     replaced. A line that a kill cut off is left out.
 
     Args:
@@ -51,7 +75,8 @@ class ViewRecords:
     Example:
         >>> path = getfixture("tmp_path") / "net.jsonl"
         >>> records = ViewRecords(path, {"network": "a"})
-        >>> records.add(ViewRecord("case 1", "upright", 0.0, 0.1, 1.0, {"dice": [0.5]}))
+        >>> dice = {"dice": [np.array([[0.5]])]}
+        >>> records.add(ViewRecord("upright", ["case 1"], np.zeros(1), 0.1, 1.0, dice))
         >>> len(ViewRecords(path, {"network": "a"})), len(ViewRecords(path, {"network": "b"}))
         (1, 0)
     """
@@ -59,53 +84,88 @@ class ViewRecords:
     def __init__(self, path: str | Path | None, header: Mapping[str, Any], resume: bool = True) -> None:
         self.path = None if path is None else Path(path)
         self.header = json.loads(json.dumps(header))
-        self._records: dict[tuple[str, str], ViewRecord] = {}
-        # why earlier records are not used, for a line on the screen
+        self._places: dict[str, dict[str, tuple[ViewRecord, int]]] = {}
+        # whether there were records that are of something else
         self.replaced = False
         if self.path is None:
             return
+        lines = []
         if resume and self.path.is_file():
-            header, records = _read(self.path)
-            self.replaced = header != self.header
+            found, records = _read(self.path)
+            self.replaced = found != self.header
             if not self.replaced:
-                self._records = {(record.case, record.view): record for record in records}
+                for record in records:
+                    self._keep(record)
+                lines = [_encode(record) for record in records]
         # written anew, so that what a kill cut off does not stay in the middle of the file
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f"{self.path.name}.part")
-        lines = [json.dumps(self.header), *(json.dumps(record) for record in self._records.values())]
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        temporary.write_text("".join(f"{line}\n" for line in [json.dumps(self.header), *lines]), encoding="utf-8")
         os.replace(temporary, self.path)
 
-    def add(self, *records: ViewRecord) -> None:
-        """Keep some more; they are in the file when this returns."""
-        self._records.update({(record.case, record.view): record for record in records})
+    def _keep(self, record: ViewRecord) -> None:
+        places = self._places.setdefault(record.view, {})
+        places.update({case: (record, place) for place, case in enumerate(record.cases)})
+
+    def add(self, record: ViewRecord) -> None:
+        """Keep one more; it is in the file when this returns."""
+        self._keep(record)
         if self.path is not None:
             with open(self.path, "a", encoding="utf-8") as file:
-                file.writelines(f"{json.dumps(record)}\n" for record in records)
+                file.write(f"{_encode(record)}\n")
 
-    def get(self, case: str, view: str) -> ViewRecord | None:
-        """The record of a view of a case, if there is one."""
-        return self._records.get((case, view))
+    def has(self, case: str, view: str) -> bool:
+        """Whether a view of a case was measured."""
+        return case in self._places.get(view, {})
+
+    @property
+    def cases(self) -> list[str]:
+        """Names of all cases of which any view was measured, in the order in which they came."""
+        return list(dict.fromkeys(case for places in self._places.values() for case in places))
+
+    @property
+    def views(self) -> list[str]:
+        """Names of all views that were measured of any case."""
+        return list(self._places)
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics, and of what else has values."""
+        first = next((record for places in self._places.values() for record, _ in places.values()), None)
+        return [] if first is None else list(first.values)
+
+    def columns(self, view: str, cases: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Equivariance error, seconds and passes of each of these cases in a view."""
+        places = [self._places[view][case] for case in cases]
+        errors = [record.errors[place] for record, place in places]
+        return (
+            np.array(errors, float),
+            np.array([record.seconds for record, _ in places], float),
+            np.array([record.passes for record, _ in places], float),
+        )
+
+    def values(self, metric: str, view: str, cases: list[str]) -> list[np.ndarray]:
+        """What a metric keeps of these cases in a view: arrays with one entry a case, first axis."""
+        places = [self._places[view][case] for case in cases]
+        parts = range(len(places[0][0].values[metric])) if places else []
+        return [np.stack([record.values[metric][part][place] for record, place in places]) for part in parts]
 
     def __len__(self) -> int:
-        return len(self._records)
-
-    def __iter__(self) -> Iterator[ViewRecord]:
-        return iter(self._records.values())
+        return sum(len(places) for places in self._places.values())
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[ViewRecord]]:
     header: dict[str, Any] = {}
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
-        try:
-            content = json.loads(line)
-            if number == 0:
-                header = content
-            else:
-                records.append(ViewRecord(*content))
-        except (ValueError, TypeError):
-            continue
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file):
+            try:
+                if number == 0:
+                    header = json.loads(line)
+                else:
+                    records.append(_decode(line))
+            except (ValueError, TypeError, KeyError, zipfile.BadZipFile):
+                continue
     return header, records
 
 
@@ -123,5 +183,5 @@ def read_records(path: str | Path) -> ViewRecords:
         raise ConfigurationError(f"{path} holds no records: give the folder of another rotation report.")
     records = ViewRecords(None, header)
     for record in found:
-        records.add(record)
+        records._keep(record)
     return records

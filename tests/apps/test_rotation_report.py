@@ -120,7 +120,8 @@ def test_settings_of_all_and_of_one_network(foreign_bundle, sweeps, tmp_path):
         ((None, None, None), None),
         ((0, None, None), ["all"]),
         ((None, "none", None), ["angles"]),
-        ((90, "432", None), ["432", {"angles": 90}]),
+        ((90, "432", None), [432, {"angles": 90}]),
+        ((0, "{group: all, count: 6}", None), [{"group": "all", "count": 6}]),
         ((0, "none", 4), [{"random": 4, "seed": 0}]),
     ],
 )

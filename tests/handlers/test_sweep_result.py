@@ -21,7 +21,9 @@ def make_result(table, title="net", metric="dice", **settings):
     records = ViewRecords(None, {})
     for case, row in enumerate(table):
         for view, value in zip(VIEWS, row):
-            records.add(ViewRecord(f"case {case}", view.name, 0.1, 1.0, 1.0, {metric: [[float(value)]]}))
+            records.add(
+                ViewRecord(view.name, [f"case {case}"], np.array([0.1]), 1.0, 1.0, {metric: [np.array([[value]])]})
+            )
     return SweepResult(title, records, VIEWS, {metric: MeanDice()}, **settings)
 
 
@@ -104,19 +106,17 @@ def make_classifier(cases=30, seed=0):
     for case, label in enumerate(labels):
         for view in VIEWS:
             chance = float(np.clip(0.5 + 0.2 * (label - 0.5) + generator.normal(0, 0.2), 0.01, 0.99))
-            values = {
-                "auc": [[1 - chance, chance], np.eye(2)[label].tolist()],
-                TRUE_CLASS: chance if label else 1 - chance,
-            }
-            records.add(ViewRecord(f"case {case}", view.name, 0.0, 1.0, 1.0, values))
+            truth = np.array([chance if label else 1 - chance])
+            values = {"auc": [np.array([[1 - chance, chance]]), np.eye(2)[[label]]], TRUE_CLASS: [truth]}
+            records.add(ViewRecord(view.name, [f"case {case}"], np.zeros(1), 1.0, 1.0, values))
     return SweepResult("net", records, VIEWS, {"auc": MacroAUC()}, resamples=400), records, labels
 
 
 def test_auc_is_that_of_all_cases_and_its_interval_is_bootstrapped():
     result, records, labels = make_classifier()
     assert result.table("auc") is None
-    chances = [records.get(f"case {case}", "upright").values["auc"][0][1] for case in range(30)]
-    ones, zeros = (np.array(chances)[labels == k] for k in (1, 0))
+    chances = records.values("auc", "upright", [f"case {case}" for case in range(30)])[0][:, 1]
+    ones, zeros = (chances[labels == k] for k in (1, 0))
     expected = stats.mannwhitneyu(ones, zeros).statistic / len(ones) / len(zeros)
     row = result.summary()[0]
     assert row["mean"] == pytest.approx(expected)
@@ -141,7 +141,7 @@ def test_two_classifiers_are_compared_by_the_bootstrap_of_their_difference():
 def test_scores_of_several_classes_are_monais():
     values = torch.rand(6, 3)
     handler = MeanDice()
-    assert score(handler, [[row.tolist()] for row in values]) == pytest.approx(values.mean().item())
+    assert score(handler, [values.numpy()]) == pytest.approx(values.mean().item())
 
 
 def test_small_helpers():
@@ -152,10 +152,22 @@ def test_small_helpers():
 def test_records_survive_a_line_cut_short(tmp_path):
     path = tmp_path / "net.jsonl"
     records = ViewRecords(path, {"network": "a"})
-    records.add(*(ViewRecord("case 0", view.name, 0.0, 1.0, 1.0, {"dice": [[float("nan")]]}) for view in VIEWS))
-    path.write_text(path.read_text()[:-5])
+    nothing = {"dice": [np.array([[np.nan], [1.0]], np.float32)], "auc": [np.eye(2) > 0, np.eye(2)]}
+    for view in VIEWS:
+        records.add(ViewRecord(view.name, ["case 0", "case 1"], np.array([0.5, np.inf]), 1.0, 48.0, nothing))
+    path.write_text(path.read_text()[:-50])
     again = ViewRecords(path, {"network": "a"})
-    assert len(again) == 3
-    again.add(ViewRecord("case 0", VIEWS[3].name, 0.0, 1.0, 1.0, {"dice": [[0.5]]}))
-    assert len(ViewRecords(path, {"network": "a"})) == 4
+    assert len(again) == 6
+    assert not again.has("case 0", VIEWS[3].name)
+    again.add(ViewRecord(VIEWS[3].name, ["case 0"], np.array([0.25]), 1.0, 1.0, nothing))
+    whole = ViewRecords(path, {"network": "a"})
+    assert len(whole) == 7
+    assert whole.cases == ["case 0", "case 1"]
+    assert whole.views == [view.name for view in VIEWS]
+    for name, parts in nothing.items():
+        for part, found in zip(parts, whole.values(name, "upright", ["case 1", "case 0"])):
+            assert found.dtype == part.dtype
+            assert np.array_equal(found, part[::-1], equal_nan=part.dtype.kind == "f")
+    errors, seconds, passes = whole.columns("upright", ["case 0", "case 1"])
+    assert (errors.tolist(), seconds.tolist(), passes.tolist()) == ([0.5, np.inf], [1.0, 1.0], [48.0, 48.0])
     assert ViewRecords(path, {"network": "b"}).replaced
