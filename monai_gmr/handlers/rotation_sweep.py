@@ -222,15 +222,20 @@ class RotationSweep:
         with SweepProgress(total) as progress:
             for title, network in self.networks.items():
                 self._sweep(title, network, progress)
-        done = {title: network for title, network in self.networks.items() if len(network.records)}
         for title, network in self.networks.items():
             for case, why in network.failures.items():
                 print(f"{title}: {case} is left out: {why}")
+        done = {title: network for title, network in self.networks.items() if self._has_case(title)}
         if not done:
             title, network = next(iter(self.networks.items()))
             case, why = next(iter(network.failures.items()))
             raise ConfigurationError(f"no case could be evaluated; {title}, {case}: {why}")
         return self._finish(done)
+
+    def _has_case(self, title: str) -> bool:
+        """Whether all views of a case of this sweep were measured."""
+        records = self.networks[title].records
+        return any(not self._missing(records, [name]) for name in self._batches(title).names)
 
     def _batches(self, title: str) -> CaseBatches:
         network = self.networks[title]
@@ -363,10 +368,20 @@ class RotationSweep:
         runs = {**{title: network.records for title, network in networks.items()}, **self.compared}
         results = {
             title: SweepResult(
-                title, records, self.views, handlers, self.spacing, self.greater_is_better, self.resamples, self.seed
+                title,
+                records,
+                self.views,
+                handlers,
+                self.spacing,
+                self.greater_is_better,
+                self.resamples,
+                self.seed,
+                # an earlier sweep may have measured more
+                self._batches(title).names if title in networks else None,
             )
             for title, records in runs.items()
         }
+        results = {title: result for title, result in results.items() if result.cases}
         key = next((result.metrics[0] for result in results.values() if result.metrics), ERROR)
         paired = [row for first, second in combinations(results.values(), 2) for row in first.against(second)]
         summary = [row for result in results.values() for row in result.summary()]

@@ -46,6 +46,7 @@ class SweepResult:
         greater_is_better: whether larger values of the metrics are better.
         resamples: of bootstrap and permutations; a tenth of it for metrics that are no means over cases.
         seed: of the resamples.
+        cases: names of those that count; default all that were measured.
 
     Example:
         >>> from monai_gmr.symmetry import group_views
@@ -68,11 +69,15 @@ class SweepResult:
         greater_is_better: bool = True,
         resamples: int = 1000,
         seed: int = 0,
+        cases: Sequence[str] | None = None,
     ) -> None:
         self.title, self.handlers, self.records = title, handlers, records
         self.greater_is_better, self.resamples, self.seed = greater_is_better, resamples, seed
         self.views = [view for view in views if view.name in records.views]
-        self.cases = [case for case in records.cases if all(records.has(case, view.name) for view in self.views)]
+        asked = set(records.cases if cases is None else cases)
+        self.cases = [
+            case for case in records.cases if case in asked and all(records.has(case, view.name) for view in self.views)
+        ]
         self.families = view_families(self.views, spacing) if self.views else {}
         self.metrics = [name for name in records.metrics if name in handlers]
         # error, seconds and passes of each case in each view

@@ -220,6 +220,12 @@ def test_a_sweep_goes_on_after_a_kill(tmp_path):
     ] or all(math.isclose(a["mean"], b["mean"]) and a["worst_view"] == b["worst_view"] for a, b in zip(resumed, whole))
 
 
+def test_fewer_cases_than_an_earlier_sweep_measured(tmp_path):
+    make_sweep(make_evaluator(UpperHalf()), tmp_path).run()
+    summary = make_sweep(make_evaluator(UpperHalf()), tmp_path, cases=1).run()
+    assert {row["cases"] for row in summary} == {1}
+
+
 def test_records_of_another_network_are_not_used(tmp_path, capsys):
     torch.manual_seed(0)
     network = torch.nn.Conv2d(1, 2, 3, padding=1)
