@@ -26,10 +26,12 @@ def test_links_lead_to_files(link):
     assert (Path(__file__).parents[1] / link).exists()
 
 
-@pytest.mark.parametrize(
-    "table", sorted((Path(__file__).parents[1] / "bundles").glob("*/docs/study/table.md")), ids=str
-)
-def test_rows_of_the_studies_are_in_the_readme(table):
+BUNDLES = Path(__file__).parents[1] / "bundles"
+TABLES = [*BUNDLES.glob("*/docs/study/table.md"), *BUNDLES.glob("*/docs/rotation/*/rotation_report.md")]
+
+
+@pytest.mark.parametrize("table", sorted(TABLES), ids=str)
+def test_rows_of_studies_and_reports_are_in_the_readme(table):
     rows = [line for line in table.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
     assert len(rows) > 2
     assert [row for row in rows if row not in README.splitlines()] == []

@@ -13,7 +13,7 @@ from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow
 from monai.utils import ensure_tuple
 
 from monai_gmr.engines.checks import check_file
-from monai_gmr.engines.command_line import check_settings, find_configuration_error, quiet
+from monai_gmr.engines.command_line import check_settings, find_configuration_error, quiet, reason
 from monai_gmr.utils import ConfigurationError
 
 EVALUATOR_IDS = ("evaluator", "validate::evaluator")
@@ -102,25 +102,8 @@ def open_evaluator(
         if known is not None:
             raise ConfigurationError(f"{root.name}: {known}") from error
         raise ConfigurationError(
-            f"the evaluator of {names} in {root} cannot be made ({last_line(error)}): give what it lacks as a setting of the config."
+            f"the evaluator of {names} in {root} cannot be made ({reason(error)}): give what it lacks as a setting of the config."
         ) from error
-
-
-def last_line(error: BaseException) -> str:
-    """The last line of what first went wrong, below all that MONAI wrapped around it.
-
-    Example:
-        >>> last_line(KeyError("image")), last_line(ValueError())
-        ("KeyError: 'image'", 'ValueError')
-    """
-    # below a missing reference stands only that a list of ids does not hold it
-    while error.__cause__ is not None and "the referring item" not in str(error):
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    # the text of a KeyError is but the key
-    return (f"KeyError: {lines[-1]}" if isinstance(error, KeyError) else lines[-1]).rstrip(".")
 
 
 def switch_off(parser: ConfigParser) -> None:
@@ -194,7 +177,7 @@ def _defines_evaluator(files: list[Path]) -> bool:
         return False
     except Exception as error:
         names = " and ".join(str(file) for file in files)
-        raise ConfigurationError(f"{names} cannot be read as a MONAI config: {last_line(error)}.") from error
+        raise ConfigurationError(f"{names} cannot be read as a MONAI config: {reason(error)}.") from error
     return any(name in parser for name in EVALUATOR_IDS)
 
 

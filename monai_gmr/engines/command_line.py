@@ -63,6 +63,29 @@ def find_configuration_error(error: BaseException | None) -> ConfigurationError 
     return None
 
 
+def reason(error: BaseException) -> str:
+    """What went wrong, in one line: the sentence of a ``ConfigurationError``, or the first error below all that was wrapped around it.
+
+    Example:
+        >>> wrapped = RuntimeError("applying transform LoadImaged")
+        >>> wrapped.__cause__ = FileNotFoundError("no such file: a.nii.gz\\nread on")
+        >>> reason(wrapped), reason(KeyError("image")), reason(ValueError())
+        ('FileNotFoundError: no such file: a.nii.gz', "KeyError: 'image'", 'ValueError')
+    """
+    found = find_configuration_error(error)
+    if found is not None:
+        return str(found)
+    # below a missing reference of a config stands only that a list of ids does not hold it
+    while error.__cause__ is not None and "the referring item" not in str(error):
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    # torch begins with "Error(s) in loading state_dict for UNet:"
+    line = lines[-1] if lines[0].endswith(":") else lines[0]
+    return f"{type(error).__name__}: {line.rstrip('.')}"
+
+
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     found = find_configuration_error(error)
     if found is None or os.environ.get(TRACEBACK_VARIABLE):

@@ -11,7 +11,7 @@ from monai.data import DataLoader, MetaTensor
 from monai.utils import CommonKeys
 from torch.utils.data import Dataset
 
-from monai_gmr.engines.command_line import find_configuration_error
+from monai_gmr.engines.command_line import reason
 from monai_gmr.utils import ConfigurationError
 
 
@@ -22,25 +22,6 @@ class CaseBatch(NamedTuple):
     names: list[str]
     batch: Any
     failures: dict[str, str]
-
-
-def reason(error: BaseException) -> str:
-    """What went wrong, in one line: the sentence of a ``ConfigurationError``, or the first cause of the error.
-
-    Example:
-        >>> wrapped = RuntimeError("applying transform LoadImaged")
-        >>> wrapped.__cause__ = FileNotFoundError("no such file: a.nii.gz")
-        >>> reason(wrapped)
-        'FileNotFoundError: no such file: a.nii.gz'
-    """
-    found = find_configuration_error(error)
-    if found is not None:
-        return str(found)
-    cause = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    lines = str(cause).strip().splitlines()
-    return f"{type(cause).__name__}: {lines[0].strip()}" if lines else type(cause).__name__
 
 
 def case_name(dataset: Any, index: int) -> str:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from monai.utils import CommonKeys, optional_import
 
-from monai_gmr.handlers.case_batches import CaseBatch, CaseBatches, anisotropic_spacing, reason
+from monai_gmr.engines.command_line import reason
+from monai_gmr.handlers.case_batches import CaseBatch, CaseBatches, anisotropic_spacing
 from monai_gmr.handlers.progress import SweepProgress
 from monai_gmr.handlers.rotation_picture import draw_rotation_table
 from monai_gmr.handlers.rotation_statistics import (
@@ -395,7 +396,10 @@ class RotationSweep:
         write_json(
             {
                 "views": [view._replace(matrix=view.matrix.tolist())._asdict() for view in self.views],
-                "networks": {title: {**cost, "failures": self._failures(title)} for title, cost in costs.items()},
+                "networks": {
+                    title: {**costs.get(title, {}), "failures": self._failures(title)}
+                    for title in {**self.networks, **costs}
+                },
                 "summary": summary,
                 "paired": paired,
             },

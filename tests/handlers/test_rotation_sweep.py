@@ -346,6 +346,8 @@ def test_a_network_with_several_answers_is_told_and_the_others_are_reported(tmp_
     assert {row["network"] for row in summary} == {"one"}
     sentence = f"returned a {kind.__name__} of 2: say which is judged with prediction, one of {there}."
     assert sentence in capsys.readouterr().out
+    failures = json.loads((tmp_path / "rotation_report.json").read_text())["networks"]["several"]["failures"]
+    assert set(failures) == {"case 0", "case 1"}
     with pytest.raises(ConfigurationError, match="no case could be evaluated; this run, case 0: the network returned"):
         make_sweep(evaluators["several"], tmp_path / "alone").run()
 
