@@ -262,6 +262,7 @@ class RotationSweep:
             self.frame,
             self.in_ball,
             self.prediction,
+            self._metric_names(network.evaluator),
         )
 
     def _header(self, network: _Network, metrics: Sequence[str]) -> dict[str, Any]:

@@ -266,6 +266,7 @@ class ViewProbe:
             label as it is, which a postprocessing needs that inverts the preprocessing.
         in_ball: whether predictions and labels are background outside the inscribed disc or ball.
         prediction: which of several answers of the network is judged, index or key.
+        metrics: names of the evaluator's metrics that are wanted; default all.
     """
 
     def __init__(
@@ -278,9 +279,11 @@ class ViewProbe:
         frame: str = "turned",
         in_ball: bool = True,
         prediction: int | str | None = None,
+        metrics: Sequence[str] | None = None,
     ) -> None:
         self.evaluator = evaluator
         self.metrics = metric_handlers(evaluator)
+        self.wanted = list(self.metrics) if metrics is None else list(metrics)
         self.spacing, self.frame, self.in_ball = spacing, frame, in_ball
         self._prepare = PrepareBatchView(
             order, spacing, labels if frame == "turned" else None, prepare_batch=evaluator.prepare_batch
@@ -396,13 +399,13 @@ class ViewProbe:
 
     def _collect(self) -> None:
         count = len(self._errors)
-        values = {name: _take(name, metric, count) for name, metric in self.metrics.items()}
+        values = {name: _take(name, self.metrics[name], count) for name in self.wanted}
         seen = Seen(self._errors, self._inferer.seconds, self._passes, values, self._true_class)
         self._first = self._first or values
         last = self.evaluator.state.iteration == len(self._views)
         for name, metric in self.metrics.items():
             # the metrics that the evaluator itself ends with are those of the first view
-            if last and _keeps_cases(metric):
+            if last and name in self.wanted and _keeps_cases(metric):
                 metric.reset()
                 metric.metric_fn.extend(*(torch.as_tensor(part) for part in self._first[name]))
             elif not last:

@@ -414,6 +414,11 @@ def test_classifiers_are_scored_over_all_cases(tmp_path):
     assert (tmp_path / "worst_cases.png").is_file()
 
 
+def test_metrics_can_be_chosen(tmp_path):
+    summary = make_sweep(make_classifier(), tmp_path, views="4", metrics=["accuracy"]).run()
+    assert {row["metric"] for row in summary} == {"accuracy", "equivariance_error"}
+
+
 def test_own_views_can_be_given(tmp_path):
     views = [View("a tilt", "random", 10.0, rotation_matrix(2, 10)), View("a flip", "group", None, point_group(2)[1])]
     sweep = make_sweep(make_evaluator(Brightness()), tmp_path, views=views)
