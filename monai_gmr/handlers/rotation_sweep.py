@@ -145,7 +145,8 @@ class RotationSweep:
         self.labels, self.frame, self.in_ball, self.order = labels, frame, in_ball, order
         self.prediction, self.metrics, self.greater_is_better = prediction, metrics, greater_is_better
         self.worst_cases, self.resamples, self.seed, self.resume = worst_cases, resamples, seed, resume
-        evaluators = dict(evaluator) if isinstance(evaluator, Mapping) else {name: evaluator}
+        # a bundle names its network after its setting conv, which may be a list
+        evaluators = dict(evaluator) if isinstance(evaluator, Mapping) else {str(name): evaluator}
         if not evaluators:
             raise ConfigurationError("there is no evaluator: give one, or a mapping of names to evaluators.")
         self.batches = {title: CaseBatches(one.data_loader, cases) for title, one in evaluators.items()}
@@ -204,6 +205,12 @@ class RotationSweep:
             if averages.get(title):
                 count = len(make_views(averages[title], self.spatial_dims, self.spacing, self.seed))
                 networks[f"{title}, {count} views"] = _Network(evaluator, averages[title])
+        files = [record_file("", title) for title in networks]
+        twice = next((title for title, file in zip(networks, files) if files.count(file) > 1), None)
+        if twice is not None:
+            raise ConfigurationError(
+                f"{twice!r} and another network have the same letters and digits: give another name."
+            )
         return networks
 
     def run(self) -> list[dict[str, Any]]:

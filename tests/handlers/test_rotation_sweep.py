@@ -414,6 +414,18 @@ def test_classifiers_are_scored_over_all_cases(tmp_path):
     assert (tmp_path / "worst_cases.png").is_file()
 
 
+def test_a_network_may_be_named_by_a_setting_that_is_a_list(tmp_path):
+    summary = make_sweep(make_evaluator(Brightness()), tmp_path, name=["gmr_harmonic", {"orders": [0, 1]}]).run()
+    assert {row["network"] for row in summary} == {"['gmr_harmonic', {'orders': [0, 1]}]"}
+    assert (tmp_path / "records" / "gmr_harmonic_orders_0_1.jsonl").is_file()
+
+
+def test_names_that_would_share_a_file(tmp_path):
+    evaluators = {"plain, 2": make_evaluator(Brightness()), "plain 2": make_evaluator(Brightness())}
+    with pytest.raises(ConfigurationError, match="'plain, 2' and another network have the same letters"):
+        make_sweep(evaluators, tmp_path)
+
+
 def test_metrics_can_be_chosen(tmp_path):
     summary = make_sweep(make_classifier(), tmp_path, views="4", metrics=["accuracy"]).run()
     assert {row["metric"] for row in summary} == {"accuracy", "equivariance_error"}
