@@ -265,8 +265,9 @@ class SweepResult:
             difference = float(np.nanmean(first - second))
         elif self.cases == other.cases and len(self._resampled(metric)) == len(other._resampled(metric)):
             samples = self._resampled(metric)[:, mine].mean(1) - other._resampled(metric)[:, theirs].mean(1)
-            sides = [float(np.mean(samples <= 0)), float(np.mean(samples >= 0))] if len(samples) else [float("nan")]
-            chance = min(1.0, 2 * min(sides))
+            # as of a permutation test, the observed difference counts as one of the resamples
+            sides = [(1 + np.sum(samples <= 0)) / (1 + len(samples)), (1 + np.sum(samples >= 0)) / (1 + len(samples))]
+            chance = min(1.0, 2 * float(min(sides))) if len(samples) else float("nan")
             scores = np.array(self.scores(metric))[mine].mean(), np.array(other.scores(metric))[theirs].mean()
             difference = float(scores[0] - scores[1])
         else:
