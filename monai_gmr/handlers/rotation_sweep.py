@@ -26,8 +26,8 @@ from monai_gmr.handlers.rotation_statistics import (
 )
 from monai_gmr.handlers.sweep_result import ERROR, SweepResult
 from monai_gmr.handlers.utils import write_json, write_rows, write_text
-from monai_gmr.handlers.view_probe import Seen, ViewProbe, metric_handlers
-from monai_gmr.handlers.view_records import TRUE_CLASS, ViewRecord, ViewRecords, read_records, record_file
+from monai_gmr.handlers.view_probe import Seen, ViewProbe, keeps_cases, metric_handlers
+from monai_gmr.handlers.view_records import ANSWER, TRUE_CLASS, ViewRecord, ViewRecords, read_records, record_file
 from monai_gmr.handlers.worst_cases_picture import WorstCase, draw_worst_cases
 from monai_gmr.inferers import SymmetryInferer
 from monai_gmr.symmetry import View, make_views
@@ -41,10 +41,11 @@ FRAMES = ("turned", "upright")
 
 @dataclass
 class _Network:
-    """A network of the report: its evaluator, the views that its answers are averaged over, and what was measured."""
+    """A network of the report: its evaluator and cases, the views that its answers are averaged over, and what was measured."""
 
     evaluator: Any
-    average: ViewSpec | None = None
+    batches: CaseBatches
+    average: list[View] = field(default_factory=list)
     records: ViewRecords = field(default_factory=lambda: ViewRecords(None, {}))
     failures: dict[str, str] = field(default_factory=dict)
 
@@ -149,11 +150,11 @@ class RotationSweep:
         evaluators = dict(evaluator) if isinstance(evaluator, Mapping) else {str(name): evaluator}
         if not evaluators:
             raise ConfigurationError("there is no evaluator: give one, or a mapping of names to evaluators.")
-        self.batches = {title: CaseBatches(one.data_loader, cases) for title, one in evaluators.items()}
-        self._image = image = self._first_image()
+        batches = {title: CaseBatches(one.data_loader, cases) for title, one in evaluators.items()}
+        image = _first_image(*next(iter(batches.items())))
         self.spatial_dims = image.ndim - 1
         self.views = self._make_views(views)
-        self.networks = self._make_networks(evaluators, average)
+        self.networks = self._make_networks(evaluators, batches, average)
         self.compared = _read_compared(compare or {}, self.networks)
         found = anisotropic_spacing(image)
         if found and spacing is None:
@@ -162,19 +163,6 @@ class RotationSweep:
                 f"voxels of the first image are {sizes} mm and are turned as if they were cubes: give spacing={found} to "
                 "turn in millimetres."
             )
-
-    def _first_image(self) -> Any:
-        title, batches = next(iter(self.batches.items()))
-        image = batches.first_image()
-        if image is None:
-            _, _, failures = next(batches.load(batches.names[:1]), (None, None, {}))
-            why = f"the first, {batches.names[0]}: {failures[batches.names[0]]}" if failures else "none has an 'image'"
-            raise ConfigurationError(f"none of the {len(batches.names)} cases of {title} can be used; {why}")
-        if image.ndim - 1 not in (2, 3):
-            raise ConfigurationError(
-                f"an image of shape {tuple(image.shape)} cannot be turned: it must be (channels, *spatial), 2 or 3 axes."
-            )
-        return image
 
     def _make_views(self, spec: ViewSpec | None) -> list[View]:
         dims = self.spatial_dims
@@ -193,7 +181,9 @@ class RotationSweep:
             )
         return views
 
-    def _make_networks(self, evaluators: Mapping[str, Any], average: Any) -> dict[str, _Network]:
+    def _make_networks(
+        self, evaluators: Mapping[str, Any], batches: Mapping[str, CaseBatches], average: Any
+    ) -> dict[str, _Network]:
         averages = (
             average
             if isinstance(average, Mapping) and set(average) <= set(evaluators)
@@ -201,10 +191,10 @@ class RotationSweep:
         )
         networks = {}
         for title, evaluator in evaluators.items():
-            networks[title] = _Network(evaluator)
+            networks[title] = _Network(evaluator, batches[title])
             if averages.get(title):
-                count = len(make_views(averages[title], self.spatial_dims, self.spacing, self.seed))
-                networks[f"{title}, {count} views"] = _Network(evaluator, averages[title])
+                views = make_views(averages[title], self.spatial_dims, self.spacing, self.seed)
+                networks[f"{title}, {len(views)} views"] = _Network(evaluator, batches[title], views)
         files = [record_file("", title) for title in networks]
         twice = next((title for title, file in zip(networks, files) if files.count(file) > 1), None)
         if twice is not None:
@@ -226,37 +216,30 @@ class RotationSweep:
         metrics = [self._metric_names(network.evaluator) for network in self.networks.values()]
         if not any(metrics):
             print("the evaluator has no metric: the equivariance error is reported alone.")
-        total = sum(len(self._batches(title).names) for title in self.networks) * len(self.views)
+        total = sum(len(network.batches.names) for network in self.networks.values()) * len(self.views)
         with SweepProgress(total) as progress:
             for title, network in self.networks.items():
                 self._sweep(title, network, progress)
         for title, network in self.networks.items():
             for case, why in network.failures.items():
                 print(f"{title}: {case} is left out: {why}")
-        done = {title: network for title, network in self.networks.items() if self._has_case(title)}
+        done = {title: network for title, network in self.networks.items() if self._has_case(network)}
         if not done:
             title, network = next(iter(self.networks.items()))
             case, why = next(iter(network.failures.items()))
             raise ConfigurationError(f"no case could be evaluated; {title}, {case}: {why}")
         return self._finish(done)
 
-    def _has_case(self, title: str) -> bool:
+    def _has_case(self, network: _Network) -> bool:
         """Whether all views of a case of this sweep were measured."""
-        records = self.networks[title].records
-        return any(not self._missing(records, [name]) for name in self._batches(title).names)
-
-    def _batches(self, title: str) -> CaseBatches:
-        network = self.networks[title]
-        return next(
-            batches for name, batches in self.batches.items() if self.networks[name].evaluator is network.evaluator
-        )
+        return any(not self._missing(network.records, [name]) for name in network.batches.names)
 
     def _probe(self, network: _Network) -> ViewProbe:
         inferer = None
         if network.average:
             inferer = SymmetryInferer(
                 network.evaluator.inferer,
-                views=make_views(network.average, self.spatial_dims, self.spacing, self.seed),
+                views=network.average,
                 views_per_batch=self.views_per_batch,
                 spacing=self.spacing,
             )
@@ -282,13 +265,9 @@ class RotationSweep:
                 digest.update(key.encode())
                 if isinstance(value, torch.Tensor):
                     digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-        average = make_views(network.average, self.spatial_dims, self.spacing, self.seed) if network.average else []
-        image = torch.as_tensor(self._image).detach().cpu().contiguous().numpy()
         return {
             "network": digest.hexdigest(),
-            # another folder or another preprocessing gives another image
-            "first_image": hashlib.sha256(image.tobytes()).hexdigest(),
-            "average": [view.matrix.round(6).tolist() for view in average],
+            "average": [view.matrix.round(6).tolist() for view in network.average],
             "metrics": list(metrics),
             "settings": [
                 self.spacing and list(self.spacing),
@@ -310,7 +289,7 @@ class RotationSweep:
         return list(self.metrics or there)
 
     def _sweep(self, title: str, network: _Network, progress: SweepProgress) -> None:
-        evaluator, batches = network.evaluator, self._batches(title)
+        evaluator, batches = network.evaluator, network.batches
         metrics = self._metric_names(evaluator)
         progress.show(title)
         try:
@@ -320,20 +299,44 @@ class RotationSweep:
             network.failures["the network"] = reason(error)
             progress.step(len(batches.names) * len(self.views))
             return
-        header = self._header(network, metrics)
-        network.records = records = ViewRecords(record_file(self.output_dir, title), header, self.resume)
-        if len(records):
-            progress.say(f"{title}: {len(records)} views of cases are there already, from {records.path}.")
-        if records.replaced:
-            progress.say(f"{title}: earlier records are of another network or other settings and are replaced.")
-        names = [name for name in batches.names if self._missing(records, [name])]
-        progress.step((len(batches.names) - len(names)) * len(self.views))
+        path, header = record_file(self.output_dir, title), self._header(network, metrics)
         with self._probe(network) as probe:
+            network.records = records = ViewRecords(path, header, self.resume)
+            if records.replaced or not self._is_true(records, probe, batches):
+                progress.say(f"{title}: earlier records are of another network, data or settings and are replaced.")
+                network.records = records = ViewRecords(path, header, resume=False)
+            elif len(records):
+                progress.say(f"{title}: {len(records)} views of cases are there already, from {path}.")
+            names = [name for name in batches.names if self._missing(records, [name])]
+            progress.step((len(batches.names) - len(names)) * len(self.views))
             for batch in batches.load(names):
                 network.failures.update(batch.failures)
                 progress.step(len(batch.failures) * len(self.views))
                 if batch.names:
                     network.failures.update(self._run_batch(records, probe, batch, metrics, progress))
+
+    def _is_true(self, records: ViewRecords, probe: ViewProbe, batches: CaseBatches) -> bool:
+        """Whether a case, measured once more, gives what the records hold of it: its file, the inferer, the postprocessing or the
+        metrics may be others. Where no case can be measured nothing speaks against the records."""
+        upright = self.views[0]
+        for name in batches.names:
+            if not records.has(name, upright.name):
+                continue
+            again: list[Seen] = []
+            try:
+                probe.run(next(batches.load([name])).batch, [upright], lambda view, seen: again.append(seen))
+            except Exception:
+                continue
+            new = [np.array(again[0].norms), np.array([again[0].passes])]
+            old = [*records.values(ANSWER, upright.name, [name]), records.columns(upright.name, [name])[2]]
+            for metric in probe.wanted:
+                if keeps_cases(probe.metrics[metric]):
+                    new += again[0].values[metric]
+                    old += records.values(metric, upright.name, [name])
+            return all(
+                a.shape == b.shape and np.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True) for a, b in zip(new, old)
+            )
+        return True
 
     def _missing(self, records: ViewRecords, names: Sequence[str]) -> list[View]:
         return [view for view in self.views if not all(records.has(name, view.name) for name in names)]
@@ -354,7 +357,7 @@ class RotationSweep:
         progress.step((len(self.views) - len(missing)) * len(batch.names))
 
         def keep(view: View, seen: Seen) -> None:
-            values = {metric: seen.values[metric] for metric in metrics}
+            values = {ANSWER: [np.array(seen.norms)], **{metric: seen.values[metric] for metric in metrics}}
             if seen.true_class is not None:
                 values[TRUE_CLASS] = [np.array(seen.true_class)]
             seconds, passes = seen.seconds / len(batch.names), seen.passes / len(batch.names)
@@ -386,7 +389,7 @@ class RotationSweep:
                 self.resamples,
                 self.seed,
                 # an earlier sweep may have measured more
-                self._batches(title).names if title in networks else None,
+                networks[title].batches.names if title in networks else None,
             )
             for title, records in runs.items()
         }
@@ -439,7 +442,7 @@ class RotationSweep:
             with self._probe(network) as probe:
                 for worst in results[title].worst(key, self.worst_cases):
                     try:
-                        loaded = next(iter(self._batches(title).load([worst.case])))
+                        loaded = next(iter(network.batches.load([worst.case])))
                         shown = probe.show(loaded.batch, worst.view)
                     except Exception as error:
                         print(f"{title}: {worst.case} cannot be drawn: {reason(error)}")
@@ -459,6 +462,20 @@ class RotationSweep:
                         )
                     )
         draw_worst_cases(drawn, self.output_dir / "worst_cases.png")
+
+
+def _first_image(title: str, batches: CaseBatches) -> Any:
+    """The first image that loads."""
+    image = batches.first_image()
+    if image is None:
+        _, _, failures = next(batches.load(batches.names[:1]), (None, None, {}))
+        why = f"the first, {batches.names[0]}: {failures[batches.names[0]]}" if failures else "none has an 'image'"
+        raise ConfigurationError(f"none of the {len(batches.names)} cases of {title} can be used; {why}")
+    if image.ndim - 1 not in (2, 3):
+        raise ConfigurationError(
+            f"an image of shape {tuple(image.shape)} cannot be turned: it must be (channels, *spatial), 2 or 3 axes."
+        )
+    return image
 
 
 def _read_compared(compare: Mapping[str, str | Path], taken: Mapping[str, Any]) -> dict[str, ViewRecords]:

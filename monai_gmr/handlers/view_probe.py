@@ -29,12 +29,14 @@ CERTAIN = 1e4
 
 class Seen(NamedTuple):
     """What one view of a batch gave: equivariance ``errors``, one a case; ``seconds`` and ``passes`` of the network for the whole
-    batch; metric to ``values``, arrays with one entry a case; ``true_class``: probability of the true class, one a case, of classifiers."""
+    batch; metric to ``values``, arrays with one entry a case; ``norms`` of the raw answers, one a case; ``true_class``: probability
+    of the true class, one a case, of classifiers."""
 
     errors: list[float]
     seconds: float
     passes: float
     values: dict[str, list[np.ndarray]]
+    norms: list[float]
     true_class: list[float] | None
 
 
@@ -296,6 +298,7 @@ class ViewProbe:
         self._shown: Shown | None = None
         self._passes = 0.0
         self._errors: list[float] = []
+        self._norms: list[float] = []
         self._true_class: list[float] | None = None
         self._undo: list[Callable[[], None]] = []
 
@@ -378,6 +381,7 @@ class ViewProbe:
             self._upright = plain.clone()
         dims = image.ndim - 2
         spatial = answer.ndim == image.ndim
+        self._norms = plain.double().flatten(1).norm(dim=1).tolist()
         self._errors = relative_errors(plain, self._upright, view, self.spacing, dims)
         self._true_class = None if spatial else true_class(plain, label)
         if spatial and self.frame == "upright":
@@ -400,12 +404,12 @@ class ViewProbe:
     def _collect(self) -> None:
         count = len(self._errors)
         values = {name: _take(name, self.metrics[name], count) for name in self.wanted}
-        seen = Seen(self._errors, self._inferer.seconds, self._passes, values, self._true_class)
+        seen = Seen(self._errors, self._inferer.seconds, self._passes, values, self._norms, self._true_class)
         self._first = self._first or values
         last = self.evaluator.state.iteration == len(self._views)
         for name, metric in self.metrics.items():
             # the metrics that the evaluator itself ends with are those of the first view
-            if last and name in self.wanted and _keeps_cases(metric):
+            if last and name in self.wanted and keeps_cases(metric):
                 metric.reset()
                 metric.metric_fn.extend(*(torch.as_tensor(part) for part in self._first[name]))
             elif not last:
@@ -413,14 +417,14 @@ class ViewProbe:
         self._keep(self._view(), seen)
 
 
-def _keeps_cases(metric: Any) -> bool:
+def keeps_cases(metric: Any) -> bool:
     """Whether a metric is one of MONAI's, which keep what they need of each case."""
     return isinstance(getattr(metric, "metric_fn", None), Cumulative)
 
 
 def _take(name: str, metric: Any, count: int) -> list[np.ndarray]:
     """What a metric holds of each case since it was reset: arrays with one entry a case."""
-    if not _keeps_cases(metric):
+    if not keeps_cases(metric):
         return [np.full(count, float(metric.compute()))]
     buffer = metric.metric_fn.get_buffer()
     parts = [buffer] if isinstance(buffer, torch.Tensor) else list(buffer)
@@ -446,7 +450,7 @@ def score(metric: Any, values: Sequence[np.ndarray]) -> float:
         >>> score(MeanDice(), [np.array([[0.5, 1.0], [0.25, 0.25]])])
         0.5
     """
-    if not _keeps_cases(metric):
+    if not keeps_cases(metric):
         return float(np.nanmean(values[0])) if np.isfinite(values[0]).any() else float("nan")
     # in double precision a mean of equal scores is that score; copies, for MONAI's means write to what they take
     parts = [torch.tensor(part, dtype=torch.float64) for part in values]

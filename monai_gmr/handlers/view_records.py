@@ -18,6 +18,8 @@ from monai_gmr.utils import ConfigurationError
 
 # beside the metrics, of a classifier
 TRUE_CLASS = "probability_of_true_class"
+# by which a resumed sweep knows that it is about the same answers
+ANSWER = "norm_of_answer"
 
 
 class ViewRecord(NamedTuple):

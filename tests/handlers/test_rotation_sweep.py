@@ -14,10 +14,11 @@ from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.handlers import MeanDice, from_engine
 from monai.inferers import SimpleInferer
-from monai.transforms import AsDiscreted, Compose, SaveImaged
+from monai.transforms import AsDiscreted, Compose, Lambdad, SaveImaged
 
 from monai_gmr.handlers import RotationSweep, from_engine_in_ball
 from monai_gmr.handlers.classification import MacroAUC
+from monai_gmr.inferers import SymmetryInferer
 from monai_gmr.symmetry import View, inscribed_ball, make_views, point_group, rotation_matrix, transform_image
 from monai_gmr.utils import ConfigurationError
 
@@ -213,11 +214,48 @@ def test_a_sweep_goes_on_after_a_kill(tmp_path):
     assert len(path.read_text().splitlines()) == 1 + count + 2
     calls.clear()
     resumed = make_sweep(killed, tmp_path / "killed").run()
-    # the first case was done; of the second one view was, one was cut off, and the upright one is needed again
-    assert len(calls) == count - 1 + 1
+    # the first case was done, and is looked at once; of the second one view was, one was cut off, and the upright one is needed again
+    assert len(calls) == 1 + count - 1 + 1
     assert [{**row, "mean": round(row["mean"], 9)} for row in resumed] == [
         {**row, "mean": round(row["mean"], 9)} for row in whole
     ] or all(math.isclose(a["mean"], b["mean"]) and a["worst_view"] == b["worst_view"] for a, b in zip(resumed, whole))
+
+
+@pytest.mark.parametrize("changed", ["inferer", "postprocessing", "image", "metric"])
+def test_records_of_other_parts_of_a_config_are_not_used(tmp_path, capsys, changed):
+    """Not only the network: whatever changes the answers or the scores makes the sweep begin anew."""
+    torch.manual_seed(0)
+    network = torch.nn.Conv2d(1, 2, 3, padding=1)
+    image, label = torch.rand(1, 16, 16), half()
+
+    def make(scale=1.0, **settings):
+        return make_evaluator(network, dataset=Dataset([{"image": scale * image, "label": label}]), **settings)
+
+    make_sweep(make(), tmp_path).run()
+    capsys.readouterr()
+    make_sweep(make(), tmp_path).run()
+    assert "are there already" in capsys.readouterr().out
+    take = from_engine(["pred", "label"])
+    discrete = AsDiscreted(keys=["pred", "label"], argmax=[True, False], to_onehot=2)
+    other = {
+        "inferer": {"inferer": SymmetryInferer()},
+        "postprocessing": {"postprocessing": Compose([Lambdad("pred", torch.neg), discrete])},
+        "image": {"scale": 2.0},
+        "metric": {"key_val_metric": {"dice": MeanDice(output_transform=take)}},
+    }
+    make_sweep(make(**other[changed]), tmp_path).run()
+    assert "are replaced" in capsys.readouterr().out
+
+
+def test_a_case_that_no_longer_loads_costs_no_records(tmp_path, capsys):
+    data = [{"image": half(), "label": half()}] * 2
+    make_sweep(make_evaluator(Brightness(), dataset=Dataset(data)), tmp_path).run()
+    path = tmp_path / "records" / "this_run.jsonl"
+    before = len(path.read_text().splitlines())
+    summary = make_sweep(make_evaluator(Brightness(), dataset=Failing(data, 0)), tmp_path).run()
+    assert "are there already" in capsys.readouterr().out
+    assert len(path.read_text().splitlines()) == before
+    assert {row["cases"] for row in summary} == {2}
 
 
 def test_fewer_cases_than_an_earlier_sweep_measured(tmp_path):
