@@ -324,7 +324,9 @@ class RotationSweep:
                 continue
             again: list[Seen] = []
             try:
-                probe.run(next(batches.load([name])).batch, [upright], lambda view, seen: again.append(seen))
+                probe.run(
+                    next(batches.load([name])).batch, [upright], lambda view, seen, again=again: again.append(seen)
+                )
             except Exception:
                 continue
             new = [np.array(again[0].norms), np.array([again[0].passes])]
