@@ -322,18 +322,15 @@ class RotationSweep:
         for name in batches.names:
             if not records.has(name, upright.name):
                 continue
-            again: list[Seen] = []
             try:
-                probe.run(
-                    next(batches.load([name])).batch, [upright], lambda view, seen, again=again: again.append(seen)
-                )
+                again = probe.measure(next(batches.load([name])).batch, upright)
             except Exception:
                 continue
-            new = [np.array(again[0].norms), np.array([again[0].passes])]
+            new = [np.array(again.norms), np.array([again.passes])]
             old = [*records.values(ANSWER, upright.name, [name]), records.columns(upright.name, [name])[2]]
             for metric in probe.wanted:
                 if keeps_cases(probe.metrics[metric]):
-                    new += again[0].values[metric]
+                    new += again.values[metric]
                     old += records.values(metric, upright.name, [name])
             return all(
                 a.shape == b.shape and np.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True) for a, b in zip(new, old)

@@ -355,6 +355,12 @@ class ViewProbe:
                 self.evaluator._internal_run_generator = None
                 raise
 
+    def measure(self, batch: Any, view: View) -> Seen:
+        """Run the evaluator on a batch turned by one view."""
+        seen: list[Seen] = []
+        self.run(batch, [view], lambda _, each: seen.append(each))
+        return seen[0]
+
     def show(self, batch: Any, view: View) -> Shown:
         """Run the evaluator on a batch turned by one view, and take the images that come out."""
         self.run(batch, [view])
