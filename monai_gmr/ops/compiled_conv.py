@@ -49,9 +49,9 @@ def _as_image(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.flatten(0, -2)[None, None].permute(0, 3, 1, 2)
 
 
-def _product(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """``(batch, *sizes, channels)`` times ``(out, channels)``, contiguous."""
-    y = F.conv2d(_as_image(x), matrix[:, :, None, None])
+def _product(x: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``(batch, *sizes, channels)`` times ``(out, channels)``, plus ``(out,)``, contiguous."""
+    y = F.conv2d(_as_image(x), matrix[:, :, None, None], bias)
     return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], matrix.shape[0]).contiguous()
 
 
@@ -59,12 +59,16 @@ def _product_gradients(
     gradient: torch.Tensor, x: torch.Tensor, matrix: torch.Tensor, needed: list[bool]
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Gradients of ``x`` and ``matrix`` of :func:`_product`, ``None`` where not needed."""
-    options: tuple = (None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [*needed, False])
+    options: tuple = (None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
     images = (_as_image(gradient), _as_image(x), matrix[:, :, None, None])
-    image, kernel, _ = torch.ops.aten.convolution_backward(*images, *options)
+    # one call for both takes longer than two calls
+    image, kernel = (
+        torch.ops.aten.convolution_backward(*images, *options, [i == 0, i == 1, False])[i] if asked else None
+        for i, asked in enumerate(needed)
+    )
     return (
-        image.permute(0, 2, 3, 1).reshape(x.shape) if needed[0] else None,
-        kernel[:, :, 0, 0] if needed[1] else None,
+        None if image is None else image.permute(0, 2, 3, 1).reshape(x.shape),
+        None if kernel is None else kernel[:, :, 0, 0],
     )
 
 
@@ -76,7 +80,7 @@ def _ring_matrix(weight: torch.Tensor) -> torch.Tensor:
 def _gradients_by_part(
     parts: Parts,
     sums_of: Callable[[Part], list[torch.Tensor]],
-    x_last: torch.Tensor,
+    other: torch.Tensor,
     matrix: torch.Tensor,
     needed: list[bool],
 ) -> list[torch.Tensor]:
@@ -85,28 +89,28 @@ def _gradients_by_part(
     Args:
         parts: parts of the input.
         sums_of: sums of a part: ``(batch, *sizes, n, out)``, and what is to be added up over voxels ``(batch, rows, ..., numbers)``.
-        x_last: the input, channels last.
+        other: the input, channels last; or, where the sums are over the input, the gradient of the output.
         matrix: ``(n * out, in)``, what the input was multiplied with.
-        needed: whether the gradients of ``x_last``, of ``matrix`` and the further numbers are asked for; the others are empty.
+        needed: whether the gradients of ``other``, of ``matrix`` and the further numbers are asked for; the others are empty.
 
     Returns:
-        gradients of ``x_last`` and ``matrix``, and the numbers.
+        gradients of ``other`` and ``matrix``, and the numbers.
     """
-    x_gradient = x_last.new_empty(x_last.shape if needed[0] else (0,))
+    gradient = other.new_empty(other.shape if needed[0] else (0,))
     matrices, numbers = [], []
     for part in parts:
         sums = [each[part.fresh] for each in sums_of(part)]
         if any(needed[:2]):
-            seen = x_last[part.samples, part.rows][part.fresh]
-            image, kernel = _product_gradients(sums[0].flatten(-2), seen, matrix, needed[:2])
+            met = other[part.samples, part.rows][part.fresh]
+            image, kernel = _product_gradients(sums[0].flatten(-2), met, matrix, needed[:2])
             if image is not None:
-                x_gradient[part.samples, part.rows][part.fresh] = image
+                gradient[part.samples, part.rows][part.fresh] = image
             if kernel is not None:
                 matrices.append(kernel)
         if needed[2]:
             numbers.append(sums[1].flatten(0, -2).sum(0))
     return [
-        x_gradient,
+        gradient,
         torch.stack(matrices).sum(0) if needed[1] else matrix.new_empty((0,)),
         torch.stack(numbers).sum(0) if needed[2] else matrix.new_empty((0,)),
     ]
@@ -118,16 +122,18 @@ def compiled_ring_conv(
     weight: torch.Tensor,
     basis: torch.Tensor,
     shells: torch.Tensor,
+    bias: torch.Tensor | None,
     padding: list[int],
     dilation: list[int],
 ) -> torch.Tensor:
-    """:func:`~monai_gmr.ops.ring_conv` of stride 1 and one group, with gradients for ``x``, ``weight`` and ``basis``.
+    """:func:`~monai_gmr.ops.ring_conv` of stride 1 and one group, with gradients for ``x``, ``weight``, ``basis`` and ``bias``.
 
     Args:
         x: ``(batch, in_channels, *spatial)``, float32.
         weight: ``(out_channels, in_channels, rings)``.
         basis: ``(rings, live shells)``; shells beyond count as zero.
         shells: integers of shape ``kernel_size``, symmetric about the centre.
+        bias: ``(out_channels,)`` or ``None``.
         padding, dilation: in voxels, one an axis.
 
     Returns:
@@ -139,12 +145,12 @@ def compiled_ring_conv(
     matrix, basis = weight.permute(0, 2, 1).flatten(1), basis.contiguous()
     y = x.new_empty((x.shape[0], *parts.sizes, matrix.shape[0]))
     for part in parts:
-        y[part.samples, part.rows] = _product(parts.sums(loop, parts.seen(part), basis)[0].flatten(-2), matrix)
+        y[part.samples, part.rows] = _product(parts.sums(loop, parts.seen(part), basis)[0].flatten(-2), matrix, bias)
     return follow_format(y.movedim(-1, 1), x)
 
 
 @compiled_ring_conv.register_fake
-def _(x, weight, basis, shells, padding, dilation):
+def _(x, weight, basis, shells, bias, padding, dilation):
     sizes = output_sizes(x.shape[2:], shells.shape, [1] * shells.dim(), padding, dilation)
     return follow_format(x.new_empty((x.shape[0], *sizes, weight.shape[0])).movedim(-1, 1), x)
 
@@ -167,24 +173,27 @@ def _gradients(
 ) -> list[torch.Tensor]:
     """Gradients of input, weight and basis."""
     window = Window.of(shells, basis.shape[1], dilation)
-    rings, outs = basis.shape[0], weight.shape[0]
+    image, other, margins = gradient, x, [reach - p for reach, p in zip(window.reach(), padding)]
+    if mirrored := not needed[0] and x.shape[1] < weight.shape[0]:
+        # a first layer: the input has fewer channels to sum over than the gradient
+        image, other, margins, weight = x, gradient, padding, weight.transpose(0, 1)
+    rings, channels = basis.shape[0], weight.shape[0]
     loop = RingSums(window, rings, with_products=needed[2])
-    margins = [reach - p for reach, p in zip(window.reach(), padding)]
-    parts = Parts(gradient.movedim(1, -1), margins, window, (1 + needed[2]) * rings * outs)
-    matrix, basis, x_last = _ring_matrix(weight), basis.contiguous(), x.movedim(1, -1).contiguous()
+    parts = Parts(image.movedim(1, -1), margins, window, (1 + needed[2]) * rings * channels)
+    matrix, basis, other = _ring_matrix(weight), basis.contiguous(), other.movedim(1, -1).contiguous()
 
     def sums_of(part: Part) -> list[torch.Tensor]:
         arguments = [basis]
         if needed[2]:
-            seen = x_last[part.samples, part.rows]
-            arguments.append(_product(seen, matrix).unflatten(-1, (rings, outs)))
+            met = other[part.samples, part.rows]
+            arguments.append(_product(met, matrix).unflatten(-1, (rings, channels)))
         return parts.sums(loop, parts.seen(part), *arguments)
 
-    x_gradient, product, numbers = _gradients_by_part(parts, sums_of, x_last, matrix, needed)
+    x_gradient, product, numbers = _gradients_by_part(parts, sums_of, other, matrix, needed)
     if needed[0]:
         x_gradient = follow_format(x_gradient.movedim(-1, 1), x)
     if needed[1]:
-        product = product.unflatten(0, (rings, outs)).permute(1, 2, 0).contiguous()
+        product = product.unflatten(0, (rings, channels)).permute((2, 1, 0) if mirrored else (1, 2, 0)).contiguous()
     if needed[2]:
         numbers = numbers.reshape(-1, rings).T.contiguous()
     return [x_gradient, product, numbers]
@@ -210,17 +219,23 @@ def _differentiable(
 
 def _backward(ctx: Any, gradient: torch.Tensor) -> tuple:
     needed = list(ctx.needs_input_grad[:3])
+    bias = gradient.sum((0, *range(2, gradient.dim()))) if ctx.needs_input_grad[4] else None
     if torch.is_grad_enabled():
         x, weight, basis, shells = ctx.saved_tensors
         dims = shells.dim()
         padded = F.pad(basis, [0, int(shells.max()) + 1 - basis.shape[1]])
         y = dense_ring_conv(x, weight, padded, shells, None, [1] * dims, ctx.padding, ctx.dilation, 1)
-        return *_differentiable(y, (x, weight, basis), needed, gradient), None, None, None
+        return *_differentiable(y, (x, weight, basis), needed, gradient), None, bias, None, None
     found = _gradients(gradient, *ctx.saved_tensors, ctx.padding, ctx.dilation, needed)
-    return *(each if wanted else None for each, wanted in zip(found, needed)), None, None, None
+    return *(each if wanted else None for each, wanted in zip(found, needed)), None, bias, None, None
 
 
-compiled_ring_conv.register_autograd(_backward, setup_context=_setup_context)
+def _setup_ring_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+    *tensors, _, padding, dilation = inputs
+    _setup_context(ctx, (*tensors, padding, dilation), output)
+
+
+compiled_ring_conv.register_autograd(_backward, setup_context=_setup_ring_context)
 
 
 @torch.library.custom_op("monai_gmr::compiled_factor_conv", mutates_args=())
@@ -361,12 +376,11 @@ def compiled_backend(
     if not can_compile((batched.shape, shells.shape, weight.shape, components, tuple(padding), tuple(dilation), live)):
         return dense()
     if factors is None or bool((factors == 1).all()):
-        y = compiled_ring_conv(batched, weight, basis[:, :live].to(weight.dtype), shells, padding, dilation)
+        y = compiled_ring_conv(batched, weight, basis[:, :live].to(weight.dtype), shells, bias, padding, dilation)
         y = y if factors is None else y.unsqueeze(2)
     else:
         shape = shells.shape
         used, window = _shells_with_factors(tuple(shells.flatten().tolist()), live or basis.shape[1], _rows(factors))
         per_shell = weight @ basis[:, used].to(weight.dtype)
         y = compiled_factor_conv(batched, per_shell, torch.tensor(window).reshape(shape), factors, padding, dilation)
-    y = y if x.dim() == shells.dim() + 2 else y[0]
-    return y if bias is None else y + bias.reshape([-1] + [1] * shells.dim())
+    return y if x.dim() == shells.dim() + 2 else y[0]

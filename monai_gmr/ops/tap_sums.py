@@ -21,6 +21,8 @@ OPTIONS = {
     "realize_acc_reads_threshold": 10**6,
     "realize_acc_reads_size_threshold": None,
     "cpp.dynamic_threads": True,
+    # a product and the sum that it goes into are one instruction, rounded once
+    "cpp.enable_floating_point_contract_flag": "fast",
 }
 
 Taps = tuple[tuple[tuple[int, ...], ...], ...]

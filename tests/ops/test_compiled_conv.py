@@ -54,17 +54,23 @@ def test_forward_and_gradients(
     dims = len(window)
     inputs = [t.requires_grad_() for t in (x, weight, basis)]
     geometry = ([padding] * dims, [dilation] * dims)
-    expected = dense_ring_conv(x, weight, basis, shells, None, [1] * dims, *geometry, 1)
+    bias = torch.randn(len(weight), dtype=torch.float64)
+    inputs.append(bias.requires_grad_())
+    expected = dense_ring_conv(x, weight, basis, shells, bias, [1] * dims, *geometry, 1)
     seed = torch.randn_like(expected)
     expected_gradients = list(torch.autograd.grad(expected, inputs, seed))
     expected_gradients[2] = expected_gradients[2][:, :live]
-    single = [t.detach().float() for t in (x, weight, basis[:, :live])]
+    single = [t.detach().float() for t in (x, weight, basis[:, :live], bias)]
     if memory_format == "channels last":
         single[0] = single[0].movedim(1, -1).contiguous().movedim(-1, 1)
     single = [t.requires_grad_() for t in single]
-    found = compiled_ring_conv(*single, shells, *geometry)
+    found = compiled_ring_conv(*single[:3], shells, single[3], *geometry)
     gradients = torch.autograd.grad(found, single, seed.float())
-    for a, b in zip((found, *gradients), (expected, *expected_gradients)):
+    # where the input needs no gradient, a first layer, sums may be over the input
+    first = torch.autograd.grad(
+        compiled_ring_conv(single[0].detach(), *single[1:3], shells, None, *geometry), single[1:3], seed.float()
+    )
+    for a, b in zip((found, *gradients, *first), (expected, *expected_gradients, *expected_gradients[1:3])):
         assert a.shape == b.shape
         assert (a - b).norm() <= 1e-5 * b.norm()
 
