@@ -59,16 +59,12 @@ def _product_gradients(
     gradient: torch.Tensor, x: torch.Tensor, matrix: torch.Tensor, needed: list[bool]
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Gradients of ``x`` and ``matrix`` of :func:`_product`, ``None`` where not needed."""
-    options: tuple = (None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+    options: tuple = (None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [*needed, False])
     images = (_as_image(gradient), _as_image(x), matrix[:, :, None, None])
-    # one call for both takes longer than two calls
-    image, kernel = (
-        torch.ops.aten.convolution_backward(*images, *options, [i == 0, i == 1, False])[i] if asked else None
-        for i, asked in enumerate(needed)
-    )
+    image, kernel, _ = torch.ops.aten.convolution_backward(*images, *options)
     return (
-        None if image is None else image.permute(0, 2, 3, 1).reshape(x.shape),
-        None if kernel is None else kernel[:, :, 0, 0],
+        image.permute(0, 2, 3, 1).reshape(x.shape) if needed[0] else None,
+        kernel[:, :, 0, 0] if needed[1] else None,
     )
 
 

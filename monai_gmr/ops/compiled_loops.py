@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -327,9 +328,14 @@ class Parts:
         self.batch, rows = part_of(x.shape[0], self.sizes, floats)
         self.part_sizes = (rows, *self.sizes[1:])
         self.padded = x.new_empty((0,))
+        self.filled = (-1, 0)  # the first sample and row that the padded rows hold
         if any(margins):
             lengths = [n + reach for n, reach in zip(self.part_sizes, self.reach)]
-            self.padded = x.new_zeros((self.batch, *lengths, *x.shape[len(margins) + 1 :]))
+            shape = (self.batch, *lengths, *x.shape[len(margins) + 1 :])
+            # neighbours see the same rows: as many parts are padded at once as fit into the bytes of a part
+            most = BYTES_OF_A_PART * lengths[0] // (4 * math.prod(shape))
+            further = max(0, min(most, self.sizes[0] + self.reach[0]) - lengths[0]) // rows
+            self.padded = x.new_zeros((self.batch, lengths[0] + further * rows, *shape[2:]))
 
     def __iter__(self) -> Iterator[Part]:
         for samples, new_samples in slices_of(self.x.shape[0], self.batch):
@@ -338,11 +344,22 @@ class Parts:
 
     def seen(self, part: Part) -> torch.Tensor:
         """What the taps of a part see, contiguous: rows of one sample or whole samples. The next call may overwrite it."""
+        length = self.part_sizes[0] + self.reach[0]
         if not any(self.margins):
-            return self.x[part.samples, part.rows.start : part.rows.stop + self.reach[0]]
+            return self.x[part.samples, part.rows.start : part.rows.start + length]
+        sample, row = self.filled
+        first = part.rows.start - row
+        if sample != part.samples.start or first + length > self.padded.shape[1]:
+            self._pad(part)
+            first = 0
+        return self.padded[:, first : first + length]
+
+    def _pad(self, part: Part) -> None:
+        """Fill the padded rows, from those that a part sees on."""
+        self.filled = (part.samples.start, part.rows.start)
         inside, source = self.padded, self.x[part.samples]
         for axis, margin in enumerate(self.margins, start=1):
-            # where the padded part begins in the image
+            # where the padded rows begin in the image
             begin = (part.rows.start if axis == 1 else 0) - margin
             first = min(max(0, -begin), inside.shape[axis])
             last = max(first, min(inside.shape[axis], source.shape[axis] - begin))
@@ -352,7 +369,6 @@ class Parts:
             inside = inside.narrow(axis, first, last - first)
             source = source.narrow(axis, min(max(0, begin + first), source.shape[axis]), last - first)
         inside.copy_(source)
-        return self.padded
 
     def sums(self, sums: Sums, seen: torch.Tensor, *arguments: torch.Tensor) -> list[torch.Tensor]:
         """Run the loop for what :meth:`seen` gave, or for what was computed from it."""
