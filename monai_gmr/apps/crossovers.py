@@ -3,13 +3,14 @@
 python -m monai_gmr.apps.crossovers                     remake the installed table for this machine's CPU
 python -m monai_gmr.apps.crossovers --output FILE       write another one
 
-For each window, number of channels and size both backends take turns; a size counts by the larger one of its two ratios, of the forward
-pass and of the training step. Let nothing else run meanwhile.
+For each memory format, window, number of channels and size both backends take turns; a size counts by the larger one of its two ratios,
+of the forward pass and of the training step. Let nothing else run meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -40,11 +41,14 @@ def make_points(quick: bool = False) -> list[Point]:
 
     Example:
         >>> make_points()[0]
-        Point(dims=2, kernel_size=3, channels=8)
+        Point(dims=2, kernel_size=3, channels=8, channels_last=False)
     """
     windows = {dims: lengths[:1] for dims, lengths in WINDOWS.items()} if quick else WINDOWS
     channels = (2,) if quick else CHANNELS
-    return [Point(dims, k, count) for dims, lengths in windows.items() for k in lengths for count in channels]
+    kinds = itertools.product(
+        (False, True), ((dims, k) for dims, lengths in windows.items() for k in lengths), channels
+    )
+    return [Point(dims, k, count, channels_last) for channels_last, (dims, k), count in kinds]
 
 
 def sizes_of(point: Point, quick: bool = False) -> Iterator[tuple[int, ...]]:
@@ -60,10 +64,10 @@ def measure_ratio(point: Point, shape: tuple[int, ...], repeats: int) -> float:
     trials = {}
     for backend in ("dense", "compiled"):
         candidate = Candidate(
-            "ring_conv", backend, lambda: RingConvolution(*point[:1], point.channels, point.kernel_size)
+            "ring_conv", backend, lambda: RingConvolution(point.dims, point.channels, point.kernel_size)
         )
         case = Case("ring_conv", str(point), "float32", shape, (candidate,))
-        trials[backend] = Trial(case, candidate, make_input(case, torch.device("cpu"), channels_last=False))
+        trials[backend] = Trial(case, candidate, make_input(case, torch.device("cpu"), point.channels_last))
     runs = {(name, part): getattr(trial, part) for name, trial in trials.items() for part in ("forward", "step")}
     for run in runs.values():
         run()
@@ -89,16 +93,17 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
     """Ratios by size, and the crossover.
 
     Example:
-        >>> row = {"dims": 2, "kernel_size": 3, "channels": 8, "voxels": [10, 99], "ratios": [1.5, 0.5]}
+        >>> row = {"dims": 2, "kernel_size": 3, "channels": 8, "channels_last": True, "voxels": [10, 99], "ratios": [1.5, 0.5]}
         >>> print(format_table([row]))
-        2D k=3 C8: 10: 1.50, 99: 0.50; compiled from 99 voxels
+        2D k=3 C8 channels last: 10: 1.50, 99: 0.50; compiled from 99 voxels
     """
     lines = []
     for row in rows:
         ratios = ", ".join(f"{size}: {ratio:.2f}" for size, ratio in zip(row["voxels"], row["ratios"]))
         least = least_voxels(row["voxels"], row["ratios"])
         outcome = "dense" if least is None else f"compiled from {least} voxels"
-        lines.append(f"{row['dims']}D k={row['kernel_size']} C{row['channels']}: {ratios}; {outcome}")
+        last = " channels last" if row["channels_last"] else ""
+        lines.append(f"{row['dims']}D k={row['kernel_size']} C{row['channels']}{last}: {ratios}; {outcome}")
     return "\n".join(lines)
 
 

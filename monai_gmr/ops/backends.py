@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 
 from monai_gmr.ops.crossovers import crossover
+from monai_gmr.ops.memory_format import runs_channels_last
 from monai_gmr.utils import ConfigurationError, check_choice
 
 ENVIRONMENT_VARIABLE = "MONAI_GMR_BACKEND"
@@ -97,20 +98,37 @@ def select_backend(x: torch.Tensor, kernel_size: tuple[int, ...], channels: tupl
         channels: input and output channels.
     """
     name = get_backend()
-    return _BACKENDS[_choose(x, kernel_size, channels) if name == "auto" else name]
+    return _BACKENDS[_choose(x, kernel_size, channels, runs_channels_last(x)) if name == "auto" else name]
 
 
-def _choose(x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int]) -> str:
+def prefers_channels_last(x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int]) -> bool:
+    """Whether a net does well to compute with channels last in memory: where its convolutions take backend "compiled".
+
+    Args:
+        x: the net's input.
+        kernel_size: window length along each axis of its convolutions on the finest grid.
+        channels: their input and output channels.
+
+    Example:
+        >>> set_backend("compiled"); prefers_channels_last(torch.zeros(1, 1, 8, 8), (3, 3), (16, 16))
+        True
+        >>> set_backend("auto")
+    """
+    name = get_backend()
+    return (_choose(x, kernel_size, channels, True) if name == "auto" else name) == "compiled"
+
+
+def _choose(x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int], channels_last: bool) -> str:
     """What "auto" stands for: "compiled" beyond the measured crossovers, for a use that has shown that it pays for compilation."""
     if torch.jit.is_tracing() or torch.compiler.is_compiling() or x.device.type == "meta":
         return "dense"
     if x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
         return "dense"
-    voxels = x.numel() // max(channels[0], 1)
-    least = crossover(x.device.type, kernel_size, channels)
+    voxels = x.numel() // max(x.shape[-len(kernel_size) - 1], 1)
+    least = crossover(x.device.type, kernel_size, channels, channels_last)
     if least is None or voxels < least:
         return "dense"
-    use = (x.shape, kernel_size, channels)
+    use = (x.shape, kernel_size, channels, channels_last)
     if _spent[use] >= patience():
         return "compiled"
     _spent[use] += 2 * math.prod(kernel_size) * channels[0] * channels[1] * voxels / DENSE_RATE

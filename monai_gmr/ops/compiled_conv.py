@@ -7,11 +7,14 @@ channels:
   read between the two steps, by parts that stay in the last cache level.
 * backward: the rings' products with the input, ``R C O``, once more; ``T O`` additions and ``R S O`` multiplications for the rings' sums of
   the gradient (a radial kernel is its own adjoint), and as many for their inner products with the rings' products, which are the gradient
-  of the basis; then both gradients of the product, ``2 R C O``. The sums of shells never leave the registers.
+  of the basis; then both gradients of the product, ``2 R C O``. The sums of shells never leave the registers. Where the input needs no
+  gradient (a first layer) and has fewer channels, the sums are over the input: ``T C`` and ``R S C``.
 * an order with ``m`` components: the product comes first (``S C O``), then every tap is read once and multiplied ``m`` times for each of
   its few output channels (``T m O``); backward likewise.
 
-Saved for the backward pass are input, weight and basis. The additions are bound by loads from the first two cache levels, the products by
+A bias is added in the product. Saved for the backward pass are input, weight and basis.
+
+The additions are bound by loads from the first two cache levels, the products by
 arithmetic. Matrix products run as 1x1 convolutions with channels last, which oneDNN makes two to four times as fast as ``torch.mm`` does
 on some processors.
 
@@ -38,8 +41,8 @@ from monai_gmr.ops.compiled_loops import (
     TapSums,
     Window,
     can_compile,
-    follow_format,
 )
+from monai_gmr.ops.memory_format import follow_format, image_of
 from monai_gmr.ops.ring_conv import dense_ring_conv, output_sizes
 from monai_gmr.ops.shell_conv import dense_shell_conv
 
@@ -142,7 +145,7 @@ def compiled_ring_conv(
     y = x.new_empty((x.shape[0], *parts.sizes, matrix.shape[0]))
     for part in parts:
         y[part.samples, part.rows] = _product(parts.sums(loop, parts.seen(part), basis)[0].flatten(-2), matrix, bias)
-    return follow_format(y.movedim(-1, 1), x)
+    return follow_format(image_of(y), x)
 
 
 @compiled_ring_conv.register_fake

@@ -249,36 +249,6 @@ def slices_of(total: int, length: int) -> list[tuple[slice, slice]]:
     return [(slice(begin, begin + length), slice(start - begin, None)) for start, begin in starts]
 
 
-def has_channels_last(x: torch.Tensor, axis: int = 1) -> bool:
-    """Whether the channels of an image lie next to each other in memory; of one channel, whether its strides say so.
-
-    Args:
-        x: any tensor.
-        axis: that of the channels.
-
-    Example:
-        >>> has_channels_last(torch.zeros(1, 4, 3)), has_channels_last(torch.zeros(1, 3, 4).movedim(-1, 1))
-        (False, True)
-    """
-    return x.stride(axis) == 1 and x.movedim(axis, -1).is_contiguous()
-
-
-def follow_format(y: torch.Tensor, x: torch.Tensor, axis: int = 1) -> torch.Tensor:
-    """``y``, whose channels are last in memory, in the memory format of ``x``, as the framework's convolutions give it.
-
-    Args:
-        y: any tensor.
-        x: the input that it comes from.
-        axis: that of the channels.
-
-    Example:
-        >>> x, y = torch.zeros(1, 4, 3), torch.zeros(1, 3, 5).movedim(-1, 1)
-        >>> follow_format(y, x).stride(), follow_format(y, x.movedim(1, -1).contiguous().movedim(-1, 1)).stride()
-        ((15, 3, 1), (15, 1, 5))
-    """
-    return y if has_channels_last(x, axis) else y.contiguous()
-
-
 def pad_channels_last(x: torch.Tensor, margins: Sequence[int], first: int = 1) -> torch.Tensor:
     """Zeros around ``(batch, *sizes, ...)``, or voxels cut off for margins below 0, in one pass over memory.
 

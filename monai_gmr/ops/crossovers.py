@@ -20,11 +20,13 @@ class Point(NamedTuple):
         dims: number of spatial axes.
         kernel_size: window length in voxels, along all axes.
         channels: of input and output.
+        channels_last: whether the input has its channels last in memory.
     """
 
     dims: int
     kernel_size: int
     channels: int
+    channels_last: bool = False
 
 
 def least_voxels(voxels: Sequence[int], ratios: Sequence[float]) -> int | None:
@@ -56,13 +58,18 @@ def read_crossovers(device_type: str, path: Path = CROSSOVERS) -> dict[Point, in
     """
     content = json.loads(path.read_text(encoding="utf-8")).get(device_type, {"rows": []})
     return {
-        Point(row["dims"], row["kernel_size"], row["channels"]): least_voxels(row["voxels"], row["ratios"])
+        Point(row["dims"], row["kernel_size"], row["channels"], row["channels_last"]): least_voxels(
+            row["voxels"], row["ratios"]
+        )
         for row in content["rows"]
     }
 
 
 def least_of_neighbours(
-    table: Mapping[Point, int | None], kernel_size: Sequence[int], channels: tuple[int, int]
+    table: Mapping[Point, int | None],
+    kernel_size: Sequence[int],
+    channels: tuple[int, int],
+    channels_last: bool = False,
 ) -> int | None:
     """Voxels over the batch from which a convolution lies beyond the measured crossovers on all sides, ``None`` if it never does.
 
@@ -70,6 +77,7 @@ def least_of_neighbours(
         table: :func:`read_crossovers`.
         kernel_size: window length along each axis; the next smaller measured one counts.
         channels: of input and output; for both the next smaller and the next larger measured number have to be faster.
+        channels_last: whether the input has its channels last in memory.
 
     Example:
         >>> table = {Point(2, 3, 8): None, Point(2, 3, 32): 1000, Point(2, 3, 64): 500}
@@ -77,23 +85,26 @@ def least_of_neighbours(
         (1000, None)
     """
     dims = len(kernel_size)
-    windows = [point.kernel_size for point in table if point.dims == dims and point.kernel_size <= min(kernel_size)]
-    measured = sorted({point.channels for point in table if point.dims == dims})
+    points = [point for point in table if (point.dims, point.channels_last) == (dims, channels_last)]
+    windows = [point.kernel_size for point in points if point.kernel_size <= min(kernel_size)]
+    measured = sorted({point.channels for point in points})
     if not windows or min(channels) < measured[0]:
         return None
     found = []
     for count in channels:
         smaller = max(c for c in measured if c <= count)
         larger = min((c for c in measured if c >= count), default=measured[-1])
-        found += [table.get(Point(dims, max(windows), neighbour)) for neighbour in (smaller, larger)]
+        found += [table.get(Point(dims, max(windows), each, channels_last)) for each in (smaller, larger)]
     known = [least for least in found if least is not None]
     return max(known) if len(known) == len(found) else None
 
 
 @lru_cache(maxsize=1024)
-def crossover(device_type: str, kernel_size: tuple[int, ...], channels: tuple[int, int]) -> int | None:
+def crossover(
+    device_type: str, kernel_size: tuple[int, ...], channels: tuple[int, int], channels_last: bool
+) -> int | None:
     """:func:`least_of_neighbours` in the installed table, kept, for every call of a layer asks."""
-    return least_of_neighbours(read_crossovers(device_type), kernel_size, channels)
+    return least_of_neighbours(read_crossovers(device_type), kernel_size, channels, channels_last)
 
 
 def merge_rows(path: Path, device_type: str, machine: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -103,7 +114,7 @@ def merge_rows(path: Path, device_type: str, machine: Mapping[str, Any], rows: S
         path: the table; it may be missing.
         device_type: "cpu" or "cuda".
         machine: what was measured on.
-        rows: ``dims``, ``kernel_size``, ``channels``, ``voxels`` and ``ratios``.
+        rows: ``dims``, ``kernel_size``, ``channels``, ``channels_last``, ``voxels`` and ``ratios``.
     """
     content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     content[device_type] = {"machine": dict(machine), "rows": list(rows)}

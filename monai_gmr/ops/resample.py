@@ -5,6 +5,9 @@ An axis of ``n`` voxels and one of ``m`` voxels a ``factor`` coarser share their
 """
 
 import torch
+import torch.nn.functional as F
+
+from monai_gmr.ops.memory_format import runs_channels_last
 
 
 def downsampled_size(size: int, factor: int) -> int:
@@ -122,11 +125,23 @@ def apply_along_axis(x: torch.Tensor, matrix: torch.Tensor, axis: int) -> torch.
         torch.Size([1, 1, 3])
     """
     matrix = matrix.to(x.dtype)
+    if not torch.jit.is_scripting() and runs_channels_last(x) and axis + x.dim() > 1:
+        return _apply_channels_last(x, matrix, axis)
     if axis == -1:
         return torch.matmul(x, matrix.transpose(0, 1))
     tail = x.shape[x.dim() + axis + 1 :]
     turned = torch.matmul(matrix, x.flatten(x.dim() + axis + 1))
     return turned.reshape(list(turned.shape[:-1]) + list(tail))
+
+
+@torch.jit.unused
+def _apply_channels_last(x: torch.Tensor, matrix: torch.Tensor, axis: int) -> torch.Tensor:
+    """:func:`apply_along_axis` for an image with channels last, which the result has, too."""
+    last = x.movedim(1, -1)
+    before, after = last.shape[: axis - 1], last.shape[last.dim() + axis :]
+    # a convolution of one tap is a matrix product, up to twice as fast here
+    found = F.conv1d(last.reshape(before.numel(), x.shape[axis], after.numel()), matrix[:, :, None])
+    return found.reshape(*before, matrix.shape[0], *after).movedim(-1, 1)
 
 
 def symmetric_downsample(x: torch.Tensor, factors: list[int], sigma: float) -> torch.Tensor:

@@ -1,9 +1,13 @@
 """Backend "compiled" gives what the dense kernel gives in float64, forward and backward, or says why it does not run."""
 
 import logging
+import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from monai_gmr import set_backend
 from monai_gmr.networks.layers import GMRConv2d, GMRConv3d, GMRHarmonicConv2d, GMRHarmonicConv3d
@@ -192,6 +196,32 @@ def test_only_what_the_backward_pass_needs_is_saved(compiled):
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
         layer(x)
     assert sum(saved) <= x.numel() + 4 * layer.weight.numel()
+
+
+@given(
+    batch=st.integers(1, 3),
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    margin=st.integers(-1, 3),
+    taps=st.sampled_from([1, 3, 5]),
+    capacity=st.integers(1, 4000),
+)
+def test_parts_see_what_padding_at_once_gives(batch, sizes, margin, taps, capacity):
+    dims = len(sizes)
+    assume(all(n + 2 * margin >= taps for n in sizes))
+    window = compiled_loops.Window((0,) * taps**dims, (taps,) * dims, 1, (1,) * dims)
+    x = torch.arange(1.0, 2 * batch * math.prod(sizes) + 1).reshape(batch, *sizes, 2)
+    padded = F.pad(x, [0, 0, *([margin] * 2 * dims)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled_loops, "BYTES_OF_A_PART", capacity)
+        parts = compiled_loops.Parts(x, [margin] * dims, window, floats=3)
+        covered = torch.zeros(batch, parts.sizes[0])
+        for part in parts:
+            seen = parts.seen(part)
+            rows = slice(part.rows.start, part.rows.stop + taps - 1)
+            assert torch.equal(seen, padded[part.samples, rows])
+            assert seen.is_contiguous()
+            covered[part.samples, part.rows][part.fresh] += 1
+    assert (covered == 1).all()
 
 
 def test_a_size_that_does_not_repeat_is_left_to_dense(monkeypatch):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from monai_gmr import set_backend
 from monai_gmr.apps import crossovers as app
 from monai_gmr.ops import backends, compiled_loops
-from monai_gmr.ops.backends import select_backend
+from monai_gmr.ops.backends import prefers_channels_last, select_backend
 from monai_gmr.ops.compiled_conv import compiled_backend
 from monai_gmr.ops.crossovers import CROSSOVERS, FASTER, Point, least_of_neighbours, least_voxels, read_crossovers
 from monai_gmr.ops.ring_conv import dense_ring_conv
@@ -67,6 +67,24 @@ def test_a_size_is_compiled_once_dense_has_taken_as_long(auto, monkeypatch):
     assert select_backend(x[..., 1:], (3, 3), (32, 32)) is dense_ring_conv
 
 
+def test_an_image_with_channels_last_has_crossovers_of_its_own(monkeypatch):
+    table = {Point(2, 3, 8): None, Point(2, 3, 8, True): 1000}
+    monkeypatch.setattr(backends, "_spent", backends.defaultdict(float))
+    monkeypatch.setattr(backends, "crossover", lambda device, *use: least_of_neighbours(table, *use))
+    monkeypatch.setenv(backends.PATIENCE_VARIABLE, "0")
+    set_backend("auto")
+    x = torch.randn(1, 8, 40, 40)
+    assert select_backend(x, (3, 3), (8, 8)) is dense_ring_conv
+    assert select_backend(x.to(memory_format=torch.channels_last), (3, 3), (8, 8)) is compiled_backend
+    # a net asks before its first layer, whatever it is given
+    assert prefers_channels_last(x, (3, 3), (8, 8))
+    assert prefers_channels_last(x[:, :1], (3, 3), (8, 8))
+    assert not prefers_channels_last(x[..., :8], (3, 3), (8, 8))
+    set_backend("dense")
+    assert not prefers_channels_last(x, (3, 3), (8, 8))
+    set_backend("auto")
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_only_float32_on_a_measured_device_is_compiled(auto, monkeypatch, device, dtype):
@@ -86,7 +104,9 @@ def test_patience_that_is_no_number_is_one_sentence(auto, monkeypatch):
 
 def test_the_table_has_a_row_for_every_point_that_the_script_measures():
     rows = json.loads(CROSSOVERS.read_text())["cpu"]["rows"]
-    assert [Point(row["dims"], row["kernel_size"], row["channels"]) for row in rows] == app.make_points()
+    assert [
+        Point(row["dims"], row["kernel_size"], row["channels"], row["channels_last"]) for row in rows
+    ] == app.make_points()
     for row, point in zip(rows, app.make_points()):
         shapes = list(app.sizes_of(point))
         assert row["voxels"] == [shape[0] * shape[2] ** point.dims for shape in shapes]
@@ -102,7 +122,8 @@ def test_the_script_replaces_the_rows_of_its_device_only(tmp_path, capsys):
     assert app.main(["--quick", "--repeats", "1", "--output", str(path)]) == 0
     content = json.loads(path.read_text())
     assert content["cuda"] == {"rows": []}
-    assert [row["dims"] for row in content["cpu"]["rows"]] == [2, 3]
+    rows = [(row["dims"], row["channels_last"]) for row in content["cpu"]["rows"]]
+    assert rows == [(2, False), (3, False), (2, True), (3, True)]
     assert "2D k=3 C2: 64: " in capsys.readouterr().out
     assert not list(tmp_path.glob("*.part"))
 

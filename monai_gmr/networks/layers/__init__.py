@@ -8,7 +8,7 @@ from monai_gmr.networks.layers.centred_conv import (
     GMRCentredHarmonicConv2d,
     GMRCentredHarmonicConv3d,
 )
-from monai_gmr.networks.layers.factories import make_convolution, register_layers, split_convolution
+from monai_gmr.networks.layers.factories import keep_channels_last, make_convolution, register_layers, split_convolution
 from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d
 from monai_gmr.networks.layers.gmr_conv_transpose import (
     GMRConvTranspose1d,
@@ -16,6 +16,7 @@ from monai_gmr.networks.layers.gmr_conv_transpose import (
     GMRConvTranspose3d,
 )
 from monai_gmr.networks.layers.gmr_harmonic_conv import GMRHarmonicConv1d, GMRHarmonicConv2d, GMRHarmonicConv3d
+from monai_gmr.networks.layers.instance_norm import GMRInstanceNorm2d, GMRInstanceNorm3d
 from monai_gmr.networks.layers.resampling import GMRAvgPool, GMRDownsample, GMRMaxPool, GMRUpsample
 from monai_gmr.networks.layers.sized_upsampling import (
     GMRInterpolate,
@@ -45,6 +46,8 @@ __all__ = [
     "GMRHarmonicConv1d",
     "GMRHarmonicConv2d",
     "GMRHarmonicConv3d",
+    "GMRInstanceNorm2d",
+    "GMRInstanceNorm3d",
     "GMRInterpolate",
     "GMRMaxPool",
     "GMRResizedConv1d",
@@ -56,6 +59,7 @@ __all__ = [
     "GMRUpsample",
     "SREConv2d",
     "SREConv3d",
+    "keep_channels_last",
     "make_convolution",
     "register_layers",
     "split_convolution",

@@ -1,4 +1,5 @@
-"""Registration in MONAI's layer factories: ``Conv["GMR", 3]``, ``Conv["GMRTRANS", 3]``, ``Conv["SRE", 3]``, ``Pool["GMRMAX", 3]``."""
+"""Registration in MONAI's layer factories: ``Conv["GMR", 3]``, ``Conv["GMRTRANS", 3]``, ``Conv["SRE", 3]``, ``Pool["GMRMAX", 3]``,
+``Norm["GMRINSTANCE", 3]``."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from monai.networks.layers.factories import Conv, Pool
+from monai.networks.layers.factories import Conv, Norm, Pool
 from torch import nn
 
 from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d
@@ -16,6 +17,7 @@ from monai_gmr.networks.layers.gmr_conv_transpose import (
     GMRConvTranspose3d,
 )
 from monai_gmr.networks.layers.gmr_harmonic_conv import GMRHarmonicConv1d, GMRHarmonicConv2d, GMRHarmonicConv3d
+from monai_gmr.networks.layers.instance_norm import GMRInstanceNorm2d, GMRInstanceNorm3d
 from monai_gmr.networks.layers.resampling import GMRAvgPool, GMRMaxPool
 from monai_gmr.networks.layers.square_conv import SQUARE_RINGS, GMRSquareConv2d, GMRSquareConv3d
 from monai_gmr.networks.layers.sre_conv import SREConv2d, SREConv3d
@@ -92,6 +94,21 @@ def make_convolution(
     return Conv[key, spatial_dims](in_channels, out_channels, kernel_size, **kwargs)
 
 
+def keep_channels_last(norm: tuple | str | None) -> tuple | str | None:
+    """The norm of a block: "instance" becomes :class:`GMRInstanceNorm2d`, which is the same and keeps an image channels last.
+
+    Args:
+        norm: as in ``monai.networks.blocks.Convolution``.
+
+    Example:
+        >>> keep_channels_last(("instance", {"affine": True})), keep_channels_last("batch")
+        (('GMRINSTANCE', {'affine': True}), 'batch')
+    """
+    if isinstance(norm, str):
+        return "GMRINSTANCE" if norm.upper() == "INSTANCE" else norm
+    return norm if norm is None else (keep_channels_last(norm[0]), *norm[1:])
+
+
 def _by_dimension(name: str, classes: dict[int, Any]) -> Callable[[int], Any]:
     def factory(spatial_dims: int) -> Any:
         if spatial_dims not in classes:
@@ -103,7 +120,7 @@ def _by_dimension(name: str, classes: dict[int, Any]) -> Callable[[int], Any]:
 
 
 def register_layers() -> None:
-    """Add the radial layers to MONAI's ``Conv`` and ``Pool`` factories; importing ``monai_gmr`` does it.
+    """Add the radial layers to MONAI's ``Conv``, ``Pool`` and ``Norm`` factories; importing ``monai_gmr`` does it.
 
     Example:
         >>> from monai.networks.layers import Conv
@@ -122,3 +139,5 @@ def register_layers() -> None:
         Conv.add_factory_callable(name, _by_dimension(name, classes))
     for name, pool in {"GMRMAX": GMRMaxPool, "GMRAVG": GMRAvgPool}.items():
         Pool.add_factory_callable(name, _by_dimension(name, {d: partial(pool, d) for d in (1, 2, 3)}))
+    norms = {1: nn.InstanceNorm1d, 2: GMRInstanceNorm2d, 3: GMRInstanceNorm3d}
+    Norm.add_factory_callable("GMRINSTANCE", _by_dimension("GMRINSTANCE", norms))

@@ -40,8 +40,9 @@ from torch import nn
 from monai_gmr.networks.layers.gmr_conv import GMRConvNd
 from monai_gmr.ops.backends import select_backend, takes_factors
 from monai_gmr.ops.compiled_invariants import looped_invariants_of_order
-from monai_gmr.ops.compiled_loops import follow_format, pad_channels_last
+from monai_gmr.ops.compiled_loops import pad_channels_last
 from monai_gmr.ops.invariants import fused_invariants, invariants, norm_variance
+from monai_gmr.ops.memory_format import follow_format
 from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.symmetry import gaussian_basis, gaussian_means, number_of_components, tap_harmonics
 from monai_gmr.symmetry.radial_bases import GAUSSIAN_MEAN_MARGIN

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from monai.networks.layers.factories import Conv
 from torch import nn
+from torch.nn.modules.utils import _ntuple
 
 from monai_gmr.networks.blocks import GMRConvolution, GMRCornerUpsample, GMRTrim, make_downsample
 from monai_gmr.networks.layers import GMRUpsample, make_convolution, split_convolution
@@ -16,6 +17,8 @@ from monai_gmr.networks.nets.checks import (
     convolution_per_level,
     kernel_size_per_level,
 )
+from monai_gmr.ops.backends import prefers_channels_last
+from monai_gmr.ops.memory_format import make_channels_last, runs_channels_last
 from monai_gmr.utils import ConfigurationError, SymmetryWarning, check_choice
 
 DEFAULT_KERNEL_SIZE = {1: 5, 2: 5, 3: 3}
@@ -124,6 +127,9 @@ class GMRUNet(nn.Module):
             )
         self.spatial_dims, self.in_channels = spatial_dims, in_channels
         self.deep_supervision = deep_supervision
+        # of the convolutions on the finest grid
+        self.window, self.channels = _ntuple(spatial_dims)(windows[0]), (features[0], features[0])
+        self.is_radial = split_convolution(convolutions[0])[0] != "plain"
         self.normalises_instances = (
             str(norm[0] if isinstance(norm, tuple | list) else norm).lower().startswith("instance")
         )
@@ -161,25 +167,34 @@ class GMRUNet(nn.Module):
         if not torch.jit.is_scripting():
             check_network_input(self, x, self.spatial_dims, self.in_channels)
             check_smallest_grid(x, len(self.encoders), self.normalises_instances, self.training)
+            if self.is_radial and prefers_channels_last(x, self.window, self.channels):
+                x = make_channels_last(x)
         x = self.stem(x)
         skips: list[torch.Tensor] = []
         for encoder in self.encoders:
             skips.append(x)
-            x = encoder(x)
+            x = self._as_skip(encoder(x), x)
         levels: list[torch.Tensor] = [] if len(skips) > 0 else [x]
         for reducer, decoder in zip(self.reducers, self.decoders):
             skip = skips.pop()
             size = list(skip.shape)[2:]
-            x = decoder(torch.cat([skip, self.upsample(reducer(x), size)], dim=1))
+            x = self._as_skip(reducer(x), skip)
+            x = decoder(torch.cat([skip, self.upsample(x, size)], dim=1))
             levels.append(x)
         return levels
+
+    def _as_skip(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        """Channels last where the skip connection has them: the framework's convolutions of few voxels lose them."""
+        if not torch.jit.is_scripting() and runs_channels_last(skip):
+            x = make_channels_last(x)
+        return x
 
     def forward(self, x: torch.Tensor):
         """``(batch, in_channels, *spatial)`` to ``(batch, out_channels, *spatial)``, or a list of it and coarser outputs."""
         levels = self.decode(x)
-        output = self.head(levels[-1])
+        output = self.head(levels[-1]).contiguous()
         # a scripted net returns the segmentation alone: TorchScript knows one type of result
         if not torch.jit.is_scripting() and self.deep_supervision and self.training:
-            coarse = [head(level) for head, level in zip(self.heads, levels)]
+            coarse = [head(level).contiguous() for head, level in zip(self.heads, levels)]
             return [output, *reversed(coarse)]
         return output

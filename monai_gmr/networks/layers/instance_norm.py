@@ -1,0 +1,47 @@
+"""Instance norm that keeps channels last."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from monai_gmr.ops.compiled_norm import instance_norm
+
+
+class GMRInstanceNormNd(nn.modules.instancenorm._InstanceNorm):
+    """What :class:`GMRInstanceNorm2d` and :class:`GMRInstanceNorm3d` share."""
+
+    def _apply_instance_norm(self, input: torch.Tensor) -> torch.Tensor:
+        if not torch.jit.is_scripting() and not self.track_running_stats:
+            return self._by_own_statistics(input)
+        return F.instance_norm(
+            input,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training or not self.track_running_stats,
+            self.momentum if self.momentum is not None else 0.0,
+            self.eps,
+        )
+
+    @torch.jit.unused
+    def _by_own_statistics(self, input: torch.Tensor) -> torch.Tensor:
+        return instance_norm(input, self.weight, self.bias, self.eps)
+
+
+class GMRInstanceNorm2d(GMRInstanceNormNd, nn.InstanceNorm2d):
+    """``torch.nn.InstanceNorm2d``; an image with channels last in memory keeps them so where backend "compiled" has a loop for its size.
+
+    Example:
+        >>> GMRInstanceNorm2d(3)(torch.rand(2, 3, 4, 5)).shape
+        torch.Size([2, 3, 4, 5])
+    """
+
+
+class GMRInstanceNorm3d(GMRInstanceNormNd, nn.InstanceNorm3d):
+    """:class:`GMRInstanceNorm2d` in three dimensions.
+
+    Example:
+        >>> GMRInstanceNorm3d(3, affine=True)(torch.rand(2, 3, 4, 5, 6)).shape
+        torch.Size([2, 3, 4, 5, 6])
+    """

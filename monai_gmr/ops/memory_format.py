@@ -1,0 +1,90 @@
+"""Channels last: how an image lies in memory where convolutions on a CPU are fastest."""
+
+import torch
+
+
+def has_channels_last(x: torch.Tensor, axis: int = 1) -> bool:
+    """Whether the channels of an image lie next to each other in memory; of one channel, whether its strides say so.
+
+    Args:
+        x: any tensor.
+        axis: that of the channels.
+
+    Example:
+        >>> has_channels_last(torch.zeros(1, 4, 3)), has_channels_last(torch.zeros(1, 3, 4).movedim(-1, 1))
+        (False, True)
+    """
+    return x.stride(axis) == 1 and x.movedim(axis, -1).is_contiguous()
+
+
+def image_of(last: torch.Tensor) -> torch.Tensor:
+    """``(batch, *spatial, channels)`` as an image ``(batch, channels, *spatial)`` that is no view: what follows may work in place.
+
+    Args:
+        last: contiguous, and used nowhere else.
+
+    Example:
+        >>> image = image_of(torch.zeros(1, 4, 3))
+        >>> image.shape, image.stride(), image._is_view()
+        (torch.Size([1, 3, 4]), (12, 1, 3), False)
+    """
+    view = last.movedim(-1, 1)
+    return last.new_empty((0,)).set_(last.untyped_storage(), last.storage_offset(), view.shape, view.stride())
+
+
+def follow_format(y: torch.Tensor, x: torch.Tensor, axis: int = 1) -> torch.Tensor:
+    """``y``, whose channels are last in memory, in the memory format of ``x``, as the framework's convolutions give it.
+
+    Args:
+        y: any tensor.
+        x: the input that it comes from.
+        axis: that of the channels.
+
+    Example:
+        >>> x, y = torch.zeros(1, 4, 3), torch.zeros(1, 3, 5).movedim(-1, 1)
+        >>> follow_format(y, x).stride(), follow_format(y, x.movedim(1, -1).contiguous().movedim(-1, 1)).stride()
+        ((15, 3, 1), (15, 1, 5))
+    """
+    return y if has_channels_last(x, axis) else y.contiguous()
+
+
+@torch.jit.unused
+def runs_channels_last(x: torch.Tensor) -> bool:
+    """Whether an image has channels last and is computed on now: what is recorded as a graph has no memory format.
+
+    Args:
+        x: ``(batch, channels, *spatial)``.
+
+    Example:
+        >>> runs_channels_last(torch.zeros(1, 3, 4, 4).to(memory_format=torch.channels_last))
+        True
+    """
+    return x.dim() in (4, 5) and not _is_recorded(x) and has_channels_last(x)
+
+
+@torch.jit.unused
+def make_channels_last(x: torch.Tensor) -> torch.Tensor:
+    """An image with channels last, on a CPU in 2D and 3D; elsewhere, and where a graph is recorded, as it is.
+
+    Args:
+        x: ``(batch, channels, *spatial)``.
+
+    Returns:
+        the same values; of one channel, the same memory with strides that say channels last, which the framework's convolutions go by.
+
+    Example:
+        >>> x = torch.zeros(1, 1, 4, 4)
+        >>> x.stride(), make_channels_last(x).stride()
+        ((16, 16, 4, 1), (16, 1, 4, 1))
+    """
+    if x.device.type != "cpu" or x.dim() not in (4, 5) or _is_recorded(x) or has_channels_last(x):
+        return x
+    x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    if x.shape[1] > 1:
+        return x
+    return x.as_strided(x.shape, [1 if axis == 1 else stride for axis, stride in enumerate(x.stride())])
+
+
+def _is_recorded(x: torch.Tensor) -> bool:
+    """Whether operations on a tensor go into a graph, or are those of ``torch.func``."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x)
