@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from monai_gmr.ops.backends import register_backend, select_backend
+from monai_gmr.ops.memory_format import make_channels_last, runs_channels_last
 
 
 def dense_kernel(weight: torch.Tensor, basis: torch.Tensor, shells: torch.Tensor) -> torch.Tensor:
@@ -86,7 +87,9 @@ def dense_ring_conv(
     """Backend "dense": build the kernel, call the framework's convolution; the reference, and what export uses."""
     kernel = full_precision_kernel(weight, basis, shells)
     if factors is None:
-        return conv_nd(x, kernel, bias, stride, padding, dilation, groups)
+        y = conv_nd(x, kernel, bias, stride, padding, dilation, groups)
+        # the framework loses the memory format in 3D where there are few channels or voxels
+        return make_channels_last(y) if runs_channels_last(x) else y
     rows = kernel.flatten(2)[:, None] * factors.to(kernel.dtype)[None, :, None]
     rows = rows.flatten(0, 1).reshape([-1] + list(kernel.shape)[1:])
     return conv_nd(x, rows, bias, stride, padding, dilation, groups).unflatten(

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from monai_gmr import set_backend
-from monai_gmr.networks.layers import GMRInstanceNorm2d, GMRInstanceNorm3d
+from monai_gmr.networks.layers import GMRConv3d, GMRInstanceNorm2d, GMRInstanceNorm3d
 from monai_gmr.networks.nets import GMRUNet
 from monai_gmr.ops import compiled_loops
 from monai_gmr.ops.compiled_norm import instance_norm
@@ -123,9 +123,21 @@ def test_a_net_computes_channels_last_and_stays_equivariant(compiled, conv, feat
     assert torch.cat([(a - b).flatten() for a, b in zip(found[1:], expected[1:])]).norm() <= 1e-4 * total
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_dense_convolution_keeps_channels_last(channels):
+    set_backend("dense")
+    x = make_channels_last(torch.randn(2, channels, 5, 6, 4))
+    layer = GMRConv3d(channels, 4, 3, padding=1)
+    found = layer(x)
+    assert has_channels_last(found)
+    assert torch.allclose(found, layer(x.contiguous()), atol=1e-6)
+    set_backend("auto")
+
+
 @needs_compiler
-def test_a_plain_net_is_left_as_it_is(compiled):
-    net, formats = GMRUNet(2, 1, 2, features=(4, 6), conv="plain"), []
+@pytest.mark.parametrize("arguments", [{"conv": "plain"}, {"norm": "batch"}])
+def test_nets_that_gain_nothing_or_would_be_inexact_stay_channels_first(compiled, arguments):
+    net, formats = GMRUNet(2, 1, 2, features=(4, 6), **arguments), []
     net.stem.register_forward_hook(lambda module, inputs, output: formats.append(has_channels_last(output)))
     net(torch.randn(1, 1, 8, 8))
     assert formats == [False]

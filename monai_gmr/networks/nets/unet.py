@@ -45,7 +45,8 @@ class GMRUNet(nn.Module):
     """Segmentation U-Net, exactly equivariant to every symmetry of the voxel grid, at every input size.
 
     Two convolutions a level, exact resampling between the levels (even and odd sizes each have a window of their own, so that no size
-    must be divisible by anything), skip connections by concatenation, as in ``monai.networks.nets.BasicUNet``.
+    must be divisible by anything), skip connections by concatenation, as in ``monai.networks.nets.BasicUNet``. On backend "compiled" a net
+    with instance norms computes with channels last in memory.
 
     Args:
         spatial_dims: 1, 2 or 3.
@@ -127,12 +128,13 @@ class GMRUNet(nn.Module):
             )
         self.spatial_dims, self.in_channels = spatial_dims, in_channels
         self.deep_supervision = deep_supervision
-        # of the convolutions on the finest grid
-        self.window, self.channels = _ntuple(spatial_dims)(windows[0]), (features[0], features[0])
-        self.is_radial = split_convolution(convolutions[0])[0] != "plain"
         self.normalises_instances = (
             str(norm[0] if isinstance(norm, tuple | list) else norm).lower().startswith("instance")
         )
+        # of the convolutions on the finest grid
+        self.window, self.channels = _ntuple(spatial_dims)(windows[0]), (features[0], features[0])
+        # with channels last the framework's other norms add up in single precision, and the net would not be exact
+        self.may_run_channels_last = self.normalises_instances and split_convolution(convolutions[0])[0] != "plain"
         common: dict[str, Any] = {"rings": rings, "spacing": spacing, "padding_mode": padding_mode}
         common |= {"act": act, "norm": norm, "bias": bias, "dropout": dropout or None}
 
@@ -167,13 +169,13 @@ class GMRUNet(nn.Module):
         if not torch.jit.is_scripting():
             check_network_input(self, x, self.spatial_dims, self.in_channels)
             check_smallest_grid(x, len(self.encoders), self.normalises_instances, self.training)
-            if self.is_radial and prefers_channels_last(x, self.window, self.channels):
+            if self.may_run_channels_last and prefers_channels_last(x, self.window, self.channels):
                 x = make_channels_last(x)
         x = self.stem(x)
         skips: list[torch.Tensor] = []
         for encoder in self.encoders:
             skips.append(x)
-            x = self._as_skip(encoder(x), x)
+            x = encoder(x)
         levels: list[torch.Tensor] = [] if len(skips) > 0 else [x]
         for reducer, decoder in zip(self.reducers, self.decoders):
             skip = skips.pop()
@@ -184,7 +186,7 @@ class GMRUNet(nn.Module):
         return levels
 
     def _as_skip(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        """Channels last where the skip connection has them: the framework's convolutions of few voxels lose them."""
+        """Channels last where the skip connection has them: the framework's 1x1 convolutions of few voxels lose them."""
         if not torch.jit.is_scripting() and runs_channels_last(skip):
             x = make_channels_last(x)
         return x
