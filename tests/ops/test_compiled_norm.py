@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from monai_gmr import set_backend
-from monai_gmr.networks.layers import GMRConv3d, GMRInstanceNorm2d, GMRInstanceNorm3d
+from monai_gmr.networks.layers import GMRConv3d, GMRHarmonicConv3d, GMRInstanceNorm2d, GMRInstanceNorm3d
 from monai_gmr.networks.nets import GMRUNet
 from monai_gmr.ops import compiled_loops
 from monai_gmr.ops.compiled_norm import instance_norm
@@ -123,11 +123,12 @@ def test_a_net_computes_channels_last_and_stays_equivariant(compiled, conv, feat
     assert torch.cat([(a - b).flatten() for a, b in zip(found[1:], expected[1:])]).norm() <= 1e-4 * total
 
 
+@pytest.mark.parametrize("make", [GMRConv3d, GMRHarmonicConv3d])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_dense_convolution_keeps_channels_last(channels):
+def test_a_dense_convolution_keeps_channels_last(make, channels):
     set_backend("dense")
     x = make_channels_last(torch.randn(2, channels, 5, 6, 4))
-    layer = GMRConv3d(channels, 4, 3, padding=1)
+    layer = make(channels, 4, 3, padding=1)
     found = layer(x)
     assert has_channels_last(found)
     assert torch.allclose(found, layer(x.contiguous()), atol=1e-6)

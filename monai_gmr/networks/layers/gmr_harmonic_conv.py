@@ -42,7 +42,7 @@ from monai_gmr.ops.backends import select_backend, takes_factors
 from monai_gmr.ops.compiled_invariants import looped_invariants_of_order
 from monai_gmr.ops.compiled_loops import pad_channels_last
 from monai_gmr.ops.invariants import fused_invariants, invariants, norm_variance
-from monai_gmr.ops.memory_format import follow_format
+from monai_gmr.ops.memory_format import follow_format, make_channels_last, runs_channels_last
 from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.symmetry import gaussian_basis, gaussian_means, number_of_components, tap_harmonics
 from monai_gmr.symmetry.radial_bases import GAUSSIAN_MEAN_MARGIN
@@ -208,7 +208,8 @@ class GMRHarmonicConvNd(GMRConvNd):
             return self._reduced_by_order(input, padding, backend)
         with torch.autocast(device_type=self.weight.device.type, enabled=False):
             kernel = self.dense_kernel()
-        return self._reduced(conv_nd(input, kernel, None, self.stride, padding, self.dilation, self.groups))
+        output = self._reduced(conv_nd(input, kernel, None, self.stride, padding, self.dilation, self.groups))
+        return make_channels_last(output) if runs_channels_last(input) else output
 
     def _reduced_by_order(
         self, input: torch.Tensor, padding: list[int], backend: Callable[..., torch.Tensor]
