@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from monai_gmr.ops.crossovers import crossover
-from monai_gmr.ops.memory_format import runs_channels_last
+from monai_gmr.ops.memory_format import is_recorded, runs_channels_last
 from monai_gmr.utils import ConfigurationError, check_choice
 
 ENVIRONMENT_VARIABLE = "MONAI_GMR_BACKEND"
@@ -120,7 +120,7 @@ def prefers_channels_last(x: torch.Tensor, kernel_size: tuple[int, ...], channel
 
 def _choose(x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int], channels_last: bool) -> str:
     """What "auto" stands for: "compiled" beyond the measured crossovers, for a use that has shown that it pays for compilation."""
-    if torch.jit.is_tracing() or torch.compiler.is_compiling() or x.device.type == "meta":
+    if is_recorded(x) or x.device.type == "meta":
         return "dense"
     if x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
         return "dense"

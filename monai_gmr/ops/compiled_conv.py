@@ -41,6 +41,7 @@ from monai_gmr.ops.compiled_loops import (
     TapSums,
     Window,
     can_compile,
+    takes_loops,
 )
 from monai_gmr.ops.memory_format import follow_format, image_of
 from monai_gmr.ops.ring_conv import dense_ring_conv, output_sizes
@@ -338,18 +339,10 @@ def _shells_with_factors(window: tuple[int, ...], live: int, rows: tuple[tuple[f
 
 
 def has_loops(x: torch.Tensor, shells: torch.Tensor, stride: list[int], groups: int) -> bool:
-    """Whether there are loops for such a convolution; not for strides, groups, half precision, ``torch.func``, and
+    """Whether there are loops for such a convolution; not for strides, groups, half precision, recorded graphs, ``torch.func``, and
     windows without a centre."""
     window = shells.flatten().tolist()
-    return (
-        not torch._C._functorch.is_functorch_wrapped_tensor(x)
-        and x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-        and max(stride) == groups == 1
-        and x.numel() > 0
-        and window == window[::-1]
-    )
+    return takes_loops(x) and max(stride) == groups == 1 and window == window[::-1]
 
 
 @register_backend("compiled", takes_factors=has_loops)
@@ -368,7 +361,7 @@ def compiled_backend(
 ) -> torch.Tensor:
     """Backend "compiled": generated loops; "dense" where there are none, and for a size that has not repeated yet."""
     dense = partial(dense_ring_conv, x, weight, basis, shells, bias, stride, padding, dilation, groups, factors)
-    if torch.jit.is_tracing() or torch.compiler.is_compiling() or not has_loops(x, shells, stride, groups):
+    if not has_loops(x, shells, stride, groups):
         return dense()
     batched = x if x.dim() == shells.dim() + 2 else x[None]
     components = None if factors is None else len(factors)

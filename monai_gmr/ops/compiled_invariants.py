@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from monai_gmr.ops.compiled_loops import Loop, can_compile, run_loop
+from monai_gmr.ops.compiled_loops import Loop, can_compile, run_loop, takes_loops
 from monai_gmr.ops.invariants import NORM_SMOOTHING, inner_product_scale, invariants, invariants_of_order
 
 
@@ -130,15 +130,7 @@ compiled_invariants.register_autograd(_backward, setup_context=_setup_context)
 
 def _has_loops(last: torch.Tensor, norms: int) -> bool:
     """Whether there are loops for ``(..., voxels, components, channels)``: float32 on a CPU, contiguous, a size that repeats."""
-    return (
-        last.device.type == "cpu"
-        and last.dtype == torch.float32
-        and last.numel() > 0
-        and not torch._C._functorch.is_functorch_wrapped_tensor(last)
-        and last.is_contiguous()
-        and not torch.compiler.is_compiling()
-        and can_compile((last.shape, norms))
-    )
+    return takes_loops(last) and last.is_contiguous() and can_compile((last.shape, norms))
 
 
 def looped_invariants_of_order(part: torch.Tensor, norms: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from monai_gmr.ops.memory_format import is_recorded
 from monai_gmr.ops.tap_sums import OPTIONS, make_ring_sums, make_tap_sums, taps_by_shell
 
 logger = logging.getLogger(__name__)
@@ -165,6 +166,22 @@ def _one_line(error: Exception) -> str:
 @lru_cache(maxsize=1)
 def _say_dense(reason: str) -> None:
     logger.warning(f"backend 'compiled' is not used: {reason}; 'dense' runs in its place.")
+
+
+def takes_loops(x: torch.Tensor) -> bool:
+    """Whether loops are made for such a tensor: float32 on a CPU, without autocast, where no graph is recorded.
+
+    Example:
+        >>> takes_loops(torch.zeros(3)), takes_loops(torch.zeros(3, dtype=torch.float64)), takes_loops(torch.zeros(0))
+        (True, False, False)
+    """
+    return (
+        not is_recorded(x)
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and x.numel() > 0
+    )
 
 
 def can_compile(use: tuple) -> bool:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from monai_gmr.ops.backends import get_backend
-from monai_gmr.ops.compiled_loops import Loop, can_compile, run_loop
+from monai_gmr.ops.compiled_loops import Loop, can_compile, run_loop, takes_loops
 from monai_gmr.ops.memory_format import image_of, runs_channels_last
 
 
@@ -181,10 +181,8 @@ def instance_norm(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tens
     """
     looped = (
         get_backend() != "dense"
-        and x.device.type == "cpu"
-        and x.dtype == torch.float32
+        and takes_loops(x)
         and (weight is None or weight.dtype == torch.float32)
-        and not torch.is_autocast_enabled("cpu")
         and x.numel() > x.shape[0] * x.shape[1]
         and runs_channels_last(x)
         and x.shape[1] > 1

@@ -3,6 +3,16 @@
 import torch
 
 
+def is_recorded(x: torch.Tensor) -> bool:
+    """Whether operations on a tensor go into a graph, or are those of ``torch.func``: there it has no memory that could be asked.
+
+    Example:
+        >>> is_recorded(torch.zeros(2)), torch.func.vmap(lambda x: x + is_recorded(x))(torch.zeros(2))
+        (False, tensor([1., 1.]))
+    """
+    return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
 def has_channels_last(x: torch.Tensor, axis: int = 1) -> bool:
     """Whether the channels of an image lie next to each other in memory; of one channel, whether its strides say so.
 
@@ -59,7 +69,7 @@ def runs_channels_last(x: torch.Tensor) -> bool:
         >>> runs_channels_last(torch.zeros(1, 3, 4, 4).to(memory_format=torch.channels_last))
         True
     """
-    return x.dim() in (4, 5) and not _is_recorded(x) and has_channels_last(x)
+    return x.dim() in (4, 5) and not is_recorded(x) and has_channels_last(x)
 
 
 @torch.jit.unused
@@ -77,14 +87,9 @@ def make_channels_last(x: torch.Tensor) -> torch.Tensor:
         >>> x.stride(), make_channels_last(x).stride()
         ((16, 16, 4, 1), (16, 1, 4, 1))
     """
-    if x.device.type != "cpu" or x.dim() not in (4, 5) or _is_recorded(x) or has_channels_last(x):
+    if x.device.type != "cpu" or x.dim() not in (4, 5) or is_recorded(x) or has_channels_last(x):
         return x
     x = x.movedim(1, -1).contiguous().movedim(-1, 1)
     if x.shape[1] > 1:
         return x
     return x.as_strided(x.shape, [1 if axis == 1 else stride for axis, stride in enumerate(x.stride())])
-
-
-def _is_recorded(x: torch.Tensor) -> bool:
-    """Whether operations on a tensor go into a graph, or are those of ``torch.func``."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x)

@@ -21,14 +21,6 @@ from monai_gmr.symmetry import kernel_shells, tap_harmonics
 pytestmark = pytest.mark.skipif(compiled_loops.compiler_failure() is not None, reason="no C++ compiler")
 
 
-@pytest.fixture
-def compiled(monkeypatch):
-    monkeypatch.setattr(compiled_loops, "USES_BEFORE_COMPILATION", 0)
-    set_backend("compiled")
-    yield
-    set_backend("auto")
-
-
 def problem(window, channels, live, size, batch):
     shells = torch.as_tensor(kernel_shells(window).tap_shell)
     x = torch.randn(batch, channels[0], *size, dtype=torch.float64)

@@ -15,14 +15,6 @@ from monai_gmr.ops.memory_format import has_channels_last, make_channels_last
 needs_compiler = pytest.mark.skipif(compiled_loops.compiler_failure() is not None, reason="no C++ compiler")
 
 
-@pytest.fixture
-def compiled(monkeypatch):
-    monkeypatch.setattr(compiled_loops, "USES_BEFORE_COMPILATION", 0)
-    set_backend("compiled")
-    yield
-    set_backend("auto")
-
-
 @needs_compiler
 @pytest.mark.parametrize("shape", [(2, 3, 5, 6), (1, 17, 4, 3, 5), (3, 2, 1, 7)])
 @pytest.mark.parametrize("offset", [0.0, 30.0])
