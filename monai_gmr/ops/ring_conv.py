@@ -89,7 +89,7 @@ def dense_ring_conv(
     if factors is None:
         y = conv_nd(x, kernel, bias, stride, padding, dilation, groups)
         # the framework loses the memory format in 3D where there are few channels or voxels
-        return make_channels_last(y) if runs_channels_last(x) else y
+        return y if torch.jit.is_scripting() or not runs_channels_last(x) else make_channels_last(y)
     rows = kernel.flatten(2)[:, None] * factors.to(kernel.dtype)[None, :, None]
     rows = rows.flatten(0, 1).reshape([-1] + list(kernel.shape)[1:])
     return conv_nd(x, rows, bias, stride, padding, dilation, groups).unflatten(
