@@ -1,6 +1,6 @@
 """Measure from which size on backend "compiled" is faster than "dense", and write the table that backend "auto" goes by.
 
-python -m monai_gmr.apps.crossovers                     remake the installed table for this machine's CPU
+python -m monai_gmr.apps.crossovers                     remake the installed table for CPUs like this machine's
 python -m monai_gmr.apps.crossovers --output FILE       write another one
 
 For each memory format, window, number of channels and size both backends take turns; a size counts by the larger one of its two ratios,
@@ -24,7 +24,7 @@ from monai_gmr.apps.benchmark_cases import Candidate, Case, RingConvolution
 from monai_gmr.apps.benchmark_measure import describe_machine, interleave
 from monai_gmr.engines import keep_freed_memory
 from monai_gmr.ops import get_backend, set_backend
-from monai_gmr.ops.crossovers import CROSSOVERS, Point, least_voxels, merge_rows
+from monai_gmr.ops.crossovers import CROSSOVERS, Point, device_kind, least_voxels, merge_rows
 from monai_gmr.utils import ConfigurationError
 
 CHANNELS = (8, 16, 32, 128)
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.repeats < 1:
             raise ConfigurationError(f"repeats={options.repeats} is out of range: give 1 or more.")
         rows = measure_rows(options.repeats, options.quick)
-        text = merge_rows(options.output, "cpu", describe_machine(torch.device("cpu")), rows)
+        text = merge_rows(options.output, device_kind("cpu"), describe_machine(torch.device("cpu")), rows)
         write_text(text, options.output)
     except (ConfigurationError, OSError) as error:
         print(f"crossovers: {error}", file=sys.stderr)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
 
 CROSSOVERS = Path(__file__).with_name("crossovers.json")
 # a size counts as faster from this ratio of times on, for other processors have other ratios
@@ -48,20 +51,54 @@ def least_voxels(voxels: Sequence[int], ratios: Sequence[float]) -> int | None:
     return found
 
 
-@lru_cache(maxsize=4)
-def read_crossovers(device_type: str, path: Path = CROSSOVERS) -> dict[Point, int | None]:
-    """The measured table: voxels over the batch from which "compiled" is faster; empty for a device that was not measured.
+def device_kind(device_type: str) -> str:
+    """What the table calls this machine's device: CPUs go by their vector instructions, which set the pace of both backends.
 
     Args:
         device_type: "cpu" or "cuda".
-        path: the file.
+
+    Example:
+        >>> device_kind("cuda"), device_kind("cpu").split()[0]
+        ('cuda', 'cpu')
     """
-    content = json.loads(path.read_text(encoding="utf-8")).get(device_type, {"rows": []})
+    return f"cpu {torch.backends.cpu.get_cpu_capability()}" if device_type == "cpu" else device_type
+
+
+@lru_cache(maxsize=8)
+def read_crossovers(kind: str, path: Path = CROSSOVERS) -> dict[Point, int | None]:
+    """The measured table: voxels over the batch from which "compiled" is faster.
+
+    Args:
+        kind: :func:`device_kind`.
+        path: the file.
+
+    Returns:
+        of a CPU whose kind was not measured, what holds on every kind that was; of another device that was not measured, nothing.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
+    kinds = [kind] if kind in content else [each for each in content if each.split()[0] == kind.split()[0]]
+    return latest_of([_table_of(content[each]["rows"]) for each in kinds])
+
+
+def _table_of(rows: Sequence[Mapping[str, Any]]) -> dict[Point, int | None]:
+    return {Point(*(row[name] for name in Point._fields)): least_voxels(row["voxels"], row["ratios"]) for row in rows}
+
+
+def latest_of(tables: Sequence[Mapping[Point, int | None]]) -> dict[Point, int | None]:
+    """The table that keeps to several: of each point that all have, the largest number of voxels, ``None`` where one has ``None``.
+
+    Args:
+        tables: any number of tables.
+
+    Example:
+        >>> a, b = {Point(2, 3, 8): 100, Point(2, 5, 8): 10}, {Point(2, 3, 8): 1000, Point(2, 5, 8): None, Point(2, 7, 8): 1}
+        >>> list(latest_of([a, b]).values())
+        [1000, None]
+    """
+    points = [point for point in (tables[0] if tables else ()) if all(point in table for table in tables)]
     return {
-        Point(row["dims"], row["kernel_size"], row["channels"], row["channels_last"]): least_voxels(
-            row["voxels"], row["ratios"]
-        )
-        for row in content["rows"]
+        point: max((table[point] for table in tables), key=lambda size: math.inf if size is None else size)
+        for point in points
     }
 
 
@@ -104,18 +141,18 @@ def crossover(
     device_type: str, kernel_size: tuple[int, ...], channels: tuple[int, int], channels_last: bool
 ) -> int | None:
     """:func:`least_of_neighbours` in the installed table, kept, for every call of a layer asks."""
-    return least_of_neighbours(read_crossovers(device_type), kernel_size, channels, channels_last)
+    return least_of_neighbours(read_crossovers(device_kind(device_type)), kernel_size, channels, channels_last)
 
 
-def merge_rows(path: Path, device_type: str, machine: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table's text with the rows of one device replaced.
+def merge_rows(path: Path, kind: str, machine: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table's text with the rows of one kind of device replaced.
 
     Args:
         path: the table; it may be missing.
-        device_type: "cpu" or "cuda".
+        kind: :func:`device_kind`.
         machine: what was measured on.
         rows: ``dims``, ``kernel_size``, ``channels``, ``channels_last``, ``voxels`` and ``ratios``.
     """
     content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    content[device_type] = {"machine": dict(machine), "rows": list(rows)}
+    content[kind] = {"machine": dict(machine), "rows": list(rows)}
     return json.dumps(content, indent=1) + "\n"

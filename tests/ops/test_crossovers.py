@@ -12,7 +12,15 @@ from monai_gmr.apps import crossovers as app
 from monai_gmr.ops import backends, compiled_loops
 from monai_gmr.ops.backends import prefers_channels_last, select_backend
 from monai_gmr.ops.compiled_conv import compiled_backend
-from monai_gmr.ops.crossovers import CROSSOVERS, FASTER, Point, least_of_neighbours, least_voxels, read_crossovers
+from monai_gmr.ops.crossovers import (
+    CROSSOVERS,
+    FASTER,
+    Point,
+    device_kind,
+    least_of_neighbours,
+    least_voxels,
+    read_crossovers,
+)
 from monai_gmr.ops.ring_conv import dense_ring_conv
 from monai_gmr.utils import ConfigurationError
 
@@ -102,8 +110,9 @@ def test_patience_that_is_no_number_is_one_sentence(auto, monkeypatch):
         select_backend(torch.zeros(1, 32, 40, 40), (3, 3), (32, 32))
 
 
-def test_the_table_has_a_row_for_every_point_that_the_script_measures():
-    rows = json.loads(CROSSOVERS.read_text())["cpu"]["rows"]
+@pytest.mark.parametrize("kind", json.loads(CROSSOVERS.read_text()))
+def test_the_table_has_a_row_for_every_point_that_the_script_measures(kind):
+    rows = json.loads(CROSSOVERS.read_text())[kind]["rows"]
     assert [
         Point(row["dims"], row["kernel_size"], row["channels"], row["channels_last"]) for row in rows
     ] == app.make_points()
@@ -111,18 +120,26 @@ def test_the_table_has_a_row_for_every_point_that_the_script_measures():
         shapes = list(app.sizes_of(point))
         assert row["voxels"] == [shape[0] * shape[2] ** point.dims for shape in shapes]
         assert len(row["ratios"]) == len(shapes)
-    assert any(read_crossovers("cpu").values())
+    assert any(read_crossovers(kind).values())
+
+
+def test_a_cpu_that_was_not_measured_goes_by_what_holds_on_all_that_were():
+    others = [read_crossovers(kind) for kind in json.loads(CROSSOVERS.read_text())]
+    for point, least in read_crossovers("cpu of tomorrow").items():
+        sizes = [table[point] for table in others]
+        assert least == (None if None in sizes else max(sizes))
+    assert any(read_crossovers("cpu of tomorrow").values())
     assert read_crossovers("cuda") == {}
 
 
 @pytest.mark.skipif(compiled_loops.compiler_failure() is not None, reason="no C++ compiler")
 def test_the_script_replaces_the_rows_of_its_device_only(tmp_path, capsys):
     path = tmp_path / "table.json"
-    path.write_text(json.dumps({"cuda": {"rows": []}, "cpu": {"rows": None}}))
+    path.write_text(json.dumps({"cuda": {"rows": []}, device_kind("cpu"): {"rows": None}}))
     assert app.main(["--quick", "--repeats", "1", "--output", str(path)]) == 0
     content = json.loads(path.read_text())
     assert content["cuda"] == {"rows": []}
-    rows = [(row["dims"], row["channels_last"]) for row in content["cpu"]["rows"]]
+    rows = [(row["dims"], row["channels_last"]) for row in content[device_kind("cpu")]["rows"]]
     assert rows == [(2, False), (3, False), (2, True), (3, True)]
     assert "2D k=3 C2: 64: " in capsys.readouterr().out
     assert not list(tmp_path.glob("*.part"))
