@@ -15,8 +15,8 @@ channels:
 A bias is added in the product. Saved for the backward pass are input, weight and basis.
 
 The additions are bound by loads from the first two cache levels, the products by
-arithmetic. Matrix products run as 1x1 convolutions with channels last, which oneDNN makes two to four times as fast as ``torch.mm`` does
-on some processors.
+arithmetic. With AVX-512 matrix products run as 1x1 convolutions with channels last, which oneDNN makes two to four times as fast as
+``torch.mm`` does on some processors; with AVX2 ``torch.mm`` is the faster one (backward .85 to .95 of the time).
 
 Ways of summing that were measured, 3D, C 32, 48^3, AMD EPYC, in ms for k 5 and 7: one tap after the other 1.9 and 5.7 (kept); mirrored taps
 in pairs, two or four running sums, trees: the same within the noise; mirrored planes added first and kept, then the taps of half the
@@ -48,6 +48,12 @@ from monai_gmr.ops.ring_conv import dense_ring_conv, output_sizes
 from monai_gmr.ops.shell_conv import dense_shell_conv
 
 
+@lru_cache(maxsize=1)
+def _multiplies_by_convolution() -> bool:
+    """Whether 1x1 convolutions multiply matrices faster than ``torch.mm`` does."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
 def _as_image(tensor: torch.Tensor) -> torch.Tensor:
     """``(batch, *sizes, channels)`` as an image of one row, channels last in memory."""
     return tensor.flatten(0, -2)[None, None].permute(0, 3, 1, 2)
@@ -55,6 +61,8 @@ def _as_image(tensor: torch.Tensor) -> torch.Tensor:
 
 def _product(x: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """``(batch, *sizes, channels)`` times ``(out, channels)``, plus ``(out,)``, contiguous."""
+    if not _multiplies_by_convolution():
+        return F.linear(x, matrix, bias)
     y = F.conv2d(_as_image(x), matrix[:, :, None, None], bias)
     return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], matrix.shape[0]).contiguous()
 
@@ -63,6 +71,9 @@ def _product_gradients(
     gradient: torch.Tensor, x: torch.Tensor, matrix: torch.Tensor, needed: list[bool]
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Gradients of ``x`` and ``matrix`` of :func:`_product`, ``None`` where not needed."""
+    if not _multiplies_by_convolution():
+        rows, others = gradient.flatten(0, -2), x.flatten(0, -2)
+        return (rows @ matrix).reshape(x.shape) if needed[0] else None, rows.T @ others if needed[1] else None
     options: tuple = (None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [*needed, False])
     images = (_as_image(gradient), _as_image(x), matrix[:, :, None, None])
     image, kernel, _ = torch.ops.aten.convolution_backward(*images, *options)
