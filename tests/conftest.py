@@ -6,6 +6,9 @@ import os
 # Triton reads it when it is first imported; its kernels then run on the CPU, in numpy
 if not os.path.exists("/dev/nvidia0"):
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# likewise OpenMP: workers of pytest-xdist share the cores, and threads that wait for each other there take many times as long
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 import nibabel
 import numpy as np
