@@ -38,7 +38,6 @@ from monai_gmr.ops.backends import register_backend
 from monai_gmr.ops.compiled_loops import (
     Part,
     Parts,
-    RingSums,
     TapSums,
     Window,
     can_compile,
@@ -46,6 +45,7 @@ from monai_gmr.ops.compiled_loops import (
 )
 from monai_gmr.ops.memory_format import follow_format, image_of
 from monai_gmr.ops.ring_conv import dense_ring_conv, output_sizes
+from monai_gmr.ops.ring_kernels import has_kernels, pad_columns, ring_gradients, ring_products
 from monai_gmr.ops.shell_conv import dense_shell_conv
 
 
@@ -152,12 +152,12 @@ def compiled_ring_conv(
         ``(batch, out_channels, *spatial_out)``, in memory as ``x`` is.
     """
     window = Window.of(shells, basis.shape[1], dilation)
-    loop = RingSums(window, basis.shape[0], with_products=False)
-    parts = Parts(x.movedim(1, -1), padding, window, basis.shape[0] * x.shape[1])
-    matrix, basis = weight.permute(0, 2, 1).flatten(1), basis.contiguous()
-    y = x.new_empty((x.shape[0], *parts.sizes, matrix.shape[0]))
+    parts = Parts(x.movedim(1, -1), padding, window, x.shape[1])
+    matrix = pad_columns(weight.permute(2, 1, 0).flatten(0, 1))
+    bias = None if bias is None else pad_columns(bias)
+    y = x.new_empty((x.shape[0], *parts.sizes, weight.shape[0]))
     for part in parts:
-        y[part.samples, part.rows] = _product(parts.sums(loop, parts.seen(part), basis)[0].flatten(-2), matrix, bias)
+        ring_products(parts.seen(part), window, basis, matrix, bias, y[part.samples, part.rows])
     return follow_format(image_of(y), x)
 
 
@@ -189,26 +189,28 @@ def _gradients(
     if mirrored := not needed[0] and x.shape[1] < weight.shape[0]:
         # a first layer: the input has fewer channels to sum over than the gradient
         image, other, margins, weight = x, gradient, padding, weight.transpose(0, 1)
-    rings, channels = basis.shape[0], weight.shape[0]
-    loop = RingSums(window, rings, with_products=needed[2])
-    parts = Parts(image.movedim(1, -1), margins, window, (1 + needed[2]) * rings * channels)
-    matrix, basis, other = _ring_matrix(weight), basis.contiguous(), other.movedim(1, -1).contiguous()
-
-    def sums_of(part: Part) -> list[torch.Tensor]:
-        arguments = [basis]
-        if needed[2]:
-            met = other[part.samples, part.rows]
-            arguments.append(_product(met, matrix).unflatten(-1, (rings, channels)))
-        return parts.sums(loop, parts.seen(part), *arguments)
-
-    x_gradient, product, numbers = _gradients_by_part(parts, sums_of, other, matrix, needed)
-    if needed[0]:
-        x_gradient = follow_format(x_gradient.movedim(-1, 1), x)
-    if needed[1]:
-        product = product.unflatten(0, (rings, channels)).permute((2, 1, 0) if mirrored else (1, 2, 0)).contiguous()
-    if needed[2]:
-        numbers = numbers.reshape(-1, rings).T.contiguous()
-    return [x_gradient, product, numbers]
+    rings, channels, others = basis.shape[0], *weight.shape[:2]
+    parts = Parts(image.movedim(1, -1), margins, window, channels)
+    other = other.movedim(1, -1).contiguous()
+    matrix = pad_columns(_ring_matrix(weight))
+    transposed = pad_columns(weight.permute(1, 2, 0)).flatten(1)
+    threads = torch.get_num_threads()
+    x_gradient = torch.empty_like(other) if needed[0] else None
+    product = matrix.new_zeros((threads, *matrix.shape)) if needed[1] else None
+    numbers = matrix.new_zeros((threads, *basis.T.shape), dtype=torch.float64) if needed[2] else None
+    for part in parts:
+        own = None if x_gradient is None else x_gradient[part.samples, part.rows][part.fresh]
+        met = other[part.samples, part.rows][part.fresh]
+        found = (own, product, numbers)
+        ring_gradients(parts.seen(part)[part.fresh], window, basis, met, matrix, transposed, found)
+    if product is not None:
+        product = product.sum(0)[:, :others].unflatten(0, (rings, channels))
+        product = product.permute((2, 1, 0) if mirrored else (1, 2, 0)).contiguous()
+    return [
+        x.new_empty((0,)) if x_gradient is None else follow_format(image_of(x_gradient), x),
+        x.new_empty((0,)) if product is None else product,
+        x.new_empty((0,)) if numbers is None else numbers.sum(0).T.float().contiguous(),
+    ]
 
 
 @_gradients.register_fake
@@ -371,19 +373,21 @@ def compiled_backend(
     factors: torch.Tensor | None = None,
     live: int | None = None,
 ) -> torch.Tensor:
-    """Backend "compiled": generated loops; "dense" where there are none, and for a size that has not repeated yet."""
+    """Backend "compiled": kernels, with angular factors generated loops; "dense" where there are none, and where there are loops for a
+    size that has not repeated yet."""
     dense = partial(dense_ring_conv, x, weight, basis, shells, bias, stride, padding, dilation, groups, factors)
     if not has_loops(x, shells, stride, groups):
         return dense()
     batched = x if x.dim() == shells.dim() + 2 else x[None]
-    components = None if factors is None else len(factors)
-    if not can_compile((batched.shape, shells.shape, weight.shape, components, tuple(padding), tuple(dilation), live)):
-        return dense()
     if factors is None or bool((factors == 1).all()):
+        if not has_kernels():
+            return dense()
         y = compiled_ring_conv(batched, weight, basis[:, :live].to(weight.dtype), shells, bias, padding, dilation)
         y = y if factors is None else y.unsqueeze(2)
     else:
         shape = shells.shape
+        if not can_compile((batched.shape, shape, weight.shape, len(factors), tuple(padding), tuple(dilation), live)):
+            return dense()
         used, window = _shells_with_factors(tuple(shells.flatten().tolist()), live or basis.shape[1], _rows(factors))
         per_shell = weight @ basis[:, used].to(weight.dtype)
         y = compiled_factor_conv(batched, per_shell, torch.tensor(window).reshape(shape), factors, padding, dilation)

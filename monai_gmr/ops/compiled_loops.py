@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from monai_gmr.ops.memory_format import is_recorded
-from monai_gmr.ops.tap_sums import OPTIONS, make_ring_sums, make_tap_sums, taps_by_shell
+from monai_gmr.ops.tap_sums import OPTIONS, make_tap_sums, taps_by_shell
 
 logger = logging.getLogger(__name__)
 
@@ -64,23 +64,6 @@ class Sums(Protocol):
 
     def examples(self, batch: int, sizes: Sequence[int], channels: Sequence[int]) -> list[torch.Tensor]:
         """Its further arguments, for a result of these sizes."""
-
-
-class RingSums(NamedTuple):
-    """Sums of rings, and inner products if asked for: :func:`~monai_gmr.ops.tap_sums.make_ring_sums`."""
-
-    window: Window
-    rings: int
-    with_products: bool
-
-    def function(self) -> Callable:
-        """What is to be compiled."""
-        return make_ring_sums(self.window.taps())
-
-    def examples(self, batch: int, sizes: Sequence[int], channels: Sequence[int]) -> list[torch.Tensor]:
-        """Its further arguments, for a result of these sizes."""
-        basis = torch.zeros((self.rings, self.window.live))
-        return [basis, torch.zeros((batch, *sizes, self.rings, *channels))] if self.with_products else [basis]
 
 
 class TapSums(NamedTuple):
@@ -153,18 +136,20 @@ def compiler_failure() -> str | None:
     """Why inductor cannot compile a small loop, or ``None``: asked once a process."""
     window = Window((0,) * 9, (3, 3), 1, (1, 1))
     try:
-        _generate(Loop(RingSums(window, 1, False), 1, (2, 2), (4, 4), (1,)))
+        _generate(Loop(TapSums(window, ((1.0,) * 9,), gather=False), 1, (2, 2), (4, 4), (1, 1)))
     except Exception as error:  # whatever a compiler says: the dense convolution needs none
-        return f"its loops cannot be compiled ({_one_line(error)})"
+        return f"its loops cannot be compiled ({one_line(error)})"
     return None
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What an error says, short."""
     return " ".join(str(error).split())[:200]
 
 
-@lru_cache(maxsize=1)
-def _say_dense(reason: str) -> None:
+@lru_cache(maxsize=8)
+def say_dense(reason: str) -> None:
+    """Say, once a process, why another backend runs."""
     logger.warning(f"backend 'compiled' is not used: {reason}; 'dense' runs in its place.")
 
 
@@ -197,7 +182,7 @@ def can_compile(use: tuple) -> bool:
     if len(_loops) >= LARGEST_NUMBER_OF_LOOPS:
         reason = f"it has {LARGEST_NUMBER_OF_LOOPS} loops for other sizes already"
     if reason is not None:
-        _say_dense(reason)
+        say_dense(reason)
     return reason is None
 
 
@@ -218,8 +203,8 @@ def run_loop(loop: Loop, *arguments: torch.Tensor) -> list[torch.Tensor]:
             _loops[loop] = _generate(loop)
             _say_seconds(loop, time.perf_counter() - start)
         except Exception as error:  # whatever a compiler says: a run that has begun is to go on
-            _failures.append(f"a loop cannot be compiled ({_one_line(error)})")
-            _say_dense(_failures[0])
+            _failures.append(f"a loop cannot be compiled ({one_line(error)})")
+            say_dense(_failures[0])
             function = loop.sums.function()
             _loops[loop] = lambda image, *others: function(image, loop.sizes, *others)
     return list(_loops[loop](*arguments))

@@ -53,52 +53,6 @@ def _view(padded: torch.Tensor, place: Sequence[int], sizes: Sequence[int]) -> t
     return padded[(slice(None), *(slice(p, p + n) for p, n in zip(place, sizes)))]
 
 
-def make_ring_sums(taps: Taps) -> Callable[..., tuple[torch.Tensor, ...]]:
-    """A function of ``(padded, sizes, basis)`` that inductor can turn into one loop.
-
-    Args:
-        taps: :func:`taps_by_shell`.
-
-    Returns:
-        function of ``padded``, ``(batch, *padded sizes, channels)``, the sizes of the result, ``basis``, ``(rings, shells)``, and
-        optionally ``other``, ``(batch, *sizes, rings, channels)``, to ``(batch, *sizes, rings, channels)`` and, if there is ``other``,
-        the inner products of its rings with the sums of the shells over channels and, in 2D and 3D, the last axis, ``(batch, *sizes but
-        the last, shells * rings)``.
-
-    Example:
-        >>> sums = make_ring_sums(taps_by_shell(torch.tensor([1, 0, 1]), 2, [1]))
-        >>> padded, other = torch.tensor([0.0, 1.0, 2.0, 0.0])[None, :, None], torch.ones(1, 2, 1, 1)
-        >>> rings, products = sums(padded, (2,), torch.tensor([[1.0, 10.0]]), other)
-        >>> rings.flatten().tolist(), products.tolist()
-        ([21.0, 12.0], [[[1.0, 2.0], [2.0, 1.0]]])
-    """
-
-    def ring_sums(
-        padded: torch.Tensor, sizes: Sequence[int], basis: torch.Tensor, other: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, ...]:
-        sums: list[torch.Tensor] = []
-        for shell in taps:
-            views = [_view(padded, place, sizes) for place in shell]
-            total = views[0]
-            for view in views[1:]:
-                total = total + view
-            sums.append(total)
-        rings = []
-        for row in basis.unbind(0):
-            mixed = row[0] * sums[0]
-            for factor, total in zip(row.unbind(0)[1:], sums[1:]):
-                mixed = mixed + factor * total
-            rings.append(mixed)
-        if other is None:
-            return (torch.stack(rings, dim=-2),)
-        # the first axis stays, for parts choose along it
-        axes = (-1,) if len(sizes) == 1 else (-2, -1)
-        products = [(total * ring).sum(axes) for total in sums for ring in other.unbind(-2)]
-        return torch.stack(rings, dim=-2), torch.stack(products, dim=-1)
-
-    return ring_sums
-
-
 def make_tap_sums(
     shells: Sequence[int],
     shape: Sequence[int],

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from monai_gmr import set_backend
 from monai_gmr.networks.layers import GMRConv2d, GMRConv3d, GMRHarmonicConv2d, GMRHarmonicConv3d
-from monai_gmr.ops import compiled_conv, compiled_loops
+from monai_gmr.ops import compiled_conv, compiled_loops, ring_kernels
 from monai_gmr.ops.compiled_conv import compiled_factor_conv, compiled_ring_conv
 from monai_gmr.ops.compiled_loops import part_of, slices_of
 from monai_gmr.ops.ring_conv import dense_ring_conv
@@ -37,6 +37,7 @@ CASES = [
     ((4, 4), (2, 2), 3, (8, 7), 2, 0, 1),
     ((3, 3, 3), (4, 3), 4, (5, 4, 6), 2, 1, 1),
     ((5, 5, 3), (2, 3), 4, (5, 6, 7), 1, 2, 1),
+    ((3, 5), (20, 33), 4, (6, 150), 2, 1, 1),
 ]
 
 
@@ -152,12 +153,11 @@ def test_transforms_of_functions_take_the_dense_kernel(compiled):
 
 def test_a_loop_is_made_for_its_sizes_alone():
     """With symbolic sizes it would be several times as slow."""
-    window = compiled_loops.Window((1, 0, 1), (3,), 2, (1,))
-    loop = compiled_loops.Loop(compiled_loops.RingSums(window, 1, False), 1, (4,), (6,), (3,))
-    basis = torch.ones(1, 2)
-    assert compiled_loops.run_loop(loop, torch.ones(1, 6, 3), basis)[0].eq(3).all()
+    window = compiled_loops.Window((0, 0, 0), (3,), 1, (1,))
+    loop = compiled_loops.Loop(compiled_loops.TapSums(window, ((1.0,) * 3,), False), 1, (4,), (6,), (1, 3))
+    assert compiled_loops.run_loop(loop, torch.ones(1, 6, 1, 3))[0].eq(3).all()
     with pytest.raises(AssertionError):
-        compiled_loops.run_loop(loop, torch.ones(1, 8, 3), basis)
+        compiled_loops.run_loop(loop, torch.ones(1, 8, 1, 3))
 
 
 @pytest.mark.parametrize("batch", [1, 5, 8])
@@ -185,11 +185,15 @@ def test_parts_see_the_padded_image(floats, margins):
 
 @pytest.mark.parametrize(("kernel_size", "rings"), [(3, "gaussian"), (4, "gaussian"), (3, "indexed"), (3, "hard")])
 @pytest.mark.filterwarnings("ignore::monai_gmr.utils.SymmetryWarning")
-def test_layers_give_what_dense_gives(compiled, rings, kernel_size):
+def test_layers_give_what_dense_gives(compiled, monkeypatch, rings, kernel_size):
+    used = {"ring_products": 0, "ring_gradients": 0}
+    for name in used:
+        kernel = getattr(compiled_conv, name)
+        monkeypatch.setattr(compiled_conv, name, lambda *a, n=name, k=kernel: (used.update({n: used[n] + 1}), k(*a)))
     layer = GMRConv3d(3, 4, kernel_size, padding="same", rings=rings)
     x = torch.randn(2, 3, 6, 7, 8)
     found = [*torch.autograd.grad(layer(x).square().sum(), list(layer.parameters())), layer(x[0])]
-    assert compiled_loops._loops
+    assert all(used.values())
     set_backend("dense")
     expected = [*torch.autograd.grad(layer(x).square().sum(), list(layer.parameters())), layer(x[0])]
     for a, b in zip(found, expected):
@@ -230,10 +234,10 @@ def test_parts_see_what_padding_at_once_gives(batch, sizes, margin, taps, capaci
     assert (covered == 1).all()
 
 
-def test_a_size_that_does_not_repeat_is_left_to_dense(monkeypatch):
+def test_a_size_of_harmonic_layers_that_does_not_repeat_is_left_to_dense(monkeypatch):
     set_backend("compiled")
     monkeypatch.setattr(compiled_loops, "_loops", {})
-    layer = GMRConv2d(2, 3, 3)
+    layer = GMRHarmonicConv2d(2, 3, 3, orders=(0, 1))
     layer(torch.randn(1, 2, 31, 5))
     assert not compiled_loops._loops
     layer(torch.randn(1, 2, 31, 5))
@@ -260,28 +264,34 @@ def test_what_has_no_loop_is_left_to_dense(compiled, monkeypatch, make, dtype):
     assert torch.equal(found, layer(x))
 
 
-def test_without_a_compiler_dense_runs_and_says_so_once(compiled, monkeypatch, caplog):
+@pytest.mark.parametrize("make", [GMRConv2d, GMRHarmonicConv2d])
+def test_without_a_compiler_dense_runs_and_says_so_once(compiled, monkeypatch, caplog, make):
+    monkeypatch.setattr(ring_kernels, "kernel_failure", lambda: "there is no C++ compiler")
     monkeypatch.setattr(compiled_loops, "compiler_failure", lambda: "there is no C++ compiler")
-    compiled_loops._say_dense.cache_clear()
-    layer, x = GMRConv2d(2, 3, 3), torch.randn(1, 2, 9, 9)
+    compiled_loops.say_dense.cache_clear()
+    layer, x = make(2, 3, 3), torch.randn(1, 2, 9, 9)
     with caplog.at_level(logging.WARNING, "monai_gmr.ops.compiled_loops"):
         found = [layer(x), layer(x)]
     assert [record.message for record in caplog.records] == [
         "backend 'compiled' is not used: there is no C++ compiler; 'dense' runs in its place."
     ]
     set_backend("dense")
-    assert torch.equal(found[1], layer(x))
+    # a harmonic layer's orders run one after the other, and in backend "dense" as one kernel
+    assert torch.equal(*found)
+    assert torch.allclose(found[1], layer(x), atol=0 if make is GMRConv2d else 1e-6, rtol=0)
 
 
 def test_the_time_of_the_first_loop_is_said_aloud(monkeypatch, caplog):
     monkeypatch.setattr(compiled_loops, "_loops", {})
-    window = compiled_loops.Window((1, 0, 1), (3,), 2, (1,))
+    window = compiled_loops.Window((0, 0, 0), (3,), 1, (1,))
     with caplog.at_level(logging.INFO, "monai_gmr.ops.compiled_loops"):
         for channels in (3, 5, 5):
-            loop = compiled_loops.Loop(compiled_loops.RingSums(window, 1, False), 1, (4,), (6,), (channels,))
-            compiled_loops.run_loop(loop, torch.ones(1, 6, channels), torch.ones(1, 2))
+            sums = compiled_loops.TapSums(window, ((1.0,) * 3,), False)
+            compiled_loops.run_loop(
+                compiled_loops.Loop(sums, 1, (4,), (6,), (1, channels)), torch.ones(1, 6, 1, channels)
+            )
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
-    assert " s for a loop over (4,) voxels of (3,) channels; each size that repeats " in caplog.records[0].message
+    assert " s for a loop over (4,) voxels of (1, 3) channels; each size that repeats " in caplog.records[0].message
 
 
 def test_a_loop_that_cannot_be_compiled_runs_as_written_and_later_uses_are_dense(compiled, monkeypatch, caplog):
@@ -291,8 +301,8 @@ def test_a_loop_that_cannot_be_compiled_runs_as_written_and_later_uses_are_dense
     monkeypatch.setattr(compiled_loops, "_loops", {})
     monkeypatch.setattr(compiled_loops, "_failures", [])
     monkeypatch.setattr(compiled_loops, "_generate", fail)
-    compiled_loops._say_dense.cache_clear()
-    layer, x = GMRConv2d(2, 3, 3, padding=1), torch.randn(1, 2, 9, 9)
+    compiled_loops.say_dense.cache_clear()
+    layer, x = GMRHarmonicConv2d(2, 3, 3, padding=1, orders=(0, 1)), torch.randn(1, 2, 9, 9)
     run = lambda: [layer(x), *torch.autograd.grad(layer(x).square().sum(), list(layer.parameters()))]  # noqa: E731
     with caplog.at_level(logging.WARNING, "monai_gmr.ops.compiled_loops"):
         found = [run(), run()]

@@ -1,0 +1,334 @@
+// Radial convolutions on a CPU: sums over the taps of each shell, their mixture to rings, and the matrix products over channels, tile by tile.
+//
+// Images are (batch, *sizes, channels). A tile is some voxels that lie one after the other; what is kept of it, rings and sums of shells,
+// stays in the second level of cache. Along a line voxels and channels are one axis, for every tap lies at a constant distance in it.
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16, MOST_VECTORS = 4;
+#else
+constexpr int LANES = 8, MOST_VECTORS = 2;
+#endif
+// with the vectors of the right factor and one of the left these fill the registers
+constexpr int rows_of(int vectors) { return LANES == 16 ? (vectors == 4 ? 6 : vectors == 3 ? 8 : 12) : (vectors == 2 ? 5 : 10); }
+
+constexpr int MOST_RINGS = 8;
+constexpr int units_of(int rings) { return LANES == 16 ? (rings <= 2 ? 8 : rings <= 5 ? 4 : 2) : (rings <= 2 ? 4 : rings <= 4 ? 2 : 1); }
+
+constexpr std::ptrdiff_t VOXELS_OF_A_TILE = 64, FLOATS_OF_A_CHUNK = 16 * LANES;
+
+using index = std::ptrdiff_t;
+typedef float vector __attribute__((vector_size(4 * LANES)));
+typedef float unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+template <typename T> inline T load(const float* from);
+template <> inline vector load<vector>(const float* from) { return *reinterpret_cast<const unaligned*>(from); }
+template <> inline float load<float>(const float* from) { return *from; }
+inline void store(float* to, vector value) { *reinterpret_cast<unaligned*>(to) = value; }
+inline void store(float* to, float value) { *to = value; }
+
+// rows of matrices are padded to the longest vectors
+inline index rounded_up(index n) { return (n + 15) / 16 * 16; }
+
+// ---------------------------------------------------------------- matrix products
+
+struct Product {
+    index rows, columns;
+    const float* left;  // row m, step k of block b at left[b * left_block + m * left_row + k * left_step]
+    index blocks, steps, left_block, left_row, left_step;
+    const float* right;  // rows of whole vectors
+    index right_row;
+    const float* start;  // what every row begins with, or null
+    float* result;
+    index result_row;
+    bool add;
+};
+
+template <int ROWS, int VECTORS> inline void multiply_block(const Product& p, index row, index column) {
+    vector sums[ROWS][VECTORS];
+    for (int m = 0; m < ROWS; ++m)
+        for (int v = 0; v < VECTORS; ++v) sums[m][v] = p.start ? load<vector>(p.start + column + v * LANES) : vector{};
+    const float* right = p.right + column;
+    for (index block = 0; block < p.blocks; ++block) {
+        const float* left = p.left + block * p.left_block + row * p.left_row;
+        for (index k = 0; k < p.steps; ++k, left += p.left_step, right += p.right_row) {
+            vector factors[VECTORS];
+            for (int v = 0; v < VECTORS; ++v) factors[v] = load<vector>(right + v * LANES);
+            for (int m = 0; m < ROWS; ++m)
+                for (int v = 0; v < VECTORS; ++v) sums[m][v] += left[m * p.left_row] * factors[v];
+        }
+    }
+    const index count = std::min<index>(p.columns - column, VECTORS * LANES);
+    for (int m = 0; m < ROWS; ++m) {
+        float* to = p.result + (row + m) * p.result_row + column;
+        for (int v = 0; v < VECTORS; ++v) {
+            if ((v + 1) * LANES <= count)
+                store(to + v * LANES, p.add ? load<vector>(to + v * LANES) + sums[m][v] : sums[m][v]);
+            else
+                for (index i = v * LANES; i < count; ++i) to[i] = sums[m][v][i - v * LANES] + (p.add ? to[i] : 0.0f);
+        }
+    }
+}
+
+constexpr int power_of_two_below(int n) {
+    int power = 1;
+    while (2 * power < n) power *= 2;
+    return power;
+}
+
+template <int ROWS, int VECTORS> inline void multiply_rows(const Product& p, index row, index column) {
+    for (; row + ROWS <= p.rows; row += ROWS) multiply_block<ROWS, VECTORS>(p, row, column);
+    if constexpr (ROWS > 1) {
+        if (row < p.rows) multiply_rows<power_of_two_below(ROWS), VECTORS>(p, row, column);
+    }
+}
+
+template <int VECTORS> void multiply_panels(const Product& p, index column) {
+    for (; column + (VECTORS - 1) * LANES < p.columns; column += VECTORS * LANES) multiply_rows<rows_of(VECTORS), VECTORS>(p, 0, column);
+    if constexpr (VECTORS > 1) {
+        if (column < p.columns) multiply_panels<VECTORS - 1>(p, column);
+    }
+}
+
+void multiply(const Product& p) { multiply_panels<MOST_VECTORS>(p, 0); }
+
+// ---------------------------------------------------------------- sums over taps
+
+struct Window {
+    index shells, rings;
+    const index* first;   // the taps of shell s are first[s] to first[s + 1]
+    const index* places;  // of each tap, in floats
+    const float* basis;   // (shells, rings)
+};
+
+template <typename T, int UNITS, int RINGS>
+inline void sum_taps(const Window& window, index ring, const float* image, float* rings, index plane, float* totals) {
+    constexpr int lanes = sizeof(T) / sizeof(float);
+    T mixed[RINGS][UNITS] = {};
+    for (index s = 0; s < window.shells; ++s) {
+        T total[UNITS] = {};
+        for (index tap = window.first[s]; tap < window.first[s + 1]; ++tap) {
+            const float* seen = image + window.places[tap];
+            for (int u = 0; u < UNITS; ++u) total[u] += load<T>(seen + u * lanes);
+        }
+        if (totals)
+            for (int u = 0; u < UNITS; ++u) store(totals + s * FLOATS_OF_A_CHUNK + u * lanes, total[u]);
+        const float* factors = window.basis + s * window.rings + ring;
+        for (int r = 0; r < RINGS; ++r)
+            for (int u = 0; u < UNITS; ++u) mixed[r][u] += factors[r] * total[u];
+    }
+    for (int r = 0; r < RINGS; ++r)
+        for (int u = 0; u < UNITS; ++u) store(rings + (ring + r) * plane + u * lanes, mixed[r][u]);
+}
+
+template <int RINGS> void sum_run(const Window& window, index ring, const float* image, index count, float* rings, index plane, float* totals) {
+    constexpr int UNITS = units_of(RINGS);
+    index i = 0;
+    auto kept = [&] { return totals ? totals + i : nullptr; };
+    for (; i + UNITS * LANES <= count; i += UNITS * LANES)
+        sum_taps<vector, UNITS, RINGS>(window, ring, image + i, rings + i, plane, kept());
+    for (; i + LANES <= count; i += LANES) sum_taps<vector, 1, RINGS>(window, ring, image + i, rings + i, plane, kept());
+    for (; i < count; ++i) sum_taps<float, 1, RINGS>(window, ring, image + i, rings + i, plane, kept());
+}
+
+// inner products of the sums of shells with other rings, in sums of (shells, rings) vectors
+template <int RINGS, int SHELLS>
+inline void multiply_sums(const float* totals, const float* others, index plane, index count, vector* sums, index rings) {
+    vector own[SHELLS][RINGS] = {};
+    for (index i = 0; i < count; i += LANES) {
+        vector met[RINGS];
+        for (int r = 0; r < RINGS; ++r) met[r] = load<vector>(others + r * plane + i);
+        for (int s = 0; s < SHELLS; ++s) {
+            vector total = load<vector>(totals + s * FLOATS_OF_A_CHUNK + i);
+            for (int r = 0; r < RINGS; ++r) own[s][r] += total * met[r];
+        }
+    }
+    for (int s = 0; s < SHELLS; ++s)
+        for (int r = 0; r < RINGS; ++r) sums[s * rings + r] += own[s][r];
+}
+
+template <int RINGS>
+void multiply_run(const Window& window, index ring, const float* totals, const float* others, index plane, index count, vector* sums) {
+    constexpr int SHELLS = std::max(1, (LANES == 16 ? 24 : 10) / RINGS - 1);
+    index s = 0;
+    others += ring * plane;
+    for (; s + SHELLS <= window.shells; s += SHELLS)
+        multiply_sums<RINGS, SHELLS>(totals + s * FLOATS_OF_A_CHUNK, others, plane, count, sums + s * window.rings + ring, window.rings);
+    for (; s < window.shells; ++s)
+        multiply_sums<RINGS, 1>(totals + s * FLOATS_OF_A_CHUNK, others, plane, count, sums + s * window.rings + ring, window.rings);
+}
+
+struct Steps {
+    decltype(&sum_run<1>) sum;
+    decltype(&multiply_run<1>) multiply;
+};
+
+constexpr Steps STEPS[MOST_RINGS] = {
+    {sum_run<1>, multiply_run<1>}, {sum_run<2>, multiply_run<2>}, {sum_run<3>, multiply_run<3>}, {sum_run<4>, multiply_run<4>},
+    {sum_run<5>, multiply_run<5>}, {sum_run<6>, multiply_run<6>}, {sum_run<7>, multiply_run<7>}, {sum_run<8>, multiply_run<8>},
+};
+
+// ---------------------------------------------------------------- tiles
+
+struct Geometry {
+    index batch, sizes[3], seen[3];  // of the result, and of the image with its margins
+    index channels, others;          // of the image, and of what it is multiplied to
+    index shells, rings, threads;
+};
+
+struct Tiles {
+    index lines, length, lines_of_a_tile, pieces, count;
+
+    explicit Tiles(const Geometry& g) {
+        lines = g.batch * g.sizes[0] * g.sizes[1];
+        const index fair = lines * g.sizes[2] / (4 * g.threads) + 1;
+        const index voxels = std::min(VOXELS_OF_A_TILE, std::max<index>(fair, 12));
+        pieces = std::max<index>(1, (g.sizes[2] + voxels / 2) / voxels);
+        length = (g.sizes[2] + pieces - 1) / pieces;
+        lines_of_a_tile = pieces > 1 ? 1 : std::max<index>(1, voxels / length);
+        count = (lines + lines_of_a_tile - 1) / lines_of_a_tile * pieces;
+    }
+    index capacity() const { return lines_of_a_tile * length; }
+};
+
+struct Tile {
+    index line, lines, begin, length, voxel, voxels;
+
+    Tile(const Tiles& tiles, const Geometry& g, index number) {
+        line = number / tiles.pieces * tiles.lines_of_a_tile;
+        lines = std::min(tiles.lines_of_a_tile, tiles.lines - line);
+        begin = number % tiles.pieces * tiles.length;
+        length = std::min(tiles.length, g.sizes[2] - begin);
+        voxel = line * g.sizes[2] + begin;
+        voxels = lines * length;
+    }
+};
+
+const float* line_of(const float* image, const Geometry& g, index line, index begin) {
+    const index row = line % g.sizes[1], slice = line / g.sizes[1] % g.sizes[0], sample = line / g.sizes[1] / g.sizes[0];
+    return image + (((sample * g.seen[0] + slice) * g.seen[1] + row) * g.seen[2] + begin) * g.channels;
+}
+
+// memory of a thread, kept for the next call
+class Scratch {
+    std::vector<float> memory;
+    index used = 0;
+
+  public:
+    void reserve(index floats) {
+        used = 0;
+        if (index(memory.size()) < floats + LANES) memory.assign(floats + LANES, 0.0f);
+    }
+    float* take(index floats) {
+        const index misaligned = reinterpret_cast<std::uintptr_t>(memory.data()) / sizeof(float) % LANES;
+        float* begin = memory.data() + (LANES - misaligned) % LANES + used;
+        used += rounded_up(floats);
+        return begin;
+    }
+};
+
+thread_local Scratch scratch;
+
+void sum_tile(const Geometry& g, const Window& window, const Tile& tile, const float* image, float* rings, index plane, const float* others,
+              float* totals, vector* sums) {
+    for (index l = 0; l < tile.lines; ++l) {
+        const float* seen = line_of(image, g, tile.line + l, tile.begin);
+        const index before = l * tile.length * g.channels, count = tile.length * g.channels, chunk = totals ? FLOATS_OF_A_CHUNK : count;
+        for (index i = 0; i < count; i += chunk) {
+            const index floats = std::min(chunk, count - i), place = before + i;
+            if (totals && floats % LANES)
+                for (index s = 0; s < g.shells; ++s) store(totals + s * FLOATS_OF_A_CHUNK + floats / LANES * LANES, vector{});
+            for (index ring = 0; ring < g.rings; ring += MOST_RINGS) {
+                const Steps& steps = STEPS[std::min<index>(MOST_RINGS, g.rings - ring) - 1];
+                steps.sum(window, ring, seen + i, floats, rings + place, plane, totals);
+                if (totals) steps.multiply(window, ring, totals, others + place, plane, floats, sums);
+            }
+        }
+    }
+}
+
+}  // namespace
+
+// result = sums of rings of the image times matrix, (rings * channels, others in whole vectors), plus bias, in whole vectors, or null
+extern "C" void ring_conv(const Geometry* geometry, const index* first, const index* places, const float* basis, const float* image,
+                          const float* matrix, const float* bias, float* result) {
+    const Geometry& g = *geometry;
+    const Window window{g.shells, g.rings, first, places, basis};
+    const Tiles tiles(g);
+    const index plane = rounded_up(tiles.capacity() * g.channels) + LANES;
+#pragma omp parallel num_threads(g.threads)
+    {
+        scratch.reserve(g.rings * plane);
+        float* rings = scratch.take(g.rings * plane);
+#pragma omp for schedule(static)
+        for (index number = 0; number < tiles.count; ++number) {
+            const Tile tile(tiles, g, number);
+            sum_tile(g, window, tile, image, rings, plane, nullptr, nullptr, nullptr);
+            multiply({tile.voxels, g.others, rings, g.rings, g.channels, plane, g.channels, 1, matrix, rounded_up(g.others), bias,
+                      result + tile.voxel * g.others, g.others, false});
+        }
+    }
+}
+
+// what is not null is computed: other_gradient = sums of rings of the image times matrix; to matrix_gradient, (threads, rings * channels, others
+// in whole vectors), the products of these sums with other are added; to basis_gradient, (threads, shells, rings), the inner products of the
+// sums of shells with other times transposed, (others, rings * channels in whole vectors)
+extern "C" void ring_conv_backward(const Geometry* geometry, const index* first, const index* places, const float* basis, const float* image,
+                                   const float* other, const float* matrix, const float* transposed, float* other_gradient,
+                                   float* matrix_gradient, double* basis_gradient) {
+    const Geometry& g = *geometry;
+    const Window window{g.shells, g.rings, first, places, basis};
+    const Tiles tiles(g);
+    const index plane = rounded_up(tiles.capacity() * g.channels) + LANES, wide = rounded_up(g.others), deep = rounded_up(g.channels);
+    const index numbers = g.shells * g.rings;
+#pragma omp parallel num_threads(g.threads)
+    {
+        scratch.reserve(2 * g.rings * plane + g.shells * FLOATS_OF_A_CHUNK + numbers * LANES + tiles.capacity() * wide);
+        float* rings = scratch.take(g.rings * plane);
+        float* products = scratch.take(g.rings * plane);
+        float* totals = scratch.take(g.shells * FLOATS_OF_A_CHUNK);
+        vector* sums = reinterpret_cast<vector*>(scratch.take(numbers * LANES));
+        float* copy = scratch.take(tiles.capacity() * wide);
+        const index thread = omp_get_thread_num();
+#pragma omp for schedule(static)
+        for (index number = 0; number < tiles.count; ++number) {
+            const Tile tile(tiles, g, number);
+            const float* met = other + tile.voxel * g.others;
+            if (basis_gradient) {
+                for (index r = 0; r < g.rings; ++r)
+                    multiply({tile.voxels, g.channels, met, 1, g.others, 0, g.others, 1, transposed + r * deep, g.rings * deep, nullptr,
+                              products + r * plane, g.channels, false});
+                std::fill(sums, sums + numbers, vector{});
+                sum_tile(g, window, tile, image, rings, plane, products, totals, sums);
+                for (index i = 0; i < numbers; ++i)
+                    for (int lane = 0; lane < LANES; ++lane) basis_gradient[thread * numbers + i] += sums[i][lane];
+            } else {
+                sum_tile(g, window, tile, image, rings, plane, nullptr, nullptr, nullptr);
+            }
+            if (other_gradient)
+                multiply({tile.voxels, g.others, rings, g.rings, g.channels, plane, g.channels, 1, matrix, wide, nullptr,
+                          other_gradient + tile.voxel * g.others, g.others, false});
+            if (matrix_gradient) {
+                index row = g.others;
+                if (wide != g.others) {
+                    for (index v = 0; v < tile.voxels; ++v) {
+                        std::copy(met + v * g.others, met + (v + 1) * g.others, copy + v * wide);
+                        std::fill(copy + v * wide + g.others, copy + (v + 1) * wide, 0.0f);
+                    }
+                    met = copy, row = wide;
+                }
+                for (index r = 0; r < g.rings; ++r)
+                    multiply({g.channels, wide, rings + r * plane, 1, tile.voxels, 0, 1, g.channels, met, row, nullptr,
+                              matrix_gradient + (thread * g.rings + r) * g.channels * wide, wide, true});
+            }
+        }
+    }
+}

@@ -1,0 +1,151 @@
+"""Calls of the kernels in ``ring_conv.cpp``, which backend "compiled" runs radial convolutions with."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from monai_gmr.ops.compiled_loops import Window, one_line, say_dense
+
+logger = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("ring_conv.cpp")
+# rows of matrices are padded to this, whatever the length of the processor's vectors
+LANES = 16
+
+
+@lru_cache(maxsize=1)
+def load_kernels() -> ctypes.CDLL:
+    """The kernels, compiled for this processor by the compiler and with the flags of torch.compile, which keeps them on disk.
+
+    Raises:
+        Exception: whatever a compiler says.
+    """
+    from torch._inductor import config
+    from torch._inductor.codecache import CppCodeCache
+
+    start = time.perf_counter()
+    with config.patch({"cpp.enable_floating_point_contract_flag": "fast"}):
+        library = CppCodeCache.load(SOURCE.read_text(encoding="utf-8"))
+    logger.warning(
+        f"backend 'compiled': {time.perf_counter() - start:.1f} s for the kernels of radial convolutions, "
+        "which torch.compile's cache keeps on disk."
+    )
+    return library
+
+
+@lru_cache(maxsize=1)
+def kernel_failure() -> str | None:
+    """Why there are no kernels, or ``None``: asked once a process."""
+    try:
+        load_kernels()
+    except Exception as error:  # whatever a compiler says: the dense convolution needs none
+        return f"its kernels cannot be compiled ({one_line(error)})"
+    return None
+
+
+def has_kernels() -> bool:
+    """Whether there are kernels; if not, says once why."""
+    if (reason := kernel_failure()) is not None:
+        say_dense(reason)
+    return reason is None
+
+
+@lru_cache(maxsize=256)
+def _taps(window: Window) -> tuple[torch.Tensor, torch.Tensor]:
+    """Number of the first tap of each shell, and one more; places of the taps in voxels, ``(taps, axes)``."""
+    shells = window.taps()
+    counts = torch.tensor([0, *(len(taps) for taps in shells)])
+    places = torch.tensor([place for taps in shells for place in taps], dtype=torch.int64)
+    return counts.cumsum(0), places.reshape(-1, len(window.shape))
+
+
+def _three(sizes: Sequence[int]) -> list[int]:
+    """Sizes of an image of three axes that lies in memory alike."""
+    return [1] * (3 - len(sizes)) + list(sizes)
+
+
+class _Call:
+    """What both kernels are told of an image ``(batch, *seen sizes, channels)`` and a result ``(batch, *sizes, others)``."""
+
+    def __init__(self, image: torch.Tensor, result: torch.Tensor, window: Window, basis: torch.Tensor) -> None:
+        for tensor in (image, result):
+            if not tensor.is_contiguous() or tensor.dtype != torch.float32:
+                raise AssertionError(f"a tensor of shape {tuple(tensor.shape)} is not contiguous and float32")
+        seen, sizes = image.shape[1:-1], result.shape[1:-1]
+        if [n + reach for n, reach in zip(sizes, window.reach())] != list(seen) or len(image) != len(result):
+            raise AssertionError(f"an image of shape {tuple(image.shape)} does not give {tuple(result.shape)}")
+        numbers = [len(image), *_three(sizes), *_three(seen), image.shape[-1], result.shape[-1], *basis.T.shape]
+        self.geometry = torch.tensor([*numbers, torch.get_num_threads()])
+        first, places = _taps(window)
+        strides = torch.tensor(image.stride()[1:-1])
+        self.tensors = [self.geometry, first, (places * strides).sum(1), basis.T.contiguous(), image]
+
+    def run(self, name: str, *further: torch.Tensor | None) -> None:
+        """Call a kernel."""
+        tensors = [*self.tensors, *further]
+        addresses = [None if each is None else ctypes.c_void_p(each.data_ptr()) for each in tensors]
+        getattr(load_kernels(), name)(*addresses)
+
+
+def pad_columns(matrix: torch.Tensor) -> torch.Tensor:
+    """A matrix with zeros behind its rows, so that they are whole vectors: contiguous.
+
+    Example:
+        >>> pad_columns(torch.ones(2, 5)).shape
+        torch.Size([2, 16])
+    """
+    return F.pad(matrix, [0, -matrix.shape[-1] % LANES]).contiguous()
+
+
+def ring_products(
+    image: torch.Tensor,
+    window: Window,
+    basis: torch.Tensor,
+    matrix: torch.Tensor,
+    bias: torch.Tensor | None,
+    result: torch.Tensor,
+) -> None:
+    """Sums of rings, times a matrix, plus a bias.
+
+    Args:
+        image: ``(batch, *sizes + reach, channels)``.
+        window: the taps.
+        basis: ``(rings, shells)``.
+        matrix: ``(rings * channels, others)``, by :func:`pad_columns`.
+        bias: ``(others,)``, by :func:`pad_columns`, or ``None``.
+        result: ``(batch, *sizes, others)``, written to.
+    """
+    _Call(image, result, window, basis).run("ring_conv", matrix, bias, result)
+
+
+def ring_gradients(
+    image: torch.Tensor,
+    window: Window,
+    basis: torch.Tensor,
+    other: torch.Tensor,
+    matrix: torch.Tensor,
+    transposed: torch.Tensor,
+    found: Sequence[torch.Tensor | None],
+) -> None:
+    """Sums of rings, and what follows from them; what is ``None`` in ``found`` is left out.
+
+    Args:
+        image: ``(batch, *sizes + reach, channels)``.
+        window: the taps.
+        basis: ``(rings, shells)``.
+        other: ``(batch, *sizes, others)``.
+        matrix: ``(rings * channels, others)``, by :func:`pad_columns`.
+        transposed: ``(others, rings * channels)``, the channels of each ring by :func:`pad_columns`.
+        found: ``(batch, *sizes, others)``, the sums times ``matrix``, written to; ``(threads, rings * channels, others)``, by
+            :func:`pad_columns`, what the sums' products with ``other`` are added to; ``(threads, shells, rings)``, float64, what the inner
+            products of the shells' sums with ``other`` times ``transposed`` are added to.
+    """
+    _Call(image, other, window, basis).run("ring_conv_backward", other, matrix, transposed, *found)

@@ -1,0 +1,141 @@
+"""The kernels of radial convolutions give what sums in float64 give, whatever the geometry, and say why where there are none."""
+
+import itertools
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from monai_gmr.ops import ring_kernels
+from monai_gmr.ops.compiled_loops import Window, say_dense
+from monai_gmr.ops.ring_kernels import pad_columns, ring_gradients, ring_products
+
+needs_compiler = pytest.mark.skipif(ring_kernels.kernel_failure() is not None, reason="no C++ compiler")
+
+
+def sums_of_shells(image, window, sizes):
+    """``(batch, *sizes, shells, channels)`` in float64, tap by tap."""
+    found = torch.zeros(image.shape[0], *sizes, window.live, image.shape[-1], dtype=torch.float64)
+    for shell, place in zip(window.shells, itertools.product(*map(range, window.shape))):
+        if shell < window.live:
+            region = tuple(slice(p * d, p * d + n) for p, d, n in zip(place, window.dilation, sizes))
+            found[..., shell, :] += image[(slice(None), *region)].double()
+    return found
+
+
+geometries = st.tuples(
+    st.integers(1, 3),  # batch
+    st.lists(st.tuples(st.integers(1, 7), st.integers(1, 4), st.integers(1, 2)), min_size=1, max_size=3),
+    st.sampled_from([1, 3, 16, 20]),  # channels
+    st.sampled_from([1, 5, 16, 70]),  # others
+    st.integers(1, 6),  # shells
+    st.integers(1, 10),  # rings
+    st.sampled_from([1, 2, 90]),  # how many times as long the last axis is
+    st.integers(0, 2**16),
+)
+
+
+@needs_compiler
+@settings(max_examples=60, deadline=None)
+@given(geometry=geometries, threads=st.integers(1, 3))
+def test_kernels_give_what_sums_in_float64_give(geometry, threads):
+    batch, axes, channels, others, live, rings, factor, seed = geometry
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
+    sizes, shape, dilation = ([axis[i] for axis in axes] for i in range(3))
+    sizes[-1] *= factor
+    # the window may have shells that do not count and shells without taps
+    numbers = torch.randint(0, live + 1, (torch.Size(shape).numel(),), generator=generator).tolist()
+    window = Window(tuple(numbers), tuple(shape), live, tuple(dilation))
+    image = draw(batch, *(n + reach for n, reach in zip(sizes, window.reach())), channels)
+    basis, weight, bias = draw(rings, live), draw(rings, channels, others), draw(others)
+    shells = sums_of_shells(image, window, sizes)
+    mixed = torch.einsum("rs,...sc->...rc", basis.double(), shells)
+    expected = torch.einsum("...rc,rco->...o", mixed, weight.double())
+    before, result = torch.get_num_threads(), torch.empty(batch, *sizes, others)
+    torch.set_num_threads(threads)
+    try:
+        matrix = pad_columns(weight.flatten(0, 1))
+        ring_products(image, window, basis, matrix, pad_columns(bias), result)
+        assert (result - expected - bias).norm() <= 1e-5 * (expected + bias).norm()
+        other, own = draw(batch, *sizes, others), torch.empty(batch, *sizes, others)
+        transposed = pad_columns(weight.permute(2, 0, 1)).flatten(1)
+        products = torch.zeros(threads, *matrix.shape)
+        inner = torch.zeros(threads, live, rings, dtype=torch.float64)
+        ring_gradients(image, window, basis, other, matrix, transposed, (own, products, inner))
+        assert (own - expected).norm() <= 1e-5 * expected.norm() + 1e-12
+        flat = mixed.flatten(-2).flatten(0, -2)
+        expected_products = flat.T @ other.double().flatten(0, -2)
+        found = products.sum(0)
+        assert (found[:, :others] - expected_products).norm() <= 1e-5 * flat.norm() * other.norm()
+        assert not found[:, others:].any()
+        back = torch.einsum("...o,rco->...rc", other.double(), weight.double())
+        expected_inner = torch.einsum("...sc,...rc->sr", shells, back)
+        assert (inner.sum(0) - expected_inner).norm() <= 1e-5 * shells.norm() * back.norm() + 1e-12
+        # what is not asked for is left alone
+        ring_gradients(image, window, basis, other, matrix, transposed, (None, None, None))
+        ring_gradients(image, window, basis, other, matrix, transposed, (own.zero_(), None, None))
+        assert (own - expected).norm() <= 1e-5 * expected.norm() + 1e-12
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_compiler
+def test_the_same_call_gives_the_same_digits():
+    window = Window((2, 1, 2, 1, 0, 1, 2, 1, 2), (3, 3), 3, (1, 1))
+    image, basis, other = torch.randn(2, 42, 52, 20), torch.randn(2, 3), torch.randn(2, 40, 50, 7)
+    matrix, transposed = pad_columns(torch.randn(40, 7)), pad_columns(torch.randn(7, 2, 20)).flatten(1)
+    threads, found = torch.get_num_threads(), []
+    for _ in range(3):
+        results = [torch.empty_like(other), torch.zeros(threads, *matrix.shape), torch.zeros(threads, 3, 2).double()]
+        ring_gradients(image, window, basis, other, matrix, transposed, results)
+        found.append(results)
+    assert all(torch.equal(a, b) for again in found[1:] for a, b in zip(found[0], again))
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("image", "result"),
+    [
+        (torch.zeros(1, 6, 3), torch.zeros(1, 5, 3)),
+        (torch.zeros(2, 6, 3), torch.zeros(1, 4, 3)),
+        (torch.zeros(1, 6, 3, dtype=torch.float64), torch.zeros(1, 4, 3)),
+        (torch.zeros(1, 3, 6).transpose(1, 2), torch.zeros(1, 4, 3)),
+    ],
+)
+def test_memory_that_does_not_fit_is_refused(image, result):
+    window = Window((1, 0, 1), (3,), 2, (1,))
+    with pytest.raises(AssertionError, match=r"^an? (tensor|image) of shape"):
+        ring_products(image, window, torch.zeros(2, 2), pad_columns(torch.zeros(6, 3)), None, result)
+
+
+def test_columns_are_padded_with_zeros():
+    padded = pad_columns(torch.ones(3, 17))
+    assert padded.shape == (3, 32)
+    assert torch.equal(padded, F.pad(torch.ones(3, 17), [0, 15]))
+
+
+def test_a_compiler_that_fails_is_said_why(monkeypatch, caplog):
+    def fail():
+        raise RuntimeError("no space\nleft on device")
+
+    monkeypatch.setattr(ring_kernels, "load_kernels", fail)
+    monkeypatch.setattr(ring_kernels, "kernel_failure", ring_kernels.kernel_failure.__wrapped__)
+    say_dense.cache_clear()
+    with caplog.at_level(logging.WARNING, "monai_gmr.ops.compiled_loops"):
+        assert not ring_kernels.has_kernels()
+        assert not ring_kernels.has_kernels()
+    assert [record.message for record in caplog.records] == [
+        "backend 'compiled' is not used: its kernels cannot be compiled (no space left on device); 'dense' runs in its place."
+    ]
+
+
+@needs_compiler
+def test_the_time_of_compiling_is_said_aloud(caplog):
+    with caplog.at_level(logging.WARNING, "monai_gmr.ops.ring_kernels"):
+        ring_kernels.load_kernels.__wrapped__()
+    (record,) = caplog.records
+    assert " s for the kernels of radial convolutions, which torch.compile's cache keeps on disk." in record.message
