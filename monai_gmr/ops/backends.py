@@ -89,16 +89,19 @@ def get_backend() -> str:
     return name
 
 
-def select_backend(x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int]) -> Callable:
+def select_backend(
+    x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int], by_size: bool = True
+) -> Callable:
     """The function that runs a radial convolution of this input.
 
     Args:
         x: the input, for its device, dtype and size.
         kernel_size: window length along each axis.
         channels: input and output channels.
+        by_size: whether "compiled" generates loops for each size; if not, all sizes together show that compilation pays.
     """
     name = get_backend()
-    return _BACKENDS[_choose(x, kernel_size, channels, runs_channels_last(x)) if name == "auto" else name]
+    return _BACKENDS[_choose(x, kernel_size, channels, runs_channels_last(x), by_size) if name == "auto" else name]
 
 
 def prefers_channels_last(x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int]) -> bool:
@@ -118,7 +121,9 @@ def prefers_channels_last(x: torch.Tensor, kernel_size: tuple[int, ...], channel
     return (_choose(x, kernel_size, channels, True) if name == "auto" else name) == "compiled"
 
 
-def _choose(x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int], channels_last: bool) -> str:
+def _choose(
+    x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int], channels_last: bool, by_size: bool = True
+) -> str:
     """What "auto" stands for: "compiled" beyond the measured crossovers, for a use that has shown that it pays for compilation."""
     if is_recorded(x) or x.device.type == "meta":
         return "dense"
@@ -128,7 +133,7 @@ def _choose(x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, 
     least = crossover(x.device.type, kernel_size, channels, channels_last)
     if least is None or voxels < least:
         return "dense"
-    use = (x.shape, kernel_size, channels, channels_last)
+    use = (x.shape, kernel_size, channels, channels_last) if by_size else ()
     if _spent[use] >= patience():
         return "compiled"
     _spent[use] += 2 * math.prod(kernel_size) * channels[0] * channels[1] * voxels / DENSE_RATE
@@ -136,9 +141,10 @@ def _choose(x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, 
 
 
 def patience() -> float:
-    """Seconds that "auto" lets a size take on "dense" before it generates loops for it; ``MONAI_GMR_PATIENCE``, 10 by default.
+    """Seconds that "auto" lets a size take on "dense" before it generates loops for it, and all sizes of radial convolutions together
+    before it compiles their kernels; ``MONAI_GMR_PATIENCE``, 10 by default.
 
-    Compiling takes about as long, so a run that ends early loses nothing and a long one at most twice that.
+    Generating loops takes about as long, so a run that ends early loses nothing and a long one at most twice that.
 
     Example:
         >>> patience()

@@ -1,28 +1,37 @@
-"""Backend "compiled": sums over shells in one generated loop, then one matrix product, for CPUs (design, section 2).
+"""Backend "compiled" for CPUs: sums over shells and matrix products over channels, tile by tile (design, section 2).
+
+Radial convolutions run in the kernels of ``ring_conv.cpp``, which take any window, number of rings, channels and size; orders with angular
+factors in loops that torch.compile's inductor generates for sizes that repeat, and matrix products between them.
 
 Operations and bytes for each output voxel, with ``T`` taps inside the support, ``S`` shells, ``R`` rings, ``C`` input and ``O`` output
 channels:
 
-* forward: ``T C`` additions, ``R S C`` + ``R C O`` multiplications, against ``k^d C O`` of a dense kernel; ``4 R C`` bytes written and
-  read between the two steps, by parts that stay in the last cache level.
+* forward: ``T C`` additions, ``R S C`` + ``R C O`` multiplications, against ``k^d C O`` of a dense kernel. The rings' sums of a tile of 64
+  voxels, ``4 R C`` bytes a voxel, are written and read in the second cache level; of memory, input and output are read and written once.
 * backward: the rings' products with the input, ``R C O``, once more; ``T O`` additions and ``R S O`` multiplications for the rings' sums of
   the gradient (a radial kernel is its own adjoint), and as many for their inner products with the rings' products, which are the gradient
-  of the basis; then both gradients of the product, ``2 R C O``. The sums of shells never leave the registers. Where the input needs no
-  gradient (a first layer) and has fewer channels, the sums are over the input: ``T C`` and ``R S C``.
+  of the basis; then both gradients of the product, ``2 R C O``. Where the input needs no gradient (a first layer) and has fewer channels,
+  the sums are over the input: ``T C`` and ``R S C``.
 * an order with ``m`` components: the product comes first (``S C O``), then every tap is read once and multiplied ``m`` times for each of
   its few output channels (``T m O``); backward likewise.
 
 A bias is added in the product. Saved for the backward pass are input, weight and basis.
 
-The additions are bound by loads from the first two cache levels, the products by
-arithmetic. With AVX-512 matrix products run as 1x1 convolutions with channels last, which oneDNN makes two to four times as fast as
-``torch.mm`` does on some processors; with AVX2 ``torch.mm`` takes .91 to .97 of the
-time of a training step, and .97 to 1.05 of a forward pass (AMD EPYC, medians of 20 runs that take turns).
+What bounds it: the products by arithmetic (300 to 350 GFLOP/s where the benchmark found at most 300 to 327), the additions by loads from
+the first two cache levels, small windows by memory.
 
-Ways of summing that were measured, 3D, C 32, 48^3, AMD EPYC, in ms for k 5 and 7: one tap after the other 1.9 and 5.7 (kept); mirrored taps
-in pairs, two or four running sums, trees: the same within the noise; mirrored planes added first and kept, then the taps of half the
-window 2.2 and 4.6; equal columns of the window (sums over two axes) first, then along the third 3.3 and 6.8; mirrored rows first 3.3 and
-9.4. What is kept in between costs as much as the additions that it saves.
+Between loops for angular factors, with AVX-512, matrix products run as 1x1 convolutions with channels last, which oneDNN makes two to four
+times as fast as ``torch.mm`` does on some processors; with AVX2 ``torch.mm`` takes .91 to .97 of the time of a training step, and .97 to
+1.05 of a forward pass (AMD EPYC, measured when radial convolutions ran in such loops too, medians of 20 runs that take turns).
+
+Ways of summing that were measured in generated loops, 3D, C 32, 48^3, AMD EPYC, in ms for k 5 and 7: one tap after the other 1.9 and 5.7
+(kept); mirrored taps in pairs, two or four running sums, trees: the same within the noise; mirrored planes added first and kept, then the
+taps of half the window 2.2 and 4.6; equal columns of the window (sums over two axes) first, then along the third 3.3 and 6.8; mirrored rows
+first 3.3 and 9.4. What is kept in between costs as much as the additions that it saves.
+
+Ways of summing in the kernels, 2D C 64 k 9, then 3D k 3, 5, 7 as above, Intel Xeon with AVX-512, ms of one run: four vectors of a line at a
+time, loops over the taps 2.4, 2.1, 5.5, 11.2 (kept); source written out for each window 2.0, 2.0, 5.0, 12.9; two taps at a time, four lines
+at a time, sixteen channels along a line first: the same within the noise or slower.
 """
 
 from __future__ import annotations

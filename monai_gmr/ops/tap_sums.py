@@ -1,10 +1,8 @@
-r"""Sums over taps, in a form that inductor makes one loop of: what backend "compiled" is made of.
+r"""Sums over taps, in a form that inductor makes one loop of: what backend "compiled" runs angular factors with.
 
-.. math:: a_{sc}(v) = \sum_{t \in s} x_c(v + t), \qquad u_{rc}(v) = \sum_s b_{rs}\, a_{sc}(v), \qquad
-    y_{mc}(v) = \sum_s \sum_{t \in s} f_m(t)\, x_{sc}(v + t)
+.. math:: y_{mc}(v) = \sum_s \sum_{t \in s} f_m(t)\, x_{sc}(v + t)
 
-Shells are disjoint, so a voxel costs an addition a tap, whatever the number of rings, and R multiplications a shell; the sums stay in
-registers. Channels come last, so all taps of a vector lie at constant distances and a row of voxels meets the same cache lines again.
+Channels come last, so all taps of a vector lie at constant distances and a row of voxels meets the same cache lines again.
 """
 
 from __future__ import annotations

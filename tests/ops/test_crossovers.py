@@ -75,6 +75,16 @@ def test_a_size_is_compiled_once_dense_has_taken_as_long(auto, monkeypatch):
     assert select_backend(x[..., 1:], (3, 3), (32, 32)) is dense_ring_conv
 
 
+def test_sizes_of_radial_convolutions_share_their_patience(auto, monkeypatch):
+    seconds = 2 * 9 * 32 * 32 * 1600 / backends.DENSE_RATE
+    monkeypatch.setenv(backends.PATIENCE_VARIABLE, str(2.5 * seconds))
+    sizes = [(40, 40), (41, 40), (40, 41), (42, 42), (20, 20)]
+    chosen = [select_backend(torch.zeros(1, 32, *size), (3, 3), (32, 32), by_size=False) for size in sizes]
+    assert chosen == [dense_ring_conv] * 3 + [compiled_backend, dense_ring_conv]
+    # what gets loops for each size has a patience of its own
+    assert select_backend(torch.zeros(1, 32, 40, 40), (3, 3), (32, 32)) is dense_ring_conv
+
+
 def test_an_image_with_channels_last_has_crossovers_of_its_own(monkeypatch):
     table = {Point(2, 3, 8): None, Point(2, 3, 8, True): 1000}
     monkeypatch.setattr(backends, "_spent", backends.defaultdict(float))
