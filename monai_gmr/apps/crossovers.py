@@ -27,7 +27,7 @@ from monai_gmr.ops import get_backend, set_backend
 from monai_gmr.ops.crossovers import CROSSOVERS, Point, device_kind, least_voxels, merge_rows
 from monai_gmr.utils import ConfigurationError
 
-CHANNELS = (8, 16, 32, 128)
+CHANNELS = (1, 8, 16, 32, 128)
 WINDOWS = {2: (3, 5, 9), 3: (3, 5, 7)}
 # length of an axis and batch
 SIZES = {2: ((4, 16), (16, 4), (32, 4), (64, 8), (128, 16)), 3: ((8, 1), (16, 1), (32, 1), (64, 1))}
@@ -41,7 +41,7 @@ def make_points(quick: bool = False) -> list[Point]:
 
     Example:
         >>> make_points()[0]
-        Point(dims=2, kernel_size=3, channels=8, channels_last=False)
+        Point(dims=2, kernel_size=3, channels=1, channels_last=False)
     """
     windows = {dims: lengths[:1] for dims, lengths in WINDOWS.items()} if quick else WINDOWS
     channels = (2,) if quick else CHANNELS

@@ -79,6 +79,8 @@ class _Call:
         for tensor in (image, result):
             if not tensor.is_contiguous() or tensor.dtype != torch.float32:
                 raise AssertionError(f"a tensor of shape {tuple(tensor.shape)} is not contiguous and float32")
+        if basis.shape[1] != window.live:
+            raise AssertionError(f"a basis of shape {tuple(basis.shape)} is not for {window.live} shells")
         seen, sizes = image.shape[1:-1], result.shape[1:-1]
         if [n + reach for n, reach in zip(sizes, window.reach())] != list(seen) or len(image) != len(result):
             raise AssertionError(f"an image of shape {tuple(image.shape)} does not give {tuple(result.shape)}")

@@ -107,9 +107,11 @@ def test_the_same_call_gives_the_same_digits():
     ],
 )
 def test_memory_that_does_not_fit_is_refused(image, result):
-    window = Window((1, 0, 1), (3,), 2, (1,))
+    window, matrix = Window((1, 0, 1), (3,), 2, (1,)), pad_columns(torch.zeros(6, 3))
     with pytest.raises(AssertionError, match=r"^an? (tensor|image) of shape"):
-        ring_products(image, window, torch.zeros(2, 2), pad_columns(torch.zeros(6, 3)), None, result)
+        ring_products(image, window, torch.zeros(2, 2), matrix, None, result)
+    with pytest.raises(AssertionError, match=r"^a basis of shape \(2, 3\) is not for 2 shells$"):
+        ring_products(torch.zeros(1, 6, 3), window, torch.zeros(2, 3), matrix, None, torch.zeros(1, 4, 3))
 
 
 def test_columns_are_padded_with_zeros():
