@@ -388,6 +388,9 @@ def compiled_backend(
     if not has_loops(x, shells, stride, groups):
         return dense()
     batched = x if x.dim() == shells.dim() + 2 else x[None]
+    if min(output_sizes(batched.shape[2:], shells.shape, stride, padding, dilation)) < 1:
+        # the framework says what is wrong
+        return dense()
     if factors is None or bool((factors == 1).all()):
         if not has_kernels():
             return dense()

@@ -214,6 +214,7 @@ struct Tiles {
         const index voxels = std::min(VOXELS_OF_A_TILE, std::max<index>(fair, 12));
         pieces = std::max<index>(1, (g.sizes[2] + voxels / 2) / voxels);
         length = (g.sizes[2] + pieces - 1) / pieces;
+        pieces = (g.sizes[2] + length - 1) / length;
         lines_of_a_tile = pieces > 1 ? 1 : std::max<index>(1, voxels / length);
         count = (lines + lines_of_a_tile - 1) / lines_of_a_tile * pieces;
     }
@@ -320,9 +321,12 @@ extern "C" void ring_conv_backward(const Geometry* geometry, const index* first,
             const Tile tile(tiles, g, number);
             const float* met = other + tile.voxel * g.others;
             if (basis_gradient) {
-                for (index r = 0; r < g.rings; ++r)
+                for (index r = 0; r < g.rings; ++r) {
                     multiply({tile.voxels, g.channels, met, 1, g.others, 0, g.others, 1, transposed + r * deep, g.rings * deep, nullptr,
                               products + r * plane, g.channels, false});
+                    // the last vector may reach beyond the tile: what an earlier call left there may not be finite
+                    store(products + r * plane + tile.voxels * g.channels, vector{});
+                }
                 std::fill(sums, sums + numbers, vector{});
                 sum_tile(g, window, tile, image, rings, plane, products, totals, sums);
                 for (index i = 0; i < numbers; ++i)

@@ -265,6 +265,12 @@ def test_what_has_no_loop_is_left_to_dense(compiled, monkeypatch, make, dtype):
 
 
 @pytest.mark.parametrize("make", [GMRConv2d, GMRHarmonicConv2d])
+def test_an_image_smaller_than_the_window_is_the_framework_s_error(compiled, make):
+    with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
+        make(2, 3, 5)(torch.randn(1, 2, 4, 9))
+
+
+@pytest.mark.parametrize("make", [GMRConv2d, GMRHarmonicConv2d])
 def test_without_a_compiler_dense_runs_and_says_so_once(compiled, monkeypatch, caplog, make):
     monkeypatch.setattr(ring_kernels, "kernel_failure", lambda: "there is no C++ compiler")
     monkeypatch.setattr(compiled_loops, "compiler_failure", lambda: "there is no C++ compiler")

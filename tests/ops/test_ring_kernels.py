@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 
 import pytest
 import torch
@@ -94,6 +95,18 @@ def test_the_same_call_gives_the_same_digits():
         ring_gradients(image, window, basis, other, matrix, transposed, results)
         found.append(results)
     assert all(torch.equal(a, b) for again in found[1:] for a, b in zip(found[0], again))
+
+
+@needs_compiler
+def test_a_call_leaves_nothing_behind_for_the_next():
+    window = Window((1, 0, 1), (3,), 2, (1,))
+    basis, matrix = torch.randn(2, 2), pad_columns(torch.randn(6, 5))
+    transposed, threads = pad_columns(torch.randn(5, 2, 3)).flatten(1), torch.get_num_threads()
+    for size, value in ((64, math.inf), (7, 1.0), (3, 1.0)):
+        image, other = torch.full((4, size + 2, 3), value), torch.full((4, size, 5), value)
+        found = [torch.empty_like(other), torch.zeros(threads, *matrix.shape), torch.zeros(threads, 2, 2).double()]
+        ring_gradients(image, window, basis, other, matrix, transposed, found)
+        assert all(each.isfinite().all() for each in found) == (value == 1.0)
 
 
 @needs_compiler
