@@ -100,7 +100,7 @@ def _ring_matrix(weight: torch.Tensor) -> torch.Tensor:
 
 def _gradients_by_part(
     parts: Parts,
-    sums_of: Callable[[Part], list[torch.Tensor]],
+    sums_of: Callable[[Part], torch.Tensor],
     other: torch.Tensor,
     matrix: torch.Tensor,
     needed: list[bool],
@@ -109,32 +109,24 @@ def _gradients_by_part(
 
     Args:
         parts: parts of the input.
-        sums_of: sums of a part: ``(batch, *sizes, n, out)``, and what is to be added up over voxels ``(batch, rows, ..., numbers)``.
-        other: the input, channels last; or, where the sums are over the input, the gradient of the output.
+        sums_of: sums of a part: ``(batch, *sizes, n, out)``.
+        other: the input, channels last.
         matrix: ``(n * out, in)``, what the input was multiplied with.
-        needed: whether the gradients of ``other``, of ``matrix`` and the further numbers are asked for; the others are empty.
+        needed: whether the gradients of ``other`` and of ``matrix`` are asked for; the others are empty.
 
     Returns:
-        gradients of ``other`` and ``matrix``, and the numbers.
+        gradients of ``other`` and ``matrix``.
     """
     gradient = other.new_empty(other.shape if needed[0] else (0,))
-    matrices, numbers = [], []
+    matrices = []
     for part in parts:
-        sums = [each[part.fresh] for each in sums_of(part)]
-        if any(needed[:2]):
-            met = other[part.samples, part.rows][part.fresh]
-            image, kernel = _product_gradients(sums[0].flatten(-2), met, matrix, needed[:2])
-            if image is not None:
-                gradient[part.samples, part.rows][part.fresh] = image
-            if kernel is not None:
-                matrices.append(kernel)
-        if needed[2]:
-            numbers.append(sums[1].flatten(0, -2).sum(0))
-    return [
-        gradient,
-        torch.stack(matrices).sum(0) if needed[1] else matrix.new_empty((0,)),
-        torch.stack(numbers).sum(0) if needed[2] else matrix.new_empty((0,)),
-    ]
+        met = other[part.samples, part.rows][part.fresh]
+        image, kernel = _product_gradients(sums_of(part)[part.fresh].flatten(-2), met, matrix, needed)
+        if image is not None:
+            gradient[part.samples, part.rows][part.fresh] = image
+        if kernel is not None:
+            matrices.append(kernel)
+    return [gradient, torch.stack(matrices).sum(0) if needed[1] else matrix.new_empty((0,))]
 
 
 @torch.library.custom_op("monai_gmr::compiled_ring_conv", mutates_args=())
@@ -317,12 +309,12 @@ def _factor_gradients(
     last = gradient.movedim((2, 1), (-2, -1))
     parts = Parts(last, margins, window, weight.shape[0] * weight.shape[2])
     matrix, outs, x_last = _ring_matrix(weight), weight.shape[0], x.movedim(1, -1).contiguous()
-    found = _gradients_by_part(parts, lambda part: parts.sums(loop, parts.seen(part)), x_last, matrix, [*needed, False])
+    found = _gradients_by_part(parts, lambda part: parts.sums(loop, parts.seen(part))[0], x_last, matrix, needed)
     if needed[0]:
         found[0] = follow_format(found[0].movedim(-1, 1), x)
     if needed[1]:
         found[1] = found[1].unflatten(0, (-1, outs)).permute(1, 2, 0).contiguous()
-    return found[:2]
+    return found
 
 
 @_factor_gradients.register_fake
@@ -362,8 +354,8 @@ def _shells_with_factors(window: tuple[int, ...], live: int, rows: tuple[tuple[f
 
 
 def has_loops(x: torch.Tensor, shells: torch.Tensor, stride: list[int], groups: int) -> bool:
-    """Whether there are loops for such a convolution; not for strides, groups, half precision, recorded graphs, ``torch.func``, and
-    windows without a centre."""
+    """Whether there are kernels and loops for such a convolution; not for strides, groups, half precision, recorded graphs,
+    ``torch.func``, and windows without a centre."""
     window = shells.flatten().tolist()
     return takes_loops(x) and max(stride) == groups == 1 and window == window[::-1]
 
