@@ -278,19 +278,19 @@ def _shell_count(part: RadialPart, voxels: int) -> int:
     return shell_operations(part.live_taps, part.shells, *channels, voxels, part.components, part.groups)
 
 
-def _loop_count(part: RadialPart, voxels: int) -> int:
-    """Of backend "compiled": sums, then a product; for an order above 0 a product, then every tap with its factors."""
+def _kernel_count(part: RadialPart, voxels: int) -> int:
+    """Of backend "compiled": sums, then a product; for an order above 0 a product, then every pair of mirrored taps, with its factors."""
     if part.components == 1:
         mixing = part.rings * (part.shells + part.out_channels // part.groups)
         return voxels * part.in_channels * (part.live_taps + mixing)
     product = part.shells * part.in_channels * part.out_channels // part.groups
-    return voxels * (product + part.live_taps * part.components * part.out_channels)
+    return voxels * (product + part.live_taps // 2 * (1 + part.components) * part.out_channels)
 
 
 # how a backend counts; one that is not here has no operations in the table
 BACKEND_COUNTS: dict[str, Callable[[RadialPart, int], int]] = {
     "dense": _dense_count,
-    "compiled": _loop_count,
+    "compiled": _kernel_count,
     "triton": _shell_count,
 }
 

@@ -1,5 +1,6 @@
 """Functions on tensors: the radial convolution and its backends, resampling about the centre."""
 
+import monai_gmr.ops.compiled_backend  # noqa: F401  (it registers itself)
 from monai_gmr.ops.backends import available_backends, get_backend, register_backend, set_backend
 from monai_gmr.ops.compiled_conv import compiled_ring_conv
 from monai_gmr.ops.resample import symmetric_downsample, symmetric_upsample

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections import defaultdict
 from collections.abc import Callable
 
 import torch
@@ -18,32 +17,45 @@ PATIENCE_VARIABLE, PATIENCE = "MONAI_GMR_PATIENCE", 10.0
 # operations a second that a dense convolution is taken to run at
 DENSE_RATE = 1e11
 _BACKENDS: dict[str, Callable[..., torch.Tensor]] = {}
-_TAKES_FACTORS: dict[Callable, Callable[..., bool]] = {}
+_TAKES_FACTORS: set[Callable] = set()
+_HARMONICS: dict[Callable, Callable[..., torch.Tensor | None]] = {}
 _forced: list[str] = []
-_spent: defaultdict[tuple, float] = defaultdict(float)
+# seconds that convolutions have taken on "dense" while "auto" waited
+_spent: list[float] = []
 
 
-def register_backend(name: str, takes_factors: Callable[..., bool] | None = None) -> Callable[[Callable], Callable]:
+def register_backend(
+    name: str, takes_factors: bool = False, harmonics: Callable[..., torch.Tensor | None] | None = None
+) -> Callable[[Callable], Callable]:
     """Decorator that makes a function of ``ring_conv``'s signature selectable as ``name``.
 
     Args:
         name: what :func:`set_backend` calls it.
-        takes_factors: tells by input, shells, stride and groups whether it gains from radial profile and angular factors being given
-            apart; otherwise harmonic layers build one dense kernel of all orders.
+        takes_factors: whether it gains from radial profile and angular factors being given apart; otherwise harmonic layers build one
+            dense kernel of all orders.
+        harmonics: a function of a whole harmonic layer, which gives ``None`` where it cannot run it:
+            :func:`~monai_gmr.ops.compiled_backend.compiled_harmonics` is one.
     """
 
     def register(function: Callable) -> Callable:
         _BACKENDS[name] = function
-        if takes_factors is not None:
-            _TAKES_FACTORS[function] = takes_factors
+        if takes_factors:
+            _TAKES_FACTORS.add(function)
+        if harmonics is not None:
+            _HARMONICS[function] = harmonics
         return function
 
     return register
 
 
-def takes_factors(backend: Callable, x: torch.Tensor, shells: torch.Tensor, stride: list[int], groups: int) -> bool:
+def takes_factors(backend: Callable) -> bool:
     """Whether a backend gains from radial profile and angular factors of a convolution being given apart."""
-    return backend in _TAKES_FACTORS and _TAKES_FACTORS[backend](x, shells, stride, groups)
+    return backend in _TAKES_FACTORS
+
+
+def harmonics_of(backend: Callable) -> Callable[..., torch.Tensor | None] | None:
+    """A backend's function of whole harmonic layers, if it has one."""
+    return _HARMONICS.get(backend)
 
 
 def available_backends() -> tuple[str, ...]:
@@ -89,19 +101,16 @@ def get_backend() -> str:
     return name
 
 
-def select_backend(
-    x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int], by_size: bool = True
-) -> Callable:
+def select_backend(x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int]) -> Callable:
     """The function that runs a radial convolution of this input.
 
     Args:
         x: the input, for its device, dtype and size.
         kernel_size: window length along each axis.
         channels: input and output channels.
-        by_size: whether "compiled" generates loops for each size; if not, all sizes together show that compilation pays.
     """
     name = get_backend()
-    return _BACKENDS[_choose(x, kernel_size, channels, runs_channels_last(x), by_size) if name == "auto" else name]
+    return _BACKENDS[_choose(x, kernel_size, channels, runs_channels_last(x)) if name == "auto" else name]
 
 
 def prefers_channels_last(x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int]) -> bool:
@@ -121,10 +130,8 @@ def prefers_channels_last(x: torch.Tensor, kernel_size: tuple[int, ...], channel
     return (_choose(x, kernel_size, channels, True) if name == "auto" else name) == "compiled"
 
 
-def _choose(
-    x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int], channels_last: bool, by_size: bool = True
-) -> str:
-    """What "auto" stands for: "compiled" beyond the measured crossovers, for a use that has shown that it pays for compilation."""
+def _choose(x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int], channels_last: bool) -> str:
+    """What "auto" stands for: "compiled" beyond the measured crossovers, in a run that has shown that it pays for compilation."""
     if is_recorded(x) or x.device.type == "meta":
         return "dense"
     if x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
@@ -133,18 +140,15 @@ def _choose(
     least = crossover(x.device.type, kernel_size, channels, channels_last)
     if least is None or voxels < least:
         return "dense"
-    use = (x.shape, kernel_size, channels, channels_last) if by_size else ()
-    if _spent[use] >= patience():
+    if sum(_spent) >= patience():
         return "compiled"
-    _spent[use] += 2 * math.prod(kernel_size) * channels[0] * channels[1] * voxels / DENSE_RATE
+    _spent[:] = [sum(_spent) + 2 * math.prod(kernel_size) * channels[0] * channels[1] * voxels / DENSE_RATE]
     return "dense"
 
 
 def patience() -> float:
-    """Seconds that "auto" lets a size take on "dense" before it generates loops for it, and all sizes of radial convolutions together
-    before it compiles their kernels; ``MONAI_GMR_PATIENCE``, 10 by default.
-
-    Generating loops takes about as long, so a run that ends early loses nothing and a long one at most twice that.
+    """Seconds that "auto" lets convolutions take on "dense" before it compiles the kernels of "compiled"; ``MONAI_GMR_PATIENCE``, 10 by
+    default. Compiling takes a few seconds once a machine, so a run that ends early does not wait for it.
 
     Example:
         >>> patience()

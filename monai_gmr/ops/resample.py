@@ -7,7 +7,9 @@ An axis of ``n`` voxels and one of ``m`` voxels a ``factor`` coarser share their
 import torch
 import torch.nn.functional as F
 
+from monai_gmr.ops.kernels import runs_in_kernels
 from monai_gmr.ops.memory_format import runs_channels_last
+from monai_gmr.ops.resample_kernel import compiled_resample
 
 
 def downsampled_size(size: int, factor: int) -> int:
@@ -139,8 +141,12 @@ def _apply_channels_last(x: torch.Tensor, matrix: torch.Tensor, axis: int) -> to
     """:func:`apply_along_axis` for an image with channels last, which the result has, too."""
     last = x.movedim(1, -1)
     before, after = last.shape[: axis - 1], last.shape[last.dim() + axis :]
-    # a convolution of one tap is a matrix product, up to twice as fast here
-    found = F.conv1d(last.reshape(before.numel(), x.shape[axis], after.numel()), matrix[:, :, None])
+    image = last.reshape(before.numel(), x.shape[axis], after.numel())
+    if runs_in_kernels(x):
+        found = compiled_resample(image, matrix)
+    else:
+        # a convolution of one tap is a matrix product, up to twice as fast here
+        found = F.conv1d(image, matrix[:, :, None])
     return found.reshape(*before, matrix.shape[0], *after).movedim(-1, 1)
 
 

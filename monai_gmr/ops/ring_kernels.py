@@ -1,61 +1,18 @@
-"""Calls of the kernels in ``ring_conv.cpp``, which backend "compiled" runs radial convolutions with."""
+"""Calls of the kernels in ``cpp/ring_conv.cpp``, which backend "compiled" runs radial convolutions with."""
 
 from __future__ import annotations
 
-import ctypes
-import logging
-import time
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from monai_gmr.ops.compiled_loops import Window, one_line, say_dense
+from monai_gmr.ops.kernels import call_kernel
+from monai_gmr.ops.parts import Window
 
-logger = logging.getLogger(__name__)
-
-SOURCE = Path(__file__).with_name("ring_conv.cpp")
 # rows of matrices are padded to this, whatever the length of the processor's vectors
 LANES = 16
-
-
-@lru_cache(maxsize=1)
-def load_kernels() -> ctypes.CDLL:
-    """The kernels, compiled for this processor by the compiler and with the flags of torch.compile, which keeps them on disk.
-
-    Raises:
-        Exception: whatever a compiler says.
-    """
-    from torch._inductor import config
-    from torch._inductor.codecache import CppCodeCache
-
-    start = time.perf_counter()
-    with config.patch({"cpp.enable_floating_point_contract_flag": "fast"}):
-        library = CppCodeCache.load(SOURCE.read_text(encoding="utf-8"))
-    logger.warning(
-        f"backend 'compiled': {time.perf_counter() - start:.1f} s for the kernels of radial convolutions, "
-        "which torch.compile's cache keeps on disk."
-    )
-    return library
-
-
-@lru_cache(maxsize=1)
-def kernel_failure() -> str | None:
-    """Why there are no kernels, or ``None``: asked once a process."""
-    try:
-        load_kernels()
-    except Exception as error:  # whatever a compiler says: the dense convolution needs none
-        return f"its kernels cannot be compiled ({one_line(error)})"
-    return None
-
-
-def has_kernels() -> bool:
-    """Whether there are kernels; if not, says once why."""
-    if (reason := kernel_failure()) is not None:
-        say_dense(reason)
-    return reason is None
 
 
 @lru_cache(maxsize=256)
@@ -73,9 +30,12 @@ def _three(sizes: Sequence[int]) -> list[int]:
 
 
 class _Call:
-    """What both kernels are told of an image ``(batch, *seen sizes, channels)`` and a result ``(batch, *sizes, others)``."""
+    """What both kernels are told of an image ``(batch, *seen sizes, channels)`` and a result ``(batch, *sizes, channels)``, of which so
+    many others are meant."""
 
-    def __init__(self, image: torch.Tensor, result: torch.Tensor, window: Window, basis: torch.Tensor) -> None:
+    def __init__(
+        self, image: torch.Tensor, result: torch.Tensor, others: int, window: Window, basis: torch.Tensor
+    ) -> None:
         for tensor in (image, result):
             if not tensor.is_contiguous() or tensor.dtype != torch.float32:
                 raise AssertionError(f"a tensor of shape {tuple(tensor.shape)} is not contiguous and float32")
@@ -84,17 +44,15 @@ class _Call:
         seen, sizes = image.shape[1:-1], result.shape[1:-1]
         if [n + reach for n, reach in zip(sizes, window.reach())] != list(seen) or len(image) != len(result):
             raise AssertionError(f"an image of shape {tuple(image.shape)} does not give {tuple(result.shape)}")
-        numbers = [len(image), *_three(sizes), *_three(seen), image.shape[-1], result.shape[-1], *basis.T.shape]
-        self.geometry = torch.tensor([*numbers, torch.get_num_threads()])
+        numbers = [len(image), *_three(sizes), *_three(seen), image.shape[-1], others, *basis.T.shape]
+        self.geometry = torch.tensor([*numbers, torch.get_num_threads(), result.shape[-1]])
         first, places = _taps(window)
         strides = torch.tensor(image.stride()[1:-1])
         self.tensors = [self.geometry, first, (places * strides).sum(1), basis.T.contiguous(), image]
 
     def run(self, name: str, *further: torch.Tensor | None) -> None:
         """Call a kernel."""
-        tensors = [*self.tensors, *further]
-        addresses = [None if each is None else ctypes.c_void_p(each.data_ptr()) for each in tensors]
-        getattr(load_kernels(), name)(*addresses)
+        call_kernel(name, *self.tensors, *further)
 
 
 def pad_columns(matrix: torch.Tensor) -> torch.Tensor:
@@ -114,6 +72,7 @@ def ring_products(
     matrix: torch.Tensor,
     bias: torch.Tensor | None,
     result: torch.Tensor,
+    channels: slice,
 ) -> None:
     """Sums of rings, times a matrix, plus a bias.
 
@@ -123,9 +82,11 @@ def ring_products(
         basis: ``(rings, shells)``.
         matrix: ``(rings * channels, others)``, by :func:`pad_columns`.
         bias: ``(others,)``, by :func:`pad_columns`, or ``None``.
-        result: ``(batch, *sizes, others)``, written to.
+        result: ``(batch, *sizes, all)``.
+        channels: which of them are the others; these are written to.
     """
-    _Call(image, result, window, basis).run("ring_conv", matrix, bias, result)
+    call = _Call(image, result, channels.stop - channels.start, window, basis)
+    call.run("ring_conv", matrix, bias, result[..., channels])
 
 
 def ring_gradients(
@@ -150,4 +111,4 @@ def ring_gradients(
             :func:`pad_columns`, what the sums' products with ``other`` are added to; ``(threads, shells, rings)``, float64, what the inner
             products of the shells' sums with ``other`` times ``transposed`` are added to.
     """
-    _Call(image, other, window, basis).run("ring_conv_backward", other, matrix, transposed, *found)
+    _Call(image, other, other.shape[-1], window, basis).run("ring_conv_backward", other, matrix, transposed, *found)

@@ -402,7 +402,7 @@ def _can_run(device_type: str, dtype: torch.dtype) -> bool:
     return reason is None
 
 
-@register_backend("triton", takes_factors=lambda *_: True)
+@register_backend("triton", takes_factors=True)
 def triton_ring_conv(
     x: torch.Tensor,
     weight: torch.Tensor,

@@ -1,4 +1,4 @@
-"""Instance norm with channels last gives what the framework's gives in float64, and keeps channels last."""
+"""Instance norm with channels last, and a rectifier behind it, give what the framework's give in float64, and keep channels last."""
 
 import pytest
 import torch
@@ -8,26 +8,27 @@ from torch import nn
 from monai_gmr import set_backend
 from monai_gmr.networks.layers import GMRConv3d, GMRHarmonicConv3d, GMRInstanceNorm2d, GMRInstanceNorm3d
 from monai_gmr.networks.nets import GMRUNet
-from monai_gmr.ops import compiled_loops
+from monai_gmr.ops import kernels
 from monai_gmr.ops.compiled_norm import instance_norm
 from monai_gmr.ops.memory_format import has_channels_last, make_channels_last
 
-needs_compiler = pytest.mark.skipif(compiled_loops.compiler_failure() is not None, reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif(kernels.kernel_failure() is not None, reason="no C++ compiler")
 
 
 @needs_compiler
-@pytest.mark.parametrize("shape", [(2, 3, 5, 6), (1, 17, 4, 3, 5), (3, 2, 1, 7)])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 6), (1, 17, 4, 3, 5), (3, 2, 1, 7), (2, 16, 21, 19)])
 @pytest.mark.parametrize("offset", [0.0, 30.0])
 @pytest.mark.parametrize("affine", [True, False])
-def test_forward_and_gradients(compiled, shape, offset, affine):
+@pytest.mark.parametrize("slope", [1.0, 0.1, 0.0])
+def test_forward_and_gradients(compiled, shape, offset, affine, slope):
     x = (torch.randn(shape, dtype=torch.float64) + offset).float().double().requires_grad_()
     numbers = [torch.randn(shape[1], dtype=torch.float64).float().double() for _ in range(2)] if affine else []
     inputs = [x, *(each.requires_grad_() for each in numbers)]
-    expected = F.instance_norm(x, None, None, *numbers, eps=1e-5)
+    expected = F.leaky_relu(F.instance_norm(x, None, None, *numbers, eps=1e-5), slope)
     seed = torch.randn_like(expected)
     single = [make_channels_last(x.detach().float()), *(each.detach().float() for each in numbers)]
     single = [each.requires_grad_() for each in single]
-    found = instance_norm(*(single if affine else [*single, None, None]), 1e-5)
+    found = instance_norm(*(single if affine else [*single, None, None]), 1e-5, slope)
     assert has_channels_last(found)
     gradients = torch.autograd.grad(found, single, seed.float())
     for a, b in zip((found, *gradients), (expected, *torch.autograd.grad(expected, inputs, seed))):
@@ -43,7 +44,8 @@ def test_statistics_of_many_voxels_are_exact_to_single_precision(compiled):
 
 
 @needs_compiler
-def test_gradients_can_be_differentiated(compiled):
+@pytest.mark.parametrize("slope", [1.0, 0.1])
+def test_gradients_can_be_differentiated(compiled, slope):
     x = make_channels_last(torch.randn(2, 3, 4, 5)).requires_grad_()
     weight, bias = torch.randn(3, requires_grad=True), torch.randn(3, requires_grad=True)
 
@@ -51,8 +53,8 @@ def test_gradients_can_be_differentiated(compiled):
         own = torch.autograd.grad(norm().pow(3).sum(), [x, weight], create_graph=True)
         return torch.autograd.grad(sum(each.square().sum() for each in own), [x, weight, bias])
 
-    found = penalty(lambda: instance_norm(x, weight, bias, 1e-5))
-    for a, b in zip(found, penalty(lambda: F.instance_norm(x, None, None, weight, bias))):
+    found = penalty(lambda: instance_norm(x, weight, bias, 1e-5, slope))
+    for a, b in zip(found, penalty(lambda: F.leaky_relu(F.instance_norm(x, None, None, weight, bias), slope))):
         assert (a - b).norm() <= 1e-4 * b.norm()
 
 
@@ -66,6 +68,7 @@ def test_all_else_is_the_framework_s(compiled, kind):
     if kind == "float64":
         x = x.double()
     assert torch.equal(instance_norm(x, None, None, 1e-5), F.instance_norm(x))
+    assert torch.equal(instance_norm(x, None, None, 1e-5, 0.1), F.leaky_relu(F.instance_norm(x), 0.1))
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from monai_gmr import set_backend
 from monai_gmr.apps import crossovers as app
-from monai_gmr.ops import backends, compiled_loops
+from monai_gmr.ops import backends, kernels
 from monai_gmr.ops.backends import prefers_channels_last, select_backend
-from monai_gmr.ops.compiled_conv import compiled_backend
+from monai_gmr.ops.compiled_backend import compiled_backend
 from monai_gmr.ops.crossovers import (
     CROSSOVERS,
     FASTER,
@@ -58,36 +58,25 @@ def test_all_neighbours_in_the_table_have_to_be_faster(kernel_size, channels, ex
 
 @pytest.fixture
 def auto(monkeypatch):
-    monkeypatch.setattr(backends, "_spent", backends.defaultdict(float))
+    monkeypatch.setattr(backends, "_spent", [])
     tables = {"cpu": TABLE}
     monkeypatch.setattr(backends, "crossover", lambda device, *use: least_of_neighbours(tables.get(device, {}), *use))
     set_backend("auto")
 
 
-def test_a_size_is_compiled_once_dense_has_taken_as_long(auto, monkeypatch):
-    x = torch.randn(1, 32, 40, 40)
+def test_all_sizes_share_their_patience(auto, monkeypatch):
     seconds = 2 * 9 * 32 * 32 * 1600 / backends.DENSE_RATE
     monkeypatch.setenv(backends.PATIENCE_VARIABLE, str(2.5 * seconds))
-    assert select_backend(x[..., 20:, 20:], (3, 3), (32, 32)) is dense_ring_conv
+    assert select_backend(torch.zeros(1, 32, 20, 20), (3, 3), (32, 32)) is dense_ring_conv
     assert not backends._spent
-    chosen = [select_backend(x, (3, 3), (32, 32)) for _ in range(5)]
-    assert chosen == [dense_ring_conv] * 3 + [compiled_backend] * 2
-    assert select_backend(x[..., 1:], (3, 3), (32, 32)) is dense_ring_conv
-
-
-def test_sizes_of_radial_convolutions_share_their_patience(auto, monkeypatch):
-    seconds = 2 * 9 * 32 * 32 * 1600 / backends.DENSE_RATE
-    monkeypatch.setenv(backends.PATIENCE_VARIABLE, str(2.5 * seconds))
-    sizes = [(40, 40), (41, 40), (40, 41), (42, 42), (20, 20)]
-    chosen = [select_backend(torch.zeros(1, 32, *size), (3, 3), (32, 32), by_size=False) for size in sizes]
-    assert chosen == [dense_ring_conv] * 3 + [compiled_backend, dense_ring_conv]
-    # what gets loops for each size has a patience of its own
-    assert select_backend(torch.zeros(1, 32, 40, 40), (3, 3), (32, 32)) is dense_ring_conv
+    sizes = [(40, 40), (41, 40), (40, 41), (42, 42), (20, 20), (40, 40)]
+    chosen = [select_backend(torch.zeros(1, 32, *size), (3, 3), (32, 32)) for size in sizes]
+    assert chosen == [dense_ring_conv] * 3 + [compiled_backend, dense_ring_conv, compiled_backend]
 
 
 def test_an_image_with_channels_last_has_crossovers_of_its_own(monkeypatch):
     table = {Point(2, 3, 8): None, Point(2, 3, 8, True): 1000}
-    monkeypatch.setattr(backends, "_spent", backends.defaultdict(float))
+    monkeypatch.setattr(backends, "_spent", [])
     monkeypatch.setattr(backends, "crossover", lambda device, *use: least_of_neighbours(table, *use))
     monkeypatch.setenv(backends.PATIENCE_VARIABLE, "0")
     set_backend("auto")
@@ -142,7 +131,7 @@ def test_a_cpu_that_was_not_measured_goes_by_what_holds_on_all_that_were():
     assert read_crossovers("cuda") == {}
 
 
-@pytest.mark.skipif(compiled_loops.compiler_failure() is not None, reason="no C++ compiler")
+@pytest.mark.skipif(kernels.kernel_failure() is not None, reason="no C++ compiler")
 def test_the_script_replaces_the_rows_of_its_device_only(tmp_path, capsys):
     path = tmp_path / "table.json"
     path.write_text(json.dumps({"cuda": {"rows": []}, device_kind("cpu"): {"rows": None}}))

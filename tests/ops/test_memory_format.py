@@ -7,7 +7,7 @@ from torch import nn
 
 from monai_gmr import set_backend
 from monai_gmr.networks.layers import GMRConv2d, GMRConv3d
-from monai_gmr.ops import compiled_loops, symmetric_downsample, symmetric_upsample
+from monai_gmr.ops import kernels, symmetric_downsample, symmetric_upsample
 from monai_gmr.ops.memory_format import (
     follow_format,
     has_channels_last,
@@ -72,11 +72,10 @@ def test_resampling_keeps_channels_last(size, channels):
         assert torch.allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.skipif(compiled_loops.compiler_failure() is not None, reason="no C++ compiler")
+@pytest.mark.skipif(kernels.kernel_failure() is not None, reason="no C++ compiler")
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("make", "size"), [(GMRConv2d, (5, 6)), (GMRConv3d, (4, 3, 5))])
-def test_what_follows_a_compiled_convolution_may_work_in_place(monkeypatch, make, size, bias):
-    monkeypatch.setattr(compiled_loops, "USES_BEFORE_COMPILATION", 0)
+def test_what_follows_a_compiled_convolution_may_work_in_place(make, size, bias):
     net = nn.Sequential(make(3, 4, 3, padding=1, bias=bias), nn.LeakyReLU(inplace=True))
     x = make_channels_last(torch.randn(2, 3, *size))
     found = []

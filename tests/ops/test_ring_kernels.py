@@ -1,7 +1,6 @@
 """The kernels of radial convolutions give what sums in float64 give, whatever the geometry, and say why where there are none."""
 
 import itertools
-import logging
 import math
 
 import pytest
@@ -10,11 +9,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monai_gmr.ops import ring_kernels
-from monai_gmr.ops.compiled_loops import Window, say_dense
+from monai_gmr.ops import kernels
+from monai_gmr.ops.parts import Window
 from monai_gmr.ops.ring_kernels import pad_columns, ring_gradients, ring_products
 
-needs_compiler = pytest.mark.skipif(ring_kernels.kernel_failure() is not None, reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif(kernels.kernel_failure() is not None, reason="no C++ compiler")
 
 
 def sums_of_shells(image, window, sizes):
@@ -60,7 +59,7 @@ def test_kernels_give_what_sums_in_float64_give(geometry, threads):
     torch.set_num_threads(threads)
     try:
         matrix = pad_columns(weight.flatten(0, 1))
-        ring_products(image, window, basis, matrix, pad_columns(bias), result)
+        ring_products(image, window, basis, matrix, pad_columns(bias), result, slice(0, others))
         assert (result - expected - bias).norm() <= 1e-5 * (expected + bias).norm()
         other, own = draw(batch, *sizes, others), torch.empty(batch, *sizes, others)
         transposed = pad_columns(weight.permute(2, 0, 1)).flatten(1)
@@ -80,6 +79,12 @@ def test_kernels_give_what_sums_in_float64_give(geometry, threads):
         ring_gradients(image, window, basis, other, matrix, transposed, (None, None, None))
         ring_gradients(image, window, basis, other, matrix, transposed, (own.zero_(), None, None))
         assert (own - expected).norm() <= 1e-5 * expected.norm() + 1e-12
+        # some channels of a result that has more
+        wide = torch.zeros(batch, *sizes, others + 3)
+        ring_products(image, window, basis, matrix, pad_columns(bias), wide, slice(2, others + 2))
+        assert torch.equal(wide[..., 2:-1], result)
+        assert not wide[..., :2].any()
+        assert not wide[..., -1].any()
     finally:
         torch.set_num_threads(before)
 
@@ -122,35 +127,12 @@ def test_a_call_leaves_nothing_behind_for_the_next():
 def test_memory_that_does_not_fit_is_refused(image, result):
     window, matrix = Window((1, 0, 1), (3,), 2, (1,)), pad_columns(torch.zeros(6, 3))
     with pytest.raises(AssertionError, match=r"^an? (tensor|image) of shape"):
-        ring_products(image, window, torch.zeros(2, 2), matrix, None, result)
+        ring_products(image, window, torch.zeros(2, 2), matrix, None, result, slice(0, 3))
     with pytest.raises(AssertionError, match=r"^a basis of shape \(2, 3\) is not for 2 shells$"):
-        ring_products(torch.zeros(1, 6, 3), window, torch.zeros(2, 3), matrix, None, torch.zeros(1, 4, 3))
+        ring_products(torch.zeros(1, 6, 3), window, torch.zeros(2, 3), matrix, None, torch.zeros(1, 4, 3), slice(0, 3))
 
 
 def test_columns_are_padded_with_zeros():
     padded = pad_columns(torch.ones(3, 17))
     assert padded.shape == (3, 32)
     assert torch.equal(padded, F.pad(torch.ones(3, 17), [0, 15]))
-
-
-def test_a_compiler_that_fails_is_said_why(monkeypatch, caplog):
-    def fail():
-        raise RuntimeError("no space\nleft on device")
-
-    monkeypatch.setattr(ring_kernels, "load_kernels", fail)
-    monkeypatch.setattr(ring_kernels, "kernel_failure", ring_kernels.kernel_failure.__wrapped__)
-    say_dense.cache_clear()
-    with caplog.at_level(logging.WARNING, "monai_gmr.ops.compiled_loops"):
-        assert not ring_kernels.has_kernels()
-        assert not ring_kernels.has_kernels()
-    assert [record.message for record in caplog.records] == [
-        "backend 'compiled' is not used: its kernels cannot be compiled (no space left on device); 'dense' runs in its place."
-    ]
-
-
-@needs_compiler
-def test_the_time_of_compiling_is_said_aloud(caplog):
-    with caplog.at_level(logging.WARNING, "monai_gmr.ops.ring_kernels"):
-        ring_kernels.load_kernels.__wrapped__()
-    (record,) = caplog.records
-    assert " s for the kernels of radial convolutions, which torch.compile's cache keeps on disk." in record.message

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from monai.networks.blocks import ADN
 from torch import nn
 from torch.nn.modules.utils import _ntuple
 
+from monai_gmr.networks.blocks.adn import GMRADN
 from monai_gmr.networks.layers import GMRDownsample, GMRUpsample, keep_channels_last, make_convolution
 from monai_gmr.utils import ConfigurationError
 
@@ -120,7 +120,7 @@ class GMRConvolution(nn.Sequential):
         self.add_module("conv", layer)
         if not conv_only and not (act is None and norm is None and dropout is None):
             norm = keep_channels_last(norm)
-            self.add_module("adn", ADN(adn_ordering, out_channels, act, norm, spatial_dims, dropout, dropout_dim))
+            self.add_module("adn", GMRADN(adn_ordering, out_channels, act, norm, spatial_dims, dropout, dropout_dim))
 
 
 class GMRResidualUnit(nn.Module):

@@ -38,11 +38,9 @@ import torch
 from torch import nn
 
 from monai_gmr.networks.layers.gmr_conv import GMRConvNd
-from monai_gmr.ops.backends import select_backend, takes_factors
-from monai_gmr.ops.compiled_invariants import looped_invariants_of_order
-from monai_gmr.ops.compiled_loops import pad_channels_last
-from monai_gmr.ops.invariants import fused_invariants, invariants, norm_variance
-from monai_gmr.ops.memory_format import follow_format, make_channels_last, runs_channels_last
+from monai_gmr.ops.backends import harmonics_of, select_backend, takes_factors
+from monai_gmr.ops.invariants import fused_invariants, invariants, invariants_of_order, norm_variance
+from monai_gmr.ops.memory_format import make_channels_last, runs_channels_last
 from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.symmetry import gaussian_basis, gaussian_means, number_of_components, tap_harmonics
 from monai_gmr.symmetry.radial_bases import GAUSSIAN_MEAN_MARGIN
@@ -201,30 +199,52 @@ class GMRHarmonicConvNd(GMRConvNd):
         return kernel.reshape(list(kernel.shape[:2]) + window).to(self.weight.dtype)
 
     @torch.jit.unused
-    def _reduced_by_backend(self, input: torch.Tensor, padding: list[int]) -> torch.Tensor:
-        """What :meth:`_reduced` gives, by the backend that is chosen for the whole layer."""
+    def _scalars_by_backend(self, input: torch.Tensor, padding: list[int]) -> torch.Tensor:
+        """The layer's result, by the backend that is chosen for the whole layer."""
         backend = select_backend(input, tuple(self.kernel_size), (self.in_channels, self.num_responses))
-        if takes_factors(backend, input, self.shells, self.stride, self.groups):
-            return self._reduced_by_order(input, padding, backend)
+        harmonics = harmonics_of(backend)
+        if harmonics is not None and (output := self._scalars_at_once(harmonics, input, padding)) is not None:
+            return output
+        if takes_factors(backend):
+            return self._with_bias(self._reduced_by_order(input, padding, backend))
         with torch.autocast(device_type=self.weight.device.type, enabled=False):
             kernel = self.dense_kernel()
         output = self._reduced(conv_nd(input, kernel, None, self.stride, padding, self.dilation, self.groups))
-        return make_channels_last(output) if runs_channels_last(input) else output
+        return self._with_bias(make_channels_last(output) if runs_channels_last(input) else output)
+
+    def _scalars_at_once(
+        self, harmonics: Callable[..., torch.Tensor | None], input: torch.Tensor, padding: list[int]
+    ) -> torch.Tensor | None:
+        """The layer's result by a backend that computes all orders at once, ``None`` where it cannot."""
+        if self.groups > 1:
+            return None
+        radial, angular = self.radial_profiles()[:, :, : self.live_shells]
+        rows = dict(zip(self.orders, self.weight.split(self.channels)))
+        harmonic_rows = [row for order, row in rows.items() if order != 0]
+        factors = [self.angular_factors(i, angular.dtype) for i, order in enumerate(self.orders) if order != 0]
+        return harmonics(
+            input,
+            rows.get(0, self.weight[:0]),
+            radial,
+            torch.cat([*harmonic_rows, self.weight[:0]]).to(angular.dtype) @ angular,
+            self.shells,
+            torch.cat([*factors, angular.new_empty((0, self.shells.numel()))]),
+            self.bias,
+            (self.norms, self.products, self.reduced_components),
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+        )
 
     def _reduced_by_order(
         self, input: torch.Tensor, padding: list[int], backend: Callable[..., torch.Tensor]
     ) -> torch.Tensor:
         """What :meth:`_reduced` gives, by a backend that knows radial profiles and angular factors apart."""
-        axis, given = input.dim() - self.shells.dim() - 1, input
+        axis = input.dim() - self.shells.dim() - 1
         rows = self.weight.unflatten(0, (self.groups, -1)).split(self.channels, dim=1)
         parts: list[torch.Tensor] = []
         profiles = self.radial_profiles()
-        sizes: list[int] = []
-        if input.device.type == "cpu":
-            # one image for all orders; with gradients each order's would have the margins too
-            margins = [0] * len(padding) if torch.is_grad_enabled() else padding
-            input = pad_channels_last(input.movedim(axis, -1), margins, axis).movedim(-1, axis)
-            padding = [p - m for p, m in zip(padding, margins)]
         for index, row in enumerate(rows):
             order = self.orders[index]
             if self.channels[index] == 0:
@@ -234,12 +254,10 @@ class GMRHarmonicConvNd(GMRConvNd):
             arrays = (row.flatten(0, 1), profile, self.shells, None)
             geometry = (self.stride, padding, self.dilation, self.groups)
             part = backend(input, *arrays, *geometry, factors, self.live_shells)
-            sizes = list(part.shape[part.dim() - self.shells.dim() :])
+            sizes = part.shape[part.dim() - self.shells.dim() :]
             part = part.unflatten(axis, (self.groups, -1)).flatten(part.dim() - self.shells.dim() + 1)
-            parts.append(part if order == 0 else looped_invariants_of_order(part, self.norms[index]))
-        # channels last in memory where the parts are
-        output = torch.cat([part.movedim(axis + 1, -1) for part in parts], dim=-1).movedim(-1, axis + 1)
-        return follow_format(output.flatten(axis, axis + 1).unflatten(-1, sizes), given, axis)
+            parts.append(part if order == 0 else invariants_of_order(part, self.norms[index]))
+        return torch.cat(parts, dim=axis + 1).flatten(axis, axis + 1).unflatten(-1, sizes)
 
     def _reduced(self, responses: torch.Tensor) -> torch.Tensor:
         """Norms and inner products over the components of each order; order 0 stays as it is."""
@@ -267,7 +285,7 @@ class GMRHarmonicConvNd(GMRConvNd):
             kernel = self.dense_kernel()
             responses = conv_nd(input, kernel, None, self.stride, padding, self.dilation, self.groups)
             return self._with_bias(self._reduced(responses))
-        return self._with_bias(self._reduced_by_backend(input, padding))
+        return self._scalars_by_backend(input, padding)
 
     def _with_bias(self, output: torch.Tensor) -> torch.Tensor:
         bias = self.bias

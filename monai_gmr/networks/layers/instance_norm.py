@@ -1,10 +1,10 @@
-"""Instance norm that keeps channels last."""
+"""Instance norm that keeps channels last, and takes the rectifier behind it along."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from monai_gmr.ops.compiled_norm import instance_norm
+from monai_gmr.ops.compiled_norm import has_norm_kernels, instance_norm
 
 
 class GMRInstanceNormNd(nn.modules.instancenorm._InstanceNorm):
@@ -28,9 +28,17 @@ class GMRInstanceNormNd(nn.modules.instancenorm._InstanceNorm):
     def _by_own_statistics(self, input: torch.Tensor) -> torch.Tensor:
         return instance_norm(input, self.weight, self.bias, self.eps)
 
+    def can_rectify(self, input: torch.Tensor) -> bool:
+        """Whether :meth:`rectified` is faster than the norm and an activation one after the other."""
+        return not self.track_running_stats and has_norm_kernels(input, self.weight)
+
+    def rectified(self, input: torch.Tensor, slope: float) -> torch.Tensor:
+        """The normalised image, times ``slope`` where it is negative."""
+        return instance_norm(input, self.weight, self.bias, self.eps, slope)
+
 
 class GMRInstanceNorm2d(GMRInstanceNormNd, nn.InstanceNorm2d):
-    """``torch.nn.InstanceNorm2d``; an image with channels last in memory keeps them so where backend "compiled" has a loop for its size.
+    """``torch.nn.InstanceNorm2d``; an image with channels last in memory keeps them so on backend "compiled".
 
     Example:
         >>> GMRInstanceNorm2d(3)(torch.rand(2, 3, 4, 5)).shape

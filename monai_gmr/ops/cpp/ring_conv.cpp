@@ -3,116 +3,12 @@
 // Images are (batch, *sizes, channels). A tile is some voxels that lie one after the other; what is kept of it, rings and sums of shells,
 // stays in the second level of cache. Along a line voxels and channels are one axis, for every tap lies at a constant distance in it.
 
-#include <omp.h>
-
-#include <algorithm>
-#include <array>
-#include <cstddef>
-#include <cstdint>
-#include <type_traits>
-#include <vector>
-
 namespace {
-
-#if defined(__AVX512F__)
-constexpr int LANES = 16, MOST_VECTORS = 4;
-#else
-constexpr int LANES = 8, MOST_VECTORS = 2;
-#endif
-// with the vectors of the right factor and one of the left these fill the registers
-constexpr int rows_of(int vectors) { return LANES == 16 ? (vectors == 4 ? 6 : vectors == 3 ? 8 : 12) : (vectors == 2 ? 5 : 10); }
 
 constexpr int MOST_RINGS = 8;
 constexpr int units_of(int rings) { return LANES == 16 ? (rings <= 2 ? 8 : rings <= 5 ? 4 : 2) : (rings <= 2 ? 4 : rings <= 4 ? 2 : 1); }
 
-constexpr std::ptrdiff_t VOXELS_OF_A_TILE = 64, FLOATS_OF_A_CHUNK = 16 * LANES;
-
-using index = std::ptrdiff_t;
-typedef float vector __attribute__((vector_size(4 * LANES)));
-typedef float unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
-template <typename T> inline T load(const float* from);
-template <> inline vector load<vector>(const float* from) { return *reinterpret_cast<const unaligned*>(from); }
-template <> inline float load<float>(const float* from) { return *from; }
-inline void store(float* to, vector value) { *reinterpret_cast<unaligned*>(to) = value; }
-inline void store(float* to, float value) { *to = value; }
-
-// one by one: what is set to {} as a whole the compiler keeps in memory, not in registers
-template <typename T, int N> inline void set_to_zero(T (&array)[N]) {
-#pragma GCC unroll 32
-    for (int i = 0; i < N; ++i) {
-        if constexpr (std::is_array_v<T>)
-            set_to_zero(array[i]);
-        else
-            array[i] = T{};
-    }
-}
-
-// rows of matrices are padded to the longest vectors
-inline index rounded_up(index n) { return (n + 15) / 16 * 16; }
-
-// result = left times right, row by row of left
-struct Product {
-    index rows, columns;
-    const float* left;  // row m, step k of block b at left[b * left_block + m * left_row + k * left_step]
-    index blocks, steps, left_block, left_row, left_step;
-    const float* right;  // rows of whole vectors
-    index right_row;
-    const float* start;  // what every row begins with, or null
-    float* result;
-    index result_row;
-    bool add;
-};
-
-template <int ROWS, int VECTORS> inline void multiply_block(const Product& p, index row, index column) {
-    vector sums[ROWS][VECTORS];
-    set_to_zero(sums);
-    if (p.start)
-        for (int m = 0; m < ROWS; ++m)
-            for (int v = 0; v < VECTORS; ++v) sums[m][v] = load<vector>(p.start + column + v * LANES);
-    const float* right = p.right + column;
-    for (index block = 0; block < p.blocks; ++block) {
-        const float* left = p.left + block * p.left_block + row * p.left_row;
-        for (index k = 0; k < p.steps; ++k, left += p.left_step, right += p.right_row) {
-            vector factors[VECTORS];
-            for (int v = 0; v < VECTORS; ++v) factors[v] = load<vector>(right + v * LANES);
-            for (int m = 0; m < ROWS; ++m)
-                for (int v = 0; v < VECTORS; ++v) sums[m][v] += left[m * p.left_row] * factors[v];
-        }
-    }
-    const index count = std::min<index>(p.columns - column, VECTORS * LANES);
-    for (int m = 0; m < ROWS; ++m) {
-        float* to = p.result + (row + m) * p.result_row + column;
-        for (int v = 0; v < VECTORS; ++v) {
-            if ((v + 1) * LANES <= count)
-                store(to + v * LANES, p.add ? load<vector>(to + v * LANES) + sums[m][v] : sums[m][v]);
-            else
-                for (index i = v * LANES; i < count; ++i) to[i] = sums[m][v][i - v * LANES] + (p.add ? to[i] : 0.0f);
-        }
-    }
-}
-
-constexpr int power_of_two_below(int n) {
-    int power = 1;
-    while (2 * power < n) power *= 2;
-    return power;
-}
-
-template <int ROWS, int VECTORS> inline void multiply_rows(const Product& p, index row, index column) {
-    for (; row + ROWS <= p.rows; row += ROWS) multiply_block<ROWS, VECTORS>(p, row, column);
-    if constexpr (ROWS > 1) {
-        if (row < p.rows) multiply_rows<power_of_two_below(ROWS), VECTORS>(p, row, column);
-    }
-}
-
-template <int VECTORS> void multiply_panels(const Product& p, index column) {
-    for (; column + (VECTORS - 1) * LANES < p.columns; column += VECTORS * LANES) multiply_rows<rows_of(VECTORS), VECTORS>(p, 0, column);
-    if constexpr (VECTORS > 1) {
-        if (column < p.columns) multiply_panels<VECTORS - 1>(p, column);
-    }
-}
-
-void multiply(const Product& p) { multiply_panels<MOST_VECTORS>(p, 0); }
+constexpr index FLOATS_OF_A_CHUNK = 16 * LANES;
 
 struct Window {
     index shells, rings;
@@ -203,6 +99,7 @@ struct Geometry {
     index batch, sizes[3], seen[3];  // of the result, and of the image with its margins
     index channels, others;          // of the image, and of what it is multiplied to
     index shells, rings, threads;
+    index row;  // floats from voxel to voxel of the result
 };
 
 struct Tiles {
@@ -239,26 +136,6 @@ const float* line_of(const float* image, const Geometry& g, index line, index be
     return image + (((sample * g.seen[0] + slice) * g.seen[1] + row) * g.seen[2] + begin) * g.channels;
 }
 
-// memory of a thread, kept for the next call
-class Scratch {
-    std::vector<float> memory;
-
-  public:
-    // aligned pieces of so many floats
-    template <std::size_t N> std::array<float*, N> share(const index (&floats)[N]) {
-        index total = LANES;
-        for (index each : floats) total += rounded_up(each);
-        if (index(memory.size()) < total) memory.assign(total, 0.0f);
-        float* next = memory.data();
-        while (reinterpret_cast<std::uintptr_t>(next) % sizeof(vector)) ++next;
-        std::array<float*, N> pieces;
-        for (std::size_t i = 0; i < N; next += rounded_up(floats[i]), ++i) pieces[i] = next;
-        return pieces;
-    }
-};
-
-thread_local Scratch scratch;
-
 void sum_tile(const Geometry& g, const Window& window, const Tile& tile, const float* image, float* rings, index plane, const float* others,
               float* totals, vector* sums) {
     for (index l = 0; l < tile.lines; ++l) {
@@ -294,7 +171,7 @@ extern "C" void ring_conv(const Geometry* geometry, const index* first, const in
             const Tile tile(tiles, g, number);
             sum_tile(g, window, tile, image, rings, plane, nullptr, nullptr, nullptr);
             multiply({tile.voxels, g.others, rings, g.rings, g.channels, plane, g.channels, 1, matrix, rounded_up(g.others), bias,
-                      result + tile.voxel * g.others, g.others, false});
+                      result + tile.voxel * g.row, g.row, false});
         }
     }
 }
