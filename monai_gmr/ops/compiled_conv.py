@@ -1,4 +1,4 @@
-"""Radial convolutions on backend "compiled", for CPUs: sums over shells and matrix products over channels, tile by tile (design, section 2).
+"""Radial convolutions on backend "compiled", for CPUs: sums over shells, products over channels, tile by tile (design, section 2).
 
 They run in the kernels of ``cpp/ring_conv.cpp``, which take any window, number of rings, channels and size.
 
@@ -17,10 +17,10 @@ A bias is added in the product. Saved for the backward pass are input, weight an
 What bounds it: the products by arithmetic (300 to 350 GFLOP/s where the benchmark found at most 300 to 327), the additions by loads from
 the first two cache levels, small windows by memory.
 
-Ways of summing that were measured in loops that torch.compile's inductor made, 3D, C 32, 48^3, AMD EPYC, in ms for k 5 and 7: one tap after
-the other 1.9 and 5.7 (kept); mirrored taps in pairs, two or four running sums, trees: the same within the noise; mirrored planes added first
-and kept, then the taps of half the window 2.2 and 4.6; equal columns of the window (sums over two axes) first, then along the third 3.3 and
-6.8; mirrored rows first 3.3 and 9.4. What is kept in between costs as much as the additions that it saves.
+Ways of summing that were measured in loops that torch.compile's inductor made, 3D, C 32, 48^3, AMD EPYC, in ms for k 5 and 7: one tap
+after the other 1.9 and 5.7 (kept); mirrored taps in pairs, two or four running sums, trees: the same within the noise; mirrored planes
+added first and kept, then the taps of half the window 2.2 and 4.6; equal columns of the window (sums over two axes) first, then along the
+third 3.3 and 6.8; mirrored rows first 3.3 and 9.4. What is kept in between costs as much as the additions that it saves.
 
 Ways of summing in the kernels, 2D C 64 k 9, then 3D k 3, 5, 7 as above, Intel Xeon with AVX-512, ms of one run: four vectors of a line at a
 time, loops over the taps 2.4, 2.1, 5.5, 11.2 (kept); source written out for each window 2.0, 2.0, 5.0, 12.9; two taps at a time, four lines

@@ -1,8 +1,8 @@
 """Harmonic layers on backend "compiled": all orders of a layer as one operation, whose backward pass computes the responses again.
 
-Order 0 is a radial convolution (:mod:`~monai_gmr.ops.compiled_conv`). The others run in the kernels of ``cpp/harmonic_conv.cpp``. Operations
-for each output voxel of an order with ``m`` components, with ``T`` taps, ``S`` shells whose factors are not all zero, ``C`` input and ``O``
-output channels of the order:
+Order 0 is a radial convolution (:mod:`~monai_gmr.ops.compiled_conv`). The others run in the kernels of ``cpp/harmonic_conv.cpp``.
+Operations for each output voxel of an order with ``m`` components, with ``T`` taps, ``S`` shells whose factors are not all zero, ``C``
+input and ``O`` output channels of the order:
 
 * forward: the product over channels comes first, ``S C O``, for an order has few output channels; mirrored taps, whose factors are the same
   up to a sign, are added, ``T O / 2``, and multiplied, ``T m O / 2``, against ``k^d m C O`` of a dense kernel. Lengths and inner products

@@ -14,7 +14,6 @@ from monai_gmr.ops.kernels import call_kernel
 from monai_gmr.ops.parts import Window
 from monai_gmr.ops.ring_kernels import pad_columns
 
-
 # what the kernels have memory and code for
 MOST_CHANNELS, MOST_COMPONENTS = 512, 7
 
@@ -97,9 +96,7 @@ def terms_of(window: Window, rows: tuple[tuple[float, ...], ...]) -> Terms:
     )
 
 
-def has_kernel(
-    reach: Sequence[int], norms: int, products: int, components: int, padding: Sequence[int]
-) -> bool:
+def has_kernel(reach: Sequence[int], norms: int, products: int, components: int, padding: Sequence[int]) -> bool:
     """Whether there is a kernel for an order: not for margins wider than the window's reach, and for very many channels.
 
     Example:

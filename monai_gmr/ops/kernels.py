@@ -48,9 +48,11 @@ def takes_kernels(x: torch.Tensor) -> bool:
     )
 
 
-@lru_cache(maxsize=1)
-def load_kernels() -> ctypes.CDLL:
-    """The kernels, compiled for this processor by the compiler and with the flags of torch.compile, which keeps them on disk.
+def compile_kernels(lanes: int | None = None) -> ctypes.CDLL:
+    """Compile the kernels for this processor, by the compiler and with the flags of torch.compile, which keeps them on disk.
+
+    Args:
+        lanes: floats of a vector, 8 or 16; by default what the processor has. Others are slower, and for tests.
 
     Raises:
         Exception: whatever a compiler says.
@@ -58,9 +60,21 @@ def load_kernels() -> ctypes.CDLL:
     from torch._inductor import config
     from torch._inductor.codecache import CppCodeCache
 
-    start = time.perf_counter()
+    texts = [] if lanes is None else [f"#define LANES_OF_A_VECTOR {lanes}"]
+    texts += [source.read_text(encoding="utf-8") for source in SOURCES]
     with config.patch({"cpp.enable_floating_point_contract_flag": "fast"}):
-        library = CppCodeCache.load("\n".join(source.read_text(encoding="utf-8") for source in SOURCES))
+        return CppCodeCache.load("\n".join(texts))
+
+
+@lru_cache(maxsize=1)
+def load_kernels() -> ctypes.CDLL:
+    """The kernels, compiled or from disk; says what it took.
+
+    Raises:
+        Exception: whatever a compiler says.
+    """
+    start = time.perf_counter()
+    library = compile_kernels()
     logger.warning(
         f"backend 'compiled': {time.perf_counter() - start:.1f} s for its kernels, which torch.compile's cache keeps on disk."
     )

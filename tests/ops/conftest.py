@@ -1,8 +1,11 @@
 """What tests of the backends share."""
 
+from functools import lru_cache
+
 import pytest
 
 from monai_gmr import set_backend
+from monai_gmr.ops import kernels
 
 
 @pytest.fixture
@@ -11,3 +14,14 @@ def compiled():
     set_backend("compiled")
     yield
     set_backend("auto")
+
+
+@pytest.fixture(scope="module", params=[8, 16])
+def vectors(request):
+    """Kernels as processors with vectors of 8 or of 16 floats have them; those that this one has not are put together of others."""
+    if kernels.kernel_failure() is not None:
+        pytest.skip("no C++ compiler")
+    library = kernels.compile_kernels(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "load_kernels", lru_cache(maxsize=1)(lambda: library))
+        yield

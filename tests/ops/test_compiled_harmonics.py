@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from monai_gmr import set_backend
 from monai_gmr.metrics import equivariance_error
 from monai_gmr.networks.layers import GMRHarmonicConv1d, GMRHarmonicConv2d, GMRHarmonicConv3d
-from monai_gmr.ops import compiled_backend, compiled_harmonics, kernels
+from monai_gmr.ops import compiled_backend, compiled_harmonics
 from monai_gmr.ops.harmonic_kernels import AngularOrder, terms_of
 from monai_gmr.ops.memory_format import has_channels_last, make_channels_last
 from monai_gmr.ops.parts import Window
 from monai_gmr.symmetry import kernel_shells, tap_harmonics
 
-needs_compiler = pytest.mark.skipif(kernels.kernel_failure() is not None, reason="no C++ compiler")
+pytestmark = pytest.mark.usefixtures("vectors")
 LAYERS = {1: GMRHarmonicConv1d, 2: GMRHarmonicConv2d, 3: GMRHarmonicConv3d}
 
 
@@ -38,7 +38,6 @@ def run(layer, x, seed):
     return [y, *torch.autograd.grad(y, [x, *layer.parameters()], seed.to(y.dtype))]
 
 
-@needs_compiler
 @pytest.mark.parametrize(
     ("dims", "channels", "size", "arguments"),
     [
@@ -92,7 +91,6 @@ geometries = st.tuples(
 )
 
 
-@needs_compiler
 @settings(max_examples=60, deadline=None)
 @given(geometry=geometries, threads=st.integers(1, 3))
 def test_kernels_give_what_convolutions_in_float64_give(geometry, threads):
@@ -184,7 +182,6 @@ def test_mirrored_taps_of_harmonics_are_added_first(window, order):
     assert [by_shell.index(shell) for shell in range(len(terms.used))] == terms.first[:-1].tolist()
 
 
-@needs_compiler
 def test_small_rings_of_planes_give_the_same():
     """A volume so large that lines are computed in blocks, next to smaller ones of the same content."""
     layer, x = GMRHarmonicConv3d(2, 32, 5, padding=2, orders=(2,)), torch.randn(1, 2, 6, 140, 61)
@@ -201,7 +198,6 @@ def test_small_rings_of_planes_give_the_same():
         assert (a - b).norm() <= 1e-5 * b.norm()
 
 
-@needs_compiler
 def test_only_what_the_backward_pass_needs_is_saved(calls):
     layer, x = GMRHarmonicConv3d(8, 16, 3, padding=1), torch.randn(1, 8, 10, 11, 12, requires_grad=True)
     saved = []
@@ -210,7 +206,6 @@ def test_only_what_the_backward_pass_needs_is_saved(calls):
     assert sum(saved) <= x.numel() + 8 * layer.weight.numel() + 1000
 
 
-@needs_compiler
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("size", [8, 9])
 def test_a_layer_is_equivariant(calls, dims, size):
@@ -220,7 +215,6 @@ def test_a_layer_is_equivariant(calls, dims, size):
     assert errors.worst <= 1e-6
 
 
-@needs_compiler
 def test_the_same_call_gives_the_same_digits(calls):
     layer, x = GMRHarmonicConv3d(4, 8, 3, padding=1), torch.randn(2, 4, 9, 10, 11, requires_grad=True)
     found = [run(layer, x, torch.ones(2, 8, 9, 10, 11)) for _ in range(3)]
@@ -228,13 +222,11 @@ def test_the_same_call_gives_the_same_digits(calls):
         assert all(torch.equal(a, b) for a, b in zip(found[0], again))
 
 
-@needs_compiler
 def test_the_gradient_at_zero_is_finite(calls):
     layer, x = GMRHarmonicConv2d(2, 8, 3, padding=1), torch.zeros(1, 2, 6, 7, requires_grad=True)
     assert all(each.isfinite().all() for each in run(layer, x, torch.ones(1, 8, 6, 7)))
 
 
-@needs_compiler
 def test_a_call_leaves_nothing_behind_for_the_next(calls):
     layer = GMRHarmonicConv2d(2, 8, 3, padding=1)
     for size, value in (((40, 64), float("inf")), ((7, 9), 1.0), ((3, 3), 1.0)):
@@ -243,7 +235,6 @@ def test_a_call_leaves_nothing_behind_for_the_next(calls):
         assert all(each.isfinite().all() for each in found) == (value == 1.0)
 
 
-@needs_compiler
 @pytest.mark.parametrize(
     ("image", "scalars", "padding"),
     [

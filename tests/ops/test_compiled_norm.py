@@ -8,14 +8,12 @@ from torch import nn
 from monai_gmr import set_backend
 from monai_gmr.networks.layers import GMRConv3d, GMRHarmonicConv3d, GMRInstanceNorm2d, GMRInstanceNorm3d
 from monai_gmr.networks.nets import GMRUNet
-from monai_gmr.ops import kernels
 from monai_gmr.ops.compiled_norm import instance_norm
 from monai_gmr.ops.memory_format import has_channels_last, make_channels_last
 
-needs_compiler = pytest.mark.skipif(kernels.kernel_failure() is not None, reason="no C++ compiler")
+pytestmark = pytest.mark.usefixtures("vectors")
 
 
-@needs_compiler
 @pytest.mark.parametrize("shape", [(2, 3, 5, 6), (1, 17, 4, 3, 5), (3, 2, 1, 7), (2, 16, 21, 19)])
 @pytest.mark.parametrize("offset", [0.0, 30.0])
 @pytest.mark.parametrize("affine", [True, False])
@@ -36,14 +34,12 @@ def test_forward_and_gradients(compiled, shape, offset, affine, slope):
         assert (a - b).norm() <= 1e-5 * b.norm()
 
 
-@needs_compiler
 def test_statistics_of_many_voxels_are_exact_to_single_precision(compiled):
     x = make_channels_last(torch.randn(1, 2, 96, 96, 96) + 3)
     expected = F.instance_norm(x.double(), eps=1e-5)
     assert (instance_norm(x, None, None, 1e-5) - expected).abs().max() <= 2e-6
 
 
-@needs_compiler
 @pytest.mark.parametrize("slope", [1.0, 0.1])
 def test_gradients_can_be_differentiated(compiled, slope):
     x = make_channels_last(torch.randn(2, 3, 4, 5)).requires_grad_()
@@ -90,7 +86,6 @@ def test_the_layer_is_the_framework_s(ours, theirs, size, track):
         assert track or torch.allclose(scripted(x), expected, atol=1e-6)
 
 
-@needs_compiler
 def test_a_net_computes_channels_last_and_stays_equivariant(compiled):
     net, x = GMRUNet(3, 1, 2, features=(4, 4)), torch.randn(2, 1, 9, 8, 6)
     formats = []
@@ -128,7 +123,6 @@ def test_a_dense_convolution_keeps_channels_last(make, channels):
     set_backend("auto")
 
 
-@needs_compiler
 @pytest.mark.parametrize("arguments", [{"conv": "plain"}, {"norm": "batch"}])
 def test_nets_that_gain_nothing_or_would_be_inexact_stay_channels_first(compiled, arguments):
     net, formats = GMRUNet(2, 1, 2, features=(4, 6), **arguments), []

@@ -5,11 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monai_gmr.ops import kernels
 from monai_gmr.ops.resample import linear_matrix, lowpass_matrix, window_matrix
 from monai_gmr.ops.resample_kernel import band_of, compiled_resample
 
-needs_compiler = pytest.mark.skipif(kernels.kernel_failure() is not None, reason="no C++ compiler")
+pytestmark = pytest.mark.usefixtures("vectors")
 
 
 @settings(max_examples=60, deadline=None)
@@ -23,7 +22,6 @@ def test_a_band_holds_all_of_a_matrix(rows, columns, density, seed):
     assert torch.equal(found, matrix)
 
 
-@needs_compiler
 @pytest.mark.parametrize("before", [1, 3])
 @pytest.mark.parametrize("after", [1, 5, 16, 77, 2100])
 @pytest.mark.parametrize("kind", ["lowpass", "linear", "window", "dense"])
@@ -43,7 +41,6 @@ def test_forward_and_gradient(before, after, kind):
         assert (a - b).norm() <= 1e-6 * b.norm()
 
 
-@needs_compiler
 def test_gradients_can_be_differentiated():
     x, matrix = torch.randn(2, 5, 3, requires_grad=True), linear_matrix(5, 9, 2, torch.zeros(1))
     (own,) = torch.autograd.grad(compiled_resample(x, matrix).pow(3).sum(), x, create_graph=True)

@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monai_gmr.ops import kernels
 from monai_gmr.ops.parts import Window
 from monai_gmr.ops.ring_kernels import pad_columns, ring_gradients, ring_products
 
-needs_compiler = pytest.mark.skipif(kernels.kernel_failure() is not None, reason="no C++ compiler")
+pytestmark = pytest.mark.usefixtures("vectors")
 
 
 def sums_of_shells(image, window, sizes):
@@ -38,7 +37,6 @@ geometries = st.tuples(
 )
 
 
-@needs_compiler
 @settings(max_examples=60, deadline=None)
 @given(geometry=geometries, threads=st.integers(1, 3))
 def test_kernels_give_what_sums_in_float64_give(geometry, threads):
@@ -89,7 +87,6 @@ def test_kernels_give_what_sums_in_float64_give(geometry, threads):
         torch.set_num_threads(before)
 
 
-@needs_compiler
 def test_the_same_call_gives_the_same_digits():
     window = Window((2, 1, 2, 1, 0, 1, 2, 1, 2), (3, 3), 3, (1, 1))
     image, basis, other = torch.randn(2, 42, 52, 20), torch.randn(2, 3), torch.randn(2, 40, 50, 7)
@@ -102,7 +99,6 @@ def test_the_same_call_gives_the_same_digits():
     assert all(torch.equal(a, b) for again in found[1:] for a, b in zip(found[0], again))
 
 
-@needs_compiler
 def test_a_call_leaves_nothing_behind_for_the_next():
     window = Window((1, 0, 1), (3,), 2, (1,))
     basis, matrix = torch.randn(2, 2), pad_columns(torch.randn(6, 5))
@@ -114,7 +110,6 @@ def test_a_call_leaves_nothing_behind_for_the_next():
         assert all(each.isfinite().all() for each in found) == (value == 1.0)
 
 
-@needs_compiler
 @pytest.mark.parametrize(
     ("image", "result"),
     [

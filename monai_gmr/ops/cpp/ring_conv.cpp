@@ -57,6 +57,58 @@ void sum_run(const Window& window, index ring, const float* image, index count, 
     for (; i < count; ++i) sum_taps<float, 1, RINGS>(window, ring, image + i, rings + i, plane, kept());
 }
 
+// Where the registers hold few rings, the sums of shells come first, for as many vectors as keep the processor busy, and the rings after.
+
+template <typename T, int UNITS> inline void add_taps(const Window& window, const float* image, float* totals) {
+    constexpr int lanes = sizeof(T) / sizeof(float);
+    for (index s = 0; s < window.shells; ++s) {
+        T total[UNITS];
+        set_to_zero(total);
+        for (index tap = window.first[s]; tap < window.first[s + 1]; ++tap) {
+            const float* seen = image + window.places[tap];
+#pragma GCC unroll 8
+            for (int u = 0; u < UNITS; ++u) total[u] += load<T>(seen + u * lanes);
+        }
+#pragma GCC unroll 8
+        for (int u = 0; u < UNITS; ++u) store(totals + s * FLOATS_OF_A_CHUNK + u * lanes, total[u]);
+    }
+}
+
+void add_run(const Window& window, const float* image, index count, float* totals) {
+    index i = 0;
+    for (; i + 8 * LANES <= count; i += 8 * LANES) add_taps<vector, 8>(window, image + i, totals + i);
+    for (; i + LANES <= count; i += LANES) add_taps<vector, 1>(window, image + i, totals + i);
+    for (; i < count; ++i) add_taps<float, 1>(window, image + i, totals + i);
+}
+
+template <typename T, int UNITS, int RINGS>
+inline void mix_totals(const Window& window, index ring, const float* totals, float* rings, index plane) {
+    constexpr int lanes = sizeof(T) / sizeof(float);
+    T mixed[RINGS][UNITS];
+    set_to_zero(mixed);
+    for (index s = 0; s < window.shells; ++s) {
+        const float* factors = window.basis + s * window.rings + ring;
+#pragma GCC unroll 8
+        for (int u = 0; u < UNITS; ++u) {
+            const T total = load<T>(totals + s * FLOATS_OF_A_CHUNK + u * lanes);
+#pragma GCC unroll 8
+            for (int r = 0; r < RINGS; ++r) mixed[r][u] += factors[r] * total;
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < RINGS; ++r)
+#pragma GCC unroll 8
+        for (int u = 0; u < UNITS; ++u) store(rings + (ring + r) * plane + u * lanes, mixed[r][u]);
+}
+
+template <int RINGS> void mix_run(const Window& window, index ring, const float* totals, index count, float* rings, index plane) {
+    constexpr int UNITS = std::max(1, (LANES == 16 ? 30 : 14) / (RINGS + 1));
+    index i = 0;
+    for (; i + UNITS * LANES <= count; i += UNITS * LANES) mix_totals<vector, UNITS, RINGS>(window, ring, totals + i, rings + i, plane);
+    for (; i + LANES <= count; i += LANES) mix_totals<vector, 1, RINGS>(window, ring, totals + i, rings + i, plane);
+    for (; i < count; ++i) mix_totals<float, 1, RINGS>(window, ring, totals + i, rings + i, plane);
+}
+
 // inner products of the sums of shells with other rings, in sums of (shells, rings) vectors
 template <int RINGS, int SHELLS>
 inline void multiply_sums(const float* totals, const float* others, index plane, index count, vector* sums, index rings) {
@@ -87,13 +139,14 @@ void multiply_run(const Window& window, index ring, const float* totals, const f
 
 struct Steps {
     decltype(&sum_run<1>) sum;
+    decltype(&mix_run<1>) mix;
     decltype(&multiply_run<1>) multiply;
 };
 
-constexpr Steps STEPS[MOST_RINGS] = {
-    {sum_run<1>, multiply_run<1>}, {sum_run<2>, multiply_run<2>}, {sum_run<3>, multiply_run<3>}, {sum_run<4>, multiply_run<4>},
-    {sum_run<5>, multiply_run<5>}, {sum_run<6>, multiply_run<6>}, {sum_run<7>, multiply_run<7>}, {sum_run<8>, multiply_run<8>},
-};
+template <int RINGS> constexpr Steps steps_of() { return {sum_run<RINGS>, mix_run<RINGS>, multiply_run<RINGS>}; }
+
+constexpr Steps STEPS[MOST_RINGS] = {steps_of<1>(), steps_of<2>(), steps_of<3>(), steps_of<4>(),
+                                     steps_of<5>(), steps_of<6>(), steps_of<7>(), steps_of<8>()};
 
 struct Geometry {
     index batch, sizes[3], seen[3];  // of the result, and of the image with its margins
@@ -136,19 +189,26 @@ const float* line_of(const float* image, const Geometry& g, index line, index be
     return image + (((sample * g.seen[0] + slice) * g.seen[1] + row) * g.seen[2] + begin) * g.channels;
 }
 
-void sum_tile(const Geometry& g, const Window& window, const Tile& tile, const float* image, float* rings, index plane, const float* others,
-              float* totals, vector* sums) {
+// rings of a tile; with others, their inner products with the sums of shells, too
+void sum_tile(const Geometry& g, const Window& window, const Tile& tile, const float* image, float* rings, index plane, float* totals,
+              const float* others, vector* sums) {
+    const bool at_once = g.rings <= MOST_RINGS && units_of(int(g.rings)) >= 4;
     for (index l = 0; l < tile.lines; ++l) {
         const float* seen = line_of(image, g, tile.line + l, tile.begin);
-        const index before = l * tile.length * g.channels, count = tile.length * g.channels, chunk = totals ? FLOATS_OF_A_CHUNK : count;
+        const index before = l * tile.length * g.channels, count = tile.length * g.channels;
+        const index chunk = at_once && !others ? count : FLOATS_OF_A_CHUNK;
         for (index i = 0; i < count; i += chunk) {
             const index floats = std::min(chunk, count - i), place = before + i;
-            if (totals && floats % LANES)
+            if (others && floats % LANES)
                 for (index s = 0; s < g.shells; ++s) store(totals + s * FLOATS_OF_A_CHUNK + floats / LANES * LANES, vector{});
+            if (!at_once) add_run(window, seen + i, floats, totals);
             for (index ring = 0; ring < g.rings; ring += MOST_RINGS) {
                 const Steps& steps = STEPS[std::min<index>(MOST_RINGS, g.rings - ring) - 1];
-                steps.sum(window, ring, seen + i, floats, rings + place, plane, totals);
-                if (totals) steps.multiply(window, ring, totals, others + place, plane, floats, sums);
+                if (at_once)
+                    steps.sum(window, ring, seen + i, floats, rings + place, plane, others ? totals : nullptr);
+                else
+                    steps.mix(window, ring, totals, floats, rings + place, plane);
+                if (others) steps.multiply(window, ring, totals, others + place, plane, floats, sums);
             }
         }
     }
@@ -165,11 +225,11 @@ extern "C" void ring_conv(const Geometry* geometry, const index* first, const in
     const index plane = rounded_up(tiles.capacity() * g.channels) + LANES;
 #pragma omp parallel num_threads(g.threads)
     {
-        const auto [rings] = scratch.share({g.rings * plane});
+        const auto [rings, totals] = scratch.share({g.rings * plane, g.shells * FLOATS_OF_A_CHUNK});
 #pragma omp for schedule(static)
         for (index number = 0; number < tiles.count; ++number) {
             const Tile tile(tiles, g, number);
-            sum_tile(g, window, tile, image, rings, plane, nullptr, nullptr, nullptr);
+            sum_tile(g, window, tile, image, rings, plane, totals, nullptr, nullptr);
             multiply({tile.voxels, g.others, rings, g.rings, g.channels, plane, g.channels, 1, matrix, rounded_up(g.others), bias,
                       result + tile.voxel * g.row, g.row, false});
         }
@@ -205,11 +265,11 @@ extern "C" void ring_conv_backward(const Geometry* geometry, const index* first,
                     store(products + r * plane + tile.voxels * g.channels, vector{});
                 }
                 std::fill(sums, sums + numbers, vector{});
-                sum_tile(g, window, tile, image, rings, plane, products, totals, sums);
+                sum_tile(g, window, tile, image, rings, plane, totals, products, sums);
                 for (index i = 0; i < numbers; ++i)
                     for (int lane = 0; lane < LANES; ++lane) basis_gradient[thread * numbers + i] += sums[i][lane];
             } else {
-                sum_tile(g, window, tile, image, rings, plane, nullptr, nullptr, nullptr);
+                sum_tile(g, window, tile, image, rings, plane, totals, nullptr, nullptr);
             }
             if (other_gradient)
                 multiply({tile.voxels, g.others, rings, g.rings, g.channels, plane, g.channels, 1, matrix, wide, nullptr,
