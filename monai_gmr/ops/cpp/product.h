@@ -4,7 +4,7 @@ namespace {
 
 constexpr int MOST_VECTORS = LANES == 16 ? 4 : 2;
 // with the vectors of the right factor and one of the left these fill the registers
-constexpr int rows_of(int vectors) { return LANES == 16 ? (vectors == 4 ? 6 : vectors == 3 ? 8 : 12) : (vectors == 2 ? 5 : 10); }
+constexpr int rows_of(int vectors) { return LANES == 16 ? (vectors == 4 ? 6 : vectors == 3 ? 8 : 12) : (vectors == 2 ? 6 : 12); }
 
 // result = left times right, row by row of left
 struct Product {
