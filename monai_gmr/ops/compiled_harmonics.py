@@ -124,7 +124,7 @@ def _gradients(
     window = Window.of(shells, basis.shape[1], dilation)
     image, last = x.movedim(1, -1).contiguous(), gradient.movedim(1, -1).contiguous()
     orders = sorted(_orders(norms, products, components), key=lambda order: order[2])
-    image_gradient = torch.zeros_like(image) if needed[0] else None
+    image_gradient = None
     found: list[torch.Tensor | None] = [torch.zeros_like(each) for each in (weight, basis)]
     angular_gradient = torch.zeros_like(angular_weight) if needed[3] else None
     for n, m, count, channels, rows, own in orders:
@@ -134,6 +134,8 @@ def _gradients(
             first, *found = product_gradients(last[..., channels], image, weight, basis, window, padding, asked)
             image_gradient = first if needed[0] else None
         elif needed[0] or needed[3]:
+            if needed[0] and image_gradient is None:
+                image_gradient = torch.zeros_like(image)
             order = AngularOrder(window, _rows(factors[own]), n, m, padding)
             part = None if angular_gradient is None else angular_gradient[rows]
             order.add_gradients(image, angular_weight[rows], last, channels, image_gradient, part)
