@@ -284,7 +284,8 @@ def _device_of(name: str) -> torch.device:
         count = torch.cuda.device_count()
         if (device.index or 0) >= count:
             raise ConfigurationError(f"device={name} is not there: torch sees {count} CUDA devices; give --device cpu.")
-        torch.cuda.set_device(device)
+        # torch takes no device without a number here
+        torch.cuda.set_device(device.index or 0)
     return device
 
 
@@ -327,8 +328,11 @@ def run_benchmark(options: argparse.Namespace, device: torch.device) -> dict[str
     cases = make_cases(
         options.groups or GROUPS, options.dims, backends, peers, on_cuda, options.autocast, options.quick
     )
+    cases = [case for case in cases if any(text in case.title for text in options.cases)]
     if not cases:
-        raise ConfigurationError(f"there is no case of {options.groups} with dims={options.dims}: ask for others.")
+        raise ConfigurationError(
+            f"there is no case of {options.groups} with dims={options.dims} and cases={options.cases}: ask for others."
+        )
     channels_last = not on_cuda if options.channels_last is None else options.channels_last
     machine = describe_machine(device)
     versions = {name: importlib.metadata.version(name) for name in peers}
@@ -377,6 +381,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--seconds", type=float, default=20.0, help="after these no round of a case begins, once there are three (20)")
     add("--threads", type=int, help="CPU threads (torch's own choice)")
     add("--dims", type=int, nargs="+", default=[2, 3], help="2 and/or 3 (both)")
+    add("--cases", nargs="+", default=[""], metavar="TEXT", help="those whose title contains one of these (all)")
     add("--backends", nargs="+", metavar="BACKEND", help="backends to compare (all)")
     add("--autocast", action="store_true", help="every case under bfloat16 autocast too")
     add("--tf32", action="store_true", help="let a GPU multiply float32 in TF32, plain convolutions and ours alike")

@@ -287,11 +287,16 @@ def _kernel_count(part: RadialPart, voxels: int) -> int:
     return voxels * (product + part.live_taps // 2 * (1 + part.components) * part.out_channels)
 
 
+def _sums_count(part: RadialPart, voxels: int) -> int:
+    """Of backend "triton": as "compiled" counts a radial kernel; of an order above 0 every component has sums of its own."""
+    return (_kernel_count if part.components == 1 else _shell_count)(part, voxels)
+
+
 # how a backend counts; one that is not here has no operations in the table
 BACKEND_COUNTS: dict[str, Callable[[RadialPart, int], int]] = {
     "dense": _dense_count,
     "compiled": _kernel_count,
-    "triton": _shell_count,
+    "triton": _sums_count,
 }
 
 
@@ -314,7 +319,7 @@ def layer_operations(layer: Any, voxels: int, backend: str | None) -> int | None
 
     Example:
         >>> layer_operations(nn.Conv2d(4, 8, 3), 100, None), layer_operations(RingConvolution(2, 8, 3), 100, "triton")
-        (28800, 26400)
+        (28800, 24800)
     """
     if isinstance(layer, (GMRConvNd, RingConvolution)):
         count = BACKEND_COUNTS.get(backend or "dense")

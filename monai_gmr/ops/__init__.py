@@ -1,11 +1,13 @@
 """Functions on tensors: the radial convolution and its backends, resampling about the centre."""
 
-import monai_gmr.ops.compiled_backend  # noqa: F401  (it registers itself)
+import monai_gmr.ops.compiled_backend
+import monai_gmr.ops.triton_backend  # noqa: F401  (they register themselves)
 from monai_gmr.ops.backends import available_backends, get_backend, register_backend, set_backend
 from monai_gmr.ops.compiled_conv import compiled_ring_conv
 from monai_gmr.ops.resample import symmetric_downsample, symmetric_upsample
 from monai_gmr.ops.ring_conv import dense_kernel, pad_nd, ring_conv, ring_conv_transpose
 from monai_gmr.ops.shell_conv import dense_shell_conv, triton_shell_conv
+from monai_gmr.ops.triton_conv import triton_ring_conv
 
 __all__ = [
     "available_backends",
@@ -20,5 +22,6 @@ __all__ = [
     "set_backend",
     "symmetric_downsample",
     "symmetric_upsample",
+    "triton_ring_conv",
     "triton_shell_conv",
 ]

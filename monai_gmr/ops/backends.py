@@ -64,7 +64,7 @@ def available_backends() -> tuple[str, ...]:
     Example:
         >>> import monai_gmr.ops
         >>> available_backends()
-        ('auto', 'dense', 'triton', 'compiled')
+        ('auto', 'dense', 'compiled', 'triton')
     """
     return ("auto", *_BACKENDS)
 

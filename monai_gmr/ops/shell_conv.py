@@ -1,24 +1,22 @@
-r"""The convolution with functions on taps that are constant on shells up to an angular factor: what fast backends implement.
+r"""The convolution with functions on taps that are constant on shells up to an angular factor, and backend "triton" of it.
 
 .. math:: y_{om} = \sum_i \sum_s w_{ois} \sum_{t \in s} f_m(t)\, x_i(\cdot + t)
 
-A radial kernel has one component with :math:`f = 1`, a harmonic one of order :math:`l` the :math:`2l + 1` harmonics.
+A radial kernel has one component with :math:`f = 1`, a harmonic one of order :math:`l` the :math:`2l + 1` harmonics. Backend "triton" runs
+harmonic kernels, strides and groups here, and other radial convolutions in :mod:`monai_gmr.ops.triton_conv`.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from monai.utils import optional_import
 from torch.utils.weak import WeakIdKeyDictionary
 
-from monai_gmr.ops.backends import register_backend
-from monai_gmr.ops.ring_conv import conv_nd, dense_ring_conv, output_sizes
+from monai_gmr.ops.ring_conv import conv_nd, output_sizes
 
 
 def dense_shell_conv(
@@ -58,8 +56,6 @@ def dense_shell_conv(
     y = conv_nd(x, kernel, None, list(stride), list(padding), list(dilation), groups)
     return y.unflatten(1, (weight.shape[0], len(factors)))
 
-
-logger = logging.getLogger(__name__)
 
 # contents of tensors of shells, dropped with the tensor
 _CONTENTS: Any = WeakIdKeyDictionary()
@@ -161,15 +157,16 @@ class Blocks(NamedTuple):
         return {**sizes, "num_warps": self.warps, **_product(dtype)}
 
 
-_fastest: dict[tuple, Blocks] = {}
+Sizes = TypeVar("Sizes", bound=Hashable)
+_fastest: dict[tuple, Any] = {}
 
 
 def choose_blocks(
     key: tuple,
-    candidates: Sequence[Blocks],
-    launch: Callable[[Blocks], None],
+    candidates: Sequence[Sizes],
+    launch: Callable[[Sizes], None],
     timer: Callable[[Callable[[], None]], float] | None,
-) -> Blocks:
+) -> Sizes:
     """The blocks whose launch takes least, measured once for each key and kept for the process.
 
     Args:
@@ -196,7 +193,7 @@ def choose_blocks(
     return _fastest[key]
 
 
-def _timer_of(device: torch.device) -> Callable[[Callable[[], None]], float] | None:
+def timer_of(device: torch.device) -> Callable[[Callable[[], None]], float] | None:
     """Triton's own timing on a GPU; in its interpreter all blocks are equally slow."""
     if device.type != "cuda":
         return None
@@ -208,7 +205,7 @@ def _timer_of(device: torch.device) -> Callable[[Callable[[], None]], float] | N
 def _launch_fastest(name: str, x: torch.Tensor, shape: Any, sizes: tuple, launch: Callable[[Blocks], None]) -> None:
     """Run a kernel with the blocks that are fastest for such sizes, of those for ``shape``, the weight's ``(groups, shells, in, out)``."""
     key = (name, x.device, x.dtype, tuple(shape), *(int(size).bit_length() for size in sizes))
-    launch(choose_blocks(key, Blocks.candidates(shape[2], shape[3]), launch, _timer_of(x.device)))
+    launch(choose_blocks(key, Blocks.candidates(shape[2], shape[3]), launch, timer_of(x.device)))
 
 
 def _voxels(y: torch.Tensor) -> int:
@@ -311,13 +308,23 @@ def _(x, weight, shells, factors, stride, padding, dilation, groups):
     return x.new_empty((x.shape[0], weight.shape[0], factors.shape[0], *sizes))
 
 
-def _table(shells: torch.Tensor, live: int, padding, dilation, mirrored: bool, device: torch.device) -> TapTable:
-    # reading shells back from a GPU waits for it: once a tensor
+def content_of(shells: torch.Tensor) -> bytes:
+    """The values of a tensor of shells, int64, read back from a GPU once a tensor, for reading waits for the GPU.
+
+    Example:
+        >>> np.frombuffer(content_of(torch.tensor([1, 0, 1])), np.int64).tolist()
+        [1, 0, 1]
+    """
     content = _CONTENTS.get(shells)
     if content is None:
         content = shells.detach().cpu().numpy().astype(np.int64).tobytes()
         _CONTENTS[shells] = content
-    return _table_on(content, tuple(shells.shape), live, tuple(padding), tuple(dilation), mirrored, str(device))
+    return content
+
+
+def _table(shells: torch.Tensor, live: int, padding, dilation, mirrored: bool, device: torch.device) -> TapTable:
+    geometry = (tuple(shells.shape), live, tuple(padding), tuple(dilation))
+    return _table_on(content_of(shells), *geometry, mirrored, str(device))
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
@@ -379,56 +386,3 @@ def _backward(ctx: Any, gradient: torch.Tensor) -> tuple:
 
 
 triton_shell_conv.register_autograd(_backward, setup_context=_setup_context)
-
-
-@lru_cache(maxsize=1)
-def _say_dense(reason: str) -> None:
-    logger.warning(f"backend 'triton' is not used: {reason}; 'dense' runs in its place.")
-
-
-@torch.compiler.assume_constant_result
-def _can_run(device_type: str, dtype: torch.dtype) -> bool:
-    """Whether the Triton kernels take such an input; if not, says once why."""
-    triton, has_triton = optional_import("triton")
-    reason = None
-    if not has_triton:
-        reason = "Triton is not installed"
-    elif device_type != "cuda" and not triton.knobs.runtime.interpret:
-        reason = f"it needs a CUDA device and the input is on {device_type}"
-    elif dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        reason = f"it has no kernel for {dtype}"
-    if reason is not None:
-        _say_dense(reason)
-    return reason is None
-
-
-@register_backend("triton", takes_factors=True)
-def triton_ring_conv(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    basis: torch.Tensor,
-    shells: torch.Tensor,
-    bias: torch.Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    factors: torch.Tensor | None = None,
-    live: int | None = None,
-) -> torch.Tensor:
-    """Backend "triton": :func:`triton_shell_conv`; "dense" for export, and where Triton cannot run."""
-    arguments = (stride, padding, dilation, groups)
-    exporting = torch.jit.is_tracing() or torch.compiler.is_exporting()
-    if exporting or not _can_run(x.device.type, x.dtype):
-        return dense_ring_conv(x, weight, basis, shells, bias, *arguments, factors)
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
-    with torch.autocast(device_type=x.device.type, enabled=False):
-        per_shell = weight.to(basis.dtype) @ basis[:, :live]
-    batched = x if x.dim() == shells.dim() + 2 else x[None]
-    components = torch.ones((1, shells.numel()), device=x.device) if factors is None else factors
-    y = triton_shell_conv(batched, per_shell, shells, components, *arguments)
-    y = y[:, :, 0] if factors is None else y
-    if bias is not None:
-        y = y + bias.to(y.dtype).reshape([-1] + [1] * shells.dim())
-    return y if x.dim() == shells.dim() + 2 else y[0]

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from monai_gmr.apps import benchmark as app
-from monai_gmr.apps.benchmark import Notes, main, make_input, measure_case, runs_dense
+from monai_gmr.apps.benchmark import Notes, check_options, main, make_input, make_parser, measure_case, runs_dense
 from monai_gmr.apps.benchmark_cases import (
     FULL,
     Candidate,
@@ -75,17 +75,21 @@ def test_count_of_gmr_conv_is_that_of_torch(dims):
     # radii up to the corner; in 3D with 7 taps those of at least 4 voxels, 92 taps, are beyond the kernel's reach
     [(2, 3, 3, 9), (2, 5, 6, 25), (3, 3, 4, 27), (3, 7, 14, 251)],
 )
-def test_shell_counts_are_sums_of_taps_and_products_of_shells(dims, kernel_size, shells, taps):
+def test_counts_of_kernels_are_sums_of_taps_mixed_to_rings_and_their_products(dims, kernel_size, shells, taps):
     layer = RingConvolution(dims, 4, kernel_size)
     (part,) = radial_parts(layer)
     assert (part.shells, part.live_taps) == (shells, taps)
-    assert layer_operations(layer, 100, "triton") == 100 * (4 * taps + shells * 4 * 4)
+    rings = layer.weight.shape[2]
+    for backend in ("compiled", "triton"):
+        assert layer_operations(layer, 100, backend) == 100 * 4 * (taps + rings * shells + rings * 4)
 
 
 def test_harmonic_shell_counts_have_sums_for_each_component():
     layer = GMRHarmonicConv3d(2, 8, 3)
     channels, components = (4, 2, 2), (1, 3, 5)
-    expected = sum(c * 2 * (27 + 4 * n) for n, c in zip(channels, components))
+    expected = sum(c * 2 * (27 + 4 * n) for n, c in zip(channels[1:], components[1:]))
+    # order 0 is radial, with two rings
+    expected += 2 * (27 + 2 * 4 + 2 * 4)
     assert layer_operations(layer, 10, "triton") == 10 * expected
 
 
@@ -328,6 +332,25 @@ def test_quick_run_writes_table_numbers_and_picture(tmp_path, capsys):
     assert len(lines) == len(content["rows"])
     # right-aligned: every column ends where its title ends
     assert {len(line) for line in lines} == {len(header)}
+
+
+def test_a_gpu_without_a_number_is_the_first(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name in ("cuda", "cuda:1"):
+        assert check_options(make_parser().parse_args(["--device", name])) == torch.device(name)
+    # torch raises where it gets a device without an index
+    assert chosen == [0, 1]
+
+
+def test_cases_are_chosen_by_their_titles(tmp_path, capsys):
+    options = ["ring_conv", "--quick", "--repeats", "1", "--no-peers", "--backends", "dense", "--output", str(tmp_path)]
+    assert main([*options, "--cases", "3D B1 C4 6x6x6 k=3, float32"]) == 0
+    rows = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
+    assert {row["case"] for row in rows} == {"3D B1 C4 6x6x6 k=3"}
+    assert main([*options, "--cases", "k=11"]) == 2
+    assert "there is no case of ['ring_conv'] with dims=[2, 3] and cases=['k=11']" in capsys.readouterr().err
 
 
 def test_triton_takes_part_where_it_can_run(tmp_path):
