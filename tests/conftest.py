@@ -1,4 +1,5 @@
-"""Every test draws the same random numbers, whichever tests ran before it; a bundle in stock MONAI for those that take any."""
+"""Every test draws the same random numbers and waits for kernels anew, whichever ran before it; a bundle in stock MONAI for those that
+take any."""
 
 import json
 import os
@@ -17,10 +18,13 @@ import torch
 import yaml
 from monai.networks.nets import UNet
 
+from monai_gmr.ops import backends
+
 
 def pytest_runtest_setup(item):
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002  (MONAI's transforms draw from it)
+    backends._waiting.seconds = 0.0
 
 
 def _foreign_parts(inverts):

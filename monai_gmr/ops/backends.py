@@ -13,15 +13,22 @@ from monai_gmr.ops.memory_format import is_recorded, runs_channels_last
 from monai_gmr.utils import ConfigurationError, check_choice
 
 ENVIRONMENT_VARIABLE = "MONAI_GMR_BACKEND"
-PATIENCE_VARIABLE, PATIENCE = "MONAI_GMR_PATIENCE", 10.0
-# operations a second that a dense convolution is taken to run at
-DENSE_RATE = 1e11
+PATIENCE_VARIABLE, PATIENCE = "MONAI_GMR_PATIENCE", 1.0
+# operations a second that a dense convolution is taken to run at, and passes of one that has gradients
+DENSE_RATE, PASSES = 1e11, 3
 _BACKENDS: dict[str, Callable[..., torch.Tensor]] = {}
 _TAKES_FACTORS: set[Callable] = set()
 _HARMONICS: dict[Callable, Callable[..., torch.Tensor | None]] = {}
 _forced: list[str] = []
-# seconds that convolutions have taken on "dense" while "auto" waited
-_spent: list[float] = []
+
+
+class Waiting:
+    """Seconds that convolutions have taken on "dense" while "auto" waited."""
+
+    seconds = 0.0
+
+
+_waiting = Waiting()
 
 
 def register_backend(
@@ -140,19 +147,21 @@ def _choose(x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, 
     least = crossover(x.device.type, kernel_size, channels, channels_last)
     if least is None or voxels < least:
         return "dense"
-    if sum(_spent) >= patience():
+    if _waiting.seconds >= patience():
         return "compiled"
-    _spent[:] = [sum(_spent) + 2 * math.prod(kernel_size) * channels[0] * channels[1] * voxels / DENSE_RATE]
+    operations = 2 * math.prod(kernel_size) * channels[0] * channels[1] * voxels
+    _waiting.seconds += operations * (PASSES if torch.is_grad_enabled() else 1) / DENSE_RATE
     return "dense"
 
 
 def patience() -> float:
-    """Seconds that "auto" lets convolutions take on "dense" before it compiles the kernels of "compiled"; ``MONAI_GMR_PATIENCE``, 10 by
-    default. Compiling takes a few seconds once a machine, so a run that ends early does not wait for it.
+    """Seconds that "auto" lets convolutions take on "dense" before it compiles the kernels of "compiled"; ``MONAI_GMR_PATIENCE``, 1 by
+    default. Compiling takes a few seconds once a machine, so what ends sooner does not wait for it. Counted are operations of
+    convolutions that the kernels would be faster at, at 100 GFLOP/s, so that the moment is the same in every run.
 
     Example:
         >>> patience()
-        10.0
+        1.0
     """
     text = os.environ.get(PATIENCE_VARIABLE, str(PATIENCE))
     try:

@@ -58,25 +58,35 @@ def test_all_neighbours_in_the_table_have_to_be_faster(kernel_size, channels, ex
 
 @pytest.fixture
 def auto(monkeypatch):
-    monkeypatch.setattr(backends, "_spent", [])
+    monkeypatch.setattr(backends, "_waiting", backends.Waiting())
     tables = {"cpu": TABLE}
     monkeypatch.setattr(backends, "crossover", lambda device, *use: least_of_neighbours(tables.get(device, {}), *use))
     set_backend("auto")
 
 
 def test_all_sizes_share_their_patience(auto, monkeypatch):
-    seconds = 2 * 9 * 32 * 32 * 1600 / backends.DENSE_RATE
+    seconds = 2 * 9 * 32 * 32 * 1600 * 3 / backends.DENSE_RATE
     monkeypatch.setenv(backends.PATIENCE_VARIABLE, str(2.5 * seconds))
     assert select_backend(torch.zeros(1, 32, 20, 20), (3, 3), (32, 32)) is dense_ring_conv
-    assert not backends._spent
+    assert backends._waiting.seconds == 0
     sizes = [(40, 40), (41, 40), (40, 41), (42, 42), (20, 20), (40, 40)]
     chosen = [select_backend(torch.zeros(1, 32, *size), (3, 3), (32, 32)) for size in sizes]
     assert chosen == [dense_ring_conv] * 3 + [compiled_backend, dense_ring_conv, compiled_backend]
 
 
+def test_a_pass_without_gradients_counts_a_third(auto, monkeypatch):
+    monkeypatch.setenv(backends.PATIENCE_VARIABLE, "1000")
+    x = torch.zeros(1, 32, 40, 40)
+    select_backend(x, (3, 3), (32, 32))
+    trained = backends._waiting.seconds
+    with torch.no_grad():
+        select_backend(x, (3, 3), (32, 32))
+    assert backends._waiting.seconds == pytest.approx(trained * 4 / 3)
+
+
 def test_an_image_with_channels_last_has_crossovers_of_its_own(monkeypatch):
     table = {Point(2, 3, 8): None, Point(2, 3, 8, True): 1000}
-    monkeypatch.setattr(backends, "_spent", [])
+    monkeypatch.setattr(backends, "_waiting", backends.Waiting())
     monkeypatch.setattr(backends, "crossover", lambda device, *use: least_of_neighbours(table, *use))
     monkeypatch.setenv(backends.PATIENCE_VARIABLE, "0")
     set_backend("auto")
