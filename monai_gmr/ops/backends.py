@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -108,16 +108,21 @@ def get_backend() -> str:
     return name
 
 
-def select_backend(x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int]) -> Callable:
+def select_backend(
+    x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int], stride: Sequence[int] = (1,)
+) -> Callable:
     """The function that runs a radial convolution of this input.
 
     Args:
         x: the input, for its device, dtype and size.
         kernel_size: window length along each axis.
         channels: input and output channels.
+        stride: in voxels.
     """
     name = get_backend()
-    return _BACKENDS[_choose(x, kernel_size, channels, runs_channels_last(x)) if name == "auto" else name]
+    if name == "auto":
+        name = _choose(x, kernel_size, channels, runs_channels_last(x), math.prod(stride))
+    return _BACKENDS[name]
 
 
 def prefers_channels_last(x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int]) -> bool:
@@ -137,19 +142,21 @@ def prefers_channels_last(x: torch.Tensor, kernel_size: tuple[int, ...], channel
     return (_choose(x, kernel_size, channels, True) if name == "auto" else name) == "compiled"
 
 
-def _choose(x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int], channels_last: bool) -> str:
+def _choose(
+    x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int], channels_last: bool, work: int = 1
+) -> str:
     """What "auto" stands for: "compiled" beyond the measured crossovers, in a run that has shown that it pays for compilation."""
     if is_recorded(x) or x.device.type == "meta":
         return "dense"
     if x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
         return "dense"
     voxels = x.numel() // max(x.shape[-len(kernel_size) - 1], 1)
-    least = crossover(x.device.type, kernel_size, channels, channels_last)
+    least = crossover(x.device.type, kernel_size, channels, channels_last, work)
     if least is None or voxels < least:
         return "dense"
     if _waiting.seconds >= patience():
         return "compiled"
-    operations = 2 * math.prod(kernel_size) * channels[0] * channels[1] * voxels
+    operations = 2 * math.prod(kernel_size) * channels[0] * channels[1] * voxels / work
     _waiting.seconds += operations * (PASSES if torch.is_grad_enabled() else 1) / DENSE_RATE
     return "dense"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,8 +10,10 @@ import torch
 from monai_gmr.ops.backends import register_backend
 from monai_gmr.ops.compiled_conv import compiled_ring_conv
 from monai_gmr.ops.compiled_harmonics import compiled_harmonic_conv
+from monai_gmr.ops.crossovers import crossover
 from monai_gmr.ops.harmonic_kernels import has_kernel
 from monai_gmr.ops.kernels import has_kernels, takes_kernels
+from monai_gmr.ops.memory_format import has_channels_last, runs_channels_last
 from monai_gmr.ops.ring_conv import dense_ring_conv, output_sizes
 
 
@@ -23,13 +26,36 @@ def _has_kernel(
     dilation: Sequence[int],
     groups: int,
 ) -> bool:
-    """Whether there is a kernel for such a convolution; not for strides, groups, half precision, recorded graphs, ``torch.func``,
-    windows without a centre, and images smaller than the window, of which the framework says what is wrong."""
+    """Whether there is a kernel for such a convolution; not for groups, half precision, recorded graphs, ``torch.func``, windows without
+    a centre, and images smaller than the window, of which the framework says what is wrong."""
     window = shells.flatten().tolist()
-    if not takes_kernels(x) or weight.dtype != torch.float32 or max(stride) > 1 or groups > 1 or window != window[::-1]:
+    if not takes_kernels(x) or weight.dtype != torch.float32 or groups > 1 or window != window[::-1]:
         return False
     sizes = output_sizes(x.shape[x.dim() - shells.dim() :], shells.shape, stride, padding, dilation)
     return min(sizes) > 0 and has_kernels()
+
+
+def pays_with_stride(
+    x: torch.Tensor, kernel_size: Sequence[int], channels: tuple[int, int], stride: Sequence[int]
+) -> bool:
+    """Whether kernels that compute every voxel are faster than "dense", which computes those that a stride keeps, by the measured table.
+
+    Args:
+        x: ``(batch, in_channels, *spatial)``.
+        kernel_size: window length along each axis.
+        channels: input and output channels.
+        stride: in voxels, one an axis.
+
+    Example:
+        >>> x = torch.zeros(8, 64, 64, 64)
+        >>> pays_with_stride(x, (9, 9), (64, 64), (1, 1)), pays_with_stride(x, (3, 3), (64, 64), (4, 4))
+        (True, False)
+    """
+    work = math.prod(stride)
+    if work == 1:
+        return True
+    least = crossover(x.device.type, tuple(kernel_size), channels, runs_channels_last(x), work)
+    return least is not None and x.numel() // channels[0] >= least
 
 
 def compiled_harmonics(
@@ -58,7 +84,7 @@ def compiled_harmonics(
     """
     reach = [d * (k - 1) for d, k in zip(dilation, shells.shape)]
     fits = all(has_kernel(reach, *order, padding) for order in zip(*sizes) if order[2] > 0)
-    if not fits or not _has_kernel(x, angular_weight, shells, stride, padding, dilation, groups):
+    if not fits or max(stride) > 1 or not _has_kernel(x, angular_weight, shells, stride, padding, dilation, groups):
         return None
     batched = x if x.dim() == shells.dim() + 2 else x[None]
     tensors = (batched, weight, basis.float(), angular_weight, shells, factors, bias)
@@ -80,9 +106,17 @@ def compiled_backend(
     factors: torch.Tensor | None = None,
     live: int | None = None,
 ) -> torch.Tensor:
-    """Backend "compiled": kernels; "dense" where there are none, and for components of angular factors, which layers do not ask for."""
-    if factors is not None or not _has_kernel(x, weight, shells, stride, padding, dilation, groups):
-        return dense_ring_conv(x, weight, basis, shells, bias, stride, padding, dilation, groups, factors)
+    """Backend "compiled": kernels, with strides where computing every voxel pays; "dense" where there are none, and for components of
+    angular factors, which layers do not ask for."""
     batched = x if x.dim() == shells.dim() + 2 else x[None]
+    channels = (batched.shape[1], weight.shape[0])
+    runs = factors is None and _has_kernel(x, weight, shells, stride, padding, dilation, groups)
+    if not runs or not pays_with_stride(batched, shells.shape, channels, stride):
+        return dense_ring_conv(x, weight, basis, shells, bias, stride, padding, dilation, groups, factors)
     y = compiled_ring_conv(batched, weight, basis[:, :live].to(weight.dtype), shells, bias, padding, dilation)
+    if max(stride) > 1:
+        # a copy, lest the voxels that are left out stay in memory
+        kept = y[(..., *(slice(None, None, step) for step in stride))]
+        last = has_channels_last(batched)
+        y = kept.movedim(1, -1).contiguous().movedim(-1, 1) if last else kept.contiguous()
     return y if x.dim() == shells.dim() + 2 else y[0]

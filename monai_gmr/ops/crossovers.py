@@ -32,20 +32,23 @@ class Point(NamedTuple):
     channels_last: bool = False
 
 
-def least_voxels(voxels: Sequence[int], ratios: Sequence[float]) -> int | None:
+def least_voxels(voxels: Sequence[int], ratios: Sequence[float], work: int = 1) -> int | None:
     """The smallest measured size from which on all ratios are at most :data:`FASTER`, ``None`` if there is none.
 
     Args:
         voxels: measured sizes over the batch, growing.
         ratios: time over that of "dense", the larger one of forward pass and training step.
+        work: how many times as many voxels as "dense" the kernels compute: with strides they compute what is left out, too.
 
     Example:
         >>> least_voxels([10, 100, 1000], [0.2, 0.9, 0.5]), least_voxels([10, 100], [0.5, 1.5])
         (1000, None)
+        >>> least_voxels([10, 100], [0.4, 0.2], work=4)
+        100
     """
     found = None
     for size, ratio in zip(reversed(voxels), reversed(ratios)):
-        if ratio > FASTER:
+        if ratio * work > FASTER:
             break
         found = size
     return found
@@ -64,12 +67,13 @@ def device_kind(device_type: str) -> str:
     return f"cpu {torch.backends.cpu.get_cpu_capability()}" if device_type == "cpu" else device_type
 
 
-@lru_cache(maxsize=8)
-def read_crossovers(kind: str, path: Path = CROSSOVERS) -> dict[Point, int | None]:
+@lru_cache(maxsize=32)
+def read_crossovers(kind: str, work: int = 1, path: Path = CROSSOVERS) -> dict[Point, int | None]:
     """The measured table: voxels over the batch from which "compiled" is faster.
 
     Args:
         kind: :func:`device_kind`.
+        work: as in :func:`least_voxels`.
         path: the file.
 
     Returns:
@@ -77,11 +81,12 @@ def read_crossovers(kind: str, path: Path = CROSSOVERS) -> dict[Point, int | Non
     """
     content = json.loads(path.read_text(encoding="utf-8"))
     kinds = [kind] if kind in content else [each for each in content if each.split()[0] == kind.split()[0]]
-    return latest_of([_table_of(content[each]["rows"]) for each in kinds])
+    return latest_of([_table_of(content[each]["rows"], work) for each in kinds])
 
 
-def _table_of(rows: Sequence[Mapping[str, Any]]) -> dict[Point, int | None]:
-    return {Point(*(row[name] for name in Point._fields)): least_voxels(row["voxels"], row["ratios"]) for row in rows}
+def _table_of(rows: Sequence[Mapping[str, Any]], work: int) -> dict[Point, int | None]:
+    points = [Point(*(row[name] for name in Point._fields)) for row in rows]
+    return {point: least_voxels(row["voxels"], row["ratios"], work) for point, row in zip(points, rows)}
 
 
 def latest_of(tables: Sequence[Mapping[Point, int | None]]) -> dict[Point, int | None]:
@@ -138,10 +143,10 @@ def least_of_neighbours(
 
 @lru_cache(maxsize=1024)
 def crossover(
-    device_type: str, kernel_size: tuple[int, ...], channels: tuple[int, int], channels_last: bool
+    device_type: str, kernel_size: tuple[int, ...], channels: tuple[int, int], channels_last: bool, work: int = 1
 ) -> int | None:
     """:func:`least_of_neighbours` in the installed table, kept, for every call of a layer asks."""
-    return least_of_neighbours(read_crossovers(device_kind(device_type)), kernel_size, channels, channels_last)
+    return least_of_neighbours(read_crossovers(device_kind(device_type), work), kernel_size, channels, channels_last)
 
 
 def merge_rows(path: Path, kind: str, machine: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,6 +1,7 @@
 """Backend "compiled" gives what the dense kernel gives in float64, forward and backward, or says why it does not run."""
 
 import logging
+import math
 
 import pytest
 import torch
@@ -134,6 +135,32 @@ def test_what_has_no_kernel_is_left_to_dense(compiled, monkeypatch, make, dtype)
     found = layer(x)
     set_backend("dense")
     assert torch.equal(found, layer(x))
+
+
+@pytest.mark.parametrize("stride", [(2, 2), (3, 1), (2, 1, 2)])
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels last"])
+def test_strides_keep_some_of_the_voxels_where_that_pays(compiled, monkeypatch, stride, memory_format):
+    asked = []
+    monkeypatch.setattr(compiled_backend, "crossover", lambda *use: asked.append(use) or 1)
+    window = (5, 3, 3)[: len(stride)]
+    x, weight, basis, shells = problem(window, (4, 6), 3, (9, 8, 7)[: len(stride)], 2)
+    inputs = [t.requires_grad_() for t in (x, weight, basis)]
+    geometry = (None, list(stride), [1] * len(stride), [1] * len(stride), 1)
+    expected = dense_ring_conv(*inputs, shells, *geometry)
+    seed = torch.randn_like(expected)
+    expected_gradients = torch.autograd.grad(expected, inputs, seed)
+    single = [t.detach().float() for t in inputs]
+    if memory_format == "channels last":
+        single[0] = single[0].movedim(1, -1).contiguous().movedim(-1, 1)
+    single = [t.requires_grad_() for t in single]
+    found = compiled_backend.compiled_backend(*single, shells, *geometry)
+    assert asked == [("cpu", window, (4, 6), memory_format == "channels last", math.prod(stride))]
+    assert found.stride() == dense_ring_conv(*single, shells, *geometry).stride()
+    # what is left out is given back
+    assert found.untyped_storage().nbytes() == 4 * found.numel()
+    for a, b in zip((found, *torch.autograd.grad(found, single, seed.float())), (expected, *expected_gradients)):
+        assert a.shape == b.shape
+        assert (a - b).norm() <= 1e-5 * b.norm()
 
 
 @pytest.mark.parametrize("make", [GMRConv2d, GMRHarmonicConv2d])

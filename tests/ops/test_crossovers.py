@@ -1,5 +1,6 @@
 """Backend "auto" takes "compiled" beyond what was measured to be faster, and only where a size repeats long enough."""
 
+import itertools
 import json
 
 import pytest
@@ -60,7 +61,9 @@ def test_all_neighbours_in_the_table_have_to_be_faster(kernel_size, channels, ex
 def auto(monkeypatch):
     monkeypatch.setattr(backends, "_waiting", backends.Waiting())
     tables = {"cpu": TABLE}
-    monkeypatch.setattr(backends, "crossover", lambda device, *use: least_of_neighbours(tables.get(device, {}), *use))
+    monkeypatch.setattr(
+        backends, "crossover", lambda device, *use: least_of_neighbours(tables.get(device, {}), *use[:3])
+    )
     set_backend("auto")
 
 
@@ -72,6 +75,15 @@ def test_all_sizes_share_their_patience(auto, monkeypatch):
     sizes = [(40, 40), (41, 40), (40, 41), (42, 42), (20, 20), (40, 40)]
     chosen = [select_backend(torch.zeros(1, 32, *size), (3, 3), (32, 32)) for size in sizes]
     assert chosen == [dense_ring_conv] * 3 + [compiled_backend, dense_ring_conv, compiled_backend]
+
+
+def test_a_stride_that_computes_what_it_leaves_out_has_to_be_as_much_faster():
+    ratios = [0.5, 0.3, 0.2]
+    assert [least_voxels([1, 10, 100], ratios, work) for work in (1, 2, 4, 8)] == [1, 10, 100, None]
+    tables = [read_crossovers("cpu AVX2", work) for work in (1, 4, 8)]
+    for few, many in itertools.pairwise(tables):
+        assert all(few[point] is not None and few[point] <= least for point, least in many.items() if least)
+    assert any(tables[1].values())
 
 
 def test_a_pass_without_gradients_counts_a_third(auto, monkeypatch):
@@ -87,7 +99,7 @@ def test_a_pass_without_gradients_counts_a_third(auto, monkeypatch):
 def test_an_image_with_channels_last_has_crossovers_of_its_own(monkeypatch):
     table = {Point(2, 3, 8): None, Point(2, 3, 8, True): 1000}
     monkeypatch.setattr(backends, "_waiting", backends.Waiting())
-    monkeypatch.setattr(backends, "crossover", lambda device, *use: least_of_neighbours(table, *use))
+    monkeypatch.setattr(backends, "crossover", lambda device, *use: least_of_neighbours(table, *use[:3]))
     monkeypatch.setenv(backends.PATIENCE_VARIABLE, "0")
     set_backend("auto")
     x = torch.randn(1, 8, 40, 40)
