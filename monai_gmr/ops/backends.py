@@ -19,6 +19,7 @@ DENSE_RATE, PASSES = 1e11, 3
 _BACKENDS: dict[str, Callable[..., torch.Tensor]] = {}
 _TAKES_FACTORS: set[Callable] = set()
 _HARMONICS: dict[Callable, Callable[..., torch.Tensor | None]] = {}
+_TRANSPOSED: dict[Callable, Callable[..., torch.Tensor | None]] = {}
 _forced: list[str] = []
 
 
@@ -32,7 +33,10 @@ _waiting = Waiting()
 
 
 def register_backend(
-    name: str, takes_factors: bool = False, harmonics: Callable[..., torch.Tensor | None] | None = None
+    name: str,
+    takes_factors: bool = False,
+    harmonics: Callable[..., torch.Tensor | None] | None = None,
+    transposed: Callable[..., torch.Tensor | None] | None = None,
 ) -> Callable[[Callable], Callable]:
     """Decorator that makes a function of ``ring_conv``'s signature selectable as ``name``.
 
@@ -42,6 +46,7 @@ def register_backend(
             dense kernel of all orders.
         harmonics: a function of a whole harmonic layer, which gives ``None`` where it cannot run it:
             :func:`~monai_gmr.ops.compiled_backend.compiled_harmonics` is one.
+        transposed: likewise of ``ring_conv_transpose``'s arguments.
     """
 
     def register(function: Callable) -> Callable:
@@ -50,6 +55,8 @@ def register_backend(
             _TAKES_FACTORS.add(function)
         if harmonics is not None:
             _HARMONICS[function] = harmonics
+        if transposed is not None:
+            _TRANSPOSED[function] = transposed
         return function
 
     return register
@@ -63,6 +70,11 @@ def takes_factors(backend: Callable) -> bool:
 def harmonics_of(backend: Callable) -> Callable[..., torch.Tensor | None] | None:
     """A backend's function of whole harmonic layers, if it has one."""
     return _HARMONICS.get(backend)
+
+
+def transposed_of(backend: Callable) -> Callable[..., torch.Tensor | None] | None:
+    """A backend's function of transposed convolutions, if it has one."""
+    return _TRANSPOSED.get(backend)
 
 
 def available_backends() -> tuple[str, ...]:

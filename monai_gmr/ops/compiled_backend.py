@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -17,22 +18,19 @@ from monai_gmr.ops.memory_format import has_channels_last, runs_channels_last
 from monai_gmr.ops.ring_conv import dense_ring_conv, output_sizes
 
 
-def _has_kernel(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    shells: torch.Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> bool:
+def _has_kernel(x: torch.Tensor, weight: torch.Tensor, shells: torch.Tensor, groups: int, sizes: Sequence[int]) -> bool:
     """Whether there is a kernel for such a convolution; not for groups, half precision, recorded graphs, ``torch.func``, windows without
     a centre, and images smaller than the window, of which the framework says what is wrong."""
     window = shells.flatten().tolist()
     if not takes_kernels(x) or weight.dtype != torch.float32 or groups > 1 or window != window[::-1]:
         return False
-    sizes = output_sizes(x.shape[x.dim() - shells.dim() :], shells.shape, stride, padding, dilation)
     return min(sizes) > 0 and has_kernels()
+
+
+def _sizes(
+    x: torch.Tensor, shells: torch.Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> list[int]:
+    return output_sizes(x.shape[x.dim() - shells.dim() :], shells.shape, stride, padding, dilation)
 
 
 def pays_with_stride(
@@ -84,7 +82,8 @@ def compiled_harmonics(
     """
     reach = [d * (k - 1) for d, k in zip(dilation, shells.shape)]
     fits = all(has_kernel(reach, *order, padding) for order in zip(*sizes) if order[2] > 0)
-    if not fits or max(stride) > 1 or not _has_kernel(x, angular_weight, shells, stride, padding, dilation, groups):
+    sizes_out = _sizes(x, shells, stride, padding, dilation)
+    if not fits or max(stride) > 1 or not _has_kernel(x, angular_weight, shells, groups, sizes_out):
         return None
     batched = x if x.dim() == shells.dim() + 2 else x[None]
     tensors = (batched, weight, basis.float(), angular_weight, shells, factors, bias)
@@ -92,7 +91,64 @@ def compiled_harmonics(
     return y if x.dim() == shells.dim() + 2 else y[0]
 
 
-@register_backend("compiled", harmonics=compiled_harmonics)
+def insert_zeros(x: torch.Tensor, stride: Sequence[int], more: Sequence[int]) -> torch.Tensor:
+    """The image whose convolution is the transposed convolution of ``x``.
+
+    Args:
+        x: ``(batch, channels, *spatial)``.
+        stride: distance of the voxels of ``x`` in the result.
+        more: voxels of zeros at the end of an axis.
+
+    Example:
+        >>> insert_zeros(torch.tensor([[[1.0, 2.0]]]), [2], [1])
+        tensor([[[1., 0., 2., 0.]]])
+    """
+    sizes = [(n - 1) * s + 1 + m for n, s, m in zip(x.shape[2:], stride, more)]
+    if has_channels_last(x):
+        image = x.new_zeros((x.shape[0], *sizes, x.shape[1])).movedim(-1, 1)
+    else:
+        image = x.new_zeros((*x.shape[:2], *sizes))
+    places: tuple[Any, ...] = (..., *(slice(0, (n - 1) * s + 1, s) for n, s in zip(x.shape[2:], stride)))
+    image[places] = x
+    return image
+
+
+def compiled_transposed(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    basis: torch.Tensor,
+    shells: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    output_padding: list[int],
+    groups: int,
+    dilation: list[int],
+    live: int | None,
+) -> torch.Tensor | None:
+    """A transposed convolution, as a convolution of the image with zeros in between, or ``None`` where that does not pay.
+
+    Args:
+        x: ``(batch, in_channels, *spatial)`` or without the batch.
+        weight: ``(in_channels, out_channels, rings)``.
+        basis, shells, bias: as in :func:`compiled_backend`.
+        stride, padding, output_padding, groups, dilation, live: as in :func:`~monai_gmr.ops.ring_conv_transpose`.
+    """
+    batched = x if x.dim() == shells.dim() + 2 else x[None]
+    margins = [d * (k - 1) - p for d, k, p in zip(dilation, shells.shape, padding)]
+    spans = zip(batched.shape[2:], stride, padding, margins, output_padding)
+    sizes = [(n - 1) * s + 1 - p + m + more for n, s, p, m, more in spans]
+    runs = min(margins) >= 0 and _has_kernel(x, weight, shells, groups, sizes)
+    if not runs or not pays_with_stride(batched, shells.shape, (weight.shape[0], weight.shape[1]), stride):
+        return None
+    image = insert_zeros(batched, stride, output_padding)
+    # the window is its own mirror image
+    turned = weight.transpose(0, 1).contiguous()
+    y = compiled_ring_conv(image, turned, basis[:, :live].to(weight.dtype), shells, bias, margins, dilation)
+    return y if x.dim() == shells.dim() + 2 else y[0]
+
+
+@register_backend("compiled", harmonics=compiled_harmonics, transposed=compiled_transposed)
 def compiled_backend(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -110,7 +166,7 @@ def compiled_backend(
     angular factors, which layers do not ask for."""
     batched = x if x.dim() == shells.dim() + 2 else x[None]
     channels = (batched.shape[1], weight.shape[0])
-    runs = factors is None and _has_kernel(x, weight, shells, stride, padding, dilation, groups)
+    runs = factors is None and _has_kernel(x, weight, shells, groups, _sizes(x, shells, stride, padding, dilation))
     if not runs or not pays_with_stride(batched, shells.shape, channels, stride):
         return dense_ring_conv(x, weight, basis, shells, bias, stride, padding, dilation, groups, factors)
     y = compiled_ring_conv(batched, weight, basis[:, :live].to(weight.dtype), shells, bias, padding, dilation)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from monai_gmr.ops.backends import register_backend, select_backend
+from monai_gmr.ops.backends import register_backend, select_backend, transposed_of
 from monai_gmr.ops.memory_format import make_channels_last, runs_channels_last
 
 
@@ -187,6 +187,7 @@ def ring_conv_transpose(
     output_padding: list[int],
     groups: int,
     dilation: list[int],
+    live: int | None = None,
 ) -> torch.Tensor:
     """The adjoint of :func:`ring_conv`: spreads each voxel over the window.
 
@@ -201,6 +202,7 @@ def ring_conv_transpose(
         output_padding: voxels added at its end; other than 0 it breaks the symmetry.
         groups: blocks of channels that do not see each other.
         dilation: distance of neighbouring taps in voxels.
+        live: as in :func:`ring_conv`.
 
     Returns:
         ``(batch, out_channels, *spatial_out)``, sizes as ``torch.nn.ConvTransposeNd``'s.
@@ -211,12 +213,39 @@ def ring_conv_transpose(
         >>> ring_conv_transpose(x, one, torch.ones(1, 1), shells, None, [2], [0], [0], 1, [1])
         tensor([[[1., 1., 2., 2.]]])
     """
+    if not torch.jit.is_scripting():
+        arguments = (stride, padding, output_padding, groups, dilation, live)
+        y = _transposed_by_backend(x, weight, basis, shells, bias, *arguments)
+        if y is not None:
+            return y
     kernel = full_precision_kernel(weight, basis, shells)
     if kernel.dim() == 3:
         return F.conv_transpose1d(x, kernel, bias, stride, padding, output_padding, groups, dilation)
     if kernel.dim() == 4:
         return F.conv_transpose2d(x, kernel, bias, stride, padding, output_padding, groups, dilation)
     return F.conv_transpose3d(x, kernel, bias, stride, padding, output_padding, groups, dilation)
+
+
+@torch.jit.unused
+def _transposed_by_backend(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    basis: torch.Tensor,
+    shells: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    output_padding: list[int],
+    groups: int,
+    dilation: list[int],
+    live: int | None,
+) -> torch.Tensor | None:
+    """:func:`ring_conv_transpose` by the backend that is chosen, ``None`` where that leaves it to the framework."""
+    channels = (weight.shape[0], weight.shape[1] * groups)
+    transposed = transposed_of(select_backend(x, tuple(shells.shape), channels, stride))
+    if transposed is None:
+        return None
+    return transposed(x, weight, basis, shells, bias, stride, padding, output_padding, groups, dilation, live)
 
 
 def _per_axis(value: int | Sequence[int], dims: int) -> list[int]:

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from monai_gmr import set_backend
-from monai_gmr.networks.layers import GMRConv2d, GMRConv3d, GMRHarmonicConv2d
+from monai_gmr.networks.layers import GMRConv2d, GMRConv3d, GMRConvTranspose2d, GMRHarmonicConv2d
 from monai_gmr.ops import compiled_backend, compiled_conv, kernels, parts
 from monai_gmr.ops.compiled_conv import compiled_ring_conv
-from monai_gmr.ops.ring_conv import dense_ring_conv
+from monai_gmr.ops.ring_conv import dense_ring_conv, ring_conv_transpose
 from monai_gmr.symmetry import kernel_shells
 
 pytestmark = pytest.mark.skipif(kernels.kernel_failure() is not None, reason="no C++ compiler")
@@ -161,6 +161,48 @@ def test_strides_keep_some_of_the_voxels_where_that_pays(compiled, monkeypatch, 
     for a, b in zip((found, *torch.autograd.grad(found, single, seed.float())), (expected, *expected_gradients)):
         assert a.shape == b.shape
         assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+@pytest.mark.parametrize(
+    ("stride", "padding", "output_padding", "dilation"),
+    [([1, 1], [0, 1], [0, 0], [1, 1]), ([2, 3], [1, 0], [1, 2], [1, 2]), ([2, 1, 2], [1, 1, 0], [1, 0, 0], [1, 1, 1])],
+)
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels last"])
+def test_transposed_convolutions_are_those_of_zeros_in_between_where_that_pays(
+    compiled, monkeypatch, stride, padding, output_padding, dilation, memory_format
+):
+    monkeypatch.setattr(compiled_backend, "crossover", lambda *use: 1)
+    window = (5, 3, 3)[: len(stride)]
+    x, weight, basis, shells = problem(window, (4, 6), 3, (4, 5, 3)[: len(stride)], 2)
+    weight = weight.transpose(0, 1).contiguous()
+    bias = torch.randn(6, dtype=torch.float64)
+    inputs = [t.requires_grad_() for t in (x, weight, basis)]
+    geometry = (stride, padding, output_padding, 1, dilation)
+    expected = ring_conv_transpose(*inputs, shells, bias, *geometry)
+    seed = torch.randn_like(expected)
+    expected_gradients = torch.autograd.grad(expected, inputs, seed)
+    single = [t.detach().float() for t in inputs]
+    if memory_format == "channels last":
+        single[0] = single[0].movedim(1, -1).contiguous().movedim(-1, 1)
+    single = [t.requires_grad_() for t in single]
+    calls = []
+    function = compiled_backend.compiled_ring_conv
+    monkeypatch.setattr(compiled_backend, "compiled_ring_conv", lambda *use: calls.append(use) or function(*use))
+    found = ring_conv_transpose(*single, shells, bias.float(), *geometry)
+    assert len(calls) == 1
+    for a, b in zip((found, *torch.autograd.grad(found, single, seed.float())), (expected, *expected_gradients)):
+        assert a.shape == b.shape
+        assert (a - b).norm() <= 1e-5 * b.norm()
+    without_batch = ring_conv_transpose(single[0][0], *single[1:], shells, bias.float(), *geometry)
+    assert torch.allclose(without_batch, found[0], atol=1e-5)
+
+
+def test_a_transposed_layer_leaves_to_dense_what_does_not_pay(compiled, monkeypatch):
+    monkeypatch.setattr(compiled_backend, "compiled_ring_conv", None)
+    layer, x = GMRConvTranspose2d(4, 4, 4, stride=2, padding=1), torch.randn(1, 4, 5, 6)
+    found = layer(x)
+    set_backend("dense")
+    assert torch.equal(found, layer(x))
 
 
 @pytest.mark.parametrize("make", [GMRConv2d, GMRHarmonicConv2d])

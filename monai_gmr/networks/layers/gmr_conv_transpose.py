@@ -111,6 +111,7 @@ class GMRConvTransposeNd(RingConvNd):
             extra,
             self.groups,
             self.dilation,
+            self.live_shells,
         )
 
     def to_conv(self) -> nn.Module:
