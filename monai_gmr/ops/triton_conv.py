@@ -2,7 +2,7 @@
 
 Operations and bytes for each output voxel, with ``k^d`` taps, ``S`` shells, ``R`` rings, ``C`` input and ``O`` output channels:
 
-* forward: additions for the taps of one plane that differ and for the classes of them in ``k`` planes (3D: 14 and 16 at k=5, 30 and 39 at
+* forward: additions for the taps of one plane that differ and for the classes of them in ``k`` planes (3D: 15 and 16 at k=5, 36 and 39 at
   k=7, against 92 and 250 one tap after the other), ``R S C`` multiplications in float32, then ``R C O`` in the library's matrix product,
   against ``k^d C O`` of a dense kernel. The rings' sums of a slab, ``R C`` numbers a voxel, are written and read once.
 * backward: one pass of sums over the gradient of the output serves the gradients of input, weight and basis, for a radial kernel is its own

@@ -117,6 +117,17 @@ def test_gradients_of_gradients_are_those_of_the_dense_operation():
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_operation_says_of_itself_what_it_does(memory_format):
+    inputs, shells = problem((3, 3), (3, 4), 2, 3, (5, 6), 2)
+    x, weight, basis, bias = (t.float().to(DEVICE) for t in inputs)
+    arguments = [x.to(memory_format=memory_format), weight, basis, shells, bias, [1, 1], [1, 1]]
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    arguments = [t.requires_grad_() if torch.is_tensor(t) and t.is_floating_point() else t for t in arguments]
+    found = torch.library.opcheck(triton_ring_conv, tuple(arguments), test_utils=tests)
+    assert set(found.values()) == {"SUCCESS"}
+
+
 @pytest.mark.parametrize(("window", "live"), [((3, 3, 3), 4), ((5, 3, 7), 5), ((4, 1, 2), 2), ((7, 7, 7), 14)])
 def test_the_table_counts_each_tap_of_a_shell_once(window, live):
     shells = np.asarray(kernel_shells(window).tap_shell)
