@@ -30,15 +30,13 @@ at a time, sixteen channels along a line first: the same within the noise or slo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from monai_gmr.ops.kernels import sum_voxels
 from monai_gmr.ops.memory_format import follow_format, image_of
 from monai_gmr.ops.parts import Parts, Window
-from monai_gmr.ops.ring_conv import dense_ring_conv, output_sizes
+from monai_gmr.ops.ring_conv import output_sizes
+from monai_gmr.ops.ring_gradients import register_ring_conv
 from monai_gmr.ops.ring_kernels import pad_columns, ring_gradients, ring_products
 
 
@@ -145,17 +143,6 @@ def compiled_ring_conv(
     return follow_format(image_of(y), x)
 
 
-@compiled_ring_conv.register_fake
-def _(x, weight, basis, shells, bias, padding, dilation):
-    sizes = output_sizes(x.shape[2:], shells.shape, [1] * shells.dim(), padding, dilation)
-    return follow_format(x.new_empty((x.shape[0], *sizes, weight.shape[0])).movedim(-1, 1), x)
-
-
-def _setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
-    *tensors, ctx.padding, ctx.dilation = inputs
-    ctx.save_for_backward(*tensors)
-
-
 @torch.library.custom_op("monai_gmr::compiled_ring_conv_backward", mutates_args=())
 def _gradients(
     gradient: torch.Tensor,
@@ -177,40 +164,4 @@ def _gradients(
     ]
 
 
-@_gradients.register_fake
-def _(gradient, x, weight, basis, shells, padding, dilation, needed):
-    return [
-        torch.empty_like(x) if needed[0] else x.new_empty((0,)),
-        weight.new_empty(weight.shape if needed[1] else (0,)),
-        basis.new_empty(basis.shape if needed[2] else (0,)),
-    ]
-
-
-def differentiable_gradients(
-    y: torch.Tensor, inputs: Sequence[torch.Tensor], needed: Sequence[bool], gradient: torch.Tensor
-) -> list[torch.Tensor | None]:
-    """Gradients that are to be differentiated themselves, by the dense operation; ``None`` where not needed."""
-    wanted = [each for each, asked in zip(inputs, needed) if asked]
-    found = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
-    return [next(found) if asked else None for asked in needed]
-
-
-def _backward(ctx: Any, gradient: torch.Tensor) -> tuple:
-    needed = list(ctx.needs_input_grad[:3])
-    bias = sum_voxels(gradient) if ctx.needs_input_grad[4] else None
-    if torch.is_grad_enabled():
-        x, weight, basis, shells = ctx.saved_tensors
-        dims = shells.dim()
-        padded = F.pad(basis, [0, int(shells.max()) + 1 - basis.shape[1]])
-        y = dense_ring_conv(x, weight, padded, shells, None, [1] * dims, ctx.padding, ctx.dilation, 1)
-        return *differentiable_gradients(y, (x, weight, basis), needed, gradient), None, bias, None, None
-    found = _gradients(gradient, *ctx.saved_tensors, ctx.padding, ctx.dilation, needed)
-    return *(each if wanted else None for each, wanted in zip(found, needed)), None, bias, None, None
-
-
-def _setup_ring_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
-    *tensors, _, padding, dilation = inputs
-    _setup_context(ctx, (*tensors, padding, dilation), output)
-
-
-compiled_ring_conv.register_autograd(_backward, setup_context=_setup_ring_context)
+register_ring_conv(compiled_ring_conv, _gradients)

@@ -24,13 +24,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from monai_gmr.ops.compiled_conv import differentiable_gradients, product_gradients, write_products
+from monai_gmr.ops.compiled_conv import product_gradients, write_products
 from monai_gmr.ops.harmonic_kernels import AngularOrder
 from monai_gmr.ops.invariants import invariants
 from monai_gmr.ops.kernels import sum_voxels
 from monai_gmr.ops.memory_format import follow_format, image_of
 from monai_gmr.ops.parts import Window
 from monai_gmr.ops.ring_conv import dense_ring_conv, output_sizes
+from monai_gmr.ops.ring_gradients import differentiable_gradients
 from monai_gmr.ops.shell_conv import dense_shell_conv
 
 

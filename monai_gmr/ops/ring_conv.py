@@ -214,38 +214,19 @@ def ring_conv_transpose(
         tensor([[[1., 1., 2., 2.]]])
     """
     if not torch.jit.is_scripting():
-        arguments = (stride, padding, output_padding, groups, dilation, live)
-        y = _transposed_by_backend(x, weight, basis, shells, bias, *arguments)
-        if y is not None:
-            return y
+        channels = (weight.shape[0], weight.shape[1] * groups)
+        transposed = transposed_of(select_backend(x, tuple(shells.shape), channels, stride))
+        if transposed is not None:
+            geometry = (stride, padding, output_padding, groups, dilation)
+            y = transposed(x, weight, basis, shells, bias, *geometry, live)
+            if y is not None:
+                return y
     kernel = full_precision_kernel(weight, basis, shells)
     if kernel.dim() == 3:
         return F.conv_transpose1d(x, kernel, bias, stride, padding, output_padding, groups, dilation)
     if kernel.dim() == 4:
         return F.conv_transpose2d(x, kernel, bias, stride, padding, output_padding, groups, dilation)
     return F.conv_transpose3d(x, kernel, bias, stride, padding, output_padding, groups, dilation)
-
-
-@torch.jit.unused
-def _transposed_by_backend(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    basis: torch.Tensor,
-    shells: torch.Tensor,
-    bias: torch.Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    output_padding: list[int],
-    groups: int,
-    dilation: list[int],
-    live: int | None,
-) -> torch.Tensor | None:
-    """:func:`ring_conv_transpose` by the backend that is chosen, ``None`` where that leaves it to the framework."""
-    channels = (weight.shape[0], weight.shape[1] * groups)
-    transposed = transposed_of(select_backend(x, tuple(shells.shape), channels, stride))
-    if transposed is None:
-        return None
-    return transposed(x, weight, basis, shells, bias, stride, padding, output_padding, groups, dilation, live)
 
 
 def _per_axis(value: int | Sequence[int], dims: int) -> list[int]:

@@ -26,17 +26,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from monai_gmr.ops.compiled_conv import differentiable_gradients
 from monai_gmr.ops.memory_format import follow_format, image_of
-from monai_gmr.ops.ring_conv import dense_ring_conv, output_sizes
+from monai_gmr.ops.ring_conv import output_sizes
+from monai_gmr.ops.ring_gradients import register_ring_conv
 from monai_gmr.ops.shell_conv import choose_blocks, content_of, timer_of
 
 # voxels below which a slab has too little work for a GPU
 LEAST_SLAB = 2**16
 # programs that keep a GPU busy
 PROGRAMS = 1024
+# numbers of a basis that a thread keeps in registers; it loads larger ones anew for each plane
+MOST_KEPT = 32
 
 
 class RingTable(NamedTuple):
@@ -204,27 +205,26 @@ class SumBlocks(NamedTuple):
             return [cls(2, 2, 128 // many, many, 4, 255), cls(2, 1, 128 // few, few, 4, less)]
         return [cls(2, 2, 128 // many, many, 4, 255), cls(2, 2, 128 // few, few, 4, less)]
 
-    def chunk(self, lines: int, length: int, parts: int) -> int:
-        """Planes of a column: so few that there are programs enough, and so many that few planes are summed for two columns.
-
-        Args:
-            lines: planes of the result.
-            length: of the window.
-            parts: programs, if columns are whole.
-
-        Example:
-            >>> blocks = SumBlocks(1, 4, 8, 16, 8, 255)
-            >>> blocks.chunk(128, 5, 2000), blocks.chunk(128, 5, 256), blocks.chunk(128, 5, 1)
-            (128, 32, 20)
-        """
-        return min(lines, max(-(-lines // max(1, PROGRAMS // parts)), 4 * length))
-
     def options(self) -> dict[str, Any]:
         """The constants that the kernel is compiled for."""
         sizes = {"ROWS": self.rows, "TILE_0": self.tile_0, "TILE_2": self.tile_2, "BLOCK_CHANNELS": self.channels}
         # a stage of loads ahead would take the shared memory that the cache needs
-        compiled = {"num_warps": self.warps, "num_stages": 1, "maxnreg": self.registers}
-        return {**sizes, **compiled}
+        return {**sizes, "num_warps": self.warps, "num_stages": 1, "maxnreg": self.registers}
+
+
+def column_length(lines: int, length: int, parts: int) -> int:
+    """Planes of a column: so few that there are programs enough, and so many that few planes are summed for two columns.
+
+    Args:
+        lines: planes of the result.
+        length: of the window.
+        parts: programs, if columns are whole.
+
+    Example:
+        >>> column_length(128, 5, 2000), column_length(128, 5, 256), column_length(128, 5, 1)
+        (128, 32, 20)
+    """
+    return min(lines, max(-(-lines // max(1, PROGRAMS // parts)), 4 * length))
 
 
 class Rings(NamedTuple):
@@ -259,14 +259,14 @@ def ring_sums(
     from monai_gmr.ops import triton_sums
 
     table, basis, sizes = rings
-    channels, shells = x.shape[-1], basis.shape[0]
+    channels = x.shape[-1]
     lines = -(-sizes[1] // table.dilation_1)
     found: list[torch.Tensor] = []
 
     def launch(blocks: SumBlocks) -> None:
         tiles = -(-slab.samples * -(-slab.rows // blocks.rows) // blocks.tile_0) * -(-sizes[2] // blocks.tile_2)
         parts = tiles * -(-channels // blocks.channels) * table.dilation_1
-        chunk = blocks.chunk(lines, table.length, parts)
+        chunk = column_length(lines, table.length, parts)
         grid = (tiles, -(-lines // chunk) * table.dilation_1, -(-channels // blocks.channels))
         programs = math.prod(grid) if partner is not None else 0
         products = torch.empty((programs, *basis.shape), dtype=torch.float32, device=x.device)
@@ -285,7 +285,7 @@ def ring_sums(
             RINGS=basis.shape[1],
             CHANNELS=channels,
             PRODUCTS=partner is not None,
-            KEEP_BASIS=basis.numel() <= 32,
+            KEEP_BASIS=basis.numel() <= MOST_KEPT,
             **blocks.options(),
         )
         found[:] = [products]
@@ -302,7 +302,7 @@ def ring_sums(
         (slab.samples * slab.rows).bit_length(),
     )
     launch(choose_blocks(key, candidates, launch, timer_of(x.device)))
-    return None if partner is None else found[0].sum(0).reshape(shells, -1)
+    return None if partner is None else found[0].sum(0)
 
 
 def _as_volume(x: torch.Tensor) -> torch.Tensor:
@@ -388,17 +388,6 @@ def triton_ring_conv(
     return follow_format(image_of(y), x)
 
 
-@triton_ring_conv.register_fake
-def _(x, weight, basis, shells, bias, padding, dilation):
-    sizes = output_sizes(x.shape[2:], shells.shape, [1] * shells.dim(), padding, dilation)
-    return follow_format(x.new_empty((x.shape[0], *sizes, weight.shape[0])).movedim(-1, 1), x)
-
-
-def _setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
-    *tensors, _, ctx.padding, ctx.dilation = inputs
-    ctx.save_for_backward(*tensors)
-
-
 @torch.library.custom_op("monai_gmr::triton_ring_conv_backward", mutates_args=())
 def _gradients(
     gradient: torch.Tensor,
@@ -410,7 +399,7 @@ def _gradients(
     dilation: list[int],
     needed: list[bool],
 ) -> list[torch.Tensor]:
-    """Gradients of input, weight and basis."""
+    """Gradients of input, weight and basis; those that are not needed are empty."""
     rings = _rings_of(shells, basis, padding, dilation, x.shape[2:], True)
     image = _as_volume(gradient)
     outs, ins, count = weight.shape
@@ -434,33 +423,12 @@ def _gradients(
             torch.mm(sums[:length], matrix, out=found.view(-1, ins)[voxels])
         if needed[1]:
             product += sums[:length].T @ met[voxels]
+    by_ring = product.view(count, outs, ins).permute(1, 2, 0)
     return [
         follow_format(image_of(found), x) if needed[0] else x.new_empty((0,)),
-        product.view(count, outs, ins).permute(1, 2, 0).to(weight.dtype, copy=True).contiguous(),
-        numbers.T.to(basis.dtype).contiguous(),
+        by_ring.to(weight.dtype, copy=True).contiguous() if needed[1] else weight.new_empty((0,)),
+        numbers.T.to(basis.dtype).contiguous() if needed[2] else basis.new_empty((0,)),
     ]
 
 
-@_gradients.register_fake
-def _(gradient, x, weight, basis, shells, padding, dilation, needed):
-    return [
-        torch.empty_like(x) if needed[0] else x.new_empty((0,)),
-        weight.new_empty(weight.shape),
-        basis.new_empty(basis.shape),
-    ]
-
-
-def _backward(ctx: Any, gradient: torch.Tensor) -> tuple:
-    needed = list(ctx.needs_input_grad[:3])
-    bias = gradient.sum([0, *range(2, gradient.dim())]) if ctx.needs_input_grad[4] else None
-    if torch.is_grad_enabled():
-        x, weight, basis, shells = ctx.saved_tensors
-        dims = shells.dim()
-        padded = F.pad(basis, [0, int(shells.max()) + 1 - basis.shape[1]])
-        y = dense_ring_conv(x, weight, padded, shells, None, [1] * dims, ctx.padding, ctx.dilation, 1)
-        return *differentiable_gradients(y, (x, weight, basis), needed, gradient), None, bias, None, None
-    found = _gradients(gradient, *ctx.saved_tensors, ctx.padding, ctx.dilation, needed)
-    return *(each if wanted else None for each, wanted in zip(found, needed)), None, bias, None, None
-
-
-triton_ring_conv.register_autograd(_backward, setup_context=_setup_context)
+register_ring_conv(triton_ring_conv, _gradients)

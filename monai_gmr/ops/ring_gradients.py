@@ -1,0 +1,74 @@
+"""What operations of radial convolutions share, whichever backend computes: their results' shapes, and how autograd asks for gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from monai_gmr.ops.kernels import sum_voxels
+from monai_gmr.ops.memory_format import follow_format
+from monai_gmr.ops.ring_conv import dense_ring_conv, output_sizes
+
+
+def differentiable_gradients(
+    y: torch.Tensor, inputs: Sequence[torch.Tensor], needed: Sequence[bool], gradient: torch.Tensor
+) -> list[torch.Tensor | None]:
+    """Gradients that are to be differentiated themselves, by the dense operation; ``None`` where not needed.
+
+    Args:
+        y: the dense operation's result.
+        inputs: what it was computed from.
+        needed: of which of them the gradient is asked for.
+        gradient: of ``y``.
+
+    Example:
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> differentiable_gradients(3 * x, [x, x], [True, False], torch.ones(2))
+        [tensor([3., 3.]), None]
+    """
+    wanted = [each for each, asked in zip(inputs, needed) if asked]
+    found = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
+    return [next(found) if asked else None for asked in needed]
+
+
+def register_ring_conv(operation: Any, gradients: Any) -> None:
+    """Tell torch the shapes of a radial convolution and of its backward pass, and give it gradients.
+
+    Args:
+        operation: a custom operation ``(x, weight, basis, shells, bias, padding, dilation)``, of stride 1 and one group.
+        gradients: one ``(gradient, x, weight, basis, shells, padding, dilation, needed)``, whose results are the gradients of input, weight
+            and basis, of shape ``(0,)`` where not needed. Gradients of gradients are those of the dense operation.
+    """
+
+    def fake_result(x, weight, basis, shells, bias, padding, dilation):
+        sizes = output_sizes(x.shape[2:], shells.shape, [1] * shells.dim(), padding, dilation)
+        return follow_format(x.new_empty((x.shape[0], *sizes, weight.shape[0])).movedim(-1, 1), x)
+
+    def fake_gradients(gradient, x, weight, basis, shells, padding, dilation, needed):
+        inputs = (x, weight, basis)
+        return [torch.empty_like(each) if asked else each.new_empty((0,)) for each, asked in zip(inputs, needed)]
+
+    def setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+        *tensors, _, ctx.padding, ctx.dilation = inputs
+        ctx.save_for_backward(*tensors)
+
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
+        needed = list(ctx.needs_input_grad[:3])
+        bias = sum_voxels(gradient) if ctx.needs_input_grad[4] else None
+        if torch.is_grad_enabled():
+            x, weight, basis, shells = ctx.saved_tensors
+            padded = F.pad(basis, [0, int(shells.max()) + 1 - basis.shape[1]])
+            ones = [1] * shells.dim()
+            y = dense_ring_conv(x, weight, padded, shells, None, ones, ctx.padding, ctx.dilation, 1)
+            found = differentiable_gradients(y, (x, weight, basis), needed, gradient)
+        else:
+            results = gradients(gradient, *ctx.saved_tensors, ctx.padding, ctx.dilation, needed)
+            found = [each if asked else None for each, asked in zip(results, needed)]
+        return *found, None, bias, None, None
+
+    operation.register_fake(fake_result)
+    gradients.register_fake(fake_gradients)
+    operation.register_autograd(backward, setup_context=setup_context)
