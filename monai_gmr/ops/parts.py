@@ -129,7 +129,7 @@ class Parts:
             # neighbours see the same rows: as many parts are padded at once as fit into the bytes of a part
             most = BYTES_OF_A_PART * lengths[0] // (4 * math.prod(shape))
             further = max(0, min(most, self.sizes[0] + self.reach[0]) - lengths[0]) // rows
-            self.padded = x.new_zeros((self.batch, lengths[0] + further * rows, *shape[2:]))
+            self.padded = x.new_empty((self.batch, lengths[0] + further * rows, *shape[2:]))
 
     def __iter__(self) -> Iterator[Part]:
         for samples, new_samples in slices_of(self.x.shape[0], self.batch):
@@ -150,16 +150,17 @@ class Parts:
 
     def _pad(self, part: Part) -> None:
         """Fill the padded rows, from those that a part sees on."""
-        self.filled = (part.samples.start, part.rows.start)
+        is_new, self.filled = self.filled[0] < 0, (part.samples.start, part.rows.start)
         inside, source = self.padded, self.x[part.samples]
         for axis, margin in enumerate(self.margins, start=1):
             # where the padded rows begin in the image
             begin = (part.rows.start if axis == 1 else 0) - margin
             first = min(max(0, -begin), inside.shape[axis])
             last = max(first, min(inside.shape[axis], source.shape[axis] - begin))
-            if axis == 1:
-                inside[:, :first].zero_()
-                inside[:, last:].zero_()
+            # margins along the other axes are the same in all parts
+            if axis == 1 or is_new:
+                inside.narrow(axis, 0, first).zero_()
+                inside.narrow(axis, last, inside.shape[axis] - last).zero_()
             inside = inside.narrow(axis, first, last - first)
             source = source.narrow(axis, min(max(0, begin + first), source.shape[axis]), last - first)
         inside.copy_(source)
