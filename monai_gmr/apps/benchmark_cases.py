@@ -82,31 +82,61 @@ class Case(NamedTuple):
         return f"{self.group}: {self.name}, {self.precision}"
 
 
-class Sizes(NamedTuple):
-    """What is measured: batch, channels, length of an axis and windows by dimension."""
+class Size(NamedTuple):
+    """One input and the convolutions that are measured on it.
 
-    operation: tuple[tuple[int, int, int, int, tuple[int, ...]], ...]
-    harmonic: tuple[tuple[int, int, int, int, tuple[int, ...]], ...]
-    layers: tuple[tuple[int, int, int, int, tuple[int, ...]], ...]
+    Attributes:
+        dims: number of spatial axes.
+        batch: samples.
+        channels: of input and output.
+        length: of each axis.
+        windows: one case each.
+        groups: blocks of channels that do not see each other.
+    """
+
+    dims: int
+    batch: int
+    channels: int
+    length: int
+    windows: tuple[int, ...]
+    groups: int = 1
+
+    def name(self, rest: str) -> str:
+        """What the table calls it."""
+        shape = "x".join([str(self.length)] * self.dims)
+        groups = f", groups {self.groups}" if self.groups > 1 else ""
+        return f"{self.dims}D B{self.batch} C{self.channels} {shape} {rest}{groups}"
+
+
+class Sizes(NamedTuple):
+    """What is measured."""
+
+    operation: tuple[Size, ...]
+    harmonic: tuple[Size, ...]
+    layers: tuple[Size, ...]
     resnet: tuple[int, int, int]  # batch, length, width
     unet: tuple[int, tuple[int, ...]]  # length, features
 
 
 FULL = Sizes(
-    operation=((2, 8, 64, 64, (3, 5, 9)), (3, 1, 32, 48, (3, 5, 7))),
-    harmonic=((3, 1, 32, 48, (3, 5)),),
-    layers=((2, 8, 64, 64, (3, 5, 9)), (3, 1, 32, 48, (3, 5))),
+    operation=(
+        *(Size(2, 8, 64, 64, (3, 5, 9)), Size(3, 1, 32, 48, (3, 5, 7))),
+        *(Size(2, 8, 64, 64, (9,), groups) for groups in (4, 64)),
+        *(Size(3, 1, 32, 48, (3, 5), groups) for groups in (4, 32)),
+    ),
+    harmonic=(Size(3, 1, 32, 48, (3, 5)),),
+    layers=(Size(2, 8, 64, 64, (3, 5, 9)), Size(3, 1, 32, 48, (3, 5))),
     resnet=(16, 64, 64),
     unet=(64, (16, 32, 64)),
 )
 QUICK = Sizes(
-    operation=((2, 1, 4, 8, (3, 5)), (3, 1, 4, 6, (3,))),
-    harmonic=((3, 1, 4, 6, (3,)),),
-    layers=((2, 1, 4, 8, (3,)), (3, 1, 4, 6, (3,))),
+    operation=(Size(2, 1, 4, 8, (3, 5)), Size(3, 1, 4, 6, (3,)), Size(3, 1, 4, 6, (3,), 2)),
+    harmonic=(Size(3, 1, 4, 6, (3,)),),
+    layers=(Size(2, 1, 4, 8, (3,)), Size(3, 1, 4, 6, (3,))),
     resnet=(2, 16, 4),
     unet=(8, (2, 4)),
 )
-CUDA_OPERATION = tuple((3, 1, channels, size, (5, 7)) for channels in (32, 64) for size in (96, 128))
+CUDA_OPERATION = tuple(Size(3, 1, channels, length, (5, 7)) for channels in (32, 64) for length in (96, 128))
 
 
 class RingConvolution(nn.Module):
@@ -116,6 +146,7 @@ class RingConvolution(nn.Module):
         spatial_dims: 2 or 3.
         channels: of input and output.
         kernel_size: window length in voxels, odd; the output is as large as the input.
+        groups: blocks of channels that do not see each other.
 
     Example:
         >>> RingConvolution(2, 4, 5)(torch.rand(1, 4, 6, 6)).shape
@@ -124,12 +155,12 @@ class RingConvolution(nn.Module):
 
     shells: torch.Tensor
 
-    def __init__(self, spatial_dims: int, channels: int, kernel_size: int) -> None:
+    def __init__(self, spatial_dims: int, channels: int, kernel_size: int, groups: int = 1) -> None:
         super().__init__()
-        layer = {2: GMRConv2d, 3: GMRConv3d}[spatial_dims](channels, channels, kernel_size)
+        layer = {2: GMRConv2d, 3: GMRConv3d}[spatial_dims](channels, channels, kernel_size, groups=groups)
         self.weight = nn.Parameter(layer.weight.detach())
         self.values = nn.Parameter(layer.basis().detach())
-        self.padding, self.live = kernel_size // 2, layer.live_shells
+        self.padding, self.live, self.groups = kernel_size // 2, layer.live_shells, groups
         self.register_buffer("shells", layer.shells)
 
     def basis(self) -> torch.Tensor:
@@ -138,7 +169,8 @@ class RingConvolution(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(batch, channels, *spatial)`` to the same."""
-        return ring_conv(x, self.weight, self.basis(), self.shells, padding=self.padding, live=self.live)
+        padding, groups, live = self.padding, self.groups, self.live
+        return ring_conv(x, self.weight, self.basis(), self.shells, padding=padding, groups=groups, live=live)
 
 
 class SteerableConvolution(nn.Module):
@@ -379,58 +411,51 @@ def _counted_layers(module: nn.Module) -> Iterator[nn.Module]:
         yield from _counted_layers(child)
 
 
-def _plain(dims: int, channels: int, kernel_size: int) -> nn.Module:
-    return make_convolution("plain", dims, channels, channels, kernel_size, padding=kernel_size // 2, bias=False)
+def _layer(conv: str, size: Size, kernel_size: int) -> nn.Module:
+    geometry: dict[str, Any] = {"padding": kernel_size // 2, "groups": size.groups, "bias": False}
+    return make_convolution(conv, size.dims, size.channels, size.channels, kernel_size, **geometry)
 
 
-def _plains(dims: int, channels: int, kernel_size: int) -> list[Candidate]:
-    candidates = [Candidate(PLAIN, None, partial(_plain, dims, channels, kernel_size))]
+def _plains(size: Size, kernel_size: int) -> list[Candidate]:
+    candidates = [Candidate(PLAIN, None, partial(_layer, "plain", size, kernel_size))]
     if kernel_size != 3:
-        candidates.append(Candidate(PLAIN_3, None, partial(_plain, dims, channels, 3)))
+        candidates.append(Candidate(PLAIN_3, None, partial(_layer, "plain", size, 3)))
     return candidates
 
 
-def _case_name(dims: int, batch: int, channels: int, size: int, rest: str) -> str:
-    return f"{dims}D B{batch} C{channels} {'x'.join([str(size)] * dims)} {rest}"
-
-
 def _operation_cases(
-    sizes: Sequence[tuple], backends: Sequence[str], peers: Sequence[str], precisions: Sequence[str], harmonic: bool
+    sizes: Sequence[Size], backends: Sequence[str], peers: Sequence[str], precisions: Sequence[str], harmonic: bool
 ) -> Iterator[Case]:
-    for dims, batch, channels, size, windows in sizes:
+    method, rest = ("harmonic", ", orders 0 1 2") if harmonic else ("ring_conv", "")
+    for size in sizes:
+        dims, channels, groups = size.dims, size.channels, size.groups
         for precision in precisions:
-            for k in windows:
-                make: Callable[[], nn.Module] = partial(RingConvolution, dims, channels, k)
+            for k in size.windows:
+                make: Callable[[], nn.Module] = partial(RingConvolution, dims, channels, k, groups)
                 if harmonic:
-                    make = partial(_layer, "gmr_harmonic", dims, channels, k)
-                method = "harmonic" if harmonic else "ring_conv"
+                    make = partial(_layer, "gmr_harmonic", size, k)
                 ours = [Candidate(method, backend, make) for backend in backends]
                 others = [
                     Candidate(peer, None, partial(make_peer, peer, dims, channels, k))
                     for peer in peers
-                    if dims == 2 or peer != "e2cnn"
+                    if groups == 1 and (dims == 2 or peer != "e2cnn")
                 ]
-                everyone = (*ours, *_plains(dims, channels, k), *others)
-                name = _case_name(dims, batch, channels, size, f"k={k}" + (", orders 0 1 2" if harmonic else ""))
-                yield Case("ring_conv", name, precision, (batch, channels, *(size,) * dims), everyone)
+                everyone = (*ours, *_plains(size, k), *others)
+                shape = (size.batch, channels, *(size.length,) * dims)
+                yield Case("ring_conv", size.name(f"k={k}{rest}"), precision, shape, everyone)
 
 
-def _layer(conv: str, dims: int, channels: int, kernel_size: int) -> nn.Module:
-    return make_convolution(conv, dims, channels, channels, kernel_size, padding=kernel_size // 2, bias=False)
-
-
-def _layer_cases(sizes: Sequence[tuple], backends: Sequence[str], precisions: Sequence[str]) -> Iterator[Case]:
-    for dims, batch, channels, size, windows in sizes:
+def _layer_cases(sizes: Sequence[Size], backends: Sequence[str], precisions: Sequence[str]) -> Iterator[Case]:
+    for size in sizes:
         for precision in precisions:
-            for k in windows:
+            for k in size.windows:
                 ours = [
-                    Candidate(name, backend, partial(_layer, conv, dims, channels, k))
+                    Candidate(name, backend, partial(_layer, conv, size, k))
                     for name, conv in LAYERS.items()
                     for backend in backends
                 ]
-                shape = (batch, channels, *(size,) * dims)
-                name = _case_name(dims, batch, channels, size, f"k={k}")
-                yield Case("layers", name, precision, shape, (*ours, *_plains(dims, channels, k)))
+                shape = (size.batch, size.channels, *(size.length,) * size.dims)
+                yield Case("layers", size.name(f"k={k}"), precision, shape, (*ours, *_plains(size, k)))
 
 
 def _net_candidates(make: Callable[..., nn.Module], windows: Any, backends: Sequence[str]) -> tuple[Candidate, ...]:

@@ -3,8 +3,8 @@
 python -m monai_gmr.apps.crossovers                     remake the installed table for CPUs like this machine's
 python -m monai_gmr.apps.crossovers --output FILE       write another one
 
-For each memory format, window, number of channels and size both backends take turns; a size counts by the larger one of its two ratios,
-of the forward pass and of the training step. Let nothing else run meanwhile.
+For each memory format, window, number of channels, width of groups and size both backends take turns, in the forward pass and in the
+training step. Let nothing else run meanwhile.
 """
 
 from __future__ import annotations
@@ -28,9 +28,12 @@ from monai_gmr.ops.crossovers import CROSSOVERS, Point, device_kind, least_voxel
 from monai_gmr.utils import ConfigurationError
 
 CHANNELS = (1, 8, 16, 32, 128)
+# channels, and channels of each of their groups
+GROUPED = ((16, 1), (16, 2), (16, 8), (64, 1), (64, 2), (64, 8))
 WINDOWS = {2: (3, 5, 9), 3: (3, 5, 7)}
 # length of an axis and batch
 SIZES = {2: ((4, 16), (16, 4), (32, 4), (64, 8), (128, 16)), 3: ((8, 1), (16, 1), (32, 1), (64, 1))}
+GROUPED_SIZES = {2: ((16, 4), (32, 4), (64, 8)), 3: ((16, 1), (32, 1))}
 QUICK_SIZES = {2: ((8, 1), (8, 2)), 3: ((4, 1),)}
 # above these a dense pass takes seconds and a smaller size has decided
 MOST_OPERATIONS = 3e11
@@ -41,30 +44,32 @@ def make_points(quick: bool = False) -> list[Point]:
 
     Example:
         >>> make_points()[0]
-        Point(dims=2, kernel_size=3, channels=1, channels_last=False)
+        Point(dims=2, kernel_size=3, channels=1, width_per_group=1, channels_last=False)
     """
     windows = {dims: lengths[:1] for dims, lengths in WINDOWS.items()} if quick else WINDOWS
-    channels = (2,) if quick else CHANNELS
+    channels = ((2, 2),) if quick else (*((count, count) for count in CHANNELS), *GROUPED)
     kinds = itertools.product(
         (False, True), ((dims, k) for dims, lengths in windows.items() for k in lengths), channels
     )
-    return [Point(dims, k, count, channels_last) for channels_last, (dims, k), count in kinds]
+    return [Point(dims, k, *counts, channels_last) for channels_last, (dims, k), counts in kinds]
 
 
 def sizes_of(point: Point, quick: bool = False) -> Iterator[tuple[int, ...]]:
     """Shapes of the input, growing, without those whose dense convolution takes too long."""
-    for length, batch in (QUICK_SIZES if quick else SIZES)[point.dims]:
+    sizes = SIZES if point.width_per_group == point.channels else GROUPED_SIZES
+    for length, batch in (QUICK_SIZES if quick else sizes)[point.dims]:
         voxels = batch * length**point.dims
-        if 2 * point.kernel_size**point.dims * point.channels**2 * voxels <= MOST_OPERATIONS:
+        if 2 * point.kernel_size**point.dims * point.channels * point.width_per_group * voxels <= MOST_OPERATIONS:
             yield (batch, point.channels, *(length,) * point.dims)
 
 
-def measure_ratio(point: Point, shape: tuple[int, ...], repeats: int) -> float:
-    """Time of "compiled" over that of "dense", the larger one of forward pass and training step, medians of runs that take turns."""
+def measure_ratios(point: Point, shape: tuple[int, ...], repeats: int) -> dict[str, float]:
+    """Time of "compiled" over that of "dense", of forward pass and training step, medians of runs that take turns."""
+    groups = point.channels // point.width_per_group
     trials = {}
     for backend in ("dense", "compiled"):
         candidate = Candidate(
-            "ring_conv", backend, lambda: RingConvolution(point.dims, point.channels, point.kernel_size)
+            "ring_conv", backend, lambda: RingConvolution(point.dims, point.channels, point.kernel_size, groups)
         )
         case = Case("ring_conv", str(point), "float32", shape, (candidate,))
         trials[backend] = Trial(case, candidate, make_input(case, torch.device("cpu"), point.channels_last))
@@ -73,7 +78,7 @@ def measure_ratio(point: Point, shape: tuple[int, ...], repeats: int) -> float:
         run()
     times = interleave(runs, repeats, seconds=10.0)
     medians = {key: statistics.median(each) for key, each in times.items()}
-    return max(medians["compiled", part] / medians["dense", part] for part in ("forward", "step"))
+    return {part: round(medians["compiled", part] / medians["dense", part], 3) for part in ("forward", "step")}
 
 
 def measure_rows(repeats: int, quick: bool = False) -> list[dict[str, Any]]:
@@ -83,27 +88,32 @@ def measure_rows(repeats: int, quick: bool = False) -> list[dict[str, Any]]:
     jobs = [(point, shape) for point in make_points(quick) for shape in sizes_of(point, quick)]
     rows: dict[Point, dict[str, Any]] = {}
     for point, shape in tqdm(jobs, desc="Crossovers", unit="size"):
-        row = rows.setdefault(point, {**point._asdict(), "voxels": [], "ratios": []})
+        row = rows.setdefault(point, {**point._asdict(), "voxels": [], "forward": [], "step": []})
         row["voxels"].append(shape[0] * shape[2] ** point.dims)
-        row["ratios"].append(round(measure_ratio(point, shape, repeats), 3))
+        for part, ratio in measure_ratios(point, shape, repeats).items():
+            row[part].append(ratio)
     return list(rows.values())
 
 
 def format_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Ratios by size, and the crossover.
+    """Ratios by size, of forward pass and training step, and the crossovers.
 
     Example:
-        >>> row = {"dims": 2, "kernel_size": 3, "channels": 8, "channels_last": True, "voxels": [10, 99], "ratios": [1.5, 0.5]}
+        >>> row = {**Point(2, 3, 8, 2, True)._asdict(), "voxels": [10, 99], "forward": [1.9, 0.9], "step": [1.5, 0.5]}
         >>> print(format_table([row]))
-        2D k=3 C8 channels last: 10: 1.50, 99: 0.50; compiled from 99 voxels
+        2D k=3 C8 width 2 channels last: 10: 1.90/1.50, 99: 0.90/0.50; forward dense, step compiled from 99 voxels
     """
     lines = []
     for row in rows:
-        ratios = ", ".join(f"{size}: {ratio:.2f}" for size, ratio in zip(row["voxels"], row["ratios"]))
-        least = least_voxels(row["voxels"], row["ratios"])
-        outcome = "dense" if least is None else f"compiled from {least} voxels"
+        found = zip(row["voxels"], row["forward"], row["step"])
+        ratios = ", ".join(f"{size}: {forward:.2f}/{step:.2f}" for size, forward, step in found)
+        least = {part: least_voxels(row["voxels"], row[part]) for part in ("forward", "step")}
+        outcome = ", ".join(
+            f"{part} dense" if size is None else f"{part} compiled from {size} voxels" for part, size in least.items()
+        )
+        width = f" width {row['width_per_group']}" if row["width_per_group"] < row["channels"] else ""
         last = " channels last" if row["channels_last"] else ""
-        lines.append(f"{row['dims']}D k={row['kernel_size']} C{row['channels']}{last}: {ratios}; {outcome}")
+        lines.append(f"{row['dims']}D k={row['kernel_size']} C{row['channels']}{width}{last}: {ratios}; {outcome}")
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from monai_gmr.ops.crossovers import crossover
+from monai_gmr.ops.crossovers import Use, crossover
 from monai_gmr.ops.memory_format import is_recorded, runs_channels_last
 from monai_gmr.utils import ConfigurationError, check_choice
 
@@ -121,7 +121,11 @@ def get_backend() -> str:
 
 
 def select_backend(
-    x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int], stride: Sequence[int] = (1,)
+    x: torch.Tensor,
+    kernel_size: tuple[int, ...],
+    channels: tuple[int, int],
+    stride: Sequence[int] = (1,),
+    groups: int = 1,
 ) -> Callable:
     """The function that runs a radial convolution of this input.
 
@@ -130,10 +134,12 @@ def select_backend(
         kernel_size: window length along each axis.
         channels: input and output channels.
         stride: in voxels.
+        groups: blocks of channels that do not see each other.
     """
     name = get_backend()
     if name == "auto":
-        name = _choose(x, kernel_size, channels, runs_channels_last(x), math.prod(stride))
+        work = math.prod(stride)
+        name = _choose(x, Use(kernel_size, channels, groups, runs_channels_last(x), torch.is_grad_enabled(), work))
     return _BACKENDS[name]
 
 
@@ -151,25 +157,24 @@ def prefers_channels_last(x: torch.Tensor, kernel_size: tuple[int, ...], channel
         >>> set_backend("auto")
     """
     name = get_backend()
-    return (_choose(x, kernel_size, channels, True) if name == "auto" else name) == "compiled"
+    use = Use(kernel_size, channels, channels_last=True, gradients=torch.is_grad_enabled())
+    return (_choose(x, use) if name == "auto" else name) == "compiled"
 
 
-def _choose(
-    x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int], channels_last: bool, work: int = 1
-) -> str:
+def _choose(x: torch.Tensor, use: Use) -> str:
     """What "auto" stands for: "compiled" beyond the measured crossovers, in a run that has shown that it pays for compilation."""
     if is_recorded(x) or x.device.type == "meta":
         return "dense"
     if x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
         return "dense"
-    voxels = x.numel() // max(x.shape[-len(kernel_size) - 1], 1)
-    least = crossover(x.device.type, kernel_size, channels, channels_last, work)
+    voxels = x.numel() // max(x.shape[-len(use.kernel_size) - 1], 1)
+    least = crossover(x.device.type, use)
     if least is None or voxels < least:
         return "dense"
     if _waiting.seconds >= patience():
         return "compiled"
-    operations = 2 * math.prod(kernel_size) * channels[0] * channels[1] * voxels / work
-    _waiting.seconds += operations * (PASSES if torch.is_grad_enabled() else 1) / DENSE_RATE
+    operations = 2 * math.prod(use.kernel_size) * math.prod(use.channels) * voxels / (use.groups * use.work)
+    _waiting.seconds += operations * (PASSES if use.gradients else 1) / DENSE_RATE
     return "dense"
 
 

@@ -11,18 +11,18 @@ import torch
 from monai_gmr.ops.backends import register_backend
 from monai_gmr.ops.compiled_conv import compiled_ring_conv
 from monai_gmr.ops.compiled_harmonics import compiled_harmonic_conv
-from monai_gmr.ops.crossovers import crossover
+from monai_gmr.ops.crossovers import Use, crossover
 from monai_gmr.ops.harmonic_kernels import has_kernel
 from monai_gmr.ops.kernels import has_kernels, takes_kernels
 from monai_gmr.ops.memory_format import has_channels_last, runs_channels_last
 from monai_gmr.ops.ring_conv import dense_ring_conv, output_sizes
 
 
-def _has_kernel(x: torch.Tensor, weight: torch.Tensor, shells: torch.Tensor, groups: int, sizes: Sequence[int]) -> bool:
-    """Whether there is a kernel for such a convolution; not for groups, half precision, recorded graphs, ``torch.func``, windows without
-    a centre, and images smaller than the window, of which the framework says what is wrong."""
+def _has_kernel(x: torch.Tensor, weight: torch.Tensor, shells: torch.Tensor, sizes: Sequence[int]) -> bool:
+    """Whether there is a kernel for such a convolution; not for half precision, recorded graphs, ``torch.func``, windows without a centre,
+    and images smaller than the window, of which the framework says what is wrong."""
     window = shells.flatten().tolist()
-    if not takes_kernels(x) or weight.dtype != torch.float32 or groups > 1 or window != window[::-1]:
+    if not takes_kernels(x) or weight.dtype != torch.float32 or window != window[::-1]:
         return False
     return min(sizes) > 0 and has_kernels()
 
@@ -34,7 +34,7 @@ def _sizes(
 
 
 def pays_with_stride(
-    x: torch.Tensor, kernel_size: Sequence[int], channels: tuple[int, int], stride: Sequence[int]
+    x: torch.Tensor, kernel_size: Sequence[int], channels: tuple[int, int], groups: int, stride: Sequence[int]
 ) -> bool:
     """Whether kernels that compute every voxel are faster than "dense", which computes those that a stride keeps, by the measured table.
 
@@ -42,17 +42,19 @@ def pays_with_stride(
         x: ``(batch, in_channels, *spatial)``.
         kernel_size: window length along each axis.
         channels: input and output channels.
+        groups: blocks of channels that do not see each other.
         stride: in voxels, one an axis.
 
     Example:
         >>> x = torch.zeros(8, 64, 64, 64)
-        >>> pays_with_stride(x, (9, 9), (64, 64), (1, 1)), pays_with_stride(x, (3, 3), (64, 64), (4, 4))
+        >>> pays_with_stride(x, (9, 9), (64, 64), 1, (1, 1)), pays_with_stride(x, (3, 3), (64, 64), 1, (4, 4))
         (True, False)
     """
     work = math.prod(stride)
     if work == 1:
         return True
-    least = crossover(x.device.type, tuple(kernel_size), channels, runs_channels_last(x), work)
+    use = Use(tuple(kernel_size), channels, groups, runs_channels_last(x), torch.is_grad_enabled(), work)
+    least = crossover(x.device.type, use)
     return least is not None and x.numel() // channels[0] >= least
 
 
@@ -68,9 +70,8 @@ def compiled_harmonics(
     stride: list[int],
     padding: list[int],
     dilation: list[int],
-    groups: int,
 ) -> torch.Tensor | None:
-    """A harmonic layer from channels to scalars, or ``None`` where there is no kernel for it.
+    """A harmonic layer of one group from channels to scalars, or ``None`` where there is no kernel for it.
 
     Args:
         x: ``(batch, in_channels, *spatial)`` or without the batch.
@@ -78,12 +79,11 @@ def compiled_harmonics(
             :func:`~monai_gmr.ops.compiled_harmonics.compiled_harmonic_conv`.
         sizes: norms, inner products and components of each order.
         stride, padding, dilation: in voxels, one an axis.
-        groups: blocks of channels that do not see each other.
     """
     reach = [d * (k - 1) for d, k in zip(dilation, shells.shape)]
     fits = all(has_kernel(reach, *order, padding) for order in zip(*sizes) if order[2] > 0)
     sizes_out = _sizes(x, shells, stride, padding, dilation)
-    if not fits or max(stride) > 1 or not _has_kernel(x, angular_weight, shells, groups, sizes_out):
+    if not fits or max(stride) > 1 or not _has_kernel(x, angular_weight, shells, sizes_out):
         return None
     batched = x if x.dim() == shells.dim() + 2 else x[None]
     tensors = (batched, weight, basis.float(), angular_weight, shells, factors, bias)
@@ -130,7 +130,7 @@ def compiled_transposed(
 
     Args:
         x: ``(batch, in_channels, *spatial)`` or without the batch.
-        weight: ``(in_channels, out_channels, rings)``.
+        weight: ``(in_channels, out_channels / groups, rings)``.
         basis, shells, bias: as in :func:`compiled_backend`.
         stride, padding, output_padding, groups, dilation, live: as in :func:`~monai_gmr.ops.ring_conv_transpose`.
     """
@@ -138,13 +138,14 @@ def compiled_transposed(
     margins = [d * (k - 1) - p for d, k, p in zip(dilation, shells.shape, padding)]
     spans = zip(batched.shape[2:], stride, padding, margins, output_padding)
     sizes = [(n - 1) * s + 1 - p + m + more for n, s, p, m, more in spans]
-    runs = min(margins) >= 0 and _has_kernel(x, weight, shells, groups, sizes)
-    if not runs or not pays_with_stride(batched, shells.shape, (weight.shape[0], weight.shape[1]), stride):
+    runs = min(margins) >= 0 and _has_kernel(x, weight, shells, sizes)
+    channels = (weight.shape[0], weight.shape[1] * groups)
+    if not runs or not pays_with_stride(batched, shells.shape, channels, groups, stride):
         return None
     image = insert_zeros(batched, stride, output_padding)
     # the window is its own mirror image
-    turned = weight.transpose(0, 1).contiguous()
-    y = compiled_ring_conv(image, turned, basis[:, :live].to(weight.dtype), shells, bias, margins, dilation)
+    turned = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).contiguous()
+    y = compiled_ring_conv(image, turned, basis[:, :live].to(weight.dtype), shells, bias, margins, dilation, groups)
     return y if x.dim() == shells.dim() + 2 else y[0]
 
 
@@ -166,10 +167,10 @@ def compiled_backend(
     angular factors, which layers do not ask for."""
     batched = x if x.dim() == shells.dim() + 2 else x[None]
     channels = (batched.shape[1], weight.shape[0])
-    runs = factors is None and _has_kernel(x, weight, shells, groups, _sizes(x, shells, stride, padding, dilation))
-    if not runs or not pays_with_stride(batched, shells.shape, channels, stride):
+    runs = factors is None and _has_kernel(x, weight, shells, _sizes(x, shells, stride, padding, dilation))
+    if not runs or not pays_with_stride(batched, shells.shape, channels, groups, stride):
         return dense_ring_conv(x, weight, basis, shells, bias, stride, padding, dilation, groups, factors)
-    y = compiled_ring_conv(batched, weight, basis[:, :live].to(weight.dtype), shells, bias, padding, dilation)
+    y = compiled_ring_conv(batched, weight, basis[:, :live].to(weight.dtype), shells, bias, padding, dilation, groups)
     if max(stride) > 1:
         # a copy, lest the voxels that are left out stay in memory
         kept = y[(..., *(slice(None, None, step) for step in stride))]

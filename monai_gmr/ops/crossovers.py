@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,13 +23,35 @@ class Point(NamedTuple):
         dims: number of spatial axes.
         kernel_size: window length in voxels, along all axes.
         channels: of input and output.
+        width_per_group: channels of a group; as many as there are for one group.
         channels_last: whether the input has its channels last in memory.
     """
 
     dims: int
     kernel_size: int
     channels: int
+    width_per_group: int
     channels_last: bool = False
+
+
+class Use(NamedTuple):
+    """A convolution that a backend is chosen for.
+
+    Attributes:
+        kernel_size: window length in voxels along each axis.
+        channels: of input and output.
+        groups: blocks of channels that do not see each other.
+        channels_last: whether the input has its channels last in memory.
+        gradients: whether a training step is run, or a forward pass alone.
+        work: as in :func:`least_voxels`.
+    """
+
+    kernel_size: tuple[int, ...]
+    channels: tuple[int, int]
+    groups: int = 1
+    channels_last: bool = False
+    gradients: bool = True
+    work: int = 1
 
 
 def least_voxels(voxels: Sequence[int], ratios: Sequence[float], work: int = 1) -> int | None:
@@ -37,7 +59,7 @@ def least_voxels(voxels: Sequence[int], ratios: Sequence[float], work: int = 1) 
 
     Args:
         voxels: measured sizes over the batch, growing.
-        ratios: time over that of "dense", the larger one of forward pass and training step.
+        ratios: time over that of "dense".
         work: how many times as many voxels as "dense" the kernels compute: with strides they compute what is left out, too.
 
     Example:
@@ -68,85 +90,89 @@ def device_kind(device_type: str) -> str:
 
 
 @lru_cache(maxsize=32)
-def read_crossovers(kind: str, work: int = 1, path: Path = CROSSOVERS) -> dict[Point, int | None]:
+def read_crossovers(
+    kind: str, gradients: bool = True, work: int = 1, path: Path = CROSSOVERS
+) -> dict[Point, int | None]:
     """The measured table: voxels over the batch from which "compiled" is faster.
 
     Args:
         kind: :func:`device_kind`.
+        gradients: whether in a training step, or in a forward pass alone.
         work: as in :func:`least_voxels`.
         path: the file.
 
     Returns:
-        of a CPU whose kind was not measured, what holds on every kind that was; of another device that was not measured, nothing.
+        of points that were not measured on such a CPU, what holds on every kind where they were; of another device, nothing.
     """
     content = json.loads(path.read_text(encoding="utf-8"))
-    kinds = [kind] if kind in content else [each for each in content if each.split()[0] == kind.split()[0]]
-    return latest_of([_table_of(content[each]["rows"], work) for each in kinds])
+    tables = {
+        each: _table_of(content[each]["rows"], "step" if gradients else "forward", work)
+        for each in content
+        if each.split()[0] == kind.split()[0]
+    }
+    return {**latest_of([table for each, table in tables.items() if each != kind]), **tables.get(kind, {})}
 
 
-def _table_of(rows: Sequence[Mapping[str, Any]], work: int) -> dict[Point, int | None]:
+def _table_of(rows: Sequence[Mapping[str, Any]], part: str, work: int) -> dict[Point, int | None]:
     points = [Point(*(row[name] for name in Point._fields)) for row in rows]
-    return {point: least_voxels(row["voxels"], row["ratios"], work) for point, row in zip(points, rows)}
+    return {point: least_voxels(row["voxels"], row[part], work) for point, row in zip(points, rows)}
 
 
 def latest_of(tables: Sequence[Mapping[Point, int | None]]) -> dict[Point, int | None]:
-    """The table that keeps to several: of each point that all have, the largest number of voxels, ``None`` where one has ``None``.
+    """The table that keeps to several: of each point the largest number of voxels, ``None`` where one has ``None``.
 
     Args:
         tables: any number of tables.
 
     Example:
-        >>> a, b = {Point(2, 3, 8): 100, Point(2, 5, 8): 10}, {Point(2, 3, 8): 1000, Point(2, 5, 8): None, Point(2, 7, 8): 1}
-        >>> list(latest_of([a, b]).values())
+        >>> a, b = Point(2, 3, 8, 8), Point(2, 5, 8, 8)
+        >>> list(latest_of([{a: 100, b: 10}, {a: 1000, b: None}]).values())
         [1000, None]
     """
-    points = [point for point in (tables[0] if tables else ()) if all(point in table for table in tables)]
-    return {
-        point: max((table[point] for table in tables), key=lambda size: math.inf if size is None else size)
-        for point in points
-    }
+    found: dict[Point, int | None] = {}
+    for point, size in (entry for table in tables for entry in table.items()):
+        found[point] = max(found.get(point, 0), size, key=lambda each: math.inf if each is None else each)
+    return found
 
 
-def least_of_neighbours(
-    table: Mapping[Point, int | None],
-    kernel_size: Sequence[int],
-    channels: tuple[int, int],
-    channels_last: bool = False,
-) -> int | None:
+def _neighbours(value: int, measured: Iterable[int]) -> set[int]:
+    """The next smaller and the next larger of the measured values; 0, which is none of them, below all, and the largest beyond all."""
+    smaller = max((each for each in measured if each <= value), default=0)
+    return {smaller, min((each for each in measured if each >= value), default=smaller)}
+
+
+def least_of_neighbours(table: Mapping[Point, int | None], use: Use) -> int | None:
     """Voxels over the batch from which a convolution lies beyond the measured crossovers on all sides, ``None`` if it never does.
 
     Args:
         table: :func:`read_crossovers`.
-        kernel_size: window length along each axis; the next smaller measured one counts.
-        channels: of input and output; for both the next smaller and the next larger measured number have to be faster.
-        channels_last: whether the input has its channels last in memory.
+        use: the convolution. Of windows the next smaller measured one counts, along the shortest axis. Of the channels of input and output,
+            and of those of a group of each, both the next smaller and the next larger measured number have to be faster; groups of one
+            channel, which "dense" has kernels of its own for, count for themselves.
 
     Example:
-        >>> table = {Point(2, 3, 8): None, Point(2, 3, 32): 1000, Point(2, 3, 64): 500}
-        >>> least_of_neighbours(table, (3, 3), (32, 48)), least_of_neighbours(table, (3, 3), (16, 64))
+        >>> table = {Point(2, 3, 8, 8): None, Point(2, 3, 32, 32): 1000, Point(2, 3, 64, 64): 500}
+        >>> least_of_neighbours(table, Use((3, 3), (32, 48))), least_of_neighbours(table, Use((3, 3), (16, 64)))
         (1000, None)
     """
-    dims = len(kernel_size)
-    points = [point for point in table if (point.dims, point.channels_last) == (dims, channels_last)]
-    windows = [point.kernel_size for point in points if point.kernel_size <= min(kernel_size)]
-    measured = sorted({point.channels for point in points})
-    if not windows or min(channels) < measured[0]:
-        return None
-    found = []
-    for count in channels:
-        smaller = max(c for c in measured if c <= count)
-        larger = min((c for c in measured if c >= count), default=measured[-1])
-        found += [table.get(Point(dims, max(windows), each, channels_last)) for each in (smaller, larger)]
+    dims, found = len(use.kernel_size), []
+    points = [point for point in table if (point.dims, point.channels_last) == (dims, use.channels_last)]
+    points = [point for point in points if (point.width_per_group < point.channels) == (use.groups > 1)]
+    window = max((p.kernel_size for p in points if p.kernel_size <= min(use.kernel_size)), default=0)
+    for channels in use.channels:
+        width = channels // use.groups
+        widths = {1} if width == 1 else _neighbours(width, {p.width_per_group for p in points} - {1})
+        for count in _neighbours(channels, {p.channels for p in points}):
+            own = widths if use.groups > 1 else {count}
+            found += [table.get(Point(dims, window, count, each, use.channels_last)) for each in own]
     known = [least for least in found if least is not None]
     return max(known) if len(known) == len(found) else None
 
 
 @lru_cache(maxsize=1024)
-def crossover(
-    device_type: str, kernel_size: tuple[int, ...], channels: tuple[int, int], channels_last: bool, work: int = 1
-) -> int | None:
+def crossover(device_type: str, use: Use) -> int | None:
     """:func:`least_of_neighbours` in the installed table, kept, for every call of a layer asks."""
-    return least_of_neighbours(read_crossovers(device_kind(device_type), work), kernel_size, channels, channels_last)
+    return least_of_neighbours(read_crossovers(device_kind(device_type), use.gradients, use.work), use)
 
 
 def merge_rows(path: Path, kind: str, machine: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -156,7 +182,7 @@ def merge_rows(path: Path, kind: str, machine: Mapping[str, Any], rows: Sequence
         path: the table; it may be missing.
         kind: :func:`device_kind`.
         machine: what was measured on.
-        rows: ``dims``, ``kernel_size``, ``channels``, ``channels_last``, ``voxels`` and ``ratios``.
+        rows: the attributes of a :class:`Point`, ``voxels``, and the ratios of times of ``forward`` pass and training ``step``.
     """
     content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     content[kind] = {"machine": dict(machine), "rows": list(rows)}

@@ -38,22 +38,24 @@ def register_ring_conv(operation: Any, gradients: Any) -> None:
     """Tell torch the shapes of a radial convolution and of its backward pass, and give it gradients.
 
     Args:
-        operation: a custom operation ``(x, weight, basis, shells, bias, padding, dilation)``, of stride 1 and one group.
-        gradients: one ``(gradient, x, weight, basis, shells, padding, dilation, needed)``, whose results are the gradients of input, weight
-            and basis, of shape ``(0,)`` where not needed. Gradients of gradients are those of the dense operation.
+        operation: a custom operation ``(x, weight, basis, shells, bias, padding, dilation)`` of stride 1, which may take ``groups`` after
+            these.
+        gradients: one ``(gradient, x, weight, basis, shells, padding, dilation, needed)``, with ``groups`` before ``needed`` if the
+            operation takes them, whose results are the gradients of input, weight and basis, of shape ``(0,)`` where not needed. Gradients
+            of gradients are those of the dense operation.
     """
 
-    def fake_result(x, weight, basis, shells, bias, padding, dilation):
+    def fake_result(x, weight, basis, shells, bias, padding, dilation, groups=1):
         sizes = output_sizes(x.shape[2:], shells.shape, [1] * shells.dim(), padding, dilation)
         return follow_format(x.new_empty((x.shape[0], *sizes, weight.shape[0])).movedim(-1, 1), x)
 
-    def fake_gradients(gradient, x, weight, basis, shells, padding, dilation, needed):
-        inputs = (x, weight, basis)
-        return [torch.empty_like(each) if asked else each.new_empty((0,)) for each, asked in zip(inputs, needed)]
+    def fake_gradients(gradient, x, weight, basis, shells, *geometry_and_needed):
+        asked = zip((x, weight, basis), geometry_and_needed[-1])
+        return [torch.empty_like(each) if needed else each.new_empty((0,)) for each, needed in asked]
 
     def setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
-        *tensors, _, ctx.padding, ctx.dilation = inputs
-        ctx.save_for_backward(*tensors)
+        ctx.geometry = inputs[5:]
+        ctx.save_for_backward(*inputs[:4])
 
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
         needed = list(ctx.needs_input_grad[:3])
@@ -61,13 +63,14 @@ def register_ring_conv(operation: Any, gradients: Any) -> None:
         if torch.is_grad_enabled():
             x, weight, basis, shells = ctx.saved_tensors
             padded = F.pad(basis, [0, int(shells.max()) + 1 - basis.shape[1]])
+            padding, dilation, *groups = ctx.geometry
             ones = [1] * shells.dim()
-            y = dense_ring_conv(x, weight, padded, shells, None, ones, ctx.padding, ctx.dilation, 1)
+            y = dense_ring_conv(x, weight, padded, shells, None, ones, padding, dilation, *(groups or [1]))
             found = differentiable_gradients(y, (x, weight, basis), needed, gradient)
         else:
-            results = gradients(gradient, *ctx.saved_tensors, ctx.padding, ctx.dilation, needed)
+            results = gradients(gradient, *ctx.saved_tensors, *ctx.geometry, needed)
             found = [each if asked else None for each, asked in zip(results, needed)]
-        return *found, None, bias, None, None
+        return *found, None, bias, *(None for _ in ctx.geometry)
 
     operation.register_fake(fake_result)
     gradients.register_fake(fake_gradients)

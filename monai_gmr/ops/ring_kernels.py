@@ -31,10 +31,10 @@ def _three(sizes: Sequence[int]) -> list[int]:
 
 class _Call:
     """What both kernels are told of an image ``(batch, *seen sizes, channels)`` and a result ``(batch, *sizes, channels)``, of which so
-    many others are meant."""
+    many others are meant, in so many groups."""
 
     def __init__(
-        self, image: torch.Tensor, result: torch.Tensor, others: int, window: Window, basis: torch.Tensor
+        self, image: torch.Tensor, result: torch.Tensor, others: int, groups: int, window: Window, basis: torch.Tensor
     ) -> None:
         for tensor in (image, result):
             if not tensor.is_contiguous() or tensor.dtype != torch.float32:
@@ -45,7 +45,7 @@ class _Call:
         if [n + reach for n, reach in zip(sizes, window.reach())] != list(seen) or len(image) != len(result):
             raise AssertionError(f"an image of shape {tuple(image.shape)} does not give {tuple(result.shape)}")
         numbers = [len(image), *_three(sizes), *_three(seen), image.shape[-1], others, *basis.T.shape]
-        self.geometry = torch.tensor([*numbers, torch.get_num_threads(), result.shape[-1]])
+        self.geometry = torch.tensor([*numbers, torch.get_num_threads(), result.shape[-1], groups])
         first, places = _taps(window)
         strides = torch.tensor(image.stride()[1:-1])
         self.tensors = [self.geometry, first, (places * strides).sum(1), basis.T.contiguous(), image]
@@ -69,24 +69,24 @@ def ring_products(
     image: torch.Tensor,
     window: Window,
     basis: torch.Tensor,
-    matrix: torch.Tensor,
+    matrices: torch.Tensor,
     bias: torch.Tensor | None,
     result: torch.Tensor,
     channels: slice,
 ) -> None:
-    """Sums of rings, times a matrix, plus a bias.
+    """Sums of rings, times a matrix, plus a bias; channels and others are those of a group.
 
     Args:
-        image: ``(batch, *sizes + reach, channels)``.
+        image: ``(batch, *sizes + reach, groups * channels)``.
         window: the taps.
         basis: ``(rings, shells)``.
-        matrix: ``(rings * channels, others)``, by :func:`pad_columns`.
-        bias: ``(others,)``, by :func:`pad_columns`, or ``None``.
+        matrices: ``(groups, rings * channels, others)``, by :func:`pad_columns`.
+        bias: ``(groups, others)``, by :func:`pad_columns`, or ``None``.
         result: ``(batch, *sizes, all)``.
-        channels: which of them are the others; these are written to.
+        channels: which of them are the others of all groups; these are written to.
     """
-    call = _Call(image, result, channels.stop - channels.start, window, basis)
-    call.run("ring_conv", matrix, bias, result[..., channels])
+    call = _Call(image, result, channels.stop - channels.start, len(matrices), window, basis)
+    call.run("ring_conv", matrices, bias, result[..., channels])
 
 
 def ring_gradients(
@@ -94,21 +94,22 @@ def ring_gradients(
     window: Window,
     basis: torch.Tensor,
     other: torch.Tensor,
-    matrix: torch.Tensor,
+    matrices: torch.Tensor,
     transposed: torch.Tensor,
     found: Sequence[torch.Tensor | None],
 ) -> None:
-    """Sums of rings, and what follows from them; what is ``None`` in ``found`` is left out.
+    """Sums of rings, and what follows from them; what is ``None`` in ``found`` is left out. Channels and others are those of a group.
 
     Args:
-        image: ``(batch, *sizes + reach, channels)``.
+        image: ``(batch, *sizes + reach, groups * channels)``.
         window: the taps.
         basis: ``(rings, shells)``.
-        other: ``(batch, *sizes, others)``.
-        matrix: ``(rings * channels, others)``, by :func:`pad_columns`.
-        transposed: ``(others, rings * channels)``, the channels of each ring by :func:`pad_columns`.
-        found: ``(batch, *sizes, others)``, the sums times ``matrix``, written to; ``(threads, rings * channels, others)``, by
+        other: ``(batch, *sizes, groups * others)``.
+        matrices: ``(groups, rings * channels, others)``, by :func:`pad_columns`.
+        transposed: ``(groups, others, rings * channels)``, the channels of each ring by :func:`pad_columns`.
+        found: of the shape of ``other``, the sums times the matrices, written to; ``(threads, groups, rings * channels, others)``, by
             :func:`pad_columns`, what the sums' products with ``other`` are added to; ``(threads, shells, rings)``, float64, what the inner
             products of the shells' sums with ``other`` times ``transposed`` are added to.
     """
-    _Call(image, other, other.shape[-1], window, basis).run("ring_conv_backward", other, matrix, transposed, *found)
+    call = _Call(image, other, other.shape[-1], len(matrices), window, basis)
+    call.run("ring_conv_backward", other, matrices, transposed, *found)

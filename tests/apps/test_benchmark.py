@@ -41,6 +41,7 @@ COUNTED = [
     (lambda: GMRHarmonicConv2d(3, 8, 5, padding=2), 2, 3),
     (lambda: GMRHarmonicConv3d(4, 8, 3, groups=2), 3, 4),
     (lambda: RingConvolution(2, 3, 5), 2, 3),
+    (lambda: RingConvolution(3, 4, 3, 2), 3, 4),
 ]
 
 
@@ -293,7 +294,8 @@ def test_cases_of_a_full_run():
     cases = make_cases(["ring_conv", "layers", "nets"], [2, 3], ["dense", "triton"], ["GMR-Conv", "e2cnn"])
     names = [case.name for case in cases if case.group == "ring_conv"]
     assert names[:2] == ["2D B8 C64 64x64 k=3", "2D B8 C64 64x64 k=5"]
-    assert len(names) == sum(len(each[4]) for each in FULL.operation + FULL.harmonic)
+    assert len(names) == sum(len(each.windows) for each in FULL.operation + FULL.harmonic)
+    assert names[-3] == "3D B1 C32 48x48x48 k=5, groups 32"
     labels = [candidate.label for candidate in cases[1].candidates]
     assert labels == ["dense", "triton", "plain", "plain k=3", "GMR-Conv", "e2cnn"]
     assert not any(candidate.method == "e2cnn" for case in cases if case.dims == 3 for candidate in case.candidates)

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,45 +11,50 @@ from monai_gmr import set_backend
 from monai_gmr.networks.layers import GMRConv2d, GMRConv3d, GMRConvTranspose2d, GMRHarmonicConv2d
 from monai_gmr.ops import compiled_backend, compiled_conv, kernels, parts
 from monai_gmr.ops.compiled_conv import compiled_ring_conv
+from monai_gmr.ops.crossovers import Use
 from monai_gmr.ops.ring_conv import dense_ring_conv, ring_conv_transpose
 from monai_gmr.symmetry import kernel_shells
 
 pytestmark = pytest.mark.skipif(kernels.kernel_failure() is not None, reason="no C++ compiler")
 
 
-def problem(window, channels, live, size, batch):
+def problem(window, channels, live, size, batch, groups=1):
     shells = torch.as_tensor(kernel_shells(window).tap_shell)
     x = torch.randn(batch, channels[0], *size, dtype=torch.float64)
-    weight = torch.randn(channels[1], channels[0], 2, dtype=torch.float64)
+    weight = torch.randn(channels[1], channels[0] // groups, 2, dtype=torch.float64)
     basis = torch.randn(2, int(shells.max()) + 1, dtype=torch.float64)
     basis[:, live:] = 0
     return [x, weight, basis, shells]
 
 
 CASES = [
-    ((3,), (3, 5), 2, (9,), 2, 1, 1),
-    ((3, 3), (16, 5), 3, (6, 7), 3, 1, 1),
-    ((5, 3), (3, 17), 4, (9, 6), 1, 2, 2),
-    ((4, 4), (2, 2), 3, (8, 7), 2, 0, 1),
-    ((3, 3, 3), (4, 3), 4, (5, 4, 6), 2, 1, 1),
-    ((5, 5, 3), (2, 3), 4, (5, 6, 7), 1, 2, 1),
-    ((3, 5), (20, 33), 4, (6, 150), 2, 1, 1),
+    ((3,), (3, 5), 2, (9,), 2, 1, 1, 1),
+    ((3, 3), (16, 5), 3, (6, 7), 3, 1, 1, 1),
+    ((5, 3), (3, 17), 4, (9, 6), 1, 2, 2, 1),
+    ((4, 4), (2, 2), 3, (8, 7), 2, 0, 1, 1),
+    ((3, 3, 3), (4, 3), 4, (5, 4, 6), 2, 1, 1, 1),
+    ((5, 5, 3), (2, 3), 4, (5, 6, 7), 1, 2, 1, 1),
+    ((3, 5), (20, 33), 4, (6, 150), 2, 1, 1, 1),
+    ((3, 3), (32, 66), 3, (6, 7), 2, 1, 1, 2),
+    ((5, 3), (64, 64), 4, (9, 6), 1, 2, 1, 64),
+    ((3, 3, 3), (6, 12), 4, (5, 4, 6), 2, 1, 1, 3),
+    ((3, 3, 3), (40, 20), 4, (5, 4, 6), 2, 1, 2, 20),
 ]
 
 
-@pytest.mark.parametrize(("window", "channels", "live", "size", "batch", "padding", "dilation"), CASES)
+@pytest.mark.parametrize(("window", "channels", "live", "size", "batch", "padding", "dilation", "groups"), CASES)
 @pytest.mark.parametrize(("part", "memory_format"), [(2**23, "contiguous"), (1, "channels last")])
 def test_forward_and_gradients(
-    monkeypatch, window, channels, live, size, batch, padding, dilation, part, memory_format
+    monkeypatch, window, channels, live, size, batch, padding, dilation, groups, part, memory_format
 ):
     monkeypatch.setattr(parts, "BYTES_OF_A_PART", part * 300)
-    x, weight, basis, shells = problem(window, channels, live, size, batch)
+    x, weight, basis, shells = problem(window, channels, live, size, batch, groups)
     dims = len(window)
     inputs = [t.requires_grad_() for t in (x, weight, basis)]
-    geometry = ([padding] * dims, [dilation] * dims)
+    geometry = ([padding] * dims, [dilation] * dims, groups)
     bias = torch.randn(len(weight), dtype=torch.float64)
     inputs.append(bias.requires_grad_())
-    expected = dense_ring_conv(x, weight, basis, shells, bias, [1] * dims, *geometry, 1)
+    expected = dense_ring_conv(x, weight, basis, shells, bias, [1] * dims, *geometry)
     seed = torch.randn_like(expected)
     expected_gradients = list(torch.autograd.grad(expected, inputs, seed))
     expected_gradients[2] = expected_gradients[2][:, :live]
@@ -67,7 +73,7 @@ def test_forward_and_gradients(
         assert (a - b).norm() <= 1e-5 * b.norm()
 
 
-@pytest.mark.parametrize("make", [GMRConv2d, GMRHarmonicConv2d])
+@pytest.mark.parametrize("make", [GMRConv2d, partial(GMRConv2d, groups=3), GMRHarmonicConv2d])
 def test_gradients_can_be_differentiated(compiled, make):
     layer, x = make(3, 6, 3, padding=1), torch.randn(2, 3, 7, 6, requires_grad=True)
 
@@ -89,15 +95,18 @@ def test_transforms_of_functions_take_the_dense_kernel(compiled):
     assert jacobian.shape == (2, 6, 2, 3, 7, 6)
 
 
-@pytest.mark.parametrize(("kernel_size", "rings"), [(3, "gaussian"), (4, "gaussian"), (3, "indexed"), (3, "hard")])
+@pytest.mark.parametrize(
+    ("kernel_size", "rings", "groups"),
+    [(3, "gaussian", 1), (4, "gaussian", 1), (3, "indexed", 1), (3, "hard", 1), (3, "gaussian", 4), (5, "hard", 2)],
+)
 @pytest.mark.filterwarnings("ignore::monai_gmr.utils.SymmetryWarning")
-def test_layers_give_what_dense_gives(compiled, monkeypatch, rings, kernel_size):
+def test_layers_give_what_dense_gives(compiled, monkeypatch, rings, kernel_size, groups):
     used = {"ring_products": 0, "ring_gradients": 0}
     for name in used:
         kernel = getattr(compiled_conv, name)
         monkeypatch.setattr(compiled_conv, name, lambda *a, n=name, k=kernel: (used.update({n: used[n] + 1}), k(*a)))
-    layer = GMRConv3d(3, 4, kernel_size, padding="same", rings=rings)
-    x = torch.randn(2, 3, 6, 7, 8)
+    layer = GMRConv3d(4, 8, kernel_size, padding="same", rings=rings, groups=groups)
+    x = torch.randn(2, 4, 6, 7, 8)
     found = [*torch.autograd.grad(layer(x).square().sum(), list(layer.parameters())), layer(x[0])]
     assert all(used.values())
     set_backend("dense")
@@ -118,7 +127,6 @@ def test_only_what_the_backward_pass_needs_is_saved(compiled):
     ("make", "dtype"),
     [
         (lambda: GMRConv2d(4, 4, 3, stride=2, padding=1), torch.float32),
-        (lambda: GMRConv2d(4, 4, 3, groups=2), torch.float32),
         (lambda: GMRConv2d(4, 4, 3), torch.float64),
         (lambda: GMRHarmonicConv2d(4, 4, 3, stride=2, padding=1), torch.float32),
         (lambda: GMRHarmonicConv2d(4, 4, 3, padding=3), torch.float32),
@@ -138,14 +146,14 @@ def test_what_has_no_kernel_is_left_to_dense(compiled, monkeypatch, make, dtype)
 
 
 @pytest.mark.parametrize("stride", [(2, 2), (3, 1), (2, 1, 2)])
-@pytest.mark.parametrize("memory_format", ["contiguous", "channels last"])
-def test_strides_keep_some_of_the_voxels_where_that_pays(compiled, monkeypatch, stride, memory_format):
+@pytest.mark.parametrize(("memory_format", "groups"), [("contiguous", 1), ("channels last", 1), ("contiguous", 2)])
+def test_strides_keep_some_of_the_voxels_where_that_pays(compiled, monkeypatch, stride, memory_format, groups):
     asked = []
     monkeypatch.setattr(compiled_backend, "crossover", lambda *use: asked.append(use) or 1)
     window = (5, 3, 3)[: len(stride)]
-    x, weight, basis, shells = problem(window, (4, 6), 3, (9, 8, 7)[: len(stride)], 2)
+    x, weight, basis, shells = problem(window, (4, 6), 3, (9, 8, 7)[: len(stride)], 2, groups)
     inputs = [t.requires_grad_() for t in (x, weight, basis)]
-    geometry = (None, list(stride), [1] * len(stride), [1] * len(stride), 1)
+    geometry = (None, list(stride), [1] * len(stride), [1] * len(stride), groups)
     expected = dense_ring_conv(*inputs, shells, *geometry)
     seed = torch.randn_like(expected)
     expected_gradients = torch.autograd.grad(expected, inputs, seed)
@@ -154,7 +162,8 @@ def test_strides_keep_some_of_the_voxels_where_that_pays(compiled, monkeypatch, 
         single[0] = single[0].movedim(1, -1).contiguous().movedim(-1, 1)
     single = [t.requires_grad_() for t in single]
     found = compiled_backend.compiled_backend(*single, shells, *geometry)
-    assert asked == [("cpu", window, (4, 6), memory_format == "channels last", math.prod(stride))]
+    use = Use(window, (4, 6), groups, memory_format == "channels last", gradients=True, work=math.prod(stride))
+    assert asked == [("cpu", use)]
     assert found.stride() == dense_ring_conv(*single, shells, *geometry).stride()
     # what is left out is given back
     assert found.untyped_storage().nbytes() == 4 * found.numel()
@@ -167,17 +176,17 @@ def test_strides_keep_some_of_the_voxels_where_that_pays(compiled, monkeypatch, 
     ("stride", "padding", "output_padding", "dilation"),
     [([1, 1], [0, 1], [0, 0], [1, 1]), ([2, 3], [1, 0], [1, 2], [1, 2]), ([2, 1, 2], [1, 1, 0], [1, 0, 0], [1, 1, 1])],
 )
-@pytest.mark.parametrize("memory_format", ["contiguous", "channels last"])
+@pytest.mark.parametrize(("memory_format", "groups"), [("contiguous", 1), ("channels last", 1), ("contiguous", 2)])
 def test_transposed_convolutions_are_those_of_zeros_in_between_where_that_pays(
-    compiled, monkeypatch, stride, padding, output_padding, dilation, memory_format
+    compiled, monkeypatch, stride, padding, output_padding, dilation, memory_format, groups
 ):
     monkeypatch.setattr(compiled_backend, "crossover", lambda *use: 1)
     window = (5, 3, 3)[: len(stride)]
-    x, weight, basis, shells = problem(window, (4, 6), 3, (4, 5, 3)[: len(stride)], 2)
-    weight = weight.transpose(0, 1).contiguous()
+    x, _, basis, shells = problem(window, (4, 6), 3, (4, 5, 3)[: len(stride)], 2)
+    weight = torch.randn(4, 6 // groups, 2, dtype=torch.float64)
     bias = torch.randn(6, dtype=torch.float64)
     inputs = [t.requires_grad_() for t in (x, weight, basis)]
-    geometry = (stride, padding, output_padding, 1, dilation)
+    geometry = (stride, padding, output_padding, groups, dilation)
     expected = ring_conv_transpose(*inputs, shells, bias, *geometry)
     seed = torch.randn_like(expected)
     expected_gradients = torch.autograd.grad(expected, inputs, seed)

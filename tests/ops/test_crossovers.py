@@ -17,6 +17,7 @@ from monai_gmr.ops.crossovers import (
     CROSSOVERS,
     FASTER,
     Point,
+    Use,
     device_kind,
     least_of_neighbours,
     least_voxels,
@@ -35,35 +36,48 @@ def test_from_the_crossover_on_all_ratios_are_small(pairs):
     assert (least is None) == (not ratios or ratios[-1] > FASTER)
 
 
-TABLE = {Point(2, 3, 8): None, Point(2, 3, 32): 1000, Point(2, 5, 8): 100, Point(2, 5, 32): 10}
+TABLE = {
+    **{Point(2, 3, 8, 8): None, Point(2, 3, 32, 32): 1000, Point(2, 5, 8, 8): 100, Point(2, 5, 32, 32): 10},
+    **{Point(2, 3, 8, 1): 7, Point(2, 3, 32, 1): 5, Point(2, 3, 8, 2): None, Point(2, 3, 32, 2): 50},
+    **{Point(2, 3, 8, 4): 300, Point(2, 3, 32, 4): 30},
+}
 
 
 @pytest.mark.parametrize(
-    ("kernel_size", "channels", "expected"),
+    ("kernel_size", "channels", "groups", "expected"),
     [
-        ((3, 3), (32, 32), 1000),
-        ((3, 3), (32, 64), 1000),
-        ((3, 3), (16, 32), None),
-        ((5, 3), (16, 32), None),
-        ((5, 5), (16, 32), 100),
-        ((5, 5), (32, 40), 10),
-        ((9, 9), (8, 8), 100),
-        ((5, 5), (3, 32), None),
-        ((2, 2), (32, 32), None),
-        ((5, 5, 5), (32, 32), None),
+        ((3, 3), (32, 32), 1, 1000),
+        ((3, 3), (32, 64), 1, 1000),
+        ((3, 3), (16, 32), 1, None),
+        ((5, 3), (16, 32), 1, None),
+        ((5, 5), (16, 32), 1, 100),
+        ((5, 5), (32, 40), 1, 10),
+        ((9, 9), (8, 8), 1, 100),
+        ((5, 5), (3, 32), 1, None),
+        ((2, 2), (32, 32), 1, None),
+        ((5, 5, 5), (32, 32), 1, None),
+        # depthwise ones go by depthwise ones
+        ((3, 3), (16, 16), 16, 7),
+        ((3, 3), (64, 64), 64, 5),
+        ((3, 3), (4, 4), 4, None),
+        # a depthwise one of several outputs by both
+        ((3, 3), (32, 64), 32, 50),
+        ((3, 3), (32, 128), 32, 30),
+        ((3, 3), (33, 33), 11, 50),
+        ((3, 3), (8, 32), 2, 300),
+        ((3, 3), (16, 32), 8, None),
+        ((5, 5), (32, 32), 32, 5),
     ],
 )
-def test_all_neighbours_in_the_table_have_to_be_faster(kernel_size, channels, expected):
-    assert least_of_neighbours(TABLE, kernel_size, channels) == expected
+def test_all_neighbours_in_the_table_have_to_be_faster(kernel_size, channels, groups, expected):
+    assert least_of_neighbours(TABLE, Use(kernel_size, channels, groups)) == expected
 
 
 @pytest.fixture
 def auto(monkeypatch):
     monkeypatch.setattr(backends, "_waiting", backends.Waiting())
     tables = {"cpu": TABLE}
-    monkeypatch.setattr(
-        backends, "crossover", lambda device, *use: least_of_neighbours(tables.get(device, {}), *use[:3])
-    )
+    monkeypatch.setattr(backends, "crossover", lambda device, use: least_of_neighbours(tables.get(device, {}), use))
     set_backend("auto")
 
 
@@ -80,7 +94,7 @@ def test_all_sizes_share_their_patience(auto, monkeypatch):
 def test_a_stride_that_computes_what_it_leaves_out_has_to_be_as_much_faster():
     ratios = [0.5, 0.3, 0.2]
     assert [least_voxels([1, 10, 100], ratios, work) for work in (1, 2, 4, 8)] == [1, 10, 100, None]
-    tables = [read_crossovers("cpu AVX2", work) for work in (1, 4, 8)]
+    tables = [read_crossovers("cpu AVX2", work=work) for work in (1, 4, 8)]
     for few, many in itertools.pairwise(tables):
         assert all(few[point] is not None and few[point] <= least for point, least in many.items() if least)
     assert any(tables[1].values())
@@ -97,9 +111,9 @@ def test_a_pass_without_gradients_counts_a_third(auto, monkeypatch):
 
 
 def test_an_image_with_channels_last_has_crossovers_of_its_own(monkeypatch):
-    table = {Point(2, 3, 8): None, Point(2, 3, 8, True): 1000}
+    table = {Point(2, 3, 8, 8): None, Point(2, 3, 8, 8, True): 1000}
     monkeypatch.setattr(backends, "_waiting", backends.Waiting())
-    monkeypatch.setattr(backends, "crossover", lambda device, *use: least_of_neighbours(table, *use[:3]))
+    monkeypatch.setattr(backends, "crossover", lambda device, use: least_of_neighbours(table, use))
     monkeypatch.setenv(backends.PATIENCE_VARIABLE, "0")
     set_backend("auto")
     x = torch.randn(1, 8, 40, 40)
@@ -133,23 +147,35 @@ def test_patience_that_is_no_number_is_one_sentence(auto, monkeypatch):
 
 @pytest.mark.parametrize("kind", json.loads(CROSSOVERS.read_text()))
 def test_the_table_has_a_row_for_every_point_that_the_script_measures(kind):
-    rows = json.loads(CROSSOVERS.read_text())[kind]["rows"]
-    assert [
-        Point(row["dims"], row["kernel_size"], row["channels"], row["channels_last"]) for row in rows
-    ] == app.make_points()
-    for row, point in zip(rows, app.make_points()):
+    rows = {
+        Point(*(row[name] for name in Point._fields)): row for row in json.loads(CROSSOVERS.read_text())[kind]["rows"]
+    }
+    assert set(rows) <= set(app.make_points())
+    for point, row in rows.items():
         shapes = list(app.sizes_of(point))
         assert row["voxels"] == [shape[0] * shape[2] ** point.dims for shape in shapes]
-        assert len(row["ratios"]) == len(shapes)
-    assert any(read_crossovers(kind).values())
+        assert len(row["forward"]) == len(row["step"]) == len(shapes)
+    for gradients in (False, True):
+        table = read_crossovers(kind, gradients)
+        assert set(table) == set(app.make_points())
+        assert any(table.values())
 
 
-def test_a_cpu_that_was_not_measured_goes_by_what_holds_on_all_that_were():
-    others = [read_crossovers(kind) for kind in json.loads(CROSSOVERS.read_text())]
-    for point, least in read_crossovers("cpu of tomorrow").items():
-        sizes = [table[point] for table in others]
-        assert least == (None if None in sizes else max(sizes))
-    assert any(read_crossovers("cpu of tomorrow").values())
+def test_what_was_not_measured_on_a_cpu_goes_by_what_holds_on_all_where_it_was(tmp_path):
+    a, b, c = Point(2, 3, 8, 8), Point(2, 3, 8, 1), Point(2, 5, 8, 8)
+    rows = lambda **ratios: [  # noqa: E731
+        {**point._asdict(), "voxels": [10, 99], "forward": [1.5, 1.5], "step": ratios[name]}
+        for name, point in {"a": a, "b": b, "c": c}.items()
+        if name in ratios
+    ]
+    fast, slow, large = [0.1, 0.1], [0.1, 1.1], [1.1, 0.1]
+    kinds = {"cpu X": rows(a=fast, b=large, c=fast), "cpu Y": rows(a=large, c=slow), "cuda": rows(a=fast)}
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps({kind: {"rows": each} for kind, each in kinds.items()}))
+    assert read_crossovers("cpu X", path=path) == {a: 10, b: 99, c: 10}
+    assert read_crossovers("cpu Y", path=path) == {a: 99, b: 99, c: None}
+    assert read_crossovers("cpu Z", path=path) == {a: 99, b: 99, c: None}
+    assert read_crossovers("cpu X", gradients=False, path=path) == dict.fromkeys((a, b, c))
     assert read_crossovers("cuda") == {}
 
 

@@ -28,8 +28,9 @@ def sums_of_shells(image, window, sizes):
 geometries = st.tuples(
     st.integers(1, 3),  # batch
     st.lists(st.tuples(st.integers(1, 7), st.integers(1, 4), st.integers(1, 2)), min_size=1, max_size=3),
-    st.sampled_from([1, 3, 16, 20]),  # channels
-    st.sampled_from([1, 5, 16, 70]),  # others
+    st.sampled_from([1, 1, 2, 3]),  # groups
+    st.sampled_from([1, 3, 16, 20]),  # channels of a group
+    st.sampled_from([1, 5, 16, 70]),  # others of a group
     st.integers(1, 6),  # shells
     st.integers(1, 10),  # rings
     st.sampled_from([1, 2, 90]),  # how many times as long the last axis is
@@ -40,7 +41,7 @@ geometries = st.tuples(
 @settings(max_examples=60, deadline=None)
 @given(geometry=geometries, threads=st.integers(1, 3))
 def test_kernels_give_what_sums_in_float64_give(geometry, threads):
-    batch, axes, channels, others, live, rings, factor, seed = geometry
+    batch, axes, groups, channels, others, live, rings, factor, seed = geometry
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
     sizes, shape, dilation = ([axis[i] for axis in axes] for i in range(3))
@@ -48,38 +49,41 @@ def test_kernels_give_what_sums_in_float64_give(geometry, threads):
     # the window may have shells that do not count and shells without taps
     numbers = torch.randint(0, live + 1, (torch.Size(shape).numel(),), generator=generator).tolist()
     window = Window(tuple(numbers), tuple(shape), live, tuple(dilation))
-    image = draw(batch, *(n + reach for n, reach in zip(sizes, window.reach())), channels)
-    basis, weight, bias = draw(rings, live), draw(rings, channels, others), draw(others)
+    image = draw(batch, *(n + reach for n, reach in zip(sizes, window.reach())), groups * channels)
+    basis, weight, bias = draw(rings, live), draw(groups, rings, channels, others), draw(groups, others)
     shells = sums_of_shells(image, window, sizes)
     mixed = torch.einsum("rs,...sc->...rc", basis.double(), shells)
-    expected = torch.einsum("...rc,rco->...o", mixed, weight.double())
-    before, result = torch.get_num_threads(), torch.empty(batch, *sizes, others)
+    blocks = mixed.unflatten(-1, (groups, channels))
+    expected = torch.einsum("...rgc,grco->...go", blocks, weight.double()).flatten(-2)
+    every = groups * others
+    before, result = torch.get_num_threads(), torch.empty(batch, *sizes, every)
     torch.set_num_threads(threads)
     try:
-        matrix = pad_columns(weight.flatten(0, 1))
-        ring_products(image, window, basis, matrix, pad_columns(bias), result, slice(0, others))
-        assert (result - expected - bias).norm() <= 1e-5 * (expected + bias).norm()
-        other, own = draw(batch, *sizes, others), torch.empty(batch, *sizes, others)
-        transposed = pad_columns(weight.permute(2, 0, 1)).flatten(1)
-        products = torch.zeros(threads, *matrix.shape)
+        matrices = pad_columns(weight.flatten(1, 2))
+        ring_products(image, window, basis, matrices, pad_columns(bias), result, slice(0, every))
+        shifted = expected + bias.flatten()
+        assert (result - shifted).norm() <= 1e-5 * shifted.norm()
+        other, own = draw(batch, *sizes, every), torch.empty(batch, *sizes, every)
+        transposed = pad_columns(weight.permute(0, 3, 1, 2)).flatten(2)
+        products = torch.zeros(threads, *matrices.shape)
         inner = torch.zeros(threads, live, rings, dtype=torch.float64)
-        ring_gradients(image, window, basis, other, matrix, transposed, (own, products, inner))
+        ring_gradients(image, window, basis, other, matrices, transposed, (own, products, inner))
         assert (own - expected).norm() <= 1e-5 * expected.norm() + 1e-12
-        flat = mixed.flatten(-2).flatten(0, -2)
-        expected_products = flat.T @ other.double().flatten(0, -2)
+        met = other.double().unflatten(-1, (groups, others))
+        expected_products = torch.einsum("...rgc,...go->grco", blocks, met).flatten(1, 2)
         found = products.sum(0)
-        assert (found[:, :others] - expected_products).norm() <= 1e-5 * flat.norm() * other.norm()
-        assert not found[:, others:].any()
-        back = torch.einsum("...o,rco->...rc", other.double(), weight.double())
+        assert (found[..., :others] - expected_products).norm() <= 1e-5 * blocks.norm() * other.norm()
+        assert not found[..., others:].any()
+        back = torch.einsum("...go,grco->...rgc", met, weight.double()).flatten(-2)
         expected_inner = torch.einsum("...sc,...rc->sr", shells, back)
         assert (inner.sum(0) - expected_inner).norm() <= 1e-5 * shells.norm() * back.norm() + 1e-12
         # what is not asked for is left alone
-        ring_gradients(image, window, basis, other, matrix, transposed, (None, None, None))
-        ring_gradients(image, window, basis, other, matrix, transposed, (own.zero_(), None, None))
+        ring_gradients(image, window, basis, other, matrices, transposed, (None, None, None))
+        ring_gradients(image, window, basis, other, matrices, transposed, (own.zero_(), None, None))
         assert (own - expected).norm() <= 1e-5 * expected.norm() + 1e-12
         # some channels of a result that has more
-        wide = torch.zeros(batch, *sizes, others + 3)
-        ring_products(image, window, basis, matrix, pad_columns(bias), wide, slice(2, others + 2))
+        wide = torch.zeros(batch, *sizes, every + 3)
+        ring_products(image, window, basis, matrices, pad_columns(bias), wide, slice(2, every + 2))
         assert torch.equal(wide[..., 2:-1], result)
         assert not wide[..., :2].any()
         assert not wide[..., -1].any()
@@ -90,23 +94,23 @@ def test_kernels_give_what_sums_in_float64_give(geometry, threads):
 def test_the_same_call_gives_the_same_digits():
     window = Window((2, 1, 2, 1, 0, 1, 2, 1, 2), (3, 3), 3, (1, 1))
     image, basis, other = torch.randn(2, 42, 52, 20), torch.randn(2, 3), torch.randn(2, 40, 50, 7)
-    matrix, transposed = pad_columns(torch.randn(40, 7)), pad_columns(torch.randn(7, 2, 20)).flatten(1)
+    matrices, transposed = pad_columns(torch.randn(1, 40, 7)), pad_columns(torch.randn(1, 7, 2, 20)).flatten(2)
     threads, found = torch.get_num_threads(), []
     for _ in range(3):
-        results = [torch.empty_like(other), torch.zeros(threads, *matrix.shape), torch.zeros(threads, 3, 2).double()]
-        ring_gradients(image, window, basis, other, matrix, transposed, results)
+        results = [torch.empty_like(other), torch.zeros(threads, *matrices.shape), torch.zeros(threads, 3, 2).double()]
+        ring_gradients(image, window, basis, other, matrices, transposed, results)
         found.append(results)
     assert all(torch.equal(a, b) for again in found[1:] for a, b in zip(found[0], again))
 
 
 def test_a_call_leaves_nothing_behind_for_the_next():
     window = Window((1, 0, 1), (3,), 2, (1,))
-    basis, matrix = torch.randn(2, 2), pad_columns(torch.randn(6, 5))
-    transposed, threads = pad_columns(torch.randn(5, 2, 3)).flatten(1), torch.get_num_threads()
+    basis, matrices = torch.randn(2, 2), pad_columns(torch.randn(1, 6, 5))
+    transposed, threads = pad_columns(torch.randn(1, 5, 2, 3)).flatten(2), torch.get_num_threads()
     for size, value in ((64, math.inf), (7, 1.0), (3, 1.0)):
         image, other = torch.full((4, size + 2, 3), value), torch.full((4, size, 5), value)
-        found = [torch.empty_like(other), torch.zeros(threads, *matrix.shape), torch.zeros(threads, 2, 2).double()]
-        ring_gradients(image, window, basis, other, matrix, transposed, found)
+        found = [torch.empty_like(other), torch.zeros(threads, *matrices.shape), torch.zeros(threads, 2, 2).double()]
+        ring_gradients(image, window, basis, other, matrices, transposed, found)
         assert all(each.isfinite().all() for each in found) == (value == 1.0)
 
 
@@ -120,11 +124,12 @@ def test_a_call_leaves_nothing_behind_for_the_next():
     ],
 )
 def test_memory_that_does_not_fit_is_refused(image, result):
-    window, matrix = Window((1, 0, 1), (3,), 2, (1,)), pad_columns(torch.zeros(6, 3))
+    window, matrices = Window((1, 0, 1), (3,), 2, (1,)), pad_columns(torch.zeros(1, 6, 3))
     with pytest.raises(AssertionError, match=r"^an? (tensor|image) of shape"):
-        ring_products(image, window, torch.zeros(2, 2), matrix, None, result, slice(0, 3))
+        ring_products(image, window, torch.zeros(2, 2), matrices, None, result, slice(0, 3))
+    image, result = torch.zeros(1, 6, 3), torch.zeros(1, 4, 3)
     with pytest.raises(AssertionError, match=r"^a basis of shape \(2, 3\) is not for 2 shells$"):
-        ring_products(torch.zeros(1, 6, 3), window, torch.zeros(2, 3), matrix, None, torch.zeros(1, 4, 3), slice(0, 3))
+        ring_products(image, window, torch.zeros(2, 3), matrices, None, result, slice(0, 3))
 
 
 def test_columns_are_padded_with_zeros():

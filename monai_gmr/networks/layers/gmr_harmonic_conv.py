@@ -49,6 +49,8 @@ from monai_gmr.utils import ConfigurationError
 UNITS_PER_HARMONIC = 10**12
 HARMONIC_FIRST_MEAN = 1.0
 HARMONIC_MEAN_MARGIN = 0.75
+# channels of a group below which a backend's call for each group takes longer than the dense kernel of all
+LEAST_WIDTH_PER_GROUP = 8
 
 
 def channels_per_order(out_channels: int, order_split: Sequence[float]) -> list[int]:
@@ -201,7 +203,8 @@ class GMRHarmonicConvNd(GMRConvNd):
     @torch.jit.unused
     def _scalars_by_backend(self, input: torch.Tensor, padding: list[int]) -> torch.Tensor:
         """The layer's result, by the backend that is chosen for the whole layer."""
-        backend = select_backend(input, tuple(self.kernel_size), (self.in_channels, self.num_responses))
+        channels = (self.in_channels, self.num_responses)
+        backend = select_backend(input, tuple(self.kernel_size), channels, self.stride, self.groups)
         harmonics = harmonics_of(backend)
         if harmonics is not None and (output := self._scalars_at_once(harmonics, input, padding)) is not None:
             return output
@@ -215,27 +218,38 @@ class GMRHarmonicConvNd(GMRConvNd):
     def _scalars_at_once(
         self, harmonics: Callable[..., torch.Tensor | None], input: torch.Tensor, padding: list[int]
     ) -> torch.Tensor | None:
-        """The layer's result by a backend that computes all orders at once, ``None`` where it cannot."""
-        if self.groups > 1:
+        """The layer's result by a backend that computes all orders of a group at once, ``None`` where it cannot."""
+        width = min(self.in_channels, self.out_channels) // self.groups
+        if self.groups > 1 and width < LEAST_WIDTH_PER_GROUP:
             return None
+        axis = input.dim() - self.shells.dim() - 1
         radial, angular = self.radial_profiles()[:, :, : self.live_shells]
-        rows = dict(zip(self.orders, self.weight.split(self.channels)))
-        harmonic_rows = [row for order, row in rows.items() if order != 0]
         factors = [self.angular_factors(i, angular.dtype) for i, order in enumerate(self.orders) if order != 0]
-        return harmonics(
-            input,
-            rows.get(0, self.weight[:0]),
-            radial,
-            torch.cat([*harmonic_rows, self.weight[:0]]).to(angular.dtype) @ angular,
-            self.shells,
-            torch.cat([*factors, angular.new_empty((0, self.shells.numel()))]),
-            self.bias,
-            (self.norms, self.products, self.reduced_components),
-            self.stride,
-            padding,
-            self.dilation,
-            self.groups,
-        )
+        biases = [None] * self.groups if self.bias is None else self.bias.chunk(self.groups)
+        parts = []
+        for image, weight, bias in zip(input.chunk(self.groups, axis), self.weight.chunk(self.groups), biases):
+            rows = dict(zip(self.orders, weight.split(self.channels)))
+            harmonic_rows = [row for order, row in rows.items() if order != 0]
+            part = harmonics(
+                image,
+                rows.get(0, weight[:0]),
+                radial,
+                torch.cat([*harmonic_rows, weight[:0]]).to(angular.dtype) @ angular,
+                self.shells,
+                torch.cat([*factors, angular.new_empty((0, self.shells.numel()))]),
+                bias,
+                (self.norms, self.products, self.reduced_components),
+                self.stride,
+                padding,
+                self.dilation,
+            )
+            if part is None:
+                return None
+            parts.append(part)
+        if self.groups == 1:
+            return parts[0]
+        output = torch.cat(parts, axis)
+        return make_channels_last(output) if runs_channels_last(input) else output
 
     def _reduced_by_order(
         self, input: torch.Tensor, padding: list[int], backend: Callable[..., torch.Tensor]

@@ -152,7 +152,11 @@ struct Geometry {
     index batch, sizes[3], seen[3];  // of the result, and of the image with its margins
     index channels, others;          // of the image, and of what it is multiplied to
     index shells, rings, threads;
-    index row;  // floats from voxel to voxel of the result
+    index row;     // floats from voxel to voxel of the result
+    index groups;  // blocks of channels, each multiplied to its own block of others
+
+    index channels_of_a_group() const { return channels / groups; }
+    index others_of_a_group() const { return others / groups; }
 };
 
 struct Tiles {
@@ -216,13 +220,15 @@ void sum_tile(const Geometry& g, const Window& window, const Tile& tile, const f
 
 }  // namespace
 
-// result = sums of rings of the image times matrix, (rings * channels, others in whole vectors), plus bias, in whole vectors, or null
+// result = sums of rings of the image times matrix, (groups, rings * channels, others in whole vectors), plus bias, (groups, others in whole
+// vectors), or null; channels and others of a group
 extern "C" void ring_conv(const Geometry* geometry, const index* first, const index* places, const float* basis, const float* image,
                           const float* matrix, const float* bias, float* result) {
     const Geometry& g = *geometry;
     const Window window{g.shells, g.rings, first, places, basis};
     const Tiles tiles(g);
     const index plane = rounded_up(tiles.capacity() * g.channels) + LANES;
+    const index channels = g.channels_of_a_group(), others = g.others_of_a_group(), wide = rounded_up(others);
 #pragma omp parallel num_threads(g.threads)
     {
         const auto [rings, totals] = scratch.share({g.rings * plane, g.shells * FLOATS_OF_A_CHUNK});
@@ -230,27 +236,30 @@ extern "C" void ring_conv(const Geometry* geometry, const index* first, const in
         for (index number = 0; number < tiles.count; ++number) {
             const Tile tile(tiles, g, number);
             sum_tile(g, window, tile, image, rings, plane, totals, nullptr, nullptr);
-            multiply({tile.voxels, g.others, rings, g.rings, g.channels, plane, g.channels, 1, matrix, rounded_up(g.others), bias,
-                      result + tile.voxel * g.row, g.row, false});
+            for (index group = 0; group < g.groups; ++group)
+                multiply({tile.voxels, others, rings + group * channels, g.rings, channels, plane, g.channels, 1,
+                          matrix + group * g.rings * channels * wide, wide, bias ? bias + group * wide : nullptr,
+                          result + tile.voxel * g.row + group * others, g.row, false});
         }
     }
 }
 
-// what is not null is computed: other_gradient = sums of rings of the image times matrix; to matrix_gradient, (threads, rings * channels,
-// others in whole vectors), the products of these sums with other are added; to basis_gradient, (threads, shells, rings), the inner
-// products of the sums of shells with other times transposed, (others, rings * channels in whole vectors)
+// what is not null is computed: other_gradient = sums of rings of the image times matrix; to matrix_gradient, (threads, groups, rings *
+// channels, others in whole vectors), the products of these sums with other are added; to basis_gradient, (threads, shells, rings), the
+// inner products of the sums of shells with other times transposed, (groups, others, rings * channels in whole vectors)
 extern "C" void ring_conv_backward(const Geometry* geometry, const index* first, const index* places, const float* basis,
                                    const float* image, const float* other, const float* matrix, const float* transposed,
                                    float* other_gradient, float* matrix_gradient, double* basis_gradient) {
     const Geometry& g = *geometry;
     const Window window{g.shells, g.rings, first, places, basis};
     const Tiles tiles(g);
-    const index plane = rounded_up(tiles.capacity() * g.channels) + LANES, wide = rounded_up(g.others), deep = rounded_up(g.channels);
-    const index numbers = g.shells * g.rings;
+    const index plane = rounded_up(tiles.capacity() * g.channels) + LANES, numbers = g.shells * g.rings;
+    const index channels = g.channels_of_a_group(), others = g.others_of_a_group();
+    const index wide = rounded_up(others), deep = g.rings * rounded_up(channels);
 #pragma omp parallel num_threads(g.threads)
     {
-        const auto [rings, products, totals, memory_of_sums, copy] =
-            scratch.share({g.rings * plane, g.rings * plane, g.shells * FLOATS_OF_A_CHUNK, numbers * LANES, tiles.capacity() * wide});
+        const auto [rings, products, totals, memory_of_sums, copy] = scratch.share(
+            {g.rings * plane, g.rings * plane, g.shells * FLOATS_OF_A_CHUNK, numbers * LANES, tiles.capacity() * g.groups * wide});
         vector* sums = reinterpret_cast<vector*>(memory_of_sums);
         const index thread = omp_get_thread_num();
 #pragma omp for schedule(static)
@@ -259,8 +268,10 @@ extern "C" void ring_conv_backward(const Geometry* geometry, const index* first,
             const float* met = other + tile.voxel * g.others;
             if (basis_gradient) {
                 for (index r = 0; r < g.rings; ++r) {
-                    multiply({tile.voxels, g.channels, met, 1, g.others, 0, g.others, 1, transposed + r * deep, g.rings * deep, nullptr,
-                              products + r * plane, g.channels, false});
+                    for (index group = 0; group < g.groups; ++group)
+                        multiply({tile.voxels, channels, met + group * others, 1, others, 0, g.others, 1,
+                                  transposed + group * others * deep + r * rounded_up(channels), deep, nullptr,
+                                  products + r * plane + group * channels, g.channels, false});
                     // the last vector may reach beyond the tile: what an earlier call left there may not be finite
                     store(products + r * plane + tile.voxels * g.channels, vector{});
                 }
@@ -272,20 +283,23 @@ extern "C" void ring_conv_backward(const Geometry* geometry, const index* first,
                 sum_tile(g, window, tile, image, rings, plane, totals, nullptr, nullptr);
             }
             if (other_gradient)
-                multiply({tile.voxels, g.others, rings, g.rings, g.channels, plane, g.channels, 1, matrix, wide, nullptr,
-                          other_gradient + tile.voxel * g.others, g.others, false});
+                for (index group = 0; group < g.groups; ++group)
+                    multiply({tile.voxels, others, rings + group * channels, g.rings, channels, plane, g.channels, 1,
+                              matrix + group * g.rings * channels * wide, wide, nullptr,
+                              other_gradient + tile.voxel * g.others + group * others, g.others, false});
             if (matrix_gradient) {
-                index row = g.others;
-                if (wide != g.others) {
-                    for (index v = 0; v < tile.voxels; ++v) {
-                        std::copy(met + v * g.others, met + (v + 1) * g.others, copy + v * wide);
-                        std::fill(copy + v * wide + g.others, copy + (v + 1) * wide, 0.0f);
+                if (wide != others) {
+                    for (index block = 0; block < tile.voxels * g.groups; ++block) {
+                        std::copy(met + block * others, met + (block + 1) * others, copy + block * wide);
+                        std::fill(copy + block * wide + others, copy + (block + 1) * wide, 0.0f);
                     }
-                    met = copy, row = wide;
+                    met = copy;
                 }
-                for (index r = 0; r < g.rings; ++r)
-                    multiply({g.channels, wide, rings + r * plane, 1, tile.voxels, 0, 1, g.channels, met, row, nullptr,
-                              matrix_gradient + (thread * g.rings + r) * g.channels * wide, wide, true});
+                for (index group = 0; group < g.groups; ++group)
+                    for (index r = 0; r < g.rings; ++r)
+                        multiply({channels, wide, rings + r * plane + group * channels, 1, tile.voxels, 0, 1, g.channels,
+                                  met + group * wide, g.groups * wide, nullptr,
+                                  matrix_gradient + ((thread * g.groups + group) * g.rings + r) * channels * wide, wide, true});
             }
         }
     }
