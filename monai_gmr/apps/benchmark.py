@@ -377,7 +377,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("groups", nargs="*", metavar="GROUP", help=f"which of {', '.join(GROUPS)} (all)")
     add("--device", default="cpu", help="cpu, cuda or cuda:NUMBER (cpu)")
-    add("--repeats", type=int, default=10, help="rounds of a case, over which medians are taken (10)")
+    add("--repeats", type=int, default=30, help="rounds of a case, over which medians are taken (30)")
     add("--seconds", type=float, default=20.0, help="after these no round of a case begins, once there are three (20)")
     add("--threads", type=int, help="CPU threads (torch's own choice)")
     add("--dims", type=int, nargs="+", default=[2, 3], help="2 and/or 3 (both)")
