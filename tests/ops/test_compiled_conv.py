@@ -73,6 +73,17 @@ def test_forward_and_gradients(
         assert (a - b).norm() <= 1e-5 * b.norm()
 
 
+@pytest.mark.parametrize(("groups", "memory_format"), [(1, torch.channels_last), (2, torch.contiguous_format)])
+def test_the_operation_says_of_itself_what_it_does(groups, memory_format):
+    x, weight, basis, shells = problem((3, 3), (4, 6), 3, (5, 6), 2, groups)
+    floats = [x.to(memory_format=memory_format), weight, basis, torch.randn(6)]
+    x, weight, basis, bias = (each.float().requires_grad_() for each in floats)
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    arguments = (x, weight, basis, shells, bias, [1, 1], [1, 1], groups)
+    found = torch.library.opcheck(compiled_ring_conv, arguments, test_utils=tests)
+    assert set(found.values()) == {"SUCCESS"}
+
+
 @pytest.mark.parametrize("make", [GMRConv2d, partial(GMRConv2d, groups=3), GMRHarmonicConv2d])
 def test_gradients_can_be_differentiated(compiled, make):
     layer, x = make(3, 6, 3, padding=1), torch.randn(2, 3, 7, 6, requires_grad=True)
