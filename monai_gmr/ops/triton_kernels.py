@@ -120,7 +120,7 @@ def shell_conv_kernel(
             )
             result += tl.dot(total.to(PRODUCT_TYPE), weight.to(PRODUCT_TYPE), input_precision=PRECISION)
     place = sample * y_stride_b + first * y_stride_0 + middle * y_stride_1 + last * y_stride_2
-    columns = (group * out_channels + outs).to(tl.int64) * y_stride_c + component * y_stride_m
+    columns = (group * out_channels + outs).to(tl.int64) * y_stride_c + tl.cast(component, tl.int64) * y_stride_m
     tl.store(
         y_pointer + place[:, None] + columns[None, :],
         result.to(y_pointer.dtype.element_ty),
@@ -210,7 +210,9 @@ def shell_weight_gradient_kernel(
                     within,
                 )
                 total += tl.load(factors_pointer + component * taps + tap) * values
-            columns_y = (group * out_channels + outs).to(tl.int64) * y_stride_c + component * y_stride_m
+            columns_y = (group * out_channels + outs).to(tl.int64) * y_stride_c + tl.cast(
+                component, tl.int64
+            ) * y_stride_m
             gradient = tl.load(
                 gradient_pointer + place_y[:, None] + columns_y[None, :],
                 mask=inside[:, None] & wanted[None, :],

@@ -34,7 +34,8 @@ def load_plane(
             seen = (rows_seen & ((row_2 + TAPS_2[tap]).to(tl.uint32, bitcast=True) < size_2))[:, None]
             if not WHOLE:
                 seen = seen & within[None, :]
-            values = values + (tl.load(pointers + line * stride_0 + TAPS_2[tap] * CHANNELS, mask=seen, other=0.0),)
+            place = line * stride_0 + TAPS_2[tap] * CHANNELS
+            values = values + (tl.load(pointers + place, mask=seen, other=0.0),)
     return values
 
 
@@ -111,6 +112,8 @@ def ring_sums_kernel(
     WHOLE: tl.constexpr = CHANNELS % BLOCK_CHANNELS == 0
     TAPS: tl.constexpr = len(TAPS_2)
     LINES: tl.constexpr = ROWS + (LENGTH_0 - 1) * DILATION_0
+    # several planes may be further apart than 32 bits count
+    stride_0 = tl.cast(stride_0, tl.int64)
     tiles_2 = tl.cdiv(out_2, TILE_2)
     blocks_0 = tl.cdiv(rows, ROWS)
     tile = tl.program_id(0)
@@ -125,7 +128,7 @@ def ring_sums_kernel(
     within = channel < CHANNELS
     covered = (sample < samples) & (row_2 < out_2)
     source_0 = first_0 + row - MARGIN_0
-    place = (first_sample + sample).to(tl.int64) * stride_b + source_0.to(tl.int64) * stride_0
+    place = (first_sample + sample).to(tl.int64) * stride_b + source_0 * stride_0
     pointers = x_pointer + (place + row_2.to(tl.int64) * CHANNELS)[:, None] + channel[None, :]
     result_plane = out_2.to(tl.int64) * (RINGS * CHANNELS)
     result_row = out_1 * result_plane

@@ -3,6 +3,7 @@
 from functools import lru_cache
 
 import pytest
+import torch
 
 from monai_gmr import set_backend
 from monai_gmr.ops import kernels
@@ -14,6 +15,20 @@ def compiled():
     set_backend("compiled")
     yield
     set_backend("auto")
+
+
+@pytest.fixture
+def far_apart():
+    """A function ``(array, axis)`` to an array of the same numbers that lie 2^31 numbers apart along an axis, in memory that else is not
+    touched."""
+
+    def move(x: torch.Tensor, axis: int) -> torch.Tensor:
+        strides = list(x.stride())
+        strides[axis] = -(-(2**31) // (x.shape[axis] - 1))
+        memory = x.new_empty(2**31 + 2 * x.numel())
+        return memory.as_strided(x.shape, strides).copy_(x)
+
+    return move
 
 
 @pytest.fixture(scope="module", params=[8, 16])

@@ -8,7 +8,7 @@ import torch
 
 from monai_gmr.ops import shell_conv, triton_conv
 from monai_gmr.ops.ring_conv import dense_ring_conv
-from monai_gmr.ops.triton_conv import SumBlocks, make_slabs, ring_table, triton_ring_conv
+from monai_gmr.ops.triton_conv import Rings, Slab, SumBlocks, make_slabs, ring_sums, ring_table, triton_ring_conv
 from monai_gmr.symmetry import kernel_shells
 
 pytest.importorskip("triton")
@@ -115,6 +115,19 @@ def test_gradients_of_gradients_are_those_of_the_dense_operation():
         found.append([t.cpu() for t in torch.autograd.grad(first.square().sum(), inputs)])
     for a, b in zip(*found):
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("axis", "length"), [(0, 3), (1, 5)])
+def test_places_that_32_bits_do_not_count(far_apart, axis, length):
+    x = torch.randn(2, 6, 2, 3, 8).half().to(DEVICE)
+    shells = kernel_shells((length, 1, 1)).tap_shell
+    live = int(shells.max()) + 1
+    table = ring_table(shells, live, (length // 2, 0, 0), (1, 1, 1))
+    rings = Rings(table, torch.randn(live, 2).to(DEVICE), (6, 2, 3))
+    found = [torch.empty(2 * 6 * 2 * 3, 2 * 8, dtype=x.dtype, device=DEVICE) for _ in range(2)]
+    for image, result in zip((x, far_apart(x, axis)), found):
+        ring_sums(image, rings, Slab(0, 2, 0, 6), result)
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

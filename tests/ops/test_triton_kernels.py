@@ -8,7 +8,14 @@ import torch
 from monai_gmr import set_backend
 from monai_gmr.networks.layers import GMRConv2d, GMRConv3d, GMRHarmonicConv2d, GMRHarmonicConv3d
 from monai_gmr.ops import shell_conv
-from monai_gmr.ops.shell_conv import Blocks, choose_blocks, dense_shell_conv, triton_shell_conv
+from monai_gmr.ops.shell_conv import (
+    Blocks,
+    TapTable,
+    choose_blocks,
+    dense_shell_conv,
+    tap_table,
+    triton_shell_conv,
+)
 from monai_gmr.symmetry import kernel_shells, tap_harmonics
 
 pytest.importorskip("triton")
@@ -109,6 +116,22 @@ def test_all_blocks_give_the_same(monkeypatch, blocks):
     assert (gradients[0].double().cpu() - gradients[1]).norm() <= 1e-5 * gradients[1].norm()
 
 
+@pytest.mark.parametrize(("of_input", "axis"), [(True, 0), (True, 1), (True, 2), (False, 0), (False, 1), (False, 2)])
+def test_places_that_32_bits_do_not_count(far_apart, of_input, axis):
+    shells = kernel_shells((3, 1, 1)).tap_shell
+    table = TapTable(*(each.to(DEVICE) for each in tap_table(shells, 2, [1, 0, 0], [1] * 3)))
+    factors = torch.randn(3, len(table.order)).to(DEVICE)
+    x, weight = torch.randn(2, 3, 4, 2, 3).half().to(DEVICE), torch.randn(1, 2, 3, 2).half().to(DEVICE)
+    seed, found = torch.randn(2, 2, 3, 4, 2, 3).half().to(DEVICE), []
+    for far in (False, True):
+        image = far_apart(x, axis) if far and of_input else x
+        y = far_apart(seed, axis) if far and not of_input else seed.clone()
+        gradient = shell_conv._launch_weight_gradient(image, y, table, factors, weight.shape, [1] * 3)
+        shell_conv._launch_convolution(image, weight, table, factors, y, [1] * 3)
+        found.append((gradient, y))
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
 @pytest.fixture
 def triton_backend():
     set_backend("triton")
@@ -121,7 +144,7 @@ def triton_backend():
 )
 def test_a_layer_gives_the_same_and_learns_the_same(layer, triton_backend):
     module = layer(4, 8, 3, padding=1).to(DEVICE)
-    x = torch.randn(2, 4, *(5, 6, 7)[: module.spatial_dims]).to(DEVICE).requires_grad_()
+    x = torch.randn(2, 4, *(5, 4, 3)[: module.spatial_dims]).to(DEVICE).requires_grad_()
     found, gradients = [], []
     for backend in ("triton", "dense"):
         set_backend(backend)
