@@ -21,7 +21,6 @@ def _say_dense(reason: str) -> None:
     logger.warning(f"backend 'triton' is not used: {reason}; 'dense' runs in its place.")
 
 
-@torch.compiler.assume_constant_result
 def _can_run(device_type: str, dtype: torch.dtype) -> bool:
     """Whether the Triton kernels take such an input; if not, says once why."""
     triton, has_triton = optional_import("triton")
@@ -35,6 +34,10 @@ def _can_run(device_type: str, dtype: torch.dtype) -> bool:
     if reason is not None:
         _say_dense(reason)
     return reason is None
+
+
+# what torch.compiler.assume_constant_result does, after a second for the import of torch._dynamo
+_can_run._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @register_backend("triton", takes_factors=True)
