@@ -42,8 +42,8 @@ from monai_gmr.ops.ring_kernels import LANES, pad_columns, ring_gradients, ring_
 
 
 def merged_groups(groups: int, channels: Sequence[int]) -> int:
-    """How many groups of what width the kernels compute: so many of a convolution's groups as one, with zeros in its weights, that its
-    channels fill a vector.
+    """How many groups the kernels compute: they take several of a convolution's as one, with zeros in its weights, so that its channels
+    fill a vector.
 
     Args:
         groups: of the convolution.

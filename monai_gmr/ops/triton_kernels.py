@@ -78,6 +78,8 @@ def shell_conv_kernel(
 ):
     """y[b, g, o, m, v] = sum over shells s and channels c of weight[g, s, c, o] * total[v, c], the total over the taps t of s being that
     of factors[m, t] * x[b, g, c, v + t]."""
+    # several components may be further apart than 32 bits count
+    y_stride_m = tl.cast(y_stride_m, tl.int64)
     block = tl.program_id(0).to(tl.int64) * BLOCK_VOXELS + tl.arange(0, BLOCK_VOXELS)
     outs = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     group = tl.program_id(2) // components
@@ -120,7 +122,7 @@ def shell_conv_kernel(
             )
             result += tl.dot(total.to(PRODUCT_TYPE), weight.to(PRODUCT_TYPE), input_precision=PRECISION)
     place = sample * y_stride_b + first * y_stride_0 + middle * y_stride_1 + last * y_stride_2
-    columns = (group * out_channels + outs).to(tl.int64) * y_stride_c + tl.cast(component, tl.int64) * y_stride_m
+    columns = (group * out_channels + outs).to(tl.int64) * y_stride_c + component * y_stride_m
     tl.store(
         y_pointer + place[:, None] + columns[None, :],
         result.to(y_pointer.dtype.element_ty),
@@ -171,6 +173,8 @@ def shell_weight_gradient_kernel(
     PRODUCT_TYPE: tl.constexpr,
 ):
     """partial[chunk, g, s, c, o] = sum over the chunk's voxels and components of the shell's total of x times the gradient of y."""
+    # several components may be further apart than 32 bits count
+    y_stride_m = tl.cast(y_stride_m, tl.int64)
     part = tl.program_id(0)
     blocks_out = tl.cdiv(out_channels, BLOCK_OUT)
     outs = (tl.program_id(1) % blocks_out) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
@@ -210,9 +214,7 @@ def shell_weight_gradient_kernel(
                     within,
                 )
                 total += tl.load(factors_pointer + component * taps + tap) * values
-            columns_y = (group * out_channels + outs).to(tl.int64) * y_stride_c + tl.cast(
-                component, tl.int64
-            ) * y_stride_m
+            columns_y = (group * out_channels + outs).to(tl.int64) * y_stride_c + component * y_stride_m
             gradient = tl.load(
                 gradient_pointer + place_y[:, None] + columns_y[None, :],
                 mask=inside[:, None] & wanted[None, :],

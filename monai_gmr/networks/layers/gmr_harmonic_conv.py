@@ -224,7 +224,8 @@ class GMRHarmonicConvNd(GMRConvNd):
             return None
         axis = input.dim() - self.shells.dim() - 1
         radial, angular = self.radial_profiles()[:, :, : self.live_shells]
-        factors = [self.angular_factors(i, angular.dtype) for i, order in enumerate(self.orders) if order != 0]
+        by_order = [self.angular_factors(i, angular.dtype) for i, order in enumerate(self.orders) if order != 0]
+        factors = torch.cat([*by_order, angular.new_empty((0, self.shells.numel()))])
         biases = [None] * self.groups if self.bias is None else self.bias.chunk(self.groups)
         parts = []
         for image, weight, bias in zip(input.chunk(self.groups, axis), self.weight.chunk(self.groups), biases):
@@ -236,7 +237,7 @@ class GMRHarmonicConvNd(GMRConvNd):
                 radial,
                 torch.cat([*harmonic_rows, weight[:0]]).to(angular.dtype) @ angular,
                 self.shells,
-                torch.cat([*factors, angular.new_empty((0, self.shells.numel()))]),
+                factors,
                 bias,
                 (self.norms, self.products, self.reduced_components),
                 self.stride,
