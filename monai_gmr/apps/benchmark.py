@@ -39,6 +39,7 @@ from monai_gmr.apps.benchmark_cases import (
     make_cases,
 )
 from monai_gmr.apps.benchmark_measure import (
+    PRECISIONS,
     describe_machine,
     interleave,
     measure_limits,
@@ -117,7 +118,7 @@ class Trial:
         torch.manual_seed(0)
         self.candidate, self.x = candidate, x
         self.module = candidate.make().to(x.device).train()
-        self.autocast = partial(torch.autocast, x.device.type, torch.bfloat16, case.precision == "bfloat16")
+        self.autocast = partial(torch.autocast, x.device.type, PRECISIONS[case.precision], case.precision != "float32")
         parameters = list(self.module.parameters())
         # a net is trained; a rate of zero keeps it what it is, however often it runs
         self.optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9) if case.group == "nets" else None
@@ -153,11 +154,26 @@ def _one_line(error: BaseException) -> str:
 def make_input(case: Case, device: torch.device, channels_last: bool) -> torch.Tensor:
     """A random input; inside a net it would ask for a gradient and be in autocast's type."""
     inner = case.group != "nets"
-    dtype = torch.bfloat16 if inner and case.precision == "bfloat16" else torch.float32
+    dtype = PRECISIONS[case.precision] if inner else torch.float32
     x = torch.randn(case.shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     if channels_last and case.group == "ring_conv":
         x = x.to(memory_format=torch.channels_last if case.dims == 2 else torch.channels_last_3d)
     return x.requires_grad_(inner)
+
+
+def check_kernels(trial: Trial, notes: Notes) -> None:
+    """Make sure that a forced backend computes.
+
+    Args:
+        trial: of any backend, or none.
+        notes: the library's warnings.
+
+    Raises:
+        ConfigurationError: when the backend left its work to "dense"; the message says why, where it is known.
+    """
+    backend = trial.candidate.backend
+    if backend not in (None, "dense", "auto") and runs_dense(trial.forward):
+        raise ConfigurationError(notes.about(str(backend)) or f"backend '{backend}' left its work to 'dense'.")
 
 
 def prepare(case: Case, candidate: Candidate, x: torch.Tensor, notes: Notes) -> tuple[Trial, int]:
@@ -167,13 +183,12 @@ def prepare(case: Case, candidate: Candidate, x: torch.Tensor, notes: Notes) -> 
         the trial, and the bytes that a step has in use at once.
 
     Raises:
-        RuntimeError: when the backend left its work to "dense"; the message says why, where it is known.
+        ConfigurationError: when the backend left its work to "dense".
     """
     trial = Trial(case, candidate, x)
     # in a net some layers may be left to it
-    alone = case.group != "nets" or notes.about(str(candidate.backend)) is not None
-    if candidate.backend not in (None, "dense", "auto") and alone and runs_dense(trial.forward):
-        raise RuntimeError(notes.about(candidate.backend) or "it left its work to the backend dense.")
+    if case.group != "nets" or notes.about(str(candidate.backend)) is not None:
+        check_kernels(trial, notes)
     trial.step()
     return trial, peak_memory(trial.step, x.device)
 
@@ -273,7 +288,19 @@ def settings_of(options: argparse.Namespace) -> Iterator[None]:
             switch.allow_tf32 = value
 
 
-def _device_of(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """A CPU, or a CUDA device that is then the current one.
+
+    Args:
+        name: as torch has it: "cpu", "cuda", "cuda:1".
+
+    Raises:
+        ConfigurationError: when it is another one, or not there.
+
+    Example:
+        >>> device_of("cpu")
+        device(type='cpu')
+    """
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -307,7 +334,7 @@ def check_options(options: argparse.Namespace) -> torch.device:
             raise ConfigurationError(f"{name}={value} is out of range: give 1 or more.")
     if not (math.isfinite(options.seconds) and options.seconds >= 0):
         raise ConfigurationError(f"seconds={options.seconds:g} is out of range: give 0 or more.")
-    return _device_of(options.device)
+    return device_of(options.device)
 
 
 def run_benchmark(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:

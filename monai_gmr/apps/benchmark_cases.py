@@ -60,7 +60,7 @@ class Case(NamedTuple):
     Attributes:
         group: one of :data:`GROUPS`.
         name: dimensions, shape and window.
-        precision: "float32", or "bfloat16" for autocast.
+        precision: "float32", or "float16" or "bfloat16" for autocast.
         shape: ``(batch, channels, *spatial)`` of the input.
         candidates: who takes part.
     """

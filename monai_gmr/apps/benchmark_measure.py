@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
 Key = TypeVar("Key", bound=Hashable)
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LEAST_ROUNDS = 3
 LIMIT_REPEATS = 5
 # elements of the copied tensor, far beyond the caches, and side of the multiplied matrices

@@ -1,97 +1,155 @@
-"""Measure from which size on backend "compiled" is faster than "dense", and write the table that backend "auto" goes by.
+"""Measure from which size on a device's kernels are faster than "dense", and write the table that backend "auto" goes by.
 
 python -m monai_gmr.apps.crossovers                     remake the installed table for CPUs like this machine's
+python -m monai_gmr.apps.crossovers --device cuda       for GPUs like this machine's, in each precision
 python -m monai_gmr.apps.crossovers --output FILE       write another one
 
 For each memory format, window, number of channels, width of groups and size both backends take turns, in the forward pass and in the
-training step. Let nothing else run meanwhile.
+training step: "dense" and "compiled" on a CPU; "dense", with the fastest of cuDNN and torch's own choice of TF32, and "triton" on a GPU.
+Let nothing else run meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from monai_gmr.apps.benchmark import Trial, make_input, write_text
+from monai_gmr.apps.benchmark import Notes, Trial, check_kernels, collected_notes, device_of, make_input, write_text
 from monai_gmr.apps.benchmark_cases import Candidate, Case, RingConvolution
-from monai_gmr.apps.benchmark_measure import describe_machine, interleave
+from monai_gmr.apps.benchmark_measure import PRECISIONS, describe_machine, interleave, timer_of
 from monai_gmr.engines import keep_freed_memory
 from monai_gmr.ops import get_backend, set_backend
-from monai_gmr.ops.crossovers import CROSSOVERS, Point, device_kind, least_voxels, merge_rows
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.ops.crossovers import CROSSOVERS, KERNELS, Point, device_kind, least_voxels, merge_rows
+from monai_gmr.utils import ConfigurationError, check_choice
 
-CHANNELS = (1, 8, 16, 32, 128)
-# channels, and channels of each of their groups
-GROUPED = ((16, 1), (16, 2), (16, 8), (64, 1), (64, 2), (64, 8))
 WINDOWS = {2: (3, 5, 9), 3: (3, 5, 7)}
-# length of an axis and batch
-SIZES = {2: ((4, 16), (16, 4), (32, 4), (64, 8), (128, 16)), 3: ((8, 1), (16, 1), (32, 1), (64, 1))}
-GROUPED_SIZES = {2: ((16, 4), (32, 4), (64, 8)), 3: ((16, 1), (32, 1))}
-QUICK_SIZES = {2: ((8, 1), (8, 2)), 3: ((4, 1),)}
-# above these a dense pass takes seconds and a smaller size has decided
-MOST_OPERATIONS = 3e11
 
 
-def make_points(quick: bool = False) -> list[Point]:
+class Grid(NamedTuple):
+    """What is measured on a type of device.
+
+    Attributes:
+        precisions: that its kernels compute in.
+        channels: of input and output.
+        grouped: channels, and channels of each of their groups.
+        sizes: length of an axis and batch, by the number of axes.
+        grouped_sizes: likewise for groups.
+        most_operations: of a dense forward pass; above these a smaller size has decided.
+    """
+
+    precisions: tuple[str, ...]
+    channels: tuple[int, ...]
+    grouped: tuple[tuple[int, int], ...]
+    sizes: dict[int, tuple[tuple[int, int], ...]]
+    grouped_sizes: dict[int, tuple[tuple[int, int], ...]]
+    most_operations: float
+
+
+GRIDS = {
+    "cpu": Grid(
+        precisions=("float32",),
+        channels=(1, 8, 16, 32, 128),
+        grouped=((16, 1), (16, 2), (16, 8), (64, 1), (64, 2), (64, 8)),
+        sizes={2: ((4, 16), (16, 4), (32, 4), (64, 8), (128, 16)), 3: ((8, 1), (16, 1), (32, 1), (64, 1))},
+        grouped_sizes={2: ((16, 4), (32, 4), (64, 8)), 3: ((16, 1), (32, 1))},
+        most_operations=3e11,
+    ),
+    # a GPU needs large images to be busy, and a compilation for each window and block of channels
+    "cuda": Grid(
+        precisions=("float32", "float16", "bfloat16"),
+        channels=(1, 8, 32, 128),
+        grouped=((32, 1), (32, 8), (128, 1), (128, 8)),
+        sizes={2: ((32, 4), (64, 16), (128, 16), (256, 16)), 3: ((16, 1), (32, 1), (64, 1), (128, 1))},
+        grouped_sizes={2: ((64, 16), (256, 16)), 3: ((32, 1), (96, 1))},
+        most_operations=1e13,
+    ),
+}
+# whether the script runs, not how fast kernels are
+QUICK = Grid(("float32",), (2,), (), {2: ((8, 1), (8, 2)), 3: ((4, 1),)}, {}, math.inf)
+
+
+def make_points(grid: Grid, quick: bool = False) -> list[Point]:
     """The windows and channels of the table.
 
+    Args:
+        grid: of :data:`GRIDS`.
+        quick: the smallest windows alone.
+
     Example:
-        >>> make_points()[0]
+        >>> make_points(GRIDS["cpu"])[0]
         Point(dims=2, kernel_size=3, channels=1, width_per_group=1, channels_last=False)
     """
-    windows = {dims: lengths[:1] for dims, lengths in WINDOWS.items()} if quick else WINDOWS
-    channels = ((2, 2),) if quick else (*((count, count) for count in CHANNELS), *GROUPED)
-    kinds = itertools.product(
-        (False, True), ((dims, k) for dims, lengths in windows.items() for k in lengths), channels
-    )
+    windows = [(dims, k) for dims, lengths in WINDOWS.items() for k in (lengths[:1] if quick else lengths)]
+    channels = (*((count, count) for count in grid.channels), *grid.grouped)
+    kinds = itertools.product((False, True), windows, channels)
     return [Point(dims, k, *counts, channels_last) for channels_last, (dims, k), counts in kinds]
 
 
-def sizes_of(point: Point, quick: bool = False) -> Iterator[tuple[int, ...]]:
+def sizes_of(point: Point, grid: Grid) -> Iterator[tuple[int, ...]]:
     """Shapes of the input, growing, without those whose dense convolution takes too long."""
-    sizes = SIZES if point.width_per_group == point.channels else GROUPED_SIZES
-    for length, batch in (QUICK_SIZES if quick else sizes)[point.dims]:
+    sizes = grid.sizes if point.width_per_group == point.channels else grid.grouped_sizes
+    for length, batch in sizes[point.dims]:
         voxels = batch * length**point.dims
-        if 2 * point.kernel_size**point.dims * point.channels * point.width_per_group * voxels <= MOST_OPERATIONS:
+        operations = 2 * point.kernel_size**point.dims * point.channels * point.width_per_group * voxels
+        if operations <= grid.most_operations:
             yield (batch, point.channels, *(length,) * point.dims)
 
 
-def measure_ratios(point: Point, shape: tuple[int, ...], repeats: int) -> dict[str, float]:
-    """Time of "compiled" over that of "dense", of forward pass and training step, medians of runs that take turns."""
-    groups = point.channels // point.width_per_group
+def measure_ratios(
+    point: Point, shape: tuple[int, ...], repeats: int, device: torch.device, precision: str, notes: Notes
+) -> dict[str, float]:
+    """Time of the device's kernels over that of "dense", of forward pass and training step, medians of runs that take turns.
+
+    Args:
+        point: window, channels and memory format.
+        shape: of the input.
+        repeats: runs of each.
+        device: where.
+        precision: "float32", or "float16" or "bfloat16" for autocast.
+        notes: the library's warnings.
+
+    Raises:
+        ConfigurationError: when the kernels do not run here.
+    """
+    groups, kernels = point.channels // point.width_per_group, KERNELS[device.type]
     trials = {}
-    for backend in ("dense", "compiled"):
+    for backend in ("dense", kernels):
         candidate = Candidate(
             "ring_conv", backend, lambda: RingConvolution(point.dims, point.channels, point.kernel_size, groups)
         )
-        case = Case("ring_conv", str(point), "float32", shape, (candidate,))
-        trials[backend] = Trial(case, candidate, make_input(case, torch.device("cpu"), point.channels_last))
+        case = Case("ring_conv", str(point), precision, shape, (candidate,))
+        trials[backend] = Trial(case, candidate, make_input(case, device, point.channels_last))
+    check_kernels(trials[kernels], notes)
     runs = {(name, part): getattr(trial, part) for name, trial in trials.items() for part in ("forward", "step")}
     for run in runs.values():
         run()
-    times = interleave(runs, repeats, seconds=10.0)
+    times = interleave(runs, repeats, seconds=10.0, timer=timer_of(device))
     medians = {key: statistics.median(each) for key, each in times.items()}
-    return {part: round(medians["compiled", part] / medians["dense", part], 3) for part in ("forward", "step")}
+    return {part: round(medians[kernels, part] / medians["dense", part], 3) for part in ("forward", "step")}
 
 
-def measure_rows(repeats: int, quick: bool = False) -> list[dict[str, Any]]:
-    """The rows of the table for this CPU."""
+def measure_rows(repeats: int, device: torch.device, precision: str, quick: bool = False) -> list[dict[str, Any]]:
+    """The rows of the table for this device and precision."""
     from tqdm import tqdm
 
-    jobs = [(point, shape) for point in make_points(quick) for shape in sizes_of(point, quick)]
+    grid = QUICK if quick else GRIDS[device.type]
+    jobs = [(point, shape) for point in make_points(grid, quick) for shape in sizes_of(point, grid)]
     rows: dict[Point, dict[str, Any]] = {}
-    for point, shape in tqdm(jobs, desc="Crossovers", unit="size"):
-        row = rows.setdefault(point, {**point._asdict(), "voxels": [], "forward": [], "step": []})
-        row["voxels"].append(shape[0] * shape[2] ** point.dims)
-        for part, ratio in measure_ratios(point, shape, repeats).items():
-            row[part].append(ratio)
+    with collected_notes() as notes:
+        for point, shape in tqdm(jobs, desc=f"Crossovers, {precision}", unit="size"):
+            row = rows.setdefault(point, {**point._asdict(), "voxels": [], "forward": [], "step": []})
+            row["voxels"].append(shape[0] * shape[2] ** point.dims)
+            for part, ratio in measure_ratios(point, shape, repeats, device, precision, notes).items():
+                row[part].append(ratio)
     return list(rows.values())
 
 
@@ -101,7 +159,7 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
     Example:
         >>> row = {**Point(2, 3, 8, 2, True)._asdict(), "voxels": [10, 99], "forward": [1.9, 0.9], "step": [1.5, 0.5]}
         >>> print(format_table([row]))
-        2D k=3 C8 width 2 channels last: 10: 1.90/1.50, 99: 0.90/0.50; forward dense, step compiled from 99 voxels
+        2D k=3 C8 width 2 channels last: 10: 1.90/1.50, 99: 0.90/0.50; forward dense, step kernels from 99 voxels
     """
     lines = []
     for row in rows:
@@ -109,7 +167,7 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
         ratios = ", ".join(f"{size}: {forward:.2f}/{step:.2f}" for size, forward, step in found)
         least = {part: least_voxels(row["voxels"], row[part]) for part in ("forward", "step")}
         outcome = ", ".join(
-            f"{part} dense" if size is None else f"{part} compiled from {size} voxels" for part, size in least.items()
+            f"{part} dense" if size is None else f"{part} kernels from {size} voxels" for part, size in least.items()
         )
         width = f" width {row['width_per_group']}" if row["width_per_group"] < row["channels"] else ""
         last = " channels last" if row["channels_last"] else ""
@@ -117,33 +175,60 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def check_options(options: argparse.Namespace) -> tuple[torch.device, Sequence[str]]:
+    """The device and the precisions, when the options are possible.
+
+    Raises:
+        ConfigurationError: when one is not.
+    """
+    if options.repeats < 1:
+        raise ConfigurationError(f"repeats={options.repeats} is out of range: give 1 or more.")
+    device = device_of(options.device)
+    possible = GRIDS[device.type].precisions
+    for precision in options.precisions or ():
+        check_choice(f"precision on {device.type}", precision, possible)
+    return device, options.precisions or possible
+
+
+@contextmanager
+def fastest_dense() -> Iterator[None]:
+    """The fastest of cuDNN for "dense"; afterwards that and the backend are what they were."""
+    backend, search = get_backend(), torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = search
+        set_backend(backend)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 2 when an option or the output is wrong."""
+    """Run the command line; returns the exit code: 2 when an option or the output is wrong, or the kernels do not run."""
     parser = argparse.ArgumentParser(
         prog="python -m monai_gmr.apps.crossovers",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--output", type=Path, default=CROSSOVERS, help="the table; other devices' rows stay (the installed one)"
-    )
-    parser.add_argument("--repeats", type=int, default=9, help="runs over which medians are taken (9)")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: whether it runs, not how fast")
+    add = parser.add_argument
+    add("--device", default="cpu", help="cpu or cuda (cpu)")
+    add("--precisions", nargs="+", metavar="PRECISION", help="on a GPU; the table keeps the others' rows (all)")
+    add("--output", type=Path, default=CROSSOVERS, help="the table; other devices' rows stay (the installed one)")
+    add("--repeats", type=int, default=9, help="runs over which medians are taken (9)")
+    add("--quick", action="store_true", help="tiny sizes: whether it runs, not how fast")
     options = parser.parse_args(arguments)
     keep_freed_memory()
-    backend = get_backend()
     try:
-        if options.repeats < 1:
-            raise ConfigurationError(f"repeats={options.repeats} is out of range: give 1 or more.")
-        rows = measure_rows(options.repeats, options.quick)
-        text = merge_rows(options.output, device_kind("cpu"), describe_machine(torch.device("cpu")), rows)
-        write_text(text, options.output)
+        device, precisions = check_options(options)
+        with fastest_dense():
+            for precision in precisions:
+                rows = measure_rows(options.repeats, device, precision, options.quick)
+                kind = device_kind(device, PRECISIONS[precision])
+                write_text(merge_rows(options.output, kind, describe_machine(device), rows), options.output)
+                print(f"{kind}\n{format_table(rows)}\n")
     except (ConfigurationError, OSError) as error:
         print(f"crossovers: {error}", file=sys.stderr)
         return 2
-    finally:
-        set_backend(backend)
-    print(f"{format_table(rows)}\n\ntable: {options.output}")
+    print(f"table: {options.output}")
     return 0
 
 

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from monai_gmr.ops.crossovers import Use, crossover
+from monai_gmr.ops.crossovers import KERNELS, Use, crossover
 from monai_gmr.ops.memory_format import is_recorded, runs_channels_last
 from monai_gmr.utils import ConfigurationError, check_choice
 
 ENVIRONMENT_VARIABLE = "MONAI_GMR_BACKEND"
 PATIENCE_VARIABLE, PATIENCE = "MONAI_GMR_PATIENCE", 1.0
 # operations a second that a dense convolution is taken to run at, and passes of one that has gradients
-DENSE_RATE, PASSES = 1e11, 3
+DENSE_RATE, PASSES = {"cpu": 1e11, "cuda": 1e14}, 3
 _BACKENDS: dict[str, Callable[..., torch.Tensor]] = {}
 _TAKES_FACTORS: set[Callable] = set()
 _HARMONICS: dict[Callable, Callable[..., torch.Tensor | None]] = {}
@@ -126,6 +126,7 @@ def select_backend(
     channels: tuple[int, int],
     stride: Sequence[int] = (1,),
     groups: int = 1,
+    angular: bool = False,
 ) -> Callable:
     """The function that runs a radial convolution of this input.
 
@@ -135,11 +136,12 @@ def select_backend(
         channels: input and output channels.
         stride: in voxels.
         groups: blocks of channels that do not see each other.
+        angular: whether angular factors are part of it.
     """
     name = get_backend()
     if name == "auto":
-        work = math.prod(stride)
-        name = _choose(x, Use(kernel_size, channels, groups, runs_channels_last(x), torch.is_grad_enabled(), work))
+        last, gradients, work = runs_channels_last(x), torch.is_grad_enabled(), math.prod(stride)
+        name = _choose(x, Use(kernel_size, channels, groups, last, gradients, work, angular))
     return _BACKENDS[name]
 
 
@@ -161,27 +163,35 @@ def prefers_channels_last(x: torch.Tensor, kernel_size: tuple[int, ...], channel
     return (_choose(x, use) if name == "auto" else name) == "compiled"
 
 
+def _precision(x: torch.Tensor) -> torch.dtype:
+    """What a convolution of ``x`` computes in."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and x.dtype.itemsize <= 4 else x.dtype
+
+
 def _choose(x: torch.Tensor, use: Use) -> str:
-    """What "auto" stands for: "compiled" beyond the measured crossovers, in a run that has shown that it pays for compilation."""
-    if is_recorded(x) or x.device.type == "meta":
+    """What "auto" stands for: the device's kernels beyond the measured crossovers, in a run that has shown that it pays for compilation."""
+    kind = x.device.type
+    if is_recorded(x) or kind not in KERNELS:
         return "dense"
-    if x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
+    # strides and angular factors run in a kernel that the table of GPUs does not tell of
+    if KERNELS[kind] == "triton" and (use.work > 1 or use.angular):
         return "dense"
     voxels = x.numel() // max(x.shape[-len(use.kernel_size) - 1], 1)
-    least = crossover(x.device.type, use)
+    least = crossover(x.device, _precision(x), use)
     if least is None or voxels < least:
         return "dense"
     if _waiting.seconds >= patience():
-        return "compiled"
+        return KERNELS[kind]
     operations = 2 * math.prod(use.kernel_size) * math.prod(use.channels) * voxels / (use.groups * use.work)
-    _waiting.seconds += operations * (PASSES if use.gradients else 1) / DENSE_RATE
+    _waiting.seconds += operations * (PASSES if use.gradients else 1) / DENSE_RATE[kind]
     return "dense"
 
 
 def patience() -> float:
-    """Seconds that "auto" lets convolutions take on "dense" before it compiles the kernels of "compiled"; ``MONAI_GMR_PATIENCE``, 1 by
-    default. Compiling takes a few seconds once a machine, so what ends sooner does not wait for it. Counted are operations of
-    convolutions that the kernels would be faster at, at 100 GFLOP/s, so that the moment is the same in every run.
+    """Seconds that "auto" lets convolutions take on "dense" before it compiles kernels; ``MONAI_GMR_PATIENCE``, 1 by default. Compiling
+    takes a few seconds once a machine (on a GPU for each window), so what ends sooner does not wait for it. Counted are operations of
+    convolutions that the kernels would be faster at, at 100 GFLOP/s (on a GPU 100 TFLOP/s), so that the moment is the same in every run.
 
     Example:
         >>> patience()

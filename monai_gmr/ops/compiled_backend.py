@@ -54,7 +54,7 @@ def pays_with_stride(
     if work == 1:
         return True
     use = Use(tuple(kernel_size), channels, groups, runs_channels_last(x), torch.is_grad_enabled(), work)
-    least = crossover(x.device.type, use)
+    least = crossover(x.device, x.dtype, use)
     return least is not None and x.numel() // channels[0] >= least
 
 

@@ -1,4 +1,4 @@
-"""From which size on backend "compiled" is faster than "dense": what backend "auto" goes by, measured by ``monai_gmr.apps.crossovers``."""
+"""From which size on a device's kernels are faster than "dense": what backend "auto" goes by, measured by ``monai_gmr.apps.crossovers``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 
 CROSSOVERS = Path(__file__).with_name("crossovers.json")
+# the backend that has kernels for a type of device
+KERNELS = {"cpu": "compiled", "cuda": "triton"}
 # a size counts as faster from this ratio of times on, for other processors have other ratios
 FASTER = 0.85
 
@@ -44,6 +46,7 @@ class Use(NamedTuple):
         channels_last: whether the input has its channels last in memory.
         gradients: whether a training step is run, or a forward pass alone.
         work: as in :func:`least_voxels`.
+        angular: whether angular factors are part of it.
     """
 
     kernel_size: tuple[int, ...]
@@ -52,6 +55,7 @@ class Use(NamedTuple):
     channels_last: bool = False
     gradients: bool = True
     work: int = 1
+    angular: bool = False
 
 
 def least_voxels(voxels: Sequence[int], ratios: Sequence[float], work: int = 1) -> int | None:
@@ -76,24 +80,28 @@ def least_voxels(voxels: Sequence[int], ratios: Sequence[float], work: int = 1) 
     return found
 
 
-def device_kind(device_type: str) -> str:
-    """What the table calls this machine's device: CPUs go by their vector instructions, which set the pace of both backends.
+def device_kind(device: torch.device, precision: torch.dtype) -> str:
+    """What the table calls this machine's device, and what it computes in: CPUs go by their vector instructions, which set the pace of both
+    backends, GPUs by their model.
 
     Args:
-        device_type: "cpu" or "cuda".
+        device: a CPU or a CUDA device.
+        precision: of the convolution.
 
     Example:
-        >>> device_kind("cuda"), device_kind("cpu").split()[0]
-        ('cuda', 'cpu')
+        >>> device_kind(torch.device("cpu"), torch.float32).split()[:2]
+        ['cpu', 'float32']
     """
-    return f"cpu {torch.backends.cpu.get_cpu_capability()}" if device_type == "cpu" else device_type
+    on_cpu = device.type == "cpu"
+    model = torch.backends.cpu.get_cpu_capability() if on_cpu else torch.cuda.get_device_name(device)
+    return f"{device.type} {str(precision).removeprefix('torch.')} {model}"
 
 
 @lru_cache(maxsize=32)
 def read_crossovers(
     kind: str, gradients: bool = True, work: int = 1, path: Path = CROSSOVERS
 ) -> dict[Point, int | None]:
-    """The measured table: voxels over the batch from which "compiled" is faster.
+    """The measured table: voxels over the batch from which the kernels are faster.
 
     Args:
         kind: :func:`device_kind`.
@@ -102,13 +110,14 @@ def read_crossovers(
         path: the file.
 
     Returns:
-        of points that were not measured on such a CPU, what holds on every kind where they were; of another device, nothing.
+        of points that were not measured on such a CPU or GPU, what holds on every one where they were, in this precision; of another type
+        of device or another precision, nothing.
     """
     content = json.loads(path.read_text(encoding="utf-8"))
     tables = {
         each: _table_of(content[each]["rows"], "step" if gradients else "forward", work)
         for each in content
-        if each.split()[0] == kind.split()[0]
+        if each.split()[:2] == kind.split()[:2]
     }
     return {**latest_of([table for each, table in tables.items() if each != kind]), **tables.get(kind, {})}
 
@@ -170,13 +179,15 @@ def least_of_neighbours(table: Mapping[Point, int | None], use: Use) -> int | No
 
 
 @lru_cache(maxsize=1024)
-def crossover(device_type: str, use: Use) -> int | None:
-    """:func:`least_of_neighbours` in the installed table, kept, for every call of a layer asks."""
-    return least_of_neighbours(read_crossovers(device_kind(device_type), use.gradients, use.work), use)
+def crossover(device: torch.device, precision: torch.dtype, use: Use) -> int | None:
+    """:func:`least_of_neighbours` in the installed table, kept, for every call of a layer asks; ``None`` on devices without kernels."""
+    if device.type not in KERNELS:
+        return None
+    return least_of_neighbours(read_crossovers(device_kind(device, precision), use.gradients, use.work), use)
 
 
 def merge_rows(path: Path, kind: str, machine: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table's text with the rows of one kind of device replaced.
+    """The table's text with the rows of one kind of device and precision replaced.
 
     Args:
         path: the table; it may be missing.

@@ -174,7 +174,7 @@ def test_strides_keep_some_of_the_voxels_where_that_pays(compiled, monkeypatch, 
     single = [t.requires_grad_() for t in single]
     found = compiled_backend.compiled_backend(*single, shells, *geometry)
     use = Use(window, (4, 6), groups, memory_format == "channels last", gradients=True, work=math.prod(stride))
-    assert asked == [("cpu", use)]
+    assert asked == [(torch.device("cpu"), torch.float32, use)]
     assert found.stride() == dense_ring_conv(*single, shells, *geometry).stride()
     # what is left out is given back
     assert found.untyped_storage().nbytes() == 4 * found.numel()

@@ -1,4 +1,4 @@
-"""Backend "auto" takes "compiled" beyond what was measured to be faster, and only where a size repeats long enough."""
+"""Backend "auto" takes a device's kernels beyond what was measured to be faster, and only where a size repeats long enough."""
 
 import itertools
 import json
@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from monai_gmr import set_backend
 from monai_gmr.apps import crossovers as app
@@ -18,12 +19,14 @@ from monai_gmr.ops.crossovers import (
     FASTER,
     Point,
     Use,
+    crossover,
     device_kind,
     least_of_neighbours,
     least_voxels,
     read_crossovers,
 )
 from monai_gmr.ops.ring_conv import dense_ring_conv
+from monai_gmr.ops.triton_backend import triton_backend
 from monai_gmr.utils import ConfigurationError
 
 
@@ -75,14 +78,19 @@ def test_all_neighbours_in_the_table_have_to_be_faster(kernel_size, channels, gr
 
 @pytest.fixture
 def auto(monkeypatch):
+    half = {torch.float16, torch.bfloat16}
+    measured = {"cpu": {torch.float32}, "cuda": {torch.float32, *half}}
     monkeypatch.setattr(backends, "_waiting", backends.Waiting())
-    tables = {"cpu": TABLE}
-    monkeypatch.setattr(backends, "crossover", lambda device, use: least_of_neighbours(tables.get(device, {}), use))
+
+    def crossover(device, precision, use):
+        return least_of_neighbours(TABLE, use) if precision in measured[device.type] else None
+
+    monkeypatch.setattr(backends, "crossover", crossover)
     set_backend("auto")
 
 
 def test_all_sizes_share_their_patience(auto, monkeypatch):
-    seconds = 2 * 9 * 32 * 32 * 1600 * 3 / backends.DENSE_RATE
+    seconds = 2 * 9 * 32 * 32 * 1600 * 3 / backends.DENSE_RATE["cpu"]
     monkeypatch.setenv(backends.PATIENCE_VARIABLE, str(2.5 * seconds))
     assert select_backend(torch.zeros(1, 32, 20, 20), (3, 3), (32, 32)) is dense_ring_conv
     assert backends._waiting.seconds == 0
@@ -94,7 +102,7 @@ def test_all_sizes_share_their_patience(auto, monkeypatch):
 def test_a_stride_that_computes_what_it_leaves_out_has_to_be_as_much_faster():
     ratios = [0.5, 0.3, 0.2]
     assert [least_voxels([1, 10, 100], ratios, work) for work in (1, 2, 4, 8)] == [1, 10, 100, None]
-    tables = [read_crossovers("cpu AVX2", work=work) for work in (1, 4, 8)]
+    tables = [read_crossovers("cpu float32 AVX2", work=work) for work in (1, 4, 8)]
     for few, many in itertools.pairwise(tables):
         assert all(few[point] is not None and few[point] <= least for point, least in many.items() if least)
     assert any(tables[1].values())
@@ -113,7 +121,7 @@ def test_a_pass_without_gradients_counts_a_third(auto, monkeypatch):
 def test_an_image_with_channels_last_has_crossovers_of_its_own(monkeypatch):
     table = {Point(2, 3, 8, 8): None, Point(2, 3, 8, 8, True): 1000}
     monkeypatch.setattr(backends, "_waiting", backends.Waiting())
-    monkeypatch.setattr(backends, "crossover", lambda device, use: least_of_neighbours(table, use))
+    monkeypatch.setattr(backends, "crossover", lambda device, precision, use: least_of_neighbours(table, use))
     monkeypatch.setenv(backends.PATIENCE_VARIABLE, "0")
     set_backend("auto")
     x = torch.randn(1, 8, 40, 40)
@@ -139,6 +147,56 @@ def test_only_float32_on_a_measured_device_is_compiled(auto, monkeypatch, device
         assert select_backend(x, (3, 3), (32, 32)) is dense_ring_conv
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_a_gpu_has_kernels_for_what_was_measured_on_it(auto, monkeypatch, dtype):
+    monkeypatch.setenv(backends.PATIENCE_VARIABLE, "0")
+    with FakeTensorMode():
+        x = torch.zeros(1, 32, 40, 40, device="cuda", dtype=dtype)
+    faster = dense_ring_conv if dtype == torch.float64 else triton_backend
+    assert select_backend(x, (3, 3), (32, 32)) is faster
+    assert select_backend(x[..., :8], (3, 3), (32, 32)) is dense_ring_conv
+    # strides and harmonic layers were not
+    assert select_backend(x, (3, 3), (32, 32), (2, 1)) is dense_ring_conv
+    assert select_backend(x, (3, 3), (32, 32), angular=True) is dense_ring_conv
+    assert not prefers_channels_last(x, (3, 3), (32, 32))
+
+
+@pytest.mark.parametrize(("autocast", "faster"), [(torch.bfloat16, True), (torch.float16, False)])
+def test_under_autocast_its_precision_counts(auto, monkeypatch, autocast, faster):
+    monkeypatch.setenv(backends.PATIENCE_VARIABLE, "0")
+    monkeypatch.setattr(
+        backends, "crossover", lambda device, precision, use: 1 if precision == torch.bfloat16 else None
+    )
+    with FakeTensorMode():
+        x = torch.zeros(1, 32, 40, 40, device="cuda")
+    assert select_backend(x, (3, 3), (32, 32)) is dense_ring_conv
+    # torch turns autocast on a GPU off where there is none
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
+    monkeypatch.setattr(torch, "get_autocast_dtype", {"cuda": autocast}.get)
+    assert select_backend(x, (3, 3), (32, 32)) is (triton_backend if faster else dense_ring_conv)
+    assert select_backend(x.double(), (3, 3), (32, 32)) is dense_ring_conv
+
+
+def test_a_gpu_is_waited_for_at_its_own_rate(auto, monkeypatch):
+    monkeypatch.setenv(backends.PATIENCE_VARIABLE, "1")
+    with FakeTensorMode():
+        x = torch.zeros(1, 32, 40, 40, device="cuda")
+    assert select_backend(x, (3, 3), (32, 32)) is dense_ring_conv
+    on_gpu, backends._waiting.seconds = backends._waiting.seconds, 0.0
+    select_backend(torch.zeros(1, 32, 40, 40), (3, 3), (32, 32))
+    assert 0 < on_gpu < backends._waiting.seconds / 100
+
+
+def test_gpus_go_by_their_model_and_precision(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", {torch.device("cuda", 1): "NVIDIA A"}.get)
+    assert device_kind(torch.device("cuda", 1), torch.bfloat16) == "cuda bfloat16 NVIDIA A"
+
+
+@pytest.mark.parametrize("device", ["mps", "meta"])
+def test_devices_without_kernels_have_no_crossover(device):
+    assert crossover(torch.device(device), torch.float32, Use((9, 9), (64, 64), work=1)) is None
+
+
 def test_patience_that_is_no_number_is_one_sentence(auto, monkeypatch):
     monkeypatch.setenv(backends.PATIENCE_VARIABLE, "soon")
     with pytest.raises(ConfigurationError, match=r"^MONAI_GMR_PATIENCE=soon is no number: give seconds\.$"):
@@ -148,25 +206,31 @@ def test_patience_that_is_no_number_is_one_sentence(auto, monkeypatch):
 @pytest.mark.parametrize("kind", json.loads(CROSSOVERS.read_text()))
 def test_the_table_has_a_row_for_every_point_that_the_script_measures(kind):
     rows = json.loads(CROSSOVERS.read_text())[kind]["rows"]
+    device, precision = kind.split()[:2]
+    grid = app.GRIDS[device]
+    assert precision in grid.precisions
     points = [Point(*(row[name] for name in Point._fields)) for row in rows]
     # groups were not measured on every kind
-    assert points in (app.make_points(), [each for each in app.make_points() if each.width_per_group == each.channels])
+    ungrouped = [each for each in app.make_points(grid) if each.width_per_group == each.channels]
+    assert points in (app.make_points(grid), ungrouped)
     for point, row in zip(points, rows):
-        shapes = list(app.sizes_of(point))
+        shapes = list(app.sizes_of(point, grid))
         assert row["voxels"] == [shape[0] * shape[2] ** point.dims for shape in shapes]
         assert len(row["forward"]) == len(row["step"]) == len(shapes)
     for gradients in (False, True):
         table = read_crossovers(kind, gradients)
-        assert set(table) == set(app.make_points())
+        assert set(table) == set(app.make_points(grid))
         assert any(table.values())
 
 
 def test_a_cpu_that_was_not_measured_goes_by_what_holds_on_all_that_were():
-    others = [read_crossovers(kind) for kind in json.loads(CROSSOVERS.read_text())]
-    for point, least in read_crossovers("cpu of tomorrow").items():
+    kinds = [kind for kind in json.loads(CROSSOVERS.read_text()) if kind.startswith("cpu float32 ")]
+    others = [read_crossovers(kind) for kind in kinds]
+    for point, least in read_crossovers("cpu float32 of tomorrow").items():
         sizes = [table[point] for table in others]
         assert least == (None if None in sizes else max(sizes))
-    assert any(read_crossovers("cpu of tomorrow").values())
+    assert any(read_crossovers("cpu float32 of tomorrow").values())
+    assert read_crossovers("cpu bfloat16 of tomorrow") == {}
 
 
 def test_what_was_not_measured_on_a_cpu_goes_by_what_holds_on_all_where_it_was(tmp_path):
@@ -177,29 +241,67 @@ def test_what_was_not_measured_on_a_cpu_goes_by_what_holds_on_all_where_it_was(t
         if name in ratios
     ]
     fast, slow, large = [0.1, 0.1], [0.1, 1.1], [1.1, 0.1]
-    kinds = {"cpu X": rows(a=fast, b=large, c=fast), "cpu Y": rows(a=large, c=slow), "cuda": rows(a=fast)}
+    kinds = {"cpu half X": rows(a=fast, b=large, c=fast), "cpu half Y": rows(a=large, c=slow)}
+    kinds |= {"cuda half X": rows(a=fast), "cpu full X": rows(a=slow)}
     path = tmp_path / "table.json"
     path.write_text(json.dumps({kind: {"rows": each} for kind, each in kinds.items()}))
-    assert read_crossovers("cpu X", path=path) == {a: 10, b: 99, c: 10}
-    assert read_crossovers("cpu Y", path=path) == {a: 99, b: 99, c: None}
-    assert read_crossovers("cpu Z", path=path) == {a: 99, b: 99, c: None}
-    assert read_crossovers("cpu X", gradients=False, path=path) == dict.fromkeys((a, b, c))
-    assert read_crossovers("cuda") == {}
+    assert read_crossovers("cpu half X", path=path) == {a: 10, b: 99, c: 10}
+    assert read_crossovers("cpu half Y", path=path) == {a: 99, b: 99, c: None}
+    assert read_crossovers("cpu half Z", path=path) == {a: 99, b: 99, c: None}
+    assert read_crossovers("cpu half X", gradients=False, path=path) == dict.fromkeys((a, b, c))
+    assert read_crossovers("cuda half Z", path=path) == {a: 10}
+    assert read_crossovers("cuda full X", path=path) == {}
+
+
+OWN = device_kind(torch.device("cpu"), torch.float32)
 
 
 @pytest.mark.skipif(kernels.kernel_failure() is not None, reason="no C++ compiler")
 def test_the_script_replaces_the_rows_of_its_device_only(tmp_path, capsys):
     path = tmp_path / "table.json"
-    path.write_text(json.dumps({"cuda": {"rows": []}, device_kind("cpu"): {"rows": None}}))
+    path.write_text(json.dumps({"cuda": {"rows": []}, OWN: {"rows": None}}))
     assert app.main(["--quick", "--repeats", "1", "--output", str(path)]) == 0
     content = json.loads(path.read_text())
     assert content["cuda"] == {"rows": []}
-    rows = [(row["dims"], row["channels_last"]) for row in content[device_kind("cpu")]["rows"]]
+    rows = [(row["dims"], row["channels_last"]) for row in content[OWN]["rows"]]
     assert rows == [(2, False), (3, False), (2, True), (3, True)]
-    assert "2D k=3 C2: 64: " in capsys.readouterr().out
+    assert f"{OWN}\n2D k=3 C2: 64: " in capsys.readouterr().out
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_errors_of_use_are_one_sentence(tmp_path, capsys):
-    assert app.main(["--repeats", "0"]) == 2
-    assert capsys.readouterr().err == "crossovers: repeats=0 is out of range: give 1 or more.\n"
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU does not interpret")
+def test_kernels_of_a_gpu_are_measured_in_each_precision(tmp_path, monkeypatch):
+    pytest.importorskip("triton")
+    path = tmp_path / "table.json"
+    monkeypatch.setitem(app.KERNELS, "cpu", "triton")
+    monkeypatch.setitem(app.GRIDS, "cpu", app.GRIDS["cuda"])
+    monkeypatch.setattr(app, "QUICK", app.QUICK._replace(sizes={2: ((4, 1),), 3: ((2, 1),)}))
+    monkeypatch.setattr(app, "WINDOWS", {2: (3,)})
+    assert app.main(["--quick", "--repeats", "1", "--output", str(path)]) == 0
+    content = json.loads(path.read_text())
+    kinds = [device_kind(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16)]
+    assert list(content) == kinds
+    assert all(ratio > 0 for kind in kinds for row in content[kind]["rows"] for ratio in row["forward"] + row["step"])
+
+
+def test_there_is_no_table_where_kernels_do_not_run(tmp_path, monkeypatch, capsys):
+    from monai_gmr.ops import compiled_backend as module
+
+    path = tmp_path / "table.json"
+    monkeypatch.setattr(module, "has_kernels", lambda: False)
+    assert app.main(["--quick", "--output", str(path)]) == 2
+    assert capsys.readouterr().err.endswith("crossovers: backend 'compiled' left its work to 'dense'.\n")
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--repeats", "0"], "repeats=0 is out of range: give 1 or more."),
+        (["--precisions", "float16"], "precision on cpu='float16' is unknown: use one of 'float32'."),
+        (["--device", "mps"], "device=mps cannot be used: give cpu, cuda or cuda:NUMBER."),
+    ],
+)
+def test_errors_of_use_are_one_sentence(options, message, capsys):
+    assert app.main(options) == 2
+    assert capsys.readouterr().err == f"crossovers: {message}\n"

@@ -204,7 +204,7 @@ class GMRHarmonicConvNd(GMRConvNd):
     def _scalars_by_backend(self, input: torch.Tensor, padding: list[int]) -> torch.Tensor:
         """The layer's result, by the backend that is chosen for the whole layer."""
         channels = (self.in_channels, self.num_responses)
-        backend = select_backend(input, tuple(self.kernel_size), channels, self.stride, self.groups)
+        backend = select_backend(input, tuple(self.kernel_size), channels, self.stride, self.groups, angular=True)
         harmonics = harmonics_of(backend)
         if harmonics is not None and (output := self._scalars_at_once(harmonics, input, padding)) is not None:
             return output
