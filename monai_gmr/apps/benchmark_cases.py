@@ -20,10 +20,14 @@ from monai_gmr.networks.layers.gmr_conv import GMRConvNd
 from monai_gmr.networks.layers.gmr_harmonic_conv import GMRHarmonicConvNd
 from monai_gmr.networks.nets import GMRUNet, gmr_resnet18
 from monai_gmr.ops import ring_conv
+from monai_gmr.ops.parts import Window
+from monai_gmr.ops.ring_kernels import choose_sums
 
 GROUPS = ("ring_conv", "layers", "nets")
 LAYERS = {"GMRConv": "gmr", "GMRHarmonicConv": "gmr_harmonic", "SREConv": "sre"}
 PLAIN, PLAIN_3 = "plain", "plain k=3"
+# voxels of a line, for which additions are counted
+LINE = 64
 # distribution, to its package and module
 PEERS = {
     "GMR-Conv": ("GMR_Conv", "gmr_conv"),
@@ -277,14 +281,16 @@ class RadialPart(NamedTuple):
     components: int
     groups: int
     rings: int
+    additions: int  # of backend "compiled"
 
 
 def _radial_part(layer: Any, basis: torch.Tensor, channels: int, components: int, groups: int) -> RadialPart:
     used = torch.nonzero(basis.detach().abs().sum(0))
     shells = int(used.max()) + 1 if len(used) else 0
     live = int((layer.shells < shells).sum())
-    ins = layer.weight.shape[1] * groups
-    return RadialPart(layer.shells.numel(), live, shells, ins, channels, components, groups, basis.shape[0])
+    ins, window = layer.weight.shape[1] * groups, Window.of(layer.shells, shells, [1] * layer.shells.dim())
+    additions = round(choose_sums(window, LINE).additions(LINE, window.shape[-1] - 1))
+    return RadialPart(layer.shells.numel(), live, shells, ins, channels, components, groups, basis.shape[0], additions)
 
 
 def radial_parts(layer: nn.Module) -> list[RadialPart]:
@@ -310,18 +316,23 @@ def _shell_count(part: RadialPart, voxels: int) -> int:
     return shell_operations(part.live_taps, part.shells, *channels, voxels, part.components, part.groups)
 
 
+def _rings_count(part: RadialPart, voxels: int, additions: int) -> int:
+    """So many additions, the rings' sums, then a product."""
+    mixing = part.rings * (part.shells + part.out_channels // part.groups)
+    return voxels * part.in_channels * (additions + mixing)
+
+
 def _kernel_count(part: RadialPart, voxels: int) -> int:
     """Of backend "compiled": sums, then a product; for an order above 0 a product, then every pair of mirrored taps, with its factors."""
     if part.components == 1:
-        mixing = part.rings * (part.shells + part.out_channels // part.groups)
-        return voxels * part.in_channels * (part.live_taps + mixing)
+        return _rings_count(part, voxels, part.additions)
     product = part.shells * part.in_channels * part.out_channels // part.groups
     return voxels * (product + part.live_taps // 2 * (1 + part.components) * part.out_channels)
 
 
 def _sums_count(part: RadialPart, voxels: int) -> int:
-    """Of backend "triton": as "compiled" counts a radial kernel; of an order above 0 every component has sums of its own."""
-    return (_kernel_count if part.components == 1 else _shell_count)(part, voxels)
+    """Of backend "triton": sums, tap by tap, then a product; of an order above 0 every component has sums of its own."""
+    return _rings_count(part, voxels, part.live_taps) if part.components == 1 else _shell_count(part, voxels)
 
 
 # how a backend counts; one that is not here has no operations in the table

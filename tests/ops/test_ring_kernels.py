@@ -9,8 +9,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from monai_gmr.networks.layers import GMRConv2d, GMRConv3d
+from monai_gmr.ops import ring_kernels
 from monai_gmr.ops.parts import Window
-from monai_gmr.ops.ring_kernels import pad_columns, ring_gradients, ring_products
+from monai_gmr.ops.ring_kernels import choose_sums, line_sums, pad_columns, ring_gradients, ring_products, tap_sums
+from monai_gmr.symmetry import kernel_shells
 
 pytestmark = pytest.mark.usefixtures("vectors")
 
@@ -34,21 +37,23 @@ geometries = st.tuples(
     st.integers(1, 6),  # shells
     st.integers(1, 10),  # rings
     st.sampled_from([1, 2, 90]),  # how many times as long the last axis is
+    st.sampled_from([1, 2, 64]),  # how many lines of the window are different
     st.integers(0, 2**16),
 )
 
 
 @settings(max_examples=60, deadline=None)
-@given(geometry=geometries, threads=st.integers(1, 3))
-def test_kernels_give_what_sums_in_float64_give(geometry, threads):
-    batch, axes, groups, channels, others, live, rings, factor, seed = geometry
+@given(geometry=geometries, threads=st.integers(1, 3), way=st.sampled_from([tap_sums, line_sums]))
+def test_kernels_give_what_sums_in_float64_give(geometry, threads, way):
+    batch, axes, groups, channels, others, live, rings, factor, different, seed = geometry
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
     sizes, shape, dilation = ([axis[i] for axis in axes] for i in range(3))
     sizes[-1] *= factor
     # the window may have shells that do not count and shells without taps
-    numbers = torch.randint(0, live + 1, (torch.Size(shape).numel(),), generator=generator).tolist()
-    window = Window(tuple(numbers), tuple(shape), live, tuple(dilation))
+    lines = torch.randint(0, live + 1, (different, shape[-1]), generator=generator)
+    of_lines = torch.randint(0, different, (math.prod(shape[:-1]),), generator=generator)
+    window = Window(tuple(lines[of_lines].flatten().tolist()), tuple(shape), live, tuple(dilation))
     image = draw(batch, *(n + reach for n, reach in zip(sizes, window.reach())), groups * channels)
     basis, weight, bias = draw(rings, live), draw(groups, rings, channels, others), draw(groups, others)
     shells = sums_of_shells(image, window, sizes)
@@ -58,6 +63,8 @@ def test_kernels_give_what_sums_in_float64_give(geometry, threads):
     every = groups * others
     before, result = torch.get_num_threads(), torch.empty(batch, *sizes, every)
     torch.set_num_threads(threads)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(ring_kernels, "choose_sums", lambda window, length: way(window))
     try:
         matrices = pad_columns(weight.flatten(1, 2))
         ring_products(image, window, basis, matrices, pad_columns(bias), result, slice(0, every))
@@ -88,7 +95,38 @@ def test_kernels_give_what_sums_in_float64_give(geometry, threads):
         assert not wide[..., :2].any()
         assert not wide[..., -1].any()
     finally:
+        patch.undo()
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("shape", [(7,), (9, 9), (4, 5), (3, 3, 3), (5, 5, 5), (7, 5, 3)])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_sums_of_lines_have_every_tap_once(shape, dilation):
+    shells = kernel_shells(shape).tap_shell
+    window = Window.of(torch.as_tensor(shells), int(shells.max()), [dilation] * len(shape))
+    taps, lines = tap_sums(window), line_sums(window)
+    found = []
+    for sums in (taps, lines):
+        places = []
+        for shell, (first, last) in enumerate(itertools.pairwise(sums.first_taps.tolist())):
+            for tap in range(first, last):
+                begin, end = sums.first_lines[sums.sets_of_taps[tap] :][:2].tolist() if sums is lines else (0, 1)
+                added = sums.lines[begin:end] if sums is lines else torch.zeros(1, len(shape)).long()
+                places += [(shell, *place) for place in (added + sums.taps[tap]).tolist()]
+        found.append(sorted(places))
+    assert found[0] == found[1]
+    assert len(found[0]) == len(set(found[0])) == len(taps.taps)
+
+
+@pytest.mark.parametrize(
+    ("shape", "length", "by_lines"),
+    [((7, 7, 7), 48, True), ((5, 5, 5), 48, True), ((3, 3, 3), 48, False), ((9, 9), 64, False), ((7, 7, 7), 2, False)],
+)
+def test_lines_are_added_first_where_that_saves_additions(shape, length, by_lines):
+    layer = {2: GMRConv2d, 3: GMRConv3d}[len(shape)](1, 1, shape)
+    window = Window.of(layer.shells, layer.live_shells, [1] * len(shape))
+    sums = choose_sums(window, length)
+    assert sums is (line_sums if by_lines else tap_sums)(window)
 
 
 def test_the_same_call_gives_the_same_digits():

@@ -1,7 +1,7 @@
 // Radial convolutions on a CPU: sums over the taps of each shell, their mixture to rings, and matrix products over channels, tile by tile.
 //
-// Images are (batch, *sizes, channels). A tile is some voxels that lie one after the other; what is kept of it, rings and sums of shells,
-// stays in the second level of cache. Along a line voxels and channels are one axis, for every tap lies at a constant distance in it.
+// Images are (batch, *sizes, channels). A tile is some voxels that lie one after the other; what is kept of it, rings and sums, stays in
+// the second level of cache. Along a line voxels and channels are one axis, for every tap lies at a constant distance in it.
 
 namespace {
 
@@ -9,12 +9,84 @@ constexpr int MOST_RINGS = 8;
 constexpr int units_of(int rings) { return LANES == 16 ? (rings <= 2 ? 8 : rings <= 5 ? 4 : 2) : (rings <= 2 ? 4 : rings <= 4 ? 2 : 1); }
 
 constexpr index FLOATS_OF_A_CHUNK = 16 * LANES;
+// of a tile of several lines
+constexpr index MOST_FLOATS = 12 * 1024;
 
-struct Window {
-    index shells, rings;
-    const index* first;   // the taps of shell s are first[s] to first[s + 1]
-    const index* places;  // of each tap, in floats
-    const float* basis;   // (shells, rings)
+struct Geometry {
+    index batch, sizes[3], seen[3];  // of the result, and of the image with its margins
+    index channels, others;          // of the image, and of what it is multiplied to
+    index shells, rings, threads;
+    index row;     // floats from voxel to voxel of the result
+    index groups;  // blocks of channels, each multiplied to its own block of others
+    index lines;   // sums over lines of the window, or 0
+
+    index reach() const { return (seen[2] - sizes[2]) * channels; }  // of a line, in floats
+    index channels_of_a_group() const { return channels / groups; }
+    index others_of_a_group() const { return others / groups; }
+};
+
+struct Tiles {
+    index lines, length, lines_of_a_tile, pieces, count;
+
+    explicit Tiles(const Geometry& g) {
+        lines = g.batch * g.sizes[0] * g.sizes[1];
+        const index fair = lines * g.sizes[2] / (4 * g.threads) + 1;
+        // the more lines of a tile are neighbours, the more what they see is in the first level of cache
+        const index more = g.lines ? std::min(MOST_FLOATS / g.channels, 3 * VOXELS_OF_A_TILE) : 0;
+        const index voxels = std::min(std::max(more, VOXELS_OF_A_TILE), std::max<index>(fair, 12));
+        pieces = std::max<index>(1, (g.sizes[2] + voxels / 2) / voxels);
+        length = (g.sizes[2] + pieces - 1) / pieces;
+        pieces = (g.sizes[2] + length - 1) / length;
+        lines_of_a_tile = pieces > 1 ? 1 : std::max<index>(1, voxels / length);
+        count = (lines + lines_of_a_tile - 1) / lines_of_a_tile * pieces;
+    }
+    index capacity() const { return lines_of_a_tile * length; }
+};
+
+struct Tile {
+    index line, lines, begin, length, voxel, voxels;
+
+    Tile(const Tiles& tiles, const Geometry& g, index number) {
+        line = number / tiles.pieces * tiles.lines_of_a_tile;
+        lines = std::min(tiles.lines_of_a_tile, tiles.lines - line);
+        begin = number % tiles.pieces * tiles.length;
+        length = std::min(tiles.length, g.sizes[2] - begin);
+        voxel = line * g.sizes[2] + begin;
+        voxels = lines * length;
+    }
+};
+
+const float* line_of(const float* image, const Geometry& g, index line, index begin) {
+    const index row = line % g.sizes[1], slice = line / g.sizes[1] % g.sizes[0], sample = line / g.sizes[1] / g.sizes[0];
+    return image + (((sample * g.seen[0] + slice) * g.seen[1] + row) * g.seen[2] + begin) * g.channels;
+}
+
+// Sets of places whose values are added.
+struct Sets {
+    index count;
+    const index* first;   // the places of set s are first[s] to first[s + 1]
+    const index* places;  // in floats
+};
+
+class Window {
+    std::vector<index> places;
+
+  public:
+    Sets lines;          // of the window that are alike, which are added before the taps; or none
+    index sums, plane;   // floats of their sums: for a line of a tile, and from one set to the next
+    Sets shells;         // the taps; if there are lines, in their sums
+    index rings;
+    const float* basis;  // (shells, rings)
+
+    Window(const Geometry& g, const Tiles& tiles, const index* first_taps, const index* taps, const index* sets_of_taps,
+           const index* first_lines, const index* places_of_lines, const float* basis)
+        : places(taps, taps + first_taps[g.shells]), lines{g.lines, first_lines, places_of_lines},
+          plane(rounded_up(tiles.length * g.channels + g.reach())), rings(g.rings), basis(basis) {
+        for (std::size_t tap = 0; tap < places.size(); ++tap) places[tap] += sets_of_taps[tap] * plane;
+        shells = {g.shells, first_taps, places.data()};
+        sums = lines.count * plane;
+    }
+    Window(const Window&) = delete;
 };
 
 // the loops are unrolled by pragma, before the compiler does anything else, which makes this up to a tenth faster
@@ -23,11 +95,11 @@ inline void sum_taps(const Window& window, index ring, const float* image, float
     constexpr int lanes = sizeof(T) / sizeof(float);
     T mixed[RINGS][UNITS];
     set_to_zero(mixed);
-    for (index s = 0; s < window.shells; ++s) {
+    for (index s = 0; s < window.shells.count; ++s) {
         T total[UNITS];
         set_to_zero(total);
-        for (index tap = window.first[s]; tap < window.first[s + 1]; ++tap) {
-            const float* seen = image + window.places[tap];
+        for (index tap = window.shells.first[s]; tap < window.shells.first[s + 1]; ++tap) {
+            const float* seen = image + window.shells.places[tap];
 #pragma GCC unroll 8
             for (int u = 0; u < UNITS; ++u) total[u] += load<T>(seen + u * lanes);
         }
@@ -57,36 +129,37 @@ void sum_run(const Window& window, index ring, const float* image, index count, 
     for (; i < count; ++i) sum_taps<float, 1, RINGS>(window, ring, image + i, rings + i, plane, kept());
 }
 
-// Where the registers hold few rings, the sums of shells come first, for as many vectors as keep the processor busy, and the rings after.
-
-template <typename T, int UNITS> inline void add_taps(const Window& window, const float* image, float* totals) {
+template <typename T, int UNITS> inline void add_places(const Sets& sets, const float* image, float* totals, index plane) {
     constexpr int lanes = sizeof(T) / sizeof(float);
-    for (index s = 0; s < window.shells; ++s) {
+    for (index s = 0; s < sets.count; ++s) {
         T total[UNITS];
         set_to_zero(total);
-        for (index tap = window.first[s]; tap < window.first[s + 1]; ++tap) {
-            const float* seen = image + window.places[tap];
+        for (index place = sets.first[s]; place < sets.first[s + 1]; ++place) {
+            const float* seen = image + sets.places[place];
 #pragma GCC unroll 8
             for (int u = 0; u < UNITS; ++u) total[u] += load<T>(seen + u * lanes);
         }
 #pragma GCC unroll 8
-        for (int u = 0; u < UNITS; ++u) store(totals + s * FLOATS_OF_A_CHUNK + u * lanes, total[u]);
+        for (int u = 0; u < UNITS; ++u) store(totals + s * plane + u * lanes, total[u]);
     }
 }
 
-void add_run(const Window& window, const float* image, index count, float* totals) {
+// the sums of each set
+void add_run(const Sets& sets, const float* image, index count, float* totals, index plane) {
     index i = 0;
-    for (; i + 8 * LANES <= count; i += 8 * LANES) add_taps<vector, 8>(window, image + i, totals + i);
-    for (; i + LANES <= count; i += LANES) add_taps<vector, 1>(window, image + i, totals + i);
-    for (; i < count; ++i) add_taps<float, 1>(window, image + i, totals + i);
+    for (; i + 8 * LANES <= count; i += 8 * LANES) add_places<vector, 8>(sets, image + i, totals + i, plane);
+    for (; i + LANES <= count; i += LANES) add_places<vector, 1>(sets, image + i, totals + i, plane);
+    for (; i < count; ++i) add_places<float, 1>(sets, image + i, totals + i, plane);
 }
+
+// Where the registers hold few rings, the sums of shells come first, for as many vectors as keep the processor busy, and the rings after.
 
 template <typename T, int UNITS, int RINGS>
 inline void mix_totals(const Window& window, index ring, const float* totals, float* rings, index plane) {
     constexpr int lanes = sizeof(T) / sizeof(float);
     T mixed[RINGS][UNITS];
     set_to_zero(mixed);
-    for (index s = 0; s < window.shells; ++s) {
+    for (index s = 0; s < window.shells.count; ++s) {
         const float* factors = window.basis + s * window.rings + ring;
 #pragma GCC unroll 8
         for (int u = 0; u < UNITS; ++u) {
@@ -131,9 +204,9 @@ void multiply_run(const Window& window, index ring, const float* totals, const f
     constexpr int SHELLS = std::max(1, (LANES == 16 ? 24 : 10) / RINGS - 1);
     index s = 0;
     others += ring * plane;
-    for (; s + SHELLS <= window.shells; s += SHELLS)
+    for (; s + SHELLS <= window.shells.count; s += SHELLS)
         multiply_sums<RINGS, SHELLS>(totals + s * FLOATS_OF_A_CHUNK, others, plane, count, sums + s * window.rings + ring, window.rings);
-    for (; s < window.shells; ++s)
+    for (; s < window.shells.count; ++s)
         multiply_sums<RINGS, 1>(totals + s * FLOATS_OF_A_CHUNK, others, plane, count, sums + s * window.rings + ring, window.rings);
 }
 
@@ -148,64 +221,31 @@ template <int RINGS> constexpr Steps steps_of() { return {sum_run<RINGS>, mix_ru
 constexpr Steps STEPS[MOST_RINGS] = {steps_of<1>(), steps_of<2>(), steps_of<3>(), steps_of<4>(),
                                      steps_of<5>(), steps_of<6>(), steps_of<7>(), steps_of<8>()};
 
-struct Geometry {
-    index batch, sizes[3], seen[3];  // of the result, and of the image with its margins
-    index channels, others;          // of the image, and of what it is multiplied to
-    index shells, rings, threads;
-    index row;     // floats from voxel to voxel of the result
-    index groups;  // blocks of channels, each multiplied to its own block of others
-
-    index channels_of_a_group() const { return channels / groups; }
-    index others_of_a_group() const { return others / groups; }
-};
-
-struct Tiles {
-    index lines, length, lines_of_a_tile, pieces, count;
-
-    explicit Tiles(const Geometry& g) {
-        lines = g.batch * g.sizes[0] * g.sizes[1];
-        const index fair = lines * g.sizes[2] / (4 * g.threads) + 1;
-        const index voxels = std::min(VOXELS_OF_A_TILE, std::max<index>(fair, 12));
-        pieces = std::max<index>(1, (g.sizes[2] + voxels / 2) / voxels);
-        length = (g.sizes[2] + pieces - 1) / pieces;
-        pieces = (g.sizes[2] + length - 1) / length;
-        lines_of_a_tile = pieces > 1 ? 1 : std::max<index>(1, voxels / length);
-        count = (lines + lines_of_a_tile - 1) / lines_of_a_tile * pieces;
-    }
-    index capacity() const { return lines_of_a_tile * length; }
-};
-
-struct Tile {
-    index line, lines, begin, length, voxel, voxels;
-
-    Tile(const Tiles& tiles, const Geometry& g, index number) {
-        line = number / tiles.pieces * tiles.lines_of_a_tile;
-        lines = std::min(tiles.lines_of_a_tile, tiles.lines - line);
-        begin = number % tiles.pieces * tiles.length;
-        length = std::min(tiles.length, g.sizes[2] - begin);
-        voxel = line * g.sizes[2] + begin;
-        voxels = lines * length;
-    }
-};
-
-const float* line_of(const float* image, const Geometry& g, index line, index begin) {
-    const index row = line % g.sizes[1], slice = line / g.sizes[1] % g.sizes[0], sample = line / g.sizes[1] / g.sizes[0];
-    return image + (((sample * g.seen[0] + slice) * g.seen[1] + row) * g.seen[2] + begin) * g.channels;
+// sums over lines of the window, for each line of a tile
+void add_lines(const Geometry& g, const Window& window, const Tile& tile, const float* image, float* sums) {
+    const index count = tile.length * g.channels + g.reach(), piece = 8 * LANES;
+    // piece by piece: neighbours share most of what they see
+    for (index i = 0; i < count; i += piece)
+        for (index l = 0; l < tile.lines; ++l)
+            add_run(window.lines, line_of(image, g, tile.line + l, tile.begin) + i, std::min(piece, count - i),
+                    sums + l * window.sums + i, window.plane);
 }
 
 // rings of a tile; with others, their inner products with the sums of shells, too
-void sum_tile(const Geometry& g, const Window& window, const Tile& tile, const float* image, float* rings, index plane, float* totals,
-              const float* others, vector* sums) {
+void sum_tile(const Geometry& g, const Window& window, const Tile& tile, const float* image, float* line_sums, float* rings, index plane,
+              float* totals, const float* others, vector* sums) {
     const bool at_once = g.rings <= MOST_RINGS && units_of(int(g.rings)) >= 4;
+    const bool by_lines = window.lines.count > 0;
+    if (by_lines) add_lines(g, window, tile, image, line_sums);
     for (index l = 0; l < tile.lines; ++l) {
-        const float* seen = line_of(image, g, tile.line + l, tile.begin);
+        const float* seen = by_lines ? line_sums + l * window.sums : line_of(image, g, tile.line + l, tile.begin);
         const index before = l * tile.length * g.channels, count = tile.length * g.channels;
         const index chunk = at_once && !others ? count : FLOATS_OF_A_CHUNK;
         for (index i = 0; i < count; i += chunk) {
             const index floats = std::min(chunk, count - i), place = before + i;
             if (others && floats % LANES)
                 for (index s = 0; s < g.shells; ++s) store(totals + s * FLOATS_OF_A_CHUNK + floats / LANES * LANES, vector{});
-            if (!at_once) add_run(window, seen + i, floats, totals);
+            if (!at_once) add_run(window.shells, seen + i, floats, totals, FLOATS_OF_A_CHUNK);
             for (index ring = 0; ring < g.rings; ring += MOST_RINGS) {
                 const Steps& steps = STEPS[std::min<index>(MOST_RINGS, g.rings - ring) - 1];
                 if (at_once)
@@ -222,20 +262,22 @@ void sum_tile(const Geometry& g, const Window& window, const Tile& tile, const f
 
 // result = sums of rings of the image times matrix, (groups, rings * channels, others in whole vectors), plus bias, (groups, others in whole
 // vectors), or null; channels and others of a group
-extern "C" void ring_conv(const Geometry* geometry, const index* first, const index* places, const float* basis, const float* image,
-                          const float* matrix, const float* bias, float* result) {
+extern "C" void ring_conv(const Geometry* geometry, const index* first_taps, const index* taps, const index* sets_of_taps,
+                          const index* first_lines, const index* lines, const float* basis, const float* image, const float* matrix,
+                          const float* bias, float* result) {
     const Geometry& g = *geometry;
-    const Window window{g.shells, g.rings, first, places, basis};
     const Tiles tiles(g);
+    const Window window(g, tiles, first_taps, taps, sets_of_taps, first_lines, lines, basis);
     const index plane = rounded_up(tiles.capacity() * g.channels) + LANES;
     const index channels = g.channels_of_a_group(), others = g.others_of_a_group(), wide = rounded_up(others);
 #pragma omp parallel num_threads(g.threads)
     {
-        const auto [rings, totals] = scratch.share({g.rings * plane, g.shells * FLOATS_OF_A_CHUNK});
+        const auto [rings, totals, line_sums] =
+            scratch.share({g.rings * plane, g.shells * FLOATS_OF_A_CHUNK, tiles.lines_of_a_tile * window.sums});
 #pragma omp for schedule(static)
         for (index number = 0; number < tiles.count; ++number) {
             const Tile tile(tiles, g, number);
-            sum_tile(g, window, tile, image, rings, plane, totals, nullptr, nullptr);
+            sum_tile(g, window, tile, image, line_sums, rings, plane, totals, nullptr, nullptr);
             for (index group = 0; group < g.groups; ++group)
                 multiply({tile.voxels, others, rings + group * channels, g.rings, channels, plane, g.channels, 1,
                           matrix + group * g.rings * channels * wide, wide, bias ? bias + group * wide : nullptr,
@@ -247,19 +289,21 @@ extern "C" void ring_conv(const Geometry* geometry, const index* first, const in
 // what is not null is computed: other_gradient = sums of rings of the image times matrix; to matrix_gradient, (threads, groups, rings *
 // channels, others in whole vectors), the products of these sums with other are added; to basis_gradient, (threads, shells, rings), the
 // inner products of the sums of shells with other times transposed, (groups, others, rings * channels in whole vectors)
-extern "C" void ring_conv_backward(const Geometry* geometry, const index* first, const index* places, const float* basis,
-                                   const float* image, const float* other, const float* matrix, const float* transposed,
-                                   float* other_gradient, float* matrix_gradient, double* basis_gradient) {
+extern "C" void ring_conv_backward(const Geometry* geometry, const index* first_taps, const index* taps, const index* sets_of_taps,
+                                   const index* first_lines, const index* lines, const float* basis, const float* image,
+                                   const float* other, const float* matrix, const float* transposed, float* other_gradient,
+                                   float* matrix_gradient, double* basis_gradient) {
     const Geometry& g = *geometry;
-    const Window window{g.shells, g.rings, first, places, basis};
     const Tiles tiles(g);
+    const Window window(g, tiles, first_taps, taps, sets_of_taps, first_lines, lines, basis);
     const index plane = rounded_up(tiles.capacity() * g.channels) + LANES, numbers = g.shells * g.rings;
     const index channels = g.channels_of_a_group(), others = g.others_of_a_group();
     const index wide = rounded_up(others), deep = g.rings * rounded_up(channels);
 #pragma omp parallel num_threads(g.threads)
     {
-        const auto [rings, products, totals, memory_of_sums, copy] = scratch.share(
-            {g.rings * plane, g.rings * plane, g.shells * FLOATS_OF_A_CHUNK, numbers * LANES, tiles.capacity() * g.groups * wide});
+        const auto [rings, products, totals, memory_of_sums, copy, line_sums] =
+            scratch.share({g.rings * plane, g.rings * plane, g.shells * FLOATS_OF_A_CHUNK, numbers * LANES,
+                           tiles.capacity() * g.groups * wide, tiles.lines_of_a_tile * window.sums});
         vector* sums = reinterpret_cast<vector*>(memory_of_sums);
         const index thread = omp_get_thread_num();
 #pragma omp for schedule(static)
@@ -276,11 +320,11 @@ extern "C" void ring_conv_backward(const Geometry* geometry, const index* first,
                     store(products + r * plane + tile.voxels * g.channels, vector{});
                 }
                 std::fill(sums, sums + numbers, vector{});
-                sum_tile(g, window, tile, image, rings, plane, totals, products, sums);
+                sum_tile(g, window, tile, image, line_sums, rings, plane, totals, products, sums);
                 for (index i = 0; i < numbers; ++i)
                     for (int lane = 0; lane < LANES; ++lane) basis_gradient[thread * numbers + i] += sums[i][lane];
             } else {
-                sum_tile(g, window, tile, image, rings, plane, totals, nullptr, nullptr);
+                sum_tile(g, window, tile, image, line_sums, rings, plane, totals, nullptr, nullptr);
             }
             if (other_gradient)
                 for (index group = 0; group < g.groups; ++group)
