@@ -58,10 +58,11 @@ def interleave(
     seconds: float,
     timer: Callable[[Callable[[], Any]], float] = time_on_cpu,
     clock: Callable[[], float] = time.monotonic,
+    seed: int = 0,
 ) -> dict[Key, list[float]]:
     """Time functions that take turns, so that what else the machine does meets all of them alike.
 
-    Each round calls every function once and begins with the next one, so that none always follows the same other.
+    Each round calls every function once, in an order drawn anew, so that none always follows the same other, whose traces it would meet.
 
     Args:
         runs: functions by name; they have run before, so that nothing is compiled while it is timed.
@@ -69,6 +70,7 @@ def interleave(
         seconds: after this time no round begins, once there are three.
         timer: seconds that a call takes.
         clock: the time in seconds.
+        seed: of the orders.
 
     Returns:
         the seconds of each call of each function.
@@ -79,13 +81,12 @@ def interleave(
         {'one': 4, 'two': 4}
     """
     times: dict[Key, list[float]] = {name: [] for name in runs}
-    names, start = list(runs), clock()
+    names, start, generator = list(runs), clock(), torch.Generator().manual_seed(seed)
     for turn in range(repeats):
         if turn >= LEAST_ROUNDS and clock() - start > seconds:
             break
-        first = turn % max(len(names), 1)
-        for name in names[first:] + names[:first]:
-            times[name].append(timer(runs[name]))
+        for place in torch.randperm(len(names), generator=generator):
+            times[names[place]].append(timer(runs[names[place]]))
     return times
 
 

@@ -152,11 +152,15 @@ class FakeTime:
         return seconds
 
 
-def test_functions_take_turns_and_each_begins_a_round():
-    fake = FakeTime()
-    times = interleave(fake.runs(a=1.0, b=2.0, c=3.0), 4, 1e9, fake.timer, lambda: fake.now)
-    assert times == {"a": [1.0] * 4, "b": [2.0] * 4, "c": [3.0] * 4}
-    assert "".join(fake.called) == "abcbcacababc"
+def test_functions_take_turns_in_an_order_drawn_anew():
+    fake, again = FakeTime(), FakeTime()
+    times = interleave(fake.runs(a=1.0, b=2.0, c=3.0), 40, 1e9, fake.timer, lambda: fake.now)
+    assert times == {"a": [1.0] * 40, "b": [2.0] * 40, "c": [3.0] * 40}
+    rounds = ["".join(each) for each in zip(*[iter(fake.called)] * 3)]
+    assert {"".join(sorted(each)) for each in rounds} == {"abc"}
+    assert len(set(rounds)) == 6
+    interleave(again.runs(a=1.0, b=2.0, c=3.0), 40, 1e9, again.timer, lambda: again.now)
+    assert again.called == fake.called
 
 
 @pytest.mark.parametrize(("repeats", "seconds", "rounds"), [(10, 0, 3), (2, 0, 2), (10, 25, 6), (10, 1000, 10)])
