@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from monai_gmr.ops.crossovers import KERNELS, Use, crossover
-from monai_gmr.ops.memory_format import is_recorded, runs_channels_last
+from monai_gmr.ops.memory_format import has_channels_last, is_recorded
 from monai_gmr.utils import ConfigurationError, check_choice
 
 ENVIRONMENT_VARIABLE = "MONAI_GMR_BACKEND"
@@ -139,8 +139,10 @@ def select_backend(
         angular: whether angular factors are part of it.
     """
     name = get_backend()
+    if name == "auto" and is_recorded(x):
+        name = "dense"
     if name == "auto":
-        last, gradients, work = runs_channels_last(x), torch.is_grad_enabled(), math.prod(stride)
+        last, gradients, work = has_channels_last(x), torch.is_grad_enabled(), math.prod(stride)
         name = _choose(x, Use(kernel_size, channels, groups, last, gradients, work, angular))
     return _BACKENDS[name]
 
@@ -159,8 +161,9 @@ def prefers_channels_last(x: torch.Tensor, kernel_size: tuple[int, ...], channel
         >>> set_backend("auto")
     """
     name = get_backend()
-    use = Use(kernel_size, channels, channels_last=True, gradients=torch.is_grad_enabled())
-    return (_choose(x, use) if name == "auto" else name) == "compiled"
+    if name == "auto" and not is_recorded(x):
+        name = _choose(x, Use(kernel_size, channels, channels_last=True, gradients=torch.is_grad_enabled()))
+    return name == "compiled"
 
 
 def _precision(x: torch.Tensor) -> torch.dtype:
@@ -172,14 +175,14 @@ def _precision(x: torch.Tensor) -> torch.dtype:
 def _choose(x: torch.Tensor, use: Use) -> str:
     """What "auto" stands for: the device's kernels beyond the measured crossovers, in a run that has shown that it pays for compilation."""
     kind = x.device.type
-    if is_recorded(x) or kind not in KERNELS:
-        return "dense"
     # strides and angular factors run in a kernel that the table of GPUs does not tell of
-    if KERNELS[kind] == "triton" and (use.work > 1 or use.angular):
+    if kind not in KERNELS or (KERNELS[kind] == "triton" and (use.work > 1 or use.angular)):
+        return "dense"
+    least = crossover(x.device, _precision(x), use)
+    if least is None:
         return "dense"
     voxels = x.numel() // max(x.shape[-len(use.kernel_size) - 1], 1)
-    least = crossover(x.device, _precision(x), use)
-    if least is None or voxels < least:
+    if voxels < least:
         return "dense"
     if _waiting.seconds >= patience():
         return KERNELS[kind]

@@ -2,6 +2,8 @@
 
 import torch
 
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
 
 def is_recorded(x: torch.Tensor) -> bool:
     """Whether operations on a tensor go into a graph, or are those of ``torch.func``: there it has no memory that could be asked.
@@ -24,7 +26,12 @@ def has_channels_last(x: torch.Tensor, axis: int = 1) -> bool:
         >>> has_channels_last(torch.zeros(1, 4, 3)), has_channels_last(torch.zeros(1, 3, 4).movedim(-1, 1))
         (False, True)
     """
-    return x.stride(axis) == 1 and x.movedim(axis, -1).is_contiguous()
+    if x.stride(axis) != 1:
+        return False
+    # asked at every call of a layer: without a view of it
+    if axis == 1 and x.dim() in FORMATS:
+        return x.is_contiguous(memory_format=FORMATS[x.dim()])
+    return x.movedim(axis, -1).is_contiguous()
 
 
 def image_of(last: torch.Tensor) -> torch.Tensor:
@@ -69,7 +76,7 @@ def runs_channels_last(x: torch.Tensor) -> bool:
         >>> runs_channels_last(torch.zeros(1, 3, 4, 4).to(memory_format=torch.channels_last))
         True
     """
-    return x.dim() in (4, 5) and not is_recorded(x) and has_channels_last(x)
+    return x.dim() in FORMATS and not is_recorded(x) and has_channels_last(x)
 
 
 @torch.jit.unused
@@ -87,7 +94,7 @@ def make_channels_last(x: torch.Tensor) -> torch.Tensor:
         >>> x.stride(), make_channels_last(x).stride()
         ((16, 16, 4, 1), (16, 1, 4, 1))
     """
-    if x.device.type != "cpu" or x.dim() not in (4, 5) or is_recorded(x) or has_channels_last(x):
+    if x.device.type != "cpu" or x.dim() not in FORMATS or is_recorded(x) or has_channels_last(x):
         return x
     x = x.movedim(1, -1).contiguous().movedim(-1, 1)
     if x.shape[1] > 1:
