@@ -21,6 +21,7 @@ from monai_gmr.networks.layers.gmr_harmonic_conv import GMRHarmonicConvNd
 from monai_gmr.networks.nets import GMRUNet, gmr_resnet18
 from monai_gmr.ops import ring_conv
 from monai_gmr.ops.parts import Window
+from monai_gmr.ops.ring_conv import ring_conv_transpose
 from monai_gmr.ops.ring_kernels import choose_sums
 
 GROUPS = ("ring_conv", "layers", "nets")
@@ -151,16 +152,29 @@ class RingConvolution(nn.Module):
         channels: of input and output.
         kernel_size: window length in voxels, odd; the output is as large as the input.
         groups: blocks of channels that do not see each other.
+        stride: in voxels: the output is as many times smaller.
+        transposed: whether the convolution is transposed: the output is as many times larger.
 
     Example:
         >>> RingConvolution(2, 4, 5)(torch.rand(1, 4, 6, 6)).shape
         torch.Size([1, 4, 6, 6])
+        >>> RingConvolution(2, 4, 5, stride=2, transposed=True)(torch.rand(1, 4, 6, 6)).shape
+        torch.Size([1, 4, 12, 12])
     """
 
     shells: torch.Tensor
 
-    def __init__(self, spatial_dims: int, channels: int, kernel_size: int, groups: int = 1) -> None:
+    def __init__(
+        self,
+        spatial_dims: int,
+        channels: int,
+        kernel_size: int,
+        groups: int = 1,
+        stride: int = 1,
+        transposed: bool = False,
+    ) -> None:
         super().__init__()
+        self.stride, self.transposed = stride, transposed
         layer = {2: GMRConv2d, 3: GMRConv3d}[spatial_dims](channels, channels, kernel_size, groups=groups)
         self.weight = nn.Parameter(layer.weight.detach())
         self.values = nn.Parameter(layer.basis().detach())
@@ -173,8 +187,13 @@ class RingConvolution(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(batch, channels, *spatial)`` to the same."""
-        padding, groups, live = self.padding, self.groups, self.live
-        return ring_conv(x, self.weight, self.basis(), self.shells, padding=padding, groups=groups, live=live)
+        arrays = (self.weight, self.basis(), self.shells, None)
+        stride, padding, more, dilation = (
+            [n] * self.shells.dim() for n in (self.stride, self.padding, self.stride - 1, 1)
+        )
+        if self.transposed:
+            return ring_conv_transpose(x, *arrays, stride, padding, more, self.groups, dilation, self.live)
+        return ring_conv(x, *arrays, stride, padding, dilation, self.groups, live=self.live)
 
 
 class SteerableConvolution(nn.Module):

@@ -4,9 +4,9 @@ python -m monai_gmr.apps.crossovers                     remake the installed tab
 python -m monai_gmr.apps.crossovers --device cuda       for GPUs like this machine's, in each precision
 python -m monai_gmr.apps.crossovers --output FILE       write another one
 
-For each memory format, window, number of channels, width of groups and size both backends take turns, in the forward pass and in the
-training step: "dense" and "compiled" on a CPU; "dense", with the fastest of cuDNN and torch's own choice of TF32, and "triton" on a GPU.
-Let nothing else run meanwhile.
+For each memory format, window, number of channels, width of groups, stride and size both backends take turns, in the forward pass and in
+the training step: "dense" and "compiled" on a CPU; "dense", with the fastest of cuDNN and torch's own choice of TF32, and "triton" on a
+GPU. Let nothing else run meanwhile.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,16 +42,20 @@ class Grid(NamedTuple):
         precisions: that its kernels compute in.
         channels: of input and output.
         grouped: channels, and channels of each of their groups.
+        strided: channels of convolutions and transposed ones with a stride of 2.
         sizes: length of an axis and batch, by the number of axes.
         grouped_sizes: likewise for groups.
+        strided_sizes: likewise for strides; "dense" takes other ways for large images there, so these are among them.
         most_operations: of a dense forward pass; above these a smaller size has decided.
     """
 
     precisions: tuple[str, ...]
     channels: tuple[int, ...]
     grouped: tuple[tuple[int, int], ...]
+    strided: tuple[int, ...]
     sizes: dict[int, tuple[tuple[int, int], ...]]
     grouped_sizes: dict[int, tuple[tuple[int, int], ...]]
+    strided_sizes: dict[int, tuple[tuple[int, int], ...]]
     most_operations: float
 
 
@@ -59,8 +64,10 @@ GRIDS = {
         precisions=("float32",),
         channels=(1, 8, 16, 32, 128),
         grouped=((16, 1), (16, 2), (16, 8), (64, 1), (64, 2), (64, 8)),
+        strided=(1, 8, 32, 128),
         sizes={2: ((4, 16), (16, 4), (32, 4), (64, 8), (128, 16)), 3: ((8, 1), (16, 1), (32, 1), (64, 1))},
         grouped_sizes={2: ((16, 4), (32, 4), (64, 8)), 3: ((16, 1), (32, 1))},
+        strided_sizes={2: ((16, 4), (32, 4), (64, 8), (128, 16)), 3: ((16, 1), (32, 1), (64, 1))},
         most_operations=3e11,
     ),
     # a GPU needs large images to be busy, and a compilation for each window and block of channels
@@ -68,13 +75,39 @@ GRIDS = {
         precisions=("float32", "float16", "bfloat16"),
         channels=(1, 8, 32, 128),
         grouped=((32, 1), (32, 8), (128, 1), (128, 8)),
+        strided=(),
         sizes={2: ((32, 4), (64, 16), (128, 16), (256, 16)), 3: ((16, 1), (32, 1), (64, 1), (128, 1))},
         grouped_sizes={2: ((64, 16), (256, 16)), 3: ((32, 1), (96, 1))},
+        strided_sizes={},
         most_operations=1e13,
     ),
 }
 # whether the script runs, not how fast kernels are
-QUICK = Grid(("float32",), (2,), (), {2: ((8, 1), (8, 2)), 3: ((4, 1),)}, {}, math.inf)
+QUICK = Grid(
+    precisions=("float32",),
+    channels=(2,),
+    grouped=(),
+    strided=(2,),
+    sizes={2: ((8, 1), (8, 2)), 3: ((4, 1),)},
+    grouped_sizes={},
+    strided_sizes={2: ((8, 1),), 3: ((4, 1),)},
+    most_operations=math.inf,
+)
+
+
+def grid_of(device_type: str, quick: bool = False) -> Grid:
+    """What is measured.
+
+    Args:
+        device_type: of :data:`GRIDS`.
+        quick: tiny sizes.
+
+    Example:
+        >>> grid_of("cpu").precisions, grid_of("cuda", quick=True).strided
+        (('float32',), ())
+    """
+    grid = GRIDS[device_type]
+    return QUICK._replace(strided=QUICK.strided if grid.strided else ()) if quick else grid
 
 
 def make_points(grid: Grid, quick: bool = False) -> list[Point]:
@@ -86,17 +119,24 @@ def make_points(grid: Grid, quick: bool = False) -> list[Point]:
 
     Example:
         >>> make_points(GRIDS["cpu"])[0]
-        Point(dims=2, kernel_size=3, channels=1, width_per_group=1, channels_last=False)
+        Point(dims=2, kernel_size=3, channels=1, width_per_group=1, channels_last=False, stride=1, transposed=False)
     """
     windows = [(dims, k) for dims, lengths in WINDOWS.items() for k in (lengths[:1] if quick else lengths)]
     channels = (*((count, count) for count in grid.channels), *grid.grouped)
     kinds = itertools.product((False, True), windows, channels)
-    return [Point(dims, k, *counts, channels_last) for channels_last, (dims, k), counts in kinds]
+    points = [Point(dims, k, *counts, channels_last) for channels_last, (dims, k), counts in kinds]
+    strided = itertools.product((False, True), (False, True), windows, grid.strided)
+    return points + [
+        Point(dims, k, count, count, last, 2, transposed) for transposed, last, (dims, k), count in strided
+    ]
 
 
 def sizes_of(point: Point, grid: Grid) -> Iterator[tuple[int, ...]]:
     """Shapes of the input, growing, without those whose dense convolution takes too long."""
-    sizes = grid.sizes if point.width_per_group == point.channels else grid.grouped_sizes
+    if point.stride > 1:
+        sizes = grid.strided_sizes
+    else:
+        sizes = grid.sizes if point.width_per_group == point.channels else grid.grouped_sizes
     for length, batch in sizes[point.dims]:
         voxels = batch * length**point.dims
         operations = 2 * point.kernel_size**point.dims * point.channels * point.width_per_group * voxels
@@ -123,9 +163,8 @@ def measure_ratios(
     groups, kernels = point.channels // point.width_per_group, KERNELS[device.type]
     trials = {}
     for backend in ("dense", kernels):
-        candidate = Candidate(
-            "ring_conv", backend, lambda: RingConvolution(point.dims, point.channels, point.kernel_size, groups)
-        )
+        geometry = (point.dims, point.channels, point.kernel_size, groups, point.stride, point.transposed)
+        candidate = Candidate("ring_conv", backend, partial(RingConvolution, *geometry))
         case = Case("ring_conv", str(point), precision, shape, (candidate,))
         trials[backend] = Trial(case, candidate, make_input(case, device, point.channels_last))
     check_kernels(trials[kernels], notes)
@@ -141,7 +180,7 @@ def measure_rows(repeats: int, device: torch.device, precision: str, quick: bool
     """The rows of the table for this device and precision."""
     from tqdm import tqdm
 
-    grid = QUICK if quick else GRIDS[device.type]
+    grid = grid_of(device.type, quick)
     jobs = [(point, shape) for point in make_points(grid, quick) for shape in sizes_of(point, grid)]
     rows: dict[Point, dict[str, Any]] = {}
     with collected_notes() as notes:
@@ -170,6 +209,7 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
             f"{part} dense" if size is None else f"{part} kernels from {size} voxels" for part, size in least.items()
         )
         width = f" width {row['width_per_group']}" if row["width_per_group"] < row["channels"] else ""
+        width += f"{' transposed' if row['transposed'] else ''} stride {row['stride']}" if row["stride"] > 1 else ""
         last = " channels last" if row["channels_last"] else ""
         lines.append(f"{row['dims']}D k={row['kernel_size']} C{row['channels']}{width}{last}: {ratios}; {outcome}")
     return "\n".join(lines)

@@ -126,6 +126,7 @@ def select_backend(
     channels: tuple[int, int],
     stride: Sequence[int] = (1,),
     groups: int = 1,
+    transposed: bool = False,
     angular: bool = False,
 ) -> Callable:
     """The function that runs a radial convolution of this input.
@@ -136,14 +137,15 @@ def select_backend(
         channels: input and output channels.
         stride: in voxels.
         groups: blocks of channels that do not see each other.
+        transposed: whether it is a transposed convolution.
         angular: whether angular factors are part of it.
     """
     name = get_backend()
     if name == "auto" and is_recorded(x):
         name = "dense"
     if name == "auto":
-        last, gradients, work = has_channels_last(x), torch.is_grad_enabled(), math.prod(stride)
-        name = _choose(x, Use(kernel_size, channels, groups, last, gradients, work, angular))
+        last, gradients, most = has_channels_last(x), torch.is_grad_enabled(), max(stride)
+        name = _choose(x, Use(kernel_size, channels, groups, last, gradients, most, transposed and most > 1, angular))
     return _BACKENDS[name]
 
 
@@ -175,8 +177,9 @@ def _precision(x: torch.Tensor) -> torch.dtype:
 def _choose(x: torch.Tensor, use: Use) -> str:
     """What "auto" stands for: the device's kernels beyond the measured crossovers, in a run that has shown that it pays for compilation."""
     kind = x.device.type
-    # strides and angular factors run in a kernel that the table of GPUs does not tell of
-    if kind not in KERNELS or (KERNELS[kind] == "triton" and (use.work > 1 or use.angular)):
+    # strides and angular factors run in a kernel that the table of GPUs does not tell of; a CPU has none for both
+    other = use.stride > 1 and use.angular if kind == "cpu" else use.stride > 1 or use.angular
+    if kind not in KERNELS or other:
         return "dense"
     least = crossover(x.device, _precision(x), use)
     if least is None:
@@ -186,7 +189,8 @@ def _choose(x: torch.Tensor, use: Use) -> str:
         return "dense"
     if _waiting.seconds >= patience():
         return KERNELS[kind]
-    operations = 2 * math.prod(use.kernel_size) * math.prod(use.channels) * voxels / (use.groups * use.work)
+    left_out = 1 if use.transposed else use.stride ** len(use.kernel_size)
+    operations = 2 * math.prod(use.kernel_size) * math.prod(use.channels) * voxels / (use.groups * left_out)
     _waiting.seconds += operations * (PASSES if use.gradients else 1) / DENSE_RATE[kind]
     return "dense"
 

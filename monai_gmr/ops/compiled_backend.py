@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +10,9 @@ import torch
 from monai_gmr.ops.backends import register_backend
 from monai_gmr.ops.compiled_conv import compiled_ring_conv
 from monai_gmr.ops.compiled_harmonics import compiled_harmonic_conv
-from monai_gmr.ops.crossovers import Use, crossover
 from monai_gmr.ops.harmonic_kernels import has_kernel
 from monai_gmr.ops.kernels import has_kernels, takes_kernels
-from monai_gmr.ops.memory_format import has_channels_last, runs_channels_last
+from monai_gmr.ops.memory_format import has_channels_last
 from monai_gmr.ops.ring_conv import dense_ring_conv, output_sizes
 
 
@@ -31,31 +29,6 @@ def _sizes(
     x: torch.Tensor, shells: torch.Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> list[int]:
     return output_sizes(x.shape[x.dim() - shells.dim() :], shells.shape, stride, padding, dilation)
-
-
-def pays_with_stride(
-    x: torch.Tensor, kernel_size: Sequence[int], channels: tuple[int, int], groups: int, stride: Sequence[int]
-) -> bool:
-    """Whether kernels that compute every voxel are faster than "dense", which computes those that a stride keeps, by the measured table.
-
-    Args:
-        x: ``(batch, in_channels, *spatial)``.
-        kernel_size: window length along each axis.
-        channels: input and output channels.
-        groups: blocks of channels that do not see each other.
-        stride: in voxels, one an axis.
-
-    Example:
-        >>> x = torch.zeros(8, 64, 64, 64)
-        >>> pays_with_stride(x, (9, 9), (64, 64), 1, (1, 1)), pays_with_stride(x, (3, 3), (64, 64), 1, (4, 4))
-        (True, False)
-    """
-    work = math.prod(stride)
-    if work == 1:
-        return True
-    use = Use(tuple(kernel_size), channels, groups, runs_channels_last(x), torch.is_grad_enabled(), work)
-    least = crossover(x.device, x.dtype, use)
-    return least is not None and x.numel() // channels[0] >= least
 
 
 def compiled_harmonics(
@@ -126,7 +99,7 @@ def compiled_transposed(
     dilation: list[int],
     live: int | None,
 ) -> torch.Tensor | None:
-    """A transposed convolution, as a convolution of the image with zeros in between, or ``None`` where that does not pay.
+    """A transposed convolution, as a convolution of the image with zeros in between, or ``None`` where there is no kernel for it.
 
     Args:
         x: ``(batch, in_channels, *spatial)`` or without the batch.
@@ -138,9 +111,7 @@ def compiled_transposed(
     margins = [d * (k - 1) - p for d, k, p in zip(dilation, shells.shape, padding)]
     spans = zip(batched.shape[2:], stride, padding, margins, output_padding)
     sizes = [(n - 1) * s + 1 - p + m + more for n, s, p, m, more in spans]
-    runs = min(margins) >= 0 and _has_kernel(x, weight, shells, sizes)
-    channels = (weight.shape[0], weight.shape[1] * groups)
-    if not runs or not pays_with_stride(batched, shells.shape, channels, groups, stride):
+    if min(margins) < 0 or not _has_kernel(x, weight, shells, sizes):
         return None
     image = insert_zeros(batched, stride, output_padding)
     # the window is its own mirror image
@@ -163,12 +134,10 @@ def compiled_backend(
     factors: torch.Tensor | None = None,
     live: int | None = None,
 ) -> torch.Tensor:
-    """Backend "compiled": kernels, with strides where computing every voxel pays; "dense" where there are none, and for components of
-    angular factors, which layers do not ask for."""
+    """Backend "compiled": kernels, which with strides compute every voxel; "dense" where there are none, and for components of angular
+    factors, which layers do not ask for."""
     batched = x if x.dim() == shells.dim() + 2 else x[None]
-    channels = (batched.shape[1], weight.shape[0])
-    runs = factors is None and _has_kernel(x, weight, shells, _sizes(x, shells, stride, padding, dilation))
-    if not runs or not pays_with_stride(batched, shells.shape, channels, groups, stride):
+    if factors is not None or not _has_kernel(x, weight, shells, _sizes(x, shells, stride, padding, dilation)):
         return dense_ring_conv(x, weight, basis, shells, bias, stride, padding, dilation, groups, factors)
     y = compiled_ring_conv(batched, weight, basis[:, :live].to(weight.dtype), shells, bias, padding, dilation, groups)
     if max(stride) > 1:

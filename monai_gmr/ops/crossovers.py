@@ -27,6 +27,8 @@ class Point(NamedTuple):
         channels: of input and output.
         width_per_group: channels of a group; as many as there are for one group.
         channels_last: whether the input has its channels last in memory.
+        stride: in voxels, along all axes; the kernels compute what it leaves out, too.
+        transposed: whether the convolution is a transposed one.
     """
 
     dims: int
@@ -34,6 +36,8 @@ class Point(NamedTuple):
     channels: int
     width_per_group: int
     channels_last: bool = False
+    stride: int = 1
+    transposed: bool = False
 
 
 class Use(NamedTuple):
@@ -45,7 +49,8 @@ class Use(NamedTuple):
         groups: blocks of channels that do not see each other.
         channels_last: whether the input has its channels last in memory.
         gradients: whether a training step is run, or a forward pass alone.
-        work: as in :func:`least_voxels`.
+        stride: in voxels, the largest of the axes.
+        transposed: whether it is a transposed convolution with a stride.
         angular: whether angular factors are part of it.
     """
 
@@ -54,27 +59,25 @@ class Use(NamedTuple):
     groups: int = 1
     channels_last: bool = False
     gradients: bool = True
-    work: int = 1
+    stride: int = 1
+    transposed: bool = False
     angular: bool = False
 
 
-def least_voxels(voxels: Sequence[int], ratios: Sequence[float], work: int = 1) -> int | None:
+def least_voxels(voxels: Sequence[int], ratios: Sequence[float]) -> int | None:
     """The smallest measured size from which on all ratios are at most :data:`FASTER`, ``None`` if there is none.
 
     Args:
         voxels: measured sizes over the batch, growing.
         ratios: time over that of "dense".
-        work: how many times as many voxels as "dense" the kernels compute: with strides they compute what is left out, too.
 
     Example:
         >>> least_voxels([10, 100, 1000], [0.2, 0.9, 0.5]), least_voxels([10, 100], [0.5, 1.5])
         (1000, None)
-        >>> least_voxels([10, 100], [0.4, 0.2], work=4)
-        100
     """
     found = None
     for size, ratio in zip(reversed(voxels), reversed(ratios)):
-        if ratio * work > FASTER:
+        if ratio > FASTER:
             break
         found = size
     return found
@@ -98,15 +101,12 @@ def device_kind(device: torch.device, precision: torch.dtype) -> str:
 
 
 @lru_cache(maxsize=32)
-def read_crossovers(
-    kind: str, gradients: bool = True, work: int = 1, path: Path = CROSSOVERS
-) -> dict[Point, int | None]:
+def read_crossovers(kind: str, gradients: bool = True, path: Path = CROSSOVERS) -> dict[Point, int | None]:
     """The measured table: voxels over the batch from which the kernels are faster.
 
     Args:
         kind: :func:`device_kind`.
         gradients: whether in a training step, or in a forward pass alone.
-        work: as in :func:`least_voxels`.
         path: the file.
 
     Returns:
@@ -115,16 +115,16 @@ def read_crossovers(
     """
     content = json.loads(path.read_text(encoding="utf-8"))
     tables = {
-        each: _table_of(content[each]["rows"], "step" if gradients else "forward", work)
+        each: _table_of(content[each]["rows"], "step" if gradients else "forward")
         for each in content
         if each.split()[:2] == kind.split()[:2]
     }
     return {**latest_of([table for each, table in tables.items() if each != kind]), **tables.get(kind, {})}
 
 
-def _table_of(rows: Sequence[Mapping[str, Any]], part: str, work: int) -> dict[Point, int | None]:
+def _table_of(rows: Sequence[Mapping[str, Any]], part: str) -> dict[Point, int | None]:
     points = [Point(*(row[name] for name in Point._fields)) for row in rows]
-    return {point: least_voxels(row["voxels"], row[part], work) for point, row in zip(points, rows)}
+    return {point: least_voxels(row["voxels"], row[part]) for point, row in zip(points, rows)}
 
 
 def latest_of(tables: Sequence[Mapping[Point, int | None]]) -> dict[Point, int | None]:
@@ -157,7 +157,7 @@ def least_of_neighbours(table: Mapping[Point, int | None], use: Use) -> int | No
         table: :func:`read_crossovers`.
         use: the convolution. Of windows the next smaller measured one counts, along the shortest axis. Of the channels of input and output,
             and of those of a group of each, both the next smaller and the next larger measured number have to be faster; groups of one
-            channel, which "dense" has kernels of its own for, count for themselves.
+            channel, which "dense" has kernels of its own for, count for themselves, and so do strides and transposed convolutions.
 
     Example:
         >>> table = {Point(2, 3, 8, 8): None, Point(2, 3, 32, 32): 1000, Point(2, 3, 64, 64): 500}
@@ -165,7 +165,10 @@ def least_of_neighbours(table: Mapping[Point, int | None], use: Use) -> int | No
         (1000, None)
     """
     dims, found = len(use.kernel_size), []
-    points = [point for point in table if (point.dims, point.channels_last) == (dims, use.channels_last)]
+    own_kind = (use.channels_last, use.stride, use.transposed)
+    points = [
+        each for each in table if (each.dims, each.channels_last, each.stride, each.transposed) == (dims, *own_kind)
+    ]
     points = [point for point in points if (point.width_per_group < point.channels) == (use.groups > 1)]
     window = max((p.kernel_size for p in points if p.kernel_size <= min(use.kernel_size)), default=0)
     for channels in use.channels:
@@ -173,7 +176,7 @@ def least_of_neighbours(table: Mapping[Point, int | None], use: Use) -> int | No
         widths = {1} if width == 1 else _neighbours(width, {p.width_per_group for p in points} - {1})
         for count in _neighbours(channels, {p.channels for p in points}):
             own = widths if use.groups > 1 else {count}
-            found += [table.get(Point(dims, window, count, each, use.channels_last)) for each in own]
+            found += [table.get(Point(dims, window, count, each, *own_kind)) for each in own]
     known = [least for least in found if least is not None]
     return max(known) if len(known) == len(found) else None
 
@@ -183,7 +186,7 @@ def crossover(device: torch.device, precision: torch.dtype, use: Use) -> int | N
     """:func:`least_of_neighbours` in the installed table, kept, for every call of a layer asks; ``None`` on devices without kernels."""
     if device.type not in KERNELS:
         return None
-    return least_of_neighbours(read_crossovers(device_kind(device, precision), use.gradients, use.work), use)
+    return least_of_neighbours(read_crossovers(device_kind(device, precision), use.gradients), use)
 
 
 def merge_rows(path: Path, kind: str, machine: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -172,7 +172,7 @@ def ring_conv(
         x = pad_nd(x, [m for m in reversed(margins) for _ in range(2)], padding_mode)
         margins = [0] * dims
     channels = (weight.shape[1] * groups, weight.shape[0])
-    backend = select_backend(x, tuple(shells.shape), channels, steps, groups, factors is not None)
+    backend = select_backend(x, tuple(shells.shape), channels, steps, groups, angular=factors is not None)
     return backend(x, weight, basis, shells, bias, steps, margins, _per_axis(dilation, dims), groups, factors, live)
 
 
@@ -215,7 +215,7 @@ def ring_conv_transpose(
     """
     if not torch.jit.is_scripting():
         channels = (weight.shape[0], weight.shape[1] * groups)
-        transposed = transposed_of(select_backend(x, tuple(shells.shape), channels, stride, groups))
+        transposed = transposed_of(select_backend(x, tuple(shells.shape), channels, stride, groups, transposed=True))
         if transposed is not None:
             geometry = (stride, padding, output_padding, groups, dilation)
             y = transposed(x, weight, basis, shells, bias, *geometry, live)

@@ -1,7 +1,6 @@
 """Backend "compiled" gives what the dense kernel gives in float64, forward and backward, or says why it does not run."""
 
 import logging
-import math
 from functools import partial
 
 import pytest
@@ -10,8 +9,8 @@ import torch
 from monai_gmr import set_backend
 from monai_gmr.networks.layers import GMRConv2d, GMRConv3d, GMRConvTranspose2d, GMRHarmonicConv2d
 from monai_gmr.ops import compiled_backend, compiled_conv, kernels, parts
+from monai_gmr.ops.backends import PATIENCE_VARIABLE
 from monai_gmr.ops.compiled_conv import compiled_ring_conv
-from monai_gmr.ops.crossovers import Use
 from monai_gmr.ops.ring_conv import dense_ring_conv, ring_conv_transpose
 from monai_gmr.symmetry import kernel_shells
 
@@ -137,7 +136,6 @@ def test_only_what_the_backward_pass_needs_is_saved(compiled):
 @pytest.mark.parametrize(
     ("make", "dtype"),
     [
-        (lambda: GMRConv2d(4, 4, 3, stride=2, padding=1), torch.float32),
         (lambda: GMRConv2d(4, 4, 3), torch.float64),
         (lambda: GMRHarmonicConv2d(4, 4, 3, stride=2, padding=1), torch.float32),
         (lambda: GMRHarmonicConv2d(4, 4, 3, padding=3), torch.float32),
@@ -158,9 +156,7 @@ def test_what_has_no_kernel_is_left_to_dense(compiled, monkeypatch, make, dtype)
 
 @pytest.mark.parametrize("stride", [(2, 2), (3, 1), (2, 1, 2)])
 @pytest.mark.parametrize(("memory_format", "groups"), [("contiguous", 1), ("channels last", 1), ("contiguous", 2)])
-def test_strides_keep_some_of_the_voxels_where_that_pays(compiled, monkeypatch, stride, memory_format, groups):
-    asked = []
-    monkeypatch.setattr(compiled_backend, "crossover", lambda *use: asked.append(use) or 1)
+def test_strides_keep_some_of_the_voxels(compiled, monkeypatch, stride, memory_format, groups):
     window = (5, 3, 3)[: len(stride)]
     x, weight, basis, shells = problem(window, (4, 6), 3, (9, 8, 7)[: len(stride)], 2, groups)
     inputs = [t.requires_grad_() for t in (x, weight, basis)]
@@ -172,10 +168,10 @@ def test_strides_keep_some_of_the_voxels_where_that_pays(compiled, monkeypatch, 
     if memory_format == "channels last":
         single[0] = single[0].movedim(1, -1).contiguous().movedim(-1, 1)
     single = [t.requires_grad_() for t in single]
+    strides = dense_ring_conv(*single, shells, *geometry).stride()
+    monkeypatch.setattr(compiled_backend, "dense_ring_conv", None)
     found = compiled_backend.compiled_backend(*single, shells, *geometry)
-    use = Use(window, (4, 6), groups, memory_format == "channels last", gradients=True, work=math.prod(stride))
-    assert asked == [(torch.device("cpu"), torch.float32, use)]
-    assert found.stride() == dense_ring_conv(*single, shells, *geometry).stride()
+    assert found.stride() == strides
     # what is left out is given back
     assert found.untyped_storage().nbytes() == 4 * found.numel()
     for a, b in zip((found, *torch.autograd.grad(found, single, seed.float())), (expected, *expected_gradients)):
@@ -188,16 +184,16 @@ def test_strides_keep_some_of_the_voxels_where_that_pays(compiled, monkeypatch, 
     [([1, 1], [0, 1], [0, 0], [1, 1]), ([2, 3], [1, 0], [1, 2], [1, 2]), ([2, 1, 2], [1, 1, 0], [1, 0, 0], [1, 1, 1])],
 )
 @pytest.mark.parametrize(("memory_format", "groups"), [("contiguous", 1), ("channels last", 1), ("contiguous", 2)])
-def test_transposed_convolutions_are_those_of_zeros_in_between_where_that_pays(
+def test_transposed_convolutions_are_those_of_zeros_in_between(
     compiled, monkeypatch, stride, padding, output_padding, dilation, memory_format, groups
 ):
-    monkeypatch.setattr(compiled_backend, "crossover", lambda *use: 1)
     window = (5, 3, 3)[: len(stride)]
     x, _, basis, shells = problem(window, (4, 6), 3, (4, 5, 3)[: len(stride)], 2)
     weight = torch.randn(4, 6 // groups, 2, dtype=torch.float64)
     bias = torch.randn(6, dtype=torch.float64)
     inputs = [t.requires_grad_() for t in (x, weight, basis)]
     geometry = (stride, padding, output_padding, groups, dilation)
+    set_backend("dense")
     expected = ring_conv_transpose(*inputs, shells, bias, *geometry)
     seed = torch.randn_like(expected)
     expected_gradients = torch.autograd.grad(expected, inputs, seed)
@@ -206,6 +202,7 @@ def test_transposed_convolutions_are_those_of_zeros_in_between_where_that_pays(
         single[0] = single[0].movedim(1, -1).contiguous().movedim(-1, 1)
     single = [t.requires_grad_() for t in single]
     calls = []
+    set_backend("compiled")
     function = compiled_backend.compiled_ring_conv
     monkeypatch.setattr(compiled_backend, "compiled_ring_conv", lambda *use: calls.append(use) or function(*use))
     found = ring_conv_transpose(*single, shells, bias.float(), *geometry)
@@ -217,9 +214,13 @@ def test_transposed_convolutions_are_those_of_zeros_in_between_where_that_pays(
     assert torch.allclose(without_batch, found[0], atol=1e-5)
 
 
-def test_a_transposed_layer_leaves_to_dense_what_does_not_pay(compiled, monkeypatch):
+def test_a_transposed_layer_is_left_to_dense_where_it_does_not_pay(compiled, monkeypatch):
     monkeypatch.setattr(compiled_backend, "compiled_ring_conv", None)
+    monkeypatch.setenv(PATIENCE_VARIABLE, "0")
     layer, x = GMRConvTranspose2d(4, 4, 4, stride=2, padding=1), torch.randn(1, 4, 5, 6)
+    with pytest.raises(TypeError, match="not callable"):
+        layer(x)
+    set_backend("auto")
     found = layer(x)
     set_backend("dense")
     assert torch.equal(found, layer(x))

@@ -1,6 +1,5 @@
 """Backend "auto" takes a device's kernels beyond what was measured to be faster, and only where a size repeats long enough."""
 
-import itertools
 import json
 
 import pytest
@@ -99,13 +98,46 @@ def test_all_sizes_share_their_patience(auto, monkeypatch):
     assert chosen == [dense_ring_conv] * 3 + [compiled_backend, dense_ring_conv, compiled_backend]
 
 
-def test_a_stride_that_computes_what_it_leaves_out_has_to_be_as_much_faster():
-    ratios = [0.5, 0.3, 0.2]
-    assert [least_voxels([1, 10, 100], ratios, work) for work in (1, 2, 4, 8)] == [1, 10, 100, None]
-    tables = [read_crossovers("cpu float32 AVX2", work=work) for work in (1, 4, 8)]
-    for few, many in itertools.pairwise(tables):
-        assert all(few[point] is not None and few[point] <= least for point, least in many.items() if least)
-    assert any(tables[1].values())
+@pytest.mark.parametrize(
+    ("stride", "transposed", "groups", "expected"),
+    [
+        ((1, 1), False, 1, 1000),
+        # what is left out along one axis costs "dense" less
+        ((2, 2), False, 1, 70),
+        ((1, 2), False, 1, 70),
+        ((3, 1), False, 1, None),
+        ((2, 2), True, 1, 90),
+        ((2, 1), True, 1, 90),
+        # without a stride it is a convolution
+        ((1, 1), True, 1, 1000),
+        ((2, 2), False, 2, None),
+    ],
+)
+def test_strides_and_transposed_convolutions_go_by_their_own(auto, monkeypatch, stride, transposed, groups, expected):
+    monkeypatch.setenv(backends.PATIENCE_VARIABLE, "0")
+    table = {Point(2, 3, 32, 32): 1000, Point(2, 3, 32, 32, False, 2): 70, Point(2, 3, 32, 32, False, 2, True): 90}
+    monkeypatch.setattr(backends, "crossover", lambda device, precision, use: least_of_neighbours(table, use))
+    for length in (60, 70, 80, 90, 100, 999, 1000):
+        chosen = select_backend(torch.zeros(1, 32, 1, length), (3, 3), (32, 32), stride, groups, transposed)
+        faster = expected is not None and length >= expected
+        assert chosen is (compiled_backend if faster else dense_ring_conv)
+
+
+def test_a_harmonic_layer_with_a_stride_is_left_to_dense(auto, monkeypatch):
+    monkeypatch.setenv(backends.PATIENCE_VARIABLE, "0")
+    monkeypatch.setattr(backends, "crossover", lambda device, precision, use: 1)
+    x = torch.zeros(1, 32, 40, 40)
+    assert select_backend(x, (3, 3), (32, 32), (1, 1), angular=True) is compiled_backend
+    assert select_backend(x, (3, 3), (32, 32), (1, 2), angular=True) is dense_ring_conv
+
+
+@pytest.mark.parametrize(("transposed", "share"), [(False, 4), (True, 1)])
+def test_of_a_stride_what_dense_computes_is_counted(auto, monkeypatch, transposed, share):
+    monkeypatch.setenv(backends.PATIENCE_VARIABLE, "1000")
+    monkeypatch.setattr(backends, "crossover", lambda device, precision, use: 1)
+    select_backend(torch.zeros(1, 32, 40, 40), (3, 3), (32, 32), (2, 2), transposed=transposed)
+    seconds = 2 * 9 * 32 * 32 * 1600 * 3 / backends.DENSE_RATE["cpu"]
+    assert backends._waiting.seconds == pytest.approx(seconds / share)
 
 
 def test_a_pass_without_gradients_counts_a_third(auto, monkeypatch):
@@ -194,7 +226,7 @@ def test_gpus_go_by_their_model_and_precision(monkeypatch):
 
 @pytest.mark.parametrize("device", ["mps", "meta"])
 def test_devices_without_kernels_have_no_crossover(device):
-    assert crossover(torch.device(device), torch.float32, Use((9, 9), (64, 64), work=1)) is None
+    assert crossover(torch.device(device), torch.float32, Use((9, 9), (64, 64))) is None
 
 
 def test_patience_that_is_no_number_is_one_sentence(auto, monkeypatch):
@@ -210,9 +242,9 @@ def test_the_table_has_a_row_for_every_point_that_the_script_measures(kind):
     grid = app.GRIDS[device]
     assert precision in grid.precisions
     points = [Point(*(row[name] for name in Point._fields)) for row in rows]
-    # groups were not measured on every kind
-    ungrouped = [each for each in app.make_points(grid) if each.width_per_group == each.channels]
-    assert points in (app.make_points(grid), ungrouped)
+    # groups and strides were not measured on every kind
+    plain = [each for each in app.make_points(grid) if each.width_per_group == each.channels and each.stride == 1]
+    assert points in (app.make_points(grid), plain)
     for point, row in zip(points, rows):
         shapes = list(app.sizes_of(point, grid))
         assert row["voxels"] == [shape[0] * shape[2] ** point.dims for shape in shapes]
@@ -263,8 +295,9 @@ def test_the_script_replaces_the_rows_of_its_device_only(tmp_path, capsys):
     assert app.main(["--quick", "--repeats", "1", "--output", str(path)]) == 0
     content = json.loads(path.read_text())
     assert content["cuda"] == {"rows": []}
-    rows = [(row["dims"], row["channels_last"]) for row in content[OWN]["rows"]]
-    assert rows == [(2, False), (3, False), (2, True), (3, True)]
+    rows = [(row["dims"], row["channels_last"], row["stride"], row["transposed"]) for row in content[OWN]["rows"]]
+    kinds = [(1, False), (2, False), (2, True)]
+    assert rows == [(dims, last, *kind) for kind in kinds for last in (False, True) for dims in (2, 3)]
     assert f"{OWN}\n2D k=3 C2: 64: " in capsys.readouterr().out
     assert not list(tmp_path.glob("*.part"))
 
