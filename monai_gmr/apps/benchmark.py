@@ -51,6 +51,7 @@ from monai_gmr.apps.benchmark_table import add_ratios, draw_rows, format_markdow
 from monai_gmr.engines import keep_freed_memory
 from monai_gmr.ops import available_backends, get_backend, set_backend
 from monai_gmr.ops.backends import PATIENCE_VARIABLE
+from monai_gmr.ops.memory_format import FORMATS
 from monai_gmr.ops.ring_conv import dense_ring_conv
 from monai_gmr.utils import ConfigurationError, check_choice
 
@@ -157,7 +158,7 @@ def make_input(case: Case, device: torch.device, channels_last: bool) -> torch.T
     dtype = PRECISIONS[case.precision] if inner else torch.float32
     x = torch.randn(case.shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     if channels_last and case.group == "ring_conv":
-        x = x.to(memory_format=torch.channels_last if case.dims == 2 else torch.channels_last_3d)
+        x = x.to(memory_format=FORMATS[x.dim()])
     return x.requires_grad_(inner)
 
 

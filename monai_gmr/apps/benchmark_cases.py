@@ -150,10 +150,10 @@ class RingConvolution(nn.Module):
     Args:
         spatial_dims: 2 or 3.
         channels: of input and output.
-        kernel_size: window length in voxels, odd; the output is as large as the input.
+        kernel_size: window length in voxels, odd.
         groups: blocks of channels that do not see each other.
-        stride: in voxels: the output is as many times smaller.
-        transposed: whether the convolution is transposed: the output is as many times larger.
+        stride: in voxels: how many times smaller than the input the output is, along each axis.
+        transposed: whether the convolution is transposed: the output is as many times larger instead.
 
     Example:
         >>> RingConvolution(2, 4, 5)(torch.rand(1, 4, 6, 6)).shape
@@ -186,7 +186,7 @@ class RingConvolution(nn.Module):
         return self.values
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(batch, channels, *spatial)`` to the same."""
+        """``(batch, channels, *spatial)`` to ``(batch, channels, *spatial_out)``."""
         arrays = (self.weight, self.basis(), self.shells, None)
         stride, padding, more, dilation = (
             [n] * self.shells.dim() for n in (self.stride, self.padding, self.stride - 1, 1)

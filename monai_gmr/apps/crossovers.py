@@ -32,14 +32,13 @@ from monai_gmr.ops import get_backend, set_backend
 from monai_gmr.ops.crossovers import CROSSOVERS, KERNELS, Point, device_kind, least_voxels, merge_rows
 from monai_gmr.utils import ConfigurationError, check_choice
 
-WINDOWS = {2: (3, 5, 9), 3: (3, 5, 7)}
-
 
 class Grid(NamedTuple):
     """What is measured on a type of device.
 
     Attributes:
         precisions: that its kernels compute in.
+        windows: lengths in voxels, by the number of axes.
         channels: of input and output.
         grouped: channels, and channels of each of their groups.
         strided: channels of convolutions and transposed ones with a stride of 2.
@@ -50,6 +49,7 @@ class Grid(NamedTuple):
     """
 
     precisions: tuple[str, ...]
+    windows: dict[int, tuple[int, ...]]
     channels: tuple[int, ...]
     grouped: tuple[tuple[int, int], ...]
     strided: tuple[int, ...]
@@ -62,6 +62,7 @@ class Grid(NamedTuple):
 GRIDS = {
     "cpu": Grid(
         precisions=("float32",),
+        windows={2: (3, 5, 9), 3: (3, 5, 7)},
         channels=(1, 8, 16, 32, 128),
         grouped=((16, 1), (16, 2), (16, 8), (64, 1), (64, 2), (64, 8)),
         strided=(1, 8, 32, 128),
@@ -73,6 +74,7 @@ GRIDS = {
     # a GPU needs large images to be busy, and a compilation for each window and block of channels
     "cuda": Grid(
         precisions=("float32", "float16", "bfloat16"),
+        windows={2: (3, 5, 9), 3: (3, 5, 7)},
         channels=(1, 8, 32, 128),
         grouped=((32, 1), (32, 8), (128, 1), (128, 8)),
         strided=(),
@@ -85,6 +87,7 @@ GRIDS = {
 # whether the script runs, not how fast kernels are
 QUICK = Grid(
     precisions=("float32",),
+    windows={2: (3,), 3: (3,)},
     channels=(2,),
     grouped=(),
     strided=(2,),
@@ -110,18 +113,17 @@ def grid_of(device_type: str, quick: bool = False) -> Grid:
     return QUICK._replace(strided=QUICK.strided if grid.strided else ()) if quick else grid
 
 
-def make_points(grid: Grid, quick: bool = False) -> list[Point]:
+def make_points(grid: Grid) -> list[Point]:
     """The windows and channels of the table.
 
     Args:
-        grid: of :data:`GRIDS`.
-        quick: the smallest windows alone.
+        grid: by :func:`grid_of`.
 
     Example:
         >>> make_points(GRIDS["cpu"])[0]
         Point(dims=2, kernel_size=3, channels=1, width_per_group=1, channels_last=False, stride=1, transposed=False)
     """
-    windows = [(dims, k) for dims, lengths in WINDOWS.items() for k in (lengths[:1] if quick else lengths)]
+    windows = [(dims, k) for dims, lengths in grid.windows.items() for k in lengths]
     channels = (*((count, count) for count in grid.channels), *grid.grouped)
     kinds = itertools.product((False, True), windows, channels)
     points = [Point(dims, k, *counts, channels_last) for channels_last, (dims, k), counts in kinds]
@@ -181,7 +183,7 @@ def measure_rows(repeats: int, device: torch.device, precision: str, quick: bool
     from tqdm import tqdm
 
     grid = grid_of(device.type, quick)
-    jobs = [(point, shape) for point in make_points(grid, quick) for shape in sizes_of(point, grid)]
+    jobs = [(point, shape) for point in make_points(grid) for shape in sizes_of(point, grid)]
     rows: dict[Point, dict[str, Any]] = {}
     with collected_notes() as notes:
         for point, shape in tqdm(jobs, desc=f"Crossovers, {precision}", unit="size"):

@@ -177,9 +177,9 @@ def _precision(x: torch.Tensor) -> torch.dtype:
 def _choose(x: torch.Tensor, use: Use) -> str:
     """What "auto" stands for: the device's kernels beyond the measured crossovers, in a run that has shown that it pays for compilation."""
     kind = x.device.type
-    # strides and angular factors run in a kernel that the table of GPUs does not tell of; a CPU has none for both
-    other = use.stride > 1 and use.angular if kind == "cpu" else use.stride > 1 or use.angular
-    if kind not in KERNELS or other:
+    # a CPU has kernels for strides and for angular factors, not for both; the table of GPUs tells of neither
+    beyond = (use.stride > 1) + use.angular > (1 if kind == "cpu" else 0)
+    if kind not in KERNELS or beyond:
         return "dense"
     least = crossover(x.device, _precision(x), use)
     if least is None:

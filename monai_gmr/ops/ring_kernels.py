@@ -63,7 +63,11 @@ def tap_sums(window: Window) -> Sums:
     first, taps = _first_and_all(window.taps())
     dims = len(window.shape)
     return Sums(
-        first, _places(taps, dims), torch.zeros(len(taps), dtype=torch.int64), torch.zeros(1).long(), _places([], dims)
+        first,
+        _places(taps, dims),
+        torch.zeros(len(taps), dtype=torch.int64),
+        torch.zeros(1, dtype=torch.int64),
+        _places([], dims),
     )
 
 

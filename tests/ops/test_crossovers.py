@@ -308,8 +308,7 @@ def test_kernels_of_a_gpu_are_measured_in_each_precision(tmp_path, monkeypatch):
     path = tmp_path / "table.json"
     monkeypatch.setitem(app.KERNELS, "cpu", "triton")
     monkeypatch.setitem(app.GRIDS, "cpu", app.GRIDS["cuda"])
-    monkeypatch.setattr(app, "QUICK", app.QUICK._replace(sizes={2: ((4, 1),), 3: ((2, 1),)}))
-    monkeypatch.setattr(app, "WINDOWS", {2: (3,)})
+    monkeypatch.setattr(app, "QUICK", app.QUICK._replace(windows={2: (3,)}, sizes={2: ((4, 1),)}))
     assert app.main(["--quick", "--repeats", "1", "--output", str(path)]) == 0
     content = json.loads(path.read_text())
     kinds = [device_kind(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16)]

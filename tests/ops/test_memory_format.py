@@ -3,6 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from monai_gmr import set_backend
@@ -29,6 +31,20 @@ def test_the_framework_takes_what_is_made_for_channels_last(shape):
     assert make_channels_last(last) is last
     if len(shape) == 4:
         assert F.conv2d(last, torch.randn(5, shape[1], 3, 3)).is_contiguous(memory_format=memory_format)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 3), min_size=3, max_size=5),
+    order=st.permutations(range(5)),
+    axis=st.integers(0, 2),
+    gap=st.integers(1, 2),
+)
+def test_channels_are_last_where_the_tensor_with_them_last_is_contiguous(sizes, order, axis, gap):
+    order = [each for each in order if each < len(sizes)]
+    x = torch.zeros([gap * sizes[each] for each in order])[..., ::gap].permute(
+        [order.index(n) for n in range(len(sizes))]
+    )
+    assert has_channels_last(x, axis) == (x.stride(axis) == 1 and x.movedim(axis, -1).is_contiguous())
 
 
 def test_graphs_and_function_transforms_have_no_memory_format():
