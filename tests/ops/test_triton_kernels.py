@@ -76,6 +76,31 @@ def test_half_precision_adds_up_in_float32(dtype, tolerance):
     assert (found.double().cpu() - expected).norm() <= tolerance * expected.norm()
 
 
+@pytest.fixture(params=[False, True])
+def allowed(request):
+    """Whether torch multiplies matrices in TF32."""
+    # monkeypatch cannot undo it: the attribute is computed
+    before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, request.param
+    yield request.param
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def test_products_are_in_tf32_where_those_of_torch_are(allowed):
+    precisions = [shell_conv._product(dtype)["PRECISION"] for dtype in (torch.float32, torch.float16, torch.bfloat16)]
+    assert precisions == ["tf32" if allowed else "ieee", "ieee", "ieee"]
+    x, weight, shells, factors = problem((3, 3, 3), (17, 18), 1)
+    inputs, geometry = [x.requires_grad_(), weight.requires_grad_()], ([1] * 3, [1] * 3, [1] * 3, 1)
+    expected = dense_shell_conv(*inputs, shells, factors, *geometry)
+    single = [each.detach().float().to(DEVICE).requires_grad_() for each in inputs]
+    found = triton_shell_conv(*single, shells, factors, *geometry)
+    seed = torch.randn_like(expected)
+    gradients = torch.autograd.grad(found, single, seed.float().to(DEVICE))
+    # TF32 has ten bits of mantissa; Triton's interpreter keeps all
+    tolerance = 2e-3 if allowed and DEVICE == "cuda" else 1e-5
+    for a, b in zip((found, *gradients), (expected, *torch.autograd.grad(expected, inputs, seed))):
+        assert (a.double().cpu() - b).norm() <= tolerance * b.norm()
+
+
 def test_shells_beyond_the_weights_are_zero():
     x, weight, shells, factors = problem((5, 5), (2, 3), 1, live=3)
     geometry = ([1, 1], [2, 2], [1, 1], 1)
