@@ -4,12 +4,18 @@ An axis of ``n`` voxels and one of ``m`` voxels a ``factor`` coarser share their
 ``(n - 1) / 2 + factor * (j - (m - 1) / 2)``. For factor 2 that is an even window on even sizes and an odd one on odd sizes.
 """
 
+from typing import Final
+
 import torch
 import torch.nn.functional as F
 
+from monai_gmr.ops.free_sizes import has_symbols, voxels
 from monai_gmr.ops.kernels import runs_in_kernels
 from monai_gmr.ops.memory_format import runs_channels_last
 from monai_gmr.ops.resample_kernel import compiled_resample
+
+# reach of the low-pass, in sigma
+CUT: Final[float] = 4.0
 
 
 def downsampled_size(size: int, factor: int) -> int:
@@ -30,7 +36,7 @@ def lowpass_matrix(size: int, factor: int, sigma: float, like: torch.Tensor) -> 
     Args:
         size: length of the axis in voxels.
         factor: step in voxels.
-        sigma: width of the Gaussian in voxels, cut at 4 sigma.
+        sigma: width of the Gaussian in voxels, cut at ``CUT`` sigma.
         like: tensor whose device the result takes; float64 stays, all else is made in float32.
 
     Returns:
@@ -43,21 +49,28 @@ def lowpass_matrix(size: int, factor: int, sigma: float, like: torch.Tensor) -> 
     """
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     coarse = downsampled_size(size, factor)
-    fine_axis = torch.arange(size, dtype=dtype, device=like.device)
-    coarse_axis = torch.arange(coarse, dtype=dtype, device=like.device)
+    fine_axis = voxels(size, like).to(dtype)
+    coarse_axis = voxels(coarse, like).to(dtype)
     centres = 0.5 * (size - 1) + factor * (coarse_axis - 0.5 * (coarse - 1))
     distance = (fine_axis[None, :] - centres[:, None]) / sigma
-    window = torch.exp(-0.5 * distance * distance) * (distance.abs() <= 4.0).to(dtype)
+    window = torch.exp(-0.5 * distance * distance) * (distance.abs() <= CUT).to(dtype)
     return window / window.sum(dim=1, keepdim=True)
 
 
 def window_matrix(
-    size: int, kernel_size: int, stride: int, padding: int, like: torch.Tensor, count_padding: bool = False
+    size: int,
+    windows: int,
+    kernel_size: int,
+    stride: int,
+    padding: int,
+    like: torch.Tensor,
+    count_padding: bool = False,
 ) -> torch.Tensor:
     """Means over windows, as a matrix; each row sums to 1 where padding is not counted.
 
     Args:
         size: length of the axis in voxels.
+        windows: number of windows.
         kernel_size: length of the window in voxels.
         stride: step in voxels.
         padding: voxels at both ends.
@@ -65,18 +78,17 @@ def window_matrix(
         count_padding: whether padding counts as voxels of 0.
 
     Returns:
-        ``((size + 2 * padding - kernel_size) // stride + 1, size)``.
+        ``(windows, size)``.
 
     Example:
-        >>> window_matrix(3, 3, 2, 1, torch.zeros(1))
+        >>> window_matrix(3, 2, 3, 2, 1, torch.zeros(1))
         tensor([[0.5000, 0.5000, 0.0000],
                 [0.0000, 0.5000, 0.5000]])
     """
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    windows = (size + 2 * padding - kernel_size) // stride + 1
-    voxels = torch.arange(size, dtype=dtype, device=like.device)
-    starts = torch.arange(windows, dtype=dtype, device=like.device) * stride - padding
-    offset = voxels[None, :] - starts[:, None]
+    places = voxels(size, like).to(dtype)
+    starts = voxels(windows, like).to(dtype) * stride - padding
+    offset = places[None, :] - starts[:, None]
     inside = torch.logical_and(offset >= 0, offset < kernel_size).to(dtype)
     if count_padding:
         return inside / kernel_size
@@ -104,31 +116,38 @@ def linear_matrix(size: int, target: int, factor: int, like: torch.Tensor) -> to
                 [0.0000, 1.0000]])
     """
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    fine_axis = torch.arange(target, dtype=dtype, device=like.device)
-    coarse_axis = torch.arange(size, dtype=dtype, device=like.device)
+    fine_axis = voxels(target, like).to(dtype)
+    coarse_axis = voxels(size, like).to(dtype)
     position = (fine_axis - 0.5 * (target - 1)) / factor + 0.5 * (size - 1)
-    position = position.clamp(0.0, float(size - 1))
+    position = position.clamp_min(0.0).minimum(coarse_axis[-1])
     return (1.0 - (position[:, None] - coarse_axis[None, :]).abs()).clamp_min(0.0)
 
 
-def apply_along_axis(x: torch.Tensor, matrix: torch.Tensor, axis: int) -> torch.Tensor:
-    """Multiply one axis by a matrix.
+def apply_along_axis(x: torch.Tensor, matrix: torch.Tensor, axis: int, taps: int) -> torch.Tensor:
+    """Multiply one axis by a matrix whose rows are windows.
 
     Args:
         x: tensor whose ``axis`` has length ``n``.
         matrix: ``(m, n)``.
         axis: the axis, counted from the end (negative).
+        taps: most neighbouring voxels that a row takes.
 
     Returns:
         tensor whose ``axis`` has length ``m``.
 
     Example:
-        >>> apply_along_axis(torch.ones(1, 2, 3), torch.ones(1, 2), -2).shape
+        >>> apply_along_axis(torch.ones(1, 2, 3), torch.ones(1, 2), -2, taps=2).shape
         torch.Size([1, 1, 3])
     """
     matrix = matrix.to(x.dtype)
-    if not torch.jit.is_scripting() and runs_channels_last(x) and axis + x.dim() > 1:
-        return _apply_channels_last(x, matrix, axis)
+    if not torch.jit.is_scripting():
+        if has_symbols(x):
+            return _apply_taps(x, matrix, axis, taps)
+        if torch.jit.is_tracing():
+            # without a reshape, behind which the legacy ONNX exporter does not know the channels
+            return torch.matmul(x.transpose(axis, -1), matrix.transpose(0, 1)).transpose(axis, -1)
+        if runs_channels_last(x) and axis + x.dim() > 1:
+            return _apply_channels_last(x, matrix, axis)
     if axis == -1:
         return torch.matmul(x, matrix.transpose(0, 1))
     tail = x.shape[x.dim() + axis + 1 :]
@@ -150,6 +169,21 @@ def _apply_channels_last(x: torch.Tensor, matrix: torch.Tensor, axis: int) -> to
     return found.reshape(*before, matrix.shape[0], *after).movedim(-1, 1)
 
 
+@torch.jit.unused
+def _apply_taps(x: torch.Tensor, matrix: torch.Tensor, axis: int, taps: int) -> torch.Tensor:
+    """:func:`apply_along_axis` tap by tap: a matrix product of symbolic sizes would bind the graph to those with which it is recorded."""
+    last = voxels(x.shape[axis], x)[-1]
+    first = (matrix != 0).to(torch.int64).argmax(dim=1)
+    total = torch.zeros((), dtype=x.dtype, device=x.device)
+    for tap in range(taps):
+        place = (first + tap).minimum(last)
+        weight = matrix.gather(1, place[:, None])[:, 0] * (first + tap <= last).to(x.dtype)
+        for _ in range(-1 - axis):
+            weight = weight.unsqueeze(-1)
+        total = total + x.index_select(axis, place) * weight
+    return total
+
+
 def symmetric_downsample(x: torch.Tensor, factors: list[int], sigma: float) -> torch.Tensor:
     """Low-pass and subsample the last axes about their centre.
 
@@ -168,18 +202,46 @@ def symmetric_downsample(x: torch.Tensor, factors: list[int], sigma: float) -> t
     for i, factor in enumerate(factors):
         axis = i - len(factors)
         if factor > 1:
-            matrix = lowpass_matrix(x.shape[axis], factor, 0.5 * sigma * factor, x)
-            x = apply_along_axis(x, matrix, axis)
+            width = 0.5 * sigma * factor
+            matrix = lowpass_matrix(x.shape[axis], factor, width, x)
+            x = apply_along_axis(x, matrix, axis, int(2 * CUT * width) + 1)
     return x
 
 
-def symmetric_upsample(x: torch.Tensor, target: list[int], factors: list[int]) -> torch.Tensor:
+def nearest_matrix(size: int, target: int, factor: int, like: torch.Tensor) -> torch.Tensor:
+    """Repetition of voxels as a matrix, exact where ``target`` is ``factor * size``.
+
+    Args:
+        size: length of the coarse axis in voxels.
+        target: length of the fine axis in voxels.
+        factor: fine voxels in a coarse one.
+        like: tensor whose device the result takes; float64 stays, all else is made in float32.
+
+    Returns:
+        ``(target, size)``.
+
+    Example:
+        >>> nearest_matrix(2, 4, 2, torch.zeros(1))
+        tensor([[1., 0.],
+                [1., 0.],
+                [0., 1.],
+                [0., 1.]])
+    """
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    fine_axis, coarse_axis = voxels(target, like), voxels(size, like)
+    return (fine_axis[:, None].div(factor, rounding_mode="floor") == coarse_axis[None, :]).to(dtype)
+
+
+def symmetric_upsample(
+    x: torch.Tensor, target: list[int], factors: list[int], nearest: torch.Tensor | None = None
+) -> torch.Tensor:
     """Interpolate the last axes linearly about their centre.
 
     Args:
         x: ``(..., *spatial)``.
         target: length of each axis in voxels.
         factors: fine voxels in a coarse one, one an axis; 1 leaves an axis as it is.
+        nearest: where this is true, voxels are repeated instead; a tensor, for it may be computed in a graph.
 
     Returns:
         ``(..., *target)``.
@@ -192,5 +254,9 @@ def symmetric_upsample(x: torch.Tensor, target: list[int], factors: list[int]) -
         axis = i - len(factors)
         if factor > 1:
             matrix = linear_matrix(x.shape[axis], target[i], factor, x)
-            x = apply_along_axis(x, matrix, axis)
+            if nearest is not None:
+                matrix = torch.where(
+                    nearest.to(matrix) > 0.5, nearest_matrix(x.shape[axis], target[i], factor, x), matrix
+                )
+            x = apply_along_axis(x, matrix, axis, 2)
     return x

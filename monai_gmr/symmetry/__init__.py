@@ -16,7 +16,13 @@ from monai_gmr.symmetry.radial_bases import (
 )
 from monai_gmr.symmetry.rotations import axis_direction, axis_index, inscribed_ball, rotation_matrix, transform_image
 from monai_gmr.symmetry.shells import Shells, kernel_shells, tap_coordinates, tap_spacing
-from monai_gmr.symmetry.strides import centred_window, stride_is_exact, symmetric_padding, transposed_padding
+from monai_gmr.symmetry.strides import (
+    centred_steps,
+    centred_window,
+    stride_is_exact,
+    symmetric_padding,
+    transposed_padding,
+)
 from monai_gmr.symmetry.subgroups import group_names, named_group
 from monai_gmr.symmetry.views import View, angle_views, group_views, icosahedral_views, make_views, random_views
 
@@ -26,6 +32,7 @@ __all__ = [
     "angle_views",
     "axis_direction",
     "axis_index",
+    "centred_steps",
     "centred_window",
     "default_num_rings",
     "element_name",

@@ -107,7 +107,9 @@ def gaussian_means(sigma: torch.Tensor, support: float, first: float, margin: fl
         >>> gaussian_means(torch.ones(3), 3.0, 0.0, 1.0)
         tensor([0., 1., 2.])
     """
-    return torch.linspace(first, max(support - margin, first), sigma.shape[0], dtype=sigma.dtype, device=sigma.device)
+    # not torch.linspace: the legacy ONNX exporter divides by 0 where it has one value, and a trace keeps its device
+    steps = torch.ones_like(sigma).cumsum(0) - 1
+    return first + (max(support - margin, first) - first) * steps / steps[-1].clamp_min(1)
 
 
 def gaussian_basis(

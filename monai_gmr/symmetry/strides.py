@@ -56,6 +56,30 @@ def symmetric_padding(size: int, kernel_size: int, stride: int = 1, dilation: in
     )
 
 
+def centred_steps(size: int, kernel_size: int, stride: int, padding: int, dilation: int) -> tuple[int, int, int]:
+    """:func:`centred_window` by arithmetic alone, so that ``size`` may be the symbol of a graph.
+
+    Args:
+        size: length of the axis in voxels; an integer, or what stands for one in a recorded graph.
+        kernel_size: length of the window in taps.
+        stride: step in voxels.
+        padding: voxels added at *both ends together*.
+        dilation: distance of neighbouring taps in voxels, odd.
+
+    Returns:
+        number of steps, taps that the window has beyond ``kernel_size`` (0 or 1), and voxels to add at *each* end.
+
+    Example:
+        >>> centred_steps(65, 3, 2, 2, 1), centred_steps(64, 3, 2, 2, 1)
+        ((33, 0, 1), (32, 1, 1))
+    """
+    reach = dilation * (kernel_size - 1) + 1
+    steps = (size + padding - reach) // stride + 1
+    missing = (steps - 1) * stride + reach - size
+    longer = missing % 2
+    return steps, longer, (missing + longer * dilation) // 2
+
+
 def centred_window(
     size: int, kernel_size: int, stride: int = 1, padding: int = 0, dilation: int = 1
 ) -> tuple[int, int]:
@@ -81,19 +105,17 @@ def centred_window(
         >>> centred_window(65, 3, 2, 2), centred_window(64, 3, 2, 2), centred_window(5, 2, 2)
         ((3, 1), (4, 1), (3, 0))
     """
-    length = (size + padding - dilation * (kernel_size - 1) - 1) // stride + 1
-    if length < 1:
+    steps, longer, margin = centred_steps(size, kernel_size, stride, padding, dilation)
+    if steps < 1:
         raise ConfigurationError(
             f"a window of {kernel_size} taps, dilation={dilation}, does not fit into {size} voxels and {padding} of padding: "
             "give a larger image."
         )
-    for window in (kernel_size, kernel_size + 1):
-        missing = (length - 1) * stride + dilation * (window - 1) + 1 - size
-        if missing % 2 == 0:
-            return window, missing // 2
-    raise ConfigurationError(
-        f"stride={stride} with dilation={dilation} has no window about the centre of {size} voxels: use an odd dilation."
-    )
+    if longer and dilation % 2 == 0:
+        raise ConfigurationError(
+            f"stride={stride} with dilation={dilation} has no window about the centre of {size} voxels: use an odd dilation."
+        )
+    return kernel_size + longer, margin
 
 
 def transposed_padding(kernel_size: int, stride: int, dilation: int = 1) -> int:

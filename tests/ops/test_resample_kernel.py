@@ -30,7 +30,7 @@ def test_forward_and_gradient(before, after, kind):
     matrix = {
         "lowpass": lowpass_matrix(13, 2, 0.8, like),
         "linear": linear_matrix(13, 25, 2, like),
-        "window": window_matrix(13, 3, 2, 1, like),
+        "window": window_matrix(13, 7, 3, 2, 1, like),
         "dense": torch.randn(4, 13),
     }[kind]
     x = torch.randn(before, 13, after, requires_grad=True)

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from monai_gmr.ops.free_sizes import is_free
 from monai_gmr.ops.resample import apply_along_axis, window_matrix
 
 
@@ -45,7 +46,11 @@ class GMRTrim(nn.Module):
         """``(batch, channels, *spatial)`` to ``(batch, channels, *size)``, where no axis is longer than it was."""
         for i in range(len(size)):
             axis = i - len(size)
-            if x.shape[axis] != size[i]:
-                matrix = window_matrix(x.shape[axis], x.shape[axis] - size[i] + 1, 1, 0, x)
-                x = apply_along_axis(x, matrix, axis)
+            # a window of one voxel leaves an axis as it is, where a graph is recorded for both cases
+            surplus, recorded = x.shape[axis] - size[i], False
+            if not torch.jit.is_scripting():
+                recorded = is_free([surplus])
+            if recorded or surplus != 0:
+                matrix = window_matrix(x.shape[axis], size[i], surplus + 1, 1, 0, x)
+                x = apply_along_axis(x, matrix, axis, 2)
         return x

@@ -12,11 +12,11 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from monai_gmr.networks.convert.report import ConversionReport, ConvertedModule
+from monai_gmr.networks.convert.sized import TrailStart, sized_class
 from monai_gmr.networks.convert.swaps import CONVERTIBLE, Options, Swap, swap
 from monai_gmr.networks.convert.trace import materialise, sizes_of_network, trace_sizes
 from monai_gmr.networks.layers import split_convolution
 from monai_gmr.networks.layers.ring_conv import RINGS
-from monai_gmr.networks.layers.size_trail import begin_trail, end_trail
 from monai_gmr.utils import ConfigurationError, check_choice
 
 Selector = str | type | Callable[[str, nn.Module], bool]
@@ -112,10 +112,10 @@ def convert_to_gmr(
         notes.append(
             f"{trace.failure}: upsampling doubles sizes and does not know those of skip connections; give spatial_size."
         )
-    elif not hasattr(net, "trail_reference"):
-        net.trail_reference = list(trace.size)  # type: ignore[assignment]
-        net.register_forward_pre_hook(begin_trail, prepend=True, with_kwargs=True)
-        net.register_forward_hook(end_trail, always_call=True)
+    elif getattr(net, "trail_start", None) is None:
+        kind: Any = type(net)
+        net.__class__ = sized_class(kind)
+        net.trail_start = TrailStart(trace.network, list(trace.size), channels)  # type: ignore[assignment]
     return _with_report(net, ConversionReport(type(module).__name__, tuple(rows), tuple(notes)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.nn.parameter import UninitializedParameter
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from monai_gmr.networks.layers.size_trail import Levels
 
 # multiples of 32 first, then what odd factors and patches ask for
 REFERENCE_SIZES = (128, 96, 64, 256, 224, 160, 192, 48, 32, 144, 162, 81, 129, 97, 65, 33, 320, 512)
@@ -89,6 +92,7 @@ class Trace:
         shortcuts: convolutions whose answer is joined with another path and then met by linear layers only.
         flattened: linear layers that take all voxels of an image at once.
         failure: why no pass was possible.
+        network: name by which layers know the trail of sizes of this network.
     """
 
     size: Sizes = ()
@@ -98,10 +102,11 @@ class Trace:
     shortcuts: set[nn.Module] = field(default_factory=set)
     flattened: set[nn.Module] = field(default_factory=set)
     failure: str | None = None
+    network: str = field(default_factory=lambda: uuid.uuid4().hex)
 
-    def levels(self, module: nn.Module) -> list[tuple[list[int], list[int]]]:
-        """The sizes before and after a module, as layers with a trail keep them."""
-        return [(list(given), list(answer)) for given, answer in self.calls.get(module, [])]
+    def levels(self, module: nn.Module) -> Levels:
+        """Where a module stands, as layers that keep a trail of sizes take it."""
+        return Levels(self.network, [(list(given), list(answer)) for given, answer in self.calls.get(module, [])])
 
 
 class _Followed(TorchDispatchMode):

@@ -5,20 +5,23 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.utils import _ntuple
 
 from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d, GMRConvNd
 from monai_gmr.networks.layers.gmr_harmonic_conv import (
+    UNITS_PER_HARMONIC,
     GMRHarmonicConv1d,
     GMRHarmonicConv2d,
     GMRHarmonicConv3d,
     GMRHarmonicConvNd,
 )
-from monai_gmr.networks.layers.size_trail import record_sizes
-from monai_gmr.ops import pad_nd
-from monai_gmr.ops.ring_conv import conv_nd, full_precision_kernel
-from monai_gmr.symmetry import Shells, centred_window, kernel_shells, ring_masks, tap_harmonics
+from monai_gmr.networks.layers.size_trail import Levels, record_sizes
+from monai_gmr.ops import dense_kernel, pad_nd
+from monai_gmr.ops.free_sizes import is_free, voxels
+from monai_gmr.ops.ring_conv import conv_nd
+from monai_gmr.symmetry import Shells, centred_steps, centred_window, kernel_shells, ring_masks, tap_harmonics
 from monai_gmr.symmetry.harmonics import number_of_components
 from monai_gmr.utils import ConfigurationError
 
@@ -33,10 +36,12 @@ class CentredConvNd(GMRConvNd):
     """
 
     window_counts: torch.Tensor
+    window_shells: torch.Tensor
+    window_harmonics: torch.Tensor
 
     def __init__(self, *args: Any, surplus: int | Sequence[int] = 0, **kwargs: Any) -> None:
         self.surplus = list(_ntuple(self.spatial_dims)(surplus))
-        self.levels: list[tuple[list[int], list[int]]] = []
+        self.levels: Levels | None = None
         super().__init__(*args, **kwargs)
         if self.padding == "same":
             self.surplus = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size)]
@@ -55,65 +60,88 @@ class CentredConvNd(GMRConvNd):
         super()._register_taps(steps)
         nominal = kernel_shells(self.kernel_size, steps)
         # shells of all windows, one after the other; the norm of a profile counts the taps of the first, so all sample one function
-        radii, masks, tables = [nominal.squared_radii], [self.masks.cpu().numpy()], {}
-        for code in range(1, 2**self.spatial_dims):
-            window = self._window(code)
-            shells = kernel_shells(window, steps)
-            first = sum(len(each) for each in radii)
-            tables[code] = (window, shells, first)
-            radii.append(shells.squared_radii)
-            masks.append(ring_masks(Shells(shells.tap_shell, shells.squared_radii, nominal.support), self.num_rings))
-        total, device = sum(len(each) for each in radii), self.weight.device
-        counts = np.zeros((2**self.spatial_dims, total), dtype=np.int64)
-        counts[0, : len(nominal.counts)] = nominal.counts
-        for code, (window, shells, first) in tables.items():
-            counts[code, first : first + len(shells.counts)] = shells.counts
-            self._register(f"shells_{code}", shells.tap_shell + first)
-            for order in getattr(self, "orders", ()):
-                harmonics = tap_harmonics(window, steps, order)
-                assert len(harmonics) == number_of_components(self.spatial_dims, order)
-                self._register(f"harmonics_{code}_{order}", (harmonics * 10**12).round().astype(np.int64))
-        self._register("squared_radii", np.concatenate(radii))
-        self._register("masks", np.concatenate(masks, axis=1))
-        self._register("window_counts", counts)
-        self._register("counts", counts[0])
-        assert self.squared_radii.device == device
-
-    def _register(self, name: str, array: np.ndarray) -> None:
-        self.register_buffer(name, torch.as_tensor(array, device=self.weight.device), persistent=False)
+        windows = [self._window(code) for code in range(2**self.spatial_dims)]
+        shells = [nominal, *(kernel_shells(window, steps) for window in windows[1:])]
+        masks = [
+            ring_masks(Shells(each.tap_shell, each.squared_radii, nominal.support), self.num_rings) for each in shells
+        ]
+        starts = np.cumsum([0, *(len(each.squared_radii) for each in shells)])
+        counts = np.zeros((len(windows), starts[-1]), dtype=np.int64)
+        # a window fills the first taps of its row; beyond it lies a shell on which every function is 0
+        longest = tuple(k + 1 for k in self.kernel_size)
+        window_shells = np.full((len(windows), *longest), starts[-1], dtype=np.int64)
+        orders = getattr(self, "orders", ())
+        components = sum(number_of_components(self.spatial_dims, order) for order in orders)
+        harmonics = np.zeros((len(windows), components, *longest), dtype=np.int64)
+        for code, (window, each, first) in enumerate(zip(windows, shells, starts)):
+            taps: tuple[slice, ...] = tuple(slice(k) for k in window)
+            counts[code, first : first + len(each.counts)] = each.counts
+            window_shells[code][taps] = each.tap_shell + first
+            if orders:
+                values = np.concatenate([tap_harmonics(window, steps, order) for order in orders])
+                harmonics[code][(slice(None), *taps)] = (
+                    (values * UNITS_PER_HARMONIC).round().reshape(components, *window)
+                )
+        tables = {
+            "squared_radii": np.concatenate([each.squared_radii for each in shells]),
+            "masks": np.concatenate(masks, axis=1),
+            "window_counts": counts,
+            "counts": counts[0],
+            "window_shells": window_shells,
+            "window_harmonics": harmonics,
+        }
+        for name, array in tables.items():
+            self.register_buffer(name, torch.as_tensor(array, device=self.weight.device), persistent=False)
 
     def _window(self, code: int) -> tuple[int, ...]:
         """Window number ``code``: a tap longer along the axes whose bits are set."""
         return tuple(k + (code >> axis & 1) for axis, k in enumerate(self.kernel_size))
 
-    def _kernel(self, code: int) -> torch.Tensor:
-        """The kernel over window number ``code``; all have the same mean over their taps."""
-        if code == 0:
-            with torch.autocast(device_type=self.weight.device.type, enabled=False):
-                return self.dense_kernel()
-        shells = getattr(self, f"shells_{code}")
-        if not isinstance(self, GMRHarmonicConvNd):
-            return full_precision_kernel(self.weight, self._with_equal_sums(self.basis(), code), shells)
+    def _kernel(self, code: int, window: Sequence[int]) -> torch.Tensor:
+        """The kernel over window number ``code``, zero on taps beyond it; all have the same mean over their taps."""
+        shells, harmonics = self.window_shells[code], self.window_harmonics[code]
+        for axis, k in enumerate(window):
+            shells, harmonics = shells.narrow(axis, 0, k), harmonics.narrow(axis + 1, 0, k)
         with torch.autocast(device_type=self.weight.device.type, enabled=False):
+            if not isinstance(self, GMRHarmonicConvNd):
+                return dense_kernel(self.weight, self._with_equal_sums(self.basis(), code), shells)
             profiles = self._with_equal_sums(self.radial_profiles(), code)
-            tables = [getattr(self, f"harmonics_{code}_{order}") for order in self.orders]
-            harmonics = torch.cat(tables).to(profiles.dtype) / self.harmonic_unit
+            angular = harmonics.flatten(1).to(profiles.dtype) / self.harmonic_unit
             radial = profiles.index_select(0, self.component_profile).index_select(2, shells.flatten())
-            return self._responses_kernel(radial * harmonics.unsqueeze(1), list(shells.shape))
+            return self._responses_kernel(radial * angular.unsqueeze(1), list(shells.shape))
 
     def _with_equal_sums(self, functions: torch.Tensor, code: int) -> torch.Tensor:
         counts = self.window_counts.to(functions.dtype)
         wanted, sums = (functions * counts[0]).sum(-1), (functions * counts[code]).sum(-1)
-        return functions * torch.where(sums == 0, sums, wanted / sums.clamp_min(1e-12)).unsqueeze(-1)
+        functions = functions * torch.where(sums == 0, sums, wanted / sums.clamp_min(1e-12)).unsqueeze(-1)
+        return F.pad(functions, [0, 1])
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Convolve ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``; sizes are those of ``torch.nn.ConvNd``."""
         self._check_input(input)
         dims = self.spatial_dims
         sizes = list(input.shape)[-dims:]
+        padding: list[int]
+        if is_free(sizes):
+            input, kernel, padding = *self._free_windows(input, sizes), [0] * dims
+        else:
+            input, kernel, padding = self._windows(input, sizes)
+        bias = None if isinstance(self, GMRHarmonicConvNd) else self.bias
+        output = conv_nd(input, kernel, bias, self.stride, padding, self.dilation, self.groups)
+        record_sizes(self.levels, sizes, output.shape[-dims:])
+        return self._with_bias(self._reduced(output)) if isinstance(self, GMRHarmonicConvNd) else output
+
+    def _both_paddings(self) -> list[int]:
+        """Voxels of padding at both ends of each axis together."""
+        return [2 * int(p) + s for p, s in zip(self.padding, self.surplus)]
+
+    def _windows(self, input: torch.Tensor, sizes: list[int]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+        """Image, kernel and padding of the convolution of an image of given sizes."""
+        dims = self.spatial_dims
         code, margins = 0, []
-        for axis, (n, k, s, d) in enumerate(zip(sizes, self.kernel_size, self.stride, self.dilation)):
-            window, margin = centred_window(n, k, s, 2 * int(self.padding[axis]) + self.surplus[axis], d)
+        arguments = zip(sizes, self.kernel_size, self.stride, self._both_paddings(), self.dilation)
+        for axis, (n, k, s, p, d) in enumerate(arguments):
+            window, margin = centred_window(n, k, s, p, d)
             code += (window - k) << axis
             margins.append(margin)
         padding = margins
@@ -123,10 +151,21 @@ class CentredConvNd(GMRConvNd):
                 input = input.narrow(axis - dims, cut, sizes[axis] - 2 * cut)
             reverse = [max(0, m) for m in reversed(margins) for _ in range(2)]
             input, padding = pad_nd(input, reverse, self.padding_mode), [0] * dims
-        bias = None if isinstance(self, GMRHarmonicConvNd) else self.bias
-        output = conv_nd(input, self._kernel(code), bias, self.stride, padding, self.dilation, self.groups)
-        record_sizes(self.levels, sizes, output.shape[-dims:])
-        return self._with_bias(self._reduced(output)) if isinstance(self, GMRHarmonicConvNd) else output
+        return input, self._kernel(code, self._window(code)), padding
+
+    def _free_windows(self, input: torch.Tensor, sizes: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image and kernel of the convolution where sizes are symbols: the longest window, whose first taps are those of the size's own."""
+        dims = self.spatial_dims
+        code, both = 0, self._both_paddings()
+        # more than any size needs
+        reserve = [p // 2 + d + 1 for p, d in zip(both, self.dilation)]
+        input = pad_nd(input, [r for r in reversed(reserve) for _ in range(2)], self.padding_mode)
+        for axis, (n, k, s, p, d) in enumerate(zip(sizes, self.kernel_size, self.stride, both, self.dilation)):
+            steps, longer, margin = centred_steps(n, k, s, p, d)
+            code = code + longer * 2**axis
+            places = voxels((steps - 1) * s + d * k + 1, input) + (reserve[axis] - margin)
+            input = input.index_select(axis - dims, places)
+        return input, self._kernel(code, [k + 1 for k in self.kernel_size])
 
     def to_conv(self) -> nn.Module:
         """Not possible: the window depends on the size.

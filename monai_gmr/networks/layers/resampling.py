@@ -1,12 +1,15 @@
 """Resampling and pooling that keep the centre of the grid where it is, on every size (design, section 3)."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.utils import _ntuple
 
-from monai_gmr.networks.layers.size_trail import record_sizes
+from monai_gmr.networks.layers.size_trail import Levels, record_sizes
 from monai_gmr.ops import symmetric_downsample, symmetric_upsample
+from monai_gmr.ops.free_sizes import is_free, voxels
 from monai_gmr.ops.resample import apply_along_axis, window_matrix
 from monai_gmr.utils import ConfigurationError, check_choice
 
@@ -81,7 +84,7 @@ class GMRUpsample(nn.Module):
             for i, factor in enumerate(self.factors):
                 target.append(factor * x.shape[x.dim() - dims + i])
         else:
-            target = [int(n) for n in size]
+            target = list(size)
         return symmetric_upsample(x, target, self.factors)
 
     def extra_repr(self) -> str:
@@ -112,7 +115,7 @@ class SymmetricPoolNd(nn.Module):
         super().__init__()
         check_choice("rounding", rounding, ("cover", "floor", "ceil"))
         self.rounding = rounding
-        self.levels: list[tuple[list[int], list[int]]] = []
+        self.levels: Levels | None = None
         self.kernel_size = _factors("kernel_size", spatial_dims, kernel_size)
         self.stride = _factors("stride", spatial_dims, kernel_size if stride is None else stride)
         self.padding = [int(p) for p in _ntuple(spatial_dims)(padding)]
@@ -121,40 +124,50 @@ class SymmetricPoolNd(nn.Module):
                 f"padding={padding} is impossible: it may be at most half of kernel_size={kernel_size}."
             )
 
-    def _window(self, x: torch.Tensor) -> tuple[list[int], list[int]]:
-        """Window and padding of each axis for this input: the windows cover the axis and end where it ends."""
+    def _window(self, sizes: list[int]) -> tuple[list[int], list[int], list[int]]:
+        """Number of windows, window and padding of each axis: the windows cover the axis and end where it ends.
+
+        By arithmetic alone, for a size may be the symbol of a graph.
+        """
+        count: list[int] = []
         kernel: list[int] = []
         padding: list[int] = []
-        dims = len(self.kernel_size)
-        for i in range(dims):
-            k, s, p = self.kernel_size[i], self.stride[i], self.padding[i]
-            n = x.shape[x.dim() - dims + i]
-            windows = (n + 2 * p - k) // s + 1
-            if self.rounding == "ceil" or (self.rounding == "cover" and windows < (n + s - 1) // s):
-                windows = (n + 2 * p - k + s - 1) // s + 1
-            if self.rounding == "ceil" and (windows - 1) * s >= n + p:
-                windows -= 1
+        for n, k, s, p in zip(sizes, self.kernel_size, self.stride, self.padding):
+            # the last window begins at the last multiple of the stride up to n + last
+            last = 2 * p - k
+            if self.rounding == "ceil":
+                # none begins where the image and its first padding have ended
+                last = min(last + s - 1, p - 1)
+            elif self.rounding == "cover" and last < -1:
+                last = -1 if last >= -s else last + s - 1
+            windows = (n + last) // s + 1
             missing = (windows - 1) * s + k - n
-            if missing < 0:
-                k -= missing
-                missing = 0
-            if missing % 2 == 1:
-                k += 1
-                missing += 1
-            kernel.append(k)
-            padding.append(missing // 2)
-        return kernel, padding
+            around = missing if last + k + 1 >= s else (missing + abs(missing)) // 2
+            longer = around % 2
+            count.append(windows)
+            kernel.append(k + around - missing + longer)
+            padding.append((around + longer) // 2)
+        return count, kernel, padding
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(batch, channels, *spatial)`` to ``(batch, channels, *ceil(spatial / stride))`` for ``kernel_size = stride``."""
-        kernel, padding = self._window(x)
-        y = self._pooled(x, kernel, padding)
+        sizes = list(x.shape)[x.dim() - len(self.kernel_size) :]
+        count, kernel, padding = self._window(sizes)
+        if torch.jit.is_scripting() or not is_free(sizes):
+            y = self._pooled(x, count, kernel, padding)
+        else:
+            y = self._pooled_free(x, count, kernel, padding)
         if not torch.jit.is_scripting():
-            record_sizes(self.levels, x.shape[2:], y.shape[2:])
+            record_sizes(self.levels, sizes, y.shape[2:])
         return y
 
-    def _pooled(self, x: torch.Tensor, kernel: list[int], padding: list[int]) -> torch.Tensor:
-        """What the windows of a size give."""
+    def _pooled(self, x: torch.Tensor, count: list[int], kernel: list[int], padding: list[int]) -> torch.Tensor:
+        """Windows of numbers applied to an image."""
+        raise NotImplementedError
+
+    @torch.jit.unused
+    def _pooled_free(self, x: torch.Tensor, count: list[Any], kernel: list[Any], padding: list[Any]) -> torch.Tensor:
+        """Windows of symbols applied to an image."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -177,7 +190,7 @@ class GMRMaxPool(SymmetricPoolNd):
         tensor([-1., -1., -1.])
     """
 
-    def _pooled(self, x: torch.Tensor, kernel: list[int], padding: list[int]) -> torch.Tensor:
+    def _pooled(self, x: torch.Tensor, count: list[int], kernel: list[int], padding: list[int]) -> torch.Tensor:
         if max(padding) > 0:
             reverse: list[int] = []
             for p in padding:
@@ -188,6 +201,23 @@ class GMRMaxPool(SymmetricPoolNd):
         if len(kernel) == 2:
             return F.max_pool2d(x, kernel, self.stride)
         return F.max_pool3d(x, kernel, self.stride)
+
+    @torch.jit.unused
+    def _pooled_free(self, x: torch.Tensor, count: list[Any], kernel: list[Any], padding: list[Any]) -> torch.Tensor:
+        # axis by axis, over as many voxels as the longest window has
+        for i, (windows, k, p) in enumerate(zip(count, kernel, padding)):
+            axis = x.dim() - len(count) + i
+            last = voxels(x.shape[axis], x)[-1]
+            first, largest = voxels(windows, x) * self.stride[i] - p, torch.tensor(float("-inf"), dtype=x.dtype)
+            for tap in range(self.kernel_size[i] + self.stride[i]):
+                place = first + tap
+                outside = (place < 0) | (place > last) | (place - first >= k)
+                for _ in range(len(count) - 1 - i):
+                    outside = outside.unsqueeze(-1)
+                taken = x.index_select(axis, place.clamp_min(0).minimum(last))
+                largest = torch.maximum(taken.masked_fill(outside, float("-inf")), largest)
+            x = largest
+        return x
 
 
 class GMRAvgPool(SymmetricPoolNd):
@@ -218,9 +248,16 @@ class GMRAvgPool(SymmetricPoolNd):
         super().__init__(spatial_dims, kernel_size, stride, padding, rounding)
         self.count_padding = count_padding
 
-    def _pooled(self, x: torch.Tensor, kernel: list[int], padding: list[int]) -> torch.Tensor:
+    def _pooled(self, x: torch.Tensor, count: list[int], kernel: list[int], padding: list[int]) -> torch.Tensor:
         for i in range(len(kernel)):
             axis = i - len(kernel)
-            matrix = window_matrix(x.shape[axis], kernel[i], self.stride[i], padding[i], x, self.count_padding)
-            x = apply_along_axis(x, matrix, axis)
+            matrix = window_matrix(
+                x.shape[axis], count[i], kernel[i], self.stride[i], padding[i], x, self.count_padding
+            )
+            x = apply_along_axis(x, matrix, axis, self.kernel_size[i] + self.stride[i])
         return x
+
+    @torch.jit.unused
+    def _pooled_free(self, x: torch.Tensor, count: list[Any], kernel: list[Any], padding: list[Any]) -> torch.Tensor:
+        # means over windows are a product with a matrix, whose sizes may be symbols
+        return self._pooled(x, count, kernel, padding)

@@ -4,106 +4,203 @@ A decoder that doubles its grid cannot know whether ``n`` or ``n - 1`` voxels we
 leave their sizes in a trail that lasts as long as one call of the network, and the upsampling layers look there. Places in the network are
 named by the sizes that an image of a *reference size* has there (:mod:`monai_gmr.networks.convert.trace`), a pair ``(before, after)`` for
 each call of a layer. Nothing is kept on a module; threads have a trail each.
+
+Activation checkpointing calls parts of a network again in the backward pass, on any thread, when the trail has ended. So the graph of the
+answer keeps its trail alive, and a layer that is called without one takes the trail whose backward pass has begun last: autograd runs
+through the calls of a network one after the other.
 """
 
 from __future__ import annotations
 
+import itertools
+import threading
+import weakref
 from collections.abc import Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
-Levels = Sequence[tuple[Sequence[int], Sequence[int]]]
+from monai_gmr.ops.free_sizes import is_free, same_size
+
+
+class Levels(NamedTuple):
+    """Where a layer stands.
+
+    Attributes:
+        network: name of the converted network, shared by its copies.
+        calls: for each call with the reference size, the sizes before and after the layer.
+    """
+
+    network: str
+    calls: list[tuple[Sequence[int], Sequence[int]]]
+
+
+class Trail:
+    """Sizes in one call of a network: of an axis and the size that it has there for the reference image, the size now."""
+
+    def __init__(self, network: str) -> None:
+        self.network = network
+        self.sizes: dict[tuple[int, int], Any] = {}
+        self.began_backward = 0
+
+    def begin_backward(self, gradients: Any) -> None:
+        """Hook of autograd: the backward pass of this call begins."""
+        self.began_backward = next(_count)
+
+    def fitting(self, levels: Levels, sizes: Sequence[Any]) -> tuple[Sequence[int], Sequence[int]] | None:
+        """Which of the calls that a layer had with the reference size has these sizes before it."""
+        for call in levels.calls:
+            known = [self.sizes.get((axis, key), n) for axis, (key, n) in enumerate(zip(call[0], sizes))]
+            if all(same_size(before, n) for before, n in zip(known, sizes)):
+                return call
+        return None
+
+    def record(self, call: tuple[Sequence[int], Sequence[int]], before: Sequence[Any], after: Sequence[Any]) -> None:
+        """Leave the sizes before and after a layer."""
+        for keys, sizes in zip(call, (before, after)):
+            for axis, (key, n) in enumerate(zip(keys, sizes)):
+                self.sizes.setdefault((axis, key), n)
+
+    def sizes_above(
+        self,
+        call: tuple[Sequence[int], Sequence[int]],
+        coarse: Sequence[Any],
+        default: Sequence[Any],
+        factors: Sequence[int],
+    ) -> list[Any]:
+        """The sizes that upsampling is to reach: those of this place, if they are within one step of the layer's own."""
+        target = list(default)
+        for axis, (below, above, factor) in enumerate(zip(*call, factors)):
+            for shift in range(factor if factor > 1 else 0):
+                keys = [key for key in (above + shift, above - shift) if (axis, key) in self.sizes]
+                if not keys:
+                    continue
+                found = self.sizes[axis, keys[0]]
+                # of a symbol, whether it holds for the reference image
+                here = (keys[0], below) if is_free([found, coarse[axis]]) else (found, coarse[axis])
+                if abs(here[0] - factor * here[1]) < factor:
+                    target[axis] = found
+                break
+        return target
 
 
 class _Traced:
     """Trails of a network that torch.compile traces: it can follow an attribute, but not set a context variable."""
 
-    stack: tuple[dict[tuple[int, int], int], ...] = ()
+    stack: tuple[Trail, ...] = ()
 
 
-_trails: ContextVar[tuple[dict[tuple[int, int], int], ...]] = ContextVar("monai_gmr_trails", default=())
+_trails: ContextVar[tuple[Trail, ...]] = ContextVar("monai_gmr_trails", default=())
 _traced = _Traced()
+_living: weakref.WeakSet[Trail] = weakref.WeakSet()
+_lock = threading.Lock()
+_count = itertools.count(1)
 
 
-def _current() -> dict[tuple[int, int], int] | None:
+def _current(network: str) -> Trail | None:
     # what dynamo leaves to Python, between two graphs, finds the trail of the graphs
     stack = _trails.get() or _traced.stack
-    return stack[-1] if stack else None
+    for trail in reversed(stack):
+        if trail.network == network:
+            return trail
+    return None
 
 
-def begin_trail(net: nn.Module, args: tuple, kwargs: dict) -> None:
-    """Forward pre-hook of a converted network: begin a trail with the size of its input."""
-    reference: Any = net.trail_reference
-    trail: dict[tuple[int, int], int] = {}
-    images = [each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)]
-    if images and images[0].dim() == len(reference) + 2:
-        for axis, key in enumerate(reference):
-            trail[axis, key] = images[0].shape[axis + 2]
+def begin_trail(network: str, reference: Sequence[int], in_channels: int, inputs: Sequence[Any]) -> Trail | None:
+    """Begin the trail of one call of a network, unless the network is being called already.
+
+    Args:
+        network: its name.
+        reference: the reference size.
+        in_channels: channels of its image.
+        inputs: arguments of the call; the first that can be the image gives the trail its first sizes.
+
+    Returns:
+        the trail, for :func:`end_trail`.
+    """
+    if _current(network) is not None:
+        return None
+    trail = Trail(network)
+    for each in inputs:
+        if isinstance(each, torch.Tensor) and each.dim() == len(reference) + 2 and each.shape[1] == in_channels:
+            trail.record((reference, ()), each.shape[2:], ())
+            break
     if torch.compiler.is_compiling():
         _traced.stack = (*_traced.stack, trail)
     else:
         _trails.set((*_trails.get(), trail))
+    return trail
 
 
-def end_trail(net: nn.Module, args: tuple, output: Any) -> None:
-    """Forward hook of a converted network: forget the trail, also when the network has raised."""
+def end_trail(trail: Trail | None, output: Any = None) -> None:
+    """End a trail, also when the network has raised; the graph of its output keeps it alive for the backward pass.
+
+    Args:
+        trail: what :func:`begin_trail` has returned; ``None`` ends nothing.
+        output: of the call.
+    """
+    if trail is None:
+        return
     if torch.compiler.is_compiling() or not _trails.get():
         _traced.stack = _traced.stack[:-1]
-    else:
-        _trails.set(_trails.get()[:-1])
+        return
+    _trails.set(_trails.get()[:-1])
+    nodes = [each.grad_fn for each in _tensors(output) if each.grad_fn is not None]
+    if nodes and not is_free(list(trail.sizes.values())):
+        for node in nodes:
+            node.register_prehook(trail.begin_backward)
+        with _lock:
+            _living.add(trail)
 
 
-def _fitting(levels: Levels, trail: dict, sizes: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
-    """Which of the calls that a layer had with the reference size this one is."""
-    for level in levels:
-        if all(trail.get((axis, key), n) == n for axis, (key, n) in enumerate(zip(level[0], sizes))):
-            return level
-    return levels[0]
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [tensor for item in value for tensor in _tensors(item)] if isinstance(value, list | tuple) else []
 
 
-def record_sizes(levels: Levels, before: Sequence[int], after: Sequence[int]) -> None:
+def record_sizes(levels: Levels | None, before: Sequence[Any], after: Sequence[Any]) -> None:
     """Leave the sizes that a layer has met; outside a converted network nothing happens.
 
     Args:
-        levels: for each call with the reference size, the sizes before and after the layer.
+        levels: where the layer stands.
         before, after: the sizes now.
     """
-    trail = _current() if levels else None
+    trail = None if levels is None or not levels.calls else _current(levels.network)
     if trail is not None:
-        level = _fitting(levels, trail, before)
-        for keys, sizes in zip(level, (before, after)):
-            for axis, (key, n) in enumerate(zip(keys, sizes)):
-                trail.setdefault((axis, key), n)
+        assert levels is not None
+        trail.record(trail.fitting(levels, before) or levels.calls[0], before, after)
 
 
-def sizes_above(levels: Levels, coarse: Sequence[int], default: Sequence[int], factors: Sequence[int]) -> list[int]:
+def sizes_above(
+    levels: Levels | None, coarse: Sequence[Any], default: Sequence[Any], factors: Sequence[int]
+) -> list[Any]:
     """The sizes that upsampling is to reach: those that the trail has for this place, if they are within one step of the layer's own.
 
     Args:
-        levels: as for :func:`record_sizes`.
+        levels: where the layer stands.
         coarse: sizes of the input.
         default: sizes that the layer reaches on its own.
         factors: fine voxels in a coarse one.
 
     Example:
-        >>> sizes_above([], [3, 3], [6, 6], [2, 2])
+        >>> sizes_above(None, [3, 3], [6, 6], [2, 2])
         [6, 6]
     """
-    trail = _current() if levels else None
-    target = list(default)
-    if trail is None:
-        return target
-    references = _fitting(levels, trail, coarse)[1]
-    for axis, (reference, factor) in enumerate(zip(references, factors)):
-        if factor == 1:
-            continue
-        for shift in range(factor):
-            found = [trail[axis, key] for key in (reference + shift, reference - shift) if (axis, key) in trail]
-            if found:
-                if abs(found[0] - factor * coarse[axis]) < factor:
-                    target[axis] = found[0]
-                break
-    return target
+    if levels is None or not levels.calls:
+        return list(default)
+    trail = _current(levels.network)
+    if trail is not None:
+        return trail.sizes_above(trail.fitting(levels, coarse) or levels.calls[0], coarse, default, factors)
+    if torch.compiler.is_compiling():
+        return list(default)
+    with _lock:
+        living = [each for each in _living if each.network == levels.network and each.began_backward]
+    for each in sorted(living, key=lambda trail: -trail.began_backward):
+        call = each.fitting(levels, coarse)
+        if call is not None:
+            return each.sizes_above(call, coarse, default, factors)
+    return list(default)

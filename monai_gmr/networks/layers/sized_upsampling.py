@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d, GMRConvNd
-from monai_gmr.networks.layers.size_trail import sizes_above
+from monai_gmr.networks.layers.size_trail import Levels, sizes_above
 from monai_gmr.ops import symmetric_upsample
+from monai_gmr.ops.free_sizes import all_equal, is_free
 from monai_gmr.utils import check_choice
 
 MODES = ("nearest", "nearest-exact", "linear", "bilinear", "trilinear", "bicubic")
@@ -33,7 +34,7 @@ class GMRInterpolate(nn.Module):
         super().__init__()
         check_choice("mode", mode, MODES)
         self.scale_factor, self.mode, self.align_corners = [int(f) for f in scale_factor], mode, bool(align_corners)
-        self.levels: list[tuple[list[int], list[int]]] = []
+        self.levels: Levels | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(batch, channels, *spatial)`` to ``(batch, channels, *size)``."""
@@ -41,6 +42,8 @@ class GMRInterpolate(nn.Module):
         multiple = [n * f for n, f in zip(coarse, self.scale_factor)]
         size = sizes_above(self.levels, coarse, multiple, self.scale_factor)
         if self.mode.startswith("nearest"):
+            if is_free([*size, *multiple]):
+                return symmetric_upsample(x, size, self.scale_factor, all_equal(size, multiple))
             if size == multiple:
                 return F.interpolate(x, size=size, mode="nearest-exact")
         elif self.mode == "bicubic" or self.align_corners:
@@ -88,7 +91,7 @@ class ResizedConvNd(GMRConvNd):
     def __init__(self, *args, factors: Sequence[int], extent: Sequence[int], **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.factors, self.extent = [int(f) for f in factors], [int(e) for e in extent]
-        self.levels: list[tuple[list[int], list[int]]] = []
+        self.levels: Levels | None = None
 
     def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
         """``(batch, in_channels, *spatial)`` to ``(batch, out_channels, *size)``; sizes as those of the transposed layer, or those of the

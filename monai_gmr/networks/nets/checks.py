@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from monai_gmr.ops.free_sizes import is_free
 from monai_gmr.utils import ConfigurationError
 
 
@@ -95,7 +96,7 @@ def check_smallest_grid(x: torch.Tensor, depth: int, per_instance: bool, trainin
     Example:
         >>> check_smallest_grid(torch.rand(1, 1, 8, 9), 3, True, True)
     """
-    if torch.jit.is_tracing():
+    if is_free(list(x.shape)):
         return
     voxels = 1 if per_instance else x.shape[0]
     for size in x.shape[2:]:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from monai_gmr.networks import layers
+from monai_gmr.networks.convert.sized import TrailStart, sized_class
 from monai_gmr.networks.layers import (
     GMRAvgPool,
     GMRCentredConv2d,
@@ -21,7 +22,7 @@ from monai_gmr.networks.layers import (
     GMRResizedConv2d,
     GMRSubpixelMean,
 )
-from monai_gmr.networks.layers.size_trail import begin_trail, end_trail, record_sizes, sizes_above
+from monai_gmr.networks.layers.size_trail import Levels, begin_trail, end_trail, record_sizes, sizes_above
 from monai_gmr.symmetry import point_group, transform_grid
 from monai_gmr.utils import ConfigurationError
 
@@ -132,17 +133,16 @@ def test_interpolation_is_torchs_on_multiples(mode, align_corners):
 class _Net(nn.Module):
     """Halves, doubles and adds: the smallest network with a skip connection."""
 
-    trail_reference = (8, 8)
-
     def __init__(self, up):
         super().__init__()
         self.down, self.up = GMRMaxPool(2, 2, rounding="floor"), up
-        self.down.levels = [([8, 8], [4, 4])]
+        self.down.levels = Levels("net", [([8, 8], [4, 4])])
         for each in up.modules():
             if hasattr(each, "levels"):
-                each.levels = [([4, 4], [8, 8])]
-        self.register_forward_pre_hook(begin_trail, with_kwargs=True)
-        self.register_forward_hook(end_trail, always_call=True)
+                each.levels = Levels("net", [([4, 4], [8, 8])])
+        self.trail_start = TrailStart("net", (8, 8), 2)
+
+        self.__class__ = sized_class(_Net)
 
     def forward(self, x):
         return x + self.up(self.down(x))
@@ -169,7 +169,7 @@ def test_a_trail_ends_with_its_call_even_when_the_network_raises():
     net = _Net(UPS[0])
     with pytest.raises((RuntimeError, IndexError)):
         net(torch.zeros(8))
-    assert sizes_above([([4, 4], [8, 8])], [4, 4], [8, 8], [2, 2]) == [8, 8]
+    assert sizes_above(Levels("net", [([4, 4], [8, 8])]), [4, 4], [8, 8], [2, 2]) == [8, 8]
     assert net.up(torch.zeros(1, 2, 4, 4)).shape[2:] == (8, 8)
 
 
@@ -189,16 +189,15 @@ def test_threads_have_trails_of_their_own():
 
 
 def test_outside_a_network_nothing_is_recorded():
-    record_sizes([([8], [4])], [9], [4])
-    assert sizes_above([([4], [8])], [4], [8], [2]) == [8]
+    record_sizes(Levels("net", [([8], [4])]), [9], [4])
+    assert sizes_above(Levels("net", [([4], [8])]), [4], [8], [2]) == [8]
 
 
 def test_a_layer_that_two_levels_share_knows_which_it_serves():
-    net = type("Net", (nn.Module,), {"trail_reference": (16,)})()
-    begin_trail(net, (torch.zeros(1, 1, 19),), {})
-    record_sizes([([16], [8])], [19], [10])
-    record_sizes([([8], [4])], [10], [5])
-    shared = [([8], [16]), ([4], [8])]
+    trail = begin_trail("net", (16,), 1, (torch.zeros(1, 1, 19),))
+    record_sizes(Levels("net", [([16], [8])]), [19], [10])
+    record_sizes(Levels("net", [([8], [4])]), [10], [5])
+    shared = Levels("net", [([8], [16]), ([4], [8])])
     assert sizes_above(shared, [5], [10], [2]) == [10]
     assert sizes_above(shared, [10], [20], [2]) == [19]
-    end_trail(net, (), None)
+    end_trail(trail)

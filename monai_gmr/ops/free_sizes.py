@@ -1,0 +1,88 @@
+"""Sizes of images in a recorded graph: there they are symbols, and a branch on one would hold for the recorded size alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+
+def is_free(sizes: Sequence[Any]) -> bool:
+    """Whether a size is a symbol: a tensor under ``torch.jit.trace``, a ``torch.SymInt`` under ``torch.export`` with dynamic shapes.
+
+    Args:
+        sizes: of an image, one an axis.
+
+    Example:
+        >>> is_free([8, 9]), is_free([torch.tensor(8), 9])
+        (False, True)
+    """
+    return any(isinstance(n, torch.Tensor | torch.SymInt) for n in sizes)
+
+
+@torch.jit.unused
+def has_symbols(x: torch.Tensor) -> bool:
+    """Whether sizes of a tensor are symbols of ``torch.export``.
+
+    Example:
+        >>> has_symbols(torch.zeros(2, 3))
+        False
+    """
+    return any(isinstance(n, torch.SymInt) for n in x.shape)
+
+
+def same_size(one: Any, other: Any) -> bool:
+    """Whether two sizes are equal; of symbols, whether they are the same symbol, or equal where the graph is recorded.
+
+    Example:
+        >>> same_size(8, 8), same_size(torch.tensor(8), 9)
+        (True, False)
+    """
+    if isinstance(one, torch.SymInt) or isinstance(other, torch.SymInt):
+        # a comparison would bind the graph to this size
+        return statically_known_true(one == other)
+    return recorded_number(one) == recorded_number(other)
+
+
+def recorded_number(size: Any) -> Any:
+    """A size as a number: that of the recorded image where ``torch.jit.trace`` has made it a tensor.
+
+    Example:
+        >>> recorded_number(torch.tensor(8)), recorded_number(8)
+        (8, 8)
+    """
+    return size.tolist() if isinstance(size, torch.Tensor) else size
+
+
+def all_equal(sizes: Sequence[Any], others: Sequence[Any]) -> torch.Tensor:
+    """Whether sizes are equal, as a tensor of a graph in which they are symbols.
+
+    Example:
+        >>> all_equal([torch.tensor(8), 9], [8, 9]), all_equal([8], [9])
+        (tensor(True), tensor(False))
+    """
+    one, other = (
+        torch.stack([n if isinstance(n, torch.Tensor) else torch.scalar_tensor(n, dtype=torch.int64) for n in each])
+        for each in (sizes, others)
+    )
+    return (one == other).all()
+
+
+def voxels(count: int, like: torch.Tensor) -> torch.Tensor:
+    """The numbers of the voxels along an axis, ``(count,)``, on the device of an image.
+
+    In a recorded graph too: ``torch.arange`` would keep the device of the recording.
+
+    Args:
+        count: length of the axis.
+        like: the image.
+
+    Example:
+        >>> voxels(3, torch.zeros(1))
+        tensor([0, 1, 2])
+    """
+    if not torch.jit.is_scripting() and torch.jit.is_tracing():
+        return like.new_ones([count], dtype=torch.int64).cumsum(0) - 1
+    return torch.arange(count, device=like.device)
