@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ from torch.nn.parameter import UninitializedParameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # multiples of 32 first, then what odd factors and patches ask for
-REFERENCE_SIZES = (128, 96, 64, 256, 224, 160, 192, 48, 32, 144, 162, 81, 129, 97, 65, 33, 320, 512, 384, 16)
-# of a pass that computes
-LARGEST_REAL_SIZE = 64
+REFERENCE_SIZES = (128, 96, 64, 256, 224, 160, 192, 48, 32, 144, 162, 81, 129, 97, 65, 33, 320, 512, 384, 270, 16)
+# of an image in a pass that computes
+MOST_REAL_VOXELS = 32**3
 # the sizes that MONAI's nets are built for, when they are built for one
 SIZE_ATTRIBUTES = ("input_image_size", "img_size", "image_size", "in_shape")
 # what passes on a linear layer's answer as it is, or only squashes it into an output
@@ -318,7 +319,7 @@ def trace_sizes(
     reason = ""
     for fake in (True, False):
         for channels in [in_channels] if isinstance(in_channels, int) else in_channels:
-            for size in [*named, *(each for each in usual if fake or each[0] <= LARGEST_REAL_SIZE)]:
+            for size in [*named, *(each for each in usual if fake or prod(each) <= MOST_REAL_VOXELS)]:
                 trace = Trace(size, channels, fake)
                 try:
                     _run(net, trace, partial(make_inputs, net, size, channels, example_inputs))
