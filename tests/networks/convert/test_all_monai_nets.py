@@ -77,10 +77,6 @@ def levels(size: Size) -> tuple:
     return ([image(size, 8), image(tuple(-(-n // 2) for n in size), 16)],)
 
 
-def pair(size: Size) -> tuple:
-    return image(size), image(size)
-
-
 def senet(kind: Any) -> Callable[[int], nn.Module]:
     return lambda d: kind(layers=(1, 1, 1, 1), spatial_dims=d, in_channels=1, num_classes=2)
 
@@ -94,10 +90,6 @@ def vista(dims: int) -> nn.Module:
     points = part("vista3d", "PointMappingSAM")(feature_size=8, n_classes=20, last_supported=10)
     classes = part("vista3d", "ClassMappingClassify")(n_classes=20, feature_size=8, use_mlp=True)
     return nets.VISTA3D(encoder, classes, points)
-
-
-def resnet(kind: Any, layers: list[int]) -> Callable[[int], nn.Module]:
-    return lambda d: kind("basic", layers, [4, 4, 8, 8], d, 1, num_classes=2)
 
 
 def bert() -> Any:
@@ -257,7 +249,7 @@ NETS: dict[str, Net] = {
         lambda d: nets.LocalNet(d, extract_levels=(0, 2), out_channels=d, **REGISTRATION), (32, 33), dims=(2, 3)
     ),
     "RegUNet": Net(lambda d: nets.RegUNet(d, depth=2, extract_levels=(0, 1, 2), out_channels=2, **REGISTRATION)),
-    "ResNet": Net(resnet(nets.ResNet, [1, 1, 1, 1])),
+    "ResNet": Net(lambda d: nets.ResNet("basic", [1] * 4, [4, 4, 8, 8], d, 1, num_classes=2)),
     "ResNetFeatures": Net(lambda d: nets.ResNetFeatures("resnet10", False, d, 1), slow=True),
     "ResNetEncoder": Net(lambda d: nets.ResNetEncoder("resnet10", False, d, 1), slow=True),
     "ResNetBlock": Net(lambda d: nets.ResNetBlock(4, 4, d), channels=4),
@@ -340,7 +332,12 @@ NETS: dict[str, Net] = {
         lambda d: nets.ViTAutoEnc(1, (16,) * d, deconv_chns=4, spatial_dims=d, **VIT), (16,), outcome="named"
     ),
     "VNet": shared("VNet"),
-    "VoxelMorph": Net(lambda d: nets.VoxelMorph(voxelmorph(d), spatial_dims=d), (32,), pair, outcome="named"),
+    "VoxelMorph": Net(
+        lambda d: nets.VoxelMorph(voxelmorph(d), spatial_dims=d),
+        (32,),
+        lambda size: (image(size), image(size)),
+        outcome="named",
+    ),
     "VoxelMorphUNet": Net(lambda d: voxelmorph(d), (32, 33), channels=2),
     "VQVAE": Net(
         lambda d: nets.VQVAE(
