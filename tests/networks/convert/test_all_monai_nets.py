@@ -121,10 +121,6 @@ def transchex() -> nn.Module:
         return nets.Transchex(1, (16, 16), (8, 8), 2, 1, 1, 1, **sizes)
 
 
-def small_bag() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-
-
 def adapted(dims: int) -> nn.Module:
     model = nets.ResNet("basic", [1, 1, 1, 1], [4, 4, 8, 8], dims, 1, num_classes=2)
     return nets.NetAdapter(model, 2, dims, in_channels=8, pool=None, fc_name="fc")
@@ -192,19 +188,7 @@ NETS: dict[str, Net] = {
         outcome="named",
     ),
     "HighResBlock": Net(lambda d: nets.HighResBlock(d, 1, 4)),
-    "HighResNet": Net(
-        lambda d: nets.HighResNet(
-            d,
-            1,
-            2,
-            layer_params=(
-                {"name": "conv_0", "n_features": 4, "kernel_size": 3},
-                {"name": "res_1", "n_features": 4, "kernels": (3, 3), "repeat": 2},
-                {"name": "conv_1", "n_features": 4, "kernel_size": 1},
-                {"name": "conv_2", "kernel_size": 1},
-            ),
-        )
-    ),
+    "HighResNet": shared("HighResNet", (16, 17)),
     "HoVerNet": Net(hovernet, (256,), lambda size: (image(size, batch=1),), slow=True),
     "HyenaNDUNETR": Net(
         lambda d: nets.HyenaNDUNETR(
@@ -230,7 +214,13 @@ NETS: dict[str, Net] = {
     ),
     "MedNeXt": shared("MedNeXt"),
     "MILModel": Net(
-        lambda d: nets.MILModel(2, "att", pretrained=False, backbone=small_bag(), backbone_num_features=8),
+        lambda d: nets.MILModel(
+            2,
+            "att",
+            pretrained=False,
+            backbone=nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+            backbone_num_features=8,
+        ),
         (32, 33),
         lambda size: (torch.randn(2, 3, 1, *size).double(),),
     ),
