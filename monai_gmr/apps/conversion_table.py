@@ -137,7 +137,7 @@ class VaryingPart(nn.Module):
         return answer - answer.mean((0, *range(2, answer.dim())), keepdim=True)
 
 
-def settle_statistics(net: nn.Module, x: torch.Tensor) -> nn.Module:
+def settle_statistics(net: nn.Module, *inputs: Any, **named: Any) -> nn.Module:
     """Give batch norms the statistics of an input, as training would, so that no layer's answer is lost in the next; in eval mode then."""
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -145,7 +145,7 @@ def settle_statistics(net: nn.Module, x: torch.Tensor) -> nn.Module:
             module.reset_running_stats()
     net.train()
     with torch.no_grad():
-        net(x)
+        net(*inputs, **named)
     return net.eval()
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 
 import torch
+from torch._subclasses import FakeTensor
 
 from monai_gmr.ops.crossovers import KERNELS, Use, crossover
 from monai_gmr.ops.memory_format import has_channels_last, is_recorded
@@ -141,7 +142,9 @@ def select_backend(
         angular: whether angular factors are part of it.
     """
     name = get_backend()
-    if name == "auto" and is_recorded(x):
+    # sizes without values, which no kernel could read
+    fake = not torch.compiler.is_compiling() and isinstance(x, FakeTensor)
+    if fake or (name == "auto" and is_recorded(x)):
         name = "dense"
     if name == "auto":
         last, gradients, most = has_channels_last(x), torch.is_grad_enabled(), max(stride)

@@ -6,15 +6,17 @@ import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from monai_gmr.networks.convert.audit import remaining_operations
 from monai_gmr.networks.convert.report import ConversionReport, ConvertedModule
 from monai_gmr.networks.convert.sized import TrailStart, sized_class
 from monai_gmr.networks.convert.swaps import CONVERTIBLE, Options, Swap, swap
-from monai_gmr.networks.convert.trace import materialise, sizes_of_network, trace_sizes
+from monai_gmr.networks.convert.trace import make_inputs, materialise, sizes_of_network, trace_sizes
 from monai_gmr.networks.layers import split_convolution
 from monai_gmr.networks.layers.ring_conv import RINGS
 from monai_gmr.utils import ConfigurationError, check_choice
@@ -37,6 +39,7 @@ def convert_to_gmr(
     in_channels: int | None = None,
     spatial_dims: int | None = None,
     spatial_size: Sequence[int] | None = None,
+    example_inputs: Sequence | Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Make a network equivariant under the symmetries of the grid, at every size: swap its convolutions for radial ones, and its strides,
     pools, upsampling and one-sided padding for ones about the centre of the grid.
@@ -63,6 +66,9 @@ def convert_to_gmr(
         spatial_dims: 1, 2 or 3; default: those of its first convolution.
         spatial_size: a size in voxels, one number an axis, that the network can take; default: what the network names, or one of some
             usual sizes.
+        example_inputs: what ``forward`` takes, in order or by name, for a network that takes more than an image:
+            ``(image, timesteps)``. The first tensor with a batch, channels and all spatial axes is the image, whose size takes the place of
+            ``spatial_size``.
 
     Returns:
         the converted network, of the given class, in the given mode, on the given device.
@@ -96,10 +102,11 @@ def convert_to_gmr(
     if name == "plain":
         return _with_report(net, ConversionReport(type(module).__name__, (), ("conv='plain': left as it is",)))
     channels, dims = _input_of(net, in_channels, spatial_dims)
+    _check_inputs(example_inputs, dims)
     if any(isinstance(each, UninitializedParameter) for each in net.parameters()):
         sizes = [tuple(spatial_size)] if spatial_size is not None else [*sizes_of_network(net, dims), (64,) * dims]
-        materialise(net, sizes[0], channels)
-    trace = trace_sizes(net, dims, channels, spatial_size)
+        materialise(net, partial(make_inputs, net, sizes[0], channels[0], example_inputs))
+    trace = trace_sizes(net, dims, channels, spatial_size, example_inputs)
     arguments |= {"rings": rings, "num_rings": num_rings, "spacing": spacing}
     options = Options(name, arguments, kernel_sizes, weights, trace, dims)
     rows, net = _convert_modules(net, options, _selectors(include), _selectors(exclude))
@@ -110,12 +117,16 @@ def convert_to_gmr(
     ]
     if trace.failure:
         notes.append(
-            f"{trace.failure}: upsampling doubles sizes and does not know those of skip connections; give spatial_size."
+            f"{trace.failure}: upsampling doubles sizes and does not know those of skip connections; give spatial_size, or example_inputs "
+            "for a network that takes more than an image."
         )
     elif getattr(net, "trail_start", None) is None:
         kind: Any = type(net)
         net.__class__ = sized_class(kind)
-        net.trail_start = TrailStart(trace.network, list(trace.size), channels)  # type: ignore[assignment]
+        net.trail_start = TrailStart(trace.network, list(trace.size), trace.in_channels)  # type: ignore[assignment]
+    if not trace.failure:
+        known = [row.path for row in rows if row.breaks]
+        notes += remaining_operations(net, trace, trace.in_channels, example_inputs, known)
     return _with_report(net, ConversionReport(type(module).__name__, tuple(rows), tuple(notes)))
 
 
@@ -133,18 +144,28 @@ def _check_windows(kernel_sizes: Any) -> None:
         )
 
 
-def _input_of(net: nn.Module, in_channels: int | None, spatial_dims: int | None) -> tuple[int, int]:
-    for each in net.modules():
-        if isinstance(each, nn.modules.conv._ConvNd):
-            spatial_dims = spatial_dims or len(each.kernel_size)
-            # a layer that is built lazily has 0 channels until it is
-            in_channels = in_channels or each.in_channels
-            break
-    if not spatial_dims:
-        raise ConfigurationError(f"{type(net).__name__} has no convolution: give spatial_dims and in_channels.")
-    if not in_channels:
+def _check_inputs(example_inputs: Any, dims: int) -> None:
+    if example_inputs is None:
+        return
+    if not isinstance(example_inputs, list | tuple | Mapping):
+        raise ConfigurationError(
+            f"example_inputs={type(example_inputs).__name__} is impossible: give what forward takes as a tuple, or as a dictionary by name."
+        )
+
+
+def _input_of(net: nn.Module, in_channels: int | None, spatial_dims: int | None) -> tuple[list[int], int]:
+    """Channels that the image may have, the likeliest first, and number of its spatial axes."""
+    convolutions = [each for each in net.modules() if isinstance(each, nn.modules.conv._ConvNd)]
+    if not spatial_dims and not convolutions:
+        raise ConfigurationError(
+            f"{type(net).__name__} has no convolution, so there is nothing to convert: if it takes images, "
+            "give spatial_dims and in_channels."
+        )
+    # a layer that is built lazily has 0 channels until it is; the first that is registered need not be the first that is called
+    channels = [in_channels] if in_channels else list(dict.fromkeys(each.in_channels for each in convolutions))[:8]
+    if not channels or not channels[0]:
         raise ConfigurationError(f"{type(net).__name__} begins with a lazily built layer: give in_channels.")
-    return in_channels, spatial_dims
+    return channels, spatial_dims or len(convolutions[0].kernel_size)
 
 
 def _selectors(given: Any) -> list[Selector] | None:
@@ -208,8 +229,8 @@ def _convert_modules(
             _leave_levels(each, found.module, options)
             net = _put(net, names, found.module)
         after = None if found.module is None else _short(found.module)
-        row = ConvertedModule(names[0] or before, text, after, f"{found.reason}{also}".lstrip("; "), found.change)
-        rows.append(row)
+        reason = f"{found.reason}{also}".lstrip("; ")
+        rows.append(ConvertedModule(names[0] or before, text, after, reason, found.change, found.breaks))
     return rows, net
 
 

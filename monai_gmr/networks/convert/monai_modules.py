@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Sequence
+
 import torch
 from monai.networks.blocks import SubpixelUpsample
+from monai.networks.blocks.dints_block import FactorizedReduceBlock
+from monai.networks.blocks.downsample import SubpixelDownsample
+from monai.networks.blocks.feature_pyramid_network import FeaturePyramidNetwork
 from monai.networks.blocks.mednext_block import MedNeXtBlock, MedNeXtUpBlock
-from monai.networks.nets import DynUNet, SegResNetDS
+from monai.networks.blocks.spade_norm import SPADE
+from monai.networks.nets import DynUNet, HoVerNet, SegResNetDS, SegResNetDS2
+from monai.networks.nets.spade_network import SPADEDecoder
 from torch import nn
 
 from monai_gmr.networks.layers import GMRAvgPool
 from monai_gmr.ops import symmetric_upsample
+
+
+def resize_about_centre(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """An image at another size: by nearest where that is exact, linear where it is not, and means over an image that becomes smaller.
+
+    Args:
+        x: ``(batch, channels, *spatial)``.
+        size: in voxels, one number an axis.
+
+    Example:
+        >>> [resize_about_centre(torch.rand(1, 1, 4, 4), size).shape[2] for size in ((8, 8), (7, 7), (3, 3))]
+        [8, 7, 3]
+    """
+    sizes, factors = list(x.shape[2:]), [-(-n // m) for n, m in zip(size, x.shape[2:])]
+    if any(n < m for n, m in zip(size, sizes)):
+        return nn.functional.interpolate(x, list(size), mode="area")
+    if [m * f for m, f in zip(sizes, factors)] == list(size):
+        return nn.functional.interpolate(x, list(size), mode="nearest-exact")
+    return symmetric_upsample(x, list(size), factors)
 
 
 class SymmetricMedNeXtUpBlock(MedNeXtUpBlock):
@@ -33,13 +60,7 @@ class SymmetricDynUNet(DynUNet):
         if not (self.training and self.deep_supervision):
             return answer
         size = list(answer.shape[2:])
-        maps = [answer]
-        for each in found:
-            factors = [max(1, -(-n // m)) for n, m in zip(size, each.shape[2:])]
-            # nearest, as in MONAI, where that is exact
-            nearest = [m * f for m, f in zip(each.shape[2:], factors)] == size
-            maps.append(nn.functional.interpolate(each, size) if nearest else symmetric_upsample(each, size, factors))
-        return torch.stack(maps, dim=1)
+        return torch.stack([answer, *(resize_about_centre(each, size) for each in found)], dim=1)
 
 
 class SymmetricSubpixelUpsample(SubpixelUpsample):
@@ -58,6 +79,131 @@ class SymmetricSegResNetDS(SegResNetDS):
     def is_valid_shape(self, x: torch.Tensor) -> bool:
         """Every size is valid."""
         return True
+
+
+class SymmetricSegResNetDS2(SegResNetDS2):
+    """:class:`SymmetricSegResNetDS` with two decoders, as in VISTA3D."""
+
+    def is_valid_shape(self, x: torch.Tensor) -> bool:
+        """Every size is valid."""
+        return True
+
+
+class SymmetricSPADE(SPADE):
+    """MONAI's normalisation by a map of labels, which is brought to the size of the image about the centre."""
+
+    def forward(self, x: torch.Tensor, segmap: torch.Tensor) -> torch.Tensor:
+        """``(batch, channels, *spatial)`` and ``(batch, labels, *any)`` to ``(batch, channels, *spatial)``."""
+        return super().forward(x, resize_about_centre(segmap, x.shape[2:]))
+
+
+class SymmetricSPADEDecoder(SPADEDecoder):
+    """MONAI's decoder, which begins with the map of labels at its smallest size: about the centre."""
+
+    def forward(self, seg: torch.Tensor, z: torch.Tensor | None = None) -> torch.Tensor:
+        """``(batch, labels, *spatial)`` to ``(batch, channels, *spatial)``."""
+        if self.is_vae:
+            return super().forward(seg, z)
+        x = self.conv_init(resize_about_centre(seg, self.latent_spatial_shape))
+        for block in self.blocks:
+            x = self.upsampling(block(x, seg))
+        return self.last_conv(x)
+
+
+class SymmetricFactorizedReduceBlock(FactorizedReduceBlock):
+    """MONAI's halving by two convolutions, one of them shifted by a voxel: here both step about the centre."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(batch, in_channels, *spatial)`` to ``(batch, out_channels, *ceil(spatial / 2))``."""
+        x = self.act(x)
+        return self.norm(torch.cat([self.conv_1(x), self.conv_2(x)], dim=1))
+
+
+class SymmetricHoVerNetBlock(nn.Module):
+    """A residual block of MONAI's HoVerNet, whose halving pads by a voxel too many and then cuts the last one off: here it does neither."""
+
+    shortcut: nn.Module
+    layers: nn.Sequential
+    bna_block: nn.Module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(batch, in_channels, *spatial)`` to ``(batch, out_channels, *ceil(spatial / stride))``."""
+        carried = self.shortcut(x)
+        for layer in self.layers:
+            x = carried = layer(x) + carried
+        return self.bna_block(x)
+
+
+class SymmetricHoVerNet(HoVerNet):
+    """MONAI's net with :class:`SymmetricHoVerNetBlock`."""
+
+    def become_symmetric(self) -> None:
+        """Change the blocks, and take the padding back from their convolutions that step."""
+        for block in self.res_blocks:
+            block.__class__ = SymmetricHoVerNetBlock
+            for each in block.modules():
+                if isinstance(each, nn.Conv2d) and max(each.stride) > 1:
+                    each.padding = (each.kernel_size[0] // 2, each.kernel_size[1] // 2)
+
+
+class SortedPixelUnshuffle(nn.Module):
+    """What pixel unshuffling becomes: the parts of a voxel as channels, in the order of their values in place of that of their places.
+
+    Args:
+        scale_factor: parts along each axis.
+
+    Example:
+        >>> SortedPixelUnshuffle(2)(torch.tensor([[[[1.0, 4.0], [3.0, 2.0]]]])).flatten()
+        tensor([1., 2., 3., 4.])
+    """
+
+    def __init__(self, scale_factor: int) -> None:
+        super().__init__()
+        self.scale_factor = scale_factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(batch, channels, *spatial)`` to ``(batch, channels * parts, *spatial / scale_factor)``."""
+        for axis in range(x.dim() - 2):
+            # (batch, channels, *parts, *coarse): a part of its own after the channels for each axis
+            x = x.unflatten(2 + 2 * axis, (-1, self.scale_factor)).movedim(3 + 2 * axis, 2)
+        dims = (x.dim() - 2) // 2
+        return x.flatten(2, 1 + dims).sort(2).values.flatten(1, 2)
+
+
+class SymmetricSubpixelDownsample(SubpixelDownsample):
+    """MONAI's downsampling with its parts of a voxel sorted."""
+
+    def become_symmetric(self) -> None:
+        """Make what sorts."""
+        self.unshuffle = SortedPixelUnshuffle(self.scale_factor)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(batch, in_channels, *spatial)`` to ``(batch, channels * parts, *spatial / scale_factor)``.
+
+        Raises:
+            ValueError: where ``scale_factor`` does not divide the size, as in MONAI.
+        """
+        x = self.conv_block(x)
+        if any(n % self.scale_factor for n in x.shape[2:]):
+            raise ValueError(f"All spatial dimensions {x.shape[2:]} must be evenly divisible by {self.scale_factor}")
+        return self.unshuffle(x)
+
+
+class SymmetricFeaturePyramidNetwork(FeaturePyramidNetwork):
+    """MONAI's pyramid; a coarse map is enlarged about its centre before it is added to a finer one."""
+
+    def forward(self, x: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A map of features for each level to the like."""
+        names, values = list(x), list(x.values())
+        inner = self.get_result_from_inner_blocks(values[-1], -1)
+        results = [self.get_result_from_layer_blocks(inner, -1)]
+        for level in range(len(values) - 2, -1, -1):
+            lateral = self.get_result_from_inner_blocks(values[level], level)
+            inner = lateral + resize_about_centre(inner, lateral.shape[2:])
+            results.insert(0, self.get_result_from_layer_blocks(inner, level))
+        if self.extra_blocks is not None:
+            results, names = self.extra_blocks(results, values, names)
+        return OrderedDict(zip(names, results))
 
 
 class SymmetricChannelShortcut(nn.Module):
@@ -85,4 +231,29 @@ REPLACEMENTS: dict[type, tuple[type, str]] = {
     MedNeXtUpBlock: (SymmetricMedNeXtUpBlock, "without its one-sided padding"),
     DynUNet: (SymmetricDynUNet, "deep supervision about the centre"),
     SegResNetDS: (SymmetricSegResNetDS, "takes every size"),
+    SegResNetDS2: (SymmetricSegResNetDS2, "takes every size"),
+    SPADE: (SymmetricSPADE, "the labels at another size about the centre"),
+    SPADEDecoder: (SymmetricSPADEDecoder, "the labels at another size about the centre"),
+    FactorizedReduceBlock: (SymmetricFactorizedReduceBlock, "both halves about the centre"),
+    SubpixelDownsample: (SymmetricSubpixelDownsample, "the parts of a voxel by value, not by place"),
+    FeaturePyramidNetwork: (SymmetricFeaturePyramidNetwork, "coarse maps enlarged about the centre"),
+    HoVerNet: (SymmetricHoVerNet, "without its one-sided padding and cut"),
 }
+
+
+def replacement_of(kind: type) -> tuple[type, str] | None:
+    """The class that a MONAI module becomes, and a remark; that of a base class counts where nothing but the constructor differs.
+
+    Args:
+        kind: class of the module.
+
+    Example:
+        >>> replacement_of(DynUNet)[0].__name__, replacement_of(nn.Identity)
+        ('SymmetricDynUNet', None)
+    """
+    for base in kind.__mro__:
+        if base in REPLACEMENTS:
+            return REPLACEMENTS[base]
+        if any(not name.startswith("__") for name in vars(base)):
+            return None
+    return None

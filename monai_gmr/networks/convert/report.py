@@ -16,6 +16,7 @@ class ConvertedModule:
         after: what it became; ``None`` when it stayed.
         reason: why it stayed, or what there is to know of what it became.
         change: of the weights, relative; ``None`` where there are none or they were drawn anew.
+        breaks: whether it keeps the network from being exact.
     """
 
     path: str
@@ -23,6 +24,7 @@ class ConvertedModule:
     after: str | None
     reason: str = ""
     change: float | None = None
+    breaks: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class ConversionReport:
     Attributes:
         name: class of the network.
         modules: those that were looked at, in the order of the network.
-        notes: what concerns the network as a whole.
+        notes: what else keeps the network from being exact: weights and operations outside of the modules that conversion knows.
     """
 
     name: str
@@ -53,6 +55,11 @@ class ConversionReport:
     def changes(self) -> dict[str, float]:
         """Relative change of the weights of each module that has been projected."""
         return {module.path: module.change for module in self.modules if module.change is not None}
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """What keeps the network from being exact, a sentence each; empty for one that is exact at every size that it takes."""
+        return (*(f"{module.path}: {module.reason}" for module in self.modules if module.breaks), *self.notes)
 
     def __iter__(self) -> Iterator[ConvertedModule]:
         return iter(self.modules)

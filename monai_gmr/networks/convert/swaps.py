@@ -10,14 +10,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from monai.networks.blocks import SubpixelUpsample
+from monai.networks.blocks import DVF2DDF, SubpixelUpsample, Warp
+from monai.networks.blocks.patchembedding import PatchEmbed, PatchEmbeddingBlock
+from monai.networks.layers.spatial_transforms import AffineTransform
+from monai.networks.nets.autoencoderkl import AsymmetricPad
 from monai.networks.nets.resnet import ResNetBlock, ResNetBottleneck
+from monai.networks.nets.swin_unetr import PatchMerging, PatchMergingV2, WindowAttention
 from torch import nn
 from torch.nn.modules.utils import _ntuple
 from torch.nn.utils import parametrize
 
 from monai_gmr.networks.convert.layers import swapped_class
-from monai_gmr.networks.convert.monai_modules import REPLACEMENTS, SymmetricChannelShortcut, SymmetricSubpixelUpsample
+from monai_gmr.networks.convert.monai_modules import (
+    REPLACEMENTS,
+    SortedPixelUnshuffle,
+    SymmetricChannelShortcut,
+    SymmetricSubpixelUpsample,
+    replacement_of,
+)
 from monai_gmr.networks.convert.trace import Trace
 from monai_gmr.networks.layers import GMRAvgPool, GMRInterpolate, GMRMaxPool, GMRSubpixelMean
 from monai_gmr.networks.layers.gmr_harmonic_conv import GMRHarmonicConvNd
@@ -27,6 +37,9 @@ from monai_gmr.symmetry import project_kernel, project_kernel_on_order, project_
 from monai_gmr.symmetry.projection import fitted_window
 
 EXACT = "exact as it is"
+VECTORS = (
+    "moves voxels by channels that are components of vectors, which rotate otherwise than the channels of a radial net"
+)
 
 
 class Swap(NamedTuple):
@@ -36,11 +49,13 @@ class Swap(NamedTuple):
         module: its replacement; ``None`` when it stays.
         reason: why it stays, or what there is to know.
         change: relative change of its weights, where they were projected.
+        breaks: whether it keeps the network from being exact.
     """
 
     module: nn.Module | None
     reason: str = ""
     change: float | None = None
+    breaks: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,10 +84,32 @@ def swap(module: nn.Module, owners: Sequence[nn.Module], options: Options) -> Sw
         owners: the modules that hold it, the network first.
         options: of the conversion.
     """
+    if module in options.trace.paddings:
+        return _swap_padding(module, owners, options)
     for kinds, convert in SWAPS:
         if isinstance(module, kinds):
-            return convert(module, owners, options)
+            found = convert(module, owners, options)
+            return found if found is None else _with_oblong(module, found, options)
     return None
+
+
+def _with_oblong(module: nn.Module, found: Swap, options: Options) -> Swap:
+    """A swap that says so where a window, step or factor differs between axes of one spacing, which no exchange of these axes keeps."""
+    spacing: Any = options.arguments.get("spacing") or (1,) * options.spatial_dims
+    for name in ("kernel_size", "stride", "dilation", "padding", "scale_factor", "factors"):
+        values = getattr(found.module or module, name, None)
+        if (
+            isinstance(values, list | tuple)
+            and len(values) == len(spacing)
+            and len(set(zip(spacing, values))) > len(set(spacing))
+        ):
+            text = f"{name}={tuple(values)} differs between axes: not exact where these are exchanged"
+            return found._replace(reason="; ".join(filter(None, [found.reason, text])), breaks=True)
+    return found
+
+
+def _stays_broken(reason: str) -> Swap:
+    return Swap(None, reason, breaks=True)
 
 
 def _swap_convolution(module: Any, owners: Sequence[nn.Module], options: Options) -> Swap:
@@ -82,32 +119,35 @@ def _swap_convolution(module: Any, owners: Sequence[nn.Module], options: Options
     transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
     base = getattr(nn, f"Conv{'Transpose' if transposed else ''}{dims}d")
     if type(module).forward is not base.forward:
-        return Swap(None, f"{type(module).__name__} has a forward of its own, which may do more than convolve")
+        return _stays_broken(f"{type(module).__name__} has a forward of its own, which may do more than convolve")
     if parametrize.is_parametrized(module) or "weight" not in module._parameters:
-        return Swap(None, "its weight is computed from others: remove the parametrisation or weight norm first")
+        return _stays_broken("its weight is computed from others: remove the parametrisation or weight norm first")
     if max(module.kernel_size) == max(module.stride) == 1 and not _asymmetric(module, options):
         return Swap(None, f"{EXACT}: a window of 1")
     if any(type(owner).__name__.startswith("PatchEmbed") for owner in owners):
-        return Swap(None, "a patch embedding: its weights tell the places in a patch apart, which is what they are for")
+        return _stays_broken(
+            "a patch embedding: its weights tell the places in a patch apart, which is what they are for"
+        )
     return _transposed(module, dims, options) if transposed else _convolution(module, dims, options)
 
 
 def _surplus(module: Any, options: Options) -> list[int] | None:
     """Voxels along each axis that a padding module before a convolution adds; ``None`` without one."""
     pad = options.trace.pads.get(module)
-    if pad is None or getattr(pad, "value", None) != 0:
+    if pad is None:
         return None
-    ends: Any = pad.padding
+    ends = options.trace.paddings[pad]
+    ends = ends + [0] * (2 * len(module.kernel_size) - len(ends))
     return [ends[i] + ends[i + 1] for i in range(len(ends) - 2, -1, -2)]
 
 
 def _asymmetric(module: Any, options: Options) -> bool:
     pad = options.trace.pads.get(module)
-    return pad is not None and _one_sided(pad)
+    return pad is not None and _one_sided(options.trace.paddings[pad])
 
 
-def _one_sided(pad: Any) -> bool:
-    return any(pad.padding[i] != pad.padding[i + 1] for i in range(0, len(pad.padding), 2))
+def _one_sided(ends: Sequence[int]) -> bool:
+    return any(ends[i] != ends[i + 1] for i in range(0, len(ends), 2))
 
 
 def _kind(module: Any, window: Sequence[int], options: Options) -> tuple[str, str]:
@@ -136,7 +176,7 @@ def _convolution(module: Any, dims: int, options: Options) -> Swap:
         growth = [d * (new - old) for d, new, old in zip(module.dilation, window, module.kernel_size)]
         total = [2 * p + g + s for p, g, s in zip(padding, growth, surplus)]
         if min(total) < 0:
-            return Swap(None, f"a window of {window} leaves no padding that keeps the size")
+            return _stays_broken(f"a window of {window} leaves no padding that keeps the size")
         padding, surplus = tuple(t // 2 for t in total), [t % 2 for t in total]
     elif padding == "same":
         surplus = [d * (k - 1) % 2 for d, k in zip(module.dilation, window)]
@@ -236,7 +276,7 @@ def _transposed(module: Any, dims: int, options: Options) -> Swap:
         coarse = k if s == 1 else 1 + 2 * max(0, math.ceil((reach - 2 * s + 1) / (2 * s)))
         margin = e + d * (k - 1) - 1 if s == 1 else coarse - 1
         if margin < 0 or margin % 2:
-            return Swap(None, f"its padding={module.padding} has no symmetric form")
+            return _stays_broken(f"its padding={module.padding} has no symmetric form")
         window.append(coarse)
         padding.append(margin // 2)
         dilation.append(d if s == 1 else 1)
@@ -278,7 +318,7 @@ def _swap_pooling(module: Any, owners: Sequence[nn.Module], options: Options) ->
     dims, maximum = options.spatial_dims, isinstance(module, nn.modules.pooling._MaxPoolNd)
     base = getattr(nn, f"{'Max' if maximum else 'Avg'}Pool{dims}d")
     if type(module).forward is not base.forward:
-        return Swap(None, f"{type(module).__name__} has a forward of its own, which may do more than pool")
+        return _stays_broken(f"{type(module).__name__} has a forward of its own, which may do more than pool")
     per_axis = _ntuple(dims)
     stride = per_axis(module.stride)
     if max(stride) == 1:
@@ -288,7 +328,9 @@ def _swap_pooling(module: Any, owners: Sequence[nn.Module], options: Options) ->
             None, "returns indices or is dilated, which has no centred form: its steps are not exact on every size"
         )
     if getattr(module, "divisor_override", None) is not None:
-        return Swap(None, "has a divisor of its own, which has no centred form: its steps are not exact on every size")
+        return _stays_broken(
+            "has a divisor of its own, which has no centred form: its steps are not exact on every size"
+        )
     make = GMRMaxPool if maximum else partial(GMRAvgPool, count_padding=module.count_include_pad)
     kernel, padding = per_axis(module.kernel_size), per_axis(module.padding)
     return Swap(make(dims, kernel, stride, padding, rounding="ceil" if module.ceil_mode else "floor"))
@@ -299,6 +341,9 @@ def _swap_upsample(module: Any, owners: Sequence[nn.Module], options: Options) -
     factors = () if module.scale_factor is None else _ntuple(dims)(module.scale_factor)
     if module.mode not in MODES or not factors or any(int(f) != f or f < 1 for f in factors):
         nearest = module.mode.startswith("nearest")
+        if not nearest and factors:
+            # the factor that the sizes have, where the given one does not divide them
+            module.recompute_scale_factor = True
         return Swap(None, "nearest to a size that may be no multiple, where it is not exact" if nearest else EXACT)
     return Swap(GMRInterpolate([int(f) for f in factors], module.mode, module.align_corners))
 
@@ -338,20 +383,27 @@ def _swap_shuffle(module: Any, owners: Sequence[nn.Module], options: Options) ->
     return Swap(block, "the mean over the parts of a voxel, then interpolation", found.change)
 
 
+def _swap_unshuffle(module: Any, owners: Sequence[nn.Module], options: Options) -> Swap:
+    return Swap(SortedPixelUnshuffle(module.downscale_factor), "the parts of a voxel by value, not by place")
+
+
 def _swap_padding(module: Any, owners: Sequence[nn.Module], options: Options) -> Swap | None:
-    if not _one_sided(module):
+    ends = options.trace.paddings.get(module, getattr(module, "padding", getattr(module, "pad", ())))
+    if not _one_sided(ends):
         return None
     takers = [conv for conv, pad in options.trace.pads.items() if pad is module]
-    if len(takers) == 1 and getattr(module, "value", None) == 0:
+    if len(takers) == 1:
         return Swap(nn.Identity(), "the convolution behind it pads both ends alike")
-    return Swap(None, "pads one end more than the other, and what follows is no convolution that could take it over")
+    return _stays_broken("pads one end more than the other, and what follows is no convolution that could take it over")
 
 
-def _swap_monai(module: nn.Module, owners: Sequence[nn.Module], options: Options) -> Swap | None:
-    found = REPLACEMENTS.get(type(module))
+def _swap_monai(module: Any, owners: Sequence[nn.Module], options: Options) -> Swap | None:
+    found = replacement_of(type(module))
     if found is None:
         return None
     module.__class__ = found[0]
+    if hasattr(module, "become_symmetric"):
+        module.become_symmetric()
     return Swap(module, found[1])
 
 
@@ -364,14 +416,20 @@ def _swap_residual_block(module: Any, owners: Sequence[nn.Module], options: Opti
     return Swap(module, "its shortcut steps about the centre")
 
 
-def _stays(reason: str) -> Callable[..., Swap]:
-    return lambda module, owners, options: Swap(None, reason)
+def _stays(reason: str, breaks: bool = False) -> Callable[..., Swap]:
+    return lambda module, owners, options: Swap(None, reason, breaks=breaks)
+
+
+def _swap_embedding(module: Any, owners: Sequence[nn.Module], options: Options) -> Swap | None:
+    # one that convolves is looked at there
+    convolves = any(isinstance(each, nn.modules.conv._ConvNd) for each in module.modules())
+    return None if convolves else _stays_broken("a patch embedding: its weights tell the places in a patch apart")
 
 
 def _swap_linear(module: Any, owners: Sequence[nn.Module], options: Options) -> Swap | None:
     if module not in options.trace.flattened:
         return None
-    return Swap(None, "takes each voxel by its place: not equivariant, whatever comes before")
+    return _stays_broken("takes each voxel by its place: not equivariant, whatever comes before")
 
 
 SWAPS: tuple[tuple[Any, Callable[..., Swap | None]], ...] = (
@@ -380,15 +438,18 @@ SWAPS: tuple[tuple[Any, Callable[..., Swap | None]], ...] = (
     (nn.modules.pooling._AvgPoolNd, _swap_pooling),
     (nn.Upsample, _swap_upsample),
     ((nn.PixelShuffle, SubpixelUpsample), _swap_shuffle),
-    (nn.modules.padding._ConstantPadNd, _swap_padding),
+    ((nn.modules.padding._ConstantPadNd, AsymmetricPad), _swap_padding),
     ((nn.modules.padding._ReflectionPadNd, nn.modules.padding._ReplicationPadNd), _swap_padding),
     (nn.modules.pooling._AdaptiveAvgPoolNd, _stays(EXACT)),
     (nn.modules.pooling._AdaptiveMaxPoolNd, _stays(EXACT)),
-    (
-        (nn.PixelUnshuffle, nn.modules.pooling._MaxUnpoolNd, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d),
-        _stays("has no symmetric form"),
-    ),
-    (nn.modules.pooling._LPPoolNd, _stays("has no centred form: its steps are not exact on every size")),
+    (nn.PixelUnshuffle, _swap_unshuffle),
+    (nn.modules.pooling._MaxUnpoolNd, _stays("exact where the pooling is that found its places")),
+    ((nn.FractionalMaxPool2d, nn.FractionalMaxPool3d), _stays("has no symmetric form", breaks=True)),
+    (nn.modules.pooling._LPPoolNd, _stays("has no centred form: its steps are not exact on every size", breaks=True)),
+    ((Warp, DVF2DDF, AffineTransform), _stays(VECTORS, breaks=True)),
+    ((PatchMerging, PatchMergingV2), _stays("takes the voxels of a patch by their place", breaks=True)),
+    (WindowAttention, _stays("attends within windows that begin at one end, by places within them", breaks=True)),
+    ((PatchEmbed, PatchEmbeddingBlock), _swap_embedding),
     (nn.MultiheadAttention, _stays("attends by content: exact, unless positions were embedded before")),
     (nn.Linear, _swap_linear),
     (tuple(REPLACEMENTS), _swap_monai),

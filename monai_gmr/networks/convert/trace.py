@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -18,7 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from monai_gmr.networks.layers.size_trail import Levels
 
 # multiples of 32 first, then what odd factors and patches ask for
-REFERENCE_SIZES = (128, 96, 64, 256, 224, 160, 192, 48, 32, 144, 162, 81, 129, 97, 65, 33, 320, 512)
+REFERENCE_SIZES = (128, 96, 64, 256, 224, 160, 192, 48, 32, 144, 162, 81, 129, 97, 65, 33, 320, 512, 384, 270, 16)
+# of an image in a pass that computes
+MOST_REAL_VOXELS = 32**3
 # the sizes that MONAI's nets are built for, when they are built for one
 SIZE_ATTRIBUTES = ("input_image_size", "img_size", "image_size", "in_shape")
 # what passes on a linear layer's answer as it is, or only squashes it into an output
@@ -86,7 +90,10 @@ class Trace:
 
     Attributes:
         size: the reference size.
+        in_channels: channels of the image.
+        fake: whether the tensors had no values.
         calls: of each module that was called, the sizes before and after, for each call.
+        paddings: modules that do nothing but pad with zeros, and by how much, as ``torch.nn.functional.pad`` counts.
         pads: of each convolution, the padding module whose result alone it takes.
         heads: convolutions whose answer is the network's, with no nonlinearity in between.
         shortcuts: convolutions whose answer is joined with another path and then met by linear layers only.
@@ -96,7 +103,10 @@ class Trace:
     """
 
     size: Sizes = ()
+    in_channels: int = 0
+    fake: bool = True
     calls: dict[nn.Module, list[tuple[Sizes, Sizes]]] = field(default_factory=dict)
+    paddings: dict[nn.Module, list[int]] = field(default_factory=dict)
     pads: dict[nn.Module, nn.Module] = field(default_factory=dict)
     heads: set[nn.Module] = field(default_factory=set)
     shortcuts: set[nn.Module] = field(default_factory=set)
@@ -119,33 +129,36 @@ class _Followed(TorchDispatchMode):
 
     @staticmethod
     def _passes(name: str, args: tuple) -> bool:
-        return name in PASSING or (name in ("mul", "div") and len(_tensors(args)) == 1)
+        return name in PASSING or (name in ("mul", "div") and len(tensors_in(args)) == 1)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         output = func(*args, **(kwargs or {}))
         name = func.__name__.split(".")[0].rstrip("_")
-        images = [t for t in _tensors(args) if t.dim() == len(self.trace.size) + 2]
+        images = [t for t in tensors_in(args) if t.dim() == len(self.trace.size) + 2]
+        if name == "constant_pad_nd" and (len(args) < 3 or args[2] == 0):
+            output._gmr_padded = args[0], list(args[1])
         if name in FLATTENING and images and images[0].shape[2:].numel() > 1 and output.dim() == 2:
             output._gmr_flattened = True
-        sources = [tag for tensor in _tensors((args, kwargs)) for tag in getattr(tensor, "_gmr_answers", ())]
+        sources = [tag for tensor in tensors_in((args, kwargs)) for tag in getattr(tensor, "_gmr_answers", ())]
         if name in LINEAR:
             self.trace.shortcuts |= {module for module, joined in sources if joined}
         elif sources and not self._passes(name, args):
             self.bent |= {module for module, _ in sources}
         elif sources:
             tags = {(module, joined or name in JOINING) for module, joined in sources}
-            for tensor in _tensors(output):
+            for tensor in tensors_in(output):
                 tensor._gmr_answers = tags  # type: ignore[attr-defined]
         return output
 
 
-def _tensors(value: Any) -> list[torch.Tensor]:
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """Every tensor in nested tuples, lists and dictionaries."""
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, dict):
-        return [tensor for item in value.values() for tensor in _tensors(item)]
+        return [tensor for item in value.values() for tensor in tensors_in(item)]
     if isinstance(value, list | tuple):
-        return [tensor for item in value for tensor in _tensors(item)]
+        return [tensor for item in value for tensor in tensors_in(item)]
     return []
 
 
@@ -170,17 +183,19 @@ def _watch(net: nn.Module, trace: Trace, dims: int) -> list:
     outputs: dict[int, tuple[torch.Tensor, nn.Module]] = {}
 
     def after(module: nn.Module, args: tuple, output: Any) -> None:
-        given = [t for t in _tensors(args) if t.dim() == dims + 2]
-        answers = [t for t in _tensors(output) if t.dim() == dims + 2]
+        given = [t for t in tensors_in(args) if t.dim() == dims + 2]
+        answers = [t for t in tensors_in(output) if t.dim() == dims + 2]
         if is_convolution(module):
             for tensor in answers:
                 tensor._gmr_answers = {(module, False)}  # type: ignore[attr-defined]
             source = outputs.get(id(given[0])) if given else None
             if source is not None:
                 trace.pads[module] = source[1]
-        if isinstance(module, nn.Linear) and any(getattr(t, "_gmr_flattened", False) for t in _tensors(args)):
+        if isinstance(module, nn.Linear) and any(getattr(t, "_gmr_flattened", False) for t in tensors_in(args)):
             trace.flattened.add(module)
-        if isinstance(module, nn.modules.padding._ConstantPadNd):
+        source, padding = getattr(answers[0], "_gmr_padded", (None, [])) if answers else (None, [])
+        if given and source is given[0] and len(padding) <= 2 * dims:
+            trace.paddings[module] = padding
             # kept, so that no later tensor takes its number
             outputs[id(answers[0])] = (answers[0], module)
         if given and answers:
@@ -191,19 +206,38 @@ def _watch(net: nn.Module, trace: Trace, dims: int) -> list:
     return [module.register_forward_hook(after) for module in net.modules()]
 
 
-def _run(net: nn.Module, trace: Trace, size: Sizes, in_channels: int, dtype: torch.dtype, device: Any) -> None:
-    handles, logger = _watch(net, trace, len(size)), logging.getLogger("torch._subclasses.fake_tensor")
+def run_without_values(
+    net: nn.Module, inputs: Callable[[], tuple[tuple, dict]], fake: bool, watch: TorchDispatchMode
+) -> Any:
+    """The answer of a network in eval mode under a dispatch mode, without gradients.
+
+    Args:
+        net: the network.
+        inputs: makes its arguments.
+        fake: whether on fake tensors, which have sizes and no values.
+        watch: sees each operation.
+    """
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
     # a size that does not fit is an answer, not an error to print
     level = logger.level
     logger.setLevel(logging.CRITICAL)
+    mode: Any = FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext()
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), _Followed(trace) as followed, torch.no_grad():
-            output = net(torch.empty((2, in_channels, *size), dtype=dtype, device=device))
-        for tensor in _tensors(list(output.values()) if isinstance(output, dict) else output):
+        with _in_eval_mode(net), mode, watch, torch.no_grad():
+            args, kwargs = inputs()
+            return net(*args, **kwargs)
+    finally:
+        logger.setLevel(level)
+
+
+def _run(net: nn.Module, trace: Trace, inputs: Callable[[], tuple[tuple, dict]]) -> None:
+    handles, followed = _watch(net, trace, len(trace.size)), _Followed(trace)
+    try:
+        output = run_without_values(net, inputs, trace.fake, followed)
+        for tensor in tensors_in(list(output.values()) if isinstance(output, dict) else output):
             trace.heads |= {module for module, _ in getattr(tensor, "_gmr_answers", ())}
         trace.shortcuts -= followed.bent
     finally:
-        logger.setLevel(level)
         for handle in handles:
             handle.remove()
 
@@ -218,21 +252,61 @@ def sizes_of_network(net: nn.Module, dims: int) -> list[Sizes]:
     return found
 
 
-def materialise(net: nn.Module, size: Sizes, in_channels: int) -> None:
+def materialise(net: nn.Module, inputs: Callable[[], tuple[tuple, dict]]) -> None:
     """Give lazily built layers their parameters, by one real pass."""
     if any(isinstance(each, UninitializedParameter) for each in net.parameters()):
         with _in_eval_mode(net), torch.no_grad():
-            net(torch.zeros((1, in_channels, *size)))
+            args, kwargs = inputs()
+            net(*args, **kwargs)
 
 
-def trace_sizes(net: nn.Module, dims: int, in_channels: int, spatial_size: Sequence[int] | None = None) -> Trace:
-    """Send an image of a reference size through a network on fake tensors, which have sizes and no values.
+def make_inputs(
+    net: nn.Module, size: Sizes, in_channels: int, example_inputs: Sequence | Mapping[str, Any] | None = None
+) -> tuple[tuple, dict]:
+    """What a network is called with in a pass: an image of zeros, or copies of given inputs on its device and in its precision.
+
+    Args:
+        net: the network.
+        size: of the image.
+        in_channels: of the image.
+        example_inputs: what its ``forward`` takes, in order or by name; default: the image.
+    """
+    first = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
+    if example_inputs is None:
+        return (torch.zeros((2, in_channels, *size), dtype=first.dtype, device=first.device),), {}
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.detach().to(first.device, first.dtype if value.is_floating_point() else None, copy=True)
+        if isinstance(value, Mapping):
+            return {key: copied(item) for key, item in value.items()}
+        return type(value)(map(copied, value)) if isinstance(value, list | tuple) else value
+
+    return ((), copied(example_inputs)) if isinstance(example_inputs, Mapping) else (copied(tuple(example_inputs)), {})
+
+
+def size_of_inputs(example_inputs: Sequence | Mapping[str, Any], dims: int) -> Sizes | None:
+    """The spatial size of the first of given inputs that is an image."""
+    values = list(example_inputs.values()) if isinstance(example_inputs, Mapping) else list(example_inputs)
+    return next((tuple(t.shape[-dims:]) for t in tensors_in(values) if t.dim() >= dims + 2), None)
+
+
+def trace_sizes(
+    net: nn.Module,
+    dims: int,
+    in_channels: int | Sequence[int],
+    spatial_size: Sequence[int] | None = None,
+    example_inputs: Sequence | Mapping[str, Any] | None = None,
+) -> Trace:
+    """Send an image of a reference size through a network on fake tensors, which have sizes and no values; where a network asks for
+    values, on real ones of a small size.
 
     Args:
         net: the network; it and its buffers stay as they are.
         dims: number of spatial axes.
-        in_channels: channels of the image.
+        in_channels: channels of the image, or several numbers to try.
         spatial_size: the reference size; default: the first of those that the network names and some usual ones that it can take.
+        example_inputs: what its ``forward`` takes, in order or by name; default: the image alone.
 
     Returns:
         the trace; its ``failure`` is one sentence if no size was possible.
@@ -243,16 +317,18 @@ def trace_sizes(net: nn.Module, dims: int, in_channels: int, spatial_size: Seque
         >>> trace.calls[net[0]], trace.heads == {net[2]}
         ([((128, 128), (64, 64))], True)
     """
-    usual = [(n,) * dims for n in REFERENCE_SIZES]
-    candidates = [tuple(spatial_size)] if spatial_size is not None else [*sizes_of_network(net, dims), *usual]
-    first = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
+    named = [tuple(spatial_size)] if spatial_size is not None else sizes_of_network(net, dims)
+    usual = [(n,) * dims for n in REFERENCE_SIZES] if spatial_size is None else []
+    if example_inputs is not None:
+        named, usual = [size_of_inputs(example_inputs, dims) or (1,) * dims], []
     reason = ""
-    for size in candidates:
-        trace = Trace(size)
-        try:
-            with _in_eval_mode(net):
-                _run(net, trace, size, in_channels, first.dtype, first.device)
-            return trace
-        except Exception as error:  # whatever a network says to a size that it cannot take
-            reason = reason or (str(error).strip() or type(error).__name__).splitlines()[0][:160].rstrip(".")
+    for fake in (True, False):
+        for channels in [in_channels] if isinstance(in_channels, int) else in_channels:
+            for size in [*named, *(each for each in usual if fake or prod(each) <= MOST_REAL_VOXELS)]:
+                trace = Trace(size, channels, fake)
+                try:
+                    _run(net, trace, partial(make_inputs, net, size, channels, example_inputs))
+                    return trace
+                except Exception as error:  # whatever a network says to a size that it cannot take
+                    reason = reason or (str(error).strip() or type(error).__name__).splitlines()[0][:160].rstrip(".")
     return Trace(failure=f"no size could be sent through it ({reason})")

@@ -119,6 +119,13 @@ def test_deep_supervision_turns_in_training_at_odd_sizes():
     assert torch.allclose(turned, net(x).rot90(1, (3, 4)), atol=1e-9)
 
 
+class _Even(nn.Module):
+    """What pixel unshuffling asks for: even sizes."""
+
+    def forward(self, x):
+        return nn.functional.interpolate(x, [n + n % 2 for n in x.shape[2:]], mode="bilinear")
+
+
 LAYERS = {
     "even window": nn.Conv2d(1, 3, 2),
     "same": nn.Conv2d(1, 3, 4, padding="same"),
@@ -136,6 +143,7 @@ LAYERS = {
     "transposed, long": nn.ConvTranspose2d(1, 3, 7, 2, 3),
     "transposed, dilated": nn.ConvTranspose2d(1, 3, 3, 2, 2, 1, dilation=2),
     "grouped": nn.Sequential(nn.Conv2d(1, 4, 3), nn.ConvTranspose2d(4, 6, 2, 2, groups=2)),
+    "pixel unshuffle": nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), _Even(), nn.PixelUnshuffle(2)),
     "pixel shuffle": nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.PixelShuffle(2)),
     "subpixel": SubpixelUpsample(2, 1, 3),
     "subpixel, own block": SubpixelUpsample(2, 1, conv_block=nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU())),
@@ -283,7 +291,7 @@ class _OwnConvolution(nn.Conv2d):
 def test_what_stays_has_a_reason():
     normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 2, 3))
     dilated, padded = nn.MaxPool2d(2, 2, dilation=2), nn.ReflectionPad2d((1, 0, 0, 0))
-    others = [_OwnPool(2), nn.PixelUnshuffle(2), nn.Upsample(size=9)]
+    others = [_OwnPool(2), nn.FractionalMaxPool2d(3, 4), nn.Upsample(size=9)]
     net = nn.Sequential(_OwnConvolution(1, 2, 3), normed, dilated, padded, *others)
     report = convert_to_gmr(net).conversion_report
     assert not report.converted

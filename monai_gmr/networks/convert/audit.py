@@ -1,0 +1,256 @@
+"""What a converted network still does that is not exact: its operations on images of a reference size, and of a voxel more, without
+computing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from monai_gmr.networks.convert.trace import Trace, make_inputs, run_without_values, tensors_in
+
+OURS = "monai_gmr.networks.layers.", "monai_gmr.networks.convert.layers"
+RANDOM = ("randn", "randn_like", "rand", "rand_like", "normal", "normal_", "uniform_", "bernoulli", "bernoulli_")
+PLACES = {
+    "roll": "moves voxels along an axis",
+    "flip": "mirrors an axis",
+    "grid_sampler_2d": "samples an image at places that it computes",
+    "grid_sampler_3d": "samples an image at places that it computes",
+    "pixel_shuffle": "makes channels the places of voxels",
+    "pixel_unshuffle": "makes the places of voxels channels",
+    "im2col": "takes the voxels of a patch by their place",
+    "col2im": "takes the voxels of a patch by their place",
+    "unfold": "takes the voxels of a patch by their place",
+    "cumsum": "adds up along an axis",
+}
+
+
+def remaining_operations(
+    net: nn.Module, trace: Trace, in_channels: int, example_inputs: Any = None, known: Sequence[str] = ()
+) -> list[str]:
+    """Operations of a converted network that are not exact, a sentence for each module that calls them.
+
+    Args:
+        net: the converted network.
+        trace: of the network before.
+        in_channels: of its image.
+        example_inputs: as for :func:`~monai_gmr.networks.convert.trace.make_inputs`.
+        known: names of modules of which the report says already that they are not exact.
+
+    Example:
+        >>> from monai_gmr.networks.convert.trace import trace_sizes
+        >>> net = nn.Sequential(nn.ZeroPad2d((1, 0, 0, 0)))
+        >>> remaining_operations(net, trace_sizes(net, 2, 1), 1)
+        ['0: pads one end of an axis more than the other']
+    """
+    sizes = [trace.size] if example_inputs is not None else [trace.size, tuple(n + 1 for n in trace.size)]
+    found: dict[str, None] = {}
+    for size in sizes:
+        watch = _Watch(net, size, known)
+        try:
+            run_without_values(net, partial(make_inputs, net, size, in_channels, example_inputs), trace.fake, watch)
+        except Exception as error:  # a network need not take a voxel more
+            if size == trace.size:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160].rstrip(".")
+                found[f"what it does outside of its layers could not be looked at ({reason})"] = None
+            continue
+        finally:
+            watch.close()
+        found |= watch.found
+    return list(found)
+
+
+def _is_ours(module: nn.Module) -> bool:
+    """Whether a module is a layer of this library, which is exact as a whole."""
+    name = type(module).__module__
+    return name.startswith(OURS) or (name.startswith("monai_gmr.") and not module._modules)
+
+
+class _Watch(TorchDispatchMode):
+    """Follows the calls of modules and looks at each operation."""
+
+    def __init__(self, net: nn.Module, size: Sequence[int], known: Sequence[str]) -> None:
+        super().__init__()
+        self.dims, self.known = len(size), set(known)
+        # those of images, unlike those of tables of attention
+        self.sizes = {tuple(size)}
+        self.weights = {id(each) for each in [*net.parameters(), *net.buffers()]}
+        self.names = {module: name for name, module in net.named_modules()}
+        self.title = type(net).__name__
+        self.stack: list[nn.Module] = []
+        self.found: dict[str, None] = {}
+        self.handles: list[Any] = []
+        for module in self.names:
+            self.handles.append(module.register_forward_pre_hook(self._enter))
+            self.handles.append(module.register_forward_hook(self._leave, always_call=True))
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        self.stack.append(module)
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if _is_ours(module) or isinstance(module, nn.modules.conv._ConvNd):
+            self.sizes |= {tuple(each.shape[2:]) for each in tensors_in(output) if each.dim() == self.dims + 2}
+        while self.stack and self.stack.pop() is not module:
+            pass
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        for handle in self.handles:
+            handle.remove()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if self.stack and not any(map(_is_ours, self.stack)):
+            name = func.__name__.split(".")[0]
+            sentence = self._sentence(name, args, output)
+            path = self.names[self.stack[-1]]
+            owners = {self.names[each] for each in self.stack}
+            if sentence and not owners & self.known:
+                self.found[f"{path or self.title}: {sentence}"] = None
+        return output
+
+    def _is_image(self, value: Any) -> bool:
+        if not isinstance(value, torch.Tensor) or value.dim() < self.dims + 2:
+            return False
+        size = value.shape[-self.dims :]
+        return size.numel() > 1 and tuple(size) in self.sizes
+
+    def _sentence(self, name: str, args: tuple, output: Any) -> str | None:
+        if name in RANDOM and self._is_image(output):
+            return "draws random numbers for each voxel: its answers rotate with the image on average alone"
+        if name in ("view", "_unsafe_view", "reshape") and isinstance(args[0], torch.Tensor):
+            return self._viewed(args[0], output)
+        if not args or not self._is_image(args[0]):
+            return None
+        if name in ("add", "sub", "mul", "add_", "mul_"):
+            return self._weighed(args[1])
+        for beginning, look in LOOKS.items():
+            if name.startswith(beginning):
+                return look(args, output, self.dims)
+        if name in PLACES and not (name in ("roll", "flip", "cumsum") and not self._spatial(args)):
+            return PLACES[name]
+        return None
+
+    def _spatial(self, args: tuple) -> bool:
+        """Whether an operation along axes, its last argument, concerns those of the image."""
+        axes = args[-1] if isinstance(args[-1], list | tuple) else [args[-1]]
+        return any(axis % args[0].dim() >= args[0].dim() - self.dims for axis in axes)
+
+    def _weighed(self, other: Any) -> str | None:
+        weighs = id(other) in self.weights and other.dim() >= self.dims and other.shape[-self.dims :].numel() > 1
+        return "has a weight of its own for each voxel" if weighs else None
+
+    def _viewed(self, source: torch.Tensor, output: torch.Tensor) -> str | None:
+        dims, tail = self.dims, output.shape[-self.dims :]
+        if source.dim() == 2 and output.dim() == dims + 2:
+            vector = source.shape[0] == output.shape[0] and tail.numel() > 1
+            return "makes the entries of a vector voxels by their place" if vector else None
+        if not self._is_image(source) or source.dim() != dims + 2 or output.dim() <= dims + 2:
+            return None
+        kept = tail == source.shape[-dims:] or output.shape[-1] == source.shape[-dims:].numel()
+        return None if kept else "cuts an image into patches, from one end"
+
+
+def _padded(args: tuple, output: torch.Tensor, dims: int) -> str | None:
+    ends = list(args[1])[: 2 * dims]
+    pairs = [(ends[i], ends[i + 1]) for i in range(0, len(ends), 2)]
+    if any(one != other for one, other in pairs):
+        return "pads one end of an axis more than the other"
+    pairs += [(0, 0)] * (dims - len(pairs))
+    return "pads one axis more than another" if len(set(pairs)) > 1 else None
+
+
+def _sliced(args: tuple, output: torch.Tensor, dims: int) -> str | None:
+    x, axis = args[0], (args[1] if len(args) > 1 else 0) % args[0].dim()
+    start, end, step = (*args[2:], *(None,) * 3)[:3]
+    n = x.shape[axis]
+    taken = range(n)[slice(start, end, step or 1)]
+    if axis < x.dim() - dims or not len(taken):
+        return None
+    return None if taken[0] == n - 1 - taken[-1] else "cuts off voxels, or steps, from one end of an axis"
+
+
+def _selected(args: tuple, output: torch.Tensor, dims: int) -> str | None:
+    x, axis = args[0], args[1] % args[0].dim()
+    n = x.shape[axis]
+    return "takes voxels by their place" if axis >= x.dim() - dims and 2 * (args[2] % n) + 1 != n else None
+
+
+def _picked(args: tuple, output: torch.Tensor, dims: int) -> str | None:
+    x = args[0]
+    axes = (
+        [axis for axis, each in enumerate(args[1]) if each is not None]
+        if isinstance(args[1], list | tuple)
+        else [args[1]]
+    )
+    spatial = any(axis % x.dim() >= x.dim() - dims for axis in axes)
+    whole = isinstance(args[1], list | tuple) and any(each is not None and each.dtype == torch.bool for each in args[1])
+    return "takes voxels by their place" if spatial and not whole else None
+
+
+def _nearest(args: tuple, output: torch.Tensor, dims: int) -> str | None:
+    exact = all(m % n == 0 for n, m in zip(args[0].shape[-dims:], output.shape[-dims:]))
+    return None if exact else "interpolates by nearest to a size that is no multiple"
+
+
+def _linear(args: tuple, output: torch.Tensor, dims: int) -> str | None:
+    scales = [f for each in args[3:] for f in (each if isinstance(each, list | tuple) else [each]) if f is not None]
+    fits = all(n * f == m for n, f, m in zip(args[0].shape[-dims:], scales, output.shape[-dims:]))
+    return None if args[2] or fits else "interpolates by a factor that does not fit the size"
+
+
+def _stepped(args: tuple, output: torch.Tensor, dims: int) -> str | None:
+    if args[0].dim() != dims + 2:
+        return None
+    every = [
+        list(each) if isinstance(each, list | tuple) else [each] for each in args[1:5] if not isinstance(each, bool)
+    ]
+    window, step, padding, dilation = (
+        [(each * dims)[:dims] for each in (*every, [], [0], [1])[:4]] if every else [[]] * 4
+    )
+    step = step or window
+    return _centred(args[0].shape[-dims:], window, step, padding or [0] * dims, dilation or [1] * dims)
+
+
+def _centred(sizes: Sequence[int], window: Any, step: Any, padding: Any, dilation: Any) -> str | None:
+    values = zip(sizes, window, step, padding, dilation)
+    if any((n + 2 * p - d * (k - 1) - 1) % s for n, k, s, p, d in values):
+        return "steps from one end of an axis, not about its centre"
+    return None
+
+
+def _convolved(args: tuple, output: torch.Tensor, dims: int) -> str | None:
+    window = args[1].shape[2:]
+    if len(window) != dims:
+        return None
+    if prod(window) > 1:
+        return "convolves with a kernel that is not radial"
+    return None if args[6] else _centred(args[0].shape[-dims:], window, args[3], args[4], args[5])
+
+
+def _normed(args: tuple, output: Any, dims: int) -> str | None:
+    shape, weight = args[1], args[2]
+    own = len(shape) > 1 and prod(shape[-dims:]) > 1 and weight is not None
+    return "has a weight of its own for each voxel" if own else None
+
+
+LOOKS: dict[str, Callable[[tuple, Any, int], str | None]] = {
+    "constant_pad_nd": _padded,
+    "reflection_pad": _padded,
+    "replication_pad": _padded,
+    "slice": _sliced,
+    "select": _selected,
+    "index": _picked,
+    "upsample_nearest": _nearest,
+    "_upsample_nearest_exact": _nearest,
+    "upsample": _linear,
+    "max_pool": _stepped,
+    "avg_pool": _stepped,
+    "convolution": _convolved,
+    "native_layer_norm": _normed,
+}

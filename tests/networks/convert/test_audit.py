@@ -1,0 +1,235 @@
+"""The report of a conversion names what a network does outside of its layers, and nothing of what is exact."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from monai.networks.blocks import FeaturePyramidNetwork, Warp
+from monai.networks.nets.autoencoderkl import AsymmetricPad
+from torch import nn
+
+from monai_gmr.metrics import equivariance_error
+from monai_gmr.networks import convert_to_gmr
+from monai_gmr.networks.convert.monai_modules import resize_about_centre
+from monai_gmr.ops import backends
+from monai_gmr.symmetry import point_group
+from monai_gmr.utils import ConfigurationError
+
+
+class Between(nn.Module):
+    """Two convolutions with a function between them."""
+
+    def __init__(self, function, channels=4):
+        super().__init__()
+        self.first, self.function = nn.Conv2d(1, 4, 3, padding=1), function
+        self.last = nn.Conv2d(channels, 2, 3, padding=1)
+        self.own = nn.Parameter(torch.randn(4, 32, 32))
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        return self.last(self.function(x, self) if self.function.__code__.co_argcount > 1 else self.function(x))
+
+
+KERNEL = torch.randn(4, 1, 3, 3)
+INEXACT = {
+    "pad": (lambda x: F.pad(x, (0, 1)), "pads one end"),
+    "replicate": (lambda x: F.pad(x, (1, 0, 0, 0), mode="replicate"), "pads one end"),
+    "pad an axis": (lambda x: F.pad(x, (1, 1)), "pads one axis more"),
+    "crop": (lambda x: x[..., 1:], "from one end"),
+    "every other": (lambda x: x[:, :, ::2, ::2], "from one end"),
+    "column": (lambda x: x + x[..., :1] + x.select(3, 0).unsqueeze(3), "by their place"),
+    "roll": (lambda x: x.roll(1, 2), "moves voxels along an axis"),
+    "flip": (lambda x: x.flip(3), "mirrors an axis"),
+    "nearest": (lambda x: F.interpolate(x, size=[n + 1 for n in x.shape[2:]]), "nearest"),
+    "nearest, down": (lambda x: F.interpolate(x, scale_factor=0.5), "nearest"),
+    "factor": (lambda x: F.interpolate(x, scale_factor=0.4, mode="bilinear"), "does not fit"),
+    "pool": (lambda x: F.max_pool2d(x, 3, 2), "not about its centre"),
+    "mean": (lambda x: F.avg_pool2d(x, 3, 2), "not about its centre"),
+    "filter": (lambda x: F.conv2d(x, KERNEL.to(x), padding=1, groups=4), "not radial"),
+    "sample": (lambda x: F.grid_sample(x, x.movedim(1, 3)[..., :2], align_corners=False), "samples"),
+    "shuffle": (lambda x: F.pixel_shuffle(x, 2).repeat(1, 4, 1, 1), "places of voxels"),
+    "patches": (lambda x: F.pad(x, (0, x.shape[3] % 2)).unflatten(3, (-1, 2))[..., :1].flatten(3), "patches"),
+    "sum": (lambda x: x.cumsum(3), "adds up"),
+    "random": (lambda x: x + torch.randn_like(x), "draws random numbers"),
+}
+EXACT = {
+    "pad": lambda x: F.pad(x, (1, 1, 1, 1)),
+    "crop": lambda x: x[..., 1:-1, 1:-1],
+    "channels": lambda x: torch.cat([x[:, 1:], x[:, :1]], 1),
+    "chunks": lambda x: torch.cat(x.chunk(2, 1)[::-1], 1),
+    "nearest": lambda x: F.interpolate(x, scale_factor=2.0),
+    "linear": lambda x: F.interpolate(x, size=[n + 1 for n in x.shape[2:]], mode="bilinear"),
+    "area": lambda x: F.interpolate(x, size=(5, 5), mode="area"),
+    "pool": lambda x: F.max_pool2d(x, 3, 1),
+    "attention": lambda x: (x.flatten(2).softmax(2) * x.flatten(2)).view(x.shape) + x.mean((2, 3), keepdim=True),
+    "groups": lambda x: x.unflatten(1, (2, 2)).sort(2).values.flatten(1, 2),
+    "resized": lambda x: resize_about_centre(resize_about_centre(x, [n // 2 for n in x.shape[2:]]), x.shape[2:]),
+}
+
+
+def worst(net, size):
+    with torch.no_grad():
+        x = torch.randn(2, 1, *size, dtype=torch.float64)
+        return equivariance_error(net.double().eval(), x, point_group(2)).worst
+
+
+@pytest.mark.parametrize("name", INEXACT)
+def test_what_is_not_exact_is_named_with_its_module(name):
+    function, part = INEXACT[name]
+    net = convert_to_gmr(Between(function))
+    limits = net.conversion_report.limits
+    assert any(each.startswith("Between: ") and part in each for each in limits), limits
+    assert str(net.conversion_report).endswith(limits[-1])
+    assert max(worst(net, (16, 16)), worst(net, (17, 17))) > 1e-3
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_what_is_exact_is_not_named(name):
+    net = convert_to_gmr(Between(EXACT[name]))
+    assert net.conversion_report.limits == ()
+    assert max(worst(net, (16, 16)), worst(net, (17, 17)), worst(net, (16, 19))) < 1e-9
+
+
+def test_weights_of_a_place_are_named():
+    net = convert_to_gmr(Between(lambda x, net: x * net.own), spatial_size=(32, 32))
+    assert net.conversion_report.limits == ("Between: has a weight of its own for each voxel",)
+    normed = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.LayerNorm((2, 32, 32)))
+    assert "1: has a weight of its own" in convert_to_gmr(normed, spatial_size=(32, 32)).conversion_report.limits[0]
+
+
+class OwnPad(nn.Module):
+    """A padding module that no library knows."""
+
+    def forward(self, x):
+        return F.pad(x, (0, 1, 0, 1))
+
+
+@pytest.mark.parametrize("pad", [nn.ZeroPad2d((0, 1, 0, 1)), AsymmetricPad(2), OwnPad(), nn.Sequential(OwnPad())])
+@pytest.mark.parametrize("conv", ["gmr", "gmr_harmonic"])
+def test_whatever_pads_before_a_convolution_goes_into_it(pad, conv):
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), pad, nn.Conv2d(4, 4, 3, 2), nn.ReLU())
+    converted = convert_to_gmr(net, conv=conv)
+    assert converted.conversion_report.limits == ()
+    for size in ((12, 12), (13, 13), (12, 15)):
+        assert converted.float()(torch.rand(1, 1, *size)).shape == net(torch.rand(1, 1, *size)).shape
+        assert worst(converted, size) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "pad", [AsymmetricPad(2), OwnPad(), nn.ReflectionPad2d((0, 1, 0, 1)), nn.ConstantPad2d((0, 1, 0, 1), 1.0)]
+)
+def test_what_no_convolution_takes_over_stays_and_is_named(pad):
+    net = convert_to_gmr(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), pad, nn.Tanh()))
+    assert any("one end" in each and each.startswith("2: ") for each in net.conversion_report.limits)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Conv2d(1, 4, (3, 1)), nn.Conv2d(1, 4, 3, (1, 2)), nn.Conv2d(1, 4, 3, dilation=(1, 2)), nn.MaxPool2d((1, 2))],
+)
+def test_axes_that_differ_are_named_unless_their_spacing_does(layer):
+    net = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), layer)
+    assert "differs between axes" in convert_to_gmr(net).conversion_report.limits[0]
+    assert convert_to_gmr(net, spacing=(1, 3)).conversion_report.limits == ()
+
+
+def test_vectors_are_named():
+    class Registered(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.warp = nn.Conv2d(1, 2, 3, padding=1), Warp()
+
+        def forward(self, x):
+            return self.warp(x, self.conv(x))
+
+    assert "warp: moves voxels by channels" in convert_to_gmr(Registered()).conversion_report.limits[0]
+
+
+def test_pyramids_are_exact_where_a_level_is_no_multiple():
+    class Pyramid(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(1, 4, 3, 2, 1), nn.Conv2d(4, 8, 3, 2, 1)
+            self.pyramid = FeaturePyramidNetwork(2, [4, 8], 6)
+
+        def forward(self, x):
+            fine = self.first(x)
+            return self.pyramid({"fine": fine, "coarse": self.second(fine)})
+
+    net = convert_to_gmr(Pyramid())
+    assert net.conversion_report.limits == ()
+    assert max(worst(net, size) for size in ((16, 16), (17, 17), (13, 18))) < 1e-9
+
+
+class Timed(nn.Module):
+    """A U-shaped network that takes a number and a second image, some by name only."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, 4, 3, 2, 1), nn.ConvTranspose2d(4, 2, 3, 2, 1, 1)
+
+    def forward(self, x, time, *, others):
+        return self.up(F.relu(self.down(torch.cat([x, others["label"]], 1))) * time[:, None, None, None])
+
+
+class TimedByPlace(Timed):
+    """The same, with all inputs in order."""
+
+    def forward(self, x, time, others):
+        return super().forward(x, time, others=others)
+
+
+@pytest.mark.parametrize("kind", [Timed, TimedByPlace])
+def test_further_inputs_are_given_as_examples(kind):
+    given = {"x": torch.rand(2, 1, 16, 16), "time": torch.rand(2), "others": {"label": torch.rand(2, 2, 16, 16)}}
+    blind = convert_to_gmr(kind())
+    converted = convert_to_gmr(kind(), example_inputs=given if kind is Timed else tuple(given.values()))
+    assert "give spatial_size, or example_inputs" in blind.conversion_report.limits[0]
+    assert converted.conversion_report.limits == ()
+    odd = given | {"x": torch.rand(2, 1, 17, 21), "others": {"label": torch.rand(2, 2, 17, 21)}}
+    # without knowing the size above, a voxel more
+    assert blind(**odd).shape[2:] == (18, 22)
+    assert converted(**odd).shape[2:] == (17, 21)
+
+
+@pytest.mark.parametrize("given", [torch.rand(1, 1, 8, 8), 3, "image"])
+def test_wrong_examples_end_in_a_sentence(given):
+    with pytest.raises(ConfigurationError, match="give what forward takes as a tuple, or as a dictionary by name"):
+        convert_to_gmr(Timed(), example_inputs=given)
+
+
+def test_values_are_computed_where_the_way_depends_on_them():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.gate = nn.Conv2d(1, 2, 3, padding=1), torch.ones(2)
+
+        def forward(self, x):
+            return self.conv(x) if self.gate[0] else x
+
+    assert convert_to_gmr(Gated()).conversion_report.limits == ()
+
+
+def test_the_first_convolution_called_need_not_be_the_first_registered():
+    class Backwards(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last, self.first = nn.Conv2d(4, 2, 3), nn.Conv2d(1, 4, 3)
+
+        def forward(self, x):
+            return self.last(self.first(x))
+
+    assert convert_to_gmr(Backwards()).conversion_report.limits == ()
+
+
+def test_a_pass_without_values_compiles_nothing():
+    net = nn.Sequential(
+        nn.Conv2d(1, 64, 9, padding=4), nn.Conv2d(64, 64, 9, padding=4), nn.Conv2d(64, 64, 9, padding=4)
+    )
+    before = backends._waiting.seconds
+    assert convert_to_gmr(net, spatial_size=(512, 512)).conversion_report.limits == ()
+    assert backends._waiting.seconds == before
+    backends.set_backend("compiled")
+    try:
+        assert convert_to_gmr(net, spatial_size=(64, 64)).conversion_report.limits == ()
+    finally:
+        backends.set_backend("auto")
