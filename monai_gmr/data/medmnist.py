@@ -104,7 +104,8 @@ class _ReadImage(Transform):
         array = item["image"]
         array = np.moveaxis(array, -1, 0) if self.channel_last else array[None]
         meta = {"filename_or_obj": item["name"], "spatial_shape": np.array(array.shape[1:])}
-        image = MetaTensor(torch.from_numpy(np.ascontiguousarray(array)), meta=meta)
+        # a copy: transforms that work in place must not reach the file's array
+        image = MetaTensor(torch.from_numpy(np.array(array, order="C")), meta=meta)
         return {"image": image, "label": copy.copy(item["label"])}
 
 

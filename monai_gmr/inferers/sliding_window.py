@@ -291,7 +291,8 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
 
     @staticmethod
     def _cut(image: torch.Tensor, places: Sequence[tuple[slice, ...]]) -> torch.Tensor:
-        return image[places[0]] if len(places) == 1 else torch.cat([image[place] for place in places])
+        # a copy also of one window: a network that works in place must not reach the image, which other windows are cut from
+        return torch.cat([image[place] for place in places])
 
     def _padded(self, image: torch.Tensor, padding: Sequence[int]) -> torch.Tensor:
         if not any(padding):
