@@ -51,11 +51,11 @@ class CentredConvNd(GMRConvNd):
                     f"stride={s} with dilation={d} has no window about the centre of every size: use an odd dilation."
                 )
 
-    def _register_taps(self, steps: Sequence[float]) -> None:
-        super()._register_taps(steps)
+    def _tap_tables(self, steps: Sequence[float]) -> dict[str, np.ndarray]:
+        taps = super()._tap_tables(steps)
         nominal = kernel_shells(self.kernel_size, steps)
         # shells of all windows, one after the other; the norm of a profile counts the taps of the first, so all sample one function
-        radii, masks, tables = [nominal.squared_radii], [self.masks.cpu().numpy()], {}
+        radii, masks, tables = [nominal.squared_radii], [taps["masks"]], {}
         for code in range(1, 2**self.spatial_dims):
             window = self._window(code)
             shells = kernel_shells(window, steps)
@@ -63,24 +63,17 @@ class CentredConvNd(GMRConvNd):
             tables[code] = (window, shells, first)
             radii.append(shells.squared_radii)
             masks.append(ring_masks(Shells(shells.tap_shell, shells.squared_radii, nominal.support), self.num_rings))
-        total, device = sum(len(each) for each in radii), self.weight.device
-        counts = np.zeros((2**self.spatial_dims, total), dtype=np.int64)
+        counts = np.zeros((2**self.spatial_dims, sum(len(each) for each in radii)), dtype=np.int64)
         counts[0, : len(nominal.counts)] = nominal.counts
         for code, (window, shells, first) in tables.items():
             counts[code, first : first + len(shells.counts)] = shells.counts
-            self._register(f"shells_{code}", shells.tap_shell + first)
+            taps[f"shells_{code}"] = shells.tap_shell + first
             for order in getattr(self, "orders", ()):
                 harmonics = tap_harmonics(window, steps, order)
                 assert len(harmonics) == number_of_components(self.spatial_dims, order)
-                self._register(f"harmonics_{code}_{order}", (harmonics * 10**12).round().astype(np.int64))
-        self._register("squared_radii", np.concatenate(radii))
-        self._register("masks", np.concatenate(masks, axis=1))
-        self._register("window_counts", counts)
-        self._register("counts", counts[0])
-        assert self.squared_radii.device == device
-
-    def _register(self, name: str, array: np.ndarray) -> None:
-        self.register_buffer(name, torch.as_tensor(array, device=self.weight.device), persistent=False)
+                taps[f"harmonics_{code}_{order}"] = (harmonics * 10**12).round().astype(np.int64)
+        whole = {"squared_radii": np.concatenate(radii), "masks": np.concatenate(masks, axis=1)}
+        return taps | whole | {"window_counts": counts, "counts": counts[0]}
 
     def _window(self, code: int) -> tuple[int, ...]:
         """Window number ``code``: a tap longer along the axes whose bits are set."""
