@@ -1,6 +1,7 @@
 """Strided radial and harmonic convolutions that are exact on every size: their window is even or odd as the size asks for."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,11 @@ from monai_gmr.ops.ring_conv import conv_nd, full_precision_kernel
 from monai_gmr.symmetry import Shells, centred_window, kernel_shells, ring_masks, tap_harmonics
 from monai_gmr.symmetry.harmonics import number_of_components
 from monai_gmr.utils import ConfigurationError
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager:
+    """Full precision also under autocast, which the meta device does not have."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device_type=device.type, enabled=False)
 
 
 class CentredConvNd(GMRConvNd):
@@ -82,12 +88,12 @@ class CentredConvNd(GMRConvNd):
     def _kernel(self, code: int) -> torch.Tensor:
         """The kernel over window number ``code``; all have the same mean over their taps."""
         if code == 0:
-            with torch.autocast(device_type=self.weight.device.type, enabled=False):
+            with _no_autocast(self.weight.device):
                 return self.dense_kernel()
         shells = getattr(self, f"shells_{code}")
         if not isinstance(self, GMRHarmonicConvNd):
             return full_precision_kernel(self.weight, self._with_equal_sums(self.basis(), code), shells)
-        with torch.autocast(device_type=self.weight.device.type, enabled=False):
+        with _no_autocast(self.weight.device):
             profiles = self._with_equal_sums(self.radial_profiles(), code)
             tables = [getattr(self, f"harmonics_{code}_{order}") for order in self.orders]
             harmonics = torch.cat(tables).to(profiles.dtype) / self.harmonic_unit
