@@ -135,7 +135,8 @@ class MedMNISTCacheDataset(CacheDataset):
         cache_rate: part of the items to cache; the fewer of the two.
         num_workers: threads that fill the cache.
         progress: whether to show a progress bar while they do.
-        copy_cache: whether to copy a cached item before the random transforms.
+        copy_cache: whether to copy a cached item before the random transforms; without any an item is the
+            cache's own, as that of :class:`monai.data.CacheDataset`.
         as_contiguous: whether to make cached arrays contiguous.
         runtime_cache: whether to fill the cache when items are asked for, see
             :class:`monai.data.CacheDataset`.
