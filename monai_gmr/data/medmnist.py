@@ -104,7 +104,8 @@ class _ReadImage(Transform):
         array = item["image"]
         array = np.moveaxis(array, -1, 0) if self.channel_last else array[None]
         meta = {"filename_or_obj": item["name"], "spatial_shape": np.array(array.shape[1:])}
-        image = MetaTensor(torch.from_numpy(np.ascontiguousarray(array)), meta=meta)
+        # a copy: transforms that work in place must not reach the file's array
+        image = MetaTensor(torch.from_numpy(np.array(array, order="C")), meta=meta)
         return {"image": image, "label": copy.copy(item["label"])}
 
 
@@ -134,7 +135,8 @@ class MedMNISTCacheDataset(CacheDataset):
         cache_rate: part of the items to cache; the fewer of the two.
         num_workers: threads that fill the cache.
         progress: whether to show a progress bar while they do.
-        copy_cache: whether to copy a cached item before the random transforms.
+        copy_cache: whether to copy a cached item before the random transforms; without any an item is the
+            cache's own, as that of :class:`monai.data.CacheDataset`.
         as_contiguous: whether to make cached arrays contiguous.
         runtime_cache: whether to fill the cache when items are asked for, see
             :class:`monai.data.CacheDataset`.

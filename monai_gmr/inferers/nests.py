@@ -13,22 +13,25 @@ from monai_gmr.metrics.equivariance import map_tensors, tensors_in
 from monai_gmr.utils import ConfigurationError
 
 
-def plain_tensor(image: Any) -> torch.Tensor:
+def plain_tensor(image: Any, most_axes: int = 3) -> torch.Tensor:
     """The image without its metadata.
 
     Args:
         image: tensor or MetaTensor of shape ``(batch, channels, *spatial)``.
+        most_axes: how many spatial axes it may have.
 
     Raises:
-        ConfigurationError: when it is not a tensor, or has not 1 to 3 spatial axes.
+        ConfigurationError: when it is not a tensor, or has not 1 to ``most_axes`` spatial axes.
 
     Example:
         >>> type(plain_tensor(MetaTensor(torch.zeros(1, 1, 4))))
         <class 'torch.Tensor'>
     """
-    if not isinstance(image, torch.Tensor) or image.ndim not in (3, 4, 5):
+    if not isinstance(image, torch.Tensor) or not 3 <= image.ndim <= 2 + most_axes:
         given = f"of shape {tuple(image.shape)}" if isinstance(image, torch.Tensor) else f"a {type(image).__name__}"
-        raise ConfigurationError(f"The input is {given}: give a tensor (batch, channels, *spatial), 1 to 3 axes.")
+        raise ConfigurationError(
+            f"The input is {given}: give a tensor (batch, channels, *spatial), 1 to {most_axes} axes."
+        )
     return image.as_tensor() if isinstance(image, MetaTensor) else image
 
 

@@ -21,6 +21,8 @@ from monai_gmr.utils import ConfigurationError, check_choice
 tqdm, _ = optional_import("tqdm", name="tqdm")
 
 _CHANNELS: tuple[Any, ...] = (Ellipsis,)
+# those of a volume, and time
+MOST_AXES = 4
 
 
 class _Stitch:
@@ -35,6 +37,7 @@ class _Stitch:
         starts: first voxel of all windows of an image.
         device: where the output is kept.
         dtype: of the output.
+        buffer_axis: axis along which :meth:`add` puts a run of windows together before they go to ``device``.
     """
 
     def __init__(
@@ -47,8 +50,11 @@ class _Stitch:
         starts: Sequence[tuple[int, ...]],
         device: torch.device | str,
         dtype: torch.dtype,
+        buffer_axis: int,
     ) -> None:
         dims = len(window)
+        self.buffer_axis = buffer_axis
+        self.buffer: torch.Tensor | None = None
         self.window, out_window = tuple(window), tuple(first.shape[-dims:])
         self.out_window = out_window
         self.size = [n * q // r for n, q, r in zip(image_size, out_window, window)]
@@ -69,13 +75,45 @@ class _Stitch:
             for slices, share in place:
                 self.counts[slices].add_(weight, alpha=share)
 
-    def add(self, answers: torch.Tensor, numbers: Sequence[tuple[int, int]]) -> None:
-        """Add the outputs of windows, numbered by image and window."""
+    def add(
+        self,
+        answers: torch.Tensor,
+        numbers: Sequence[tuple[int, int]],
+        run: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
+        """Add the outputs of windows, numbered by image and window; those of a ``run`` of one image to a buffer on the device of the
+        outputs, until :meth:`flush`."""
         answers = answers.to(self.sums.dtype) if self.weight is None else answers * self.weight
-        answers = answers.to(self.sums.device)
+        first = 0
+        if run is None:
+            answers = answers.to(self.sums.device)
+        else:
+            span = self._span(run)
+            first = span.start
+            if self.buffer is None:
+                size = list(self.sums.shape[1:])
+                size[self.buffer_axis - len(self.size)] = span.stop - span.start
+                self.buffer = answers.new_zeros(size, dtype=self.sums.dtype)
         for answer, (image, window) in zip(answers, numbers):
+            target = self.sums[image] if self.buffer is None else self.buffer
             for slices, share in self.places[window]:
-                self.sums[(image, *_CHANNELS, *slices)].add_(answer, alpha=share)
+                axes = list(slices)
+                place = axes[self.buffer_axis]
+                axes[self.buffer_axis] = slice(place.start - first, place.stop - first)
+                target[_CHANNELS + tuple(axes)].add_(answer, alpha=share)
+
+    def flush(self, run: Sequence[tuple[int, int]]) -> None:
+        """Add the buffer of a run to the output."""
+        assert self.buffer is not None
+        axis = self.buffer_axis - len(self.size)
+        span = self._span(run)
+        self.sums[run[0][0]].narrow(axis, span.start, span.stop - span.start).add_(self.buffer.to(self.sums.device))
+        self.buffer = None
+
+    def _span(self, run: Sequence[tuple[int, int]]) -> slice:
+        """The part of the output's buffer axis that a run of windows covers."""
+        places = [slices[self.buffer_axis] for _, window in run for slices, _ in self.places[window]]
+        return slice(min(place.start for place in places), max(place.stop for place in places))
 
     def result(self, padding: Sequence[int]) -> torch.Tensor:
         """The weighted mean, without the voxels of padding at both ends."""
@@ -112,14 +150,15 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
         progress: whether to show a bar.
         cache_roi_weight_map: whether to keep the importance of the voxels of a window from one call to the next.
         cpu_thresh: voxels of an image above which the result is put together on the CPU.
-        buffer_steps: not supported; ``None``.
-        buffer_dim: not used.
+        buffer_steps: steps of the windows along ``buffer_dim`` whose outputs are put together on ``sw_device`` before they go to
+            ``device`` at once; ``None`` or 0: each window's goes by itself. It spares transfers where the two differ.
+        buffer_dim: spatial axis of the steps, from 0, or from the end if negative.
         with_coord: whether the network gets the places of the windows in the padded image as its second argument.
         grow_roi: whether windows may be one voxel longer along the axes where symmetric ones of ``roi_size`` are more than
             MONAI takes: never more windows than MONAI's, for networks that take every size, such as ``GMRUNet``.
 
     Shape:
-        - input: ``(batch, channels, *spatial)``, 1 to 3 axes of any size
+        - input: ``(batch, channels, *spatial)``, 1 to 4 axes of any size
         - output: what the network gives a window, at the size of the image; outputs of other resolutions at their share
           of it, rounded down. Nested tuples, lists and dictionaries keep their form.
 
@@ -163,10 +202,7 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
         for share in np.atleast_1d(overlap):
             if not 0 <= share < 1:
                 raise ConfigurationError(f"overlap={overlap} is impossible: use 0 or more and less than 1.")
-        if buffer_steps is not None:
-            raise ConfigurationError(
-                f"buffer_steps={buffer_steps} is not supported: leave it out, and use device='cpu' to spare the GPU's memory."
-            )
+        _buffer_axis(buffer_steps, buffer_dim, MOST_AXES)
         super().__init__(
             roi_size=roi_size,
             sw_batch_size=sw_batch_size,
@@ -179,6 +215,8 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
             device=device,
             progress=progress,
             cpu_thresh=cpu_thresh,
+            buffer_steps=buffer_steps,
+            buffer_dim=buffer_dim,
             with_coord=with_coord,
         )
         self.grow_roi = grow_roi
@@ -236,10 +274,12 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
             network: module, or anything that is called with windows of shape ``(windows, channels, *roi_size)``.
             args: further arguments of the network.
             kwargs: further arguments of the network; ``condition``, of the shape of ``inputs``, is cut into windows
-                too, and ``device`` overrides the inferer's.
+                too, and ``device``, ``buffer_steps`` and ``buffer_dim`` override the inferer's.
         """
-        image = plain_tensor(inputs)
+        image = plain_tensor(inputs, MOST_AXES)
         size = tuple(image.shape[2:])
+        buffer_steps = kwargs.pop("buffer_steps", self.buffer_steps)
+        buffer_axis = _buffer_axis(buffer_steps, kwargs.pop("buffer_dim", self.buffer_dim), len(size))
         window, padding, axes = self.windows(size)
         device = kwargs.pop("device", self.device)
         if device is None and self.cpu_thresh is not None and image.shape[2:].numel() > self.cpu_thresh:
@@ -248,7 +288,7 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
         dtype = image.dtype if image.dtype in (torch.float32, torch.float64) else torch.float32
         condition = kwargs.pop("condition", None)
         if condition is not None:
-            condition = plain_tensor(condition)
+            condition = plain_tensor(condition, MOST_AXES)
             if condition.shape != image.shape:
                 raise ConfigurationError(
                     f"condition of shape {tuple(condition.shape)} does not match the input: use {tuple(image.shape)}."
@@ -260,15 +300,17 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
         starts = list(itertools.product(*axes))
         slices = [tuple(slice(s, s + r) for s, r in zip(start, window)) for start in starts]
         numbers = [(b, w) for b in range(image.shape[0]) for w in range(len(starts))]
+        buffered = bool(buffer_steps) and buffer_steps > 0
+        runs = _runs(starts, image.shape[0], buffer_steps, buffer_axis) if buffered else [numbers]
         stitches: list[_Stitch] = []
         nest: Any = None
 
         def weights(out_window: tuple[int, ...]) -> torch.Tensor | None:
             return self._importance(out_window, sw_device, dtype)
 
-        steps = range(0, len(numbers), self.sw_batch_size)
-        for step in tqdm(steps) if self.progress else steps:
-            batch = numbers[step : step + self.sw_batch_size]
+        steps = [(run, first) for run in runs for first in range(0, len(run), self.sw_batch_size)]
+        for run, first in tqdm(steps) if self.progress else steps:
+            batch = run[first : first + self.sw_batch_size]
             cut = [(slice(b, b + 1), slice(None), *slices[w]) for b, w in batch]
             further = list(args)
             if self.with_coord:
@@ -281,9 +323,12 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
                 nest = outline(answer)
                 for tensor in tensors:
                     _check_answer(tensor, len(batch), len(window))
-                    stitches.append(_Stitch(tensor, image.shape[0], padded, window, weights, starts, device, dtype))
+                    layout = (image.shape[0], padded, window, weights, starts)
+                    stitches.append(_Stitch(tensor, *layout, device, dtype, buffer_axis))
             for stitch, tensor in zip(stitches, tensors):
-                stitch.add(tensor, batch)
+                stitch.add(tensor, batch, run if buffered else None)
+                if buffered and first + self.sw_batch_size >= len(run):
+                    stitch.flush(run)
         results = [stitch.result(padding) for stitch in stitches]
         if image.is_floating_point():
             results = [result.to(image.dtype) for result in results]
@@ -291,7 +336,8 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
 
     @staticmethod
     def _cut(image: torch.Tensor, places: Sequence[tuple[slice, ...]]) -> torch.Tensor:
-        return image[places[0]] if len(places) == 1 else torch.cat([image[place] for place in places])
+        # a copy also of one window: a network that works in place must not reach the image, which other windows are cut from
+        return torch.cat([image[place] for place in places])
 
     def _padded(self, image: torch.Tensor, padding: Sequence[int]) -> torch.Tensor:
         if not any(padding):
@@ -301,6 +347,8 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
         if mode == PytorchPadMode.CONSTANT.value:
             return F.pad(image, pad, mode=mode, value=self.cval)
         size = tuple(image.shape[2:])
+        if len(size) > 3:
+            raise ConfigurationError(f"padding_mode={mode!r} cannot pad {len(size)} axes: use 'constant'.")
         if mode != PytorchPadMode.REPLICATE.value and any(p >= n for p, n in zip(padding, size)):
             raise ConfigurationError(
                 f"padding_mode={mode!r} cannot fill a window of {self.roi_size} from an image of {size}: use 'constant' or 'replicate'."
@@ -318,6 +366,32 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
             if self.keeps_weights:
                 self._weights[key] = weights
         return weights
+
+
+def _buffer_axis(buffer_steps: int | None, buffer_dim: int, dims: int) -> int:
+    """The axis along which outputs are buffered, from 0; checks both arguments."""
+    if buffer_steps is not None and not isinstance(buffer_steps, (int, np.integer)):
+        raise ConfigurationError(f"buffer_steps={buffer_steps!r} is no number of steps: give a whole number or None.")
+    whole = isinstance(buffer_dim, (int, np.integer))
+    # without a buffer the axis has no meaning
+    if not whole or (buffer_steps and not -dims <= buffer_dim < dims):
+        raise ConfigurationError(
+            f"buffer_dim={buffer_dim!r} is none of the {dims} spatial axes: give a whole number from {-dims} to {dims - 1}."
+        )
+    return int(buffer_dim) % dims
+
+
+def _runs(starts: Sequence[tuple[int, ...]], images: int, steps: int, axis: int) -> list[list[tuple[int, int]]]:
+    """Windows, numbered by image and window, that share a buffer: those of ``steps`` successive starts along an axis.
+
+    Example:
+        >>> _runs([(0, 0), (0, 4), (0, 8), (4, 0), (4, 4), (4, 8)], 1, 2, 1)
+        [[(0, 0), (0, 3), (0, 1), (0, 4)], [(0, 2), (0, 5)]]
+    """
+    levels = sorted({start[axis] for start in starts})
+    at = {level: [w for w, start in enumerate(starts) if start[axis] == level] for level in levels}
+    groups = [levels[first : first + steps] for first in range(0, len(levels), steps)]
+    return [[(b, w) for level in group for w in at[level]] for b in range(images) for group in groups]
 
 
 def _check_answer(tensor: torch.Tensor, windows: int, dims: int) -> None:

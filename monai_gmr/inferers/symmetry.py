@@ -217,8 +217,8 @@ class SymmetryInferer(Inferer):
             if not alike or tensor.shape[2:] != image.shape[2:]:
                 return tensor
             views = [turn_image(tensor, matrix, self.spacing) for matrix in batch]
-            # a copy also of the upright view: a network that works in place must not reach the image itself
-            return torch.cat(views) if len(views) > 1 else views[0].clone(memory_format=torch.contiguous_format)
+            # copies, the upright view too: a network that works in place must not reach the image itself
+            return torch.cat(views) if len(views) > 1 else views[0].contiguous()
 
         return map_tensors(value, turn)
 

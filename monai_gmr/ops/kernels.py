@@ -5,13 +5,13 @@ from __future__ import annotations
 import ctypes
 import logging
 import time
-from functools import lru_cache
 from pathlib import Path
 
 import torch
 
 from monai_gmr.ops.backends import get_backend
 from monai_gmr.ops.memory_format import is_recorded, runs_channels_last
+from monai_gmr.ops.once import Once
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-@lru_cache(maxsize=8)
+@Once
 def say_dense(reason: str) -> None:
     """Say, once a process, why another backend runs."""
     logger.warning(f"backend 'compiled' is not used: {reason}; 'dense' runs in its place.")
@@ -66,7 +66,7 @@ def compile_kernels(lanes: int | None = None) -> ctypes.CDLL:
         return CppCodeCache.load("\n".join(texts))
 
 
-@lru_cache(maxsize=1)
+@Once
 def load_kernels() -> ctypes.CDLL:
     """The kernels, compiled or from disk; says what it took.
 
@@ -81,9 +81,9 @@ def load_kernels() -> ctypes.CDLL:
     return library
 
 
-@lru_cache(maxsize=1)
+@Once
 def kernel_failure() -> str | None:
-    """Why there are no kernels, or ``None``: asked once a process."""
+    """Why there are no kernels, or ``None``: asked once a process, so that a compiler that fails is not asked again."""
     try:
         load_kernels()
     except Exception as error:  # whatever a compiler says: the dense convolution needs none
@@ -112,7 +112,7 @@ def runs_in_kernels(x: torch.Tensor) -> bool:
     if not takes_kernels(x) or x.dim() not in (4, 5) or not runs_channels_last(x):
         return False
     name = get_backend()
-    wanted = name == "compiled" or (name == "auto" and load_kernels.cache_info().currsize > 0)
+    wanted = name == "compiled" or (name == "auto" and load_kernels.is_done())
     return wanted and has_kernels()
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from functools import lru_cache
 
 import torch
 from monai.utils import optional_import
 
 from monai_gmr.ops.backends import register_backend
+from monai_gmr.ops.once import Once
 from monai_gmr.ops.ring_conv import dense_ring_conv, output_sizes
 from monai_gmr.ops.shell_conv import triton_shell_conv
 from monai_gmr.ops.triton_conv import triton_ring_conv
@@ -16,7 +16,7 @@ from monai_gmr.ops.triton_conv import triton_ring_conv
 logger = logging.getLogger(__name__)
 
 
-@lru_cache(maxsize=1)
+@Once
 def _say_dense(reason: str) -> None:
     logger.warning(f"backend 'triton' is not used: {reason}; 'dense' runs in its place.")
 

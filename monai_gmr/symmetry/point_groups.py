@@ -115,7 +115,7 @@ def transform_grid(x: Array, element: np.ndarray) -> Array:
         element: signed permutation matrix ``g`` of shape ``(d, d)``.
 
     Returns:
-        the turned array, of the same kind.
+        the turned array, of the same kind; a copy for every element, the identity too.
 
     Example:
         >>> x = torch.arange(6).reshape(2, 3)
@@ -132,5 +132,6 @@ def transform_grid(x: Array, element: np.ndarray) -> Array:
     flipped = [lead + axis for axis in range(dims) if element[axis, source[axis]] < 0]
     if isinstance(x, torch.Tensor):
         turned = x.permute(order)
-        return torch.flip(turned, flipped) if flipped else turned
-    return np.flip(np.transpose(x, order), tuple(flipped))
+        # flipping copies, exchanging axes does not
+        return torch.flip(turned, flipped) if flipped else turned.clone()
+    return np.flip(np.transpose(x, order), tuple(flipped)).copy()

@@ -34,7 +34,8 @@ def turning_transforms(
         prob: probability of each reflection and of the turn by any angle; quarter turns always draw one of four.
 
     Returns:
-        MONAI transforms, none for "none".
+        MONAI transforms, none for "none". In a lazy ``Compose`` MONAI's transforms do not hand on ``mode`` and ``padding_mode`` (its issue
+        6850): labels become fractional unless ``Compose`` gets both for each key as ``overrides``.
 
     Raises:
         ConfigurationError: when ``augmentation`` is unknown.

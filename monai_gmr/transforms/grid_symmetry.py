@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,6 +76,23 @@ def image_rank(img: torch.Tensor) -> int:
     return int(img.peek_pending_rank()) if isinstance(img, MetaTensor) else 3
 
 
+def pending_settings(img: torch.Tensor) -> dict[str, Any]:
+    """Interpolation and padding mode that an image's pending operations ask for: MONAI resamples by those of the last operation alone, so
+    an operation that interpolates nothing hands on what those before it asked for.
+
+    Returns:
+        what to put into a pending operation; nothing where none of those before it has a mode.
+
+    Example:
+        >>> pending_settings(torch.zeros(1, 4, 5))
+        {}
+    """
+    pending = img.pending_operations if isinstance(img, MetaTensor) else []
+    keys = (LazyAttr.INTERP_MODE, LazyAttr.PADDING_MODE)
+    # later operations replace what earlier ones asked for
+    return {key: operation[key] for operation in pending for key in keys if operation.get(key) is not None}
+
+
 def turn_grid(img: torch.Tensor, element: np.ndarray, lazy: bool, transform_info: dict) -> torch.Tensor:
     """Functional form of :class:`GridSymmetry`, in the way of ``monai.transforms.spatial.functional``.
 
@@ -94,11 +112,8 @@ def turn_grid(img: torch.Tensor, element: np.ndarray, lazy: bool, transform_info
     pull = np.eye(len(shape) + 1)
     pull[:-1, :-1] = element.T
     pull[:-1, -1] = (shape - 1) / 2 - element.T @ (sizes - 1) / 2
-    if lazy and isinstance(img, MetaTensor) and img.pending_operations:
-        # MONAI resamples by the settings of the last pending operation: hand on those of the one before
-        last = img.pending_operations[-1]
-        kept = {key: last[key] for key in (LazyAttr.INTERP_MODE, LazyAttr.PADDING_MODE) if last.get(key) is not None}
-        transform_info = {**transform_info, **kept}
+    if lazy:
+        transform_info = {**transform_info, **pending_settings(img)}
     meta_info = TraceableTransform.track_transform_meta(
         img,
         sp_size=sizes,
@@ -109,9 +124,8 @@ def turn_grid(img: torch.Tensor, element: np.ndarray, lazy: bool, transform_info
         lazy=lazy,
     )
     out = fresh_tensor(img)
-    if not lazy:
-        # a permutation alone is a view: changing the result in place must not change the image
-        out = transform_grid(out, element).contiguous()
+    # MONAI applies operations that cancel each other by handing on the tensor: a copy lazily, too
+    out = out.clone() if lazy else transform_grid(out, element).contiguous()
     return out.copy_meta_from(meta_info) if isinstance(out, MetaTensor) else out
 
 
@@ -120,7 +134,11 @@ class GridSymmetry(InvertibleTransform, LazyTransform):
 
     2D images have 8 of them (D4), 3D images 48 (Oh). Voxels are moved, never interpolated. The affine follows, so that every voxel keeps
     its place in the world, as with MONAI's ``Flip`` and ``Rotate90``. An element that exchanges two axes exchanges their sizes and
-    spacings with them: where axes of unlike spacing must stay apart, take an element that does not exchange them.
+    spacings with them: where axes of unlike spacing must stay apart, take an element that does not exchange them. The result is a copy.
+
+    Behind another lazy transform it keeps that one's interpolation and padding mode, drawn or not in the random form. MONAI's own
+    ``Flip``, ``Rotate90``, crops and pads lose them (its issue 6850): put those before a lazy rotation, or give ``Compose`` the modes
+    as ``overrides``.
 
     Args:
         element: index into :func:`~monai_gmr.symmetry.point_group` (0 is the identity); name such as "4+ [001]", "m [100]" or "-y,x,z"

@@ -14,7 +14,7 @@ from monai.transforms import InvertibleTransform, LazyTransform, MapTransform, R
 from monai.utils import TraceKeys, convert_to_tensor
 
 from monai_gmr.symmetry import grid_element, named_group
-from monai_gmr.transforms.grid_symmetry import Element, GridSymmetry, image_shape
+from monai_gmr.transforms.grid_symmetry import Element, GridSymmetry, image_shape, turn_grid
 from monai_gmr.utils import ConfigurationError
 
 Group = str | int | Sequence[Element]
@@ -40,6 +40,12 @@ def _check(prob: float, group: Group, axis: int | str | None) -> None:
         _elements(group, axis, 2)
     except ConfigurationError:
         _elements(group, axis, 3)
+
+
+def _leave_upright(img: torch.Tensor, lazy: bool, transform_info: dict) -> torch.Tensor:
+    """What a random symmetry makes of an image when none is drawn: traced as not done, else as the identity, so that the result is a copy
+    and pending operations keep their settings."""
+    return turn_grid(img, np.eye(len(image_shape(img)), dtype=int), lazy, transform_info)
 
 
 class RandGridSymmetry(RandomizableTransform, InvertibleTransform, LazyTransform):
@@ -108,20 +114,20 @@ class RandGridSymmetry(RandomizableTransform, InvertibleTransform, LazyTransform
         if randomize:
             self.randomize(img)
         lazy_ = (self.lazy if lazy is None else lazy) and isinstance(img, MetaTensor)
-        out = img
-        if self._do_transform:
-            if self._element is None:
-                raise ConfigurationError("no element has been drawn yet: call randomize(img), or with randomize=True.")
-            out = GridSymmetry(self._element)(img, lazy=lazy_)
+        if not self._do_transform:
+            return _leave_upright(img, lazy_, self.get_transform_info())
+        if self._element is None:
+            raise ConfigurationError("no element has been drawn yet: call randomize(img), or with randomize=True.")
+        out = GridSymmetry(self._element)(img, lazy=lazy_)
         self.push_transform(out, replace=True, lazy=lazy_)
         return out
 
     def inverse(self, data: torch.Tensor) -> torch.Tensor:
         """Turn an image back, exactly."""
         traced = self.pop_transform(data)
-        if not traced[TraceKeys.DO_TRANSFORM]:
-            return data
-        return GridSymmetry(0).inverse_transform(data, traced[TraceKeys.EXTRA_INFO])
+        # what was not drawn was traced as the identity itself
+        done = traced[TraceKeys.EXTRA_INFO] if traced[TraceKeys.DO_TRANSFORM] else traced
+        return GridSymmetry(0).inverse_transform(data, done)
 
 
 class RandGridSymmetryd(RandomizableTransform, MapTransform, InvertibleTransform, LazyTransform):
@@ -195,7 +201,10 @@ class RandGridSymmetryd(RandomizableTransform, MapTransform, InvertibleTransform
         for key in self.key_iterator(d):
             img = convert_to_tensor(d[key], track_meta=get_track_meta())
             lazy_ = (self.lazy if lazy is None else lazy) and isinstance(img, MetaTensor)
-            d[key] = self.turner(img, randomize=False, lazy=lazy_) if self._do_transform else img
+            if not self._do_transform:
+                d[key] = _leave_upright(img, lazy_, self.get_transform_info())
+                continue
+            d[key] = self.turner(img, randomize=False, lazy=lazy_)
             self.push_transform(d[key], replace=True, lazy=lazy_)
         return d
 
@@ -204,9 +213,9 @@ class RandGridSymmetryd(RandomizableTransform, MapTransform, InvertibleTransform
         d = dict(data)
         for key in self.key_iterator(d):
             traced = self.pop_transform(d[key])
-            if traced[TraceKeys.DO_TRANSFORM]:
-                # what the array form pushed, and below it what the element itself did
-                d[key] = GridSymmetry(0).inverse_transform(d[key], traced[TraceKeys.EXTRA_INFO][TraceKeys.EXTRA_INFO])
+            # what the array form pushed, and below it what the element itself did
+            done = traced[TraceKeys.EXTRA_INFO][TraceKeys.EXTRA_INFO] if traced[TraceKeys.DO_TRANSFORM] else traced
+            d[key] = GridSymmetry(0).inverse_transform(d[key], done)
         return d
 
 

@@ -23,7 +23,7 @@ from monai.utils import (
 )
 
 from monai_gmr.symmetry import axis_direction, is_grid_symmetry, rotation_matrix, transform_grid
-from monai_gmr.transforms.grid_symmetry import fresh_tensor, image_rank, image_shape
+from monai_gmr.transforms.grid_symmetry import fresh_tensor, image_rank, image_shape, pending_settings
 from monai_gmr.utils import ConfigurationError, check_choice
 
 MODES = ("bilinear", "nearest")
@@ -69,9 +69,11 @@ def turn_by_matrix(
         "align_corners": align_corners,
         "dtype": str(dtype)[6:],  # "torch.float32" -> "float32"
     }
+    exact = is_grid_symmetry(pull, shape)
     if lazy:
-        # without these MONAI would resample every key, labels too, by its default
-        transform_info = {**transform_info, LazyAttr.INTERP_MODE: mode, LazyAttr.PADDING_MODE: padding_mode}
+        # without these MONAI would resample every key, labels too, by its default; what interpolates nothing leaves the choice to others
+        own = {LazyAttr.INTERP_MODE: mode, LazyAttr.PADDING_MODE: padding_mode}
+        transform_info = {**transform_info, **own, **(pending_settings(img) if exact else {})}
     meta_info = TraceableTransform.track_transform_meta(
         img,
         sp_size=shape,
@@ -83,10 +85,11 @@ def turn_by_matrix(
     )
     out = fresh_tensor(img)
     if lazy:
-        return out.copy_meta_from(meta_info) if isinstance(out, MetaTensor) else out
-    if is_grid_symmetry(pull, shape):
+        # a copy as in turn_grid
+        out = out.clone()
+    elif exact:
         # sizes stay as they are: voxels are moved
-        out = transform_grid(out, pull.T).to(torch.float32)
+        out = transform_grid(out, pull.T).to(torch.float32).contiguous()
     else:
         sampler = AffineTransform(
             normalized=False,
@@ -116,6 +119,10 @@ class RotateAboutAxis(InvertibleTransform, LazyTransform):
     place in the world, and the spacing stays, as with MONAI's ``Rotate``. Axes are array axes: "x" is the first spatial axis, however the
     patient lies in it. Where the turn is a symmetry of the grid that keeps the sizes, such as 180 degrees, voxels are moved and nothing
     is interpolated.
+
+    In a lazy chain MONAI resamples once, by the modes of the last transform. The transforms of this package hand on those of the one
+    before where they interpolate nothing; MONAI's own ``Flip``, ``Rotate90``, crops and pads behind a rotation lose them (its issue
+    6850), and labels become fractional: put those before it, or give ``Compose`` the modes as ``overrides``.
 
     Args:
         angle: in degrees; positive is counterclockwise seen against the axis, in 2D from the first axis towards the second

@@ -269,3 +269,21 @@ def test_table_of_the_installed_medmnist_is_read():
     info = medmnist_info("breastmnist")
     assert info["MD5"] == "750601b1f35ba3300ea97c75c52ff8f6"
     assert info["label"]["0"] == "malignant"
+
+
+@pytest.mark.parametrize("shape", [(8, 9), (8, 9, 1), (8, 9, 3), (6, 7, 8), (6, 7, 8, 3)])
+@pytest.mark.parametrize("labels", [lambda n: np.arange(n) % 3, lambda n: np.ones((n, 3), int)])
+def test_writing_to_an_uncached_item_leaves_the_data_set_as_it_was(tmp_path, shape, labels):
+    write_file(tmp_path / "cells.npz", shape, labels)
+    for options in ({"cache_rate": 0.0}, {"cache_num": 0}, {"cache_rate": 0.0, "transform": RandFlipd("image", 0.0)}):
+        data = dataset(tmp_path, **options)
+        before = [(item["image"].numpy().copy(), np.array(item["label"])) for item in data]
+        for item in data:
+            item["image"].zero_()
+            item["image"].affine.zero_()
+            if isinstance(item["label"], np.ndarray):
+                item["label"][:] = 2
+        for item, (image, label) in zip(data, before, strict=True):
+            np.testing.assert_array_equal(item["image"].numpy(), image)
+            np.testing.assert_array_equal(item["label"], label)
+            assert not torch.equal(item["image"].affine, torch.zeros(4, 4))

@@ -207,7 +207,10 @@ def test_further_arguments():
         ({"roi_size": 16, "mode": "gausian"}, "'gausian' is unknown"),
         ({"roi_size": 16, "padding_mode": "mirror"}, "'mirror' is unknown"),
         ({"roi_size": 16, "sw_batch_size": 0}, "use 1 or more"),
-        ({"roi_size": 16, "buffer_steps": 2}, "device='cpu'"),
+        ({"roi_size": 16, "buffer_steps": 2.5}, "buffer_steps=2.5 is no number of steps"),
+        ({"roi_size": 16, "buffer_steps": "2"}, "buffer_steps='2' is no number of steps"),
+        ({"roi_size": 16, "buffer_steps": 2, "buffer_dim": 4}, "buffer_dim=4 is none of the 4 spatial axes"),
+        ({"roi_size": 16, "buffer_dim": None}, "buffer_dim=None is none of"),
     ],
 )
 def test_wrong_arguments(options, message):
@@ -229,6 +232,10 @@ def test_wrong_arguments(options, message):
         ({"roi_size": 16}, noise(1, 1, 20, 20), lambda x: None, "NoneType without tensors"),
         ({"roi_size": 16}, noise(1, 1, 20, 20), lambda x: x.mean((2, 3)), "sliding windows need"),
         ({"roi_size": 16, "padding_mode": "reflect"}, noise(1, 1, 4, 20), nn.Identity(), "'constant' or 'replicate'"),
+        ({"roi_size": 4, "padding_mode": "replicate"}, noise(1, 1, 2, 2, 2, 2), nn.Identity(), "cannot pad 4 axes"),
+        ({"roi_size": 4}, noise(1, 1, 2, 2, 2, 2, 2), nn.Identity(), "1 to 4 axes"),
+        ({"roi_size": 16, "buffer_steps": 1, "buffer_dim": 2}, noise(1, 1, 20, 20), nn.Identity(), "from -2 to 1"),
+        ({"roi_size": 16, "buffer_steps": 1, "buffer_dim": -3}, noise(1, 1, 20, 20), nn.Identity(), "from -2 to 1"),
     ],
 )
 def test_wrong_input(options, x, net, message):

@@ -1,12 +1,11 @@
 """What tests of the backends share."""
 
-from functools import lru_cache
-
 import pytest
 import torch
 
 from monai_gmr import set_backend
 from monai_gmr.ops import kernels
+from monai_gmr.ops.once import Once
 
 
 @pytest.fixture
@@ -38,5 +37,5 @@ def vectors(request):
         pytest.skip("no C++ compiler")
     library = kernels.compile_kernels(request.param)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "load_kernels", lru_cache(maxsize=1)(lambda: library))
+        patch.setattr(kernels, "load_kernels", Once(lambda: library))
         yield

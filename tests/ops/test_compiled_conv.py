@@ -235,7 +235,7 @@ def test_an_image_smaller_than_the_window_is_the_framework_s_error(compiled, mak
 @pytest.mark.parametrize("make", [GMRConv2d, GMRHarmonicConv2d])
 def test_without_a_compiler_dense_runs_and_says_so_once(compiled, monkeypatch, caplog, make):
     monkeypatch.setattr(kernels, "kernel_failure", lambda: "there is no C++ compiler")
-    kernels.say_dense.cache_clear()
+    kernels.say_dense.forget()
     layer, x = make(2, 3, 3), torch.randn(1, 2, 9, 9)
     with caplog.at_level(logging.WARNING, "monai_gmr.ops.kernels"):
         found = [layer(x), layer(x)]

@@ -1,7 +1,6 @@
 """The library of kernels is compiled once, says what it costs and why it is missing; sums over voxels are those of float64."""
 
 import logging
-from functools import lru_cache
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ import torch
 from monai_gmr.ops import kernels
 from monai_gmr.ops.kernels import say_dense
 from monai_gmr.ops.memory_format import make_channels_last
+from monai_gmr.ops.once import Once
 
 needs_compiler = pytest.mark.skipif(kernels.kernel_failure() is not None, reason="no C++ compiler")
 
@@ -19,7 +19,7 @@ def test_a_compiler_that_fails_is_said_why(monkeypatch, caplog):
 
     monkeypatch.setattr(kernels, "load_kernels", fail)
     monkeypatch.setattr(kernels, "kernel_failure", kernels.kernel_failure.__wrapped__)
-    say_dense.cache_clear()
+    say_dense.forget()
     with caplog.at_level(logging.WARNING, "monai_gmr.ops.kernels"):
         assert not kernels.has_kernels()
         assert not kernels.has_kernels()
@@ -48,7 +48,7 @@ def test_sums_over_voxels_are_those_of_float64(compiled, shape):
 @needs_compiler
 def test_what_surrounds_convolutions_waits_for_them_on_auto(monkeypatch):
     x = make_channels_last(torch.zeros(1, 2, 3, 3))
-    monkeypatch.setattr(kernels, "load_kernels", lru_cache(maxsize=1)(kernels.load_kernels.__wrapped__))
+    monkeypatch.setattr(kernels, "load_kernels", Once(kernels.load_kernels.__wrapped__))
     assert not kernels.runs_in_kernels(x)
     kernels.load_kernels()
     assert kernels.runs_in_kernels(x)

@@ -1,6 +1,7 @@
 """Strided radial and harmonic convolutions that are exact on every size: their window is even or odd as the size asks for."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,11 @@ from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.symmetry import Shells, centred_steps, centred_window, kernel_shells, ring_masks, tap_harmonics
 from monai_gmr.symmetry.harmonics import number_of_components
 from monai_gmr.utils import ConfigurationError
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager:
+    """Full precision also under autocast, which the meta device does not have."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device_type=device.type, enabled=False)
 
 
 class CentredConvNd(GMRConvNd):
@@ -56,8 +62,8 @@ class CentredConvNd(GMRConvNd):
                     f"stride={s} with dilation={d} has no window about the centre of every size: use an odd dilation."
                 )
 
-    def _register_taps(self, steps: Sequence[float]) -> None:
-        super()._register_taps(steps)
+    def _tap_tables(self, steps: Sequence[float]) -> dict[str, np.ndarray]:
+        tap_tables = super()._tap_tables(steps)
         nominal = kernel_shells(self.kernel_size, steps)
         # shells of all windows, one after the other; the norm of a profile counts the taps of the first, so all sample one function
         windows = [self._window(code) for code in range(2**self.spatial_dims)]
@@ -90,8 +96,7 @@ class CentredConvNd(GMRConvNd):
             "window_shells": window_shells,
             "window_harmonics": harmonics,
         }
-        for name, array in tables.items():
-            self.register_buffer(name, torch.as_tensor(array, device=self.weight.device), persistent=False)
+        return tap_tables | tables
 
     def _window(self, code: int) -> tuple[int, ...]:
         """Window number ``code``: a tap longer along the axes whose bits are set."""
@@ -102,7 +107,7 @@ class CentredConvNd(GMRConvNd):
         shells, harmonics = self.window_shells[code], self.window_harmonics[code]
         for axis, k in enumerate(window):
             shells, harmonics = shells.narrow(axis, 0, k), harmonics.narrow(axis + 1, 0, k)
-        with torch.autocast(device_type=self.weight.device.type, enabled=False):
+        with _no_autocast(self.weight.device):
             if not isinstance(self, GMRHarmonicConvNd):
                 return dense_kernel(self.weight, self._with_equal_sums(self.basis(), code), shells)
             profiles = self._with_equal_sums(self.radial_profiles(), code)

@@ -34,6 +34,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -117,8 +118,8 @@ class GMRHarmonicConvNd(GMRConvNd):
         self.inner_products = inner_products
         super().__init__(in_channels, out_channels, kernel_size, *args, **kwargs)
 
-    def _register_taps(self, steps: Sequence[float]) -> None:
-        super()._register_taps(steps)
+    def _tap_tables(self, steps: Sequence[float]) -> dict[str, np.ndarray]:
+        tables = super()._tap_tables(steps)
         self.channels = channels_per_order(self.out_channels // self.groups, self.order_split)
         self.num_responses = self.groups * sum(n * count for n, count in zip(self.channels, self.components))
         self.norms = [
@@ -126,25 +127,20 @@ class GMRHarmonicConvNd(GMRConvNd):
         ]
         self.products = [n - norms for n, norms in zip(self.channels, self.norms)]
         self.reduced_components = [0 if order == 0 else count for order, count in zip(self.orders, self.components)]
-        tables = [torch.as_tensor(tap_harmonics(self.kernel_size, steps, order)) for order in self.orders]
-        # integers: no cast to half precision
-        fixed_point = (torch.cat(tables) * UNITS_PER_HARMONIC).round().to(torch.int64)
+        harmonics = np.concatenate([tap_harmonics(self.kernel_size, steps, order) for order in self.orders])
         # of a component its radial profile, of a response its output channel and its component
         profile = [min(order, 1) for order, count in zip(self.orders, self.components) for _ in range(count)]
-        starts = torch.tensor([0, *self.components]).cumsum(0)
+        starts = np.cumsum([0, *self.components])
         component = [
-            torch.arange(count).repeat(n) + starts[i]
-            for i, (n, count) in enumerate(zip(self.channels, self.components))
+            np.tile(np.arange(count), n) + starts[i] for i, (n, count) in enumerate(zip(self.channels, self.components))
         ]
-        repeats = torch.tensor(self.components).repeat_interleave(torch.tensor(self.channels))
-        indices = {
-            "harmonics": fixed_point,
-            "component_profile": torch.tensor(profile),
-            "response_component": torch.cat(component),
-            "response_channel": torch.arange(len(repeats)).repeat_interleave(repeats),
+        repeats = np.repeat(self.components, self.channels)
+        return tables | {
+            "harmonics": (harmonics * UNITS_PER_HARMONIC).round().astype(np.int64),
+            "component_profile": np.array(profile, np.int64),
+            "response_component": np.concatenate(component).astype(np.int64),
+            "response_channel": np.repeat(np.arange(len(repeats)), repeats).astype(np.int64),
         }
-        for name, array in indices.items():
-            self.register_buffer(name, array.to(self.weight.device), persistent=False)
 
     def radial_profiles(self) -> torch.Tensor:
         """Radial profiles on shells of order 0 and of all others, shape ``(2, rings, shells)``, at least float32."""

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,16 @@ SMALLEST_DISTANCE = 1e-6
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
+def _place_tables(layer: "RingConvNd", *_: Any) -> None:
+    """Bring a layer's tables to where its parameters are; on the meta device they have no values, so that they are made anew."""
+    device = next((each.device for each in layer.parameters()), layer.shells.device)
+    if layer.shells.is_meta and device.type != "meta":
+        layer._register_tables(device)
+        return
+    for name in layer.table_names:
+        layer.register_buffer(name, getattr(layer, name).to(device), persistent=False)
+
+
 class RingConvNd(nn.Module):
     """What all radial convolutions share: the arguments of ``torch.nn.ConvNd``, the taps and the basis.
 
@@ -46,6 +56,7 @@ class RingConvNd(nn.Module):
     masks: torch.Tensor
     sigma_floor: float
     support: float
+    table_names: list[str]
 
     def __init__(
         self,
@@ -98,12 +109,20 @@ class RingConvNd(nn.Module):
         self.sigma_floor = SIGMA_FLOOR.get(rings, 0.0)
         self.initial_sigma = initial_sigma(rings, shells, self.num_rings)
         self.log_sigma = nn.Parameter(torch.empty(self.num_rings, **options)) if rings != "hard" else None
+        self._register_tables(self.weight.device)
+        self.register_load_state_dict_post_hook(_place_tables)
         self.reset_parameters()
 
-    def _register_taps(self, steps: Sequence[float]) -> None:
+    def _register_tables(self, device: torch.device) -> None:
+        tables = self._tap_tables(tap_spacing(self.kernel_size, self.spacing, self.dilation))
+        self.table_names = list(tables)
+        for name, array in tables.items():
+            self.register_buffer(name, torch.as_tensor(array, device=device), persistent=False)
+
+    def _tap_tables(self, steps: Sequence[float]) -> dict[str, np.ndarray]:
+        """What the layer knows of its taps, as whole numbers: no cast to half precision, and none in a state dict."""
         shells = kernel_shells(self.kernel_size, steps)
-        # integers: no cast to half precision, and none in a state dict
-        taps = {
+        tables = {
             "shells": shells.tap_shell,
             "squared_radii": shells.squared_radii,
             "counts": shells.counts,
@@ -112,9 +131,17 @@ class RingConvNd(nn.Module):
         if self.rings == "gaussian":
             self.live_shells = int((shells.radii < shells.support - SMALLEST_DISTANCE).sum())
         else:
-            self.live_shells = int(np.flatnonzero(taps["masks"].any(axis=0)).max()) + 1
-        for name, array in taps.items():
-            self.register_buffer(name, torch.as_tensor(array, device=self.weight.device), persistent=False)
+            self.live_shells = int(np.flatnonzero(tables["masks"].any(axis=0)).max()) + 1
+        return tables
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "RingConvNd":
+        # here, as in torch.nn.RNNBase: Module.to_empty() leaves nothing of a buffer, and no state dict brings it back
+        tables = {name: getattr(self, name) for name in self.table_names}
+        super()._apply(fn, recurse)
+        for name, table in tables.items():
+            self.register_buffer(name, table, persistent=False)
+        _place_tables(self)
+        return self
 
     def _check_arguments(self, dtype) -> None:
         spatial_dims = self.spatial_dims
@@ -150,8 +177,6 @@ class RingConvNd(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw fresh weights; on white noise the output's variance is that of a fresh ``torch.nn.ConvNd``."""
-        # here, for Module.to_empty() leaves nothing of them
-        self._register_taps(tap_spacing(self.kernel_size, self.spacing, self.dilation))
         if self.weight.is_meta:
             return
         if self.log_sigma is not None:

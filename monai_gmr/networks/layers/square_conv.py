@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-import torch
+import numpy as np
 from torch.nn.modules.utils import _ntuple
 
 from monai_gmr.networks.layers.gmr_conv import GMRConv2d, GMRConv3d
@@ -21,11 +21,11 @@ def _default_square_rings(spatial_dims: int, kernel_size: int | Sequence[int], n
     return num_rings
 
 
-def _cover_window(layer: RingConvNd, steps: Sequence[float]) -> None:
-    """Put the masks of square rings in the place of the round ones."""
+def _square_masks(layer: RingConvNd, steps: Sequence[float]) -> dict[str, np.ndarray]:
+    """The masks of square rings, for the place of the round ones."""
     masks = square_ring_masks(layer.kernel_size, layer.num_rings, steps)
     layer.live_shells = masks.shape[1]
-    layer.masks = torch.as_tensor(masks, device=layer.weight.device)
+    return {"masks": masks}
 
 
 class GMRSquareConv2d(GMRConv2d):
@@ -49,9 +49,8 @@ class GMRSquareConv2d(GMRConv2d):
         num_rings = _default_square_rings(2, kernel_size, num_rings)
         super().__init__(in_channels, out_channels, kernel_size, *args, rings=rings, num_rings=num_rings, **kwargs)
 
-    def _register_taps(self, steps: Sequence[float]) -> None:
-        super()._register_taps(steps)
-        _cover_window(self, steps)
+    def _tap_tables(self, steps: Sequence[float]) -> dict[str, np.ndarray]:
+        return super()._tap_tables(steps) | _square_masks(self, steps)
 
 
 class GMRSquareConv3d(GMRConv3d):
@@ -68,6 +67,5 @@ class GMRSquareConv3d(GMRConv3d):
         num_rings = _default_square_rings(3, kernel_size, num_rings)
         super().__init__(in_channels, out_channels, kernel_size, *args, rings=rings, num_rings=num_rings, **kwargs)
 
-    def _register_taps(self, steps: Sequence[float]) -> None:
-        super()._register_taps(steps)
-        _cover_window(self, steps)
+    def _tap_tables(self, steps: Sequence[float]) -> dict[str, np.ndarray]:
+        return super()._tap_tables(steps) | _square_masks(self, steps)
