@@ -6,6 +6,7 @@ import difflib
 import inspect
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any
 from monai_gmr.utils import ConfigurationError
 
 TRACEBACK_VARIABLE = "MONAI_GMR_TRACEBACK"
+WORKER_SENTENCE = re.compile(rf"(?m)^{ConfigurationError.__module__}\.{ConfigurationError.__qualname__}: (.+)$")
 TRACKING_ARGUMENTS = ("output_dir", "tracking_uri", "experiment_name", "run_name", "save_execute_config")
 
 
@@ -58,6 +60,10 @@ def find_configuration_error(error: BaseException | None) -> ConfigurationError 
             continue
         if isinstance(current, ConfigurationError):
             return current
+        # torch hands on an error of a loader's worker as the text of its traceback
+        told = WORKER_SENTENCE.search(str(current))
+        if told is not None:
+            return ConfigurationError(told.group(1))
         seen.add(id(current))
         waiting += [current.__cause__, current.__context__]
     return None
