@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +23,8 @@ def _stem(path: Path) -> str:
 class PredictionLayout(FolderLayoutBase):
     """``folder_layout`` of ``monai.transforms.SaveImaged`` that is planned before the first image is predicted.
 
-    The folders of the images below the last one that they share are kept under ``output_dir``. ``predictions.json`` there says which
-    image a prediction is of, so that a later run replaces those of the same images only.
+    The folders of the images below the last one that they share are kept under ``output_dir``. ``predictions.csv`` there says which
+    image each prediction is of, so that a later run replaces those of the same images only.
 
     Args:
         images: files that are to be predicted.
@@ -51,7 +51,7 @@ class PredictionLayout(FolderLayoutBase):
         self, images: Sequence[PathLike], output_dir: PathLike, postfix: str = "seg", extension: str = ".nii.gz"
     ) -> None:
         self.output_dir = Path(_absolute(output_dir))
-        self.record = self.output_dir / "predictions.json"
+        self.record = self.output_dir / "predictions.csv"
         paths = [Path(_absolute(image)) for image in images]
         twice = next((path for path in paths if paths.count(path) > 1), None) if len(set(paths)) < len(paths) else None
         if twice is not None:
@@ -71,11 +71,10 @@ class PredictionLayout(FolderLayoutBase):
 
     def _read_record(self) -> dict[str, str]:
         """Prediction, relative to the folder, to its image, as earlier runs wrote them."""
-        try:
-            content = json.loads(self.record.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        if not self.record.is_file():
             return {}
-        return dict(content) if isinstance(content, dict) else {}
+        with open(self.record, newline="", encoding="utf-8", errors="replace") as file:
+            return {row[0]: row[1] for row in csv.reader(file) if len(row) == 2}
 
     def _refuse_replacing(self) -> None:
         images = {os.path.realpath(path) for path in self.files}
@@ -105,11 +104,12 @@ class PredictionLayout(FolderLayoutBase):
         file = self.files[path]
         file.parent.mkdir(parents=True, exist_ok=True)
         if self._written.get(self._name(file)) != str(path):
-            # of all at once: a line for each would be a file rewritten for each
-            self._written |= {self._name(each): str(image) for image, each in self.files.items()}
-            temporary = self.record.with_name(f"{self.record.name}.part")
-            temporary.write_text(json.dumps(self._written, indent=1), encoding="utf-8")
-            os.replace(temporary, self.record)
+            with open(self.record, "a", newline="", encoding="utf-8") as record:
+                writer = csv.writer(record, lineterminator="\n")
+                if not self._written:
+                    writer.writerow(["prediction", "image"])
+                writer.writerow([self._name(file), str(path)])
+            self._written[self._name(file)] = str(path)
         return file
 
 

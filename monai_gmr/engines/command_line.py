@@ -8,8 +8,10 @@ import logging
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from multiprocessing.dummy import DummyProcess
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -98,6 +100,15 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
         sys.__excepthook__(kind, error, trace)
     else:
         print(f"error: {found}", file=sys.stderr)
+    for thread in threading.enumerate():
+        # one that fills a cache: an interpreter that ends beneath its C++ code aborts the process
+        if isinstance(thread, DummyProcess):
+            thread.join()
+
+
+def _is_no_end(record: logging.LogRecord) -> bool:
+    """Whether a line of a log is not the one with which ignite, twice for each engine, repeats an error that ends the process anyway."""
+    return "run is terminating due to exception: " not in record.getMessage()
 
 
 def find_bundle_root() -> str:
@@ -236,6 +247,8 @@ def guard_command_line(arguments: Sequence[str] | None = None) -> None:
         >>> guard_command_line(["--seed", "3"])
     """
     sys.excepthook = _report
+    for handler in logging.root.handlers:
+        handler.addFilter(_is_no_end)
     if arguments is None:
         program = Path(sys.argv[0])
         if program.parts[-3:] != ("monai", "bundle", "__main__.py") or sys.argv[1:2] != ["run"]:
