@@ -43,7 +43,7 @@ def test_only_the_same_image_replaces_a_prediction(tmp_path):
     first, second, out = tmp_path / "a" / "t1.nii.gz", tmp_path / "b" / "t1.nii.gz", tmp_path / "out"
     PredictionLayout([first], out).filename(first).write_text("prediction")
     PredictionLayout([first], out)
-    with pytest.raises(ConfigurationError, match="is the prediction of .*a/t1.nii.gz, and would be replaced"):
+    with pytest.raises(ConfigurationError, match=r"is the prediction of .*a/t1.nii.gz, and would be replaced"):
         PredictionLayout([second], out)
     # both of one run: other files
     PredictionLayout([first, second], out).filename(second).write_text("prediction")
