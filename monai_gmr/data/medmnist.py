@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from monai.config import PathLike
 from monai.data import CacheDataset, MetaTensor
 from monai.transforms import Compose, Transform
 
+from monai_gmr.transforms import check_finite
 from monai_gmr.utils import ConfigurationError, check_choice
 
 SECTIONS = {"training": "train", "validation": "val", "test": "test"}
@@ -97,13 +99,14 @@ def _download(path: Path, name: str, size: int, info: dict[str, Any] | None) -> 
 class _ReadImage(Transform):
     """Turn a row of the npz file into a :class:`MetaTensor` that MONAI's transforms and savers understand."""
 
-    def __init__(self, channel_last: bool) -> None:
-        self.channel_last = channel_last
+    def __init__(self, channel_last: bool, path: Path) -> None:
+        self.channel_last, self.path = channel_last, path
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         array = item["image"]
         array = np.moveaxis(array, -1, 0) if self.channel_last else array[None]
         meta = {"filename_or_obj": item["name"], "spatial_shape": np.array(array.shape[1:])}
+        check_finite(array, f"the image {item['name']} of {self.path}")
         # a copy: transforms that work in place must not reach the file's array
         image = MetaTensor(torch.from_numpy(np.array(array, order="C")), meta=meta)
         return {"image": image, "label": copy.copy(item["label"])}
@@ -215,7 +218,7 @@ class MedMNISTCacheDataset(CacheDataset):
             for row, label in zip(rows.tolist(), labels)
         ]
         compose = copy.copy(transform) if isinstance(transform, Compose) else Compose(transform)
-        compose.transforms = (_ReadImage(channel_last), *compose.transforms)
+        compose.transforms = (_ReadImage(channel_last, self.path), *compose.transforms)
         super().__init__(
             data=data,
             transform=compose,
@@ -269,7 +272,7 @@ def _read(path: Path, section: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]
                 )
             images = file[keys[0]]
             labels = {s: file[f"{s}_labels"] for s in SECTIONS.values() if f"{s}_labels" in file.files}
-    except (zipfile.BadZipFile, AttributeError, EOFError, OSError, TypeError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, AttributeError, EOFError, OSError, TypeError, ValueError) as error:
         if isinstance(error, ConfigurationError):
             raise
         raise ConfigurationError(
@@ -281,6 +284,10 @@ def _read(path: Path, section: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]
         raise ConfigurationError(
             f"{path} has {keys[0]} of shape {images.shape} and {keys[1]} of shape {own.shape}: images must "
             "be (N, *spatial) or (N, *spatial, channels) in 2D or 3D, with one row of labels an image."
+        )
+    if 0 in images.shape or images.dtype.kind not in "biuf":
+        raise ConfigurationError(
+            f"{path} has {keys[0]} of shape {images.shape} and type {images.dtype}: give images of real numbers, none of them empty."
         )
     every = np.concatenate([v for v in labels.values() if v.ndim == own.ndim])
     if not np.issubdtype(every.dtype, np.integer) or every.min() < 0:

@@ -3,9 +3,6 @@
 from monai_gmr.engines.checks import (
     check_decathlon,
     check_file,
-    check_first_case,
-    check_image,
-    check_label,
     list_images,
     load_network,
 )
@@ -18,9 +15,6 @@ __all__ = [
     "PrepareBatchView",
     "check_decathlon",
     "check_file",
-    "check_first_case",
-    "check_image",
-    "check_label",
     "find_bundle_root",
     "guard_command_line",
     "keep_freed_memory",

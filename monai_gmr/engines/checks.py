@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from monai_gmr.utils import ConfigurationError
@@ -116,112 +115,11 @@ def check_decathlon(
             )
 
 
-def check_image(
-    image: torch.Tensor | np.ndarray, spatial_dims: int, in_channels: int, name: str = "the first image"
-) -> None:
-    """Raise when an image does not fit the network that shall read it.
-
-    Args:
-        image: channel-first array of shape ``(C, *spatial)``.
-        spatial_dims: spatial axes that the network works on.
-        in_channels: channels that the network reads.
-        name: what to call the image.
-
-    Raises:
-        ConfigurationError: when the number of axes or of channels differs.
-
-    Example:
-        >>> check_image(np.zeros((1, 8, 8, 8)), spatial_dims=3, in_channels=1)
-        >>> check_image(np.zeros((3, 8, 8)), spatial_dims=2, in_channels=1)
-        Traceback (most recent call last):
-        ...
-        monai_gmr.utils.ConfigurationError: the first image has 3 channels and the network reads 1: give --in_channels 3.
-    """
-    dims = image.ndim - 1
-    if dims != spatial_dims:
-        raise ConfigurationError(
-            f"{name} has {dims} spatial axes and the network works on {spatial_dims}: give {spatial_dims}D images."
-        )
-    if image.shape[0] != in_channels:
-        count = image.shape[0]
-        raise ConfigurationError(
-            f"{name} has {count} channel{'s' * (count != 1)} and the network reads {in_channels}: "
-            f"give --in_channels {count}."
-        )
-
-
-def check_label(
-    label: torch.Tensor | np.ndarray, out_channels: int, setting: str = "out_channels", name: str = "the first label"
-) -> None:
-    """Raise when a label holds values that are no class of the network.
-
-    Args:
-        label: array of class indices, of any shape.
-        out_channels: number of classes.
-        setting: name of the bundle's setting for the number of classes.
-        name: what to call the label.
-
-    Raises:
-        ConfigurationError: when a value is not an integer from 0 to ``out_channels - 1``.
-
-    Example:
-        >>> check_label(np.array([0, 1, 2]), out_channels=2)
-        Traceback (most recent call last):
-        ...
-        monai_gmr.utils.ConfigurationError: the first label holds 0 to 2 and the network has 2 classes: give --out_channels 3.
-    """
-    values = np.asarray(label)
-    low, high = values.min().item(), values.max().item()
-    if low < 0 or not np.array_equal(values, np.round(values)):
-        raise ConfigurationError(
-            f"{name} holds values from {low:g} to {high:g}: labels are class indices, the integers from 0 on."
-        )
-    if high >= out_channels:
-        raise ConfigurationError(
-            f"{name} holds {low:g} to {high:g} and the network has {out_channels} classes: "
-            f"give --{setting} {int(high) + 1}."
-        )
-
-
-def check_first_case(case: Mapping[str, Any], spatial_dims: int, in_channels: int, out_channels: int) -> None:
-    """Read one case of a segmentation dataset and raise when it does not fit the network.
-
-    Args:
-        case: ``{"image": path}`` and, if there is one, ``"label"``.
-        spatial_dims: spatial axes that the network works on.
-        in_channels: channels that the network reads.
-        out_channels: classes, the background included.
-
-    Raises:
-        ConfigurationError: when a file cannot be read, or image and label fit neither each other nor the network.
-    """
-    from monai.transforms import LoadImage
-
-    reader = LoadImage(image_only=True, ensure_channel_first=True)
-    arrays = {}
-    for part in ("image", "label"):
-        if part in case:
-            try:
-                arrays[part] = reader(case[part])
-            except Exception as error:
-                raise ConfigurationError(
-                    f"{case[part]} cannot be read as an image: give NIfTI, or another format that MONAI's LoadImage reads."
-                ) from error
-    check_image(arrays["image"], spatial_dims, in_channels, name=f"the image {case['image']}")
-    if "label" in arrays:
-        if arrays["label"].shape[1:] != arrays["image"].shape[1:]:
-            raise ConfigurationError(
-                f"the label {case['label']} has the shape {tuple(arrays['label'].shape[1:])} and its image "
-                f"{tuple(arrays['image'].shape[1:])}: they must be equal."
-            )
-        check_label(arrays["label"], out_channels, name=f"the label {case['label']}")
-
-
 def list_images(folder: str | Path | None, dataset_dir: str | Path, key: str = "test") -> list[dict[str, str]]:
     """The images to predict: one file, those of a folder, or a list of a Decathlon dataset.
 
     Args:
-        folder: NIfTI file, or folder of NIfTI files; ``None`` takes the dataset instead.
+        folder: NIfTI file, or folder of NIfTI files, of which hidden ones are left out; ``None`` takes the dataset instead.
         dataset_dir: folder in the layout of the Medical Segmentation Decathlon; its cases need no labels.
         key: list of ``dataset.json``.
 
@@ -238,6 +136,8 @@ def list_images(folder: str | Path | None, dataset_dir: str | Path, key: str = "
         return [{"image": str(Path(dataset_dir) / name)} for name in names]
     root = Path(folder)
     files = [root] if root.is_file() else sorted([*root.glob("*.nii"), *root.glob("*.nii.gz")])
+    # hidden ones, such as ._x.nii.gz, which macOS keeps beside x.nii.gz
+    files = [file for file in files if file == root or not file.name.startswith(".")]
     if not files:
         raise ConfigurationError(f"input={root} holds no NIfTI file: give a .nii or .nii.gz file, or a folder of them.")
     return [{"image": str(file)} for file in files]

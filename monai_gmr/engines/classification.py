@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import Dataset
-from monai.transforms import LoadImaged, Transform
 
 from monai_gmr.data.medmnist import MedMNISTCacheDataset
+from monai_gmr.transforms import LoadCased, check_image
 from monai_gmr.utils import ConfigurationError
 
 IMAGE_SUFFIXES = (".nii", ".nii.gz", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy")
@@ -125,21 +125,6 @@ def network_shape(
     return {"in_channels": 1 if grey else data.num_channels, "num_classes": data.num_classes}
 
 
-class _ReadImage(Transform):
-    """Read the image file that an item names; one sentence where it is none."""
-
-    def __init__(self) -> None:
-        self.reader = LoadImaged(keys="image", image_only=True, ensure_channel_first=True)
-
-    def __call__(self, item: dict[str, str]) -> dict[str, Any]:
-        try:
-            return dict(self.reader(item))
-        except Exception as error:
-            raise ConfigurationError(
-                f"{item['image']} cannot be read as an image: take it out of the input."
-            ) from error
-
-
 def open_images(
     path: str | Path | None,
     dataset_dir: str | Path,
@@ -148,6 +133,9 @@ def open_images(
     size: int = 28,
     classes: Sequence[int] | None = None,
     download: bool = False,
+    spatial_dims: int = 2,
+    in_channels: int = 1,
+    grey: bool = False,
 ) -> Dataset:
     """The images to predict: one file, those of a folder, or a section of a file of MedMNIST's layout.
 
@@ -159,12 +147,16 @@ def open_images(
         size: pixels along an axis of a medmnist flag.
         classes: label values to keep.
         download: whether to download a missing file.
+        spatial_dims: spatial axes that the network works on.
+        in_channels: channels that the network reads.
+        grey: whether colours are averaged, so that images of one channel and of three can be read.
 
     Returns:
-        dataset of dictionaries with ``image``, a ``MetaTensor`` of shape ``(C, *spatial)``.
+        dataset of dictionaries with ``image``, a ``MetaTensor`` of shape ``(C, *spatial)``. Files are read by
+        :class:`~monai_gmr.transforms.LoadCased`; hidden ones of a folder are left out.
 
     Raises:
-        ConfigurationError: when there is no image.
+        ConfigurationError: when there is no image; as an item is read, when that one cannot be predicted.
 
     Example:
         >>> open_images("nowhere", dataset_dir=".", flag="breastmnist")
@@ -172,14 +164,37 @@ def open_images(
         ...
         monai_gmr.utils.ConfigurationError: input=nowhere holds no image: give a file or a folder of .nii, .nii.gz, ...
     """
+    channels = (1, 3) if grey and in_channels == 1 else in_channels
     if path is None:
-        return MedMNISTCacheDataset(
+        data = MedMNISTCacheDataset(
             dataset_dir, flag, section, size=size, classes=classes, download=download, cache_rate=0.0
         )
+        check_image(
+            np.zeros((data.num_channels, *data.spatial_shape)), spatial_dims, channels, f"an image of {data.path}"
+        )
+        return data
     root = Path(path)
-    files = [root] if root.is_file() else sorted(f for f in root.glob("*") if f.name.lower().endswith(IMAGE_SUFFIXES))
+    files = [root] if root.is_file() else sorted(f for f in root.glob("*") if _is_image(f))
     if not files:
         raise ConfigurationError(
             f"input={root} holds no image: give a file or a folder of {', '.join(IMAGE_SUFFIXES)} files."
         )
-    return Dataset([{"image": str(file)} for file in files], transform=_ReadImage())
+    return Dataset([{"image": str(file)} for file in files], LoadCased("image", spatial_dims, channels))
+
+
+def _is_image(file: Path) -> bool:
+    """By its name; hidden ones, such as ._x.png, which macOS keeps beside x.png, are none."""
+    return file.name.lower().endswith(IMAGE_SUFFIXES) and not file.name.startswith(".")
+
+
+def row_names(dataset: Dataset) -> list[str]:
+    """What the rows of :func:`open_images` are called in a table of predictions.
+
+    Args:
+        dataset: what :func:`open_images` returned.
+
+    Example:
+        >>> row_names(Dataset([{"image": "/data/a.png"}]))
+        ['/data/a.png']
+    """
+    return [str(entry.get("name", entry["image"])) for entry in dataset.data]

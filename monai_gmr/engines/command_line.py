@@ -6,9 +6,12 @@ import difflib
 import inspect
 import logging
 import os
+import re
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from multiprocessing.dummy import DummyProcess
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +19,7 @@ from typing import Any
 from monai_gmr.utils import ConfigurationError
 
 TRACEBACK_VARIABLE = "MONAI_GMR_TRACEBACK"
+WORKER_SENTENCE = re.compile(rf"(?m)^{ConfigurationError.__module__}\.{ConfigurationError.__qualname__}: (.+)$")
 TRACKING_ARGUMENTS = ("output_dir", "tracking_uri", "experiment_name", "run_name", "save_execute_config")
 
 
@@ -58,6 +62,10 @@ def find_configuration_error(error: BaseException | None) -> ConfigurationError 
             continue
         if isinstance(current, ConfigurationError):
             return current
+        # torch hands on an error of a loader's worker as the text of its traceback
+        told = WORKER_SENTENCE.search(str(current))
+        if told is not None:
+            return ConfigurationError(told.group(1))
         seen.add(id(current))
         waiting += [current.__cause__, current.__context__]
     return None
@@ -92,6 +100,15 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
         sys.__excepthook__(kind, error, trace)
     else:
         print(f"error: {found}", file=sys.stderr)
+    for thread in threading.enumerate():
+        # one that fills a cache: an interpreter that ends beneath its C++ code aborts the process
+        if isinstance(thread, DummyProcess):
+            thread.join()
+
+
+def _is_no_end(record: logging.LogRecord) -> bool:
+    """Whether a line of a log is not the one with which ignite, twice for each engine, repeats an error that ends the process anyway."""
+    return "run is terminating due to exception: " not in record.getMessage()
 
 
 def find_bundle_root() -> str:
@@ -230,6 +247,8 @@ def guard_command_line(arguments: Sequence[str] | None = None) -> None:
         >>> guard_command_line(["--seed", "3"])
     """
     sys.excepthook = _report
+    for handler in logging.root.handlers:
+        handler.addFilter(_is_no_end)
     if arguments is None:
         program = Path(sys.argv[0])
         if program.parts[-3:] != ("monai", "bundle", "__main__.py") or sys.argv[1:2] != ["run"]:

@@ -123,6 +123,10 @@ class HeadedCSVSaver(CSVSaver):
         output_dir: directory of the file.
         filename: name of the file, ending in ``.csv``.
         columns: names of the values of a case, which follow the name of the case.
+        cases: names of all cases that may come; a file that is there with others is then not replaced.
+
+    Raises:
+        ConfigurationError: when the file is there and holds predictions of other cases.
 
     Example:
         >>> import tempfile
@@ -135,9 +139,20 @@ class HeadedCSVSaver(CSVSaver):
         cell 1,2,0.75
     """
 
-    def __init__(self, output_dir: str | Path, filename: str, columns: Sequence[str]) -> None:
+    def __init__(
+        self, output_dir: str | Path, filename: str, columns: Sequence[str], cases: Sequence[str] | None = None
+    ) -> None:
         super().__init__(output_dir=output_dir, filename=filename, overwrite=False)
         self.columns = list(columns)
+        if cases is not None and self._filepath.is_file():
+            with open(self._filepath, newline="", encoding="utf-8", errors="replace") as file:
+                there = [row[0] for row in csv.reader(file) if row][1:]
+            others = sorted(set(there) - set(cases))
+            if others:
+                raise ConfigurationError(
+                    f"{self._filepath} holds predictions of other images, such as {others[0]}, and would be replaced: give another "
+                    "--output_dir."
+                )
 
     def finalize(self) -> None:
         """Write every case that was saved, under a temporary name first.

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from monai.utils import CommonKeys, optional_import
 
+from monai_gmr.engines.case_batches import CaseBatch, CaseBatches, anisotropic_spacing, refuse_failures
 from monai_gmr.engines.command_line import reason
-from monai_gmr.handlers.case_batches import CaseBatch, CaseBatches, anisotropic_spacing
 from monai_gmr.handlers.progress import SweepProgress
 from monai_gmr.handlers.rotation_picture import draw_rotation_table
 from monai_gmr.handlers.rotation_statistics import (
@@ -27,7 +27,7 @@ from monai_gmr.handlers.rotation_statistics import (
 from monai_gmr.handlers.sweep_result import ERROR, SweepResult
 from monai_gmr.handlers.utils import write_json, write_rows, write_text
 from monai_gmr.handlers.view_probe import Seen, ViewProbe, keeps_cases, metric_handlers
-from monai_gmr.handlers.view_records import ANSWER, TRUE_CLASS, ViewRecord, ViewRecords, read_records, record_file
+from monai_gmr.handlers.view_records import ANSWER, TRUE_CLASS, ViewRecord, ViewRecords, read_compared, record_file
 from monai_gmr.handlers.worst_cases_picture import WorstCase, draw_worst_cases
 from monai_gmr.inferers import SymmetryInferer
 from monai_gmr.symmetry import View, make_views
@@ -155,7 +155,7 @@ class RotationSweep:
         self.spatial_dims = image.ndim - 1
         self.views = self._make_views(views)
         self.networks = self._make_networks(evaluators, batches, average)
-        self.compared = _read_compared(compare or {}, self.networks)
+        self.compared = read_compared(compare or {}, self.networks)
         found = anisotropic_spacing(image)
         if found and spacing is None:
             sizes = " x ".join(f"{size:g}" for size in found)
@@ -220,15 +220,33 @@ class RotationSweep:
         with SweepProgress(total) as progress:
             for title, network in self.networks.items():
                 self._sweep(title, network, progress)
-        for title, network in self.networks.items():
-            for case, why in network.failures.items():
-                print(f"{title}: {case} is left out: {why}")
         done = {title: network for title, network in self.networks.items() if self._has_case(network)}
         if not done:
             title, network = next(iter(self.networks.items()))
             case, why = next(iter(network.failures.items()))
             raise ConfigurationError(f"no case could be evaluated; {title}, {case}: {why}")
-        return self._finish(done)
+        rows = self._finish(done)
+        for name, why in self.failures.items():
+            print(f"{name} is left out: {why}")
+        return rows
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """The cases that were left out, as network and case, and why."""
+        return {
+            f"{title}: {case}": why
+            for title, network in self.networks.items()
+            for case, why in network.failures.items()
+        }
+
+    def check_failures(self) -> None:
+        """After :meth:`run`: raise when a case was left out, so that the process ends with a status other than 0.
+
+        Raises:
+            ConfigurationError: one sentence with the number of cases, the first of them, and why.
+        """
+        total = sum(len(network.batches.names) for network in self.networks.values())
+        refuse_failures(self.failures, total, "cases were left out")
 
     def _has_case(self, network: _Network) -> bool:
         """Whether all views of a case of this sweep were measured."""
@@ -312,8 +330,14 @@ class RotationSweep:
             for batch in batches.load(names):
                 network.failures.update(batch.failures)
                 progress.step(len(batch.failures) * len(self.views))
-                if batch.names:
-                    network.failures.update(self._run_batch(records, probe, batch, metrics, progress))
+                failures = self._run_batch(records, probe, batch, metrics, progress) if batch.names else {}
+                if len(failures) > 1:
+                    # one of them may have failed, and the others with it
+                    progress.step(-len(failures) * len(self.views))
+                    failures = {}
+                    for part in (part for name in batch.names for part in batches.load([name])):
+                        failures |= self._run_batch(records, probe, part, metrics, progress)
+                network.failures.update(failures)
 
     def _is_true(self, records: ViewRecords, probe: ViewProbe, batches: CaseBatches) -> bool:
         """Whether a case, measured once more, gives what the records hold of it: its file, the inferer, the postprocessing or the
@@ -475,19 +499,3 @@ def _first_image(title: str, batches: CaseBatches) -> Any:
             f"an image of shape {tuple(image.shape)} cannot be turned: it must be (channels, *spatial), 2 or 3 axes."
         )
     return image
-
-
-def _read_compared(compare: Mapping[str, str | Path], taken: Mapping[str, Any]) -> dict[str, ViewRecords]:
-    """The records of other reports; where one holds several networks each keeps its own name too."""
-    compared = {}
-    for title, place in compare.items():
-        folder = Path(place) if Path(place).is_dir() else Path(place).parent
-        files = sorted((folder / "records").glob("*.jsonl"))
-        if not files:
-            raise ConfigurationError(f"there is no rotation report in {folder}: give the output_dir of another run.")
-        for file in files:
-            name = title if len(files) == 1 else f"{title}, {file.stem}"
-            if name in taken:
-                raise ConfigurationError(f"two networks are called {name!r}: give another name or change compare.")
-            compared[name] = read_records(file)
-    return compared

@@ -15,6 +15,7 @@ from monai.metrics import Cumulative
 from monai.transforms import SaveImage
 from monai.utils import CommonKeys, optional_import
 
+from monai_gmr.engines.prediction import check_answer
 from monai_gmr.engines.prepare_batch import PrepareBatchView, keep_metadata
 from monai_gmr.inferers.turning import turn_image
 from monai_gmr.symmetry import View, inscribed_ball, is_grid_symmetry
@@ -382,6 +383,7 @@ class ViewProbe:
         output, view = self.evaluator.state.output, self._view()
         image, label, answer = output[CommonKeys.IMAGE], output.get(CommonKeys.LABEL), output[CommonKeys.PRED]
         plain = answer.detach().as_subclass(torch.Tensor)
+        check_answer(plain)
         if self._upright is None:
             # a copy: the network may hand out a buffer that it writes to again
             self._upright = plain.clone()

@@ -187,3 +187,27 @@ def read_records(path: str | Path) -> ViewRecords:
     for record in found:
         records._keep(record)
     return records
+
+
+def read_compared(compare: Mapping[str, str | Path], taken: Mapping[str, Any]) -> dict[str, ViewRecords]:
+    """The records of other reports; where one holds several networks each keeps its own name too.
+
+    Args:
+        compare: name to the folder of a report, or a file in it.
+        taken: names that other networks have.
+
+    Raises:
+        ConfigurationError: when there is no report, or two networks have one name.
+    """
+    compared = {}
+    for title, place in compare.items():
+        folder = Path(place) if Path(place).is_dir() else Path(place).parent
+        files = sorted((folder / "records").glob("*.jsonl"))
+        if not files:
+            raise ConfigurationError(f"there is no rotation report in {folder}: give the output_dir of another run.")
+        for file in files:
+            name = title if len(files) == 1 else f"{title}, {file.stem}"
+            if name in taken:
+                raise ConfigurationError(f"two networks are called {name!r}: give another name or change compare.")
+            compared[name] = read_records(file)
+    return compared

@@ -1,7 +1,9 @@
-"""Transforms that turn and mirror images."""
+"""Transforms that rotate and mirror images, and the loading of cases with its checks."""
 
 from monai_gmr.transforms.augmentation import AUGMENTATIONS, turning_transforms
+from monai_gmr.transforms.case_checks import check_finite, check_image, check_label
 from monai_gmr.transforms.grid_symmetry import GridSymmetry, GridSymmetryD, GridSymmetryd, GridSymmetryDict
+from monai_gmr.transforms.load_case import LoadCaseD, LoadCased, LoadCaseDict
 from monai_gmr.transforms.rand_grid_symmetry import (
     RandGridSymmetry,
     RandGridSymmetryD,
@@ -21,6 +23,9 @@ __all__ = [
     "GridSymmetryD",
     "GridSymmetryDict",
     "GridSymmetryd",
+    "LoadCaseD",
+    "LoadCaseDict",
+    "LoadCased",
     "RandGridSymmetry",
     "RandGridSymmetryD",
     "RandGridSymmetryDict",
@@ -29,5 +34,8 @@ __all__ = [
     "RotateAboutAxisD",
     "RotateAboutAxisDict",
     "RotateAboutAxisd",
+    "check_finite",
+    "check_image",
+    "check_label",
     "turning_transforms",
 ]

@@ -35,6 +35,9 @@ def sweeps(monkeypatch):
         def run(self):
             return []
 
+        def check_failures(self):
+            pass
+
     monkeypatch.setattr(monai_gmr.handlers, "RotationSweep", Recorder, raising=False)
     return calls
 

@@ -4,9 +4,10 @@ import sys
 
 import pytest
 from monai.bundle import ConfigWorkflow
+from torch.utils.data import DataLoader, Dataset
 
 from monai_gmr.engines import find_bundle_root, guard_command_line
-from monai_gmr.engines.command_line import check_overrides
+from monai_gmr.engines.command_line import check_overrides, find_configuration_error
 from monai_gmr.utils import ConfigurationError
 
 CONFIG = """
@@ -104,3 +105,25 @@ def test_a_wrapped_error_of_ours_is_one_line(error, variable, one_line, monkeypa
     else:
         assert "Traceback" in printed
         assert "failed to instantiate" in printed
+
+
+class Broken(Dataset):
+    """A data set whose item 1 is refused, behind an error of the transform."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        if index == 1:
+            try:
+                raise ConfigurationError("the image b.nii.gz is empty: take it out.")
+            except ConfigurationError as error:
+                raise RuntimeError("applying transform") from error
+        return index
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_the_sentence_of_a_worker_is_found(num_workers):
+    with pytest.raises(RuntimeError) as caught:
+        list(DataLoader(Broken(), num_workers=num_workers))
+    assert str(find_configuration_error(caught.value)) == "the image b.nii.gz is empty: take it out."

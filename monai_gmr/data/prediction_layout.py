@@ -1,0 +1,117 @@
+"""Where predictions are written: the folders of the images, a file of its own for each, and none of another image replaced."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.config import PathLike
+from monai.data import FolderLayoutBase
+
+from monai_gmr.utils import ConfigurationError
+
+
+def _stem(path: Path) -> str:
+    """The name of a file without its ending, as MONAI's savers take it."""
+    name = path.stem if path.suffix else path.name
+    return Path(name).stem if path.suffix == ".gz" else name
+
+
+class PredictionLayout(FolderLayoutBase):
+    """``folder_layout`` of ``monai.transforms.SaveImaged`` that is planned before the first image is predicted.
+
+    The folders of the images below the last one that they share are kept under ``output_dir``. ``predictions.csv`` there says which
+    image each prediction is of, so that a later run replaces those of the same images only.
+
+    Args:
+        images: files that are to be predicted.
+        output_dir: folder of the predictions, made with the first one.
+        postfix: what stands behind the name of the image.
+        extension: ending of the predictions.
+
+    Raises:
+        ConfigurationError: when two predictions would have one name, when an image is listed twice, or when a file is there already
+            that is an image of this run or is not known to be a prediction of the same image.
+
+    Example:
+        >>> folder = getfixture("tmp_path")
+        >>> layout = PredictionLayout(["/data/a/t1.nii.gz", "/data/b/t1.nii"], folder / "out")
+        >>> [str(path.relative_to(folder)) for path in layout.files.values()]
+        ['out/a/t1_seg.nii.gz', 'out/b/t1_seg.nii.gz']
+        >>> PredictionLayout(["/data/t1.nii.gz", "/data/t1.nii"], folder / "out")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        monai_gmr.utils.ConfigurationError: /data/t1.nii.gz and /data/t1.nii would both be predicted as ...t1_seg.nii.gz: rename one.
+    """
+
+    def __init__(
+        self, images: Sequence[PathLike], output_dir: PathLike, postfix: str = "seg", extension: str = ".nii.gz"
+    ) -> None:
+        self.output_dir = Path(_absolute(output_dir))
+        self.record = self.output_dir / "predictions.csv"
+        paths = [Path(_absolute(image)) for image in images]
+        twice = next((path for path in paths if paths.count(path) > 1), None) if len(set(paths)) < len(paths) else None
+        if twice is not None:
+            raise ConfigurationError(f"{twice} is listed twice: take one out of the list.")
+        root = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()
+        self.files: dict[Path, Path] = {}
+        taken: dict[str, Path] = {}
+        for path in paths:
+            file = self.output_dir / path.parent.relative_to(root) / f"{_stem(path)}_{postfix}{extension}"
+            # on some file systems capitals make no other name
+            other = taken.setdefault(str(file).casefold(), path)
+            if other is not path:
+                raise ConfigurationError(f"{other} and {path} would both be predicted as {file}: rename one.")
+            self.files[path] = file
+        self._written = self._read_record()
+        self._refuse_replacing()
+
+    def _read_record(self) -> dict[str, str]:
+        """Prediction, relative to the folder, to its image, as earlier runs wrote them."""
+        if not self.record.is_file():
+            return {}
+        with open(self.record, newline="", encoding="utf-8", errors="replace") as file:
+            return {row[0]: row[1] for row in csv.reader(file) if len(row) == 2}
+
+    def _refuse_replacing(self) -> None:
+        images = {os.path.realpath(path) for path in self.files}
+        for path, file in self.files.items():
+            if os.path.realpath(file) in images:
+                raise ConfigurationError(
+                    f"the prediction of {path} would replace the image {file}: give another --output_dir."
+                )
+            known = self._written.get(self._name(file))
+            if file.exists() and known != str(path):
+                what = f"is the prediction of {known}" if known else "is no known prediction"
+                raise ConfigurationError(
+                    f"{file} is there, {what}, and would be replaced by that of {path}: give another --output_dir."
+                )
+
+    def _name(self, file: Path) -> str:
+        return file.relative_to(self.output_dir).as_posix()
+
+    def filename(self, subject: PathLike = "subject", idx: Any = None, **kwargs: Any) -> Path:
+        """The file of an image's prediction; its folder is made.
+
+        Args:
+            subject: the image, one of those that were given.
+            idx: not used, there is one prediction an image; likewise further arguments.
+        """
+        path = Path(_absolute(subject))
+        file = self.files[path]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if self._written.get(self._name(file)) != str(path):
+            with open(self.record, "a", newline="", encoding="utf-8") as record:
+                writer = csv.writer(record, lineterminator="\n")
+                if not self._written:
+                    writer.writerow(["prediction", "image"])
+                writer.writerow([self._name(file), str(path)])
+            self._written[self._name(file)] = str(path)
+        return file
+
+
+def _absolute(path: PathLike) -> str:
+    return os.path.abspath(os.path.expanduser(path))

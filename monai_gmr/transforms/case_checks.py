@@ -1,0 +1,186 @@
+"""Checks of one case, image and label, against the network and against each other: each passes, or raises one sentence with the file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from monai_gmr.utils import ConfigurationError
+
+TOLERANCE = 0.1
+"""Distance of the corners of two grids, in voxels, up to which they are the same grid."""
+
+
+def check_image(
+    image: torch.Tensor | np.ndarray, spatial_dims: int, in_channels: int | Sequence[int], name: str = "the image"
+) -> None:
+    """Raise when an image does not fit the network that shall read it, is empty or holds NaN or inf.
+
+    Args:
+        image: channel-first array of shape ``(C, *spatial)``.
+        spatial_dims: spatial axes that the network works on.
+        in_channels: channels that the network reads, or the numbers of channels of which any may come.
+        name: what to call the image.
+
+    Raises:
+        ConfigurationError: when the number of axes or of channels differs, an axis is empty or a value is not finite.
+
+    Example:
+        >>> check_image(np.zeros((1, 8, 8, 8)), spatial_dims=3, in_channels=1)
+        >>> check_image(np.zeros((3, 8, 8)), spatial_dims=2, in_channels=1)
+        Traceback (most recent call last):
+        ...
+        monai_gmr.utils.ConfigurationError: the image has 3 channels and the network reads 1: give images of 1 channel, or --in_channels 3.
+    """
+    dims = image.ndim - 1
+    if dims != spatial_dims:
+        raise ConfigurationError(
+            f"{name} has {dims} spatial axes and the network works on {spatial_dims}: give {spatial_dims}D images."
+        )
+    accepted = (in_channels,) if isinstance(in_channels, int) else tuple(in_channels)
+    count = image.shape[0]
+    if count not in accepted:
+        reads = " or ".join(str(number) for number in accepted)
+        raise ConfigurationError(
+            f"{name} has {_channels(count)} and the network reads {reads}: give images of {reads} "
+            f"channel{'s' * (accepted[-1] != 1)}, or --in_channels {count}."
+        )
+    if 0 in image.shape:
+        raise ConfigurationError(f"{name} is empty, of shape {tuple(image.shape[1:])}: take it out.")
+    check_finite(image, name)
+
+
+def check_finite(image: torch.Tensor | np.ndarray, name: str = "the image") -> None:
+    """Raise when an image holds NaN or inf.
+
+    Args:
+        image: array of any shape.
+        name: what to call the image.
+
+    Raises:
+        ConfigurationError: when a value is not finite; the sentence counts them.
+
+    Example:
+        >>> check_finite(torch.tensor([0.0, float("nan")]))
+        Traceback (most recent call last):
+        ...
+        monai_gmr.utils.ConfigurationError: the image holds 1 value of 2 that is NaN or infinite: mend it or take it out.
+    """
+    values = torch.as_tensor(image)
+    if not (values.is_floating_point() or values.is_complex()):
+        return
+    finite = torch.isfinite(values)
+    if not finite.all():
+        wrong = int((~finite).sum())
+        raise ConfigurationError(
+            f"{name} holds {wrong} value{'s' * (wrong != 1)} of {values.numel()} that {'are' if wrong != 1 else 'is'} NaN or infinite: "
+            "mend it or take it out."
+        )
+
+
+def check_label(
+    label: torch.Tensor | np.ndarray, out_channels: int, setting: str = "out_channels", name: str = "the label"
+) -> None:
+    """Raise when a label holds values that are no class of the network.
+
+    Args:
+        label: array of class indices, of any shape, as it was read: a cast would hide values that are not whole.
+        out_channels: number of classes.
+        setting: name of the bundle's setting for the number of classes.
+        name: what to call the label.
+
+    Raises:
+        ConfigurationError: when a value is not an integer from 0 to ``out_channels - 1``.
+
+    Example:
+        >>> check_label(np.array([0, 1, 2]), out_channels=2)
+        Traceback (most recent call last):
+        ...
+        monai_gmr.utils.ConfigurationError: the label holds 0 to 2 and the network has 2 classes: give --out_channels 3.
+    """
+    values = torch.as_tensor(label)
+    if values.numel() == 0:
+        raise ConfigurationError(f"{name} is empty, of shape {tuple(values.shape)}: take the case out.")
+    check_finite(values, name)
+    values = values.as_subclass(torch.Tensor)
+    if values.is_floating_point():
+        whole = values == values.round()
+        if not whole.all():
+            first = values[~whole][0].item()
+            raise ConfigurationError(
+                f"{name} holds {first:.7g} and other values that are not whole: labels are class indices, the integers from 0 on."
+            )
+    low, high = (int(value) for value in values.aminmax())
+    if low < 0:
+        raise ConfigurationError(
+            f"{name} holds values from {low} to {high}: labels are class indices, the integers from 0 on."
+        )
+    if high >= out_channels:
+        raise ConfigurationError(
+            f"{name} holds {low} to {high} and the network has {out_channels} classes: give --{setting} {high + 1}."
+        )
+
+
+def _channels(count: int) -> str:
+    return f"{count} channel{'s' * (count != 1)}"
+
+
+def describe_offset(
+    affine: np.ndarray, reference: np.ndarray, shape: Sequence[int], tolerance: float = TOLERANCE
+) -> str:
+    """How a grid of voxels differs from another one of the same shape, in words; empty where it does not.
+
+    Both are the same where no corner lies further than ``tolerance`` voxels of the reference from the other's.
+
+    Args:
+        affine: ``(4, 4)``, from indices to millimetres, of the grid.
+        reference: ``(4, 4)`` of the other one.
+        shape: voxels along each axis, of both.
+        tolerance: in voxels.
+
+    Returns:
+        another spacing, mirrored axes, another order of the axes, a rotation or a shift, the first that differs.
+
+    Raises:
+        ConfigurationError: when an affine is not finite or has no inverse.
+
+    Example:
+        >>> mirrored, shifted = np.diag([-1.0, 1, 1, 1]), np.eye(4)
+        >>> shifted[0, 3] = 40
+        >>> [describe_offset(affine, np.eye(4), (8, 8, 8)) for affine in (mirrored, shifted, np.diag([2.0, 2, 2, 1]))]
+        ['mirrored along axis 0', 'shifted by 40 mm', 'of voxels of 2 x 2 x 2 mm, where the image has 1 x 1 x 1 mm']
+        >>> describe_offset(np.eye(4), np.eye(4), (8, 8, 8))
+        ''
+    """
+    dims, last = len(shape), np.array(shape) - 1
+    for matrix in (affine, reference):
+        if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-12:
+            raise ConfigurationError("an affine of it is not finite or has no inverse: correct the header.")
+    ends = np.array(list(np.ndindex(*[2] * dims))) * last
+    corners = np.zeros((len(ends), 4))
+    corners[:, :dims], corners[:, 3] = ends, 1
+    there = corners @ (np.linalg.inv(reference) @ affine).T
+    if np.abs(there - corners).max() <= tolerance:
+        return ""
+    sizes, expected = (np.linalg.norm(matrix[:3, :dims], axis=0) for matrix in (affine, reference))
+    if (np.abs(sizes / expected - 1) * last).max() > tolerance:
+        own, other = (" x ".join(f"{size:.4g}" for size in part) for part in (sizes, expected))
+        return f"of voxels of {own} mm, where the image has {other} mm"
+    # columns: where the axes of the one point along those of the other
+    turn = np.linalg.lstsq(reference[:3, :dims] / expected, affine[:3, :dims] / sizes, rcond=None)[0]
+    signs = np.sign(np.diag(turn))
+    slack = tolerance / max(1, last.max())
+    if np.abs(turn - np.eye(dims)).max() > slack:
+        mirrored = [str(axis) for axis in range(dims) if signs[axis] < 0]
+        if np.abs(turn - np.diag(signs)).max() <= slack:
+            return f"mirrored along ax{'es' if len(mirrored) > 1 else 'is'} {' and '.join(mirrored)}"
+        if np.abs(turn - np.round(turn)).max() <= slack:
+            return "of its axes in another order"
+        trace = np.trace(turn @ np.diag(signs))
+        cosine = (trace - 1) / 2 if dims == 3 else trace / 2
+        angle = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+        return f"rotated by {angle:.3g} degrees" + " and mirrored" * bool(np.linalg.det(turn) < 0)
+    shift = np.linalg.norm(affine[:3, 3] - reference[:3, 3])
+    return f"shifted by {shift:.3g} mm"

@@ -1,0 +1,174 @@
+"""Loading of a case, image and label, that checks what it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor, PILReader
+from monai.transforms import LoadImage, MapTransform, ResampleToMatch
+
+from monai_gmr.transforms.case_checks import check_image, check_label, describe_offset
+from monai_gmr.utils import ConfigurationError, check_choice
+
+LABEL_AFFINES = ("refuse", "resample", "ignore")
+# how files begin that hold no image, and what they are
+OTHER_FILES = {
+    b"\x00\x05\x16\x07": "the file that macOS keeps beside another one (AppleDouble)",
+    b"<!DOCTYPE": "a web page",
+}
+
+
+def _plain_picture(picture: Any) -> Any:
+    """A picture whose channels are colours: indices of a palette are looked up, an alpha channel that hides nothing is dropped."""
+    if picture.mode in ("P", "PA"):
+        picture = picture.convert("RGBA")
+        bands = picture.split()
+        if all(band.tobytes() == bands[0].tobytes() for band in bands[1:3]):
+            picture = picture.convert("LA")
+    if picture.mode == "1":
+        return picture.convert("L")
+    if picture.mode in ("RGBA", "LA") and picture.getchannel("A").getextrema() == (255, 255):
+        return picture.convert(picture.mode[:-1])
+    return picture
+
+
+def _cause(path: Path, error: BaseException) -> str:
+    """Why a file cannot be read, in a few words."""
+    if not path.exists():
+        return "it is not there"
+    if path.is_dir():
+        return "it is a folder"
+    if path.is_file():
+        with open(path, "rb") as file:
+            start = file.read(16)
+        if not start:
+            return "it is empty"
+        for beginning, what in OTHER_FILES.items():
+            if start.startswith(beginning):
+                return f"it is {what}"
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if "('R', 'u1')" in str(error):
+        return "its voxels are RGB colours"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return "no reader knows its format" if "suitable reader" in lines[0] else lines[0].rstrip(".")
+
+
+class LoadCased(MapTransform):
+    """Reads an image, and its label if there is one, like ``monai.transforms.LoadImaged``, and checks both.
+
+    What does not pass is a :class:`~monai_gmr.utils.ConfigurationError` of one sentence with the file. An image must be readable,
+    finite, not empty, and of the network's number of axes and channels; a label must besides have its shape, one channel and whole
+    values that are classes of the network, and lie where the image lies: no corner of its grid may be further away than a tenth
+    of a voxel. In pictures (PNG, JPEG, BMP) the colours of a palette are looked up and an alpha channel that hides nothing is dropped.
+
+    Args:
+        keys: the image, then the label if there is one.
+        spatial_dims: spatial axes that the network works on.
+        in_channels: channels that the network reads, or the numbers of channels of which any may come.
+        out_channels: classes of the network, the background included; needed for a label.
+        label_affine: what to do with a label whose affine differs from the image's. "refuse": raise; "resample": bring the label
+            to the image's grid, nearest neighbour, 0 where it has no voxel, whatever its shape; "ignore": use its voxels as they are.
+
+    Returns:
+        the case, each file replaced by a float32 ``MetaTensor`` of shape ``(C, *spatial)``.
+
+    Raises:
+        ConfigurationError: when a file does not pass, or a setting is unknown.
+
+    Example:
+        >>> import nibabel
+        >>> folder = getfixture("tmp_path")
+        >>> for name, shape in (("image", (8, 8, 8)), ("label", (8, 8, 7))):
+        ...     nibabel.save(nibabel.Nifti1Image(np.zeros(shape, np.uint8), np.eye(4)), folder / f"{name}.nii")
+        >>> LoadCased("image", spatial_dims=3, in_channels=1)({"image": folder / "image.nii"})["image"].shape
+        torch.Size([1, 8, 8, 8])
+        >>> load = LoadCased(["image", "label"], spatial_dims=3, in_channels=1, out_channels=2)
+        >>> load({"image": folder / "image.nii", "label": folder / "label.nii"})  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        monai_gmr.utils.ConfigurationError: the label .../label.nii has the shape (8, 8, 7) and the image .../image.nii (8, 8, 8): ...
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        spatial_dims: int,
+        in_channels: int | Sequence[int],
+        out_channels: int | None = None,
+        label_affine: str = "refuse",
+    ) -> None:
+        super().__init__(keys)
+        check_choice("label_affine", label_affine, LABEL_AFFINES)
+        if len(self.keys) > 2 or (len(self.keys) == 2 and out_channels is None):
+            raise ConfigurationError(
+                f"keys={self.keys} with out_channels={out_channels} cannot be loaded: give the key of the image, or those of "
+                "image and label and the number of classes."
+            )
+        self.spatial_dims, self.in_channels, self.out_channels = spatial_dims, in_channels, out_channels
+        self.label_affine = label_affine
+        self.load = LoadImage(image_only=True, ensure_channel_first=True)
+        # the last one registered is asked first
+        self.load.register(PILReader(converter=_plain_picture))
+        self.match = ResampleToMatch(mode="nearest", padding_mode="zeros")
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Load and check one case."""
+        case = dict(data)
+        image_key, *label_keys = self.keys
+        name = f"the image {case[image_key]}"
+        image = self._read(case[image_key])
+        check_image(image, self.spatial_dims, self.in_channels, name)
+        for key in label_keys:
+            case[key] = self._read_label(case[key], image, name)
+        case[image_key] = image
+        return case
+
+    def _read(self, path: Any) -> torch.Tensor:
+        try:
+            return self.load(path)
+        except Exception as error:
+            raise ConfigurationError(
+                f"{path} cannot be read as an image ({_cause(Path(path), error)}): give NIfTI, or another format that MONAI's "
+                "LoadImage reads, or take it out."
+            ) from error
+
+    def _read_label(self, path: Any, image: torch.Tensor, image_name: str) -> torch.Tensor:
+        """The label of an image, on its grid."""
+        label, name = self._read(path), f"the label {path}"
+        if label.shape[0] != 1:
+            raise ConfigurationError(
+                f"{name} has {label.shape[0]} channels: give one, of class indices, the integers from 0 on."
+            )
+        assert self.out_channels is not None
+        # before anything resamples or casts it
+        check_label(label, self.out_channels, name=name)
+        resample = self.label_affine == "resample"
+        shapes = tuple(label.shape[1:]), tuple(image.shape[1:])
+        if shapes[0] != shapes[1] and not (resample and len(shapes[0]) == len(shapes[1])):
+            raise ConfigurationError(
+                f"{name} has the shape {shapes[0]} and {image_name} {shapes[1]}: they must be equal."
+            )
+        if self.label_affine == "ignore" or not (isinstance(label, MetaTensor) and isinstance(image, MetaTensor)):
+            return label
+        affine, reference = (np.asarray(part.affine, np.float64) for part in (label, image))
+        try:
+            offset = describe_offset(affine, reference, shapes[1]) or (
+                "of another shape" if shapes[0] != shapes[1] else ""
+            )
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{name} cannot be compared with {image_name}: {error}") from error
+        if offset and not resample:
+            raise ConfigurationError(
+                f"{name} does not lie where {image_name} does, it is {offset}: correct its affine, or give --label_affine resample "
+                "to bring it to the grid of the image, or ignore to use its voxels as they are."
+            )
+        return self.match(label, image) if offset else label
+
+
+LoadCaseD = LoadCaseDict = LoadCased

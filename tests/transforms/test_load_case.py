@@ -1,0 +1,221 @@
+"""A case is loaded as MONAI loads it, or refused in one sentence with the file and the cause."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.transforms import LoadImaged
+from PIL import Image
+from scipy.spatial.transform import Rotation
+
+from monai_gmr.transforms import LoadCased
+from monai_gmr.transforms.case_checks import describe_offset
+from monai_gmr.utils import ConfigurationError
+
+SHAPE = (8, 9, 10)
+
+
+def label():
+    array = np.zeros(SHAPE, np.uint8)
+    array[2:5, 3:6, 1:4], array[5:, 7:, 8:] = 1, 2
+    return array
+
+
+def affine(linear=None, shift=(0, 0, 0)):
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.eye(3) if linear is None else linear
+    matrix[:3, 3] = shift
+    return matrix
+
+
+def write(path, array, matrix=None):
+    nib.save(nib.Nifti1Image(array, np.eye(4) if matrix is None else matrix), path)
+    return str(path)
+
+
+@pytest.fixture
+def case(tmp_path):
+    image = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+    return {"image": write(tmp_path / "image.nii.gz", image), "label": write(tmp_path / "label.nii.gz", label())}
+
+
+def load(case, **options):
+    options = {"spatial_dims": 3, "in_channels": 1, "out_channels": 3, **options}
+    return LoadCased(list(case), **options)(case)
+
+
+def refused(match):
+    """The error that is expected, which must be one line."""
+    return pytest.raises(ConfigurationError, match=rf"(?s)\A(?!.*\n).*{match}")
+
+
+def test_a_right_case_is_what_monai_loads(case):
+    found = load(case)
+    expected = LoadImaged(list(case), image_only=True, ensure_channel_first=True)(case)
+    for key in case:
+        assert torch.equal(found[key], expected[key])
+        assert torch.equal(found[key].affine, expected[key].affine)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-300])
+
+
+def with_value(value):
+    array = np.zeros(SHAPE, np.float32)
+    array[3, 4, 5] = value
+    return array
+
+
+def coloured():
+    return np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "cause"),
+    [
+        (lambda path: path.write_bytes(b""), "it is empty"),
+        (truncate, "cannot be read as an image"),
+        (lambda path: path.unlink(), "it is not there"),
+        (lambda path: path.write_text("<!DOCTYPE html>"), "it is a web page"),
+        (lambda path: path.write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X"), "macOS"),
+        (lambda path: path.write_text("no image"), "not a gzip file"),
+        (lambda path: write(path, coloured()), "RGB colours"),
+        (lambda path: write(path, with_value(np.nan)), "1 value of 720 that is NaN or infinite"),
+        (lambda path: write(path, with_value(np.inf)), "1 value of 720 that is NaN or infinite"),
+        (lambda path: write(path, np.full(SHAPE, 1e300)), "720 values of 720 that are NaN or infinite"),
+        (lambda path: write(path, np.zeros((*SHAPE, 2), np.float32)), "2 channels and the network reads 1"),
+        (lambda path: write(path, np.zeros((*SHAPE, 1, 3), np.float32)), "4 spatial axes"),
+        (lambda path: write(path, np.zeros(SHAPE[:2], np.float32)), "2 spatial axes"),
+    ],
+)
+def test_an_image_that_cannot_be_used_is_refused(case, tmp_path, spoil, cause):
+    spoil(tmp_path / "image.nii.gz")
+    with refused(f"image.nii.gz.*{cause}"):
+        load(case)
+    with refused(f"image.nii.gz.*{cause}"):
+        LoadCased("image", spatial_dims=3, in_channels=1)({"image": case["image"]})
+
+
+def scaled(path, slope):
+    image = nib.Nifti1Image(label().astype(np.int16), np.eye(4))
+    image.header.set_slope_inter(slope, 0)
+    nib.save(image, path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "cause"),
+    [
+        (lambda path: write(path, label()[:, :, :-2]), r"shape \(8, 9, 8\) and the image .*image.nii.gz \(8, 9, 10\)"),
+        (lambda path: write(path, label()[..., 0]), r"shape \(8, 9\)"),
+        (lambda path: write(path, label() * np.float32(0.5)), "0.5 and other values that are not whole"),
+        (lambda path: write(path, label() * np.float32(0.99998)), "0.99998 and other values that are not whole"),
+        (lambda path: scaled(path, 0.99998), "0.99998 and other values that are not whole"),
+        (lambda path: write(path, label().astype(np.int16) - 1), "from -1 to 1"),
+        (lambda path: write(path, label() * 2), "give --out_channels 5"),
+        (lambda path: write(path, with_value(np.nan)), "NaN or infinite"),
+        (lambda path: write(path, np.stack([label()] * 2, -1)), "2 channels"),
+        (truncate, "cannot be read"),
+        (lambda path: path.write_bytes(b""), "it is empty"),
+        (lambda path: write(path, coloured()), "RGB colours"),
+    ],
+)
+def test_a_label_that_cannot_be_used_is_refused(case, tmp_path, spoil, cause):
+    # noise does not compress: enough of it is left of a file that is cut
+    write(tmp_path / "label.nii.gz", np.random.default_rng(0).integers(0, 3, SHAPE).astype(np.uint8))
+    spoil(tmp_path / "label.nii.gz")
+    with refused(f"label.nii.gz.*{cause}"):
+        load(case)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "difference"),
+    [
+        (affine(np.diag([-1, 1, 1]), (7, 0, 0)), "mirrored along axis 0"),
+        (affine(np.diag([1, -1, -1]), (0, 8, 9)), "mirrored along axes 1 and 2"),
+        (affine(shift=(40, 0, 0)), "shifted by 40 mm"),
+        (affine(shift=(0, 0.2, 0)), "shifted by 0.2 mm"),
+        (affine(np.diag([3, 3, 3])), "of voxels of 3 x 3 x 3 mm, where the image has 1 x 1 x 1 mm"),
+        (affine(np.diag([1, 1, 1.05])), "of voxels of 1 x 1 x 1.05 mm, where the image has 1 x 1 x 1 mm"),
+        (affine(np.eye(3)[[1, 0, 2]]), "of its axes in another order"),
+        (affine(Rotation.from_euler("z", 10, degrees=True).as_matrix()), "rotated by 10 degrees"),
+    ],
+)
+def test_a_label_that_lies_elsewhere_is_refused_or_brought_to_the_image(case, matrix, difference):
+    write(case["label"], label(), matrix)
+    with refused(f"label.nii.gz does not lie where .*image.nii.gz does, it is {difference}: "):
+        load(case)
+    assert torch.equal(load(case, label_affine="ignore")["label"][0].as_tensor(), torch.tensor(label()).float())
+    found = load(case, label_affine="resample")
+    assert found["label"].shape == found["image"].shape
+    # the voxel whose centre lies nearest, by a loop over all
+    expected = np.zeros(SHAPE)
+    for index in np.ndindex(SHAPE):
+        there = np.rint((np.linalg.inv(matrix) @ [*index, 1])[:3].round(4)).astype(int)
+        if all(0 <= n < size for n, size in zip(there, SHAPE)):
+            expected[index] = label()[tuple(there)]
+    assert np.array_equal(found["label"][0].numpy(), expected)
+
+
+def test_a_label_of_another_shape_is_brought_to_the_image(case):
+    write(case["label"], label()[2:, :, 1:], affine(shift=(2, 0, 1)))
+    expected = label().copy()
+    expected[:2], expected[:, :, :1] = 0, 0
+    assert np.array_equal(load(case, label_affine="resample")["label"][0].numpy(), expected)
+
+
+@pytest.mark.parametrize("shift", [0.05, -0.09])
+@pytest.mark.parametrize("spacing", [1.0, 0.5, 3.0])
+def test_a_tenth_of_a_voxel_is_the_same_place(shift, spacing):
+    reference, moved = np.diag([spacing, spacing, spacing, 1]), np.diag([spacing, spacing, spacing, 1])
+    moved[1, 3] = shift * spacing
+    assert describe_offset(moved, reference, SHAPE) == ""
+    moved[1, 3] = 3 * shift * spacing
+    assert describe_offset(moved, reference, SHAPE) == f"shifted by {abs(3 * shift * spacing):.3g} mm"
+
+
+@pytest.mark.parametrize("broken", [np.zeros((4, 4)), np.full((4, 4), np.nan)])
+def test_an_affine_that_is_none_is_refused(broken):
+    with refused("not finite or has no inverse"):
+        describe_offset(np.eye(4), broken, SHAPE)
+
+
+def picture(mode, alpha=255):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (7, 5, 4)).astype(np.uint8), "RGBA")
+    image.putalpha(alpha)
+    return image.convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("image", "channels"),
+    [
+        (picture("L"), 1),
+        (picture("1"), 1),
+        (picture("RGB"), 3),
+        (picture("RGBA"), 3),
+        (picture("LA"), 1),
+        (picture("L").convert("P"), 1),
+        (picture("RGB").quantize(8), 3),
+    ],
+)
+def test_pictures_are_their_colours(tmp_path, image, channels):
+    image.save(tmp_path / "picture.png")
+    found = LoadCased("image", 2, (1, 3))({"image": tmp_path / "picture.png"})["image"]
+    expected = np.asarray(image.convert("L" if channels == 1 else "RGB"), np.float32).reshape(7, 5, channels)
+    assert np.array_equal(found.numpy(), expected.transpose(2, 1, 0))
+    with refused(f"picture.png has {channels} channels? and the network reads 2"):
+        LoadCased("image", 2, 2)({"image": tmp_path / "picture.png"})
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("RGBA", 4), ("LA", 2)])
+def test_a_picture_that_hides_parts_is_refused(tmp_path, mode, channels):
+    picture(mode, alpha=100).save(tmp_path / "picture.png")
+    with refused(f"picture.png has {channels} channels and the network reads 1 or 3"):
+        LoadCased("image", 2, (1, 3))({"image": tmp_path / "picture.png"})
+
+
+def test_wrong_settings_are_refused():
+    with refused("label_affine='match' is unknown"):
+        LoadCased("image", 3, 1, label_affine="match")
+    with refused("cannot be loaded"):
+        LoadCased(["image", "label"], 3, 1)
