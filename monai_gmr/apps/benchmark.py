@@ -49,6 +49,7 @@ from monai_gmr.apps.benchmark_measure import (
 )
 from monai_gmr.apps.benchmark_table import add_ratios, draw_rows, format_markdown, format_missing, format_rows, is_drawn
 from monai_gmr.engines import keep_freed_memory
+from monai_gmr.files import write_text
 from monai_gmr.ops import available_backends, get_backend, set_backend
 from monai_gmr.ops.backends import PATIENCE_VARIABLE
 from monai_gmr.ops.memory_format import FORMATS
@@ -251,14 +252,6 @@ def measure_case(
             row |= {"limit_share": share, "bound_by": bound}
         rows.append(row)
     return add_ratios(rows)
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write a file that is whole at any moment."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 @contextmanager

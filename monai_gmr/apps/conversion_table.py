@@ -21,6 +21,7 @@ from monai.networks import nets
 from monai.utils import optional_import
 from torch import nn
 
+from monai_gmr.files import write_text
 from monai_gmr.metrics import equivariance_error
 from monai_gmr.networks import convert_to_gmr
 from monai_gmr.ops import symmetric_upsample
@@ -289,9 +290,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines = [HEAD, *rows(arguments.dims, arguments.nets)]
     print("\n".join(lines))
     if arguments.output:
-        temporary = arguments.output.with_name(arguments.output.name + ".part")
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        temporary.replace(arguments.output)
+        write_text("\n".join(lines) + "\n", arguments.output)
     return 0
 
 

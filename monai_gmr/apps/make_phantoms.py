@@ -6,7 +6,6 @@ python -m monai_gmr.apps.make_phantoms OUT --number 24 --size 48 --seed 0
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from monai.utils import optional_import
 
 from monai_gmr.data.phantoms import POSES, make_phantom, write_phantoms
+from monai_gmr.files import replacing
 from monai_gmr.utils import ConfigurationError
 
 
@@ -54,9 +54,8 @@ def draw_phantom(path: Path, spatial_shape: Sequence[int], spacing: Sequence[flo
         panels[0, column].set_title("image" if image.ndim == 2 else f"across axis {column}")
     for panel in panels.flat:
         panel.set_axis_off()
-    temporary = path.with_name(f".{os.getpid()}_{path.name}")
-    figure.savefig(temporary, dpi=80, format="png")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=80, format="png")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

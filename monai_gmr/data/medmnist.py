@@ -105,7 +105,7 @@ class _ReadImage(Transform):
         array = np.moveaxis(array, -1, 0) if self.channel_last else array[None]
         meta = {"filename_or_obj": item["name"], "spatial_shape": np.array(array.shape[1:])}
         image = MetaTensor(torch.from_numpy(np.ascontiguousarray(array)), meta=meta)
-        return {"image": image, "label": copy.copy(item["label"])}
+        return {"image": image, "label": copy.copy(item["label"]), "name": item["name"]}
 
 
 class MedMNISTCacheDataset(CacheDataset):
@@ -116,8 +116,8 @@ class MedMNISTCacheDataset(CacheDataset):
     L)``; it is read without importing medmnist.
 
     An item is ``{"image": MetaTensor of shape (C, *spatial) in the dtype of the file (uint8 in MedMNIST),
-    "label": int or integer vector of length L}``, the meta entry ``filename_or_obj`` being like
-    ``"breastmnist_test_00012"``.
+    "label": int or integer vector of length L, "name": str}``, the name, which is also the meta entry ``filename_or_obj``, being
+    like ``"breastmnist_test_00012"``.
 
     Args:
         dataset_dir: folder that holds the file.

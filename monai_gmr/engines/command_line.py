@@ -8,10 +8,12 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from monai.utils import optional_import
 
 from monai_gmr.utils import ConfigurationError
 
@@ -90,8 +92,17 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
     found = find_configuration_error(error)
     if found is None or os.environ.get(TRACEBACK_VARIABLE):
         sys.__excepthook__(kind, error, trace)
-    else:
+        return
+    tqdm, has_tqdm = optional_import("tqdm", name="tqdm")
+    # a progress bar leaves its line first
+    with tqdm.external_write_mode(file=sys.stderr) if has_tqdm else nullcontext():
         print(f"error: {found}", file=sys.stderr)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of a log is more than ignite's copy of a sentence that ends the process."""
+    told = record.name.startswith("ignite") and find_configuration_error(sys.exc_info()[1]) is not None
+    return not told or bool(os.environ.get(TRACEBACK_VARIABLE))
 
 
 def find_bundle_root() -> str:
@@ -230,6 +241,8 @@ def guard_command_line(arguments: Sequence[str] | None = None) -> None:
         >>> guard_command_line(["--seed", "3"])
     """
     sys.excepthook = _report
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_news)
     if arguments is None:
         program = Path(sys.argv[0])
         if program.parts[-3:] != ("monai", "bundle", "__main__.py") or sys.argv[1:2] != ["run"]:

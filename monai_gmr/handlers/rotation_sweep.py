@@ -14,6 +14,7 @@ import torch
 from monai.utils import CommonKeys, optional_import
 
 from monai_gmr.engines.command_line import reason
+from monai_gmr.files import write_text
 from monai_gmr.handlers.case_batches import CaseBatch, CaseBatches, anisotropic_spacing
 from monai_gmr.handlers.progress import SweepProgress
 from monai_gmr.handlers.rotation_picture import draw_rotation_table
@@ -25,7 +26,7 @@ from monai_gmr.handlers.rotation_statistics import (
     format_table,
 )
 from monai_gmr.handlers.sweep_result import ERROR, SweepResult
-from monai_gmr.handlers.utils import write_json, write_rows, write_text
+from monai_gmr.handlers.utils import write_json, write_rows
 from monai_gmr.handlers.view_probe import Seen, ViewProbe, keeps_cases, metric_handlers
 from monai_gmr.handlers.view_records import ANSWER, TRUE_CLASS, ViewRecord, ViewRecords, read_records, record_file
 from monai_gmr.handlers.worst_cases_picture import WorstCase, draw_worst_cases
