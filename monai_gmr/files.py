@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.utils import ConfigurationError, WriteError
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def _system_error(error: BaseException | None) -> OSError | None:
     return error
 
 
-def unwritable(path: str | Path, error: OSError, setting: str = "") -> ConfigurationError:
+def unwritable(path: str | Path, error: OSError, setting: str = "") -> WriteError:
     """The sentence about a path that cannot be written.
 
     Args:
@@ -40,16 +40,18 @@ def unwritable(path: str | Path, error: OSError, setting: str = "") -> Configura
 
     Example:
         >>> unwritable("/full/newest.pt", OSError(errno.ENOSPC, "No space left on device"))
-        ConfigurationError('/full/newest.pt cannot be written (No space left on device): free some space there.')
+        WriteError('/full/newest.pt cannot be written (No space left on device): free some space there.')
     """
-    # ENOTDIR and EEXIST: a file stands where a folder should
     cause = error.strerror or str(error) or type(error).__name__
+    hint = f"give another {f'--{setting}' if setting else 'folder'}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         hint = "free some space there"
-    else:
-        hint = f"give another {f'--{setting}' if setting else 'folder'}, or make this one writable"
+    elif error.errno in (errno.EEXIST, errno.ENOTDIR):
+        cause = "a file stands in the place of a folder"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        hint += ", or make this one writable"
     name = f"{setting}={path}" if setting else f"{path}"
-    return ConfigurationError(f"{name} cannot be written ({cause}): {hint}.")
+    return WriteError(f"{name} cannot be written ({cause}): {hint}.")
 
 
 @contextmanager
@@ -135,7 +137,7 @@ def check_folder(folder: str | Path, setting: str = "") -> None:
         >>> check_folder(file, "ckpt_dir")
         Traceback (most recent call last):
         ...
-        monai_gmr.utils.ConfigurationError: ckpt_dir=...file cannot be written (File exists): give another --ckpt_dir, ...
+        monai_gmr.utils.WriteError: ckpt_dir=...file cannot be written (a file stands in the place of a folder): ...
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -175,13 +177,19 @@ class FolderLock:
             self._lock.acquire()
         except Timeout:
             raise ConfigurationError(
-                f"{setting}={folder} is in use by another run that writes its checkpoints there: wait for its end, or give another "
+                f"{setting}={folder} is in use by another run that writes there: wait for its end, or give another "
                 f"--{setting}."
             ) from None
         except NotImplementedError:
             logger.warning(f"The file system of {folder} has no locks: do not start a second run there.")
         except OSError as error:
             raise unwritable(folder, error, setting) from error
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def release(self) -> None:
         """Leave the folder to others, however often this process took it."""

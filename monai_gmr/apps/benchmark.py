@@ -54,7 +54,7 @@ from monai_gmr.ops import available_backends, get_backend, set_backend
 from monai_gmr.ops.backends import PATIENCE_VARIABLE
 from monai_gmr.ops.memory_format import FORMATS
 from monai_gmr.ops.ring_conv import dense_ring_conv
-from monai_gmr.utils import ConfigurationError, check_choice
+from monai_gmr.utils import ConfigurationError, can_draw, check_choice
 
 
 class Notes(logging.Handler):
@@ -369,7 +369,7 @@ def run_benchmark(options: argparse.Namespace, device: torch.device) -> dict[str
             rows += measure_case(case, device, limits, notes, options.repeats, options.seconds, channels_last)
             write_text(json.dumps(content, indent=1), options.output / "benchmark.json")
     write_text(format_markdown(rows) + "\n", options.output / "benchmark.md")
-    if any(is_drawn(row) for row in rows):
+    if any(is_drawn(row) for row in rows) and can_draw():
         draw_rows(rows, options.output / "benchmark.png", describe(content))
     return content
 

@@ -10,11 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from monai.utils import optional_import
-
 from monai_gmr.data.phantoms import POSES, make_phantom, write_phantoms
 from monai_gmr.files import replacing
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.utils import ConfigurationError, can_draw
 
 
 def split_number(number: int) -> tuple[int, int, int]:
@@ -84,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigurationError, OSError) as error:
         print(f"make_phantoms: {error}", file=sys.stderr)
         return 2
-    if optional_import("matplotlib")[1]:
+    if can_draw():
         draw_phantom(listing.parent / "phantom.png", shape, spacing, options.pose, options.seed)
     print(f"{listing}: {numbers[0]} training, {numbers[1]} validation and {numbers[2]} test volumes")
     return 0

@@ -54,7 +54,7 @@ from typing import Any
 from monai_gmr.apps.study_plan import Job, Settings, Study, check_bundles, expand, load_study, restrict, slug
 from monai_gmr.apps.study_table import EXPLANATION, SCORES, draw_study, format_tables, summarize
 from monai_gmr.files import write_text
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.utils import ConfigurationError, can_draw
 
 FAMILY_SCORES = {
     "upright": ("upright", "mean"),
@@ -450,7 +450,8 @@ def write_outcome(study: Study) -> str:
     write_rows(lines, study.output_dir / "table.csv")
     tables = format_tables(summary, steps)
     write_text(f"{tables}\n{EXPLANATION}", study.output_dir / "table.md")
-    draw_study(summary, study.output_dir / "study.png")
+    if can_draw():
+        draw_study(summary, study.output_dir / "study.png")
     return tables
 
 

@@ -6,10 +6,12 @@ import difflib
 import inspect
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from pydoc import ErrorDuringImport, locate
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +20,9 @@ from monai.utils import optional_import
 from monai_gmr.utils import ConfigurationError
 
 TRACEBACK_VARIABLE = "MONAI_GMR_TRACEBACK"
+# what a component of MONAI's configs has beside the arguments of its target
+COMPONENT_KEYS = ("_target_", "_disabled_", "_requires_", "_desc_", "_mode_")
+IDS = re.compile(r"@(\w+)")
 TRACKING_ARGUMENTS = ("output_dir", "tracking_uri", "experiment_name", "run_name", "save_execute_config")
 
 
@@ -164,6 +169,60 @@ def _is_kind(value: Any, default: Any) -> bool:
     return True
 
 
+def _arguments_of(component: Mapping[str, Any]) -> set[str] | None:
+    """What the ``_target_`` of a component takes by name; ``None`` where that is anything, or is not known."""
+    from monai.bundle import ComponentLocator
+
+    target = component.get("_target_")
+    if not isinstance(target, str) or target[:1] in ("$", "@", "%"):
+        return None
+    try:
+        found: Any = ComponentLocator().get_component_module_name(target)
+        found = locate(f"{found[0] if isinstance(found, list) else found}.{target}" if found else target)
+        parameters = inspect.signature(found).parameters.values()
+    except (ErrorDuringImport, TypeError, ValueError, ImportError):
+        return None
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL}
+
+
+def _find_nested(name: str, config: Mapping[str, Any], prefix: str) -> Any:
+    """What a config has under an id, ``None`` where the id adds something; raises where it adds what nothing reads."""
+    keys = name.replace("#", "::").split("::")
+    node: Any = config
+    for depth, key in enumerate(keys):
+        before, last = "::".join(keys[:depth]), depth == len(keys) - 1
+        if isinstance(node, Mapping):
+            if key in node:
+                node = node[key]
+                continue
+            known = _arguments_of(node) if "_target_" in node else None
+            names = sorted({*node, *(known or ()), *(COMPONENT_KEYS if "_target_" in node else ())})
+            # a dictionary that is no component may hold anything, so only what looks like a typing error is refused
+            strict = known is not None or not last
+            near = difflib.get_close_matches(key, names, n=1, cutoff=0.5 if strict else 0.75)
+            if last and ((known is not None and key in names) or (not strict and not near)):
+                return None
+            hint = f"did you mean {prefix}{before}::{near[0]}?" if near else f"{before} has {', '.join(names)}."
+        elif isinstance(node, list):
+            if key.isdecimal() and int(key) < len(node):
+                node = node[int(key)]
+                continue
+            hint = f"{before} is a list of {len(node)}, whose entries are 0 to {len(node) - 1}."
+        elif isinstance(node, str) and node[:1] == "@":
+            hint = f"{before} is what {node[1:]} is: did you mean {prefix}{node[1:]}::{'::'.join(keys[depth:])}?"
+        else:
+            part = next((part for part in IDS.findall(str(node)) if isinstance(config.get(part), Mapping)), None)
+            hint = f"{before} is {node}, which has no parts: " + (
+                f"did you mean {prefix}{part}::{'::'.join(keys[depth:])}?"
+                if part
+                else f"give {prefix}{before} as a whole."
+            )
+        raise ConfigurationError(f"{prefix}{name} is no setting of this config: {hint}")
+    return node
+
+
 def check_settings(
     settings: Mapping[str, Any], config: Mapping[str, Any], accepted: Iterable[str] = (), prefix: str = "--"
 ) -> None:
@@ -176,8 +235,8 @@ def check_settings(
         prefix: what the user writes before a name.
 
     Raises:
-        ConfigurationError: when a top-level name is neither in the config nor accepted (the nearest name is given), or a value
-            cannot stand where the config has a switch, a number or a list.
+        ConfigurationError: when a name is neither in the config nor accepted nor an argument of the component that it is below (the
+            nearest name is given), or a value cannot stand where the config has a switch, a number or a list.
 
     Example:
         >>> check_settings({"epohcs": 3}, {"epochs": 10}, prefix="")
@@ -193,9 +252,10 @@ def check_settings(
             plain = sorted(k for k, v in config.items() if not isinstance(v, (dict, list)) and not k.startswith("_"))
             hint = f"did you mean {prefix}{near[0]}?" if near else f"the settings are {', '.join(plain)}."
             raise ConfigurationError(f"{prefix}{name} is no setting of this config: {hint}")
-        if name in config and not _is_kind(value, config[name]):
+        default = None if head == "_meta_" or head not in config else _find_nested(name, config, prefix)
+        if not _is_kind(value, default):
             kinds = {bool: "True or False", int: "a whole number", float: "a number", list: "a list such as"}
-            kind = kinds[type(config[name])] + (f" {config[name]}" if isinstance(config[name], list) else "")
+            kind = kinds[type(default)] + (f" {default}" if isinstance(default, list) else "")
             raise ConfigurationError(f"{prefix}{name} {value} cannot be used: give {kind}.")
 
 
@@ -213,7 +273,7 @@ def check_overrides(arguments: Sequence[str]) -> None:
 
     given = _parse_arguments(arguments)
     if isinstance(given.get("args_file"), str):
-        given = {**ConfigParser.load_config_files(given["args_file"]), **given}
+        given = {**ConfigParser.load_config_file(given["args_file"]), **given}
     if not given.get("config_file"):
         return
     config = ConfigParser.load_config_files(given["config_file"])

@@ -14,7 +14,7 @@ import torch
 from monai.utils import CommonKeys, optional_import
 
 from monai_gmr.engines.command_line import reason
-from monai_gmr.files import write_text
+from monai_gmr.files import FolderLock, check_folder, write_text
 from monai_gmr.handlers.case_batches import CaseBatch, CaseBatches, anisotropic_spacing
 from monai_gmr.handlers.progress import SweepProgress
 from monai_gmr.handlers.rotation_picture import draw_rotation_table
@@ -33,7 +33,7 @@ from monai_gmr.handlers.worst_cases_picture import WorstCase, draw_worst_cases
 from monai_gmr.inferers import SymmetryInferer
 from monai_gmr.symmetry import View, make_views
 from monai_gmr.symmetry.views import ViewSpec
-from monai_gmr.utils import ConfigurationError, check_choice
+from monai_gmr.utils import ConfigurationError, WriteError, can_draw, check_choice
 
 Events, _ = optional_import("ignite.engine", name="Events")
 
@@ -212,8 +212,14 @@ class RotationSweep:
             ``interval_high``, ``worst``, ``worst_view``, ``spread``.
 
         Raises:
-            ConfigurationError: when no case of any network could be evaluated.
+            ConfigurationError: when no case of any network could be evaluated, the folder is in use by another run, or it cannot be
+                written.
         """
+        check_folder(self.output_dir, "output_dir")
+        with FolderLock(self.output_dir, "output_dir"):
+            return self._run()
+
+    def _run(self) -> list[dict[str, Any]]:
         metrics = [self._metric_names(network.evaluator) for network in self.networks.values()]
         if not any(metrics):
             print("the evaluator has no metric: the equivariance error is reported alone.")
@@ -366,6 +372,8 @@ class RotationSweep:
 
         try:
             probe.run(batch.batch, views, keep)
+        except WriteError:
+            raise
         except Exception as error:
             progress.step(sum(left.values()))
             labelled = isinstance(batch.batch, Mapping) and CommonKeys.LABEL in batch.batch
@@ -418,14 +426,15 @@ class RotationSweep:
         )
         write_text(f"{format_markdown(summary, costs, key, ERROR)}\n", self.output_dir / "rotation_report.md")
         seconds = {title: cost["seconds_per_case"] for title, cost in costs.items()}
-        draw_rotation_table(
-            views,
-            key,
-            self.output_dir / "rotation_table.png",
-            seconds if len(seconds) > 1 else None,
-            self.greater_is_better and key != ERROR,
-        )
-        self._draw_worst(networks, results, key)
+        if can_draw():
+            draw_rotation_table(
+                views,
+                key,
+                self.output_dir / "rotation_table.png",
+                seconds if len(seconds) > 1 else None,
+                self.greater_is_better and key != ERROR,
+            )
+            self._draw_worst(networks, results, key)
         print(f"\n{format_table(summary)}\n\n{format_costs(costs)}")
         if paired:
             print(f"\n{format_differences([row for row in paired if row['metric'] == key])}")
