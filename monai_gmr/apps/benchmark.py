@@ -49,7 +49,7 @@ from monai_gmr.apps.benchmark_measure import (
 )
 from monai_gmr.apps.benchmark_table import add_ratios, draw_rows, format_markdown, format_missing, format_rows, is_drawn
 from monai_gmr.engines import keep_freed_memory
-from monai_gmr.files import write_text
+from monai_gmr.files import check_folder, write_text
 from monai_gmr.ops import available_backends, get_backend, set_backend
 from monai_gmr.ops.backends import PATIENCE_VARIABLE
 from monai_gmr.ops.memory_format import FORMATS
@@ -419,6 +419,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     try:
         device = check_options(options)
+        check_folder(options.output)
         with settings_of(options):
             content = run_benchmark(options, device)
     except (ConfigurationError, OSError) as error:

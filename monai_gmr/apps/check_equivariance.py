@@ -17,7 +17,7 @@ import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
-from monai_gmr.files import replacing
+from monai_gmr.files import check_folder, replacing
 from monai_gmr.metrics import EquivarianceReport, check_equivariance
 from monai_gmr.networks.weights import check_finite, read_checkpoint, state_of
 from monai_gmr.utils import ConfigurationError
@@ -180,6 +180,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = make_parser().parse_args(argv)
     try:
+        if arguments.csv:
+            check_folder(Path(arguments.csv).parent)
         torch.manual_seed(arguments.seed)
         network = load_network(arguments.source, arguments.network_id)
         if arguments.weights:

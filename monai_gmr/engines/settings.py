@@ -149,6 +149,7 @@ TABLE: dict[str, Rule] = {
     "group_elements": or_none(COUNT),
     "resamples": whole(0),
     "worst_cases": whole(0),
+    "views_per_batch": COUNT,
     "amp": SWITCH,
     "resume": SWITCH,
     "tensorboard": SWITCH,
@@ -158,11 +159,11 @@ TABLE: dict[str, Rule] = {
 }
 
 
-def check_values(spatial_dims: int, **settings: Any) -> None:
+def check_values(spatial_dims: int | None = None, **settings: Any) -> None:
     """Raise when a setting of a bundle has a value that no run can have, or ``MONAI_GMR_BACKEND`` names no backend.
 
     Args:
-        spatial_dims: spatial axes of the bundle's network, to which the length of some settings is tied.
+        spatial_dims: spatial axes of the bundle's network, to which the length of some settings is tied; not needed for others.
         settings: names in :data:`TABLE` to values.
 
     Raises:
@@ -176,8 +177,10 @@ def check_values(spatial_dims: int, **settings: Any) -> None:
         monai_gmr.utils.ConfigurationError: patch_size=[16, 16] cannot be used: give --patch_size a list of 3, one an axis, each ...
     """
     get_backend()
-    for name, value in {"spatial_dims": spatial_dims, **settings}.items():
+    if spatial_dims is not None:
+        settings = {"spatial_dims": spatial_dims, **settings}
+    for name, value in settings.items():
         rule = TABLE[name]
-        if not rule.passes(value, spatial_dims):
+        if not rule.passes(value, spatial_dims or 0):
             says = rule.says.format(dims=spatial_dims)
             raise ConfigurationError(f"{name}={value!r} cannot be used: give --{name} {says}.")

@@ -14,6 +14,7 @@ import torch
 from monai.utils import CommonKeys, optional_import
 
 from monai_gmr.engines.command_line import reason
+from monai_gmr.engines.settings import check_values
 from monai_gmr.files import FolderLock, check_folder, write_text
 from monai_gmr.handlers.case_batches import CaseBatch, CaseBatches, anisotropic_spacing
 from monai_gmr.handlers.progress import SweepProgress
@@ -142,6 +143,7 @@ class RotationSweep:
         check_choice("frame", frame, FRAMES)
         check_choice("labels", labels, ("nearest", "share"))
         check_resamples(resamples)
+        check_values(views_per_batch=views_per_batch, worst_cases=worst_cases, seed=seed)
         self.output_dir = Path(output_dir)
         self.spacing, self.views_per_batch = spacing, views_per_batch
         self.labels, self.frame, self.in_ball, self.order = labels, frame, in_ball, order

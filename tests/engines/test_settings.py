@@ -18,7 +18,7 @@ CONFIGS = [folder / "configs" / f"{name}.yaml" for folder in BUNDLES for name in
 NAN, INF = math.nan, math.inf
 # value, for each setting, that no run can have; those of several axes are of a 3D network
 IMPOSSIBLE = {
-    "spatial_dims": [0, 1, 4, 2.0, None, "3"],
+    "spatial_dims": [0, 1, 4, 2.0, "3"],
     "in_channels": [0, -1, 1.5, True, None],
     "out_channels": [0, -2, "two"],
     "num_classes": [0, 2.5],
@@ -51,6 +51,7 @@ IMPOSSIBLE = {
     "group_elements": [0, -1, 1.5],
     "resamples": [-1, 0.5],
     "worst_cases": [-1, 0.5],
+    "views_per_batch": [0, -1, 0.5],
     **{name: [1, None, "yes"] for name in ("amp", "resume", "tensorboard", "balanced_loss", "grey", "download")},
 }
 POSSIBLE = {
