@@ -49,11 +49,12 @@ from monai_gmr.apps.benchmark_measure import (
 )
 from monai_gmr.apps.benchmark_table import add_ratios, draw_rows, format_markdown, format_missing, format_rows, is_drawn
 from monai_gmr.engines import keep_freed_memory
+from monai_gmr.files import check_folder, write_text
 from monai_gmr.ops import available_backends, get_backend, set_backend
 from monai_gmr.ops.backends import PATIENCE_VARIABLE
 from monai_gmr.ops.memory_format import FORMATS
 from monai_gmr.ops.ring_conv import dense_ring_conv
-from monai_gmr.utils import ConfigurationError, check_choice
+from monai_gmr.utils import ConfigurationError, can_draw, check_choice
 
 
 class Notes(logging.Handler):
@@ -253,14 +254,6 @@ def measure_case(
     return add_ratios(rows)
 
 
-def write_text(text: str, path: Path) -> None:
-    """Write a file that is whole at any moment."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 @contextmanager
 def settings_of(options: argparse.Namespace) -> Iterator[None]:
     """Threads and TF32 as the options ask for them, the fastest of cuDNN, and "auto" as it is after its patience; afterwards these and the
@@ -376,7 +369,7 @@ def run_benchmark(options: argparse.Namespace, device: torch.device) -> dict[str
             rows += measure_case(case, device, limits, notes, options.repeats, options.seconds, channels_last)
             write_text(json.dumps(content, indent=1), options.output / "benchmark.json")
     write_text(format_markdown(rows) + "\n", options.output / "benchmark.md")
-    if any(is_drawn(row) for row in rows):
+    if any(is_drawn(row) for row in rows) and can_draw():
         draw_rows(rows, options.output / "benchmark.png", describe(content))
     return content
 
@@ -426,6 +419,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     try:
         device = check_options(options)
+        check_folder(options.output)
         with settings_of(options):
             content = run_benchmark(options, device)
     except (ConfigurationError, OSError) as error:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from monai_gmr.apps.benchmark_cases import PLAIN, PLAIN_3
+from monai_gmr.files import replacing
 
 MEASURES = ("forward", "step", "memory")
 REFERENCES = ("dense", "plain", "plain_3")
@@ -287,8 +287,5 @@ def draw_rows(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str = 
     figure.suptitle(
         f"Time of a training step (bar, number) against plain convolution of the same window\n{title}", fontsize=11
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.part")
-    figure.savefig(temporary, dpi=120, format="png")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,12 @@ import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
+from monai_gmr.files import check_folder, replacing
 from monai_gmr.metrics import EquivarianceReport, check_equivariance
+from monai_gmr.networks.weights import check_finite, read_checkpoint, state_of
 from monai_gmr.utils import ConfigurationError
 
 CONFIG_NAMES = tuple(f"{name}.{end}" for name in ("inference", "evaluate", "train") for end in ("json", "yaml", "yml"))
-STATE_KEYS = ("model", "network", "net", "state_dict")
 
 
 def parse_size(text: str) -> tuple[int, ...]:
@@ -115,38 +115,22 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     Raises:
         ConfigurationError: when the file is missing, is not such a checkpoint or does not fit the network.
     """
-    if not Path(path).is_file():
-        raise ConfigurationError(f"{path} does not exist: give a file of weights.")
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ConfigurationError(
-            f"{path} cannot be loaded as weights: {_first_line(error)}; give a state dictionary saved by torch.save."
-        ) from error
-    key = next((k for k in STATE_KEYS if isinstance(state, Mapping) and isinstance(state.get(k), Mapping)), None)
-    state = state if key is None else state[key]
-    if not isinstance(state, Mapping):
-        raise ConfigurationError(f"{path} holds a {type(state).__name__}: give a state dictionary saved by torch.save.")
+    hint = "give a state dictionary saved by torch.save"
+    state = state_of(read_checkpoint(path, hint=hint), path, hint)
     try:
         network.load_state_dict(state)
     except Exception as error:
         reason = " ".join(str(error).split())[:300].rstrip(".")
         raise ConfigurationError(f"{path} does not fit {type(network).__name__}: {reason}.") from error
+    check_finite(network, state, path, "give weights of a training that went well")
 
 
 def write_csv(report: EquivarianceReport, path: str | Path) -> None:
     """Write the rows of a report, under a temporary name until the file is whole."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(report.rows[0]))
-            writer.writeheader()
-            writer.writerows(report.rows)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be written: {error.strerror}.") from error
+    with replacing(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(report.rows[0]))
+        writer.writeheader()
+        writer.writerows(report.rows)
 
 
 def _first_line(error: Exception) -> str:
@@ -196,6 +180,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = make_parser().parse_args(argv)
     try:
+        if arguments.csv:
+            check_folder(Path(arguments.csv).parent)
         torch.manual_seed(arguments.seed)
         network = load_network(arguments.source, arguments.network_id)
         if arguments.weights:

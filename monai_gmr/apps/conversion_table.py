@@ -21,11 +21,12 @@ from monai.networks import nets
 from monai.utils import optional_import
 from torch import nn
 
+from monai_gmr.files import check_folder, write_text
 from monai_gmr.metrics import equivariance_error
 from monai_gmr.networks import convert_to_gmr
 from monai_gmr.ops import symmetric_upsample
 from monai_gmr.symmetry import point_group
-from monai_gmr.utils import SymmetryWarning
+from monai_gmr.utils import ConfigurationError, SymmetryWarning
 
 SIZES: dict[int, dict[str, tuple[int, ...]]] = {
     2: {"even": (64, 64), "odd": (65, 65), "mixed": (50, 67)},
@@ -286,12 +287,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, help="file for the table, beside the screen")
     arguments = parser.parse_args(argv)
-    lines = [HEAD, *rows(arguments.dims, arguments.nets)]
-    print("\n".join(lines))
-    if arguments.output:
-        temporary = arguments.output.with_name(arguments.output.name + ".part")
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        temporary.replace(arguments.output)
+    try:
+        if arguments.output:
+            check_folder(arguments.output.parent)
+        lines = [HEAD, *rows(arguments.dims, arguments.nets)]
+        print("\n".join(lines))
+        if arguments.output:
+            write_text("\n".join(lines) + "\n", arguments.output)
+    except ConfigurationError as error:
+        print(f"conversion_table: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

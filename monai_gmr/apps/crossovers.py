@@ -24,10 +24,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from monai_gmr.apps.benchmark import Notes, Trial, check_kernels, collected_notes, device_of, make_input, write_text
+from monai_gmr.apps.benchmark import Notes, Trial, check_kernels, collected_notes, device_of, make_input
 from monai_gmr.apps.benchmark_cases import Candidate, Case, RingConvolution
 from monai_gmr.apps.benchmark_measure import PRECISIONS, describe_machine, interleave, timer_of
 from monai_gmr.engines import keep_freed_memory
+from monai_gmr.files import check_folder, write_text
 from monai_gmr.ops import get_backend, set_backend
 from monai_gmr.ops.crossovers import CROSSOVERS, KERNELS, Point, device_kind, least_voxels, merge_rows
 from monai_gmr.utils import ConfigurationError, check_choice
@@ -261,6 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     try:
         device, precisions = check_options(options)
+        check_folder(options.output.parent)
         with fastest_dense():
             for precision in precisions:
                 rows = measure_rows(options.repeats, device, precision, options.quick)

@@ -6,15 +6,13 @@ python -m monai_gmr.apps.make_phantoms OUT --number 24 --size 48 --seed 0
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from monai.utils import optional_import
-
 from monai_gmr.data.phantoms import POSES, make_phantom, write_phantoms
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.files import replacing
+from monai_gmr.utils import ConfigurationError, can_draw
 
 
 def split_number(number: int) -> tuple[int, int, int]:
@@ -54,9 +52,8 @@ def draw_phantom(path: Path, spatial_shape: Sequence[int], spacing: Sequence[flo
         panels[0, column].set_title("image" if image.ndim == 2 else f"across axis {column}")
     for panel in panels.flat:
         panel.set_axis_off()
-    temporary = path.with_name(f".{os.getpid()}_{path.name}")
-    figure.savefig(temporary, dpi=80, format="png")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=80, format="png")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigurationError, OSError) as error:
         print(f"make_phantoms: {error}", file=sys.stderr)
         return 2
-    if optional_import("matplotlib")[1]:
+    if can_draw():
         draw_phantom(listing.parent / "phantom.png", shape, spacing, options.pose, options.seed)
     print(f"{listing}: {numbers[0]} training, {numbers[1]} validation and {numbers[2]} test volumes")
     return 0

@@ -42,7 +42,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -54,7 +53,8 @@ from typing import Any
 
 from monai_gmr.apps.study_plan import Job, Settings, Study, check_bundles, expand, load_study, restrict, slug
 from monai_gmr.apps.study_table import EXPLANATION, SCORES, draw_study, format_tables, summarize
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.files import write_text
+from monai_gmr.utils import ConfigurationError, can_draw
 
 FAMILY_SCORES = {
     "upright": ("upright", "mean"),
@@ -109,10 +109,7 @@ def put_row(path: Path, row: Mapping[str, Any], key: Sequence[str]) -> None:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.part")
-    temporary.write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(json.dumps(content, indent=1, default=str), path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -159,11 +156,12 @@ def run_config(config_file: Path, settings: Settings, settings_file: Path, log: 
 
 
 def _best_validation(path: Path) -> float:
-    import torch
+    from monai_gmr.networks.weights import read_checkpoint
 
     if not path.is_file():
         raise RunError(f"training left no {path}: the bundle's train.yaml needs NewestCheckpoint")
-    best = torch.load(path, map_location="cpu", weights_only=True).get("best", {})
+    content = read_checkpoint(path, hint="remove it, and the training starts anew")
+    best = content.get("best", {}) if isinstance(content, Mapping) else {}
     if "best_metric" not in best or best.get("best_metric_epoch", 0) < 0:
         raise RunError(f"{path} holds no validation score: give at least val_interval epochs")
     return float(best["best_metric"])
@@ -451,10 +449,9 @@ def write_outcome(study: Study) -> str:
         lines.append({key: line[key] for key in columns} | step | {key: line[key] for key in sorted(numbers)})
     write_rows(lines, study.output_dir / "table.csv")
     tables = format_tables(summary, steps)
-    temporary = study.output_dir / "table.md.part"
-    temporary.write_text(f"{tables}\n{EXPLANATION}", encoding="utf-8")
-    os.replace(temporary, study.output_dir / "table.md")
-    draw_study(summary, study.output_dir / "study.png")
+    write_text(f"{tables}\n{EXPLANATION}", study.output_dir / "table.md")
+    if can_draw():
+        draw_study(summary, study.output_dir / "study.png")
     return tables
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from monai_gmr.files import replacing
 
 SCORES = ("validation", "upright", "group_mean", "group_worst", "angles_mean", "angles_worst")
 COLUMNS = ("net", "augmentation", "seeds", "learning rate", "parameters", "step, ms")
@@ -244,8 +245,5 @@ def draw_study(summary: Sequence[Mapping[str, Any]], path: str | Path) -> None:
         handles.append(Line2D([], [], color="0.4", marker="o", ms=4, mew=0, alpha=0.6, lw=0))
         names.append("single seeds (bars: 95 % interval of the mean)")
     figure.legend(handles, names, loc="outside lower center", frameon=False, fontsize=9, ncols=2 if columns < 3 else 4)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.part")
-    figure.savefig(temporary, dpi=130, format="png")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")

@@ -17,6 +17,7 @@ import numpy as np
 from monai.config import PathLike
 from monai.utils import optional_import
 
+from monai_gmr.files import replacing
 from monai_gmr.utils import ConfigurationError
 
 NIFTI_TYPES = ("uint8", "int16", "uint16", "float32")
@@ -412,13 +413,8 @@ def write_medmnist(path: PathLike, arrays: Mapping[str, np.ndarray], overwrite: 
     """
     file = Path(path)
     check_output_file(file, overwrite)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{os.getpid()}_{file.name}")
-    try:
+    with replacing(file) as temporary:
         np.savez_compressed(temporary, allow_pickle=False, **arrays)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
     return file
 
 

@@ -109,7 +109,7 @@ class _ReadImage(Transform):
         check_finite(array, f"the image {item['name']} of {self.path}")
         # a copy: transforms that work in place must not reach the file's array
         image = MetaTensor(torch.from_numpy(np.array(array, order="C")), meta=meta)
-        return {"image": image, "label": copy.copy(item["label"])}
+        return {"image": image, "label": copy.copy(item["label"]), "name": item["name"]}
 
 
 class MedMNISTCacheDataset(CacheDataset):
@@ -120,8 +120,8 @@ class MedMNISTCacheDataset(CacheDataset):
     L)``; it is read without importing medmnist.
 
     An item is ``{"image": MetaTensor of shape (C, *spatial) in the dtype of the file (uint8 in MedMNIST),
-    "label": int or integer vector of length L}``, the meta entry ``filename_or_obj`` being like
-    ``"breastmnist_test_00012"``.
+    "label": int or integer vector of length L, "name": str}``, the name, which is also the meta entry ``filename_or_obj``, being
+    like ``"breastmnist_test_00012"``.
 
     Args:
         dataset_dir: folder that holds the file.

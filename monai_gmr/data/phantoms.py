@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from monai.utils import optional_import
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from monai_gmr.files import replacing
 from monai_gmr.utils import ConfigurationError, check_choice
 
 PHANTOM_LABELS = {"background": 0, "tube": 1, "ellipsoid": 2, "plate": 3}
@@ -167,12 +167,8 @@ def _save(volume: np.ndarray, path: Path, spacing: np.ndarray, origin: str) -> N
     affine[range(len(spacing)), range(len(spacing))] = spacing
     file = nib.Nifti1Image(volume, affine)
     file.header["descrip"] = origin
-    temporary = path.with_name(f".{os.getpid()}_{path.name}")
-    try:
+    with replacing(path) as temporary:
         nib.save(file, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _origin(path: Path) -> str | None:
@@ -268,9 +264,8 @@ def write_phantoms(
             for volume, file in zip(volumes, files):
                 _save(volume, file, step, origin)
     if not listing.is_file():
-        temporary = folder / f".{os.getpid()}_dataset.json"
-        temporary.write_text(json.dumps(content, indent=1))
-        os.replace(temporary, listing)
+        with replacing(listing) as temporary:
+            temporary.write_text(json.dumps(content, indent=1))
     return listing
 
 

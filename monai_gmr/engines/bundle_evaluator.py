@@ -14,6 +14,7 @@ from monai.utils import ensure_tuple
 
 from monai_gmr.engines.checks import check_file
 from monai_gmr.engines.command_line import check_settings, find_configuration_error, quiet, reason
+from monai_gmr.networks.weights import check_finite, read_checkpoint
 from monai_gmr.utils import ConfigurationError
 
 EVALUATOR_IDS = ("evaluator", "validate::evaluator")
@@ -242,7 +243,10 @@ def _load_checkpoints(parser: ConfigParser, evaluator: Any) -> None:
     for loader in list(parser.ref_resolver.resolved_content.values()):
         if isinstance(loader, CheckpointLoader) and evaluator.has_event_handler(loader, Events.STARTED):
             check_file(loader.load_path, "checkpoint", "put one there, or give its id as a setting.")
+            hint = "give another one, by its id as a setting"
+            read_checkpoint(loader.load_path, hint=hint)
             loader(evaluator)
+            check_finite(evaluator.network, evaluator.network.state_dict(), loader.load_path, hint)
             evaluator.remove_event_handler(loader, Events.STARTED)
 
 

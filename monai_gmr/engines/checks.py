@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from monai_gmr.networks.weights import check_finite, read_checkpoint, state_of
 from monai_gmr.utils import ConfigurationError
 
 LAYOUT = "the layout of the Medical Segmentation Decathlon (dataset.json beside the folders of images and labels)"
@@ -152,19 +153,15 @@ def load_network(network: torch.nn.Module, path: str | Path, device: str | torch
         device: where the tensors go.
 
     Raises:
-        ConfigurationError: when the file is no checkpoint, or of another network.
+        ConfigurationError: when the file is no checkpoint, of another network, or not finite.
     """
+    state = state_of(read_checkpoint(path, device), path)
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:
-        raise ConfigurationError(
-            f"{path} cannot be read as a checkpoint: give a file that train.yaml wrote."
-        ) from error
-    try:
-        network.load_state_dict(state.get("model", state))
+        network.load_state_dict(state)
     except RuntimeError as error:
         first = str(error).strip().splitlines()
         raise ConfigurationError(
             f"{path} is of another network ({first[-1].strip()}): give the settings that it was trained with, such as "
             "--conv, --features and --kernel_sizes."
         ) from error
+    check_finite(network, state, path, "train again, with a smaller --learning_rate or other cases")

@@ -10,16 +10,22 @@ import re
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing.dummy import DummyProcess
 from pathlib import Path
+from pydoc import ErrorDuringImport, locate
 from types import TracebackType
 from typing import Any
+
+from monai.utils import optional_import
 
 from monai_gmr.utils import ConfigurationError
 
 TRACEBACK_VARIABLE = "MONAI_GMR_TRACEBACK"
 WORKER_SENTENCE = re.compile(rf"(?m)^{ConfigurationError.__module__}\.{ConfigurationError.__qualname__}: (.+)$")
+# what a component of MONAI's configs has beside the arguments of its target
+COMPONENT_KEYS = ("_target_", "_disabled_", "_requires_", "_desc_", "_mode_")
+IDS = re.compile(r"@(\w+)")
 TRACKING_ARGUMENTS = ("output_dir", "tracking_uri", "experiment_name", "run_name", "save_execute_config")
 
 
@@ -98,7 +104,10 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
     found = find_configuration_error(error)
     if found is None or os.environ.get(TRACEBACK_VARIABLE):
         sys.__excepthook__(kind, error, trace)
-    else:
+        return
+    tqdm, has_tqdm = optional_import("tqdm", name="tqdm")
+    # a progress bar leaves its line first
+    with tqdm.external_write_mode(file=sys.stderr) if has_tqdm else nullcontext():
         print(f"error: {found}", file=sys.stderr)
     for thread in threading.enumerate():
         # one that fills a cache: an interpreter that ends beneath its C++ code aborts the process
@@ -106,9 +115,10 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
             thread.join()
 
 
-def _is_no_end(record: logging.LogRecord) -> bool:
-    """Whether a line of a log is not the one with which ignite, twice for each engine, repeats an error that ends the process anyway."""
-    return "run is terminating due to exception: " not in record.getMessage()
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of a log is more than ignite's copy of a sentence that ends the process."""
+    told = record.name.startswith("ignite") and find_configuration_error(sys.exc_info()[1]) is not None
+    return not told or bool(os.environ.get(TRACEBACK_VARIABLE))
 
 
 def find_bundle_root() -> str:
@@ -170,6 +180,60 @@ def _is_kind(value: Any, default: Any) -> bool:
     return True
 
 
+def _arguments_of(component: Mapping[str, Any]) -> set[str] | None:
+    """What the ``_target_`` of a component takes by name; ``None`` where that is anything, or is not known."""
+    from monai.bundle import ComponentLocator
+
+    target = component.get("_target_")
+    if not isinstance(target, str) or target[:1] in ("$", "@", "%"):
+        return None
+    try:
+        found: Any = ComponentLocator().get_component_module_name(target)
+        found = locate(f"{found[0] if isinstance(found, list) else found}.{target}" if found else target)
+        parameters = inspect.signature(found).parameters.values()
+    except (ErrorDuringImport, TypeError, ValueError, ImportError):
+        return None
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL}
+
+
+def _find_nested(name: str, config: Mapping[str, Any], prefix: str) -> Any:
+    """What a config has under an id, ``None`` where the id adds something; raises where it adds what nothing reads."""
+    keys = name.replace("#", "::").split("::")
+    node: Any = config
+    for depth, key in enumerate(keys):
+        before, last = "::".join(keys[:depth]), depth == len(keys) - 1
+        if isinstance(node, Mapping):
+            if key in node:
+                node = node[key]
+                continue
+            known = _arguments_of(node) if "_target_" in node else None
+            names = sorted({*node, *(known or ()), *(COMPONENT_KEYS if "_target_" in node else ())})
+            # a dictionary that is no component may hold anything, so only what looks like a typing error is refused
+            strict = known is not None or not last
+            near = difflib.get_close_matches(key, names, n=1, cutoff=0.5 if strict else 0.75)
+            if last and ((known is not None and key in names) or (not strict and not near)):
+                return None
+            hint = f"did you mean {prefix}{before}::{near[0]}?" if near else f"{before} has {', '.join(names)}."
+        elif isinstance(node, list):
+            if key.isdecimal() and int(key) < len(node):
+                node = node[int(key)]
+                continue
+            hint = f"{before} is a list of {len(node)}, whose entries are 0 to {len(node) - 1}."
+        elif isinstance(node, str) and node[:1] == "@":
+            hint = f"{before} is what {node[1:]} is: did you mean {prefix}{node[1:]}::{'::'.join(keys[depth:])}?"
+        else:
+            part = next((part for part in IDS.findall(str(node)) if isinstance(config.get(part), Mapping)), None)
+            hint = f"{before} is {node}, which has no parts: " + (
+                f"did you mean {prefix}{part}::{'::'.join(keys[depth:])}?"
+                if part
+                else f"give {prefix}{before} as a whole."
+            )
+        raise ConfigurationError(f"{prefix}{name} is no setting of this config: {hint}")
+    return node
+
+
 def check_settings(
     settings: Mapping[str, Any], config: Mapping[str, Any], accepted: Iterable[str] = (), prefix: str = "--"
 ) -> None:
@@ -182,8 +246,8 @@ def check_settings(
         prefix: what the user writes before a name.
 
     Raises:
-        ConfigurationError: when a top-level name is neither in the config nor accepted (the nearest name is given), or a value
-            cannot stand where the config has a switch, a number or a list.
+        ConfigurationError: when a name is neither in the config nor accepted nor an argument of the component that it is below (the
+            nearest name is given), or a value cannot stand where the config has a switch, a number or a list.
 
     Example:
         >>> check_settings({"epohcs": 3}, {"epochs": 10}, prefix="")
@@ -199,9 +263,10 @@ def check_settings(
             plain = sorted(k for k, v in config.items() if not isinstance(v, (dict, list)) and not k.startswith("_"))
             hint = f"did you mean {prefix}{near[0]}?" if near else f"the settings are {', '.join(plain)}."
             raise ConfigurationError(f"{prefix}{name} is no setting of this config: {hint}")
-        if name in config and not _is_kind(value, config[name]):
+        default = None if head == "_meta_" or head not in config else _find_nested(name, config, prefix)
+        if not _is_kind(value, default):
             kinds = {bool: "True or False", int: "a whole number", float: "a number", list: "a list such as"}
-            kind = kinds[type(config[name])] + (f" {config[name]}" if isinstance(config[name], list) else "")
+            kind = kinds[type(default)] + (f" {default}" if isinstance(default, list) else "")
             raise ConfigurationError(f"{prefix}{name} {value} cannot be used: give {kind}.")
 
 
@@ -219,7 +284,7 @@ def check_overrides(arguments: Sequence[str]) -> None:
 
     given = _parse_arguments(arguments)
     if isinstance(given.get("args_file"), str):
-        given = {**ConfigParser.load_config_files(given["args_file"]), **given}
+        given = {**ConfigParser.load_config_file(given["args_file"]), **given}
     if not given.get("config_file"):
         return
     config = ConfigParser.load_config_files(given["config_file"])
@@ -247,8 +312,8 @@ def guard_command_line(arguments: Sequence[str] | None = None) -> None:
         >>> guard_command_line(["--seed", "3"])
     """
     sys.excepthook = _report
-    for handler in logging.root.handlers:
-        handler.addFilter(_is_no_end)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_news)
     if arguments is None:
         program = Path(sys.argv[0])
         if program.parts[-3:] != ("monai", "bundle", "__main__.py") or sys.argv[1:2] != ["run"]:

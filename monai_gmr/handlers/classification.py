@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from monai.handlers import IgniteMetricHandler
 from monai.metrics import ConfusionMatrixMetric, ROCAUCMetric
 from scipy.stats import rankdata
 
+from monai_gmr.files import replacing
 from monai_gmr.utils import ConfigurationError
 
 
@@ -167,9 +167,6 @@ class HeadedCSVSaver(CSVSaver):
                     f"{case} has {values.size} values for the {len(self.columns)} columns {self.columns}: give as many."
                 )
             rows.append([case, *(f"{value:.6g}" for value in values.flatten())])
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        unfinished = self._filepath.with_suffix(".part")
-        with open(unfinished, "w", newline="") as file:
+        with replacing(self._filepath) as temporary, open(temporary, "w", newline="") as file:
             csv.writer(file, delimiter=self.delimiter, lineterminator="\n").writerows(rows)
-        os.replace(unfinished, self._filepath)
         self.reset_cache()

@@ -34,6 +34,7 @@ class TrainingProgress:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
         engine.add_event_handler(Events.COMPLETED, self._stop)
         engine.add_event_handler(Events.TERMINATE, self._stop)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
         if self.validator is not None:
             self.validator.add_event_handler(Events.COMPLETED, self._report, engine)
 
@@ -62,6 +63,11 @@ class TrainingProgress:
         loss = sum(self._losses) / max(len(self._losses), 1)
         if self._bar is not None:
             self._bar.write(f"epoch {engine.state.epoch}: loss {loss:.4f}, {scores} ({best})")
+
+    def _fail(self, error: BaseException) -> None:
+        # the bar would be drawn once more behind the sentence that says what is wrong
+        self._stop()
+        raise error
 
     def _stop(self) -> None:
         if self._bar is not None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
-import os
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from monai.data import set_rnd
-from monai.handlers import CheckpointLoader, CheckpointSaver
+from monai.handlers import CheckpointSaver
 from monai.utils import optional_import, set_determinism
 
+from monai_gmr.files import FolderLock, check_folder, remove_unfinished
+from monai_gmr.handlers.best_checkpoint import BestCheckpoint, check_modules, write_checkpoint
+from monai_gmr.networks.weights import check_finite, read_checkpoint, state_of
 from monai_gmr.utils import ConfigurationError
 
 Events, _ = optional_import("ignite.engine", name="Events")
@@ -68,34 +72,48 @@ class _BestMetric:
         return {"best_metric": float(state.best_metric), "best_metric_epoch": int(state.best_metric_epoch)}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        epoch = int(state_dict["best_metric_epoch"])
-        # without the file of the best model the next validation must write one, whatever it scores
-        if epoch < 0 or (self.path is not None and not self.path.is_file()):
+        best, epoch = float(state_dict["best_metric"]), int(state_dict["best_metric_epoch"])
+        # without a good file of the best model the next validation must write one, whatever it scores
+        if epoch < 0 or not math.isfinite(best) or not self._is_there():
             return
-        self.validator.state.best_metric = state_dict["best_metric"]
+        self.validator.state.best_metric = best
         self.validator.state.best_metric_epoch = epoch
         if self.best_saver is not None and self.path is not None:
-            self.best_saver.load_state_dict({"_saved": [(state_dict["best_metric"], self.path.name)]})
+            self.best_saver.load_state_dict({"_saved": [(best, self.path.name)]})
+
+    def _is_there(self) -> bool:
+        if self.path is None:
+            return True
+        if not self.path.is_file():
+            return False
+        try:
+            check_finite(self.validator.network, state_of(read_checkpoint(self.path), self.path), self.path, "")
+        except ConfigurationError as error:
+            logger.warning(f"{error} The next validation writes it anew.")
+            return False
+        return True
 
 
 class NewestCheckpoint:
-    """Handler that writes one checkpoint after every epoch and, when training starts again, goes on from it.
+    """Handler that writes one checkpoint after every epoch and, when training starts again, resumes from it.
 
     Network, optimizer, schedule, epoch counter and the best validation score continue. The file is written under a temporary
-    name and renamed, so a kill at any moment leaves a whole one; ``monai.handlers.CheckpointLoader`` reads it
-    (``weights_only=True``). It must stand last among the trainer's handlers, behind validation and schedule.
+    name and renamed, so a kill at any moment leaves a whole one; weights that are not finite are never written.
+    ``monai.handlers.CheckpointLoader`` reads it (``weights_only=True``). It must stand last among the trainer's handlers, behind
+    validation and schedule. While the training runs its folder is closed to trainings of other processes.
 
     Args:
         save_dir: directory of the checkpoint, made if need be.
         save_dict: what to save under which name, such as ``{"model": network, "optimizer": optimizer}``; the trainer is added.
         resume: whether to go on from a checkpoint that is there; otherwise it is overwritten after the first epoch.
         validator: evaluator whose best score decides about the best model.
-        best_saver: ``monai.handlers.CheckpointSaver(save_key_metric=True, key_metric_filename=...)`` of that validator.
+        best_saver: :class:`BestCheckpoint`, or ``monai.handlers.CheckpointSaver(save_key_metric=True, key_metric_filename=...)``, of
+            that validator.
         filename: name of the file.
 
     Raises:
-        ConfigurationError: when the checkpoint there was written by another network or optimizer, or by more epochs than are
-            asked for.
+        ConfigurationError: when the checkpoint there cannot be read, is not finite, was written by another network or optimizer, or by
+            more epochs than are asked for; when the folder is in use or cannot be written.
 
     Example:
         >>> import tempfile, torch
@@ -117,25 +135,45 @@ class NewestCheckpoint:
         self.path = Path(save_dir) / filename
         self.save_dict = dict(save_dict)
         self.resume = resume
-        if validator is not None:
+        self._best_file: Path | None = None
+        if isinstance(best_saver, BestCheckpoint):
+            self._best_file = best_saver.path
+        elif best_saver is not None:
             # MONAI's saver tells its file to nobody
-            kept: Any = best_saver._key_metric_checkpoint if best_saver is not None else None
-            best_file = Path(kept.save_handler.dirname) / kept.save_handler.filename if kept is not None else None
-            self.save_dict["best"] = _BestMetric(validator, best_saver, best_file)
+            kept: Any = best_saver._key_metric_checkpoint
+            self._best_file = Path(kept.save_handler.dirname) / kept.save_handler.filename
+        if validator is not None:
+            self.save_dict["best"] = _BestMetric(validator, best_saver, self._best_file)
 
     def attach(self, engine: Workflow) -> None:
         """Register with a trainer."""
         self.save_dict["trainer"] = engine
         self._checkpoint = Checkpoint(self.save_dict, save_handler=self._write, filename_pattern=self.path.name)
+        engine.add_event_handler(Events.STARTED, self._open)
         engine.add_event_handler(Events.STARTED, self.load)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._checkpoint)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
+        engine.add_event_handler(Events.COMPLETED, self._close)
 
-    def _write(self, checkpoint: dict, filename: str) -> None:
+    def _open(self) -> None:
         if _rank() == 0:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self.path.with_name(f"{filename}.part")
-            torch.save(checkpoint, temporary)
-            os.replace(temporary, self.path)
+            check_folder(self.path.parent)
+            self._lock = FolderLock(self.path.parent)
+            for file in (self.path, self._best_file):
+                if file is not None:
+                    remove_unfinished(file)
+
+    def _close(self) -> None:
+        if _rank() == 0:
+            self._lock.release()
+
+    def _save(self, engine: Workflow) -> None:
+        # in every process, which then end alike
+        check_modules(self.save_dict, self.path)
+        self._checkpoint(engine)
+
+    def _write(self, checkpoint: dict, _: str) -> None:
+        if _rank() == 0:
+            write_checkpoint(checkpoint, self.path)
 
     def load(self, engine: Workflow) -> None:
         """Go on from the checkpoint, if there is one and ``resume`` is set."""
@@ -143,22 +181,34 @@ class NewestCheckpoint:
             return
         epochs, epoch_length = engine.state.max_epochs, engine.state.epoch_length
         elsewhere = "give another --ckpt_dir, or --resume False to start anew"
-        try:
-            CheckpointLoader(str(self.path), self.save_dict, map_location=engine.state.device)(engine)
-        except ValueError as error:
-            if engine.state.epoch <= epochs:
-                raise ConfigurationError(f"{self.path} is of another training ({error}): {elsewhere}.") from error
+        checkpoint = read_checkpoint(self.path, engine.state.device, elsewhere)
+        if not isinstance(checkpoint, Mapping) or not set(self.save_dict) <= set(checkpoint):
             raise ConfigurationError(
-                f"{self.path} has run {engine.state.epoch} epochs and epochs={epochs}: give more --epochs, {elsewhere}."
-            ) from error
-        except (RuntimeError, KeyError) as error:
+                f"{self.path} is no checkpoint of such a training, which holds {', '.join(self.save_dict)}: {elsewhere}."
+            )
+        for name, saved in self.save_dict.items():
+            if isinstance(saved, torch.nn.Module) and isinstance(checkpoint[name], Mapping):
+                check_finite(_inner(saved), checkpoint[name], self.path, elsewhere)
+        try:
+            Checkpoint.load_objects(to_load=self.save_dict, checkpoint=checkpoint)
+        except Exception as error:
             raise ConfigurationError(
                 f"{self.path} was written with another network or optimizer: give the settings that it was trained "
                 f"with, {elsewhere}."
             ) from error
+        engine.state.max_epochs = epochs
+        if engine.state.epoch > epochs:
+            raise ConfigurationError(
+                f"{self.path} has run {engine.state.epoch} epochs and epochs={epochs}: give more --epochs, {elsewhere}."
+            )
         # another batch size has another number of iterations in an epoch
         engine.state.epoch_length = epoch_length
         engine.state.iteration = engine.state.epoch * epoch_length
         logger.info(f"Resumed from {self.path} after epoch {engine.state.epoch} of {epochs}.")
         if engine.state.epoch >= epochs:
             logger.info(f"All {epochs} epochs are done: to train on give more --epochs, to start anew {elsewhere}.")
+
+
+def _inner(network: torch.nn.Module) -> torch.nn.Module:
+    """The network in the wrapper of a distributed run, whose names a checkpoint has."""
+    return network.module if isinstance(network, torch.nn.parallel.DistributedDataParallel) else network

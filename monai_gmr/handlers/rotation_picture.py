@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from monai_gmr.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -332,11 +333,8 @@ def _figure(
 
 def write_picture(figure: Figure, path: str | Path) -> None:
     """Write a figure as PNG, under a temporary name first; directories are made if need be."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.part")
-    figure.savefig(temporary, dpi=130, format="png", bbox_inches="tight", pad_inches=0.08)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png", bbox_inches="tight", pad_inches=0.08)
 
 
 def draw_rotation_table(

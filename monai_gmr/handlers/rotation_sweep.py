@@ -15,6 +15,8 @@ from monai.utils import CommonKeys, optional_import
 
 from monai_gmr.engines.case_batches import CaseBatch, CaseBatches, anisotropic_spacing, refuse_failures
 from monai_gmr.engines.command_line import reason
+from monai_gmr.engines.settings import check_values
+from monai_gmr.files import FolderLock, check_folder, write_text
 from monai_gmr.handlers.progress import SweepProgress
 from monai_gmr.handlers.rotation_picture import draw_rotation_table
 from monai_gmr.handlers.rotation_statistics import (
@@ -25,14 +27,14 @@ from monai_gmr.handlers.rotation_statistics import (
     format_table,
 )
 from monai_gmr.handlers.sweep_result import ERROR, SweepResult
-from monai_gmr.handlers.utils import write_json, write_rows, write_text
+from monai_gmr.handlers.utils import write_json, write_rows
 from monai_gmr.handlers.view_probe import Seen, ViewProbe, keeps_cases, metric_handlers
 from monai_gmr.handlers.view_records import ANSWER, TRUE_CLASS, ViewRecord, ViewRecords, read_compared, record_file
 from monai_gmr.handlers.worst_cases_picture import WorstCase, draw_worst_cases
 from monai_gmr.inferers import SymmetryInferer
 from monai_gmr.symmetry import View, make_views
 from monai_gmr.symmetry.views import ViewSpec
-from monai_gmr.utils import ConfigurationError, check_choice
+from monai_gmr.utils import ConfigurationError, WriteError, can_draw, check_choice
 
 Events, _ = optional_import("ignite.engine", name="Events")
 
@@ -141,6 +143,7 @@ class RotationSweep:
         check_choice("frame", frame, FRAMES)
         check_choice("labels", labels, ("nearest", "share"))
         check_resamples(resamples)
+        check_values(views_per_batch=views_per_batch, worst_cases=worst_cases, seed=seed)
         self.output_dir = Path(output_dir)
         self.spacing, self.views_per_batch = spacing, views_per_batch
         self.labels, self.frame, self.in_ball, self.order = labels, frame, in_ball, order
@@ -211,8 +214,14 @@ class RotationSweep:
             ``interval_high``, ``worst``, ``worst_view``, ``spread``.
 
         Raises:
-            ConfigurationError: when no case of any network could be evaluated.
+            ConfigurationError: when no case of any network could be evaluated, the folder is in use by another run, or it cannot be
+                written.
         """
+        check_folder(self.output_dir, "output_dir")
+        with FolderLock(self.output_dir, "output_dir"):
+            return self._run()
+
+    def _run(self) -> list[dict[str, Any]]:
         metrics = [self._metric_names(network.evaluator) for network in self.networks.values()]
         if not any(metrics):
             print("the evaluator has no metric: the equivariance error is reported alone.")
@@ -389,6 +398,8 @@ class RotationSweep:
 
         try:
             probe.run(batch.batch, views, keep)
+        except WriteError:
+            raise
         except Exception as error:
             progress.step(sum(left.values()))
             labelled = isinstance(batch.batch, Mapping) and CommonKeys.LABEL in batch.batch
@@ -441,14 +452,15 @@ class RotationSweep:
         )
         write_text(f"{format_markdown(summary, costs, key, ERROR)}\n", self.output_dir / "rotation_report.md")
         seconds = {title: cost["seconds_per_case"] for title, cost in costs.items()}
-        draw_rotation_table(
-            views,
-            key,
-            self.output_dir / "rotation_table.png",
-            seconds if len(seconds) > 1 else None,
-            self.greater_is_better and key != ERROR,
-        )
-        self._draw_worst(networks, results, key)
+        if can_draw():
+            draw_rotation_table(
+                views,
+                key,
+                self.output_dir / "rotation_table.png",
+                seconds if len(seconds) > 1 else None,
+                self.greater_is_better and key != ERROR,
+            )
+            self._draw_worst(networks, results, key)
         print(f"\n{format_table(summary)}\n\n{format_costs(costs)}")
         if paired:
             print(f"\n{format_differences([row for row in paired if row['metric'] == key])}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from monai.config import KeysCollection
 from monai.handlers import from_engine
 
+from monai_gmr.files import replacing, write_text
 from monai_gmr.symmetry import inscribed_ball
 
 
@@ -62,28 +62,10 @@ def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         >>> file.read_text().split()
         ['view,dice', 'upright,0.5', 'm', '[100],']
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.part")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(temporary, path)
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write a text, under a temporary name first; its folder is made if need be.
-
-    Example:
-        >>> file = getfixture("tmp_path") / "new" / "table.md"
-        >>> write_text("| net |", file)
-        >>> file.read_text()
-        '| net |'
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def write_json(content: Any, path: Path) -> None:

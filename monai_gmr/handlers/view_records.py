@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import re
 import zipfile
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from monai_gmr.files import replacing, unwritable
 from monai_gmr.utils import ConfigurationError
 
 # beside the metrics, of a classifier
@@ -100,10 +100,8 @@ class ViewRecords:
                     self._keep(record)
                 lines = [_encode(record) for record in records]
         # written anew, so that what a kill cut off does not stay in the middle of the file
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f"{self.path.name}.part")
-        temporary.write_text("".join(f"{line}\n" for line in [json.dumps(self.header), *lines]), encoding="utf-8")
-        os.replace(temporary, self.path)
+        with replacing(self.path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in [json.dumps(self.header), *lines]), encoding="utf-8")
 
     def _keep(self, record: ViewRecord) -> None:
         places = self._places.setdefault(record.view, {})
@@ -113,8 +111,11 @@ class ViewRecords:
         """Keep one more; it is in the file when this returns."""
         self._keep(record)
         if self.path is not None:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(f"{_encode(record)}\n")
+            try:
+                with open(self.path, "a", encoding="utf-8") as file:
+                    file.write(f"{_encode(record)}\n")
+            except OSError as error:
+                raise unwritable(self.path, error) from error
 
     def has(self, case: str, view: str) -> bool:
         """Whether a view of a case was measured."""

@@ -6,7 +6,6 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,11 @@ import torch
 from torch import nn
 
 from monai_gmr.networks.nets import GMRResNet, GMRUNet
+from monai_gmr.networks.weights import STATE_KEYS, read_checkpoint
 from monai_gmr.symmetry import kernel_shells, ring_masks, square_ring_masks
 from monai_gmr.symmetry.radial_bases import SIGMA_FLOOR
 from monai_gmr.utils import ConfigurationError, SymmetryWarning
 
-STATE_KEYS = ("model", "network", "net", "state_dict")
 WRAPPERS = ("module.", "_orig_mod.")
 MASKS = ("weight_index_mat", "default_weight_index_mat")
 SMALLEST_SIGMA = 1e-2
@@ -244,15 +243,7 @@ def _read(checkpoint: str | os.PathLike | Mapping[str, Any], name: str) -> Any:
         return checkpoint
     if not isinstance(checkpoint, str | os.PathLike):
         raise ConfigurationError(f"checkpoint is a {type(checkpoint).__name__}: give a path or a state dict.")
-    if not Path(checkpoint).is_file():
-        raise ConfigurationError(f"{name} does not exist: give a file that torch.save wrote.")
-    try:
-        return torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".: ")
-        raise ConfigurationError(
-            f"{name} cannot be loaded as weights ({reason}): give a state dict saved by torch.save."
-        ) from error
+    return read_checkpoint(checkpoint, hint="give a state dict saved by torch.save")
 
 
 def _clean_state(content: Any, name: str) -> dict[str, torch.Tensor]:

@@ -136,7 +136,7 @@ def test_missing_source_empty_folder_and_foreign_weights_are_one_sentence(config
     assert "does not fit" in one_sentence(capsys)
     (tmp_path / "text.pt").write_text("text")
     assert main([config, "--size", "8", "--weights", str(tmp_path / "text.pt")]) == 2
-    assert "cannot be loaded" in one_sentence(capsys)
+    assert "cannot be read as a checkpoint" in one_sentence(capsys)
 
 
 def test_size_that_is_no_size_ends_with_status_2(config):

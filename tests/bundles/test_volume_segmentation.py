@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -205,19 +206,63 @@ def test_a_wrong_setting_is_one_sentence_in_the_terminal(arguments, match, datas
     assert "Traceback" not in err
 
 
-def test_two_processes_train_together(dataset_dir, tmp_path):
+def two_processes(folder, **settings):
+    """A training in two processes of gloo, as torchrun starts it."""
     files = f"['{CONFIGS / 'train.yaml'}','{CONFIGS / 'multi_gpu_train.yaml'}']"
-    settings = {**SMALL, "dataset_dir": dataset_dir, "epochs": 1, "ckpt_dir": tmp_path, "output_dir": tmp_path}
+    settings = {**SMALL, "ckpt_dir": folder, "output_dir": folder, **settings}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2"]
     command += ["-m", "monai.bundle", "run", "--config_file", files]
     command += [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/", timeout=240, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/", timeout=240, check=False)
+
+
+def test_two_processes_train_together(dataset_dir, tmp_path):
+    done = two_processes(tmp_path, dataset_dir=dataset_dir, epochs=1)
     assert done.returncode == 0, done.stderr
     # four cases in batches of two over two processes: one iteration, and names without the wrapper's "module."
     newest = torch.load(tmp_path / "newest.pt", weights_only=True)
     assert newest["trainer"]["iteration"] == 1
     assert not any(name.startswith("module.") for name in newest["model"])
+
+
+@pytest.fixture
+def poisoned(dataset_dir, tmp_path):
+    """The phantoms, with one voxel of a training image that is not a number, and the name of that image."""
+    folder = shutil.copytree(dataset_dir, tmp_path / "poisoned")
+    training = json.loads((folder / "dataset.json").read_text())["training"]
+    path = folder / training[2]["image"]
+    image = nib.load(path)
+    volume = image.get_fdata().astype(np.float32)
+    volume[8, 8, 8] = np.nan
+    nib.save(nib.Nifti1Image(volume, image.affine), path)
+    return str(folder), path.name
+
+
+def test_a_poisoned_case_stops_all_processes_with_one_sentence(poisoned, tmp_path):
+    """Whichever check meets it first, each process ends, names the file and leaves no broken checkpoint."""
+    folder, name = poisoned
+    done = two_processes(tmp_path / "ckpt", dataset_dir=folder, epochs=3, batch_size=1)
+    assert done.returncode != 0
+    sentences = [line for line in done.stderr.splitlines() if "error: " in line and name in line]
+    assert sentences, done.stderr
+    for path in (tmp_path / "ckpt").glob("*.pt"):
+        state = torch.load(path, weights_only=True)
+        assert all(torch.isfinite(tensor).all() for tensor in state.get("model", state).values()), path
+
+
+def test_a_poisoned_case_leaves_the_checkpoints_of_before(poisoned, trained, tmp_path):
+    folder, name = poisoned
+    shutil.copytree(trained, tmp_path / "ckpt")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "ckpt").glob("*.pt")}
+    arguments = [part for key, value in SMALL.items() for part in (f"--{key}", value)]
+    arguments += ["--dataset_dir", folder, "--ckpt_dir", tmp_path / "ckpt", "--epochs", 4, "--cache_rate", 0]
+    process, _, err = command_line(*arguments)
+    assert process.returncode == 1
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("error: ")
+    assert name in err.splitlines()[-1]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "ckpt").glob("*.pt")} == before
 
 
 @pytest.mark.parametrize("conv", ["gmr_harmonic", "plain"])

@@ -166,7 +166,7 @@ def test_no_dataset_keeps_or_loads_images_ahead(target, tmp_path):
     ("layout", "changes", "options", "match"),
     [
         ("evaluate", {}, {"settings": {"chekpoint": "x"}}, "foreign: chekpoint is no setting .* did you mean checkpoint?"),
-        ("evaluate", {}, {"settings": {"dataset_dir::deep": 1}}, "what stands before its last"),
+        ("evaluate", {}, {"settings": {"dataset_dir::deep": 1}}, "dataset_dir::deep is no setting of this config: .* which has no parts"),
         ("evaluate", {"overlap": 1}, {"settings": {"overlap": "much"}}, "overlap much cannot be used: give a whole number"),
         ("evaluate", {}, {"settings": {"checkpoint": "/none.pt"}}, "there is no checkpoint at /none.pt"),
         ("evaluate", {}, {"settings": {"network_def::channels": [2, 3]}}, "cannot be made .*size mismatch"),

@@ -19,6 +19,15 @@ name: one
 bundle_root: "$monai_gmr.engines.find_bundle_root()"
 imports: ["$import monai_gmr", "$import monai_gmr.engines"]
 net: {_target_: torch.nn.Linear, in_features: 1, out_features: 1}
+network: $@net.to('cpu')
+wrapped: "@net"
+loss: {_target_: DiceCELoss, include_background: false}
+anything: {_target_: builtins.dict}
+train:
+  dataset: {_target_: monai.data.CacheDataset, data: [], cache_rate: 0.5}
+  handlers:
+  - {_target_: monai.handlers.StatsHandler, iteration_log: false}
+  metrics: {mean_dice: 1}
 run: ["$None"]
 """
 
@@ -37,6 +46,9 @@ def config_file(tmp_path):
         ["--epochs", "4", "--rate", "2", "--features", "[3]", "--amp", "True", "--name", "other"],
         ["--epochs=4", "--net::bias", "False", "--net#in_features", "2", "--_meta_::version", "1"],
         ["--epochs", "$1 + 1", "--rate", "@epochs", "--features", "$[1]", "--logging_file", "None", "--amp"],
+        ["--loss::softmax", "True", "--loss#_disabled_", "True", "--train::dataset::num_workers", "2"],
+        ["--train::handlers::0::tag_name", "x", "--train::handlers::0", "@net", "--train::metrics::hausdorff", "@net"],
+        ["--train::dataset::cache_rate", "0", "--train#handlers#0#iteration_log", "True", "--anything::a", "@net"],
         ["--tracking", "mlflow", "--experiment_name", "first"],
         ["--run-id", "run", "--epochs", "5", "--", "--trace"],
     ],
@@ -58,6 +70,22 @@ def test_overrides_of_the_config_and_arguments_of_monai_pass(config_file, overri
         (["--amp", "3"], "True or False"),
         (["--features", "3"], r"a list such as \[1, 2\]"),
         (["--experiment_name", "first"], "no setting"),
+        (["--loss::include_backgroud", "True"], "did you mean --loss::include_background"),
+        (["--loss::sofmax", "True"], "did you mean --loss::softmax"),
+        (["--train#dataset#cache_rat", "0"], "did you mean --train::dataset::cache_rate"),
+        (["--net::biass", "False"], "did you mean --net::bias"),
+        (["--net::zzzz", "False"], "net has _desc_, .*bias.*in_features"),
+        (["--net::_targt_", "torch.nn.Identity"], "did you mean --net::_target_"),
+        (["--train::handlers::0::iteration_logg", "0"], "did you mean --train::handlers::0::iteration_log"),
+        (["--train::handlers::7::iteration_log", "0"], "a list of 1, whose entries are 0 to 0"),
+        (["--train::handlers::last", "0"], "a list of 1"),
+        (["--train::datasett::cache_rate", "0"], "did you mean --train::dataset"),
+        (["--train::metrics::mean_dise", "0"], "did you mean --train::metrics::mean_dice"),
+        (["--network::bias", "0"], "which has no parts: did you mean --net::bias"),
+        (["--wrapped::bias", "0"], "wrapped is what net is: did you mean --net::bias"),
+        (["--epochs::more", "0"], "epochs is 3, which has no parts: give --epochs as a whole"),
+        (["--train::dataset::cache_rate", "high"], "give a number"),
+        (["--train::handlers::0::iteration_log", "3"], "True or False"),
     ],
 )
 def test_overrides_that_mean_nothing_are_named(config_file, overrides, match):
@@ -73,6 +101,10 @@ def test_several_config_files_and_an_args_file(config_file, tmp_path):
     arguments.write_text(f"config_file: {config_file}\nepohcs: 3\n")
     with pytest.raises(ConfigurationError, match="epohcs"):
         check_overrides(["--args_file", str(arguments)])
+    for nested in ("loss::sofmax: true", "train#dataset#cache_rat: 0", "network::bias: false"):
+        arguments.write_text(f"config_file: {config_file}\n{nested}\n")
+        with pytest.raises(ConfigurationError, match="did you mean"):
+            check_overrides(["--args_file", str(arguments)])
 
 
 def test_the_bundle_root_does_not_depend_on_the_working_directory(config_file, tmp_path, monkeypatch):

@@ -1,5 +1,8 @@
 """A training that is broken off and started again ends like one that was not."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from ignite.engine import Events
@@ -8,17 +11,18 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import CheckpointSaver, LrScheduleHandler, MeanSquaredError, ValidationHandler, from_engine
 from monai.transforms import RandGaussianNoised
 
-from monai_gmr.handlers import NewestCheckpoint, SeedEpochs, TrainingProgress
+from monai_gmr.handlers import BestCheckpoint, NewestCheckpoint, SeedEpochs, TrainingProgress
 from monai_gmr.utils import ConfigurationError
 
 EPOCHS = 5
+MONAIS = {"save_key_metric": True, "key_metric_filename": "model.pt"}
 
 
 class Killed(Exception):
     """Stands for a kill at a moment that the test chooses."""
 
 
-def train(folder, epochs=EPOCHS, killed_in=None, batch_size=2, network=None, **arguments):
+def train(folder, epochs=EPOCHS, killed_in=None, batch_size=2, network=None, saver=BestCheckpoint, **arguments):
     """A small training with everything that must continue: momentum, schedule, dropout, noise, best model."""
     torch.manual_seed(0)
     network = network or torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.2), torch.nn.Linear(4, 1))
@@ -27,12 +31,7 @@ def train(folder, epochs=EPOCHS, killed_in=None, batch_size=2, network=None, **a
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.05)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1 - epoch / EPOCHS / 2)
     metric = MeanSquaredError(output_transform=from_engine(["pred", "label"]))
-    best_saver = CheckpointSaver(
-        str(folder),
-        {"model": network},
-        save_key_metric=True,
-        key_metric_filename="model.pt",
-    )
+    best_saver = saver(str(folder), {"model": network}, **({} if saver is BestCheckpoint else MONAIS))
     validator = SupervisedEvaluator(
         torch.device("cpu"),
         DataLoader(Dataset(data), batch_size=4),
@@ -75,12 +74,13 @@ def train(folder, epochs=EPOCHS, killed_in=None, batch_size=2, network=None, **a
     return network, optimizer, validator, trained
 
 
+@pytest.mark.parametrize("saver", [BestCheckpoint, CheckpointSaver])
 @pytest.mark.parametrize("killed_in", [1, 2, 4])
-def test_a_resumed_training_equals_an_uninterrupted_one(killed_in, tmp_path):
-    network, optimizer, validator, _ = train(tmp_path / "whole")
+def test_a_resumed_training_equals_an_uninterrupted_one(killed_in, saver, tmp_path):
+    network, optimizer, validator, _ = train(tmp_path / "whole", saver=saver)
     with pytest.raises(Killed):
-        train(tmp_path / "broken", killed_in=killed_in)
-    resumed, resumed_optimizer, resumed_validator, trained = train(tmp_path / "broken")
+        train(tmp_path / "broken", killed_in=killed_in, saver=saver)
+    resumed, resumed_optimizer, resumed_validator, trained = train(tmp_path / "broken", saver=saver)
     assert trained == list(range(killed_in, EPOCHS + 1))
     for expected, found in zip(network.state_dict().values(), resumed.state_dict().values()):
         assert torch.equal(expected, found)
@@ -139,3 +139,79 @@ def test_checkpoints_that_cannot_be_continued_are_refused_in_one_sentence(tmp_pa
         train(tmp_path, epochs=2)
     with pytest.raises(ConfigurationError, match=r"another network or optimizer.*--resume False"):
         train(tmp_path, network=torch.nn.Linear(4, 1))
+
+
+def damage(kind, path):
+    """Puts something else in the place of a good checkpoint."""
+    newest = torch.load(path, weights_only=True)
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-200])
+    elif kind == "hostile":
+        torch.save({**newest, "model": torch.nn.Linear(1, 1)}, path)
+    elif kind == "nan":
+        newest["model"]["0.bias"][1] = float("nan")
+        torch.save(newest, path)
+    else:
+        others = {"list": [1, 2], "tensor": torch.ones(3), "lacking": {"model": newest["model"]}}
+        others |= {part: {**newest, part: 3} for part in ("model", "optimizer", "lr_scheduler", "trainer", "best")}
+        torch.save(others[kind], path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "match"),
+    [
+        ("empty", "it is empty"),
+        ("truncated", "its end is missing"),
+        ("hostile", "could run any program"),
+        ("nan", r"not finite \(the first in 0\.bias\)"),
+        ("list", "no checkpoint of such a training"),
+        ("tensor", "no checkpoint of such a training"),
+        ("lacking", "no checkpoint of such a training, which holds model, optimizer"),
+        ("model", "another network or optimizer"),
+        ("optimizer", "another network or optimizer"),
+        ("lr_scheduler", "another network or optimizer"),
+        ("trainer", "another network or optimizer"),
+        ("best", "another network or optimizer"),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_sentence_and_stays(kind, match, tmp_path):
+    train(tmp_path, epochs=2)
+    damage(kind, tmp_path / "newest.pt")
+    before = (tmp_path / "newest.pt").read_bytes()
+    with pytest.raises(ConfigurationError, match=rf"newest.pt .*{match}.*--resume False") as caught:
+        train(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "newest.pt").read_bytes() == before
+    assert train(tmp_path, epochs=1, resume=False)[-1] == [1]
+
+
+@pytest.mark.parametrize("kind", ["empty", "truncated", "nan"])
+def test_a_damaged_best_model_is_written_again(kind, tmp_path, caplog):
+    own = BestCheckpoint(str(tmp_path), {"model": torch.nn.Linear(1, 1)})
+    train(tmp_path, epochs=2)
+    model = torch.load(tmp_path / "model.pt", weights_only=True)
+    if kind == "nan":
+        model["0.bias"][:] = float("nan")
+        torch.save(model, tmp_path / "model.pt")
+    else:
+        own.path.write_bytes(b"" if kind == "empty" else own.path.read_bytes()[:-200])
+    train(tmp_path, epochs=3)
+    assert "The next validation writes it anew." in caplog.text
+    best = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert all(torch.isfinite(tensor).all() for tensor in best.values())
+
+
+def test_what_killed_processes_left_is_removed(tmp_path):
+    for name in (".7_c0ffee00.part_newest.pt", ".7_c0ffee00.part_model.pt"):
+        (tmp_path / name).touch()
+    train(tmp_path, epochs=1)
+    assert {file.name for file in tmp_path.iterdir()} - {".in_use.lock"} == {"model.pt", "newest.pt"}
+
+
+def test_a_folder_is_free_when_a_training_has_ended(tmp_path):
+    train(tmp_path, epochs=1)
+    take = f"from monai_gmr.files import FolderLock; FolderLock({str(tmp_path)!r})"
+    done = subprocess.run([sys.executable, "-c", take], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

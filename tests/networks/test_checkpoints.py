@@ -269,7 +269,7 @@ def test_files_that_are_no_checkpoints(tmp_path):
     (tmp_path / "text.pt").write_text("not weights")
     torch.save(nn.Linear(1, 1), tmp_path / "module.pt")
     for name in ("text.pt", "module.pt"):
-        with pytest.raises(ConfigurationError, match="cannot be loaded as weights"):
+        with pytest.raises(ConfigurationError, match="cannot be read as a checkpoint"):
             load_gmr_conv_checkpoint(tmp_path / name)
     with pytest.raises(ConfigurationError, match="is a Linear: give a path or a state dict"):
         load_gmr_conv_checkpoint(nn.Linear(1, 1))

@@ -1,0 +1,196 @@
+"""What every floor writes: files that are whole or not there, in folders that are tried first and that one run has to itself."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from monai_gmr.utils import ConfigurationError, WriteError
+
+logger = logging.getLogger(__name__)
+
+LOCK_NAME = ".in_use.lock"
+# a run that has just ended may hold its folder for a moment
+LOCK_SECONDS = 0.5
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """What the system said, below what a writer in another language wrapped around it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def unwritable(path: str | Path, error: OSError, setting: str = "") -> WriteError:
+    """The sentence about a path that cannot be written.
+
+    Args:
+        path: the file or the folder.
+        error: what the system said.
+        setting: the bundle's setting that gives the folder, if there is one.
+
+    Example:
+        >>> unwritable("/full/newest.pt", OSError(errno.ENOSPC, "No space left on device"))
+        WriteError('/full/newest.pt cannot be written (No space left on device): free some space there.')
+    """
+    cause = error.strerror or str(error) or type(error).__name__
+    hint = f"give another {f'--{setting}' if setting else 'folder'}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        hint = "free some space there"
+    elif error.errno in (errno.EEXIST, errno.ENOTDIR):
+        cause = "a file stands in the place of a folder"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        hint += ", or make this one writable"
+    name = f"{setting}={path}" if setting else f"{path}"
+    return WriteError(f"{name} cannot be written ({cause}): {hint}.")
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place when the block ends, and is removed when the block fails.
+
+    Every file of this library is written through it: it is whole at any moment, and two processes that write the same one do not share
+    a temporary file. The temporary name ends as ``path`` does, for writers that go by the end of a name.
+
+    Args:
+        path: file to write; its folder is made if need be.
+
+    Raises:
+        ConfigurationError: when the system cannot write it (full disk, no permission, a file in the place of a folder); what stood there
+            before stays.
+
+    Example:
+        >>> file = getfixture("tmp_path") / "new" / "table.csv"
+        >>> with replacing(file) as temporary:
+        ...     _ = temporary.write_text("view,dice")
+        >>> file.read_text(), len(list(file.parent.iterdir()))
+        ('view,dice', 1)
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{os.getpid()}_{secrets.token_hex(4)}.part_{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        cause = _system_error(error)
+        if cause is None:
+            raise
+        raise unwritable(path, cause) from error
+    finally:
+        # where its folder is none, or was taken away, there is nothing to remove
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a text, under a temporary name first; its folder is made if need be.
+
+    Example:
+        >>> file = getfixture("tmp_path") / "new" / "table.md"
+        >>> write_text("| net |", file)
+        >>> file.read_text()
+        '| net |'
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def remove_unfinished(path: str | Path) -> None:
+    """Remove what killed processes left of a file; for who knows that no other process writes it now.
+
+    Example:
+        >>> file = getfixture("tmp_path") / "newest.pt"
+        >>> file.with_name(".7_c0ffee00.part_newest.pt").touch()
+        >>> remove_unfinished(file); list(file.parent.iterdir())
+        []
+    """
+    path = Path(path)
+    for unfinished in path.parent.glob(f".*.part_{path.name}"):
+        unfinished.unlink(missing_ok=True)
+
+
+def check_folder(folder: str | Path, setting: str = "") -> None:
+    """Make a folder that a run writes to, and raise unless a file can be written there.
+
+    Args:
+        folder: the folder, made if need be.
+        setting: the bundle's setting that gives it, named in the sentence.
+
+    Raises:
+        ConfigurationError: when it cannot be made or written.
+
+    Example:
+        >>> file = getfixture("tmp_path") / "file"; file.touch()
+        >>> check_folder(file.parent / "new")
+        >>> check_folder(file, "ckpt_dir")
+        Traceback (most recent call last):
+        ...
+        monai_gmr.utils.WriteError: ckpt_dir=...file cannot be written (a file stands in the place of a folder): ...
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            # a full disk takes names but no content
+            file.write(b"0" * 4096)
+    except OSError as error:
+        raise unwritable(folder, error, setting) from error
+
+
+class FolderLock:
+    """Keeps a folder to one process: a second one that asks for it raises, and a process that ends in any way leaves it free.
+
+    The system holds the lock (``filelock.FileLock``), on a file ``.in_use.lock`` that may stay behind and means nothing by itself.
+    The same process may take the folder as often as it likes. Where a file system knows no locks, a line says so and the run goes on.
+
+    Args:
+        folder: the folder, which must be there.
+        setting: the bundle's setting that gives it, named in the sentence.
+
+    Raises:
+        ConfigurationError: when another process holds the folder, or nothing can be written there.
+
+    Example:
+        >>> folder = getfixture("tmp_path")
+        >>> lock, again = FolderLock(folder), FolderLock(folder)
+        >>> lock.release()
+    """
+
+    def __init__(self, folder: str | Path, setting: str = "ckpt_dir") -> None:
+        self.folder = Path(folder)
+        # one object a file in a process, which counts how often it was taken
+        self._lock: Any = FileLock(
+            self.folder.resolve() / LOCK_NAME, timeout=LOCK_SECONDS, thread_local=False, is_singleton=True
+        )
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise ConfigurationError(
+                f"{setting}={folder} is in use by another run that writes there: wait for its end, or give another "
+                f"--{setting}."
+            ) from None
+        except NotImplementedError:
+            logger.warning(f"The file system of {folder} has no locks: do not start a second run there.")
+        except OSError as error:
+            raise unwritable(folder, error, setting) from error
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Leave the folder to others, however often this process took it."""
+        self._lock.release(force=True)

@@ -1,0 +1,149 @@
+"""Files of weights as they are read: tensors only, of the form that was asked for, and finite; else one sentence with the file."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from monai_gmr.utils import ConfigurationError
+
+STATE_KEYS = ("model", "network", "net", "state_dict")
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    """What is wrong with a file that torch.load refused."""
+    if isinstance(error, PermissionError):
+        return error.strerror or "no permission"
+    unsafe = "it holds more than tensors, which is not loaded because it could run any program"
+    with open(path, "rb") as file:
+        head = file.read(2)
+    if zipfile.is_zipfile(path):
+        if "TorchScript" in str(error):
+            return "it is a TorchScript archive"
+        return unsafe if isinstance(error, pickle.UnpicklingError) else "it is damaged"
+    if head == b"PK":
+        return "its end is missing"
+    # b"\x80": a bare pickle, as torch.save wrote before 1.6
+    return unsafe if head[:1] == b"\x80" else "it is no file that torch.save wrote"
+
+
+def read_checkpoint(
+    path: str | os.PathLike, device: Any = "cpu", hint: str = "give a file that train.yaml wrote"
+) -> Any:
+    """What a file of ``torch.save`` holds, read with ``weights_only=True``.
+
+    Args:
+        path: the file.
+        device: where the tensors go.
+        hint: what to do about a file that cannot be read.
+
+    Raises:
+        ConfigurationError: when the file is missing, empty, truncated or damaged, or holds objects other than tensors, numbers and
+            containers.
+
+    Example:
+        >>> file = getfixture("tmp_path") / "model.pt"; file.touch()
+        >>> read_checkpoint(file)
+        Traceback (most recent call last):
+        ...
+        monai_gmr.utils.ConfigurationError: ...model.pt cannot be read as a checkpoint (it is empty): give a file that train.yaml wrote.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigurationError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}: {hint}.")
+    try:
+        if path.stat().st_size == 0:
+            raise ConfigurationError(f"{path} cannot be read as a checkpoint (it is empty): {hint}.")
+        return torch.load(path, map_location=device, weights_only=True)
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        why = _why_unreadable(path, error)
+        raise ConfigurationError(f"{path} cannot be read as a checkpoint ({why}): {hint}.") from error
+
+
+def state_of(
+    content: Any, name: str | os.PathLike, hint: str = "give a file that train.yaml wrote"
+) -> dict[str, torch.Tensor]:
+    """The state dict in a checkpoint: the content itself, or what stands under one of :data:`STATE_KEYS`.
+
+    Args:
+        content: what :func:`read_checkpoint` gave.
+        name: what to call it.
+        hint: what to do about content of another form.
+
+    Raises:
+        ConfigurationError: when it holds no state dict, a dictionary of names to tensors.
+
+    Example:
+        >>> list(state_of({"model": {"weight": torch.ones(1)}}, "model.pt"))
+        ['weight']
+        >>> state_of([1, 2], "model.pt")
+        Traceback (most recent call last):
+        ...
+        monai_gmr.utils.ConfigurationError: model.pt holds a list and no weights: give a file that train.yaml wrote.
+    """
+    if isinstance(content, Mapping):
+        inner = next((content[key] for key in STATE_KEYS if isinstance(content.get(key), Mapping)), content)
+        # a module may keep more than tensors in its state (get_extra_state)
+        if any(torch.is_tensor(value) for value in inner.values()) and all(isinstance(key, str) for key in inner):
+            return dict(inner)
+    kind = f"a {type(content).__name__}"
+    if isinstance(content, Mapping):
+        kind = f"the keys {', '.join(map(repr, list(content)[:5]))}" if content else "nothing"
+    raise ConfigurationError(f"{name} holds {kind} and no weights: {hint}.")
+
+
+def first_not_finite(state: Mapping[str, Any], parameters: Iterable[str] = ()) -> str | None:
+    """The name of the first tensor that cannot be of a network in use: a NaN anywhere, or infinity in a parameter.
+
+    Infinity in a buffer is allowed: masks are made of it.
+
+    Args:
+        state: names to tensors, or to anything else, which passes.
+        parameters: which of the names are parameters.
+
+    Example:
+        >>> nan, inf = torch.tensor([float("nan")]), torch.tensor([float("inf")])
+        >>> first_not_finite({"mask": inf, "weight": inf}, ["weight"]), first_not_finite({"mean": nan}), first_not_finite({"mask": inf})
+        ('weight', 'mean', None)
+    """
+    learned = set(parameters)
+    for name, tensor in state.items():
+        if not torch.is_tensor(tensor) or not (tensor.is_floating_point() or tensor.is_complex()):
+            continue
+        broken = ~torch.isfinite(tensor) if name in learned else torch.isnan(tensor)
+        if broken.any():
+            return name
+    return None
+
+
+def check_finite(network: nn.Module, state: Mapping[str, Any], name: str | os.PathLike, hint: str) -> None:
+    """Raise when weights for a network are not finite.
+
+    Args:
+        network: the network that they are of.
+        state: its state dict.
+        name: what to call the weights.
+        hint: what to do.
+
+    Raises:
+        ConfigurationError: when a tensor holds NaN, or a parameter infinity; it is named.
+
+    Example:
+        >>> net = torch.nn.Linear(1, 1)
+        >>> check_finite(net, {"weight": torch.tensor([[float("nan")]])}, "model.pt", "train again")
+        Traceback (most recent call last):
+        ...
+        monai_gmr.utils.ConfigurationError: model.pt holds weights that are not finite (the first in weight): train again.
+    """
+    found = first_not_finite(state, (key for key, _ in network.named_parameters()))
+    if found is not None:
+        raise ConfigurationError(f"{name} holds weights that are not finite (the first in {found}): {hint}.")
