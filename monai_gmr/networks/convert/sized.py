@@ -7,8 +7,11 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
+
 from monai_gmr.networks.convert.script import scriptable_network
 from monai_gmr.networks.layers.size_trail import begin_trail, end_trail
+from monai_gmr.ops.free_sizes import recorded_number
 
 
 class TrailStart(NamedTuple):
@@ -31,6 +34,8 @@ def _keeps_trail(method: Callable) -> Callable:
         start: TrailStart | None = getattr(self, "trail_start", None)
         if start is None:
             return method(self, *args, **kwargs)
+        if torch.jit.is_tracing() and self.conversion_report.limits:
+            args = _of_recorded_size(args)
         inputs, output = (*args, *kwargs.values()), None
         trail = begin_trail(start.network, start.reference, start.in_channels, inputs)
         try:
@@ -40,6 +45,16 @@ def _keeps_trail(method: Callable) -> Callable:
             end_trail(trail, output)
 
     return call
+
+
+def _of_recorded_size(args: tuple) -> tuple:
+    """Images that a recorded graph takes of the recorded size alone: parts that tell positions apart decide by the size."""
+    return tuple(
+        each.expand(-1, -1, *map(recorded_number, each.shape[2:]))
+        if isinstance(each, torch.Tensor) and each.dim() > 2
+        else each
+        for each in args
+    )
 
 
 def _new(cls: type, *args: Any) -> Any:
@@ -58,7 +73,8 @@ def _reduce(self: Any, protocol: Any) -> Any:
 def sized_class(cls: Any) -> Any:
     """A subclass whose ``forward`` and public methods keep the trail of sizes that ``trail_start`` begins.
 
-    Instances are copied and pickled as those of the given class are, and ``torch.jit.script`` takes what
+    ``torch.jit.trace`` records a graph for every size, or, of a network whose report has limits, one that refuses other sizes than the
+    recorded one. Instances are copied and pickled as those of the given class are, and ``torch.jit.script`` takes what
     :func:`~monai_gmr.networks.convert.script.scriptable_network` makes of them.
 
     Args:

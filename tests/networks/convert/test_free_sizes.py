@@ -68,6 +68,16 @@ def test_a_traced_network_is_right_at_sizes_other_than_the_traced_one(name):
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@torch.no_grad()
+def test_a_traced_network_that_tells_positions_apart_refuses_other_sizes():
+    net = net_of("SwinUNETR")
+    traced = torch.jit.trace(net, torch.randn(1, 1, 64, 64), check_trace=False)
+    check(traced, net, [(64, 64)])
+    with pytest.raises(RuntimeError, match="expanded size"):
+        traced(torch.randn(1, 1, 96, 64))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("name", FEW)
 @torch.no_grad()
 def test_a_traced_network_leaves_no_device_behind(name):
@@ -118,9 +128,25 @@ class _Branches(nn.Module):
         return self.conv(x) * (1 if x.shape[2] % 2 else 2)
 
 
-def test_what_cannot_be_scripted_is_refused():
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [lambda: convert_to_gmr(_Branches()), lambda: net_of("SwinUNETR")])
+def test_what_cannot_be_scripted_is_refused(make):
     with pytest.raises(ConfigurationError, match="decides by the size"):
-        torch.jit.script(convert_to_gmr(_Branches()))
+        torch.jit.script(make())
+
+
+def test_a_network_that_takes_more_than_an_image_is_not_scripted():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3)
+
+        def forward(self, x, y):
+            return self.conv(x) + y
+
+    x = torch.zeros(1, 1, 8, 8)
+    with pytest.raises(ConfigurationError, match=r"torch\.jit\.trace"):
+        torch.jit.script(convert_to_gmr(Net(), example_inputs=(x, torch.zeros(1, 2, 6, 6))))
 
 
 @pytest.mark.parametrize("name", ["UNet", "DynUNet, residual", "ResNet10", *OURS, *LAYERS])
