@@ -198,6 +198,33 @@ class CaseBatches:
         return None
 
 
+def usable_image(title: str, batches: CaseBatches) -> Any:
+    """The image of the first case that loads, of two or three axes.
+
+    Args:
+        title: what to call the cases.
+        batches: the cases.
+
+    Raises:
+        ConfigurationError: when no case loads or has an image, or its image has other axes.
+
+    Example:
+        >>> cases = [{"image": torch.zeros(1, 4, 4)}]
+        >>> usable_image("the cases", CaseBatches(DataLoader(cases))).shape
+        torch.Size([1, 4, 4])
+    """
+    image = batches.first_image()
+    if image is None:
+        _, _, failures = next(batches.load(batches.names[:1]), (None, None, {}))
+        why = f"the first, {batches.names[0]}: {failures[batches.names[0]]}" if failures else "none has an 'image'"
+        raise ConfigurationError(f"none of the {len(batches.names)} cases of {title} can be used; {why}")
+    if image.ndim - 1 not in (2, 3):
+        raise ConfigurationError(
+            f"an image of shape {tuple(image.shape)} cannot be rotated: it must be (channels, *spatial), 2 or 3 axes."
+        )
+    return image
+
+
 def anisotropic_spacing(image: Any) -> list[float] | None:
     """The voxel size of an image in millimetres where its axes differ by more than 5 %, else ``None``.
 

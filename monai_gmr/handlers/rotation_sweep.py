@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from monai.utils import CommonKeys, optional_import
 
-from monai_gmr.engines.case_batches import CaseBatch, CaseBatches, anisotropic_spacing, refuse_failures
+from monai_gmr.engines.case_batches import CaseBatch, CaseBatches, anisotropic_spacing, refuse_failures, usable_image
 from monai_gmr.engines.command_line import reason
 from monai_gmr.engines.settings import check_values
 from monai_gmr.files import FolderLock, check_folder, write_text
@@ -154,7 +154,7 @@ class RotationSweep:
         if not evaluators:
             raise ConfigurationError("there is no evaluator: give one, or a mapping of names to evaluators.")
         batches = {title: CaseBatches(one.data_loader, cases) for title, one in evaluators.items()}
-        image = _first_image(*next(iter(batches.items())))
+        image = usable_image(*next(iter(batches.items())))
         self.spatial_dims = image.ndim - 1
         self.views = self._make_views(views)
         self.networks = self._make_networks(evaluators, batches, average)
@@ -497,17 +497,3 @@ class RotationSweep:
                         )
                     )
         draw_worst_cases(drawn, self.output_dir / "worst_cases.png")
-
-
-def _first_image(title: str, batches: CaseBatches) -> Any:
-    """The first image that loads."""
-    image = batches.first_image()
-    if image is None:
-        _, _, failures = next(batches.load(batches.names[:1]), (None, None, {}))
-        why = f"the first, {batches.names[0]}: {failures[batches.names[0]]}" if failures else "none has an 'image'"
-        raise ConfigurationError(f"none of the {len(batches.names)} cases of {title} can be used; {why}")
-    if image.ndim - 1 not in (2, 3):
-        raise ConfigurationError(
-            f"an image of shape {tuple(image.shape)} cannot be turned: it must be (channels, *spatial), 2 or 3 axes."
-        )
-    return image
