@@ -9,6 +9,12 @@ import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 
+def _is_strict_export() -> bool:
+    """Whether ``torch.export`` reads the code with ``strict=True``: then a symbol passes for a number."""
+    is_exporting = getattr(torch.compiler, "is_exporting", None)
+    return is_exporting is not None and is_exporting() and torch.compiler.is_dynamo_compiling()
+
+
 def is_free(sizes: Sequence[Any]) -> bool:
     """Whether a size is a symbol: a tensor under ``torch.jit.trace``, a ``torch.SymInt`` under ``torch.export`` with dynamic shapes.
 
@@ -19,7 +25,7 @@ def is_free(sizes: Sequence[Any]) -> bool:
         >>> is_free([8, 9]), is_free([torch.tensor(8), 9])
         (False, True)
     """
-    return any(isinstance(n, torch.Tensor | torch.SymInt) for n in sizes)
+    return any(isinstance(n, torch.Tensor | torch.SymInt) for n in sizes) or _is_strict_export()
 
 
 @torch.jit.unused
@@ -30,7 +36,7 @@ def has_symbols(x: torch.Tensor) -> bool:
         >>> has_symbols(torch.zeros(2, 3))
         False
     """
-    return any(isinstance(n, torch.SymInt) for n in x.shape)
+    return any(isinstance(n, torch.SymInt) for n in x.shape) or _is_strict_export()
 
 
 def same_size(one: Any, other: Any) -> bool:
