@@ -70,6 +70,14 @@ class _Guarded(Dataset):
             return index, None, reason(error)
 
 
+def _have_one_size(items: list[Any]) -> bool:
+    """Whether items can be stacked, as far as the sizes of their tensors say."""
+    if not all(isinstance(item, dict) for item in items):
+        return True
+    sizes = [{key: value.shape for key, value in item.items() if isinstance(value, torch.Tensor)} for item in items]
+    return all(each == sizes[0] for each in sizes)
+
+
 def _collate(
     collate: Callable[[list], Any], items: list[tuple[int, Any, str]]
 ) -> list[tuple[list[int], Any, dict[int, str]]]:
@@ -78,8 +86,11 @@ def _collate(
     parts: list[tuple[list[int], Any, dict[int, str]]] = []
     failures = {index: why for index, _, why in items if why}
     try:
-        if loaded:
+        if loaded and _have_one_size([item for _, item in loaded]):
             parts.append(([index for index, _ in loaded], collate([item for _, item in loaded]), {}))
+        elif loaded:
+            # MONAI's collate_fn prints all voxels where sizes differ
+            parts += [part for index, item in loaded for part in _collate(collate, [(index, item, "")])]
     except Exception as error:
         if len(loaded) > 1:
             parts += [part for index, item in loaded for part in _collate(collate, [(index, item, "")])]

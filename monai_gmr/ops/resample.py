@@ -4,8 +4,6 @@ An axis of ``n`` voxels and one of ``m`` voxels a ``factor`` coarser share their
 ``(n - 1) / 2 + factor * (j - (m - 1) / 2)``. For factor 2 that is an even window on even sizes and an odd one on odd sizes.
 """
 
-from typing import Final
-
 import torch
 import torch.nn.functional as F
 
@@ -15,7 +13,7 @@ from monai_gmr.ops.memory_format import runs_channels_last
 from monai_gmr.ops.resample_kernel import compiled_resample
 
 # reach of the low-pass, in sigma
-CUT: Final[float] = 4.0
+CUT = 4.0
 
 
 def downsampled_size(size: int, factor: int) -> int:
@@ -28,7 +26,7 @@ def downsampled_size(size: int, factor: int) -> int:
     return (size + factor - 1) // factor
 
 
-def lowpass_matrix(size: int, factor: int, sigma: float, like: torch.Tensor) -> torch.Tensor:
+def lowpass_matrix(size: int, factor: int, sigma: float, like: torch.Tensor, cut: float = CUT) -> torch.Tensor:
     """Gaussian low-pass followed by centred subsampling, as a matrix; each row sums to 1.
 
     A Gaussian is the one radial function that is a product over the axes, so filtering axis by axis is a radial filter.
@@ -36,8 +34,9 @@ def lowpass_matrix(size: int, factor: int, sigma: float, like: torch.Tensor) -> 
     Args:
         size: length of the axis in voxels.
         factor: step in voxels.
-        sigma: width of the Gaussian in voxels, cut at ``CUT`` sigma.
+        sigma: width of the Gaussian in voxels.
         like: tensor whose device the result takes; float64 stays, all else is made in float32.
+        cut: reach of the Gaussian, in sigma.
 
     Returns:
         ``(ceil(size / factor), size)``.
@@ -53,7 +52,7 @@ def lowpass_matrix(size: int, factor: int, sigma: float, like: torch.Tensor) -> 
     coarse_axis = voxels(coarse, like).to(dtype)
     centres = 0.5 * (size - 1) + factor * (coarse_axis - 0.5 * (coarse - 1))
     distance = (fine_axis[None, :] - centres[:, None]) / sigma
-    window = torch.exp(-0.5 * distance * distance) * (distance.abs() <= CUT).to(dtype)
+    window = torch.exp(-0.5 * distance * distance) * (distance.abs() <= cut).to(dtype)
     return window / window.sum(dim=1, keepdim=True)
 
 
@@ -184,13 +183,14 @@ def _apply_taps(x: torch.Tensor, matrix: torch.Tensor, axis: int, taps: int) -> 
     return total
 
 
-def symmetric_downsample(x: torch.Tensor, factors: list[int], sigma: float) -> torch.Tensor:
+def symmetric_downsample(x: torch.Tensor, factors: list[int], sigma: float, cut: float = CUT) -> torch.Tensor:
     """Low-pass and subsample the last axes about their centre.
 
     Args:
         x: ``(..., *spatial)``.
         factors: one an axis; 1 leaves an axis as it is.
         sigma: width of the Gaussian in fine voxels, for factor 2; it grows with the factor.
+        cut: reach of the Gaussian, in sigma.
 
     Returns:
         ``(..., *ceil(spatial / factors))``.
@@ -203,8 +203,8 @@ def symmetric_downsample(x: torch.Tensor, factors: list[int], sigma: float) -> t
         axis = i - len(factors)
         if factor > 1:
             width = 0.5 * sigma * factor
-            matrix = lowpass_matrix(x.shape[axis], factor, width, x)
-            x = apply_along_axis(x, matrix, axis, int(2 * CUT * width) + 1)
+            matrix = lowpass_matrix(x.shape[axis], factor, width, x, cut)
+            x = apply_along_axis(x, matrix, axis, int(2 * cut * width) + 1)
     return x
 
 

@@ -12,6 +12,10 @@ from monai_gmr.utils import ConfigurationError
 TOLERANCE = 0.1
 """Distance of the corners of two grids, in voxels, up to which they are the same grid."""
 
+ROUNDING = 1e-6
+"""Relative distance from a whole number that a stored scale leaves, as in 255 * 0.00392157."""
+SMALLEST_DETERMINANT = 1e-6
+
 
 def check_image(
     image: torch.Tensor | np.ndarray, spatial_dims: int, in_channels: int | Sequence[int], name: str = "the image"
@@ -106,13 +110,13 @@ def check_label(
     check_finite(values, name)
     values = values.as_subclass(torch.Tensor)
     if values.is_floating_point():
-        whole = values == values.round()
+        whole = (values - values.round()).abs() <= ROUNDING * values.abs().clamp_min(1)
         if not whole.all():
             first = values[~whole][0].item()
             raise ConfigurationError(
                 f"{name} holds {first:.7g} and other values that are not whole: labels are class indices, the integers from 0 on."
             )
-    low, high = (int(value) for value in values.aminmax())
+    low, high = (round(value.item()) for value in values.aminmax())
     if low < 0:
         raise ConfigurationError(
             f"{name} holds values from {low} to {high}: labels are class indices, the integers from 0 on."
@@ -141,7 +145,8 @@ def describe_offset(
         tolerance: in voxels.
 
     Returns:
-        another spacing, mirrored axes, another order of the axes, a rotation or a shift, the first that differs.
+        another spacing, mirrored axes, another order of the axes, a rotation, a shift, or what all of them add up to, the first that
+        differs.
 
     Raises:
         ConfigurationError: when an affine is not finite or has no inverse.
@@ -156,7 +161,13 @@ def describe_offset(
     """
     dims, last = len(shape), np.array(shape) - 1
     for matrix in (affine, reference):
-        if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-12:
+        # of the directions alone: a voxel may be a nanometre long
+        lengths = np.linalg.norm(matrix[:3, :3], axis=0)
+        if (
+            not np.isfinite(matrix).all()
+            or not lengths.all()
+            or abs(np.linalg.det(matrix[:3, :3] / lengths)) < SMALLEST_DETERMINANT
+        ):
             raise ConfigurationError("an affine of it is not finite or has no inverse: correct the header.")
     ends = np.array(list(np.ndindex(*[2] * dims))) * last
     corners = np.zeros((len(ends), 4))
@@ -183,4 +194,6 @@ def describe_offset(
         angle = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
         return f"rotated by {angle:.3g} degrees" + " and mirrored" * bool(np.linalg.det(turn) < 0)
     shift = np.linalg.norm(affine[:3, 3] - reference[:3, 3])
-    return f"shifted by {shift:.3g} mm"
+    if shift > tolerance * expected.min():
+        return f"shifted by {shift:.3g} mm"
+    return f"off by {np.abs(there - corners).max():.3g} voxels at a corner"

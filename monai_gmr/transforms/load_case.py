@@ -148,6 +148,8 @@ class LoadCased(MapTransform):
         assert self.out_channels is not None
         # before anything resamples or casts it
         check_label(label, self.out_channels, name=name)
+        # what follows may truncate
+        label = label.round()
         resample = self.label_affine == "resample"
         shapes = tuple(label.shape[1:]), tuple(image.shape[1:])
         if shapes[0] != shapes[1] and not (resample and len(shapes[0]) == len(shapes[1])):

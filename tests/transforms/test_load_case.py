@@ -219,3 +219,27 @@ def test_wrong_settings_are_refused():
         LoadCased("image", 3, 1, label_affine="match")
     with refused("cannot be loaded"):
         LoadCased(["image", "label"], 3, 1)
+
+
+def test_a_label_that_a_stored_scale_has_rounded_is_whole(tmp_path):
+    """255 * 0.00392157 is 1.0000003: no cast behind it may drop a class."""
+    values = (np.arange(512).reshape(8, 8, 8) % 2).astype(np.int16) * 255
+    nib.save(nib.Nifti1Image(np.zeros((8, 8, 8), np.float32), np.eye(4)), tmp_path / "image.nii.gz")
+    nib.save(nib.Nifti1Image(values / 255 * (1 - 3e-7), np.eye(4)), tmp_path / "label.nii.gz")
+    load = LoadCased(["image", "label"], spatial_dims=3, in_channels=1, out_channels=2)
+    case = load({"image": tmp_path / "image.nii.gz", "label": tmp_path / "label.nii.gz"})
+    assert np.array_equal(np.asarray(case["label"][0]).astype(int), values // 255)
+
+
+@pytest.mark.parametrize("size", [8e-6, 1e3])
+def test_affines_are_compared_in_voxels_of_any_size(size):
+    same, shifted = np.diag([size, size, size, 1]), np.diag([size, size, size, 1])
+    shifted[0, 3] = size
+    assert describe_offset(same, same, (8, 8, 8)) == ""
+    assert describe_offset(shifted, same, (8, 8, 8)).startswith("shifted by")
+
+
+def test_small_differences_that_add_up_are_measured_at_a_corner():
+    affine = np.diag([1.003, 1.003, 1.003, 1])
+    affine[:3, 3] = 0.06
+    assert describe_offset(affine, np.eye(4), (32, 32, 32)).startswith(("off by", "shifted by"))

@@ -153,13 +153,12 @@ class SymmetricPoolNd(nn.Module):
         """``(batch, channels, *spatial)`` to ``(batch, channels, *ceil(spatial / stride))`` for ``kernel_size = stride``."""
         sizes = list(x.shape)[x.dim() - len(self.kernel_size) :]
         count, kernel, padding = self._window(sizes)
-        if torch.jit.is_scripting() or not is_free(sizes):
-            y = self._pooled(x, count, kernel, padding)
-        else:
-            y = self._pooled_free(x, count, kernel, padding)
         if not torch.jit.is_scripting():
+            free = is_free(sizes)
+            y = self._pooled_free(x, count, kernel, padding) if free else self._pooled(x, count, kernel, padding)
             record_sizes(self.levels, sizes, y.shape[2:])
-        return y
+            return y
+        return self._pooled(x, count, kernel, padding)
 
     def _pooled(self, x: torch.Tensor, count: list[int], kernel: list[int], padding: list[int]) -> torch.Tensor:
         """Windows of numbers applied to an image."""

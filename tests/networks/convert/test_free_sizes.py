@@ -99,6 +99,12 @@ def test_scripted_networks_are_saved_loaded_and_right_at_every_size(name):
     check(torch.jit.load(buffer).eval(), net.eval())
 
 
+@pytest.mark.parametrize("name", OURS)
+@torch.no_grad()
+def test_our_networks_are_scripted_and_right_at_every_size(name):
+    check(torch.jit.script(net_of(name)), net_of(name))
+
+
 def test_a_scripted_network_trains_and_shares_its_weights_with_the_answer_after():
     net = net_of("UNet")
     scripted, x = torch.jit.script(net.train()), torch.randn(2, 1, 37, 42)
