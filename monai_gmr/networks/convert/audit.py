@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from monai_gmr.networks.convert.trace import Trace, make_inputs, run_without_values, tensors_in
+from monai_gmr.networks.convert.trace import Trace, make_inputs, run_without_values
+from monai_gmr.networks.layers.size_trail import tensors_in
 
 OURS = "monai_gmr.networks.layers.", "monai_gmr.networks.convert.layers"
 RANDOM = ("randn", "randn_like", "rand", "rand_like", "normal", "normal_", "uniform_", "bernoulli", "bernoulli_")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from monai_gmr.networks.layers.size_trail import tensors_in
 from monai_gmr.utils import ConfigurationError
 
 # the first that a network takes; a graph recorded on a small image serves all
@@ -123,7 +124,7 @@ def _check_other_sizes(net: Any, recorded: nn.Module, image: torch.Tensor, name:
     for more in OTHER_SIZES:
         other = _image(net, [n + more for n in image.shape[2:]])
         try:
-            expected = tensors_of(net(other))
+            expected = tensors_in(net(other))
         except Exception:  # a network of certain sizes
             continue
         if not _is_alike(expected, recorded, other):
@@ -135,18 +136,10 @@ def _check_other_sizes(net: Any, recorded: nn.Module, image: torch.Tensor, name:
 
 def _is_alike(expected: list[torch.Tensor], recorded: nn.Module, image: torch.Tensor) -> bool:
     try:
-        found = tensors_of(recorded(image))
+        found = tensors_in(recorded(image))
     except RuntimeError:  # a graph that refuses the size
         return False
     return all(
         one.shape == two.shape and torch.allclose(one, two, 1e-3, 1e-3 * float(one.abs().max()))
         for one, two in zip(expected, found)
     )
-
-
-def tensors_of(value: Any) -> list[torch.Tensor]:
-    """All tensors of a network's answer."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    value = list(value.values()) if isinstance(value, dict) else value
-    return [tensor for item in value for tensor in tensors_of(item)] if isinstance(value, list | tuple) else []

@@ -17,7 +17,7 @@ from torch._subclasses import FakeTensorMode
 from torch.nn.parameter import UninitializedParameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from monai_gmr.networks.layers.size_trail import Levels
+from monai_gmr.networks.layers.size_trail import Levels, tensors_in
 
 # multiples of 32 first, then what odd factors and patches ask for
 REFERENCE_SIZES = (128, 96, 64, 256, 224, 160, 192, 48, 32, 144, 162, 81, 129, 97, 65, 33, 320, 512, 384, 270, 16)
@@ -149,17 +149,6 @@ class _Followed(TorchDispatchMode):
             for tensor in tensors_in(output):
                 tensor._gmr_answers = tags  # type: ignore[attr-defined]
         return output
-
-
-def tensors_in(value: Any) -> list[torch.Tensor]:
-    """Every tensor in nested tuples, lists and dictionaries."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        return [tensor for item in value.values() for tensor in tensors_in(item)]
-    if isinstance(value, list | tuple):
-        return [tensor for item in value for tensor in tensors_in(item)]
-    return []
 
 
 def is_convolution(module: nn.Module) -> bool:

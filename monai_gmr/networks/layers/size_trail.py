@@ -146,7 +146,7 @@ def end_trail(trail: Trail | None, output: Any = None) -> None:
         _traced.stack = _traced.stack[:-1]
         return
     _trails.set(_trails.get()[:-1])
-    nodes = [each.grad_fn for each in _tensors(output) if each.grad_fn is not None]
+    nodes = [each.grad_fn for each in tensors_in(output) if each.grad_fn is not None]
     if nodes and not is_free(list(trail.sizes.values())):
         for node in nodes:
             node.register_prehook(trail.begin_backward)
@@ -154,12 +154,18 @@ def end_trail(trail: Trail | None, output: Any = None) -> None:
             _living.add(trail)
 
 
-def _tensors(value: Any) -> list[torch.Tensor]:
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """Every tensor in nested tuples, lists and dictionaries.
+
+    Example:
+        >>> len(tensors_in([torch.ones(1), {"pred": torch.ones(1), "name": "a"}]))
+        2
+    """
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, dict):
         value = list(value.values())
-    return [tensor for item in value for tensor in _tensors(item)] if isinstance(value, list | tuple) else []
+    return [tensor for item in value for tensor in tensors_in(item)] if isinstance(value, list | tuple) else []
 
 
 def record_sizes(levels: Levels | None, before: Sequence[Any], after: Sequence[Any]) -> None:

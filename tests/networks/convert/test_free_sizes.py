@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from monai_gmr.apps.conversion_table import CASES, make_pair
 from monai_gmr.networks import convert_to_gmr
-from monai_gmr.networks.convert.script import tensors_of
 from monai_gmr.networks.layers import GMRAvgPool, GMRCentredConv2d, GMRCentredHarmonicConv2d, GMRInterpolate, GMRMaxPool
+from monai_gmr.networks.layers.size_trail import tensors_in
 from monai_gmr.networks.nets import GMRResNet, GMRUNet
 from monai_gmr.utils import ConfigurationError
 
@@ -53,7 +53,7 @@ def net_of(name):
 def check(recorded, net, sizes=SIZES):
     for size in sizes:
         x = torch.randn(1, 1, *size)
-        found, expected = tensors_of(recorded(x)), tensors_of(net(x))
+        found, expected = tensors_in(recorded(x)), tensors_in(net(x))
         assert len(found) == len(expected)
         for one, two in zip(found, expected):
             torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4 * float(two.abs().max()))
