@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch._subclasses import FakeTensor
 
 from monai_gmr.ops.crossovers import KERNELS, Use, crossover
 from monai_gmr.ops.memory_format import has_channels_last, is_recorded
@@ -106,6 +106,28 @@ def set_backend(name: str) -> None:
     _forced[:] = [name]
 
 
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """:func:`set_backend` for a block of code.
+
+    Args:
+        name: one of :func:`available_backends`.
+
+    Example:
+        >>> with use_backend("dense"):
+        ...     get_backend()
+        'dense'
+        >>> get_backend()
+        'auto'
+    """
+    before = list(_forced)
+    set_backend(name)
+    try:
+        yield
+    finally:
+        _forced[:] = before
+
+
 def get_backend() -> str:
     """The backend that :func:`set_backend` or ``MONAI_GMR_BACKEND`` asks for, "auto" by default.
 
@@ -142,9 +164,7 @@ def select_backend(
         angular: whether angular factors are part of it.
     """
     name = get_backend()
-    # sizes without values, which no kernel could read
-    fake = not torch.compiler.is_compiling() and isinstance(x, FakeTensor)
-    if fake or (name == "auto" and is_recorded(x)):
+    if name == "auto" and is_recorded(x):
         name = "dense"
     if name == "auto":
         last, gradients, most = has_channels_last(x), torch.is_grad_enabled(), max(stride)

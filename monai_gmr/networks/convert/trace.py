@@ -18,6 +18,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from monai_gmr.networks.layers.size_trail import Levels, tensors_in
+from monai_gmr.ops.backends import use_backend
 
 # multiples of 32 first, then what odd factors and patches ask for
 REFERENCE_SIZES = (128, 96, 64, 256, 224, 160, 192, 48, 32, 144, 162, 81, 129, 97, 65, 33, 320, 512, 384, 270, 16)
@@ -212,7 +213,8 @@ def run_without_values(
     logger.setLevel(logging.CRITICAL)
     mode: Any = FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext()
     try:
-        with _in_eval_mode(net), mode, watch, torch.no_grad():
+        # kernels could read nothing, and a pass that does not compute is no reason to compile them
+        with _in_eval_mode(net), use_backend("dense"), mode, watch, torch.no_grad():
             args, kwargs = inputs()
             return net(*args, **kwargs)
     finally:
