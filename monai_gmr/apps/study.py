@@ -1,7 +1,7 @@
 """Compare nets, augmentations and data sets through MONAI bundles: train, evaluate, one CSV row a run, a table and a picture.
 
-python -m monai_gmr.apps.study CONFIG            runs what is not done yet; the same command goes on after a kill
-python -m monai_gmr.apps.study CONFIG --list     tells what is done
+python -m monai_gmr.apps.study CONFIG            runs what is not done yet; interrupted studies resume
+python -m monai_gmr.apps.study CONFIG --list     lists what is done
 python -m monai_gmr.apps.study CONFIG --time     times a training step of every net
 python -m monai_gmr.apps.study CONFIG --table    makes table and picture anew
 

@@ -38,7 +38,7 @@ class PredictionLayout(FolderLayoutBase):
 
     Example:
         >>> folder = getfixture("tmp_path")
-        >>> layout = PredictionLayout(["/data/a/t1.nii.gz", "/data/b/t1.nii"], folder / "out")
+        >>> layout = PredictionLayout(["a/t1.nii.gz", "b/t1.nii"], folder / "out")
         >>> [str(path.relative_to(folder)) for path in layout.files.values()]
         ['out/a/t1_seg.nii.gz', 'out/b/t1_seg.nii.gz']
         >>> PredictionLayout(["/data/t1.nii.gz", "/data/t1.nii"], folder / "out")  # doctest: +ELLIPSIS
