@@ -39,6 +39,7 @@ class GMRSquareConv2d(GMRConv2d):
         num_rings: number of rings, the corners included; default ``k // 2 + 2``.
 
     Example:
+        >>> import torch
         >>> GMRSquareConv2d(1, 4, 9, padding=4, rings="hard")(torch.rand(1, 1, 16, 17)).shape
         torch.Size([1, 4, 16, 17])
     """
@@ -57,6 +58,7 @@ class GMRSquareConv3d(GMRConv3d):
     """:class:`GMRSquareConv2d` in three dimensions.
 
     Example:
+        >>> import torch
         >>> GMRSquareConv3d(1, 2, 3, padding=1)(torch.rand(1, 1, 6, 7, 8)).shape
         torch.Size([1, 2, 6, 7, 8])
     """
