@@ -39,8 +39,8 @@ def unwritable(path: str | Path, error: OSError, setting: str = "") -> WriteErro
         setting: the bundle's setting that gives the folder, if there is one.
 
     Example:
-        >>> unwritable("/full/newest.pt", OSError(errno.ENOSPC, "No space left on device"))
-        WriteError('/full/newest.pt cannot be written (No space left on device): free some space there.')
+        >>> unwritable("/full/latest.pt", OSError(errno.ENOSPC, "No space left on device"))
+        WriteError('/full/latest.pt cannot be written (No space left on device): free some space there.')
     """
     cause = error.strerror or str(error) or type(error).__name__
     hint = f"give another {f'--{setting}' if setting else 'folder'}"
@@ -111,8 +111,8 @@ def remove_unfinished(path: str | Path) -> None:
     """Remove what killed processes left of a file; for who knows that no other process writes it now.
 
     Example:
-        >>> file = getfixture("tmp_path") / "newest.pt"
-        >>> file.with_name(".7_c0ffee00.part_newest.pt").touch()
+        >>> file = getfixture("tmp_path") / "latest.pt"
+        >>> file.with_name(".7_c0ffee00.part_latest.pt").touch()
         >>> remove_unfinished(file); list(file.parent.iterdir())
         []
     """

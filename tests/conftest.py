@@ -18,7 +18,7 @@ import torch
 import yaml
 from monai.networks.nets import UNet
 
-from monai_gmr.ops import backends
+from monai_gmr.ops import backend as backends
 
 
 def pytest_runtest_setup(item):

@@ -20,7 +20,7 @@ from monai_gmr.files import FolderLock, check_folder, replacing, write_text
 from monai_gmr.handlers.best_checkpoint import write_checkpoint
 from monai_gmr.handlers.classification import HeadedCSVSaver
 from monai_gmr.handlers.utils import write_json, write_rows
-from monai_gmr.handlers.view_records import ViewRecord, ViewRecords
+from monai_gmr.rotation_report.records import ViewRecord, ViewRecords
 from monai_gmr.utils import ConfigurationError
 
 

@@ -11,7 +11,7 @@ from monai.transforms import AsDiscreted
 
 from monai_gmr.apps.benchmark import main as benchmark
 from monai_gmr.apps.make_phantoms import main as make_phantoms
-from monai_gmr.handlers import RotationSweep
+from monai_gmr.rotation_report import RotationReport
 from monai_gmr.utils import can_draw
 
 
@@ -33,7 +33,7 @@ def sweep(folder):
         postprocessing=AsDiscreted(keys="pred", threshold=0.5),
         key_val_metric={"dice": MeanDice(output_transform=from_engine(["pred", "label"]))},
     )
-    RotationSweep(evaluator, folder, views="all").run()
+    RotationReport(evaluator, folder, views="all").run()
     return 0
 
 

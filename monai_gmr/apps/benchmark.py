@@ -48,10 +48,10 @@ from monai_gmr.apps.benchmark_measure import (
     timer_of,
 )
 from monai_gmr.apps.benchmark_table import add_ratios, draw_rows, format_markdown, format_missing, format_rows, is_drawn
-from monai_gmr.engines import keep_freed_memory
+from monai_gmr.bundle import keep_freed_memory
 from monai_gmr.files import check_folder, write_text
 from monai_gmr.ops import available_backends, get_backend, set_backend
-from monai_gmr.ops.backends import PATIENCE_VARIABLE
+from monai_gmr.ops.backend import PATIENCE_VARIABLE
 from monai_gmr.ops.memory_format import FORMATS
 from monai_gmr.ops.ring_conv import dense_ring_conv
 from monai_gmr.utils import ConfigurationError, can_draw, check_choice

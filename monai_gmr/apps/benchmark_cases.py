@@ -20,9 +20,9 @@ from monai_gmr.networks.layers.gmr_conv import GMRConvNd
 from monai_gmr.networks.layers.gmr_harmonic_conv import GMRHarmonicConvNd
 from monai_gmr.networks.nets import GMRUNet, gmr_resnet18
 from monai_gmr.ops import ring_conv
-from monai_gmr.ops.parts import Window
+from monai_gmr.ops.cpu.ring_kernels import choose_sums
+from monai_gmr.ops.cpu.tiles import Window
 from monai_gmr.ops.ring_conv import ring_conv_transpose
-from monai_gmr.ops.ring_kernels import choose_sums
 
 GROUPS = ("ring_conv", "layers", "nets")
 LAYERS = {"GMRConv": "gmr", "GMRHarmonicConv": "gmr_harmonic", "SREConv": "sre"}
@@ -300,7 +300,7 @@ class RadialPart(NamedTuple):
     components: int
     groups: int
     rings: int
-    additions: int  # of backend "compiled"
+    additions: int  # of backend "cpp"
 
 
 def _radial_part(layer: Any, basis: torch.Tensor, channels: int, components: int, groups: int) -> RadialPart:
@@ -342,7 +342,7 @@ def _rings_count(part: RadialPart, voxels: int, additions: int) -> int:
 
 
 def _kernel_count(part: RadialPart, voxels: int) -> int:
-    """Of backend "compiled": sums, then a product; for an order above 0 a product, then every pair of mirrored taps, with its factors."""
+    """Of backend "cpp": sums, then a product; for an order above 0 a product, then every pair of mirrored taps, with its factors."""
     if part.components == 1:
         return _rings_count(part, voxels, part.additions)
     product = part.shells * part.in_channels * part.out_channels // part.groups
@@ -357,7 +357,7 @@ def _sums_count(part: RadialPart, voxels: int) -> int:
 # how a backend counts; one that is not here has no operations in the table
 BACKEND_COUNTS: dict[str, Callable[[RadialPart, int], int]] = {
     "dense": _dense_count,
-    "compiled": _kernel_count,
+    "cpp": _kernel_count,
     "triton": _sums_count,
 }
 

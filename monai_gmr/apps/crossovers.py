@@ -5,7 +5,7 @@ python -m monai_gmr.apps.crossovers --device cuda       for GPUs like this machi
 python -m monai_gmr.apps.crossovers --output FILE       write another one
 
 For each memory format, window, number of channels, width of groups, stride and size both backends take turns, in the forward pass and in
-the training step: "dense" and "compiled" on a CPU; "dense", with the fastest of cuDNN and torch's own choice of TF32, and "triton" on a
+the training step: "dense" and "cpp" on a CPU; "dense", with the fastest of cuDNN and torch's own choice of TF32, and "triton" on a
 GPU. Let nothing else run meanwhile.
 """
 
@@ -27,10 +27,10 @@ import torch
 from monai_gmr.apps.benchmark import Notes, Trial, check_kernels, collected_notes, device_of, make_input
 from monai_gmr.apps.benchmark_cases import Candidate, Case, RingConvolution
 from monai_gmr.apps.benchmark_measure import PRECISIONS, describe_machine, interleave, timer_of
-from monai_gmr.engines import keep_freed_memory
+from monai_gmr.bundle import keep_freed_memory
 from monai_gmr.files import check_folder, write_text
 from monai_gmr.ops import get_backend, set_backend
-from monai_gmr.ops.crossovers import CROSSOVERS, KERNELS, Point, device_kind, least_voxels, merge_rows
+from monai_gmr.ops.thresholds import CROSSOVERS, KERNELS, Point, device_kind, least_voxels, merge_rows
 from monai_gmr.utils import ConfigurationError, check_choice
 
 

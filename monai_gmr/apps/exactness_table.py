@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from monai_gmr.engines import keep_freed_memory
+from monai_gmr.bundle import keep_freed_memory
 from monai_gmr.metrics import equivariance_error
 from monai_gmr.networks.nets import GMRUNet, gmr_resnet18
 

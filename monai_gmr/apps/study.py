@@ -14,7 +14,7 @@ CONFIG is YAML, plain data; relative paths in it are relative to the working dir
       seed: 0
       settings: {epochs: 3}             # in what the short trainings differ
     settings: {tensorboard: false}      # for all runs
-    keep_checkpoints: false             # whether newest.pt stays beside model.pt when a training is done
+    keep_checkpoints: false             # whether latest.pt stays beside model.pt when a training is done
     data:
       blood cells:
         bundle: bundles/medmnist2d_classification_gmr_resnet
@@ -24,7 +24,7 @@ CONFIG is YAML, plain data; relative paths in it are relative to the working dir
         evaluate: {angle_step: 30}      # further settings of evaluate.yaml alone
         nets: {radial: {width: 24}}     # optional: overrides for a net on this data set
         tests:                          # optional: further evaluations of the same trained net
-          turned digits: {flag: turned.npz, angle_step: 0, group_elements: 1}
+          turned digits: {flag: turned.npz, angle_step: 0, num_group_elements: 1}
     nets:
       plain: {conv: plain}
       radial: {conv: gmr}
@@ -159,7 +159,7 @@ def _best_validation(path: Path) -> float:
     from monai_gmr.networks.weights import read_checkpoint
 
     if not path.is_file():
-        raise RunError(f"training left no {path}: the bundle's train.yaml needs NewestCheckpoint")
+        raise RunError(f"training left no {path}: the bundle's train.yaml needs LatestCheckpoint")
     content = read_checkpoint(path, hint="remove it, and the training starts anew")
     best = content.get("best", {}) if isinstance(content, Mapping) else {}
     if "best_metric" not in best or best.get("best_metric_epoch", 0) < 0:
@@ -169,7 +169,7 @@ def _best_validation(path: Path) -> float:
 
 def _explain(error: Exception) -> str:
     """The sentence for the user, from wherever below MONAI's own it is."""
-    from monai_gmr.engines.command_line import find_configuration_error
+    from monai_gmr.bundle.command_line import find_configuration_error
 
     return str(find_configuration_error(error) or " ".join(str(error).split()))
 
@@ -206,10 +206,10 @@ def train(study: Study, job: Job, learning_rate: float | None = None) -> dict[st
     state = {"fingerprint": digest, "parameters": parameters}
     _write_json(folder / "training.json", state)
     seconds = run_config(config_file, settings, folder / "settings.json", folder / "train.log")
-    state |= {"validation": _best_validation(folder / "newest.pt"), "seconds": round(seconds, 1)}
+    state |= {"validation": _best_validation(folder / "latest.pt"), "seconds": round(seconds, 1)}
     _write_json(folder / "training.json", state)
     if not study.keep_checkpoints:
-        (folder / "newest.pt").unlink()
+        (folder / "latest.pt").unlink()
     return state
 
 
@@ -397,7 +397,7 @@ def time_steps(study: Study, repeats: int) -> list[dict[str, Any]]:
     from tqdm import tqdm
 
     from monai_gmr.apps.study_bundle import make_step, median_seconds
-    from monai_gmr.engines import keep_freed_memory
+    from monai_gmr.bundle import keep_freed_memory
     from monai_gmr.handlers.utils import write_rows
 
     # as the bundle's own training has it

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from monai_gmr.engines.command_line import quiet
+from monai_gmr.bundle.command_line import quiet
 
 NETWORK_IDS = ("network", "network_def", "net")
 

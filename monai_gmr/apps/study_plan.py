@@ -387,7 +387,7 @@ def _load_config(path: Path, name: str) -> dict[str, Any]:
 
 
 def _check_settings(settings: Settings, config_file: Path, where: str) -> None:
-    from monai_gmr.engines.command_line import check_overrides
+    from monai_gmr.bundle.command_line import check_overrides
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "settings.json"

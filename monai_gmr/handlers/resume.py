@@ -94,7 +94,7 @@ class _BestMetric:
         return True
 
 
-class NewestCheckpoint:
+class LatestCheckpoint:
     """Handler that writes one checkpoint after every epoch and, when training starts again, resumes from it.
 
     Network, optimizer, schedule, epoch counter and the best validation score continue. The file is written under a temporary
@@ -118,9 +118,9 @@ class NewestCheckpoint:
     Example:
         >>> import tempfile, torch
         >>> network = torch.nn.Linear(2, 1)
-        >>> handler = NewestCheckpoint(tempfile.mkdtemp(), {"model": network})
+        >>> handler = LatestCheckpoint(tempfile.mkdtemp(), {"model": network})
         >>> handler.path.name
-        'newest.pt'
+        'latest.pt'
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class NewestCheckpoint:
         resume: bool = True,
         validator: Any = None,
         best_saver: CheckpointSaver | None = None,
-        filename: str = "newest.pt",
+        filename: str = "latest.pt",
     ) -> None:
         self.path = Path(save_dir) / filename
         self.save_dict = dict(save_dict)

@@ -7,10 +7,10 @@ An axis of ``n`` voxels and one of ``m`` voxels a ``factor`` coarser share their
 import torch
 import torch.nn.functional as F
 
+from monai_gmr.ops.cpu.library import runs_in_kernels
+from monai_gmr.ops.cpu.resample import compiled_resample
 from monai_gmr.ops.free_sizes import has_symbols, voxels
-from monai_gmr.ops.kernels import runs_in_kernels
 from monai_gmr.ops.memory_format import runs_channels_last
-from monai_gmr.ops.resample_kernel import compiled_resample
 
 # reach of the low-pass, in sigma
 CUT = 4.0

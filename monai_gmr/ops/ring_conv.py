@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from monai_gmr.ops.backends import register_backend, select_backend, transposed_of
+from monai_gmr.ops.backend import register_backend, select_backend, transposed_of
 from monai_gmr.ops.memory_format import make_channels_last, runs_channels_last
 
 

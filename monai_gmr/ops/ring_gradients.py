@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from monai_gmr.ops.kernels import sum_voxels
+from monai_gmr.ops.cpu.library import sum_voxels
 from monai_gmr.ops.memory_format import follow_format
 from monai_gmr.ops.ring_conv import dense_ring_conv, output_sizes
 

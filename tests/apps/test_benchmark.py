@@ -27,7 +27,8 @@ from monai_gmr.apps.benchmark_cases import (
 from monai_gmr.apps.benchmark_measure import interleave, peak_memory, processor_name, replay_peak, roofline
 from monai_gmr.apps.benchmark_table import COLUMNS, add_ratios, draw_rows, format_missing, format_rows, is_drawn
 from monai_gmr.networks.layers import GMRConv2d, GMRConv3d, GMRHarmonicConv2d, GMRHarmonicConv3d, SREConv2d
-from monai_gmr.ops import backends, get_backend
+from monai_gmr.ops import backend as backends
+from monai_gmr.ops import get_backend
 from monai_gmr.ops.ring_conv import dense_ring_conv
 
 CPU = torch.device("cpu")
@@ -82,7 +83,7 @@ def test_counts_of_kernels_are_sums_mixed_to_rings_and_their_products(dims, kern
     (part,) = radial_parts(layer)
     assert (part.shells, part.live_taps) == (shells, taps)
     rings = layer.weight.shape[2]
-    for backend, added in (("compiled", additions), ("triton", taps)):
+    for backend, added in (("cpp", additions), ("triton", taps)):
         assert layer_operations(layer, 100, backend) == 100 * 4 * (added + rings * shells + rings * 4)
 
 

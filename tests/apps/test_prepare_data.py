@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from monai_gmr.apps.prepare_data import main
+from monai_gmr.bundle import check_decathlon
 from monai_gmr.data import MedMNISTCacheDataset
 from monai_gmr.data.conversion import boundary
-from monai_gmr.engines import check_decathlon
 
 SECTIONS = ("training", "validation", "test")
 

@@ -38,7 +38,7 @@ network_def: {_target_: torch.nn.Linear, in_features: 2, out_features: '@width'}
 run:
 - $pathlib.Path(@ckpt_dir, 'started').open('a').write('x')
 - $1 / (@conv != 'broken')
-- "$torch.save({'best': {'best_metric': 0.9 - abs(@learning_rate - 0.01), 'best_metric_epoch': 1}}, @ckpt_dir + '/newest.pt')"
+- "$torch.save({'best': {'best_metric': 0.9 - abs(@learning_rate - 0.01), 'best_metric_epoch': 1}}, @ckpt_dir + '/latest.pt')"
 - "$torch.save({'model': {}}, @ckpt_dir + '/model.pt')"
 """
 EVALUATE = """
@@ -207,7 +207,7 @@ def test_study_from_config_to_table(start, config, processes, tmp_path):
     assert [rows[0][key] for key in ("upright", "angles_mean", "angles_worst")] == [0.3, 0.3, 0.15]
     assert [rows[1][key] for key in ("upright", "angles_mean", "angles_worst")] == [0.7, None, None]
     assert [row["learning_rate"] for row in read_rows(out / "tuning.csv")] == [0.001, 0.02, 0.1] * 2
-    assert not list(out.rglob("newest.pt"))
+    assert not list(out.rglob("latest.pt"))
     assert len(list(out.rglob("model.pt"))) == 4
     assert processes.count("train") == 6 + 4
     table = (out / "table.md").read_text(encoding="utf-8")
@@ -289,11 +289,11 @@ def test_an_unknown_metric_is_told_and_needs_no_second_training(start, config, p
 def test_checkpoints_stay_when_asked(start, config, processes, tmp_path):
     config |= {"seeds": [3], "runs": [["plain", "none"]], "keep_checkpoints": True}
     assert start() == 0
-    assert len(list((tmp_path / "out").rglob("newest.pt"))) == 1
+    assert len(list((tmp_path / "out").rglob("latest.pt"))) == 1
 
 
 def test_training_without_a_score_is_a_failure(tmp_path):
-    file = tmp_path / "newest.pt"
+    file = tmp_path / "latest.pt"
     torch.save({"best": {"best_metric": -1.0, "best_metric_epoch": -1}}, file)
     with pytest.raises(RunError, match="at least val_interval epochs"):
         app._best_validation(file)
@@ -408,7 +408,7 @@ def test_segmentation_bundle_on_phantoms(tmp_path, monkeypatch, capsys):
                 "bundle": str(SEGMENTATION),
                 "metric": "mean_dice",
                 "settings": network | {"dataset_dir": str(tmp_path / "data")},
-                "evaluate": {"angle_step": 0, "group_elements": 2},
+                "evaluate": {"angle_step": 0, "num_group_elements": 2},
             }
         },
         "nets": {"plain": {"conv": "plain"}, "radial": {"conv": "gmr"}},

@@ -16,8 +16,8 @@ from monai.bundle import run
 from monai.utils import set_determinism
 from PIL import Image
 
+from monai_gmr.bundle.command_line import find_configuration_error
 from monai_gmr.data import write_phantoms
-from monai_gmr.engines.command_line import find_configuration_error
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 SEGMENTATION = BUNDLES / "volume_segmentation_gmr_unet" / "configs"
@@ -121,7 +121,7 @@ def test_training_stops_at_a_poisoned_case(phantoms, trained, tmp_path, name, ca
     models = tmp_path / "models"
     shutil.copytree(trained, models)
     before = {path.name: path.read_bytes() for path in models.iterdir()}
-    assert {"model.pt", "newest.pt"} <= set(before)
+    assert {"model.pt", "latest.pt"} <= set(before)
     places = {"dataset_dir": str(tmp_path / "data"), "ckpt_dir": str(models), "output_dir": str(models)}
     told = sentence(SEGMENTATION / "train.yaml", **places, epochs=2, cache_rate=cache_rate, **SMALL)
     assert file.name in told
@@ -141,7 +141,7 @@ def test_training_stops_at_a_poisoned_case_of_the_validation(phantoms, trained, 
     assert file.name in told
     assert cause in told
     assert (models / "model.pt").read_bytes() == best
-    state = torch.load(models / "newest.pt", weights_only=True)["model"]
+    state = torch.load(models / "latest.pt", weights_only=True)["model"]
     assert all(torch.isfinite(tensor).all() for tensor in state.values())
 
 
@@ -183,9 +183,9 @@ def test_labels_are_brought_to_their_images_by_a_setting(phantoms, trained, tmp_
     options = {
         "ckpt_dir": str(trained),
         "angle_step": 0,
-        "group_elements": 2,
+        "num_group_elements": 2,
         "worst_cases": 0,
-        "resamples": 0,
+        "num_resamples": 0,
         **NETWORK,
     }
     places = {"dataset_dir": str(tmp_path / "data"), "output_dir": str(tmp_path / "mirrored")}
@@ -206,7 +206,7 @@ def read(path):
 def test_the_evaluation_leaves_a_poisoned_case_out_of_every_metric(phantoms, trained, tmp_path, name, capsys):
     file, cause = poison(phantoms, tmp_path / "data", name, "test")
     options = {"dataset_dir": str(tmp_path / "data"), "ckpt_dir": str(trained), "output_dir": str(tmp_path / "out")}
-    options |= {"angle_step": 0, "group_elements": 2, "worst_cases": 0, "resamples": 0}
+    options |= {"angle_step": 0, "num_group_elements": 2, "worst_cases": 0, "num_resamples": 0}
     told = sentence(SEGMENTATION / "evaluate.yaml", **options, **NETWORK)
     assert "1 of 3 cases were left out" in told
     assert file.name in told

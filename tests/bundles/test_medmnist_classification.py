@@ -238,6 +238,6 @@ def test_two_processes_train_one_network(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    newest = torch.load(tmp_path / "models" / "newest.pt", weights_only=True)
+    newest = torch.load(tmp_path / "models" / "latest.pt", weights_only=True)
     assert newest["trainer"]["epoch_length"] == 1  # 12 images, 2 processes, batches of 8: one each
     assert (tmp_path / "models" / "model.pt").is_file()

@@ -14,8 +14,8 @@ import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow, run
 from monai.utils import set_determinism
 
+from monai_gmr.bundle.command_line import check_overrides
 from monai_gmr.data import write_phantoms
-from monai_gmr.engines.command_line import check_overrides
 from monai_gmr.inferers import SymmetryInferer
 from monai_gmr.networks.nets import GMRResNet, GMRUNet
 

@@ -127,7 +127,7 @@ def test_network_settings_are_the_same_in_every_config():
 
 
 def test_training_leaves_a_best_and_a_newest_checkpoint(trained):
-    newest = torch.load(Path(trained) / "newest.pt", weights_only=True)
+    newest = torch.load(Path(trained) / "latest.pt", weights_only=True)
     assert set(newest) == {"model", "optimizer", "lr_scheduler", "trainer", "best"}
     assert newest["trainer"]["max_epochs"] == 2
     assert (Path(trained) / "model.pt").is_file()
@@ -165,7 +165,7 @@ def test_predictions_are_labels_in_the_geometry_of_the_image(dataset_dir, traine
 def test_a_killed_training_resumes_and_ends_like_an_uninterrupted_one(dataset_dir, tmp_path, caplog):
     epochs = 30
     settings = {**SMALL, "dataset_dir": dataset_dir, "epochs": epochs, "output_dir": str(tmp_path)}
-    broken, whole = tmp_path / "broken" / "newest.pt", tmp_path / "whole" / "newest.pt"
+    broken, whole = tmp_path / "broken" / "latest.pt", tmp_path / "whole" / "latest.pt"
     arguments = [part for name, value in settings.items() for part in (f"--{name}", value)]
     process = command_line(*arguments, "--ckpt_dir", broken.parent, wait=False)
     deadline = time.monotonic() + 200
@@ -221,7 +221,7 @@ def test_two_processes_train_together(dataset_dir, tmp_path):
     done = two_processes(tmp_path, dataset_dir=dataset_dir, epochs=1)
     assert done.returncode == 0, done.stderr
     # four cases in batches of two over two processes: one iteration, and names without the wrapper's "module."
-    newest = torch.load(tmp_path / "newest.pt", weights_only=True)
+    newest = torch.load(tmp_path / "latest.pt", weights_only=True)
     assert newest["trainer"]["iteration"] == 1
     assert not any(name.startswith("module.") for name in newest["model"])
 
@@ -273,7 +273,7 @@ def test_monais_dynunet_is_converted_by_config(dataset_dir, tmp_path, conv):
     options |= {"logging_file": False, "features": [4, 6, 8], "roi_size": [16, 16, 16]}
     run(config_file=files, epochs=1, patch_size=[16, 16, 16], samples_per_case=1, val_interval=1, **options)
     files[0] = str(CONFIGS / "evaluate.yaml")
-    run(config_file=files, angle_step=0, group_elements=4, cases=1, **options)
+    run(config_file=files, angle_step=0, num_group_elements=4, cases=1, **options)
     with open(tmp_path / "rotation_table.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["family"] for row in rows} >= {"upright", "group"}

@@ -11,6 +11,7 @@ from monai.data import load_decathlon_datalist
 from monai.transforms import LoadImaged
 from scipy import ndimage
 
+from monai_gmr.bundle import check_decathlon
 from monai_gmr.data import MedMNISTCacheDataset, conversion
 from monai_gmr.data.conversion import (
     Case,
@@ -26,7 +27,6 @@ from monai_gmr.data.conversion import (
     write_decathlon,
     write_medmnist,
 )
-from monai_gmr.engines import check_decathlon
 from monai_gmr.utils import ConfigurationError
 
 

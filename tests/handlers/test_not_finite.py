@@ -8,7 +8,7 @@ from monai.engines.utils import IterationEvents
 from monai.handlers import MeanSquaredError, ValidationHandler, from_engine
 from monai.utils import CommonKeys
 
-from monai_gmr.handlers import BestCheckpoint, NewestCheckpoint, StopAtNotFinite
+from monai_gmr.handlers import BestCheckpoint, LatestCheckpoint, StopAtNotFinite
 from monai_gmr.handlers.not_finite import name_cases
 from monai_gmr.utils import ConfigurationError
 
@@ -56,7 +56,7 @@ def make_trainer(folder, data, epochs=3, loss=None, stop=True, scores=None, batc
         train_handlers=[
             *([StopAtNotFinite()] if stop else []),
             ValidationHandler(1, validator),
-            NewestCheckpoint(folder, {"model": network, "optimizer": optimizer}, validator=validator, best_saver=best),
+            LatestCheckpoint(folder, {"model": network, "optimizer": optimizer}, validator=validator, best_saver=best),
         ],
     )
     return trainer, validator
@@ -83,7 +83,7 @@ def contents(folder):
 def test_a_poisoned_case_is_named_and_the_checkpoints_stay(part, value, poisoned, tmp_path):
     make_trainer(tmp_path, make_data(), epochs=1)[0].run()
     before = contents(tmp_path)
-    assert set(before) == {"model.pt", "newest.pt"}
+    assert set(before) == {"model.pt", "latest.pt"}
     trainer, _ = make_trainer(tmp_path, make_data(poisoned, part, value))
     with pytest.raises(ConfigurationError) as caught:
         trainer.run()
@@ -166,7 +166,7 @@ def test_a_score_that_is_not_finite_is_passed_over(scores, best, epoch, tmp_path
     trainer.run()
     assert (validator.state.best_metric, validator.state.best_metric_epoch) == (best, epoch)
     assert "model.pt stays as it is" in caplog.text
-    newest = torch.load(tmp_path / "newest.pt", weights_only=True)
+    newest = torch.load(tmp_path / "latest.pt", weights_only=True)
     model = torch.load(tmp_path / "model.pt", weights_only=True)
     same = all(torch.equal(newest["model"][name], tensor) for name, tensor in model.items())
     assert same == (epoch == 3)
@@ -175,7 +175,7 @@ def test_a_score_that_is_not_finite_is_passed_over(scores, best, epoch, tmp_path
 def test_scores_that_are_never_finite_leave_no_best_network(tmp_path):
     trainer, validator = make_trainer(tmp_path, make_data(), scores=[NAN] * 3)
     trainer.run()
-    assert set(contents(tmp_path)) == {"newest.pt"}
+    assert set(contents(tmp_path)) == {"latest.pt"}
     assert validator.state.best_metric_epoch == -1
 
 

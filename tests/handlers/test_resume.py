@@ -11,7 +11,7 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import CheckpointSaver, LrScheduleHandler, MeanSquaredError, ValidationHandler, from_engine
 from monai.transforms import RandGaussianNoised
 
-from monai_gmr.handlers import BestCheckpoint, NewestCheckpoint, SeedEpochs, TrainingProgress
+from monai_gmr.handlers import BestCheckpoint, LatestCheckpoint, SeedEpochs, TrainingProgress
 from monai_gmr.utils import ConfigurationError
 
 EPOCHS = 5
@@ -39,7 +39,7 @@ def train(folder, epochs=EPOCHS, killed_in=None, batch_size=2, network=None, sav
         key_val_metric={"error": metric},
         val_handlers=[best_saver],
     )
-    newest = NewestCheckpoint(
+    newest = LatestCheckpoint(
         folder,
         {"model": network, "optimizer": optimizer, "lr_scheduler": scheduler},
         validator=validator,
@@ -93,9 +93,9 @@ def test_a_resumed_training_equals_an_uninterrupted_one(killed_in, saver, tmp_pa
 
 def test_a_worse_epoch_after_resuming_leaves_the_best_model(tmp_path):
     train(tmp_path, epochs=2)
-    newest = torch.load(tmp_path / "newest.pt", weights_only=True)
+    newest = torch.load(tmp_path / "latest.pt", weights_only=True)
     newest["best"] = {"best_metric": 1e9, "best_metric_epoch": 1}
-    torch.save(newest, tmp_path / "newest.pt")
+    torch.save(newest, tmp_path / "latest.pt")
     before = (tmp_path / "model.pt").read_bytes()
     _, _, validator, _ = train(tmp_path)
     assert (tmp_path / "model.pt").read_bytes() == before
@@ -178,12 +178,12 @@ def damage(kind, path):
 )
 def test_a_damaged_checkpoint_is_one_sentence_and_stays(kind, match, tmp_path):
     train(tmp_path, epochs=2)
-    damage(kind, tmp_path / "newest.pt")
-    before = (tmp_path / "newest.pt").read_bytes()
-    with pytest.raises(ConfigurationError, match=rf"newest.pt .*{match}.*--resume False") as caught:
+    damage(kind, tmp_path / "latest.pt")
+    before = (tmp_path / "latest.pt").read_bytes()
+    with pytest.raises(ConfigurationError, match=rf"latest.pt .*{match}.*--resume False") as caught:
         train(tmp_path)
     assert "\n" not in str(caught.value)
-    assert (tmp_path / "newest.pt").read_bytes() == before
+    assert (tmp_path / "latest.pt").read_bytes() == before
     assert train(tmp_path, epochs=1, resume=False)[-1] == [1]
 
 
@@ -204,10 +204,10 @@ def test_a_damaged_best_model_is_written_again(kind, tmp_path, caplog):
 
 
 def test_what_killed_processes_left_is_removed(tmp_path):
-    for name in (".7_c0ffee00.part_newest.pt", ".7_c0ffee00.part_model.pt"):
+    for name in (".7_c0ffee00.part_latest.pt", ".7_c0ffee00.part_model.pt"):
         (tmp_path / name).touch()
     train(tmp_path, epochs=1)
-    assert {file.name for file in tmp_path.iterdir()} - {".in_use.lock"} == {"model.pt", "newest.pt"}
+    assert {file.name for file in tmp_path.iterdir()} - {".in_use.lock"} == {"model.pt", "latest.pt"}
 
 
 def test_a_folder_is_free_when_a_training_has_ended(tmp_path):

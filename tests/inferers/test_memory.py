@@ -6,8 +6,8 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import SimpleInferer
 
-from monai_gmr.engines.prepare_batch import PrepareBatchView
 from monai_gmr.inferers import GMRSlidingWindowInferer, SymmetryInferer, turn_image
+from monai_gmr.rotation_report.prepare_batch import PrepareBatchView
 from monai_gmr.symmetry import View, point_group
 
 INFERERS = {

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from monai_gmr.apps.check_equivariance import load_weights
-from monai_gmr.engines import load_network
+from monai_gmr.bundle import load_network
 from monai_gmr.networks import load_gmr_conv_checkpoint
 from monai_gmr.networks.weights import first_not_finite, read_checkpoint, state_of
 from monai_gmr.utils import ConfigurationError

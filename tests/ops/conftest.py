@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from monai_gmr import set_backend
-from monai_gmr.ops import kernels
+from monai_gmr.ops.cpu import library as kernels
 from monai_gmr.ops.once import Once
 
 
 @pytest.fixture
 def compiled():
-    """Backend "compiled"."""
-    set_backend("compiled")
+    """Backend "cpp"."""
+    set_backend("cpp")
     yield
     set_backend("auto")
 

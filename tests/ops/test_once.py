@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from monai_gmr.networks.layers import GMRConv2d
-from monai_gmr.ops import kernels, set_backend, triton_backend
+from monai_gmr.ops import set_backend
+from monai_gmr.ops.cpu import library as kernels
 from monai_gmr.ops.once import Once
+from monai_gmr.ops.triton import backend as triton_backend
 
 THREADS = 4
 
@@ -48,7 +50,7 @@ def test_threads_that_ask_at_once_compile_once(monkeypatch, caplog, fresh, asked
         return object()
 
     monkeypatch.setattr(kernels, "compile_kernels", compile_slowly)
-    with caplog.at_level(logging.WARNING, "monai_gmr.ops.kernels"):
+    with caplog.at_level(logging.WARNING, "monai_gmr.ops.cpu.library"):
         answers = together(getattr(kernels, asked))
     assert len(compiled) == 1
     assert len(set(map(id, answers))) == 1
@@ -66,22 +68,22 @@ def test_a_compiler_that_fails_is_asked_once_and_said_once(monkeypatch, caplog, 
     monkeypatch.setattr(kernels, "compile_kernels", fail)
     layer, x = GMRConv2d(2, 3, 5), torch.rand(1, 2, 9, 9)
     expected = layer(x)
-    set_backend("compiled")
+    set_backend("cpp")
     try:
-        with caplog.at_level(logging.WARNING, "monai_gmr.ops.kernels"):
+        with caplog.at_level(logging.WARNING, "monai_gmr.ops.cpu.library"):
             answers = together(lambda: layer(x)) + together(lambda: layer(x))
     finally:
         set_backend("auto")
     assert len(asked) == 1
     assert [record.message for record in caplog.records] == [
-        "backend 'compiled' is not used: its kernels cannot be compiled (no space left on device); 'dense' runs in its place."
+        "backend 'cpp' is not used: its kernels cannot be compiled (no space left on device); 'dense' runs in its place."
     ]
     assert all(torch.equal(answer, expected) for answer in answers)
 
 
 def test_other_backends_say_once_why_they_do_not_run(monkeypatch, caplog):
     monkeypatch.setattr(triton_backend, "_say_dense", Once(triton_backend._say_dense.__wrapped__))
-    with caplog.at_level(logging.WARNING, "monai_gmr.ops.triton_backend"):
+    with caplog.at_level(logging.WARNING, "monai_gmr.ops.triton.backend"):
         together(lambda: triton_backend._can_run("cpu", torch.int32))
     assert len(caplog.records) == 1
 
@@ -137,7 +139,7 @@ def test_processes_that_ask_at_once_share_what_one_compiles(tmp_path):
     compiler.chmod(0o755)
     program = f"""
 from pathlib import Path
-from monai_gmr.ops import kernels
+from monai_gmr.ops.cpu import library as kernels
 kernels.SOURCES = [Path({str(source)!r})]
 print(kernels.load_kernels().seven())
 """

@@ -11,7 +11,7 @@ from monai_gmr.networks.layers.instance_norm import GMRInstanceNormNd
 class GMRADN(ADN):
     """Activation, dropout and normalisation in any order: ``monai.networks.blocks.ADN``, with its arguments, submodules and results.
 
-    On backend "compiled", for images with channels last, an instance norm and a ``LeakyReLU`` or ``ReLU`` right behind it are computed
+    On backend "cpp", for images with channels last, an instance norm and a ``LeakyReLU`` or ``ReLU`` right behind it are computed
     together, in a third less passes over memory; their hooks, where they have any, are called as ever, for then they run one by one.
 
     Example:

@@ -39,7 +39,7 @@ import torch
 from torch import nn
 
 from monai_gmr.networks.layers.gmr_conv import GMRConvNd
-from monai_gmr.ops.backends import harmonics_of, select_backend, takes_factors
+from monai_gmr.ops.backend import harmonics_of, select_backend, takes_factors
 from monai_gmr.ops.invariants import fused_invariants, invariants, invariants_of_order, norm_variance
 from monai_gmr.ops.memory_format import make_channels_last, runs_channels_last
 from monai_gmr.ops.ring_conv import conv_nd

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from monai_gmr.ops.compiled_norm import has_norm_kernels, instance_norm
+from monai_gmr.ops.cpu.norm import has_norm_kernels, instance_norm
 
 
 class GMRInstanceNormNd(nn.modules.instancenorm._InstanceNorm):
@@ -38,7 +38,7 @@ class GMRInstanceNormNd(nn.modules.instancenorm._InstanceNorm):
 
 
 class GMRInstanceNorm2d(GMRInstanceNormNd, nn.InstanceNorm2d):
-    """``torch.nn.InstanceNorm2d``; an image with channels last in memory keeps them so on backend "compiled".
+    """``torch.nn.InstanceNorm2d``; an image with channels last in memory keeps them so on backend "cpp".
 
     Example:
         >>> GMRInstanceNorm2d(3)(torch.rand(2, 3, 4, 5)).shape

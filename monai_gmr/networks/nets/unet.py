@@ -17,7 +17,7 @@ from monai_gmr.networks.nets.checks import (
     convolution_per_level,
     kernel_size_per_level,
 )
-from monai_gmr.ops.backends import prefers_channels_last
+from monai_gmr.ops.backend import prefers_channels_last
 from monai_gmr.ops.memory_format import make_channels_last, runs_channels_last
 from monai_gmr.utils import ConfigurationError, SymmetryWarning, check_choice
 
@@ -45,7 +45,7 @@ class GMRUNet(nn.Module):
     """Segmentation U-Net, exactly equivariant to every symmetry of the voxel grid, at every input size.
 
     Two convolutions a level, exact resampling between the levels (even and odd sizes each have a window of their own, so that no size
-    must be divisible by anything), skip connections by concatenation, as in ``monai.networks.nets.BasicUNet``. On backend "compiled" a net
+    must be divisible by anything), skip connections by concatenation, as in ``monai.networks.nets.BasicUNet``. On backend "cpp" a net
     with instance norms computes with channels last in memory.
 
     Args:

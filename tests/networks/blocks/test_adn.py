@@ -6,7 +6,8 @@ from monai.networks.blocks import ADN
 
 from monai_gmr import set_backend
 from monai_gmr.networks.blocks import GMRADN
-from monai_gmr.ops import compiled_norm, kernels
+from monai_gmr.ops.cpu import library as kernels
+from monai_gmr.ops.cpu import norm as compiled_norm
 from monai_gmr.ops.memory_format import has_channels_last, make_channels_last
 
 needs_compiler = pytest.mark.skipif(kernels.kernel_failure() is not None, reason="no C++ compiler")
@@ -18,7 +19,7 @@ def calls(monkeypatch):
     """Slopes that the kernels were called with."""
     made, original = [], compiled_norm.compiled_instance_norm
     monkeypatch.setattr(compiled_norm, "compiled_instance_norm", lambda *a: (made.append(a[-1]), original(*a))[1])
-    set_backend("compiled")
+    set_backend("cpp")
     yield made
     set_backend("auto")
 

@@ -10,7 +10,7 @@ from torch import nn
 from monai_gmr.metrics import equivariance_error
 from monai_gmr.networks import convert_to_gmr
 from monai_gmr.networks.convert.monai_modules import resize_about_centre
-from monai_gmr.ops import backends
+from monai_gmr.ops import backend as backends
 from monai_gmr.symmetry import point_group
 from monai_gmr.utils import ConfigurationError
 
@@ -228,7 +228,7 @@ def test_a_pass_without_values_compiles_nothing():
     before = backends._waiting.seconds
     assert convert_to_gmr(net, spatial_size=(512, 512)).conversion_report.limits == ()
     assert backends._waiting.seconds == before
-    backends.set_backend("compiled")
+    backends.set_backend("cpp")
     try:
         assert convert_to_gmr(net, spatial_size=(64, 64)).conversion_report.limits == ()
     finally:

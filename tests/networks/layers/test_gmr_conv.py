@@ -229,7 +229,7 @@ def test_a_wrong_input_ends_in_one_sentence(shape):
 
 
 def test_backend_is_chosen_by_function_and_environment(monkeypatch):
-    monkeypatch.setattr("monai_gmr.ops.backends._forced", [])
+    monkeypatch.setattr("monai_gmr.ops.backend._forced", [])
     monkeypatch.setenv("MONAI_GMR_BACKEND", "dense")
     assert monai_gmr.get_backend() == "dense"
     monkeypatch.setenv("MONAI_GMR_BACKEND", "fast")

@@ -167,7 +167,7 @@ def test_there_is_no_equal_convolution():
         GMRHarmonicConv2d(1, 4, 3).to_conv()
 
 
-@pytest.mark.parametrize("backend", ["auto", "compiled"])
+@pytest.mark.parametrize("backend", ["auto", "cpp"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_what_follows_may_work_in_place(backend, bias):
     """As after torch's convolutions: an activation in place, or a shortcut added in place."""

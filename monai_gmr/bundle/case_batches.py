@@ -1,0 +1,250 @@
+"""The cases of a loader one batch after the other, those that cannot be loaded left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from monai.data import DataLoader, MetaTensor
+from monai.utils import CommonKeys
+from torch.utils.data import Dataset
+
+from monai_gmr.bundle.command_line import reason
+from monai_gmr.transforms import check_finite
+from monai_gmr.utils import ConfigurationError
+
+
+class CaseBatch(NamedTuple):
+    """A batch as the loader gives it: ``names`` of its cases and the ``batch``; ``failures``, name of a case that did not load to
+    the reason."""
+
+    names: list[str]
+    batch: Any
+    failures: dict[str, str]
+
+
+def case_name(dataset: Any, index: int) -> str:
+    """The file name of a case's image where the dataset's list tells it, or the name that stands there, else its number.
+
+    Example:
+        >>> from monai.data import Dataset
+        >>> cases = Dataset([{"image": "/data/a.nii.gz"}, {"image": 3}, {"image": 3, "name": "cell 7"}])
+        >>> [case_name(Dataset(cases, transform=list), i) for i in range(3)]
+        ['a.nii.gz', 'case 1', 'cell 7']
+    """
+    entries = getattr(dataset, "data", None)
+    # the items of a dataset that another one transforms would have to be read
+    while isinstance(entries, Dataset):
+        entries = getattr(entries, "data", None)
+    try:
+        entry = entries[index]  # type: ignore[index]
+        image = entry[CommonKeys.IMAGE]
+        image = image[0] if isinstance(image, (list, tuple)) else image
+        name = Path(image).name if isinstance(image, (str, Path)) else entry.get("name")
+    except (AttributeError, KeyError, IndexError, TypeError):
+        name = None
+    return name if isinstance(name, str) else f"case {index}"
+
+
+class _Guarded(Dataset):
+    """Items of a dataset with their index, and the reason where one cannot be made or its image is not finite."""
+
+    def __init__(self, dataset: Any, indices: Sequence[int]) -> None:
+        self.dataset, self.indices = dataset, list(indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[int, Any, str]:
+        index = self.indices[index]
+        try:
+            item = self.dataset[index]
+            image = item.get(CommonKeys.IMAGE) if isinstance(item, Mapping) else None
+            if isinstance(image, torch.Tensor):
+                check_finite(image)
+            return index, item, ""
+        except Exception as error:
+            return index, None, reason(error)
+
+
+def _have_one_size(items: list[Any]) -> bool:
+    """Whether items can be stacked, as far as the sizes of their tensors say."""
+    if not all(isinstance(item, dict) for item in items):
+        return True
+    sizes = [{key: value.shape for key, value in item.items() if isinstance(value, torch.Tensor)} for item in items]
+    return all(each == sizes[0] for each in sizes)
+
+
+def _collate(
+    collate: Callable[[list], Any], items: list[tuple[int, Any, str]]
+) -> list[tuple[list[int], Any, dict[int, str]]]:
+    """One batch, or where these items make none, because their sizes differ, one of each."""
+    loaded = [(index, item) for index, item, why in items if not why]
+    parts: list[tuple[list[int], Any, dict[int, str]]] = []
+    failures = {index: why for index, _, why in items if why}
+    try:
+        if loaded and _have_one_size([item for _, item in loaded]):
+            parts.append(([index for index, _ in loaded], collate([item for _, item in loaded]), {}))
+        elif loaded:
+            # MONAI's collate_fn prints all voxels where sizes differ
+            parts += [part for index, item in loaded for part in _collate(collate, [(index, item, "")])]
+    except Exception as error:
+        if len(loaded) > 1:
+            parts += [part for index, item in loaded for part in _collate(collate, [(index, item, "")])]
+        else:
+            failures[loaded[0][0]] = reason(error)
+    return [*parts, ([], None, failures)] if failures else parts
+
+
+class LoadedBatch(list):
+    """The :class:`CaseBatch` es that one batch of a loader gives: one, or several where its images differ in size."""
+
+
+class _Batches:
+    """Iterates over the batches of some cases, and knows their number."""
+
+    def __init__(self, cases: CaseBatches, names: Sequence[str]) -> None:
+        position = {name: index for index, name in enumerate(cases.names)}
+        self.names = cases.names
+        self.loader = DataLoader(
+            _Guarded(cases.dataset, [position[name] for name in names]),
+            batch_size=cases.loader.batch_size or 1,
+            num_workers=cases.loader.num_workers,
+            collate_fn=partial(_collate, cases.loader.collate_fn),
+        )
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[LoadedBatch]:
+        for parts in self.loader:
+            yield LoadedBatch(
+                CaseBatch(
+                    [self.names[index] for index in indices],
+                    batch,
+                    {self.names[index]: why for index, why in failures.items()},
+                )
+                for indices, batch, failures in parts
+            )
+
+
+def refuse_failures(failures: Mapping[str, str], total: int, what: str) -> None:
+    """End with one sentence about the cases that failed, if any, so that the exit status is not 0.
+
+    Args:
+        failures: name of a case to the reason.
+        total: number of cases.
+        what: what they are, and what was not done with them.
+
+    Raises:
+        ConfigurationError: when there is one.
+
+    Example:
+        >>> refuse_failures({}, 2, "images were not predicted")
+        >>> refuse_failures({"a.nii": "it is empty."}, 2, "images were not predicted")
+        Traceback (most recent call last):
+        ...
+        monai_gmr.utils.ConfigurationError: 1 of 2 images were not predicted, a.nii: it is empty.
+    """
+    if not failures:
+        return
+    name, why = next(iter(failures.items()))
+    first = f"the first is {name}" if len(failures) > 1 else name
+    raise ConfigurationError(f"{len(failures)} of {total} {what}, {first}: {why}")
+
+
+class CaseBatches:
+    """The cases of a loader, each under a name of its own.
+
+    Args:
+        loader: ``torch.utils.data.DataLoader`` or MONAI's, over a dataset with a length. It is not iterated itself: its dataset, batch
+            size, collation and workers are used, in the dataset's order.
+        cases: the first so many only; default all.
+
+    Raises:
+        ConfigurationError: when there is no such dataset, or no case in it.
+
+    Example:
+    >>> from monai.data import DataLoader, Dataset
+        >>> batches = CaseBatches(DataLoader(Dataset([{"image": 1}, {"image": 2}]), batch_size=2))
+        >>> [batch.names for batch in batches.load(["case 1"])]
+        [['case 1']]
+    """
+
+    def __init__(self, loader: Any, cases: int | None = None) -> None:
+        dataset: Any = getattr(loader, "dataset", None)
+        try:
+            count = len(dataset)
+        except TypeError:
+            raise ConfigurationError(
+                f"the evaluator's data are a {type(loader).__name__} without a dataset of known length: "
+                "give it a DataLoader over a Dataset."
+            ) from None
+        if cases is not None and (isinstance(cases, bool) or not isinstance(cases, int) or cases < 1):
+            raise ConfigurationError(f"cases={cases!r} is out of range: give the number of cases, 1 or more.")
+        if count == 0:
+            raise ConfigurationError("the evaluator's dataset has no case: check its folder and its list.")
+        self.loader, self.dataset = loader, dataset
+        names = [case_name(dataset, index) for index in range(min(count, cases or count))]
+        # two images of one name in two folders are two cases
+        self.names = [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names)]
+
+    def load(self, names: Sequence[str]) -> Iterator[CaseBatch]:
+        """The batches of these cases, loaded as they are asked for."""
+        for parts in self.loaded(names):
+            yield from parts
+
+    def loaded(self, names: Sequence[str] | None = None) -> _Batches:
+        """The same, default of all cases, as an iterable of known length: a :class:`LoadedBatch` for each batch of the loader."""
+        return _Batches(self, self.names if names is None else names)
+
+    def first_image(self) -> Any:
+        """The image of the first case that loads, to learn its axes and spacing; ``None`` when none does."""
+        for _, item, why in map(_Guarded(self.dataset, range(len(self.names))).__getitem__, range(len(self.names))):
+            if not why:
+                return item[CommonKeys.IMAGE] if isinstance(item, dict) and CommonKeys.IMAGE in item else None
+        return None
+
+
+def usable_image(title: str, batches: CaseBatches) -> Any:
+    """The image of the first case that loads, of two or three axes.
+
+    Args:
+        title: what to call the cases.
+        batches: the cases.
+
+    Raises:
+        ConfigurationError: when no case loads or has an image, or its image has other axes.
+
+    Example:
+        >>> cases = [{"image": torch.zeros(1, 4, 4)}]
+        >>> usable_image("the cases", CaseBatches(DataLoader(cases))).shape
+        torch.Size([1, 4, 4])
+    """
+    image = batches.first_image()
+    if image is None:
+        _, _, failures = next(batches.load(batches.names[:1]), (None, None, {}))
+        why = f"the first, {batches.names[0]}: {failures[batches.names[0]]}" if failures else "none has an 'image'"
+        raise ConfigurationError(f"none of the {len(batches.names)} cases of {title} can be used; {why}")
+    if image.ndim - 1 not in (2, 3):
+        raise ConfigurationError(
+            f"an image of shape {tuple(image.shape)} cannot be rotated: it must be (channels, *spatial), 2 or 3 axes."
+        )
+    return image
+
+
+def anisotropic_spacing(image: Any) -> list[float] | None:
+    """The voxel size of an image in millimetres where its axes differ by more than 5 %, else ``None``.
+
+    Example:
+        >>> affine = torch.diag(torch.tensor([1.0, 1.0, 3.0, 1.0]))
+        >>> anisotropic_spacing(MetaTensor(torch.zeros(1, 4, 4, 4), affine=affine))
+        [1.0, 1.0, 3.0]
+    """
+    if not isinstance(image, MetaTensor):
+        return None
+    spacing = [round(float(size), 4) for size in image.pixdim][: image.ndim - 1]
+    return spacing if min(spacing) > 0 and max(spacing) > 1.05 * min(spacing) else None

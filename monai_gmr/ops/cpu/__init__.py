@@ -1,0 +1,1 @@
+"""Backend "cpp": kernels in C++ for CPUs."""

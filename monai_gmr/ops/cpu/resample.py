@@ -1,0 +1,68 @@
+"""One axis times a banded matrix in a kernel: interpolation, filters and windows of images with channels last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from monai_gmr.ops.cpu.library import call_kernel
+
+
+def band_of(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What of a matrix is not zero, if its rows are not zero within a few neighbouring columns.
+
+    Args:
+        matrix: ``(rows, columns)``.
+
+    Returns:
+        the column that each row begins with, ``(rows,)``, int64; as many numbers from there on as the longest row has, ``(rows, width)``.
+
+    Example:
+        >>> band_of(torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 3.0], [0.0, 0.0, 4.0]]))
+        (tensor([0, 1, 1]), tensor([[1., 0.],
+                [2., 3.],
+                [0., 4.]]))
+    """
+    columns = torch.arange(matrix.shape[1])
+    outside = matrix == 0
+    first = columns.masked_fill(outside, matrix.shape[1]).amin(1)
+    last = columns.masked_fill(outside, -1).amax(1)
+    width = max(1, int((last - first).amax()) + 1)
+    first = first.clamp(max=matrix.shape[1] - width)
+    return first, matrix.gather(1, first[:, None] + torch.arange(width)).contiguous()
+
+
+@torch.library.custom_op("monai_gmr::compiled_resample", mutates_args=())
+def compiled_resample(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """The middle axis times a matrix, with a gradient for ``x``.
+
+    Args:
+        x: ``(before, columns, after)``, float32.
+        matrix: ``(rows, columns)``, a constant; the fewer neighbouring columns a row has that are not zero, the faster it is.
+
+    Returns:
+        ``(before, rows, after)``, contiguous.
+    """
+    first, weights = band_of(matrix)
+    y = x.new_empty((x.shape[0], matrix.shape[0], x.shape[2]))
+    sizes = [*x.shape[:2], matrix.shape[0], x.shape[2], weights.shape[1], torch.get_num_threads()]
+    call_kernel("resample", torch.tensor(sizes), first, weights, x.contiguous(), y)
+    return y
+
+
+@compiled_resample.register_fake
+def _(x, matrix):
+    return x.new_empty((x.shape[0], matrix.shape[0], x.shape[2]))
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _backward(ctx: Any, gradient: torch.Tensor) -> tuple:
+    (matrix,) = ctx.saved_tensors
+    return compiled_resample(gradient, matrix.T), None
+
+
+compiled_resample.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,1 @@
+"""Backend "triton": kernels for GPUs."""

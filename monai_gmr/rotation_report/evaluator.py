@@ -1,0 +1,270 @@
+"""The evaluator of any bundle of MONAI's specification, made from its folder without a change to its files."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow
+from monai.utils import ensure_tuple
+
+from monai_gmr.bundle.checks import check_file
+from monai_gmr.bundle.command_line import check_settings, find_configuration_error, quiet, reason
+from monai_gmr.networks.weights import check_finite, read_checkpoint
+from monai_gmr.utils import ConfigurationError
+
+EVALUATOR_IDS = ("evaluator", "validate::evaluator")
+DATASET_IDS = ("dataset_dir", "data_dir", "data_root")
+# evaluate.json of MONAI's model zoo holds no evaluator: it goes over train.json
+CHOICES = (("evaluate",), ("train", "evaluate"), ("inference",), ("train",))
+WRITERS = re.compile(
+    r"(Save|Write)(Image|Classification|FileMapping)\w*|\w*Saver|(Tensor[Bb]oard|MLFlow|ClearML)\w*|StatsHandler|LogfileHandler"
+    r"|ProbMapProducer|ProgressBar|SmartCacheHandler"
+)
+DISK_CACHES = ("SmartCacheDataset", "PersistentDataset", "CacheNTransDataset", "LMDBDataset", "GDSDataset")
+_opened: set[Path] = set()
+
+
+class BundleEvaluator(NamedTuple):
+    """What :func:`open_evaluator` makes: the ``evaluator``, the ``parser`` that holds the bundle's other parts, and whether the bundle
+    ``inverts`` its preprocessing, which needs predictions that lie as the images did before they were turned."""
+
+    evaluator: Any
+    parser: ConfigParser
+    inverts: bool
+
+
+def open_evaluator(
+    bundle: str | Path,
+    settings: Mapping[str, Any] | None = None,
+    config_file: str | Path | Sequence[str | Path] | None = None,
+    dataset_dir: str | Path | None = None,
+) -> BundleEvaluator:
+    """Make the evaluator of a bundle, ready to be run on images of the caller's choice.
+
+    The config is ``configs/evaluate`` (.json, .yaml or .yml), over ``configs/train`` where it defines no evaluator of its own, as in
+    MONAI's model zoo; else ``configs/inference``, else ``configs/train``. The evaluator is ``evaluator`` or ``validate::evaluator``. What
+    writes files or logs (``SaveImaged``, ``MetricsSaver``, ``StatsHandler``, ...) is switched off, images are not cached, the bundle's
+    ``initialize`` is run, and a ``CheckpointLoader`` loads now instead of in every run.
+
+    Args:
+        bundle: folder of the bundle.
+        settings: ids of the config to new values, as ``python -m monai.bundle run`` takes them. ``bundle_root`` is the folder unless given.
+        config_file: one or several files that are merged, instead of the choice above; relative to the bundle, its ``configs`` or the
+            working directory.
+        dataset_dir: folder of the images: the setting ``dataset_dir``, ``data_dir`` or ``data_root``, whichever the config has.
+
+    Raises:
+        ConfigurationError: when there is no such bundle, config, setting or evaluator, or a part of it cannot be made.
+
+    Example:
+        >>> import json, tempfile
+        >>> config = {"evaluator": {"_target_": "monai.engines.SupervisedEvaluator", "device": "cpu", "network": "$torch.nn.ReLU()"}}
+        >>> config["evaluator"]["val_data_loader"] = "$[{'image': torch.ones(1, 1, 4, 4)}]"
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     (Path(folder) / "configs").mkdir()
+        ...     _ = (Path(folder) / "configs" / "evaluate.json").write_text(json.dumps(config))
+        ...     opened = open_evaluator(folder)
+        >>> type(opened.evaluator).__name__, opened.inverts
+        ('SupervisedEvaluator', False)
+    """
+    root = Path(bundle)
+    if not root.is_dir():
+        raise ConfigurationError(
+            f"the bundle {bundle} is no folder: give one that holds configs/evaluate.yaml or .json."
+        )
+    root = root.resolve()
+    files = (
+        _choose_files(root) if config_file is None else [_find_file(root, name) for name in ensure_tuple(config_file)]
+    )
+    names = " and ".join(file.name for file in files)
+    try:
+        _make_importable(root)
+        with quiet():
+            meta_file = str(root / "configs" / "metadata.json")
+            workflow = ConfigWorkflow(
+                [str(file) for file in files], meta_file, logging_file=False, workflow_type="infer"
+            )
+            _change_settings(workflow.parser, root, dict(settings or {}), dataset_dir)
+            evaluator_id = _find_evaluator(workflow.parser, root, names)
+            workflow.parser.resolve_macro_and_relative_ids()
+            switch_off(workflow.parser)
+            workflow.initialize()
+            evaluator = workflow.parser.get_parsed_content(evaluator_id)
+            _check_evaluator(evaluator, evaluator_id)
+            _load_checkpoints(workflow.parser, evaluator)
+            return BundleEvaluator(evaluator, workflow.parser, _inverts(workflow.parser))
+    except Exception as error:
+        known = find_configuration_error(error)
+        if known is not None:
+            raise ConfigurationError(f"{root.name}: {known}") from error
+        raise ConfigurationError(
+            f"the evaluator of {names} in {root} cannot be made ({reason(error)}): give what it lacks as a setting of the config."
+        ) from error
+
+
+def switch_off(parser: ConfigParser) -> None:
+    """Disable, in a config that is not yet parsed, the parts that write files or logs, and its caches of images.
+
+    Args:
+        parser: the config, which is changed.
+
+    Example:
+        >>> saver = {"_target_": "monai.transforms.SaveImaged", "keys": "pred"}
+        >>> parser = ConfigParser({"data": {"_target_": "CacheDataset"}, "saver": saver, "transforms": ["@saver"]})
+        >>> switch_off(parser)
+        >>> parser["saver"]["_disabled_"], parser["transforms"], parser["data"]["cache_rate"]
+        (True, [], 0.0)
+    """
+    for component in _nodes(parser.get(), dict):
+        target = component.get("_target_")
+        name = target.rpartition(".")[-1] if isinstance(target, str) else ""
+        if WRITERS.fullmatch(name):
+            component["_disabled_"] = True
+        elif name in DISK_CACHES:
+            kept = {
+                key: component[key] for key in ("data", "transform", "_requires_", "_disabled_") if key in component
+            }
+            component.clear()
+            component.update({"_target_": "monai.data.Dataset", **kept})
+        elif name.endswith("CacheDataset") or (name and {"cache_rate", "cache_num"} & component.keys()):
+            component["cache_rate"] = 0.0
+    # MONAI leaves a disabled part out of a list, but puts None for a reference to one
+    for entries in _nodes(parser.get(), list):
+        entries[:] = [entry for entry in entries if not _refers_to_disabled(entry, parser)]
+
+
+def _nodes(config: Any, kind: type) -> Iterator[Any]:
+    """All dictionaries or all lists of a config."""
+    if isinstance(config, kind):
+        yield config
+    if isinstance(config, (dict, list)):
+        for value in list(config.values()) if isinstance(config, dict) else config:
+            yield from _nodes(value, kind)
+
+
+def _refers_to_disabled(entry: Any, parser: ConfigParser) -> bool:
+    if not isinstance(entry, str) or not entry.startswith("@"):
+        return False
+    part = parser.get(entry[1:])
+    return ConfigComponent.is_instantiable(part) and part.get("_disabled_") is True
+
+
+def _choose_files(root: Path) -> list[Path]:
+    there: dict[str, Path] = {}
+    for name in ("evaluate", "inference", "train"):
+        files = [root / "configs" / f"{name}.{end}" for end in ConfigParser.suffixes]
+        there.update([(name, file) for file in files if file.is_file()][:1])
+    if not there:
+        raise ConfigurationError(
+            f"{root} is not a bundle: give a folder that holds configs/evaluate (or inference, train) .json or .yaml, or name its config "
+            "file."
+        )
+    for names in CHOICES:
+        if set(names) <= set(there) and _defines_evaluator([there[name] for name in names]):
+            return [there[name] for name in names]
+    return list(there.values())[:1]
+
+
+def _defines_evaluator(files: list[Path]) -> bool:
+    try:
+        parser = ConfigParser(ConfigParser.load_config_files([str(file) for file in files]))
+    except (KeyError, ValueError):
+        # an overlay alone: its nested ids lead nowhere
+        return False
+    except Exception as error:
+        names = " and ".join(str(file) for file in files)
+        raise ConfigurationError(f"{names} cannot be read as a MONAI config: {reason(error)}.") from error
+    return any(name in parser for name in EVALUATOR_IDS)
+
+
+def _find_file(root: Path, name: str | Path) -> Path:
+    places = [root / name, root / "configs" / name, Path(name)]
+    for place in places:
+        if place.is_file():
+            return place.resolve()
+    raise ConfigurationError(
+        f"there is no config file {name} in {root}, its configs or the working directory: give one of these."
+    )
+
+
+def _change_settings(
+    parser: ConfigParser, root: Path, settings: dict[str, Any], dataset_dir: str | Path | None
+) -> None:
+    config: dict[str, Any] = parser.get()
+    if dataset_dir is not None:
+        name = next((name for name in DATASET_IDS if name in config), None)
+        if name is None:
+            raise ConfigurationError(
+                f"the config has none of the ids {', '.join(DATASET_IDS)}: give the one that it reads its images from as a setting, one of "
+                f"{', '.join(sorted(config.keys() - {'_meta_'}))}."
+            )
+        settings = {name: str(dataset_dir), **settings}
+    check_settings(settings, config, EVALUATOR_IDS[:1], prefix="")
+    if "bundle_root" in config:
+        parser["bundle_root"] = str(root)
+    for name, value in settings.items():
+        try:
+            parser[name] = value
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"{name} is no setting of this config: what stands before its last '::' must be there."
+            ) from error
+
+
+def _find_evaluator(parser: ConfigParser, root: Path, names: str) -> str:
+    for name in EVALUATOR_IDS:
+        if name in parser:
+            return name
+    ids = ", ".join(sorted(set(parser.get()) - {"_meta_"})) or "nothing"
+    raise ConfigurationError(
+        f"{names} of {root} has no id {' or '.join(EVALUATOR_IDS)}: give evaluator=@ID as a setting or another config file; it has {ids}."
+    )
+
+
+def _check_evaluator(evaluator: Any, evaluator_id: str) -> None:
+    from monai.engines import SupervisedEvaluator
+
+    if not isinstance(evaluator, SupervisedEvaluator):
+        raise ConfigurationError(
+            f"{evaluator_id} is a {type(evaluator).__name__}: it must be a monai.engines.SupervisedEvaluator."
+        )
+
+
+def _load_checkpoints(parser: ConfigParser, evaluator: Any) -> None:
+    """Load now: a checkpoint that is missing or of another network is told at once, and none is read again in every run."""
+    from ignite.engine import Events
+    from monai.handlers import CheckpointLoader
+
+    for loader in list(parser.ref_resolver.resolved_content.values()):
+        if isinstance(loader, CheckpointLoader) and evaluator.has_event_handler(loader, Events.STARTED):
+            check_file(loader.load_path, "checkpoint", "put one there, or give its id as a setting.")
+            hint = "give another one, by its id as a setting"
+            read_checkpoint(loader.load_path, hint=hint)
+            loader(evaluator)
+            check_finite(evaluator.network, evaluator.network.state_dict(), loader.load_path, hint)
+            evaluator.remove_event_handler(loader, Events.STARTED)
+
+
+def _inverts(parser: ConfigParser) -> bool:
+    from monai.transforms import Compose, Invertd
+
+    parts: list[Any] = []
+    for part in parser.ref_resolver.resolved_content.values():
+        parts += part.flatten().transforms if isinstance(part, Compose) else [part]
+    return any(isinstance(part, Invertd) for part in parts)
+
+
+def _make_importable(root: Path) -> None:
+    """Let a bundle import the packages in its folder, as MONAI does, and no other bundle's of the same name."""
+    others = tuple(f"{other}{os.sep}" for other in _opened - {root})
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(others):
+            del sys.modules[name]
+    _opened.add(root)
+    if sys.path[:1] != [str(root)]:
+        sys.path.insert(0, str(root))

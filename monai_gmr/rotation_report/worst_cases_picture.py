@@ -1,0 +1,263 @@
+"""The picture of the cases and views in which networks did worst: image, label, prediction and where they differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from monai_gmr.rotation_report.table_picture import shorten, write_picture
+from monai_gmr.utils import ConfigurationError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# orange, green, pink, blue, yellow, sky blue, vermilion, white: told apart by the colour-blind, on grey and on tissue
+CLASS_COLOURS = ("#e69f00", "#009e73", "#cc79a7", "#0072b2", "#f0e442", "#56b4e9", "#d55e00", "#ffffff")
+ERRORS = ("missed", "added", "wrong class")
+ERROR_COLOURS = ("#d55e00", "#56b4e9", "#f0e442")
+OPACITY, ERROR_OPACITY = 0.75, 0.9
+CHARACTERS = 30
+
+# inches
+TEXT_WIDTH, IMAGE_WIDTH, GAP, LINE = 2.35, 1.9, 0.08, 0.17
+
+
+class WorstCase(NamedTuple):
+    """A case in the view in which a network did worst on it.
+
+    ``network``, ``case``, ``view`` and ``metric`` are names; ``value`` is the metric in this view, ``upright`` that of the upright view
+    or ``None``. ``image`` of shape ``(C, *spatial)``, 2D or 3D, is turned as the network saw it. ``label`` and ``prediction`` are
+    integers of shape ``(*spatial)`` (segmentation, 0 is background), one integer (classification) or ``None``.
+    """
+
+    network: str
+    case: str
+    view: str
+    metric: str
+    value: float
+    upright: float | None
+    image: np.ndarray
+    label: np.ndarray | int | None
+    prediction: np.ndarray | int | None
+
+
+def _is_map(value: object) -> bool:
+    return value is not None and np.ndim(value) > 0  # type: ignore[arg-type]
+
+
+def _check(case: WorstCase) -> None:
+    shape = np.shape(case.image)
+    if len(shape) not in (3, 4) or 0 in shape:
+        raise ConfigurationError(f"the image of case {case.case!r} has shape {shape}: give (C, H, W) or (C, H, W, D).")
+    for name, value in (("label", case.label), ("prediction", case.prediction)):
+        if _is_map(value) and np.shape(value) != shape[1:]:  # type: ignore[arg-type]
+            raise ConfigurationError(
+                f"the {name} of case {case.case!r} has shape {np.shape(value)}: give {shape[1:]}."  # type: ignore[arg-type]
+            )
+
+
+def _errors(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """0 where both agree, 1 where foreground was missed, 2 where it was added, 3 where it is of the wrong class."""
+    differs = label != prediction
+    return np.select([differs & (prediction == 0), differs & (label == 0), differs], [1, 2, 3], 0)
+
+
+def _slice_number(case: WorstCase) -> int:
+    """The slice across the last axis with most wrong voxels; where none is wrong, with most foreground; else the middle one."""
+    maps = [np.asarray(value) for value in (case.label, case.prediction) if _is_map(value)]
+    counts = [np.count_nonzero(values, axis=(0, 1)) for values in maps]
+    if len(maps) == 2:
+        counts = [np.count_nonzero(maps[0] != maps[1], axis=(0, 1)), sum(counts)]
+    for count in counts:
+        if count.any():
+            return int(np.argmax(count))
+    return int(np.shape(case.image)[-1]) // 2
+
+
+def _rescale(values: np.ndarray, outliers: float = 0.0) -> np.ndarray:
+    """Values in 0 to 1, that percentage of outliers clipped at either end; 0 where there is no finite number or only one."""
+    values = np.asarray(values, np.float64)
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return np.zeros_like(values)
+    low, high = np.percentile(finite, [outliers, 100 - outliers])
+    if high <= low:
+        low, high = finite.min(), finite.max()
+    if high <= low:
+        return np.zeros_like(values)
+    return np.clip((np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / (high - low), 0, 1)
+
+
+def _in_colour(image: np.ndarray) -> np.ndarray:
+    """Image of shape ``(C, H, W)`` as colours of shape ``(H, W, 3)``, in 0 to 1: of the three channels, or grey from the first."""
+    if len(image) == 3:
+        return np.moveaxis(_rescale(image), 0, -1)
+    return np.repeat(_rescale(image[0], outliers=0.5)[..., None], 3, axis=-1)
+
+
+def _overlay(background: np.ndarray, numbers: np.ndarray, colours: Sequence[str], opacity: float) -> np.ndarray:
+    """Colours laid over a background of shape ``(H, W, 3)`` where numbers are not 0; 1 is the first colour."""
+    from matplotlib.colors import to_rgb
+
+    table = np.array([to_rgb(colour) for colour in colours])
+    blended = (1 - opacity) * background + opacity * table[(numbers - 1) % len(table)]
+    return np.where(numbers[..., None] != 0, blended, background)
+
+
+def _pictures(case: WorstCase) -> dict[str, np.ndarray]:
+    """Heading to picture of shape ``(H, W, 3)``, in 0 to 1; ``label``, ``prediction`` and ``difference`` where there are such maps."""
+    image = np.asarray(case.image)
+    maps = {
+        name: np.asarray(value).astype(np.int64)
+        for name, value in (("label", case.label), ("prediction", case.prediction))
+        if _is_map(value)
+    }
+    if image.ndim == 4:
+        number = _slice_number(case)
+        # three channels of a volume are three contrasts, not colours
+        image = image[:1, ..., number]
+        maps = {name: values[..., number] for name, values in maps.items()}
+    picture = _in_colour(image)
+    pictures = {"image": picture}
+    pictures.update({name: _overlay(picture, values, CLASS_COLOURS, OPACITY) for name, values in maps.items()})
+    if len(maps) == 2:
+        # pale and grey, that the colours of errors are not mistaken for tissue
+        background = np.repeat(0.15 + 0.5 * picture.mean(-1, keepdims=True), 3, axis=-1)
+        errors = _errors(maps["label"], maps["prediction"])
+        pictures["difference"] = _overlay(background, errors, ERROR_COLOURS, ERROR_OPACITY)
+    return pictures
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if abs(value) >= 100 and math.isfinite(value) else f"{value:.3f}"
+
+
+def _description(case: WorstCase) -> list[str]:
+    metric = case.metric.replace("_", " ")
+    value = _number(case.value)
+    lines = [case.network, case.case, case.view, f"{shorten(metric, CHARACTERS - 1 - len(value))} {value}"]
+    if case.upright is not None:
+        lines.append(f"upright {_number(case.upright)}")
+    if np.ndim(case.image) == 4:
+        lines.append(f"axis 2, slice {_slice_number(case)} of 0 to {np.shape(case.image)[-1] - 1}")
+    return [shorten(line, CHARACTERS) for line in lines]
+
+
+def _classes(case: WorstCase) -> str:
+    answers = (("label", case.label), ("predicted", case.prediction))
+    return ", ".join(f"{name} {int(value)}" for name, value in answers if value is not None and not _is_map(value))  # type: ignore[arg-type]
+
+
+def _present_classes(cases: Sequence[WorstCase]) -> list[int]:
+    maps = [np.asarray(value) for case in cases for value in (case.label, case.prediction) if _is_map(value)]
+    return sorted({int(number) for values in maps for number in np.unique(values)} - {0})
+
+
+def _figure(cases: Sequence[WorstCase]) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    for case in cases:
+        _check(case)
+    rows = [(case, _pictures(case), _description(case), _classes(case)) for case in cases]
+    headings = [name for name in ("image", "label", "prediction", "difference") if any(name in row[1] for row in rows)]
+    heights = []
+    for _, pictures, lines, classes in rows:
+        height, width = pictures["image"].shape[:2]
+        needed = max(IMAGE_WIDTH * min(height / width, 1.3), LINE * len(lines))
+        heights.append(needed + (LINE + 0.04 if classes else 0.0) + GAP)
+    top = LINE + 0.08 if len(headings) > 1 else GAP
+    bottom = 0.32 if "difference" in headings else 0.0
+    total_width = TEXT_WIDTH + len(headings) * (IMAGE_WIDTH + GAP)
+    total_height = top + sum(heights) + bottom
+    figure = Figure(figsize=(total_width, total_height))
+    FigureCanvasAgg(figure)
+
+    def write(x: float, y: float, text: str, **how: Any) -> None:
+        # a name may hold a dollar sign, which would begin a formula
+        figure.text(x / total_width, y / total_height, text, parse_math=False, fontsize=9, **how)
+
+    def left(column: int) -> float:
+        return TEXT_WIDTH + column * (IMAGE_WIDTH + GAP)
+
+    if len(headings) > 1:
+        for column, heading in enumerate(headings):
+            write(left(column) + IMAGE_WIDTH / 2, total_height - top / 2, heading, ha="center", va="center")
+    y = total_height - top
+    for (_, pictures, lines, classes), row_height in zip(rows, heights):
+        height = row_height - GAP
+        if classes:
+            write(left(0) + IMAGE_WIDTH / 2, y - LINE / 2, classes, ha="center", va="center")
+            height -= LINE + 0.04
+        bottom_edge = y - row_height + GAP
+        for i, line in enumerate(lines):
+            weight = "bold" if i == 0 else "normal"
+            write(GAP, bottom_edge + height - i * LINE, line, va="top", weight=weight, color="0.1" if i < 4 else "0.4")
+        for column, heading in enumerate(headings):
+            if heading not in pictures:
+                continue
+            place = (left(column) / total_width, bottom_edge / total_height)
+            panel = figure.add_axes((*place, IMAGE_WIDTH / total_width, height / total_height), anchor="N")
+            panel.imshow(pictures[heading])
+            panel.set(xticks=[], yticks=[], label=heading)
+            panel.spines[:].set_visible(False)
+        y -= row_height
+    if "difference" in headings:
+        small: dict[str, Any] = {
+            "fontsize": 8,
+            "frameon": False,
+            "handlelength": 1,
+            "handleheight": 1,
+            "borderpad": 0.2,
+        }
+        small |= {"columnspacing": 0.9, "handletextpad": 0.4, "borderaxespad": 0.0}
+        patches = [Patch(facecolor=colour, label=name) for name, colour in zip(ERRORS, ERROR_COLOURS)]
+        right = 1 - GAP / total_width
+        figure.legend(handles=patches, loc="lower right", bbox_to_anchor=(right, 0.04 / total_height), ncols=3, **small)
+        classes_there = _present_classes(cases)[: 2 * len(CLASS_COLOURS)]
+        if len(classes_there) > 1:
+            patches = [
+                Patch(
+                    facecolor=CLASS_COLOURS[(number - 1) % len(CLASS_COLOURS)],
+                    edgecolor="0.5",
+                    lw=0.5,
+                    label=str(number),
+                )
+                for number in classes_there
+            ]
+            patches[0].set_label(f"class {classes_there[0]}")
+            corner = (GAP / total_width, 0.04 / total_height)
+            figure.legend(handles=patches, loc="lower left", bbox_to_anchor=corner, ncols=len(patches), **small)
+    return figure
+
+
+def draw_worst_cases(cases: Sequence[WorstCase], path: str | Path) -> None:
+    """Draw cases beneath each other: image, label, prediction and their difference.
+
+    Maps of classes are laid over the image in colours; the difference tells foreground that was missed, background that was taken for
+    foreground (added), and foreground of the wrong class. Of a volume the slice across the last array axis with most wrong voxels is
+    shown. Classes of whole images are written above them.
+
+    Args:
+        cases: the rows, about 9 at most look good; where there is none, nothing is written. Images with 3 channels in 2D are shown in
+            colours, of others the first channel in grey; values that are not finite count as the least.
+        path: file to write, a PNG; the name appears when it is complete.
+
+    Raises:
+        ConfigurationError: when an image is neither ``(C, H, W)`` nor ``(C, H, W, D)``, or a map has another spatial shape.
+        OSError: when the file cannot be written.
+
+    Example:
+        >>> file = getfixture("tmp_path") / "worst.png"
+        >>> image, label = np.eye(8)[None], np.eye(8, dtype=int)
+        >>> draw_worst_cases([WorstCase("net", "case 7", "90 degrees", "dice", 0.6, 0.9, image, label, np.tril(label))], file)
+        >>> file.exists()
+        True
+    """
+    if cases:
+        write_picture(_figure(cases), path)

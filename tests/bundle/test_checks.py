@@ -1,0 +1,123 @@
+"""Every wrong input to a bundle ends in one sentence that says what to do; every right one passes."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from monai_gmr import bundle
+from monai_gmr.utils import ConfigurationError
+
+
+def write_volume(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, np.eye(4)), path)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Two labelled cases in the Decathlon layout; its dataset.json as a dictionary and a way to write it."""
+    cases = []
+    for number in range(2):
+        label = np.zeros((6, 6, 6), np.uint8)
+        label[2:4] = 2
+        write_volume(tmp_path / "imagesTr" / f"{number}.nii.gz", label.astype(np.float32))
+        write_volume(tmp_path / "labelsTr" / f"{number}.nii.gz", label)
+        cases.append({"image": f"./imagesTr/{number}.nii.gz", "label": f"./labelsTr/{number}.nii.gz"})
+    lists = {"name": "small", "training": cases[:1], "validation": cases[1:], "test": [cases[0]["image"]]}
+    (tmp_path / "dataset.json").write_text(json.dumps(lists))
+    return tmp_path, lists
+
+
+def refused(match):
+    """The error that is expected, which must be one line."""
+    return pytest.raises(ConfigurationError, match=rf"(?s)\A(?!.*\n).*{match}")
+
+
+def test_a_right_dataset_passes(dataset):
+    root, _ = dataset
+    bundle.check_decathlon(root)
+    bundle.check_decathlon(root, ("test",), labelled=False)
+
+
+def test_folders_that_are_no_dataset(tmp_path):
+    with refused("does not exist"):
+        bundle.check_decathlon(tmp_path / "nowhere")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with refused("is empty"):
+        bundle.check_decathlon(empty)
+    (tmp_path / "file").write_text("")
+    with refused("is a file"):
+        bundle.check_decathlon(tmp_path / "file")
+    with refused("no dataset.json"):
+        bundle.check_decathlon(tmp_path)
+
+
+def test_the_dataset_below_a_folder_is_named(tmp_path):
+    (tmp_path / "Task04").mkdir()
+    (tmp_path / "Task04" / "dataset.json").write_text("{}")
+    with refused("did you mean .*Task04"):
+        bundle.check_decathlon(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"validation": None}, "no list 'validation'.*'test', 'training'"),
+        ({"validation": []}, "'validation' .* is empty"),
+        ({"training": ["./imagesTr/0.nii.gz"]}, "has no 'label'"),
+        ({"training": [{"image": "./imagesTr/0.nii.gz"}]}, "has no 'label'"),
+        ({"training": [{"image": "a.nii", "label": "b.nii"}]}, "2 of the 2 files .* missing, the first is .*a.nii"),
+    ],
+)
+def test_lists_that_are_no_use(dataset, change, match):
+    root, lists = dataset
+    (root / "dataset.json").write_text(json.dumps({**lists, **change}))
+    with refused(match):
+        bundle.check_decathlon(root)
+
+
+def test_more_processes_than_cases(dataset):
+    root, _ = dataset
+    bundle.check_decathlon(root, num_processes=1)
+    with refused("'training' .* has 1 for 2 processes: start at most 1"):
+        bundle.check_decathlon(root, num_processes=2)
+
+
+@pytest.mark.parametrize(("text", "match"), [("{", "not readable as JSON"), ("[]", "must be an object")])
+def test_a_dataset_json_that_is_none(dataset, text, match):
+    root, _ = dataset
+    (root / "dataset.json").write_text(text)
+    with refused(match):
+        bundle.check_decathlon(root)
+
+
+def test_images_to_predict(dataset):
+    root, _ = dataset
+    listed = bundle.list_images(None, root, "test")
+    assert [case["image"] for case in listed] == [str(root / "./imagesTr/0.nii.gz")]
+    (root / "imagesTr" / "._0.nii.gz").write_bytes(b"\x00\x05\x16\x07")
+    (root / "imagesTr" / ".nii.gz").write_bytes(b"")
+    found = bundle.list_images(root / "imagesTr", "not used")
+    assert [case["image"][-8:] for case in found] == ["0.nii.gz", "1.nii.gz"]
+    assert bundle.list_images(root / "imagesTr" / "1.nii.gz", "not used") == found[1:]
+    with refused("no NIfTI file"):
+        bundle.list_images(root, "not used")
+
+
+def test_a_checkpoint_is_loaded_or_refused(tmp_path):
+    trained, fresh, other = (torch.nn.Linear(2, n) for n in (3, 3, 4))
+    path = tmp_path / "model.pt"
+    torch.save({"model": trained.state_dict()}, path)
+    bundle.load_network(fresh, path)
+    assert torch.equal(fresh.weight, trained.weight)
+    with refused("is of another network"):
+        bundle.load_network(other, path)
+    path.write_bytes(b"broken")
+    with refused("cannot be read"):
+        bundle.load_network(fresh, path)
+    with refused("there is no checkpoint"):
+        bundle.check_file(tmp_path / "none.pt", "checkpoint", "train first.")

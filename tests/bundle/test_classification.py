@@ -1,0 +1,36 @@
+"""What the classification bundles ask of their data."""
+
+import numpy as np
+import pytest
+import torch
+
+from monai_gmr.bundle.classification import check_data, class_weights, network_shape
+from monai_gmr.data import MedMNISTCacheDataset
+from monai_gmr.utils import ConfigurationError
+
+
+def test_weighted_classes_count_alike_and_images_one_on_average():
+    counts = np.array([30, 5, 0, 65])
+    weights = class_weights(counts)
+    totals = weights * torch.tensor(counts)
+    assert totals[[0, 1, 3]].tolist() == pytest.approx([100 / 3] * 3)
+    assert totals[2] == 0
+    assert totals.sum() == pytest.approx(100)
+
+
+def test_several_labels_an_image_are_refused(tmp_path):
+    labels = np.eye(4, dtype=np.uint8)
+    np.savez(tmp_path / "chest.npz", test_images=np.zeros((4, 9, 9), np.uint8), test_labels=labels)
+    data = MedMNISTCacheDataset(tmp_path, "chest.npz", "test", check_md5=False)
+    with pytest.raises(ConfigurationError, match=r"chest\.npz has 4 labels an image"):
+        check_data(data, spatial_dims=2, num_classes=4, in_channels=1)
+
+
+def test_shape_is_the_file_s_and_else_the_metadata_s(tmp_path):
+    layout = {"inputs": {"image": {"num_channels": 5}}, "outputs": {"pred": {"num_channels": 6}}}
+    metadata = {"network_data_format": layout}
+    assert network_shape(metadata, tmp_path, "cells.npz") == {"in_channels": 5, "num_classes": 6}
+    np.savez(tmp_path / "cells.npz", test_images=np.zeros((4, 9, 9, 3), np.uint8), test_labels=np.arange(4))
+    for grey, channels in ((False, 3), (True, 1)):
+        shape = network_shape(metadata, tmp_path, "cells.npz", "test", classes=[2, 3], grey=grey)
+        assert shape == {"in_channels": channels, "num_classes": 2}

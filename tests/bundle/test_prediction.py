@@ -1,0 +1,77 @@
+"""All cases that can be predicted are, whatever the others do; the rest is named, and the run ends with an error."""
+
+import pytest
+import torch
+from monai.data import DataLoader, Dataset
+from monai.transforms import Lambdad
+
+from monai_gmr.bundle.prediction import CasePredictor
+from monai_gmr.utils import ConfigurationError
+
+
+class Picky(torch.nn.Module):
+    """Its input, unless that is large or negative."""
+
+    def forward(self, x):
+        if max(x.shape[2:]) > 16:
+            raise RuntimeError("this is too large\nread on")
+        return torch.where((x < 0).flatten(1).any(1).reshape(-1, 1, 1, 1), torch.nan, x)
+
+
+def unreadable(value):
+    if value.shape[-1] == 1:
+        raise OSError("no reader for this file")
+    return value
+
+
+def make(images, batch_size, workers=0):
+    cases = [{"image": image, "name": f"cell {n}"} for n, image in enumerate(images)]
+    loader = DataLoader(Dataset(cases, Lambdad("image", unreadable)), batch_size=batch_size, num_workers=workers)
+    seen = []
+    predictor = CasePredictor(
+        device=torch.device("cpu"),
+        val_data_loader=loader,
+        network=Picky(),
+        postprocessing=Lambdad("pred", lambda pred: seen.append(float(pred.max())) or pred),
+        output="OUT",
+    )
+    return predictor, seen
+
+
+GOOD = [torch.full((1, 4, 4), float(value)) for value in range(1, 6)]
+BAD = {
+    "no reader for this file": torch.zeros(1, 4, 1),
+    "NaN or infinite": torch.full((1, 4, 4), torch.nan),
+    "this is too large": torch.zeros(1, 20, 4),
+    "answer of the network holds NaN": torch.full((1, 4, 4), -1.0),
+}
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 8])
+@pytest.mark.parametrize("why", BAD)
+@pytest.mark.parametrize("place", [0, 3, 5])
+def test_a_case_that_fails_is_left_out_alone(batch_size, why, place, capsys):
+    images = [*GOOD[:place], BAD[why], *GOOD[place:]]
+    predictor, seen = make(images, batch_size)
+    with pytest.raises(ConfigurationError, match=rf"\A(?!.*\n)1 of 6 images were not predicted, cell {place}: .*{why}"):
+        predictor.predict()
+    assert sorted(set(seen)) == [1, 2, 3, 4, 5]
+    printed = capsys.readouterr().out
+    assert "5 predictions in OUT" in printed
+    assert f"cell {place} is left out: " in printed
+
+
+def test_images_of_unlike_sizes_are_predicted(capsys):
+    predictor, seen = make([torch.full((1, 4 + n % 3, 5), float(n)) for n in range(7)], 4, workers=1)
+    predictor.predict()
+    assert seen == [0, 1, 2, 3, 4, 5, 6]
+    assert "7 predictions in OUT" in capsys.readouterr().out
+    # and again, as a plain evaluator is run again
+    predictor.predict()
+
+
+def test_a_whole_run_that_fails_is_one_sentence():
+    predictor, seen = make(list(BAD.values()), 2)
+    with pytest.raises(ConfigurationError, match="4 of 4 images were not predicted, the first is cell 0"):
+        predictor.predict()
+    assert seen == []

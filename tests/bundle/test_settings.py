@@ -1,0 +1,158 @@
+"""Impossible values of settings are refused by one table, in every config, before data are read."""
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.utils import set_determinism
+
+from monai_gmr.bundle import check_values
+from monai_gmr.bundle.command_line import find_configuration_error
+from monai_gmr.bundle.settings import TABLE
+from monai_gmr.utils import ConfigurationError
+
+BUNDLES = sorted((Path(__file__).parents[2] / "bundles").iterdir())
+CONFIGS = [folder / "configs" / f"{name}.yaml" for folder in BUNDLES for name in ("train", "evaluate", "inference")]
+NAN, INF = math.nan, math.inf
+# value, for each setting, that no run can have; those of several axes are of a 3D network
+IMPOSSIBLE = {
+    "spatial_dims": [0, 1, 4, 2.0, "3"],
+    "in_channels": [0, -1, 1.5, True, None],
+    "out_channels": [0, -2, "two"],
+    "num_classes": [0, 2.5],
+    "features": [[], [0, 4], [4, -1], [4, 2.5], 8, None],
+    "layers": [[], [1, 0], 1],
+    "width": [0, -4],
+    "stem_stride": [0, 0.5],
+    "stem_kernel_size": [0, -3],
+    "kernel_sizes": [0, [], [3, 0], [[3, 3, 0]], "3"],
+    "spacing": [[1, 1], [1, 1, 0], [1, 1, -1], [1, 1, NAN], 1.0],
+    "seed": [-1, 2**32, 0.5],
+    "cache_rate": [-0.1, 1.5, NAN, "all", True],
+    "num_workers": [-1, 1.5],
+    "size": [0, -28],
+    "spatial_size": [-1, 2.5],
+    "classes": [[], [-1], [0.5]],
+    "cases": [0, -1, 2.5],
+    "epochs": [0, -1, 1.5, INF, "3"],
+    "val_interval": [0, -1],
+    "batch_size": [0, -2, 2.5],
+    "patch_size": [[16, 16], [16] * 4, [0, 16, 16], [16, -1, 16], [16.5, 16, 16], 16, []],
+    "samples_per_case": [0, -1],
+    "learning_rate": [0, -1, NAN, INF, "fast"],
+    "weight_decay": [-1, NAN, INF],
+    "optimizer_name": ["adam", None],
+    "select_by": ["f1", None],
+    "augmentation": ["flips", None],
+    "roi_size": [[16, 16], [16, 16, -2], [16.5] * 3, "all", 0.5],
+    "angle_step": [-1, 400, NAN, INF, None],
+    "num_group_elements": [0, -1, 1.5],
+    "num_resamples": [-1, 0.5],
+    "worst_cases": [-1, 0.5],
+    "views_per_batch": [0, -1, 0.5],
+    **{name: [1, None, "yes"] for name in ("amp", "resume", "tensorboard", "balanced_loss", "grey", "download")},
+}
+POSSIBLE = {
+    "kernel_sizes": [None, 3, [3, 5, 5], [[3, 3, 1], [3, 3, 3]]],
+    "roi_size": [None, 32, [32, 32, 32], [-1, 32, 32]],
+    "spacing": [None, [1, 1.25, 3]],
+    "learning_rate": [1e-9, 1],
+    "cache_rate": [0, 0.5, 1],
+    "cases": [None, 1],
+    "num_group_elements": [None, 48],
+    "angle_step": [0, 30, 22.5],
+    "weight_decay": [0, 0.1],
+    "patch_size": [[1, 16, 300]],
+    "classes": [None, [0, 3]],
+    "seed": [0, 2**32 - 1],
+}
+
+
+def check(name, value, spatial_dims=3):
+    if name == "spatial_dims":
+        check_values(value)
+    else:
+        check_values(spatial_dims, **{name: value})
+
+
+def test_every_setting_of_the_table_is_tried():
+    assert set(IMPOSSIBLE) == set(TABLE)
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_impossible_values_are_one_sentence(name):
+    for value in IMPOSSIBLE[name]:
+        with pytest.raises(ConfigurationError, match=rf"^{name}=.* cannot be used: give --{name} \w+") as caught:
+            check(name, value)
+        assert "\n" not in str(caught.value)
+        assert "{" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", POSSIBLE)
+def test_possible_values_pass(name):
+    for value in POSSIBLE[name]:
+        check(name, value)
+
+
+@pytest.mark.parametrize("name", ["patch_size", "spacing", "roi_size"])
+def test_the_number_of_axes_is_the_networks(name):
+    check(name, [16, 16], 2)
+    with pytest.raises(ConfigurationError, match="a list of 2, one an axis"):
+        check(name, [16, 16, 16], 2)
+
+
+@pytest.mark.parametrize("backend", ["fast", "", "Dense"])
+def test_an_unknown_backend_is_refused(backend, monkeypatch):
+    monkeypatch.setattr("monai_gmr.ops.backend._forced", [])
+    monkeypatch.setenv("MONAI_GMR_BACKEND", backend)
+    with pytest.raises(ConfigurationError, match="MONAI_GMR_BACKEND"):
+        check_values(3)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parts[-3][:9]}-{path.stem}")
+def test_every_number_of_a_config_is_checked(path):
+    """A setting with a number, a switch or a list, or one that the table knows, is handed to the check."""
+    config = ConfigParser.load_config_file(path)
+    configs = [config]
+    if path.stem == "train":
+        configs.append(ConfigParser.load_config_file(path.with_stem("multi_gpu_train")))
+    plain = {name for name, value in config.items() if isinstance(value, (int, float, list)) or name in TABLE}
+    # in_channels and num_classes of a classifier are read off its data
+    plain -= {"imports", "initialize", "run", "main_process", "in_channels", "num_classes", "handlers"}
+    for one in configs:
+        line = next(line for line in one["initialize"] if "check_values" in line)
+        assert {name for name in plain if f"@{name}" not in line} == set()
+        assert one["initialize"].index(line) == 1
+
+
+@pytest.fixture(autouse=True)
+def clean_process(monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    yield
+    set_determinism(None)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parts[-3][:9]}-{path.stem}")
+def test_a_config_refuses_before_it_reads_data(path, tmp_path):
+    config = ConfigParser.load_config_file(path)
+    names = sorted(set(IMPOSSIBLE) & set(config) - {"spatial_dims", "in_channels", "num_classes"})
+    for name in ("num_workers", "amp", *names[:: max(1, len(names) // 3)]):
+        settings = {name: IMPOSSIBLE[name][0], "dataset_dir": str(tmp_path / "nowhere"), "ckpt_dir": str(tmp_path)}
+        workflow = ConfigWorkflow(str(path), workflow_type=None, logging_file=False, **settings)
+        with pytest.raises(RuntimeError) as caught:
+            workflow.initialize()
+        assert str(find_configuration_error(caught.value)).startswith(f"{name}="), name
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parts[-3][:9]}-{path.stem}")
+def test_a_config_tries_its_folder_before_it_reads_data(path, tmp_path):
+    (tmp_path / "file").touch()
+    setting = "ckpt_dir" if path.stem == "train" else "output_dir"
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("n" * 300)):
+        settings = {setting: str(folder), "dataset_dir": str(tmp_path / "nowhere")}
+        workflow = ConfigWorkflow(str(path), workflow_type=None, logging_file=False, **settings)
+        with pytest.raises(RuntimeError) as caught:
+            workflow.initialize()
+        assert str(find_configuration_error(caught.value)).startswith(f"{setting}={folder} cannot be written")

@@ -1,0 +1,257 @@
+"""Backend "cpp" gives what the dense kernel gives in float64, forward and backward, or says why it does not run."""
+
+import logging
+from functools import partial
+
+import pytest
+import torch
+
+from monai_gmr import set_backend
+from monai_gmr.networks.layers import GMRConv2d, GMRConv3d, GMRConvTranspose2d, GMRHarmonicConv2d
+from monai_gmr.ops.backend import PATIENCE_VARIABLE
+from monai_gmr.ops.cpu import backend as compiled_backend
+from monai_gmr.ops.cpu import library as kernels
+from monai_gmr.ops.cpu import ring_conv as compiled_conv
+from monai_gmr.ops.cpu import tiles as parts
+from monai_gmr.ops.cpu.ring_conv import compiled_ring_conv
+from monai_gmr.ops.ring_conv import dense_ring_conv, ring_conv_transpose
+from monai_gmr.symmetry import kernel_shells
+
+pytestmark = pytest.mark.skipif(kernels.kernel_failure() is not None, reason="no C++ compiler")
+
+
+def problem(window, channels, live, size, batch, groups=1):
+    shells = torch.as_tensor(kernel_shells(window).tap_shell)
+    x = torch.randn(batch, channels[0], *size, dtype=torch.float64)
+    weight = torch.randn(channels[1], channels[0] // groups, 2, dtype=torch.float64)
+    basis = torch.randn(2, int(shells.max()) + 1, dtype=torch.float64)
+    basis[:, live:] = 0
+    return [x, weight, basis, shells]
+
+
+CASES = [
+    ((3,), (3, 5), 2, (9,), 2, 1, 1, 1),
+    ((3, 3), (16, 5), 3, (6, 7), 3, 1, 1, 1),
+    ((5, 3), (3, 17), 4, (9, 6), 1, 2, 2, 1),
+    ((4, 4), (2, 2), 3, (8, 7), 2, 0, 1, 1),
+    ((3, 3, 3), (4, 3), 4, (5, 4, 6), 2, 1, 1, 1),
+    ((5, 5, 3), (2, 3), 4, (5, 6, 7), 1, 2, 1, 1),
+    ((3, 5), (20, 33), 4, (6, 150), 2, 1, 1, 1),
+    ((3, 3), (32, 66), 3, (6, 7), 2, 1, 1, 2),
+    ((5, 3), (64, 64), 4, (9, 6), 1, 2, 1, 64),
+    ((3, 3, 3), (6, 12), 4, (5, 4, 6), 2, 1, 1, 3),
+    ((3, 3, 3), (40, 20), 4, (5, 4, 6), 2, 1, 2, 20),
+]
+
+
+@pytest.mark.parametrize(("window", "channels", "live", "size", "batch", "padding", "dilation", "groups"), CASES)
+@pytest.mark.parametrize(("part", "memory_format"), [(2**23, "contiguous"), (1, "channels last")])
+def test_forward_and_gradients(
+    monkeypatch, window, channels, live, size, batch, padding, dilation, groups, part, memory_format
+):
+    monkeypatch.setattr(parts, "BYTES_OF_A_PART", part * 300)
+    x, weight, basis, shells = problem(window, channels, live, size, batch, groups)
+    dims = len(window)
+    inputs = [t.requires_grad_() for t in (x, weight, basis)]
+    geometry = ([padding] * dims, [dilation] * dims, groups)
+    bias = torch.randn(len(weight), dtype=torch.float64)
+    inputs.append(bias.requires_grad_())
+    expected = dense_ring_conv(x, weight, basis, shells, bias, [1] * dims, *geometry)
+    seed = torch.randn_like(expected)
+    expected_gradients = list(torch.autograd.grad(expected, inputs, seed))
+    expected_gradients[2] = expected_gradients[2][:, :live]
+    single = [t.detach().float() for t in (x, weight, basis[:, :live], bias)]
+    if memory_format == "channels last":
+        single[0] = single[0].movedim(1, -1).contiguous().movedim(-1, 1)
+    single = [t.requires_grad_() for t in single]
+    found = compiled_ring_conv(*single[:3], shells, single[3], *geometry)
+    gradients = torch.autograd.grad(found, single, seed.float())
+    # where the input needs no gradient, a first layer, sums may be over the input
+    first = torch.autograd.grad(
+        compiled_ring_conv(single[0].detach(), *single[1:3], shells, None, *geometry), single[1:3], seed.float()
+    )
+    for a, b in zip((found, *gradients, *first), (expected, *expected_gradients, *expected_gradients[1:3])):
+        assert a.shape == b.shape
+        assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+@pytest.mark.parametrize(("groups", "memory_format"), [(1, torch.channels_last), (2, torch.contiguous_format)])
+def test_the_operation_says_of_itself_what_it_does(groups, memory_format):
+    x, weight, basis, shells = problem((3, 3), (4, 6), 3, (5, 6), 2, groups)
+    floats = [x.to(memory_format=memory_format), weight, basis, torch.randn(6)]
+    x, weight, basis, bias = (each.float().requires_grad_() for each in floats)
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    arguments = (x, weight, basis, shells, bias, [1, 1], [1, 1], groups)
+    found = torch.library.opcheck(compiled_ring_conv, arguments, test_utils=tests)
+    assert set(found.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("make", [GMRConv2d, partial(GMRConv2d, groups=3), GMRHarmonicConv2d])
+def test_gradients_can_be_differentiated(compiled, make):
+    layer, x = make(3, 6, 3, padding=1), torch.randn(2, 3, 7, 6, requires_grad=True)
+
+    def penalty():
+        y = layer(x)
+        own = torch.autograd.grad(y.square().sum(), x, create_graph=True)[0]
+        return torch.autograd.grad(own.square().sum(), [x, *(p for p in layer.parameters() if p is not layer.bias)])
+
+    found = penalty()
+    set_backend("dense")
+    for a, b in zip(found, penalty()):
+        assert (a - b).norm() <= 1e-4 * b.norm()
+
+
+def test_transforms_of_functions_take_the_dense_kernel(compiled):
+    layer, x = GMRHarmonicConv2d(3, 6, 3, padding=1), torch.randn(4, 2, 3, 7, 6)
+    assert torch.allclose(torch.func.vmap(layer)(x), torch.stack([layer(each) for each in x]), atol=1e-5)
+    jacobian = torch.func.jacrev(lambda x: layer(x).sum((2, 3)))(x[0])
+    assert jacobian.shape == (2, 6, 2, 3, 7, 6)
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "rings", "groups"),
+    [(3, "gaussian", 1), (4, "gaussian", 1), (3, "indexed", 1), (3, "hard", 1), (3, "gaussian", 4), (5, "hard", 2)],
+)
+@pytest.mark.filterwarnings("ignore::monai_gmr.utils.SymmetryWarning")
+def test_layers_give_what_dense_gives(compiled, monkeypatch, rings, kernel_size, groups):
+    used = {"ring_products": 0, "ring_gradients": 0}
+    for name in used:
+        kernel = getattr(compiled_conv, name)
+        monkeypatch.setattr(compiled_conv, name, lambda *a, n=name, k=kernel: (used.update({n: used[n] + 1}), k(*a)))
+    layer = GMRConv3d(4, 8, kernel_size, padding="same", rings=rings, groups=groups)
+    x = torch.randn(2, 4, 6, 7, 8)
+    found = [*torch.autograd.grad(layer(x).square().sum(), list(layer.parameters())), layer(x[0])]
+    assert all(used.values())
+    set_backend("dense")
+    expected = [*torch.autograd.grad(layer(x).square().sum(), list(layer.parameters())), layer(x[0])]
+    for a, b in zip(found, expected):
+        assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+def test_only_what_the_backward_pass_needs_is_saved(compiled):
+    layer, x = GMRConv2d(8, 8, 5, padding=2, bias=False), torch.randn(1, 8, 20, 20, requires_grad=True)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+        layer(x)
+    assert sum(saved) <= x.numel() + 4 * layer.weight.numel()
+
+
+@pytest.mark.parametrize(
+    ("make", "dtype"),
+    [
+        (lambda: GMRConv2d(4, 4, 3), torch.float64),
+        (lambda: GMRHarmonicConv2d(4, 4, 3, stride=2, padding=1), torch.float32),
+        (lambda: GMRHarmonicConv2d(4, 4, 3, padding=3), torch.float32),
+        (lambda: GMRHarmonicConv2d(4, 8, 3, groups=2), torch.float32),
+        (lambda: GMRHarmonicConv2d(4, 4, 3), torch.float64),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::monai_gmr.utils.SymmetryWarning")
+def test_what_has_no_kernel_is_left_to_dense(compiled, monkeypatch, make, dtype):
+    monkeypatch.setattr(compiled_backend, "compiled_ring_conv", None)
+    monkeypatch.setattr(compiled_backend, "compiled_harmonic_conv", None)
+    layer = make().to(dtype)
+    x = torch.randn(1, 4, 9, 9, dtype=dtype)
+    found = layer(x)
+    set_backend("dense")
+    assert torch.equal(found, layer(x))
+
+
+@pytest.mark.parametrize("stride", [(2, 2), (3, 1), (2, 1, 2)])
+@pytest.mark.parametrize(("memory_format", "groups"), [("contiguous", 1), ("channels last", 1), ("contiguous", 2)])
+def test_strides_keep_some_of_the_voxels(compiled, monkeypatch, stride, memory_format, groups):
+    window = (5, 3, 3)[: len(stride)]
+    x, weight, basis, shells = problem(window, (4, 6), 3, (9, 8, 7)[: len(stride)], 2, groups)
+    inputs = [t.requires_grad_() for t in (x, weight, basis)]
+    geometry = (None, list(stride), [1] * len(stride), [1] * len(stride), groups)
+    expected = dense_ring_conv(*inputs, shells, *geometry)
+    seed = torch.randn_like(expected)
+    expected_gradients = torch.autograd.grad(expected, inputs, seed)
+    single = [t.detach().float() for t in inputs]
+    if memory_format == "channels last":
+        single[0] = single[0].movedim(1, -1).contiguous().movedim(-1, 1)
+    single = [t.requires_grad_() for t in single]
+    strides = dense_ring_conv(*single, shells, *geometry).stride()
+    monkeypatch.setattr(compiled_backend, "dense_ring_conv", None)
+    found = compiled_backend.compiled_backend(*single, shells, *geometry)
+    assert found.stride() == strides
+    # what is left out is given back
+    assert found.untyped_storage().nbytes() == 4 * found.numel()
+    for a, b in zip((found, *torch.autograd.grad(found, single, seed.float())), (expected, *expected_gradients)):
+        assert a.shape == b.shape
+        assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+@pytest.mark.parametrize(
+    ("stride", "padding", "output_padding", "dilation"),
+    [([1, 1], [0, 1], [0, 0], [1, 1]), ([2, 3], [1, 0], [1, 2], [1, 2]), ([2, 1, 2], [1, 1, 0], [1, 0, 0], [1, 1, 1])],
+)
+@pytest.mark.parametrize(("memory_format", "groups"), [("contiguous", 1), ("channels last", 1), ("contiguous", 2)])
+def test_transposed_convolutions_are_those_of_zeros_in_between(
+    compiled, monkeypatch, stride, padding, output_padding, dilation, memory_format, groups
+):
+    window = (5, 3, 3)[: len(stride)]
+    x, _, basis, shells = problem(window, (4, 6), 3, (4, 5, 3)[: len(stride)], 2)
+    weight = torch.randn(4, 6 // groups, 2, dtype=torch.float64)
+    bias = torch.randn(6, dtype=torch.float64)
+    inputs = [t.requires_grad_() for t in (x, weight, basis)]
+    geometry = (stride, padding, output_padding, groups, dilation)
+    set_backend("dense")
+    expected = ring_conv_transpose(*inputs, shells, bias, *geometry)
+    seed = torch.randn_like(expected)
+    expected_gradients = torch.autograd.grad(expected, inputs, seed)
+    single = [t.detach().float() for t in inputs]
+    if memory_format == "channels last":
+        single[0] = single[0].movedim(1, -1).contiguous().movedim(-1, 1)
+    single = [t.requires_grad_() for t in single]
+    calls = []
+    set_backend("cpp")
+    function = compiled_backend.compiled_ring_conv
+    monkeypatch.setattr(compiled_backend, "compiled_ring_conv", lambda *use: calls.append(use) or function(*use))
+    found = ring_conv_transpose(*single, shells, bias.float(), *geometry)
+    assert len(calls) == 1
+    for a, b in zip((found, *torch.autograd.grad(found, single, seed.float())), (expected, *expected_gradients)):
+        assert a.shape == b.shape
+        assert (a - b).norm() <= 1e-5 * b.norm()
+    without_batch = ring_conv_transpose(single[0][0], *single[1:], shells, bias.float(), *geometry)
+    assert torch.allclose(without_batch, found[0], atol=1e-5)
+
+
+def test_a_transposed_layer_is_left_to_dense_where_it_does_not_pay(compiled, monkeypatch):
+    monkeypatch.setattr(compiled_backend, "compiled_ring_conv", None)
+    monkeypatch.setenv(PATIENCE_VARIABLE, "0")
+    layer, x = GMRConvTranspose2d(4, 4, 4, stride=2, padding=1), torch.randn(1, 4, 5, 6)
+    with pytest.raises(TypeError, match="not callable"):
+        layer(x)
+    set_backend("auto")
+    found = layer(x)
+    set_backend("dense")
+    assert torch.equal(found, layer(x))
+
+
+@pytest.mark.parametrize("make", [GMRConv2d, GMRHarmonicConv2d])
+def test_an_image_smaller_than_the_window_is_the_framework_s_error(compiled, make):
+    with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
+        make(2, 3, 5)(torch.randn(1, 2, 4, 9))
+
+
+@pytest.mark.parametrize("make", [GMRConv2d, GMRHarmonicConv2d])
+def test_without_a_compiler_dense_runs_and_says_so_once(compiled, monkeypatch, caplog, make):
+    monkeypatch.setattr(kernels, "kernel_failure", lambda: "there is no C++ compiler")
+    kernels.say_dense.forget()
+    layer, x = make(2, 3, 3), torch.randn(1, 2, 9, 9)
+    with caplog.at_level(logging.WARNING, "monai_gmr.ops.cpu.library"):
+        found = [layer(x), layer(x)]
+    assert [record.message for record in caplog.records] == [
+        "backend 'cpp' is not used: there is no C++ compiler; 'dense' runs in its place."
+    ]
+    set_backend("dense")
+    assert torch.equal(*found)
+    assert torch.equal(found[1], layer(x))
+
+
+def test_compiled_and_exported_networks_take_the_dense_kernel(compiled):
+    layer, x = GMRConv2d(2, 3, 3), torch.randn(1, 2, 9, 9)
+    program = torch.export.export(layer, (x,))
+    assert not any("cpp" in str(node.target) for node in program.graph.nodes)
+    assert torch.allclose(program.module()(x), layer(x), atol=1e-6)

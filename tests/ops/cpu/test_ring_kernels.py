@@ -1,0 +1,176 @@
+"""The kernels of radial convolutions give what sums in float64 give, whatever the geometry, and say why where there are none."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from monai_gmr.networks.layers import GMRConv2d, GMRConv3d
+from monai_gmr.ops.cpu import ring_kernels
+from monai_gmr.ops.cpu.ring_kernels import choose_sums, line_sums, pad_columns, ring_gradients, ring_products, tap_sums
+from monai_gmr.ops.cpu.tiles import Window
+from monai_gmr.symmetry import kernel_shells
+
+pytestmark = pytest.mark.usefixtures("vectors")
+
+
+def sums_of_shells(image, window, sizes):
+    """``(batch, *sizes, shells, channels)`` in float64, tap by tap."""
+    found = torch.zeros(image.shape[0], *sizes, window.live, image.shape[-1], dtype=torch.float64)
+    for shell, place in zip(window.shells, itertools.product(*map(range, window.shape))):
+        if shell < window.live:
+            region = tuple(slice(p * d, p * d + n) for p, d, n in zip(place, window.dilation, sizes))
+            found[..., shell, :] += image[(slice(None), *region)].double()
+    return found
+
+
+geometries = st.tuples(
+    st.integers(1, 3),  # batch
+    st.lists(st.tuples(st.integers(1, 7), st.integers(1, 4), st.integers(1, 2)), min_size=1, max_size=3),
+    st.sampled_from([1, 1, 2, 3]),  # groups
+    st.sampled_from([1, 3, 16, 20]),  # channels of a group
+    st.sampled_from([1, 5, 16, 70]),  # others of a group
+    st.integers(1, 6),  # shells
+    st.integers(1, 10),  # rings
+    st.sampled_from([1, 2, 90]),  # how many times as long the last axis is
+    st.sampled_from([1, 2, 64]),  # how many lines of the window are different
+    st.integers(0, 2**16),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(geometry=geometries, threads=st.integers(1, 3), way=st.sampled_from([tap_sums, line_sums]))
+def test_kernels_give_what_sums_in_float64_give(geometry, threads, way):
+    batch, axes, groups, channels, others, live, rings, factor, different, seed = geometry
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
+    sizes, shape, dilation = ([axis[i] for axis in axes] for i in range(3))
+    sizes[-1] *= factor
+    # the window may have shells that do not count and shells without taps
+    lines = torch.randint(0, live + 1, (different, shape[-1]), generator=generator)
+    of_lines = torch.randint(0, different, (math.prod(shape[:-1]),), generator=generator)
+    window = Window(tuple(lines[of_lines].flatten().tolist()), tuple(shape), live, tuple(dilation))
+    image = draw(batch, *(n + reach for n, reach in zip(sizes, window.reach())), groups * channels)
+    basis, weight, bias = draw(rings, live), draw(groups, rings, channels, others), draw(groups, others)
+    shells = sums_of_shells(image, window, sizes)
+    mixed = torch.einsum("rs,...sc->...rc", basis.double(), shells)
+    blocks = mixed.unflatten(-1, (groups, channels))
+    expected = torch.einsum("...rgc,grco->...go", blocks, weight.double()).flatten(-2)
+    every = groups * others
+    before, result = torch.get_num_threads(), torch.empty(batch, *sizes, every)
+    torch.set_num_threads(threads)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(ring_kernels, "choose_sums", lambda window, length: way(window))
+    try:
+        matrices = pad_columns(weight.flatten(1, 2))
+        ring_products(image, window, basis, matrices, pad_columns(bias), result, slice(0, every))
+        shifted = expected + bias.flatten()
+        assert (result - shifted).norm() <= 1e-5 * shifted.norm()
+        other, own = draw(batch, *sizes, every), torch.empty(batch, *sizes, every)
+        transposed = pad_columns(weight.permute(0, 3, 1, 2)).flatten(2)
+        products = torch.zeros(threads, *matrices.shape)
+        inner = torch.zeros(threads, live, rings, dtype=torch.float64)
+        ring_gradients(image, window, basis, other, matrices, transposed, (own, products, inner))
+        assert (own - expected).norm() <= 1e-5 * expected.norm() + 1e-12
+        met = other.double().unflatten(-1, (groups, others))
+        expected_products = torch.einsum("...rgc,...go->grco", blocks, met).flatten(1, 2)
+        found = products.sum(0)
+        assert (found[..., :others] - expected_products).norm() <= 1e-5 * blocks.norm() * other.norm()
+        assert not found[..., others:].any()
+        back = torch.einsum("...go,grco->...rgc", met, weight.double()).flatten(-2)
+        expected_inner = torch.einsum("...sc,...rc->sr", shells, back)
+        assert (inner.sum(0) - expected_inner).norm() <= 1e-5 * shells.norm() * back.norm() + 1e-12
+        # what is not asked for is left alone
+        ring_gradients(image, window, basis, other, matrices, transposed, (None, None, None))
+        ring_gradients(image, window, basis, other, matrices, transposed, (own.zero_(), None, None))
+        assert (own - expected).norm() <= 1e-5 * expected.norm() + 1e-12
+        # some channels of a result that has more
+        wide = torch.zeros(batch, *sizes, every + 3)
+        ring_products(image, window, basis, matrices, pad_columns(bias), wide, slice(2, every + 2))
+        assert torch.equal(wide[..., 2:-1], result)
+        assert not wide[..., :2].any()
+        assert not wide[..., -1].any()
+    finally:
+        patch.undo()
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("shape", [(7,), (9, 9), (4, 5), (3, 3, 3), (5, 5, 5), (7, 5, 3)])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_sums_of_lines_have_every_tap_once(shape, dilation):
+    shells = kernel_shells(shape).tap_shell
+    window = Window.of(torch.as_tensor(shells), int(shells.max()), [dilation] * len(shape))
+    taps, lines = tap_sums(window), line_sums(window)
+    found = []
+    for sums in (taps, lines):
+        places = []
+        for shell, (first, last) in enumerate(itertools.pairwise(sums.first_taps.tolist())):
+            for tap in range(first, last):
+                begin, end = sums.first_lines[sums.sets_of_taps[tap] :][:2].tolist() if sums is lines else (0, 1)
+                added = sums.lines[begin:end] if sums is lines else torch.zeros(1, len(shape)).long()
+                places += [(shell, *place) for place in (added + sums.taps[tap]).tolist()]
+        found.append(sorted(places))
+    assert found[0] == found[1]
+    assert len(found[0]) == len(set(found[0])) == len(taps.taps)
+
+
+@pytest.mark.parametrize(
+    ("shape", "length", "by_lines"),
+    [((7, 7, 7), 48, True), ((5, 5, 5), 48, True), ((3, 3, 3), 48, False), ((9, 9), 64, False), ((7, 7, 7), 2, False)],
+)
+def test_lines_are_added_first_where_that_saves_additions(shape, length, by_lines):
+    layer = {2: GMRConv2d, 3: GMRConv3d}[len(shape)](1, 1, shape)
+    window = Window.of(layer.shells, layer.live_shells, [1] * len(shape))
+    sums = choose_sums(window, length)
+    assert sums is (line_sums if by_lines else tap_sums)(window)
+
+
+def test_the_same_call_gives_the_same_digits():
+    window = Window((2, 1, 2, 1, 0, 1, 2, 1, 2), (3, 3), 3, (1, 1))
+    image, basis, other = torch.randn(2, 42, 52, 20), torch.randn(2, 3), torch.randn(2, 40, 50, 7)
+    matrices, transposed = pad_columns(torch.randn(1, 40, 7)), pad_columns(torch.randn(1, 7, 2, 20)).flatten(2)
+    threads, found = torch.get_num_threads(), []
+    for _ in range(3):
+        results = [torch.empty_like(other), torch.zeros(threads, *matrices.shape), torch.zeros(threads, 3, 2).double()]
+        ring_gradients(image, window, basis, other, matrices, transposed, results)
+        found.append(results)
+    assert all(torch.equal(a, b) for again in found[1:] for a, b in zip(found[0], again))
+
+
+def test_a_call_leaves_nothing_behind_for_the_next():
+    window = Window((1, 0, 1), (3,), 2, (1,))
+    basis, matrices = torch.randn(2, 2), pad_columns(torch.randn(1, 6, 5))
+    transposed, threads = pad_columns(torch.randn(1, 5, 2, 3)).flatten(2), torch.get_num_threads()
+    for size, value in ((64, math.inf), (7, 1.0), (3, 1.0)):
+        image, other = torch.full((4, size + 2, 3), value), torch.full((4, size, 5), value)
+        found = [torch.empty_like(other), torch.zeros(threads, *matrices.shape), torch.zeros(threads, 2, 2).double()]
+        ring_gradients(image, window, basis, other, matrices, transposed, found)
+        assert all(each.isfinite().all() for each in found) == (value == 1.0)
+
+
+@pytest.mark.parametrize(
+    ("image", "result"),
+    [
+        (torch.zeros(1, 6, 3), torch.zeros(1, 5, 3)),
+        (torch.zeros(2, 6, 3), torch.zeros(1, 4, 3)),
+        (torch.zeros(1, 6, 3, dtype=torch.float64), torch.zeros(1, 4, 3)),
+        (torch.zeros(1, 3, 6).transpose(1, 2), torch.zeros(1, 4, 3)),
+    ],
+)
+def test_memory_that_does_not_fit_is_refused(image, result):
+    window, matrices = Window((1, 0, 1), (3,), 2, (1,)), pad_columns(torch.zeros(1, 6, 3))
+    with pytest.raises(AssertionError, match=r"^an? (tensor|image) of shape"):
+        ring_products(image, window, torch.zeros(2, 2), matrices, None, result, slice(0, 3))
+    image, result = torch.zeros(1, 6, 3), torch.zeros(1, 4, 3)
+    with pytest.raises(AssertionError, match=r"^a basis of shape \(2, 3\) is not for 2 shells$"):
+        ring_products(image, window, torch.zeros(2, 3), matrices, None, result, slice(0, 3))
+
+
+def test_columns_are_padded_with_zeros():
+    padded = pad_columns(torch.ones(3, 17))
+    assert padded.shape == (3, 32)
+    assert torch.equal(padded, F.pad(torch.ones(3, 17), [0, 15]))

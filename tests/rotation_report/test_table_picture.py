@@ -1,0 +1,205 @@
+"""The picture of the rotation table shows every view once, in the panel where it belongs, and a still network as still."""
+
+import itertools
+
+import matplotlib
+import numpy as np
+import pytest
+
+from monai_gmr.rotation_report.statistics import axis_and_angle
+from monai_gmr.rotation_report.table_picture import (
+    COLOURS,
+    SMALLEST_RANGE,
+    _circle,
+    _figure,
+    _limits,
+    draw_rotation_table,
+)
+from monai_gmr.symmetry import angle_views, group_views
+from monai_gmr.symmetry.views import icosahedral_views, random_views
+
+GRID = "turned and mirrored\non the grid"
+COST = "quality and cost"
+
+
+def make_rows(views, score, metric="dice"):
+    rows = []
+    for view in views:
+        axis, angle = axis_and_angle(view)
+        rows.append({"view": view.name, "family": view.family, "axis": axis, "angle": angle, metric: score(view)})
+    return rows
+
+
+def still(value=0.9):
+    return lambda view: value
+
+
+def moving(view):
+    dims = len(view.matrix)
+    return 0.9 - 0.3 * (dims - np.trace(view.matrix)) / (2 * dims)
+
+
+def titles(figure):
+    return [panel.get_title() for panel in figure.axes]
+
+
+def polar(figure):
+    return [panel for panel in figure.axes if panel.name == "polar"]
+
+
+VIEWS = {
+    "upright": (group_views(2)[:1], [GRID]),
+    "group 2D": (group_views(2), [GRID]),
+    "group 3D": (group_views(3), [GRID]),
+    "angles 2D": (angle_views(2, 45, grid=True), ["turned by any angle"]),
+    "angles 3D": (angle_views(3, 90, grid=True), [f"about axis {axis}" for axis in range(3)]),
+    "both 2D": ([*group_views(2), *angle_views(2, 30)], [GRID, "turned by any angle"]),
+    "both 3D": ([*group_views(3), *angle_views(3, 45)], [GRID, *(f"about axis {axis}" for axis in range(3))]),
+    "random 2D": (random_views(5, 2), ["random\nrotations"]),
+    "icosahedral": (icosahedral_views(), ["icosahedral\nrotations"]),
+    "clouds": ([*icosahedral_views(), *random_views(9, 3)], ["icosahedral and random\nrotations"]),
+}
+
+
+@pytest.mark.parametrize("kind", VIEWS)
+def test_there_is_a_panel_for_each_kind_of_view(kind):
+    views, expected = VIEWS[kind]
+    assert titles(_figure({"net": make_rows(views, moving)}, "dice")) == expected
+
+
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_each_network_has_a_colour_and_its_spread_in_the_legend(count):
+    rows = make_rows(group_views(2), moving)
+    figure = _figure({f"net {i}": rows for i in range(count)}, "dice")
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [f"net {i}, spread 0.300" for i in range(count)]
+    assert len({line.get_color() for line in figure.axes[0].lines}) == count
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_circles_are_closed_and_hold_the_quarter_turns(dims):
+    views = [*group_views(dims), *angle_views(dims, 30)]
+    rows = make_rows([*views, *random_views(5, dims)], moving)
+    panels = polar(_figure({"net": rows}, "dice"))
+    assert len(panels) == (1 if dims == 2 else 3)
+    for axis, panel in enumerate(panels):
+        (line,) = panel.lines
+        angles, values = np.rad2deg(line.get_xdata()), line.get_ydata()
+        assert np.allclose(angles, np.arange(0, 361, 30))
+        assert values[0] == values[-1] == 0.9
+        assert np.allclose(values, _circle(rows, "dice", axis)[1])
+        assert panel.get_theta_direction() == 1
+        assert panel.get_theta_offset() == pytest.approx(np.pi / 2)
+
+
+@pytest.mark.parametrize("names", [["still"], ["still", "moving"]])
+def test_the_range_is_the_same_everywhere_and_never_narrow(names):
+    views = [*group_views(3), *angle_views(3, 90, grid=True)[1:], *random_views(4, 3)]
+    scores = {"still": lambda view: 0.8 + 1e-6 * len(view.name), "moving": moving}
+    figure = _figure({name: make_rows(views, scores[name]) for name in names}, "dice", dict.fromkeys(names, 1.0))
+    (limits,) = {panel.get_ylim() for panel in figure.axes}
+    assert limits[1] - limits[0] >= SMALLEST_RANGE
+    for panel in polar(figure):
+        assert 2 <= len(panel.texts) <= 6
+        assert all(limits[0] <= text.get_position()[1] <= limits[1] for text in panel.texts)
+
+
+@pytest.mark.parametrize(
+    "values", [[0.9], [0.0, 1.0], [0.0], [1.0, 0.99], [12.3, 12.4], [-3.0, 250.0], [0.02, 0.3], []]
+)
+def test_limits_hold_all_values_and_are_wide(values):
+    low, high = _limits(values)
+    assert all(low <= value <= high for value in values)
+    assert high - low >= SMALLEST_RANGE * max([1.0, *values]) - 1e-9
+    if values and min(values) >= 0 and max(values) <= 1:
+        assert low >= -0.03
+        assert high <= 1.02 + 1e-9
+
+
+@pytest.mark.parametrize("missing", [None, "", float("nan"), float("inf")])
+def test_views_without_a_value_are_left_out(missing):
+    rows = make_rows(group_views(2), still())
+    rows[3]["dice"] = missing
+    del rows[5]["dice"]
+    # the other network has them all, so that elements keep their places
+    figure = _figure({"some": rows, "all": make_rows(group_views(2), still())}, "dice")
+    some, all_views = figure.axes[0].lines
+    assert list(some.get_xdata()) == [0, 1, 2, 4, 6, 7]
+    assert list(all_views.get_xdata()) == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("costs", "shown"),
+    [
+        (None, False),
+        ({"a": 0.1}, False),
+        ({"a": 0.1, "b": None}, False),
+        ({"a": 0.1, "b": 0.0}, False),
+        ({"a": 0.1, "unknown": 2.0}, False),
+        ({"a": 0.1, "b": 20.0}, True),
+    ],
+)
+def test_costs_are_compared_where_two_are_known(costs, shown):
+    rows = make_rows(group_views(2), moving)
+    assert (COST in titles(_figure({"a": rows, "b": rows}, "dice", costs))) is shown
+
+
+@pytest.mark.parametrize("greater_is_better", [True, False])
+def test_the_whisker_reaches_from_the_mean_to_the_worst_view(greater_is_better):
+    rows = make_rows(group_views(2), moving)
+    values = [row["dice"] for row in rows]
+    panel = _figure({"a": rows, "b": rows}, "dice", {"a": 1.0, "b": 3.0}, greater_is_better).axes[-1]
+    worst = min(values) if greater_is_better else max(values)
+    whisker = panel.lines[0]
+    assert whisker.get_ydata() == pytest.approx([np.mean(values), worst])
+    assert list(whisker.get_xdata()) == [1.0, 1.0]
+    assert panel.get_xscale() == "log"
+
+
+@pytest.mark.parametrize("seconds", [(0.1, 0.1, 0.1, 0.1, 0.1, 0.1), (0.1, 0.11, 0.3, 0.5, 0.6, 3.0)])
+def test_names_beside_points_cover_neither_each_other_nor_the_legend(seconds):
+    names = ["harmonic", "radial", "plain", "plain augmented", "projected", "flat"]
+    runs = {name: make_rows(group_views(2), still(0.5 + 0.07 * i)) for i, name in enumerate(names)}
+    figure = _figure(runs, "dice", dict(zip(names, seconds)))
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.axes[-1].texts]
+    assert len(boxes) == len(names)
+    assert not any(first.overlaps(second) for first, second in itertools.combinations(boxes, 2))
+    legend = figure.legends[0].get_window_extent()
+    assert not any(panel.get_tightbbox().overlaps(legend) for panel in figure.axes)
+
+
+@pytest.mark.parametrize("metric", ["dice", "hausdorff_distance"])
+def test_the_file_appears_when_complete(metric, tmp_path):
+    scale = 1 if metric == "dice" else 20
+    views = [*group_views(2), *angle_views(2, 30), *random_views(3, 2)]
+    rows = make_rows(views, lambda view: scale * moving(view), metric)
+    file = tmp_path / "new" / "table.png"
+    draw_rotation_table({"a": rows, "b": rows[:1]}, metric, file, {"a": 1.0, "b": 0.1}, greater_is_better=scale == 1)
+    assert file.read_bytes()[:4] == b"\x89PNG"
+    assert [path.name for path in file.parent.iterdir()] == ["table.png"]
+
+
+def test_nothing_to_show_is_a_picture_too(tmp_path):
+    draw_rotation_table({"net": []}, "dice", tmp_path / "table.png")
+    assert (tmp_path / "table.png").exists()
+
+
+# G. M. Machado et al., "A physiologically-based model for simulation of color vision deficiency", 2009, severity 1
+VISION = {
+    "normal": np.eye(3),
+    "protanopia": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "deuteranopia": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "tritanopia": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+}
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_colours_are_told_apart_by_the_colour_blind(vision):
+    colours = np.array([matplotlib.colors.to_rgb(colour) for colour in COLOURS])
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ np.transpose(VISION[vision]), 0, 1)
+    xyz = seen @ np.array([[0.4124, 0.2126, 0.0193], [0.3576, 0.7152, 0.1192], [0.1805, 0.0722, 0.9505]])
+    x, y, z = np.cbrt(np.maximum(xyz / [0.9505, 1.0, 1.089], 0.0088)).T
+    lab = np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
+    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(lab, 2)) > 12
