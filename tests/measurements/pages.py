@@ -1,14 +1,16 @@
-"""The table and the two pictures of the first page, from tables and pictures in ``bundles/*/docs``.
+"""Tables and pictures of ``README.md`` and ``bundles/README.md`` from those in ``bundles/*/docs``; nothing is measured again.
 
-``python tests/measurements/first_page.py`` prints the table and draws both pictures again; nothing is trained.
+``python tests/measurements/pages.py`` draws the pictures and writes the tables between their marks.
 """
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
 
-BUNDLES = Path(__file__).parents[2] / "bundles"
+ROOT = Path(__file__).parents[2]
+BUNDLES = ROOT / "bundles"
 PICTURE = BUNDLES / "scores_of_rotated_images.png"
 EXCERPT = BUNDLES / "rotation_report_excerpt.png"
 REPORT = BUNDLES / "volume_segmentation_gmr_unet" / "docs" / "rotation" / "hippocampus" / "rotation_table.png"
@@ -28,6 +30,7 @@ NETS = {
     ("harmonic", "none"): ("GMR (harmonic), trained without", "#009e73", "^"),
 }
 DRAWN = ("hippocampus", "digits", "membranes", "red blood cells")
+MARKED = r"(<!-- {0} -->\n).*?(<!-- end of {0} -->)"
 
 
 def read_study() -> dict[tuple[str, str, str], dict[str, str]]:
@@ -43,7 +46,7 @@ def _pair(row: dict[str, str]) -> str:
     return f"{float(row['upright']):.3f} / {float(row['angles_mean']):.3f}"
 
 
-def table() -> str:
+def first_table() -> str:
     """The table of the first page, as Markdown: a row a data set."""
     rows = read_study()
     lines = [
@@ -58,6 +61,19 @@ def table() -> str:
             f"| {name} | {score} | {_pair(plain)} | {_pair(augmented)} | {_pair(harmonic)} | {cost} | {time} |"
         )
     return "\n".join(lines)
+
+
+def tables() -> dict[str, dict[str, str]]:
+    """Tables by page and mark."""
+    studies = sorted(BUNDLES.glob("*/docs/study/table.md"))
+    reports = sorted(BUNDLES.glob("*/docs/rotation/*/rotation_report.md"))
+    return {
+        "README.md": {"first page": first_table()},
+        "bundles/README.md": {
+            "study": "\n\n".join(file.read_text(encoding="utf-8").strip() for file in studies).replace("## ", "### "),
+            **{f"report on {file.parent.name}": file.read_text(encoding="utf-8").strip() for file in reports},
+        },
+    }
 
 
 def draw_scores(path: Path) -> None:
@@ -97,6 +113,12 @@ def draw_excerpt(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    print(table())
+    for page, marked in tables().items():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for mark, table in marked.items():
+            text = re.sub(
+                MARKED.format(mark), lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text, flags=re.S
+            )
+        (ROOT / page).write_text(text, encoding="utf-8")
     draw_scores(PICTURE)
     draw_excerpt(EXCERPT)
