@@ -63,6 +63,12 @@ def first_table() -> str:
     return "\n".join(lines)
 
 
+def _tables_of(file: Path) -> str:
+    """Headings and tables of a study, one level down, without what stands below them."""
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if not line or line.startswith(("#", "|"))]
+    return "\n".join(f"#{line}" if line.startswith("#") else line for line in lines).strip()
+
+
 def tables() -> dict[str, dict[str, str]]:
     """Tables by page and mark."""
     studies = sorted(BUNDLES.glob("*/docs/study/table.md"))
@@ -70,7 +76,7 @@ def tables() -> dict[str, dict[str, str]]:
     return {
         "README.md": {"first page": first_table()},
         "bundles/README.md": {
-            "study": "\n\n".join(file.read_text(encoding="utf-8").strip() for file in studies).replace("## ", "### "),
+            "study": "\n\n".join(map(_tables_of, studies)),
             **{f"report on {file.parent.name}": file.read_text(encoding="utf-8").strip() for file in reports},
         },
     }
