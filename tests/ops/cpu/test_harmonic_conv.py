@@ -27,7 +27,7 @@ def calls(monkeypatch):
     """Shapes that the operation was called with."""
     made, original = [], compiled_backend.compiled_harmonic_conv
     monkeypatch.setattr(
-        compiled_backend, "compiled_harmonic_conv", lambda *a: (made.append(a[0].shape), original(*a))[1]
+        compiled_backend, "compiled_harmonic_conv", lambda **a: (made.append(a["x"].shape), original(**a))[1]
     )
     set_backend("cpp")
     yield made
