@@ -289,7 +289,7 @@ def test_what_was_not_measured_on_a_cpu_goes_by_what_holds_on_all_where_it_was(t
 OWN = device_kind(torch.device("cpu"), torch.float32)
 
 
-@pytest.mark.skipif(kernels.kernel_failure() is not None, reason="no C++ compiler")
+@pytest.mark.skipif(kernels.load_kernels() is None, reason="no kernels were built")
 def test_the_script_replaces_the_rows_of_its_device_only(tmp_path, capsys):
     path = tmp_path / "table.json"
     path.write_text(json.dumps({"cuda": {"rows": []}, OWN: {"rows": None}}))
@@ -321,7 +321,7 @@ def test_there_is_no_table_where_kernels_do_not_run(tmp_path, monkeypatch, capsy
     from monai_gmr.ops.cpu import backend as module
 
     path = tmp_path / "table.json"
-    monkeypatch.setattr(module, "has_kernels", lambda: False)
+    monkeypatch.setattr(module, "supports", lambda x: False)
     assert app.main(["--quick", "--output", str(path)]) == 2
     assert capsys.readouterr().err.endswith("crossovers: backend 'cpp' left its work to 'dense'.\n")
     assert not path.exists()

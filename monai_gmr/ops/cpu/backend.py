@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from monai_gmr.ops.backend import register_backend
-from monai_gmr.ops.cpu.harmonic_conv import compiled_harmonic_conv
-from monai_gmr.ops.cpu.harmonic_kernels import has_kernel
-from monai_gmr.ops.cpu.library import has_kernels, takes_kernels
-from monai_gmr.ops.cpu.ring_conv import compiled_ring_conv
+from monai_gmr.ops.cpu.harmonic_conv import cpp_harmonic_conv
+from monai_gmr.ops.cpu.harmonic_kernels import supports_order
+from monai_gmr.ops.cpu.library import supports
+from monai_gmr.ops.cpu.ring_conv import cpp_ring_conv
 from monai_gmr.ops.memory_format import has_channels_last
 from monai_gmr.ops.ring_conv import dense_ring_conv, output_sizes
 
@@ -20,9 +20,9 @@ def _has_kernel(x: torch.Tensor, weight: torch.Tensor, shells: torch.Tensor, siz
     """Whether there is a kernel for such a convolution; not for half precision, recorded graphs, ``torch.func``, windows without a centre,
     and images smaller than the window, of which the framework says what is wrong."""
     window = shells.flatten().tolist()
-    if not takes_kernels(x) or weight.dtype != torch.float32 or window != window[::-1]:
+    if not supports(x) or weight.dtype != torch.float32 or window != window[::-1]:
         return False
-    return min(sizes) > 0 and has_kernels()
+    return min(sizes) > 0
 
 
 def _sizes(
@@ -49,18 +49,18 @@ def compiled_harmonics(
     Args:
         x: ``(batch, in_channels, *spatial)`` or without the batch.
         weight, basis, angular_weight, shells, factors, bias: as in
-            :func:`~monai_gmr.ops.cpu.harmonic_conv.compiled_harmonic_conv`.
+            :func:`~monai_gmr.ops.cpu.harmonic_conv.cpp_harmonic_conv`.
         sizes: norms, inner products and components of each order.
         stride, padding, dilation: in voxels, one an axis.
     """
     reach = [d * (k - 1) for d, k in zip(dilation, shells.shape)]
-    fits = all(has_kernel(reach, *order, padding) for order in zip(*sizes) if order[2] > 0)
+    fits = all(supports_order(reach, *order, padding) for order in zip(*sizes) if order[2] > 0)
     sizes_out = _sizes(x, shells, stride, padding, dilation)
     if not fits or max(stride) > 1 or not _has_kernel(x, angular_weight, shells, sizes_out):
         return None
     batched = x if x.dim() == shells.dim() + 2 else x[None]
     tensors = (batched, weight, basis.float(), angular_weight, shells, factors, bias)
-    y = compiled_harmonic_conv(*tensors, *sizes, padding, dilation)
+    y = cpp_harmonic_conv(*tensors, *sizes, padding, dilation)
     return y if x.dim() == shells.dim() + 2 else y[0]
 
 
@@ -116,7 +116,7 @@ def compiled_transposed(
     image = insert_zeros(batched, stride, output_padding)
     # the window is its own mirror image
     turned = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).contiguous()
-    y = compiled_ring_conv(image, turned, basis[:, :live].to(weight.dtype), shells, bias, margins, dilation, groups)
+    y = cpp_ring_conv(image, turned, basis[:, :live].to(weight.dtype), shells, bias, margins, dilation, groups)
     return y if x.dim() == shells.dim() + 2 else y[0]
 
 
@@ -139,7 +139,7 @@ def compiled_backend(
     batched = x if x.dim() == shells.dim() + 2 else x[None]
     if factors is not None or not _has_kernel(x, weight, shells, _sizes(x, shells, stride, padding, dilation)):
         return dense_ring_conv(x, weight, basis, shells, bias, stride, padding, dilation, groups, factors)
-    y = compiled_ring_conv(batched, weight, basis[:, :live].to(weight.dtype), shells, bias, padding, dilation, groups)
+    y = cpp_ring_conv(batched, weight, basis[:, :live].to(weight.dtype), shells, bias, padding, dilation, groups)
     if max(stride) > 1:
         # a copy, lest the voxels that are left out stay in memory
         kept = y[(..., *(slice(None, None, step) for step in stride))]
