@@ -3,7 +3,7 @@
 from monai_gmr.ops.backend import Backend, available_backends, get_backend, register_backend, set_backend
 from monai_gmr.ops.call import Call, Orders, RingKernel
 from monai_gmr.ops.cpu.backend import CppBackend
-from monai_gmr.ops.cpu.ring_conv import compiled_ring_conv
+from monai_gmr.ops.cpu.ring_conv import cpp_ring_conv
 from monai_gmr.ops.dense import DenseBackend
 from monai_gmr.ops.harmonic_conv import harmonic_conv
 from monai_gmr.ops.resample import symmetric_downsample, symmetric_upsample
@@ -18,7 +18,7 @@ __all__ = [
     "Orders",
     "RingKernel",
     "available_backends",
-    "compiled_ring_conv",
+    "cpp_ring_conv",
     "dense_kernel",
     "dense_shell_conv",
     "get_backend",

@@ -9,10 +9,10 @@ import torch
 
 from monai_gmr.ops.backend import Backend
 from monai_gmr.ops.call import Call, Orders, RingKernel
-from monai_gmr.ops.cpu.harmonic_conv import compiled_harmonic_conv
-from monai_gmr.ops.cpu.harmonic_kernels import has_kernel
-from monai_gmr.ops.cpu.library import has_kernels
-from monai_gmr.ops.cpu.ring_conv import compiled_ring_conv
+from monai_gmr.ops.cpu import library
+from monai_gmr.ops.cpu.harmonic_conv import cpp_harmonic_conv
+from monai_gmr.ops.cpu.harmonic_kernels import supports_order
+from monai_gmr.ops.cpu.ring_conv import cpp_ring_conv
 from monai_gmr.ops.memory_format import has_channels_last, make_channels_last, runs_channels_last
 
 # channels of a group below which a harmonic convolution of each group takes longer than the dense kernel of all
@@ -37,7 +37,7 @@ class CppBackend(Backend):
         else:
             fits = not call.angular
         # of images smaller than the window the framework says what is wrong
-        return fits and min(call.output_sizes(), default=1) > 0 and has_kernels()
+        return fits and min(call.output_sizes(), default=1) > 0 and library.load_kernels() is not None
 
     def conv(self, call: Call, x: torch.Tensor, kernel: RingKernel) -> torch.Tensor:
         """The kernels compute every voxel, whatever the stride."""
@@ -74,13 +74,13 @@ class CppBackend(Backend):
             rows = list(zip(weight.split(channels), components))
             centred = [row for row, count in rows if count == 0]
             others = torch.cat([*(row for row, count in rows if count), weight[:0]])
-            y = compiled_harmonic_conv(
+            y = cpp_harmonic_conv(
                 x=part,
                 weight=centred[0] if centred else weight[:0],
                 basis=radial.float(),
                 angular_weight=others.to(profile.dtype) @ profile,
                 shells=kernel.shells,
-                factors=angular,
+                angular=angular,
                 bias=bias,
                 padding=list(call.padding),
                 dilation=list(call.dilation),
@@ -101,7 +101,7 @@ def _batched(call: Call, x: torch.Tensor) -> torch.Tensor:
 def _ring_conv(call: Call, image: torch.Tensor, kernel: RingKernel, padding: list[int]) -> torch.Tensor:
     basis = kernel.basis[:, : kernel.num_shells].to(kernel.weight.dtype)
     geometry = {"padding": padding, "dilation": list(call.dilation), "groups": call.groups}
-    return compiled_ring_conv(image, kernel.weight, basis, kernel.shells, kernel.bias, **geometry)
+    return cpp_ring_conv(image, kernel.weight, basis, kernel.shells, kernel.bias, **geometry)
 
 
 def _transposed_padding(call: Call) -> list[int]:
@@ -116,7 +116,7 @@ def _supports_orders(call: Call, orders: Orders) -> bool:
     return (
         wide
         and max(call.stride) == 1
-        and all(has_kernel(reach, *order, call.padding) for order in zip(*orders) if order[2] > 0)
+        and all(supports_order(reach, *order, call.padding) for order in zip(*orders) if order[2] > 0)
     )
 
 

@@ -15,7 +15,7 @@ from monai_gmr.ops.cpu.ring_kernels import choose_sums, line_sums, pad_columns, 
 from monai_gmr.ops.cpu.tiles import Window
 from monai_gmr.symmetry import kernel_shells
 
-pytestmark = pytest.mark.usefixtures("vectors")
+pytestmark = pytest.mark.usefixtures("processor")
 
 
 def sums_of_shells(image, window, sizes):
