@@ -138,9 +138,7 @@ def _operation_cases(
     sizes: Sequence[Size], backends: Sequence[str], peers: Sequence[str], precisions: Sequence[str], harmonic: bool
 ) -> Iterator[Case]:
     method, rest = ("harmonic", ", orders 0 1 2") if harmonic else ("ring_conv", "")
-    for size, precision, k in (
-        (size, precision, k) for size in sizes for precision in precisions for k in size.windows
-    ):
+    for size, precision, k in _each(sizes, precisions):
         make: Callable[[], nn.Module] = partial(RingConvolution, size.dims, size.channels, k, size.groups)
         if harmonic:
             make = partial(_layer, "gmr_harmonic", size, k)
@@ -152,9 +150,7 @@ def _operation_cases(
 
 
 def _layer_cases(sizes: Sequence[Size], backends: Sequence[str], precisions: Sequence[str]) -> Iterator[Case]:
-    for size, precision, k in (
-        (size, precision, k) for size in sizes for precision in precisions for k in size.windows
-    ):
+    for size, precision, k in _each(sizes, precisions):
         ours = [
             Candidate(name, backend, partial(_layer, conv, size, k))
             for name, conv in LAYERS.items()

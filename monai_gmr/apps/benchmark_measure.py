@@ -102,10 +102,10 @@ def measuring(threads: int | None = None, tf32: bool | None = None) -> Iterator[
             switch.allow_tf32 = value
 
 
-def _profiled(run: Callable[[], Any], **options: bool) -> profile:
+def _profiled(run: Callable[[], Any], profile_memory: bool = False) -> profile:
     # otherwise the profiler prints a line on standard error at every start
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-    with profile(activities=[ProfilerActivity.CPU], **options) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=profile_memory) as profiler:
         run()
     return profiler
 
@@ -197,7 +197,8 @@ def measure_case(
         a row for each candidate: seconds, bytes, multiply-adds and their ratios; ``None`` and a ``reason`` where it cannot run.
     """
     x = make_input(case, device, channels_last)
-    rows, runs = [], {}
+    rows: list[dict[str, Any]] = []
+    runs: dict[tuple[int, str], Callable[[], Any]] = {}
     for index, candidate in enumerate(case.candidates):
         row: dict[str, Any] = {"group": case.group, "case": case.name, "dims": case.dims, "precision": case.precision}
         row |= {"method": candidate.method, "backend": candidate.backend, "label": candidate.label}

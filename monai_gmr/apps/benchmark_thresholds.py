@@ -29,7 +29,7 @@ from monai_gmr.files import check_folder, write_text
 from monai_gmr.ops.thresholds import KERNELS, THRESHOLDS, Point, Row, least_voxels, merge_rows, processor_of
 from monai_gmr.utils import ConfigurationError, check_choice
 
-WINDOWS = {2: (3, 5, 9), 3: (3, 5, 7)}
+WINDOWS: dict[int, tuple[int, ...]] = {2: (3, 5, 9), 3: (3, 5, 7)}
 
 
 class Grid(NamedTuple):
