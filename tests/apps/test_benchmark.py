@@ -335,7 +335,7 @@ def test_a_peer_keeps_the_size(peer, dims):
 
 def test_quick_run_writes_table_numbers_and_picture(tmp_path, capsys):
     threads, backend = torch.get_num_threads(), get_backend()
-    options = ["--quick", "--repeats", "1", "--backends", "dense", "--threads", "1", "--autocast"]
+    options = ["--quick", "--repeats", "3", "--backends", "dense", "--threads", "1", "--autocast"]
     assert main([*options, "--output", str(tmp_path)]) == 0
     assert (torch.get_num_threads(), get_backend()) == (threads, backend)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["benchmark.json", "benchmark.md", "benchmark.png"]
