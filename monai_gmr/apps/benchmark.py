@@ -35,17 +35,8 @@ from monai_gmr.utils import ConfigurationError, can_draw, check_choice
 
 
 def run_benchmark(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure all cases, and write ``benchmark.json`` after each, ``benchmark.md`` and ``benchmark.png`` at the end.
-
-    Args:
-        options: of the command line.
-
-    Returns:
-        the content of ``benchmark.json``: ``machine``, ``limits``, ``options`` and ``rows``.
-
-    Raises:
-        ConfigurationError: when an option is impossible.
-    """
+    """Measure all cases of a command line, and write ``benchmark.json`` after each, ``benchmark.md`` and ``benchmark.png`` at the end;
+    returns the content of ``benchmark.json``."""
     from tqdm import tqdm
 
     for name, known in (("group", GROUPS), ("backend", available_backends()), ("dims", (2, 3))):

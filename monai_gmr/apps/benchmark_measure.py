@@ -131,13 +131,7 @@ def make_input(case: Case, device: torch.device, channels_last: bool) -> torch.T
 
 
 class Trial:
-    """A candidate on a case's input, ready to run.
-
-    Args:
-        case: the case.
-        candidate: one of its candidates.
-        x: the input; its gradient is taken where it asks for one.
-    """
+    """A candidate on a case's input, ready to run; the input's gradient is taken where it asks for one."""
 
     def __init__(self, case: Case, candidate: Candidate, x: torch.Tensor) -> None:
         torch.manual_seed(0)
@@ -186,10 +180,8 @@ def measure_case(
     """Measure all candidates of a case in alternation.
 
     Args:
-        case: the case.
-        device: where.
+        case, device, notes: what is measured, where, and the library's warnings meanwhile.
         limits: what :func:`measure_limits` returned.
-        notes: the library's warnings.
         repeats, seconds: as in :func:`~monai_gmr.apps.timing.interleave`.
         channels_last: whether the operation's input lies channels last.
 
@@ -281,13 +273,9 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
 def measure_limits(device: torch.device, precisions: Sequence[str], quick: bool = False) -> dict[str, float]:
     """The machine's limits: the best of a large copy and a large sum, and of a large product of matrices, also as a 1x1 convolution.
 
-    Args:
-        device: where.
-        precisions: of :data:`PRECISIONS`.
-        quick: with small tensors, that fit in the caches: for tests only.
-
     Returns:
         ``"bandwidth"`` in bytes a second, each read and each write counted, and each precision's floating-point operations a second.
+        ``quick`` takes tensors that fit in the caches: for tests only.
 
     Example:
         >>> limits = measure_limits(torch.device("cpu"), ["float32"], quick=True)

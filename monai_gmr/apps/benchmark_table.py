@@ -69,8 +69,7 @@ def add_ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Give the rows of a case their ratios.
 
     Args:
-        rows: all of one case, with ``method``, ``backend``, ``forward`` and ``step`` in seconds and ``memory`` in bytes, ``None`` where
-            there is no measurement.
+        rows: all of one case, with ``method``, ``backend``, ``forward``, ``step`` and ``memory``, ``None`` where nothing was measured.
 
     Returns:
         the rows with ``MEASURE_over_dense``, ``MEASURE_over_plain`` and ``MEASURE_over_plain_3``, ``None`` where a side is missing; where
@@ -101,10 +100,7 @@ def _cells(row: Mapping[str, Any], columns: Sequence[Column]) -> list[str]:
 
 
 def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
-    """An aligned table, the rows of each case under its name, and an explanation of its columns.
-
-    Args:
-        rows: with the keys of :data:`COLUMNS`, ``group``, ``case``, ``precision``, ``label`` and ``bound_by``; ``None`` is shown as "-".
+    """An aligned table, the rows of each case under its name, and an explanation of its columns; ``None`` is shown as "-".
 
     Example:
         >>> row = {"group": "nets", "case": "UNet", "precision": "float32", "label": "plain", "bound_by": None, "forward": 0.5}
@@ -122,9 +118,6 @@ def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def format_short_rows(rows: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table with the columns that matter most, without the rows that are not measured.
-
-    Args:
-        rows: as for :func:`format_rows`.
 
     Example:
         >>> row = {"group": "nets", "case": "UNet", "precision": "float32", "label": "plain", "forward": 0.5}
@@ -193,14 +186,8 @@ def _draw_panel(panel: Any, rows: Sequence[Mapping[str, Any]], backends: Sequenc
 
 
 def draw_rows(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str = "") -> None:
-    """Draw the times relative to plain: a bar for a step and a dot for a forward pass, a panel for each group and dimension.
-
-    Args:
-        rows: of :func:`add_ratios`, at least one of which :func:`is_drawn`, with ``group``, ``case``, ``dims``, ``precision`` and
-            ``label``; the others are left out.
-        path: PNG file to write.
-        title: what stands above, such as the machine.
-    """
+    """Draw to a PNG file the rows that :func:`is_drawn`, at least one: times relative to plain, a bar for a step and a dot for a forward
+    pass, a panel for each group and dimension."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D

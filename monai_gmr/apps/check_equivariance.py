@@ -44,14 +44,7 @@ def parse_size(text: str) -> tuple[int, ...]:
 
 
 def load_network(source: str | Path, network_id: str = "network_def") -> nn.Module:
-    """Build the network of a bundle folder or config file.
-
-    Args:
-        source: a bundle folder, whose ``configs/{inference,evaluate,train}`` are tried in this order, or a config file.
-        network_id: the id of the network in the config.
-
-    Returns:
-        the network, in the mode and with the weights that its config gives it.
+    """The network of a config file, or of a bundle folder, whose ``configs/{inference,evaluate,train}`` are tried in this order.
 
     Raises:
         ConfigurationError: when there is no such file, no such id, or the id is no network.

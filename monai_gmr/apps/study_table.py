@@ -49,13 +49,11 @@ def summarize(rows: Sequence[Mapping[str, Any]], order: Sequence[tuple[str, str,
     """One row for each data set, net and augmentation that has a run.
 
     Args:
-        rows: one a run, with ``data``, ``net``, ``augmentation``, ``metric``, ``learning_rate``, ``parameters`` and the scores;
-            a score that was not taken is ``None``.
-        order: data set, net and augmentation of each row, in the order of the table.
+        rows: those of runs.csv.
+        order: data set, net and augmentation of each row of the table.
 
     Returns:
-        dictionaries of these, ``seeds``, each score's mean, its half width as ``SCORE_half_width`` and its ``SCORE_values``;
-        the worst is the mean of each run's worst.
+        dictionaries with ``seeds``, each score's mean, its half width as ``SCORE_half_width`` and its ``SCORE_values``.
 
     Example:
         >>> row = {"data": "cells", "net": "plain", "augmentation": "none", "metric": "auc", "learning_rate": 0.01, "parameters": 9}
@@ -65,12 +63,12 @@ def summarize(rows: Sequence[Mapping[str, Any]], order: Sequence[tuple[str, str,
         (2, 0.8, None)
     """
     summary = []
-    for data, net, augmentation in order:
-        chosen = [r for r in rows if (r["data"], r["net"], r["augmentation"]) == (data, net, augmentation)]
+    for cell in order:
+        chosen = [row for row in rows if (row["data"], row["net"], row["augmentation"]) == cell]
         if not chosen:
             continue
-        line: dict[str, Any] = {"data": data, "net": net, "augmentation": augmentation, "seeds": len(chosen)}
-        line |= {key: chosen[0][key] for key in ("metric", "learning_rate", "parameters")}
+        columns = ("data", "net", "augmentation", "metric", "learning_rate", "parameters")
+        line: dict[str, Any] = {"seeds": len(chosen)} | {key: chosen[0][key] for key in columns}
         for score in SCORES:
             values = [row[score] for row in chosen if row[score] is not None]
             line[score], line[f"{score}_half_width"] = interval(values) if values else (None, None)
@@ -108,11 +106,7 @@ def _number(value: Any, form: str) -> str:
 
 
 def format_tables(summary: Sequence[Mapping[str, Any]], steps: Mapping[tuple[str, str], float | None]) -> str:
-    """The summary as Markdown, a table for each data set.
-
-    Args:
-        summary: what :func:`summarize` returns.
-        steps: data set and net to milliseconds of a training step.
+    """What :func:`summarize` returned as Markdown, a table for each data set. ``steps`` are milliseconds of a training step.
 
     Example:
         >>> scores = dict.fromkeys(key + end for key in SCORES for end in ("", "_half_width"))
