@@ -22,6 +22,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from monai_gmr.apps.benchmark_cases import GROUPS, make_cases
 from monai_gmr.apps.benchmark_layers import PEERS, installed_peers
 from monai_gmr.apps.benchmark_measure import device_of, measure_case, measure_limits, measuring
@@ -37,8 +39,6 @@ from monai_gmr.utils import ConfigurationError, can_draw, check_choice
 def run_benchmark(options: argparse.Namespace) -> dict[str, Any]:
     """Measure all cases of a command line, and write ``benchmark.json`` after each, ``benchmark.md`` and ``benchmark.png`` at the end;
     returns the content of ``benchmark.json``."""
-    from tqdm import tqdm
-
     for name, known in (("group", GROUPS), ("backend", available_backends()), ("dims", (2, 3))):
         for value in getattr(options, name if name == "dims" else f"{name}s") or ():
             check_choice(name, value, known)

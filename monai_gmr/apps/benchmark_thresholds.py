@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from tqdm import tqdm
 
 from monai_gmr.apps.benchmark_cases import Candidate, Case
 from monai_gmr.apps.benchmark_layers import RingConvolution
@@ -172,8 +173,6 @@ def measure_ratios(
 
 def measure_grid(grid: Grid, repeats: int, device: torch.device, precision: str, notes: Notes) -> list[Ratios]:
     """The ratios of all points of a grid."""
-    from tqdm import tqdm
-
     jobs = [(point, shape) for point in make_points(grid) for shape in sizes_of(point, grid)]
     rows: dict[Point, Ratios] = {}
     for point, shape in tqdm(jobs, desc=f"Thresholds, {precision}", unit="size"):

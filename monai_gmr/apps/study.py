@@ -53,6 +53,10 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from monai.bundle import ConfigParser
+from tqdm import tqdm
+
+from monai_gmr.apps.study_bundle import count_parameters, make_step
 from monai_gmr.apps.study_plan import (
     Cell,
     Job,
@@ -66,8 +70,13 @@ from monai_gmr.apps.study_plan import (
     slug,
 )
 from monai_gmr.apps.study_table import EXPLANATION, SCORES, draw_study, format_tables, summarize
+from monai_gmr.apps.timing import median_seconds
+from monai_gmr.bundle import keep_freed_memory
+from monai_gmr.bundle.command_line import find_configuration_error
 from monai_gmr.command_line import command
 from monai_gmr.files import FolderLock, check_folder, write_text
+from monai_gmr.handlers.utils import write_rows
+from monai_gmr.networks.weights import read_checkpoint
 from monai_gmr.utils import ConfigurationError, can_draw
 
 FAMILY_SCORES = {
@@ -111,8 +120,6 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def put_row(path: Path, row: Mapping[str, Any], key: Sequence[str]) -> None:
     """Add a row to a CSV file in place of the one of equal ``key``; the file is complete at any moment."""
-    from monai_gmr.handlers.utils import write_rows
-
     write_rows([*(old for old in read_rows(path) if any(old[name] != row[name] for name in key)), row], path)
 
 
@@ -157,8 +164,6 @@ def run_config(config_file: Path, settings: Settings, settings_file: Path, log: 
 
 
 def _best_validation(path: Path) -> float:
-    from monai_gmr.networks.weights import read_checkpoint
-
     if not path.is_file():
         raise RunError(f"training left no {path}: the bundle's train.yaml needs LatestCheckpoint")
     content = read_checkpoint(path, hint="remove it, and the training starts anew")
@@ -168,10 +173,18 @@ def _best_validation(path: Path) -> float:
     return float(best["best_metric"])
 
 
+def _open_folder(folder: Path, name: str, digest: str) -> dict[str, Any]:
+    """The state of a run, in the file ``name`` of its folder; a folder of other settings is removed."""
+    state = _read_json(folder / name)
+    if state.get("fingerprint") == digest:
+        return state
+    if folder.exists():
+        shutil.rmtree(folder)
+    return {}
+
+
 def _explain(error: Exception) -> str:
     """The sentence for the user, at whatever depth below MONAI's own it is."""
-    from monai_gmr.bundle.command_line import find_configuration_error
-
     return str(find_configuration_error(error) or " ".join(str(error).split()))
 
 
@@ -184,15 +197,11 @@ def train(study: Study, job: Job, learning_rate: float | None = None) -> dict[st
     Raises:
         RunError: when the process failed or left no validation score.
     """
-    from monai_gmr.apps.study_bundle import count_parameters
-
     folder, config_file = study.folder(job), study.data[job.cell.data].config_file("train")
     digest = study.training_fingerprint(job, learning_rate)
-    state = _read_json(folder / "training.json")
-    if state.get("fingerprint") == digest and "validation" in state and (folder / "model.pt").is_file():
+    state = _open_folder(folder, "training.json", digest)
+    if "validation" in state and (folder / "model.pt").is_file():
         return state
-    if folder.exists() and state.get("fingerprint") != digest:
-        shutil.rmtree(folder)
     places = {"ckpt_dir": str(folder), "output_dir": str(folder)}
     settings = expand(study.job_settings(job, learning_rate)) | places
     try:
@@ -221,17 +230,13 @@ def evaluate(study: Study, job: Job, name: str, trained: Mapping[str, Any]) -> d
     Raises:
         RunError: when the process failed or the table lacks the metric.
     """
-    from monai.bundle import ConfigParser
-
     data = study.data[job.cell.data]
     config_file, own = data.config_file("evaluate"), study.evaluations(job.cell.data)[name]
     part = "evaluate" if name == job.cell.data else f"evaluate-{slug(name.removeprefix(f'{job.cell.data}: '))}"
     folder = study.folder(job) / part
     digest = fingerprint(trained["fingerprint"], own)
-    state = _read_json(folder / "evaluation.json")
-    if state.get("fingerprint") != digest:
-        if folder.exists():
-            shutil.rmtree(folder)
+    state = _open_folder(folder, "evaluation.json", digest)
+    if not state:
         settings = _read_json(study.folder(job) / "settings.json")
         settings = restrict(settings, ConfigParser.load_config_file(config_file)) | expand(own)
         settings |= {"output_dir": str(folder)}
@@ -320,8 +325,6 @@ def best_rate(validations: Mapping[float, float]) -> float:
 
 
 def _run_job(study: Study, progress: Progress, job: Job) -> None:
-    from monai.bundle import ConfigParser
-
     cell = job.cell
     names: dict[str, Any] = cell._asdict()
     if job.rate is not None:
@@ -348,8 +351,6 @@ def _run_job(study: Study, progress: Progress, job: Job) -> None:
 
 def run_study(study: Study) -> list[str]:
     """Run what is missing, one process at a time; returns one sentence for each run that failed."""
-    from tqdm import tqdm
-
     progress, failures = Progress(study), []
     untuned = set()
     with tqdm(study.jobs(), desc="Study", unit="run") as bar:
@@ -373,13 +374,6 @@ def time_steps(study: Study, repeats: int) -> None:
     Raises:
         ConfigurationError: when a step cannot be made.
     """
-    from tqdm import tqdm
-
-    from monai_gmr.apps.study_bundle import make_step
-    from monai_gmr.apps.timing import median_seconds
-    from monai_gmr.bundle import keep_freed_memory
-    from monai_gmr.handlers.utils import write_rows
-
     # as the bundle's own training does
     keep_freed_memory()
     rows: list[dict[str, Any]] = []
@@ -404,8 +398,6 @@ def time_steps(study: Study, repeats: int) -> None:
 def write_outcome(study: Study) -> str:
     """Make ``table.md``, ``table.csv`` and ``study.png`` from ``runs.csv`` and ``steps.csv``; returns the tables as Markdown, empty when
     no run is done."""
-    from monai_gmr.handlers.utils import write_rows
-
     current, number = Progress(study).current()
     if len(current) < number:
         print(f"{number - len(current)} rows of runs.csv are of other settings and left out of the table")

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from monai.bundle import ConfigWorkflow
+from monai.engines import default_prepare_batch
+from monai.utils import set_determinism
 
 from monai_gmr.bundle.command_line import quiet
 
@@ -15,8 +17,6 @@ NETWORK_IDS = ("network", "network_def", "net")
 
 def open_training(config_file: Path, settings: Mapping[str, Any]) -> Any:
     """The parser of a bundle's ``configs/train.yaml`` with overrides; nothing is built yet."""
-    from monai.bundle import ConfigWorkflow
-
     settings = {"bundle_root": str(config_file.parent.parent.resolve()), **settings}
     with quiet():
         return ConfigWorkflow(str(config_file), workflow_type="train", logging_file=False, **settings).parser
@@ -34,18 +34,8 @@ def count_parameters(config_file: Path, settings: Mapping[str, Any]) -> int | No
 
 
 def make_step(config_file: Path, settings: Mapping[str, Any]) -> Callable[[], None]:
-    """A training step on the first training batch of a config: forward, loss, backward and the optimizer's step.
-
-    Args:
-        config_file: a bundle's ``configs/train.yaml`` with ``network``, ``loss``, ``optimizer`` and ``train::dataloader``.
-        settings: overrides.
-
-    Returns:
-        a function that does the step and returns when it is done, on a GPU too.
-    """
-    from monai.engines import default_prepare_batch
-    from monai.utils import set_determinism
-
+    """A function that does a training step on the first training batch of a config with ``network``, ``loss``, ``optimizer`` and
+    ``train::dataloader``: forward, loss, backward and the optimizer's step."""
     lazy = {"cache_rate": 0.0, "num_workers": 0}
     parser = open_training(config_file, settings)
     parser.update({name: value for name, value in lazy.items() if name in parser.config})
@@ -62,7 +52,5 @@ def make_step(config_file: Path, settings: Mapping[str, Any]) -> Callable[[], No
         optimizer.zero_grad(set_to_none=True)
         loss(network(image), label).backward()
         optimizer.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
 
     return step

@@ -14,6 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+from monai.bundle import ConfigParser
+
+from monai_gmr.bundle.command_line import check_overrides
 from monai_gmr.utils import ConfigurationError
 
 Settings = dict[str, Any]
@@ -282,8 +286,6 @@ def load_study(path: str | Path) -> Study:
         ConfigurationError: when the file is missing or not YAML, a key is unknown or missing, there are no seeds, data or nets,
             or a run names an unknown net or augmentation.
     """
-    import yaml
-
     try:
         config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -334,8 +336,6 @@ def restrict(settings: Mapping[str, Any], config: Mapping[str, Any]) -> Settings
 
 
 def _load_config(path: Path, name: str) -> dict[str, Any]:
-    from monai.bundle import ConfigParser
-
     if not path.is_file():
         raise ConfigurationError(f"data, {name}: there is no {path}: give a bundle's folder.")
     try:
@@ -346,8 +346,6 @@ def _load_config(path: Path, name: str) -> dict[str, Any]:
 
 
 def _check_settings(settings: Settings, config_file: Path, where: str) -> None:
-    from monai_gmr.bundle.command_line import check_overrides
-
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "settings.json"
         file.write_text(json.dumps(expand(settings), default=str), encoding="utf-8")
