@@ -1,7 +1,7 @@
 """Functions on tensors: radial and harmonic convolutions with their backends, resampling about the centre."""
 
 from monai_gmr.ops.backend import Backend, available_backends, get_backend, register_backend, set_backend
-from monai_gmr.ops.call import Call, Orders, RingKernel
+from monai_gmr.ops.call import Call, Orders, ResponseTables, RingKernel
 from monai_gmr.ops.cpu.backend import CppBackend
 from monai_gmr.ops.cpu.ring_conv import cpp_ring_conv
 from monai_gmr.ops.dense import DenseBackend
@@ -16,6 +16,7 @@ __all__ = [
     "Backend",
     "Call",
     "Orders",
+    "ResponseTables",
     "RingKernel",
     "available_backends",
     "cpp_ring_conv",

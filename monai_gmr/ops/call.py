@@ -11,6 +11,20 @@ import torch
 from monai_gmr.ops.memory_format import has_channels_last, is_recorded
 
 
+class ResponseTables(NamedTuple):
+    """Numbers that say how a group's responses are made of components and channels, int64.
+
+    Attributes:
+        profile: ``(components,)``, the radial profile of each component: 0 for order 0, 1 for the others.
+        channel: ``(responses,)``, the output channel of each response.
+        component: ``(responses,)``, its component.
+    """
+
+    profile: torch.Tensor
+    channel: torch.Tensor
+    component: torch.Tensor
+
+
 class RingKernel(NamedTuple):
     """The tensors that a radial or harmonic kernel is made of.
 
@@ -21,6 +35,7 @@ class RingKernel(NamedTuple):
         bias: ``(out_channels,)`` or ``None``.
         angular: ``(components, taps)``, constants, or ``None`` for a radial kernel.
         num_shells: how many shells count: ``basis`` is zero on the others.
+        responses: of a harmonic convolution.
     """
 
     weight: torch.Tensor
@@ -29,6 +44,7 @@ class RingKernel(NamedTuple):
     bias: torch.Tensor | None = None
     angular: torch.Tensor | None = None
     num_shells: int | None = None
+    responses: ResponseTables | None = None
 
 
 class Orders(NamedTuple):
@@ -72,7 +88,7 @@ class Call(NamedTuple):
         channels_last: whether the input has its channels last in memory.
         gradients: whether gradients are recorded.
         recorded: whether the call goes into a graph.
-        symmetric: whether the window of shells is its own mirror image; known on a CPU only.
+        shells: the shell of each tap.
     """
 
     kernel_size: tuple[int, ...]
@@ -93,7 +109,7 @@ class Call(NamedTuple):
     channels_last: bool = False
     gradients: bool = True
     recorded: bool = False
-    symmetric: bool = True
+    shells: torch.Tensor | None = None
 
     @classmethod
     def of_input(cls, x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int], **more: Any) -> Call:
@@ -110,32 +126,41 @@ class Call(NamedTuple):
             (2, (8, 9), 144, [6, 7])
         """
         recorded, dims = is_recorded(x), len(kernel_size)
-        filled = {
-            "device": x.device,
-            "precision": _precision(x),
-            "batch": x.shape[0] if x.dim() == dims + 2 else 1,
-            "sizes": x.shape[x.dim() - dims :],
-            "channels_last": not recorded and has_channels_last(x),
-            "gradients": torch.is_grad_enabled(),
-            "recorded": recorded,
-        }
-        return cls(kernel_size, channels, **{**filled, **more})
+        if "channels_last" not in more:
+            more["channels_last"] = not recorded and has_channels_last(x)
+        return cls(
+            kernel_size,
+            channels,
+            device=x.device,
+            precision=_precision(x),
+            batch=x.shape[0] if x.dim() == dims + 2 else 1,
+            sizes=x.shape[x.dim() - dims :],
+            gradients=torch.is_grad_enabled(),
+            recorded=recorded,
+            **more,
+        )
 
     @classmethod
     def of_kernel(cls, x: torch.Tensor, kernel: RingKernel, **more: Any) -> Call:
         """:meth:`of_input` with what a kernel says; ``more`` must hold ``groups``, and ``transposed`` or ``orders`` where they apply."""
-        groups, orders, shells = more["groups"], more.get("orders"), kernel.shells
+        groups, orders = more["groups"], more.get("orders")
         rows, columns = kernel.weight.shape[0], kernel.weight.shape[1] * groups
         if orders is not None:
             rows = groups * orders.num_responses()
-        more["channels"] = (rows, columns) if more.get("transposed") else (columns, rows)
-        more["weight_precision"], more["angular"] = kernel.weight.dtype, kernel.angular is not None
-        more["symmetric"] = (
-            shells.device.type == "cpu"
-            and not is_recorded(x)
-            and torch.equal(shells, shells.flip(list(range(shells.dim()))))
+        return cls.of_input(
+            x,
+            tuple(kernel.shells.shape),
+            (rows, columns) if more.get("transposed") else (columns, rows),
+            weight_precision=kernel.weight.dtype,
+            angular=kernel.angular is not None,
+            shells=kernel.shells,
+            **more,
         )
-        return cls.of_input(x, tuple(shells.shape), **more)
+
+    def is_symmetric(self) -> bool:
+        """Whether the window of shells is its own mirror image."""
+        numbers = [] if self.shells is None else self.shells.flatten().tolist()
+        return numbers == numbers[::-1]
 
     def voxels(self) -> int:
         """Voxels of the input over the batch."""

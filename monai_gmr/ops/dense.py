@@ -32,10 +32,12 @@ class DenseBackend(Backend):
         """By one convolution, whose kernel has rows for all responses."""
         assert call.orders is not None
         assert kernel.angular is not None
+        assert kernel.responses is not None
         norms, products, components = map(list, call.orders)
         with torch.autocast(device_type="cpu" if x.is_meta else x.device.type, enabled=False):
-            basis = harmonic_tap_basis(kernel.basis, kernel.shells, kernel.angular, components)
-            rows = responses_kernel(kernel.weight, basis, call.orders.channels(), components, call.groups)
+            profile, channel, component = kernel.responses
+            basis = harmonic_tap_basis(kernel.basis, kernel.shells, kernel.angular, profile)
+            rows = responses_kernel(kernel.weight, basis, channel, component, call.groups)
         y = conv_nd(x, rows.unflatten(2, call.kernel_size), None, **_geometry(call))
         y = response_invariants(y, norms, products, components, call.groups, len(call.kernel_size))
         if kernel.bias is not None:

@@ -9,7 +9,7 @@ from monai_gmr.ops.memory_format import is_recorded
 
 
 def harmonic_tap_basis(
-    profiles: torch.Tensor, shells: torch.Tensor, angular: torch.Tensor, components: list[int]
+    profiles: torch.Tensor, shells: torch.Tensor, angular: torch.Tensor, profile: torch.Tensor
 ) -> torch.Tensor:
     """Functions on taps of all components of all orders.
 
@@ -17,52 +17,43 @@ def harmonic_tap_basis(
         profiles: ``(2, rings, shells)``, radial profiles of order 0 and of the others.
         shells: integers of the window's shape, the shell of each tap.
         angular: ``(components, taps)``, harmonics of all orders.
-        components: of each order, 0 for order 0, which has one row of ``angular``.
+        profile: ``(components,)``, the radial profile of each component.
 
     Returns:
         ``(components, rings, taps)``.
 
     Example:
         >>> profiles, angular = torch.ones(2, 1, 2), torch.tensor([[1.0, 1.0, 1.0], [-1.0, 0.0, 1.0]])
-        >>> harmonic_tap_basis(profiles, torch.tensor([1, 0, 1]), angular, [0, 1])[:, 0]
+        >>> harmonic_tap_basis(profiles, torch.tensor([1, 0, 1]), angular, torch.tensor([0, 1]))[:, 0]
         tensor([[ 1.,  1.,  1.],
                 [-1.,  0.,  1.]])
     """
-    radial = profiles.index_select(2, shells.flatten())
-    functions: list[torch.Tensor] = []
-    for count, rows in zip(components, angular.split([max(count, 1) for count in components])):
-        functions.append((radial[:1] if count == 0 else radial[1:]) * rows.unsqueeze(1))
-    return torch.cat(functions)
+    return profiles.index_select(0, profile).index_select(2, shells.flatten()) * angular.unsqueeze(1)
 
 
 def responses_kernel(
-    weight: torch.Tensor, basis: torch.Tensor, channels: list[int], components: list[int], groups: int
+    weight: torch.Tensor, basis: torch.Tensor, channel: torch.Tensor, component: torch.Tensor, groups: int
 ) -> torch.Tensor:
-    """Kernel rows of all responses: by group, order, channel, then component.
+    """Kernel rows of all responses.
 
     Args:
         weight: ``(out_channels, in_channels / groups, rings)``.
         basis: ``(components, rings, taps)``, as :func:`harmonic_tap_basis` makes it.
-        channels: of a group, in each order.
-        components: of each order, 0 for order 0.
-        groups: blocks of channels that do not see each other.
+        channel, component: ``(responses,)``, the output channel and the component of each response of a group.
+        groups: blocks of channels that do not mix.
 
     Returns:
-        ``(responses, in_channels / groups, taps)``, dtype of ``weight``.
+        ``(groups * responses, in_channels / groups, taps)``, dtype of ``weight``.
 
     Example:
-        >>> responses_kernel(torch.ones(2, 1, 1), torch.arange(6.0).reshape(3, 1, 2), [1, 1], [0, 2], 1)[:, 0]
+        >>> basis, channel, component = torch.arange(6.0).reshape(3, 1, 2), torch.tensor([0, 1, 1]), torch.tensor([0, 1, 2])
+        >>> responses_kernel(torch.ones(2, 1, 1), basis, channel, component, 1)[:, 0]
         tensor([[0., 1.],
                 [2., 3.],
                 [4., 5.]])
     """
-    rows = weight.to(basis.dtype).unflatten(0, [groups, -1]).split(channels, dim=1)
-    functions = basis.split([max(count, 1) for count in components])
-    kernels: list[torch.Tensor] = []
-    for row, each in zip(rows, functions):
-        if row.shape[1] > 0:
-            kernels.append(torch.matmul(row.unsqueeze(2), each).flatten(1, 2))
-    return torch.cat(kernels, dim=1).flatten(0, 1).to(weight.dtype)
+    rows = weight.to(basis.dtype).unflatten(0, [groups, -1]).index_select(1, channel)
+    return torch.matmul(rows, basis.index_select(0, component)).flatten(0, 1).to(weight.dtype)
 
 
 def response_invariants(
@@ -73,7 +64,7 @@ def response_invariants(
     Args:
         responses: ``(batch, responses, *spatial)`` or without the batch, ordered as by :func:`responses_kernel`.
         norms, products, components: as :func:`~monai_gmr.ops.invariants.invariants` takes them.
-        groups: blocks of channels that do not see each other.
+        groups: blocks of channels that do not mix.
         dims: number of spatial axes.
 
     Returns:
@@ -107,17 +98,20 @@ def harmonic_conv(
 
     Args:
         x: ``(batch, in_channels, *spatial)`` or without the batch.
-        kernel: weights, profiles ``(2, rings, shells)`` and harmonics of all orders.
+        kernel: weights, profiles ``(2, rings, shells)``, harmonics of all orders, and ``responses``.
         orders: channels and components of each order.
         stride, padding, dilation: in voxels, one an axis.
-        groups: blocks of channels that do not see each other.
+        groups: blocks of channels that do not mix.
 
     Returns:
         ``(batch, out_channels, *spatial_out)``: by group, then order.
 
     Example:
+        >>> from monai_gmr.ops import ResponseTables
         >>> shells, angular = torch.tensor([1, 0, 1]), torch.tensor([[1.0, 1.0, 1.0], [-1.0, 0.0, 1.0]])
-        >>> kernel, orders = RingKernel(torch.ones(2, 1, 1), torch.ones(2, 1, 2), shells, None, angular), Orders((1, 1), (0, 0), (0, 1))
+        >>> tables = ResponseTables(*[torch.tensor([0, 1])] * 3)
+        >>> kernel = RingKernel(torch.ones(2, 1, 1), torch.ones(2, 1, 2), shells, angular=angular, responses=tables)
+        >>> orders = Orders(norms=(1, 1), products=(0, 0), components=(0, 1))
         >>> x = torch.tensor([[[1.0, 2.0, 4.0]]])
         >>> harmonic_conv(x, kernel, orders, stride=(1,), padding=[0], dilation=(1,)).flatten()
         tensor([7.0000, 2.9900])

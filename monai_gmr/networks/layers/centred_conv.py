@@ -113,7 +113,7 @@ class CentredConvNd(GMRConvNd):
                 return dense_kernel(self.weight, self._with_equal_sums(self.basis(), code), shells)
             profiles = self._with_equal_sums(self.radial_profiles(), code)
             angular = harmonics.flatten(1).to(profiles.dtype) / self.harmonic_unit
-            basis = harmonic_tap_basis(profiles, shells, angular, self.reduced_components)
+            basis = harmonic_tap_basis(profiles, shells, angular, self.component_profile)
             return self._responses_kernel(basis, list(shells.shape))
 
     def _with_equal_sums(self, functions: torch.Tensor, code: int) -> torch.Tensor:

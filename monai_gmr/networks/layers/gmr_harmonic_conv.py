@@ -39,7 +39,7 @@ import torch
 from torch import nn
 
 from monai_gmr.networks.layers.gmr_conv import GMRConvNd
-from monai_gmr.ops import Orders, RingKernel, harmonic_conv
+from monai_gmr.ops import Orders, ResponseTables, RingKernel, harmonic_conv
 from monai_gmr.ops.harmonic_conv import harmonic_tap_basis, response_invariants, responses_kernel
 from monai_gmr.ops.invariants import norm_variance
 from monai_gmr.ops.ring_conv import conv_nd
@@ -80,6 +80,9 @@ class GMRHarmonicConvNd(GMRConvNd):
     """Harmonic convolution of any dimension; use :class:`GMRHarmonicConv2d` and its siblings."""
 
     harmonics: torch.Tensor
+    component_profile: torch.Tensor
+    response_component: torch.Tensor
+    response_channel: torch.Tensor
 
     def __init__(
         self,
@@ -123,7 +126,19 @@ class GMRHarmonicConvNd(GMRConvNd):
         self.products = [n - norms for n, norms in zip(self.channels, self.norms)]
         self.reduced_components = [0 if order == 0 else count for order, count in zip(self.orders, self.components)]
         harmonics = np.concatenate([tap_harmonics(self.kernel_size, steps, order) for order in self.orders])
-        return tables | {"harmonics": (harmonics * UNITS_PER_HARMONIC).round().astype(np.int64)}
+        # of a component its radial profile, of a response its output channel and its component
+        profile = [min(order, 1) for order, count in zip(self.orders, self.components) for _ in range(count)]
+        starts = np.cumsum([0, *self.components])
+        component = [
+            np.tile(np.arange(count), n) + starts[i] for i, (n, count) in enumerate(zip(self.channels, self.components))
+        ]
+        repeats = np.repeat(self.components, self.channels)
+        return tables | {
+            "harmonics": (harmonics * UNITS_PER_HARMONIC).round().astype(np.int64),
+            "component_profile": np.array(profile, np.int64),
+            "response_component": np.concatenate(component).astype(np.int64),
+            "response_channel": np.repeat(np.arange(len(repeats)), repeats).astype(np.int64),
+        }
 
     def radial_profiles(self) -> torch.Tensor:
         """Radial profiles on shells of order 0 and of all others, shape ``(2, rings, shells)``, at least float32."""
@@ -146,7 +161,7 @@ class GMRHarmonicConvNd(GMRConvNd):
         """Functions on taps of all components of all orders, shape ``(components, rings, taps)``, at least float32."""
         profiles = self.radial_profiles()
         harmonics = self.harmonics.to(profiles.dtype) / self.harmonic_unit
-        return harmonic_tap_basis(profiles, self.shells, harmonics, self.reduced_components)
+        return harmonic_tap_basis(profiles, self.shells, harmonics, self.component_profile)
 
     def reset_parameters(self) -> None:
         """Draw fresh weights; on white noise the output's variance is that of a fresh ``torch.nn.ConvNd``."""
@@ -169,7 +184,7 @@ class GMRHarmonicConvNd(GMRConvNd):
 
     def _responses_kernel(self, basis: torch.Tensor, window: list[int]) -> torch.Tensor:
         """The rows of all responses from functions on the taps of a window."""
-        kernel = responses_kernel(self.weight, basis, self.channels, self.reduced_components, self.groups)
+        kernel = responses_kernel(self.weight, basis, self.response_channel, self.response_component, self.groups)
         return kernel.reshape(list(kernel.shape[:2]) + window)
 
     def _reduced(self, responses: torch.Tensor) -> torch.Tensor:
@@ -181,7 +196,9 @@ class GMRHarmonicConvNd(GMRConvNd):
     def _harmonic_conv(self, input: torch.Tensor, padding: list[int]) -> torch.Tensor:
         profiles = self.radial_profiles()
         harmonics = self.harmonics.to(profiles.dtype) / self.harmonic_unit
-        kernel = RingKernel(self.weight, profiles, self.shells, self.bias, harmonics, self.num_shells)
+        tables = ResponseTables(self.component_profile, self.response_channel, self.response_component)
+        tensors = (self.weight, profiles, self.shells, self.bias)
+        kernel = RingKernel(*tensors, angular=harmonics, num_shells=self.num_shells, responses=tables)
         orders = Orders(tuple(self.norms), tuple(self.products), tuple(self.reduced_components))
         geometry = {"stride": self.stride, "padding": padding, "dilation": self.dilation, "groups": self.groups}
         return harmonic_conv(input, kernel, orders, **geometry)
