@@ -1,10 +1,8 @@
-"""What a study asks of a bundle's training config without training: the size of its network and the time of a step."""
+"""Parts of a bundle's training config, built without training: the network's size, and a training step to time."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,7 @@ NETWORK_IDS = ("network", "network_def", "net")
 
 
 def open_training(config_file: Path, settings: Mapping[str, Any]) -> Any:
-    """The parser of a training config, whose parts can be built one by one; nothing is built yet.
-
-    Args:
-        config_file: a bundle's ``configs/train.yaml``.
-        settings: overrides.
-    """
+    """The parser of a bundle's ``configs/train.yaml`` with overrides; nothing is built yet."""
     from monai.bundle import ConfigWorkflow
 
     settings = {"bundle_root": str(config_file.parent.parent.resolve()), **settings}
@@ -30,12 +23,7 @@ def open_training(config_file: Path, settings: Mapping[str, Any]) -> Any:
 
 
 def count_parameters(config_file: Path, settings: Mapping[str, Any]) -> int | None:
-    """Number of trainable parameters of the network of a training config; ``None`` when it names no network.
-
-    Args:
-        config_file: a bundle's ``configs/train.yaml``.
-        settings: overrides.
-    """
+    """Number of trainable parameters of the network of a training config; ``None`` when it names no network."""
     parser = open_training(config_file, {**settings, "device": "cpu"})
     name = next((name for name in NETWORK_IDS if name in parser.config), None)
     if name is None:
@@ -78,20 +66,3 @@ def make_step(config_file: Path, settings: Mapping[str, Any]) -> Callable[[], No
             torch.cuda.synchronize(device)
 
     return step
-
-
-def median_seconds(steps: Sequence[Callable[[], None]], repeats: int) -> list[float]:
-    """Median time of each function in seconds, the functions taking turns, after two turns that are not counted.
-
-    Example:
-        >>> [seconds < 1 for seconds in median_seconds([lambda: None, lambda: None], repeats=3)]
-        [True, True]
-    """
-    seconds: list[list[float]] = [[] for _ in steps]
-    for turn in range(repeats + 2):
-        for step, times in zip(steps, seconds):
-            start = time.perf_counter()
-            step()
-            if turn > 1:
-                times.append(time.perf_counter() - start)
-    return [statistics.median(times) for times in seconds]
