@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import itertools
 import re
 import runpy
 import shlex
@@ -127,8 +128,12 @@ def test_commands_of_the_library_have_their_options(page, line, monkeypatch):
     module = words[words.index("-m") + 1]
     if module.endswith(".NAME"):
         return
+    text = _help(module, monkeypatch)
     options = {word for word in words if word.startswith("--")}
-    assert options <= set(re.findall(r"--[\w-]+", _help(module, monkeypatch)))
+    assert options <= set(re.findall(r"--[\w-]+", text))
+    # what is to be run, such as "nets"; not the user's files and folders
+    first = itertools.takewhile(lambda word: not word.startswith("--"), words[words.index("-m") + 2 :])
+    assert {word for word in first if re.fullmatch(r"[a-z_]+", word)} <= set(re.findall(r"\w+", text))
 
 
 @pytest.mark.parametrize("line", sorted({line for _, line in COMMANDS if "python tests/" in line}))
