@@ -114,6 +114,15 @@ def test_names_of_the_pages_exist(page, name):
         found = getattr(found, part)
 
 
+MODULES = sorted({(page, name) for page, text in PAGES.items() for name in re.findall(r"`([\w/]+\.py)`", text)})
+
+
+@pytest.mark.parametrize(("page", "name"), MODULES)
+def test_modules_of_the_pages_exist(page, name):
+    files = [file for folder in ("monai_gmr", "tests") for file in (ROOT / folder).rglob("*.py")]
+    assert any(f"/{name}" in file.as_posix() for file in files)
+
+
 def _help(module, monkeypatch):
     monkeypatch.setattr(sys, "argv", [module, "--help"])
     with contextlib.redirect_stdout(io.StringIO()) as text, pytest.raises(SystemExit):
