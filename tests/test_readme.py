@@ -69,6 +69,7 @@ def test_the_first_page_is_short():
     assert len(README.encode()) <= MOST_BYTES
     assert [line for line in README.splitlines() if len(line) > LONGEST_LINE] == []
     assert "<details" not in README
+    assert len(re.findall(r"^\|---", README, flags=re.MULTILINE)) == 1
 
 
 @pytest.mark.parametrize("page", PAGES)
