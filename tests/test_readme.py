@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import itertools
 import re
 import runpy
 import shlex
@@ -68,6 +69,7 @@ def test_the_first_page_is_short():
     assert len(README.encode()) <= MOST_BYTES
     assert [line for line in README.splitlines() if len(line) > LONGEST_LINE] == []
     assert "<details" not in README
+    assert len(re.findall(r"^\|---", README, flags=re.MULTILINE)) == 1
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -113,6 +115,15 @@ def test_names_of_the_pages_exist(page, name):
         found = getattr(found, part)
 
 
+MODULES = sorted({(page, name) for page, text in PAGES.items() for name in re.findall(r"`([\w/]+\.py)`", text)})
+
+
+@pytest.mark.parametrize(("page", "name"), MODULES)
+def test_modules_of_the_pages_exist(page, name):
+    files = [file for folder in ("monai_gmr", "tests") for file in (ROOT / folder).rglob("*.py")]
+    assert any(f"/{name}" in file.as_posix() for file in files)
+
+
 def _help(module, monkeypatch):
     monkeypatch.setattr(sys, "argv", [module, "--help"])
     with contextlib.redirect_stdout(io.StringIO()) as text, pytest.raises(SystemExit):
@@ -127,8 +138,12 @@ def test_commands_of_the_library_have_their_options(page, line, monkeypatch):
     module = words[words.index("-m") + 1]
     if module.endswith(".NAME"):
         return
+    text = _help(module, monkeypatch)
     options = {word for word in words if word.startswith("--")}
-    assert options <= set(re.findall(r"--[\w-]+", _help(module, monkeypatch)))
+    assert options <= set(re.findall(r"--[\w-]+", text))
+    # what is to be run, such as "nets"; not the user's files and folders
+    first = itertools.takewhile(lambda word: not word.startswith("--"), words[words.index("-m") + 2 :])
+    assert {word for word in first if re.fullmatch(r"[a-z_]+", word)} <= set(re.findall(r"\w+", text))
 
 
 @pytest.mark.parametrize("line", sorted({line for _, line in COMMANDS if "python tests/" in line}))

@@ -110,6 +110,7 @@ def draw_excerpt(path: Path) -> None:
     """Cut the three circles of angles and the legend out of a picture of the rotation report."""
     from PIL import Image
 
+    # where they lie in that picture of 2141 x 500 pixels
     report = Image.open(REPORT).convert("RGB")
     circles, legend = report.crop((345, 0, 1400, 362)), report.crop((430, 408, 1712, 500))
     excerpt = Image.fromarray(np.full((362 + 92, 1282, 3), 255, np.uint8))
