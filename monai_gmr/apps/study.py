@@ -169,7 +169,7 @@ def _best_validation(path: Path) -> float:
 
 def _explain(error: Exception) -> str:
     """The sentence for the user, from wherever below MONAI's own it is."""
-    from monai_gmr.bundle.command_line import find_configuration_error
+    from monai_gmr.utils import find_configuration_error
 
     return str(find_configuration_error(error) or " ".join(str(error).split()))
 

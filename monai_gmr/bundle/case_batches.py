@@ -12,9 +12,8 @@ from monai.data import DataLoader, MetaTensor
 from monai.utils import CommonKeys
 from torch.utils.data import Dataset
 
-from monai_gmr.bundle.command_line import reason
 from monai_gmr.transforms import check_finite
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.utils import ConfigurationError, reason
 
 
 class CaseBatch(NamedTuple):

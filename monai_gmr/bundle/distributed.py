@@ -1,11 +1,46 @@
-"""How the processes of a distributed run part."""
+"""How the processes of a distributed run start, fail and end together."""
 
 from __future__ import annotations
 
 import atexit
 import gc
+from typing import Any
 
-import torch.distributed
+import torch.distributed as dist
+
+FAILURE_KEY = "monai_gmr/failed"
+_store: Any = None
+
+
+def join_process_group(backend: str) -> None:
+    """``torch.distributed.init_process_group`` of a process that torchrun started, with the store that says who failed first.
+
+    Args:
+        backend: "nccl" or "gloo".
+    """
+    global _store
+    _store, rank, size = next(dist.rendezvous("env://"))
+    dist.init_process_group(backend, store=_store, rank=rank, world_size=size)
+
+
+def is_first_to_fail(announce: bool = False) -> bool:
+    """Whether no other process of a distributed run has failed before; always so without one.
+
+    Args:
+        announce: make it known to the others that this process fails now.
+
+    Example:
+        >>> is_first_to_fail(announce=True)
+        True
+    """
+    if _store is None:
+        return True
+    try:
+        # adding is the operation of a store that two processes cannot do at once
+        return bool(_store.add(FAILURE_KEY, int(announce)) == int(announce))
+    except RuntimeError:
+        # the process that held the store is gone
+        return True
 
 
 def leave_process_group() -> None:
@@ -18,8 +53,8 @@ def leave_process_group() -> None:
     Example:
         >>> leave_process_group()
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not (dist.is_available() and dist.is_initialized()):
         return
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    dist.barrier()
+    dist.destroy_process_group()
     atexit.register(gc.collect)

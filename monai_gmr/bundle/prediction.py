@@ -10,8 +10,7 @@ from monai.engines import IterationEvents, SupervisedEvaluator
 from monai.utils import CommonKeys
 
 from monai_gmr.bundle.case_batches import CaseBatch, CaseBatches, LoadedBatch, refuse_failures
-from monai_gmr.bundle.command_line import reason
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.utils import ConfigurationError, reason
 
 
 def check_answer(answer: Any) -> None:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
+
 from monai_gmr.ops import get_backend
 from monai_gmr.transforms.augmentation import AUGMENTATIONS
 from monai_gmr.utils import ConfigurationError
@@ -106,9 +108,18 @@ def or_none(rule: Rule) -> Rule:
     return Rule(lambda value, dims: value is None or rule.passes(value, dims), f"{rule.says}, or None")
 
 
+def _is_device(value: Any, _: int) -> bool:
+    try:
+        device = torch.device(value)
+        return device.type in ("cpu", "meta") or torch.empty(0, device=device).device.type == device.type
+    except (RuntimeError, TypeError, AssertionError):
+        return False
+
+
 COUNT = SIZE = whole(1)
 SWITCH = Rule(lambda value, _: isinstance(value, bool), "True or False")
 TABLE: dict[str, Rule] = {
+    "device": Rule(_is_device, "a device of this machine, such as cpu or cuda:0"),
     # the network
     "spatial_dims": whole(2, 3),
     "in_channels": COUNT,
@@ -135,7 +146,7 @@ TABLE: dict[str, Rule] = {
     "epochs": COUNT,
     "val_interval": COUNT,
     "batch_size": COUNT,
-    "patch_size": per_axis(SIZE),
+    "patch_size": per_axis(SIZE, or_one=True),
     "samples_per_case": COUNT,
     "learning_rate": number(0, above=True),
     "weight_decay": number(0),
@@ -159,6 +170,30 @@ TABLE: dict[str, Rule] = {
 }
 
 
+def check_value(name: str, value: Any, spatial_dims: int, option: str = "") -> None:
+    """Raise when a value breaks the rule of a setting.
+
+    Args:
+        name: the setting, one of :data:`TABLE`.
+        value: what was given for it.
+        spatial_dims: spatial axes of the bundle's network.
+        option: the id that the user gave it by, where that is another one.
+
+    Raises:
+        ConfigurationError: when no run can have this value.
+
+    Example:
+        >>> check_value("learning_rate", -1, 3, "optimizer::lr")
+        Traceback (most recent call last):
+        ...
+        monai_gmr.utils.ConfigurationError: optimizer::lr=-1 cannot be used: give --optimizer::lr a number above 0.
+    """
+    rule, option = TABLE[name], option or name
+    if not rule.passes(value, spatial_dims):
+        says = rule.says.format(dims=spatial_dims)
+        raise ConfigurationError(f"{option}={value!r} cannot be used: give --{option} {says}.")
+
+
 def check_values(spatial_dims: int | None = None, **settings: Any) -> None:
     """Raise when a setting of a bundle has a value that no run can have, or ``MONAI_GMR_BACKEND`` names no backend.
 
@@ -180,7 +215,4 @@ def check_values(spatial_dims: int | None = None, **settings: Any) -> None:
     if spatial_dims is not None:
         settings = {"spatial_dims": spatial_dims, **settings}
     for name, value in settings.items():
-        rule = TABLE[name]
-        if not rule.passes(value, spatial_dims or 0):
-            says = rule.says.format(dims=spatial_dims)
-            raise ConfigurationError(f"{name}={value!r} cannot be used: give --{name} {says}.")
+        check_value(name, value, spatial_dims or 0)

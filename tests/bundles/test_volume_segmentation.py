@@ -14,9 +14,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow, run, verify_metadata, verify_net_in_out
+from monai.bundle import ConfigParser, run, verify_metadata, verify_net_in_out
 from monai.utils import set_determinism
 
+from monai_gmr.bundle import GMRWorkflow
 from monai_gmr.data import write_phantoms
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "volume_segmentation_gmr_unet"
@@ -67,7 +68,7 @@ def command_line(*arguments, name="train", wait=True, overlay=()):
 
 @pytest.mark.parametrize(("name", "kind"), [("train", "train"), ("evaluate", "eval"), ("inference", "infer")])
 def test_monai_finds_all_properties(name, kind, dataset_dir, trained):
-    workflow = ConfigWorkflow(
+    workflow = GMRWorkflow(
         str(CONFIGS / f"{name}.yaml"),
         workflow_type=kind,
         logging_file=False,
