@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -121,12 +121,13 @@ def remove_unfinished(path: str | Path) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def check_folder(folder: str | Path, setting: str = "") -> None:
+def check_folder(folder: str | Path, setting: str = "", files: Iterable[str] = ()) -> None:
     """Make a folder that a run writes to, and raise unless a file can be written there.
 
     Args:
         folder: the folder, made if need be.
         setting: the bundle's setting that gives it, named in the sentence.
+        files: names of files that the run writes there, which must not be folders.
 
     Raises:
         ConfigurationError: when it cannot be made or written.
@@ -146,6 +147,11 @@ def check_folder(folder: str | Path, setting: str = "") -> None:
             file.write(b"0" * 4096)
     except OSError as error:
         raise unwritable(folder, error, setting) from error
+    for path in (Path(folder) / name for name in files):
+        if path.is_dir():
+            raise WriteError(
+                f"{path} is a folder and this run writes a file of that name: give another --{setting}, or rename it."
+            )
 
 
 class FolderLock:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from monai.data import Dataset
 
+from monai_gmr.bundle.checks import find_images
 from monai_gmr.data.medmnist import MedMNISTCacheDataset
 from monai_gmr.transforms import LoadCased, check_image
 from monai_gmr.utils import ConfigurationError
@@ -137,10 +138,10 @@ def open_images(
     in_channels: int = 1,
     grey: bool = False,
 ) -> Dataset:
-    """The images to predict: one file, those of a folder, or a section of a file of MedMNIST's layout.
+    """The images to predict: one file, those in a folder, or a section of a file of MedMNIST's layout.
 
     Args:
-        path: image file, or folder of them; ``None`` takes the npz file instead.
+        path: image file, or folder as in :func:`~monai_gmr.bundle.checks.find_images`; ``None`` takes the npz file instead.
         dataset_dir: as for :class:`monai_gmr.data.MedMNISTCacheDataset`, like the settings that follow.
         flag: a flag of medmnist or the name of a file.
         section: ``"training"``, ``"validation"`` or ``"test"``.
@@ -153,7 +154,7 @@ def open_images(
 
     Returns:
         dataset of dictionaries with ``image``, a ``MetaTensor`` of shape ``(C, *spatial)``. Files are read by
-        :class:`~monai_gmr.transforms.LoadCased`; hidden ones of a folder are left out.
+        :class:`~monai_gmr.transforms.LoadCased`.
 
     Raises:
         ConfigurationError: when there is no image; as an item is read, when that one cannot be predicted.
@@ -173,18 +174,8 @@ def open_images(
             np.zeros((data.num_channels, *data.spatial_shape)), spatial_dims, channels, f"an image of {data.path}"
         )
         return data
-    root = Path(path)
-    files = [root] if root.is_file() else sorted(f for f in root.glob("*") if _is_image(f))
-    if not files:
-        raise ConfigurationError(
-            f"input={root} holds no image: give a file or a folder of {', '.join(IMAGE_SUFFIXES)} files."
-        )
+    files = find_images(path, IMAGE_SUFFIXES)
     return Dataset([{"image": str(file)} for file in files], LoadCased("image", spatial_dims, channels))
-
-
-def _is_image(file: Path) -> bool:
-    """By its name; hidden ones, such as ._x.png, which macOS keeps beside x.png, are none."""
-    return file.name.lower().endswith(IMAGE_SUFFIXES) and not file.name.startswith(".")
 
 
 def row_names(dataset: Dataset) -> list[str]:

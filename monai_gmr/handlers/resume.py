@@ -156,7 +156,9 @@ class LatestCheckpoint:
 
     def _open(self) -> None:
         if _rank() == 0:
-            check_folder(self.path.parent)
+            check_folder(self.path.parent, "ckpt_dir", [self.path.name])
+            if self._best_file is not None:
+                check_folder(self._best_file.parent, "ckpt_dir", [self._best_file.name])
             self._lock = FolderLock(self.path.parent)
             for file in (self.path, self._best_file):
                 if file is not None:
@@ -189,6 +191,8 @@ class LatestCheckpoint:
         for name, saved in self.save_dict.items():
             if isinstance(saved, torch.nn.Module) and isinstance(checkpoint[name], Mapping):
                 check_finite(_inner(saved), checkpoint[name], self.path, elsewhere)
+            elif name not in ("best", "trainer") and _has_nan(checkpoint[name]):
+                raise ConfigurationError(f"{self.path} holds NaN in the state of the {name}: {elsewhere}.")
         try:
             Checkpoint.load_objects(to_load=self.save_dict, checkpoint=checkpoint)
         except Exception as error:
@@ -207,6 +211,15 @@ class LatestCheckpoint:
         logger.info(f"Resumed from {self.path} after epoch {engine.state.epoch} of {epochs}.")
         if engine.state.epoch >= epochs:
             logger.info(f"All {epochs} epochs are done: to train on give more --epochs, to start anew {elsewhere}.")
+
+
+def _has_nan(state: Any) -> bool:
+    """Whether a state dict holds NaN, at any depth."""
+    if isinstance(state, torch.Tensor):
+        return bool(torch.isnan(state).any())
+    if isinstance(state, (Mapping, list, tuple)):
+        return any(map(_has_nan, state.values() if isinstance(state, Mapping) else state))
+    return isinstance(state, float) and math.isnan(state)
 
 
 def _inner(network: torch.nn.Module) -> torch.nn.Module:

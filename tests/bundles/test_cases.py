@@ -418,3 +418,48 @@ def test_our_own_command_refuses_what_monai_cannot_apply(arguments, cause, tmp_p
     """MONAI applies overrides before any code of a bundle runs, so its own command ends in its traceback here."""
     line = one_sentence(terminal(*arguments, "--ckpt_dir", tmp_path, module="monai_gmr.bundle"))
     assert cause in line, line
+
+
+HOLD = "import sys; from monai_gmr.files import FolderLock; lock = FolderLock(sys.argv[1]); print(1, flush=True); sys.stdin.read()"
+
+
+@pytest.mark.parametrize("bundle", sorted(path.name for path in BUNDLES.iterdir() if path.is_dir()))
+def test_an_inference_leaves_the_folder_of_another_one_alone(bundle, tmp_path):
+    """Until that one ends, in which way ever; nothing is written meanwhile."""
+    inference = BUNDLES / bundle / "configs" / "inference.yaml"
+    settings = {"output_dir": str(tmp_path / "out"), "ckpt_dir": str(tmp_path), "dataset_dir": str(tmp_path)}
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "1\n"
+        line = sentence(inference, **settings)
+        assert line.startswith(f"output_dir={tmp_path / 'out'} is in use by another run")
+        assert [file.name for file in (tmp_path / "out").iterdir()] == [".in_use.lock"]
+        other.kill()
+    assert "there is no trained network" in sentence(inference, **settings)
+
+
+@pytest.mark.parametrize("below", ["", "prediction"])
+def test_an_inference_into_the_folder_of_its_images_can_be_repeated(phantoms, trained, tmp_path, below, capsys):
+    images = tmp_path / "images"
+    for number, image in enumerate(sorted((phantoms / "imagesTr").glob("*.nii.gz"))[:2]):
+        place = images / ("patient" if number else ".") / image.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, place)
+    settings = predict(trained, images / below, input=str(images))
+    for _ in range(2):
+        run_config(SEGMENTATION / "inference.yaml", **settings)
+        assert "2 predictions in" in capsys.readouterr().out
+        assert len(list(images.rglob("*_seg.nii.gz"))) == 2
+
+
+@pytest.mark.parametrize("setting", [{"patch_size": 16}, {"roi_size": 16}, {"angle_step": 180.0}])
+def test_one_number_stands_for_all_axes(phantoms, trained, tmp_path, setting):
+    places = {"dataset_dir": str(phantoms), "output_dir": str(tmp_path), **NETWORK}
+    if "angle_step" in setting:
+        options = {"num_group_elements": 2, "worst_cases": 0, "num_resamples": 0, "cases": 1}
+        run_config(SEGMENTATION / "evaluate.yaml", **places, **options, **setting, ckpt_dir=str(trained))
+    else:
+        options = {**places, **SMALL, "epochs": 1, **setting}
+        run_config(SEGMENTATION / "train.yaml", **options, ckpt_dir=str(tmp_path))
+        assert (tmp_path / "model.pt").is_file()
