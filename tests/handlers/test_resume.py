@@ -31,7 +31,7 @@ def train(folder, epochs=EPOCHS, killed_in=None, batch_size=2, network=None, sav
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.05)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1 - epoch / EPOCHS / 2)
     metric = MeanSquaredError(output_transform=from_engine(["pred", "label"]))
-    best_saver = saver(str(folder), {"model": network}, **({} if saver is BestCheckpoint else MONAIS))
+    best_saver = saver(folder, network) if saver is BestCheckpoint else saver(str(folder), {"model": network}, **MONAIS)
     validator = SupervisedEvaluator(
         torch.device("cpu"),
         DataLoader(Dataset(data), batch_size=4),
@@ -201,7 +201,7 @@ def test_a_damaged_checkpoint_is_one_sentence_and_stays(kind, match, tmp_path):
 
 @pytest.mark.parametrize("kind", ["empty", "truncated", "nan"])
 def test_a_damaged_best_model_is_written_again(kind, tmp_path, caplog):
-    own = BestCheckpoint(str(tmp_path), {"model": torch.nn.Linear(1, 1)})
+    own = BestCheckpoint(tmp_path, torch.nn.Linear(1, 1))
     train(tmp_path, epochs=2)
     model = torch.load(tmp_path / "model.pt", weights_only=True)
     if kind == "nan":
