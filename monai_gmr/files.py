@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import json
 import logging
+import math
 import os
 import secrets
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -105,6 +108,46 @@ def write_text(text: str, path: Path) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write dictionaries as CSV; what a row lacks stays empty.
+
+    Args:
+        rows: the columns are the keys of all of them, in the order in which they come.
+        path: file to write; its folder is made if need be.
+
+    Example:
+        >>> file = getfixture("tmp_path") / "table.csv"
+        >>> write_rows([{"view": "upright", "dice": 0.5}, {"view": "m [100]"}], file)
+        >>> file.read_text().split()
+        ['view,dice', 'upright,0.5', 'm', '[100],']
+    """
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_json(content: Any, path: Path) -> None:
+    """Write JSON; what is not finite becomes ``null``, which every reader takes.
+
+    Example:
+        >>> file = getfixture("tmp_path") / "table.json"
+        >>> write_json({"p": float("nan")}, file)
+        >>> json.loads(file.read_text())
+        {'p': None}
+    """
+    write_text(json.dumps(_finite(content), indent=1, allow_nan=False, default=str), path)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def remove_unfinished(path: str | Path) -> None:

@@ -102,7 +102,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def put_row(path: Path, row: Mapping[str, Any], key: Sequence[str]) -> None:
     """Add a row to a CSV file in place of the one of equal ``key``; the file is whole at any moment."""
-    from monai_gmr.handlers.utils import write_rows
+    from monai_gmr.files import write_rows
 
     others = [other for other in read_rows(path) if any(other[name] != row[name] for name in key)]
     write_rows([*others, row], path)
@@ -398,7 +398,7 @@ def time_steps(study: Study, repeats: int) -> list[dict[str, Any]]:
 
     from monai_gmr.apps.study_bundle import make_step, median_seconds
     from monai_gmr.bundle import keep_freed_memory
-    from monai_gmr.handlers.utils import write_rows
+    from monai_gmr.files import write_rows
 
     # as the bundle's own training has it
     keep_freed_memory()
@@ -427,7 +427,7 @@ def write_outcome(study: Study) -> str:
     Returns:
         the tables as Markdown; empty when no run is done.
     """
-    from monai_gmr.handlers.utils import write_rows
+    from monai_gmr.files import write_rows
 
     rows = read_rows(study.output_dir / "runs.csv")
     current = Progress(study).current(rows)

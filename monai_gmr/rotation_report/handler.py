@@ -15,9 +15,8 @@ from monai.utils import CommonKeys, optional_import
 
 from monai_gmr.bundle.case_batches import CaseBatch, CaseBatches, anisotropic_spacing, refuse_failures, usable_image
 from monai_gmr.bundle.settings import check_values
-from monai_gmr.files import FolderLock, check_folder, write_text
+from monai_gmr.files import FolderLock, check_folder, write_json, write_rows, write_text
 from monai_gmr.handlers.progress import SweepProgress
-from monai_gmr.handlers.utils import write_json, write_rows
 from monai_gmr.inferers import SymmetryInferer
 from monai_gmr.rotation_report.probe import Seen, ViewProbe, keeps_cases, metric_handlers
 from monai_gmr.rotation_report.records import ANSWER, TRUE_CLASS, ViewRecord, ViewRecords, read_compared, record_file
