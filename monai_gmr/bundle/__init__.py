@@ -7,8 +7,7 @@ from monai_gmr.bundle.checks import (
     load_network,
 )
 from monai_gmr.bundle.command_line import GMRWorkflow, find_bundle_root, guard_command_line
-from monai_gmr.bundle.distributed import join_process_group, leave_process_group
-from monai_gmr.bundle.memory import keep_freed_memory
+from monai_gmr.bundle.process import join_process_group, keep_freed_memory, leave_process_group
 from monai_gmr.bundle.settings import check_values
 from monai_gmr.files import FolderLock, check_folder
 

@@ -18,8 +18,8 @@ from typing import Any
 from monai.bundle import ConfigParser, ConfigWorkflow, run
 from monai.utils import ensure_tuple, optional_import
 
-from monai_gmr.bundle.distributed import is_first_to_fail
 from monai_gmr.bundle.overrides import check_settings
+from monai_gmr.bundle.process import is_first_to_fail
 from monai_gmr.utils import ConfigurationError, find_configuration_error, reason
 
 TRACEBACK_VARIABLE = "MONAI_GMR_TRACEBACK"
