@@ -17,15 +17,7 @@ LAYOUT = "the layout of the Medical Segmentation Decathlon (dataset.json beside 
 
 
 def check_file(path: str | Path, what: str, hint: str) -> None:
-    """Raise when a file that a run needs is not there.
-
-    Args:
-        path: where it should be.
-        what: what it is, as in "there is no {what} at {path}".
-        hint: what to do about it.
-
-    Raises:
-        ConfigurationError: when there is no such file.
+    """Raise :class:`ConfigurationError` when a file that a run needs is not there.
 
     Example:
         >>> check_file("models/none.pt", "checkpoint", "train first.")
