@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from monai_gmr.bundle.classification import HeadedCSVSaver
 from monai_gmr.data.conversion import write_medmnist
 from monai_gmr.data.phantoms import write_phantoms
-from monai_gmr.files import FolderLock, check_folder, replacing, write_text
+from monai_gmr.files import FolderLock, check_folder, replacing, write_json, write_rows, write_text
 from monai_gmr.handlers.best_checkpoint import write_checkpoint
-from monai_gmr.handlers.classification import HeadedCSVSaver
-from monai_gmr.handlers.utils import write_json, write_rows
 from monai_gmr.rotation_report.records import ViewRecord, ViewRecords
 from monai_gmr.utils import ConfigurationError
 

@@ -18,8 +18,7 @@ from monai.bundle import ConfigParser
 from torch import nn
 
 from monai_gmr.command_line import command
-from monai_gmr.files import check_folder
-from monai_gmr.handlers.utils import write_rows
+from monai_gmr.files import check_folder, write_rows
 from monai_gmr.metrics import EquivarianceReport, check_equivariance
 from monai_gmr.networks.weights import check_finite, read_checkpoint, state_of
 from monai_gmr.utils import ConfigurationError, SymmetryWarning

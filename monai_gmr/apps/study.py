@@ -72,12 +72,10 @@ from monai_gmr.apps.study_plan import (
 from monai_gmr.apps.study_table import EXPLANATION, SCORES, draw_study, format_tables, summarize
 from monai_gmr.apps.timing import median_seconds
 from monai_gmr.bundle import keep_freed_memory
-from monai_gmr.bundle.command_line import find_configuration_error
 from monai_gmr.command_line import command
-from monai_gmr.files import FolderLock, check_folder, write_text
-from monai_gmr.handlers.utils import write_rows
+from monai_gmr.files import FolderLock, check_folder, write_rows, write_text
 from monai_gmr.networks.weights import read_checkpoint
-from monai_gmr.utils import ConfigurationError, can_draw
+from monai_gmr.utils import ConfigurationError, can_draw, find_configuration_error
 
 FAMILY_SCORES = {
     "upright": ("upright", "mean"),

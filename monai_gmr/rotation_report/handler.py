@@ -14,11 +14,9 @@ import torch
 from monai.utils import CommonKeys, optional_import
 
 from monai_gmr.bundle.case_batches import CaseBatch, CaseBatches, anisotropic_spacing, refuse_failures, usable_image
-from monai_gmr.bundle.command_line import reason
 from monai_gmr.bundle.settings import check_values
-from monai_gmr.files import FolderLock, check_folder, write_text
+from monai_gmr.files import FolderLock, check_folder, write_json, write_rows, write_text
 from monai_gmr.handlers.progress import SweepProgress
-from monai_gmr.handlers.utils import write_json, write_rows
 from monai_gmr.inferers import SymmetryInferer
 from monai_gmr.rotation_report.probe import Seen, ViewProbe, keeps_cases, metric_handlers
 from monai_gmr.rotation_report.records import ANSWER, TRUE_CLASS, ViewRecord, ViewRecords, read_compared, record_file
@@ -34,7 +32,7 @@ from monai_gmr.rotation_report.table_picture import draw_rotation_table
 from monai_gmr.rotation_report.worst_cases_picture import WorstCase, draw_worst_cases
 from monai_gmr.symmetry import View, make_views
 from monai_gmr.symmetry.views import ViewSpec
-from monai_gmr.utils import ConfigurationError, WriteError, can_draw, check_choice
+from monai_gmr.utils import ConfigurationError, WriteError, can_draw, check_choice, reason
 
 Events, _ = optional_import("ignite.engine", name="Events")
 
