@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 from monai.bundle import ConfigParser
 
-from monai_gmr.bundle.command_line import check_overrides
+from monai_gmr.bundle.overrides import check_settings
 from monai_gmr.utils import ConfigurationError
 
 Settings = dict[str, Any]
@@ -345,14 +344,11 @@ def _load_config(path: Path, name: str) -> dict[str, Any]:
         raise ConfigurationError(f"{path} is no readable config ({text}): correct it.") from error
 
 
-def _check_settings(settings: Settings, config_file: Path, where: str) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "settings.json"
-        file.write_text(json.dumps(expand(settings), default=str), encoding="utf-8")
-        try:
-            check_overrides(["--config_file", str(config_file), "--args_file", str(file)])
-        except ConfigurationError as error:
-            raise ConfigurationError(f"{where}: {error}") from error
+def _check(settings: Settings, config: Mapping[str, Any], where: str) -> None:
+    try:
+        check_settings(expand(settings) | {"ckpt_dir": "", "output_dir": ""}, config)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}: {error}") from error
 
 
 def check_bundles(study: Study) -> None:
@@ -362,13 +358,11 @@ def check_bundles(study: Study) -> None:
         ConfigurationError: when a bundle lacks a readable ``configs/train.yaml`` or ``configs/evaluate.yaml``, or a setting is
             unknown or of the wrong kind.
     """
-    places = {"ckpt_dir": "", "output_dir": ""}
     for name, data in study.data.items():
-        train, evaluate = (data.config_file(config) for config in ("train", "evaluate"))
-        _, known = (_load_config(file, name) for file in (train, evaluate))
+        train, evaluate = (_load_config(data.config_file(kind), name) for kind in ("train", "evaluate"))
         for cell in [cell for cell in study.cells if cell.data == name]:
             for job in [job for job in study.jobs() if job.cell == cell][:2]:
-                _check_settings(study.job_settings(job) | places, train, str(cell))
-            trained = restrict(study.training_settings(cell), known)
+                _check(study.job_settings(job), train, str(cell))
+            trained = restrict(study.training_settings(cell), evaluate)
             for title, settings in study.evaluations(name).items():
-                _check_settings(trained | settings | places, evaluate, f"{title}, evaluation")
+                _check(trained | settings, evaluate, f"{title}, evaluation")
