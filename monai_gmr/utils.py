@@ -19,16 +19,11 @@ class ConfigurationError(ValueError):
 
 
 class WriteError(ConfigurationError):
-    """What a run makes cannot be written: no later case would fare better, so it ends the run.
-
-    Example:
-        >>> issubclass(WriteError, ConfigurationError)
-        True
-    """
+    """A file cannot be written: it ends the run, as the next one could not be written either."""
 
 
 class SymmetryWarning(UserWarning):
-    """A layer works, but its result will not turn exactly with its input."""
+    """A layer works, but its result is not exactly equivariant."""
 
 
 def check_choice(name: str, value: object, choices: tuple) -> None:
@@ -59,13 +54,7 @@ WORKER_SENTENCE = re.compile(rf"(?m)^{ConfigurationError.__module__}\.{Configura
 
 
 def find_configuration_error(error: BaseException | None) -> ConfigurationError | None:
-    """The sentence in an error that MONAI wrapped, once for each level of its config.
-
-    Args:
-        error: what was raised; all its causes and contexts are looked through.
-
-    Returns:
-        the first :class:`~monai_gmr.utils.ConfigurationError`, or ``None``.
+    """The first :class:`ConfigurationError` among an error, its causes and its contexts; MONAI wraps one for each level of its config.
 
     Example:
         >>> wrapped = RuntimeError("Failed to instantiate")
@@ -73,11 +62,11 @@ def find_configuration_error(error: BaseException | None) -> ConfigurationError 
         >>> str(find_configuration_error(wrapped))
         'give --epochs 3.'
     """
-    visited: set[int] = set()
+    visited: list[BaseException] = []
     waiting = [error]
     while waiting:
         current = waiting.pop(0)
-        if current is None or id(current) in visited:
+        if current is None or current in visited:
             continue
         if isinstance(current, ConfigurationError):
             return current
@@ -85,13 +74,13 @@ def find_configuration_error(error: BaseException | None) -> ConfigurationError 
         sentence = WORKER_SENTENCE.search(str(current))
         if sentence is not None:
             return ConfigurationError(sentence.group(1))
-        visited.add(id(current))
+        visited.append(current)
         waiting += [current.__cause__, current.__context__]
     return None
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, in one line: the sentence of a ``ConfigurationError``, or the first error below all that was wrapped around it.
+    """An error in one line: the sentence of a ``ConfigurationError``, or the first cause of all.
 
     Example:
         >>> wrapped = RuntimeError("applying transform LoadImaged")
@@ -99,9 +88,9 @@ def reason(error: BaseException) -> str:
         >>> reason(wrapped), reason(KeyError("image")), reason(ValueError())
         ('FileNotFoundError: no such file: a.nii.gz', "KeyError: 'image'", 'ValueError')
     """
-    found = find_configuration_error(error)
-    if found is not None:
-        return str(found)
+    known = find_configuration_error(error)
+    if known is not None:
+        return str(known)
     # below a missing reference of a config stands only that a list of ids does not hold it
     while error.__cause__ is not None and "the referring item" not in str(error):
         error = error.__cause__
@@ -109,5 +98,4 @@ def reason(error: BaseException) -> str:
     if not lines:
         return type(error).__name__
     # torch begins with "Error(s) in loading state_dict for UNet:"
-    line = lines[-1] if lines[0].endswith(":") else lines[0]
-    return f"{type(error).__name__}: {line.rstrip('.')}"
+    return f"{type(error).__name__}: {lines[-1 if lines[0].endswith(':') else 0].rstrip('.')}"
