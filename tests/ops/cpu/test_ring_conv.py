@@ -150,7 +150,7 @@ def test_only_what_the_backward_pass_needs_is_saved(compiled):
 @pytest.mark.filterwarnings("ignore::monai_gmr.utils.SymmetryWarning")
 def test_what_has_no_kernel_is_left_to_dense(compiled, monkeypatch, make, dtype):
     monkeypatch.setattr(compiled_backend, "cpp_ring_conv", None)
-    monkeypatch.setattr(compiled_backend, "compiled_harmonic_conv", None)
+    monkeypatch.setattr(compiled_backend, "cpp_harmonic_conv", None)
     layer = make().to(dtype)
     x = torch.randn(1, 4, 9, 9, dtype=dtype)
     found = layer(x)
