@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from monai_gmr.networks.layers import GMRConv2d
-from monai_gmr.ops import set_backend
+from monai_gmr.ops import Call, set_backend
+from monai_gmr.ops import backend as backends
 from monai_gmr.ops.cpu import library as kernels
 from monai_gmr.ops.once import Once
-from monai_gmr.ops.triton import backend as triton_backend
+from monai_gmr.ops.triton.backend import TritonBackend
 
 THREADS = 4
 
@@ -66,9 +67,9 @@ def test_threads_that_ask_at_once_load_the_kernels_once(monkeypatch, caplog, fre
 
 
 def test_other_backends_say_once_why_they_do_not_run(monkeypatch, caplog):
-    monkeypatch.setattr(triton_backend, "_say_dense", Once(triton_backend._say_dense.__wrapped__))
-    with caplog.at_level(logging.WARNING, "monai_gmr.ops.triton.backend"):
-        together(lambda: triton_backend._can_run("cpu", torch.int32))
+    monkeypatch.setattr(backends, "_logged", {})
+    with caplog.at_level(logging.WARNING, "monai_gmr.ops.backend"):
+        together(lambda: TritonBackend().supports(Call((1,), (1, 1), sizes=(1,), precision=torch.int32)))
     assert len(caplog.records) == 1
 
 

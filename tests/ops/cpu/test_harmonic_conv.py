@@ -26,7 +26,9 @@ LAYERS = {1: GMRHarmonicConv1d, 2: GMRHarmonicConv2d, 3: GMRHarmonicConv3d}
 def calls(monkeypatch):
     """Shapes that the operation was called with."""
     made, original = [], compiled_backend.cpp_harmonic_conv
-    monkeypatch.setattr(compiled_backend, "cpp_harmonic_conv", lambda *a: (made.append(a[0].shape), original(*a))[1])
+    monkeypatch.setattr(
+        compiled_backend, "cpp_harmonic_conv", lambda **a: (made.append(a["x"].shape), original(**a))[1]
+    )
     set_backend("cpp")
     yield made
     set_backend("auto")

@@ -8,14 +8,14 @@ import torch
 
 from monai_gmr import set_backend
 from monai_gmr.networks.layers import GMRConv2d, GMRConv3d, GMRConvTranspose2d, GMRHarmonicConv2d
-from monai_gmr.ops.backend import PATIENCE_VARIABLE
+from monai_gmr.ops import dense
 from monai_gmr.ops.cpu import backend as compiled_backend
 from monai_gmr.ops.cpu import library as kernels
 from monai_gmr.ops.cpu import ring_conv as compiled_conv
 from monai_gmr.ops.cpu import tiles as parts
 from monai_gmr.ops.cpu.ring_conv import cpp_ring_conv
 from monai_gmr.ops.once import Once
-from monai_gmr.ops.ring_conv import dense_ring_conv, ring_conv_transpose
+from monai_gmr.ops.ring_conv import dense_ring_conv, ring_conv, ring_conv_transpose
 from monai_gmr.symmetry import kernel_shells
 
 pytestmark = pytest.mark.skipif(kernels.load_kernels() is None, reason="no kernels were built")
@@ -173,8 +173,8 @@ def test_strides_keep_some_of_the_voxels(compiled, monkeypatch, stride, memory_f
         single[0] = single[0].movedim(1, -1).contiguous().movedim(-1, 1)
     single = [t.requires_grad_() for t in single]
     strides = dense_ring_conv(*single, shells, *geometry).stride()
-    monkeypatch.setattr(compiled_backend, "dense_ring_conv", None)
-    found = compiled_backend.compiled_backend(*single, shells, *geometry)
+    monkeypatch.setattr(dense, "dense_ring_conv", None)
+    found = ring_conv(*single, shells, *geometry)
     assert found.stride() == strides
     # what is left out is given back
     assert found.untyped_storage().nbytes() == 4 * found.numel()
@@ -208,7 +208,7 @@ def test_transposed_convolutions_are_those_of_zeros_in_between(
     calls = []
     set_backend("cpp")
     function = compiled_backend.cpp_ring_conv
-    monkeypatch.setattr(compiled_backend, "cpp_ring_conv", lambda *use: calls.append(use) or function(*use))
+    monkeypatch.setattr(compiled_backend, "cpp_ring_conv", lambda *a, **use: calls.append(use) or function(*a, **use))
     found = ring_conv_transpose(*single, shells, bias.float(), *geometry)
     assert len(calls) == 1
     for a, b in zip((found, *torch.autograd.grad(found, single, seed.float())), (expected, *expected_gradients)):
@@ -220,7 +220,6 @@ def test_transposed_convolutions_are_those_of_zeros_in_between(
 
 def test_a_transposed_layer_is_left_to_dense_where_it_does_not_pay(compiled, monkeypatch):
     monkeypatch.setattr(compiled_backend, "cpp_ring_conv", None)
-    monkeypatch.setenv(PATIENCE_VARIABLE, "0")
     layer, x = GMRConvTranspose2d(4, 4, 4, stride=2, padding=1), torch.randn(1, 4, 5, 6)
     with pytest.raises(TypeError, match="not callable"):
         layer(x)
