@@ -1,20 +1,20 @@
 """Backend "cpp" gives what the dense kernel gives in float64, forward and backward, or says why it does not run."""
 
 import logging
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
 
 from monai_gmr import set_backend
 from monai_gmr.networks.layers import GMRConv2d, GMRConv3d, GMRConvTranspose2d, GMRHarmonicConv2d
+from monai_gmr.ops import backend as backends
 from monai_gmr.ops import dense
 from monai_gmr.ops.cpu import backend as compiled_backend
 from monai_gmr.ops.cpu import library as kernels
 from monai_gmr.ops.cpu import ring_conv as compiled_conv
 from monai_gmr.ops.cpu import tiles as parts
 from monai_gmr.ops.cpu.ring_conv import cpp_ring_conv
-from monai_gmr.ops.once import Once
 from monai_gmr.ops.ring_conv import dense_ring_conv, ring_conv, ring_conv_transpose
 from monai_gmr.symmetry import kernel_shells
 
@@ -237,14 +237,15 @@ def test_an_image_smaller_than_the_window_is_the_framework_s_error(compiled, mak
 
 @pytest.mark.parametrize("make", [GMRConv2d, GMRHarmonicConv2d])
 def test_without_kernels_dense_runs_and_says_so_once(compiled, monkeypatch, caplog, make):
+    monkeypatch.setattr(backends, "_logged", {})
     monkeypatch.setattr(kernels, "PROCESSORS", {"DEFAULT": "missing"})
-    monkeypatch.setattr(kernels, "load_kernels", Once(kernels.load_kernels.__wrapped__))
+    monkeypatch.setattr(kernels, "load_kernels", cache(kernels.load_kernels.__wrapped__))
     layer, x = make(2, 3, 3), torch.randn(1, 2, 9, 9)
-    with caplog.at_level(logging.WARNING, "monai_gmr.ops.cpu.library"):
+    with caplog.at_level(logging.WARNING, "monai_gmr.ops.backend"):
         found = [layer(x), layer(x)]
     assert [record.message for record in caplog.records] == [
-        "Backend 'cpp' has no kernels (no kernels for missing were built), and 'dense' runs in its place: "
-        "reinstall monai_gmr where a C++ compiler is found."
+        "backend 'cpp' is not used: its kernels were not built (install monai_gmr where there is a C++ compiler); "
+        "'dense' runs in its place."
     ]
     set_backend("dense")
     assert torch.equal(*found)
