@@ -94,13 +94,14 @@ def tap_table_of(
 
 @lru_cache(maxsize=256)
 def _kept_tap_table(content: bytes, geometry: tuple, mirrored: bool, device: str) -> TapTable:
-    shape, *sizes = geometry
-    table = tap_table(np.frombuffer(content, np.int64).reshape(shape), *sizes, mirrored=mirrored)
+    shape, num_shells, padding, dilation = geometry
+    shells = np.frombuffer(content, np.int64).reshape(shape)
+    table = tap_table(shells, num_shells, padding, dilation, mirrored)
     return TapTable(*(array.to(device) for array in table))
 
 
 class RingTable(NamedTuple):
-    """Which taps are summed together: what a kernel is compiled for.
+    """Which taps are summed together: constants of the kernel of sums.
 
     Attributes:
         taps_2: along the last axis, the taps' places relative to the voxel, by group: columns of the window that are alike.

@@ -87,7 +87,7 @@ def test_an_array_of_another_type_is_refused():
 
 @needs_kernels
 @pytest.mark.parametrize("shape", [(2, 3, 5, 6), (1, 17, 40, 30), (3, 2, 1, 7, 90), (2, 1, 4, 4)])
-def test_sums_over_voxels_are_those_of_float64(compiled, shape):
+def test_sums_over_voxels_are_those_of_float64(cpp, shape):
     x = make_channels_last(torch.randn(shape) + 3)
     expected = x.double().sum((0, *range(2, x.dim())))
     assert kernels.supports(x)
