@@ -1,4 +1,4 @@
-"""Channels last: how an image lies in memory where convolutions on a CPU are fastest."""
+"""Channels last: the memory format in which convolutions on a CPU are fastest."""
 
 import torch
 
@@ -44,14 +44,14 @@ def image_of(last: torch.Tensor) -> torch.Tensor:
 
     Example:
         >>> image = image_of(torch.zeros(1, 4, 3))
-        >>> image.shape, image.stride(), image._is_view()
-        (torch.Size([1, 3, 4]), (12, 1, 3), False)
+        >>> image.shape, image.stride()
+        (torch.Size([1, 3, 4]), (12, 1, 3))
     """
     view = last.movedim(-1, 1)
     return last.new_empty((0,)).set_(last.untyped_storage(), last.storage_offset(), view.shape, view.stride())
 
 
-def follow_format(y: torch.Tensor, x: torch.Tensor, axis: int = 1) -> torch.Tensor:
+def follow_format(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """``y``, whose channels are last in memory, in the memory format of its input ``x``, as the framework's convolutions give it.
 
     Example:
@@ -59,7 +59,7 @@ def follow_format(y: torch.Tensor, x: torch.Tensor, axis: int = 1) -> torch.Tens
         >>> follow_format(y, x).stride(), follow_format(y, x.movedim(1, -1).contiguous().movedim(-1, 1)).stride()
         ((15, 3, 1), (15, 1, 5))
     """
-    return y if has_channels_last(x, axis) else y.contiguous()
+    return y if has_channels_last(x) else y.contiguous()
 
 
 @torch.jit.unused

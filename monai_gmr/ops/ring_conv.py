@@ -47,7 +47,7 @@ def conv_nd(
     dilation: list[int],
     groups: int,
 ) -> torch.Tensor:
-    """The framework's convolution of 1, 2 or 3 dimensions, which the kernel's shape tells."""
+    """The framework's convolution of as many dimensions as the kernel has."""
     if kernel.dim() == 3:
         return F.conv1d(x, kernel, bias, stride, padding, dilation, groups)
     if kernel.dim() == 4:

@@ -147,7 +147,7 @@ def _starts(groups: Sequence[Sequence[int]]) -> tuple[int, ...]:
 
 
 def ring_table(shells: np.ndarray, num_shells: int, padding: Sequence[int], dilation: Sequence[int]) -> RingTable:
-    """Find the taps that no ring tells apart, along the last axis, within planes, and in all planes.
+    """Find the taps that every ring weighs alike: along the last axis, within planes, and in all planes.
 
     Args:
         shells: integers, three axes.
