@@ -174,7 +174,7 @@ def test_lazy_flags_are_handed_on_and_overridden():
     assert not GridSymmetry(3, lazy=True)(image, lazy=False).pending_operations
     transform = GridSymmetryd("image", 3)
     transform.lazy = True
-    assert transform.turner.lazy
+    assert transform.transform.lazy
     assert transform({"image": image})["image"].pending_operations
     assert not transform({"image": image}, lazy=False)["image"].pending_operations
 
@@ -237,8 +237,8 @@ def test_a_mirror_image_keeps_the_spacing_and_changes_the_handedness_of_the_stor
         (lambda: GridSymmetry(8)(picture(2)), "elements 0 to 7"),
         (lambda: GridSymmetry("4+")(picture(3)), "'4\\+' is unknown in 3D"),
         (lambda: GridSymmetry(np.eye(2))(picture(3)), "turns 2 axes, the image has 3"),
-        (lambda: GridSymmetry(1)(torch.zeros(1, 5)), "shape \\(1, 5\\) cannot be turned"),
-        (lambda: GridSymmetry(1)(torch.zeros(1, 2, 2, 2, 2)), "cannot be turned"),
+        (lambda: GridSymmetry(1)(torch.zeros(1, 5)), "shape \\(1, 5\\) cannot be rotated"),
+        (lambda: GridSymmetry(1)(torch.zeros(1, 2, 2, 2, 2)), "cannot be rotated"),
     ],
 )
 def test_wrong_input_ends_in_a_sentence(call, sentence):

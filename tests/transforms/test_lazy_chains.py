@@ -16,7 +16,7 @@ from monai_gmr.transforms import (
     RandGridSymmetryd,
     RotateAboutAxis,
     RotateAboutAxisd,
-    turning_transforms,
+    rotation_transforms,
 )
 
 SHAPES = {2: (11, 12), 3: (9, 10, 11)}
@@ -181,7 +181,7 @@ def test_functions_of_symmetry_give_copies_for_every_element(dims):
 
 
 def test_monais_transforms_lose_their_modes_lazily_unless_compose_has_them():
-    chain = turning_transforms("rotation", "x", 2, mode="nearest", padding_mode="border", prob=1.0)
+    chain = rotation_transforms("rotation", "x", 2, mode="nearest", padding_mode="border", prob=1.0)
     overrides = {"x": {"mode": "nearest", "padding_mode": "border"}}
     assert len(Compose(chain, lazy=True).set_random_state(0)({"x": label(2, 2)})["x"].unique()) > 2
     result = Compose(chain, lazy=True, overrides=overrides).set_random_state(0)({"x": label(2, 2)})["x"]

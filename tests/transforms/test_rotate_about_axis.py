@@ -187,7 +187,7 @@ def test_settings_of_a_call_override_and_flips_may_follow():
     assert torch.allclose(chain(image).as_tensor(), Flip(0)(turn(image)).as_tensor(), atol=1e-5)
     transform = RotateAboutAxisd("image", 20)
     transform.lazy = True
-    assert transform.turner.lazy
+    assert transform.transform.lazy
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_settings_of_a_call_override_and_flips_may_follow():
         (lambda: RotateAboutAxis(10, mode="linear"), "mode='linear' is unknown: use one of 'bilinear', 'nearest'"),
         (lambda: RotateAboutAxis(10, padding_mode="wrap"), "padding_mode='wrap' is unknown"),
         (lambda: RotateAboutAxis(10, "x")(torch.zeros(1, 3, 3)), "not at right angles to a 2D image"),
-        (lambda: RotateAboutAxis(10)(torch.zeros(1, 3)), "cannot be turned"),
+        (lambda: RotateAboutAxis(10)(torch.zeros(1, 3)), "cannot be rotated"),
         (lambda: RotateAboutAxisd(["a", "b"], 10, mode=["nearest"]), "mode has 1 entries for 2 keys"),
         (lambda: RotateAboutAxisd(["a", "b"], 10, mode=["nearest", "cubic"]), "mode='cubic' is unknown"),
     ],
