@@ -6,7 +6,7 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import SimpleInferer
 
-from monai_gmr.inferers import GMRSlidingWindowInferer, SymmetryInferer, turn_image
+from monai_gmr.inferers import GMRSlidingWindowInferer, SymmetryInferer, rotate_image
 from monai_gmr.rotation_report.prepare_batch import PrepareBatchView
 from monai_gmr.symmetry import View, point_group
 
@@ -64,7 +64,7 @@ def test_turned_images_are_copies_for_every_element(dims):
     x = torch.rand(1, 1, *(4, 5, 6)[:dims])
     before = x.clone()
     for element in point_group(dims):
-        turn_image(x, element).zero_()
+        rotate_image(x, element).zero_()
         assert torch.equal(x, before)
 
 

@@ -15,7 +15,7 @@ from monai.inferers import SaliencyInferer, SlidingWindowInferer
 from monai.networks.nets import BasicUNet, DenseNet, DynUNet, UNet, resnet10
 from torch import nn
 
-from monai_gmr.inferers import GMRSlidingWindowInferer, SymmetryInferer, turn_image
+from monai_gmr.inferers import GMRSlidingWindowInferer, SymmetryInferer, rotate_image
 from monai_gmr.metrics import equivariance_error
 from monai_gmr.symmetry import angle_views, group_views, point_group, rotation_matrix, transform_grid, transform_image
 from monai_gmr.utils import ConfigurationError
@@ -82,7 +82,9 @@ def test_any_classifier(name, dims, size):
 @pytest.mark.parametrize("views_per_batch", [1, 3, 8])
 def test_equals_brute_force(reduce, views_per_batch):
     net, x = tiny("basic_unet", 2), noise(2, 1, 33, 36)
-    inferer = SymmetryInferer(None, "group", reduce, "softmax", True, views_per_batch, ["std", "entropy"])
+    inferer = SymmetryInferer(
+        reduce=reduce, activation="softmax", views_per_batch=views_per_batch, uncertainty=["std", "entropy"]
+    )
     with torch.no_grad():
         answers = [net(transform_grid(x, g)).softmax(1) for g in point_group(2)]
         answer = inferer(x, net)
@@ -162,7 +164,7 @@ def test_turning_equals_scipy(dims, size, spacing):
     for degrees in (0, 30, 90, 217):
         matrix = rotation_matrix(dims, degrees, 1)
         expected = transform_image(x, matrix, 1, step)
-        assert torch.allclose(turn_image(x, matrix, step), expected, atol=1e-4)
+        assert torch.allclose(rotate_image(x, matrix, step), expected, atol=1e-4)
 
 
 def test_spacing_leaves_out_exchanges():
