@@ -195,7 +195,7 @@ def test_size_that_cannot_be_taken_when_turned_is_one_sentence():
             return x + torch.zeros(8, 9)
 
     report = check_equivariance(Fixed(), (8, 9), in_channels=1)
-    assert "turned to 9x8" in report.sizes[0].failure
+    assert "rotated to 9x8" in report.sizes[0].failure
 
 
 @pytest.mark.parametrize("training", [True, False])
