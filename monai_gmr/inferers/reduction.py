@@ -11,16 +11,13 @@ UNCERTAINTIES = ("std", "entropy")
 class ViewReduction:
     """Reduces tensors that come one after the other.
 
-    Mean and variance are updated by Welford's rule: the memory is that of one or two tensors, however many come. Only the median keeps
-    them all.
-
     Args:
         reduce: "mean", "median" (of an even number the mean of the middle two), "vote" (share of the tensors in which a
             channel is the largest, the first of equal ones; with a ``threshold`` the share that exceeds it) or "max".
-        channel_axis: the axis of the classes, from the end.
+            Only the median keeps all tensors.
+        channel_axis: the axis of the classes.
         threshold: of a vote; default: the largest channel wins.
-        std: whether :meth:`std` will be asked for.
-        mean: whether ``mean`` will be asked for whatever ``reduce`` is.
+        std, mean: whether :meth:`std` and ``mean`` are needed beside :meth:`result`.
 
     Example:
         >>> reduction = ViewReduction("mean", std=True)
@@ -91,15 +88,7 @@ class ViewReduction:
 
 
 def entropy(probabilities: torch.Tensor, channel_axis: int, exclusive: bool) -> torch.Tensor:
-    """Entropy of a distribution over classes, in nats.
-
-    Args:
-        probabilities: between 0 and 1.
-        channel_axis: the axis of the classes.
-        exclusive: whether the channels are classes that sum to one; otherwise each is a yes or no of its own.
-
-    Returns:
-        one channel for exclusive classes, else as many as there are.
+    """Entropy of a distribution over classes, in nats: one channel for ``exclusive`` classes that sum to one, else one for each.
 
     Example:
         >>> entropy(torch.tensor([[0.5, 0.5]]), 1, True), entropy(torch.tensor([[0.5, 0.25]]), 1, False)

@@ -17,16 +17,13 @@ def rotate_image(x: torch.Tensor, matrix: np.ndarray, spacing: Sequence[float] |
     :func:`~monai_gmr.symmetry.transform_image` with ``order=1``, but on the tensor's device and differentiable.
 
     Args:
-        x: tensor of shape ``(batch, channels, *spatial)``, or with further axes before the spatial ones.
+        x: tensor of shape ``(batch, ..., *spatial)``.
         matrix: orthogonal matrix of shape ``(d, d)``, in millimetres if there is a ``spacing``.
         spacing: voxel size in millimetres, one an axis; default 1.
 
     Returns:
         for a symmetry of the grid the permuted and mirrored tensor; else one of the same shape, interpolated linearly, whose values from
         outside are those of the nearest voxel of the border. Whole numbers become float32.
-
-    Raises:
-        ConfigurationError: when a one-dimensional image is to be rotated by an angle.
 
     Example:
         >>> x = torch.zeros(1, 1, 5, 5); x[0, 0, 2, 4] = 1

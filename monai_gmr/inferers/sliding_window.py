@@ -49,27 +49,25 @@ class _Merger:
         self.size = [n * q // r for n, q, r in zip(layout.image_size, self.out_window, layout.window)]
         self.weight = layout.importance(self.out_window)
         self.buffer: torch.Tensor | None = None
-        self.buffer_start = 0
         # first voxels and share of the places of each window
-        self.places: list[list[tuple[tuple[slice, ...], float]]] = []
+        self.places: list[list[tuple[tuple[int, ...], float]]] = []
         for start in layout.starts:
             sizes = zip(start, layout.image_size, layout.window, self.size, self.out_window)
             corners = itertools.product(*(window_placements(*each) for each in sizes))
-            self.places.append(
-                [
-                    (
-                        tuple(slice(s, s + q) for (s, _), q in zip(corner, self.out_window)),
-                        math.prod(w for _, w in corner),
-                    )
-                    for corner in corners
-                ]
-            )
+            self.places.append([(tuple(s for s, _ in each), math.prod(w for _, w in each)) for each in corners])
         options: dict[str, Any] = {"dtype": layout.dtype, "device": layout.device}
         self.sums = torch.zeros(layout.batch_size, *first.shape[1:-dims], *self.size, **options)
         self.counts = torch.zeros(self.size, **options)
         weight = torch.ones((), **options) if self.weight is None else self.weight.to(layout.device)
-        for slices, share in itertools.chain.from_iterable(self.places):
-            self.counts[slices].add_(weight, alpha=share)
+        for corner, share in itertools.chain.from_iterable(self.places):
+            self._window(self.counts, corner).add_(weight, alpha=share)
+
+    def _window(self, image: torch.Tensor, corner: Sequence[int], buffer_start: int = 0) -> torch.Tensor:
+        """The part of an image, or of a buffer that starts later along its axis, where a window lies."""
+        index: list[Any] = [slice(s, s + q) for s, q in zip(corner, self.out_window)]
+        axis = self.layout.buffer_axis
+        index[axis] = slice(corner[axis] - buffer_start, corner[axis] - buffer_start + self.out_window[axis])
+        return image[(Ellipsis, *index)]
 
     def add(
         self, outputs: torch.Tensor, tiles: Sequence[tuple[int, int]], run: Sequence[tuple[int, int]] | None
@@ -77,24 +75,22 @@ class _Merger:
         """Add the outputs of windows, numbered by image and window; those of a ``run`` of one image go to a buffer on the device of the
         outputs, and from there to the result with the last of them."""
         outputs = outputs.to(self.sums.dtype) if self.weight is None else outputs * self.weight
-        axis = self.layout.buffer_axis
         if run is None:
             outputs = outputs.to(self.sums.device)
-        else:
-            spans = [slices[axis] for _, window in run for slices, _ in self.places[window]]
-            start, stop = min(span.start for span in spans), max(span.stop for span in spans)
-            target = self.sums[run[0][0]].narrow(axis - len(self.size), start, stop - start)
-            if self.buffer is None:
-                self.buffer, self.buffer_start = outputs.new_zeros(target.shape, dtype=self.sums.dtype), start
-        for output, (image, window) in zip(outputs, tiles):
-            for slices, share in self.places[window]:
-                part = self.sums[image]
-                if self.buffer is not None:
-                    part, moved = self.buffer, slices[axis]
-                    moved = slice(moved.start - self.buffer_start, moved.stop - self.buffer_start)
-                    slices = (*slices[:axis], moved, *slices[axis + 1 :])
-                part[(..., *slices)].add_(output, alpha=share)
-        if self.buffer is not None and run is not None and tiles[-1] == run[-1]:
+            for output, (image, window) in zip(outputs, tiles):
+                for corner, share in self.places[window]:
+                    self._window(self.sums[image], corner).add_(output, alpha=share)
+            return
+        axis = self.layout.buffer_axis
+        starts = [corner[axis] for _, window in run for corner, _ in self.places[window]]
+        length = max(starts) - min(starts) + self.out_window[axis]
+        target = self.sums[run[0][0]].narrow(axis - len(self.size), min(starts), length)
+        if self.buffer is None:
+            self.buffer = outputs.new_zeros(target.shape, dtype=self.sums.dtype)
+        for output, (_, window) in zip(outputs, tiles):
+            for corner, share in self.places[window]:
+                self._window(self.buffer, corner, min(starts)).add_(output, alpha=share)
+        if tiles[-1] == run[-1]:
             target.add_(self.buffer.to(target.device))
             self.buffer = None
 
@@ -102,27 +98,21 @@ class _Merger:
         """The weighted mean, without the padding."""
         whole = self.sums.div_(self.counts)
         cuts = [round(p * q / r) for p, q, r in zip(self.layout.padding, self.out_window, self.layout.window)]
-        return whole[(..., *(slice(cut, n - cut) for cut, n in zip(cuts, self.size)))] if any(cuts) else whole
+        index: list[Any] = [slice(cut, n - cut) for cut, n in zip(cuts, self.size)]
+        return whole[(Ellipsis, *index)] if any(cuts) else whole
 
 
 class GMRSlidingWindowInferer(SlidingWindowInferer):
     """MONAI's sliding windows, placed symmetrically about the centre of the image: an equivariant network stays
     exactly equivariant at every size.
 
-    Along an axis the windows start at :func:`symmetric_window_starts`: at least the asked overlap, evenly spaced to a voxel, at most one
-    window more than MONAI takes. An image shorter than the window is padded by equally many voxels at both ends; where that makes it one
-    voxel longer than the window, two windows cover it. So the network gets windows of ``roi_size`` only; ``grow_roi`` replaces the
-    additional windows by larger ones.
-
-    Mirror images are always exact; exchanges of two axes are where roi, overlap and sigma are the same along both.
+    Along an axis the windows start at :func:`symmetric_window_starts`: at least the asked overlap, at most one window more than MONAI
+    takes. An image shorter than the window is padded by equally many voxels at both ends; where that makes it one voxel longer than the
+    window, two windows cover it. Mirror images are always exact; exchanges of two axes are where roi, overlap and sigma are the same along
+    both.
 
     Args:
-        roi_size: window in voxels, one for all axes or one an axis; what is not positive is the image's own size.
-        sw_batch_size: windows that the network gets at a time.
-        overlap: share of a window that its neighbour covers too, at least; 0 or more and less than 1, one for all axes
-            or one an axis.
-        mode: "constant", or "gaussian": the border of a window counts less.
-        cache_roi_weight_map: whether to keep the importance of the voxels of a window from one call to the next.
+        roi_size, sw_batch_size, overlap, mode, cache_roi_weight_map: as in MONAI.
         grow_roi: whether windows may be one voxel longer along the axes where symmetric ones of ``roi_size`` are more than
             MONAI takes: never more windows than MONAI's, for networks that take every size, such as ``GMRUNet``.
         kwargs: ``sigma_scale``, ``padding_mode``, ``cval``, ``sw_device``, ``device``, ``progress``, ``cpu_thresh``, ``buffer_steps``,
@@ -134,7 +124,7 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
           of it, rounded down. Nested tuples, lists and dictionaries keep their form.
 
     Raises:
-        ConfigurationError: when arguments, input or the network's output do not fit; one sentence that says what does.
+        ConfigurationError: when arguments, input or the network's output do not fit.
 
     Example:
         >>> blur, x = torch.nn.AvgPool2d(3, 1, 1), torch.rand(1, 1, 50, 37)
@@ -169,14 +159,7 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
         self._weights: dict[tuple, torch.Tensor] = {}
 
     def windows(self, image_size: Sequence[int]) -> tuple[tuple[int, ...], list[int], list[list[int]]]:
-        """How windows lie on an image.
-
-        Args:
-            image_size: spatial size in voxels.
-
-        Returns:
-            size of the window, voxels of padding at both ends of each axis, and the starts along each axis of the
-            padded image.
+        """Size of the windows on an image, voxels of padding at both ends of each axis, and the starts along each axis of the padded image.
 
         Example:
             >>> GMRSlidingWindowInferer(32).windows((50, 29))

@@ -19,12 +19,11 @@ from monai_gmr.utils import ConfigurationError, check_choice, map_tensors, progr
 class SymmetryInferer(Inferer):
     """Runs a network on rotated and mirrored views of the image, transforms its outputs back and reduces them to one.
 
-    Over a group of symmetries of the grid this makes any network exactly equivariant, whatever ``reduce`` is, with or without sliding
-    windows inside, for as many passes as there are views. It wraps every MONAI inferer and is used like one.
+    Over a group of symmetries of the grid this makes any network exactly equivariant, with or without sliding windows inside, for as many
+    passes as there are views. It wraps every MONAI inferer and is used like one.
 
-    Symmetries of the grid move voxels onto voxels; other views are interpolated linearly on the way there and on the way back, and repeat
-    the border beyond the frame. Tensors among the further arguments that have the image's batch and spatial size, such as ``condition``,
-    are transformed with it.
+    Symmetries of the grid move voxels onto voxels; other views are interpolated linearly both ways and repeat the border beyond the frame.
+    Tensors among the further arguments that have the image's batch and spatial size, such as ``condition``, are transformed with it.
 
     Args:
         inferer: runs the network on one view; default ``monai.inferers.SimpleInferer()``.
@@ -32,28 +31,24 @@ class SymmetryInferer(Inferer):
             :func:`~monai_gmr.symmetry.make_views`, such as "432" (the 24 rotations of the cube) or ``{"angles": 30}``; or a
             sequence of :class:`~monai_gmr.symmetry.View` or of orthogonal matrices of shape ``(d, d)``.
         reduce: "mean", "median", "max", or "vote": the share of views in which a class has the largest value (of one
-            channel, or with ``activation="sigmoid"``: in which it exceeds ``threshold``). Only for the median does memory grow with the
-            number of views.
-        activation: applied to the output for each view before they are reduced: "softmax" or "sigmoid" over the
-            channels, a callable of a tensor, or nothing.
+            channel, or with ``activation="sigmoid"``: in which it exceeds ``threshold``). Memory grows with the views for the median only.
+        activation: of the output for each view: "softmax" or "sigmoid" over the channels, a callable of a tensor, or nothing.
         spatial: whether outputs with a batch, a channel and the spatial axes are transformed back, at whatever resolution.
             Others, such as class scores, never are.
-        views_per_batch: views that go through the network at once, as a batch of that many times the images; only views
-            of one size go together.
+        views_per_batch: views of one size that go through the network at once, as a batch of that many times the images.
         uncertainty: "std", "entropy", or both in a list, to get them too.
         spacing: voxel size in millimetres, one an axis; default 1.
-        threshold: of a vote for a class of its own.
+        threshold: of a vote.
         progress: whether to show a bar over the views.
 
     Shape:
         - input: ``(batch, channels, *spatial)``, 1 to 3 axes, tensor or MetaTensor, whose metadata the result takes
-        - output: that of the network, one or several tensors in nested tuples, lists or dictionaries;
-          halves and whole numbers become float32. With ``uncertainty`` a dictionary of such: "pred"; "std", the standard deviation over
-          the views (divided by their number) of every value; "entropy", that of the mean over the views (for votes: of their shares) in
-          nats, one channel where the channels are a distribution, one for each with ``activation="sigmoid"`` or a single channel.
+        - output: that of the network, also nested; halves and whole numbers become float32. With ``uncertainty`` a dictionary of such:
+          "pred"; "std", the standard deviation over the views (divided by their number); "entropy", that of the mean over the views in
+          nats, one channel where the channels are a distribution, else one for each.
 
     Raises:
-        ConfigurationError: when arguments, input or the network's output do not fit; one sentence that says what does.
+        ConfigurationError: when arguments, input or the network's output do not fit.
 
     Example:
         >>> net, x = torch.nn.Conv2d(1, 2, 3, padding=1), torch.rand(1, 1, 7, 8)
@@ -63,9 +58,6 @@ class SymmetryInferer(Inferer):
         True
         >>> {name: tuple(value.shape) for name, value in output.items()}
         {'pred': (1, 2, 7, 8), 'std': (1, 2, 7, 8), 'entropy': (1, 1, 7, 8)}
-
-    Source:
-        averaging over a group; users have asked for it in MONAI's issues 8032, 8218 and 8276.
     """
 
     def __init__(
@@ -91,7 +83,12 @@ class SymmetryInferer(Inferer):
         self.views, self.spacing = views, spacing
         self._given = _given_matrices(views)
         if self._given is None and views != "group":
-            self._check_names()
+            axes = 0 if spacing is None else len(spacing)
+            try:
+                make_views(views, 2, spacing if axes == 2 else None)
+            except ConfigurationError:
+                # right in neither: the sentence about 3D
+                make_views(views, 3, spacing if axes == 3 else None)
         check_choice("reduce", reduce, REDUCTIONS)
         if activation is not None and not callable(activation):
             check_choice("activation", activation, ("softmax", "sigmoid", None))
@@ -128,26 +125,8 @@ class SymmetryInferer(Inferer):
             )
         return self._given
 
-    def _check_names(self) -> None:
-        """Raise what would be wrong with the sets of views in 2D as well as in 3D."""
-        errors = []
-        for dims in (2, 3):
-            spacing = self.spacing if self.spacing is not None and len(self.spacing) == dims else None
-            try:
-                make_views(self.views, dims, spacing)
-            except ConfigurationError as error:
-                errors.append(error)
-        if len(errors) == 2:
-            raise errors[-1]
-
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run the network on all views and reduce its outputs.
-
-        Args:
-            inputs: image of shape ``(batch, channels, *spatial)``.
-            network: module, or what else the wrapped inferer takes.
-            args, kwargs: further arguments of the wrapped inferer.
-        """
+        """Run the network on all views of ``inputs`` and reduce its outputs; ``args`` and ``kwargs`` go to the wrapped inferer."""
         image = plain_tensor(inputs)
         outputs = OutputAccumulators(self._reduction, self._add)
 
@@ -200,12 +179,9 @@ class SymmetryInferer(Inferer):
 
         return map_tensors(value, transform)
 
-    def _is_spatial(self, tensor: torch.Tensor, dims: int) -> bool:
-        return self.spatial and tensor.ndim >= dims + 2
-
     def _reduction(self, tensor: torch.Tensor, batch: list[np.ndarray], shape: Sequence[int]) -> ViewReduction:
         dims = len(shape) - 2
-        axis = tensor.ndim - dims - 1 if self._is_spatial(tensor, dims) else min(1, tensor.ndim - 1)
+        axis = tensor.ndim - dims - 1 if self.spatial and tensor.ndim >= dims + 2 else min(1, tensor.ndim - 1)
         channels = tensor.shape[axis] if tensor.ndim else 1
         if self.activation == "softmax" and channels == 1:
             raise ConfigurationError(
@@ -232,7 +208,7 @@ class SymmetryInferer(Inferer):
                 "into views: use views_per_batch=1."
             )
         for matrix, view in zip(batch, tensor.chunk(len(batch)) if len(batch) > 1 else (tensor,)):
-            if self._is_spatial(view, dims):
+            if self.spatial and view.ndim >= dims + 2:
                 view = self._transform_back(view, matrix, shape[2:])
             if callable(self.activation):
                 view = self.activation(view)

@@ -41,12 +41,6 @@ class EquivarianceErrors:
         >>> errors = EquivarianceErrors((ViewError("(-0, +1)", "group", None, 0.5), ViewError("30", "angles", 30.0, 0.1)))
         >>> errors.worst, errors.mean, errors.angles.worst
         (0.5, 0.3, 0.1)
-        >>> print(errors)
-        view            error
-        (-0, +1)     5.00e-01
-        30           1.00e-01
-        mean         3.00e-01
-        worst        5.00e-01
     """
 
     views: tuple[ViewError, ...]

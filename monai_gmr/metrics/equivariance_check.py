@@ -74,8 +74,6 @@ def check_equivariance(
 
     Example:
         >>> net = nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.MaxPool2d(2))
-        >>> check_equivariance(net, 16, in_channels=1, spatial_dims=2).ok
-        True
         >>> report = check_equivariance(net, 17, in_channels=1, spatial_dims=2)
         >>> [(module.path, module.class_name) for module in report.broken]
         [('1', 'MaxPool2d')]
@@ -229,7 +227,8 @@ class _ModuleProbe:
         call = None
         if self.elements and module is not self.net and self._images((args, kwargs)):
             # copies: modules that work in place overwrite their input
-            call = _Call(*map_tensors((args, kwargs), lambda t: t.detach().clone()), self._random_state())
+            args, kwargs = map_tensors((args, kwargs), lambda t: t.detach().clone())
+            call = _Call(args, kwargs, self._random_state())
         self.running.append((module, call))
 
     def _after(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:

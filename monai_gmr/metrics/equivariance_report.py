@@ -24,27 +24,16 @@ def size_text(size: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class ModuleCheck:
-    """One module, checked alone with the input that it gets inside the network.
+    """One module, checked alone with the input that it gets inside the network."""
 
-    Attributes:
-        path: dotted path in the network, ``"(network)"`` for the network itself.
-        class_name: name of its class.
-        size: spatial size of the input at which it is worst.
-        error: worst relative L2 error over its calls and the elements tried.
-        calls: how often one pass of the network calls it.
-        broken: whether the error is above the tolerance and more than rounding.
-        deepest: broken while none of its children is.
-        remark: why, where that is known.
-    """
-
-    path: str
+    path: str  # dotted, "(network)" for the network itself
     class_name: str
-    size: tuple[int, ...]
-    error: float
-    calls: int
-    broken: bool
-    deepest: bool
-    remark: str
+    size: tuple[int, ...]  # of the input at which it is worst
+    error: float  # worst relative L2 error over its calls and the elements
+    calls: int  # in one pass of the network
+    broken: bool  # above the tolerance and more than rounding
+    deepest: bool  # broken while none of its children is
+    remark: str  # why, where that is known
 
 
 @dataclass(frozen=True)
@@ -65,16 +54,10 @@ class SizeCheck:
 
 @dataclass(frozen=True)
 class EquivarianceReport:
-    """The result of :func:`~monai_gmr.metrics.check_equivariance`; ``str`` gives the tables.
+    """The result of :func:`~monai_gmr.metrics.check_equivariance`; ``str`` gives the tables."""
 
-    Attributes:
-        network: class name of the network.
-        tolerance: largest relative L2 error that counts as exact.
-        sizes: one :class:`SizeCheck` an input size.
-    """
-
-    network: str
-    tolerance: float
+    network: str  # name of its class
+    tolerance: float  # largest relative L2 error that counts as exact
     sizes: tuple[SizeCheck, ...]
 
     @property
@@ -114,7 +97,7 @@ class EquivarianceReport:
             rows.append(whole)
             for module in check.modules:
                 names = {"path": module.path, "class": module.class_name, "input_size": size_text(module.size)}
-                result = {"error": module.error, "exact": not module.broken, "deepest": module.deepest}
+                result: dict[str, Any] = {"error": module.error, "exact": not module.broken, "deepest": module.deepest}
                 result |= {"calls": module.calls, "angles_mean": "", "angles_worst": "", "remark": module.remark}
                 rows.append(whole | names | result)
         return rows
@@ -123,11 +106,7 @@ class EquivarianceReport:
         return self.to_text()
 
     def to_text(self, every_module: bool = False) -> str:
-        """The report as tables.
-
-        Args:
-            every_module: list all modules, not only those that break the symmetry.
-        """
+        """The report as tables, with all modules or only those that break the symmetry."""
         any_angles = any(check.errors.angles.views for check in self.sizes)
         table = [["size", "error"] + ["angles mean", "angles worst"] * any_angles + ["exact"]]
         for check in self.sizes:

@@ -15,14 +15,7 @@ DROPOUT = (nn.Dropout, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 def explain_module(module: nn.Module, size: Sequence[int]) -> str:
-    """What breaks the symmetry of a module at a spatial size.
-
-    Args:
-        module: a broken module without children.
-        size: spatial size of its input in voxels.
-
-    Returns:
-        a remark for a table; empty when there is no rule for this module.
+    """What breaks the symmetry of a module without children at a spatial size; empty when there is no rule for it.
 
     Example:
         >>> explain_module(nn.MaxPool2d(2), (16, 17))

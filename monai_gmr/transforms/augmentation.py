@@ -37,9 +37,6 @@ def rotation_transforms(
         MONAI transforms, none for "none". In a lazy ``Compose`` MONAI's transforms lose ``mode`` and ``padding_mode`` (MONAI issue
         6850): labels become fractional unless ``Compose`` gets both for each key as ``overrides``.
 
-    Raises:
-        ConfigurationError: when ``augmentation`` is unknown.
-
     Example:
         >>> [type(t).__name__ for t in rotation_transforms("rotation", "image", 2)]
         ['RandFlipd', 'RandFlipd', 'RandRotate90d', 'RandRotated']

@@ -14,7 +14,7 @@ from monai.data.utils import to_affine_nd
 from monai.networks.layers import AffineTransform
 from monai.transforms import InvertibleTransform, LazyTransform, MapTransform
 from monai.transforms.inverse import TraceableTransform
-from monai.utils import LazyAttr, convert_to_tensor
+from monai.utils import LazyAttr, convert_to_tensor, ensure_tuple_rep
 
 from monai_gmr.symmetry import element_name, is_grid_symmetry, transform_grid
 from monai_gmr.utils import ConfigurationError
@@ -93,7 +93,7 @@ def transform_by_element(img: torch.Tensor, element: np.ndarray, *, lazy: bool, 
     Args:
         img: shape ``(C, *spatial)``.
         element: signed permutation matrix of shape ``(d, d)``.
-        lazy: whether to add a pending operation instead of moving voxels.
+        lazy: whether to add a pending operation instead.
         transform_info: trace of the calling transform.
 
     Example:
@@ -128,11 +128,8 @@ def rotate_by_matrix(
     Args:
         img: shape ``(C, *spatial)``.
         pull: matrix of shape ``(d, d)`` that sends a voxel of the result, relative to the centre, to its place in the image.
-        mode: "bilinear" or "nearest".
-        padding_mode: "border", "reflection" or "zeros".
-        align_corners: as in ``torch.nn.functional.grid_sample``.
-        dtype: of the interpolation.
-        lazy: whether to add a pending operation instead of interpolating.
+        mode, padding_mode, align_corners, dtype: as for :class:`~monai_gmr.transforms.RotateAboutAxis`.
+        lazy: whether to add a pending operation instead.
         transform_info: trace of the calling transform.
 
     Example:
@@ -164,35 +161,29 @@ def rotate_by_matrix(
 
 
 class DictionaryTransform(MapTransform, InvertibleTransform, LazyTransform):
-    """Base of the dictionary forms: applies one array transform to all keys.
-
-    Args:
-        keys: items of shape ``(C, *spatial)``.
-        transform: the array transform, called with ``lazy``.
-        allow_missing_keys: whether items may lack keys.
-        lazy: whether to execute lazily.
-    """
+    """Base of the dictionary forms: applies to each key an array transform, one for all or one a key."""
 
     def __init__(self, keys: KeysCollection, transform: Any, allow_missing_keys: bool, lazy: bool) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         LazyTransform.__init__(self, lazy=lazy)
-        self.transform = transform
+        self.transforms = ensure_tuple_rep(transform, len(self.keys))
 
     @LazyTransform.lazy.setter  # type: ignore[attr-defined]
     def lazy(self, val: bool) -> None:
-        self.transform.lazy = val
         self._lazy = val
+        for transform in self.transforms:
+            transform.lazy = val
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor], lazy: bool | None = None) -> dict[Hashable, torch.Tensor]:
         """The dictionary with its images transformed; ``lazy`` overrides the setting of the transform for this call."""
         d = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = self.transform(d[key], lazy=self.lazy if lazy is None else lazy)
+        for key, transform in self.key_iterator(d, self.transforms):
+            d[key] = transform(d[key], lazy=self.lazy if lazy is None else lazy)
         return d
 
     def inverse(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
         """The dictionary with its images transformed back."""
         d = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = self.transform.inverse(d[key])
+        for key, transform in self.key_iterator(d, self.transforms):
+            d[key] = transform.inverse(d[key])
         return d

@@ -64,7 +64,7 @@ class GridSymmetry(InvertibleTransform, LazyTransform):
         """The transformed image of the same dtype, its spatial sizes permuted with the axes.
 
         Args:
-            img: image of shape ``(C, *spatial)``, 2D or 3D; tensor, MetaTensor or array.
+            img: tensor, MetaTensor or array of shape ``(C, *spatial)``, 2D or 3D.
             lazy: overrides the setting of the transform for this call.
         """
         img = convert_to_tensor(img, track_meta=get_track_meta())
@@ -88,12 +88,8 @@ class GridSymmetryd(DictionaryTransform):
 
     Args:
         keys: items of shape ``(C, *spatial)``, such as image and label.
-        element: index, name or matrix, as for :class:`GridSymmetry`.
+        element, lazy: as for :class:`GridSymmetry`.
         allow_missing_keys: whether items may lack keys.
-        lazy: whether to execute lazily.
-
-    Raises:
-        ConfigurationError: when the images have no such element.
 
     Example:
         >>> data = {"image": torch.rand(1, 4, 5, 6), "label": torch.ones(1, 4, 5, 6)}

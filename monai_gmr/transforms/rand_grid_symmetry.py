@@ -76,11 +76,7 @@ class RandGridSymmetry(RandomizableTransform, InvertibleTransform, LazyTransform
         self._element: np.ndarray | None = None
 
     def randomize(self, data: Any | None = None) -> None:
-        """Draw whether to transform, and by which element.
-
-        Args:
-            data: the image of shape ``(C, *spatial)``, whose number of axes decides between 2D and 3D.
-        """
+        """Draw whether to transform, and by which element, for an image ``data`` of shape ``(C, *spatial)`` in 2D or 3D."""
         super().randomize(None)
         if not self._do_transform:
             return
@@ -95,7 +91,7 @@ class RandGridSymmetry(RandomizableTransform, InvertibleTransform, LazyTransform
         """The transformed image of the same dtype, its spatial sizes permuted with the axes.
 
         Args:
-            img: image of shape ``(C, *spatial)``, 2D or 3D; tensor, MetaTensor or array.
+            img: tensor, MetaTensor or array of shape ``(C, *spatial)``, 2D or 3D.
             randomize: whether to draw anew; otherwise the last draw is used again.
             lazy: overrides the setting of the transform for this call.
         """
@@ -126,14 +122,8 @@ class RandGridSymmetryd(RandomizableTransform, DictionaryTransform):
 
     Args:
         keys: items of shape ``(C, *spatial)`` with the same number of axes, such as image and label.
-        prob: probability of drawing an element.
-        group: name of a group or list of elements, as for :class:`RandGridSymmetry`.
-        axis: array axis of a named group's main direction.
+        prob, group, axis, lazy: as for :class:`RandGridSymmetry`.
         allow_missing_keys: whether items may lack keys.
-        lazy: whether to execute lazily.
-
-    Raises:
-        ConfigurationError: when there is no such group, element or probability.
 
     Example:
         >>> image = torch.arange(27.0).reshape(1, 3, 3, 3)
@@ -165,7 +155,7 @@ class RandGridSymmetryd(RandomizableTransform, DictionaryTransform):
     ) -> RandGridSymmetryd:
         """Seed both draws: whether to transform, and by which element."""
         super().set_random_state(seed, state)
-        self.transform.set_random_state(seed, state)
+        self.transforms[0].set_random_state(seed, state)
         return self
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor], lazy: bool | None = None) -> dict[Hashable, torch.Tensor]:
@@ -175,10 +165,11 @@ class RandGridSymmetryd(RandomizableTransform, DictionaryTransform):
         first = next(iter(self.key_iterator(d)), None)
         if first is None:
             return d
-        self.transform.randomize(convert_to_tensor(d[first], track_meta=get_track_meta()))
-        self.transform._do_transform = self._do_transform
+        transform = self.transforms[0]
+        transform.randomize(convert_to_tensor(d[first], track_meta=get_track_meta()))
+        transform._do_transform = self._do_transform
         for key in self.key_iterator(d):
-            d[key] = self.transform(d[key], randomize=False, lazy=self.lazy if lazy is None else lazy)
+            d[key] = transform(d[key], randomize=False, lazy=self.lazy if lazy is None else lazy)
         return d
 
 

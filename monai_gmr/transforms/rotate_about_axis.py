@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from monai.config.type_definitions import DtypeLike
 from monai.data.meta_obj import get_track_meta
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import InvertibleTransform, LazyTransform, Rotate
-from monai.utils import TraceKeys, convert_to_tensor, ensure_tuple_rep, get_equivalent_dtype
+from monai.utils import TraceKeys, convert_to_tensor, ensure_tuple, ensure_tuple_rep, get_equivalent_dtype
 
 from monai_gmr.symmetry import axis_direction, rotation_matrix
 from monai_gmr.transforms.functional import DictionaryTransform, image_shape, rotate_by_matrix
@@ -86,11 +86,7 @@ class RotateAboutAxis(InvertibleTransform, LazyTransform):
         self.mode, self.padding_mode, self.align_corners, self.dtype = mode, padding_mode, align_corners, dtype
 
     def pull_matrix(self, img: torch.Tensor) -> np.ndarray:
-        """The matrix of shape ``(d, d)``, in voxels, that sends a voxel of the result to its place in the image.
-
-        Args:
-            img: shape ``(C, *spatial)``; the spacing of a MetaTensor is that of its affine after pending operations.
-        """
+        """The matrix of shape ``(d, d)``, in voxels, that sends a voxel of the result to its place in the image ``(C, *spatial)``."""
         dims = len(image_shape(img))
         direction = axis_direction(self.axis)
         if dims == 2 and not np.allclose(np.abs(direction), (0, 0, 1)):
@@ -128,7 +124,7 @@ class RotateAboutAxis(InvertibleTransform, LazyTransform):
         """The rotated image of the same shape, float32.
 
         Args:
-            img: image of shape ``(C, *spatial)``, 2D or 3D; tensor, MetaTensor or array.
+            img: tensor, MetaTensor or array of shape ``(C, *spatial)``, 2D or 3D.
             mode, padding_mode, align_corners, dtype, lazy: override the settings of the transform for this call.
         """
         img = convert_to_tensor(img, track_meta=get_track_meta())
@@ -174,9 +170,6 @@ class RotateAboutAxisd(DictionaryTransform):
         allow_missing_keys: whether items may lack keys.
         lazy: whether to execute lazily.
 
-    Raises:
-        ConfigurationError: when an argument is none of these.
-
     Example:
         >>> image = torch.rand(1, 9, 9); label = (image > 0.5).float()
         >>> rotate = RotateAboutAxisd(["image", "label"], 30, mode=["bilinear", "nearest"])
@@ -200,29 +193,18 @@ class RotateAboutAxisd(DictionaryTransform):
         allow_missing_keys: bool = False,
         lazy: bool = False,
     ) -> None:
-        super().__init__(keys, RotateAboutAxis(angle, axis, spacing=spacing, lazy=lazy), allow_missing_keys, lazy)
-        for name, setting in (("mode", mode), ("padding_mode", padding_mode), ("align_corners", align_corners)):
-            if isinstance(setting, (list, tuple)) and len(setting) != len(self.keys):
+        number = len(ensure_tuple(keys))
+        settings = {"mode": mode, "padding_mode": padding_mode, "align_corners": align_corners, "dtype": dtype}
+        for name, setting in settings.items():
+            if isinstance(setting, (list, tuple)) and len(setting) != number:
                 raise ConfigurationError(
-                    f"{name} has {len(setting)} entries for {len(self.keys)} keys: give one for all, or one a key."
+                    f"{name} has {len(setting)} entries for {number} keys: give one for all, or one a key."
                 )
-        self.mode = ensure_tuple_rep(mode, len(self.keys))
-        self.padding_mode = ensure_tuple_rep(padding_mode, len(self.keys))
-        self.align_corners = ensure_tuple_rep(align_corners, len(self.keys))
-        self.dtype = ensure_tuple_rep(dtype, len(self.keys))
-        for each in self.mode:
-            check_choice("mode", each, MODES)
-        for each in self.padding_mode:
-            check_choice("padding_mode", each, PADDING_MODES)
-
-    def __call__(self, data: Mapping[Hashable, torch.Tensor], lazy: bool | None = None) -> dict[Hashable, torch.Tensor]:
-        """The dictionary with its images rotated; ``lazy`` overrides the setting of the transform for this call."""
-        d = dict(data)
-        settings = (self.mode, self.padding_mode, self.align_corners, self.dtype)
-        for key, mode, padding_mode, align_corners, dtype in self.key_iterator(d, *settings):
-            options = {"mode": mode, "padding_mode": padding_mode, "align_corners": align_corners, "dtype": dtype}
-            d[key] = self.transform(d[key], lazy=self.lazy if lazy is None else lazy, **options)
-        return d
+        each = zip(*(ensure_tuple_rep(setting, number) for setting in settings.values()))
+        transforms = [
+            RotateAboutAxis(angle, axis, spacing=spacing, lazy=lazy, **dict(zip(settings, one))) for one in each
+        ]
+        super().__init__(keys, transforms, allow_missing_keys, lazy)
 
 
 RotateAboutAxisD = RotateAboutAxisDict = RotateAboutAxisd

@@ -60,7 +60,7 @@ def test_the_result_is_not_what_the_network_gave(name):
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
-def test_turned_images_are_copies_for_every_element(dims):
+def test_rotated_images_are_copies_for_every_element(dims):
     x = torch.rand(1, 1, *(4, 5, 6)[:dims])
     before = x.clone()
     for element in point_group(dims):
@@ -70,7 +70,7 @@ def test_turned_images_are_copies_for_every_element(dims):
 
 @pytest.mark.parametrize("meta", [False, True])
 @pytest.mark.parametrize("element", range(8))
-def test_turned_batches_are_copies_for_every_element(element, meta):
+def test_transformed_batches_are_copies_for_every_element(element, meta):
     prepare = PrepareBatchView()
     prepare.view = View("a", "group", None, point_group(2)[element])
     batch = {"image": image(meta), "label": (image(meta) > 0.5).float()}

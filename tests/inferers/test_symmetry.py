@@ -159,7 +159,7 @@ def test_other_angles_are_interpolated():
 
 @pytest.mark.parametrize(("dims", "size"), [(2, (17, 20)), (3, (9, 12, 11))])
 @pytest.mark.parametrize("spacing", [None, "unlike"])
-def test_turning_equals_scipy(dims, size, spacing):
+def test_rotate_image_equals_scipy(dims, size, spacing):
     x, step = noise(1, 2, *size), None if spacing is None else (1.0, 1.0, 3.0)[-dims:]
     for degrees in (0, 30, 90, 217):
         matrix = rotation_matrix(dims, degrees, 1)
@@ -203,18 +203,18 @@ def test_saliency_maps():
     assert difference.abs().max() < 1e-5
 
 
-def test_the_image_is_left_alone_and_arguments_turn_with_it():
+def test_the_image_is_unchanged_and_arguments_are_transformed_with_it():
     x = noise(1, 1, 5, 6)
     kept = x.clone()
 
     def net(image, scale, condition):
-        assert torch.equal(condition, kept_turned[len(calls) % 8])
+        assert torch.equal(condition, kept_transformed[len(calls) % 8])
         calls.append(0)
         return image.mul_(scale)
 
     calls: list[int] = []
     sizes = sorted(point_group(2), key=lambda g: abs(g[0, 0]) == 0)
-    kept_turned = [transform_grid(2 * kept, g) for g in sizes]
+    kept_transformed = [transform_grid(2 * kept, g) for g in sizes]
     assert torch.allclose(SymmetryInferer()(x, net, 3.0, condition=2 * x), 3 * kept)
     assert torch.equal(x, kept)
 
