@@ -100,35 +100,27 @@ class MedMNISTCacheDataset(CacheDataset):
     """MedMNIST, or any npz file of its layout, as a :class:`monai.data.CacheDataset`.
 
     The file holds ``{train,val,test}_images`` of shape ``(N, *spatial)`` or, for colour, ``(N, *spatial, 3)``, and
-    ``{train,val,test}_labels`` of shape ``(N,)``, ``(N, 1)`` or, for several labels an image, ``(N, L)``; it is read without importing
-    medmnist.
-
-    An item is ``{"image": MetaTensor of shape (C, *spatial) in the dtype of the file (uint8 in MedMNIST), "label": int or integer vector of
-    length L, "name": str}``; the name, which is also the meta entry ``filename_or_obj``, is like ``"breastmnist_test_00012"``.
+    ``{train,val,test}_labels`` of shape ``(N,)``, ``(N, 1)`` or, for several labels an image, ``(N, L)``. An item has an ``"image"`` of
+    shape ``(C, *spatial)`` in the dtype of the file, a ``"label"``, int or integer vector of length L, and a ``"name"`` like
+    ``"breastmnist_test_00012"``, which is also the meta entry ``filename_or_obj``.
 
     Args:
         dataset_dir: folder that holds the file.
-        flag: a flag of medmnist such as ``"breastmnist"``; or the name or path of an npz file such as
-            ``"chularbc12_32.npz"`` (relative to ``dataset_dir``).
+        flag: a flag of medmnist such as ``"breastmnist"``; or the name or path of an npz file (relative to ``dataset_dir``).
         section: ``"training"``, ``"validation"`` or ``"test"``.
         transform: transforms of the items above; those before the first random one are cached.
         size: pixels along an axis of a medmnist flag: 28, 64, 128 or 224 (``flag.npz``, ``flag_64.npz`` ...).
         download: whether to download a missing file, through medmnist.
-        check_md5: whether to compare the file with the MD5 that the installed medmnist publishes, if it
-            knows the file.
+        check_md5: whether to compare the file with the MD5 that the installed medmnist publishes, if it knows the file.
         classes: label values to keep, renumbered ``0, 1, ...`` in this order. Default: all.
         kwargs: further arguments of :class:`monai.data.CacheDataset`, such as ``cache_rate`` and ``progress``.
 
     Raises:
-        ConfigurationError: when the folder or file is missing, is not of this layout, has another MD5, or a
-            class is unknown.
+        ConfigurationError: when the folder or file is missing, is not of this layout, has another MD5, or a class is unknown.
 
     Example:
-        >>> folder = getfixture("tmp_path")
-        >>> arrays = {f"{s}_images": np.zeros((4, 28, 28), np.uint8) for s in ("train", "val", "test")}
-        >>> labels = np.array([[0], [1], [2], [1]], np.uint8)
-        >>> arrays |= {f"{s}_labels": labels for s in ("train", "val", "test")}
-        >>> np.savez(folder / "cells.npz", **arrays)
+        >>> folder, labels = getfixture("tmp_path"), np.array([[0], [1], [2], [1]], np.uint8)
+        >>> np.savez(folder / "cells.npz", test_images=np.zeros((4, 28, 28), np.uint8), test_labels=labels)
         >>> data = MedMNISTCacheDataset(folder, "cells.npz", "test", classes=(1, 2), progress=False)
         >>> len(data), data.num_classes, data.spatial_dims, data.num_channels, data.labels.tolist()
         (3, 2, 2, 1, [0, 1, 0])

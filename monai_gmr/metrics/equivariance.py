@@ -24,12 +24,11 @@ from monai_gmr.utils import ConfigurationError, map_tensors, tensors_in
 
 
 class ViewError(NamedTuple):
-    """The error of one view: ``name``, ``family`` ("group" or "angles"), ``angle`` in degrees (``None`` for a group
-    element) and the relative L2 ``error``."""
+    """The relative L2 error of one view."""
 
     name: str
-    family: str
-    angle: float | None
+    family: str  # "group" or "angles"
+    angle: float | None  # in degrees, None for a group element
     error: float
 
 
@@ -87,11 +86,9 @@ def equivariance_error(
     """The relative error ``||net(g x) - g net(x)|| / ||net(x)||`` of every view ``g``.
 
     ``g`` transforms the outputs that have spatial axes and leaves those of shape ``(B, N)``, such as logits, unchanged. Of several
-    outputs (tuples, lists, dictionaries, as under deep supervision) the worst one counts. Elements of the point group are
-    compared voxel by voxel; other angles are interpolated by splines and compared inside the inscribed disc or ball of the output,
-    so that image should be smooth.
-
-    The network runs in the mode it is in. Its buffers and torch's random state are afterwards what they were.
+    (nested) outputs the worst one counts. Elements of the point group are compared voxel by voxel; other angles are interpolated by splines
+    and compared inside the inscribed disc or ball of the output, so that image should be smooth. The network runs in the mode it is in;
+    its buffers and torch's random state are afterwards what they were.
 
     Args:
         net: a module, or anything that is called with ``x``.

@@ -51,17 +51,13 @@ def check_equivariance(
         net: the network.
         spatial_size: size in voxels. An int is a square or cube, a sequence of ints one size with an entry an axis (or one
             entry for all), a sequence that holds sequences several sizes: ``[(96,), (97,), (64, 65, 70)]``.
-        in_channels: channels of the input. Default: those of the first convolution.
-        spatial_dims: 1, 2 or 3. Default: that of the first convolution, else the number of entries of a size.
-        group: signed permutation matrices of shape ``(d, d)``. Default: all those that keep ``spacing``.
-        angles: further rotations in degrees, measured but not judged; see
-            :func:`~monai_gmr.metrics.equivariance_error`.
+        in_channels, spatial_dims: of the input. Default: those of the first convolution, else the number of entries of a size.
+        group, spacing: as for :func:`~monai_gmr.metrics.equivariance_error`.
+        angles: further rotations in degrees, measured but not judged.
         tolerance: largest relative L2 error that counts as exact.
         per_module: look for the modules that break it.
-        seed: of the input.
+        seed, batch_size: of the input.
         device: where to run. Default: where the network is.
-        spacing: voxel size in millimetres, one an axis; default 1.
-        batch_size: images in the input.
         progress: show a bar over the sizes, where tqdm is installed.
 
     Returns:

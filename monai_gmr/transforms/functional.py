@@ -88,13 +88,7 @@ def _apply(
 
 
 def transform_by_element(img: torch.Tensor, element: np.ndarray, *, lazy: bool, transform_info: dict) -> torch.Tensor:
-    """Functional form of :class:`~monai_gmr.transforms.GridSymmetry`.
-
-    Args:
-        img: shape ``(C, *spatial)``.
-        element: signed permutation matrix of shape ``(d, d)``.
-        lazy: whether to add a pending operation instead.
-        transform_info: trace of the calling transform.
+    """Functional form of :class:`~monai_gmr.transforms.GridSymmetry`, for a signed permutation matrix.
 
     Example:
         >>> img = torch.arange(3.0).reshape(1, 1, 3)
@@ -123,14 +117,8 @@ def rotate_by_matrix(
     lazy: bool,
     transform_info: dict,
 ) -> torch.Tensor:
-    """Functional form of :class:`~monai_gmr.transforms.RotateAboutAxis`.
-
-    Args:
-        img: shape ``(C, *spatial)``.
-        pull: matrix of shape ``(d, d)`` that sends a voxel of the result, relative to the centre, to its place in the image.
-        mode, padding_mode, align_corners, dtype: as for :class:`~monai_gmr.transforms.RotateAboutAxis`.
-        lazy: whether to add a pending operation instead.
-        transform_info: trace of the calling transform.
+    """Functional form of :class:`~monai_gmr.transforms.RotateAboutAxis`, for a matrix of shape ``(d, d)`` that sends a voxel of the result,
+    relative to the centre, to its place in the image.
 
     Example:
         >>> img, options = torch.arange(3.0).reshape(1, 1, 3), {"mode": "nearest", "padding_mode": "border"}

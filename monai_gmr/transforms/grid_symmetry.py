@@ -24,10 +24,7 @@ class GridSymmetry(InvertibleTransform, LazyTransform):
 
     2D images have 8 of them (D4), 3D images 48 (Oh). Voxels are moved, never interpolated; the result is a copy. The affine follows, so
     that every voxel keeps its place in the world, as with MONAI's ``Flip`` and ``Rotate90``. An element that exchanges two axes exchanges
-    their sizes and spacings, too.
-
-    In a lazy chain it keeps the interpolation and padding mode of the transform before it. MONAI's own ``Flip``, ``Rotate90``, crops and
-    pads lose them (MONAI issue 6850): put those before a lazy rotation, or give ``Compose`` the modes as ``overrides``.
+    their sizes and spacings, too. In a lazy chain it keeps the interpolation and padding mode of the transform before it.
 
     Args:
         element: index into :func:`~monai_gmr.symmetry.point_group` (0 is the identity); name such as "4+ [001]", "m [100]" or "-y,x,z"

@@ -29,17 +29,14 @@ class RotateAboutAxis(InvertibleTransform, LazyTransform):
     patient lies in it. A rotation that is a symmetry of the grid and keeps the sizes, such as 180 degrees, moves voxels without
     interpolation.
 
-    In a lazy chain MONAI resamples once, by the modes of the last transform. The transforms of this package repeat those of the one
-    before where they interpolate nothing; MONAI's own ``Flip``, ``Rotate90``, crops and pads behind a rotation lose them (MONAI issue
-    6850), and labels become fractional: put those before it, or give ``Compose`` the modes as ``overrides``.
+    In a lazy chain MONAI's own ``Flip``, ``Rotate90``, crops and pads behind a rotation lose its modes (MONAI issue 6850), and labels
+    become fractional: put those before it, or give ``Compose`` the modes as ``overrides``.
 
     Args:
-        angle: in degrees; positive is counterclockwise seen against the axis, in 2D from the first axis towards the second
-            (:func:`~monai_gmr.symmetry.rotation_matrix`).
+        angle: in degrees, with the sign of :func:`~monai_gmr.symmetry.rotation_matrix`.
         axis: "x", "y", "z" or 0, 1, 2: array axis; or a vector of three numbers along the array axes, in millimetres. 2D images rotate
             in their plane, that is about "z".
-        spacing: voxel size in millimetres, one an axis. Default: from the affine, 1 for plain tensors. An affine with shear
-            has no spacing: the lengths of its columns are taken, and the rotation is not rigid in the world.
+        spacing: voxel size in millimetres, one an axis. Default: the lengths of the columns of the affine, 1 for plain tensors.
         mode: "bilinear" or, for labels, "nearest".
         padding_mode: values beyond the frame: "border", "reflection" or "zeros".
         align_corners: as in ``torch.nn.functional.grid_sample``; matters for ``padding_mode`` "reflection" and "zeros" only.
