@@ -1,4 +1,7 @@
-"""Published npz files converted to the layouts that bundles read: Decathlon, or MedMNIST with all three sections."""
+"""Published npz files converted to the layouts that bundles read: Decathlon, or MedMNIST with all three sections.
+
+Functions raise :class:`~monai_gmr.utils.ConfigurationError`, one sentence, for files and arguments that do not fit.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ class Case(NamedTuple):
 
 @contextmanager
 def open_npz(path: PathLike) -> Iterator[Any]:
-    """An open npz file of plain arrays, each read when it is asked for; :class:`ConfigurationError` when it cannot be read.
+    """An open npz file of plain arrays, each read when it is asked for.
 
     Example:
         >>> file = getfixture("tmp_path") / "digits.npz"
@@ -56,9 +59,6 @@ def open_npz(path: PathLike) -> Iterator[Any]:
 def read_arrays(path: PathLike) -> dict[str, np.ndarray]:
     """All arrays of an npz file.
 
-    Raises:
-        ConfigurationError: when the file is missing or is no npz file of plain arrays.
-
     Example:
         >>> file = getfixture("tmp_path") / "digits.npz"
         >>> np.savez(file, y=np.arange(2))
@@ -77,9 +77,6 @@ def read_cases(arrays: Mapping[str, np.ndarray], source: str) -> list[Case]:
     Args:
         arrays: KEY is the id itself or its position, ``000``, ``001`` and so on.
         source: file of the arrays, for messages.
-
-    Raises:
-        ConfigurationError: when one is missing, image and label are not of one shape in 2D or 3D, or an id cannot name a file.
 
     Example:
         >>> image, label = np.zeros((8, 9), np.uint8), np.ones((8, 9), np.uint16)
@@ -110,9 +107,6 @@ def read_cases(arrays: Mapping[str, np.ndarray], source: str) -> list[Case]:
 
 def read_volume(arrays: Mapping[str, np.ndarray], source: str) -> Case:
     """The one volume of a file with the keys ``image`` and ``label``.
-
-    Raises:
-        ConfigurationError: when one is missing, or they are not of one shape in 2D or 3D.
 
     Example:
         >>> read_volume({"image": np.zeros((4, 4, 4)), "label": np.ones((4, 4, 4), int)}, "medulla.npz").label.shape
@@ -178,9 +172,6 @@ TARGETS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"foreground": foregrou
 
 def cut_blocks(case: Case, blocks: int) -> list[Case]:
     """Cut a case into ``blocks`` equal parts along each axis, the last axis running fastest.
-
-    Raises:
-        ConfigurationError: when a side cannot be divided so.
 
     Example:
         >>> tiles = cut_blocks(Case("volume", np.arange(16).reshape(4, 4), np.zeros((4, 4), np.uint8)), 2)
@@ -251,9 +242,6 @@ def write_decathlon(
 
     Returns:
         path of ``dataset.json``.
-
-    Raises:
-        ConfigurationError: when a label has no name, there are more than 256, or ``output_dir`` exists and may not be replaced.
 
     Example:
         >>> cases = [Case(name, np.zeros((4, 5), np.uint8), np.zeros((4, 5), np.uint8)) for name in ("001", "002")]
@@ -335,9 +323,6 @@ def draw_sections(
         source: file of the arrays, for messages.
         seed: of the draw, from 0.
 
-    Raises:
-        ConfigurationError: when a key is missing or the training section holds too few images.
-
     Example:
         >>> arrays = {"train_images": np.zeros((9, 4, 4), np.uint8), "train_labels": np.arange(9)}
         >>> arrays |= {"test_images": np.zeros((2, 4, 4), np.uint8), "test_labels": np.arange(2)}
@@ -363,9 +348,6 @@ def draw_sections(
 def as_test_section(arrays: Mapping[str, np.ndarray], images: str, labels: str, source: str) -> dict[str, np.ndarray]:
     """Arrays of the MedMNIST layout that hold a test section only, from those under the given keys.
 
-    Raises:
-        ConfigurationError: when a key is missing, or there is not one label an image.
-
     Example:
         >>> arrays = {"x": np.zeros((2, 8, 8), np.uint8), "y": np.arange(2)}
         >>> {key: array.shape for key, array in as_test_section(arrays, "x", "y", "rotated.npz").items()}
@@ -382,9 +364,6 @@ def as_test_section(arrays: Mapping[str, np.ndarray], images: str, labels: str, 
 
 def write_medmnist(path: PathLike, arrays: Mapping[str, np.ndarray], overwrite: bool = False) -> Path:
     """Write an npz file of the MedMNIST layout, ``{train,val,test}_images`` and ``{train,val,test}_labels``, whole or not at all.
-
-    Raises:
-        ConfigurationError: when the name does not end in ``.npz``, or the file exists and may not be replaced.
 
     Example:
         >>> arrays = {"test_images": np.zeros((2, 8, 8), np.uint8), "test_labels": np.array([[0], [1]])}

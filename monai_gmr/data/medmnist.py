@@ -121,7 +121,7 @@ class MedMNISTCacheDataset(CacheDataset):
     Example:
         >>> folder, labels = getfixture("tmp_path"), np.array([[0], [1], [2], [1]], np.uint8)
         >>> np.savez(folder / "cells.npz", test_images=np.zeros((4, 28, 28), np.uint8), test_labels=labels)
-        >>> data = MedMNISTCacheDataset(folder, "cells.npz", "test", classes=(1, 2), progress=False)
+        >>> data = MedMNISTCacheDataset(folder, "cells.npz", "test", classes=(1, 2), check_md5=False, progress=False)
         >>> len(data), data.num_classes, data.spatial_dims, data.num_channels, data.labels.tolist()
         (3, 2, 2, 1, [0, 1, 0])
         >>> data[1]["image"].shape, data[1]["label"], data[1]["image"].meta["filename_or_obj"]

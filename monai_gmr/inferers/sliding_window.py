@@ -275,12 +275,10 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
         if self.mode == BlendMode.CONSTANT:
             return None
         key = (size, str(device), dtype)
-        weights = self._weights.get(key)
-        if weights is None:
-            weights = compute_importance_map(size, self.mode, self.sigma_scale, device, dtype)
-            if self.keep_weights:
-                self._weights[key] = weights
-        return weights
+        cache = self._weights if self.keep_weights else {}
+        if key not in cache:
+            cache[key] = compute_importance_map(size, self.mode, self.sigma_scale, device, dtype)
+        return cache[key]
 
 
 def _cut(image: torch.Tensor, places: Sequence[tuple[slice, ...]]) -> torch.Tensor:
