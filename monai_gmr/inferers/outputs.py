@@ -51,7 +51,7 @@ class OutputAccumulators(Generic[Accumulator]):
     def __init__(self, make: Callable[..., Accumulator], update: Callable[..., None]) -> None:
         self.make, self.update = make, update
         self.accumulators: list[Accumulator] = []
-        self._nest: Any = None
+        self._structure: Any = None
 
     def add(self, output: Any, *args: Any) -> None:
         """Add each tensor of one output to its accumulator.
@@ -67,7 +67,7 @@ class OutputAccumulators(Generic[Accumulator]):
             )
         if not self.accumulators:
             # empty tensors in the places of the real ones, which may be large
-            self._nest = map_tensors(output, lambda _: torch.empty(0))
+            self._structure = map_tensors(output, lambda _: torch.empty(0))
             self.accumulators = [self.make(tensor, *args) for tensor in tensors]
         if len(tensors) != len(self.accumulators):
             raise ConfigurationError(
@@ -87,4 +87,4 @@ class OutputAccumulators(Generic[Accumulator]):
                 return tensor
             return convert_to_dst_type(tensor, image, dtype=tensor.dtype, device=tensor.device)[0]
 
-        return map_tensors(self._nest, place)
+        return map_tensors(self._structure, place)

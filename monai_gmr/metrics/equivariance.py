@@ -173,7 +173,7 @@ def transform_tensors(value: Any, element: np.ndarray, spatial_dims: int) -> Any
 
 
 def nested_error(actual: Any, expected: Any) -> float:
-    """The worst relative L2 error of tensors in equal nests; infinite when their number or shapes differ."""
+    """The worst relative L2 error of equally nested tensors; infinite when their number or shapes differ."""
     pairs = list(zip(tensors_in(actual), tensors_in(expected)))
     if len(tensors_in(actual)) != len(tensors_in(expected)):
         return math.inf

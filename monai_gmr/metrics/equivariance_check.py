@@ -44,7 +44,7 @@ def check_equivariance(
     """Measure the equivariance error of a network at several sizes and name the modules that break it.
 
     The input is noise of unit variance, smoothed for ``angles``. Every module whose input is ``(B, C, *spatial)`` is checked alone, with
-    the input that it gets inside the network; the deepest broken ones are the culprits. The network runs in the mode it is in (batch
+    the input that it gets inside the network; the deepest broken ones are named. The network runs in the mode it is in (batch
     normalisation in train mode is exact, dropout is not); its buffers and torch's random state are afterwards what they were.
 
     Args:
@@ -74,7 +74,7 @@ def check_equivariance(
         >>> [(module.path, module.class_name) for module in report.broken]
         [('1', 'MaxPool2d')]
     """
-    # Hooks do not go into the forward of torch.compile's wrapper, so the module inside is checked.
+    # Hooks do not run inside torch.compile's wrapper, which has no public way to the module inside.
     net = getattr(net, "_orig_mod", net)
     in_channels, dims = _input_format(net, spatial_size, in_channels, spatial_dims)
     sizes = _sizes(spatial_size, dims)

@@ -13,7 +13,7 @@ from monai_gmr.metrics.equivariance import EquivarianceErrors
 
 
 def size_text(size: Sequence[int]) -> str:
-    """A size as people write it.
+    """A size as text.
 
     Example:
         >>> size_text((64, 65))
