@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,48 +23,61 @@ from monai_gmr.utils import ConfigurationError, check_choice, progress_bar
 MAX_AXES = 4
 
 
-@dataclass
-class _Layout:
-    """Where the windows of one call lie, and where their outputs go."""
+class Windows(NamedTuple):
+    """How windows lie on an image."""
 
-    batch_size: int
-    image_size: Sequence[int]  # padded
-    padding: Sequence[int]  # at both ends of each axis
-    window: Sequence[int]
-    starts: Sequence[tuple[int, ...]]
-    importance: Callable[[tuple[int, ...]], torch.Tensor | None]  # of the voxels of a window; None: all count alike
-    device: torch.device | str
-    dtype: torch.dtype
-    buffer_axis: int
+    size: tuple[int, ...]
+    padding: list[int]  # voxels at both ends of each axis
+    starts: list[list[int]]  # along each axis of the padded image
+
+    @property
+    def image_size(self) -> list[int]:
+        """Padded size of the image."""
+        return [starts[-1] + n for starts, n in zip(self.starts, self.size)]
+
+    @property
+    def corners(self) -> list[tuple[int, ...]]:
+        """First voxel of each window."""
+        return list(itertools.product(*self.starts))
 
 
 class _Merger:
-    """One output of the network, merged from the outputs ``(windows, *leading, *spatial)`` of which ``first`` is one."""
+    """One output of the network, merged from the outputs ``(windows, *leading, *spatial)`` of which ``first`` is one.
 
-    def __init__(self, first: torch.Tensor, layout: _Layout) -> None:
-        dims = len(layout.window)
-        self.layout = layout
+    ``importance`` gives the weights of the voxels of a window, or None where all count alike; ``options`` are device and dtype.
+    """
+
+    def __init__(
+        self,
+        first: torch.Tensor,
+        windows: Windows,
+        batch_size: int,
+        importance: Callable[[tuple[int, ...]], torch.Tensor | None],
+        buffer_axis: int,
+        **options: Any,
+    ) -> None:
+        dims = len(windows.size)
+        self.windows, self.buffer_axis = windows, buffer_axis
         self.out_window = tuple(first.shape[-dims:])
-        self.size = [n * q // r for n, q, r in zip(layout.image_size, self.out_window, layout.window)]
-        self.weight = layout.importance(self.out_window)
+        self.size = [n * q // r for n, q, r in zip(windows.image_size, self.out_window, windows.size)]
+        self.weight = importance(self.out_window)
         self.buffer: torch.Tensor | None = None
         # first voxels and share of the places of each window
         self.places: list[list[tuple[tuple[int, ...], float]]] = []
-        for start in layout.starts:
-            sizes = zip(start, layout.image_size, layout.window, self.size, self.out_window)
+        for start in windows.corners:
+            sizes = zip(start, windows.image_size, windows.size, self.size, self.out_window)
             corners = itertools.product(*(window_placements(*each) for each in sizes))
             self.places.append([(tuple(s for s, _ in each), math.prod(w for _, w in each)) for each in corners])
-        options: dict[str, Any] = {"dtype": layout.dtype, "device": layout.device}
-        self.sums = torch.zeros(layout.batch_size, *first.shape[1:-dims], *self.size, **options)
+        self.sums = torch.zeros(batch_size, *first.shape[1:-dims], *self.size, **options)
         self.counts = torch.zeros(self.size, **options)
-        weight = torch.ones((), **options) if self.weight is None else self.weight.to(layout.device)
+        weight = torch.ones((), **options) if self.weight is None else self.weight.to(self.sums.device)
         for corner, share in itertools.chain.from_iterable(self.places):
             self._window(self.counts, corner).add_(weight, alpha=share)
 
     def _window(self, image: torch.Tensor, corner: Sequence[int], buffer_start: int = 0) -> torch.Tensor:
         """The part of an image, or of a buffer that starts later along its axis, where a window lies."""
         index: list[Any] = [slice(s, s + q) for s, q in zip(corner, self.out_window)]
-        axis = self.layout.buffer_axis
+        axis = self.buffer_axis
         index[axis] = slice(corner[axis] - buffer_start, corner[axis] - buffer_start + self.out_window[axis])
         return image[(Ellipsis, *index)]
 
@@ -81,7 +93,7 @@ class _Merger:
                 for corner, share in self.places[window]:
                     self._window(self.sums[image], corner).add_(output, alpha=share)
             return
-        axis = self.layout.buffer_axis
+        axis = self.buffer_axis
         starts = [corner[axis] for _, window in run for corner, _ in self.places[window]]
         length = max(starts) - min(starts) + self.out_window[axis]
         target = self.sums[run[0][0]].narrow(axis - len(self.size), min(starts), length)
@@ -97,7 +109,7 @@ class _Merger:
     def result(self) -> torch.Tensor:
         """The weighted mean, without the padding."""
         whole = self.sums.div_(self.counts)
-        cuts = [round(p * q / r) for p, q, r in zip(self.layout.padding, self.out_window, self.layout.window)]
+        cuts = [round(p * q / r) for p, q, r in zip(self.windows.padding, self.out_window, self.windows.size)]
         index: list[Any] = [slice(cut, n - cut) for cut, n in zip(cuts, self.size)]
         return whole[(Ellipsis, *index)] if any(cuts) else whole
 
@@ -158,14 +170,14 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
         self.keep_weights = cache_roi_weight_map
         self._weights: dict[tuple, torch.Tensor] = {}
 
-    def windows(self, image_size: Sequence[int]) -> tuple[tuple[int, ...], list[int], list[list[int]]]:
-        """Size of the windows on an image, voxels of padding at both ends of each axis, and the starts along each axis of the padded image.
+    def windows(self, image_size: Sequence[int]) -> Windows:
+        """How windows lie on an image of a spatial size in voxels.
 
         Example:
             >>> GMRSlidingWindowInferer(32).windows((50, 29))
-            ((32, 32), [0, 2], [[0, 18], [0, 1]])
+            Windows(size=(32, 32), padding=[0, 2], starts=[[0, 18], [0, 1]])
             >>> GMRSlidingWindowInferer(32, grow_roi=True).windows((50, 29))
-            ((32, 33), [0, 2], [[0, 18], [0]])
+            Windows(size=(32, 33), padding=[0, 2], starts=[[0, 18], [0]])
         """
         dims = len(image_size)
         options: dict[str, Any] = {"roi_size": self.roi_size, "overlap": self.overlap, "sigma_scale": self.sigma_scale}
@@ -176,7 +188,8 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
                 )
         window = tuple(int(n) for n in fall_back_tuple(self.roi_size, image_size))
         axes = [self._axis(n, r, o) for n, r, o in zip(image_size, window, ensure_tuple_rep(self.overlap, dims))]
-        return tuple(r for r, _, _ in axes), [p for _, p, _ in axes], [starts for _, _, starts in axes]
+        sizes, padding, starts = zip(*axes)
+        return Windows(sizes, list(padding), list(starts))
 
     def _axis(self, size: int, window: int, overlap: float) -> tuple[int, int, list[int]]:
         """Window, padding at both ends and starts along one axis."""
@@ -201,7 +214,7 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
         size = image.shape[2:]
         buffer_steps = kwargs.pop("buffer_steps", self.buffer_steps)
         buffer_axis = _buffer_axis(buffer_steps, kwargs.pop("buffer_dim", self.buffer_dim), len(size))
-        window, padding, axes = self.windows(size)
+        windows = self.windows(size)
         device = kwargs.pop("device", self.device)
         if device is None and self.cpu_thresh is not None and size.numel() > self.cpu_thresh:
             device = "cpu"
@@ -214,23 +227,13 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
                 raise ConfigurationError(
                     f"condition of shape {tuple(condition.shape)} does not match the input: use {tuple(image.shape)}."
                 )
-            condition = self._pad(condition, padding)
-        image = self._pad(image, padding)
-        starts = list(itertools.product(*axes))
-        layout = _Layout(
-            batch_size=len(image),
-            image_size=image.shape[2:],
-            padding=padding,
-            window=window,
-            starts=starts,
-            importance=partial(self._importance, device=sw_device, dtype=dtype),
-            device=device,
-            dtype=dtype,
-            buffer_axis=buffer_axis,
-        )
+            condition = self._pad(condition, windows.padding)
+        image = self._pad(image, windows.padding)
+        corners = windows.corners
+        importance = partial(self._importance, device=sw_device, dtype=dtype)
         buffered = bool(buffer_steps) and buffer_steps > 0
-        tiles = [(b, w) for b in range(len(image)) for w in range(len(starts))]
-        runs = _runs(starts, len(image), buffer_steps, buffer_axis) if buffered else [tiles]
+        tiles = [(b, w) for b in range(len(image)) for w in range(len(corners))]
+        runs = _runs(corners, len(image), buffer_steps, buffer_axis) if buffered else [tiles]
         steps = [(run, run[i : i + self.sw_batch_size]) for run in runs for i in range(0, len(run), self.sw_batch_size)]
 
         def make(tensor: torch.Tensor, batch: list, _run: list | None) -> _Merger:
@@ -239,20 +242,21 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
                     f"The network returned a tensor of shape {tuple(tensor.shape)} for {len(batch)} windows: sliding windows need "
                     f"({len(batch)}, channels, *{len(size)} spatial axes)."
                 )
-            return _Merger(tensor, layout)
+            return _Merger(tensor, windows, len(image), importance, buffer_axis, device=device, dtype=dtype)
 
         outputs = OutputAccumulators(make, _Merger.add)
         for run, batch in progress_bar(steps, "windows", self.progress):
             slices = [
-                (slice(b, b + 1), slice(None), *(slice(s, s + r) for s, r in zip(starts[w], window))) for b, w in batch
+                (slice(b, b + 1), slice(None), *(slice(s, s + n) for s, n in zip(corners[w], windows.size)))
+                for b, w in batch
             ]
             places = [[list(each) for each in slices]] if self.with_coord else []
             if condition is not None:
                 kwargs["condition"] = _cut(condition, slices).to(sw_device)
             output = network(_cut(image, slices).to(sw_device), *places, *args, **kwargs)
             outputs.add(output, batch, run if buffered else None)
-        dtype = image.dtype if image.is_floating_point() else dtype
-        return outputs.nested([merger.result().to(dtype) for merger in outputs.accumulators], inputs)
+        out_dtype = image.dtype if image.is_floating_point() else dtype
+        return outputs.nested([merger.result().to(out_dtype) for merger in outputs.accumulators], inputs)
 
     def _pad(self, image: torch.Tensor, padding: Sequence[int]) -> torch.Tensor:
         if not any(padding):

@@ -11,6 +11,9 @@ import numpy as np
 
 from monai_gmr.metrics.equivariance import EquivarianceErrors
 
+NAMES = ("size", "path", "class", "input_size")
+VALUES = ("error", "exact", "deepest", "calls", "angles_mean", "angles_worst", "remark")
+
 
 def size_text(size: Sequence[int]) -> str:
     """A size as text.
@@ -78,29 +81,16 @@ class EquivarianceReport:
     @property
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary a network and module, of equal keys, for CSV."""
-        rows = []
+        rows: list[tuple] = []
         for check in self.sizes:
-            angles = check.errors.angles
-            whole = {
-                "size": size_text(check.size),
-                "path": "",
-                "class": self.network,
-                "input_size": size_text(check.size),
-                "error": check.error,
-                "exact": check.error <= self.tolerance,
-                "deepest": False,
-                "calls": 1,
-                "angles_mean": angles.mean if angles.views else "",
-                "angles_worst": angles.worst if angles.views else "",
-                "remark": check.failure,
-            }
-            rows.append(whole)
-            for module in check.modules:
-                names = {"path": module.path, "class": module.class_name, "input_size": size_text(module.size)}
-                result: dict[str, Any] = {"error": module.error, "exact": not module.broken, "deepest": module.deepest}
-                result |= {"calls": module.calls, "angles_mean": "", "angles_worst": "", "remark": module.remark}
-                rows.append(whole | names | result)
-        return rows
+            size, angles = size_text(check.size), check.errors.angles
+            spread = (angles.mean, angles.worst) if angles.views else ("", "")
+            exact = check.error <= self.tolerance
+            rows.append((size, "", self.network, size, check.error, exact, False, 1, *spread, check.failure))
+            for m in check.modules:
+                names = (size, m.path, m.class_name, size_text(m.size))
+                rows.append((*names, m.error, not m.broken, m.deepest, m.calls, "", "", m.remark))
+        return [dict(zip(NAMES + VALUES, row)) for row in rows]
 
     def __str__(self) -> str:
         return self.to_text()
