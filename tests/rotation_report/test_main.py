@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-import monai_gmr.handlers
+import monai_gmr.rotation_report
 from monai_gmr.rotation_report.__main__ import choose_views, main, read_average, read_networks, read_settings
 from monai_gmr.utils import ConfigurationError
 
@@ -38,7 +38,7 @@ def sweeps(monkeypatch):
         def check_failures(self):
             pass
 
-    monkeypatch.setattr(monai_gmr.handlers, "RotationReport", Recorder, raising=False)
+    monkeypatch.setattr(monai_gmr.rotation_report, "RotationReport", Recorder)
     return calls
 
 
