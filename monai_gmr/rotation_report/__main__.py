@@ -11,11 +11,12 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from monai_gmr.bundle.command_line import TRACEBACK_VARIABLE
+from monai_gmr.rotation_report import RotationReport
 from monai_gmr.rotation_report.evaluator import BundleEvaluator, open_evaluator
 from monai_gmr.rotation_report.prepare_batch import LABEL_SAMPLINGS
 from monai_gmr.utils import ConfigurationError
@@ -32,9 +33,6 @@ configs/evaluate (over configs/train where need be), else configs/inference. Sav
 files or logs is switched off. A report that was stopped goes on where it stood. MONAI_GMR_TRACEBACK=1 in the environment shows
 where an error came from.
 """
-
-if TYPE_CHECKING:
-    from monai_gmr.rotation_report import RotationReport
 
 
 def split_pair(text: str, what: str, example: str) -> tuple[str, str]:
@@ -294,8 +292,6 @@ def make_report(arguments: argparse.Namespace) -> RotationReport:
     Raises:
         ConfigurationError: when an option is wrong or a bundle cannot be run.
     """
-    from monai_gmr.rotation_report import RotationReport
-
     networks = read_networks(arguments.bundles)
     average = read_average(arguments.average, list(networks))
     compare = dict(split_pair(pair, "--compare", "other=reports/other") for pair in arguments.compare)
@@ -310,7 +306,7 @@ def make_report(arguments: argparse.Namespace) -> RotationReport:
         views_per_batch=arguments.views_per_batch,
         labels=arguments.labels,
         in_ball=not arguments.whole_image,
-        frame="upright" if any(bundle.inverts for bundle in opened.values()) else "turned",
+        frame="upright" if any(bundle.inverts for bundle in opened.values()) else "rotated",
         prediction=None if arguments.prediction is None else _read_value(arguments.prediction),
         metrics=arguments.metrics,
         greater_is_better=not arguments.smaller_is_better,

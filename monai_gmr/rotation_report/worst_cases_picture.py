@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from monai_gmr.rotation_report.statistics import WorstCase
 from monai_gmr.rotation_report.table_picture import shorten, write_picture
 from monai_gmr.utils import ConfigurationError
 
@@ -24,25 +25,6 @@ CHARACTERS = 30
 
 # inches
 TEXT_WIDTH, IMAGE_WIDTH, GAP, LINE = 2.35, 1.9, 0.08, 0.17
-
-
-class WorstCase(NamedTuple):
-    """A case in the view in which a network did worst on it.
-
-    ``network``, ``case``, ``view`` and ``metric`` are names; ``value`` is the metric in this view, ``upright`` that of the upright view
-    or ``None``. ``image`` of shape ``(C, *spatial)``, 2D or 3D, is turned as the network saw it. ``label`` and ``prediction`` are
-    integers of shape ``(*spatial)`` (segmentation, 0 is background), one integer (classification) or ``None``.
-    """
-
-    network: str
-    case: str
-    view: str
-    metric: str
-    value: float
-    upright: float | None
-    image: np.ndarray
-    label: np.ndarray | int | None
-    prediction: np.ndarray | int | None
 
 
 def _is_map(value: object) -> bool:

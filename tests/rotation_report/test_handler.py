@@ -404,9 +404,9 @@ def test_predictions_can_be_turned_back_first(tmp_path):
     torch.manual_seed(0)
     network = torch.nn.Conv2d(1, 2, 3, padding=1)
     data = Dataset([{"image": torch.rand(1, 9, 11), "label": (torch.rand(1, 9, 11) > 0.5).float()}])
-    for frame in ("turned", "upright"):
+    for frame in ("rotated", "upright"):
         make_sweep(make_evaluator(network, dataset=data), tmp_path / frame, frame=frame, views="all").run()
-    turned, upright = (read(tmp_path / frame / "rotation_views.csv") for frame in ("turned", "upright"))
+    turned, upright = (read(tmp_path / frame / "rotation_views.csv") for frame in ("rotated", "upright"))
     assert [row["dice"] for row in turned] == pytest.approx([row["dice"] for row in upright])
     assert len({row["dice"] for row in turned}) > 2
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-import monai_gmr.rotation_report
+import monai_gmr.rotation_report.__main__
 from monai_gmr.rotation_report.__main__ import choose_views, main, read_average, read_networks, read_settings
 from monai_gmr.utils import ConfigurationError
 
@@ -38,7 +38,7 @@ def sweeps(monkeypatch):
         def check_failures(self):
             pass
 
-    monkeypatch.setattr(monai_gmr.rotation_report, "RotationReport", Recorder)
+    monkeypatch.setattr(monai_gmr.rotation_report.__main__, "RotationReport", Recorder)
     return calls
 
 
@@ -80,7 +80,7 @@ def test_options_reach_the_sweep(foreign_bundle, sweeps, tmp_path):
         "views_per_batch": 4,
         "labels": "share",
         "in_ball": False,
-        "frame": "turned",
+        "frame": "rotated",
         "prediction": "seg",
         "metrics": ["mean_dice"],
         "greater_is_better": False,
