@@ -151,9 +151,9 @@ class WorstCase(NamedTuple):
     metric: str
     value: float
     upright: float | None
-    image: np.ndarray | None = None
-    label: np.ndarray | int | None = None
-    prediction: np.ndarray | int | None = None
+    image: Any = None
+    label: Any = None
+    prediction: Any = None
 
 
 class NetworkScores:

@@ -27,8 +27,8 @@ CHARACTERS = 30
 TEXT_WIDTH, IMAGE_WIDTH, GAP, LINE = 2.35, 1.9, 0.08, 0.17
 
 
-def _is_map(value: object) -> bool:
-    return value is not None and np.ndim(value) > 0  # type: ignore[arg-type]
+def _is_map(value: Any) -> bool:
+    return value is not None and np.ndim(value) > 0
 
 
 def _check(case: WorstCase) -> None:
@@ -36,10 +36,8 @@ def _check(case: WorstCase) -> None:
     if len(shape) not in (3, 4) or 0 in shape:
         raise ConfigurationError(f"the image of case {case.case!r} has shape {shape}: give (C, H, W) or (C, H, W, D).")
     for name, value in (("label", case.label), ("prediction", case.prediction)):
-        if _is_map(value) and np.shape(value) != shape[1:]:  # type: ignore[arg-type]
-            raise ConfigurationError(
-                f"the {name} of case {case.case!r} has shape {np.shape(value)}: give {shape[1:]}."  # type: ignore[arg-type]
-            )
+        if _is_map(value) and np.shape(value) != shape[1:]:
+            raise ConfigurationError(f"the {name} of case {case.case!r} has shape {np.shape(value)}: give {shape[1:]}.")
 
 
 def _errors(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
@@ -131,7 +129,7 @@ def _description(case: WorstCase) -> list[str]:
 
 def _classes(case: WorstCase) -> str:
     answers = (("label", case.label), ("predicted", case.prediction))
-    return ", ".join(f"{name} {int(value)}" for name, value in answers if value is not None and not _is_map(value))  # type: ignore[arg-type]
+    return ", ".join(f"{name} {int(value)}" for name, value in answers if value is not None and not _is_map(value))
 
 
 def _present_classes(cases: Sequence[WorstCase]) -> list[int]:
