@@ -18,7 +18,7 @@ from monai_gmr.rotation_report.table_picture import (
 from monai_gmr.symmetry import angle_views, group_views
 from monai_gmr.symmetry.views import icosahedral_views, random_views
 
-GRID = "turned and mirrored\non the grid"
+GRID = "rotated and mirrored\non the grid"
 COST = "quality and cost"
 
 
@@ -51,9 +51,9 @@ VIEWS = {
     "upright": (group_views(2)[:1], [GRID]),
     "group 2D": (group_views(2), [GRID]),
     "group 3D": (group_views(3), [GRID]),
-    "angles 2D": (angle_views(2, 45, grid=True), ["turned by any angle"]),
+    "angles 2D": (angle_views(2, 45, grid=True), ["rotated by any angle"]),
     "angles 3D": (angle_views(3, 90, grid=True), [f"about axis {axis}" for axis in range(3)]),
-    "both 2D": ([*group_views(2), *angle_views(2, 30)], [GRID, "turned by any angle"]),
+    "both 2D": ([*group_views(2), *angle_views(2, 30)], [GRID, "rotated by any angle"]),
     "both 3D": ([*group_views(3), *angle_views(3, 45)], [GRID, *(f"about axis {axis}" for axis in range(3))]),
     "random 2D": (random_views(5, 2), ["random\nrotations"]),
     "icosahedral": (icosahedral_views(), ["icosahedral\nrotations"]),
