@@ -22,7 +22,7 @@ from monai_gmr.inferers import SymmetryInferer
 from monai_gmr.rotation_report.prepare_batch import LABEL_SAMPLINGS
 from monai_gmr.rotation_report.probe import ViewProbe, keeps_cases, metric_handlers
 from monai_gmr.rotation_report.records import ANSWER, ViewRecord, ViewRecords, read_compared, record_file
-from monai_gmr.rotation_report.statistics import ERROR, NetworkScores
+from monai_gmr.rotation_report.statistics import ERROR, NetworkScores, format_markdown, format_text
 from monai_gmr.rotation_report.table_picture import draw_rotation_table
 from monai_gmr.rotation_report.worst_cases_picture import draw_worst_cases
 from monai_gmr.symmetry import View, make_views
@@ -33,108 +33,10 @@ Events, _ = optional_import("ignite.engine", name="Events")
 tqdm, _ = optional_import("tqdm", name="tqdm")
 
 FRAMES = ("rotated", "upright")
-# in the short table: flips are in the group, other angles among the turns
-SHORT_FAMILIES = ("upright", "group", "turns", "icosahedral", "random")
-
-
-def format_table(summary: Sequence[Mapping[str, Any]]) -> str:
-    """The summary as text, aligned, one line a network, metric and family.
-
-    Example:
-        >>> row = {"network": "net", "family": "group", "metric": "dice", "views": 48, "mean": 0.9, "worst": 0.9, "worst_view": "-1",
-        ...        "spread": 2e-8, "interval_low": 0.85, "interval_high": 0.94}
-        >>> print(format_table([row]))
-        network  metric  family  views    mean       interval   worst   spread  worst view
-        net      dice    group      48  0.9000  0.850 - 0.940  0.9000  2.0e-08  -1
-    """
-
-    def small(value: float) -> str:
-        return f"{value:.4f}" if not 0 < abs(value) < 5e-4 else f"{value:.1e}"
-
-    lines = [("network", "metric", "family", "views", "mean", "interval", "worst", "spread", "worst view")]
-    for row in summary:
-        numbers = (str(row["views"]), small(row["mean"]), _interval(row), small(row["worst"]), small(row["spread"]))
-        lines.append((row["network"], row["metric"], row["family"], *numbers, row["worst_view"]))
-    return _align(lines, left=(0, 1, 2, 8))
-
-
-def format_costs(costs: Mapping[str, Mapping[str, float]]) -> str:
-    """Passes and seconds of each network as text.
-
-    Example:
-        >>> print(format_costs({"net, 48 views": {"passes_per_case": 48.0, "seconds_per_case": 1.5}}))
-        network        passes a case  seconds a case
-        net, 48 views             48             1.5
-    """
-    numbers = [(title, cost["passes_per_case"], cost["seconds_per_case"]) for title, cost in costs.items()]
-    lines = [(title, f"{passes:g}", f"{seconds:.3g}") for title, passes, seconds in numbers]
-    return _align([("network", "passes a case", "seconds a case"), *lines])
-
-
-def format_differences(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Paired differences of networks as text.
-
-    Example:
-        >>> row = {"first": "a", "second": "b", "metric": "dice", "family": "group", "cases": 9, "difference": 0.1,
-        ...        "interval_low": 0.05, "interval_high": 0.15, "p": 0.004}
-        >>> print(format_differences([row]))
-        difference  metric  family  cases    mean       interval      p
-        a less b    dice    group       9  0.1000  0.050 - 0.150  0.004
-    """
-    lines = [("difference", "metric", "family", "cases", "mean", "interval", "p")]
-    for row in rows:
-        names = (f"{row['first']} less {row['second']}", row["metric"], row["family"], str(row["cases"]))
-        p = f"{row['p']:.3g}" if np.isfinite(row["p"]) else ""
-        lines.append((*names, f"{row['difference']:.4f}", _interval(row), p))
-    return _align(lines, left=(0, 1, 2))
-
-
-def format_markdown(summary: Sequence[Mapping[str, Any]], costs: Mapping[str, Mapping[str, float]], metric: str) -> str:
-    """One metric of all networks as a table for a README: a row a network, mean / worst over the views of each family, and the worst
-    equivariance error.
-
-    Args:
-        summary: rows of all networks, metrics and families.
-        costs: name of a network to ``passes_per_case`` and ``seconds_per_case``.
-        metric: the metric.
-
-    Example:
-        >>> row = {"network": "net", "family": "upright", "metric": "dice", "mean": 0.9, "worst": 0.9, "views": 1, "cases": 3}
-        >>> error = {**row, "family": "group", "metric": "equivariance_error", "worst": 2e-7}
-        >>> print(format_markdown([row, error], {"net": {"passes_per_case": 1.0, "seconds_per_case": 0.25}}, "dice"))
-        | network | passes a case | seconds a case | dice: upright | equivariance error: group |
-        |---|---|---|---|---|
-        | net | 1 | 0.25 | 0.900 | 2.0e-07 |
-    """
-
-    def cell(row: Mapping[str, Any] | None) -> str:
-        if row is None:
-            return ""
-        if row["metric"] == ERROR:
-            return f"{row['worst']:.1e}" if row["worst"] < 1e-3 else f"{row['worst']:.3f}"
-        return f"{row['mean']:.3f}" + ("" if row["family"] == "upright" else f" / {row['worst']:.3f}")
-
-    rows = {(row["network"], row["metric"], row["family"]): row for row in summary}
-    measured = {(row["metric"], row["family"]) for row in summary}
-    columns = [(name, each) for name in (metric, ERROR) for each in SHORT_FAMILIES if (name, each) in measured]
-    head = ["network", "passes a case", "seconds a case"]
-    head += [f"{name.replace('_', ' ')}: {family}" for name, family in columns]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for title, cost in costs.items():
-        cells = [title, f"{cost['passes_per_case']:g}", f"{cost['seconds_per_case']:.2g}"]
-        lines.append(f"| {' | '.join([*cells, *(cell(rows.get((title, *column))) for column in columns)])} |")
-    return "\n".join(lines)
-
-
-def _interval(row: Mapping[str, Any]) -> str:
-    ends = (row["interval_low"], row["interval_high"])
-    return " - ".join(f"{end:.3f}" for end in ends) if np.isfinite(ends).all() else ""
-
-
-def _align(lines: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
-    """Rows of texts as columns of equal width, those in ``left`` left-aligned."""
-    sides = [f"{'<' if i in left else '>'}{max(map(len, column))}" for i, column in enumerate(zip(*lines))]
-    return "\n".join("  ".join(map(format, line, sides)).rstrip() for line in lines)
+INTERVAL = ("interval_low", "interval_high")
+TABLE = ("network", "metric", "family", "views", "mean", *INTERVAL, "worst", "spread", "worst_view")
+COSTS = ("network", "passes_per_case", "seconds_per_case")
+DIFFERENCES = ("difference", "metric", "family", "cases", "mean", *INTERVAL, "p")
 
 
 @dataclass
@@ -243,11 +145,25 @@ class RotationReport:
                 f"num_resamples={num_resamples!r} is out of range: give 0 (no intervals) or more, such as 1000."
             )
         check_values(views_per_batch=views_per_batch, worst_cases=worst_cases, seed=seed)
-        self.output_dir = Path(output_dir)
-        self.spacing, self.views_per_batch = spacing, views_per_batch
-        self.labels, self.frame, self.in_ball, self.order = labels, frame, in_ball, order
-        self.prediction, self.metrics, self.greater_is_better = prediction, metrics, greater_is_better
-        self.worst_cases, self.num_resamples, self.seed, self.resume = worst_cases, num_resamples, seed, resume
+        self.output_dir, self.metrics, self.worst_cases, self.resume = Path(output_dir), metrics, worst_cases, resume
+        self.spacing, self.seed, self.views_per_batch, self.greater_is_better = (
+            spacing,
+            seed,
+            views_per_batch,
+            greater_is_better,
+        )
+        self._judging: dict[str, Any] = {
+            "labels": labels,
+            "frame": frame,
+            "in_ball": in_ball,
+            "order": order,
+            "prediction": prediction,
+        }
+        self._scoring: dict[str, Any] = {
+            "greater_is_better": greater_is_better,
+            "num_resamples": num_resamples,
+            "seed": seed,
+        }
         # a bundle names its network after its setting conv, which may be a list
         evaluators = dict(evaluator) if isinstance(evaluator, Mapping) else {str(name): evaluator}
         if not evaluators:
@@ -355,17 +271,8 @@ class RotationReport:
             inferer = SymmetryInferer(
                 inferer, views=network.average, views_per_batch=self.views_per_batch, spacing=self.spacing
             )
-        return ViewProbe(
-            network.evaluator,
-            inferer,
-            spacing=self.spacing,
-            order=self.order,
-            labels=self.labels,
-            frame=self.frame,
-            in_ball=self.in_ball,
-            prediction=self.prediction,
-            metrics=self._metric_names(network.evaluator),
-        )
+        metrics = self._metric_names(network.evaluator)
+        return ViewProbe(network.evaluator, inferer, spacing=self.spacing, metrics=metrics, **self._judging)
 
     def _header(self, network: _Network) -> dict[str, Any]:
         """What must be equal for records to be of the same answers."""
@@ -377,14 +284,13 @@ class RotationReport:
                 digest.update(key.encode())
                 if isinstance(value, torch.Tensor):
                     digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-        # the first frame has the name that it has in all records
-        frame = "turned" if self.frame == "rotated" else self.frame
-        spacing = self.spacing and list(self.spacing)
+        # the first frame has the word of the records' file format
+        judging = {**self._judging, "frame": self._judging["frame"].replace("rotated", "turned")}
         return {
             "network": digest.hexdigest(),
             "average": [view.matrix.round(6).tolist() for view in network.average],
             "metrics": self._metric_names(network.evaluator),
-            "settings": [spacing, self.labels, frame, self.in_ball, self.order, self.prediction],
+            "settings": [self.spacing and list(self.spacing), *judging.values()],
         }
 
     def _metric_names(self, evaluator: Any) -> list[str]:
@@ -486,11 +392,9 @@ class RotationReport:
                 self.views,
                 handlers,
                 spacing=self.spacing,
-                greater_is_better=self.greater_is_better,
-                num_resamples=self.num_resamples,
-                seed=self.seed,
                 # an earlier report may have measured more
                 cases=networks[title].batches.names if title in networks else None,
+                **self._scoring,
             )
             for title, measured in records.items()
         ]
@@ -505,25 +409,26 @@ class RotationReport:
         write_rows([row for rows in views.values() for row in rows], folder / "rotation_views.csv")
         write_rows([row for result in results for row in result.case_rows()], folder / "rotation_cases.csv")
         write_rows(summary, folder / "rotation_table.csv")
-        content = {
-            "views": [view._replace(matrix=view.matrix.tolist())._asdict() for view in self.views],  # type: ignore[arg-type]
-            "networks": {
-                title: {**costs.get(title, {}), "failures": failures.get(title, {})}
-                for title in {**self.networks, **costs}
-            },
-            "summary": summary,
-            "paired": paired,
-        }
-        write_json(content, folder / "rotation_report.json")
+        content: dict[str, Any] = {"views": [{**v._asdict(), "matrix": v.matrix.tolist()} for v in self.views]}
+        titles = {**self.networks, **costs}
+        content["networks"] = {k: {**costs.get(k, {}), "failures": failures.get(k, {})} for k in titles}
+        write_json({**content, "summary": summary, "paired": paired}, folder / "rotation_report.json")
         write_text(f"{format_markdown(summary, costs, key)}\n", folder / "rotation_report.md")
         if can_draw():
             seconds = {title: cost["seconds_per_case"] for title, cost in costs.items()} if len(costs) > 1 else None
             greater_is_better = self.greater_is_better and key != ERROR
             draw_rotation_table(views, key, folder / "rotation_table.png", seconds, greater_is_better)
             self._draw_worst(networks, results, key)
-        print(f"\n{format_table(summary)}\n\n{format_costs(costs)}")
+        print(
+            f"\n{format_text(summary, TABLE)}\n\n{format_text([{'network': k, **v} for k, v in costs.items()], COSTS)}"
+        )
         if paired:
-            print(f"\n{format_differences([row for row in paired if row['metric'] == key])}")
+            differences = [
+                {**row, "difference": f"{row['first']} less {row['second']}", "mean": row["difference"]}
+                for row in paired
+                if row["metric"] == key
+            ]
+            print(f"\n{format_text(differences, DIFFERENCES)}")
         print(f"\nspread: largest less smallest; intervals of 95 % over cases. Pictures and tables: {folder}")
         return [row for row in summary if row["network"] in networks]
 

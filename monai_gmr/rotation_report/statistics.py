@@ -1,4 +1,4 @@
-"""Scores of networks over views and cases: families of views, intervals, paired tests and worst cases."""
+"""Scores of networks over views and cases: families of views, intervals, paired tests, worst cases, and tables as text."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from monai_gmr.rotation_report.records import TRUE_CLASS, ViewRecords
 from monai_gmr.symmetry import View, is_grid_symmetry
 
 FAMILIES = ("upright", "flips", "group", "angles", "turns", "icosahedral", "random")
+# in the short table: flips are in the group, other angles among the turns
+SHORT_FAMILIES = ("upright", "group", "turns", "icosahedral", "random")
 ERROR = "equivariance_error"
 CONFIDENCE = 0.95
 # so many cases decide whether a metric is a mean over cases
@@ -93,12 +95,10 @@ def percentile_interval(samples: np.ndarray) -> tuple[float, float]:
 def paired_test(first: np.ndarray, second: np.ndarray, num_resamples: int, seed: int) -> float:
     """Two-sided p-value that the mean difference of two networks over the same cases is zero; not a number with fewer than two cases.
 
-    Signs of the differences are exchanged at random, or all ways where they are few.
-
     Args:
         first: score of each case, shape ``(cases,)``.
         second: those of the other network.
-        num_resamples: at most how many exchanges.
+        num_resamples: at most how many random exchanges of signs; all of them where they are few.
         seed: the same seed makes the same exchanges.
 
     Example:
@@ -255,12 +255,7 @@ class NetworkScores:
         return np.array([score(self.handlers[metric], case) if has else np.nan for case, has in zip(cases, scored)])
 
     def scores(self, metric: str, chosen: Sequence[int] | np.ndarray | None = None) -> list[float]:
-        """The metric over cases, one a view.
-
-        Args:
-            metric: its name.
-            chosen: indices of cases, with repetitions; default all.
-        """
+        """The metric over cases, one a view; ``chosen`` are indices of cases, with repetitions, default all."""
         rows = np.arange(len(self.cases)) if chosen is None else np.asarray(chosen)
         table = self.table(metric)
         if table is not None:
@@ -385,13 +380,8 @@ class NetworkScores:
         return {"cases": len(common), "difference": difference, "interval_low": low, "interval_high": high, "p": p}
 
     def worst(self, metric: str, count: int) -> list[WorstCase]:
-        """The cases with the worst scores, each in its worst view and without its image.
-
-        Args:
-            metric: by which they are chosen; where a single case has none, by the probability of the true class; without labels by
-                the equivariance error.
-            count: how many cases.
-        """
+        """So many cases with the worst scores, each in its worst view and without its image, by a metric; where a single case has none,
+        by the probability of the true class; without labels by the equivariance error."""
         tables = self._case_tables(
             [name for name in (metric, TRUE_CLASS, ERROR) if name in (*self.metrics, TRUE_CLASS, ERROR)]
         )
@@ -406,3 +396,58 @@ class NetworkScores:
             WorstCase(self.title, self.cases[i], self.views[k].name, name, float(table[i, k]), float(table[i, 0]))
             for i, k in zip(order, views[order])
         ]
+
+
+def format_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Some columns of a table as text, aligned: numbers to the right, names to the left.
+
+    Example:
+        >>> rows = [{"network": "net", "cases": 9, "mean": 0.9, "spread": 2e-8}, {"network": "other net", "cases": 10, "mean": 0.75}]
+        >>> print(format_text(rows, ["network", "cases", "mean", "spread"]))
+        network    cases    mean   spread
+        net            9  0.9000  2.0e-08
+        other net     10  0.7500
+    """
+
+    def cell(value: Any) -> str:
+        if not isinstance(value, float):
+            return str(value)
+        return "" if np.isnan(value) else f"{value:.1e}" if 0 < abs(value) < 5e-4 else f"{value:.4f}"
+
+    lines = [[name.replace("_", " ") for name in columns]]
+    lines += [[cell(row.get(name, "")) for name in columns] for row in rows]
+    texts = {name for name in columns if isinstance(rows[0].get(name), str)}
+    sides = [f"{'<' if name in texts else '>'}{max(map(len, each))}" for name, each in zip(columns, zip(*lines))]
+    return "\n".join("  ".join(map(format, line, sides)).rstrip() for line in lines)
+
+
+def format_markdown(summary: Sequence[Mapping[str, Any]], costs: Mapping[str, Mapping[str, float]], metric: str) -> str:
+    """One metric of all networks as a table for a README: a row a network, mean / worst over the views of each family, and the worst
+    equivariance error.
+
+    Example:
+        >>> row = {"network": "net", "family": "upright", "metric": "dice", "mean": 0.9, "worst": 0.9, "views": 1, "cases": 3}
+        >>> error = {**row, "family": "group", "metric": "equivariance_error", "worst": 2e-7}
+        >>> print(format_markdown([row, error], {"net": {"passes_per_case": 1.0, "seconds_per_case": 0.25}}, "dice"))
+        | network | passes a case | seconds a case | dice: upright | equivariance error: group |
+        |---|---|---|---|---|
+        | net | 1 | 0.25 | 0.900 | 2.0e-07 |
+    """
+
+    def cell(row: Mapping[str, Any] | None) -> str:
+        if row is None:
+            return ""
+        if row["metric"] == ERROR:
+            return f"{row['worst']:.1e}" if row["worst"] < 1e-3 else f"{row['worst']:.3f}"
+        return f"{row['mean']:.3f}" + ("" if row["family"] == "upright" else f" / {row['worst']:.3f}")
+
+    rows = {(row["network"], row["metric"], row["family"]): row for row in summary}
+    measured = {(row["metric"], row["family"]) for row in summary}
+    columns = [(name, each) for name in (metric, ERROR) for each in SHORT_FAMILIES if (name, each) in measured]
+    head = ["network", "passes a case", "seconds a case"]
+    head += [f"{name.replace('_', ' ')}: {family}" for name, family in columns]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for title, cost in costs.items():
+        cells = [title, f"{cost['passes_per_case']:g}", f"{cost['seconds_per_case']:.2g}"]
+        lines.append(f"| {' | '.join([*cells, *(cell(rows.get((title, *column))) for column in columns)])} |")
+    return "\n".join(lines)
