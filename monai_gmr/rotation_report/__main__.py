@@ -21,6 +21,9 @@ from monai_gmr.rotation_report.evaluator import BundleEvaluator, open_evaluator
 from monai_gmr.rotation_report.prepare_batch import LABEL_SAMPLINGS
 from monai_gmr.utils import ConfigurationError
 
+# what the report takes as it is given
+OPTIONS: tuple[str, ...] = ("spacing", "views_per_batch", "labels", "in_ball", "metrics", "greater_is_better", "cases")
+OPTIONS += ("worst_cases", "num_resamples", "seed", "resume")
 DESCRIPTION = """Run the evaluator of a MONAI bundle on rotated and mirrored images and report its metrics,
 for one network or several on the same images. The bundle's files stay as they are.
 Exit status: 0 done, 1 cases were left out, 2 failed."""
@@ -195,7 +198,8 @@ def make_parser() -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("the scores").add_argument
     add("--metrics", nargs="+", metavar="NAME", help="the evaluator's metrics to report (default: all)")
-    add("--smaller_is_better", action="store_true", help="the metrics are errors or distances")
+    smaller: dict[str, Any] = {"action": "store_false", "dest": "greater_is_better"}
+    add("--smaller_is_better", **smaller, help="the metrics are errors or distances")
     labels_help = (
         "how label images are rotated by angles: nearest neighbour (default), or the class with the largest share"
     )
@@ -203,7 +207,7 @@ def make_parser() -> argparse.ArgumentParser:
     whole_help = (
         "judge segmentations in the whole image instead of the inscribed disc or ball, which every rotation keeps"
     )
-    add("--whole_image", action="store_true", help=whole_help)
+    add("--whole_image", action="store_false", dest="in_ball", help=whole_help)
     prediction_help = "which of a network's answers to take, where it gives several"
     add("--prediction", metavar="INDEX_OR_KEY", help=prediction_help)
     add("--compare", **several, metavar="NAME=DIR", help="other reports to show beside this one")
@@ -211,7 +215,8 @@ def make_parser() -> argparse.ArgumentParser:
     resamples_help = "bootstrap samples behind the intervals (default: 1000)"
     add("--num_resamples", type=int, default=1000, metavar="N", help=resamples_help)
     add("--seed", type=int, default=0, metavar="N", help="of random views and of the bootstrap (default: 0)")
-    add("--no_resume", action="store_true", help="begin anew instead of resuming an interrupted report")
+    resume_help = "begin anew instead of resuming an interrupted report"
+    add("--no_resume", action="store_false", dest="resume", help=resume_help)
     return parser
 
 
@@ -243,21 +248,11 @@ def make_report(arguments: argparse.Namespace) -> RotationReport:
         {name: bundle.evaluator for name, bundle in opened.items()},
         arguments.output_dir,
         views=choose_views(arguments.angles, arguments.group, arguments.random, arguments.seed),
-        spacing=arguments.spacing,
         average=average,
-        views_per_batch=arguments.views_per_batch,
-        labels=arguments.labels,
-        in_ball=not arguments.whole_image,
         frame="upright" if any(bundle.inverts for bundle in opened.values()) else "rotated",
         prediction=None if arguments.prediction is None else _read_value(arguments.prediction),
-        metrics=arguments.metrics,
-        greater_is_better=not arguments.smaller_is_better,
         compare=compare or None,
-        cases=arguments.cases,
-        worst_cases=arguments.worst_cases,
-        num_resamples=arguments.num_resamples,
-        seed=arguments.seed,
-        resume=not arguments.no_resume,
+        **{name: getattr(arguments, name) for name in OPTIONS},
     )
     report.run()
     return report

@@ -230,11 +230,8 @@ class RotationReport:
             metrics = [self._metric_names(network.evaluator) for network in self.networks.values()]
             if not any(metrics):
                 print("the evaluator has no metric: the equivariance error is reported alone.")
-            total = sum(len(network.batches.names) for network in self.networks.values()) * len(self.views)
-            with tqdm(total=total, desc="Rotating", unit="view", mininterval=0.5) as bar:
-                for title, network in self.networks.items():
-                    bar.set_postfix_str(title, refresh=False)
-                    self._measure(title, network, bar)
+            for title, network in self.networks.items():
+                self._measure(title, network)
             # those of which all views of a case were measured
             done = {
                 title: network
@@ -302,38 +299,57 @@ class RotationReport:
                 )
         return list(self.metrics or names)
 
-    def _measure(self, title: str, network: _Network, bar: Any) -> None:
+    def _measure(self, title: str, network: _Network) -> None:
         """Record all views of all cases of a network that are not recorded yet."""
-        batches, num_views = network.batches, len(self.views)
+        batches = network.batches
         try:
             # handlers that load the checkpoint listen to this
             network.evaluator.fire_event(Events.STARTED)
         except Exception as error:
             network.failures["the network"] = reason(error)
-            bar.update(len(batches.names) * num_views)
             return
         path, header = record_file(self.output_dir, title), self._header(network)
         with self._probe(network) as probe:
             records = ViewRecords(path, header, self.resume)
             if records.replaced or not self._agree(records, probe, batches):
-                bar.write(f"{title}: earlier records are of another network, data or settings and are replaced.")
+                print(f"{title}: earlier records are of another network, data or settings and are replaced.")
                 records = ViewRecords(path, header, resume=False)
             elif len(records):
-                bar.write(f"{title}: {len(records)} views of cases are there already, from {path}.")
+                print(f"{title}: {len(records)} views of cases are there already, from {path}.")
             network.records = records
             names = [name for name in batches.names if self._missing(records, [name])]
-            bar.update((len(batches.names) - len(names)) * num_views)
-            for batch in batches.load(names):
-                network.failures.update(batch.failures)
-                bar.update(len(batch.failures) * num_views)
-                failures = self._measure_batch(records, probe, batch, bar) if batch.names else {}
-                if len(failures) > 1:
-                    # one of them may have failed, and the rest of the batch with it
-                    bar.update(-len(failures) * num_views)
-                    failures = {}
-                    for single in (single for name in batch.names for single in batches.load([name])):
-                        failures |= self._measure_batch(records, probe, single, bar)
-                network.failures.update(failures)
+            views = len(names) * len(self.views)
+            present = views - sum(len(self._missing(records, [name])) for name in names)
+            with tqdm(total=views, initial=present, desc=f"Rotating, {title}", unit="view", mininterval=0.5) as bar:
+                for batch in batches.load(names):
+                    self._measure_batch(network, probe, batch, bar)
+
+    def _measure_batch(self, network: _Network, probe: ViewProbe, batch: CaseBatch, bar: Any) -> None:
+        """Record the views of a batch that are missing; where that fails, do so case by case, and keep the reason of each that fails."""
+        network.failures.update(batch.failures)
+        if not batch.names:
+            return
+
+        def keep(record: ViewRecord) -> None:
+            bar.update(sum(not network.records.has(case, record.view) for case in record.cases))
+            network.records.add(record)
+
+        missing = self._missing(network.records, batch.names)
+        # errors are measured from the upright view
+        views = missing if missing[0].family == "upright" else [self.views[0], *missing]
+        try:
+            probe.run(batch, views, keep)
+        except WriteError:
+            raise
+        except Exception as error:
+            if len(batch.names) > 1:
+                # one of them may have failed, and the rest of the batch with it
+                for single in (single for name in batch.names for single in network.batches.load([name])):
+                    self._measure_batch(network, probe, single, bar)
+                return
+            labelled = isinstance(batch.batch, Mapping) and CommonKeys.LABEL in batch.batch
+            why = reason(error) if labelled or not probe.recorded else f"it has no label ({reason(error)})"
+            network.failures[batch.names[0]] = why
 
     def _agree(self, records: ViewRecords, probe: ViewProbe, batches: CaseBatches) -> bool:
         """Whether a case, measured once more, gives what the records hold of it: its file, the inferer, the postprocessing or the
@@ -357,29 +373,6 @@ class RotationReport:
 
     def _missing(self, records: ViewRecords, names: Sequence[str]) -> list[View]:
         return [view for view in self.views if not all(records.has(name, view.name) for name in names)]
-
-    def _measure_batch(self, records: ViewRecords, probe: ViewProbe, batch: CaseBatch, bar: Any) -> dict[str, str]:
-        """Record the views of a batch that are missing; name of a case to the reason where that cannot be done."""
-        missing = self._missing(records, batch.names)
-        # errors are measured from the upright view
-        views = missing if missing[0].family == "upright" else [self.views[0], *missing]
-        left = {view.name: len(batch.names) for view in missing}
-        bar.update((len(self.views) - len(missing)) * len(batch.names))
-
-        def keep(record: ViewRecord) -> None:
-            records.add(record)
-            bar.update(left.pop(record.view, 0))
-
-        try:
-            probe.run(batch, views, keep)
-        except WriteError:
-            raise
-        except Exception as error:
-            bar.update(sum(left.values()))
-            labelled = isinstance(batch.batch, Mapping) and CommonKeys.LABEL in batch.batch
-            why = reason(error) if labelled or not probe.recorded else f"it has no label ({reason(error)})"
-            return dict.fromkeys(batch.names, why)
-        return {}
 
     def _write(self, networks: dict[str, _Network]) -> list[dict[str, Any]]:
         """Write all files from the records, and print the tables."""

@@ -18,17 +18,10 @@ LABEL_SAMPLINGS = ("nearest", "share")
 def transform_label(
     label: torch.Tensor, view: View, spacing: Sequence[float] | None = None, sampling: str = "nearest"
 ) -> torch.Tensor:
-    """Rotate or mirror an image of whole numbers.
+    """An image of whole numbers, of shape ``(..., *spatial)``, rotated or mirrored by a view; of the same dtype.
 
-    Args:
-        label: tensor of shape ``(..., *spatial)``.
-        view: the rotation or mirroring.
-        spacing: voxel size in millimetres, one an axis; default 1.
-        sampling: "nearest": a voxel gets the class of the nearest one; "share": each class is sampled linearly and a voxel
-            gets the one with the largest share, which keeps borders from fraying.
-
-    Returns:
-        tensor of the same dtype.
+    With sampling "nearest" a voxel gets the class of the nearest one; with "share" each class is sampled linearly and a voxel gets the
+    one with the largest share, which keeps borders from fraying.
 
     Example:
         >>> from monai_gmr.symmetry import angle_views

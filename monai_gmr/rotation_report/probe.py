@@ -58,18 +58,8 @@ def relative_errors(
 ) -> list[float]:
     """``||g^-1 f(g x) - f(x)|| / ||f(x)||`` of every case of a batch.
 
-    Answers with spatial axes are rotated back; except for symmetries of the grid they are compared inside the inscribed disc or ball.
-    Others, such as class scores, are compared as they are.
-
-    Args:
-        answer: of the network for the view, of shape ``(B, C)`` or ``(B, C, *spatial)``.
-        upright: its answer for the upright images.
-        view: the rotation or mirroring.
-        spacing: voxel size in millimetres, one an axis; default 1.
-        dims: number of spatial axes of the image.
-
-    Returns:
-        one error a case; not a number where the shapes differ.
+    Answers of shape ``(B, C, *spatial)`` with ``dims`` spatial axes are rotated back; except for symmetries of the grid they are compared
+    inside the inscribed disc or ball. Others, such as class scores, are compared as they are. Where the shapes differ there is no number.
 
     Example:
         >>> from monai_gmr.symmetry import group_views
@@ -106,13 +96,8 @@ def is_exclusive(channels: int, label: torch.Tensor | None) -> bool:
 def keep_ball(
     prediction: torch.Tensor, label: torch.Tensor | None, spacing: Sequence[float] | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Prediction and label, background outside the inscribed disc or ball: a rotation moves the rest out of the image, or in.
-
-    Args:
-        prediction: raw answer of the network, ``(B, C, *spatial)``; channels that are not exclusive (:func:`is_exclusive`) are each a yes
-            or no of its own.
-        label: of the same spatial shape, or ``None``.
-        spacing: voxel size in millimetres, one an axis; default 1.
+    """Raw answers and label, of shape ``(B, C, *spatial)``, with background outside the inscribed disc or ball: a rotation moves the rest
+    out of the image, or in.
 
     Example:
         >>> prediction, label = keep_ball(torch.zeros(1, 2, 3, 3), torch.ones(1, 1, 3, 3), None)
@@ -134,13 +119,10 @@ def keep_ball(
 
 
 def class_map(x: torch.Tensor, logits: bool, exclusive: bool = True) -> np.ndarray:
-    """Whole numbers to draw: the class of every case or voxel, of logits or of a label.
+    """Whole numbers to draw: the class of every case or voxel, of logits or a label of shape ``(B,)``, ``(B, C)`` or ``(B, C, *spatial)``.
 
-    Args:
-        x: of shape ``(B,)``, ``(B, C)`` or ``(B, C, *spatial)``.
-        logits: whether they are answers of a network; a single channel, or one that is not exclusive, is on above 0, or above 0.5 where all
-            lie between 0 and 1.
-        exclusive: whether a voxel has one of several channels; else it gets the last one that it has, counted from 1.
+    A single channel of logits, or one that is not exclusive, is on above 0, or above 0.5 where all lie between 0 and 1. Of channels that
+    are not exclusive a voxel gets the last one that it has, counted from 1.
 
     Example:
         >>> class_map(torch.tensor([[0.1, 2.0]]), logits=True), class_map(torch.tensor([[3.0]]), logits=False)
@@ -163,11 +145,8 @@ def class_map(x: torch.Tensor, logits: bool, exclusive: bool = True) -> np.ndarr
 
 
 def true_class(scores: torch.Tensor, label: Any) -> list[float] | None:
-    """Probability that a classifier gives the true class of each case.
-
-    Args:
-        scores: logits of shape ``(B, C)``; a single one is that of class 1.
-        label: classes of shape ``(B,)`` or ``(B, 1)``, or one-hot of shape ``(B, C)``; anything else gives ``None``.
+    """Probability that a classifier gives the true class of each case, from logits of shape ``(B, C)`` (a single one is that of class 1)
+    and classes of shape ``(B,)``, ``(B, 1)`` or one-hot ``(B, C)``; ``None`` for any other label.
 
     Example:
         >>> true_class(torch.zeros(2, 4), torch.tensor([[1], [3]]))
@@ -313,13 +292,8 @@ class ViewProbe:
         self._upright, self._images = None, None
 
     def run(self, batch: CaseBatch, views: Sequence[View], keep: Callable[[ViewRecord], None]) -> None:
-        """Run the evaluator on a batch, once for each view.
-
-        Args:
-            batch: the cases.
-            views: the first one is what equivariance errors are measured from.
-            keep: takes the record of each view as soon as it is made.
-        """
+        """Run the evaluator on a batch, once for each view; ``keep`` takes each record as soon as it is made. Equivariance errors are
+        measured from the first view."""
         self._names, self._views, self._keep, self._upright = batch.names, views, keep, None
         self.evaluator.data_loader = [batch.batch] * len(views)
         self.evaluator.state.epoch_length = len(views)
@@ -417,14 +391,7 @@ def _case_values(name: str, metric: Any, count: int) -> list[np.ndarray]:
 
 
 def score(metric: Any, values: Sequence[np.ndarray]) -> float:
-    """The metric over cases, from what was recorded of each.
-
-    Args:
-        metric: one of :func:`metric_handlers`.
-        values: arrays with one entry a case, as in :attr:`~monai_gmr.rotation_report.records.ViewRecord.values`.
-
-    Returns:
-        its value over all of them; of a metric that is not MONAI's the mean of its values over the batches.
+    """The metric over cases, from what :class:`ViewProbe` recorded of each; of a metric that is not MONAI's the mean over the batches.
 
     Example:
         >>> from monai.handlers import MeanDice

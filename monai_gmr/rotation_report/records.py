@@ -85,7 +85,8 @@ class ViewRecords:
     def __init__(self, path: str | Path | None, header: Mapping[str, Any], resume: bool = True) -> None:
         self.path = None if path is None else Path(path)
         self.header = json.loads(json.dumps(header))
-        self._places: dict[str, dict[str, tuple[ViewRecord, int]]] = {}
+        # view and case to the record and the place in it
+        self._places: dict[tuple[str, str], tuple[ViewRecord, int]] = {}
         # whether the file held records with another header
         self.replaced = False
         if self.path is None:
@@ -103,8 +104,7 @@ class ViewRecords:
             temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
     def _keep(self, record: ViewRecord) -> None:
-        places = self._places.setdefault(record.view, {})
-        places.update({case: (record, place) for place, case in enumerate(record.cases)})
+        self._places |= {(record.view, case): (record, place) for place, case in enumerate(record.cases)}
 
     def add(self, record: ViewRecord) -> None:
         """Keep one more record; it is in the file when this returns."""
@@ -118,39 +118,38 @@ class ViewRecords:
 
     def has(self, case: str, view: str) -> bool:
         """Whether a view of a case was measured."""
-        return case in self._places.get(view, {})
+        return (view, case) in self._places
 
     @property
     def cases(self) -> list[str]:
         """Names of all cases of which any view was measured, in the order in which they came."""
-        return list(dict.fromkeys(case for places in self._places.values() for case in places))
+        return list(dict.fromkeys(case for _, case in self._places))
 
     @property
     def views(self) -> list[str]:
         """Names of all views that were measured of any case."""
-        return list(self._places)
+        return list(dict.fromkeys(view for view, _ in self._places))
 
     @property
     def metrics(self) -> list[str]:
         """Names of all that has values: the metrics, ``TRUE_CLASS`` and ``ANSWER``."""
-        first = next((record for places in self._places.values() for record, _ in places.values()), None)
-        return [] if first is None else list(first.values)
+        return next((list(record.values) for record, _ in self._places.values()), [])
 
     def columns(self, view: str, cases: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Equivariance error, seconds and passes of each of these cases in a view."""
-        places = [self._places[view][case] for case in cases]
+        places = [self._places[view, case] for case in cases]
         rows = [(record.errors[place], record.seconds, record.passes) for record, place in places]
         errors, seconds, passes = np.array(rows, float).reshape(len(rows), 3).T
         return errors, seconds, passes
 
     def values(self, metric: str, view: str, cases: list[str]) -> list[np.ndarray]:
         """What a metric keeps of these cases in a view: arrays with one entry a case, first axis."""
-        places = [self._places[view][case] for case in cases]
+        places = [self._places[view, case] for case in cases]
         parts = range(len(places[0][0].values[metric])) if places else []
         return [np.stack([record.values[metric][part][place] for record, place in places]) for part in parts]
 
     def __len__(self) -> int:
-        return sum(len(places) for places in self._places.values())
+        return len(self._places)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[ViewRecord]]:
@@ -169,11 +168,8 @@ def _read(path: Path) -> tuple[dict[str, Any], list[ViewRecord]]:
 
 
 def read_compared(compare: Mapping[str, str | Path], used_names: Collection[str]) -> dict[str, ViewRecords]:
-    """The records of other reports; where one holds several networks, the name of each is added to its name.
-
-    Args:
-        compare: name to the folder of a report, or a file in it.
-        used_names: names of the report's own networks.
+    """The records of other reports, from name to the folder of a report or a file in it; where one holds several networks, the name of each
+    is added to its name. No name may be one of ``used_names``.
 
     Raises:
         ConfigurationError: when there is no report, or two networks have one name.

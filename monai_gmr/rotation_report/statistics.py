@@ -48,10 +48,6 @@ def view_families(views: Sequence[View], spacing: Sequence[float] | None = None)
     Families are "upright", "flips" (an axis or several reversed), "group" (symmetries of the grid), "angles" (rotations about an array
     axis that are no symmetries of the grid), "turns" (all rotations about an array axis: a full circle), "icosahedral" and "random".
 
-    Args:
-        views: the views, the upright one first.
-        spacing: voxel size in millimetres, one an axis; default 1.
-
     Example:
         >>> from monai_gmr.symmetry import make_views
         >>> views = make_views(["all", {"angles": 30}, {"random": 5}], 2)
@@ -196,8 +192,8 @@ class NetworkScores:
     ) -> None:
         self.title, self.handlers, self.records = title, handlers, records
         self.greater_is_better, self.num_resamples, self.seed = greater_is_better, num_resamples, seed
-        self.views = [view for view in views if view.name in records.views]
-        counted = set(records.cases if cases is None else cases)
+        measured, counted = set(records.views), set(records.cases if cases is None else cases)
+        self.views = [view for view in views if view.name in measured]
         self.cases = [
             case
             for case in records.cases
