@@ -1,4 +1,4 @@
-"""Intervals, tests and worst cases of a sweep, against theory and scipy."""
+"""Intervals, tests and worst cases of a report, against theory and scipy."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def make_result(table, title="net", metric="dice", **settings):
     return NetworkScores(title, records, VIEWS, {metric: MeanDice()}, **settings)
 
 
-def test_scores_are_means_over_cases_and_the_worst_view_is_found():
+def test_scores_are_means_over_cases_and_the_worst_view_is_named():
     table = np.random.default_rng(0).uniform(size=(7, 4))
     result = make_result(table)
     assert result.scores("dice") == pytest.approx(table.mean(0).tolist())
