@@ -408,7 +408,9 @@ def format_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> st
     def cell(value: Any) -> str:
         if not isinstance(value, float):
             return str(value)
-        return "" if np.isnan(value) else f"{value:.1e}" if 0 < abs(value) < 5e-4 else f"{value:.4f}"
+        if np.isnan(value) or (value >= 1 and value == round(value)):
+            return "" if np.isnan(value) else f"{value:g}"
+        return f"{value:.1e}" if 0 < abs(value) < 5e-4 else f"{value:.4f}"
 
     lines = [[name.replace("_", " ") for name in columns]]
     lines += [[cell(row.get(name, "")) for name in columns] for row in rows]
