@@ -169,7 +169,7 @@ def test_upright_images_have_the_scores_of_the_bundles_own_run(foreign_bundle, i
     config = files(root / "configs" / "evaluate.yaml", SEGMENTATION / "rotation_report.yaml")
     own = ConfigWorkflow(config[:1], workflow_type="infer", logging_file=False, bundle_root=str(root))
     own.run()
-    frame = "upright" if inverts else "turned"
+    frame = "upright" if inverts else "rotated"
     options = {"report_views": "m", "report_frame": frame, "report_in_ball": False, "report_num_resamples": 10}
     run(config_file=config, bundle_root=str(root), logging_file=False, **options)
     rows = [row for row in read_table(root / "rotation_report") if row["family"] == "upright"]
