@@ -42,10 +42,7 @@ came from.
 
 
 def split_pair(text: str, option: str, example: str) -> tuple[str, str]:
-    """Read ``KEY=VALUE`` from the command line.
-
-    Raises:
-        ConfigurationError: when there is no ``=``, or nothing on one of its sides.
+    """Read ``KEY=VALUE`` from the command line; raises ``ConfigurationError`` where a side of it is empty.
 
     Example:
         >>> split_pair("network_def::act=$'RELU' if 1 == 1 else None", "--set", "device=cpu")
@@ -58,10 +55,7 @@ def split_pair(text: str, option: str, example: str) -> tuple[str, str]:
 
 
 def read_settings(pairs: Sequence[str], option: str = "--set") -> dict[str, Any]:
-    """Read settings ``KEY=VALUE``, whose values are YAML.
-
-    Raises:
-        ConfigurationError: when one is not of that form.
+    """Read settings ``KEY=VALUE``, whose values are YAML; raises ``ConfigurationError`` where one is not of that form.
 
     Example:
         >>> read_settings(["device=cpu", "roi_size=[64, 64, 32]", "dataset_dir=null", "network=$@network_def.to(@device)"])
@@ -83,10 +77,7 @@ def _read_value(text: str) -> Any:
 
 
 def read_networks(entries: Sequence[str]) -> dict[str, str]:
-    """Names of networks and folders of their bundles, from ``[NAME=]FOLDER``.
-
-    Raises:
-        ConfigurationError: when two have the same name.
+    """Names of networks and folders of their bundles, from ``[NAME=]FOLDER``; raises ``ConfigurationError`` where two have one name.
 
     Example:
         >>> read_networks(["bundles/spleen", "plain=bundles/spleen"])
@@ -109,14 +100,7 @@ def read_networks(entries: Sequence[str]) -> dict[str, str]:
 def choose_views(angles: float | None, group: str | None, random: int | None, seed: int) -> list[Any] | None:
     """Entries for :func:`~monai_gmr.symmetry.make_views` from the options; ``None``, the default of the report, without any.
 
-    Args:
-        angles: degrees between rotations; 0: none; default: 10 in 2D, 30 in 3D.
-        group: name of a group of the grid's symmetries, or YAML such as "{group: all, count: 12}"; "none": none; default: all.
-        random: number of random rotations; default: none.
-        seed: of the random rotations.
-
-    Raises:
-        ConfigurationError: when nothing is left.
+    Raises ``ConfigurationError`` when nothing is left.
 
     Example:
         >>> choose_views(None, "432", 20, 0)
@@ -137,8 +121,7 @@ def choose_views(angles: float | None, group: str | None, random: int | None, se
 def read_average(entries: Sequence[str], names: Sequence[str]) -> Any:
     """The views over which answers are averaged, of all networks, or by name of a network.
 
-    Raises:
-        ConfigurationError: when both are given, or the same network twice.
+    Raises ``ConfigurationError`` when both are given, or the same network twice.
 
     Example:
         >>> read_average(["all"], ["plain"]), read_average(["plain:432", "gmr:{angles: 90}"], ["plain", "gmr"])
@@ -235,11 +218,7 @@ def _open_evaluators(networks: Mapping[str, str], arguments: argparse.Namespace)
 
 
 def make_report(arguments: argparse.Namespace) -> RotationReport:
-    """Open the bundles and run the report, which has the cases that were left out.
-
-    Raises:
-        ConfigurationError: when an option is wrong or a bundle cannot be run.
-    """
+    """Open the bundles and run the report, which then has the cases that were left out."""
     networks = read_networks(arguments.bundles)
     average = read_average(arguments.average, list(networks))
     compare = dict(split_pair(pair, "--compare", "other=reports/other") for pair in arguments.compare)

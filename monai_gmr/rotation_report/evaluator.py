@@ -173,10 +173,9 @@ def _refers_to_disabled(entry: Any, parser: ConfigParser) -> bool:
 
 
 def _choose_files(root: Path) -> list[Path]:
-    files: dict[str, Path] = {}
-    for name in ("evaluate", "inference", "train"):
-        candidates = [root / "configs" / f"{name}.{end}" for end in ConfigParser.suffixes]
-        files.update([(name, file) for file in candidates if file.is_file()][:1])
+    names = ("evaluate", "inference", "train")
+    candidates = [(name, root / "configs" / f"{name}.{end}") for name in names for end in ConfigParser.suffixes[::-1]]
+    files = {name: file for name, file in candidates if file.is_file()}
     if not files:
         raise ConfigurationError(
             f"{root} is not a bundle: give a folder that holds configs/evaluate (or inference, train) .json or .yaml, or name its config "
@@ -223,12 +222,7 @@ def _change_settings(
     if "bundle_root" in config:
         parser["bundle_root"] = str(root)
     for name, value in settings.items():
-        try:
-            parser[name] = value
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise ConfigurationError(
-                f"{name} is no setting of this config: what stands before its last '::' must be there."
-            ) from error
+        parser[name] = value
 
 
 def _load_checkpoint(loader: CheckpointLoader, evaluator: SupervisedEvaluator) -> None:
