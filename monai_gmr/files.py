@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import json
 import logging
+import math
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -107,6 +110,46 @@ def write_text(text: str, path: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write dictionaries as CSV; what a row lacks stays empty.
+
+    Args:
+        rows: the columns are the keys of all of them, in the order in which they come.
+        path: file to write; its folder is made if need be.
+
+    Example:
+        >>> file = getfixture("tmp_path") / "table.csv"
+        >>> write_rows([{"view": "upright", "dice": 0.5}, {"view": "m [100]"}], file)
+        >>> file.read_text().split()
+        ['view,dice', 'upright,0.5', 'm', '[100],']
+    """
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_json(content: Any, path: Path) -> None:
+    """Write JSON; what is not finite becomes ``null``, which every reader takes.
+
+    Example:
+        >>> file = getfixture("tmp_path") / "table.json"
+        >>> write_json({"p": float("nan")}, file)
+        >>> json.loads(file.read_text())
+        {'p': None}
+    """
+    write_text(json.dumps(_finite(content), indent=1, allow_nan=False, default=str), path)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
 def remove_unfinished(path: str | Path) -> None:
     """Remove what killed processes left of a file; for who knows that no other process writes it now.
 
@@ -121,12 +164,13 @@ def remove_unfinished(path: str | Path) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def check_folder(folder: str | Path, setting: str = "") -> None:
+def check_folder(folder: str | Path, setting: str = "", files: Iterable[str] = ()) -> None:
     """Make a folder that a run writes to, and raise unless a file can be written there.
 
     Args:
         folder: the folder, made if need be.
         setting: the bundle's setting that gives it, named in the sentence.
+        files: names of files that the run writes there, which must not be folders.
 
     Raises:
         ConfigurationError: when it cannot be made or written.
@@ -146,6 +190,11 @@ def check_folder(folder: str | Path, setting: str = "") -> None:
             file.write(b"0" * 4096)
     except OSError as error:
         raise unwritable(folder, error, setting) from error
+    for path in (Path(folder) / name for name in files):
+        if path.is_dir():
+            raise WriteError(
+                f"{path} is a folder and this run writes a file of that name: give another --{setting}, or rename it."
+            )
 
 
 class FolderLock:

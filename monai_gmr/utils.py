@@ -1,6 +1,8 @@
-"""Errors and warnings that every floor of the library shares."""
+"""Errors and warnings that all packages share."""
 
 from __future__ import annotations
+
+import re
 
 from monai.utils import optional_import
 
@@ -51,3 +53,61 @@ def can_draw(what: str = "picture") -> bool:
     if not there:
         print(f"matplotlib cannot be imported, so no {what} is drawn: pip install 'monai-gmr[bundle]'.")
     return there
+
+
+WORKER_SENTENCE = re.compile(rf"(?m)^{ConfigurationError.__module__}\.{ConfigurationError.__qualname__}: (.+)$")
+
+
+def find_configuration_error(error: BaseException | None) -> ConfigurationError | None:
+    """The sentence in an error that MONAI wrapped, once for each level of its config.
+
+    Args:
+        error: what was raised; all its causes and contexts are looked through.
+
+    Returns:
+        the first :class:`~monai_gmr.utils.ConfigurationError`, or ``None``.
+
+    Example:
+        >>> wrapped = RuntimeError("Failed to instantiate")
+        >>> wrapped.__cause__ = ConfigurationError("give --epochs 3.")
+        >>> str(find_configuration_error(wrapped))
+        'give --epochs 3.'
+    """
+    visited: set[int] = set()
+    waiting = [error]
+    while waiting:
+        current = waiting.pop(0)
+        if current is None or id(current) in visited:
+            continue
+        if isinstance(current, ConfigurationError):
+            return current
+        # torch passes an error of a loader's worker on as the text of its traceback
+        sentence = WORKER_SENTENCE.search(str(current))
+        if sentence is not None:
+            return ConfigurationError(sentence.group(1))
+        visited.add(id(current))
+        waiting += [current.__cause__, current.__context__]
+    return None
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in one line: the sentence of a ``ConfigurationError``, or the first error below all that was wrapped around it.
+
+    Example:
+        >>> wrapped = RuntimeError("applying transform LoadImaged")
+        >>> wrapped.__cause__ = FileNotFoundError("no such file: a.nii.gz\\nread on")
+        >>> reason(wrapped), reason(KeyError("image")), reason(ValueError())
+        ('FileNotFoundError: no such file: a.nii.gz', "KeyError: 'image'", 'ValueError')
+    """
+    found = find_configuration_error(error)
+    if found is not None:
+        return str(found)
+    # below a missing reference of a config stands only that a list of ids does not hold it
+    while error.__cause__ is not None and "the referring item" not in str(error):
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    # torch begins with "Error(s) in loading state_dict for UNet:"
+    line = lines[-1] if lines[0].endswith(":") else lines[0]
+    return f"{type(error).__name__}: {line.rstrip('.')}"

@@ -13,11 +13,34 @@ from monai.data import FolderLayoutBase
 
 from monai_gmr.utils import ConfigurationError
 
+RECORD = "predictions.csv"
+
 
 def _stem(path: Path) -> str:
     """The name of a file without its ending, as MONAI's savers take it."""
     name = path.stem if path.suffix else path.name
     return Path(name).stem if path.suffix == ".gz" else name
+
+
+def _read_record(output_dir: Path) -> dict[str, str]:
+    """Prediction, relative to the folder, to its image, as earlier runs wrote them."""
+    record = output_dir / RECORD
+    if not record.is_file():
+        return {}
+    with open(record, newline="", encoding="utf-8", errors="replace") as file:
+        return {row[0]: row[1] for row in list(csv.reader(file))[1:] if len(row) == 2}
+
+
+def known_predictions(output_dir: PathLike) -> set[Path]:
+    """The files that earlier runs wrote to a folder of predictions.
+
+    Example:
+        >>> folder = getfixture("tmp_path")
+        >>> file = PredictionLayout(["a/t1.nii"], folder).filename("a/t1.nii")
+        >>> known_predictions(folder) == {file}
+        True
+    """
+    return {Path(output_dir, name).resolve() for name in _read_record(Path(output_dir))}
 
 
 class PredictionLayout(FolderLayoutBase):
@@ -51,7 +74,7 @@ class PredictionLayout(FolderLayoutBase):
         self, images: Sequence[PathLike], output_dir: PathLike, postfix: str = "seg", extension: str = ".nii.gz"
     ) -> None:
         self.output_dir = Path(_absolute(output_dir))
-        self.record = self.output_dir / "predictions.csv"
+        self.record = self.output_dir / RECORD
         paths = [Path(_absolute(image)) for image in images]
         twice = next((path for path in paths if paths.count(path) > 1), None) if len(set(paths)) < len(paths) else None
         if twice is not None:
@@ -66,15 +89,8 @@ class PredictionLayout(FolderLayoutBase):
             if other is not path:
                 raise ConfigurationError(f"{other} and {path} would both be predicted as {file}: rename one.")
             self.files[path] = file
-        self._written = self._read_record()
+        self._written = _read_record(self.output_dir)
         self._refuse_replacing()
-
-    def _read_record(self) -> dict[str, str]:
-        """Prediction, relative to the folder, to its image, as earlier runs wrote them."""
-        if not self.record.is_file():
-            return {}
-        with open(self.record, newline="", encoding="utf-8", errors="replace") as file:
-            return {row[0]: row[1] for row in csv.reader(file) if len(row) == 2}
 
     def _refuse_replacing(self) -> None:
         images = {os.path.realpath(path) for path in self.files}

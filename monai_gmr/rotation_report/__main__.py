@@ -7,7 +7,6 @@ tables and pictures in DIR. It exits with 0, with 1 and one sentence if cases we
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from monai_gmr.bundle.command_line import TRACEBACK_VARIABLE
+from monai_gmr.command_line import command
 from monai_gmr.rotation_report import RotationReport
 from monai_gmr.rotation_report.evaluator import BundleEvaluator, open_evaluator
 from monai_gmr.rotation_report.prepare_batch import LABEL_SAMPLINGS
@@ -237,19 +236,16 @@ def make_report(arguments: argparse.Namespace) -> RotationReport:
     return report
 
 
+@command("rotation_report", interrupted="the same command resumes the report")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the report with these arguments, by default those of the process; returns the exit status."""
     arguments = make_parser().parse_args([_underscored(each) for each in (sys.argv[1:] if argv is None else argv)])
-    status = 2
+    report = make_report(arguments)
     try:
-        report = make_report(arguments)
-        status = 1
         report.check_failures()
     except ConfigurationError as error:
-        if os.environ.get(TRACEBACK_VARIABLE):
-            raise
         print(f"rotation_report: {error}", file=sys.stderr)
-        return status
+        return 1
     return 0
 
 

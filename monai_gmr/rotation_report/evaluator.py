@@ -16,9 +16,10 @@ from monai.transforms import Compose, Invertd
 from monai.utils import ensure_tuple, optional_import
 
 from monai_gmr.bundle.checks import check_file
-from monai_gmr.bundle.command_line import check_settings, find_configuration_error, quiet, reason
+from monai_gmr.bundle.command_line import quiet
+from monai_gmr.bundle.overrides import check_settings
 from monai_gmr.networks.weights import check_finite, read_checkpoint
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.utils import ConfigurationError, find_configuration_error, reason
 
 Events, _ = optional_import("ignite.engine", name="Events")
 

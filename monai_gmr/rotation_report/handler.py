@@ -14,20 +14,18 @@ import torch
 from monai.utils import CommonKeys, optional_import
 
 from monai_gmr.bundle.case_batches import CaseBatch, CaseBatches, anisotropic_spacing, refuse_failures, usable_image
-from monai_gmr.bundle.command_line import reason
 from monai_gmr.bundle.settings import check_values
-from monai_gmr.files import FolderLock, check_folder, write_text
-from monai_gmr.handlers.utils import write_json, write_rows
+from monai_gmr.files import FolderLock, check_folder, write_json, write_rows, write_text
 from monai_gmr.inferers import SymmetryInferer
 from monai_gmr.rotation_report.prepare_batch import LABEL_SAMPLINGS
 from monai_gmr.rotation_report.probe import ViewProbe, keeps_cases, metric_handlers
 from monai_gmr.rotation_report.records import ANSWER, ViewRecord, ViewRecords, read_compared, record_file
-from monai_gmr.rotation_report.statistics import ERROR, NetworkScores, format_markdown, format_text
+from monai_gmr.rotation_report.statistics import ERROR, NetworkScores, format_columns, short_table
 from monai_gmr.rotation_report.table_picture import draw_rotation_table
 from monai_gmr.rotation_report.worst_cases_picture import draw_worst_cases
 from monai_gmr.symmetry import View, make_views
 from monai_gmr.symmetry.views import ViewSpec
-from monai_gmr.utils import ConfigurationError, WriteError, can_draw, check_choice
+from monai_gmr.utils import ConfigurationError, WriteError, can_draw, check_choice, reason
 
 Events, _ = optional_import("ignite.engine", name="Events")
 tqdm, _ = optional_import("tqdm", name="tqdm")
@@ -406,14 +404,14 @@ class RotationReport:
         titles = {**self.networks, **costs}
         content["networks"] = {k: {**costs.get(k, {}), "failures": failures.get(k, {})} for k in titles}
         write_json({**content, "summary": summary, "paired": paired}, folder / "rotation_report.json")
-        write_text(f"{format_markdown(summary, costs, key)}\n", folder / "rotation_report.md")
+        write_text(f"{short_table(summary, costs, key)}\n", folder / "rotation_report.md")
         if can_draw():
             seconds = {title: cost["seconds_per_case"] for title, cost in costs.items()} if len(costs) > 1 else None
             greater_is_better = self.greater_is_better and key != ERROR
             draw_rotation_table(views, key, folder / "rotation_table.png", seconds, greater_is_better)
             self._draw_worst(networks, results, key)
         print(
-            f"\n{format_text(summary, TABLE)}\n\n{format_text([{'network': k, **v} for k, v in costs.items()], COSTS)}"
+            f"\n{format_columns(summary, TABLE)}\n\n{format_columns([{'network': k, **v} for k, v in costs.items()], COSTS)}"
         )
         if paired:
             differences = [
@@ -421,7 +419,7 @@ class RotationReport:
                 for row in paired
                 if row["metric"] == key
             ]
-            print(f"\n{format_text(differences, DIFFERENCES)}")
+            print(f"\n{format_columns(differences, DIFFERENCES)}")
         print(f"\nspread: largest less smallest; intervals of 95 % over cases. Pictures and tables: {folder}")
         return [row for row in summary if row["network"] in networks]
 

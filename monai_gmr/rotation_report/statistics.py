@@ -12,6 +12,7 @@ from scipy import stats
 from monai_gmr.rotation_report.probe import score
 from monai_gmr.rotation_report.records import TRUE_CLASS, ViewRecords
 from monai_gmr.symmetry import View, is_grid_symmetry
+from monai_gmr.tables import format_aligned, format_markdown
 
 FAMILIES = ("upright", "flips", "group", "angles", "turns", "icosahedral", "random")
 # in the short table: flips are in the group, other angles among the turns
@@ -394,12 +395,12 @@ class NetworkScores:
         ]
 
 
-def format_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Some columns of a table as text, aligned: numbers to the right, names to the left.
+def format_columns(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Some columns of a table as aligned text.
 
     Example:
         >>> rows = [{"network": "net", "cases": 9, "mean": 0.9, "spread": 2e-8}, {"network": "other net", "cases": 10, "mean": 0.75}]
-        >>> print(format_text(rows, ["network", "cases", "mean", "spread"]))
+        >>> print(format_columns(rows, ["network", "cases", "mean", "spread"]))
         network    cases    mean   spread
         net            9  0.9000  2.0e-08
         other net     10  0.7500
@@ -412,21 +413,19 @@ def format_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> st
             return "" if np.isnan(value) else f"{value:g}"
         return f"{value:.1e}" if 0 < abs(value) < 5e-4 else f"{value:.4f}"
 
-    lines = [[name.replace("_", " ") for name in columns]]
-    lines += [[cell(row.get(name, "")) for name in columns] for row in rows]
-    texts = {name for name in columns if isinstance(rows[0].get(name), str)}
-    sides = [f"{'<' if name in texts else '>'}{max(map(len, each))}" for name, each in zip(columns, zip(*lines))]
-    return "\n".join("  ".join(map(format, line, sides)).rstrip() for line in lines)
+    cells = [[cell(row.get(name, "")) for name in columns] for row in rows]
+    names = next(i for i, name in enumerate(columns) if not isinstance(rows[0].get(name), str))
+    return format_aligned([[name.replace("_", " ") for name in columns], *cells], left=names)
 
 
-def format_markdown(summary: Sequence[Mapping[str, Any]], costs: Mapping[str, Mapping[str, float]], metric: str) -> str:
-    """One metric of all networks as a table for a README: a row a network, mean / worst over the views of each family, and the worst
-    equivariance error.
+def short_table(summary: Sequence[Mapping[str, Any]], costs: Mapping[str, Mapping[str, float]], metric: str) -> str:
+    """One metric of all networks as Markdown: a row a network, mean / worst over the views of each family, and the worst equivariance
+    error.
 
     Example:
         >>> row = {"network": "net", "family": "upright", "metric": "dice", "mean": 0.9, "worst": 0.9, "views": 1, "cases": 3}
         >>> error = {**row, "family": "group", "metric": "equivariance_error", "worst": 2e-7}
-        >>> print(format_markdown([row, error], {"net": {"passes_per_case": 1.0, "seconds_per_case": 0.25}}, "dice"))
+        >>> print(short_table([row, error], {"net": {"passes_per_case": 1.0, "seconds_per_case": 0.25}}, "dice"))
         | network | passes a case | seconds a case | dice: upright | equivariance error: group |
         |---|---|---|---|---|
         | net | 1 | 0.25 | 0.900 | 2.0e-07 |
@@ -442,10 +441,9 @@ def format_markdown(summary: Sequence[Mapping[str, Any]], costs: Mapping[str, Ma
     rows = {(row["network"], row["metric"], row["family"]): row for row in summary}
     measured = {(row["metric"], row["family"]) for row in summary}
     columns = [(name, each) for name in (metric, ERROR) for each in SHORT_FAMILIES if (name, each) in measured]
-    head = ["network", "passes a case", "seconds a case"]
-    head += [f"{name.replace('_', ' ')}: {family}" for name, family in columns]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = [["network", "passes a case", "seconds a case"]]
+    lines[0] += [f"{name.replace('_', ' ')}: {family}" for name, family in columns]
     for title, cost in costs.items():
         cells = [title, f"{cost['passes_per_case']:g}", f"{cost['seconds_per_case']:.2g}"]
-        lines.append(f"| {' | '.join([*cells, *(cell(rows.get((title, *column))) for column in columns)])} |")
-    return "\n".join(lines)
+        lines.append([*cells, *(cell(rows.get((title, *column))) for column in columns)])
+    return format_markdown(lines)

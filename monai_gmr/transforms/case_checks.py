@@ -36,7 +36,7 @@ def check_image(
         >>> check_image(np.zeros((3, 8, 8)), spatial_dims=2, in_channels=1)
         Traceback (most recent call last):
         ...
-        monai_gmr.utils.ConfigurationError: the image has 3 channels and the network reads 1: give images of 1 channel, or --in_channels 3.
+        monai_gmr.utils.ConfigurationError: the image has 3 channels and the network reads 1: give images of 1 channel, or train with ...
     """
     dims = image.ndim - 1
     if dims != spatial_dims:
@@ -49,7 +49,7 @@ def check_image(
         reads = " or ".join(str(number) for number in accepted)
         raise ConfigurationError(
             f"{name} has {_channels(count)} and the network reads {reads}: give images of {reads} "
-            f"channel{'s' * (accepted[-1] != 1)}, or --in_channels {count}."
+            f"channel{'s' * (accepted[-1] != 1)}, or train with --in_channels {count} on images like this one."
         )
     if 0 in image.shape:
         raise ConfigurationError(f"{name} is empty, of shape {tuple(image.shape[1:])}: take it out.")

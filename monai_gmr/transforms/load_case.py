@@ -16,6 +16,8 @@ from monai_gmr.transforms.case_checks import check_image, check_label, describe_
 from monai_gmr.utils import ConfigurationError, check_choice
 
 LABEL_AFFINES = ("refuse", "resample", "ignore")
+# codes of the header for complex64, complex128 and complex256; MONAI's LoadImage drops the imaginary part
+NIFTI_COMPLEX = (32, 1792, 2048)
 # how files begin that hold no image, and what they are
 OTHER_FILES = {
     b"\x00\x05\x16\x07": "the file that macOS keeps beside another one (AppleDouble)",
@@ -129,14 +131,21 @@ class LoadCased(MapTransform):
         case[image_key] = image
         return case
 
-    def _read(self, path: Any) -> torch.Tensor:
+    def _read(self, path: Any) -> Any:
         try:
-            return self.load(path)
+            image = self.load(path)
         except Exception as error:
             raise ConfigurationError(
                 f"{path} cannot be read as an image ({_cause(Path(path), error)}): give NIfTI, or another format that MONAI's "
                 "LoadImage reads, or take it out."
             ) from error
+        if image.meta.get("datatype") in NIFTI_COMPLEX or (
+            str(path).endswith(".npy") and np.load(path, mmap_mode="r").dtype.kind == "c"
+        ):
+            raise ConfigurationError(
+                f"{path} holds complex numbers: give their magnitude, or another real part of them."
+            )
+        return image
 
     def _read_label(self, path: Any, image: torch.Tensor, image_name: str) -> torch.Tensor:
         """The label of an image, on its grid."""

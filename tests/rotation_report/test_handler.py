@@ -12,13 +12,13 @@ from ignite.engine import Events
 from ignite.metrics import Accuracy
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
-from monai.handlers import MeanDice, from_engine
+from monai.handlers import IgniteMetricHandler, MeanDice, from_engine
 from monai.inferers import SimpleInferer
 from monai.transforms import AsDiscreted, Compose, Lambdad, SaveImaged
 
 from monai_gmr.handlers import from_engine_in_ball
-from monai_gmr.handlers.classification import MacroAUC
 from monai_gmr.inferers import SymmetryInferer
+from monai_gmr.metrics import MacroAUCMetric
 from monai_gmr.rotation_report import RotationReport
 from monai_gmr.symmetry import View, inscribed_ball, make_views, point_group, rotation_matrix, transform_image
 from monai_gmr.utils import ConfigurationError
@@ -429,7 +429,11 @@ def make_classifier(count=12):
         items.append({"image": image, "label": torch.tensor([number % 2])})
     post = AsDiscreted(keys="label", to_onehot=2)
     take = from_engine(["pred", "label"])
-    metrics = {"key_val_metric": {"auc": MacroAUC(output_transform=take)}}
+    metrics = {
+        "key_val_metric": {
+            "auc": IgniteMetricHandler(metric_fn=MacroAUCMetric(), output_transform=take, save_details=False)
+        }
+    }
     accuracy = Accuracy(
         output_transform=lambda out: (from_engine("pred")(out)[0].argmax()[None], out[0]["label"].argmax()[None])
     )

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from monai.handlers import MeanDice
+from monai.handlers import IgniteMetricHandler, MeanDice
 from scipy import stats
 
-from monai_gmr.handlers.classification import MacroAUC
+from monai_gmr.metrics import MacroAUCMetric
 from monai_gmr.rotation_report.probe import score
 from monai_gmr.rotation_report.records import TRUE_CLASS, ViewRecord, ViewRecords
 from monai_gmr.rotation_report.statistics import NetworkScores, family_scores, paired_test, percentile_interval
@@ -108,7 +108,17 @@ def make_classifier(cases=30, seed=0):
             truth = np.array([chance if label else 1 - chance])
             values = {"auc": [np.array([[1 - chance, chance]]), np.eye(2)[[label]]], TRUE_CLASS: [truth]}
             records.add(ViewRecord(view.name, [f"case {case}"], np.zeros(1), 1.0, 1.0, values))
-    return NetworkScores("net", records, VIEWS, {"auc": MacroAUC()}, num_resamples=400), records, labels
+    return (
+        NetworkScores(
+            "net",
+            records,
+            VIEWS,
+            {"auc": IgniteMetricHandler(metric_fn=MacroAUCMetric(), save_details=False)},
+            num_resamples=400,
+        ),
+        records,
+        labels,
+    )
 
 
 def test_auc_is_that_of_all_cases_and_its_interval_is_bootstrapped():

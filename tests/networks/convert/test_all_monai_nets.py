@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from conversion_table import CASES, generators, settle_statistics
 from monai.networks import nets
 from torch import nn
 
-from monai_gmr.apps.conversion_table import CASES, generators, settle_statistics
 from monai_gmr.metrics.equivariance import map_tensors, nested_error, tensors_in, turned
 from monai_gmr.networks import convert_to_gmr
 from monai_gmr.utils import ConfigurationError
