@@ -36,6 +36,7 @@ def quiet() -> Iterator[None]:
         >>> with quiet():
         ...     logging.getLogger("monai").error("there is no metadata.json")
     """
+    # logging has no public way to ask for this level
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -100,9 +101,10 @@ def _parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _own_arguments() -> list[str]:
-    """What follows ``python -m monai.bundle run`` in this process; empty in any other program."""
-    is_monai = Path(sys.argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py")
-    return sys.argv[2:] if is_monai and sys.argv[1:2] == ["run"] else []
+    """What follows ``python -m monai.bundle run``, or ours, in this process; empty in any other program."""
+    package, *rest = Path(sys.argv[0]).parts[-3:] or ("",)
+    is_command = package in ("monai", "monai_gmr") and rest == ["bundle", "__main__.py"]
+    return sys.argv[2:] if is_command and sys.argv[1:2] == ["run"] else []
 
 
 def _root_of(config_file: Any) -> str:

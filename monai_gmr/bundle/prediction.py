@@ -78,6 +78,7 @@ class CasePredictor(SupervisedEvaluator):
             print(f"{name} is left out: {why}")
         refuse_failures(self.failures, len(self._cases.names), "images were not predicted")
 
+    # MONAI's name for the method that a subclass replaces
     def _iteration(self, engine: Any, batchdata: Any) -> Any:
         if not isinstance(batchdata, LoadedBatch):
             return super()._iteration(engine, batchdata)

@@ -20,13 +20,15 @@ class Rule(NamedTuple):
     says: str
 
 
-def _is_number(value: Any, kinds: tuple[type, ...] = (int, float)) -> bool:
-    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+def _is_number(value: Any, whole: bool = False) -> bool:
+    return isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _whole(low: int, high: int | None = None) -> Rule:
     says = f"a whole number of at least {low}" if high is None else f"a whole number from {low} to {high}"
-    return Rule(lambda value, _: _is_number(value, (int,)) and low <= value <= (value if high is None else high), says)
+    return Rule(
+        lambda value, _: _is_number(value, whole=True) and low <= value <= (value if high is None else high), says
+    )
 
 
 def _number(low: float, high: float = math.inf, above: bool = False) -> Rule:
