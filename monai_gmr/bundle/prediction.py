@@ -35,8 +35,7 @@ class CasePredictor(SupervisedEvaluator):
 
     Args:
         output: where predictions go, to be printed.
-        kwargs: those of ``SupervisedEvaluator``; ``val_data_loader`` is as for
-            :class:`~monai_gmr.bundle.case_batches.CaseBatches`.
+        kwargs: those of ``SupervisedEvaluator``; ``val_data_loader`` as for :class:`~monai_gmr.bundle.case_batches.CaseBatches`.
 
     Example:
         >>> from monai.data import DataLoader, Dataset
