@@ -1,10 +1,15 @@
-"""Errors and warnings that all packages share."""
+"""Errors, nested tensors and progress bars, shared by every folder of the library."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
+import torch
 from monai.utils import optional_import
+
+Item = TypeVar("Item")
 
 
 class ConfigurationError(ValueError):
@@ -99,3 +104,44 @@ def reason(error: BaseException) -> str:
         return type(error).__name__
     # torch begins with "Error(s) in loading state_dict for UNet:"
     return f"{type(error).__name__}: {lines[-1 if lines[0].endswith(':') else 0].rstrip('.')}"
+
+
+def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
+    """Nested tuples, lists and dictionaries with a function applied to every tensor; everything else is unchanged.
+
+    Example:
+        >>> map_tensors({"a": torch.zeros(1), "b": [torch.ones(1), "c"]}, float)
+        {'a': 0.0, 'b': [1.0, 'c']}
+    """
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: map_tensors(item, function) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(item, function) for item in value))
+    if isinstance(value, list | tuple):
+        return type(value)(map_tensors(item, function) for item in value)
+    return value
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """Every tensor in nested tuples, lists and dictionaries, in order.
+
+    Example:
+        >>> tensors_in({"a": torch.zeros(1), "b": [torch.ones(1), "c"]})
+        [tensor([0.]), tensor([1.])]
+    """
+    tensors: list[torch.Tensor] = []
+    map_tensors(value, tensors.append)
+    return tensors
+
+
+def progress_bar(items: Sequence[Item], description: str, show: bool = True) -> Iterable[Item]:
+    """The items, with a bar over them if it is wanted and tqdm is installed.
+
+    Example:
+        >>> list(progress_bar([1, 2], "windows", show=False))
+        [1, 2]
+    """
+    tqdm, has_tqdm = optional_import("tqdm", name="tqdm")
+    return tqdm(items, desc=description) if show and has_tqdm else items

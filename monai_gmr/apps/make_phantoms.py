@@ -78,7 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     spacing = options.spacing * len(shape) if len(options.spacing) == 1 else options.spacing
     try:
         numbers = split_number(options.number)
-        listing = write_phantoms(options.output_dir, *numbers, shape, spacing, options.pose, seed=options.seed)
+        listing = write_phantoms(
+            options.output_dir, *numbers, shape, spacing=spacing, pose=options.pose, seed=options.seed
+        )
     except (ConfigurationError, OSError) as error:
         print(f"make_phantoms: {error}", file=sys.stderr)
         return 2

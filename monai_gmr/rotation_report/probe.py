@@ -16,7 +16,7 @@ from monai.transforms import SaveImage
 from monai.utils import CommonKeys, optional_import
 
 from monai_gmr.bundle.prediction import check_answer
-from monai_gmr.inferers.turning import turn_image
+from monai_gmr.inferers.rotate import rotate_image
 from monai_gmr.rotation_report.prepare_batch import PrepareBatchView, keep_metadata
 from monai_gmr.symmetry import View, inscribed_ball, is_grid_symmetry
 from monai_gmr.utils import ConfigurationError
@@ -96,7 +96,7 @@ def relative_errors(
         [0.0]
     """
     if answer.ndim == dims + 2:
-        answer = turn_image(answer, view.matrix.T, spacing)
+        answer = rotate_image(answer, view.matrix.T, spacing)
     if answer.shape != upright.shape:
         return [float("nan")] * len(upright)
     answer, upright = answer.double(), upright.double()
@@ -393,8 +393,8 @@ class ViewProbe:
         self._errors = relative_errors(plain, self._upright, view, self.spacing, dims)
         self._true_class = None if spatial else true_class(plain, label)
         if spatial and self.frame == "upright":
-            answer = keep_metadata(lambda x: turn_image(x, view.matrix.T, self.spacing), answer)
-            image = keep_metadata(lambda x: turn_image(x, view.matrix.T, self.spacing), image)
+            answer = keep_metadata(lambda x: rotate_image(x, view.matrix.T, self.spacing), answer)
+            image = keep_metadata(lambda x: rotate_image(x, view.matrix.T, self.spacing), image)
         if spatial and self.in_ball and answer.shape[2:] == image.shape[2:]:
             answer, label = keep_ball(answer, label, self.spacing)
         output[CommonKeys.PRED] = answer
