@@ -63,17 +63,17 @@ def report(kind: type[BaseException], error: BaseException, trace: TracebackType
     """Print the error that ends the process: the sentence of a ``ConfigurationError``, however often MONAI wrapped it, or the traceback.
 
     With ``MONAI_GMR_TRACEBACK=1`` in the environment it is always the traceback. The arguments are those of ``sys.excepthook``. In a
-    distributed run the first process that fails prints; what the others meet then, such as a closed connection, is no news.
+    distributed run the first process that fails prints; errors of the others that follow, such as a closed connection, are left out.
     """
-    found = find_configuration_error(error) or _refused_component(error)
-    if os.environ.get(TRACEBACK_VARIABLE) or (found is None and is_first_to_fail()):
+    sentence = find_configuration_error(error) or _refused_component(error)
+    if os.environ.get(TRACEBACK_VARIABLE) or (sentence is None and is_first_to_fail()):
         sys.__excepthook__(kind, error, trace)
         return
-    if found is not None and is_first_to_fail(announce=True):
+    if sentence is not None and is_first_to_fail(announce=True):
         tqdm, has_tqdm = optional_import("tqdm", name="tqdm")
         # a progress bar leaves its line first
         with tqdm.external_write_mode(file=sys.stderr) if has_tqdm else nullcontext():
-            print(f"error: {found}", file=sys.stderr)
+            print(f"error: {sentence}", file=sys.stderr)
     for thread in threading.enumerate():
         # one that fills a cache: an interpreter that ends beneath its C++ code aborts the process
         if isinstance(thread, DummyProcess):
@@ -89,6 +89,8 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 def _parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
     """The named ones as fire reads them for ``monai.bundle.run``, over those of the ``args_file``."""
+    if not arguments:
+        return {}
     # not among the requirements of this library, and needed by this command only
     import fire
 
