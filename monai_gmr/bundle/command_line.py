@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from monai.bundle import ConfigParser, ConfigWorkflow, run
+from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, run
 from monai.utils import ensure_tuple, optional_import
 
 from monai_gmr.bundle.overrides import check_settings
@@ -142,8 +142,12 @@ def check_overrides(arguments: Sequence[str]) -> None:
     given = _parse_arguments(arguments)
     if not given.get("config_file"):
         return
-    accepted = {*inspect.signature(run).parameters, *inspect.signature(ConfigWorkflow.__init__).parameters}
-    accepted -= {"self", "override"}
+    takers = (run, create_workflow, ConfigWorkflow.__init__)
+    accepted = {name for taker in takers for name in inspect.signature(taker).parameters} - {
+        "self",
+        "override",
+        "kwargs",
+    }
     if "tracking" in given:
         accepted |= set(TRACKING_ARGUMENTS)
     check_settings(given, ConfigParser.load_config_files(given["config_file"]), accepted)
