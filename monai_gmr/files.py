@@ -54,13 +54,10 @@ def unwritable(path: str | Path, error: OSError, setting: str = "") -> WriteErro
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place when the block ends, and is removed when the block fails.
+    """A temporary path beside ``path`` that replaces it when the block ends, and is removed when the block fails.
 
     All files of this library are written by it. Two processes that write the same file have temporary files of their own, whose names
-    end as ``path`` does.
-
-    Args:
-        path: file to write; its folder is made if need be.
+    end as ``path`` does. Its folder is made if need be.
 
     Raises:
         ConfigurationError: when the system cannot write it (full disk, no permission, a file in the place of a folder); what stood there
@@ -99,11 +96,7 @@ def write_text(text: str, path: Path) -> None:
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write dictionaries as CSV; what a row lacks stays empty.
-
-    Args:
-        rows: the columns are the keys of all of them, in the order in which they come.
-        path: file to write; its folder is made if need be.
+    """Write dictionaries as CSV, with a column for each key of any of them.
 
     Example:
         >>> file = getfixture("tmp_path") / "table.csv"

@@ -99,15 +99,7 @@ def _collate(collate: Callable[[list], Any], items: list[tuple[str, Any, str]]) 
 
 
 def refuse_failures(failures: Mapping[str, str], total: int, what: str) -> None:
-    """End with one sentence about the cases that failed, if any, so that the exit status is not 0.
-
-    Args:
-        failures: name of a case to the reason.
-        total: number of cases.
-        what: what they are, and what was not done with them.
-
-    Raises:
-        ConfigurationError: when there is one.
+    """Raise :class:`ConfigurationError` about the cases that failed, name to reason, if any, so that the exit status is not 0.
 
     Example:
         >>> refuse_failures({"a.nii": "it is empty."}, 2, "images were not predicted")
@@ -180,14 +172,7 @@ class CaseBatches:
 
 
 def usable_image(title: str, batches: CaseBatches) -> Any:
-    """The image of the first case that loads, of two or three axes.
-
-    Args:
-        title: what to call the cases.
-        batches: the cases.
-
-    Raises:
-        ConfigurationError: when no case loads or has an image, or its image has other axes.
+    """The image of the first case that loads; :class:`ConfigurationError` when none does, or it has not two or three spatial axes.
 
     Example:
         >>> cases = [{"image": torch.zeros(1, 4, 4)}]

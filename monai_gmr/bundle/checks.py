@@ -57,17 +57,13 @@ def check_decathlon(
     labelled: bool = True,
     num_processes: int = 1,
 ) -> None:
-    """Raise unless a folder has the layout of the Medical Segmentation Decathlon, and all files that it lists.
+    """Raise :class:`ConfigurationError` unless a folder has the layout of the Medical Segmentation Decathlon, and all files that it lists.
 
     Args:
         dataset_dir: folder with ``dataset.json``, whose lists hold ``{"image": path, "label": path}``, paths relative to it.
         keys: the lists that the run reads.
         labelled: whether every case needs a label.
         num_processes: processes of a distributed run, each of which needs a case.
-
-    Raises:
-        ConfigurationError: when the folder is missing or empty, has no ``dataset.json``, a list is missing or empty, an
-            entry is of the wrong form or a listed file is not there.
 
     Example:
         >>> check_decathlon("nowhere")
@@ -178,12 +174,7 @@ def list_images(
 
 
 def load_network(network: torch.nn.Module, path: str | Path, device: str | torch.device = "cpu") -> None:
-    """Fill a network with a checkpoint that training wrote.
-
-    Args:
-        network: the network, built with the settings that it was trained with.
-        path: file of ``{"model": state_dict}``, or of a ``state_dict``.
-        device: where the tensors go.
+    """Load a file of ``{"model": state_dict}`` or of a ``state_dict`` into the network that it is of.
 
     Raises:
         ConfigurationError: when the file is no checkpoint, of another network, or not finite.

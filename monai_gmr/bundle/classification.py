@@ -23,17 +23,10 @@ IMAGE_SUFFIXES = (".nii", ".nii.gz", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".
 def check_data(
     dataset: MedMNISTCacheDataset, spatial_dims: int, num_classes: int, in_channels: int, grey: bool = False
 ) -> None:
-    """Raise when a network of this shape cannot be trained or judged on this data.
+    """Raise :class:`ConfigurationError` when a network of this shape cannot be trained or evaluated on this data.
 
-    Args:
-        dataset: a section of a file of MedMNIST's layout.
-        spatial_dims: spatial axes of the network, 2 or 3.
-        num_classes: outputs of the network.
-        in_channels: input channels of the network.
-        grey: whether the colours are averaged first.
-
-    Raises:
-        ConfigurationError: when dimensions, channels or classes do not fit, or an image has several labels.
+    It is so when dimensions, channels (one where the colours are averaged, ``grey``) or classes do not fit, or an image has several
+    labels.
     """
     name = dataset.path.name
     if dataset.spatial_dims != spatial_dims:
@@ -63,9 +56,6 @@ def class_weights(class_counts: Sequence[int] | np.ndarray) -> torch.Tensor:
 
     Args:
         class_counts: number of training images of each class; a class without images gets weight 0.
-
-    Returns:
-        float32 tensor, one weight a class; averaged over the images it is 1.
 
     Example:
         >>> class_weights([30, 10, 0])
@@ -148,13 +138,10 @@ def open_images(
 
 
 def class_and_probabilities(classes: Sequence[int] | None = None) -> Callable:
-    """``output_transform`` for ``monai.handlers.ClassificationSaver``: the class of a case, then all probabilities.
+    """``output_transform`` for ``monai.handlers.ClassificationSaver``: the class of a case, then all probabilities, which are its ``pred``.
 
     Args:
         classes: label values that the outputs of the network stand for; default ``0, 1, ...``.
-
-    Returns:
-        function from an engine's output, whose ``pred`` are probabilities, to one vector a case.
 
     Example:
         >>> class_and_probabilities(classes=(4, 7))([{"pred": torch.tensor([0.25, 0.75])}])
@@ -173,8 +160,7 @@ class HeadedCSVSaver(CSVSaver):
     """``monai.data.CSVSaver`` whose file begins with the names of its columns and appears complete or not at all.
 
     Args:
-        output_dir: directory of the file.
-        filename: name of the file, ending in ``.csv``.
+        output_dir, filename: directory and name of the file.
         columns: names of the values of a case, which follow the name of the case.
         cases: names of all cases that may come; a file that is there with others is then not replaced.
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from monai.bundle import ConfigParser, ConfigWorkflow, run
+from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, run
 from monai.utils import ensure_tuple, optional_import
 
 from monai_gmr.bundle.overrides import check_settings
@@ -36,6 +36,7 @@ def quiet() -> Iterator[None]:
         >>> with quiet():
         ...     logging.getLogger("monai").error("there is no metadata.json")
     """
+    # logging has no public way to ask for this level
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -62,17 +63,17 @@ def report(kind: type[BaseException], error: BaseException, trace: TracebackType
     """Print the error that ends the process: the sentence of a ``ConfigurationError``, however often MONAI wrapped it, or the traceback.
 
     With ``MONAI_GMR_TRACEBACK=1`` in the environment it is always the traceback. The arguments are those of ``sys.excepthook``. In a
-    distributed run the first process that fails prints; what the others meet then, such as a closed connection, is no news.
+    distributed run the first process that fails prints; errors of the others that follow, such as a closed connection, are left out.
     """
-    found = find_configuration_error(error) or _refused_component(error)
-    if os.environ.get(TRACEBACK_VARIABLE) or (found is None and is_first_to_fail()):
+    sentence = find_configuration_error(error) or _refused_component(error)
+    if os.environ.get(TRACEBACK_VARIABLE) or (sentence is None and is_first_to_fail()):
         sys.__excepthook__(kind, error, trace)
         return
-    if found is not None and is_first_to_fail(announce=True):
+    if sentence is not None and is_first_to_fail(announce=True):
         tqdm, has_tqdm = optional_import("tqdm", name="tqdm")
         # a progress bar leaves its line first
         with tqdm.external_write_mode(file=sys.stderr) if has_tqdm else nullcontext():
-            print(f"error: {found}", file=sys.stderr)
+            print(f"error: {sentence}", file=sys.stderr)
     for thread in threading.enumerate():
         # one that fills a cache: an interpreter that ends beneath its C++ code aborts the process
         if isinstance(thread, DummyProcess):
@@ -88,6 +89,8 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 def _parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
     """The named ones as fire reads them for ``monai.bundle.run``, over those of the ``args_file``."""
+    if not arguments:
+        return {}
     # not among the requirements of this library, and needed by this command only
     import fire
 
@@ -100,9 +103,10 @@ def _parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _own_arguments() -> list[str]:
-    """What follows ``python -m monai.bundle run`` in this process; empty in any other program."""
-    is_monai = Path(sys.argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py")
-    return sys.argv[2:] if is_monai and sys.argv[1:2] == ["run"] else []
+    """What follows ``python -m monai.bundle run``, or ours, in this process; empty in any other program."""
+    package, *rest = Path(sys.argv[0]).parts[-3:] or ("",)
+    is_command = package in ("monai", "monai_gmr") and rest == ["bundle", "__main__.py"]
+    return sys.argv[2:] if is_command and sys.argv[1:2] == ["run"] else []
 
 
 def _root_of(config_file: Any) -> str:
@@ -138,8 +142,12 @@ def check_overrides(arguments: Sequence[str]) -> None:
     given = _parse_arguments(arguments)
     if not given.get("config_file"):
         return
-    accepted = {*inspect.signature(run).parameters, *inspect.signature(ConfigWorkflow.__init__).parameters}
-    accepted -= {"self", "override"}
+    takers = (run, create_workflow, ConfigWorkflow.__init__)
+    accepted = {name for taker in takers for name in inspect.signature(taker).parameters} - {
+        "self",
+        "override",
+        "kwargs",
+    }
     if "tracking" in given:
         accepted |= set(TRACKING_ARGUMENTS)
     check_settings(given, ConfigParser.load_config_files(given["config_file"]), accepted)

@@ -35,8 +35,7 @@ class CasePredictor(SupervisedEvaluator):
 
     Args:
         output: where predictions go, to be printed.
-        kwargs: those of ``SupervisedEvaluator``; ``val_data_loader`` is as for
-            :class:`~monai_gmr.bundle.case_batches.CaseBatches`.
+        kwargs: those of ``SupervisedEvaluator``; ``val_data_loader`` as for :class:`~monai_gmr.bundle.case_batches.CaseBatches`.
 
     Example:
         >>> from monai.data import DataLoader, Dataset
@@ -78,6 +77,7 @@ class CasePredictor(SupervisedEvaluator):
             print(f"{name} is left out: {why}")
         refuse_failures(self.failures, len(self._cases.names), "images were not predicted")
 
+    # MONAI's name for the method that a subclass replaces
     def _iteration(self, engine: Any, batchdata: Any) -> Any:
         if not isinstance(batchdata, LoadedBatch):
             return super()._iteration(engine, batchdata)

@@ -27,7 +27,7 @@ def keep_freed_memory(size: int = LARGEST_KEPT) -> bool:
         size: largest block that is kept, in bytes.
 
     Returns:
-        whether it was done: on Linux with glibc; elsewhere nothing happens.
+        whether it was done: on Linux with glibc.
 
     Example:
         >>> keep_freed_memory() in (True, False)
@@ -40,26 +40,14 @@ def keep_freed_memory(size: int = LARGEST_KEPT) -> bool:
 
 
 def join_process_group(backend: str) -> None:
-    """``torch.distributed.init_process_group`` of a process that torchrun started, with a store of which process failed first.
-
-    Args:
-        backend: "nccl" or "gloo".
-    """
+    """``torch.distributed.init_process_group`` of a process that torchrun started, with a store of which process failed first."""
     global _store
     _store, rank, size = next(dist.rendezvous("env://"))
     dist.init_process_group(backend, store=_store, rank=rank, world_size=size)
 
 
 def is_first_to_fail(announce: bool = False) -> bool:
-    """Whether no other process of a distributed run has failed before; without such a run, true.
-
-    Args:
-        announce: whether this process fails now, which the others then know.
-
-    Example:
-        >>> is_first_to_fail(announce=True)
-        True
-    """
+    """Whether no other process of a distributed run has failed before; ``announce``: this one fails now, which the others then know."""
     try:
         return _store is None or bool(_store.add(FAILURE_KEY, int(announce)) == int(announce))
     except RuntimeError:

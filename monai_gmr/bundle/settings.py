@@ -20,13 +20,15 @@ class Rule(NamedTuple):
     says: str
 
 
-def _is_number(value: Any, kinds: tuple[type, ...] = (int, float)) -> bool:
-    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+def _is_number(value: Any, whole: bool = False) -> bool:
+    return isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _whole(low: int, high: int | None = None) -> Rule:
     says = f"a whole number of at least {low}" if high is None else f"a whole number from {low} to {high}"
-    return Rule(lambda value, _: _is_number(value, (int,)) and low <= value <= (value if high is None else high), says)
+    return Rule(
+        lambda value, _: _is_number(value, whole=True) and low <= value <= (value if high is None else high), says
+    )
 
 
 def _number(low: float, high: float = math.inf, above: bool = False) -> Rule:
@@ -116,16 +118,7 @@ TABLE: dict[str, Rule] = {
 
 
 def check_value(name: str, value: Any, spatial_dims: int, option: str = "") -> None:
-    """Raise when a value breaks the rule of a setting.
-
-    Args:
-        name: the setting, one of :data:`TABLE`.
-        value: what was given for it.
-        spatial_dims: spatial axes of the bundle's network.
-        option: the id that the user gave it by, where that is another one.
-
-    Raises:
-        ConfigurationError: when no run can have this value.
+    """Raise :class:`ConfigurationError` when a setting of :data:`TABLE`, given by the id ``option``, has a value that no run can have.
 
     Example:
         >>> check_value("learning_rate", -1, 3, "optimizer::lr")
@@ -140,17 +133,13 @@ def check_value(name: str, value: Any, spatial_dims: int, option: str = "") -> N
 
 
 def check_values(spatial_dims: int | None = None, **settings: Any) -> None:
-    """Raise when a setting of a bundle has a value that no run can have, or ``MONAI_GMR_BACKEND`` names no backend.
+    """Raise :class:`ConfigurationError` when a setting has a value that no run can have, or ``MONAI_GMR_BACKEND`` names no backend.
 
     Args:
-        spatial_dims: spatial axes of the bundle's network, to which the length of some settings is tied; not needed for others.
+        spatial_dims: spatial axes of the bundle's network, which some lists have as their length.
         settings: names in :data:`TABLE` to values.
 
-    Raises:
-        ConfigurationError: for the first value that is out of its range.
-
     Example:
-        >>> check_values(3, epochs=2, patch_size=[16, 16, 16])
         >>> check_values(3, patch_size=[16, 16])
         Traceback (most recent call last):
         ...

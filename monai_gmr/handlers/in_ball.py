@@ -13,7 +13,7 @@ from monai_gmr.symmetry import inscribed_ball
 
 
 def from_engine_in_ball(keys: KeysCollection, spacing: Sequence[float] | None = None) -> Callable:
-    """``monai.handlers.from_engine`` whose items are set to 0 outside the largest centred disc or ball.
+    """``output_transform`` of a metric handler: ``from_engine`` whose items are 0 outside the largest centred disc or ball.
 
     A rotated image lacks corners of the upright one and has others: only what lies inside the ball can be compared from view to view.
     For one-hot segmentations, background left out.
@@ -21,9 +21,6 @@ def from_engine_in_ball(keys: KeysCollection, spacing: Sequence[float] | None = 
     Args:
         keys: items of the engine's output, channel-first, of shape ``(C, *spatial)``.
         spacing: voxel size in millimetres, one an axis; default 1.
-
-    Returns:
-        ``output_transform`` for a metric handler.
 
     Example:
         >>> take = from_engine_in_ball("pred")

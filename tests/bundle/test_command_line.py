@@ -50,6 +50,7 @@ def config_file(tmp_path):
         ["--train::handlers::0::tag_name", "x", "--train::handlers::0", "@net", "--train::metrics::hausdorff", "@net"],
         ["--train::dataset::cache_rate", "0", "--train#handlers#0#iteration_log", "True", "--anything::a", "@net"],
         ["--tracking", "mlflow", "--experiment_name", "first"],
+        ["--workflow_name", "monai_gmr.bundle.GMRWorkflow", "--epochs", "4"],
         ["--run-id", "run", "--epochs", "5", "--", "--trace"],
     ],
 )

@@ -27,15 +27,15 @@ def unreadable(value):
 def make(images, batch_size, workers=0):
     cases = [{"image": image, "name": f"cell {n}"} for n, image in enumerate(images)]
     loader = DataLoader(Dataset(cases, Lambdad("image", unreadable)), batch_size=batch_size, num_workers=workers)
-    seen = []
+    predicted = []
     predictor = CasePredictor(
         device=torch.device("cpu"),
         val_data_loader=loader,
         network=Picky(),
-        postprocessing=Lambdad("pred", lambda pred: seen.append(float(pred.max())) or pred),
+        postprocessing=Lambdad("pred", lambda pred: predicted.append(float(pred.max())) or pred),
         output="OUT",
     )
-    return predictor, seen
+    return predictor, predicted
 
 
 GOOD = [torch.full((1, 4, 4), float(value)) for value in range(1, 6)]
@@ -52,26 +52,26 @@ BAD = {
 @pytest.mark.parametrize("place", [0, 3, 5])
 def test_a_case_that_fails_is_left_out_alone(batch_size, why, place, capsys):
     images = [*GOOD[:place], BAD[why], *GOOD[place:]]
-    predictor, seen = make(images, batch_size)
+    predictor, predicted = make(images, batch_size)
     with pytest.raises(ConfigurationError, match=rf"\A(?!.*\n)1 of 6 images were not predicted, cell {place}: .*{why}"):
         predictor.predict()
-    assert sorted(set(seen)) == [1, 2, 3, 4, 5]
+    assert sorted(set(predicted)) == [1, 2, 3, 4, 5]
     printed = capsys.readouterr().out
     assert "5 predictions in OUT" in printed
     assert f"cell {place} is left out: " in printed
 
 
 def test_images_of_unlike_sizes_are_predicted(capsys):
-    predictor, seen = make([torch.full((1, 4 + n % 3, 5), float(n)) for n in range(7)], 4, workers=1)
+    predictor, predicted = make([torch.full((1, 4 + n % 3, 5), float(n)) for n in range(7)], 4, workers=1)
     predictor.predict()
-    assert seen == [0, 1, 2, 3, 4, 5, 6]
+    assert predicted == [0, 1, 2, 3, 4, 5, 6]
     assert "7 predictions in OUT" in capsys.readouterr().out
     # and again, as a plain evaluator is run again
     predictor.predict()
 
 
 def test_a_whole_run_that_fails_is_one_sentence():
-    predictor, seen = make(list(BAD.values()), 2)
+    predictor, predicted = make(list(BAD.values()), 2)
     with pytest.raises(ConfigurationError, match="4 of 4 images were not predicted, the first is cell 0"):
         predictor.predict()
-    assert seen == []
+    assert predicted == []

@@ -202,3 +202,21 @@ def test_a_config_tries_its_folder_before_it_reads_data(path, tmp_path):
         with pytest.raises(RuntimeError) as caught:
             workflow.initialize()
         assert str(find_configuration_error(caught.value)).startswith(f"{setting}={folder} cannot be written")
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in CONFIGS if path.stem != "evaluate"], ids=lambda path: f"{path.parts[-3][:9]}-{path.stem}"
+)
+def test_a_folder_in_the_place_of_a_file_is_refused_before_data_are_read(path, tmp_path):
+    setting, files = (
+        ("ckpt_dir", ["latest.pt", "model.pt"]) if path.stem == "train" else ("output_dir", ["predictions.csv"])
+    )
+    for name in files:
+        (tmp_path / name / name).mkdir(parents=True)
+        settings = {setting: str(tmp_path / name), "dataset_dir": str(tmp_path / "nowhere")}
+        workflow = ConfigWorkflow(str(path), workflow_type=None, logging_file=False, **settings)
+        with pytest.raises(RuntimeError) as caught:
+            workflow.initialize()
+        message = str(find_configuration_error(caught.value))
+        assert message.startswith(f"{tmp_path / name / name} is a folder and this run writes a file of that name")
+        assert f"--{setting}" in message

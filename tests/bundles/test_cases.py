@@ -124,9 +124,9 @@ def test_training_stops_at_a_poisoned_case(phantoms, trained, tmp_path, name, ca
     before = {path.name: path.read_bytes() for path in models.iterdir()}
     assert {"model.pt", "latest.pt"} <= set(before)
     places = {"dataset_dir": str(tmp_path / "data"), "ckpt_dir": str(models), "output_dir": str(models)}
-    told = sentence(SEGMENTATION / "train.yaml", **places, epochs=2, cache_rate=cache_rate, **SMALL)
-    assert file.name in told
-    assert cause in told
+    message = sentence(SEGMENTATION / "train.yaml", **places, epochs=2, cache_rate=cache_rate, **SMALL)
+    assert file.name in message
+    assert cause in message
     assert {path.name: path.read_bytes() for path in models.iterdir()} == before
 
 
@@ -138,38 +138,46 @@ def test_training_stops_at_a_poisoned_case_of_the_validation(phantoms, trained, 
     shutil.copytree(trained, models)
     best = (models / "model.pt").read_bytes()
     places = {"dataset_dir": str(tmp_path / "data"), "ckpt_dir": str(models), "output_dir": str(models)}
-    told = sentence(SEGMENTATION / "train.yaml", **places, epochs=2, cache_rate=0.0, **SMALL)
-    assert file.name in told
-    assert cause in told
+    message = sentence(SEGMENTATION / "train.yaml", **places, epochs=2, cache_rate=0.0, **SMALL)
+    assert file.name in message
+    assert cause in message
     assert (models / "model.pt").read_bytes() == best
     state = torch.load(models / "latest.pt", weights_only=True)["model"]
     assert all(torch.isfinite(tensor).all() for tensor in state.values())
 
 
-@pytest.mark.parametrize("options", [(), ("--cache_rate", 0), ("--cache_rate", 0, "--num_workers", 2)])
-def test_a_poisoned_case_is_one_sentence_in_the_terminal(phantoms, tmp_path, options):
-    """From threads that fill the cache, from the process itself and from workers of the loader."""
+@pytest.mark.parametrize(
+    ("options", "module"),
+    [
+        ((), "monai.bundle"),
+        (("--cache_rate", 0), "monai.bundle"),
+        (("--cache_rate", 0, "--num_workers", 2), "monai.bundle"),
+        (("--cache_rate", 0), "monai_gmr.bundle"),
+    ],
+)
+def test_a_poisoned_case_is_one_sentence_in_the_terminal(phantoms, tmp_path, options, module):
+    """From threads that fill the cache, from the process itself and from workers of the loader, in MONAI's command and ours."""
     file, cause = poison(phantoms, tmp_path / "data", "inf in the image", "training")
     settings = {**SMALL, "dataset_dir": tmp_path / "data", "ckpt_dir": tmp_path, "output_dir": tmp_path, "epochs": 1}
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(SEGMENTATION / "train.yaml")]
+    command = [sys.executable, "-m", module, "run", "--config_file", str(SEGMENTATION / "train.yaml")]
     command += [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
     command += [str(part) for part in options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("MONAI_GMR_TRACEBACK", None)
     done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment, timeout=240, check=False)
     assert done.returncode == 1, done.stderr
-    told = [line for line in done.stderr.splitlines() if "error: " in line]
-    assert len(told) == 1
-    assert file.name in told[0]
-    assert cause in told[0]
+    message = [line for line in done.stderr.splitlines() if "error: " in line]
+    assert len(message) == 1
+    assert file.name in message[0]
+    assert cause in message[0]
     for sign in ("Traceback", "RuntimeError", "terminat"):
         assert sign not in done.stderr + done.stdout
 
 
-def test_a_wrong_setting_is_told_at_the_first_case(phantoms, tmp_path):
+def test_a_wrong_setting_is_refused_at_the_first_case(phantoms, tmp_path):
     places = {"dataset_dir": str(phantoms), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path), "epochs": 1}
-    for settings, told in (({"out_channels": 2}, "give --out_channels 4"), ({"in_channels": 2}, "--in_channels 1")):
-        assert told in sentence(SEGMENTATION / "train.yaml", **places, **SMALL, **settings)
+    for settings, message in (({"out_channels": 2}, "give --out_channels 4"), ({"in_channels": 2}, "--in_channels 1")):
+        assert message in sentence(SEGMENTATION / "train.yaml", **places, **SMALL, **settings)
     assert not list(tmp_path.glob("*.pt"))
 
 
@@ -208,10 +216,10 @@ def test_the_evaluation_leaves_a_poisoned_case_out_of_every_metric(phantoms, tra
     file, cause = poison(phantoms, tmp_path / "data", name, "test")
     options = {"dataset_dir": str(tmp_path / "data"), "ckpt_dir": str(trained), "output_dir": str(tmp_path / "out")}
     options |= {"angle_step": 0, "num_group_elements": 2, "worst_cases": 0, "num_resamples": 0}
-    told = sentence(SEGMENTATION / "evaluate.yaml", **options, **NETWORK)
-    assert "1 of 3 cases were left out" in told
-    assert file.name in told
-    assert cause in told
+    message = sentence(SEGMENTATION / "evaluate.yaml", **options, **NETWORK)
+    assert "1 of 3 cases were left out" in message
+    assert file.name in message
+    assert cause in message
     image = file.name
     assert f"{image} is left out: " in capsys.readouterr().out.splitlines()[-1]
     rows = read(tmp_path / "out" / "rotation_cases.csv")
@@ -255,8 +263,8 @@ def test_what_would_be_overwritten_is_refused(phantoms, trained, tmp_path):
     inference, out = SEGMENTATION / "inference.yaml", tmp_path / "out"
     run_config(inference, **predict(trained, out, input=str(tmp_path / "a")))
     written = (out / "t1_seg.nii.gz").read_bytes()
-    told = sentence(inference, **predict(trained, out, input=str(tmp_path / "b")))
-    assert "is the prediction of" in told
+    message = sentence(inference, **predict(trained, out, input=str(tmp_path / "b")))
+    assert "is the prediction of" in message
     assert "would both be predicted" in sentence(inference, **predict(trained, out, input=str(tmp_path / "c")))
     assert (out / "t1_seg.nii.gz").read_bytes() == written
     # the same images again
@@ -272,8 +280,8 @@ def test_all_other_images_of_a_folder_are_predicted(phantoms, trained, tmp_path,
     rewrite(files[1], put(np.nan))
     truncate(files[3])
     nib.save(nib.Nifti1Image(np.zeros((6, 6, 6), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")]), np.eye(4)), files[5])
-    told = sentence(SEGMENTATION / "inference.yaml", **predict(trained, tmp_path / "out", input=str(folder)))
-    assert told.startswith(f"3 of {len(files)} images were not predicted, the first is {files[1].name}: ")
+    message = sentence(SEGMENTATION / "inference.yaml", **predict(trained, tmp_path / "out", input=str(folder)))
+    assert message.startswith(f"3 of {len(files)} images were not predicted, the first is {files[1].name}: ")
     printed = capsys.readouterr().out
     assert f"{len(files) - 3} predictions in" in printed
     for number, cause in ((1, "NaN or infinite"), (3, "cannot be read"), (5, "RGB colours")):
@@ -320,9 +328,9 @@ def test_a_folder_of_unlike_pictures(classifier, tmp_path, spatial_size, capsys)
         (single,) = read(Path(alone["output_dir"]) / "predictions.csv")
         assert float(single["probability_1"]) == pytest.approx(float(row["probability_1"]), abs=1e-5)
     # without --grey those of one channel are predicted, the others named
-    told = sentence(CLASSIFICATION / "inference.yaml", **options)
-    assert told.startswith("3 of 5 images were not predicted, the first is b.png: ")
-    assert "b.png has 3 channels and the network reads 1" in told
+    message = sentence(CLASSIFICATION / "inference.yaml", **options)
+    assert message.startswith("3 of 5 images were not predicted, the first is b.png: ")
+    assert "b.png has 3 channels and the network reads 1" in message
     rows = read(tmp_path / "out" / "predictions.csv")
     assert [Path(row["filename"]).name for row in rows] == ["a.png", "d.png"]
 
@@ -332,8 +340,8 @@ def test_predictions_of_other_pictures_are_not_replaced(classifier, tmp_path):
     shutil.copytree(tmp_path / "pictures", tmp_path / "others")
     run_config(CLASSIFICATION / "inference.yaml", **classifier, input=str(tmp_path / "pictures"), grey=True)
     written = (tmp_path / "out" / "predictions.csv").read_bytes()
-    told = sentence(CLASSIFICATION / "inference.yaml", **classifier, input=str(tmp_path / "others"), grey=True)
-    assert "holds predictions of other images" in told
+    message = sentence(CLASSIFICATION / "inference.yaml", **classifier, input=str(tmp_path / "others"), grey=True)
+    assert "holds predictions of other images" in message
     assert (tmp_path / "out" / "predictions.csv").read_bytes() == written
 
 
@@ -345,9 +353,9 @@ def test_a_picture_of_an_array_that_is_not_finite(classifier, tmp_path, config):
     np.savez(tmp_path / "blobs.npz", **arrays)
     models = {path: path.read_bytes() for path in tmp_path.glob("*.pt")}
     options = {"train": {"epochs": 2}, "evaluate": {"angle_step": 0, "worst_cases": 0}, "inference": {}}[config]
-    told = sentence(CLASSIFICATION / f"{config}.yaml", **classifier, spatial_size=0, **options)
-    assert f"blobs_{'train' if config == 'train' else 'test'}_00002 of " in told
-    assert "holds 1 value of 81 that is NaN or infinite" in told
+    message = sentence(CLASSIFICATION / f"{config}.yaml", **classifier, spatial_size=0, **options)
+    assert f"blobs_{'train' if config == 'train' else 'test'}_00002 of " in message
+    assert "holds 1 value of 81 that is NaN or infinite" in message
     assert {path: path.read_bytes() for path in tmp_path.glob("*.pt")} == models
     if config == "inference":
         assert len(read(tmp_path / "out" / "predictions.csv")) == 3

@@ -80,12 +80,14 @@ def test_the_configs_of_a_bundle_share_their_defaults(spatial_dims):
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_the_readme_tells_every_setting(spatial_dims):
     readme = (BUNDLES[spatial_dims] / "docs" / "README.md").read_text(encoding="utf-8")
-    told = {name for line in readme.splitlines() if line.startswith("| `") for name in line.split("|")[1].split("`")}
+    documented = {
+        name for line in readme.splitlines() if line.startswith("| `") for name in line.split("|")[1].split("`")
+    }
     for config in ("train", "evaluate", "inference"):
         text = (BUNDLES[spatial_dims] / "configs" / f"{config}.yaml").read_text(encoding="utf-8")
         settings = yaml.safe_load(text.partition("network_def:")[0].partition("bundle_root:")[2].partition("\n")[2])
         # what the user does not set: where it runs, which of several processes it is, what the bundle is for
-        assert set(settings) - told <= {"device", "checkpoint", "main_process", "spatial_dims", "shape"}, config
+        assert set(settings) - documented <= {"device", "checkpoint", "main_process", "spatial_dims", "shape"}, config
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
@@ -238,6 +240,6 @@ def test_two_processes_train_one_network(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    newest = torch.load(tmp_path / "models" / "latest.pt", weights_only=True)
-    assert newest["trainer"]["epoch_length"] == 1  # 12 images, 2 processes, batches of 8: one each
+    latest = torch.load(tmp_path / "models" / "latest.pt", weights_only=True)
+    assert latest["trainer"]["epoch_length"] == 1  # 12 images, 2 processes, batches of 8: one each
     assert (tmp_path / "models" / "model.pt").is_file()

@@ -112,8 +112,8 @@ def test_averaged_probabilities_do_not_depend_on_how_the_images_lie(blobs, tmp_p
     config = files(folder / "inference.yaml", folder / "test_time.yaml")
     settings = {**blobs(spatial_dims), "output_dir": str(tmp_path), "logging_file": False}
     rows = []
-    for turn in (False, True):
-        if turn:
+    for rotate in (False, True):
+        if rotate:
             arrays = dict(np.load(tmp_path / "blobs.npz"))
             arrays["test_images"] = np.flip(np.rot90(arrays["test_images"], axes=(1, spatial_dims)), 2)
             np.savez(tmp_path / "blobs.npz", **arrays)

@@ -127,10 +127,10 @@ def test_network_settings_are_the_same_in_every_config():
         assert configs[0][key] == configs[1][key] == configs[2][key], key
 
 
-def test_training_leaves_a_best_and_a_newest_checkpoint(trained):
-    newest = torch.load(Path(trained) / "latest.pt", weights_only=True)
-    assert set(newest) == {"model", "optimizer", "lr_scheduler", "trainer", "best"}
-    assert newest["trainer"]["max_epochs"] == 2
+def test_training_leaves_a_best_and_a_latest_checkpoint(trained):
+    latest = torch.load(Path(trained) / "latest.pt", weights_only=True)
+    assert set(latest) == {"model", "optimizer", "lr_scheduler", "trainer", "best"}
+    assert latest["trainer"]["max_epochs"] == 2
     assert (Path(trained) / "model.pt").is_file()
 
 
@@ -222,9 +222,9 @@ def test_two_processes_train_together(dataset_dir, tmp_path):
     done = two_processes(tmp_path, dataset_dir=dataset_dir, epochs=1)
     assert done.returncode == 0, done.stderr
     # four cases in batches of two over two processes: one iteration, and names without the wrapper's "module."
-    newest = torch.load(tmp_path / "latest.pt", weights_only=True)
-    assert newest["trainer"]["iteration"] == 1
-    assert not any(name.startswith("module.") for name in newest["model"])
+    latest = torch.load(tmp_path / "latest.pt", weights_only=True)
+    assert latest["trainer"]["iteration"] == 1
+    assert not any(name.startswith("module.") for name in latest["model"])
 
 
 @pytest.fixture

@@ -166,9 +166,9 @@ def test_a_score_that_is_not_finite_is_passed_over(scores, best, epoch, tmp_path
     trainer.run()
     assert (validator.state.best_metric, validator.state.best_metric_epoch) == (best, epoch)
     assert "model.pt stays as it is" in caplog.text
-    newest = torch.load(tmp_path / "latest.pt", weights_only=True)
+    latest = torch.load(tmp_path / "latest.pt", weights_only=True)
     model = torch.load(tmp_path / "model.pt", weights_only=True)
-    same = all(torch.equal(newest["model"][name], tensor) for name, tensor in model.items())
+    same = all(torch.equal(latest["model"][name], tensor) for name, tensor in model.items())
     assert same == (epoch == 3)
 
 

@@ -1,4 +1,4 @@
-"""A training that is broken off and started again ends like one that was not."""
+"""An interrupted training that is resumed ends like an uninterrupted one."""
 
 import subprocess
 import sys
@@ -39,7 +39,7 @@ def train(folder, epochs=EPOCHS, killed_in=None, batch_size=2, network=None, sav
         key_val_metric={"error": metric},
         val_handlers=[best_saver],
     )
-    newest = LatestCheckpoint(
+    latest = LatestCheckpoint(
         folder,
         {"model": network, "optimizer": optimizer, "lr_scheduler": scheduler},
         validator=validator,
@@ -58,7 +58,7 @@ def train(folder, epochs=EPOCHS, killed_in=None, batch_size=2, network=None, sav
             LrScheduleHandler(scheduler, print_lr=False),
             TrainingProgress(validator),
             ValidationHandler(1, validator),
-            newest,
+            latest,
         ],
     )
     trained = []
@@ -93,9 +93,9 @@ def test_a_resumed_training_equals_an_uninterrupted_one(killed_in, saver, tmp_pa
 
 def test_a_worse_epoch_after_resuming_leaves_the_best_model(tmp_path):
     train(tmp_path, epochs=2)
-    newest = torch.load(tmp_path / "latest.pt", weights_only=True)
-    newest["best"] = {"best_metric": 1e9, "best_metric_epoch": 1}
-    torch.save(newest, tmp_path / "latest.pt")
+    latest = torch.load(tmp_path / "latest.pt", weights_only=True)
+    latest["best"] = {"best_metric": 1e9, "best_metric_epoch": 1}
+    torch.save(latest, tmp_path / "latest.pt")
     before = (tmp_path / "model.pt").read_bytes()
     _, _, validator, _ = train(tmp_path)
     assert (tmp_path / "model.pt").read_bytes() == before
@@ -143,28 +143,28 @@ def test_checkpoints_that_cannot_be_continued_are_refused_in_one_sentence(tmp_pa
 
 def damage(kind, path):
     """Puts something else in the place of a good checkpoint."""
-    newest = torch.load(path, weights_only=True)
+    latest = torch.load(path, weights_only=True)
     if kind == "empty":
         path.write_bytes(b"")
     elif kind == "truncated":
         path.write_bytes(path.read_bytes()[:-200])
     elif kind == "hostile":
-        torch.save({**newest, "model": torch.nn.Linear(1, 1)}, path)
+        torch.save({**latest, "model": torch.nn.Linear(1, 1)}, path)
     elif kind == "nan":
-        newest["model"]["0.bias"][1] = float("nan")
-        torch.save(newest, path)
+        latest["model"]["0.bias"][1] = float("nan")
+        torch.save(latest, path)
     elif kind == "nan in the optimizer":
-        newest["optimizer"]["state"][0]["exp_avg"][0] = float("nan")
-        torch.save(newest, path)
+        latest["optimizer"]["state"][0]["exp_avg"][0] = float("nan")
+        torch.save(latest, path)
     elif kind == "nan in a rate":
-        newest["optimizer"]["param_groups"][0]["lr"] = float("nan")
-        torch.save(newest, path)
+        latest["optimizer"]["param_groups"][0]["lr"] = float("nan")
+        torch.save(latest, path)
     elif kind == "nan in the schedule":
-        newest["lr_scheduler"]["base_lrs"] = [float("nan")]
-        torch.save(newest, path)
+        latest["lr_scheduler"]["base_lrs"] = [float("nan")]
+        torch.save(latest, path)
     else:
-        others = {"list": [1, 2], "tensor": torch.ones(3), "lacking": {"model": newest["model"]}}
-        others |= {part: {**newest, part: 3} for part in ("model", "optimizer", "lr_scheduler", "trainer", "best")}
+        others = {"list": [1, 2], "tensor": torch.ones(3), "lacking": {"model": latest["model"]}}
+        others |= {part: {**latest, part: 3} for part in ("model", "optimizer", "lr_scheduler", "trainer", "best")}
         torch.save(others[kind], path)
 
 
