@@ -1,10 +1,15 @@
-"""Errors and warnings that all packages share."""
+"""Errors, nested tensors and progress bars, shared by every folder of the library."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
+import torch
 from monai.utils import optional_import
+
+Item = TypeVar("Item")
 
 
 class ConfigurationError(ValueError):
@@ -19,16 +24,11 @@ class ConfigurationError(ValueError):
 
 
 class WriteError(ConfigurationError):
-    """What a run makes cannot be written: no later case would fare better, so it ends the run.
-
-    Example:
-        >>> issubclass(WriteError, ConfigurationError)
-        True
-    """
+    """A file cannot be written: it ends the run, as the next one could not be written either."""
 
 
 class SymmetryWarning(UserWarning):
-    """A layer works, but its result will not turn exactly with its input."""
+    """A layer works, but its result is not exactly equivariant."""
 
 
 def check_choice(name: str, value: object, choices: tuple) -> None:
@@ -59,13 +59,7 @@ WORKER_SENTENCE = re.compile(rf"(?m)^{ConfigurationError.__module__}\.{Configura
 
 
 def find_configuration_error(error: BaseException | None) -> ConfigurationError | None:
-    """The sentence in an error that MONAI wrapped, once for each level of its config.
-
-    Args:
-        error: what was raised; all its causes and contexts are looked through.
-
-    Returns:
-        the first :class:`~monai_gmr.utils.ConfigurationError`, or ``None``.
+    """The first :class:`ConfigurationError` among an error, its causes and its contexts; MONAI wraps one for each level of its config.
 
     Example:
         >>> wrapped = RuntimeError("Failed to instantiate")
@@ -73,11 +67,11 @@ def find_configuration_error(error: BaseException | None) -> ConfigurationError 
         >>> str(find_configuration_error(wrapped))
         'give --epochs 3.'
     """
-    visited: set[int] = set()
+    visited: list[BaseException] = []
     waiting = [error]
     while waiting:
         current = waiting.pop(0)
-        if current is None or id(current) in visited:
+        if current is None or current in visited:
             continue
         if isinstance(current, ConfigurationError):
             return current
@@ -85,13 +79,13 @@ def find_configuration_error(error: BaseException | None) -> ConfigurationError 
         sentence = WORKER_SENTENCE.search(str(current))
         if sentence is not None:
             return ConfigurationError(sentence.group(1))
-        visited.add(id(current))
+        visited.append(current)
         waiting += [current.__cause__, current.__context__]
     return None
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, in one line: the sentence of a ``ConfigurationError``, or the first error below all that was wrapped around it.
+    """An error in one line: the sentence of a ``ConfigurationError``, or the first cause of all.
 
     Example:
         >>> wrapped = RuntimeError("applying transform LoadImaged")
@@ -99,9 +93,9 @@ def reason(error: BaseException) -> str:
         >>> reason(wrapped), reason(KeyError("image")), reason(ValueError())
         ('FileNotFoundError: no such file: a.nii.gz', "KeyError: 'image'", 'ValueError')
     """
-    found = find_configuration_error(error)
-    if found is not None:
-        return str(found)
+    known = find_configuration_error(error)
+    if known is not None:
+        return str(known)
     # below a missing reference of a config stands only that a list of ids does not hold it
     while error.__cause__ is not None and "the referring item" not in str(error):
         error = error.__cause__
@@ -109,5 +103,45 @@ def reason(error: BaseException) -> str:
     if not lines:
         return type(error).__name__
     # torch begins with "Error(s) in loading state_dict for UNet:"
-    line = lines[-1] if lines[0].endswith(":") else lines[0]
-    return f"{type(error).__name__}: {line.rstrip('.')}"
+    return f"{type(error).__name__}: {lines[-1 if lines[0].endswith(':') else 0].rstrip('.')}"
+
+
+def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
+    """Nested tuples, lists and dictionaries with a function applied to every tensor; everything else is unchanged.
+
+    Example:
+        >>> map_tensors({"a": torch.zeros(1), "b": [torch.ones(1), "c"]}, float)
+        {'a': 0.0, 'b': [1.0, 'c']}
+    """
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: map_tensors(item, function) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(item, function) for item in value))
+    if isinstance(value, list | tuple):
+        return type(value)(map_tensors(item, function) for item in value)
+    return value
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """Every tensor in nested tuples, lists and dictionaries, in order.
+
+    Example:
+        >>> tensors_in({"a": torch.zeros(1), "b": [torch.ones(1), "c"]})
+        [tensor([0.]), tensor([1.])]
+    """
+    tensors: list[torch.Tensor] = []
+    map_tensors(value, tensors.append)
+    return tensors
+
+
+def progress_bar(items: Sequence[Item], description: str, show: bool = True) -> Iterable[Item]:
+    """The items, with a bar over them if it is wanted and tqdm is installed.
+
+    Example:
+        >>> list(progress_bar([1, 2], "windows", show=False))
+        [1, 2]
+    """
+    tqdm, has_tqdm = optional_import("tqdm", name="tqdm")
+    return tqdm(items, desc=description) if show and has_tqdm else items

@@ -29,7 +29,7 @@ class RadialPart(NamedTuple):
 
     Attributes:
         taps: of the window.
-        live_taps: on shells where the kernel is not zero.
+        nonzero_taps: on shells where the kernel is not zero.
         shells: where the kernel is not zero.
         in_channels, out_channels: all of them, not those of a group.
         components: of a response.
@@ -39,7 +39,7 @@ class RadialPart(NamedTuple):
     """
 
     taps: int
-    live_taps: int
+    nonzero_taps: int
     shells: int
     in_channels: int
     out_channels: int
@@ -66,12 +66,12 @@ class RadialPart(NamedTuple):
         if backend == "dense":
             return voxels * self.components * self.taps * pairs
         if self.components == 1:
-            additions = self.additions if backend == "cpp" else self.live_taps
+            additions = self.additions if backend == "cpp" else self.nonzero_taps
             return voxels * (self.in_channels * (additions + self.rings * self.shells) + self.rings * pairs)
         if backend == "cpp":
-            mirrored = self.live_taps // 2 * (1 + self.components) * self.out_channels
+            mirrored = self.nonzero_taps // 2 * (1 + self.components) * self.out_channels
             return voxels * (self.shells * pairs + mirrored)
-        return voxels * self.components * (self.in_channels * self.live_taps + self.shells * pairs)
+        return voxels * self.components * (self.in_channels * self.nonzero_taps + self.shells * pairs)
 
 
 def _radial_part(layer: Any, basis: torch.Tensor, channels: int, components: int) -> RadialPart:
@@ -79,9 +79,9 @@ def _radial_part(layer: Any, basis: torch.Tensor, channels: int, components: int
     shells, groups = int(used.max()) + 1 if len(used) else 0, layer.groups
     window = Window.of(layer.shells, shells, [1] * layer.shells.dim())
     additions = round(choose_sums(window, LINE).additions(LINE, window.shape[-1] - 1))
-    taps, live = layer.shells.numel(), int((layer.shells < shells).sum())
+    taps, nonzero = layer.shells.numel(), int((layer.shells < shells).sum())
     ins, rings = layer.weight.shape[1] * groups, basis.shape[0]
-    return RadialPart(taps, live, shells, ins, channels, components, groups, rings, additions)
+    return RadialPart(taps, nonzero, shells, ins, channels, components, groups, rings, additions)
 
 
 def radial_parts(layer: Any) -> list[RadialPart]:

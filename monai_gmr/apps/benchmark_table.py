@@ -50,7 +50,7 @@ EXPLANATION = (
 )
 # dark blue, sky blue, green and purple, orange, grey: different for the colour-blind, and mostly in grey
 OURS = ("#0b4f8a", "#56b4e9", "#009e73", "#cc79a7")
-OTHERS, PLAIN_COLOUR = "#e07b00", "#8c8c8c"
+PEER_COLOUR, PLAIN_COLOUR = "#e07b00", "#8c8c8c"
 ROOM_OF_TITLE = 1.6
 
 
@@ -155,7 +155,7 @@ def _colour(row: Mapping[str, Any], backends: Sequence[str]) -> str:
     """By backend for our own methods."""
     if row["backend"] is not None:
         return OURS[backends.index(row["backend"]) % len(OURS)]
-    return PLAIN_COLOUR if row["method"] == PLAIN_3 else OTHERS
+    return PLAIN_COLOUR if row["method"] == PLAIN_3 else PEER_COLOUR
 
 
 def _draw_panel(panel: Any, rows: Sequence[Mapping[str, Any]], backends: Sequence[str]) -> None:
@@ -221,7 +221,7 @@ def draw_rows(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str = 
             panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             panel.xaxis.set_minor_locator(NullLocator())
             panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
-    names = {OTHERS: "other packages", PLAIN_COLOUR: "plain, window 3"}
+    names = {PEER_COLOUR: "other packages", PLAIN_COLOUR: "plain, window 3"}
     names |= {OURS[i % len(OURS)]: f"backend {backend}" for i, backend in enumerate(backends)}
     colours = dict.fromkeys(_colour(row, backends) for row in drawn)
     dot = Line2D([], [], marker="o", mfc="white", mec="black", lw=0, label="forward pass alone")

@@ -193,8 +193,8 @@ def main(arguments: Sequence[str]) -> int:
     )
     add = parser.add_argument
     add("--device", default="cpu", help="cpu or cuda (cpu)")
-    add("--precisions", nargs="+", metavar="PRECISION", help="on a GPU; the table keeps the others' rows (all)")
-    add("--output", type=Path, default=THRESHOLDS, help="the table; other devices' rows stay (the installed one)")
+    add("--precisions", nargs="+", metavar="PRECISION", help="on a GPU; rows of other precisions stay (all)")
+    add("--output", type=Path, default=THRESHOLDS, help="the table; rows of other devices stay (the installed one)")
     add("--repeats", type=int, default=9, help="runs over which medians are taken (9)")
     add("--quick", action="store_true", help="tiny sizes: whether it runs, not how fast")
     options = parser.parse_args(arguments)

@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shape = options.size * 3 if len(options.size) == 1 else options.size
     spacing = options.spacing * len(shape) if len(options.spacing) == 1 else options.spacing
     numbers = split_number(options.number)
-    listing = write_phantoms(options.output_dir, *numbers, shape, spacing, options.pose, seed=options.seed)
+    listing = write_phantoms(options.output_dir, *numbers, shape, spacing=spacing, pose=options.pose, seed=options.seed)
     if can_draw():
         draw_phantom(listing.parent / "phantom.png", shape, spacing, options.pose, options.seed)
     print(f"{listing}: {numbers[0]} training, {numbers[1]} validation and {numbers[2]} test volumes")

@@ -1,4 +1,4 @@
-"""Checks of what a user hands to a bundle: each passes, or says in one sentence what to do, before anything long starts."""
+"""Checks of the data and files that a user gives to a bundle, before anything long starts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_file(path: str | Path, what: str, hint: str) -> None:
 
 
 def _load_lists(root: Path) -> dict[str, Any]:
-    """dataset.json as a dictionary, or one sentence about why there is none."""
+    """The content of dataset.json."""
     if not root.exists():
         raise ConfigurationError(f"dataset_dir={root} does not exist: give a folder in {LAYOUT}.")
     if not root.is_dir():
@@ -57,7 +57,7 @@ def check_decathlon(
     labelled: bool = True,
     num_processes: int = 1,
 ) -> None:
-    """Raise unless a folder has the layout of the Medical Segmentation Decathlon.
+    """Raise unless a folder has the layout of the Medical Segmentation Decathlon, and all files that it lists.
 
     Args:
         dataset_dir: folder with ``dataset.json``, whose lists hold ``{"image": path, "label": path}``, paths relative to it.

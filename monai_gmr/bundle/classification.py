@@ -147,16 +147,6 @@ def open_images(
     return Dataset(files, LoadCased("image", spatial_dims, channels))
 
 
-def row_names(dataset: Dataset) -> list[str]:
-    """The names of the rows of :func:`open_images` in a table of predictions.
-
-    Example:
-        >>> row_names(Dataset([{"image": "/data/a.png"}]))
-        ['/data/a.png']
-    """
-    return [str(entry.get("name", entry["image"])) for entry in dataset.data]
-
-
 def class_and_probabilities(classes: Sequence[int] | None = None) -> Callable:
     """``output_transform`` for ``monai.handlers.ClassificationSaver``: the class of a case, then all probabilities.
 

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import takewhile
 from multiprocessing.dummy import DummyProcess
 from pathlib import Path
 from types import TracebackType
@@ -20,9 +21,9 @@ from monai.utils import ensure_tuple, optional_import
 
 from monai_gmr.bundle.overrides import check_settings
 from monai_gmr.bundle.process import is_first_to_fail
+from monai_gmr.command_line import TRACEBACK_VARIABLE
 from monai_gmr.utils import ConfigurationError, find_configuration_error, reason
 
-TRACEBACK_VARIABLE = "MONAI_GMR_TRACEBACK"
 REFUSED = re.compile(r"Failed to instantiate component '([\w.]+)'")
 TRACKING_ARGUMENTS = ("output_dir", "tracking_uri", "experiment_name", "run_name", "save_execute_config")
 
@@ -86,22 +87,13 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def _parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
-    """``--name value``, ``--name=value`` and ``--name`` the way fire reads them, over those of the ``args_file``."""
+    """The named ones as fire reads them for ``monai.bundle.run``, over those of the ``args_file``."""
     # not among the requirements of this library, and needed by this command only
-    from fire.parser import DefaultParseValue
+    import fire
 
     parsed: dict[str, Any] = {}
-    rest = list(arguments)
-    while rest:
-        item = rest.pop(0)
-        if item == "--":
-            break
-        if not item.startswith("--"):
-            continue
-        name, equals, value = item[2:].partition("=")
-        if not equals:
-            value = rest.pop(0) if rest and not rest[0].startswith("--") else "True"
-        parsed[name.replace("-", "_")] = DefaultParseValue(value)
+    # what follows "--" is for fire itself
+    fire.Fire(lambda *_, **named: parsed.update(named), list(takewhile(lambda argument: argument != "--", arguments)))
     if isinstance(parsed.get("args_file"), str):
         parsed = {**ConfigParser.load_config_file(parsed["args_file"]), **parsed}
     return parsed

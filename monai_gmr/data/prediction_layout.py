@@ -1,4 +1,4 @@
-"""Where predictions are written: the folders of the images, a file of its own for each, and none of another image replaced."""
+"""Where predictions are written: in the folders of the images, each in a file of its own."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class PredictionLayout(FolderLayoutBase):
     Args:
         images: files that are to be predicted.
         output_dir: folder of the predictions, made with the first one.
-        postfix: what stands behind the name of the image.
+        postfix: end of the name of a prediction, behind that of the image.
         extension: ending of the predictions.
 
     Raises:
@@ -64,17 +64,12 @@ class PredictionLayout(FolderLayoutBase):
         >>> layout = PredictionLayout(["a/t1.nii.gz", "b/t1.nii"], folder / "out")
         >>> [str(path.relative_to(folder)) for path in layout.files.values()]
         ['out/a/t1_seg.nii.gz', 'out/b/t1_seg.nii.gz']
-        >>> PredictionLayout(["/data/t1.nii.gz", "/data/t1.nii"], folder / "out")  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        ...
-        monai_gmr.utils.ConfigurationError: /data/t1.nii.gz and /data/t1.nii would both be predicted as ...t1_seg.nii.gz: rename one.
     """
 
     def __init__(
         self, images: Sequence[PathLike], output_dir: PathLike, postfix: str = "seg", extension: str = ".nii.gz"
     ) -> None:
         self.output_dir = Path(_absolute(output_dir))
-        self.record = self.output_dir / RECORD
         paths = [Path(_absolute(image)) for image in images]
         twice = next((path for path in paths if paths.count(path) > 1), None) if len(set(paths)) < len(paths) else None
         if twice is not None:
@@ -120,7 +115,7 @@ class PredictionLayout(FolderLayoutBase):
         file = self.files[path]
         file.parent.mkdir(parents=True, exist_ok=True)
         if self._written.get(self._name(file)) != str(path):
-            with open(self.record, "a", newline="", encoding="utf-8") as record:
+            with open(self.output_dir / RECORD, "a", newline="", encoding="utf-8") as record:
                 writer = csv.writer(record, lineterminator="\n")
                 if not self._written:
                     writer.writerow(["prediction", "image"])

@@ -1,4 +1,4 @@
-"""Whether a network turns its answer with its input, and which module does not."""
+"""How far a network is from equivariance, and which of its modules breaks it."""
 
 from monai_gmr.metrics.classification import MacroAUCMetric, MeanRecallMetric
 from monai_gmr.metrics.equivariance import EquivarianceErrors, ViewError, equivariance_error

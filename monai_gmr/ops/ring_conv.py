@@ -47,7 +47,7 @@ def conv_nd(
     dilation: list[int],
     groups: int,
 ) -> torch.Tensor:
-    """The framework's convolution of 1, 2 or 3 dimensions, which the kernel's shape tells."""
+    """The framework's convolution of as many dimensions as the kernel has."""
     if kernel.dim() == 3:
         return F.conv1d(x, kernel, bias, stride, padding, dilation, groups)
     if kernel.dim() == 4:
@@ -93,6 +93,44 @@ def dense_ring_conv(
     rows = rows.flatten(0, 1).reshape([-1] + list(kernel.shape)[1:])
     y = conv_nd(x, rows, bias, stride, padding, dilation, groups)
     return y.unflatten(x.dim() - shells.dim() - 1, (-1, angular.shape[0]))
+
+
+def dense_shell_conv(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    shells: torch.Tensor,
+    angular: torch.Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> torch.Tensor:
+    """A convolution with weights of shells times angular functions, by a dense kernel and the framework's convolution.
+
+    Args:
+        x: ``(batch, groups * in_channels, *spatial)``, 1 to 3 spatial axes.
+        weight: ``(out_channels, in_channels, num_shells)``; shells beyond count as zero.
+        shells: integers of the window's shape, the shell of each tap.
+        angular: ``(components, taps)``.
+        stride, padding, dilation: in voxels, one an axis; ``padding`` is of zeros, at both ends.
+        groups: blocks of channels that do not mix.
+
+    Returns:
+        ``(batch, out_channels, components, *spatial_out)``.
+
+    Example:
+        >>> shells = torch.tensor([1, 0, 1])
+        >>> y = dense_shell_conv(torch.ones(1, 1, 4), torch.ones(1, 1, 2), shells, torch.ones(1, 3), [1], [1], [1], 1)
+        >>> y.flatten().tolist()
+        [2.0, 3.0, 3.0, 2.0]
+    """
+    num_shells = weight.shape[2]
+    flat = shells.flatten()
+    spread = weight.index_select(2, flat.clamp(max=num_shells - 1)) * (flat < num_shells)
+    kernel = (spread[:, None] * angular.to(weight.dtype)[None, :, None]).flatten(0, 1)
+    kernel = kernel.reshape(*kernel.shape[:2], *shells.shape).to(x.dtype)
+    y = conv_nd(x, kernel, None, list(stride), list(padding), list(dilation), groups)
+    return y.unflatten(1, (weight.shape[0], len(angular)))
 
 
 def dense_ring_conv_transpose(
@@ -167,7 +205,7 @@ def ring_conv(
         stride: step in voxels, one number or one an axis.
         padding: voxels added at both ends of an axis, one number or one an axis.
         dilation: distance of neighbouring taps in voxels, one number or one an axis.
-        groups: blocks of channels that do not see each other.
+        groups: blocks of channels that do not mix.
         padding_mode: "zeros", "reflect", "replicate" or "circular".
         angular: ``(components, taps)``, constants; not together with ``bias``.
         num_shells: how many shells count, if ``basis`` is zero on those from there on; it saves work, and they get no gradient.

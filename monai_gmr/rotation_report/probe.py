@@ -20,7 +20,7 @@ from monai.utils import CommonKeys, optional_import
 
 from monai_gmr.bundle.case_batches import CaseBatch
 from monai_gmr.bundle.prediction import check_answer
-from monai_gmr.inferers.turning import turn_image
+from monai_gmr.inferers.rotate import rotate_image
 from monai_gmr.rotation_report.prepare_batch import PrepareBatchView, keep_metadata
 from monai_gmr.rotation_report.records import ANSWER, TRUE_CLASS, ViewRecord
 from monai_gmr.symmetry import View, inscribed_ball, is_grid_symmetry
@@ -68,7 +68,7 @@ def relative_errors(
         [0.0]
     """
     if answer.ndim == dims + 2:
-        answer = turn_image(answer, view.matrix.T, spacing)
+        answer = rotate_image(answer, view.matrix.T, spacing)
     if answer.shape != upright.shape:
         return [float("nan")] * len(upright)
     answer, upright = answer.double(), upright.double()
@@ -339,7 +339,7 @@ class ViewProbe:
             self._values[TRUE_CLASS] = [np.array(probability)]
         if spatial and self.frame == "upright":
             answer, image = (
-                keep_metadata(lambda x: turn_image(x, view.matrix.T, self.spacing), each) for each in (answer, image)
+                keep_metadata(lambda x: rotate_image(x, view.matrix.T, self.spacing), each) for each in (answer, image)
             )
         if spatial and self.in_ball and answer.shape[2:] == image.shape[2:]:
             answer, label = keep_ball(answer, label, self.spacing)

@@ -83,7 +83,7 @@ def test_count_of_gmr_conv_is_that_of_torch(dims):
 def test_counts_of_kernels_are_sums_mixed_to_rings_and_their_products(dims, kernel_size, shells, taps, additions):
     layer = RingConvolution(dims, 4, kernel_size)
     (part,) = radial_parts(layer)
-    assert (part.shells, part.live_taps) == (shells, taps)
+    assert (part.shells, part.nonzero_taps) == (shells, taps)
     rings = layer.weight.shape[2]
     for backend, added in (("cpp", additions), ("triton", taps)):
         assert layer_operations(layer, 100, backend) == 100 * 4 * (added + rings * shells + rings * 4)
