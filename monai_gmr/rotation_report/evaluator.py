@@ -25,7 +25,7 @@ Events, _ = optional_import("ignite.engine", name="Events")
 
 EVALUATOR_IDS = ("evaluator", "validate::evaluator")
 DATASET_IDS = ("dataset_dir", "data_dir", "data_root")
-# evaluate.json of MONAI's model zoo holds no evaluator: it goes over train.json
+# evaluate.json of MONAI's model zoo holds no evaluator: it is merged over train.json
 CHOICES = (("evaluate",), ("train", "evaluate"), ("inference",), ("train",))
 WRITERS = re.compile(
     r"(Save|Write)(Image|Classification|FileMapping)\w*|\w*Saver|(Tensor[Bb]oard|MLFlow|ClearML)\w*|StatsHandler|LogfileHandler"
@@ -239,9 +239,9 @@ def _load_checkpoint(loader: CheckpointLoader, evaluator: SupervisedEvaluator) -
 
 def _make_importable(root: Path) -> None:
     """Let a bundle import the packages in its folder, as MONAI does, and no other bundle's of the same name."""
-    others = tuple(f"{other}{os.sep}" for other in _opened - {root})
+    foreign = tuple(f"{other}{os.sep}" for other in _opened - {root})
     for name, module in list(sys.modules.items()):
-        if (getattr(module, "__file__", None) or "").startswith(others):
+        if (getattr(module, "__file__", None) or "").startswith(foreign):
             del sys.modules[name]
     _opened.add(root)
     if sys.path[:1] != [str(root)]:

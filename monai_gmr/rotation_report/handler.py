@@ -144,24 +144,11 @@ class RotationReport:
             )
         check_values(views_per_batch=views_per_batch, worst_cases=worst_cases, seed=seed)
         self.output_dir, self.metrics, self.worst_cases, self.resume = Path(output_dir), metrics, worst_cases, resume
-        self.spacing, self.seed, self.views_per_batch, self.greater_is_better = (
-            spacing,
-            seed,
-            views_per_batch,
-            greater_is_better,
-        )
-        self._judging: dict[str, Any] = {
-            "labels": labels,
-            "frame": frame,
-            "in_ball": in_ball,
-            "order": order,
-            "prediction": prediction,
-        }
-        self._scoring: dict[str, Any] = {
-            "greater_is_better": greater_is_better,
-            "num_resamples": num_resamples,
-            "seed": seed,
-        }
+        self.spacing, self.seed, self.views_per_batch = spacing, seed, views_per_batch
+        self._judging: dict[str, Any] = {"labels": labels, "frame": frame, "in_ball": in_ball, "order": order}
+        self._judging["prediction"] = prediction
+        self._scoring: dict[str, Any] = {"greater_is_better": greater_is_better, "num_resamples": num_resamples}
+        self._scoring |= {"seed": seed, "spacing": spacing}
         # a bundle names its network after its setting conv, which may be a list
         evaluators = dict(evaluator) if isinstance(evaluator, Mapping) else {str(name): evaluator}
         if not evaluators:
@@ -382,7 +369,6 @@ class RotationReport:
                 measured,
                 self.views,
                 handlers,
-                spacing=self.spacing,
                 # an earlier report may have measured more
                 cases=networks[title].batches.names if title in networks else None,
                 **self._scoring,
@@ -407,19 +393,20 @@ class RotationReport:
         write_text(f"{short_table(summary, costs, key)}\n", folder / "rotation_report.md")
         if can_draw():
             seconds = {title: cost["seconds_per_case"] for title, cost in costs.items()} if len(costs) > 1 else None
-            greater_is_better = self.greater_is_better and key != ERROR
+            greater_is_better = self._scoring["greater_is_better"] and key != ERROR
             draw_rotation_table(views, key, folder / "rotation_table.png", seconds, greater_is_better)
             self._draw_worst(networks, results, key)
-        print(
-            f"\n{format_columns(summary, TABLE)}\n\n{format_columns([{'network': k, **v} for k, v in costs.items()], COSTS)}"
-        )
-        if paired:
-            differences = [
-                {**row, "difference": f"{row['first']} less {row['second']}", "mean": row["difference"]}
-                for row in paired
-                if row["metric"] == key
-            ]
-            print(f"\n{format_columns(differences, DIFFERENCES)}")
+        tables = [
+            format_columns(summary, TABLE),
+            format_columns([{"network": k, **v} for k, v in costs.items()], COSTS),
+        ]
+        differences = [
+            {**row, "difference": f"{row['first']} less {row['second']}", "mean": row["difference"]}
+            for row in paired
+            if row["metric"] == key
+        ]
+        tables += [format_columns(differences, DIFFERENCES)] if differences else []
+        print("\n" + "\n\n".join(tables))
         print(f"\nspread: largest less smallest; intervals of 95 % over cases. Pictures and tables: {folder}")
         return [row for row in summary if row["network"] in networks]
 

@@ -80,6 +80,7 @@ class PrepareBatchView(PrepareBatch):
 
     def __init__(
         self,
+        *,
         order: int = 3,
         spacing: Sequence[float] | None = None,
         labels: str | None = "nearest",

@@ -243,8 +243,8 @@ class ViewProbe:
         self.metrics = metric_handlers(evaluator)
         self.recorded = list(self.metrics) if metrics is None else list(metrics)
         self.spacing, self.frame, self.in_ball = spacing, frame, in_ball
-        labels_of_view = labels if frame == "rotated" else None
-        self._prepare = PrepareBatchView(order, spacing, labels_of_view, prepare_batch=evaluator.prepare_batch)
+        views: dict[str, Any] = {"order": order, "spacing": spacing, "labels": labels if frame == "rotated" else None}
+        self._prepare = PrepareBatchView(**views, prepare_batch=evaluator.prepare_batch)
         self._inferer = _TimedInferer(inferer or evaluator.inferer, prediction)
         self._names: list[str] = []
         self._views: Sequence[View] = ()

@@ -16,7 +16,7 @@ import numpy as np
 from monai_gmr.files import replacing, unwritable
 from monai_gmr.utils import ConfigurationError
 
-# stands beside the metrics of a classifier
+# recorded beside the metrics of a classifier
 TRUE_CLASS = "probability_of_true_class"
 # by which a resumed report checks that the answers are the same
 ANSWER = "norm_of_answer"

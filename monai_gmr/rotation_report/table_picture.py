@@ -183,7 +183,7 @@ def _draw_costs(
         panel.plot([seconds], [mean], ms=7, mew=0, **style)
         points.append(CostPoint(name, style["color"], seconds, mean, worst))
     fastest, slowest = min(point.seconds for point in points), max(point.seconds for point in points)
-    # names stand to both sides of the points
+    # names are on both sides of the points
     widen = max(3.0, (slowest / fastest) ** 0.4)
     panel.set_xscale("log")
     panel.set_xlim(fastest / widen, slowest * widen)
@@ -319,7 +319,7 @@ def draw_rotation_table(
 ) -> None:
     """Draw the metric against the elements of the grid's group, against the angle, for other rotations, and against the cost.
 
-    Panels stand in one row, those without views are left out. The metric's range is the same in all of them, and wide enough that an
+    Panels are in one row, those without views are left out. The metric's range is the same in all of them, and wide enough that an
     invariant network looks invariant. The legend gives the spread of each network: its largest value less its smallest, over all its views.
 
     Args:

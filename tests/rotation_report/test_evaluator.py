@@ -151,14 +151,14 @@ def test_what_writes_is_switched_off_wherever_it_stands():
 def test_no_dataset_keeps_or_loads_images_ahead(target, tmp_path):
     own = {"SmartCacheDataset": {"cache_num": 2}, "CacheNTransDataset": {"cache_n_trans": 1}}.get(target, {})
     own |= {"cache_dir": str(tmp_path / "cache")} if target in ("CacheNTransDataset", "PersistentDataset") else {}
-    seen = []
-    transform = {"_target_": "monai.transforms.Lambda", "func": "$@seen.append"}
+    loaded = []
+    transform = {"_target_": "monai.transforms.Lambda", "func": "$@loaded.append"}
     config = {"set": {"_target_": f"monai.data.{target}", "data": [1, 2, 3], "transform": transform, **own}}
-    parser = ConfigParser(config | {"seen": seen})
+    parser = ConfigParser(config | {"loaded": loaded})
     switch_off(parser)
     dataset = parser.get_parsed_content("set")
     assert len(dataset) == 3
-    assert parser.get_parsed_content("seen") == []
+    assert parser.get_parsed_content("loaded") == []
     assert not (tmp_path / "cache").exists()
 
 

@@ -20,9 +20,9 @@ def test_errors_on_the_grid_are_those_of_the_equivariance_error():
     expected = equivariance_error(net, x).errors
     with torch.no_grad():
         upright = net(x)
-        found = [relative_errors(net(transform_grid(x, v.matrix)), upright, v, None, 2)[0] for v in group_views(2)[1:]]
+        errors = [relative_errors(net(transform_grid(x, v.matrix)), upright, v, None, 2)[0] for v in group_views(2)[1:]]
     assert max(expected) > 0.01
-    assert sorted(found) == pytest.approx(sorted(expected)[-7:], rel=1e-4)
+    assert sorted(errors) == pytest.approx(sorted(expected)[-7:], rel=1e-4)
 
 
 @pytest.mark.parametrize("view", make_views([{"angles": 40}, {"random": 2}], 3)[1:6], ids=lambda view: view.name)

@@ -174,9 +174,9 @@ def test_records_survive_a_line_cut_short(tmp_path):
     assert whole.cases == ["case 0", "case 1"]
     assert whole.views == [view.name for view in VIEWS]
     for name, parts in nothing.items():
-        for part, found in zip(parts, whole.values(name, "upright", ["case 1", "case 0"])):
-            assert found.dtype == part.dtype
-            assert np.array_equal(found, part[::-1], equal_nan=part.dtype.kind == "f")
+        for part, stored in zip(parts, whole.values(name, "upright", ["case 1", "case 0"])):
+            assert stored.dtype == part.dtype
+            assert np.array_equal(stored, part[::-1], equal_nan=part.dtype.kind == "f")
     errors, seconds, passes = whole.columns("upright", ["case 0", "case 1"])
     assert (errors.tolist(), seconds.tolist(), passes.tolist()) == ([0.5, np.inf], [1.0, 1.0], [48.0, 48.0])
     assert ViewRecords(path, {"network": "b"}).replaced

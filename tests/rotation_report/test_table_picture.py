@@ -129,7 +129,7 @@ def test_views_without_a_value_are_left_out(missing):
 
 
 @pytest.mark.parametrize(
-    ("costs", "shown"),
+    ("costs", "drawn"),
     [
         (None, False),
         ({"a": 0.1}, False),
@@ -139,9 +139,9 @@ def test_views_without_a_value_are_left_out(missing):
         ({"a": 0.1, "b": 20.0}, True),
     ],
 )
-def test_costs_are_compared_where_two_are_known(costs, shown):
+def test_costs_are_compared_where_two_are_known(costs, drawn):
     rows = make_rows(group_views(2), varying)
-    assert (COST in titles(_figure({"a": rows, "b": rows}, "dice", costs))) is shown
+    assert (COST in titles(_figure({"a": rows, "b": rows}, "dice", costs))) is drawn
 
 
 @pytest.mark.parametrize("greater_is_better", [True, False])
@@ -198,8 +198,8 @@ VISION = {
 def test_colours_are_distinct_for_the_colour_blind(vision):
     colours = np.array([matplotlib.colors.to_rgb(colour) for colour in COLOURS])
     linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
-    seen = np.clip(linear @ np.transpose(VISION[vision]), 0, 1)
-    xyz = seen @ np.array([[0.4124, 0.2126, 0.0193], [0.3576, 0.7152, 0.1192], [0.1805, 0.0722, 0.9505]])
+    perceived = np.clip(linear @ np.transpose(VISION[vision]), 0, 1)
+    xyz = perceived @ np.array([[0.4124, 0.2126, 0.0193], [0.3576, 0.7152, 0.1192], [0.1805, 0.0722, 0.9505]])
     x, y, z = np.cbrt(np.maximum(xyz / [0.9505, 1.0, 1.089], 0.0088)).T
     lab = np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
     assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(lab, 2)) > 12

@@ -58,8 +58,8 @@ def test_each_kind_of_error_has_its_colour(number, label, prediction, channels):
     assert int(np.argmin(distances)) == number
     assert min(distances) < 0.1
     # where both agree it is grey
-    others = np.delete(difference.reshape(-1, 3), 6, axis=0)
-    assert np.allclose(others, others[:, :1])
+    rest = np.delete(difference.reshape(-1, 3), 6, axis=0)
+    assert np.allclose(rest, rest[:, :1])
 
 
 def test_classes_are_laid_over_the_image():
@@ -129,9 +129,9 @@ def test_classes_of_whole_images_are_written_above_them(label, prediction, expec
 @pytest.mark.parametrize("upright", [None, 0.75])
 @pytest.mark.parametrize(("value", "written"), [(0.1234, "0.123"), (130.42, "130.4"), (float("nan"), "nan")])
 def test_a_row_says_what_it_shows(value, written, upright):
-    found = texts(_figure([make_case(np.zeros((1, 4, 4)), value=value, upright=upright)]))
-    assert found[:4] == ["net", "case 7", "90 degrees about axis 1", f"mean dice {written}"]
-    assert ("upright 0.750" in found) is (upright is not None)
+    written_texts = texts(_figure([make_case(np.zeros((1, 4, 4)), value=value, upright=upright)]))
+    assert written_texts[:4] == ["net", "case 7", "90 degrees about axis 1", f"mean dice {written}"]
+    assert ("upright 0.750" in written_texts) is (upright is not None)
 
 
 def test_no_text_covers_another_or_a_picture():
