@@ -15,7 +15,7 @@ from torch import nn
 from monai_gmr.networks.nets import GMRResNet, GMRUNet
 from monai_gmr.networks.weights import STATE_KEYS, read_checkpoint
 from monai_gmr.symmetry import kernel_shells, ring_masks, square_ring_masks
-from monai_gmr.symmetry.radial_bases import SIGMA_FLOOR
+from monai_gmr.symmetry.taps import SIGMA_FLOOR
 from monai_gmr.utils import ConfigurationError, SymmetryWarning
 
 WRAPPERS = ("module.", "_orig_mod.")
@@ -266,7 +266,7 @@ def _peer_masks(shape: tuple[int, ...], kernel_size: int, num_rings: int, square
     if square and num_rings < 2:
         return np.zeros((num_rings, *shape), dtype=bool)
     shells = kernel_shells(window)
-    masks = square_ring_masks(window, num_rings) if square else ring_masks(shells, num_rings)
+    masks = square_ring_masks(shells, num_rings) if square else ring_masks(shells, num_rings)
     margins = [((n - kernel_size) // 2,) * 2 for n in shape]
     return np.pad(masks[:, shells.tap_shell], [(0, 0), *margins])
 

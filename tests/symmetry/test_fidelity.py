@@ -66,7 +66,7 @@ class Frequencies:
 
 
 @pytest.mark.parametrize(("dims", "k"), WINDOWS)
-def test_gaussian_rings_turn_better_than_the_peers(dims, k):
+def test_gaussian_rings_rotate_better_than_the_peers(dims, k):
     frequencies = Frequencies(dims, k)
     assert frequencies.error(frequencies.gaussian()) <= LARGEST_SHARE[dims, k] * frequencies.error(
         frequencies.indexed()
@@ -88,16 +88,16 @@ def real_image():
         return np.frombuffer(file.read(), np.uint16).reshape(256, 256).astype(float)
 
 
-def turning_error(layer, image, degrees):
-    """Relative change of a layer's output when a real image is turned, inside the inscribed disc."""
+def rotation_error(layer, image, degrees):
+    """Relative change of a layer's output when a real image is rotated, inside the inscribed disc."""
     matrix = rotation_matrix(2, degrees)
     x = torch.as_tensor(image)[None, None]
     with torch.no_grad():
-        turned_first = layer(transform_image(x, matrix, order=5))
-        turned_last = transform_image(layer(x), matrix, order=5)
+        rotated_first = layer(transform_image(x, matrix, order=5))
+        rotated_last = transform_image(layer(x), matrix, order=5)
     disc = torch.as_tensor(inscribed_ball(tuple(n - 40 for n in x.shape[2:])))
     inner = (slice(None), slice(None), slice(20, -20), slice(20, -20))
-    return float(((turned_first - turned_last)[inner] * disc).norm() / (turned_last[inner] * disc).norm())
+    return float(((rotated_first - rotated_last)[inner] * disc).norm() / (rotated_last[inner] * disc).norm())
 
 
 @pytest.mark.parametrize("k", [3, 5, 7, 9])
@@ -110,7 +110,7 @@ def test_a_real_image_confirms_it(k, degrees, blur, largest_share):
         torch.manual_seed(0)
         layer = GMRConv2d(1, 8, k, padding=k // 2, bias=False, rings=rings, dtype=torch.float64)
         torch.nn.init.normal_(layer.weight)
-        errors[rings] = turning_error(layer, ndimage.gaussian_filter(real_image(), blur), degrees)
+        errors[rings] = rotation_error(layer, ndimage.gaussian_filter(real_image(), blur), degrees)
     assert errors["gaussian"] < largest_share * errors["indexed"]
 
 

@@ -23,7 +23,7 @@ from monai_gmr.ops import dense_kernel, pad_nd
 from monai_gmr.ops.free_sizes import is_free, voxels
 from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.symmetry import Shells, centred_steps, centred_window, kernel_shells, ring_masks, tap_harmonics
-from monai_gmr.symmetry.harmonics import number_of_components
+from monai_gmr.symmetry.taps import number_of_components
 from monai_gmr.utils import ConfigurationError
 
 

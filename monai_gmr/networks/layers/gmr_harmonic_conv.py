@@ -44,7 +44,7 @@ from monai_gmr.ops.invariants import fused_invariants, invariants, invariants_of
 from monai_gmr.ops.memory_format import make_channels_last, runs_channels_last
 from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.symmetry import gaussian_basis, gaussian_means, number_of_components, tap_harmonics
-from monai_gmr.symmetry.radial_bases import GAUSSIAN_MEAN_MARGIN
+from monai_gmr.symmetry.taps import GAUSSIAN_MEAN_MARGIN
 from monai_gmr.utils import ConfigurationError
 
 UNITS_PER_HARMONIC = 10**12

@@ -22,7 +22,7 @@ from monai_gmr.symmetry import (
     tap_spacing,
     transposed_padding,
 )
-from monai_gmr.symmetry.radial_bases import SIGMA_FLOOR
+from monai_gmr.symmetry.taps import SIGMA_FLOOR
 from monai_gmr.utils import ConfigurationError, check_choice
 
 RINGS = ("gaussian", "indexed", "hard")
