@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from monai.networks.blocks import FeaturePyramidNetwork, Warp
+from monai.networks.nets import SegResNetVAE
 from monai.networks.nets.autoencoderkl import AsymmetricPad
 from torch import nn
 
@@ -130,6 +131,29 @@ def test_axes_that_differ_are_named_unless_their_spacing_does(layer):
     net = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), layer)
     assert "differs between axes" in convert_to_gmr(net).conversion_report.limits[0]
     assert convert_to_gmr(net, spacing=(1, 3)).conversion_report.limits == ()
+
+
+class TrainsMore(nn.Module):
+    """Takes each voxel by its place in training alone, behind statistics that training updates."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.Linear(2 * 32**2, 3)
+
+    def forward(self, x):
+        x = self.norm(self.conv(x))
+        return (x, self.fc(x.flatten(1))) if self.training else x
+
+
+@pytest.mark.parametrize(
+    ("net", "layer"), [(SegResNetVAE((32, 32), spatial_dims=2, in_channels=1), "vae_fc1"), (TrainsMore(), "fc")]
+)
+def test_linear_layers_over_voxels_in_training_alone_are_named(net, layer):
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    report = convert_to_gmr(net, spatial_size=(32, 32)).conversion_report
+    sentence = f"{layer}: in training takes each voxel by its place: not equivariant, whatever comes before"
+    assert (report.limits, report.evaluation_limits) == ((sentence,), ())
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
 def test_vectors_are_named():
