@@ -6,9 +6,8 @@ python -m monai_gmr.apps.benchmark layers --dims 3 --backends dense triton --thr
 
 Each case measures a forward pass, a training step and the most memory that a step has in use, for every backend, for torch.nn.ConvNd of the
 same window and of window 3, and for those of GMR-Conv, SRE-Conv, e2cnn and escnn that are installed (their radial convolutions). The
-machine's bandwidth and arithmetic are measured in the same run. The backend auto is measured as it is for a size that has repeated long
-enough (MONAI_GMR_PATIENCE=0). OUT_DIR gets benchmark.json, benchmark.md (a shorter table) and benchmark.png; what cannot run a case is
-shown as "-", with the reason at the end.
+machine's bandwidth and arithmetic are measured in the same run. OUT_DIR gets benchmark.json, benchmark.md (a shorter table) and
+benchmark.png; what cannot run a case is shown as "-", with the reason at the end.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import importlib.metadata
 import json
 import logging
 import math
-import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,7 +49,6 @@ from monai_gmr.apps.benchmark_table import add_ratios, draw_rows, format_markdow
 from monai_gmr.bundle import keep_freed_memory
 from monai_gmr.files import check_folder, write_text
 from monai_gmr.ops import available_backends, get_backend, set_backend
-from monai_gmr.ops.backend import PATIENCE_VARIABLE
 from monai_gmr.ops.memory_format import FORMATS
 from monai_gmr.ops.ring_conv import dense_ring_conv
 from monai_gmr.utils import ConfigurationError, can_draw, check_choice
@@ -256,10 +253,8 @@ def measure_case(
 
 @contextmanager
 def settings_of(options: argparse.Namespace) -> Iterator[None]:
-    """Threads and TF32 as the options ask for them, the fastest of cuDNN, and "auto" as it is after its patience; afterwards these and the
-    backend are what they were."""
+    """Threads and TF32 as the options ask for them, and the fastest of cuDNN; afterwards these and the backend are what they were."""
     threads, backend, search = torch.get_num_threads(), get_backend(), torch.backends.cudnn.benchmark
-    waiting = os.environ.get(PATIENCE_VARIABLE)
     switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [switch.allow_tf32 for switch in switches]
     try:
@@ -269,12 +264,8 @@ def settings_of(options: argparse.Namespace) -> Iterator[None]:
         for switch in switches:
             switch.allow_tf32 = options.tf32
         torch.backends.cudnn.benchmark = True
-        os.environ[PATIENCE_VARIABLE] = "0"
         yield
     finally:
-        os.environ.pop(PATIENCE_VARIABLE, None)
-        if waiting is not None:
-            os.environ[PATIENCE_VARIABLE] = waiting
         torch.set_num_threads(threads)
         torch.backends.cudnn.benchmark = search
         set_backend(backend)

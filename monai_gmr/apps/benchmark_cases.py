@@ -178,7 +178,7 @@ class RingConvolution(nn.Module):
         layer = {2: GMRConv2d, 3: GMRConv3d}[spatial_dims](channels, channels, kernel_size, groups=groups)
         self.weight = nn.Parameter(layer.weight.detach())
         self.values = nn.Parameter(layer.basis().detach())
-        self.padding, self.live, self.groups = kernel_size // 2, layer.live_shells, groups
+        self.padding, self.num_shells, self.groups = kernel_size // 2, layer.num_shells, groups
         self.register_buffer("shells", layer.shells)
 
     def basis(self) -> torch.Tensor:
@@ -187,13 +187,11 @@ class RingConvolution(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(batch, channels, *spatial)`` to ``(batch, channels, *spatial_out)``."""
-        arrays = (self.weight, self.basis(), self.shells, None)
-        stride, padding, more, dilation = (
-            [n] * self.shells.dim() for n in (self.stride, self.padding, self.stride - 1, 1)
-        )
+        arrays = (self.weight, self.basis(), self.shells)
+        options = {name: getattr(self, name) for name in ("stride", "padding", "groups", "num_shells")}
         if self.transposed:
-            return ring_conv_transpose(x, *arrays, stride, padding, more, self.groups, dilation, self.live)
-        return ring_conv(x, *arrays, stride, padding, dilation, self.groups, live=self.live)
+            return ring_conv_transpose(x, *arrays, output_padding=self.stride - 1, **options)
+        return ring_conv(x, *arrays, **options)
 
 
 class SteerableConvolution(nn.Module):

@@ -16,7 +16,7 @@ import itertools
 import math
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,11 +26,11 @@ import torch
 
 from monai_gmr.apps.benchmark import Notes, Trial, check_kernels, collected_notes, device_of, make_input
 from monai_gmr.apps.benchmark_cases import Candidate, Case, RingConvolution
-from monai_gmr.apps.benchmark_measure import PRECISIONS, describe_machine, interleave, timer_of
+from monai_gmr.apps.benchmark_measure import interleave, timer_of
 from monai_gmr.bundle import keep_freed_memory
 from monai_gmr.files import check_folder, write_text
 from monai_gmr.ops import get_backend, set_backend
-from monai_gmr.ops.thresholds import CROSSOVERS, KERNELS, Point, device_kind, least_voxels, merge_rows
+from monai_gmr.ops.thresholds import KERNELS, THRESHOLDS, Point, Row, least_voxels, merge_rows, processor_of
 from monai_gmr.utils import ConfigurationError, check_choice
 
 
@@ -195,6 +195,13 @@ def measure_rows(repeats: int, device: torch.device, precision: str, quick: bool
     return list(rows.values())
 
 
+def row_of(ratios: Mapping[str, Any], device: torch.device, precision: str) -> Row:
+    """A row of the table from the ratios at each size."""
+    point = Point(*(ratios[name] for name in Point._fields))
+    least = [least_voxels(ratios["voxels"], ratios[part]) for part in ("forward", "step")]
+    return Row(device.type, processor_of(device), precision, point, *least)
+
+
 def format_table(rows: Sequence[dict[str, Any]]) -> str:
     """Ratios by size, of forward pass and training step, and the crossovers.
 
@@ -255,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--device", default="cpu", help="cpu or cuda (cpu)")
     add("--precisions", nargs="+", metavar="PRECISION", help="on a GPU; the table keeps the others' rows (all)")
-    add("--output", type=Path, default=CROSSOVERS, help="the table; other devices' rows stay (the installed one)")
+    add("--output", type=Path, default=THRESHOLDS, help="the table; other devices' rows stay (the installed one)")
     add("--repeats", type=int, default=9, help="runs over which medians are taken (9)")
     add("--quick", action="store_true", help="tiny sizes: whether it runs, not how fast")
     options = parser.parse_args(arguments)
@@ -265,10 +272,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_folder(options.output.parent)
         with fastest_dense():
             for precision in precisions:
-                rows = measure_rows(options.repeats, device, precision, options.quick)
-                kind = device_kind(device, PRECISIONS[precision])
-                write_text(merge_rows(options.output, kind, describe_machine(device), rows), options.output)
-                print(f"{kind}\n{format_table(rows)}\n")
+                ratios = measure_rows(options.repeats, device, precision, options.quick)
+                rows = [row_of(each, device, precision) for each in ratios]
+                write_text(merge_rows(options.output, rows), options.output)
+                print(f"{' '.join(rows[0][:3])}\n{format_table(ratios)}\n")
     except (ConfigurationError, OSError) as error:
         print(f"crossovers: {error}", file=sys.stderr)
         return 2

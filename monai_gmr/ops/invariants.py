@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from monai_gmr.ops.memory_format import is_recorded
+
 NORM_SMOOTHING = 1e-2
 
 
@@ -214,25 +216,6 @@ class _Invariants(torch.autograd.Function):
         return result, None, None, None
 
 
-class _OrderInvariants(torch.autograd.Function):
-    """:class:`_Invariants` of one order whose components have an axis of their own."""
-
-    @staticmethod
-    def forward(ctx: Any, part: torch.Tensor, norms: int) -> torch.Tensor:
-        out = torch.empty_like(part[..., 0, :])
-        ctx.norms = norms
-        ctx.save_for_backward(part, out, *_reduce(_wide(part), norms, out))
-        return out
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
-        part, out, *saved = ctx.saved_tensors
-        target = torch.empty_like(part)
-        _reduce_backward(_wide(part), ctx.norms, out, saved, _wide(gradient), target)
-        return target, None
-
-
 def _runs(norms: list[int], inner_products: list[int], components: list[int]) -> Iterator[tuple]:
     """Rows of the responses and of the scalars, norms, inner products and components of orders; those of equal sizes in one."""
     row = channel = 0
@@ -257,24 +240,6 @@ def fused_invariants(
     responses: torch.Tensor, norms: list[int], inner_products: list[int], components: list[int]
 ) -> torch.Tensor:
     """:func:`invariants`, faster where it runs as it is written: the compilers fuse the other one themselves."""
-    if torch._C._functorch.is_functorch_wrapped_tensor(responses):
+    if is_recorded(responses):
         return invariants(responses, norms, inner_products, components)
     return _Invariants.apply(responses, norms, inner_products, components)[0]
-
-
-def invariants_of_order(part: torch.Tensor, norms: int) -> torch.Tensor:
-    """:func:`fused_invariants` of one order above 0, for backends whose memory holds the components apart.
-
-    Args:
-        part: ``(..., channels, components, voxels)``, of any strides; the result has them too.
-        norms: how many of its channels become lengths.
-
-    Returns:
-        ``(..., channels, voxels)``.
-
-    Example:
-        >>> part = torch.tensor([[3.0, 4.0], [4.0, -3.0]]).reshape(1, 2, 2, 1)
-        >>> invariants_of_order(part, 1).flatten().round(decimals=2).tolist()
-        [4.989999771118164, 0.0]
-    """
-    return _OrderInvariants.apply(part, norms)

@@ -7,8 +7,8 @@ An axis of ``n`` voxels and one of ``m`` voxels a ``factor`` coarser share their
 import torch
 import torch.nn.functional as F
 
-from monai_gmr.ops.cpu.library import runs_in_kernels
-from monai_gmr.ops.cpu.resample import compiled_resample
+from monai_gmr.ops.cpu.library import supports_image
+from monai_gmr.ops.cpu.resample import cpp_resample
 from monai_gmr.ops.free_sizes import has_symbols, voxels
 from monai_gmr.ops.memory_format import runs_channels_last
 
@@ -160,8 +160,8 @@ def _apply_channels_last(x: torch.Tensor, matrix: torch.Tensor, axis: int) -> to
     last = x.movedim(1, -1)
     before, after = last.shape[: axis - 1], last.shape[last.dim() + axis :]
     image = last.reshape(before.numel(), x.shape[axis], after.numel())
-    if runs_in_kernels(x):
-        found = compiled_resample(image, matrix)
+    if supports_image(x):
+        found = cpp_resample(image, matrix)
     else:
         # a convolution of one tap is a matrix product, up to twice as fast here
         found = F.conv1d(image, matrix[:, :, None])

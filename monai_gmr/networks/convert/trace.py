@@ -23,7 +23,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from monai_gmr.networks.layers.size_trail import Levels, tensors_in
-from monai_gmr.ops.backend import use_backend
+from monai_gmr.ops.backend import set_backend
 
 # multiples of 32 first, then what odd factors and patches ask for
 REFERENCE_SIZES = (128, 96, 64, 256, 224, 160, 192, 48, 32, 144, 162, 81, 129, 97, 65, 33, 320, 512, 384, 270, 16)
@@ -147,7 +147,7 @@ class Pass(TorchDispatchMode):
         try:
             self.net.train(training)
             # kernels need values
-            with use_backend("dense"), mode, self, torch.no_grad():
+            with set_backend("dense"), mode, self, torch.no_grad():
                 args, kwargs = inputs()
                 return self.net(*args, **kwargs)
         finally:

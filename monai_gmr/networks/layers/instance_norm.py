@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from monai_gmr.ops.cpu.norm import has_norm_kernels, instance_norm
+from monai_gmr.ops.cpu.norm import instance_norm, supports_norm
 
 
 class GMRInstanceNormNd(nn.modules.instancenorm._InstanceNorm):
@@ -30,7 +30,7 @@ class GMRInstanceNormNd(nn.modules.instancenorm._InstanceNorm):
 
     def can_rectify(self, input: torch.Tensor) -> bool:
         """Whether :meth:`rectified` is faster than the norm and an activation one after the other."""
-        return not self.track_running_stats and has_norm_kernels(input, self.weight)
+        return not self.track_running_stats and supports_norm(input, self.weight)
 
     def rectified(self, input: torch.Tensor, slope: float) -> torch.Tensor:
         """The normalised image, times ``slope`` where it is negative."""

@@ -18,16 +18,16 @@ from monai_gmr.ops.cpu.tiles import Window
 from monai_gmr.ops.memory_format import has_channels_last, make_channels_last
 from monai_gmr.symmetry import kernel_shells, tap_harmonics
 
-pytestmark = pytest.mark.usefixtures("vectors")
+pytestmark = pytest.mark.usefixtures("processor")
 LAYERS = {1: GMRHarmonicConv1d, 2: GMRHarmonicConv2d, 3: GMRHarmonicConv3d}
 
 
 @pytest.fixture
 def calls(monkeypatch):
     """Shapes that the operation was called with."""
-    made, original = [], compiled_backend.compiled_harmonic_conv
+    made, original = [], compiled_backend.cpp_harmonic_conv
     monkeypatch.setattr(
-        compiled_backend, "compiled_harmonic_conv", lambda *a: (made.append(a[0].shape), original(*a))[1]
+        compiled_backend, "cpp_harmonic_conv", lambda **a: (made.append(a["x"].shape), original(**a))[1]
     )
     set_backend("cpp")
     yield made
@@ -173,13 +173,13 @@ def test_mirrored_taps_of_harmonics_are_added_first(window, order):
     assert terms.signs.tolist() == [(-1.0) ** order] * (counted // 2)
     # all taps, each once, with their factors
     spread = torch.zeros(len(rows), *([9] * 3))
-    for (a, b), sign, factors in zip(terms.places, terms.signs, terms.factors):
+    for (a, b), sign, factors in zip(terms.places, terms.signs, terms.angular):
         spread[(slice(None), *a)] += factors
         spread[(slice(None), *b)] += sign * factors
     assert (spread != 0).sum() == (rows != 0).sum()
     assert torch.allclose(spread.square().sum().double(), torch.as_tensor((rows**2).sum()).double())
     # entries are the factors that are not zero, by shell
-    assert len(terms.entries) == (terms.factors != 0).sum()
+    assert len(terms.entries) == (terms.angular != 0).sum()
     by_shell = [terms.shells[term] for term, _ in terms.entries]
     assert by_shell == sorted(by_shell)
     assert [by_shell.index(shell) for shell in range(len(terms.used))] == terms.first[:-1].tolist()

@@ -11,7 +11,7 @@ from monai_gmr.networks.nets import GMRUNet
 from monai_gmr.ops.cpu.norm import instance_norm
 from monai_gmr.ops.memory_format import has_channels_last, make_channels_last
 
-pytestmark = pytest.mark.usefixtures("vectors")
+pytestmark = pytest.mark.usefixtures("processor")
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5, 6), (1, 17, 4, 3, 5), (3, 2, 1, 7), (2, 16, 21, 19)])

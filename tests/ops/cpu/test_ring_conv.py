@@ -8,16 +8,17 @@ import torch
 
 from monai_gmr import set_backend
 from monai_gmr.networks.layers import GMRConv2d, GMRConv3d, GMRConvTranspose2d, GMRHarmonicConv2d
-from monai_gmr.ops.backend import PATIENCE_VARIABLE
+from monai_gmr.ops import dense
 from monai_gmr.ops.cpu import backend as compiled_backend
 from monai_gmr.ops.cpu import library as kernels
 from monai_gmr.ops.cpu import ring_conv as compiled_conv
 from monai_gmr.ops.cpu import tiles as parts
-from monai_gmr.ops.cpu.ring_conv import compiled_ring_conv
-from monai_gmr.ops.ring_conv import dense_ring_conv, ring_conv_transpose
+from monai_gmr.ops.cpu.ring_conv import cpp_ring_conv
+from monai_gmr.ops.once import Once
+from monai_gmr.ops.ring_conv import dense_ring_conv, ring_conv, ring_conv_transpose
 from monai_gmr.symmetry import kernel_shells
 
-pytestmark = pytest.mark.skipif(kernels.kernel_failure() is not None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(kernels.load_kernels() is None, reason="no kernels were built")
 
 
 def problem(window, channels, live, size, batch, groups=1):
@@ -64,11 +65,11 @@ def test_forward_and_gradients(
     if memory_format == "channels last":
         single[0] = single[0].movedim(1, -1).contiguous().movedim(-1, 1)
     single = [t.requires_grad_() for t in single]
-    found = compiled_ring_conv(*single[:3], shells, single[3], *geometry)
+    found = cpp_ring_conv(*single[:3], shells, single[3], *geometry)
     gradients = torch.autograd.grad(found, single, seed.float())
     # where the input needs no gradient, a first layer, sums may be over the input
     first = torch.autograd.grad(
-        compiled_ring_conv(single[0].detach(), *single[1:3], shells, None, *geometry), single[1:3], seed.float()
+        cpp_ring_conv(single[0].detach(), *single[1:3], shells, None, *geometry), single[1:3], seed.float()
     )
     for a, b in zip((found, *gradients, *first), (expected, *expected_gradients, *expected_gradients[1:3])):
         assert a.shape == b.shape
@@ -82,7 +83,7 @@ def test_the_operation_says_of_itself_what_it_does(groups, memory_format):
     x, weight, basis, bias = (each.float().requires_grad_() for each in floats)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     arguments = (x, weight, basis, shells, bias, [1, 1], [1, 1], groups)
-    found = torch.library.opcheck(compiled_ring_conv, arguments, test_utils=tests)
+    found = torch.library.opcheck(cpp_ring_conv, arguments, test_utils=tests)
     assert set(found.values()) == {"SUCCESS"}
 
 
@@ -148,8 +149,8 @@ def test_only_what_the_backward_pass_needs_is_saved(compiled):
 )
 @pytest.mark.filterwarnings("ignore::monai_gmr.utils.SymmetryWarning")
 def test_what_has_no_kernel_is_left_to_dense(compiled, monkeypatch, make, dtype):
-    monkeypatch.setattr(compiled_backend, "compiled_ring_conv", None)
-    monkeypatch.setattr(compiled_backend, "compiled_harmonic_conv", None)
+    monkeypatch.setattr(compiled_backend, "cpp_ring_conv", None)
+    monkeypatch.setattr(compiled_backend, "cpp_harmonic_conv", None)
     layer = make().to(dtype)
     x = torch.randn(1, 4, 9, 9, dtype=dtype)
     found = layer(x)
@@ -172,8 +173,8 @@ def test_strides_keep_some_of_the_voxels(compiled, monkeypatch, stride, memory_f
         single[0] = single[0].movedim(1, -1).contiguous().movedim(-1, 1)
     single = [t.requires_grad_() for t in single]
     strides = dense_ring_conv(*single, shells, *geometry).stride()
-    monkeypatch.setattr(compiled_backend, "dense_ring_conv", None)
-    found = compiled_backend.compiled_backend(*single, shells, *geometry)
+    monkeypatch.setattr(dense, "dense_ring_conv", None)
+    found = ring_conv(*single, shells, *geometry)
     assert found.stride() == strides
     # what is left out is given back
     assert found.untyped_storage().nbytes() == 4 * found.numel()
@@ -206,8 +207,8 @@ def test_transposed_convolutions_are_those_of_zeros_in_between(
     single = [t.requires_grad_() for t in single]
     calls = []
     set_backend("cpp")
-    function = compiled_backend.compiled_ring_conv
-    monkeypatch.setattr(compiled_backend, "compiled_ring_conv", lambda *use: calls.append(use) or function(*use))
+    function = compiled_backend.cpp_ring_conv
+    monkeypatch.setattr(compiled_backend, "cpp_ring_conv", lambda *a, **use: calls.append(use) or function(*a, **use))
     found = ring_conv_transpose(*single, shells, bias.float(), *geometry)
     assert len(calls) == 1
     for a, b in zip((found, *torch.autograd.grad(found, single, seed.float())), (expected, *expected_gradients)):
@@ -218,8 +219,7 @@ def test_transposed_convolutions_are_those_of_zeros_in_between(
 
 
 def test_a_transposed_layer_is_left_to_dense_where_it_does_not_pay(compiled, monkeypatch):
-    monkeypatch.setattr(compiled_backend, "compiled_ring_conv", None)
-    monkeypatch.setenv(PATIENCE_VARIABLE, "0")
+    monkeypatch.setattr(compiled_backend, "cpp_ring_conv", None)
     layer, x = GMRConvTranspose2d(4, 4, 4, stride=2, padding=1), torch.randn(1, 4, 5, 6)
     with pytest.raises(TypeError, match="not callable"):
         layer(x)
@@ -236,14 +236,15 @@ def test_an_image_smaller_than_the_window_is_the_framework_s_error(compiled, mak
 
 
 @pytest.mark.parametrize("make", [GMRConv2d, GMRHarmonicConv2d])
-def test_without_a_compiler_dense_runs_and_says_so_once(compiled, monkeypatch, caplog, make):
-    monkeypatch.setattr(kernels, "kernel_failure", lambda: "there is no C++ compiler")
-    kernels.say_dense.forget()
+def test_without_kernels_dense_runs_and_says_so_once(compiled, monkeypatch, caplog, make):
+    monkeypatch.setattr(kernels, "PROCESSORS", {"DEFAULT": "missing"})
+    monkeypatch.setattr(kernels, "load_kernels", Once(kernels.load_kernels.__wrapped__))
     layer, x = make(2, 3, 3), torch.randn(1, 2, 9, 9)
     with caplog.at_level(logging.WARNING, "monai_gmr.ops.cpu.library"):
         found = [layer(x), layer(x)]
     assert [record.message for record in caplog.records] == [
-        "backend 'cpp' is not used: there is no C++ compiler; 'dense' runs in its place."
+        "Backend 'cpp' has no kernels (no kernels for missing were built), and 'dense' runs in its place: "
+        "reinstall monai_gmr where a C++ compiler is found."
     ]
     set_backend("dense")
     assert torch.equal(*found)

@@ -15,7 +15,7 @@ from monai_gmr.ops.cpu.ring_kernels import choose_sums, line_sums, pad_columns, 
 from monai_gmr.ops.cpu.tiles import Window
 from monai_gmr.symmetry import kernel_shells
 
-pytestmark = pytest.mark.usefixtures("vectors")
+pytestmark = pytest.mark.usefixtures("processor")
 
 
 def sums_of_shells(image, window, sizes):
@@ -124,7 +124,7 @@ def test_sums_of_lines_have_every_tap_once(shape, dilation):
 )
 def test_lines_are_added_first_where_that_saves_additions(shape, length, by_lines):
     layer = {2: GMRConv2d, 3: GMRConv3d}[len(shape)](1, 1, shape)
-    window = Window.of(layer.shells, layer.live_shells, [1] * len(shape))
+    window = Window.of(layer.shells, layer.num_shells, [1] * len(shape))
     sums = choose_sums(window, length)
     assert sums is (line_sums if by_lines else tap_sums)(window)
 

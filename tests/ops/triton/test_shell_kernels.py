@@ -7,6 +7,7 @@ import torch
 
 from monai_gmr import set_backend
 from monai_gmr.networks.layers import GMRConv2d, GMRConv3d, GMRHarmonicConv2d, GMRHarmonicConv3d
+from monai_gmr.ops import backend as backends
 from monai_gmr.ops.triton import shell_conv
 from monai_gmr.ops.triton.shell_conv import (
     Blocks,
@@ -194,9 +195,8 @@ def test_compiled_and_exported_layers_keep_working(triton_backend):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_without_a_device_the_dense_backend_runs_and_says_so_once(triton_backend, monkeypatch, caplog):
-    import triton
-
-    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    monkeypatch.delenv("TRITON_INTERPRET")
+    monkeypatch.setattr(backends, "_logged", {})
     module, x = GMRConv2d(2, 3, 3, padding=1), torch.randn(1, 2, 5, 6)
     with caplog.at_level("WARNING", logger="monai_gmr"):
         found = [module(x), module(x)]

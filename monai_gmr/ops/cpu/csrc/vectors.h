@@ -1,4 +1,6 @@
-// Vectors of this processor, and what all kernels keep in memory.
+// Vectors of the processor that a library is built for, and the memory that the kernels keep.
+
+#pragma once
 
 #include <omp.h>
 
@@ -14,20 +16,15 @@
 #include <immintrin.h>
 #endif
 
-// tests choose it, to see what other processors would compute
-#if !defined(LANES_OF_A_VECTOR)
-#if defined(__AVX512F__)
-#define LANES_OF_A_VECTOR 16
-#else
-#define LANES_OF_A_VECTOR 8
-#endif
-#endif
-
 namespace {
 
-constexpr int LANES = LANES_OF_A_VECTOR;
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#else
+constexpr int LANES = 8;
+#endif
 
-using index = std::ptrdiff_t;
+using index = std::int64_t;
 typedef float vector __attribute__((vector_size(4 * LANES)));
 typedef float unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
@@ -39,9 +36,9 @@ inline void store(float* to, float value) { *to = value; }
 
 inline float square_root(float value) { return __builtin_sqrtf(value); }
 inline vector square_root(vector value) {
-#if LANES_OF_A_VECTOR == 16 && defined(__AVX512F__)
+#if defined(__AVX512F__)
     return _mm512_sqrt_ps(value);
-#elif LANES_OF_A_VECTOR == 8 && defined(__AVX__)
+#elif defined(__AVX__)
     return _mm256_sqrt_ps(value);
 #else
     for (int lane = 0; lane < LANES; ++lane) value[lane] = __builtin_sqrtf(value[lane]);
@@ -65,7 +62,9 @@ constexpr index VOXELS_OF_A_TILE = 64;
 // rows of matrices are padded to the longest vectors
 inline index rounded_up(index n) { return (n + 15) / 16 * 16; }
 
-// memory of a thread, kept for the next call
+}  // namespace
+
+// memory of a thread, which the next call of any kernel uses again
 class Scratch {
     std::vector<float> memory;
 
@@ -83,6 +82,4 @@ class Scratch {
     }
 };
 
-thread_local Scratch scratch;
-
-}  // namespace
+inline thread_local Scratch scratch;

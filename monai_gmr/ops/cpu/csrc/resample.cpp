@@ -1,10 +1,9 @@
 // One axis of an image times a matrix whose rows are not zero within a few neighbouring columns: interpolation, filters, windows.
 
-namespace {
+#include "kernels.h"
+#include "vectors.h"
 
-struct Resampling {
-    index before, size, target, after, width, threads;  // the image is (before, size, after), the result (before, target, after)
-};
+namespace {
 
 constexpr index FLOATS_OF_A_STRIP = 1024;
 
@@ -21,9 +20,8 @@ template <typename T, int UNITS> inline void sum_row(const float* weights, index
 
 }  // namespace
 
-// row j of the matrix begins in column first[j] and is weights[j * width] and what follows
-extern "C" void resample(const Resampling* given, const index* first, const float* weights, const float* x, float* result) {
-    const Resampling& g = *given;
+KERNEL resample(const ResampleGeometry* geometry, const index* first, const float* weights, const float* x, float* result) {
+    const ResampleGeometry& g = *geometry;
     const index strips = (g.after + FLOATS_OF_A_STRIP - 1) / FLOATS_OF_A_STRIP;
 #pragma omp parallel for schedule(static) num_threads(g.threads)
     for (index number = 0; number < g.before * strips; ++number) {

@@ -3,27 +3,26 @@
 // Voxels and channels are one axis: what is the same for all voxels of a sample is repeated until it fills whole vectors. A piece of a sample
 // is added up in single precision, about its first voxel where there are squares, and the pieces in double precision.
 
+#include "kernels.h"
+#include "vectors.h"
+
 namespace {
 
 constexpr index FLOATS_OF_A_PIECE = 4096;
-
-struct Image {
-    index batch, voxels, channels, threads;
-};
 
 struct Piece {
     index sample, begin, count;
 };
 
 class Pieces {
-    const Image& image;
+    const VoxelGeometry& image;
 
   public:
     // floats after which channels and vectors begin together, so many that sums do not wait for each other
     const index period;
     const index length, of_a_sample, count;
 
-    explicit Pieces(const Image& image)
+    explicit Pieces(const VoxelGeometry& image)
         : image(image),
           period([&] {
               const index least = std::lcm<index>(image.channels, LANES);
@@ -57,14 +56,14 @@ class Pieces {
 
 // numbers of the channels of a sample, (batch, channels) each
 template <std::size_t N> class Repeated {
-    const Image& image;
+    const VoxelGeometry& image;
     const Pieces& pieces;
     const std::array<const float*, N> numbers;
     float* const memory;  // N periods
     index sample = -1;
 
   public:
-    Repeated(const Image& image, const Pieces& pieces, const std::array<const float*, N>& numbers, float* memory)
+    Repeated(const VoxelGeometry& image, const Pieces& pieces, const std::array<const float*, N>& numbers, float* memory)
         : image(image), pieces(pieces), numbers(numbers), memory(memory) {}
 
     void go_to(index wanted) {
@@ -87,9 +86,8 @@ template <typename T> inline void add(float* sums, index j, T value) { store(sum
 
 }  // namespace
 
-// found: (threads, batch, 1 + 2 * channels), zero before: voxels, means, and sums of squares about them, of what each thread has seen
-extern "C" void moments(const Image* given, const float* x, double* found) {
-    const Image& image = *given;
+KERNEL moments(const VoxelGeometry* geometry, const float* x, double* sums_of_threads) {
+    const VoxelGeometry& image = *geometry;
     const Pieces pieces(image);
     const index channels = image.channels;
 #pragma omp parallel num_threads(image.threads)
@@ -107,23 +105,22 @@ extern "C" void moments(const Image* given, const float* x, double* found) {
                 add(sums, j, distance);
                 add(squares, j, distance * distance);
             });
-            double* seen = found + (omp_get_thread_num() * image.batch + piece.sample) * (1 + 2 * channels);
-            double *means = seen + 1, *spreads = means + channels;
-            const double before = seen[0], own = piece.count / channels, all = before + own;
+            double* own_sums = sums_of_threads + (omp_get_thread_num() * image.batch + piece.sample) * (1 + 2 * channels);
+            double *means = own_sums + 1, *spreads = means + channels;
+            const double before = own_sums[0], own = piece.count / channels, all = before + own;
             for (index c = 0; c < channels; ++c) {
                 const double sum = pieces.sum_of_channel(sums, c), apart = first[c] + sum / own - means[c];
                 means[c] += apart * own / all;
                 spreads[c] += pieces.sum_of_channel(squares, c) - sum * sum / own + apart * apart * before * own / all;
             }
-            seen[0] = all;
+            own_sums[0] = all;
         }
     }
 }
 
-// result = (x - mean) * scale + shift, times slope where it is negative; the numbers are (batch, channels)
-extern "C" void normalise(const Image* given, const float* x, const float* mean, const float* scale, const float* shift, const float* slope,
-                          float* result) {
-    const Image& image = *given;
+KERNEL normalise(const VoxelGeometry* geometry, const float* x, const float* mean, const float* scale, const float* shift, float slope,
+                 float* result) {
+    const VoxelGeometry& image = *geometry;
     const Pieces pieces(image);
 #pragma omp parallel num_threads(image.threads)
     {
@@ -136,17 +133,15 @@ extern "C" void normalise(const Image* given, const float* x, const float* mean,
             pieces.for_each(piece, [&](auto kind, index i, index j) {
                 using T = decltype(kind);
                 const T value = normalised<T>(load<T>(x + i) - numbers.template get<T>(MEAN, j), numbers, j);
-                store(result + i, value > 0.0f ? value : value * *slope);
+                store(result + i, value > 0.0f ? value : value * slope);
             });
         }
     }
 }
 
-// found: (threads, batch, 2, channels), zero before: sums over voxels of the gradient in front of the rectifier, and of its products with
-// x - mean
-extern "C" void normalise_sums(const Image* given, const float* x, const float* mean, const float* scale, const float* shift,
-                               const float* slope, const float* gradient, double* found) {
-    const Image& image = *given;
+KERNEL normalise_sums(const VoxelGeometry* geometry, const float* x, const float* mean, const float* scale, const float* shift,
+                      float slope, const float* gradient, double* sums_of_threads) {
+    const VoxelGeometry& image = *geometry;
     const Pieces pieces(image);
 #pragma omp parallel num_threads(image.threads)
     {
@@ -161,23 +156,22 @@ extern "C" void normalise_sums(const Image* given, const float* x, const float* 
             pieces.for_each(piece, [&, sums = sums, products = products](auto kind, index i, index j) {
                 using T = decltype(kind);
                 const T distance = load<T>(x + i) - numbers.template get<T>(MEAN, j), after = load<T>(gradient + i);
-                const T own = normalised<T>(distance, numbers, j) > 0.0f ? after : after * *slope;
+                const T own = normalised<T>(distance, numbers, j) > 0.0f ? after : after * slope;
                 add(sums, j, own);
                 add(products, j, own * distance);
             });
-            double* seen = found + (omp_get_thread_num() * image.batch + piece.sample) * 2 * image.channels;
+            double* own_sums = sums_of_threads + (omp_get_thread_num() * image.batch + piece.sample) * 2 * image.channels;
             for (index c = 0; c < image.channels; ++c) {
-                seen[c] += pieces.sum_of_channel(sums, c);
-                seen[image.channels + c] += pieces.sum_of_channel(products, c);
+                own_sums[c] += pieces.sum_of_channel(sums, c);
+                own_sums[image.channels + c] += pieces.sum_of_channel(products, c);
             }
         }
     }
 }
 
-// result = scale times the gradient in front of the rectifier, less constant, less multiple times (x - mean)
-extern "C" void normalise_backward(const Image* given, const float* x, const float* mean, const float* scale, const float* shift,
-                                   const float* slope, const float* gradient, const float* constant, const float* multiple, float* result) {
-    const Image& image = *given;
+KERNEL normalise_backward(const VoxelGeometry* geometry, const float* x, const float* mean, const float* scale, const float* shift,
+                          float slope, const float* gradient, const float* constant, const float* multiple, float* result) {
+    const VoxelGeometry& image = *geometry;
     const Pieces pieces(image);
 #pragma omp parallel num_threads(image.threads)
     {
@@ -190,7 +184,7 @@ extern "C" void normalise_backward(const Image* given, const float* x, const flo
             pieces.for_each(piece, [&](auto kind, index i, index j) {
                 using T = decltype(kind);
                 const T distance = load<T>(x + i) - numbers.template get<T>(MEAN, j), after = load<T>(gradient + i);
-                const T own = normalised<T>(distance, numbers, j) > 0.0f ? after : after * *slope;
+                const T own = normalised<T>(distance, numbers, j) > 0.0f ? after : after * slope;
                 const T taken = numbers.template get<T>(CONSTANT, j) + distance * numbers.template get<T>(MULTIPLE, j);
                 store(result + i, own * numbers.template get<T>(SCALE, j) - taken);
             });
@@ -198,9 +192,8 @@ extern "C" void normalise_backward(const Image* given, const float* x, const flo
     }
 }
 
-// found: (threads, batch, channels), zero before
-extern "C" void sum_voxels(const Image* given, const float* x, double* found) {
-    const Image& image = *given;
+KERNEL sum_voxels(const VoxelGeometry* geometry, const float* x, double* sums_of_threads) {
+    const VoxelGeometry& image = *geometry;
     const Pieces pieces(image);
 #pragma omp parallel num_threads(image.threads)
     {
@@ -210,8 +203,8 @@ extern "C" void sum_voxels(const Image* given, const float* x, double* found) {
             const Piece piece = pieces[number];
             std::fill(sums, sums + pieces.period, 0.0f);
             pieces.for_each(piece, [&, sums = sums](auto kind, index i, index j) { add(sums, j, load<decltype(kind)>(x + i)); });
-            double* seen = found + (omp_get_thread_num() * image.batch + piece.sample) * image.channels;
-            for (index c = 0; c < image.channels; ++c) seen[c] += pieces.sum_of_channel(sums, c);
+            double* own_sums = sums_of_threads + (omp_get_thread_num() * image.batch + piece.sample) * image.channels;
+            for (index c = 0; c < image.channels; ++c) own_sums[c] += pieces.sum_of_channel(sums, c);
         }
     }
 }

@@ -1,7 +1,12 @@
-// Radial convolutions on a CPU: sums over the taps of each shell, their mixture to rings, and matrix products over channels, tile by tile.
+// Sums of radial convolutions: the taps of each shell are added and mixed to rings, tile by tile.
 //
 // Images are (batch, *sizes, channels). A tile is some voxels that lie one after the other; what is kept of it, rings and sums, stays in
 // the second level of cache. Along a line voxels and channels are one axis, for every tap lies at a constant distance in it.
+
+#pragma once
+
+#include "kernels.h"
+#include "vectors.h"
 
 namespace {
 
@@ -12,17 +17,13 @@ constexpr index FLOATS_OF_A_CHUNK = 16 * LANES;
 // of a tile of several lines
 constexpr index MOST_FLOATS = 12 * 1024;
 
-struct Geometry {
-    index batch, sizes[3], seen[3];  // of the result, and of the image with its margins
-    index channels, others;          // of the image, and of what it is multiplied to
-    index shells, rings, threads;
-    index row;     // floats from voxel to voxel of the result
-    index groups;  // blocks of channels, each multiplied to its own block of others
-    index lines;   // sums over lines of the window, or 0
+// what follows from the geometry of a call
+struct Geometry : RingConvGeometry {
+    explicit Geometry(const RingConvGeometry& given) : RingConvGeometry(given) {}
 
-    index reach() const { return (seen[2] - sizes[2]) * channels; }  // of a line, in floats
+    index reach() const { return (image[2] - sizes[2]) * channels; }  // of a line, in floats
     index channels_of_a_group() const { return channels / groups; }
-    index others_of_a_group() const { return others / groups; }
+    index columns_of_a_group() const { return columns / groups; }
 };
 
 struct Tiles {
@@ -31,7 +32,7 @@ struct Tiles {
     explicit Tiles(const Geometry& g) {
         lines = g.batch * g.sizes[0] * g.sizes[1];
         const index fair = lines * g.sizes[2] / (4 * g.threads) + 1;
-        // the more lines of a tile are neighbours, the more what they see is in the first level of cache
+        // the more lines of a tile are neighbours, the more what they read is in the first level of cache
         const index more = g.lines ? std::min(MOST_FLOATS / g.channels, 3 * VOXELS_OF_A_TILE) : 0;
         const index voxels = std::min(std::max(more, VOXELS_OF_A_TILE), std::max<index>(fair, 12));
         pieces = std::max<index>(1, (g.sizes[2] + voxels / 2) / voxels);
@@ -58,7 +59,7 @@ struct Tile {
 
 const float* line_of(const float* image, const Geometry& g, index line, index begin) {
     const index row = line % g.sizes[1], slice = line / g.sizes[1] % g.sizes[0], sample = line / g.sizes[1] / g.sizes[0];
-    return image + (((sample * g.seen[0] + slice) * g.seen[1] + row) * g.seen[2] + begin) * g.channels;
+    return image + (((sample * g.image[0] + slice) * g.image[1] + row) * g.image[2] + begin) * g.channels;
 }
 
 // Sets of places whose values are added.
@@ -99,9 +100,9 @@ inline void sum_taps(const Window& window, index ring, const float* image, float
         T total[UNITS];
         set_to_zero(total);
         for (index tap = window.shells.first[s]; tap < window.shells.first[s + 1]; ++tap) {
-            const float* seen = image + window.shells.places[tap];
+            const float* at = image + window.shells.places[tap];
 #pragma GCC unroll 8
-            for (int u = 0; u < UNITS; ++u) total[u] += load<T>(seen + u * lanes);
+            for (int u = 0; u < UNITS; ++u) total[u] += load<T>(at + u * lanes);
         }
         if (totals)
 #pragma GCC unroll 8
@@ -135,9 +136,9 @@ template <typename T, int UNITS> inline void add_places(const Sets& sets, const 
         T total[UNITS];
         set_to_zero(total);
         for (index place = sets.first[s]; place < sets.first[s + 1]; ++place) {
-            const float* seen = image + sets.places[place];
+            const float* at = image + sets.places[place];
 #pragma GCC unroll 8
-            for (int u = 0; u < UNITS; ++u) total[u] += load<T>(seen + u * lanes);
+            for (int u = 0; u < UNITS; ++u) total[u] += load<T>(at + u * lanes);
         }
 #pragma GCC unroll 8
         for (int u = 0; u < UNITS; ++u) store(totals + s * plane + u * lanes, total[u]);
@@ -188,11 +189,11 @@ inline void multiply_sums(const float* totals, const float* others, index plane,
     vector own[SHELLS][RINGS];
     set_to_zero(own);
     for (index i = 0; i < count; i += LANES) {
-        vector met[RINGS];
-        for (int r = 0; r < RINGS; ++r) met[r] = load<vector>(others + r * plane + i);
+        vector values[RINGS];
+        for (int r = 0; r < RINGS; ++r) values[r] = load<vector>(others + r * plane + i);
         for (int s = 0; s < SHELLS; ++s) {
             vector total = load<vector>(totals + s * FLOATS_OF_A_CHUNK + i);
-            for (int r = 0; r < RINGS; ++r) own[s][r] += total * met[r];
+            for (int r = 0; r < RINGS; ++r) own[s][r] += total * values[r];
         }
     }
     for (int s = 0; s < SHELLS; ++s)
@@ -224,7 +225,7 @@ constexpr Steps STEPS[MOST_RINGS] = {steps_of<1>(), steps_of<2>(), steps_of<3>()
 // sums over lines of the window, for each line of a tile
 void add_lines(const Geometry& g, const Window& window, const Tile& tile, const float* image, float* sums) {
     const index count = tile.length * g.channels + g.reach(), piece = 8 * LANES;
-    // piece by piece: neighbours share most of what they see
+    // piece by piece: neighbours share most of what they read
     for (index i = 0; i < count; i += piece)
         for (index l = 0; l < tile.lines; ++l)
             add_run(window.lines, line_of(image, g, tile.line + l, tile.begin) + i, std::min(piece, count - i),
@@ -238,18 +239,18 @@ void sum_tile(const Geometry& g, const Window& window, const Tile& tile, const f
     const bool by_lines = window.lines.count > 0;
     if (by_lines) add_lines(g, window, tile, image, line_sums);
     for (index l = 0; l < tile.lines; ++l) {
-        const float* seen = by_lines ? line_sums + l * window.sums : line_of(image, g, tile.line + l, tile.begin);
+        const float* from = by_lines ? line_sums + l * window.sums : line_of(image, g, tile.line + l, tile.begin);
         const index before = l * tile.length * g.channels, count = tile.length * g.channels;
         const index chunk = at_once && !others ? count : FLOATS_OF_A_CHUNK;
         for (index i = 0; i < count; i += chunk) {
             const index floats = std::min(chunk, count - i), place = before + i;
             if (others && floats % LANES)
                 for (index s = 0; s < g.shells; ++s) store(totals + s * FLOATS_OF_A_CHUNK + floats / LANES * LANES, vector{});
-            if (!at_once) add_run(window.shells, seen + i, floats, totals, FLOATS_OF_A_CHUNK);
+            if (!at_once) add_run(window.shells, from + i, floats, totals, FLOATS_OF_A_CHUNK);
             for (index ring = 0; ring < g.rings; ring += MOST_RINGS) {
                 const Steps& steps = STEPS[std::min<index>(MOST_RINGS, g.rings - ring) - 1];
                 if (at_once)
-                    steps.sum(window, ring, seen + i, floats, rings + place, plane, others ? totals : nullptr);
+                    steps.sum(window, ring, from + i, floats, rings + place, plane, others ? totals : nullptr);
                 else
                     steps.mix(window, ring, totals, floats, rings + place, plane);
                 if (others) steps.multiply(window, ring, totals, others + place, plane, floats, sums);
@@ -259,92 +260,3 @@ void sum_tile(const Geometry& g, const Window& window, const Tile& tile, const f
 }
 
 }  // namespace
-
-// result = sums of rings of the image times matrix, (groups, rings * channels, others in whole vectors), plus bias, (groups, others in whole
-// vectors), or null; channels and others of a group
-extern "C" void ring_conv(const Geometry* geometry, const index* first_taps, const index* taps, const index* sets_of_taps,
-                          const index* first_lines, const index* lines, const float* basis, const float* image, const float* matrix,
-                          const float* bias, float* result) {
-    const Geometry& g = *geometry;
-    const Tiles tiles(g);
-    const Window window(g, tiles, first_taps, taps, sets_of_taps, first_lines, lines, basis);
-    const index plane = rounded_up(tiles.capacity() * g.channels) + LANES;
-    const index channels = g.channels_of_a_group(), others = g.others_of_a_group(), wide = rounded_up(others);
-#pragma omp parallel num_threads(g.threads)
-    {
-        const auto [rings, totals, line_sums] =
-            scratch.share({g.rings * plane, g.shells * FLOATS_OF_A_CHUNK, tiles.lines_of_a_tile * window.sums});
-#pragma omp for schedule(static)
-        for (index number = 0; number < tiles.count; ++number) {
-            const Tile tile(tiles, g, number);
-            sum_tile(g, window, tile, image, line_sums, rings, plane, totals, nullptr, nullptr);
-            for (index group = 0; group < g.groups; ++group)
-                multiply({tile.voxels, others, rings + group * channels, g.rings, channels, plane, g.channels, 1,
-                          matrix + group * g.rings * channels * wide, wide, bias ? bias + group * wide : nullptr,
-                          result + tile.voxel * g.row + group * others, g.row, false});
-        }
-    }
-}
-
-// what is not null is computed: other_gradient = sums of rings of the image times matrix; to matrix_gradient, (threads, groups, rings *
-// channels, others in whole vectors), the products of these sums with other are added; to basis_gradient, (threads, shells, rings), the
-// inner products of the sums of shells with other times transposed, (groups, others, rings * channels in whole vectors)
-extern "C" void ring_conv_backward(const Geometry* geometry, const index* first_taps, const index* taps, const index* sets_of_taps,
-                                   const index* first_lines, const index* lines, const float* basis, const float* image,
-                                   const float* other, const float* matrix, const float* transposed, float* other_gradient,
-                                   float* matrix_gradient, double* basis_gradient) {
-    const Geometry& g = *geometry;
-    const Tiles tiles(g);
-    const Window window(g, tiles, first_taps, taps, sets_of_taps, first_lines, lines, basis);
-    const index plane = rounded_up(tiles.capacity() * g.channels) + LANES, numbers = g.shells * g.rings;
-    const index channels = g.channels_of_a_group(), others = g.others_of_a_group();
-    const index wide = rounded_up(others), deep = g.rings * rounded_up(channels);
-#pragma omp parallel num_threads(g.threads)
-    {
-        const auto [rings, products, totals, memory_of_sums, copy, line_sums] =
-            scratch.share({g.rings * plane, g.rings * plane, g.shells * FLOATS_OF_A_CHUNK, numbers * LANES,
-                           tiles.capacity() * g.groups * wide, tiles.lines_of_a_tile * window.sums});
-        vector* sums = reinterpret_cast<vector*>(memory_of_sums);
-        const index thread = omp_get_thread_num();
-#pragma omp for schedule(static)
-        for (index number = 0; number < tiles.count; ++number) {
-            const Tile tile(tiles, g, number);
-            const float* met = other + tile.voxel * g.others;
-            if (basis_gradient) {
-                for (index r = 0; r < g.rings; ++r) {
-                    for (index group = 0; group < g.groups; ++group)
-                        multiply({tile.voxels, channels, met + group * others, 1, others, 0, g.others, 1,
-                                  transposed + group * others * deep + r * rounded_up(channels), deep, nullptr,
-                                  products + r * plane + group * channels, g.channels, false});
-                    // the last vector may reach beyond the tile: what an earlier call left there may not be finite
-                    store(products + r * plane + tile.voxels * g.channels, vector{});
-                }
-                std::fill(sums, sums + numbers, vector{});
-                sum_tile(g, window, tile, image, line_sums, rings, plane, totals, products, sums);
-                for (index i = 0; i < numbers; ++i)
-                    for (int lane = 0; lane < LANES; ++lane) basis_gradient[thread * numbers + i] += sums[i][lane];
-            } else {
-                sum_tile(g, window, tile, image, line_sums, rings, plane, totals, nullptr, nullptr);
-            }
-            if (other_gradient)
-                for (index group = 0; group < g.groups; ++group)
-                    multiply({tile.voxels, others, rings + group * channels, g.rings, channels, plane, g.channels, 1,
-                              matrix + group * g.rings * channels * wide, wide, nullptr,
-                              other_gradient + tile.voxel * g.others + group * others, g.others, false});
-            if (matrix_gradient) {
-                if (wide != others) {
-                    for (index block = 0; block < tile.voxels * g.groups; ++block) {
-                        std::copy(met + block * others, met + (block + 1) * others, copy + block * wide);
-                        std::fill(copy + block * wide + others, copy + (block + 1) * wide, 0.0f);
-                    }
-                    met = copy;
-                }
-                for (index group = 0; group < g.groups; ++group)
-                    for (index r = 0; r < g.rings; ++r)
-                        multiply({channels, wide, rings + r * plane + group * channels, 1, tile.voxels, 0, 1, g.channels,
-                                  met + group * wide, g.groups * wide, nullptr,
-                                  matrix_gradient + ((thread * g.groups + group) * g.rings + r) * channels * wide, wide, true});
-            }
-        }
-    }
-}

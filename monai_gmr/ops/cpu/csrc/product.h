@@ -1,5 +1,9 @@
 // Products of small matrices in memory.
 
+#pragma once
+
+#include "vectors.h"
+
 namespace {
 
 constexpr int MOST_VECTORS = LANES == 16 ? 4 : 2;
