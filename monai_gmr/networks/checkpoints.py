@@ -235,7 +235,7 @@ class _PeerState:
             if tensor.shape != ours.shape:
                 raise ConfigurationError(
                     f"{theirs}.{leaf} of {self.name} has shape {tuple(tensor.shape)} where a {type(net).__name__} of these keys has "
-                    f"{tuple(ours.shape)}: only the peers' own arrangements of channels and groups can be loaded."
+                    f"{tuple(ours.shape)}: only the original arrangements of channels and groups can be loaded."
                 )
             state[key] = tensor.detach().clone()
         left = sorted(set(self.state) - self.used)

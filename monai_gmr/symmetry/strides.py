@@ -73,7 +73,7 @@ def centred_steps(size: int, kernel_size: int, stride: int, padding: int, dilati
 def centred_window(
     size: int, kernel_size: int, stride: int = 1, padding: int = 0, dilation: int = 1
 ) -> tuple[int, int]:
-    """The window, as long as asked for or a tap longer, whose strided steps lie about the centre of an axis.
+    """The window, of ``kernel_size`` taps or one more, whose strided steps lie about the centre of an axis.
 
     The result is as long as that of a window of ``kernel_size`` with ``padding``: an even window where the steps leave an even number of
     voxels between the centre of the grid and that of a window, an odd one otherwise.

@@ -55,6 +55,6 @@ def rectifier_slope(activation: nn.Module) -> float | None:
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    """Whether somebody looks at what goes into a module or comes out of it."""
+    """Whether a module has hooks, on itself or global ones."""
     own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(own) or has_global_hooks()

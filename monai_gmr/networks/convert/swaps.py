@@ -80,7 +80,7 @@ class Options:
     patches: set[nn.Module] = field(default_factory=set)
 
     def window(self, kernel_size: Sequence[int]) -> tuple[int, ...]:
-        """The window asked for in the place of one."""
+        """The window that replaces another."""
         if isinstance(self.kernel_sizes, int):
             return tuple(self.kernel_sizes if k > 1 else k for k in kernel_size)
         return tuple((self.kernel_sizes or {}).get(k, k) for k in kernel_size)
@@ -158,7 +158,7 @@ def _surplus(module: Any, options: Options) -> list[int]:
 
 
 def _kind(module: Any, window: Sequence[int], options: Options) -> tuple[str, str]:
-    """ "Harmonic" if a convolution becomes harmonic, and if it was asked for and does not, the reason."""
+    """The infix "Harmonic" if a convolution becomes harmonic; if it should and does not, the reason."""
     if options.conv != "gmr_harmonic" or max(window) == 1:
         return "", ""
     trace = options.trace

@@ -62,7 +62,7 @@ class GMRConvTransposeNd(RingConvNd):
             return
         warnings.warn(
             f"{type(self).__name__} with kernel_size={self.kernel_size}, stride={self.stride} reaches the size "
-            f"asked for only with output_padding={tuple(output_padding)}, which is not equivariant: use a "
+            f"of output_size only with output_padding={tuple(output_padding)}, which is not equivariant: use a "
             "kernel_size of the stride's parity and padding='symmetric'.",
             SymmetryWarning,
             stacklevel=3,
