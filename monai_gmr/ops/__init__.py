@@ -7,10 +7,10 @@ from monai_gmr.ops.cpu.ring_conv import cpp_ring_conv
 from monai_gmr.ops.dense import DenseBackend
 from monai_gmr.ops.harmonic_conv import harmonic_conv
 from monai_gmr.ops.resample import symmetric_downsample, symmetric_upsample
-from monai_gmr.ops.ring_conv import dense_kernel, pad_nd, ring_conv, ring_conv_transpose
+from monai_gmr.ops.ring_conv import dense_kernel, dense_shell_conv, pad_nd, ring_conv, ring_conv_transpose
 from monai_gmr.ops.triton.backend import TritonBackend
 from monai_gmr.ops.triton.ring_conv import triton_ring_conv
-from monai_gmr.ops.triton.shell_conv import dense_shell_conv, triton_shell_conv
+from monai_gmr.ops.triton.shell_conv import triton_shell_conv
 
 __all__ = [
     "Backend",

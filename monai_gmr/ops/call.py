@@ -76,7 +76,7 @@ class Call(NamedTuple):
         kernel_size: window length in voxels along each axis.
         channels: of input and output; of a harmonic convolution the output has all responses.
         stride, padding, dilation, output_padding: in voxels, one an axis.
-        groups: blocks of channels that do not see each other.
+        groups: blocks of channels that do not mix.
         transposed: whether the convolution is a transposed one.
         angular: whether the kernel has angular components.
         orders: of a harmonic convolution.

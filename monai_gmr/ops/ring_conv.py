@@ -47,12 +47,12 @@ def conv_nd(
     dilation: list[int],
     groups: int,
 ) -> torch.Tensor:
-    """The framework's convolution of 1, 2 or 3 dimensions, which the kernel's shape tells."""
+    """The framework's convolution of as many dimensions as the kernel has."""
     if kernel.dim() == 3:
-        return F.conv1d(x, kernel, bias, stride, padding, dilation, groups)
+        return F.conv1d(x, kernel, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
     if kernel.dim() == 4:
-        return F.conv2d(x, kernel, bias, stride, padding, dilation, groups)
-    return F.conv3d(x, kernel, bias, stride, padding, dilation, groups)
+        return F.conv2d(x, kernel, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    return F.conv3d(x, kernel, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
 
 
 def output_sizes(
@@ -86,13 +86,52 @@ def dense_ring_conv(
     """:func:`ring_conv` by a dense kernel and the framework's convolution: the reference, and what export uses."""
     kernel = full_precision_kernel(weight, basis, shells)
     if angular is None:
-        y = conv_nd(x, kernel, bias, stride, padding, dilation, groups)
+        y = conv_nd(x, kernel, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
         # the framework loses the memory format in 3D where there are few channels or voxels
         return y if torch.jit.is_scripting() or not runs_channels_last(x) else make_channels_last(y)
     rows = kernel.flatten(2)[:, None] * angular.to(kernel.dtype)[None, :, None]
     rows = rows.flatten(0, 1).reshape([-1] + list(kernel.shape)[1:])
-    y = conv_nd(x, rows, bias, stride, padding, dilation, groups)
+    y = conv_nd(x, rows, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
     return y.unflatten(x.dim() - shells.dim() - 1, (-1, angular.shape[0]))
+
+
+def dense_shell_conv(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    shells: torch.Tensor,
+    angular: torch.Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> torch.Tensor:
+    """A convolution with weights of shells times angular functions, by a dense kernel and the framework's convolution.
+
+    Args:
+        x: ``(batch, groups * in_channels, *spatial)``, 1 to 3 spatial axes.
+        weight: ``(out_channels, in_channels, num_shells)``; shells beyond count as zero.
+        shells: integers of the window's shape, the shell of each tap.
+        angular: ``(components, taps)``.
+        stride, padding, dilation: in voxels, one an axis; ``padding`` is of zeros, at both ends.
+        groups: blocks of channels that do not mix.
+
+    Returns:
+        ``(batch, out_channels, components, *spatial_out)``.
+
+    Example:
+        >>> shells = torch.tensor([1, 0, 1])
+        >>> y = dense_shell_conv(torch.ones(1, 1, 4), torch.ones(1, 1, 2), shells, torch.ones(1, 3), [1], [1], [1], 1)
+        >>> y.flatten().tolist()
+        [2.0, 3.0, 3.0, 2.0]
+    """
+    num_shells = weight.shape[2]
+    flat = shells.flatten()
+    spread = weight.index_select(2, flat.clamp(max=num_shells - 1)) * (flat < num_shells)
+    kernel = (spread[:, None] * angular.to(weight.dtype)[None, :, None]).flatten(0, 1)
+    kernel = kernel.reshape(*kernel.shape[:2], *shells.shape).to(x.dtype)
+    geometry = {"stride": list(stride), "padding": list(padding), "dilation": list(dilation)}
+    y = conv_nd(x, kernel, None, **geometry, groups=groups)
+    return y.unflatten(1, (weight.shape[0], len(angular)))
 
 
 def dense_ring_conv_transpose(
@@ -109,11 +148,14 @@ def dense_ring_conv_transpose(
 ) -> torch.Tensor:
     """:func:`ring_conv_transpose` by a dense kernel and the framework's transposed convolution."""
     kernel = full_precision_kernel(weight, basis, shells)
+    more = output_padding
     if kernel.dim() == 3:
-        return F.conv_transpose1d(x, kernel, bias, stride, padding, output_padding, groups, dilation)
-    if kernel.dim() == 4:
-        return F.conv_transpose2d(x, kernel, bias, stride, padding, output_padding, groups, dilation)
-    return F.conv_transpose3d(x, kernel, bias, stride, padding, output_padding, groups, dilation)
+        y = F.conv_transpose1d(x, kernel, bias, stride, padding, output_padding=more, groups=groups, dilation=dilation)
+    elif kernel.dim() == 4:
+        y = F.conv_transpose2d(x, kernel, bias, stride, padding, output_padding=more, groups=groups, dilation=dilation)
+    else:
+        y = F.conv_transpose3d(x, kernel, bias, stride, padding, output_padding=more, groups=groups, dilation=dilation)
+    return y
 
 
 def pad_nd(x: torch.Tensor, padding: list[int], padding_mode: str) -> torch.Tensor:
@@ -167,7 +209,7 @@ def ring_conv(
         stride: step in voxels, one number or one an axis.
         padding: voxels added at both ends of an axis, one number or one an axis.
         dilation: distance of neighbouring taps in voxels, one number or one an axis.
-        groups: blocks of channels that do not see each other.
+        groups: blocks of channels that do not mix.
         padding_mode: "zeros", "reflect", "replicate" or "circular".
         angular: ``(components, taps)``, constants; not together with ``bias``.
         num_shells: how many shells count, if ``basis`` is zero on those from there on; it saves work, and they get no gradient.

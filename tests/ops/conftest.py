@@ -8,7 +8,7 @@ from monai_gmr.ops.cpu import library as kernels
 
 
 @pytest.fixture
-def compiled():
+def cpp():
     """Backend "cpp"."""
     set_backend("cpp")
     yield

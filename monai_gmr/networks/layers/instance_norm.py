@@ -1,4 +1,4 @@
-"""Instance norm that keeps channels last, and takes the rectifier behind it along."""
+"""Instance norm that keeps channels last, alone or together with the rectifier behind it."""
 
 import torch
 import torch.nn.functional as F
@@ -7,6 +7,7 @@ from torch import nn
 from monai_gmr.ops.cpu.norm import instance_norm, supports_norm
 
 
+# private: torch has no other class or method to override for the norm alone
 class GMRInstanceNormNd(nn.modules.instancenorm._InstanceNorm):
     """What :class:`GMRInstanceNorm2d` and :class:`GMRInstanceNorm3d` share."""
 

@@ -25,9 +25,8 @@ from monai_gmr.ops.cpu.ring_conv import product_gradients, write_products
 from monai_gmr.ops.cpu.tiles import Window
 from monai_gmr.ops.invariants import invariants
 from monai_gmr.ops.memory_format import follow_format, image_of
-from monai_gmr.ops.ring_conv import dense_ring_conv, output_sizes
+from monai_gmr.ops.ring_conv import dense_ring_conv, dense_shell_conv, output_sizes
 from monai_gmr.ops.ring_gradients import differentiable_gradients
-from monai_gmr.ops.triton.shell_conv import dense_shell_conv
 
 
 def _orders(norms: Sequence[int], products: Sequence[int], components: Sequence[int]) -> Iterator[tuple]:

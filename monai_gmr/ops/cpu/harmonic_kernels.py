@@ -67,7 +67,7 @@ def terms_of(window: Window, angular: tuple[tuple[float, ...], ...]) -> Terms:
     grid = itertools.product(*(range(0, n * d, d) for n, d in zip(window.shape, window.dilation)))
     taps = [as_volume(place, 0) for place in grid]
     factors = list(zip(*angular))
-    counted = {tap for tap, shell in enumerate(window.shells) if shell < window.live and any(factors[tap])}
+    counted = {tap for tap, shell in enumerate(window.shells) if shell < window.num_shells and any(factors[tap])}
     pairs, signs, first_taps = [], [], []
     for tap in sorted(counted):
         mirrored = len(taps) - 1 - tap

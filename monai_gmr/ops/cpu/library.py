@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import logging
+import functools
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from monai_gmr.ops.backend import get_backend
-from monai_gmr.ops.memory_format import is_recorded, runs_channels_last
-from monai_gmr.ops.once import Once
-
-logger = logging.getLogger(__name__)
+from monai_gmr.ops.backend import get_backend, log_dense
+from monai_gmr.ops.memory_format import runs_channels_last
 
 # the libraries that are built, best first, by what torch.backends.cpu.get_cpu_capability calls the processor
 PROCESSORS = {"AVX512": "avx512", "AVX2": "avx2", "DEFAULT": "generic"}
@@ -103,7 +100,7 @@ def open_library(processor: str) -> ctypes.CDLL:
     """
     spec = PathFinder.find_spec(f"_kernels_{processor}", [str(Path(__file__).parent)])
     if spec is None or spec.origin is None:
-        raise OSError(f"no kernels for {processor} were built")
+        raise OSError("its kernels were not built")
     try:
         library = ctypes.CDLL(spec.origin)
     except OSError as error:
@@ -118,55 +115,38 @@ def open_library(processor: str) -> ctypes.CDLL:
     return library
 
 
-@Once
+@functools.cache
 def load_kernels() -> ctypes.CDLL | None:
     """The best kernels that this processor runs; without any, ``None``, and a line in the log says why."""
-    names = list(PROCESSORS)
-    capability = torch.backends.cpu.get_cpu_capability()
-    errors = []
+    names, capability, errors = list(PROCESSORS), torch.backends.cpu.get_cpu_capability(), []
     for name in names[names.index(capability) if capability in names else -1 :]:
         try:
             return open_library(PROCESSORS[name])
         except OSError as error:
             errors.append(" ".join(str(error).split()))
-    logger.warning(
-        f"Backend 'cpp' has no kernels ({'; '.join(errors)}), and 'dense' runs in its place: "
-        "reinstall monai_gmr where a C++ compiler is found."
-    )
+    log_dense("cpp", f"{', '.join(dict.fromkeys(errors))} (install monai_gmr where there is a C++ compiler)")
     return None
 
 
 def supports(x: torch.Tensor) -> bool:
-    """Whether the kernels compute on a tensor: float32 on a CPU, not empty, without autocast, where no graph is recorded.
-
-    Args:
-        x: any tensor.
-
-    Example:
-        >>> supports(torch.zeros(3, dtype=torch.float64)), supports(torch.zeros(0))
-        (False, False)
-    """
-    return (
-        not is_recorded(x)
-        and x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-        and x.numel() > 0
-        and load_kernels() is not None
-    )
-
-
-def supports_image(x: torch.Tensor) -> bool:
-    """Whether norms and resampling of an image run in kernels: with channels last, on the backends "cpp" and "auto".
+    """Whether norms and resampling of an image run in kernels: in float32 with channels last, on the backends "cpp" and "auto".
 
     Args:
         x: ``(batch, channels, *spatial)``.
 
     Example:
-        >>> supports_image(torch.zeros(1, 3, 4, 4))
+        >>> supports(torch.zeros(1, 3, 4, 4))
         False
     """
-    return runs_channels_last(x) and get_backend() in ("auto", "cpp") and supports(x)
+    return (
+        runs_channels_last(x)
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.numel() > 0
+        and not torch.is_autocast_enabled("cpu")
+        and get_backend() in ("auto", "cpp")
+        and load_kernels() is not None
+    )
 
 
 def call_kernel(name: str, geometry: ctypes.Structure, *arguments: torch.Tensor | float | None) -> None:
@@ -175,7 +155,7 @@ def call_kernel(name: str, geometry: ctypes.Structure, *arguments: torch.Tensor 
 
 
 def sum_voxels(x: torch.Tensor) -> torch.Tensor:
-    """Sums over batch and voxels, added in double precision where :func:`supports_image` says so.
+    """Sums over batch and voxels, added in double precision where :func:`supports` says so.
 
     Args:
         x: ``(batch, channels, *spatial)``.
@@ -187,7 +167,7 @@ def sum_voxels(x: torch.Tensor) -> torch.Tensor:
         >>> sum_voxels(torch.ones(2, 3, 4))
         tensor([8., 8., 8.])
     """
-    if (torch.is_grad_enabled() and x.requires_grad) or not supports_image(x):
+    if (torch.is_grad_enabled() and x.requires_grad) or not supports(x):
         return x.sum((0, *range(2, x.dim())))
     threads = torch.get_num_threads()
     sums = x.new_zeros((threads, x.shape[1]), dtype=torch.float64)

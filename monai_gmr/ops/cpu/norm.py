@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from monai_gmr.ops.cpu.library import VoxelGeometry, call_kernel, supports_image
+from monai_gmr.ops.cpu.library import VoxelGeometry, call_kernel, supports
 from monai_gmr.ops.memory_format import image_of
 
 
@@ -128,7 +128,7 @@ cpp_instance_norm.register_autograd(_backward, setup_context=_setup_context)
 def supports_norm(x: torch.Tensor, weight: torch.Tensor | None) -> bool:
     """Whether :func:`instance_norm` of an image runs in kernels."""
     several = x.dim() > 1 and x.shape[1] > 1 and x.numel() > x.shape[0] * x.shape[1]
-    return several and (weight is None or weight.dtype == torch.float32) and supports_image(x)
+    return several and (weight is None or weight.dtype == torch.float32) and supports(x)
 
 
 def instance_norm(

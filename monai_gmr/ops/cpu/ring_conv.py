@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import torch
 
 from monai_gmr.ops.cpu.ring_kernels import LANES, pad_columns, ring_gradients, ring_products
-from monai_gmr.ops.cpu.tiles import Parts, Window
+from monai_gmr.ops.cpu.tiles import Tiles, Window
 from monai_gmr.ops.memory_format import follow_format, image_of
 from monai_gmr.ops.ring_conv import output_sizes
 from monai_gmr.ops.ring_gradients import register_ring_conv
@@ -117,12 +117,12 @@ def write_products(
         channels: which of them are the output channels; these are written to.
         groups: blocks of channels that do not mix.
     """
-    parts = Parts(x, padding, window, x.shape[-1])
+    tiles = Tiles(x, padding, window, x.shape[-1])
     weights = merge_groups(weight, groups)
     matrices = pad_columns(weights.permute(0, 3, 2, 1).flatten(1, 2))
     bias = None if bias is None else pad_columns(bias.unflatten(0, weights.shape[:2]))
-    for part in parts:
-        ring_products(parts.seen(part), window, basis, matrices, bias, result[part.samples, part.rows], channels)
+    for tile in tiles:
+        ring_products(tiles.input_of(tile), window, basis, matrices, bias, result[tile.samples, tile.rows], channels)
 
 
 def product_gradients(
@@ -151,7 +151,7 @@ def product_gradients(
         # a first layer: the input has fewer channels to sum over than the gradient
         image, other, margins, weights = x, gradient, list(padding), weights.transpose(1, 2)
     rings, channels, columns = basis.shape[0], *weights.shape[1:3]
-    parts = Parts(image, margins, window, image.shape[-1])
+    tiles = Tiles(image, margins, window, image.shape[-1])
     other = other.contiguous()
     matrices = pad_columns(weights.permute(0, 3, 1, 2).flatten(1, 2))
     transposed = pad_columns(weights.permute(0, 2, 3, 1)).flatten(2)
@@ -159,11 +159,11 @@ def product_gradients(
     x_gradient = torch.empty_like(other) if needed[0] else None
     products = matrices.new_zeros((threads, *matrices.shape)) if needed[1] else None
     basis_sums = matrices.new_zeros((threads, *basis.T.shape), dtype=torch.float64) if needed[2] else None
-    for part in parts:
-        own = None if x_gradient is None else x_gradient[part.samples, part.rows][part.fresh]
-        rows = other[part.samples, part.rows][part.fresh]
+    for tile in tiles:
+        own = None if x_gradient is None else x_gradient[tile.samples, tile.rows][tile.new]
+        rows = other[tile.samples, tile.rows][tile.new]
         gradients = (own, products, basis_sums)
-        ring_gradients(parts.seen(part)[part.fresh], window, basis, rows, matrices, transposed, gradients)
+        ring_gradients(tiles.input_of(tile)[tile.new], window, basis, rows, matrices, transposed, gradients)
     weight_gradient = None
     if products is not None:
         merged = products.sum(0)[..., :columns].unflatten(1, (rings, channels))

@@ -76,7 +76,7 @@ def line_sums(window: Window) -> Sums:
     *leading, length = window.shape
     alike: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
     for number, place in enumerate(itertools.product(*map(range, leading))):
-        line = tuple(s if s < window.live else -1 for s in window.shells[number * length : (number + 1) * length])
+        line = tuple(s if s < window.num_shells else -1 for s in window.shells[number * length : (number + 1) * length])
         if max(line) >= 0:
             alike.setdefault(line, []).append((*(p * d for p, d in zip(place, window.dilation)), 0))
     origin, step = (0,) * len(leading), window.dilation[-1]
@@ -87,7 +87,7 @@ def line_sums(window: Window) -> Sums:
             for place in range(length)
             if line[place] == shell
         ]
-        for shell in range(window.live)
+        for shell in range(window.num_shells)
     ]
     first_taps, all_taps = _first_and_all(taps)
     first_lines, lines = _first_and_all(list(alike.values()))
@@ -117,8 +117,8 @@ def _arguments(
     for tensor in (image, result):
         if not tensor.is_contiguous() or tensor.dtype != torch.float32:
             raise AssertionError(f"a tensor of shape {tuple(tensor.shape)} is not contiguous and float32")
-    if basis.shape[1] != window.live:
-        raise AssertionError(f"a basis of shape {tuple(basis.shape)} is not for {window.live} shells")
+    if basis.shape[1] != window.num_shells:
+        raise AssertionError(f"a basis of shape {tuple(basis.shape)} is not for {window.num_shells} shells")
     padded, sizes = image.shape[1:-1], result.shape[1:-1]
     if [n + reach for n, reach in zip(sizes, window.reach())] != list(padded) or len(image) != len(result):
         raise AssertionError(f"an image of shape {tuple(image.shape)} does not give {tuple(result.shape)}")

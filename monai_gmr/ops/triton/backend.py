@@ -9,6 +9,7 @@ import torch
 
 from monai_gmr.ops.backend import Backend, log_dense
 from monai_gmr.ops.call import Call, RingKernel
+from monai_gmr.ops.free_sizes import is_exporting
 from monai_gmr.ops.invariants import fused_invariants
 from monai_gmr.ops.triton.ring_conv import triton_ring_conv
 from monai_gmr.ops.triton.shell_conv import triton_shell_conv
@@ -23,7 +24,7 @@ class TritonBackend(Backend):
 
     def supports(self, call: Call) -> bool:
         """Not graphs for export, images smaller than the window, transposed convolutions, and float64; logs what is missing."""
-        exporting = torch.jit.is_tracing() or torch.compiler.is_exporting()
+        exporting = torch.jit.is_tracing() or is_exporting()
         if call.transposed or exporting or min(call.output_sizes()) < 1:
             return False
         reason = None

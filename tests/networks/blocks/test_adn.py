@@ -7,7 +7,7 @@ from monai.networks.blocks import ADN
 from monai_gmr import set_backend
 from monai_gmr.networks.blocks import GMRADN
 from monai_gmr.ops.cpu import library as kernels
-from monai_gmr.ops.cpu import norm as compiled_norm
+from monai_gmr.ops.cpu import norm as cpu_norm
 from monai_gmr.ops.memory_format import has_channels_last, make_channels_last
 
 needs_kernels = pytest.mark.skipif(kernels.load_kernels() is None, reason="no kernels were built")
@@ -17,8 +17,8 @@ NORM = ("GMRINSTANCE", {"affine": True})
 @pytest.fixture
 def calls(monkeypatch):
     """Slopes that the kernels were called with."""
-    made, original = [], compiled_norm.cpp_instance_norm
-    monkeypatch.setattr(compiled_norm, "cpp_instance_norm", lambda *a: (made.append(a[-1]), original(*a))[1])
+    made, original = [], cpu_norm.cpp_instance_norm
+    monkeypatch.setattr(cpu_norm, "cpp_instance_norm", lambda *a: (made.append(a[-1]), original(*a))[1])
     set_backend("cpp")
     yield made
     set_backend("auto")

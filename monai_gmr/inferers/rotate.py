@@ -1,0 +1,64 @@
+"""Rotate images on their own device and with gradients: exactly by symmetries of the grid, else by interpolation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from monai_gmr.symmetry import is_grid_symmetry, transform_grid
+from monai_gmr.utils import ConfigurationError
+
+
+def rotate_image(x: torch.Tensor, matrix: np.ndarray, spacing: Sequence[float] | None = None) -> torch.Tensor:
+    """Rotate or mirror the last ``d`` axes about their centre by any orthogonal matrix, as
+    :func:`~monai_gmr.symmetry.transform_image` with ``order=1``, but on the tensor's device and differentiable.
+
+    Args:
+        x: tensor of shape ``(batch, ..., *spatial)``.
+        matrix: orthogonal matrix of shape ``(d, d)``, in millimetres if there is a ``spacing``.
+        spacing: voxel size in millimetres, one an axis; default 1.
+
+    Returns:
+        for a symmetry of the grid the permuted and mirrored tensor; else one of the same shape, interpolated linearly, whose values from
+        outside are those of the nearest voxel of the border. Whole numbers become float32.
+
+    Example:
+        >>> x = torch.zeros(1, 1, 5, 5); x[0, 0, 2, 4] = 1
+        >>> rotate_image(x, np.array([[0, -1], [1, 0]])).nonzero().tolist()
+        [[0, 0, 0, 2]]
+        >>> c = 0.5 ** 0.5
+        >>> rotate_image(x, np.array([[c, -c], [c, c]])).shape
+        torch.Size([1, 1, 5, 5])
+    """
+    matrix = np.asarray(matrix, float)
+    return transform_grid(x, matrix) if is_grid_symmetry(matrix, spacing) else interpolate_image(x, matrix, spacing)
+
+
+def interpolate_image(x: torch.Tensor, matrix: np.ndarray, spacing: Sequence[float] | None = None) -> torch.Tensor:
+    """:func:`rotate_image` by interpolation, whatever the matrix; the shape stays.
+
+    Example:
+        >>> interpolate_image(torch.ones(1, 1, 3, 5), np.array([[0, -1], [1, 0]])).shape
+        torch.Size([1, 1, 3, 5])
+    """
+    dims = matrix.shape[0]
+    step = np.ones(dims) if spacing is None else np.asarray(spacing, float)
+    if dims not in (2, 3):
+        raise ConfigurationError(f"An image of {dims} axes has no rotations by an angle: use its mirror image.")
+    size = x.shape[-dims:]
+    work = x.reshape(x.shape[0], -1, *size)
+    # half precision would place voxels a hundredth of the image away
+    work = work if work.dtype in (torch.float32, torch.float64) else work.float()
+    pull = (matrix.T / step[:, None]) * step[None, :]
+    centre = (np.array(size) - 1) / 2
+    points = np.stack(np.meshgrid(*(np.arange(n) - c for n, c in zip(size, centre)), indexing="ij"), -1) @ pull.T
+    # grid_sample counts from -1 to 1 between the outermost voxels, the last axis first
+    points = (points / np.maximum(centre, 0.5))[..., ::-1].copy()
+    grid = torch.as_tensor(points, dtype=work.dtype, device=work.device).expand(work.shape[0], *points.shape)
+    with torch.autocast(work.device.type, enabled=False):
+        rotated = F.grid_sample(work, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    rotated = rotated.reshape(x.shape)
+    return rotated.to(x.dtype) if x.is_floating_point() else rotated
