@@ -3,35 +3,6 @@
 Not a test: it trains. DATA holds ``chularbc12_32.npz`` (2D, 11 classes, balanced accuracy) and ``fibsem3d_medulla.npz`` (3D,
 membranes, Dice); scores are on validation data (smears, a block) that are held out from training. One row per variant and seed is added to
 OUT.csv; rows that are there are not run again.
-
-Balanced accuracy on red blood cells (2D, k = 5, three-stage ResNet,
-5 epochs of 5,000 cells, seed 0) and Dice on membranes (3D, k = 3, three-level U-Net, 240 steps, mean of seeds 0 and 1), on validation data:
-
-=================================================  =====  =====
-variant                                             2D     3D
-=================================================  =====  =====
-norms, split 1/2 1/4 1/4                           .636   .675
-radial only                                        .509   .565
-squared norms                                      .571   .618
-**inner products for half the norms** (default)    .665   .684
-one weight for all orders (a third of the weights) .620   .657
-split 1/3 1/3 1/3                                  .628   .666
-split 1/4 3/8 3/8                                  .630   .640
-split 3/4 1/8 1/8                                  .643   .672
-orders 0 1                                         .609   .665
-orders 0 2                                         .646   .575
-orders 0 1 2 3                                     .631   .679
-orders 1 2 in the first two levels only            .645   .686
-orders 1 2 in the first level only                 .615   .646
-=================================================  =====  =====
-
-In 3D two seeds of a variant differ by .01 to .05 (split 3/4 1/8 1/8: .695 and .650), so only the large differences say something: in 3D
-order 1 is what helps most (without it .575), lengths beat their squares, and angular channels in the first two of three levels do as well
-as in all. In 2D a second seed of "norms" gave .630, and the row in bold was measured before the inner products had their scale.
-
-Means of the profiles of the orders above 0 from 1 to S - .75 voxels, S the support, were compared in 3D, k = 3, with means from .75 to
-S - 1, which halve the error at other angles: .672 and .683 against .658 and .645 (seeds 0, 1; not the table's machine). On a window of
-3 an order 2 that is the same in every direction has one shape only; the freedom to deviate from it pays.
 """
 
 import csv

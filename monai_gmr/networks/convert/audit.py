@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from monai_gmr.networks.convert.trace import CONVOLUTIONS, Pass, Trace, first_line, make_inputs
-from monai_gmr.networks.layers.size_trail import tensors_in
+from monai_gmr.utils import tensors_in
 
 OURS = "monai_gmr.networks.layers.", "monai_gmr.networks.convert.layers"
 RANDOM = ("randn", "randn_like", "rand", "rand_like", "normal", "normal_", "uniform_", "bernoulli", "bernoulli_")

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from monai_gmr.networks.convert.trace import first_line
-from monai_gmr.networks.layers.size_trail import begin_trail, end_trail, tensors_in
+from monai_gmr.networks.layers.size_trail import begin_trail, end_trail
 from monai_gmr.ops.free_sizes import recorded_number
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.utils import ConfigurationError, tensors_in
 
 # tried in order for the image of a recording; a graph recorded on a small image serves all sizes
 SCRIPT_SIZES = (16, 32, 33, 48, 64, 65, 96, 128)

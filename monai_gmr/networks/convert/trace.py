@@ -22,8 +22,9 @@ from torch.nn.parameter import UninitializedParameter
 # the path that torch's page on extending torch gives for TorchDispatchMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from monai_gmr.networks.layers.size_trail import Levels, tensors_in
+from monai_gmr.networks.layers.size_trail import Levels
 from monai_gmr.ops.backend import set_backend
+from monai_gmr.utils import tensors_in
 
 # multiples of 32 first, then what odd factors and patches ask for
 REFERENCE_SIZES = (128, 96, 64, 256, 224, 160, 192, 48, 32, 144, 162, 81, 129, 97, 65, 33, 320, 512, 384, 270, 16)

@@ -1,6 +1,6 @@
 """Radial profiles times harmonics, reduced to scalars that rotations and mirrors do not change.
 
-The defaults are measured by ``tests/measurements/harmonic_variants.py``, which holds the table.
+The defaults are measured by ``tests/measurements/harmonic_variants.py``: see the table in ``monai_gmr/networks/README.md``.
 """
 
 import math

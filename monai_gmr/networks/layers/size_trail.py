@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 
 from monai_gmr.ops.free_sizes import is_free, same_size
+from monai_gmr.utils import tensors_in
 
 
 class Levels(NamedTuple):
@@ -146,20 +147,6 @@ def end_trail(trail: Trail | None, output: Any = None) -> None:
             node.register_prehook(trail.begin_backward)
         with _lock:
             _living.add(trail)
-
-
-def tensors_in(value: Any) -> list[torch.Tensor]:
-    """Every tensor in nested tuples, lists and dictionaries.
-
-    Example:
-        >>> len(tensors_in([torch.ones(1), {"pred": torch.ones(1), "name": "a"}]))
-        2
-    """
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [tensor for item in value for tensor in tensors_in(item)] if isinstance(value, list | tuple) else []
 
 
 def record_sizes(levels: Levels | None, before: Sequence[Any], after: Sequence[Any]) -> None:
