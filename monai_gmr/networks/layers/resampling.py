@@ -34,7 +34,7 @@ class GMRDownsample(nn.Module):
         Zhang, Making convolutional networks shift-invariant again, arXiv 1904.11486.
     """
 
-    def __init__(self, spatial_dims: int, scale_factor: int | tuple[int, ...] = 2, sigma: float = 0.8) -> None:
+    def __init__(self, spatial_dims: int, scale_factor: int | tuple[int, ...] = 2, *, sigma: float = 0.8) -> None:
         super().__init__()
         self.factors = list(whole_numbers("scale_factor", scale_factor, spatial_dims))
         if sigma <= 0:
@@ -101,6 +101,7 @@ class SymmetricPoolNd(nn.Module):
         kernel_size: int | tuple[int, ...] = 2,
         stride: int | tuple[int, ...] | None = None,
         padding: int | tuple[int, ...] = 0,
+        *,
         rounding: str = "cover",
     ) -> None:
         super().__init__()
@@ -229,10 +230,11 @@ class GMRAvgPool(SymmetricPoolNd):
         kernel_size: int | tuple[int, ...] = 2,
         stride: int | tuple[int, ...] | None = None,
         padding: int | tuple[int, ...] = 0,
+        *,
         rounding: str = "cover",
         count_padding: bool = False,
     ) -> None:
-        super().__init__(spatial_dims, kernel_size, stride, padding, rounding)
+        super().__init__(spatial_dims, kernel_size, stride, padding, rounding=rounding)
         self.count_padding = count_padding
 
     def _pooled(self, x: torch.Tensor, count: list[int], kernel: list[int], padding: list[int]) -> torch.Tensor:
