@@ -99,10 +99,7 @@ def transform_grid(x: Array, element: np.ndarray) -> Array:
 
     Args:
         x: array or tensor of shape ``(..., *spatial)``; the spatial sizes may differ, they are permuted with the axes.
-        element: signed permutation matrix ``g`` of shape ``(d, d)``.
-
-    Returns:
-        the transformed array, of the same kind; a copy for every element, the identity too.
+        element: signed permutation matrix ``g`` of shape ``(d, d)``; the result is a copy also for the identity.
 
     Example:
         >>> x = torch.arange(6).reshape(2, 3)

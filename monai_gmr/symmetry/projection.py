@@ -65,9 +65,6 @@ def project_kernel_on_order(kernel: np.ndarray, functions: np.ndarray) -> tuple[
         kernel: ``(out, in, *window)``.
         functions: ``(components, rings, taps)``.
 
-    Returns:
-        as :func:`project_kernel`.
-
     Example:
         >>> slopes = np.array([[[-1.0, 0.0, 1.0]]])
         >>> weights, change = project_kernel_on_order(np.array([[[-2.0, 0.0, 2.0]]]), slopes)
@@ -127,9 +124,6 @@ def project_transposed_kernel(
     Args:
         kernel: ``(out, in, *window)`` on the fine grid.
         functions, factors: as in :func:`upsampled_functions`.
-
-    Returns:
-        as :func:`project_kernel`.
 
     Example:
         >>> weights, change = project_transposed_kernel(np.array([[[1.0, 3.0]]]), np.ones((1, 1)), (2,))

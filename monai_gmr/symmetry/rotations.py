@@ -85,11 +85,7 @@ def rotation_matrix(spatial_dims: int, degrees: float, axis: int | str | Sequenc
 
 
 def inscribed_ball(shape: Sequence[int], spacing: Sequence[float] | None = None) -> np.ndarray:
-    """Mask of the largest centred disc or ball inside a grid: what no rotation moves out of the image.
-
-    Args:
-        shape: spatial shape in voxels.
-        spacing: voxel size in millimetres, one per axis; default 1.
+    """Mask of the largest centred disc or ball (in millimetres) inside a grid of ``shape``: what no rotation moves out of the image.
 
     Example:
         >>> inscribed_ball((3, 3)).astype(int)
@@ -113,9 +109,6 @@ def transform_image(x: Array, matrix: np.ndarray, order: int = 3, spacing: Seque
         matrix: orthogonal matrix of shape ``(d, d)``, in millimetres if there is a ``spacing``.
         order: order of the spline, 0 (nearest, for labels) to 5.
         spacing: voxel size in millimetres, one per axis; default 1.
-
-    Returns:
-        array of the same kind and dtype.
 
     Example:
         >>> x = torch.zeros(1, 5, 5); x[0, 2, 4] = 1

@@ -79,11 +79,7 @@ def tap_spacing(
 
 
 def tap_coordinates(kernel_size: Sequence[int], steps: Sequence[float] | None = None) -> np.ndarray:
-    """Coordinates of the taps of a window relative to its centre ``(k - 1) / 2``, shape ``(*kernel_size, d)``.
-
-    Args:
-        kernel_size: window length along each axis, odd or even.
-        steps: distance of neighbouring taps along each axis; default 1.
+    """Coordinates of the taps of a window, ``steps`` apart, relative to its centre ``(k - 1) / 2``, shape ``(*kernel_size, d)``.
 
     Example:
         >>> tap_coordinates((2,)).ravel().tolist(), tap_coordinates((3,)).ravel().tolist()
@@ -279,12 +275,8 @@ def indexed_basis(masks: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
 def number_of_components(spatial_dims: int, order: int) -> int:
     """How many real harmonics an order has: 1 for order 0, else 1 in 1D, 2 in 2D, ``2 * order + 1`` in 3D.
 
-    Args:
-        spatial_dims: 1, 2 or 3.
-        order: 0 to 3; in 1D 0 (even) or 1 (odd).
-
     Raises:
-        ConfigurationError: when there is no such order.
+        ConfigurationError: when there is no such order: 0 to 3; in 1D 0 (even) or 1 (odd).
 
     Example:
         >>> [number_of_components(d, 1) for d in (1, 2, 3)], number_of_components(3, 2)
@@ -338,12 +330,7 @@ def real_harmonics(coordinates: np.ndarray, order: int) -> np.ndarray:
 
 
 def tap_harmonics(kernel_size: Sequence[int], steps: Sequence[float] | None, order: int) -> np.ndarray:
-    """:func:`real_harmonics` on the taps of a window, shape ``(components, taps)``.
-
-    Args:
-        kernel_size: window length along each axis.
-        steps: distance of neighbouring taps along each axis (:func:`tap_spacing`), for the physical angles.
-        order: order of the harmonics.
+    """:func:`real_harmonics` on the taps of a window (:func:`tap_coordinates`), shape ``(components, taps)``.
 
     Example:
         >>> tap_harmonics((3, 3), None, 2).shape

@@ -66,9 +66,6 @@ def angle_views(
         spacing: voxel size in millimetres, one per axis; default 1.
         grid: whether to include those that the grid's group has: the upright image (once, first) and rotations by 90 degrees.
 
-    Raises:
-        ConfigurationError: when ``step`` is not a number of degrees above 0.
-
     Example:
         >>> len(angle_views(2, 30)), len(angle_views(3, 45))
         (8, 12)
@@ -120,9 +117,6 @@ def random_views(count: int, spatial_dims: int, seed: int = 0) -> list[View]:
         count: number of views, at least 1; the upright image is not among them.
         spatial_dims: 2 or 3.
         seed: the same seed gives the same views, and fewer views are the first ones of more.
-
-    Raises:
-        ConfigurationError: when ``count`` is not a number above 0.
 
     Example:
         >>> [view.name for view in random_views(2, 3, seed=7)]

@@ -63,7 +63,7 @@ def remaining_operations(
 def _is_ours(module: nn.Module) -> bool:
     """Whether a module is a layer of this library, which is exact as a whole."""
     name = type(module).__module__
-    return name.startswith(OURS) or (name.startswith("monai_gmr.") and not module._modules)
+    return name.startswith(OURS) or (name.startswith("monai_gmr.") and not list(module.children()))
 
 
 class _Audit(Pass):
