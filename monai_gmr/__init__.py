@@ -1,4 +1,4 @@
-"""MONAI networks that give the same answer however the patient, slide or specimen was turned or mirrored."""
+"""Rotation and mirror equivariant networks for MONAI: exact for the symmetries of the voxel grid, close at other angles."""
 
 from __future__ import annotations
 

@@ -1,8 +1,15 @@
-"""Errors and warnings that every floor of the library shares."""
+"""Errors, nested tensors and progress bars, shared by every folder of the library."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
 from monai.utils import optional_import
+
+Item = TypeVar("Item")
 
 
 class ConfigurationError(ValueError):
@@ -17,16 +24,11 @@ class ConfigurationError(ValueError):
 
 
 class WriteError(ConfigurationError):
-    """What a run makes cannot be written: no later case would fare better, so it ends the run.
-
-    Example:
-        >>> issubclass(WriteError, ConfigurationError)
-        True
-    """
+    """A file cannot be written: it ends the run, as the next one could not be written either."""
 
 
 class SymmetryWarning(UserWarning):
-    """A layer works, but its result will not turn exactly with its input."""
+    """A layer works, but its result is not exactly equivariant."""
 
 
 def check_choice(name: str, value: object, choices: tuple) -> None:
@@ -51,3 +53,95 @@ def can_draw(what: str = "picture") -> bool:
     if not there:
         print(f"matplotlib cannot be imported, so no {what} is drawn: pip install 'monai-gmr[bundle]'.")
     return there
+
+
+WORKER_SENTENCE = re.compile(rf"(?m)^{ConfigurationError.__module__}\.{ConfigurationError.__qualname__}: (.+)$")
+
+
+def find_configuration_error(error: BaseException | None) -> ConfigurationError | None:
+    """The first :class:`ConfigurationError` among an error, its causes and its contexts; MONAI wraps one for each level of its config.
+
+    Example:
+        >>> wrapped = RuntimeError("Failed to instantiate")
+        >>> wrapped.__cause__ = ConfigurationError("give --epochs 3.")
+        >>> str(find_configuration_error(wrapped))
+        'give --epochs 3.'
+    """
+    visited: list[BaseException] = []
+    waiting = [error]
+    while waiting:
+        current = waiting.pop(0)
+        if current is None or current in visited:
+            continue
+        if isinstance(current, ConfigurationError):
+            return current
+        # torch passes an error of a loader's worker on as the text of its traceback
+        sentence = WORKER_SENTENCE.search(str(current))
+        if sentence is not None:
+            return ConfigurationError(sentence.group(1))
+        visited.append(current)
+        waiting += [current.__cause__, current.__context__]
+    return None
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line: the sentence of a ``ConfigurationError``, or the first cause of all.
+
+    Example:
+        >>> wrapped = RuntimeError("applying transform LoadImaged")
+        >>> wrapped.__cause__ = FileNotFoundError("no such file: a.nii.gz\\nread on")
+        >>> reason(wrapped), reason(KeyError("image")), reason(ValueError())
+        ('FileNotFoundError: no such file: a.nii.gz', "KeyError: 'image'", 'ValueError')
+    """
+    known = find_configuration_error(error)
+    if known is not None:
+        return str(known)
+    # below a missing reference of a config stands only that a list of ids does not hold it
+    while error.__cause__ is not None and "the referring item" not in str(error):
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    # torch begins with "Error(s) in loading state_dict for UNet:"
+    return f"{type(error).__name__}: {lines[-1 if lines[0].endswith(':') else 0].rstrip('.')}"
+
+
+def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
+    """Nested tuples, lists and dictionaries with a function applied to every tensor; everything else is unchanged.
+
+    Example:
+        >>> map_tensors({"a": torch.zeros(1), "b": [torch.ones(1), "c"]}, float)
+        {'a': 0.0, 'b': [1.0, 'c']}
+    """
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: map_tensors(item, function) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(item, function) for item in value))
+    if isinstance(value, list | tuple):
+        return type(value)(map_tensors(item, function) for item in value)
+    return value
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """Every tensor in nested tuples, lists and dictionaries, in order.
+
+    Example:
+        >>> tensors_in({"a": torch.zeros(1), "b": [torch.ones(1), "c"]})
+        [tensor([0.]), tensor([1.])]
+    """
+    tensors: list[torch.Tensor] = []
+    map_tensors(value, tensors.append)
+    return tensors
+
+
+def progress_bar(items: Sequence[Item], description: str, show: bool = True) -> Iterable[Item]:
+    """The items, with a bar over them if it is wanted and tqdm is installed.
+
+    Example:
+        >>> list(progress_bar([1, 2], "windows", show=False))
+        [1, 2]
+    """
+    tqdm, has_tqdm = optional_import("tqdm", name="tqdm")
+    return tqdm(items, desc=description) if show and has_tqdm else items

@@ -1,4 +1,4 @@
-"""Data: MedMNIST-layout classification files and phantoms that the library makes itself."""
+"""Data sets: MedMNIST-layout classification files, phantoms that the library makes itself, and the layout of predictions."""
 
 from monai_gmr.data.medmnist import MedMNISTCacheDataset, medmnist_info
 from monai_gmr.data.phantoms import PHANTOM_LABELS, make_phantom, write_phantoms

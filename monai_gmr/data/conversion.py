@@ -1,4 +1,7 @@
-"""Published npz files turned into what bundles read: the Decathlon layout, or the MedMNIST layout with all three sections."""
+"""Published npz files converted to the layouts that bundles read: Decathlon, or MedMNIST with all three sections.
+
+Functions raise :class:`~monai_gmr.utils.ConfigurationError`, one sentence, for files and arguments that do not fit.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,17 @@ import re
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
 from monai.config import PathLike
-from monai.utils import optional_import
 
 from monai_gmr.files import replacing
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.utils import ConfigurationError, progress_bar
 
 NIFTI_TYPES = ("uint8", "int16", "uint16", "float32")
 DECATHLON_CONTENT = {"imagesTr", "labelsTr", "dataset.json"}
@@ -32,39 +35,48 @@ class Case(NamedTuple):
     label: np.ndarray
 
 
-def read_arrays(path: PathLike) -> dict[str, np.ndarray]:
-    """All arrays of an npz file.
-
-    Raises:
-        ConfigurationError: when the file is missing or is no npz file of plain arrays.
+@contextmanager
+def open_npz(path: PathLike) -> Iterator[Any]:
+    """An open npz file of plain arrays, each read when it is asked for.
 
     Example:
         >>> file = getfixture("tmp_path") / "digits.npz"
-        >>> np.savez(file, x=np.zeros((2, 8, 8)), y=np.arange(2))
-        >>> {key: array.shape for key, array in read_arrays(file).items()}
-        {'x': (2, 8, 8), 'y': (2,)}
+        >>> np.savez(file, y=np.arange(2))
+        >>> with open_npz(file) as arrays: arrays["y"].tolist()
+        [0, 1]
     """
-    if not Path(path).is_file():
-        raise ConfigurationError(f"{path} is no file: give the path of an npz file.")
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
+            yield file
+    except ConfigurationError:
+        raise
     except (zipfile.BadZipFile, zlib.error, AttributeError, EOFError, OSError, TypeError, ValueError) as error:
         raise ConfigurationError(
             f"{path} cannot be read as an npz file of plain arrays ({error}): download or make it again."
         ) from error
 
 
+def read_arrays(path: PathLike) -> dict[str, np.ndarray]:
+    """All arrays of an npz file.
+
+    Example:
+        >>> file = getfixture("tmp_path") / "digits.npz"
+        >>> np.savez(file, y=np.arange(2))
+        >>> read_arrays(file)
+        {'y': array([0, 1])}
+    """
+    if not Path(path).is_file():
+        raise ConfigurationError(f"{path} is no file: give the path of an npz file.")
+    with open_npz(path) as file:
+        return dict(file)
+
+
 def read_cases(arrays: Mapping[str, np.ndarray], source: str) -> list[Case]:
-    """Image and label of each of the ``ids``, in their order.
+    """Image ``img_KEY`` and label ``lab_KEY`` of each of the ``ids``, in their order.
 
     Args:
-        arrays: ``ids``, and for each an image ``img_KEY`` and a label ``lab_KEY``; KEY is the id itself or its position, ``000``,
-            ``001`` and so on.
-        source: where the arrays come from, for messages.
-
-    Raises:
-        ConfigurationError: when one is missing, image and label are not of one shape in 2D or 3D, or an id cannot name a file.
+        arrays: KEY is the id itself or its position, ``000``, ``001`` and so on.
+        source: file of the arrays, for messages.
 
     Example:
         >>> image, label = np.zeros((8, 9), np.uint8), np.ones((8, 9), np.uint16)
@@ -96,22 +108,23 @@ def read_cases(arrays: Mapping[str, np.ndarray], source: str) -> list[Case]:
 def read_volume(arrays: Mapping[str, np.ndarray], source: str) -> Case:
     """The one volume of a file with the keys ``image`` and ``label``.
 
-    Raises:
-        ConfigurationError: when one is missing, or they are not of one shape in 2D or 3D.
-
     Example:
         >>> read_volume({"image": np.zeros((4, 4, 4)), "label": np.ones((4, 4, 4), int)}, "medulla.npz").label.shape
         (4, 4, 4)
     """
-    if not {"image", "label"} <= set(arrays):
-        raise ConfigurationError(
-            f"{source} lacks 'image' or 'label' among its keys {_some(arrays)}: give another file."
-        )
-    return _checked(Case("volume", arrays["image"], arrays["label"]), source)
+    return _checked(Case("volume", *_pair(arrays, "image", "label", source)), source)
 
 
 def _some(arrays: Mapping[str, np.ndarray]) -> str:
     return ", ".join(list(arrays)[:6]) or "(none)"
+
+
+def _pair(arrays: Mapping[str, np.ndarray], first: str, second: str, source: str) -> tuple[np.ndarray, np.ndarray]:
+    if not {first, second} <= set(arrays):
+        raise ConfigurationError(
+            f"{source} lacks {first!r} or {second!r} among its keys {_some(arrays)}: give another file."
+        )
+    return arrays[first], arrays[second]
 
 
 def _checked(case: Case, source: str) -> Case:
@@ -128,10 +141,7 @@ def _checked(case: Case, source: str) -> Case:
 
 
 def foreground(instances: np.ndarray) -> np.ndarray:
-    """1 inside any instance, 0 elsewhere, as uint8.
-
-    Args:
-        instances: number of the instance at each pixel or voxel, 0 for none.
+    """1 inside any instance of an image of instance numbers (0: none), 0 elsewhere, as uint8.
 
     Example:
         >>> foreground(np.array([[0, 3, 3, 7]])).tolist()
@@ -141,10 +151,7 @@ def foreground(instances: np.ndarray) -> np.ndarray:
 
 
 def boundary(instances: np.ndarray) -> np.ndarray:
-    """1 where a neighbour along an axis has another value, on both sides of the change, as uint8.
-
-    Args:
-        instances: number of the instance at each pixel or voxel, 0 for none, which counts as one more instance.
+    """1 where a neighbour along an axis has another instance number (0, none, is one more), as uint8: both sides of the change.
 
     Example:
         >>> boundary(np.array([[4, 4, 4, 7, 7]])).tolist()
@@ -160,18 +167,15 @@ def boundary(instances: np.ndarray) -> np.ndarray:
 
 
 TARGETS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"foreground": foreground, "boundary": boundary}
-"""What can be learnt from instances, by name."""
+"""Segmentation targets made from instances, by name."""
 
 
 def cut_blocks(case: Case, blocks: int) -> list[Case]:
     """Cut a case into ``blocks`` equal parts along each axis, the last axis running fastest.
 
-    Raises:
-        ConfigurationError: when a side cannot be divided so.
-
     Example:
-        >>> parts = cut_blocks(Case("volume", np.arange(16).reshape(4, 4), np.zeros((4, 4), np.uint8)), 2)
-        >>> [(part.name, part.image[0, 0].item()) for part in parts]
+        >>> tiles = cut_blocks(Case("volume", np.arange(16).reshape(4, 4), np.zeros((4, 4), np.uint8)), 2)
+        >>> [(tile.name, tile.image[0, 0].item()) for tile in tiles]
         [('0', 0), ('1', 2), ('2', 8), ('3', 10)]
     """
     shape = case.image.shape
@@ -182,8 +186,8 @@ def cut_blocks(case: Case, blocks: int) -> list[Case]:
         )
     images, labels = [case.image], [case.label]
     for axis in range(len(shape)):
-        images = [part for image in images for part in np.split(image, blocks, axis)]
-        labels = [part for label in labels for part in np.split(label, blocks, axis)]
+        images = [tile for image in images for tile in np.split(image, blocks, axis)]
+        labels = [tile for label in labels for tile in np.split(label, blocks, axis)]
     return [Case(str(index), *pair) for index, pair in enumerate(zip(images, labels))]
 
 
@@ -192,10 +196,7 @@ def split_cases(cases: Sequence[Case], seed: int | None = None) -> dict[str, lis
 
     Args:
         cases: at least 3.
-        seed: which cases go to which section; ``None`` splits them in their order.
-
-    Raises:
-        ConfigurationError: when there are fewer than 3 cases, or the seed is negative.
+        seed: of the random split, from 0; ``None`` splits them in their order.
 
     Example:
         >>> cases = [Case(name, np.zeros((2, 2)), np.zeros((2, 2), np.uint8)) for name in "abcdefghij"]
@@ -228,23 +229,19 @@ def write_decathlon(
 ) -> Path:
     """Write cases as NIfTI in the layout of the Medical Segmentation Decathlon.
 
-    Makes ``imagesTr/``, ``labelsTr/`` and ``dataset.json`` with a list of ``{"image", "label"}`` for each section, as
-    :func:`monai.data.load_decathlon_datalist` reads them, under a temporary name that becomes ``output_dir`` when all is written.
-    Files are called after the folder and the case; a pixel or voxel is 1 mm wide.
+    Makes ``imagesTr/``, ``labelsTr/`` and ``dataset.json``, as :func:`monai.data.load_decathlon_datalist` reads them, under a temporary
+    name that becomes ``output_dir`` when all is written. Files are called after the folder and the case; a pixel or voxel is 1 mm wide.
 
     Args:
         output_dir: folder to make.
         sections: the cases of each section, such as ``{"training": [...], "validation": [...]}``.
         labels: name of each label value, from 0.
-        about: what else ``dataset.json`` should tell, such as where the data comes from.
+        about: further entries of ``dataset.json``, such as the source of the data.
         overwrite: whether to replace a data set of this layout that is already there.
         progress: whether to show a progress bar.
 
     Returns:
         path of ``dataset.json``.
-
-    Raises:
-        ConfigurationError: when a label has no name, there are more than 256, or ``output_dir`` exists and may not be replaced.
 
     Example:
         >>> cases = [Case(name, np.zeros((4, 5), np.uint8), np.zeros((4, 5), np.uint8)) for name in ("001", "002")]
@@ -260,22 +257,15 @@ def write_decathlon(
             f"{len(labels)} label values do not fit into 8 bits: number the classes from 0 to 255."
         )
     content: dict[str, Any] = {"name": folder.name, "labels": {str(v): name for v, name in enumerate(labels)}}
-    content |= dict(about or {})
+    content |= {**(about or {}), **{section: [] for section in sections}}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}_") as temporary:
         new, old = Path(temporary) / "new", Path(temporary) / "old"
         for part in ("imagesTr", "labelsTr"):
             (new / part).mkdir(parents=True)
-        tqdm, has_tqdm = optional_import("tqdm", name="tqdm")
-        bar = tqdm(total=sum(map(len, sections.values())), desc="Writing cases") if progress and has_tqdm else None
-        for section, cases in sections.items():
-            content[section] = []
-            for case in cases:
-                content[section].append(_write_case(new, folder.name, case, len(labels)))
-                if bar is not None:
-                    bar.update()
-        if bar is not None:
-            bar.close()
+        all_cases = [(section, case) for section, cases in sections.items() for case in cases]
+        for section, case in progress_bar(all_cases, "Writing cases", progress):
+            content[section].append(_write_case(new, folder.name, case, len(labels)))
         (new / "dataset.json").write_text(json.dumps(content, indent=1))
         if folder.exists():
             os.replace(folder, old)
@@ -289,9 +279,7 @@ def write_decathlon(
 
 
 def check_output_dir(folder: PathLike, overwrite: bool = False) -> None:
-    """Raise :class:`ConfigurationError` when a data set cannot be written to a folder.
-
-    Only what holds a data set of the Decathlon layout and nothing else is replaced, lest a wrong path cost other files.
+    """Raise :class:`ConfigurationError` unless a folder is new, or may be overwritten and holds a Decathlon data set and nothing else.
 
     Example:
         >>> check_output_dir(getfixture("tmp_path") / "new")
@@ -301,13 +289,12 @@ def check_output_dir(folder: PathLike, overwrite: bool = False) -> None:
         return
     if not overwrite:
         raise ConfigurationError(f"{folder} exists: give another path, or overwrite it (--overwrite).")
-    inside = (
-        {path.name for path in folder.iterdir()} if folder.is_dir() and not folder.is_symlink() else {"(no folder)"}
-    )
-    if not inside <= DECATHLON_CONTENT:
+    is_folder = folder.is_dir() and not folder.is_symlink()
+    other = ({path.name for path in folder.iterdir()} if is_folder else {"(no folder)"}) - DECATHLON_CONTENT
+    if other:
         raise ConfigurationError(
             f"{folder} is not overwritten, since it is not just a data set of imagesTr, labelsTr and dataset.json "
-            f"({min(inside - DECATHLON_CONTENT)}): give another path."
+            f"({min(other)}): give another path."
         )
 
 
@@ -330,17 +317,11 @@ def draw_sections(
     """Arrays of the MedMNIST layout from a file that has no validation section: it is drawn from the training section.
 
     Args:
-        arrays: ``train_images``, ``train_labels``, ``test_images``, ``test_labels``.
+        arrays: ``train_images``, ``train_labels``, ``test_images``, ``test_labels``; the test section is kept.
         num_training: training images to draw.
-        num_validation: validation images to draw, others than those.
-        source: where the arrays come from, for messages.
-        seed: the same seed draws the same images.
-
-    Returns:
-        ``{train,val,test}_images`` and ``{train,val,test}_labels``; the test section is the whole one.
-
-    Raises:
-        ConfigurationError: when a key is missing or the training section holds too few images.
+        num_validation: validation images to draw from the others.
+        source: file of the arrays, for messages.
+        seed: of the draw, from 0.
 
     Example:
         >>> arrays = {"train_images": np.zeros((9, 4, 4), np.uint8), "train_labels": np.arange(9)}
@@ -348,7 +329,7 @@ def draw_sections(
         >>> {key: array.shape for key, array in draw_sections(arrays, 6, 2, "digits.npz").items() if "labels" in key}
         {'train_labels': (6, 1), 'val_labels': (2, 1), 'test_labels': (2, 1)}
     """
-    images, labels = _section(arrays, "train_images", "train_labels", source)
+    images, labels = as_test_section(arrays, "train_images", "train_labels", source).values()
     test = as_test_section(arrays, "test_images", "test_labels", source)
     if "val_images" in arrays:
         raise ConfigurationError(f"{source} has a validation section: use it as it is.")
@@ -367,48 +348,26 @@ def draw_sections(
 def as_test_section(arrays: Mapping[str, np.ndarray], images: str, labels: str, source: str) -> dict[str, np.ndarray]:
     """Arrays of the MedMNIST layout that hold a test section only, from those under the given keys.
 
-    Raises:
-        ConfigurationError: when a key is missing, or there is not one label an image.
-
     Example:
         >>> arrays = {"x": np.zeros((2, 8, 8), np.uint8), "y": np.arange(2)}
-        >>> {key: array.shape for key, array in as_test_section(arrays, "x", "y", "turned.npz").items()}
+        >>> {key: array.shape for key, array in as_test_section(arrays, "x", "y", "rotated.npz").items()}
         {'test_images': (2, 8, 8), 'test_labels': (2, 1)}
     """
-    return dict(zip(("test_images", "test_labels"), _section(arrays, images, labels, source)))
-
-
-def _section(arrays: Mapping[str, np.ndarray], images: str, labels: str, source: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images, and labels of shape ``(N, L)`` as MedMNIST has them."""
-    if not {images, labels} <= set(arrays):
+    image, label = _pair(arrays, images, labels, source)
+    if image.ndim < 3 or label.ndim not in (1, 2) or len(image) != len(label):
         raise ConfigurationError(
-            f"{source} lacks {images!r} or {labels!r} among its keys {_some(arrays)}: give another file."
-        )
-    if arrays[images].ndim < 3 or arrays[labels].ndim not in (1, 2) or len(arrays[images]) != len(arrays[labels]):
-        raise ConfigurationError(
-            f"{source} has {images} of shape {arrays[images].shape} and {labels} of shape {arrays[labels].shape}: "
+            f"{source} has {images} of shape {image.shape} and {labels} of shape {label.shape}: "
             "there must be one row of labels an image."
         )
-    return arrays[images], arrays[labels].reshape(len(arrays[labels]), -1)
+    return {"test_images": image, "test_labels": label.reshape(len(label), -1)}
 
 
 def write_medmnist(path: PathLike, arrays: Mapping[str, np.ndarray], overwrite: bool = False) -> Path:
-    """Write an npz file of the MedMNIST layout, under a temporary name that is then renamed.
-
-    Args:
-        path: the file to make, ending in ``.npz``.
-        arrays: ``{train,val,test}_images`` and ``{train,val,test}_labels``, or some of the sections.
-        overwrite: whether to replace a file that is already there.
-
-    Returns:
-        ``path``.
-
-    Raises:
-        ConfigurationError: when the name ends otherwise, or the file exists and may not be replaced.
+    """Write an npz file of the MedMNIST layout, ``{train,val,test}_images`` and ``{train,val,test}_labels``, whole or not at all.
 
     Example:
         >>> arrays = {"test_images": np.zeros((2, 8, 8), np.uint8), "test_labels": np.array([[0], [1]])}
-        >>> list(read_arrays(write_medmnist(getfixture("tmp_path") / "turned.npz", arrays)))
+        >>> list(read_arrays(write_medmnist(getfixture("tmp_path") / "rotated.npz", arrays)))
         ['test_images', 'test_labels']
     """
     file = Path(path)
@@ -419,7 +378,7 @@ def write_medmnist(path: PathLike, arrays: Mapping[str, np.ndarray], overwrite: 
 
 
 def check_output_file(file: PathLike, overwrite: bool = False) -> None:
-    """Raise :class:`ConfigurationError` when an npz file cannot be written under a name.
+    """Raise :class:`ConfigurationError` when an npz file cannot be written there.
 
     Example:
         >>> check_output_file(getfixture("tmp_path") / "new.npz")

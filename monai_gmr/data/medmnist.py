@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import ast
 import copy
-import hashlib
 import importlib.util
 import os
-import sys
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from monai.apps.utils import get_logger
+from monai.apps.utils import check_hash, get_logger
 from monai.config import PathLike
 from monai.data import CacheDataset, MetaTensor
 from monai.transforms import Compose, Transform
 
+from monai_gmr.data.conversion import open_npz
 from monai_gmr.transforms import check_finite
 from monai_gmr.utils import ConfigurationError, check_choice
 
@@ -30,17 +27,9 @@ SIZES = (28, 64, 128, 224)
 
 
 def medmnist_info(flag: str) -> dict[str, Any] | None:
-    """What the installed medmnist publishes about one of its data sets.
+    """The entry of a data set such as ``"breastmnist"`` in the table of the installed medmnist; ``None`` if there is none.
 
-    Only the table in ``medmnist/info.py`` is read: importing the package would cost pandas and scikit-learn,
-    and make a folder in the user's home.
-
-    Args:
-        flag: name of a data set, such as ``"breastmnist"``.
-
-    Returns:
-        its entry (``MD5``, ``MD5_64``, ``label``, ``task`` ...); ``None`` if medmnist is not installed or
-        has no such flag.
+    Only ``medmnist/info.py`` is read: importing the package would cost pandas and scikit-learn, and make a folder in the user's home.
 
     Example:
         >>> medmnist_info("no such flag") is None
@@ -62,15 +51,10 @@ def _check_md5(path: Path, name: str, size: int, info: dict[str, Any] | None) ->
         get_logger(__name__).info(
             f"MD5 of {path.name} not checked: the installed medmnist publishes none for {name!r}."
         )
-        return
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != expected:
+    elif not check_hash(path, expected, hash_type="md5"):
         raise ConfigurationError(
-            f"The MD5 of {path} is {digest.hexdigest()} and medmnist publishes {expected}: delete the "
-            "file and download it again, or set check_md5=False if the change is intended."
+            f"The MD5 of {path} is not {expected}, which medmnist publishes: delete the file and download it again, or set "
+            "check_md5=False if the change is intended."
         )
 
 
@@ -97,7 +81,7 @@ def _download(path: Path, name: str, size: int, info: dict[str, Any] | None) -> 
 
 
 class _ReadImage(Transform):
-    """Turn a row of the npz file into a :class:`MetaTensor` that MONAI's transforms and savers understand."""
+    """Makes a row of the npz file a :class:`MetaTensor` that MONAI's transforms and savers understand."""
 
     def __init__(self, channel_last: bool, path: Path) -> None:
         self.channel_last, self.path = channel_last, path
@@ -115,46 +99,29 @@ class _ReadImage(Transform):
 class MedMNISTCacheDataset(CacheDataset):
     """MedMNIST, or any npz file of its layout, as a :class:`monai.data.CacheDataset`.
 
-    The file holds ``{train,val,test}_images`` of shape ``(N, *spatial)`` or, for colour, ``(N, *spatial,
-    3)``, and ``{train,val,test}_labels`` of shape ``(N,)``, ``(N, 1)`` or, for several labels an image, ``(N,
-    L)``; it is read without importing medmnist.
-
-    An item is ``{"image": MetaTensor of shape (C, *spatial) in the dtype of the file (uint8 in MedMNIST),
-    "label": int or integer vector of length L, "name": str}``, the name, which is also the meta entry ``filename_or_obj``, being
-    like ``"breastmnist_test_00012"``.
+    The file holds ``{train,val,test}_images`` of shape ``(N, *spatial)`` or, for colour, ``(N, *spatial, 3)``, and
+    ``{train,val,test}_labels`` of shape ``(N,)``, ``(N, 1)`` or, for several labels an image, ``(N, L)``. An item has an ``"image"`` of
+    shape ``(C, *spatial)`` in the dtype of the file, a ``"label"``, int or integer vector of length L, and a ``"name"`` like
+    ``"breastmnist_test_00012"``, which is also the meta entry ``filename_or_obj``.
 
     Args:
         dataset_dir: folder that holds the file.
-        flag: a flag of medmnist such as ``"breastmnist"``; or the name or path of an npz file such as
-            ``"chularbc12_32.npz"`` (relative to ``dataset_dir``).
+        flag: a flag of medmnist such as ``"breastmnist"``; or the name or path of an npz file (relative to ``dataset_dir``).
         section: ``"training"``, ``"validation"`` or ``"test"``.
         transform: transforms of the items above; those before the first random one are cached.
         size: pixels along an axis of a medmnist flag: 28, 64, 128 or 224 (``flag.npz``, ``flag_64.npz`` ...).
         download: whether to download a missing file, through medmnist.
-        check_md5: whether to compare the file with the MD5 that the installed medmnist publishes, if it
-            knows the file.
+        check_md5: whether to compare the file with the MD5 that the installed medmnist publishes, if it knows the file.
         classes: label values to keep, renumbered ``0, 1, ...`` in this order. Default: all.
-        cache_num: number of items to cache.
-        cache_rate: part of the items to cache; the fewer of the two.
-        num_workers: threads that fill the cache.
-        progress: whether to show a progress bar while they do.
-        copy_cache: whether to copy a cached item before the random transforms; without any an item is the
-            cache's own, as that of :class:`monai.data.CacheDataset`.
-        as_contiguous: whether to make cached arrays contiguous.
-        runtime_cache: whether to fill the cache when items are asked for, see
-            :class:`monai.data.CacheDataset`.
+        kwargs: further arguments of :class:`monai.data.CacheDataset`, such as ``cache_rate`` and ``progress``.
 
     Raises:
-        ConfigurationError: when the folder or file is missing, is not of this layout, has another MD5, or a
-            class is unknown.
+        ConfigurationError: when the folder or file is missing, is not of this layout, has another MD5, or a class is unknown.
 
     Example:
-        >>> folder = getfixture("tmp_path")
-        >>> arrays = {f"{s}_images": np.zeros((4, 28, 28), np.uint8) for s in ("train", "val", "test")}
-        >>> labels = np.array([[0], [1], [2], [1]], np.uint8)
-        >>> arrays |= {f"{s}_labels": labels for s in ("train", "val", "test")}
-        >>> np.savez(folder / "cells.npz", **arrays)
-        >>> data = MedMNISTCacheDataset(folder, "cells.npz", "test", classes=(1, 2), progress=False)
+        >>> folder, labels = getfixture("tmp_path"), np.array([[0], [1], [2], [1]], np.uint8)
+        >>> np.savez(folder / "cells.npz", test_images=np.zeros((4, 28, 28), np.uint8), test_labels=labels)
+        >>> data = MedMNISTCacheDataset(folder, "cells.npz", "test", classes=(1, 2), check_md5=False, progress=False)
         >>> len(data), data.num_classes, data.spatial_dims, data.num_channels, data.labels.tolist()
         (3, 2, 2, 1, [0, 1, 0])
         >>> data[1]["image"].shape, data[1]["label"], data[1]["image"].meta["filename_or_obj"]
@@ -167,17 +134,12 @@ class MedMNISTCacheDataset(CacheDataset):
         flag: str,
         section: str,
         transform: Sequence[Callable] | Callable = (),
+        *,
         size: int = 28,
         download: bool = False,
         check_md5: bool = True,
         classes: Sequence[int] | None = None,
-        cache_num: int = sys.maxsize,
-        cache_rate: float = 1.0,
-        num_workers: int | None = 1,
-        progress: bool = True,
-        copy_cache: bool = True,
-        as_contiguous: bool = True,
-        runtime_cache: bool | str | list = False,
+        **kwargs: Any,
     ) -> None:
         check_choice("section", section, tuple(SECTIONS))
         check_choice("size", size, SIZES)
@@ -190,46 +152,27 @@ class MedMNISTCacheDataset(CacheDataset):
         _check_exists(self.path, Path(dataset_dir), download)
         if check_md5:
             _check_md5(self.path, name, file_size, info)
-        images, labels, all_labels = _read(self.path, SECTIONS[section])
-
+        images, self.labels, all_labels = _read(self.path, SECTIONS[section])
         rows = np.arange(len(images))
         if self.classes is not None:
-            rows, labels = _keep_classes(labels, all_labels, self.classes, self.path.name, section)
-        self.labels: np.ndarray = labels
-        if labels.ndim == 2:
-            self.num_classes = labels.shape[1]
-        else:
-            self.num_classes = len(self.classes) if self.classes is not None else int(all_labels.max()) + 1
+            rows, self.labels = _keep_classes(self.labels, all_labels, self.classes, self.path.name, section)
+        several = self.labels.ndim == 2
+        values = range(self.labels.shape[1] if several else int(all_labels.max()) + 1)
+        names = (info or {}).get("label", {})
+        self.class_names = tuple(names.get(str(value), str(value)) for value in self.classes or values)
+        self.num_classes = len(self.class_names)
         channel_last = images.ndim == 5 or (images.ndim == 4 and images.shape[-1] in (1, 3))
         self.spatial_dims: int = images.ndim - 1 - channel_last
         self.num_channels: int = images.shape[-1] if channel_last else 1
         self.spatial_shape: tuple[int, ...] = images.shape[1 : 1 + self.spatial_dims]
-        names = (info or {}).get("label", {})
-        kept = self.classes if self.classes is not None else range(self.num_classes)
-        self.class_names: tuple[str, ...] = tuple(names.get(str(c), str(c)) for c in kept)
-
         prefix = f"{self.path.stem}_{SECTIONS[section]}"
         data = [
-            {
-                "image": images[row],
-                "label": label if labels.ndim == 2 else int(label),
-                "name": f"{prefix}_{row:05d}",
-            }
-            for row, label in zip(rows.tolist(), labels)
+            {"image": images[row], "label": label if several else int(label), "name": f"{prefix}_{row:05d}"}
+            for row, label in zip(rows.tolist(), self.labels)
         ]
         compose = copy.copy(transform) if isinstance(transform, Compose) else Compose(transform)
         compose.transforms = (_ReadImage(channel_last, self.path), *compose.transforms)
-        super().__init__(
-            data=data,
-            transform=compose,
-            cache_num=cache_num,
-            cache_rate=cache_rate,
-            num_workers=num_workers,
-            progress=progress,
-            copy_cache=copy_cache,
-            as_contiguous=as_contiguous,
-            runtime_cache=runtime_cache,
-        )
+        super().__init__(data, compose, **kwargs)
 
     @property
     def class_counts(self) -> np.ndarray:
@@ -238,14 +181,12 @@ class MedMNISTCacheDataset(CacheDataset):
 
 
 def _locate(dataset_dir: Path, flag: str, size: int) -> tuple[Path, str, int]:
-    """Path of the file, and the flag and size that its name stands for."""
+    """Path of the file, and the flag and size in its name."""
     if not flag.endswith(".npz"):
         return dataset_dir / f"{flag}{'' if size == SIZES[0] else f'_{size}'}.npz", flag, size
     path = dataset_dir / flag
     name, _, suffix = path.stem.rpartition("_")
-    if name and suffix in map(str, SIZES[1:]):
-        return path, name, int(suffix)
-    return path, path.stem, SIZES[0]
+    return (path, name, int(suffix)) if name and suffix in map(str, SIZES[1:]) else (path, path.stem, SIZES[0])
 
 
 def _check_exists(path: Path, dataset_dir: Path, download: bool) -> None:
@@ -253,8 +194,8 @@ def _check_exists(path: Path, dataset_dir: Path, download: bool) -> None:
         return
     if not dataset_dir.is_dir():
         raise ConfigurationError(f"dataset_dir {dataset_dir} does not exist: give the folder that holds {path.name}.")
-    found = sorted(p.name for p in path.parent.glob("*.npz"))
-    content = f"holds {', '.join(found[:10])}" if found else "holds no npz file"
+    names = sorted(p.name for p in path.parent.glob("*.npz"))
+    content = f"holds {', '.join(names[:10])}" if names else "holds no npz file"
     hint = "" if download else ", or set download=True if it is a flag of medmnist"
     raise ConfigurationError(f"{path} does not exist and {path.parent} {content}: give another name{hint}.")
 
@@ -262,22 +203,14 @@ def _check_exists(path: Path, dataset_dir: Path, download: bool) -> None:
 def _read(path: Path, section: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Images and labels of a section, and the labels of all sections that the file holds."""
     keys = f"{section}_images", f"{section}_labels"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if not set(keys) <= set(getattr(file, "files", ())):
-                missing = " and ".join(key for key in keys if key not in file.files)
-                raise ConfigurationError(
-                    f"{path} is not of MedMNIST's layout: it lacks {missing}"
-                    f" among its keys {', '.join(file.files[:10]) or '(none)'}."
-                )
-            images = file[keys[0]]
-            labels = {s: file[f"{s}_labels"] for s in SECTIONS.values() if f"{s}_labels" in file.files}
-    except (zipfile.BadZipFile, zlib.error, AttributeError, EOFError, OSError, TypeError, ValueError) as error:
-        if isinstance(error, ConfigurationError):
-            raise
-        raise ConfigurationError(
-            f"{path} cannot be read as an npz file ({error}): download or make it again."
-        ) from error
+    with open_npz(path) as file:
+        missing = " and ".join(key for key in keys if key not in file)
+        if missing:
+            raise ConfigurationError(
+                f"{path} is not of MedMNIST's layout: it lacks {missing} among its keys {', '.join(file.files[:10]) or '(none)'}."
+            )
+        images = file[keys[0]]
+        labels = {s: file[f"{s}_labels"] for s in SECTIONS.values() if f"{s}_labels" in file}
     labels = {s: v[:, 0] if v.ndim == 2 and v.shape[1] == 1 else v for s, v in labels.items()}
     own = labels[section]
     if images.ndim not in (3, 4, 5) or own.ndim not in (1, 2) or len(images) != len(own) or len(images) == 0:
@@ -309,6 +242,4 @@ def _keep_classes(
     rows = np.flatnonzero(np.isin(labels, classes))
     if len(rows) == 0:
         raise ConfigurationError(f"The {section} section of {name} has no image of classes={classes}: keep others.")
-    number = np.zeros(max(present) + 1, np.int64)
-    number[list(classes)] = np.arange(len(classes))
-    return rows, number[labels[rows]]
+    return rows, np.array([classes.index(label) for label in labels[rows]])

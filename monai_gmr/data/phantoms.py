@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +12,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from monai.config import PathLike
-from monai.utils import optional_import
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from monai_gmr.files import replacing
-from monai_gmr.utils import ConfigurationError, check_choice
+from monai_gmr.files import replacing, write_text
+from monai_gmr.utils import ConfigurationError, check_choice, progress_bar
 
 PHANTOM_LABELS = {"background": 0, "tube": 1, "ellipsoid": 2, "plate": 3}
 """Label values; in 2D, where a plate would be a tube, phantoms hold the first three only."""
@@ -40,15 +40,9 @@ def _pose(spatial_dims: int, pose: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def _inside(kind: str, offset: np.ndarray, extent: float, rng: np.random.Generator) -> np.ndarray:
-    """Mask of a structure of random size in its own frame.
+    """Mask of a tube along axis 0, an ellipsoid longest along axis 1 or a plate across axis 0, of random size.
 
-    Before turning, tubes run along axis 0, ellipsoids are longest along axis 1, plates lie across axis 0.
-
-    Args:
-        kind: "tube", "ellipsoid" or "plate".
-        offset: positions relative to its centre, ``(d, *spatial)``, millimetres.
-        extent: shortest side of the volume, millimetres.
-        rng: source of the size.
+    ``offset`` are the positions relative to its centre, ``(d, *spatial)``, ``extent`` is the shortest side of the volume, in millimetres.
     """
     spatial_dims = len(offset)
     thickness = extent * rng.uniform(0.045, 0.065)
@@ -65,6 +59,7 @@ def _inside(kind: str, offset: np.ndarray, extent: float, rng: np.random.Generat
 def make_phantom(
     spatial_shape: Sequence[int],
     num_objects: int = 4,
+    *,
     spacing: Sequence[float] | None = None,
     pose: str = "upright",
     noise: str = "rician",
@@ -75,20 +70,20 @@ def make_phantom(
 ) -> tuple[np.ndarray, np.ndarray]:
     """One labelled volume of tubes, ellipsoids and plates that do not touch.
 
-    All structures are equally bright, so that only their shape tells them apart: 1 plus or minus 5 % over a
-    background of 0.3. In the pose ``"upright"`` tubes run along axis 0 and plates lie across it, up to 8
-    degrees (one standard deviation): a network can tell them apart by direction, which fails once turned.
+    All structures are equally bright, 1 plus or minus 5 % over a background of 0.3: only their shape differs. In the pose ``"upright"``
+    tubes run along axis 0 and plates lie across it, up to 8 degrees (one standard deviation): a network can separate them by direction,
+    which fails on rotated images.
 
     Args:
         spatial_shape: 2 or 3 sizes in voxels, each at least 16.
-        num_objects: structures of each kind; fewer where they find no room.
+        num_objects: structures of each kind; fewer where there is no room.
         spacing: voxel size in millimetres, one an axis; default 1. Structures scale with the shortest side.
         pose: ``"upright"``, or ``"random"`` for a uniform random rotation of each structure.
         noise: ``"rician"`` as in magnitude MRI, or ``"gaussian"``.
         noise_level: standard deviation of the noise; of its two components if it is Rician.
         bias_field: half the range of the logarithm of the smooth field that multiplies the image.
         blur: standard deviation of the Gaussian point spread, in units of the smallest voxel side.
-        seed: the same seed makes the same phantom.
+        seed: of everything random.
 
     Returns:
         image, float32, and label, uint8, see :data:`PHANTOM_LABELS`; both of shape ``spatial_shape``.
@@ -121,8 +116,8 @@ def make_phantom(
     for kind in kinds * num_objects:
         for _ in range(PLACEMENTS):
             centre = sides * rng.uniform(0.12, 0.88, spatial_dims)
-            turn = _pose(spatial_dims, pose, rng)
-            offset = np.tensordot(turn.T, position - centre.reshape(-1, *[1] * spatial_dims), axes=1)
+            rotation = _pose(spatial_dims, pose, rng)
+            offset = np.tensordot(rotation.T, position - centre.reshape(-1, *[1] * spatial_dims), axes=1)
             mask = _inside(kind, offset, float(sides.min()), rng)
             if mask.any() and not (mask & touched).any():
                 label[mask] = PHANTOM_LABELS[kind]
@@ -156,23 +151,8 @@ def _check(
     return shape, step
 
 
-def _save(volume: np.ndarray, path: Path, spacing: np.ndarray, origin: str) -> None:
-    """Write a NIfTI file under a temporary name, then rename.
-
-    ``origin`` goes to the header, so that a later run knows the file.
-    """
-    if path.is_file() and _origin(path) == origin:
-        return
-    affine = np.eye(4)
-    affine[range(len(spacing)), range(len(spacing))] = spacing
-    file = nib.Nifti1Image(volume, affine)
-    file.header["descrip"] = origin
-    with replacing(path) as temporary:
-        nib.save(file, temporary)
-
-
 def _origin(path: Path) -> str | None:
-    """What :func:`_save` noted in the header of a file; None if it cannot be read."""
+    """The note of :func:`write_phantoms` in the header of a file; None if it cannot be read."""
     try:
         return nib.Nifti1Image.from_filename(path).header["descrip"].item().decode(errors="replace")
     except (nib.filebasedimages.ImageFileError, EOFError, OSError):
@@ -185,6 +165,7 @@ def write_phantoms(
     num_validation: int = 4,
     num_test: int = 4,
     spatial_shape: Sequence[int] = (48, 48, 48),
+    *,
     spacing: Sequence[float] | None = None,
     pose: str = "upright",
     num_objects: int = 4,
@@ -193,20 +174,14 @@ def write_phantoms(
 ) -> Path:
     """Write phantoms as NIfTI in the layout of the Medical Segmentation Decathlon.
 
-    Makes ``imagesTr/``, ``labelsTr/`` and, last, ``dataset.json`` with the lists ``training``, ``validation``
-    and ``test`` of ``{"image", "label"}``, as :func:`monai.data.load_decathlon_datalist` reads them. A data
-    set of the same arguments that is already there is kept, an interrupted one completed.
+    Makes ``imagesTr/``, ``labelsTr/`` and, last, ``dataset.json``, as :func:`monai.data.load_decathlon_datalist` reads them. A data set of
+    the same arguments that is already there is kept, an interrupted one completed.
 
     Args:
         output_dir: folder to write to; made if need be.
-        num_training: volumes of the training section.
-        num_validation: volumes of the validation section.
-        num_test: volumes of the test section.
-        spatial_shape: see :func:`make_phantom`.
-        spacing: see :func:`make_phantom`.
-        pose: see :func:`make_phantom`.
-        num_objects: see :func:`make_phantom`.
-        seed: the same seed makes the same volumes.
+        num_training, num_validation, num_test: volumes of the sections.
+        spatial_shape, spacing, pose, num_objects: as for :func:`make_phantom`.
+        seed: of all volumes.
         progress: whether to show a progress bar.
 
     Returns:
@@ -218,9 +193,8 @@ def write_phantoms(
     Example:
         >>> from monai.data import load_decathlon_datalist
         >>> file = write_phantoms(getfixture("tmp_path"), 2, 1, 1, (16, 16, 16), progress=False)
-        >>> sections = ("training", "validation", "test")
-        >>> [len(load_decathlon_datalist(file, data_list_key=section)) for section in sections]
-        [2, 1, 1]
+        >>> len(load_decathlon_datalist(file, data_list_key="training"))
+        2
     """
     shape, step = _check(spatial_shape, num_objects, spacing, pose)
     counts = {"training": num_training, "validation": num_validation, "test": num_test}
@@ -230,56 +204,49 @@ def write_phantoms(
         raise ConfigurationError(f"seed={seed} is negative: give a number from 0.")
     folder = Path(output_dir)
     listing = folder / "dataset.json"
-    phantom = {
-        "spatial_shape": list(shape),
-        "spacing": step.tolist(),
-        "pose": pose,
-        "num_objects": num_objects,
-        "seed": seed,
-        "version": VERSION,
-    }
-    cases = [f"phantom_{i:03d}" for i in range(sum(counts.values()))]
-    entries = [{"image": f"./imagesTr/{c}.nii.gz", "label": f"./labelsTr/{c}.nii.gz"} for c in cases]
-    content: dict[str, Any] = {
-        "name": "phantoms",
-        "labels": {str(v): k for k, v in PHANTOM_LABELS.items() if len(shape) == 3 or k != "plate"},
-        "phantom": phantom,
-    }
-    start = 0
-    for section, number in counts.items():
-        content[section] = entries[start : start + number]
-        start += number
+    phantom = {"spatial_shape": list(shape), "spacing": step.tolist(), "pose": pose, "num_objects": num_objects}
+    phantom |= {"seed": seed, "version": VERSION}
+    cases = [f"phantom_{i:03d}.nii.gz" for i in range(sum(counts.values()))]
+    entries = [{"image": f"./imagesTr/{case}", "label": f"./labelsTr/{case}"} for case in cases]
+    labels = {str(v): k for k, v in PHANTOM_LABELS.items() if len(shape) == 3 or k != "plate"}
+    content: dict[str, Any] = {"name": "phantoms", "labels": labels, "phantom": phantom}
+    remaining = iter(entries)
+    content |= {section: list(itertools.islice(remaining, number)) for section, number in counts.items()}
 
     _check_folder(folder, listing, content)
     for name in ("imagesTr", "labelsTr"):
         (folder / name).mkdir(parents=True, exist_ok=True)
+    affine = np.diag([*step, *np.ones(4 - len(step))])
     recipe = hashlib.sha256(json.dumps(phantom, sort_keys=True).encode()).hexdigest()[:16]
-    tqdm, has_tqdm = optional_import("tqdm", name="tqdm")
-    numbered = list(enumerate(entries))
-    for index, entry in tqdm(numbered, desc="Making phantoms") if progress and has_tqdm else numbered:
+    for index, entry in progress_bar(list(enumerate(entries)), "Making phantoms", progress):
+        # in the header, so that a later run recognises the files of this one
         origin = f"monai_gmr phantom {recipe} {index}"
         files = [folder / entry[key] for key in ("image", "label")]
-        if not all(file.is_file() and _origin(file) == origin for file in files):
-            volumes = make_phantom(shape, num_objects, step.tolist(), pose, seed=(seed, index))
-            for volume, file in zip(volumes, files):
-                _save(volume, file, step, origin)
+        missing = [not file.is_file() or _origin(file) != origin for file in files]
+        if not any(missing):
+            continue
+        volumes = make_phantom(shape, num_objects, spacing=step.tolist(), pose=pose, seed=(seed, index))
+        for volume, file in itertools.compress(zip(volumes, files), missing):
+            nifti = nib.Nifti1Image(volume, affine)
+            nifti.header["descrip"] = origin
+            with replacing(file) as temporary:
+                nib.save(nifti, temporary)
     if not listing.is_file():
-        with replacing(listing) as temporary:
-            temporary.write_text(json.dumps(content, indent=1))
+        write_text(json.dumps(content, indent=1), listing)
     return listing
 
 
 def _check_folder(folder: Path, listing: Path, content: dict[str, Any]) -> None:
-    """Refuse to write over something that is not this data set."""
+    """Raise when the folder holds another data set."""
     if folder.exists() and not folder.is_dir():
         raise ConfigurationError(f"output_dir {folder} is a file: give a folder.")
-    if listing.is_file():
-        try:
-            same = json.loads(listing.read_text()) == content
-        except ValueError:
-            same = False
-        if not same:
-            raise ConfigurationError(
-                f"{folder} holds a data set made otherwise ({listing.name} differs): give another "
-                "output_dir, or delete it."
-            )
+    if not listing.is_file():
+        return
+    try:
+        same = json.loads(listing.read_text()) == content
+    except ValueError:
+        same = False
+    if not same:
+        raise ConfigurationError(
+            f"{folder} holds another data set ({listing.name} differs): give another output_dir, or delete it."
+        )

@@ -11,17 +11,13 @@ def symmetric_window_starts(size: int, window: int, interval: int) -> list[int]:
 
     As many windows as MONAI takes, ``m = ceil(room / interval) + 1`` with ``room = size - window``; one more when ``m``
     and ``room`` are both odd, for the middle window would then start between two voxels. The first half start at ``i *
-    room / (m - 1)``, rounded half up, the others are mirrored. An even step ``t = room / (m - 1) <= interval`` makes
-    neighbours at most ``ceil(t) <= interval`` apart; the two in the middle are less than ``t + 1`` apart if ``t`` is
-    not whole, which is again at most ``interval``: so the axis is covered, with at least the overlap asked for.
+    room / (m - 1)``, rounded half up, the others are mirrored: neighbours are at most ``interval`` apart, so the axis is covered, with at
+    least the overlap asked for.
 
     Args:
         size: length of the axis in voxels.
         window: length of a window in voxels, at most ``size``.
         interval: largest distance of neighbouring starts in voxels, at most ``window`` if the axis is to be covered.
-
-    Returns:
-        the starts in ascending order.
 
     Raises:
         ConfigurationError: when the window is longer than the axis, or the interval is less than a voxel.
@@ -49,9 +45,6 @@ def symmetric_window_starts(size: int, window: int, interval: int) -> list[int]:
 def window_placements(start: int, size: int, window: int, out_size: int, out_window: int) -> list[tuple[int, float]]:
     """Where the output of a window belongs on an output axis of another resolution, about the common centre.
 
-    A place halfway between two voxels is taken as both, with half the weight each, for neither alone would be its own
-    mirror image.
-
     Args:
         start: first voxel of the window in the image.
         size: length of the image's axis in voxels.
@@ -60,7 +53,7 @@ def window_placements(start: int, size: int, window: int, out_size: int, out_win
         out_window: length of the window's output in voxels of the output.
 
     Returns:
-        pairs of first voxel and weight; one, or two of weight 0.5.
+        first voxel and weight; two of weight 0.5 for a place halfway between two voxels, for neither would be its own mirror image.
 
     Example:
         >>> window_placements(4, 12, 8, 6, 4), window_placements(2, 12, 8, 6, 4), window_placements(3, 12, 8, 6, 4)

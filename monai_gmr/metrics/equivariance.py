@@ -1,4 +1,4 @@
-"""The equivariance error of any network: what it answers to a turned image beside its turned answer."""
+"""The equivariance error of any network: its output for a transformed image beside its transformed output."""
 
 from __future__ import annotations
 
@@ -20,33 +20,26 @@ from monai_gmr.symmetry import (
     transform_grid,
     transform_image,
 )
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.utils import ConfigurationError, map_tensors, tensors_in
 
 
 class ViewError(NamedTuple):
-    """The error of one view: ``name``, ``family`` ("group" or "angles"), ``angle`` in degrees (``None`` for a group
-    element) and the relative L2 ``error``."""
+    """The relative L2 error of one view."""
 
     name: str
-    family: str
-    angle: float | None
+    family: str  # "group" or "angles"
+    angle: float | None  # in degrees, None for a group element
     error: float
 
 
 @dataclass(frozen=True)
 class EquivarianceErrors:
-    """The errors of a network over views, as :func:`equivariance_error` returns them.
+    """The errors of a network over views, as :func:`equivariance_error` returns them; ``str`` gives a table.
 
     Example:
         >>> errors = EquivarianceErrors((ViewError("(-0, +1)", "group", None, 0.5), ViewError("30", "angles", 30.0, 0.1)))
         >>> errors.worst, errors.mean, errors.angles.worst
         (0.5, 0.3, 0.1)
-        >>> print(errors)
-        view            error
-        (-0, +1)     5.00e-01
-        30           1.00e-01
-        mean         3.00e-01
-        worst        5.00e-01
     """
 
     views: tuple[ViewError, ...]
@@ -92,12 +85,10 @@ def equivariance_error(
 ) -> EquivarianceErrors:
     """The relative error ``||net(g x) - g net(x)|| / ||net(x)||`` of every view ``g``.
 
-    ``g`` turns the outputs that have spatial axes and leaves those of shape ``(B, N)``, such as logits, as they are. Of several
-    outputs (tuples, lists, dictionaries, as under deep supervision) the worst one counts. Elements of the point group are
-    compared voxel by voxel; other angles are interpolated by splines and compared inside the inscribed disc or ball of the output,
-    so that image should be smooth.
-
-    The network runs in the mode it is in. Its buffers and torch's random state are afterwards what they were.
+    ``g`` transforms the outputs that have spatial axes and leaves those of shape ``(B, N)``, such as logits, unchanged. Of several
+    (nested) outputs the worst one counts. Elements of the point group are compared voxel by voxel; other angles are interpolated by splines
+    and compared inside the inscribed disc or ball of the output, so that image should be smooth. The network runs in the mode it is in;
+    its buffers and torch's random state are afterwards what they were.
 
     Args:
         net: a module, or anything that is called with ``x``.
@@ -106,10 +97,7 @@ def equivariance_error(
         angles: further rotations in degrees, in 3D about each of the three axes. Multiples of 90, which belong to the
             group, are left out.
         spacing: voxel size of ``x`` in millimetres, one an axis; default 1.
-        order: order of the spline that turns images by ``angles``, 0 to 5.
-
-    Returns:
-        one :class:`ViewError` a view, their mean and worst, and a table as ``str``.
+        order: order of the spline that rotates images by ``angles``, 0 to 5.
 
     Raises:
         ConfigurationError: when ``x`` is not ``(B, C, *spatial)`` with 1 to 3 spatial axes, or an element of the group
@@ -132,20 +120,24 @@ def equivariance_error(
     x = x.detach().as_subclass(torch.Tensor)
     elements = checked_group(group, dims, spacing)
     views = []
-    with kept_state(net, x) as run:
+    with preserved_state(net, x) as run:
         upright = run(x)
         for element in elements:
-            error = nested_error(run(turned(x, element, dims)), turned(upright, element, dims))
-            views.append(ViewError(element_name(element), "group", None, error))
-        for angle in angles:
+            error = nested_error(run(transform_tensors(x, element, dims)), transform_tensors(upright, element, dims))
+            # where each axis of the transformed image comes from: (-1, +0) is axis 1 mirrored, then axis 0
+            sources = np.abs(element).argmax(1)
+            names = [f"{'-' if row[source] < 0 else '+'}{source}" for row, source in zip(element, sources)]
+            views.append(ViewError(f"({', '.join(names)})", "group", None, error))
+        for angle in map(float, angles):
             for axis in range(3 if dims == 3 else 1):
-                matrix = rotation_matrix(dims, float(angle), axis)
+                matrix = rotation_matrix(dims, angle, axis)
                 if is_grid_symmetry(matrix):
                     continue
-                name = f"{float(angle):g} degrees" + (f" about axis {axis}" if dims == 3 else "")
-                answer = run(transform_image(x, matrix, order, spacing))
-                error = _angle_error(answer, upright, matrix, order, x.shape[2:], spacing)
-                views.append(ViewError(name, "angles", float(angle), error))
+                name = f"{angle:g} degrees" + (f" about axis {axis}" if dims == 3 else "")
+                output = run(transform_image(x, matrix, order, spacing))
+                pairs = zip(tensors_in(output), tensors_in(upright))
+                errors = [_angle_error(*pair, matrix, order, x.shape[2:], spacing) for pair in pairs]
+                views.append(ViewError(name, "angles", angle, float(np.max([0.0, *errors]))))
     return EquivarianceErrors(tuple(views))
 
 
@@ -163,112 +155,74 @@ def checked_group(
     return elements
 
 
-def element_name(element: np.ndarray) -> str:
-    """Where each axis of the turned image comes from: ``(-1, +0)`` is axis 1 mirrored, then axis 0.
+def transform_tensors(value: Any, element: np.ndarray, spatial_dims: int) -> Any:
+    """Copies of all tensors, those with a batch, a channel and the spatial axes transformed by a group element; a list of one
+    whole number an axis is a size and is permuted with the axes."""
 
-    Example:
-        >>> element_name(np.array([[0, -1], [1, 0]]))
-        '(-1, +0)'
-    """
-    sources = [int(np.flatnonzero(row)[0]) for row in np.round(element)]
-    return "(" + ", ".join(f"{'-' if row[s] < 0 else '+'}{s}" for row, s in zip(element, sources)) + ")"
-
-
-def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
-    """Apply a function to every tensor in nested tuples, lists and dictionaries; leave everything else as it is."""
-    if isinstance(value, torch.Tensor):
-        return function(value)
-    if isinstance(value, Mapping):
-        return {key: map_tensors(item, function) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_tensors(item, function) for item in value))
-    if isinstance(value, list | tuple):
-        return type(value)(map_tensors(item, function) for item in value)
-    return value
-
-
-def tensors_in(value: Any) -> list[torch.Tensor]:
-    """Every tensor in nested tuples, lists and dictionaries, in order."""
-    found: list[torch.Tensor] = []
-    map_tensors(value, found.append)
-    return found
-
-
-def turned(value: Any, element: np.ndarray, spatial_dims: int) -> Any:
-    """Copies of all tensors, those with a batch, a channel and the spatial axes turned by a group element; a list of one
-    whole number an axis is a size and changes its order with them."""
-
-    def turn(tensor: torch.Tensor) -> torch.Tensor:
+    def transform(tensor: torch.Tensor) -> torch.Tensor:
         spatial = tensor.ndim >= spatial_dims + 2
         return (transform_grid(tensor, element) if spatial else tensor).clone(memory_format=torch.contiguous_format)
 
     if isinstance(value, Mapping):
-        return {key: turned(item, element, spatial_dims) for key, item in value.items()}
+        return {key: transform_tensors(item, element, spatial_dims) for key, item in value.items()}
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
         if len(value) == spatial_dims and all(type(item) is int for item in value):
-            return type(value)(value[int(np.flatnonzero(row)[0])] for row in np.round(element))
-        return type(value)(turned(item, element, spatial_dims) for item in value)
-    return map_tensors(value, turn)
+            return type(value)(value[np.abs(row).argmax()] for row in element)
+        return type(value)(transform_tensors(item, element, spatial_dims) for item in value)
+    return map_tensors(value, transform)
 
 
 def nested_error(actual: Any, expected: Any) -> float:
-    """The worst relative L2 error of tensors in equal nests; infinite when their number or shapes differ."""
+    """The worst relative L2 error of equally nested tensors; infinite when their number or shapes differ."""
     pairs = list(zip(tensors_in(actual), tensors_in(expected)))
     if len(tensors_in(actual)) != len(tensors_in(expected)):
         return math.inf
-    return float(np.max([_relative_error(a, e) for a, e in pairs])) if pairs else 0.0
+    return float(np.max([_relative_error(a, e, e) for a, e in pairs])) if pairs else 0.0
 
 
-def _relative_error(actual: torch.Tensor, expected: torch.Tensor, reference: torch.Tensor | None = None) -> float:
+def _relative_error(actual: torch.Tensor, expected: torch.Tensor, reference: torch.Tensor) -> float:
     if actual.shape != expected.shape:
         return math.inf
     difference = float(torch.linalg.vector_norm(actual.double() - expected.double()))
-    norm = float(torch.linalg.vector_norm((expected if reference is None else reference).double()))
+    norm = float(torch.linalg.vector_norm(reference.double()))
     if difference == 0.0:
         return 0.0
     return difference / norm if norm != 0.0 else math.inf
 
 
 def _angle_error(
-    answer: Any,
-    upright: Any,
+    actual: torch.Tensor,
+    upright: torch.Tensor,
     matrix: np.ndarray,
     order: int,
     input_size: Sequence[int],
     spacing: Sequence[float] | None,
 ) -> float:
+    """The error of one output after a rotation by an angle, inside its inscribed disc or ball."""
     dims = len(input_size)
-    errors = [0.0]
-    for actual, plain in zip(tensors_in(answer), tensors_in(upright)):
-        if plain.ndim < dims + 2:
-            errors.append(_relative_error(actual, plain))
-            continue
-        size = plain.shape[-dims:]
-        # An output of another resolution than the input has another voxel size, which may differ by axis.
-        zoom = [round(n / m) if n >= m else 1 / round(m / n) for n, m in zip(input_size, size)]
-        step = np.array(zoom) * (np.ones(dims) if spacing is None else np.asarray(spacing, float))
-        ball = inscribed_ball(size, step)
-        # A grid of two voxels a side has none in its disc.
-        inside = torch.as_tensor(ball if ball.any() else ~ball, device=plain.device)
-        expected = transform_image(plain, matrix, order, step)
-        same_size = actual.shape == plain.shape
-        errors.append(
-            _relative_error(actual[..., inside], expected[..., inside], plain[..., inside]) if same_size else math.inf
-        )
-    return float(np.max(errors))
+    if upright.ndim < dims + 2 or actual.shape != upright.shape:
+        return _relative_error(actual, upright, upright)
+    size = upright.shape[-dims:]
+    # An output of another resolution than the input has another voxel size, which may differ by axis.
+    zoom = [round(n / m) if n >= m else 1 / round(m / n) for n, m in zip(input_size, size)]
+    step = np.array(zoom) * (np.ones(dims) if spacing is None else np.asarray(spacing, float))
+    ball = inscribed_ball(size, step)
+    # A grid of two voxels a side has none in its disc.
+    inside = torch.as_tensor(ball if ball.any() else ~ball, device=upright.device)
+    expected = transform_image(upright, matrix, order, step)
+    return _relative_error(actual[..., inside], expected[..., inside], upright[..., inside])
 
 
 @contextmanager
-def kept_state(net: Any, x: torch.Tensor) -> Iterator[Callable[[torch.Tensor], Any]]:
-    """Give a function that runs the network without gradients and from the same random state each time, and put
-    back its modes, its buffers and the random state at the end."""
+def preserved_state(net: Any, x: torch.Tensor) -> Iterator[Callable[[torch.Tensor], Any]]:
+    """Give a function that runs the network without gradients and from the same random state each time, and restore
+    its modes, its buffers and the random state at the end."""
     modules = list(net.modules()) if isinstance(net, nn.Module) else []
     modes = [(module, module.training) for module in modules]
     buffers = [
         (module, name, buffer, buffer.detach().clone())
         for module in modules
-        for name, buffer in module._buffers.items()
-        if buffer is not None
+        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False)
     ]
     tensors = [x] + [tensor for module in modules for tensor in module.parameters(recurse=False)]
     devices = sorted({tensor.device.index or 0 for tensor in tensors if tensor.device.type == "cuda"})
@@ -282,9 +236,8 @@ def kept_state(net: Any, x: torch.Tensor) -> Iterator[Callable[[torch.Tensor], A
             yield run
         finally:
             for module, name, buffer, values in buffers:
-                if module._buffers[name] is not buffer:
-                    module._buffers[name] = buffer
+                if getattr(module, name) is not buffer:
+                    setattr(module, name, buffer)
                 buffer.copy_(values)
             for module, mode in modes:
-                if module.training != mode:
-                    module.training = mode
+                module.training = mode

@@ -1,4 +1,4 @@
-"""What a check of a network found, as objects, as rows for CSV and as plain text."""
+"""The result of a check of a network, as objects, as rows for CSV and as plain text."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ import numpy as np
 
 from monai_gmr.metrics.equivariance import EquivarianceErrors
 
+NAMES = ("size", "path", "class", "input_size")
+VALUES = ("error", "exact", "deepest", "calls", "angles_mean", "angles_worst", "remark")
+
 
 def size_text(size: Sequence[int]) -> str:
-    """A size as people write it.
+    """A size as text.
 
     Example:
         >>> size_text((64, 65))
@@ -24,27 +27,16 @@ def size_text(size: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class ModuleCheck:
-    """One module, asked alone with the input that it gets inside the network.
+    """One module, checked alone with the input that it gets inside the network."""
 
-    Attributes:
-        path: dotted path in the network, ``"(network)"`` for the network itself.
-        class_name: name of its class.
-        size: spatial size of the input at which it is worst.
-        error: worst relative L2 error over its calls and the elements tried.
-        calls: how often one pass of the network calls it.
-        broken: whether the error is above the tolerance and more than rounding.
-        deepest: broken while none of its children is.
-        remark: why, where that is known.
-    """
-
-    path: str
+    path: str  # dotted, "(network)" for the network itself
     class_name: str
-    size: tuple[int, ...]
-    error: float
-    calls: int
-    broken: bool
-    deepest: bool
-    remark: str
+    size: tuple[int, ...]  # of the input at which it is worst
+    error: float  # worst relative L2 error over its calls and the elements
+    calls: int  # in one pass of the network
+    broken: bool  # above the tolerance and more than rounding
+    deepest: bool  # broken while none of its children is
+    remark: str  # why, where that is known
 
 
 @dataclass(frozen=True)
@@ -65,16 +57,10 @@ class SizeCheck:
 
 @dataclass(frozen=True)
 class EquivarianceReport:
-    """What :func:`~monai_gmr.metrics.check_equivariance` found; ``str`` gives the tables.
+    """The result of :func:`~monai_gmr.metrics.check_equivariance`; ``str`` gives the tables."""
 
-    Attributes:
-        network: class name of the network.
-        tolerance: largest relative L2 error that counts as exact.
-        sizes: one :class:`SizeCheck` an input size.
-    """
-
-    network: str
-    tolerance: float
+    network: str  # name of its class
+    tolerance: float  # largest relative L2 error that counts as exact
     sizes: tuple[SizeCheck, ...]
 
     @property
@@ -95,85 +81,58 @@ class EquivarianceReport:
     @property
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary a network and module, of equal keys, for CSV."""
-        rows = []
+        rows: list[tuple] = []
         for check in self.sizes:
-            size = size_text(check.size)
-            whole = {
-                "size": size,
-                "path": "",
-                "class": self.network,
-                "input_size": size,
-                "error": check.error,
-                "exact": check.error <= self.tolerance,
-                "deepest": False,
-                "calls": 1,
-                "angles_mean": check.errors.angles.mean if check.errors.angles.views else "",
-                "angles_worst": check.errors.angles.worst if check.errors.angles.views else "",
-                "remark": check.failure,
-            }
-            rows.append(whole)
-            for module in check.modules:
-                found = {
-                    "path": module.path,
-                    "class": module.class_name,
-                    "input_size": size_text(module.size),
-                    "error": module.error,
-                    "exact": not module.broken,
-                    "deepest": module.deepest,
-                    "calls": module.calls,
-                    "angles_mean": "",
-                    "angles_worst": "",
-                    "remark": module.remark,
-                }
-                rows.append(whole | found)
-        return rows
+            size, angles = size_text(check.size), check.errors.angles
+            spread = (angles.mean, angles.worst) if angles.views else ("", "")
+            exact = check.error <= self.tolerance
+            rows.append((size, "", self.network, size, check.error, exact, False, 1, *spread, check.failure))
+            for m in check.modules:
+                names = (size, m.path, m.class_name, size_text(m.size))
+                rows.append((*names, m.error, not m.broken, m.deepest, m.calls, "", "", m.remark))
+        return [dict(zip(NAMES + VALUES, row)) for row in rows]
 
     def __str__(self) -> str:
         return self.to_text()
 
     def to_text(self, every_module: bool = False) -> str:
-        """The report as tables.
-
-        Args:
-            every_module: list all modules, not only those that break the symmetry.
-        """
-        angles = any(check.errors.angles.views for check in self.sizes)
-        header = ["size", "error"] + (["angles mean", "angles worst"] if angles else []) + ["exact"]
-        table = []
+        """The report as tables, with all modules or only those that break the symmetry."""
+        any_angles = any(check.errors.angles.views for check in self.sizes)
+        table = [["size", "error"] + ["angles mean", "angles worst"] * any_angles + ["exact"]]
         for check in self.sizes:
-            spread = check.errors.angles
+            angles = check.errors.angles
             cells = [size_text(check.size), "-" if check.failure else f"{check.error:.2e}"]
-            if angles:
-                cells += [f"{spread.mean:.2e}", f"{spread.worst:.2e}"] if spread.views else ["-", "-"]
+            if any_angles:
+                cells += [f"{angles.mean:.2e}", f"{angles.worst:.2e}"] if angles.views else ["-", "-"]
             table.append([*cells, "yes" if check.error <= self.tolerance else "NO"])
         lines = [f"{self.network}: relative error over the grid's group, tolerance {self.tolerance:g}", ""]
-        lines += _columns(header, table)
-        lines += [""] * any(c.failure for c in self.sizes) + [c.failure for c in self.sizes if c.failure]
-        modules = self._module_lines(every_module)
+        lines += _columns(table)
+        failures = [check.failure for check in self.sizes if check.failure]
+        lines += ["", *failures] if failures else []
+        modules = self._module_rows(every_module)
         if modules:
-            title = "Every module, asked alone:" if every_module else "Modules that break it, asked alone:"
-            lines += ["", title, "", *_columns(["size", "module", "class", "its input", "error", "remark"], modules)]
+            title = "Every module, checked alone:" if every_module else "Modules that break it, checked alone:"
+            header = ["size", "module", "class", "its input", "error", "remark"]
+            lines += ["", title, "", *_columns([header, *modules])]
         return "\n".join(lines)
 
-    def _module_lines(self, every_module: bool) -> list[list[str]]:
-        """One line a module and remark, at its worst, with the sizes at which it is so."""
-        lines: dict[tuple[str, bool, str], list[tuple[tuple[int, ...], ModuleCheck]]] = {}
+    def _module_rows(self, every_module: bool) -> list[list[str]]:
+        """One row a module and remark, at its worst, with the sizes at which it is so."""
+        groups: dict[tuple[str, bool, str], list[tuple[tuple[int, ...], ModuleCheck]]] = {}
         for check in self.sizes:
             for module in check.modules:
                 if every_module or module.deepest:
-                    lines.setdefault((module.path, module.broken, module.remark), []).append((check.size, module))
-        cells = []
-        for found in lines.values():
-            worst = max((module for _, module in found), key=lambda module: module.error)
-            sizes = ", ".join(size_text(size) for size, _ in found)
-            if len(found) == len(self.sizes) > 1:
-                sizes = "all"
+                    groups.setdefault((module.path, module.broken, module.remark), []).append((check.size, module))
+        rows = []
+        for group in groups.values():
+            worst = max((module for _, module in group), key=lambda module: module.error)
+            everywhere = len(group) == len(self.sizes) > 1
+            sizes = "all" if everywhere else ", ".join(size_text(size) for size, _ in group)
             remark = worst.remark or ("breaks it" if worst.deepest else "")
-            seen = size_text(worst.size)
-            cells.append([sizes, worst.path, worst.class_name, seen, f"{worst.error:.2e}", remark])
-        return cells
+            rows.append([sizes, worst.path, worst.class_name, size_text(worst.size), f"{worst.error:.2e}", remark])
+        return rows
 
 
-def _columns(header: list[str], rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in [header, *rows]]
+def _columns(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]

@@ -1,4 +1,4 @@
-"""Why a module of torch or MONAI does not turn its output with its input, in a few words."""
+"""Why a module of torch or MONAI is not equivariant, in a few words."""
 
 from __future__ import annotations
 
@@ -8,31 +8,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from monai_gmr.symmetry import point_group, transform_grid
-from monai_gmr.symmetry.strides import stride_is_exact
+from monai_gmr.symmetry import point_group, stride_is_exact, transform_grid
 
-_TRANSPOSED = nn.modules.conv._ConvTransposeNd
-_DROPOUT = (nn.Dropout, nn.AlphaDropout, nn.FeatureAlphaDropout)
-_SHUFFLE = (nn.PixelShuffle, nn.PixelUnshuffle)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+DROPOUT = (nn.Dropout, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 def explain_module(module: nn.Module, size: Sequence[int]) -> str:
-    """Say what breaks the symmetry of a module at a spatial size, or nothing where that is not known.
-
-    Args:
-        module: a module without children, found to be broken.
-        size: spatial size of its input in voxels.
-
-    Returns:
-        a remark for a table; empty when there is no rule for this module.
+    """What breaks the symmetry of a module without children at a spatial size; empty when there is no rule for it.
 
     Example:
         >>> explain_module(nn.MaxPool2d(2), (16, 17))
         'stride 2 skips one end of size 17 (axis 1): (n + 2p - d(k-1) - 1) % s is not 0'
     """
-    if isinstance(module, _DROPOUT):
+    if isinstance(module, DROPOUT):
         return "draws every voxel at random: call net.eval()"
-    if isinstance(module, _SHUFFLE):
+    if isinstance(module, nn.PixelShuffle | nn.PixelUnshuffle):
         return "the place of each channel within a cell is fixed"
     if isinstance(module, nn.Flatten):
         return "flattens positions: pool first"
@@ -40,25 +31,17 @@ def explain_module(module: nn.Module, size: Sequence[int]) -> str:
         return "has one weight for each position"
     if isinstance(module, nn.Upsample):
         return _explain_upsample(module, size)
-    if getattr(module, "transposed", False) or isinstance(module, _TRANSPOSED):
-        return "; ".join(filter(None, [_explain_output_padding(module), _explain_kernel(module)]))
+    if getattr(module, "transposed", False) or isinstance(module, TRANSPOSED):
+        extra = tuple(_per_axis(getattr(module, "output_padding", 0), len(size)))
+        reason = f"output_padding={extra} adds to one end: it must be 0" if any(extra) else ""
+        return "; ".join(filter(None, [reason, _explain_kernel(module)]))
     if hasattr(module, "kernel_size") and hasattr(module, "stride"):
         return "; ".join(filter(None, [_explain_stride(module, size), _explain_kernel(module)]))
     padding: Any = getattr(module, "padding", None)
     if isinstance(padding, tuple):
-        return _explain_padding(padding)
+        lopsided = any(first != last for first, last in zip(padding[::2], padding[1::2]))
+        return "pads one end more than the other" if lopsided else "pads the axes differently"
     return ""
-
-
-def explain_composite(unchecked: Sequence[str] = ()) -> str:
-    """The remark for a module whose children are all exact.
-
-    Example:
-        >>> explain_composite(["PatchMerging"])
-        'functional code in forward, or a child that could not be asked: PatchMerging'
-    """
-    children = f", or a child that could not be asked: {', '.join(unchecked)}" if unchecked else ""
-    return "functional code in forward" + children
 
 
 def _per_axis(value: Any, dims: int) -> list[int]:
@@ -85,40 +68,25 @@ def _explain_stride(module: Any, size: Sequence[int]) -> str:
     return f"stride {strides} skips one end of size {sizes} (axis {axes}): (n + 2p - d(k-1) - 1) % s is not 0"
 
 
-def _explain_output_padding(module: Any) -> str:
-    extra = getattr(module, "output_padding", 0)
-    entries = list(extra) if isinstance(extra, Sequence) else [extra]
-    return f"output_padding={tuple(entries)} adds to one end: it must be 0" if any(entries) else ""
-
-
 def _explain_kernel(module: Any) -> str:
     """Only for a dense weight, whose last axes are the window."""
-    weight = getattr(module, "weight", None)
-    kernel = getattr(module, "kernel_size", None)
+    weight, kernel = getattr(module, "weight", None), getattr(module, "kernel_size", None)
     if not isinstance(weight, torch.Tensor) or not isinstance(kernel, tuple) or tuple(weight.shape[2:]) != kernel:
         return ""
     plain = weight.detach()
     group = point_group(len(kernel), kernel)
     symmetric = all(torch.allclose(transform_grid(plain, g), plain, rtol=1e-5, atol=1e-7) for g in group)
-    if symmetric and len(set(kernel)) == 1:
-        return ""
-    return f"its {'x'.join(map(str, kernel))} kernel is not radial"
+    return "" if symmetric and len(set(kernel)) == 1 else f"its {'x'.join(map(str, kernel))} kernel is not radial"
 
 
 def _explain_upsample(module: nn.Upsample, size: Sequence[int]) -> str:
-    if module.scale_factor is not None:
-        factors: Any = module.scale_factor
+    factors: Any = module.scale_factor
+    if factors is not None:
         whole = all(float(f).is_integer() for f in (factors if isinstance(factors, Sequence) else [factors]))
     else:
-        target: Any = module.size
-        whole = all(t % n == 0 for t, n in zip(_per_axis(target, len(size)), size))
+        whole = all(t % n == 0 for t, n in zip(_per_axis(module.size, len(size)), size))
     if whole:
         return ""
     if module.mode in ("nearest", "area"):
         return f"mode {module.mode!r} rounds a fractional factor to one side: use a linear mode"
     return "a fractional scale_factor shifts the grid: give size, or align_corners=True"
-
-
-def _explain_padding(padding: Sequence[int]) -> str:
-    lopsided = any(first != last for first, last in zip(padding[::2], padding[1::2]))
-    return "pads one end more than the other" if lopsided else "pads the axes differently"

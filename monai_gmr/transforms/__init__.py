@@ -1,6 +1,6 @@
 """Transforms that rotate and mirror images, and the loading of cases with its checks."""
 
-from monai_gmr.transforms.augmentation import AUGMENTATIONS, turning_transforms
+from monai_gmr.transforms.augmentation import AUGMENTATIONS, rotation_transforms
 from monai_gmr.transforms.case_checks import check_finite, check_image, check_label
 from monai_gmr.transforms.grid_symmetry import GridSymmetry, GridSymmetryD, GridSymmetryd, GridSymmetryDict
 from monai_gmr.transforms.load_case import LoadCaseD, LoadCased, LoadCaseDict
@@ -37,5 +37,5 @@ __all__ = [
     "check_finite",
     "check_image",
     "check_label",
-    "turning_transforms",
+    "rotation_transforms",
 ]

@@ -1,4 +1,4 @@
-"""Turns and reflections as training augmentation, made of MONAI's random transforms: what a plain net needs to be compared fairly."""
+"""Rotations and reflections as training augmentation, made of MONAI's random transforms: what a plain net needs to be compared fairly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from monai_gmr.utils import check_choice
 AUGMENTATIONS = ("none", "grid", "rotation")
 
 
-def turning_transforms(
+def rotation_transforms(
     augmentation: str,
     keys: KeysCollection,
     spatial_dims: int,
@@ -22,35 +22,32 @@ def turning_transforms(
     padding_mode: str = "border",
     prob: float = 0.5,
 ) -> list[Transform]:
-    """Random transforms of a dictionary that turn and mirror all of its ``keys`` alike.
+    """Random transforms of a dictionary that rotate and mirror all of its ``keys`` alike.
 
     Args:
         augmentation: "none"; "grid": reflections along each axis and quarter turns in each plane, which together reach every symmetry
-            of the voxel grid without interpolation; "rotation": those, and turns by any angle about every axis.
+            of the voxel grid without interpolation; "rotation": those, and rotations by any angle about every axis.
         keys: items of shape ``(C, *spatial)``; quarter turns exchange the sizes of two axes, so patches should be cubes.
         spatial_dims: 2 or 3.
-        mode: interpolation of the turns by any angle, one or one a key: "bilinear" for images, "nearest" for labels.
-        padding_mode: what a turned image shows beyond its frame: "border", "reflection" or "zeros".
-        prob: probability of each reflection and of the turn by any angle; quarter turns always draw one of four.
+        mode: interpolation of the rotations by any angle, one or one a key: "bilinear" for images, "nearest" for labels.
+        padding_mode: values beyond the frame: "border", "reflection" or "zeros".
+        prob: probability of each reflection and of the rotation by any angle; quarter turns always draw one of four.
 
     Returns:
-        MONAI transforms, none for "none". In a lazy ``Compose`` MONAI's transforms do not hand on ``mode`` and ``padding_mode`` (its issue
+        MONAI transforms, none for "none". In a lazy ``Compose`` MONAI's transforms lose ``mode`` and ``padding_mode`` (MONAI issue
         6850): labels become fractional unless ``Compose`` gets both for each key as ``overrides``.
 
-    Raises:
-        ConfigurationError: when ``augmentation`` is unknown.
-
     Example:
-        >>> [type(t).__name__ for t in turning_transforms("rotation", "image", 2)]
+        >>> [type(t).__name__ for t in rotation_transforms("rotation", "image", 2)]
         ['RandFlipd', 'RandFlipd', 'RandRotate90d', 'RandRotated']
-        >>> turning_transforms("none", "image", 3)
+        >>> rotation_transforms("none", "image", 3)
         []
     """
     check_choice("augmentation", augmentation, AUGMENTATIONS)
     if augmentation == "none":
         return []
     transforms: list[Transform] = [RandFlipd(keys, prob, spatial_axis=axis) for axis in range(spatial_dims)]
-    # one to three quarter turns with probability 3/4: each of the four turns is as likely as the others
+    # one to three quarter turns with probability 3/4: none, one, two and three are equally likely
     transforms += [RandRotate90d(keys, 0.75, spatial_axes=plane) for plane in combinations(range(spatial_dims), 2)]
     if augmentation == "rotation":
         other = math.pi if spatial_dims == 3 else 0.0

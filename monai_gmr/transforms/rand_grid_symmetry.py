@@ -1,4 +1,4 @@
-"""Turn and mirror images by a random symmetry of the voxel grid, or of a named subgroup."""
+"""Rotate and mirror images by a random symmetry of the voxel grid, or of a named subgroup."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import torch
 from monai.config import KeysCollection
 from monai.data.meta_obj import get_track_meta
 from monai.data.meta_tensor import MetaTensor
-from monai.transforms import InvertibleTransform, LazyTransform, MapTransform, RandomizableTransform
+from monai.transforms import InvertibleTransform, LazyTransform, RandomizableTransform
 from monai.utils import TraceKeys, convert_to_tensor
 
 from monai_gmr.symmetry import grid_element, named_group
-from monai_gmr.transforms.grid_symmetry import Element, GridSymmetry, image_shape, turn_grid
+from monai_gmr.transforms.functional import DictionaryTransform, image_shape, transform_by_element
+from monai_gmr.transforms.grid_symmetry import Element, GridSymmetry
 from monai_gmr.utils import ConfigurationError
 
 Group = str | int | Sequence[Element]
@@ -32,28 +33,12 @@ def _elements(group: Group, axis: int | str | None, spatial_dims: int) -> np.nda
     return np.stack([grid_element(element, spatial_dims) for element in group])
 
 
-def _check(prob: float, group: Group, axis: int | str | None) -> None:
-    """Refuse at once what fits neither 2D nor 3D images."""
-    if not 0 <= prob <= 1:
-        raise ConfigurationError(f"prob={prob} is no probability: give a number from 0 to 1.")
-    try:
-        _elements(group, axis, 2)
-    except ConfigurationError:
-        _elements(group, axis, 3)
-
-
-def _leave_upright(img: torch.Tensor, lazy: bool, transform_info: dict) -> torch.Tensor:
-    """What a random symmetry makes of an image when none is drawn: traced as not done, else as the identity, so that the result is a copy
-    and pending operations keep their settings."""
-    return turn_grid(img, np.eye(len(image_shape(img)), dtype=int), lazy, transform_info)
-
-
 class RandGridSymmetry(RandomizableTransform, InvertibleTransform, LazyTransform):
-    """With a probability, turn or mirror an image by a random symmetry of the voxel grid.
+    """With a probability, rotate or mirror an image by a random symmetry of the voxel grid.
 
-    Every element of the group is as likely as the others, the identity is one of them. Groups that exchange axes exchange their sizes and
-    spacings: where patches are no cubes or spacing is not the same along all axes, take a group that keeps them apart, such as "mmm" (all
-    mirror images along the axes) or, for thick slices, "4/mmm" (``axis`` is that of the thick direction).
+    Every element of the group, the identity included, is equally likely. Groups that exchange axes exchange their sizes and spacings: where
+    patches are no cubes or spacing is not the same along all axes, take a group that does not, such as "mmm" (all mirror images along the
+    axes) or, for thick slices, "4/mmm" (``axis`` is that of the thick direction).
 
     Args:
         prob: probability of drawing an element.
@@ -66,8 +51,8 @@ class RandGridSymmetry(RandomizableTransform, InvertibleTransform, LazyTransform
         ConfigurationError: when there is no such group, element or probability.
 
     Example:
-        >>> turn = RandGridSymmetry(prob=1.0, group="m", axis="y").set_random_state(0)
-        >>> sorted({tuple(turn(torch.tensor([[[0.0, 1.0]]])).flatten().tolist()) for _ in range(20)})
+        >>> mirror = RandGridSymmetry(prob=1.0, group="m", axis="y").set_random_state(0)
+        >>> sorted({tuple(mirror(torch.tensor([[[0.0, 1.0]]])).flatten().tolist()) for _ in range(20)})
         [(0.0, 1.0), (1.0, 0.0)]
 
     Source:
@@ -79,43 +64,45 @@ class RandGridSymmetry(RandomizableTransform, InvertibleTransform, LazyTransform
     def __init__(
         self, prob: float = 0.1, group: Group = "all", axis: int | str | None = None, lazy: bool = False
     ) -> None:
-        _check(prob, group, axis)
+        if not 0 <= prob <= 1:
+            raise ConfigurationError(f"prob={prob} is no probability: give a number from 0 to 1.")
+        try:
+            _elements(group, axis, 2)
+        except ConfigurationError:
+            _elements(group, axis, 3)
         RandomizableTransform.__init__(self, prob)
         LazyTransform.__init__(self, lazy=lazy)
-        self.group = group
-        self.axis = axis
+        self.group, self.axis = group, axis
         self._element: np.ndarray | None = None
 
     def randomize(self, data: Any | None = None) -> None:
-        """Draw whether to turn, and by which element.
-
-        Args:
-            data: the image of shape ``(C, *spatial)``, whose number of axes decides between 2D and 3D.
-        """
+        """Draw whether to transform, and by which element, for an image ``data`` of shape ``(C, *spatial)`` in 2D or 3D."""
         super().randomize(None)
         if not self._do_transform:
             return
         if data is None:
-            raise ConfigurationError("randomize() cannot tell 2D from 3D: give it the image of shape (C, *spatial).")
+            raise ConfigurationError(
+                "randomize() cannot choose between 2D and 3D: give it the image of shape (C, *spatial)."
+            )
         elements = _elements(self.group, self.axis, len(image_shape(data)))
         self._element = elements[self.R.randint(len(elements))]
 
     def __call__(self, img: torch.Tensor, randomize: bool = True, lazy: bool | None = None) -> torch.Tensor:
-        """
+        """The transformed image of the same dtype, its spatial sizes permuted with the axes.
+
         Args:
-            img: image of shape ``(C, *spatial)``, 2D or 3D; tensor, MetaTensor or array.
+            img: tensor, MetaTensor or array of shape ``(C, *spatial)``, 2D or 3D.
             randomize: whether to draw anew; otherwise the last draw is used again.
             lazy: overrides the setting of the transform for this call.
-
-        Returns:
-            the turned image of the same dtype, its spatial sizes permuted with the axes.
         """
         img = convert_to_tensor(img, track_meta=get_track_meta())
         if randomize:
             self.randomize(img)
         lazy_ = (self.lazy if lazy is None else lazy) and isinstance(img, MetaTensor)
         if not self._do_transform:
-            return _leave_upright(img, lazy_, self.get_transform_info())
+            # as the identity, so that the result is a copy and pending operations keep their modes
+            identity = np.eye(len(image_shape(img)), dtype=int)
+            return transform_by_element(img, identity, lazy=lazy_, transform_info=self.get_transform_info())
         if self._element is None:
             raise ConfigurationError("no element has been drawn yet: call randomize(img), or with randomize=True.")
         out = GridSymmetry(self._element)(img, lazy=lazy_)
@@ -123,32 +110,26 @@ class RandGridSymmetry(RandomizableTransform, InvertibleTransform, LazyTransform
         return out
 
     def inverse(self, data: torch.Tensor) -> torch.Tensor:
-        """Turn an image back, exactly."""
+        """The image transformed back, exactly."""
         traced = self.pop_transform(data)
         # what was not drawn was traced as the identity itself
         done = traced[TraceKeys.EXTRA_INFO] if traced[TraceKeys.DO_TRANSFORM] else traced
         return GridSymmetry(0).inverse_transform(data, done)
 
 
-class RandGridSymmetryd(RandomizableTransform, MapTransform, InvertibleTransform, LazyTransform):
-    """Dictionary form of :class:`RandGridSymmetry`: all keys are turned by the same random element.
+class RandGridSymmetryd(RandomizableTransform, DictionaryTransform):
+    """Dictionary form of :class:`RandGridSymmetry`: all keys are transformed by the same random element.
 
     Args:
         keys: items of shape ``(C, *spatial)`` with the same number of axes, such as image and label.
-        prob: probability of drawing an element.
-        group: name of a group or list of elements, as for :class:`RandGridSymmetry`.
-        axis: array axis of a named group's main direction.
+        prob, group, axis, lazy: as for :class:`RandGridSymmetry`.
         allow_missing_keys: whether items may lack keys.
-        lazy: whether to execute lazily.
-
-    Raises:
-        ConfigurationError: when there is no such group, element or probability.
 
     Example:
         >>> image = torch.arange(27.0).reshape(1, 3, 3, 3)
-        >>> turn = RandGridSymmetryd(["image", "label"], prob=1.0, group="oh").set_random_state(3)
-        >>> turned = turn({"image": image, "label": image})
-        >>> bool((turned["image"] == turned["label"]).all())
+        >>> draw = RandGridSymmetryd(["image", "label"], prob=1.0, group="oh").set_random_state(3)
+        >>> drawn = draw({"image": image, "label": image})
+        >>> bool((drawn["image"] == drawn["label"]).all())
         True
     """
 
@@ -163,59 +144,32 @@ class RandGridSymmetryd(RandomizableTransform, MapTransform, InvertibleTransform
         allow_missing_keys: bool = False,
         lazy: bool = False,
     ) -> None:
-        MapTransform.__init__(self, keys, allow_missing_keys)
+        transform = RandGridSymmetry(prob, group, axis, lazy)
+        # it draws an element on every call: the elements then do not depend on the probability
+        transform.prob = 1.0
+        DictionaryTransform.__init__(self, keys, transform, allow_missing_keys, lazy)
         RandomizableTransform.__init__(self, prob)
-        LazyTransform.__init__(self, lazy=lazy)
-        self.turner = RandGridSymmetry(prob=1.0, group=group, axis=axis, lazy=lazy)
-        _check(prob, group, axis)
-
-    @LazyTransform.lazy.setter  # type: ignore[attr-defined]
-    def lazy(self, val: bool) -> None:
-        self.turner.lazy = val
-        self._lazy = val
 
     def set_random_state(
         self, seed: int | None = None, state: np.random.RandomState | None = None
     ) -> RandGridSymmetryd:
-        """Seed both draws: whether to turn, and by which element."""
+        """Seed both draws: whether to transform, and by which element."""
         super().set_random_state(seed, state)
-        self.turner.set_random_state(seed, state)
+        self.transforms[0].set_random_state(seed, state)
         return self
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor], lazy: bool | None = None) -> dict[Hashable, torch.Tensor]:
-        """
-        Args:
-            data: dictionary of images.
-            lazy: overrides the setting of the transform for this call.
-
-        Returns:
-            the dictionary with the turned images.
-        """
+        """The dictionary with its images transformed; ``lazy`` overrides the setting of the transform for this call."""
         d = dict(data)
         self.randomize(None)
         first = next(iter(self.key_iterator(d)), None)
         if first is None:
             return d
-        # drawn even when not used: the elements then do not depend on the probability
-        self.turner.randomize(convert_to_tensor(d[first], track_meta=get_track_meta()))
+        transform = self.transforms[0]
+        transform.randomize(convert_to_tensor(d[first], track_meta=get_track_meta()))
+        transform._do_transform = self._do_transform
         for key in self.key_iterator(d):
-            img = convert_to_tensor(d[key], track_meta=get_track_meta())
-            lazy_ = (self.lazy if lazy is None else lazy) and isinstance(img, MetaTensor)
-            if not self._do_transform:
-                d[key] = _leave_upright(img, lazy_, self.get_transform_info())
-                continue
-            d[key] = self.turner(img, randomize=False, lazy=lazy_)
-            self.push_transform(d[key], replace=True, lazy=lazy_)
-        return d
-
-    def inverse(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
-        """Turn all keys back, exactly."""
-        d = dict(data)
-        for key in self.key_iterator(d):
-            traced = self.pop_transform(d[key])
-            # what the array form pushed, and below it what the element itself did
-            done = traced[TraceKeys.EXTRA_INFO][TraceKeys.EXTRA_INFO] if traced[TraceKeys.DO_TRANSFORM] else traced
-            d[key] = GridSymmetry(0).inverse_transform(d[key], done)
+            d[key] = transform(d[key], randomize=False, lazy=self.lazy if lazy is None else lazy)
         return d
 
 

@@ -81,7 +81,7 @@ def test_split_follows_the_order_or_the_seed():
 
 
 @pytest.mark.parametrize("ids", [["b", "a"], ["007", "x-1"]])
-def test_cases_are_found_by_id_or_by_position(ids):
+def test_cases_are_named_by_id_or_by_position(ids):
     images, labels = np.random.default_rng(0).integers(0, 99, (2, 2, 5, 6))
     for keys in (ids, ["000", "001"]):
         arrays = {"ids": np.array(ids)}

@@ -6,7 +6,7 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import SimpleInferer
 
-from monai_gmr.inferers import GMRSlidingWindowInferer, SymmetryInferer, turn_image
+from monai_gmr.inferers import GMRSlidingWindowInferer, SymmetryInferer, rotate_image
 from monai_gmr.rotation_report.prepare_batch import PrepareBatchView
 from monai_gmr.symmetry import View, point_group
 
@@ -60,17 +60,17 @@ def test_the_result_is_not_what_the_network_gave(name):
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
-def test_turned_images_are_copies_for_every_element(dims):
+def test_rotated_images_are_copies_for_every_element(dims):
     x = torch.rand(1, 1, *(4, 5, 6)[:dims])
     before = x.clone()
     for element in point_group(dims):
-        turn_image(x, element).zero_()
+        rotate_image(x, element).zero_()
         assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize("meta", [False, True])
 @pytest.mark.parametrize("element", range(8))
-def test_turned_batches_are_copies_for_every_element(element, meta):
+def test_transformed_batches_are_copies_for_every_element(element, meta):
     prepare = PrepareBatchView()
     prepare.view = View("a", "group", None, point_group(2)[element])
     batch = {"image": image(meta), "label": (image(meta) > 0.5).float()}

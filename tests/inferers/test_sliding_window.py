@@ -76,17 +76,17 @@ def test_monai_breaks_it(mode):
 @pytest.mark.parametrize("size", [(20, 20), (19, 20), (31, 17), (13, 45)])
 @pytest.mark.parametrize("padding", ["constant", "reflect", "replicate", "circular"])
 def test_roi_larger_than_the_image(size, padding):
-    seen = []
+    sizes = []
 
     def net(x):
-        seen.append(tuple(x.shape[2:]))
+        sizes.append(tuple(x.shape[2:]))
         return unet(x)
 
     unet, x = tiny_unet(2), noise(1, 1, *size)
     inferer = GMRSlidingWindowInferer(32 if 13 not in size else 24, 4, padding_mode=padding, cval=0.3)
     assert inferer(x, net).shape == (1, 2, *size)
     assert error(inferer, net, x) < 1e-5
-    assert set(seen) == {(inferer.roi_size,) * 2}
+    assert set(sizes) == {(inferer.roi_size,) * 2}
 
 
 def test_odd_rest_takes_two_windows():

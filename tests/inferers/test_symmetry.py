@@ -15,7 +15,7 @@ from monai.inferers import SaliencyInferer, SlidingWindowInferer
 from monai.networks.nets import BasicUNet, DenseNet, DynUNet, UNet, resnet10
 from torch import nn
 
-from monai_gmr.inferers import GMRSlidingWindowInferer, SymmetryInferer, turn_image
+from monai_gmr.inferers import GMRSlidingWindowInferer, SymmetryInferer, rotate_image
 from monai_gmr.metrics import equivariance_error
 from monai_gmr.symmetry import angle_views, group_views, point_group, rotation_matrix, transform_grid, transform_image
 from monai_gmr.utils import ConfigurationError
@@ -82,7 +82,9 @@ def test_any_classifier(name, dims, size):
 @pytest.mark.parametrize("views_per_batch", [1, 3, 8])
 def test_equals_brute_force(reduce, views_per_batch):
     net, x = tiny("basic_unet", 2), noise(2, 1, 33, 36)
-    inferer = SymmetryInferer(None, "group", reduce, "softmax", True, views_per_batch, ["std", "entropy"])
+    inferer = SymmetryInferer(
+        reduce=reduce, activation="softmax", views_per_batch=views_per_batch, uncertainty=["std", "entropy"]
+    )
     with torch.no_grad():
         answers = [net(transform_grid(x, g)).softmax(1) for g in point_group(2)]
         answer = inferer(x, net)
@@ -157,12 +159,12 @@ def test_other_angles_are_interpolated():
 
 @pytest.mark.parametrize(("dims", "size"), [(2, (17, 20)), (3, (9, 12, 11))])
 @pytest.mark.parametrize("spacing", [None, "unlike"])
-def test_turning_equals_scipy(dims, size, spacing):
+def test_rotate_image_equals_scipy(dims, size, spacing):
     x, step = noise(1, 2, *size), None if spacing is None else (1.0, 1.0, 3.0)[-dims:]
     for degrees in (0, 30, 90, 217):
         matrix = rotation_matrix(dims, degrees, 1)
         expected = transform_image(x, matrix, 1, step)
-        assert torch.allclose(turn_image(x, matrix, step), expected, atol=1e-4)
+        assert torch.allclose(rotate_image(x, matrix, step), expected, atol=1e-4)
 
 
 def test_spacing_leaves_out_exchanges():
@@ -201,18 +203,18 @@ def test_saliency_maps():
     assert difference.abs().max() < 1e-5
 
 
-def test_the_image_is_left_alone_and_arguments_turn_with_it():
+def test_the_image_is_unchanged_and_arguments_are_transformed_with_it():
     x = noise(1, 1, 5, 6)
     kept = x.clone()
 
     def net(image, scale, condition):
-        assert torch.equal(condition, kept_turned[len(calls) % 8])
+        assert torch.equal(condition, kept_transformed[len(calls) % 8])
         calls.append(0)
         return image.mul_(scale)
 
     calls: list[int] = []
     sizes = sorted(point_group(2), key=lambda g: abs(g[0, 0]) == 0)
-    kept_turned = [transform_grid(2 * kept, g) for g in sizes]
+    kept_transformed = [transform_grid(2 * kept, g) for g in sizes]
     assert torch.allclose(SymmetryInferer()(x, net, 3.0, condition=2 * x), 3 * kept)
     assert torch.equal(x, kept)
 

@@ -77,12 +77,12 @@ def test_the_worst_of_several_outputs_counts(kind):
     assert equivariance_error(Heads(plain), x).worst == pytest.approx(alone, rel=1e-6)
 
 
-def test_stacked_heads_turn_with_their_last_axes():
+def test_stacked_heads_are_transformed_along_their_last_axes():
     radial = radial_convolution(2)
     assert equivariance_error(lambda x: torch.stack([radial(x), 2 * radial(x)], 1), noise(1, 1, 8, 9)).worst < 1e-6
 
 
-def test_output_that_does_not_turn_its_shape_is_infinitely_wrong():
+def test_output_whose_shape_is_not_permuted_is_infinitely_wrong():
     assert equivariance_error(lambda x: x[..., :4, :], noise(1, 1, 6, 8)).worst == float("inf")
 
 
@@ -102,7 +102,7 @@ def test_spacing_keeps_unlike_axes_apart():
 
 @pytest.mark.parametrize(("dims", "size", "views"), [(2, 41, 2), (3, 21, 6)])
 def test_other_angles(dims, size, views):
-    """A Gaussian blur turns with a smooth image at every angle, a derivative does not; multiples of 90 are left out."""
+    """A Gaussian blur commutes with rotations of a smooth image, a derivative does not; multiples of 90 are left out."""
     smooth = ndimage.gaussian_filter(noise(1, 1, *(size,) * dims).numpy(), (0, 0, *(2.0,) * dims))
     x = torch.as_tensor(smooth)
 
@@ -130,7 +130,7 @@ def test_angles_of_an_output_without_a_voxel_in_its_disc_are_not_called_exact():
     assert equivariance_error(lambda x: x[..., ::4, ::4], smooth, [], angles=(45,)).worst > 0.1
 
 
-def test_angles_leave_logits_unturned():
+def test_angles_leave_logits_unchanged():
     smooth = torch.as_tensor(ndimage.gaussian_filter(noise(1, 1, 33, 33).numpy(), (0, 0, 3.0, 3.0)))
     row = equivariance_error(lambda x: x.flatten(2)[..., :33].flatten(1), smooth, [], angles=(45,))
     assert row.worst > 0.1
@@ -138,7 +138,7 @@ def test_angles_leave_logits_unturned():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_network_and_random_state_are_left_as_they_were(training):
+def test_network_and_random_state_are_unchanged(training):
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(inplace=True), nn.Dropout(0.5)).train(training)
     net[1].eval()
     net[1].train(training)

@@ -69,7 +69,7 @@ def _ones(conv: nn.Module) -> nn.Module:
     return conv
 
 
-def test_broken_axis_and_size_are_told():
+def test_broken_axis_and_size_are_named():
     report = check_equivariance(nn.Sequential(point(), nn.MaxPool2d(2)), (16, 17))
     assert "size 17 (axis 1)" in report.broken[0].remark
 
@@ -91,7 +91,7 @@ class Shifts(nn.Module):
         return functional.pad(self.conv(x), (1, 0, 0, 0))[..., :-1]
 
 
-def test_functional_code_in_forward_is_told_apart_from_children():
+def test_functional_code_in_forward_is_distinguished_from_children():
     report = check_equivariance(nn.Sequential(nn.ReLU(), Shifts(), nn.ReLU()), 8)
     assert [(m.path, m.remark) for m in report.broken] == [("1", "functional code in forward")]
     alone = check_equivariance(Shifts(), 8)
@@ -107,7 +107,7 @@ def test_module_called_twice_is_judged_by_its_worst_call():
     assert "also named 3" in report.broken[0].remark
 
 
-def test_several_inputs_are_turned_together():
+def test_several_inputs_are_transformed_together():
     class Joins(nn.Module):
         def forward(self, x, *, other):
             return torch.cat([x, other], 1)
@@ -125,7 +125,7 @@ def test_several_inputs_are_turned_together():
     assert [m.path for m in report.sizes[0].modules] == ["(network)", "conv", "join"]
 
 
-def test_size_given_to_a_module_turns_with_its_input():
+def test_size_given_to_a_module_is_permuted_with_its_input():
     class Grows(nn.Module):
         def forward(self, x, size):
             return functional.interpolate(x, size, mode="bilinear")
@@ -143,7 +143,7 @@ def test_size_given_to_a_module_turns_with_its_input():
     assert not report.broken
 
 
-def test_modules_of_channels_last_tensors_are_passed_over():
+def test_modules_of_channels_last_tensors_are_not_checked():
     class Mixer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -157,14 +157,14 @@ def test_modules_of_channels_last_tensors_are_passed_over():
     assert [m.path for m in report.sizes[0].modules] == ["(network)", "conv"]
 
 
-def test_child_that_cannot_take_the_turned_input_is_told():
+def test_child_that_cannot_take_the_transformed_input_is_named():
     class FixedSize(nn.Module):
         def forward(self, x):
             if tuple(x.shape[2:]) != (8, 9):
                 raise ValueError("only 8x9")
             return x
 
-    class Turns(nn.Module):
+    class Swaps(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.fixed = FixedSize()
@@ -173,7 +173,7 @@ def test_child_that_cannot_take_the_turned_input_is_told():
             wide = x.shape[2] > x.shape[3]
             return self.fixed(x.transpose(2, 3)) if wide else 2 * self.fixed(x)
 
-    report = check_equivariance(Turns(), (8, 9), in_channels=1)
+    report = check_equivariance(Swaps(), (8, 9), in_channels=1)
     assert "FixedSize" in report.broken[0].remark
 
 
@@ -189,17 +189,17 @@ def test_size_that_cannot_be_taken_is_one_sentence():
     assert failure in str(report)
 
 
-def test_size_that_cannot_be_taken_when_turned_is_one_sentence():
+def test_size_that_cannot_be_taken_when_rotated_is_one_sentence():
     class Fixed(nn.Module):
         def forward(self, x):
             return x + torch.zeros(8, 9)
 
     report = check_equivariance(Fixed(), (8, 9), in_channels=1)
-    assert "turned to 9x8" in report.sizes[0].failure
+    assert "rotated to 9x8" in report.sizes[0].failure
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_network_and_random_state_are_left_as_they_were(training):
+def test_network_and_random_state_are_unchanged(training):
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(inplace=True), nn.Dropout(0.5)).train(training)
     before, random_state = copy.deepcopy(net.state_dict()), torch.get_rng_state()
     check_equivariance(net, [(8,), (9,)], angles=(30,))

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from monai_gmr import set_backend
-from monai_gmr.apps import crossovers as app
+from monai_gmr.apps import benchmark_thresholds as app
+from monai_gmr.apps.benchmark import main
 from monai_gmr.ops import backend as backends
 from monai_gmr.ops.backend import prefers_channels_last, select_backend
 from monai_gmr.ops.call import Call, Orders
@@ -272,10 +273,10 @@ OWN = ("cpu", processor_of(torch.device("cpu")), "float32")
 
 
 @needs_kernels
-def test_the_script_replaces_the_rows_of_its_device_only(tmp_path, capsys):
+def test_the_command_replaces_the_rows_of_its_device_only(tmp_path, capsys):
     path, other = tmp_path / "table.csv", Row("cuda", "A", "float32", Point(2, 3, 8, 8), None, 5)
     path.write_text(merge_rows(path, [other, Row(*OWN, Point(2, 99, 8, 8), None, None)]))
-    assert app.main(["--quick", "--repeats", "1", "--output", str(path)]) == 0
+    assert main(["thresholds", "--quick", "--repeats", "1", "--output", str(path)]) == 0
     first, *rows = read_thresholds(path)
     assert first == other
     assert {row[:3] for row in rows} == {OWN}
@@ -293,18 +294,18 @@ def test_kernels_of_a_gpu_are_measured_in_each_precision(tmp_path, monkeypatch):
     monkeypatch.setitem(app.KERNELS, "cpu", "triton")
     monkeypatch.setitem(app.GRIDS, "cpu", app.GRIDS["cuda"])
     monkeypatch.setattr(app, "QUICK", app.QUICK._replace(windows={2: (3,)}, sizes={2: ((4, 1),)}))
-    measured, original = [], app.measure_rows
-    monkeypatch.setattr(app, "measure_rows", lambda *a: measured.append(original(*a)) or measured[-1])
-    assert app.main(["--quick", "--repeats", "1", "--output", str(path)]) == 0
+    measured, original = [], app.measure_grid
+    monkeypatch.setattr(app, "measure_grid", lambda *a: measured.append(original(*a)) or measured[-1])
+    assert main(["thresholds", "--quick", "--repeats", "1", "--output", str(path)]) == 0
     assert list(dict.fromkeys(row.precision for row in read_thresholds(path))) == ["float32", "float16", "bfloat16"]
-    assert all(ratio > 0 for rows in measured for row in rows for ratio in row["forward"] + row["step"])
+    assert all(ratio > 0 for rows in measured for row in rows for ratio in row.forward + row.step)
 
 
 def test_there_is_no_table_where_kernels_do_not_run(tmp_path, monkeypatch, capsys):
     path = tmp_path / "table.csv"
     monkeypatch.setattr(kernels, "load_kernels", lambda: None)
-    assert app.main(["--quick", "--output", str(path)]) == 2
-    assert capsys.readouterr().err.endswith("crossovers: backend 'cpp' left its work to 'dense'.\n")
+    assert main(["thresholds", "--quick", "--output", str(path)]) == 2
+    assert capsys.readouterr().err.endswith("benchmark: backend 'cpp' left its work to 'dense'.\n")
     assert not path.exists()
 
 
@@ -317,5 +318,5 @@ def test_there_is_no_table_where_kernels_do_not_run(tmp_path, monkeypatch, capsy
     ],
 )
 def test_errors_of_use_are_one_sentence(options, message, capsys):
-    assert app.main(options) == 2
-    assert capsys.readouterr().err == f"crossovers: {message}\n"
+    assert main(["thresholds", *options]) == 2
+    assert capsys.readouterr().err == f"benchmark: {message}\n"

@@ -20,10 +20,10 @@ SHAPES = {2: (4, 5), 3: (3, 4, 5)}
 
 
 def oblique(dims=3, handedness=1):
-    """Affine with unlike spacing, turned by no multiple of 90 degrees, right- or left-handed."""
+    """Affine with unlike spacing, rotated by no multiple of 90 degrees, right- or left-handed."""
     affine = np.eye(4)
-    turn = Rotation.from_euler("xyz", (20, -35, 50), degrees=True).as_matrix()
-    affine[:3, :3] = turn * (0.7, 1.3, handedness * 2.5)
+    rotation = Rotation.from_euler("xyz", (20, -35, 50), degrees=True).as_matrix()
+    affine[:3, :3] = rotation * (0.7, 1.3, handedness * 2.5)
     affine[:3, 3] = (-31.0, 12.5, 7.25)
     return torch.tensor(affine)
 
@@ -55,10 +55,10 @@ def test_every_element_is_applied_and_inverted_exactly_and_keeps_the_dtype(dims,
         for dtype in (torch.float32, torch.int16, torch.bool):
             image = given_image.astype(str(dtype)[6:]) if kind == "numpy" else given_image.to(dtype)
             transform = GridSymmetry(element)
-            turned = transform(image)
-            assert turned.dtype == dtype
-            assert torch.equal(turned.as_tensor(), transform_grid(torch.as_tensor(np.asarray(image)), element))
-            back = transform.inverse(turned)
+            rotated = transform(image)
+            assert rotated.dtype == dtype
+            assert torch.equal(rotated.as_tensor(), transform_grid(torch.as_tensor(np.asarray(image)), element))
+            back = transform.inverse(rotated)
             assert torch.equal(back.as_tensor(), torch.as_tensor(np.asarray(image)))
             assert not back.applied_operations
             if kind == "MetaTensor":
@@ -95,8 +95,8 @@ def test_reflections_and_quarter_turns_are_those_of_monai():
         assert_same(GridSymmetry(name)(image), Flip(axis)(image))
     for plane in ((0, 1), (0, 2), (1, 2)):
         theirs = Rotate90(1, plane)(image)
-        ours = [turned for g in range(48) if (turned := GridSymmetry(g)(image)).shape == theirs.shape]
-        ours = [turned for turned in ours if torch.equal(turned.as_tensor(), theirs.as_tensor())]
+        ours = [rotated for g in range(48) if (rotated := GridSymmetry(g)(image)).shape == theirs.shape]
+        ours = [rotated for rotated in ours if torch.equal(rotated.as_tensor(), theirs.as_tensor())]
         assert len(ours) == 1
         assert torch.allclose(ours[0].affine, theirs.affine, atol=1e-6)
 
@@ -111,18 +111,18 @@ def test_a_marked_point_keeps_its_place_in_a_saved_nifti(tmp_path, handedness):
     place = world(image, voxel)
     save = SaveImage(tmp_path, "", separate_folder=False, resample=False, print_log=False)
     for index, element in enumerate(point_group(3)):
-        turned = GridSymmetry(element)(image)
-        turned.meta["filename_or_obj"] = f"element{index}.nii.gz"
-        save(turned)
+        rotated = GridSymmetry(element)(image)
+        rotated.meta["filename_or_obj"] = f"element{index}.nii.gz"
+        save(rotated)
         loaded = nibabel.load(tmp_path / f"element{index}.nii.gz")
-        found = np.argwhere(loaded.get_fdata() == 1)
-        assert len(found) == 1
-        assert np.allclose(loaded.affine[:3, :3] @ found[0] + loaded.affine[:3, 3], place, atol=1e-4)
+        voxels = np.argwhere(loaded.get_fdata() == 1)
+        assert len(voxels) == 1
+        assert np.allclose(loaded.affine[:3, :3] @ voxels[0] + loaded.affine[:3, 3], place, atol=1e-4)
         assert loaded.shape == tuple(np.abs(element) @ SHAPES[3])
         assert np.allclose(loaded.header.get_zooms(), np.abs(element) @ (0.7, 1.3, 2.5), atol=1e-5)
         # the handedness of the stored axes changes with reflections, the world does not
         assert np.sign(np.linalg.det(loaded.affine[:3, :3])) == handedness * round(np.linalg.det(element))
-        # the letters of the axes go with the axes, opposite where the axis is turned round
+        # the letters of the axes go with the axes, opposite where the axis is reversed
         letters = nibabel.aff2axcodes(affine.numpy())
         for axis, code in enumerate(nibabel.aff2axcodes(loaded.affine)):
             source = int(np.flatnonzero(element[axis])[0])
@@ -133,8 +133,8 @@ def test_a_marked_point_keeps_its_place_in_a_saved_nifti(tmp_path, handedness):
 def test_resampled_to_the_original_affine_the_image_is_what_it_was(dims):
     image = picture(dims)
     for element in point_group(dims)[:: 1 if dims == 2 else 7]:
-        turned = GridSymmetry(element)(image)
-        back = SpatialResample(mode="nearest")(turned, dst_affine=image.affine, spatial_size=SHAPES[dims])
+        rotated = GridSymmetry(element)(image)
+        back = SpatialResample(mode="nearest")(rotated, dst_affine=image.affine, spatial_size=SHAPES[dims])
         assert torch.equal(back.as_tensor(), image.as_tensor())
 
 
@@ -146,10 +146,10 @@ def test_2d_images_keep_2d_and_3d_affines(size):
     for element in point_group(2):
         # lazily MONAI keeps affines of shape (3, 3) only
         for lazy in (False, True)[: 5 - size]:
-            turned = Compose([GridSymmetry(element)], lazy=lazy)(image)
-            assert turned.affine.shape == affine.shape
-            found = np.argwhere(turned[0].numpy() == 7)[0]
-            assert np.allclose(world(turned, found), world(image, (1, 2)))
+            rotated = Compose([GridSymmetry(element)], lazy=lazy)(image)
+            assert rotated.affine.shape == affine.shape
+            voxels = np.argwhere(rotated[0].numpy() == 7)[0]
+            assert np.allclose(world(rotated, voxels), world(image, (1, 2)))
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -174,26 +174,26 @@ def test_lazy_flags_are_handed_on_and_overridden():
     assert not GridSymmetry(3, lazy=True)(image, lazy=False).pending_operations
     transform = GridSymmetryd("image", 3)
     transform.lazy = True
-    assert transform.turner.lazy
+    assert transform.transforms[0].lazy
     assert transform({"image": image})["image"].pending_operations
     assert not transform({"image": image}, lazy=False)["image"].pending_operations
 
 
-def test_keys_of_unlike_spacing_and_type_are_turned_alike_and_inverted():
+def test_keys_of_unlike_spacing_and_type_are_transformed_alike_and_inverted():
     image, label = picture(3), MetaTensor((torch.rand(1, *SHAPES[3]) > 0.5).to(torch.uint8), affine=torch.eye(4))
     transform = GridSymmetryd(["image", "label", "absent"], "4+ [100]", allow_missing_keys=True)
-    turned = transform({"image": image, "label": label, "name": "case"})
-    assert turned["image"].shape[1:] == turned["label"].shape[1:] == (3, 5, 4)
-    assert turned["label"].dtype == torch.uint8
-    assert turned["name"] == "case"
-    # the spacing went with its axis: what was 1.3 mm wide still is
-    assert np.allclose(turned["image"].pixdim, (0.7, 2.5, 1.3))
-    back = transform.inverse(turned)
+    rotated = transform({"image": image, "label": label, "name": "case"})
+    assert rotated["image"].shape[1:] == rotated["label"].shape[1:] == (3, 5, 4)
+    assert rotated["label"].dtype == torch.uint8
+    assert rotated["name"] == "case"
+    # the spacing went with its axis: a voxel 1.3 mm wide still is
+    assert np.allclose(rotated["image"].pixdim, (0.7, 2.5, 1.3))
+    back = transform.inverse(rotated)
     assert_same(back["image"], image)
     assert_same(back["label"], label)
 
 
-def test_invertd_turns_predictions_of_a_batch_back():
+def test_invertd_transforms_predictions_of_a_batch_back():
     data = [{"image": picture(3)}, {"image": picture(3) + 1}]
     before = Compose([GridSymmetryd("image", "-3+ [111]"), Flipd("image", 1)])
     after = Invertd("prediction", before, orig_keys="image", nearest_interp=False)
@@ -203,14 +203,14 @@ def test_invertd_turns_predictions_of_a_batch_back():
             assert_same(after(item)["prediction"], original["image"] * 2)
 
 
-def test_without_tracked_metadata_the_voxels_are_turned_all_the_same():
+def test_without_tracked_metadata_the_voxels_are_transformed_all_the_same():
     image = picture(2).as_tensor()
     set_track_meta(False)
     try:
         for lazy in (False, True):
-            turned = GridSymmetry("4+", lazy=lazy)(image)
-            assert not isinstance(turned, MetaTensor)
-            assert torch.equal(turned, transform_grid(image, np.array([[0, -1], [1, 0]])))
+            rotated = GridSymmetry("4+", lazy=lazy)(image)
+            assert not isinstance(rotated, MetaTensor)
+            assert torch.equal(rotated, transform_grid(image, np.array([[0, -1], [1, 0]])))
     finally:
         set_track_meta(True)
 
@@ -223,9 +223,9 @@ def test_changing_the_result_in_place_leaves_the_image_as_it_was():
 
 
 def test_a_mirror_image_keeps_the_spacing_and_changes_the_handedness_of_the_stored_axes():
-    turned = GridSymmetry("m [010]")(picture(3))
-    assert np.allclose(turned.pixdim, (0.7, 1.3, 2.5))
-    assert torch.linalg.det(turned.affine) * torch.linalg.det(oblique()) < 0
+    rotated = GridSymmetry("m [010]")(picture(3))
+    assert np.allclose(rotated.pixdim, (0.7, 1.3, 2.5))
+    assert torch.linalg.det(rotated.affine) * torch.linalg.det(oblique()) < 0
 
 
 @pytest.mark.parametrize(
@@ -237,8 +237,8 @@ def test_a_mirror_image_keeps_the_spacing_and_changes_the_handedness_of_the_stor
         (lambda: GridSymmetry(8)(picture(2)), "elements 0 to 7"),
         (lambda: GridSymmetry("4+")(picture(3)), "'4\\+' is unknown in 3D"),
         (lambda: GridSymmetry(np.eye(2))(picture(3)), "turns 2 axes, the image has 3"),
-        (lambda: GridSymmetry(1)(torch.zeros(1, 5)), "shape \\(1, 5\\) cannot be turned"),
-        (lambda: GridSymmetry(1)(torch.zeros(1, 2, 2, 2, 2)), "cannot be turned"),
+        (lambda: GridSymmetry(1)(torch.zeros(1, 5)), "shape \\(1, 5\\) cannot be rotated"),
+        (lambda: GridSymmetry(1)(torch.zeros(1, 2, 2, 2, 2)), "cannot be rotated"),
     ],
 )
 def test_wrong_input_ends_in_a_sentence(call, sentence):

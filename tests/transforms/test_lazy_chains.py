@@ -16,7 +16,7 @@ from monai_gmr.transforms import (
     RandGridSymmetryd,
     RotateAboutAxis,
     RotateAboutAxisd,
-    turning_transforms,
+    rotation_transforms,
 )
 
 SHAPES = {2: (11, 12), 3: (9, 10, 11)}
@@ -37,7 +37,7 @@ FOLLOWERS = {
     "identity": (lambda: GridSymmetry(0), lambda: GridSymmetryd("x", 0)),
     "symmetry": (lambda: GridSymmetry(5), lambda: GridSymmetryd("x", 5)),
     "no angle": (lambda: RotateAboutAxis(0), lambda: RotateAboutAxisd("x", 0)),
-    "half a turn": (lambda: RotateAboutAxis(180), lambda: RotateAboutAxisd("x", 180)),
+    "180 degrees": (lambda: RotateAboutAxis(180), lambda: RotateAboutAxisd("x", 180)),
 }
 
 
@@ -80,7 +80,7 @@ def test_transforms_may_be_lazy_one_by_one(flags, prob):
 
 
 @pytest.mark.parametrize("prob", [0.0, 0.5, 1.0])
-def test_a_mode_is_found_behind_transforms_of_monai_that_have_none(prob):
+def test_a_mode_is_kept_behind_transforms_of_monai_that_have_none(prob):
     chain = [RotateAboutAxis(30, mode="nearest"), Flip(0), RandGridSymmetry(prob, "mmm")]
     eager, lazily = (Compose(chain, lazy=lazy).set_random_state(0)(label(3)) for lazy in (False, True))
     assert torch.equal(eager.as_tensor(), lazily.as_tensor())
@@ -96,7 +96,7 @@ def test_a_later_rotation_decides_on_its_own_mode():
 @pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize("prob", [0.0, 0.5, 1.0])
 def test_chains_are_inverted_drawn_or_not(prob, lazy):
-    # half a turn is exact, so what comes back is what went in
+    # 180 degrees are exact, so what comes back is what went in
     chain = [RotateAboutAxisd("x", 180, "x"), RandGridSymmetryd("x", prob), RandGridSymmetryd("x", prob, "mmm")]
     compose = Compose(chain, lazy=lazy).set_random_state(5)
     for dims in (2, 3):
@@ -105,12 +105,12 @@ def test_chains_are_inverted_drawn_or_not(prob, lazy):
         else:
             compose.transforms = chain
         image = label(dims, dims)
-        turned = compose({"x": image})
-        back = compose.inverse(deepcopy(turned))["x"]
+        rotated = compose({"x": image})
+        back = compose.inverse(deepcopy(rotated))["x"]
         assert torch.equal(back.as_tensor(), image.as_tensor())
         assert torch.allclose(back.affine, image.affine)
-        turned["y"] = turned["x"].clone()
-        undone = Invertd("y", compose, orig_keys="x", nearest_interp=False)(turned)["y"]
+        rotated["y"] = rotated["x"].clone()
+        undone = Invertd("y", compose, orig_keys="x", nearest_interp=False)(rotated)["y"]
         assert torch.equal(undone.as_tensor(), image.as_tensor())
 
 
@@ -121,8 +121,8 @@ COPIES = {
     "not drawn": RandGridSymmetry(0.0),
     "identity drawn": RandGridSymmetry(1.0, [0]),
     "no angle": RotateAboutAxis(0),
-    "a whole turn": RotateAboutAxis(360, mode="nearest"),
-    "half a turn": RotateAboutAxis(180),
+    "360 degrees": RotateAboutAxis(360, mode="nearest"),
+    "180 degrees": RotateAboutAxis(180),
     "an angle": RotateAboutAxis(30),
 }
 
@@ -142,10 +142,10 @@ def test_writing_to_a_result_leaves_the_image_and_its_history_as_they_were(name,
     assert not original.applied_operations
     assert not original.pending_operations
     if not lazy:
-        turned = COPIES[name](image)
-        kept = turned.clone()
-        COPIES[name].inverse(turned).add_(1)
-        assert torch.equal(turned, kept)
+        rotated = COPIES[name](image)
+        kept = rotated.clone()
+        COPIES[name].inverse(rotated).add_(1)
+        assert torch.equal(rotated, kept)
 
 
 @pytest.mark.parametrize("lazy", [False, True])
@@ -172,8 +172,8 @@ def test_functions_of_symmetry_give_copies_for_every_element(dims):
     before = image.clone()
     for element in point_group(dims):
         for array in (image, image.numpy()):
-            for turned in (transform_grid(array, element), transform_image(array, element)):
-                turned += 1
+            for rotated in (transform_grid(array, element), transform_image(array, element)):
+                rotated += 1
                 assert torch.equal(image, before)
     changed = point_group(dims)
     changed += 1
@@ -181,7 +181,7 @@ def test_functions_of_symmetry_give_copies_for_every_element(dims):
 
 
 def test_monais_transforms_lose_their_modes_lazily_unless_compose_has_them():
-    chain = turning_transforms("rotation", "x", 2, mode="nearest", padding_mode="border", prob=1.0)
+    chain = rotation_transforms("rotation", "x", 2, mode="nearest", padding_mode="border", prob=1.0)
     overrides = {"x": {"mode": "nearest", "padding_mode": "border"}}
     assert len(Compose(chain, lazy=True).set_random_state(0)({"x": label(2, 2)})["x"].unique()) > 2
     result = Compose(chain, lazy=True, overrides=overrides).set_random_state(0)({"x": label(2, 2)})["x"]

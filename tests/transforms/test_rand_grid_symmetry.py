@@ -18,7 +18,7 @@ def picture(dims, size=3):
     return MetaTensor(torch.arange(float(size**dims)).reshape(1, *(size,) * dims), affine=affine)
 
 
-def seen(transform, image, times):
+def results(transform, image, times):
     return {tuple(transform(image).flatten().tolist()) for _ in range(times)}
 
 
@@ -39,25 +39,25 @@ def test_every_element_of_the_group_is_drawn_and_nothing_else(group, axis, dims)
     elements = named_group(str(group), dims, axis)
     expected = {tuple(transform_grid(image, g).flatten().tolist()) for g in elements}
     transform = RandGridSymmetry(1.0, group, axis).set_random_state(1)
-    assert seen(transform, image, 9 * len(elements) + 20) == expected
+    assert results(transform, image, 9 * len(elements) + 20) == expected
     dictionary = RandGridSymmetryd("image", 1.0, group, axis).set_random_state(2)
-    assert seen(lambda x: dictionary({"image": x})["image"], image, 9 * len(elements) + 20) == expected
+    assert results(lambda x: dictionary({"image": x})["image"], image, 9 * len(elements) + 20) == expected
 
 
 def test_elements_may_be_listed():
     transform = RandGridSymmetry(1.0, [0, "m [10]", [[0, 1], [1, 0]]]).set_random_state(0)
-    assert len(seen(transform, picture(2), 40)) == 3
+    assert len(results(transform, picture(2), 40)) == 3
 
 
 def test_probability_is_kept():
     image = picture(3)
     for transform in (RandGridSymmetry(0.3, ["-1"]), RandGridSymmetryd("image", 0.3, ["-1"])):
         transform.set_random_state(0)
-        turned = 0
+        rotated = 0
         for _ in range(400):
             out = transform(image) if isinstance(transform, RandGridSymmetry) else transform({"image": image})["image"]
-            turned += not torch.equal(out.as_tensor(), image.as_tensor())
-        assert 85 < turned < 155
+            rotated += not torch.equal(out.as_tensor(), image.as_tensor())
+        assert 85 < rotated < 155
 
 
 @pytest.mark.parametrize("lazy", [False, True])
@@ -93,21 +93,21 @@ def test_lazy_equals_eager_for_the_same_seed():
 
 @pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize("prob", [0.0, 0.5, 1.0])
-def test_image_and_label_are_turned_alike_and_inverted_exactly(prob, lazy):
+def test_image_and_label_are_transformed_alike_and_inverted_exactly(prob, lazy):
     image = MetaTensor(torch.rand(1, 3, 4, 5), affine=picture(3).affine)
     label = MetaTensor((image.as_tensor() > 0.5).to(torch.int16), affine=torch.eye(4))
     chain = Compose([RandGridSymmetryd(["image", "label"], prob), Flipd(["image", "label"], 0)], lazy=lazy)
     chain.set_random_state(0)
     for _ in range(10):
-        turned = chain({"image": image, "label": label})
-        assert torch.equal((turned["image"] > 0.5).as_tensor(), (turned["label"] > 0.5).as_tensor())
+        rotated = chain({"image": image, "label": label})
+        assert torch.equal((rotated["image"] > 0.5).as_tensor(), (rotated["label"] > 0.5).as_tensor())
         # inverting uses up what was traced
-        back = chain.inverse(deepcopy(turned))
+        back = chain.inverse(deepcopy(rotated))
         assert torch.equal(back["image"].as_tensor(), image.as_tensor())
         assert torch.equal(back["label"].as_tensor(), label.as_tensor())
         assert torch.allclose(back["image"].affine, image.affine)
-        turned["prediction"] = turned["image"].clone()
-        undone = Invertd("prediction", chain, orig_keys="image", nearest_interp=False)(turned)["prediction"]
+        rotated["prediction"] = rotated["image"].clone()
+        undone = Invertd("prediction", chain, orig_keys="image", nearest_interp=False)(rotated)["prediction"]
         assert torch.equal(undone.as_tensor(), image.as_tensor())
 
 
@@ -117,9 +117,9 @@ def test_the_array_form_is_inverted_and_can_repeat_its_draw(lazy):
     transform = RandGridSymmetry(0.5).set_random_state(0)
     chain = Compose([transform], lazy=lazy)
     for _ in range(10):
-        turned = chain(image)
-        assert torch.equal(transform(image, randomize=False).as_tensor(), turned.as_tensor())
-        back = chain.inverse(turned)
+        rotated = chain(image)
+        assert torch.equal(transform(image, randomize=False).as_tensor(), rotated.as_tensor())
+        back = chain.inverse(rotated)
         assert torch.equal(back.as_tensor(), image.as_tensor())
         assert torch.allclose(back.affine, image.affine)
 

@@ -1,4 +1,4 @@
-"""Turns by any angle: right in millimetres and in the world, inverted to interpolation accuracy, lazy as eager."""
+"""Rotations by any angle: right in millimetres and in the world, inverted to interpolation accuracy, lazy as eager."""
 
 import nibabel
 import numpy as np
@@ -25,8 +25,8 @@ def blob(shape, spacing, centre, width=3.0):
 
 def affine_of(spacing, oblique=True, handedness=1):
     affine = np.eye(4)
-    turn = Rotation.from_euler("xyz", (20, -35, 50), degrees=True).as_matrix() if oblique else np.eye(3)
-    affine[:3, :3] = turn * np.array([*spacing, 1.0][:3]) * (1, 1, handedness)
+    rotate = Rotation.from_euler("xyz", (20, -35, 50), degrees=True).as_matrix() if oblique else np.eye(3)
+    affine[:3, :3] = rotate * np.array([*spacing, 1.0][:3]) * (1, 1, handedness)
     affine[:3, 3] = (-31.0, 12.5, 7.25)
     return torch.tensor(affine)
 
@@ -43,15 +43,15 @@ def middle(image):
 def test_a_blob_lands_where_the_rotation_says_in_millimetres(axis, angle):
     centre = np.array([4.0, 3.0, -5.0])
     image = MetaTensor(blob(SHAPE, SPACING, centre), affine=affine_of(SPACING))
-    turned = RotateAboutAxis(angle, axis)(image)
+    rotated = RotateAboutAxis(angle, axis)(image)
     expected = blob(SHAPE, SPACING, rotation_matrix(3, angle, axis) @ centre)
-    assert (turned - expected).abs().max() < 0.1  # linear interpolation: a sum of (step / width)^2 / 8
+    assert (rotated - expected).abs().max() < 0.1  # linear interpolation: a sum of (step / width)^2 / 8
     plain = RotateAboutAxis(angle, axis, spacing=SPACING)(image.as_tensor())
-    assert torch.allclose(plain.as_tensor(), turned.as_tensor(), atol=1e-4)
+    assert torch.allclose(plain.as_tensor(), rotated.as_tensor(), atol=1e-4)
 
 
 @pytest.mark.parametrize("angle", [10, 30, 135])
-def test_turns_go_the_way_of_transform_image(angle):
+def test_rotations_go_the_way_of_transform_image(angle):
     flat = torch.rand(1, 12, 15)
     ours = RotateAboutAxis(angle, spacing=(1, 2))(flat).as_tensor()
     theirs = transform_image(flat, rotation_matrix(2, angle), order=1, spacing=(1, 2))
@@ -61,7 +61,7 @@ def test_turns_go_the_way_of_transform_image(angle):
     assert torch.allclose(RotateAboutAxis(angle, (1, 1, 0))(solid).as_tensor(), theirs, atol=1e-4)
 
 
-def test_an_isotropic_turn_is_monais():
+def test_an_isotropic_rotation_is_monais():
     image = MetaTensor(torch.rand(1, 8, 9, 10), affine=affine_of((2, 2, 2)))
     for axis in range(3):
         angles = [0.0, 0.0, 0.0]
@@ -78,14 +78,14 @@ def test_an_isotropic_turn_is_monais():
 def test_a_marked_place_keeps_its_place_in_a_saved_nifti(tmp_path, axis, handedness):
     image = MetaTensor(blob(SHAPE, SPACING, (4.0, 3.0, -5.0), 2.5), affine=affine_of(SPACING, handedness=handedness))
     place = image.affine.numpy() @ [*middle(image), 1]
-    turned = RotateAboutAxis(40, axis, padding_mode="zeros")(image)
-    turned.meta["filename_or_obj"] = "turned.nii.gz"
-    SaveImage(tmp_path, "", separate_folder=False, resample=False, print_log=False)(turned)
-    loaded = nibabel.load(tmp_path / "turned.nii.gz")
-    found = loaded.affine @ [*middle(loaded.get_fdata()[None]), 1]
-    assert np.abs(found - place).max() < 0.1
+    rotated = RotateAboutAxis(40, axis, padding_mode="zeros")(image)
+    rotated.meta["filename_or_obj"] = "rotated.nii.gz"
+    SaveImage(tmp_path, "", separate_folder=False, resample=False, print_log=False)(rotated)
+    loaded = nibabel.load(tmp_path / "rotated.nii.gz")
+    marked = loaded.affine @ [*middle(loaded.get_fdata()[None]), 1]
+    assert np.abs(marked - place).max() < 0.1
     assert np.allclose(loaded.header.get_zooms(), SPACING, atol=1e-5)
-    # the turn is rigid in the world: the columns stay at right angles
+    # the rotation is rigid in the world: the columns stay at right angles
     cosines = loaded.affine[:3, :3] / np.array(SPACING)
     assert np.allclose(cosines.T @ cosines, np.eye(3), atol=1e-5)
     assert np.sign(np.linalg.det(loaded.affine)) == handedness
@@ -97,10 +97,10 @@ def test_inverted_to_interpolation_accuracy_inside_the_ball(dims, axis, lazy):
     shape, spacing = SHAPE[:dims], SPACING[:dims]
     image = MetaTensor(blob(shape, spacing, (2.0, 3.0, -2.0)[:dims], 5.0), affine=affine_of(spacing))
     chain = Compose([RotateAboutAxis(35, axis)], lazy=lazy)
-    turned = chain(image)
-    back = chain.inverse(turned)
+    rotated = chain(image)
+    back = chain.inverse(rotated)
     inside = torch.tensor(inscribed_ball(shape, spacing))
-    assert (turned - image)[0][inside].abs().max() > 0.2
+    assert (rotated - image)[0][inside].abs().max() > 0.2
     assert (back - image)[0][inside].abs().max() < 0.075
     assert torch.allclose(back.affine, image.affine)
     assert not back.applied_operations
@@ -108,12 +108,12 @@ def test_inverted_to_interpolation_accuracy_inside_the_ball(dims, axis, lazy):
 
 @pytest.mark.parametrize("angle", [0, 90, 180, 270, -90, 360])
 @pytest.mark.parametrize("lazy", [False, True])
-def test_turns_that_are_symmetries_of_the_grid_are_exact(angle, lazy):
+def test_rotations_that_are_symmetries_of_the_grid_are_exact(angle, lazy):
     image = MetaTensor(torch.rand(1, 5, 6, 6), affine=affine_of((2.0, 0.7, 0.7)).float().double())
     chain = Compose([RotateAboutAxis(angle, "x")], lazy=lazy)
-    turned = chain(image)
-    assert torch.equal(turned.as_tensor(), torch.rot90(image.as_tensor(), angle // 90, (2, 3)))
-    back = chain.inverse(turned)
+    rotated = chain(image)
+    assert torch.equal(rotated.as_tensor(), torch.rot90(image.as_tensor(), angle // 90, (2, 3)))
+    back = chain.inverse(rotated)
     assert torch.equal(back.as_tensor(), image.as_tensor())
     assert torch.allclose(back.affine, image.affine)
 
@@ -124,15 +124,15 @@ def test_lazy_equals_eager_mode_and_padding_included(mode, padding_mode):
     image = MetaTensor(torch.rand(1, 12, 11, 10), affine=affine_of(SPACING))
     flat = MetaTensor(torch.rand(1, 13, 10), affine=affine_of((1, 2)))
     for one, axis in ((image, "y"), (image, (1, 0, 2)), (flat, "z")):
-        turn = RotateAboutAxis(33.7, axis, mode=mode, padding_mode=padding_mode, dtype=torch.float64)
-        eager, lazily = turn(one), Compose([turn], lazy=True)(one)
+        rotate = RotateAboutAxis(33.7, axis, mode=mode, padding_mode=padding_mode, dtype=torch.float64)
+        eager, lazily = rotate(one), Compose([rotate], lazy=True)(one)
         assert torch.allclose(eager.as_tensor(), lazily.as_tensor(), atol=1e-5)
         assert torch.allclose(eager.affine, lazily.affine)
-        pending = turn(one, lazy=True)
+        pending = rotate(one, lazy=True)
         assert torch.allclose(pending.peek_pending_affine(), eager.affine)
 
 
-def test_lazy_turns_see_the_spacing_after_pending_operations():
+def test_lazy_rotations_use_the_spacing_after_pending_operations():
     image = MetaTensor(blob(SHAPE, SPACING, (4.0, 3.0, -5.0)), affine=affine_of(SPACING))
     chain = [GridSymmetryd("image", "4+ [001]"), RotateAboutAxisd("image", 40, "x"), GridSymmetryd("image", "m [100]")]
     eager = Compose(chain)({"image": image})["image"]
@@ -150,15 +150,15 @@ def test_labels_stay_labels_and_go_with_their_image(lazy):
     chain = Compose(
         [RotateAboutAxisd(keys, 40, (1, 1, 0), mode=["bilinear", "nearest"]), GridSymmetryd(keys, "-1")], lazy=lazy
     )
-    turned = chain({"image": image, "label": label})
-    assert set(turned["label"].unique().tolist()) == {0.0, 7.0}
-    assert ((turned["image"] > 0.5) != (turned["label"] > 0)).float().mean() < 0.01
-    back = chain.inverse(turned)
+    rotated = chain({"image": image, "label": label})
+    assert set(rotated["label"].unique().tolist()) == {0.0, 7.0}
+    assert ((rotated["image"] > 0.5) != (rotated["label"] > 0)).float().mean() < 0.01
+    back = chain.inverse(rotated)
     assert (back["label"] != label).float().mean() < 0.01
     assert torch.allclose(back["label"].affine, label.affine)
 
 
-def test_invertd_turns_predictions_back_by_nearest_neighbour():
+def test_invertd_rotates_predictions_back_by_nearest_neighbour():
     image = MetaTensor(blob((31, 31), (1, 1), (4.0, 3.0), 5.0), affine=torch.eye(4))
     before = Compose([RotateAboutAxisd("image", 30)])
     batch = list_data_collate([before({"image": image}), before({"image": image})])
@@ -172,22 +172,22 @@ def test_invertd_turns_predictions_back_by_nearest_neighbour():
 
 def test_a_flat_image_that_lies_obliquely_in_space_has_the_spacing_of_its_columns():
     image = MetaTensor(blob((31, 41), (2.0, 1.0), (6.0, 5.0), 4.0), affine=affine_of((2.0, 1.0)))
-    turned = RotateAboutAxis(50)(image)
+    rotated = RotateAboutAxis(50)(image)
     expected = blob((31, 41), (2.0, 1.0), rotation_matrix(2, 50) @ (6.0, 5.0), 4.0)
-    assert (turned - expected).abs().max() < 0.05
-    assert torch.equal(RotateAboutAxis(-50, (0, 0, -1))(image).as_tensor(), turned.as_tensor())
+    assert (rotated - expected).abs().max() < 0.05
+    assert torch.equal(RotateAboutAxis(-50, (0, 0, -1))(image).as_tensor(), rotated.as_tensor())
 
 
 def test_settings_of_a_call_override_and_flips_may_follow():
     image = MetaTensor(torch.rand(1, 9, 9), affine=torch.eye(4))
-    turn = RotateAboutAxis(20)
-    assert torch.equal(turn(image, mode="nearest"), RotateAboutAxis(20, mode="nearest")(image))
+    rotate = RotateAboutAxis(20)
+    assert torch.equal(rotate(image, mode="nearest"), RotateAboutAxis(20, mode="nearest")(image))
     assert RotateAboutAxis(20, dtype=None)(image.to(torch.float64)).dtype == torch.float32
-    chain = Compose([turn, Flip(0)], lazy=True)
-    assert torch.allclose(chain(image).as_tensor(), Flip(0)(turn(image)).as_tensor(), atol=1e-5)
+    chain = Compose([rotate, Flip(0)], lazy=True)
+    assert torch.allclose(chain(image).as_tensor(), Flip(0)(rotate(image)).as_tensor(), atol=1e-5)
     transform = RotateAboutAxisd("image", 20)
     transform.lazy = True
-    assert transform.turner.lazy
+    assert transform.transforms[0].lazy
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_settings_of_a_call_override_and_flips_may_follow():
         (lambda: RotateAboutAxis(10, mode="linear"), "mode='linear' is unknown: use one of 'bilinear', 'nearest'"),
         (lambda: RotateAboutAxis(10, padding_mode="wrap"), "padding_mode='wrap' is unknown"),
         (lambda: RotateAboutAxis(10, "x")(torch.zeros(1, 3, 3)), "not at right angles to a 2D image"),
-        (lambda: RotateAboutAxis(10)(torch.zeros(1, 3)), "cannot be turned"),
+        (lambda: RotateAboutAxis(10)(torch.zeros(1, 3)), "cannot be rotated"),
         (lambda: RotateAboutAxisd(["a", "b"], 10, mode=["nearest"]), "mode has 1 entries for 2 keys"),
         (lambda: RotateAboutAxisd(["a", "b"], 10, mode=["nearest", "cubic"]), "mode='cubic' is unknown"),
     ],

@@ -1,6 +1,6 @@
 """Radial profiles times harmonics, reduced to scalars that no turn changes (design, section 1, angular orders).
 
-Measured by ``tests/networks/layers/measure_harmonic_variants.py``: balanced accuracy on red blood cells (2D, k = 5, three-stage ResNet,
+Measured by ``tests/measurements/harmonic_variants.py``: balanced accuracy on red blood cells (2D, k = 5, three-stage ResNet,
 5 epochs of 5,000 cells, seed 0) and Dice on membranes (3D, k = 3, three-level U-Net, 240 steps, mean of seeds 0 and 1), on validation data:
 
 =================================================  =====  =====

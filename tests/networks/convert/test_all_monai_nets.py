@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from conversion_table import CASES, generators, settle_statistics
 from monai.networks import nets
 from torch import nn
 
-from monai_gmr.apps.conversion_table import CASES, generators, settle_statistics
-from monai_gmr.metrics.equivariance import map_tensors, nested_error, tensors_in, turned
+from monai_gmr.metrics.equivariance import nested_error, transform_tensors
 from monai_gmr.networks import convert_to_gmr
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.utils import ConfigurationError, map_tensors, tensors_in
 
 Size = tuple[int, ...]
 
@@ -411,8 +411,8 @@ def error_of(net: nn.Module, dims: int, args: tuple, kwargs: dict) -> float | No
     assert any(float(each.double().norm()) > 0 for each in tensors_in(upright))
     errors = []
     for element in generators(dims):
-        rotated = answer_of(net, *turned((args, kwargs), element, dims))
-        errors.append(nested_error(rotated, turned(upright, element, dims)))
+        rotated = answer_of(net, *transform_tensors((args, kwargs), element, dims))
+        errors.append(nested_error(rotated, transform_tensors(upright, element, dims)))
     return max(errors)
 
 

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-import tomllib
 import torch
 
 from monai_gmr import set_backend
@@ -41,6 +40,7 @@ def test_the_header_declares_what_python_calls():
 
 
 def test_each_library_is_built_of_all_sources_and_differs_in_its_vectors():
+    tomllib = pytest.importorskip("tomllib")  # of Python 3.11
     settings = Path(__file__).parents[3] / "pyproject.toml"
     modules = tomllib.loads(settings.read_text())["tool"]["setuptools"]["ext-modules"]
     names = [f"monai_gmr.ops.cpu._kernels_{processor}" for processor in kernels.PROCESSORS.values()]

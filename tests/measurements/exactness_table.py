@@ -1,11 +1,14 @@
-"""``python -m monai_gmr.apps.exactness_table``: what is exact and what it costs, the README's table, as Markdown."""
+"""What is exact and what it costs: the table of ``monai_gmr/networks/README.md``, as Markdown.
+
+``python tests/measurements/exactness_table.py`` measures it (about two minutes on two cores).
+"""
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
+import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,9 +16,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from monai_gmr.apps.timing import median_seconds
 from monai_gmr.bundle import keep_freed_memory
 from monai_gmr.metrics import equivariance_error
 from monai_gmr.networks.nets import GMRUNet, gmr_resnet18
+from monai_gmr.tables import format_markdown
 
 SIZES = {2: ((64, 64), (65, 65), (60, 49)), 3: ((24, 24, 24), (25, 25, 25), (24, 25, 18))}
 NETS: tuple[tuple[str, int, Callable[..., nn.Module], dict[str, Any]], ...] = (
@@ -30,13 +35,17 @@ KINDS: dict[str, dict[str, Any]] = {
     "gmr, replicate": {"conv": "gmr", "padding_mode": "replicate"},
     "gmr_harmonic": {"conv": "gmr_harmonic"},
 }
+HEAD = [
+    *("net (untrained)", "conv", "parameters", "group, 2D 64², 3D 24³", "65², 25³", "60x49, 24x25x18"),
+    *("15/30/45°", "step, ms", "ratio"),
+]
 
 
 def smooth_image(size: Sequence[int], seed: int = 0) -> torch.Tensor:
-    """A random image that a turn loses nothing of, shape ``(1, 1, *size)``.
+    """A random image that a rotation loses nothing of, shape ``(1, 1, *size)``.
 
-    It has no frequencies that interpolation would lose, and fades to zero inside the inscribed disc or ball, beyond which a turn
-    would bring in what was not there.
+    It has no frequencies that interpolation would lose, and fades to zero inside the inscribed disc or ball, beyond which a rotation
+    would move other voxels in.
 
     Example:
         >>> smooth_image((8, 9)).shape
@@ -52,26 +61,8 @@ def smooth_image(size: Sequence[int], seed: int = 0) -> torch.Tensor:
     return torch.as_tensor(image / image.std() * fade, dtype=torch.float32)[None, None]
 
 
-def step_seconds(nets: Sequence[nn.Module], x: torch.Tensor, repeats: int) -> list[float]:
-    """Median time of a forward and backward pass of each net, in seconds, the nets taking turns.
-
-    Args:
-        nets: the nets to compare.
-        x: their input.
-        repeats: passes of each net that are counted.
-
-    Example:
-        >>> len(step_seconds([nn.Conv2d(1, 1, 3)], torch.rand(1, 1, 8, 8), repeats=2))
-        1
-    """
-    seconds: list[list[float]] = [[] for _ in nets]
-    for turn in range(repeats + 1):
-        for net, times in zip(nets, seconds):
-            start = time.perf_counter()
-            net(x).square().mean().backward()
-            if turn:
-                times.append(time.perf_counter() - start)
-    return [statistics.median(times) for times in seconds]
+def _step(net: nn.Module, x: torch.Tensor) -> None:
+    net(x).square().mean().backward()
 
 
 def table_rows(repeats: int = 5) -> list[list[str]]:
@@ -82,42 +73,35 @@ def table_rows(repeats: int = 5) -> list[list[str]]:
     """
     rows = []
     for name, dims, make, arguments in tqdm(NETS, desc="nets"):
-        nets = []
-        for options in KINDS.values():
+        nets = {}
+        for kind, options in KINDS.items():
             torch.manual_seed(0)
-            nets.append(make(dims, **options, **arguments).train())
+            nets[kind] = make(dims, **options, **arguments).train()
         images = torch.cat([smooth_image(SIZES[dims][1], seed) for seed in range(8)])
-        close = [equivariance_error(getattr(net, "features", net), images, [], (15, 30, 45)).worst for net in nets]
-        seconds = step_seconds(nets, torch.randn(2, 1, *SIZES[dims][0]), repeats)
-        for index, (kind, net) in enumerate(zip(KINDS, nets)):
+        close = {
+            kind: equivariance_error(getattr(net, "features", net), images, [], (15, 30, 45)).worst
+            for kind, net in nets.items()
+        }
+        x = torch.randn(2, 1, *SIZES[dims][0])
+        seconds = median_seconds({kind: partial(_step, net, x) for kind, net in nets.items()}, repeats)
+        for kind, net in nets.items():
             net.eval()
             exact = [equivariance_error(net, torch.randn(1, 1, *size)).worst for size in SIZES[dims]]
             parameters = sum(p.numel() for p in net.parameters())
-            cells = [name, kind, f"{parameters:,}", *(f"{error:.0e}" for error in exact), f"{close[index]:.3f}"]
-            rows.append([*cells, f"{1000 * seconds[index]:.0f}", f"{seconds[index] / seconds[0]:.2f}"])
+            cells = [name, kind, f"{parameters:,}", *(f"{error:.0e}" for error in exact), f"{close[kind]:.3f}"]
+            rows.append([*cells, f"{1000 * seconds[kind]:.0f}", f"{seconds[kind] / seconds['plain']:.2f}"])
     return rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table.
-
-    Args:
-        argv: command-line arguments; default ``sys.argv[1:]``.
-
-    Returns:
-        exit status.
-    """
-    parser = argparse.ArgumentParser(prog="python -m monai_gmr.apps.exactness_table", description=__doc__)
+    """Print the table; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5, help="passes over which the time's median is taken")
     repeats = parser.parse_args(argv).repeats
     keep_freed_memory()
-    rows = table_rows(repeats)
-    even, odd, mixed = ("2D 64², 3D 24³", "65², 25³", "60x49, 24x25x18")
-    header = ["net (untrained)", "conv", "parameters", f"group, {even}", odd, mixed, "15/30/45°", "step, ms", "ratio"]
-    for row in [header, ["---"] * len(header), *rows]:
-        print("| " + " | ".join(row) + " |")
+    print(format_markdown([HEAD, *table_rows(repeats)]))
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

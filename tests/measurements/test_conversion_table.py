@@ -1,16 +1,16 @@
-"""The README's table of converted networks is what the command makes."""
+"""The page's table of converted networks is what the command makes."""
 
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from conversion_table import CASES, HEAD, cells_of, generators, main, make_pair, measure
 
-from monai_gmr.apps.conversion_table import CASES, HEAD, format_row, generators, main, make_pair, measure
 from monai_gmr.symmetry import generate_group, point_group
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-TABLE = README.partition("<!-- conversion -->")[2].partition("<!-- end of conversion -->")[0].strip()
+PAGE = (Path(__file__).parents[2] / "monai_gmr" / "networks" / "README.md").read_text(encoding="utf-8")
+TABLE = PAGE.partition("<!-- conversion -->")[2].partition("<!-- end of conversion -->")[0].strip()
 LINES = [[cell.strip() for cell in row.split("|")[1:-1]] for row in TABLE.splitlines()]
 ROWS = {(cells[0], cells[1]): cells for cells in LINES if cells[1] in ("2D", "3D")}
 QUICK_3D = ("UNet", "AutoEncoder")
@@ -18,13 +18,13 @@ SIZES = slice(2, 5)
 SMALLEST = 1e-8
 
 
-def test_the_readme_has_a_row_for_each_network():
-    assert TABLE.startswith(HEAD)
+def test_the_page_has_a_row_for_each_network():
+    assert LINES[0] == HEAD
     assert set(ROWS) == {(name, f"{dims}D") for name in CASES for dims in (2, 3)}
 
 
 @pytest.mark.parametrize(("net", "dims"), list(ROWS))
-def test_what_the_readme_says_is_exact(net, dims):
+def test_what_the_page_calls_exact(net, dims):
     after = [float(cell.split(" → ")[1]) for cell in ROWS[net, dims][SIZES] if cell]
     assert all(error < SMALLEST for error in after) is CASES[net].symmetric
     assert (float(ROWS[net, dims][5]) < 1e-5) is CASES[net].symmetric
@@ -32,7 +32,7 @@ def test_what_the_readme_says_is_exact(net, dims):
 
 @pytest.mark.parametrize(("net", "dims"), [(n, 2) for n in CASES] + [(n, 3) for n in QUICK_3D])
 def test_rows_are_remade(net, dims):
-    cells = [cell.strip() for cell in format_row(measure(net, dims, timed=False)).split("|")[1:-1]]
+    cells = cells_of(measure(net, dims, timed=False))
     written = ROWS[net, f"{dims}D"]
     assert cells[6] == written[6]
     for remade, old in zip(cells[SIZES], written[SIZES]):

@@ -1,4 +1,4 @@
-"""Images turned on their own device and with gradients: exactly by symmetries of the grid, else by interpolation."""
+"""Rotate images on their own device and with gradients: exactly by symmetries of the grid, else by interpolation."""
 
 from __future__ import annotations
 
@@ -12,40 +12,33 @@ from monai_gmr.symmetry import is_grid_symmetry, transform_grid
 from monai_gmr.utils import ConfigurationError
 
 
-def turn_image(x: torch.Tensor, matrix: np.ndarray, spacing: Sequence[float] | None = None) -> torch.Tensor:
-    """Turn the last ``d`` axes about their centre by any orthogonal matrix, as
+def rotate_image(x: torch.Tensor, matrix: np.ndarray, spacing: Sequence[float] | None = None) -> torch.Tensor:
+    """Rotate or mirror the last ``d`` axes about their centre by any orthogonal matrix, as
     :func:`~monai_gmr.symmetry.transform_image` with ``order=1``, but on the tensor's device and differentiable.
 
     Args:
-        x: tensor of shape ``(batch, channels, *spatial)``, or with further axes before the spatial ones.
+        x: tensor of shape ``(batch, ..., *spatial)``.
         matrix: orthogonal matrix of shape ``(d, d)``, in millimetres if there is a ``spacing``.
         spacing: voxel size in millimetres, one an axis; default 1.
 
     Returns:
-        for a symmetry of the grid the permuted and mirrored tensor; else one of the same shape, interpolated linearly,
-        in which what comes from outside is the nearest voxel of the border. Whole numbers become float32.
-
-    Raises:
-        ConfigurationError: when a one-dimensional image is to be turned by an angle.
+        for a symmetry of the grid the permuted and mirrored tensor; else one of the same shape, interpolated linearly, whose values from
+        outside are those of the nearest voxel of the border. Whole numbers become float32.
 
     Example:
         >>> x = torch.zeros(1, 1, 5, 5); x[0, 0, 2, 4] = 1
-        >>> turn_image(x, np.array([[0, -1], [1, 0]])).nonzero().tolist()
+        >>> rotate_image(x, np.array([[0, -1], [1, 0]])).nonzero().tolist()
         [[0, 0, 0, 2]]
         >>> c = 0.5 ** 0.5
-        >>> turn_image(x, np.array([[c, -c], [c, c]])).shape
+        >>> rotate_image(x, np.array([[c, -c], [c, c]])).shape
         torch.Size([1, 1, 5, 5])
-
-    Source:
-        design, section 3; ``torch.nn.functional.grid_sample``.
     """
     matrix = np.asarray(matrix, float)
     return transform_grid(x, matrix) if is_grid_symmetry(matrix, spacing) else interpolate_image(x, matrix, spacing)
 
 
 def interpolate_image(x: torch.Tensor, matrix: np.ndarray, spacing: Sequence[float] | None = None) -> torch.Tensor:
-    """What :func:`turn_image` does with other matrices than symmetries of the grid; the shape stays, whatever the
-    matrix.
+    """:func:`rotate_image` by interpolation, whatever the matrix; the shape stays.
 
     Example:
         >>> interpolate_image(torch.ones(1, 1, 3, 5), np.array([[0, -1], [1, 0]])).shape
@@ -66,6 +59,6 @@ def interpolate_image(x: torch.Tensor, matrix: np.ndarray, spacing: Sequence[flo
     points = (points / np.maximum(centre, 0.5))[..., ::-1].copy()
     grid = torch.as_tensor(points, dtype=work.dtype, device=work.device).expand(work.shape[0], *points.shape)
     with torch.autocast(work.device.type, enabled=False):
-        turned = F.grid_sample(work, grid, mode="bilinear", padding_mode="border", align_corners=True)
-    turned = turned.reshape(x.shape)
-    return turned.to(x.dtype) if x.is_floating_point() else turned
+        rotated = F.grid_sample(work, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    rotated = rotated.reshape(x.shape)
+    return rotated.to(x.dtype) if x.is_floating_point() else rotated

@@ -1,4 +1,4 @@
-"""Scores of a classifier against their definitions, and the table of predictions."""
+"""Scores of a classifier against their definitions."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.metrics import ConfusionMatrixMetric
 
-from monai_gmr.handlers.classification import HeadedCSVSaver, MacroAUCMetric, MeanRecallMetric
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.metrics import MacroAUCMetric, MeanRecallMetric
 
 CASES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40)
 
@@ -55,17 +54,3 @@ def test_macro_auc_is_the_share_of_pairs_in_order(cases):
         assert metric.aggregate() == pytest.approx(np.mean(shares), abs=1e-9)
     else:
         assert np.isnan(metric.aggregate())
-
-
-def test_predictions_are_not_written_half(tmp_path):
-    (tmp_path / "predictions.csv").write_text("of an earlier run\n")
-    saver = HeadedCSVSaver(tmp_path, "predictions.csv", ["class", "probability"])
-    saver.save(np.array([1.0, 0.5]), {"filename_or_obj": 'a "quoted", name'})
-    saver.save(np.array([1.0]), {"filename_or_obj": "short"})
-    with pytest.raises(ConfigurationError, match="short has 1 values for the 2 columns"):
-        saver.finalize()
-    assert (tmp_path / "predictions.csv").read_text() == "of an earlier run\n"
-    saver.get_cache().pop("short")
-    saver.finalize()
-    assert (tmp_path / "predictions.csv").read_text().splitlines()[1] == '"a ""quoted"", name",1,0.5'
-    assert [file.name for file in tmp_path.iterdir()] == ["predictions.csv"]

@@ -1,7 +1,7 @@
-"""Measurements behind the defaults of GMRHarmonicConv: ``python tests/networks/layers/measure_harmonic_variants.py DATA 2 OUT.csv``.
+"""Measurements behind the defaults of GMRHarmonicConv: ``python tests/measurements/harmonic_variants.py DATA 2 OUT.csv``.
 
 Not a test: it trains. DATA holds ``chularbc12_32.npz`` (2D, 11 classes, balanced accuracy) and ``fibsem3d_medulla.npz`` (3D,
-membranes, Dice); scores are on validation data (smears, a block) that no training saw. One row a variant and seed is added to
+membranes, Dice); scores are on validation data (smears, a block) that are held out from training. One row a variant and seed is added to
 OUT.csv; rows that are there are not run again.
 """
 
@@ -23,7 +23,17 @@ from monai_gmr.networks.utils import parameter_groups
 SEEDS = (0, 1)
 
 
-class _Squared:
+class _Responses:
+    """The layer by a dense kernel of all its responses, which variants change."""
+
+    def forward(self, input):
+        input, padding = self._padded(input)
+        convolve = getattr(torch.nn.functional, f"conv{self.shells.dim()}d")
+        responses = convolve(input, self.dense_kernel(), None, self.stride, padding, self.dilation, self.groups)
+        return self._with_bias(self._reduced(responses))
+
+
+class _Squared(_Responses):
     """Squared norms in place of norms, brought to the variance of the responses."""
 
     def _reduced(self, responses):
@@ -38,7 +48,7 @@ class _Squared:
         return torch.cat(parts, 2).flatten(1, 2)
 
 
-class _Shared:
+class _Shared(_Responses):
     """Channel c of every order has the weight of channel c of order 0 (a third of the weights)."""
 
     def dense_kernel(self):

@@ -1,16 +1,15 @@
-"""Intervals, tests and worst cases of a sweep, against theory and scipy."""
+"""Intervals, tests and worst cases of a report, against theory and scipy."""
 
 import numpy as np
 import pytest
 import torch
-from monai.handlers import MeanDice
+from monai.handlers import IgniteMetricHandler, MeanDice
 from scipy import stats
 
-from monai_gmr.handlers.classification import MacroAUC
+from monai_gmr.metrics import MacroAUCMetric
 from monai_gmr.rotation_report.probe import score
 from monai_gmr.rotation_report.records import TRUE_CLASS, ViewRecord, ViewRecords
-from monai_gmr.rotation_report.result import SweepResult
-from monai_gmr.rotation_report.statistics import family_scores, paired_test, percentile_interval
+from monai_gmr.rotation_report.statistics import NetworkScores, family_scores, paired_test, percentile_interval
 from monai_gmr.symmetry import group_views
 
 VIEWS = group_views(2, group="4")
@@ -24,10 +23,10 @@ def make_result(table, title="net", metric="dice", **settings):
             records.add(
                 ViewRecord(view.name, [f"case {case}"], np.array([0.1]), 1.0, 1.0, {metric: [np.array([[value]])]})
             )
-    return SweepResult(title, records, VIEWS, {metric: MeanDice()}, **settings)
+    return NetworkScores(title, records, VIEWS, {metric: MeanDice()}, **settings)
 
 
-def test_scores_are_means_over_cases_and_the_worst_view_is_found():
+def test_scores_are_means_over_cases_and_the_worst_view_is_named():
     table = np.random.default_rng(0).uniform(size=(7, 4))
     result = make_result(table)
     assert result.scores("dice") == pytest.approx(table.mean(0).tolist())
@@ -58,7 +57,7 @@ def test_two_networks_are_compared_case_by_case(cases):
     generator = np.random.default_rng(cases)
     first = generator.uniform(size=(cases, 4))
     second = first - 0.02 + generator.normal(0, 0.01, size=(cases, 4))
-    rows = make_result(first).against(make_result(second, "other"))
+    rows = make_result(first).differences(make_result(second, "other"))
     row = next(row for row in rows if row["family"] == "group")
     assert row["difference"] == pytest.approx((first - second).mean())
     if cases == 1:
@@ -84,15 +83,15 @@ def test_equal_networks_do_not_differ():
 def test_only_common_cases_and_views_are_compared():
     table = np.random.default_rng(0).uniform(size=(5, 4))
     first, second = make_result(table), make_result(table[:3] - 0.1)
-    assert {row["cases"] for row in first.against(second)} == {3}
-    assert all(row["difference"] == pytest.approx(0.1) for row in first.against(second))
+    assert {row["cases"] for row in first.differences(second)} == {3}
+    assert all(row["difference"] == pytest.approx(0.1) for row in first.differences(second))
 
 
 def test_worst_cases_come_in_order_each_in_its_worst_view():
     table = np.full((5, 4), 0.9)
     table[3, 2], table[1, 1], table[1, 3] = 0.2, 0.4, 0.5
     worst = make_result(table).worst("dice", 2)
-    assert [(w.case, w.view.name) for w in worst] == [("case 3", VIEWS[2].name), ("case 1", VIEWS[1].name)]
+    assert [(w.case, w.view) for w in worst] == [("case 3", VIEWS[2].name), ("case 1", VIEWS[1].name)]
     assert [w.value for w in worst] == pytest.approx([0.2, 0.4])
     assert [w.upright for w in worst] == pytest.approx([0.9, 0.9])
     distances = make_result(table, greater_is_better=False).worst("dice", 1)
@@ -109,7 +108,17 @@ def make_classifier(cases=30, seed=0):
             truth = np.array([chance if label else 1 - chance])
             values = {"auc": [np.array([[1 - chance, chance]]), np.eye(2)[[label]]], TRUE_CLASS: [truth]}
             records.add(ViewRecord(view.name, [f"case {case}"], np.zeros(1), 1.0, 1.0, values))
-    return SweepResult("net", records, VIEWS, {"auc": MacroAUC()}, num_resamples=400), records, labels
+    return (
+        NetworkScores(
+            "net",
+            records,
+            VIEWS,
+            {"auc": IgniteMetricHandler(metric_fn=MacroAUCMetric(), save_details=False)},
+            num_resamples=400,
+        ),
+        records,
+        labels,
+    )
 
 
 def test_auc_is_that_of_all_cases_and_its_interval_is_bootstrapped():
@@ -130,11 +139,11 @@ def test_auc_is_that_of_all_cases_and_its_interval_is_bootstrapped():
 
 def test_two_classifiers_are_compared_by_the_bootstrap_of_their_difference():
     first, second = make_classifier(seed=0)[0], make_classifier(seed=0)[0]
-    rows = first.against(second)
+    rows = first.differences(second)
     assert all(row["difference"] == 0 and row["p"] == 1 for row in rows)
     # other cases under the same names have other labels; the sign of the difference is that of the scores
     other = make_classifier(seed=5)[0]
-    row = next(row for row in first.against(other) if row["family"] == "upright")
+    row = next(row for row in first.differences(other) if row["family"] == "upright")
     assert row["difference"] == pytest.approx(first.scores("auc")[0] - other.scores("auc")[0])
 
 

@@ -1,32 +1,33 @@
-"""MONAI's networks before and after conversion: equivariance error, parameters, time; the table of the README.
+"""MONAI's networks before and after conversion: equivariance error, parameters, time; the table of ``monai_gmr/networks/README.md``.
 
-``python -m monai_gmr.apps.conversion_table`` measures all networks in 2D and 3D (about 20 minutes on two cores) and prints Markdown.
+``python tests/measurements/conversion_table.py`` measures all networks in 2D and 3D (about 20 minutes on two cores) and prints Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from monai.networks import nets
-from monai.utils import optional_import
 from torch import nn
+from tqdm import tqdm
 
+from monai_gmr.apps.timing import median_seconds
+from monai_gmr.command_line import command
 from monai_gmr.files import check_folder, write_text
 from monai_gmr.metrics import equivariance_error
 from monai_gmr.networks import convert_to_gmr
 from monai_gmr.ops import symmetric_upsample
 from monai_gmr.symmetry import point_group
-from monai_gmr.utils import ConfigurationError, SymmetryWarning
+from monai_gmr.tables import format_markdown
+from monai_gmr.utils import SymmetryWarning
 
 SIZES: dict[int, dict[str, tuple[int, ...]]] = {
     2: {"even": (64, 64), "odd": (65, 65), "mixed": (50, 67)},
@@ -205,17 +206,6 @@ def generators(dims: int) -> list[np.ndarray]:
     return [mirror, *(unit[[*range(i), i + 1, i, *range(i + 2, dims)]] for i in range(dims - 1))]
 
 
-def seconds_of(run: Callable[[], Any]) -> float:
-    """Median time of a few runs, after one that does not count."""
-    run()
-    times = []
-    for _ in range(TIMED_RUNS):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return median(times)
-
-
 def measure(name: str, dims: int, timed: bool = True) -> dict[str, Any]:
     """One row: errors before and after at each size, the worst in float32 over the whole group after, parameters and times.
 
@@ -232,7 +222,9 @@ def measure(name: str, dims: int, timed: bool = True) -> dict[str, Any]:
     if timed:
         x = make_images(sizes["even"], 1)[:1]
         with torch.no_grad():
-            row["seconds"] = [seconds_of(partial(each, x)) for each in (before, after)]
+            row["seconds"] = list(
+                median_seconds({each: partial(each, x) for each in (before, after)}, TIMED_RUNS).values()
+            )
     for each in (before, after):
         each.double()
     for label, size in sizes.items():
@@ -244,41 +236,24 @@ def _error(value: float | None) -> str:
     return "-" if value is None else "other size" if value == float("inf") else f"{value:.0e}"
 
 
-def format_row(row: dict[str, Any]) -> str:
-    """A row of Markdown."""
+HEAD = ["net", "", "even size", "odd size", "mixed size", "after, float32, whole group", "parameters", "forward, ms"]
+
+
+def cells_of(row: dict[str, Any]) -> list[str]:
+    """The cells of a row of the table."""
     cells = [row["net"], f"{row['dims']}D"]
     for label in ("even", "odd", "mixed"):
         cells.append(" → ".join(map(_error, row[label])) if label in row else "")
     cells.append(_error(row["float32"]))
     cells.append(" → ".join(f"{n:,}" for n in row["parameters"]))
     cells.append(" → ".join(f"{1000 * s:.0f}" for s in row["seconds"]) if "seconds" in row else "")
-    return "| " + " | ".join(cells) + " |"
+    return cells
 
 
-HEAD = (
-    "| net | | even size | odd size | mixed size | after, float32, whole group | parameters | forward, ms |\n"
-    "|---|---|---|---|---|---|---|---|"
-)
-
-
-def rows(dims: Sequence[int], names: Sequence[str]) -> Iterator[str]:
-    """The table, row by row, with a bar where tqdm is installed."""
-    tqdm, installed = optional_import("tqdm", name="tqdm")
-    cases = [(name, d) for d in dims for name in names]
-    for name, d in tqdm(cases, desc="networks", unit="net") if installed else cases:
-        yield format_row(measure(name, d))
-
-
+@command("conversion_table")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print.
-
-    Args:
-        argv: arguments, by default those of the process.
-
-    Returns:
-        the exit status.
-    """
-    parser = argparse.ArgumentParser(prog="python -m monai_gmr.apps.conversion_table", description=__doc__)
+    """Measure and print; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--dims", type=int, nargs="+", default=[2, 3], choices=(2, 3), help="spatial axes (default: 2 3)"
     )
@@ -287,16 +262,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, help="file for the table, beside the screen")
     arguments = parser.parse_args(argv)
-    try:
-        if arguments.output:
-            check_folder(arguments.output.parent)
-        lines = [HEAD, *rows(arguments.dims, arguments.nets)]
-        print("\n".join(lines))
-        if arguments.output:
-            write_text("\n".join(lines) + "\n", arguments.output)
-    except ConfigurationError as error:
-        print(f"conversion_table: {error}", file=sys.stderr)
-        return 2
+    if arguments.output:
+        check_folder(arguments.output.parent)
+    cases = [(name, dims) for dims in arguments.dims for name in arguments.nets]
+    rows = [measure(name, dims) for name, dims in tqdm(cases, desc="networks", unit="net")]
+    table = format_markdown([HEAD, *map(cells_of, rows)])
+    print(table)
+    if arguments.output:
+        write_text(table + "\n", arguments.output)
     return 0
 
 
