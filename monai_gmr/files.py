@@ -1,13 +1,16 @@
-"""What every floor writes: files that are whole or not there, in folders that are tried first and that one run has to itself."""
+"""Files that are whole or not there, in folders that are tried before a run and that one run has to itself."""
 
 from __future__ import annotations
 
+import csv
 import errno
+import json
 import logging
+import math
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,19 +27,14 @@ LOCK_SECONDS = 0.5
 
 
 def _system_error(error: BaseException | None) -> OSError | None:
-    """What the system said, below what a writer in another language wrapped around it."""
+    """The error of the system, below what a writer in another language wrapped around it."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
 
 
 def unwritable(path: str | Path, error: OSError, setting: str = "") -> WriteError:
-    """The sentence about a path that cannot be written.
-
-    Args:
-        path: the file or the folder.
-        error: what the system said.
-        setting: the bundle's setting that gives the folder, if there is one.
+    """The error about a file or folder that cannot be written; ``setting`` is the bundle's setting that gives it, if there is one.
 
     Example:
         >>> unwritable("/full/latest.pt", OSError(errno.ENOSPC, "No space left on device"))
@@ -58,15 +56,15 @@ def unwritable(path: str | Path, error: OSError, setting: str = "") -> WriteErro
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the block ends, and is removed when the block fails.
 
-    Every file of this library is written through it: it is whole at any moment, and two processes that write the same one do not share
-    a temporary file. The temporary name ends as ``path`` does, for writers that go by the end of a name.
+    All files of this library are written by it. Two processes that write the same file have temporary files of their own, whose names
+    end as ``path`` does.
 
     Args:
         path: file to write; its folder is made if need be.
 
     Raises:
         ConfigurationError: when the system cannot write it (full disk, no permission, a file in the place of a folder); what stood there
-            before stays.
+            before remains.
 
     Example:
         >>> file = getfixture("tmp_path") / "new" / "table.csv"
@@ -89,44 +87,71 @@ def replacing(path: str | Path) -> Iterator[Path]:
             raise
         raise unwritable(path, cause) from error
     finally:
-        # where its folder is none, or was taken away, there is nothing to remove
+        # without its folder there is nothing to remove
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 def write_text(text: str, path: Path) -> None:
-    """Write a text, under a temporary name first; its folder is made if need be.
-
-    Example:
-        >>> file = getfixture("tmp_path") / "new" / "table.md"
-        >>> write_text("| net |", file)
-        >>> file.read_text()
-        '| net |'
-    """
+    """Write a text; its folder is made if need be."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def remove_unfinished(path: str | Path) -> None:
-    """Remove what killed processes left of a file; for who knows that no other process writes it now.
+def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write dictionaries as CSV; what a row lacks stays empty.
+
+    Args:
+        rows: the columns are the keys of all of them, in the order in which they come.
+        path: file to write; its folder is made if need be.
 
     Example:
-        >>> file = getfixture("tmp_path") / "latest.pt"
-        >>> file.with_name(".7_c0ffee00.part_latest.pt").touch()
-        >>> remove_unfinished(file); list(file.parent.iterdir())
-        []
+        >>> file = getfixture("tmp_path") / "table.csv"
+        >>> write_rows([{"view": "upright", "dice": 0.5}, {"view": "m [100]"}], file)
+        >>> file.read_text().split()
+        ['view,dice', 'upright,0.5', 'm', '[100],']
     """
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_json(content: Any, path: Path) -> None:
+    """Write JSON; what is not finite becomes ``null``, which every reader takes.
+
+    Example:
+        >>> file = getfixture("tmp_path") / "table.json"
+        >>> write_json({"p": float("nan")}, file)
+        >>> json.loads(file.read_text())
+        {'p': None}
+    """
+    write_text(json.dumps(_finite(content), indent=1, allow_nan=False, default=str), path)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def remove_unfinished(path: str | Path) -> None:
+    """Remove what killed processes left of a file that no other process writes now."""
     path = Path(path)
     for unfinished in path.parent.glob(f".*.part_{path.name}"):
         unfinished.unlink(missing_ok=True)
 
 
-def check_folder(folder: str | Path, setting: str = "") -> None:
+def check_folder(folder: str | Path, setting: str = "", files: Iterable[str] = ()) -> None:
     """Make a folder that a run writes to, and raise unless a file can be written there.
 
     Args:
         folder: the folder, made if need be.
         setting: the bundle's setting that gives it, named in the sentence.
+        files: names of files that the run writes there, which must not be folders.
 
     Raises:
         ConfigurationError: when it cannot be made or written.
@@ -146,13 +171,18 @@ def check_folder(folder: str | Path, setting: str = "") -> None:
             file.write(b"0" * 4096)
     except OSError as error:
         raise unwritable(folder, error, setting) from error
+    for path in (Path(folder) / name for name in files):
+        if path.is_dir():
+            raise WriteError(
+                f"{path} is a folder and this run writes a file of that name: give another --{setting}, or rename it."
+            )
 
 
 class FolderLock:
     """Keeps a folder to one process: a second one that asks for it raises, and a process that ends in any way leaves it free.
 
-    The system holds the lock (``filelock.FileLock``), on a file ``.in_use.lock`` that may stay behind and means nothing by itself.
-    The same process may take the folder as often as it likes. Where a file system knows no locks, a line says so and the run goes on.
+    The system holds the lock (``filelock.FileLock``), on a file ``.in_use.lock`` that may remain and means nothing by itself. The same
+    process may lock the folder several times. Where a file system has no locks, a line in the log says so and the run continues.
 
     Args:
         folder: the folder, which must be there.
@@ -169,7 +199,7 @@ class FolderLock:
 
     def __init__(self, folder: str | Path, setting: str = "ckpt_dir") -> None:
         self.folder = Path(folder)
-        # one object a file in a process, which counts how often it was taken
+        # one object a file in a process, which counts how often it was locked
         self._lock: Any = FileLock(
             self.folder.resolve() / LOCK_NAME, timeout=LOCK_SECONDS, thread_local=False, is_singleton=True
         )
@@ -192,5 +222,5 @@ class FolderLock:
         self.release()
 
     def release(self) -> None:
-        """Leave the folder to others, however often this process took it."""
+        """Unlock the folder, however often this process locked it."""
         self._lock.release(force=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -23,16 +24,11 @@ class ConfigurationError(ValueError):
 
 
 class WriteError(ConfigurationError):
-    """What a run makes cannot be written: no later case would fare better, so it ends the run.
-
-    Example:
-        >>> issubclass(WriteError, ConfigurationError)
-        True
-    """
+    """A file cannot be written: it ends the run, as the next one could not be written either."""
 
 
 class SymmetryWarning(UserWarning):
-    """A layer works, but its result will not turn exactly with its input."""
+    """A layer works, but its result is not exactly equivariant."""
 
 
 def check_choice(name: str, value: object, choices: tuple) -> None:
@@ -57,6 +53,57 @@ def can_draw(what: str = "picture") -> bool:
     if not there:
         print(f"matplotlib cannot be imported, so no {what} is drawn: pip install 'monai-gmr[bundle]'.")
     return there
+
+
+WORKER_SENTENCE = re.compile(rf"(?m)^{ConfigurationError.__module__}\.{ConfigurationError.__qualname__}: (.+)$")
+
+
+def find_configuration_error(error: BaseException | None) -> ConfigurationError | None:
+    """The first :class:`ConfigurationError` among an error, its causes and its contexts; MONAI wraps one for each level of its config.
+
+    Example:
+        >>> wrapped = RuntimeError("Failed to instantiate")
+        >>> wrapped.__cause__ = ConfigurationError("give --epochs 3.")
+        >>> str(find_configuration_error(wrapped))
+        'give --epochs 3.'
+    """
+    visited: list[BaseException] = []
+    waiting = [error]
+    while waiting:
+        current = waiting.pop(0)
+        if current is None or current in visited:
+            continue
+        if isinstance(current, ConfigurationError):
+            return current
+        # torch passes an error of a loader's worker on as the text of its traceback
+        sentence = WORKER_SENTENCE.search(str(current))
+        if sentence is not None:
+            return ConfigurationError(sentence.group(1))
+        visited.append(current)
+        waiting += [current.__cause__, current.__context__]
+    return None
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line: the sentence of a ``ConfigurationError``, or the first cause of all.
+
+    Example:
+        >>> wrapped = RuntimeError("applying transform LoadImaged")
+        >>> wrapped.__cause__ = FileNotFoundError("no such file: a.nii.gz\\nread on")
+        >>> reason(wrapped), reason(KeyError("image")), reason(ValueError())
+        ('FileNotFoundError: no such file: a.nii.gz', "KeyError: 'image'", 'ValueError')
+    """
+    known = find_configuration_error(error)
+    if known is not None:
+        return str(known)
+    # below a missing reference of a config stands only that a list of ids does not hold it
+    while error.__cause__ is not None and "the referring item" not in str(error):
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    # torch begins with "Error(s) in loading state_dict for UNet:"
+    return f"{type(error).__name__}: {lines[-1 if lines[0].endswith(':') else 0].rstrip('.')}"
 
 
 def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:

@@ -6,20 +6,21 @@ from monai_gmr.bundle.checks import (
     list_images,
     load_network,
 )
-from monai_gmr.bundle.command_line import find_bundle_root, guard_command_line
-from monai_gmr.bundle.distributed import leave_process_group
-from monai_gmr.bundle.memory import keep_freed_memory
+from monai_gmr.bundle.command_line import GMRWorkflow, find_bundle_root, guard_command_line
+from monai_gmr.bundle.process import join_process_group, keep_freed_memory, leave_process_group
 from monai_gmr.bundle.settings import check_values
 from monai_gmr.files import FolderLock, check_folder
 
 __all__ = [
     "FolderLock",
+    "GMRWorkflow",
     "check_decathlon",
     "check_file",
     "check_folder",
     "check_values",
     "find_bundle_root",
     "guard_command_line",
+    "join_process_group",
     "keep_freed_memory",
     "leave_process_group",
     "list_images",

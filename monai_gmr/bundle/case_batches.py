@@ -12,22 +12,24 @@ from monai.data import DataLoader, MetaTensor
 from monai.utils import CommonKeys
 from torch.utils.data import Dataset
 
-from monai_gmr.bundle.command_line import reason
 from monai_gmr.transforms import check_finite
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.utils import ConfigurationError, reason
 
 
 class CaseBatch(NamedTuple):
-    """A batch as the loader gives it: ``names`` of its cases and the ``batch``; ``failures``, name of a case that did not load to
-    the reason."""
+    """``names`` of cases, the ``batch`` that the loader makes of them, and ``failures``: name of a case that did not load to the reason."""
 
     names: list[str]
     batch: Any
     failures: dict[str, str]
 
 
+class LoadedBatch(list):
+    """The :class:`CaseBatch` es that one batch of a loader gives: one, or several where its images differ in size."""
+
+
 def case_name(dataset: Any, index: int) -> str:
-    """The file name of a case's image where the dataset's list tells it, or the name that stands there, else its number.
+    """The file name of a case's image where the dataset's list has it, or the ``name`` there, else its number.
 
     Example:
         >>> from monai.data import Dataset
@@ -49,86 +51,51 @@ def case_name(dataset: Any, index: int) -> str:
     return name if isinstance(name, str) else f"case {index}"
 
 
-class _Guarded(Dataset):
-    """Items of a dataset with their index, and the reason where one cannot be made or its image is not finite."""
+class _NamedItems(Dataset):
+    """Items of a dataset with their name, and the reason where one cannot be made or its image is not finite."""
 
-    def __init__(self, dataset: Any, indices: Sequence[int]) -> None:
-        self.dataset, self.indices = dataset, list(indices)
+    def __init__(self, dataset: Any, indices: Sequence[int], names: Sequence[str]) -> None:
+        self.dataset, self.indices, self.names = dataset, indices, names
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> tuple[int, Any, str]:
-        index = self.indices[index]
+    def __getitem__(self, place: int) -> tuple[str, Any, str]:
+        index = self.indices[place]
         try:
             item = self.dataset[index]
             image = item.get(CommonKeys.IMAGE) if isinstance(item, Mapping) else None
             if isinstance(image, torch.Tensor):
                 check_finite(image)
-            return index, item, ""
+            return self.names[index], item, ""
         except Exception as error:
-            return index, None, reason(error)
+            return self.names[index], None, reason(error)
 
 
 def _have_one_size(items: list[Any]) -> bool:
-    """Whether items can be stacked, as far as the sizes of their tensors say."""
+    """Whether items can be stacked, as far as the sizes of their tensors say; MONAI's collate_fn prints all voxels where not."""
     if not all(isinstance(item, dict) for item in items):
         return True
     sizes = [{key: value.shape for key, value in item.items() if isinstance(value, torch.Tensor)} for item in items]
     return all(each == sizes[0] for each in sizes)
 
 
-def _collate(
-    collate: Callable[[list], Any], items: list[tuple[int, Any, str]]
-) -> list[tuple[list[int], Any, dict[int, str]]]:
+def _collate(collate: Callable[[list], Any], items: list[tuple[str, Any, str]]) -> LoadedBatch:
     """One batch, or where these items make none, because their sizes differ, one of each."""
-    loaded = [(index, item) for index, item, why in items if not why]
-    parts: list[tuple[list[int], Any, dict[int, str]]] = []
-    failures = {index: why for index, _, why in items if why}
-    try:
-        if loaded and _have_one_size([item for _, item in loaded]):
-            parts.append(([index for index, _ in loaded], collate([item for _, item in loaded]), {}))
-        elif loaded:
-            # MONAI's collate_fn prints all voxels where sizes differ
-            parts += [part for index, item in loaded for part in _collate(collate, [(index, item, "")])]
-    except Exception as error:
-        if len(loaded) > 1:
-            parts += [part for index, item in loaded for part in _collate(collate, [(index, item, "")])]
-        else:
-            failures[loaded[0][0]] = reason(error)
-    return [*parts, ([], None, failures)] if failures else parts
-
-
-class LoadedBatch(list):
-    """The :class:`CaseBatch` es that one batch of a loader gives: one, or several where its images differ in size."""
-
-
-class _Batches:
-    """Iterates over the batches of some cases, and knows their number."""
-
-    def __init__(self, cases: CaseBatches, names: Sequence[str]) -> None:
-        position = {name: index for index, name in enumerate(cases.names)}
-        self.names = cases.names
-        self.loader = DataLoader(
-            _Guarded(cases.dataset, [position[name] for name in names]),
-            batch_size=cases.loader.batch_size or 1,
-            num_workers=cases.loader.num_workers,
-            collate_fn=partial(_collate, cases.loader.collate_fn),
-        )
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[LoadedBatch]:
-        for parts in self.loader:
-            yield LoadedBatch(
-                CaseBatch(
-                    [self.names[index] for index in indices],
-                    batch,
-                    {self.names[index]: why for index, why in failures.items()},
-                )
-                for indices, batch, failures in parts
-            )
+    batches = LoadedBatch()
+    failures = {name: why for name, _, why in items if why}
+    loaded = [(name, item) for name, item, why in items if not why]
+    groups = [loaded] if _have_one_size([item for _, item in loaded]) else [[each] for each in loaded]
+    for group in filter(None, groups):
+        try:
+            batches.append(CaseBatch([name for name, _ in group], collate([item for _, item in group]), {}))
+        except Exception as error:
+            if len(group) == 1:
+                failures[group[0][0]] = reason(error)
+            else:
+                # the loop goes on over these
+                groups += [[each] for each in group]
+    return LoadedBatch([*batches, CaseBatch([], None, failures)] if failures else batches)
 
 
 def refuse_failures(failures: Mapping[str, str], total: int, what: str) -> None:
@@ -143,17 +110,15 @@ def refuse_failures(failures: Mapping[str, str], total: int, what: str) -> None:
         ConfigurationError: when there is one.
 
     Example:
-        >>> refuse_failures({}, 2, "images were not predicted")
         >>> refuse_failures({"a.nii": "it is empty."}, 2, "images were not predicted")
         Traceback (most recent call last):
         ...
         monai_gmr.utils.ConfigurationError: 1 of 2 images were not predicted, a.nii: it is empty.
     """
-    if not failures:
-        return
-    name, why = next(iter(failures.items()))
-    first = f"the first is {name}" if len(failures) > 1 else name
-    raise ConfigurationError(f"{len(failures)} of {total} {what}, {first}: {why}")
+    if failures:
+        name, why = next(iter(failures.items()))
+        first = f"the first is {name}" if len(failures) > 1 else name
+        raise ConfigurationError(f"{len(failures)} of {total} {what}, {first}: {why}")
 
 
 class CaseBatches:
@@ -168,7 +133,7 @@ class CaseBatches:
         ConfigurationError: when there is no such dataset, or no case in it.
 
     Example:
-    >>> from monai.data import DataLoader, Dataset
+        >>> from monai.data import DataLoader, Dataset
         >>> batches = CaseBatches(DataLoader(Dataset([{"image": 1}, {"image": 2}]), batch_size=2))
         >>> [batch.names for batch in batches.load(["case 1"])]
         [['case 1']]
@@ -194,19 +159,24 @@ class CaseBatches:
 
     def load(self, names: Sequence[str]) -> Iterator[CaseBatch]:
         """The batches of these cases, loaded as they are asked for."""
-        for parts in self.loaded(names):
-            yield from parts
+        for batches in self.loaded(names):
+            yield from batches
 
-    def loaded(self, names: Sequence[str] | None = None) -> _Batches:
-        """The same, default of all cases, as an iterable of known length: a :class:`LoadedBatch` for each batch of the loader."""
-        return _Batches(self, self.names if names is None else names)
+    def loaded(self, names: Sequence[str] | None = None) -> DataLoader:
+        """The same, default of all cases, as a loader: a :class:`LoadedBatch` for each batch."""
+        return DataLoader(
+            self.items(names),
+            batch_size=self.loader.batch_size or 1,
+            num_workers=self.loader.num_workers,
+            collate_fn=partial(_collate, self.loader.collate_fn),
+        )
 
-    def first_image(self) -> Any:
-        """The image of the first case that loads, to learn its axes and spacing; ``None`` when none does."""
-        for _, item, why in map(_Guarded(self.dataset, range(len(self.names))).__getitem__, range(len(self.names))):
-            if not why:
-                return item[CommonKeys.IMAGE] if isinstance(item, dict) and CommonKeys.IMAGE in item else None
-        return None
+    def items(self, names: Sequence[str] | None = None) -> _NamedItems:
+        """The cases one by one: name, item and the reason where there is none."""
+        position = {name: index for index, name in enumerate(self.names)}
+        return _NamedItems(
+            self.dataset, [position[name] for name in (self.names if names is None else names)], self.names
+        )
 
 
 def usable_image(title: str, batches: CaseBatches) -> Any:
@@ -224,10 +194,12 @@ def usable_image(title: str, batches: CaseBatches) -> Any:
         >>> usable_image("the cases", CaseBatches(DataLoader(cases))).shape
         torch.Size([1, 4, 4])
     """
-    image = batches.first_image()
+    items = batches.items()
+    item = next((item for _, item, why in map(items.__getitem__, range(len(items))) if not why), None)
+    image = item.get(CommonKeys.IMAGE) if isinstance(item, dict) else None
     if image is None:
-        _, _, failures = next(batches.load(batches.names[:1]), (None, None, {}))
-        why = f"the first, {batches.names[0]}: {failures[batches.names[0]]}" if failures else "none has an 'image'"
+        name, _, why = items[0]
+        why = f"the first, {name}: {why}" if why else "none has an 'image'"
         raise ConfigurationError(f"none of the {len(batches.names)} cases of {title} can be used; {why}")
     if image.ndim - 1 not in (2, 3):
         raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""Checks of what a user hands to a bundle: each passes, or says in one sentence what to do, before anything long starts."""
+"""Checks of the data and files that a user gives to a bundle, before anything long starts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from monai_gmr.data.prediction_layout import known_predictions
 from monai_gmr.networks.weights import check_finite, read_checkpoint, state_of
 from monai_gmr.utils import ConfigurationError
 
@@ -16,15 +17,7 @@ LAYOUT = "the layout of the Medical Segmentation Decathlon (dataset.json beside 
 
 
 def check_file(path: str | Path, what: str, hint: str) -> None:
-    """Raise when a file that a run needs is not there.
-
-    Args:
-        path: where it should be.
-        what: what it is, as in "there is no {what} at {path}".
-        hint: what to do about it.
-
-    Raises:
-        ConfigurationError: when there is no such file.
+    """Raise :class:`ConfigurationError` when a file that a run needs is not there.
 
     Example:
         >>> check_file("models/none.pt", "checkpoint", "train first.")
@@ -37,7 +30,7 @@ def check_file(path: str | Path, what: str, hint: str) -> None:
 
 
 def _load_lists(root: Path) -> dict[str, Any]:
-    """dataset.json as a dictionary, or one sentence about why there is none."""
+    """The content of dataset.json."""
     if not root.exists():
         raise ConfigurationError(f"dataset_dir={root} does not exist: give a folder in {LAYOUT}.")
     if not root.is_dir():
@@ -64,7 +57,7 @@ def check_decathlon(
     labelled: bool = True,
     num_processes: int = 1,
 ) -> None:
-    """Raise unless a folder has the layout of the Medical Segmentation Decathlon.
+    """Raise unless a folder has the layout of the Medical Segmentation Decathlon, and all files that it lists.
 
     Args:
         dataset_dir: folder with ``dataset.json``, whose lists hold ``{"image": path, "label": path}``, paths relative to it.
@@ -116,13 +109,55 @@ def check_decathlon(
             )
 
 
-def list_images(folder: str | Path | None, dataset_dir: str | Path, key: str = "test") -> list[dict[str, str]]:
-    """The images to predict: one file, those of a folder, or a list of a Decathlon dataset.
+def find_images(path: str | Path, suffixes: tuple[str, ...], output_dir: str | Path | None = None) -> list[Path]:
+    """A file, or the images in a folder and all folders below it, sorted by name.
+
+    Hidden files and folders are left out, such as ._x.nii.gz, which macOS keeps beside x.nii.gz, and so are predictions of earlier runs.
 
     Args:
-        folder: NIfTI file, or folder of NIfTI files, of which hidden ones are left out; ``None`` takes the dataset instead.
+        path: the file or the folder.
+        suffixes: endings of images, in lower case; files may have them in capitals.
+        output_dir: folder of predictions.
+
+    Raises:
+        ConfigurationError: when there is no image.
+
+    Example:
+        >>> folder = getfixture("tmp_path")
+        >>> for name in ("b.NII", "._b.nii", "a.txt"):
+        ...     (folder / name).touch()
+        >>> [file.name for file in find_images(folder, (".nii", ".nii.gz"))]
+        ['b.NII']
+    """
+    root = Path(path)
+    if root.is_file():
+        return [root]
+    predictions = set() if output_dir is None else known_predictions(output_dir)
+    files = [
+        file
+        for file in sorted(root.rglob("*"))
+        if file.name.lower().endswith(suffixes)
+        and not any(part.startswith(".") for part in file.relative_to(root).parts)
+        and file.is_file()
+        and file.resolve() not in predictions
+    ]
+    if not files:
+        raise ConfigurationError(
+            f"input={root} holds no image: give a file or a folder of {', '.join(suffixes)} files."
+        )
+    return files
+
+
+def list_images(
+    folder: str | Path | None, dataset_dir: str | Path, key: str = "test", output_dir: str | Path | None = None
+) -> list[dict[str, str]]:
+    """The images to predict: one file, those in a folder, or a list of a Decathlon dataset.
+
+    Args:
+        folder: NIfTI file, or folder as in :func:`find_images`; ``None`` takes the dataset instead.
         dataset_dir: folder in the layout of the Medical Segmentation Decathlon; its cases need no labels.
         key: list of ``dataset.json``.
+        output_dir: folder of predictions, which are no images.
 
     Returns:
         ``{"image": path}`` for each image, sorted by name.
@@ -135,13 +170,11 @@ def list_images(folder: str | Path | None, dataset_dir: str | Path, key: str = "
         cases = _load_lists(Path(dataset_dir))[key]
         names = [case["image"] if isinstance(case, dict) else case for case in cases]
         return [{"image": str(Path(dataset_dir) / name)} for name in names]
-    root = Path(folder)
-    files = [root] if root.is_file() else sorted([*root.glob("*.nii"), *root.glob("*.nii.gz")])
-    # hidden ones, such as ._x.nii.gz, which macOS keeps beside x.nii.gz
-    files = [file for file in files if file == root or not file.name.startswith(".")]
-    if not files:
-        raise ConfigurationError(f"input={root} holds no NIfTI file: give a .nii or .nii.gz file, or a folder of them.")
-    return [{"image": str(file)} for file in files]
+    if (Path(folder) / "dataset.json").is_file():
+        raise ConfigurationError(
+            f"input={folder} holds a dataset.json and no NIfTI file of its own: give --dataset_dir {folder}, or one of its folders."
+        )
+    return [{"image": str(file)} for file in find_images(folder, (".nii", ".nii.gz"), output_dir)]
 
 
 def load_network(network: torch.nn.Module, path: str | Path, device: str | torch.device = "cpu") -> None:

@@ -1,16 +1,19 @@
-"""What the classification bundles ask of their data before a network is built for it."""
+"""The data of the classification bundles, checked before a network is built for them, and their table of predictions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import csv
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from monai.data import Dataset
+from monai.data import CSVSaver, Dataset
 
+from monai_gmr.bundle.checks import find_images
 from monai_gmr.data.medmnist import MedMNISTCacheDataset
+from monai_gmr.files import write_rows
 from monai_gmr.transforms import LoadCased, check_image
 from monai_gmr.utils import ConfigurationError
 
@@ -24,22 +27,13 @@ def check_data(
 
     Args:
         dataset: a section of a file of MedMNIST's layout.
-        spatial_dims: number of spatial dimensions of the network, 2 or 3.
-        num_classes: number of outputs of the network.
-        in_channels: number of input channels of the network.
+        spatial_dims: spatial axes of the network, 2 or 3.
+        num_classes: outputs of the network.
+        in_channels: input channels of the network.
         grey: whether the colours are averaged first.
 
     Raises:
         ConfigurationError: when dimensions, channels or classes do not fit, or an image has several labels.
-
-    Example:
-        >>> folder = getfixture("tmp_path")
-        >>> np.savez(folder / "cells.npz", test_images=np.zeros((4, 9, 9), np.uint8), test_labels=np.arange(4))
-        >>> dataset = MedMNISTCacheDataset(folder, "cells.npz", "test", check_md5=False)
-        >>> check_data(dataset, spatial_dims=3, num_classes=4, in_channels=1)
-        Traceback (most recent call last):
-        ...
-        monai_gmr.utils.ConfigurationError: cells.npz holds 2D images and this is a 3D bundle: use the 2D one.
     """
     name = dataset.path.name
     if dataset.spatial_dims != spatial_dims:
@@ -87,35 +81,23 @@ def network_shape(
     dataset_dir: str | Path,
     flag: str,
     section: str = "training",
-    size: int = 28,
-    classes: Sequence[int] | None = None,
+    *,
     grey: bool = False,
+    **settings: Any,
 ) -> dict[str, int]:
     """Channels and classes of the network that fits a data file.
 
     Args:
         metadata: content of the bundle's ``metadata.json``, which counts where there is no such file: a bundle's network
             can then be built and checked before its data are there.
-        dataset_dir: as for :class:`monai_gmr.data.MedMNISTCacheDataset`, like the settings that follow.
-        flag: a flag of medmnist or the name of a file.
-        section: the section that the run reads.
-        size: pixels along an axis of a medmnist flag.
-        classes: label values to keep.
+        dataset_dir, flag, section, settings: as for :class:`monai_gmr.data.MedMNISTCacheDataset`.
         grey: whether colours are averaged.
 
     Returns:
         ``{"in_channels": int, "num_classes": int}``.
-
-    Example:
-        >>> folder = getfixture("tmp_path")
-        >>> np.savez(folder / "cells.npz", train_images=np.zeros((4, 9, 9), np.uint8), train_labels=np.arange(4))
-        >>> network_shape({}, folder, "cells.npz")
-        {'in_channels': 1, 'num_classes': 4}
     """
     try:
-        data = MedMNISTCacheDataset(
-            dataset_dir, flag, section, size=size, classes=classes, check_md5=False, cache_rate=0.0
-        )
+        data = MedMNISTCacheDataset(dataset_dir, flag, section, **settings, check_md5=False, cache_rate=0.0)
     except ConfigurationError:
         layout = metadata["network_data_format"]
         return {
@@ -127,74 +109,115 @@ def network_shape(
 
 def open_images(
     path: str | Path | None,
-    dataset_dir: str | Path,
-    flag: str,
-    section: str = "test",
-    size: int = 28,
-    classes: Sequence[int] | None = None,
-    download: bool = False,
+    *,
     spatial_dims: int = 2,
     in_channels: int = 1,
     grey: bool = False,
+    **settings: Any,
 ) -> Dataset:
-    """The images to predict: one file, those of a folder, or a section of a file of MedMNIST's layout.
+    """The images to predict: one file, those in a folder, or a section of a file of MedMNIST's layout.
 
     Args:
-        path: image file, or folder of them; ``None`` takes the npz file instead.
-        dataset_dir: as for :class:`monai_gmr.data.MedMNISTCacheDataset`, like the settings that follow.
-        flag: a flag of medmnist or the name of a file.
-        section: ``"training"``, ``"validation"`` or ``"test"``.
-        size: pixels along an axis of a medmnist flag.
-        classes: label values to keep.
-        download: whether to download a missing file.
+        path: image file, or folder as in :func:`~monai_gmr.bundle.checks.find_images`; ``None`` takes the npz file instead.
         spatial_dims: spatial axes that the network works on.
         in_channels: channels that the network reads.
         grey: whether colours are averaged, so that images of one channel and of three can be read.
+        settings: the npz file, as for :class:`monai_gmr.data.MedMNISTCacheDataset`.
 
     Returns:
         dataset of dictionaries with ``image``, a ``MetaTensor`` of shape ``(C, *spatial)``. Files are read by
-        :class:`~monai_gmr.transforms.LoadCased`; hidden ones of a folder are left out.
+        :class:`~monai_gmr.transforms.LoadCased`.
 
     Raises:
         ConfigurationError: when there is no image; as an item is read, when that one cannot be predicted.
 
     Example:
-        >>> open_images("nowhere", dataset_dir=".", flag="breastmnist")
+        >>> open_images("nowhere")
         Traceback (most recent call last):
         ...
         monai_gmr.utils.ConfigurationError: input=nowhere holds no image: give a file or a folder of .nii, .nii.gz, ...
     """
     channels = (1, 3) if grey and in_channels == 1 else in_channels
     if path is None:
-        data = MedMNISTCacheDataset(
-            dataset_dir, flag, section, size=size, classes=classes, download=download, cache_rate=0.0
-        )
-        check_image(
-            np.zeros((data.num_channels, *data.spatial_shape)), spatial_dims, channels, f"an image of {data.path}"
-        )
+        data = MedMNISTCacheDataset(**settings, cache_rate=0.0)
+        first = np.zeros((data.num_channels, *data.spatial_shape))
+        check_image(first, spatial_dims, channels, f"an image of {data.path}")
         return data
-    root = Path(path)
-    files = [root] if root.is_file() else sorted(f for f in root.glob("*") if _is_image(f))
-    if not files:
-        raise ConfigurationError(
-            f"input={root} holds no image: give a file or a folder of {', '.join(IMAGE_SUFFIXES)} files."
-        )
-    return Dataset([{"image": str(file)} for file in files], LoadCased("image", spatial_dims, channels))
+    files = [{"image": str(file)} for file in find_images(path, IMAGE_SUFFIXES)]
+    return Dataset(files, LoadCased("image", spatial_dims, channels))
 
 
-def _is_image(file: Path) -> bool:
-    """By its name; hidden ones, such as ._x.png, which macOS keeps beside x.png, are none."""
-    return file.name.lower().endswith(IMAGE_SUFFIXES) and not file.name.startswith(".")
-
-
-def row_names(dataset: Dataset) -> list[str]:
-    """What the rows of :func:`open_images` are called in a table of predictions.
+def class_and_probabilities(classes: Sequence[int] | None = None) -> Callable:
+    """``output_transform`` for ``monai.handlers.ClassificationSaver``: the class of a case, then all probabilities.
 
     Args:
-        dataset: what :func:`open_images` returned.
+        classes: label values that the outputs of the network stand for; default ``0, 1, ...``.
+
+    Returns:
+        function from an engine's output, whose ``pred`` are probabilities, to one vector a case.
 
     Example:
-        >>> row_names(Dataset([{"image": "/data/a.png"}]))
-        ['/data/a.png']
+        >>> class_and_probabilities(classes=(4, 7))([{"pred": torch.tensor([0.25, 0.75])}])
+        [tensor([7.0000, 0.2500, 0.7500])]
     """
-    return [str(entry.get("name", entry["image"])) for entry in dataset.data]
+
+    def row(item: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        probabilities = torch.as_tensor(item["pred"]).cpu().float()
+        index = int(probabilities.argmax())
+        return torch.cat([torch.tensor([float(index if classes is None else classes[index])]), probabilities])
+
+    return lambda output: [row(item) for item in output]
+
+
+class HeadedCSVSaver(CSVSaver):
+    """``monai.data.CSVSaver`` whose file begins with the names of its columns and appears complete or not at all.
+
+    Args:
+        output_dir: directory of the file.
+        filename: name of the file, ending in ``.csv``.
+        columns: names of the values of a case, which follow the name of the case.
+        cases: names of all cases that may come; a file that is there with others is then not replaced.
+
+    Raises:
+        ConfigurationError: when the file is there and holds predictions of other cases.
+
+    Example:
+        >>> folder = getfixture("tmp_path")
+        >>> saver = HeadedCSVSaver(folder, "predictions.csv", ["class", "probability"])
+        >>> saver.save(np.array([2, 0.75]), {"filename_or_obj": "cell 1"})
+        >>> saver.finalize()
+        >>> print((folder / "predictions.csv").read_text().strip())
+        filename,class,probability
+        cell 1,2,0.75
+    """
+
+    def __init__(
+        self, output_dir: str | Path, filename: str, columns: Sequence[str], cases: Sequence[str] | None = None
+    ) -> None:
+        super().__init__(output_dir=output_dir, filename=filename, overwrite=False)
+        self.path, self.columns = Path(output_dir) / filename, list(columns)
+        if cases is not None and self.path.is_file():
+            with open(self.path, newline="", encoding="utf-8", errors="replace") as file:
+                others = sorted({row[0] for row in list(csv.reader(file))[1:] if row} - set(cases))
+            if others:
+                raise ConfigurationError(
+                    f"{self.path} holds predictions of other images, such as {others[0]}, and would be replaced: give another "
+                    "--output_dir."
+                )
+
+    def finalize(self) -> None:
+        """Write every case that was saved.
+
+        Raises:
+            ConfigurationError: when a case does not have one value a column.
+        """
+        rows = []
+        for case, values in self.get_cache().items():
+            if values.size != len(self.columns):
+                raise ConfigurationError(
+                    f"{case} has {values.size} values for the {len(self.columns)} columns {self.columns}: give as many."
+                )
+            texts = [f"{value:.6g}" for value in values.flatten()]
+            rows.append({"filename": case, **dict(zip(self.columns, texts))})
+        write_rows(rows, self.path)
+        self.reset_cache()

@@ -9,19 +9,12 @@ import torch
 from monai.engines import IterationEvents, SupervisedEvaluator
 from monai.utils import CommonKeys
 
-from monai_gmr.bundle.case_batches import CaseBatch, CaseBatches, LoadedBatch, refuse_failures
-from monai_gmr.bundle.command_line import reason
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.bundle.case_batches import CaseBatches, LoadedBatch, refuse_failures
+from monai_gmr.utils import ConfigurationError, reason
 
 
 def check_answer(answer: Any) -> None:
-    """Raise when the answer of a network holds NaN or inf, of which any class would be made in silence.
-
-    Args:
-        answer: what the network returned; only a tensor is looked at.
-
-    Raises:
-        ConfigurationError: when a value is not finite.
+    """Raise :class:`ConfigurationError` when a tensor that a network returned holds NaN or inf, which argmax makes any class.
 
     Example:
         >>> check_answer(torch.tensor([1.0, float("inf")]))
@@ -62,10 +55,9 @@ class CasePredictor(SupervisedEvaluator):
         self.failures: dict[str, str] = {}
         self._done = 0
         self._cases: CaseBatches | None = None
-        self.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._check_answer)
-
-    def _check_answer(self) -> None:
-        check_answer(self.state.output[CommonKeys.PRED])
+        self.add_event_handler(
+            IterationEvents.FORWARD_COMPLETED, lambda: check_answer(self.state.output[CommonKeys.PRED])
+        )
 
     def predict(self) -> None:
         """Predict all cases; print how many were, and those that were not with the reason.
@@ -91,31 +83,27 @@ class CasePredictor(SupervisedEvaluator):
             return super()._iteration(engine, batchdata)
         inputs: list[Any] = []
         outputs: list[Any] = []
-        for part in batchdata:
-            self._predict(engine, part, inputs, outputs)
-        # what handlers of a whole iteration see
+        waiting = list(batchdata)
+        while waiting:
+            cases = waiting.pop(0)
+            self.failures.update(cases.failures)
+            if not cases.names:
+                continue
+            try:
+                engine.state.batch = cases.batch
+                outputs += super()._iteration(engine, cases.batch)
+            except Exception as error:
+                if len(cases.names) == 1:
+                    self.failures[cases.names[0]] = reason(error)
+                else:
+                    assert self._cases is not None
+                    waiting[:0] = [single for name in cases.names for single in self._cases.load([name])]
+                continue
+            inputs += engine.state.batch
+            self._done += len(cases.names)
+        # for the handlers of a whole iteration
         engine.state.batch, engine.state.output = inputs, outputs
         if not self._done and engine.state.iteration == engine.state.epoch_length:
             # there is nothing to write for the handlers of a whole epoch
             engine.terminate()
         return outputs
-
-    def _predict(self, engine: Any, part: CaseBatch, inputs: list[Any], outputs: list[Any]) -> None:
-        self.failures.update(part.failures)
-        if not part.names:
-            return
-        try:
-            engine.state.batch = part.batch
-            answers = super()._iteration(engine, part.batch)
-        except Exception as error:
-            if len(part.names) == 1:
-                self.failures[part.names[0]] = reason(error)
-                return
-            assert self._cases is not None
-            for name in part.names:
-                for single in self._cases.load([name]):
-                    self._predict(engine, single, inputs, outputs)
-            return
-        self._done += len(part.names)
-        inputs += engine.state.batch
-        outputs += answers

@@ -1,4 +1,4 @@
-"""Where predictions are written: the folders of the images, a file of its own for each, and none of another image replaced."""
+"""Where predictions are written: in the folders of the images, each in a file of its own."""
 
 from __future__ import annotations
 
@@ -13,11 +13,34 @@ from monai.data import FolderLayoutBase
 
 from monai_gmr.utils import ConfigurationError
 
+RECORD = "predictions.csv"
+
 
 def _stem(path: Path) -> str:
     """The name of a file without its ending, as MONAI's savers take it."""
     name = path.stem if path.suffix else path.name
     return Path(name).stem if path.suffix == ".gz" else name
+
+
+def _read_record(output_dir: Path) -> dict[str, str]:
+    """Prediction, relative to the folder, to its image, as earlier runs wrote them."""
+    record = output_dir / RECORD
+    if not record.is_file():
+        return {}
+    with open(record, newline="", encoding="utf-8", errors="replace") as file:
+        return {row[0]: row[1] for row in list(csv.reader(file))[1:] if len(row) == 2}
+
+
+def known_predictions(output_dir: PathLike) -> set[Path]:
+    """The files that earlier runs wrote to a folder of predictions.
+
+    Example:
+        >>> folder = getfixture("tmp_path")
+        >>> file = PredictionLayout(["a/t1.nii"], folder).filename("a/t1.nii")
+        >>> known_predictions(folder) == {file}
+        True
+    """
+    return {Path(output_dir, name).resolve() for name in _read_record(Path(output_dir))}
 
 
 class PredictionLayout(FolderLayoutBase):
@@ -29,7 +52,7 @@ class PredictionLayout(FolderLayoutBase):
     Args:
         images: files that are to be predicted.
         output_dir: folder of the predictions, made with the first one.
-        postfix: what stands behind the name of the image.
+        postfix: end of the name of a prediction, behind that of the image.
         extension: ending of the predictions.
 
     Raises:
@@ -41,17 +64,12 @@ class PredictionLayout(FolderLayoutBase):
         >>> layout = PredictionLayout(["a/t1.nii.gz", "b/t1.nii"], folder / "out")
         >>> [str(path.relative_to(folder)) for path in layout.files.values()]
         ['out/a/t1_seg.nii.gz', 'out/b/t1_seg.nii.gz']
-        >>> PredictionLayout(["/data/t1.nii.gz", "/data/t1.nii"], folder / "out")  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        ...
-        monai_gmr.utils.ConfigurationError: /data/t1.nii.gz and /data/t1.nii would both be predicted as ...t1_seg.nii.gz: rename one.
     """
 
     def __init__(
         self, images: Sequence[PathLike], output_dir: PathLike, postfix: str = "seg", extension: str = ".nii.gz"
     ) -> None:
         self.output_dir = Path(_absolute(output_dir))
-        self.record = self.output_dir / "predictions.csv"
         paths = [Path(_absolute(image)) for image in images]
         twice = next((path for path in paths if paths.count(path) > 1), None) if len(set(paths)) < len(paths) else None
         if twice is not None:
@@ -66,15 +84,8 @@ class PredictionLayout(FolderLayoutBase):
             if other is not path:
                 raise ConfigurationError(f"{other} and {path} would both be predicted as {file}: rename one.")
             self.files[path] = file
-        self._written = self._read_record()
+        self._written = _read_record(self.output_dir)
         self._refuse_replacing()
-
-    def _read_record(self) -> dict[str, str]:
-        """Prediction, relative to the folder, to its image, as earlier runs wrote them."""
-        if not self.record.is_file():
-            return {}
-        with open(self.record, newline="", encoding="utf-8", errors="replace") as file:
-            return {row[0]: row[1] for row in csv.reader(file) if len(row) == 2}
 
     def _refuse_replacing(self) -> None:
         images = {os.path.realpath(path) for path in self.files}
@@ -104,7 +115,7 @@ class PredictionLayout(FolderLayoutBase):
         file = self.files[path]
         file.parent.mkdir(parents=True, exist_ok=True)
         if self._written.get(self._name(file)) != str(path):
-            with open(self.record, "a", newline="", encoding="utf-8") as record:
+            with open(self.output_dir / RECORD, "a", newline="", encoding="utf-8") as record:
                 writer = csv.writer(record, lineterminator="\n")
                 if not self._written:
                     writer.writerow(["prediction", "image"])

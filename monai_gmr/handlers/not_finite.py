@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from monai.data import MetaTensor
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
@@ -17,13 +18,13 @@ from monai_gmr.utils import ConfigurationError
 if TYPE_CHECKING:
     from monai.engines import Workflow
 
-# what items call their case where their tensors have no metadata
+# the item with the name of a case whose tensors have no metadata
 NAME_KEY = "name"
-SHOWN = 6
+MOST_NAMES = 6
 
 
 def _names(batch: Mapping[str, Any], size: int) -> list[str]:
-    """What each sample of a batch is called: its file, its name, or its place."""
+    """The name of each sample of a batch: its file, its item "name", or its place."""
     for value in batch.values():
         if isinstance(value, MetaTensor):
             files = value.meta.get("filename_or_obj")
@@ -49,41 +50,33 @@ def name_cases(batch: Any) -> tuple[list[str], bool]:
         >>> image = torch.zeros(2, 1, 4); image[1, 0, 3] = float("nan")
         >>> name_cases({"image": image, "name": ["a", "b"]})
         (['b'], True)
-        >>> name_cases({"image": torch.zeros(2, 1, 4), "name": ["a", "b"]})
-        (['a', 'b'], False)
     """
     if isinstance(batch, (list, tuple)):
-        found = [name_cases(part) for part in batch if isinstance(part, Mapping)]
-        broken = [names for names, are_broken in found if are_broken]
-        return _once(name for names in (broken or [names for names, _ in found]) for name in names), bool(broken)
+        several = [name_cases(part) for part in batch if isinstance(part, Mapping)]
+        broken = [names for names, are_broken in several if are_broken]
+        return _once(name for names in (broken or [names for names, _ in several]) for name in names), bool(broken)
     tensors = [batch[key] for key in (CommonKeys.IMAGE, CommonKeys.LABEL) if torch.is_tensor(batch.get(key))]
     tensors = [tensor for tensor in tensors if tensor.dim() > 0]
     if not tensors:
         return [], False
     size = tensors[0].shape[0]
-    names = _names(batch, size)
     broken_at = torch.zeros(size, dtype=torch.bool)
     for tensor in tensors:
         if tensor.shape[0] == size:
             broken_at |= ~torch.isfinite(tensor.detach().as_subclass(torch.Tensor)).reshape(size, -1).all(1).cpu()
-    if broken_at.any():
-        return _once(name for name, is_broken in zip(names, broken_at.tolist()) if is_broken), True
-    return _once(names), False
+    any_broken = bool(broken_at.any())
+    names = _names(batch, size)
+    return _once(name for name, broken in zip(names, broken_at.tolist()) if broken or not any_broken), any_broken
 
 
 def _once(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _listed(names: list[str]) -> str:
-    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + rest
-
-
 class StopAtNotFinite:
     """Handler that ends a training at the first loss, or gradient, that is NaN or infinite, and names the cases of that batch.
 
-    It looks after the backward pass and before the optimizer's step, so the weights are still those of before; one number is read from
+    It checks after the backward pass and before the optimizer's step, so the weights are still those of before; one number is read from
     the device for both. Gradients that a ``GradScaler`` scales are left to it: it leaves out steps whose gradients overflow. The
     gradients of a distributed run are the same in all processes, which stop together and all name the cases that are at fault.
 
@@ -99,7 +92,7 @@ class StopAtNotFinite:
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
 
     def __call__(self, engine: Any) -> None:
-        """Look at the iteration's loss and gradients."""
+        """Check the iteration's loss and gradients."""
         loss = engine.state.output[CommonKeys.LOSS].detach().float().sum()
         scaler = getattr(engine, "scaler", None)
         scaled = engine.amp and scaler is not None and scaler.is_enabled()
@@ -110,46 +103,30 @@ class StopAtNotFinite:
             values = torch.stack([loss, norm.to(loss)])
         if bool(torch.isfinite(values).all()):
             return
-        state = engine.state
+        state, value = engine.state, loss.item()
+        faults: list[Any] = [None if math.isfinite(value) else (value, *name_cases(state.batch))]
+        if not scaled and dist.is_available() and dist.is_initialized():
+            fault, faults = faults[0], [None] * dist.get_world_size()
+            dist.all_gather_object(faults, fault)
         place = f"in epoch {state.epoch}, batch {(state.iteration - 1) % state.epoch_length + 1},"
-        value = loss.item()
-        fault = None if math.isfinite(value) else (value, *name_cases(state.batch))
-        faults = [fault] if scaled or (fault is not None and not _processes()) else self._gather(fault)
-        raise ConfigurationError(self._sentence(place, [one for one in faults if one is not None], state.batch))
-
-    @staticmethod
-    def _gather(fault: Any) -> list[Any]:
-        """What all processes of a distributed run found."""
-        if not _processes():
-            return [fault]
-        found: list[Any] = [None] * _processes()
-        torch.distributed.all_gather_object(found, fault)
-        return found
-
-    @staticmethod
-    def _sentence(place: str, faults: list[tuple[float, list[str], bool]], batch: Any) -> str:
-        after = "the checkpoints are those of before"
-        if not faults:
-            names, _ = name_cases(batch)
-            return (
-                f"{place} gradients are not finite though the loss is, with the cases {_listed(names)}: give a smaller --learning_rate "
-                f"or look at these cases; {after}."
-            )
-        broken = _once(name for _, names, is_broken in faults for name in names if is_broken)
-        if broken:
-            return (
-                f"{place} the loss is {faults[0][0]}, for these cases hold values that are not finite: {_listed(broken)}; mend them or "
-                f"take them out of the list; {after}."
-            )
-        names = _once(name for _, names, _ in faults for name in names)
-        return (
-            f"{place} the loss is {faults[0][0]}, with the cases {_listed(names)}: look at their values, or give a smaller "
-            f"--learning_rate; {after}."
+        raise ConfigurationError(
+            f"{place} {self._describe([fault for fault in faults if fault is not None], state.batch)}; the checkpoints are those of before."
         )
 
-
-def _processes() -> int:
-    """How many processes a distributed run has; 0 without one."""
-    distributed = torch.distributed
-    there = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_world_size() if there else 0
+    @staticmethod
+    def _describe(faults: list[tuple[float, list[str], bool]], batch: Any) -> str:
+        broken = _once(name for _, names, are_broken in faults for name in names if are_broken)
+        names = broken or _once(name for _, names, _ in faults for name in names) or name_cases(batch)[0]
+        rest = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        listed = ", ".join(names[:MOST_NAMES]) + rest
+        if not faults:
+            return (
+                f"gradients are not finite though the loss is, with the cases {listed}: give a smaller --learning_rate or look at these "
+                "cases"
+            )
+        if broken:
+            return (
+                f"the loss is {faults[0][0]}, for these cases hold values that are not finite: {listed}; mend them or take them out of "
+                "the list"
+            )
+        return f"the loss is {faults[0][0]}, with the cases {listed}: look at their values, or give a smaller --learning_rate"

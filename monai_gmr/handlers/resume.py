@@ -1,4 +1,4 @@
-"""Training that goes on from its newest checkpoint, as if it had not been interrupted."""
+"""Training that resumes from its latest checkpoint, as if it had not been interrupted."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from monai.data import set_rnd
-from monai.handlers import CheckpointSaver
 from monai.utils import optional_import, set_determinism
 
 from monai_gmr.files import FolderLock, check_folder, remove_unfinished
-from monai_gmr.handlers.best_checkpoint import BestCheckpoint, check_modules, write_checkpoint
+from monai_gmr.handlers.best_checkpoint import check_network, rank, unwrapped, write_checkpoint
 from monai_gmr.networks.weights import check_finite, read_checkpoint, state_of
 from monai_gmr.utils import ConfigurationError
 
@@ -26,36 +25,30 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def _rank() -> int:
-    distributed = torch.distributed
-    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
-
-
 class SeedEpochs:
     """Handler that sets all random states from the seed and the epoch whenever an epoch starts.
 
-    Epoch 7 then draws the same order, patches and dropout whether the run came there in one piece or was resumed.
+    Epoch 7 then draws the same order, patches and dropout in an uninterrupted run and in one that was resumed. Processes of a
+    distributed run differ.
 
     Args:
         seed: seed of the run.
         dataset: training dataset, whose random transforms are set as well.
 
     Example:
-        >>> from monai.data import Dataset
-        >>> handler = SeedEpochs(seed=0, dataset=Dataset([1, 2]))
+        >>> handler = SeedEpochs(seed=0)
     """
 
     def __init__(self, seed: int, dataset: Any = None) -> None:
-        self.seed = seed
-        self.dataset = dataset
+        self.seed, self.dataset = seed, dataset
 
     def attach(self, engine: Workflow) -> None:
         """Register with a trainer."""
         engine.add_event_handler(Events.EPOCH_STARTED, self)
 
     def __call__(self, engine: Workflow) -> None:
-        """Set the states for the epoch that starts; processes of a distributed run differ."""
-        seed = self.seed + engine.state.epoch + 100_003 * _rank()
+        """Set the states for the epoch that starts."""
+        seed = self.seed + engine.state.epoch + 100_003 * rank()
         set_determinism(seed)
         if self.dataset is not None:
             set_rnd(self.dataset, seed)
@@ -64,8 +57,8 @@ class SeedEpochs:
 class _BestMetric:
     """The best validation score so far, of the validator and of the saver that keeps its model, as a state_dict."""
 
-    def __init__(self, validator: Any, best_saver: CheckpointSaver | None, path: Path | None) -> None:
-        self.validator, self.best_saver, self.path = validator, best_saver, path
+    def __init__(self, validator: Any, saver: Any, path: Path) -> None:
+        self.validator, self.saver, self.path = validator, saver, path
 
     def state_dict(self) -> dict[str, float]:
         state = self.validator.state
@@ -74,16 +67,13 @@ class _BestMetric:
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         best, epoch = float(state_dict["best_metric"]), int(state_dict["best_metric_epoch"])
         # without a good file of the best model the next validation must write one, whatever it scores
-        if epoch < 0 or not math.isfinite(best) or not self._is_there():
+        if epoch < 0 or not math.isfinite(best) or (self.saver is not None and not self._is_good()):
             return
-        self.validator.state.best_metric = best
-        self.validator.state.best_metric_epoch = epoch
-        if self.best_saver is not None and self.path is not None:
-            self.best_saver.load_state_dict({"_saved": [(best, self.path.name)]})
+        self.validator.state.best_metric, self.validator.state.best_metric_epoch = best, epoch
+        if hasattr(self.saver, "load_state_dict"):
+            self.saver.load_state_dict({"_saved": [(best, self.path.name)]})
 
-    def _is_there(self) -> bool:
-        if self.path is None:
-            return True
+    def _is_good(self) -> bool:
         if not self.path.is_file():
             return False
         try:
@@ -97,18 +87,17 @@ class _BestMetric:
 class LatestCheckpoint:
     """Handler that writes one checkpoint after every epoch and, when training starts again, resumes from it.
 
-    Network, optimizer, schedule, epoch counter and the best validation score continue. The file is written under a temporary
-    name and renamed, so a kill at any moment leaves a whole one; weights that are not finite are never written.
-    ``monai.handlers.CheckpointLoader`` reads it (``weights_only=True``). It must stand last among the trainer's handlers, behind
-    validation and schedule. While the training runs its folder is closed to trainings of other processes.
+    Network, optimizer, schedule, epoch counter and the best validation score continue. The file is whole at any moment; weights that
+    are not finite are never written. ``monai.handlers.CheckpointLoader`` reads it. The handler must stand last among the trainer's,
+    behind validation and schedule. While the training runs its folder is closed to trainings of other processes.
 
     Args:
         save_dir: directory of the checkpoint, made if need be.
         save_dict: what to save under which name, such as ``{"model": network, "optimizer": optimizer}``; the trainer is added.
-        resume: whether to go on from a checkpoint that is there; otherwise it is overwritten after the first epoch.
+        resume: whether to resume from a checkpoint that is there; otherwise it is overwritten after the first epoch.
         validator: evaluator whose best score decides about the best model.
-        best_saver: :class:`BestCheckpoint`, or ``monai.handlers.CheckpointSaver(save_key_metric=True, key_metric_filename=...)``, of
-            that validator.
+        best_saver: :class:`BestCheckpoint` of that validator, or ``monai.handlers.CheckpointSaver(save_key_metric=True,
+            key_metric_filename="model.pt")``.
         filename: name of the file.
 
     Raises:
@@ -116,10 +105,7 @@ class LatestCheckpoint:
             more epochs than are asked for; when the folder is in use or cannot be written.
 
     Example:
-        >>> import tempfile, torch
-        >>> network = torch.nn.Linear(2, 1)
-        >>> handler = LatestCheckpoint(tempfile.mkdtemp(), {"model": network})
-        >>> handler.path.name
+        >>> LatestCheckpoint("models", {"model": torch.nn.Linear(2, 1)}).path.name
         'latest.pt'
     """
 
@@ -129,54 +115,50 @@ class LatestCheckpoint:
         save_dict: dict[str, Any],
         resume: bool = True,
         validator: Any = None,
-        best_saver: CheckpointSaver | None = None,
+        best_saver: Any = None,
         filename: str = "latest.pt",
     ) -> None:
-        self.path = Path(save_dir) / filename
-        self.save_dict = dict(save_dict)
-        self.resume = resume
-        self._best_file: Path | None = None
-        if isinstance(best_saver, BestCheckpoint):
-            self._best_file = best_saver.path
-        elif best_saver is not None:
-            # MONAI's saver tells its file to nobody
-            kept: Any = best_saver._key_metric_checkpoint
-            self._best_file = Path(kept.save_handler.dirname) / kept.save_handler.filename
+        self.path, self.save_dict, self.resume = Path(save_dir) / filename, dict(save_dict), resume
+        self._files = [self.path]
+        if best_saver is not None:
+            self._files += [getattr(best_saver, "path", None) or Path(best_saver.save_dir) / "model.pt"]
         if validator is not None:
-            self.save_dict["best"] = _BestMetric(validator, best_saver, self._best_file)
+            self.save_dict["best"] = _BestMetric(validator, best_saver, self._files[-1])
 
     def attach(self, engine: Workflow) -> None:
         """Register with a trainer."""
         self.save_dict["trainer"] = engine
-        self._checkpoint = Checkpoint(self.save_dict, save_handler=self._write, filename_pattern=self.path.name)
+        self._checkpoint = Checkpoint(
+            self.save_dict,
+            save_handler=lambda checkpoint, _: write_checkpoint(checkpoint, self.path),
+            filename_pattern=self.path.name,
+        )
         engine.add_event_handler(Events.STARTED, self._open)
         engine.add_event_handler(Events.STARTED, self.load)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
         engine.add_event_handler(Events.COMPLETED, self._close)
 
     def _open(self) -> None:
-        if _rank() == 0:
-            check_folder(self.path.parent)
+        if rank() == 0:
+            for file in self._files:
+                check_folder(file.parent, "ckpt_dir", [file.name])
             self._lock = FolderLock(self.path.parent)
-            for file in (self.path, self._best_file):
-                if file is not None:
-                    remove_unfinished(file)
+            for file in self._files:
+                remove_unfinished(file)
 
     def _close(self) -> None:
-        if _rank() == 0:
+        if rank() == 0:
             self._lock.release()
 
     def _save(self, engine: Workflow) -> None:
         # in every process, which then end alike
-        check_modules(self.save_dict, self.path)
+        for saved in self.save_dict.values():
+            if isinstance(saved, torch.nn.Module):
+                check_network(saved, self.path)
         self._checkpoint(engine)
 
-    def _write(self, checkpoint: dict, _: str) -> None:
-        if _rank() == 0:
-            write_checkpoint(checkpoint, self.path)
-
     def load(self, engine: Workflow) -> None:
-        """Go on from the checkpoint, if there is one and ``resume`` is set."""
+        """Resume from the checkpoint, if there is one and ``resume`` is set."""
         if not (self.resume and self.path.is_file()):
             return
         epochs, epoch_length = engine.state.max_epochs, engine.state.epoch_length
@@ -188,7 +170,9 @@ class LatestCheckpoint:
             )
         for name, saved in self.save_dict.items():
             if isinstance(saved, torch.nn.Module) and isinstance(checkpoint[name], Mapping):
-                check_finite(_inner(saved), checkpoint[name], self.path, elsewhere)
+                check_finite(unwrapped(saved), checkpoint[name], self.path, elsewhere)
+            elif name not in ("best", "trainer") and _has_nan(checkpoint[name]):
+                raise ConfigurationError(f"{self.path} holds NaN in the state of the {name}: {elsewhere}.")
         try:
             Checkpoint.load_objects(to_load=self.save_dict, checkpoint=checkpoint)
         except Exception as error:
@@ -209,6 +193,8 @@ class LatestCheckpoint:
             logger.info(f"All {epochs} epochs are done: to train on give more --epochs, to start anew {elsewhere}.")
 
 
-def _inner(network: torch.nn.Module) -> torch.nn.Module:
-    """The network in the wrapper of a distributed run, whose names a checkpoint has."""
-    return network.module if isinstance(network, torch.nn.parallel.DistributedDataParallel) else network
+def _has_nan(state: Any) -> bool:
+    """Whether a state dict holds NaN, at any depth."""
+    if isinstance(state, (Mapping, list, tuple)):
+        return any(map(_has_nan, state.values() if isinstance(state, Mapping) else state))
+    return isinstance(state, (torch.Tensor, float)) and bool(torch.isnan(torch.as_tensor(state)).any())

@@ -1,5 +1,6 @@
 """How far a network is from equivariance, and which of its modules breaks it."""
 
+from monai_gmr.metrics.classification import MacroAUCMetric, MeanRecallMetric
 from monai_gmr.metrics.equivariance import EquivarianceErrors, ViewError, equivariance_error
 from monai_gmr.metrics.equivariance_check import check_equivariance
 from monai_gmr.metrics.equivariance_report import EquivarianceReport, ModuleCheck, SizeCheck
@@ -7,6 +8,8 @@ from monai_gmr.metrics.equivariance_report import EquivarianceReport, ModuleChec
 __all__ = [
     "EquivarianceErrors",
     "EquivarianceReport",
+    "MacroAUCMetric",
+    "MeanRecallMetric",
     "ModuleCheck",
     "SizeCheck",
     "ViewError",

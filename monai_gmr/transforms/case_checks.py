@@ -1,4 +1,4 @@
-"""Checks of one case, image and label, against the network and against each other: each passes, or raises one sentence with the file."""
+"""Checks of one case, image and label, against the network and against each other."""
 
 from __future__ import annotations
 
@@ -9,34 +9,32 @@ import torch
 
 from monai_gmr.utils import ConfigurationError
 
+# distance of the corners of two grids, in voxels, up to which they are the same grid
 TOLERANCE = 0.1
-"""Distance of the corners of two grids, in voxels, up to which they are the same grid."""
-
+# relative distance from a whole number that a stored scale leaves, as in 255 * 0.00392157
 ROUNDING = 1e-6
-"""Relative distance from a whole number that a stored scale leaves, as in 255 * 0.00392157."""
 SMALLEST_DETERMINANT = 1e-6
 
 
 def check_image(
     image: torch.Tensor | np.ndarray, spatial_dims: int, in_channels: int | Sequence[int], name: str = "the image"
 ) -> None:
-    """Raise when an image does not fit the network that shall read it, is empty or holds NaN or inf.
+    """Raise when an image does not fit the network, is empty or holds NaN or inf.
 
     Args:
         image: channel-first array of shape ``(C, *spatial)``.
         spatial_dims: spatial axes that the network works on.
-        in_channels: channels that the network reads, or the numbers of channels of which any may come.
+        in_channels: channels that the network reads, or several numbers, each of which it reads.
         name: what to call the image.
 
     Raises:
         ConfigurationError: when the number of axes or of channels differs, an axis is empty or a value is not finite.
 
     Example:
-        >>> check_image(np.zeros((1, 8, 8, 8)), spatial_dims=3, in_channels=1)
         >>> check_image(np.zeros((3, 8, 8)), spatial_dims=2, in_channels=1)
         Traceback (most recent call last):
         ...
-        monai_gmr.utils.ConfigurationError: the image has 3 channels and the network reads 1: give images of 1 channel, or --in_channels 3.
+        monai_gmr.utils.ConfigurationError: the image has 3 channels and the network reads 1: give images of 1 channel, or train with ...
     """
     dims = image.ndim - 1
     if dims != spatial_dims:
@@ -48,8 +46,8 @@ def check_image(
     if count not in accepted:
         reads = " or ".join(str(number) for number in accepted)
         raise ConfigurationError(
-            f"{name} has {_channels(count)} and the network reads {reads}: give images of {reads} "
-            f"channel{'s' * (accepted[-1] != 1)}, or --in_channels {count}."
+            f"{name} has {count} channel{'s' * (count != 1)} and the network reads {reads}: give images of {reads} "
+            f"channel{'s' * (accepted[-1] != 1)}, or train with --in_channels {count} on images like this one."
         )
     if 0 in image.shape:
         raise ConfigurationError(f"{name} is empty, of shape {tuple(image.shape[1:])}: take it out.")
@@ -57,20 +55,13 @@ def check_image(
 
 
 def check_finite(image: torch.Tensor | np.ndarray, name: str = "the image") -> None:
-    """Raise when an image holds NaN or inf.
-
-    Args:
-        image: array of any shape.
-        name: what to call the image.
-
-    Raises:
-        ConfigurationError: when a value is not finite; the sentence counts them.
+    """Raise :class:`ConfigurationError`, with their number, when an array of any shape holds NaN or inf.
 
     Example:
         >>> check_finite(torch.tensor([0.0, float("nan")]))
         Traceback (most recent call last):
         ...
-        monai_gmr.utils.ConfigurationError: the image holds 1 value of 2 that is NaN or infinite: mend it or take it out.
+        monai_gmr.utils.ConfigurationError: the image holds 1 value of 2 that is NaN or infinite: correct it or take it out.
     """
     values = torch.as_tensor(image)
     if not (values.is_floating_point() or values.is_complex()):
@@ -80,7 +71,7 @@ def check_finite(image: torch.Tensor | np.ndarray, name: str = "the image") -> N
         wrong = int((~finite).sum())
         raise ConfigurationError(
             f"{name} holds {wrong} value{'s' * (wrong != 1)} of {values.numel()} that {'are' if wrong != 1 else 'is'} NaN or infinite: "
-            "mend it or take it out."
+            "correct it or take it out."
         )
 
 
@@ -92,7 +83,7 @@ def check_label(
     Args:
         label: array of class indices, of any shape, as it was read: a cast would hide values that are not whole.
         out_channels: number of classes.
-        setting: name of the bundle's setting for the number of classes.
+        setting: the bundle's setting for the number of classes.
         name: what to call the label.
 
     Raises:
@@ -127,26 +118,19 @@ def check_label(
         )
 
 
-def _channels(count: int) -> str:
-    return f"{count} channel{'s' * (count != 1)}"
-
-
 def describe_offset(
     affine: np.ndarray, reference: np.ndarray, shape: Sequence[int], tolerance: float = TOLERANCE
 ) -> str:
     """How a grid of voxels differs from another one of the same shape, in words; empty where it does not.
 
-    Both are the same where no corner lies further than ``tolerance`` voxels of the reference from the other's.
-
     Args:
         affine: ``(4, 4)``, from indices to millimetres, of the grid.
         reference: ``(4, 4)`` of the other one.
         shape: voxels along each axis, of both.
-        tolerance: in voxels.
+        tolerance: distance between corners, in voxels of the reference, up to which the grids are the same.
 
     Returns:
-        another spacing, mirrored axes, another order of the axes, a rotation, a shift, or what all of them add up to, the first that
-        differs.
+        the first that differs: spacing, mirrored axes, order of the axes, rotation, shift; else the distance at the corners.
 
     Raises:
         ConfigurationError: when an affine is not finite or has no inverse.
@@ -156,8 +140,6 @@ def describe_offset(
         >>> shifted[0, 3] = 40
         >>> [describe_offset(affine, np.eye(4), (8, 8, 8)) for affine in (mirrored, shifted, np.diag([2.0, 2, 2, 1]))]
         ['mirrored along axis 0', 'shifted by 40 mm', 'of voxels of 2 x 2 x 2 mm, where the image has 1 x 1 x 1 mm']
-        >>> describe_offset(np.eye(4), np.eye(4), (8, 8, 8))
-        ''
     """
     dims, last = len(shape), np.array(shape) - 1
     for matrix in (affine, reference):
@@ -180,19 +162,19 @@ def describe_offset(
         own, other = (" x ".join(f"{size:.4g}" for size in part) for part in (sizes, expected))
         return f"of voxels of {own} mm, where the image has {other} mm"
     # columns: where the axes of the one point along those of the other
-    turn = np.linalg.lstsq(reference[:3, :dims] / expected, affine[:3, :dims] / sizes, rcond=None)[0]
-    signs = np.sign(np.diag(turn))
+    rotation = np.linalg.lstsq(reference[:3, :dims] / expected, affine[:3, :dims] / sizes, rcond=None)[0]
+    signs = np.sign(np.diag(rotation))
     slack = tolerance / max(1, last.max())
-    if np.abs(turn - np.eye(dims)).max() > slack:
+    if np.abs(rotation - np.eye(dims)).max() > slack:
         mirrored = [str(axis) for axis in range(dims) if signs[axis] < 0]
-        if np.abs(turn - np.diag(signs)).max() <= slack:
+        if np.abs(rotation - np.diag(signs)).max() <= slack:
             return f"mirrored along ax{'es' if len(mirrored) > 1 else 'is'} {' and '.join(mirrored)}"
-        if np.abs(turn - np.round(turn)).max() <= slack:
+        if np.abs(rotation - np.round(rotation)).max() <= slack:
             return "of its axes in another order"
-        trace = np.trace(turn @ np.diag(signs))
+        trace = np.trace(rotation @ np.diag(signs))
         cosine = (trace - 1) / 2 if dims == 3 else trace / 2
         angle = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
-        return f"rotated by {angle:.3g} degrees" + " and mirrored" * bool(np.linalg.det(turn) < 0)
+        return f"rotated by {angle:.3g} degrees" + " and mirrored" * bool(np.linalg.det(rotation) < 0)
     shift = np.linalg.norm(affine[:3, 3] - reference[:3, 3])
     if shift > tolerance * expected.min():
         return f"shifted by {shift:.3g} mm"

@@ -16,6 +16,8 @@ from monai_gmr.transforms.case_checks import check_image, check_label, describe_
 from monai_gmr.utils import ConfigurationError, check_choice
 
 LABEL_AFFINES = ("refuse", "resample", "ignore")
+# codes of the header for complex64, complex128 and complex256; MONAI's LoadImage drops the imaginary part
+NIFTI_COMPLEX = (32, 1792, 2048)
 # how files begin that hold no image, and what they are
 OTHER_FILES = {
     b"\x00\x05\x16\x07": "the file that macOS keeps beside another one (AppleDouble)",
@@ -62,37 +64,31 @@ def _cause(path: Path, error: BaseException) -> str:
 class LoadCased(MapTransform):
     """Reads an image, and its label if there is one, like ``monai.transforms.LoadImaged``, and checks both.
 
-    What does not pass is a :class:`~monai_gmr.utils.ConfigurationError` of one sentence with the file. An image must be readable,
-    finite, not empty, and of the network's number of axes and channels; a label must besides have its shape, one channel and whole
-    values that are classes of the network, and lie where the image lies: no corner of its grid may be further away than a tenth
-    of a voxel. In pictures (PNG, JPEG, BMP) the colours of a palette are looked up and an alpha channel that hides nothing is dropped.
+    An image must be readable, real, finite, not empty, and of the network's number of axes and channels. A label must also have the shape
+    of the image, one channel and whole values that are classes of the network, and lie where the image lies: the corners of both grids
+    differ by at most a tenth of a voxel. In pictures (PNG, JPEG, BMP) the colours of a palette are looked up and an alpha channel that
+    hides nothing is dropped.
 
     Args:
         keys: the image, then the label if there is one.
         spatial_dims: spatial axes that the network works on.
-        in_channels: channels that the network reads, or the numbers of channels of which any may come.
+        in_channels: channels that the network reads, or several numbers, each of which it reads.
         out_channels: classes of the network, the background included; needed for a label.
-        label_affine: what to do with a label whose affine differs from the image's. "refuse": raise; "resample": bring the label
-            to the image's grid, nearest neighbour, 0 where it has no voxel, whatever its shape; "ignore": use its voxels as they are.
+        label_affine: for a label whose affine differs from the image's. "refuse": raise; "resample": resample the label to the image's
+            grid, nearest neighbour, 0 where it has no voxel, whatever its shape; "ignore": use its voxels as they are.
 
     Returns:
         the case, each file replaced by a float32 ``MetaTensor`` of shape ``(C, *spatial)``.
 
     Raises:
-        ConfigurationError: when a file does not pass, or a setting is unknown.
+        ConfigurationError: when a file does not pass, with its name, or a setting is unknown.
 
     Example:
         >>> import nibabel
-        >>> folder = getfixture("tmp_path")
-        >>> for name, shape in (("image", (8, 8, 8)), ("label", (8, 8, 7))):
-        ...     nibabel.save(nibabel.Nifti1Image(np.zeros(shape, np.uint8), np.eye(4)), folder / f"{name}.nii")
-        >>> LoadCased("image", spatial_dims=3, in_channels=1)({"image": folder / "image.nii"})["image"].shape
+        >>> file = getfixture("tmp_path") / "image.nii"
+        >>> nibabel.save(nibabel.Nifti1Image(np.zeros((8, 8, 8), np.uint8), np.eye(4)), file)
+        >>> LoadCased("image", spatial_dims=3, in_channels=1)({"image": file})["image"].shape
         torch.Size([1, 8, 8, 8])
-        >>> load = LoadCased(["image", "label"], spatial_dims=3, in_channels=1, out_channels=2)
-        >>> load({"image": folder / "image.nii", "label": folder / "label.nii"})  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        ...
-        monai_gmr.utils.ConfigurationError: the label .../label.nii has the shape (8, 8, 7) and the image .../image.nii (8, 8, 8): ...
     """
 
     def __init__(
@@ -129,14 +125,21 @@ class LoadCased(MapTransform):
         case[image_key] = image
         return case
 
-    def _read(self, path: Any) -> torch.Tensor:
+    def _read(self, path: Any) -> Any:
         try:
-            return self.load(path)
+            image = self.load(path)
         except Exception as error:
             raise ConfigurationError(
                 f"{path} cannot be read as an image ({_cause(Path(path), error)}): give NIfTI, or another format that MONAI's "
                 "LoadImage reads, or take it out."
             ) from error
+        if image.meta.get("datatype") in NIFTI_COMPLEX or (
+            str(path).endswith(".npy") and np.load(path, mmap_mode="r").dtype.kind == "c"
+        ):
+            raise ConfigurationError(
+                f"{path} holds complex numbers: give their magnitude, or another real part of them."
+            )
+        return image
 
     def _read_label(self, path: Any, image: torch.Tensor, image_name: str) -> torch.Tensor:
         """The label of an image, on its grid."""
@@ -168,7 +171,7 @@ class LoadCased(MapTransform):
         if offset and not resample:
             raise ConfigurationError(
                 f"{name} does not lie where {image_name} does, it is {offset}: correct its affine, or give --label_affine resample "
-                "to bring it to the grid of the image, or ignore to use its voxels as they are."
+                "to resample it to the grid of the image, or ignore to use its voxels as they are."
             )
         return self.match(label, image) if offset else label
 

@@ -1,6 +1,7 @@
 """Every wrong input to a bundle ends in one sentence that says what to do; every right one passes."""
 
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from monai_gmr import bundle
+from monai_gmr.data import PredictionLayout
 from monai_gmr.utils import ConfigurationError
 
 
@@ -104,8 +106,35 @@ def test_images_to_predict(dataset):
     found = bundle.list_images(root / "imagesTr", "not used")
     assert [case["image"][-8:] for case in found] == ["0.nii.gz", "1.nii.gz"]
     assert bundle.list_images(root / "imagesTr" / "1.nii.gz", "not used") == found[1:]
-    with refused("no NIfTI file"):
+    with refused("no NIfTI file of its own: give --dataset_dir"):
         bundle.list_images(root, "not used")
+
+
+def test_images_in_capitals_and_in_folders_below_are_found(tmp_path):
+    names = ["A.NII", "b.Nii.Gz", "c.nii", "one/a.nii", "one/two/A.NII.GZ"]
+    for name in [*names, "._c.nii", ".git/a.nii", "one/._a.nii", "notes.txt"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.nii").mkdir()
+    found = [Path(case["image"]).relative_to(tmp_path).as_posix() for case in bundle.list_images(tmp_path, "not used")]
+    assert found == names
+
+
+@pytest.mark.parametrize("below", ["", "prediction", "one"])
+def test_predictions_of_earlier_runs_are_no_images(tmp_path, below):
+    """The folder of the predictions is that of the images, or one below it."""
+    images = tmp_path / "images"
+    for name in ("a.nii", "one/a.nii", "one/b.nii.gz"):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        (images / name).touch()
+    out = images / below
+    first = bundle.list_images(images, "not used", output_dir=out)
+    assert len(first) == 3
+    for _ in range(2):
+        layout = PredictionLayout([case["image"] for case in first], out)
+        for case in first:
+            layout.filename(case["image"]).touch()
+        assert bundle.list_images(images, "not used", output_dir=out) == first
 
 
 def test_a_checkpoint_is_loaded_or_refused(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from monai_gmr.bundle.classification import check_data, class_weights, network_shape
+from monai_gmr.bundle.classification import HeadedCSVSaver, check_data, class_weights, network_shape
 from monai_gmr.data import MedMNISTCacheDataset
 from monai_gmr.utils import ConfigurationError
 
@@ -34,3 +34,17 @@ def test_shape_is_the_file_s_and_else_the_metadata_s(tmp_path):
     for grey, channels in ((False, 3), (True, 1)):
         shape = network_shape(metadata, tmp_path, "cells.npz", "test", classes=[2, 3], grey=grey)
         assert shape == {"in_channels": channels, "num_classes": 2}
+
+
+def test_predictions_are_not_written_half(tmp_path):
+    (tmp_path / "predictions.csv").write_text("of an earlier run\n")
+    saver = HeadedCSVSaver(tmp_path, "predictions.csv", ["class", "probability"])
+    saver.save(np.array([1.0, 0.5]), {"filename_or_obj": 'a "quoted", name'})
+    saver.save(np.array([1.0]), {"filename_or_obj": "short"})
+    with pytest.raises(ConfigurationError, match="short has 1 values for the 2 columns"):
+        saver.finalize()
+    assert (tmp_path / "predictions.csv").read_text() == "of an earlier run\n"
+    saver.get_cache().pop("short")
+    saver.finalize()
+    assert (tmp_path / "predictions.csv").read_text().splitlines()[1] == '"a ""quoted"", name",1,0.5'
+    assert [file.name for file in tmp_path.iterdir()] == ["predictions.csv"]

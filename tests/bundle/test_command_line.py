@@ -2,13 +2,13 @@
 
 import sys
 
+import monai.bundle.__main__
 import pytest
-from monai.bundle import ConfigWorkflow
 from torch.utils.data import DataLoader, Dataset
 
-from monai_gmr.bundle import find_bundle_root, guard_command_line
-from monai_gmr.bundle.command_line import check_overrides, find_configuration_error
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.bundle import GMRWorkflow, find_bundle_root, guard_command_line
+from monai_gmr.bundle.command_line import check_overrides, report
+from monai_gmr.utils import ConfigurationError, find_configuration_error
 
 CONFIG = """
 epochs: 3
@@ -110,10 +110,36 @@ def test_several_config_files_and_an_args_file(config_file, tmp_path):
 def test_the_bundle_root_does_not_depend_on_the_working_directory(config_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for given in (config_file, config_file.relative_to(tmp_path)):
-        workflow = ConfigWorkflow(str(given), workflow_type="train", logging_file=False)
+        workflow = GMRWorkflow(str(given), workflow_type="train", logging_file=False)
         workflow.initialize()
         assert workflow.bundle_root == str(config_file.parent.parent)
+        for several in (given, f"['{given}','{given}']"):
+            monkeypatch.setattr(sys, "argv", [monai.bundle.__main__.__file__, "run", "--config_file", str(several)])
+            assert find_bundle_root() == str(config_file.parent.parent)
+    monkeypatch.setattr(sys, "argv", ["program", "run", "--config_file", str(config_file)])
     assert find_bundle_root() == "."
+
+
+@pytest.mark.parametrize("hook", [True, False])
+def test_only_the_process_of_monais_command_gets_the_hook(hook, monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    monkeypatch.setattr(sys, "argv", [monai.bundle.__main__.__file__ if hook else "program", "run", "--epochs", "3"])
+    guard_command_line()
+    assert (sys.excepthook is report) is hook
+
+
+@pytest.mark.parametrize(
+    ("overrides", "match"),
+    [
+        ({"network::x": 1}, "which has no parts: did you mean --net::x"),
+        ({"train::zzz::x": 1}, "no setting .* train has dataset, handlers, metrics"),
+        ({"train::datasett::cache_rate": 0}, "did you mean --train::dataset"),
+        ({"train::handlers::7::iteration_log": 0}, "a list of 1, whose entries are 0 to 0"),
+    ],
+)
+def test_a_workflow_refuses_what_monai_cannot_apply(config_file, overrides, match):
+    with pytest.raises(ConfigurationError, match=match):
+        GMRWorkflow(str(config_file), logging_file=False, **overrides)
 
 
 @pytest.mark.parametrize(
@@ -121,16 +147,14 @@ def test_the_bundle_root_does_not_depend_on_the_working_directory(config_file, t
     [(ConfigurationError, "", True), (ConfigurationError, "1", False), (ValueError, "", False)],
 )
 def test_a_wrapped_error_of_ours_is_one_line(error, variable, one_line, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
     monkeypatch.setenv("MONAI_GMR_TRACEBACK", variable)
-    guard_command_line()
     try:
         try:
             raise error("rings='x' is unknown")
         except ValueError as cause:
             raise RuntimeError("failed to instantiate") from cause
     except RuntimeError as wrapped:
-        sys.excepthook(type(wrapped), wrapped, wrapped.__traceback__)
+        report(type(wrapped), wrapped, wrapped.__traceback__)
     printed = capsys.readouterr().err
     if one_line:
         assert printed == "error: rings='x' is unknown\n"

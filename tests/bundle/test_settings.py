@@ -5,19 +5,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
 
 from monai_gmr.bundle import check_values
-from monai_gmr.bundle.command_line import find_configuration_error
+from monai_gmr.bundle.overrides import check_settings
 from monai_gmr.bundle.settings import TABLE
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.utils import ConfigurationError, find_configuration_error
 
 BUNDLES = sorted((Path(__file__).parents[2] / "bundles").iterdir())
 CONFIGS = [folder / "configs" / f"{name}.yaml" for folder in BUNDLES for name in ("train", "evaluate", "inference")]
 NAN, INF = math.nan, math.inf
 # value, for each setting, that no run can have; those of several axes are of a 3D network
 IMPOSSIBLE = {
+    "device": ["cuda:77", "gpu", "xla", None, ""],
     "spatial_dims": [0, 1, 4, 2.0, "3"],
     "in_channels": [0, -1, 1.5, True, None],
     "out_channels": [0, -2, "two"],
@@ -39,7 +41,7 @@ IMPOSSIBLE = {
     "epochs": [0, -1, 1.5, INF, "3"],
     "val_interval": [0, -1],
     "batch_size": [0, -2, 2.5],
-    "patch_size": [[16, 16], [16] * 4, [0, 16, 16], [16, -1, 16], [16.5, 16, 16], 16, []],
+    "patch_size": [[16, 16], [16] * 4, [0, 16, 16], [16, -1, 16], [16.5, 16, 16], 0, 2.5, []],
     "samples_per_case": [0, -1],
     "learning_rate": [0, -1, NAN, INF, "fast"],
     "weight_decay": [-1, NAN, INF],
@@ -64,7 +66,8 @@ POSSIBLE = {
     "num_group_elements": [None, 48],
     "angle_step": [0, 30, 22.5],
     "weight_decay": [0, 0.1],
-    "patch_size": [[1, 16, 300]],
+    "patch_size": [[1, 16, 300], 16],
+    "device": ["cpu", "meta", torch.device("cpu")],
     "classes": [None, [0, 3]],
     "seed": [0, 2**32 - 1],
 }
@@ -94,6 +97,49 @@ def test_impossible_values_are_one_sentence(name):
 def test_possible_values_pass(name):
     for value in POSSIBLE[name]:
         check(name, value)
+
+
+CONFIG = {
+    "spatial_dims": 3,
+    "angle_step": 30,
+    "patch_size": [32, 32, 32],
+    "cases": None,
+    "learning_rate": 0.01,
+    "factor": 2,
+    "optimizer": {"lr": "@learning_rate", "factor": "@factor", "steps": "@steps"},
+    "steps": 3,
+    "initialize": [
+        "$monai_gmr.bundle.check_values(@spatial_dims, angle_step=@angle_step, patch_size=@patch_size,\n  cases=@cases, "
+        "learning_rate=@learning_rate)"
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        # the rule of the table, and not the kind of the default
+        ({"angle_step": 7.5}, ""),
+        ({"patch_size": 16}, ""),
+        ({"optimizer::lr": 1}, ""),
+        ({"cases": 3, "patch_size": [16, 16], "spatial_dims": 2}, ""),
+        ({"angle_step": "$30 / 4", "optimizer#lr": "@learning_rate"}, ""),
+        ({"angle_step": None}, "angle_step=None cannot be used: give --angle_step a number from 0 to 360"),
+        ({"cases": 0}, "cases=0"),
+        ({"patch_size": [16, 16]}, "a list of 3"),
+        ({"optimizer::lr": -1}, "optimizer::lr=-1 cannot be used: give --optimizer::lr a number above 0"),
+        ({"optimizer#lr": "fast"}, "optimizer#lr='fast'"),
+        # no rule holds for these
+        ({"factor": 2.5}, "a whole number"),
+        ({"optimizer::factor": -1, "optimizer::steps": "many"}, ""),
+    ],
+)
+def test_the_rule_of_a_setting_holds_for_overrides_of_it(settings, refused):
+    if not refused:
+        check_settings(settings, CONFIG)
+        return
+    with pytest.raises(ConfigurationError, match=refused):
+        check_settings(settings, CONFIG)
 
 
 @pytest.mark.parametrize("name", ["patch_size", "spacing", "roi_size"])

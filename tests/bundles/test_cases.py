@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,8 @@ from monai.bundle import run
 from monai.utils import set_determinism
 from PIL import Image
 
-from monai_gmr.bundle.command_line import find_configuration_error
 from monai_gmr.data import write_phantoms
+from monai_gmr.utils import find_configuration_error
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 SEGMENTATION = BUNDLES / "volume_segmentation_gmr_unet" / "configs"
@@ -352,3 +353,113 @@ def test_a_picture_of_an_array_that_is_not_finite(classifier, tmp_path, config):
         assert len(read(tmp_path / "out" / "predictions.csv")) == 3
     if config == "evaluate":
         assert {row["cases"] for row in read(tmp_path / "out" / "rotation_table.csv")} == {"3"}
+
+
+def terminal(*arguments, module="monai.bundle", config="train", overlay=()):
+    """A run as a user types it; its exit status and what it printed."""
+    files = [str(SEGMENTATION / f"{name}.yaml") for name in (config, *overlay)]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        module,
+        "run",
+        "--config_file",
+        str(files) if overlay else files[0],
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("MONAI_GMR_TRACEBACK", None)
+    return subprocess.run(
+        [*command, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env=environment,
+        timeout=240,
+        check=False,
+    )
+
+
+def one_sentence(done):
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if "error: " in line)
+    return line
+
+
+NESTED_VALUES = [
+    (("--optimizer::lr", -1), "optimizer::lr=-1 cannot be used: give --optimizer::lr a number above 0"),
+    (("--train::dataloader::batch_size", 0), "a whole number of at least 1"),
+    (("--train#trainer#max_epochs", 0), "train#trainer#max_epochs=0 cannot be used"),
+    (("--device", "cuda:7"), "give --device a device of this machine"),
+    (("--features", "[4,6]"), "DynUNet cannot be made with these settings .*no less than 3"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "cause"), NESTED_VALUES)
+def test_an_impossible_value_is_one_sentence_in_the_terminal(arguments, cause, tmp_path):
+    """Whether it is given by the name of the setting or by an id that refers to it, and before data are read."""
+    folders = ("--ckpt_dir", tmp_path, "--dataset_dir", tmp_path / "nowhere")
+    line = one_sentence(terminal(*arguments, *folders, overlay=("dynunet",)))
+    assert re.search(cause, line), line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        (("--network::x", 1), "did you mean --network_def::x"),
+        (("--train::traner::x", 1), "did you mean --train::trainer"),
+        (("--train::handlers::99::x", 1), "train::handlers is a list of 7"),
+        (("--epohcs", 1), "did you mean --epochs"),
+    ],
+)
+def test_our_own_command_refuses_what_monai_cannot_apply(arguments, cause, tmp_path):
+    """MONAI applies overrides before any code of a bundle runs, so its own command ends in its traceback here."""
+    line = one_sentence(terminal(*arguments, "--ckpt_dir", tmp_path, module="monai_gmr.bundle"))
+    assert cause in line, line
+
+
+HOLD = "import sys; from monai_gmr.files import FolderLock; lock = FolderLock(sys.argv[1]); print(1, flush=True); sys.stdin.read()"
+
+
+@pytest.mark.parametrize("bundle", sorted(path.name for path in BUNDLES.iterdir() if path.is_dir()))
+def test_an_inference_leaves_the_folder_of_another_one_alone(bundle, tmp_path):
+    """Until that one ends, in which way ever; nothing is written meanwhile."""
+    inference = BUNDLES / bundle / "configs" / "inference.yaml"
+    settings = {"output_dir": str(tmp_path / "out"), "ckpt_dir": str(tmp_path), "dataset_dir": str(tmp_path)}
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "1\n"
+        line = sentence(inference, **settings)
+        assert line.startswith(f"output_dir={tmp_path / 'out'} is in use by another run")
+        assert [file.name for file in (tmp_path / "out").iterdir()] == [".in_use.lock"]
+        other.kill()
+    assert "there is no trained network" in sentence(inference, **settings)
+
+
+@pytest.mark.parametrize("below", ["", "prediction"])
+def test_an_inference_into_the_folder_of_its_images_can_be_repeated(phantoms, trained, tmp_path, below, capsys):
+    images = tmp_path / "images"
+    for number, image in enumerate(sorted((phantoms / "imagesTr").glob("*.nii.gz"))[:2]):
+        place = images / ("patient" if number else ".") / image.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, place)
+    settings = predict(trained, images / below, input=str(images))
+    for _ in range(2):
+        run_config(SEGMENTATION / "inference.yaml", **settings)
+        assert "2 predictions in" in capsys.readouterr().out
+        assert len(list(images.rglob("*_seg.nii.gz"))) == 2
+
+
+@pytest.mark.parametrize("setting", [{"patch_size": 16}, {"roi_size": 16}, {"angle_step": 180.0}])
+def test_one_number_stands_for_all_axes(phantoms, trained, tmp_path, setting):
+    places = {"dataset_dir": str(phantoms), "output_dir": str(tmp_path), **NETWORK}
+    if "angle_step" in setting:
+        options = {"num_group_elements": 2, "worst_cases": 0, "num_resamples": 0, "cases": 1}
+        run_config(SEGMENTATION / "evaluate.yaml", **places, **options, **setting, ckpt_dir=str(trained))
+    else:
+        options = {**places, **SMALL, "epochs": 1, **setting}
+        run_config(SEGMENTATION / "train.yaml", **options, ckpt_dir=str(tmp_path))
+        assert (tmp_path / "model.pt").is_file()

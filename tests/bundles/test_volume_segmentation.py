@@ -14,9 +14,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow, run, verify_metadata, verify_net_in_out
+from monai.bundle import ConfigParser, run, verify_metadata, verify_net_in_out
 from monai.utils import set_determinism
 
+from monai_gmr.bundle import GMRWorkflow
 from monai_gmr.data import write_phantoms
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "volume_segmentation_gmr_unet"
@@ -67,7 +68,7 @@ def command_line(*arguments, name="train", wait=True, overlay=()):
 
 @pytest.mark.parametrize(("name", "kind"), [("train", "train"), ("evaluate", "eval"), ("inference", "infer")])
 def test_monai_finds_all_properties(name, kind, dataset_dir, trained):
-    workflow = ConfigWorkflow(
+    workflow = GMRWorkflow(
         str(CONFIGS / f"{name}.yaml"),
         workflow_type=kind,
         logging_file=False,
@@ -239,13 +240,19 @@ def poisoned(dataset_dir, tmp_path):
     return str(folder), path.name
 
 
-def test_a_poisoned_case_stops_all_processes_with_one_sentence(poisoned, tmp_path):
-    """Whichever check meets it first, each process ends, names the file and leaves no broken checkpoint."""
+@pytest.mark.parametrize("settings", [{}, {"cache_rate": 0}, {"cache_rate": 0, "num_workers": 1}])
+def test_a_poisoned_case_stops_all_processes_with_one_sentence(poisoned, tmp_path, settings):
+    """Whichever process loads it, from the cache or not: all end, one names the file, and no broken checkpoint is left."""
     folder, name = poisoned
-    done = two_processes(tmp_path / "ckpt", dataset_dir=folder, epochs=3, batch_size=1)
+    done = two_processes(tmp_path / "ckpt", dataset_dir=folder, epochs=3, batch_size=1, **settings)
     assert done.returncode != 0
-    sentences = [line for line in done.stderr.splitlines() if "error: " in line and name in line]
-    assert sentences, done.stderr
+    # all before the report of torchrun
+    printed, _, _ = done.stderr.partition("torch.distributed.elastic.multiprocessing.errors.ChildFailedError")
+    printed = printed.partition("torch/distributed/elastic")[0]
+    (sentence,) = (line for line in printed.splitlines() if "error: " in line)
+    assert name in sentence
+    for sign in ("Connection closed", "RuntimeError", "DistBackendError"):
+        assert sign not in done.stderr + done.stdout
     for path in (tmp_path / "ckpt").glob("*.pt"):
         state = torch.load(path, weights_only=True)
         assert all(torch.isfinite(tensor).all() for tensor in state.get("model", state).values()), path

@@ -32,7 +32,7 @@ def make_trainer(folder, data, epochs=3, loss=None, stop=True, scores=None, batc
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 1))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
-    best = BestCheckpoint(str(folder), {"model": network}, key_metric_negative_sign=True)
+    best = BestCheckpoint(str(folder), network)
     metric = MeanSquaredError(output_transform=from_engine(["pred", "label"]))
     good = [{"image": torch.ones(1, 4), "label": torch.ones(1)}]
     validator = SupervisedEvaluator(

@@ -31,7 +31,7 @@ def train(folder, epochs=EPOCHS, killed_in=None, batch_size=2, network=None, sav
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.05)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1 - epoch / EPOCHS / 2)
     metric = MeanSquaredError(output_transform=from_engine(["pred", "label"]))
-    best_saver = saver(str(folder), {"model": network}, **({} if saver is BestCheckpoint else MONAIS))
+    best_saver = saver(folder, network) if saver is BestCheckpoint else saver(str(folder), {"model": network}, **MONAIS)
     validator = SupervisedEvaluator(
         torch.device("cpu"),
         DataLoader(Dataset(data), batch_size=4),
@@ -153,6 +153,15 @@ def damage(kind, path):
     elif kind == "nan":
         newest["model"]["0.bias"][1] = float("nan")
         torch.save(newest, path)
+    elif kind == "nan in the optimizer":
+        newest["optimizer"]["state"][0]["exp_avg"][0] = float("nan")
+        torch.save(newest, path)
+    elif kind == "nan in a rate":
+        newest["optimizer"]["param_groups"][0]["lr"] = float("nan")
+        torch.save(newest, path)
+    elif kind == "nan in the schedule":
+        newest["lr_scheduler"]["base_lrs"] = [float("nan")]
+        torch.save(newest, path)
     else:
         others = {"list": [1, 2], "tensor": torch.ones(3), "lacking": {"model": newest["model"]}}
         others |= {part: {**newest, part: 3} for part in ("model", "optimizer", "lr_scheduler", "trainer", "best")}
@@ -166,6 +175,9 @@ def damage(kind, path):
         ("truncated", "its end is missing"),
         ("hostile", "could run any program"),
         ("nan", r"not finite \(the first in 0\.bias\)"),
+        ("nan in the optimizer", "holds NaN in the state of the optimizer"),
+        ("nan in a rate", "holds NaN in the state of the optimizer"),
+        ("nan in the schedule", "holds NaN in the state of the lr_scheduler"),
         ("list", "no checkpoint of such a training"),
         ("tensor", "no checkpoint of such a training"),
         ("lacking", "no checkpoint of such a training, which holds model, optimizer"),
@@ -189,7 +201,7 @@ def test_a_damaged_checkpoint_is_one_sentence_and_stays(kind, match, tmp_path):
 
 @pytest.mark.parametrize("kind", ["empty", "truncated", "nan"])
 def test_a_damaged_best_model_is_written_again(kind, tmp_path, caplog):
-    own = BestCheckpoint(str(tmp_path), {"model": torch.nn.Linear(1, 1)})
+    own = BestCheckpoint(tmp_path, torch.nn.Linear(1, 1))
     train(tmp_path, epochs=2)
     model = torch.load(tmp_path / "model.pt", weights_only=True)
     if kind == "nan":
@@ -201,6 +213,16 @@ def test_a_damaged_best_model_is_written_again(kind, tmp_path, caplog):
     assert "The next validation writes it anew." in caplog.text
     best = torch.load(tmp_path / "model.pt", weights_only=True)
     assert all(torch.isfinite(tensor).all() for tensor in best.values())
+
+
+@pytest.mark.parametrize("kind", ["latest.pt", "model.pt", "both"])
+def test_a_folder_in_the_place_of_a_checkpoint_is_refused_before_training(kind, tmp_path):
+    names = ("latest.pt", "model.pt") if kind == "both" else (kind,)
+    for name in names:
+        (tmp_path / name).mkdir()
+    with pytest.raises(ConfigurationError, match=rf"{names[0]} is a folder and this run writes a file of that name"):
+        train(tmp_path, epochs=1)
+    assert sum(file.is_file() for file in tmp_path.iterdir()) == 0
 
 
 def test_what_killed_processes_left_is_removed(tmp_path):

@@ -81,6 +81,9 @@ def coloured():
         (lambda path: path.write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X"), "macOS"),
         (lambda path: path.write_text("no image"), "not a gzip file"),
         (lambda path: write(path, coloured()), "RGB colours"),
+        (lambda path: write(path, np.full(SHAPE, 1 + 1j, np.complex64)), "holds complex numbers"),
+        (lambda path: write(path, np.full(SHAPE, 1j, np.complex128)), "holds complex numbers"),
+        (lambda path: write(path, np.ones(SHAPE, np.complex64)), "holds complex numbers"),
         (lambda path: write(path, with_value(np.nan)), "1 value of 720 that is NaN or infinite"),
         (lambda path: write(path, with_value(np.inf)), "1 value of 720 that is NaN or infinite"),
         (lambda path: write(path, np.full(SHAPE, 1e300)), "720 values of 720 that are NaN or infinite"),
@@ -95,6 +98,19 @@ def test_an_image_that_cannot_be_used_is_refused(case, tmp_path, spoil, cause):
         load(case)
     with refused(f"image.nii.gz.*{cause}"):
         LoadCased("image", spatial_dims=3, in_channels=1)({"image": case["image"]})
+
+
+def test_an_array_file_of_complex_numbers_is_refused(tmp_path):
+    np.save(tmp_path / "image.npy", np.full(SHAPE, 1j))
+    with refused("image.npy holds complex numbers"):
+        LoadCased("image", spatial_dims=3, in_channels=1)({"image": str(tmp_path / "image.npy")})
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_an_image_of_other_channels_names_no_setting_that_a_trained_network_cannot_have(tmp_path, channels):
+    write(tmp_path / "image.nii.gz", np.zeros((*SHAPE, channels), np.float32))
+    with refused(f"{channels} channels .* 1: give images of 1 channel, or train with --in_channels {channels} on"):
+        LoadCased("image", spatial_dims=3, in_channels=1)({"image": tmp_path / "image.nii.gz"})
 
 
 def scaled(path, slope):

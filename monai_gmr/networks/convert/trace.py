@@ -18,7 +18,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from monai_gmr.networks.layers.size_trail import Levels, tensors_in
-from monai_gmr.ops.backend import use_backend
+from monai_gmr.ops.backend import set_backend
 
 # multiples of 32 first, then what odd factors and patches ask for
 REFERENCE_SIZES = (128, 96, 64, 256, 224, 160, 192, 48, 32, 144, 162, 81, 129, 97, 65, 33, 320, 512, 384, 270, 16)
@@ -214,7 +214,7 @@ def run_without_values(
     mode: Any = FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext()
     try:
         # kernels could read nothing, and a pass that does not compute is no reason to compile them
-        with _in_eval_mode(net), use_backend("dense"), mode, watch, torch.no_grad():
+        with _in_eval_mode(net), set_backend("dense"), mode, watch, torch.no_grad():
             args, kwargs = inputs()
             return net(*args, **kwargs)
     finally:

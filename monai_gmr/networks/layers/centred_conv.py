@@ -21,6 +21,7 @@ from monai_gmr.networks.layers.gmr_harmonic_conv import (
 from monai_gmr.networks.layers.size_trail import Levels, record_sizes
 from monai_gmr.ops import dense_kernel, pad_nd
 from monai_gmr.ops.free_sizes import is_free, voxels
+from monai_gmr.ops.harmonic_conv import harmonic_tap_basis
 from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.symmetry import Shells, centred_steps, centred_window, kernel_shells, ring_masks, tap_harmonics
 from monai_gmr.symmetry.harmonics import number_of_components
@@ -112,8 +113,8 @@ class CentredConvNd(GMRConvNd):
                 return dense_kernel(self.weight, self._with_equal_sums(self.basis(), code), shells)
             profiles = self._with_equal_sums(self.radial_profiles(), code)
             angular = harmonics.flatten(1).to(profiles.dtype) / self.harmonic_unit
-            radial = profiles.index_select(0, self.component_profile).index_select(2, shells.flatten())
-            return self._responses_kernel(radial * angular.unsqueeze(1), list(shells.shape))
+            basis = harmonic_tap_basis(profiles, shells, angular, self.component_profile)
+            return self._responses_kernel(basis, list(shells.shape))
 
     def _with_equal_sums(self, functions: torch.Tensor, code: int) -> torch.Tensor:
         counts = self.window_counts.to(functions.dtype)

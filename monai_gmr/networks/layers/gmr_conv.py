@@ -110,14 +110,30 @@ class GMRConvNd(RingConvNd):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Convolve ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``."""
         input, padding = self._padded(input)
-        basis, stride, dilation = self.basis(), self.stride, self.dilation
+        basis = self.basis()
         if torch.jit.is_scripting():
             return dense_ring_conv(
-                input, self.weight, basis, self.shells, self.bias, stride, padding, dilation, self.groups
+                input,
+                self.weight,
+                basis,
+                self.shells,
+                self.bias,
+                stride=self.stride,
+                padding=padding,
+                dilation=self.dilation,
+                groups=self.groups,
             )
-        live, groups = self.live_shells, self.groups
         return ring_conv(
-            input, self.weight, basis, self.shells, self.bias, stride, padding, dilation, groups, live=live
+            input,
+            self.weight,
+            basis,
+            self.shells,
+            self.bias,
+            stride=self.stride,
+            padding=padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            num_shells=self.num_shells,
         )
 
     def to_conv(self) -> nn.Module:

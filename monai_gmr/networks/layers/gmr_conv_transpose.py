@@ -8,6 +8,7 @@ from torch import nn
 
 from monai_gmr.networks.layers.ring_conv import RingConvNd
 from monai_gmr.ops import ring_conv_transpose
+from monai_gmr.ops.ring_conv import dense_ring_conv_transpose
 from monai_gmr.symmetry import transposed_padding
 from monai_gmr.utils import SymmetryWarning
 
@@ -100,18 +101,30 @@ class GMRConvTransposeNd(RingConvNd):
                 extra[axis] = 0 if even else surplus
         if not torch.jit.is_scripting():
             self._warn_if_inexact(extra)
-        return ring_conv_transpose(
+            return ring_conv_transpose(
+                input,
+                self.weight,
+                self.basis(),
+                self.shells,
+                self.bias,
+                stride=self.stride,
+                padding=padding,
+                output_padding=extra,
+                groups=self.groups,
+                dilation=self.dilation,
+                num_shells=self.num_shells,
+            )
+        return dense_ring_conv_transpose(
             input,
             self.weight,
             self.basis(),
             self.shells,
             self.bias,
-            self.stride,
-            padding,
-            extra,
-            self.groups,
-            self.dilation,
-            self.live_shells,
+            stride=self.stride,
+            padding=padding,
+            output_padding=extra,
+            groups=self.groups,
+            dilation=self.dilation,
         )
 
     def to_conv(self) -> nn.Module:

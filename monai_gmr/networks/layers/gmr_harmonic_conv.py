@@ -1,6 +1,6 @@
 """Radial profiles times harmonics, reduced to scalars that no turn changes (design, section 1, angular orders).
 
-Measured by ``tests/networks/layers/measure_harmonic_variants.py``: balanced accuracy on red blood cells (2D, k = 5, three-stage ResNet,
+Measured by ``tests/measurements/harmonic_variants.py``: balanced accuracy on red blood cells (2D, k = 5, three-stage ResNet,
 5 epochs of 5,000 cells, seed 0) and Dice on membranes (3D, k = 3, three-level U-Net, 240 steps, mean of seeds 0 and 1), on validation data:
 
 =================================================  =====  =====
@@ -31,7 +31,7 @@ S - 1, which halve the error at other angles: .672 and .683 against .658 and .64
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,9 +39,9 @@ import torch
 from torch import nn
 
 from monai_gmr.networks.layers.gmr_conv import GMRConvNd
-from monai_gmr.ops.backend import harmonics_of, select_backend, takes_factors
-from monai_gmr.ops.invariants import fused_invariants, invariants, invariants_of_order, norm_variance
-from monai_gmr.ops.memory_format import make_channels_last, runs_channels_last
+from monai_gmr.ops import Orders, ResponseTables, RingKernel, harmonic_conv
+from monai_gmr.ops.harmonic_conv import harmonic_tap_basis, response_invariants, responses_kernel
+from monai_gmr.ops.invariants import norm_variance
 from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.symmetry import gaussian_basis, gaussian_means, number_of_components, tap_harmonics
 from monai_gmr.symmetry.radial_bases import GAUSSIAN_MEAN_MARGIN
@@ -50,8 +50,6 @@ from monai_gmr.utils import ConfigurationError
 UNITS_PER_HARMONIC = 10**12
 HARMONIC_FIRST_MEAN = 1.0
 HARMONIC_MEAN_MARGIN = 0.75
-# channels of a group below which a backend's call for each group takes longer than the dense kernel of all
-LEAST_WIDTH_PER_GROUP = 8
 
 
 def channels_per_order(out_channels: int, order_split: Sequence[float]) -> list[int]:
@@ -159,16 +157,11 @@ class GMRHarmonicConvNd(GMRConvNd):
             profiles = torch.stack((centred, centred))
         return profiles * torch.stack((torch.ones_like(away), away)).unsqueeze(1)
 
-    def angular_factors(self, index: int, dtype: torch.dtype) -> torch.Tensor:
-        """Harmonics of one order on taps, shape ``(components, taps)``."""
-        start = sum(self.components[:index])
-        return self.harmonics[start : start + self.components[index]].to(dtype) / self.harmonic_unit
-
     def tap_basis(self) -> torch.Tensor:
         """Functions on taps of all components of all orders, shape ``(components, rings, taps)``, at least float32."""
         profiles = self.radial_profiles()
-        radial = profiles.index_select(0, self.component_profile).index_select(2, self.shells.flatten())
-        return radial * (self.harmonics.to(radial.dtype) / self.harmonic_unit).unsqueeze(1)
+        harmonics = self.harmonics.to(profiles.dtype) / self.harmonic_unit
+        return harmonic_tap_basis(profiles, self.shells, harmonics, self.component_profile)
 
     def reset_parameters(self) -> None:
         """Draw fresh weights; on white noise the output's variance is that of a fresh ``torch.nn.ConvNd``."""
@@ -191,112 +184,33 @@ class GMRHarmonicConvNd(GMRConvNd):
 
     def _responses_kernel(self, basis: torch.Tensor, window: list[int]) -> torch.Tensor:
         """The rows of all responses from functions on the taps of a window."""
-        weight = self.weight.to(basis.dtype).unflatten(0, [self.groups, self.out_channels // self.groups])
-        rows = weight.index_select(1, self.response_channel)
-        kernel = torch.matmul(rows, basis.index_select(0, self.response_component)).flatten(0, 1)
-        return kernel.reshape(list(kernel.shape[:2]) + window).to(self.weight.dtype)
-
-    @torch.jit.unused
-    def _scalars_by_backend(self, input: torch.Tensor, padding: list[int]) -> torch.Tensor:
-        """The layer's result, by the backend that is chosen for the whole layer."""
-        channels = (self.in_channels, self.num_responses)
-        backend = select_backend(input, tuple(self.kernel_size), channels, self.stride, self.groups, angular=True)
-        harmonics = harmonics_of(backend)
-        if harmonics is not None and (output := self._scalars_at_once(harmonics, input, padding)) is not None:
-            return output
-        if takes_factors(backend):
-            return self._with_bias(self._reduced_by_order(input, padding, backend))
-        with torch.autocast(device_type=self.weight.device.type, enabled=False):
-            kernel = self.dense_kernel()
-        output = self._reduced(conv_nd(input, kernel, None, self.stride, padding, self.dilation, self.groups))
-        return self._with_bias(make_channels_last(output) if runs_channels_last(input) else output)
-
-    def _scalars_at_once(
-        self, harmonics: Callable[..., torch.Tensor | None], input: torch.Tensor, padding: list[int]
-    ) -> torch.Tensor | None:
-        """The layer's result by a backend that computes all orders of a group at once, ``None`` where it cannot."""
-        width = min(self.in_channels, self.out_channels) // self.groups
-        if self.groups > 1 and width < LEAST_WIDTH_PER_GROUP:
-            return None
-        axis = input.dim() - self.shells.dim() - 1
-        radial, angular = self.radial_profiles()[:, :, : self.live_shells]
-        by_order = [self.angular_factors(i, angular.dtype) for i, order in enumerate(self.orders) if order != 0]
-        factors = torch.cat([*by_order, angular.new_empty((0, self.shells.numel()))])
-        biases = [None] * self.groups if self.bias is None else self.bias.chunk(self.groups)
-        parts = []
-        for image, weight, bias in zip(input.chunk(self.groups, axis), self.weight.chunk(self.groups), biases):
-            rows = dict(zip(self.orders, weight.split(self.channels)))
-            harmonic_rows = [row for order, row in rows.items() if order != 0]
-            part = harmonics(
-                image,
-                rows.get(0, weight[:0]),
-                radial,
-                torch.cat([*harmonic_rows, weight[:0]]).to(angular.dtype) @ angular,
-                self.shells,
-                factors,
-                bias,
-                (self.norms, self.products, self.reduced_components),
-                self.stride,
-                padding,
-                self.dilation,
-            )
-            if part is None:
-                return None
-            parts.append(part)
-        if self.groups == 1:
-            return parts[0]
-        output = torch.cat(parts, axis)
-        return make_channels_last(output) if runs_channels_last(input) else output
-
-    def _reduced_by_order(
-        self, input: torch.Tensor, padding: list[int], backend: Callable[..., torch.Tensor]
-    ) -> torch.Tensor:
-        """What :meth:`_reduced` gives, by a backend that knows radial profiles and angular factors apart."""
-        axis = input.dim() - self.shells.dim() - 1
-        rows = self.weight.unflatten(0, (self.groups, -1)).split(self.channels, dim=1)
-        parts: list[torch.Tensor] = []
-        profiles = self.radial_profiles()
-        for index, row in enumerate(rows):
-            order = self.orders[index]
-            if self.channels[index] == 0:
-                continue
-            profile = profiles[min(order, 1)]
-            factors = self.angular_factors(index, profile.dtype) if order > 0 else None
-            arrays = (row.flatten(0, 1), profile, self.shells, None)
-            geometry = (self.stride, padding, self.dilation, self.groups)
-            part = backend(input, *arrays, *geometry, factors, self.live_shells)
-            sizes = part.shape[part.dim() - self.shells.dim() :]
-            part = part.unflatten(axis, (self.groups, -1)).flatten(part.dim() - self.shells.dim() + 1)
-            parts.append(part if order == 0 else invariants_of_order(part, self.norms[index]))
-        return torch.cat(parts, dim=axis + 1).flatten(axis, axis + 1).unflatten(-1, sizes)
+        kernel = responses_kernel(self.weight, basis, self.response_channel, self.response_component, self.groups)
+        return kernel.reshape(list(kernel.shape[:2]) + window)
 
     def _reduced(self, responses: torch.Tensor) -> torch.Tensor:
         """Norms and inner products over the components of each order; order 0 stays as it is."""
-        axis = responses.dim() - self.shells.dim() - 1
-        sizes = list(responses.shape)
-        grouped = responses.flatten(axis + 1).unflatten(axis, [self.groups, self.num_responses // self.groups])
-        if axis == 0:
-            grouped = grouped.unsqueeze(0)
-        if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling():
-            output = invariants(grouped, self.norms, self.products, self.reduced_components)
-        else:
-            output = self._fused_invariants(grouped)
-        return output.reshape(sizes[:axis] + [self.out_channels] + sizes[axis + 1 :])
+        sizes = (self.norms, self.products, self.reduced_components)
+        return response_invariants(responses, *sizes, groups=self.groups, dims=self.shells.dim())
 
     @torch.jit.unused
-    def _fused_invariants(self, grouped: torch.Tensor) -> torch.Tensor:
-        scalars = fused_invariants(grouped, self.norms, self.products, self.reduced_components)
-        # the backward pass keeps them, and what follows a convolution without a bias may work in place
-        return scalars.clone() if self.bias is None and scalars.requires_grad else scalars
+    def _harmonic_conv(self, input: torch.Tensor, padding: list[int]) -> torch.Tensor:
+        profiles = self.radial_profiles()
+        harmonics = self.harmonics.to(profiles.dtype) / self.harmonic_unit
+        tables = ResponseTables(self.component_profile, self.response_channel, self.response_component)
+        tensors = (self.weight, profiles, self.shells, self.bias)
+        kernel = RingKernel(*tensors, angular=harmonics, num_shells=self.num_shells, responses=tables)
+        orders = Orders(tuple(self.norms), tuple(self.products), tuple(self.reduced_components))
+        geometry = {"stride": self.stride, "padding": padding, "dilation": self.dilation, "groups": self.groups}
+        return harmonic_conv(input, kernel, orders, **geometry)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """``(batch, in_channels, *spatial)`` or without the batch, to as many scalars as ``out_channels``."""
         input, padding = self._padded(input)
-        if torch.jit.is_scripting() or self.weight.device.type == "meta":
+        if torch.jit.is_scripting():
             kernel = self.dense_kernel()
             responses = conv_nd(input, kernel, None, self.stride, padding, self.dilation, self.groups)
             return self._with_bias(self._reduced(responses))
-        return self._scalars_by_backend(input, padding)
+        return self._harmonic_conv(input, padding)
 
     def _with_bias(self, output: torch.Tensor) -> torch.Tensor:
         bias = self.bias

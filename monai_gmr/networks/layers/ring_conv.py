@@ -129,9 +129,9 @@ class RingConvNd(nn.Module):
             "masks": ring_masks(shells, self.num_rings),
         }
         if self.rings == "gaussian":
-            self.live_shells = int((shells.radii < shells.support - SMALLEST_DISTANCE).sum())
+            self.num_shells = int((shells.radii < shells.support - SMALLEST_DISTANCE).sum())
         else:
-            self.live_shells = int(np.flatnonzero(tables["masks"].any(axis=0)).max()) + 1
+            self.num_shells = int(np.flatnonzero(tables["masks"].any(axis=0)).max()) + 1
         return tables
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "RingConvNd":

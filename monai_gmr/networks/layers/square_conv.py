@@ -24,7 +24,7 @@ def _default_square_rings(spatial_dims: int, kernel_size: int | Sequence[int], n
 def _square_masks(layer: RingConvNd, steps: Sequence[float]) -> dict[str, np.ndarray]:
     """The masks of square rings, for the place of the round ones."""
     masks = square_ring_masks(layer.kernel_size, layer.num_rings, steps)
-    layer.live_shells = masks.shape[1]
+    layer.num_shells = masks.shape[1]
     return {"masks": masks}
 
 

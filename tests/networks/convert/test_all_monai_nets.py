@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from conversion_table import CASES, generators, settle_statistics
 from monai.networks import nets
 from torch import nn
 
-from monai_gmr.apps.conversion_table import CASES, generators, settle_statistics
 from monai_gmr.metrics.equivariance import nested_error, transform_tensors
 from monai_gmr.networks import convert_to_gmr
 from monai_gmr.utils import ConfigurationError, map_tensors, tensors_in

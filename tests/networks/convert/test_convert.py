@@ -6,13 +6,13 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from conversion_table import CASES, make_pair, sizes_of, structural_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.networks import nets
 from monai.networks.blocks import SubpixelUpsample, UpSample
 from torch import nn
 
-from monai_gmr.apps.conversion_table import CASES, make_pair, sizes_of, structural_error
 from monai_gmr.metrics import equivariance_error
 from monai_gmr.networks import convert_to_gmr
 from monai_gmr.networks.convert.trace import trace_sizes
@@ -33,7 +33,7 @@ def first(answer):
     return answer
 
 
-# with radial kernels: tests/apps/test_conversion_table.py
+# with radial kernels: tests/measurements/test_conversion_table.py
 @pytest.mark.parametrize(
     "name", [name for name in CASES if name not in ("ResNet18", "ResNet50", "SEResNet50", "DenseNet121", "HighResNet")]
 )

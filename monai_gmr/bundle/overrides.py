@@ -1,0 +1,139 @@
+"""Checks of overrides of a config, which MONAI would accept silently: a name that nothing reads, a value that no run can have."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterable, Mapping
+from pydoc import ErrorDuringImport, locate
+from typing import Any
+
+from monai.bundle import ComponentLocator
+
+from monai_gmr.bundle.settings import check_value
+from monai_gmr.utils import ConfigurationError
+
+# what a component of MONAI's configs has beside the arguments of its target
+COMPONENT_KEYS = ("_target_", "_disabled_", "_requires_", "_desc_", "_mode_")
+CHECKED = re.compile(r"\bcheck_values\((.*)\)", re.DOTALL)
+IDS = re.compile(r"@(\w+)")
+
+
+def _is_reference(value: Any) -> bool:
+    return isinstance(value, str) and value[:1] in ("$", "@", "%")
+
+
+def _is_kind(value: Any, default: Any) -> bool:
+    """Whether an override can stand where the config has a plain value; references and expressions always can."""
+    if _is_reference(value):
+        return True
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    if isinstance(default, int):
+        return isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(default, float):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return not isinstance(default, list) or isinstance(value, (list, tuple))
+
+
+def _arguments_of(component: Mapping[str, Any]) -> set[str] | None:
+    """What the ``_target_`` of a component takes by name; ``None`` where that is anything, or is not known."""
+    target = component.get("_target_")
+    if not isinstance(target, str) or _is_reference(target):
+        return None
+    try:
+        found: Any = ComponentLocator().get_component_module_name(target)
+        found = locate(f"{found[0] if isinstance(found, list) else found}.{target}" if found else target)
+        parameters = inspect.signature(found).parameters.values()
+    except (ErrorDuringImport, TypeError, ValueError, ImportError):
+        return None
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL}
+
+
+def _find_nested(name: str, config: Mapping[str, Any], prefix: str) -> Any:
+    """What a config has under an id, ``None`` where the id adds something; raises where it adds what nothing reads."""
+    keys = name.replace("#", "::").split("::")
+    node: Any = config
+    for depth, key in enumerate(keys):
+        before, last = "::".join(keys[:depth]), depth == len(keys) - 1
+        if isinstance(node, Mapping):
+            if key in node:
+                node = node[key]
+                continue
+            known = _arguments_of(node) if "_target_" in node else None
+            names = sorted({*node, *(known or ()), *(COMPONENT_KEYS if "_target_" in node else ())})
+            # a dictionary that is no component may hold anything, so only what looks like a typing error is refused
+            strict = known is not None or not last
+            near = difflib.get_close_matches(key, names, n=1, cutoff=0.5 if strict else 0.75)
+            if last and ((known is not None and key in names) or (not strict and not near)):
+                return None
+            hint = f"did you mean {prefix}{before}::{near[0]}?" if near else f"{before} has {', '.join(names)}."
+        elif isinstance(node, list):
+            if key.isdecimal() and int(key) < len(node):
+                node = node[int(key)]
+                continue
+            hint = f"{before} is a list of {len(node)}, whose entries are 0 to {len(node) - 1}."
+        elif isinstance(node, str) and node[:1] == "@":
+            hint = f"{before} is what {node[1:]} is: did you mean {prefix}{node[1:]}::{'::'.join(keys[depth:])}?"
+        else:
+            part = next((part for part in IDS.findall(str(node)) if isinstance(config.get(part), Mapping)), None)
+            hint = f"{before} is {node}, which has no parts: " + (
+                f"did you mean {prefix}{part}::{'::'.join(keys[depth:])}?"
+                if part
+                else f"give {prefix}{before} as a whole."
+            )
+        raise ConfigurationError(f"{prefix}{name} is no setting of this config: {hint}")
+    return node
+
+
+def _checked_settings(config: Mapping[str, Any]) -> set[str]:
+    """The settings that a config hands to ``check_values``, whose rules then hold for its overrides too."""
+    lines = config.get("initialize")
+    calls = [CHECKED.search(str(line)) for line in lines] if isinstance(lines, list) else []
+    return {name for call in calls if call for name in IDS.findall(call[1])}
+
+
+def check_settings(
+    settings: Mapping[str, Any], config: Mapping[str, Any], accepted: Iterable[str] = (), prefix: str = "--"
+) -> None:
+    """Raise when a setting names nothing in a config, which MONAI would accept silently, or has a value that no run can have.
+
+    Args:
+        settings: ids of the config, ``"::"`` or ``"#"`` between the names of nested ones, to values.
+        config: the content of the config files.
+        accepted: further names that may be given.
+        prefix: what the user writes before a name.
+
+    Raises:
+        ConfigurationError: when a name is neither in the config nor accepted nor an argument of the component that it is below (the
+            nearest name is given), or a value cannot stand where the config has a switch, a number, a list or a reference to one.
+
+    Example:
+        >>> check_settings({"epohcs": 3}, {"epochs": 10}, prefix="")
+        Traceback (most recent call last):
+        ...
+        monai_gmr.utils.ConfigurationError: epohcs is no setting of this config: did you mean epochs?
+    """
+    names = {*config, *accepted}
+    checked = _checked_settings(config)
+    dims = settings.get("spatial_dims", config.get("spatial_dims"))
+    for name, value in settings.items():
+        head = name.replace("#", "::").split("::")[0]
+        if head not in names and head != "_meta_":
+            near = difflib.get_close_matches(head, sorted(names), n=1, cutoff=0.5)
+            plain = sorted(k for k, v in config.items() if not isinstance(v, (dict, list)) and not k.startswith("_"))
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"the settings are {', '.join(plain)}."
+            raise ConfigurationError(f"{prefix}{name} is no setting of this config: {hint}")
+        default = None if head == "_meta_" or head not in config else _find_nested(name, config, prefix)
+        # the rule of a setting holds wherever the config refers to it, and goes before the kind of its default
+        rule = default[1:] if isinstance(default, str) and default[:1] == "@" else name
+        if rule in checked and isinstance(dims, int):
+            if not _is_reference(value):
+                check_value(rule, value, dims, name)
+        elif not _is_kind(value, default):
+            kinds = {bool: "True or False", int: "a whole number", float: "a number", list: "a list such as"}
+            kind = kinds[type(default)] + (f" {default}" if isinstance(default, list) else "")
+            raise ConfigurationError(f"{prefix}{name} {value} cannot be used: give {kind}.")

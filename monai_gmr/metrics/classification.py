@@ -1,0 +1,56 @@
+"""Scores of a classifier that count every class alike."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from monai.metrics import ConfusionMatrixMetric, ROCAUCMetric
+from scipy.stats import rankdata
+
+
+class MeanRecallMetric(ConfusionMatrixMetric):
+    """Balanced accuracy: the recall of a class, averaged over the classes that occur.
+
+    This is ``sklearn.metrics.balanced_accuracy_score``. MONAI's ``"balanced accuracy"`` is the mean of sensitivity and specificity of
+    each class against all others, which with many classes is high for any guess.
+
+    Example:
+        >>> eye = torch.eye(3)
+        >>> metric = MeanRecallMetric()
+        >>> _ = metric(y_pred=eye[[0, 0, 1, 1]], y=eye[[0, 0, 0, 1]])
+        >>> round(metric.aggregate().item(), 4)
+        0.8333
+    """
+
+    def __init__(self) -> None:
+        super().__init__(metric_name="sensitivity", reduction="mean_batch")
+
+    def aggregate(self, *args: object, **kwargs: object) -> torch.Tensor:  # type: ignore[override]
+        """The score, a scalar tensor; the arguments are those of MONAI's metric and are not used."""
+        return torch.nanmean(torch.as_tensor(super().aggregate()[0]))
+
+
+class MacroAUCMetric(ROCAUCMetric):
+    """Area under the ROC curve of each class against all others, averaged over the classes for which it is defined.
+
+    MONAI's average is NaN as soon as one class does not occur, as in a validation split of few cases.
+
+    Example:
+        >>> metric = MacroAUCMetric()
+        >>> _ = metric(torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0]]), torch.eye(3)[[0, 1]])
+        >>> float(metric.aggregate())
+        1.0
+    """
+
+    def __init__(self) -> None:
+        super().__init__(average="none")
+
+    def aggregate(self, *args: object, **kwargs: object) -> float:  # type: ignore[override]
+        """The score; the arguments are those of MONAI's metric and are not used."""
+        scores, classes = (torch.as_tensor(part).double().cpu().numpy() for part in self.get_buffer())
+        ones = classes.sum(0)
+        pairs = ones * (len(classes) - ones)
+        # Mann and Whitney's count of pairs in the right order, from ranks: MONAI loops over the cases in Python
+        above = (rankdata(scores, axis=0) * classes).sum(0) - ones * (ones + 1) / 2
+        areas = np.where(pairs > 0, above / np.maximum(pairs, 1), np.nan)
+        return float(np.nanmean(areas)) if np.isfinite(areas).any() else float("nan")

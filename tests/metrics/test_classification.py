@@ -1,0 +1,56 @@
+"""Scores of a classifier against their definitions."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.metrics import ConfusionMatrixMetric
+
+from monai_gmr.metrics import MacroAUCMetric, MeanRecallMetric
+
+CASES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40)
+
+
+@settings(max_examples=40, deadline=None)
+@given(CASES)
+def test_mean_recall_is_balanced_accuracy_of_scikit_learn(cases):
+    """scikit-learn: the diagonal of the confusion matrix over its row sums, averaged over the rows that are not empty."""
+    labels, guesses = map(np.array, zip(*cases))
+    matrix = np.zeros((4, 4))
+    np.add.at(matrix, (labels, guesses), 1)
+    expected = np.mean([matrix[c, c] / matrix[c].sum() for c in range(4) if matrix[c].sum()])
+    metric, eye = MeanRecallMetric(), torch.eye(4)
+    for half in (slice(0, len(cases) // 2), slice(len(cases) // 2, None)):
+        if len(labels[half]):
+            metric(y_pred=eye[guesses[half]], y=eye[labels[half]])
+    assert metric.aggregate().item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_monai_balanced_accuracy_is_another_quantity():
+    """A constant guess among ten classes has mean recall 1/10; MONAI's one-against-all average calls it much more."""
+    labels, eye = torch.arange(10), torch.eye(10)
+    ours, theirs = MeanRecallMetric(), ConfusionMatrixMetric(metric_name="balanced accuracy")
+    for metric in (ours, theirs):
+        metric(y_pred=eye[torch.zeros(10, dtype=torch.long)], y=eye[labels])
+    assert ours.aggregate().item() == pytest.approx(0.1)
+    assert theirs.aggregate()[0].item() > 0.4
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), *[st.integers(0, 4)] * 4), min_size=2, max_size=25))
+def test_macro_auc_is_the_share_of_pairs_in_order(cases):
+    """Mann-Whitney: among pairs of a case of the class and one of another, those ranked rightly; ties count half."""
+    labels, scores = np.array([c[0] for c in cases]), np.array([c[1:] for c in cases], float)
+    shares = []
+    for c in range(4):
+        inside, outside = scores[labels == c, c], scores[labels != c, c]
+        if len(inside) and len(outside):
+            difference = inside[:, None] - outside[None, :]
+            shares.append((difference > 0).mean() + (difference == 0).mean() / 2)
+    metric = MacroAUCMetric()
+    metric(torch.tensor(scores), torch.eye(4)[labels])
+    if shares:
+        assert metric.aggregate() == pytest.approx(np.mean(shares), abs=1e-9)
+    else:
+        assert np.isnan(metric.aggregate())
