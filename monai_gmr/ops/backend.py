@@ -152,4 +152,7 @@ def prefers_channels_last(x: torch.Tensor, kernel_size: tuple[int, ...], channel
         kernel_size: window length along each axis of its convolutions on the finest grid.
         channels: their input and output channels.
     """
-    return select_backend(Call.of_input(x, kernel_size, channels, channels_last=True)).prefers_channels_last
+    padding = [k // 2 for k in kernel_size]
+    return select_backend(
+        Call.of_input(x, kernel_size, channels, padding=padding, channels_last=True)
+    ).prefers_channels_last

@@ -49,10 +49,10 @@ def conv_nd(
 ) -> torch.Tensor:
     """The framework's convolution of as many dimensions as the kernel has."""
     if kernel.dim() == 3:
-        return F.conv1d(x, kernel, bias, stride, padding, dilation, groups)
+        return F.conv1d(x, kernel, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
     if kernel.dim() == 4:
-        return F.conv2d(x, kernel, bias, stride, padding, dilation, groups)
-    return F.conv3d(x, kernel, bias, stride, padding, dilation, groups)
+        return F.conv2d(x, kernel, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    return F.conv3d(x, kernel, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
 
 
 def output_sizes(
@@ -86,12 +86,12 @@ def dense_ring_conv(
     """:func:`ring_conv` by a dense kernel and the framework's convolution: the reference, and what export uses."""
     kernel = full_precision_kernel(weight, basis, shells)
     if angular is None:
-        y = conv_nd(x, kernel, bias, stride, padding, dilation, groups)
+        y = conv_nd(x, kernel, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
         # the framework loses the memory format in 3D where there are few channels or voxels
         return y if torch.jit.is_scripting() or not runs_channels_last(x) else make_channels_last(y)
     rows = kernel.flatten(2)[:, None] * angular.to(kernel.dtype)[None, :, None]
     rows = rows.flatten(0, 1).reshape([-1] + list(kernel.shape)[1:])
-    y = conv_nd(x, rows, bias, stride, padding, dilation, groups)
+    y = conv_nd(x, rows, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
     return y.unflatten(x.dim() - shells.dim() - 1, (-1, angular.shape[0]))
 
 
@@ -129,7 +129,8 @@ def dense_shell_conv(
     spread = weight.index_select(2, flat.clamp(max=num_shells - 1)) * (flat < num_shells)
     kernel = (spread[:, None] * angular.to(weight.dtype)[None, :, None]).flatten(0, 1)
     kernel = kernel.reshape(*kernel.shape[:2], *shells.shape).to(x.dtype)
-    y = conv_nd(x, kernel, None, list(stride), list(padding), list(dilation), groups)
+    geometry = {"stride": list(stride), "padding": list(padding), "dilation": list(dilation)}
+    y = conv_nd(x, kernel, None, **geometry, groups=groups)
     return y.unflatten(1, (weight.shape[0], len(angular)))
 
 
@@ -147,11 +148,14 @@ def dense_ring_conv_transpose(
 ) -> torch.Tensor:
     """:func:`ring_conv_transpose` by a dense kernel and the framework's transposed convolution."""
     kernel = full_precision_kernel(weight, basis, shells)
+    more = output_padding
     if kernel.dim() == 3:
-        return F.conv_transpose1d(x, kernel, bias, stride, padding, output_padding, groups, dilation)
-    if kernel.dim() == 4:
-        return F.conv_transpose2d(x, kernel, bias, stride, padding, output_padding, groups, dilation)
-    return F.conv_transpose3d(x, kernel, bias, stride, padding, output_padding, groups, dilation)
+        y = F.conv_transpose1d(x, kernel, bias, stride, padding, output_padding=more, groups=groups, dilation=dilation)
+    elif kernel.dim() == 4:
+        y = F.conv_transpose2d(x, kernel, bias, stride, padding, output_padding=more, groups=groups, dilation=dilation)
+    else:
+        y = F.conv_transpose3d(x, kernel, bias, stride, padding, output_padding=more, groups=groups, dilation=dilation)
+    return y
 
 
 def pad_nd(x: torch.Tensor, padding: list[int], padding_mode: str) -> torch.Tensor:

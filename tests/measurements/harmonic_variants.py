@@ -1,7 +1,7 @@
 """Measurements behind the defaults of GMRHarmonicConv: ``python tests/measurements/harmonic_variants.py DATA 2 OUT.csv``.
 
 Not a test: it trains. DATA holds ``chularbc12_32.npz`` (2D, 11 classes, balanced accuracy) and ``fibsem3d_medulla.npz`` (3D,
-membranes, Dice); scores are on validation data (smears, a block) that are held out from training. One row a variant and seed is added to
+membranes, Dice); scores are on validation data (smears, a block) that are held out from training. One row per variant and seed is added to
 OUT.csv; rows that are there are not run again.
 """
 

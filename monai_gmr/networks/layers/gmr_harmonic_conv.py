@@ -1,33 +1,6 @@
-"""Radial profiles times harmonics, reduced to scalars that no turn changes (design, section 1, angular orders).
+"""Radial profiles times harmonics, reduced to scalars that rotations and mirrors do not change.
 
-Measured by ``tests/measurements/harmonic_variants.py``: balanced accuracy on red blood cells (2D, k = 5, three-stage ResNet,
-5 epochs of 5,000 cells, seed 0) and Dice on membranes (3D, k = 3, three-level U-Net, 240 steps, mean of seeds 0 and 1), on validation data:
-
-=================================================  =====  =====
-variant                                             2D     3D
-=================================================  =====  =====
-norms, split 1/2 1/4 1/4                           .636   .675
-radial only                                        .509   .565
-squared norms                                      .571   .618
-**inner products for half the norms** (default)    .665   .684
-one weight for all orders (a third of the weights) .620   .657
-split 1/3 1/3 1/3                                  .628   .666
-split 1/4 3/8 3/8                                  .630   .640
-split 3/4 1/8 1/8                                  .643   .672
-orders 0 1                                         .609   .665
-orders 0 2                                         .646   .575
-orders 0 1 2 3                                     .631   .679
-orders 1 2 in the first two levels only            .645   .686
-orders 1 2 in the first level only                 .615   .646
-=================================================  =====  =====
-
-In 3D two seeds of a variant differ by .01 to .05 (split 3/4 1/8 1/8: .695 and .650), so only the large differences say something: in 3D
-order 1 is what helps most (without it .575), lengths beat their squares, and angular channels in the first two of three levels do as well
-as in all. In 2D a second seed of "norms" gave .630, and the row in bold was measured before the inner products had their scale.
-
-Means of the profiles of the orders above 0 from 1 to S - .75 voxels, S the support, were compared in 3D, k = 3, with means from .75 to
-S - 1, which halve the error at other angles: .672 and .683 against .658 and .645 (seeds 0, 1; not the table's machine). On a window of
-3 an order 2 that is the same in every direction has one shape only; the freedom to deviate from it pays.
+The defaults are measured by ``tests/measurements/harmonic_variants.py``: see the table in ``monai_gmr/networks/README.md``.
 """
 
 import math
@@ -44,7 +17,7 @@ from monai_gmr.ops.harmonic_conv import harmonic_tap_basis, response_invariants,
 from monai_gmr.ops.invariants import norm_variance
 from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.symmetry import gaussian_basis, gaussian_means, number_of_components, tap_harmonics
-from monai_gmr.symmetry.radial_bases import GAUSSIAN_MEAN_MARGIN
+from monai_gmr.symmetry.taps import GAUSSIAN_MEAN_MARGIN
 from monai_gmr.utils import ConfigurationError
 
 UNITS_PER_HARMONIC = 10**12
@@ -77,7 +50,7 @@ def channels_per_order(out_channels: int, order_split: Sequence[float]) -> list[
 
 
 class GMRHarmonicConvNd(GMRConvNd):
-    """Harmonic convolution of any dimension; use :class:`GMRHarmonicConv2d` and its siblings."""
+    """Harmonic convolution of any dimension; use :class:`GMRHarmonicConv1d`, :class:`GMRHarmonicConv2d` or :class:`GMRHarmonicConv3d`."""
 
     harmonics: torch.Tensor
     component_profile: torch.Tensor
@@ -219,11 +192,7 @@ class GMRHarmonicConvNd(GMRConvNd):
         return output
 
     def to_conv(self) -> nn.Module:
-        """Not possible: the layer is not linear.
-
-        Raises:
-            ConfigurationError: always.
-        """
+        """Raises :class:`~monai_gmr.utils.ConfigurationError`: the layer is not linear."""
         raise ConfigurationError(
             f"{type(self).__name__} takes norms, which torch.nn.Conv{self.spatial_dims}d cannot: export the layer as it is, "
             "or use GMRConv."
@@ -236,15 +205,15 @@ class GMRHarmonicConvNd(GMRConvNd):
 
 
 class GMRHarmonicConv2d(GMRHarmonicConvNd):
-    r"""Convolution with radial profiles times circular harmonics, reduced to scalars that no turn changes.
+    r"""Convolution with radial profiles times circular harmonics, reduced to scalars that rotations and mirrors do not change.
 
     .. math::
         y_o = \sum_i \sum_r w_{oir}\, (b_r Y_l) \star x_i, \qquad
         z_o = b_o + |y_o| \quad\text{or}\quad b_o + \kappa\, \frac{y_p \cdot y_o}{\sqrt{|y_p|^2 + |y_o|^2}}
 
     :math:`y_o` has the components of order :math:`l` (1, 2 in 2D, :math:`2l + 1` in 3D), which share a weight. The first half of an order's
-    channels are norms, the others inner products with a channel :math:`p` of the first half: how two features stand to each other; order
-    0 is :class:`GMRConv2d` as it is. A purely radial kernel does not see which way an edge runs; these do, and the layer is exactly as
+    channels are norms, the others inner products with a channel :math:`p` of the first half: the angle between two features; order
+    0 is :class:`GMRConv2d` as it is. A purely radial kernel cannot distinguish directions; these can, and the layer is exactly as
     equivariant, from scalars to scalars. It is not linear: no ``to_conv``, no transposed form.
 
     Shape:
@@ -269,29 +238,19 @@ class GMRHarmonicConv2d(GMRHarmonicConvNd):
         True
 
     Source:
-        design, section 1; Worrall et al., Harmonic networks, arXiv 1612.04642 (norms of circular-harmonic responses).
+        Worrall et al., Harmonic networks, arXiv 1612.04642 (norms of circular-harmonic responses).
     """
 
     spatial_dims = 2
 
 
 class GMRHarmonicConv1d(GMRHarmonicConvNd):
-    """:class:`GMRHarmonicConv2d` in one dimension: even kernels, and the absolute value of odd ones.
-
-    Example:
-        >>> GMRHarmonicConv1d(2, 4, 3, padding="same")(torch.rand(2, 7)).shape
-        torch.Size([4, 7])
-    """
+    """:class:`GMRHarmonicConv2d` in one dimension: even kernels, and the absolute value of odd ones."""
 
     spatial_dims = 1
 
 
 class GMRHarmonicConv3d(GMRHarmonicConvNd):
-    """:class:`GMRHarmonicConv2d` in three dimensions, with spherical harmonics.
-
-    Example:
-        >>> GMRHarmonicConv3d(1, 8, 3, padding=1)(torch.rand(1, 1, 6, 7, 8)).shape
-        torch.Size([1, 8, 6, 7, 8])
-    """
+    """:class:`GMRHarmonicConv2d` in three dimensions, with spherical harmonics."""
 
     spatial_dims = 3

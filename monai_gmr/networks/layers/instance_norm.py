@@ -8,6 +8,7 @@ from monai_gmr.ops.cpu.norm import instance_norm, supports_norm
 
 
 # private: torch has no other class or method to override for the norm alone
+# private: the public classes have no step of their own between the check of the input and the norm
 class GMRInstanceNormNd(nn.modules.instancenorm._InstanceNorm):
     """What :class:`GMRInstanceNorm2d` and :class:`GMRInstanceNorm3d` share."""
 

@@ -123,7 +123,8 @@ def triton_shell_conv(
     Saved for the backward pass are input and weight alone. One node for ``torch.compile`` and ``torch.export``.
     """
     axes = shells.dim()
-    y = x.new_empty(_result_shape(x, weight, shells, angular, stride, padding, dilation))
+    sizes = output_sizes(x.shape[2:], shells.shape, stride, padding, dilation)
+    y = x.new_empty((x.shape[0], weight.shape[0], len(angular), *sizes))
     table = tap_table_of(shells, x.device, weight.shape[2], padding, dilation, False)
     grouped = weight.to(x.dtype).unflatten(0, (groups, -1)).permute(0, 3, 2, 1).contiguous()
     arrays = (_as_volume(x, axes), grouped, table, _sorted(angular, table))
@@ -131,14 +132,10 @@ def triton_shell_conv(
     return y
 
 
-def _result_shape(x, weight, shells, angular, stride, padding, dilation) -> list[int]:
-    sizes = output_sizes(x.shape[2:], shells.shape, stride, padding, dilation)
-    return [x.shape[0], weight.shape[0], angular.shape[0], *sizes]
-
-
 @triton_shell_conv.register_fake
 def _(x, weight, shells, angular, stride, padding, dilation, groups):
-    return x.new_empty(_result_shape(x, weight, shells, angular, stride, padding, dilation))
+    sizes = output_sizes(x.shape[2:], shells.shape, stride, padding, dilation)
+    return x.new_empty((x.shape[0], weight.shape[0], angular.shape[0], *sizes))
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:

@@ -68,13 +68,13 @@ def test_names_of_elements_are_unique_and_read_back(dims):
 )
 @pytest.mark.parametrize("sign", ["+", "-"])
 def test_the_sense_of_a_symbol_is_that_of_the_rotation(order, axis, sign):
-    turn = rotation_matrix(3, (360 if sign == "+" else -360) / order, axis)
+    rotation = rotation_matrix(3, (360 if sign == "+" else -360) / order, axis)
     direction = "".join(str(i) for i in axis)
-    assert element_name(turn) == f"{order}{sign} [{direction}]"
-    assert element_name(-turn) == f"-{order}{sign} [{direction}]"
+    assert element_name(rotation) == f"{order}{sign} [{direction}]"
+    assert element_name(-rotation) == f"-{order}{sign} [{direction}]"
 
 
-def test_a_mirror_image_is_named_after_the_direction_that_it_turns_round():
+def test_a_mirror_image_is_named_after_the_direction_that_it_reverses():
     for name in (element_name(element) for element in point_group(3)):
         if name.startswith("m"):
             direction = np.array([int(i) for i in name[3:-1].replace("-1", "2")])
@@ -144,7 +144,7 @@ def test_products_of_named_elements_have_names(i, j):
         (lambda: grid_element([[1, 0], [1, 0]], 2), "no symmetry of the grid"),
         (lambda: grid_element([[0, 2], [1, 0]], 2), "no symmetry of the grid"),
         (lambda: grid_element({"a": 1}, 2), "no symmetry of the grid"),
-        (lambda: grid_element([[0, 1], [1, 0]], 3), "turns 2 axes, the image has 3"),
+        (lambda: grid_element([[0, 1], [1, 0]], 3), "transforms 2 axes, the image has 3"),
         (lambda: axis_direction((0, 0, 0)), "is no direction"),
         (lambda: axis_direction((1, 0)), "is no direction"),
         (lambda: axis_direction("up"), "axis='up' is unknown"),
