@@ -140,22 +140,8 @@ def _gradients(
 
 
 @_gradients.register_fake
-def _(
-    gradient,
-    x,
-    weight,
-    basis,
-    angular_weight,
-    shells,
-    angular,
-    norms,
-    products,
-    components,
-    padding,
-    dilation,
-    needed,
-) -> list[torch.Tensor]:
-    inputs = (x, weight, basis, angular_weight)
+def _(gradient, x, weight, basis, angular_weight, *others) -> list[torch.Tensor]:
+    inputs, needed = (x, weight, basis, angular_weight), others[-1]
     return [torch.empty_like(each) if asked else x.new_empty((0,)) for each, asked in zip(inputs, needed)]
 
 

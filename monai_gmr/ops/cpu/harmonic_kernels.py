@@ -20,25 +20,15 @@ MOST_CHANNELS, MOST_COMPONENTS = 512, 7
 
 
 class Terms(NamedTuple):
-    """Terms of the sum of one order: two taps of a shell whose angular factors are the same up to a sign, or one tap.
+    """Terms of the sum of one order: two taps of a shell whose angular factors are the same up to a sign, or one tap."""
 
-    Attributes:
-        places: ``(terms, 2, 3)``, where the two taps lie, in voxels; of one tap, twice the same.
-        shells: ``(terms,)``, indices into ``used``.
-        signs: ``(terms,)``, of the second tap; 0 where there is one.
-        angular: ``(terms, components)``, factors of the first tap.
-        first: ``(shells + 1,)``: the first entry of each shell, and one more.
-        entries: ``(entries, 2)``: term and component of the factors that are not zero, shell by shell.
-        used: the shells that have terms.
-    """
-
-    places: torch.Tensor
-    shells: torch.Tensor
-    signs: torch.Tensor
-    angular: torch.Tensor
-    first: torch.Tensor
-    entries: torch.Tensor
-    used: torch.Tensor
+    places: torch.Tensor  # (terms, 2, 3), where the two taps lie, in voxels; of one tap, twice the same
+    shells: torch.Tensor  # (terms,), indices into used
+    signs: torch.Tensor  # (terms,), of the second tap; 0 where there is one
+    angular: torch.Tensor  # (terms, components), factors of the first tap
+    first: torch.Tensor  # (shells + 1,), the first entry of each shell, and one more
+    entries: torch.Tensor  # (entries, 2), term and component of the factors that are not zero, shell by shell
+    used: torch.Tensor  # the shells that have terms
 
 
 def as_volume(numbers: Sequence[int], filler: int) -> list[int]:
@@ -176,10 +166,8 @@ class AngularOrder:
 
         Args:
             image: ``(batch, *sizes, channels)``.
-            weight: ``(norms + products, channels, num_shells)``.
-            bias: ``(norms + products,)`` or ``None``.
-            scalars: ``(batch, *sizes_out, all)``.
-            channels: which of them are the order's; these are written to.
+            weight, bias: ``(norms + products, channels, num_shells)`` and ``(norms + products,)`` or ``None``.
+            scalars: ``(batch, *sizes_out, all)``, whose ``channels`` are written to.
         """
         geometry, matrix = self._geometry(image, scalars), pad_columns(self._columns(weight))
         bias = None if bias is None else bias.contiguous()
@@ -195,14 +183,11 @@ class AngularOrder:
         image_gradient: torch.Tensor | None,
         weight_gradient: torch.Tensor | None,
     ) -> None:
-        """Compute the gradients of the order.
+        """Add the gradients of the order to those of ``image`` and ``weight``, each a tensor or ``None``.
 
         Args:
-            image, weight: as in :meth:`write_scalars`.
-            gradient: ``(batch, *sizes_out, all)``.
-            channels: which of them are the order's.
-            image_gradient: what that of ``image`` is added to, or ``None``.
-            weight_gradient: what that of ``weight`` is added to, or ``None``.
+            image, weight, channels: as in :meth:`write_scalars`.
+            gradient: of the scalars, ``(batch, *sizes_out, all)``.
         """
         geometry, columns = self._geometry(image, gradient), self._columns(weight)
         matrix, transposed = pad_columns(columns), pad_columns(columns.T)

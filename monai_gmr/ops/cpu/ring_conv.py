@@ -31,11 +31,8 @@ def merged_groups(groups: int, channels: Sequence[int]) -> int:
     vector.
 
     Args:
-        groups: of the convolution.
+        groups: of the convolution; the result divides it.
         channels: input and output channels of one of them.
-
-    Returns:
-        the number of groups of the kernels, a divisor of ``groups``.
 
     Example:
         >>> merged_groups(64, (1, 1)), merged_groups(6, (2, 4)), merged_groups(2, (16, 16)), merged_groups(7, (1, 1))
@@ -78,12 +75,7 @@ def merge_groups(weight: torch.Tensor, groups: int) -> torch.Tensor:
 
 
 def split_groups(weights: torch.Tensor, shape: Sequence[int], groups: int) -> torch.Tensor:
-    """The inverse of :func:`merge_groups`.
-
-    Args:
-        weights: ``(merged groups, out_channels, in_channels, rings)``.
-        shape: of the result, ``(out_channels, in_channels / groups, rings)``.
-        groups: of the convolution.
+    """The inverse of :func:`merge_groups`, to weights of a shape.
 
     Example:
         >>> weight = torch.rand(64, 2, 3)

@@ -20,21 +20,15 @@ WORTHWHILE = 0.75
 
 
 class Sums(NamedTuple):
-    """What the kernels add for each shell: taps of the window; or sums over lines of the window that are alike, and taps in these sums.
+    """What the kernels add for each shell: taps of the window; or sums over lines of the window that are alike, and taps in these sums."""
 
-    Attributes:
-        first_taps: ``(shells + 1,)``, the first tap of each shell, and one more.
-        taps: ``(taps, axes)``, places in voxels.
-        sets_of_taps: ``(taps,)``, in which lines' sum a tap lies; of the window itself 0.
-        first_lines: ``(sets + 1,)``, the first line of each set of lines that are alike, and one more; without sums ``(1,)``.
-        lines: ``(lines, axes)``, places in voxels.
-    """
-
-    first_taps: torch.Tensor
-    taps: torch.Tensor
-    sets_of_taps: torch.Tensor
-    first_lines: torch.Tensor
-    lines: torch.Tensor
+    first_taps: torch.Tensor  # (shells + 1,), the first tap of each shell, and one more
+    taps: torch.Tensor  # (taps, axes), places in voxels
+    sets_of_taps: torch.Tensor  # (taps,), in which lines' sum a tap lies; of the window itself 0
+    first_lines: (
+        torch.Tensor
+    )  # (sets + 1,), the first line of each set of lines that are alike, and one more; without sums (1,)
+    lines: torch.Tensor  # (lines, axes), places in voxels
 
     def additions(self, length: int, reach: int) -> float:
         """Numbers that are added or stored for a voxel of a line of ``length`` voxels, with the reach of the window along it."""
@@ -98,12 +92,7 @@ def line_sums(window: Window) -> Sums:
 
 @lru_cache(maxsize=256)
 def choose_sums(window: Window, length: int) -> Sums:
-    """The faster of both ways: line by line where that saves many additions, for its sums are written and read.
-
-    Args:
-        window: the taps.
-        length: voxels of a line of the result.
-    """
+    """The faster of both ways for lines of ``length`` voxels: line by line where that saves many additions."""
     taps, lines = tap_sums(window), line_sums(window)
     additions = [each.additions(length, window.reach()[-1]) for each in (taps, lines)]
     return lines if additions[1] <= WORTHWHILE * additions[0] else taps
@@ -161,16 +150,13 @@ def ring_products(
     result: torch.Tensor,
     channels: slice,
 ) -> None:
-    """Sums of rings, times a matrix, plus a bias; channels and columns are those of a group.
+    """Sums of rings, times a matrix, plus a bias, written to some channels of a result; channels and columns are those of a group.
 
     Args:
         image: ``(batch, *sizes + reach, groups * channels)``.
-        window: the taps.
         basis: ``(rings, shells)``.
-        matrices: ``(groups, rings * channels, columns)``, by :func:`pad_columns`.
-        bias: ``(groups, columns)``, by :func:`pad_columns`, or ``None``.
-        result: ``(batch, *sizes, all)``.
-        channels: which of them are the columns of all groups; these are written to.
+        matrices, bias: ``(groups, rings * channels, columns)`` and ``(groups, columns)`` or ``None``, both by :func:`pad_columns`.
+        result: ``(batch, *sizes, all)``, whose ``channels`` are the columns of all groups.
     """
     call = _arguments(image, result, channels.stop - channels.start, len(matrices), window, basis)
     call_kernel("ring_conv", *call, matrices, bias, result[..., channels])
@@ -188,11 +174,8 @@ def ring_gradients(
     """Sums of rings, and the gradients that follow from them. Channels and columns are those of a group.
 
     Args:
-        image: ``(batch, *sizes + reach, groups * channels)``.
-        window: the taps.
-        basis: ``(rings, shells)``.
+        image, basis, matrices: as in :func:`ring_products`.
         other: ``(batch, *sizes, groups * columns)``.
-        matrices: ``(groups, rings * channels, columns)``, by :func:`pad_columns`.
         transposed: ``(groups, columns, rings * channels)``, the channels of each ring by :func:`pad_columns`.
         gradients: each of these, or ``None`` where it is not needed: of the shape of ``other``, the sums times the matrices, written to;
             ``(threads, groups, rings * channels, columns)``, by :func:`pad_columns`, to which the sums' products with ``other`` are added;

@@ -24,12 +24,9 @@ def runtimes():
     return {name for name in names if any(each in name for each in ("libgomp", "libiomp", "libomp"))}
 
 def seconds():
-    times = []
-    for _ in range(40):
-        start = time.perf_counter()
-        torch.sin(image)
-        times.append(time.perf_counter() - start)
-    return sorted(times)[5]
+    start = time.perf_counter()
+    torch.sin(image)
+    return time.perf_counter() - start
 
 def same(y):
     return torch.allclose(y, expected, atol=1e-5)
@@ -44,11 +41,17 @@ torch.set_num_threads(2)
 layer, x, image = GMRHarmonicConv3d(4, 6, 3, padding=1), torch.rand(2, 4, 9, 8, 7), torch.rand(2**21)
 set_backend("dense")
 expected, report = layer(x).detach(), {}
-runtimes_before, before = runtimes(), min(seconds() for _ in range(3))
+runtimes_before = runtimes()
 set_backend("cpp")
 report["same"] = same(layer(x))
 report["runtimes"] = sorted(runtimes() - runtimes_before)
-report["slowdown"] = min((layer(x), seconds())[1] for _ in range(3)) / before
+after_kernels, after_pauses = [], []
+for _ in range(60):
+    layer(x)
+    after_kernels.append(seconds())
+    time.sleep(0.02)
+    after_pauses.append(seconds())
+report["slowdown"] = min(after_kernels) / min(after_pauses)
 with ThreadPoolExecutor(2) as pool:
     report["threads"] = list(pool.map(lambda _: same(layer(x)), range(50)))
 if sys.platform == "linux":
@@ -74,7 +77,7 @@ def test_the_kernels_load_no_runtime_of_their_own(report):
 
 
 def test_operations_of_torch_are_as_fast_after_a_kernel_ran(report):
-    # threads of a second runtime would spin on the cores that those of torch need: then this takes several times as long
+    # just after a kernel, threads of a second runtime would spin on the cores that those of torch need; after a pause they sleep
     assert report["slowdown"] <= 2
 
 

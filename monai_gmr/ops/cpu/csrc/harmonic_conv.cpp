@@ -30,7 +30,8 @@ template <typename Step> inline void for_vectors(index count, Step step) {
 }
 
 // from gradients of scalars, (2, FLOATS_OF_A_PART), to those of responses, (kinds, components, spread along a line)
-void spread_gradient(const Angular& g, const float* responses, const float* scalar_gradients, float smoothing, float scale, index count, float* to) {
+void spread_gradient(const Angular& g, const float* responses, const float* scalar_gradients, float smoothing, float scale, index count,
+                     float* to) {
     const index kind = g.components * FLOATS_OF_A_PART, line = g.spread(2) * g.norms;
     for_vectors(count, [&](auto zero, index i) {
         using T = decltype(zero);
@@ -81,7 +82,8 @@ KERNEL harmonic_conv(const HarmonicConvGeometry* geometry, const index* places, 
 #pragma omp for schedule(static)
         for (index number = 0; number < blocks.count; ++number) {
             const Block block = blocks[number];
-            Responses own{g, terms, image, matrix, Ring(ring, depth, lines, floats), tile, indices(a), indices(b), responses, block.first_line};
+            Responses own{g,    terms,      image,      matrix,    Ring(ring, depth, lines, floats),
+                          tile, indices(a), indices(b), responses, block.first_line};
             for (index last = block.first_plane; last < block.last_plane + g.reach[0]; ++last) {
                 own.multiply_plane(block.sample, last, block.last_line - block.first_line + g.reach[1]);
                 const index plane = last - g.reach[0];
@@ -124,8 +126,9 @@ KERNEL harmonic_conv_backward(const HarmonicConvGeometry* geometry, const index*
     const index before[3] = {g.reach[0] - g.padding[0], g.reach[1] - g.padding[1], g.reach[2] - g.padding[2]};
 #pragma omp parallel num_threads(g.threads)
     {
-        const auto [ring, spread_ring, tile, a, b, entry_a, entry_b, entry_signs, entry_angular, responses, scalar_gradients, sums] = scratch.share(
-            {Ring::size(depth, lines, floats), Ring::size(depth, spread_lines, spread), VOXELS_OF_A_TILE * wide, floats_of_indices(g.terms),
+        const auto [ring, spread_ring, tile, a, b, entry_a, entry_b, entry_signs, entry_angular, responses, scalar_gradients, sums] =
+            scratch.share({Ring::size(depth, lines, floats), Ring::size(depth, spread_lines, spread), VOXELS_OF_A_TILE * wide,
+             floats_of_indices(g.terms),
              floats_of_indices(g.terms), floats_of_indices(g.entries), floats_of_indices(g.entries), g.entries, g.entries,
              responses_of_a_voxel * FLOATS_OF_A_PART, 2 * FLOATS_OF_A_PART, VOXELS_OF_A_TILE * g.norms});
         const index voxels_of_a_part = std::max<index>(1, FLOATS_OF_A_PART / g.norms);
@@ -140,7 +143,8 @@ KERNEL harmonic_conv_backward(const HarmonicConvGeometry* geometry, const index*
             const Block block = blocks[number];
             const index first_result = std::max<index>(0, block.first_line - before[1]);
             const index last_result = std::min(g.sizes[1], block.last_line + g.reach[1] - before[1]);
-            Responses own{g, terms, image, matrix, Ring(ring, depth, lines, floats), tile, indices(a), indices(b), responses, first_result};
+            Responses own{g,    terms,      image,      matrix,    Ring(ring, depth, lines, floats),
+                          tile, indices(a), indices(b), responses, first_result};
             const Ring gradients(spread_ring, depth, spread_lines, spread);
             index next = std::max<index>(0, block.first_plane - before[0]);  // plane of the padded image
             for (index last = block.first_plane; last < block.last_plane + g.reach[0]; ++last) {
@@ -186,7 +190,8 @@ KERNEL harmonic_conv_backward(const HarmonicConvGeometry* geometry, const index*
                         const index voxels = std::min(VOXELS_OF_A_TILE, g.image[2] - x);
                         for (index group = 0; group < g.groups(); ++group) {
                             const index shell = group % g.shells, kind = group / g.shells;
-                            sum_entries_of_line(first[shell], first[shell + 1], indices(entry_a), indices(entry_b), entry_signs, entry_angular,
+                            sum_entries_of_line(first[shell], first[shell + 1], indices(entry_a), indices(entry_b), entry_signs,
+                                                entry_angular,
                                                 from + (kind * g.components * g.spread(2) + x) * g.norms, voxels * g.norms, sums);
                             copy(g.norms, voxels, tile + group * g.norms, wide, sums, g.norms);
                         }
@@ -194,7 +199,8 @@ KERNEL harmonic_conv_backward(const HarmonicConvGeometry* geometry, const index*
                             multiply({voxels, g.channels, tile, 1, g.columns(), 0, wide, 1, transposed, deep, nullptr,
                                       image_gradient + (first_voxel + x) * g.channels, g.channels, true});
                         if (matrix_gradient)
-                            multiply({g.channels, g.vector_columns(), image + (first_voxel + x) * g.channels, 1, voxels, 0, 1, g.channels, tile, wide, nullptr,
+                            multiply({g.channels, g.vector_columns(), image + (first_voxel + x) * g.channels, 1, voxels, 0, 1, g.channels,
+                                      tile, wide, nullptr,
                                       matrix_gradient + omp_get_thread_num() * g.channels * wide, wide, true});
                     }
                 }

@@ -1,10 +1,10 @@
 // One angular order of a harmonic convolution on a CPU, from channels to scalars: responses, then their lengths and inner products.
 //
-// Images are (batch, *sizes, channels). The product over channels comes first, for an order has few output channels: a plane of the image
-// becomes products, (line, group, voxel, channel), a group for each shell and kind of output channel. Planes go through a ring of as many as
-// the window is long. From those a line of responses is added up, tap by tap, and reduced to scalars; what lies at mirrored taps has the same
-// angular up to a sign and is added first. Backward, the responses are computed again; their gradients go through a second ring, of which
-// the sums over mirrored taps are the gradient of the products.
+// Images are (batch, *sizes, channels). The product over channels comes first, for an order has few output channels: a plane of the
+// image becomes products, (line, group, voxel, channel), a group for each shell and kind of output channel. Planes go through a ring of
+// as many as the window is long. From those a line of responses is added up, tap by tap, and reduced to scalars; what lies at mirrored
+// taps has the same angular up to a sign and is added first. Backward, the responses are computed again; their gradients go through a
+// second ring, of which the sums over mirrored taps are the gradient of the products.
 //
 // Output channels are of two kinds, those that become lengths and those that become inner products with them; each kind has as many
 // channels, the last ones without weights where there are fewer inner products, so that both lie alike in memory. Along a line voxels and
@@ -122,8 +122,8 @@ inline void sum_entries(index begin, index end, const index* a, const index* b, 
     for (int u = 0; u < UNITS; ++u) store(to + u * lanes, sums[u]);
 }
 
-void sum_entries_of_line(index begin, index end, const index* a, const index* b, const float* signs, const float* angular, const float* from,
-                         index count, float* to) {
+void sum_entries_of_line(index begin, index end, const index* a, const index* b, const float* signs, const float* angular,
+                         const float* from, index count, float* to) {
     index i = 0;
     for (; i + 4 * LANES <= count; i += 4 * LANES) sum_entries<vector, 4>(begin, end, a, b, signs, angular, from + i, to + i);
     for (; i + LANES <= count; i += LANES) sum_entries<vector, 1>(begin, end, a, b, signs, angular, from + i, to + i);
@@ -188,7 +188,8 @@ struct Responses {
             float* to = products.at(plane, l) + g.padding[2] * g.norms;
             for (index x = 0; x < g.image[2]; x += VOXELS_OF_A_TILE) {
                 const index voxels = std::min(VOXELS_OF_A_TILE, g.image[2] - x);
-                multiply({voxels, g.vector_columns(), from + x * g.channels, 1, g.channels, 0, g.channels, 1, matrix, wide(), nullptr, tile, wide(), false});
+                multiply({voxels, g.vector_columns(), from + x * g.channels, 1, g.channels, 0, g.channels, 1, matrix, wide(), nullptr,
+                          tile, wide(), false});
                 for (index group = 0; group < g.groups(); ++group)
                     copy(g.norms, voxels, to + group * group_floats() + x * g.norms, g.norms, tile + group * g.norms, wide());
             }

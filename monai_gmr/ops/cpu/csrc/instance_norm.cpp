@@ -1,7 +1,7 @@
 // Instance norm of images (batch, voxels, channels) with the rectifier that follows it, and sums over voxels.
 //
-// Voxels and channels are one axis: what is the same for all voxels of a sample is repeated until it fills whole vectors. A piece of a sample
-// is added up in single precision, about its first voxel where there are squares, and the pieces in double precision.
+// Voxels and channels are one axis: what is the same for all voxels of a sample is repeated until it fills whole vectors. A piece of a
+// sample is added up in single precision, about its first voxel where there are squares, and the pieces in double precision.
 
 #include "kernels.h"
 #include "vectors.h"
@@ -70,7 +70,8 @@ template <std::size_t N> class Repeated {
         if (wanted == sample) return;
         sample = wanted;
         for (std::size_t n = 0; n < N; ++n)
-            for (index j = 0; j < pieces.period; ++j) memory[n * pieces.period + j] = numbers[n][sample * image.channels + j % image.channels];
+            for (index j = 0; j < pieces.period; ++j)
+                memory[n * pieces.period + j] = numbers[n][sample * image.channels + j % image.channels];
     }
     template <typename T> T get(index n, index j) const { return load<T>(memory + n * pieces.period + j); }
 };
