@@ -1,5 +1,4 @@
-"""Every test draws the same random numbers and waits for kernels anew, whichever ran before it; a bundle in stock MONAI for those that
-take any."""
+"""Every test draws the same random numbers, whichever ran before it; a bundle in stock MONAI for those that take any."""
 
 import json
 import os
@@ -18,13 +17,10 @@ import torch
 import yaml
 from monai.networks.nets import UNet
 
-from monai_gmr.ops import backend as backends
-
 
 def pytest_runtest_setup(item):
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002  (MONAI's transforms draw from it)
-    backends._waiting.seconds = 0.0
 
 
 def _foreign_parts(inverts):

@@ -7,13 +7,11 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from monai_gmr.apps.check_equivariance import write_csv
 from monai_gmr.bundle.classification import HeadedCSVSaver
 from monai_gmr.data.conversion import write_medmnist
 from monai_gmr.data.phantoms import write_phantoms
@@ -36,7 +34,6 @@ WRITERS = {
     "json": (lambda path: write_json({"p": 1}, path), ".json"),
     "checkpoint": (lambda path: write_checkpoint({"weight": torch.ones(4)}, path), ".pt"),
     "predictions": (_save_predictions, ".csv"),
-    "equivariance": (lambda path: write_csv(SimpleNamespace(rows=[{"size": 8}]), path), ".csv"),
     "records": (lambda path: ViewRecords(path, {"network": "a"}), ".jsonl"),
     "arrays": (
         lambda path: write_medmnist(

@@ -23,7 +23,7 @@ def no_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
 
 
-def sweep(folder):
+def make_report(folder):
     disc = torch.zeros(1, 8, 8)
     disc[:, 2:6, 2:6] = 1
     evaluator = SupervisedEvaluator(
@@ -39,7 +39,7 @@ def sweep(folder):
 
 QUICK = ["--quick", "--repeats", "1", "--no-peers", "--backends", "dense", "--cases", "3D B1 C4 6x6x6 k=3, float32"]
 RUNS = {
-    "evaluation": (sweep, {"rotation_table.csv", "rotation_report.md", "rotation_cases.csv"}),
+    "evaluation": (make_report, {"rotation_table.csv", "rotation_report.md", "rotation_cases.csv"}),
     "phantoms": (lambda folder: make_phantoms([str(folder), "--number", "3", "--size", "16"]), {"dataset.json"}),
     "benchmark": (
         lambda folder: benchmark([*QUICK, "--output", str(folder)]),

@@ -1,129 +1,254 @@
-"""What the benchmark measures with: functions that take turns, peaks of memory, and the machine's limits."""
+"""Time, memory and operations of the candidates of a case, and the machine's limits."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
-import platform
+import statistics
 import tempfile
-import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
-Key = TypeVar("Key", bound=Hashable)
+from monai_gmr.apps.benchmark_cases import Candidate, Case
+from monai_gmr.apps.benchmark_counts import count_cost
+from monai_gmr.apps.benchmark_table import add_ratios
+from monai_gmr.apps.timing import interleave, seconds_of
+from monai_gmr.bundle import keep_freed_memory
+from monai_gmr.ops import get_backend, set_backend
+from monai_gmr.ops.memory_format import FORMATS
+from monai_gmr.utils import ConfigurationError
+
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-LEAST_ROUNDS = 3
 LIMIT_REPEATS = 5
 # elements of the copied tensor, far beyond the caches, and side of the multiplied matrices
 LIMIT_SIZES = {"cpu": (2**26, 2048), "cuda": (2**29, 8192), "quick": (2**18, 128)}
 
 
-def time_on_cpu(run: Callable[[], Any]) -> float:
-    """Seconds that ``run`` takes.
+class Notes(logging.Handler):
+    """The library's warnings, among them why a backend is not used, which is logged once a process."""
 
-    Example:
-        >>> time_on_cpu(lambda: None) < 1
-        True
-    """
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
 
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a message."""
+        self.messages.append(record.getMessage())
 
-def time_on_cuda(run: Callable[[], Any]) -> float:
-    """Seconds from when the GPU, idle before, begins what ``run`` gives it until it has done it, by CUDA events."""
-    torch.cuda.synchronize()
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    run()
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1000
+    def about(self, backend: str) -> str | None:
+        """The last message that says why a backend is not used."""
+        return next((text for text in reversed(self.messages) if f"'{backend}' is not used" in text), None)
 
 
-def timer_of(device: torch.device) -> Callable[[Callable[[], Any]], float]:
-    """:func:`time_on_cpu` or :func:`time_on_cuda`."""
-    return time_on_cuda if device.type == "cuda" else time_on_cpu
-
-
-def interleave(
-    runs: Mapping[Key, Callable[[], Any]],
-    repeats: int,
-    seconds: float,
-    timer: Callable[[Callable[[], Any]], float] = time_on_cpu,
-    clock: Callable[[], float] = time.monotonic,
-    seed: int = 0,
-) -> dict[Key, list[float]]:
-    """Time functions that take turns, so that what else the machine does meets all of them alike.
-
-    Each round calls every function once, in an order drawn anew, so that none always follows the same other, whose traces it would meet.
+def device_of(name: str) -> torch.device:
+    """A CPU, or a CUDA device, which becomes the current one.
 
     Args:
-        runs: functions by name; they have run before, so that nothing is compiled while it is timed.
-        repeats: rounds.
-        seconds: after this time no round begins, once there are three.
-        timer: seconds that a call takes.
-        clock: the time in seconds.
-        seed: of the orders.
+        name: "cpu", "cuda" or "cuda:NUMBER".
 
-    Returns:
-        the seconds of each call of each function.
+    Raises:
+        ConfigurationError: when it is another one, or not there.
 
     Example:
-        >>> times = interleave({"one": lambda: None, "two": lambda: None}, repeats=4, seconds=60.0)
-        >>> {name: len(each) for name, each in times.items()}
-        {'one': 4, 'two': 4}
+        >>> device_of("cpu")
+        device(type='cpu')
     """
-    times: dict[Key, list[float]] = {name: [] for name in runs}
-    names, start, generator = list(runs), clock(), torch.Generator().manual_seed(seed)
-    for turn in range(repeats):
-        if turn >= LEAST_ROUNDS and clock() - start > seconds:
-            break
-        for place in torch.randperm(len(names), generator=generator):
-            times[names[place]].append(timer(runs[names[place]]))
-    return times
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigurationError(f"device={name} cannot be used: give cpu, cuda or cuda:NUMBER.")
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise ConfigurationError(f"device={name} is not there: torch sees {count} CUDA devices; give --device cpu.")
+        # torch takes no device without a number here
+        torch.cuda.set_device(device.index or 0)
+    return device
+
+
+@contextmanager
+def measuring(threads: int | None = None, tf32: bool | None = None) -> Iterator[Notes]:
+    """The fastest of cuDNN, freed memory kept, and a number of threads and TF32 if they are given; the library's warnings are collected
+    instead of printed. Afterwards these settings and the backend are restored."""
+    keep_freed_memory()
+    before, search = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    allowed = [switch.allow_tf32 for switch in switches]
+    notes, logger = Notes(), logging.getLogger("monai_gmr")
+    logger.addHandler(notes)
+    try:
+        torch.set_num_threads(before if threads is None else threads)
+        # plain convolutions and ours multiply alike
+        for switch, value in zip(switches, allowed):
+            switch.allow_tf32 = value if tf32 is None else tf32
+        torch.backends.cudnn.benchmark = True
+        with set_backend(get_backend()):
+            yield notes
+    finally:
+        logger.removeHandler(notes)
+        torch.set_num_threads(before)
+        torch.backends.cudnn.benchmark = search
+        for switch, value in zip(switches, allowed):
+            switch.allow_tf32 = value
+
+
+def _profiled(run: Callable[[], Any], profile_memory: bool = False) -> profile:
+    # otherwise the profiler prints a line on standard error at every start
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=profile_memory) as profiler:
+        run()
+    return profiler
+
+
+def runs_kernels(run: Callable[[], Any]) -> bool:
+    """Whether a call runs one of the library's own kernels, which torch's profiler lists as operations ``monai_gmr::NAME``.
+
+    Example:
+        >>> runs_kernels(lambda: torch.nn.Conv2d(1, 1, 3)(torch.rand(1, 1, 4, 4)))
+        False
+    """
+    return any(event.key.startswith("monai_gmr::") for event in _profiled(run).key_averages())
+
+
+def make_input(case: Case, device: torch.device, channels_last: bool) -> torch.Tensor:
+    """A random input; of a layer it has a gradient and the precision of autocast, as inside a net."""
+    inner = case.group != "nets"
+    dtype = PRECISIONS[case.precision] if inner else torch.float32
+    x = torch.randn(case.shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    if channels_last and case.group == "ring_conv":
+        x = x.to(memory_format=FORMATS[x.dim()])
+    return x.requires_grad_(inner)
+
+
+class Trial:
+    """A candidate on a case's input, ready to run; the input's gradient is taken where it asks for one."""
+
+    def __init__(self, case: Case, candidate: Candidate, x: torch.Tensor) -> None:
+        torch.manual_seed(0)
+        self.candidate, self.x = candidate, x
+        self.module = candidate.make().to(x.device).train()
+        self.autocast = partial(torch.autocast, x.device.type, PRECISIONS[case.precision], case.precision != "float32")
+        parameters = list(self.module.parameters())
+        # a net is trained; a rate of zero leaves it unchanged, however often it runs
+        self.optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9) if case.group == "nets" else None
+        self.seed = torch.ones_like(self.forward())
+
+    def forward(self) -> torch.Tensor:
+        """A forward pass without gradients."""
+        set_backend(self.candidate.backend or "dense")
+        with torch.no_grad(), self.autocast():
+            return self.module(self.x)
+
+    def step(self) -> None:
+        """Forward and backward; a net's optimizer too. No gradient is left behind."""
+        set_backend(self.candidate.backend or "dense")
+        with self.autocast():
+            y = self.module(self.x)
+        y.backward(self.seed)
+        if self.optimizer is not None:
+            self.optimizer.step()
+        self.module.zero_grad(set_to_none=True)
+        self.x.grad = None
+
+    def check_kernels(self, notes: Notes) -> None:
+        """Raise :class:`~monai_gmr.utils.ConfigurationError` when "dense" runs in place of a forced backend, with the library's reason."""
+        backend = self.candidate.backend
+        if backend not in (None, "dense", "auto") and not runs_kernels(self.forward):
+            raise ConfigurationError(notes.about(str(backend)) or f"backend '{backend}' left its work to 'dense'.")
+
+
+def measure_case(
+    case: Case,
+    device: torch.device,
+    limits: Mapping[str, float],
+    notes: Notes,
+    *,
+    repeats: int = 10,
+    seconds: float = 20.0,
+    channels_last: bool = False,
+) -> list[dict[str, Any]]:
+    """Measure all candidates of a case in alternation.
+
+    Args:
+        case, device, notes: what is measured, where, and the library's warnings meanwhile.
+        limits: what :func:`measure_limits` returned.
+        repeats, seconds: as in :func:`~monai_gmr.apps.timing.interleave`.
+        channels_last: whether the operation's input lies channels last.
+
+    Returns:
+        a row for each candidate: seconds, bytes, multiply-adds and their ratios; ``None`` and a ``reason`` where it cannot run.
+    """
+    x = make_input(case, device, channels_last)
+    rows: list[dict[str, Any]] = []
+    runs: dict[tuple[int, str], Callable[[], Any]] = {}
+    for index, candidate in enumerate(case.candidates):
+        row: dict[str, Any] = {"group": case.group, "case": case.name, "dims": case.dims, "precision": case.precision}
+        row |= {"method": candidate.method, "backend": candidate.backend, "label": candidate.label}
+        row |= {"reason": None, "rounds": 0}
+        row |= dict.fromkeys(("forward", "step", "memory", "operations", "moved"))
+        row |= dict.fromkeys(("flops_per_second", "limit_share", "bound_by"))
+        rows.append(row)
+        try:
+            trial = Trial(case, candidate, x)
+            trial.check_kernels(notes)
+            trial.step()
+            memory = peak_memory(trial.step, device)
+            operations, moved = count_cost(trial.module, trial.forward, candidate.backend)
+        except Exception as error:
+            text = " ".join(str(error).split()) or type(error).__name__
+            row["reason"] = text if len(text) <= 160 else f"{text[:157]}..."
+            x.grad = None
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+        else:
+            row |= {"memory": memory, "operations": operations, "moved": moved}
+            runs |= {(index, "forward"): trial.forward, (index, "step"): trial.step}
+    for (index, part), times in interleave(runs, repeats, seconds).items():
+        rows[index] |= {part: statistics.median(times), "rounds": len(times)}
+    for row in rows:
+        if row["forward"] is not None and row["operations"] is not None:
+            arithmetic, forward = limits[case.precision], row["forward"]
+            row["flops_per_second"] = 2 * row["operations"] / forward
+            limit = roofline(row["operations"], row["moved"], forward, limits["bandwidth"], arithmetic)
+            row["limit_share"], row["bound_by"] = limit
+    return add_ratios(rows)
 
 
 def replay_peak(events: Iterable[tuple[int, int]]) -> int:
     """The most bytes that are in use at once.
 
     Args:
-        events: address and bytes of what is allocated, address and minus the bytes of what is freed, in the order of time. What is freed
-            without having been allocated here was there before, and is not counted.
+        events: address and bytes of every allocation, address and minus the bytes of every release, in the order of time. A release
+            without an allocation is of what was there before, and does not count.
 
     Example:
         >>> replay_peak([(1, 100), (2, 50), (1, -100), (3, 60), (9, -1000)])
         150
     """
-    live: dict[int, int] = {}
+    sizes: dict[int, int] = {}
     now = peak = 0
     for address, size in events:
         if size > 0:
-            live[address] = size
-            now += size
-            peak = max(peak, now)
-        else:
-            now -= live.pop(address, 0)
+            sizes[address] = size
+        now += size if size > 0 else -sizes.pop(address, 0)
+        peak = max(peak, now)
     return peak
-
-
-def _memory_events(trace: Path) -> list[tuple[int, int]]:
-    events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
-    found = [event for event in events if event.get("name") == "[memory]" and event["args"]["Device Type"] == 0]
-    found.sort(key=lambda event: event["ts"])
-    return [(event["args"]["Addr"], event["args"]["Bytes"]) for event in found]
 
 
 def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
     """The most bytes that ``run`` has in use at once, beyond what was there before.
 
-    On a CPU the allocations that torch's profiler has seen are replayed: tensors, but not the scratch space that oneDNN takes for itself.
+    On a CPU these are the tensors that torch's profiler lists, without the scratch space that oneDNN takes for itself.
 
     Example:
         >>> peak_memory(lambda: torch.zeros(1000) + 1, torch.device("cpu")) >= 8000
@@ -136,27 +261,21 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    # otherwise the profiler greets on standard error at every start
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            run()
-        profiler.export_chrome_trace(str(trace))
-        return replay_peak(_memory_events(trace))
+        _profiled(run, profile_memory=True).export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    memory = [event for event in events if event.get("name") == "[memory]" and event["args"]["Device Type"] == 0]
+    memory.sort(key=lambda event: event["ts"])
+    return replay_peak((event["args"]["Addr"], event["args"]["Bytes"]) for event in memory)
 
 
 def measure_limits(device: torch.device, precisions: Sequence[str], quick: bool = False) -> dict[str, float]:
-    """What the machine can do at most: the best of a large copy and a large sum, and of a large product of matrices, also as a
-    1x1 convolution.
-
-    Args:
-        device: where.
-        precisions: of :data:`PRECISIONS`.
-        quick: with small tensors, that fit in the caches: for tests only.
+    """The machine's limits: the best of a large copy and a large sum, and of a large product of matrices, also as a 1x1 convolution.
 
     Returns:
         ``"bandwidth"`` in bytes a second, each read and each write counted, and each precision's floating-point operations a second.
+        ``quick`` takes tensors that fit in the caches: for tests only.
 
     Example:
         >>> limits = measure_limits(torch.device("cpu"), ["float32"], quick=True)
@@ -164,11 +283,10 @@ def measure_limits(device: torch.device, precisions: Sequence[str], quick: bool 
         (['bandwidth', 'float32'], True)
     """
     elements, side = LIMIT_SIZES["quick" if quick else device.type]
-    timer = timer_of(device)
 
     def best(run: Callable[[], Any]) -> float:
         run()
-        return min(timer(run) for _ in range(LIMIT_REPEATS))
+        return min(seconds_of(run) for _ in range(LIMIT_REPEATS))
 
     def bandwidth() -> float:
         one, two, three = (torch.ones(elements, device=device) for _ in range(3))
@@ -186,20 +304,15 @@ def measure_limits(device: torch.device, precisions: Sequence[str], quick: bool 
     return {"bandwidth": bandwidth()} | {name: arithmetic(PRECISIONS[name]) for name in precisions}
 
 
-def roofline(
-    operations: int | None, moved: int, seconds: float, bandwidth: float, arithmetic: float
-) -> tuple[float | None, str | None]:
-    """How near a run comes to the limit of the machine that is nearer, and which limit that is.
+def roofline(operations: int, moved: int, seconds: float, bandwidth: float, arithmetic: float) -> tuple[float, str]:
+    """The share that a run reaches of the nearer limit of the machine, and that limit, "arithmetic" or "memory".
 
     Args:
-        operations: multiply-adds, two floating-point operations each; ``None`` when they are not known.
-        moved: bytes at least moved.
-        seconds: what the run took.
+        operations: multiply-adds, two floating-point operations each.
+        moved: bytes that are moved at least.
+        seconds: that the run took.
         bandwidth: bytes a second.
         arithmetic: floating-point operations a second.
-
-    Returns:
-        the least time possible over the time taken, and "arithmetic" or "memory"; ``None`` when the operations are not known.
 
     Example:
         >>> roofline(operations=50, moved=10, seconds=4.0, bandwidth=10.0, arithmetic=100.0)
@@ -208,40 +321,5 @@ def roofline(
     Source:
         Williams, Waterman, Patterson, Roofline, CACM 52 (2009).
     """
-    if operations is None:
-        return None, None
     calculating, moving = 2 * operations / arithmetic, moved / bandwidth
-    bound = "arithmetic" if calculating > moving else "memory"
-    return max(calculating, moving) / seconds, bound
-
-
-def processor_name(cpuinfo: str | Path = "/proc/cpuinfo") -> str:
-    """The model name of the first processor; what Python knows of it where there is no such file."""
-    try:
-        lines = Path(cpuinfo).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Processor, cores, threads, GPU, versions and date: what a time means nothing without.
-
-    Example:
-        >>> describe_machine(torch.device("cpu"))["gpu"] is None
-        True
-    """
-    on_gpu = device.type == "cuda"
-    return {
-        "processor": processor_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
-        "cuda": torch.version.cuda if on_gpu else None,
-        "cudnn": torch.backends.cudnn.version() if on_gpu else None,
-        "tf32": torch.backends.cudnn.allow_tf32 if on_gpu else None,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-    }
+    return max(calculating, moving) / seconds, "arithmetic" if calculating > moving else "memory"

@@ -1,4 +1,4 @@
-"""The benchmark's outcome: ratios between rows, an aligned table and a picture."""
+"""Ratios between the rows of the benchmark, its tables and its picture."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any
 
 from monai_gmr.apps.benchmark_cases import PLAIN, PLAIN_3
 from monai_gmr.files import replacing
+from monai_gmr.tables import format_aligned, format_markdown
 
 MEASURES = ("forward", "step", "memory")
 REFERENCES = ("dense", "plain", "plain_3")
-# title, key, factor and form of each column
-COLUMNS: tuple[tuple[str, str, float, str], ...] = (
+# title, key, factor and form of a column
+Column = tuple[str, str, float, str]
+COLUMNS: tuple[Column, ...] = (
     ("forward ms", "forward", 1e3, ".2f"),
     ("/dense", "forward_over_dense", 1, ".2f"),
     ("/plain", "forward_over_plain", 1, ".2f"),
@@ -29,6 +31,16 @@ COLUMNS: tuple[tuple[str, str, float, str], ...] = (
     ("moved MB", "moved", 1e-6, ".1f"),
     ("limit %", "limit_share", 100, ".0f"),
 )
+SHORT_COLUMNS: tuple[Column, ...] = (
+    ("forward ms", "forward", 1e3, ".1f"),
+    ("of dense", "forward_over_dense", 1, ".2f"),
+    ("step ms", "step", 1e3, ".1f"),
+    ("of dense", "step_over_dense", 1, ".2f"),
+    ("of plain k=3", "step_over_plain_3", 1, ".2f"),
+    ("memory MB", "memory", 1e-6, ".0f"),
+    ("of plain", "memory_over_plain", 1, ".2f"),
+    ("% of the limit", "limit_share", 100, ".0f"),
+)
 EXPLANATION = (
     "forward: without gradients, in training mode; step: forward and backward, for nets with the optimizer; memory: the most that a\n"
     "step has in use at once beyond weights and input; times are medians.\n"
@@ -36,30 +48,28 @@ EXPLANATION = (
     "Mop: million multiply-adds of the forward pass by the method's own count; moved: input, output and weights once; limit: the least\n"
     "time that the machine's bandwidth and arithmetic, measured in the same run, allow, over the forward time; bound by: the nearer one."
 )
-# dark blue, sky blue, green and purple, orange and brown, grey: told apart by the colour-blind, and mostly in grey
+# dark blue, sky blue, green and purple, orange, grey: different for the colour-blind, and mostly in grey
 OURS = ("#0b4f8a", "#56b4e9", "#009e73", "#cc79a7")
-OTHERS, PLAIN_COLOUR = "#e07b00", "#8c8c8c"
+PEER_COLOUR, PLAIN_COLOUR = "#e07b00", "#8c8c8c"
 ROOM_OF_TITLE = 1.6
 
 
 def _reference(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any] | None:
-    """The row of the same case that another is compared with."""
+    """The row of the same case with which a row is compared."""
     if name == "dense":
-        dense = [other for other in rows if other["backend"] == "dense"]
-        same = [other for other in dense if other["method"] == row["method"]]
-        # what is no layer of ours has one counterpart only where there is one
+        dense = [each for each in rows if each["backend"] == "dense"]
+        same = [each for each in dense if each["method"] == row["method"]]
+        # a row that is no layer of ours has one counterpart only where there is one
         return same[0] if same else dense[0] if len(dense) == 1 else None
-    wanted = [PLAIN_3, PLAIN] if name == "plain_3" else [PLAIN]
-    found = {other["method"]: other for other in rows}
-    return next((found[method] for method in wanted if method in found), None)
+    methods = {each["method"]: each for each in rows}
+    return methods.get(PLAIN_3, methods.get(PLAIN)) if name == "plain_3" else methods.get(PLAIN)
 
 
 def add_ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Give the rows of a case their ratios.
 
     Args:
-        rows: all of one case, with ``method``, ``backend``, ``forward`` and ``step`` in seconds and ``memory`` in bytes, these ``None``
-            where there is no measurement.
+        rows: all of one case, with ``method``, ``backend``, ``forward``, ``step`` and ``memory``, ``None`` where nothing was measured.
 
     Returns:
         the rows with ``MEASURE_over_dense``, ``MEASURE_over_plain`` and ``MEASURE_over_plain_3``, ``None`` where a side is missing; where
@@ -76,91 +86,50 @@ def add_ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         line = dict(row)
         for name in REFERENCES:
-            other = _reference(row, rows, name)
+            reference = _reference(row, rows, name)
             for measure in MEASURES:
-                both = row[measure] is not None and other is not None and other[measure]
-                line[f"{measure}_over_{name}"] = row[measure] / other[measure] if both and other else None
+                own, base = row[measure], reference and reference[measure]
+                line[f"{measure}_over_{name}"] = own / base if own is not None and base else None
         lines.append(line)
     return lines
 
 
-def by_case(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """The rows of each case, in the order in which they come."""
-    cases: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        cases.setdefault(f"{row['group']}: {row['case']}, {row['precision']}", []).append(row)
-    return cases
-
-
-def _cell(row: Mapping[str, Any], key: str, factor: float, form: str) -> str:
-    value = row.get(key)
-    return "-" if value is None else format(value * factor, form)
+def _cells(row: Mapping[str, Any], columns: Sequence[Column]) -> list[str]:
+    values = [(row.get(key), factor, form) for _, key, factor, form in columns]
+    return ["-" if value is None else format(value * factor, form) for value, factor, form in values]
 
 
 def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
-    """An aligned table, the rows of each case under its name, and what its columns say.
-
-    Args:
-        rows: with the keys of :data:`COLUMNS`, ``group``, ``case``, ``precision``, ``label`` and ``bound_by``; ``None`` is shown as "-".
+    """An aligned table, the rows of each case under its name, and an explanation of its columns; ``None`` is shown as "-".
 
     Example:
         >>> row = {"group": "nets", "case": "UNet", "precision": "float32", "label": "plain", "bound_by": None, "forward": 0.5}
         >>> print(format_rows([row]).splitlines()[2][:19])
           plain      500.00
     """
-    header = ["", *(column[0] for column in COLUMNS), "bound by"]
-    table: list[list[str] | str] = [header]
-    for title, lines in by_case(rows).items():
-        table.append(title)
-        for row in lines:
-            cells = [_cell(row, *column[1:]) for column in COLUMNS]
-            table.append([f"  {row['label']}", *cells, row["bound_by"] or "-"])
-    cells_only = [line for line in table if not isinstance(line, str)]
-    widths = [max(len(line[i]) for line in cells_only) for i in range(len(header))]
-    text = []
-    for line in table:
-        if isinstance(line, str):
-            text.append(line)
-            continue
-        numbers = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:])]
-        text.append("  ".join([line[0].ljust(widths[0]), *numbers]).rstrip())
-    return "\n".join([*text, "", EXPLANATION])
+    table = [["", *(title for title, *_ in COLUMNS), "bound by"]]
+    for row in rows:
+        title = [f"{row['group']}: {row['case']}, {row['precision']}"]
+        if title not in table:
+            table.append(title)
+        table.append([f"  {row['label']}", *_cells(row, COLUMNS), row["bound_by"] or "-"])
+    return f"{format_aligned(table)}\n\n{EXPLANATION}"
 
 
-# title, key, factor and form of each column of the table for a README
-SHORT_COLUMNS: tuple[tuple[str, str, float, str], ...] = (
-    ("forward ms", "forward", 1e3, ".1f"),
-    ("of dense", "forward_over_dense", 1, ".2f"),
-    ("step ms", "step", 1e3, ".1f"),
-    ("of dense", "step_over_dense", 1, ".2f"),
-    ("of plain k=3", "step_over_plain_3", 1, ".2f"),
-    ("memory MB", "memory", 1e-6, ".0f"),
-    ("of plain", "memory_over_plain", 1, ".2f"),
-    ("% of the limit", "limit_share", 100, ".0f"),
-)
-
-
-def format_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+def format_short_rows(rows: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table with the columns that matter most, without the rows that are not measured.
-
-    Args:
-        rows: as for :func:`format_rows`.
 
     Example:
         >>> row = {"group": "nets", "case": "UNet", "precision": "float32", "label": "plain", "forward": 0.5}
-        >>> print(format_markdown([row]).splitlines()[2])
+        >>> print(format_short_rows([row]).splitlines()[2])
         | UNet | plain | 500.0 | - | - | - | - | - | - | - |
     """
-    lines = [
-        "| " + " | ".join(["case", "", *(column[0] for column in SHORT_COLUMNS)]) + " |",
-        "|---|---|" + "---|" * len(SHORT_COLUMNS),
-    ]
+    table = [["case", "", *(title for title, *_ in SHORT_COLUMNS)]]
     for row in rows:
         if row["forward"] is not None:
             name = row["case"] if row["precision"] == "float32" else f"{row['case']}, {row['precision']}"
-            cells = [name, row["label"], *(_cell(row, *column[1:]) for column in SHORT_COLUMNS)]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            table.append([name, row["label"], *_cells(row, SHORT_COLUMNS)])
+    return format_markdown(table)
 
 
 def format_missing(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -183,109 +152,82 @@ def is_drawn(row: Mapping[str, Any]) -> bool:
 
 
 def _colour(row: Mapping[str, Any], backends: Sequence[str]) -> str:
-    """By backend for what is ours."""
+    """By backend for our own methods."""
     if row["backend"] is not None:
         return OURS[backends.index(row["backend"]) % len(OURS)]
-    return PLAIN_COLOUR if row["method"] == PLAIN_3 else OTHERS
+    return PLAIN_COLOUR if row["method"] == PLAIN_3 else PEER_COLOUR
 
 
-def _draw_bar(panel: Any, row: Mapping[str, Any], place: float, colour: str) -> None:
-    step, forward = row["step_over_plain"], row["forward_over_plain"]
-    panel.barh(place, step - 1, left=1, height=0.72, color=colour, zorder=2)
-    panel.plot(forward, place, "o", ms=5, mfc="white", mec="black", mew=1, zorder=4)
-    slower = step >= 1
-    end, shift, side = (max(step, forward), 6, "left") if slower else (min(step, forward), -6, "right")
-    where: dict[str, Any] = {"xytext": (shift, 0), "textcoords": "offset points", "ha": side, "va": "center"}
-    panel.annotate(f"{step:.2f}", (end, place), fontsize=8, **where)
-
-
-def _draw_panel(panel: Any, cases: Mapping[str, Sequence[Mapping[str, Any]]], backends: Sequence[str]) -> None:
-    ticks: list[tuple[float, str]] = []
-    titles: list[str] = []
-    place = 0.0
-    for title, lines in cases.items():
-        ticks.append((place, title))
-        titles.append(title)
-        for row in lines:
-            place += 1
-            ticks.append((place, row["label"]))
-            _draw_bar(panel, row, place, _colour(row, backends))
-        place += ROOM_OF_TITLE
-    panel.set_ylim(place - 0.7, -0.8)
-    panel.set_yticks([tick[0] for tick in ticks], [tick[1] for tick in ticks], fontsize=9)
-    for label in panel.get_yticklabels():
-        label.set_fontweight("bold" if label.get_text() in titles else "normal")
-
-
-def _style_axis(panel: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    """One logarithmic scale for all panels, so that their bars can be compared."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-    values = [1.0, *(row[key] for row in rows for key in ("step_over_plain", "forward_over_plain"))]
-    low, high = min(values), max(values)
-    margin = max(high / low, 2.0) ** 0.16
-    low, high = low / (margin if low < 1 else margin**0.25), high * margin
-    marks = [m * 10.0**e for e in range(-3, 5) for m in (1, 2, 5)]
-    panel.set_xscale("log")
-    panel.set_xlim(low, high)
-    panel.xaxis.set_major_locator(FixedLocator([mark for mark in marks if low <= mark <= high]))
-    panel.xaxis.set_minor_locator(NullLocator())
-    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+def _draw_panel(panel: Any, rows: Sequence[Mapping[str, Any]], backends: Sequence[str]) -> None:
+    place, case = -ROOM_OF_TITLE, None
+    labels = []
+    for row in rows:
+        if row["case"] != case:
+            place, case = place + ROOM_OF_TITLE, row["case"]
+            labels.append((place, case, "bold"))
+        place += 1
+        labels.append((place, row["label"], "normal"))
+        step, forward = row["step_over_plain"], row["forward_over_plain"]
+        panel.barh(place, step - 1, left=1, height=0.72, color=_colour(row, backends), zorder=2)
+        panel.plot(forward, place, "o", ms=5, mfc="white", mec="black", mew=1, zorder=4)
+        end, shift, side = (max(step, forward), 6, "left") if step >= 1 else (min(step, forward), -6, "right")
+        where: dict[str, Any] = {"xytext": (shift, 0), "textcoords": "offset points", "ha": side, "va": "center"}
+        panel.annotate(f"{step:.2f}", (end, place), fontsize=8, **where)
+    panel.set_ylim(place + ROOM_OF_TITLE - 0.7, -0.8)
+    panel.set_yticks([each[0] for each in labels], [each[1] for each in labels], fontsize=9)
+    for tick, (_, _, weight) in zip(panel.get_yticklabels(), labels):
+        tick.set_fontweight(weight)
     panel.axvline(1, color="black", lw=1.2, zorder=3)
     panel.grid(axis="x", alpha=0.3, zorder=0)
     panel.spines[["top", "right", "left"]].set_visible(False)
     panel.tick_params(axis="y", length=0)
+    panel.tick_params(axis="x", labelbottom=True)
     panel.set_xlabel("time, plain = 1 (left is faster)", fontsize=9)
 
 
-def _legend_handles(rows: Sequence[Mapping[str, Any]], backends: Sequence[str]) -> list[Any]:
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
-    names = {OTHERS: "other packages", PLAIN_COLOUR: "plain, window 3"}
-    names |= {OURS[i % len(OURS)]: f"backend {backend}" for i, backend in enumerate(backends)}
-    colours = dict.fromkeys(_colour(row, backends) for row in rows)
-    dot = Line2D([], [], marker="o", mfc="white", mec="black", lw=0, label="forward pass alone")
-    return [*(Patch(color=colour, label=names[colour]) for colour in colours), dot]
-
-
 def draw_rows(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str = "") -> None:
-    """Draw the times relative to plain: a bar for a step and a dot for a forward pass, a panel for each group and dimension.
-
-    Args:
-        rows: what :func:`add_ratios` returned, at least one of which :func:`is_drawn`, with ``group``, ``case``, ``dims``, ``precision``
-            and ``label``; the others are left out.
-        path: file to write, a PNG; the name appears when it is complete.
-        title: what stands above, such as the machine.
-    """
+    """Draw to a PNG file the rows that :func:`is_drawn`, at least one: times relative to plain, a bar for a step and a dot for a forward
+    pass, a panel for each group and dimension."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    shown = [row for row in rows if is_drawn(row)]
-    backends = list(dict.fromkeys(row["backend"] for row in shown if row["backend"]))
-    dims = sorted({row["dims"] for row in shown})
-    bands = list(dict.fromkeys((row["group"], row["precision"]) for row in shown))
-    panels: dict[tuple, dict[str, list[Mapping[str, Any]]]] = {}
-    for row in shown:
-        cases = panels.setdefault((row["group"], row["precision"], row["dims"]), {})
-        cases.setdefault(row["case"], []).append(row)
-    lengths = {key: sum(len(lines) + ROOM_OF_TITLE for lines in cases.values()) for key, cases in panels.items()}
-    heights = [0.2 * max(lengths.get((*band, d), 0) for d in dims) + 0.8 for band in bands]
+    drawn = [row for row in rows if is_drawn(row)]
+    backends = list(dict.fromkeys(row["backend"] for row in drawn if row["backend"]))
+    dims = sorted({row["dims"] for row in drawn})
+    panels: dict[tuple[str, str], dict[int, list[Mapping[str, Any]]]] = {}
+    for row in drawn:
+        panels.setdefault((row["group"], row["precision"]), {}).setdefault(row["dims"], []).append(row)
+    lengths = [
+        max(len(each) + ROOM_OF_TITLE * len({row["case"] for row in each}) for each in band.values())
+        for band in panels.values()
+    ]
+    heights = [0.2 * length + 0.8 for length in lengths]
     figure = Figure(figsize=(1.2 + 6.2 * len(dims), sum(heights) + 0.9), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(bands), len(dims), squeeze=False, height_ratios=heights)
-    for (group, precision), line in zip(bands, grid):
+    # one scale, so that bars of different panels can be compared
+    grid = figure.subplots(len(panels), len(dims), squeeze=False, height_ratios=heights, sharex=True)
+    for ((group, precision), band), line in zip(panels.items(), grid):
         for d, panel in zip(dims, line):
-            if (group, precision, d) not in panels:
+            if d not in band:
                 panel.set_axis_off()
                 continue
-            _draw_panel(panel, panels[group, precision, d], backends)
-            _style_axis(panel, shown)
+            _draw_panel(panel, band[d], backends)
             panel.set_title(f"{group}, {d}D, {precision}", fontsize=11, loc="left")
-    handles = _legend_handles(shown, backends)
+            panel.set_xscale("log")
+            panel.margins(x=0.16)
+            panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.xaxis.set_minor_locator(NullLocator())
+            panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+    names = {PEER_COLOUR: "other packages", PLAIN_COLOUR: "plain, window 3"}
+    names |= {OURS[i % len(OURS)]: f"backend {backend}" for i, backend in enumerate(backends)}
+    colours = dict.fromkeys(_colour(row, backends) for row in drawn)
+    dot = Line2D([], [], marker="o", mfc="white", mec="black", lw=0, label="forward pass alone")
+    handles = [*(Patch(color=colour, label=names[colour]) for colour in colours), dot]
     figure.legend(handles=handles, loc="outside lower center", frameon=False, fontsize=9, ncols=3)
-    figure.suptitle(
-        f"Time of a training step (bar, number) against plain convolution of the same window\n{title}", fontsize=11
-    )
+    text = f"Time of a training step (bar, number) against plain convolution of the same window\n{title}"
+    figure.suptitle(text, fontsize=11)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")

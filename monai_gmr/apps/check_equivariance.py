@@ -7,8 +7,8 @@ network is exact at every size, 1 if it is not, 2 with one sentence if it cannot
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
-from monai_gmr.files import check_folder, replacing
+from monai_gmr.command_line import command
+from monai_gmr.files import check_folder, write_rows
 from monai_gmr.metrics import EquivarianceReport, check_equivariance
 from monai_gmr.networks.weights import check_finite, read_checkpoint, state_of
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.utils import ConfigurationError, SymmetryWarning
 
 CONFIG_NAMES = tuple(f"{name}.{end}" for name in ("inference", "evaluate", "train") for end in ("json", "yaml", "yml"))
 
@@ -42,14 +43,7 @@ def parse_size(text: str) -> tuple[int, ...]:
 
 
 def load_network(source: str | Path, network_id: str = "network_def") -> nn.Module:
-    """Build the network of a bundle folder or config file.
-
-    Args:
-        source: a bundle folder, whose ``configs/{inference,evaluate,train}`` are tried in this order, or a config file.
-        network_id: the id of the network in the config.
-
-    Returns:
-        the network, in the mode and with the weights that its config gives it.
+    """The network of a config file, or of a bundle folder, whose ``configs/{inference,evaluate,train}`` are tried in this order.
 
     Raises:
         ConfigurationError: when there is no such file, no such id, or the id is no network.
@@ -125,83 +119,73 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     check_finite(network, state, path, "give weights of a training that went well")
 
 
-def write_csv(report: EquivarianceReport, path: str | Path) -> None:
-    """Write the rows of a report, under a temporary name until the file is whole."""
-    with replacing(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(report.rows[0]))
-        writer.writeheader()
-        writer.writerows(report.rows)
-
-
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m monai_gmr.apps.check_equivariance",
-        description="Measure whether a network turns its answer with its input, and name the modules that break it. "
-        "Exit status: 0 exact at every size, 1 not exact, 2 cannot be checked.",
-    )
-    parser.add_argument("source", metavar="BUNDLE_OR_CONFIG", help="bundle folder, or config file")
-    parser.add_argument(
-        "--size",
-        type=parse_size,
-        action="append",
-        required=True,
-        help="input size in voxels: 97 for a square or cube, or 64,65,70; may be given several times",
-    )
-    parser.add_argument("--network-id", default="network_def", help="id in the config (default: network_def)")
-    parser.add_argument("--in-channels", type=int, help="default: those of the first convolution")
-    parser.add_argument(
-        "--angles", type=float, nargs="+", default=[], metavar="DEGREES", help="other angles, measured but not judged"
-    )
-    parser.add_argument("--tolerance", type=float, default=1e-5, help="relative L2 error that is exact (default: 1e-5)")
-    parser.add_argument(
-        "--spacing", type=float, nargs="+", metavar="MM", help="voxel size, one an axis: unlike axes are not exchanged"
-    )
-    parser.add_argument("--weights", help="state dictionary or checkpoint to load")
-    parser.add_argument("--csv", help="write every row to this file")
-    parser.add_argument("--per-module", action="store_true", help="list every module, not only those that break it")
-    parser.add_argument("--train", action="store_true", help="check in train mode (default: eval mode)")
-    parser.add_argument("--seed", type=int, default=0, help="of the input, and of weights not loaded (default: 0)")
+def network_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """A command line with the options of every command that reads a network."""
+    parser = argparse.ArgumentParser(prog=f"python -m monai_gmr.apps.{name}", description=description)
+    add = parser.add_argument
+    add("source", metavar="BUNDLE_OR_CONFIG", help="bundle folder, or config file")
+    add("--network-id", default="network_def", help="id in the config (default: network_def)")
+    add("--in-channels", type=int, help="default: those of the first convolution")
+    add("--spacing", type=float, nargs="+", metavar="MM", help="voxel size, one an axis: unlike axes are not exchanged")
+    add("--weights", help="state dictionary or checkpoint to load")
+    add("--tolerance", type=float, default=1e-5, help="relative L2 error that is exact (default: 1e-5)")
+    add("--seed", type=int, default=0, help="of the input, and of weights not loaded (default: 0)")
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the check.
+def read_network(arguments: argparse.Namespace) -> nn.Module:
+    """The network of :func:`network_parser`'s arguments, with its weights or seeded ones."""
+    torch.manual_seed(arguments.seed)
+    network = load_network(arguments.source, arguments.network_id)
+    if arguments.weights:
+        load_weights(network, arguments.weights)
+    return network
 
-    Args:
-        argv: arguments, by default those of the process.
 
-    Returns:
-        the exit status: 0 exact, 1 not exact, 2 cannot be checked.
-    """
-    arguments = make_parser().parse_args(argv)
-    try:
-        if arguments.csv:
-            check_folder(Path(arguments.csv).parent)
-        torch.manual_seed(arguments.seed)
-        network = load_network(arguments.source, arguments.network_id)
-        if arguments.weights:
-            load_weights(network, arguments.weights)
-        network.train(arguments.train)
-        report = check_equivariance(
+def check_network(
+    network: nn.Module, sizes: Sequence[tuple[int, ...]], arguments: argparse.Namespace, angles: Sequence[float] = ()
+) -> EquivarianceReport:
+    """:func:`~monai_gmr.metrics.check_equivariance` with :func:`network_parser`'s arguments, without warnings of the layers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SymmetryWarning)
+        return check_equivariance(
             network,
-            arguments.size,
+            sizes,
             arguments.in_channels,
-            angles=arguments.angles,
+            angles=angles,
             tolerance=arguments.tolerance,
             seed=arguments.seed,
             spacing=arguments.spacing,
-            progress=len(arguments.size) > 1,
+            progress=len(sizes) > 1,
         )
-        if arguments.csv:
-            write_csv(report, arguments.csv)
-    except ConfigurationError as error:
-        print(f"check_equivariance: {error}", file=sys.stderr)
-        return 2
+
+
+@command("check_equivariance")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the check; returns the exit status: 0 exact, 1 not exact, 2 cannot be checked."""
+    parser = network_parser(
+        "check_equivariance",
+        "Measure whether a network rotates and mirrors its answer with its input, and name the modules that break it. "
+        "Exit status: 0 exact at every size, 1 not exact, 2 cannot be checked.",
+    )
+    add = parser.add_argument
+    text = "input size in voxels: 97 for a square or cube, or 64,65,70; may be given several times"
+    add("--size", type=parse_size, action="append", required=True, help=text)
+    text = "other angles, measured but not judged"
+    add("--angles", type=float, nargs="+", default=[], metavar="DEGREES", help=text)
+    add("--csv", type=Path, help="write every row to this file")
+    add("--per-module", action="store_true", help="list every module, not only those that break it")
+    add("--train", action="store_true", help="check in train mode (default: eval mode)")
+    arguments = parser.parse_args(argv)
+    if arguments.csv:
+        check_folder(arguments.csv.parent)
+    report = check_network(read_network(arguments).train(arguments.train), arguments.size, arguments, arguments.angles)
+    if arguments.csv:
+        write_rows(report.rows, arguments.csv)
     print(report.to_text(every_module=arguments.per_module))
     return 0 if report.ok else 1
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from monai_gmr.command_line import command
 from monai_gmr.data.phantoms import POSES, make_phantom, write_phantoms
 from monai_gmr.files import replacing
 from monai_gmr.utils import ConfigurationError, can_draw
@@ -56,34 +57,22 @@ def draw_phantom(path: Path, spatial_shape: Sequence[int], spacing: Sequence[flo
         figure.savefig(temporary, dpi=80, format="png")
 
 
+@command("make_phantoms")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for wrong arguments."""
     parser = argparse.ArgumentParser(prog="python -m monai_gmr.apps.make_phantoms", description=__doc__.splitlines()[0])
-    parser.add_argument("output_dir", metavar="OUT", help="folder to write to")
-    parser.add_argument("--number", type=int, default=24, help="volumes in all; two thirds are for training (24)")
-    parser.add_argument(
-        "--size", type=int, nargs="+", default=[48], help="voxels: one number for a cube, or one an axis (48)"
-    )
-    parser.add_argument(
-        "--spacing",
-        type=float,
-        nargs="+",
-        default=[1.0],
-        help="voxel size in millimetres, one or one an axis (1)",
-    )
-    parser.add_argument("--pose", choices=POSES, default="upright", help="how structures lie (upright)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed makes the same volumes (0)")
+    add = parser.add_argument
+    add("output_dir", metavar="OUT", help="folder to write to")
+    add("--number", type=int, default=24, help="volumes in all; two thirds are for training (24)")
+    add("--size", type=int, nargs="+", default=[48], help="voxels: one number for a cube, or one an axis (48)")
+    add("--spacing", type=float, nargs="+", default=[1.0], help="voxel size in millimetres, one or one an axis (1)")
+    add("--pose", choices=POSES, default="upright", help="how structures lie (upright)")
+    add("--seed", type=int, default=0, help="the same seed makes the same volumes (0)")
     options = parser.parse_args(arguments)
     shape = options.size * 3 if len(options.size) == 1 else options.size
     spacing = options.spacing * len(shape) if len(options.spacing) == 1 else options.spacing
-    try:
-        numbers = split_number(options.number)
-        listing = write_phantoms(
-            options.output_dir, *numbers, shape, spacing=spacing, pose=options.pose, seed=options.seed
-        )
-    except (ConfigurationError, OSError) as error:
-        print(f"make_phantoms: {error}", file=sys.stderr)
-        return 2
+    numbers = split_number(options.number)
+    listing = write_phantoms(options.output_dir, *numbers, shape, spacing=spacing, pose=options.pose, seed=options.seed)
     if can_draw():
         draw_phantom(listing.parent / "phantom.png", shape, spacing, options.pose, options.seed)
     print(f"{listing}: {numbers[0]} training, {numbers[1]} validation and {numbers[2]} test volumes")

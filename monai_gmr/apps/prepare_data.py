@@ -1,4 +1,4 @@
-"""Turn published npz files into what the bundles read.
+"""Convert published npz files to the layouts that the bundles read.
 
 python -m monai_gmr.apps.prepare_data instances dsb2018_fluorescence.npz data/nuclei
 python -m monai_gmr.apps.prepare_data instances fibsem3d_medulla.npz data/fibsem --target boundary --blocks 2
@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai_gmr.command_line import command
 from monai_gmr.data.conversion import (
     TARGETS,
     Case,
@@ -94,60 +95,45 @@ def prepare_medmnist(options: argparse.Namespace) -> str:
     return "\n".join([f"{output}: {train} training, {val} validation and {test} test images", *lines])
 
 
-def _parser() -> argparse.ArgumentParser:
+@command("prepare_data")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code, 2 for wrong arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m monai_gmr.apps.prepare_data",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    kinds = parser.add_subparsers(metavar="KIND", required=True, help="what SOURCE holds or OUT shall be")
+    kinds = parser.add_subparsers(metavar="KIND", required=True, help="content of SOURCE or OUT")
 
-    def add_kind(name: str, prepare: Callable[[argparse.Namespace], str], text: str, output: str):
+    def add_kind(name: str, prepare: Callable[[argparse.Namespace], str], text: str, output: str) -> Callable[..., Any]:
         kind = kinds.add_parser(name, help=text, description=text)
         kind.set_defaults(prepare=prepare)
         kind.add_argument("source", metavar="SOURCE", help="the npz file")
         kind.add_argument("output", metavar="OUT", help=output)
         kind.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
-        return kind
+        return kind.add_argument
 
     folder = "folder to make, in the layout of the Medical Segmentation Decathlon"
     text = (
         "labels number instances (keys ids, img_*, lab_*: split 60/20/20 at random; or image, label: cut into blocks)"
     )
-    instances = add_kind("instances", prepare_instances, text, folder)
-    instances.add_argument(
-        "--target",
-        choices=tuple(TARGETS),
-        default="foreground",
-        help="what becomes label 1: all instances, or where a neighbour belongs to another one (foreground)",
-    )
-    instances.add_argument("--seed", type=int, default=0, help="the same seed makes the same split (0)")
-    instances.add_argument(
-        "--blocks", type=int, help="parts along each axis of a single volume, the last two for validation and test (2)"
-    )
+    add = add_kind("instances", prepare_instances, text, folder)
+    text = "what becomes label 1: all instances, or where a neighbour belongs to another one (foreground)"
+    add("--target", choices=tuple(TARGETS), default="foreground", help=text)
+    add("--seed", type=int, default=0, help="the same seed makes the same split (0)")
+    text = "parts along each axis of a single volume, the last two for validation and test (2)"
+    add("--blocks", type=int, help=text)
     text = "labels are classes already (keys ids, img_*, lab_*: split 60/20/20 in their order)"
     add_kind("classes", prepare_classes, text, folder)
     text = "{train,test}_{images,labels} without validation section, for the layout of MedMNIST"
-    medmnist = add_kind("medmnist", prepare_medmnist, text, "npz file to make")
-    medmnist.add_argument("--training", type=int, default=10000, help="training images to draw (10000)")
-    medmnist.add_argument("--validation", type=int, default=2000, help="validation images to draw (2000)")
-    medmnist.add_argument("--seed", type=int, default=0, help="the same seed draws the same images (0)")
-    medmnist.add_argument(
-        "--turned",
-        metavar="NPZ",
-        help="file of turned test images (keys x, y), written as test section of OUT_turned.npz",
-    )
-    return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code, 2 for wrong arguments."""
-    options = _parser().parse_args(arguments)
-    try:
-        print(options.prepare(options))
-    except (ConfigurationError, OSError) as error:
-        print(f"prepare_data: {error}", file=sys.stderr)
-        return 2
+    add = add_kind("medmnist", prepare_medmnist, text, "npz file to make")
+    add("--training", type=int, default=10000, help="training images to draw (10000)")
+    add("--validation", type=int, default=2000, help="validation images to draw (2000)")
+    add("--seed", type=int, default=0, help="the same seed draws the same images (0)")
+    text = "file of rotated test images (keys x, y), written as test section of OUT_turned.npz"
+    add("--turned", metavar="NPZ", help=text)
+    options = parser.parse_args(arguments)
+    print(options.prepare(options))
     return 0
 
 

@@ -1,14 +1,14 @@
-"""What a study asks of a bundle's training config without training: the size of its network and the time of a step."""
+"""Parts of a bundle's training config, built without training: the network's size, and a training step to time."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from monai.bundle import ConfigWorkflow
+from monai.engines import default_prepare_batch
+from monai.utils import set_determinism
 
 from monai_gmr.bundle.command_line import quiet
 
@@ -16,26 +16,14 @@ NETWORK_IDS = ("network", "network_def", "net")
 
 
 def open_training(config_file: Path, settings: Mapping[str, Any]) -> Any:
-    """The parser of a training config, whose parts can be built one by one; nothing is built yet.
-
-    Args:
-        config_file: a bundle's ``configs/train.yaml``.
-        settings: overrides.
-    """
-    from monai.bundle import ConfigWorkflow
-
+    """The parser of a bundle's ``configs/train.yaml`` with overrides; nothing is built yet."""
     settings = {"bundle_root": str(config_file.parent.parent.resolve()), **settings}
     with quiet():
         return ConfigWorkflow(str(config_file), workflow_type="train", logging_file=False, **settings).parser
 
 
 def count_parameters(config_file: Path, settings: Mapping[str, Any]) -> int | None:
-    """Number of trainable parameters of the network of a training config; ``None`` when it names no network.
-
-    Args:
-        config_file: a bundle's ``configs/train.yaml``.
-        settings: overrides.
-    """
+    """Number of trainable parameters of the network of a training config; ``None`` when it names no network."""
     parser = open_training(config_file, {**settings, "device": "cpu"})
     name = next((name for name in NETWORK_IDS if name in parser.config), None)
     if name is None:
@@ -46,18 +34,8 @@ def count_parameters(config_file: Path, settings: Mapping[str, Any]) -> int | No
 
 
 def make_step(config_file: Path, settings: Mapping[str, Any]) -> Callable[[], None]:
-    """A training step on the first training batch of a config: forward, loss, backward and the optimizer's step.
-
-    Args:
-        config_file: a bundle's ``configs/train.yaml`` with ``network``, ``loss``, ``optimizer`` and ``train::dataloader``.
-        settings: overrides.
-
-    Returns:
-        a function that does the step and returns when it is done, on a GPU too.
-    """
-    from monai.engines import default_prepare_batch
-    from monai.utils import set_determinism
-
+    """A function that does a training step on the first training batch of a config with ``network``, ``loss``, ``optimizer`` and
+    ``train::dataloader``: forward, loss, backward and the optimizer's step."""
     lazy = {"cache_rate": 0.0, "num_workers": 0}
     parser = open_training(config_file, settings)
     parser.update({name: value for name, value in lazy.items() if name in parser.config})
@@ -74,24 +52,5 @@ def make_step(config_file: Path, settings: Mapping[str, Any]) -> Callable[[], No
         optimizer.zero_grad(set_to_none=True)
         loss(network(image), label).backward()
         optimizer.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
 
     return step
-
-
-def median_seconds(steps: Sequence[Callable[[], None]], repeats: int) -> list[float]:
-    """Median time of each function in seconds, the functions taking turns, after two turns that are not counted.
-
-    Example:
-        >>> [seconds < 1 for seconds in median_seconds([lambda: None, lambda: None], repeats=3)]
-        [True, True]
-    """
-    seconds: list[list[float]] = [[] for _ in steps]
-    for turn in range(repeats + 2):
-        for step, times in zip(steps, seconds):
-            start = time.perf_counter()
-            step()
-            if turn > 1:
-                times.append(time.perf_counter() - start)
-    return [statistics.median(times) for times in seconds]

@@ -1,4 +1,4 @@
-"""What a study runs: its CONFIG, the settings of every run, their order and the fingerprint that tells whether a run is done."""
+"""What a study runs: its CONFIG, the settings of every run, their order, and the fingerprints of finished runs."""
 
 from __future__ import annotations
 
@@ -7,67 +7,51 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import yaml
+from monai.bundle import ConfigParser
+
+from monai_gmr.bundle.overrides import check_settings
 from monai_gmr.utils import ConfigurationError
 
 Settings = dict[str, Any]
 
+KEYS = ("output_dir", "seeds", "tuning", "settings", "data", "nets", "augmentations", "runs", "keep_checkpoints")
 DATA_KEYS = ("bundle", "metric", "settings", "tuning", "evaluate", "nets", "tests")
-TUNING_KEYS = ("learning_rates", "seed", "settings")
-# what tells one run from another is the study's to give
+# the study sets these itself, for every run
 OWN_SETTINGS = ("seed", "ckpt_dir", "output_dir")
 
 
-@dataclass(frozen=True)
-class DataSet:
-    """A data set of a study: the bundle that reads it, the metric to report and its settings.
-
-    Attributes:
-        bundle: folder of the bundle.
-        metric: metric of ``rotation_table.csv`` to report.
-        settings: settings of training and evaluation.
-        tuning: settings in which the short trainings on it differ, above those of the study's ``tuning``.
-        evaluate: further settings of evaluation alone.
-        nets: overrides for a net on this data set.
-        tests: further evaluations of the same trained net, name to settings.
-    """
+class DataSet(NamedTuple):
+    """A data set of a study; the attributes are the keys of its entry in CONFIG."""
 
     bundle: str
     metric: str
-    settings: Settings = field(default_factory=dict)
-    tuning: Settings = field(default_factory=dict)
-    evaluate: Settings = field(default_factory=dict)
-    nets: dict[str, Settings] = field(default_factory=dict)
-    tests: dict[str, Settings] = field(default_factory=dict)
+    settings: Settings
+    tuning: Settings
+    evaluate: Settings
+    nets: dict[str, Settings]
+    tests: dict[str, Settings]
 
     def config_file(self, name: str) -> Path:
         """Path of ``configs/NAME.yaml`` of the bundle."""
         return Path(expand(self.bundle)) / "configs" / f"{name}.yaml"
 
 
-@dataclass(frozen=True)
-class Tuning:
-    """Short trainings that choose the learning rate by the validation score.
-
-    Attributes:
-        learning_rates: the rates to try, smallest first.
-        seed: seed of the short trainings.
-        settings: settings in which they differ from the long ones.
-    """
+class Tuning(NamedTuple):
+    """Short trainings that choose the learning rate by the validation score: the rates, smallest first, their seed and settings."""
 
     learning_rates: tuple[float, ...]
-    seed: int = 0
-    settings: Settings = field(default_factory=dict)
+    seed: int
+    settings: Settings
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """What is compared: a net with an augmentation on a data set."""
 
     data: str
@@ -78,8 +62,7 @@ class Cell:
         return f"{self.data}, {self.net}, {self.augmentation}"
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """One training: of a seed, or, with a ``rate``, a short one that tries that learning rate."""
 
     cell: Cell
@@ -92,7 +75,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Study:
-    """A study as its CONFIG tells it; see :func:`load_study`."""
+    """A study as its CONFIG describes it; see :func:`load_study`."""
 
     output_dir: Path
     seeds: tuple[int, ...]
@@ -106,17 +89,17 @@ class Study:
 
     @cached_property
     def cells(self) -> list[Cell]:
-        """Every net with every augmentation that is asked for, on every data set."""
+        """Every net with every augmentation of ``runs``, on every data set."""
         return [Cell(data, net, augmentation) for data in self.data for net, augmentation in self.runs]
 
     def training_settings(self, cell: Cell) -> Settings:
-        """Settings of a training but for seed, folders and a tuned learning rate; the more special stand above the general."""
+        """Settings of a training except seed, folders and a tuned learning rate; special settings override general ones."""
         data = self.data[cell.data]
-        layers = (self.settings, data.settings, self.nets[cell.net], data.nets.get(cell.net, {}))
-        return merge(*layers, self.augmentations[cell.augmentation])
+        general = self.settings | data.settings
+        return general | self.nets[cell.net] | data.nets.get(cell.net, {}) | self.augmentations[cell.augmentation]
 
     def is_tuned(self, cell: Cell) -> bool:
-        """Whether the learning rate of a cell is to be chosen: not where the net or augmentation fixes it."""
+        """Whether the study chooses a cell's learning rate: not where its net or augmentation gives one."""
         layers = (
             self.nets[cell.net],
             self.data[cell.data].nets.get(cell.net, {}),
@@ -127,7 +110,7 @@ class Study:
     def evaluations(self, data: str) -> dict[str, Settings]:
         """Evaluations of a net trained on a data set: name in the table to settings of evaluate.yaml alone."""
         own = self.data[data]
-        return {data: own.evaluate} | {f"{data}: {test}": merge(own.evaluate, own.tests[test]) for test in own.tests}
+        return {data: own.evaluate} | {f"{data}: {test}": own.evaluate | more for test, more in own.tests.items()}
 
     def jobs(self) -> list[Job]:
         """All trainings: seed by seed, so that an interrupted study is balanced, the short ones before a cell's first seed."""
@@ -140,40 +123,26 @@ class Study:
         return jobs
 
     def job_settings(self, job: Job, learning_rate: float | None = None) -> Settings:
-        """Settings of one training but for its folders, as they stand in CONFIG; ``learning_rate`` is the tuned one."""
+        """Settings of one training except its folders, as they stand in CONFIG; ``learning_rate`` is the tuned one."""
         settings = self.training_settings(job.cell)
         if job.rate is not None and self.tuning is not None:
-            short = merge(self.tuning.settings, self.data[job.cell.data].tuning)
-            settings, learning_rate = merge(settings, short), job.rate
-        tuned = {} if learning_rate is None else {"learning_rate": learning_rate}
-        return settings | tuned | {"seed": job.seed}
+            settings, learning_rate = settings | self.tuning.settings | self.data[job.cell.data].tuning, job.rate
+        return settings | ({} if learning_rate is None else {"learning_rate": learning_rate}) | {"seed": job.seed}
 
     def training_fingerprint(self, job: Job, learning_rate: float | None = None) -> str:
         """Fingerprint of one training."""
-        bundle = Path(self.data[job.cell.data].bundle).name
-        return fingerprint(bundle, self.job_settings(job, learning_rate))
+        return fingerprint(Path(self.data[job.cell.data].bundle).name, self.job_settings(job, learning_rate))
 
     def row_fingerprint(self, job: Job, name: str, learning_rate: float | None = None) -> str:
-        """Fingerprint of a row of runs.csv: a training, an evaluation of it and the metric that is reported."""
-        data = self.data[job.cell.data]
-        training = self.training_fingerprint(job, learning_rate)
-        return fingerprint(training, self.evaluations(job.cell.data)[name], data.metric)
+        """Fingerprint of a row of runs.csv: a training, an evaluation of it and the reported metric."""
+        settings, metric = self.evaluations(job.cell.data)[name], self.data[job.cell.data].metric
+        return fingerprint(self.training_fingerprint(job, learning_rate), settings, metric)
 
     def folder(self, job: Job) -> Path:
         """Folder of one training."""
         cell = job.cell
         name = f"seed{job.seed}" if job.rate is None else f"tuning-lr{job.rate:g}"
         return self.output_dir / "runs" / slug(cell.data) / slug(f"{cell.net}-{cell.augmentation}") / name
-
-
-def merge(*layers: Mapping[str, Any]) -> Settings:
-    """Settings of several layers in one dictionary; a later layer stands above an earlier one.
-
-    Example:
-        >>> merge({"epochs": 8, "conv": "plain"}, {"conv": "gmr"})
-        {'epochs': 8, 'conv': 'gmr'}
-    """
-    return {name: value for layer in layers for name, value in layer.items()}
 
 
 def expand(value: Any) -> Any:
@@ -194,8 +163,8 @@ def slug(name: str) -> str:
     """A name as the name of a folder.
 
     Example:
-        >>> slug("Blood cells: turned")
-        'blood-cells-turned'
+        >>> slug("Blood cells: rotated")
+        'blood-cells-rotated'
     """
     return re.sub(r"[^a-z0-9_.]+", "-", name.lower()).strip("-.")
 
@@ -210,10 +179,12 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def _hint(name: Any, known: Iterable[str]) -> str:
-    known = [str(item) for item in known]
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}."
+def _check_name(name: Any, known: Iterable[Any], problem: str) -> None:
+    names = [str(each) for each in known]
+    if name not in names:
+        near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(names)}."
+        raise ConfigurationError(f"{problem}: {hint}")
 
 
 def _mapping(value: Any, where: str, keys: Sequence[str] | None = None) -> dict[str, Any]:
@@ -225,8 +196,8 @@ def _mapping(value: Any, where: str, keys: Sequence[str] | None = None) -> dict[
     for name in value:
         if not isinstance(name, str):
             raise ConfigurationError(f"the name {name!r} in {where} is no text: put it in quotes.")
-        if keys is not None and name not in keys:
-            raise ConfigurationError(f"{name} is no key of {where}: {_hint(name, keys)}")
+        if keys is not None:
+            _check_name(name, keys, f"{name} is no key of {where}")
     return value
 
 
@@ -251,7 +222,7 @@ def _seed(value: Any, where: str) -> int:
 def _read_tuning(value: Any) -> Tuning | None:
     if value is None:
         return None
-    tuning = _mapping(value, "tuning", TUNING_KEYS)
+    tuning = _mapping(value, "tuning", ("learning_rates", "seed", "settings"))
     rates = tuning.get("learning_rates")
     try:
         # YAML reads 1e-3 as text
@@ -272,19 +243,13 @@ def _read_data(name: str, value: Any, nets: Mapping[str, Settings]) -> DataSet:
             raise ConfigurationError(f"{where} has no {key}: give the {key} to use as text.")
     overrides = _layers(entry.get("nets"), f"{where}, nets")
     for net in overrides:
-        if net not in nets:
-            raise ConfigurationError(f"{where} has settings for the unknown net {net}: {_hint(net, nets)}")
+        _check_name(net, nets, f"{where} has settings for the unknown net {net}")
     settings = {key: _settings(entry.get(key), f"{where}, {key}") for key in ("settings", "tuning", "evaluate")}
-    return DataSet(
-        entry["bundle"],
-        entry["metric"],
-        nets=overrides,
-        tests=_layers(entry.get("tests"), f"{where}, tests"),
-        **settings,
-    )
+    tests = _layers(entry.get("tests"), f"{where}, tests")
+    return DataSet(bundle=entry["bundle"], metric=entry["metric"], nets=overrides, tests=tests, **settings)
 
 
-def _read_runs(value: Any, nets: Sequence[str], augmentations: Sequence[str]) -> tuple[tuple[str, str], ...]:
+def _read_runs(value: Any, nets: Iterable[str], augmentations: Iterable[str]) -> tuple[tuple[str, str], ...]:
     if value is None:
         return tuple((net, augmentation) for net in nets for augmentation in augmentations)
     if not isinstance(value, list) or not value:
@@ -293,13 +258,12 @@ def _read_runs(value: Any, nets: Sequence[str], augmentations: Sequence[str]) ->
         if not isinstance(run, list) or len(run) != 2:
             raise ConfigurationError(f"{run!r} in runs is no pair: give [net, augmentation].")
         for kind, name, known in (("net", run[0], nets), ("augmentation", run[1], augmentations)):
-            if name not in known:
-                raise ConfigurationError(f"runs names the unknown {kind} {name}: {_hint(name, known)}")
+            _check_name(name, known, f"runs names the unknown {kind} {name}")
     return tuple(dict.fromkeys((net, augmentation) for net, augmentation in value))
 
 
 def _check_folders(study: Study) -> None:
-    """Names that differ only in what no folder's name can hold would share a folder."""
+    """Raise where two names differ only in signs that a folder's name cannot hold."""
     folders: dict[Path, Cell] = {}
     for cell in study.cells:
         folder = study.folder(Job(cell, 0)).parent
@@ -312,17 +276,15 @@ def _check_folders(study: Study) -> None:
 
 
 def load_study(path: str | Path) -> Study:
-    """Read the CONFIG of a study; what it means stands in :mod:`monai_gmr.apps.study`.
+    """Read the CONFIG of a study; :mod:`monai_gmr.apps.study` describes it.
 
     Args:
         path: a YAML file.
 
     Raises:
         ConfigurationError: when the file is missing or not YAML, a key is unknown or missing, there are no seeds, data or nets,
-            or a run names what there is not.
+            or a run names an unknown net or augmentation.
     """
-    import yaml
-
     try:
         config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -330,10 +292,9 @@ def load_study(path: str | Path) -> Study:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         first = " ".join(str(error).split())
         raise ConfigurationError(f"{path} is not readable as YAML ({first}): correct it.") from error
-    keys = ("output_dir", "seeds", "tuning", "settings", "data", "nets", "augmentations", "runs", "keep_checkpoints")
     if not isinstance(config, dict):
-        raise ConfigurationError(f"{path} holds no settings: give {', '.join(keys)}.")
-    _mapping(config, str(path), keys)
+        raise ConfigurationError(f"{path} holds no settings: give {', '.join(KEYS)}.")
+    _mapping(config, str(path), KEYS)
     if not isinstance(config.get("output_dir"), str):
         raise ConfigurationError(f"{path} has no output_dir: give the folder that runs and tables go to.")
     seeds = config.get("seeds")
@@ -345,7 +306,7 @@ def load_study(path: str | Path) -> Study:
     nets = _layers(config.get("nets"), "nets")
     augmentations = _layers(config.get("augmentations"), "augmentations") or {"none": {}}
     data = {name: _read_data(name, entry, nets) for name, entry in _mapping(config.get("data"), "data").items()}
-    for kind, entries in (("data", data), ("nets", nets)):
+    for kind, entries in {"data": data, "nets": nets}.items():
         if not entries:
             raise ConfigurationError(f"{path} has no {kind}: name at least one below {kind}.")
     study = Study(
@@ -354,7 +315,7 @@ def load_study(path: str | Path) -> Study:
         data=data,
         nets=nets,
         augmentations=augmentations,
-        runs=_read_runs(config.get("runs"), list(nets), list(augmentations)),
+        runs=_read_runs(config.get("runs"), nets, augmentations),
         settings=_settings(config.get("settings"), "settings"),
         tuning=_read_tuning(config.get("tuning")),
         keep_checkpoints=keep,
@@ -364,7 +325,7 @@ def load_study(path: str | Path) -> Study:
 
 
 def restrict(settings: Mapping[str, Any], config: Mapping[str, Any]) -> Settings:
-    """The settings that a config knows, by the first part of their ids.
+    """The settings that a config has, by the first part of their ids.
 
     Example:
         >>> restrict({"epochs": 8, "loss::weight": 2, "conv": "gmr"}, {"conv": "plain", "loss": {}})
@@ -374,46 +335,34 @@ def restrict(settings: Mapping[str, Any], config: Mapping[str, Any]) -> Settings
 
 
 def _load_config(path: Path, name: str) -> dict[str, Any]:
-    from monai.bundle import ConfigParser
-
     if not path.is_file():
         raise ConfigurationError(f"data, {name}: there is no {path}: give a bundle's folder.")
     try:
         return dict(ConfigParser.load_config_file(path))
     except Exception as error:
-        raise ConfigurationError(
-            f"{path} is no readable config ({' '.join(str(error).split())}): correct it."
-        ) from error
+        text = " ".join(str(error).split())
+        raise ConfigurationError(f"{path} is no readable config ({text}): correct it.") from error
 
 
-def _check_settings(settings: Settings, config_file: Path, where: str) -> None:
-    from monai_gmr.bundle.command_line import check_overrides
-
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "settings.json"
-        file.write_text(json.dumps(expand(settings), default=str), encoding="utf-8")
-        try:
-            check_overrides(["--config_file", str(config_file), "--args_file", str(file)])
-        except ConfigurationError as error:
-            raise ConfigurationError(f"{where}: {error}") from error
+def _check(settings: Settings, config: Mapping[str, Any], where: str) -> None:
+    try:
+        check_settings(expand(settings) | {"ckpt_dir": "", "output_dir": ""}, config)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}: {error}") from error
 
 
 def check_bundles(study: Study) -> None:
-    """Raise unless every bundle is there and its configs know every setting, before anything long starts.
+    """Raise unless every bundle is there and its configs have every setting, before anything long starts.
 
     Raises:
         ConfigurationError: when a bundle lacks a readable ``configs/train.yaml`` or ``configs/evaluate.yaml``, or a setting is
             unknown or of the wrong kind.
     """
-    places = {"ckpt_dir": "", "output_dir": ""}
     for name, data in study.data.items():
-        _, known = (_load_config(data.config_file(config), name) for config in ("train", "evaluate"))
-        for cell in study.cells:
-            if cell.data != name:
-                continue
-            jobs = [job for job in study.jobs() if job.cell == cell][:2]
-            for job in jobs:
-                _check_settings(study.job_settings(job) | places, data.config_file("train"), str(cell))
-            trained = restrict(study.training_settings(cell), known)
+        train, evaluate = (_load_config(data.config_file(kind), name) for kind in ("train", "evaluate"))
+        for cell in [cell for cell in study.cells if cell.data == name]:
+            for job in [job for job in study.jobs() if job.cell == cell][:2]:
+                _check(study.job_settings(job), train, str(cell))
+            trained = restrict(study.training_settings(cell), evaluate)
             for title, settings in study.evaluations(name).items():
-                _check_settings(trained | settings | places, data.config_file("evaluate"), f"{title}, evaluation")
+                _check(trained | settings, evaluate, f"{title}, evaluation")

@@ -1,4 +1,4 @@
-"""The outcome of a study: means and intervals over the seeds, as Markdown, as CSV and as a picture."""
+"""Means and intervals of a study over its seeds, as Markdown and as a picture."""
 
 from __future__ import annotations
 
@@ -10,28 +10,23 @@ from typing import Any
 import numpy as np
 
 from monai_gmr.files import replacing
+from monai_gmr.tables import format_markdown
 
 SCORES = ("validation", "upright", "group_mean", "group_worst", "angles_mean", "angles_worst")
 COLUMNS = ("net", "augmentation", "seeds", "learning rate", "parameters", "step, ms")
-# dark blue and orange: told apart by the colour-blind, and in grey
+# dark blue and orange differ for the colour-blind, and in grey
 UPRIGHT, ANGLES = "#0b4f8a", "#e07b00"
 PANELS_A_ROW = 3
 EXPLANATION = (
     "Scores: mean ± half width of the 95 % interval of the mean (Student's t over the seeds). Validation: best score of the "
     "metric that the bundle chooses its checkpoint by, which may be another than the table's. "
-    "Group: turned and mirrored on the grid; angles: turned by any angle; worst: mean over the seeds of each run's "
+    "Group: rotated and mirrored on the grid; angles: rotated by any angle; worst: mean over the seeds of each run's "
     "worst view. Bold: best angles mean, or upright where no angles were taken.\n"
 )
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and half width of the 95 % interval of the mean by Student's t.
-
-    Args:
-        values: one a seed.
-
-    Returns:
-        the mean, and half the width of its interval; ``None`` for a single value, which tells nothing about it.
+    """Mean of the seeds' values and half width of its 95 % interval by Student's t, ``None`` for a single value.
 
     Example:
         >>> interval([0.8, 0.9])
@@ -44,24 +39,21 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
     """
     from scipy import stats
 
-    array = np.asarray(values, float)
-    mean = round(float(array.mean()), 12)
-    if len(array) < 2:
+    mean = round(float(np.mean(values)), 12)
+    if len(values) < 2:
         return mean, None
-    return mean, float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array)))
+    return mean, float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
 def summarize(rows: Sequence[Mapping[str, Any]], order: Sequence[tuple[str, str, str]]) -> list[dict[str, Any]]:
     """One row for each data set, net and augmentation that has a run.
 
     Args:
-        rows: one a run, with ``data``, ``net``, ``augmentation``, ``metric``, ``learning_rate``, ``parameters`` and the scores;
-            a score that was not taken is ``None``.
-        order: data set, net and augmentation of each row, in the order of the table.
+        rows: those of runs.csv.
+        order: data set, net and augmentation of each row of the table.
 
     Returns:
-        dictionaries of these, ``seeds``, each score's mean, its half width as ``SCORE_half_width`` and its ``SCORE_values``;
-        the worst is the mean of each run's worst.
+        dictionaries with ``seeds``, each score's mean, its half width as ``SCORE_half_width`` and its ``SCORE_values``.
 
     Example:
         >>> row = {"data": "cells", "net": "plain", "augmentation": "none", "metric": "auc", "learning_rate": 0.01, "parameters": 9}
@@ -71,12 +63,12 @@ def summarize(rows: Sequence[Mapping[str, Any]], order: Sequence[tuple[str, str,
         (2, 0.8, None)
     """
     summary = []
-    for data, net, augmentation in order:
-        chosen = [r for r in rows if (r["data"], r["net"], r["augmentation"]) == (data, net, augmentation)]
+    for cell in order:
+        chosen = [row for row in rows if (row["data"], row["net"], row["augmentation"]) == cell]
         if not chosen:
             continue
-        line: dict[str, Any] = {"data": data, "net": net, "augmentation": augmentation, "seeds": len(chosen)}
-        line |= {key: chosen[0][key] for key in ("metric", "learning_rate", "parameters")}
+        columns = ("data", "net", "augmentation", "metric", "learning_rate", "parameters")
+        line: dict[str, Any] = {"seeds": len(chosen)} | {key: chosen[0][key] for key in columns}
         for score in SCORES:
             values = [row[score] for row in chosen if row[score] is not None]
             line[score], line[f"{score}_half_width"] = interval(values) if values else (None, None)
@@ -102,24 +94,19 @@ def deciding_score(lines: Sequence[Mapping[str, Any]]) -> str:
     return "angles_mean" if any(line["angles_mean"] is not None for line in lines) else "upright"
 
 
+def by_data(summary: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The rows of each data set, in their order."""
+    return {
+        name: [line for line in summary if line["data"] == name] for name in dict.fromkeys(r["data"] for r in summary)
+    }
+
+
 def _number(value: Any, form: str) -> str:
     return form.format(value) if isinstance(value, (int, float)) else str(value or "-")
 
 
-def by_data(summary: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """The rows of each data set, in the order in which they come."""
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for line in summary:
-        groups.setdefault(line["data"], []).append(line)
-    return groups
-
-
-def format_tables(summary: Sequence[Mapping[str, Any]], steps: Mapping[tuple[str, str], float]) -> str:
-    """The summary as Markdown, a table for each data set.
-
-    Args:
-        summary: what :func:`summarize` returns.
-        steps: data set and net to milliseconds of a training step.
+def format_tables(summary: Sequence[Mapping[str, Any]], steps: Mapping[tuple[str, str], float | None]) -> str:
+    """What :func:`summarize` returned as Markdown, a table for each data set. ``steps`` are milliseconds of a training step.
 
     Example:
         >>> scores = dict.fromkeys(key + end for key in SCORES for end in ("", "_half_width"))
@@ -131,8 +118,7 @@ def format_tables(summary: Sequence[Mapping[str, Any]], steps: Mapping[tuple[str
     for data, lines in by_data(summary).items():
         deciding = deciding_score(lines)
         best = max((line[deciding] for line in lines if line[deciding] is not None), default=None)
-        header = [*COLUMNS, *(score.replace("_", " ") for score in SCORES)]
-        rows = [header, ["---"] * 2 + ["---:"] * (len(header) - 2)]
+        rows = [[*COLUMNS, *(score.replace("_", " ") for score in SCORES)]]
         for line in lines:
             cells = [line["net"], line["augmentation"], str(line["seeds"]), _number(line["learning_rate"], "{:g}")]
             cells += [_number(line["parameters"], "{:,}"), _number(steps.get((data, line["net"])), "{:.1f}")]
@@ -140,63 +126,37 @@ def format_tables(summary: Sequence[Mapping[str, Any]], steps: Mapping[tuple[str
                 text = format_score(line[score], line[f"{score}_half_width"])
                 cells.append(f"**{text}**" if score == deciding and line[score] == best is not None else text)
             rows.append(cells)
-        table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
-        blocks.append(f"## {data}: {lines[0]['metric'].replace('_', ' ')}\n\n{table}\n")
+        title = f"## {data}: {lines[0]['metric'].replace('_', ' ')}"
+        blocks.append(f"{title}\n\n{format_markdown(rows, right=2)}\n")
     return "\n".join(blocks)
 
 
 def _draw_panel(panel: Any, lines: Sequence[Mapping[str, Any]], places: Mapping[tuple[str, str], int]) -> None:
-    shown = {"upright": (-0.22, "o", UPRIGHT), "angles_mean": (0.14, "s", ANGLES)}
+    points = []
     for line in lines:
         place = places[line["net"], line["augmentation"]]
-        for score, (shift, marker, colour) in shown.items():
+        for score, shift, marker, colour in (("upright", -0.22, "o", UPRIGHT), ("angles_mean", 0.14, "s", ANGLES)):
             if line[score] is None:
                 continue
-            values = line[f"{score}_values"]
-            if len(values) > 1:
+            points += line[f"{score}_values"]
+            if line["seeds"] > 1:
                 # beside the bar, which would hide them
-                panel.plot(values, [place + shift + 0.13] * len(values), "o", color=colour, alpha=0.45, ms=4, mew=0)
-            panel.errorbar(
-                line[score],
-                place + shift,
-                xerr=line[f"{score}_half_width"],
-                fmt=marker,
-                color=colour,
-                ms=6,
-                lw=1.5,
-                capsize=3,
-            )
+                heights = [place + shift + 0.13] * len(line[f"{score}_values"])
+                panel.plot(line[f"{score}_values"], heights, "o", color=colour, alpha=0.45, ms=4, mew=0)
+            style = {"fmt": marker, "color": colour, "ms": 6, "lw": 1.5, "capsize": 3}
+            panel.errorbar(line[score], place + shift, xerr=line[f"{score}_half_width"], **style)
         if line["angles_worst"] is not None:
+            points.append(line["angles_worst"])
             panel.plot(line["angles_worst"], place + 0.14, "<", color=ANGLES, mfc="white", ms=6)
-
-
-def _set_limits(panel: Any, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Limits by the points, not by the intervals: those of two seeds can be wider than all else."""
-    values = [v for line in lines for score in ("upright", "angles_mean") for v in line[f"{score}_values"]]
-    values += [line["angles_worst"] for line in lines if line["angles_worst"] is not None]
-    ends = [line[score] for line in lines for score in ("upright", "angles_mean") if line[score] is not None]
-    if not ends:
-        return
-    low, high = min(values), max(values)
-    for line in lines:
-        for score in ("upright", "angles_mean"):
-            half = line[f"{score}_half_width"]
-            if half is not None:
-                half = min(half, max(high - low, 0.1))
-                ends += [line[score] - half, line[score] + half]
-    low, high = min(*ends, low), max(*ends, high)
-    margin = 0.06 * max(high - low, 0.1)
-    # scores that cannot exceed 1 need no room beyond it
-    top = 1 + margin / 2 if max(values) <= 1 else high + margin
-    panel.set_xlim(max(low - margin, -margin) if min(values) >= 0 else low - margin, min(high + margin, top))
+    if points:
+        # by the points: the intervals of two seeds can be wider than everything else
+        margin = max(0.5 * (max(points) - min(points)), 0.05)
+        panel.set_xlim(min(points) - margin, min(max(points) + margin, 1.005) if max(points) <= 1 else None)
 
 
 def draw_study(summary: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Draw a panel for each data set: upright and mean over the angles with intervals, seeds, and the worst angle.
-
-    Args:
-        summary: what :func:`summarize` returns, at least one row.
-        path: file to write, a PNG; the name appears when it is complete.
+    """Draw what :func:`summarize` returned to a PNG file, a panel for each data set: upright and mean over the angles with intervals,
+    seeds, and the worst angle.
 
     Example:
         >>> row = {"data": "cells", "net": "plain", "augmentation": "none", "metric": "auc", "learning_rate": 0.01, "parameters": 9}
@@ -220,7 +180,6 @@ def draw_study(summary: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for panel, (data, lines) in zip(grid.flat, panels.items()):
         _draw_panel(panel, lines, places)
-        _set_limits(panel, lines)
         panel.set_title(data, fontsize=11)
         panel.set_xlabel(lines[0]["metric"].replace("_", " "))
         for place in range(1, len(pairs)):

@@ -21,9 +21,9 @@ from monai.utils import ensure_tuple, optional_import
 
 from monai_gmr.bundle.overrides import check_settings
 from monai_gmr.bundle.process import is_first_to_fail
+from monai_gmr.command_line import TRACEBACK_VARIABLE
 from monai_gmr.utils import ConfigurationError, find_configuration_error, reason
 
-TRACEBACK_VARIABLE = "MONAI_GMR_TRACEBACK"
 REFUSED = re.compile(r"Failed to instantiate component '([\w.]+)'")
 TRACKING_ARGUMENTS = ("output_dir", "tracking_uri", "experiment_name", "run_name", "save_execute_config")
 

@@ -1,4 +1,4 @@
-"""Progress of a training and of a rotation sweep: one bar from the first epoch to the last, or over all views."""
+"""Progress of a training: one bar from the first epoch to the last."""
 
 from __future__ import annotations
 
@@ -73,46 +73,3 @@ class TrainingProgress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-class SweepProgress:
-    """One bar over all views of all cases of all networks; lines that are said meanwhile stand above it.
-
-    Args:
-        total: how many views there are.
-
-    Example:
-        >>> with SweepProgress(2) as progress:
-        ...     progress.show("plain")
-        ...     progress.step(2)
-    """
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self._bar: Any = None
-
-    def __enter__(self) -> SweepProgress:
-        tqdm, has_tqdm = optional_import("tqdm", name="tqdm")
-        self._bar = tqdm(total=self.total, desc="Turning", unit="view", mininterval=0.5) if has_tqdm else None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def show(self, name: str) -> None:
-        """Name what is running."""
-        if self._bar is not None:
-            self._bar.set_postfix_str(name, refresh=False)
-
-    def step(self, views: int) -> None:
-        """Count views that are done, or will never be."""
-        if self._bar is not None:
-            self._bar.update(views)
-
-    def say(self, line: str) -> None:
-        """Print a line."""
-        if self._bar is None:
-            print(line)
-        else:
-            self._bar.write(line)

@@ -1,4 +1,4 @@
-"""Layers, blocks and nets, and what serves them."""
+"""Networks: layers, blocks and nets, conversion of existing networks, and checkpoints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["convert_to_gmr", "load_gmr_conv_checkpoint"]
 
-# they bring all of MONAI's nets with them, so they are imported when they are asked for
+# they import all of MONAI's nets, so they are imported on first use
 _HOMES = {"convert_to_gmr": "convert", "load_gmr_conv_checkpoint": "checkpoints"}
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from monai_gmr.networks.nets import GMRResNet, GMRUNet
 from monai_gmr.networks.weights import STATE_KEYS, read_checkpoint
 from monai_gmr.symmetry import kernel_shells, ring_masks, square_ring_masks
-from monai_gmr.symmetry.radial_bases import SIGMA_FLOOR
+from monai_gmr.symmetry.taps import SIGMA_FLOOR
 from monai_gmr.utils import ConfigurationError, SymmetryWarning
 
 WRAPPERS = ("module.", "_orig_mod.")
@@ -30,9 +30,9 @@ STEM_POOL_WINDOW = {"kernel_size": 3, "stride": 2, "padding": 1}
 def load_gmr_conv_checkpoint(checkpoint: str | os.PathLike | Mapping[str, Any], **kwargs: Any) -> GMRResNet | GMRUNet:
     """Build our net of a checkpoint of GMR-Conv 1.0.3 or SRE-Conv 1.0.2, with the weights in it.
 
-    The kind of net, channels, classes, windows and depth are read off the state dict. The outputs are the peer's wherever the peer's own
-    resampling is exact: at sizes that every halving divides. At other sizes the peer's net is not equivariant; the one returned is, and
-    differs there. What is equivariant at none of the usual sizes is kept as it is, with a :class:`SymmetryWarning`.
+    The kind of net, channels, classes, windows and depth are read from the state dict. The outputs equal the original's at sizes that every
+    halving divides. At other sizes the original is not equivariant; the net returned is, and differs there. Layers that are equivariant
+    at none of the usual sizes stay, with a :class:`SymmetryWarning`.
 
     ============================================  ==========================================================================
     net                                           becomes
@@ -53,7 +53,7 @@ def load_gmr_conv_checkpoint(checkpoint: str | os.PathLike | Mapping[str, Any], 
         checkpoint: path of a file that ``torch.save`` wrote (read with ``weights_only=True``), or what was in it: a state dict, or a
             dictionary that holds one under ``model``, ``network``, ``net`` or ``state_dict``. Prefixes of wrappers (``module.``) are
             removed.
-        kwargs: what no state dict tells, as arguments of our net; the defaults are the peer's. For ResNets ``stem_stride`` (1 for
+        kwargs: arguments of our net that no state dict holds; the defaults are the original's. For ResNets ``stem_stride`` (1 for
             ``skip_first_maxpool=True``), ``stem_downsample``, ``downsample``, ``act``, ``dropout``, ``padding_mode``; for U-Nets
             ``downsample`` ("avg" for ``pooling_type="AVG"``), ``act``, ``norm``, ``dropout``, ``padding_mode``.
 
@@ -62,7 +62,7 @@ def load_gmr_conv_checkpoint(checkpoint: str | os.PathLike | Mapping[str, Any], 
 
     Raises:
         ConfigurationError: when the file is missing or no checkpoint, when the net is another or has options that ours lacks, and when the
-            ring masks were trained, which GMR-Conv up to 1.0.2 did and which destroys the symmetry; one sentence that says why.
+            ring masks were trained, as by GMR-Conv up to 1.0.2, which destroys the symmetry.
 
     Example:
         >>> net = load_gmr_conv_checkpoint("gmr_resnet18.pt")  # doctest: +SKIP
@@ -77,10 +77,11 @@ gmr_resnet18/34/50, gmr_r3d_9/18 and GMRUNet of GMR-Conv 1.0.3, sre_resnet18/34/
     """
     source = _PeerState(checkpoint)
     builder: Any
+    choices: tuple[str, ...]
     if source.has("final_conv.weight"):
-        builder, choices = _build_unet, list(UNET_CHOICES)
+        builder, choices = _build_unet, UNET_CHOICES
     elif source.has("conv1.weight") or source.has("stem.0.weight"):
-        builder, choices = _build_resnet, list(RESNET_CHOICES)
+        builder, choices = _build_resnet, RESNET_CHOICES
     else:
         raise ConfigurationError(
             f"{source.name} has radial layers such as {source.radial[0]!r} in a net that is not known: give one of {POSSIBLE}, "
@@ -89,7 +90,7 @@ gmr_resnet18/34/50, gmr_r3d_9/18 and GMRUNet of GMR-Conv 1.0.3, sre_resnet18/34/
     unknown = sorted(set(kwargs) - set(choices))
     if unknown:
         raise ConfigurationError(
-            f"{', '.join(unknown)} cannot be given for {source.name}, whose state dict tells it or whose net has no such argument: "
+            f"{', '.join(unknown)} cannot be given for {source.name}, whose state dict determines it or whose net has no such argument: "
             f"use {', '.join(choices)}."
         )
     net, modules = builder(source, kwargs)
@@ -97,11 +98,25 @@ gmr_resnet18/34/50, gmr_r3d_9/18 and GMRUNet of GMR-Conv 1.0.3, sre_resnet18/34/
 
 
 class _PeerState:
-    """The state dict of a peer's net, and which of its keys have been used."""
+    """The state dict of an original net, on the CPU and without the prefixes of wrappers, and which of its keys were used."""
 
     def __init__(self, checkpoint: str | os.PathLike | Mapping[str, Any]) -> None:
-        self.name = "the state dict" if isinstance(checkpoint, Mapping) else str(checkpoint)
-        self.state = _clean_state(_read(checkpoint, self.name), self.name)
+        self.name, content = "the state dict", checkpoint
+        if not isinstance(checkpoint, Mapping):
+            if not isinstance(checkpoint, str | os.PathLike):
+                raise ConfigurationError(f"checkpoint is a {type(checkpoint).__name__}: give a path or a state dict.")
+            self.name = str(checkpoint)
+            content = read_checkpoint(checkpoint, hint="give a state dict saved by torch.save")
+        state: dict[str, Any] = {}
+        if isinstance(content, Mapping):
+            state = dict(next((content[key] for key in STATE_KEYS if isinstance(content.get(key), Mapping)), content))
+        if not state or not all(isinstance(key, str) and torch.is_tensor(value) for key, value in state.items()):
+            raise ConfigurationError(
+                f"{self.name} holds no state dict: give one, or a dictionary that holds one under {', '.join(STATE_KEYS)}."
+            )
+        while wrapper := next((w for w in WRAPPERS if all(key.startswith(w) for key in state)), None):
+            state = {key.removeprefix(wrapper): value for key, value in state.items()}
+        self.state: dict[str, torch.Tensor] = {key: value.detach().cpu() for key, value in state.items()}
         self.radial = [key[: -len(MASKS[0]) - 1] for key in self.state if key.endswith("." + MASKS[0])]
         if not self.radial:
             ours = any(key.endswith(".log_sigma") for key in self.state)
@@ -123,19 +138,23 @@ class _PeerState:
         self.used.add(key)
         return self.state[key]
 
-    def count(self, pattern: str) -> int:
-        """How many of ``pattern.format(1)``, ``pattern.format(2)``, ... begin a key."""
+    def begins(self, prefix: str) -> bool:
+        """Whether any key begins so."""
+        return any(key.startswith(prefix) for key in self.state)
+
+    def count(self, pattern: str, first: int = 1) -> int:
+        """How many of ``pattern.format(first)``, ``pattern.format(first + 1)``, ... begin a key."""
         number = 0
-        while any(key.startswith(pattern.format(number + 1)) for key in self.state):
+        while self.begins(pattern.format(first + number)):
             number += 1
         return number
 
     def window(self, layer: str, spatial_dims: int) -> int:
-        """Length of the window of a radial layer, once its masks have been checked."""
+        """Length of the window of a radial layer, after a check of its masks."""
         return self._geometry(layer, spatial_dims)[0]
 
     def rings(self, spatial_dims: int) -> str:
-        """What the layers' rings are called here, which must be the same in all."""
+        """Our name of the layers' rings, which must be the same in all."""
         names = set()
         for layer in self.radial:
             mixed = self.has(f"{layer}.log_sigmas")
@@ -151,7 +170,7 @@ class _PeerState:
         tables = [self.take(f"{layer}.{end}") for end in MASKS if self.has(f"{layer}.{end}")]
         taps = tables[0].shape[-1]
         num_rings = tables[0].numel() // max(taps, 1)
-        # (3, 7, 7), the one window of other lengths, holds the taps of 3 and zeros
+        # (3, 7, 7), the only window of unequal lengths, holds the taps of 3 and zeros
         shape = (3, 7, 7) if spatial_dims == 3 and taps == 147 else (round(taps ** (1 / spatial_dims)),) * spatial_dims
         k = min(shape)
         if int(np.prod(shape)) != taps or k % 2 == 0:
@@ -160,8 +179,8 @@ class _PeerState:
                 "even windows of GMR-Conv are off-centre, so train with an odd one."
             )
         for square in (False, True):
-            expected = _peer_masks(shape, k, num_rings, square)
-            if all(_equal_masks(table, expected) for table in tables):
+            expected = torch.from_numpy(_peer_masks(shape, k, num_rings, square)).double().flatten()
+            if all(torch.equal(table.double().flatten(), expected) for table in tables):
                 if num_rings != k // 2 + 1 + square:
                     raise ConfigurationError(
                         f"{layer} of {self.name} has num_rings={num_rings} on a window of {k}: only the default, "
@@ -184,7 +203,7 @@ class _PeerState:
         )
 
     def log_sigma(self, layer: str) -> torch.Tensor:
-        """Our parameter of the widths, of equal Gaussians."""
+        """Our parameter of the widths of the same Gaussians."""
         log_sigmas, means = self.take(f"{layer}.log_sigmas"), self.take(f"{layer}.mus")
         if not torch.equal(means.double(), torch.arange(len(log_sigmas), dtype=torch.float64)):
             raise ConfigurationError(
@@ -194,31 +213,29 @@ class _PeerState:
         return (sigma - SIGMA_FLOOR["indexed"]).log().to(log_sigmas.dtype)
 
     def copy_to(self, net: Any, modules: dict[str, str]) -> Any:
-        """Copy the weights.
+        """Our net in eval mode, with the weights.
 
         Args:
             net: our net.
-            modules: for each of its modules that has weights, the peer's name of it; "" for a 1x1 convolution that the peer leaves out.
-
-        Returns:
-            the net, in eval mode.
+            modules: for each of its modules that has weights, the original's name; "" for a 1x1 convolution that the original omits.
         """
         state = {}
         for key, ours in net.state_dict().items():
             module, leaf = key.rsplit(".", 1)
-            theirs = modules.get(module) if module in modules else _inner(modules, module)
+            outer = module if module in modules else next(name for name in modules if module.startswith(name + "."))
+            theirs = modules[outer] + module[len(outer) :]
             if theirs == "":
                 tensor = torch.zeros_like(ours)
                 if leaf == "weight":
                     nn.init.dirac_(tensor)
             elif leaf == "log_sigma":
-                tensor = self.log_sigma(str(theirs))
+                tensor = self.log_sigma(theirs)
             else:
                 tensor = self.take(f"{theirs}.{leaf}")
             if tensor.shape != ours.shape:
                 raise ConfigurationError(
                     f"{theirs}.{leaf} of {self.name} has shape {tuple(tensor.shape)} where a {type(net).__name__} of these keys has "
-                    f"{tuple(ours.shape)}: only the peers' own arrangements of channels and groups can be loaded."
+                    f"{tuple(ours.shape)}: only the original arrangements of channels and groups can be loaded."
                 )
             state[key] = tensor.detach().clone()
         left = sorted(set(self.state) - self.used)
@@ -231,65 +248,30 @@ class _PeerState:
         return net.eval()
 
 
-def _inner(modules: dict[str, str], module: str) -> str:
-    """The peer's name of a module inside one whose inside is called the same."""
-    outer = next((name for name in modules if module.startswith(name + ".")), None)
-    assert outer is not None, module
-    return modules[outer] + module[len(outer) :]
-
-
-def _read(checkpoint: str | os.PathLike | Mapping[str, Any], name: str) -> Any:
-    if isinstance(checkpoint, Mapping):
-        return checkpoint
-    if not isinstance(checkpoint, str | os.PathLike):
-        raise ConfigurationError(f"checkpoint is a {type(checkpoint).__name__}: give a path or a state dict.")
-    return read_checkpoint(checkpoint, hint="give a state dict saved by torch.save")
-
-
-def _clean_state(content: Any, name: str) -> dict[str, torch.Tensor]:
-    """The state dict inside a checkpoint, on the CPU, without the prefixes of wrappers."""
-    if isinstance(content, Mapping):
-        inner = next((content[key] for key in STATE_KEYS if isinstance(content.get(key), Mapping)), content)
-        state = {key: value for key, value in inner.items() if isinstance(key, str) and torch.is_tensor(value)}
-        if state and len(state) == len(inner):
-            while wrapper := next((w for w in WRAPPERS if all(key.startswith(w) for key in state)), None):
-                state = {key[len(wrapper) :]: value for key, value in state.items()}
-            return {key: value.detach().cpu() for key, value in state.items()}
-    raise ConfigurationError(
-        f"{name} holds no state dict: give one, or a dictionary that holds one under {', '.join(STATE_KEYS)}."
-    )
-
-
 def _peer_masks(shape: tuple[int, ...], kernel_size: int, num_rings: int, square: bool) -> np.ndarray:
     """Masks over taps, ``(rings, *shape)``, of the round or square rings of a window of ``kernel_size`` in the middle of ``shape``."""
     window = (kernel_size,) * len(shape)
     if square and num_rings < 2:
         return np.zeros((num_rings, *shape), dtype=bool)
     shells = kernel_shells(window)
-    masks = square_ring_masks(window, num_rings) if square else ring_masks(shells, num_rings)
+    masks = square_ring_masks(shells, num_rings) if square else ring_masks(shells, num_rings)
     margins = [((n - kernel_size) // 2,) * 2 for n in shape]
     return np.pad(masks[:, shells.tap_shell], [(0, 0), *margins])
 
 
-def _equal_masks(table: torch.Tensor, expected: np.ndarray) -> bool:
-    return table.numel() == expected.size and torch.equal(
-        table.double().flatten(), torch.from_numpy(expected.astype(np.float64)).flatten()
-    )
-
-
 def _build_resnet(source: _PeerState, choices: dict[str, Any]) -> tuple[GMRResNet, dict[str, str]]:
-    """Our ResNet, and the peer's name of each of its modules."""
+    """Our ResNet, and the original's name of each of its modules."""
     spatial_dims = 2 if source.has("conv1.weight") else 3
     stem, stem_norm = ("conv1", "bn1") if spatial_dims == 2 else ("stem.0", "stem.1")
     rings = source.rings(spatial_dims)
-    levels = source.count("layer{}.0.")
     layers, windows = [], []
-    bottleneck = source.has("layer1.0.bn3.weight") or any(key.startswith("layer1.0.conv3.") for key in source.state)
-    modules = {"stem.conv": stem, "stem.adn.N": stem_norm}
-    for level in range(levels):
-        blocks, window = 0, 0
-        while any(key.startswith(f"layer{level + 1}.{blocks}.") for key in source.state):
-            theirs, ours = f"layer{level + 1}.{blocks}", f"stages.{level}.block{blocks + 1}"
+    bottleneck = source.has("layer1.0.bn3.weight") or source.begins("layer1.0.conv3.")
+    modules = {"stem.conv": stem, "stem.adn.N": stem_norm, "fc": "fc"}
+    for level in range(source.count("layer{}.0.")):
+        window = 0
+        layers.append(source.count(f"layer{level + 1}.{{}}.", first=0))
+        for block in range(layers[-1]):
+            theirs, ours = f"layer{level + 1}.{block}", f"stages.{level}.block{block + 1}"
             for i in range(1, 4 if bottleneck else 3):
                 name = f"{theirs}.conv{i}"
                 conv = source.layer(name, f"{name}.0", f"{name}.1", dims=3)
@@ -297,19 +279,20 @@ def _build_resnet(source: _PeerState, choices: dict[str, Any]) -> tuple[GMRResNe
                 modules[f"{ours}.convs.conv{i}.adn.N"] = source.layer(f"{theirs}.bn{i}", f"{name}.1", f"{name}.2")
                 if conv in source.radial:
                     window = source.window(conv, spatial_dims)
-                    _check_stride(
-                        source, spatial_dims, conv, halves=level > 0 and blocks == 0 and i == (2 if bottleneck else 1)
-                    )
+                    halves = level > 0 and block == 0 and i == (2 if bottleneck else 1)
+                    # in 2D a convolution is the second of two where pooling comes before it, and in 3D everywhere
+                    if spatial_dims == 2 and conv.endswith(".1") != halves:
+                        raise ConfigurationError(
+                            f"{conv} of {source.name} {'does not halve' if halves else 'halves'} the grid first: only "
+                            "layer_stride=[1, 2, 2, 2] without replace_stride_with_dilation can be loaded."
+                        )
             if source.has(f"{theirs}.downsample.1.weight"):
                 modules[f"{ours}.shortcut.conv"] = f"{theirs}.downsample.1"
                 modules[f"{ours}.shortcut.adn.N"] = f"{theirs}.downsample.2"
-            blocks += 1
-        layers.append(blocks)
         windows.append(window)
-    if not levels or not all(windows):
+    if not layers or not all(windows):
         raise ConfigurationError(f"{source.name} has stages without radial layers: give one of {POSSIBLE}.")
     feed_forward = source.has("fc.weight")
-    modules["fc"] = "fc"
     sre = not source.has(f"{stem}.default_weight_index_mat")
     arguments: dict[str, Any] = {
         "stem_stride": 2 if spatial_dims == 2 else 1,
@@ -331,9 +314,9 @@ def _build_resnet(source: _PeerState, choices: dict[str, Any]) -> tuple[GMRResNe
         source.take("fc.weight").shape[0] if feed_forward else 1,
         layers,
         "bottleneck" if bottleneck else "basic",
-        windows,
-        width,
-        source.window(stem, spatial_dims),
+        kernel_sizes=windows,
+        width=width,
+        stem_kernel_size=source.window(stem, spatial_dims),
         rings=rings,
         feed_forward=feed_forward,
         downsample_inside=True,
@@ -342,17 +325,8 @@ def _build_resnet(source: _PeerState, choices: dict[str, Any]) -> tuple[GMRResNe
     return net, modules
 
 
-def _check_stride(source: _PeerState, spatial_dims: int, conv: str, halves: bool) -> None:
-    # in 2D a convolution is the second of two where pooling comes before it, and in 3D everywhere
-    if spatial_dims == 2 and conv.endswith(".1") != halves:
-        raise ConfigurationError(
-            f"{conv} of {source.name} {'does not halve' if halves else 'halves'} the grid first: only layer_stride=[1, 2, 2, 2] without "
-            "replace_stride_with_dilation can be loaded."
-        )
-
-
 def _build_unet(source: _PeerState, choices: dict[str, Any]) -> tuple[GMRUNet, dict[str, str]]:
-    """Our U-Net, and the peer's name of each of its modules."""
+    """Our U-Net, and the original's name of each of its modules."""
     spatial_dims = source.take("final_conv.weight").dim() - 2
     depth = source.count("down_{}.")
     kinds = {match.group(1) for key in source.state if (match := re.match(r"upcat_\d+\.upsample\.(\w+)\.", key))}
@@ -396,7 +370,7 @@ def _build_unet(source: _PeerState, choices: dict[str, Any]) -> tuple[GMRUNet, d
         source.take("conv_0.conv_0.conv.weight").shape[1],
         source.take("final_conv.weight").shape[0],
         features,
-        windows,
+        kernel_sizes=windows,
         rings=rings,
         bias=source.has("conv_0.conv_0.conv.bias"),
         upsample="deconv" if "deconv" in kinds else "linear_corners",

@@ -1,4 +1,4 @@
-"""What serves nets of every kind."""
+"""Helpers for networks of any kind."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ from torch import nn
 
 
 def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters for an optimiser, with weight decay on kernels only: not on the Gaussians' widths, biases and norms.
+    """Two parameter groups for an optimiser of ``torch.optim``: weight decay on kernels, none on Gaussians' widths, biases and norms.
 
     Args:
         net: any network.
-        weight_decay: for the parameters that decay.
-
-    Returns:
-        two parameter groups, as ``torch.optim`` optimisers take them.
+        weight_decay: of the first group.
 
     Example:
         >>> import torch
@@ -25,8 +22,6 @@ def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]
         [(1, 0.001), (2, 0.0)]
         >>> optimizer = torch.optim.AdamW(groups, lr=1e-3)
     """
-    decaying: list[nn.Parameter] = []
-    constant: list[nn.Parameter] = []
-    for parameter in net.parameters():
-        (decaying if parameter.dim() > 1 else constant).append(parameter)
-    return [{"params": decaying, "weight_decay": weight_decay}, {"params": constant, "weight_decay": 0.0}]
+    kernels = [parameter for parameter in net.parameters() if parameter.dim() > 1]
+    others = [parameter for parameter in net.parameters() if parameter.dim() <= 1]
+    return [{"params": kernels, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

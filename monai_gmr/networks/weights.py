@@ -1,4 +1,4 @@
-"""Files of weights as they are read: tensors only, of the form that was asked for, and finite; else one sentence with the file."""
+"""Reading and checking files of weights: tensors only, of the expected form, and finite; else one sentence that names the file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STATE_KEYS = ("model", "network", "net", "state_dict")
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
-    """What is wrong with a file that torch.load refused."""
+    """The reason why ``torch.load`` refused a file."""
     if isinstance(error, PermissionError):
         return error.strerror or "no permission"
     unsafe = "it holds more than tensors, which is not loaded because it could run any program"
@@ -37,12 +37,12 @@ def _why_unreadable(path: Path, error: Exception) -> str:
 def read_checkpoint(
     path: str | os.PathLike, device: Any = "cpu", hint: str = "give a file that train.yaml wrote"
 ) -> Any:
-    """What a file of ``torch.save`` holds, read with ``weights_only=True``.
+    """Content of a file of ``torch.save``, read with ``weights_only=True``.
 
     Args:
         path: the file.
         device: where the tensors go.
-        hint: what to do about a file that cannot be read.
+        hint: the end of the error's sentence, what to do.
 
     Raises:
         ConfigurationError: when the file is missing, empty, truncated or damaged, or holds objects other than tensors, numbers and
@@ -72,12 +72,11 @@ def read_checkpoint(
 def state_of(
     content: Any, name: str | os.PathLike, hint: str = "give a file that train.yaml wrote"
 ) -> dict[str, torch.Tensor]:
-    """The state dict in a checkpoint: the content itself, or what stands under one of :data:`STATE_KEYS`.
+    """The state dict in a checkpoint: the content itself, or the value of one of :data:`STATE_KEYS`.
 
     Args:
-        content: what :func:`read_checkpoint` gave.
-        name: what to call it.
-        hint: what to do about content of another form.
+        content: of :func:`read_checkpoint`.
+        name, hint: the beginning and the end of the error's sentence.
 
     Raises:
         ConfigurationError: when it holds no state dict, a dictionary of names to tensors.
@@ -102,9 +101,7 @@ def state_of(
 
 
 def first_not_finite(state: Mapping[str, Any], parameters: Iterable[str] = ()) -> str | None:
-    """The name of the first tensor that cannot be of a network in use: a NaN anywhere, or infinity in a parameter.
-
-    Infinity in a buffer is allowed: masks are made of it.
+    """The name of the first tensor with a NaN, or with infinity in a parameter; a buffer may hold infinity, as masks do.
 
     Args:
         state: names to tensors, or to anything else, which passes.
@@ -126,16 +123,15 @@ def first_not_finite(state: Mapping[str, Any], parameters: Iterable[str] = ()) -
 
 
 def check_finite(network: nn.Module, state: Mapping[str, Any], name: str | os.PathLike, hint: str) -> None:
-    """Raise when weights for a network are not finite.
+    """Raise when a state dict of a network is not finite (:func:`first_not_finite`).
 
     Args:
-        network: the network that they are of.
-        state: its state dict.
-        name: what to call the weights.
-        hint: what to do.
+        network: the network.
+        state: the state dict.
+        name, hint: the beginning and the end of the error's sentence.
 
     Raises:
-        ConfigurationError: when a tensor holds NaN, or a parameter infinity; it is named.
+        ConfigurationError: with the name of the tensor.
 
     Example:
         >>> net = torch.nn.Linear(1, 1)
@@ -144,6 +140,6 @@ def check_finite(network: nn.Module, state: Mapping[str, Any], name: str | os.Pa
         ...
         monai_gmr.utils.ConfigurationError: model.pt holds weights that are not finite (the first in weight): train again.
     """
-    found = first_not_finite(state, (key for key, _ in network.named_parameters()))
-    if found is not None:
-        raise ConfigurationError(f"{name} holds weights that are not finite (the first in {found}): {hint}.")
+    broken = first_not_finite(state, (key for key, _ in network.named_parameters()))
+    if broken is not None:
+        raise ConfigurationError(f"{name} holds weights that are not finite (the first in {broken}): {hint}.")

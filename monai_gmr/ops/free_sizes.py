@@ -6,13 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+
+# experimental in torch, which has no other way to compare symbols without binding them
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+
+def is_exporting() -> bool:
+    """Whether ``torch.export`` records; before torch 2.7, which cannot be asked, ``False``."""
+    return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
 
 
 def _is_strict_export() -> bool:
     """Whether ``torch.export`` reads the code with ``strict=True``: then a symbol passes for a number."""
-    is_exporting = getattr(torch.compiler, "is_exporting", None)
-    return is_exporting is not None and is_exporting() and torch.compiler.is_dynamo_compiling()
+    return is_exporting() and torch.compiler.is_dynamo_compiling()
 
 
 def is_free(sizes: Sequence[Any]) -> bool:

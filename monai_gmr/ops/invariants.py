@@ -1,6 +1,6 @@
-r"""Scalars that no turn changes, from responses whose components turn among themselves (design, section 1, angular orders).
+r"""Scalars that no rotation changes, from responses whose components rotations mix.
 
-The components of a response are the coefficients of the harmonics of one order: a turn of the input mixes them orthogonally, so lengths
+The components of a response are the coefficients of the harmonics of one order: a rotation of the input mixes them orthogonally, so lengths
 and inner products stay.
 """
 
@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+
+from monai_gmr.ops.memory_format import is_recorded
 
 NORM_SMOOTHING = 1e-2
 
@@ -40,10 +42,6 @@ def inner_product_scale(components: int) -> float:
 def invariant_norm(squared_length: torch.Tensor, smoothing: float = NORM_SMOOTHING) -> torch.Tensor:
     r"""Length of a response, :math:`\sqrt{|a|^2 + \epsilon^2} - \epsilon`: its gradient is finite, and 0 at 0.
 
-    Args:
-        squared_length: sum of squares over the components, any shape.
-        smoothing: size below which the length is rounded off.
-
     Example:
         >>> invariant_norm(torch.tensor(25.0))
         tensor(4.9900)
@@ -56,8 +54,7 @@ def invariant_inner_product(
 ) -> torch.Tensor:
     r"""Inner product relative to the size of both responses, :math:`a \cdot b / \sqrt{|a|^2 + |b|^2 + \epsilon^2}`.
 
-    It grows linearly, tells the angle between two responses, which no turn of both changes, and has a sign. Its gradient is finite, and
-    0 at 0.
+    It grows linearly, measures the angle between two responses, and has a sign. Its gradient is finite, and 0 at 0.
 
     Args:
         product: :math:`a \cdot b`, any shape.
@@ -78,9 +75,9 @@ def invariants(
 
     Args:
         responses: ``(batch, groups, sum of (norms + inner products) * components, voxels)``, by order, then channel, then component.
-        norms: for each order, how many of its channels become lengths.
-        inner_products: for each order, how many of its channels become the inner product with one of those that become lengths, from
-            the first on; at most ``norms``. None in order 0.
+        norms: how many channels of each order become lengths.
+        inner_products: how many become inner products with those that become lengths, from the first on; at most ``norms``, and 0 for
+            order 0.
         components: components of each order, 0 for the order that stays as it is.
 
     Returns:
@@ -116,16 +113,8 @@ def invariants(
 
 
 def _reduce(part: torch.Tensor, norms: int, target: torch.Tensor) -> list[torch.Tensor]:
-    """Norms and inner products of one order, or of several of equal sizes.
-
-    Args:
-        part: ``(..., channels, components, voxels)``, at least float32.
-        norms: how many channels become lengths; the others become inner products with the first ones.
-        target: ``(..., channels, voxels)``, where they are written to.
-
-    Returns:
-        what :func:`_reduce_backward` needs.
-    """
+    """Write norms and inner products of an order ``(..., channels, components, voxels)`` to ``target`` ``(..., channels, voxels)``; returns
+    what :func:`_reduce_backward` needs."""
     left, right = part[..., :norms, :, :], part[..., norms:, :, :]
     products, count = right.shape[-3], part.shape[-2]
     saved = []
@@ -214,25 +203,6 @@ class _Invariants(torch.autograd.Function):
         return result, None, None, None
 
 
-class _OrderInvariants(torch.autograd.Function):
-    """:class:`_Invariants` of one order whose components have an axis of their own."""
-
-    @staticmethod
-    def forward(ctx: Any, part: torch.Tensor, norms: int) -> torch.Tensor:
-        out = torch.empty_like(part[..., 0, :])
-        ctx.norms = norms
-        ctx.save_for_backward(part, out, *_reduce(_wide(part), norms, out))
-        return out
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
-        part, out, *saved = ctx.saved_tensors
-        target = torch.empty_like(part)
-        _reduce_backward(_wide(part), ctx.norms, out, saved, _wide(gradient), target)
-        return target, None
-
-
 def _runs(norms: list[int], inner_products: list[int], components: list[int]) -> Iterator[tuple]:
     """Rows of the responses and of the scalars, norms, inner products and components of orders; those of equal sizes in one."""
     row = channel = 0
@@ -257,24 +227,6 @@ def fused_invariants(
     responses: torch.Tensor, norms: list[int], inner_products: list[int], components: list[int]
 ) -> torch.Tensor:
     """:func:`invariants`, faster where it runs as it is written: the compilers fuse the other one themselves."""
-    if torch._C._functorch.is_functorch_wrapped_tensor(responses):
+    if is_recorded(responses):
         return invariants(responses, norms, inner_products, components)
     return _Invariants.apply(responses, norms, inner_products, components)[0]
-
-
-def invariants_of_order(part: torch.Tensor, norms: int) -> torch.Tensor:
-    """:func:`fused_invariants` of one order above 0, for backends whose memory holds the components apart.
-
-    Args:
-        part: ``(..., channels, components, voxels)``, of any strides; the result has them too.
-        norms: how many of its channels become lengths.
-
-    Returns:
-        ``(..., channels, voxels)``.
-
-    Example:
-        >>> part = torch.tensor([[3.0, 4.0], [4.0, -3.0]]).reshape(1, 2, 2, 1)
-        >>> invariants_of_order(part, 1).flatten().round(decimals=2).tolist()
-        [4.989999771118164, 0.0]
-    """
-    return _OrderInvariants.apply(part, norms)

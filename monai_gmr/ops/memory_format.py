@@ -1,4 +1,4 @@
-"""Channels last: how an image lies in memory where convolutions on a CPU are fastest."""
+"""Channels last: the memory format in which convolutions on a CPU are fastest."""
 
 import torch
 
@@ -6,21 +6,23 @@ FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def is_recorded(x: torch.Tensor) -> bool:
-    """Whether operations on a tensor go into a graph, or are those of ``torch.func``: there it has no memory that could be asked.
+    """Whether operations on a tensor go into a graph or are those of ``torch.func``: there it has no memory format.
 
     Example:
         >>> is_recorded(torch.zeros(2)), torch.func.vmap(lambda x: x + is_recorded(x))(torch.zeros(2))
         (False, tensor([1., 1.]))
     """
-    return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x)
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return True
+    try:
+        x.untyped_storage()
+    except NotImplementedError:  # how the tensors of torch.func answer
+        return True
+    return False
 
 
 def has_channels_last(x: torch.Tensor, axis: int = 1) -> bool:
-    """Whether the channels of an image lie next to each other in memory; of one channel, whether its strides say so.
-
-    Args:
-        x: any tensor.
-        axis: that of the channels.
+    """Whether the channels of an image, along ``axis``, lie next to each other in memory; of one channel, whether its strides say so.
 
     Example:
         >>> has_channels_last(torch.zeros(1, 4, 3)), has_channels_last(torch.zeros(1, 3, 4).movedim(-1, 1))
@@ -28,7 +30,7 @@ def has_channels_last(x: torch.Tensor, axis: int = 1) -> bool:
     """
     if x.stride(axis) != 1:
         return False
-    # asked at every call of a layer: without a view of it
+    # every call of a layer asks: without a view
     if axis == 1 and x.dim() in FORMATS:
         return x.is_contiguous(memory_format=FORMATS[x.dim()])
     return x.movedim(axis, -1).is_contiguous()
@@ -42,27 +44,22 @@ def image_of(last: torch.Tensor) -> torch.Tensor:
 
     Example:
         >>> image = image_of(torch.zeros(1, 4, 3))
-        >>> image.shape, image.stride(), image._is_view()
-        (torch.Size([1, 3, 4]), (12, 1, 3), False)
+        >>> image.shape, image.stride()
+        (torch.Size([1, 3, 4]), (12, 1, 3))
     """
     view = last.movedim(-1, 1)
     return last.new_empty((0,)).set_(last.untyped_storage(), last.storage_offset(), view.shape, view.stride())
 
 
-def follow_format(y: torch.Tensor, x: torch.Tensor, axis: int = 1) -> torch.Tensor:
-    """``y``, whose channels are last in memory, in the memory format of ``x``, as the framework's convolutions give it.
-
-    Args:
-        y: any tensor.
-        x: the input that it comes from.
-        axis: that of the channels.
+def follow_format(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """``y``, whose channels are last in memory, in the memory format of its input ``x``, as the framework's convolutions give it.
 
     Example:
         >>> x, y = torch.zeros(1, 4, 3), torch.zeros(1, 3, 5).movedim(-1, 1)
         >>> follow_format(y, x).stride(), follow_format(y, x.movedim(1, -1).contiguous().movedim(-1, 1)).stride()
         ((15, 3, 1), (15, 1, 5))
     """
-    return y if has_channels_last(x, axis) else y.contiguous()
+    return y if has_channels_last(x) else y.contiguous()
 
 
 @torch.jit.unused

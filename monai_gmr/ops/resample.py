@@ -1,14 +1,16 @@
-"""Down- and up-sampling about the centre of the grid, exact on every size (design, section 3).
+"""Down- and up-sampling about the centre of the grid, exact on every size.
 
 An axis of ``n`` voxels and one of ``m`` voxels a ``factor`` coarser share their centre: coarse voxel ``j`` lies at
 ``(n - 1) / 2 + factor * (j - (m - 1) / 2)``. For factor 2 that is an even window on even sizes and an odd one on odd sizes.
+
+Resampling an axis is a product with a matrix, in float64 for a float64 image and else in float32; ``like`` is an image on its device.
 """
 
 import torch
 import torch.nn.functional as F
 
-from monai_gmr.ops.cpu.library import runs_in_kernels
-from monai_gmr.ops.cpu.resample import compiled_resample
+from monai_gmr.ops.cpu.library import supports
+from monai_gmr.ops.cpu.resample import cpp_resample
 from monai_gmr.ops.free_sizes import has_symbols, voxels
 from monai_gmr.ops.memory_format import runs_channels_last
 
@@ -26,8 +28,13 @@ def downsampled_size(size: int, factor: int) -> int:
     return (size + factor - 1) // factor
 
 
+def _positions(count: int, like: torch.Tensor) -> torch.Tensor:
+    """Numbers of the voxels of an axis, in the precision of a matrix."""
+    return voxels(count, like).to(torch.float64 if like.dtype == torch.float64 else torch.float32)
+
+
 def lowpass_matrix(size: int, factor: int, sigma: float, like: torch.Tensor, cut: float = CUT) -> torch.Tensor:
-    """Gaussian low-pass followed by centred subsampling, as a matrix; each row sums to 1.
+    """Gaussian low-pass and centred subsampling, ``(ceil(size / factor), size)``; each row sums to 1.
 
     A Gaussian is the one radial function that is a product over the axes, so filtering axis by axis is a radial filter.
 
@@ -35,24 +42,18 @@ def lowpass_matrix(size: int, factor: int, sigma: float, like: torch.Tensor, cut
         size: length of the axis in voxels.
         factor: step in voxels.
         sigma: width of the Gaussian in voxels.
-        like: tensor whose device the result takes; float64 stays, all else is made in float32.
+        like: the image.
         cut: reach of the Gaussian, in sigma.
-
-    Returns:
-        ``(ceil(size / factor), size)``.
 
     Example:
         >>> lowpass_matrix(4, 2, 0.5, torch.zeros(1)).round(decimals=3)
         tensor([[0.4950, 0.4950, 0.0090, 0.0000],
                 [0.0000, 0.0090, 0.4950, 0.4950]])
     """
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     coarse = downsampled_size(size, factor)
-    fine_axis = voxels(size, like).to(dtype)
-    coarse_axis = voxels(coarse, like).to(dtype)
-    centres = 0.5 * (size - 1) + factor * (coarse_axis - 0.5 * (coarse - 1))
-    distance = (fine_axis[None, :] - centres[:, None]) / sigma
-    window = torch.exp(-0.5 * distance * distance) * (distance.abs() <= cut).to(dtype)
+    centres = 0.5 * (size - 1) + factor * (_positions(coarse, like) - 0.5 * (coarse - 1))
+    distance = (_positions(size, like)[None, :] - centres[:, None]) / sigma
+    window = torch.exp(-0.5 * distance * distance) * (distance.abs() <= cut).to(distance.dtype)
     return window / window.sum(dim=1, keepdim=True)
 
 
@@ -65,7 +66,7 @@ def window_matrix(
     like: torch.Tensor,
     count_padding: bool = False,
 ) -> torch.Tensor:
-    """Means over windows, as a matrix; each row sums to 1 where padding is not counted.
+    """Means over windows, ``(windows, size)``; each row sums to 1 where padding is not counted.
 
     Args:
         size: length of the axis in voxels.
@@ -73,40 +74,31 @@ def window_matrix(
         kernel_size: length of the window in voxels.
         stride: step in voxels.
         padding: voxels at both ends.
-        like: tensor whose device the result takes; float64 stays, all else is made in float32.
+        like: the image.
         count_padding: whether padding counts as voxels of 0.
-
-    Returns:
-        ``(windows, size)``.
 
     Example:
         >>> window_matrix(3, 2, 3, 2, 1, torch.zeros(1))
         tensor([[0.5000, 0.5000, 0.0000],
                 [0.0000, 0.5000, 0.5000]])
     """
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    places = voxels(size, like).to(dtype)
-    starts = voxels(windows, like).to(dtype) * stride - padding
-    offset = places[None, :] - starts[:, None]
-    inside = torch.logical_and(offset >= 0, offset < kernel_size).to(dtype)
+    starts = _positions(windows, like) * stride - padding
+    offset = _positions(size, like)[None, :] - starts[:, None]
+    inside = torch.logical_and(offset >= 0, offset < kernel_size).to(offset.dtype)
     if count_padding:
         return inside / kernel_size
     return inside / inside.sum(dim=1, keepdim=True)
 
 
 def linear_matrix(size: int, target: int, factor: int, like: torch.Tensor) -> torch.Tensor:
-    """Centred linear interpolation as a matrix; beyond the last coarse voxel its value goes on.
+    """Centred linear interpolation, ``(target, size)``; constant beyond the last coarse voxel.
 
     For factor 2 it equals ``interpolate(mode="linear")`` with ``align_corners=False`` on even targets and ``True`` on odd ones.
 
     Args:
-        size: length of the coarse axis in voxels.
-        target: length of the fine axis in voxels.
+        size, target: length of the coarse and of the fine axis in voxels.
         factor: fine voxels in a coarse one.
-        like: tensor whose device the result takes; float64 stays, all else is made in float32.
-
-    Returns:
-        ``(target, size)``.
+        like: the image.
 
     Example:
         >>> linear_matrix(2, 3, 2, torch.zeros(1))
@@ -114,12 +106,22 @@ def linear_matrix(size: int, target: int, factor: int, like: torch.Tensor) -> to
                 [0.5000, 0.5000],
                 [0.0000, 1.0000]])
     """
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    fine_axis = voxels(target, like).to(dtype)
-    coarse_axis = voxels(size, like).to(dtype)
-    position = (fine_axis - 0.5 * (target - 1)) / factor + 0.5 * (size - 1)
+    coarse_axis = _positions(size, like)
+    position = (_positions(target, like) - 0.5 * (target - 1)) / factor + 0.5 * (size - 1)
     position = position.clamp_min(0.0).minimum(coarse_axis[-1])
     return (1.0 - (position[:, None] - coarse_axis[None, :]).abs()).clamp_min(0.0)
+
+
+def nearest_matrix(size: int, target: int, factor: int, like: torch.Tensor) -> torch.Tensor:
+    """Repetition of voxels, ``(target, size)``, exact where ``target`` is ``factor * size``; arguments as in :func:`linear_matrix`.
+
+    Example:
+        >>> nearest_matrix(2, 4, 2, torch.zeros(1)).argmax(1)
+        tensor([0, 0, 1, 1])
+    """
+    fine_axis, coarse_axis = voxels(target, like), voxels(size, like)
+    repeated = fine_axis[:, None].div(factor, rounding_mode="floor") == coarse_axis[None, :]
+    return repeated.to(_positions(0, like).dtype)
 
 
 def apply_along_axis(x: torch.Tensor, matrix: torch.Tensor, axis: int, taps: int) -> torch.Tensor:
@@ -150,8 +152,8 @@ def apply_along_axis(x: torch.Tensor, matrix: torch.Tensor, axis: int, taps: int
     if axis == -1:
         return torch.matmul(x, matrix.transpose(0, 1))
     tail = x.shape[x.dim() + axis + 1 :]
-    turned = torch.matmul(matrix, x.flatten(x.dim() + axis + 1))
-    return turned.reshape(list(turned.shape[:-1]) + list(tail))
+    y = torch.matmul(matrix, x.flatten(x.dim() + axis + 1))
+    return y.reshape(list(y.shape[:-1]) + list(tail))
 
 
 @torch.jit.unused
@@ -160,12 +162,12 @@ def _apply_channels_last(x: torch.Tensor, matrix: torch.Tensor, axis: int) -> to
     last = x.movedim(1, -1)
     before, after = last.shape[: axis - 1], last.shape[last.dim() + axis :]
     image = last.reshape(before.numel(), x.shape[axis], after.numel())
-    if runs_in_kernels(x):
-        found = compiled_resample(image, matrix)
+    if supports(x):
+        y = cpp_resample(image, matrix)
     else:
         # a convolution of one tap is a matrix product, up to twice as fast here
-        found = F.conv1d(image, matrix[:, :, None])
-    return found.reshape(*before, matrix.shape[0], *after).movedim(-1, 1)
+        y = F.conv1d(image, matrix[:, :, None])
+    return y.reshape(*before, matrix.shape[0], *after).movedim(-1, 1)
 
 
 @torch.jit.unused
@@ -206,30 +208,6 @@ def symmetric_downsample(x: torch.Tensor, factors: list[int], sigma: float, cut:
             matrix = lowpass_matrix(x.shape[axis], factor, width, x, cut)
             x = apply_along_axis(x, matrix, axis, int(2 * cut * width) + 1)
     return x
-
-
-def nearest_matrix(size: int, target: int, factor: int, like: torch.Tensor) -> torch.Tensor:
-    """Repetition of voxels as a matrix, exact where ``target`` is ``factor * size``.
-
-    Args:
-        size: length of the coarse axis in voxels.
-        target: length of the fine axis in voxels.
-        factor: fine voxels in a coarse one.
-        like: tensor whose device the result takes; float64 stays, all else is made in float32.
-
-    Returns:
-        ``(target, size)``.
-
-    Example:
-        >>> nearest_matrix(2, 4, 2, torch.zeros(1))
-        tensor([[1., 0.],
-                [1., 0.],
-                [0., 1.],
-                [0., 1.]])
-    """
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    fine_axis, coarse_axis = voxels(target, like), voxels(size, like)
-    return (fine_axis[:, None].div(factor, rounding_mode="floor") == coarse_axis[None, :]).to(dtype)
 
 
 def symmetric_upsample(

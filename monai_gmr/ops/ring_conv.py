@@ -1,11 +1,12 @@
-"""The one operation: a convolution whose kernel is a weighted sum of functions on taps (design, section 2)."""
+"""The operation, a convolution whose kernel is a weighted sum of functions on taps, and its reference, which builds the kernel."""
 
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 
-from monai_gmr.ops.backend import register_backend, select_backend, transposed_of
+from monai_gmr.ops.backend import select_backend
+from monai_gmr.ops.call import Call, RingKernel
 from monai_gmr.ops.memory_format import make_channels_last, runs_channels_last
 
 
@@ -46,12 +47,12 @@ def conv_nd(
     dilation: list[int],
     groups: int,
 ) -> torch.Tensor:
-    """The framework's convolution of 1, 2 or 3 dimensions, which the kernel's shape tells."""
+    """The framework's convolution of as many dimensions as the kernel has."""
     if kernel.dim() == 3:
-        return F.conv1d(x, kernel, bias, stride, padding, dilation, groups)
+        return F.conv1d(x, kernel, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
     if kernel.dim() == 4:
-        return F.conv2d(x, kernel, bias, stride, padding, dilation, groups)
-    return F.conv3d(x, kernel, bias, stride, padding, dilation, groups)
+        return F.conv2d(x, kernel, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    return F.conv3d(x, kernel, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
 
 
 def output_sizes(
@@ -70,7 +71,6 @@ def output_sizes(
     return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(spatial, window, stride, padding, dilation)]
 
 
-@register_backend("dense")
 def dense_ring_conv(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -81,20 +81,81 @@ def dense_ring_conv(
     padding: list[int],
     dilation: list[int],
     groups: int,
-    factors: torch.Tensor | None = None,
-    live: int | None = None,
+    angular: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Backend "dense": build the kernel, call the framework's convolution; the reference, and what export uses."""
+    """:func:`ring_conv` by a dense kernel and the framework's convolution: the reference, and what export uses."""
     kernel = full_precision_kernel(weight, basis, shells)
-    if factors is None:
-        y = conv_nd(x, kernel, bias, stride, padding, dilation, groups)
+    if angular is None:
+        y = conv_nd(x, kernel, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
         # the framework loses the memory format in 3D where there are few channels or voxels
         return y if torch.jit.is_scripting() or not runs_channels_last(x) else make_channels_last(y)
-    rows = kernel.flatten(2)[:, None] * factors.to(kernel.dtype)[None, :, None]
+    rows = kernel.flatten(2)[:, None] * angular.to(kernel.dtype)[None, :, None]
     rows = rows.flatten(0, 1).reshape([-1] + list(kernel.shape)[1:])
-    return conv_nd(x, rows, bias, stride, padding, dilation, groups).unflatten(
-        x.dim() - shells.dim() - 1, (-1, factors.shape[0])
-    )
+    y = conv_nd(x, rows, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    return y.unflatten(x.dim() - shells.dim() - 1, (-1, angular.shape[0]))
+
+
+def dense_shell_conv(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    shells: torch.Tensor,
+    angular: torch.Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> torch.Tensor:
+    """A convolution with weights of shells times angular functions, by a dense kernel and the framework's convolution.
+
+    Args:
+        x: ``(batch, groups * in_channels, *spatial)``, 1 to 3 spatial axes.
+        weight: ``(out_channels, in_channels, num_shells)``; shells beyond count as zero.
+        shells: integers of the window's shape, the shell of each tap.
+        angular: ``(components, taps)``.
+        stride, padding, dilation: in voxels, one an axis; ``padding`` is of zeros, at both ends.
+        groups: blocks of channels that do not mix.
+
+    Returns:
+        ``(batch, out_channels, components, *spatial_out)``.
+
+    Example:
+        >>> shells = torch.tensor([1, 0, 1])
+        >>> y = dense_shell_conv(torch.ones(1, 1, 4), torch.ones(1, 1, 2), shells, torch.ones(1, 3), [1], [1], [1], 1)
+        >>> y.flatten().tolist()
+        [2.0, 3.0, 3.0, 2.0]
+    """
+    num_shells = weight.shape[2]
+    flat = shells.flatten()
+    spread = weight.index_select(2, flat.clamp(max=num_shells - 1)) * (flat < num_shells)
+    kernel = (spread[:, None] * angular.to(weight.dtype)[None, :, None]).flatten(0, 1)
+    kernel = kernel.reshape(*kernel.shape[:2], *shells.shape).to(x.dtype)
+    geometry = {"stride": list(stride), "padding": list(padding), "dilation": list(dilation)}
+    y = conv_nd(x, kernel, None, **geometry, groups=groups)
+    return y.unflatten(1, (weight.shape[0], len(angular)))
+
+
+def dense_ring_conv_transpose(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    basis: torch.Tensor,
+    shells: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    output_padding: list[int],
+    groups: int,
+    dilation: list[int],
+) -> torch.Tensor:
+    """:func:`ring_conv_transpose` by a dense kernel and the framework's transposed convolution."""
+    kernel = full_precision_kernel(weight, basis, shells)
+    more = output_padding
+    if kernel.dim() == 3:
+        y = F.conv_transpose1d(x, kernel, bias, stride, padding, output_padding=more, groups=groups, dilation=dilation)
+    elif kernel.dim() == 4:
+        y = F.conv_transpose2d(x, kernel, bias, stride, padding, output_padding=more, groups=groups, dilation=dilation)
+    else:
+        y = F.conv_transpose3d(x, kernel, bias, stride, padding, output_padding=more, groups=groups, dilation=dilation)
+    return y
 
 
 def pad_nd(x: torch.Tensor, padding: list[int], padding_mode: str) -> torch.Tensor:
@@ -127,16 +188,16 @@ def ring_conv(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     padding_mode: str = "zeros",
-    factors: torch.Tensor | None = None,
-    live: int | None = None,
+    angular: torch.Tensor | None = None,
+    num_shells: int | None = None,
 ) -> torch.Tensor:
     r"""Convolve with a kernel given by ring weights.
 
     .. math::
         y = x \star K + b, \qquad K_{oi}(t) = \sum_r w_{oir}\, b_{r, s(t)}
 
-    or, with ``factors``, with :math:`K_{omi}(t) = f_m(t)\, K_{oi}(t)` for each component :math:`m`: all functions on taps that are a
-    radial profile times an angular factor, such as a harmonic. With gradients for ``x``, ``weight``, ``basis`` and ``bias``. A basis of
+    or, with ``angular``, with :math:`K_{omi}(t) = f_m(t)\, K_{oi}(t)` for each component :math:`m`: all functions on taps that are a
+    radial profile times an angular function, such as a harmonic. With gradients for ``x``, ``weight``, ``basis`` and ``bias``. A basis of
     one shell a tap makes it any convolution; one that is constant on shells of equal radius makes it equivariant.
 
     Args:
@@ -148,13 +209,13 @@ def ring_conv(
         stride: step in voxels, one number or one an axis.
         padding: voxels added at both ends of an axis, one number or one an axis.
         dilation: distance of neighbouring taps in voxels, one number or one an axis.
-        groups: blocks of channels that do not see each other.
+        groups: blocks of channels that do not mix.
         padding_mode: "zeros", "reflect", "replicate" or "circular".
-        factors: ``(components, taps)``, constants; not together with ``bias``.
-        live: how many shells count, if ``basis`` is zero on those from there on; it saves work, and they get no gradient.
+        angular: ``(components, taps)``, constants; not together with ``bias``.
+        num_shells: how many shells count, if ``basis`` is zero on those from there on; it saves work, and they get no gradient.
 
     Returns:
-        ``(batch, out_channels, *spatial_out)``, sizes as ``torch.nn.ConvNd``'s; with ``factors`` ``(batch, out_channels, components,
+        ``(batch, out_channels, *spatial_out)``, sizes as ``torch.nn.ConvNd``'s; with ``angular`` ``(batch, out_channels, components,
         *spatial_out)``.
 
     Raises:
@@ -166,14 +227,14 @@ def ring_conv(
         tensor([4., 6., 6., 4.])
     """
     dims = shells.dim()
-    steps = _per_axis(stride, dims)
     margins = _per_axis(padding, dims)
     if padding_mode != "zeros":
         x = pad_nd(x, [m for m in reversed(margins) for _ in range(2)], padding_mode)
-        margins = [0] * dims
-    channels = (weight.shape[1] * groups, weight.shape[0])
-    backend = select_backend(x, tuple(shells.shape), channels, steps, groups, angular=factors is not None)
-    return backend(x, weight, basis, shells, bias, steps, margins, _per_axis(dilation, dims), groups, factors, live)
+        margins = (0,) * dims
+    kernel = RingKernel(weight, basis, shells, bias, angular, num_shells)
+    steps = {"stride": _per_axis(stride, dims), "dilation": _per_axis(dilation, dims)}
+    call = Call.of_kernel(x, kernel, padding=margins, groups=groups, **steps)
+    return select_backend(call).conv(call, x, kernel)
 
 
 def ring_conv_transpose(
@@ -181,28 +242,24 @@ def ring_conv_transpose(
     weight: torch.Tensor,
     basis: torch.Tensor,
     shells: torch.Tensor,
-    bias: torch.Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    output_padding: list[int],
-    groups: int,
-    dilation: list[int],
-    live: int | None = None,
+    bias: torch.Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+    num_shells: int | None = None,
 ) -> torch.Tensor:
     """The adjoint of :func:`ring_conv`: spreads each voxel over the window.
 
     Args:
         x: ``(batch, in_channels, *spatial)`` or without the batch.
         weight: ``(in_channels, out_channels / groups, rings)``.
-        basis: ``(rings, shells)``.
-        shells: integers of shape ``kernel_size``.
-        bias: ``(out_channels,)`` or ``None``.
+        basis, shells, bias, groups, num_shells: as in :func:`ring_conv`.
         stride: factor by which an axis grows.
         padding: voxels removed at both ends of an axis.
         output_padding: voxels added at its end; other than 0 it breaks the symmetry.
-        groups: blocks of channels that do not see each other.
         dilation: distance of neighbouring taps in voxels.
-        live: as in :func:`ring_conv`.
 
     Returns:
         ``(batch, out_channels, *spatial_out)``, sizes as ``torch.nn.ConvTransposeNd``'s.
@@ -210,25 +267,16 @@ def ring_conv_transpose(
     Example:
         >>> shells = torch.zeros(2, dtype=torch.long)
         >>> x, one = torch.tensor([[[1.0, 2.0]]]), torch.ones(1, 1, 1)
-        >>> ring_conv_transpose(x, one, torch.ones(1, 1), shells, None, [2], [0], [0], 1, [1])
+        >>> ring_conv_transpose(x, one, torch.ones(1, 1), shells, stride=2)
         tensor([[[1., 1., 2., 2.]]])
     """
-    if not torch.jit.is_scripting():
-        channels = (weight.shape[0], weight.shape[1] * groups)
-        transposed = transposed_of(select_backend(x, tuple(shells.shape), channels, stride, groups, transposed=True))
-        if transposed is not None:
-            geometry = (stride, padding, output_padding, groups, dilation)
-            y = transposed(x, weight, basis, shells, bias, *geometry, live)
-            if y is not None:
-                return y
-    kernel = full_precision_kernel(weight, basis, shells)
-    if kernel.dim() == 3:
-        return F.conv_transpose1d(x, kernel, bias, stride, padding, output_padding, groups, dilation)
-    if kernel.dim() == 4:
-        return F.conv_transpose2d(x, kernel, bias, stride, padding, output_padding, groups, dilation)
-    return F.conv_transpose3d(x, kernel, bias, stride, padding, output_padding, groups, dilation)
+    kernel = RingKernel(weight, basis, shells, bias, num_shells=num_shells)
+    lengths = {"stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation}
+    geometry = {name: _per_axis(value, shells.dim()) for name, value in lengths.items()}
+    call = Call.of_kernel(x, kernel, transposed=True, groups=groups, **geometry)
+    return select_backend(call).conv_transpose(call, x, kernel)
 
 
-def _per_axis(value: int | Sequence[int], dims: int) -> list[int]:
+def _per_axis(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
     """One number an axis."""
-    return [value] * dims if isinstance(value, int) else list(value)
+    return (value,) * dims if isinstance(value, int) else tuple(value)

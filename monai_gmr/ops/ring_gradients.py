@@ -1,4 +1,4 @@
-"""What operations of radial convolutions share, whichever backend computes: their results' shapes, and how autograd asks for gradients."""
+"""Shapes and gradients of the custom operations that backends compute radial convolutions with."""
 
 from __future__ import annotations
 
@@ -16,13 +16,7 @@ from monai_gmr.ops.ring_conv import dense_ring_conv, output_sizes
 def differentiable_gradients(
     y: torch.Tensor, inputs: Sequence[torch.Tensor], needed: Sequence[bool], gradient: torch.Tensor
 ) -> list[torch.Tensor | None]:
-    """Gradients that are to be differentiated themselves, by the dense operation; ``None`` where not needed.
-
-    Args:
-        y: the dense operation's result.
-        inputs: what it was computed from.
-        needed: of which of them the gradient is asked for.
-        gradient: of ``y``.
+    """Gradients that can be differentiated again, of a dense operation's result ``y``; ``None`` where not needed.
 
     Example:
         >>> x = torch.ones(2, requires_grad=True)
@@ -30,12 +24,12 @@ def differentiable_gradients(
         [tensor([3., 3.]), None]
     """
     wanted = [each for each, asked in zip(inputs, needed) if asked]
-    found = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
-    return [next(found) if asked else None for asked in needed]
+    gradients = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
+    return [next(gradients) if asked else None for asked in needed]
 
 
 def register_ring_conv(operation: Any, gradients: Any) -> None:
-    """Tell torch the shapes of a radial convolution and of its backward pass, and give it gradients.
+    """Give a radial convolution and its backward pass shapes, and the convolution gradients.
 
     Args:
         operation: a custom operation ``(x, weight, basis, shells, bias, padding, dilation)`` of stride 1, which may take ``groups`` after
@@ -64,13 +58,13 @@ def register_ring_conv(operation: Any, gradients: Any) -> None:
             x, weight, basis, shells = ctx.saved_tensors
             padded = F.pad(basis, [0, int(shells.max()) + 1 - basis.shape[1]])
             padding, dilation, *groups = ctx.geometry
-            ones = [1] * shells.dim()
-            y = dense_ring_conv(x, weight, padded, shells, None, ones, padding, dilation, *(groups or [1]))
-            found = differentiable_gradients(y, (x, weight, basis), needed, gradient)
+            geometry = {"stride": [1] * shells.dim(), "padding": padding, "dilation": dilation}
+            y = dense_ring_conv(x, weight, padded, shells, None, **geometry, groups=groups[0] if groups else 1)
+            results = differentiable_gradients(y, (x, weight, basis), needed, gradient)
         else:
             results = gradients(gradient, *ctx.saved_tensors, *ctx.geometry, needed)
-            found = [each if asked else None for each, asked in zip(results, needed)]
-        return *found, None, bias, *(None for _ in ctx.geometry)
+            results = [each if asked else None for each, asked in zip(results, needed)]
+        return *results, None, bias, *(None for _ in ctx.geometry)
 
     operation.register_fake(fake_result)
     gradients.register_fake(fake_gradients)

@@ -1,17 +1,24 @@
-"""From which size on a device's kernels are faster than "dense": what backend "auto" goes by, measured by ``monai_gmr.apps.crossovers``."""
+"""The size from which on a device's kernels are faster than "dense": what backend "auto" goes by.
+
+``thresholds.csv`` has one row for each convolution that ``python -m monai_gmr.apps.benchmark thresholds`` measured. ``forward`` and
+``step`` (a training step) are voxels over the batch; an empty field means that "dense" was faster at every size.
+"""
 
 from __future__ import annotations
 
-import json
-import math
+import csv
+import io
+import platform
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-CROSSOVERS = Path(__file__).with_name("crossovers.json")
+from monai_gmr.ops.call import Call
+
+THRESHOLDS = Path(__file__).with_name("thresholds.csv")
 # the backend that has kernels for a type of device
 KERNELS = {"cpu": "cpp", "cuda": "triton"}
 # a size counts as faster from this ratio of times on, for other processors have other ratios
@@ -19,7 +26,7 @@ FASTER = 0.85
 
 
 class Point(NamedTuple):
-    """Where times were compared.
+    """The convolution that a row is about.
 
     Attributes:
         dims: number of spatial axes.
@@ -27,7 +34,7 @@ class Point(NamedTuple):
         channels: of input and output.
         width_per_group: channels of a group; as many as there are for one group.
         channels_last: whether the input has its channels last in memory.
-        stride: in voxels, along all axes; the kernels compute what it leaves out, too.
+        stride: in voxels, along all axes.
         transposed: whether the convolution is a transposed one.
     """
 
@@ -40,28 +47,26 @@ class Point(NamedTuple):
     transposed: bool = False
 
 
-class Use(NamedTuple):
-    """A convolution that a backend is chosen for.
+class Row(NamedTuple):
+    """A row of the table.
 
     Attributes:
-        kernel_size: window length in voxels along each axis.
-        channels: of input and output.
-        groups: blocks of channels that do not see each other.
-        channels_last: whether the input has its channels last in memory.
-        gradients: whether a training step is run, or a forward pass alone.
-        stride: in voxels, the largest of the axes.
-        transposed: whether it is a transposed convolution with a stride.
-        angular: whether angular factors are part of it.
+        device: type of the device, "cpu" or "cuda".
+        processor: :func:`processor_of` it.
+        precision: what was computed in.
+        point: the convolution.
+        forward, step: voxels over the batch from which on kernels are faster, ``None`` where they never are.
     """
 
-    kernel_size: tuple[int, ...]
-    channels: tuple[int, int]
-    groups: int = 1
-    channels_last: bool = False
-    gradients: bool = True
-    stride: int = 1
-    transposed: bool = False
-    angular: bool = False
+    device: str
+    processor: str
+    precision: str
+    point: Point
+    forward: int | None
+    step: int | None
+
+
+COLUMNS = [*Row._fields[:3], *Point._fields, *Row._fields[4:]]
 
 
 def least_voxels(voxels: Sequence[int], ratios: Sequence[float]) -> int | None:
@@ -75,73 +80,94 @@ def least_voxels(voxels: Sequence[int], ratios: Sequence[float]) -> int | None:
         >>> least_voxels([10, 100, 1000], [0.2, 0.9, 0.5]), least_voxels([10, 100], [0.5, 1.5])
         (1000, None)
     """
-    found = None
+    least = None
     for size, ratio in zip(reversed(voxels), reversed(ratios)):
         if ratio > FASTER:
             break
-        found = size
-    return found
+        least = size
+    return least
 
 
-def device_kind(device: torch.device, precision: torch.dtype) -> str:
-    """What the table calls this machine's device, and what it computes in: CPUs go by their vector instructions, which set the pace of both
-    backends, GPUs by their model.
+def _is_x86() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64", "i686")
+
+
+def processor_of(device: torch.device) -> str:
+    """What the table calls a processor: x86 by its vector instructions, other CPUs by their kind, too, GPUs by their model.
 
     Args:
         device: a CPU or a CUDA device.
-        precision: of the convolution.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return instructions if _is_x86() else f"{platform.machine()} {instructions}"
+
+
+def read_thresholds(path: Path = THRESHOLDS) -> list[Row]:
+    """The rows of a table.
 
     Example:
-        >>> device_kind(torch.device("cpu"), torch.float32).split()[:2]
-        ['cpu', 'float32']
+        >>> read_thresholds()[0].device
+        'cpu'
     """
-    on_cpu = device.type == "cpu"
-    model = torch.backends.cpu.get_cpu_capability() if on_cpu else torch.cuda.get_device_name(device)
-    return f"{device.type} {str(precision).removeprefix('torch.')} {model}"
+    number = lambda text: int(text) if text else None  # noqa: E731
+    with path.open(encoding="utf-8", newline="") as file:
+        lines = list(csv.reader(file))[1:]
+    rows = []
+    for device, processor, precision, *values, forward, step in lines:
+        dims, kernel_size, channels, width, last, stride, transposed = map(int, values)
+        point = Point(dims, kernel_size, channels, width, bool(last), stride, bool(transposed))
+        rows.append(Row(device, processor, precision, point, number(forward), number(step)))
+    return rows
+
+
+def merge_rows(path: Path, rows: Sequence[Row]) -> str:
+    """The text of a table in which ``rows`` replace those of the same processors and precisions.
+
+    Args:
+        path: the table; it may be missing.
+        rows: what was measured.
+    """
+    replaced = {row[:3] for row in rows}
+    kept = [row for row in (read_thresholds(path) if path.exists() else []) if row[:3] not in replaced]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    # the csv module writes None as an empty field
+    writer.writerows([*row[:3], *map(int, row.point), row.forward, row.step] for row in [*kept, *rows])
+    return text.getvalue()
 
 
 @lru_cache(maxsize=32)
-def read_crossovers(kind: str, gradients: bool = True, path: Path = CROSSOVERS) -> dict[Point, int | None]:
-    """The measured table: voxels over the batch from which the kernels are faster.
+def thresholds_of(
+    device: str, processor: str, precision: str, gradients: bool, path: Path = THRESHOLDS
+) -> dict[Point, int | None]:
+    """Voxels over the batch from which on kernels are faster.
 
     Args:
-        kind: :func:`device_kind`.
+        device: its type.
+        processor: :func:`processor_of` it.
+        precision: what is computed in.
         gradients: whether in a training step, or in a forward pass alone.
-        path: the file.
+        path: the table.
 
     Returns:
-        of points that were not measured on such a CPU or GPU, what holds on every one where they were, in this precision; of another type
-        of device or another precision, nothing.
+        for points that were not measured on this processor, the largest number of those on which they were, in this precision, and
+        ``None`` where one has ``None``. A CPU that is no x86 takes its own rows alone.
     """
-    content = json.loads(path.read_text(encoding="utf-8"))
-    tables = {
-        each: _table_of(content[each]["rows"], "step" if gradients else "forward")
-        for each in content
-        if each.split()[:2] == kind.split()[:2]
-    }
-    return {**latest_of([table for each, table in tables.items() if each != kind]), **tables.get(kind, {})}
-
-
-def _table_of(rows: Sequence[Mapping[str, Any]], part: str) -> dict[Point, int | None]:
-    points = [Point(*(row[name] for name in Point._fields)) for row in rows]
-    return {point: least_voxels(row["voxels"], row[part]) for point, row in zip(points, rows)}
-
-
-def latest_of(tables: Sequence[Mapping[Point, int | None]]) -> dict[Point, int | None]:
-    """The table that keeps to several: of each point the largest number of voxels, ``None`` where one has ``None``.
-
-    Args:
-        tables: any number of tables.
-
-    Example:
-        >>> a, b = Point(2, 3, 8, 8), Point(2, 5, 8, 8)
-        >>> list(latest_of([{a: 100, b: 10}, {a: 1000, b: None}]).values())
-        [1000, None]
-    """
-    found: dict[Point, int | None] = {}
-    for point, size in (entry for table in tables for entry in table.items()):
-        found[point] = max(found.get(point, 0), size, key=lambda each: math.inf if each is None else each)
-    return found
+    own: dict[Point, int | None] = {}
+    careful: dict[Point, int | None] = {}
+    for row in read_thresholds(path):
+        if (row.device, row.precision) != (device, precision):
+            continue
+        size = row.step if gradients else row.forward
+        if row.processor == processor:
+            own[row.point] = size
+        elif device != "cpu" or _is_x86():
+            before = careful.get(row.point, 0)
+            careful[row.point] = None if size is None or before is None else max(size, before)
+    return careful | own
 
 
 def _neighbours(value: int, measured: Iterable[int]) -> set[int]:
@@ -150,54 +176,56 @@ def _neighbours(value: int, measured: Iterable[int]) -> set[int]:
     return {smaller, min((each for each in measured if each >= value), default=smaller)}
 
 
-def least_of_neighbours(table: Mapping[Point, int | None], use: Use) -> int | None:
-    """Voxels over the batch from which a convolution lies beyond the measured crossovers on all sides, ``None`` if it never does.
+def least_of_neighbours(table: Mapping[Point, int | None], call: Call) -> int | None:
+    """Voxels over the batch from which a convolution lies beyond the measured thresholds on all sides, ``None`` if it never does.
 
     Args:
-        table: :func:`read_crossovers`.
-        use: the convolution. Of windows the next smaller measured one counts, along the shortest axis. Of the channels of input and output,
-            and of those of a group of each, both the next smaller and the next larger measured number have to be faster; groups of one
-            channel, which "dense" has kernels of its own for, count for themselves, and so do strides and transposed convolutions.
+        table: :func:`thresholds_of` a processor.
+        call: the convolution. Of windows the next smaller measured one counts, along the shortest axis. Of the channels of input and
+            output, and of those of a group of each, both the next smaller and the next larger measured number have to be faster. Groups of
+            one channel, for which "dense" has kernels of its own, count for themselves, and so do strides and transposed convolutions.
 
     Example:
         >>> table = {Point(2, 3, 8, 8): None, Point(2, 3, 32, 32): 1000, Point(2, 3, 64, 64): 500}
-        >>> least_of_neighbours(table, Use((3, 3), (32, 48))), least_of_neighbours(table, Use((3, 3), (16, 64)))
+        >>> least_of_neighbours(table, Call((3, 3), (32, 48))), least_of_neighbours(table, Call((3, 3), (16, 64)))
         (1000, None)
     """
-    dims, found = len(use.kernel_size), []
-    own_kind = (use.channels_last, use.stride, use.transposed)
+    dims, stride = len(call.kernel_size), max(call.stride)
+    own_kind = (call.channels_last, stride, call.transposed and stride > 1)
     points = [
-        each for each in table if (each.dims, each.channels_last, each.stride, each.transposed) == (dims, *own_kind)
+        each
+        for each in table
+        if (each.dims, each.channels_last, each.stride, each.transposed) == (dims, *own_kind)
+        and (each.width_per_group < each.channels) == (call.groups > 1)
     ]
-    points = [point for point in points if (point.width_per_group < point.channels) == (use.groups > 1)]
-    window = max((p.kernel_size for p in points if p.kernel_size <= min(use.kernel_size)), default=0)
-    for channels in use.channels:
-        width = channels // use.groups
+    window = max((p.kernel_size for p in points if p.kernel_size <= min(call.kernel_size)), default=0)
+    sizes = []
+    for channels in call.channels:
+        width = channels // call.groups
         widths = {1} if width == 1 else _neighbours(width, {p.width_per_group for p in points} - {1})
         for count in _neighbours(channels, {p.channels for p in points}):
-            own = widths if use.groups > 1 else {count}
-            found += [table.get(Point(dims, window, count, each, *own_kind)) for each in own]
-    known = [least for least in found if least is not None]
-    return max(known) if len(known) == len(found) else None
+            own = widths if call.groups > 1 else {count}
+            sizes += [table.get(Point(dims, window, count, each, *own_kind)) for each in own]
+    known = [size for size in sizes if size is not None]
+    return max(known) if len(known) == len(sizes) else None
+
+
+def threshold(call: Call) -> int | None:
+    """:func:`least_of_neighbours` in the installed table; ``None`` on devices without kernels.
+
+    Example:
+        >>> threshold(Call((9, 9), (64, 64), device=torch.device("mps")))
+    """
+    if call.device.type not in KERNELS:
+        return None
+    # every call of a layer asks: kept for what the table knows of it
+    fields = ("groups", "transposed", "device", "precision", "channels_last", "gradients")
+    same = {name: getattr(call, name) for name in fields}
+    return _kept_threshold(Call(call.kernel_size, call.channels, stride=(max(call.stride),), **same))
 
 
 @lru_cache(maxsize=1024)
-def crossover(device: torch.device, precision: torch.dtype, use: Use) -> int | None:
-    """:func:`least_of_neighbours` in the installed table, kept, for every call of a layer asks; ``None`` on devices without kernels."""
-    if device.type not in KERNELS:
-        return None
-    return least_of_neighbours(read_crossovers(device_kind(device, precision), use.gradients), use)
-
-
-def merge_rows(path: Path, kind: str, machine: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table's text with the rows of one kind of device and precision replaced.
-
-    Args:
-        path: the table; it may be missing.
-        kind: :func:`device_kind`.
-        machine: what was measured on.
-        rows: the attributes of a :class:`Point`, ``voxels``, and the ratios of times of ``forward`` pass and training ``step``.
-    """
-    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    content[kind] = {"machine": dict(machine), "rows": list(rows)}
-    return json.dumps(content, indent=1) + "\n"
+def _kept_threshold(call: Call) -> int | None:
+    precision = str(call.precision).removeprefix("torch.")
+    table = thresholds_of(call.device.type, processor_of(call.device), precision, call.gradients)
+    return least_of_neighbours(table, call)

@@ -1,4 +1,4 @@
-"""The evaluator of any bundle of MONAI's specification, made from its folder without a change to its files."""
+"""Makes the evaluator of any bundle of MONAI's specification from its folder, without a change to its files."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow
-from monai.utils import ensure_tuple
+from monai.engines import SupervisedEvaluator
+from monai.handlers import CheckpointLoader
+from monai.transforms import Compose, Invertd
+from monai.utils import ensure_tuple, optional_import
 
 from monai_gmr.bundle.checks import check_file
 from monai_gmr.bundle.command_line import quiet
 from monai_gmr.bundle.overrides import check_settings
 from monai_gmr.networks.weights import check_finite, read_checkpoint
 from monai_gmr.utils import ConfigurationError, find_configuration_error, reason
+
+Events, _ = optional_import("ignite.engine", name="Events")
 
 EVALUATOR_IDS = ("evaluator", "validate::evaluator")
 DATASET_IDS = ("dataset_dir", "data_dir", "data_root")
@@ -27,12 +32,13 @@ WRITERS = re.compile(
     r"|ProbMapProducer|ProgressBar|SmartCacheHandler"
 )
 DISK_CACHES = ("SmartCacheDataset", "PersistentDataset", "CacheNTransDataset", "LMDBDataset", "GDSDataset")
+DATASET_KEYS = ("data", "transform", "_requires_", "_disabled_")
 _opened: set[Path] = set()
 
 
 class BundleEvaluator(NamedTuple):
     """What :func:`open_evaluator` makes: the ``evaluator``, the ``parser`` that holds the bundle's other parts, and whether the bundle
-    ``inverts`` its preprocessing, which needs predictions that lie as the images did before they were turned."""
+    ``inverts`` its preprocessing, which needs predictions in the pose that the images had before they were rotated."""
 
     evaluator: Any
     parser: ConfigParser
@@ -45,7 +51,7 @@ def open_evaluator(
     config_file: str | Path | Sequence[str | Path] | None = None,
     dataset_dir: str | Path | None = None,
 ) -> BundleEvaluator:
-    """Make the evaluator of a bundle, ready to be run on images of the caller's choice.
+    """Make the evaluator of a bundle, ready to run on images of the caller's choice.
 
     The config is ``configs/evaluate`` (.json, .yaml or .yml), over ``configs/train`` where it defines no evaluator of its own, as in
     MONAI's model zoo; else ``configs/inference``, else ``configs/train``. The evaluator is ``evaluator`` or ``validate::evaluator``. What
@@ -79,9 +85,8 @@ def open_evaluator(
             f"the bundle {bundle} is no folder: give one that holds configs/evaluate.yaml or .json."
         )
     root = root.resolve()
-    files = (
-        _choose_files(root) if config_file is None else [_find_file(root, name) for name in ensure_tuple(config_file)]
-    )
+    named = None if config_file is None else [_find_file(root, name) for name in ensure_tuple(config_file)]
+    files = named or _choose_files(root)
     names = " and ".join(file.name for file in files)
     try:
         _make_importable(root)
@@ -90,15 +95,30 @@ def open_evaluator(
             workflow = ConfigWorkflow(
                 [str(file) for file in files], meta_file, logging_file=False, workflow_type="infer"
             )
-            _change_settings(workflow.parser, root, dict(settings or {}), dataset_dir)
-            evaluator_id = _find_evaluator(workflow.parser, root, names)
-            workflow.parser.resolve_macro_and_relative_ids()
-            switch_off(workflow.parser)
+            parser = workflow.parser
+            _change_settings(parser, root, dict(settings or {}), dataset_dir)
+            evaluator_id = next((name for name in EVALUATOR_IDS if name in parser), None)
+            if evaluator_id is None:
+                ids = ", ".join(sorted(set(parser.get()) - {"_meta_"})) or "nothing"
+                raise ConfigurationError(
+                    f"{names} of {root} has no id {' or '.join(EVALUATOR_IDS)}: give evaluator=@ID as a setting or another config file; "
+                    f"it has {ids}."
+                )
+            parser.resolve_macro_and_relative_ids()
+            switch_off(parser)
             workflow.initialize()
-            evaluator = workflow.parser.get_parsed_content(evaluator_id)
-            _check_evaluator(evaluator, evaluator_id)
-            _load_checkpoints(workflow.parser, evaluator)
-            return BundleEvaluator(evaluator, workflow.parser, _inverts(workflow.parser))
+            evaluator = parser.get_parsed_content(evaluator_id)
+            if not isinstance(evaluator, SupervisedEvaluator):
+                raise ConfigurationError(
+                    f"{evaluator_id} is a {type(evaluator).__name__}: it must be a monai.engines.SupervisedEvaluator."
+                )
+            parts = list(parser.ref_resolver.resolved_content.values())
+            for loader in [part for part in parts if isinstance(part, CheckpointLoader)]:
+                _load_checkpoint(loader, evaluator)
+            transforms = [
+                t for part in parts for t in (part.flatten().transforms if isinstance(part, Compose) else [part])
+            ]
+            return BundleEvaluator(evaluator, parser, any(isinstance(each, Invertd) for each in transforms))
     except Exception as error:
         known = find_configuration_error(error)
         if known is not None:
@@ -127,9 +147,7 @@ def switch_off(parser: ConfigParser) -> None:
         if WRITERS.fullmatch(name):
             component["_disabled_"] = True
         elif name in DISK_CACHES:
-            kept = {
-                key: component[key] for key in ("data", "transform", "_requires_", "_disabled_") if key in component
-            }
+            kept = {key: component[key] for key in DATASET_KEYS if key in component}
             component.clear()
             component.update({"_target_": "monai.data.Dataset", **kept})
         elif name.endswith("CacheDataset") or (name and {"cache_rate", "cache_num"} & component.keys()):
@@ -156,19 +174,16 @@ def _refers_to_disabled(entry: Any, parser: ConfigParser) -> bool:
 
 
 def _choose_files(root: Path) -> list[Path]:
-    there: dict[str, Path] = {}
-    for name in ("evaluate", "inference", "train"):
-        files = [root / "configs" / f"{name}.{end}" for end in ConfigParser.suffixes]
-        there.update([(name, file) for file in files if file.is_file()][:1])
-    if not there:
+    names = ("evaluate", "inference", "train")
+    candidates = [(name, root / "configs" / f"{name}.{end}") for name in names for end in ConfigParser.suffixes[::-1]]
+    files = {name: file for name, file in candidates if file.is_file()}
+    if not files:
         raise ConfigurationError(
             f"{root} is not a bundle: give a folder that holds configs/evaluate (or inference, train) .json or .yaml, or name its config "
             "file."
         )
-    for names in CHOICES:
-        if set(names) <= set(there) and _defines_evaluator([there[name] for name in names]):
-            return [there[name] for name in names]
-    return list(there.values())[:1]
+    choices = [[files[name] for name in names] for names in CHOICES if set(names) <= set(files)]
+    return next(filter(_defines_evaluator, choices), list(files.values())[:1])
 
 
 def _defines_evaluator(files: list[Path]) -> bool:
@@ -184,8 +199,7 @@ def _defines_evaluator(files: list[Path]) -> bool:
 
 
 def _find_file(root: Path, name: str | Path) -> Path:
-    places = [root / name, root / "configs" / name, Path(name)]
-    for place in places:
+    for place in (root / name, root / "configs" / name, Path(name)):
         if place.is_file():
             return place.resolve()
     raise ConfigurationError(
@@ -209,55 +223,18 @@ def _change_settings(
     if "bundle_root" in config:
         parser["bundle_root"] = str(root)
     for name, value in settings.items():
-        try:
-            parser[name] = value
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise ConfigurationError(
-                f"{name} is no setting of this config: what stands before its last '::' must be there."
-            ) from error
+        parser[name] = value
 
 
-def _find_evaluator(parser: ConfigParser, root: Path, names: str) -> str:
-    for name in EVALUATOR_IDS:
-        if name in parser:
-            return name
-    ids = ", ".join(sorted(set(parser.get()) - {"_meta_"})) or "nothing"
-    raise ConfigurationError(
-        f"{names} of {root} has no id {' or '.join(EVALUATOR_IDS)}: give evaluator=@ID as a setting or another config file; it has {ids}."
-    )
-
-
-def _check_evaluator(evaluator: Any, evaluator_id: str) -> None:
-    from monai.engines import SupervisedEvaluator
-
-    if not isinstance(evaluator, SupervisedEvaluator):
-        raise ConfigurationError(
-            f"{evaluator_id} is a {type(evaluator).__name__}: it must be a monai.engines.SupervisedEvaluator."
-        )
-
-
-def _load_checkpoints(parser: ConfigParser, evaluator: Any) -> None:
-    """Load now: a checkpoint that is missing or of another network is told at once, and none is read again in every run."""
-    from ignite.engine import Events
-    from monai.handlers import CheckpointLoader
-
-    for loader in list(parser.ref_resolver.resolved_content.values()):
-        if isinstance(loader, CheckpointLoader) and evaluator.has_event_handler(loader, Events.STARTED):
-            check_file(loader.load_path, "checkpoint", "put one there, or give its id as a setting.")
-            hint = "give another one, by its id as a setting"
-            read_checkpoint(loader.load_path, hint=hint)
-            loader(evaluator)
-            check_finite(evaluator.network, evaluator.network.state_dict(), loader.load_path, hint)
-            evaluator.remove_event_handler(loader, Events.STARTED)
-
-
-def _inverts(parser: ConfigParser) -> bool:
-    from monai.transforms import Compose, Invertd
-
-    parts: list[Any] = []
-    for part in parser.ref_resolver.resolved_content.values():
-        parts += part.flatten().transforms if isinstance(part, Compose) else [part]
-    return any(isinstance(part, Invertd) for part in parts)
+def _load_checkpoint(loader: CheckpointLoader, evaluator: SupervisedEvaluator) -> None:
+    """Load now instead of in every run, so that a checkpoint that is missing or of another network ends the command at once."""
+    if evaluator.has_event_handler(loader, Events.STARTED):
+        check_file(loader.load_path, "checkpoint", "put one there, or give its id as a setting.")
+        hint = "give another one, by its id as a setting"
+        read_checkpoint(loader.load_path, hint=hint)
+        loader(evaluator)
+        check_finite(evaluator.network, evaluator.network.state_dict(), loader.load_path, hint)
+        evaluator.remove_event_handler(loader, Events.STARTED)
 
 
 def _make_importable(root: Path) -> None:

@@ -1,23 +1,28 @@
-"""What an evaluator does with one batch, turned by one view after the other."""
+"""Runs an evaluator on one batch, rotated or mirrored by one view after the other, and measures its answers."""
 
 from __future__ import annotations
 
+import copy
+import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
-from unittest import mock
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from monai.engines import IterationEvents
 from monai.inferers import Inferer
 from monai.metrics import Cumulative
-from monai.transforms import SaveImage
+from monai.transforms import Compose, SaveImaged
 from monai.utils import CommonKeys, optional_import
 
+from monai_gmr.bundle.case_batches import CaseBatch
 from monai_gmr.bundle.prediction import check_answer
 from monai_gmr.inferers.rotate import rotate_image
 from monai_gmr.rotation_report.prepare_batch import PrepareBatchView, keep_metadata
+from monai_gmr.rotation_report.records import ANSWER, TRUE_CLASS, ViewRecord
 from monai_gmr.symmetry import View, inscribed_ball, is_grid_symmetry
 from monai_gmr.utils import ConfigurationError
 
@@ -28,47 +33,24 @@ Metric, _ = optional_import("ignite.metrics", name="Metric")
 CERTAIN = 1e4
 
 
-class Seen(NamedTuple):
-    """What one view of a batch gave: equivariance ``errors``, one a case; ``seconds`` and ``passes`` of the network for the whole
-    batch; metric to ``values``, arrays with one entry a case; ``norms`` of the raw answers, one a case; ``true_class``: probability
-    of the true class, one a case, of classifiers."""
-
-    errors: list[float]
-    seconds: float
-    passes: float
-    values: dict[str, list[np.ndarray]]
-    norms: list[float]
-    true_class: list[float] | None
-
-
-class Shown(NamedTuple):
-    """What one view of a batch looks like, to be drawn: arrays ``image`` of shape ``(B, C, *spatial)``, ``label`` and
-    ``prediction`` of whole numbers of shape ``(B, *spatial)`` or ``(B,)``; ``None`` where there is no label."""
-
-    image: np.ndarray
-    label: np.ndarray | None
-    prediction: np.ndarray
-
-
 def metric_handlers(evaluator: Any) -> dict[str, Any]:
     """The metrics of an evaluator by name, the key metric first.
 
     Example:
         >>> from monai.engines import SupervisedEvaluator
         >>> from monai.handlers import MeanDice
-        >>> metric = {"dice": MeanDice()}
-        >>> net = torch.nn.Identity()
+        >>> metric, net = {"dice": MeanDice()}, torch.nn.Identity()
         >>> list(metric_handlers(SupervisedEvaluator(torch.device("cpu"), [], net, key_val_metric=metric)))
         ['dice']
     """
-    found = {}
+    metrics = {}
     # ignite has no public list of what is attached to an engine
     for handler, arguments, _ in evaluator._event_handlers[Events.EPOCH_COMPLETED]:
         owner = getattr(handler, "__self__", None)
         if isinstance(owner, Metric) and handler.__name__ == "completed":
-            found[str(arguments[-1])] = owner
+            metrics[str(arguments[-1])] = owner
     key = evaluator.state.key_metric_name
-    return dict(sorted(found.items(), key=lambda item: item[0] != key))
+    return dict(sorted(metrics.items(), key=lambda item: item[0] != key))
 
 
 def relative_errors(
@@ -76,18 +58,8 @@ def relative_errors(
 ) -> list[float]:
     """``||g^-1 f(g x) - f(x)|| / ||f(x)||`` of every case of a batch.
 
-    Answers with spatial axes are turned back; after other turns than those of the grid they are compared inside the
-    inscribed disc or ball. Others, such as class scores, are compared as they are.
-
-    Args:
-        answer: what the network gave for the turned images, of shape ``(B, C)`` or ``(B, C, *spatial)``.
-        upright: what it gave for the upright ones.
-        view: the turn.
-        spacing: voxel size in millimetres, one an axis; default 1.
-        dims: number of spatial axes of the image.
-
-    Returns:
-        one error a case.
+    Answers of shape ``(B, C, *spatial)`` with ``dims`` spatial axes are rotated back; except for symmetries of the grid they are compared
+    inside the inscribed disc or ball. Others, such as class scores, are compared as they are. Where the shapes differ there is no number.
 
     Example:
         >>> from monai_gmr.symmetry import group_views
@@ -109,8 +81,8 @@ def relative_errors(
 
 
 def is_exclusive(channels: int, label: torch.Tensor | None) -> bool:
-    """Whether the channels of a prediction are classes of which a voxel has one, the first being the background: not if there is but
-    one, and not if the label has as many and is not one-hot.
+    """Whether the channels of a prediction are classes of which a voxel has one, the first being the background: not for a single
+    channel, and not if the label has as many and is not one-hot.
 
     Example:
         >>> is_exclusive(2, None), is_exclusive(1, None), is_exclusive(2, torch.ones(1, 2, 4))
@@ -124,45 +96,33 @@ def is_exclusive(channels: int, label: torch.Tensor | None) -> bool:
 def keep_ball(
     prediction: torch.Tensor, label: torch.Tensor | None, spacing: Sequence[float] | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Make background of what lies outside the inscribed disc or ball: a turn carries it out of the image, or in.
-
-    Args:
-        prediction: raw answer of the network, ``(B, C, *spatial)``; channels that are not exclusive (:func:`is_exclusive`) are each a yes
-            or no of its own.
-        label: of the same spatial shape, or ``None``.
-        spacing: voxel size in millimetres, one an axis; default 1.
-
-    Returns:
-        prediction and label.
+    """Raw answers and label, of shape ``(B, C, *spatial)``, with background outside the inscribed disc or ball: a rotation moves the rest
+    out of the image, or in.
 
     Example:
         >>> prediction, label = keep_ball(torch.zeros(1, 2, 3, 3), torch.ones(1, 1, 3, 3), None)
         >>> label.int().tolist()
         [[[[0, 1, 0], [1, 1, 1], [0, 1, 0]]]]
     """
-    ball = torch.as_tensor(inscribed_ball(prediction.shape[2:], spacing), device=prediction.device)
-    channels, exclusive = prediction.shape[1], is_exclusive(prediction.shape[1], label)
-    one_hot = exclusive and label is not None and label.shape[1] > 1
-    background = torch.full((channels,), -CERTAIN, device=prediction.device)
-    background[0] = CERTAIN if exclusive else -CERTAIN
-    background = background.to(prediction.dtype).reshape(1, -1, *[1] * (prediction.ndim - 2))
-    prediction = keep_metadata(lambda x: torch.where(ball, x, background), prediction)
+    ball = torch.as_tensor(inscribed_ball(prediction.shape[2:], spacing))
+    exclusive = is_exclusive(prediction.shape[1], label)
+
+    def outside(x: torch.Tensor, first: float, other: float) -> torch.Tensor:
+        background = x.new_full((1, x.shape[1], *[1] * (x.ndim - 2)), other)
+        background[:, 0] = first
+        return keep_metadata(lambda y: torch.where(ball.to(y.device), y, background.as_subclass(torch.Tensor)), x)
+
+    kept = outside(prediction, CERTAIN if exclusive else -CERTAIN, -CERTAIN)
     if label is None or label.shape[2:] != prediction.shape[2:]:
-        return prediction, label
-    empty = torch.zeros((label.shape[1],), device=label.device, dtype=label.dtype)
-    empty[0] = 1 if one_hot else 0
-    empty = empty.reshape(1, -1, *[1] * (label.ndim - 2))
-    return prediction, keep_metadata(lambda x: torch.where(ball.to(x.device), x, empty), label)
+        return kept, label
+    return kept, outside(label, 1 if exclusive and label.shape[1] > 1 else 0, 0)
 
 
 def class_map(x: torch.Tensor, logits: bool, exclusive: bool = True) -> np.ndarray:
-    """Whole numbers to be drawn: the class of every case or voxel, of logits or of a label.
+    """Whole numbers to draw: the class of every case or voxel, of logits or a label of shape ``(B,)``, ``(B, C)`` or ``(B, C, *spatial)``.
 
-    Args:
-        x: of shape ``(B,)``, ``(B, C)`` or ``(B, C, *spatial)``.
-        logits: whether they are answers of a network; a single channel, or one that is not exclusive, is on above 0, or above 0.5 where all
-            lie between 0 and 1.
-        exclusive: whether a voxel has one of several channels; else it gets the last one that it has, counted from 1.
+    A single channel of logits, or one that is not exclusive, is on above 0, or above 0.5 where all lie between 0 and 1. Of channels that
+    are not exclusive a voxel gets the last one that it has, counted from 1.
 
     Example:
         >>> class_map(torch.tensor([[0.1, 2.0]]), logits=True), class_map(torch.tensor([[3.0]]), logits=False)
@@ -177,25 +137,16 @@ def class_map(x: torch.Tensor, logits: bool, exclusive: bool = True) -> np.ndarr
         return np.asarray(x.float().argmax(1))
     if channels == 1 and not logits:
         return np.asarray(x[:, 0].round()).astype(int)
-    # what lies outside the ball tells nothing
+    # values outside the ball are not the network's
     inside = x[x > -CERTAIN]
     is_probability = inside.numel() == 0 or (float(inside.min()) >= 0 and float(inside.max()) <= 1)
     numbers = torch.arange(1, channels + 1).reshape(1, -1, *[1] * (x.ndim - 2))
     return np.asarray(((x > (0.5 if is_probability else 0.0)) * numbers).amax(1))
 
 
-def _wait(x: torch.Tensor) -> None:
-    """Until the device has done what it was asked for."""
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
-
-
 def true_class(scores: torch.Tensor, label: Any) -> list[float] | None:
-    """Probability that a classifier gives the true class of each case.
-
-    Args:
-        scores: logits of shape ``(B, C)``; a single one is that of class 1.
-        label: classes of shape ``(B,)`` or ``(B, 1)``, or one-hot of shape ``(B, C)``; anything else gives ``None``.
+    """Probability that a classifier gives the true class of each case, from logits of shape ``(B, C)`` (a single one is that of class 1)
+    and classes of shape ``(B,)``, ``(B, 1)`` or one-hot ``(B, C)``; ``None`` for any other label.
 
     Example:
         >>> true_class(torch.zeros(2, 4), torch.tensor([[1], [3]]))
@@ -212,7 +163,7 @@ def true_class(scores: torch.Tensor, label: Any) -> list[float] | None:
     return scores.double().softmax(1).gather(1, classes[:, None])[:, 0].tolist()
 
 
-class _WatchedInferer(Inferer):
+class _TimedInferer(Inferer):
     """An inferer, timed, that takes one of several answers of the network."""
 
     def __init__(self, inferer: Callable[..., Any], prediction: int | str | None) -> None:
@@ -221,154 +172,147 @@ class _WatchedInferer(Inferer):
         self.seconds = 0.0
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        _wait(inputs)
+        synchronize = partial(torch.cuda.synchronize, inputs.device) if inputs.is_cuda else lambda: None
+        synchronize()
         start = time.perf_counter()
         answer = self.inferer(inputs, network, *args, **kwargs)
-        _wait(inputs)
+        synchronize()
         self.seconds = time.perf_counter() - start
         return self._pick(answer)
 
     def _pick(self, answer: Any) -> torch.Tensor:
         if isinstance(answer, torch.Tensor) and self.prediction is None:
             return answer
-        keys = (
-            list(answer)
-            if isinstance(answer, Mapping)
-            else range(len(answer))
-            if isinstance(answer, (tuple, list))
-            else []
-        )
-        if self.prediction in keys:
-            chosen = answer[self.prediction]
-            if isinstance(chosen, torch.Tensor):
-                return chosen
-        there, kind = ", ".join(map(repr, keys)), type(answer).__name__
-        if not there:
-            raise ConfigurationError(
-                f"the network returned a {kind}, of which prediction={self.prediction!r} cannot be taken: leave it out."
-            )
-        given = "" if self.prediction is None else f" and prediction={self.prediction!r} is no tensor of it"
+        keys = list(answer) if isinstance(answer, Mapping) else []
+        keys = list(range(len(answer))) if isinstance(answer, (tuple, list)) else keys
+        if self.prediction in keys and isinstance(answer[self.prediction], torch.Tensor):
+            return answer[self.prediction]
+        kind, given = type(answer).__name__, f"prediction={self.prediction!r}"
+        if not keys:
+            raise ConfigurationError(f"the network returned a {kind}, of which {given} cannot be taken: leave it out.")
+        given = "" if self.prediction is None else f" and {given} is no tensor of it"
         raise ConfigurationError(
-            f"the network returned a {kind} of {len(keys)}{given}: say which is judged with prediction, one of {there}."
+            f"the network returned a {kind} of {len(keys)}{given}: say which is judged with prediction, one of "
+            f"{', '.join(map(repr, keys))}."
         )
+
+
+def _image_savers(evaluator: Any) -> list[SaveImaged]:
+    """The transforms of an evaluator's postprocessing that write images."""
+    # MONAI has no public way to a postprocessing, which is in the closure of a handler
+    handlers = [entry[0] for entry in evaluator._event_handlers[IterationEvents.MODEL_COMPLETED]]
+    variables = [inspect.getclosurevars(handler).nonlocals for handler in handlers if inspect.isfunction(handler)]
+    parts = [value for names in variables for value in names.values()]
+    transforms = [t for part in parts for t in (part.flatten().transforms if isinstance(part, Compose) else [part])]
+    return [transform for transform in transforms if isinstance(transform, SaveImaged)]
 
 
 class ViewProbe:
-    """Runs an evaluator on a batch turned by one view after the other, and sees what comes out.
+    """Runs an evaluator on a batch, rotated or mirrored by one view after the other, and records what comes out.
 
-    Inside ``with probe:`` the evaluator has another ``prepare_batch``, ``inferer`` and loader; afterwards it has its own again.
-    Files that its postprocessing saves are not written meanwhile, and its log is quiet.
+    Inside ``with probe:`` the evaluator has another ``prepare_batch``, ``inferer`` and loader, its ``SaveImaged`` writes nothing, and its
+    log is quiet; afterwards it is as before.
 
     Args:
         evaluator: ``monai.engines.SupervisedEvaluator`` or one that works like it.
         inferer: what runs the network; default the evaluator's own.
         spacing: voxel size in millimetres, one an axis; default 1.
-        order: order of the spline that turns images.
+        order: order of the spline that rotates images.
         labels: how label images are sampled, "nearest" or "share".
-        frame: "turned": the turned prediction is judged by the turned label. "upright": it is turned back (linearly) and judged by the
+        frame: "rotated": the prediction is judged by the rotated label. "upright": it is rotated back (linearly) and judged by the
             label as it is, which a postprocessing needs that inverts the preprocessing.
         in_ball: whether predictions and labels are background outside the inscribed disc or ball.
         prediction: which of several answers of the network is judged, index or key.
-        metrics: names of the evaluator's metrics that are wanted; default all.
+        metrics: names of the evaluator's metrics that are recorded; default all.
     """
 
     def __init__(
         self,
         evaluator: Any,
         inferer: Callable[..., Any] | None = None,
+        *,
         spacing: Sequence[float] | None = None,
         order: int = 3,
         labels: str = "nearest",
-        frame: str = "turned",
+        frame: str = "rotated",
         in_ball: bool = True,
         prediction: int | str | None = None,
         metrics: Sequence[str] | None = None,
     ) -> None:
         self.evaluator = evaluator
         self.metrics = metric_handlers(evaluator)
-        self.wanted = list(self.metrics) if metrics is None else list(metrics)
+        self.recorded = list(self.metrics) if metrics is None else list(metrics)
         self.spacing, self.frame, self.in_ball = spacing, frame, in_ball
-        self._prepare = PrepareBatchView(
-            order, spacing, labels if frame == "turned" else None, prepare_batch=evaluator.prepare_batch
-        )
-        self._inferer = _WatchedInferer(inferer or evaluator.inferer, prediction)
+        labels_of_view = labels if frame == "rotated" else None
+        self._prepare = PrepareBatchView(order, spacing, labels_of_view, prepare_batch=evaluator.prepare_batch)
+        self._inferer = _TimedInferer(inferer or evaluator.inferer, prediction)
+        self._names: list[str] = []
         self._views: Sequence[View] = ()
+        self._keep: Callable[[ViewRecord], None] = lambda record: None
         self._upright: torch.Tensor | None = None
-        self._keep: Callable[[View, Seen], None] = lambda view, seen: None
-        self._first: dict[str, list[np.ndarray]] = {}
-        self._shown: Shown | None = None
-        self._passes = 0.0
+        self._images: tuple[Any, Any, Any] | None = None
+        self._passes = 0
+        # of the current view, and the metrics of the first one
         self._errors: list[float] = []
-        self._norms: list[float] = []
-        self._true_class: list[float] | None = None
-        self._undo: list[Callable[[], None]] = []
+        self._values: dict[str, list[np.ndarray]] = {}
+        self._first_values: dict[str, list[np.ndarray]] = {}
+        self._stack = ExitStack()
 
     def __enter__(self) -> ViewProbe:
-        evaluator = self.evaluator
-        own = {name: getattr(evaluator, name) for name in ("prepare_batch", "inferer", "data_loader")}
-        epoch_length, level = evaluator.state.epoch_length, evaluator.logger.level
-        evaluator.prepare_batch, evaluator.inferer = self._prepare, self._inferer
-        # one line for each view and event would bury the progress bar
+        evaluator, stack = self.evaluator, self._stack
+
+        def change(owner: Any, name: str, value: Any) -> None:
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
+
+        change(evaluator, "prepare_batch", self._prepare)
+        change(evaluator, "inferer", self._inferer)
+        change(evaluator, "data_loader", [])
+        change(evaluator.state, "epoch_length", 0)
+        # a run that failed must not be resumed by the next one
+        change(evaluator, "interrupt_resume_enabled", False)
+        for saver in _image_savers(evaluator):
+            change(saver, "keys", ())
+        # one line for each view and event would hide the progress bar
+        stack.callback(evaluator.logger.setLevel, evaluator.logger.level)
         evaluator.logger.setLevel("CRITICAL")
-        handlers = [
-            evaluator.add_event_handler(Events.ITERATION_STARTED, self._start),
-            evaluator.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._judge),
-            evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._collect),
-        ]
-        self._undo = [handler.remove for handler in handlers]
+        for event, handler in (
+            (Events.ITERATION_STARTED, self._start),
+            (IterationEvents.FORWARD_COMPLETED, self._measure_answer),
+            (Events.ITERATION_COMPLETED, self._record),
+        ):
+            stack.callback(evaluator.add_event_handler(event, handler).remove)
         network = getattr(evaluator, "network", None)
         if isinstance(network, torch.nn.Module):
-            hook = network.register_forward_pre_hook(self._count, with_kwargs=True)
-            self._undo.append(hook.remove)
-
-        def put_back() -> None:
-            for name, value in own.items():
-                setattr(evaluator, name, value)
-            evaluator.state.epoch_length = epoch_length
-            evaluator.logger.setLevel(level)
-
-        self._undo.append(put_back)
+            stack.callback(network.register_forward_pre_hook(self._count_passes, with_kwargs=True).remove)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for undo in self._undo:
-            undo()
-        self._undo, self._upright, self._shown = [], None, None
+        self._stack.close()
+        self._upright, self._images = None, None
 
-    def run(
-        self, batch: Any, views: Sequence[View], keep: Callable[[View, Seen], None] = lambda view, seen: None
-    ) -> None:
-        """Run the evaluator on a batch, once for each view.
-
-        Args:
-            batch: as the evaluator's loader gives it.
-            views: the upright one first.
-            keep: takes what came out of each view as soon as it is there.
-        """
-        self._views, self._upright, self._first, self._keep = views, None, {}, keep
-        self.evaluator.data_loader = [batch] * len(views)
+    def run(self, batch: CaseBatch, views: Sequence[View], keep: Callable[[ViewRecord], None]) -> None:
+        """Run the evaluator on a batch, once for each view; ``keep`` takes each record as soon as it is made. Equivariance errors are
+        measured from the first view."""
+        self._names, self._views, self._keep, self._upright = batch.names, views, keep, None
+        self.evaluator.data_loader = [batch.batch] * len(views)
         self.evaluator.state.epoch_length = len(views)
-        with mock.patch.object(SaveImage, "__call__", lambda saver, img, *args, **kwargs: img):
-            try:
-                self.evaluator.run()
-            except BaseException:
-                # ignite keeps the generator of a run that failed, and the next run would end before it begins
-                self.evaluator._internal_run_generator = None
-                raise
+        self.evaluator.run()
 
-    def measure(self, batch: Any, view: View) -> Seen:
-        """Run the evaluator on a batch turned by one view."""
-        seen: list[Seen] = []
-        self.run(batch, [view], lambda _, each: seen.append(each))
-        return seen[0]
+    def measure(self, batch: CaseBatch, view: View) -> ViewRecord:
+        """The record of one view."""
+        records: list[ViewRecord] = []
+        self.run(batch, [view], records.append)
+        return records[0]
 
-    def show(self, batch: Any, view: View) -> Shown:
-        """Run the evaluator on a batch turned by one view, and take the images that come out."""
-        self.run(batch, [view])
-        assert self._shown is not None
-        return self._shown
+    def images(self, batch: CaseBatch, view: View) -> tuple[Any, Any, Any]:
+        """What one view of the first case looks like: image of shape ``(C, *spatial)``, label (or ``None``) and prediction, whole numbers
+        of shape ``(*spatial)`` or one of them."""
+        self.measure(batch, view)
+        assert self._images is not None
+        return self._images
 
-    def _count(self, network: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+    def _count_passes(self, network: torch.nn.Module, args: tuple, kwargs: dict) -> None:
         image = next((x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)), None)
         self._passes += 1 if image is None else len(image)
 
@@ -377,9 +321,9 @@ class ViewProbe:
 
     def _start(self) -> None:
         self._prepare.view = self._view()
-        self._passes = 0.0
+        self._passes = 0
 
-    def _judge(self) -> None:
+    def _measure_answer(self) -> None:
         output, view = self.evaluator.state.output, self._view()
         image, label, answer = output[CommonKeys.IMAGE], output.get(CommonKeys.LABEL), output[CommonKeys.PRED]
         plain = answer.detach().as_subclass(torch.Tensor)
@@ -387,14 +331,16 @@ class ViewProbe:
         if self._upright is None:
             # a copy: the network may hand out a buffer that it writes to again
             self._upright = plain.clone()
-        dims = image.ndim - 2
         spatial = answer.ndim == image.ndim
-        self._norms = plain.double().flatten(1).norm(dim=1).tolist()
-        self._errors = relative_errors(plain, self._upright, view, self.spacing, dims)
-        self._true_class = None if spatial else true_class(plain, label)
+        self._errors = relative_errors(plain, self._upright, view, self.spacing, image.ndim - 2)
+        self._values = {ANSWER: [plain.double().flatten(1).norm(dim=1).cpu().numpy()]}
+        probability = None if spatial else true_class(plain, label)
+        if probability is not None:
+            self._values[TRUE_CLASS] = [np.array(probability)]
         if spatial and self.frame == "upright":
-            answer = keep_metadata(lambda x: rotate_image(x, view.matrix.T, self.spacing), answer)
-            image = keep_metadata(lambda x: rotate_image(x, view.matrix.T, self.spacing), image)
+            answer, image = (
+                keep_metadata(lambda x: rotate_image(x, view.matrix.T, self.spacing), each) for each in (answer, image)
+            )
         if spatial and self.in_ball and answer.shape[2:] == image.shape[2:]:
             answer, label = keep_ball(answer, label, self.spacing)
         output[CommonKeys.PRED] = answer
@@ -403,26 +349,27 @@ class ViewProbe:
         if len(self._views) == 1:
             label = label if isinstance(label, torch.Tensor) else None
             exclusive = not spatial or is_exclusive(answer.shape[1], label)
-            self._shown = Shown(
-                np.asarray(image.detach().cpu()),
-                None if label is None else class_map(label, logits=False, exclusive=exclusive),
-                class_map(answer, logits=True, exclusive=exclusive),
+            self._images = (
+                np.asarray(image.detach().cpu())[0],
+                None if label is None else class_map(label, logits=False, exclusive=exclusive)[0],
+                class_map(answer, logits=True, exclusive=exclusive)[0],
             )
 
-    def _collect(self) -> None:
-        count = len(self._errors)
-        values = {name: _take(name, self.metrics[name], count) for name in self.wanted}
-        seen = Seen(self._errors, self._inferer.seconds, self._passes, values, self._norms, self._true_class)
-        self._first = self._first or values
+    def _record(self) -> None:
+        count = len(self._names)
+        scores = {name: _case_values(name, self.metrics[name], count) for name in self.recorded}
+        self._first_values = self._first_values if self.evaluator.state.iteration > 1 else scores
         last = self.evaluator.state.iteration == len(self._views)
         for name, metric in self.metrics.items():
             # the metrics that the evaluator itself ends with are those of the first view
-            if last and name in self.wanted and keeps_cases(metric):
+            if last and name in self.recorded and keeps_cases(metric):
                 metric.reset()
-                metric.metric_fn.extend(*(torch.as_tensor(part) for part in self._first[name]))
+                metric.metric_fn.extend(*(torch.as_tensor(part) for part in self._first_values[name]))
             elif not last:
                 metric.reset()
-        self._keep(self._view(), seen)
+        values = {ANSWER: self._values.pop(ANSWER), **scores, **self._values}
+        seconds, passes = self._inferer.seconds / count, self._passes / count
+        self._keep(ViewRecord(self._view().name, self._names, np.array(self._errors), seconds, passes, values))
 
 
 def keeps_cases(metric: Any) -> bool:
@@ -430,7 +377,7 @@ def keeps_cases(metric: Any) -> bool:
     return isinstance(getattr(metric, "metric_fn", None), Cumulative)
 
 
-def _take(name: str, metric: Any, count: int) -> list[np.ndarray]:
+def _case_values(name: str, metric: Any, count: int) -> list[np.ndarray]:
     """What a metric holds of each case since it was reset: arrays with one entry a case."""
     if not keeps_cases(metric):
         return [np.full(count, float(metric.compute()))]
@@ -444,14 +391,7 @@ def _take(name: str, metric: Any, count: int) -> list[np.ndarray]:
 
 
 def score(metric: Any, values: Sequence[np.ndarray]) -> float:
-    """The metric over cases, from what :class:`ViewProbe` took of each.
-
-    Args:
-        metric: one of :func:`metric_handlers`.
-        values: what :attr:`Seen.values` holds of it, arrays with one entry a case.
-
-    Returns:
-        its value over all of them; of a metric that is not MONAI's the mean of its values over the batches.
+    """The metric over cases, from what :class:`ViewProbe` recorded of each; of a metric that is not MONAI's the mean over the batches.
 
     Example:
         >>> from monai.handlers import MeanDice
@@ -462,10 +402,10 @@ def score(metric: Any, values: Sequence[np.ndarray]) -> float:
         return float(np.nanmean(values[0])) if np.isfinite(values[0]).any() else float("nan")
     # in double precision a mean of equal scores is that score; copies, for MONAI's means write to what they take
     parts = [torch.tensor(part, dtype=torch.float64) for part in values]
-    # what MONAI's metrics aggregate; to fill the buffer case by case takes longer than to aggregate it
-    buffer = parts[0] if len(parts) == 1 else parts
-    with mock.patch.object(metric.metric_fn, "get_buffer", return_value=buffer):
-        result = metric.metric_fn.aggregate()
+    # a copy that aggregates these parts: to extend a metric's own buffer case by case takes longer than to aggregate it
+    metric_fn = copy.copy(metric.metric_fn)
+    metric_fn.get_buffer = lambda: parts[0] if len(parts) == 1 else parts
+    result = metric_fn.aggregate()
     # MONAI's handlers, too, report the first of several
     result = result[0] if isinstance(result, (tuple, list)) else result
     return float(torch.as_tensor(result, dtype=torch.float64).nanmean())

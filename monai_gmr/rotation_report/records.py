@@ -1,4 +1,4 @@
-"""What was measured in each view of each case, kept in a file that grows while a sweep runs and survives its end."""
+"""Measurements of each view of each case, kept in a file that grows while a report runs and from which it resumes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +16,9 @@ import numpy as np
 from monai_gmr.files import replacing, unwritable
 from monai_gmr.utils import ConfigurationError
 
-# beside the metrics, of a classifier
+# stands beside the metrics of a classifier
 TRUE_CLASS = "probability_of_true_class"
-# by which a resumed sweep knows that it is about the same answers
+# by which a resumed report checks that the answers are the same
 ANSWER = "norm_of_answer"
 
 
@@ -47,7 +47,7 @@ def record_file(output_dir: str | Path, network: str) -> Path:
 def _encode(record: ViewRecord) -> str:
     buffer = io.BytesIO()
     arrays = {f"{name}/{part}": array for name, parts in record.values.items() for part, array in enumerate(parts)}
-    np.savez_compressed(buffer, **{"errors": record.errors, **arrays})  # type: ignore[arg-type]
+    np.savez_compressed(buffer, errors=record.errors, **arrays)  # type: ignore[arg-type]
     content = {"view": record.view, "cases": record.cases, "seconds": record.seconds, "passes": record.passes}
     return json.dumps({**content, "arrays": base64.b64encode(buffer.getvalue()).decode("ascii")})
 
@@ -55,24 +55,23 @@ def _encode(record: ViewRecord) -> str:
 def _decode(line: str) -> ViewRecord:
     content = json.loads(line)
     values: dict[str, list[np.ndarray]] = {}
-    with np.load(io.BytesIO(base64.b64decode(content["arrays"], validate=True)), allow_pickle=False) as arrays:
-        errors = arrays["errors"]
+    with np.load(io.BytesIO(base64.b64decode(content.pop("arrays"), validate=True)), allow_pickle=False) as arrays:
         for key in arrays.files:
-            if key != "errors":
-                values.setdefault(key.rpartition("/")[0], []).append(arrays[key])
-    return ViewRecord(content["view"], content["cases"], errors, content["seconds"], content["passes"], values)
+            values.setdefault(key.rpartition("/")[0], []).append(arrays[key])
+    (errors,) = values.pop("")
+    return ViewRecord(errors=errors, values=values, **content)
 
 
 class ViewRecords:
-    """Records of one network, in memory and in a file of one JSON object a line, its arrays as compressed numpy.
+    """Records of one network, in memory and in a file of one JSON object a line with its arrays as compressed numpy.
 
-    The first line says of what the records are. Records of anything else (another network, other settings) are not used but
-    replaced. A line that a kill cut off is left out.
+    The first line is the header. A file with another header (another network, other settings) is not used but replaced. A line that an
+    interrupted run left incomplete is ignored.
 
     Args:
-        path: the file; ``None`` keeps the records in memory alone.
-        header: what the records are of, as JSON can hold it.
-        resume: whether to go on with what the file holds.
+        path: the file; ``None`` keeps the records in memory only.
+        header: describes what was measured; JSON.
+        resume: whether to use what the file holds.
 
     Example:
         >>> path = getfixture("tmp_path") / "net.jsonl"
@@ -86,29 +85,29 @@ class ViewRecords:
     def __init__(self, path: str | Path | None, header: Mapping[str, Any], resume: bool = True) -> None:
         self.path = None if path is None else Path(path)
         self.header = json.loads(json.dumps(header))
-        self._places: dict[str, dict[str, tuple[ViewRecord, int]]] = {}
-        # whether there were records that are of something else
+        # view and case to the record and the place in it
+        self._places: dict[tuple[str, str], tuple[ViewRecord, int]] = {}
+        # whether the file held records with another header
         self.replaced = False
         if self.path is None:
             return
-        lines = []
+        records: list[ViewRecord] = []
         if resume and self.path.is_file():
-            found, records = _read(self.path)
-            self.replaced = found != self.header
-            if not self.replaced:
-                for record in records:
-                    self._keep(record)
-                lines = [_encode(record) for record in records]
-        # written anew, so that what a kill cut off does not stay in the middle of the file
+            stored_header, records = _read(self.path)
+            self.replaced = stored_header != self.header
+            records = [] if self.replaced else records
+        for record in records:
+            self._keep(record)
+        # written anew, so that an incomplete line does not stay in the middle of the file
         with replacing(self.path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in [json.dumps(self.header), *lines]), encoding="utf-8")
+            lines = [json.dumps(self.header), *map(_encode, records)]
+            temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
     def _keep(self, record: ViewRecord) -> None:
-        places = self._places.setdefault(record.view, {})
-        places.update({case: (record, place) for place, case in enumerate(record.cases)})
+        self._places |= {(record.view, case): (record, place) for place, case in enumerate(record.cases)}
 
     def add(self, record: ViewRecord) -> None:
-        """Keep one more; it is in the file when this returns."""
+        """Keep one more record; it is in the file when this returns."""
         self._keep(record)
         if self.path is not None:
             try:
@@ -119,42 +118,38 @@ class ViewRecords:
 
     def has(self, case: str, view: str) -> bool:
         """Whether a view of a case was measured."""
-        return case in self._places.get(view, {})
+        return (view, case) in self._places
 
     @property
     def cases(self) -> list[str]:
         """Names of all cases of which any view was measured, in the order in which they came."""
-        return list(dict.fromkeys(case for places in self._places.values() for case in places))
+        return list(dict.fromkeys(case for _, case in self._places))
 
     @property
     def views(self) -> list[str]:
         """Names of all views that were measured of any case."""
-        return list(self._places)
+        return list(dict.fromkeys(view for view, _ in self._places))
 
     @property
     def metrics(self) -> list[str]:
-        """Names of the metrics, and of what else has values."""
-        first = next((record for places in self._places.values() for record, _ in places.values()), None)
-        return [] if first is None else list(first.values)
+        """Names of all that has values: the metrics, ``TRUE_CLASS`` and ``ANSWER``."""
+        return next((list(record.values) for record, _ in self._places.values()), [])
 
     def columns(self, view: str, cases: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Equivariance error, seconds and passes of each of these cases in a view."""
-        places = [self._places[view][case] for case in cases]
-        errors = [record.errors[place] for record, place in places]
-        return (
-            np.array(errors, float),
-            np.array([record.seconds for record, _ in places], float),
-            np.array([record.passes for record, _ in places], float),
-        )
+        places = [self._places[view, case] for case in cases]
+        rows = [(record.errors[place], record.seconds, record.passes) for record, place in places]
+        errors, seconds, passes = np.array(rows, float).reshape(len(rows), 3).T
+        return errors, seconds, passes
 
     def values(self, metric: str, view: str, cases: list[str]) -> list[np.ndarray]:
         """What a metric keeps of these cases in a view: arrays with one entry a case, first axis."""
-        places = [self._places[view][case] for case in cases]
+        places = [self._places[view, case] for case in cases]
         parts = range(len(places[0][0].values[metric])) if places else []
         return [np.stack([record.values[metric][part][place] for record, place in places]) for part in parts]
 
     def __len__(self) -> int:
-        return sum(len(places) for places in self._places.values())
+        return len(self._places)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[ViewRecord]]:
@@ -172,30 +167,9 @@ def _read(path: Path) -> tuple[dict[str, Any], list[ViewRecord]]:
     return header, records
 
 
-def read_records(path: str | Path) -> ViewRecords:
-    """Records that another sweep wrote, to compare with.
-
-    Args:
-        path: a file of :class:`ViewRecords`.
-
-    Raises:
-        ConfigurationError: when it holds none.
-    """
-    header, found = _read(Path(path))
-    if not found:
-        raise ConfigurationError(f"{path} holds no records: give the folder of another rotation report.")
-    records = ViewRecords(None, header)
-    for record in found:
-        records._keep(record)
-    return records
-
-
-def read_compared(compare: Mapping[str, str | Path], taken: Mapping[str, Any]) -> dict[str, ViewRecords]:
-    """The records of other reports; where one holds several networks each keeps its own name too.
-
-    Args:
-        compare: name to the folder of a report, or a file in it.
-        taken: names that other networks have.
+def read_compared(compare: Mapping[str, str | Path], used_names: Collection[str]) -> dict[str, ViewRecords]:
+    """The records of other reports, from name to the folder of a report or a file in it; where one holds several networks, the name of each
+    is added to its name. No name may be one of ``used_names``.
 
     Raises:
         ConfigurationError: when there is no report, or two networks have one name.
@@ -208,7 +182,12 @@ def read_compared(compare: Mapping[str, str | Path], taken: Mapping[str, Any]) -
             raise ConfigurationError(f"there is no rotation report in {folder}: give the output_dir of another run.")
         for file in files:
             name = title if len(files) == 1 else f"{title}, {file.stem}"
-            if name in taken:
+            if name in used_names:
                 raise ConfigurationError(f"two networks are called {name!r}: give another name or change compare.")
-            compared[name] = read_records(file)
+            header, records = _read(file)
+            if not records:
+                raise ConfigurationError(f"{file} holds no records: give the folder of another rotation report.")
+            compared[name] = ViewRecords(None, header)
+            for record in records:
+                compared[name]._keep(record)
     return compared

@@ -1,20 +1,26 @@
-"""What a metric does when the images are turned, in numbers: over views and over cases, of one network and of two."""
+"""Scores of networks over views and cases: families of views, intervals, paired tests, worst cases, and tables as text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
+from monai_gmr.rotation_report.probe import score
+from monai_gmr.rotation_report.records import TRUE_CLASS, ViewRecords
 from monai_gmr.symmetry import View, is_grid_symmetry
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.tables import format_aligned, format_markdown
 
 FAMILIES = ("upright", "flips", "group", "angles", "turns", "icosahedral", "random")
-# what stands in a README: flips are in the group, other angles among the turns
-README_FAMILIES = ("upright", "group", "turns", "icosahedral", "random")
+# in the short table: flips are in the group, other angles among the turns
+SHORT_FAMILIES = ("upright", "group", "turns", "icosahedral", "random")
+ERROR = "equivariance_error"
 CONFIDENCE = 0.95
+# so many cases decide whether a metric is a mean over cases
+PROBED_CASES = 64
 
 
 def axis_and_angle(view: View) -> tuple[int | str, float | str]:
@@ -28,27 +34,20 @@ def axis_and_angle(view: View) -> tuple[int | str, float | str]:
     matrix = view.matrix
     if np.linalg.det(matrix) < 0:
         return "", ""
-    if len(matrix) == 2:
-        return 0, round(float(np.degrees(np.arctan2(matrix[1, 0], matrix[0, 0]))) % 360, 6)
-    for axis in range(3):
-        first, second = (axis + 1) % 3, (axis + 2) % 3
-        if abs(matrix[axis, axis] - 1) < 1e-9:
+    # rows and columns that a rotation about each axis mixes
+    planes = {0: (0, 1)} if len(matrix) == 2 else {axis: ((axis + 1) % 3, (axis + 2) % 3) for axis in range(3)}
+    for axis, (first, second) in planes.items():
+        if len(matrix) == 2 or abs(matrix[axis, axis] - 1) < 1e-9:
             angle = np.degrees(np.arctan2(matrix[second, first], matrix[first, first]))
             return axis, round(float(angle) % 360, 6)
     return "", ""
 
 
 def view_families(views: Sequence[View], spacing: Sequence[float] | None = None) -> dict[str, list[int]]:
-    """Which views belong to which family; the upright one belongs to all.
+    """Family to the indices of its views, of families with a view beside the upright one, which belongs to all.
 
-    Args:
-        views: the views, the upright one first.
-        spacing: voxel size in millimetres, one an axis; default 1.
-
-    Returns:
-        family to the indices of its views, of families with a view beside the upright one: "flips" (an axis or several
-        reversed), "group" (symmetries of the grid), "angles" (rotations about an array axis that the grid has not), "turns" (all
-        rotations about an array axis, those of the grid too: a full circle), "icosahedral" and "random".
+    Families are "upright", "flips" (an axis or several reversed), "group" (symmetries of the grid), "angles" (rotations about an array
+    axis that are no symmetries of the grid), "turns" (all rotations about an array axis: a full circle), "icosahedral" and "random".
 
     Example:
         >>> from monai_gmr.symmetry import make_views
@@ -68,29 +67,22 @@ def view_families(views: Sequence[View], spacing: Sequence[float] | None = None)
             "icosahedral": view.family == "icosahedral",
             "random": view.family == "random",
         }
-        for family, member in belongs.items():
-            if member:
-                families[family].append(index)
+        for family in [family for family, belongs_to_it in belongs.items() if belongs_to_it]:
+            families[family].append(index)
     return {family: members for family, members in families.items() if family == "upright" or len(members) > 1}
 
 
 def percentile_interval(samples: np.ndarray) -> tuple[float, float]:
-    """Interval that holds 95 % of the bootstrapped scores.
-
-    Args:
-        samples: one score a resample.
-
-    Returns:
-        its two ends; not a number where there are fewer than two scores.
+    """Interval that holds 95 % of the bootstrapped scores; not a number where there are fewer than two.
 
     Example:
         >>> [round(end, 6) for end in percentile_interval(np.arange(1001.0))]
         [25.0, 975.0]
 
     Source:
-        B. Efron, R. Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3.
+        B. Efron, R. Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3. ``scipy.stats.bootstrap`` takes one statistic at a
+        time and no scores that are not numbers; here one draw of cases serves all views, families and pairs of networks.
     """
-    samples = np.asarray(samples, float)
     if np.isfinite(samples).sum() < 2:
         return float("nan"), float("nan")
     low, high = np.nanpercentile(samples, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
@@ -98,18 +90,13 @@ def percentile_interval(samples: np.ndarray) -> tuple[float, float]:
 
 
 def paired_test(first: np.ndarray, second: np.ndarray, num_resamples: int, seed: int) -> float:
-    """Two-sided p-value that the mean difference of two networks over the same cases is zero.
-
-    Signs of the differences are exchanged at random, or all ways where they are few.
+    """Two-sided p-value that the mean difference of two networks over the same cases is zero; not a number with fewer than two cases.
 
     Args:
         first: score of each case, shape ``(cases,)``.
         second: those of the other network.
-        num_resamples: at most how many exchanges.
+        num_resamples: at most how many random exchanges of signs; all of them where they are few.
         seed: the same seed makes the same exchanges.
-
-    Returns:
-        the p-value, not a number with fewer than two cases.
 
     Example:
         >>> paired_test(np.arange(5.0), np.arange(5.0) - 1, 1000, seed=0)
@@ -122,7 +109,7 @@ def paired_test(first: np.ndarray, second: np.ndarray, num_resamples: int, seed:
     differences = differences[np.isfinite(differences)]
     if len(differences) < 2 or num_resamples < 2:
         return float("nan")
-    if np.ptp(differences) == 0 and differences[0] == 0:
+    if not differences.any():
         return 1.0
     result = stats.permutation_test(
         (differences,),
@@ -144,169 +131,319 @@ def family_scores(values: np.ndarray, members: Sequence[int]) -> np.ndarray:
     """
     chosen = np.asarray(values, float)[:, list(members)]
     counts = np.isfinite(chosen).sum(1)
-    sums = np.nansum(chosen, 1)
-    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    return np.where(counts > 0, np.nansum(chosen, 1) / np.maximum(counts, 1), np.nan)
 
 
-def summarize_family(
-    scores: Sequence[float], names: Sequence[str], members: Sequence[int], greater_is_better: bool = True
-) -> dict[str, Any]:
-    """Mean, worst and spread of a metric over the views of a family.
+class WorstCase(NamedTuple):
+    """A case in the view in which a network has its worst score.
+
+    ``network``, ``case``, ``view`` and ``metric`` are names; ``value`` is the metric in this view, ``upright`` that of the upright view
+    or ``None``. ``image`` of shape ``(C, *spatial)``, 2D or 3D, is in this view. ``label`` and ``prediction`` are integers of shape
+    ``(*spatial)`` (segmentation, 0 is background), one integer (classification) or ``None``.
+    """
+
+    network: str
+    case: str
+    view: str
+    metric: str
+    value: float
+    upright: float | None
+    image: Any = None
+    label: Any = None
+    prediction: Any = None
+
+
+class NetworkScores:
+    """Scores of one network. Cases of which a view is missing do not count.
 
     Args:
-        scores: the metric over all cases, one a view.
-        names: names of the views.
-        members: indices of the family's views.
-        greater_is_better: whether the worst view is the one with the smallest value.
-
-    Returns:
-        ``views``, ``mean``, ``worst``, ``worst_view`` and ``spread``, the largest value less the smallest.
-
-    Example:
-        >>> summarize_family([0.9, 0.7], ["upright", "90 degrees"], [0, 1])["worst_view"]
-        '90 degrees'
-    """
-    values = np.array([scores[i] for i in members], float)
-    if not np.isfinite(values).any():
-        empty = float("nan")
-        return {"views": len(members), "mean": empty, "worst": empty, "worst_view": "", "spread": empty}
-    index = int(np.nanargmin(values) if greater_is_better else np.nanargmax(values))
-    return {
-        "views": len(members),
-        "mean": float(np.nanmean(values)),
-        "worst": float(values[index]),
-        "worst_view": names[members[index]],
-        "spread": float(np.nanmax(values) - np.nanmin(values)),
-    }
-
-
-def format_table(summary: Sequence[Mapping[str, Any]]) -> str:
-    """The summary as text, aligned, one line a network, metric and family.
+        title: name of the network.
+        records: what was measured.
+        views: the views, the upright one first.
+        handlers: name to metric handler, which make one score of the records of many cases.
+        spacing: voxel size in millimetres, one an axis; default 1.
+        greater_is_better: whether larger values of the metrics are better.
+        num_resamples: of bootstrap and permutations; a tenth of it for metrics that are no means over cases.
+        seed: of the resamples.
+        cases: names of those that count; default all that were measured.
 
     Example:
-        >>> row = {"network": "net", "family": "group", "metric": "dice", "views": 48, "mean": 0.9, "worst": 0.9, "worst_view": "-1",
-        ...        "spread": 2e-8, "interval_low": 0.85, "interval_high": 0.94}
-        >>> print(format_table([row]))
-        network  metric  family  views    mean       interval   worst   spread  worst view
-        net      dice    group      48  0.9000  0.850 - 0.940  0.9000  2.0e-08  -1
+        >>> from monai_gmr.symmetry import group_views
+        >>> from monai_gmr.rotation_report.records import ViewRecord
+        >>> records = ViewRecords(None, {})
+        >>> for view, error in zip(group_views(2, group="2"), (0.0, 0.25)):
+        ...     records.add(ViewRecord(view.name, ["case 1"], np.array([error]), 0.5, 1.0, {}))
+        >>> scores = NetworkScores("net", records, group_views(2, group="2"), {})
+        >>> [(row["family"], row["mean"]) for row in scores.summary()], scores.cost()["seconds_per_case"]
+        ([('flips', 0.25), ('group', 0.25), ('turns', 0.25)], 0.5)
     """
 
-    def small(value: float) -> str:
-        return f"{value:.4f}" if not 0 < abs(value) < 5e-4 else f"{value:.1e}"
+    def __init__(
+        self,
+        title: str,
+        records: ViewRecords,
+        views: Sequence[View],
+        handlers: Mapping[str, Any],
+        *,
+        spacing: Sequence[float] | None = None,
+        greater_is_better: bool = True,
+        num_resamples: int = 1000,
+        seed: int = 0,
+        cases: Sequence[str] | None = None,
+    ) -> None:
+        self.title, self.handlers, self.records = title, handlers, records
+        self.greater_is_better, self.num_resamples, self.seed = greater_is_better, num_resamples, seed
+        measured, counted = set(records.views), set(records.cases if cases is None else cases)
+        self.views = [view for view in views if view.name in measured]
+        self.cases = [
+            case
+            for case in records.cases
+            if case in counted and all(records.has(case, view.name) for view in self.views)
+        ]
+        self.families = view_families(self.views, spacing) if self.views else {}
+        self.metrics = [name for name in records.metrics if name in handlers]
+        self._tables: dict[str, np.ndarray | None] = {}
+        self._samples: dict[str, np.ndarray] = {}
+        self._values: dict[str, list[list[np.ndarray]]] = {}
 
-    lines = [("network", "metric", "family", "views", "mean", "interval", "worst", "spread", "worst view")]
-    for row in summary:
-        numbers = (str(row["views"]), small(row["mean"]), _between(row), small(row["worst"]), small(row["spread"]))
-        lines.append((row["network"], row["metric"], row["family"], *numbers, row["worst_view"]))
-    return align(lines, left=(0, 1, 2, 8))
+    @cached_property
+    def _columns(self) -> np.ndarray:
+        """Error, seconds and passes of each case in each view, shape ``(3, cases, views)``."""
+        columns = [self.records.columns(view.name, self.cases) for view in self.views]
+        return np.array(columns, float).reshape(len(self.views), 3, len(self.cases)).transpose(1, 2, 0)
+
+    def cost(self) -> dict[str, float]:
+        """``passes_per_case``, the mean, and ``seconds_per_case``, the median over all views of all cases, which other work on the
+        machine and the first call do not change."""
+        _, seconds, passes = self._columns
+        mean, median = (float(passes.mean()), float(np.median(seconds))) if self.cases else (float("nan"),) * 2
+        return {"passes_per_case": mean, "seconds_per_case": median}
+
+    def table(self, metric: str) -> np.ndarray | None:
+        """A metric of each case in each view, shape ``(cases, views)``; ``None`` for one that is no mean over cases, such as AUC."""
+        if metric not in self._tables:
+            self._tables[metric] = self._make_table(metric)
+        return self._tables[metric]
+
+    def _make_table(self, metric: str) -> np.ndarray | None:
+        views = range(len(self.views))
+        if metric == ERROR:
+            return self._columns[0]
+        if metric == TRUE_CLASS:
+            known = metric in self.records.metrics
+            return np.stack([self._of_view(metric, view)[0] for view in views], 1) if known else None
+        upright = [part[:PROBED_CASES] for part in self._of_view(metric, 0)]
+        alone = self._single_scores(metric, upright)
+        together = score(self.handlers[metric], upright)
+        if not np.isfinite(alone).any() or not np.isclose(np.nanmean(alone), together, atol=1e-6):
+            return None
+        return np.stack([self._single_scores(metric, self._of_view(metric, view)) for view in views], 1)
+
+    def _of_view(self, metric: str, view: int) -> list[np.ndarray]:
+        """What the metric keeps of all cases in a view."""
+        if metric not in self._values:
+            self._values[metric] = [self.records.values(metric, each.name, self.cases) for each in self.views]
+        return self._values[metric][view]
+
+    def _single_scores(self, metric: str, values: Sequence[np.ndarray]) -> np.ndarray:
+        cases = [[part[i : i + 1] for part in values] for i in range(len(values[0]))]
+        # of a case without any score, such as one whose label lacks the class, MONAI's mean is 0
+        scored = [any(np.isfinite(part).any() for part in case) for case in cases]
+        return np.array([score(self.handlers[metric], case) if has else np.nan for case, has in zip(cases, scored)])
+
+    def scores(self, metric: str, chosen: Sequence[int] | np.ndarray | None = None) -> list[float]:
+        """The metric over cases, one a view; ``chosen`` are indices of cases, with repetitions, default all."""
+        rows = np.arange(len(self.cases)) if chosen is None else np.asarray(chosen)
+        table = self.table(metric)
+        if table is not None:
+            return family_scores(table[rows].T, range(len(rows))).tolist()
+        views = range(len(self.views))
+        return [score(self.handlers[metric], [part[rows] for part in self._of_view(metric, view)]) for view in views]
+
+    def _draws(self, cases: int, count: int) -> np.ndarray:
+        """Indices of cases drawn with replacement, shape ``(count, cases)``; networks of equal cases draw the same ones."""
+        return np.random.default_rng(self.seed).integers(max(cases, 1), size=(count if cases > 1 else 0, cases))
+
+    def _resampled(self, metric: str) -> np.ndarray:
+        """The metric over drawn cases, shape ``(num_resamples, views)``."""
+        if metric not in self._samples:
+            table = self.table(metric)
+            draws = self._draws(len(self.cases), self.num_resamples // (10 if table is None else 1))
+            samples = [
+                self.scores(metric, chosen) if table is None else np.nanmean(table[chosen], 0) for chosen in draws
+            ]
+            self._samples[metric] = np.array(samples, float).reshape(len(draws), len(self.views))
+        return self._samples[metric]
+
+    def summary(self) -> list[dict[str, Any]]:
+        """One row a metric and family, the equivariance error last: ``network``, ``metric``, ``family``, ``cases``, ``views``, ``mean``,
+        ``worst``, ``worst_view``, ``spread`` (largest less smallest), ``interval_low``, ``interval_high``. The error of the upright
+        view, zero, does not count."""
+        rows = []
+        for metric in [*self.metrics, ERROR]:
+            scores = np.array(self.scores(metric), float)
+            for family, members in self.families.items():
+                chosen = members[1:] if metric == ERROR else members
+                if not chosen:
+                    continue
+                values = scores[chosen]
+                row = {"network": self.title, "metric": metric, "family": family, "cases": len(self.cases)}
+                row |= {"views": len(chosen), "mean": float("nan"), "worst": float("nan"), "worst_view": ""}
+                row["spread"] = float("nan")
+                if np.isfinite(values).any():
+                    largest_is_worst = metric == ERROR or not self.greater_is_better
+                    worst = int(np.nanargmax(values) if largest_is_worst else np.nanargmin(values))
+                    row |= {"mean": float(np.nanmean(values)), "worst": float(values[worst])}
+                    row["worst_view"] = self.views[chosen[worst]].name
+                    row["spread"] = float(np.nanmax(values) - np.nanmin(values))
+                low, high = percentile_interval(self._resampled(metric)[:, chosen].mean(1))
+                rows.append({**row, "interval_low": low, "interval_high": high})
+        return rows
+
+    def view_rows(self) -> list[dict[str, Any]]:
+        """One row a view: ``network``, ``view``, ``family``, ``axis``, ``angle``, ``cases``, the metrics, the equivariance error,
+        ``seconds`` and ``passes`` a case."""
+        scores = {metric: self.scores(metric) for metric in [*self.metrics, ERROR]}
+        _, seconds, passes = self._columns
+        rows = []
+        for index, view in enumerate(self.views):
+            axis, angle = axis_and_angle(view)
+            row = {"network": self.title, "view": view.name, "family": view.family, "axis": axis, "angle": angle}
+            row |= {"cases": len(self.cases), **{metric: values[index] for metric, values in scores.items()}}
+            row |= {"seconds": float(np.median(seconds[:, index])), "passes": float(passes[:, index].mean())}
+            rows.append(row)
+        return rows
+
+    def case_rows(self) -> list[dict[str, Any]]:
+        """One row a view of a case, with the metrics that a single case has."""
+        errors, seconds, passes = self._columns
+        tables = self._case_tables([*self.metrics, TRUE_CLASS])
+        tables |= {ERROR: errors, "seconds": seconds, "passes": passes}
+        return [
+            {"network": self.title, "case": case, "view": view.name, "family": view.family}
+            | {name: float(table[i, k]) for name, table in tables.items()}
+            for i, case in enumerate(self.cases)
+            for k, view in enumerate(self.views)
+        ]
+
+    def _case_tables(self, metrics: Sequence[str]) -> dict[str, np.ndarray]:
+        """The tables of those metrics that a single case has."""
+        tables = {metric: self.table(metric) for metric in metrics}
+        return {metric: table for metric, table in tables.items() if table is not None and np.isfinite(table).any()}
+
+    def differences(self, other: NetworkScores) -> list[dict[str, Any]]:
+        """This network less another one, on the cases and views that both have: ``first``, ``second``, ``metric``, ``family``, ``cases``,
+        ``difference`` of the means over the family, ``interval_low``, ``interval_high``, ``p``.
+
+        ``p`` is that of :func:`paired_test` over cases; for metrics that are no means over cases it is twice the share of the resamples
+        on the other side of zero."""
+        rows = []
+        names = {view.name: index for index, view in enumerate(other.views)}
+        for metric in [name for name in self.metrics if name in other.metrics]:
+            for family, members in self.families.items():
+                pairs = [(i, names[self.views[i].name]) for i in members if self.views[i].name in names]
+                if not pairs or (family != "upright" and len(pairs) < 2):
+                    continue
+                difference = self._difference(other, metric, *map(list, zip(*pairs)))
+                if difference:
+                    row = {"first": self.title, "second": other.title, "metric": metric, "family": family}
+                    rows.append(row | difference)
+        return rows
+
+    def _difference(
+        self, other: NetworkScores, metric: str, members: list[int], other_members: list[int]
+    ) -> dict[str, float]:
+        table, other_table = self.table(metric), other.table(metric)
+        common = [case for case in self.cases if case in set(other.cases)]
+        if table is not None and other_table is not None and common:
+            first = family_scores(table[[self.cases.index(case) for case in common]], members)
+            second = family_scores(other_table[[other.cases.index(case) for case in common]], other_members)
+            p = paired_test(first, second, self.num_resamples, self.seed)
+            difference = float(np.nanmean(first - second))
+            samples = np.nanmean((first - second)[self._draws(len(common), self.num_resamples)], axis=1)
+        elif self.cases == other.cases and len(self._resampled(metric)) == len(other._resampled(metric)):
+            samples = self._resampled(metric)[:, members].mean(1) - other._resampled(metric)[:, other_members].mean(1)
+            # as of a permutation test, the observed difference counts as one of the resamples
+            counts = 1 + min(np.sum(samples <= 0), np.sum(samples >= 0))
+            p = min(1.0, 2 * float(counts / (1 + len(samples)))) if len(samples) else float("nan")
+            mean, other_mean = (
+                np.mean(np.array(self.scores(metric))[members]),
+                np.mean(np.array(other.scores(metric))[other_members]),
+            )
+            difference = float(mean - other_mean)
+        else:
+            return {}
+        low, high = percentile_interval(samples)
+        return {"cases": len(common), "difference": difference, "interval_low": low, "interval_high": high, "p": p}
+
+    def worst(self, metric: str, count: int) -> list[WorstCase]:
+        """So many cases with the worst scores, each in its worst view and without its image, by a metric; where a single case has none,
+        by the probability of the true class; without labels by the equivariance error."""
+        tables = self._case_tables(
+            [name for name in (metric, TRUE_CLASS, ERROR) if name in (*self.metrics, TRUE_CLASS, ERROR)]
+        )
+        if not tables:
+            return []
+        name, table = next(iter(tables.items()))
+        sign = 1.0 if (name == TRUE_CLASS or self.greater_is_better) and name != ERROR else -1.0
+        ranked = np.where(np.isfinite(table), sign * table, np.inf)
+        views = ranked.argmin(1)
+        order = np.argsort(ranked.min(1), kind="stable")[:count]
+        return [
+            WorstCase(self.title, self.cases[i], self.views[k].name, name, float(table[i, k]), float(table[i, 0]))
+            for i, k in zip(order, views[order])
+        ]
 
 
-def format_costs(costs: Mapping[str, Mapping[str, float]]) -> str:
-    """Passes and seconds of each network as text.
+def format_columns(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Some columns of a table as aligned text.
 
     Example:
-        >>> print(format_costs({"net, 48 views": {"passes_per_case": 48.0, "seconds_per_case": 1.5}}))
-        network        passes a case  seconds a case
-        net, 48 views             48             1.5
+        >>> rows = [{"network": "net", "cases": 9, "mean": 0.9, "spread": 2e-8}, {"network": "other net", "cases": 10, "mean": 0.75}]
+        >>> print(format_columns(rows, ["network", "cases", "mean", "spread"]))
+        network    cases    mean   spread
+        net            9  0.9000  2.0e-08
+        other net     10  0.7500
     """
-    lines = [("network", "passes a case", "seconds a case")]
-    lines += [
-        (title, f"{cost['passes_per_case']:g}", f"{cost['seconds_per_case']:.3g}") for title, cost in costs.items()
-    ]
-    return align(lines)
+
+    def cell(value: Any) -> str:
+        if not isinstance(value, float):
+            return str(value)
+        if np.isnan(value) or (value >= 1 and value == round(value)):
+            return "" if np.isnan(value) else f"{value:g}"
+        return f"{value:.1e}" if 0 < abs(value) < 5e-4 else f"{value:.4f}"
+
+    cells = [[cell(row.get(name, "")) for name in columns] for row in rows]
+    names = next(i for i, name in enumerate(columns) if not isinstance(rows[0].get(name), str))
+    return format_aligned([[name.replace("_", " ") for name in columns], *cells], left=names)
 
 
-def format_differences(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Paired differences of networks as text.
-
-    Example:
-        >>> row = {"first": "a", "second": "b", "metric": "dice", "family": "group", "cases": 9, "difference": 0.1,
-        ...        "interval_low": 0.05, "interval_high": 0.15, "p": 0.004}
-        >>> print(format_differences([row]))
-        difference  metric  family  cases    mean       interval      p
-        a less b    dice    group       9  0.1000  0.050 - 0.150  0.004
-    """
-    lines = [("difference", "metric", "family", "cases", "mean", "interval", "p")]
-    for row in rows:
-        names = (f"{row['first']} less {row['second']}", row["metric"], row["family"], str(row["cases"]))
-        chance = f"{row['p']:.3g}" if np.isfinite(row["p"]) else ""
-        lines.append((*names, f"{row['difference']:.4f}", _between(row), chance))
-    return align(lines, left=(0, 1, 2))
-
-
-def format_markdown(
-    summary: Sequence[Mapping[str, Any]], costs: Mapping[str, Mapping[str, float]], metric: str, error: str
-) -> str:
-    """One metric of all networks as a table for a README: a row a network, mean / worst over the views of each family.
-
-    Args:
-        summary: rows of all networks, metrics and families.
-        costs: name of a network to ``passes_per_case`` and ``seconds_per_case``.
-        metric: the metric.
-        error: name of the equivariance error, of which the worst view of each family is given.
+def short_table(summary: Sequence[Mapping[str, Any]], costs: Mapping[str, Mapping[str, float]], metric: str) -> str:
+    """One metric of all networks as Markdown: a row a network, mean / worst over the views of each family, and the worst equivariance
+    error.
 
     Example:
         >>> row = {"network": "net", "family": "upright", "metric": "dice", "mean": 0.9, "worst": 0.9, "views": 1, "cases": 3}
-        >>> worst = {**row, "family": "group", "metric": "error", "worst": 2e-7}
-        >>> print(format_markdown([row, worst], {"net": {"passes_per_case": 1.0, "seconds_per_case": 0.25}}, "dice", "error"))
-        | network | passes a case | seconds a case | dice: upright | error: group |
+        >>> error = {**row, "family": "group", "metric": "equivariance_error", "worst": 2e-7}
+        >>> print(short_table([row, error], {"net": {"passes_per_case": 1.0, "seconds_per_case": 0.25}}, "dice"))
+        | network | passes a case | seconds a case | dice: upright | equivariance error: group |
         |---|---|---|---|---|
         | net | 1 | 0.25 | 0.900 | 2.0e-07 |
     """
-    found = {(row["network"], row["metric"], row["family"]): row for row in summary}
-    families = {name: {row["family"] for row in summary if row["metric"] == name} for name in (metric, error)}
-    scores = [family for family in README_FAMILIES if family in families[metric]]
-    errors = [family for family in README_FAMILIES if family in families[error]]
-    head = ["network", "passes a case", "seconds a case"]
-    head += [f"{metric.replace('_', ' ')}: {family}" for family in scores]
-    head += [f"{error.replace('_', ' ')}: {family}" for family in errors]
-    lines = [head, ["---"] * len(head)]
+
+    def cell(row: Mapping[str, Any] | None) -> str:
+        if row is None:
+            return ""
+        if row["metric"] == ERROR:
+            return f"{row['worst']:.1e}" if row["worst"] < 1e-3 else f"{row['worst']:.3f}"
+        return f"{row['mean']:.3f}" + ("" if row["family"] == "upright" else f" / {row['worst']:.3f}")
+
+    rows = {(row["network"], row["metric"], row["family"]): row for row in summary}
+    measured = {(row["metric"], row["family"]) for row in summary}
+    columns = [(name, each) for name in (metric, ERROR) for each in SHORT_FAMILIES if (name, each) in measured]
+    lines = [["network", "passes a case", "seconds a case"]]
+    lines[0] += [f"{name.replace('_', ' ')}: {family}" for name, family in columns]
     for title, cost in costs.items():
         cells = [title, f"{cost['passes_per_case']:g}", f"{cost['seconds_per_case']:.2g}"]
-        for family in scores:
-            row = found.get((title, metric, family))
-            numbers = "" if row is None else f"{row['mean']:.3f} / {row['worst']:.3f}"
-            cells.append(numbers.partition(" /")[0] if family == "upright" else numbers)
-        for family in errors:
-            row = found.get((title, error, family))
-            cells.append("" if row is None else f"{row['worst']:.1e}" if row["worst"] < 1e-3 else f"{row['worst']:.3f}")
-        lines.append(cells)
-    return "\n".join("|".join(["", *(f" {cell} " if cell != "---" else cell for cell in line), ""]) for line in lines)
-
-
-def _between(row: Mapping[str, Any]) -> str:
-    ends = (row["interval_low"], row["interval_high"])
-    return " - ".join(f"{end:.3f}" for end in ends) if np.isfinite(ends).all() else ""
-
-
-def align(lines: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
-    """Rows of texts as columns of equal width, those in ``left`` left-aligned.
-
-    Example:
-        >>> print(align([("a", "bb"), ("ccc", "d")]))
-        a    bb
-        ccc   d
-    """
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(
-            text.ljust(width) if column in left else text.rjust(width)
-            for column, (text, width) in enumerate(zip(line, widths))
-        ).rstrip()
-        for line in lines
-    )
-
-
-def check_resamples(num_resamples: int) -> None:
-    """Raise when a number of num_resamples cannot be used.
-
-    Raises:
-        ConfigurationError: when it is not a whole number of at least 0.
-
-    Example:
-        >>> check_resamples(0)
-    """
-    if isinstance(num_resamples, bool) or not isinstance(num_resamples, int) or num_resamples < 0:
-        raise ConfigurationError(
-            f"num_resamples={num_resamples!r} is out of range: give 0 (no intervals) or more, such as 1000."
-        )
+        lines.append([*cells, *(cell(rows.get((title, *column))) for column in columns)])
+    return format_markdown(lines)

@@ -1,4 +1,4 @@
-"""The picture of a rotation table: the metric of every view, of one network or of several."""
+"""The picture of a rotation table: the metric of every view, for one network or several."""
 
 from __future__ import annotations
 
@@ -17,13 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.projections.polar import PolarAxes
 
-# dark blue, orange, green, pink, black, sky blue: told apart by the colour-blind
+# dark blue, orange, green, pink, black, sky blue: distinct for the colour-blind
 COLOURS = ("#0b4f8a", "#e07b00", "#009e73", "#cc79a7", "#1a1a1a", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 SMALLEST_RANGE = 0.2
-GROUP = ("upright", "group")
-CIRCLE = ("upright", "group", "angles")
-CLOUD = ("icosahedral", "random")
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -39,7 +36,7 @@ class CostPoint(NamedTuple):
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
-    """Limits of the axis: never so narrow that a still network seems to move."""
+    """Limits of the axis: never so narrow that an invariant network seems to vary."""
     if not values:
         return 0.0, 1.02
     low, high = min(values), max(values)
@@ -66,33 +63,28 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float, np.number)) and math.isfinite(value)
 
 
-def _values(rows: Rows, metric: str, families: Sequence[str] | None = None) -> list[float]:
-    return [float(row[metric]) for row in rows if families is None or row["family"] in families]
+def _values(rows: Rows, metric: str, family: str | None = None) -> list[float]:
+    return [float(row[metric]) for row in rows if family in (None, row["family"])]
+
+
+def _style(i: int) -> dict[str, Any]:
+    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
 
 
 def _has_axis(row: Mapping[str, Any], axis: int) -> bool:
-    if row["family"] == "upright":
-        return True
-    return row["family"] in CIRCLE and row.get("axis") not in ("", None) and int(row["axis"]) == axis
+    known = row["family"] in ("group", "angles") and row.get("axis") not in ("", None)
+    return row["family"] == "upright" or (known and int(row["axis"]) == axis)
 
 
 def _circle(rows: Rows, metric: str, axis: int) -> tuple[list[float], list[float]]:
     """Angles in degrees and values of the views about an axis, in order, closed: the first view comes again at its end."""
-    found = {
+    values = {
         round(float(row.get("angle") or 0.0) % 360, 6): float(row[metric])
         for row in rows
         if _has_axis(row, axis) and (row["family"] == "upright" or row.get("angle") not in ("", None))
     }
-    angles = sorted(found)
-    return [*angles, *(angle + 360 for angle in angles[:1])], [found[angle] for angle in [*angles, *angles[:1]]]
-
-
-def _axes_with_angles(runs: Mapping[str, Rows]) -> list[int]:
-    return [
-        axis
-        for axis in range(3)
-        if any(row["family"] == "angles" and _has_axis(row, axis) for rows in runs.values() for row in rows)
-    ]
+    angles = sorted(values)
+    return [*angles, *(angle + 360 for angle in angles[:1])], [values[angle] for angle in [*angles, *angles[:1]]]
 
 
 def shorten(text: str, length: int) -> str:
@@ -111,16 +103,14 @@ def shorten(text: str, length: int) -> str:
 def _draw_group(panel: Axes, runs: Mapping[str, Rows], metric: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    longest = sorted(runs.values(), key=lambda rows: sum(row["family"] in GROUP for row in rows), reverse=True)
-    # an element stands at the same place for every network, whatever each of them leaves out
-    views = dict.fromkeys(str(row["view"]) for rows in longest for row in rows if row["family"] in GROUP)
-    place = {view: i for i, view in enumerate(views)}
-    for i, rows in enumerate(runs.values()):
-        group = [row for row in rows if row["family"] in GROUP]
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-        places = [place[str(row["view"])] for row in group]
-        panel.plot(places, _values(group, metric), marker, color=colour, ms=4.5, mew=0)
-    panel.set_title("turned and mirrored\non the grid")
+    groups = [[row for row in rows if row["family"] in ("upright", "group")] for rows in runs.values()]
+    # an element has the same place for every network, whatever each of them leaves out
+    longest = sorted(groups, key=len, reverse=True)
+    place = {view: i for i, view in enumerate(dict.fromkeys(str(row["view"]) for rows in longest for row in rows))}
+    for i, rows in enumerate(groups):
+        places = [place[str(row["view"])] for row in rows]
+        panel.plot(places, _values(rows, metric), ls="", ms=4.5, mew=0, **_style(i))
+    panel.set_title("rotated and mirrored\non the grid")
     panel.set(xlabel="element of the group\n(0 is upright)", ylabel=metric.replace("_", " "))
     panel.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     if len(place) == 1:
@@ -135,15 +125,14 @@ def _draw_circle(
 
     for i, rows in enumerate(runs.values()):
         angles, values = _circle(rows, metric, axis)
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-        # the first line is the widest, to be seen where others lie on it
+        # the first line is the widest, so that it is visible below the next ones
         width = 1.2 + 1.4 * (len(runs) - 1 - i) / max(len(runs) - 1, 1)
-        panel.plot(np.deg2rad(angles), values, color=colour, marker=marker, ms=3 if len(angles) < 40 else 0, lw=width)
+        panel.plot(np.deg2rad(angles), values, ms=3 if len(angles) < 40 else 0, lw=width, **_style(i))
     low, high = limits
     panel.set_theta_zero_location("N")
     panel.set_theta_direction(1)
     panel.set_ylim(low, high)
-    # without a hole in the middle small values could not be told apart
+    # without a hole in the middle small values could not be distinguished
     panel.set_rorigin(low - 0.3 * (high - low))
     panel.set_thetagrids(range(0, 360, 45))
     panel.tick_params(axis="x", pad=3, colors="0.35")
@@ -160,23 +149,21 @@ def _draw_circle(
         text.set_in_layout(False)
 
 
-def _draw_cloud(panel: Axes, runs: Mapping[str, Rows], metric: str) -> None:
-    present = [family for family in CLOUD if any(_values(rows, metric, [family]) for rows in runs.values())]
+def _draw_cloud(panel: Axes, runs: Mapping[str, Rows], metric: str, families: Sequence[str]) -> None:
     for i, rows in enumerate(runs.values()):
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-        for place, family in enumerate(present):
-            values = _values(rows, metric, [family])
+        style, half = _style(i), 0.32 / len(runs)
+        for place, family in enumerate(families):
+            values = _values(rows, metric, family)
             if not values:
                 continue
             middle = place + (i - (len(runs) - 1) / 2) * 0.8 / len(runs)
             # multiples of the golden ratio lie evenly however many there are
             jitter = ((np.arange(len(values)) * 0.618034) % 1 - 0.5) * 0.5 / len(runs)
-            panel.plot(middle + jitter, values, marker, color=colour, ms=3.5, mew=0, alpha=0.6)
-            half = 0.32 / len(runs)
-            panel.plot([middle - half, middle + half], [np.mean(values)] * 2, color=colour, lw=2)
-    panel.set_title(f"{' and '.join(present)}\nrotations")
-    panel.set(xlabel="bar: mean", xlim=(-0.6, len(present) - 0.4))
-    panel.set_xticks(range(len(present)), present if len(present) > 1 else [""])
+            panel.plot(middle + jitter, values, ls="", ms=3.5, mew=0, alpha=0.6, **style)
+            panel.plot([middle - half, middle + half], [np.mean(values)] * 2, color=style["color"], lw=2)
+    panel.set_title(f"{' and '.join(families)}\nrotations")
+    panel.set(xlabel="bar: mean", xlim=(-0.6, len(families) - 0.4))
+    panel.set_xticks(range(len(families)), families if len(families) > 1 else [""])
     panel.tick_params(axis="x", length=0, labelsize="small")
 
 
@@ -187,24 +174,21 @@ def _draw_costs(
 
     points = []
     for i, (name, rows) in enumerate(runs.items()):
-        values = _values(rows, metric)
-        if name not in costs or not values:
+        if name not in costs:
             continue
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        values, seconds, style = _values(rows, metric), float(costs[name]), _style(i)
         mean, worst = float(np.mean(values)), min(values) if greater_is_better else max(values)
-        seconds = float(costs[name])
-        panel.plot([seconds] * 2, [mean, worst], color=colour, lw=1.4)
-        panel.plot([seconds], [worst], marker="_", color=colour, ms=9, mew=1.4)
-        panel.plot([seconds], [mean], marker=marker, color=colour, ms=7, mew=0)
-        points.append(CostPoint(name, colour, seconds, mean, worst))
+        panel.plot([seconds] * 2, [mean, worst], color=style["color"], lw=1.4)
+        panel.plot([seconds], [worst], marker="_", color=style["color"], ms=9, mew=1.4)
+        panel.plot([seconds], [mean], ms=7, mew=0, **style)
+        points.append(CostPoint(name, style["color"], seconds, mean, worst))
     fastest, slowest = min(point.seconds for point in points), max(point.seconds for point in points)
     # names stand to both sides of the points
     widen = max(3.0, (slowest / fastest) ** 0.4)
     panel.set_xscale("log")
     panel.set_xlim(fastest / widen, slowest * widen)
-    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if slowest < 5 * fastest else (1, 3)))
-    if slowest > 100 * fastest:
-        panel.xaxis.set_major_locator(LogLocator())
+    ratio = slowest / fastest
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if ratio < 5 else (1, 3) if ratio <= 100 else (1.0,)))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.xaxis.set_minor_formatter(NullFormatter())
     panel.set_title("quality and cost")
@@ -219,21 +203,15 @@ def _label_costs(figure: Figure, panel: Axes, points: Sequence[CostPoint], size:
     figure.draw_without_rendering()
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     frame = panel.get_window_extent(renderer)
-    point = figure.dpi / 72
-    taken, labels = [], []
+    pixels = figure.dpi / 72
+    marks, labels = [], []
     for name, colour, seconds, mean, worst in points:
         (x, y), (_, end) = panel.transData.transform([(seconds, mean), (seconds, worst)])
-        taken.append(Bbox([[x - 5 * point, y - 5 * point], [x + 5 * point, y + 5 * point]]))
-        taken.append(Bbox([[x - 5 * point, min(y, end)], [x + 5 * point, max(y, end)]]))
-        text = panel.annotate(
-            textwrap.fill(shorten(name, 32), 16),
-            (seconds, mean),
-            (0, 0),
-            textcoords="offset points",
-            color=colour,
-            fontsize=size,
-            va="center",
-        )
+        radius = 5 * pixels
+        marks.append(Bbox([[x - radius, y - radius], [x + radius, y + radius]]))
+        marks.append(Bbox([[x - radius, min(y, end)], [x + radius, max(y, end)]]))
+        written: dict[str, Any] = {"textcoords": "offset points", "color": colour, "fontsize": size, "va": "center"}
+        text = panel.annotate(textwrap.fill(shorten(name, 32), 16), (seconds, mean), (0, 0), **written)
         text.set_in_layout(False)
         extent = text.get_window_extent(renderer)
         labels.append((x, y, extent.width, extent.height, text))
@@ -242,29 +220,30 @@ def _label_costs(figure: Figure, panel: Axes, points: Sequence[CostPoint], size:
         shared = Bbox.intersection(box, other)
         return shared.width * shared.height if shared is not None else 0.0
 
-    def place(order: Sequence[int]) -> tuple[float, list[tuple[float, float, str]]]:
-        """How badly the names stand when they are placed in this order, and offset and alignment of each."""
-        total, others, chosen = 0.0, list(taken), {}
+    def place(order: Sequence[int]) -> tuple[float, dict[int, tuple[float, float, str]]]:
+        """How much the names cover when they are placed in this order, and offset and alignment of each."""
+        total, covered, chosen = 0.0, list(marks), {}
         for i in order:
             x, y, width, height, _ = labels[i]
-            found: list[tuple[float, int, tuple[float, float, str], Bbox]] = []
+            candidates: list[tuple[float, int, tuple[float, float, str], Bbox]] = []
             for up in (0, 8, -8, 16, -16, 26, -26, 38, -38, 52, -52):
                 for right, alignment, start in ((8, "left", 0.0), (-8, "right", width), (0, "center", width / 2)):
-                    left, bottom = x + right * point - start, y + up * point - height / 2
+                    left, bottom = x + right * pixels - start, y + up * pixels - height / 2
                     box = Bbox([[left, bottom], [left + width, bottom + height]])
-                    # what lies outside the panel counts like what lies on others
-                    bad = width * height - overlap(box, frame) + sum(overlap(box, other) for other in others)
-                    found.append((bad + abs(up) * point * height / 4, len(found), (right, up, alignment), box))
-            bad, _, chosen[i], box = min(found, key=lambda entry: entry[:2])
+                    # what lies outside the panel counts like what lies on marks and names
+                    bad = width * height - overlap(box, frame) + sum(overlap(box, other) for other in covered)
+                    bad += abs(up) * pixels * height / 4
+                    candidates.append((bad, len(candidates), (right, up, alignment), box))
+            bad, _, chosen[i], box = min(candidates, key=lambda entry: entry[:2])
             total += bad
-            others.append(box)
-        return total, [chosen[i] for i in range(len(labels))]
+            covered.append(box)
+        return total, chosen
 
     up = sorted(range(len(points)), key=lambda i: points[i].mean)
     right = sorted(range(len(points)), key=lambda i: points[i].seconds)
     _, places = min((place(order) for order in (up[::-1], up, right, right[::-1])), key=lambda entry: entry[0])
-    for (*_, text), (right_by, up_by, alignment) in zip(labels, places):
-        text.set(position=(right_by, up_by), ha=alignment)
+    for i, (right_by, up_by, alignment) in places.items():
+        labels[i][-1].set(position=(right_by, up_by), ha=alignment)
 
 
 def _figure(
@@ -277,13 +256,16 @@ def _figure(
 
     runs = {name: [row for row in rows if _is_number(row.get(metric))] for name, rows in runs.items()}
     costs = {name: cost for name, cost in (costs or {}).items() if runs.get(name) and _is_number(cost) and cost > 0}
-    families = {row["family"] for rows in runs.values() for row in rows}
-    axes = _axes_with_angles(runs)
-    clouds = [family for family in CLOUD if family in families]
-    kinds = [f"circle {axis}" for axis in axes] + ["cloud"] * bool(clouds) + ["costs"] * (len(costs) > 1)
+    all_rows = [row for rows in runs.values() for row in rows]
+    families = {row["family"] for row in all_rows}
+    clouds = [family for family in ("icosahedral", "random") if family in families]
+    angled = [row for row in all_rows if row["family"] == "angles"]
+    kinds = [f"circle {axis}" for axis in range(3) if any(_has_axis(row, axis) for row in angled)]
+    kinds += ["cloud"] * bool(clouds) + ["costs"] * (len(costs) > 1)
     if "group" in families or not kinds or kinds == ["costs"]:
         kinds.insert(0, "group")
-    limits = _limits([value for rows in runs.values() for value in _values(rows, metric)])
+    is_3d = any(_has_axis(row, axis) for row in all_rows if row["family"] != "upright" for axis in (1, 2))
+    limits = _limits(_values(all_rows, metric))
     # a picture with many panels is shown smaller, its letters must not be
     size = 10.0 if len(kinds) <= 4 else 12.0
     names = [f"{shorten(name, 40)}, spread {_spread(_values(rows, metric))}" for name, rows in runs.items()]
@@ -296,35 +278,26 @@ def _figure(
         FigureCanvasAgg(figure)
         grid = figure.add_gridspec(1, len(kinds), width_ratios=ratios)
         points: list[CostPoint] = []
-        is_3d = any(
-            _has_axis(row, 1) or _has_axis(row, 2)
-            for rows in runs.values()
-            for row in rows
-            if row["family"] != "upright"
-        )
         for kind, ratio, cell in zip(kinds, ratios, grid):  # type: ignore[call-overload]
             panel: Any = figure.add_subplot(cell, projection="polar" if kind.startswith("circle") else None)
             if kind.startswith("circle"):
                 axis = int(kind[-1])
                 _draw_circle(panel, runs, metric, axis, limits)
-                panel.set_title(f"about axis {axis}" if is_3d else "turned by any angle")
+                panel.set_title(f"about axis {axis}" if is_3d else "rotated by any angle")
             else:
                 panel.set_box_aspect(1 / ratio)
                 if kind == "group":
                     _draw_group(panel, runs, metric)
                 elif kind == "cloud":
-                    _draw_cloud(panel, runs, metric)
+                    _draw_cloud(panel, runs, metric, clouds)
                 else:
                     points = _draw_costs(panel, runs, metric, costs, greater_is_better)
                 panel.set_ylim(*limits)
                 panel.yaxis.get_major_locator().set_params(nbins=6)
                 panel.spines[["top", "right"]].set_visible(False)
             panel.grid(alpha=0.25)
-        handles = [
-            Line2D([], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], lw=2, ms=5)
-            for i in range(len(names))
-        ]
-        if handles:
+        if names:
+            handles = [Line2D([], [], lw=2, ms=5, **_style(i)) for i in range(len(names))]
             figure.legend(handles, names, loc="outside lower center", frameon=False, ncols=min(columns, len(names)))
         if points:
             _label_costs(figure, panel, points, 0.85 * size)
@@ -346,8 +319,8 @@ def draw_rotation_table(
 ) -> None:
     """Draw the metric against the elements of the grid's group, against the angle, for other rotations, and against the cost.
 
-    Panels stand in one row, those without views are left out. The metric's range is the same in all of them, and wide enough that a
-    still network looks still. The legend gives the spread of each network: its largest value less its smallest, over all its views.
+    Panels stand in one row, those without views are left out. The metric's range is the same in all of them, and wide enough that an
+    invariant network looks invariant. The legend gives the spread of each network: its largest value less its smallest, over all its views.
 
     Args:
         runs: name of a network to its rows, one a view, with ``view``, ``family`` ("upright", "group", "angles", "icosahedral" or

@@ -1,21 +1,22 @@
-"""The picture of the cases and views in which networks did worst: image, label, prediction and where they differ."""
+"""The picture of the worst cases and views: image, label, prediction and where they differ."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from monai_gmr.rotation_report.statistics import WorstCase
 from monai_gmr.rotation_report.table_picture import shorten, write_picture
 from monai_gmr.utils import ConfigurationError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# orange, green, pink, blue, yellow, sky blue, vermilion, white: told apart by the colour-blind, on grey and on tissue
+# orange, green, pink, blue, yellow, sky blue, vermilion, white: distinct for the colour-blind, on grey and on tissue
 CLASS_COLOURS = ("#e69f00", "#009e73", "#cc79a7", "#0072b2", "#f0e442", "#56b4e9", "#d55e00", "#ffffff")
 ERRORS = ("missed", "added", "wrong class")
 ERROR_COLOURS = ("#d55e00", "#56b4e9", "#f0e442")
@@ -26,38 +27,19 @@ CHARACTERS = 30
 TEXT_WIDTH, IMAGE_WIDTH, GAP, LINE = 2.35, 1.9, 0.08, 0.17
 
 
-class WorstCase(NamedTuple):
-    """A case in the view in which a network did worst on it.
-
-    ``network``, ``case``, ``view`` and ``metric`` are names; ``value`` is the metric in this view, ``upright`` that of the upright view
-    or ``None``. ``image`` of shape ``(C, *spatial)``, 2D or 3D, is turned as the network saw it. ``label`` and ``prediction`` are
-    integers of shape ``(*spatial)`` (segmentation, 0 is background), one integer (classification) or ``None``.
-    """
-
-    network: str
-    case: str
-    view: str
-    metric: str
-    value: float
-    upright: float | None
-    image: np.ndarray
-    label: np.ndarray | int | None
-    prediction: np.ndarray | int | None
-
-
-def _is_map(value: object) -> bool:
-    return value is not None and np.ndim(value) > 0  # type: ignore[arg-type]
+def _maps(case: WorstCase) -> dict[str, np.ndarray]:
+    """``label`` and ``prediction`` where they are maps of classes."""
+    values = {"label": case.label, "prediction": case.prediction}
+    return {name: np.asarray(value).astype(np.int64) for name, value in values.items() if np.ndim(value) > 0}
 
 
 def _check(case: WorstCase) -> None:
     shape = np.shape(case.image)
     if len(shape) not in (3, 4) or 0 in shape:
         raise ConfigurationError(f"the image of case {case.case!r} has shape {shape}: give (C, H, W) or (C, H, W, D).")
-    for name, value in (("label", case.label), ("prediction", case.prediction)):
-        if _is_map(value) and np.shape(value) != shape[1:]:  # type: ignore[arg-type]
-            raise ConfigurationError(
-                f"the {name} of case {case.case!r} has shape {np.shape(value)}: give {shape[1:]}."  # type: ignore[arg-type]
-            )
+    for name, values in _maps(case).items():
+        if values.shape != shape[1:]:
+            raise ConfigurationError(f"the {name} of case {case.case!r} has shape {values.shape}: give {shape[1:]}.")
 
 
 def _errors(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
@@ -68,14 +50,11 @@ def _errors(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
 
 def _slice_number(case: WorstCase) -> int:
     """The slice across the last axis with most wrong voxels; where none is wrong, with most foreground; else the middle one."""
-    maps = [np.asarray(value) for value in (case.label, case.prediction) if _is_map(value)]
+    maps = list(_maps(case).values())
     counts = [np.count_nonzero(values, axis=(0, 1)) for values in maps]
     if len(maps) == 2:
         counts = [np.count_nonzero(maps[0] != maps[1], axis=(0, 1)), sum(counts)]
-    for count in counts:
-        if count.any():
-            return int(np.argmax(count))
-    return int(np.shape(case.image)[-1]) // 2
+    return next((int(np.argmax(count)) for count in counts if count.any()), np.shape(case.image)[-1] // 2)
 
 
 def _rescale(values: np.ndarray, outliers: float = 0.0) -> np.ndarray:
@@ -110,12 +89,7 @@ def _overlay(background: np.ndarray, numbers: np.ndarray, colours: Sequence[str]
 
 def _pictures(case: WorstCase) -> dict[str, np.ndarray]:
     """Heading to picture of shape ``(H, W, 3)``, in 0 to 1; ``label``, ``prediction`` and ``difference`` where there are such maps."""
-    image = np.asarray(case.image)
-    maps = {
-        name: np.asarray(value).astype(np.int64)
-        for name, value in (("label", case.label), ("prediction", case.prediction))
-        if _is_map(value)
-    }
+    image, maps = np.asarray(case.image), _maps(case)
     if image.ndim == 4:
         number = _slice_number(case)
         # three channels of a volume are three contrasts, not colours
@@ -132,29 +106,24 @@ def _pictures(case: WorstCase) -> dict[str, np.ndarray]:
     return pictures
 
 
-def _number(value: float) -> str:
-    return f"{value:.1f}" if abs(value) >= 100 and math.isfinite(value) else f"{value:.3f}"
-
-
 def _description(case: WorstCase) -> list[str]:
-    metric = case.metric.replace("_", " ")
-    value = _number(case.value)
-    lines = [case.network, case.case, case.view, f"{shorten(metric, CHARACTERS - 1 - len(value))} {value}"]
+    def number(value: float) -> str:
+        return f"{value:.1f}" if abs(value) >= 100 and math.isfinite(value) else f"{value:.3f}"
+
+    value = number(case.value)
+    metric = shorten(case.metric.replace("_", " "), CHARACTERS - 1 - len(value))
+    lines = [case.network, case.case, case.view, f"{metric} {value}"]
     if case.upright is not None:
-        lines.append(f"upright {_number(case.upright)}")
+        lines.append(f"upright {number(case.upright)}")
     if np.ndim(case.image) == 4:
         lines.append(f"axis 2, slice {_slice_number(case)} of 0 to {np.shape(case.image)[-1] - 1}")
     return [shorten(line, CHARACTERS) for line in lines]
 
 
 def _classes(case: WorstCase) -> str:
+    """The classes of whole images."""
     answers = (("label", case.label), ("predicted", case.prediction))
-    return ", ".join(f"{name} {int(value)}" for name, value in answers if value is not None and not _is_map(value))  # type: ignore[arg-type]
-
-
-def _present_classes(cases: Sequence[WorstCase]) -> list[int]:
-    maps = [np.asarray(value) for case in cases for value in (case.label, case.prediction) if _is_map(value)]
-    return sorted({int(number) for values in maps for number in np.unique(values)} - {0})
+    return ", ".join(f"{name} {int(value)}" for name, value in answers if value is not None and np.ndim(value) == 0)
 
 
 def _figure(cases: Sequence[WorstCase]) -> Figure:
@@ -208,38 +177,34 @@ def _figure(cases: Sequence[WorstCase]) -> Figure:
             panel.spines[:].set_visible(False)
         y -= row_height
     if "difference" in headings:
-        small: dict[str, Any] = {
+        style: dict[str, Any] = {
             "fontsize": 8,
             "frameon": False,
             "handlelength": 1,
             "handleheight": 1,
             "borderpad": 0.2,
         }
-        small |= {"columnspacing": 0.9, "handletextpad": 0.4, "borderaxespad": 0.0}
+        style |= {"columnspacing": 0.9, "handletextpad": 0.4, "borderaxespad": 0.0}
         patches = [Patch(facecolor=colour, label=name) for name, colour in zip(ERRORS, ERROR_COLOURS)]
-        right = 1 - GAP / total_width
-        figure.legend(handles=patches, loc="lower right", bbox_to_anchor=(right, 0.04 / total_height), ncols=3, **small)
-        classes_there = _present_classes(cases)[: 2 * len(CLASS_COLOURS)]
-        if len(classes_there) > 1:
-            patches = [
-                Patch(
-                    facecolor=CLASS_COLOURS[(number - 1) % len(CLASS_COLOURS)],
-                    edgecolor="0.5",
-                    lw=0.5,
-                    label=str(number),
-                )
-                for number in classes_there
-            ]
-            patches[0].set_label(f"class {classes_there[0]}")
+        corner = (1 - GAP / total_width, 0.04 / total_height)
+        figure.legend(handles=patches, loc="lower right", bbox_to_anchor=corner, ncols=3, **style)
+        classes_there = {
+            int(number) for case in cases for values in _maps(case).values() for number in np.unique(values)
+        }
+        present = sorted(classes_there - {0})[: 2 * len(CLASS_COLOURS)]
+        if len(present) > 1:
+            colours = [CLASS_COLOURS[(number - 1) % len(CLASS_COLOURS)] for number in present]
+            names = [f"class {present[0]}", *map(str, present[1:])]
+            patches = [Patch(facecolor=c, edgecolor="0.5", lw=0.5, label=name) for c, name in zip(colours, names)]
             corner = (GAP / total_width, 0.04 / total_height)
-            figure.legend(handles=patches, loc="lower left", bbox_to_anchor=corner, ncols=len(patches), **small)
+            figure.legend(handles=patches, loc="lower left", bbox_to_anchor=corner, ncols=len(patches), **style)
     return figure
 
 
 def draw_worst_cases(cases: Sequence[WorstCase], path: str | Path) -> None:
     """Draw cases beneath each other: image, label, prediction and their difference.
 
-    Maps of classes are laid over the image in colours; the difference tells foreground that was missed, background that was taken for
+    Maps of classes are laid over the image in colours; the difference shows foreground that was missed, background that was taken for
     foreground (added), and foreground of the wrong class. Of a volume the slice across the last array axis with most wrong voxels is
     shown. Classes of whole images are written above them.
 

@@ -1,21 +1,9 @@
-"""The mathematics: functions on arrays, no modules."""
+"""The mathematics of kernels, grids and their symmetries: functions on arrays, no ``torch.nn.Module``."""
 
-from monai_gmr.symmetry.elements import element_name, element_triplet, grid_element
-from monai_gmr.symmetry.harmonics import number_of_components, real_harmonics, tap_harmonics
+from monai_gmr.symmetry.group_names import element_name, element_triplet, grid_element, group_names, named_group
 from monai_gmr.symmetry.point_groups import generate_group, is_grid_symmetry, point_group, transform_grid
 from monai_gmr.symmetry.projection import project_kernel, project_kernel_on_order, project_transposed_kernel
-from monai_gmr.symmetry.radial_bases import (
-    default_num_rings,
-    gaussian_basis,
-    gaussian_means,
-    indexed_basis,
-    initial_sigma,
-    positive_sigma,
-    ring_masks,
-    square_ring_masks,
-)
 from monai_gmr.symmetry.rotations import axis_direction, axis_index, inscribed_ball, rotation_matrix, transform_image
-from monai_gmr.symmetry.shells import Shells, kernel_shells, tap_coordinates, tap_spacing
 from monai_gmr.symmetry.strides import (
     centred_steps,
     centred_window,
@@ -23,7 +11,23 @@ from monai_gmr.symmetry.strides import (
     symmetric_padding,
     transposed_padding,
 )
-from monai_gmr.symmetry.subgroups import group_names, named_group
+from monai_gmr.symmetry.taps import (
+    Shells,
+    default_num_rings,
+    gaussian_basis,
+    gaussian_means,
+    indexed_basis,
+    initial_sigma,
+    kernel_shells,
+    number_of_components,
+    positive_sigma,
+    real_harmonics,
+    ring_masks,
+    square_ring_masks,
+    tap_coordinates,
+    tap_harmonics,
+    tap_spacing,
+)
 from monai_gmr.symmetry.views import View, angle_views, group_views, icosahedral_views, make_views, random_views
 
 __all__ = [

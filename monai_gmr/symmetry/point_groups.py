@@ -1,4 +1,4 @@
-"""The symmetries of the voxel grid: signed permutation matrices, generated, and how they turn an array."""
+"""The symmetries of the voxel grid: signed permutation matrices, generated, and how they transform an array."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 @lru_cache(maxsize=64)
 def _closure(generators: tuple[tuple[tuple[int, ...], ...], ...]) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    """All products of the generators, the identity first, in the order in which they are found."""
+    """All products of the generators, the identity first, in the order of their length."""
     dims = len(generators[0])
     identity = tuple(tuple(int(i == j) for j in range(dims)) for i in range(dims))
     elements, frontier = [identity], [identity]
@@ -31,13 +31,7 @@ def _closure(generators: tuple[tuple[tuple[int, ...], ...], ...]) -> tuple[tuple
 
 
 def generate_group(generators: Sequence[np.ndarray]) -> np.ndarray:
-    """The group that signed permutation matrices generate.
-
-    Args:
-        generators: integer matrices of shape ``(d, d)``.
-
-    Returns:
-        integer array of shape ``(order, d, d)``, the identity first.
+    """The group that signed permutation matrices generate, shape ``(order, d, d)``, the identity first.
 
     Example:
         >>> len(generate_group([np.array([[0, -1], [1, 0]])]))
@@ -47,7 +41,7 @@ def generate_group(generators: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def point_group(spatial_dims: int, axis_labels: Sequence[object] | None = None, reflections: bool = True) -> np.ndarray:
-    """The rotations and reflections that map the voxel grid onto itself.
+    """The rotations and reflections that map the voxel grid onto itself, shape ``(order, d, d)``, the identity first.
 
     The full group is D4 (8 elements) in 2D and Oh (48) in 3D; 1D has the identity and the mirror image.
 
@@ -56,9 +50,6 @@ def point_group(spatial_dims: int, axis_labels: Sequence[object] | None = None, 
         axis_labels: one label an axis, such as its spacing in millimetres; only axes with equal labels are exchanged.
             Default: all axes are alike.
         reflections: whether the elements of determinant -1 belong to it.
-
-    Returns:
-        integer array of shape ``(order, d, d)``, the identity first.
 
     Raises:
         ConfigurationError: when there is not one label an axis.
@@ -74,17 +65,13 @@ def point_group(spatial_dims: int, axis_labels: Sequence[object] | None = None, 
         raise ConfigurationError(
             f"axis_labels has {len(labels)} entries: give one for each of the {spatial_dims} axes."
         )
-    eye = np.eye(spatial_dims, dtype=int)
+    axes, eye = range(spatial_dims), np.eye(spatial_dims, dtype=int)
     generators = []
-    for axis in range(spatial_dims):
-        mirror = eye.copy()
-        mirror[axis, axis] = -1
-        generators.append(mirror)
-        for other in range(axis + 1, spatial_dims):
+    for axis in axes:
+        generators.append(np.diag([-1 if each == axis else 1 for each in axes]))
+        for other in axes[axis + 1 :]:
             if labels[axis] == labels[other]:
-                swap = eye.copy()
-                swap[[axis, other]] = swap[[other, axis]]
-                generators.append(swap)
+                generators.append(eye[[other if each == axis else axis if each == other else each for each in axes]])
     group = generate_group(generators)
     return group if reflections else group[np.round(np.linalg.det(group)) > 0]
 
@@ -94,7 +81,7 @@ def is_grid_symmetry(matrix: np.ndarray, spacing: Sequence[float] | None = None)
 
     Args:
         matrix: shape ``(d, d)``.
-        spacing: voxel size in millimetres, one an axis; default 1.
+        spacing: voxel size in millimetres, one per axis; default 1.
 
     Example:
         >>> quarter = np.array([[0, -1], [1, 0]])
@@ -108,14 +95,11 @@ def is_grid_symmetry(matrix: np.ndarray, spacing: Sequence[float] | None = None)
 
 
 def transform_grid(x: Array, element: np.ndarray) -> Array:
-    """Turn the last ``d`` axes of an array about their centre, exactly: ``y[p] = x[g^-1 p]``.
+    """Transform the last ``d`` axes of an array about their centre, exactly: ``y[p] = x[g^-1 p]``.
 
     Args:
         x: array or tensor of shape ``(..., *spatial)``; the spatial sizes may differ, they are permuted with the axes.
-        element: signed permutation matrix ``g`` of shape ``(d, d)``.
-
-    Returns:
-        the turned array, of the same kind; a copy for every element, the identity too.
+        element: signed permutation matrix ``g`` of shape ``(d, d)``; the result is a copy also for the identity.
 
     Example:
         >>> x = torch.arange(6).reshape(2, 3)
@@ -131,7 +115,7 @@ def transform_grid(x: Array, element: np.ndarray) -> Array:
     order = [*range(lead), *(lead + axis for axis in source)]
     flipped = [lead + axis for axis in range(dims) if element[axis, source[axis]] < 0]
     if isinstance(x, torch.Tensor):
-        turned = x.permute(order)
+        moved = x.permute(order)
         # flipping copies, exchanging axes does not
-        return torch.flip(turned, flipped) if flipped else turned.clone()
+        return torch.flip(moved, flipped) if flipped else moved.clone()
     return np.flip(np.transpose(x, order), tuple(flipped)).copy()

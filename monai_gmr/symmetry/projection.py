@@ -1,4 +1,4 @@
-"""Ordinary kernels as weighted sums of given functions on taps, by least squares."""
+"""Least-squares projection of ordinary kernels on functions on taps: how conversion takes over trained weights."""
 
 from __future__ import annotations
 
@@ -7,13 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def _fit(rows: np.ndarray, functions: np.ndarray) -> tuple[np.ndarray, float]:
-    weights = rows @ np.linalg.pinv(functions)
-    return weights, relative_change(rows, weights @ functions)
-
-
 def relative_change(before: np.ndarray, after: np.ndarray) -> float:
-    """Norm of the difference over the norm of what was.
+    """Norm of the difference over the norm of ``before``.
 
     Example:
         >>> relative_change(np.array([3.0, 4.0]), np.array([3.0, 0.0]))
@@ -30,20 +25,16 @@ def fitted_window(kernel: np.ndarray, window: Sequence[int]) -> np.ndarray | Non
         >>> fitted_window(np.ones((1, 1, 3)), (5,))
         array([[[0., 1., 1., 1., 0.]]])
     """
-    for axis, k in enumerate(window, start=2):
-        margin = k - kernel.shape[axis]
-        if margin % 2:
-            return None
-        ends = [(0, 0)] * kernel.ndim
-        ends[axis] = (max(margin, 0) // 2,) * 2
-        kernel = np.pad(kernel, ends)
-        cut = max(-margin, 0) // 2
-        kernel = kernel[(slice(None),) * axis + (slice(cut, kernel.shape[axis] - cut),)]
-    return kernel
+    margins = [0, 0, *(k - n for k, n in zip(window, kernel.shape[2:]))]
+    if any(margin % 2 for margin in margins):
+        return None
+    padded = np.pad(kernel, [(max(margin, 0) // 2,) * 2 for margin in margins])
+    cuts = [max(-margin, 0) // 2 for margin in margins]
+    return padded[tuple(slice(cut, n - cut) for cut, n in zip(cuts, padded.shape))]
 
 
 def project_kernel(kernel: np.ndarray, functions: np.ndarray) -> tuple[np.ndarray, float]:
-    r"""Weights of functions on taps that come nearest to a kernel.
+    r"""Weights of functions on taps whose sum is nearest to a kernel.
 
     .. math:: \min_w \sum_t \Big(K_{oi}(t) - \sum_r w_{oir}\, b_r(t)\Big)^2
 
@@ -59,22 +50,20 @@ def project_kernel(kernel: np.ndarray, functions: np.ndarray) -> tuple[np.ndarra
         >>> weights.round(3).tolist(), round(change, 3)
         ([[[5.0, 2.0]]], 0.239)
     """
-    weights, change = _fit(kernel.reshape(-1, functions.shape[1]), functions)
-    return weights.reshape(*kernel.shape[:2], -1), change
+    rows = kernel.reshape(-1, functions.shape[1])
+    weights = rows @ np.linalg.pinv(functions)
+    return weights.reshape(*kernel.shape[:2], -1), relative_change(rows, weights @ functions)
 
 
 def project_kernel_on_order(kernel: np.ndarray, functions: np.ndarray) -> tuple[np.ndarray, float]:
-    r"""Weights of an angular order, of whose components only a length is kept, that come nearest to kernels in some direction.
+    r"""Weights of an angular order, of whose components only the length is kept, that are nearest to kernels in one direction.
 
-    For each output channel the components of order ``m`` are seen in the direction ``u`` that explains most of the kernel:
+    For each output channel the direction ``u`` of the components is the one that explains most of the kernel:
     :math:`K_{oi} \approx \sum_r w_{oir} \sum_m u_{om}\, b_r Y_m`, the best approximation of rank one.
 
     Args:
         kernel: ``(out, in, *window)``.
         functions: ``(components, rings, taps)``.
-
-    Returns:
-        weights ``(out, in, rings)``, and the relative change of the kernel.
 
     Example:
         >>> slopes = np.array([[[-1.0, 0.0, 1.0]]])
@@ -95,11 +84,11 @@ def project_kernel_on_order(kernel: np.ndarray, functions: np.ndarray) -> tuple[
 def upsampled_functions(
     functions: np.ndarray, kernel_size: Sequence[int], factors: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What functions on coarse taps become on the fine grid by linear interpolation, at the places of a transposed kernel's taps.
+    """Functions on coarse taps, interpolated linearly to the fine grid, at the places of a transposed kernel's taps.
 
     Args:
         functions: ``(rings, *coarse window)``, coarse windows of odd length.
-        kernel_size: length of the transposed kernel's window in fine voxels, one an axis.
+        kernel_size: length of the transposed kernel's window in fine voxels, one per axis.
         factors: fine voxels in a coarse one.
 
     Returns:
@@ -129,16 +118,12 @@ def upsampled_functions(
 def project_transposed_kernel(
     kernel: np.ndarray, functions: np.ndarray, factors: Sequence[int]
 ) -> tuple[np.ndarray, float]:
-    """Weights of coarse functions whose linear interpolation comes nearest to a transposed kernel, among those that answer a constant
-    image with the same mean.
+    """Weights of coarse functions whose linear interpolation is nearest to a transposed kernel, among those with the same mean response
+    to a constant image.
 
     Args:
         kernel: ``(out, in, *window)`` on the fine grid.
-        functions: ``(rings, *coarse window)``, coarse windows of odd length.
-        factors: fine voxels in a coarse one.
-
-    Returns:
-        weights ``(out, in, rings)``, and the relative change of the kernel.
+        functions, factors: as in :func:`upsampled_functions`.
 
     Example:
         >>> weights, change = project_transposed_kernel(np.array([[[1.0, 3.0]]]), np.ones((1, 1)), (2,))

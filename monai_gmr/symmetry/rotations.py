@@ -1,4 +1,4 @@
-"""Arbitrary rotations of images about their centre, and the part of an image that every rotation keeps."""
+"""Rotations of images by any angle about their centre, and the part of an image that every rotation keeps inside."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from monai_gmr.symmetry.point_groups import Array, is_grid_symmetry, transform_grid
+from monai_gmr.symmetry.taps import tap_coordinates
 from monai_gmr.utils import ConfigurationError
 
 
 def axis_index(axis: int | str, spatial_dims: int = 3) -> int:
-    """The index of an array axis: "x", "y" and "z" are the axes 0, 1 and 2 of the spatial shape.
-
-    Args:
-        axis: index or letter.
-        spatial_dims: number of axes, 2 or 3.
+    """The index of an array axis, given as such or as a letter: "x", "y" and "z" are the axes 0, 1 and 2 of the spatial shape.
 
     Raises:
         ConfigurationError: when there is no such axis.
@@ -38,13 +35,10 @@ def axis_index(axis: int | str, spatial_dims: int = 3) -> int:
 
 
 def axis_direction(axis: int | str | Sequence[float]) -> np.ndarray:
-    """The unit vector of an axis in 3D.
+    """The unit vector of an axis in 3D, shape ``(3,)``.
 
     Args:
         axis: array axis, 0, 1, 2 or "x", "y", "z"; or a vector of three numbers along the array axes, in millimetres if there is a spacing.
-
-    Returns:
-        array of shape ``(3,)`` and length 1.
 
     Raises:
         ConfigurationError: when there is no such axis, or the vector has no direction.
@@ -72,11 +66,8 @@ def rotation_matrix(spatial_dims: int, degrees: float, axis: int | str | Sequenc
 
     Args:
         spatial_dims: 2 or 3.
-        degrees: angle in degrees; positive is counterclockwise seen against the axis, in 2D from the first axis towards the second.
-        axis: in 3D an array axis (0, 1, 2 or "x", "y", "z"), or a direction; not used in 2D.
-
-    Returns:
-        orthogonal matrix of shape ``(spatial_dims, spatial_dims)``.
+        degrees: angle in degrees; positive is counterclockwise looking against the axis, in 2D from the first axis towards the second.
+        axis: in 3D an array axis or a direction (:func:`axis_direction`); not used in 2D.
 
     Raises:
         ConfigurationError: when there are no rotations in ``spatial_dims``, or ``axis`` is no direction.
@@ -94,14 +85,7 @@ def rotation_matrix(spatial_dims: int, degrees: float, axis: int | str | Sequenc
 
 
 def inscribed_ball(shape: Sequence[int], spacing: Sequence[float] | None = None) -> np.ndarray:
-    """Mask of the largest centred disc or ball inside a grid: what no rotation turns out of the image.
-
-    Args:
-        shape: spatial shape in voxels.
-        spacing: voxel size in millimetres, one an axis; default 1.
-
-    Returns:
-        boolean array of shape ``shape``.
+    """Mask of the largest centred disc or ball (in millimetres) inside a grid of ``shape``: what no rotation moves out of the image.
 
     Example:
         >>> inscribed_ball((3, 3)).astype(int)
@@ -109,15 +93,12 @@ def inscribed_ball(shape: Sequence[int], spacing: Sequence[float] | None = None)
                [1, 1, 1],
                [0, 1, 0]])
     """
-    step = np.ones(len(shape)) if spacing is None else np.asarray(spacing, float)
-    axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, step)]
-    squared = sum(a**2 for a in np.meshgrid(*axes, indexing="ij"))
-    radius = min((n - 1) / 2 * s for n, s in zip(shape, step))
-    return np.asarray(squared <= radius**2 + 1e-9)
+    radius = min((n - 1) / 2 * step for n, step in zip(shape, spacing or (1.0,) * len(shape)))
+    return (tap_coordinates(shape, spacing) ** 2).sum(-1) <= radius**2 + 1e-9
 
 
 def transform_image(x: Array, matrix: np.ndarray, order: int = 3, spacing: Sequence[float] | None = None) -> Array:
-    """Turn the last ``d`` axes about their centre by any orthogonal matrix.
+    """Transform the last ``d`` axes about their centre by any orthogonal matrix.
 
     Signed permutations that keep the spacing move voxels (:func:`~monai_gmr.symmetry.transform_grid`, no interpolation, axes and
     sizes are permuted); every other matrix is sampled by ``scipy.ndimage.affine_transform``, the shape stays and what comes from outside is
@@ -127,10 +108,7 @@ def transform_image(x: Array, matrix: np.ndarray, order: int = 3, spacing: Seque
         x: array or tensor of shape ``(..., *spatial)``.
         matrix: orthogonal matrix of shape ``(d, d)``, in millimetres if there is a ``spacing``.
         order: order of the spline, 0 (nearest, for labels) to 5.
-        spacing: voxel size in millimetres, one an axis; default 1.
-
-    Returns:
-        array of the same kind and dtype.
+        spacing: voxel size in millimetres, one per axis; default 1.
 
     Example:
         >>> x = torch.zeros(1, 5, 5); x[0, 2, 4] = 1
@@ -149,10 +127,7 @@ def transform_image(x: Array, matrix: np.ndarray, order: int = 3, spacing: Seque
     work = array.astype(float).reshape(-1, *array.shape[array.ndim - dims :])
     centre = (np.array(work.shape[1:]) - 1) / 2
     offset = centre - pull @ centre
-    turned = np.stack(
-        [ndimage.affine_transform(channel, pull, offset, order=order, mode="nearest") for channel in work]
-    )
-    if np.issubdtype(array.dtype, np.integer):
-        turned = np.round(turned)
-    turned = turned.reshape(array.shape).astype(array.dtype)
-    return torch.as_tensor(turned, device=x.device) if isinstance(x, torch.Tensor) else turned
+    channels = [ndimage.affine_transform(each, pull, offset, order=order, mode="nearest") for each in work]
+    moved = np.stack(channels).reshape(array.shape)
+    moved = (np.round(moved) if np.issubdtype(array.dtype, np.integer) else moved).astype(array.dtype)
+    return torch.as_tensor(moved, device=x.device) if isinstance(x, torch.Tensor) else moved

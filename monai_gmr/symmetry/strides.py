@@ -1,4 +1,4 @@
-"""The rule that tells on which sizes a strided window keeps the centre of the grid where it is."""
+"""Strides, windows and paddings that keep the centre of the grid in place; all lengths are along one axis."""
 
 from __future__ import annotations
 
@@ -26,16 +26,10 @@ def stride_is_exact(size: int, kernel_size: int, stride: int, padding: int = 0, 
 
 
 def symmetric_padding(size: int, kernel_size: int, stride: int = 1, dilation: int = 1) -> int:
-    """The padding nearest to half the window's reach that keeps a strided layer exact on an axis.
+    """The voxels to add at each end, nearest to half the window's reach, that keep a strided layer exact on an axis.
 
     Args:
-        size: length of the axis in voxels.
-        kernel_size: length of the window in taps.
-        stride: step in voxels.
-        dilation: distance of neighbouring taps in voxels.
-
-    Returns:
-        voxels to add at each end.
+        size, kernel_size, stride, dilation: as in :func:`stride_is_exact`.
 
     Raises:
         ConfigurationError: when no padding does, as for an odd window, stride 2 and an even size.
@@ -60,11 +54,7 @@ def centred_steps(size: int, kernel_size: int, stride: int, padding: int, dilati
     """:func:`centred_window` by arithmetic alone, so that ``size`` may be the symbol of a graph.
 
     Args:
-        size: length of the axis in voxels; an integer, or what stands for one in a recorded graph.
-        kernel_size: length of the window in taps.
-        stride: step in voxels.
-        padding: voxels added at *both ends together*.
-        dilation: distance of neighbouring taps in voxels, odd.
+        size, kernel_size, stride, padding, dilation: as in :func:`centred_window`; ``dilation`` odd.
 
     Returns:
         number of steps, taps that the window has beyond ``kernel_size`` (0 or 1), and voxels to add at *each* end.
@@ -83,17 +73,14 @@ def centred_steps(size: int, kernel_size: int, stride: int, padding: int, dilati
 def centred_window(
     size: int, kernel_size: int, stride: int = 1, padding: int = 0, dilation: int = 1
 ) -> tuple[int, int]:
-    """The window, as long as asked for or a tap longer, whose strided steps lie about the centre of an axis.
+    """The window, of ``kernel_size`` taps or one more, whose strided steps lie about the centre of an axis.
 
     The result is as long as that of a window of ``kernel_size`` with ``padding``: an even window where the steps leave an even number of
     voxels between the centre of the grid and that of a window, an odd one otherwise.
 
     Args:
-        size: length of the axis in voxels.
-        kernel_size: length of the window in taps.
-        stride: step in voxels.
+        size, kernel_size, stride, dilation: as in :func:`stride_is_exact`.
         padding: voxels added at *both ends together*.
-        dilation: distance of neighbouring taps in voxels.
 
     Returns:
         length of the window in taps, and voxels to add at *each* end (below 0: to leave out).
@@ -119,15 +106,10 @@ def centred_window(
 
 
 def transposed_padding(kernel_size: int, stride: int, dilation: int = 1) -> int:
-    """The padding with which a transposed layer makes an axis exactly ``stride`` times as long.
+    """The voxels to remove at each end with which a transposed layer makes an axis exactly ``stride`` times as long.
 
     Args:
-        kernel_size: length of the window in taps.
-        stride: factor by which the axis grows.
-        dilation: distance of neighbouring taps in voxels.
-
-    Returns:
-        voxels that the transposed layer removes at each end.
+        kernel_size, stride, dilation: as in :func:`stride_is_exact`.
 
     Raises:
         ConfigurationError: when ``kernel_size`` and ``stride`` do not allow it.

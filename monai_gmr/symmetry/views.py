@@ -1,4 +1,4 @@
-"""Sets of views: the ways in which an image is turned to see whether an answer turns with it."""
+"""Sets of views: the transformations of an image under which an output is compared."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from monai_gmr.symmetry.elements import check_dims, element_name
+from monai_gmr.symmetry.group_names import check_dims, element_name, named_group
 from monai_gmr.symmetry.point_groups import is_grid_symmetry, point_group
 from monai_gmr.symmetry.rotations import rotation_matrix
-from monai_gmr.symmetry.subgroups import named_group
 from monai_gmr.utils import ConfigurationError
 
 
 class View(NamedTuple):
-    """One way to turn an image: ``name``, ``family`` ("upright", "group", "angles", "icosahedral" or "random"), ``angle`` in degrees
+    """One transformation of an image: ``name``, ``family`` ("upright", "group", "angles", "icosahedral" or "random"), ``angle`` in degrees
     about the axis of the rotation (``None`` for a group element), orthogonal ``matrix`` of shape ``(d, d)``."""
 
     name: str
@@ -32,13 +31,9 @@ def group_views(
 
     Args:
         spatial_dims: 2 or 3.
-        spacing: voxel size in millimetres; axes of unlike spacing are not exchanged.
-        group: name of a subgroup (:func:`~monai_gmr.symmetry.named_group`), whose views are named after the symbols of their elements;
+        spacing: voxel size in millimetres; elements that exchange axes of unlike spacing are left out.
+        group, axis: of a subgroup (:func:`~monai_gmr.symmetry.named_group`), whose views are named after the symbols of their elements;
             default: the whole group, its views numbered.
-        axis: array axis of the subgroup's main direction.
-
-    Returns:
-        one view for each element that keeps the spacing.
 
     Raises:
         ConfigurationError: when ``group`` or ``axis`` is unknown.
@@ -46,8 +41,6 @@ def group_views(
     Example:
         >>> [len(group_views(d)) for d in (2, 3)]
         [8, 48]
-        >>> group_views(2)[0].family, group_views(2)[1].family
-        ('upright', 'group')
         >>> [view.name for view in group_views(3, group="mm2")]
         ['upright', 'm [100]', 'm [010]', '2 [001]']
     """
@@ -58,9 +51,8 @@ def group_views(
         named = named_group(group, spatial_dims, axis)
         elements = np.array([element for element in named if is_grid_symmetry(element, spacing)])
         names = [element_name(element) for element in elements]
-    return [View("upright", "upright", 0.0, elements[0])] + [
-        View(name, "group", None, element) for name, element in zip(names[1:], elements[1:])
-    ]
+    others = [View(name, "group", None, element) for name, element in zip(names, elements)][1:]
+    return [View("upright", "upright", 0.0, elements[0]), *others]
 
 
 def angle_views(
@@ -71,11 +63,8 @@ def angle_views(
     Args:
         spatial_dims: 2 or 3.
         step: degrees between views, more than 0.
-        spacing: voxel size in millimetres, one an axis; default 1.
-        grid: whether to hold those that the grid's group holds, too: the upright image (once, first) and quarter turns.
-
-    Raises:
-        ConfigurationError: when ``step`` is not a number of degrees above 0.
+        spacing: voxel size in millimetres, one per axis; default 1.
+        grid: whether to include those that the grid's group has: the upright image (once, first) and rotations by 90 degrees.
 
     Example:
         >>> len(angle_views(2, 30)), len(angle_views(3, 45))
@@ -98,10 +87,10 @@ def angle_views(
 def icosahedral_views() -> list[View]:
     """The 60 rotations of the icosahedron: the largest set of views in 3D that is spread evenly and closed under products.
 
-    Its half turns about the array axes and 8 of its turns by 120 degrees are symmetries of the grid, the other 48 are interpolated.
+    Its rotations by 180 degrees about the array axes and 8 of its rotations by 120 are symmetries of the grid, the other 48 are
+    interpolated.
 
-    Returns:
-        60 views in 3D, the upright image first; ``angle`` is that about the axis of the rotation, 0 to 180 degrees.
+    The upright image is the first; ``angle`` is that about the axis of the rotation, 0 to 180 degrees.
 
     Example:
         >>> views = icosahedral_views()
@@ -112,8 +101,7 @@ def icosahedral_views() -> list[View]:
         ``scipy.spatial.transform.Rotation.create_group``.
     """
     rotations = Rotation.create_group("I")
-    angles = np.rad2deg(rotations.magnitude())
-    matrices = rotations.as_matrix()
+    angles, matrices = np.rad2deg(rotations.magnitude()), rotations.as_matrix()
     # rounding keeps the order of rotations by the same angle the same on every machine
     order = np.argsort(angles.round(6), kind="stable")
     first, *others = order.tolist()
@@ -126,16 +114,9 @@ def random_views(count: int, spatial_dims: int, seed: int = 0) -> list[View]:
     """Random rotations, uniform on SO(3) or SO(2).
 
     Args:
-        count: how many, at least 1.
+        count: number of views, at least 1; the upright image is not among them.
         spatial_dims: 2 or 3.
         seed: the same seed gives the same views, and fewer views are the first ones of more.
-
-    Returns:
-        ``count`` views; the upright image is not among them. ``angle`` is that about the axis of the rotation, 0 to 180 degrees in 3D,
-        0 to 360 in 2D.
-
-    Raises:
-        ConfigurationError: when ``count`` is not a number above 0.
 
     Example:
         >>> [view.name for view in random_views(2, 3, seed=7)]
@@ -172,13 +153,19 @@ def _one_set(
     """The views of one entry of a specification."""
     if isinstance(spec, Mapping):
         keys = set(spec)
-        if "angles" in keys and keys <= {"angles"}:
-            return angle_views(spatial_dims, _number("angles", spec["angles"]), spacing, grid=True)
+        if keys == {"angles"}:
+            try:
+                step = float(spec["angles"])
+            except (TypeError, ValueError):
+                raise ConfigurationError(
+                    f"angles={spec['angles']!r} is no number: give degrees above 0, such as 10."
+                ) from None
+            return angle_views(spatial_dims, step, spacing, grid=True)
         if "random" in keys and keys <= {"random", "seed"}:
             return random_views(spec["random"], spatial_dims, spec.get("seed", seed))
         if "group" in keys and keys <= {"group", "axis", "count"}:
             views = group_views(spatial_dims, spacing, str(spec["group"]), spec.get("axis"))
-            return _spread(views, spec.get("count"))
+            return _evenly(views, spec.get("count"))
     elif spec == "angles":
         return angle_views(spatial_dims, DEFAULT_STEPS[spatial_dims], spacing, grid=True)
     elif spec == "upright":
@@ -198,8 +185,8 @@ def _one_set(
     )
 
 
-def _spread(views: list[View], count: object) -> list[View]:
-    """So many of the views, spread evenly over them, the first one included."""
+def _evenly(views: list[View], count: object) -> list[View]:
+    """``count`` of the views at equal distances, the first one included; all for ``None``."""
     if count is None:
         return views
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
@@ -208,26 +195,18 @@ def _spread(views: list[View], count: object) -> list[View]:
     return [views[i * len(views) // count] for i in range(count)]
 
 
-def _number(name: str, value: object) -> float:
-    """A number that may come out of a config as text."""
-    try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise ConfigurationError(f"{name}={value!r} is no number: give degrees above 0, such as 10.") from None
-
-
 def make_views(spec: ViewSpec, spatial_dims: int, spacing: Sequence[float] | None = None, seed: int = 0) -> list[View]:
     """A set of views from a short description, such as a config holds.
 
     Args:
         spec: one of these, or a list of them, of which every view is kept once, the upright one first:
             a group's name such as "all", "oh", "d4" or "4/mmm" (:func:`~monai_gmr.symmetry.named_group`); "upright"; "icosahedral" (3D,
-            60 rotations); ``{"angles": 10}``: every 10 degrees, in 3D about each array axis, the upright one and quarter turns included;
-            "angles": the same every 10 degrees in 2D and every 30 in 3D;
+            60 rotations); ``{"angles": 10}``: every 10 degrees, in 3D about each array axis, the upright one and
+            rotations by 90 degrees included; "angles": the same every 10 degrees in 2D and every 30 in 3D;
             ``{"random": 20, "seed": 1}``: 20 random rotations; ``{"group": "mm2", "axis": "x"}``: a group along another array axis;
             ``{"group": "all", "count": 12}``: 12 elements of a group, spread evenly over it; a :class:`View`.
         spatial_dims: 2 or 3.
-        spacing: voxel size in millimetres, one an axis: elements of groups that exchange axes of unlike spacing are left out. Default 1.
+        spacing: voxel size in millimetres, one per axis: elements of groups that exchange axes of unlike spacing are left out. Default 1.
         seed: of random views that name none.
 
     Returns:
@@ -245,7 +224,7 @@ def make_views(spec: ViewSpec, spatial_dims: int, spacing: Sequence[float] | Non
     check_dims(spatial_dims)
     if spacing is not None and (len(spacing) != spatial_dims or not all(step > 0 for step in spacing)):
         raise ConfigurationError(
-            f"spacing={spacing!r} does not fit: give {spatial_dims} voxel sizes above 0 in millimetres, one an axis."
+            f"spacing={spacing!r} does not fit: give {spatial_dims} voxel sizes above 0 in millimetres, one per axis."
         )
     # a view is a tuple, too, but not a list of sets
     entries: Sequence[Any] = [spec] if isinstance(spec, (str, Mapping, View)) else spec

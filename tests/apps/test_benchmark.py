@@ -1,4 +1,4 @@
-"""The benchmark counts, times and remembers what it says it does, and what cannot run is told, not raised."""
+"""The benchmark's counts, times and memory are right, and candidates that cannot run are listed, not raised."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from monai_gmr.apps import benchmark as app
-from monai_gmr.apps.benchmark import Notes, check_options, main, make_input, make_parser, measure_case, runs_dense
-from monai_gmr.apps.benchmark_cases import (
-    FULL,
-    Candidate,
-    Case,
-    RingConvolution,
-    count_cost,
-    installed_peers,
-    layer_operations,
-    make_cases,
-    make_peer,
-    radial_parts,
+from monai_gmr.apps import benchmark_measure as app
+from monai_gmr.apps.benchmark import main
+from monai_gmr.apps.benchmark_cases import FULL, Candidate, Case, make_cases
+from monai_gmr.apps.benchmark_counts import count_cost, layer_operations, radial_parts
+from monai_gmr.apps.benchmark_layers import RingConvolution, installed_peers, make_peer
+from monai_gmr.apps.benchmark_measure import (
+    Notes,
+    device_of,
+    make_input,
+    measure_case,
+    peak_memory,
+    replay_peak,
+    roofline,
+    runs_kernels,
 )
-from monai_gmr.apps.benchmark_measure import interleave, peak_memory, processor_name, replay_peak, roofline
 from monai_gmr.apps.benchmark_table import COLUMNS, add_ratios, draw_rows, format_missing, format_rows, is_drawn
+from monai_gmr.apps.timing import interleave, processor_name
 from monai_gmr.networks.layers import GMRConv2d, GMRConv3d, GMRHarmonicConv2d, GMRHarmonicConv3d, SREConv2d
 from monai_gmr.ops import backend as backends
 from monai_gmr.ops import get_backend
-from monai_gmr.ops.ring_conv import dense_ring_conv
+from monai_gmr.ops.backend import Backend
+from monai_gmr.ops.cpu.library import load_kernels
 
 CPU = torch.device("cpu")
 LIMITS = {"bandwidth": 1e9, "float32": 1e9}
@@ -81,7 +83,7 @@ def test_count_of_gmr_conv_is_that_of_torch(dims):
 def test_counts_of_kernels_are_sums_mixed_to_rings_and_their_products(dims, kernel_size, shells, taps, additions):
     layer = RingConvolution(dims, 4, kernel_size)
     (part,) = radial_parts(layer)
-    assert (part.shells, part.live_taps) == (shells, taps)
+    assert (part.shells, part.nonzero_taps) == (shells, taps)
     rings = layer.weight.shape[2]
     for backend, added in (("cpp", additions), ("triton", taps)):
         assert layer_operations(layer, 100, backend) == 100 * 4 * (added + rings * shells + rings * 4)
@@ -106,7 +108,7 @@ def test_count_of_a_net_is_the_sum_over_its_convolutions():
     assert count_cost(net, lambda: net(x), "unheard of")[0] is None
 
 
-def test_replayed_peak_forgets_what_was_freed_before_and_reuses_addresses():
+def test_replayed_peak_ignores_releases_of_earlier_memory_and_reuses_addresses():
     assert replay_peak([]) == 0
     assert replay_peak([(1, -500), (1, 10), (2, 20), (1, -10), (1, 15), (2, -20), (2, 5)]) == 35
 
@@ -153,21 +155,21 @@ class FakeTime:
         return seconds
 
 
-def test_functions_take_turns_in_an_order_drawn_anew():
+def test_functions_alternate_in_random_orders():
     fake, again = FakeTime(), FakeTime()
-    times = interleave(fake.runs(a=1.0, b=2.0, c=3.0), 40, 1e9, fake.timer, lambda: fake.now)
+    times = interleave(fake.runs(a=1.0, b=2.0, c=3.0), 40, measure=fake.timer, clock=lambda: fake.now)
     assert times == {"a": [1.0] * 40, "b": [2.0] * 40, "c": [3.0] * 40}
     rounds = ["".join(each) for each in zip(*[iter(fake.called)] * 3)]
     assert {"".join(sorted(each)) for each in rounds} == {"abc"}
     assert len(set(rounds)) == 6
-    interleave(again.runs(a=1.0, b=2.0, c=3.0), 40, 1e9, again.timer, lambda: again.now)
+    interleave(again.runs(a=1.0, b=2.0, c=3.0), 40, measure=again.timer, clock=lambda: again.now)
     assert again.called == fake.called
 
 
 @pytest.mark.parametrize(("repeats", "seconds", "rounds"), [(10, 0, 3), (2, 0, 2), (10, 25, 6), (10, 1000, 10)])
 def test_no_round_begins_after_the_time_once_there_are_three(repeats, seconds, rounds):
     fake = FakeTime()
-    times = interleave(fake.runs(a=2.0, b=3.0), repeats, seconds, fake.timer, lambda: fake.now)
+    times = interleave(fake.runs(a=2.0, b=3.0), repeats, seconds, measure=fake.timer, clock=lambda: fake.now)
     assert [len(each) for each in times.values()] == [rounds] * 2
 
 
@@ -177,7 +179,7 @@ def test_nothing_to_time():
 
 @pytest.mark.parametrize(
     ("operations", "moved", "expected"),
-    [(500, 10, (0.5, "arithmetic")), (50, 1000, (0.25, "memory")), (None, 10, (None, None))],
+    [(500, 10, (0.5, "arithmetic")), (50, 1000, (0.25, "memory"))],
 )
 def test_share_of_the_nearer_limit(operations, moved, expected):
     assert roofline(operations, moved, 4.0, bandwidth=1000.0, arithmetic=500.0) == expected
@@ -240,7 +242,7 @@ def test_a_layer_is_compared_with_its_own_dense_backend():
     assert {line["step_over_plain"] for line in found} == {None}
 
 
-def test_what_cannot_run_is_told_and_the_others_are_measured(monkeypatch):
+def test_candidates_that_cannot_run_are_listed_and_the_others_measured(monkeypatch):
     def fails(message):
         def make():
             raise RuntimeError(message)
@@ -251,22 +253,30 @@ def test_what_cannot_run_is_told_and_the_others_are_measured(monkeypatch):
         def forward(self, x):
             raise ValueError("two\nlines")
 
-    def lazy(*arguments):
-        return dense_ring_conv(*arguments)
+    class Lazy(Backend):
+        name = "lazy"
 
-    def own(x, weight, basis, shells, bias, *rest):
-        kernel = (weight @ basis)[:, :, shells.flatten()].reshape(*weight.shape[:2], *shells.shape)
-        return torch.nn.functional.conv2d(x, kernel, bias, *rest[:4])
+    class Own(Backend):
+        name = "own"
 
-    for name, function in {"lazy": lazy, "own": own}.items():
-        monkeypatch.setitem(backends._BACKENDS, name, function)
+        def supports(self, call):
+            return True
+
+        def conv(self, call, x, kernel):
+            with torch.profiler.record_function("monai_gmr::own"):
+                dense = (kernel.weight @ kernel.basis)[:, :, kernel.shells.flatten()]
+                dense = dense.reshape(*kernel.weight.shape[:2], *kernel.shells.shape)
+                return torch.nn.functional.conv2d(x, dense, kernel.bias, padding=tuple(call.padding))
+
+    for backend in (Lazy(), Own()):
+        monkeypatch.setitem(backends._BACKENDS, backend.name, backend)
     monkeypatch.setattr(backends, "_forced", [])
     broken = [Candidate("no room", None, fails("out of memory")), Candidate("broken", None, lambda: Broken(2, 2, 3))]
     rows = measure_case(case_of(*broken, ours("lazy"), ours("own"), plain(5)), CPU, LIMITS, Notes(), repeats=1)
     assert [row["reason"] for row in rows[:2]] == ["out of memory", "two lines"]
     assert "dense" in rows[2]["reason"]
     assert [row["step"] is None for row in rows] == [True, True, True, False, False]
-    assert rows[3]["operations"] is None
+    assert [rows[3][key] for key in ("operations", "flops_per_second", "limit_share", "bound_by")] == [None] * 4
     assert rows[4]["operations"] is not None
     text = format_rows(rows)
     assert [len(line.split()) - 1 for line in text.splitlines() if line.startswith("  broken")] == [len(COLUMNS) + 1]
@@ -276,16 +286,20 @@ def test_what_cannot_run_is_told_and_the_others_are_measured(monkeypatch):
     ]
 
 
-def test_reason_of_a_fallback_is_what_the_library_said():
+def test_reason_of_a_fallback_is_what_the_library_logged():
     notes = Notes()
     notes.messages += ["backend 'fast' is not used: no GPU.", "other"]
     assert notes.about("fast") == "backend 'fast' is not used: no GPU."
     assert notes.about("slow") is None
 
 
-def test_dense_within_a_harmonic_layer_is_seen():
-    assert runs_dense(lambda: RingConvolution(2, 2, 3)(torch.rand(1, 2, 4, 4)))
-    assert not runs_dense(lambda: nn.Conv2d(2, 2, 3)(torch.rand(1, 2, 4, 4)))
+@pytest.mark.skipif(load_kernels() is None, reason="no kernels were built")
+def test_kernels_are_recognised():
+    net, x = RingConvolution(2, 2, 3), torch.rand(1, 2, 4, 4)
+    for backend, expected in (("cpp", True), ("dense", False)):
+        backends.set_backend(backend)
+        assert runs_kernels(lambda: net(x)) is expected
+    assert not runs_kernels(lambda: nn.Conv2d(2, 2, 3)(x))
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -321,7 +335,7 @@ def test_a_peer_keeps_the_size(peer, dims):
 
 def test_quick_run_writes_table_numbers_and_picture(tmp_path, capsys):
     threads, backend = torch.get_num_threads(), get_backend()
-    options = ["--quick", "--repeats", "1", "--backends", "dense", "--threads", "1", "--autocast"]
+    options = ["--quick", "--repeats", "3", "--backends", "dense", "--threads", "1", "--autocast"]
     assert main([*options, "--output", str(tmp_path)]) == 0
     assert (torch.get_num_threads(), get_backend()) == (threads, backend)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["benchmark.json", "benchmark.md", "benchmark.png"]
@@ -347,7 +361,7 @@ def test_a_gpu_without_a_number_is_the_first(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     for name in ("cuda", "cuda:1"):
-        assert check_options(make_parser().parse_args(["--device", name])) == torch.device(name)
+        assert device_of(name) == torch.device(name)
     # torch raises where it gets a device without an index
     assert chosen == [0, 1]
 

@@ -1,13 +1,15 @@
-"""The study runs what its CONFIG asks for, once, goes on after failures and kills, and its intervals are Student's."""
+"""The study runs what its CONFIG asks for, once, continues after failures, resumes after kills, and its intervals are Student's."""
 
 from __future__ import annotations
 
 import csv
+import json
 import math
 import shutil
 import subprocess
 from pathlib import Path
 
+import filelock
 import monai.bundle
 import pytest
 import torch
@@ -20,10 +22,11 @@ from monai_gmr.apps.study import Progress, RunError, best_rate, main, put_row, r
 from monai_gmr.apps.study_plan import Job, check_bundles, load_study
 from monai_gmr.apps.study_table import SCORES, deciding_score, draw_study, format_tables, interval, summarize
 from monai_gmr.data import write_phantoms
+from monai_gmr.files import LOCK_NAME
 
 SEGMENTATION = Path(__file__).resolve().parents[2] / "bundles" / "volume_segmentation_gmr_unet"
 
-# a bundle whose validation score is best at learning rate 0.01 and whose scores tell seed, net and split
+# a bundle whose validation score is best at learning rate 0.01 and whose scores differ with seed, net and split
 TRAIN = """
 imports: [$import torch, $import pathlib]
 seed: 0
@@ -79,7 +82,7 @@ def config(bundle, tmp_path):
 
 @pytest.fixture
 def processes(monkeypatch):
-    """Bundles run in this process instead of their own, which takes seconds each; the list tells which configs ran."""
+    """Bundles run in this process instead of their own, which takes seconds each; the list names the configs that ran."""
     ran = []
 
     def run(command, stdout, **_):
@@ -131,7 +134,7 @@ def test_a_single_value_has_no_interval_and_equal_ones_one_of_width_zero():
     assert interval([0.5, 0.5]) == (0.5, 0.0)
 
 
-def test_special_settings_stand_above_general_ones(tmp_path, config):
+def test_special_settings_override_general_ones(tmp_path, config):
     layers = ["epochs", "width", "conv", "split", "batch"]
     config["settings"] = dict.fromkeys(layers, 0)
     config["data"]["cells"] |= {
@@ -249,7 +252,7 @@ def test_only_what_changed_runs_again(start, config, processes, tmp_path, capsys
     assert "to do" not in capsys.readouterr().out
 
 
-def test_a_failed_run_lets_the_others_go_on(start, config, processes, tmp_path, capsys):
+def test_other_runs_continue_after_a_failed_one(start, config, processes, tmp_path, capsys):
     config["nets"]["radial"]["conv"] = "broken"
     config["augmentations"] = {"none": {}}
     assert start() == 1
@@ -257,7 +260,7 @@ def test_a_failed_run_lets_the_others_go_on(start, config, processes, tmp_path, 
     assert "failed: cells, radial, none, seed 3: error: " in error
     assert [row["net"] for row in read_rows(tmp_path / "out" / "runs.csv")] == ["plain", "plain"]
     assert (tmp_path / "out" / "table.md").is_file()
-    # what failed is tried again in the same folder: the bundle goes on there
+    # what failed is tried again in the same folder: the bundle resumes there
     assert start() == 1
     assert len(list((tmp_path / "out").rglob("radial-none/seed3/started"))) == 1
     assert (tmp_path / "out/runs/cells/radial-none/seed3/started").read_text() == "xx"
@@ -275,7 +278,7 @@ def test_a_failed_tuning_leaves_its_net_out(start, config, processes, tmp_path, 
     assert "failed: cells, radial, none, trying learning rate 0.1: " in capsys.readouterr().err
 
 
-def test_an_unknown_metric_is_told_and_needs_no_second_training(start, config, processes, capsys):
+def test_an_unknown_metric_is_an_error_and_needs_no_second_training(start, config, processes, capsys):
     config |= {"seeds": [3], "runs": [["plain", "none"]]}
     config["data"]["cells"]["metric"] = "auc"
     assert start() == 1
@@ -284,6 +287,32 @@ def test_an_unknown_metric_is_told_and_needs_no_second_training(start, config, p
     processes.clear()
     assert start() == 0
     assert processes == []
+
+
+def test_cases_that_an_evaluation_leaves_out_are_named_in_its_row(start, config, processes, tmp_path, capsys, bundle):
+    config |= {"seeds": [3], "runs": [["plain", "none"]]}
+    report = {"networks": {"model": {"failures": {"b.nii": "it is empty.", "a.nii": "it is cut off."}}}}
+    content = yaml.safe_load(EVALUATE)
+    written = f"$pathlib.Path(@output_dir, 'rotation_report.json').write_text({json.dumps(report)!r})"
+    content["run"] += [written, "$1 / 0"]
+    write(bundle / "configs" / "evaluate.yaml", content)
+    assert start() == 0
+    (row,) = read_rows(tmp_path / "out" / "runs.csv")
+    assert (row["left_out"], row["upright"]) == ("a.nii; b.nii", 0.3)
+    processes.clear()
+    assert start() == 0
+    assert processes == []
+    assert "cells, plain, none, seed 3: evaluated without a.nii; b.nii" in capsys.readouterr().err
+
+
+def test_a_second_run_in_the_same_folder_is_refused(start, config, processes, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    with filelock.FileLock(tmp_path / "out" / LOCK_NAME):
+        assert start() == 2
+        assert "out is in use by another run" in capsys.readouterr().err
+        assert start("--table") == 0
+    assert processes == []
+    assert start() == 0
 
 
 def test_checkpoints_stay_when_asked(start, config, processes, tmp_path):
@@ -364,7 +393,7 @@ def test_environment_variables_and_home_are_expanded(tmp_path, config, monkeypat
     check_bundles(study)
 
 
-def test_table_says_the_score_that_decides_in_bold():
+def test_the_best_score_is_bold():
     scores = {"upright": (0.9, 0.9, 0.9), "angles_mean": (0.5, 0.5, 0.5)}
     rows = as_score_rows(scores) + as_score_rows({**scores, "angles_mean": (0.6, 0.6, 0.6)}, net="radial")
     summary = summarize(rows, [("cells", net, "none") for net in ("radial", "absent", "plain")])
@@ -444,13 +473,13 @@ def test_segmentation_bundle_on_phantoms(tmp_path, monkeypatch, capsys):
     set_determinism(None)
 
 
-def test_a_killed_training_goes_on_in_its_folder(start, config, processes, tmp_path):
+def test_a_killed_training_resumes_in_its_folder(start, config, processes, tmp_path):
     config |= {"seeds": [3], "runs": [["plain", "none"]]}
     assert start() == 0
     study = load(tmp_path, config)
     folder = study.folder(study.jobs()[0])
     state = app._read_json(folder / "training.json")
-    # as a kill leaves it: settings told, no score yet, no row
+    # as a kill leaves it: settings written, no score yet, no row
     app._write_json(folder / "training.json", {key: state[key] for key in ("fingerprint", "parameters")})
     shutil.rmtree(folder / "evaluate")
     (study.output_dir / "runs.csv").unlink()
@@ -460,7 +489,7 @@ def test_a_killed_training_goes_on_in_its_folder(start, config, processes, tmp_p
     assert len(read_rows(study.output_dir / "runs.csv")) == 1
 
 
-def test_help_tells_the_config(capsys):
+def test_help_shows_the_config(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "learning_rates: [0.003, 0.01]" in capsys.readouterr().out

@@ -149,7 +149,7 @@ def test_test_time_over_a_bundle_that_knows_nothing_of_it(foreign_bundle):
 
 def test_report_and_average_together(phantoms, tmp_path):
     config = files(SEGMENTATION / "evaluate.yaml", *(SEGMENTATION / name for name in OVERLAYS))
-    options = {"report_dir": str(tmp_path / "out"), "report_views": "m", "report_resamples": 10, "cases": 1}
+    options = {"report_dir": str(tmp_path / "out"), "report_views": "m", "report_num_resamples": 10, "cases": 1}
     run(config_file=config, test_time_views="m", report_worst_cases=0, **options, **phantoms, logging_file=False)
     assert all(spread < 1e-3 for spread in spreads(tmp_path / "out").values())
 
@@ -158,7 +158,7 @@ def test_report_and_average_together(phantoms, tmp_path):
 def test_report_of_a_classification(blobs, tmp_path, spatial_dims):
     folder = CLASSIFICATION[spatial_dims - 2]
     config = files(folder / "evaluate.yaml", folder / "rotation_report.yaml")
-    options = {"report_dir": str(tmp_path / "out"), "report_views": ["m", {"random": 1}], "report_resamples": 10}
+    options = {"report_dir": str(tmp_path / "out"), "report_views": ["m", {"random": 1}], "report_num_resamples": 10}
     run(config_file=config, **options, **blobs(spatial_dims), logging_file=False)
     assert {"auc", "balanced_accuracy"} <= {row["metric"] for row in read_table(tmp_path / "out")}
 
@@ -169,8 +169,8 @@ def test_upright_images_have_the_scores_of_the_bundles_own_run(foreign_bundle, i
     config = files(root / "configs" / "evaluate.yaml", SEGMENTATION / "rotation_report.yaml")
     own = ConfigWorkflow(config[:1], workflow_type="infer", logging_file=False, bundle_root=str(root))
     own.run()
-    frame = "upright" if inverts else "turned"
-    options = {"report_views": "m", "report_frame": frame, "report_in_ball": False, "report_resamples": 10}
+    frame = "upright" if inverts else "rotated"
+    options = {"report_views": "m", "report_frame": frame, "report_in_ball": False, "report_num_resamples": 10}
     run(config_file=config, bundle_root=str(root), logging_file=False, **options)
     rows = [row for row in read_table(root / "rotation_report") if row["family"] == "upright"]
     score = next(float(row["mean"]) for row in rows if row["metric"] == "mean_dice")
@@ -183,7 +183,7 @@ def test_report_of_a_bundle_of_the_model_zoo_as_typed_in_a_terminal(foreign_bund
         root / "configs" / "train.json", root / "configs" / "evaluate.json", SEGMENTATION / "rotation_report.yaml"
     )
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(config), "--bundle_root", str(root)]
-    command += ["--report_views", "m", "--report_cases", "1", "--report_resamples", "10", "--report_name", "net"]
+    command += ["--report_views", "m", "--report_cases", "1", "--report_num_resamples", "10", "--report_name", "net"]
     command += ["--rotation_report::evaluator", "@validate::evaluator", "--report_worst_cases", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     options = {"capture_output": True, "text": True, "env": environment, "cwd": tmp_path, "timeout": 240}

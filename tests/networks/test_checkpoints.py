@@ -158,7 +158,7 @@ def test_the_net_is_its_own(make_state):
         1,
         1,
         (4, 6, 8, 10, 12),
-        (9, 9, 5, 5, 3),
+        kernel_sizes=(9, 9, 5, 5, 3),
         rings="hard_square",
         downsample="max",
         upsample="linear_corners",

@@ -5,11 +5,10 @@ import torch
 
 from monai_gmr import set_backend
 from monai_gmr.ops.cpu import library as kernels
-from monai_gmr.ops.once import Once
 
 
 @pytest.fixture
-def compiled():
+def cpp():
     """Backend "cpp"."""
     set_backend("cpp")
     yield
@@ -30,12 +29,16 @@ def far_apart():
     return move
 
 
-@pytest.fixture(scope="module", params=[8, 16])
-def vectors(request):
-    """Kernels as processors with vectors of 8 or of 16 floats have them; those that this one has not are put together of others."""
-    if kernels.kernel_failure() is not None:
-        pytest.skip("no C++ compiler")
-    library = kernels.compile_kernels(request.param)
+@pytest.fixture(scope="module", params=list(kernels.PROCESSORS))
+def processor(request):
+    """The kernels that were built for each kind of processor, as far as this one runs them."""
+    names, capability = list(kernels.PROCESSORS), torch.backends.cpu.get_cpu_capability()
+    if capability in names and names.index(request.param) < names.index(capability):
+        pytest.skip(f"this processor has no {request.param}")
+    try:
+        library = kernels.open_library(kernels.PROCESSORS[request.param])
+    except OSError as error:
+        pytest.skip(str(error))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "load_kernels", Once(lambda: library))
+        patch.setattr(kernels, "load_kernels", lambda: library)
         yield

@@ -8,7 +8,6 @@ from monai_gmr.ops.invariants import (
     fused_invariants,
     inner_product_scale,
     invariants,
-    invariants_of_order,
 )
 
 # norms, inner products and components of each order
@@ -89,16 +88,3 @@ def test_strides_of_the_input_are_kept():
     out = fused_invariants(x, *sizes)
     assert out.stride(2) == 1
     assert torch.allclose(out, invariants(x, *sizes))
-
-
-@pytest.mark.parametrize(("norms", "inner_products", "count"), [(3, 3, 2), (3, 2, 5), (2, 0, 3), (1, 1, 1)])
-def test_an_order_of_its_own(norms, inner_products, count):
-    x = torch.randn(2, 2, norms + inner_products, count, 6, dtype=torch.float64).movedim(3, 1).movedim(1, 3)
-    sizes = ([norms], [inner_products], [count])
-    gradients = []
-    for run in (lambda x: invariants(x.flatten(2, 3), *sizes), lambda x: invariants_of_order(x, norms)):
-        leaf = x.clone().requires_grad_()
-        out = run(leaf)
-        gradients.append((out, *torch.autograd.grad((out**3).sum(), leaf)))
-    for a, b in zip(*gradients):
-        assert torch.allclose(a, b)

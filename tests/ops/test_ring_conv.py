@@ -35,13 +35,13 @@ def test_kernel_of_known_rings():
     assert torch.equal(kernel[0, 0], torch.tensor([[2.0, 4.0, 2.0], [4.0, 2.0, 4.0], [2.0, 4.0, 2.0]]))
 
 
-def test_factors_make_a_component_each():
-    shells, factors = torch.tensor([1, 0, 1]), torch.tensor([[1.0, 1.0, 1.0], [-1.0, 0.0, 1.0]], dtype=torch.float64)
+def test_angular_functions_make_a_component_each():
+    shells, angular = torch.tensor([1, 0, 1]), torch.tensor([[1.0, 1.0, 1.0], [-1.0, 0.0, 1.0]], dtype=torch.float64)
     weight, basis = torch.randn(4, 1, 2, dtype=torch.float64), torch.randn(2, 2, dtype=torch.float64)
     x = torch.randn(2, 2, 6, dtype=torch.float64)
-    y = ring_conv(x, weight, basis, shells, padding=1, groups=2, factors=factors)
+    y = ring_conv(x, weight, basis, shells, padding=1, groups=2, angular=angular)
     assert y.shape == (2, 4, 2, 6)
     for component in range(2):
-        kernel = dense_kernel(weight, basis, shells) * factors[component]
+        kernel = dense_kernel(weight, basis, shells) * angular[component]
         assert torch.allclose(y[:, :, component], F.conv1d(x, kernel, padding=1, groups=2))
-    assert torch.allclose(ring_conv(x[0], weight, basis, shells, padding=1, groups=2, factors=factors), y[0])
+    assert torch.allclose(ring_conv(x[0], weight, basis, shells, padding=1, groups=2, angular=angular), y[0])

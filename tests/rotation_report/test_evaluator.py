@@ -1,4 +1,4 @@
-"""Evaluators of bundles as they are: the same scores as the bundle's own run, no file touched, and one sentence where it cannot be."""
+"""Evaluators of bundles as they are: the same scores as the bundle's own run, no file touched, and one sentence where it fails."""
 
 import json
 import shutil
@@ -178,7 +178,7 @@ def test_no_dataset_keeps_or_loads_images_ahead(target, tmp_path):
         ("zoo", {"validate": {}}, {}, "no id evaluator or validate::evaluator: .* it has .*network_def"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_opened_is_told_in_one_sentence(foreign_bundle, layout, changes, options, match):
+def test_what_cannot_be_opened_ends_in_one_sentence(foreign_bundle, layout, changes, options, match):
     root = foreign_bundle(layout=layout, **changes)
     if changes == {"validate": {}}:
         (root / "configs" / "evaluate.json").unlink()

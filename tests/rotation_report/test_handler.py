@@ -1,4 +1,4 @@
-"""The rotation sweep scores every view with the evaluator's own metrics, says what moved, and loses nothing on the way."""
+"""The rotation report scores every view with the evaluator's own metrics, and an interrupted one resumes."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ SHAPE = (16, 16)
 
 
 class Brightness(torch.nn.Module):
-    """Foreground where the image is bright: does not care how it is turned."""
+    """Foreground where the image is bright: equivariant."""
 
     def forward(self, x):
         return torch.cat([0.5 - x, x - 0.5], 1)
@@ -76,7 +76,7 @@ def make_evaluator(network, shape=SHAPE, dataset=None, postprocessing=None, **se
     )
 
 
-def make_sweep(evaluator, folder, **settings):
+def make_report(evaluator, folder, **settings):
     few = {"views": ["all", {"angles": 60}], "worst_cases": 0, "num_resamples": 0, "order": 1}
     return RotationReport(evaluator, folder, **few | settings)
 
@@ -92,9 +92,9 @@ def read(path):
 
 
 @pytest.mark.parametrize("labels", ["nearest", "share"])
-def test_a_network_that_turns_with_the_image_does_not_move(tmp_path, capsys, labels):
+def test_scores_of_an_equivariant_network_are_equal(tmp_path, capsys, labels):
     views = ["all", {"angles": 30}, {"random": 3}]
-    summary = make_sweep(make_evaluator(Brightness()), tmp_path, views=views, labels=labels).run()
+    summary = make_report(make_evaluator(Brightness()), tmp_path, views=views, labels=labels).run()
     dice = [row for row in summary if row["metric"] == "dice"]
     assert [(row["family"], row["views"]) for row in dice] == [
         ("upright", 1),
@@ -112,8 +112,8 @@ def test_a_network_that_turns_with_the_image_does_not_move(tmp_path, capsys, lab
     assert "spread" in printed
 
 
-def test_a_network_that_does_not_turn_is_found_out(tmp_path):
-    summary = make_sweep(make_evaluator(UpperHalf()), tmp_path).run()
+def test_scores_of_a_network_that_is_not_equivariant_differ(tmp_path):
+    summary = make_report(make_evaluator(UpperHalf()), tmp_path).run()
     assert find(summary, metric="dice", family="upright")["mean"] == 1
     group = find(summary, metric="dice", family="group")
     assert group["worst"] == 0
@@ -121,18 +121,18 @@ def test_a_network_that_does_not_turn_is_found_out(tmp_path):
     assert find(summary, metric="equivariance_error", family="group")["worst"] == pytest.approx(2)
 
 
-def test_values_are_those_of_the_evaluator_run_on_turned_files(tmp_path):
-    """The same numbers come from turning image and label beforehand and running a plain evaluator on them."""
+def test_values_are_those_of_the_evaluator_on_rotated_files(tmp_path):
+    """The same numbers come from rotating image and label beforehand and running a plain evaluator on them."""
     generator = torch.Generator().manual_seed(0)
     images = [torch.rand(1, 9, 11, generator=generator) for _ in range(3)]
     labels = [(image > 0.6).float() for image in images]
     torch.manual_seed(0)
     network = torch.nn.Conv2d(1, 2, 3, padding=1)
     data = [{"image": image, "label": label} for image, label in zip(images, labels)]
-    make_sweep(make_evaluator(network, dataset=Dataset(data)), tmp_path).run()
+    make_report(make_evaluator(network, dataset=Dataset(data)), tmp_path).run()
     rows = {row["view"]: float(row["dice"]) for row in read(tmp_path / "rotation_views.csv")}
     for view in make_views(["all", {"angles": 60}], 2):
-        turned = [
+        rotated = [
             {
                 "image": transform_image(item["image"], view.matrix, order=1),
                 "label": transform_image(item["label"], view.matrix, order=0),
@@ -141,14 +141,14 @@ def test_values_are_those_of_the_evaluator_run_on_turned_files(tmp_path):
         ]
         take = from_engine_in_ball(["pred", "label"])
         metric = {"dice": MeanDice(include_background=False, output_transform=take)}
-        evaluator = make_evaluator(network, dataset=Dataset(turned), key_val_metric=metric)
+        evaluator = make_evaluator(network, dataset=Dataset(rotated), key_val_metric=metric)
         evaluator.run()
         assert rows[view.name] == pytest.approx(evaluator.state.metrics["dice"], abs=1e-6)
 
 
 def test_files_hold_what_was_measured(tmp_path):
     folder = tmp_path / "new"
-    summary = make_sweep(make_evaluator(UpperHalf()), folder).run()
+    summary = make_report(make_evaluator(UpperHalf()), folder).run()
     rows, table, cases = (read(folder / f"rotation_{name}.csv") for name in ("views", "table", "cases"))
     views = make_views(["all", {"angles": 60}], 2)
     assert [row["view"] for row in rows] == [view.name for view in views]
@@ -170,33 +170,33 @@ def test_files_hold_what_was_measured(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 8), (7, 8, 9)])
-def test_averaging_over_the_group_stills_any_network(tmp_path, shape):
-    """A plain convolution moves, the same averaged over the 48 symmetries does not, and its price is told."""
+def test_any_network_averaged_over_the_group_is_equivariant(tmp_path, shape):
+    """A plain convolution is not equivariant, the same averaged over the 48 symmetries is; its passes are counted."""
     torch.manual_seed(0)
     network = torch.nn.Conv3d(1, 2, 3, padding=1)
     data = Dataset([{"image": torch.rand(1, *shape), "label": (torch.rand(1, *shape) > 0.5).float()} for _ in range(2)])
     views = {"group": "all", "count": 6}
-    sweep = make_sweep(
+    report = make_report(
         {"plain": make_evaluator(network, dataset=data)}, tmp_path, views=views, average="all", views_per_batch=8
     )
-    summary = sweep.run()
-    errors = [find(summary, network=name, metric="equivariance_error", family="group") for name in sweep.networks]
-    assert list(sweep.networks) == ["plain", "plain, 48 views"]
+    summary = report.run()
+    errors = [find(summary, network=name, metric="equivariance_error", family="group") for name in report.networks]
+    assert list(report.networks) == ["plain", "plain, 48 views"]
     assert errors[0]["worst"] > 0.1
     assert errors[1]["worst"] < 1e-5
-    report = json.loads((tmp_path / "rotation_report.json").read_text())
-    assert [report["networks"][name]["passes_per_case"] for name in sweep.networks] == [1, 48]
-    paired = [row for row in report["paired"] if row["family"] == "group"]
+    content = json.loads((tmp_path / "rotation_report.json").read_text())
+    assert [content["networks"][name]["passes_per_case"] for name in report.networks] == [1, 48]
+    paired = [row for row in content["paired"] if row["family"] == "group"]
     assert [(row["first"], row["second"], row["cases"]) for row in paired] == [("plain", "plain, 48 views", 2)]
 
 
-def test_a_sweep_goes_on_after_a_kill(tmp_path):
+def test_an_interrupted_report_resumes(tmp_path):
     class Killed(BaseException):
         pass
 
     evaluator = make_evaluator(UpperHalf())
-    whole = make_sweep(evaluator, tmp_path / "whole").run()
-    count = len(make_sweep(evaluator, tmp_path / "x").views)
+    whole = make_report(evaluator, tmp_path / "whole").run()
+    count = len(make_report(evaluator, tmp_path / "x").views)
     calls = []
 
     def counted(image, network):
@@ -207,14 +207,14 @@ def test_a_sweep_goes_on_after_a_kill(tmp_path):
 
     killed = make_evaluator(UpperHalf(), inferer=counted)
     with pytest.raises(Killed):
-        make_sweep(killed, tmp_path / "killed").run()
+        make_report(killed, tmp_path / "killed").run()
     assert isinstance(killed.inferer, type(counted))
     path = tmp_path / "killed" / "records" / "this_run.jsonl"
     # a line that was being written when the process died
     path.write_text(path.read_text()[:-20])
     assert len(path.read_text().splitlines()) == 1 + count + 2
     calls.clear()
-    resumed = make_sweep(killed, tmp_path / "killed").run()
+    resumed = make_report(killed, tmp_path / "killed").run()
     # the first case was done, and is looked at once; of the second one view was, one was cut off, and the upright one is needed again
     assert len(calls) == 1 + count - 1 + 1
     assert [{**row, "mean": round(row["mean"], 9)} for row in resumed] == [
@@ -224,7 +224,7 @@ def test_a_sweep_goes_on_after_a_kill(tmp_path):
 
 @pytest.mark.parametrize("changed", ["inferer", "postprocessing", "image", "metric"])
 def test_records_of_other_parts_of_a_config_are_not_used(tmp_path, capsys, changed):
-    """Not only the network: whatever changes the answers or the scores makes the sweep begin anew."""
+    """Not only the network: whatever changes the answers or the scores makes the report begin anew."""
     torch.manual_seed(0)
     network = torch.nn.Conv2d(1, 2, 3, padding=1)
     image, label = torch.rand(1, 16, 16), half()
@@ -232,9 +232,9 @@ def test_records_of_other_parts_of_a_config_are_not_used(tmp_path, capsys, chang
     def make(scale=1.0, **settings):
         return make_evaluator(network, dataset=Dataset([{"image": scale * image, "label": label}]), **settings)
 
-    make_sweep(make(), tmp_path).run()
+    make_report(make(), tmp_path).run()
     capsys.readouterr()
-    make_sweep(make(), tmp_path).run()
+    make_report(make(), tmp_path).run()
     assert "are there already" in capsys.readouterr().out
     take = from_engine(["pred", "label"])
     discrete = AsDiscreted(keys=["pred", "label"], argmax=[True, False], to_onehot=2)
@@ -244,34 +244,34 @@ def test_records_of_other_parts_of_a_config_are_not_used(tmp_path, capsys, chang
         "image": {"scale": 2.0},
         "metric": {"key_val_metric": {"dice": MeanDice(output_transform=take)}},
     }
-    make_sweep(make(**other[changed]), tmp_path).run()
+    make_report(make(**other[changed]), tmp_path).run()
     assert "are replaced" in capsys.readouterr().out
 
 
 def test_a_case_that_no_longer_loads_costs_no_records(tmp_path, capsys):
     data = [{"image": half(), "label": half()}] * 2
-    make_sweep(make_evaluator(Brightness(), dataset=Dataset(data)), tmp_path).run()
+    make_report(make_evaluator(Brightness(), dataset=Dataset(data)), tmp_path).run()
     path = tmp_path / "records" / "this_run.jsonl"
     before = len(path.read_text().splitlines())
-    summary = make_sweep(make_evaluator(Brightness(), dataset=Failing(data, 0)), tmp_path).run()
+    summary = make_report(make_evaluator(Brightness(), dataset=Failing(data, 0)), tmp_path).run()
     assert "are there already" in capsys.readouterr().out
     assert len(path.read_text().splitlines()) == before
     assert {row["cases"] for row in summary} == {2}
 
 
-def test_fewer_cases_than_an_earlier_sweep_measured(tmp_path):
-    make_sweep(make_evaluator(UpperHalf()), tmp_path).run()
-    summary = make_sweep(make_evaluator(UpperHalf()), tmp_path, cases=1).run()
+def test_fewer_cases_than_an_earlier_report_measured(tmp_path):
+    make_report(make_evaluator(UpperHalf()), tmp_path).run()
+    summary = make_report(make_evaluator(UpperHalf()), tmp_path, cases=1).run()
     assert {row["cases"] for row in summary} == {1}
 
 
 def test_records_of_another_network_are_not_used(tmp_path, capsys):
     torch.manual_seed(0)
     network = torch.nn.Conv2d(1, 2, 3, padding=1)
-    first = make_sweep(make_evaluator(network), tmp_path).run()
+    first = make_report(make_evaluator(network), tmp_path).run()
     with torch.no_grad():
         network.weight.add_(1)
-    second = make_sweep(make_evaluator(network), tmp_path).run()
+    second = make_report(make_evaluator(network), tmp_path).run()
     assert "are replaced" in capsys.readouterr().out
     assert [row["mean"] for row in first] != [row["mean"] for row in second]
 
@@ -280,8 +280,8 @@ def test_the_evaluator_is_as_before(tmp_path):
     evaluator = make_evaluator(UpperHalf())
     evaluator.logger.setLevel(logging.INFO)
     own = (evaluator.prepare_batch, evaluator.inferer, evaluator.data_loader)
-    make_sweep(evaluator, tmp_path).run()
-    # during the sweep, too, the metrics that it ends with are those of the upright images
+    make_report(evaluator, tmp_path).run()
+    # during the report, too, the metrics that it ends with are those of the upright images
     assert evaluator.state.metrics["dice"] == 1
     assert own == (evaluator.prepare_batch, evaluator.inferer, evaluator.data_loader)
     assert evaluator.logger.level == logging.INFO
@@ -294,22 +294,22 @@ def test_the_evaluator_is_as_before(tmp_path):
 
 
 def test_axes_of_unlike_spacing_are_not_exchanged(tmp_path):
-    sweep = make_sweep(make_evaluator(Brightness(), (8, 8, 8)), tmp_path, views="all", spacing=(1, 1, 3))
-    assert len(sweep.views) == 16
-    assert all(abs(view.matrix[2, 2]) == 1 for view in sweep.views)
+    report = make_report(make_evaluator(Brightness(), (8, 8, 8)), tmp_path, views="all", spacing=(1, 1, 3))
+    assert len(report.views) == 16
+    assert all(abs(view.matrix[2, 2]) == 1 for view in report.views)
 
 
 def test_unlike_spacing_of_the_images_is_pointed_out(tmp_path, capsys):
     image = MetaTensor(half((8, 8, 8)), affine=torch.diag(torch.tensor([1.0, 1.0, 2.5, 1.0])))
     dataset = Dataset([{"image": image, "label": half((8, 8, 8))}])
-    make_sweep(make_evaluator(Brightness(), dataset=dataset), tmp_path)
+    make_report(make_evaluator(Brightness(), dataset=dataset), tmp_path)
     assert "give spacing=[1.0, 1.0, 2.5]" in capsys.readouterr().out
 
 
 def test_another_report_can_be_shown_and_tested_beside_it(tmp_path, capsys):
-    make_sweep(make_evaluator(UpperHalf()), tmp_path / "a", name="upper").run()
+    make_report(make_evaluator(UpperHalf()), tmp_path / "a", name="upper").run()
     other = {"upper half": str(tmp_path / "a" / "rotation_views.csv")}
-    summary = make_sweep(make_evaluator(Brightness()), tmp_path / "b", compare=other).run()
+    summary = make_report(make_evaluator(Brightness()), tmp_path / "b", compare=other).run()
     assert {row["network"] for row in summary} == {"this run"}
     assert {row["network"] for row in read(tmp_path / "b" / "rotation_table.csv")} == {"this run", "upper half"}
     assert "this run less upper half" in capsys.readouterr().out
@@ -328,7 +328,7 @@ def test_cases_that_fail_are_named_and_the_others_finished(tmp_path, capsys):
                 raise RuntimeError("this is too large")
             return super().forward(x)
 
-    summary = make_sweep(make_evaluator(Small(), dataset=Failing(data, 1)), tmp_path).run()
+    summary = make_report(make_evaluator(Small(), dataset=Failing(data, 1)), tmp_path).run()
     assert {row["cases"] for row in summary} == {1}
     assert find(summary, metric="dice", family="group")["mean"] == 1
     printed = capsys.readouterr().out
@@ -343,7 +343,7 @@ def test_a_batch_keeps_its_other_cases_when_one_does_not_load(tmp_path):
     dataset = Failing([{"image": half(), "label": half()}] * 5, 1)
     evaluator = make_evaluator(Brightness(), dataset=dataset)
     evaluator.data_loader = DataLoader(dataset, batch_size=2)
-    summary = make_sweep(evaluator, tmp_path).run()
+    summary = make_report(evaluator, tmp_path).run()
     assert {row["cases"] for row in summary} == {4}
 
 
@@ -354,7 +354,7 @@ def test_without_metrics_the_equivariance_error_is_reported(tmp_path):
         key_val_metric=None,
         postprocessing=AsDiscreted(keys="pred", argmax=True),
     )
-    summary = make_sweep(evaluator, tmp_path, worst_cases=1).run()
+    summary = make_report(evaluator, tmp_path, worst_cases=1).run()
     assert {row["metric"] for row in summary} == {"equivariance_error"}
     assert find(summary, family="group")["worst"] == pytest.approx(2)
     assert (tmp_path / "worst_cases.png").is_file()
@@ -374,41 +374,41 @@ class Several(Brightness):
 
 @pytest.mark.parametrize(("kind", "key"), [(tuple, 0), (list, 0), (dict, "out")])
 def test_one_of_several_answers_is_judged(tmp_path, kind, key):
-    summary = make_sweep(make_evaluator(Several(kind)), tmp_path, prediction=key).run()
+    summary = make_report(make_evaluator(Several(kind)), tmp_path, prediction=key).run()
     assert find(summary, metric="dice", family="group")["mean"] == 1
 
 
 @pytest.mark.parametrize(("kind", "there"), [(tuple, "0, 1"), (dict, "'out', 'aux'")])
-def test_a_network_with_several_answers_is_told_and_the_others_are_reported(tmp_path, capsys, kind, there):
+def test_a_network_with_several_answers_is_named_and_the_next_one_reported(tmp_path, capsys, kind, there):
     evaluators = {"several": make_evaluator(Several(kind)), "one": make_evaluator(Brightness())}
-    summary = make_sweep(evaluators, tmp_path).run()
+    summary = make_report(evaluators, tmp_path).run()
     assert {row["network"] for row in summary} == {"one"}
     sentence = f"returned a {kind.__name__} of 2: say which is judged with prediction, one of {there}."
     assert sentence in capsys.readouterr().out
     failures = json.loads((tmp_path / "rotation_report.json").read_text())["networks"]["several"]["failures"]
     assert set(failures) == {"case 0", "case 1"}
     with pytest.raises(ConfigurationError, match="no case could be evaluated; this run, case 0: the network returned"):
-        make_sweep(evaluators["several"], tmp_path / "alone").run()
+        make_report(evaluators["several"], tmp_path / "alone").run()
 
 
-def test_nothing_is_saved_of_turned_images(tmp_path):
+def test_nothing_is_saved_of_rotated_images(tmp_path):
     out = tmp_path / "saved"
     discrete = AsDiscreted(keys=["pred", "label"], argmax=[True, False], to_onehot=2)
     saving = Compose([discrete, SaveImaged(keys="pred", output_dir=out, print_log=False)])
-    make_sweep(make_evaluator(Brightness(), postprocessing=saving), tmp_path / "report", worst_cases=1).run()
+    make_report(make_evaluator(Brightness(), postprocessing=saving), tmp_path / "report", worst_cases=1).run()
     assert not list(tmp_path.rglob("*.nii.gz"))
 
 
-def test_predictions_can_be_turned_back_first(tmp_path):
+def test_predictions_can_be_rotated_back_first(tmp_path):
     """In the upright frame the label is never resampled, and symmetries of the grid give the same scores."""
     torch.manual_seed(0)
     network = torch.nn.Conv2d(1, 2, 3, padding=1)
     data = Dataset([{"image": torch.rand(1, 9, 11), "label": (torch.rand(1, 9, 11) > 0.5).float()}])
-    for frame in ("turned", "upright"):
-        make_sweep(make_evaluator(network, dataset=data), tmp_path / frame, frame=frame, views="all").run()
-    turned, upright = (read(tmp_path / frame / "rotation_views.csv") for frame in ("turned", "upright"))
-    assert [row["dice"] for row in turned] == pytest.approx([row["dice"] for row in upright])
-    assert len({row["dice"] for row in turned}) > 2
+    for frame in ("rotated", "upright"):
+        make_report(make_evaluator(network, dataset=data), tmp_path / frame, frame=frame, views="all").run()
+    rotated, upright = (read(tmp_path / frame / "rotation_views.csv") for frame in ("rotated", "upright"))
+    assert [row["dice"] for row in rotated] == pytest.approx([row["dice"] for row in upright])
+    assert len({row["dice"] for row in rotated}) > 2
 
 
 class Slope(torch.nn.Module):
@@ -444,8 +444,8 @@ def make_classifier(count=12):
 
 
 def test_classifiers_are_scored_over_all_cases(tmp_path):
-    """AUC is no mean over cases; a half turn reverses every answer."""
-    summary = make_sweep(make_classifier(), tmp_path, num_resamples=200, worst_cases=2, views="4").run()
+    """AUC is no mean over cases; a rotation by 180 degrees reverses every answer."""
+    summary = make_report(make_classifier(), tmp_path, num_resamples=200, worst_cases=2, views="4").run()
     assert find(summary, metric="auc", family="upright")["mean"] == 1
     group = find(summary, metric="auc", family="group")
     assert group["worst"] == 0
@@ -458,7 +458,7 @@ def test_classifiers_are_scored_over_all_cases(tmp_path):
 
 
 def test_a_network_may_be_named_by_a_setting_that_is_a_list(tmp_path):
-    summary = make_sweep(make_evaluator(Brightness()), tmp_path, name=["gmr_harmonic", {"orders": [0, 1]}]).run()
+    summary = make_report(make_evaluator(Brightness()), tmp_path, name=["gmr_harmonic", {"orders": [0, 1]}]).run()
     assert {row["network"] for row in summary} == {"['gmr_harmonic', {'orders': [0, 1]}]"}
     assert (tmp_path / "records" / "gmr_harmonic_orders_0_1.jsonl").is_file()
 
@@ -466,20 +466,20 @@ def test_a_network_may_be_named_by_a_setting_that_is_a_list(tmp_path):
 def test_names_that_would_share_a_file(tmp_path):
     evaluators = {"plain, 2": make_evaluator(Brightness()), "plain 2": make_evaluator(Brightness())}
     with pytest.raises(ConfigurationError, match="'plain, 2' and another network have the same letters"):
-        make_sweep(evaluators, tmp_path)
+        make_report(evaluators, tmp_path)
 
 
 def test_metrics_can_be_chosen(tmp_path):
-    summary = make_sweep(make_classifier(), tmp_path, views="4", metrics=["accuracy"]).run()
+    summary = make_report(make_classifier(), tmp_path, views="4", metrics=["accuracy"]).run()
     assert {row["metric"] for row in summary} == {"accuracy", "equivariance_error"}
 
 
 def test_own_views_can_be_given(tmp_path):
     views = [View("a tilt", "random", 10.0, rotation_matrix(2, 10)), View("a flip", "group", None, point_group(2)[1])]
-    sweep = make_sweep(make_evaluator(Brightness()), tmp_path, views=views)
-    assert [view.name for view in sweep.views] == ["upright", "a tilt", "a flip"]
+    report = make_report(make_evaluator(Brightness()), tmp_path, views=views)
+    assert [view.name for view in report.views] == ["upright", "a tilt", "a flip"]
     with pytest.raises(ConfigurationError, match="two views are called 'a tilt'"):
-        make_sweep(make_evaluator(Brightness()), tmp_path, views=[views[0], views[1]._replace(name="a tilt")])
+        make_report(make_evaluator(Brightness()), tmp_path, views=[views[0], views[1]._replace(name="a tilt")])
 
 
 @pytest.mark.parametrize(
@@ -499,17 +499,17 @@ def test_own_views_can_be_given(tmp_path):
 )
 def test_settings_that_cannot_be_used(settings, match, tmp_path):
     with pytest.raises(ConfigurationError, match=match):
-        make_sweep(make_evaluator(Brightness()), tmp_path, **settings).run()
+        make_report(make_evaluator(Brightness()), tmp_path, **settings).run()
 
 
 def test_data_that_cannot_be_used(tmp_path):
     broken = Failing([{"image": half(), "label": half()}], 0)
     with pytest.raises(ConfigurationError, match="none of the 1 cases of this run can be used; the first, case 0: Run"):
-        make_sweep(make_evaluator(Brightness(), dataset=broken), tmp_path)
+        make_report(make_evaluator(Brightness(), dataset=broken), tmp_path)
     evaluator = make_evaluator(Brightness(), inferer=SimpleInferer())
     evaluator.data_loader = iter([{"image": half()}])
     with pytest.raises(ConfigurationError, match="without a dataset of known length"):
-        make_sweep(evaluator, tmp_path)
+        make_report(evaluator, tmp_path)
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (4, 7), (5, 6, 7)])

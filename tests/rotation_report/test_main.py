@@ -1,4 +1,4 @@
-"""The report of any bundle from the command line: what options become, what it leaves, and what it says where it cannot go on."""
+"""The report of any bundle from the command line: what options become, what it leaves, and what it says where it fails."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-import monai_gmr.handlers
+import monai_gmr.rotation_report.__main__
 from monai_gmr.rotation_report.__main__ import choose_views, main, read_average, read_networks, read_settings
 from monai_gmr.utils import ConfigurationError
 
@@ -24,8 +24,8 @@ def clean_process(monkeypatch):
 
 
 @pytest.fixture
-def sweeps(monkeypatch):
-    """What :class:`RotationReport` is called with, in place of the sweep itself."""
+def reports(monkeypatch):
+    """What :class:`RotationReport` is called with, in place of the report itself."""
     calls = []
 
     class Recorder:
@@ -38,7 +38,7 @@ def sweeps(monkeypatch):
         def check_failures(self):
             pass
 
-    monkeypatch.setattr(monai_gmr.handlers, "RotationReport", Recorder, raising=False)
+    monkeypatch.setattr(monai_gmr.rotation_report.__main__, "RotationReport", Recorder)
     return calls
 
 
@@ -51,7 +51,7 @@ def contents(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_options_reach_the_sweep(foreign_bundle, sweeps, tmp_path):
+def test_options_reach_the_report(foreign_bundle, reports, tmp_path):
     root, out = foreign_bundle(), str(tmp_path / "out")
     options = ["--metrics", "mean_dice", "--smaller_is_better", "--prediction", "seg", "--spacing", "1", "1", "1.25"]
     options += [
@@ -70,7 +70,7 @@ def test_options_reach_the_sweep(foreign_bundle, sweeps, tmp_path):
     ]
     options += ["--cases", "2", "--views-per-batch", "4", "--average", "--random", "5", "--angles=45"]
     assert main([str(root), "--output_dir", out, *options]) == 0
-    (call,) = sweeps
+    (call,) = reports
     assert set(call.pop("evaluator")) == {"foreign"}
     assert call == {
         "output_dir": out,
@@ -80,7 +80,7 @@ def test_options_reach_the_sweep(foreign_bundle, sweeps, tmp_path):
         "views_per_batch": 4,
         "labels": "share",
         "in_ball": False,
-        "frame": "turned",
+        "frame": "rotated",
         "prediction": "seg",
         "metrics": ["mean_dice"],
         "greater_is_better": False,
@@ -93,14 +93,14 @@ def test_options_reach_the_sweep(foreign_bundle, sweeps, tmp_path):
     }  # fmt: skip
 
 
-def test_without_options_the_sweep_has_its_defaults(foreign_bundle, sweeps, tmp_path):
+def test_without_options_the_report_has_its_defaults(foreign_bundle, reports, tmp_path):
     assert main([str(foreign_bundle(inverts=True)), "--output_dir", str(tmp_path / "out")]) == 0
-    assert sweeps[0]["views"] is None
-    assert sweeps[0]["average"] is None
-    assert sweeps[0]["frame"] == "upright"
+    assert reports[0]["views"] is None
+    assert reports[0]["average"] is None
+    assert reports[0]["frame"] == "upright"
 
 
-def test_settings_of_all_and_of_one_network(foreign_bundle, sweeps, tmp_path):
+def test_settings_of_all_and_of_one_network(foreign_bundle, reports, tmp_path):
     root = foreign_bundle()
     shutil.copytree(root / "data", tmp_path / "data")
     shutil.rmtree(root / "data")
@@ -109,10 +109,10 @@ def test_settings_of_all_and_of_one_network(foreign_bundle, sweeps, tmp_path):
     arguments = [f"one={root}", f"two={root}", "--output_dir", "out", "--dataset_dir", str(tmp_path / "data")]
     arguments += ["--set", "inferer::overlap=0.5", "inferer::mode=gaussian", "--average", "two:[mmm, {angles: 90}]"]
     assert main([*arguments, "--for", "two", f"checkpoint={tmp_path / 'more.pt'}", "inferer::overlap=0.75"]) == 0
-    one, two = sweeps[0]["evaluator"].values()
+    one, two = reports[0]["evaluator"].values()
     assert (one.inferer.overlap, two.inferer.overlap) == (0.5, 0.75)
     assert one.inferer.mode == two.inferer.mode == "gaussian"
-    assert sweeps[0]["average"] == {"two": ["mmm", {"angles": 90}]}
+    assert reports[0]["average"] == {"two": ["mmm", {"angles": 90}]}
     for name, tensor in one.network.state_dict().items():
         assert torch.equal(tensor + 1, two.network.state_dict()[name]), name
 
@@ -160,16 +160,16 @@ def test_options_that_mean_nothing(read, match):
         (["--config_file", "none.yaml"], "there is no config file none.yaml"),
     ],
 )
-def test_bad_input_is_one_sentence_and_status_2(foreign_bundle, sweeps, tmp_path, capsys, arguments, match):
+def test_bad_input_is_one_sentence_and_status_2(foreign_bundle, reports, tmp_path, capsys, arguments, match):
     assert main([str(foreign_bundle()), "--output_dir", str(tmp_path / "out"), *arguments]) == 2
     printed = capsys.readouterr().err
     assert match in printed
     assert printed.startswith("rotation_report: ")
     assert printed.count("\n") == 1
-    assert sweeps == []
+    assert reports == []
 
 
-def test_the_traceback_can_be_had(foreign_bundle, sweeps, monkeypatch):
+def test_the_traceback_can_be_had(foreign_bundle, reports, monkeypatch):
     monkeypatch.setenv("MONAI_GMR_TRACEBACK", "1")
     with pytest.raises(ConfigurationError):
         main([str(foreign_bundle()), "--output_dir", "out", "--set", "devise=cpu"])
@@ -204,7 +204,7 @@ def test_one_bundle_twice(foreign_bundle, tmp_path):
     assert '"two"' in text
 
 
-def test_a_volume_that_does_not_load_is_told_and_the_others_are_scored(foreign_bundle, tmp_path, capsys):
+def test_a_volume_that_does_not_load_is_named_and_the_rest_is_scored(foreign_bundle, tmp_path, capsys):
     root, out = foreign_bundle(), tmp_path / "out"
     (root / "data" / "image1.nii.gz").write_bytes(b"no volume")
     main([str(root), "--output_dir", str(out), *QUICK])
@@ -260,7 +260,7 @@ def test_a_network_with_several_answers(foreign_bundle, tmp_path, capsys, kind, 
         assert "prediction" in capsys.readouterr().err
 
 
-def test_report_goes_on_where_it_stopped(foreign_bundle, tmp_path):
+def test_an_interrupted_report_resumes(foreign_bundle, tmp_path):
     root, out = foreign_bundle(), tmp_path / "out"
     arguments = [str(root), "--output_dir", str(out), *QUICK]
     assert main([*arguments, "--cases", "1"]) == 0

@@ -1,4 +1,4 @@
-"""A batch is turned as its view says, labels with it, and nothing else changes."""
+"""A batch is rotated by its view, labels with it, and nothing else changes."""
 
 import numpy as np
 import pytest
@@ -26,35 +26,35 @@ def make_batch(shape, metadata=True):
 
 @pytest.mark.parametrize("view", [None, *group_views(3)[::7], *angle_views(3, 40)[::5]], ids=lambda v: v and v.name)
 @pytest.mark.parametrize("shape", [(6, 6, 6), (5, 6, 7)])
-def test_every_case_is_turned_like_a_single_image(view, shape):
+def test_every_case_is_rotated_like_a_single_image(view, shape):
     prepare_batch, batch = PrepareBatchView(), make_batch(shape)
     prepare_batch.view = view
     image, label = prepare_batch(batch)
     for case in range(2):
-        for turned, key in ((image, "image"), (label, "label")):
+        for rotated, key in ((image, "image"), (label, "label")):
             upright = batch[key][case].as_tensor()
             expected = upright if view is None else transform_image(upright, view.matrix, order=3)
             if key == "image" or view is None or view.family == "group":
-                torch.testing.assert_close(turned[case].as_tensor(), expected)
+                torch.testing.assert_close(rotated[case].as_tensor(), expected)
             else:
-                assert turned[case].shape == expected.shape
+                assert rotated[case].shape == expected.shape
 
 
 @pytest.mark.parametrize(("labels", "margin"), [("share", 0.5), ("nearest", 0.5**0.5)])
 @pytest.mark.parametrize("view", angle_views(2, 25), ids=lambda v: v.name)
-def test_a_turned_label_keeps_straight_borders(view, labels, margin):
+def test_a_rotated_label_has_straight_borders(view, labels, margin):
     n = 65
     offset = np.stack(np.meshgrid(*[np.arange(n) - n // 2] * 2, indexing="ij")).astype(float)
     wedge = (offset[0] > 3) + 2 * (offset[0] < -6)
     prepare_batch = PrepareBatchView(labels=labels)
     prepare_batch.view = view
     label = torch.as_tensor(wedge)[None, None].float()
-    turned = prepare_batch({"image": torch.zeros_like(label), "label": label})[1][0, 0].numpy()
+    rotated = prepare_batch({"image": torch.zeros_like(label), "label": label})[1][0, 0].numpy()
     across = (np.einsum("ij,jhw->ihw", view.matrix.T, offset))[0]
     expected = (across > 3.5) + 2 * (across < -6.5)
     ball = inscribed_ball((n, n))
     undecided = np.minimum(abs(across - 3.5), abs(across + 6.5)) < margin
-    assert np.array_equal(turned[ball & ~undecided], expected[ball & ~undecided])
+    assert np.array_equal(rotated[ball & ~undecided], expected[ball & ~undecided])
 
 
 @pytest.mark.parametrize("view", [group_views(2)[3], angle_views(2, 25)[2]], ids=lambda v: v.name)
@@ -86,15 +86,15 @@ def test_class_labels_are_left_alone():
     assert image.shape == (3, 1, 8, 8)
 
 
-def test_images_without_labels_are_turned_too():
+def test_images_without_labels_are_rotated_too():
     prepare_batch, image = PrepareBatchView(), torch.rand(1, 1, 4, 6)
     prepare_batch.view = next(view for view in group_views(2) if view.matrix[0, 0] == 0)
-    turned, label = prepare_batch({"image": image})
+    rotated, label = prepare_batch({"image": image})
     assert label is None
-    assert turned.shape == (1, 1, 6, 4)
+    assert rotated.shape == (1, 1, 6, 4)
 
 
-def test_what_a_bundle_prepares_is_what_is_turned():
+def test_what_a_bundle_prepares_is_what_is_rotated():
     """A prepare_batch of the bundle's own comes first; what it gives beside image and label stays as it is."""
 
     def prepare(batchdata, device, non_blocking, **kwargs):

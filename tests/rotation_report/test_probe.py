@@ -1,4 +1,4 @@
-"""What a sweep measures in one view: errors, the ball, classes, probabilities."""
+"""What a report measures in one view: errors, the ball, classes, probabilities."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_errors_on_the_grid_are_those_of_the_equivariance_error():
 
 
 @pytest.mark.parametrize("view", make_views([{"angles": 40}, {"random": 2}], 3)[1:6], ids=lambda view: view.name)
-def test_a_blur_turns_with_its_image_to_interpolation(view):
+def test_a_blur_is_equivariant_to_interpolation(view):
     coordinates = torch.meshgrid(*[torch.linspace(-2, 2, 21)] * 3, indexing="ij")
     squared = [(c - shift) ** 2 for c, shift in zip(coordinates, (0.5, -0.4, 0.3))]
     x = torch.exp(-4 * squared[0] - 2 * squared[1] - squared[2])[None, None]
@@ -42,7 +42,7 @@ def test_answers_of_another_shape_have_no_error():
 
 
 @pytest.mark.parametrize("kind", ["class numbers", "one-hot", "several labels", "one channel"])
-def test_outside_the_ball_nothing_is_found_and_nothing_expected(kind):
+def test_outside_the_ball_predictions_and_labels_are_background(kind):
     torch.manual_seed(0)
     channels = 1 if kind == "one channel" else 3
     prediction = torch.randn(2, channels, 9, 12)

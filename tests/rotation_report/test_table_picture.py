@@ -1,4 +1,4 @@
-"""The picture of the rotation table shows every view once, in the panel where it belongs, and a still network as still."""
+"""The picture of the rotation table shows every view once, in the panel where it belongs, and an invariant network as invariant."""
 
 import itertools
 
@@ -18,7 +18,7 @@ from monai_gmr.rotation_report.table_picture import (
 from monai_gmr.symmetry import angle_views, group_views
 from monai_gmr.symmetry.views import icosahedral_views, random_views
 
-GRID = "turned and mirrored\non the grid"
+GRID = "rotated and mirrored\non the grid"
 COST = "quality and cost"
 
 
@@ -30,11 +30,11 @@ def make_rows(views, score, metric="dice"):
     return rows
 
 
-def still(value=0.9):
+def invariant(value=0.9):
     return lambda view: value
 
 
-def moving(view):
+def varying(view):
     dims = len(view.matrix)
     return 0.9 - 0.3 * (dims - np.trace(view.matrix)) / (2 * dims)
 
@@ -51,9 +51,9 @@ VIEWS = {
     "upright": (group_views(2)[:1], [GRID]),
     "group 2D": (group_views(2), [GRID]),
     "group 3D": (group_views(3), [GRID]),
-    "angles 2D": (angle_views(2, 45, grid=True), ["turned by any angle"]),
+    "angles 2D": (angle_views(2, 45, grid=True), ["rotated by any angle"]),
     "angles 3D": (angle_views(3, 90, grid=True), [f"about axis {axis}" for axis in range(3)]),
-    "both 2D": ([*group_views(2), *angle_views(2, 30)], [GRID, "turned by any angle"]),
+    "both 2D": ([*group_views(2), *angle_views(2, 30)], [GRID, "rotated by any angle"]),
     "both 3D": ([*group_views(3), *angle_views(3, 45)], [GRID, *(f"about axis {axis}" for axis in range(3))]),
     "random 2D": (random_views(5, 2), ["random\nrotations"]),
     "icosahedral": (icosahedral_views(), ["icosahedral\nrotations"]),
@@ -64,12 +64,12 @@ VIEWS = {
 @pytest.mark.parametrize("kind", VIEWS)
 def test_there_is_a_panel_for_each_kind_of_view(kind):
     views, expected = VIEWS[kind]
-    assert titles(_figure({"net": make_rows(views, moving)}, "dice")) == expected
+    assert titles(_figure({"net": make_rows(views, varying)}, "dice")) == expected
 
 
 @pytest.mark.parametrize("count", [1, 2, 6])
 def test_each_network_has_a_colour_and_its_spread_in_the_legend(count):
-    rows = make_rows(group_views(2), moving)
+    rows = make_rows(group_views(2), varying)
     figure = _figure({f"net {i}": rows for i in range(count)}, "dice")
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [f"net {i}, spread 0.300" for i in range(count)]
@@ -77,9 +77,9 @@ def test_each_network_has_a_colour_and_its_spread_in_the_legend(count):
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_circles_are_closed_and_hold_the_quarter_turns(dims):
+def test_circles_are_closed_and_hold_rotations_by_90_degrees(dims):
     views = [*group_views(dims), *angle_views(dims, 30)]
-    rows = make_rows([*views, *random_views(5, dims)], moving)
+    rows = make_rows([*views, *random_views(5, dims)], varying)
     panels = polar(_figure({"net": rows}, "dice"))
     assert len(panels) == (1 if dims == 2 else 3)
     for axis, panel in enumerate(panels):
@@ -92,10 +92,10 @@ def test_circles_are_closed_and_hold_the_quarter_turns(dims):
         assert panel.get_theta_offset() == pytest.approx(np.pi / 2)
 
 
-@pytest.mark.parametrize("names", [["still"], ["still", "moving"]])
+@pytest.mark.parametrize("names", [["invariant"], ["invariant", "varying"]])
 def test_the_range_is_the_same_everywhere_and_never_narrow(names):
     views = [*group_views(3), *angle_views(3, 90, grid=True)[1:], *random_views(4, 3)]
-    scores = {"still": lambda view: 0.8 + 1e-6 * len(view.name), "moving": moving}
+    scores = {"invariant": lambda view: 0.8 + 1e-6 * len(view.name), "varying": varying}
     figure = _figure({name: make_rows(views, scores[name]) for name in names}, "dice", dict.fromkeys(names, 1.0))
     (limits,) = {panel.get_ylim() for panel in figure.axes}
     assert limits[1] - limits[0] >= SMALLEST_RANGE
@@ -118,11 +118,11 @@ def test_limits_hold_all_values_and_are_wide(values):
 
 @pytest.mark.parametrize("missing", [None, "", float("nan"), float("inf")])
 def test_views_without_a_value_are_left_out(missing):
-    rows = make_rows(group_views(2), still())
+    rows = make_rows(group_views(2), invariant())
     rows[3]["dice"] = missing
     del rows[5]["dice"]
     # the other network has them all, so that elements keep their places
-    figure = _figure({"some": rows, "all": make_rows(group_views(2), still())}, "dice")
+    figure = _figure({"some": rows, "all": make_rows(group_views(2), invariant())}, "dice")
     some, all_views = figure.axes[0].lines
     assert list(some.get_xdata()) == [0, 1, 2, 4, 6, 7]
     assert list(all_views.get_xdata()) == list(range(8))
@@ -140,13 +140,13 @@ def test_views_without_a_value_are_left_out(missing):
     ],
 )
 def test_costs_are_compared_where_two_are_known(costs, shown):
-    rows = make_rows(group_views(2), moving)
+    rows = make_rows(group_views(2), varying)
     assert (COST in titles(_figure({"a": rows, "b": rows}, "dice", costs))) is shown
 
 
 @pytest.mark.parametrize("greater_is_better", [True, False])
 def test_the_whisker_reaches_from_the_mean_to_the_worst_view(greater_is_better):
-    rows = make_rows(group_views(2), moving)
+    rows = make_rows(group_views(2), varying)
     values = [row["dice"] for row in rows]
     panel = _figure({"a": rows, "b": rows}, "dice", {"a": 1.0, "b": 3.0}, greater_is_better).axes[-1]
     worst = min(values) if greater_is_better else max(values)
@@ -159,7 +159,7 @@ def test_the_whisker_reaches_from_the_mean_to_the_worst_view(greater_is_better):
 @pytest.mark.parametrize("seconds", [(0.1, 0.1, 0.1, 0.1, 0.1, 0.1), (0.1, 0.11, 0.3, 0.5, 0.6, 3.0)])
 def test_names_beside_points_cover_neither_each_other_nor_the_legend(seconds):
     names = ["harmonic", "radial", "plain", "plain augmented", "projected", "flat"]
-    runs = {name: make_rows(group_views(2), still(0.5 + 0.07 * i)) for i, name in enumerate(names)}
+    runs = {name: make_rows(group_views(2), invariant(0.5 + 0.07 * i)) for i, name in enumerate(names)}
     figure = _figure(runs, "dice", dict(zip(names, seconds)))
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in figure.axes[-1].texts]
@@ -173,7 +173,7 @@ def test_names_beside_points_cover_neither_each_other_nor_the_legend(seconds):
 def test_the_file_appears_when_complete(metric, tmp_path):
     scale = 1 if metric == "dice" else 20
     views = [*group_views(2), *angle_views(2, 30), *random_views(3, 2)]
-    rows = make_rows(views, lambda view: scale * moving(view), metric)
+    rows = make_rows(views, lambda view: scale * varying(view), metric)
     file = tmp_path / "new" / "table.png"
     draw_rotation_table({"a": rows, "b": rows[:1]}, metric, file, {"a": 1.0, "b": 0.1}, greater_is_better=scale == 1)
     assert file.read_bytes()[:4] == b"\x89PNG"
@@ -195,7 +195,7 @@ VISION = {
 
 
 @pytest.mark.parametrize("vision", VISION)
-def test_colours_are_told_apart_by_the_colour_blind(vision):
+def test_colours_are_distinct_for_the_colour_blind(vision):
     colours = np.array([matplotlib.colors.to_rgb(colour) for colour in COLOURS])
     linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
     seen = np.clip(linear @ np.transpose(VISION[vision]), 0, 1)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
+from monai_gmr.rotation_report.statistics import WorstCase
 from monai_gmr.rotation_report.worst_cases_picture import (
     CLASS_COLOURS,
     ERROR_COLOURS,
-    WorstCase,
     _errors,
     _figure,
     _in_colour,

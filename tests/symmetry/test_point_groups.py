@@ -62,7 +62,7 @@ def test_acting_twice_is_acting_by_the_product(dims, data):
     assert np.array_equal(transform_grid(x.numpy(), a), transform_grid(x, a).numpy())
 
 
-def test_known_turns():
+def test_known_rotations():
     x = torch.arange(6).reshape(2, 3)
     assert torch.equal(transform_grid(x, np.diag([1, -1])), x.flip(1))
     assert torch.equal(transform_grid(x, np.array([[0, 1], [1, 0]])), x.T)

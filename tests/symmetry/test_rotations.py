@@ -1,4 +1,4 @@
-"""Turning images by any angle: conventions agree with the exact turns, and millimetres are honoured."""
+"""Rotating images by any angle: conventions agree with the exact rotations, and millimetres are honoured."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from monai_gmr.symmetry import (
 
 
 def blob(shape, centre, width, spacing=None):
-    """A Gaussian at a physical place, in float64: a picture whose turned version has a closed form."""
+    """A Gaussian at a physical place, in float64: a picture whose rotated version has a closed form."""
     step = np.ones(len(shape)) if spacing is None else np.asarray(spacing)
     axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, step)]
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
@@ -23,7 +23,7 @@ def blob(shape, centre, width, spacing=None):
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_interpolated_turns_go_the_way_of_the_exact_ones(dims):
+def test_interpolated_rotations_agree_with_exact_ones(dims):
     x = blob((21,) * dims, (4, 2, 1)[:dims], 2.0)
     nearly = rotation_matrix(dims, 90 - 1e-4)
     exact = transform_grid(x, rotation_matrix(dims, 90))
@@ -35,22 +35,22 @@ def test_interpolated_turns_go_the_way_of_the_exact_ones(dims):
 def test_a_blob_lands_where_the_matrix_says_in_millimetres(spacing, degrees):
     shape, centre = (61, 61), np.array([6.0, 9.0])
     matrix = rotation_matrix(2, degrees)
-    turned = transform_image(blob(shape, centre, 4.0, spacing), matrix, order=5, spacing=spacing)
-    assert np.abs(turned - blob(shape, matrix @ centre, 4.0, spacing)).max() < 2e-3
+    rotated = transform_image(blob(shape, centre, 4.0, spacing), matrix, order=5, spacing=spacing)
+    assert np.abs(rotated - blob(shape, matrix @ centre, 4.0, spacing)).max() < 2e-3
 
 
 def test_axes_of_unlike_spacing_are_resampled_not_exchanged():
-    turned = transform_image(np.zeros((6, 7, 8)), rotation_matrix(3, 90, 0), 1, (1, 1, 3))
-    assert turned.shape == (6, 7, 8)
+    rotated = transform_image(np.zeros((6, 7, 8)), rotation_matrix(3, 90, 0), 1, (1, 1, 3))
+    assert rotated.shape == (6, 7, 8)
     assert any(view.angle == 90 for view in angle_views(3, 30, (1.0, 1.0, 3.0)))
 
 
 def test_labels_stay_integers_and_tensors_stay_tensors():
     label = torch.zeros(1, 9, 9, dtype=torch.uint8)
     label[0, 2:7, 2:5] = 3
-    turned = transform_image(label, rotation_matrix(2, 30), order=0)
-    assert turned.dtype == torch.uint8
-    assert set(turned.unique().tolist()) <= {0, 3}
+    rotated = transform_image(label, rotation_matrix(2, 30), order=0)
+    assert rotated.dtype == torch.uint8
+    assert set(rotated.unique().tolist()) <= {0, 3}
 
 
 def test_no_rotation_leaves_the_ball():

@@ -60,7 +60,7 @@ def test_views_of_named_groups_are_the_group_and_keep_the_spacing():
     assert len(make_views("oh", 3, (1, 2, 3))) == 8
 
 
-def test_quarter_turns_are_among_the_angles_of_a_set():
+def test_rotations_by_90_degrees_are_among_the_angles_of_a_set():
     assert [view.angle for view in make_views({"angles": 10}, 2)] == list(range(0, 360, 10))
     assert {view.angle for view in angle_views(2, 10)} | {0, 90, 180, 270} == set(range(0, 360, 10))
     assert [view.name for view in angle_views(3, 90, grid=True)][:2] == ["upright", "90 degrees about axis 0"]
@@ -95,7 +95,7 @@ def test_the_numbers_of_a_seed_stay_what_they_are():
     assert np.allclose(random_views(1, 3, seed=1)[0].angle, 72.21944817)
 
 
-def test_views_turn_images():
+def test_views_rotate_images():
     image = torch.rand(1, 5, 5, 5)
     for view in make_views(["upright", {"random": 1}, {"group": "m"}], 3):
         assert transform_image(image, view.matrix, order=1).shape == image.shape

@@ -236,7 +236,7 @@ def test_a_mirror_image_keeps_the_spacing_and_changes_the_handedness_of_the_stor
         (lambda: GridSymmetry(np.eye(4)), "no symmetry of the grid"),
         (lambda: GridSymmetry(8)(picture(2)), "elements 0 to 7"),
         (lambda: GridSymmetry("4+")(picture(3)), "'4\\+' is unknown in 3D"),
-        (lambda: GridSymmetry(np.eye(2))(picture(3)), "turns 2 axes, the image has 3"),
+        (lambda: GridSymmetry(np.eye(2))(picture(3)), "transforms 2 axes, the image has 3"),
         (lambda: GridSymmetry(1)(torch.zeros(1, 5)), "shape \\(1, 5\\) cannot be rotated"),
         (lambda: GridSymmetry(1)(torch.zeros(1, 2, 2, 2, 2)), "cannot be rotated"),
     ],

@@ -3,6 +3,8 @@
 import torch
 from monai.networks.blocks import ADN
 from torch import nn
+
+# private: torch has no public way to ask whether a module has hooks
 from torch.nn.modules.module import _has_any_global_hook as has_global_hooks
 
 from monai_gmr.networks.layers.instance_norm import GMRInstanceNormNd
@@ -11,8 +13,8 @@ from monai_gmr.networks.layers.instance_norm import GMRInstanceNormNd
 class GMRADN(ADN):
     """Activation, dropout and normalisation in any order: ``monai.networks.blocks.ADN``, with its arguments, submodules and results.
 
-    On backend "cpp", for images with channels last, an instance norm and a ``LeakyReLU`` or ``ReLU`` right behind it are computed
-    together, in a third less passes over memory; their hooks, where they have any, are called as ever, for then they run one by one.
+    On backend "cpp", for images with channels last, an instance norm and a ``LeakyReLU`` or ``ReLU`` right behind it run together, in a
+    third fewer passes over memory; modules with hooks run one by one.
 
     Example:
         >>> GMRADN("NA", 3, "LEAKYRELU", "GMRINSTANCE", 2)(torch.rand(1, 3, 4, 4)).shape
@@ -43,7 +45,7 @@ class GMRADN(ADN):
 
 
 def rectifier_slope(activation: nn.Module) -> float | None:
-    """What an activation multiplies negative values with, ``None`` if it is another function.
+    """The factor of an activation for negative values, ``None`` if it is another function.
 
     Example:
         >>> rectifier_slope(nn.LeakyReLU(0.1)), rectifier_slope(nn.ReLU()), rectifier_slope(nn.Tanh())
@@ -55,6 +57,6 @@ def rectifier_slope(activation: nn.Module) -> float | None:
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    """Whether somebody looks at what goes into a module or comes out of it."""
+    """Whether hooks are registered on a module, or on all."""
     own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(own) or has_global_hooks()

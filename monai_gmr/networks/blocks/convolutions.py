@@ -1,35 +1,30 @@
-"""MONAI's ``Convolution`` and ``ResidualUnit`` with radial kernels and strides that are exact on every size."""
+"""MONAI's ``Convolution``, ``ResidualUnit`` and ResNet block with radial kernels and strides that are exact on every size."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from monai.networks.layers.utils import get_act_layer
+from monai.utils import ensure_tuple_rep
 from torch import nn
-from torch.nn.modules.utils import _ntuple
 
 from monai_gmr.networks.blocks.adn import GMRADN
-from monai_gmr.networks.layers import GMRDownsample, GMRUpsample, keep_channels_last, make_convolution
+from monai_gmr.networks.layers import (
+    GMRDownsample,
+    GMRUpsample,
+    keep_channels_last,
+    make_convolution,
+    make_downsample,
+)
 from monai_gmr.utils import ConfigurationError
 
 
-def symmetric_same_padding(
+def _same_padding(
     spatial_dims: int, kernel_size: int | Sequence[int], dilation: int | Sequence[int]
 ) -> tuple[int, ...]:
-    """Voxels at both ends of an axis that keep its length.
-
-    Args:
-        spatial_dims: number of axes.
-        kernel_size: odd window length in voxels.
-        dilation: distance of neighbouring taps in voxels.
-
-    Raises:
-        ConfigurationError: for an even window, which can keep the length only by padding one end more than the other.
-
-    Example:
-        >>> symmetric_same_padding(2, (3, 5), 2)
-        (2, 4)
-    """
-    per_axis = _ntuple(spatial_dims)
-    reach = [d * (k - 1) for k, d in zip(per_axis(kernel_size), per_axis(dilation))]
+    """Voxels at both ends of an axis that keep its length, which an odd window alone can."""
+    per_axis = zip(ensure_tuple_rep(kernel_size, spatial_dims), ensure_tuple_rep(dilation, spatial_dims))
+    reach = [d * (k - 1) for k, d in per_axis]
     if any(r % 2 for r in reach):
         raise ConfigurationError(
             f"kernel_size={kernel_size} cannot keep the size symmetrically: use an odd kernel_size, or give the padding."
@@ -45,13 +40,12 @@ class GMRConvolution(nn.Sequential):
 
     Args:
         spatial_dims: 1, 2 or 3.
-        in_channels: channels of the input.
-        out_channels: channels of the output.
+        in_channels, out_channels: channels of the input and of the output.
         strides: factor by which axes become shorter, or longer if ``is_transposed``.
         kernel_size: window length in voxels.
         adn_ordering, act, norm, dropout, dropout_dim: as in ``monai.networks.blocks.Convolution``.
         dilation: distance of neighbouring taps in voxels.
-        groups: blocks of channels that do not see each other.
+        groups: blocks of channels that are convolved apart.
         bias: whether the convolution has a bias.
         conv_only: leave activation, dropout and normalisation out.
         is_transposed: upsample rather than downsample.
@@ -95,11 +89,11 @@ class GMRConvolution(nn.Sequential):
         padding_mode: str = "zeros",
     ) -> None:
         super().__init__()
-        if output_padding is not None and any(_ntuple(spatial_dims)(output_padding)):
+        if output_padding is not None and any(ensure_tuple_rep(output_padding, spatial_dims)):
             raise ConfigurationError(
                 f"output_padding={output_padding} breaks the symmetry: leave it out, the block grows an axis exactly strides times."
             )
-        factors = _ntuple(spatial_dims)(strides)
+        factors = ensure_tuple_rep(strides, spatial_dims)
         if any(factor != 1 for factor in factors):
             resample = GMRUpsample if is_transposed else GMRDownsample
             self.add_module("resample", resample(spatial_dims, factors))
@@ -109,7 +103,7 @@ class GMRConvolution(nn.Sequential):
             in_channels,
             out_channels,
             kernel_size,
-            padding=symmetric_same_padding(spatial_dims, kernel_size, dilation) if padding is None else padding,
+            padding=_same_padding(spatial_dims, kernel_size, dilation) if padding is None else padding,
             dilation=dilation,
             groups=groups,
             bias=bias,
@@ -128,15 +122,13 @@ class GMRResidualUnit(nn.Module):
 
     Args:
         spatial_dims: 1, 2 or 3.
-        in_channels: channels of the input.
-        out_channels: channels of the output.
+        in_channels, out_channels: channels of the input and of the output.
         strides: factor by which axes become shorter, by a :class:`GMRDownsample` in front of both paths.
         kernel_size: window length in voxels.
         subunits: number of convolutions.
-        adn_ordering, act, norm, dropout, dropout_dim, dilation, bias: as in :class:`GMRConvolution`.
-        last_conv_only: whether the last convolution goes without activation, dropout and normalisation.
-        padding: voxels at both ends of an axis; default: what keeps the size.
-        conv, rings, spacing, padding_mode: as in :class:`GMRConvolution`.
+        adn_ordering, act, norm, dropout, dropout_dim, dilation, bias, padding: as in :class:`GMRConvolution`.
+        last_conv_only: whether the last convolution has no activation, dropout and normalisation.
+        kwargs: conv, rings, spacing, padding_mode of :class:`GMRConvolution`.
 
     Example:
         >>> GMRResidualUnit(3, 2, 4, strides=2)(torch.rand(1, 2, 7, 8, 9)).shape
@@ -160,43 +152,90 @@ class GMRResidualUnit(nn.Module):
         bias: bool = True,
         last_conv_only: bool = False,
         padding: int | Sequence[int] | None = None,
-        *,
-        conv: str | Sequence = "gmr",
-        rings: str = "gaussian",
-        spacing: Sequence[float] | None = None,
-        padding_mode: str = "zeros",
+        **kwargs: Any,
     ) -> None:
         super().__init__()
-        factors = _ntuple(spatial_dims)(strides)
+        factors = ensure_tuple_rep(strides, spatial_dims)
         strided = any(factor != 1 for factor in factors)
         self.resample = GMRDownsample(spatial_dims, factors) if strided else nn.Identity()
         self.residual: nn.Module = nn.Identity()
         if strided or in_channels != out_channels:
             self.residual = make_convolution("plain", spatial_dims, in_channels, out_channels, 1, bias=bias)
         self.conv = nn.Sequential()
+        options = {"kernel_size": kernel_size, "dilation": dilation, "bias": bias, "padding": padding, **kwargs}
+        options |= {"adn_ordering": adn_ordering, "act": act, "norm": norm}
+        options |= {"dropout": dropout, "dropout_dim": dropout_dim}
         for unit in range(max(1, subunits)):
-            block = GMRConvolution(
-                spatial_dims,
-                in_channels if unit == 0 else out_channels,
-                out_channels,
-                kernel_size=kernel_size,
-                adn_ordering=adn_ordering,
-                act=act,
-                norm=norm,
-                dropout=dropout,
-                dropout_dim=dropout_dim,
-                dilation=dilation,
-                bias=bias,
-                conv_only=last_conv_only and unit == max(1, subunits) - 1,
-                padding=padding,
-                conv=conv,
-                rings=rings,
-                spacing=spacing,
-                padding_mode=padding_mode,
-            )
+            options["conv_only"] = last_conv_only and unit == max(1, subunits) - 1
+            block = GMRConvolution(spatial_dims, out_channels if unit else in_channels, out_channels, **options)
             self.conv.add_module(f"unit{unit:d}", block)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(batch, in_channels, *spatial)`` to ``(batch, out_channels, *ceil(spatial / strides))``."""
         x = self.resample(x)
         return self.residual(x) + self.conv(x)
+
+
+class GMRResNetBlock(nn.Module):
+    """Basic (two convolutions) or bottleneck (1, k, 1) residual block.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the input.
+        channels: channels of the convolutions; the output has ``channels * expansion``.
+        kernel_size: window length in voxels.
+        stride: 1, or 2: halve the grid before the convolutions, in both paths at once.
+        bottleneck: whether it is a bottleneck block, of expansion 4.
+        downsample: as in :func:`make_downsample`.
+        act, norm, conv, kwargs: as in :class:`GMRConvolution`.
+        downsample_inside: whether a bottleneck halves the grid after its first convolution, not before it (ResNet "v1.5").
+
+    Example:
+        >>> GMRResNetBlock(2, 8, 16, kernel_size=5, stride=2)(torch.rand(1, 8, 9, 12)).shape
+        torch.Size([1, 16, 5, 6])
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int = 1,
+        bottleneck: bool = False,
+        *,
+        downsample: str | tuple = ("lowpass", {"sigma": 1.5}),
+        downsample_inside: bool = False,
+        act: tuple | str = "swish",
+        norm: tuple | str = "batch",
+        conv: str | Sequence = "gmr",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        widths = [in_channels, channels, channels, 4 * channels] if bottleneck else [in_channels, channels, channels]
+        windows: list = [1, kernel_size, 1] if bottleneck else [kernel_size, kernel_size]
+        self.downsample = make_downsample(downsample, spatial_dims) if stride > 1 else nn.Identity()
+        self.inside = downsample_inside and bottleneck and stride > 1
+        common: dict[str, Any] = {"norm": norm, "bias": False}
+        self.convs = nn.Sequential()
+        for i, window in enumerate(windows):
+            options: dict[str, Any] = common | kwargs | {"conv": "plain" if window == 1 else conv}
+            options["act"] = act if i + 1 < len(windows) else None
+            block = GMRConvolution(spatial_dims, widths[i], widths[i + 1], kernel_size=window, **options)
+            self.convs.add_module(f"conv{i + 1}", block)
+            if self.inside and i == 0:
+                self.convs.add_module("downsample", make_downsample(downsample, spatial_dims))
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or in_channels != widths[-1]:
+            options = common | {"kernel_size": 1, "act": None, "conv": "plain"}
+            self.shortcut = GMRConvolution(spatial_dims, in_channels, widths[-1], **options)
+        self.act = get_act_layer(act)
+
+    def last_norm(self) -> nn.Module:
+        """The norm before the sum; started at zero it makes a fresh block pass its input on."""
+        return self.convs[-1].get_submodule("adn.N")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(batch, in_channels, *spatial)`` to ``(batch, channels * expansion, *ceil(spatial / stride))``."""
+        coarse = self.downsample(x)
+        return self.act(self.convs(x if self.inside else coarse) + self.shortcut(coarse))

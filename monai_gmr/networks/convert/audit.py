@@ -1,5 +1,4 @@
-"""What a converted network still does that is not exact: its operations on images of a reference size, and of a voxel more, without
-computing."""
+"""Operations of a converted network that are not exact: what a pass of a reference image, and of one a voxel longer, runs into."""
 
 from __future__ import annotations
 
@@ -10,18 +9,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from monai_gmr.networks.convert.trace import Trace, make_inputs, run_without_values
-from monai_gmr.networks.layers.size_trail import tensors_in
+from monai_gmr.networks.convert.trace import CONVOLUTIONS, Pass, Trace, first_line, make_inputs
+from monai_gmr.utils import tensors_in
 
 OURS = "monai_gmr.networks.layers.", "monai_gmr.networks.convert.layers"
 RANDOM = ("randn", "randn_like", "rand", "rand_like", "normal", "normal_", "uniform_", "bernoulli", "bernoulli_")
 PLACES = {
     "roll": "moves voxels along an axis",
     "flip": "mirrors an axis",
-    "grid_sampler_2d": "samples an image at places that it computes",
-    "grid_sampler_3d": "samples an image at places that it computes",
+    "grid_sampler_2d": "samples an image at positions that it computes",
+    "grid_sampler_3d": "samples an image at positions that it computes",
     "pixel_shuffle": "makes channels the places of voxels",
     "pixel_unshuffle": "makes the places of voxels channels",
     "im2col": "takes the voxels of a patch by their place",
@@ -41,7 +39,7 @@ def remaining_operations(
         trace: of the network before.
         in_channels: of its image.
         example_inputs: as for :func:`~monai_gmr.networks.convert.trace.make_inputs`.
-        known: names of modules of which the report says already that they are not exact.
+        known: names of modules that the report names already as not exact.
 
     Example:
         >>> from monai_gmr.networks.convert.trace import trace_sizes
@@ -50,70 +48,55 @@ def remaining_operations(
         ['0: pads one end of an axis more than the other']
     """
     sizes = [trace.size] if example_inputs is not None else [trace.size, tuple(n + 1 for n in trace.size)]
-    found: dict[str, None] = {}
+    sentences: dict[str, None] = {}
     for size in sizes:
-        watch = _Watch(net, size, known)
+        audit = _Audit(net, size, known)
         try:
-            run_without_values(net, partial(make_inputs, net, size, in_channels, example_inputs), trace.fake, watch)
+            audit.run(partial(make_inputs, net, size, in_channels, example_inputs), trace.fake)
+            sentences |= audit.sentences
         except Exception as error:  # a network need not take a voxel more
             if size == trace.size:
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160].rstrip(".")
-                found[f"what it does outside of its layers could not be looked at ({reason})"] = None
-            continue
-        finally:
-            watch.close()
-        found |= watch.found
-    return list(found)
+                sentences[f"what it does outside of its layers could not be audited ({first_line(error)})"] = None
+    return list(sentences)
 
 
 def _is_ours(module: nn.Module) -> bool:
     """Whether a module is a layer of this library, which is exact as a whole."""
     name = type(module).__module__
-    return name.startswith(OURS) or (name.startswith("monai_gmr.") and not module._modules)
+    return name.startswith(OURS) or (name.startswith("monai_gmr.") and not list(module.children()))
 
 
-class _Watch(TorchDispatchMode):
-    """Follows the calls of modules and looks at each operation."""
+class _Audit(Pass):
+    """Judges each operation outside of this library's layers, and notes the module that calls it."""
 
     def __init__(self, net: nn.Module, size: Sequence[int], known: Sequence[str]) -> None:
-        super().__init__()
+        super().__init__(net)
         self.dims, self.known = len(size), set(known)
-        # those of images, unlike those of tables of attention
+        # sizes of images, unlike those of tables of attention
         self.sizes = {tuple(size)}
         self.weights = {id(each) for each in [*net.parameters(), *net.buffers()]}
         self.names = {module: name for name, module in net.named_modules()}
-        self.title = type(net).__name__
         self.stack: list[nn.Module] = []
-        self.found: dict[str, None] = {}
-        self.handles: list[Any] = []
-        for module in self.names:
-            self.handles.append(module.register_forward_pre_hook(self._enter))
-            self.handles.append(module.register_forward_hook(self._leave, always_call=True))
+        self.sentences: dict[str, None] = {}
 
-    def _enter(self, module: nn.Module, args: Any) -> None:
+    def enter(self, module: nn.Module, args: tuple) -> None:
+        """Begin the call of a module."""
         self.stack.append(module)
 
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if _is_ours(module) or isinstance(module, nn.modules.conv._ConvNd):
+    def leave(self, module: nn.Module, args: tuple, output: Any) -> None:
+        """End the call of a module."""
+        if _is_ours(module) or isinstance(module, CONVOLUTIONS):
             self.sizes |= {tuple(each.shape[2:]) for each in tensors_in(output) if each.dim() == self.dims + 2}
         while self.stack and self.stack.pop() is not module:
             pass
 
-    def close(self) -> None:
-        """Take the hooks off."""
-        for handle in self.handles:
-            handle.remove()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if self.stack and not any(map(_is_ours, self.stack)):
-            name = func.__name__.split(".")[0]
-            sentence = self._sentence(name, args, output)
-            path = self.names[self.stack[-1]]
-            owners = {self.names[each] for each in self.stack}
-            if sentence and not owners & self.known:
-                self.found[f"{path or self.title}: {sentence}"] = None
-        return output
+    def look(self, name: str, args: tuple, kwargs: dict, output: Any) -> None:
+        """Note the sentence about an operation that is not exact, unless the report names one of its modules already."""
+        if not self.stack or any(map(_is_ours, self.stack)):
+            return
+        sentence = self._sentence(name, args, output)
+        if sentence and not self.known & {self.names[each] for each in self.stack}:
+            self.sentences[f"{self.names[self.stack[-1]] or type(self.net).__name__}: {sentence}"] = None
 
     def _is_image(self, value: Any) -> bool:
         if not isinstance(value, torch.Tensor) or value.dim() < self.dims + 2:
@@ -123,7 +106,7 @@ class _Watch(TorchDispatchMode):
 
     def _sentence(self, name: str, args: tuple, output: Any) -> str | None:
         if name in RANDOM and self._is_image(output):
-            return "draws random numbers for each voxel: its answers rotate with the image on average alone"
+            return "draws random numbers for each voxel: its outputs rotate with the image on average alone"
         if name in ("view", "_unsafe_view", "reshape") and isinstance(args[0], torch.Tensor):
             return self._viewed(args[0], output)
         if not args or not self._is_image(args[0]):
@@ -183,15 +166,13 @@ def _selected(args: tuple, output: torch.Tensor, dims: int) -> str | None:
 
 
 def _picked(args: tuple, output: torch.Tensor, dims: int) -> str | None:
-    x = args[0]
-    axes = (
-        [axis for axis, each in enumerate(args[1]) if each is not None]
-        if isinstance(args[1], list | tuple)
-        else [args[1]]
-    )
+    x, chosen = args[:2]
+    axes, masked = [chosen], False
+    if isinstance(chosen, list | tuple):
+        axes = [axis for axis, index in enumerate(chosen) if index is not None]
+        masked = any(chosen[axis].dtype == torch.bool for axis in axes)
     spatial = any(axis % x.dim() >= x.dim() - dims for axis in axes)
-    whole = isinstance(args[1], list | tuple) and any(each is not None and each.dtype == torch.bool for each in args[1])
-    return "takes voxels by their place" if spatial and not whole else None
+    return "takes voxels by their place" if spatial and not masked else None
 
 
 def _nearest(args: tuple, output: torch.Tensor, dims: int) -> str | None:
@@ -208,14 +189,12 @@ def _linear(args: tuple, output: torch.Tensor, dims: int) -> str | None:
 def _stepped(args: tuple, output: torch.Tensor, dims: int) -> str | None:
     if args[0].dim() != dims + 2:
         return None
-    every = [
-        list(each) if isinstance(each, list | tuple) else [each] for each in args[1:5] if not isinstance(each, bool)
-    ]
+    given = [each for each in args[1:5] if not isinstance(each, bool)]
+    given += [(), 0, 1][len(given) - 1 :]
     window, step, padding, dilation = (
-        [(each * dims)[:dims] for each in (*every, [], [0], [1])[:4]] if every else [[]] * 4
+        (list(each) if isinstance(each, list | tuple) else [each]) * dims for each in given
     )
-    step = step or window
-    return _centred(args[0].shape[-dims:], window, step, padding or [0] * dims, dilation or [1] * dims)
+    return _centred(args[0].shape[-dims:], window, step or window, padding, dilation)
 
 
 def _centred(sizes: Sequence[int], window: Any, step: Any, padding: Any, dilation: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""A network that somebody already has, made equivariant: kernels, strides, pools and upsampling (design, sections 1 and 3)."""
+"""Conversion of any network to an equivariant one: kernels, strides, pools and upsampling."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from monai_gmr.networks.convert.audit import remaining_operations
 from monai_gmr.networks.convert.report import ConversionReport, ConvertedModule
 from monai_gmr.networks.convert.sized import TrailStart, sized_class
 from monai_gmr.networks.convert.swaps import CONVERTIBLE, Options, Swap, swap
-from monai_gmr.networks.convert.trace import make_inputs, materialise, sizes_of_network, trace_sizes
+from monai_gmr.networks.convert.trace import CONVOLUTIONS, make_inputs, materialise, sizes_of_network, trace_sizes
 from monai_gmr.networks.layers import split_convolution
-from monai_gmr.networks.layers.ring_conv import RINGS
+from monai_gmr.networks.layers.gmr_conv import RINGS
 from monai_gmr.utils import ConfigurationError, check_choice
 
 Selector = str | type | Callable[[str, nn.Module], bool]
@@ -31,6 +31,7 @@ def convert_to_gmr(
     include: Selector | Sequence[Selector] | None = None,
     exclude: Selector | Sequence[Selector] | None = None,
     conv: str | Sequence = "gmr",
+    *,
     rings: str = "gaussian",
     weights: str = "project",
     spacing: Sequence[float] | None = None,
@@ -44,30 +45,31 @@ def convert_to_gmr(
     """Make a network equivariant under the symmetries of the grid, at every size: swap its convolutions for radial ones, and its strides,
     pools, upsampling and one-sided padding for ones about the centre of the grid.
 
-    Sizes stay what they were, but for upsampling, which returns to the sizes that the image had on its way down: where a decoder of the
-    given network misses the size of a skip connection, or of the image (most do on odd sizes), the converted one meets it.
-    ``module.conversion_report`` tells, when printed, what became of each module, or why it stayed.
+    Sizes do not change, except of upsampling, which returns to the sizes that the image had on its way down: where a decoder of the
+    given network misses the size of a skip connection, or of the image (most do on odd sizes), the converted one reaches it.
+    ``module.conversion_report``, printed, names the replacement of each module, or why it stayed. Convert to the final dtype before
+    ``torch.jit.script`` or ``trace``: a recorded graph keeps the dtype of the recording.
 
     Args:
-        module: the network; left as it is unless ``inplace``.
-        kernel_sizes: window for all convolutions of a window above 1, or windows for windows, ``{3: 5}``; default: as they are.
-        include: what is to be converted, by name (``"encoder*"``), by class, or by a function of name and module; default: all.
-        exclude: what is to stay, likewise.
+        module: the network; unchanged unless ``inplace``.
+        kernel_sizes: window for all convolutions of a window above 1, or windows for windows, ``{3: 5}``; default: unchanged.
+        include: modules to convert, by name (``"encoder*"``), by class, or by a function of name and module; default: all.
+        exclude: modules to leave unchanged, likewise.
         conv: "gmr" (radial kernels) or "gmr_harmonic" (radial profiles times harmonics, reduced to lengths and products: it keeps most of
             the accuracy; heads, linear shortcuts, depthwise convolutions and upsampling become radial), or a pair of the name and further
-            arguments; "plain" leaves all as it is, to compare with.
+            arguments; "plain" changes nothing, to compare with.
         rings: kind of rings, see :class:`~monai_gmr.networks.layers.GMRConv2d`.
-        weights: "project": those radial weights that come nearest to the given ones, by least squares, for a trained network; "init":
-            fresh ones, for one that is to be trained.
-        spacing: voxel size in millimetres, one an axis; kernels are then round in millimetres.
-        num_rings: rings a kernel; default: as :class:`~monai_gmr.networks.layers.GMRConv2d`.
+        weights: "project": the radial weights nearest to the given ones, by least squares, for a trained network; "init": fresh ones, for
+            one that will be trained.
+        spacing: voxel size in millimetres, one per axis; kernels are then round in millimetres.
+        num_rings: rings of a kernel; default: as :class:`~monai_gmr.networks.layers.GMRConv2d`.
         inplace: whether the given network itself is changed.
         in_channels: channels of the network's input; default: those of its first convolution.
         spatial_dims: 1, 2 or 3; default: those of its first convolution.
-        spatial_size: a size in voxels, one number an axis, that the network can take; default: what the network names, or one of some
-            usual sizes.
-        example_inputs: what ``forward`` takes, in order or by name, for a network that takes more than an image:
-            ``(image, timesteps)``. The first tensor with a batch, channels and all spatial axes is the image, whose size takes the place of
+        spatial_size: a size in voxels, one number per axis, that the network can take; default: the one that the network names, or one
+            of some usual sizes.
+        example_inputs: arguments of ``forward``, in order or by name, for a network that takes more than an image:
+            ``(image, timesteps)``. The first tensor with a batch, channels and all spatial axes is the image, whose size replaces
             ``spatial_size``.
 
     Returns:
@@ -85,9 +87,6 @@ def convert_to_gmr(
         True
         >>> print(str(converted.conversion_report).splitlines()[0])
         UNet: 5 modules converted, 0 kept
-
-    Source:
-        design, sections 1 and 3.
     """
     name, arguments = split_convolution(conv)
     check_choice("conv", name, ("gmr", "gmr_harmonic", "plain"))
@@ -98,20 +97,31 @@ def convert_to_gmr(
         raise ConfigurationError(f"module={type(module).__name__} is no network: give a torch.nn.Module.")
     if hasattr(module, "_orig_mod"):
         raise ConfigurationError(f"{type(module).__name__} is compiled already: convert first, then compile.")
+    if example_inputs is not None and not isinstance(example_inputs, list | tuple | Mapping):
+        raise ConfigurationError(
+            f"example_inputs={type(example_inputs).__name__} is impossible: give what forward takes as a tuple, or as a dictionary by name."
+        )
     net = module if inplace else copy.deepcopy(module)
     if name == "plain":
-        return _with_report(net, ConversionReport(type(module).__name__, (), ("conv='plain': left as it is",)))
+        return _with_report(net, ConversionReport(type(module).__name__, (), ("conv='plain': unchanged",)))
     channels, dims = _input_of(net, in_channels, spatial_dims)
-    _check_inputs(example_inputs, dims)
     if any(isinstance(each, UninitializedParameter) for each in net.parameters()):
         sizes = [tuple(spatial_size)] if spatial_size is not None else [*sizes_of_network(net, dims), (64,) * dims]
         materialise(net, partial(make_inputs, net, sizes[0], channels[0], example_inputs))
     trace = trace_sizes(net, dims, channels, spatial_size, example_inputs)
-    arguments |= {"rings": rings, "num_rings": num_rings, "spacing": spacing}
-    options = Options(name, arguments, kernel_sizes, weights, trace, dims)
+    embeddings = [each for each in net.modules() if type(each).__name__.startswith("PatchEmbed")]
+    options = Options(
+        name,
+        arguments | {"rings": rings, "num_rings": num_rings, "spacing": spacing},
+        kernel_sizes,
+        weights,
+        trace,
+        dims,
+        patches={inner for each in embeddings for inner in each.modules()},
+    )
     rows, net = _convert_modules(net, options, _selectors(include), _selectors(exclude))
     notes = [
-        f"{path} stays: it tells positions apart, which no swap of layers makes equivariant"
+        f"{path} stays: it depends on positions, which no replacement of layers makes equivariant"
         for path, _ in net.named_parameters()
         if POSITIONS.search(path)
     ]
@@ -120,11 +130,11 @@ def convert_to_gmr(
             f"{trace.failure}: upsampling doubles sizes and does not know those of skip connections; give spatial_size, or example_inputs "
             "for a network that takes more than an image."
         )
-    elif getattr(net, "trail_start", None) is None:
-        kind: Any = type(net)
-        net.__class__ = sized_class(kind)
-        net.trail_start = TrailStart(trace.network, list(trace.size), trace.in_channels)  # type: ignore[assignment]
-    if not trace.failure:
+    else:
+        if getattr(net, "trail_start", None) is None:
+            kind: Any = type(net)
+            net.__class__ = sized_class(kind)
+            net.trail_start = TrailStart(trace.network, list(trace.size), trace.in_channels)  # type: ignore[assignment]
         known = [row.path for row in rows if row.breaks]
         notes += remaining_operations(net, trace, trace.in_channels, example_inputs, known)
     return _with_report(net, ConversionReport(type(module).__name__, tuple(rows), tuple(notes)))
@@ -144,25 +154,17 @@ def _check_windows(kernel_sizes: Any) -> None:
         )
 
 
-def _check_inputs(example_inputs: Any, dims: int) -> None:
-    if example_inputs is None:
-        return
-    if not isinstance(example_inputs, list | tuple | Mapping):
-        raise ConfigurationError(
-            f"example_inputs={type(example_inputs).__name__} is impossible: give what forward takes as a tuple, or as a dictionary by name."
-        )
-
-
 def _input_of(net: nn.Module, in_channels: int | None, spatial_dims: int | None) -> tuple[list[int], int]:
     """Channels that the image may have, the likeliest first, and number of its spatial axes."""
-    convolutions = [each for each in net.modules() if isinstance(each, nn.modules.conv._ConvNd)]
+    convolutions: list[Any] = [each for each in net.modules() if isinstance(each, CONVOLUTIONS)]
     if not spatial_dims and not convolutions:
         raise ConfigurationError(
             f"{type(net).__name__} has no convolution, so there is nothing to convert: if it takes images, "
             "give spatial_dims and in_channels."
         )
-    # a layer that is built lazily has 0 channels until it is; the first that is registered need not be the first that is called
+    # the first convolution that is registered need not be the first that is called
     channels = [in_channels] if in_channels else list(dict.fromkeys(each.in_channels for each in convolutions))[:8]
+    # a layer that is built lazily has 0 channels before
     if not channels or not channels[0]:
         raise ConfigurationError(f"{type(net).__name__} begins with a lazily built layer: give in_channels.")
     return channels, spatial_dims or len(convolutions[0].kernel_size)
@@ -174,60 +176,50 @@ def _selectors(given: Any) -> list[Selector] | None:
     return list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
 
 
-def _selected(path: str, module: nn.Module, selectors: list[Selector]) -> bool:
-    for each in selectors:
-        if isinstance(each, str):
-            found = fnmatchcase(path, each) or path.startswith(f"{each}.")
-        elif isinstance(each, type):
-            found = isinstance(module, each)
-        else:
-            found = each(path, module)
-        if found:
-            return True
-    return False
-
-
-def _owners(net: nn.Module, path: str) -> list[nn.Module]:
-    owners, names = [net], path.split(".")[:-1] if path else []
-    for name in names:
-        owners.append(owners[-1]._modules[name])  # type: ignore[arg-type]
-    return owners
+def _matches(path: str, module: nn.Module, selector: Selector) -> bool:
+    if isinstance(selector, str):
+        return fnmatchcase(path, selector) or path.startswith(f"{selector}.")
+    return isinstance(module, selector) if isinstance(selector, type) else selector(path, module)
 
 
 def _module_at(net: nn.Module, path: str) -> nn.Module | None:
-    found: nn.Module | None = net
-    for name in path.split(".") if path else []:
-        found = None if found is None else found._modules.get(name)
-    return found
+    try:
+        return net.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 def _convert_modules(
     net: nn.Module, options: Options, include: list[Selector] | None, exclude: list[Selector] | None
 ) -> tuple[list[ConvertedModule], nn.Module]:
-    """Swap module by module; a module that is held under several names is swapped once and put under all of them."""
+    """Replace module by module; a module that is held under several names is replaced once and put under all of them."""
     paths: dict[nn.Module, list[str]] = {}
     for path, each in net.named_modules(remove_duplicate=False):
         paths.setdefault(each, []).append(path)
+
+    def selected(module: nn.Module, selectors: list[Selector]) -> bool:
+        return any(_matches(path, module, selector) for path in paths[module] for selector in selectors)
+
     rows: list[ConvertedModule] = []
     for each, names in paths.items():
-        # what a swapped module held has gone with it
+        # the parts of a replaced module are gone
         if _module_at(net, names[0]) is not each:
             continue
         before, text = type(each).__name__, _short(each)
-        chosen = include is None or any(_selected(path, each, include) for path in names)
-        left_out = exclude is not None and any(_selected(path, each, exclude) for path in names)
-        if not chosen or left_out:
-            found: Swap | None = Swap(None, "excluded" if left_out else "not included")
-            if not isinstance(each, CONVERTIBLE):
-                continue
+        left_out = exclude is not None and selected(each, exclude)
+        if left_out or (include is not None and not selected(each, include)):
+            stays = Swap(None, "excluded" if left_out else "not included")
+            found: Swap | None = stays if isinstance(each, CONVERTIBLE) else None
         else:
-            found = swap(each, _owners(net, names[0]), options)
+            found = swap(each, options)
         if found is None:
             continue
-        also = f"; also {', '.join(names[1:])}" if len(names) > 1 else ""
         if found.module is not None and found.module is not each:
-            _leave_levels(each, found.module, options)
+            for inner in found.module.modules():
+                if hasattr(inner, "levels"):
+                    inner.levels = options.trace.levels(each)  # type: ignore[assignment]
             net = _put(net, names, found.module)
+        also = f"; also {', '.join(names[1:])}" if len(names) > 1 else ""
         after = None if found.module is None else _short(found.module)
         reason = f"{found.reason}{also}".lstrip("; ")
         rows.append(ConvertedModule(names[0] or before, text, after, reason, found.change, found.breaks))
@@ -235,30 +227,24 @@ def _convert_modules(
 
 
 def _put(net: nn.Module, names: list[str], module: nn.Module) -> nn.Module:
+    """The network with a module under all its names; the module itself if it is the network."""
     for path in names:
         if not path:
             return module
-        _owners(net, path)[-1]._modules[path.split(".")[-1]] = module
+        owner, _, name = path.rpartition(".")
+        setattr(net.get_submodule(owner), name, module)
     return net
-
-
-def _leave_levels(before: nn.Module, after: nn.Module, options: Options) -> None:
-    """Tell a swapped layer at which places of the network it stands."""
-    for each in after.modules():
-        if hasattr(each, "levels"):
-            each.levels = options.trace.levels(before)  # type: ignore[assignment]
 
 
 def _short(module: nn.Module) -> str:
     """Class, window and stride of a module in a few words."""
-    name = type(module).__name__.removeprefix("Swapped")
     if isinstance(module, nn.Sequential):
         return " + ".join(_short(each) for each in module)
-    parts = []
+    words = [type(module).__name__.removeprefix("Swapped")]
     kernel: Any = getattr(module, "kernel_size", None)
     stride: Any = getattr(module, "factors", getattr(module, "stride", None))
     for label, value in (("k", kernel), ("s", stride)):
         numbers = [value] if isinstance(value, int) else list(value) if isinstance(value, list | tuple) else []
         if numbers and (label == "k" or max(numbers) > 1):
-            parts.append(label + ("x".join(map(str, numbers)) if len(set(numbers)) > 1 else str(numbers[0])))
-    return " ".join([name, *parts])
+            words.append(label + ("x".join(map(str, numbers)) if len(set(numbers)) > 1 else str(numbers[0])))
+    return " ".join(words)

@@ -1,4 +1,4 @@
-"""MONAI's modules whose ``forward`` itself, not a layer in it, breaks the symmetry: subclasses that an instance becomes in place."""
+"""Subclasses for MONAI's modules whose own ``forward``, not a layer in it, breaks the symmetry; conversion changes an instance's class."""
 
 from __future__ import annotations
 
@@ -21,11 +21,7 @@ from monai_gmr.ops import symmetric_upsample
 
 
 def resize_about_centre(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """An image at another size: by nearest where that is exact, linear where it is not, and means over an image that becomes smaller.
-
-    Args:
-        x: ``(batch, channels, *spatial)``.
-        size: in voxels, one number an axis.
+    """``(batch, channels, *spatial)`` at another size: by nearest where that is exact, else linear, and means where it becomes smaller.
 
     Example:
         >>> [resize_about_centre(torch.rand(1, 1, 4, 4), size).shape[2] for size in ((8, 8), (7, 7), (3, 3))]
@@ -40,12 +36,12 @@ def resize_about_centre(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 
 class SymmetricMedNeXtUpBlock(MedNeXtUpBlock):
-    """MONAI's block without the row of zeros that it puts before its upsampled image, which is as long as it should be here."""
+    """MONAI's block without the row of zeros that it puts before its upsampled image."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(batch, in_channels, *spatial)`` to ``(batch, out_channels, *spatial of the skip connection)``."""
-        answer = MedNeXtBlock.forward(self, x)
-        return answer + self.res_conv(x) if self.resample_do_res else answer
+        output = MedNeXtBlock.forward(self, x)
+        return output + self.res_conv(x) if self.resample_do_res else output
 
 
 class SymmetricDynUNet(DynUNet):
@@ -53,18 +49,16 @@ class SymmetricDynUNet(DynUNet):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """As ``DynUNet``'s, in training mode with deep supervision ``(batch, maps, out_channels, *spatial)``."""
-        answer = self.output_block(self.skip_layers(x))
-        found = list(self.heads)
-        # a feature map left behind can be neither copied nor freed
-        self.heads[:] = [torch.empty(1)] * len(found)
+        output, maps = self.output_block(self.skip_layers(x)), list(self.heads)
+        # a feature map left on the module can be neither copied nor freed
+        self.heads[:] = [torch.empty(1)] * len(maps)
         if not (self.training and self.deep_supervision):
-            return answer
-        size = list(answer.shape[2:])
-        return torch.stack([answer, *(resize_about_centre(each, size) for each in found)], dim=1)
+            return output
+        return torch.stack([output, *(resize_about_centre(each, output.shape[2:]) for each in maps)], dim=1)
 
 
 class SymmetricSubpixelUpsample(SubpixelUpsample):
-    """MONAI's upsampling whose block of layers is somebody's own: the mean over the parts of a voxel, then interpolation."""
+    """MONAI's upsampling with a custom block of layers: the mean over the parts of a voxel, then interpolation."""
 
     mean: nn.Module
 
@@ -73,20 +67,20 @@ class SymmetricSubpixelUpsample(SubpixelUpsample):
         return self.mean(self.conv_block(x))
 
 
-class SymmetricSegResNetDS(SegResNetDS):
-    """MONAI's net for images of any size: its skip connections line up here."""
+class _AnySize:
+    """The skip connections of a converted network line up at every size."""
 
     def is_valid_shape(self, x: torch.Tensor) -> bool:
         """Every size is valid."""
         return True
 
 
-class SymmetricSegResNetDS2(SegResNetDS2):
-    """:class:`SymmetricSegResNetDS` with two decoders, as in VISTA3D."""
+class SymmetricSegResNetDS(_AnySize, SegResNetDS):
+    """MONAI's net for images of any size."""
 
-    def is_valid_shape(self, x: torch.Tensor) -> bool:
-        """Every size is valid."""
-        return True
+
+class SymmetricSegResNetDS2(_AnySize, SegResNetDS2):
+    """MONAI's net with two decoders, as in VISTA3D, for images of any size."""
 
 
 class SymmetricSPADE(SPADE):
@@ -120,7 +114,7 @@ class SymmetricFactorizedReduceBlock(FactorizedReduceBlock):
 
 
 class SymmetricHoVerNetBlock(nn.Module):
-    """A residual block of MONAI's HoVerNet, whose halving pads by a voxel too many and then cuts the last one off: here it does neither."""
+    """A residual block of MONAI's HoVerNet, whose halving pads by a voxel too many and then cuts the last one off, without both."""
 
     shortcut: nn.Module
     layers: nn.Sequential
@@ -147,7 +141,7 @@ class SymmetricHoVerNet(HoVerNet):
 
 
 class SortedPixelUnshuffle(nn.Module):
-    """What pixel unshuffling becomes: the parts of a voxel as channels, in the order of their values in place of that of their places.
+    """Replacement of pixel unshuffling: the parts of a voxel as channels, sorted by value instead of position.
 
     Args:
         scale_factor: parts along each axis.
@@ -174,7 +168,7 @@ class SymmetricSubpixelDownsample(SubpixelDownsample):
     """MONAI's downsampling with its parts of a voxel sorted."""
 
     def become_symmetric(self) -> None:
-        """Make what sorts."""
+        """Add the layer that sorts."""
         self.unshuffle = SortedPixelUnshuffle(self.scale_factor)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -193,7 +187,7 @@ class SymmetricFeaturePyramidNetwork(FeaturePyramidNetwork):
     """MONAI's pyramid; a coarse map is enlarged about its centre before it is added to a finer one."""
 
     def forward(self, x: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A map of features for each level to the like."""
+        """A map of features for each level to maps of equal sizes."""
         names, values = list(x), list(x.values())
         inner = self.get_result_from_inner_blocks(values[-1], -1)
         results = [self.get_result_from_layer_blocks(inner, -1)]
@@ -207,13 +201,7 @@ class SymmetricFeaturePyramidNetwork(FeaturePyramidNetwork):
 
 
 class SymmetricChannelShortcut(nn.Module):
-    """MONAI's ResNet shortcut of type "A", steps about the centre and then channels of zeros, with a gradient.
-
-    Args:
-        spatial_dims: 1, 2 or 3.
-        channels: channels of the result.
-        stride: step in voxels.
-    """
+    """MONAI's ResNet shortcut of type "A", steps about the centre and then channels of zeros, with a gradient."""
 
     def __init__(self, spatial_dims: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -235,17 +223,14 @@ REPLACEMENTS: dict[type, tuple[type, str]] = {
     SPADE: (SymmetricSPADE, "the labels at another size about the centre"),
     SPADEDecoder: (SymmetricSPADEDecoder, "the labels at another size about the centre"),
     FactorizedReduceBlock: (SymmetricFactorizedReduceBlock, "both halves about the centre"),
-    SubpixelDownsample: (SymmetricSubpixelDownsample, "the parts of a voxel by value, not by place"),
+    SubpixelDownsample: (SymmetricSubpixelDownsample, "the parts of a voxel sorted by value, not by place"),
     FeaturePyramidNetwork: (SymmetricFeaturePyramidNetwork, "coarse maps enlarged about the centre"),
     HoVerNet: (SymmetricHoVerNet, "without its one-sided padding and cut"),
 }
 
 
 def replacement_of(kind: type) -> tuple[type, str] | None:
-    """The class that a MONAI module becomes, and a remark; that of a base class counts where nothing but the constructor differs.
-
-    Args:
-        kind: class of the module.
+    """The class that a MONAI module of class ``kind`` becomes, and a remark; that of a base class where only the constructor differs.
 
     Example:
         >>> replacement_of(DynUNet)[0].__name__, replacement_of(nn.Identity)

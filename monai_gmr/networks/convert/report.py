@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ConvertedModule:
-    """What became of one module.
+    """Result for one module.
 
     Attributes:
-        path: its name in the network, and further names.
-        before: what it was.
-        after: what it became; ``None`` when it stayed.
-        reason: why it stayed, or what there is to know of what it became.
+        path: its name in the network.
+        before: class, window and stride.
+        after: those of its replacement; ``None`` when it stayed.
+        reason: why it stayed, or a remark.
         change: of the weights, relative; ``None`` where there are none or they were drawn anew.
         breaks: whether it keeps the network from being exact.
     """
@@ -29,12 +29,12 @@ class ConvertedModule:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What a conversion did, module by module; print it.
+    """What a conversion did, module by module; print it for a table.
 
     Attributes:
         name: class of the network.
-        modules: those that were looked at, in the order of the network.
-        notes: what else keeps the network from being exact: weights and operations outside of the modules that conversion knows.
+        modules: those that conversion knows, in the order of the network.
+        notes: what else keeps the network from being exact: weights and operations outside of these modules.
     """
 
     name: str
@@ -43,7 +43,7 @@ class ConversionReport:
 
     @property
     def converted(self) -> tuple[ConvertedModule, ...]:
-        """Modules that became something else."""
+        """Modules that were replaced."""
         return tuple(module for module in self.modules if module.after is not None)
 
     @property
@@ -60,6 +60,11 @@ class ConversionReport:
     def limits(self) -> tuple[str, ...]:
         """What keeps the network from being exact, a sentence each; empty for one that is exact at every size that it takes."""
         return (*(f"{module.path}: {module.reason}" for module in self.modules if module.breaks), *self.notes)
+
+    @property
+    def evaluation_limits(self) -> tuple[str, ...]:
+        """The limits without those of training alone, whose reason begins with "in training"."""
+        return tuple(limit for limit in self.limits if ": in training " not in limit)
 
     def __iter__(self) -> Iterator[ConvertedModule]:
         return iter(self.modules)

@@ -1,17 +1,25 @@
-"""A converted network's class: the given one, whose public methods keep a trail of sizes and which TorchScript can take."""
+"""The class of a converted network: the given one, whose public methods keep a trail of sizes and which TorchScript can compile."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
-from monai_gmr.networks.convert.script import scriptable_network
+from monai_gmr.networks.convert.trace import first_line
 from monai_gmr.networks.layers.size_trail import begin_trail, end_trail
 from monai_gmr.ops.free_sizes import recorded_number
+from monai_gmr.utils import ConfigurationError, tensors_in
+
+# tried in order for the image of a recording; a graph recorded on a small image serves all sizes
+SCRIPT_SIZES = (16, 32, 33, 48, 64, 65, 96, 128)
+# voxels beyond the recorded size, to check that the graph is not one of that size alone
+OTHER_SIZES = (1, 2, 3, 16, 32)
 
 
 class TrailStart(NamedTuple):
@@ -34,8 +42,14 @@ def _keeps_trail(method: Callable) -> Callable:
         start: TrailStart | None = getattr(self, "trail_start", None)
         if start is None:
             return method(self, *args, **kwargs)
-        if torch.jit.is_tracing() and self.conversion_report.limits:
-            args = _of_recorded_size(args)
+        if torch.jit.is_tracing() and self.conversion_report.evaluation_limits:
+            # parts that use positions may branch on the size: the graph refuses images of another one
+            args = tuple(
+                each.expand(-1, -1, *map(recorded_number, each.shape[2:]))
+                if isinstance(each, torch.Tensor) and each.dim() > 2
+                else each
+                for each in args
+            )
         inputs, output = (*args, *kwargs.values()), None
         trail = begin_trail(start.network, start.reference, start.in_channels, inputs)
         try:
@@ -45,16 +59,6 @@ def _keeps_trail(method: Callable) -> Callable:
             end_trail(trail, output)
 
     return call
-
-
-def _of_recorded_size(args: tuple) -> tuple:
-    """Images that a recorded graph takes of the recorded size alone: parts that tell positions apart decide by the size."""
-    return tuple(
-        each.expand(-1, -1, *map(recorded_number, each.shape[2:]))
-        if isinstance(each, torch.Tensor) and each.dim() > 2
-        else each
-        for each in args
-    )
 
 
 def _new(cls: type, *args: Any) -> Any:
@@ -74,14 +78,13 @@ def sized_class(cls: Any) -> Any:
     """A subclass whose ``forward`` and public methods keep the trail of sizes that ``trail_start`` begins.
 
     ``torch.jit.trace`` records a graph for every size, or, of a network whose report has limits, one that refuses other sizes than the
-    recorded one. Instances are copied and pickled as those of the given class are, and ``torch.jit.script`` takes what
-    :func:`~monai_gmr.networks.convert.script.scriptable_network` makes of them.
+    recorded one. Instances are copied and pickled like those of the given class, and ``torch.jit.script`` compiles the graphs of
+    :func:`scriptable_network`.
 
     Args:
         cls: class of the network.
 
     Example:
-        >>> from torch import nn
         >>> made = sized_class(nn.Sequential)
         >>> issubclass(made, nn.Sequential), made.__name__, sized_class(made) is made
         (True, 'Sequential', True)
@@ -97,3 +100,115 @@ def sized_class(cls: Any) -> Any:
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     members = {"trail_start": None, "__reduce_ex__": _reduce, "__prepare_scriptable__": scriptable_network}
     return type(cls.__name__, (cls,), names | members | methods)
+
+
+class RecordedPasses(nn.Module):
+    """A network as two recorded graphs that share its weights.
+
+    Args:
+        evaluation_pass: the graph of evaluation mode.
+        training_pass: that of training mode; ``None`` for a network whose outputs in training have another type.
+    """
+
+    def __init__(self, evaluation_pass: nn.Module, training_pass: nn.Module | None) -> None:
+        super().__init__()
+        self.evaluation_pass = evaluation_pass
+        self.training_pass = training_pass
+
+    def forward(self, x: torch.Tensor):
+        """The output of the graph of this mode."""
+        if self.training:
+            if self.training_pass is not None:
+                return self.training_pass(x)
+            raise RuntimeError("this network's output has another form while it trains: call eval() first.")
+        return self.evaluation_pass(x)
+
+
+def scriptable_network(net: Any) -> nn.Module:
+    """Module that ``torch.jit.script`` compiles in the place of a converted network: its graphs, recorded with sizes as symbols.
+
+    TorchScript compiles modules one by one, and upsampling could not know the sizes on the way down; a graph has them as values. The dtype
+    is fixed when the graphs are recorded: call ``double()`` or ``half()`` before ``torch.jit.script`` or ``trace``. Graphs hold tables of
+    taps that the network does not save: load a state dict of the network into it before recording, or with ``strict=False`` after.
+
+    Args:
+        net: the network, which stays unchanged, with its buffers and the state of the random generators.
+
+    Returns:
+        a module of the image alone, in the mode of the network.
+
+    Raises:
+        ConfigurationError: when the network does not take an image alone, or its graph depends on the recorded size.
+
+    Example:
+        >>> from monai.networks.nets import UNet
+        >>> from monai_gmr.networks import convert_to_gmr
+        >>> net = convert_to_gmr(UNet(2, 1, 2, channels=(4, 8), strides=(2,))).eval()
+        >>> scripted, x = torch.jit.script(net), torch.rand(1, 1, 13, 18)
+        >>> torch.allclose(scripted(x), net(x), atol=1e-5)
+        True
+    """
+    mode, buffers = net.training, {k: v.clone() for k, v in net.named_buffers()}
+    try:
+        with torch.random.fork_rng(), torch.no_grad(), warnings.catch_warnings():
+            # about branches on numbers that are equal for every size
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            image = _first_image(net.eval())
+            evaluation = torch.jit.trace(net, image, check_trace=False, strict=False)
+            _check_other_sizes(net, evaluation, image)
+            made = RecordedPasses(evaluation, torch.jit.trace(net.train(), image, check_trace=False, strict=False))
+            try:
+                torch.jit.script(made)
+            except RuntimeError:
+                made = RecordedPasses(evaluation, None)
+    finally:
+        with torch.no_grad():
+            for key, value in net.named_buffers():
+                value.copy_(buffers[key])
+        net.train(mode)
+    return made.train(mode)
+
+
+def _image(net: Any, size: list[int]) -> torch.Tensor:
+    first = next(p for p in net.parameters() if p.is_floating_point())
+    return torch.rand((2, net.trail_start.in_channels, *size), dtype=first.dtype, device=first.device)
+
+
+def _first_image(net: Any) -> torch.Tensor:
+    reference, reason = list(net.trail_start.reference), ""
+    for size in [*([n] * len(reference) for n in SCRIPT_SIZES), reference]:
+        image = _image(net, size)
+        try:
+            net(image)
+            return image
+        except Exception as error:  # whatever a network raises for a size that it cannot take
+            reason = first_line(error)
+    raise ConfigurationError(
+        f"{type(net).__name__} cannot be scripted, for it did not take an image alone ({reason}): record it with your inputs by "
+        "torch.jit.trace."
+    )
+
+
+def _check_other_sizes(net: Any, recorded: nn.Module, image: torch.Tensor) -> None:
+    for more in OTHER_SIZES:
+        other = _image(net, [n + more for n in image.shape[2:]])
+        try:
+            expected = tensors_in(net(other))
+        except Exception:  # a network of certain sizes
+            continue
+        if not _is_alike(expected, recorded, other):
+            raise ConfigurationError(
+                f"{type(net).__name__} cannot be scripted for all sizes, for its own forward decides by the size of the image: record it "
+                "by torch.jit.trace for each size."
+            )
+
+
+def _is_alike(expected: list[torch.Tensor], recorded: nn.Module, image: torch.Tensor) -> bool:
+    try:
+        outputs = tensors_in(recorded(image))
+    except RuntimeError:  # a graph that refuses the size
+        return False
+    return all(
+        one.shape == two.shape and torch.allclose(one, two, 1e-3, 1e-3 * float(one.abs().max()))
+        for one, two in zip(expected, outputs)
+    )

@@ -1,10 +1,10 @@
-"""What each kind of module becomes: functions from a module to its replacement, or to the reason why it stays."""
+"""Replacements of modules: functions from a module to its replacement, or to the reason why it stays."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,8 +16,8 @@ from monai.networks.layers.spatial_transforms import AffineTransform
 from monai.networks.nets.autoencoderkl import AsymmetricPad
 from monai.networks.nets.resnet import ResNetBlock, ResNetBottleneck
 from monai.networks.nets.swin_unetr import PatchMerging, PatchMergingV2, WindowAttention
+from monai.utils import ensure_tuple_rep
 from torch import nn
-from torch.nn.modules.utils import _ntuple
 from torch.nn.utils import parametrize
 
 from monai_gmr.networks.convert.layers import swapped_class
@@ -28,10 +28,10 @@ from monai_gmr.networks.convert.monai_modules import (
     SymmetricSubpixelUpsample,
     replacement_of,
 )
-from monai_gmr.networks.convert.trace import Trace
+from monai_gmr.networks.convert.trace import CONVOLUTIONS, Trace, classes_of
 from monai_gmr.networks.layers import GMRAvgPool, GMRInterpolate, GMRMaxPool, GMRSubpixelMean
+from monai_gmr.networks.layers.gmr_conv import RingConvNd
 from monai_gmr.networks.layers.gmr_harmonic_conv import GMRHarmonicConvNd
-from monai_gmr.networks.layers.ring_conv import RingConvNd
 from monai_gmr.networks.layers.sized_upsampling import MODES
 from monai_gmr.symmetry import project_kernel, project_kernel_on_order, project_transposed_kernel
 from monai_gmr.symmetry.projection import fitted_window
@@ -43,11 +43,11 @@ VECTORS = (
 
 
 class Swap(NamedTuple):
-    """What a module becomes.
+    """Replacement of a module.
 
     Attributes:
-        module: its replacement; ``None`` when it stays.
-        reason: why it stays, or what there is to know.
+        module: the replacement; ``None`` when the module stays.
+        reason: why it stays, or a remark.
         change: relative change of its weights, where they were projected.
         breaks: whether it keeps the network from being exact.
     """
@@ -60,7 +60,16 @@ class Swap(NamedTuple):
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked for, and what the pass of a reference image has shown."""
+    """Arguments of a conversion, and what the pass of a reference image showed.
+
+    Attributes:
+        conv: "gmr" or "gmr_harmonic".
+        arguments: of its layers.
+        kernel_sizes, weights: as in :func:`~monai_gmr.networks.convert_to_gmr`.
+        trace: of the network.
+        spatial_dims: 1, 2 or 3.
+        patches: modules inside patch embeddings.
+    """
 
     conv: str
     arguments: Mapping[str, Any]
@@ -68,33 +77,28 @@ class Options:
     weights: str
     trace: Trace
     spatial_dims: int
+    patches: set[nn.Module] = field(default_factory=set)
 
     def window(self, kernel_size: Sequence[int]) -> tuple[int, ...]:
-        """The window asked for in the place of one."""
+        """The window that replaces another."""
         if isinstance(self.kernel_sizes, int):
             return tuple(self.kernel_sizes if k > 1 else k for k in kernel_size)
         return tuple((self.kernel_sizes or {}).get(k, k) for k in kernel_size)
 
 
-def swap(module: nn.Module, owners: Sequence[nn.Module], options: Options) -> Swap | None:
-    """What a module becomes; ``None`` for modules that have no say in the symmetry.
-
-    Args:
-        module: the module.
-        owners: the modules that hold it, the network first.
-        options: of the conversion.
-    """
+def swap(module: nn.Module, options: Options) -> Swap | None:
+    """The replacement of a module; ``None`` for modules that the symmetry does not depend on."""
     if module in options.trace.paddings:
-        return _swap_padding(module, owners, options)
+        return _swap_padding(module, options)
     for kinds, convert in SWAPS:
         if isinstance(module, kinds):
-            found = convert(module, owners, options)
+            found = convert(module, options)
             return found if found is None else _with_oblong(module, found, options)
     return None
 
 
 def _with_oblong(module: nn.Module, found: Swap, options: Options) -> Swap:
-    """A swap that says so where a window, step or factor differs between axes of one spacing, which no exchange of these axes keeps."""
+    """The swap, marked if a window, step or factor differs between axes of one spacing, which an exchange of these axes does not keep."""
     spacing: Any = options.arguments.get("spacing") or (1,) * options.spatial_dims
     for name in ("kernel_size", "stride", "dilation", "padding", "scale_factor", "factors"):
         values = getattr(found.module or module, name, None)
@@ -112,65 +116,73 @@ def _stays_broken(reason: str) -> Swap:
     return Swap(None, reason, breaks=True)
 
 
-def _swap_convolution(module: Any, owners: Sequence[nn.Module], options: Options) -> Swap:
+def _like(kind: Any, module: Any, **changes: Any) -> Any:
+    """A layer of class ``kind`` with the arguments of a convolution, but for changes."""
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    arguments = {name: getattr(module, name) for name in names} | {"bias": module.bias is not None}
+    return kind(**arguments | {"device": module.weight.device, "dtype": module.weight.dtype} | changes)
+
+
+def _swap_convolution(module: Any, options: Options) -> Swap:
     dims = len(module.kernel_size)
     if isinstance(module, RingConvNd):
         return Swap(None, "radial already")
-    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+    transposed = isinstance(module, classes_of("ConvTranspose"))
     base = getattr(nn, f"Conv{'Transpose' if transposed else ''}{dims}d")
     if type(module).forward is not base.forward:
         return _stays_broken(f"{type(module).__name__} has a forward of its own, which may do more than convolve")
-    if parametrize.is_parametrized(module) or "weight" not in module._parameters:
+    if parametrize.is_parametrized(module) or "weight" not in dict(module.named_parameters(recurse=False)):
         return _stays_broken("its weight is computed from others: remove the parametrisation or weight norm first")
     if max(module.kernel_size) == max(module.stride) == 1 and not _asymmetric(module, options):
         return Swap(None, f"{EXACT}: a window of 1")
-    if any(type(owner).__name__.startswith("PatchEmbed") for owner in owners):
-        return _stays_broken(
-            "a patch embedding: its weights tell the places in a patch apart, which is what they are for"
-        )
+    if module in options.patches:
+        return _stays_broken("a patch embedding: it has separate weights for each place in a patch")
     return _transposed(module, dims, options) if transposed else _convolution(module, dims, options)
-
-
-def _surplus(module: Any, options: Options) -> list[int] | None:
-    """Voxels along each axis that a padding module before a convolution adds; ``None`` without one."""
-    pad = options.trace.pads.get(module)
-    if pad is None:
-        return None
-    ends = options.trace.paddings[pad]
-    ends = ends + [0] * (2 * len(module.kernel_size) - len(ends))
-    return [ends[i] + ends[i + 1] for i in range(len(ends) - 2, -1, -2)]
-
-
-def _asymmetric(module: Any, options: Options) -> bool:
-    pad = options.trace.pads.get(module)
-    return pad is not None and _one_sided(options.trace.paddings[pad])
 
 
 def _one_sided(ends: Sequence[int]) -> bool:
     return any(ends[i] != ends[i + 1] for i in range(0, len(ends), 2))
 
 
+def _asymmetric(module: Any, options: Options) -> bool:
+    """Whether a module before a convolution pads one end of an axis more than the other."""
+    pad = options.trace.pads.get(module)
+    return pad is not None and _one_sided(options.trace.paddings[pad])
+
+
+def _surplus(module: Any, options: Options) -> list[int]:
+    """Voxels along each axis that the padding module before a convolution adds."""
+    ends = options.trace.paddings[options.trace.pads[module]]
+    ends = ends + [0] * (2 * len(module.kernel_size) - len(ends))
+    return [ends[i] + ends[i + 1] for i in range(len(ends) - 2, -1, -2)]
+
+
 def _kind(module: Any, window: Sequence[int], options: Options) -> tuple[str, str]:
-    """Whether a convolution becomes harmonic, and if it was asked for and is not, why."""
+    """The infix "Harmonic" if a convolution becomes harmonic; if it should and does not, the reason."""
     if options.conv != "gmr_harmonic" or max(window) == 1:
         return "", ""
     trace = options.trace
     if module in trace.heads:
-        return "", "radial: a head, whose answer is to take both signs"
+        return "", "radial: a head, whose output must take both signs"
     if module in trace.shortcuts:
-        return "", "radial: a shortcut, which the net relies on to be linear"
+        return "", "radial: a shortcut, which must be linear"
     if module.out_channels // module.groups < 2:
         return "", "radial: one channel a group cannot be shared among the orders"
     return "Harmonic", ""
 
 
+def _arguments(options: Options, harmonic: str) -> dict[str, Any]:
+    """Arguments of this library's layer."""
+    left_out = () if harmonic else ("orders", "order_split", "inner_products")
+    return {name: value for name, value in options.arguments.items() if name not in left_out}
+
+
 def _convolution(module: Any, dims: int, options: Options) -> Swap:
     window = options.window(module.kernel_size)
     harmonic, remark = _kind(module, window, options)
-    # "valid" is no padding, which layers about a centre know as a number alone
-    padding, surplus = (0,) * dims if module.padding == "valid" else module.padding, [0] * dims
-    if _asymmetric(module, options):
-        surplus = _surplus(module, options) or surplus
+    # "valid" is no padding; centred layers take numbers
+    padding: Any = (0,) * dims if module.padding == "valid" else module.padding
+    surplus = _surplus(module, options) if _asymmetric(module, options) else [0] * dims
     if not isinstance(padding, str):
         # a longer window keeps the sizes
         growth = [d * (new - old) for d, new, old in zip(module.dilation, window, module.kernel_size)]
@@ -180,45 +192,28 @@ def _convolution(module: Any, dims: int, options: Options) -> Swap:
         padding, surplus = tuple(t // 2 for t in total), [t % 2 for t in total]
     elif padding == "same":
         surplus = [d * (k - 1) % 2 for d, k in zip(module.dilation, window)]
-    strided, uneven = max(module.stride) > 1, any(surplus)
-    blurred = strided and any(d % 2 == 0 and s > 1 for d, s in zip(module.dilation, module.stride))
-    centred = (strided or uneven) and not blurred
-    arguments: dict[str, Any] = {"rings": "gaussian"} | dict(options.arguments)
-    if not harmonic:
-        arguments = {k: v for k, v in arguments.items() if k not in ("orders", "order_split", "inner_products")}
-    layer = swapped_class(f"GMR{'Centred' if centred else ''}{harmonic}Conv", dims)(
-        module.in_channels,
-        module.out_channels,
-        window,
-        1 if blurred else module.stride,
-        padding,
-        module.dilation,
-        module.groups,
-        module.bias is not None,
-        module.padding_mode,
-        device=module.weight.device,
-        dtype=module.weight.dtype,
-        **arguments,
-        **({"surplus": surplus} if centred and padding != "same" else {}),
-    )
+    blurred = any(d % 2 == 0 and s > 1 for d, s in zip(module.dilation, module.stride))
+    centred = (max(module.stride) > 1 or any(surplus)) and not blurred
+    changes: dict[str, Any] = {"kernel_size": window, "padding": padding} | _arguments(options, harmonic)
+    if blurred:
+        changes["stride"] = 1
+    elif centred and padding != "same":
+        changes["surplus"] = surplus
+    layer = _like(swapped_class(f"GMR{'Centred' if centred else ''}{harmonic}Conv", dims), module, **changes)
     change = _take_weights(layer, module, options, _project_convolution)
     if blurred:
         pool = GMRAvgPool(dims, 1, module.stride, rounding="floor")
         return Swap(
             nn.Sequential(layer, pool), "an even dilation has no centred steps: all steps, then every other", change
         )
-    return Swap(layer, remark or _window_remark(module, window, options), change)
-
-
-def _window_remark(module: Any, window: Sequence[int], options: Options) -> str:
     other = any((new - old) % 2 for new, old in zip(window, module.kernel_size))
-    if options.weights == "project" and other:
-        return "drawn anew: a window of the other parity holds no weights of the old one"
-    return ""
+    if not remark and other and options.weights == "project":
+        remark = "drawn anew: a window of the other parity cannot hold the old weights"
+    return Swap(layer, remark, change)
 
 
 def _take_weights(layer: Any, module: Any, options: Options, project: Callable[..., float | None]) -> float | None:
-    """Projected weights or fresh ones, the old bias, and what an optimiser is to leave alone."""
+    """Projected weights or fresh ones, the old bias, frozen parameters and hooks; the relative change of the weights."""
     change = None
     with torch.no_grad():
         if not module.weight.is_meta and options.weights == "project":
@@ -228,6 +223,7 @@ def _take_weights(layer: Any, module: Any, options: Options, project: Callable[.
     layer.weight.requires_grad_(module.weight.requires_grad)
     if layer.bias is not None:
         layer.bias.requires_grad_(module.bias.requires_grad)
+    # torch has no public way to list the hooks of a module
     for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"):
         getattr(layer, name).update(getattr(module, name))
     layer.train(module.training)
@@ -280,22 +276,9 @@ def _transposed(module: Any, dims: int, options: Options) -> Swap:
         window.append(coarse)
         padding.append(margin // 2)
         dilation.append(d if s == 1 else 1)
-    arguments = {k: v for k, v in options.arguments.items() if k not in ("orders", "order_split", "inner_products")}
-    layer = swapped_class("GMRResizedConv", dims)(
-        module.in_channels,
-        module.out_channels,
-        tuple(window),
-        1,
-        tuple(padding),
-        tuple(dilation),
-        module.groups,
-        module.bias is not None,
-        factors=module.stride,
-        extent=extent,
-        device=module.weight.device,
-        dtype=module.weight.dtype,
-        **arguments,
-    )
+    geometry = {"kernel_size": window, "padding": padding, "dilation": dilation, "stride": 1, "extent": extent}
+    resized, arguments = swapped_class("GMRResizedConv", dims), _arguments(options, "")
+    layer = _like(resized, module, **geometry, factors=module.stride, **arguments)
     change = _take_weights(layer, module, options, _project_transposed)
     return Swap(layer, "radial: upsampling, followed by linear interpolation", change)
 
@@ -314,31 +297,26 @@ def _project_transposed(layer: Any, module: Any) -> float:
     return change
 
 
-def _swap_pooling(module: Any, owners: Sequence[nn.Module], options: Options) -> Swap:
-    dims, maximum = options.spatial_dims, isinstance(module, nn.modules.pooling._MaxPoolNd)
+def _swap_pooling(module: Any, options: Options) -> Swap:
+    dims, maximum = options.spatial_dims, isinstance(module, classes_of("MaxPool"))
     base = getattr(nn, f"{'Max' if maximum else 'Avg'}Pool{dims}d")
     if type(module).forward is not base.forward:
         return _stays_broken(f"{type(module).__name__} has a forward of its own, which may do more than pool")
-    per_axis = _ntuple(dims)
-    stride = per_axis(module.stride)
+    kernel, stride, padding = (ensure_tuple_rep(n, dims) for n in (module.kernel_size, module.stride, module.padding))
     if max(stride) == 1:
         return Swap(None, f"{EXACT}: a step of 1")
-    if maximum and (module.return_indices or max(per_axis(module.dilation)) > 1):
-        return Swap(
-            None, "returns indices or is dilated, which has no centred form: its steps are not exact on every size"
-        )
+    uncentred = "which has no centred form: its steps are not exact on every size"
+    if maximum and (module.return_indices or max(ensure_tuple_rep(module.dilation, dims)) > 1):
+        return Swap(None, f"returns indices or is dilated, {uncentred}")
     if getattr(module, "divisor_override", None) is not None:
-        return _stays_broken(
-            "has a divisor of its own, which has no centred form: its steps are not exact on every size"
-        )
+        return _stays_broken(f"has a divisor of its own, {uncentred}")
     make = GMRMaxPool if maximum else partial(GMRAvgPool, count_padding=module.count_include_pad)
-    kernel, padding = per_axis(module.kernel_size), per_axis(module.padding)
     return Swap(make(dims, kernel, stride, padding, rounding="ceil" if module.ceil_mode else "floor"))
 
 
-def _swap_upsample(module: Any, owners: Sequence[nn.Module], options: Options) -> Swap:
+def _swap_upsample(module: Any, options: Options) -> Swap:
     dims = options.spatial_dims
-    factors = () if module.scale_factor is None else _ntuple(dims)(module.scale_factor)
+    factors = () if module.scale_factor is None else ensure_tuple_rep(module.scale_factor, dims)
     if module.mode not in MODES or not factors or any(int(f) != f or f < 1 for f in factors):
         nearest = module.mode.startswith("nearest")
         if not nearest and factors:
@@ -348,46 +326,33 @@ def _swap_upsample(module: Any, owners: Sequence[nn.Module], options: Options) -
     return Swap(GMRInterpolate([int(f) for f in factors], module.mode, module.align_corners))
 
 
-def _swap_shuffle(module: Any, owners: Sequence[nn.Module], options: Options) -> Swap:
+def _swap_shuffle(module: Any, options: Options) -> Swap:
+    remark = "the mean over the parts of a voxel, then interpolation"
     if isinstance(module, nn.PixelShuffle):
-        return Swap(
-            GMRSubpixelMean([module.upscale_factor] * 2), "the mean over the parts of a voxel, then interpolation"
-        )
+        return Swap(GMRSubpixelMean([module.upscale_factor] * 2), remark)
     dims, factor = module.dimensions, int(module.scale_factor)
     inner = module.conv_block
     if type(inner) is not getattr(nn, f"Conv{dims}d") or inner.groups != 1:
-        # it keeps its block, which is looked at after it
+        # it keeps its block, which is converted after it
         mean = GMRSubpixelMean([factor] * dims)
         mean.interpolate.levels = options.trace.levels(module)
         module.__class__, module.mean, module.pad_pool = SymmetricSubpixelUpsample, mean, nn.Identity()
-        return Swap(module, "the mean over the parts of a voxel, then interpolation")
-    folded = type(inner)(
-        inner.in_channels,
-        inner.out_channels // factor**dims,
-        inner.kernel_size,
-        inner.stride,
-        inner.padding,
-        inner.dilation,
-        1,
-        inner.bias is not None,
-        inner.padding_mode,
-        device=inner.weight.device,
-        dtype=inner.weight.dtype,
-    )
+        return Swap(module, remark)
+    folded = _like(type(inner), inner, out_channels=inner.out_channels // factor**dims)
     with torch.no_grad():
         folded.weight.copy_(inner.weight.unflatten(0, (-1, factor**dims)).mean(1))
         if inner.bias is not None:
             folded.bias.copy_(inner.bias.unflatten(0, (-1, factor**dims)).mean(1))
-    found = _swap_convolution(folded, [], options)
+    found = _swap_convolution(folded, options)
     block = nn.Sequential(found.module or folded, GMRInterpolate([factor] * dims, "linear"))
-    return Swap(block, "the mean over the parts of a voxel, then interpolation", found.change)
+    return Swap(block, remark, found.change)
 
 
-def _swap_unshuffle(module: Any, owners: Sequence[nn.Module], options: Options) -> Swap:
-    return Swap(SortedPixelUnshuffle(module.downscale_factor), "the parts of a voxel by value, not by place")
+def _swap_unshuffle(module: Any, options: Options) -> Swap:
+    return Swap(SortedPixelUnshuffle(module.downscale_factor), "the parts of a voxel sorted by value, not by place")
 
 
-def _swap_padding(module: Any, owners: Sequence[nn.Module], options: Options) -> Swap | None:
+def _swap_padding(module: Any, options: Options) -> Swap | None:
     ends = options.trace.paddings.get(module, getattr(module, "padding", getattr(module, "pad", ())))
     if not _one_sided(ends):
         return None
@@ -397,7 +362,7 @@ def _swap_padding(module: Any, owners: Sequence[nn.Module], options: Options) ->
     return _stays_broken("pads one end more than the other, and what follows is no convolution that could take it over")
 
 
-def _swap_monai(module: Any, owners: Sequence[nn.Module], options: Options) -> Swap | None:
+def _swap_monai(module: Any, options: Options) -> Swap | None:
     found = replacement_of(type(module))
     if found is None:
         return None
@@ -407,7 +372,7 @@ def _swap_monai(module: Any, owners: Sequence[nn.Module], options: Options) -> S
     return Swap(module, found[1])
 
 
-def _swap_residual_block(module: Any, owners: Sequence[nn.Module], options: Options) -> Swap | None:
+def _swap_residual_block(module: Any, options: Options) -> Swap | None:
     shortcut = module.downsample
     if not isinstance(shortcut, partial):
         return None
@@ -417,35 +382,33 @@ def _swap_residual_block(module: Any, owners: Sequence[nn.Module], options: Opti
 
 
 def _stays(reason: str, breaks: bool = False) -> Callable[..., Swap]:
-    return lambda module, owners, options: Swap(None, reason, breaks=breaks)
+    return lambda module, options: Swap(None, reason, breaks=breaks)
 
 
-def _swap_embedding(module: Any, owners: Sequence[nn.Module], options: Options) -> Swap | None:
-    # one that convolves is looked at there
-    convolves = any(isinstance(each, nn.modules.conv._ConvNd) for each in module.modules())
-    return None if convolves else _stays_broken("a patch embedding: its weights tell the places in a patch apart")
+def _swap_embedding(module: Any, options: Options) -> Swap | None:
+    # one that convolves is judged there
+    convolves = any(isinstance(each, CONVOLUTIONS) for each in module.modules())
+    return None if convolves else _stays_broken("a patch embedding: it has separate weights for each place in a patch")
 
 
-def _swap_linear(module: Any, owners: Sequence[nn.Module], options: Options) -> Swap | None:
-    if module not in options.trace.flattened:
-        return None
-    return _stays_broken("takes each voxel by its place: not equivariant, whatever comes before")
+def _swap_linear(module: Any, options: Options) -> Swap | None:
+    by_place = "takes each voxel by its place: not equivariant, whatever comes before"
+    if module in options.trace.flattened:
+        return _stays_broken(by_place)
+    return _stays_broken(f"in training {by_place}") if module in options.trace.flattened_in_training else None
 
 
 SWAPS: tuple[tuple[Any, Callable[..., Swap | None]], ...] = (
-    (nn.modules.conv._ConvNd, _swap_convolution),
-    (nn.modules.pooling._MaxPoolNd, _swap_pooling),
-    (nn.modules.pooling._AvgPoolNd, _swap_pooling),
+    (CONVOLUTIONS, _swap_convolution),
+    (classes_of("MaxPool", "AvgPool"), _swap_pooling),
     (nn.Upsample, _swap_upsample),
     ((nn.PixelShuffle, SubpixelUpsample), _swap_shuffle),
-    ((nn.modules.padding._ConstantPadNd, AsymmetricPad), _swap_padding),
-    ((nn.modules.padding._ReflectionPadNd, nn.modules.padding._ReplicationPadNd), _swap_padding),
-    (nn.modules.pooling._AdaptiveAvgPoolNd, _stays(EXACT)),
-    (nn.modules.pooling._AdaptiveMaxPoolNd, _stays(EXACT)),
+    ((*classes_of("ConstantPad", "ReflectionPad", "ReplicationPad"), AsymmetricPad), _swap_padding),
+    (classes_of("AdaptiveAvgPool", "AdaptiveMaxPool"), _stays(EXACT)),
     (nn.PixelUnshuffle, _swap_unshuffle),
-    (nn.modules.pooling._MaxUnpoolNd, _stays("exact where the pooling is that found its places")),
-    ((nn.FractionalMaxPool2d, nn.FractionalMaxPool3d), _stays("has no symmetric form", breaks=True)),
-    (nn.modules.pooling._LPPoolNd, _stays("has no centred form: its steps are not exact on every size", breaks=True)),
+    (classes_of("MaxUnpool"), _stays("exact where the pooling is that gives its indices")),
+    (classes_of("FractionalMaxPool"), _stays("has no symmetric form", breaks=True)),
+    (classes_of("LPPool"), _stays("has no centred form: its steps are not exact on every size", breaks=True)),
     ((Warp, DVF2DDF, AffineTransform), _stays(VECTORS, breaks=True)),
     ((PatchMerging, PatchMergingV2), _stays("takes the voxels of a patch by their place", breaks=True)),
     (WindowAttention, _stays("attends within windows that begin at one end, by places within them", breaks=True)),

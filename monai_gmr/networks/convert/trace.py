@@ -1,11 +1,12 @@
-"""One pass of an image of a reference size through a network, without computing: sizes that layers see, and what becomes of answers."""
+"""Passes of an image through a network, without values where possible: the sizes at its layers, and where their outputs go."""
 
 from __future__ import annotations
 
 import logging
+import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
@@ -13,248 +14,240 @@ from typing import Any
 
 import torch
 from torch import nn
+
+# FakeTensorMode: torch has no public way to run real modules on tensors without values
 from torch._subclasses import FakeTensorMode
 from torch.nn.parameter import UninitializedParameter
+
+# the path that torch's page on extending torch gives for TorchDispatchMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from monai_gmr.networks.layers.size_trail import Levels, tensors_in
-from monai_gmr.ops.backend import use_backend
+from monai_gmr.networks.layers.size_trail import Levels
+from monai_gmr.ops.backend import set_backend
+from monai_gmr.utils import tensors_in
 
 # multiples of 32 first, then what odd factors and patches ask for
 REFERENCE_SIZES = (128, 96, 64, 256, 224, 160, 192, 48, 32, 144, 162, 81, 129, 97, 65, 33, 320, 512, 384, 270, 16)
 # of an image in a pass that computes
 MOST_REAL_VOXELS = 32**3
-# the sizes that MONAI's nets are built for, when they are built for one
+# attributes of MONAI's nets that hold the size that they are built for
 SIZE_ATTRIBUTES = ("input_image_size", "img_size", "image_size", "in_shape")
-# what passes on a linear layer's answer as it is, or only squashes it into an output
-PASSING = [
-    "add",
-    "sub",
-    "cat",
-    "stack",
-    "view",
-    "reshape",
-    "_unsafe_view",
-    "permute",
-    "transpose",
-    "slice",
-    "select",
-    "split",
-    "unsqueeze",
-    "squeeze",
-    "expand",
-    "clone",
-    "contiguous",
-    "_to_copy",
-    "alias",
-    "detach",
-    "neg",
-    "mean",
-    "avg_pool1d",
-    "avg_pool2d",
-    "avg_pool3d",
-    "_adaptive_avg_pool2d",
-    "_adaptive_avg_pool3d",
-    "adaptive_avg_pool1d",
-    "constant_pad_nd",
-    "upsample_linear1d",
-    "upsample_bilinear2d",
-    "upsample_trilinear3d",
-    "upsample_nearest1d",
-    "upsample_nearest2d",
-    "upsample_nearest3d",
-    "_upsample_nearest_exact1d",
-    "_upsample_nearest_exact2d",
-    "_upsample_nearest_exact3d",
-    "upsample_bicubic2d",
-    "pixel_shuffle",
-    "unbind",
-    "narrow",
-    "flatten",
-    "sigmoid",
-    "_softmax",
-    "_log_softmax",
-    "tanh",
-    "native_dropout",
-    "split_with_sizes",
-]
+# operations that pass on a linear layer's output unchanged, or only squash it
+PASSING = re.compile(
+    "add|sub|neg|mean|cat|stack|view|_unsafe_view|reshape|flatten|permute|transpose|slice|select|narrow|split|split_with_sizes|unbind"
+    "|squeeze|unsqueeze|expand|clone|contiguous|_to_copy|alias|detach|(_?adaptive_)?avg_pool[123]d|constant_pad_nd|pixel_shuffle"
+    "|_?upsample_(linear1d|bilinear2d|trilinear3d|bicubic2d|nearest(_exact)?[123]d)|sigmoid|_softmax|_log_softmax|tanh|native_dropout"
+)
 FLATTENING = ("view", "reshape", "_unsafe_view", "flatten")
 LINEAR = ("convolution", "addmm", "mm", "bmm", "matmul", "linear", "_convolution")
 JOINING = ("add", "sub", "cat", "stack")
 
 Sizes = tuple[int, ...]
+Inputs = Callable[[], tuple[tuple, dict]]
+
+
+def classes_of(*names: str) -> tuple[type, ...]:
+    """Classes of ``torch.nn`` in 1, 2 and 3 dimensions, by their names without the dimension.
+
+    Example:
+        >>> [each.__name__ for each in classes_of("FractionalMaxPool")]
+        ['FractionalMaxPool2d', 'FractionalMaxPool3d']
+    """
+    found = (getattr(nn, f"{name}{dims}d", None) for name in names for dims in (1, 2, 3))
+    return tuple(each for each in found if each is not None)
+
+
+CONVOLUTIONS = classes_of("Conv", "ConvTranspose")
+
+
+def first_line(error: Exception) -> str:
+    """The beginning of an error's text, for a sentence."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160].rstrip(".")
 
 
 @dataclass
 class Trace:
-    """What a pass has shown.
+    """What a pass showed.
 
     Attributes:
         size: the reference size.
         in_channels: channels of the image.
         fake: whether the tensors had no values.
-        calls: of each module that was called, the sizes before and after, for each call.
+        called: modules that were called.
+        calls: of each module that was called with an image, the sizes before and after, for each call.
         paddings: modules that do nothing but pad with zeros, and by how much, as ``torch.nn.functional.pad`` counts.
         pads: of each convolution, the padding module whose result alone it takes.
-        heads: convolutions whose answer is the network's, with no nonlinearity in between.
-        shortcuts: convolutions whose answer is joined with another path and then met by linear layers only.
+        heads: convolutions whose output is the network's, with no nonlinearity in between.
+        shortcuts: convolutions whose output is joined with another path and then taken by linear layers only.
         flattened: linear layers that take all voxels of an image at once.
+        flattened_in_training: those that do so in training alone.
         failure: why no pass was possible.
-        network: name by which layers know the trail of sizes of this network.
+        network: name by which layers find the trail of sizes of this network.
     """
 
     size: Sizes = ()
     in_channels: int = 0
     fake: bool = True
+    called: set[nn.Module] = field(default_factory=set)
     calls: dict[nn.Module, list[tuple[Sizes, Sizes]]] = field(default_factory=dict)
     paddings: dict[nn.Module, list[int]] = field(default_factory=dict)
     pads: dict[nn.Module, nn.Module] = field(default_factory=dict)
     heads: set[nn.Module] = field(default_factory=set)
     shortcuts: set[nn.Module] = field(default_factory=set)
     flattened: set[nn.Module] = field(default_factory=set)
+    flattened_in_training: set[nn.Module] = field(default_factory=set)
     failure: str | None = None
     network: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def levels(self, module: nn.Module) -> Levels:
-        """Where a module stands, as layers that keep a trail of sizes take it."""
-        return Levels(self.network, [(list(given), list(answer)) for given, answer in self.calls.get(module, [])])
+        """Where a module stands, for layers that keep a trail of sizes."""
+        return Levels(self.network, [(list(before), list(after)) for before, after in self.calls.get(module, [])])
 
 
-class _Followed(TorchDispatchMode):
-    """Carries along, on tensors, the convolutions whose answers they are."""
+class Pass(TorchDispatchMode):
+    """A pass through a network that looks at each call of a module and at each operation; subclasses say what they look for.
 
-    def __init__(self, trace: Trace) -> None:
+    Args:
+        net: the network.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.trace = trace
-        self.bent: set[nn.Module] = set()
+        self.net = net
 
-    @staticmethod
-    def _passes(name: str, args: tuple) -> bool:
-        return name in PASSING or (name in ("mul", "div") and len(tensors_in(args)) == 1)
+    def enter(self, module: nn.Module, args: tuple) -> None:
+        """Look at the inputs of a module."""
+
+    def leave(self, module: nn.Module, args: tuple, output: Any) -> None:
+        """Look at the output of a module; also called when it raises, with ``None``."""
+
+    def look(self, name: str, args: tuple, kwargs: dict, output: Any) -> None:
+        """Look at an operation, by its name without the overload."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        name = func.__name__.split(".")[0].rstrip("_")
-        images = [t for t in tensors_in(args) if t.dim() == len(self.trace.size) + 2]
+        self.look(func.__name__.split(".")[0], args, kwargs or {}, output)
+        return output
+
+    def run(self, inputs: Inputs, fake: bool, training: bool = False) -> Any:
+        """The output of the network, without gradients; in evaluation mode it and its buffers stay unchanged.
+
+        Args:
+            inputs: makes its arguments.
+            fake: whether on fake tensors, which have sizes and no values.
+            training: whether in training mode.
+        """
+        modes = [(module, module.training) for module in self.net.modules()]
+        logger = logging.getLogger("torch._subclasses.fake_tensor")
+        # a size that does not fit is a result, not an error to print
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)
+        handles = [module.register_forward_pre_hook(self.enter) for module, _ in modes]
+        handles += [module.register_forward_hook(self.leave, always_call=True) for module, _ in modes]
+        mode: Any = FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext()
+        try:
+            self.net.train(training)
+            # kernels need values
+            with set_backend("dense"), mode, self, torch.no_grad():
+                args, kwargs = inputs()
+                return self.net(*args, **kwargs)
+        finally:
+            logger.setLevel(level)
+            for handle in handles:
+                handle.remove()
+            for module, was_training in modes:
+                module.training = was_training
+
+
+class _SizesPass(Pass):
+    """Fills a trace; tensors carry along the convolutions whose outputs they are, in attributes."""
+
+    def __init__(self, net: nn.Module, trace: Trace) -> None:
+        super().__init__(net)
+        self.trace, self.rank = trace, len(trace.size) + 2
+        self.bent: set[nn.Module] = set()
+        self.padded: dict[int, tuple[torch.Tensor, nn.Module]] = {}
+
+    def look(self, name: str, args: tuple, kwargs: dict, output: Any) -> None:
+        """Follow outputs of convolutions, padded images and flattened ones."""
+        name = name.rstrip("_")
         if name == "constant_pad_nd" and (len(args) < 3 or args[2] == 0):
             output._gmr_padded = args[0], list(args[1])
+        images = [t for t in tensors_in(args) if t.dim() == self.rank]
         if name in FLATTENING and images and images[0].shape[2:].numel() > 1 and output.dim() == 2:
             output._gmr_flattened = True
-        sources = [tag for tensor in tensors_in((args, kwargs)) for tag in getattr(tensor, "_gmr_answers", ())]
+        sources = [tag for tensor in tensors_in((args, kwargs)) for tag in getattr(tensor, "_gmr_sources", ())]
         if name in LINEAR:
             self.trace.shortcuts |= {module for module, joined in sources if joined}
-        elif sources and not self._passes(name, args):
+        elif sources and not (PASSING.fullmatch(name) or (name in ("mul", "div") and len(tensors_in(args)) == 1)):
             self.bent |= {module for module, _ in sources}
         elif sources:
             tags = {(module, joined or name in JOINING) for module, joined in sources}
             for tensor in tensors_in(output):
-                tensor._gmr_answers = tags  # type: ignore[attr-defined]
-        return output
+                tensor._gmr_sources = tags  # type: ignore[attr-defined]
 
-
-def is_convolution(module: nn.Module) -> bool:
-    """Whether a module is one of torch's convolutions, or stands for one."""
-    return isinstance(module, nn.modules.conv._ConvNd)
-
-
-@contextmanager
-def _in_eval_mode(net: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def _watch(net: nn.Module, trace: Trace, dims: int) -> list:
-    """Hooks that fill a trace."""
-    outputs: dict[int, tuple[torch.Tensor, nn.Module]] = {}
-
-    def after(module: nn.Module, args: tuple, output: Any) -> None:
-        given = [t for t in tensors_in(args) if t.dim() == dims + 2]
-        answers = [t for t in tensors_in(output) if t.dim() == dims + 2]
-        if is_convolution(module):
-            for tensor in answers:
-                tensor._gmr_answers = {(module, False)}  # type: ignore[attr-defined]
-            source = outputs.get(id(given[0])) if given else None
-            if source is not None:
-                trace.pads[module] = source[1]
+    def leave(self, module: nn.Module, args: tuple, output: Any) -> None:
+        """Note sizes, and what stands before a convolution or a linear layer."""
+        trace = self.trace
+        trace.called.add(module)
+        before = [t for t in tensors_in(args) if t.dim() == self.rank]
+        after = [t for t in tensors_in(output) if t.dim() == self.rank]
+        if isinstance(module, CONVOLUTIONS):
+            for tensor in after:
+                tensor._gmr_sources = {(module, False)}  # type: ignore[attr-defined]
+            if before and id(before[0]) in self.padded:
+                trace.pads[module] = self.padded[id(before[0])][1]
         if isinstance(module, nn.Linear) and any(getattr(t, "_gmr_flattened", False) for t in tensors_in(args)):
             trace.flattened.add(module)
-        source, padding = getattr(answers[0], "_gmr_padded", (None, [])) if answers else (None, [])
-        if given and source is given[0] and len(padding) <= 2 * dims:
-            trace.paddings[module] = padding
-            # kept, so that no later tensor takes its number
-            outputs[id(answers[0])] = (answers[0], module)
-        if given and answers:
-            sizes = tuple(given[0].shape[2:]), tuple(answers[0].shape[2:])
+        if before and after:
+            source, padding = getattr(after[0], "_gmr_padded", (None, []))
+            if source is before[0] and len(padding) <= 2 * (self.rank - 2):
+                trace.paddings[module] = padding
+                # kept, so that no later tensor takes its number
+                self.padded[id(after[0])] = (after[0], module)
+            sizes = tuple(before[0].shape[2:]), tuple(after[0].shape[2:])
             if sizes not in trace.calls.setdefault(module, []):
                 trace.calls[module].append(sizes)
 
-    return [module.register_forward_hook(after) for module in net.modules()]
-
-
-def run_without_values(
-    net: nn.Module, inputs: Callable[[], tuple[tuple, dict]], fake: bool, watch: TorchDispatchMode
-) -> Any:
-    """The answer of a network in eval mode under a dispatch mode, without gradients.
-
-    Args:
-        net: the network.
-        inputs: makes its arguments.
-        fake: whether on fake tensors, which have sizes and no values.
-        watch: sees each operation.
-    """
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    # a size that does not fit is an answer, not an error to print
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    mode: Any = FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext()
-    try:
-        # kernels could read nothing, and a pass that does not compute is no reason to compile them
-        with _in_eval_mode(net), use_backend("dense"), mode, watch, torch.no_grad():
-            args, kwargs = inputs()
-            return net(*args, **kwargs)
-    finally:
-        logger.setLevel(level)
-
-
-def _run(net: nn.Module, trace: Trace, inputs: Callable[[], tuple[tuple, dict]]) -> None:
-    handles, followed = _watch(net, trace, len(trace.size)), _Followed(trace)
-    try:
-        output = run_without_values(net, inputs, trace.fake, followed)
+    def fill(self, inputs: Inputs) -> Trace:
+        """Run the pass, and one in training mode if linear layers were not called."""
+        trace = self.trace
+        output = self.run(inputs, trace.fake)
         for tensor in tensors_in(list(output.values()) if isinstance(output, dict) else output):
-            trace.heads |= {module for module, _ in getattr(tensor, "_gmr_answers", ())}
-        trace.shortcuts -= followed.bent
-    finally:
-        for handle in handles:
-            handle.remove()
+            trace.heads |= {module for module, _ in getattr(tensor, "_gmr_sources", ())}
+        trace.shortcuts -= self.bent
+        if trace.fake and any(isinstance(each, nn.Linear) and each not in trace.called for each in self.net.modules()):
+            training = _SizesPass(self.net, Trace(trace.size))
+            buffers = [(each, each.clone()) for each in self.net.buffers()]
+            with suppress(Exception):  # a network may need values, or targets, to train
+                training.run(inputs, fake=True, training=True)
+            for each, before in buffers:
+                # counters of batches alone have values on fake tensors, too
+                each.copy_(before)
+            trace.flattened_in_training = training.trace.flattened - trace.called
+        return trace
 
 
 def sizes_of_network(net: nn.Module, dims: int) -> list[Sizes]:
     """Sizes that a network says it is built for."""
-    found = []
-    for name in SIZE_ATTRIBUTES:
-        value = getattr(net, name, None)
-        if isinstance(value, Sequence) and len(value) in (dims, dims + 1) and all(isinstance(n, int) for n in value):
-            found.append(tuple(value)[-dims:])
-    return found
+    values = [getattr(net, name, None) for name in SIZE_ATTRIBUTES]
+    return [
+        tuple(value)[-dims:]
+        for value in values
+        if isinstance(value, Sequence) and len(value) in (dims, dims + 1) and all(isinstance(n, int) for n in value)
+    ]
 
 
-def materialise(net: nn.Module, inputs: Callable[[], tuple[tuple, dict]]) -> None:
+def materialise(net: nn.Module, inputs: Inputs) -> None:
     """Give lazily built layers their parameters, by one real pass."""
     if any(isinstance(each, UninitializedParameter) for each in net.parameters()):
-        with _in_eval_mode(net), torch.no_grad():
-            args, kwargs = inputs()
-            net(*args, **kwargs)
+        Pass(net).run(inputs, fake=False)
 
 
 def make_inputs(
     net: nn.Module, size: Sizes, in_channels: int, example_inputs: Sequence | Mapping[str, Any] | None = None
 ) -> tuple[tuple, dict]:
-    """What a network is called with in a pass: an image of zeros, or copies of given inputs on its device and in its precision.
+    """Arguments for a network in a pass: an image of zeros, or copies of given inputs on its device and in its precision.
 
     Args:
         net: the network.
@@ -276,12 +269,6 @@ def make_inputs(
     return ((), copied(example_inputs)) if isinstance(example_inputs, Mapping) else (copied(tuple(example_inputs)), {})
 
 
-def size_of_inputs(example_inputs: Sequence | Mapping[str, Any], dims: int) -> Sizes | None:
-    """The spatial size of the first of given inputs that is an image."""
-    values = list(example_inputs.values()) if isinstance(example_inputs, Mapping) else list(example_inputs)
-    return next((tuple(t.shape[-dims:]) for t in tensors_in(values) if t.dim() >= dims + 2), None)
-
-
 def trace_sizes(
     net: nn.Module,
     dims: int,
@@ -289,11 +276,11 @@ def trace_sizes(
     spatial_size: Sequence[int] | None = None,
     example_inputs: Sequence | Mapping[str, Any] | None = None,
 ) -> Trace:
-    """Send an image of a reference size through a network on fake tensors, which have sizes and no values; where a network asks for
-    values, on real ones of a small size.
+    """Pass an image of a reference size through a network on fake tensors, which have sizes and no values; where a network needs values,
+    on real ones of a small size.
 
     Args:
-        net: the network; it and its buffers stay as they are.
+        net: the network; it and its buffers stay unchanged.
         dims: number of spatial axes.
         in_channels: channels of the image, or several numbers to try.
         spatial_size: the reference size; default: the first of those that the network names and some usual ones that it can take.
@@ -311,15 +298,16 @@ def trace_sizes(
     named = [tuple(spatial_size)] if spatial_size is not None else sizes_of_network(net, dims)
     usual = [(n,) * dims for n in REFERENCE_SIZES] if spatial_size is None else []
     if example_inputs is not None:
-        named, usual = [size_of_inputs(example_inputs, dims) or (1,) * dims], []
+        values = list(example_inputs.values()) if isinstance(example_inputs, Mapping) else list(example_inputs)
+        images = [tuple(t.shape[-dims:]) for t in tensors_in(values) if t.dim() >= dims + 2]
+        named, usual = [*images, (1,) * dims][:1], []
     reason = ""
     for fake in (True, False):
         for channels in [in_channels] if isinstance(in_channels, int) else in_channels:
             for size in [*named, *(each for each in usual if fake or prod(each) <= MOST_REAL_VOXELS)]:
-                trace = Trace(size, channels, fake)
+                inputs = partial(make_inputs, net, size, channels, example_inputs)
                 try:
-                    _run(net, trace, partial(make_inputs, net, size, channels, example_inputs))
-                    return trace
-                except Exception as error:  # whatever a network says to a size that it cannot take
-                    reason = reason or (str(error).strip() or type(error).__name__).splitlines()[0][:160].rstrip(".")
+                    return _SizesPass(net, Trace(size, channels, fake)).fill(inputs)
+                except Exception as error:  # whatever a network raises for a size that it cannot take
+                    reason = reason or first_line(error)
     return Trace(failure=f"no size could be sent through it ({reason})")

@@ -1,4 +1,4 @@
-"""Thin modules over the operations: radial convolutions, resampling and pooling."""
+"""Layers: radial convolutions with the interface of ``torch.nn.ConvNd``, resampling, pooling and norms."""
 
 from monai_gmr.networks.layers.centred_conv import (
     GMRCentredConv1d,
@@ -8,8 +8,14 @@ from monai_gmr.networks.layers.centred_conv import (
     GMRCentredHarmonicConv2d,
     GMRCentredHarmonicConv3d,
 )
-from monai_gmr.networks.layers.factories import keep_channels_last, make_convolution, register_layers, split_convolution
-from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d
+from monai_gmr.networks.layers.factories import (
+    keep_channels_last,
+    make_convolution,
+    one_per_level,
+    register_layers,
+    split_convolution,
+)
+from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d, SREConv2d, SREConv3d
 from monai_gmr.networks.layers.gmr_conv_transpose import (
     GMRConvTranspose1d,
     GMRConvTranspose2d,
@@ -17,7 +23,14 @@ from monai_gmr.networks.layers.gmr_conv_transpose import (
 )
 from monai_gmr.networks.layers.gmr_harmonic_conv import GMRHarmonicConv1d, GMRHarmonicConv2d, GMRHarmonicConv3d
 from monai_gmr.networks.layers.instance_norm import GMRInstanceNorm2d, GMRInstanceNorm3d
-from monai_gmr.networks.layers.resampling import GMRAvgPool, GMRDownsample, GMRMaxPool, GMRUpsample
+from monai_gmr.networks.layers.resampling import (
+    GMRAvgPool,
+    GMRDownsample,
+    GMRMaxPool,
+    GMRTrim,
+    GMRUpsample,
+    make_downsample,
+)
 from monai_gmr.networks.layers.sized_upsampling import (
     GMRInterpolate,
     GMRResizedConv1d,
@@ -25,8 +38,6 @@ from monai_gmr.networks.layers.sized_upsampling import (
     GMRResizedConv3d,
     GMRSubpixelMean,
 )
-from monai_gmr.networks.layers.square_conv import GMRSquareConv2d, GMRSquareConv3d
-from monai_gmr.networks.layers.sre_conv import SREConv2d, SREConv3d
 
 __all__ = [
     "GMRAvgPool",
@@ -53,14 +64,15 @@ __all__ = [
     "GMRResizedConv1d",
     "GMRResizedConv2d",
     "GMRResizedConv3d",
-    "GMRSquareConv2d",
-    "GMRSquareConv3d",
     "GMRSubpixelMean",
+    "GMRTrim",
     "GMRUpsample",
     "SREConv2d",
     "SREConv3d",
     "keep_channels_last",
     "make_convolution",
+    "make_downsample",
+    "one_per_level",
     "register_layers",
     "split_convolution",
 ]

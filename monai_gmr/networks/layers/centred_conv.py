@@ -1,4 +1,4 @@
-"""Strided radial and harmonic convolutions that are exact on every size: their window is even or odd as the size asks for."""
+"""Strided radial and harmonic convolutions that are exact on every size: their window is even or odd, depending on the size."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -8,9 +8,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.modules.utils import _ntuple
 
-from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d, GMRConvNd
+from monai_gmr.networks.layers.gmr_conv import (
+    GMRConv1d,
+    GMRConv2d,
+    GMRConv3d,
+    GMRConvNd,
+    check_input,
+    whole_numbers,
+)
 from monai_gmr.networks.layers.gmr_harmonic_conv import (
     UNITS_PER_HARMONIC,
     GMRHarmonicConv1d,
@@ -21,9 +27,9 @@ from monai_gmr.networks.layers.gmr_harmonic_conv import (
 from monai_gmr.networks.layers.size_trail import Levels, record_sizes
 from monai_gmr.ops import dense_kernel, pad_nd
 from monai_gmr.ops.free_sizes import is_free, voxels
+from monai_gmr.ops.harmonic_conv import harmonic_tap_basis
 from monai_gmr.ops.ring_conv import conv_nd
-from monai_gmr.symmetry import Shells, centred_steps, centred_window, kernel_shells, ring_masks, tap_harmonics
-from monai_gmr.symmetry.harmonics import number_of_components
+from monai_gmr.symmetry import centred_steps, centred_window, kernel_shells, number_of_components, tap_harmonics
 from monai_gmr.utils import ConfigurationError
 
 
@@ -36,8 +42,7 @@ class CentredConvNd(GMRConvNd):
     """Taps and forward pass of the centred layers; stands before :class:`GMRConv2d` or :class:`GMRHarmonicConv2d` and their siblings.
 
     Args:
-        surplus: voxels of padding, one number an axis, beyond ``padding`` at both ends, wherever they were: a centred layer puts half of
-            them at each end.
+        surplus: voxels of padding, one number per axis, beyond ``padding`` at both ends: a centred layer puts half of them at each end.
         args, kwargs: those of :class:`GMRConv2d`; ``padding`` in voxels or "same".
     """
 
@@ -46,7 +51,7 @@ class CentredConvNd(GMRConvNd):
     window_harmonics: torch.Tensor
 
     def __init__(self, *args: Any, surplus: int | Sequence[int] = 0, **kwargs: Any) -> None:
-        self.surplus = list(_ntuple(self.spatial_dims)(surplus))
+        self.surplus = list(whole_numbers("surplus", surplus, self.spatial_dims, least=0))
         self.levels: Levels | None = None
         super().__init__(*args, **kwargs)
         if self.padding == "same":
@@ -63,14 +68,10 @@ class CentredConvNd(GMRConvNd):
                 )
 
     def _tap_tables(self, steps: Sequence[float]) -> dict[str, np.ndarray]:
-        tap_tables = super()._tap_tables(steps)
-        nominal = kernel_shells(self.kernel_size, steps)
-        # shells of all windows, one after the other; the norm of a profile counts the taps of the first, so all sample one function
+        tables = super()._tap_tables(steps)
+        # shells of all windows, one after the other; all masks and norms are those of the first window, so all sample one function
         windows = [self._window(code) for code in range(2**self.spatial_dims)]
-        shells = [nominal, *(kernel_shells(window, steps) for window in windows[1:])]
-        masks = [
-            ring_masks(Shells(each.tap_shell, each.squared_radii, nominal.support), self.num_rings) for each in shells
-        ]
+        shells = [kernel_shells(window, steps)._replace(support=self.support) for window in windows]
         starts = np.cumsum([0, *(len(each.squared_radii) for each in shells)])
         counts = np.zeros((len(windows), starts[-1]), dtype=np.int64)
         # a window fills the first taps of its row; beyond it lies a shell on which every function is 0
@@ -85,18 +86,16 @@ class CentredConvNd(GMRConvNd):
             window_shells[code][taps] = each.tap_shell + first
             if orders:
                 values = np.concatenate([tap_harmonics(window, steps, order) for order in orders])
-                harmonics[code][(slice(None), *taps)] = (
-                    (values * UNITS_PER_HARMONIC).round().reshape(components, *window)
-                )
-        tables = {
+                scaled = (values * UNITS_PER_HARMONIC).round().reshape(components, *window)
+                harmonics[code][(slice(None), *taps)] = scaled
+        return tables | {
             "squared_radii": np.concatenate([each.squared_radii for each in shells]),
-            "masks": np.concatenate(masks, axis=1),
+            "masks": np.concatenate([self._ring_masks(each) for each in shells], axis=1),
             "window_counts": counts,
             "counts": counts[0],
             "window_shells": window_shells,
             "window_harmonics": harmonics,
         }
-        return tap_tables | tables
 
     def _window(self, code: int) -> tuple[int, ...]:
         """Window number ``code``: a tap longer along the axes whose bits are set."""
@@ -112,8 +111,8 @@ class CentredConvNd(GMRConvNd):
                 return dense_kernel(self.weight, self._with_equal_sums(self.basis(), code), shells)
             profiles = self._with_equal_sums(self.radial_profiles(), code)
             angular = harmonics.flatten(1).to(profiles.dtype) / self.harmonic_unit
-            radial = profiles.index_select(0, self.component_profile).index_select(2, shells.flatten())
-            return self._responses_kernel(radial * angular.unsqueeze(1), list(shells.shape))
+            basis = harmonic_tap_basis(profiles, shells, angular, self.component_profile)
+            return self._responses_kernel(basis, list(shells.shape))
 
     def _with_equal_sums(self, functions: torch.Tensor, code: int) -> torch.Tensor:
         counts = self.window_counts.to(functions.dtype)
@@ -123,8 +122,8 @@ class CentredConvNd(GMRConvNd):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Convolve ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``; sizes are those of ``torch.nn.ConvNd``."""
-        self._check_input(input)
         dims = self.spatial_dims
+        check_input(self, input, dims, self.in_channels, unbatched=True)
         sizes = list(input.shape)[-dims:]
         padding: list[int]
         if is_free(sizes):
@@ -173,13 +172,9 @@ class CentredConvNd(GMRConvNd):
         return input, self._kernel(code, [k + 1 for k in self.kernel_size])
 
     def to_conv(self) -> nn.Module:
-        """Not possible: the window depends on the size.
-
-        Raises:
-            ConfigurationError: always.
-        """
+        """Raises :class:`~monai_gmr.utils.ConfigurationError`: the window depends on the size."""
         raise ConfigurationError(
-            f"{type(self).__name__} takes another window on even sizes than on odd ones, which torch.nn.Conv{self.spatial_dims}d cannot: "
+            f"{type(self).__name__} has another window on even sizes than on odd ones, which torch.nn.Conv{self.spatial_dims}d cannot: "
             "export the layer as it is."
         )
 
@@ -192,7 +187,7 @@ class GMRCentredConv2d(CentredConvNd, GMRConv2d):
     ``torch.nn.Conv2d``, padding included.
 
     Args:
-        surplus: padding beyond ``padding`` at both ends, one number or one an axis: 1 for the asymmetric padding (0, 1).
+        surplus: padding beyond ``padding`` at both ends, one number or one per axis: 1 for the asymmetric padding (0, 1).
 
     All other arguments are those of :class:`GMRConv2d`, without ``padding="symmetric"``.
 
@@ -203,28 +198,15 @@ class GMRCentredConv2d(CentredConvNd, GMRConv2d):
         >>> layer, x = GMRCentredConv2d(3, 8, 3, stride=2, padding=1), torch.rand(1, 3, 12, 9)
         >>> layer(x).shape, torch.allclose(layer(x.rot90(1, (2, 3))), layer(x).rot90(1, (2, 3)), atol=1e-6)
         (torch.Size([1, 8, 6, 5]), True)
-
-    Source:
-        design, section 3.
     """
 
 
 class GMRCentredConv1d(CentredConvNd, GMRConv1d):
-    """:class:`GMRCentredConv2d` in one dimension.
-
-    Example:
-        >>> GMRCentredConv1d(2, 4, 3, stride=2, padding=1)(torch.rand(2, 8)).shape
-        torch.Size([4, 4])
-    """
+    """:class:`GMRCentredConv2d` in one dimension."""
 
 
 class GMRCentredConv3d(CentredConvNd, GMRConv3d):
-    """:class:`GMRCentredConv2d` in three dimensions.
-
-    Example:
-        >>> GMRCentredConv3d(1, 2, 2, stride=2)(torch.rand(1, 1, 6, 7, 8)).shape
-        torch.Size([1, 2, 3, 3, 4])
-    """
+    """:class:`GMRCentredConv2d` in three dimensions."""
 
 
 class GMRCentredHarmonicConv2d(CentredConvNd, GMRHarmonicConv2d):
@@ -238,18 +220,8 @@ class GMRCentredHarmonicConv2d(CentredConvNd, GMRHarmonicConv2d):
 
 
 class GMRCentredHarmonicConv1d(CentredConvNd, GMRHarmonicConv1d):
-    """:class:`GMRCentredHarmonicConv2d` in one dimension.
-
-    Example:
-        >>> GMRCentredHarmonicConv1d(2, 4, 3, stride=2, padding=1)(torch.rand(2, 8)).shape
-        torch.Size([4, 4])
-    """
+    """:class:`GMRCentredHarmonicConv2d` in one dimension."""
 
 
 class GMRCentredHarmonicConv3d(CentredConvNd, GMRHarmonicConv3d):
-    """:class:`GMRCentredHarmonicConv2d` in three dimensions.
-
-    Example:
-        >>> GMRCentredHarmonicConv3d(1, 4, 3, stride=2, padding=1)(torch.rand(1, 1, 6, 7, 8)).shape
-        torch.Size([1, 4, 3, 4, 4])
-    """
+    """:class:`GMRCentredHarmonicConv2d` in three dimensions."""

@@ -10,7 +10,7 @@ from typing import Any
 from monai.networks.layers.factories import Conv, Norm, Pool
 from torch import nn
 
-from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d
+from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d, SREConv2d, SREConv3d
 from monai_gmr.networks.layers.gmr_conv_transpose import (
     GMRConvTranspose1d,
     GMRConvTranspose2d,
@@ -19,15 +19,13 @@ from monai_gmr.networks.layers.gmr_conv_transpose import (
 from monai_gmr.networks.layers.gmr_harmonic_conv import GMRHarmonicConv1d, GMRHarmonicConv2d, GMRHarmonicConv3d
 from monai_gmr.networks.layers.instance_norm import GMRInstanceNorm2d, GMRInstanceNorm3d
 from monai_gmr.networks.layers.resampling import GMRAvgPool, GMRMaxPool
-from monai_gmr.networks.layers.square_conv import SQUARE_RINGS, GMRSquareConv2d, GMRSquareConv3d
-from monai_gmr.networks.layers.sre_conv import SREConv2d, SREConv3d
 from monai_gmr.utils import ConfigurationError, check_choice
 
 CONVOLUTIONS = {"gmr": "GMR", "gmr_harmonic": "GMRHARMONIC", "sre": "SRE", "plain": "CONV"}
 
 
 def split_convolution(conv: str | Sequence) -> tuple[str, dict[str, Any]]:
-    """Name and further arguments of what blocks and nets call ``conv``.
+    """Name and further arguments of the argument ``conv`` of blocks and nets.
 
     Args:
         conv: a name, or a pair of a name and arguments of the layer.
@@ -59,20 +57,16 @@ def make_convolution(
     spacing: Sequence[float] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """The convolution that blocks and nets call ``conv``.
+    """The layer that the argument ``conv`` of blocks and nets stands for.
 
     Args:
         conv: "gmr" (:class:`GMRConv2d`), "gmr_harmonic" (:class:`GMRHarmonicConv2d`), "sre" (:class:`SREConv2d`)
             or "plain" (``torch.nn.ConvNd``, the baseline); or a pair of the name and further arguments of the layer, such as
             ``("gmr_harmonic", {"orders": (0, 1)})``.
         spatial_dims: 1, 2 or 3.
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        kernel_size: window length in voxels.
-        rings: kind of rings, for "gmr" and "gmr_harmonic"; for "gmr" in 2D and 3D also "indexed_square" or "hard_square", which reach
-            into the corners of the window (:class:`GMRSquareConv2d`).
+        in_channels, out_channels, kernel_size, kwargs: of ``torch.nn.ConvNd``.
+        rings: kind of rings (:class:`GMRConv2d`), for "gmr" and "gmr_harmonic".
         spacing: voxel size in millimetres, for all but "plain".
-        kwargs: further arguments of ``torch.nn.ConvNd``.
 
     Raises:
         ConfigurationError: when ``conv`` is unknown.
@@ -82,16 +76,36 @@ def make_convolution(
         Conv2d(1, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
     """
     name, arguments = split_convolution(conv)
-    options: dict[str, dict[str, Any]] = {
-        "gmr": {"rings": rings, "spacing": spacing},
-        "gmr_harmonic": {"rings": rings, "spacing": spacing},
-        "sre": {"spacing": spacing},
-        "plain": {},
-    }
-    kwargs, key = options[name] | kwargs | arguments, CONVOLUTIONS[name]
-    if name == "gmr" and kwargs["rings"] in SQUARE_RINGS:
-        kwargs["rings"], key = SQUARE_RINGS[kwargs["rings"]], "GMRSQUARE"
-    return Conv[key, spatial_dims](in_channels, out_channels, kernel_size, **kwargs)
+    options: dict[str, Any] = {} if name == "plain" else {"spacing": spacing}
+    if name.startswith("gmr"):
+        options["rings"] = rings
+    kind = Conv[CONVOLUTIONS[name], spatial_dims]
+    return kind(in_channels, out_channels, kernel_size, **(options | kwargs | arguments))
+
+
+def one_per_level(name: str, value: Any, levels: int, what: str) -> list:
+    """One window or convolution per level of a net.
+
+    Args:
+        name: of the argument.
+        value: a number, a name, or a pair of a name and arguments, for all levels; or a sequence with one per level.
+        levels: number of levels.
+        what: name of the argument that sets the number of levels.
+
+    Raises:
+        ConfigurationError: when there is not one per level.
+
+    Example:
+        >>> one_per_level("kernel_sizes", 5, 3, "features"), one_per_level("conv", ["gmr_harmonic", "gmr"], 2, "features")
+        ([5, 5, 5], ['gmr_harmonic', 'gmr'])
+    """
+    if isinstance(value, int | str) or (len(value) == 2 and isinstance(value[1], Mapping)):
+        return [value] * levels
+    if len(value) != levels:
+        raise ConfigurationError(
+            f"{name}={tuple(value)} has {len(value)} entries and {what} has {levels}: give one for each, or a single one for all."
+        )
+    return list(value)
 
 
 def keep_channels_last(norm: tuple | str | None) -> tuple | str | None:
@@ -132,7 +146,6 @@ def register_layers() -> None:
         "GMR": {1: GMRConv1d, 2: GMRConv2d, 3: GMRConv3d},
         "GMRTRANS": {1: GMRConvTranspose1d, 2: GMRConvTranspose2d, 3: GMRConvTranspose3d},
         "GMRHARMONIC": {1: GMRHarmonicConv1d, 2: GMRHarmonicConv2d, 3: GMRHarmonicConv3d},
-        "GMRSQUARE": {2: GMRSquareConv2d, 3: GMRSquareConv3d},
         "SRE": {2: SREConv2d, 3: SREConv3d},
     }
     for name, classes in convolutions.items():

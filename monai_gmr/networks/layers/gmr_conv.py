@@ -1,22 +1,110 @@
 """Radial convolutions with the interface of ``torch.nn.ConvNd``."""
 
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from monai_gmr.networks.layers.ring_conv import RingConvNd
-from monai_gmr.ops import pad_nd, ring_conv
+from monai_gmr.ops import dense_kernel, pad_nd, ring_conv
 from monai_gmr.ops.ring_conv import dense_ring_conv
-from monai_gmr.symmetry import stride_is_exact, symmetric_padding
-from monai_gmr.utils import ConfigurationError, SymmetryWarning
+from monai_gmr.symmetry import (
+    Shells,
+    default_num_rings,
+    gaussian_basis,
+    indexed_basis,
+    initial_sigma,
+    kernel_shells,
+    positive_sigma,
+    ring_masks,
+    square_ring_masks,
+    stride_is_exact,
+    symmetric_padding,
+    tap_spacing,
+    transposed_padding,
+)
+from monai_gmr.symmetry.taps import SIGMA_FLOOR
+from monai_gmr.utils import ConfigurationError, SymmetryWarning, check_choice
+
+RINGS = ("gaussian", "indexed", "hard", "indexed_square", "hard_square")
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+# in voxels: a tap as close to the support has no weight
+SMALLEST_DISTANCE = 1e-6
 
 
-class GMRConvNd(RingConvNd):
-    """Radial convolution of any dimension; use :class:`GMRConv1d`, :class:`GMRConv2d` or :class:`GMRConv3d`."""
+def whole_numbers(name: str, value: Any, spatial_dims: int, least: int = 1) -> Any:
+    """One whole number per axis, as a tuple.
 
-    transposed = False
+    Raises:
+        ConfigurationError: when a number is less than ``least`` or not whole, or their count does not fit.
+
+    Example:
+        >>> whole_numbers("stride", 2, spatial_dims=3)
+        (2, 2, 2)
+    """
+    numbers = tuple(value) if isinstance(value, Sequence) else (value,) * spatial_dims
+    if len(numbers) != spatial_dims or any(int(n) != n or n < least for n in numbers):
+        raise ConfigurationError(
+            f"{name}={value} is impossible: give {spatial_dims} whole numbers of at least {least}, or one for all axes."
+        )
+    return tuple(int(n) for n in numbers)
+
+
+def check_input(module: nn.Module, x: torch.Tensor, spatial_dims: int, in_channels: int, unbatched: bool) -> None:
+    """Raise when an input is not ``(batch, in_channels, *spatial)``.
+
+    Args:
+        module: the layer or net that takes it.
+        x: the input.
+        spatial_dims: number of spatial axes.
+        in_channels: expected number of channels.
+        unbatched: whether the batch axis may be missing.
+
+    Raises:
+        ConfigurationError: one sentence that says what was given and what is possible.
+
+    Example:
+        >>> check_input(nn.Identity(), torch.rand(1, 3, 8, 8), 2, 3, unbatched=False)
+    """
+    if torch.jit.is_tracing():
+        return
+    if x.dim() - spatial_dims not in ((1, 2) if unbatched else (2,)) or x.shape[-spatial_dims - 1] != in_channels:
+        raise ConfigurationError(
+            f"{type(module).__name__} has spatial_dims={spatial_dims}, in_channels={in_channels} and was given an input of shape "
+            f"{tuple(x.shape)}: give (batch, {in_channels}, {spatial_dims} spatial sizes)"
+            f"{' or the same without batch' if unbatched else ', or change the number of channels'}."
+        )
+
+
+def _place_tables(layer: "RingConvNd", *_: Any) -> None:
+    """Bring a layer's tables to the device of its parameters; on the meta device they have no values, so that they are made anew."""
+    device = next((each.device for each in layer.parameters()), layer.shells.device)
+    if layer.shells.is_meta and device.type != "meta":
+        layer._register_tables(device)
+        return
+    for name in layer.table_names:
+        layer.register_buffer(name, getattr(layer, name).to(device), persistent=False)
+
+
+class RingConvNd(nn.Module):
+    """What all radial convolutions share: the arguments of ``torch.nn.ConvNd``, the taps and the basis.
+
+    Subclasses set ``spatial_dims`` and ``transposed`` (the adjoint: its weight is ``(in_channels, out_channels / groups, rings)``);
+    the arguments are those of :class:`GMRConv2d`.
+    """
+
+    spatial_dims: int
+    transposed: bool
+    shells: torch.Tensor
+    squared_radii: torch.Tensor
+    counts: torch.Tensor
+    masks: torch.Tensor
+    sigma_floor: float
+    support: float
+    table_names: list[str]
 
     def __init__(
         self,
@@ -36,23 +124,160 @@ class GMRConvNd(RingConvNd):
         num_rings: int | None = None,
         spacing: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            0,
-            groups,
-            bias,
-            padding_mode,
-            rings,
-            num_rings,
-            spacing,
-            device,
-            dtype,
+        # not super(): a class may stand beside torch.nn.ConvNd, whose arguments are others
+        nn.Module.__init__(self)
+        dims = self.spatial_dims
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size = whole_numbers("kernel_size", kernel_size, dims)
+        self.stride, self.dilation = whole_numbers("stride", stride, dims), whole_numbers("dilation", dilation, dims)
+        self.padding = padding if isinstance(padding, str) else whole_numbers("padding", padding, dims, least=0)
+        self.output_padding: tuple[int, ...] = (0,) * dims
+        self.padding_mode, self.rings = padding_mode, rings
+        self.spacing = spacing if spacing is None else tuple(float(s) for s in spacing)
+        self._check_arguments(dtype)
+
+        steps = tap_spacing(self.kernel_size, self.spacing, self.dilation)
+        shells = kernel_shells(self.kernel_size, steps)
+        self.support = float(shells.support)
+        square = rings.endswith("_square")
+        self.num_rings = default_num_rings(shells) + square if num_rings is None else num_rings
+        if self.num_rings < 1 + square:
+            corners = ", the last is the corners" if square else ""
+            raise ConfigurationError(f"num_rings={num_rings} is impossible: use at least {1 + square}{corners}.")
+        for axis, (k, step) in enumerate(zip(self.kernel_size, steps)):
+            if k > 1 and (1.0 if k % 2 else 0.5) * step >= self.support:
+                warnings.warn(
+                    f"the taps along axis {axis} lie {step:g} voxels apart, beyond the kernel's reach of {self.support:g}: "
+                    f"the layer does not mix along it; use a larger kernel_size on the finer axes.",
+                    UserWarning,
+                    stacklevel=2,
+                )
+        rows, columns = (in_channels, out_channels) if self.transposed else (out_channels, in_channels)
+        options = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.empty(rows, columns // groups, self.num_rings, **options))
+        self.bias = nn.Parameter(torch.empty(out_channels, **options)) if bias else None
+        self.sigma_floor = SIGMA_FLOOR.get(rings.removesuffix("_square"), 0.0)
+        self.initial_sigma = initial_sigma(rings, shells, self.num_rings)
+        self.log_sigma = None if rings.startswith("hard") else nn.Parameter(torch.empty(self.num_rings, **options))
+        self._register_tables(self.weight.device)
+        self.register_load_state_dict_post_hook(_place_tables)
+        self.reset_parameters()
+
+    def _check_arguments(self, dtype) -> None:
+        check_choice("rings", self.rings, RINGS)
+        check_choice("padding_mode", self.padding_mode, ("zeros",) if self.transposed else PADDING_MODES)
+        if self.groups < 1 or self.in_channels % self.groups or self.out_channels % self.groups:
+            raise ConfigurationError(
+                f"groups={self.groups} must divide in_channels={self.in_channels} and out_channels={self.out_channels}."
+            )
+        if dtype is not None and not dtype.is_floating_point:
+            raise ConfigurationError(f"dtype={dtype} is not possible: use a real floating-point type.")
+        if isinstance(self.padding, str):
+            check_choice("padding", self.padding, ("symmetric",) if self.transposed else ("valid", "same", "symmetric"))
+            if self.padding == "same" and max(self.stride) > 1:
+                raise ConfigurationError(
+                    f"padding='same' has no meaning with stride={self.stride}: use padding='symmetric'."
+                )
+            if self.transposed:
+                for k, s, d in zip(self.kernel_size, self.stride, self.dilation):
+                    transposed_padding(k, s, d)
+
+    def _register_tables(self, device: torch.device) -> None:
+        tables = self._tap_tables(tap_spacing(self.kernel_size, self.spacing, self.dilation))
+        self.table_names = list(tables)
+        for name, array in tables.items():
+            self.register_buffer(name, torch.as_tensor(array, device=device), persistent=False)
+
+    def _ring_masks(self, shells: Shells) -> np.ndarray:
+        return (square_ring_masks if self.rings.endswith("_square") else ring_masks)(shells, self.num_rings)
+
+    def _tap_tables(self, steps: Sequence[float]) -> dict[str, np.ndarray]:
+        """Constants of the taps, as whole numbers: no cast to half precision, and none in a state dict."""
+        shells = kernel_shells(self.kernel_size, steps)
+        masks = self._ring_masks(shells)
+        near = shells.radii < shells.support - SMALLEST_DISTANCE
+        self.num_shells = int(np.flatnonzero(near if self.rings == "gaussian" else masks.any(axis=0)).max()) + 1
+        tables = {"shells": shells.tap_shell, "squared_radii": shells.squared_radii}
+        return tables | {"counts": shells.counts, "masks": masks}
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "RingConvNd":
+        # here, as in torch.nn.RNNBase: Module.to_empty() leaves nothing of a buffer, and no state dict brings it back
+        tables = {name: getattr(self, name) for name in self.table_names}
+        super()._apply(fn, recurse)
+        for name, table in tables.items():
+            self.register_buffer(name, table, persistent=False)
+        _place_tables(self)
+        return self
+
+    def reset_parameters(self) -> None:
+        """Draw fresh weights; on white noise the output's variance is that of a fresh ``torch.nn.ConvNd``."""
+        if self.weight.is_meta:
+            return
+        if self.log_sigma is not None:
+            nn.init.constant_(self.log_sigma, math.log(self.initial_sigma - self.sigma_floor))
+        with torch.no_grad():
+            squared_norm = float((self.counts * self.basis() ** 2).sum())
+        fan_in = self.weight.shape[1]
+        nn.init.uniform_(self.weight, -1 / math.sqrt(fan_in * squared_norm), 1 / math.sqrt(fan_in * squared_norm))
+        if self.bias is not None:
+            bound = 1 / math.sqrt(fan_in * math.prod(self.kernel_size))
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def sigma(self) -> torch.Tensor:
+        """Widths of the Gaussians, ``sigma_floor + exp(log_sigma)``, shape ``(rings,)``, at least float32."""
+        log_sigma = self.log_sigma
+        assert log_sigma is not None
+        return positive_sigma(log_sigma, self.sigma_floor)
+
+    def basis(self) -> torch.Tensor:
+        """The functions on shells of which a kernel is a weighted sum, shape ``(rings, shells)``, at least float32."""
+        if self.rings == "gaussian":
+            return gaussian_basis(self.squared_radii, self.counts, self.sigma(), self.support)
+        if self.rings.startswith("indexed"):
+            return indexed_basis(self.masks, self.sigma())
+        dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
+        return self.masks.to(dtype)
+
+    def dense_kernel(self) -> torch.Tensor:
+        """The kernel over its taps, of the shape that ``torch.nn.ConvNd.weight`` has."""
+        return dense_kernel(self.weight, self.basis(), self.shells)
+
+    def _dense_copy(self, name: str, padding: Any, **options: Any) -> nn.Module:
+        """The equal module of torch, of class ``name``."""
+        convolution = getattr(nn, f"{name}{self.spatial_dims}d")(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            stride=self.stride,
+            padding=padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            bias=self.bias is not None,
+            device=self.weight.device,
+            dtype=self.weight.dtype,
+            **options,
         )
+        with torch.no_grad():
+            convolution.weight.copy_(self.dense_kernel())
+            if self.bias is not None:
+                convolution.bias.copy_(self.bias)
+        return convolution.train(self.training)
+
+    def extra_repr(self) -> str:
+        """The arguments that differ from the defaults, as ``torch.nn.ConvNd`` prints them."""
+        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]
+        zeros, ones = (0,) * len(self.kernel_size), (1,) * len(self.kernel_size)
+        defaults = {"padding": zeros, "output_padding": zeros, "dilation": ones, "groups": 1}
+        defaults |= {"padding_mode": "zeros", "spacing": None}
+        parts += [f"{k}={getattr(self, k)!r}" for k, v in defaults.items() if getattr(self, k) != v]
+        parts += ["bias=False"] if self.bias is None else []
+        return ", ".join([*parts, f"rings={self.rings!r}", f"num_rings={self.num_rings}"])
+
+
+class GMRConvNd(RingConvNd):
+    """Radial convolution of any dimension; use :class:`GMRConv1d`, :class:`GMRConv2d` or :class:`GMRConv3d`."""
+
+    transposed = False
 
     def _margins(self, spatial: list[int]) -> list[int]:
         """Voxels before and after each axis, first axis first."""
@@ -94,7 +319,7 @@ class GMRConvNd(RingConvNd):
         dims = self.shells.dim()
         spatial = list(input.shape)[input.dim() - dims :]
         if not torch.jit.is_scripting():
-            self._check_input(input)
+            check_input(self, input, dims, self.in_channels, unbatched=True)
         margins = self._margins(spatial)
         if not torch.jit.is_scripting():
             self._warn_if_inexact(spatial, margins)
@@ -110,14 +335,30 @@ class GMRConvNd(RingConvNd):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Convolve ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``."""
         input, padding = self._padded(input)
-        basis, stride, dilation = self.basis(), self.stride, self.dilation
+        basis = self.basis()
         if torch.jit.is_scripting():
             return dense_ring_conv(
-                input, self.weight, basis, self.shells, self.bias, stride, padding, dilation, self.groups
+                input,
+                self.weight,
+                basis,
+                self.shells,
+                self.bias,
+                stride=self.stride,
+                padding=padding,
+                dilation=self.dilation,
+                groups=self.groups,
             )
-        live, groups = self.live_shells, self.groups
         return ring_conv(
-            input, self.weight, basis, self.shells, self.bias, stride, padding, dilation, groups, live=live
+            input,
+            self.weight,
+            basis,
+            self.shells,
+            self.bias,
+            stride=self.stride,
+            padding=padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            num_shells=self.num_shells,
         )
 
     def to_conv(self) -> nn.Module:
@@ -135,24 +376,11 @@ class GMRConvNd(RingConvNd):
                     "cannot: give the padding in voxels."
                 )
             padding = tuple(r // 2 for r in reach)
-        convolution = getattr(nn, f"Conv{self.spatial_dims}d")(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            padding,
-            self.dilation,
-            self.groups,
-            self.bias is not None,
-            self.padding_mode,
-            device=self.weight.device,
-            dtype=self.weight.dtype,
-        )
-        return self._dense_copy(convolution)
+        return self._dense_copy("Conv", padding, padding_mode=self.padding_mode)
 
 
 class GMRConv2d(GMRConvNd):
-    r"""Convolution with radial kernels: turning or mirroring the input turns or mirrors the output.
+    r"""Convolution with radial kernels: rotating or mirroring the input rotates or mirrors the output.
 
     .. math::
         y_o = b_o + \sum_i K_{oi} \star x_i, \qquad K_{oi}(t) = \sum_r w_{oir}\, b_r(|t|)
@@ -167,18 +395,20 @@ class GMRConv2d(GMRConvNd):
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
-        kernel_size: window length in voxels, odd or even, one number or one an axis.
+        kernel_size: window length in voxels, odd or even, one number or one per axis.
         stride: step in voxels. A stride on a size on which it is not exact (:func:`monai_gmr.symmetry.stride_is_exact`) warns.
         padding: voxels at both ends of an axis, "valid", "same" (stride 1; exact for odd windows), or "symmetric": the padding nearest to
             half the window with which the layer is exact on the size at hand.
         dilation: distance of neighbouring taps in voxels.
-        groups: blocks of channels that do not see each other.
+        groups: blocks of channels that are convolved apart.
         bias: whether a bias is learned.
         padding_mode: "zeros", "reflect", "replicate" or "circular".
         device, dtype: as in ``torch.nn.Conv2d``.
-        rings: "gaussian" (Gaussians at the exact radii), "indexed" (GMR-Conv 1.0.3) or "hard" (SRE-Conv 1.0.2).
-        num_rings: number of rings; default ``k // 2 + 1``.
-        spacing: voxel size in millimetres, one an axis; the kernel is then round in millimetres. Its reach is set by the axes of the
+        rings: "gaussian" (Gaussians at the exact radii), "indexed" (GMR-Conv 1.0.3) or "hard" (SRE-Conv 1.0.2); "indexed_square" and
+            "hard_square" are rings that reach into the corners of the window, as exact but farther off at angles other than the grid's:
+            for the checkpoints of GMR-Conv's U-Net, whose default they are.
+        num_rings: number of rings; default ``k // 2 + 1``, of square rings one more, the corners.
+        spacing: voxel size in millimetres, one per axis; the kernel is then round in millimetres. Its reach is set by the axes of the
             finest spacing; taps beyond it are zero, so choose a window that is shorter, not longer, on the coarse axes.
 
     Raises:
@@ -201,22 +431,34 @@ class GMRConv2d(GMRConvNd):
 
 
 class GMRConv1d(GMRConvNd):
-    """:class:`GMRConv2d` in one dimension: kernels that are their own mirror image.
-
-    Example:
-        >>> GMRConv1d(2, 4, 3, padding="same")(torch.rand(2, 7)).shape
-        torch.Size([4, 7])
-    """
+    """:class:`GMRConv2d` in one dimension: kernels that are their own mirror image."""
 
     spatial_dims = 1
 
 
 class GMRConv3d(GMRConvNd):
-    """:class:`GMRConv2d` in three dimensions.
-
-    Example:
-        >>> GMRConv3d(1, 2, 3, padding=1, spacing=(0.8, 0.8, 1.0))(torch.rand(1, 1, 6, 7, 8)).shape
-        torch.Size([1, 2, 6, 7, 8])
-    """
+    """:class:`GMRConv2d` in three dimensions."""
 
     spatial_dims = 3
+
+
+class SREConv2d(GMRConv2d):
+    """:class:`GMRConv2d` with ``rings="hard"``: kernels that are constant on rings, numerically equal to SRE-Conv 1.0.2.
+
+    Example:
+        >>> SREConv2d(1, 4, 5, padding=2)(torch.rand(1, 1, 8, 8)).shape
+        torch.Size([1, 4, 8, 8])
+
+    Source:
+        SRE-Conv: Symmetric Rotation Equivariant Convolution for biomedical image classification, arXiv 2501.09753.
+    """
+
+    def __init__(self, *args, num_rings: int | None = None, spacing=None, **kwargs) -> None:
+        super().__init__(*args, rings="hard", num_rings=num_rings, spacing=spacing, **kwargs)
+
+
+class SREConv3d(GMRConv3d):
+    """:class:`SREConv2d` in three dimensions."""
+
+    def __init__(self, *args, num_rings: int | None = None, spacing=None, **kwargs) -> None:
+        super().__init__(*args, rings="hard", num_rings=num_rings, spacing=spacing, **kwargs)

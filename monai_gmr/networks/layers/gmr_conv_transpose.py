@@ -2,18 +2,20 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
-from monai_gmr.networks.layers.ring_conv import RingConvNd
+from monai_gmr.networks.layers.gmr_conv import RingConvNd, check_input, whole_numbers
 from monai_gmr.ops import ring_conv_transpose
+from monai_gmr.ops.ring_conv import dense_ring_conv_transpose
 from monai_gmr.symmetry import transposed_padding
 from monai_gmr.utils import SymmetryWarning
 
 
 class GMRConvTransposeNd(RingConvNd):
-    """Transposed radial convolution of any dimension; use :class:`GMRConvTranspose2d` and its siblings."""
+    """Transposed radial convolution of any dimension; use :class:`GMRConvTranspose2d` or its variants in 1D and 3D."""
 
     transposed = True
 
@@ -31,28 +33,23 @@ class GMRConvTransposeNd(RingConvNd):
         padding_mode: str = "zeros",
         device=None,
         dtype=None,
-        *,
-        rings: str = "gaussian",
-        num_rings: int | None = None,
-        spacing: Sequence[float] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(
             in_channels,
             out_channels,
             kernel_size,
-            stride,
-            padding,
-            dilation,
-            output_padding,
-            groups,
-            bias,
-            padding_mode,
-            rings,
-            num_rings,
-            spacing,
-            device,
-            dtype,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            bias=bias,
+            padding_mode=padding_mode,
+            device=device,
+            dtype=dtype,
+            **kwargs,
         )
+        self.output_padding = whole_numbers("output_padding", output_padding, self.spatial_dims, least=0)
 
     def _margin(self, axis: int) -> int:
         padding = self.padding
@@ -65,7 +62,7 @@ class GMRConvTransposeNd(RingConvNd):
             return
         warnings.warn(
             f"{type(self).__name__} with kernel_size={self.kernel_size}, stride={self.stride} reaches the size "
-            f"asked for only with output_padding={tuple(output_padding)}, which is not equivariant: use a "
+            f"of output_size only with output_padding={tuple(output_padding)}, which is not equivariant: use a "
             "kernel_size of the stride's parity and padding='symmetric'.",
             SymmetryWarning,
             stacklevel=3,
@@ -81,7 +78,7 @@ class GMRConvTransposeNd(RingConvNd):
         """
         dims = self.shells.dim()
         if not torch.jit.is_scripting():
-            self._check_input(input)
+            check_input(self, input, dims, self.in_channels, unbatched=True)
         spatial = list(input.shape)[input.dim() - dims :]
         padding = [self._margin(axis) for axis in range(dims)]
         extra = list(self.output_padding)
@@ -100,36 +97,36 @@ class GMRConvTransposeNd(RingConvNd):
                 extra[axis] = 0 if even else surplus
         if not torch.jit.is_scripting():
             self._warn_if_inexact(extra)
-        return ring_conv_transpose(
+            return ring_conv_transpose(
+                input,
+                self.weight,
+                self.basis(),
+                self.shells,
+                self.bias,
+                stride=self.stride,
+                padding=padding,
+                output_padding=extra,
+                groups=self.groups,
+                dilation=self.dilation,
+                num_shells=self.num_shells,
+            )
+        return dense_ring_conv_transpose(
             input,
             self.weight,
             self.basis(),
             self.shells,
             self.bias,
-            self.stride,
-            padding,
-            extra,
-            self.groups,
-            self.dilation,
-            self.live_shells,
+            stride=self.stride,
+            padding=padding,
+            output_padding=extra,
+            groups=self.groups,
+            dilation=self.dilation,
         )
 
     def to_conv(self) -> nn.Module:
         """The equal ``torch.nn.ConvTransposeNd``, for deployment."""
-        convolution = getattr(nn, f"ConvTranspose{self.spatial_dims}d")(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            tuple(self._margin(axis) for axis in range(self.spatial_dims)),
-            self.output_padding,
-            self.groups,
-            self.bias is not None,
-            self.dilation,
-            device=self.weight.device,
-            dtype=self.weight.dtype,
-        )
-        return self._dense_copy(convolution)
+        padding = tuple(self._margin(axis) for axis in range(self.spatial_dims))
+        return self._dense_copy("ConvTranspose", padding, output_padding=self.output_padding)
 
 
 class GMRConvTranspose2d(GMRConvTransposeNd):
@@ -165,22 +162,12 @@ class GMRConvTranspose2d(GMRConvTransposeNd):
 
 
 class GMRConvTranspose1d(GMRConvTransposeNd):
-    """:class:`GMRConvTranspose2d` in one dimension.
-
-    Example:
-        >>> GMRConvTranspose1d(1, 1, 3, stride=3, padding="symmetric")(torch.rand(1, 5)).shape
-        torch.Size([1, 15])
-    """
+    """:class:`GMRConvTranspose2d` in one dimension."""
 
     spatial_dims = 1
 
 
 class GMRConvTranspose3d(GMRConvTransposeNd):
-    """:class:`GMRConvTranspose2d` in three dimensions.
-
-    Example:
-        >>> GMRConvTranspose3d(1, 1, 2, stride=2)(torch.rand(1, 1, 3, 4, 5)).shape
-        torch.Size([1, 1, 6, 8, 10])
-    """
+    """:class:`GMRConvTranspose2d` in three dimensions."""
 
     spatial_dims = 3

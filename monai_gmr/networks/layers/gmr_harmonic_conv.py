@@ -1,37 +1,10 @@
-"""Radial profiles times harmonics, reduced to scalars that no turn changes (design, section 1, angular orders).
+"""Radial profiles times harmonics, reduced to scalars that rotations and mirrors do not change.
 
-Measured by ``tests/networks/layers/measure_harmonic_variants.py``: balanced accuracy on red blood cells (2D, k = 5, three-stage ResNet,
-5 epochs of 5,000 cells, seed 0) and Dice on membranes (3D, k = 3, three-level U-Net, 240 steps, mean of seeds 0 and 1), on validation data:
-
-=================================================  =====  =====
-variant                                             2D     3D
-=================================================  =====  =====
-norms, split 1/2 1/4 1/4                           .636   .675
-radial only                                        .509   .565
-squared norms                                      .571   .618
-**inner products for half the norms** (default)    .665   .684
-one weight for all orders (a third of the weights) .620   .657
-split 1/3 1/3 1/3                                  .628   .666
-split 1/4 3/8 3/8                                  .630   .640
-split 3/4 1/8 1/8                                  .643   .672
-orders 0 1                                         .609   .665
-orders 0 2                                         .646   .575
-orders 0 1 2 3                                     .631   .679
-orders 1 2 in the first two levels only            .645   .686
-orders 1 2 in the first level only                 .615   .646
-=================================================  =====  =====
-
-In 3D two seeds of a variant differ by .01 to .05 (split 3/4 1/8 1/8: .695 and .650), so only the large differences say something: in 3D
-order 1 is what helps most (without it .575), lengths beat their squares, and angular channels in the first two of three levels do as well
-as in all. In 2D a second seed of "norms" gave .630, and the row in bold was measured before the inner products had their scale.
-
-Means of the profiles of the orders above 0 from 1 to S - .75 voxels, S the support, were compared in 3D, k = 3, with means from .75 to
-S - 1, which halve the error at other angles: .672 and .683 against .658 and .645 (seeds 0, 1; not the table's machine). On a window of
-3 an order 2 that is the same in every direction has one shape only; the freedom to deviate from it pays.
+The defaults are measured by ``tests/measurements/harmonic_variants.py``: see the table in ``monai_gmr/networks/README.md``.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,19 +12,17 @@ import torch
 from torch import nn
 
 from monai_gmr.networks.layers.gmr_conv import GMRConvNd
-from monai_gmr.ops.backend import harmonics_of, select_backend, takes_factors
-from monai_gmr.ops.invariants import fused_invariants, invariants, invariants_of_order, norm_variance
-from monai_gmr.ops.memory_format import make_channels_last, runs_channels_last
+from monai_gmr.ops import Orders, ResponseTables, RingKernel, harmonic_conv
+from monai_gmr.ops.harmonic_conv import harmonic_tap_basis, response_invariants, responses_kernel
+from monai_gmr.ops.invariants import norm_variance
 from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.symmetry import gaussian_basis, gaussian_means, number_of_components, tap_harmonics
-from monai_gmr.symmetry.radial_bases import GAUSSIAN_MEAN_MARGIN
+from monai_gmr.symmetry.taps import GAUSSIAN_MEAN_MARGIN
 from monai_gmr.utils import ConfigurationError
 
 UNITS_PER_HARMONIC = 10**12
 HARMONIC_FIRST_MEAN = 1.0
 HARMONIC_MEAN_MARGIN = 0.75
-# channels of a group below which a backend's call for each group takes longer than the dense kernel of all
-LEAST_WIDTH_PER_GROUP = 8
 
 
 def channels_per_order(out_channels: int, order_split: Sequence[float]) -> list[int]:
@@ -79,7 +50,7 @@ def channels_per_order(out_channels: int, order_split: Sequence[float]) -> list[
 
 
 class GMRHarmonicConvNd(GMRConvNd):
-    """Harmonic convolution of any dimension; use :class:`GMRHarmonicConv2d` and its siblings."""
+    """Harmonic convolution of any dimension; use :class:`GMRHarmonicConv1d`, :class:`GMRHarmonicConv2d` or :class:`GMRHarmonicConv3d`."""
 
     harmonics: torch.Tensor
     component_profile: torch.Tensor
@@ -159,16 +130,11 @@ class GMRHarmonicConvNd(GMRConvNd):
             profiles = torch.stack((centred, centred))
         return profiles * torch.stack((torch.ones_like(away), away)).unsqueeze(1)
 
-    def angular_factors(self, index: int, dtype: torch.dtype) -> torch.Tensor:
-        """Harmonics of one order on taps, shape ``(components, taps)``."""
-        start = sum(self.components[:index])
-        return self.harmonics[start : start + self.components[index]].to(dtype) / self.harmonic_unit
-
     def tap_basis(self) -> torch.Tensor:
         """Functions on taps of all components of all orders, shape ``(components, rings, taps)``, at least float32."""
         profiles = self.radial_profiles()
-        radial = profiles.index_select(0, self.component_profile).index_select(2, self.shells.flatten())
-        return radial * (self.harmonics.to(radial.dtype) / self.harmonic_unit).unsqueeze(1)
+        harmonics = self.harmonics.to(profiles.dtype) / self.harmonic_unit
+        return harmonic_tap_basis(profiles, self.shells, harmonics, self.component_profile)
 
     def reset_parameters(self) -> None:
         """Draw fresh weights; on white noise the output's variance is that of a fresh ``torch.nn.ConvNd``."""
@@ -191,112 +157,33 @@ class GMRHarmonicConvNd(GMRConvNd):
 
     def _responses_kernel(self, basis: torch.Tensor, window: list[int]) -> torch.Tensor:
         """The rows of all responses from functions on the taps of a window."""
-        weight = self.weight.to(basis.dtype).unflatten(0, [self.groups, self.out_channels // self.groups])
-        rows = weight.index_select(1, self.response_channel)
-        kernel = torch.matmul(rows, basis.index_select(0, self.response_component)).flatten(0, 1)
-        return kernel.reshape(list(kernel.shape[:2]) + window).to(self.weight.dtype)
-
-    @torch.jit.unused
-    def _scalars_by_backend(self, input: torch.Tensor, padding: list[int]) -> torch.Tensor:
-        """The layer's result, by the backend that is chosen for the whole layer."""
-        channels = (self.in_channels, self.num_responses)
-        backend = select_backend(input, tuple(self.kernel_size), channels, self.stride, self.groups, angular=True)
-        harmonics = harmonics_of(backend)
-        if harmonics is not None and (output := self._scalars_at_once(harmonics, input, padding)) is not None:
-            return output
-        if takes_factors(backend):
-            return self._with_bias(self._reduced_by_order(input, padding, backend))
-        with torch.autocast(device_type=self.weight.device.type, enabled=False):
-            kernel = self.dense_kernel()
-        output = self._reduced(conv_nd(input, kernel, None, self.stride, padding, self.dilation, self.groups))
-        return self._with_bias(make_channels_last(output) if runs_channels_last(input) else output)
-
-    def _scalars_at_once(
-        self, harmonics: Callable[..., torch.Tensor | None], input: torch.Tensor, padding: list[int]
-    ) -> torch.Tensor | None:
-        """The layer's result by a backend that computes all orders of a group at once, ``None`` where it cannot."""
-        width = min(self.in_channels, self.out_channels) // self.groups
-        if self.groups > 1 and width < LEAST_WIDTH_PER_GROUP:
-            return None
-        axis = input.dim() - self.shells.dim() - 1
-        radial, angular = self.radial_profiles()[:, :, : self.live_shells]
-        by_order = [self.angular_factors(i, angular.dtype) for i, order in enumerate(self.orders) if order != 0]
-        factors = torch.cat([*by_order, angular.new_empty((0, self.shells.numel()))])
-        biases = [None] * self.groups if self.bias is None else self.bias.chunk(self.groups)
-        parts = []
-        for image, weight, bias in zip(input.chunk(self.groups, axis), self.weight.chunk(self.groups), biases):
-            rows = dict(zip(self.orders, weight.split(self.channels)))
-            harmonic_rows = [row for order, row in rows.items() if order != 0]
-            part = harmonics(
-                image,
-                rows.get(0, weight[:0]),
-                radial,
-                torch.cat([*harmonic_rows, weight[:0]]).to(angular.dtype) @ angular,
-                self.shells,
-                factors,
-                bias,
-                (self.norms, self.products, self.reduced_components),
-                self.stride,
-                padding,
-                self.dilation,
-            )
-            if part is None:
-                return None
-            parts.append(part)
-        if self.groups == 1:
-            return parts[0]
-        output = torch.cat(parts, axis)
-        return make_channels_last(output) if runs_channels_last(input) else output
-
-    def _reduced_by_order(
-        self, input: torch.Tensor, padding: list[int], backend: Callable[..., torch.Tensor]
-    ) -> torch.Tensor:
-        """What :meth:`_reduced` gives, by a backend that knows radial profiles and angular factors apart."""
-        axis = input.dim() - self.shells.dim() - 1
-        rows = self.weight.unflatten(0, (self.groups, -1)).split(self.channels, dim=1)
-        parts: list[torch.Tensor] = []
-        profiles = self.radial_profiles()
-        for index, row in enumerate(rows):
-            order = self.orders[index]
-            if self.channels[index] == 0:
-                continue
-            profile = profiles[min(order, 1)]
-            factors = self.angular_factors(index, profile.dtype) if order > 0 else None
-            arrays = (row.flatten(0, 1), profile, self.shells, None)
-            geometry = (self.stride, padding, self.dilation, self.groups)
-            part = backend(input, *arrays, *geometry, factors, self.live_shells)
-            sizes = part.shape[part.dim() - self.shells.dim() :]
-            part = part.unflatten(axis, (self.groups, -1)).flatten(part.dim() - self.shells.dim() + 1)
-            parts.append(part if order == 0 else invariants_of_order(part, self.norms[index]))
-        return torch.cat(parts, dim=axis + 1).flatten(axis, axis + 1).unflatten(-1, sizes)
+        kernel = responses_kernel(self.weight, basis, self.response_channel, self.response_component, self.groups)
+        return kernel.reshape(list(kernel.shape[:2]) + window)
 
     def _reduced(self, responses: torch.Tensor) -> torch.Tensor:
         """Norms and inner products over the components of each order; order 0 stays as it is."""
-        axis = responses.dim() - self.shells.dim() - 1
-        sizes = list(responses.shape)
-        grouped = responses.flatten(axis + 1).unflatten(axis, [self.groups, self.num_responses // self.groups])
-        if axis == 0:
-            grouped = grouped.unsqueeze(0)
-        if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling():
-            output = invariants(grouped, self.norms, self.products, self.reduced_components)
-        else:
-            output = self._fused_invariants(grouped)
-        return output.reshape(sizes[:axis] + [self.out_channels] + sizes[axis + 1 :])
+        sizes = (self.norms, self.products, self.reduced_components)
+        return response_invariants(responses, *sizes, groups=self.groups, dims=self.shells.dim())
 
     @torch.jit.unused
-    def _fused_invariants(self, grouped: torch.Tensor) -> torch.Tensor:
-        scalars = fused_invariants(grouped, self.norms, self.products, self.reduced_components)
-        # the backward pass keeps them, and what follows a convolution without a bias may work in place
-        return scalars.clone() if self.bias is None and scalars.requires_grad else scalars
+    def _harmonic_conv(self, input: torch.Tensor, padding: list[int]) -> torch.Tensor:
+        profiles = self.radial_profiles()
+        harmonics = self.harmonics.to(profiles.dtype) / self.harmonic_unit
+        tables = ResponseTables(self.component_profile, self.response_channel, self.response_component)
+        tensors = (self.weight, profiles, self.shells, self.bias)
+        kernel = RingKernel(*tensors, angular=harmonics, num_shells=self.num_shells, responses=tables)
+        orders = Orders(tuple(self.norms), tuple(self.products), tuple(self.reduced_components))
+        geometry = {"stride": self.stride, "padding": padding, "dilation": self.dilation, "groups": self.groups}
+        return harmonic_conv(input, kernel, orders, **geometry)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """``(batch, in_channels, *spatial)`` or without the batch, to as many scalars as ``out_channels``."""
         input, padding = self._padded(input)
-        if torch.jit.is_scripting() or self.weight.device.type == "meta":
+        if torch.jit.is_scripting():
             kernel = self.dense_kernel()
             responses = conv_nd(input, kernel, None, self.stride, padding, self.dilation, self.groups)
             return self._with_bias(self._reduced(responses))
-        return self._scalars_by_backend(input, padding)
+        return self._harmonic_conv(input, padding)
 
     def _with_bias(self, output: torch.Tensor) -> torch.Tensor:
         bias = self.bias
@@ -305,11 +192,7 @@ class GMRHarmonicConvNd(GMRConvNd):
         return output
 
     def to_conv(self) -> nn.Module:
-        """Not possible: the layer is not linear.
-
-        Raises:
-            ConfigurationError: always.
-        """
+        """Raises :class:`~monai_gmr.utils.ConfigurationError`: the layer is not linear."""
         raise ConfigurationError(
             f"{type(self).__name__} takes norms, which torch.nn.Conv{self.spatial_dims}d cannot: export the layer as it is, "
             "or use GMRConv."
@@ -322,15 +205,15 @@ class GMRHarmonicConvNd(GMRConvNd):
 
 
 class GMRHarmonicConv2d(GMRHarmonicConvNd):
-    r"""Convolution with radial profiles times circular harmonics, reduced to scalars that no turn changes.
+    r"""Convolution with radial profiles times circular harmonics, reduced to scalars that rotations and mirrors do not change.
 
     .. math::
         y_o = \sum_i \sum_r w_{oir}\, (b_r Y_l) \star x_i, \qquad
         z_o = b_o + |y_o| \quad\text{or}\quad b_o + \kappa\, \frac{y_p \cdot y_o}{\sqrt{|y_p|^2 + |y_o|^2}}
 
     :math:`y_o` has the components of order :math:`l` (1, 2 in 2D, :math:`2l + 1` in 3D), which share a weight. The first half of an order's
-    channels are norms, the others inner products with a channel :math:`p` of the first half: how two features stand to each other; order
-    0 is :class:`GMRConv2d` as it is. A purely radial kernel does not see which way an edge runs; these do, and the layer is exactly as
+    channels are norms, the others inner products with a channel :math:`p` of the first half: the angle between two features; order
+    0 is :class:`GMRConv2d` as it is. A purely radial kernel cannot distinguish directions; these can, and the layer is exactly as
     equivariant, from scalars to scalars. It is not linear: no ``to_conv``, no transposed form.
 
     Shape:
@@ -355,29 +238,19 @@ class GMRHarmonicConv2d(GMRHarmonicConvNd):
         True
 
     Source:
-        design, section 1; Worrall et al., Harmonic networks, arXiv 1612.04642 (norms of circular-harmonic responses).
+        Worrall et al., Harmonic networks, arXiv 1612.04642 (norms of circular-harmonic responses).
     """
 
     spatial_dims = 2
 
 
 class GMRHarmonicConv1d(GMRHarmonicConvNd):
-    """:class:`GMRHarmonicConv2d` in one dimension: even kernels, and the absolute value of odd ones.
-
-    Example:
-        >>> GMRHarmonicConv1d(2, 4, 3, padding="same")(torch.rand(2, 7)).shape
-        torch.Size([4, 7])
-    """
+    """:class:`GMRHarmonicConv2d` in one dimension: even kernels, and the absolute value of odd ones."""
 
     spatial_dims = 1
 
 
 class GMRHarmonicConv3d(GMRHarmonicConvNd):
-    """:class:`GMRHarmonicConv2d` in three dimensions, with spherical harmonics.
-
-    Example:
-        >>> GMRHarmonicConv3d(1, 8, 3, padding=1)(torch.rand(1, 1, 6, 7, 8)).shape
-        torch.Size([1, 8, 6, 7, 8])
-    """
+    """:class:`GMRHarmonicConv2d` in three dimensions, with spherical harmonics."""
 
     spatial_dims = 3

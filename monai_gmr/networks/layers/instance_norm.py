@@ -1,12 +1,14 @@
-"""Instance norm that keeps channels last, and takes the rectifier behind it along."""
+"""Instance norm that keeps channels last, alone or together with the rectifier behind it."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from monai_gmr.ops.cpu.norm import has_norm_kernels, instance_norm
+from monai_gmr.ops.cpu.norm import instance_norm, supports_norm
 
 
+# private: torch has no other class or method to override for the norm alone
+# private: the public classes have no step of their own between the check of the input and the norm
 class GMRInstanceNormNd(nn.modules.instancenorm._InstanceNorm):
     """What :class:`GMRInstanceNorm2d` and :class:`GMRInstanceNorm3d` share."""
 
@@ -30,7 +32,7 @@ class GMRInstanceNormNd(nn.modules.instancenorm._InstanceNorm):
 
     def can_rectify(self, input: torch.Tensor) -> bool:
         """Whether :meth:`rectified` is faster than the norm and an activation one after the other."""
-        return not self.track_running_stats and has_norm_kernels(input, self.weight)
+        return not self.track_running_stats and supports_norm(input, self.weight)
 
     def rectified(self, input: torch.Tensor, slope: float) -> torch.Tensor:
         """The normalised image, times ``slope`` where it is negative."""

@@ -1,27 +1,18 @@
-"""Resampling and pooling that keep the centre of the grid where it is, on every size (design, section 3)."""
+"""Resampling and pooling that keep the centre of the grid in place, on every size."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.modules.utils import _ntuple
 
+from monai_gmr.networks.layers.gmr_conv import whole_numbers
 from monai_gmr.networks.layers.size_trail import Levels, record_sizes
 from monai_gmr.ops import symmetric_downsample, symmetric_upsample
 from monai_gmr.ops.free_sizes import is_free, voxels
 from monai_gmr.ops.resample import apply_along_axis, window_matrix
 from monai_gmr.utils import ConfigurationError, check_choice
-
-
-def _factors(name: str, spatial_dims: int, value: int | tuple[int, ...]) -> list[int]:
-    """One whole number of at least 1 an axis."""
-    factors = list(_ntuple(spatial_dims)(value))
-    if len(factors) != spatial_dims or any(int(f) != f or f < 1 for f in factors):
-        raise ConfigurationError(
-            f"{name}={value} is impossible: give {spatial_dims} whole numbers of at least 1, or one."
-        )
-    return [int(f) for f in factors]
 
 
 class GMRDownsample(nn.Module):
@@ -32,7 +23,7 @@ class GMRDownsample(nn.Module):
 
     Args:
         spatial_dims: 1, 2 or 3.
-        scale_factor: step in voxels, one number or one an axis.
+        scale_factor: step in voxels, one number or one per axis.
         sigma: width of the Gaussian for a step of 2, in voxels; it grows with the step.
 
     Example:
@@ -40,12 +31,12 @@ class GMRDownsample(nn.Module):
         torch.Size([1, 3, 4, 4])
 
     Source:
-        design, section 3; Zhang, Making convolutional networks shift-invariant again, arXiv 1904.11486.
+        Zhang, Making convolutional networks shift-invariant again, arXiv 1904.11486.
     """
 
-    def __init__(self, spatial_dims: int, scale_factor: int | tuple[int, ...] = 2, sigma: float = 0.8) -> None:
+    def __init__(self, spatial_dims: int, scale_factor: int | tuple[int, ...] = 2, *, sigma: float = 0.8) -> None:
         super().__init__()
-        self.factors = _factors("scale_factor", spatial_dims, scale_factor)
+        self.factors = list(whole_numbers("scale_factor", scale_factor, spatial_dims))
         if sigma <= 0:
             raise ConfigurationError(f"sigma={sigma} is impossible: give a positive width in voxels.")
         self.sigma = float(sigma)
@@ -64,7 +55,8 @@ class GMRUpsample(nn.Module):
 
     Args:
         spatial_dims: 1, 2 or 3.
-        scale_factor: fine voxels in a coarse one, one number or one an axis.
+        scale_factor: fine voxels in a coarse one, one number or one per axis.
+        align_corners: whether the outermost voxels keep their places, as in MONAI's ``UpSample(mode="nontrainable", align_corners=True)``.
 
     Example:
         >>> up, x = GMRUpsample(2), torch.rand(1, 3, 4, 4)
@@ -72,9 +64,12 @@ class GMRUpsample(nn.Module):
         (torch.Size([1, 3, 8, 8]), torch.Size([1, 3, 7, 8]))
     """
 
-    def __init__(self, spatial_dims: int, scale_factor: int | tuple[int, ...] = 2) -> None:
+    def __init__(
+        self, spatial_dims: int, scale_factor: int | tuple[int, ...] = 2, *, align_corners: bool = False
+    ) -> None:
         super().__init__()
-        self.factors = _factors("scale_factor", spatial_dims, scale_factor)
+        self.factors = list(whole_numbers("scale_factor", scale_factor, spatial_dims))
+        self.mode, self.align_corners = ("linear", "bilinear", "trilinear")[spatial_dims - 1], align_corners
 
     def forward(self, x: torch.Tensor, size: list[int] | None = None) -> torch.Tensor:
         """``(..., *spatial)`` to ``(..., *size)``; ``size`` is that of the skip connection, default ``scale_factor * spatial``."""
@@ -85,23 +80,19 @@ class GMRUpsample(nn.Module):
                 target.append(factor * x.shape[x.dim() - dims + i])
         else:
             target = list(size)
+        if self.align_corners:
+            return F.interpolate(x, size=target, mode=self.mode, align_corners=True)
         return symmetric_upsample(x, target, self.factors)
 
     def extra_repr(self) -> str:
-        """Factors."""
-        return f"scale_factor={tuple(self.factors)}"
+        """The arguments."""
+        return f"scale_factor={tuple(self.factors)}, align_corners={self.align_corners}"
 
 
 class SymmetricPoolNd(nn.Module):
-    """Windows of max and average pooling that are exact on every size: one voxel is added to a window where its parity asks for it.
+    """Windows of max and average pooling that are exact on every size: a window gets one voxel more where its parity needs it.
 
-    Args:
-        spatial_dims: 1, 2 or 3.
-        kernel_size: window in voxels, one number or one an axis.
-        stride: step in voxels; default ``kernel_size``.
-        padding: voxels at both ends of an axis that no window counts.
-        rounding: number of windows along an axis: "cover": at least ``ceil(n / stride)``; "floor" or "ceil": as torch's pools have it
-            without and with ``ceil_mode``.
+    The arguments are those of :class:`GMRMaxPool`.
     """
 
     def __init__(
@@ -110,16 +101,17 @@ class SymmetricPoolNd(nn.Module):
         kernel_size: int | tuple[int, ...] = 2,
         stride: int | tuple[int, ...] | None = None,
         padding: int | tuple[int, ...] = 0,
+        *,
         rounding: str = "cover",
     ) -> None:
         super().__init__()
         check_choice("rounding", rounding, ("cover", "floor", "ceil"))
         self.rounding = rounding
         self.levels: Levels | None = None
-        self.kernel_size = _factors("kernel_size", spatial_dims, kernel_size)
-        self.stride = _factors("stride", spatial_dims, kernel_size if stride is None else stride)
-        self.padding = [int(p) for p in _ntuple(spatial_dims)(padding)]
-        if any(p < 0 or 2 * p > k for p, k in zip(self.padding, self.kernel_size)):
+        self.kernel_size = list(whole_numbers("kernel_size", kernel_size, spatial_dims))
+        self.stride = list(whole_numbers("stride", kernel_size if stride is None else stride, spatial_dims))
+        self.padding = list(whole_numbers("padding", padding, spatial_dims, least=0))
+        if any(2 * p > k for p, k in zip(self.padding, self.kernel_size)):
             raise ConfigurationError(
                 f"padding={padding} is impossible: it may be at most half of kernel_size={kernel_size}."
             )
@@ -154,8 +146,8 @@ class SymmetricPoolNd(nn.Module):
         sizes = list(x.shape)[x.dim() - len(self.kernel_size) :]
         count, kernel, padding = self._window(sizes)
         if not torch.jit.is_scripting():
-            free = is_free(sizes)
-            y = self._pooled_free(x, count, kernel, padding) if free else self._pooled(x, count, kernel, padding)
+            pooled = self._pooled_free if is_free(sizes) else self._pooled
+            y = pooled(x, count, kernel, padding)
             record_sizes(self.levels, sizes, y.shape[2:])
             return y
         return self._pooled(x, count, kernel, padding)
@@ -166,8 +158,8 @@ class SymmetricPoolNd(nn.Module):
 
     @torch.jit.unused
     def _pooled_free(self, x: torch.Tensor, count: list[Any], kernel: list[Any], padding: list[Any]) -> torch.Tensor:
-        """Windows of symbols applied to an image."""
-        raise NotImplementedError
+        """Windows of symbols applied to an image: means are a product with a matrix, whose sizes may be symbols."""
+        return self._pooled(x, count, kernel, padding)
 
     def extra_repr(self) -> str:
         """Window, step and padding."""
@@ -179,10 +171,11 @@ class GMRMaxPool(SymmetricPoolNd):
 
     Args:
         spatial_dims: 1, 2 or 3.
-        kernel_size: window in voxels, one number or one an axis.
+        kernel_size: window in voxels, one number or one per axis.
         stride: step in voxels; default ``kernel_size``.
-        padding: voxels at both ends of an axis that no window counts (they are never the maximum).
-        rounding: number of windows, see :class:`SymmetricPoolNd`.
+        padding: voxels at both ends of an axis that no window counts (they are never the maximum), at most half of ``kernel_size``.
+        rounding: number of windows along an axis: "cover": at least ``ceil(n / stride)``; "floor" or "ceil": that of torch's pools
+            without and with ``ceil_mode``.
 
     Example:
         >>> GMRMaxPool(2)(-torch.ones(1, 1, 5, 6))[0, 0, 0]
@@ -223,11 +216,7 @@ class GMRAvgPool(SymmetricPoolNd):
     """Average pooling that is exactly equivariant on every size, by the rule of :class:`GMRMaxPool`.
 
     Args:
-        spatial_dims: 1, 2 or 3.
-        kernel_size: window in voxels, one number or one an axis.
-        stride: step in voxels; default ``kernel_size``.
-        padding: voxels at both ends of an axis.
-        rounding: number of windows, see :class:`SymmetricPoolNd`.
+        spatial_dims, kernel_size, stride, padding, rounding: as in :class:`GMRMaxPool`.
         count_padding: whether padding counts as voxels of 0 (torch's ``count_include_pad``).
 
     Example:
@@ -241,22 +230,71 @@ class GMRAvgPool(SymmetricPoolNd):
         kernel_size: int | tuple[int, ...] = 2,
         stride: int | tuple[int, ...] | None = None,
         padding: int | tuple[int, ...] = 0,
+        *,
         rounding: str = "cover",
         count_padding: bool = False,
     ) -> None:
-        super().__init__(spatial_dims, kernel_size, stride, padding, rounding)
+        super().__init__(spatial_dims, kernel_size, stride, padding, rounding=rounding)
         self.count_padding = count_padding
 
     def _pooled(self, x: torch.Tensor, count: list[int], kernel: list[int], padding: list[int]) -> torch.Tensor:
         for i in range(len(kernel)):
             axis = i - len(kernel)
-            matrix = window_matrix(
-                x.shape[axis], count[i], kernel[i], self.stride[i], padding[i], x, self.count_padding
-            )
+            stride, counted = self.stride[i], self.count_padding
+            matrix = window_matrix(x.shape[axis], count[i], kernel[i], stride, padding[i], x, count_padding=counted)
             x = apply_along_axis(x, matrix, axis, self.kernel_size[i] + self.stride[i])
         return x
 
-    @torch.jit.unused
-    def _pooled_free(self, x: torch.Tensor, count: list[Any], kernel: list[Any], padding: list[Any]) -> torch.Tensor:
-        # means over windows are a product with a matrix, whose sizes may be symbols
-        return self._pooled(x, count, kernel, padding)
+
+class GMRTrim(nn.Module):
+    """Means over windows of ``n - size + 1`` voxels: an axis of ``n`` voxels becomes one of ``size``, about the same centre.
+
+    Example:
+        >>> GMRTrim()(torch.arange(4.0)[None, None], [3])
+        tensor([[[0.5000, 1.5000, 2.5000]]])
+    """
+
+    def forward(self, x: torch.Tensor, size: list[int]) -> torch.Tensor:
+        """``(batch, channels, *spatial)`` to ``(batch, channels, *size)``, where no axis becomes longer."""
+        for i in range(len(size)):
+            axis = i - len(size)
+            # a window of one voxel leaves an axis unchanged; a graph is recorded for both cases
+            surplus, recorded = x.shape[axis] - size[i], False
+            if not torch.jit.is_scripting():
+                recorded = is_free([surplus])
+            if recorded or surplus != 0:
+                matrix = window_matrix(x.shape[axis], size[i], surplus + 1, 1, 0, x)
+                x = apply_along_axis(x, matrix, axis, 2)
+        return x
+
+
+DOWNSAMPLE: dict[str, Callable[..., nn.Module]] = {
+    "lowpass": GMRDownsample,
+    "avg": GMRAvgPool,
+    "max": GMRMaxPool,
+    "plain_max": lambda spatial_dims, **arguments: getattr(nn, f"MaxPool{spatial_dims}d")(**arguments),
+}
+
+
+def make_downsample(downsample: str | tuple | list, spatial_dims: int) -> nn.Module:
+    """The layer that halves the grid, exact on every size.
+
+    Args:
+        downsample: "lowpass" (:class:`GMRDownsample`, anti-aliased), "avg" or "max", or a tuple of the name and further
+            arguments, such as ``("lowpass", {"sigma": 0.8})`` or ``("max", {"kernel_size": 3, "padding": 1})``; or "plain_max"
+            (``torch.nn.MaxPoolNd``, for the checkpoints of others: **not exact** where its windows do not end with the grid).
+        spatial_dims: 1, 2 or 3.
+
+    Raises:
+        ConfigurationError: when there is no such layer.
+
+    Example:
+        >>> make_downsample("max", 2)
+        GMRMaxPool(kernel_size=(2, 2), stride=(2, 2), padding=(0, 0))
+        >>> make_downsample(("lowpass", {"sigma": 1.0}), 2)
+        GMRDownsample(scale_factor=(2, 2), sigma=1)
+    """
+    name, arguments = (downsample, {}) if isinstance(downsample, str) else downsample
+    check_choice("downsample", name, tuple(DOWNSAMPLE))
+    step: dict[str, Any] = {"scale_factor": 2} if name == "lowpass" else {"kernel_size": 2, "stride": 2}
+    return DOWNSAMPLE[name](spatial_dims, **(step | dict(arguments)))

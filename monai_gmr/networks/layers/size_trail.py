@@ -1,13 +1,13 @@
-"""Sizes that images had on their way down, for the upsampling that meets them again on its way up.
+"""The trail of a converted network: sizes that an image had on its way down, for the upsampling layers on its way up.
 
-A decoder that doubles its grid cannot know whether ``n`` or ``n - 1`` voxels were halved. In a converted network the downsampling layers
-leave their sizes in a trail that lasts as long as one call of the network, and the upsampling layers look there. Places in the network are
-named by the sizes that an image of a *reference size* has there (:mod:`monai_gmr.networks.convert.trace`), a pair ``(before, after)`` for
-each call of a layer. Nothing is kept on a module; threads have a trail each.
+A decoder that doubles its grid cannot know whether ``n`` or ``n - 1`` voxels were halved. So downsampling layers record their sizes in a
+trail that lasts as long as one call of the network, and upsampling layers read them. Places in the network are named by the sizes of an
+image of a *reference size* (:mod:`monai_gmr.networks.convert.trace`), a pair ``(before, after)`` for each call of a layer. No state stays
+on a module; each thread has its own trail.
 
 Activation checkpointing calls parts of a network again in the backward pass, on any thread, when the trail has ended. So the graph of the
-answer keeps its trail alive, and a layer that is called without one takes the trail whose backward pass has begun last: autograd runs
-through the calls of a network one after the other.
+output keeps its trail alive, and a layer that is called without one takes the trail whose backward pass began last: autograd runs through
+the calls of a network one after the other.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 
 from monai_gmr.ops.free_sizes import is_free, same_size
+from monai_gmr.utils import tensors_in
 
 
 class Levels(NamedTuple):
@@ -37,7 +38,7 @@ class Levels(NamedTuple):
 
 
 class Trail:
-    """Sizes in one call of a network: of an axis and the size that it has there for the reference image, the size now."""
+    """Sizes in one call of a network: the size now, by axis and size of the reference image."""
 
     def __init__(self, network: str) -> None:
         self.network = network
@@ -49,7 +50,7 @@ class Trail:
         self.began_backward = next(_count)
 
     def fitting(self, levels: Levels, sizes: Sequence[Any]) -> tuple[Sequence[int], Sequence[int]] | None:
-        """Which of the calls that a layer had with the reference size has these sizes before it."""
+        """The call of a layer with the reference size that has these sizes before it."""
         for call in levels.calls:
             known = [self.sizes.get((axis, key), n) for axis, (key, n) in enumerate(zip(call[0], sizes))]
             if all(same_size(before, n) for before, n in zip(known, sizes)):
@@ -57,7 +58,7 @@ class Trail:
         return None
 
     def record(self, call: tuple[Sequence[int], Sequence[int]], before: Sequence[Any], after: Sequence[Any]) -> None:
-        """Leave the sizes before and after a layer."""
+        """Record the sizes before and after a layer."""
         for keys, sizes in zip(call, (before, after)):
             for axis, (key, n) in enumerate(zip(keys, sizes)):
                 self.sizes.setdefault((axis, key), n)
@@ -69,24 +70,24 @@ class Trail:
         default: Sequence[Any],
         factors: Sequence[int],
     ) -> list[Any]:
-        """The sizes that upsampling is to reach: those of this place, if they are within one step of the layer's own."""
+        """Sizes for upsampling: those of this place, if they are within one step of the layer's own."""
         target = list(default)
         for axis, (below, above, factor) in enumerate(zip(*call, factors)):
             for shift in range(factor if factor > 1 else 0):
                 keys = [key for key in (above + shift, above - shift) if (axis, key) in self.sizes]
                 if not keys:
                     continue
-                found = self.sizes[axis, keys[0]]
-                # of a symbol, whether it holds for the reference image
-                here = (keys[0], below) if is_free([found, coarse[axis]]) else (found, coarse[axis])
-                if abs(here[0] - factor * here[1]) < factor:
-                    target[axis] = found
+                size = self.sizes[axis, keys[0]]
+                # a symbol is compared by its value for the reference image
+                fine, given = (keys[0], below) if is_free([size, coarse[axis]]) else (size, coarse[axis])
+                if abs(fine - factor * given) < factor:
+                    target[axis] = size
                 break
         return target
 
 
 class _Traced:
-    """Trails of a network that torch.compile traces: it can follow an attribute, but not set a context variable."""
+    """Trails of a network that torch.compile traces, which can set an attribute, but not a context variable."""
 
     stack: tuple[Trail, ...] = ()
 
@@ -99,25 +100,19 @@ _count = itertools.count(1)
 
 
 def _current(network: str) -> Trail | None:
-    # what dynamo leaves to Python, between two graphs, finds the trail of the graphs
+    # Python code between two graphs of torch.compile uses the trail of the graphs
     stack = _trails.get() or _traced.stack
-    for trail in reversed(stack):
-        if trail.network == network:
-            return trail
-    return None
+    return next((trail for trail in reversed(stack) if trail.network == network), None)
 
 
 def begin_trail(network: str, reference: Sequence[int], in_channels: int, inputs: Sequence[Any]) -> Trail | None:
-    """Begin the trail of one call of a network, unless the network is being called already.
+    """Begin the trail of one call of a network, for :func:`end_trail`; ``None`` if the network is being called already.
 
     Args:
         network: its name.
         reference: the reference size.
         in_channels: channels of its image.
         inputs: arguments of the call; the first that can be the image gives the trail its first sizes.
-
-    Returns:
-        the trail, for :func:`end_trail`.
     """
     if _current(network) is not None:
         return None
@@ -137,7 +132,7 @@ def end_trail(trail: Trail | None, output: Any = None) -> None:
     """End a trail, also when the network has raised; the graph of its output keeps it alive for the backward pass.
 
     Args:
-        trail: what :func:`begin_trail` has returned; ``None`` ends nothing.
+        trail: of :func:`begin_trail`; ``None`` ends nothing.
         output: of the call.
     """
     if trail is None:
@@ -154,27 +149,8 @@ def end_trail(trail: Trail | None, output: Any = None) -> None:
             _living.add(trail)
 
 
-def tensors_in(value: Any) -> list[torch.Tensor]:
-    """Every tensor in nested tuples, lists and dictionaries.
-
-    Example:
-        >>> len(tensors_in([torch.ones(1), {"pred": torch.ones(1), "name": "a"}]))
-        2
-    """
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [tensor for item in value for tensor in tensors_in(item)] if isinstance(value, list | tuple) else []
-
-
 def record_sizes(levels: Levels | None, before: Sequence[Any], after: Sequence[Any]) -> None:
-    """Leave the sizes that a layer has met; outside a converted network nothing happens.
-
-    Args:
-        levels: where the layer stands.
-        before, after: the sizes now.
-    """
+    """Record the sizes before and after a layer that stands at ``levels``; outside a converted network nothing happens."""
     trail = None if levels is None or not levels.calls else _current(levels.network)
     if trail is not None:
         assert levels is not None
@@ -184,7 +160,7 @@ def record_sizes(levels: Levels | None, before: Sequence[Any], after: Sequence[A
 def sizes_above(
     levels: Levels | None, coarse: Sequence[Any], default: Sequence[Any], factors: Sequence[int]
 ) -> list[Any]:
-    """The sizes that upsampling is to reach: those that the trail has for this place, if they are within one step of the layer's own.
+    """Sizes for upsampling: those that the trail has for this place, if they are within one step of the layer's own.
 
     Args:
         levels: where the layer stands.

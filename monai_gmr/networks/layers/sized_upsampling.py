@@ -1,5 +1,6 @@
-"""Upsampling to the sizes that images had on their way down."""
+"""Upsampling in converted networks, to the sizes that images had on their way down."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,10 +19,10 @@ MODES = ("nearest", "nearest-exact", "linear", "bilinear", "trilinear", "bicubic
 class GMRInterpolate(nn.Module):
     """``torch.nn.Upsample`` about the centre of the grid, to the size that the skip connection of a converted network has.
 
-    Outside a converted network, or where the trail of sizes says nothing, it reaches ``scale_factor`` times the size.
+    Outside a converted network, or where the trail of sizes has no entry, it reaches ``scale_factor`` times the size.
 
     Args:
-        scale_factor: fine voxels in a coarse one, one number an axis.
+        scale_factor: fine voxels in a coarse one, one number per axis.
         mode: as in ``torch.nn.Upsample``. "nearest" to a size that is no multiple would not be exact and is linear there.
         align_corners: as in ``torch.nn.Upsample``.
 
@@ -57,10 +58,10 @@ class GMRInterpolate(nn.Module):
 
 
 class GMRSubpixelMean(nn.Module):
-    """What pixel shuffling becomes: the mean over the channels that would be the parts of a voxel, then linear interpolation.
+    """Replacement of pixel shuffling: the mean over the channels that would be the parts of a voxel, then linear interpolation.
 
     Args:
-        scale_factor: fine voxels in a coarse one, one number an axis.
+        scale_factor: fine voxels in a coarse one, one number per axis.
 
     Example:
         >>> GMRSubpixelMean((2, 2))(torch.rand(1, 12, 4, 5)).shape
@@ -73,18 +74,15 @@ class GMRSubpixelMean(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(batch, channels * parts, *spatial)`` to ``(batch, channels, *size)``."""
-        parts = 1
-        for factor in self.interpolate.scale_factor:
-            parts *= factor
-        return self.interpolate(x.unflatten(1, (-1, parts)).mean(2))
+        return self.interpolate(x.unflatten(1, (-1, math.prod(self.interpolate.scale_factor))).mean(2))
 
 
 class ResizedConvNd(GMRConvNd):
-    """What a transposed convolution becomes: a radial convolution of the coarse grid, then linear interpolation about the centre.
+    """Replacement of a transposed convolution: a radial convolution of the coarse grid, then linear interpolation about the centre.
 
     Args:
-        factors: fine voxels in a coarse one, one number an axis.
-        extent: what the transposed layer added to ``(size - 1) * factor``, one number an axis.
+        factors: fine voxels in a coarse one, one number per axis.
+        extent: what the transposed layer added to ``(size - 1) * factor``, one number per axis.
         args, kwargs: those of :class:`GMRConv2d`, for the convolution of the coarse grid.
     """
 
@@ -120,18 +118,8 @@ class GMRResizedConv2d(ResizedConvNd, GMRConv2d):
 
 
 class GMRResizedConv1d(ResizedConvNd, GMRConv1d):
-    """:class:`GMRResizedConv2d` in one dimension.
-
-    Example:
-        >>> GMRResizedConv1d(4, 2, 1, factors=(2,), extent=(1,))(torch.rand(1, 4, 5)).shape
-        torch.Size([1, 2, 9])
-    """
+    """:class:`GMRResizedConv2d` in one dimension."""
 
 
 class GMRResizedConv3d(ResizedConvNd, GMRConv3d):
-    """:class:`GMRResizedConv2d` in three dimensions.
-
-    Example:
-        >>> GMRResizedConv3d(1, 2, 3, padding=1, factors=(2, 2, 1), extent=(2, 2, 1))(torch.rand(1, 1, 3, 4, 5)).shape
-        torch.Size([1, 2, 6, 8, 5])
-    """
+    """:class:`GMRResizedConv2d` in three dimensions."""

@@ -1,4 +1,4 @@
-"""ResNets whose answer does not change when the image is turned or mirrored."""
+"""ResNets whose output does not change when the image is rotated or mirrored."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from monai_gmr.networks.blocks import GMRConvolution, GMRResNetBlock, make_downsample
-from monai_gmr.networks.layers import split_convolution
-from monai_gmr.networks.nets.checks import check_network_input, convolution_per_level, kernel_size_per_level
+from monai_gmr.networks.blocks import GMRConvolution, GMRResNetBlock
+from monai_gmr.networks.layers import make_downsample, one_per_level, split_convolution
+from monai_gmr.networks.layers.gmr_conv import check_input
 from monai_gmr.utils import ConfigurationError, check_choice
 
 DEFAULT_KERNEL_SIZES = {2: (9, 9, 5, 5), 3: (5, 5, 5, 5)}
@@ -28,16 +28,16 @@ class GMRResNet(nn.Module):
         block: "basic" or "bottleneck".
         kernel_sizes: window of each stage in voxels; default ``(9, 9, 5, 5)`` in 2D, ``(5, 5, 5, 5)`` in 3D, 3 for ``conv="plain"``.
         width: channels of the first stage; each stage has twice as many as the one before.
-        stem_kernel_size: window of the stem in voxels, one number or one an axis.
+        stem_kernel_size: window of the stem in voxels, one number or one per axis.
         stem_stride: 2: the stem halves the grid; 1: it does not, for images of few voxels.
         conv: "gmr", "gmr_harmonic" (orders 0 to 2), "sre" or "plain" (``torch.nn.ConvNd``, the baseline); or a pair of the name and further
-            arguments of the layer, such as ``("gmr_harmonic", {"orders": (0, 1)})``; or a list of either, one a stage.
-        rings: "gaussian", "indexed" or "hard", or one of the latter two with "_square": see :class:`GMRSquareConv2d`.
+            arguments of the layer, such as ``("gmr_harmonic", {"orders": (0, 1)})``; or a list of either, one per stage.
+        rings: as in :class:`~monai_gmr.networks.layers.GMRConv2d`.
         spacing: voxel size in millimetres; the net is then invariant to the symmetries that keep it.
         downsample: what halves the grid: "lowpass" (anti-aliased: the one that stays close at other angles), "avg", "max", or a tuple of
             the name and further arguments.
         act, norm: as in ``monai.networks.blocks.Convolution``. A smooth activation makes few frequencies that the coarse grids cannot hold:
-            with ReLU the pooled features of a turned image move twice as far.
+            with ReLU the pooled features of a rotated image change twice as much.
         dropout: probability with which pooled features are dropped.
         feed_forward: whether there is a linear layer; without it the pooled features are the output.
         zero_init_residual: whether the last norm of each residual block starts at zero, so that a fresh net does not amplify rounding
@@ -70,6 +70,7 @@ class GMRResNet(nn.Module):
         num_classes: int,
         layers: Sequence[int] = (2, 2, 2, 2),
         block: str = "basic",
+        *,
         kernel_sizes: int | Sequence[int | Sequence[int]] | None = None,
         width: int = 64,
         stem_kernel_size: int | Sequence[int] = 5,
@@ -92,45 +93,39 @@ class GMRResNet(nn.Module):
             raise ConfigurationError(f"spatial_dims={spatial_dims} is impossible for GMRResNet: use 2 or 3.")
         check_choice("block", block, ("basic", "bottleneck"))
         check_choice("stem_stride", stem_stride, (1, 2))
-        convolutions = convolution_per_level(conv, len(layers), "layers")
+        convolutions = one_per_level("conv", conv, len(layers), "layers")
         default: Sequence[int] = DEFAULT_KERNEL_SIZES[spatial_dims]
         if all(split_convolution(each)[0] == "plain" for each in convolutions):
             default = (3,) * len(layers)
-        windows = kernel_size_per_level(default if kernel_sizes is None else kernel_sizes, len(layers), "layers")
-        common: dict[str, Any] = {"rings": rings, "spacing": spacing, "act": act, "norm": norm}
-        common["padding_mode"] = padding_mode
-        self.spatial_dims, self.n_input_channels = spatial_dims, n_input_channels
-        self.stem = GMRConvolution(
-            spatial_dims,
-            n_input_channels,
-            width,
-            kernel_size=stem_kernel_size,
-            bias=False,
-            conv=convolutions[0],
-            **common,
+        windows = one_per_level(
+            "kernel_sizes", default if kernel_sizes is None else kernel_sizes, len(layers), "layers"
         )
+        common: dict[str, Any] = {
+            "rings": rings,
+            "spacing": spacing,
+            "padding_mode": padding_mode,
+            "act": act,
+            "norm": norm,
+        }
+        self.spatial_dims, self.n_input_channels = spatial_dims, n_input_channels
+        options = common | {"kernel_size": stem_kernel_size, "conv": convolutions[0], "bias": False}
+        self.stem = GMRConvolution(spatial_dims, n_input_channels, width, **options)
         after_stem = downsample if stem_downsample is None else stem_downsample
         self.downsample = make_downsample(after_stem, spatial_dims) if stem_stride == 2 else nn.Identity()
+        common |= {
+            "bottleneck": block == "bottleneck",
+            "downsample": downsample,
+            "downsample_inside": downsample_inside,
+        }
         channels, expansion = width, 4 if block == "bottleneck" else 1
         self.stages = nn.ModuleList()
         for level, (count, window, convolution) in enumerate(zip(layers, windows, convolutions)):
-            stage = nn.Sequential()
+            stage, out_channels = nn.Sequential(), width * 2**level
             for i in range(count):
-                out_channels = width * 2**level
-                stride = 2 if level > 0 and i == 0 else 1
-                unit = GMRResNetBlock(
-                    spatial_dims,
-                    channels,
-                    out_channels,
-                    window,
-                    stride,
-                    expansion == 4,
-                    downsample,
-                    conv=convolution,
-                    downsample_inside=downsample_inside,
-                    **common,
+                options = common | {"stride": 2 if level > 0 and i == 0 else 1, "conv": convolution}
+                stage.add_module(
+                    f"block{i + 1}", GMRResNetBlock(spatial_dims, channels, out_channels, window, **options)
                 )
-                stage.add_module(f"block{i + 1}", unit)
                 channels = out_channels * expansion
             self.stages.append(stage)
         if zero_init_residual:
@@ -144,7 +139,7 @@ class GMRResNet(nn.Module):
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Pooled features, ``(batch, channels)``."""
         if not torch.jit.is_scripting():
-            check_network_input(self, x, self.spatial_dims, self.n_input_channels)
+            check_input(self, x, self.spatial_dims, self.n_input_channels, unbatched=False)
         x = self.downsample(self.stem(x))
         for stage in self.stages:
             x = stage(x)

@@ -1,4 +1,4 @@
-"""U-Nets whose segmentation turns with the image."""
+"""U-Nets whose segmentation rotates with the image."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -6,32 +6,35 @@ from typing import Any
 
 import torch
 from monai.networks.layers.factories import Conv
+from monai.utils import ensure_tuple_rep
 from torch import nn
-from torch.nn.modules.utils import _ntuple
 
-from monai_gmr.networks.blocks import GMRConvolution, GMRCornerUpsample, GMRTrim, make_downsample
-from monai_gmr.networks.layers import GMRUpsample, make_convolution, split_convolution
-from monai_gmr.networks.nets.checks import (
-    check_network_input,
-    check_smallest_grid,
-    convolution_per_level,
-    kernel_size_per_level,
+from monai_gmr.networks.blocks import GMRConvolution
+from monai_gmr.networks.layers import (
+    GMRTrim,
+    GMRUpsample,
+    make_convolution,
+    make_downsample,
+    one_per_level,
+    split_convolution,
 )
+from monai_gmr.networks.layers.gmr_conv import check_input
 from monai_gmr.ops.backend import prefers_channels_last
+from monai_gmr.ops.free_sizes import is_free
 from monai_gmr.ops.memory_format import make_channels_last, runs_channels_last
 from monai_gmr.utils import ConfigurationError, SymmetryWarning, check_choice
 
 DEFAULT_KERNEL_SIZE = {1: 5, 2: 5, 3: 3}
 UPSAMPLE: dict[str, Callable[[int], nn.Module]] = {
     "linear": lambda spatial_dims: GMRUpsample(spatial_dims, 2),
-    "linear_corners": GMRCornerUpsample,
-    # of an axis of odd length the transposed convolution makes a voxel too many
+    "linear_corners": lambda spatial_dims: GMRUpsample(spatial_dims, 2, align_corners=True),
+    # a transposed convolution of window 2 returns one voxel too many where the finer axis has an odd length
     "deconv": lambda spatial_dims: GMRTrim(),
 }
 
 
-def _features_on_the_way_up(name: str, given: Sequence[int] | None, default: Sequence[int]) -> Sequence[int]:
-    """Channels of every level but the coarsest."""
+def _decoder_channels(name: str, given: Sequence[int] | None, default: Sequence[int]) -> Sequence[int]:
+    """Channels of every level but the coarsest, the finest first."""
     if given is None:
         return default
     if len(given) != len(default):
@@ -39,6 +42,33 @@ def _features_on_the_way_up(name: str, given: Sequence[int] | None, default: Seq
             f"{name}={tuple(given)} has {len(given)} entries and features has {len(default) + 1}: give one for each but the last."
         )
     return given
+
+
+def check_smallest_grid(x: torch.Tensor, depth: int, per_instance: bool, training: bool) -> None:
+    """Raise when halving the grid of ``(batch, channels, *spatial)`` ``depth`` times leaves too few voxels to normalise.
+
+    Args:
+        x: the image.
+        depth: how often the grid is halved.
+        per_instance: whether the norm takes its statistics from each sample alone.
+        training: whether statistics are taken from the batch at all.
+
+    Raises:
+        ConfigurationError: one sentence that says which sizes are possible.
+
+    Example:
+        >>> check_smallest_grid(torch.rand(1, 1, 8, 9), 3, True, True)
+    """
+    if is_free(list(x.shape)):
+        return
+    voxels = 1 if per_instance else x.shape[0]
+    for size in x.shape[2:]:
+        voxels *= -(-size // 2**depth)
+    if voxels == 1 and (per_instance or training):
+        raise ConfigurationError(
+            f"an input of size {tuple(x.shape[2:])} leaves one voxel after {depth} halvings, which cannot be normalised: "
+            f"give more than {2**depth} voxels along an axis, use fewer levels, or norm='group'."
+        )
 
 
 class GMRUNet(nn.Module):
@@ -55,8 +85,8 @@ class GMRUNet(nn.Module):
         features: channels of each level; their number is the depth.
         kernel_sizes: window of each level in voxels, or one for all; default 5 in 2D, 3 in 3D, 3 for ``conv="plain"``.
         conv: "gmr", "gmr_harmonic" (orders 0 to 2), "sre" or "plain" (``torch.nn.ConvNd``, the baseline); or a pair of the name and further
-            arguments of the layer, such as ``("gmr_harmonic", {"orders": (0, 1)})``; or a list of either, one a level.
-        rings: "gaussian", "indexed" or "hard", or one of the latter two with "_square": see :class:`GMRSquareConv2d`.
+            arguments of the layer, such as ``("gmr_harmonic", {"orders": (0, 1)})``; or a list of either, one per level.
+        rings: as in :class:`~monai_gmr.networks.layers.GMRConv2d`.
         spacing: voxel size in millimetres; the net is then equivariant to the symmetries that keep it.
         downsample: "lowpass" (anti-aliased), "avg" or "max".
         act, norm, bias, dropout: as in ``monai.networks.nets.BasicUNet``.
@@ -82,7 +112,7 @@ class GMRUNet(nn.Module):
         True
 
     Source:
-        GMR-Conv, arXiv 2504.02819; Ronneberger et al., arXiv 1505.04597; resampling: design, section 3.
+        GMR-Conv, arXiv 2504.02819; Ronneberger et al., arXiv 1505.04597.
     """
 
     def __init__(
@@ -91,6 +121,7 @@ class GMRUNet(nn.Module):
         in_channels: int,
         out_channels: int,
         features: Sequence[int] = (16, 32, 64),
+        *,
         kernel_sizes: int | Sequence[int | Sequence[int]] | None = None,
         conv: str | Sequence = "gmr",
         rings: str = "gaussian",
@@ -111,18 +142,20 @@ class GMRUNet(nn.Module):
             raise ConfigurationError(f"spatial_dims={spatial_dims} is impossible for GMRUNet: use 1, 2 or 3.")
         if len(features) < 1:
             raise ConfigurationError("features is empty: give the channels of at least one level.")
-        convolutions = convolution_per_level(conv, len(features), "features")
+        convolutions = one_per_level("conv", conv, len(features), "features")
         default = [
             3 if split_convolution(each)[0] == "plain" else DEFAULT_KERNEL_SIZE[spatial_dims] for each in convolutions
         ]
-        windows = kernel_size_per_level(default if kernel_sizes is None else kernel_sizes, len(features), "features")
+        windows = one_per_level(
+            "kernel_sizes", default if kernel_sizes is None else kernel_sizes, len(features), "features"
+        )
         check_choice("upsample", upsample, tuple(UPSAMPLE))
-        decoded = _features_on_the_way_up("decoder_features", decoder_features, features[:-1])
-        received = _features_on_the_way_up("upsample_features", upsample_features, decoded)
+        decoded = _decoder_channels("decoder_features", decoder_features, features[:-1])
+        received = _decoder_channels("upsample_features", upsample_features, decoded)
         if upsample == "deconv" and any(split_convolution(each)[0] != "plain" for each in convolutions):
             warnings.warn(
-                "GMRUNet with upsample='deconv' is not equivariant, for each voxel of a transposed convolution's window has weights "
-                "of its own: use upsample='linear'.",
+                "GMRUNet with upsample='deconv' is not equivariant, for a transposed convolution has separate weights for each voxel of "
+                "its window: use upsample='linear'.",
                 SymmetryWarning,
                 stacklevel=2,
             )
@@ -131,8 +164,8 @@ class GMRUNet(nn.Module):
         self.normalises_instances = (
             str(norm[0] if isinstance(norm, tuple | list) else norm).lower().startswith("instance")
         )
-        # of the convolutions on the finest grid
-        self.window, self.channels = _ntuple(spatial_dims)(windows[0]), (features[0], features[0])
+        # window and channels of the convolutions on the finest grid
+        self.window, self.channels = ensure_tuple_rep(windows[0], spatial_dims), (features[0], features[0])
         # with channels last the framework's other norms add up in single precision, and the net would not be exact
         self.may_run_channels_last = self.normalises_instances and split_convolution(convolutions[0])[0] != "plain"
         common: dict[str, Any] = {"rings": rings, "spacing": spacing, "padding_mode": padding_mode}
@@ -167,7 +200,7 @@ class GMRUNet(nn.Module):
     def decode(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Features of every decoder level, the coarsest first."""
         if not torch.jit.is_scripting():
-            check_network_input(self, x, self.spatial_dims, self.in_channels)
+            check_input(self, x, self.spatial_dims, self.in_channels, unbatched=False)
             check_smallest_grid(x, len(self.encoders), self.normalises_instances, self.training)
             if self.may_run_channels_last and prefers_channels_last(x, self.window, self.channels):
                 x = make_channels_last(x)

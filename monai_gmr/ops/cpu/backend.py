@@ -1,4 +1,4 @@
-"""Backend "cpp": which convolutions run in kernels, and which are left to "dense"."""
+"""Backend "cpp": which convolutions run in kernels on a CPU."""
 
 from __future__ import annotations
 
@@ -7,61 +7,117 @@ from typing import Any
 
 import torch
 
-from monai_gmr.ops.backend import register_backend
-from monai_gmr.ops.cpu.harmonic_conv import compiled_harmonic_conv
-from monai_gmr.ops.cpu.harmonic_kernels import has_kernel
-from monai_gmr.ops.cpu.library import has_kernels, takes_kernels
-from monai_gmr.ops.cpu.ring_conv import compiled_ring_conv
-from monai_gmr.ops.memory_format import has_channels_last
-from monai_gmr.ops.ring_conv import dense_ring_conv, output_sizes
+from monai_gmr.ops.backend import Backend
+from monai_gmr.ops.call import Call, Orders, RingKernel
+from monai_gmr.ops.cpu import library
+from monai_gmr.ops.cpu.harmonic_conv import cpp_harmonic_conv
+from monai_gmr.ops.cpu.harmonic_kernels import supports_order
+from monai_gmr.ops.cpu.ring_conv import cpp_ring_conv
+from monai_gmr.ops.memory_format import has_channels_last, make_channels_last, runs_channels_last
+
+# channels of a group below which a harmonic convolution of each group takes longer than the dense kernel of all
+LEAST_WIDTH_PER_GROUP = 8
 
 
-def _has_kernel(x: torch.Tensor, weight: torch.Tensor, shells: torch.Tensor, sizes: Sequence[int]) -> bool:
-    """Whether there is a kernel for such a convolution; not for half precision, recorded graphs, ``torch.func``, windows without a centre,
-    and images smaller than the window, of which the framework says what is wrong."""
-    window = shells.flatten().tolist()
-    if not takes_kernels(x) or weight.dtype != torch.float32 or window != window[::-1]:
-        return False
-    return min(sizes) > 0 and has_kernels()
+class CppBackend(Backend):
+    """Backend "cpp": float32 on a CPU, outside graphs and autocast, with windows that are their own mirror image."""
+
+    name = "cpp"
+    prefers_channels_last = True
+
+    def supports(self, call: Call) -> bool:
+        """Not angular components, which no layer asks for; harmonic convolutions of stride 1 only."""
+        fits = call.device.type == "cpu" and call.precision == call.weight_precision == torch.float32
+        if call.recorded or not fits or call.voxels() == 0 or not call.is_symmetric():
+            return False
+        if call.orders is not None:
+            fits = _supports_orders(call, call.orders)
+        elif call.transposed:
+            fits = min(_transposed_padding(call)) >= 0
+        else:
+            fits = not call.angular
+        # of images smaller than the window the framework says what is wrong
+        return fits and min(call.output_sizes(), default=1) > 0 and library.load_kernels() is not None
+
+    def conv(self, call: Call, x: torch.Tensor, kernel: RingKernel) -> torch.Tensor:
+        """The kernels compute every voxel, whatever the stride."""
+        image = _batched(call, x)
+        y = _ring_conv(call, image, kernel, padding=list(call.padding))
+        if max(call.stride) > 1:
+            # a copy, lest the voxels that are left out stay in memory
+            places: tuple[Any, ...] = (..., *(slice(None, None, step) for step in call.stride))
+            kept = y[places]
+            last = has_channels_last(image)
+            y = kept.movedim(1, -1).contiguous().movedim(-1, 1) if last else kept.contiguous()
+        return y if image is x else y[0]
+
+    def conv_transpose(self, call: Call, x: torch.Tensor, kernel: RingKernel) -> torch.Tensor:
+        """A convolution of the image with zeros between its voxels."""
+        image = _batched(call, x)
+        # the window is its own mirror image
+        weight = kernel.weight.unflatten(0, (call.groups, -1)).transpose(1, 2).flatten(0, 1).contiguous()
+        spread, padding = insert_zeros(image, call.stride, call.output_padding), _transposed_padding(call)
+        y = _ring_conv(call, spread, kernel._replace(weight=weight), padding=padding)
+        return y if image is x else y[0]
+
+    def harmonic_conv(self, call: Call, x: torch.Tensor, kernel: RingKernel) -> torch.Tensor:
+        """Group by group, from channels to scalars."""
+        assert call.orders is not None
+        assert kernel.angular is not None
+        channels, components = call.orders.channels(), call.orders.components
+        radial, profile = kernel.basis[:, :, : kernel.num_shells]
+        harmonics = kernel.angular.split([max(count, 1) for count in components])
+        angular = torch.cat([rows for rows, count in zip(harmonics, components) if count] or [kernel.angular[:0]])
+        biases = [None] * call.groups if kernel.bias is None else kernel.bias.chunk(call.groups)
+        image, scalars = _batched(call, x), []
+        for part, weight, bias in zip(image.chunk(call.groups, 1), kernel.weight.chunk(call.groups), biases):
+            rows = list(zip(weight.split(channels), components))
+            centred = [row for row, count in rows if count == 0]
+            others = torch.cat([*(row for row, count in rows if count), weight[:0]])
+            y = cpp_harmonic_conv(
+                x=part,
+                weight=centred[0] if centred else weight[:0],
+                basis=radial.float(),
+                angular_weight=others.to(profile.dtype) @ profile,
+                shells=kernel.shells,
+                angular=angular,
+                bias=bias,
+                padding=list(call.padding),
+                dilation=list(call.dilation),
+                **{name: list(value) for name, value in call.orders._asdict().items()},
+            )
+            scalars.append(y)
+        y = scalars[0]
+        if call.groups > 1:
+            y = torch.cat(scalars, 1)
+            y = make_channels_last(y) if runs_channels_last(image) else y
+        return y if image is x else y[0]
 
 
-def _sizes(
-    x: torch.Tensor, shells: torch.Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> list[int]:
-    return output_sizes(x.shape[x.dim() - shells.dim() :], shells.shape, stride, padding, dilation)
+def _batched(call: Call, x: torch.Tensor) -> torch.Tensor:
+    return x if x.dim() == len(call.kernel_size) + 2 else x[None]
 
 
-def compiled_harmonics(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    basis: torch.Tensor,
-    angular_weight: torch.Tensor,
-    shells: torch.Tensor,
-    factors: torch.Tensor,
-    bias: torch.Tensor | None,
-    sizes: tuple[list[int], list[int], list[int]],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-) -> torch.Tensor | None:
-    """A harmonic layer of one group from channels to scalars, or ``None`` where there is no kernel for it.
+def _ring_conv(call: Call, image: torch.Tensor, kernel: RingKernel, padding: list[int]) -> torch.Tensor:
+    basis = kernel.basis[:, : kernel.num_shells].to(kernel.weight.dtype)
+    geometry = {"padding": padding, "dilation": list(call.dilation), "groups": call.groups}
+    return cpp_ring_conv(image, kernel.weight, basis, kernel.shells, kernel.bias, **geometry)
 
-    Args:
-        x: ``(batch, in_channels, *spatial)`` or without the batch.
-        weight, basis, angular_weight, shells, factors, bias: as in
-            :func:`~monai_gmr.ops.cpu.harmonic_conv.compiled_harmonic_conv`.
-        sizes: norms, inner products and components of each order.
-        stride, padding, dilation: in voxels, one an axis.
-    """
-    reach = [d * (k - 1) for d, k in zip(dilation, shells.shape)]
-    fits = all(has_kernel(reach, *order, padding) for order in zip(*sizes) if order[2] > 0)
-    sizes_out = _sizes(x, shells, stride, padding, dilation)
-    if not fits or max(stride) > 1 or not _has_kernel(x, angular_weight, shells, sizes_out):
-        return None
-    batched = x if x.dim() == shells.dim() + 2 else x[None]
-    tensors = (batched, weight, basis.float(), angular_weight, shells, factors, bias)
-    y = compiled_harmonic_conv(*tensors, *sizes, padding, dilation)
-    return y if x.dim() == shells.dim() + 2 else y[0]
+
+def _transposed_padding(call: Call) -> list[int]:
+    """Padding of the convolution that a transposed convolution is."""
+    return [reach - p for reach, p in zip(call.reach(), call.padding)]
+
+
+def _supports_orders(call: Call, orders: Orders) -> bool:
+    width = min(call.channels[0], sum(orders.channels()) * call.groups) // call.groups
+    wide = call.groups == 1 or width >= LEAST_WIDTH_PER_GROUP
+    reach = call.reach()
+    return (
+        wide
+        and max(call.stride) == 1
+        and all(supports_order(reach, *order, call.padding) for order in zip(*orders) if order[2] > 0)
+    )
 
 
 def insert_zeros(x: torch.Tensor, stride: Sequence[int], more: Sequence[int]) -> torch.Tensor:
@@ -84,65 +140,3 @@ def insert_zeros(x: torch.Tensor, stride: Sequence[int], more: Sequence[int]) ->
     places: tuple[Any, ...] = (..., *(slice(0, (n - 1) * s + 1, s) for n, s in zip(x.shape[2:], stride)))
     image[places] = x
     return image
-
-
-def compiled_transposed(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    basis: torch.Tensor,
-    shells: torch.Tensor,
-    bias: torch.Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    output_padding: list[int],
-    groups: int,
-    dilation: list[int],
-    live: int | None,
-) -> torch.Tensor | None:
-    """A transposed convolution, as a convolution of the image with zeros in between, or ``None`` where there is no kernel for it.
-
-    Args:
-        x: ``(batch, in_channels, *spatial)`` or without the batch.
-        weight: ``(in_channels, out_channels / groups, rings)``.
-        basis, shells, bias: as in :func:`compiled_backend`.
-        stride, padding, output_padding, groups, dilation, live: as in :func:`~monai_gmr.ops.ring_conv_transpose`.
-    """
-    batched = x if x.dim() == shells.dim() + 2 else x[None]
-    margins = [d * (k - 1) - p for d, k, p in zip(dilation, shells.shape, padding)]
-    spans = zip(batched.shape[2:], stride, padding, margins, output_padding)
-    sizes = [(n - 1) * s + 1 - p + m + more for n, s, p, m, more in spans]
-    if min(margins) < 0 or not _has_kernel(x, weight, shells, sizes):
-        return None
-    image = insert_zeros(batched, stride, output_padding)
-    # the window is its own mirror image
-    turned = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).contiguous()
-    y = compiled_ring_conv(image, turned, basis[:, :live].to(weight.dtype), shells, bias, margins, dilation, groups)
-    return y if x.dim() == shells.dim() + 2 else y[0]
-
-
-@register_backend("cpp", harmonics=compiled_harmonics, transposed=compiled_transposed)
-def compiled_backend(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    basis: torch.Tensor,
-    shells: torch.Tensor,
-    bias: torch.Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    factors: torch.Tensor | None = None,
-    live: int | None = None,
-) -> torch.Tensor:
-    """Backend "cpp": kernels, which with strides compute every voxel; "dense" where there are none, and for components of angular
-    factors, which layers do not ask for."""
-    batched = x if x.dim() == shells.dim() + 2 else x[None]
-    if factors is not None or not _has_kernel(x, weight, shells, _sizes(x, shells, stride, padding, dilation)):
-        return dense_ring_conv(x, weight, basis, shells, bias, stride, padding, dilation, groups, factors)
-    y = compiled_ring_conv(batched, weight, basis[:, :live].to(weight.dtype), shells, bias, padding, dilation, groups)
-    if max(stride) > 1:
-        # a copy, lest the voxels that are left out stay in memory
-        kept = y[(..., *(slice(None, None, step) for step in stride))]
-        last = has_channels_last(batched)
-        y = kept.movedim(1, -1).contiguous().movedim(-1, 1) if last else kept.contiguous()
-    return y if x.dim() == shells.dim() + 2 else y[0]

@@ -1,17 +1,12 @@
-"""Harmonic layers on backend "cpp": all orders of a layer as one operation, whose backward pass computes the responses again.
+"""Harmonic layers on backend "cpp": all orders as one operation; the angular ones run in the kernels of ``csrc/harmonic_conv.cpp``.
 
-Order 0 is a radial convolution (:mod:`~monai_gmr.ops.cpu.ring_conv`). The others run in the kernels of ``cpp/harmonic_conv.cpp``.
 Operations for each output voxel of an order with ``m`` components, with ``T`` taps, ``S`` shells whose factors are not all zero, ``C``
 input and ``O`` output channels of the order:
 
 * forward: the product over channels comes first, ``S C O``, for an order has few output channels; mirrored taps, whose factors are the same
-  up to a sign, are added, ``T O / 2``, and multiplied, ``T m O / 2``, against ``k^d m C O`` of a dense kernel. Lengths and inner products
-  follow in the first cache level.
-* backward: that again; their gradients go back through the mirrored window, at most ``T m O`` (factors that are zero cost nothing), then
-  both gradients of the product, ``2 S C O``.
-
-Of memory, input and result are read and written once for each order, and so are their gradients. As many planes of products as the window
-is long stay in the last two cache levels, and backward as many of the responses' gradients.
+  up to a sign, are added, ``T O / 2``, and multiplied, ``T m O / 2``, against ``k^d m C O`` of a dense kernel.
+* backward: that again; the gradients go back through the mirrored window, at most ``T m O``, then both gradients of the product,
+  ``2 S C O``.
 
 Saved for the backward pass are input, weights and basis, not the responses, which are 1.5 (2D) or 2.5 (3D) times as large as the result.
 """
@@ -30,34 +25,34 @@ from monai_gmr.ops.cpu.ring_conv import product_gradients, write_products
 from monai_gmr.ops.cpu.tiles import Window
 from monai_gmr.ops.invariants import invariants
 from monai_gmr.ops.memory_format import follow_format, image_of
-from monai_gmr.ops.ring_conv import dense_ring_conv, output_sizes
+from monai_gmr.ops.ring_conv import dense_ring_conv, dense_shell_conv, output_sizes
 from monai_gmr.ops.ring_gradients import differentiable_gradients
-from monai_gmr.ops.triton.shell_conv import dense_shell_conv
 
 
 def _orders(norms: Sequence[int], products: Sequence[int], components: Sequence[int]) -> Iterator[tuple]:
-    """Of each order that has channels: norms, products, components; channels of the layer, rows of the angular weight, and factors."""
-    channel = row = factor = 0
+    """Of each order that has channels: norms, products, components; slices of the layer's channels, of the rows of ``angular_weight`` and
+    of those of ``angular``."""
+    channel = row = component = 0
     for n, m, count in zip(norms, products, components):
         if n + m:
             channels, rows = slice(channel, channel + n + m), slice(row, row + n + m)
-            yield n, m, count, channels, rows, slice(factor, factor + count)
+            yield n, m, count, channels, rows, slice(component, component + count)
             channel, row = channel + n + m, row + (n + m if count else 0)
-        factor += count
+        component += count
 
 
-def _rows(factors: torch.Tensor) -> tuple[tuple[float, ...], ...]:
-    return tuple(map(tuple, factors.tolist()))
+def _rows(angular: torch.Tensor) -> tuple[tuple[float, ...], ...]:
+    return tuple(map(tuple, angular.tolist()))
 
 
-@torch.library.custom_op("monai_gmr::compiled_harmonic_conv", mutates_args=())
-def compiled_harmonic_conv(
+@torch.library.custom_op("monai_gmr::cpp_harmonic_conv", mutates_args=())
+def cpp_harmonic_conv(
     x: torch.Tensor,
     weight: torch.Tensor,
     basis: torch.Tensor,
     angular_weight: torch.Tensor,
     shells: torch.Tensor,
-    factors: torch.Tensor,
+    angular: torch.Tensor,
     bias: torch.Tensor | None,
     norms: list[int],
     products: list[int],
@@ -67,15 +62,13 @@ def compiled_harmonic_conv(
 ) -> torch.Tensor:
     """A harmonic layer of stride 1 and one group, with gradients for ``x``, both weights, ``basis`` and ``bias``.
 
-    Saved for the backward pass are these alone, not the responses, which are several times as large as the result.
-
     Args:
         x: ``(batch, in_channels, *spatial)``, float32.
         weight: ``(channels of order 0, in_channels, rings)``.
-        basis: ``(rings, live shells)``; shells beyond count as zero.
-        angular_weight: ``(channels of the other orders, in_channels, live shells)``.
+        basis: ``(rings, num_shells)``; shells beyond count as zero.
+        angular_weight: ``(channels of the other orders, in_channels, num_shells)``.
         shells: integers of shape ``kernel_size``, symmetric about the centre.
-        factors: ``(components of the other orders, taps)``, constants.
+        angular: ``(components of the other orders, taps)``, constant factors.
         bias: ``(out_channels,)`` or ``None``.
         norms, products, components: of each order, as :func:`~monai_gmr.ops.invariants.invariants` takes them; 0 components for order 0.
         padding, dilation: in voxels, one an axis.
@@ -92,20 +85,20 @@ def compiled_harmonic_conv(
         if count == 0:
             write_products(image, weight, basis, window, shift, padding, y, channels)
         else:
-            order = AngularOrder(window, _rows(factors[own]), n, m, padding)
+            order = AngularOrder(window, _rows(angular[own]), n, m, padding)
             order.write_scalars(image, angular_weight[rows], shift, y, channels)
     return follow_format(image_of(y), x)
 
 
-@compiled_harmonic_conv.register_fake
+@cpp_harmonic_conv.register_fake
 def _(
-    x, weight, basis, angular_weight, shells, factors, bias, norms, products, components, padding, dilation
+    x, weight, basis, angular_weight, shells, angular, bias, norms, products, components, padding, dilation
 ) -> torch.Tensor:
     sizes = output_sizes(x.shape[2:], shells.shape, [1] * shells.dim(), padding, dilation)
     return follow_format(x.new_empty((x.shape[0], *sizes, sum(norms) + sum(products))).movedim(-1, 1), x)
 
 
-@torch.library.custom_op("monai_gmr::compiled_harmonic_conv_backward", mutates_args=())
+@torch.library.custom_op("monai_gmr::cpp_harmonic_conv_backward", mutates_args=())
 def _gradients(
     gradient: torch.Tensor,
     x: torch.Tensor,
@@ -113,7 +106,7 @@ def _gradients(
     basis: torch.Tensor,
     angular_weight: torch.Tensor,
     shells: torch.Tensor,
-    factors: torch.Tensor,
+    angular: torch.Tensor,
     norms: list[int],
     products: list[int],
     components: list[int],
@@ -126,44 +119,29 @@ def _gradients(
     image, last = x.movedim(1, -1).contiguous(), gradient.movedim(1, -1).contiguous()
     orders = sorted(_orders(norms, products, components), key=lambda order: order[2])
     image_gradient = None
-    found: list[torch.Tensor | None] = [torch.zeros_like(each) for each in (weight, basis)]
+    radial: list[torch.Tensor | None] = [torch.zeros_like(each) for each in (weight, basis)]
     angular_gradient = torch.zeros_like(angular_weight) if needed[3] else None
     for n, m, count, channels, rows, own in orders:
         if count == 0:
-            # the first one, for it does not add to a gradient
-            asked = (needed[0], *needed[1:3])
-            first, *found = product_gradients(last[..., channels], image, weight, basis, window, padding, asked)
-            image_gradient = first if needed[0] else None
+            # it comes first, for it does not add to a gradient
+            own_gradient = last[..., channels]
+            image_gradient, *radial = product_gradients(own_gradient, image, weight, basis, window, padding, needed[:3])
         elif needed[0] or needed[3]:
             if needed[0] and image_gradient is None:
                 image_gradient = torch.zeros_like(image)
-            order = AngularOrder(window, _rows(factors[own]), n, m, padding)
-            part = None if angular_gradient is None else angular_gradient[rows]
-            order.add_gradients(image, angular_weight[rows], last, channels, image_gradient, part)
+            order = AngularOrder(window, _rows(angular[own]), n, m, padding)
+            own_rows = None if angular_gradient is None else angular_gradient[rows]
+            order.add_gradients(image, angular_weight[rows], last, channels, image_gradient, own_rows)
     empty = x.new_empty((0,))
     return [
         empty if image_gradient is None else follow_format(image_of(image_gradient), x),
-        *(empty.clone() if each is None else each for each in (*found, angular_gradient)),
+        *(empty.clone() if each is None else each for each in (*radial, angular_gradient)),
     ]
 
 
 @_gradients.register_fake
-def _(
-    gradient,
-    x,
-    weight,
-    basis,
-    angular_weight,
-    shells,
-    factors,
-    norms,
-    products,
-    components,
-    padding,
-    dilation,
-    needed,
-) -> list[torch.Tensor]:
-    inputs = (x, weight, basis, angular_weight)
+def _(gradient, x, weight, basis, angular_weight, *others) -> list[torch.Tensor]:
+    inputs, needed = (x, weight, basis, angular_weight), others[-1]
     return [torch.empty_like(each) if asked else x.new_empty((0,)) for each, asked in zip(inputs, needed)]
 
 
@@ -173,22 +151,22 @@ def _dense(
     basis: torch.Tensor,
     angular_weight: torch.Tensor,
     shells: torch.Tensor,
-    factors: torch.Tensor,
+    angular: torch.Tensor,
     sizes: tuple[list[int], list[int], list[int]],
     padding: list[int],
     dilation: list[int],
 ) -> torch.Tensor:
     """The layer by dense convolutions, for gradients of gradients."""
-    ones, live, parts = [1] * shells.dim(), basis.shape[1], []
+    ones, results = [1] * shells.dim(), []
     for n, m, count, _, rows, own in _orders(*sizes):
         if count == 0:
-            padded = F.pad(basis, [0, max(0, int(shells.max()) + 1 - live)])
-            parts.append(dense_ring_conv(x, weight, padded, shells, None, ones, padding, dilation, 1))
+            padded = F.pad(basis, [0, max(0, int(shells.max()) + 1 - basis.shape[1])])
+            results.append(dense_ring_conv(x, weight, padded, shells, None, ones, padding, dilation, 1))
             continue
-        part = dense_shell_conv(x, angular_weight[rows], shells, factors[own], ones, padding, dilation, 1)
-        scalars = invariants(part.flatten(3).flatten(1, 2)[:, None], [n], [m], [count])[:, 0]
-        parts.append(scalars.unflatten(-1, part.shape[3:]))
-    return torch.cat(parts, dim=1)
+        responses = dense_shell_conv(x, angular_weight[rows], shells, angular[own], ones, padding, dilation, 1)
+        scalars = invariants(responses.flatten(3).flatten(1, 2)[:, None], [n], [m], [count])[:, 0]
+        results.append(scalars.unflatten(-1, responses.shape[3:]))
+    return torch.cat(results, dim=1)
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
@@ -201,14 +179,14 @@ def _backward(ctx: Any, gradient: torch.Tensor) -> tuple:
     needed = list(ctx.needs_input_grad[:4])
     bias = sum_voxels(gradient) if ctx.needs_input_grad[6] else None
     if torch.is_grad_enabled():
-        x, weight, basis, angular_weight, shells, factors = ctx.saved_tensors
+        x, weight, basis, angular_weight, shells, angular = ctx.saved_tensors
         inputs = (x, weight, basis, angular_weight)
-        y = _dense(*inputs, shells, factors, ctx.sizes, ctx.padding, ctx.dilation)
-        found = differentiable_gradients(y, inputs, needed, gradient)
+        y = _dense(*inputs, shells, angular, ctx.sizes, ctx.padding, ctx.dilation)
+        gradients = differentiable_gradients(y, inputs, needed, gradient)
     else:
         results = _gradients(gradient, *ctx.saved_tensors, *ctx.sizes, ctx.padding, ctx.dilation, needed)
-        found = [each if asked else None for each, asked in zip(results, needed)]
-    return *found, None, None, bias, None, None, None, None, None
+        gradients = [each if asked else None for each, asked in zip(results, needed)]
+    return *gradients, None, None, bias, None, None, None, None, None
 
 
-compiled_harmonic_conv.register_autograd(_backward, setup_context=_setup_context)
+cpp_harmonic_conv.register_autograd(_backward, setup_context=_setup_context)

@@ -1,47 +1,38 @@
-"""Calls of the kernels in ``cpp/harmonic_conv.cpp``, which backend "cpp" runs angular orders of harmonic convolutions with."""
+"""Calls of the kernels of angular orders, ``csrc/harmonic_conv.cpp``."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
-from monai_gmr.ops.cpu.library import call_kernel
+from monai_gmr.ops.cpu.library import HarmonicConvGeometry, call_kernel
 from monai_gmr.ops.cpu.ring_kernels import pad_columns
 from monai_gmr.ops.cpu.tiles import Window
 from monai_gmr.ops.invariants import NORM_SMOOTHING, inner_product_scale
 
-# what the kernels have memory and code for
+# limits of the kernels
 MOST_CHANNELS, MOST_COMPONENTS = 512, 7
 
 
 class Terms(NamedTuple):
-    """What one order adds up: two taps of a shell whose factors are the same up to a sign, or one tap.
+    """Terms of the sum of one order: two taps of a shell whose angular factors are the same up to a sign, or one tap."""
 
-    Attributes:
-        places: ``(terms, 2, 3)``, where the two taps lie, in voxels; of one tap, twice the same.
-        shells: ``(terms,)``, numbers among ``used``.
-        signs: ``(terms,)``, of the second tap; 0 where there is one.
-        factors: ``(terms, components)``, of the first tap.
-        first: ``(shells + 1,)``: the first entry of each shell, and one more.
-        entries: ``(entries, 2)``: term and component of the factors that are not zero, by shell.
-        used: the shells that have terms.
-    """
-
-    places: torch.Tensor
-    shells: torch.Tensor
-    signs: torch.Tensor
-    factors: torch.Tensor
-    first: torch.Tensor
-    entries: torch.Tensor
-    used: torch.Tensor
+    places: torch.Tensor  # (terms, 2, 3), where the two taps lie, in voxels; of one tap, twice the same
+    shells: torch.Tensor  # (terms,), indices into used
+    signs: torch.Tensor  # (terms,), of the second tap; 0 where there is one
+    angular: torch.Tensor  # (terms, components), factors of the first tap
+    first: torch.Tensor  # (shells + 1,), the first entry of each shell, and one more
+    entries: torch.Tensor  # (entries, 2), term and component of the factors that are not zero, shell by shell
+    used: torch.Tensor  # the shells that have terms
 
 
 def as_volume(numbers: Sequence[int], filler: int) -> list[int]:
-    """One number for each of three axes: of two, the one between them is missing, for kernels go from plane to plane.
+    """One number for each of three axes; of two axes, the middle one is missing, for the kernels go from plane to plane.
 
     Example:
         >>> as_volume([7, 8], 1), as_volume([8], 1)
@@ -51,56 +42,53 @@ def as_volume(numbers: Sequence[int], filler: int) -> list[int]:
 
 
 @lru_cache(maxsize=256)
-def terms_of(window: Window, rows: tuple[tuple[float, ...], ...]) -> Terms:
+def terms_of(window: Window, angular: tuple[tuple[float, ...], ...]) -> Terms:
     """The terms of an order.
 
     Args:
         window: the taps.
-        rows: the factors of each component, of each tap.
+        angular: the factors of each component, of each tap.
 
     Example:
         >>> terms = terms_of(Window((1, 0, 1), (3,), 2, (1,)), ((-1.0, 0.0, 1.0),))
-        >>> terms.places.tolist(), terms.signs.tolist(), terms.factors.tolist(), terms.used.tolist()
+        >>> terms.places.tolist(), terms.signs.tolist(), terms.angular.tolist(), terms.used.tolist()
         ([[[0, 0, 0], [0, 0, 2]]], [-1.0], [[-1.0]], [1])
     """
     grid = itertools.product(*(range(0, n * d, d) for n, d in zip(window.shape, window.dilation)))
     taps = [as_volume(place, 0) for place in grid]
-    factors = list(zip(*rows))
-    found = []
-    counted = {tap for tap, shell in enumerate(window.shells) if shell < window.live and any(factors[tap])}
+    factors = list(zip(*angular))
+    counted = {tap for tap, shell in enumerate(window.shells) if shell < window.num_shells and any(factors[tap])}
+    pairs, signs, first_taps = [], [], []
     for tap in sorted(counted):
-        other, shell = len(taps) - 1 - tap, window.shells[tap]
-        sign = next((s for s in (1.0, -1.0) if factors[other] == tuple(s * f for f in factors[tap])), 0.0)
-        paired = other != tap and other in counted and sign != 0 and window.shells[other] == shell
-        if not paired:
-            found.append((shell, [taps[tap]] * 2, 0.0, factors[tap]))
-        elif tap < other:
-            found.append((shell, [taps[tap], taps[other]], sign, factors[tap]))
-    used = sorted({shell for shell, *_ in found})
-    numbers = [used.index(shell) for shell, *_ in found]
-    entries = [
-        (number, term, component)
-        for term, (number, row) in enumerate(zip(numbers, (row for *_, row in found)))
-        for component, factor in enumerate(row)
-        if factor != 0
-    ]
-    counts = [sum(number == shell for number, *_ in entries) for shell in range(len(used))]
+        mirrored = len(taps) - 1 - tap
+        sign = next((s for s in (1.0, -1.0) if factors[mirrored] == tuple(s * f for f in factors[tap])), 0.0)
+        alone = mirrored == tap or mirrored not in counted or sign == 0 or window.shells[mirrored] != window.shells[tap]
+        if alone or tap < mirrored:
+            pairs.append([taps[tap], taps[tap if alone else mirrored]])
+            signs.append(0.0 if alone else sign)
+            first_taps.append(tap)
+    used = sorted({window.shells[tap] for tap in first_taps})
+    shells = torch.tensor([used.index(window.shells[tap]) for tap in first_taps], dtype=torch.int64)
+    values = torch.tensor([factors[tap] for tap in first_taps], dtype=torch.float32).reshape(-1, len(angular))
+    entries = values.nonzero()
+    entries = entries[shells[entries[:, 0]].argsort(stable=True)]
+    counts = shells[entries[:, 0]].bincount(minlength=len(used))
     return Terms(
-        torch.tensor([pair for _, pair, *_ in found], dtype=torch.int64).reshape(-1, 2, 3),
-        torch.tensor(numbers, dtype=torch.int64),
-        torch.tensor([sign for _, _, sign, _ in found], dtype=torch.float32),
-        torch.tensor([row for *_, row in found], dtype=torch.float32).reshape(-1, len(rows)),
-        torch.tensor([0, *counts]).cumsum(0),
-        torch.tensor([pair for _, *pair in sorted(entries)], dtype=torch.int64).reshape(-1, 2),
-        torch.tensor(used, dtype=torch.int64),
+        places=torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2, 3),
+        shells=shells,
+        signs=torch.tensor(signs, dtype=torch.float32),
+        angular=values,
+        first=F.pad(counts.cumsum(0), [1, 0]),
+        entries=entries.contiguous(),
+        used=torch.tensor(used, dtype=torch.int64),
     )
 
 
-def has_kernel(reach: Sequence[int], norms: int, products: int, components: int, padding: Sequence[int]) -> bool:
-    """Whether there is a kernel for an order: not for margins wider than the window's reach, and for very many channels.
+def supports_order(reach: Sequence[int], norms: int, products: int, components: int, padding: Sequence[int]) -> bool:
+    """Whether the kernels compute an order: margins at most as wide as the window's reach, and not very many channels.
 
     Example:
-        >>> has_kernel([2], 8, 8, 3, [1]), has_kernel([2], 8, 8, 3, [3]), has_kernel([2], 600, 0, 3, [1])
+        >>> supports_order([2], 8, 8, 3, [1]), supports_order([2], 8, 8, 3, [3]), supports_order([2], 600, 0, 3, [1])
         (True, False, False)
     """
     fits = norms <= MOST_CHANNELS and components <= MOST_COMPONENTS and products <= norms
@@ -112,7 +100,7 @@ class AngularOrder:
 
     Args:
         window: the taps.
-        rows: the factors of each component, of each tap.
+        angular: the factors of each component, of each tap.
         norms, products: how many output channels become lengths, and how many inner products with the first of them.
         padding: in voxels, one an axis; at most the window's reach.
     """
@@ -120,39 +108,48 @@ class AngularOrder:
     def __init__(
         self,
         window: Window,
-        rows: tuple[tuple[float, ...], ...],
+        angular: tuple[tuple[float, ...], ...],
         norms: int,
         products: int,
         padding: Sequence[int],
     ) -> None:
-        self.terms, self.norms, self.products = terms_of(window, rows), norms, products
+        self.terms, self.norms, self.products = terms_of(window, angular), norms, products
         self.kinds = 2 if products else 1
-        self.components, self.reach, self.padding = len(rows), window.reach(), list(padding)
-        if not has_kernel(self.reach, norms, products, self.components, padding):
+        self.components, self.reach, self.padding = len(angular), window.reach(), list(padding)
+        self.constants = (NORM_SMOOTHING, inner_product_scale(self.components))
+        if not supports_order(self.reach, norms, products, self.components, padding):
             raise AssertionError(
-                f"padding={padding} with {products} inner products of {norms} lengths of {len(rows)} components has no kernel"
+                f"padding={padding} with {products} inner products of {norms} lengths of {len(angular)} components has no kernel"
             )
 
-    def _geometry(self, image: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:
-        """What both kernels are told of an image and its scalars, ``(batch, *sizes, channels)``."""
+    def _geometry(self, image: torch.Tensor, scalars: torch.Tensor) -> HarmonicConvGeometry:
+        """Of an image and its scalars, ``(batch, *sizes, channels)``."""
         for tensor in (image, scalars):
             if not tensor.is_contiguous() or tensor.dtype != torch.float32:
                 raise AssertionError(f"a tensor of shape {tuple(tensor.shape)} is not contiguous and float32")
-        sizes, seen = scalars.shape[1:-1], image.shape[1:-1]
-        wanted = [n + 2 * p - reach for n, p, reach in zip(seen, self.padding, self.reach)]
-        if wanted != list(sizes) or len(image) != len(scalars):
+        sizes, image_sizes = scalars.shape[1:-1], image.shape[1:-1]
+        expected = [n + 2 * p - reach for n, p, reach in zip(image_sizes, self.padding, self.reach)]
+        if expected != list(sizes) or len(image) != len(scalars):
             raise AssertionError(f"an image of shape {tuple(image.shape)} does not give {tuple(scalars.shape)}")
-        terms = self.terms
-        axes = [*as_volume(sizes, 1), *as_volume(seen, 1), *as_volume(self.padding, 0), *as_volume(self.reach, 0)]
-        counts = [image.shape[-1], len(terms.used), self.components, self.norms, self.products, scalars.shape[-1]]
-        more = [len(terms.shells), len(terms.entries), torch.get_num_threads()]
-        return torch.tensor([len(image), *axes, *counts, *more])
-
-    def _constants(self) -> torch.Tensor:
-        return torch.tensor([NORM_SMOOTHING, inner_product_scale(self.components)])
+        return HarmonicConvGeometry(
+            batch=len(image),
+            sizes=tuple(as_volume(sizes, 1)),
+            image=tuple(as_volume(image_sizes, 1)),
+            padding=tuple(as_volume(self.padding, 0)),
+            reach=tuple(as_volume(self.reach, 0)),
+            channels=image.shape[-1],
+            shells=len(self.terms.used),
+            components=self.components,
+            norms=self.norms,
+            products=self.products,
+            row=scalars.shape[-1],
+            terms=len(self.terms.shells),
+            entries=len(self.terms.entries),
+            threads=torch.get_num_threads(),
+        )
 
     def _columns(self, weight: torch.Tensor) -> torch.Tensor:
-        """``(norms + products, channels, live shells)`` as ``(channels, kinds * used shells * norms)``."""
+        """``(norms + products, channels, shells)`` as ``(channels, kinds * used shells * norms)``."""
         weight = weight[:, :, self.terms.used]
         weight = torch.cat([weight, weight.new_zeros((self.kinds * self.norms - len(weight), *weight.shape[1:]))])
         return weight.unflatten(0, (self.kinds, self.norms)).permute(2, 0, 3, 1).flatten(1)
@@ -169,16 +166,13 @@ class AngularOrder:
 
         Args:
             image: ``(batch, *sizes, channels)``.
-            weight: ``(norms + products, channels, live shells)``.
-            bias: ``(norms + products,)`` or ``None``.
-            scalars: ``(batch, *sizes_out, all)``.
-            channels: which of them are the order's; these are written to.
+            weight, bias: ``(norms + products, channels, num_shells)`` and ``(norms + products,)`` or ``None``.
+            scalars: ``(batch, *sizes_out, all)``, whose ``channels`` are written to.
         """
-        terms, matrix = self.terms, pad_columns(self._columns(weight))
-        arrays = (terms.places, terms.shells, terms.signs, terms.factors)
+        geometry, matrix = self._geometry(image, scalars), pad_columns(self._columns(weight))
         bias = None if bias is None else bias.contiguous()
-        geometry = self._geometry(image, scalars)
-        call_kernel("harmonic_conv", geometry, *arrays, image, matrix, self._constants(), bias, scalars[..., channels])
+        arrays = (*self.terms[:4], image, matrix)
+        call_kernel("harmonic_conv", geometry, *arrays, *self.constants, bias, scalars[..., channels])
 
     def add_gradients(
         self,
@@ -189,23 +183,19 @@ class AngularOrder:
         image_gradient: torch.Tensor | None,
         weight_gradient: torch.Tensor | None,
     ) -> None:
-        """Compute the gradients of the order.
+        """Add the gradients of the order to those of ``image`` and ``weight``, each a tensor or ``None``.
 
         Args:
-            image, weight: as in :meth:`write_scalars`.
-            gradient: ``(batch, *sizes_out, all)``.
-            channels: which of them are the order's.
-            image_gradient: what that of ``image`` is added to, or ``None``.
-            weight_gradient: what that of ``weight`` is added to, or ``None``.
+            image, weight, channels: as in :meth:`write_scalars`.
+            gradient: of the scalars, ``(batch, *sizes_out, all)``.
         """
-        terms, columns = self.terms, self._columns(weight)
+        geometry, columns = self._geometry(image, gradient), self._columns(weight)
         matrix, transposed = pad_columns(columns), pad_columns(columns.T)
-        found = None
-        if weight_gradient is not None:
-            found = matrix.new_zeros((torch.get_num_threads(), *matrix.shape))
-        arrays: list[Any] = [*terms[:-1], image, matrix, transposed, self._constants(), gradient[..., channels]]
-        call_kernel("harmonic_conv_backward", self._geometry(image, gradient), *arrays, image_gradient, found)
-        if weight_gradient is not None and found is not None:
-            sizes = (self.kinds, len(terms.used), self.norms)
-            own = found.sum(0)[:, : columns.shape[1]].unflatten(1, sizes).permute(1, 3, 0, 2).flatten(0, 1)
-            weight_gradient.index_add_(2, terms.used, own[: self.norms + self.products].contiguous())
+        sums = None if weight_gradient is None else matrix.new_zeros((geometry.threads, *matrix.shape))
+        arrays = (*self.terms[:-1], image, matrix, transposed)
+        outputs = (gradient[..., channels], image_gradient, sums)
+        call_kernel("harmonic_conv_backward", geometry, *arrays, *self.constants, *outputs)
+        if weight_gradient is not None and sums is not None:
+            sizes = (self.kinds, geometry.shells, self.norms)
+            own = sums.sum(0)[:, : columns.shape[1]].unflatten(1, sizes).permute(1, 3, 0, 2).flatten(0, 1)
+            weight_gradient.index_add_(2, self.terms.used, own[: self.norms + self.products].contiguous())

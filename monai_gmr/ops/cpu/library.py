@@ -1,129 +1,161 @@
-"""The kernels in ``cpp``, which backend "cpp" computes with on a CPU: one library, compiled where it is used."""
+"""The kernels in ``csrc``, built when the package is installed: which library this processor takes, and how its functions are called."""
 
 from __future__ import annotations
 
 import ctypes
-import logging
-import time
+import functools
+from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from monai_gmr.ops.backend import get_backend
-from monai_gmr.ops.memory_format import is_recorded, runs_channels_last
-from monai_gmr.ops.once import Once
+from monai_gmr.ops.backend import get_backend, log_dense
+from monai_gmr.ops.memory_format import runs_channels_last
 
-logger = logging.getLogger(__name__)
-
-SOURCES = [
-    Path(__file__).parent / "cpp" / name
-    for name in ("vectors.h", "product.h", "ring_conv.cpp", "harmonic_conv.cpp", "voxel_sums.cpp", "resample.cpp")
-]
+# the libraries that are built, best first, by what torch.backends.cpu.get_cpu_capability calls the processor
+PROCESSORS = {"AVX512": "avx512", "AVX2": "avx2", "DEFAULT": "generic"}
 
 
-def one_line(error: Exception) -> str:
-    """What an error says, short."""
-    return " ".join(str(error).split())[:200]
-
-
-@Once
-def say_dense(reason: str) -> None:
-    """Say, once a process, why another backend runs."""
-    logger.warning(f"backend 'cpp' is not used: {reason}; 'dense' runs in its place.")
-
-
-def takes_kernels(x: torch.Tensor) -> bool:
-    """Whether kernels compute on such a tensor: float32 on a CPU, without autocast, where no graph is recorded.
-
-    Example:
-        >>> takes_kernels(torch.zeros(3)), takes_kernels(torch.zeros(3, dtype=torch.float64)), takes_kernels(torch.zeros(0))
-        (True, False, False)
-    """
-    return (
-        not is_recorded(x)
-        and x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-        and x.numel() > 0
-    )
-
-
-def compile_kernels(lanes: int | None = None) -> ctypes.CDLL:
-    """Compile the kernels for this processor, by the compiler and with the flags of torch.compile, which keeps them on disk.
+class Array:
+    """Type of an argument: the address of a tensor's first number, or of nothing for ``None``.
 
     Args:
-        lanes: floats of a vector, 8 or 16; by default what the processor has. Others are slower, and for tests.
-
-    Raises:
-        Exception: whatever a compiler says.
+        dtype: what the kernel reads or writes.
     """
-    from torch._inductor import config
-    from torch._inductor.codecache import CppCodeCache
 
-    texts = [] if lanes is None else [f"#define LANES_OF_A_VECTOR {lanes}"]
-    texts += [source.read_text(encoding="utf-8") for source in SOURCES]
-    with config.patch({"cpp.enable_floating_point_contract_flag": "fast"}):
-        return CppCodeCache.load("\n".join(texts))
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def from_param(self, x: torch.Tensor | None) -> ctypes.c_void_p | None:
+        """What ctypes passes on for an argument."""
+        if x is None:
+            return None
+        if x.dtype != self.dtype or x.device.type != "cpu":
+            raise TypeError(f"a tensor of {x.dtype} on {x.device} is not one of {self.dtype} on a CPU")
+        return ctypes.c_void_p(x.data_ptr())
 
 
-@Once
-def load_kernels() -> ctypes.CDLL:
-    """The kernels, compiled or from disk; says what it took.
+_int, _three, _float = ctypes.c_int64, ctypes.c_int64 * 3, ctypes.c_float
+_indices, _floats, _doubles = Array(torch.int64), Array(torch.float32), Array(torch.float64)
 
-    Raises:
-        Exception: whatever a compiler says.
-    """
-    start = time.perf_counter()
-    library = compile_kernels()
-    logger.warning(
-        f"backend 'cpp': {time.perf_counter() - start:.1f} s for its kernels, which torch.compile's cache keeps on disk."
+
+class RingConvGeometry(ctypes.Structure):
+    """As in ``csrc/kernels.h``."""
+
+    _fields_ = (
+        *(("batch", _int), ("sizes", _three), ("image", _three)),
+        *((name, _int) for name in ("channels", "columns", "shells", "rings", "threads", "row", "groups", "lines")),
     )
+
+
+class HarmonicConvGeometry(ctypes.Structure):
+    """As in ``csrc/kernels.h``."""
+
+    _fields_ = (
+        *(("batch", _int), ("sizes", _three), ("image", _three), ("padding", _three), ("reach", _three)),
+        *((name, _int) for name in ("channels", "shells", "components", "norms", "products", "row")),
+        *((name, _int) for name in ("terms", "entries", "threads")),
+    )
+
+
+class VoxelGeometry(ctypes.Structure):
+    """As in ``csrc/kernels.h``."""
+
+    _fields_ = tuple((name, _int) for name in ("batch", "voxels", "channels", "threads"))
+
+
+class ResampleGeometry(ctypes.Structure):
+    """As in ``csrc/kernels.h``."""
+
+    _fields_ = tuple((name, _int) for name in ("before", "size", "target", "after", "width", "threads"))
+
+
+_ring = (ctypes.POINTER(RingConvGeometry), *[_indices] * 5, *[_floats] * 2)
+_harmonic = (ctypes.POINTER(HarmonicConvGeometry), *[_indices] * 2, *[_floats] * 2)
+_voxels = (ctypes.POINTER(VoxelGeometry), _floats)
+# the functions of csrc/kernels.h
+ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "ring_conv": (*_ring, *[_floats] * 3),
+    "ring_conv_backward": (*_ring, *[_floats] * 5, _doubles),
+    "harmonic_conv": (*_harmonic, *[_floats] * 2, _float, _float, *[_floats] * 2),
+    "harmonic_conv_backward": (*_harmonic, *[_indices] * 2, *[_floats] * 3, _float, _float, *[_floats] * 3),
+    "moments": (*_voxels, _doubles),
+    "normalise": (*_voxels, *[_floats] * 3, _float, _floats),
+    "normalise_sums": (*_voxels, *[_floats] * 3, _float, _floats, _doubles),
+    "normalise_backward": (*_voxels, *[_floats] * 3, _float, *[_floats] * 4),
+    "sum_voxels": (*_voxels, _doubles),
+    "resample": (ctypes.POINTER(ResampleGeometry), _indices, *[_floats] * 3),
+}
+
+
+def open_library(processor: str) -> ctypes.CDLL:
+    """The kernels that were built for a kind of processor.
+
+    Args:
+        processor: "avx512", "avx2" or "generic".
+
+    Raises:
+        OSError: when they were not built or cannot be loaded.
+    """
+    spec = PathFinder.find_spec(f"_kernels_{processor}", [str(Path(__file__).parent)])
+    if spec is None or spec.origin is None:
+        raise OSError("its kernels were not built")
+    try:
+        library = ctypes.CDLL(spec.origin)
+    except OSError as error:
+        if "undefined symbol" not in str(error):
+            raise
+        # the kernels use the OpenMP runtime that torch has loaded, unless this torch does not share it
+        ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
+        library = ctypes.CDLL(spec.origin)
+    for name, types in ARGUMENTS.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = types, None
     return library
 
 
-@Once
-def kernel_failure() -> str | None:
-    """Why there are no kernels, or ``None``: asked once a process, so that a compiler that fails is not asked again."""
-    try:
-        load_kernels()
-    except Exception as error:  # whatever a compiler says: the dense convolution needs none
-        return f"its kernels cannot be compiled ({one_line(error)})"
+@functools.cache
+def load_kernels() -> ctypes.CDLL | None:
+    """The best kernels that this processor runs; without any, ``None``, and a line in the log says why."""
+    names, capability, errors = list(PROCESSORS), torch.backends.cpu.get_cpu_capability(), []
+    for name in names[names.index(capability) if capability in names else -1 :]:
+        try:
+            return open_library(PROCESSORS[name])
+        except OSError as error:
+            errors.append(" ".join(str(error).split()))
+    log_dense("cpp", f"{', '.join(dict.fromkeys(errors))} (install monai_gmr where there is a C++ compiler)")
     return None
 
 
-def has_kernels() -> bool:
-    """Whether there are kernels; if not, says once why."""
-    if (reason := kernel_failure()) is not None:
-        say_dense(reason)
-    return reason is None
-
-
-def runs_in_kernels(x: torch.Tensor) -> bool:
-    """Whether what surrounds convolutions, norms and resampling, computes on an image in kernels: with channels last, on backend
-    "cpp", and on "auto" once convolutions have asked for them.
+def supports(x: torch.Tensor) -> bool:
+    """Whether norms and resampling of an image run in kernels: in float32 with channels last, on the backends "cpp" and "auto".
 
     Args:
         x: ``(batch, channels, *spatial)``.
 
     Example:
-        >>> runs_in_kernels(torch.zeros(1, 3, 4, 4))
+        >>> supports(torch.zeros(1, 3, 4, 4))
         False
     """
-    if not takes_kernels(x) or x.dim() not in (4, 5) or not runs_channels_last(x):
-        return False
-    name = get_backend()
-    wanted = name == "cpp" or (name == "auto" and load_kernels.is_done())
-    return wanted and has_kernels()
+    return (
+        runs_channels_last(x)
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.numel() > 0
+        and not torch.is_autocast_enabled("cpu")
+        and get_backend() in ("auto", "cpp")
+        and load_kernels() is not None
+    )
 
 
-def call_kernel(name: str, *arguments: torch.Tensor | None) -> None:
-    """Call a kernel with the addresses of tensors, which must be contiguous and of the types that it is written for."""
-    addresses = [None if each is None else ctypes.c_void_p(each.data_ptr()) for each in arguments]
-    getattr(load_kernels(), name)(*addresses)
+def call_kernel(name: str, geometry: ctypes.Structure, *arguments: torch.Tensor | float | None) -> None:
+    """Call a kernel of ``csrc/kernels.h``; tensors are contiguous but for the axis that the kernel steps along."""
+    getattr(load_kernels(), name)(geometry, *arguments)
 
 
 def sum_voxels(x: torch.Tensor) -> torch.Tensor:
-    """Sums over batch and voxels, in double precision from piece to piece where channels are last and there are kernels.
+    """Sums over batch and voxels, added in double precision where :func:`supports` says so.
 
     Args:
         x: ``(batch, channels, *spatial)``.
@@ -135,9 +167,9 @@ def sum_voxels(x: torch.Tensor) -> torch.Tensor:
         >>> sum_voxels(torch.ones(2, 3, 4))
         tensor([8., 8., 8.])
     """
-    if (torch.is_grad_enabled() and x.requires_grad) or not runs_in_kernels(x):
+    if (torch.is_grad_enabled() and x.requires_grad) or not supports(x):
         return x.sum((0, *range(2, x.dim())))
-    voxels, channels, threads = x.numel() // x.shape[1], x.shape[1], torch.get_num_threads()
-    found = x.new_zeros((threads, channels), dtype=torch.float64)
-    call_kernel("sum_voxels", torch.tensor([1, voxels, channels, threads]), x, found)
-    return found.sum(0).to(x.dtype)
+    threads = torch.get_num_threads()
+    sums = x.new_zeros((threads, x.shape[1]), dtype=torch.float64)
+    call_kernel("sum_voxels", VoxelGeometry(1, x.numel() // x.shape[1], x.shape[1], threads), x, sums)
+    return sums.sum(0).to(x.dtype)

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from monai_gmr.ops.cpu.library import call_kernel
+from monai_gmr.ops.cpu.library import ResampleGeometry, call_kernel
 
 
 def band_of(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What of a matrix is not zero, if its rows are not zero within a few neighbouring columns.
+    """The band of a matrix outside which it is zero.
 
     Args:
         matrix: ``(rows, columns)``.
@@ -33,25 +33,26 @@ def band_of(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return first, matrix.gather(1, first[:, None] + torch.arange(width)).contiguous()
 
 
-@torch.library.custom_op("monai_gmr::compiled_resample", mutates_args=())
-def compiled_resample(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+@torch.library.custom_op("monai_gmr::cpp_resample", mutates_args=())
+def cpp_resample(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     """The middle axis times a matrix, with a gradient for ``x``.
 
     Args:
         x: ``(before, columns, after)``, float32.
-        matrix: ``(rows, columns)``, a constant; the fewer neighbouring columns a row has that are not zero, the faster it is.
+        matrix: ``(rows, columns)``, a constant; the narrower its band, the faster.
 
     Returns:
         ``(before, rows, after)``, contiguous.
     """
     first, weights = band_of(matrix)
     y = x.new_empty((x.shape[0], matrix.shape[0], x.shape[2]))
-    sizes = [*x.shape[:2], matrix.shape[0], x.shape[2], weights.shape[1], torch.get_num_threads()]
-    call_kernel("resample", torch.tensor(sizes), first, weights, x.contiguous(), y)
+    before, size, after = x.shape
+    geometry = ResampleGeometry(before, size, matrix.shape[0], after, weights.shape[1], torch.get_num_threads())
+    call_kernel("resample", geometry, first, weights, x.contiguous(), y)
     return y
 
 
-@compiled_resample.register_fake
+@cpp_resample.register_fake
 def _(x, matrix):
     return x.new_empty((x.shape[0], matrix.shape[0], x.shape[2]))
 
@@ -62,7 +63,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
 
 def _backward(ctx: Any, gradient: torch.Tensor) -> tuple:
     (matrix,) = ctx.saved_tensors
-    return compiled_resample(gradient, matrix.T), None
+    return cpp_resample(gradient, matrix.T), None
 
 
-compiled_resample.register_autograd(_backward, setup_context=_setup_context)
+cpp_resample.register_autograd(_backward, setup_context=_setup_context)

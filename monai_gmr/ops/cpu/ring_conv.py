@@ -1,36 +1,16 @@
-"""Radial convolutions on backend "cpp", for CPUs: sums over shells, products over channels, tile by tile (design, section 2).
+"""Radial convolutions on backend "cpp": sums over shells, products over channels, tile by tile, in the kernels of ``csrc/ring_conv.cpp``.
 
-They run in the kernels of ``cpp/ring_conv.cpp``, which take any window, number of rings, channels and size.
-
-Operations and bytes for each output voxel, with ``T`` taps inside the support, ``S`` shells, ``R`` rings, ``C`` input and ``O`` output
-channels:
+Operations for each output voxel, with ``T`` taps, ``S`` shells, ``R`` rings, ``C`` input and ``O`` output channels, of a group where there
+are several:
 
 * forward: ``A C`` additions, ``R S C`` + ``R C O`` multiplications, against ``k^d C O`` of a dense kernel. ``A`` is ``T``, or less where
-  many lines of the window are alike: these are added first, along a whole line, and then the taps in their sums (3D, lines of 48 voxels:
-  64 instead of 93 at k=5, 124 instead of 251 at k=7, what is written and read in between counted as additions). The rings' sums of a tile
-  of 64 to 192 voxels, ``4 R C`` bytes a voxel, are written and read in the second cache level; of memory, input and output are read and
-  written once.
-* backward: the rings' products with the input, ``R C O``, once more; ``A O`` additions and ``R S O`` multiplications for the rings' sums
-  of the gradient (a radial kernel is its own adjoint), and as many for their inner products with the rings' products, which are the
-  gradient of the basis; then both gradients of the product, ``2 R C O``. Where the input needs no gradient (a first layer) and has fewer
-  channels, the sums are over the input: ``A C`` and ``R S C``.
-* with groups every product is one of each group: ``O`` stands for the outputs of a group, or of as many groups as fill a vector.
+  many lines of the window are alike, which are then added first (3D: 64 for 93 at k=5, 124 for 251 at k=7). The rings' sums of a tile
+  stay in the second cache level; input and output pass through memory once.
+* backward: the products with the input once more, ``R C O``; ``A O`` additions and ``R S O`` multiplications for the rings' sums of the
+  gradient (a radial kernel is its own adjoint), and as many for the gradient of the basis; ``2 R C O`` for both gradients of the product.
+  Where the input needs no gradient and has fewer channels, the sums are over the input: ``A C`` and ``R S C``.
 
 A bias is added in the product. Saved for the backward pass are input, weight and basis.
-
-What bounds it: the products by arithmetic (300 to 350 GFLOP/s where the benchmark found at most 300 to 327), the additions by loads from
-the first two cache levels, small windows by memory.
-
-Ways of summing that were measured in loops that torch.compile's inductor made, 3D, C 32, 48^3, AMD EPYC, in ms for k 5 and 7: one tap
-after the other 1.9 and 5.7 (kept); mirrored taps in pairs, two or four running sums, trees: the same within the noise; mirrored planes
-added first and kept, then the taps of half the window 2.2 and 4.6; equal columns of the window (sums over two axes) first, then along the
-third 3.3 and 6.8; mirrored rows first 3.3 and 9.4. What is kept in between costs as much as the additions that it saves.
-
-Ways of summing in the kernels, 2D C 64 k 9, then 3D k 3, 5, 7 as above, Intel Xeon with AVX-512, ms of one run: four vectors of a line at a
-time, loops over the taps 2.4, 2.1, 5.5, 11.2 (kept); source written out for each window 2.0, 2.0, 5.0, 12.9; two taps at a time, four lines
-at a time, sixteen channels along a line first: the same within the noise or slower. Lines that are alike first, for a tile of several lines
-at once, whose neighbours share the first cache level: a whole forward pass 16.7 to 13.4 at k=7, 8.5 to 8.0 at k=5, 47.6 to 31.3 at k=7 with
-64 channels (kept); 5.1 to 5.3 at k=3, 7.7 to 7.7 in 2D at k=9 (not chosen there).
 """
 
 from __future__ import annotations
@@ -40,22 +20,19 @@ from collections.abc import Sequence
 import torch
 
 from monai_gmr.ops.cpu.ring_kernels import LANES, pad_columns, ring_gradients, ring_products
-from monai_gmr.ops.cpu.tiles import Parts, Window
+from monai_gmr.ops.cpu.tiles import Tiles, Window
 from monai_gmr.ops.memory_format import follow_format, image_of
 from monai_gmr.ops.ring_conv import output_sizes
 from monai_gmr.ops.ring_gradients import register_ring_conv
 
 
 def merged_groups(groups: int, channels: Sequence[int]) -> int:
-    """How many groups the kernels compute: they take several of a convolution's as one, with zeros in its weights, so that its channels
-    fill a vector.
+    """Number of groups of the kernels, which take several of a convolution as one, with zeros in its weights, so that its channels fill a
+    vector.
 
     Args:
-        groups: of the convolution.
+        groups: of the convolution; the result divides it.
         channels: input and output channels of one of them.
-
-    Returns:
-        the number of groups of the kernels, a divisor of ``groups``.
 
     Example:
         >>> merged_groups(64, (1, 1)), merged_groups(6, (2, 4)), merged_groups(2, (16, 16)), merged_groups(7, (1, 1))
@@ -66,7 +43,7 @@ def merged_groups(groups: int, channels: Sequence[int]) -> int:
 
 
 def _blocks(weights: torch.Tensor, shape: Sequence[int], groups: int) -> torch.Tensor:
-    """The view of merged weights on those of the convolution, ``(merged, out, in, rings, groups in one of them)``."""
+    """A view of merged weights: those of the convolution, ``(merged, out, in, rings, groups in one of them)``."""
     split = (len(weights), groups // len(weights), shape[0] // groups, groups // len(weights), *shape[1:])
     return weights.view(split).diagonal(dim1=1, dim2=3)
 
@@ -98,12 +75,7 @@ def merge_groups(weight: torch.Tensor, groups: int) -> torch.Tensor:
 
 
 def split_groups(weights: torch.Tensor, shape: Sequence[int], groups: int) -> torch.Tensor:
-    """The inverse of :func:`merge_groups`.
-
-    Args:
-        weights: ``(merged groups, out_channels, in_channels, rings)``.
-        shape: of the result, ``(out_channels, in_channels / groups, rings)``.
-        groups: of the convolution.
+    """The inverse of :func:`merge_groups`, to weights of a shape.
 
     Example:
         >>> weight = torch.rand(64, 2, 3)
@@ -124,25 +96,25 @@ def write_products(
     channels: slice,
     groups: int = 1,
 ) -> None:
-    """A radial convolution, part by part.
+    """A radial convolution, written to some channels of ``result``.
 
     Args:
         x: ``(batch, *sizes, in_channels)``.
         weight: ``(out_channels, in_channels / groups, rings)``.
-        basis: ``(rings, live shells)``.
+        basis: ``(rings, num_shells)``.
         window: the taps.
         bias: ``(out_channels,)`` or ``None``.
         padding: in voxels, one an axis.
         result: ``(batch, *sizes_out, all)``.
         channels: which of them are the output channels; these are written to.
-        groups: blocks of channels that do not see each other.
+        groups: blocks of channels that do not mix.
     """
-    parts = Parts(x, padding, window, x.shape[-1])
+    tiles = Tiles(x, padding, window, x.shape[-1])
     weights = merge_groups(weight, groups)
     matrices = pad_columns(weights.permute(0, 3, 2, 1).flatten(1, 2))
     bias = None if bias is None else pad_columns(bias.unflatten(0, weights.shape[:2]))
-    for part in parts:
-        ring_products(parts.seen(part), window, basis, matrices, bias, result[part.samples, part.rows], channels)
+    for tile in tiles:
+        ring_products(tiles.input_of(tile), window, basis, matrices, bias, result[tile.samples, tile.rows], channels)
 
 
 def product_gradients(
@@ -160,40 +132,40 @@ def product_gradients(
     Args:
         gradient: ``(batch, *sizes_out, out_channels)``.
         x, weight, basis, window, padding, groups: as in :func:`write_products`.
-        needed: of which of the first three the gradient is asked for.
+        needed: which of the first three need a gradient.
 
     Returns:
-        gradients of ``x``, ``weight`` and ``basis``, ``None`` where not asked for.
+        gradients of ``x``, ``weight`` and ``basis``, ``None`` where not needed.
     """
     weights = merge_groups(weight, groups)
     image, other, margins = gradient, x, [reach - p for reach, p in zip(window.reach(), padding)]
-    if mirrored := not needed[0] and x.shape[-1] < weight.shape[0]:
+    if swapped := not needed[0] and x.shape[-1] < weight.shape[0]:
         # a first layer: the input has fewer channels to sum over than the gradient
         image, other, margins, weights = x, gradient, list(padding), weights.transpose(1, 2)
-    rings, channels, others = basis.shape[0], *weights.shape[1:3]
-    parts = Parts(image, margins, window, image.shape[-1])
+    rings, channels, columns = basis.shape[0], *weights.shape[1:3]
+    tiles = Tiles(image, margins, window, image.shape[-1])
     other = other.contiguous()
     matrices = pad_columns(weights.permute(0, 3, 1, 2).flatten(1, 2))
     transposed = pad_columns(weights.permute(0, 2, 3, 1)).flatten(2)
     threads = torch.get_num_threads()
     x_gradient = torch.empty_like(other) if needed[0] else None
     products = matrices.new_zeros((threads, *matrices.shape)) if needed[1] else None
-    numbers = matrices.new_zeros((threads, *basis.T.shape), dtype=torch.float64) if needed[2] else None
-    for part in parts:
-        own = None if x_gradient is None else x_gradient[part.samples, part.rows][part.fresh]
-        met = other[part.samples, part.rows][part.fresh]
-        found = (own, products, numbers)
-        ring_gradients(parts.seen(part)[part.fresh], window, basis, met, matrices, transposed, found)
+    basis_sums = matrices.new_zeros((threads, *basis.T.shape), dtype=torch.float64) if needed[2] else None
+    for tile in tiles:
+        own = None if x_gradient is None else x_gradient[tile.samples, tile.rows][tile.new]
+        rows = other[tile.samples, tile.rows][tile.new]
+        gradients = (own, products, basis_sums)
+        ring_gradients(tiles.input_of(tile)[tile.new], window, basis, rows, matrices, transposed, gradients)
     weight_gradient = None
     if products is not None:
-        merged = products.sum(0)[..., :others].unflatten(1, (rings, channels))
-        merged = merged.permute((0, 3, 2, 1) if mirrored else (0, 2, 3, 1))
+        merged = products.sum(0)[..., :columns].unflatten(1, (rings, channels))
+        merged = merged.permute((0, 3, 2, 1) if swapped else (0, 2, 3, 1))
         weight_gradient = split_groups(merged, weight.shape, groups)
-    return [x_gradient, weight_gradient, None if numbers is None else numbers.sum(0).T.float().contiguous()]
+    return [x_gradient, weight_gradient, None if basis_sums is None else basis_sums.sum(0).T.float().contiguous()]
 
 
-@torch.library.custom_op("monai_gmr::compiled_ring_conv", mutates_args=())
-def compiled_ring_conv(
+@torch.library.custom_op("monai_gmr::cpp_ring_conv", mutates_args=())
+def cpp_ring_conv(
     x: torch.Tensor,
     weight: torch.Tensor,
     basis: torch.Tensor,
@@ -208,11 +180,11 @@ def compiled_ring_conv(
     Args:
         x: ``(batch, in_channels, *spatial)``, float32.
         weight: ``(out_channels, in_channels / groups, rings)``.
-        basis: ``(rings, live shells)``; shells beyond count as zero.
+        basis: ``(rings, num_shells)``; shells beyond count as zero.
         shells: integers of shape ``kernel_size``, symmetric about the centre.
         bias: ``(out_channels,)`` or ``None``.
         padding, dilation: in voxels, one an axis.
-        groups: blocks of channels that do not see each other.
+        groups: blocks of channels that do not mix.
 
     Returns:
         ``(batch, out_channels, *spatial_out)``, in memory as ``x`` is.
@@ -224,7 +196,7 @@ def compiled_ring_conv(
     return follow_format(image_of(y), x)
 
 
-@torch.library.custom_op("monai_gmr::compiled_ring_conv_backward", mutates_args=())
+@torch.library.custom_op("monai_gmr::cpp_ring_conv_backward", mutates_args=())
 def _gradients(
     gradient: torch.Tensor,
     x: torch.Tensor,
@@ -246,4 +218,4 @@ def _gradients(
     ]
 
 
-register_ring_conv(compiled_ring_conv, _gradients)
+register_ring_conv(cpp_ring_conv, _gradients)

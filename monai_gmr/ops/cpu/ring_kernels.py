@@ -1,4 +1,4 @@
-"""Calls of the kernels in ``cpp/ring_conv.cpp``, which backend "cpp" runs radial convolutions with."""
+"""Calls of the kernels of radial convolutions, ``csrc/ring_conv.cpp``."""
 
 from __future__ import annotations
 
@@ -10,35 +10,28 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from monai_gmr.ops.cpu.library import call_kernel
+from monai_gmr.ops.cpu.library import RingConvGeometry, call_kernel
 from monai_gmr.ops.cpu.tiles import Window
 
 # rows of matrices are padded to this, whatever the length of the processor's vectors
 LANES = 16
-# additions line by line over those tap by tap, from which on the former are chosen
+# line by line is chosen where it needs at most this part of the additions tap by tap
 WORTHWHILE = 0.75
 
 
 class Sums(NamedTuple):
-    """What the kernels add, by shell: the taps of the window, or, line by line of the window, what lies at the same place of lines that are
-    alike, and then taps in these sums.
+    """What the kernels add for each shell: taps of the window; or sums over lines of the window that are alike, and taps in these sums."""
 
-    Attributes:
-        first_taps: ``(shells + 1,)``, the first tap of each shell, and one more.
-        taps: ``(taps, axes)``, places in voxels.
-        sets_of_taps: ``(taps,)``, in which lines' sum a tap lies; of the window itself 0.
-        first_lines: ``(sets + 1,)``, the first line of each set of lines that are alike, and one more; without sums ``(1,)``.
-        lines: ``(lines, axes)``, places in voxels.
-    """
-
-    first_taps: torch.Tensor
-    taps: torch.Tensor
-    sets_of_taps: torch.Tensor
-    first_lines: torch.Tensor
-    lines: torch.Tensor
+    first_taps: torch.Tensor  # (shells + 1,), the first tap of each shell, and one more
+    taps: torch.Tensor  # (taps, axes), places in voxels
+    sets_of_taps: torch.Tensor  # (taps,), in which lines' sum a tap lies; of the window itself 0
+    first_lines: (
+        torch.Tensor
+    )  # (sets + 1,), the first line of each set of lines that are alike, and one more; without sums (1,)
+    lines: torch.Tensor  # (lines, axes), places in voxels
 
     def additions(self, length: int, reach: int) -> float:
-        """How many numbers are added or kept for a voxel of a line of so many voxels, with the reach of the window along it."""
+        """Numbers that are added or stored for a voxel of a line of ``length`` voxels, with the reach of the window along it."""
         sums = len(self.lines) + 2 * len(self.first_lines) - 2
         return len(self.taps) + sums * (length + reach) / length
 
@@ -61,14 +54,8 @@ def tap_sums(window: Window) -> Sums:
         [[0, 2, 6], [[0, 1], [1, 1], [0, 0], [0, 2], [1, 0], [1, 2]]]
     """
     first, taps = _first_and_all(window.taps())
-    dims = len(window.shape)
-    return Sums(
-        first,
-        _places(taps, dims),
-        torch.zeros(len(taps), dtype=torch.int64),
-        torch.zeros(1, dtype=torch.int64),
-        _places([], dims),
-    )
+    dims, zeros = len(window.shape), torch.zeros(len(taps), dtype=torch.int64)
+    return Sums(first, _places(taps, dims), zeros, torch.zeros(1, dtype=torch.int64), _places([], dims))
 
 
 @lru_cache(maxsize=256)
@@ -83,7 +70,7 @@ def line_sums(window: Window) -> Sums:
     *leading, length = window.shape
     alike: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
     for number, place in enumerate(itertools.product(*map(range, leading))):
-        line = tuple(s if s < window.live else -1 for s in window.shells[number * length : (number + 1) * length])
+        line = tuple(s if s < window.num_shells else -1 for s in window.shells[number * length : (number + 1) * length])
         if max(line) >= 0:
             alike.setdefault(line, []).append((*(p * d for p, d in zip(place, window.dilation)), 0))
     origin, step = (0,) * len(leading), window.dilation[-1]
@@ -94,7 +81,7 @@ def line_sums(window: Window) -> Sums:
             for place in range(length)
             if line[place] == shell
         ]
-        for shell in range(window.live)
+        for shell in range(window.num_shells)
     ]
     first_taps, all_taps = _first_and_all(taps)
     first_lines, lines = _first_and_all(list(alike.values()))
@@ -105,49 +92,43 @@ def line_sums(window: Window) -> Sums:
 
 @lru_cache(maxsize=256)
 def choose_sums(window: Window, length: int) -> Sums:
-    """The way of adding that is faster: line by line where that saves a good part of the additions, for its sums are written and read.
-
-    Args:
-        window: the taps.
-        length: voxels of a line of the result.
-    """
+    """The faster of both ways for lines of ``length`` voxels: line by line where that saves many additions."""
     taps, lines = tap_sums(window), line_sums(window)
     additions = [each.additions(length, window.reach()[-1]) for each in (taps, lines)]
     return lines if additions[1] <= WORTHWHILE * additions[0] else taps
 
 
-def _three(sizes: Sequence[int]) -> list[int]:
-    """Sizes of an image of three axes that lies in memory alike."""
-    return [1] * (3 - len(sizes)) + list(sizes)
-
-
-class _Call:
-    """What both kernels are told of an image ``(batch, *seen sizes, channels)`` and a result ``(batch, *sizes, channels)``, of which so
-    many others are meant, in so many groups."""
-
-    def __init__(
-        self, image: torch.Tensor, result: torch.Tensor, others: int, groups: int, window: Window, basis: torch.Tensor
-    ) -> None:
-        for tensor in (image, result):
-            if not tensor.is_contiguous() or tensor.dtype != torch.float32:
-                raise AssertionError(f"a tensor of shape {tuple(tensor.shape)} is not contiguous and float32")
-        if basis.shape[1] != window.live:
-            raise AssertionError(f"a basis of shape {tuple(basis.shape)} is not for {window.live} shells")
-        seen, sizes = image.shape[1:-1], result.shape[1:-1]
-        if [n + reach for n, reach in zip(sizes, window.reach())] != list(seen) or len(image) != len(result):
-            raise AssertionError(f"an image of shape {tuple(image.shape)} does not give {tuple(result.shape)}")
-        sums = choose_sums(window, sizes[-1])
-        numbers = [len(image), *_three(sizes), *_three(seen), image.shape[-1], others, *basis.T.shape]
-        numbers += [torch.get_num_threads(), result.shape[-1], groups, len(sums.first_lines) - 1]
-        self.geometry = torch.tensor(numbers)
-        strides = torch.tensor(image.stride()[1:-1])
-        taps, lines = ((places * strides).sum(1) for places in (sums.taps, sums.lines))
-        places = [sums.first_taps, taps, sums.sets_of_taps, sums.first_lines, lines]
-        self.tensors = [self.geometry, *places, basis.T.contiguous(), image]
-
-    def run(self, name: str, *further: torch.Tensor | None) -> None:
-        """Call a kernel."""
-        call_kernel(name, *self.tensors, *further)
+def _arguments(
+    image: torch.Tensor, result: torch.Tensor, columns: int, groups: int, window: Window, basis: torch.Tensor
+) -> list[Any]:
+    """What both kernels take first: of an image ``(batch, *sizes + reach, channels)``, a result ``(batch, *sizes, all)`` and matrices of
+    so many columns over all groups."""
+    for tensor in (image, result):
+        if not tensor.is_contiguous() or tensor.dtype != torch.float32:
+            raise AssertionError(f"a tensor of shape {tuple(tensor.shape)} is not contiguous and float32")
+    if basis.shape[1] != window.num_shells:
+        raise AssertionError(f"a basis of shape {tuple(basis.shape)} is not for {window.num_shells} shells")
+    padded, sizes = image.shape[1:-1], result.shape[1:-1]
+    if [n + reach for n, reach in zip(sizes, window.reach())] != list(padded) or len(image) != len(result):
+        raise AssertionError(f"an image of shape {tuple(image.shape)} does not give {tuple(result.shape)}")
+    sums = choose_sums(window, sizes[-1])
+    leading = (1,) * (3 - len(sizes))
+    geometry = RingConvGeometry(
+        batch=len(image),
+        sizes=(*leading, *sizes),
+        image=(*leading, *padded),
+        channels=image.shape[-1],
+        columns=columns,
+        shells=basis.shape[1],
+        rings=basis.shape[0],
+        threads=torch.get_num_threads(),
+        row=result.shape[-1],
+        groups=groups,
+        lines=len(sums.first_lines) - 1,
+    )
+    strides = torch.tensor(image.stride()[1:-1])
+    taps, lines = ((places * strides).sum(1) for places in (sums.taps, sums.lines))
+    return [geometry, sums.first_taps, taps, sums.sets_of_taps, sums.first_lines, lines, basis.T.contiguous(), image]
 
 
 def pad_columns(matrix: torch.Tensor) -> torch.Tensor:
@@ -169,19 +150,16 @@ def ring_products(
     result: torch.Tensor,
     channels: slice,
 ) -> None:
-    """Sums of rings, times a matrix, plus a bias; channels and others are those of a group.
+    """Sums of rings, times a matrix, plus a bias, written to some channels of a result; channels and columns are those of a group.
 
     Args:
         image: ``(batch, *sizes + reach, groups * channels)``.
-        window: the taps.
         basis: ``(rings, shells)``.
-        matrices: ``(groups, rings * channels, others)``, by :func:`pad_columns`.
-        bias: ``(groups, others)``, by :func:`pad_columns`, or ``None``.
-        result: ``(batch, *sizes, all)``.
-        channels: which of them are the others of all groups; these are written to.
+        matrices, bias: ``(groups, rings * channels, columns)`` and ``(groups, columns)`` or ``None``, both by :func:`pad_columns`.
+        result: ``(batch, *sizes, all)``, whose ``channels`` are the columns of all groups.
     """
-    call = _Call(image, result, channels.stop - channels.start, len(matrices), window, basis)
-    call.run("ring_conv", matrices, bias, result[..., channels])
+    call = _arguments(image, result, channels.stop - channels.start, len(matrices), window, basis)
+    call_kernel("ring_conv", *call, matrices, bias, result[..., channels])
 
 
 def ring_gradients(
@@ -191,20 +169,18 @@ def ring_gradients(
     other: torch.Tensor,
     matrices: torch.Tensor,
     transposed: torch.Tensor,
-    found: Sequence[torch.Tensor | None],
+    gradients: Sequence[torch.Tensor | None],
 ) -> None:
-    """Sums of rings, and what follows from them; what is ``None`` in ``found`` is left out. Channels and others are those of a group.
+    """Sums of rings, and the gradients that follow from them. Channels and columns are those of a group.
 
     Args:
-        image: ``(batch, *sizes + reach, groups * channels)``.
-        window: the taps.
-        basis: ``(rings, shells)``.
-        other: ``(batch, *sizes, groups * others)``.
-        matrices: ``(groups, rings * channels, others)``, by :func:`pad_columns`.
-        transposed: ``(groups, others, rings * channels)``, the channels of each ring by :func:`pad_columns`.
-        found: of the shape of ``other``, the sums times the matrices, written to; ``(threads, groups, rings * channels, others)``, by
-            :func:`pad_columns`, what the sums' products with ``other`` are added to; ``(threads, shells, rings)``, float64, what the inner
-            products of the shells' sums with ``other`` times ``transposed`` are added to.
+        image, basis, matrices: as in :func:`ring_products`.
+        other: ``(batch, *sizes, groups * columns)``.
+        transposed: ``(groups, columns, rings * channels)``, the channels of each ring by :func:`pad_columns`.
+        gradients: each of these, or ``None`` where it is not needed: of the shape of ``other``, the sums times the matrices, written to;
+            ``(threads, groups, rings * channels, columns)``, by :func:`pad_columns`, to which the sums' products with ``other`` are added;
+            ``(threads, shells, rings)``, float64, to which the inner products of the shells' sums with ``other`` times ``transposed`` are
+            added.
     """
-    call = _Call(image, other, other.shape[-1], len(matrices), window, basis)
-    call.run("ring_conv_backward", other, matrices, transposed, *found)
+    call = _arguments(image, other, other.shape[-1], len(matrices), window, basis)
+    call_kernel("ring_conv_backward", *call, other, matrices, transposed, *gradients)

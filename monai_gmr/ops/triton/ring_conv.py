@@ -1,4 +1,4 @@
-"""Radial convolutions on backend "triton", for GPUs: sums over rings in a kernel, then a product over channels (design, section 2).
+"""Radial convolutions on backend "triton", for GPUs: sums over rings in a kernel, then a product over channels.
 
 Operations and bytes for each output voxel, with ``k^d`` taps, ``S`` shells, ``R`` rings, ``C`` input and ``O`` output channels:
 
@@ -10,27 +10,21 @@ Operations and bytes for each output voxel, with ``k^d`` taps, ``S`` shells, ``R
 
 Slabs are so small that the sums of one take at most half of the memory of the input. Saved for the backward pass are input, weight and
 basis. What bounds it: the sums by the rate of additions and of the integers that lead to them, the products by memory.
-
-Ways that were timed on an NVIDIA H200 (torch 2.11, 3D C64, 128^3, bfloat16, channels last), forward in ms for k 5 and 7: one kernel that
-multiplies the classes of each plane by the weights of their shells, on matrix units, and adds up planes 1.7 and 6.5 (in float32, by three
-products in TF32, 21 and 64); sums and a product as here, before the kernel asked for the next plane ahead 1.5 and 3.5 (kept). The kernels
-of this file have not been timed.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from monai_gmr.ops.memory_format import follow_format, image_of
 from monai_gmr.ops.ring_conv import output_sizes
 from monai_gmr.ops.ring_gradients import register_ring_conv
-from monai_gmr.ops.triton.shell_conv import choose_blocks, content_of, timer_of
+from monai_gmr.ops.triton.launch import SumBlocks, choose_blocks, timer_of
+from monai_gmr.ops.triton.tables import RingTable, ring_table_of, three_axes
 
 # voxels below which a slab has too little work for a GPU
 LEAST_SLAB = 2**16
@@ -38,92 +32,6 @@ LEAST_SLAB = 2**16
 PROGRAMS = 1024
 # numbers of a basis that a thread keeps in registers; it loads larger ones anew for each plane
 MOST_KEPT = 32
-
-
-class RingTable(NamedTuple):
-    """Which taps are summed together: what a kernel is compiled for.
-
-    Attributes:
-        taps_2: along the last axis, the taps' places relative to the voxel, by group: columns of the window that are alike.
-        group_starts: the first tap of each group.
-        class_lines: ``row * groups + group``, the rows' groups, by class: those of a plane that are alike in all planes.
-        class_starts: the first of each class.
-        shell_places: ``plane * classes + class``, by shell.
-        shell_starts: the first of each shell.
-        length_0, length: of the window along the first and the middle axis.
-        margin_0, margin_1: padding along them, in voxels.
-        dilation_0, dilation_1: distance of neighbouring taps along them, in voxels.
-    """
-
-    taps_2: tuple[int, ...]
-    group_starts: tuple[int, ...]
-    class_lines: tuple[int, ...]
-    class_starts: tuple[int, ...]
-    shell_places: tuple[int, ...]
-    shell_starts: tuple[int, ...]
-    length_0: int
-    length: int
-    margin_0: int
-    margin_1: int
-    dilation_0: int
-    dilation_1: int
-
-    def options(self) -> dict[str, Any]:
-        """As the kernel names them."""
-        return {name.upper(): value for name, value in self._asdict().items()}
-
-
-def _grouped(keys: Sequence[Any]) -> list[list[int]]:
-    """Places of equal keys, in the order of their first."""
-    groups: dict[Any, list[int]] = {}
-    for place, key in enumerate(keys):
-        if key is not None:
-            groups.setdefault(key, []).append(place)
-    return list(groups.values())
-
-
-def _starts(groups: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    return tuple(int(n) for n in np.cumsum([0, *map(len, groups)]))
-
-
-def ring_table(shells: np.ndarray, live: int, padding: Sequence[int], dilation: Sequence[int]) -> RingTable:
-    """Find the taps that no ring tells apart, along the last axis, within planes, and in all planes.
-
-    Args:
-        shells: integers, three axes.
-        live: number of shells that are not zero.
-        padding, dilation: in voxels, one an axis.
-
-    Example:
-        >>> table = ring_table(np.array([[[2, 1, 2], [1, 0, 1], [2, 1, 2]]]), 2, [0, 1, 1], [1, 1, 1])
-        >>> table.taps_2, table.group_starts
-        ((-1, 1, 0), (0, 2, 3))
-        >>> table.shell_places, table.shell_starts
-        ((3, 1, 2, 5), (0, 1, 4))
-    """
-    kept = np.where(shells < live, shells, -1)
-    columns = _grouped([column.tobytes() if column.max() >= 0 else None for column in np.moveaxis(kept, 2, 0)])
-    lines = [kept[a, :, columns[g][0]] for a in range(kept.shape[0]) for g in range(len(columns))]
-    classes = _grouped([line.tobytes() if line.max() >= 0 else None for line in lines])
-    places = [int(lines[kind[0]][j]) for j in range(kept.shape[1]) for kind in classes]
-    by_shell = [[place for place, shell in enumerate(places) if shell == each] for each in range(live)]
-    return RingTable(
-        tuple(b * dilation[2] - padding[2] for column in columns for b in column),
-        _starts(columns),
-        tuple(line for kind in classes for line in kind),
-        _starts(classes),
-        tuple(place for shell in by_shell for place in shell),
-        _starts(by_shell),
-        *kept.shape[:2],
-        *padding[:2],
-        *dilation[:2],
-    )
-
-
-@lru_cache(maxsize=256)
-def _table_of(content: bytes, shape: tuple, live: int, padding: tuple, dilation: tuple, mirrored: bool) -> RingTable:
-    shells = np.frombuffer(content, np.int64).reshape(shape)
-    return ring_table(np.flip(shells) if mirrored else shells, live, padding, dilation)
 
 
 class Slab(NamedTuple):
@@ -161,57 +69,6 @@ def make_slabs(samples: int, sizes: Sequence[int], most: int) -> Iterator[Slab]:
         yield from (Slab(sample, 1, first, min(step, rows - first)) for first in range(0, rows, step))
 
 
-class SumBlocks(NamedTuple):
-    """Sizes of a program, and what it is compiled with.
-
-    Attributes:
-        rows: that a thread sums at once.
-        tile_0, tile_2: threads along the first and the last axis.
-        channels: of a program.
-        warps: of a program.
-        registers: of a thread, at most; fewer let more programs run at once.
-    """
-
-    rows: int
-    tile_0: int
-    tile_2: int
-    channels: int
-    warps: int
-    registers: int
-
-    @classmethod
-    def candidates(cls, channels: int, rows: int, length: int, products: bool, dtype: torch.dtype) -> list[SumBlocks]:
-        """A short list to choose from by time.
-
-        Args:
-            channels: of the input.
-            rows: of a slab; of one row none is shared.
-            length: of the window; long ones leave no registers for several rows.
-            products: whether there is a partner, which takes registers, too.
-            dtype: of the input; of two bytes a thread takes two at a time.
-
-        Example:
-            >>> SumBlocks.candidates(64, 32, 3, False, torch.float16)[0]
-            SumBlocks(rows=2, tile_0=2, tile_2=4, channels=32, warps=4, registers=255)
-        """
-        width = 1 << (channels - 1).bit_length()
-        few, many = min(width, 16), min(width, 32)
-        less = 168 if dtype.itemsize < 4 else 255
-        if rows == 1 or length > 5:
-            if products:
-                return [cls(1, 2, 128 // many, many, 8, 255), cls(1, 2, 128 // few, few, 8, 255)]
-            return [cls(1, 1, 256 // many, many, 4, 255), cls(1, 2, 128 // few, few, 4, less)]
-        if products:
-            return [cls(2, 2, 128 // many, many, 4, 255), cls(2, 1, 128 // few, few, 4, less)]
-        return [cls(2, 2, 128 // many, many, 4, 255), cls(2, 2, 128 // few, few, 4, less)]
-
-    def options(self) -> dict[str, Any]:
-        """The constants that the kernel is compiled for."""
-        sizes = {"ROWS": self.rows, "TILE_0": self.tile_0, "TILE_2": self.tile_2, "BLOCK_CHANNELS": self.channels}
-        # a stage of loads ahead would take the shared memory that the cache needs
-        return {**sizes, "num_warps": self.warps, "num_stages": 1, "maxnreg": self.registers}
-
-
 def column_length(lines: int, length: int, parts: int) -> int:
     """Planes of a column: so few that there are programs enough, and so many that few planes are summed for two columns.
 
@@ -232,7 +89,7 @@ class Rings(NamedTuple):
 
     Attributes:
         table: the taps.
-        basis: ``(live shells, rings)``, float32, contiguous.
+        basis: ``(num_shells, rings)``, float32, contiguous.
         sizes: of the result's volume.
     """
 
@@ -254,14 +111,14 @@ def ring_sums(
         partner: of the same shape: asks for its products with the sums over shells.
 
     Returns:
-        the products ``(live shells, rings)``, float32, or ``None`` without a partner.
+        the products ``(num_shells, rings)``, float32, or ``None`` without a partner.
     """
     from monai_gmr.ops.triton import sum_kernels as triton_sums
 
     table, basis, sizes = rings
     channels = x.shape[-1]
     lines = -(-sizes[1] // table.dilation_1)
-    found: list[torch.Tensor] = []
+    kept: list[torch.Tensor] = []
 
     def launch(blocks: SumBlocks) -> None:
         tiles = -(-slab.samples * -(-slab.rows // blocks.rows) // blocks.tile_0) * -(-sizes[2] // blocks.tile_2)
@@ -288,21 +145,13 @@ def ring_sums(
             KEEP_BASIS=basis.numel() <= MOST_KEPT,
             **blocks.options(),
         )
-        found[:] = [products]
+        kept[:] = [products]
 
     candidates = SumBlocks.candidates(channels, slab.rows, table.length, partner is not None, x.dtype)
-    key = (
-        "sums",
-        x.device,
-        x.dtype,
-        table,
-        channels,
-        basis.shape,
-        partner is None,
-        (slab.samples * slab.rows).bit_length(),
-    )
+    rows = (slab.samples * slab.rows).bit_length()
+    key = ("sums", x.device, x.dtype, table, channels, basis.shape, partner is None, rows)
     launch(choose_blocks(key, candidates, launch, timer_of(x.device)))
-    return None if partner is None else found[0].sum(0)
+    return None if partner is None else kept[0].sum(0)
 
 
 def _as_volume(x: torch.Tensor) -> torch.Tensor:
@@ -311,24 +160,16 @@ def _as_volume(x: torch.Tensor) -> torch.Tensor:
     return last.reshape(last.shape[0], *(1,) * (5 - last.dim()), *last.shape[1:])
 
 
-def _three(values: Sequence[int], missing: int) -> list[int]:
-    return [missing] * (3 - len(values)) + list(values)
-
-
 def _rings_of(
     shells: torch.Tensor,
     basis: torch.Tensor,
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    padding: list[int],
+    dilation: list[int],
     sizes: Sequence[int],
     mirrored: bool,
 ) -> Rings:
-    shape = tuple(_three(shells.shape, 1))
-    margins, steps = _three(padding, 0), _three(dilation, 1)
-    if mirrored:
-        margins = [d * (k - 1) - p for d, k, p in zip(steps, shape, margins)]
-    table = _table_of(content_of(shells), shape, basis.shape[1], tuple(margins), tuple(steps), mirrored)
-    return Rings(table, basis.T.float().contiguous(), tuple(_three(sizes, 1)))
+    table = ring_table_of(shells, basis.shape[1], padding, dilation, mirrored)
+    return Rings(table, basis.T.float().contiguous(), tuple(three_axes(sizes, 1)))
 
 
 def _slabs_of(samples: int, rings: Rings, channels: int, outputs: int, arrays: int) -> list[Slab]:
@@ -359,7 +200,7 @@ def triton_ring_conv(
     Args:
         x: ``(batch, in_channels, *spatial)``, float32, float16 or bfloat16.
         weight: ``(out_channels, in_channels, rings)``, dtype of ``x``.
-        basis: ``(rings, live shells)``; shells beyond count as zero.
+        basis: ``(rings, num_shells)``; shells beyond count as zero.
         shells: integers of shape ``kernel_size``.
         bias: ``(out_channels,)``, dtype of ``x``, or ``None``.
         padding, dilation: in voxels, one an axis.
@@ -403,11 +244,11 @@ def _gradients(
     rings = _rings_of(shells, basis, padding, dilation, x.shape[2:], True)
     image = _as_volume(gradient)
     outs, ins, count = weight.shape
-    met = _as_volume(x).view(-1, ins)
+    inputs = _as_volume(x).view(-1, ins)
     matrix = weight.permute(2, 0, 1).reshape(count * outs, ins)
-    found = x.new_empty((x.shape[0], *x.shape[2:], ins) if needed[0] else (0, ins))
+    x_gradient = x.new_empty((x.shape[0], *x.shape[2:], ins) if needed[0] else (0, ins))
     product = x.new_zeros((count * outs, ins), dtype=torch.float32)
-    numbers = torch.zeros(basis.T.shape, dtype=torch.float32, device=basis.device)
+    basis_gradient = torch.zeros(basis.T.shape, dtype=torch.float32, device=basis.device)
     slabs = _slabs_of(x.shape[0], rings, outs, ins, 1 + needed[2])
     here = [_voxels_of(slab, rings.sizes) for slab in slabs]
     most = max((h.stop - h.start for h in here), default=0)
@@ -415,19 +256,19 @@ def _gradients(
     partners = torch.empty_like(sums) if needed[2] else None
     for slab, voxels in zip(slabs, here):
         length = voxels.stop - voxels.start
-        partner = None if partners is None else torch.mm(met[voxels], matrix.T, out=partners[:length])
+        partner = None if partners is None else torch.mm(inputs[voxels], matrix.T, out=partners[:length])
         products = ring_sums(image, rings, slab, sums[:length], partner)
         if products is not None:
-            numbers += products
+            basis_gradient += products
         if needed[0]:
-            torch.mm(sums[:length], matrix, out=found.view(-1, ins)[voxels])
+            torch.mm(sums[:length], matrix, out=x_gradient.view(-1, ins)[voxels])
         if needed[1]:
-            product += sums[:length].T @ met[voxels]
+            product += sums[:length].T @ inputs[voxels]
     by_ring = product.view(count, outs, ins).permute(1, 2, 0)
     return [
-        follow_format(image_of(found), x) if needed[0] else x.new_empty((0,)),
+        follow_format(image_of(x_gradient), x) if needed[0] else x.new_empty((0,)),
         by_ring.to(weight.dtype, copy=True).contiguous() if needed[1] else weight.new_empty((0,)),
-        numbers.T.to(basis.dtype).contiguous() if needed[2] else basis.new_empty((0,)),
+        basis_gradient.T.to(basis.dtype).contiguous() if needed[2] else basis.new_empty((0,)),
     ]
 
 

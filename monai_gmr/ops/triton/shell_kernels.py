@@ -1,9 +1,7 @@
 """Triton kernels of the convolution with functions on shells: sums over a shell in registers, one matrix product a shell.
 
 Per output voxel, input channel and component a shell costs one addition for each of its taps and ``out_channels`` multiplications,
-where a dense kernel multiplies at every tap; nothing but input, weights and output is read or written. Taps of one
-voxel lie in cache lines that its neighbours read too, so what is expected to bound the kernel is the rate of the first cache level for few
-output channels and that of the matrix units for many; it has not been measured on a GPU yet.
+where a dense kernel multiplies at every tap; nothing but input, weights and output is read or written.
 """
 
 import triton
@@ -26,14 +24,14 @@ def values_at_tap(
     inside,
     within,
 ):
-    """A block of voxels and channels seen through one tap, float32, zero beyond the image."""
+    """A block of voxels and channels at one tap, float32, zero beyond the image."""
     row_0 += tl.load(tap_pointer)
     row_1 += tl.load(tap_pointer + 1)
     row_2 += tl.load(tap_pointer + 2)
-    seen = inside & (row_0 >= 0) & (row_0 < size_0) & (row_1 >= 0) & (row_1 < size_1)
-    seen = seen & (row_2 >= 0) & (row_2 < size_2)
+    within_image = inside & (row_0 >= 0) & (row_0 < size_0) & (row_1 >= 0) & (row_1 < size_1)
+    within_image = within_image & (row_2 >= 0) & (row_2 < size_2)
     place = row_0 * stride_0 + row_1 * stride_1 + row_2 * stride_2
-    return tl.load(pointers + place[:, None], mask=seen[:, None] & within[None, :], other=0.0).to(tl.float32)
+    return tl.load(pointers + place[:, None], mask=within_image[:, None] & within[None, :], other=0.0).to(tl.float32)
 
 
 @triton.jit

@@ -1,7 +1,7 @@
 # mypy: disable-error-code="assignment,var-annotated"
 """Triton kernel of the sums over rings, on a GPU: every voxel is read a few times, whatever the window and the number of rings.
 
-A program follows a column of voxels along the middle axis. Of each plane that it comes to it sums the taps that no ring tells apart
+A program follows a column of voxels along the middle axis. Of each plane that it comes to it sums the taps that every ring weighs alike
 (mirrored taps along the last axis first, for several rows at once, then rows), and it keeps these sums of as many planes as the window
 is long; sums over shells and their mixtures, the rings, are taken from them in registers.
 """
@@ -25,17 +25,17 @@ def load_plane(
     CHANNELS: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    """What the taps along the last axis see of each of several rows of a plane, zero beyond the image."""
+    """The values at the taps along the last axis, of each of several rows of a plane, zero beyond the image."""
     values = ()
     for line in tl.static_range(LINES):
         # of a negative place the unsigned number is larger than any size
-        rows_seen = inside & ((source_0 + line).to(tl.uint32, bitcast=True) < size_0)
+        rows_inside = inside & ((source_0 + line).to(tl.uint32, bitcast=True) < size_0)
         for tap in tl.static_range(len(TAPS_2)):
-            seen = (rows_seen & ((row_2 + TAPS_2[tap]).to(tl.uint32, bitcast=True) < size_2))[:, None]
+            read = (rows_inside & ((row_2 + TAPS_2[tap]).to(tl.uint32, bitcast=True) < size_2))[:, None]
             if not WHOLE:
-                seen = seen & within[None, :]
+                read = read & within[None, :]
             place = line * stride_0 + TAPS_2[tap] * CHANNELS
-            values = values + (tl.load(pointers + place, mask=seen, other=0.0),)
+            values = values + (tl.load(pointers + place, mask=read, other=0.0),)
     return values
 
 

@@ -4,13 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from monai.networks.blocks import FeaturePyramidNetwork, Warp
+from monai.networks.nets import SegResNetVAE
 from monai.networks.nets.autoencoderkl import AsymmetricPad
 from torch import nn
 
 from monai_gmr.metrics import equivariance_error
 from monai_gmr.networks import convert_to_gmr
 from monai_gmr.networks.convert.monai_modules import resize_about_centre
-from monai_gmr.ops import backend as backends
+from monai_gmr.ops import set_backend
 from monai_gmr.symmetry import point_group
 from monai_gmr.utils import ConfigurationError
 
@@ -132,6 +133,29 @@ def test_axes_that_differ_are_named_unless_their_spacing_does(layer):
     assert convert_to_gmr(net, spacing=(1, 3)).conversion_report.limits == ()
 
 
+class TrainsMore(nn.Module):
+    """Takes each voxel by its place in training alone, behind statistics that training updates."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.Linear(2 * 32**2, 3)
+
+    def forward(self, x):
+        x = self.norm(self.conv(x))
+        return (x, self.fc(x.flatten(1))) if self.training else x
+
+
+@pytest.mark.parametrize(
+    ("net", "layer"), [(SegResNetVAE((32, 32), spatial_dims=2, in_channels=1), "vae_fc1"), (TrainsMore(), "fc")]
+)
+def test_linear_layers_over_voxels_in_training_alone_are_named(net, layer):
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    report = convert_to_gmr(net, spatial_size=(32, 32)).conversion_report
+    sentence = f"{layer}: in training takes each voxel by its place: not equivariant, whatever comes before"
+    assert (report.limits, report.evaluation_limits) == ((sentence,), ())
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
 def test_vectors_are_named():
     class Registered(nn.Module):
         def __init__(self):
@@ -221,15 +245,10 @@ def test_the_first_convolution_called_need_not_be_the_first_registered():
     assert convert_to_gmr(Backwards()).conversion_report.limits == ()
 
 
-def test_a_pass_without_values_compiles_nothing():
+def test_a_pass_without_values_runs_on_dense():
     net = nn.Sequential(
         nn.Conv2d(1, 64, 9, padding=4), nn.Conv2d(64, 64, 9, padding=4), nn.Conv2d(64, 64, 9, padding=4)
     )
-    before = backends._waiting.seconds
     assert convert_to_gmr(net, spatial_size=(512, 512)).conversion_report.limits == ()
-    assert backends._waiting.seconds == before
-    backends.set_backend("cpp")
-    try:
+    with set_backend("cpp"):
         assert convert_to_gmr(net, spatial_size=(64, 64)).conversion_report.limits == ()
-    finally:
-        backends.set_backend("auto")

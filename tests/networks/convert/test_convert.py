@@ -6,13 +6,13 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from conversion_table import CASES, make_pair, sizes_of, structural_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.networks import nets
 from monai.networks.blocks import SubpixelUpsample, UpSample
 from torch import nn
 
-from monai_gmr.apps.conversion_table import CASES, make_pair, sizes_of, structural_error
 from monai_gmr.metrics import equivariance_error
 from monai_gmr.networks import convert_to_gmr
 from monai_gmr.networks.convert.trace import trace_sizes
@@ -33,7 +33,7 @@ def first(answer):
     return answer
 
 
-# with radial kernels: tests/apps/test_conversion_table.py
+# with radial kernels: tests/measurements/test_conversion_table.py
 @pytest.mark.parametrize(
     "name", [name for name in CASES if name not in ("ResNet18", "ResNet50", "SEResNet50", "DenseNet121", "HighResNet")]
 )
@@ -44,7 +44,7 @@ def test_harmonic_networks_are_exact_at_every_size(name):
         assert (structural_error(after, size) < 1e-8) is case.symmetric
 
 
-def turn(answer):
+def rotated(answer):
     return answer.transpose(2, 3).flip(2) if answer.dim() == 4 else answer
 
 
@@ -56,7 +56,7 @@ def test_what_the_original_accepts_the_converted_accepts_and_is_exact_on(name, s
     x = torch.randn(1, 1, *size, dtype=torch.float64)
     with torch.no_grad():
         answer = after.double()(x)
-        assert torch.allclose(after(turn(x)), turn(answer), atol=1e-9 * float(answer.abs().max()))
+        assert torch.allclose(after(rotated(x)), rotated(answer), atol=1e-9 * float(answer.abs().max()))
         try:
             expected = before.double()(x)
         except RuntimeError:
@@ -112,11 +112,11 @@ def test_networks_are_compiled_and_exported(name, size):
     assert torch.allclose(first(exported(x)), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_deep_supervision_turns_in_training_at_odd_sizes():
+def test_deep_supervision_rotates_in_training_at_odd_sizes():
     net = convert_to_gmr(CASES["DynUNet, deep supervision"].make(2)).double().train()
     x = torch.randn(1, 1, 33, 38, dtype=torch.float64)
-    turned = net(x.rot90(1, (2, 3)))
-    assert torch.allclose(turned, net(x).rot90(1, (3, 4)), atol=1e-9)
+    output = net(x.rot90(1, (2, 3)))
+    assert torch.allclose(output, net(x).rot90(1, (3, 4)), atol=1e-9)
 
 
 class _Even(nn.Module):

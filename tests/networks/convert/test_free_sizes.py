@@ -8,18 +8,17 @@ import threading
 import numpy as np
 import pytest
 import torch
+from conversion_table import CASES, make_pair
 from monai.networks import convert_to_torchscript
 from monai.networks.nets import AutoencoderKL, UNet
 from monai.networks.nets.unet import CheckpointUNet
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from monai_gmr.apps.conversion_table import CASES, make_pair
 from monai_gmr.networks import convert_to_gmr
 from monai_gmr.networks.layers import GMRAvgPool, GMRCentredConv2d, GMRCentredHarmonicConv2d, GMRInterpolate, GMRMaxPool
-from monai_gmr.networks.layers.size_trail import tensors_in
 from monai_gmr.networks.nets import GMRResNet, GMRUNet
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.utils import ConfigurationError, tensors_in
 
 SIZES = [(36, 36), (37, 42), (50, 39)]
 # of any size; the others are built for one

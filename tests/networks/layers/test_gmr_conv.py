@@ -29,7 +29,7 @@ SIZE = (9, 12, 7)
 
 
 def largest_change(layer, x, group):
-    """Largest difference, over a group, between turning before and after the layer, relative to its output."""
+    """Largest difference, over a group, between rotating before and after the layer, relative to its output."""
     with torch.no_grad():
         y = layer(x)
         changes = [(layer(transform_grid(x, g)) - transform_grid(y, g)).norm() for g in group]
@@ -154,11 +154,11 @@ def test_autocast_keeps_the_kernel_in_single_and_the_symmetry():
     layer, x = GMRConv2d(2, 4, 5, padding=2), torch.randn(1, 2, 9, 12)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         y = layer(x)
-        turned = layer(x.rot90(1, (2, 3)))
+        rotated = layer(x.rot90(1, (2, 3)))
     assert y.dtype == torch.bfloat16
     expected = nn.functional.conv2d(x.bfloat16(), layer.dense_kernel().bfloat16(), layer.bias.bfloat16(), padding=2)
     assert torch.allclose(y, expected, atol=1e-2)
-    assert (turned - y.rot90(1, (2, 3))).norm() / y.norm() < 1e-2
+    assert (rotated - y.rot90(1, (2, 3))).norm() / y.norm() < 1e-2
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])

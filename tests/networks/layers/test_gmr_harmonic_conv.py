@@ -20,8 +20,8 @@ SIZE = (9, 12, 7)
 def largest_change(net, x, group):
     with torch.no_grad():
         y = net(x)
-        turned = lambda g: transform_grid(y, g) if y.ndim == x.ndim else y  # noqa: E731
-        return float(max((net(transform_grid(x, g)) - turned(g)).norm() for g in group) / y.norm())
+        rotated = lambda g: transform_grid(y, g) if y.ndim == x.ndim else y  # noqa: E731
+        return float(max((net(transform_grid(x, g)) - rotated(g)).norm() for g in group) / y.norm())
 
 
 @pytest.mark.parametrize("rings", ["gaussian", "indexed", "hard"])
@@ -67,7 +67,7 @@ def test_an_edge_is_seen_whichever_way_it_runs():
 
 
 def test_two_features_at_an_angle_are_told_by_their_inner_product():
-    """A line and an edge, parallel or crossing: norms cannot tell which, an inner product of two orders-1 responses can."""
+    """A line and an edge, parallel or crossing: norms cannot distinguish them, an inner product of two orders-1 responses can."""
     layer = GMRHarmonicConv2d(2, 2, 3, orders=(1,), bias=False)
     with torch.no_grad():
         layer.weight.zero_()

@@ -28,7 +28,6 @@ for name, dims in itertools.product(
         "GMRCentredConv",
         "GMRCentredHarmonicConv",
         "SREConv",
-        "GMRSquareConv",
     ),
     (1, 2, 3),
 ):
@@ -40,6 +39,7 @@ OPTIONS = {
     "spacing": {"kernel_size": 5, "spacing": (1, 2)},
     "indexed": {"rings": "indexed"},
     "hard": {"rings": "hard"},
+    "hard, square": {"rings": "hard_square"},
     "double, no bias": {"dtype": torch.float64, "bias": False},
 }
 for name, options in OPTIONS.items():

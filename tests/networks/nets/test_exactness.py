@@ -1,4 +1,4 @@
-"""Every net turns its answer with its image, exactly: every element of D4 and Oh, every size, both modes, before and
+"""Every net rotates its output with its image, exactly: every element of D4 and Oh, every size, both modes, before and
 after training."""
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def build(kind: str, dims: int, **arguments) -> nn.Module:
 
 
 def fit(net: nn.Module, dims: int, steps: int) -> None:
-    """Teach images that are not turned: labels at random, or the image itself."""
+    """Teach images that are not rotated: labels at random, or the image itself."""
     optimiser = torch.optim.Adam(net.parameters(), 3e-3)
     net.train()
     for step in range(steps):

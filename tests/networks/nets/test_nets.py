@@ -143,7 +143,7 @@ def test_impossible_nets_end_in_one_sentence(make, arguments, message):
 @pytest.mark.parametrize("make", [small_resnet, small_unet])
 @pytest.mark.parametrize("shape", [(1, 2, 16, 16), (1, 1, 8, 8, 8), (1, 16, 16)])
 def test_wrong_input_ends_in_one_sentence(make, shape):
-    with pytest.raises(ConfigurationError, match="with 1 input channels was given an input of shape"):
+    with pytest.raises(ConfigurationError, match="in_channels=1 and was given an input of shape"):
         make()(torch.rand(shape))
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from monai_gmr.metrics import check_equivariance
-from monai_gmr.networks.blocks import GMRCornerUpsample, GMRResNetBlock, GMRTrim
-from monai_gmr.networks.layers import GMRSquareConv2d, GMRSquareConv3d
+from monai_gmr.networks.blocks import GMRResNetBlock
+from monai_gmr.networks.layers import GMRConv1d, GMRConv2d, GMRConv3d, GMRTrim, GMRUpsample
 from monai_gmr.networks.nets import GMRResNet, GMRUNet
 from monai_gmr.utils import ConfigurationError, SymmetryWarning
 
@@ -54,8 +54,8 @@ def test_a_bottleneck_pools_after_its_first_convolution():
     assert seen == [(8, 11)]
 
 
-@pytest.mark.parametrize(("layer", "kernel_size"), [(GMRSquareConv2d, 9), (GMRSquareConv2d, 3), (GMRSquareConv3d, 5)])
-@pytest.mark.parametrize("rings", ["indexed", "hard"])
+@pytest.mark.parametrize(("layer", "kernel_size"), [(GMRConv2d, 9), (GMRConv2d, 3), (GMRConv3d, 5), (GMRConv1d, 5)])
+@pytest.mark.parametrize("rings", ["indexed_square", "hard_square"])
 def test_square_rings_reach_every_tap_and_no_tap_twice(layer, kernel_size, rings):
     """By brute force: rings of equal width out to the corners, which are a ring of their own."""
     conv = layer(1, 1, kernel_size, padding=kernel_size // 2, rings=rings).double()
@@ -66,7 +66,7 @@ def test_square_rings_reach_every_tap_and_no_tap_twice(layer, kernel_size, rings
     assert conv.num_rings == half + 2
     assert np.array_equal(conv.masks.int().argmax(0)[conv.shells].numpy(), ring)
     assert (conv.masks.sum(0) == 1).all()
-    if rings == "hard":
+    if rings == "hard_square":
         assert torch.equal(conv.dense_kernel()[0, 0], conv.weight[0, 0][torch.as_tensor(ring)])
     x = torch.rand(2, 1, *(11,) * conv.spatial_dims, dtype=torch.float64)
     assert torch.allclose(conv(x), conv.to_conv()(x))
@@ -80,9 +80,9 @@ def test_a_transposed_convolution_warns_and_keeps_every_size():
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 8), (7, 7)])
-def test_ways_up_turn_with_the_image(size):
+def test_upsampling_rotates_with_the_image(size):
     x = torch.rand(1, 2, 4, 4, dtype=torch.float64)
-    up, trim = GMRCornerUpsample(2), GMRTrim()
+    up, trim = GMRUpsample(2, align_corners=True), GMRTrim()
     big = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
     for f, image in ((up, x), (trim, big)):
         assert torch.allclose(f(image.flip(2), list(size)), f(image, list(size)).flip(2))
@@ -106,8 +106,6 @@ def test_wrong_options_end_in_one_sentence(arguments, message):
         GMRUNet(2, 1, 3, (4, 6, 8), **arguments)
 
 
-def test_square_rings_are_of_two_and_three_dimensions():
-    with pytest.raises(ConfigurationError, match="'GMRSQUARE' has no layer of spatial_dims=1"):
-        GMRUNet(1, 1, 3, (4, 6), rings="hard_square")
+def test_square_rings_are_at_least_two():
     with pytest.raises(ConfigurationError, match="num_rings=1 is impossible"):
-        GMRSquareConv2d(1, 1, 3, num_rings=1)
+        GMRConv2d(1, 1, 3, rings="hard_square", num_rings=1)

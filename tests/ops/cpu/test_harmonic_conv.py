@@ -11,24 +11,22 @@ from hypothesis import strategies as st
 from monai_gmr import set_backend
 from monai_gmr.metrics import equivariance_error
 from monai_gmr.networks.layers import GMRHarmonicConv1d, GMRHarmonicConv2d, GMRHarmonicConv3d
-from monai_gmr.ops.cpu import backend as compiled_backend
-from monai_gmr.ops.cpu import harmonic_conv as compiled_harmonics
+from monai_gmr.ops.cpu import backend as cpu_backend
+from monai_gmr.ops.cpu import harmonic_conv as cpu_harmonic_conv
 from monai_gmr.ops.cpu.harmonic_kernels import AngularOrder, terms_of
 from monai_gmr.ops.cpu.tiles import Window
 from monai_gmr.ops.memory_format import has_channels_last, make_channels_last
 from monai_gmr.symmetry import kernel_shells, tap_harmonics
 
-pytestmark = pytest.mark.usefixtures("vectors")
+pytestmark = pytest.mark.usefixtures("processor")
 LAYERS = {1: GMRHarmonicConv1d, 2: GMRHarmonicConv2d, 3: GMRHarmonicConv3d}
 
 
 @pytest.fixture
 def calls(monkeypatch):
     """Shapes that the operation was called with."""
-    made, original = [], compiled_backend.compiled_harmonic_conv
-    monkeypatch.setattr(
-        compiled_backend, "compiled_harmonic_conv", lambda *a: (made.append(a[0].shape), original(*a))[1]
-    )
+    made, original = [], cpu_backend.cpp_harmonic_conv
+    monkeypatch.setattr(cpu_backend, "cpp_harmonic_conv", lambda **a: (made.append(a["x"].shape), original(**a))[1])
     set_backend("cpp")
     yield made
     set_backend("auto")
@@ -97,7 +95,7 @@ geometries = st.tuples(
 @settings(max_examples=60, deadline=None)
 @given(geometry=geometries, threads=st.integers(1, 3))
 def test_kernels_give_what_convolutions_in_float64_give(geometry, threads):
-    batch, axes, channels, (norms, products), components, live, parity, factor, seed = geometry
+    batch, axes, channels, (norms, products), components, num_shells, parity, factor, seed = geometry
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
     sizes, shape, dilation, wanted = ([axis[i] for axis in axes] for i in range(4))
@@ -107,19 +105,23 @@ def test_kernels_give_what_convolutions_in_float64_give(geometry, threads):
     assume(all(n + 2 * p > r for n, p, r in zip(sizes, padding, reach)))
     # shells and factors that are mirrored or not, and some that are zero
     count = torch.Size(shape).numel()
-    numbers = torch.randint(0, live + 1, (count,), generator=generator)
+    numbers = torch.randint(0, num_shells + 1, (count,), generator=generator)
     factors = draw(components, count) * (torch.rand(components, count, generator=generator) < 0.7)
     if parity != "neither":
         numbers = torch.minimum(numbers, numbers.flip(0))
         factors = factors + (factors if parity == "even" else -factors).flip(1)
-    window = Window(tuple(numbers.tolist()), tuple(shape), live, tuple(dilation))
-    x, weight, bias = draw(batch, channels, *sizes), draw(norms + products, channels, live), draw(norms + products)
+    window = Window(tuple(numbers.tolist()), tuple(shape), num_shells, tuple(dilation))
+    x, weight, bias = (
+        draw(batch, channels, *sizes),
+        draw(norms + products, channels, num_shells),
+        draw(norms + products),
+    )
     inputs = [each.double().requires_grad_() for each in (x, weight, bias)]
     sizes_of_orders = ([norms], [products], [components])
-    y = compiled_harmonics._dense(
+    y = cpu_harmonic_conv._dense(
         inputs[0],
         inputs[1][:0, :, :1],
-        inputs[1].new_zeros(1, live),
+        inputs[1].new_zeros(1, num_shells),
         inputs[1],
         numbers.reshape(shape),
         factors.double(),
@@ -165,21 +167,21 @@ def test_mirrored_taps_of_harmonics_are_added_first(window, order):
     shells = kernel_shells(window).tap_shell
     # as layers keep them
     rows = tap_harmonics(window, None, order).round(12)
-    live = int(shells.max()) + 1
+    num_shells = int(shells.max()) + 1
     terms = terms_of(
-        Window(tuple(shells.flatten().tolist()), window, live, (1,) * len(window)), tuple(map(tuple, rows))
+        Window(tuple(shells.flatten().tolist()), window, num_shells, (1,) * len(window)), tuple(map(tuple, rows))
     )
     counted = sum(bool(column.any()) for column in rows.T)
     assert terms.signs.tolist() == [(-1.0) ** order] * (counted // 2)
     # all taps, each once, with their factors
     spread = torch.zeros(len(rows), *([9] * 3))
-    for (a, b), sign, factors in zip(terms.places, terms.signs, terms.factors):
+    for (a, b), sign, factors in zip(terms.places, terms.signs, terms.angular):
         spread[(slice(None), *a)] += factors
         spread[(slice(None), *b)] += sign * factors
     assert (spread != 0).sum() == (rows != 0).sum()
     assert torch.allclose(spread.square().sum().double(), torch.as_tensor((rows**2).sum()).double())
     # entries are the factors that are not zero, by shell
-    assert len(terms.entries) == (terms.factors != 0).sum()
+    assert len(terms.entries) == (terms.angular != 0).sum()
     by_shell = [terms.shells[term] for term, _ in terms.entries]
     assert by_shell == sorted(by_shell)
     assert [by_shell.index(shell) for shell in range(len(terms.used))] == terms.first[:-1].tolist()

@@ -1,56 +1,107 @@
-"""The library of kernels is compiled once, says what it costs and why it is missing; sums over voxels are those of float64."""
+"""The library of kernels is the best that the processor runs, and is called as its header declares it."""
 
-import logging
+import ctypes
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
+from monai_gmr import set_backend
 from monai_gmr.ops.cpu import library as kernels
-from monai_gmr.ops.cpu.library import say_dense
 from monai_gmr.ops.memory_format import make_channels_last
-from monai_gmr.ops.once import Once
 
-needs_compiler = pytest.mark.skipif(kernels.kernel_failure() is not None, reason="no C++ compiler")
-
-
-def test_a_compiler_that_fails_is_said_why(monkeypatch, caplog):
-    def fail():
-        raise RuntimeError("no space\nleft on device")
-
-    monkeypatch.setattr(kernels, "load_kernels", fail)
-    monkeypatch.setattr(kernels, "kernel_failure", kernels.kernel_failure.__wrapped__)
-    say_dense.forget()
-    with caplog.at_level(logging.WARNING, "monai_gmr.ops.cpu.library"):
-        assert not kernels.has_kernels()
-        assert not kernels.has_kernels()
-    assert [record.message for record in caplog.records] == [
-        "backend 'cpp' is not used: its kernels cannot be compiled (no space left on device); 'dense' runs in its place."
-    ]
+CSRC = Path(kernels.__file__).parent / "csrc"
+needs_kernels = pytest.mark.skipif(kernels.load_kernels() is None, reason="no kernels were built")
 
 
-@needs_compiler
-def test_the_time_of_compiling_is_said_aloud(caplog):
-    with caplog.at_level(logging.WARNING, "monai_gmr.ops.cpu.library"):
-        kernels.load_kernels.__wrapped__()
-    (record,) = caplog.records
-    assert " s for its kernels, which torch.compile's cache keeps on disk." in record.message
+def test_the_header_declares_what_python_calls():
+    header = re.sub(r"//.*", "", (CSRC / "kernels.h").read_text())
+    structures = {name: getattr(kernels, name) for name in re.findall(r"struct (\w+) \{", header)}
+    assert len(structures) == 4
+    for name, structure in structures.items():
+        (body,) = re.findall(rf"struct {name} \{{(.*?)\}};", header, re.DOTALL)
+        assert set(re.findall(r"[\w:]+ (?=\w+[\[,;])", body)) == {"std::int64_t "}
+        fields = re.findall(r"(\w+)(\[3\])?[,;]", body)
+        assert [(each, ctypes.c_int64 * 3 if three else ctypes.c_int64) for each, three in fields] == list(
+            structure._fields_
+        )
+    types = {"const std::int64_t*": torch.int64, "const float*": torch.float32, "float*": torch.float32}
+    types |= {"double*": torch.float64, "float": ctypes.c_float}
+    types |= {f"const {name}*": ctypes.POINTER(structure) for name, structure in structures.items()}
+    declared = {
+        name: [types[argument.rsplit(" ", 1)[0].strip()] for argument in arguments.split(",")]
+        for name, arguments in re.findall(r"KERNEL (\w+)\(([^)]*)\)", header.split("#define", 1)[1])
+    }
+    called = {
+        name: [getattr(each, "dtype", each) for each in arguments] for name, arguments in kernels.ARGUMENTS.items()
+    }
+    assert called == declared
 
 
-@needs_compiler
+def test_each_library_is_built_of_all_sources_and_differs_in_its_vectors():
+    tomllib = pytest.importorskip("tomllib")  # of Python 3.11
+    settings = Path(__file__).parents[3] / "pyproject.toml"
+    modules = tomllib.loads(settings.read_text())["tool"]["setuptools"]["ext-modules"]
+    names = [f"monai_gmr.ops.cpu._kernels_{processor}" for processor in kernels.PROCESSORS.values()]
+    assert sorted(module["name"] for module in modules) == sorted(names)
+    for module in modules:
+        for key, ending in (("sources", "cpp"), ("depends", "h")):
+            assert module[key] == [f"monai_gmr/ops/cpu/csrc/{path.name}" for path in sorted(CSRC.glob(f"*.{ending}"))]
+        assert [flag for flag in module["extra-compile-args"] if not flag.startswith("-m")] == modules[0][
+            "extra-compile-args"
+        ]
+        assert module["optional"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "chosen"),
+    [
+        ("AVX512", ("generic", "avx2", "avx512"), "avx512"),
+        ("AVX512", ("generic", "avx2"), "avx2"),
+        ("AVX2", ("generic", "avx2", "avx512"), "avx2"),
+        ("DEFAULT", ("generic", "avx2", "avx512"), "generic"),
+        ("SVE256", ("generic",), "generic"),
+        ("SVE256", (), None),
+    ],
+)
+def test_the_best_library_that_the_processor_runs_is_taken(monkeypatch, capability, built, chosen):
+    def open_library(processor):
+        if processor not in built:
+            raise OSError("not built")
+        return processor
+
+    monkeypatch.setattr(kernels, "open_library", open_library)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert kernels.load_kernels.__wrapped__() == chosen
+
+
+@needs_kernels
+def test_an_array_of_another_type_is_refused():
+    sums = torch.zeros(1, 3, dtype=torch.float64)
+    with pytest.raises(
+        ctypes.ArgumentError, match=r"a tensor of torch\.int64 on cpu is not one of torch\.float32 on a CPU"
+    ):
+        kernels.call_kernel("sum_voxels", kernels.VoxelGeometry(1, 2, 3, 1), torch.zeros(2, 3, dtype=torch.int64), sums)
+
+
+@needs_kernels
 @pytest.mark.parametrize("shape", [(2, 3, 5, 6), (1, 17, 40, 30), (3, 2, 1, 7, 90), (2, 1, 4, 4)])
-def test_sums_over_voxels_are_those_of_float64(compiled, shape):
+def test_sums_over_voxels_are_those_of_float64(cpp, shape):
     x = make_channels_last(torch.randn(shape) + 3)
     expected = x.double().sum((0, *range(2, x.dim())))
-    assert kernels.runs_in_kernels(x)
+    assert kernels.supports(x)
     assert (kernels.sum_voxels(x) - expected).norm() <= 1e-6 * expected.norm()
 
 
-@needs_compiler
-def test_what_surrounds_convolutions_waits_for_them_on_auto(monkeypatch):
+@needs_kernels
+def test_the_kernels_compute_in_float32_and_on_images_with_channels_last():
     x = make_channels_last(torch.zeros(1, 2, 3, 3))
-    monkeypatch.setattr(kernels, "load_kernels", Once(kernels.load_kernels.__wrapped__))
-    assert not kernels.runs_in_kernels(x)
-    kernels.load_kernels()
-    assert kernels.runs_in_kernels(x)
-    assert not kernels.runs_in_kernels(x.contiguous())
-    assert not kernels.runs_in_kernels(x.double())
+    assert kernels.supports(x)
+    assert not kernels.supports(x.contiguous())
+    assert not kernels.supports(x.double())
+    with torch.autocast("cpu"):
+        assert not kernels.supports(x)
+    set_backend("dense")
+    assert not kernels.supports(x)
+    set_backend("auto")

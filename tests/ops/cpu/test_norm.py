@@ -11,14 +11,14 @@ from monai_gmr.networks.nets import GMRUNet
 from monai_gmr.ops.cpu.norm import instance_norm
 from monai_gmr.ops.memory_format import has_channels_last, make_channels_last
 
-pytestmark = pytest.mark.usefixtures("vectors")
+pytestmark = pytest.mark.usefixtures("processor")
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5, 6), (1, 17, 4, 3, 5), (3, 2, 1, 7), (2, 16, 21, 19)])
 @pytest.mark.parametrize("offset", [0.0, 30.0])
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("slope", [1.0, 0.1, 0.0])
-def test_forward_and_gradients(compiled, shape, offset, affine, slope):
+def test_forward_and_gradients(cpp, shape, offset, affine, slope):
     x = (torch.randn(shape, dtype=torch.float64) + offset).float().double().requires_grad_()
     numbers = [torch.randn(shape[1], dtype=torch.float64).float().double() for _ in range(2)] if affine else []
     inputs = [x, *(each.requires_grad_() for each in numbers)]
@@ -34,14 +34,14 @@ def test_forward_and_gradients(compiled, shape, offset, affine, slope):
         assert (a - b).norm() <= 1e-5 * b.norm()
 
 
-def test_statistics_of_many_voxels_are_exact_to_single_precision(compiled):
+def test_statistics_of_many_voxels_are_exact_to_single_precision(cpp):
     x = make_channels_last(torch.randn(1, 2, 96, 96, 96) + 3)
     expected = F.instance_norm(x.double(), eps=1e-5)
     assert (instance_norm(x, None, None, 1e-5) - expected).abs().max() <= 2e-6
 
 
 @pytest.mark.parametrize("slope", [1.0, 0.1])
-def test_gradients_can_be_differentiated(compiled, slope):
+def test_gradients_can_be_differentiated(cpp, slope):
     x = make_channels_last(torch.randn(2, 3, 4, 5)).requires_grad_()
     weight, bias = torch.randn(3, requires_grad=True), torch.randn(3, requires_grad=True)
 
@@ -55,7 +55,7 @@ def test_gradients_can_be_differentiated(compiled, slope):
 
 
 @pytest.mark.parametrize("kind", ["channels first", "dense", "float64"])
-def test_all_else_is_the_framework_s(compiled, kind):
+def test_all_else_is_the_framework_s(cpp, kind):
     x = torch.randn(2, 3, 4, 5)
     if kind != "channels first":
         x = make_channels_last(x)
@@ -86,7 +86,7 @@ def test_the_layer_is_the_framework_s(ours, theirs, size, track):
         assert track or torch.allclose(scripted(x), expected, atol=1e-6)
 
 
-def test_a_net_computes_channels_last_and_stays_equivariant(compiled):
+def test_a_net_computes_channels_last_and_stays_equivariant(cpp):
     net, x = GMRUNet(3, 1, 2, features=(4, 4)), torch.randn(2, 1, 9, 8, 6)
     formats = []
     norms = [each for each in net.modules() if isinstance(each, GMRInstanceNorm2d | GMRInstanceNorm3d)]
@@ -124,7 +124,7 @@ def test_a_dense_convolution_keeps_channels_last(make, channels):
 
 
 @pytest.mark.parametrize("arguments", [{"conv": "plain"}, {"norm": "batch"}])
-def test_nets_that_gain_nothing_or_would_be_inexact_stay_channels_first(compiled, arguments):
+def test_nets_that_gain_nothing_or_would_be_inexact_stay_channels_first(cpp, arguments):
     net, formats = GMRUNet(2, 1, 2, features=(4, 6), **arguments), []
     net.stem.register_forward_hook(lambda module, inputs, output: formats.append(has_channels_last(output)))
     net(torch.randn(1, 1, 8, 8))

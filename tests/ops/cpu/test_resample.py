@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monai_gmr.ops.cpu.resample import band_of, compiled_resample
+from monai_gmr.ops.cpu.resample import band_of, cpp_resample
 from monai_gmr.ops.resample import linear_matrix, lowpass_matrix, window_matrix
 
-pytestmark = pytest.mark.usefixtures("vectors")
+pytestmark = pytest.mark.usefixtures("processor")
 
 
 @settings(max_examples=60, deadline=None)
@@ -34,7 +34,7 @@ def test_forward_and_gradient(before, after, kind):
         "dense": torch.randn(4, 13),
     }[kind]
     x = torch.randn(before, 13, after, requires_grad=True)
-    found, expected = compiled_resample(x, matrix), torch.matmul(matrix.double(), x.double())
+    found, expected = cpp_resample(x, matrix), torch.matmul(matrix.double(), x.double())
     seed = torch.randn_like(found)
     gradients = torch.autograd.grad(found, x, seed)[0], torch.matmul(matrix.T.double(), seed.double())
     for a, b in ((found, expected), gradients):
@@ -43,7 +43,7 @@ def test_forward_and_gradient(before, after, kind):
 
 def test_gradients_can_be_differentiated():
     x, matrix = torch.randn(2, 5, 3, requires_grad=True), linear_matrix(5, 9, 2, torch.zeros(1))
-    (own,) = torch.autograd.grad(compiled_resample(x, matrix).pow(3).sum(), x, create_graph=True)
+    (own,) = torch.autograd.grad(cpp_resample(x, matrix).pow(3).sum(), x, create_graph=True)
     (found,) = torch.autograd.grad(own.square().sum(), x)
     (own,) = torch.autograd.grad(torch.matmul(matrix, x).pow(3).sum(), x, create_graph=True)
     (expected,) = torch.autograd.grad(own.square().sum(), x)

@@ -1,31 +1,32 @@
 """Backend "cpp" gives what the dense kernel gives in float64, forward and backward, or says why it does not run."""
 
 import logging
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
 
 from monai_gmr import set_backend
 from monai_gmr.networks.layers import GMRConv2d, GMRConv3d, GMRConvTranspose2d, GMRHarmonicConv2d
-from monai_gmr.ops.backend import PATIENCE_VARIABLE
-from monai_gmr.ops.cpu import backend as compiled_backend
+from monai_gmr.ops import backend as backends
+from monai_gmr.ops import dense
+from monai_gmr.ops.cpu import backend as cpu_backend
 from monai_gmr.ops.cpu import library as kernels
-from monai_gmr.ops.cpu import ring_conv as compiled_conv
-from monai_gmr.ops.cpu import tiles as parts
-from monai_gmr.ops.cpu.ring_conv import compiled_ring_conv
-from monai_gmr.ops.ring_conv import dense_ring_conv, ring_conv_transpose
+from monai_gmr.ops.cpu import ring_conv as cpu_ring_conv
+from monai_gmr.ops.cpu import tiles
+from monai_gmr.ops.cpu.ring_conv import cpp_ring_conv
+from monai_gmr.ops.ring_conv import dense_ring_conv, ring_conv, ring_conv_transpose
 from monai_gmr.symmetry import kernel_shells
 
-pytestmark = pytest.mark.skipif(kernels.kernel_failure() is not None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(kernels.load_kernels() is None, reason="no kernels were built")
 
 
-def problem(window, channels, live, size, batch, groups=1):
+def problem(window, channels, num_shells, size, batch, groups=1):
     shells = torch.as_tensor(kernel_shells(window).tap_shell)
     x = torch.randn(batch, channels[0], *size, dtype=torch.float64)
     weight = torch.randn(channels[1], channels[0] // groups, 2, dtype=torch.float64)
     basis = torch.randn(2, int(shells.max()) + 1, dtype=torch.float64)
-    basis[:, live:] = 0
+    basis[:, num_shells:] = 0
     return [x, weight, basis, shells]
 
 
@@ -44,13 +45,13 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("window", "channels", "live", "size", "batch", "padding", "dilation", "groups"), CASES)
-@pytest.mark.parametrize(("part", "memory_format"), [(2**23, "contiguous"), (1, "channels last")])
+@pytest.mark.parametrize(("window", "channels", "num_shells", "size", "batch", "padding", "dilation", "groups"), CASES)
+@pytest.mark.parametrize(("tile", "memory_format"), [(2**23, "contiguous"), (1, "channels last")])
 def test_forward_and_gradients(
-    monkeypatch, window, channels, live, size, batch, padding, dilation, groups, part, memory_format
+    monkeypatch, window, channels, num_shells, size, batch, padding, dilation, groups, tile, memory_format
 ):
-    monkeypatch.setattr(parts, "BYTES_OF_A_PART", part * 300)
-    x, weight, basis, shells = problem(window, channels, live, size, batch, groups)
+    monkeypatch.setattr(tiles, "BYTES_OF_A_TILE", tile * 300)
+    x, weight, basis, shells = problem(window, channels, num_shells, size, batch, groups)
     dims = len(window)
     inputs = [t.requires_grad_() for t in (x, weight, basis)]
     geometry = ([padding] * dims, [dilation] * dims, groups)
@@ -59,16 +60,16 @@ def test_forward_and_gradients(
     expected = dense_ring_conv(x, weight, basis, shells, bias, [1] * dims, *geometry)
     seed = torch.randn_like(expected)
     expected_gradients = list(torch.autograd.grad(expected, inputs, seed))
-    expected_gradients[2] = expected_gradients[2][:, :live]
-    single = [t.detach().float() for t in (x, weight, basis[:, :live], bias)]
+    expected_gradients[2] = expected_gradients[2][:, :num_shells]
+    single = [t.detach().float() for t in (x, weight, basis[:, :num_shells], bias)]
     if memory_format == "channels last":
         single[0] = single[0].movedim(1, -1).contiguous().movedim(-1, 1)
     single = [t.requires_grad_() for t in single]
-    found = compiled_ring_conv(*single[:3], shells, single[3], *geometry)
+    found = cpp_ring_conv(*single[:3], shells, single[3], *geometry)
     gradients = torch.autograd.grad(found, single, seed.float())
     # where the input needs no gradient, a first layer, sums may be over the input
     first = torch.autograd.grad(
-        compiled_ring_conv(single[0].detach(), *single[1:3], shells, None, *geometry), single[1:3], seed.float()
+        cpp_ring_conv(single[0].detach(), *single[1:3], shells, None, *geometry), single[1:3], seed.float()
     )
     for a, b in zip((found, *gradients, *first), (expected, *expected_gradients, *expected_gradients[1:3])):
         assert a.shape == b.shape
@@ -82,12 +83,12 @@ def test_the_operation_says_of_itself_what_it_does(groups, memory_format):
     x, weight, basis, bias = (each.float().requires_grad_() for each in floats)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     arguments = (x, weight, basis, shells, bias, [1, 1], [1, 1], groups)
-    found = torch.library.opcheck(compiled_ring_conv, arguments, test_utils=tests)
+    found = torch.library.opcheck(cpp_ring_conv, arguments, test_utils=tests)
     assert set(found.values()) == {"SUCCESS"}
 
 
 @pytest.mark.parametrize("make", [GMRConv2d, partial(GMRConv2d, groups=3), GMRHarmonicConv2d])
-def test_gradients_can_be_differentiated(compiled, make):
+def test_gradients_can_be_differentiated(cpp, make):
     layer, x = make(3, 6, 3, padding=1), torch.randn(2, 3, 7, 6, requires_grad=True)
 
     def penalty():
@@ -101,7 +102,7 @@ def test_gradients_can_be_differentiated(compiled, make):
         assert (a - b).norm() <= 1e-4 * b.norm()
 
 
-def test_transforms_of_functions_take_the_dense_kernel(compiled):
+def test_transforms_of_functions_take_the_dense_kernel(cpp):
     layer, x = GMRHarmonicConv2d(3, 6, 3, padding=1), torch.randn(4, 2, 3, 7, 6)
     assert torch.allclose(torch.func.vmap(layer)(x), torch.stack([layer(each) for each in x]), atol=1e-5)
     jacobian = torch.func.jacrev(lambda x: layer(x).sum((2, 3)))(x[0])
@@ -113,11 +114,11 @@ def test_transforms_of_functions_take_the_dense_kernel(compiled):
     [(3, "gaussian", 1), (4, "gaussian", 1), (3, "indexed", 1), (3, "hard", 1), (3, "gaussian", 4), (5, "hard", 2)],
 )
 @pytest.mark.filterwarnings("ignore::monai_gmr.utils.SymmetryWarning")
-def test_layers_give_what_dense_gives(compiled, monkeypatch, rings, kernel_size, groups):
+def test_layers_give_what_dense_gives(cpp, monkeypatch, rings, kernel_size, groups):
     used = {"ring_products": 0, "ring_gradients": 0}
     for name in used:
-        kernel = getattr(compiled_conv, name)
-        monkeypatch.setattr(compiled_conv, name, lambda *a, n=name, k=kernel: (used.update({n: used[n] + 1}), k(*a)))
+        kernel = getattr(cpu_ring_conv, name)
+        monkeypatch.setattr(cpu_ring_conv, name, lambda *a, n=name, k=kernel: (used.update({n: used[n] + 1}), k(*a)))
     layer = GMRConv3d(4, 8, kernel_size, padding="same", rings=rings, groups=groups)
     x = torch.randn(2, 4, 6, 7, 8)
     found = [*torch.autograd.grad(layer(x).square().sum(), list(layer.parameters())), layer(x[0])]
@@ -128,7 +129,7 @@ def test_layers_give_what_dense_gives(compiled, monkeypatch, rings, kernel_size,
         assert (a - b).norm() <= 1e-5 * b.norm()
 
 
-def test_only_what_the_backward_pass_needs_is_saved(compiled):
+def test_only_what_the_backward_pass_needs_is_saved(cpp):
     layer, x = GMRConv2d(8, 8, 5, padding=2, bias=False), torch.randn(1, 8, 20, 20, requires_grad=True)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
@@ -147,9 +148,9 @@ def test_only_what_the_backward_pass_needs_is_saved(compiled):
     ],
 )
 @pytest.mark.filterwarnings("ignore::monai_gmr.utils.SymmetryWarning")
-def test_what_has_no_kernel_is_left_to_dense(compiled, monkeypatch, make, dtype):
-    monkeypatch.setattr(compiled_backend, "compiled_ring_conv", None)
-    monkeypatch.setattr(compiled_backend, "compiled_harmonic_conv", None)
+def test_what_has_no_kernel_is_left_to_dense(cpp, monkeypatch, make, dtype):
+    monkeypatch.setattr(cpu_backend, "cpp_ring_conv", None)
+    monkeypatch.setattr(cpu_backend, "cpp_harmonic_conv", None)
     layer = make().to(dtype)
     x = torch.randn(1, 4, 9, 9, dtype=dtype)
     found = layer(x)
@@ -159,7 +160,7 @@ def test_what_has_no_kernel_is_left_to_dense(compiled, monkeypatch, make, dtype)
 
 @pytest.mark.parametrize("stride", [(2, 2), (3, 1), (2, 1, 2)])
 @pytest.mark.parametrize(("memory_format", "groups"), [("contiguous", 1), ("channels last", 1), ("contiguous", 2)])
-def test_strides_keep_some_of_the_voxels(compiled, monkeypatch, stride, memory_format, groups):
+def test_strides_keep_some_of_the_voxels(cpp, monkeypatch, stride, memory_format, groups):
     window = (5, 3, 3)[: len(stride)]
     x, weight, basis, shells = problem(window, (4, 6), 3, (9, 8, 7)[: len(stride)], 2, groups)
     inputs = [t.requires_grad_() for t in (x, weight, basis)]
@@ -172,8 +173,8 @@ def test_strides_keep_some_of_the_voxels(compiled, monkeypatch, stride, memory_f
         single[0] = single[0].movedim(1, -1).contiguous().movedim(-1, 1)
     single = [t.requires_grad_() for t in single]
     strides = dense_ring_conv(*single, shells, *geometry).stride()
-    monkeypatch.setattr(compiled_backend, "dense_ring_conv", None)
-    found = compiled_backend.compiled_backend(*single, shells, *geometry)
+    monkeypatch.setattr(dense, "dense_ring_conv", None)
+    found = ring_conv(*single, shells, *geometry)
     assert found.stride() == strides
     # what is left out is given back
     assert found.untyped_storage().nbytes() == 4 * found.numel()
@@ -188,7 +189,7 @@ def test_strides_keep_some_of_the_voxels(compiled, monkeypatch, stride, memory_f
 )
 @pytest.mark.parametrize(("memory_format", "groups"), [("contiguous", 1), ("channels last", 1), ("contiguous", 2)])
 def test_transposed_convolutions_are_those_of_zeros_in_between(
-    compiled, monkeypatch, stride, padding, output_padding, dilation, memory_format, groups
+    cpp, monkeypatch, stride, padding, output_padding, dilation, memory_format, groups
 ):
     window = (5, 3, 3)[: len(stride)]
     x, _, basis, shells = problem(window, (4, 6), 3, (4, 5, 3)[: len(stride)], 2)
@@ -206,8 +207,8 @@ def test_transposed_convolutions_are_those_of_zeros_in_between(
     single = [t.requires_grad_() for t in single]
     calls = []
     set_backend("cpp")
-    function = compiled_backend.compiled_ring_conv
-    monkeypatch.setattr(compiled_backend, "compiled_ring_conv", lambda *use: calls.append(use) or function(*use))
+    function = cpu_backend.cpp_ring_conv
+    monkeypatch.setattr(cpu_backend, "cpp_ring_conv", lambda *a, **use: calls.append(use) or function(*a, **use))
     found = ring_conv_transpose(*single, shells, bias.float(), *geometry)
     assert len(calls) == 1
     for a, b in zip((found, *torch.autograd.grad(found, single, seed.float())), (expected, *expected_gradients)):
@@ -217,9 +218,8 @@ def test_transposed_convolutions_are_those_of_zeros_in_between(
     assert torch.allclose(without_batch, found[0], atol=1e-5)
 
 
-def test_a_transposed_layer_is_left_to_dense_where_it_does_not_pay(compiled, monkeypatch):
-    monkeypatch.setattr(compiled_backend, "compiled_ring_conv", None)
-    monkeypatch.setenv(PATIENCE_VARIABLE, "0")
+def test_a_transposed_layer_is_left_to_dense_where_it_does_not_pay(cpp, monkeypatch):
+    monkeypatch.setattr(cpu_backend, "cpp_ring_conv", None)
     layer, x = GMRConvTranspose2d(4, 4, 4, stride=2, padding=1), torch.randn(1, 4, 5, 6)
     with pytest.raises(TypeError, match="not callable"):
         layer(x)
@@ -230,27 +230,29 @@ def test_a_transposed_layer_is_left_to_dense_where_it_does_not_pay(compiled, mon
 
 
 @pytest.mark.parametrize("make", [GMRConv2d, GMRHarmonicConv2d])
-def test_an_image_smaller_than_the_window_is_the_framework_s_error(compiled, make):
+def test_an_image_smaller_than_the_window_is_the_framework_s_error(cpp, make):
     with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
         make(2, 3, 5)(torch.randn(1, 2, 4, 9))
 
 
 @pytest.mark.parametrize("make", [GMRConv2d, GMRHarmonicConv2d])
-def test_without_a_compiler_dense_runs_and_says_so_once(compiled, monkeypatch, caplog, make):
-    monkeypatch.setattr(kernels, "kernel_failure", lambda: "there is no C++ compiler")
-    kernels.say_dense.forget()
+def test_without_kernels_dense_runs_and_says_so_once(cpp, monkeypatch, caplog, make):
+    monkeypatch.setattr(backends, "_logged", {})
+    monkeypatch.setattr(kernels, "PROCESSORS", {"DEFAULT": "missing"})
+    monkeypatch.setattr(kernels, "load_kernels", cache(kernels.load_kernels.__wrapped__))
     layer, x = make(2, 3, 3), torch.randn(1, 2, 9, 9)
-    with caplog.at_level(logging.WARNING, "monai_gmr.ops.cpu.library"):
+    with caplog.at_level(logging.WARNING, "monai_gmr.ops.backend"):
         found = [layer(x), layer(x)]
     assert [record.message for record in caplog.records] == [
-        "backend 'cpp' is not used: there is no C++ compiler; 'dense' runs in its place."
+        "backend 'cpp' is not used: its kernels were not built (install monai_gmr where there is a C++ compiler); "
+        "'dense' runs in its place."
     ]
     set_backend("dense")
     assert torch.equal(*found)
     assert torch.equal(found[1], layer(x))
 
 
-def test_compiled_and_exported_networks_take_the_dense_kernel(compiled):
+def test_compiled_and_exported_networks_take_the_dense_kernel(cpp):
     layer, x = GMRConv2d(2, 3, 3), torch.randn(1, 2, 9, 9)
     program = torch.export.export(layer, (x,))
     assert not any("cpp" in str(node.target) for node in program.graph.nodes)

@@ -15,14 +15,14 @@ from monai_gmr.ops.cpu.ring_kernels import choose_sums, line_sums, pad_columns, 
 from monai_gmr.ops.cpu.tiles import Window
 from monai_gmr.symmetry import kernel_shells
 
-pytestmark = pytest.mark.usefixtures("vectors")
+pytestmark = pytest.mark.usefixtures("processor")
 
 
 def sums_of_shells(image, window, sizes):
     """``(batch, *sizes, shells, channels)`` in float64, tap by tap."""
-    found = torch.zeros(image.shape[0], *sizes, window.live, image.shape[-1], dtype=torch.float64)
+    found = torch.zeros(image.shape[0], *sizes, window.num_shells, image.shape[-1], dtype=torch.float64)
     for shell, place in zip(window.shells, itertools.product(*map(range, window.shape))):
-        if shell < window.live:
+        if shell < window.num_shells:
             region = tuple(slice(p * d, p * d + n) for p, d, n in zip(place, window.dilation, sizes))
             found[..., shell, :] += image[(slice(None), *region)].double()
     return found
@@ -45,17 +45,17 @@ geometries = st.tuples(
 @settings(max_examples=60, deadline=None)
 @given(geometry=geometries, threads=st.integers(1, 3), way=st.sampled_from([tap_sums, line_sums]))
 def test_kernels_give_what_sums_in_float64_give(geometry, threads, way):
-    batch, axes, groups, channels, others, live, rings, factor, different, seed = geometry
+    batch, axes, groups, channels, others, num_shells, rings, factor, different, seed = geometry
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
     sizes, shape, dilation = ([axis[i] for axis in axes] for i in range(3))
     sizes[-1] *= factor
     # the window may have shells that do not count and shells without taps
-    lines = torch.randint(0, live + 1, (different, shape[-1]), generator=generator)
+    lines = torch.randint(0, num_shells + 1, (different, shape[-1]), generator=generator)
     of_lines = torch.randint(0, different, (math.prod(shape[:-1]),), generator=generator)
-    window = Window(tuple(lines[of_lines].flatten().tolist()), tuple(shape), live, tuple(dilation))
+    window = Window(tuple(lines[of_lines].flatten().tolist()), tuple(shape), num_shells, tuple(dilation))
     image = draw(batch, *(n + reach for n, reach in zip(sizes, window.reach())), groups * channels)
-    basis, weight, bias = draw(rings, live), draw(groups, rings, channels, others), draw(groups, others)
+    basis, weight, bias = draw(rings, num_shells), draw(groups, rings, channels, others), draw(groups, others)
     shells = sums_of_shells(image, window, sizes)
     mixed = torch.einsum("rs,...sc->...rc", basis.double(), shells)
     blocks = mixed.unflatten(-1, (groups, channels))
@@ -73,7 +73,7 @@ def test_kernels_give_what_sums_in_float64_give(geometry, threads, way):
         other, own = draw(batch, *sizes, every), torch.empty(batch, *sizes, every)
         transposed = pad_columns(weight.permute(0, 3, 1, 2)).flatten(2)
         products = torch.zeros(threads, *matrices.shape)
-        inner = torch.zeros(threads, live, rings, dtype=torch.float64)
+        inner = torch.zeros(threads, num_shells, rings, dtype=torch.float64)
         ring_gradients(image, window, basis, other, matrices, transposed, (own, products, inner))
         assert (own - expected).norm() <= 1e-5 * expected.norm() + 1e-12
         met = other.double().unflatten(-1, (groups, others))
@@ -124,7 +124,7 @@ def test_sums_of_lines_have_every_tap_once(shape, dilation):
 )
 def test_lines_are_added_first_where_that_saves_additions(shape, length, by_lines):
     layer = {2: GMRConv2d, 3: GMRConv3d}[len(shape)](1, 1, shape)
-    window = Window.of(layer.shells, layer.live_shells, [1] * len(shape))
+    window = Window.of(layer.shells, layer.num_shells, [1] * len(shape))
     sums = choose_sums(window, length)
     assert sums is (line_sums if by_lines else tap_sums)(window)
 

@@ -1,4 +1,4 @@
-"""Parts cover an image, each row once, and see what padding the whole image gives."""
+"""Tiles cover an image, each row once, and see what padding the whole image gives."""
 
 import math
 
@@ -8,15 +8,15 @@ import torch.nn.functional as F
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from monai_gmr.ops.cpu import tiles as parts
-from monai_gmr.ops.cpu.tiles import part_of, slices_of
+from monai_gmr.ops.cpu import tiles
+from monai_gmr.ops.cpu.tiles import slices_of, tile_of
 
 
 @pytest.mark.parametrize("batch", [1, 5, 8])
 @pytest.mark.parametrize("sizes", [(47,), (47, 13), (5, 6, 7)])
 @pytest.mark.parametrize("floats", [1, 2**14, 2**22])
-def test_parts_cover_every_row_once(batch, sizes, floats):
-    samples, rows = part_of(batch, sizes, floats)
+def test_tiles_cover_every_row_once(batch, sizes, floats):
+    samples, rows = tile_of(batch, sizes, floats)
     counts = torch.zeros(batch, sizes[0])
     for b, new_b in slices_of(batch, samples):
         for r, new_r in slices_of(sizes[0], rows):
@@ -26,13 +26,13 @@ def test_parts_cover_every_row_once(batch, sizes, floats):
 
 @pytest.mark.parametrize("floats", [1, 2**16, 2**21])
 @pytest.mark.parametrize("margins", [[0, 0], [1, 2], [-1, 3], [5, 0], [4, -2]])
-def test_parts_see_the_padded_image(floats, margins):
-    x, window = torch.randn(3, 7, 9, 2), parts.Window((0,) * 9, (3, 3), 1, (1, 1))
-    found = parts.Parts(x, margins, window, floats)
+def test_tiles_see_the_padded_image(floats, margins):
+    x, window = torch.randn(3, 7, 9, 2), tiles.Window((0,) * 9, (3, 3), 1, (1, 1))
+    found = tiles.Tiles(x, margins, window, floats)
     padded = F.pad(x, [0, 0, margins[1], margins[1], margins[0], margins[0]])
-    for part in found:
-        expected = padded[part.samples, part.rows.start : part.rows.stop + 2]
-        assert torch.equal(found.seen(part), expected)
+    for tile in found:
+        expected = padded[tile.samples, tile.rows.start : tile.rows.stop + 2]
+        assert torch.equal(found.input_of(tile), expected)
 
 
 @given(
@@ -42,20 +42,20 @@ def test_parts_see_the_padded_image(floats, margins):
     taps=st.sampled_from([1, 3, 5]),
     capacity=st.integers(1, 4000),
 )
-def test_parts_see_what_padding_at_once_gives(batch, sizes, margin, taps, capacity):
+def test_tiles_see_what_padding_at_once_gives(batch, sizes, margin, taps, capacity):
     dims = len(sizes)
     assume(all(n + 2 * margin >= taps for n in sizes))
-    window = parts.Window((0,) * taps**dims, (taps,) * dims, 1, (1,) * dims)
+    window = tiles.Window((0,) * taps**dims, (taps,) * dims, 1, (1,) * dims)
     x = torch.arange(1.0, 2 * batch * math.prod(sizes) + 1).reshape(batch, *sizes, 2)
     padded = F.pad(x, [0, 0, *([margin] * 2 * dims)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts, "BYTES_OF_A_PART", capacity)
-        found = parts.Parts(x, [margin] * dims, window, floats=3)
+        patch.setattr(tiles, "BYTES_OF_A_TILE", capacity)
+        found = tiles.Tiles(x, [margin] * dims, window, floats=3)
         covered = torch.zeros(batch, found.sizes[0])
-        for part in found:
-            seen = found.seen(part)
-            rows = slice(part.rows.start, part.rows.stop + taps - 1)
-            assert torch.equal(seen, padded[part.samples, rows])
+        for tile in found:
+            seen = found.input_of(tile)
+            rows = slice(tile.rows.start, tile.rows.stop + taps - 1)
+            assert torch.equal(seen, padded[tile.samples, rows])
             assert seen.is_contiguous()
-            covered[part.samples, part.rows][part.fresh] += 1
+            covered[tile.samples, tile.rows][tile.new] += 1
     assert (covered == 1).all()

@@ -9,26 +9,28 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from monai_gmr.ops.ring_conv import dense_ring_conv
+from monai_gmr.ops.triton import launch
 from monai_gmr.ops.triton import ring_conv as triton_conv
-from monai_gmr.ops.triton import shell_conv
-from monai_gmr.ops.triton.ring_conv import Rings, Slab, SumBlocks, make_slabs, ring_sums, ring_table, triton_ring_conv
+from monai_gmr.ops.triton.launch import SumBlocks
+from monai_gmr.ops.triton.ring_conv import Rings, Slab, make_slabs, ring_sums, triton_ring_conv
+from monai_gmr.ops.triton.tables import ring_table
 from monai_gmr.symmetry import kernel_shells
 
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def problem(window, channels, rings, live, size, batch, dtype=torch.float64):
+def problem(window, channels, rings, num_shells, size, batch, dtype=torch.float64):
     shells = torch.as_tensor(kernel_shells(window).tap_shell)
     x = torch.randn(batch, channels[0], *size, dtype=torch.float64).to(dtype).double()
     weight = torch.randn(channels[1], channels[0], rings, dtype=torch.float64).to(dtype).double()
     basis = torch.randn(rings, int(shells.max()) + 1, dtype=torch.float64)
-    basis[:, live:] = 0
+    basis[:, num_shells:] = 0
     bias = torch.randn(channels[1], dtype=torch.float64).to(dtype).double()
     return [x, weight, basis, bias], shells
 
 
-def relative_errors(inputs, shells, live, padding, dilation, dtype=torch.float32, memory_format="contiguous"):
+def relative_errors(inputs, shells, num_shells, padding, dilation, dtype=torch.float32, memory_format="contiguous"):
     """Of the output and of the gradients of input, weight, basis and bias."""
     dims = shells.dim()
     wide = [t.clone().requires_grad_() for t in inputs]
@@ -37,7 +39,7 @@ def relative_errors(inputs, shells, live, padding, dilation, dtype=torch.float32
     seed = torch.randn_like(expected).to(dtype).double()
     gradients = torch.autograd.grad(expected, wide, seed)
     x, weight, basis, bias = (t.to(DEVICE) for t in inputs)
-    x, weight, basis, bias = x.to(dtype), weight.to(dtype), basis[:, :live].float(), bias.to(dtype)
+    x, weight, basis, bias = x.to(dtype), weight.to(dtype), basis[:, :num_shells].float(), bias.to(dtype)
     if memory_format == "channels last":
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)
     narrow = [t.requires_grad_() for t in (x, weight, basis, bias)]
@@ -48,7 +50,7 @@ def relative_errors(inputs, shells, live, padding, dilation, dtype=torch.float32
         assert found.stride()[1] == (1 if memory_format == "channels last" else math.prod(found.shape[2:]))
     got = torch.autograd.grad(found, narrow, seed.to(DEVICE, dtype))
     pairs = [(found, expected), *zip(got, gradients)]
-    pairs[3] = (got[2], gradients[2][:, :live])
+    pairs[3] = (got[2], gradients[2][:, :num_shells])
     assert all(a.shape == b.shape for a, b in pairs)
     return [float((a.detach().double().cpu() - b.detach()).norm() / b.detach().norm()) for a, b in pairs]
 
@@ -65,16 +67,16 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("window", "channels", "rings", "live", "size", "batch", "padding", "dilation"), CASES)
+@pytest.mark.parametrize(("window", "channels", "rings", "num_shells", "size", "batch", "padding", "dilation"), CASES)
 @pytest.mark.parametrize("memory_format", ["contiguous", "channels last"])
 def test_forward_and_gradients(
-    monkeypatch, window, channels, rings, live, size, batch, padding, dilation, memory_format
+    monkeypatch, window, channels, rings, num_shells, size, batch, padding, dilation, memory_format
 ):
     # several slabs, and columns in several pieces
     monkeypatch.setattr(triton_conv, "LEAST_SLAB", 64)
     monkeypatch.setattr(triton_conv, "column_length", lambda lines, *_: max(1, lines // 2))
-    inputs, shells = problem(window, channels, rings, live, size, batch)
-    assert max(relative_errors(inputs, shells, live, padding, dilation, memory_format=memory_format)) <= 1e-5
+    inputs, shells = problem(window, channels, rings, num_shells, size, batch)
+    assert max(relative_errors(inputs, shells, num_shells, padding, dilation, memory_format=memory_format)) <= 1e-5
 
 
 geometries = st.tuples(
@@ -84,7 +86,7 @@ geometries = st.tuples(
     ),
     st.tuples(st.sampled_from([1, 3, 16, 17]), st.integers(1, 5)),  # channels
     st.integers(1, 3),  # rings
-    st.integers(1, 4),  # live shells
+    st.integers(1, 4),  # num_shells shells
     st.integers(1, 2),  # batch
     st.sampled_from(["contiguous", "channels last"]),
 )
@@ -94,13 +96,13 @@ geometries = st.tuples(
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(geometry=geometries)
 def test_random_geometries(geometry):
-    axes, channels, rings, live, batch, memory_format = geometry
+    axes, channels, rings, num_shells, batch, memory_format = geometry
     size, window, padding, dilation = ([axis[i] for axis in axes] for i in range(4))
     assume(all(n + 2 * p > d * (k - 1) for n, k, p, d in axes))
     torch.manual_seed(0)
-    inputs, shells = problem(tuple(window), channels, rings, live, tuple(size), batch)
-    live = min(live, int(shells.max()) + 1)
-    assert max(relative_errors(inputs, shells, live, padding, dilation, memory_format=memory_format)) <= 1e-5
+    inputs, shells = problem(tuple(window), channels, rings, num_shells, tuple(size), batch)
+    num_shells = min(num_shells, int(shells.max()) + 1)
+    assert max(relative_errors(inputs, shells, num_shells, padding, dilation, memory_format=memory_format)) <= 1e-5
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
@@ -152,9 +154,9 @@ def test_gradients_of_gradients_are_those_of_the_dense_operation():
 def test_places_that_32_bits_do_not_count(far_apart, axis, length):
     x = torch.randn(2, 6, 2, 3, 8).half().to(DEVICE)
     shells = kernel_shells((length, 1, 1)).tap_shell
-    live = int(shells.max()) + 1
-    table = ring_table(shells, live, (length // 2, 0, 0), (1, 1, 1))
-    rings = Rings(table, torch.randn(live, 2).to(DEVICE), (6, 2, 3))
+    num_shells = int(shells.max()) + 1
+    table = ring_table(shells, num_shells, (length // 2, 0, 0), (1, 1, 1))
+    rings = Rings(table, torch.randn(num_shells, 2).to(DEVICE), (6, 2, 3))
     found = [torch.empty(2 * 6 * 2 * 3, 2 * 8, dtype=x.dtype, device=DEVICE) for _ in range(2)]
     for image, result in zip((x, far_apart(x, axis)), found):
         ring_sums(image, rings, Slab(0, 2, 0, 6), result)
@@ -172,20 +174,20 @@ def test_the_operation_says_of_itself_what_it_does(memory_format):
     assert set(found.values()) == {"SUCCESS"}
 
 
-@pytest.mark.parametrize(("window", "live"), [((3, 3, 3), 4), ((5, 3, 7), 5), ((4, 1, 2), 2), ((7, 7, 7), 14)])
-def test_the_table_counts_each_tap_of_a_shell_once(window, live):
+@pytest.mark.parametrize(("window", "num_shells"), [((3, 3, 3), 4), ((5, 3, 7), 5), ((4, 1, 2), 2), ((7, 7, 7), 14)])
+def test_the_table_counts_each_tap_of_a_shell_once(window, num_shells):
     shells = np.asarray(kernel_shells(window).tap_shell)
-    table = ring_table(shells, live, [0, 0, 0], [1, 1, 1])
+    table = ring_table(shells, num_shells, [0, 0, 0], [1, 1, 1])
     groups, classes = len(table.group_starts) - 1, len(table.class_starts) - 1
     counted = np.full(window, -1)
-    for shell in range(live):
+    for shell in range(num_shells):
         for place in table.shell_places[table.shell_starts[shell] : table.shell_starts[shell + 1]]:
             kind = place % classes
             for line in table.class_lines[table.class_starts[kind] : table.class_starts[kind + 1]]:
                 for b in table.taps_2[table.group_starts[line % groups] : table.group_starts[line % groups + 1]]:
                     assert counted[line // groups, place // classes, b] == -1
                     counted[line // groups, place // classes, b] = shell
-    assert np.array_equal(counted, np.where(shells < live, shells, -1))
+    assert np.array_equal(counted, np.where(shells < num_shells, shells, -1))
 
 
 @pytest.mark.parametrize(
@@ -216,10 +218,10 @@ def test_the_sums_of_a_slab_take_at_most_half_of_the_input(monkeypatch):
 
 
 def test_the_choice_of_blocks_is_kept(monkeypatch):
-    monkeypatch.setattr(shell_conv, "_fastest", {})
+    monkeypatch.setattr(launch, "_fastest", {})
     timed = []
     monkeypatch.setattr(triton_conv, "timer_of", lambda device: lambda run: timed.append(run) or len(timed))
-    monkeypatch.setattr(triton_conv, "choose_blocks", shell_conv.choose_blocks)
+    monkeypatch.setattr(triton_conv, "choose_blocks", launch.choose_blocks)
     inputs, shells = problem((3, 3, 3), (4, 4), 2, 4, (4, 4, 4), 1)
     x, weight, basis, _ = (t.float() for t in inputs)
     for _ in range(2):

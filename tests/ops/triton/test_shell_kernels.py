@@ -7,28 +7,26 @@ import torch
 
 from monai_gmr import set_backend
 from monai_gmr.networks.layers import GMRConv2d, GMRConv3d, GMRHarmonicConv2d, GMRHarmonicConv3d
+from monai_gmr.ops import backend as backends
+from monai_gmr.ops.ring_conv import dense_shell_conv
+from monai_gmr.ops.triton import launch as launches
 from monai_gmr.ops.triton import shell_conv
-from monai_gmr.ops.triton.shell_conv import (
-    Blocks,
-    TapTable,
-    choose_blocks,
-    dense_shell_conv,
-    tap_table,
-    triton_shell_conv,
-)
+from monai_gmr.ops.triton.launch import Blocks, choose_blocks
+from monai_gmr.ops.triton.shell_conv import triton_shell_conv
+from monai_gmr.ops.triton.tables import TapTable, tap_table
 from monai_gmr.symmetry import kernel_shells, tap_harmonics
 
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def problem(window, channels, groups, order=0, size=(5, 6, 7), live=None, dtype=torch.float32, batch=2):
+def problem(window, channels, groups, order=0, size=(5, 6, 7), num_shells=None, dtype=torch.float32, batch=2):
     shells = torch.as_tensor(kernel_shells(window).tap_shell)
-    live = int(shells.max()) + 1 if live is None else live
-    factors = torch.as_tensor(tap_harmonics(window, None, order))
+    num_shells = int(shells.max()) + 1 if num_shells is None else num_shells
+    angular = torch.as_tensor(tap_harmonics(window, None, order))
     x = torch.randn(batch, channels[0] * groups, *size[: len(window)], dtype=torch.float64)
-    weight = torch.randn(channels[1] * groups, channels[0], live, dtype=torch.float64)
-    return [t.to(dtype).to(torch.float64) for t in (x, weight)] + [shells, factors]
+    weight = torch.randn(channels[1] * groups, channels[0], num_shells, dtype=torch.float64)
+    return [t.to(dtype).to(torch.float64) for t in (x, weight)] + [shells, angular]
 
 
 CASES = [
@@ -48,18 +46,18 @@ CASES = [
 @pytest.mark.parametrize(("window", "channels", "groups", "order", "stride", "padding", "dilation"), CASES)
 @pytest.mark.parametrize("memory_format", ["contiguous", "channels last"])
 def test_forward_and_gradients(window, channels, groups, order, stride, padding, dilation, memory_format):
-    x, weight, shells, factors = problem(window, channels, groups, order)
+    x, weight, shells, angular = problem(window, channels, groups, order)
     dims = len(window)
     geometry = ([stride] * dims, [padding] * dims, [dilation] * dims, groups)
     inputs = [x.requires_grad_(), weight.requires_grad_()]
-    expected = dense_shell_conv(x, weight, shells, factors, *geometry)
+    expected = dense_shell_conv(x, weight, shells, angular, *geometry)
     seed = torch.randn_like(expected)
     expected_gradients = torch.autograd.grad(expected, inputs, seed)
     single = [t.detach().float().to(DEVICE) for t in (x, weight)]
     if memory_format == "channels last":
         single[0] = single[0].movedim(1, -1).contiguous().movedim(-1, 1)
     single = [t.requires_grad_() for t in single]
-    found = triton_shell_conv(*single, shells, factors, *geometry)
+    found = triton_shell_conv(*single, shells, angular, *geometry)
     gradients = torch.autograd.grad(found, single, seed.float().to(DEVICE))
     for a, b in zip((found, *gradients), (expected, *expected_gradients)):
         assert a.shape == b.shape
@@ -68,10 +66,10 @@ def test_forward_and_gradients(window, channels, groups, order, stride, padding,
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
 def test_half_precision_adds_up_in_float32(dtype, tolerance):
-    x, weight, shells, factors = problem((3, 3), (17, 16), 1, dtype=dtype)
+    x, weight, shells, angular = problem((3, 3), (17, 16), 1, dtype=dtype)
     geometry = ([1, 1], [1, 1], [1, 1], 1)
-    expected = dense_shell_conv(x, weight, shells, factors, *geometry)
-    found = triton_shell_conv(x.to(dtype).to(DEVICE), weight.to(dtype).to(DEVICE), shells, factors, *geometry)
+    expected = dense_shell_conv(x, weight, shells, angular, *geometry)
+    found = triton_shell_conv(x.to(dtype).to(DEVICE), weight.to(dtype).to(DEVICE), shells, angular, *geometry)
     assert found.dtype == dtype
     assert (found.double().cpu() - expected).norm() <= tolerance * expected.norm()
 
@@ -86,13 +84,13 @@ def allowed(request):
 
 
 def test_products_are_in_tf32_where_those_of_torch_are(allowed):
-    precisions = [shell_conv._product(dtype)["PRECISION"] for dtype in (torch.float32, torch.float16, torch.bfloat16)]
+    precisions = [launches._product(dtype)["PRECISION"] for dtype in (torch.float32, torch.float16, torch.bfloat16)]
     assert precisions == ["tf32" if allowed else "ieee", "ieee", "ieee"]
-    x, weight, shells, factors = problem((3, 3, 3), (17, 18), 1)
+    x, weight, shells, angular = problem((3, 3, 3), (17, 18), 1)
     inputs, geometry = [x.requires_grad_(), weight.requires_grad_()], ([1] * 3, [1] * 3, [1] * 3, 1)
-    expected = dense_shell_conv(*inputs, shells, factors, *geometry)
+    expected = dense_shell_conv(*inputs, shells, angular, *geometry)
     single = [each.detach().float().to(DEVICE).requires_grad_() for each in inputs]
-    found = triton_shell_conv(*single, shells, factors, *geometry)
+    found = triton_shell_conv(*single, shells, angular, *geometry)
     seed = torch.randn_like(expected)
     gradients = torch.autograd.grad(found, single, seed.float().to(DEVICE))
     # TF32 has ten bits of mantissa; Triton's interpreter keeps all
@@ -102,16 +100,16 @@ def test_products_are_in_tf32_where_those_of_torch_are(allowed):
 
 
 def test_shells_beyond_the_weights_are_zero():
-    x, weight, shells, factors = problem((5, 5), (2, 3), 1, live=3)
+    x, weight, shells, angular = problem((5, 5), (2, 3), 1, num_shells=3)
     geometry = ([1, 1], [2, 2], [1, 1], 1)
-    found = triton_shell_conv(x.float().to(DEVICE), weight.float().to(DEVICE), shells, factors, *geometry)
+    found = triton_shell_conv(x.float().to(DEVICE), weight.float().to(DEVICE), shells, angular, *geometry)
     whole = torch.cat([weight, torch.zeros(3, 2, int(shells.max()) - 2)], 2)
-    expected = dense_shell_conv(x, whole, shells, factors, *geometry)
+    expected = dense_shell_conv(x, whole, shells, angular, *geometry)
     assert torch.allclose(found.double().cpu(), expected, atol=1e-5)
 
 
 def test_the_fastest_blocks_are_measured_once_and_those_that_do_not_run_are_left_out(monkeypatch):
-    monkeypatch.setattr(shell_conv, "_fastest", {})
+    monkeypatch.setattr(launches, "_fastest", {})
     candidates, launched = Blocks.candidates(8, 8), []
 
     def timer(run):
@@ -130,12 +128,12 @@ def test_the_fastest_blocks_are_measured_once_and_those_that_do_not_run_are_left
 @pytest.mark.parametrize("blocks", Blocks.candidates(3, 20))
 def test_all_blocks_give_the_same(monkeypatch, blocks):
     monkeypatch.setattr(Blocks, "candidates", lambda *_: [blocks])
-    shells, factors = torch.tensor([[2, 1, 2], [1, 0, 1], [2, 1, 2]]), torch.randn(2, 9)
+    shells, angular = torch.tensor([[2, 1, 2], [1, 0, 1], [2, 1, 2]]), torch.randn(2, 9)
     x, weight = torch.randn(2, 3, 9, 11).to(DEVICE), torch.randn(20, 3, 3).to(DEVICE).requires_grad_()
     geometry = ([1, 1], [1, 1], [1, 1], 1)
-    found, expected = triton_shell_conv(x, weight, shells, factors.to(DEVICE), *geometry), None
+    found, expected = triton_shell_conv(x, weight, shells, angular.to(DEVICE), *geometry), None
     wide = weight.detach().double().cpu().requires_grad_()
-    expected = dense_shell_conv(x.double().cpu(), wide, shells, factors.double(), *geometry)
+    expected = dense_shell_conv(x.double().cpu(), wide, shells, angular.double(), *geometry)
     assert torch.allclose(found.double().cpu(), expected, atol=1e-5)
     gradients = [torch.autograd.grad(y.square().sum(), w)[0] for y, w in ((found, weight), (expected, wide))]
     assert (gradients[0].double().cpu() - gradients[1]).norm() <= 1e-5 * gradients[1].norm()
@@ -145,14 +143,14 @@ def test_all_blocks_give_the_same(monkeypatch, blocks):
 def test_places_that_32_bits_do_not_count(far_apart, of_input, axis):
     shells = kernel_shells((3, 1, 1)).tap_shell
     table = TapTable(*(each.to(DEVICE) for each in tap_table(shells, 2, [1, 0, 0], [1] * 3)))
-    factors = torch.randn(3, len(table.order)).to(DEVICE)
+    angular = torch.randn(3, len(table.order)).to(DEVICE)
     x, weight = torch.randn(2, 3, 4, 2, 3).half().to(DEVICE), torch.randn(1, 2, 3, 2).half().to(DEVICE)
     seed, found = torch.randn(2, 2, 3, 4, 2, 3).half().to(DEVICE), []
     for far in (False, True):
         image = far_apart(x, axis) if far and of_input else x
         y = far_apart(seed, axis) if far and not of_input else seed.clone()
-        gradient = shell_conv._launch_weight_gradient(image, y, table, factors, weight.shape, [1] * 3)
-        shell_conv._launch_convolution(image, weight, table, factors, y, [1] * 3)
+        gradient = shell_conv._launch_weight_gradient(image, y, table, angular, weight.shape, [1] * 3)
+        shell_conv._launch_convolution(image, weight, table, angular, y, [1] * 3)
         found.append((gradient, y))
     assert all(torch.equal(a, b) for a, b in zip(*found))
 
@@ -194,9 +192,8 @@ def test_compiled_and_exported_layers_keep_working(triton_backend):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_without_a_device_the_dense_backend_runs_and_says_so_once(triton_backend, monkeypatch, caplog):
-    import triton
-
-    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    monkeypatch.delenv("TRITON_INTERPRET")
+    monkeypatch.setattr(backends, "_logged", {})
     module, x = GMRConv2d(2, 3, 3, padding=1), torch.randn(1, 2, 5, 6)
     with caplog.at_level("WARNING", logger="monai_gmr"):
         found = [module(x), module(x)]

@@ -1,0 +1,220 @@
+"""Measure the size from which on a device's kernels are faster than "dense", and write the table that backend "auto" goes by.
+
+python -m monai_gmr.apps.benchmark thresholds                     the installed table, for CPUs like this machine's
+python -m monai_gmr.apps.benchmark thresholds --device cuda       for GPUs like this machine's, in each precision
+python -m monai_gmr.apps.benchmark thresholds --output FILE       another table
+
+For each memory format, window, number of channels, width of groups, stride and size both backends run in alternation, the forward pass and
+the training step: "dense" and "cpp" on a CPU; "dense", with the fastest of cuDNN and torch's own choice of TF32, and "triton" on a GPU.
+Nothing else should run meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from monai_gmr.apps.benchmark_cases import Candidate, Case
+from monai_gmr.apps.benchmark_layers import RingConvolution
+from monai_gmr.apps.benchmark_measure import Notes, Trial, device_of, make_input, measuring
+from monai_gmr.apps.timing import median_seconds
+from monai_gmr.files import check_folder, write_text
+from monai_gmr.ops.thresholds import KERNELS, THRESHOLDS, Point, Row, least_voxels, merge_rows, processor_of
+from monai_gmr.utils import ConfigurationError, check_choice
+
+WINDOWS: dict[int, tuple[int, ...]] = {2: (3, 5, 9), 3: (3, 5, 7)}
+
+
+class Grid(NamedTuple):
+    """What is measured on a type of device.
+
+    Attributes:
+        precisions: that its kernels compute in.
+        windows: lengths in voxels, by the number of axes.
+        channels: of input and output.
+        grouped: channels, and channels of each of their groups.
+        strided: channels of convolutions and transposed ones with a stride of 2.
+        sizes: length of an axis and batch, by the number of axes.
+        grouped_sizes: likewise for groups.
+        strided_sizes: likewise for strides; "dense" takes other ways for large images there, so these are among them.
+        most_operations: of a dense forward pass; above these a smaller size has decided.
+    """
+
+    precisions: tuple[str, ...]
+    windows: dict[int, tuple[int, ...]]
+    channels: tuple[int, ...]
+    grouped: tuple[tuple[int, int], ...]
+    strided: tuple[int, ...]
+    sizes: dict[int, tuple[tuple[int, int], ...]]
+    grouped_sizes: dict[int, tuple[tuple[int, int], ...]]
+    strided_sizes: dict[int, tuple[tuple[int, int], ...]]
+    most_operations: float
+
+
+GRIDS = {
+    "cpu": Grid(
+        precisions=("float32",),
+        windows=WINDOWS,
+        channels=(1, 8, 16, 32, 128),
+        grouped=((16, 1), (16, 2), (16, 8), (64, 1), (64, 2), (64, 8)),
+        strided=(1, 8, 32, 128),
+        sizes={2: ((4, 16), (16, 4), (32, 4), (64, 8), (128, 16)), 3: ((8, 1), (16, 1), (32, 1), (64, 1))},
+        grouped_sizes={2: ((16, 4), (32, 4), (64, 8)), 3: ((16, 1), (32, 1))},
+        strided_sizes={2: ((16, 4), (32, 4), (64, 8), (128, 16)), 3: ((16, 1), (32, 1), (64, 1))},
+        most_operations=3e11,
+    ),
+    # a GPU needs large images to be busy, and a compilation for each window and block of channels
+    "cuda": Grid(
+        precisions=("float32", "float16", "bfloat16"),
+        windows=WINDOWS,
+        channels=(1, 8, 32, 128),
+        grouped=((32, 1), (32, 8), (128, 1), (128, 8)),
+        strided=(),
+        sizes={2: ((32, 4), (64, 16), (128, 16), (256, 16)), 3: ((16, 1), (32, 1), (64, 1), (128, 1))},
+        grouped_sizes={2: ((64, 16), (256, 16)), 3: ((32, 1), (96, 1))},
+        strided_sizes={},
+        most_operations=1e13,
+    ),
+}
+# whether the command runs, not how fast kernels are
+QUICK = Grid(
+    precisions=("float32",),
+    windows={2: (3,), 3: (3,)},
+    channels=(2,),
+    grouped=(),
+    strided=(2,),
+    sizes={2: ((8, 1), (8, 2)), 3: ((4, 1),)},
+    grouped_sizes={},
+    strided_sizes={2: ((8, 1),), 3: ((4, 1),)},
+    most_operations=math.inf,
+)
+
+
+def make_points(grid: Grid) -> list[Point]:
+    """The rows of the table: windows, channels, groups, strides and memory formats.
+
+    Example:
+        >>> make_points(GRIDS["cpu"])[0]
+        Point(dims=2, kernel_size=3, channels=1, width_per_group=1, channels_last=False, stride=1, transposed=False)
+    """
+    windows = [(dims, k) for dims, lengths in grid.windows.items() for k in lengths]
+    channels = (*((count, count) for count in grid.channels), *grid.grouped)
+    plain = [
+        Point(dims, k, *counts, last) for last, (dims, k), counts in itertools.product((False, True), windows, channels)
+    ]
+    strided = itertools.product((False, True), (False, True), windows, grid.strided)
+    return plain + [Point(dims, k, n, n, last, 2, transposed) for transposed, last, (dims, k), n in strided]
+
+
+def sizes_of(point: Point, grid: Grid) -> Iterator[tuple[int, ...]]:
+    """Shapes of the input, growing, without those whose dense convolution takes too long."""
+    sizes = grid.sizes if point.width_per_group == point.channels else grid.grouped_sizes
+    for length, batch in (grid.strided_sizes if point.stride > 1 else sizes)[point.dims]:
+        pairs, voxels = point.channels * point.width_per_group, batch * length**point.dims
+        if 2 * point.kernel_size**point.dims * pairs * voxels <= grid.most_operations:
+            yield (batch, point.channels, *(length,) * point.dims)
+
+
+class Ratios(NamedTuple):
+    """A point, the voxels over the batch of its sizes, and the kernels' time over that of "dense", of forward pass and training step."""
+
+    point: Point
+    voxels: list[int]
+    forward: list[float]
+    step: list[float]
+
+    def least(self) -> list[int | None]:
+        """Voxels from which on kernels are faster, in the forward pass and in the step."""
+        return [least_voxels(self.voxels, ratios) for ratios in (self.forward, self.step)]
+
+    def __str__(self) -> str:
+        point = self.point
+        ratios = ", ".join(f"{n}: {one:.2f}/{two:.2f}" for n, one, two in zip(self.voxels, self.forward, self.step))
+        outcome = ", ".join(
+            f"{part} dense" if size is None else f"{part} kernels from {size} voxels"
+            for part, size in zip(("forward", "step"), self.least())
+        )
+        text = f"{point.dims}D k={point.kernel_size} C{point.channels}"
+        text += f" width {point.width_per_group}" if point.width_per_group < point.channels else ""
+        text += f"{' transposed' if point.transposed else ''} stride {point.stride}" if point.stride > 1 else ""
+        return f"{text}{' channels last' if point.channels_last else ''}: {ratios}; {outcome}"
+
+
+def measure_ratios(
+    point: Point, shape: tuple[int, ...], repeats: int, device: torch.device, precision: str, notes: Notes
+) -> tuple[float, float]:
+    """Time of the device's kernels over that of "dense", of forward pass and training step: medians of ``repeats`` runs in alternation.
+
+    Raises:
+        ConfigurationError: when the kernels do not run here.
+    """
+    groups, kernels = point.channels // point.width_per_group, KERNELS[device.type]
+    make = partial(RingConvolution, point.dims, point.channels, point.kernel_size, groups)
+    candidates = [
+        Candidate("ring_conv", backend, partial(make, stride=point.stride, transposed=point.transposed))
+        for backend in ("dense", kernels)
+    ]
+    case = Case("ring_conv", str(point), precision, shape, tuple(candidates))
+    trials = [Trial(case, each, make_input(case, device, point.channels_last)) for each in candidates]
+    trials[1].check_kernels(notes)
+    runs = {(part, index): getattr(trial, part) for index, trial in enumerate(trials) for part in ("forward", "step")}
+    seconds = median_seconds(runs, repeats, seconds=10.0)
+    forward, step = (round(seconds[part, 1] / seconds[part, 0], 3) for part in ("forward", "step"))
+    return forward, step
+
+
+def measure_grid(grid: Grid, repeats: int, device: torch.device, precision: str, notes: Notes) -> list[Ratios]:
+    """The ratios of all points of a grid."""
+    jobs = [(point, shape) for point in make_points(grid) for shape in sizes_of(point, grid)]
+    rows: dict[Point, Ratios] = {}
+    for point, shape in tqdm(jobs, desc=f"Thresholds, {precision}", unit="size"):
+        forward, step = measure_ratios(point, shape, repeats, device, precision, notes)
+        row = rows.setdefault(point, Ratios(point, [], [], []))
+        row.voxels.append(shape[0] * shape[2] ** point.dims)
+        row.forward.append(forward)
+        row.step.append(step)
+    return list(rows.values())
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run ``benchmark thresholds``; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m monai_gmr.apps.benchmark thresholds",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--device", default="cpu", help="cpu or cuda (cpu)")
+    add("--precisions", nargs="+", metavar="PRECISION", help="on a GPU; rows of other precisions stay (all)")
+    add("--output", type=Path, default=THRESHOLDS, help="the table; rows of other devices stay (the installed one)")
+    add("--repeats", type=int, default=9, help="runs over which medians are taken (9)")
+    add("--quick", action="store_true", help="tiny sizes: whether it runs, not how fast")
+    options = parser.parse_args(arguments)
+    if options.repeats < 1:
+        raise ConfigurationError(f"repeats={options.repeats} is out of range: give 1 or more.")
+    device = device_of(options.device)
+    grid = GRIDS[device.type]
+    precisions = options.precisions or grid.precisions
+    for precision in precisions:
+        check_choice(f"precision on {device.type}", precision, grid.precisions)
+    if options.quick:
+        grid = QUICK._replace(strided=QUICK.strided if grid.strided else ())
+    check_folder(options.output.parent)
+    with measuring() as notes:
+        for precision in precisions:
+            ratios = measure_grid(grid, options.repeats, device, precision, notes)
+            kind = (device.type, processor_of(device), precision)
+            write_text(
+                merge_rows(options.output, [Row(*kind, each.point, *each.least()) for each in ratios]), options.output
+            )
+            print("\n".join([" ".join(kind), *map(str, ratios), ""]))
+    print(f"table: {options.output}")
+    return 0

@@ -1,0 +1,119 @@
+"""Times of functions that alternate, and the machine that they are measured on."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Hashable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.benchmark import timer
+
+Key = TypeVar("Key", bound=Hashable)
+LEAST_ROUNDS = 3
+
+
+def seconds_of(run: Callable[[], Any]) -> float:
+    """Seconds that a call takes, on a GPU until it is done, by the clock of ``torch.utils.benchmark``.
+
+    Example:
+        >>> seconds_of(lambda: None) < 1
+        True
+    """
+    start = timer()
+    run()
+    return timer() - start
+
+
+def interleave(
+    runs: Mapping[Key, Callable[[], Any]],
+    repeats: int,
+    seconds: float = math.inf,
+    *,
+    measure: Callable[[Callable[[], Any]], float] = seconds_of,
+    clock: Callable[[], float] = time.monotonic,
+    seed: int = 0,
+) -> dict[Key, list[float]]:
+    """Time functions that alternate, so that other work on the machine affects all of them alike.
+
+    Each round calls every function once, in a random order, so that no function always runs on the cache of the same other one.
+    (``torch.utils.benchmark.Timer`` times one function after the other.)
+
+    Args:
+        runs: functions by name; call them once before, so that nothing is compiled while it is timed.
+        repeats: rounds.
+        seconds: after this time no round begins, once there are three.
+        measure: seconds that a call takes.
+        clock: the time in seconds.
+        seed: of the orders.
+
+    Returns:
+        the seconds of each call of each function.
+
+    Example:
+        >>> times = interleave({"one": lambda: None, "two": lambda: None}, repeats=4)
+        >>> {name: len(each) for name, each in times.items()}
+        {'one': 4, 'two': 4}
+    """
+    times: dict[Key, list[float]] = {name: [] for name in runs}
+    names, start, generator = list(runs), clock(), torch.Generator().manual_seed(seed)
+    for finished in range(repeats):
+        if finished >= LEAST_ROUNDS and clock() - start > seconds:
+            break
+        for index in torch.randperm(len(names), generator=generator):
+            times[names[index]].append(measure(runs[names[index]]))
+    return times
+
+
+def median_seconds(runs: Mapping[Key, Callable[[], Any]], repeats: int, seconds: float = math.inf) -> dict[Key, float]:
+    """Median time of each of several functions that alternate, after one round that does not count.
+
+    Args:
+        runs: functions by name.
+        repeats, seconds: as in :func:`interleave`.
+
+    Example:
+        >>> list(median_seconds({"one": lambda: None, "two": lambda: None}, repeats=3))
+        ['one', 'two']
+    """
+    for run in runs.values():
+        run()
+    return {name: statistics.median(times) for name, times in interleave(runs, repeats, seconds).items()}
+
+
+def processor_name(cpuinfo: str | Path = "/proc/cpuinfo") -> str:
+    """The model name of the first processor; where there is no such file, what Python knows."""
+    try:
+        lines = Path(cpuinfo).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Processor, cores, threads, GPU, versions and date, for every measured time.
+
+    Example:
+        >>> describe_machine(torch.device("cpu"))["gpu"] is None
+        True
+    """
+    on_gpu = device.type == "cuda"
+    return {
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
+        "cuda": torch.version.cuda if on_gpu else None,
+        "cudnn": torch.backends.cudnn.version() if on_gpu else None,
+        "tf32": torch.backends.cudnn.allow_tf32 if on_gpu else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }

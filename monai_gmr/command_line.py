@@ -1,0 +1,48 @@
+"""What every command line shares: errors of use are one line, and the exit status says what happened."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from monai_gmr.utils import ConfigurationError
+
+TRACEBACK_VARIABLE = "MONAI_GMR_TRACEBACK"
+Main = Callable[[Sequence[str] | None], int]
+
+
+def command(name: str, interrupted: str = "nothing is written") -> Callable[[Main], Callable[..., int]]:
+    """Decorator of a command's ``main``: an error of use is one line on standard error and exit status 2, Ctrl-C exit status 130.
+    ``MONAI_GMR_TRACEBACK=1`` in the environment raises the error instead.
+
+    Args:
+        name: the command's name, which begins the line.
+        interrupted: what an interrupted command leaves behind.
+
+    Example:
+        >>> @command("halve")
+        ... def main(arguments=None):
+        ...     raise ConfigurationError("3 is odd: give an even number.")
+        >>> main(["3"])
+        2
+    """
+
+    def decorate(main: Main) -> Callable[..., int]:
+        @functools.wraps(main)
+        def run(arguments: Sequence[str] | None = None) -> int:
+            try:
+                return main(arguments)
+            except (ConfigurationError, OSError) as error:
+                if os.environ.get(TRACEBACK_VARIABLE):
+                    raise
+                print(f"{name}: {error}", file=sys.stderr)
+                return 2
+            except KeyboardInterrupt:
+                print(f"{name}: interrupted; {interrupted}.", file=sys.stderr)
+                return 130
+
+        return run
+
+    return decorate

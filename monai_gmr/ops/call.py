@@ -1,0 +1,186 @@
+"""What a backend is given: the tensors of a kernel, and one value that describes the convolution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from monai_gmr.ops.memory_format import has_channels_last, is_recorded
+
+
+class ResponseTables(NamedTuple):
+    """Numbers that say how a group's responses are made of components and channels, int64.
+
+    Attributes:
+        profile: ``(components,)``, the radial profile of each component: 0 for order 0, 1 for the others.
+        channel: ``(responses,)``, the output channel of each response.
+        component: ``(responses,)``, its component.
+    """
+
+    profile: torch.Tensor
+    channel: torch.Tensor
+    component: torch.Tensor
+
+
+class RingKernel(NamedTuple):
+    """The tensors that a radial or harmonic kernel is made of.
+
+    Attributes:
+        weight: ``(out_channels, in_channels / groups, rings)``; transposed ``(in_channels, out_channels / groups, rings)``.
+        basis: ``(rings, shells)``; of a harmonic convolution ``(2, rings, shells)``, for order 0 and for the others.
+        shells: integers of the window's shape, the shell of each tap.
+        bias: ``(out_channels,)`` or ``None``.
+        angular: ``(components, taps)``, constants, or ``None`` for a radial kernel.
+        num_shells: how many shells count: ``basis`` is zero on the others.
+        responses: of a harmonic convolution.
+    """
+
+    weight: torch.Tensor
+    basis: torch.Tensor
+    shells: torch.Tensor
+    bias: torch.Tensor | None = None
+    angular: torch.Tensor | None = None
+    num_shells: int | None = None
+    responses: ResponseTables | None = None
+
+
+class Orders(NamedTuple):
+    """Channels of one group of a harmonic convolution, by order.
+
+    Attributes:
+        norms: how many channels are lengths of responses; of order 0, how many channels there are.
+        products: how many are inner products with the first of those.
+        components: of a response; 0 for order 0.
+    """
+
+    norms: tuple[int, ...]
+    products: tuple[int, ...]
+    components: tuple[int, ...]
+
+    def channels(self) -> list[int]:
+        """Channels of each order."""
+        return [n + m for n, m in zip(self.norms, self.products)]
+
+    def num_responses(self) -> int:
+        """Components of all channels together."""
+        return sum(n * max(count, 1) for n, count in zip(self.channels(), self.components))
+
+
+class Call(NamedTuple):
+    """One call of a convolution: what a backend is chosen by.
+
+    Attributes:
+        kernel_size: window length in voxels along each axis.
+        channels: of input and output; of a harmonic convolution the output has all responses.
+        stride, padding, dilation, output_padding: in voxels, one an axis.
+        groups: blocks of channels that do not mix.
+        transposed: whether the convolution is a transposed one.
+        angular: whether the kernel has angular components.
+        orders: of a harmonic convolution.
+        device: of the input.
+        precision: what the input is computed in.
+        weight_precision: data type of the weight.
+        batch: number of images.
+        sizes: of an image in voxels, one an axis.
+        channels_last: whether the input has its channels last in memory.
+        gradients: whether gradients are recorded.
+        recorded: whether the call goes into a graph.
+        shells: the shell of each tap.
+    """
+
+    kernel_size: tuple[int, ...]
+    channels: tuple[int, int]
+    stride: Sequence[int] = (1, 1, 1)
+    padding: Sequence[int] = (0, 0, 0)
+    dilation: Sequence[int] = (1, 1, 1)
+    output_padding: Sequence[int] = (0, 0, 0)
+    groups: int = 1
+    transposed: bool = False
+    angular: bool = False
+    orders: Orders | None = None
+    device: torch.device = torch.device("cpu")
+    precision: torch.dtype = torch.float32
+    weight_precision: torch.dtype = torch.float32
+    batch: int = 1
+    sizes: Sequence[int] = ()
+    channels_last: bool = False
+    gradients: bool = True
+    recorded: bool = False
+    shells: torch.Tensor | None = None
+
+    @classmethod
+    def of_input(cls, x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int], **more: Any) -> Call:
+        """Fill in what an input says: ``(batch, in_channels, *sizes)`` or without the batch.
+
+        Args:
+            x: the input.
+            kernel_size, channels: as in the attributes.
+            more: other attributes, by name.
+
+        Example:
+            >>> call = Call.of_input(torch.zeros(2, 3, 8, 9), (3, 3), (3, 4))
+            >>> call.batch, tuple(call.sizes), call.voxels(), call.output_sizes()
+            (2, (8, 9), 144, [6, 7])
+        """
+        recorded, dims = is_recorded(x), len(kernel_size)
+        if "channels_last" not in more:
+            more["channels_last"] = not recorded and has_channels_last(x)
+        return cls(
+            kernel_size,
+            channels,
+            device=x.device,
+            precision=_precision(x),
+            batch=x.shape[0] if x.dim() == dims + 2 else 1,
+            sizes=x.shape[x.dim() - dims :],
+            gradients=torch.is_grad_enabled(),
+            recorded=recorded,
+            **more,
+        )
+
+    @classmethod
+    def of_kernel(cls, x: torch.Tensor, kernel: RingKernel, **more: Any) -> Call:
+        """:meth:`of_input` with what a kernel says; ``more`` must hold ``groups``, and ``transposed`` or ``orders`` where they apply."""
+        groups, orders = more["groups"], more.get("orders")
+        rows, columns = kernel.weight.shape[0], kernel.weight.shape[1] * groups
+        if orders is not None:
+            rows = groups * orders.num_responses()
+        return cls.of_input(
+            x,
+            tuple(kernel.shells.shape),
+            (rows, columns) if more.get("transposed") else (columns, rows),
+            weight_precision=kernel.weight.dtype,
+            angular=kernel.angular is not None,
+            shells=kernel.shells,
+            **more,
+        )
+
+    def is_symmetric(self) -> bool:
+        """Whether the window of shells is its own mirror image."""
+        numbers = [] if self.shells is None else self.shells.flatten().tolist()
+        return numbers == numbers[::-1]
+
+    def voxels(self) -> int:
+        """Voxels of the input over the batch."""
+        return self.batch * math.prod(self.sizes)
+
+    def reach(self) -> list[int]:
+        """Distance of the window's first and last tap in voxels, one an axis."""
+        return [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size)]
+
+    def output_sizes(self) -> list[int]:
+        """Sizes of the result, as those of ``torch.nn.ConvNd`` and ``torch.nn.ConvTransposeNd``."""
+        axes = zip(self.sizes, self.reach(), self.stride, self.padding, self.output_padding)
+        if self.transposed:
+            return [(n - 1) * s + 1 + reach - 2 * p + more for n, reach, s, p, more in axes]
+        return [(n + 2 * p - reach - 1) // s + 1 for n, reach, s, p, _ in axes]
+
+
+def _precision(x: torch.Tensor) -> torch.dtype:
+    """What a convolution of ``x`` computes in."""
+    kind = x.device.type
+    # torch knows no autocast of some devices, as "meta"
+    casts = kind in ("cpu", "cuda") and x.dtype.itemsize <= 4 and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if casts else x.dtype

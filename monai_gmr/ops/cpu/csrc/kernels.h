@@ -1,0 +1,89 @@
+// The interface of the library, plain C: what ctypes declares in library.py, field by field and argument by argument.
+//
+// Images are (batch, *sizes, channels) in float32; an image of fewer than three axes has sizes of 1. Arrays of threads hold what each
+// thread added up. What may be null is not read or not computed.
+
+#pragma once
+
+#include <cstdint>
+
+#define KERNEL extern "C" __attribute__((visibility("default"))) void
+
+struct RingConvGeometry {
+    std::int64_t batch, sizes[3], image[3];  // sizes of the result, and of the image with its margins
+    std::int64_t channels, columns;          // of the image, and of the matrices that its sums are multiplied with, over all groups
+    std::int64_t shells, rings, threads;
+    std::int64_t row;     // floats from voxel to voxel of the result
+    std::int64_t groups;  // blocks of channels, each multiplied to its own block of columns
+    std::int64_t lines;   // sets of lines of the window that are alike and added first, or 0
+};
+
+// The taps of shell s are first_taps[s] to first_taps[s + 1]; a tap lies in the sums of the set sets_of_taps. The lines of a set are
+// first_lines likewise. Taps and lines are places in floats from the window's first. basis: (shells, rings).
+
+// result = sums of rings of the image times matrix, (groups, rings * channels, columns in whole vectors), plus bias, (groups, columns in
+// whole vectors), or null; channels and columns of a group
+KERNEL ring_conv(const RingConvGeometry* geometry, const std::int64_t* first_taps, const std::int64_t* taps,
+                 const std::int64_t* sets_of_taps, const std::int64_t* first_lines, const std::int64_t* lines, const float* basis,
+                 const float* image, const float* matrix, const float* bias, float* result);
+
+// other_gradient = sums of rings of the image times matrix; to matrix_gradient, (threads, groups, rings * channels, columns in whole
+// vectors), the products of these sums with other are added; to basis_gradient, (threads, shells, rings), the inner products of the sums
+// of shells with other times transposed, (groups, columns, rings * channels in whole vectors); each gradient may be null
+KERNEL ring_conv_backward(const RingConvGeometry* geometry, const std::int64_t* first_taps, const std::int64_t* taps,
+                          const std::int64_t* sets_of_taps, const std::int64_t* first_lines, const std::int64_t* lines, const float* basis,
+                          const float* image, const float* other, const float* matrix, const float* transposed, float* other_gradient,
+                          float* matrix_gradient, double* basis_gradient);
+
+struct HarmonicConvGeometry {
+    std::int64_t batch, sizes[3], image[3], padding[3], reach[3];
+    std::int64_t channels, shells, components, norms, products;
+    std::int64_t row;  // floats from voxel to voxel of the scalars
+    std::int64_t terms, entries, threads;
+};
+
+// A term is two taps of a shell, or twice the same with sign 0: places (terms, 2, 3) in voxels, shells (terms,), signs (terms,), angular
+// factors (terms, components).
+
+// bias: (norms + products,) or null; scalars: the channels of the order
+KERNEL harmonic_conv(const HarmonicConvGeometry* geometry, const std::int64_t* places, const std::int64_t* shells, const float* signs,
+                     const float* angular, const float* image, const float* matrix, float smoothing, float scale, const float* bias,
+                     float* scalars);
+
+// first and entries: (shells + 1,) and (entries, 2): term and component of each factor of a shell that is not 0 to image_gradient the
+// products' gradients times transposed, (columns, channels in whole vectors), are added; to matrix_gradient, (threads, channels, columns
+// in whole vectors), the products of the image with them; either may be null
+KERNEL harmonic_conv_backward(const HarmonicConvGeometry* geometry, const std::int64_t* places, const std::int64_t* shells,
+                              const float* signs, const float* angular, const std::int64_t* first, const std::int64_t* entries,
+                              const float* image, const float* matrix, const float* transposed, float smoothing, float scale,
+                              const float* gradient, float* image_gradient, float* matrix_gradient);
+
+struct VoxelGeometry {
+    std::int64_t batch, voxels, channels, threads;
+};
+
+// sums: (threads, batch, 1 + 2 * channels), zero before: voxels, means, and sums of squares about them
+KERNEL moments(const VoxelGeometry* geometry, const float* x, double* sums);
+
+// result = (x - mean) * scale + shift, times slope where it is negative; mean, scale and shift are (batch, channels)
+KERNEL normalise(const VoxelGeometry* geometry, const float* x, const float* mean, const float* scale, const float* shift, float slope,
+                 float* result);
+
+// sums: (threads, batch, 2, channels), zero before: sums over voxels of the gradient in front of the rectifier, and of its products with
+// x - mean
+KERNEL normalise_sums(const VoxelGeometry* geometry, const float* x, const float* mean, const float* scale, const float* shift, float slope,
+                      const float* gradient, double* sums);
+
+// result = scale times the gradient in front of the rectifier, less constant, less multiple times (x - mean)
+KERNEL normalise_backward(const VoxelGeometry* geometry, const float* x, const float* mean, const float* scale, const float* shift,
+                          float slope, const float* gradient, const float* constant, const float* multiple, float* result);
+
+// sums: (threads, batch, channels), zero before
+KERNEL sum_voxels(const VoxelGeometry* geometry, const float* x, double* sums);
+
+struct ResampleGeometry {
+    std::int64_t before, size, target, after, width, threads;  // the image is (before, size, after), the result (before, target, after)
+};
+
+// row j of the matrix begins in column first[j] and is weights[j * width] and what follows
+KERNEL resample(const ResampleGeometry* geometry, const std::int64_t* first, const float* weights, const float* x, float* result);

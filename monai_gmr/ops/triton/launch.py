@@ -1,0 +1,142 @@
+"""Sizes of the kernels' blocks, and the choice of the fastest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+
+
+class SumBlocks(NamedTuple):
+    """Sizes of a program of the sums.
+
+    Attributes:
+        rows: that a thread sums at once.
+        tile_0, tile_2: threads along the first and the last axis.
+        channels: of a program.
+        warps: of a program.
+        registers: of a thread, at most; fewer let more programs run at once.
+    """
+
+    rows: int
+    tile_0: int
+    tile_2: int
+    channels: int
+    warps: int
+    registers: int
+
+    @classmethod
+    def candidates(cls, channels: int, rows: int, length: int, products: bool, dtype: torch.dtype) -> list[SumBlocks]:
+        """A short list to choose from by time.
+
+        Args:
+            channels: of the input.
+            rows: of a slab; of one row none is shared.
+            length: of the window; long ones leave no registers for several rows.
+            products: whether there is a partner, which takes registers, too.
+            dtype: of the input; of two bytes a thread takes two at a time.
+
+        Example:
+            >>> SumBlocks.candidates(64, 32, 3, False, torch.float16)[0]
+            SumBlocks(rows=2, tile_0=2, tile_2=4, channels=32, warps=4, registers=255)
+        """
+        width = 1 << (channels - 1).bit_length()
+        few, many = min(width, 16), min(width, 32)
+        less = 168 if dtype.itemsize < 4 else 255
+        if rows == 1 or length > 5:
+            if products:
+                return [cls(1, 2, 128 // many, many, 8, 255), cls(1, 2, 128 // few, few, 8, 255)]
+            return [cls(1, 1, 256 // many, many, 4, 255), cls(1, 2, 128 // few, few, 4, less)]
+        if products:
+            return [cls(2, 2, 128 // many, many, 4, 255), cls(2, 1, 128 // few, few, 4, less)]
+        return [cls(2, 2, 128 // many, many, 4, 255), cls(2, 2, 128 // few, few, 4, less)]
+
+    def options(self) -> dict[str, Any]:
+        """The constants of the kernel."""
+        sizes = {"ROWS": self.rows, "TILE_0": self.tile_0, "TILE_2": self.tile_2, "BLOCK_CHANNELS": self.channels}
+        # a stage of loads ahead would take the shared memory that the cache needs
+        return {**sizes, "num_warps": self.warps, "num_stages": 1, "maxnreg": self.registers}
+
+
+def _product(dtype: torch.dtype) -> dict[str, Any]:
+    """How a kernel multiplies: as ``torch.matmul`` does."""
+    import triton
+    import triton.language as tl
+
+    types = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+    # numpy, with which Triton's interpreter multiplies, has no bfloat16
+    wide = dtype not in types or (dtype == torch.bfloat16 and triton.knobs.runtime.interpret)
+    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    return {"PRODUCT_TYPE": tl.float32 if wide else types[dtype], "PRECISION": "tf32" if tf32 else "ieee"}
+
+
+class Blocks(NamedTuple):
+    """Sizes of a kernel's blocks."""
+
+    voxels: int
+    out: int
+    inner: int
+    warps: int
+
+    @classmethod
+    def candidates(cls, in_channels: int, out_channels: int) -> list[Blocks]:
+        """A short list to choose from by time: powers of two from 16 that hold the channels, up to 64, and several numbers of voxels.
+
+        Example:
+            >>> Blocks.candidates(3, 40)[0]
+            Blocks(voxels=64, out=64, inner=16, warps=4)
+        """
+        fit = [max(16, min(64, 1 << (count - 1).bit_length())) for count in (in_channels, out_channels)]
+        return [cls(voxels, fit[1], min(fit[0], 32), warps) for voxels, warps in ((64, 4), (32, 2), (128, 4), (128, 8))]
+
+    def options(self, dtype: torch.dtype) -> dict[str, Any]:
+        """The constants of both kernels."""
+        sizes = {"BLOCK_VOXELS": self.voxels, "BLOCK_OUT": self.out, "BLOCK_IN": self.inner}
+        return {**sizes, "num_warps": self.warps, **_product(dtype)}
+
+
+Sizes = TypeVar("Sizes", bound=Hashable)
+_fastest: dict[tuple, Any] = {}
+
+
+def choose_blocks(
+    key: tuple,
+    candidates: Sequence[Sizes],
+    launch: Callable[[Sizes], None],
+    timer: Callable[[Callable[[], None]], float] | None,
+) -> Sizes:
+    """The blocks whose launch takes least, measured once for each key and kept for the process.
+
+    Args:
+        key: what the choice may depend on.
+        candidates: at least one.
+        launch: runs the kernel; running it again gives the same.
+        timer: milliseconds of a call; ``None`` takes the first candidate.
+
+    Raises:
+        RuntimeError: when no candidate can run.
+    """
+    if timer is None:
+        return candidates[0]
+    if key not in _fastest:
+        times, errors = {}, []
+        for blocks in candidates:
+            try:
+                times[blocks] = timer(partial(launch, blocks))
+            except Exception as error:  # too large for this GPU's shared memory or registers
+                errors.append(" ".join(str(error).split()))
+        if not times:
+            raise RuntimeError(f"no block size of backend 'triton' runs here ({errors[0]}): set_backend('dense').")
+        _fastest[key] = min(times, key=times.__getitem__)
+    return _fastest[key]
+
+
+def timer_of(device: torch.device) -> Callable[[Callable[[], None]], float] | None:
+    """Triton's own timing on a GPU; in its interpreter all blocks are equally slow."""
+    if device.type != "cuda":
+        return None
+    from triton.testing import do_bench
+
+    return partial(do_bench, warmup=5, rep=20)

@@ -1,0 +1,204 @@
+"""Tables of a window's taps, by shell and by what is summed together, kept for each window."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.weak import WeakIdKeyDictionary
+
+# values of tensors of shells, dropped with the tensor; torch has no public weak dictionary of tensors
+_CONTENTS: Any = WeakIdKeyDictionary()
+
+
+def content_of(shells: torch.Tensor) -> bytes:
+    """The values of a tensor of shells, int64, read back from a GPU once a tensor, for reading waits for the GPU.
+
+    Example:
+        >>> np.frombuffer(content_of(torch.tensor([1, 0, 1])), np.int64).tolist()
+        [1, 0, 1]
+    """
+    content = _CONTENTS.get(shells)
+    if content is None:
+        content = shells.detach().cpu().numpy().astype(np.int64).tobytes()
+        _CONTENTS[shells] = content
+    return content
+
+
+def three_axes(values: Sequence[int], missing: int) -> list[int]:
+    """One number for each of three axes; those of missing axes come first."""
+    return [missing] * (3 - len(values)) + list(values)
+
+
+class TapTable(NamedTuple):
+    """Taps sorted by shell.
+
+    Attributes:
+        offsets: int32, ``(taps, 3)``: where a tap lies relative to the first voxel of its window, less the padding.
+        starts: int32, ``(shells + 1,)``: the first tap of each shell.
+        order: int64, ``(taps,)``: the taps' positions in the window.
+    """
+
+    offsets: torch.Tensor
+    starts: torch.Tensor
+    order: torch.Tensor
+
+
+def tap_table(
+    shells: np.ndarray, num_shells: int, padding: Sequence[int], dilation: Sequence[int], mirrored: bool = False
+) -> TapTable:
+    """Taps of the first ``num_shells`` shells, sorted by shell.
+
+    Args:
+        shells: integers of the window's shape.
+        num_shells: number of shells that are not zero.
+        padding, dilation: in voxels, one an axis.
+        mirrored: whether the taps are mirrored at the window's centre: the kernel of the gradient of the input.
+
+    Example:
+        >>> tap_table(np.array([1, 0, 1]), 1, [1], [1])
+        TapTable(offsets=tensor([[0, 0, 0]], dtype=torch.int32), starts=tensor([0, 1], dtype=torch.int32), order=tensor([1]))
+    """
+    missing = 3 - shells.ndim
+    places = np.stack(np.meshgrid(*map(np.arange, shells.shape), indexing="ij"), -1).reshape(-1, shells.ndim)
+    offsets = places * np.asarray(dilation) - np.asarray(padding)
+    if mirrored:
+        offsets = -offsets
+    offsets = np.concatenate([np.zeros((len(offsets), missing), offsets.dtype), offsets], 1)
+    flat = shells.ravel()
+    order = np.argsort(flat, kind="stable")
+    order = order[flat[order] < num_shells]
+    starts = np.searchsorted(flat[order], np.arange(num_shells + 1))
+    return TapTable(
+        torch.as_tensor(offsets[order].astype(np.int32)),
+        torch.as_tensor(starts.astype(np.int32)),
+        torch.as_tensor(order.astype(np.int64)),
+    )
+
+
+def tap_table_of(
+    shells: torch.Tensor,
+    device: torch.device,
+    num_shells: int,
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    mirrored: bool,
+) -> TapTable:
+    """:func:`tap_table` on a device, kept for each window."""
+    geometry = (tuple(shells.shape), num_shells, tuple(padding), tuple(dilation))
+    return _kept_tap_table(content_of(shells), geometry, mirrored, str(device))
+
+
+@lru_cache(maxsize=256)
+def _kept_tap_table(content: bytes, geometry: tuple, mirrored: bool, device: str) -> TapTable:
+    shape, num_shells, padding, dilation = geometry
+    shells = np.frombuffer(content, np.int64).reshape(shape)
+    table = tap_table(shells, num_shells, padding, dilation, mirrored)
+    return TapTable(*(array.to(device) for array in table))
+
+
+class RingTable(NamedTuple):
+    """Which taps are summed together: constants of the kernel of sums.
+
+    Attributes:
+        taps_2: along the last axis, the taps' places relative to the voxel, by group: columns of the window that are alike.
+        group_starts: the first tap of each group.
+        class_lines: ``row * groups + group``, the rows' groups, by class: those of a plane that are alike in all planes.
+        class_starts: the first of each class.
+        shell_places: ``plane * classes + class``, by shell.
+        shell_starts: the first of each shell.
+        length_0, length: of the window along the first and the middle axis.
+        margin_0, margin_1: padding along them, in voxels.
+        dilation_0, dilation_1: distance of neighbouring taps along them, in voxels.
+    """
+
+    taps_2: tuple[int, ...]
+    group_starts: tuple[int, ...]
+    class_lines: tuple[int, ...]
+    class_starts: tuple[int, ...]
+    shell_places: tuple[int, ...]
+    shell_starts: tuple[int, ...]
+    length_0: int
+    length: int
+    margin_0: int
+    margin_1: int
+    dilation_0: int
+    dilation_1: int
+
+    def options(self) -> dict[str, Any]:
+        """As the kernel names them."""
+        return {name.upper(): value for name, value in self._asdict().items()}
+
+
+def _grouped(keys: Sequence[Any]) -> list[list[int]]:
+    """Places of equal keys, in the order of their first."""
+    groups: dict[Any, list[int]] = {}
+    for place, key in enumerate(keys):
+        if key is not None:
+            groups.setdefault(key, []).append(place)
+    return list(groups.values())
+
+
+def _starts(groups: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    return tuple(int(n) for n in np.cumsum([0, *map(len, groups)]))
+
+
+def ring_table(shells: np.ndarray, num_shells: int, padding: Sequence[int], dilation: Sequence[int]) -> RingTable:
+    """Find the taps that every ring weighs alike: along the last axis, within planes, and in all planes.
+
+    Args:
+        shells: integers, three axes.
+        num_shells: number of shells that are not zero.
+        padding, dilation: in voxels, one an axis.
+
+    Example:
+        >>> table = ring_table(np.array([[[2, 1, 2], [1, 0, 1], [2, 1, 2]]]), 2, [0, 1, 1], [1, 1, 1])
+        >>> table.taps_2, table.group_starts
+        ((-1, 1, 0), (0, 2, 3))
+        >>> table.shell_places, table.shell_starts
+        ((3, 1, 2, 5), (0, 1, 4))
+    """
+    kept = np.where(shells < num_shells, shells, -1)
+    columns = _grouped([column.tobytes() if column.max() >= 0 else None for column in np.moveaxis(kept, 2, 0)])
+    lines = [kept[a, :, columns[g][0]] for a in range(kept.shape[0]) for g in range(len(columns))]
+    classes = _grouped([line.tobytes() if line.max() >= 0 else None for line in lines])
+    places = [int(lines[kind[0]][j]) for j in range(kept.shape[1]) for kind in classes]
+    by_shell = [[place for place, shell in enumerate(places) if shell == each] for each in range(num_shells)]
+    return RingTable(
+        tuple(b * dilation[2] - padding[2] for column in columns for b in column),
+        _starts(columns),
+        tuple(line for kind in classes for line in kind),
+        _starts(classes),
+        tuple(place for shell in by_shell for place in shell),
+        _starts(by_shell),
+        *kept.shape[:2],
+        *padding[:2],
+        *dilation[:2],
+    )
+
+
+def ring_table_of(
+    shells: torch.Tensor, num_shells: int, padding: Sequence[int], dilation: Sequence[int], mirrored: bool
+) -> RingTable:
+    """:func:`ring_table`, kept for each window; missing axes come first, of length 1.
+
+    Args:
+        shells: integers of the window's shape.
+        num_shells, padding, dilation: as in :func:`ring_table`, of the axes that there are.
+        mirrored: whether for the gradient of the input: the taps and the margins of the adjoint.
+    """
+    shape = tuple(three_axes(shells.shape, 1))
+    margins, steps = three_axes(padding, 0), three_axes(dilation, 1)
+    if mirrored:
+        margins = [d * (k - 1) - p for d, k, p in zip(steps, shape, margins)]
+    return _kept_ring_table(content_of(shells), (shape, num_shells, tuple(margins), tuple(steps)), mirrored)
+
+
+@lru_cache(maxsize=256)
+def _kept_ring_table(content: bytes, geometry: tuple, mirrored: bool) -> RingTable:
+    shape, *sizes = geometry
+    shells = np.frombuffer(content, np.int64).reshape(shape)
+    return ring_table(np.flip(shells) if mirrored else shells, *sizes)

@@ -1,0 +1,339 @@
+"""Functions on the taps of a kernel window: shells of equal radius, radial bases and angular harmonics.
+
+A radial basis is an array of shape ``(rings, shells)``: the value of each ring's function on each shell.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from monai_gmr.utils import ConfigurationError
+
+UNITS_PER_SQUARED_VOXEL = 10**9
+GAUSSIAN_SIGMA = 0.6
+GAUSSIAN_MEAN_MARGIN = 1.75
+GAUSSIAN_TAPER = 0.5
+SIGMA_FLOOR = {"gaussian": 0.1, "indexed": 1e-3}
+LARGEST_ORDER = 3
+
+
+class Shells(NamedTuple):
+    """The taps of a window sorted by their radius.
+
+    Attributes:
+        tap_shell: integer array of the window's shape, the shell of each tap; shell 0 is the innermost.
+        squared_radii: integer array of shape ``(shells,)``: squared radius in units of 1e-9 squared voxels, so that equal radii
+            are equal numbers; "voxel" is the finest step between taps.
+        support: radius, in voxels, at which the first tap outside the window along a finest axis would lie (and at least one
+            voxel beyond the innermost shell).
+    """
+
+    tap_shell: np.ndarray
+    squared_radii: np.ndarray
+    support: float
+
+    @property
+    def radii(self) -> np.ndarray:
+        """Radius of each shell in voxels, float64, shape ``(shells,)``."""
+        return np.sqrt(self.squared_radii / UNITS_PER_SQUARED_VOXEL)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Number of taps on each shell, shape ``(shells,)``."""
+        return np.bincount(self.tap_shell.ravel(), minlength=len(self.squared_radii))
+
+
+def _finest(kernel_size: Sequence[int], steps: Sequence[float]) -> float:
+    """The smallest step along an axis that has more than one tap."""
+    return min([step for step, k in zip(steps, kernel_size) if k > 1], default=min(steps))
+
+
+def tap_spacing(
+    kernel_size: Sequence[int], spacing: Sequence[float] | None = None, dilation: Sequence[int] | None = None
+) -> tuple[float, ...]:
+    """Distance of neighbouring taps along each axis, in units of the finest one along which there are any.
+
+    Args:
+        kernel_size: window length along each axis.
+        spacing: voxel size in millimetres, one per axis; default 1.
+        dilation: distance of neighbouring taps in voxels, one per axis; default 1.
+
+    Raises:
+        ConfigurationError: when a spacing is not positive or the lengths do not match.
+
+    Example:
+        >>> tap_spacing((3, 3, 3), spacing=(0.5, 0.5, 1.5)), tap_spacing((3, 3), dilation=(1, 2))
+        ((1.0, 1.0, 3.0), (1.0, 2.0))
+    """
+    dims = len(kernel_size)
+    spacing = (1.0,) * dims if spacing is None else tuple(float(s) for s in spacing)
+    dilation = (1,) * dims if dilation is None else tuple(dilation)
+    if len(spacing) != dims or not all(np.isfinite(s) and s > 0 for s in spacing):
+        raise ConfigurationError(f"spacing={spacing} does not fit: give {dims} positive voxel sizes in millimetres.")
+    steps = [s * d for s, d in zip(spacing, dilation)]
+    finest = _finest(kernel_size, steps)
+    return tuple(round(step / finest, 6) for step in steps)
+
+
+def tap_coordinates(kernel_size: Sequence[int], steps: Sequence[float] | None = None) -> np.ndarray:
+    """Coordinates of the taps of a window, ``steps`` apart, relative to its centre ``(k - 1) / 2``, shape ``(*kernel_size, d)``.
+
+    Example:
+        >>> tap_coordinates((2,)).ravel().tolist(), tap_coordinates((3,)).ravel().tolist()
+        ([-0.5, 0.5], [-1.0, 0.0, 1.0])
+    """
+    steps = (1.0,) * len(kernel_size) if steps is None else steps
+    axes = [(np.arange(k) - (k - 1) / 2) * s for k, s in zip(kernel_size, steps)]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), -1)
+
+
+def kernel_shells(kernel_size: Sequence[int], steps: Sequence[float] | None = None) -> Shells:
+    """Sort the taps of a window into shells of equal radius.
+
+    Args:
+        kernel_size: window length along each axis, odd or even, not necessarily equal.
+        steps: distance of neighbouring taps along each axis (:func:`tap_spacing`); default 1.
+
+    Raises:
+        ConfigurationError: when a length is less than 1.
+
+    Example:
+        >>> shells = kernel_shells((3, 3))
+        >>> shells.radii.round(3).tolist(), shells.counts.tolist(), shells.support
+        ([0.0, 1.0, 1.414], [1, 4, 4], 2.0)
+    """
+    steps = (1.0,) * len(kernel_size) if steps is None else tuple(steps)
+    if any(k < 1 for k in kernel_size):
+        raise ConfigurationError(f"kernel_size={tuple(kernel_size)} is impossible: every length must be at least 1.")
+    squared = (tap_coordinates(kernel_size, steps) ** 2).sum(-1)
+    keys, index = np.unique(np.round(squared * UNITS_PER_SQUARED_VOXEL).astype(np.int64), return_inverse=True)
+    finest = _finest(kernel_size, steps)
+    support = max((k + 1) / 2 * s for k, s in zip(kernel_size, steps) if s == finest)
+    support = max(support, float(np.sqrt(keys[0] / UNITS_PER_SQUARED_VOXEL)) + 1)
+    return Shells(index.reshape(tuple(kernel_size)), keys, support)
+
+
+def default_num_rings(shells: Shells) -> int:
+    """Number of rings of a window: ``k // 2 + 1`` for an odd window, never more than it has shells.
+
+    Example:
+        >>> [default_num_rings(kernel_shells((k, k))) for k in (1, 2, 3, 4, 5, 9)]
+        [1, 1, 2, 3, 3, 5]
+    """
+    inside = int((shells.radii < shells.support).sum())
+    return max(1, min(int(shells.support - 0.5) + 1, inside))
+
+
+def initial_sigma(rings: str, shells: Shells, num_rings: int) -> float:
+    """Width of a fresh Gaussian: voxels for "gaussian", ring indices for "indexed".
+
+    For "indexed" it is ``k / (2 (rings - 1)) / 2.355`` (GMR-Conv 1.0.3), for "gaussian" the best of ``tests/symmetry/test_fidelity.py``.
+
+    Example:
+        >>> initial_sigma("gaussian", kernel_shells((5, 5)), 3), round(initial_sigma("indexed", kernel_shells((5, 5)), 3), 3)
+        (0.6, 0.531)
+    """
+    if rings == "gaussian":
+        return GAUSSIAN_SIGMA
+    kernel_size = 2 * shells.support - 1
+    return kernel_size / (2 * max(num_rings - 1, 1)) / 2.355
+
+
+def ring_masks(shells: Shells, num_rings: int) -> np.ndarray:
+    """Which ring of GMR-Conv and SRE-Conv each shell lies in: ``edges = linspace(0, k // 2 + 0.5, rings + 1)``.
+
+    Returns:
+        boolean array of shape ``(num_rings, shells)``; shells beyond the last edge are in no ring.
+
+    Example:
+        >>> ring_masks(kernel_shells((3, 3)), 2).astype(int).tolist()
+        [[1, 0, 0], [0, 1, 1]]
+    """
+    edges = np.linspace(0, shells.support - 0.5, num_rings + 1)
+    return (edges[:-1, None] <= shells.radii) & (shells.radii < edges[1:, None])
+
+
+def square_ring_masks(shells: Shells, num_rings: int) -> np.ndarray:
+    """Which ring each shell lies in when the rings reach into the corners: ``edges = linspace(0, radius of the corners, rings)``.
+
+    Returns:
+        boolean array of shape ``(num_rings, shells)``, with each shell in one ring; the last ring is the corners alone.
+
+    Example:
+        >>> square_ring_masks(kernel_shells((5, 5)), 4).astype(int).argmax(axis=0).tolist()
+        [0, 1, 1, 2, 2, 3]
+    """
+    edges = np.append(np.linspace(0, shells.radii[-1], num_rings), np.inf)
+    return (edges[:-1, None] <= shells.radii) & (shells.radii < edges[1:, None])
+
+
+def positive_sigma(log_sigma: torch.Tensor, floor: float) -> torch.Tensor:
+    """Widths from the parameter that is learned, ``floor + exp(log_sigma)``: positive, with a gradient that never vanishes.
+
+    Args:
+        log_sigma: shape ``(rings,)``; half precision is raised to float32.
+        floor: smallest width (``SIGMA_FLOOR``: a Gaussian much narrower than the distance of shells underflows).
+
+    Example:
+        >>> positive_sigma(torch.zeros(1), floor=0.1)
+        tensor([1.1000])
+    """
+    if log_sigma.dtype != torch.float64:
+        log_sigma = log_sigma.to(torch.float32)
+    return floor + torch.exp(log_sigma)
+
+
+def gaussian_means(sigma: torch.Tensor, support: float, first: float, margin: float) -> torch.Tensor:
+    """Means of the Gaussians in voxels, evenly from ``first`` to ``margin`` before the support, shape and dtype of ``sigma``.
+
+    Example:
+        >>> gaussian_means(torch.ones(3), 3.0, 0.0, 1.0)
+        tensor([0., 1., 2.])
+    """
+    # not torch.linspace: the legacy ONNX exporter divides by 0 where it has one value, and a trace keeps its device
+    steps = torch.ones_like(sigma).cumsum(0) - 1
+    return first + (max(support - margin, first) - first) * steps / steps[-1].clamp_min(1)
+
+
+def gaussian_basis(
+    squared_radii: torch.Tensor,
+    counts: torch.Tensor,
+    sigma: torch.Tensor,
+    support: float,
+    mean: torch.Tensor | None = None,
+    mean_margin: float = GAUSSIAN_MEAN_MARGIN,
+    taper_width: float = GAUSSIAN_TAPER,
+    unit: float = float(UNITS_PER_SQUARED_VOXEL),
+    pi: float = math.pi,
+) -> torch.Tensor:
+    r"""Gaussians at the exact radii, tapered before the window ends and of unit norm over its taps.
+
+    .. math::
+        b_{rs} \propto \exp\left(-\frac{(\rho_s - \mu_r)^2}{2\sigma_r^2}\right)
+        \sin^2\left(\frac{\pi}{2}\min\left(1, \frac{S - \rho_s}{0.5}\right)\right), \qquad \sum_s n_s b_{rs}^2 = 1
+
+    with means from 0 to :math:`S - 1.75` by default, ``S`` the support. Every tap of radius below ``S`` lies in the window, so nothing is
+    cut off anisotropically; the constants are the best of the search in ``tests/symmetry/test_fidelity.py``.
+
+    Args:
+        squared_radii: :attr:`Shells.squared_radii`, shape ``(shells,)``.
+        counts: taps of each shell that count in the norm, shape ``(..., shells)``.
+        sigma: widths in voxels, shape ``(rings,)``.
+        support: :attr:`Shells.support` in voxels.
+        mean: means in voxels, shape ``(..., rings)``; default :func:`gaussian_means` from 0 to ``mean_margin`` before the support.
+        mean_margin: see ``mean``.
+        taper_width: width of the taper in voxels.
+        unit, pi: constants (``torch.jit.script`` takes them as arguments only).
+
+    Returns:
+        shape ``(..., rings, shells)``, dtype of ``sigma``.
+
+    Example:
+        >>> shells = kernel_shells((3, 3))
+        >>> arrays = torch.as_tensor(shells.squared_radii), torch.as_tensor(shells.counts)
+        >>> basis = gaussian_basis(*arrays, torch.tensor([0.6, 0.6]), shells.support)
+        >>> (arrays[1] * basis**2).sum(-1).allclose(torch.ones(2))
+        True
+    """
+    radii = (squared_radii.to(sigma.dtype) / unit).sqrt()
+    if mean is None:
+        mean = gaussian_means(sigma, support, 0.0, mean_margin)
+    taper = torch.sin(0.5 * pi * ((support - radii) / taper_width).clamp(0.0, 1.0)) ** 2
+    exponent = -0.5 * ((radii - mean.unsqueeze(-1)) / sigma[:, None]) ** 2
+    exponent = exponent - exponent.max(dim=-1, keepdim=True)[0]
+    basis = torch.exp(exponent) * taper
+    norm = (counts.to(sigma.dtype).unsqueeze(-2) * basis * basis).sum(dim=-1, keepdim=True).sqrt()
+    return basis / norm
+
+
+def indexed_basis(masks: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    r"""Gaussians over the ring *index*, times the ring masks: what GMR-Conv 1.0.3 computes.
+
+    .. math:: b = P\,M, \qquad P_{ml} = \exp\left(-\frac{(l - m)^2}{2 \sigma_m^2}\right) / (2.5066\,\sigma_m)
+
+    Args:
+        masks: :func:`ring_masks`, shape ``(rings, shells)``.
+        sigma: widths in ring indices, shape ``(rings,)``.
+
+    Returns:
+        shape ``(rings, shells)``, dtype of ``sigma``.
+
+    Example:
+        >>> indexed_basis(torch.eye(2, dtype=torch.bool), torch.ones(2)).round(decimals=3)
+        tensor([[0.3990, 0.2420],
+                [0.2420, 0.3990]])
+    """
+    index = torch.arange(sigma.shape[0], dtype=sigma.dtype, device=sigma.device)
+    mixture = torch.exp(-0.5 * ((index[None, :] - index[:, None]) / sigma[:, None]) ** 2)
+    mixture = mixture / (2.5066 * sigma[:, None])
+    return (mixture[:, :, None] * masks.to(sigma.dtype)[None]).sum(dim=1)
+
+
+def number_of_components(spatial_dims: int, order: int) -> int:
+    """How many real harmonics an order has: 1 for order 0, else 1 in 1D, 2 in 2D, ``2 * order + 1`` in 3D.
+
+    Raises:
+        ConfigurationError: when there is no such order: 0 to 3; in 1D 0 (even) or 1 (odd).
+
+    Example:
+        >>> [number_of_components(d, 1) for d in (1, 2, 3)], number_of_components(3, 2)
+        ([1, 2, 3], 5)
+    """
+    largest = 1 if spatial_dims == 1 else LARGEST_ORDER
+    if order not in range(largest + 1):
+        raise ConfigurationError(f"order {order} is impossible in {spatial_dims}D: use 0 to {largest}.")
+    return 1 if order == 0 else {1: 1, 2: 2, 3: 2 * order + 1}[spatial_dims]
+
+
+def real_harmonics(coordinates: np.ndarray, order: int) -> np.ndarray:
+    """Real harmonics of an order in the directions of points, of mean square 1 over all directions.
+
+    An element of O(d) mixes the components of an order by an orthogonal matrix, so their Euclidean norm does not change. At the centre,
+    which has no direction, they are 0 (order 0: 1).
+
+    Args:
+        coordinates: points relative to the centre, shape ``(..., d)``.
+        order: order of the harmonics.
+
+    Returns:
+        float64 array of shape ``(components, ...)``; the squares add up to the number of components away from the centre.
+
+    Example:
+        >>> real_harmonics(np.array([[0.0, 2.0], [1.0, 0.0], [0.0, 0.0]]), 1).round(3) + 0.0
+        array([[0.   , 1.414, 0.   ],
+               [1.414, 0.   , 0.   ]])
+
+    Source:
+        spherical harmonics by ``scipy.special.sph_harm_y``.
+    """
+    from scipy.special import sph_harm_y
+
+    dims, radius = coordinates.shape[-1], np.linalg.norm(coordinates, axis=-1)
+    components = number_of_components(dims, order)
+    if order == 0:
+        return np.ones((1, *radius.shape))
+    azimuth = np.arctan2(coordinates[..., 1 % dims], coordinates[..., 0])
+    if dims == 1:
+        values = np.sign(coordinates[..., 0])[None]
+    elif dims == 2:
+        values = np.sqrt(2) * np.stack([np.cos(order * azimuth), np.sin(order * azimuth)])
+    else:
+        polar = np.arccos(np.clip(coordinates[..., 2] / np.where(radius > 0, radius, 1), -1, 1))
+        first, *waves = [sph_harm_y(order, m, polar, azimuth) for m in range(order + 1)]
+        parts = [wave.real for wave in waves] + [wave.imag for wave in waves]
+        values = np.stack([first.real, *(np.sqrt(2) * part for part in parts)]) * np.sqrt(4 * np.pi)
+    assert len(values) == components
+    return np.where(radius > 0, values, 0.0)
+
+
+def tap_harmonics(kernel_size: Sequence[int], steps: Sequence[float] | None, order: int) -> np.ndarray:
+    """:func:`real_harmonics` on the taps of a window (:func:`tap_coordinates`), shape ``(components, taps)``.
+
+    Example:
+        >>> tap_harmonics((3, 3), None, 2).shape
+        (2, 9)
+    """
+    return real_harmonics(tap_coordinates(kernel_size, steps).reshape(-1, len(kernel_size)), order)
