@@ -14,7 +14,7 @@ from monai_gmr.bundle.overrides import check_settings
 from monai_gmr.bundle.settings import TABLE
 from monai_gmr.utils import ConfigurationError, find_configuration_error
 
-BUNDLES = sorted((Path(__file__).parents[2] / "bundles").iterdir())
+BUNDLES = sorted(path for path in (Path(__file__).parents[2] / "bundles").iterdir() if path.is_dir())
 CONFIGS = [folder / "configs" / f"{name}.yaml" for folder in BUNDLES for name in ("train", "evaluate", "inference")]
 NAN, INF = math.nan, math.inf
 # value, for each setting, that no run can have; those of several axes are of a 3D network
