@@ -93,7 +93,8 @@ def inscribed_ball(shape: Sequence[int], spacing: Sequence[float] | None = None)
                [1, 1, 1],
                [0, 1, 0]])
     """
-    radius = min((n - 1) / 2 * step for n, step in zip(shape, spacing or (1.0,) * len(shape)))
+    steps = np.ones(len(shape)) if spacing is None else spacing
+    radius = min((n - 1) / 2 * step for n, step in zip(shape, steps))
     return (tap_coordinates(shape, spacing) ** 2).sum(-1) <= radius**2 + 1e-9
 
 
