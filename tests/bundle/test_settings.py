@@ -174,8 +174,10 @@ def test_every_number_of_a_config_is_checked(path):
 
 
 @pytest.fixture(autouse=True)
-def clean_process(monkeypatch):
+def clean_process(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    # a workflow in Python has "." as its bundle_root
+    monkeypatch.chdir(tmp_path)
     yield
     set_determinism(None)
 

@@ -1,0 +1,8 @@
+"""Bundles run in a folder of the test: a workflow in Python has "." as its ``bundle_root``."""
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
