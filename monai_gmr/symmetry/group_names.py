@@ -19,19 +19,15 @@ _SYMBOLS_3D = (
     "3=c3 -3=c3i,s6 32=d3 3m=c3v -3m=d3d 23=t m-3=th 432=o -43m=td m-3m=oh,all"
 )
 _NAMES: dict[int, dict[str, list[str]]] = {
-    dims: {
-        symbol: list(filter(None, others.split(","))) for symbol, others in (each.split("=") for each in text.split())
-    }
+    dims: {symbol: re.findall(r"\w+", others) for symbol, others in (each.split("=") for each in text.split())}
     for dims, text in ((2, _SYMBOLS_2D), (3, _SYMBOLS_3D))
 }
+# the array axis of a symbol's main direction
+_MAIN_AXIS = {2: 0, 3: 2}
 
 
 def check_dims(spatial_dims: int) -> None:
-    """Raise :class:`~monai_gmr.utils.ConfigurationError` unless there are two or three spatial dimensions.
-
-    Example:
-        >>> check_dims(3)
-    """
+    """Raise :class:`~monai_gmr.utils.ConfigurationError` unless there are two or three spatial dimensions."""
     if spatial_dims not in (2, 3):
         raise ConfigurationError(
             f"spatial_dims={spatial_dims} has no named symmetries: give 2 or 3, that is an image (C, *spatial) of 2 or 3 spatial axes."
@@ -39,21 +35,11 @@ def check_dims(spatial_dims: int) -> None:
 
 
 def element_name(element: np.ndarray) -> str:
-    """The crystallographers' symbol of a symmetry of the grid.
+    """The crystallographers' symbol of a symmetry of the grid, a signed permutation matrix ``(d, d)``, ``d`` 2 or 3.
 
     A number is a rotation (2: by 180 degrees, 3: by 120, 4: by 90), with the sense (``+`` is counterclockwise looking against the
-    direction, as in :func:`~monai_gmr.symmetry.rotation_matrix`) and the direction in array axes. ``-`` in front: followed by the
-    inversion of all axes. ``m`` is the mirror image along a direction. In 2D rotations need no direction. Directions start with a
-    positive number.
-
-    Args:
-        element: signed permutation matrix of shape ``(d, d)``, ``d`` 2 or 3.
-
-    Returns:
-        "1" (the identity), "4+ [001]", "2 [1-10]", "-3- [111]", "m [100]", ... in 3D; "4+", "2", "m [10]", ... in 2D.
-
-    Raises:
-        ConfigurationError: when the matrix is no symmetry of a grid of 2 or 3 axes.
+    direction, as in :func:`~monai_gmr.symmetry.rotation_matrix`) and the direction in array axes, none in 2D. ``-`` in front: followed by
+    the inversion of all axes. ``m`` is the mirror image along a direction. Directions start with a positive number. "1" is the identity.
 
     Example:
         >>> element_name(np.diag([1, 1, -1])), element_name(np.array([[0, -1], [1, 0]]))
@@ -62,8 +48,7 @@ def element_name(element: np.ndarray) -> str:
     Source:
         A. M. Glazer, M. I. Aroyo, A. Authier, "Seitz symbols for crystallographic symmetry operations", Acta Cryst. A70, 2014.
     """
-    element = _checked_matrix(element)
-    dims = len(element)
+    element, dims = _checked_matrix(element), len(element)
     identity = np.eye(dims, dtype=int)
     proper = round(np.linalg.det(element)) > 0
     # the inversion of all axes is a rotation in 2D: there every improper element is a mirror image
@@ -122,15 +107,12 @@ def _checked_matrix(element: object) -> np.ndarray:
 
 
 def grid_element(element: int | str | Sequence[Sequence[int]] | np.ndarray, spatial_dims: int) -> np.ndarray:
-    """The matrix of a symmetry of the grid, given in any of three ways.
+    """The matrix ``(d, d)`` of a symmetry of the grid, given in any of three ways.
 
     Args:
-        element: index into :func:`~monai_gmr.symmetry.point_group`; name (:func:`~monai_gmr.symmetry.element_name`, with or without blanks,
-            or :func:`~monai_gmr.symmetry.element_triplet`); or signed permutation matrix of shape ``(d, d)``.
+        element: index into :func:`~monai_gmr.symmetry.point_group`; name (:func:`element_name`, with or without blanks, or
+            :func:`element_triplet`); or signed permutation matrix. Anything else raises :class:`~monai_gmr.utils.ConfigurationError`.
         spatial_dims: 2 (the group D4 of 8 elements) or 3 (Oh, 48).
-
-    Raises:
-        ConfigurationError: when there is no such element.
 
     Example:
         >>> grid_element("4+", 2).tolist(), grid_element("-y,x", 2).tolist(), grid_element(0, 2).tolist()
@@ -163,7 +145,7 @@ def grid_element(element: int | str | Sequence[Sequence[int]] | np.ndarray, spat
 
 
 def group_names(spatial_dims: int) -> list[str]:
-    """Every name that :func:`~monai_gmr.symmetry.named_group` reads in 2 or 3 spatial dimensions.
+    """Every name that :func:`named_group` reads in 2 or 3 spatial dimensions.
 
     Example:
         >>> group_names(2)[:6]
@@ -193,9 +175,8 @@ def _generators(symbol: str, spatial_dims: int) -> list[np.ndarray]:
     parts = re.findall(r"-?\d(?:/m)?|m", symbol)
     generators = []
     for part, direction in zip(parts, _directions(parts, spatial_dims)):
-        number = re.search(r"\d", part)
-        if number:
-            rotation = rotation_matrix(3, 360 / int(number[0]), direction)
+        if part != "m":
+            rotation = rotation_matrix(3, 360 / int(part.strip("-/m")), direction)
             generators.append(-rotation if part.startswith("-") else rotation)
         if "m" in part:
             generators.append(-rotation_matrix(3, 180, direction))
@@ -205,15 +186,14 @@ def _generators(symbol: str, spatial_dims: int) -> list[np.ndarray]:
 @lru_cache(maxsize=128)
 def _generated(symbol: str, spatial_dims: int, axis: int) -> np.ndarray:
     """The group of a symbol with its main direction along an axis, its elements in the order of the whole group's."""
-    # cyclic exchange of the axes: the symbol's direction is the last axis in 3D, the first one in 2D
-    shift = np.roll(np.eye(spatial_dims, dtype=int), axis - (2 if spatial_dims == 3 else 0), axis=0)
-    group = generate_group([shift @ matrix @ shift.T for matrix in _generators(symbol, spatial_dims)])
-    held = {element.tobytes() for element in group.astype(int)}
-    return np.array([element for element in point_group(spatial_dims) if element.astype(int).tobytes() in held])
+    # cyclic exchange of the axes
+    shift = np.roll(np.eye(spatial_dims, dtype=int), axis - _MAIN_AXIS[spatial_dims], axis=0)
+    group = generate_group([shift @ matrix @ shift.T for matrix in _generators(symbol, spatial_dims)]).tolist()
+    return np.array([element for element in point_group(spatial_dims) if element.tolist() in group])
 
 
 def named_group(name: str, spatial_dims: int, axis: int | str | None = None) -> np.ndarray:
-    """A subgroup of the grid's symmetries under its crystallographic name, generated from its symbol.
+    """A subgroup of the grid's symmetries under its crystallographic name, integers ``(order, d, d)``, the identity first.
 
     2D: 4mm (D4, p4m; all 8), 4 (C4, p4), 2mm (D2), m (D1), 2 (C2), 1. 3D: m-3m (Oh; all 48), 432 (O; the 24 rotations), -43m (Td),
     m-3 (Th), 23 (T), 4/mmm (D4h; 16: all that exchanges only two axes), 422, 4mm, -42m, -4m2, 4/m, 4, -4, mmm (D2h; 8: all mirror images
@@ -224,9 +204,6 @@ def named_group(name: str, spatial_dims: int, axis: int | str | None = None) -> 
         spatial_dims: 2 or 3.
         axis: array axis (0, 1, 2 or "x", "y", "z") of the group's main direction: of its rotation, or along which ``m`` mirrors.
             Default: the last axis in 3D, the first in 2D. Without effect on cubic and trigonal groups.
-
-    Returns:
-        integer array of shape ``(order, d, d)``, the identity first.
 
     Raises:
         ConfigurationError: when there is no such group or axis.
@@ -246,5 +223,5 @@ def named_group(name: str, spatial_dims: int, axis: int | str | None = None) -> 
     if symbol is None:
         possible = ", ".join(f"'{s}'" + (f" ({', '.join(others)})" if others else "") for s, others in names.items())
         raise ConfigurationError(f"group={name!r} is unknown in {spatial_dims}D: use one of {possible}.")
-    default = 2 if spatial_dims == 3 else 0
-    return _generated(symbol, spatial_dims, default if axis is None else axis_index(axis, spatial_dims)).copy()
+    main = _MAIN_AXIS[spatial_dims] if axis is None else axis_index(axis, spatial_dims)
+    return _generated(symbol, spatial_dims, main).copy()

@@ -19,14 +19,12 @@ def _closure(generators: tuple[tuple[tuple[int, ...], ...], ...]) -> tuple[tuple
     """All products of the generators, the identity first, in the order of their length."""
     dims = len(generators[0])
     identity = tuple(tuple(int(i == j) for j in range(dims)) for i in range(dims))
-    elements, frontier = [identity], [identity]
-    while frontier:
-        products = [tuple(map(tuple, (np.array(g) @ np.array(e)).tolist())) for e in frontier for g in generators]
-        frontier = []
-        for product in products:
+    elements = [identity]
+    for element in elements:  # the list grows meanwhile
+        for generator in generators:
+            product = tuple(map(tuple, (np.array(generator) @ np.array(element)).tolist()))
             if product not in elements:
                 elements.append(product)
-                frontier.append(product)
     return tuple(elements)
 
 
@@ -43,16 +41,9 @@ def generate_group(generators: Sequence[np.ndarray]) -> np.ndarray:
 def point_group(spatial_dims: int, axis_labels: Sequence[object] | None = None, reflections: bool = True) -> np.ndarray:
     """The rotations and reflections that map the voxel grid onto itself, shape ``(order, d, d)``, the identity first.
 
-    The full group is D4 (8 elements) in 2D and Oh (48) in 3D; 1D has the identity and the mirror image.
-
-    Args:
-        spatial_dims: 1, 2 or 3.
-        axis_labels: one label an axis, such as its spacing in millimetres; only axes with equal labels are exchanged.
-            Default: all axes are alike.
-        reflections: whether the elements of determinant -1 belong to it.
-
-    Raises:
-        ConfigurationError: when there is not one label an axis.
+    The full group is D4 (8 elements) in 2D and Oh (48) in 3D; 1D has the identity and the mirror image. ``axis_labels`` has one label an
+    axis, such as its spacing in millimetres: only axes with equal labels are exchanged (default: all), else
+    :class:`~monai_gmr.utils.ConfigurationError`. Without ``reflections`` elements of determinant -1 are left out.
 
     Example:
         >>> [len(point_group(d)) for d in (1, 2, 3)]
@@ -77,11 +68,7 @@ def point_group(spatial_dims: int, axis_labels: Sequence[object] | None = None, 
 
 
 def is_grid_symmetry(matrix: np.ndarray, spacing: Sequence[float] | None = None) -> bool:
-    """Whether an orthogonal matrix is a signed permutation that keeps the spacing, so that it moves voxels onto voxels.
-
-    Args:
-        matrix: shape ``(d, d)``.
-        spacing: voxel size in millimetres, one per axis; default 1.
+    """Whether an orthogonal matrix ``(d, d)`` is a signed permutation that keeps the spacing, in millimetres: it moves voxels onto voxels.
 
     Example:
         >>> quarter = np.array([[0, -1], [1, 0]])
@@ -95,11 +82,9 @@ def is_grid_symmetry(matrix: np.ndarray, spacing: Sequence[float] | None = None)
 
 
 def transform_grid(x: Array, element: np.ndarray) -> Array:
-    """Transform the last ``d`` axes of an array about their centre, exactly: ``y[p] = x[g^-1 p]``.
+    """A copy of an array ``(..., *spatial)``, its last ``d`` axes transformed about their centre by a signed permutation matrix ``(d, d)``.
 
-    Args:
-        x: array or tensor of shape ``(..., *spatial)``; the spatial sizes may differ, they are permuted with the axes.
-        element: signed permutation matrix ``g`` of shape ``(d, d)``; the result is a copy also for the identity.
+    The transformation is exact, ``y[p] = x[g^-1 p]``; sizes are permuted with the axes.
 
     Example:
         >>> x = torch.arange(6).reshape(2, 3)
@@ -109,11 +94,9 @@ def transform_grid(x: Array, element: np.ndarray) -> Array:
                 [0, 3]])
     """
     element = np.round(np.asarray(element)).astype(int)
-    dims = element.shape[0]
-    lead: int = x.ndim - dims
-    source: list[int] = [int(np.flatnonzero(row)[0]) for row in element]
-    order = [*range(lead), *(lead + axis for axis in source)]
-    flipped = [lead + axis for axis in range(dims) if element[axis, source[axis]] < 0]
+    lead: int = x.ndim - len(element)
+    order = [*range(lead), *(lead + int(np.flatnonzero(row)[0]) for row in element)]
+    flipped = [lead + axis for axis, row in enumerate(element) if row.min() < 0]
     if isinstance(x, torch.Tensor):
         moved = x.permute(order)
         # flipping copies, exchanging axes does not

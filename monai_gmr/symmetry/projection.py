@@ -1,4 +1,7 @@
-"""Least-squares projection of ordinary kernels on functions on taps: how conversion takes over trained weights."""
+"""Least-squares projection of ordinary kernels, ``(out, in, *window)``, on functions on taps: how conversion takes over trained weights.
+
+Each projection returns weights ``(out, in, rings)`` and the relative change of the kernel.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,7 @@ import numpy as np
 
 
 def relative_change(before: np.ndarray, after: np.ndarray) -> float:
-    """Norm of the difference over the norm of ``before``.
-
-    Example:
-        >>> relative_change(np.array([3.0, 4.0]), np.array([3.0, 0.0]))
-        0.8
-    """
+    """Norm of the difference over the norm of ``before``."""
     norm = float(np.linalg.norm(before))
     return float(np.linalg.norm(after - before)) / norm if norm > 0 else 0.0
 
@@ -34,16 +32,9 @@ def fitted_window(kernel: np.ndarray, window: Sequence[int]) -> np.ndarray | Non
 
 
 def project_kernel(kernel: np.ndarray, functions: np.ndarray) -> tuple[np.ndarray, float]:
-    r"""Weights of functions on taps whose sum is nearest to a kernel.
+    r"""Weights of functions on taps, ``(rings, taps)``, whose sum is nearest to a kernel.
 
     .. math:: \min_w \sum_t \Big(K_{oi}(t) - \sum_r w_{oir}\, b_r(t)\Big)^2
-
-    Args:
-        kernel: ``(out, in, *window)``.
-        functions: ``(rings, taps)``.
-
-    Returns:
-        weights ``(out, in, rings)``, and the relative change of the kernel.
 
     Example:
         >>> weights, change = project_kernel(np.array([[[1.0, 5.0, 3.0]]]), np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 1.0]]))
@@ -56,14 +47,10 @@ def project_kernel(kernel: np.ndarray, functions: np.ndarray) -> tuple[np.ndarra
 
 
 def project_kernel_on_order(kernel: np.ndarray, functions: np.ndarray) -> tuple[np.ndarray, float]:
-    r"""Weights of an angular order, of whose components only the length is kept, that are nearest to kernels in one direction.
+    r"""Weights of an angular order, ``functions`` ``(components, rings, taps)``, whose length alone is kept, nearest to one-way kernels.
 
     For each output channel the direction ``u`` of the components is the one that explains most of the kernel:
     :math:`K_{oi} \approx \sum_r w_{oir} \sum_m u_{om}\, b_r Y_m`, the best approximation of rank one.
-
-    Args:
-        kernel: ``(out, in, *window)``.
-        functions: ``(components, rings, taps)``.
 
     Example:
         >>> slopes = np.array([[[-1.0, 0.0, 1.0]]])
@@ -83,26 +70,17 @@ def project_kernel_on_order(kernel: np.ndarray, functions: np.ndarray) -> tuple[
 
 def upsampled_functions(
     functions: np.ndarray, kernel_size: Sequence[int], factors: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Functions on coarse taps, interpolated linearly to the fine grid, at the places of a transposed kernel's taps.
+) -> tuple[np.ndarray, list[int]]:
+    """Functions on coarse taps ``(rings, *odd window)``, interpolated linearly to the taps of a transposed kernel and beyond.
 
-    Args:
-        functions: ``(rings, *coarse window)``, coarse windows of odd length.
-        kernel_size: length of the transposed kernel's window in fine voxels, one per axis.
-        factors: fine voxels in a coarse one.
-
-    Returns:
-        ``(rings, *fine window)`` where the window holds all that is not zero, and for each axis the place of the first of the transposed
-        kernel's taps in it.
+    The fine taps are closer by ``factors``. The result is ``(rings, *fine window)``, which holds all that is not zero, and for each axis
+    how many taps it has before and behind ``kernel_size``.
 
     Example:
-        >>> fine, first = upsampled_functions(np.ones((1, 1)), (3,), (2,))
-        >>> fine.tolist(), first.tolist()
-        ([[0.5, 1.0, 0.5]], [0])
-        >>> upsampled_functions(np.ones((1, 1)), (2,), (2,))[0].tolist()
-        [[0.25, 0.75, 0.75, 0.25]]
+        >>> upsampled_functions(np.ones((1, 1)), (2,), (2,))
+        (array([[0.25, 0.75, 0.75, 0.25]]), [1])
     """
-    first = []
+    margins = []
     for axis, (k, s) in enumerate(zip(kernel_size, factors), start=1):
         coarse = functions.shape[axis]
         reach = s * (coarse - 1) / 2 + s
@@ -111,33 +89,27 @@ def upsampled_functions(
         centres = s * (np.arange(coarse) - (coarse - 1) / 2)
         hats = np.clip(1 - np.abs(fine[:, None] - centres) / s, 0, None)
         functions = np.moveaxis(np.tensordot(hats, functions, (1, axis)), 0, axis)
-        first.append(margin)
-    return functions, np.array(first)
+        margins.append(margin)
+    return functions, margins
 
 
 def project_transposed_kernel(
     kernel: np.ndarray, functions: np.ndarray, factors: Sequence[int]
 ) -> tuple[np.ndarray, float]:
-    """Weights of coarse functions whose linear interpolation is nearest to a transposed kernel, among those with the same mean response
-    to a constant image.
+    """Weights of coarse functions, as in :func:`upsampled_functions`, whose linear interpolation is nearest to a transposed kernel.
 
-    Args:
-        kernel: ``(out, in, *window)`` on the fine grid.
-        functions, factors: as in :func:`upsampled_functions`.
+    Of those with the same mean response to a constant image.
 
     Example:
         >>> weights, change = project_transposed_kernel(np.array([[[1.0, 3.0]]]), np.ones((1, 1)), (2,))
         >>> weights.round(3).tolist(), round(change, 3)
         ([[[2.0]]], 0.548)
     """
-    window = kernel.shape[2:]
-    fine, first = upsampled_functions(functions, window, factors)
-    ends = [(0, 0), (0, 0)] + [(int(f), n - k - int(f)) for f, n, k in zip(first, fine.shape[1:], window)]
-    rows = np.pad(kernel, ends).reshape(-1, int(np.prod(fine.shape[1:])))
+    fine, margins = upsampled_functions(functions, kernel.shape[2:], factors)
     flat = fine.reshape(len(fine), -1)
+    rows = np.pad(kernel, [(margin, margin) for margin in (0, 0, *margins)]).reshape(-1, flat.shape[1])
     gram, sums = flat @ flat.T, flat.sum(1)
     bordered = np.block([[gram, sums[:, None]], [sums[None], np.zeros((1, 1))]])
     right = np.concatenate([rows @ flat.T, rows.sum(1, keepdims=True)], axis=1)
     weights = (right @ np.linalg.pinv(bordered))[:, : len(flat)]
-    change = relative_change(rows, weights @ flat)
-    return weights.reshape(*kernel.shape[:2], -1), change
+    return weights.reshape(*kernel.shape[:2], -1), relative_change(rows, weights @ flat)

@@ -17,9 +17,6 @@ from monai_gmr.utils import ConfigurationError
 def axis_index(axis: int | str, spatial_dims: int = 3) -> int:
     """The index of an array axis, given as such or as a letter: "x", "y" and "z" are the axes 0, 1 and 2 of the spatial shape.
 
-    Raises:
-        ConfigurationError: when there is no such axis.
-
     Example:
         >>> axis_index("y"), axis_index(2)
         (1, 2)
@@ -35,10 +32,7 @@ def axis_index(axis: int | str, spatial_dims: int = 3) -> int:
 
 
 def axis_direction(axis: int | str | Sequence[float]) -> np.ndarray:
-    """The unit vector of an axis in 3D, shape ``(3,)``.
-
-    Args:
-        axis: array axis, 0, 1, 2 or "x", "y", "z"; or a vector of three numbers along the array axes, in millimetres if there is a spacing.
+    """The unit vector, shape ``(3,)``, of an array axis (:func:`axis_index`) or of three numbers along the array axes, in millimetres.
 
     Raises:
         ConfigurationError: when there is no such axis, or the vector has no direction.
@@ -62,12 +56,9 @@ def axis_direction(axis: int | str | Sequence[float]) -> np.ndarray:
 
 
 def rotation_matrix(spatial_dims: int, degrees: float, axis: int | str | Sequence[float] = 0) -> np.ndarray:
-    """The rotation by an angle, in 3D about an axis, in 2D in the plane.
+    """The rotation by an angle, in 3D about an axis (:func:`axis_direction`), in 2D in the plane.
 
-    Args:
-        spatial_dims: 2 or 3.
-        degrees: angle in degrees; positive is counterclockwise looking against the axis, in 2D from the first axis towards the second.
-        axis: in 3D an array axis or a direction (:func:`axis_direction`); not used in 2D.
+    Positive degrees are counterclockwise looking against the axis, in 2D from the first axis towards the second.
 
     Raises:
         ConfigurationError: when there are no rotations in ``spatial_dims``, or ``axis`` is no direction.
@@ -99,17 +90,15 @@ def inscribed_ball(shape: Sequence[int], spacing: Sequence[float] | None = None)
 
 
 def transform_image(x: Array, matrix: np.ndarray, order: int = 3, spacing: Sequence[float] | None = None) -> Array:
-    """Transform the last ``d`` axes about their centre by any orthogonal matrix.
+    """An array ``(..., *spatial)`` whose last ``d`` axes are transformed about their centre by any orthogonal matrix ``(d, d)``.
 
-    Signed permutations that keep the spacing move voxels (:func:`~monai_gmr.symmetry.transform_grid`, no interpolation, axes and
-    sizes are permuted); every other matrix is sampled by ``scipy.ndimage.affine_transform``, the shape stays and what comes from outside is
-    the nearest voxel of the border.
+    Signed permutations that keep the spacing move voxels (:func:`~monai_gmr.symmetry.transform_grid`); every other matrix is sampled by
+    ``scipy.ndimage.affine_transform``, the shape stays and what comes from outside is the nearest voxel of the border.
 
     Args:
-        x: array or tensor of shape ``(..., *spatial)``.
-        matrix: orthogonal matrix of shape ``(d, d)``, in millimetres if there is a ``spacing``.
+        x: the array or tensor.
+        matrix: in millimetres if there is a ``spacing`` (voxel size in millimetres, one per axis; default 1).
         order: order of the spline, 0 (nearest, for labels) to 5.
-        spacing: voxel size in millimetres, one per axis; default 1.
 
     Example:
         >>> x = torch.zeros(1, 5, 5); x[0, 2, 4] = 1
@@ -123,12 +112,11 @@ def transform_image(x: Array, matrix: np.ndarray, order: int = 3, spacing: Seque
     step = np.ones(dims) if spacing is None else np.asarray(spacing, float)
     if is_grid_symmetry(matrix, step.tolist()):
         return transform_grid(x, matrix)
-    pull = (matrix.T / step[:, None]) * step[None, :]
+    pull = matrix.T / step[:, None] * step
     array = x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x
     work = array.astype(float).reshape(-1, *array.shape[array.ndim - dims :])
     centre = (np.array(work.shape[1:]) - 1) / 2
-    offset = centre - pull @ centre
-    channels = [ndimage.affine_transform(each, pull, offset, order=order, mode="nearest") for each in work]
-    moved = np.stack(channels).reshape(array.shape)
+    options: dict = {"offset": centre - pull @ centre, "order": order, "mode": "nearest"}
+    moved = np.stack([ndimage.affine_transform(each, pull, **options) for each in work]).reshape(array.shape)
     moved = (np.round(moved) if np.issubdtype(array.dtype, np.integer) else moved).astype(array.dtype)
     return torch.as_tensor(moved, device=x.device) if isinstance(x, torch.Tensor) else moved

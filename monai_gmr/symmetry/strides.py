@@ -1,4 +1,8 @@
-"""Strides, windows and paddings that keep the centre of the grid in place; all lengths are along one axis."""
+"""Strides, windows and paddings that keep the centre of the grid in place, along one axis.
+
+``size`` is the length of the axis, ``stride`` a step and ``padding`` what is added, in voxels; ``kernel_size`` the taps of a window,
+``dilation`` voxels apart.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,9 @@ from monai_gmr.utils import ConfigurationError
 
 
 def stride_is_exact(size: int, kernel_size: int, stride: int, padding: int = 0, dilation: int = 1) -> bool:
-    """Whether a strided convolution or pooling commutes with mirroring this axis.
+    """Whether a strided convolution or pooling, with ``padding`` at each end, commutes with mirroring this axis.
 
-    It does if and only if the last window ends where the padded axis ends:
-    ``(size + 2 * padding - dilation * (kernel_size - 1) - 1) % stride == 0``.
-
-    Args:
-        size: length of the axis in voxels.
-        kernel_size: length of the window in taps.
-        stride: step in voxels.
-        padding: voxels added at each end.
-        dilation: distance of neighbouring taps in voxels.
+    It does if and only if the last window ends where the padded axis ends.
 
     Example:
         >>> stride_is_exact(64, 3, 2, 1), stride_is_exact(65, 3, 2, 1), stride_is_exact(64, 2, 2)
@@ -27,9 +23,6 @@ def stride_is_exact(size: int, kernel_size: int, stride: int, padding: int = 0, 
 
 def symmetric_padding(size: int, kernel_size: int, stride: int = 1, dilation: int = 1) -> int:
     """The voxels to add at each end, nearest to half the window's reach, that keep a strided layer exact on an axis.
-
-    Args:
-        size, kernel_size, stride, dilation: as in :func:`stride_is_exact`.
 
     Raises:
         ConfigurationError: when no padding does, as for an odd window, stride 2 and an even size.
@@ -51,17 +44,9 @@ def symmetric_padding(size: int, kernel_size: int, stride: int = 1, dilation: in
 
 
 def centred_steps(size: int, kernel_size: int, stride: int, padding: int, dilation: int) -> tuple[int, int, int]:
-    """:func:`centred_window` by arithmetic alone, so that ``size`` may be the symbol of a graph.
+    """:func:`centred_window` of an odd dilation by arithmetic alone, so that ``size`` may be the symbol of a graph.
 
-    Args:
-        size, kernel_size, stride, padding, dilation: as in :func:`centred_window`; ``dilation`` odd.
-
-    Returns:
-        number of steps, taps that the window has beyond ``kernel_size`` (0 or 1), and voxels to add at *each* end.
-
-    Example:
-        >>> centred_steps(65, 3, 2, 2, 1), centred_steps(64, 3, 2, 2, 1)
-        ((33, 0, 1), (32, 1, 1))
+    The result is the number of steps, the taps that the window has beyond ``kernel_size`` (0 or 1), and the voxels to add at *each* end.
     """
     reach = dilation * (kernel_size - 1) + 1
     steps = (size + padding - reach) // stride + 1
@@ -75,15 +60,8 @@ def centred_window(
 ) -> tuple[int, int]:
     """The window, of ``kernel_size`` taps or one more, whose strided steps lie about the centre of an axis.
 
-    The result is as long as that of a window of ``kernel_size`` with ``padding``: an even window where the steps leave an even number of
-    voxels between the centre of the grid and that of a window, an odd one otherwise.
-
-    Args:
-        size, kernel_size, stride, dilation: as in :func:`stride_is_exact`.
-        padding: voxels added at *both ends together*.
-
-    Returns:
-        length of the window in taps, and voxels to add at *each* end (below 0: to leave out).
+    It takes as many steps as a window of ``kernel_size`` with ``padding`` at *both ends together*. The result is its length in taps, and
+    the voxels to add at *each* end (below 0: to leave out).
 
     Raises:
         ConfigurationError: when the window is too long for the axis, and when the dilation is even and the steps ask for another parity.
@@ -107,9 +85,6 @@ def centred_window(
 
 def transposed_padding(kernel_size: int, stride: int, dilation: int = 1) -> int:
     """The voxels to remove at each end with which a transposed layer makes an axis exactly ``stride`` times as long.
-
-    Args:
-        kernel_size, stride, dilation: as in :func:`stride_is_exact`.
 
     Raises:
         ConfigurationError: when ``kernel_size`` and ``stride`` do not allow it.

@@ -21,14 +21,11 @@ LARGEST_ORDER = 3
 
 
 class Shells(NamedTuple):
-    """The taps of a window sorted by their radius.
+    """The taps of a window sorted by their radius, in voxels; a voxel is the finest step between taps.
 
-    Attributes:
-        tap_shell: integer array of the window's shape, the shell of each tap; shell 0 is the innermost.
-        squared_radii: integer array of shape ``(shells,)``: squared radius in units of 1e-9 squared voxels, so that equal radii
-            are equal numbers; "voxel" is the finest step between taps.
-        support: radius, in voxels, at which the first tap outside the window along a finest axis would lie (and at least one
-            voxel beyond the innermost shell).
+    ``tap_shell``: the shell of each tap, of the window's shape, 0 the innermost; ``squared_radii``: one a shell, integers in units of 1e-9
+    squared voxels, so that equal radii are equal; ``support``: radius of the first tap outside the window along a finest axis, at least one
+    voxel beyond the innermost shell.
     """
 
     tap_shell: np.ndarray
@@ -37,12 +34,12 @@ class Shells(NamedTuple):
 
     @property
     def radii(self) -> np.ndarray:
-        """Radius of each shell in voxels, float64, shape ``(shells,)``."""
+        """Radius of each shell, float64."""
         return np.sqrt(self.squared_radii / UNITS_PER_SQUARED_VOXEL)
 
     @property
     def counts(self) -> np.ndarray:
-        """Number of taps on each shell, shape ``(shells,)``."""
+        """Number of taps on each shell."""
         return np.bincount(self.tap_shell.ravel(), minlength=len(self.squared_radii))
 
 
@@ -56,13 +53,8 @@ def tap_spacing(
 ) -> tuple[float, ...]:
     """Distance of neighbouring taps along each axis, in units of the finest one along which there are any.
 
-    Args:
-        kernel_size: window length along each axis.
-        spacing: voxel size in millimetres, one per axis; default 1.
-        dilation: distance of neighbouring taps in voxels, one per axis; default 1.
-
-    Raises:
-        ConfigurationError: when a spacing is not positive or the lengths do not match.
+    ``spacing`` is the voxel size in millimetres and ``dilation`` the distance of taps in voxels, one an axis, by default 1. Raises
+    :class:`~monai_gmr.utils.ConfigurationError` when a spacing is not positive or the lengths do not match.
 
     Example:
         >>> tap_spacing((3, 3, 3), spacing=(0.5, 0.5, 1.5)), tap_spacing((3, 3), dilation=(1, 2))
@@ -91,14 +83,7 @@ def tap_coordinates(kernel_size: Sequence[int], steps: Sequence[float] | None = 
 
 
 def kernel_shells(kernel_size: Sequence[int], steps: Sequence[float] | None = None) -> Shells:
-    """Sort the taps of a window into shells of equal radius.
-
-    Args:
-        kernel_size: window length along each axis, odd or even, not necessarily equal.
-        steps: distance of neighbouring taps along each axis (:func:`tap_spacing`); default 1.
-
-    Raises:
-        ConfigurationError: when a length is less than 1.
+    """The taps of a window, of odd or even lengths and ``steps`` apart (:func:`tap_spacing`; default 1), sorted into :class:`Shells`.
 
     Example:
         >>> shells = kernel_shells((3, 3))
@@ -128,9 +113,9 @@ def default_num_rings(shells: Shells) -> int:
 
 
 def initial_sigma(rings: str, shells: Shells, num_rings: int) -> float:
-    """Width of a fresh Gaussian: voxels for "gaussian", ring indices for "indexed".
+    """Width of a fresh Gaussian: voxels for "gaussian" (``tests/measurements/fidelity.py``), ring indices for "indexed".
 
-    For "indexed" it is ``k / (2 (rings - 1)) / 2.355`` (GMR-Conv 1.0.3), for "gaussian" the best of ``tests/symmetry/test_fidelity.py``.
+    The latter is that of GMR-Conv 1.0.3, ``k / (2 (rings - 1)) / 2.355``.
 
     Example:
         >>> initial_sigma("gaussian", kernel_shells((5, 5)), 3), round(initial_sigma("indexed", kernel_shells((5, 5)), 3), 3)
@@ -138,15 +123,13 @@ def initial_sigma(rings: str, shells: Shells, num_rings: int) -> float:
     """
     if rings == "gaussian":
         return GAUSSIAN_SIGMA
-    kernel_size = 2 * shells.support - 1
-    return kernel_size / (2 * max(num_rings - 1, 1)) / 2.355
+    return (2 * shells.support - 1) / (2 * max(num_rings - 1, 1)) / 2.355
 
 
 def ring_masks(shells: Shells, num_rings: int) -> np.ndarray:
-    """Which ring of GMR-Conv and SRE-Conv each shell lies in: ``edges = linspace(0, k // 2 + 0.5, rings + 1)``.
+    """Which ring of GMR-Conv and SRE-Conv each shell lies in, boolean ``(rings, shells)``.
 
-    Returns:
-        boolean array of shape ``(num_rings, shells)``; shells beyond the last edge are in no ring.
+    ``edges = linspace(0, k // 2 + 0.5, rings + 1)``; shells beyond the last edge are in no ring.
 
     Example:
         >>> ring_masks(kernel_shells((3, 3)), 2).astype(int).tolist()
@@ -157,10 +140,7 @@ def ring_masks(shells: Shells, num_rings: int) -> np.ndarray:
 
 
 def square_ring_masks(shells: Shells, num_rings: int) -> np.ndarray:
-    """Which ring each shell lies in when the rings reach into the corners: ``edges = linspace(0, radius of the corners, rings)``.
-
-    Returns:
-        boolean array of shape ``(num_rings, shells)``, with each shell in one ring; the last ring is the corners alone.
+    """:func:`ring_masks` whose rings reach into the corners, the last ring: ``edges = linspace(0, radius of the corners, rings)``.
 
     Example:
         >>> square_ring_masks(kernel_shells((5, 5)), 4).astype(int).argmax(axis=0).tolist()
@@ -171,11 +151,7 @@ def square_ring_masks(shells: Shells, num_rings: int) -> np.ndarray:
 
 
 def positive_sigma(log_sigma: torch.Tensor, floor: float) -> torch.Tensor:
-    """Widths from the parameter that is learned, ``floor + exp(log_sigma)``: positive, with a gradient that never vanishes.
-
-    Args:
-        log_sigma: shape ``(rings,)``; half precision is raised to float32.
-        floor: smallest width (``SIGMA_FLOOR``: a Gaussian much narrower than the distance of shells underflows).
+    """Widths ``floor + exp(log_sigma)``, at least float32, of the parameter that is learned: positive, with a gradient that never vanishes.
 
     Example:
         >>> positive_sigma(torch.zeros(1), floor=0.1)
@@ -209,27 +185,19 @@ def gaussian_basis(
     unit: float = float(UNITS_PER_SQUARED_VOXEL),
     pi: float = math.pi,
 ) -> torch.Tensor:
-    r"""Gaussians at the exact radii, tapered before the window ends and of unit norm over its taps.
+    r"""Gaussians at the exact radii, tapered before the window ends and of unit norm over its taps, shape ``(..., rings, shells)``.
 
     .. math::
         b_{rs} \propto \exp\left(-\frac{(\rho_s - \mu_r)^2}{2\sigma_r^2}\right)
         \sin^2\left(\frac{\pi}{2}\min\left(1, \frac{S - \rho_s}{0.5}\right)\right), \qquad \sum_s n_s b_{rs}^2 = 1
 
-    with means from 0 to :math:`S - 1.75` by default, ``S`` the support. Every tap of radius below ``S`` lies in the window, so nothing is
-    cut off anisotropically; the constants are the best of the search in ``tests/symmetry/test_fidelity.py``.
-
     Args:
-        squared_radii: :attr:`Shells.squared_radii`, shape ``(shells,)``.
+        squared_radii, support: of :class:`Shells`.
         counts: taps of each shell that count in the norm, shape ``(..., shells)``.
         sigma: widths in voxels, shape ``(rings,)``.
-        support: :attr:`Shells.support` in voxels.
         mean: means in voxels, shape ``(..., rings)``; default :func:`gaussian_means` from 0 to ``mean_margin`` before the support.
-        mean_margin: see ``mean``.
-        taper_width: width of the taper in voxels.
+        taper_width: in voxels.
         unit, pi: constants (``torch.jit.script`` takes them as arguments only).
-
-    Returns:
-        shape ``(..., rings, shells)``, dtype of ``sigma``.
 
     Example:
         >>> shells = kernel_shells((3, 3))
@@ -250,16 +218,9 @@ def gaussian_basis(
 
 
 def indexed_basis(masks: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    r"""Gaussians over the ring *index*, times the ring masks: what GMR-Conv 1.0.3 computes.
+    r"""Gaussians over the ring *index*, of widths ``sigma`` ``(rings,)``, times :func:`ring_masks`, as GMR-Conv 1.0.3; ``(rings, shells)``.
 
     .. math:: b = P\,M, \qquad P_{ml} = \exp\left(-\frac{(l - m)^2}{2 \sigma_m^2}\right) / (2.5066\,\sigma_m)
-
-    Args:
-        masks: :func:`ring_masks`, shape ``(rings, shells)``.
-        sigma: widths in ring indices, shape ``(rings,)``.
-
-    Returns:
-        shape ``(rings, shells)``, dtype of ``sigma``.
 
     Example:
         >>> indexed_basis(torch.eye(2, dtype=torch.bool), torch.ones(2)).round(decimals=3)
@@ -267,16 +228,14 @@ def indexed_basis(masks: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
                 [0.2420, 0.3990]])
     """
     index = torch.arange(sigma.shape[0], dtype=sigma.dtype, device=sigma.device)
-    mixture = torch.exp(-0.5 * ((index[None, :] - index[:, None]) / sigma[:, None]) ** 2)
-    mixture = mixture / (2.5066 * sigma[:, None])
+    mixture = torch.exp(-0.5 * ((index[None, :] - index[:, None]) / sigma[:, None]) ** 2) / (2.5066 * sigma[:, None])
     return (mixture[:, :, None] * masks.to(sigma.dtype)[None]).sum(dim=1)
 
 
 def number_of_components(spatial_dims: int, order: int) -> int:
     """How many real harmonics an order has: 1 for order 0, else 1 in 1D, 2 in 2D, ``2 * order + 1`` in 3D.
 
-    Raises:
-        ConfigurationError: when there is no such order: 0 to 3; in 1D 0 (even) or 1 (odd).
+    Raises :class:`~monai_gmr.utils.ConfigurationError` when there is no such order: 0 to 3; in 1D 0 (even) or 1 (odd).
 
     Example:
         >>> [number_of_components(d, 1) for d in (1, 2, 3)], number_of_components(3, 2)
@@ -289,30 +248,20 @@ def number_of_components(spatial_dims: int, order: int) -> int:
 
 
 def real_harmonics(coordinates: np.ndarray, order: int) -> np.ndarray:
-    """Real harmonics of an order in the directions of points, of mean square 1 over all directions.
+    """Real harmonics ``(components, ...)`` in the directions of points ``(..., d)``, of mean square 1 over all directions, float64.
 
     An element of O(d) mixes the components of an order by an orthogonal matrix, so their Euclidean norm does not change. At the centre,
-    which has no direction, they are 0 (order 0: 1).
-
-    Args:
-        coordinates: points relative to the centre, shape ``(..., d)``.
-        order: order of the harmonics.
-
-    Returns:
-        float64 array of shape ``(components, ...)``; the squares add up to the number of components away from the centre.
+    which has no direction, they are 0 (order 0: 1). Source: spherical harmonics by ``scipy.special.sph_harm_y``.
 
     Example:
         >>> real_harmonics(np.array([[0.0, 2.0], [1.0, 0.0], [0.0, 0.0]]), 1).round(3) + 0.0
         array([[0.   , 1.414, 0.   ],
                [1.414, 0.   , 0.   ]])
-
-    Source:
-        spherical harmonics by ``scipy.special.sph_harm_y``.
     """
     from scipy.special import sph_harm_y
 
     dims, radius = coordinates.shape[-1], np.linalg.norm(coordinates, axis=-1)
-    components = number_of_components(dims, order)
+    number_of_components(dims, order)  # which refuses orders that are not there
     if order == 0:
         return np.ones((1, *radius.shape))
     azimuth = np.arctan2(coordinates[..., 1 % dims], coordinates[..., 0])
@@ -325,7 +274,6 @@ def real_harmonics(coordinates: np.ndarray, order: int) -> np.ndarray:
         first, *waves = [sph_harm_y(order, m, polar, azimuth) for m in range(order + 1)]
         parts = [wave.real for wave in waves] + [wave.imag for wave in waves]
         values = np.stack([first.real, *(np.sqrt(2) * part for part in parts)]) * np.sqrt(4 * np.pi)
-    assert len(values) == components
     return np.where(radius > 0, values, 0.0)
 
 

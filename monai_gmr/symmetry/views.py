@@ -15,8 +15,11 @@ from monai_gmr.utils import ConfigurationError
 
 
 class View(NamedTuple):
-    """One transformation of an image: ``name``, ``family`` ("upright", "group", "angles", "icosahedral" or "random"), ``angle`` in degrees
-    about the axis of the rotation (``None`` for a group element), orthogonal ``matrix`` of shape ``(d, d)``."""
+    """One transformation of an image by an orthogonal ``matrix`` ``(d, d)``.
+
+    ``family`` is "upright", "group", "angles", "icosahedral" or "random", ``angle`` in degrees about the axis of the rotation (``None`` for
+    a group element).
+    """
 
     name: str
     family: str
@@ -27,20 +30,12 @@ class View(NamedTuple):
 def group_views(
     spatial_dims: int, spacing: Sequence[float] | None = None, group: str | None = None, axis: int | str | None = None
 ) -> list[View]:
-    """Every element of the grid's point group or of a named subgroup, the upright image first.
+    """Every element of the grid's point group, numbered, or of a named subgroup, named after the elements; the upright image first.
 
-    Args:
-        spatial_dims: 2 or 3.
-        spacing: voxel size in millimetres; elements that exchange axes of unlike spacing are left out.
-        group, axis: of a subgroup (:func:`~monai_gmr.symmetry.named_group`), whose views are named after the symbols of their elements;
-            default: the whole group, its views numbered.
-
-    Raises:
-        ConfigurationError: when ``group`` or ``axis`` is unknown.
+    Those that exchange axes of unlike ``spacing`` (millimetres) are left out; ``group`` and ``axis`` are those of
+    :func:`~monai_gmr.symmetry.named_group`.
 
     Example:
-        >>> [len(group_views(d)) for d in (2, 3)]
-        [8, 48]
         >>> [view.name for view in group_views(3, group="mm2")]
         ['upright', 'm [100]', 'm [010]', '2 [001]']
     """
@@ -58,13 +53,9 @@ def group_views(
 def angle_views(
     spatial_dims: int, step: float, spacing: Sequence[float] | None = None, grid: bool = False
 ) -> list[View]:
-    """Rotations every ``step`` degrees, in 3D about each array axis.
+    """Rotations every ``step`` degrees, in 3D about each array axis, without those that the grid has at this ``spacing`` (in millimetres).
 
-    Args:
-        spatial_dims: 2 or 3.
-        step: degrees between views, more than 0.
-        spacing: voxel size in millimetres, one per axis; default 1.
-        grid: whether to include those that the grid's group has: the upright image (once, first) and rotations by 90 degrees.
+    ``grid`` includes them: the upright image (once, first) and rotations by 90 degrees.
 
     Example:
         >>> len(angle_views(2, 30)), len(angle_views(3, 45))
@@ -85,38 +76,26 @@ def angle_views(
 
 
 def icosahedral_views() -> list[View]:
-    """The 60 rotations of the icosahedron: the largest set of views in 3D that is spread evenly and closed under products.
+    """The 60 rotations of the icosahedron, the upright image first: the largest set of views in 3D that is spread evenly and closed.
 
     Its rotations by 180 degrees about the array axes and 8 of its rotations by 120 are symmetries of the grid, the other 48 are
-    interpolated.
-
-    The upright image is the first; ``angle`` is that about the axis of the rotation, 0 to 180 degrees.
+    interpolated; ``angle`` is 0 to 180 degrees. Source: ``scipy.spatial.transform.Rotation.create_group``.
 
     Example:
         >>> views = icosahedral_views()
         >>> len(views), views[0].name, views[1].family
         (60, 'upright', 'icosahedral')
-
-    Source:
-        ``scipy.spatial.transform.Rotation.create_group``.
     """
     rotations = Rotation.create_group("I")
     angles, matrices = np.rad2deg(rotations.magnitude()), rotations.as_matrix()
     # rounding keeps the order of rotations by the same angle the same on every machine
     order = np.argsort(angles.round(6), kind="stable")
-    first, *others = order.tolist()
-    return [View("upright", "upright", 0.0, matrices[first])] + [
-        View(f"icosahedral {i}", "icosahedral", float(angles[k]), matrices[k]) for i, k in enumerate(others, 1)
-    ]
+    views = [View(f"icosahedral {i}", "icosahedral", float(angles[k]), matrices[k]) for i, k in enumerate(order)]
+    return [View("upright", "upright", 0.0, views[0].matrix), *views[1:]]
 
 
 def random_views(count: int, spatial_dims: int, seed: int = 0) -> list[View]:
-    """Random rotations, uniform on SO(3) or SO(2).
-
-    Args:
-        count: number of views, at least 1; the upright image is not among them.
-        spatial_dims: 2 or 3.
-        seed: the same seed gives the same views, and fewer views are the first ones of more.
+    """At least one random rotation, uniform on SO(3) or SO(2); for one seed fewer views are the first ones of more.
 
     Example:
         >>> [view.name for view in random_views(2, 3, seed=7)]
@@ -157,15 +136,19 @@ def _one_set(
             try:
                 step = float(spec["angles"])
             except (TypeError, ValueError):
-                raise ConfigurationError(
-                    f"angles={spec['angles']!r} is no number: give degrees above 0, such as 10."
-                ) from None
+                raise ConfigurationError(f"angles={spec['angles']!r} is no number: give degrees, such as 10.") from None
             return angle_views(spatial_dims, step, spacing, grid=True)
         if "random" in keys and keys <= {"random", "seed"}:
             return random_views(spec["random"], spatial_dims, spec.get("seed", seed))
         if "group" in keys and keys <= {"group", "axis", "count"}:
             views = group_views(spatial_dims, spacing, str(spec["group"]), spec.get("axis"))
-            return _evenly(views, spec.get("count"))
+            count = len(views) if spec.get("count") is None else spec["count"]
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise ConfigurationError(
+                    f"count={count!r} is out of range: give 1 (upright only) or more views of the group."
+                )
+            count = min(count, len(views))
+            return [views[i * len(views) // count] for i in range(count)]
     elif spec == "angles":
         return angle_views(spatial_dims, DEFAULT_STEPS[spatial_dims], spacing, grid=True)
     elif spec == "upright":
@@ -185,16 +168,6 @@ def _one_set(
     )
 
 
-def _evenly(views: list[View], count: object) -> list[View]:
-    """``count`` of the views at equal distances, the first one included; all for ``None``."""
-    if count is None:
-        return views
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ConfigurationError(f"count={count!r} is out of range: give 1 (upright only) or more views of the group.")
-    count = min(count, len(views))
-    return [views[i * len(views) // count] for i in range(count)]
-
-
 def make_views(spec: ViewSpec, spatial_dims: int, spacing: Sequence[float] | None = None, seed: int = 0) -> list[View]:
     """A set of views from a short description, such as a config holds.
 
@@ -208,9 +181,6 @@ def make_views(spec: ViewSpec, spatial_dims: int, spacing: Sequence[float] | Non
         spatial_dims: 2 or 3.
         spacing: voxel size in millimetres, one per axis: elements of groups that exchange axes of unlike spacing are left out. Default 1.
         seed: of random views that name none.
-
-    Returns:
-        at least one view.
 
     Raises:
         ConfigurationError: when there is no such set, or it is empty.
