@@ -1,6 +1,7 @@
 """Published npz files converted to the layouts that bundles read: Decathlon, or MedMNIST with all three sections.
 
-Functions raise :class:`~monai_gmr.utils.ConfigurationError`, one sentence, for files and arguments that do not fit.
+Functions raise :class:`~monai_gmr.utils.ConfigurationError`, one sentence, for files and arguments that do not fit. ``arrays`` are those
+of an npz file, whose name ``source`` stands in the sentence.
 """
 
 from __future__ import annotations
@@ -37,14 +38,7 @@ class Case(NamedTuple):
 
 @contextmanager
 def open_npz(path: PathLike) -> Iterator[Any]:
-    """An open npz file of plain arrays, each read when it is asked for.
-
-    Example:
-        >>> file = getfixture("tmp_path") / "digits.npz"
-        >>> np.savez(file, y=np.arange(2))
-        >>> with open_npz(file) as arrays: arrays["y"].tolist()
-        [0, 1]
-    """
+    """An open npz file of plain arrays, each read when it is asked for."""
     try:
         with np.load(path, allow_pickle=False) as file:
             yield file
@@ -57,14 +51,7 @@ def open_npz(path: PathLike) -> Iterator[Any]:
 
 
 def read_arrays(path: PathLike) -> dict[str, np.ndarray]:
-    """All arrays of an npz file.
-
-    Example:
-        >>> file = getfixture("tmp_path") / "digits.npz"
-        >>> np.savez(file, y=np.arange(2))
-        >>> read_arrays(file)
-        {'y': array([0, 1])}
-    """
+    """All arrays of an npz file."""
     if not Path(path).is_file():
         raise ConfigurationError(f"{path} is no file: give the path of an npz file.")
     with open_npz(path) as file:
@@ -72,22 +59,10 @@ def read_arrays(path: PathLike) -> dict[str, np.ndarray]:
 
 
 def read_cases(arrays: Mapping[str, np.ndarray], source: str) -> list[Case]:
-    """Image ``img_KEY`` and label ``lab_KEY`` of each of the ``ids``, in their order.
-
-    Args:
-        arrays: KEY is the id itself or its position, ``000``, ``001`` and so on.
-        source: file of the arrays, for messages.
-
-    Example:
-        >>> image, label = np.zeros((8, 9), np.uint8), np.ones((8, 9), np.uint16)
-        >>> cases = read_cases({"ids": np.array(["liver"]), "img_000": image, "lab_000": label}, "cells.npz")
-        >>> cases[0].name, cases[0].image.shape
-        ('liver', (8, 9))
-    """
+    """Image ``img_KEY`` and label ``lab_KEY`` of each of the ``ids``, in their order; KEY is the id, or its position: ``000``, ``001``."""
     if "ids" not in arrays:
-        raise ConfigurationError(
-            f"{source} has no 'ids' among its keys {_some(arrays)}: give a file of ids, img_*, lab_*."
-        )
+        keys = ", ".join(list(arrays)[:6]) or "(none)"
+        raise ConfigurationError(f"{source} has no 'ids' among its keys {keys}: give a file of ids, img_*, lab_*.")
     names = [str(name) for name in arrays["ids"].ravel().tolist()]
     if len(set(names)) != len(names):
         raise ConfigurationError(f"The ids of {source} name {len(set(names))} of {len(names)} cases: make them unique.")
@@ -106,24 +81,14 @@ def read_cases(arrays: Mapping[str, np.ndarray], source: str) -> list[Case]:
 
 
 def read_volume(arrays: Mapping[str, np.ndarray], source: str) -> Case:
-    """The one volume of a file with the keys ``image`` and ``label``.
-
-    Example:
-        >>> read_volume({"image": np.zeros((4, 4, 4)), "label": np.ones((4, 4, 4), int)}, "medulla.npz").label.shape
-        (4, 4, 4)
-    """
+    """The one volume of a file with the keys ``image`` and ``label``."""
     return _checked(Case("volume", *_pair(arrays, "image", "label", source)), source)
-
-
-def _some(arrays: Mapping[str, np.ndarray]) -> str:
-    return ", ".join(list(arrays)[:6]) or "(none)"
 
 
 def _pair(arrays: Mapping[str, np.ndarray], first: str, second: str, source: str) -> tuple[np.ndarray, np.ndarray]:
     if not {first, second} <= set(arrays):
-        raise ConfigurationError(
-            f"{source} lacks {first!r} or {second!r} among its keys {_some(arrays)}: give another file."
-        )
+        keys = ", ".join(list(arrays)[:6]) or "(none)"
+        raise ConfigurationError(f"{source} lacks {first!r} or {second!r} among its keys {keys}: give another file.")
     return arrays[first], arrays[second]
 
 
@@ -141,22 +106,12 @@ def _checked(case: Case, source: str) -> Case:
 
 
 def foreground(instances: np.ndarray) -> np.ndarray:
-    """1 inside any instance of an image of instance numbers (0: none), 0 elsewhere, as uint8.
-
-    Example:
-        >>> foreground(np.array([[0, 3, 3, 7]])).tolist()
-        [[0, 1, 1, 1]]
-    """
+    """1 inside any instance of an image of instance numbers (0: none), 0 elsewhere, as uint8."""
     return (instances > 0).astype(np.uint8)
 
 
 def boundary(instances: np.ndarray) -> np.ndarray:
-    """1 where a neighbour along an axis has another instance number (0, none, is one more), as uint8: both sides of the change.
-
-    Example:
-        >>> boundary(np.array([[4, 4, 4, 7, 7]])).tolist()
-        [[0, 0, 1, 1, 0]]
-    """
+    """1 where a neighbour along an axis has another instance number (0, none, is one more), as uint8: both sides of the change."""
     edge = np.zeros(instances.shape, bool)
     for axis in range(instances.ndim):
         values, marks = np.moveaxis(instances, axis, 0), np.moveaxis(edge, axis, 0)
@@ -171,46 +126,28 @@ TARGETS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"foreground": foregrou
 
 
 def cut_blocks(case: Case, blocks: int) -> list[Case]:
-    """Cut a case into ``blocks`` equal parts along each axis, the last axis running fastest.
-
-    Example:
-        >>> tiles = cut_blocks(Case("volume", np.arange(16).reshape(4, 4), np.zeros((4, 4), np.uint8)), 2)
-        >>> [(tile.name, tile.image[0, 0].item()) for tile in tiles]
-        [('0', 0), ('1', 2), ('2', 8), ('3', 10)]
-    """
+    """A case cut into ``blocks`` equal parts along each axis, the last axis running fastest; at least 2."""
     shape = case.image.shape
     if blocks < 2 or any(side % blocks for side in shape):
         raise ConfigurationError(
             f"A volume of shape {shape} cannot be cut into {blocks} equal blocks along each axis: "
             "give a number from 2 that divides its sides."
         )
-    images, labels = [case.image], [case.label]
+    tiles = [(case.image, case.label)]
     for axis in range(len(shape)):
-        images = [tile for image in images for tile in np.split(image, blocks, axis)]
-        labels = [tile for label in labels for tile in np.split(label, blocks, axis)]
-    return [Case(str(index), *pair) for index, pair in enumerate(zip(images, labels))]
+        tiles = [pair for tile in tiles for pair in zip(*(np.split(array, blocks, axis) for array in tile))]
+    return [Case(str(index), *tile) for index, tile in enumerate(tiles)]
 
 
 def split_cases(cases: Sequence[Case], seed: int | None = None) -> dict[str, list[Case]]:
-    """Training, validation and test section: 60, 20 and 20 % of the cases.
-
-    Args:
-        cases: at least 3.
-        seed: of the random split, from 0; ``None`` splits them in their order.
-
-    Example:
-        >>> cases = [Case(name, np.zeros((2, 2)), np.zeros((2, 2), np.uint8)) for name in "abcdefghij"]
-        >>> {section: "".join(case.name for case in part) for section, part in split_cases(cases).items()}
-        {'training': 'abcdef', 'validation': 'gh', 'test': 'ij'}
-    """
+    """Training, validation and test section: 60, 20 and 20 % of at least 3 cases, at random from a ``seed``, else in their order."""
     number = len(cases)
     if number < 3:
         raise ConfigurationError(f"{number} cases cannot be split into training, validation and test: give at least 3.")
     order = np.arange(number) if seed is None else _generator(seed).permutation(number)
     rows = np.split(order, [number * 6 // 10, number * 8 // 10])
-    return {
-        section: [cases[i] for i in np.sort(part)] for section, part in zip(("training", "validation", "test"), rows)
-    }
+    parts = [[cases[i] for i in np.sort(part)] for part in rows]
+    return dict(zip(("training", "validation", "test"), parts))
 
 
 def _generator(seed: int) -> np.random.Generator:
@@ -227,28 +164,17 @@ def write_decathlon(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Write cases as NIfTI in the layout of the Medical Segmentation Decathlon.
+    """Write cases as NIfTI in the layout of the Medical Segmentation Decathlon, whole or not at all, and give the path of ``dataset.json``.
 
-    Makes ``imagesTr/``, ``labelsTr/`` and ``dataset.json``, as :func:`monai.data.load_decathlon_datalist` reads them, under a temporary
-    name that becomes ``output_dir`` when all is written. Files are called after the folder and the case; a pixel or voxel is 1 mm wide.
+    Files are called after the folder and the case; a pixel or voxel is 1 mm wide.
 
     Args:
-        output_dir: folder to make.
+        output_dir: folder to make, in one step when all is written.
         sections: the cases of each section, such as ``{"training": [...], "validation": [...]}``.
         labels: name of each label value, from 0.
         about: further entries of ``dataset.json``, such as the source of the data.
         overwrite: whether to replace a data set of this layout that is already there.
         progress: whether to show a progress bar.
-
-    Returns:
-        path of ``dataset.json``.
-
-    Example:
-        >>> cases = [Case(name, np.zeros((4, 5), np.uint8), np.zeros((4, 5), np.uint8)) for name in ("001", "002")]
-        >>> sections = {"training": cases[:1], "test": cases[1:]}
-        >>> file = write_decathlon(getfixture("tmp_path") / "cells", sections, ["background"], progress=False)
-        >>> json.loads(file.read_text())["test"]
-        [{'image': './imagesTr/cells_002.nii.gz', 'label': './labelsTr/cells_002.nii.gz'}]
     """
     folder = Path(os.path.abspath(output_dir))
     check_output_dir(folder, overwrite)
@@ -279,11 +205,7 @@ def write_decathlon(
 
 
 def check_output_dir(folder: PathLike, overwrite: bool = False) -> None:
-    """Raise :class:`ConfigurationError` unless a folder is new, or may be overwritten and holds a Decathlon data set and nothing else.
-
-    Example:
-        >>> check_output_dir(getfixture("tmp_path") / "new")
-    """
+    """Raise unless a folder is new, or may be overwritten and holds a Decathlon data set and nothing else."""
     folder = Path(folder)
     if not os.path.lexists(folder):
         return
@@ -314,21 +236,7 @@ def _write_case(folder: Path, prefix: str, case: Case, num_labels: int) -> dict[
 def draw_sections(
     arrays: Mapping[str, np.ndarray], num_training: int, num_validation: int, source: str, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Arrays of the MedMNIST layout from a file that has no validation section: it is drawn from the training section.
-
-    Args:
-        arrays: ``train_images``, ``train_labels``, ``test_images``, ``test_labels``; the test section is kept.
-        num_training: training images to draw.
-        num_validation: validation images to draw from the others.
-        source: file of the arrays, for messages.
-        seed: of the draw, from 0.
-
-    Example:
-        >>> arrays = {"train_images": np.zeros((9, 4, 4), np.uint8), "train_labels": np.arange(9)}
-        >>> arrays |= {"test_images": np.zeros((2, 4, 4), np.uint8), "test_labels": np.arange(2)}
-        >>> {key: array.shape for key, array in draw_sections(arrays, 6, 2, "digits.npz").items() if "labels" in key}
-        {'train_labels': (6, 1), 'val_labels': (2, 1), 'test_labels': (2, 1)}
-    """
+    """Arrays of the MedMNIST layout from a file without a validation section: drawn from the training section, as many as are asked for."""
     images, labels = as_test_section(arrays, "train_images", "train_labels", source).values()
     test = as_test_section(arrays, "test_images", "test_labels", source)
     if "val_images" in arrays:
@@ -340,19 +248,13 @@ def draw_sections(
             "give numbers from 1 that add up to at most that."
         )
     order = _generator(seed).permutation(available)
-    rows = {"train": order[:num_training], "val": order[num_training : num_training + num_validation]}
-    drawn = {f"{section}_images": images[chosen] for section, chosen in rows.items()}
-    return drawn | {f"{section}_labels": labels[chosen] for section, chosen in rows.items()} | test
+    train, val = order[:num_training], order[num_training : num_training + num_validation]
+    drawn = {"train_images": images[train], "train_labels": labels[train]}
+    return drawn | {"val_images": images[val], "val_labels": labels[val]} | test
 
 
 def as_test_section(arrays: Mapping[str, np.ndarray], images: str, labels: str, source: str) -> dict[str, np.ndarray]:
-    """Arrays of the MedMNIST layout that hold a test section only, from those under the given keys.
-
-    Example:
-        >>> arrays = {"x": np.zeros((2, 8, 8), np.uint8), "y": np.arange(2)}
-        >>> {key: array.shape for key, array in as_test_section(arrays, "x", "y", "rotated.npz").items()}
-        {'test_images': (2, 8, 8), 'test_labels': (2, 1)}
-    """
+    """Arrays of the MedMNIST layout that hold a test section only, from those under the given keys."""
     image, label = _pair(arrays, images, labels, source)
     if image.ndim < 3 or label.ndim not in (1, 2) or len(image) != len(label):
         raise ConfigurationError(
@@ -363,13 +265,7 @@ def as_test_section(arrays: Mapping[str, np.ndarray], images: str, labels: str, 
 
 
 def write_medmnist(path: PathLike, arrays: Mapping[str, np.ndarray], overwrite: bool = False) -> Path:
-    """Write an npz file of the MedMNIST layout, ``{train,val,test}_images`` and ``{train,val,test}_labels``, whole or not at all.
-
-    Example:
-        >>> arrays = {"test_images": np.zeros((2, 8, 8), np.uint8), "test_labels": np.array([[0], [1]])}
-        >>> list(read_arrays(write_medmnist(getfixture("tmp_path") / "rotated.npz", arrays)))
-        ['test_images', 'test_labels']
-    """
+    """Write an npz file of the MedMNIST layout, ``{train,val,test}_images`` and ``{train,val,test}_labels``, whole or not at all."""
     file = Path(path)
     check_output_file(file, overwrite)
     with replacing(file) as temporary:
@@ -378,11 +274,7 @@ def write_medmnist(path: PathLike, arrays: Mapping[str, np.ndarray], overwrite: 
 
 
 def check_output_file(file: PathLike, overwrite: bool = False) -> None:
-    """Raise :class:`ConfigurationError` when an npz file cannot be written there.
-
-    Example:
-        >>> check_output_file(getfixture("tmp_path") / "new.npz")
-    """
+    """Raise when an npz file cannot be written there."""
     file = Path(file)
     if file.suffix != ".npz":
         raise ConfigurationError(f"{file} does not end in .npz: give the name of an npz file.")

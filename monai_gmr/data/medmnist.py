@@ -30,10 +30,6 @@ def medmnist_info(flag: str) -> dict[str, Any] | None:
     """The entry of a data set such as ``"breastmnist"`` in the table of the installed medmnist; ``None`` if there is none.
 
     Only ``medmnist/info.py`` is read: importing the package would cost pandas and scikit-learn, and make a folder in the user's home.
-
-    Example:
-        >>> medmnist_info("no such flag") is None
-        True
     """
     spec = importlib.util.find_spec("medmnist")
     if spec is None or spec.origin is None:
@@ -124,8 +120,6 @@ class MedMNISTCacheDataset(CacheDataset):
         >>> data = MedMNISTCacheDataset(folder, "cells.npz", "test", classes=(1, 2), check_md5=False, progress=False)
         >>> len(data), data.num_classes, data.spatial_dims, data.num_channels, data.labels.tolist()
         (3, 2, 2, 1, [0, 1, 0])
-        >>> data[1]["image"].shape, data[1]["label"], data[1]["image"].meta["filename_or_obj"]
-        (torch.Size([1, 28, 28]), 1, 'cells_test_00002')
     """
 
     def __init__(

@@ -16,6 +16,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from monai_gmr.files import replacing, write_text
+from monai_gmr.symmetry import rotation_matrix
 from monai_gmr.utils import ConfigurationError, check_choice, progress_bar
 
 PHANTOM_LABELS = {"background": 0, "tube": 1, "ellipsoid": 2, "plate": 3}
@@ -31,11 +32,9 @@ VERSION = 1
 def _pose(spatial_dims: int, pose: str, rng: np.random.Generator) -> np.ndarray:
     """Rotation matrix: uniform over all rotations, or a few degrees about the identity."""
     if spatial_dims == 2:
-        angle = rng.uniform(0, 360) if pose == "random" else rng.normal(0, UPRIGHT_SPREAD)
-        return Rotation.from_euler("z", angle, degrees=True).as_matrix()[:2, :2]
+        return rotation_matrix(2, rng.uniform(0, 360) if pose == "random" else rng.normal(0, UPRIGHT_SPREAD))
     if pose == "random":
-        quaternion = rng.normal(size=4)
-        return Rotation.from_quat(quaternion / np.linalg.norm(quaternion)).as_matrix()
+        return Rotation.from_quat(rng.normal(size=4)).as_matrix()
     return Rotation.from_rotvec(np.deg2rad(rng.normal(0, UPRIGHT_SPREAD, 3))).as_matrix()
 
 
@@ -68,7 +67,7 @@ def make_phantom(
     blur: float = 0.6,
     seed: int | Sequence[int] = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One labelled volume of tubes, ellipsoids and plates that do not touch.
+    """One labelled volume, float32 image and uint8 label (:data:`PHANTOM_LABELS`), of tubes, ellipsoids and plates that do not touch.
 
     All structures are equally bright, 1 plus or minus 5 % over a background of 0.3: only their shape differs. In the pose ``"upright"``
     tubes run along axis 0 and plates lie across it, up to 8 degrees (one standard deviation): a network can separate them by direction,
@@ -85,9 +84,6 @@ def make_phantom(
         blur: standard deviation of the Gaussian point spread, in units of the smallest voxel side.
         seed: of everything random.
 
-    Returns:
-        image, float32, and label, uint8, see :data:`PHANTOM_LABELS`; both of shape ``spatial_shape``.
-
     Raises:
         ConfigurationError: when an argument is out of its range.
 
@@ -95,8 +91,6 @@ def make_phantom(
         >>> image, label = make_phantom((24, 24, 24), seed=1)
         >>> image.shape, image.dtype, np.unique(label).tolist()
         ((24, 24, 24), dtype('float32'), [0, 1, 2, 3])
-        >>> np.unique(make_phantom((32, 32), seed=1)[1]).tolist()
-        [0, 1, 2]
     """
     shape, step = _check(spatial_shape, num_objects, spacing, pose)
     check_choice("noise", noise, NOISES)
@@ -107,12 +101,10 @@ def make_phantom(
     rng = np.random.default_rng(seed)
     spatial_dims = len(shape)
     sides = np.array(shape) * step
-    axes = np.meshgrid(*[(np.arange(n) + 0.5) * s for n, s in zip(shape, step)], indexing="ij")
-    position = np.stack(axes)
-    label = np.zeros(shape, np.uint8)
-    signal = np.full(shape, 0.3)
-    kinds = [kind for kind in PHANTOM_LABELS if kind != "background" and (spatial_dims == 3 or kind != "plate")]
-    touched = np.zeros(shape, bool)
+    axes = [(np.arange(n) + 0.5) * s for n, s in zip(shape, step)]
+    position = np.stack(np.meshgrid(*axes, indexing="ij"))
+    label, signal, touched = np.zeros(shape, np.uint8), np.full(shape, 0.3), np.zeros(shape, bool)
+    kinds = list(PHANTOM_LABELS)[1 : 1 + spatial_dims]
     for kind in kinds * num_objects:
         for _ in range(PLACEMENTS):
             centre = sides * rng.uniform(0.12, 0.88, spatial_dims)
@@ -172,10 +164,9 @@ def write_phantoms(
     seed: int = 0,
     progress: bool = True,
 ) -> Path:
-    """Write phantoms as NIfTI in the layout of the Medical Segmentation Decathlon.
+    """Write phantoms as NIfTI in the layout of the Medical Segmentation Decathlon, and give the path of ``dataset.json``, written last.
 
-    Makes ``imagesTr/``, ``labelsTr/`` and, last, ``dataset.json``, as :func:`monai.data.load_decathlon_datalist` reads them. A data set of
-    the same arguments that is already there is kept, an interrupted one completed.
+    A data set of the same arguments that is already there is kept, an interrupted one completed.
 
     Args:
         output_dir: folder to write to; made if need be.
@@ -183,9 +174,6 @@ def write_phantoms(
         spatial_shape, spacing, pose, num_objects: as for :func:`make_phantom`.
         seed: of all volumes.
         progress: whether to show a progress bar.
-
-    Returns:
-        path of ``dataset.json``.
 
     Raises:
         ConfigurationError: when an argument is out of its range, or the folder holds another data set.
@@ -208,12 +196,22 @@ def write_phantoms(
     phantom |= {"seed": seed, "version": VERSION}
     cases = [f"phantom_{i:03d}.nii.gz" for i in range(sum(counts.values()))]
     entries = [{"image": f"./imagesTr/{case}", "label": f"./labelsTr/{case}"} for case in cases]
-    labels = {str(v): k for k, v in PHANTOM_LABELS.items() if len(shape) == 3 or k != "plate"}
+    labels = {str(value): kind for kind, value in list(PHANTOM_LABELS.items())[: 1 + len(shape)]}
     content: dict[str, Any] = {"name": "phantoms", "labels": labels, "phantom": phantom}
     remaining = iter(entries)
     content |= {section: list(itertools.islice(remaining, number)) for section, number in counts.items()}
 
-    _check_folder(folder, listing, content)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigurationError(f"output_dir {folder} is a file: give a folder.")
+    if listing.is_file():
+        try:
+            same = json.loads(listing.read_text()) == content
+        except ValueError:
+            same = False
+        if not same:
+            raise ConfigurationError(
+                f"{folder} holds another data set ({listing.name} differs): give another output_dir, or delete it."
+            )
     for name in ("imagesTr", "labelsTr"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     affine = np.diag([*step, *np.ones(4 - len(step))])
@@ -222,7 +220,7 @@ def write_phantoms(
         # in the header, so that a later run recognises the files of this one
         origin = f"monai_gmr phantom {recipe} {index}"
         files = [folder / entry[key] for key in ("image", "label")]
-        missing = [not file.is_file() or _origin(file) != origin for file in files]
+        missing = [_origin(file) != origin for file in files]
         if not any(missing):
             continue
         volumes = make_phantom(shape, num_objects, spacing=step.tolist(), pose=pose, seed=(seed, index))
@@ -234,19 +232,3 @@ def write_phantoms(
     if not listing.is_file():
         write_text(json.dumps(content, indent=1), listing)
     return listing
-
-
-def _check_folder(folder: Path, listing: Path, content: dict[str, Any]) -> None:
-    """Raise when the folder holds another data set."""
-    if folder.exists() and not folder.is_dir():
-        raise ConfigurationError(f"output_dir {folder} is a file: give a folder.")
-    if not listing.is_file():
-        return
-    try:
-        same = json.loads(listing.read_text()) == content
-    except ValueError:
-        same = False
-    if not same:
-        raise ConfigurationError(
-            f"{folder} holds another data set ({listing.name} differs): give another output_dir, or delete it."
-        )

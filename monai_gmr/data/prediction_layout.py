@@ -16,10 +16,8 @@ from monai_gmr.utils import ConfigurationError
 RECORD = "predictions.csv"
 
 
-def _stem(path: Path) -> str:
-    """The name of a file without its ending, as MONAI's savers take it."""
-    name = path.stem if path.suffix else path.name
-    return Path(name).stem if path.suffix == ".gz" else name
+def _absolute(path: PathLike) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(path)))
 
 
 def _read_record(output_dir: Path) -> dict[str, str]:
@@ -32,14 +30,7 @@ def _read_record(output_dir: Path) -> dict[str, str]:
 
 
 def known_predictions(output_dir: PathLike) -> set[Path]:
-    """The files that earlier runs wrote to a folder of predictions.
-
-    Example:
-        >>> folder = getfixture("tmp_path")
-        >>> file = PredictionLayout(["a/t1.nii"], folder).filename("a/t1.nii")
-        >>> known_predictions(folder) == {file}
-        True
-    """
+    """The files that earlier runs wrote to a folder of predictions."""
     return {Path(output_dir, name).resolve() for name in _read_record(Path(output_dir))}
 
 
@@ -69,28 +60,24 @@ class PredictionLayout(FolderLayoutBase):
     def __init__(
         self, images: Sequence[PathLike], output_dir: PathLike, postfix: str = "seg", extension: str = ".nii.gz"
     ) -> None:
-        self.output_dir = Path(_absolute(output_dir))
-        paths = [Path(_absolute(image)) for image in images]
-        twice = next((path for path in paths if paths.count(path) > 1), None) if len(set(paths)) < len(paths) else None
-        if twice is not None:
-            raise ConfigurationError(f"{twice} is listed twice: take one out of the list.")
-        root = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()
+        self.output_dir = _absolute(output_dir)
+        self._written = _read_record(self.output_dir)
         self.files: dict[Path, Path] = {}
+        paths = [_absolute(image) for image in images]
+        root = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()
+        inputs = {os.path.realpath(path) for path in paths}
         taken: dict[str, Path] = {}
         for path in paths:
-            file = self.output_dir / path.parent.relative_to(root) / f"{_stem(path)}_{postfix}{extension}"
+            if path in self.files:
+                raise ConfigurationError(f"{path} is listed twice: take one out of the list.")
+            # as MONAI's savers take it
+            stem = Path(path.stem).stem if path.suffix == ".gz" else path.stem
+            file = self.output_dir / path.parent.relative_to(root) / f"{stem}_{postfix}{extension}"
             # on some file systems capitals make no other name
             other = taken.setdefault(str(file).casefold(), path)
             if other is not path:
                 raise ConfigurationError(f"{other} and {path} would both be predicted as {file}: rename one.")
-            self.files[path] = file
-        self._written = _read_record(self.output_dir)
-        self._refuse_replacing()
-
-    def _refuse_replacing(self) -> None:
-        images = {os.path.realpath(path) for path in self.files}
-        for path, file in self.files.items():
-            if os.path.realpath(file) in images:
+            if os.path.realpath(file) in inputs:
                 raise ConfigurationError(
                     f"the prediction of {path} would replace the image {file}: give another --output_dir."
                 )
@@ -100,18 +87,14 @@ class PredictionLayout(FolderLayoutBase):
                 raise ConfigurationError(
                     f"{file} is there, {what}, and would be replaced by that of {path}: give another --output_dir."
                 )
+            self.files[path] = file
 
     def _name(self, file: Path) -> str:
         return file.relative_to(self.output_dir).as_posix()
 
     def filename(self, subject: PathLike = "subject", idx: Any = None, **kwargs: Any) -> Path:
-        """The file of an image's prediction; its folder is made.
-
-        Args:
-            subject: the image, one of those that were given.
-            idx: not used, there is one prediction an image; likewise further arguments.
-        """
-        path = Path(_absolute(subject))
+        """The file of the prediction of an image that was given; its folder is made. Further arguments are not used."""
+        path = _absolute(subject)
         file = self.files[path]
         file.parent.mkdir(parents=True, exist_ok=True)
         if self._written.get(self._name(file)) != str(path):
@@ -122,7 +105,3 @@ class PredictionLayout(FolderLayoutBase):
                 writer.writerow([self._name(file), str(path)])
             self._written[self._name(file)] = str(path)
         return file
-
-
-def _absolute(path: PathLike) -> str:
-    return os.path.abspath(os.path.expanduser(path))
