@@ -2,14 +2,17 @@
 
 from monai_gmr.transforms.augmentation import AUGMENTATIONS, rotation_transforms
 from monai_gmr.transforms.case_checks import check_finite, check_image, check_label
-from monai_gmr.transforms.grid_symmetry import GridSymmetry, GridSymmetryD, GridSymmetryd, GridSymmetryDict
-from monai_gmr.transforms.load_case import LoadCaseD, LoadCased, LoadCaseDict
-from monai_gmr.transforms.rand_grid_symmetry import (
+from monai_gmr.transforms.grid_symmetry import (
+    GridSymmetry,
+    GridSymmetryD,
+    GridSymmetryd,
+    GridSymmetryDict,
     RandGridSymmetry,
     RandGridSymmetryD,
     RandGridSymmetryd,
     RandGridSymmetryDict,
 )
+from monai_gmr.transforms.load_case import LoadCaseD, LoadCased, LoadCaseDict
 from monai_gmr.transforms.rotate_about_axis import (
     RotateAboutAxis,
     RotateAboutAxisD,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from monai.utils import ensure_tuple
 
 from monai_gmr.utils import ConfigurationError
 
@@ -19,16 +20,9 @@ SMALLEST_DETERMINANT = 1e-6
 def check_image(
     image: torch.Tensor | np.ndarray, spatial_dims: int, in_channels: int | Sequence[int], name: str = "the image"
 ) -> None:
-    """Raise when an image does not fit the network, is empty or holds NaN or inf.
+    """Raise :class:`ConfigurationError` when an image ``(C, *spatial)`` does not fit the network, is empty or holds NaN or inf.
 
-    Args:
-        image: channel-first array of shape ``(C, *spatial)``.
-        spatial_dims: spatial axes that the network works on.
-        in_channels: channels that the network reads, or several numbers, each of which it reads.
-        name: what to call the image.
-
-    Raises:
-        ConfigurationError: when the number of axes or of channels differs, an axis is empty or a value is not finite.
+    ``in_channels`` are the channels that the network reads, or several numbers, each of which it reads; ``name`` begins the sentence.
 
     Example:
         >>> check_image(np.zeros((3, 8, 8)), spatial_dims=2, in_channels=1)
@@ -41,8 +35,7 @@ def check_image(
         raise ConfigurationError(
             f"{name} has {dims} spatial axes and the network works on {spatial_dims}: give {spatial_dims}D images."
         )
-    accepted = (in_channels,) if isinstance(in_channels, int) else tuple(in_channels)
-    count = image.shape[0]
+    accepted, count = ensure_tuple(in_channels), image.shape[0]
     if count not in accepted:
         reads = " or ".join(str(number) for number in accepted)
         raise ConfigurationError(
@@ -55,14 +48,7 @@ def check_image(
 
 
 def check_finite(image: torch.Tensor | np.ndarray, name: str = "the image") -> None:
-    """Raise :class:`ConfigurationError`, with their number, when an array of any shape holds NaN or inf.
-
-    Example:
-        >>> check_finite(torch.tensor([0.0, float("nan")]))
-        Traceback (most recent call last):
-        ...
-        monai_gmr.utils.ConfigurationError: the image holds 1 value of 2 that is NaN or infinite: correct it or take it out.
-    """
+    """Raise :class:`ConfigurationError`, with their number, when an array of any shape holds NaN or inf."""
     values = torch.as_tensor(image)
     if not (values.is_floating_point() or values.is_complex()):
         return
@@ -78,16 +64,9 @@ def check_finite(image: torch.Tensor | np.ndarray, name: str = "the image") -> N
 def check_label(
     label: torch.Tensor | np.ndarray, out_channels: int, setting: str = "out_channels", name: str = "the label"
 ) -> None:
-    """Raise when a label holds values that are no class of the network.
+    """Raise :class:`ConfigurationError` when a label of any shape holds a value that is not an integer from 0 to ``out_channels - 1``.
 
-    Args:
-        label: array of class indices, of any shape, as it was read: a cast would hide values that are not whole.
-        out_channels: number of classes.
-        setting: the bundle's setting for the number of classes.
-        name: what to call the label.
-
-    Raises:
-        ConfigurationError: when a value is not an integer from 0 to ``out_channels - 1``.
+    It is given as it was read: a cast would hide values that are not whole. ``setting`` is the bundle's setting for the number of classes.
 
     Example:
         >>> check_label(np.array([0, 1, 2]), out_channels=2)
@@ -121,19 +100,11 @@ def check_label(
 def describe_offset(
     affine: np.ndarray, reference: np.ndarray, shape: Sequence[int], tolerance: float = TOLERANCE
 ) -> str:
-    """How a grid of voxels differs from another one of the same shape, in words; empty where it does not.
+    """How a grid of voxels differs from a reference of the same shape, in words; empty where no corner is off by more than ``tolerance``.
 
-    Args:
-        affine: ``(4, 4)``, from indices to millimetres, of the grid.
-        reference: ``(4, 4)`` of the other one.
-        shape: voxels along each axis, of both.
-        tolerance: distance between corners, in voxels of the reference, up to which the grids are the same.
-
-    Returns:
-        the first that differs: spacing, mirrored axes, order of the axes, rotation, shift; else the distance at the corners.
-
-    Raises:
-        ConfigurationError: when an affine is not finite or has no inverse.
+    The tolerance is in voxels of the reference. The affines, ``(4, 4)``, lead from indices to millimetres. The words
+    name the first that differs: spacing, mirrored axes, order of the axes, rotation, shift; else the distance at the corners. An affine
+    that is not finite or has no inverse raises :class:`ConfigurationError`.
 
     Example:
         >>> mirrored, shifted = np.diag([-1.0, 1, 1, 1]), np.eye(4)
@@ -145,17 +116,13 @@ def describe_offset(
     for matrix in (affine, reference):
         # of the directions alone: a voxel may be a nanometre long
         lengths = np.linalg.norm(matrix[:3, :3], axis=0)
-        if (
-            not np.isfinite(matrix).all()
-            or not lengths.all()
-            or abs(np.linalg.det(matrix[:3, :3] / lengths)) < SMALLEST_DETERMINANT
-        ):
+        is_usable = np.isfinite(matrix).all() and lengths.all()
+        if not is_usable or abs(np.linalg.det(matrix[:3, :3] / lengths)) < SMALLEST_DETERMINANT:
             raise ConfigurationError("an affine of it is not finite or has no inverse: correct the header.")
-    ends = np.array(list(np.ndindex(*[2] * dims))) * last
-    corners = np.zeros((len(ends), 4))
-    corners[:, :dims], corners[:, 3] = ends, 1
-    there = corners @ (np.linalg.inv(reference) @ affine).T
-    if np.abs(there - corners).max() <= tolerance:
+    corners = np.pad(np.array(list(np.ndindex(*[2] * dims))) * last, [(0, 0), (0, 4 - dims)])
+    corners[:, 3] = 1
+    distance = np.abs(corners @ (np.linalg.inv(reference) @ affine).T - corners).max()
+    if distance <= tolerance:
         return ""
     sizes, expected = (np.linalg.norm(matrix[:3, :dims], axis=0) for matrix in (affine, reference))
     if (np.abs(sizes / expected - 1) * last).max() > tolerance:
@@ -171,11 +138,10 @@ def describe_offset(
             return f"mirrored along ax{'es' if len(mirrored) > 1 else 'is'} {' and '.join(mirrored)}"
         if np.abs(rotation - np.round(rotation)).max() <= slack:
             return "of its axes in another order"
-        trace = np.trace(rotation @ np.diag(signs))
-        cosine = (trace - 1) / 2 if dims == 3 else trace / 2
+        cosine = (np.trace(rotation @ np.diag(signs)) - (dims == 3)) / 2
         angle = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
         return f"rotated by {angle:.3g} degrees" + " and mirrored" * bool(np.linalg.det(rotation) < 0)
     shift = np.linalg.norm(affine[:3, 3] - reference[:3, 3])
     if shift > tolerance * expected.min():
         return f"shifted by {shift:.3g} mm"
-    return f"off by {np.abs(there - corners).max():.3g} voxels at a corner"
+    return f"off by {distance:.3g} voxels at a corner"

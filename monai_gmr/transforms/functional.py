@@ -21,15 +21,7 @@ from monai_gmr.utils import ConfigurationError
 
 
 def image_shape(img: torch.Tensor) -> tuple[int, ...]:
-    """Spatial shape in voxels of a channel-first image, after its pending operations.
-
-    Raises:
-        ConfigurationError: when it has not 2 or 3 spatial axes.
-
-    Example:
-        >>> image_shape(torch.zeros(1, 4, 5))
-        (4, 5)
-    """
+    """Spatial shape in voxels of a channel-first image of 2 or 3 spatial axes, after its pending operations."""
     shape = img.peek_pending_shape() if isinstance(img, MetaTensor) else img.shape[1:]
     if len(shape) not in (2, 3):
         raise ConfigurationError(
@@ -40,12 +32,7 @@ def image_shape(img: torch.Tensor) -> tuple[int, ...]:
 
 def pending_modes(img: torch.Tensor) -> dict[str, Any]:
     """Interpolation and padding mode of an image's pending operations: MONAI resamples by those of the last operation alone, so an
-    operation that interpolates nothing repeats them.
-
-    Example:
-        >>> pending_modes(torch.zeros(1, 4, 5))
-        {}
-    """
+    operation that interpolates nothing repeats them."""
     pending = img.pending_operations if isinstance(img, MetaTensor) else []
     keys = (LazyAttr.INTERP_MODE, LazyAttr.PADDING_MODE)
     # later operations replace the modes of earlier ones
@@ -62,10 +49,7 @@ def _apply(
     lazy: bool,
     transform_info: dict,
 ) -> torch.Tensor:
-    """Trace a linear map about the centre of the grid, and apply it by ``function(data, affine)`` unless it is lazy.
-
-    ``pull`` sends a voxel of the result, relative to the centre, to its place in the image.
-    """
+    """Trace a map ``pull`` as in :func:`rotate_by_matrix`, and apply it by ``function(data, affine)`` unless it is lazy."""
     shape = image_shape(img)
     affine = np.eye(len(shape) + 1)
     affine[:-1, :-1] = pull
@@ -88,13 +72,7 @@ def _apply(
 
 
 def transform_by_element(img: torch.Tensor, element: np.ndarray, *, lazy: bool, transform_info: dict) -> torch.Tensor:
-    """Functional form of :class:`~monai_gmr.transforms.GridSymmetry`, for a signed permutation matrix.
-
-    Example:
-        >>> img = torch.arange(3.0).reshape(1, 1, 3)
-        >>> transform_by_element(img, np.diag([1, -1]), lazy=False, transform_info={}).flatten().tolist()
-        [2.0, 1.0, 0.0]
-    """
+    """Functional form of :class:`~monai_gmr.transforms.GridSymmetry`, for a signed permutation matrix."""
     return _apply(
         img,
         element.T,
@@ -118,14 +96,7 @@ def rotate_by_matrix(
     transform_info: dict,
 ) -> torch.Tensor:
     """Functional form of :class:`~monai_gmr.transforms.RotateAboutAxis`, for a matrix of shape ``(d, d)`` that sends a voxel of the result,
-    relative to the centre, to its place in the image.
-
-    Example:
-        >>> img, options = torch.arange(3.0).reshape(1, 1, 3), {"mode": "nearest", "padding_mode": "border"}
-        >>> options |= {"align_corners": False, "dtype": torch.float32, "lazy": False, "transform_info": {}}
-        >>> rotate_by_matrix(img, -np.eye(2), **options).flatten().tolist()
-        [2.0, 1.0, 0.0]
-    """
+    relative to the centre, to its place in the image."""
     shape = image_shape(img)
     exact = is_grid_symmetry(pull, shape)
 

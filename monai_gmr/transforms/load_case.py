@@ -69,16 +69,14 @@ class LoadCased(MapTransform):
     differ by at most a tenth of a voxel. In pictures (PNG, JPEG, BMP) the colours of a palette are looked up and an alpha channel that
     hides nothing is dropped.
 
+    Files become float32 ``MetaTensor`` s of shape ``(C, *spatial)``.
+
     Args:
         keys: the image, then the label if there is one.
-        spatial_dims: spatial axes that the network works on.
-        in_channels: channels that the network reads, or several numbers, each of which it reads.
+        spatial_dims, in_channels: as for :func:`~monai_gmr.transforms.check_image`.
         out_channels: classes of the network, the background included; needed for a label.
         label_affine: for a label whose affine differs from the image's. "refuse": raise; "resample": resample the label to the image's
             grid, nearest neighbour, 0 where it has no voxel, whatever its shape; "ignore": use its voxels as they are.
-
-    Returns:
-        the case, each file replaced by a float32 ``MetaTensor`` of shape ``(C, *spatial)``.
 
     Raises:
         ConfigurationError: when a file does not pass, with its name, or a setting is unknown.
@@ -163,9 +161,7 @@ class LoadCased(MapTransform):
             return label
         affine, reference = (np.asarray(part.affine, np.float64) for part in (label, image))
         try:
-            offset = describe_offset(affine, reference, shapes[1]) or (
-                "of another shape" if shapes[0] != shapes[1] else ""
-            )
+            offset = describe_offset(affine, reference, shapes[1]) or "of another shape" * (shapes[0] != shapes[1])
         except ConfigurationError as error:
             raise ConfigurationError(f"{name} cannot be compared with {image_name}: {error}") from error
         if offset and not resample:
