@@ -30,11 +30,7 @@ def unwrapped(network: torch.nn.Module) -> torch.nn.Module:
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint that is whole at any moment, in the first process of a run.
-
-    Raises:
-        ConfigurationError: when the system cannot write it; the file of before stays.
-    """
+    """Write a checkpoint that is whole at any moment, in the first process of a run; where the system cannot, the file of before stays."""
     if rank() == 0:
         # torch's own writer of paths drops the system's error
         with replacing(path) as temporary, open(temporary, "wb") as file:
@@ -51,8 +47,7 @@ class BestCheckpoint:
     """Handler that writes the weights of the best key metric, to a file that is whole at any moment and never of a broken network.
 
     ``monai.handlers.CheckpointSaver`` removes the file before it writes the better one, and takes a first score of NaN for the best for
-    ever. Here the file is replaced in one step, a score that is not finite is passed over with a line in the log, and weights that are
-    not finite end the run.
+    ever. Here a score that is not finite is passed over with a line in the log.
 
     Args:
         save_dir: directory of the checkpoint.
@@ -61,10 +56,6 @@ class BestCheckpoint:
 
     Raises:
         ConfigurationError: when the weights are not finite, or the system cannot write the file.
-
-    Example:
-        >>> BestCheckpoint("models", torch.nn.Linear(1, 1)).path.name
-        'model.pt'
     """
 
     def __init__(self, save_dir: str | Path, network: torch.nn.Module, filename: str = "model.pt") -> None:

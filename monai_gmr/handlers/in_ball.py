@@ -10,17 +10,14 @@ from monai.config import KeysCollection
 from monai.handlers import from_engine
 
 from monai_gmr.symmetry import inscribed_ball
+from monai_gmr.utils import map_tensors
 
 
 def from_engine_in_ball(keys: KeysCollection, spacing: Sequence[float] | None = None) -> Callable:
     """``output_transform`` of a metric handler: ``from_engine`` whose items are 0 outside the largest centred disc or ball.
 
     A rotated image lacks corners of the upright one and has others: only what lies inside the ball can be compared from view to view.
-    For one-hot segmentations, background left out.
-
-    Args:
-        keys: items of the engine's output, channel-first, of shape ``(C, *spatial)``.
-        spacing: voxel size in millimetres, one an axis; default 1.
+    For one-hot segmentations ``(C, *spatial)``, background left out; ``spacing`` in millimetres, one an axis, is 1 by default.
 
     Example:
         >>> take = from_engine_in_ball("pred")
@@ -34,9 +31,6 @@ def from_engine_in_ball(keys: KeysCollection, spacing: Sequence[float] | None = 
         return item * ball.to(item.dtype)
 
     def output_transform(output: Any) -> Any:
-        taken = take(output)
-        if isinstance(taken, tuple):
-            return tuple([mask(item) for item in items] for items in taken)
-        return [mask(item) for item in taken]
+        return map_tensors(take(output), mask)
 
     return output_transform

@@ -38,18 +38,9 @@ def _names(batch: Mapping[str, Any], size: int) -> list[str]:
 
 
 def name_cases(batch: Any) -> tuple[list[str], bool]:
-    """The cases of a batch that hold values that are not finite, else all of them.
+    """The names, each once, of the cases of a batch that hold values that are not finite, else of all; and whether they hold such values.
 
-    Args:
-        batch: what the loader gave: a dictionary of tensors of shape ``(B, ...)``, or a list of such dictionaries.
-
-    Returns:
-        their names, each once, and whether they are those with such values.
-
-    Example:
-        >>> image = torch.zeros(2, 1, 4); image[1, 0, 3] = float("nan")
-        >>> name_cases({"image": image, "name": ["a", "b"]})
-        (['b'], True)
+    A batch is a dictionary of tensors ``(B, ...)``, or a list of such dictionaries.
     """
     if isinstance(batch, (list, tuple)):
         several = [name_cases(part) for part in batch if isinstance(part, Mapping)]
@@ -82,9 +73,6 @@ class StopAtNotFinite:
 
     Raises:
         ConfigurationError: when the loss or a gradient is not finite.
-
-    Example:
-        >>> handler = StopAtNotFinite()
     """
 
     def attach(self, engine: Workflow) -> None:

@@ -12,15 +12,9 @@ if TYPE_CHECKING:
 
 
 class TrainingProgress:
-    """Handler that shows one progress bar over all epochs, with the loss, and a line for each validation.
+    """Handler that shows one progress bar over all epochs, with the loss, and a line for each validation of a ``validator``.
 
     ``ignite.handlers.ProgressBar`` starts anew with each epoch and so never tells how long a training takes.
-
-    Args:
-        validator: evaluator whose metrics are shown; default none.
-
-    Example:
-        >>> progress = TrainingProgress()
     """
 
     def __init__(self, validator: Any = None) -> None:
@@ -48,8 +42,7 @@ class TrainingProgress:
 
     def _step(self, engine: Workflow) -> None:
         output = engine.state.output
-        item = output[0] if isinstance(output, list) else output
-        self._losses.append(float(item["loss"]))
+        self._losses.append(float((output[0] if isinstance(output, list) else output)["loss"]))
         mean = sum(self._losses) / len(self._losses)
         self._bar.set_postfix_str(
             f"epoch {engine.state.epoch}/{engine.state.max_epochs}, loss {mean:.3f}", refresh=False

@@ -26,17 +26,10 @@ logger = logging.getLogger(__name__)
 
 
 class SeedEpochs:
-    """Handler that sets all random states from the seed and the epoch whenever an epoch starts.
+    """Handler that sets all random states, those of the ``dataset`` too, from the seed and the epoch whenever an epoch starts.
 
     Epoch 7 then draws the same order, patches and dropout in an uninterrupted run and in one that was resumed. Processes of a
     distributed run differ.
-
-    Args:
-        seed: seed of the run.
-        dataset: training dataset, whose random transforms are set as well.
-
-    Example:
-        >>> handler = SeedEpochs(seed=0)
     """
 
     def __init__(self, seed: int, dataset: Any = None) -> None:
@@ -103,10 +96,6 @@ class LatestCheckpoint:
     Raises:
         ConfigurationError: when the checkpoint there cannot be read, is not finite, was written by another network or optimizer, or by
             more epochs than are asked for; when the folder is in use or cannot be written.
-
-    Example:
-        >>> LatestCheckpoint("models", {"model": torch.nn.Linear(2, 1)}).path.name
-        'latest.pt'
     """
 
     def __init__(
