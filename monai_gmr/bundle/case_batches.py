@@ -29,14 +29,7 @@ class LoadedBatch(list):
 
 
 def case_name(dataset: Any, index: int) -> str:
-    """The file name of a case's image where the dataset's list has it, or the ``name`` there, else its number.
-
-    Example:
-        >>> from monai.data import Dataset
-        >>> cases = Dataset([{"image": "/data/a.nii.gz"}, {"image": 3}, {"image": 3, "name": "cell 7"}])
-        >>> [case_name(Dataset(cases, transform=list), i) for i in range(3)]
-        ['a.nii.gz', 'case 1', 'cell 7']
-    """
+    """The file name of a case's image where the dataset's list has it, or the ``name`` there, else its number."""
     entries = getattr(dataset, "data", None)
     # the items of a dataset that another one transforms would have to be read
     while isinstance(entries, Dataset):
@@ -99,14 +92,7 @@ def _collate(collate: Callable[[list], Any], items: list[tuple[str, Any, str]]) 
 
 
 def refuse_failures(failures: Mapping[str, str], total: int, what: str) -> None:
-    """Raise :class:`ConfigurationError` about the cases that failed, name to reason, if any, so that the exit status is not 0.
-
-    Example:
-        >>> refuse_failures({"a.nii": "it is empty."}, 2, "images were not predicted")
-        Traceback (most recent call last):
-        ...
-        monai_gmr.utils.ConfigurationError: 1 of 2 images were not predicted, a.nii: it is empty.
-    """
+    """Raise :class:`ConfigurationError` about the cases that failed, name to reason, if any, so that the exit status is not 0."""
     if failures:
         name, why = next(iter(failures.items()))
         first = f"the first is {name}" if len(failures) > 1 else name
@@ -166,19 +152,12 @@ class CaseBatches:
     def items(self, names: Sequence[str] | None = None) -> _NamedItems:
         """The cases one by one: name, item and the reason where there is none."""
         position = {name: index for index, name in enumerate(self.names)}
-        return _NamedItems(
-            self.dataset, [position[name] for name in (self.names if names is None else names)], self.names
-        )
+        chosen = self.names if names is None else names
+        return _NamedItems(self.dataset, [position[name] for name in chosen], self.names)
 
 
 def usable_image(title: str, batches: CaseBatches) -> Any:
-    """The image of the first case that loads; :class:`ConfigurationError` when none does, or it has not two or three spatial axes.
-
-    Example:
-        >>> cases = [{"image": torch.zeros(1, 4, 4)}]
-        >>> usable_image("the cases", CaseBatches(DataLoader(cases))).shape
-        torch.Size([1, 4, 4])
-    """
+    """The image of the first case that loads; :class:`ConfigurationError` when none does, or it has not two or three spatial axes."""
     items = batches.items()
     item = next((item for _, item, why in map(items.__getitem__, range(len(items))) if not why), None)
     image = item.get(CommonKeys.IMAGE) if isinstance(item, dict) else None

@@ -64,12 +64,6 @@ def check_decathlon(
         keys: the lists that the run reads.
         labelled: whether every case needs a label.
         num_processes: processes of a distributed run, each of which needs a case.
-
-    Example:
-        >>> check_decathlon("nowhere")
-        Traceback (most recent call last):
-        ...
-        monai_gmr.utils.ConfigurationError: dataset_dir=nowhere does not exist: give a folder in the layout of ...
     """
     root = Path(dataset_dir)
     lists = _load_lists(root)
@@ -91,10 +85,9 @@ def check_decathlon(
         entries = [case if isinstance(case, dict) else {"image": case} for case in cases]
         lacking = [part for part in parts if any(not isinstance(entry.get(part), str) for entry in entries)]
         if lacking:
+            needed = " and its ".join(parts)
             raise ConfigurationError(
-                f"a case in the list {key!r} of {path} has no {lacking[0]!r}: each needs the path of its "
-                + " and its ".join(parts)
-                + "."
+                f"a case in the list {key!r} of {path} has no {lacking[0]!r}: each needs the path of its {needed}."
             )
         files = [entry[part] for entry in entries for part in parts]
         missing = [name for name in files if not (root / name).is_file()]
@@ -106,17 +99,10 @@ def check_decathlon(
 
 
 def find_images(path: str | Path, suffixes: tuple[str, ...], output_dir: str | Path | None = None) -> list[Path]:
-    """A file, or the images in a folder and all folders below it, sorted by name.
+    """A file, or the images in a folder and all folders below it, sorted by name; :class:`ConfigurationError` where there is none.
 
-    Hidden files and folders are left out, such as ._x.nii.gz, which macOS keeps beside x.nii.gz, and so are predictions of earlier runs.
-
-    Args:
-        path: the file or the folder.
-        suffixes: endings of images, in lower case; files may have them in capitals.
-        output_dir: folder of predictions.
-
-    Raises:
-        ConfigurationError: when there is no image.
+    Hidden files and folders are left out, such as ._x.nii.gz, which macOS keeps beside x.nii.gz, and so are predictions of earlier runs
+    in ``output_dir``. ``suffixes`` are endings in lower case; files may have them in capitals.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -147,16 +133,13 @@ def find_images(path: str | Path, suffixes: tuple[str, ...], output_dir: str | P
 def list_images(
     folder: str | Path | None, dataset_dir: str | Path, key: str = "test", output_dir: str | Path | None = None
 ) -> list[dict[str, str]]:
-    """The images to predict: one file, those in a folder, or a list of a Decathlon dataset.
+    """The images to predict, ``{"image": path}`` sorted by name: a NIfTI file, those in a folder, or a list of a Decathlon dataset.
 
     Args:
-        folder: NIfTI file, or folder as in :func:`find_images`; ``None`` takes the dataset instead.
+        folder: file or folder as in :func:`find_images`; ``None`` takes the dataset instead.
         dataset_dir: folder in the layout of the Medical Segmentation Decathlon; its cases need no labels.
         key: list of ``dataset.json``.
         output_dir: folder of predictions, which are no images.
-
-    Returns:
-        ``{"image": path}`` for each image, sorted by name.
 
     Raises:
         ConfigurationError: when there is no image.

@@ -52,10 +52,7 @@ def check_data(
 
 
 def class_weights(class_counts: Sequence[int] | np.ndarray) -> torch.Tensor:
-    """Weights of a loss under which every class that occurs counts alike: ``total / (classes * count)``.
-
-    Args:
-        class_counts: number of training images of each class; a class without images gets weight 0.
+    """Weights of a loss under which every class that occurs counts alike: ``total / (classes * count)``; 0 for a class without images.
 
     Example:
         >>> class_weights([30, 10, 0])
@@ -75,16 +72,13 @@ def network_shape(
     grey: bool = False,
     **settings: Any,
 ) -> dict[str, int]:
-    """Channels and classes of the network that fits a data file.
+    """Channels and classes of the network that fits a data file, ``{"in_channels": int, "num_classes": int}``.
 
     Args:
         metadata: content of the bundle's ``metadata.json``, which counts where there is no such file: a bundle's network
             can then be built and checked before its data are there.
         dataset_dir, flag, section, settings: as for :class:`monai_gmr.data.MedMNISTCacheDataset`.
         grey: whether colours are averaged.
-
-    Returns:
-        ``{"in_channels": int, "num_classes": int}``.
     """
     try:
         data = MedMNISTCacheDataset(dataset_dir, flag, section, **settings, check_md5=False, cache_rate=0.0)
@@ -105,18 +99,14 @@ def open_images(
     grey: bool = False,
     **settings: Any,
 ) -> Dataset:
-    """The images to predict: one file, those in a folder, or a section of a file of MedMNIST's layout.
+    """The images to predict, a dataset of ``{"image": MetaTensor (C, *spatial)}``: a file, those in a folder, or a section of an npz file.
 
     Args:
-        path: image file, or folder as in :func:`~monai_gmr.bundle.checks.find_images`; ``None`` takes the npz file instead.
-        spatial_dims: spatial axes that the network works on.
-        in_channels: channels that the network reads.
+        path: file or folder as in :func:`~monai_gmr.bundle.checks.find_images`, read by :class:`~monai_gmr.transforms.LoadCased`;
+            ``None`` takes the npz file instead.
+        spatial_dims, in_channels: spatial axes and channels of the network.
         grey: whether colours are averaged, so that images of one channel and of three can be read.
         settings: the npz file, as for :class:`monai_gmr.data.MedMNISTCacheDataset`.
-
-    Returns:
-        dataset of dictionaries with ``image``, a ``MetaTensor`` of shape ``(C, *spatial)``. Files are read by
-        :class:`~monai_gmr.transforms.LoadCased`.
 
     Raises:
         ConfigurationError: when there is no image; as an item is read, when that one cannot be predicted.
@@ -140,8 +130,7 @@ def open_images(
 def class_and_probabilities(classes: Sequence[int] | None = None) -> Callable:
     """``output_transform`` for ``monai.handlers.ClassificationSaver``: the class of a case, then all probabilities, which are its ``pred``.
 
-    Args:
-        classes: label values that the outputs of the network stand for; default ``0, 1, ...``.
+    ``classes`` are the label values that the outputs of the network stand for, by default ``0, 1, ...``.
 
     Example:
         >>> class_and_probabilities(classes=(4, 7))([{"pred": torch.tensor([0.25, 0.75])}])
@@ -192,11 +181,7 @@ class HeadedCSVSaver(CSVSaver):
                 )
 
     def finalize(self) -> None:
-        """Write every case that was saved.
-
-        Raises:
-            ConfigurationError: when a case does not have one value a column.
-        """
+        """Write every case that was saved; :class:`ConfigurationError` when one does not have one value a column."""
         rows = []
         for case, values in self.get_cache().items():
             if values.size != len(self.columns):

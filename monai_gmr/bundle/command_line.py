@@ -30,12 +30,7 @@ TRACKING_ARGUMENTS = ("output_dir", "tracking_uri", "experiment_name", "run_name
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without MONAI's lines about files that a config need not have.
-
-    Example:
-        >>> with quiet():
-        ...     logging.getLogger("monai").error("there is no metadata.json")
-    """
+    """Without MONAI's lines about files that a config need not have."""
     # logging has no public way to ask for this level
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
@@ -117,9 +112,8 @@ def _root_of(config_file: Any) -> str:
 def find_bundle_root() -> str:
     """The folder of the bundle that ``python -m monai.bundle run`` runs, whatever the working directory.
 
-    Returns:
-        absolute path of the folder above the ``configs`` of ``--config_file``; ``"."``, MONAI's convention, in another program, which
-        gives ``bundle_root`` itself or makes a :class:`GMRWorkflow`.
+    That is the absolute path of the folder above the ``configs`` of ``--config_file``; ``"."``, MONAI's convention, in another program,
+    which gives ``bundle_root`` itself or makes a :class:`GMRWorkflow`.
 
     Example:
         >>> find_bundle_root()
@@ -130,24 +124,13 @@ def find_bundle_root() -> str:
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
-    """Raise when an override names nothing in the config, which MONAI would accept silently, or has a value that no run can have.
-
-    Args:
-        arguments: what follows ``python -m monai.bundle run``.
-
-    Raises:
-        ConfigurationError: when a name is neither in the config files nor an argument of ``monai.bundle run`` (the nearest name is
-            given), or its value is impossible.
-    """
+    """:func:`check_settings` for what follows ``python -m monai.bundle run``."""
     given = _parse_arguments(arguments)
     if not given.get("config_file"):
         return
     takers = (run, create_workflow, ConfigWorkflow.__init__)
-    accepted = {name for taker in takers for name in inspect.signature(taker).parameters} - {
-        "self",
-        "override",
-        "kwargs",
-    }
+    accepted = {name for taker in takers for name in inspect.signature(taker).parameters}
+    accepted -= {"self", "override", "kwargs"}
     if "tracking" in given:
         accepted |= set(TRACKING_ARGUMENTS)
     check_settings(given, ConfigParser.load_config_files(given["config_file"]), accepted)
@@ -158,16 +141,10 @@ def guard_command_line(arguments: Sequence[str] | None = None) -> None:
 
     It stands first in a config's ``initialize``. In ``python -m monai.bundle run`` errors are printed by :func:`report` from then on,
     and the overrides are checked; in another program it does nothing. MONAI applies overrides before any code of a bundle runs;
-    ``python -m monai_gmr.bundle run`` checks them before that.
-
-    Args:
-        arguments: what follows ``python -m monai.bundle run``; default: this process's own, if it is one.
+    ``python -m monai_gmr.bundle run`` checks them before that. ``arguments`` are by default those of this process.
 
     Raises:
         ConfigurationError: when an override is mistyped or impossible.
-
-    Example:
-        >>> guard_command_line(["--seed", "3"])
     """
     own = _own_arguments()
     if own:
@@ -179,14 +156,10 @@ def guard_command_line(arguments: Sequence[str] | None = None) -> None:
 
 
 class GMRWorkflow(ConfigWorkflow):
-    """``monai.bundle.ConfigWorkflow`` that checks overrides before it applies them, and knows the folder of its bundle.
+    """``monai.bundle.ConfigWorkflow`` that checks overrides before it applies them (:func:`check_settings`), and knows its bundle's folder.
 
-    Args:
-        config_file: as in ``ConfigWorkflow``, like all others; ``bundle_root``, where the config has it, is by default the folder above
-            ``configs``, whatever the working directory.
-
-    Raises:
-        ConfigurationError: when an override names nothing in the config, or has a value that no run can have.
+    Its arguments are those of ``ConfigWorkflow``; ``bundle_root``, where the config has it, is by default the folder above ``configs``,
+    whatever the working directory.
 
     Example:
         >>> folder = getfixture("tmp_path") / "configs"; folder.mkdir()

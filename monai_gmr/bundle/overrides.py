@@ -110,12 +110,6 @@ def check_settings(
     Raises:
         ConfigurationError: when a name is neither in the config nor accepted nor an argument of the component that it is below (the
             nearest name is given), or a value cannot stand where the config has a switch, a number, a list or a reference to one.
-
-    Example:
-        >>> check_settings({"epohcs": 3}, {"epochs": 10}, prefix="")
-        Traceback (most recent call last):
-        ...
-        monai_gmr.utils.ConfigurationError: epohcs is no setting of this config: did you mean epochs?
     """
     names = {*config, *accepted}
     checked = _checked_settings(config)

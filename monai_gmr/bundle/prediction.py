@@ -14,14 +14,7 @@ from monai_gmr.utils import ConfigurationError, reason
 
 
 def check_answer(answer: Any) -> None:
-    """Raise :class:`ConfigurationError` when a tensor that a network returned holds NaN or inf, which argmax makes any class.
-
-    Example:
-        >>> check_answer(torch.tensor([1.0, float("inf")]))
-        Traceback (most recent call last):
-        ...
-        monai_gmr.utils.ConfigurationError: the answer of the network holds NaN or inf: check its weights, or run it without amp.
-    """
+    """Raise :class:`ConfigurationError` when a tensor that a network returned holds NaN or inf, which argmax makes any class."""
     if isinstance(answer, torch.Tensor) and not torch.isfinite(answer).all():
         raise ConfigurationError(
             "the answer of the network holds NaN or inf: check its weights, or run it without amp."
@@ -59,11 +52,7 @@ class CasePredictor(SupervisedEvaluator):
         )
 
     def predict(self) -> None:
-        """Predict all cases; print how many were, and those that were not with the reason.
-
-        Raises:
-            ConfigurationError: at the end, when a case was not predicted.
-        """
+        """Predict all cases; print how many were, and those that were not with the reason, about which it then raises."""
         loader, length = self.data_loader, self.state.epoch_length
         self._cases, self.failures, self._done = CaseBatches(loader), {}, 0
         self.data_loader = self._cases.loaded()

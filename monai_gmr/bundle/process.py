@@ -18,16 +18,10 @@ _store: Any = None
 
 
 def keep_freed_memory(size: int = LARGEST_KEPT) -> bool:
-    """Let the C library keep freed memory for the next tensor instead of returning it to the system.
+    """Let the C library keep freed memory for the next tensor instead of returning it to the system; whether it does (Linux with glibc).
 
     By default glibc maps every block of more than some megabytes anew, and the system fills each page of it with zeros: a training step
-    on a CPU takes up to 1.7 times as long. The process keeps the largest size that it ever had.
-
-    Args:
-        size: largest block that is kept, in bytes.
-
-    Returns:
-        whether it was done: on Linux with glibc.
+    on a CPU takes up to 1.7 times as long. The process keeps the largest size that it ever had; ``size`` is the largest block, in bytes.
 
     Example:
         >>> keep_freed_memory() in (True, False)
@@ -61,9 +55,6 @@ def leave_process_group() -> None:
     A network in ``DistributedDataParallel`` keeps the group's threads alive beyond ``torch.distributed.destroy_process_group``, and one
     that still holds a tensor when the interpreter shuts down aborts the process (pytorch/pytorch issue 190489). So the garbage of the run
     is collected before.
-
-    Example:
-        >>> leave_process_group()
     """
     if dist.is_available() and dist.is_initialized():
         dist.barrier()

@@ -118,14 +118,7 @@ TABLE: dict[str, Rule] = {
 
 
 def check_value(name: str, value: Any, spatial_dims: int, option: str = "") -> None:
-    """Raise :class:`ConfigurationError` when a setting of :data:`TABLE`, given by the id ``option``, has a value that no run can have.
-
-    Example:
-        >>> check_value("learning_rate", -1, 3, "optimizer::lr")
-        Traceback (most recent call last):
-        ...
-        monai_gmr.utils.ConfigurationError: optimizer::lr=-1 cannot be used: give --optimizer::lr a number above 0.
-    """
+    """Raise :class:`ConfigurationError` when a setting of :data:`TABLE`, given by the id ``option``, has a value that no run can have."""
     rule, option = TABLE[name], option or name
     if not rule.passes(value, spatial_dims):
         says = rule.says.format(dims=spatial_dims)
@@ -133,11 +126,9 @@ def check_value(name: str, value: Any, spatial_dims: int, option: str = "") -> N
 
 
 def check_values(spatial_dims: int | None = None, **settings: Any) -> None:
-    """Raise :class:`ConfigurationError` when a setting has a value that no run can have, or ``MONAI_GMR_BACKEND`` names no backend.
+    """Raise when a setting of :data:`TABLE` has a value that no run can have, or ``MONAI_GMR_BACKEND`` names no backend.
 
-    Args:
-        spatial_dims: spatial axes of the bundle's network, which some lists have as their length.
-        settings: names in :data:`TABLE` to values.
+    ``spatial_dims`` are the spatial axes of the bundle's network, which some lists have as their length.
 
     Example:
         >>> check_values(3, patch_size=[16, 16])
