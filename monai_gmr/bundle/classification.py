@@ -92,12 +92,7 @@ def network_shape(
 
 
 def open_images(
-    path: str | Path | None,
-    *,
-    spatial_dims: int = 2,
-    in_channels: int = 1,
-    grey: bool = False,
-    **settings: Any,
+    path: str | Path | None, *, spatial_dims: int = 2, in_channels: int = 1, grey: bool = False, **settings: Any
 ) -> Dataset:
     """The images to predict, a dataset of ``{"image": MetaTensor (C, *spatial)}``: a file, those in a folder, or a section of an npz file.
 

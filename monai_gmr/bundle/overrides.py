@@ -16,6 +16,13 @@ from monai_gmr.utils import ConfigurationError
 
 # what a component of MONAI's configs has beside the arguments of its target
 COMPONENT_KEYS = ("_target_", "_disabled_", "_requires_", "_desc_", "_mode_")
+# the types that can replace a plain value of a type, and what the user is told to give
+KINDS: dict[type, tuple[Any, str]] = {
+    bool: (bool, "True or False"),
+    int: (int, "a whole number"),
+    float: ((int, float), "a number"),
+    list: ((list, tuple), "a list such as"),
+}
 CHECKED = re.compile(r"\bcheck_values\((.*)\)", re.DOTALL)
 IDS = re.compile(r"@(\w+)")
 
@@ -26,15 +33,10 @@ def _is_reference(value: Any) -> bool:
 
 def _is_kind(value: Any, default: Any) -> bool:
     """Whether an override can stand where the config has a plain value; references and expressions always can."""
-    if _is_reference(value):
+    if _is_reference(value) or type(default) not in KINDS:
         return True
-    if isinstance(default, bool):
-        return isinstance(value, bool)
-    if isinstance(default, int):
-        return isinstance(value, int) and not isinstance(value, bool)
-    if isinstance(default, float):
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return not isinstance(default, list) or isinstance(value, (list, tuple))
+    # a bool is an int, too
+    return isinstance(value, KINDS[type(default)][0]) and isinstance(value, bool) == isinstance(default, bool)
 
 
 def _arguments_of(component: Mapping[str, Any]) -> set[str] | None:
@@ -128,6 +130,5 @@ def check_settings(
             if not _is_reference(value):
                 check_value(rule, value, dims, name)
         elif not _is_kind(value, default):
-            kinds = {bool: "True or False", int: "a whole number", float: "a number", list: "a list such as"}
-            kind = kinds[type(default)] + (f" {default}" if isinstance(default, list) else "")
+            kind = KINDS[type(default)][1] + (f" {default}" if isinstance(default, list) else "")
             raise ConfigurationError(f"{prefix}{name} {value} cannot be used: give {kind}.")

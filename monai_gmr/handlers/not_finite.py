@@ -108,13 +108,9 @@ class StopAtNotFinite:
         rest = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
         listed = ", ".join(names[:MOST_NAMES]) + rest
         if not faults:
-            return (
-                f"gradients are not finite though the loss is, with the cases {listed}: give a smaller --learning_rate or look at these "
-                "cases"
-            )
+            advice = "give a smaller --learning_rate or look at these cases"
+            return f"gradients are not finite though the loss is, with the cases {listed}: {advice}"
         if broken:
-            return (
-                f"the loss is {faults[0][0]}, for these cases hold values that are not finite: {listed}; mend them or take them out of "
-                "the list"
-            )
+            why = f"for these cases hold values that are not finite: {listed}; mend them or take them out of the list"
+            return f"the loss is {faults[0][0]}, {why}"
         return f"the loss is {faults[0][0]}, with the cases {listed}: look at their values, or give a smaller --learning_rate"

@@ -22,26 +22,23 @@ def rotation_transforms(
     padding_mode: str = "border",
     prob: float = 0.5,
 ) -> list[Transform]:
-    """Random transforms of a dictionary that rotate and mirror all of its ``keys`` alike.
+    """MONAI's random transforms of a dictionary that rotate and mirror all of its ``keys``, ``(C, *spatial)``, alike.
+
+    In a lazy ``Compose`` they lose ``mode`` and ``padding_mode`` (MONAI issue 6850): labels become fractional unless ``Compose`` gets both
+    for each key as ``overrides``.
 
     Args:
         augmentation: "none"; "grid": reflections along each axis and quarter turns in each plane, which together reach every symmetry
             of the voxel grid without interpolation; "rotation": those, and rotations by any angle about every axis.
-        keys: items of shape ``(C, *spatial)``; quarter turns exchange the sizes of two axes, so patches should be cubes.
+        keys: quarter turns exchange the sizes of two axes, so patches should be cubes.
         spatial_dims: 2 or 3.
         mode: interpolation of the rotations by any angle, one or one a key: "bilinear" for images, "nearest" for labels.
         padding_mode: values beyond the frame: "border", "reflection" or "zeros".
         prob: probability of each reflection and of the rotation by any angle; quarter turns always draw one of four.
 
-    Returns:
-        MONAI transforms, none for "none". In a lazy ``Compose`` MONAI's transforms lose ``mode`` and ``padding_mode`` (MONAI issue
-        6850): labels become fractional unless ``Compose`` gets both for each key as ``overrides``.
-
     Example:
         >>> [type(t).__name__ for t in rotation_transforms("rotation", "image", 2)]
         ['RandFlipd', 'RandFlipd', 'RandRotate90d', 'RandRotated']
-        >>> rotation_transforms("none", "image", 3)
-        []
     """
     check_choice("augmentation", augmentation, AUGMENTATIONS)
     if augmentation == "none":
