@@ -65,7 +65,6 @@ class PredictionLayout(FolderLayoutBase):
         self.files: dict[Path, Path] = {}
         paths = [_absolute(image) for image in images]
         root = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()
-        inputs = {os.path.realpath(path) for path in paths}
         taken: dict[str, Path] = {}
         for path in paths:
             if path in self.files:
@@ -77,6 +76,9 @@ class PredictionLayout(FolderLayoutBase):
             other = taken.setdefault(str(file).casefold(), path)
             if other is not path:
                 raise ConfigurationError(f"{other} and {path} would both be predicted as {file}: rename one.")
+            self.files[path] = file
+        inputs = {os.path.realpath(path) for path in paths}
+        for path, file in self.files.items():
             if os.path.realpath(file) in inputs:
                 raise ConfigurationError(
                     f"the prediction of {path} would replace the image {file}: give another --output_dir."
@@ -87,7 +89,6 @@ class PredictionLayout(FolderLayoutBase):
                 raise ConfigurationError(
                     f"{file} is there, {what}, and would be replaced by that of {path}: give another --output_dir."
                 )
-            self.files[path] = file
 
     def _name(self, file: Path) -> str:
         return file.relative_to(self.output_dir).as_posix()
