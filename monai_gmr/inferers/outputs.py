@@ -15,15 +15,8 @@ Accumulator = TypeVar("Accumulator")
 
 
 def plain_tensor(image: Any, max_axes: int = 3) -> torch.Tensor:
-    """The image of shape ``(batch, channels, *spatial)`` without its metadata.
-
-    Raises:
-        ConfigurationError: when it is not a tensor, or has not 1 to ``max_axes`` spatial axes.
-
-    Example:
-        >>> type(plain_tensor(MetaTensor(torch.zeros(1, 1, 4))))
-        <class 'torch.Tensor'>
-    """
+    """The image of shape ``(batch, channels, *spatial)`` without its metadata; raises ``ConfigurationError`` when it is not a tensor, or
+    has not 1 to ``max_axes`` spatial axes."""
     if not isinstance(image, torch.Tensor) or not 3 <= image.ndim <= 2 + max_axes:
         given = f"of shape {tuple(image.shape)}" if isinstance(image, torch.Tensor) else f"a {type(image).__name__}"
         raise ConfigurationError(
@@ -54,11 +47,7 @@ class OutputAccumulators(Generic[Accumulator]):
         self._structure: Any = None
 
     def add(self, output: Any, *args: Any) -> None:
-        """Add each tensor of one output to its accumulator.
-
-        Raises:
-            ConfigurationError: when the output has no tensors, or not as many as the first one.
-        """
+        """Add each tensor of one output to its accumulator; raises ``ConfigurationError`` when it has none, or not as many as the first."""
         tensors = tensors_in(output)
         if not tensors:
             raise ConfigurationError(

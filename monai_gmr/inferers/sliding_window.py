@@ -304,12 +304,7 @@ def _buffer_axis(buffer_steps: int | None, buffer_dim: int, dims: int) -> int:
 
 
 def _runs(starts: Sequence[tuple[int, ...]], images: int, steps: int, axis: int) -> list[list[tuple[int, int]]]:
-    """Windows, numbered by image and window, that share a buffer: those of ``steps`` successive starts along an axis.
-
-    Example:
-        >>> _runs([(0, 0), (0, 4), (0, 8), (4, 0), (4, 4), (4, 8)], 1, 2, 1)
-        [[(0, 0), (0, 3), (0, 1), (0, 4)], [(0, 2), (0, 5)]]
-    """
+    """Windows, numbered by image and window, that share a buffer: those of ``steps`` successive starts along an axis."""
     levels = sorted({start[axis] for start in starts})
     order = sorted(range(len(starts)), key=lambda window: starts[window][axis])
     return [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import yaml
 
 from monai_gmr.command_line import command
 from monai_gmr.rotation_report import RotationReport
-from monai_gmr.rotation_report.evaluator import BundleEvaluator, open_evaluator
+from monai_gmr.rotation_report.evaluator import open_evaluator
 from monai_gmr.rotation_report.prepare_batch import LABEL_SAMPLINGS
 from monai_gmr.utils import ConfigurationError
 
@@ -41,12 +41,7 @@ came from.
 
 
 def split_pair(text: str, option: str, example: str) -> tuple[str, str]:
-    """Read ``KEY=VALUE`` from the command line; raises ``ConfigurationError`` where a side of it is empty.
-
-    Example:
-        >>> split_pair("network_def::act=$'RELU' if 1 == 1 else None", "--set", "device=cpu")
-        ('network_def::act', "$'RELU' if 1 == 1 else None")
-    """
+    """Read ``KEY=VALUE`` from the command line; raises ``ConfigurationError`` where a side of it is empty."""
     key, _, value = text.partition("=")
     if not (key and value):
         raise ConfigurationError(f"{option} {text} cannot be read: give it as in {option} {example}.")
@@ -54,12 +49,7 @@ def split_pair(text: str, option: str, example: str) -> tuple[str, str]:
 
 
 def read_settings(pairs: Sequence[str], option: str = "--set") -> dict[str, Any]:
-    """Read settings ``KEY=VALUE``, whose values are YAML; raises ``ConfigurationError`` where one is not of that form.
-
-    Example:
-        >>> read_settings(["device=cpu", "roi_size=[64, 64, 32]", "dataset_dir=null", "network=$@network_def.to(@device)"])
-        {'device': 'cpu', 'roi_size': [64, 64, 32], 'dataset_dir': None, 'network': '$@network_def.to(@device)'}
-    """
+    """Read settings ``KEY=VALUE``, whose values are YAML; raises ``ConfigurationError`` where one is not of that form."""
     return {key: _read_value(value) for key, value in (split_pair(pair, option, "device=cpu") for pair in pairs)}
 
 
@@ -76,12 +66,7 @@ def _read_value(text: str) -> Any:
 
 
 def read_networks(entries: Sequence[str]) -> dict[str, str]:
-    """Names of networks and folders of their bundles, from ``[NAME=]FOLDER``; raises ``ConfigurationError`` where two have one name.
-
-    Example:
-        >>> read_networks(["bundles/spleen", "plain=bundles/spleen"])
-        {'spleen': 'bundles/spleen', 'plain': 'bundles/spleen'}
-    """
+    """Names of networks and folders of their bundles, from ``[NAME=]FOLDER``; raises ``ConfigurationError`` where two have one name."""
     networks: dict[str, str] = {}
     for entry in entries:
         name, equals, folder = entry.partition("=")
@@ -97,14 +82,8 @@ def read_networks(entries: Sequence[str]) -> dict[str, str]:
 
 
 def choose_views(angles: float | None, group: str | None, random: int | None, seed: int) -> list[Any] | None:
-    """Entries for :func:`~monai_gmr.symmetry.make_views` from the options; ``None``, the default of the report, without any.
-
-    Raises ``ConfigurationError`` when nothing is left.
-
-    Example:
-        >>> choose_views(None, "432", 20, 0)
-        [432, 'angles', {'random': 20, 'seed': 0}]
-    """
+    """Entries for :func:`~monai_gmr.symmetry.make_views` from the options; ``None``, the default of the report, without any. Raises
+    ``ConfigurationError`` when nothing is left."""
     if angles is None and group is None and random is None:
         return None
     views: list[Any] = [] if group == "none" else [_read_value(group or "all")]
@@ -118,14 +97,8 @@ def choose_views(angles: float | None, group: str | None, random: int | None, se
 
 
 def read_average(entries: Sequence[str], names: Sequence[str]) -> Any:
-    """The views over which answers are averaged, of all networks, or by name of a network.
-
-    Raises ``ConfigurationError`` when both are given, or the same network twice.
-
-    Example:
-        >>> read_average(["all"], ["plain"]), read_average(["plain:432", "gmr:{angles: 90}"], ["plain", "gmr"])
-        ('all', {'plain': 432, 'gmr': {'angles': 90}})
-    """
+    """The views over which answers are averaged, of all networks, or by name of a network. Raises ``ConfigurationError`` when both are
+    given, or the same network twice."""
     named: dict[str, Any] = {}
     for entry in entries:
         name, colon, views = entry.partition(":")
@@ -147,73 +120,55 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
+    keys: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
+    keys_of_one: dict[str, Any] = {"nargs": "+", "action": "append", "default": [], "dest": "single"}
+    maybe_views: dict[str, Any] = {"nargs": "?", "const": "all", "action": "append", "default": []}
 
     add = parser.add_argument
-    bundles_help = "bundle folder, one for each network; default name: the folder's"
-    add("bundles", nargs="+", metavar="[NAME=]BUNDLE", help=bundles_help)
+    text = "bundle folder, one for each network; default name: the folder's"
+    add("bundles", nargs="+", metavar="[NAME=]BUNDLE", help=text)
     add("--output_dir", required=True, metavar="DIR", help="where the report goes")
 
     add = parser.add_argument_group("the bundles").add_argument
     add("--dataset_dir", metavar="DIR", help="folder of the images: sets the bundle's id dataset_dir")
-    config_help = "config files instead of configs/evaluate, the later ones over the first"
-    add("--config_file", nargs="+", metavar="FILE", help=config_help)
-    add("--set", **several, metavar="KEY=VALUE", help="ids of every bundle's config, as in device=cpu")
-    single: dict[str, Any] = {"nargs": "+", "action": "append", "default": [], "dest": "single"}
-    single_help = "ids of one network's config, as in --for plain checkpoint=runs/plain/model.pt"
-    add("--for", **single, metavar=("NAME", "KEY=VALUE"), help=single_help)
+    text = "config files instead of configs/evaluate, the later ones over the first"
+    add("--config_file", nargs="+", metavar="FILE", help=text)
+    add("--set", **keys, metavar="KEY=VALUE", help="ids of every bundle's config, as in device=cpu")
+    text = "ids of one network's config, as in --for plain checkpoint=runs/plain/model.pt"
+    add("--for", **keys_of_one, metavar=("NAME", "KEY=VALUE"), help=text)
     add("--cases", type=int, metavar="N", help="the first N cases only (default: all)")
 
     add = parser.add_argument_group("the views").add_argument
-    angles_help = "rotations every STEP degrees (default: 10 in 2D, 30 in 3D; 0: none)"
-    add("--angles", type=float, metavar="STEP", help=angles_help)
-    group_help = "symmetries of the grid: all (default), none, a group such as 432 or mmm, or so many of one: {group: all, count: 12}"
-    add("--group", metavar="NAME", help=group_help)
+    text = "rotations every STEP degrees (default: 10 in 2D, 30 in 3D; 0: none)"
+    add("--angles", type=float, metavar="STEP", help=text)
+    text = "symmetries of the grid: all (default), none, a group such as 432 or mmm, or so many of one: {group: all, count: 12}"
+    add("--group", metavar="NAME", help=text)
     add("--random", type=int, metavar="N", help="N random rotations, too")
-    average_help = """report networks once more with their answers averaged over views (default: all symmetries of the grid); may be
+    text = """report networks once more with their answers averaged over views (default: all symmetries of the grid); may be
         given once for each network"""
-    average: dict[str, Any] = {"nargs": "?", "const": "all", "action": "append", "default": []}
-    add("--average", **average, metavar="[NAME:]VIEWS", help=average_help)
+    add("--average", **maybe_views, metavar="[NAME:]VIEWS", help=text)
     add("--views_per_batch", type=int, default=1, metavar="N", help="views that are averaged at once (default: 1)")
-    spacing_help = "voxel size, one an axis: unlike axes are not exchanged"
-    add("--spacing", type=float, nargs="+", metavar="MM", help=spacing_help)
+    text = "voxel size, one an axis: unlike axes are not exchanged"
+    add("--spacing", type=float, nargs="+", metavar="MM", help=text)
 
     add = parser.add_argument_group("the scores").add_argument
     add("--metrics", nargs="+", metavar="NAME", help="the evaluator's metrics to report (default: all)")
-    smaller: dict[str, Any] = {"action": "store_false", "dest": "greater_is_better"}
-    add("--smaller_is_better", **smaller, help="the metrics are errors or distances")
-    labels_help = (
-        "how label images are rotated by angles: nearest neighbour (default), or the class with the largest share"
-    )
-    add("--labels", choices=LABEL_SAMPLINGS, default="nearest", help=labels_help)
-    whole_help = (
-        "judge segmentations in the whole image instead of the inscribed disc or ball, which every rotation keeps"
-    )
-    add("--whole_image", action="store_false", dest="in_ball", help=whole_help)
-    prediction_help = "which of a network's answers to take, where it gives several"
-    add("--prediction", metavar="INDEX_OR_KEY", help=prediction_help)
-    add("--compare", **several, metavar="NAME=DIR", help="other reports to show beside this one")
+    text = "the metrics are errors or distances"
+    add("--smaller_is_better", action="store_false", dest="greater_is_better", help=text)
+    text = "how label images are rotated by angles: nearest neighbour (default), or the class with the largest share"
+    add("--labels", choices=LABEL_SAMPLINGS, default="nearest", help=text)
+    text = "judge segmentations in the whole image instead of the inscribed disc or ball, which every rotation keeps"
+    add("--whole_image", action="store_false", dest="in_ball", help=text)
+    text = "which of a network's answers to take, where it gives several"
+    add("--prediction", metavar="INDEX_OR_KEY", help=text)
+    add("--compare", **keys, metavar="NAME=DIR", help="other reports to show beside this one")
     add("--worst_cases", type=int, default=3, metavar="N", help="cases in the picture (default: 3)")
-    resamples_help = "bootstrap samples behind the intervals (default: 1000)"
-    add("--num_resamples", type=int, default=1000, metavar="N", help=resamples_help)
+    text = "bootstrap samples behind the intervals (default: 1000)"
+    add("--num_resamples", type=int, default=1000, metavar="N", help=text)
     add("--seed", type=int, default=0, metavar="N", help="of random views and of the bootstrap (default: 0)")
-    resume_help = "begin anew instead of resuming an interrupted report"
-    add("--no_resume", action="store_false", dest="resume", help=resume_help)
+    text = "begin anew instead of resuming an interrupted report"
+    add("--no_resume", action="store_false", dest="resume", help=text)
     return parser
-
-
-def _open_evaluators(networks: Mapping[str, str], arguments: argparse.Namespace) -> dict[str, BundleEvaluator]:
-    settings: dict[str, dict[str, Any]] = {name: read_settings(arguments.set) for name in networks}
-    for name, *pairs in arguments.single:
-        if name not in settings:
-            raise ConfigurationError(f"--for {name} is no network of this report: use one of {', '.join(networks)}.")
-        if not pairs:
-            raise ConfigurationError(f"--for {name} sets nothing: give ids, as in --for {name} device=cpu.")
-        settings[name].update(read_settings(pairs, f"--for {name}"))
-    return {
-        name: open_evaluator(folder, settings[name], arguments.config_file, arguments.dataset_dir)
-        for name, folder in networks.items()
-    }
 
 
 def make_report(arguments: argparse.Namespace) -> RotationReport:
@@ -221,7 +176,17 @@ def make_report(arguments: argparse.Namespace) -> RotationReport:
     networks = read_networks(arguments.bundles)
     average = read_average(arguments.average, list(networks))
     compare = dict(split_pair(pair, "--compare", "other=reports/other") for pair in arguments.compare)
-    opened = _open_evaluators(networks, arguments)
+    settings: dict[str, dict[str, Any]] = {name: read_settings(arguments.set) for name in networks}
+    for name, *pairs in arguments.single:
+        if name not in settings:
+            raise ConfigurationError(f"--for {name} is no network of this report: use one of {', '.join(networks)}.")
+        if not pairs:
+            raise ConfigurationError(f"--for {name} sets nothing: give ids, as in --for {name} device=cpu.")
+        settings[name].update(read_settings(pairs, f"--for {name}"))
+    opened = {
+        name: open_evaluator(folder, settings[name], arguments.config_file, arguments.dataset_dir)
+        for name, folder in networks.items()
+    }
     report = RotationReport(
         {name: bundle.evaluator for name, bundle in opened.items()},
         arguments.output_dir,

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow
 from monai.engines import SupervisedEvaluator
 from monai.handlers import CheckpointLoader
-from monai.transforms import Compose, Invertd
+from monai.transforms import Invertd
 from monai.utils import ensure_tuple, optional_import
 
 from monai_gmr.bundle.checks import check_file
 from monai_gmr.bundle.command_line import quiet
 from monai_gmr.bundle.overrides import check_settings
 from monai_gmr.networks.weights import check_finite, read_checkpoint
+from monai_gmr.rotation_report.probe import transforms_in
 from monai_gmr.utils import ConfigurationError, find_configuration_error, reason
 
 Events, _ = optional_import("ignite.engine", name="Events")
@@ -58,26 +59,10 @@ def open_evaluator(
     writes files or logs (``SaveImaged``, ``MetricsSaver``, ``StatsHandler``, ...) is switched off, images are not cached, the bundle's
     ``initialize`` is run, and a ``CheckpointLoader`` loads now instead of in every run.
 
-    Args:
-        bundle: folder of the bundle.
-        settings: ids of the config to new values, as ``python -m monai.bundle run`` takes them. ``bundle_root`` is the folder unless given.
-        config_file: one or several files that are merged, instead of the choice above; relative to the bundle, its ``configs`` or the
-            working directory.
-        dataset_dir: folder of the images: the setting ``dataset_dir``, ``data_dir`` or ``data_root``, whichever the config has.
-
-    Raises:
-        ConfigurationError: when there is no such bundle, config, setting or evaluator, or a part of it cannot be made.
-
-    Example:
-        >>> import json, tempfile
-        >>> config = {"evaluator": {"_target_": "monai.engines.SupervisedEvaluator", "device": "cpu", "network": "$torch.nn.ReLU()"}}
-        >>> config["evaluator"]["val_data_loader"] = "$[{'image': torch.ones(1, 1, 4, 4)}]"
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     (Path(folder) / "configs").mkdir()
-        ...     _ = (Path(folder) / "configs" / "evaluate.json").write_text(json.dumps(config))
-        ...     opened = open_evaluator(folder)
-        >>> type(opened.evaluator).__name__, opened.inverts
-        ('SupervisedEvaluator', False)
+    ``settings`` are ids of the config to new values, as ``python -m monai.bundle run`` takes them. ``config_file`` is one or several files
+    that are merged, instead of the choice above; relative to the bundle, its ``configs`` or the working directory. ``dataset_dir``, the
+    folder of the images, is the setting ``dataset_dir``, ``data_dir`` or ``data_root``, whichever the config has. Raises
+    ``ConfigurationError`` when there is no such bundle, config, setting or evaluator, or a part of it cannot be made.
     """
     root = Path(bundle)
     if not root.is_dir():
@@ -115,10 +100,8 @@ def open_evaluator(
             parts = list(parser.ref_resolver.resolved_content.values())
             for loader in [part for part in parts if isinstance(part, CheckpointLoader)]:
                 _load_checkpoint(loader, evaluator)
-            transforms = [
-                t for part in parts for t in (part.flatten().transforms if isinstance(part, Compose) else [part])
-            ]
-            return BundleEvaluator(evaluator, parser, any(isinstance(each, Invertd) for each in transforms))
+            inverts = any(isinstance(each, Invertd) for part in parts for each in transforms_in(part))
+            return BundleEvaluator(evaluator, parser, inverts)
     except Exception as error:
         known = find_configuration_error(error)
         if known is not None:
@@ -129,18 +112,7 @@ def open_evaluator(
 
 
 def switch_off(parser: ConfigParser) -> None:
-    """Disable, in a config that is not yet parsed, the parts that write files or logs, and its caches of images.
-
-    Args:
-        parser: the config, which is changed.
-
-    Example:
-        >>> saver = {"_target_": "monai.transforms.SaveImaged", "keys": "pred"}
-        >>> parser = ConfigParser({"data": {"_target_": "CacheDataset"}, "saver": saver, "transforms": ["@saver"]})
-        >>> switch_off(parser)
-        >>> parser["saver"]["_disabled_"], parser["transforms"], parser["data"]["cache_rate"]
-        (True, [], 0.0)
-    """
+    """Disable, in a config that is not yet parsed, the parts that write files or logs, and its caches of images."""
     for component in _nodes(parser.get(), dict):
         target = component.get("_target_")
         name = target.rpartition(".")[-1] if isinstance(target, str) else ""

@@ -44,6 +44,7 @@ class _Network:
     evaluator: Any
     batches: CaseBatches
     average: list[View] = field(default_factory=list)
+    metrics: list[str] = field(default_factory=list)
     records: ViewRecords = field(default_factory=lambda: ViewRecords(None, {}))
     failures: dict[str, str] = field(default_factory=dict)
 
@@ -54,16 +55,9 @@ class RotationReport:
     The evaluator is the bundle's own, of segmentation or classification. Each case is loaded once; image and label are rotated or mirrored
     by one view after the other before the network gets them. For every view there are the evaluator's metrics, and the equivariance
     error ``||g^-1 f(g x) - f(x)|| / ||f(x)||`` of the raw answer. A case that does not load or fails is named and left out, the others
-    are finished. Measurements are on disk at once: the same call resumes an interrupted report.
-
-    Files, in ``output_dir``: ``rotation_table.csv`` (a row for each network, metric and family of views), ``rotation_views.csv``
-    (for each view), ``rotation_cases.csv`` (for each view of each case), ``rotation_report.json`` (families, costs, paired tests,
-    failures, views), ``rotation_report.md`` (the first metric of all networks, for a README), ``rotation_table.png``,
-    ``worst_cases.png``, and ``records``, from which a report is resumed.
-
-    Families of views are those of :func:`~monai_gmr.rotation_report.statistics.view_families`. ``spread`` is the largest value
-    of a family less its smallest. Intervals are bootstrapped over cases; two networks are compared by a paired permutation test
-    over cases (metrics that are means over cases) or by the bootstrap of their difference (others, such as AUC).
+    are finished. Measurements are on disk at once: the same call resumes an interrupted report. The folder's README.md lists the files in
+    ``output_dir`` and says how intervals and tests are made; families of views are those of
+    :func:`~monai_gmr.rotation_report.statistics.view_families`.
 
     Args:
         evaluator: ``monai.engines.SupervisedEvaluator``, or several, name of the network to evaluator. Their loaders must give the same
@@ -77,8 +71,8 @@ class RotationReport:
             reported with and without. Or a mapping, name of a network to its views.
         views_per_batch: views that are averaged in one pass.
         labels: how label images are rotated by angles: "nearest", or "share" (the class with the largest share of a voxel).
-        frame: "rotated": the prediction is judged by the rotated label. "upright": it is rotated back and judged by the label as it is;
-            for postprocessings that invert the preprocessing.
+        frame: "rotated": the prediction is judged by the rotated label. "upright": it is rotated back (linearly) and judged by the label
+            as it is; for postprocessings that invert the preprocessing.
         in_ball: whether segmentations are judged inside the inscribed disc or ball only; what lies outside becomes background.
         order: order of the spline that rotates images by angles, 0 to 5.
         prediction: which of several answers of a network is judged, index or key.
@@ -153,11 +147,12 @@ class RotationReport:
         evaluators = dict(evaluator) if isinstance(evaluator, Mapping) else {str(name): evaluator}
         if not evaluators:
             raise ConfigurationError("there is no evaluator: give one, or a mapping of names to evaluators.")
-        batches = {title: CaseBatches(one.data_loader, cases) for title, one in evaluators.items()}
-        image = usable_image(*next(iter(batches.items())))
+        networks = {title: _Network(one, CaseBatches(one.data_loader, cases)) for title, one in evaluators.items()}
+        first, network = next(iter(networks.items()))
+        image = usable_image(first, network.batches)
         self.spatial_dims = image.ndim - 1
         self.views = self._make_views(["all", "angles"] if views is None else views)
-        self.networks = self._make_networks(evaluators, batches, average)
+        self.networks = self._with_averages(networks, average)
         self.compared = read_compared(compare or {}, self.networks)
         voxel = anisotropic_spacing(image)
         if voxel and spacing is None:
@@ -181,17 +176,15 @@ class RotationReport:
             )
         return views
 
-    def _make_networks(
-        self, evaluators: Mapping[str, Any], batches: Mapping[str, CaseBatches], average: Any
-    ) -> dict[str, _Network]:
-        by_name = isinstance(average, Mapping) and set(average) <= set(evaluators)
-        averages = average if by_name else dict.fromkeys(evaluators, average)
+    def _with_averages(self, single: Mapping[str, _Network], average: Any) -> dict[str, _Network]:
+        by_name = isinstance(average, Mapping) and set(average) <= set(single)
         networks = {}
-        for title, evaluator in evaluators.items():
-            networks[title] = _Network(evaluator, batches[title])
-            if averages.get(title):
-                views = make_views(averages[title], self.spatial_dims, self.spacing, self.seed)
-                networks[f"{title}, {len(views)} views"] = _Network(evaluator, batches[title], views)
+        for title, network in single.items():
+            networks[title] = network
+            chosen = average.get(title) if by_name else average
+            if chosen:
+                views = make_views(chosen, self.spatial_dims, self.spacing, self.seed)
+                networks[f"{title}, {len(views)} views"] = _Network(network.evaluator, network.batches, views)
         files = [record_file("", title) for title in networks]
         twice = next((title for title, file in zip(networks, files) if files.count(file) > 1), None)
         if twice is not None:
@@ -201,10 +194,7 @@ class RotationReport:
         return networks
 
     def run(self) -> list[dict[str, Any]]:
-        """Evaluate all views of all cases, write the files and print the table.
-
-        Returns:
-            the rows of ``rotation_table.csv``: those of :meth:`~monai_gmr.rotation_report.statistics.NetworkScores.summary`.
+        """Evaluate all views of all cases, write the files and print the table; returns the rows of ``rotation_table.csv``.
 
         Raises:
             ConfigurationError: when no case of any network could be evaluated, the folder is in use by another run, or it cannot be
@@ -212,17 +202,13 @@ class RotationReport:
         """
         check_folder(self.output_dir, "output_dir")
         with FolderLock(self.output_dir, "output_dir"):
-            metrics = [self._metric_names(network.evaluator) for network in self.networks.values()]
-            if not any(metrics):
+            for network in self.networks.values():
+                network.metrics = self._metric_names(network.evaluator)
+            if not any(network.metrics for network in self.networks.values()):
                 print("the evaluator has no metric: the equivariance error is reported alone.")
             for title, network in self.networks.items():
                 self._measure(title, network)
-            # those of which all views of a case were measured
-            done = {
-                title: network
-                for title, network in self.networks.items()
-                if any(not self._missing(network.records, [name]) for name in network.batches.names)
-            }
+            done = {title: network for title, network in self.networks.items() if self._has_whole_case(network)}
             if not done:
                 title, network = next(iter(self.networks.items()))
                 case, why = next(iter(network.failures.items()))
@@ -239,22 +225,16 @@ class RotationReport:
         return {f"{title}: {case}": why for title, network in networks for case, why in network.failures.items()}
 
     def check_failures(self) -> None:
-        """After :meth:`run`: raise when a case was left out, so that the process ends with a status other than 0.
-
-        Raises:
-            ConfigurationError: one sentence with the number of cases, the first of them, and why.
-        """
+        """After :meth:`run`: raise ``ConfigurationError`` when a case was left out, one sentence with the number of cases, the first of
+        them, and why, so that the process ends with a status other than 0."""
         total = sum(len(network.batches.names) for network in self.networks.values())
         refuse_failures(self.failures, total, "cases were left out")
 
     def _probe(self, network: _Network) -> ViewProbe:
-        inferer = network.evaluator.inferer
+        inferer, spacing = network.evaluator.inferer, self.spacing
         if network.average:
-            inferer = SymmetryInferer(
-                inferer, views=network.average, views_per_batch=self.views_per_batch, spacing=self.spacing
-            )
-        metrics = self._metric_names(network.evaluator)
-        return ViewProbe(network.evaluator, inferer, spacing=self.spacing, metrics=metrics, **self._judging)
+            inferer = SymmetryInferer(inferer, network.average, views_per_batch=self.views_per_batch, spacing=spacing)
+        return ViewProbe(network.evaluator, inferer, network.metrics, spacing=spacing, **self._judging)
 
     def _header(self, network: _Network) -> dict[str, Any]:
         """What must be equal for records to be of the same answers."""
@@ -271,7 +251,7 @@ class RotationReport:
         return {
             "network": digest.hexdigest(),
             "average": [view.matrix.round(6).tolist() for view in network.average],
-            "metrics": self._metric_names(network.evaluator),
+            "metrics": network.metrics,
             "settings": [self.spacing and list(self.spacing), *judging.values()],
         }
 
@@ -286,7 +266,6 @@ class RotationReport:
 
     def _measure(self, title: str, network: _Network) -> None:
         """Record all views of all cases of a network that are not recorded yet."""
-        batches = network.batches
         try:
             # handlers that load the checkpoint listen to this
             network.evaluator.fire_event(Events.STARTED)
@@ -295,18 +274,18 @@ class RotationReport:
             return
         path, header = record_file(self.output_dir, title), self._header(network)
         with self._probe(network) as probe:
-            records = ViewRecords(path, header, self.resume)
-            if records.replaced or not self._agree(records, probe, batches):
+            network.records = ViewRecords(path, header, self.resume)
+            if network.records.replaced or not self._agree(network, probe):
                 print(f"{title}: earlier records are of another network, data or settings and are replaced.")
-                records = ViewRecords(path, header, resume=False)
-            elif len(records):
-                print(f"{title}: {len(records)} views of cases are there already, from {path}.")
-            network.records = records
-            names = [name for name in batches.names if self._missing(records, [name])]
+                network.records = ViewRecords(path, header, resume=False)
+            elif len(network.records):
+                print(f"{title}: {len(network.records)} views of cases are there already, from {path}.")
+            missing = {name: len(self._missing(network, [name])) for name in network.batches.names}
+            names = [name for name, count in missing.items() if count]
             views = len(names) * len(self.views)
-            present = views - sum(len(self._missing(records, [name])) for name in names)
+            present = views - sum(missing.values())
             with tqdm(total=views, initial=present, desc=f"Rotating, {title}", unit="view", mininterval=0.5) as bar:
-                for batch in batches.load(names):
+                for batch in network.batches.load(names):
                     self._measure_batch(network, probe, batch, bar)
 
     def _measure_batch(self, network: _Network, probe: ViewProbe, batch: CaseBatch, bar: Any) -> None:
@@ -319,7 +298,7 @@ class RotationReport:
             bar.update(sum(not network.records.has(case, record.view) for case in record.cases))
             network.records.add(record)
 
-        missing = self._missing(network.records, batch.names)
+        missing = self._missing(network, batch.names)
         # errors are measured from the upright view
         views = missing if missing[0].family == "upright" else [self.views[0], *missing]
         try:
@@ -336,15 +315,15 @@ class RotationReport:
             why = reason(error) if labelled or not probe.recorded else f"it has no label ({reason(error)})"
             network.failures[batch.names[0]] = why
 
-    def _agree(self, records: ViewRecords, probe: ViewProbe, batches: CaseBatches) -> bool:
+    def _agree(self, network: _Network, probe: ViewProbe) -> bool:
         """Whether a case, measured once more, gives what the records hold of it: its file, the inferer, the postprocessing or the
         metrics may have changed. Where no case can be measured they are taken to agree."""
-        upright = self.views[0]
-        for name in batches.names:
+        upright, records = self.views[0], network.records
+        for name in network.batches.names:
             if not records.has(name, upright.name):
                 continue
             try:
-                again = probe.measure(next(batches.load([name])), upright)
+                again = probe.measure(next(network.batches.load([name])), upright)
             except Exception:
                 continue
             kept = [ANSWER, *(metric for metric in probe.recorded if keeps_cases(probe.metrics[metric]))]
@@ -356,26 +335,21 @@ class RotationReport:
             )
         return True
 
-    def _missing(self, records: ViewRecords, names: Sequence[str]) -> list[View]:
-        return [view for view in self.views if not all(records.has(name, view.name) for name in names)]
+    def _missing(self, network: _Network, names: Sequence[str]) -> list[View]:
+        """The views that were not measured of all of these cases."""
+        return [view for view in self.views if not all(network.records.has(name, view.name) for name in names)]
+
+    def _has_whole_case(self, network: _Network) -> bool:
+        return any(not self._missing(network, [name]) for name in network.batches.names)
 
     def _write(self, networks: dict[str, _Network]) -> list[dict[str, Any]]:
         """Write all files from the records, and print the tables."""
         handlers = {k: v for network in networks.values() for k, v in metric_handlers(network.evaluator).items()}
-        records = {**{title: network.records for title, network in networks.items()}, **self.compared}
-        results = [
-            NetworkScores(
-                title,
-                measured,
-                self.views,
-                handlers,
-                # an earlier report may have measured more
-                cases=networks[title].batches.names if title in networks else None,
-                **self._scoring,
-            )
-            for title, measured in records.items()
-        ]
-        results = [result for result in results if result.cases]
+        # an earlier report may have measured more cases
+        given = [(title, network.records, network.batches.names) for title, network in networks.items()]
+        given += [(title, records, records.cases) for title, records in self.compared.items()]
+        scores = [NetworkScores(*each, self.views, handlers, **self._scoring) for each in given]
+        results = [result for result in scores if result.cases]
         key = next((result.metrics[0] for result in results if result.metrics), ERROR)
         paired = [row for first, second in combinations(results, 2) for row in first.differences(second)]
         summary = [row for result in results for row in result.summary()]
@@ -386,20 +360,22 @@ class RotationReport:
         write_rows([row for rows in views.values() for row in rows], folder / "rotation_views.csv")
         write_rows([row for result in results for row in result.case_rows()], folder / "rotation_cases.csv")
         write_rows(summary, folder / "rotation_table.csv")
-        content: dict[str, Any] = {"views": [{**v._asdict(), "matrix": v.matrix.tolist()} for v in self.views]}
-        titles = {**self.networks, **costs}
-        content["networks"] = {k: {**costs.get(k, {}), "failures": failures.get(k, {})} for k in titles}
-        write_json({**content, "summary": summary, "paired": paired}, folder / "rotation_report.json")
+        titles = {**failures, **costs}
+        content = {
+            "views": [{**view._asdict(), "matrix": view.matrix.tolist()} for view in self.views],
+            "networks": {k: {**costs.get(k, {}), "failures": failures.get(k, {})} for k in titles},
+            "summary": summary,
+            "paired": paired,
+        }
+        write_json(content, folder / "rotation_report.json")
         write_text(f"{short_table(summary, costs, key)}\n", folder / "rotation_report.md")
         if can_draw():
-            seconds = {title: cost["seconds_per_case"] for title, cost in costs.items()} if len(costs) > 1 else None
+            seconds = {title: cost["seconds_per_case"] for title, cost in costs.items()}
             greater_is_better = self._scoring["greater_is_better"] and key != ERROR
             draw_rotation_table(views, key, folder / "rotation_table.png", seconds, greater_is_better)
             self._draw_worst(networks, results, key)
-        tables = [
-            format_columns(summary, TABLE),
-            format_columns([{"network": k, **v} for k, v in costs.items()], COSTS),
-        ]
+        tables = [format_columns(summary, TABLE)]
+        tables += [format_columns([{"network": k, **v} for k, v in costs.items()], COSTS)]
         differences = [
             {**row, "difference": f"{row['first']} less {row['second']}", "mean": row["difference"]}
             for row in paired
@@ -413,9 +389,7 @@ class RotationReport:
     def _draw_worst(self, networks: Mapping[str, _Network], results: Sequence[NetworkScores], key: str) -> None:
         """Run the worst views of the worst cases once more, and draw them."""
         views, drawn = {view.name: view for view in self.views}, []
-        for result in results:
-            if result.title not in networks:
-                continue
+        for result in [result for result in results if result.title in networks]:
             network = networks[result.title]
             with self._probe(network) as probe:
                 for worst in result.worst(key, self.worst_cases):

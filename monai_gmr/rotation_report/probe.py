@@ -7,7 +7,6 @@ import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from monai.utils import CommonKeys, optional_import
 
 from monai_gmr.bundle.case_batches import CaseBatch
 from monai_gmr.bundle.prediction import check_answer
-from monai_gmr.inferers.rotate import rotate_image
+from monai_gmr.inferers import rotate_image
 from monai_gmr.rotation_report.prepare_batch import PrepareBatchView, keep_metadata
 from monai_gmr.rotation_report.records import ANSWER, TRUE_CLASS, ViewRecord
 from monai_gmr.symmetry import View, inscribed_ball, is_grid_symmetry
@@ -34,15 +33,7 @@ CERTAIN = 1e4
 
 
 def metric_handlers(evaluator: Any) -> dict[str, Any]:
-    """The metrics of an evaluator by name, the key metric first.
-
-    Example:
-        >>> from monai.engines import SupervisedEvaluator
-        >>> from monai.handlers import MeanDice
-        >>> metric, net = {"dice": MeanDice()}, torch.nn.Identity()
-        >>> list(metric_handlers(SupervisedEvaluator(torch.device("cpu"), [], net, key_val_metric=metric)))
-        ['dice']
-    """
+    """The metrics of an evaluator by name, the key metric first."""
     metrics = {}
     # ignite has no public list of what is attached to an engine
     for handler, arguments, _ in evaluator._event_handlers[Events.EPOCH_COMPLETED]:
@@ -60,20 +51,14 @@ def relative_errors(
 
     Answers of shape ``(B, C, *spatial)`` with ``dims`` spatial axes are rotated back; except for symmetries of the grid they are compared
     inside the inscribed disc or ball. Others, such as class scores, are compared as they are. Where the shapes differ there is no number.
-
-    Example:
-        >>> from monai_gmr.symmetry import group_views
-        >>> x = torch.rand(1, 1, 4, 6)
-        >>> relative_errors(x.flip(2), x, group_views(2, group="m", axis=0)[1], None, 2)
-        [0.0]
     """
-    if answer.ndim == dims + 2:
+    spatial = answer.ndim == dims + 2
+    if spatial:
         answer = rotate_image(answer, view.matrix.T, spacing)
     if answer.shape != upright.shape:
         return [float("nan")] * len(upright)
-    answer, upright = answer.double(), upright.double()
-    difference = answer - upright
-    if answer.ndim == dims + 2 and not is_grid_symmetry(view.matrix, spacing):
+    difference, upright = answer.double() - upright.double(), upright.double()
+    if spatial and not is_grid_symmetry(view.matrix, spacing):
         ball = torch.as_tensor(inscribed_ball(answer.shape[2:], spacing), device=answer.device)
         difference, upright = difference * ball, upright * ball
     lengths, scales = (part.flatten(1).norm(dim=1).tolist() for part in (difference, upright))
@@ -82,12 +67,7 @@ def relative_errors(
 
 def is_exclusive(channels: int, label: torch.Tensor | None) -> bool:
     """Whether the channels of a prediction are classes of which a voxel has one, the first being the background: not for a single
-    channel, and not if the label has as many and is not one-hot.
-
-    Example:
-        >>> is_exclusive(2, None), is_exclusive(1, None), is_exclusive(2, torch.ones(1, 2, 4))
-        (True, False, False)
-    """
+    channel, and not if the label has as many and is not one-hot."""
     if channels == 1 or label is None or label.shape[1] == 1:
         return channels > 1
     return label.shape[1] == channels and bool((label.sum(1) == 1).all())
@@ -97,13 +77,7 @@ def keep_ball(
     prediction: torch.Tensor, label: torch.Tensor | None, spacing: Sequence[float] | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Raw answers and label, of shape ``(B, C, *spatial)``, with background outside the inscribed disc or ball: a rotation moves the rest
-    out of the image, or in.
-
-    Example:
-        >>> prediction, label = keep_ball(torch.zeros(1, 2, 3, 3), torch.ones(1, 1, 3, 3), None)
-        >>> label.int().tolist()
-        [[[[0, 1, 0], [1, 1, 1], [0, 1, 0]]]]
-    """
+    out of the image, or in."""
     ball = torch.as_tensor(inscribed_ball(prediction.shape[2:], spacing))
     exclusive = is_exclusive(prediction.shape[1], label)
 
@@ -113,9 +87,9 @@ def keep_ball(
         return keep_metadata(lambda y: torch.where(ball.to(y.device), y, background.as_subclass(torch.Tensor)), x)
 
     kept = outside(prediction, CERTAIN if exclusive else -CERTAIN, -CERTAIN)
-    if label is None or label.shape[2:] != prediction.shape[2:]:
-        return kept, label
-    return kept, outside(label, 1 if exclusive and label.shape[1] > 1 else 0, 0)
+    if label is not None and label.shape[2:] == prediction.shape[2:]:
+        label = outside(label, 1 if exclusive and label.shape[1] > 1 else 0, 0)
+    return kept, label
 
 
 def class_map(x: torch.Tensor, logits: bool, exclusive: bool = True) -> np.ndarray:
@@ -123,12 +97,6 @@ def class_map(x: torch.Tensor, logits: bool, exclusive: bool = True) -> np.ndarr
 
     A single channel of logits, or one that is not exclusive, is on above 0, or above 0.5 where all lie between 0 and 1. Of channels that
     are not exclusive a voxel gets the last one that it has, counted from 1.
-
-    Example:
-        >>> class_map(torch.tensor([[0.1, 2.0]]), logits=True), class_map(torch.tensor([[3.0]]), logits=False)
-        (array([1]), array([3]))
-        >>> class_map(torch.tensor([[3.0, -1.0, 2.0], [-1.0, -1.0, -1.0]]), logits=True, exclusive=False)
-        array([3, 0])
     """
     x = x.detach().as_subclass(torch.Tensor).cpu()
     x = x[:, None] if x.ndim < 2 else x
@@ -139,19 +107,14 @@ def class_map(x: torch.Tensor, logits: bool, exclusive: bool = True) -> np.ndarr
         return np.asarray(x[:, 0].round()).astype(int)
     # values outside the ball are not the network's
     inside = x[x > -CERTAIN]
-    is_probability = inside.numel() == 0 or (float(inside.min()) >= 0 and float(inside.max()) <= 1)
+    is_probability = bool(((inside >= 0) & (inside <= 1)).all())
     numbers = torch.arange(1, channels + 1).reshape(1, -1, *[1] * (x.ndim - 2))
     return np.asarray(((x > (0.5 if is_probability else 0.0)) * numbers).amax(1))
 
 
 def true_class(scores: torch.Tensor, label: Any) -> list[float] | None:
     """Probability that a classifier gives the true class of each case, from logits of shape ``(B, C)`` (a single one is that of class 1)
-    and classes of shape ``(B,)``, ``(B, 1)`` or one-hot ``(B, C)``; ``None`` for any other label.
-
-    Example:
-        >>> true_class(torch.zeros(2, 4), torch.tensor([[1], [3]]))
-        [0.25, 0.25]
-    """
+    and classes of shape ``(B,)``, ``(B, 1)`` or one-hot ``(B, C)``; ``None`` for any other label."""
     if not isinstance(label, torch.Tensor) or scores.ndim != 2 or label.numel() not in (len(scores), scores.numel()):
         return None
     label = label.detach().as_subclass(torch.Tensor).cpu().reshape(len(scores), -1)
@@ -168,16 +131,17 @@ class _TimedInferer(Inferer):
 
     def __init__(self, inferer: Callable[..., Any], prediction: int | str | None) -> None:
         super().__init__()
-        self.inferer, self.prediction = inferer, prediction
-        self.seconds = 0.0
+        self.inferer, self.prediction, self.seconds = inferer, prediction, 0.0
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        synchronize = partial(torch.cuda.synchronize, inputs.device) if inputs.is_cuda else lambda: None
-        synchronize()
-        start = time.perf_counter()
+        def now() -> float:
+            if inputs.is_cuda:
+                torch.cuda.synchronize(inputs.device)
+            return time.perf_counter()
+
+        start = now()
         answer = self.inferer(inputs, network, *args, **kwargs)
-        synchronize()
-        self.seconds = time.perf_counter() - start
+        self.seconds = now() - start
         return self._pick(answer)
 
     def _pick(self, answer: Any) -> torch.Tensor:
@@ -203,59 +167,43 @@ def _image_savers(evaluator: Any) -> list[SaveImaged]:
     handlers = [entry[0] for entry in evaluator._event_handlers[IterationEvents.MODEL_COMPLETED]]
     variables = [inspect.getclosurevars(handler).nonlocals for handler in handlers if inspect.isfunction(handler)]
     parts = [value for names in variables for value in names.values()]
-    transforms = [t for part in parts for t in (part.flatten().transforms if isinstance(part, Compose) else [part])]
-    return [transform for transform in transforms if isinstance(transform, SaveImaged)]
+    return [each for part in parts for each in transforms_in(part) if isinstance(each, SaveImaged)]
+
+
+def transforms_in(part: Any) -> Sequence[Any]:
+    """The transforms of a ``Compose``, those of nested ones too; of anything else only itself."""
+    return part.flatten().transforms if isinstance(part, Compose) else [part]
 
 
 class ViewProbe:
     """Runs an evaluator on a batch, rotated or mirrored by one view after the other, and records what comes out.
 
     Inside ``with probe:`` the evaluator has another ``prepare_batch``, ``inferer`` and loader, its ``SaveImaged`` writes nothing, and its
-    log is quiet; afterwards it is as before.
-
-    Args:
-        evaluator: ``monai.engines.SupervisedEvaluator`` or one that works like it.
-        inferer: what runs the network; default the evaluator's own.
-        spacing: voxel size in millimetres, one an axis; default 1.
-        order: order of the spline that rotates images.
-        labels: how label images are sampled, "nearest" or "share".
-        frame: "rotated": the prediction is judged by the rotated label. "upright": it is rotated back (linearly) and judged by the
-            label as it is, which a postprocessing needs that inverts the preprocessing.
-        in_ball: whether predictions and labels are background outside the inscribed disc or ball.
-        prediction: which of several answers of the network is judged, index or key.
-        metrics: names of the evaluator's metrics that are recorded; default all.
+    log is quiet; afterwards it is as before. ``inferer`` runs the network, ``metrics`` are those that are recorded; the other arguments
+    are those of :class:`~monai_gmr.rotation_report.RotationReport`.
     """
 
     def __init__(
         self,
         evaluator: Any,
-        inferer: Callable[..., Any] | None = None,
+        inferer: Callable[..., Any],
+        metrics: Sequence[str],
         *,
-        spacing: Sequence[float] | None = None,
-        order: int = 3,
-        labels: str = "nearest",
-        frame: str = "rotated",
-        in_ball: bool = True,
-        prediction: int | str | None = None,
-        metrics: Sequence[str] | None = None,
+        spacing: Sequence[float] | None,
+        order: int,
+        labels: str,
+        frame: str,
+        in_ball: bool,
+        prediction: int | str | None,
     ) -> None:
-        self.evaluator = evaluator
-        self.metrics = metric_handlers(evaluator)
-        self.recorded = list(self.metrics) if metrics is None else list(metrics)
+        self.evaluator, self.recorded, self.metrics = evaluator, metrics, metric_handlers(evaluator)
         self.spacing, self.frame, self.in_ball = spacing, frame, in_ball
         views: dict[str, Any] = {"order": order, "spacing": spacing, "labels": labels if frame == "rotated" else None}
         self._prepare = PrepareBatchView(**views, prepare_batch=evaluator.prepare_batch)
-        self._inferer = _TimedInferer(inferer or evaluator.inferer, prediction)
-        self._names: list[str] = []
-        self._views: Sequence[View] = ()
-        self._keep: Callable[[ViewRecord], None] = lambda record: None
+        self._inferer = _TimedInferer(inferer, prediction)
         self._upright: torch.Tensor | None = None
         self._images: tuple[Any, Any, Any] | None = None
-        self._passes = 0
-        # of the current view, and the metrics of the first one
-        self._errors: list[float] = []
-        self._values: dict[str, list[np.ndarray]] = {}
-        self._first_values: dict[str, list[np.ndarray]] = {}
+        self._first_scores: dict[str, list[np.ndarray]] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> ViewProbe:
@@ -320,8 +268,7 @@ class ViewProbe:
         return self._views[self.evaluator.state.iteration - 1]
 
     def _start(self) -> None:
-        self._prepare.view = self._view()
-        self._passes = 0
+        self._prepare.view, self._passes = self._view(), 0
 
     def _measure_answer(self) -> None:
         output, view = self.evaluator.state.output, self._view()
@@ -338,9 +285,8 @@ class ViewProbe:
         if probability is not None:
             self._values[TRUE_CLASS] = [np.array(probability)]
         if spatial and self.frame == "upright":
-            answer, image = (
-                keep_metadata(lambda x: rotate_image(x, view.matrix.T, self.spacing), each) for each in (answer, image)
-            )
+            back = view.matrix.T
+            answer, image = (keep_metadata(lambda x: rotate_image(x, back, self.spacing), x) for x in (answer, image))
         if spatial and self.in_ball and answer.shape[2:] == image.shape[2:]:
             answer, label = keep_ball(answer, label, self.spacing)
         output[CommonKeys.PRED] = answer
@@ -349,22 +295,20 @@ class ViewProbe:
         if len(self._views) == 1:
             label = label if isinstance(label, torch.Tensor) else None
             exclusive = not spatial or is_exclusive(answer.shape[1], label)
-            self._images = (
-                np.asarray(image.detach().cpu())[0],
-                None if label is None else class_map(label, logits=False, exclusive=exclusive)[0],
-                class_map(answer, logits=True, exclusive=exclusive)[0],
-            )
+            classes = None if label is None else class_map(label, logits=False, exclusive=exclusive)[0]
+            predicted = class_map(answer, logits=True, exclusive=exclusive)[0]
+            self._images = np.asarray(image.detach().cpu())[0], classes, predicted
 
     def _record(self) -> None:
         count = len(self._names)
         scores = {name: _case_values(name, self.metrics[name], count) for name in self.recorded}
-        self._first_values = self._first_values if self.evaluator.state.iteration > 1 else scores
+        self._first_scores = self._first_scores if self.evaluator.state.iteration > 1 else scores
         last = self.evaluator.state.iteration == len(self._views)
         for name, metric in self.metrics.items():
             # the metrics that the evaluator itself ends with are those of the first view
             if last and name in self.recorded and keeps_cases(metric):
                 metric.reset()
-                metric.metric_fn.extend(*(torch.as_tensor(part) for part in self._first_values[name]))
+                metric.metric_fn.extend(*(torch.as_tensor(part) for part in self._first_scores[name]))
             elif not last:
                 metric.reset()
         values = {ANSWER: self._values.pop(ANSWER), **scores, **self._values}
@@ -391,13 +335,7 @@ def _case_values(name: str, metric: Any, count: int) -> list[np.ndarray]:
 
 
 def score(metric: Any, values: Sequence[np.ndarray]) -> float:
-    """The metric over cases, from what :class:`ViewProbe` recorded of each; of a metric that is not MONAI's the mean over the batches.
-
-    Example:
-        >>> from monai.handlers import MeanDice
-        >>> score(MeanDice(), [np.array([[0.5, 1.0], [0.25, 0.25]])])
-        0.5
-    """
+    """The metric over cases, from what :class:`ViewProbe` recorded of each; of a metric that is not MONAI's the mean over the batches."""
     if not keeps_cases(metric):
         return float(np.nanmean(values[0])) if np.isfinite(values[0]).any() else float("nan")
     # in double precision a mean of equal scores is that score; copies, for MONAI's means write to what they take

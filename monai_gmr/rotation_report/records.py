@@ -35,12 +35,7 @@ class ViewRecord(NamedTuple):
 
 
 def record_file(output_dir: str | Path, network: str) -> Path:
-    """The file of a network's records in the folder of a report.
-
-    Example:
-        >>> record_file("report", "plain, 48 views").as_posix()
-        'report/records/plain_48_views.jsonl'
-    """
+    """The file of a network's records in the folder of a report, such as ``records/plain_48_views.jsonl`` of "plain, 48 views"."""
     return Path(output_dir) / "records" / (re.sub(r"[^A-Za-z0-9.-]+", "_", network).strip("_") + ".jsonl")
 
 
@@ -65,26 +60,14 @@ def _decode(line: str) -> ViewRecord:
 class ViewRecords:
     """Records of one network, in memory and in a file of one JSON object a line with its arrays as compressed numpy.
 
-    The first line is the header. A file with another header (another network, other settings) is not used but replaced. A line that an
-    interrupted run left incomplete is ignored.
-
-    Args:
-        path: the file; ``None`` keeps the records in memory only.
-        header: describes what was measured; JSON.
-        resume: whether to use what the file holds.
-
-    Example:
-        >>> path = getfixture("tmp_path") / "net.jsonl"
-        >>> records = ViewRecords(path, {"network": "a"})
-        >>> dice = {"dice": [np.array([[0.5]])]}
-        >>> records.add(ViewRecord("upright", ["case 1"], np.zeros(1), 0.1, 1.0, dice))
-        >>> len(ViewRecords(path, {"network": "a"})), len(ViewRecords(path, {"network": "b"}))
-        (1, 0)
+    The first line is the ``header``, JSON that says what was measured. A file with another header (another network, other settings) is
+    not used but replaced, as is any without ``resume``. A line that an interrupted run left incomplete is ignored. Without a ``path``
+    records are in memory only.
     """
 
     def __init__(self, path: str | Path | None, header: Mapping[str, Any], resume: bool = True) -> None:
         self.path = None if path is None else Path(path)
-        self.header = json.loads(json.dumps(header))
+        header = json.loads(json.dumps(header))
         # view and case to the record and the place in it
         self._places: dict[tuple[str, str], tuple[ViewRecord, int]] = {}
         # whether the file held records with another header
@@ -94,13 +77,13 @@ class ViewRecords:
         records: list[ViewRecord] = []
         if resume and self.path.is_file():
             stored_header, records = _read(self.path)
-            self.replaced = stored_header != self.header
+            self.replaced = stored_header != header
             records = [] if self.replaced else records
         for record in records:
             self._keep(record)
         # written anew, so that an incomplete line does not stay in the middle of the file
         with replacing(self.path) as temporary:
-            lines = [json.dumps(self.header), *map(_encode, records)]
+            lines = [json.dumps(header), *map(_encode, records)]
             temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
     def _keep(self, record: ViewRecord) -> None:
@@ -135,18 +118,17 @@ class ViewRecords:
         """Names of all that has values: the metrics, ``TRUE_CLASS`` and ``ANSWER``."""
         return next((list(record.values) for record, _ in self._places.values()), [])
 
-    def columns(self, view: str, cases: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Equivariance error, seconds and passes of each of these cases in a view."""
+    def columns(self, view: str, cases: list[str]) -> np.ndarray:
+        """Equivariance error, seconds and passes of each of these cases in a view, shape ``(3, cases)``."""
         places = [self._places[view, case] for case in cases]
         rows = [(record.errors[place], record.seconds, record.passes) for record, place in places]
-        errors, seconds, passes = np.array(rows, float).reshape(len(rows), 3).T
-        return errors, seconds, passes
+        return np.array(rows, float).reshape(len(rows), 3).T
 
     def values(self, metric: str, view: str, cases: list[str]) -> list[np.ndarray]:
         """What a metric keeps of these cases in a view: arrays with one entry a case, first axis."""
         places = [self._places[view, case] for case in cases]
-        parts = range(len(places[0][0].values[metric])) if places else []
-        return [np.stack([record.values[metric][part][place] for record, place in places]) for part in parts]
+        parts = zip(*([part[place] for part in record.values[metric]] for record, place in places))
+        return [np.stack(part) for part in parts]
 
     def __len__(self) -> int:
         return len(self._places)
@@ -169,11 +151,7 @@ def _read(path: Path) -> tuple[dict[str, Any], list[ViewRecord]]:
 
 def read_compared(compare: Mapping[str, str | Path], used_names: Collection[str]) -> dict[str, ViewRecords]:
     """The records of other reports, from name to the folder of a report or a file in it; where one holds several networks, the name of each
-    is added to its name. No name may be one of ``used_names``.
-
-    Raises:
-        ConfigurationError: when there is no report, or two networks have one name.
-    """
+    is added to its name. Raises ``ConfigurationError`` when there is no report, or a name is one of ``used_names``."""
     compared = {}
     for title, place in compare.items():
         folder = Path(place) if Path(place).is_dir() else Path(place).parent
@@ -184,10 +162,10 @@ def read_compared(compare: Mapping[str, str | Path], used_names: Collection[str]
             name = title if len(files) == 1 else f"{title}, {file.stem}"
             if name in used_names:
                 raise ConfigurationError(f"two networks are called {name!r}: give another name or change compare.")
-            header, records = _read(file)
+            _, records = _read(file)
             if not records:
                 raise ConfigurationError(f"{file} holds no records: give the folder of another rotation report.")
-            compared[name] = ViewRecords(None, header)
+            compared[name] = ViewRecords(None, {})
             for record in records:
-                compared[name]._keep(record)
+                compared[name].add(record)
     return compared

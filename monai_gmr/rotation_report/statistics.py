@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,26 +21,18 @@ ERROR = "equivariance_error"
 CONFIDENCE = 0.95
 # so many cases decide whether a metric is a mean over cases
 PROBED_CASES = 64
+NAN = float("nan")
 
 
 def axis_and_angle(view: View) -> tuple[int | str, float | str]:
-    """Array axis and angle in degrees of a rotation about an axis; empty for every other view. In 2D the axis is 0.
-
-    Example:
-        >>> from monai_gmr.symmetry import angle_views
-        >>> [axis_and_angle(view) for view in angle_views(3, 120)]
-        [(0, 120.0), (0, 240.0), (1, 120.0), (1, 240.0), (2, 120.0), (2, 240.0)]
-    """
-    matrix = view.matrix
-    if np.linalg.det(matrix) < 0:
+    """Array axis and angle in degrees of a rotation about an axis; empty for every other view. In 2D the axis is 0."""
+    matrix, in_plane = view.matrix, len(view.matrix) == 2
+    axes = [0] if in_plane else [axis for axis in range(3) if abs(matrix[axis, axis] - 1) < 1e-9]
+    if not axes or np.linalg.det(matrix) < 0:
         return "", ""
-    # rows and columns that a rotation about each axis mixes
-    planes = {0: (0, 1)} if len(matrix) == 2 else {axis: ((axis + 1) % 3, (axis + 2) % 3) for axis in range(3)}
-    for axis, (first, second) in planes.items():
-        if len(matrix) == 2 or abs(matrix[axis, axis] - 1) < 1e-9:
-            angle = np.degrees(np.arctan2(matrix[second, first], matrix[first, first]))
-            return axis, round(float(angle) % 360, 6)
-    return "", ""
+    first, second = (0, 1) if in_plane else ((axes[0] + 1) % 3, (axes[0] + 2) % 3)
+    angle = np.degrees(np.arctan2(matrix[second, first], matrix[first, first]))
+    return axes[0], round(float(angle) % 360, 6)
 
 
 def view_families(views: Sequence[View], spacing: Sequence[float] | None = None) -> dict[str, list[int]]:
@@ -48,26 +40,19 @@ def view_families(views: Sequence[View], spacing: Sequence[float] | None = None)
 
     Families are "upright", "flips" (an axis or several reversed), "group" (symmetries of the grid), "angles" (rotations about an array
     axis that are no symmetries of the grid), "turns" (all rotations about an array axis: a full circle), "icosahedral" and "random".
-
-    Example:
-        >>> from monai_gmr.symmetry import make_views
-        >>> views = make_views(["all", {"angles": 30}, {"random": 5}], 2)
-        >>> {family: len(members) for family, members in view_families(views).items()}
-        {'upright': 1, 'flips': 4, 'group': 8, 'angles': 9, 'turns': 12, 'random': 6}
     """
     families: dict[str, list[int]] = {family: [0] for family in FAMILIES}
     for index, view in enumerate(views[1:], 1):
         on_grid = is_grid_symmetry(view.matrix, spacing)
-        about_axis = axis_and_angle(view)[0] != ""
         belongs = {
             "flips": on_grid and np.count_nonzero(np.diag(view.matrix).round()) == len(view.matrix),
             "group": on_grid,
             "angles": view.family == "angles" and not on_grid,
-            "turns": about_axis and view.family in ("group", "angles"),
+            "turns": axis_and_angle(view)[0] != "" and view.family in ("group", "angles"),
             "icosahedral": view.family == "icosahedral",
             "random": view.family == "random",
         }
-        for family in [family for family, belongs_to_it in belongs.items() if belongs_to_it]:
+        for family in filter(belongs.get, belongs):
             families[family].append(index)
     return {family: members for family, members in families.items() if family == "upright" or len(members) > 1}
 
@@ -75,16 +60,11 @@ def view_families(views: Sequence[View], spacing: Sequence[float] | None = None)
 def percentile_interval(samples: np.ndarray) -> tuple[float, float]:
     """Interval that holds 95 % of the bootstrapped scores; not a number where there are fewer than two.
 
-    Example:
-        >>> [round(end, 6) for end in percentile_interval(np.arange(1001.0))]
-        [25.0, 975.0]
-
-    Source:
-        B. Efron, R. Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3. ``scipy.stats.bootstrap`` takes one statistic at a
-        time and no scores that are not numbers; here one draw of cases serves all views, families and pairs of networks.
+    Source: B. Efron, R. Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3. ``scipy.stats.bootstrap`` takes one statistic
+    at a time and no scores that are not numbers; here one draw of cases serves all views, families and pairs of networks.
     """
     if np.isfinite(samples).sum() < 2:
-        return float("nan"), float("nan")
+        return NAN, NAN
     low, high = np.nanpercentile(samples, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
     return float(low), float(high)
 
@@ -92,43 +72,22 @@ def percentile_interval(samples: np.ndarray) -> tuple[float, float]:
 def paired_test(first: np.ndarray, second: np.ndarray, num_resamples: int, seed: int) -> float:
     """Two-sided p-value that the mean difference of two networks over the same cases is zero; not a number with fewer than two cases.
 
-    Args:
-        first: score of each case, shape ``(cases,)``.
-        second: those of the other network.
-        num_resamples: at most how many random exchanges of signs; all of them where they are few.
-        seed: the same seed makes the same exchanges.
-
-    Example:
-        >>> paired_test(np.arange(5.0), np.arange(5.0) - 1, 1000, seed=0)
-        0.0625
-
-    Source:
-        ``scipy.stats.permutation_test`` with ``permutation_type="samples"``.
+    Signs of the scores' differences, each of shape ``(cases,)``, are exchanged at random ``num_resamples`` times, or in all ways where
+    these are fewer (``scipy.stats.permutation_test``).
     """
-    differences = np.asarray(first, float) - np.asarray(second, float)
+    differences = first - second
     differences = differences[np.isfinite(differences)]
     if len(differences) < 2 or num_resamples < 2:
-        return float("nan")
+        return NAN
     if not differences.any():
         return 1.0
-    result = stats.permutation_test(
-        (differences,),
-        lambda x, axis: np.mean(x, axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=num_resamples,
-        random_state=np.random.default_rng(seed),
-    )
-    return float(result.pvalue)
+    options: dict[str, Any] = {"permutation_type": "samples", "vectorized": True, "n_resamples": num_resamples}
+    generator = np.random.default_rng(seed)
+    return float(stats.permutation_test((differences,), np.mean, **options, random_state=generator).pvalue)
 
 
 def family_scores(values: np.ndarray, members: Sequence[int]) -> np.ndarray:
-    """Mean over a family's views of each case, shape ``(cases,)``; not a number where a case has none.
-
-    Example:
-        >>> family_scores(np.array([[1.0, 3.0, np.nan]]), [0, 1, 2])
-        array([2.])
-    """
+    """Mean over a family's views of each case, shape ``(cases,)``; not a number where a case has none."""
     chosen = np.asarray(values, float)[:, list(members)]
     counts = np.isfinite(chosen).sum(1)
     return np.where(counts > 0, np.nansum(chosen, 1) / np.maximum(counts, 1), np.nan)
@@ -137,9 +96,9 @@ def family_scores(values: np.ndarray, members: Sequence[int]) -> np.ndarray:
 class WorstCase(NamedTuple):
     """A case in the view in which a network has its worst score.
 
-    ``network``, ``case``, ``view`` and ``metric`` are names; ``value`` is the metric in this view, ``upright`` that of the upright view
-    or ``None``. ``image`` of shape ``(C, *spatial)``, 2D or 3D, is in this view. ``label`` and ``prediction`` are integers of shape
-    ``(*spatial)`` (segmentation, 0 is background), one integer (classification) or ``None``.
+    ``value`` is the metric in this view, ``upright`` that of the upright view or ``None``. ``image`` of shape ``(C, *spatial)``, 2D or 3D,
+    is in this view. ``label`` and ``prediction`` are integers of shape ``(*spatial)`` (segmentation, 0 is background), one integer
+    (classification) or ``None``.
     """
 
     network: str
@@ -154,34 +113,17 @@ class WorstCase(NamedTuple):
 
 
 class NetworkScores:
-    """Scores of one network. Cases of which a view is missing do not count.
+    """Scores of one network from its ``records``, of those ``cases`` of which no view is missing.
 
-    Args:
-        title: name of the network.
-        records: what was measured.
-        views: the views, the upright one first.
-        handlers: name to metric handler, which make one score of the records of many cases.
-        spacing: voxel size in millimetres, one an axis; default 1.
-        greater_is_better: whether larger values of the metrics are better.
-        num_resamples: of bootstrap and permutations; a tenth of it for metrics that are no means over cases.
-        seed: of the resamples.
-        cases: names of those that count; default all that were measured.
-
-    Example:
-        >>> from monai_gmr.symmetry import group_views
-        >>> from monai_gmr.rotation_report.records import ViewRecord
-        >>> records = ViewRecords(None, {})
-        >>> for view, error in zip(group_views(2, group="2"), (0.0, 0.25)):
-        ...     records.add(ViewRecord(view.name, ["case 1"], np.array([error]), 0.5, 1.0, {}))
-        >>> scores = NetworkScores("net", records, group_views(2, group="2"), {})
-        >>> [(row["family"], row["mean"]) for row in scores.summary()], scores.cost()["seconds_per_case"]
-        ([('flips', 0.25), ('group', 0.25), ('turns', 0.25)], 0.5)
+    ``views`` begin with the upright one; ``handlers``, metric handlers by name, make one score of the records of many cases. The bootstrap
+    has ``num_resamples``, a tenth of it for metrics that are no means over cases.
     """
 
     def __init__(
         self,
         title: str,
         records: ViewRecords,
+        cases: Collection[str],
         views: Sequence[View],
         handlers: Mapping[str, Any],
         *,
@@ -189,61 +131,46 @@ class NetworkScores:
         greater_is_better: bool = True,
         num_resamples: int = 1000,
         seed: int = 0,
-        cases: Sequence[str] | None = None,
     ) -> None:
         self.title, self.handlers, self.records = title, handlers, records
         self.greater_is_better, self.num_resamples, self.seed = greater_is_better, num_resamples, seed
-        measured, counted = set(records.views), set(records.cases if cases is None else cases)
+        measured, counted = set(records.views), set(cases)
         self.views = [view for view in views if view.name in measured]
-        self.cases = [
-            case
-            for case in records.cases
-            if case in counted and all(records.has(case, view.name) for view in self.views)
-        ]
+        complete = [case for case in records.cases if all(records.has(case, view.name) for view in self.views)]
+        self.cases = [case for case in complete if case in counted]
         self.families = view_families(self.views, spacing) if self.views else {}
         self.metrics = [name for name in records.metrics if name in handlers]
-        self._tables: dict[str, np.ndarray | None] = {}
-        self._samples: dict[str, np.ndarray] = {}
-        self._values: dict[str, list[list[np.ndarray]]] = {}
-
-    @cached_property
-    def _columns(self) -> np.ndarray:
-        """Error, seconds and passes of each case in each view, shape ``(3, cases, views)``."""
-        columns = [self.records.columns(view.name, self.cases) for view in self.views]
-        return np.array(columns, float).reshape(len(self.views), 3, len(self.cases)).transpose(1, 2, 0)
+        columns = [records.columns(view.name, self.cases) for view in self.views]
+        # of each case in each view, shape (cases, views)
+        self.errors, self.seconds, self.passes = (
+            np.array(columns, float).reshape(len(self.views), 3, len(self.cases)).transpose(1, 2, 0)
+        )
+        self.table, self._kept, self._resampled = cache(self._make_table), cache(self._read), cache(self._resample)
 
     def cost(self) -> dict[str, float]:
         """``passes_per_case``, the mean, and ``seconds_per_case``, the median over all views of all cases, which other work on the
         machine and the first call do not change."""
-        _, seconds, passes = self._columns
-        mean, median = (float(passes.mean()), float(np.median(seconds))) if self.cases else (float("nan"),) * 2
+        mean, median = (float(self.passes.mean()), float(np.median(self.seconds))) if self.cases else (NAN, NAN)
         return {"passes_per_case": mean, "seconds_per_case": median}
 
-    def table(self, metric: str) -> np.ndarray | None:
-        """A metric of each case in each view, shape ``(cases, views)``; ``None`` for one that is no mean over cases, such as AUC."""
-        if metric not in self._tables:
-            self._tables[metric] = self._make_table(metric)
-        return self._tables[metric]
-
     def _make_table(self, metric: str) -> np.ndarray | None:
+        """A metric of each case in each view, shape ``(cases, views)``; ``None`` for one that is no mean over cases, such as AUC."""
         views = range(len(self.views))
         if metric == ERROR:
-            return self._columns[0]
+            return self.errors
         if metric == TRUE_CLASS:
             known = metric in self.records.metrics
-            return np.stack([self._of_view(metric, view)[0] for view in views], 1) if known else None
-        upright = [part[:PROBED_CASES] for part in self._of_view(metric, 0)]
+            return np.stack([self._kept(metric, view)[0] for view in views], 1) if known else None
+        upright = [part[:PROBED_CASES] for part in self._kept(metric, 0)]
         alone = self._single_scores(metric, upright)
         together = score(self.handlers[metric], upright)
         if not np.isfinite(alone).any() or not np.isclose(np.nanmean(alone), together, atol=1e-6):
             return None
-        return np.stack([self._single_scores(metric, self._of_view(metric, view)) for view in views], 1)
+        return np.stack([self._single_scores(metric, self._kept(metric, view)) for view in views], 1)
 
-    def _of_view(self, metric: str, view: int) -> list[np.ndarray]:
+    def _read(self, metric: str, view: int) -> list[np.ndarray]:
         """What the metric keeps of all cases in a view."""
-        if metric not in self._values:
-            self._values[metric] = [self.records.values(metric, each.name, self.cases) for each in self.views]
-        return self._values[metric][view]
+        return self.records.values(metric, self.views[view].name, self.cases)
 
     def _single_scores(self, metric: str, values: Sequence[np.ndarray]) -> np.ndarray:
         cases = [[part[i : i + 1] for part in values] for i in range(len(values[0]))]
@@ -257,23 +184,19 @@ class NetworkScores:
         table = self.table(metric)
         if table is not None:
             return family_scores(table[rows].T, range(len(rows))).tolist()
-        views = range(len(self.views))
-        return [score(self.handlers[metric], [part[rows] for part in self._of_view(metric, view)]) for view in views]
+        parts = [[part[rows] for part in self._kept(metric, view)] for view in range(len(self.views))]
+        return [score(self.handlers[metric], values) for values in parts]
 
     def _draws(self, cases: int, count: int) -> np.ndarray:
         """Indices of cases drawn with replacement, shape ``(count, cases)``; networks of equal cases draw the same ones."""
         return np.random.default_rng(self.seed).integers(max(cases, 1), size=(count if cases > 1 else 0, cases))
 
-    def _resampled(self, metric: str) -> np.ndarray:
+    def _resample(self, metric: str) -> np.ndarray:
         """The metric over drawn cases, shape ``(num_resamples, views)``."""
-        if metric not in self._samples:
-            table = self.table(metric)
-            draws = self._draws(len(self.cases), self.num_resamples // (10 if table is None else 1))
-            samples = [
-                self.scores(metric, chosen) if table is None else np.nanmean(table[chosen], 0) for chosen in draws
-            ]
-            self._samples[metric] = np.array(samples, float).reshape(len(draws), len(self.views))
-        return self._samples[metric]
+        table = self.table(metric)
+        draws = self._draws(len(self.cases), self.num_resamples // (10 if table is None else 1))
+        samples = [self.scores(metric, rows) if table is None else np.nanmean(table[rows], 0) for rows in draws]
+        return np.array(samples, float).reshape(len(draws), len(self.views))
 
     def summary(self) -> list[dict[str, Any]]:
         """One row a metric and family, the equivariance error last: ``network``, ``metric``, ``family``, ``cases``, ``views``, ``mean``,
@@ -282,19 +205,19 @@ class NetworkScores:
         rows = []
         for metric in [*self.metrics, ERROR]:
             scores = np.array(self.scores(metric), float)
+            find_worst = np.nanargmax if metric == ERROR or not self.greater_is_better else np.nanargmin
             for family, members in self.families.items():
                 chosen = members[1:] if metric == ERROR else members
                 if not chosen:
                     continue
                 values = scores[chosen]
-                row = {"network": self.title, "metric": metric, "family": family, "cases": len(self.cases)}
-                row |= {"views": len(chosen), "mean": float("nan"), "worst": float("nan"), "worst_view": ""}
-                row["spread"] = float("nan")
+                row: dict[str, Any] = {"network": self.title, "metric": metric, "family": family}
+                row |= {"cases": len(self.cases), "views": len(chosen)}
+                row |= {"mean": NAN, "worst": NAN, "worst_view": "", "spread": NAN}
                 if np.isfinite(values).any():
-                    largest_is_worst = metric == ERROR or not self.greater_is_better
-                    worst = int(np.nanargmax(values) if largest_is_worst else np.nanargmin(values))
-                    row |= {"mean": float(np.nanmean(values)), "worst": float(values[worst])}
-                    row["worst_view"] = self.views[chosen[worst]].name
+                    place = int(find_worst(values))
+                    row |= {"mean": float(np.nanmean(values)), "worst": float(values[place])}
+                    row["worst_view"] = self.views[chosen[place]].name
                     row["spread"] = float(np.nanmax(values) - np.nanmin(values))
                 low, high = percentile_interval(self._resampled(metric)[:, chosen].mean(1))
                 rows.append({**row, "interval_low": low, "interval_high": high})
@@ -304,21 +227,19 @@ class NetworkScores:
         """One row a view: ``network``, ``view``, ``family``, ``axis``, ``angle``, ``cases``, the metrics, the equivariance error,
         ``seconds`` and ``passes`` a case."""
         scores = {metric: self.scores(metric) for metric in [*self.metrics, ERROR]}
-        _, seconds, passes = self._columns
         rows = []
         for index, view in enumerate(self.views):
             axis, angle = axis_and_angle(view)
             row = {"network": self.title, "view": view.name, "family": view.family, "axis": axis, "angle": angle}
             row |= {"cases": len(self.cases), **{metric: values[index] for metric, values in scores.items()}}
-            row |= {"seconds": float(np.median(seconds[:, index])), "passes": float(passes[:, index].mean())}
+            row |= {"seconds": float(np.median(self.seconds[:, index])), "passes": float(self.passes[:, index].mean())}
             rows.append(row)
         return rows
 
     def case_rows(self) -> list[dict[str, Any]]:
         """One row a view of a case, with the metrics that a single case has."""
-        errors, seconds, passes = self._columns
         tables = self._case_tables([*self.metrics, TRUE_CLASS])
-        tables |= {ERROR: errors, "seconds": seconds, "passes": passes}
+        tables |= {ERROR: self.errors, "seconds": self.seconds, "passes": self.passes}
         return [
             {"network": self.title, "case": case, "view": view.name, "family": view.family}
             | {name: float(table[i, k]) for name, table in tables.items()}
@@ -342,7 +263,7 @@ class NetworkScores:
         for metric in [name for name in self.metrics if name in other.metrics]:
             for family, members in self.families.items():
                 pairs = [(i, names[self.views[i].name]) for i in members if self.views[i].name in names]
-                if not pairs or (family != "upright" and len(pairs) < 2):
+                if len(pairs) < (1 if family == "upright" else 2):
                     continue
                 difference = self._difference(other, metric, *map(list, zip(*pairs)))
                 if difference:
@@ -350,27 +271,23 @@ class NetworkScores:
                     rows.append(row | difference)
         return rows
 
-    def _difference(
-        self, other: NetworkScores, metric: str, members: list[int], other_members: list[int]
-    ) -> dict[str, float]:
+    def _difference(self, other: NetworkScores, metric: str, own: list[int], others: list[int]) -> dict[str, float]:
+        """The difference in a metric over the views of a family, by their indices in both; empty where the two cannot be compared."""
         table, other_table = self.table(metric), other.table(metric)
         common = [case for case in self.cases if case in set(other.cases)]
         if table is not None and other_table is not None and common:
-            first = family_scores(table[[self.cases.index(case) for case in common]], members)
-            second = family_scores(other_table[[other.cases.index(case) for case in common]], other_members)
+            first = family_scores(table[[self.cases.index(case) for case in common]], own)
+            second = family_scores(other_table[[other.cases.index(case) for case in common]], others)
             p = paired_test(first, second, self.num_resamples, self.seed)
             difference = float(np.nanmean(first - second))
             samples = np.nanmean((first - second)[self._draws(len(common), self.num_resamples)], axis=1)
         elif self.cases == other.cases and len(self._resampled(metric)) == len(other._resampled(metric)):
-            samples = self._resampled(metric)[:, members].mean(1) - other._resampled(metric)[:, other_members].mean(1)
+            samples = self._resampled(metric)[:, own].mean(1) - other._resampled(metric)[:, others].mean(1)
             # as of a permutation test, the observed difference counts as one of the resamples
             counts = 1 + min(np.sum(samples <= 0), np.sum(samples >= 0))
-            p = min(1.0, 2 * float(counts / (1 + len(samples)))) if len(samples) else float("nan")
-            mean, other_mean = (
-                np.mean(np.array(self.scores(metric))[members]),
-                np.mean(np.array(other.scores(metric))[other_members]),
-            )
-            difference = float(mean - other_mean)
+            p = min(1.0, 2 * float(counts / (1 + len(samples)))) if len(samples) else NAN
+            scores, other_scores = np.array(self.scores(metric))[own], np.array(other.scores(metric))[others]
+            difference = float(scores.mean() - other_scores.mean())
         else:
             return {}
         low, high = percentile_interval(samples)
@@ -379,19 +296,17 @@ class NetworkScores:
     def worst(self, metric: str, count: int) -> list[WorstCase]:
         """So many cases with the worst scores, each in its worst view and without its image, by a metric; where a single case has none,
         by the probability of the true class; without labels by the equivariance error."""
-        tables = self._case_tables(
-            [name for name in (metric, TRUE_CLASS, ERROR) if name in (*self.metrics, TRUE_CLASS, ERROR)]
-        )
+        names = [name for name in (metric, TRUE_CLASS, ERROR) if name in (*self.metrics, TRUE_CLASS, ERROR)]
+        tables = self._case_tables(names)
         if not tables:
             return []
         name, table = next(iter(tables.items()))
         sign = 1.0 if (name == TRUE_CLASS or self.greater_is_better) and name != ERROR else -1.0
         ranked = np.where(np.isfinite(table), sign * table, np.inf)
-        views = ranked.argmin(1)
         order = np.argsort(ranked.min(1), kind="stable")[:count]
         return [
             WorstCase(self.title, self.cases[i], self.views[k].name, name, float(table[i, k]), float(table[i, 0]))
-            for i, k in zip(order, views[order])
+            for i, k in zip(order, ranked.argmin(1)[order])
         ]
 
 
@@ -441,8 +356,8 @@ def short_table(summary: Sequence[Mapping[str, Any]], costs: Mapping[str, Mappin
     rows = {(row["network"], row["metric"], row["family"]): row for row in summary}
     measured = {(row["metric"], row["family"]) for row in summary}
     columns = [(name, each) for name in (metric, ERROR) for each in SHORT_FAMILIES if (name, each) in measured]
-    lines = [["network", "passes a case", "seconds a case"]]
-    lines[0] += [f"{name.replace('_', ' ')}: {family}" for name, family in columns]
+    names = [f"{name.replace('_', ' ')}: {family}" for name, family in columns]
+    lines = [["network", "passes a case", "seconds a case", *names]]
     for title, cost in costs.items():
         cells = [title, f"{cost['passes_per_case']:g}", f"{cost['seconds_per_case']:.2g}"]
         lines.append([*cells, *(cell(rows.get((title, *column))) for column in columns)])

@@ -188,10 +188,8 @@ def _figure(cases: Sequence[WorstCase]) -> Figure:
         patches = [Patch(facecolor=colour, label=name) for name, colour in zip(ERRORS, ERROR_COLOURS)]
         corner = (1 - GAP / total_width, 0.04 / total_height)
         figure.legend(handles=patches, loc="lower right", bbox_to_anchor=corner, ncols=3, **style)
-        classes_there = {
-            int(number) for case in cases for values in _maps(case).values() for number in np.unique(values)
-        }
-        present = sorted(classes_there - {0})[: 2 * len(CLASS_COLOURS)]
+        numbers = {int(number) for case in cases for each in _maps(case).values() for number in np.unique(each)}
+        present = sorted(numbers - {0})[: 2 * len(CLASS_COLOURS)]
         if len(present) > 1:
             colours = [CLASS_COLOURS[(number - 1) % len(CLASS_COLOURS)] for number in present]
             names = [f"class {present[0]}", *map(str, present[1:])]

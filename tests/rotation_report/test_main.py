@@ -126,10 +126,31 @@ def test_settings_of_all_and_of_one_network(foreign_bundle, reports, tmp_path):
         ((90, "432", None), [432, {"angles": 90}]),
         ((0, "{group: all, count: 6}", None), [{"group": "all", "count": 6}]),
         ((0, "none", 4), [{"random": 4, "seed": 0}]),
+        ((None, "432", 20), [432, "angles", {"random": 20, "seed": 0}]),
     ],
 )
 def test_views(options, views):
     assert choose_views(*options, 0) == views
+
+
+def test_entries_that_name_a_network_or_none():
+    assert read_networks(["bundles/spleen", "plain=bundles/spleen"]) == {
+        "spleen": "bundles/spleen",
+        "plain": "bundles/spleen",
+    }
+    assert read_average(["all"], ["plain"]) == "all"
+    assert read_average(["plain:432", "gmr:{angles: 90}"], ["plain", "gmr"]) == {"plain": 432, "gmr": {"angles": 90}}
+
+
+def test_values_of_settings_are_yaml_or_expressions():
+    pairs = ["device=cpu", "roi_size=[64, 64, 32]", "dataset_dir=null", "network=$@network_def.to(@device)"]
+    assert read_settings([*pairs, "network_def::act=$'RELU' if 1 == 1 else None"]) == {
+        "device": "cpu",
+        "roi_size": [64, 64, 32],
+        "dataset_dir": None,
+        "network": "$@network_def.to(@device)",
+        "network_def::act": "$'RELU' if 1 == 1 else None",
+    }
 
 
 @pytest.mark.parametrize(

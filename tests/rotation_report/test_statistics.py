@@ -23,7 +23,7 @@ def make_result(table, title="net", metric="dice", **settings):
             records.add(
                 ViewRecord(view.name, [f"case {case}"], np.array([0.1]), 1.0, 1.0, {metric: [np.array([[value]])]})
             )
-    return NetworkScores(title, records, VIEWS, {metric: MeanDice()}, **settings)
+    return NetworkScores(title, records, records.cases, VIEWS, {metric: MeanDice()}, **settings)
 
 
 def test_scores_are_means_over_cases_and_the_worst_view_is_named():
@@ -76,6 +76,10 @@ def test_the_paired_test_agrees_with_student(shift):
     assert paired_test(differences, np.zeros(60), 20000, 0) == pytest.approx(expected, abs=0.02)
 
 
+def test_of_few_cases_all_exchanges_of_signs_count():
+    assert paired_test(np.arange(5.0), np.arange(5.0) - 1, 1000, seed=0) == 2 / 2**5
+
+
 def test_equal_networks_do_not_differ():
     assert paired_test(np.arange(5.0), np.arange(5.0), 1000, 0) == 1
 
@@ -112,6 +116,7 @@ def make_classifier(cases=30, seed=0):
         NetworkScores(
             "net",
             records,
+            records.cases,
             VIEWS,
             {"auc": IgniteMetricHandler(metric_fn=MacroAUCMetric(), save_details=False)},
             num_resamples=400,
@@ -154,7 +159,9 @@ def test_scores_of_several_classes_are_monais():
 
 
 def test_small_helpers():
+    assert percentile_interval(np.arange(1001.0)) == pytest.approx((25, 975))
     assert np.isnan(percentile_interval(np.array([1.0]))).all()
+    assert family_scores(np.array([[1.0, 3.0, np.nan]]), [0, 1, 2]) == 2
     assert np.isnan(family_scores(np.array([[np.nan, np.nan]]), [0, 1])).all()
 
 
