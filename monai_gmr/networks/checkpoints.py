@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from monai_gmr.networks.nets import GMRResNet, GMRUNet
-from monai_gmr.networks.weights import STATE_KEYS, read_checkpoint
+from monai_gmr.networks.weights import STATE_KEYS, read_checkpoint, state_of
 from monai_gmr.symmetry import kernel_shells, ring_masks, square_ring_masks
 from monai_gmr.symmetry.taps import SIGMA_FLOOR
 from monai_gmr.utils import ConfigurationError, SymmetryWarning
@@ -22,8 +22,8 @@ WRAPPERS = ("module.", "_orig_mod.")
 MASKS = ("weight_index_mat", "default_weight_index_mat")
 SMALLEST_SIGMA = 1e-2
 POSSIBLE = "gmr_resnet18/34/50, gmr_r3d_9/18 and GMRUNet of GMR-Conv 1.0.3, sre_resnet18/34/50 and sre_r3d_18 of SRE-Conv 1.0.2"
-RESNET_CHOICES = ("stem_stride", "stem_downsample", "downsample", "act", "dropout", "padding_mode")
-UNET_CHOICES = ("downsample", "act", "norm", "dropout", "padding_mode")
+RESNET_CHOICES: tuple[str, ...] = ("stem_stride", "stem_downsample", "downsample", "act", "dropout", "padding_mode")
+UNET_CHOICES: tuple[str, ...] = ("downsample", "act", "norm", "dropout", "padding_mode")
 STEM_POOL_WINDOW = {"kernel_size": 3, "stride": 2, "padding": 1}
 
 
@@ -32,22 +32,7 @@ def load_gmr_conv_checkpoint(checkpoint: str | os.PathLike | Mapping[str, Any], 
 
     The kind of net, channels, classes, windows and depth are read from the state dict. The outputs equal the original's at sizes that every
     halving divides. At other sizes the original is not equivariant; the net returned is, and differs there. Layers that are equivariant
-    at none of the usual sizes stay, with a :class:`SymmetryWarning`.
-
-    ============================================  ==========================================================================
-    net                                           becomes
-    ============================================  ==========================================================================
-    ``gmr_resnet18/34/50``                        ``GMRResNet(2, ..., rings="indexed")``
-    ``gmr_r3d_9``, ``gmr_r3d_18``                 ``GMRResNet(3, ..., rings="indexed")``; its (3, 7, 7) stem is a window of 3
-    ``sre_resnet18/34/50``, ``sre_r3d_18``        ``GMRResNet(..., rings="hard")``; the 2D ones warn: the max pooling after their stem,
-                                                  of window 3, is exact on odd sizes alone; with
-                                                  ``stem_downsample=("max", {"kernel_size": 3, "padding": 1})`` the net is
-                                                  exact on all sizes, but on even ones its outputs are others
-    ``GMRUNet(upsample="nontrainable")``          ``GMRUNet(..., upsample="linear_corners")``, exactly equivariant
-    ``GMRUNet(upsample="deconv")``, its default   ``GMRUNet(..., upsample="deconv")``, which warns (:class:`SymmetryWarning`): its
-                                                  transposed convolutions are as little equivariant here as there
-    ``GMRUNet(upsample="pixelshuffle")``          refused: not equivariant either, and our net has no such layer
-    ============================================  ==========================================================================
+    at none of the usual sizes stay, with a :class:`SymmetryWarning`: the table in ``README.md`` of this folder says which.
 
     Args:
         checkpoint: path of a file that ``torch.save`` wrote (read with ``weights_only=True``), or what was in it: a state dict, or a
@@ -76,12 +61,11 @@ gmr_resnet18/34/50, gmr_r3d_9/18 and GMRUNet of GMR-Conv 1.0.3, sre_resnet18/34/
         GMR-Conv, arXiv 2504.02819; SRE-Conv, arXiv 2501.09753.
     """
     source = _PeerState(checkpoint)
-    builder: Any
-    choices: tuple[str, ...]
-    if source.has("final_conv.weight"):
-        builder, choices = _build_unet, UNET_CHOICES
-    elif source.has("conv1.weight") or source.has("stem.0.weight"):
-        builder, choices = _build_resnet, RESNET_CHOICES
+    build: Any
+    if "final_conv.weight" in source.state:
+        build, choices = _build_unet, UNET_CHOICES
+    elif "conv1.weight" in source.state or "stem.0.weight" in source.state:
+        build, choices = _build_resnet, RESNET_CHOICES
     else:
         raise ConfigurationError(
             f"{source.name} has radial layers such as {source.radial[0]!r} in a net that is not known: give one of {POSSIBLE}, "
@@ -93,8 +77,7 @@ gmr_resnet18/34/50, gmr_r3d_9/18 and GMRUNet of GMR-Conv 1.0.3, sre_resnet18/34/
             f"{', '.join(unknown)} cannot be given for {source.name}, whose state dict determines it or whose net has no such argument: "
             f"use {', '.join(choices)}."
         )
-    net, modules = builder(source, kwargs)
-    return source.copy_to(net, modules)
+    return source.copy_to(*build(source, kwargs))
 
 
 class _PeerState:
@@ -107,16 +90,11 @@ class _PeerState:
                 raise ConfigurationError(f"checkpoint is a {type(checkpoint).__name__}: give a path or a state dict.")
             self.name = str(checkpoint)
             content = read_checkpoint(checkpoint, hint="give a state dict saved by torch.save")
-        state: dict[str, Any] = {}
-        if isinstance(content, Mapping):
-            state = dict(next((content[key] for key in STATE_KEYS if isinstance(content.get(key), Mapping)), content))
-        if not state or not all(isinstance(key, str) and torch.is_tensor(value) for key, value in state.items()):
-            raise ConfigurationError(
-                f"{self.name} holds no state dict: give one, or a dictionary that holds one under {', '.join(STATE_KEYS)}."
-            )
+        hint = f"give a state dict, or a dictionary that holds one under {', '.join(STATE_KEYS)}"
+        state: dict[str, Any] = state_of(content, self.name, hint)
         while wrapper := next((w for w in WRAPPERS if all(key.startswith(w) for key in state)), None):
             state = {key.removeprefix(wrapper): value for key, value in state.items()}
-        self.state: dict[str, torch.Tensor] = {key: value.detach().cpu() for key, value in state.items()}
+        self.state = {key: value.detach().cpu() if torch.is_tensor(value) else value for key, value in state.items()}
         self.radial = [key[: -len(MASKS[0]) - 1] for key in self.state if key.endswith("." + MASKS[0])]
         if not self.radial:
             ours = any(key.endswith(".log_sigma") for key in self.state)
@@ -127,19 +105,13 @@ class _PeerState:
             )
         self.used: set[str] = set()
 
-    def has(self, key: str) -> bool:
-        """Whether there is such a tensor."""
-        return key in self.state
-
     def take(self, key: str) -> torch.Tensor:
-        """The tensor of a key."""
         if key not in self.state:
             raise ConfigurationError(f"{self.name} lacks {key}: give the whole state dict of one of {POSSIBLE}.")
         self.used.add(key)
         return self.state[key]
 
     def begins(self, prefix: str) -> bool:
-        """Whether any key begins so."""
         return any(key.startswith(prefix) for key in self.state)
 
     def count(self, pattern: str, first: int = 1) -> int:
@@ -149,25 +121,21 @@ class _PeerState:
             number += 1
         return number
 
-    def window(self, layer: str, spatial_dims: int) -> int:
-        """Length of the window of a radial layer, after a check of its masks."""
-        return self._geometry(layer, spatial_dims)[0]
-
     def rings(self, spatial_dims: int) -> str:
         """Our name of the layers' rings, which must be the same in all."""
         names = set()
         for layer in self.radial:
-            mixed = self.has(f"{layer}.log_sigmas")
-            square = self._geometry(layer, spatial_dims)[1]
-            names.add(("indexed" if mixed else "hard") + ("_square" if square else ""))
+            kind = "indexed" if f"{layer}.log_sigmas" in self.state else "hard"
+            names.add(kind + ("_square" if self.geometry(layer, spatial_dims)[1] else ""))
         if len(names) > 1:
             raise ConfigurationError(
                 f"{self.name} mixes layers of rings {', '.join(sorted(names))}: give a net whose radial layers are all alike."
             )
         return names.pop()
 
-    def _geometry(self, layer: str, spatial_dims: int) -> tuple[int, bool]:
-        tables = [self.take(f"{layer}.{end}") for end in MASKS if self.has(f"{layer}.{end}")]
+    def geometry(self, layer: str, spatial_dims: int) -> tuple[int, bool]:
+        """Length of the window of a radial layer, and whether its rings are square, after a check of its masks."""
+        tables = [self.take(f"{layer}.{end}") for end in MASKS if f"{layer}.{end}" in self.state]
         taps = tables[0].shape[-1]
         num_rings = tables[0].numel() // max(taps, 1)
         # (3, 7, 7), the only window of unequal lengths, holds the taps of 3 and zeros
@@ -213,12 +181,8 @@ class _PeerState:
         return (sigma - SIGMA_FLOOR["indexed"]).log().to(log_sigmas.dtype)
 
     def copy_to(self, net: Any, modules: dict[str, str]) -> Any:
-        """Our net in eval mode, with the weights.
-
-        Args:
-            net: our net.
-            modules: for each of its modules that has weights, the original's name; "" for a 1x1 convolution that the original omits.
-        """
+        """Our net in eval mode, with the weights; ``modules`` has the original's name of each of its modules that has weights, ""
+        for a 1x1 convolution that the original omits."""
         state = {}
         for key, ours in net.state_dict().items():
             module, leaf = key.rsplit(".", 1)
@@ -261,11 +225,10 @@ def _peer_masks(shape: tuple[int, ...], kernel_size: int, num_rings: int, square
 
 def _build_resnet(source: _PeerState, choices: dict[str, Any]) -> tuple[GMRResNet, dict[str, str]]:
     """Our ResNet, and the original's name of each of its modules."""
-    spatial_dims = 2 if source.has("conv1.weight") else 3
+    spatial_dims = 2 if "conv1.weight" in source.state else 3
     stem, stem_norm = ("conv1", "bn1") if spatial_dims == 2 else ("stem.0", "stem.1")
-    rings = source.rings(spatial_dims)
     layers, windows = [], []
-    bottleneck = source.has("layer1.0.bn3.weight") or source.begins("layer1.0.conv3.")
+    bottleneck = "layer1.0.bn3.weight" in source.state or source.begins("layer1.0.conv3.")
     modules = {"stem.conv": stem, "stem.adn.N": stem_norm, "fc": "fc"}
     for level in range(source.count("layer{}.0.")):
         window = 0
@@ -278,7 +241,7 @@ def _build_resnet(source: _PeerState, choices: dict[str, Any]) -> tuple[GMRResNe
                 modules[f"{ours}.convs.conv{i}.conv"] = conv
                 modules[f"{ours}.convs.conv{i}.adn.N"] = source.layer(f"{theirs}.bn{i}", f"{name}.1", f"{name}.2")
                 if conv in source.radial:
-                    window = source.window(conv, spatial_dims)
+                    window = source.geometry(conv, spatial_dims)[0]
                     halves = level > 0 and block == 0 and i == (2 if bottleneck else 1)
                     # in 2D a convolution is the second of two where pooling comes before it, and in 3D everywhere
                     if spatial_dims == 2 and conv.endswith(".1") != halves:
@@ -286,20 +249,17 @@ def _build_resnet(source: _PeerState, choices: dict[str, Any]) -> tuple[GMRResNe
                             f"{conv} of {source.name} {'does not halve' if halves else 'halves'} the grid first: only "
                             "layer_stride=[1, 2, 2, 2] without replace_stride_with_dilation can be loaded."
                         )
-            if source.has(f"{theirs}.downsample.1.weight"):
+            if f"{theirs}.downsample.1.weight" in source.state:
                 modules[f"{ours}.shortcut.conv"] = f"{theirs}.downsample.1"
                 modules[f"{ours}.shortcut.adn.N"] = f"{theirs}.downsample.2"
         windows.append(window)
     if not layers or not all(windows):
         raise ConfigurationError(f"{source.name} has stages without radial layers: give one of {POSSIBLE}.")
-    feed_forward = source.has("fc.weight")
-    sre = not source.has(f"{stem}.default_weight_index_mat")
-    arguments: dict[str, Any] = {
-        "stem_stride": 2 if spatial_dims == 2 else 1,
-        "stem_downsample": ("plain_max", STEM_POOL_WINDOW) if sre else "avg",
-        "downsample": "avg",
-        "act": ("relu", {"inplace": True}),
-    } | choices
+    stem_downsample: Any = (
+        "avg" if f"{stem}.default_weight_index_mat" in source.state else ("plain_max", STEM_POOL_WINDOW)
+    )
+    arguments: dict[str, Any] = {"stem_stride": 2 if spatial_dims == 2 else 1, "stem_downsample": stem_downsample}
+    arguments |= {"downsample": "avg", "act": ("relu", {"inplace": True})} | choices
     if arguments["stem_stride"] == 2 and "plain_max" in (arguments["stem_downsample"] or ()):
         warnings.warn(
             "the max pooling after SRE-Conv's stem is not equivariant on axes of even length: give stem_downsample=('max', "
@@ -308,21 +268,19 @@ def _build_resnet(source: _PeerState, choices: dict[str, Any]) -> tuple[GMRResNe
             stacklevel=3,
         )
     width, channels = source.take(f"{stem}.weight").shape[:2]
-    net = GMRResNet(
-        spatial_dims,
-        channels,
-        source.take("fc.weight").shape[0] if feed_forward else 1,
-        layers,
-        "bottleneck" if bottleneck else "basic",
-        kernel_sizes=windows,
-        width=width,
-        stem_kernel_size=source.window(stem, spatial_dims),
-        rings=rings,
-        feed_forward=feed_forward,
-        downsample_inside=True,
-        **arguments,
-    )
-    return net, modules
+    arguments |= {
+        "kernel_sizes": windows,
+        "width": width,
+        "rings": source.rings(spatial_dims),
+        "downsample_inside": True,
+    }
+    arguments |= {
+        "stem_kernel_size": source.geometry(stem, spatial_dims)[0],
+        "feed_forward": "fc.weight" in source.state,
+    }
+    classes = source.take("fc.weight").shape[0] if arguments["feed_forward"] else 1
+    kind = "bottleneck" if bottleneck else "basic"
+    return GMRResNet(spatial_dims, channels, classes, layers, kind, **arguments), modules
 
 
 def _build_unet(source: _PeerState, choices: dict[str, Any]) -> tuple[GMRUNet, dict[str, str]]:
@@ -343,39 +301,26 @@ def _build_unet(source: _PeerState, choices: dict[str, Any]) -> tuple[GMRUNet, d
         ours = f"encoders.{level - 1}.1" if level else "stem"
         modules |= {f"{ours}.{i}": f"{down}.conv_{i}" for i in (0, 1)}
         features.append(source.take(f"{down}.conv_1.conv.weight").shape[0])
-        windows.append(source.window(source.layer(f"{down}.conv_0.conv", dims=3), spatial_dims))
+        windows.append(source.geometry(source.layer(f"{down}.conv_0.conv", dims=3), spatial_dims)[0])
     for level in range(depth):
         up, position = f"upcat_{level + 1}", depth - 1 - level
         modules |= {f"decoders.{position}.{i}": f"{up}.convs.conv_{i}" for i in (0, 1)}
         decoder_features.append(source.take(f"{up}.convs.conv_1.conv.weight").shape[0])
         upsample_features.append(source.take(f"{up}.convs.conv_0.conv.weight").shape[1] - features[level])
-        below = (
-            features[level + 1]
-            if level + 1 == depth
-            else source.take(f"upcat_{level + 2}.convs.conv_1.conv.weight").shape[0]
-        )
+        deeper = f"upcat_{level + 2}.convs.conv_1.conv.weight"
+        below = features[level + 1] if level + 1 == depth else source.take(deeper).shape[0]
         if "deconv" in kinds:
             modules[f"reducers.{position}"] = f"{up}.upsample.deconv"
         else:
             # MONAI leaves the 1x1 convolution out where it would not change the number of channels
-            left_out = below == upsample_features[-1] and not source.has(f"{up}.upsample.preconv.weight")
+            left_out = below == upsample_features[-1] and f"{up}.upsample.preconv.weight" not in source.state
             modules[f"reducers.{position}"] = "" if left_out else f"{up}.upsample.preconv"
-    norm: Any = ("instance", {"affine": source.has("conv_0.conv_0.adn.N.weight")})
-    arguments: dict[str, Any] = {
-        "downsample": "max",
-        "norm": "batch" if source.has("conv_0.conv_0.adn.N.running_mean") else norm,
-    } | choices
-    net = GMRUNet(
-        spatial_dims,
-        source.take("conv_0.conv_0.conv.weight").shape[1],
-        source.take("final_conv.weight").shape[0],
-        features,
-        kernel_sizes=windows,
-        rings=rings,
-        bias=source.has("conv_0.conv_0.conv.bias"),
-        upsample="deconv" if "deconv" in kinds else "linear_corners",
-        decoder_features=decoder_features,
-        upsample_features=upsample_features,
-        **arguments,
-    )
-    return net, modules
+    first = "conv_0.conv_0"
+    norm: Any = ("instance", {"affine": f"{first}.adn.N.weight" in source.state})
+    norm = "batch" if f"{first}.adn.N.running_mean" in source.state else norm
+    arguments: dict[str, Any] = {"downsample": "max", "norm": norm} | choices
+    arguments |= {"kernel_sizes": windows, "rings": rings, "bias": f"{first}.conv.bias" in source.state}
+    arguments |= {"upsample": "deconv" if "deconv" in kinds else "linear_corners"}
+    arguments |= {"decoder_features": decoder_features, "upsample_features": upsample_features}
+    channels = source.take(f"{first}.conv.weight").shape[1], source.take("final_conv.weight").shape[0]
+    return GMRUNet(spatial_dims, *channels, features, **arguments), modules

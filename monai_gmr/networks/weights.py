@@ -24,6 +24,8 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     unsafe = "it holds more than tensors, which is not loaded because it could run any program"
     with open(path, "rb") as file:
         head = file.read(2)
+    if not head:
+        return "it is empty"
     if zipfile.is_zipfile(path):
         if "TorchScript" in str(error):
             return "it is a TorchScript archive"
@@ -37,33 +39,17 @@ def _why_unreadable(path: Path, error: Exception) -> str:
 def read_checkpoint(
     path: str | os.PathLike, device: Any = "cpu", hint: str = "give a file that train.yaml wrote"
 ) -> Any:
-    """Content of a file of ``torch.save``, read with ``weights_only=True``.
-
-    Args:
-        path: the file.
-        device: where the tensors go.
-        hint: the end of the error's sentence, what to do.
+    """Content of a file of ``torch.save``, read with ``weights_only=True``; ``hint``, what to do, ends the error's sentence.
 
     Raises:
         ConfigurationError: when the file is missing, empty, truncated or damaged, or holds objects other than tensors, numbers and
             containers.
-
-    Example:
-        >>> file = getfixture("tmp_path") / "model.pt"; file.touch()
-        >>> read_checkpoint(file)
-        Traceback (most recent call last):
-        ...
-        monai_gmr.utils.ConfigurationError: ...model.pt cannot be read as a checkpoint (it is empty): give a file that train.yaml wrote.
     """
     path = Path(path)
     if not path.is_file():
         raise ConfigurationError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}: {hint}.")
     try:
-        if path.stat().st_size == 0:
-            raise ConfigurationError(f"{path} cannot be read as a checkpoint (it is empty): {hint}.")
         return torch.load(path, map_location=device, weights_only=True)
-    except ConfigurationError:
-        raise
     except Exception as error:
         why = _why_unreadable(path, error)
         raise ConfigurationError(f"{path} cannot be read as a checkpoint ({why}): {hint}.") from error
@@ -72,22 +58,10 @@ def read_checkpoint(
 def state_of(
     content: Any, name: str | os.PathLike, hint: str = "give a file that train.yaml wrote"
 ) -> dict[str, torch.Tensor]:
-    """The state dict in a checkpoint: the content itself, or the value of one of :data:`STATE_KEYS`.
-
-    Args:
-        content: of :func:`read_checkpoint`.
-        name, hint: the beginning and the end of the error's sentence.
+    """The state dict in a checkpoint: the content of :func:`read_checkpoint`, or the value of one of :data:`STATE_KEYS`.
 
     Raises:
-        ConfigurationError: when it holds no state dict, a dictionary of names to tensors.
-
-    Example:
-        >>> list(state_of({"model": {"weight": torch.ones(1)}}, "model.pt"))
-        ['weight']
-        >>> state_of([1, 2], "model.pt")
-        Traceback (most recent call last):
-        ...
-        monai_gmr.utils.ConfigurationError: model.pt holds a list and no weights: give a file that train.yaml wrote.
+        ConfigurationError: when it holds no dictionary of names to tensors; ``name`` and ``hint`` begin and end the sentence.
     """
     if isinstance(content, Mapping):
         inner = next((content[key] for key in STATE_KEYS if isinstance(content.get(key), Mapping)), content)
@@ -101,17 +75,7 @@ def state_of(
 
 
 def first_not_finite(state: Mapping[str, Any], parameters: Iterable[str] = ()) -> str | None:
-    """The name of the first tensor with a NaN, or with infinity in a parameter; a buffer may hold infinity, as masks do.
-
-    Args:
-        state: names to tensors, or to anything else, which passes.
-        parameters: which of the names are parameters.
-
-    Example:
-        >>> nan, inf = torch.tensor([float("nan")]), torch.tensor([float("inf")])
-        >>> first_not_finite({"mask": inf, "weight": inf}, ["weight"]), first_not_finite({"mean": nan}), first_not_finite({"mask": inf})
-        ('weight', 'mean', None)
-    """
+    """The name of the first tensor with a NaN, or with infinity in one of ``parameters``; a buffer may hold infinity, as masks do."""
     learned = set(parameters)
     for name, tensor in state.items():
         if not torch.is_tensor(tensor) or not (tensor.is_floating_point() or tensor.is_complex()):
@@ -123,23 +87,7 @@ def first_not_finite(state: Mapping[str, Any], parameters: Iterable[str] = ()) -
 
 
 def check_finite(network: nn.Module, state: Mapping[str, Any], name: str | os.PathLike, hint: str) -> None:
-    """Raise when a state dict of a network is not finite (:func:`first_not_finite`).
-
-    Args:
-        network: the network.
-        state: the state dict.
-        name, hint: the beginning and the end of the error's sentence.
-
-    Raises:
-        ConfigurationError: with the name of the tensor.
-
-    Example:
-        >>> net = torch.nn.Linear(1, 1)
-        >>> check_finite(net, {"weight": torch.tensor([[float("nan")]])}, "model.pt", "train again")
-        Traceback (most recent call last):
-        ...
-        monai_gmr.utils.ConfigurationError: model.pt holds weights that are not finite (the first in weight): train again.
-    """
+    """Raise :class:`ConfigurationError` when a state dict of a network is not finite; ``name`` and ``hint`` begin and end the sentence."""
     broken = first_not_finite(state, (key for key, _ in network.named_parameters()))
     if broken is not None:
         raise ConfigurationError(f"{name} holds weights that are not finite (the first in {broken}): {hint}.")

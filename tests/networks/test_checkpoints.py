@@ -213,8 +213,8 @@ def drop(state, *keys):
 REFUSED = {
     "another net": (None, lambda s: nn.Conv2d(1, 2, 3).state_dict(), "no ring masks"),
     "our net": (None, lambda s: GMRUNet(2, 1, 2, (4, 8)).state_dict(), "monai_gmr itself.*load_state_dict"),
-    "no state dict": (None, lambda s: {"epoch": 3}, "holds no state dict: give one"),
-    "empty": (None, lambda s: {}, "holds no state dict"),
+    "no state dict": (None, lambda s: {"epoch": 3}, "no weights: give a state dict, or"),
+    "empty": (None, lambda s: {}, "holds nothing and no weights"),
     "a layer alone": (
         None,
         lambda s: {"a.weight": torch.zeros(1, 1, 2), "a.weight_index_mat": torch.ones(1, 1, 2, 9)},

@@ -45,12 +45,7 @@ class GMRADN(ADN):
 
 
 def rectifier_slope(activation: nn.Module) -> float | None:
-    """The factor of an activation for negative values, ``None`` if it is another function.
-
-    Example:
-        >>> rectifier_slope(nn.LeakyReLU(0.1)), rectifier_slope(nn.ReLU()), rectifier_slope(nn.Tanh())
-        (0.1, 0.0, None)
-    """
+    """The factor of an activation for negative values, ``None`` if it is another function."""
     if type(activation) is nn.LeakyReLU:
         return float(activation.negative_slope)
     return 0.0 if type(activation) is nn.ReLU else None

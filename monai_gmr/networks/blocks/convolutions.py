@@ -9,13 +9,7 @@ from monai.utils import ensure_tuple_rep
 from torch import nn
 
 from monai_gmr.networks.blocks.adn import GMRADN
-from monai_gmr.networks.layers import (
-    GMRDownsample,
-    GMRUpsample,
-    keep_channels_last,
-    make_convolution,
-    make_downsample,
-)
+from monai_gmr.networks.layers import GMRDownsample, GMRUpsample, keep_channels_last, make_convolution, make_downsample
 from monai_gmr.utils import ConfigurationError
 
 
@@ -121,14 +115,12 @@ class GMRResidualUnit(nn.Module):
     """A chain of :class:`GMRConvolution` plus its input: ``monai.networks.blocks.ResidualUnit``.
 
     Args:
-        spatial_dims: 1, 2 or 3.
-        in_channels, out_channels: channels of the input and of the output.
         strides: factor by which axes become shorter, by a :class:`GMRDownsample` in front of both paths.
-        kernel_size: window length in voxels.
         subunits: number of convolutions.
-        adn_ordering, act, norm, dropout, dropout_dim, dilation, bias, padding: as in :class:`GMRConvolution`.
         last_conv_only: whether the last convolution has no activation, dropout and normalisation.
         kwargs: conv, rings, spacing, padding_mode of :class:`GMRConvolution`.
+
+    All other arguments are those of :class:`GMRConvolution`.
 
     Example:
         >>> GMRResidualUnit(3, 2, 4, strides=2)(torch.rand(1, 2, 7, 8, 9)).shape
@@ -163,10 +155,16 @@ class GMRResidualUnit(nn.Module):
             self.residual = make_convolution("plain", spatial_dims, in_channels, out_channels, 1, bias=bias)
         self.conv = nn.Sequential()
         options = {"kernel_size": kernel_size, "dilation": dilation, "bias": bias, "padding": padding, **kwargs}
-        options |= {"adn_ordering": adn_ordering, "act": act, "norm": norm}
-        options |= {"dropout": dropout, "dropout_dim": dropout_dim}
-        for unit in range(max(1, subunits)):
-            options["conv_only"] = last_conv_only and unit == max(1, subunits) - 1
+        options |= {
+            "adn_ordering": adn_ordering,
+            "act": act,
+            "norm": norm,
+            "dropout": dropout,
+            "dropout_dim": dropout_dim,
+        }
+        subunits = max(1, subunits)
+        for unit in range(subunits):
+            options["conv_only"] = last_conv_only and unit == subunits - 1
             block = GMRConvolution(spatial_dims, out_channels if unit else in_channels, out_channels, **options)
             self.conv.add_module(f"unit{unit:d}", block)
 
@@ -212,17 +210,16 @@ class GMRResNetBlock(nn.Module):
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        widths = [in_channels, channels, channels, 4 * channels] if bottleneck else [in_channels, channels, channels]
         windows: list = [1, kernel_size, 1] if bottleneck else [kernel_size, kernel_size]
+        widths = [in_channels, channels, channels] + [4 * channels] * bottleneck
         self.downsample = make_downsample(downsample, spatial_dims) if stride > 1 else nn.Identity()
         self.inside = downsample_inside and bottleneck and stride > 1
         common: dict[str, Any] = {"norm": norm, "bias": False}
         self.convs = nn.Sequential()
         for i, window in enumerate(windows):
-            options: dict[str, Any] = common | kwargs | {"conv": "plain" if window == 1 else conv}
+            options = common | kwargs | {"conv": "plain" if window == 1 else conv, "kernel_size": window}
             options["act"] = act if i + 1 < len(windows) else None
-            block = GMRConvolution(spatial_dims, widths[i], widths[i + 1], kernel_size=window, **options)
-            self.convs.add_module(f"conv{i + 1}", block)
+            self.convs.add_module(f"conv{i + 1}", GMRConvolution(spatial_dims, widths[i], widths[i + 1], **options))
             if self.inside and i == 0:
                 self.convs.add_module("downsample", make_downsample(downsample, spatial_dims))
         self.shortcut: nn.Module = nn.Identity()

@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from monai_gmr.networks.convert.trace import CONVOLUTIONS, Pass, Trace, first_line, make_inputs
+from monai_gmr.symmetry import stride_is_exact
 from monai_gmr.utils import tensors_in
 
 OURS = "monai_gmr.networks.layers.", "monai_gmr.networks.convert.layers"
 RANDOM = ("randn", "randn_like", "rand", "rand_like", "normal", "normal_", "uniform_", "bernoulli", "bernoulli_")
+OWN_WEIGHT = "has a weight of its own for each voxel"
 PLACES = {
     "roll": "moves voxels along an axis",
     "flip": "mirrors an axis",
@@ -32,14 +34,7 @@ PLACES = {
 def remaining_operations(
     net: nn.Module, trace: Trace, in_channels: int, example_inputs: Any = None, known: Sequence[str] = ()
 ) -> list[str]:
-    """Operations of a converted network that are not exact, a sentence for each module that calls them.
-
-    Args:
-        net: the converted network.
-        trace: of the network before.
-        in_channels: of its image.
-        example_inputs: as for :func:`~monai_gmr.networks.convert.trace.make_inputs`.
-        known: names of modules that the report names already as not exact.
+    """Operations of a converted network that are not exact, a sentence for each module that calls them and is not ``known`` already.
 
     Example:
         >>> from monai_gmr.networks.convert.trace import trace_sizes
@@ -80,18 +75,15 @@ class _Audit(Pass):
         self.sentences: dict[str, None] = {}
 
     def enter(self, module: nn.Module, args: tuple) -> None:
-        """Begin the call of a module."""
         self.stack.append(module)
 
     def leave(self, module: nn.Module, args: tuple, output: Any) -> None:
-        """End the call of a module."""
         if _is_ours(module) or isinstance(module, CONVOLUTIONS):
             self.sizes |= {tuple(each.shape[2:]) for each in tensors_in(output) if each.dim() == self.dims + 2}
         while self.stack and self.stack.pop() is not module:
             pass
 
     def look(self, name: str, args: tuple, kwargs: dict, output: Any) -> None:
-        """Note the sentence about an operation that is not exact, unless the report names one of its modules already."""
         if not self.stack or any(map(_is_ours, self.stack)):
             return
         sentence = self._sentence(name, args, output)
@@ -112,7 +104,9 @@ class _Audit(Pass):
         if not args or not self._is_image(args[0]):
             return None
         if name in ("add", "sub", "mul", "add_", "mul_"):
-            return self._weighed(args[1])
+            other = args[1]
+            weighs = id(other) in self.weights and other.dim() >= self.dims and other.shape[-self.dims :].numel() > 1
+            return OWN_WEIGHT if weighs else None
         for beginning, look in LOOKS.items():
             if name.startswith(beginning):
                 return look(args, output, self.dims)
@@ -124,10 +118,6 @@ class _Audit(Pass):
         """Whether an operation along axes, its last argument, concerns those of the image."""
         axes = args[-1] if isinstance(args[-1], list | tuple) else [args[-1]]
         return any(axis % args[0].dim() >= args[0].dim() - self.dims for axis in axes)
-
-    def _weighed(self, other: Any) -> str | None:
-        weighs = id(other) in self.weights and other.dim() >= self.dims and other.shape[-self.dims :].numel() > 1
-        return "has a weight of its own for each voxel" if weighs else None
 
     def _viewed(self, source: torch.Tensor, output: torch.Tensor) -> str | None:
         dims, tail = self.dims, output.shape[-self.dims :]
@@ -191,17 +181,14 @@ def _stepped(args: tuple, output: torch.Tensor, dims: int) -> str | None:
         return None
     given = [each for each in args[1:5] if not isinstance(each, bool)]
     given += [(), 0, 1][len(given) - 1 :]
-    window, step, padding, dilation = (
-        (list(each) if isinstance(each, list | tuple) else [each]) * dims for each in given
-    )
+    lengths = [(list(each) if isinstance(each, list | tuple) else [each]) * dims for each in given]
+    window, step, padding, dilation = lengths
     return _centred(args[0].shape[-dims:], window, step or window, padding, dilation)
 
 
-def _centred(sizes: Sequence[int], window: Any, step: Any, padding: Any, dilation: Any) -> str | None:
-    values = zip(sizes, window, step, padding, dilation)
-    if any((n + 2 * p - d * (k - 1) - 1) % s for n, k, s, p, d in values):
-        return "steps from one end of an axis, not about its centre"
-    return None
+def _centred(sizes: Sequence[int], *lengths: Sequence[int]) -> str | None:
+    exact = all(stride_is_exact(*length) for length in zip(sizes, *lengths))
+    return None if exact else "steps from one end of an axis, not about its centre"
 
 
 def _convolved(args: tuple, output: torch.Tensor, dims: int) -> str | None:
@@ -216,7 +203,7 @@ def _convolved(args: tuple, output: torch.Tensor, dims: int) -> str | None:
 def _normed(args: tuple, output: Any, dims: int) -> str | None:
     shape, weight = args[1], args[2]
     own = len(shape) > 1 and prod(shape[-dims:]) > 1 and weight is not None
-    return "has a weight of its own for each voxel" if own else None
+    return OWN_WEIGHT if own else None
 
 
 LOOKS: dict[str, Callable[[tuple, Any, int], str | None]] = {

@@ -14,11 +14,12 @@ from torch.nn.parameter import UninitializedParameter
 
 from monai_gmr.networks.convert.audit import remaining_operations
 from monai_gmr.networks.convert.report import ConversionReport, ConvertedModule
-from monai_gmr.networks.convert.sized import TrailStart, sized_class
+from monai_gmr.networks.convert.sized import sized_class
 from monai_gmr.networks.convert.swaps import CONVERTIBLE, Options, Swap, swap
-from monai_gmr.networks.convert.trace import CONVOLUTIONS, make_inputs, materialise, sizes_of_network, trace_sizes
+from monai_gmr.networks.convert.trace import CONVOLUTIONS, Pass, make_inputs, sizes_of_network, trace_sizes
 from monai_gmr.networks.layers import split_convolution
 from monai_gmr.networks.layers.gmr_conv import RINGS
+from monai_gmr.networks.layers.size_trail import TrailStart
 from monai_gmr.utils import ConfigurationError, check_choice
 
 Selector = str | type | Callable[[str, nn.Module], bool]
@@ -107,19 +108,13 @@ def convert_to_gmr(
     channels, dims = _input_of(net, in_channels, spatial_dims)
     if any(isinstance(each, UninitializedParameter) for each in net.parameters()):
         sizes = [tuple(spatial_size)] if spatial_size is not None else [*sizes_of_network(net, dims), (64,) * dims]
-        materialise(net, partial(make_inputs, net, sizes[0], channels[0], example_inputs))
+        Pass(net).run(partial(make_inputs, net, sizes[0], channels[0], example_inputs), fake=False)
     trace = trace_sizes(net, dims, channels, spatial_size, example_inputs)
     embeddings = [each for each in net.modules() if type(each).__name__.startswith("PatchEmbed")]
-    options = Options(
-        name,
-        arguments | {"rings": rings, "num_rings": num_rings, "spacing": spacing},
-        kernel_sizes,
-        weights,
-        trace,
-        dims,
-        patches={inner for each in embeddings for inner in each.modules()},
-    )
-    rows, net = _convert_modules(net, options, _selectors(include), _selectors(exclude))
+    arguments |= {"rings": rings, "num_rings": num_rings, "spacing": spacing}
+    patches = {inner for each in embeddings for inner in each.modules()}
+    options = Options(name, arguments, kernel_sizes, weights, trace, dims, patches)
+    rows, net = _convert_modules(net, options, include, exclude)
     notes = [
         f"{path} stays: it depends on positions, which no replacement of layers makes equivariant"
         for path, _ in net.named_parameters()
@@ -170,40 +165,35 @@ def _input_of(net: nn.Module, in_channels: int | None, spatial_dims: int | None)
     return channels, spatial_dims or len(convolutions[0].kernel_size)
 
 
-def _selectors(given: Any) -> list[Selector] | None:
-    if given is None:
-        return None
-    return list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
-
-
 def _matches(path: str, module: nn.Module, selector: Selector) -> bool:
     if isinstance(selector, str):
         return fnmatchcase(path, selector) or path.startswith(f"{selector}.")
     return isinstance(module, selector) if isinstance(selector, type) else selector(path, module)
 
 
-def _module_at(net: nn.Module, path: str) -> nn.Module | None:
+def _is_at(net: nn.Module, path: str, module: nn.Module) -> bool:
     try:
-        return net.get_submodule(path)
+        return net.get_submodule(path) is module
     except AttributeError:
-        return None
+        return False
 
 
 def _convert_modules(
-    net: nn.Module, options: Options, include: list[Selector] | None, exclude: list[Selector] | None
+    net: nn.Module, options: Options, include: Any, exclude: Any
 ) -> tuple[list[ConvertedModule], nn.Module]:
     """Replace module by module; a module that is held under several names is replaced once and put under all of them."""
     paths: dict[nn.Module, list[str]] = {}
     for path, each in net.named_modules(remove_duplicate=False):
         paths.setdefault(each, []).append(path)
 
-    def selected(module: nn.Module, selectors: list[Selector]) -> bool:
+    def selected(module: nn.Module, given: Any) -> bool:
+        selectors = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
         return any(_matches(path, module, selector) for path in paths[module] for selector in selectors)
 
     rows: list[ConvertedModule] = []
     for each, names in paths.items():
         # the parts of a replaced module are gone
-        if _module_at(net, names[0]) is not each:
+        if not _is_at(net, names[0], each):
             continue
         before, text = type(each).__name__, _short(each)
         left_out = exclude is not None and selected(each, exclude)
@@ -218,22 +208,16 @@ def _convert_modules(
             for inner in found.module.modules():
                 if hasattr(inner, "levels"):
                     inner.levels = options.trace.levels(each)  # type: ignore[assignment]
-            net = _put(net, names, found.module)
+            for path in names:
+                if path:
+                    net.set_submodule(path, found.module)
+                else:
+                    net = found.module
         also = f"; also {', '.join(names[1:])}" if len(names) > 1 else ""
         after = None if found.module is None else _short(found.module)
         reason = f"{found.reason}{also}".lstrip("; ")
         rows.append(ConvertedModule(names[0] or before, text, after, reason, found.change, found.breaks))
     return rows, net
-
-
-def _put(net: nn.Module, names: list[str], module: nn.Module) -> nn.Module:
-    """The network with a module under all its names; the module itself if it is the network."""
-    for path in names:
-        if not path:
-            return module
-        owner, _, name = path.rpartition(".")
-        setattr(net.get_submodule(owner), name, module)
-    return net
 
 
 def _short(module: nn.Module) -> str:

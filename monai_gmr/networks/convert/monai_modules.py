@@ -21,12 +21,7 @@ from monai_gmr.ops import symmetric_upsample
 
 
 def resize_about_centre(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """``(batch, channels, *spatial)`` at another size: by nearest where that is exact, else linear, and means where it becomes smaller.
-
-    Example:
-        >>> [resize_about_centre(torch.rand(1, 1, 4, 4), size).shape[2] for size in ((8, 8), (7, 7), (3, 3))]
-        [8, 7, 3]
-    """
+    """``(batch, channels, *spatial)`` at another size: by nearest where that is exact, else linear, and means where it becomes smaller."""
     sizes, factors = list(x.shape[2:]), [-(-n // m) for n, m in zip(size, x.shape[2:])]
     if any(n < m for n, m in zip(size, sizes)):
         return nn.functional.interpolate(x, list(size), mode="area")
@@ -39,7 +34,6 @@ class SymmetricMedNeXtUpBlock(MedNeXtUpBlock):
     """MONAI's block without the row of zeros that it puts before its upsampled image."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(batch, in_channels, *spatial)`` to ``(batch, out_channels, *spatial of the skip connection)``."""
         output = MedNeXtBlock.forward(self, x)
         return output + self.res_conv(x) if self.resample_do_res else output
 
@@ -48,7 +42,6 @@ class SymmetricDynUNet(DynUNet):
     """MONAI's net; the feature maps of deep supervision are enlarged about their centre."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As ``DynUNet``'s, in training mode with deep supervision ``(batch, maps, out_channels, *spatial)``."""
         output, maps = self.output_block(self.skip_layers(x)), list(self.heads)
         # a feature map left on the module can be neither copied nor freed
         self.heads[:] = [torch.empty(1)] * len(maps)
@@ -63,7 +56,6 @@ class SymmetricSubpixelUpsample(SubpixelUpsample):
     mean: nn.Module
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(batch, in_channels, *spatial)`` to ``(batch, out_channels, *size)``."""
         return self.mean(self.conv_block(x))
 
 
@@ -71,7 +63,6 @@ class _AnySize:
     """The skip connections of a converted network line up at every size."""
 
     def is_valid_shape(self, x: torch.Tensor) -> bool:
-        """Every size is valid."""
         return True
 
 
@@ -87,7 +78,6 @@ class SymmetricSPADE(SPADE):
     """MONAI's normalisation by a map of labels, which is brought to the size of the image about the centre."""
 
     def forward(self, x: torch.Tensor, segmap: torch.Tensor) -> torch.Tensor:
-        """``(batch, channels, *spatial)`` and ``(batch, labels, *any)`` to ``(batch, channels, *spatial)``."""
         return super().forward(x, resize_about_centre(segmap, x.shape[2:]))
 
 
@@ -95,7 +85,6 @@ class SymmetricSPADEDecoder(SPADEDecoder):
     """MONAI's decoder, which begins with the map of labels at its smallest size: about the centre."""
 
     def forward(self, seg: torch.Tensor, z: torch.Tensor | None = None) -> torch.Tensor:
-        """``(batch, labels, *spatial)`` to ``(batch, channels, *spatial)``."""
         if self.is_vae:
             return super().forward(seg, z)
         x = self.conv_init(resize_about_centre(seg, self.latent_spatial_shape))
@@ -108,7 +97,6 @@ class SymmetricFactorizedReduceBlock(FactorizedReduceBlock):
     """MONAI's halving by two convolutions, one of them shifted by a voxel: here both step about the centre."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(batch, in_channels, *spatial)`` to ``(batch, out_channels, *ceil(spatial / 2))``."""
         x = self.act(x)
         return self.norm(torch.cat([self.conv_1(x), self.conv_2(x)], dim=1))
 
@@ -121,7 +109,6 @@ class SymmetricHoVerNetBlock(nn.Module):
     bna_block: nn.Module
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(batch, in_channels, *spatial)`` to ``(batch, out_channels, *ceil(spatial / stride))``."""
         carried = self.shortcut(x)
         for layer in self.layers:
             x = carried = layer(x) + carried
@@ -132,7 +119,6 @@ class SymmetricHoVerNet(HoVerNet):
     """MONAI's net with :class:`SymmetricHoVerNetBlock`."""
 
     def become_symmetric(self) -> None:
-        """Change the blocks, and take the padding back from their convolutions that step."""
         for block in self.res_blocks:
             block.__class__ = SymmetricHoVerNetBlock
             for each in block.modules():
@@ -141,10 +127,7 @@ class SymmetricHoVerNet(HoVerNet):
 
 
 class SortedPixelUnshuffle(nn.Module):
-    """Replacement of pixel unshuffling: the parts of a voxel as channels, sorted by value instead of position.
-
-    Args:
-        scale_factor: parts along each axis.
+    """Replacement of pixel unshuffling: the parts of a voxel as channels, ``scale_factor`` along each axis, sorted by value.
 
     Example:
         >>> SortedPixelUnshuffle(2)(torch.tensor([[[[1.0, 4.0], [3.0, 2.0]]]])).flatten()
@@ -156,7 +139,6 @@ class SortedPixelUnshuffle(nn.Module):
         self.scale_factor = scale_factor
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(batch, channels, *spatial)`` to ``(batch, channels * parts, *spatial / scale_factor)``."""
         for axis in range(x.dim() - 2):
             # (batch, channels, *parts, *coarse): a part of its own after the channels for each axis
             x = x.unflatten(2 + 2 * axis, (-1, self.scale_factor)).movedim(3 + 2 * axis, 2)
@@ -168,15 +150,10 @@ class SymmetricSubpixelDownsample(SubpixelDownsample):
     """MONAI's downsampling with its parts of a voxel sorted."""
 
     def become_symmetric(self) -> None:
-        """Add the layer that sorts."""
         self.unshuffle = SortedPixelUnshuffle(self.scale_factor)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(batch, in_channels, *spatial)`` to ``(batch, channels * parts, *spatial / scale_factor)``.
-
-        Raises:
-            ValueError: where ``scale_factor`` does not divide the size, as in MONAI.
-        """
+        # as in MONAI
         x = self.conv_block(x)
         if any(n % self.scale_factor for n in x.shape[2:]):
             raise ValueError(f"All spatial dimensions {x.shape[2:]} must be evenly divisible by {self.scale_factor}")
@@ -187,7 +164,6 @@ class SymmetricFeaturePyramidNetwork(FeaturePyramidNetwork):
     """MONAI's pyramid; a coarse map is enlarged about its centre before it is added to a finer one."""
 
     def forward(self, x: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A map of features for each level to maps of equal sizes."""
         names, values = list(x), list(x.values())
         inner = self.get_result_from_inner_blocks(values[-1], -1)
         results = [self.get_result_from_layer_blocks(inner, -1)]
@@ -209,7 +185,6 @@ class SymmetricChannelShortcut(nn.Module):
         self.pool = GMRAvgPool(spatial_dims, 1, stride, rounding="floor")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(batch, fewer channels, *spatial)`` to ``(batch, channels, *spatial / stride)``."""
         pooled = self.pool(x)
         zeros = pooled.new_zeros((pooled.shape[0], self.channels - pooled.shape[1], *pooled.shape[2:]))
         return torch.cat([pooled, zeros], dim=1)
@@ -230,12 +205,7 @@ REPLACEMENTS: dict[type, tuple[type, str]] = {
 
 
 def replacement_of(kind: type) -> tuple[type, str] | None:
-    """The class that a MONAI module of class ``kind`` becomes, and a remark; that of a base class where only the constructor differs.
-
-    Example:
-        >>> replacement_of(DynUNet)[0].__name__, replacement_of(nn.Identity)
-        ('SymmetricDynUNet', None)
-    """
+    """The class that a MONAI module of class ``kind`` becomes, and a remark; that of a base class where only the constructor differs."""
     for base in kind.__mro__:
         if base in REPLACEMENTS:
             return REPLACEMENTS[base]

@@ -74,10 +74,7 @@ class ConversionReport:
         for each in self.modules:
             change = "" if each.change is None else f"{each.change:.2f}"
             rows.append((each.path, each.before, each.after or "the same", change, each.reason))
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths)) + ("  " + row[4] if row[4] else "")
-            for row in rows
-        ]
+        widths = [max(len(row[column]) for row in rows) for column in range(4)] + [0]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
         head = f"{self.name}: {len(self.converted)} modules converted, {len(self.kept)} kept"
-        return "\n".join([head, *(line.rstrip() for line in lines), *self.notes])
+        return "\n".join([head, *lines, *self.notes])

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
-from monai_gmr.networks.convert.trace import first_line
-from monai_gmr.networks.layers.size_trail import begin_trail, end_trail
+from monai_gmr.networks.convert.trace import first_line, make_inputs
+from monai_gmr.networks.layers.size_trail import TrailStart, begin_trail, end_trail
 from monai_gmr.ops.free_sizes import recorded_number
 from monai_gmr.utils import ConfigurationError, tensors_in
 
@@ -20,20 +20,6 @@ from monai_gmr.utils import ConfigurationError, tensors_in
 SCRIPT_SIZES = (16, 32, 33, 48, 64, 65, 96, 128)
 # voxels beyond the recorded size, to check that the graph is not one of that size alone
 OTHER_SIZES = (1, 2, 3, 16, 32)
-
-
-class TrailStart(NamedTuple):
-    """How the trail of each call begins.
-
-    Attributes:
-        network: name of the network, shared by its copies.
-        reference: the reference size.
-        in_channels: channels of the image.
-    """
-
-    network: str
-    reference: Sequence[int]
-    in_channels: int
 
 
 def _keeps_trail(method: Callable) -> Callable:
@@ -51,7 +37,7 @@ def _keeps_trail(method: Callable) -> Callable:
                 for each in args
             )
         inputs, output = (*args, *kwargs.values()), None
-        trail = begin_trail(start.network, start.reference, start.in_channels, inputs)
+        trail = begin_trail(start, inputs)
         try:
             output = method(self, *args, **kwargs)
             return output
@@ -80,14 +66,6 @@ def sized_class(cls: Any) -> Any:
     ``torch.jit.trace`` records a graph for every size, or, of a network whose report has limits, one that refuses other sizes than the
     recorded one. Instances are copied and pickled like those of the given class, and ``torch.jit.script`` compiles the graphs of
     :func:`scriptable_network`.
-
-    Args:
-        cls: class of the network.
-
-    Example:
-        >>> made = sized_class(nn.Sequential)
-        >>> issubclass(made, nn.Sequential), made.__name__, sized_class(made) is made
-        (True, 'Sequential', True)
     """
     if "trail_start" in vars(cls):
         return cls
@@ -103,12 +81,7 @@ def sized_class(cls: Any) -> Any:
 
 
 class RecordedPasses(nn.Module):
-    """A network as two recorded graphs that share its weights.
-
-    Args:
-        evaluation_pass: the graph of evaluation mode.
-        training_pass: that of training mode; ``None`` for a network whose outputs in training have another type.
-    """
+    """A network as two recorded graphs that share its weights; none of training for one whose outputs have another type in it."""
 
     def __init__(self, evaluation_pass: nn.Module, training_pass: nn.Module | None) -> None:
         super().__init__()
@@ -116,7 +89,6 @@ class RecordedPasses(nn.Module):
         self.training_pass = training_pass
 
     def forward(self, x: torch.Tensor):
-        """The output of the graph of this mode."""
         if self.training:
             if self.training_pass is not None:
                 return self.training_pass(x)
@@ -125,28 +97,14 @@ class RecordedPasses(nn.Module):
 
 
 def scriptable_network(net: Any) -> nn.Module:
-    """Module that ``torch.jit.script`` compiles in the place of a converted network: its graphs, recorded with sizes as symbols.
+    """Module of the image alone that ``torch.jit.script`` compiles in the place of a converted network: its graphs, sizes as symbols.
 
     TorchScript compiles modules one by one, and upsampling could not know the sizes on the way down; a graph has them as values. The dtype
-    is fixed when the graphs are recorded: call ``double()`` or ``half()`` before ``torch.jit.script`` or ``trace``. Graphs hold tables of
-    taps that the network does not save: load a state dict of the network into it before recording, or with ``strict=False`` after.
-
-    Args:
-        net: the network, which stays unchanged, with its buffers and the state of the random generators.
-
-    Returns:
-        a module of the image alone, in the mode of the network.
+    is fixed when the graphs are recorded. Graphs hold tables of taps that the network does not save: load a state dict of the network into
+    it before recording, or with ``strict=False`` after. The network stays unchanged, with its buffers and the random generators.
 
     Raises:
         ConfigurationError: when the network does not take an image alone, or its graph depends on the recorded size.
-
-    Example:
-        >>> from monai.networks.nets import UNet
-        >>> from monai_gmr.networks import convert_to_gmr
-        >>> net = convert_to_gmr(UNet(2, 1, 2, channels=(4, 8), strides=(2,))).eval()
-        >>> scripted, x = torch.jit.script(net), torch.rand(1, 1, 13, 18)
-        >>> torch.allclose(scripted(x), net(x), atol=1e-5)
-        True
     """
     mode, buffers = net.training, {k: v.clone() for k, v in net.named_buffers()}
     try:
@@ -169,15 +127,14 @@ def scriptable_network(net: Any) -> nn.Module:
     return made.train(mode)
 
 
-def _image(net: Any, size: list[int]) -> torch.Tensor:
-    first = next(p for p in net.parameters() if p.is_floating_point())
-    return torch.rand((2, net.trail_start.in_channels, *size), dtype=first.dtype, device=first.device)
+def _make_image(net: Any, size: list[int]) -> torch.Tensor:
+    return torch.rand_like(make_inputs(net, tuple(size), net.trail_start.in_channels)[0][0])
 
 
 def _first_image(net: Any) -> torch.Tensor:
     reference, reason = list(net.trail_start.reference), ""
     for size in [*([n] * len(reference) for n in SCRIPT_SIZES), reference]:
-        image = _image(net, size)
+        image = _make_image(net, size)
         try:
             net(image)
             return image
@@ -191,24 +148,20 @@ def _first_image(net: Any) -> torch.Tensor:
 
 def _check_other_sizes(net: Any, recorded: nn.Module, image: torch.Tensor) -> None:
     for more in OTHER_SIZES:
-        other = _image(net, [n + more for n in image.shape[2:]])
+        other = _make_image(net, [n + more for n in image.shape[2:]])
         try:
             expected = tensors_in(net(other))
         except Exception:  # a network of certain sizes
             continue
-        if not _is_alike(expected, recorded, other):
+        try:
+            alike = all(
+                one.shape == two.shape and torch.allclose(one, two, 1e-3, 1e-3 * float(one.abs().max()))
+                for one, two in zip(expected, tensors_in(recorded(other)))
+            )
+        except RuntimeError:  # a graph that refuses the size
+            alike = False
+        if not alike:
             raise ConfigurationError(
                 f"{type(net).__name__} cannot be scripted for all sizes, for its own forward decides by the size of the image: record it "
                 "by torch.jit.trace for each size."
             )
-
-
-def _is_alike(expected: list[torch.Tensor], recorded: nn.Module, image: torch.Tensor) -> bool:
-    try:
-        outputs = tensors_in(recorded(image))
-    except RuntimeError:  # a graph that refuses the size
-        return False
-    return all(
-        one.shape == two.shape and torch.allclose(one, two, 1e-3, 1e-3 * float(one.abs().max()))
-        for one, two in zip(expected, outputs)
-    )

@@ -30,7 +30,7 @@ from monai_gmr.networks.convert.monai_modules import (
 )
 from monai_gmr.networks.convert.trace import CONVOLUTIONS, Trace, classes_of
 from monai_gmr.networks.layers import GMRAvgPool, GMRInterpolate, GMRMaxPool, GMRSubpixelMean
-from monai_gmr.networks.layers.gmr_conv import RingConvNd
+from monai_gmr.networks.layers.gmr_conv import RingConvNd, convolution_like
 from monai_gmr.networks.layers.gmr_harmonic_conv import GMRHarmonicConvNd
 from monai_gmr.networks.layers.sized_upsampling import MODES
 from monai_gmr.symmetry import project_kernel, project_kernel_on_order, project_transposed_kernel
@@ -43,33 +43,18 @@ VECTORS = (
 
 
 class Swap(NamedTuple):
-    """Replacement of a module.
-
-    Attributes:
-        module: the replacement; ``None`` when the module stays.
-        reason: why it stays, or a remark.
-        change: relative change of its weights, where they were projected.
-        breaks: whether it keeps the network from being exact.
-    """
+    """Replacement of a module, ``None`` when it stays, and why; the relative change of its weights, where they were projected."""
 
     module: nn.Module | None
     reason: str = ""
     change: float | None = None
+    # whether it keeps the network from being exact
     breaks: bool = False
 
 
 @dataclass(frozen=True)
 class Options:
-    """Arguments of a conversion, and what the pass of a reference image showed.
-
-    Attributes:
-        conv: "gmr" or "gmr_harmonic".
-        arguments: of its layers.
-        kernel_sizes, weights: as in :func:`~monai_gmr.networks.convert_to_gmr`.
-        trace: of the network.
-        spatial_dims: 1, 2 or 3.
-        patches: modules inside patch embeddings.
-    """
+    """Arguments of a conversion, those of its layers, what the pass of a reference image showed, and modules of patch embeddings."""
 
     conv: str
     arguments: Mapping[str, Any]
@@ -101,12 +86,9 @@ def _with_oblong(module: nn.Module, found: Swap, options: Options) -> Swap:
     """The swap, marked if a window, step or factor differs between axes of one spacing, which an exchange of these axes does not keep."""
     spacing: Any = options.arguments.get("spacing") or (1,) * options.spatial_dims
     for name in ("kernel_size", "stride", "dilation", "padding", "scale_factor", "factors"):
-        values = getattr(found.module or module, name, None)
-        if (
-            isinstance(values, list | tuple)
-            and len(values) == len(spacing)
-            and len(set(zip(spacing, values))) > len(set(spacing))
-        ):
+        values: Any = getattr(found.module or module, name, None)
+        fits = isinstance(values, list | tuple) and len(values) == len(spacing)
+        if fits and len(set(zip(spacing, values))) > len(set(spacing)):
             text = f"{name}={tuple(values)} differs between axes: not exact where these are exchanged"
             return found._replace(reason="; ".join(filter(None, [found.reason, text])), breaks=True)
     return found
@@ -114,13 +96,6 @@ def _with_oblong(module: nn.Module, found: Swap, options: Options) -> Swap:
 
 def _stays_broken(reason: str) -> Swap:
     return Swap(None, reason, breaks=True)
-
-
-def _like(kind: Any, module: Any, **changes: Any) -> Any:
-    """A layer of class ``kind`` with the arguments of a convolution, but for changes."""
-    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-    arguments = {name: getattr(module, name) for name in names} | {"bias": module.bias is not None}
-    return kind(**arguments | {"device": module.weight.device, "dtype": module.weight.dtype} | changes)
 
 
 def _swap_convolution(module: Any, options: Options) -> Swap:
@@ -133,27 +108,25 @@ def _swap_convolution(module: Any, options: Options) -> Swap:
         return _stays_broken(f"{type(module).__name__} has a forward of its own, which may do more than convolve")
     if parametrize.is_parametrized(module) or "weight" not in dict(module.named_parameters(recurse=False)):
         return _stays_broken("its weight is computed from others: remove the parametrisation or weight norm first")
-    if max(module.kernel_size) == max(module.stride) == 1 and not _asymmetric(module, options):
+    surplus = _surplus(module, options)
+    if max(module.kernel_size) == max(module.stride) == 1 and not any(surplus):
         return Swap(None, f"{EXACT}: a window of 1")
     if module in options.patches:
         return _stays_broken("a patch embedding: it has separate weights for each place in a patch")
-    return _transposed(module, dims, options) if transposed else _convolution(module, dims, options)
+    return _transposed(module, dims, options) if transposed else _convolution(module, dims, surplus, options)
 
 
 def _one_sided(ends: Sequence[int]) -> bool:
     return any(ends[i] != ends[i + 1] for i in range(0, len(ends), 2))
 
 
-def _asymmetric(module: Any, options: Options) -> bool:
-    """Whether a module before a convolution pads one end of an axis more than the other."""
-    pad = options.trace.pads.get(module)
-    return pad is not None and _one_sided(options.trace.paddings[pad])
-
-
 def _surplus(module: Any, options: Options) -> list[int]:
-    """Voxels along each axis that the padding module before a convolution adds."""
-    ends = options.trace.paddings[options.trace.pads[module]]
-    ends = ends + [0] * (2 * len(module.kernel_size) - len(ends))
+    """Voxels along each axis that a padding module before a convolution adds, if it pads one end of an axis more than the other."""
+    pad, dims = options.trace.pads.get(module), len(module.kernel_size)
+    ends = [] if pad is None else options.trace.paddings[pad]
+    if not _one_sided(ends):
+        return [0] * dims
+    ends = ends + [0] * (2 * dims - len(ends))
     return [ends[i] + ends[i + 1] for i in range(len(ends) - 2, -1, -2)]
 
 
@@ -177,12 +150,11 @@ def _arguments(options: Options, harmonic: str) -> dict[str, Any]:
     return {name: value for name, value in options.arguments.items() if name not in left_out}
 
 
-def _convolution(module: Any, dims: int, options: Options) -> Swap:
+def _convolution(module: Any, dims: int, surplus: list[int], options: Options) -> Swap:
     window = options.window(module.kernel_size)
     harmonic, remark = _kind(module, window, options)
     # "valid" is no padding; centred layers take numbers
     padding: Any = (0,) * dims if module.padding == "valid" else module.padding
-    surplus = _surplus(module, options) if _asymmetric(module, options) else [0] * dims
     if not isinstance(padding, str):
         # a longer window keeps the sizes
         growth = [d * (new - old) for d, new, old in zip(module.dilation, window, module.kernel_size)]
@@ -199,13 +171,11 @@ def _convolution(module: Any, dims: int, options: Options) -> Swap:
         changes["stride"] = 1
     elif centred and padding != "same":
         changes["surplus"] = surplus
-    layer = _like(swapped_class(f"GMR{'Centred' if centred else ''}{harmonic}Conv", dims), module, **changes)
+    layer = convolution_like(swapped_class(f"GMR{'Centred' if centred else ''}{harmonic}Conv", dims), module, **changes)
     change = _take_weights(layer, module, options, _project_convolution)
     if blurred:
-        pool = GMRAvgPool(dims, 1, module.stride, rounding="floor")
-        return Swap(
-            nn.Sequential(layer, pool), "an even dilation has no centred steps: all steps, then every other", change
-        )
+        remark = "an even dilation has no centred steps: all steps, then every other"
+        return Swap(nn.Sequential(layer, GMRAvgPool(dims, 1, module.stride, rounding="floor")), remark, change)
     other = any((new - old) % 2 for new, old in zip(window, module.kernel_size))
     if not remark and other and options.weights == "project":
         remark = "drawn anew: a window of the other parity cannot hold the old weights"
@@ -215,8 +185,8 @@ def _convolution(module: Any, dims: int, options: Options) -> Swap:
 def _take_weights(layer: Any, module: Any, options: Options, project: Callable[..., float | None]) -> float | None:
     """Projected weights or fresh ones, the old bias, frozen parameters and hooks; the relative change of the weights."""
     change = None
-    with torch.no_grad():
-        if not module.weight.is_meta and options.weights == "project":
+    if not module.weight.is_meta and options.weights == "project":
+        with torch.no_grad():
             change = project(layer, module)
             if change is not None and layer.bias is not None:
                 layer.bias.copy_(module.bias)
@@ -238,22 +208,19 @@ def _project_convolution(layer: Any, module: Any) -> float | None:
     kernel = fitted_window(_numpy(module.weight), layer.kernel_size)
     if kernel is None:
         return None
-    shells = layer.shells.flatten()
     if not isinstance(layer, GMRHarmonicConvNd):
-        functions = _numpy(layer.basis())[:, shells.cpu().numpy()]
+        functions = _numpy(layer.basis())[:, layer.shells.flatten().cpu().numpy()]
         weights, change = project_kernel(kernel, functions)
         layer.weight.copy_(torch.as_tensor(weights))
         return change
-    rows = kernel.reshape(layer.groups, -1, *kernel.shape[1:])
-    parts, squares, first = [], 0.0, 0
-    for order, channels, functions in zip(layer.orders, layer.channels, layer.tap_basis().split(layer.components)):
-        part = rows[:, first : first + channels].reshape(-1, *kernel.shape[1:])
-        first += channels
-        if channels == 0:
+    rows = np.split(kernel.reshape(layer.groups, -1, *kernel.shape[1:]), np.cumsum(layer.channels)[:-1], axis=1)
+    parts, squares = [], 0.0
+    for order, part, functions in zip(layer.orders, rows, layer.tap_basis().split(layer.components)):
+        if part.size == 0:
             continue
-        values = _numpy(functions)
-        weights, change = project_kernel(part, values[0]) if order == 0 else project_kernel_on_order(part, values)
-        parts.append(weights.reshape(layer.groups, channels, *weights.shape[1:]))
+        taps, values = part.reshape(-1, *kernel.shape[1:]), _numpy(functions)
+        weights, change = project_kernel(taps, values[0]) if order == 0 else project_kernel_on_order(taps, values)
+        parts.append(weights.reshape(*part.shape[:2], *weights.shape[1:]))
         squares += (change * float(np.linalg.norm(part))) ** 2
     layer.weight.copy_(torch.as_tensor(np.concatenate(parts, axis=1).reshape(layer.weight.shape)))
     norm = float(np.linalg.norm(kernel))
@@ -261,24 +228,22 @@ def _project_convolution(layer: Any, module: Any) -> float | None:
 
 
 def _transposed(module: Any, dims: int, options: Options) -> Swap:
-    window, padding, dilation = [], [], []
-    extent = [
-        d * (k - 1) + 1 + o - 2 * p
-        for k, d, o, p in zip(module.kernel_size, module.dilation, module.output_padding, module.padding)
-    ]
-    for k, s, d, e in zip(module.kernel_size, module.stride, module.dilation, extent):
+    window, padding, extent = [], [], []
+    lengths = (module.kernel_size, module.stride, module.dilation, module.output_padding, module.padding)
+    for k, s, d, o, p in zip(*lengths):
         reach = d * (k - 1) + 1
+        extent.append(reach + o - 2 * p)
         # linear interpolation reaches over 2 s - 1 voxels, each coarse tap at either side s further
         coarse = k if s == 1 else 1 + 2 * max(0, math.ceil((reach - 2 * s + 1) / (2 * s)))
-        margin = e + d * (k - 1) - 1 if s == 1 else coarse - 1
+        margin = extent[-1] + reach - 2 if s == 1 else coarse - 1
         if margin < 0 or margin % 2:
             return _stays_broken(f"its padding={module.padding} has no symmetric form")
         window.append(coarse)
         padding.append(margin // 2)
-        dilation.append(d if s == 1 else 1)
+    dilation = [d if s == 1 else 1 for d, s in zip(module.dilation, module.stride)]
     geometry = {"kernel_size": window, "padding": padding, "dilation": dilation, "stride": 1, "extent": extent}
-    resized, arguments = swapped_class("GMRResizedConv", dims), _arguments(options, "")
-    layer = _like(resized, module, **geometry, factors=module.stride, **arguments)
+    geometry |= {"factors": module.stride} | _arguments(options, "")
+    layer = convolution_like(swapped_class("GMRResizedConv", dims), module, **geometry)
     change = _take_weights(layer, module, options, _project_transposed)
     return Swap(layer, "radial: upsampling, followed by linear interpolation", change)
 
@@ -338,7 +303,7 @@ def _swap_shuffle(module: Any, options: Options) -> Swap:
         mean.interpolate.levels = options.trace.levels(module)
         module.__class__, module.mean, module.pad_pool = SymmetricSubpixelUpsample, mean, nn.Identity()
         return Swap(module, remark)
-    folded = _like(type(inner), inner, out_channels=inner.out_channels // factor**dims)
+    folded = convolution_like(type(inner), inner, out_channels=inner.out_channels // factor**dims)
     with torch.no_grad():
         folded.weight.copy_(inner.weight.unflatten(0, (-1, factor**dims)).mean(1))
         if inner.bias is not None:
@@ -373,11 +338,10 @@ def _swap_monai(module: Any, options: Options) -> Swap | None:
 
 
 def _swap_residual_block(module: Any, options: Options) -> Swap | None:
-    shortcut = module.downsample
-    if not isinstance(shortcut, partial):
+    if not isinstance(module.downsample, partial):
         return None
-    arguments = shortcut.keywords
-    module.downsample = SymmetricChannelShortcut(arguments["spatial_dims"], arguments["planes"], arguments["stride"])
+    given = module.downsample.keywords
+    module.downsample = SymmetricChannelShortcut(given["spatial_dims"], given["planes"], given["stride"])
     return Swap(module, "its shortcut steps about the centre")
 
 

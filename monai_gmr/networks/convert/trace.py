@@ -17,7 +17,6 @@ from torch import nn
 
 # FakeTensorMode: torch has no public way to run real modules on tensors without values
 from torch._subclasses import FakeTensorMode
-from torch.nn.parameter import UninitializedParameter
 
 # the path that torch's page on extending torch gives for TorchDispatchMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -47,12 +46,7 @@ Inputs = Callable[[], tuple[tuple, dict]]
 
 
 def classes_of(*names: str) -> tuple[type, ...]:
-    """Classes of ``torch.nn`` in 1, 2 and 3 dimensions, by their names without the dimension.
-
-    Example:
-        >>> [each.__name__ for each in classes_of("FractionalMaxPool")]
-        ['FractionalMaxPool2d', 'FractionalMaxPool3d']
-    """
+    """Classes of ``torch.nn`` in 1, 2 and 3 dimensions, by their names without the dimension."""
     found = (getattr(nn, f"{name}{dims}d", None) for name in names for dims in (1, 2, 3))
     return tuple(each for each in found if each is not None)
 
@@ -67,36 +61,30 @@ def first_line(error: Exception) -> str:
 
 @dataclass
 class Trace:
-    """What a pass showed.
+    """What a pass showed."""
 
-    Attributes:
-        size: the reference size.
-        in_channels: channels of the image.
-        fake: whether the tensors had no values.
-        called: modules that were called.
-        calls: of each module that was called with an image, the sizes before and after, for each call.
-        paddings: modules that do nothing but pad with zeros, and by how much, as ``torch.nn.functional.pad`` counts.
-        pads: of each convolution, the padding module whose result alone it takes.
-        heads: convolutions whose output is the network's, with no nonlinearity in between.
-        shortcuts: convolutions whose output is joined with another path and then taken by linear layers only.
-        flattened: linear layers that take all voxels of an image at once.
-        flattened_in_training: those that do so in training alone.
-        failure: why no pass was possible.
-        network: name by which layers find the trail of sizes of this network.
-    """
-
+    # the reference size, and channels of its image
     size: Sizes = ()
     in_channels: int = 0
+    # whether the tensors had no values
     fake: bool = True
     called: set[nn.Module] = field(default_factory=set)
+    # of each module that was called with an image, the sizes before and after, for each call
     calls: dict[nn.Module, list[tuple[Sizes, Sizes]]] = field(default_factory=dict)
+    # modules that do nothing but pad with zeros, and by how much, as torch.nn.functional.pad counts
     paddings: dict[nn.Module, list[int]] = field(default_factory=dict)
+    # of each convolution, the padding module whose result alone it takes
     pads: dict[nn.Module, nn.Module] = field(default_factory=dict)
+    # convolutions whose output is the network's, with no nonlinearity in between
     heads: set[nn.Module] = field(default_factory=set)
+    # convolutions whose output is joined with another path and then taken by linear layers only
     shortcuts: set[nn.Module] = field(default_factory=set)
+    # linear layers that take all voxels of an image at once, and those that do so in training alone
     flattened: set[nn.Module] = field(default_factory=set)
     flattened_in_training: set[nn.Module] = field(default_factory=set)
+    # why no pass was possible
     failure: str | None = None
+    # name by which layers find the trail of sizes of this network
     network: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def levels(self, module: nn.Module) -> Levels:
@@ -105,11 +93,7 @@ class Trace:
 
 
 class Pass(TorchDispatchMode):
-    """A pass through a network that looks at each call of a module and at each operation; subclasses say what they look for.
-
-    Args:
-        net: the network.
-    """
+    """A pass through a network that looks at each call of a module and at each operation; subclasses say what they look for."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -130,13 +114,8 @@ class Pass(TorchDispatchMode):
         return output
 
     def run(self, inputs: Inputs, fake: bool, training: bool = False) -> Any:
-        """The output of the network, without gradients; in evaluation mode it and its buffers stay unchanged.
-
-        Args:
-            inputs: makes its arguments.
-            fake: whether on fake tensors, which have sizes and no values.
-            training: whether in training mode.
-        """
+        """The output of the network for arguments that ``inputs`` makes, without gradients, on fake tensors, which have sizes and no
+        values, or real ones; in evaluation mode it and its buffers stay unchanged."""
         modes = [(module, module.training) for module in self.net.modules()]
         logger = logging.getLogger("torch._subclasses.fake_tensor")
         # a size that does not fit is a result, not an error to print
@@ -166,7 +145,6 @@ class _SizesPass(Pass):
         super().__init__(net)
         self.trace, self.rank = trace, len(trace.size) + 2
         self.bent: set[nn.Module] = set()
-        self.padded: dict[int, tuple[torch.Tensor, nn.Module]] = {}
 
     def look(self, name: str, args: tuple, kwargs: dict, output: Any) -> None:
         """Follow outputs of convolutions, padded images and flattened ones."""
@@ -195,16 +173,15 @@ class _SizesPass(Pass):
         if isinstance(module, CONVOLUTIONS):
             for tensor in after:
                 tensor._gmr_sources = {(module, False)}  # type: ignore[attr-defined]
-            if before and id(before[0]) in self.padded:
-                trace.pads[module] = self.padded[id(before[0])][1]
+            if before and hasattr(before[0], "_gmr_pad"):
+                trace.pads[module] = before[0]._gmr_pad
         if isinstance(module, nn.Linear) and any(getattr(t, "_gmr_flattened", False) for t in tensors_in(args)):
             trace.flattened.add(module)
         if before and after:
             source, padding = getattr(after[0], "_gmr_padded", (None, []))
             if source is before[0] and len(padding) <= 2 * (self.rank - 2):
                 trace.paddings[module] = padding
-                # kept, so that no later tensor takes its number
-                self.padded[id(after[0])] = (after[0], module)
+                after[0]._gmr_pad = module  # type: ignore[attr-defined]
             sizes = tuple(before[0].shape[2:]), tuple(after[0].shape[2:])
             if sizes not in trace.calls.setdefault(module, []):
                 trace.calls[module].append(sizes)
@@ -213,7 +190,7 @@ class _SizesPass(Pass):
         """Run the pass, and one in training mode if linear layers were not called."""
         trace = self.trace
         output = self.run(inputs, trace.fake)
-        for tensor in tensors_in(list(output.values()) if isinstance(output, dict) else output):
+        for tensor in tensors_in(output):
             trace.heads |= {module for module, _ in getattr(tensor, "_gmr_sources", ())}
         trace.shortcuts -= self.bent
         if trace.fake and any(isinstance(each, nn.Linear) and each not in trace.called for each in self.net.modules()):
@@ -230,31 +207,16 @@ class _SizesPass(Pass):
 
 def sizes_of_network(net: nn.Module, dims: int) -> list[Sizes]:
     """Sizes that a network says it is built for."""
-    values = [getattr(net, name, None) for name in SIZE_ATTRIBUTES]
-    return [
-        tuple(value)[-dims:]
-        for value in values
-        if isinstance(value, Sequence) and len(value) in (dims, dims + 1) and all(isinstance(n, int) for n in value)
-    ]
-
-
-def materialise(net: nn.Module, inputs: Inputs) -> None:
-    """Give lazily built layers their parameters, by one real pass."""
-    if any(isinstance(each, UninitializedParameter) for each in net.parameters()):
-        Pass(net).run(inputs, fake=False)
+    given = [getattr(net, name, None) for name in SIZE_ATTRIBUTES]
+    values = [tuple(each) for each in given if isinstance(each, Sequence) and len(each) in (dims, dims + 1)]
+    return [value[-dims:] for value in values if all(isinstance(n, int) for n in value)]
 
 
 def make_inputs(
     net: nn.Module, size: Sizes, in_channels: int, example_inputs: Sequence | Mapping[str, Any] | None = None
 ) -> tuple[tuple, dict]:
-    """Arguments for a network in a pass: an image of zeros, or copies of given inputs on its device and in its precision.
-
-    Args:
-        net: the network.
-        size: of the image.
-        in_channels: of the image.
-        example_inputs: what its ``forward`` takes, in order or by name; default: the image.
-    """
+    """Arguments for a network in a pass: an image of zeros, or copies of given inputs, in order or by name, on its device and in its
+    precision."""
     first = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
     if example_inputs is None:
         return (torch.zeros((2, in_channels, *size), dtype=first.dtype, device=first.device),), {}
@@ -288,18 +250,11 @@ def trace_sizes(
 
     Returns:
         the trace; its ``failure`` is one sentence if no size was possible.
-
-    Example:
-        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1))
-        >>> trace = trace_sizes(net, 2, 1)
-        >>> trace.calls[net[0]], trace.heads == {net[2]}
-        ([((128, 128), (64, 64))], True)
     """
     named = [tuple(spatial_size)] if spatial_size is not None else sizes_of_network(net, dims)
     usual = [(n,) * dims for n in REFERENCE_SIZES] if spatial_size is None else []
     if example_inputs is not None:
-        values = list(example_inputs.values()) if isinstance(example_inputs, Mapping) else list(example_inputs)
-        images = [tuple(t.shape[-dims:]) for t in tensors_in(values) if t.dim() >= dims + 2]
+        images = [tuple(t.shape[-dims:]) for t in tensors_in(example_inputs) if t.dim() >= dims + 2]
         named, usual = [*images, (1,) * dims][:1], []
     reason = ""
     for fake in (True, False):

@@ -1,7 +1,6 @@
 """Strided radial and harmonic convolutions that are exact on every size: their window is even or odd, depending on the size."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -9,14 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from monai_gmr.networks.layers.gmr_conv import (
-    GMRConv1d,
-    GMRConv2d,
-    GMRConv3d,
-    GMRConvNd,
-    check_input,
-    whole_numbers,
-)
+from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d, GMRConvNd, check_input, whole_numbers
 from monai_gmr.networks.layers.gmr_harmonic_conv import (
     UNITS_PER_HARMONIC,
     GMRHarmonicConv1d,
@@ -33,18 +25,8 @@ from monai_gmr.symmetry import centred_steps, centred_window, kernel_shells, num
 from monai_gmr.utils import ConfigurationError
 
 
-def _no_autocast(device: torch.device) -> AbstractContextManager:
-    """Full precision also under autocast, which the meta device does not have."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device_type=device.type, enabled=False)
-
-
 class CentredConvNd(GMRConvNd):
-    """Taps and forward pass of the centred layers; stands before :class:`GMRConv2d` or :class:`GMRHarmonicConv2d` and their siblings.
-
-    Args:
-        surplus: voxels of padding, one number per axis, beyond ``padding`` at both ends: a centred layer puts half of them at each end.
-        args, kwargs: those of :class:`GMRConv2d`; ``padding`` in voxels or "same".
-    """
+    """Taps and forward pass of the centred layers; stands before :class:`GMRConv2d` or :class:`GMRHarmonicConv2d` and their siblings."""
 
     window_counts: torch.Tensor
     window_shells: torch.Tensor
@@ -61,17 +43,19 @@ class CentredConvNd(GMRConvNd):
             raise ConfigurationError(
                 f"padding={self.padding!r} is not for {type(self).__name__}: give voxels or 'same', it centres itself."
             )
+        # voxels of padding at both ends of each axis together
+        self.both_paddings = [2 * int(p) + s for p, s in zip(self.padding, self.surplus)]
         for s, d in zip(self.stride, self.dilation):
             if d % 2 == 0 and s > 1:
                 raise ConfigurationError(
                     f"stride={s} with dilation={d} has no window about the centre of every size: use an odd dilation."
                 )
 
-    def _tap_tables(self, steps: Sequence[float]) -> dict[str, np.ndarray]:
-        tables = super()._tap_tables(steps)
+    def _tap_tables(self) -> dict[str, Any]:
+        tables = super()._tap_tables()
         # shells of all windows, one after the other; all masks and norms are those of the first window, so all sample one function
         windows = [self._window(code) for code in range(2**self.spatial_dims)]
-        shells = [kernel_shells(window, steps)._replace(support=self.support) for window in windows]
+        shells = [kernel_shells(window, self.steps)._replace(support=self.support) for window in windows]
         starts = np.cumsum([0, *(len(each.squared_radii) for each in shells)])
         counts = np.zeros((len(windows), starts[-1]), dtype=np.int64)
         # a window fills the first taps of its row; beyond it lies a shell on which every function is 0
@@ -85,7 +69,7 @@ class CentredConvNd(GMRConvNd):
             counts[code, first : first + len(each.counts)] = each.counts
             window_shells[code][taps] = each.tap_shell + first
             if orders:
-                values = np.concatenate([tap_harmonics(window, steps, order) for order in orders])
+                values = np.concatenate([tap_harmonics(window, self.steps, order) for order in orders])
                 scaled = (values * UNITS_PER_HARMONIC).round().reshape(components, *window)
                 harmonics[code][(slice(None), *taps)] = scaled
         return tables | {
@@ -106,7 +90,9 @@ class CentredConvNd(GMRConvNd):
         shells, harmonics = self.window_shells[code], self.window_harmonics[code]
         for axis, k in enumerate(window):
             shells, harmonics = shells.narrow(axis, 0, k), harmonics.narrow(axis + 1, 0, k)
-        with _no_autocast(self.weight.device):
+        device = self.weight.device.type
+        # full precision also under autocast, which the meta device does not have
+        with torch.autocast("cpu" if device == "meta" else device, enabled=False):
             if not isinstance(self, GMRHarmonicConvNd):
                 return dense_kernel(self.weight, self._with_equal_sums(self.basis(), code), shells)
             profiles = self._with_equal_sums(self.radial_profiles(), code)
@@ -125,25 +111,17 @@ class CentredConvNd(GMRConvNd):
         dims = self.spatial_dims
         check_input(self, input, dims, self.in_channels, unbatched=True)
         sizes = list(input.shape)[-dims:]
-        padding: list[int]
-        if is_free(sizes):
-            input, kernel, padding = *self._free_windows(input, sizes), [0] * dims
-        else:
-            input, kernel, padding = self._windows(input, sizes)
+        input, kernel, padding = (self._free_windows if is_free(sizes) else self._windows)(input, sizes)
         bias = None if isinstance(self, GMRHarmonicConvNd) else self.bias
         output = conv_nd(input, kernel, bias, self.stride, padding, self.dilation, self.groups)
         record_sizes(self.levels, sizes, output.shape[-dims:])
-        return self._with_bias(self._reduced(output)) if isinstance(self, GMRHarmonicConvNd) else output
-
-    def _both_paddings(self) -> list[int]:
-        """Voxels of padding at both ends of each axis together."""
-        return [2 * int(p) + s for p, s in zip(self.padding, self.surplus)]
+        return self._reduced(output) if isinstance(self, GMRHarmonicConvNd) else output
 
     def _windows(self, input: torch.Tensor, sizes: list[int]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
         """Image, kernel and padding of the convolution of an image of given sizes."""
         dims = self.spatial_dims
         code, margins = 0, []
-        arguments = zip(sizes, self.kernel_size, self.stride, self._both_paddings(), self.dilation)
+        arguments = zip(sizes, self.kernel_size, self.stride, self.both_paddings, self.dilation)
         for axis, (n, k, s, p, d) in enumerate(arguments):
             window, margin = centred_window(n, k, s, p, d)
             code += (window - k) << axis
@@ -157,10 +135,10 @@ class CentredConvNd(GMRConvNd):
             input, padding = pad_nd(input, reverse, self.padding_mode), [0] * dims
         return input, self._kernel(code, self._window(code)), padding
 
-    def _free_windows(self, input: torch.Tensor, sizes: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image and kernel of the convolution where sizes are symbols: the longest window, whose first taps are those of the size's own."""
+    def _free_windows(self, input: torch.Tensor, sizes: list[Any]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+        """The same where sizes are symbols: the longest window, whose first taps are those of the size's own."""
         dims = self.spatial_dims
-        code, both = 0, self._both_paddings()
+        code, both = 0, self.both_paddings
         # more than any size needs
         reserve = [p // 2 + d + 1 for p, d in zip(both, self.dilation)]
         input = pad_nd(input, [r for r in reversed(reserve) for _ in range(2)], self.padding_mode)
@@ -169,10 +147,9 @@ class CentredConvNd(GMRConvNd):
             code = code + longer * 2**axis
             places = voxels((steps - 1) * s + d * k + 1, input) + (reserve[axis] - margin)
             input = input.index_select(axis - dims, places)
-        return input, self._kernel(code, [k + 1 for k in self.kernel_size])
+        return input, self._kernel(code, [k + 1 for k in self.kernel_size]), [0] * dims
 
     def to_conv(self) -> nn.Module:
-        """Raises :class:`~monai_gmr.utils.ConfigurationError`: the window depends on the size."""
         raise ConfigurationError(
             f"{type(self).__name__} has another window on even sizes than on odd ones, which torch.nn.Conv{self.spatial_dims}d cannot: "
             "export the layer as it is."
@@ -210,13 +187,7 @@ class GMRCentredConv3d(CentredConvNd, GMRConv3d):
 
 
 class GMRCentredHarmonicConv2d(CentredConvNd, GMRHarmonicConv2d):
-    """:class:`GMRHarmonicConv2d` with the windows of :class:`GMRCentredConv2d`.
-
-    Example:
-        >>> layer, x = GMRCentredHarmonicConv2d(3, 8, 3, stride=2, padding=1), torch.rand(1, 3, 12, 9)
-        >>> torch.allclose(layer(x.rot90(1, (2, 3))), layer(x).rot90(1, (2, 3)), atol=1e-6)
-        True
-    """
+    """:class:`GMRHarmonicConv2d` with the windows of :class:`GMRCentredConv2d`."""
 
 
 class GMRCentredHarmonicConv1d(CentredConvNd, GMRHarmonicConv1d):

@@ -11,11 +11,7 @@ from monai.networks.layers.factories import Conv, Norm, Pool
 from torch import nn
 
 from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d, SREConv2d, SREConv3d
-from monai_gmr.networks.layers.gmr_conv_transpose import (
-    GMRConvTranspose1d,
-    GMRConvTranspose2d,
-    GMRConvTranspose3d,
-)
+from monai_gmr.networks.layers.gmr_conv_transpose import GMRConvTranspose1d, GMRConvTranspose2d, GMRConvTranspose3d
 from monai_gmr.networks.layers.gmr_harmonic_conv import GMRHarmonicConv1d, GMRHarmonicConv2d, GMRHarmonicConv3d
 from monai_gmr.networks.layers.instance_norm import GMRInstanceNorm2d, GMRInstanceNorm3d
 from monai_gmr.networks.layers.resampling import GMRAvgPool, GMRMaxPool
@@ -25,10 +21,7 @@ CONVOLUTIONS = {"gmr": "GMR", "gmr_harmonic": "GMRHARMONIC", "sre": "SRE", "plai
 
 
 def split_convolution(conv: str | Sequence) -> tuple[str, dict[str, Any]]:
-    """Name and further arguments of the argument ``conv`` of blocks and nets.
-
-    Args:
-        conv: a name, or a pair of a name and arguments of the layer.
+    """Name and further arguments of the argument ``conv`` of blocks and nets, a name or a pair of both.
 
     Raises:
         ConfigurationError: when the name is unknown or ``conv`` is of neither form.
@@ -84,13 +77,10 @@ def make_convolution(
 
 
 def one_per_level(name: str, value: Any, levels: int, what: str) -> list:
-    """One window or convolution per level of a net.
+    """A list with one window or convolution per level of a net; ``what`` names the argument that sets their number.
 
     Args:
-        name: of the argument.
         value: a number, a name, or a pair of a name and arguments, for all levels; or a sequence with one per level.
-        levels: number of levels.
-        what: name of the argument that sets the number of levels.
 
     Raises:
         ConfigurationError: when there is not one per level.
@@ -110,9 +100,6 @@ def one_per_level(name: str, value: Any, levels: int, what: str) -> list:
 
 def keep_channels_last(norm: tuple | str | None) -> tuple | str | None:
     """The norm of a block: "instance" becomes :class:`GMRInstanceNorm2d`, which is the same and keeps an image channels last.
-
-    Args:
-        norm: as in ``monai.networks.blocks.Convolution``.
 
     Example:
         >>> keep_channels_last(("instance", {"affine": True})), keep_channels_last("batch")

@@ -9,23 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from monai_gmr import symmetry
 from monai_gmr.ops import dense_kernel, pad_nd, ring_conv
 from monai_gmr.ops.ring_conv import dense_ring_conv
-from monai_gmr.symmetry import (
-    Shells,
-    default_num_rings,
-    gaussian_basis,
-    indexed_basis,
-    initial_sigma,
-    kernel_shells,
-    positive_sigma,
-    ring_masks,
-    square_ring_masks,
-    stride_is_exact,
-    symmetric_padding,
-    tap_spacing,
-    transposed_padding,
-)
 from monai_gmr.symmetry.taps import SIGMA_FLOOR
 from monai_gmr.utils import ConfigurationError, SymmetryWarning, check_choice
 
@@ -36,15 +22,7 @@ SMALLEST_DISTANCE = 1e-6
 
 
 def whole_numbers(name: str, value: Any, spatial_dims: int, least: int = 1) -> Any:
-    """One whole number per axis, as a tuple.
-
-    Raises:
-        ConfigurationError: when a number is less than ``least`` or not whole, or their count does not fit.
-
-    Example:
-        >>> whole_numbers("stride", 2, spatial_dims=3)
-        (2, 2, 2)
-    """
+    """One whole number of at least ``least`` per axis, as a tuple, from one for all or one each."""
     numbers = tuple(value) if isinstance(value, Sequence) else (value,) * spatial_dims
     if len(numbers) != spatial_dims or any(int(n) != n or n < least for n in numbers):
         raise ConfigurationError(
@@ -54,21 +32,7 @@ def whole_numbers(name: str, value: Any, spatial_dims: int, least: int = 1) -> A
 
 
 def check_input(module: nn.Module, x: torch.Tensor, spatial_dims: int, in_channels: int, unbatched: bool) -> None:
-    """Raise when an input is not ``(batch, in_channels, *spatial)``.
-
-    Args:
-        module: the layer or net that takes it.
-        x: the input.
-        spatial_dims: number of spatial axes.
-        in_channels: expected number of channels.
-        unbatched: whether the batch axis may be missing.
-
-    Raises:
-        ConfigurationError: one sentence that says what was given and what is possible.
-
-    Example:
-        >>> check_input(nn.Identity(), torch.rand(1, 3, 8, 8), 2, 3, unbatched=False)
-    """
+    """Raise when the input of a layer or net is not ``(batch, in_channels, *spatial)``, or without batch if ``unbatched``."""
     if torch.jit.is_tracing():
         return
     if x.dim() - spatial_dims not in ((1, 2) if unbatched else (2,)) or x.shape[-spatial_dims - 1] != in_channels:
@@ -79,21 +43,25 @@ def check_input(module: nn.Module, x: torch.Tensor, spatial_dims: int, in_channe
         )
 
 
+def convolution_like(kind: Any, module: Any, **changes: Any) -> Any:
+    """A layer of class ``kind`` with the arguments, device and dtype of a convolution, but for changes."""
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    arguments = {name: getattr(module, name) for name in names} | {"bias": module.bias is not None}
+    return kind(**arguments | {"device": module.weight.device, "dtype": module.weight.dtype} | changes)
+
+
 def _place_tables(layer: "RingConvNd", *_: Any) -> None:
     """Bring a layer's tables to the device of its parameters; on the meta device they have no values, so that they are made anew."""
     device = next((each.device for each in layer.parameters()), layer.shells.device)
-    if layer.shells.is_meta and device.type != "meta":
-        layer._register_tables(device)
-        return
-    for name in layer.table_names:
-        layer.register_buffer(name, getattr(layer, name).to(device), persistent=False)
+    remade = layer.shells.is_meta and device.type != "meta"
+    tables = layer._tap_tables() if remade else {name: getattr(layer, name) for name in layer.table_names}
+    layer._register_tables(tables, device)
 
 
 class RingConvNd(nn.Module):
     """What all radial convolutions share: the arguments of ``torch.nn.ConvNd``, the taps and the basis.
 
-    Subclasses set ``spatial_dims`` and ``transposed`` (the adjoint: its weight is ``(in_channels, out_channels / groups, rings)``);
-    the arguments are those of :class:`GMRConv2d`.
+    Subclasses set ``spatial_dims`` and ``transposed`` (the adjoint); the arguments are those of :class:`GMRConv2d`.
     """
 
     spatial_dims: int
@@ -136,15 +104,15 @@ class RingConvNd(nn.Module):
         self.spacing = spacing if spacing is None else tuple(float(s) for s in spacing)
         self._check_arguments(dtype)
 
-        steps = tap_spacing(self.kernel_size, self.spacing, self.dilation)
-        shells = kernel_shells(self.kernel_size, steps)
+        self.steps = symmetry.tap_spacing(self.kernel_size, self.spacing, self.dilation)
+        shells = symmetry.kernel_shells(self.kernel_size, self.steps)
         self.support = float(shells.support)
         square = rings.endswith("_square")
-        self.num_rings = default_num_rings(shells) + square if num_rings is None else num_rings
+        self.num_rings = symmetry.default_num_rings(shells) + square if num_rings is None else num_rings
         if self.num_rings < 1 + square:
             corners = ", the last is the corners" if square else ""
             raise ConfigurationError(f"num_rings={num_rings} is impossible: use at least {1 + square}{corners}.")
-        for axis, (k, step) in enumerate(zip(self.kernel_size, steps)):
+        for axis, (k, step) in enumerate(zip(self.kernel_size, self.steps)):
             if k > 1 and (1.0 if k % 2 else 0.5) * step >= self.support:
                 warnings.warn(
                     f"the taps along axis {axis} lie {step:g} voxels apart, beyond the kernel's reach of {self.support:g}: "
@@ -157,9 +125,9 @@ class RingConvNd(nn.Module):
         self.weight = nn.Parameter(torch.empty(rows, columns // groups, self.num_rings, **options))
         self.bias = nn.Parameter(torch.empty(out_channels, **options)) if bias else None
         self.sigma_floor = SIGMA_FLOOR.get(rings.removesuffix("_square"), 0.0)
-        self.initial_sigma = initial_sigma(rings, shells, self.num_rings)
+        self.initial_sigma = symmetry.initial_sigma(rings, shells, self.num_rings)
         self.log_sigma = None if rings.startswith("hard") else nn.Parameter(torch.empty(self.num_rings, **options))
-        self._register_tables(self.weight.device)
+        self._register_tables(self._tap_tables(), self.weight.device)
         self.register_load_state_dict_post_hook(_place_tables)
         self.reset_parameters()
 
@@ -178,34 +146,30 @@ class RingConvNd(nn.Module):
                 raise ConfigurationError(
                     f"padding='same' has no meaning with stride={self.stride}: use padding='symmetric'."
                 )
-            if self.transposed:
-                for k, s, d in zip(self.kernel_size, self.stride, self.dilation):
-                    transposed_padding(k, s, d)
 
-    def _register_tables(self, device: torch.device) -> None:
-        tables = self._tap_tables(tap_spacing(self.kernel_size, self.spacing, self.dilation))
-        self.table_names = list(tables)
-        for name, array in tables.items():
-            self.register_buffer(name, torch.as_tensor(array, device=device), persistent=False)
+    def _ring_masks(self, shells: symmetry.Shells) -> np.ndarray:
+        masks = symmetry.square_ring_masks if self.rings.endswith("_square") else symmetry.ring_masks
+        return masks(shells, self.num_rings)
 
-    def _ring_masks(self, shells: Shells) -> np.ndarray:
-        return (square_ring_masks if self.rings.endswith("_square") else ring_masks)(shells, self.num_rings)
-
-    def _tap_tables(self, steps: Sequence[float]) -> dict[str, np.ndarray]:
+    def _tap_tables(self) -> dict[str, Any]:
         """Constants of the taps, as whole numbers: no cast to half precision, and none in a state dict."""
-        shells = kernel_shells(self.kernel_size, steps)
+        shells = symmetry.kernel_shells(self.kernel_size, self.steps)
         masks = self._ring_masks(shells)
         near = shells.radii < shells.support - SMALLEST_DISTANCE
         self.num_shells = int(np.flatnonzero(near if self.rings == "gaussian" else masks.any(axis=0)).max()) + 1
         tables = {"shells": shells.tap_shell, "squared_radii": shells.squared_radii}
         return tables | {"counts": shells.counts, "masks": masks}
 
+    def _register_tables(self, tables: dict[str, Any], device: torch.device) -> None:
+        self.table_names = list(tables)
+        for name, table in tables.items():
+            self.register_buffer(name, torch.as_tensor(table, device=device), persistent=False)
+
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "RingConvNd":
         # here, as in torch.nn.RNNBase: Module.to_empty() leaves nothing of a buffer, and no state dict brings it back
         tables = {name: getattr(self, name) for name in self.table_names}
         super()._apply(fn, recurse)
-        for name, table in tables.items():
-            self.register_buffer(name, table, persistent=False)
+        self._register_tables(tables, tables["shells"].device)
         _place_tables(self)
         return self
 
@@ -227,14 +191,14 @@ class RingConvNd(nn.Module):
         """Widths of the Gaussians, ``sigma_floor + exp(log_sigma)``, shape ``(rings,)``, at least float32."""
         log_sigma = self.log_sigma
         assert log_sigma is not None
-        return positive_sigma(log_sigma, self.sigma_floor)
+        return symmetry.positive_sigma(log_sigma, self.sigma_floor)
 
     def basis(self) -> torch.Tensor:
         """The functions on shells of which a kernel is a weighted sum, shape ``(rings, shells)``, at least float32."""
         if self.rings == "gaussian":
-            return gaussian_basis(self.squared_radii, self.counts, self.sigma(), self.support)
+            return symmetry.gaussian_basis(self.squared_radii, self.counts, self.sigma(), self.support)
         if self.rings.startswith("indexed"):
-            return indexed_basis(self.masks, self.sigma())
+            return symmetry.indexed_basis(self.masks, self.sigma())
         dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
         return self.masks.to(dtype)
 
@@ -242,36 +206,18 @@ class RingConvNd(nn.Module):
         """The kernel over its taps, of the shape that ``torch.nn.ConvNd.weight`` has."""
         return dense_kernel(self.weight, self.basis(), self.shells)
 
-    def _dense_copy(self, name: str, padding: Any, **options: Any) -> nn.Module:
+    def _dense_copy(self, name: str, **changes: Any) -> nn.Module:
         """The equal module of torch, of class ``name``."""
-        convolution = getattr(nn, f"{name}{self.spatial_dims}d")(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            stride=self.stride,
-            padding=padding,
-            dilation=self.dilation,
-            groups=self.groups,
-            bias=self.bias is not None,
-            device=self.weight.device,
-            dtype=self.weight.dtype,
-            **options,
-        )
+        dense = convolution_like(getattr(nn, f"{name}{self.spatial_dims}d"), self, **changes)
         with torch.no_grad():
-            convolution.weight.copy_(self.dense_kernel())
+            dense.weight.copy_(self.dense_kernel())
             if self.bias is not None:
-                convolution.bias.copy_(self.bias)
-        return convolution.train(self.training)
+                dense.bias.copy_(self.bias)
+        return dense.train(self.training)
 
     def extra_repr(self) -> str:
-        """The arguments that differ from the defaults, as ``torch.nn.ConvNd`` prints them."""
-        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]
-        zeros, ones = (0,) * len(self.kernel_size), (1,) * len(self.kernel_size)
-        defaults = {"padding": zeros, "output_padding": zeros, "dilation": ones, "groups": 1}
-        defaults |= {"padding_mode": "zeros", "spacing": None}
-        parts += [f"{k}={getattr(self, k)!r}" for k, v in defaults.items() if getattr(self, k) != v]
-        parts += ["bias=False"] if self.bias is None else []
-        return ", ".join([*parts, f"rings={self.rings!r}", f"num_rings={self.num_rings}"])
+        spacing = "" if self.spacing is None else f", spacing={self.spacing}"
+        return f"{nn.Conv2d.extra_repr(self)}{spacing}, rings={self.rings!r}, num_rings={self.num_rings}"  # type: ignore[arg-type]
 
 
 class GMRConvNd(RingConvNd):
@@ -283,20 +229,17 @@ class GMRConvNd(RingConvNd):
         """Voxels before and after each axis, first axis first."""
         margins: list[int] = []
         padding = self.padding
-        for axis in range(len(spatial)):
-            reach = self.dilation[axis] * (self.kernel_size[axis] - 1)
-            before, after = 0, 0
+        for axis, size in enumerate(spatial):
+            k, s, d = self.kernel_size[axis], self.stride[axis], self.dilation[axis]
             if isinstance(padding, str):
+                before = after = 0
                 if padding == "same":
-                    before, after = reach // 2, reach - reach // 2
+                    before, after = d * (k - 1) // 2, (d * (k - 1) + 1) // 2
                 elif padding == "symmetric":
-                    before = symmetric_padding(
-                        spatial[axis], self.kernel_size[axis], self.stride[axis], self.dilation[axis]
-                    )
-                    after = before
+                    before = after = symmetry.symmetric_padding(size, k, s, d)
+                margins += [before, after]
             else:
-                before, after = padding[axis], padding[axis]
-            margins += [before, after]
+                margins += [padding[axis], padding[axis]]
         return margins
 
     def _warn_if_inexact(self, spatial: list[int], margins: list[int]) -> None:
@@ -305,7 +248,7 @@ class GMRConvNd(RingConvNd):
         for axis, size in enumerate(spatial):
             before, after = margins[2 * axis], margins[2 * axis + 1]
             k, s, d = self.kernel_size[axis], self.stride[axis], self.dilation[axis]
-            if before != after or not stride_is_exact(size, k, s, before, d):
+            if before != after or not symmetry.stride_is_exact(size, k, s, before, d):
                 warnings.warn(
                     f"{type(self).__name__} with kernel_size={k}, stride={s}, padding={self.padding!r}, dilation={d} is not "
                     f"exactly equivariant on an axis of {size} voxels: use padding='symmetric', a kernel_size of the other "
@@ -338,45 +281,23 @@ class GMRConvNd(RingConvNd):
         basis = self.basis()
         if torch.jit.is_scripting():
             return dense_ring_conv(
-                input,
-                self.weight,
-                basis,
-                self.shells,
-                self.bias,
-                stride=self.stride,
-                padding=padding,
-                dilation=self.dilation,
-                groups=self.groups,
+                input, self.weight, basis, self.shells, self.bias, self.stride, padding, self.dilation, self.groups
             )
-        return ring_conv(
-            input,
-            self.weight,
-            basis,
-            self.shells,
-            self.bias,
-            stride=self.stride,
-            padding=padding,
-            dilation=self.dilation,
-            groups=self.groups,
-            num_shells=self.num_shells,
-        )
+        tensors, geometry = (self.weight, basis, self.shells, self.bias), (self.stride, padding, self.dilation)
+        return ring_conv(input, *tensors, *geometry, groups=self.groups, num_shells=self.num_shells)
 
     def to_conv(self) -> nn.Module:
-        """The equal ``torch.nn.ConvNd``, for deployment.
-
-        Raises:
-            ConfigurationError: when ``padding="symmetric"`` depends on the input's size.
-        """
-        padding = self.padding
-        if padding == "symmetric":
-            reach = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size)]
-            if any(s != 1 for s in self.stride):
-                raise ConfigurationError(
-                    f"padding='symmetric' with stride={self.stride} depends on the size, which torch.nn.Conv{self.spatial_dims}d "
-                    "cannot: give the padding in voxels."
-                )
-            padding = tuple(r // 2 for r in reach)
-        return self._dense_copy("Conv", padding, padding_mode=self.padding_mode)
+        """The equal ``torch.nn.ConvNd``, for deployment; refused where ``padding="symmetric"`` depends on the input's size."""
+        if self.padding != "symmetric":
+            return self._dense_copy("Conv")
+        if max(self.stride) > 1:
+            raise ConfigurationError(
+                f"padding='symmetric' with stride={self.stride} depends on the size, which torch.nn.Conv{self.spatial_dims}d "
+                "cannot: give the padding in voxels."
+            )
+        return self._dense_copy(
+            "Conv", padding=tuple(d * (k - 1) // 2 for d, k in zip(self.dilation, self.kernel_size))
+        )
 
 
 class GMRConv2d(GMRConvNd):
@@ -393,17 +314,15 @@ class GMRConv2d(GMRConvNd):
         - ``weight``: ``(out_channels, in_channels / groups, rings)``, ``bias``: ``(out_channels,)``, ``log_sigma``: ``(rings,)``
 
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
+        in_channels, out_channels: channels of the input and of the output.
         kernel_size: window length in voxels, odd or even, one number or one per axis.
         stride: step in voxels. A stride on a size on which it is not exact (:func:`monai_gmr.symmetry.stride_is_exact`) warns.
         padding: voxels at both ends of an axis, "valid", "same" (stride 1; exact for odd windows), or "symmetric": the padding nearest to
             half the window with which the layer is exact on the size at hand.
         dilation: distance of neighbouring taps in voxels.
         groups: blocks of channels that are convolved apart.
-        bias: whether a bias is learned.
         padding_mode: "zeros", "reflect", "replicate" or "circular".
-        device, dtype: as in ``torch.nn.Conv2d``.
+        bias, device, dtype: as in ``torch.nn.Conv2d``.
         rings: "gaussian" (Gaussians at the exact radii), "indexed" (GMR-Conv 1.0.3) or "hard" (SRE-Conv 1.0.2); "indexed_square" and
             "hard_square" are rings that reach into the corners of the window, as exact but farther off at angles other than the grid's:
             for the checkpoints of GMR-Conv's U-Net, whose default they are.
@@ -444,10 +363,6 @@ class GMRConv3d(GMRConvNd):
 
 class SREConv2d(GMRConv2d):
     """:class:`GMRConv2d` with ``rings="hard"``: kernels that are constant on rings, numerically equal to SRE-Conv 1.0.2.
-
-    Example:
-        >>> SREConv2d(1, 4, 5, padding=2)(torch.rand(1, 1, 8, 8)).shape
-        torch.Size([1, 4, 8, 8])
 
     Source:
         SRE-Conv: Symmetric Rotation Equivariant Convolution for biomedical image classification, arXiv 2501.09753.

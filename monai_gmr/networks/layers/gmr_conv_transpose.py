@@ -35,27 +35,22 @@ class GMRConvTransposeNd(RingConvNd):
         dtype=None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            groups=groups,
-            bias=bias,
-            padding_mode=padding_mode,
-            device=device,
-            dtype=dtype,
-            **kwargs,
-        )
+        geometry = (kernel_size, stride, padding, dilation, groups)
+        super().__init__(in_channels, out_channels, *geometry, bias, padding_mode, device, dtype, **kwargs)
         self.output_padding = whole_numbers("output_padding", output_padding, self.spatial_dims, least=0)
+        # refuses what "symmetric" cannot do
+        self._margins()
 
-    def _margin(self, axis: int) -> int:
+    def _margins(self) -> list[int]:
+        """Voxels that are removed at both ends of each axis."""
+        margins: list[int] = []
         padding = self.padding
-        if isinstance(padding, str):
-            return transposed_padding(self.kernel_size[axis], self.stride[axis], self.dilation[axis])
-        return padding[axis]
+        for axis in range(self.shells.dim()):
+            if isinstance(padding, str):
+                margins.append(transposed_padding(self.kernel_size[axis], self.stride[axis], self.dilation[axis]))
+            else:
+                margins.append(padding[axis])
+        return margins
 
     def _warn_if_inexact(self, output_padding: list[int]) -> None:
         if torch.jit.is_tracing() or torch.compiler.is_compiling() or max(output_padding) == 0:
@@ -69,18 +64,15 @@ class GMRConvTransposeNd(RingConvNd):
         )
 
     def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
-        """Spread ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)`` over the windows.
-
-        Args:
-            input: the coarse tensor.
-            output_size: wanted spatial sizes (leading axes may be given too). What it asks for beyond the smallest size is
-                taken from the padding at both ends where it is even, which is exact, else added at the end.
+        """Spread ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)`` over the windows, to the spatial sizes that end
+        ``output_size``: what it asks for beyond the smallest size is taken from the padding at both ends where it is even, which is
+        exact, else added at the end.
         """
         dims = self.shells.dim()
         if not torch.jit.is_scripting():
             check_input(self, input, dims, self.in_channels, unbatched=True)
         spatial = list(input.shape)[input.dim() - dims :]
-        padding = [self._margin(axis) for axis in range(dims)]
+        padding = self._margins()
         extra = list(self.output_padding)
         if output_size is not None:
             target = output_size[len(output_size) - dims :]
@@ -95,38 +87,27 @@ class GMRConvTransposeNd(RingConvNd):
                 even = surplus % 2 == 0 and surplus // 2 <= padding[axis]
                 padding[axis] -= surplus // 2 if even else 0
                 extra[axis] = 0 if even else surplus
-        if not torch.jit.is_scripting():
-            self._warn_if_inexact(extra)
-            return ring_conv_transpose(
+        basis = self.basis()
+        if torch.jit.is_scripting():
+            return dense_ring_conv_transpose(
                 input,
                 self.weight,
-                self.basis(),
+                basis,
                 self.shells,
                 self.bias,
-                stride=self.stride,
-                padding=padding,
-                output_padding=extra,
-                groups=self.groups,
-                dilation=self.dilation,
-                num_shells=self.num_shells,
+                self.stride,
+                padding,
+                extra,
+                self.groups,
+                self.dilation,
             )
-        return dense_ring_conv_transpose(
-            input,
-            self.weight,
-            self.basis(),
-            self.shells,
-            self.bias,
-            stride=self.stride,
-            padding=padding,
-            output_padding=extra,
-            groups=self.groups,
-            dilation=self.dilation,
-        )
+        self._warn_if_inexact(extra)
+        tensors, geometry = (self.weight, basis, self.shells, self.bias), (self.stride, padding, extra)
+        return ring_conv_transpose(input, *tensors, *geometry, self.groups, self.dilation, self.num_shells)
 
     def to_conv(self) -> nn.Module:
         """The equal ``torch.nn.ConvTransposeNd``, for deployment."""
-        padding = tuple(self._margin(axis) for axis in range(self.spatial_dims))
-        return self._dense_copy("ConvTranspose", padding, output_padding=self.output_padding)
+        return self._dense_copy("ConvTranspose", padding=tuple(self._margins()), output_padding=self.output_padding)
 
 
 class GMRConvTranspose2d(GMRConvTransposeNd):
@@ -141,17 +122,11 @@ class GMRConvTranspose2d(GMRConvTransposeNd):
         - ``weight``: ``(in_channels, out_channels / groups, rings)``
 
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        kernel_size: window length in voxels, odd or even.
         stride: factor by which an axis grows.
         padding: voxels removed at both ends of an axis, or "symmetric".
         output_padding: voxels added at its end; other than 0 it warns, for it breaks the symmetry.
-        groups, bias, dilation, padding_mode, device, dtype: as in ``torch.nn.ConvTranspose2d``.
-        rings, num_rings, spacing: as in :class:`GMRConv2d`.
 
-    Raises:
-        ConfigurationError: when arguments or input do not fit; one sentence that says what does.
+    All other arguments are those of :class:`GMRConv2d`, in the order of ``torch.nn.ConvTranspose2d``.
 
     Example:
         >>> GMRConvTranspose2d(4, 2, kernel_size=4, stride=2, padding="symmetric")(torch.rand(1, 4, 7, 8)).shape

@@ -1,7 +1,4 @@
-"""Radial profiles times harmonics, reduced to scalars that rotations and mirrors do not change.
-
-The defaults are measured by ``tests/measurements/harmonic_variants.py``: see the table in ``monai_gmr/networks/README.md``.
-"""
+"""Radial profiles times harmonics, reduced to scalars that rotations and mirrors do not change."""
 
 import math
 from collections.abc import Sequence
@@ -21,24 +18,13 @@ from monai_gmr.symmetry.taps import GAUSSIAN_MEAN_MARGIN
 from monai_gmr.utils import ConfigurationError
 
 UNITS_PER_HARMONIC = 10**12
+# measured by tests/measurements/harmonic_variants.py, see README.md
 HARMONIC_FIRST_MEAN = 1.0
 HARMONIC_MEAN_MARGIN = 0.75
 
 
 def channels_per_order(out_channels: int, order_split: Sequence[float]) -> list[int]:
-    """Split channels over orders by the largest remainder.
-
-    Args:
-        out_channels: channels to split.
-        order_split: share of each order; they need not add up to 1.
-
-    Raises:
-        ConfigurationError: when a share is negative or all are zero.
-
-    Example:
-        >>> channels_per_order(10, (0.5, 0.25, 0.25))
-        [5, 3, 2]
-    """
+    """Channels of each order by its share, rounded by the largest remainder; shares need not add up to 1."""
     if not order_split or min(order_split) < 0 or sum(order_split) <= 0:
         raise ConfigurationError(f"order_split={tuple(order_split)} is impossible: give shares that are not all zero.")
     exact = [out_channels * share / sum(order_split) for share in order_split]
@@ -89,16 +75,15 @@ class GMRHarmonicConvNd(GMRConvNd):
         self.inner_products = inner_products
         super().__init__(in_channels, out_channels, kernel_size, *args, **kwargs)
 
-    def _tap_tables(self, steps: Sequence[float]) -> dict[str, np.ndarray]:
-        tables = super()._tap_tables(steps)
+    def _tap_tables(self) -> dict[str, Any]:
+        tables = super()._tap_tables()
         self.channels = channels_per_order(self.out_channels // self.groups, self.order_split)
         self.num_responses = self.groups * sum(n * count for n, count in zip(self.channels, self.components))
-        self.norms = [
-            (n + 1) // 2 if self.inner_products and order != 0 else n for n, order in zip(self.channels, self.orders)
-        ]
+        halved = [self.inner_products and order != 0 for order in self.orders]
+        self.norms = [(n + 1) // 2 if half else n for n, half in zip(self.channels, halved)]
         self.products = [n - norms for n, norms in zip(self.channels, self.norms)]
         self.reduced_components = [0 if order == 0 else count for order, count in zip(self.orders, self.components)]
-        harmonics = np.concatenate([tap_harmonics(self.kernel_size, steps, order) for order in self.orders])
+        harmonics = np.concatenate([tap_harmonics(self.kernel_size, self.steps, order) for order in self.orders])
         # of a component its radial profile, of a response its output channel and its component
         profile = [min(order, 1) for order, count in zip(self.orders, self.components) for _ in range(count)]
         starts = np.cumsum([0, *self.components])
@@ -161,45 +146,37 @@ class GMRHarmonicConvNd(GMRConvNd):
         return kernel.reshape(list(kernel.shape[:2]) + window)
 
     def _reduced(self, responses: torch.Tensor) -> torch.Tensor:
-        """Norms and inner products over the components of each order; order 0 stays as it is."""
+        """Norms and inner products over the components of each order, order 0 as it is, plus the bias."""
         sizes = (self.norms, self.products, self.reduced_components)
-        return response_invariants(responses, *sizes, groups=self.groups, dims=self.shells.dim())
-
-    @torch.jit.unused
-    def _harmonic_conv(self, input: torch.Tensor, padding: list[int]) -> torch.Tensor:
-        profiles = self.radial_profiles()
-        harmonics = self.harmonics.to(profiles.dtype) / self.harmonic_unit
-        tables = ResponseTables(self.component_profile, self.response_channel, self.response_component)
-        tensors = (self.weight, profiles, self.shells, self.bias)
-        kernel = RingKernel(*tensors, angular=harmonics, num_shells=self.num_shells, responses=tables)
-        orders = Orders(tuple(self.norms), tuple(self.products), tuple(self.reduced_components))
-        geometry = {"stride": self.stride, "padding": padding, "dilation": self.dilation, "groups": self.groups}
-        return harmonic_conv(input, kernel, orders, **geometry)
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """``(batch, in_channels, *spatial)`` or without the batch, to as many scalars as ``out_channels``."""
-        input, padding = self._padded(input)
-        if torch.jit.is_scripting():
-            kernel = self.dense_kernel()
-            responses = conv_nd(input, kernel, None, self.stride, padding, self.dilation, self.groups)
-            return self._with_bias(self._reduced(responses))
-        return self._harmonic_conv(input, padding)
-
-    def _with_bias(self, output: torch.Tensor) -> torch.Tensor:
+        output = response_invariants(responses, *sizes, groups=self.groups, dims=self.shells.dim())
         bias = self.bias
         if bias is not None:
             output = output + bias.to(output.dtype).reshape([-1] + [1] * self.shells.dim())
         return output
 
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """``(batch, in_channels, *spatial)`` or without the batch, to as many scalars as ``out_channels``."""
+        input, padding = self._padded(input)
+        if torch.jit.is_scripting():
+            dense = self.dense_kernel()
+            return self._reduced(conv_nd(input, dense, None, self.stride, padding, self.dilation, self.groups))
+        profiles = self.radial_profiles()
+        harmonics = self.harmonics.to(profiles.dtype) / self.harmonic_unit
+        tables = ResponseTables(self.component_profile, self.response_channel, self.response_component)
+        tensors = (self.weight, profiles, self.shells, self.bias, harmonics)
+        orders = Orders(tuple(self.norms), tuple(self.products), tuple(self.reduced_components))
+        kernel = RingKernel(*tensors, self.num_shells, tables)
+        return harmonic_conv(
+            input, kernel, orders, stride=self.stride, padding=padding, dilation=self.dilation, groups=self.groups
+        )
+
     def to_conv(self) -> nn.Module:
-        """Raises :class:`~monai_gmr.utils.ConfigurationError`: the layer is not linear."""
         raise ConfigurationError(
             f"{type(self).__name__} takes norms, which torch.nn.Conv{self.spatial_dims}d cannot: export the layer as it is, "
             "or use GMRConv."
         )
 
     def extra_repr(self) -> str:
-        """The arguments that differ from the defaults, and the channels of each order."""
         split = ", ".join(f"{order}: {channels}" for order, channels in zip(self.orders, self.channels))
         return f"{super().extra_repr()}, orders={{{split}}}, num_responses={self.num_responses}"
 
@@ -216,10 +193,7 @@ class GMRHarmonicConv2d(GMRHarmonicConvNd):
     0 is :class:`GMRConv2d` as it is. A purely radial kernel cannot distinguish directions; these can, and the layer is exactly as
     equivariant, from scalars to scalars. It is not linear: no ``to_conv``, no transposed form.
 
-    Shape:
-        - input: ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``
-        - output: as ``torch.nn.Conv2d``'s; channels are ordered by group, then order
-        - ``weight``: ``(out_channels, in_channels / groups, rings)``
+    Shapes are those of :class:`GMRConv2d`; output channels are ordered by group, then order.
 
     Args:
         orders: any subset of 0 to 3 (1D: 0 and 1, even and odd); default ``(0, 1, 2)``.
@@ -228,9 +202,6 @@ class GMRHarmonicConv2d(GMRHarmonicConvNd):
 
     All other arguments are those of :class:`GMRConv2d`; with ``spacing`` the angles are physical. On the dense path all components
     are rows of one kernel and one convolution, ``num_responses`` of them: with the default split 1.5 (2D) or 2.5 (3D) an output channel.
-
-    Raises:
-        ConfigurationError: when arguments or input do not fit; one sentence that says what does.
 
     Example:
         >>> layer, x = GMRHarmonicConv2d(3, 8, kernel_size=5, padding=2), torch.rand(1, 3, 9, 12)

@@ -15,16 +15,9 @@ class GMRInstanceNormNd(nn.modules.instancenorm._InstanceNorm):
     def _apply_instance_norm(self, input: torch.Tensor) -> torch.Tensor:
         if not torch.jit.is_scripting() and not self.track_running_stats:
             return self._by_own_statistics(input)
-        return F.instance_norm(
-            input,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            self.training or not self.track_running_stats,
-            self.momentum if self.momentum is not None else 0.0,
-            self.eps,
-        )
+        by_batch = self.training or not self.track_running_stats
+        tensors = (input, self.running_mean, self.running_var, self.weight, self.bias)
+        return F.instance_norm(*tensors, by_batch, self.momentum if self.momentum is not None else 0.0, self.eps)
 
     @torch.jit.unused
     def _by_own_statistics(self, input: torch.Tensor) -> torch.Tensor:
@@ -49,9 +42,4 @@ class GMRInstanceNorm2d(GMRInstanceNormNd, nn.InstanceNorm2d):
 
 
 class GMRInstanceNorm3d(GMRInstanceNormNd, nn.InstanceNorm3d):
-    """:class:`GMRInstanceNorm2d` in three dimensions.
-
-    Example:
-        >>> GMRInstanceNorm3d(3, affine=True)(torch.rand(2, 3, 4, 5, 6)).shape
-        torch.Size([2, 3, 4, 5, 6])
-    """
+    """:class:`GMRInstanceNorm2d` in three dimensions."""

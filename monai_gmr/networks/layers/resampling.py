@@ -16,7 +16,7 @@ from monai_gmr.utils import ConfigurationError, check_choice
 
 
 class GMRDownsample(nn.Module):
-    """Radial low-pass, then subsampling: an axis of ``n`` voxels becomes ``ceil(n / factor)``, about the same centre.
+    """Radial low-pass, then subsampling: an axis of ``n`` voxels becomes ``ceil(n / scale_factor)``, about the same centre.
 
     Exactly equivariant on every size; the low-pass (a Gaussian without weights) is also the anti-aliasing that keeps rotations by other
     angles close.
@@ -42,11 +42,9 @@ class GMRDownsample(nn.Module):
         self.sigma = float(sigma)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(..., *spatial)`` to ``(..., *ceil(spatial / scale_factor))``."""
         return symmetric_downsample(x, self.factors, self.sigma)
 
     def extra_repr(self) -> str:
-        """Factors and width."""
         return f"scale_factor={tuple(self.factors)}, sigma={self.sigma:g}"
 
 
@@ -73,11 +71,10 @@ class GMRUpsample(nn.Module):
 
     def forward(self, x: torch.Tensor, size: list[int] | None = None) -> torch.Tensor:
         """``(..., *spatial)`` to ``(..., *size)``; ``size`` is that of the skip connection, default ``scale_factor * spatial``."""
-        dims = len(self.factors)
         target: list[int] = []
         if size is None:
             for i, factor in enumerate(self.factors):
-                target.append(factor * x.shape[x.dim() - dims + i])
+                target.append(factor * x.shape[x.dim() - len(self.factors) + i])
         else:
             target = list(size)
         if self.align_corners:
@@ -85,15 +82,11 @@ class GMRUpsample(nn.Module):
         return symmetric_upsample(x, target, self.factors)
 
     def extra_repr(self) -> str:
-        """The arguments."""
         return f"scale_factor={tuple(self.factors)}, align_corners={self.align_corners}"
 
 
 class SymmetricPoolNd(nn.Module):
-    """Windows of max and average pooling that are exact on every size: a window gets one voxel more where its parity needs it.
-
-    The arguments are those of :class:`GMRMaxPool`.
-    """
+    """Windows of max and average pooling that are exact on every size: a window gets one voxel more where its parity needs it."""
 
     def __init__(
         self,
@@ -117,10 +110,8 @@ class SymmetricPoolNd(nn.Module):
             )
 
     def _window(self, sizes: list[int]) -> tuple[list[int], list[int], list[int]]:
-        """Number of windows, window and padding of each axis: the windows cover the axis and end where it ends.
-
-        By arithmetic alone, for a size may be the symbol of a graph.
-        """
+        """Number of windows, window and padding of each axis: the windows cover the axis and end where it ends. By arithmetic alone, for
+        a size may be the symbol of a graph."""
         count: list[int] = []
         kernel: list[int] = []
         padding: list[int] = []
@@ -145,12 +136,11 @@ class SymmetricPoolNd(nn.Module):
         """``(batch, channels, *spatial)`` to ``(batch, channels, *ceil(spatial / stride))`` for ``kernel_size = stride``."""
         sizes = list(x.shape)[x.dim() - len(self.kernel_size) :]
         count, kernel, padding = self._window(sizes)
-        if not torch.jit.is_scripting():
-            pooled = self._pooled_free if is_free(sizes) else self._pooled
-            y = pooled(x, count, kernel, padding)
-            record_sizes(self.levels, sizes, y.shape[2:])
-            return y
-        return self._pooled(x, count, kernel, padding)
+        if torch.jit.is_scripting():
+            return self._pooled(x, count, kernel, padding)
+        y = (self._pooled_free if is_free(sizes) else self._pooled)(x, count, kernel, padding)
+        record_sizes(self.levels, sizes, y.shape[2:])
+        return y
 
     def _pooled(self, x: torch.Tensor, count: list[int], kernel: list[int], padding: list[int]) -> torch.Tensor:
         """Windows of numbers applied to an image."""
@@ -162,7 +152,6 @@ class SymmetricPoolNd(nn.Module):
         return self._pooled(x, count, kernel, padding)
 
     def extra_repr(self) -> str:
-        """Window, step and padding."""
         return f"kernel_size={tuple(self.kernel_size)}, stride={tuple(self.stride)}, padding={tuple(self.padding)}"
 
 
@@ -213,10 +202,9 @@ class GMRMaxPool(SymmetricPoolNd):
 
 
 class GMRAvgPool(SymmetricPoolNd):
-    """Average pooling that is exactly equivariant on every size, by the rule of :class:`GMRMaxPool`.
+    """Average pooling that is exactly equivariant on every size, by the rule and with the arguments of :class:`GMRMaxPool`.
 
     Args:
-        spatial_dims, kernel_size, stride, padding, rounding: as in :class:`GMRMaxPool`.
         count_padding: whether padding counts as voxels of 0 (torch's ``count_include_pad``).
 
     Example:

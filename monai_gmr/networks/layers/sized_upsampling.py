@@ -53,15 +53,12 @@ class GMRInterpolate(nn.Module):
         return symmetric_upsample(x, size, self.scale_factor)
 
     def extra_repr(self) -> str:
-        """Factors and mode."""
         return f"scale_factor={tuple(self.scale_factor)}, mode={self.mode!r}, align_corners={self.align_corners}"
 
 
 class GMRSubpixelMean(nn.Module):
-    """Replacement of pixel shuffling: the mean over the channels that would be the parts of a voxel, then linear interpolation.
-
-    Args:
-        scale_factor: fine voxels in a coarse one, one number per axis.
+    """Replacement of pixel shuffling by ``scale_factor``, one number per axis: the mean over the channels that would be the parts of a
+    voxel, then linear interpolation.
 
     Example:
         >>> GMRSubpixelMean((2, 2))(torch.rand(1, 12, 4, 5)).shape
@@ -73,7 +70,6 @@ class GMRSubpixelMean(nn.Module):
         self.interpolate = GMRInterpolate(scale_factor, "linear")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(batch, channels * parts, *spatial)`` to ``(batch, channels, *size)``."""
         return self.interpolate(x.unflatten(1, (-1, math.prod(self.interpolate.scale_factor))).mean(2))
 
 
@@ -83,7 +79,8 @@ class ResizedConvNd(GMRConvNd):
     Args:
         factors: fine voxels in a coarse one, one number per axis.
         extent: what the transposed layer added to ``(size - 1) * factor``, one number per axis.
-        args, kwargs: those of :class:`GMRConv2d`, for the convolution of the coarse grid.
+
+    All other arguments are those of :class:`GMRConv2d`, for the convolution of the coarse grid.
     """
 
     def __init__(self, *args, factors: Sequence[int], extent: Sequence[int], **kwargs) -> None:
@@ -92,8 +89,7 @@ class ResizedConvNd(GMRConvNd):
         self.levels: Levels | None = None
 
     def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
-        """``(batch, in_channels, *spatial)`` to ``(batch, out_channels, *size)``; sizes as those of the transposed layer, or those of the
-        skip connection in a converted network, or ``output_size``."""
+        """``(batch, in_channels, *spatial)`` to ``output_size``, or that of the skip connection, or that of the transposed layer."""
         dims = self.spatial_dims
         coarse = list(input.shape)[-dims:]
         if output_size is None:
@@ -104,17 +100,11 @@ class ResizedConvNd(GMRConvNd):
         return symmetric_upsample(super().forward(input), size, self.factors)
 
     def extra_repr(self) -> str:
-        """The arguments of the convolution, and the factors."""
         return f"{super().extra_repr()}, factors={tuple(self.factors)}"
 
 
 class GMRResizedConv2d(ResizedConvNd, GMRConv2d):
-    """:class:`ResizedConvNd` in two dimensions.
-
-    Example:
-        >>> GMRResizedConv2d(4, 2, 1, factors=(2, 2), extent=(2, 2))(torch.rand(1, 4, 5, 6)).shape
-        torch.Size([1, 2, 10, 12])
-    """
+    """:class:`ResizedConvNd` in two dimensions."""
 
 
 class GMRResizedConv1d(ResizedConvNd, GMRConv1d):

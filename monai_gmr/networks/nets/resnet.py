@@ -94,38 +94,27 @@ class GMRResNet(nn.Module):
         check_choice("block", block, ("basic", "bottleneck"))
         check_choice("stem_stride", stem_stride, (1, 2))
         convolutions = one_per_level("conv", conv, len(layers), "layers")
-        default: Sequence[int] = DEFAULT_KERNEL_SIZES[spatial_dims]
-        if all(split_convolution(each)[0] == "plain" for each in convolutions):
-            default = (3,) * len(layers)
-        windows = one_per_level(
-            "kernel_sizes", default if kernel_sizes is None else kernel_sizes, len(layers), "layers"
-        )
-        common: dict[str, Any] = {
-            "rings": rings,
-            "spacing": spacing,
-            "padding_mode": padding_mode,
-            "act": act,
-            "norm": norm,
-        }
+        if kernel_sizes is None:
+            plain = all(split_convolution(each)[0] == "plain" for each in convolutions)
+            kernel_sizes = 3 if plain else DEFAULT_KERNEL_SIZES[spatial_dims]
+        windows = one_per_level("kernel_sizes", kernel_sizes, len(layers), "layers")
+        common: dict[str, Any] = {"rings": rings, "spacing": spacing, "padding_mode": padding_mode}
+        common |= {"act": act, "norm": norm}
         self.spatial_dims, self.n_input_channels = spatial_dims, n_input_channels
         options = common | {"kernel_size": stem_kernel_size, "conv": convolutions[0], "bias": False}
         self.stem = GMRConvolution(spatial_dims, n_input_channels, width, **options)
         after_stem = downsample if stem_downsample is None else stem_downsample
         self.downsample = make_downsample(after_stem, spatial_dims) if stem_stride == 2 else nn.Identity()
-        common |= {
-            "bottleneck": block == "bottleneck",
-            "downsample": downsample,
-            "downsample_inside": downsample_inside,
-        }
-        channels, expansion = width, 4 if block == "bottleneck" else 1
+        bottleneck = block == "bottleneck"
+        common |= {"bottleneck": bottleneck, "downsample": downsample, "downsample_inside": downsample_inside}
+        channels, expansion = width, 4 if bottleneck else 1
         self.stages = nn.ModuleList()
         for level, (count, window, convolution) in enumerate(zip(layers, windows, convolutions)):
             stage, out_channels = nn.Sequential(), width * 2**level
             for i in range(count):
                 options = common | {"stride": 2 if level > 0 and i == 0 else 1, "conv": convolution}
-                stage.add_module(
-                    f"block{i + 1}", GMRResNetBlock(spatial_dims, channels, out_channels, window, **options)
-                )
+                residual = GMRResNetBlock(spatial_dims, channels, out_channels, window, **options)
+                stage.add_module(f"block{i + 1}", residual)
                 channels = out_channels * expansion
             self.stages.append(stage)
         if zero_init_residual:
@@ -161,20 +150,10 @@ def gmr_resnet18(spatial_dims: int = 2, n_input_channels: int = 3, num_classes: 
 
 
 def gmr_resnet34(spatial_dims: int = 2, n_input_channels: int = 3, num_classes: int = 1000, **kwargs: Any) -> GMRResNet:
-    """:class:`GMRResNet` of 34 layers; ``kwargs`` are its further arguments.
-
-    Example:
-        >>> len(gmr_resnet34(width=4, num_classes=2).stages[2])
-        6
-    """
+    """:class:`GMRResNet` of 34 layers; ``kwargs`` are its further arguments."""
     return GMRResNet(spatial_dims, n_input_channels, num_classes, (3, 4, 6, 3), "basic", **kwargs)
 
 
 def gmr_resnet50(spatial_dims: int = 2, n_input_channels: int = 3, num_classes: int = 1000, **kwargs: Any) -> GMRResNet:
-    """:class:`GMRResNet` of 50 layers, in bottleneck blocks; ``kwargs`` are its further arguments.
-
-    Example:
-        >>> gmr_resnet50(width=4, num_classes=2).fc
-        Linear(in_features=128, out_features=2, bias=True)
-    """
+    """:class:`GMRResNet` of 50 layers, in bottleneck blocks; ``kwargs`` are its further arguments."""
     return GMRResNet(spatial_dims, n_input_channels, num_classes, (3, 4, 6, 3), "bottleneck", **kwargs)

@@ -10,14 +10,8 @@ from monai.utils import ensure_tuple_rep
 from torch import nn
 
 from monai_gmr.networks.blocks import GMRConvolution
-from monai_gmr.networks.layers import (
-    GMRTrim,
-    GMRUpsample,
-    make_convolution,
-    make_downsample,
-    one_per_level,
-    split_convolution,
-)
+from monai_gmr.networks.layers import GMRTrim, GMRUpsample, make_convolution, make_downsample
+from monai_gmr.networks.layers.factories import one_per_level, split_convolution
 from monai_gmr.networks.layers.gmr_conv import check_input
 from monai_gmr.ops.backend import prefers_channels_last
 from monai_gmr.ops.free_sizes import is_free
@@ -45,20 +39,7 @@ def _decoder_channels(name: str, given: Sequence[int] | None, default: Sequence[
 
 
 def check_smallest_grid(x: torch.Tensor, depth: int, per_instance: bool, training: bool) -> None:
-    """Raise when halving the grid of ``(batch, channels, *spatial)`` ``depth`` times leaves too few voxels to normalise.
-
-    Args:
-        x: the image.
-        depth: how often the grid is halved.
-        per_instance: whether the norm takes its statistics from each sample alone.
-        training: whether statistics are taken from the batch at all.
-
-    Raises:
-        ConfigurationError: one sentence that says which sizes are possible.
-
-    Example:
-        >>> check_smallest_grid(torch.rand(1, 1, 8, 9), 3, True, True)
-    """
+    """Raise when halving the grid of an image ``depth`` times leaves too few voxels to normalise, per instance or over the batch."""
     if is_free(list(x.shape)):
         return
     voxels = 1 if per_instance else x.shape[0]
@@ -143,16 +124,14 @@ class GMRUNet(nn.Module):
         if len(features) < 1:
             raise ConfigurationError("features is empty: give the channels of at least one level.")
         convolutions = one_per_level("conv", conv, len(features), "features")
-        default = [
-            3 if split_convolution(each)[0] == "plain" else DEFAULT_KERNEL_SIZE[spatial_dims] for each in convolutions
-        ]
-        windows = one_per_level(
-            "kernel_sizes", default if kernel_sizes is None else kernel_sizes, len(features), "features"
-        )
+        names = [split_convolution(each)[0] for each in convolutions]
+        if kernel_sizes is None:
+            kernel_sizes = [3 if name == "plain" else DEFAULT_KERNEL_SIZE[spatial_dims] for name in names]
+        windows = one_per_level("kernel_sizes", kernel_sizes, len(features), "features")
         check_choice("upsample", upsample, tuple(UPSAMPLE))
         decoded = _decoder_channels("decoder_features", decoder_features, features[:-1])
         received = _decoder_channels("upsample_features", upsample_features, decoded)
-        if upsample == "deconv" and any(split_convolution(each)[0] != "plain" for each in convolutions):
+        if upsample == "deconv" and any(name != "plain" for name in names):
             warnings.warn(
                 "GMRUNet with upsample='deconv' is not equivariant, for a transposed convolution has separate weights for each voxel of "
                 "its window: use upsample='linear'.",
@@ -161,28 +140,25 @@ class GMRUNet(nn.Module):
             )
         self.spatial_dims, self.in_channels = spatial_dims, in_channels
         self.deep_supervision = deep_supervision
-        self.normalises_instances = (
-            str(norm[0] if isinstance(norm, tuple | list) else norm).lower().startswith("instance")
-        )
+        norm_name = norm[0] if isinstance(norm, tuple | list) else norm
+        self.normalises_instances = str(norm_name).lower().startswith("instance")
         # window and channels of the convolutions on the finest grid
         self.window, self.channels = ensure_tuple_rep(windows[0], spatial_dims), (features[0], features[0])
         # with channels last the framework's other norms add up in single precision, and the net would not be exact
-        self.may_run_channels_last = self.normalises_instances and split_convolution(convolutions[0])[0] != "plain"
+        self.may_run_channels_last = self.normalises_instances and names[0] != "plain"
         common: dict[str, Any] = {"rings": rings, "spacing": spacing, "padding_mode": padding_mode}
         common |= {"act": act, "norm": norm, "bias": bias, "dropout": dropout or None}
 
         def two_convolutions(inputs: int, outputs: int, level: int) -> nn.Sequential:
             options = {"kernel_size": windows[level], "conv": convolutions[level], **common}
-            first = GMRConvolution(spatial_dims, inputs, outputs, **options)
-            second = GMRConvolution(spatial_dims, outputs, outputs, **options)
-            return nn.Sequential(first, second)
+            pair = (GMRConvolution(spatial_dims, channels, outputs, **options) for channels in (inputs, outputs))
+            return nn.Sequential(*pair)
 
         self.stem = two_convolutions(in_channels, features[0], 0)
         self.encoders, self.decoders, self.reducers, self.heads = (nn.ModuleList() for _ in range(4))
         for level in range(1, len(features)):
-            fine, coarse = features[level - 1], features[level]
-            encoder = nn.Sequential(make_downsample(downsample, spatial_dims), two_convolutions(fine, coarse, level))
-            self.encoders.append(encoder)
+            pair = two_convolutions(features[level - 1], features[level], level)
+            self.encoders.append(nn.Sequential(make_downsample(downsample, spatial_dims), pair))
         coarse = features[-1]
         for level in reversed(range(1, len(features))):
             fine, taken = decoded[level - 1], received[level - 1]

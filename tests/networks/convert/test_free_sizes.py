@@ -1,6 +1,7 @@
 """Converted networks and ours are recorded for every size, are called in parts, and meet their sizes again in a backward pass."""
 
 import copy
+import functools
 import io
 import pickle
 import threading
@@ -42,11 +43,17 @@ LAYERS = {
 }
 
 
-def net_of(name):
+@functools.cache
+def make_net(name):
     torch.manual_seed(0)
     if name in LAYERS:
-        return copy.deepcopy(LAYERS[name]).eval()
+        return LAYERS[name].eval()
     return OURS[name]().eval() if name in OURS else make_pair(name, 2, conv="gmr_harmonic")[1].eval()
+
+
+def net_of(name):
+    """A network of its own; conversion, the most of the time, runs once for each name."""
+    return copy.deepcopy(make_net(name))
 
 
 def check(recorded, net, sizes=SIZES):

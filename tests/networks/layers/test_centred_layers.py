@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from monai_gmr.networks import layers
-from monai_gmr.networks.convert.sized import TrailStart, sized_class
+from monai_gmr.networks.convert.sized import sized_class
 from monai_gmr.networks.layers import (
     GMRAvgPool,
     GMRCentredConv2d,
@@ -22,7 +22,7 @@ from monai_gmr.networks.layers import (
     GMRResizedConv2d,
     GMRSubpixelMean,
 )
-from monai_gmr.networks.layers.size_trail import Levels, begin_trail, end_trail, record_sizes, sizes_above
+from monai_gmr.networks.layers.size_trail import Levels, TrailStart, begin_trail, end_trail, record_sizes, sizes_above
 from monai_gmr.symmetry import point_group, transform_grid
 from monai_gmr.utils import ConfigurationError
 
@@ -194,7 +194,7 @@ def test_outside_a_network_nothing_is_recorded():
 
 
 def test_a_layer_that_two_levels_share_knows_which_it_serves():
-    trail = begin_trail("net", (16,), 1, (torch.zeros(1, 1, 19),))
+    trail = begin_trail(TrailStart("net", (16,), 1), (torch.zeros(1, 1, 19),))
     record_sizes(Levels("net", [([16], [8])]), [19], [10])
     record_sizes(Levels("net", [([8], [4])]), [10], [5])
     shared = Levels("net", [([8], [16]), ([4], [8])])
