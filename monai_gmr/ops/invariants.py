@@ -17,12 +17,7 @@ NORM_SMOOTHING = 1e-2
 
 
 def norm_variance(components: int) -> float:
-    """Variance of the Euclidean norm of independent standard normal components.
-
-    Example:
-        >>> round(norm_variance(2), 4)
-        0.4292
-    """
+    """Variance of the Euclidean norm of independent standard normal components."""
     return components - 2 * (math.gamma((components + 1) / 2) / math.gamma(components / 2)) ** 2
 
 

@@ -90,14 +90,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
 
 
 def open_library(processor: str) -> ctypes.CDLL:
-    """The kernels that were built for a kind of processor.
-
-    Args:
-        processor: "avx512", "avx2" or "generic".
-
-    Raises:
-        OSError: when they were not built or cannot be loaded.
-    """
+    """The kernels that were built for "avx512", "avx2" or "generic"; raises OSError when they were not built or cannot be loaded."""
     spec = PathFinder.find_spec(f"_kernels_{processor}", [str(Path(__file__).parent)])
     if spec is None or spec.origin is None:
         raise OSError("its kernels were not built")
@@ -129,15 +122,7 @@ def load_kernels() -> ctypes.CDLL | None:
 
 
 def supports(x: torch.Tensor) -> bool:
-    """Whether norms and resampling of an image run in kernels: in float32 with channels last, on the backends "cpp" and "auto".
-
-    Args:
-        x: ``(batch, channels, *spatial)``.
-
-    Example:
-        >>> supports(torch.zeros(1, 3, 4, 4))
-        False
-    """
+    """Whether norms and resampling of an image run in kernels: in float32 with channels last, on the backends "cpp" and "auto"."""
     return (
         runs_channels_last(x)
         and x.device.type == "cpu"
@@ -155,18 +140,7 @@ def call_kernel(name: str, geometry: ctypes.Structure, *arguments: torch.Tensor 
 
 
 def sum_voxels(x: torch.Tensor) -> torch.Tensor:
-    """Sums over batch and voxels, added in double precision where :func:`supports` says so.
-
-    Args:
-        x: ``(batch, channels, *spatial)``.
-
-    Returns:
-        ``(channels,)``.
-
-    Example:
-        >>> sum_voxels(torch.ones(2, 3, 4))
-        tensor([8., 8., 8.])
-    """
+    """Sums over batch and voxels of ``(batch, channels, *spatial)``, in double precision where :func:`supports` says so."""
     if (torch.is_grad_enabled() and x.requires_grad) or not supports(x):
         return x.sum((0, *range(2, x.dim())))
     threads = torch.get_num_threads()

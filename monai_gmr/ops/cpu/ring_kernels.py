@@ -132,12 +132,7 @@ def _arguments(
 
 
 def pad_columns(matrix: torch.Tensor) -> torch.Tensor:
-    """A matrix with zeros behind its rows, so that they are whole vectors: contiguous.
-
-    Example:
-        >>> pad_columns(torch.ones(2, 5)).shape
-        torch.Size([2, 16])
-    """
+    """A matrix with zeros behind its rows, so that they are whole vectors: contiguous."""
     return F.pad(matrix, [0, -matrix.shape[-1] % LANES]).contiguous()
 
 
