@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from monai_gmr.ops.cpu.library import HarmonicConvGeometry, call_kernel
-from monai_gmr.ops.cpu.ring_kernels import pad_columns
+from monai_gmr.ops.cpu.ring_kernels import check_memory, pad_columns
 from monai_gmr.ops.cpu.tiles import Window
 from monai_gmr.ops.invariants import NORM_SMOOTHING, inner_product_scale
 
@@ -114,13 +114,8 @@ class AngularOrder:
 
     def _geometry(self, image: torch.Tensor, scalars: torch.Tensor) -> HarmonicConvGeometry:
         """Of an image and its scalars, ``(batch, *sizes, channels)``."""
-        for tensor in (image, scalars):
-            if not tensor.is_contiguous() or tensor.dtype != torch.float32:
-                raise AssertionError(f"a tensor of shape {tuple(tensor.shape)} is not contiguous and float32")
         sizes, image_sizes = scalars.shape[1:-1], image.shape[1:-1]
-        expected = [n + 2 * p - reach for n, p, reach in zip(image_sizes, self.padding, self.reach)]
-        if expected != list(sizes) or len(image) != len(scalars):
-            raise AssertionError(f"an image of shape {tuple(image.shape)} does not give {tuple(scalars.shape)}")
+        check_memory(image, scalars, [n + 2 * p - r for n, p, r in zip(image_sizes, self.padding, self.reach)])
         return HarmonicConvGeometry(
             batch=len(image),
             sizes=tuple(as_volume(sizes, 1)),

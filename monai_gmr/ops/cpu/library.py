@@ -40,35 +40,28 @@ _int, _three, _float = ctypes.c_int64, ctypes.c_int64 * 3, ctypes.c_float
 _indices, _floats, _doubles = Array(torch.int64), Array(torch.float32), Array(torch.float64)
 
 
-class RingConvGeometry(ctypes.Structure):
-    """As in ``csrc/kernels.h``."""
+def _fields(names: str) -> list[tuple[str, Any]]:
+    """Fields of 64 bits; those of which the name ends in ``[3]`` have three numbers."""
+    return [(name.removesuffix("[3]"), _three if name.endswith("[3]") else _int) for name in names.split()]
 
-    _fields_ = (
-        *(("batch", _int), ("sizes", _three), ("image", _three)),
-        *((name, _int) for name in ("channels", "columns", "shells", "rings", "threads", "row", "groups", "lines")),
-    )
+
+# the structures of csrc/kernels.h
+class RingConvGeometry(ctypes.Structure):
+    _fields_ = _fields("batch sizes[3] image[3] channels columns shells rings threads row groups lines")
 
 
 class HarmonicConvGeometry(ctypes.Structure):
-    """As in ``csrc/kernels.h``."""
-
-    _fields_ = (
-        *(("batch", _int), ("sizes", _three), ("image", _three), ("padding", _three), ("reach", _three)),
-        *((name, _int) for name in ("channels", "shells", "components", "norms", "products", "row")),
-        *((name, _int) for name in ("terms", "entries", "threads")),
+    _fields_ = _fields(
+        "batch sizes[3] image[3] padding[3] reach[3] channels shells components norms products row terms entries threads"
     )
 
 
 class VoxelGeometry(ctypes.Structure):
-    """As in ``csrc/kernels.h``."""
-
-    _fields_ = tuple((name, _int) for name in ("batch", "voxels", "channels", "threads"))
+    _fields_ = _fields("batch voxels channels threads")
 
 
 class ResampleGeometry(ctypes.Structure):
-    """As in ``csrc/kernels.h``."""
-
-    _fields_ = tuple((name, _int) for name in ("before", "size", "target", "after", "width", "threads"))
+    _fields_ = _fields("before size target after width threads")
 
 
 _ring = (ctypes.POINTER(RingConvGeometry), *[_indices] * 5, *[_floats] * 2)
