@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Any
 
 import torch
 
@@ -49,6 +50,20 @@ class Backend:
         raise NotImplementedError
 
 
+def run_backend(method: str, x: torch.Tensor, kernel: RingKernel, groups: int, **more: Any) -> torch.Tensor:
+    """A method of the backend that is chosen for an image, with or without a batch, and a kernel; ``more``: attributes of the call."""
+    orders, shells = more.get("orders"), kernel.shells
+    image = x[None] if x.dim() == shells.dim() + 1 else x
+    rows, columns = kernel.weight.shape[0], kernel.weight.shape[1] * groups
+    if orders is not None:
+        rows = groups * orders.num_responses()
+    channels = (rows, columns) if more.get("transposed") else (columns, rows)
+    known = {"weight_precision": kernel.weight.dtype, "angular": kernel.angular is not None, "shells": shells}
+    call = Call.of_input(image, tuple(shells.shape), channels, groups=groups, **known, **more)
+    y = getattr(select_backend(call), method)(call, image, kernel)
+    return y if image is x else y[0]
+
+
 def register_backend(backend: Backend) -> None:
     """Make a backend selectable by its name."""
     _BACKENDS[backend.name] = backend
@@ -69,8 +84,8 @@ class set_backend:
     """Choose the backend of every radial convolution in this process, or within a ``with`` block.
 
     Args:
-        name: one of :func:`available_backends`; "auto" picks by the input. The environment variable ``MONAI_GMR_BACKEND`` does the
-            same for a whole run.
+        name: one of :func:`available_backends`; "auto" picks by the input. The environment variable ``MONAI_GMR_BACKEND`` does the same for
+            a whole run.
 
     Raises:
         ConfigurationError: when there is no such backend.
@@ -111,14 +126,7 @@ def get_backend() -> str:
 
 
 def select_backend(call: Call) -> Backend:
-    """The backend that runs a call: the one that was set, or for "auto" the device's where a measured table says that it is faster, and
-    "dense" for all that it does not support.
-
-    Example:
-        >>> import monai_gmr.ops
-        >>> select_backend(Call((3, 3), (4, 4), precision=torch.float64)).name
-        'dense'
-    """
+    """The backend that was set, or for "auto" the device's where a table says that it is faster; "dense" for what that does not support."""
     name = get_backend()
     if name == "auto":
         name = KERNELS[call.device.type] if _is_faster(call) else "dense"
@@ -145,14 +153,6 @@ def log_dense(name: str, reason: str) -> None:
 
 
 def prefers_channels_last(x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int]) -> bool:
-    """Whether a net does well to compute with channels last in memory: where its convolutions take backend "cpp".
-
-    Args:
-        x: the net's input.
-        kernel_size: window length along each axis of its convolutions on the finest grid.
-        channels: their input and output channels.
-    """
-    padding = [k // 2 for k in kernel_size]
-    return select_backend(
-        Call.of_input(x, kernel_size, channels, padding=padding, channels_last=True)
-    ).prefers_channels_last
+    """Whether a net does well to compute its input with channels last in memory: by window and channels of its first convolutions."""
+    call = Call.of_input(x, kernel_size, channels, padding=[k // 2 for k in kernel_size], channels_last=True)
+    return select_backend(call).prefers_channels_last

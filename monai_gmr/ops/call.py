@@ -11,6 +11,13 @@ import torch
 from monai_gmr.ops.memory_format import has_channels_last, is_recorded
 
 
+def output_sizes(
+    sizes: Sequence[int], window: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> list[int]:
+    """Sizes of a convolution's result, as ``torch.nn.ConvNd``'s; all arguments have one number an axis."""
+    return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(sizes, window, stride, padding, dilation)]
+
+
 class ResponseTables(NamedTuple):
     """Numbers that say how a group's responses are made of components and channels, int64.
 
@@ -113,49 +120,22 @@ class Call(NamedTuple):
 
     @classmethod
     def of_input(cls, x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int], **more: Any) -> Call:
-        """Fill in what an input says: ``(batch, in_channels, *sizes)`` or without the batch.
-
-        Args:
-            x: the input.
-            kernel_size, channels: as in the attributes.
-            more: other attributes, by name.
+        """Fill in what an input ``(batch, in_channels, *sizes)`` says; other attributes by name.
 
         Example:
             >>> call = Call.of_input(torch.zeros(2, 3, 8, 9), (3, 3), (3, 4))
             >>> call.batch, tuple(call.sizes), call.voxels(), call.output_sizes()
             (2, (8, 9), 144, [6, 7])
         """
-        recorded, dims = is_recorded(x), len(kernel_size)
+        recorded, kind, precision = is_recorded(x), x.device.type, x.dtype
+        # torch knows no autocast of some devices, as "meta"
+        if kind in ("cpu", "cuda") and precision.itemsize <= 4 and torch.is_autocast_enabled(kind):
+            precision = torch.get_autocast_dtype(kind)
+        known: dict[str, Any] = {"device": x.device, "precision": precision, "batch": x.shape[0], "sizes": x.shape[2:]}
+        known |= {"gradients": torch.is_grad_enabled(), "recorded": recorded}
         if "channels_last" not in more:
-            more["channels_last"] = not recorded and has_channels_last(x)
-        return cls(
-            kernel_size,
-            channels,
-            device=x.device,
-            precision=_precision(x),
-            batch=x.shape[0] if x.dim() == dims + 2 else 1,
-            sizes=x.shape[x.dim() - dims :],
-            gradients=torch.is_grad_enabled(),
-            recorded=recorded,
-            **more,
-        )
-
-    @classmethod
-    def of_kernel(cls, x: torch.Tensor, kernel: RingKernel, **more: Any) -> Call:
-        """:meth:`of_input` with what a kernel says; ``more`` must hold ``groups``, and ``transposed`` or ``orders`` where they apply."""
-        groups, orders = more["groups"], more.get("orders")
-        rows, columns = kernel.weight.shape[0], kernel.weight.shape[1] * groups
-        if orders is not None:
-            rows = groups * orders.num_responses()
-        return cls.of_input(
-            x,
-            tuple(kernel.shells.shape),
-            (rows, columns) if more.get("transposed") else (columns, rows),
-            weight_precision=kernel.weight.dtype,
-            angular=kernel.angular is not None,
-            shells=kernel.shells,
-            **more,
-        )
+            known["channels_last"] = not recorded and has_channels_last(x)
+        return cls(kernel_size, channels, **known, **more)
 
     def is_symmetric(self) -> bool:
         """Whether the window of shells is its own mirror image."""
@@ -172,15 +152,7 @@ class Call(NamedTuple):
 
     def output_sizes(self) -> list[int]:
         """Sizes of the result, as those of ``torch.nn.ConvNd`` and ``torch.nn.ConvTransposeNd``."""
+        if not self.transposed:
+            return output_sizes(self.sizes, self.kernel_size, self.stride, self.padding, self.dilation)
         axes = zip(self.sizes, self.reach(), self.stride, self.padding, self.output_padding)
-        if self.transposed:
-            return [(n - 1) * s + 1 + reach - 2 * p + more for n, reach, s, p, more in axes]
-        return [(n + 2 * p - reach - 1) // s + 1 for n, reach, s, p, _ in axes]
-
-
-def _precision(x: torch.Tensor) -> torch.dtype:
-    """What a convolution of ``x`` computes in."""
-    kind = x.device.type
-    # torch knows no autocast of some devices, as "meta"
-    casts = kind in ("cpu", "cuda") and x.dtype.itemsize <= 4 and torch.is_autocast_enabled(kind)
-    return torch.get_autocast_dtype(kind) if casts else x.dtype
+        return [(n - 1) * s + 1 + reach - 2 * p + more for n, reach, s, p, more in axes]

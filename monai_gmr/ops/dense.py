@@ -39,9 +39,10 @@ class DenseBackend(Backend):
             basis = harmonic_tap_basis(kernel.basis, kernel.shells, kernel.angular, profile)
             rows = responses_kernel(kernel.weight, basis, channel, component, call.groups)
         y = conv_nd(x, rows.unflatten(2, call.kernel_size), None, **_geometry(call))
-        y = response_invariants(y, norms, products, components, call.groups, len(call.kernel_size))
+        dims = len(call.kernel_size)
+        y = response_invariants(y, norms, products, components, call.groups, dims)
         if kernel.bias is not None:
-            y = y + kernel.bias.to(y.dtype).reshape([-1] + [1] * len(call.kernel_size))
+            y = y + kernel.bias.to(y.dtype).reshape([-1] + [1] * dims)
         elif y.requires_grad and not call.recorded:
             # the backward pass keeps it, and what follows a convolution without a bias may work in place
             y = y.clone()
@@ -49,5 +50,5 @@ class DenseBackend(Backend):
 
 
 def _geometry(call: Call) -> dict:
-    lengths = {"stride": call.stride, "padding": call.padding, "dilation": call.dilation}
-    return {**{name: list(value) for name, value in lengths.items()}, "groups": call.groups}
+    lengths = {"stride": list(call.stride), "padding": list(call.padding), "dilation": list(call.dilation)}
+    return lengths | {"groups": call.groups}

@@ -11,37 +11,19 @@ import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 
-def is_exporting() -> bool:
-    """Whether ``torch.export`` records; before torch 2.7, which cannot be asked, ``False``."""
-    return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
-
-
 def _is_strict_export() -> bool:
     """Whether ``torch.export`` reads the code with ``strict=True``: then a symbol passes for a number."""
-    return is_exporting() and torch.compiler.is_dynamo_compiling()
+    return torch.compiler.is_exporting() and torch.compiler.is_dynamo_compiling()
 
 
 def is_free(sizes: Sequence[Any]) -> bool:
-    """Whether a size is a symbol: a tensor under ``torch.jit.trace``, a ``torch.SymInt`` under ``torch.export`` with dynamic shapes.
-
-    Args:
-        sizes: of an image, one an axis.
-
-    Example:
-        >>> is_free([8, 9]), is_free([torch.tensor(8), 9])
-        (False, True)
-    """
+    """Whether a size is a symbol: a tensor under ``torch.jit.trace``, a ``torch.SymInt`` under ``torch.export`` with dynamic shapes."""
     return any(isinstance(n, torch.Tensor | torch.SymInt) for n in sizes) or _is_strict_export()
 
 
 @torch.jit.unused
 def has_symbols(x: torch.Tensor) -> bool:
-    """Whether sizes of a tensor are symbols of ``torch.export``.
-
-    Example:
-        >>> has_symbols(torch.zeros(2, 3))
-        False
-    """
+    """Whether sizes of a tensor are symbols of ``torch.export``."""
     return any(isinstance(n, torch.SymInt) for n in x.shape) or _is_strict_export()
 
 
@@ -86,14 +68,6 @@ def voxels(count: int, like: torch.Tensor) -> torch.Tensor:
     """The numbers of the voxels along an axis, ``(count,)``, on the device of an image.
 
     In a recorded graph too: ``torch.arange`` would keep the device of the recording.
-
-    Args:
-        count: length of the axis.
-        like: the image.
-
-    Example:
-        >>> voxels(3, torch.zeros(1))
-        tensor([0, 1, 2])
     """
     if not torch.jit.is_scripting() and torch.jit.is_tracing():
         return like.new_ones([count], dtype=torch.int64).cumsum(0) - 1

@@ -2,56 +2,24 @@
 
 import torch
 
-from monai_gmr.ops.backend import select_backend
-from monai_gmr.ops.call import Call, Orders, RingKernel
+from monai_gmr.ops.backend import run_backend
+from monai_gmr.ops.call import Orders, RingKernel
 from monai_gmr.ops.invariants import fused_invariants, invariants
-from monai_gmr.ops.memory_format import is_recorded
 
 
 def harmonic_tap_basis(
     profiles: torch.Tensor, shells: torch.Tensor, angular: torch.Tensor, profile: torch.Tensor
 ) -> torch.Tensor:
-    """Functions on taps of all components of all orders.
-
-    Args:
-        profiles: ``(2, rings, shells)``, radial profiles of order 0 and of the others.
-        shells: integers of the window's shape, the shell of each tap.
-        angular: ``(components, taps)``, harmonics of all orders.
-        profile: ``(components,)``, the radial profile of each component.
-
-    Returns:
-        ``(components, rings, taps)``.
-
-    Example:
-        >>> profiles, angular = torch.ones(2, 1, 2), torch.tensor([[1.0, 1.0, 1.0], [-1.0, 0.0, 1.0]])
-        >>> harmonic_tap_basis(profiles, torch.tensor([1, 0, 1]), angular, torch.tensor([0, 1]))[:, 0]
-        tensor([[ 1.,  1.,  1.],
-                [-1.,  0.,  1.]])
-    """
+    """Functions on taps ``(components, rings, taps)`` from profiles ``(2, rings, shells)`` of order 0 and of the others, harmonics
+    ``(components, taps)`` and the profile of each component."""
     return profiles.index_select(0, profile).index_select(2, shells.flatten()) * angular.unsqueeze(1)
 
 
 def responses_kernel(
     weight: torch.Tensor, basis: torch.Tensor, channel: torch.Tensor, component: torch.Tensor, groups: int
 ) -> torch.Tensor:
-    """Kernel rows of all responses.
-
-    Args:
-        weight: ``(out_channels, in_channels / groups, rings)``.
-        basis: ``(components, rings, taps)``, as :func:`harmonic_tap_basis` makes it.
-        channel, component: ``(responses,)``, the output channel and the component of each response of a group.
-        groups: blocks of channels that do not mix.
-
-    Returns:
-        ``(groups * responses, in_channels / groups, taps)``, dtype of ``weight``.
-
-    Example:
-        >>> basis, channel, component = torch.arange(6.0).reshape(3, 1, 2), torch.tensor([0, 1, 1]), torch.tensor([0, 1, 2])
-        >>> responses_kernel(torch.ones(2, 1, 1), basis, channel, component, 1)[:, 0]
-        tensor([[0., 1.],
-                [2., 3.],
-                [4., 5.]])
-    """
+    """Kernel rows of all responses, ``(groups * responses, in_channels / groups, taps)``, dtype of ``weight``; with a basis by
+    :func:`harmonic_tap_basis` and the tables of :class:`~monai_gmr.ops.ResponseTables`."""
     rows = weight.to(basis.dtype).unflatten(0, [groups, -1]).index_select(1, channel)
     return torch.matmul(rows, basis.index_select(0, component)).flatten(0, 1).to(weight.dtype)
 
@@ -59,25 +27,12 @@ def responses_kernel(
 def response_invariants(
     responses: torch.Tensor, norms: list[int], products: list[int], components: list[int], groups: int, dims: int
 ) -> torch.Tensor:
-    """Norms and inner products over the components of each order; order 0 stays as it is.
-
-    Args:
-        responses: ``(batch, responses, *spatial)`` or without the batch, ordered as by :func:`responses_kernel`.
-        norms, products, components: as :func:`~monai_gmr.ops.invariants.invariants` takes them.
-        groups: blocks of channels that do not mix.
-        dims: number of spatial axes.
-
-    Returns:
-        ``(batch, out_channels, *spatial)``.
-    """
+    """:func:`~monai_gmr.ops.invariants.invariants` of responses ``(batch, groups * responses, *spatial)`` or without the batch."""
     axis, sizes = responses.dim() - dims - 1, list(responses.shape)
     grouped = responses.flatten(axis + 1).unflatten(axis, [groups, sizes[axis] // groups])
     if axis == 0:
         grouped = grouped.unsqueeze(0)
     if torch.jit.is_scripting():
-        output = invariants(grouped, norms, products, components)
-    elif is_recorded(grouped):
-        # compilers fuse it themselves
         output = invariants(grouped, norms, products, components)
     else:
         output = fused_invariants(grouped, norms, products, components)
@@ -117,5 +72,4 @@ def harmonic_conv(
         tensor([7.0000, 2.9900])
     """
     geometry = {"stride": tuple(stride), "padding": tuple(padding), "dilation": tuple(dilation)}
-    call = Call.of_kernel(x, kernel, groups=groups, orders=orders, **geometry)
-    return select_backend(call).harmonic_conv(call, x, kernel)
+    return run_backend("harmonic_conv", x, kernel, groups, orders=orders, **geometry)

@@ -17,61 +17,30 @@ NORM_SMOOTHING = 1e-2
 
 
 def norm_variance(components: int) -> float:
-    """Variance of the Euclidean norm of independent standard normal components.
-
-    Example:
-        >>> round(norm_variance(2), 4)
-        0.4292
-    """
+    """Variance of the Euclidean norm of independent standard normal components."""
     return components - 2 * (math.gamma((components + 1) / 2) / math.gamma(components / 2)) ** 2
 
 
 def inner_product_scale(components: int) -> float:
-    r"""What brings :func:`invariant_inner_product` to the variance that :func:`invariant_norm` has.
+    r"""What brings an inner product to the variance that a length has, see :func:`invariants`.
 
     For two independent normal responses of :math:`c` components of variance :math:`s` the former's is :math:`s c / (2 (c + 1))`, because
     :math:`|a|^2 / (|a|^2 + |b|^2)` is Beta distributed and independent of the sum; the latter's is :math:`s` times :func:`norm_variance`.
-
-    Example:
-        >>> round(inner_product_scale(2), 4)
-        1.1347
     """
     return math.sqrt(norm_variance(components) * 2 * (components + 1) / components)
 
 
-def invariant_norm(squared_length: torch.Tensor, smoothing: float = NORM_SMOOTHING) -> torch.Tensor:
-    r"""Length of a response, :math:`\sqrt{|a|^2 + \epsilon^2} - \epsilon`: its gradient is finite, and 0 at 0.
-
-    Example:
-        >>> invariant_norm(torch.tensor(25.0))
-        tensor(4.9900)
-    """
-    return (squared_length + smoothing**2).sqrt() - smoothing
-
-
-def invariant_inner_product(
-    product: torch.Tensor, squared_lengths: torch.Tensor, smoothing: float = NORM_SMOOTHING
-) -> torch.Tensor:
-    r"""Inner product relative to the size of both responses, :math:`a \cdot b / \sqrt{|a|^2 + |b|^2 + \epsilon^2}`.
-
-    It grows linearly, measures the angle between two responses, and has a sign. Its gradient is finite, and 0 at 0.
-
-    Args:
-        product: :math:`a \cdot b`, any shape.
-        squared_lengths: :math:`|a|^2 + |b|^2`, of the same shape.
-        smoothing: size below which it is rounded off.
-
-    Example:
-        >>> invariant_inner_product(torch.tensor(-25.0), torch.tensor(50.0)).round(decimals=3)
-        tensor(-3.5360)
-    """
-    return product / (squared_lengths + smoothing**2).sqrt()
-
-
 def invariants(
-    responses: torch.Tensor, norms: list[int], inner_products: list[int], components: list[int]
+    responses: torch.Tensor,
+    norms: list[int],
+    inner_products: list[int],
+    components: list[int],
+    smoothing: float = NORM_SMOOTHING,
 ) -> torch.Tensor:
     r"""Reduce the responses of several orders to scalars: the reference for :func:`fused_invariants`.
+
+    Lengths :math:`\sqrt{|a|^2 + \epsilon^2} - \epsilon`, and scaled inner products relative to the size of both responses,
+    :math:`a \cdot b / \sqrt{|a|^2 + |b|^2 + \epsilon^2}`: they grow linearly, measure the angle between two responses, and have a sign.
 
     Args:
         responses: ``(batch, groups, sum of (norms + inner products) * components, voxels)``, by order, then channel, then component.
@@ -80,13 +49,7 @@ def invariants(
             order 0.
         components: components of each order, 0 for the order that stays as it is.
 
-    Returns:
-        ``(batch, groups, sum of norms and inner products, voxels)``.
-
-    Example:
-        >>> responses = torch.tensor([2.0, 3.0, 4.0, 4.0, -3.0]).reshape(1, 1, 5, 1)
-        >>> invariants(responses, [1, 1], [0, 1], [0, 2]).flatten().round(decimals=2).tolist()
-        [2.0, 4.989999771118164, 0.0]
+    Returns ``(batch, groups, sum of norms and inner products, voxels)``.
     """
     rows = [(n + m) * max(count, 1) for n, m, count in zip(norms, inner_products, components)]
     parts: list[torch.Tensor] = []
@@ -103,11 +66,12 @@ def invariants(
         left, right = part.split([norms[index], inner_products[index]], dim=2)
         squared = (part * part).sum(dim=3)
         first, second = squared.split([norms[index], inner_products[index]], dim=2)
-        parts.append(invariant_norm(first).to(responses.dtype))
+        # smoothed: their gradients are finite, and 0 at 0
+        parts.append(((first + smoothing**2).sqrt() - smoothing).to(responses.dtype))
         if inner_products[index] > 0:
             rest = inner_products[index]
             product = (left.narrow(2, 0, rest) * right).sum(dim=3)
-            inner = invariant_inner_product(product, first.narrow(2, 0, rest) + second)
+            inner = product / (first.narrow(2, 0, rest) + second + smoothing**2).sqrt()
             parts.append((inner * inner_product_scale(count)).to(responses.dtype))
     return torch.cat(parts, dim=2)
 

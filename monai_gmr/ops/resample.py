@@ -19,12 +19,7 @@ CUT = 4.0
 
 
 def downsampled_size(size: int, factor: int) -> int:
-    """Length of an axis after downsampling: ``ceil(size / factor)``.
-
-    Example:
-        >>> downsampled_size(8, 2), downsampled_size(9, 2), downsampled_size(1, 2)
-        (4, 5, 1)
-    """
+    """Length of an axis after downsampling: ``ceil(size / factor)``."""
     return (size + factor - 1) // factor
 
 
@@ -34,16 +29,9 @@ def _positions(count: int, like: torch.Tensor) -> torch.Tensor:
 
 
 def lowpass_matrix(size: int, factor: int, sigma: float, like: torch.Tensor, cut: float = CUT) -> torch.Tensor:
-    """Gaussian low-pass and centred subsampling, ``(ceil(size / factor), size)``; each row sums to 1.
+    """Gaussian low-pass of width ``sigma`` voxels, cut at ``cut`` sigma, and centred subsampling, ``(ceil(size / factor), size)``.
 
-    A Gaussian is the one radial function that is a product over the axes, so filtering axis by axis is a radial filter.
-
-    Args:
-        size: length of the axis in voxels.
-        factor: step in voxels.
-        sigma: width of the Gaussian in voxels.
-        like: the image.
-        cut: reach of the Gaussian, in sigma.
+    Each row sums to 1. A Gaussian is the one radial function that is a product over the axes, so filtering axis by axis is a radial filter.
 
     Example:
         >>> lowpass_matrix(4, 2, 0.5, torch.zeros(1)).round(decimals=3)
@@ -66,22 +54,7 @@ def window_matrix(
     like: torch.Tensor,
     count_padding: bool = False,
 ) -> torch.Tensor:
-    """Means over windows, ``(windows, size)``; each row sums to 1 where padding is not counted.
-
-    Args:
-        size: length of the axis in voxels.
-        windows: number of windows.
-        kernel_size: length of the window in voxels.
-        stride: step in voxels.
-        padding: voxels at both ends.
-        like: the image.
-        count_padding: whether padding counts as voxels of 0.
-
-    Example:
-        >>> window_matrix(3, 2, 3, 2, 1, torch.zeros(1))
-        tensor([[0.5000, 0.5000, 0.0000],
-                [0.0000, 0.5000, 0.5000]])
-    """
+    """Means over windows, ``(windows, size)``; with ``count_padding`` padding counts as voxels of 0, otherwise each row sums to 1."""
     starts = _positions(windows, like) * stride - padding
     offset = _positions(size, like)[None, :] - starts[:, None]
     inside = torch.logical_and(offset >= 0, offset < kernel_size).to(offset.dtype)
@@ -91,20 +64,9 @@ def window_matrix(
 
 
 def linear_matrix(size: int, target: int, factor: int, like: torch.Tensor) -> torch.Tensor:
-    """Centred linear interpolation, ``(target, size)``; constant beyond the last coarse voxel.
+    """Centred linear interpolation of ``size`` coarse to ``target`` fine voxels, ``(target, size)``; constant beyond the last coarse voxel.
 
     For factor 2 it equals ``interpolate(mode="linear")`` with ``align_corners=False`` on even targets and ``True`` on odd ones.
-
-    Args:
-        size, target: length of the coarse and of the fine axis in voxels.
-        factor: fine voxels in a coarse one.
-        like: the image.
-
-    Example:
-        >>> linear_matrix(2, 3, 2, torch.zeros(1))
-        tensor([[1.0000, 0.0000],
-                [0.5000, 0.5000],
-                [0.0000, 1.0000]])
     """
     coarse_axis = _positions(size, like)
     position = (_positions(target, like) - 0.5 * (target - 1)) / factor + 0.5 * (size - 1)
@@ -113,7 +75,7 @@ def linear_matrix(size: int, target: int, factor: int, like: torch.Tensor) -> to
 
 
 def nearest_matrix(size: int, target: int, factor: int, like: torch.Tensor) -> torch.Tensor:
-    """Repetition of voxels, ``(target, size)``, exact where ``target`` is ``factor * size``; arguments as in :func:`linear_matrix`.
+    """Repetition of voxels, ``(target, size)``, exact where ``target`` is ``factor * size``.
 
     Example:
         >>> nearest_matrix(2, 4, 2, torch.zeros(1)).argmax(1)
@@ -125,21 +87,7 @@ def nearest_matrix(size: int, target: int, factor: int, like: torch.Tensor) -> t
 
 
 def apply_along_axis(x: torch.Tensor, matrix: torch.Tensor, axis: int, taps: int) -> torch.Tensor:
-    """Multiply one axis by a matrix whose rows are windows.
-
-    Args:
-        x: tensor whose ``axis`` has length ``n``.
-        matrix: ``(m, n)``.
-        axis: the axis, counted from the end (negative).
-        taps: most neighbouring voxels that a row takes.
-
-    Returns:
-        tensor whose ``axis`` has length ``m``.
-
-    Example:
-        >>> apply_along_axis(torch.ones(1, 2, 3), torch.ones(1, 2), -2, taps=2).shape
-        torch.Size([1, 1, 3])
-    """
+    """Multiply an axis, counted from the end (negative), by ``(m, n)`` whose rows are windows of at most ``taps`` neighbouring voxels."""
     matrix = matrix.to(x.dtype)
     if not torch.jit.is_scripting():
         if has_symbols(x):

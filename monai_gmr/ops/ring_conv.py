@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from monai_gmr.ops.backend import select_backend
-from monai_gmr.ops.call import Call, RingKernel
+from monai_gmr.ops.backend import run_backend
+from monai_gmr.ops.call import RingKernel
 from monai_gmr.ops.memory_format import make_channels_last, runs_channels_last
 
 
@@ -25,8 +25,7 @@ def dense_kernel(weight: torch.Tensor, basis: torch.Tensor, shells: torch.Tensor
         >>> dense_kernel(torch.ones(1, 1, 1), torch.tensor([[3.0, 1.0]]), torch.tensor([1, 0, 1]))
         tensor([[[1., 3., 1.]]])
     """
-    per_shell = torch.matmul(weight.to(basis.dtype), basis)
-    kernel = per_shell.index_select(2, shells.flatten())
+    kernel = torch.matmul(weight.to(basis.dtype), basis).index_select(2, shells.flatten())
     return kernel.reshape(list(weight.shape[:2]) + list(shells.shape)).to(weight.dtype)
 
 
@@ -49,26 +48,10 @@ def conv_nd(
 ) -> torch.Tensor:
     """The framework's convolution of as many dimensions as the kernel has."""
     if kernel.dim() == 3:
-        return F.conv1d(x, kernel, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
+        return F.conv1d(x, kernel, bias, stride, padding, dilation, groups)
     if kernel.dim() == 4:
-        return F.conv2d(x, kernel, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
-    return F.conv3d(x, kernel, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
-
-
-def output_sizes(
-    spatial: Sequence[int],
-    window: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> list[int]:
-    """Sizes of a convolution's result, as ``torch.nn.ConvNd``'s; all arguments have one number an axis.
-
-    Example:
-        >>> output_sizes((9, 8), (3, 3), (1, 2), (1, 1), (1, 1))
-        [9, 4]
-    """
-    return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(spatial, window, stride, padding, dilation)]
+        return F.conv2d(x, kernel, bias, stride, padding, dilation, groups)
+    return F.conv3d(x, kernel, bias, stride, padding, dilation, groups)
 
 
 def dense_ring_conv(
@@ -86,13 +69,13 @@ def dense_ring_conv(
     """:func:`ring_conv` by a dense kernel and the framework's convolution: the reference, and what export uses."""
     kernel = full_precision_kernel(weight, basis, shells)
     if angular is None:
-        y = conv_nd(x, kernel, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
+        y = conv_nd(x, kernel, bias, stride, padding, dilation, groups)
         # the framework loses the memory format in 3D where there are few channels or voxels
         return y if torch.jit.is_scripting() or not runs_channels_last(x) else make_channels_last(y)
     rows = kernel.flatten(2)[:, None] * angular.to(kernel.dtype)[None, :, None]
     rows = rows.flatten(0, 1).reshape([-1] + list(kernel.shape)[1:])
-    y = conv_nd(x, rows, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
-    return y.unflatten(x.dim() - shells.dim() - 1, (-1, angular.shape[0]))
+    y = conv_nd(x, rows, bias, stride, padding, dilation, groups)
+    return y.unflatten(1, (-1, angular.shape[0]))
 
 
 def dense_shell_conv(
@@ -128,9 +111,8 @@ def dense_shell_conv(
     flat = shells.flatten()
     spread = weight.index_select(2, flat.clamp(max=num_shells - 1)) * (flat < num_shells)
     kernel = (spread[:, None] * angular.to(weight.dtype)[None, :, None]).flatten(0, 1)
-    kernel = kernel.reshape(*kernel.shape[:2], *shells.shape).to(x.dtype)
-    geometry = {"stride": list(stride), "padding": list(padding), "dilation": list(dilation)}
-    y = conv_nd(x, kernel, None, **geometry, groups=groups)
+    kernel = kernel.unflatten(2, shells.shape).to(x.dtype)
+    y = conv_nd(x, kernel, None, list(stride), list(padding), list(dilation), groups)
     return y.unflatten(1, (weight.shape[0], len(angular)))
 
 
@@ -148,14 +130,11 @@ def dense_ring_conv_transpose(
 ) -> torch.Tensor:
     """:func:`ring_conv_transpose` by a dense kernel and the framework's transposed convolution."""
     kernel = full_precision_kernel(weight, basis, shells)
-    more = output_padding
     if kernel.dim() == 3:
-        y = F.conv_transpose1d(x, kernel, bias, stride, padding, output_padding=more, groups=groups, dilation=dilation)
-    elif kernel.dim() == 4:
-        y = F.conv_transpose2d(x, kernel, bias, stride, padding, output_padding=more, groups=groups, dilation=dilation)
-    else:
-        y = F.conv_transpose3d(x, kernel, bias, stride, padding, output_padding=more, groups=groups, dilation=dilation)
-    return y
+        return F.conv_transpose1d(x, kernel, bias, stride, padding, output_padding, groups, dilation)
+    if kernel.dim() == 4:
+        return F.conv_transpose2d(x, kernel, bias, stride, padding, output_padding, groups, dilation)
+    return F.conv_transpose3d(x, kernel, bias, stride, padding, output_padding, groups, dilation)
 
 
 def pad_nd(x: torch.Tensor, padding: list[int], padding_mode: str) -> torch.Tensor:
@@ -233,8 +212,7 @@ def ring_conv(
         margins = (0,) * dims
     kernel = RingKernel(weight, basis, shells, bias, angular, num_shells)
     steps = {"stride": _per_axis(stride, dims), "dilation": _per_axis(dilation, dims)}
-    call = Call.of_kernel(x, kernel, padding=margins, groups=groups, **steps)
-    return select_backend(call).conv(call, x, kernel)
+    return run_backend("conv", x, kernel, groups, padding=margins, **steps)
 
 
 def ring_conv_transpose(
@@ -273,8 +251,7 @@ def ring_conv_transpose(
     kernel = RingKernel(weight, basis, shells, bias, num_shells=num_shells)
     lengths = {"stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation}
     geometry = {name: _per_axis(value, shells.dim()) for name, value in lengths.items()}
-    call = Call.of_kernel(x, kernel, transposed=True, groups=groups, **geometry)
-    return select_backend(call).conv_transpose(call, x, kernel)
+    return run_backend("conv_transpose", x, kernel, groups, transposed=True, **geometry)
 
 
 def _per_axis(value: int | Sequence[int], dims: int) -> tuple[int, ...]:

@@ -1,20 +1,21 @@
-"""Shapes and gradients of the custom operations that backends compute radial convolutions with."""
+"""Shapes and gradients of the custom operations that backends compute convolutions with."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from monai_gmr.ops.call import output_sizes
 from monai_gmr.ops.cpu.library import sum_voxels
 from monai_gmr.ops.memory_format import follow_format
-from monai_gmr.ops.ring_conv import dense_ring_conv, output_sizes
+from monai_gmr.ops.ring_conv import dense_ring_conv
 
 
 def differentiable_gradients(
-    y: torch.Tensor, inputs: Sequence[torch.Tensor], needed: Sequence[bool], gradient: torch.Tensor
+    y: torch.Tensor, inputs: Sequence[torch.Tensor | None], needed: Sequence[bool], gradient: torch.Tensor
 ) -> list[torch.Tensor | None]:
     """Gradients that can be differentiated again, of a dense operation's result ``y``; ``None`` where not needed.
 
@@ -23,49 +24,67 @@ def differentiable_gradients(
         >>> differentiable_gradients(3 * x, [x, x], [True, False], torch.ones(2))
         [tensor([3., 3.]), None]
     """
-    wanted = [each for each, asked in zip(inputs, needed) if asked]
+    wanted = [each for each, asked in zip(inputs, needed) if asked and each is not None]
     gradients = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
     return [next(gradients) if asked else None for asked in needed]
 
 
-def register_ring_conv(operation: Any, gradients: Any) -> None:
-    """Give a radial convolution and its backward pass shapes, and the convolution gradients.
+def register_gradients(operation: Any, gradients: Any, dense: Callable[..., torch.Tensor], count: int = 3) -> None:
+    """Give a convolution of stride 1 and its backward pass shapes, and the convolution gradients.
 
     Args:
-        operation: a custom operation ``(x, weight, basis, shells, bias, padding, dilation)`` of stride 1, which may take ``groups`` after
-            these.
-        gradients: one ``(gradient, x, weight, basis, shells, padding, dilation, needed)``, with ``groups`` before ``needed`` if the
-            operation takes them, whose results are the gradients of input, weight and basis, of shape ``(0,)`` where not needed. Gradients
-            of gradients are those of the dense operation.
+        operation: a custom operation ``(*inputs, *constants, bias, padding, dilation, *others)``; its inputs are image, weight and basis,
+            and perhaps the weight of further channels; its constants the shells of the taps, and perhaps angular factors.
+        gradients: one ``(gradient, *inputs, *constants, padding, dilation, *others, needed)``, whose results are the gradients of the
+            inputs, of shape ``(0,)`` where not needed.
+        dense: takes ``(*inputs, *constants, padding, dilation, *others)``; gradients of gradients are those of its result.
+        count: of the inputs; of constants there are two fewer.
     """
+    bias_place = 2 * count - 2
 
-    def fake_result(x, weight, basis, shells, bias, padding, dilation, groups=1):
+    def fake_result(*arguments: Any) -> torch.Tensor:
+        x, shells, (padding, dilation) = arguments[0], arguments[count], arguments[bias_place + 1 : bias_place + 3]
         sizes = output_sizes(x.shape[2:], shells.shape, [1] * shells.dim(), padding, dilation)
-        return follow_format(x.new_empty((x.shape[0], *sizes, weight.shape[0])).movedim(-1, 1), x)
+        channels = sum(weight.shape[0] for weight in arguments[1:count:2])
+        return follow_format(x.new_empty((x.shape[0], *sizes, channels)).movedim(-1, 1), x)
 
-    def fake_gradients(gradient, x, weight, basis, shells, *geometry_and_needed):
-        asked = zip((x, weight, basis), geometry_and_needed[-1])
+    def fake_gradients(gradient: torch.Tensor, *arguments: Any) -> list[torch.Tensor]:
+        asked = zip(arguments, arguments[-1])
         return [torch.empty_like(each) if needed else each.new_empty((0,)) for each, needed in asked]
 
     def setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
-        ctx.geometry = inputs[5:]
-        ctx.save_for_backward(*inputs[:4])
+        ctx.geometry = inputs[bias_place + 1 :]
+        ctx.save_for_backward(*inputs[:bias_place])
 
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
-        needed = list(ctx.needs_input_grad[:3])
-        bias = sum_voxels(gradient) if ctx.needs_input_grad[4] else None
+        needed, tensors = list(ctx.needs_input_grad[:count]), ctx.saved_tensors
+        bias = sum_voxels(gradient) if ctx.needs_input_grad[bias_place] else None
         if torch.is_grad_enabled():
-            x, weight, basis, shells = ctx.saved_tensors
-            padded = F.pad(basis, [0, int(shells.max()) + 1 - basis.shape[1]])
-            padding, dilation, *groups = ctx.geometry
-            geometry = {"stride": [1] * shells.dim(), "padding": padding, "dilation": dilation}
-            y = dense_ring_conv(x, weight, padded, shells, None, **geometry, groups=groups[0] if groups else 1)
-            results = differentiable_gradients(y, (x, weight, basis), needed, gradient)
+            results = differentiable_gradients(dense(*tensors, *ctx.geometry), tensors[:count], needed, gradient)
         else:
-            results = gradients(gradient, *ctx.saved_tensors, *ctx.geometry, needed)
+            results = gradients(gradient, *tensors, *ctx.geometry, needed)
             results = [each if asked else None for each, asked in zip(results, needed)]
-        return *results, None, bias, *(None for _ in ctx.geometry)
+        return *results, *[None] * (bias_place - count), bias, *[None] * len(ctx.geometry)
 
     operation.register_fake(fake_result)
     gradients.register_fake(fake_gradients)
     operation.register_autograd(backward, setup_context=setup_context)
+
+
+def dense_operation(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    basis: torch.Tensor,
+    shells: torch.Tensor,
+    padding: list[int],
+    dilation: list[int],
+    groups: int = 1,
+) -> torch.Tensor:
+    """:func:`~monai_gmr.ops.ring_conv.dense_ring_conv` of stride 1, with a basis that is zero on the shells beyond it."""
+    padded = F.pad(basis, [0, max(0, int(shells.max()) + 1 - basis.shape[1])])
+    return dense_ring_conv(x, weight, padded, shells, None, [1] * shells.dim(), padding, dilation, groups)
+
+
+def present(gradients: Sequence[torch.Tensor | None], x: torch.Tensor) -> list[torch.Tensor]:
+    """Results of a custom operation, which cannot be ``None``: empty tensors instead."""
+    return [x.new_empty((0,)) if each is None else each for each in gradients]

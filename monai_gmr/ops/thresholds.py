@@ -70,11 +70,7 @@ COLUMNS = [*Row._fields[:3], *Point._fields, *Row._fields[4:]]
 
 
 def least_voxels(voxels: Sequence[int], ratios: Sequence[float]) -> int | None:
-    """The smallest measured size from which on all ratios are at most :data:`FASTER`, ``None`` if there is none.
-
-    Args:
-        voxels: measured sizes over the batch, growing.
-        ratios: time over that of "dense".
+    """The smallest measured size from which on all ratios, times over "dense", are at most :data:`FASTER`; ``None`` if there is none.
 
     Example:
         >>> least_voxels([10, 100, 1000], [0.2, 0.9, 0.5]), least_voxels([10, 100], [0.5, 1.5])
@@ -93,11 +89,7 @@ def _is_x86() -> bool:
 
 
 def processor_of(device: torch.device) -> str:
-    """What the table calls a processor: x86 by its vector instructions, other CPUs by their kind, too, GPUs by their model.
-
-    Args:
-        device: a CPU or a CUDA device.
-    """
+    """What the table calls a CPU or a CUDA device: x86 by its vector instructions, other CPUs by their kind, too, GPUs by their model."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     instructions = torch.backends.cpu.get_cpu_capability()
@@ -105,12 +97,7 @@ def processor_of(device: torch.device) -> str:
 
 
 def read_thresholds(path: Path = THRESHOLDS) -> list[Row]:
-    """The rows of a table.
-
-    Example:
-        >>> read_thresholds()[0].device
-        'cpu'
-    """
+    """The rows of a table."""
     number = lambda text: int(text) if text else None  # noqa: E731
     with path.open(encoding="utf-8", newline="") as file:
         lines = list(csv.reader(file))[1:]
@@ -123,12 +110,7 @@ def read_thresholds(path: Path = THRESHOLDS) -> list[Row]:
 
 
 def merge_rows(path: Path, rows: Sequence[Row]) -> str:
-    """The text of a table in which ``rows`` replace those of the same processors and precisions.
-
-    Args:
-        path: the table; it may be missing.
-        rows: what was measured.
-    """
+    """The text of a table, which may be missing, in which ``rows`` replace those of the same processors and precisions."""
     replaced = {row[:3] for row in rows}
     kept = [row for row in (read_thresholds(path) if path.exists() else []) if row[:3] not in replaced]
     text = io.StringIO()
@@ -143,18 +125,10 @@ def merge_rows(path: Path, rows: Sequence[Row]) -> str:
 def thresholds_of(
     device: str, processor: str, precision: str, gradients: bool, path: Path = THRESHOLDS
 ) -> dict[Point, int | None]:
-    """Voxels over the batch from which on kernels are faster.
+    """Voxels over the batch from which on kernels are faster, in a training step (``gradients``) or a forward pass alone.
 
-    Args:
-        device: its type.
-        processor: :func:`processor_of` it.
-        precision: what is computed in.
-        gradients: whether in a training step, or in a forward pass alone.
-        path: the table.
-
-    Returns:
-        for points that were not measured on this processor, the largest number of those on which they were, in this precision, and
-        ``None`` where one has ``None``. A CPU that is no x86 takes its own rows alone.
+    For points that were not measured on this processor, the largest number of those on which they were, in this precision, and ``None``
+    where one has ``None``. A CPU that is no x86 takes its own rows alone.
     """
     own: dict[Point, int | None] = {}
     careful: dict[Point, int | None] = {}
@@ -179,16 +153,9 @@ def _neighbours(value: int, measured: Iterable[int]) -> set[int]:
 def least_of_neighbours(table: Mapping[Point, int | None], call: Call) -> int | None:
     """Voxels over the batch from which a convolution lies beyond the measured thresholds on all sides, ``None`` if it never does.
 
-    Args:
-        table: :func:`thresholds_of` a processor.
-        call: the convolution. Of windows the next smaller measured one counts, along the shortest axis. Of the channels of input and
-            output, and of those of a group of each, both the next smaller and the next larger measured number have to be faster. Groups of
-            one channel, for which "dense" has kernels of its own, count for themselves, and so do strides and transposed convolutions.
-
-    Example:
-        >>> table = {Point(2, 3, 8, 8): None, Point(2, 3, 32, 32): 1000, Point(2, 3, 64, 64): 500}
-        >>> least_of_neighbours(table, Call((3, 3), (32, 48))), least_of_neighbours(table, Call((3, 3), (16, 64)))
-        (1000, None)
+    Of windows the next smaller measured one counts, along the shortest axis. Of the channels of input and output, and of those of a group
+    of each, both the next smaller and the next larger measured number have to be faster. Groups of one channel, for which "dense" has
+    kernels of its own, count for themselves, and so do strides and transposed convolutions.
     """
     dims, stride = len(call.kernel_size), max(call.stride)
     own_kind = (call.channels_last, stride, call.transposed and stride > 1)
@@ -211,21 +178,26 @@ def least_of_neighbours(table: Mapping[Point, int | None], call: Call) -> int | 
 
 
 def threshold(call: Call) -> int | None:
-    """:func:`least_of_neighbours` in the installed table; ``None`` on devices without kernels.
-
-    Example:
-        >>> threshold(Call((9, 9), (64, 64), device=torch.device("mps")))
-    """
+    """:func:`least_of_neighbours` in the installed table; ``None`` on devices without kernels."""
     if call.device.type not in KERNELS:
         return None
     # every call of a layer asks: kept for what the table knows of it
-    fields = ("groups", "transposed", "device", "precision", "channels_last", "gradients")
-    same = {name: getattr(call, name) for name in fields}
-    return _kept_threshold(Call(call.kernel_size, call.channels, stride=(max(call.stride),), **same))
+    known = (call.device, call.precision, call.gradients, call.channels_last)
+    return _kept_threshold(*known, call.kernel_size, call.channels, max(call.stride), call.groups, call.transposed)
 
 
 @lru_cache(maxsize=1024)
-def _kept_threshold(call: Call) -> int | None:
-    precision = str(call.precision).removeprefix("torch.")
-    table = thresholds_of(call.device.type, processor_of(call.device), precision, call.gradients)
+def _kept_threshold(
+    device: torch.device,
+    precision: torch.dtype,
+    gradients: bool,
+    last: bool,
+    window,
+    channels,
+    stride,
+    groups,
+    transposed,
+) -> int | None:
+    table = thresholds_of(device.type, processor_of(device), str(precision).removeprefix("torch."), gradients)
+    call = Call(window, channels, (stride,), groups=groups, transposed=transposed, channels_last=last)
     return least_of_neighbours(table, call)

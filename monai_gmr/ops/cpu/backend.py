@@ -41,24 +41,20 @@ class CppBackend(Backend):
 
     def conv(self, call: Call, x: torch.Tensor, kernel: RingKernel) -> torch.Tensor:
         """The kernels compute every voxel, whatever the stride."""
-        image = _batched(call, x)
-        y = _ring_conv(call, image, kernel, padding=list(call.padding))
-        if max(call.stride) > 1:
-            # a copy, lest the voxels that are left out stay in memory
-            places: tuple[Any, ...] = (..., *(slice(None, None, step) for step in call.stride))
-            kept = y[places]
-            last = has_channels_last(image)
-            y = kept.movedim(1, -1).contiguous().movedim(-1, 1) if last else kept.contiguous()
-        return y if image is x else y[0]
+        y = _ring_conv(call, x, kernel, list(call.padding))
+        if max(call.stride) == 1:
+            return y
+        # a copy, lest the voxels that are left out stay in memory
+        places: tuple[Any, ...] = (..., *(slice(None, None, step) for step in call.stride))
+        kept = y[places]
+        return kept.movedim(1, -1).contiguous().movedim(-1, 1) if has_channels_last(x) else kept.contiguous()
 
     def conv_transpose(self, call: Call, x: torch.Tensor, kernel: RingKernel) -> torch.Tensor:
         """A convolution of the image with zeros between its voxels."""
-        image = _batched(call, x)
         # the window is its own mirror image
         weight = kernel.weight.unflatten(0, (call.groups, -1)).transpose(1, 2).flatten(0, 1).contiguous()
-        spread, padding = insert_zeros(image, call.stride, call.output_padding), _transposed_padding(call)
-        y = _ring_conv(call, spread, kernel._replace(weight=weight), padding=padding)
-        return y if image is x else y[0]
+        spread = insert_zeros(x, call.stride, call.output_padding)
+        return _ring_conv(call, spread, kernel._replace(weight=weight), _transposed_padding(call))
 
     def harmonic_conv(self, call: Call, x: torch.Tensor, kernel: RingKernel) -> torch.Tensor:
         """Group by group, from channels to scalars."""
@@ -67,13 +63,13 @@ class CppBackend(Backend):
         channels, components = call.orders.channels(), call.orders.components
         radial, profile = kernel.basis[:, :, : kernel.num_shells]
         harmonics = kernel.angular.split([max(count, 1) for count in components])
-        angular = torch.cat([rows for rows, count in zip(harmonics, components) if count] or [kernel.angular[:0]])
+        angular = torch.cat([kernel.angular[:0], *(rows for rows, count in zip(harmonics, components) if count)])
         biases = [None] * call.groups if kernel.bias is None else kernel.bias.chunk(call.groups)
-        image, scalars = _batched(call, x), []
-        for part, weight, bias in zip(image.chunk(call.groups, 1), kernel.weight.chunk(call.groups), biases):
+        scalars = []
+        for part, weight, bias in zip(x.chunk(call.groups, 1), kernel.weight.chunk(call.groups), biases):
             rows = list(zip(weight.split(channels), components))
             centred = [row for row, count in rows if count == 0]
-            others = torch.cat([*(row for row, count in rows if count), weight[:0]])
+            others = torch.cat([weight[:0], *(row for row, count in rows if count)])
             y = cpp_harmonic_conv(
                 x=part,
                 weight=centred[0] if centred else weight[:0],
@@ -87,21 +83,16 @@ class CppBackend(Backend):
                 **{name: list(value) for name, value in call.orders._asdict().items()},
             )
             scalars.append(y)
-        y = scalars[0]
-        if call.groups > 1:
-            y = torch.cat(scalars, 1)
-            y = make_channels_last(y) if runs_channels_last(image) else y
-        return y if image is x else y[0]
+        if call.groups == 1:
+            return scalars[0]
+        y = torch.cat(scalars, 1)
+        return make_channels_last(y) if runs_channels_last(x) else y
 
 
-def _batched(call: Call, x: torch.Tensor) -> torch.Tensor:
-    return x if x.dim() == len(call.kernel_size) + 2 else x[None]
-
-
-def _ring_conv(call: Call, image: torch.Tensor, kernel: RingKernel, padding: list[int]) -> torch.Tensor:
+def _ring_conv(call: Call, x: torch.Tensor, kernel: RingKernel, padding: list[int]) -> torch.Tensor:
     basis = kernel.basis[:, : kernel.num_shells].to(kernel.weight.dtype)
     geometry = {"padding": padding, "dilation": list(call.dilation), "groups": call.groups}
-    return cpp_ring_conv(image, kernel.weight, basis, kernel.shells, kernel.bias, **geometry)
+    return cpp_ring_conv(x, kernel.weight, basis, kernel.shells, kernel.bias, **geometry)
 
 
 def _transposed_padding(call: Call) -> list[int]:
@@ -111,27 +102,13 @@ def _transposed_padding(call: Call) -> list[int]:
 
 def _supports_orders(call: Call, orders: Orders) -> bool:
     width = min(call.channels[0], sum(orders.channels()) * call.groups) // call.groups
-    wide = call.groups == 1 or width >= LEAST_WIDTH_PER_GROUP
-    reach = call.reach()
-    return (
-        wide
-        and max(call.stride) == 1
-        and all(supports_order(reach, *order, call.padding) for order in zip(*orders) if order[2] > 0)
-    )
+    if max(call.stride) > 1 or (call.groups > 1 and width < LEAST_WIDTH_PER_GROUP):
+        return False
+    return all(supports_order(call.reach(), *order, call.padding) for order in zip(*orders) if order[2] > 0)
 
 
 def insert_zeros(x: torch.Tensor, stride: Sequence[int], more: Sequence[int]) -> torch.Tensor:
-    """The image whose convolution is the transposed convolution of ``x``.
-
-    Args:
-        x: ``(batch, channels, *spatial)``.
-        stride: distance of the voxels of ``x`` in the result.
-        more: voxels of zeros at the end of an axis.
-
-    Example:
-        >>> insert_zeros(torch.tensor([[[1.0, 2.0]]]), [2], [1])
-        tensor([[[1., 0., 2., 0.]]])
-    """
+    """The image whose convolution is the transposed convolution of ``x``: zeros between its voxels, and ``more`` at the end of an axis."""
     sizes = [(n - 1) * s + 1 + m for n, s, m in zip(x.shape[2:], stride, more)]
     if has_channels_last(x):
         image = x.new_zeros((x.shape[0], *sizes, x.shape[1])).movedim(-1, 1)

@@ -14,19 +14,17 @@ Saved for the backward pass are input, weights and basis, not the responses, whi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 
+from monai_gmr.ops.call import output_sizes
 from monai_gmr.ops.cpu.harmonic_kernels import AngularOrder
-from monai_gmr.ops.cpu.library import sum_voxels
 from monai_gmr.ops.cpu.ring_conv import product_gradients, write_products
 from monai_gmr.ops.cpu.tiles import Window
 from monai_gmr.ops.invariants import invariants
 from monai_gmr.ops.memory_format import follow_format, image_of
-from monai_gmr.ops.ring_conv import dense_ring_conv, dense_shell_conv, output_sizes
-from monai_gmr.ops.ring_gradients import differentiable_gradients
+from monai_gmr.ops.ring_conv import dense_shell_conv
+from monai_gmr.ops.ring_gradients import dense_operation, present, register_gradients
 
 
 def _orders(norms: Sequence[int], products: Sequence[int], components: Sequence[int]) -> Iterator[tuple]:
@@ -54,11 +52,11 @@ def cpp_harmonic_conv(
     shells: torch.Tensor,
     angular: torch.Tensor,
     bias: torch.Tensor | None,
+    padding: list[int],
+    dilation: list[int],
     norms: list[int],
     products: list[int],
     components: list[int],
-    padding: list[int],
-    dilation: list[int],
 ) -> torch.Tensor:
     """A harmonic layer of stride 1 and one group, with gradients for ``x``, both weights, ``basis`` and ``bias``.
 
@@ -70,8 +68,8 @@ def cpp_harmonic_conv(
         shells: integers of shape ``kernel_size``, symmetric about the centre.
         angular: ``(components of the other orders, taps)``, constant factors.
         bias: ``(out_channels,)`` or ``None``.
-        norms, products, components: of each order, as :func:`~monai_gmr.ops.invariants.invariants` takes them; 0 components for order 0.
         padding, dilation: in voxels, one an axis.
+        norms, products, components: of each order, as :func:`~monai_gmr.ops.invariants.invariants` takes them; 0 components for order 0.
 
     Returns:
         ``(batch, out_channels, *spatial_out)``, in memory as ``x`` is.
@@ -90,14 +88,6 @@ def cpp_harmonic_conv(
     return follow_format(image_of(y), x)
 
 
-@cpp_harmonic_conv.register_fake
-def _(
-    x, weight, basis, angular_weight, shells, angular, bias, norms, products, components, padding, dilation
-) -> torch.Tensor:
-    sizes = output_sizes(x.shape[2:], shells.shape, [1] * shells.dim(), padding, dilation)
-    return follow_format(x.new_empty((x.shape[0], *sizes, sum(norms) + sum(products))).movedim(-1, 1), x)
-
-
 @torch.library.custom_op("monai_gmr::cpp_harmonic_conv_backward", mutates_args=())
 def _gradients(
     gradient: torch.Tensor,
@@ -107,11 +97,11 @@ def _gradients(
     angular_weight: torch.Tensor,
     shells: torch.Tensor,
     angular: torch.Tensor,
+    padding: list[int],
+    dilation: list[int],
     norms: list[int],
     products: list[int],
     components: list[int],
-    padding: list[int],
-    dilation: list[int],
     needed: list[bool],
 ) -> list[torch.Tensor]:
     """Gradients of input, weight, basis and angular weight; those that are not needed are empty."""
@@ -132,17 +122,8 @@ def _gradients(
             order = AngularOrder(window, _rows(angular[own]), n, m, padding)
             own_rows = None if angular_gradient is None else angular_gradient[rows]
             order.add_gradients(image, angular_weight[rows], last, channels, image_gradient, own_rows)
-    empty = x.new_empty((0,))
-    return [
-        empty if image_gradient is None else follow_format(image_of(image_gradient), x),
-        *(empty.clone() if each is None else each for each in (*radial, angular_gradient)),
-    ]
-
-
-@_gradients.register_fake
-def _(gradient, x, weight, basis, angular_weight, *others) -> list[torch.Tensor]:
-    inputs, needed = (x, weight, basis, angular_weight), others[-1]
-    return [torch.empty_like(each) if asked else x.new_empty((0,)) for each, asked in zip(inputs, needed)]
+    image_gradient = None if image_gradient is None else follow_format(image_of(image_gradient), x)
+    return present([image_gradient, *radial, angular_gradient], x)
 
 
 def _dense(
@@ -152,41 +133,21 @@ def _dense(
     angular_weight: torch.Tensor,
     shells: torch.Tensor,
     angular: torch.Tensor,
-    sizes: tuple[list[int], list[int], list[int]],
     padding: list[int],
     dilation: list[int],
+    *sizes: list[int],
 ) -> torch.Tensor:
     """The layer by dense convolutions, for gradients of gradients."""
-    ones, results = [1] * shells.dim(), []
+    results = []
     for n, m, count, _, rows, own in _orders(*sizes):
         if count == 0:
-            padded = F.pad(basis, [0, max(0, int(shells.max()) + 1 - basis.shape[1])])
-            results.append(dense_ring_conv(x, weight, padded, shells, None, ones, padding, dilation, 1))
+            results.append(dense_operation(x, weight, basis, shells, padding, dilation))
             continue
-        responses = dense_shell_conv(x, angular_weight[rows], shells, angular[own], ones, padding, dilation, 1)
+        geometry = ([1] * shells.dim(), padding, dilation, 1)
+        responses = dense_shell_conv(x, angular_weight[rows], shells, angular[own], *geometry)
         scalars = invariants(responses.flatten(3).flatten(1, 2)[:, None], [n], [m], [count])[:, 0]
         results.append(scalars.unflatten(-1, responses.shape[3:]))
     return torch.cat(results, dim=1)
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
-    *tensors, _, norms, products, components, ctx.padding, ctx.dilation = inputs
-    ctx.sizes = (norms, products, components)
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx: Any, gradient: torch.Tensor) -> tuple:
-    needed = list(ctx.needs_input_grad[:4])
-    bias = sum_voxels(gradient) if ctx.needs_input_grad[6] else None
-    if torch.is_grad_enabled():
-        x, weight, basis, angular_weight, shells, angular = ctx.saved_tensors
-        inputs = (x, weight, basis, angular_weight)
-        y = _dense(*inputs, shells, angular, ctx.sizes, ctx.padding, ctx.dilation)
-        gradients = differentiable_gradients(y, inputs, needed, gradient)
-    else:
-        results = _gradients(gradient, *ctx.saved_tensors, *ctx.sizes, ctx.padding, ctx.dilation, needed)
-        gradients = [each if asked else None for each, asked in zip(results, needed)]
-    return *gradients, None, None, bias, None, None, None, None, None
-
-
-cpp_harmonic_conv.register_autograd(_backward, setup_context=_setup_context)
+register_gradients(cpp_harmonic_conv, _gradients, _dense, count=4)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from monai_gmr.ops.cpu.library import HarmonicConvGeometry, call_kernel
-from monai_gmr.ops.cpu.ring_kernels import pad_columns
+from monai_gmr.ops.cpu.ring_kernels import check_memory, pad_columns
 from monai_gmr.ops.cpu.tiles import Window
 from monai_gmr.ops.invariants import NORM_SMOOTHING, inner_product_scale
 
@@ -32,12 +32,7 @@ class Terms(NamedTuple):
 
 
 def as_volume(numbers: Sequence[int], filler: int) -> list[int]:
-    """One number for each of three axes; of two axes, the middle one is missing, for the kernels go from plane to plane.
-
-    Example:
-        >>> as_volume([7, 8], 1), as_volume([8], 1)
-        ([7, 1, 8], [1, 1, 8])
-    """
+    """One number for each of three axes; of two axes, the middle one is missing, for the kernels go from plane to plane."""
     return {1: [filler, filler, *numbers], 2: [*numbers[:1], filler, *numbers[1:]], 3: list(numbers)}[len(numbers)]
 
 
@@ -85,12 +80,7 @@ def terms_of(window: Window, angular: tuple[tuple[float, ...], ...]) -> Terms:
 
 
 def supports_order(reach: Sequence[int], norms: int, products: int, components: int, padding: Sequence[int]) -> bool:
-    """Whether the kernels compute an order: margins at most as wide as the window's reach, and not very many channels.
-
-    Example:
-        >>> supports_order([2], 8, 8, 3, [1]), supports_order([2], 8, 8, 3, [3]), supports_order([2], 600, 0, 3, [1])
-        (True, False, False)
-    """
+    """Whether the kernels compute an order: margins at most as wide as the window's reach, and not very many channels."""
     fits = norms <= MOST_CHANNELS and components <= MOST_COMPONENTS and products <= norms
     return fits and all(p <= r for p, r in zip(padding, reach))
 
@@ -124,13 +114,8 @@ class AngularOrder:
 
     def _geometry(self, image: torch.Tensor, scalars: torch.Tensor) -> HarmonicConvGeometry:
         """Of an image and its scalars, ``(batch, *sizes, channels)``."""
-        for tensor in (image, scalars):
-            if not tensor.is_contiguous() or tensor.dtype != torch.float32:
-                raise AssertionError(f"a tensor of shape {tuple(tensor.shape)} is not contiguous and float32")
         sizes, image_sizes = scalars.shape[1:-1], image.shape[1:-1]
-        expected = [n + 2 * p - reach for n, p, reach in zip(image_sizes, self.padding, self.reach)]
-        if expected != list(sizes) or len(image) != len(scalars):
-            raise AssertionError(f"an image of shape {tuple(image.shape)} does not give {tuple(scalars.shape)}")
+        check_memory(image, scalars, [n + 2 * p - r for n, p, r in zip(image_sizes, self.padding, self.reach)])
         return HarmonicConvGeometry(
             batch=len(image),
             sizes=tuple(as_volume(sizes, 1)),
@@ -162,13 +147,7 @@ class AngularOrder:
         scalars: torch.Tensor,
         channels: slice,
     ) -> None:
-        """Compute the order.
-
-        Args:
-            image: ``(batch, *sizes, channels)``.
-            weight, bias: ``(norms + products, channels, num_shells)`` and ``(norms + products,)`` or ``None``.
-            scalars: ``(batch, *sizes_out, all)``, whose ``channels`` are written to.
-        """
+        """Compute the order of an image ``(batch, *sizes, channels)``: ``channels`` of ``scalars`` ``(batch, *sizes_out, all)``."""
         geometry, matrix = self._geometry(image, scalars), pad_columns(self._columns(weight))
         bias = None if bias is None else bias.contiguous()
         arrays = (*self.terms[:4], image, matrix)
@@ -183,12 +162,7 @@ class AngularOrder:
         image_gradient: torch.Tensor | None,
         weight_gradient: torch.Tensor | None,
     ) -> None:
-        """Add the gradients of the order to those of ``image`` and ``weight``, each a tensor or ``None``.
-
-        Args:
-            image, weight, channels: as in :meth:`write_scalars`.
-            gradient: of the scalars, ``(batch, *sizes_out, all)``.
-        """
+        """Add the gradients of the order, from that of the scalars, to those of ``image`` and ``weight``, each a tensor or ``None``."""
         geometry, columns = self._geometry(image, gradient), self._columns(weight)
         matrix, transposed = pad_columns(columns), pad_columns(columns.T)
         sums = None if weight_gradient is None else matrix.new_zeros((geometry.threads, *matrix.shape))

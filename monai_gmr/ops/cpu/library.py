@@ -40,35 +40,28 @@ _int, _three, _float = ctypes.c_int64, ctypes.c_int64 * 3, ctypes.c_float
 _indices, _floats, _doubles = Array(torch.int64), Array(torch.float32), Array(torch.float64)
 
 
-class RingConvGeometry(ctypes.Structure):
-    """As in ``csrc/kernels.h``."""
+def _fields(names: str) -> list[tuple[str, Any]]:
+    """Fields of 64 bits; those of which the name ends in ``[3]`` have three numbers."""
+    return [(name.removesuffix("[3]"), _three if name.endswith("[3]") else _int) for name in names.split()]
 
-    _fields_ = (
-        *(("batch", _int), ("sizes", _three), ("image", _three)),
-        *((name, _int) for name in ("channels", "columns", "shells", "rings", "threads", "row", "groups", "lines")),
-    )
+
+# the structures of csrc/kernels.h
+class RingConvGeometry(ctypes.Structure):
+    _fields_ = _fields("batch sizes[3] image[3] channels columns shells rings threads row groups lines")
 
 
 class HarmonicConvGeometry(ctypes.Structure):
-    """As in ``csrc/kernels.h``."""
-
-    _fields_ = (
-        *(("batch", _int), ("sizes", _three), ("image", _three), ("padding", _three), ("reach", _three)),
-        *((name, _int) for name in ("channels", "shells", "components", "norms", "products", "row")),
-        *((name, _int) for name in ("terms", "entries", "threads")),
+    _fields_ = _fields(
+        "batch sizes[3] image[3] padding[3] reach[3] channels shells components norms products row terms entries threads"
     )
 
 
 class VoxelGeometry(ctypes.Structure):
-    """As in ``csrc/kernels.h``."""
-
-    _fields_ = tuple((name, _int) for name in ("batch", "voxels", "channels", "threads"))
+    _fields_ = _fields("batch voxels channels threads")
 
 
 class ResampleGeometry(ctypes.Structure):
-    """As in ``csrc/kernels.h``."""
-
-    _fields_ = tuple((name, _int) for name in ("before", "size", "target", "after", "width", "threads"))
+    _fields_ = _fields("before size target after width threads")
 
 
 _ring = (ctypes.POINTER(RingConvGeometry), *[_indices] * 5, *[_floats] * 2)
@@ -90,14 +83,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
 
 
 def open_library(processor: str) -> ctypes.CDLL:
-    """The kernels that were built for a kind of processor.
-
-    Args:
-        processor: "avx512", "avx2" or "generic".
-
-    Raises:
-        OSError: when they were not built or cannot be loaded.
-    """
+    """The kernels that were built for "avx512", "avx2" or "generic"; raises OSError when they were not built or cannot be loaded."""
     spec = PathFinder.find_spec(f"_kernels_{processor}", [str(Path(__file__).parent)])
     if spec is None or spec.origin is None:
         raise OSError("its kernels were not built")
@@ -129,15 +115,7 @@ def load_kernels() -> ctypes.CDLL | None:
 
 
 def supports(x: torch.Tensor) -> bool:
-    """Whether norms and resampling of an image run in kernels: in float32 with channels last, on the backends "cpp" and "auto".
-
-    Args:
-        x: ``(batch, channels, *spatial)``.
-
-    Example:
-        >>> supports(torch.zeros(1, 3, 4, 4))
-        False
-    """
+    """Whether norms and resampling of an image run in kernels: in float32 with channels last, on the backends "cpp" and "auto"."""
     return (
         runs_channels_last(x)
         and x.device.type == "cpu"
@@ -155,18 +133,7 @@ def call_kernel(name: str, geometry: ctypes.Structure, *arguments: torch.Tensor 
 
 
 def sum_voxels(x: torch.Tensor) -> torch.Tensor:
-    """Sums over batch and voxels, added in double precision where :func:`supports` says so.
-
-    Args:
-        x: ``(batch, channels, *spatial)``.
-
-    Returns:
-        ``(channels,)``.
-
-    Example:
-        >>> sum_voxels(torch.ones(2, 3, 4))
-        tensor([8., 8., 8.])
-    """
+    """Sums over batch and voxels of ``(batch, channels, *spatial)``, in double precision where :func:`supports` says so."""
     if (torch.is_grad_enabled() and x.requires_grad) or not supports(x):
         return x.sum((0, *range(2, x.dim())))
     threads = torch.get_num_threads()

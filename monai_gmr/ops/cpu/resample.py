@@ -10,20 +10,8 @@ from monai_gmr.ops.cpu.library import ResampleGeometry, call_kernel
 
 
 def band_of(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The band of a matrix outside which it is zero.
-
-    Args:
-        matrix: ``(rows, columns)``.
-
-    Returns:
-        the column that each row begins with, ``(rows,)``, int64; as many numbers from there on as the longest row has, ``(rows, width)``.
-
-    Example:
-        >>> band_of(torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 3.0], [0.0, 0.0, 4.0]]))
-        (tensor([0, 1, 1]), tensor([[1., 0.],
-                [2., 3.],
-                [0., 4.]]))
-    """
+    """The band of a matrix outside which it is zero: the column that each row begins with, int64, and as many numbers from there on as the
+    longest row has, ``(rows, width)``."""
     columns = torch.arange(matrix.shape[1])
     outside = matrix == 0
     first = columns.masked_fill(outside, matrix.shape[1]).amin(1)

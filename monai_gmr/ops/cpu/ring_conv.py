@@ -19,25 +19,16 @@ from collections.abc import Sequence
 
 import torch
 
+from monai_gmr.ops.call import output_sizes
 from monai_gmr.ops.cpu.ring_kernels import LANES, pad_columns, ring_gradients, ring_products
 from monai_gmr.ops.cpu.tiles import Tiles, Window
 from monai_gmr.ops.memory_format import follow_format, image_of
-from monai_gmr.ops.ring_conv import output_sizes
-from monai_gmr.ops.ring_gradients import register_ring_conv
+from monai_gmr.ops.ring_gradients import dense_operation, present, register_gradients
 
 
 def merged_groups(groups: int, channels: Sequence[int]) -> int:
-    """Number of groups of the kernels, which take several of a convolution as one, with zeros in its weights, so that its channels fill a
-    vector.
-
-    Args:
-        groups: of the convolution; the result divides it.
-        channels: input and output channels of one of them.
-
-    Example:
-        >>> merged_groups(64, (1, 1)), merged_groups(6, (2, 4)), merged_groups(2, (16, 16)), merged_groups(7, (1, 1))
-        (4, 1, 2, 1)
-    """
+    """Number of groups of the kernels, which take several of a convolution as one, with zeros in its weights, so that the channels
+    ``(in, out)`` of one fill a vector."""
     sizes = (size for size in range(1, groups + 1) if groups % size == 0 and size * min(channels) >= LANES)
     return groups // next(sizes, groups)
 
@@ -49,20 +40,7 @@ def _blocks(weights: torch.Tensor, shape: Sequence[int], groups: int) -> torch.T
 
 
 def merge_groups(weight: torch.Tensor, groups: int) -> torch.Tensor:
-    """Weights of the groups that the kernels compute.
-
-    Args:
-        weight: ``(out_channels, in_channels / groups, rings)``.
-        groups: of the convolution.
-
-    Returns:
-        ``(merged groups, out_channels, in_channels, rings)``, channels of a merged group.
-
-    Example:
-        >>> merge_groups(torch.tensor([3.0, 5.0]).reshape(2, 1, 1), 2)[0, :, :, 0]
-        tensor([[3., 0.],
-                [0., 5.]])
-    """
+    """Weights ``(out_channels, in_channels / groups, rings)`` as those of merged groups, ``(merged groups, out, in, rings)``."""
     out_channels, in_channels, rings = len(weight) // groups, *weight.shape[1:]
     merged = merged_groups(groups, (out_channels, in_channels))
     if merged == groups:
@@ -75,13 +53,7 @@ def merge_groups(weight: torch.Tensor, groups: int) -> torch.Tensor:
 
 
 def split_groups(weights: torch.Tensor, shape: Sequence[int], groups: int) -> torch.Tensor:
-    """The inverse of :func:`merge_groups`, to weights of a shape.
-
-    Example:
-        >>> weight = torch.rand(64, 2, 3)
-        >>> torch.equal(split_groups(merge_groups(weight, 32), weight.shape, 32), weight)
-        True
-    """
+    """The inverse of :func:`merge_groups`, to weights of a shape."""
     return _blocks(weights.contiguous(), shape, groups).movedim(-1, 1).reshape(*shape)
 
 
@@ -96,19 +68,7 @@ def write_products(
     channels: slice,
     groups: int = 1,
 ) -> None:
-    """A radial convolution, written to some channels of ``result``.
-
-    Args:
-        x: ``(batch, *sizes, in_channels)``.
-        weight: ``(out_channels, in_channels / groups, rings)``.
-        basis: ``(rings, num_shells)``.
-        window: the taps.
-        bias: ``(out_channels,)`` or ``None``.
-        padding: in voxels, one an axis.
-        result: ``(batch, *sizes_out, all)``.
-        channels: which of them are the output channels; these are written to.
-        groups: blocks of channels that do not mix.
-    """
+    """A radial convolution of ``(batch, *sizes, in_channels)``, written to some channels of ``result`` ``(batch, *sizes_out, all)``."""
     tiles = Tiles(x, padding, window, x.shape[-1])
     weights = merge_groups(weight, groups)
     matrices = pad_columns(weights.permute(0, 3, 2, 1).flatten(1, 2))
@@ -127,16 +87,7 @@ def product_gradients(
     needed: Sequence[bool],
     groups: int = 1,
 ) -> list[torch.Tensor | None]:
-    """Gradients of what :func:`write_products` computes.
-
-    Args:
-        gradient: ``(batch, *sizes_out, out_channels)``.
-        x, weight, basis, window, padding, groups: as in :func:`write_products`.
-        needed: which of the first three need a gradient.
-
-    Returns:
-        gradients of ``x``, ``weight`` and ``basis``, ``None`` where not needed.
-    """
+    """Gradients of ``x``, ``weight`` and ``basis`` of :func:`write_products` from that of the result, ``None`` where not needed."""
     weights = merge_groups(weight, groups)
     image, other, margins = gradient, x, [reach - p for reach, p in zip(window.reach(), padding)]
     if swapped := not needed[0] and x.shape[-1] < weight.shape[0]:
@@ -212,10 +163,7 @@ def _gradients(
     window = Window.of(shells, basis.shape[1], dilation)
     last, x_last = gradient.movedim(1, -1), x.movedim(1, -1)
     image, *others = product_gradients(last, x_last, weight, basis, window, padding, needed, groups)
-    return [
-        x.new_empty((0,)) if image is None else follow_format(image_of(image), x),
-        *(x.new_empty((0,)) if each is None else each for each in others),
-    ]
+    return present([None if image is None else follow_format(image_of(image), x), *others], x)
 
 
-register_ring_conv(cpp_ring_conv, _gradients)
+register_gradients(cpp_ring_conv, _gradients, dense_operation)

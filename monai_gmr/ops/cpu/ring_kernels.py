@@ -98,19 +98,24 @@ def choose_sums(window: Window, length: int) -> Sums:
     return lines if additions[1] <= WORTHWHILE * additions[0] else taps
 
 
+def check_memory(image: torch.Tensor, result: torch.Tensor, sizes: Sequence[int]) -> None:
+    """Refuse an image or a result ``(batch, *sizes, channels)`` that a kernel would read or write elsewhere."""
+    for tensor in (image, result):
+        if not tensor.is_contiguous() or tensor.dtype != torch.float32:
+            raise AssertionError(f"a tensor of shape {tuple(tensor.shape)} is not contiguous and float32")
+    if list(sizes) != list(result.shape[1:-1]) or len(image) != len(result):
+        raise AssertionError(f"an image of shape {tuple(image.shape)} does not give {tuple(result.shape)}")
+
+
 def _arguments(
     image: torch.Tensor, result: torch.Tensor, columns: int, groups: int, window: Window, basis: torch.Tensor
 ) -> list[Any]:
     """What both kernels take first: of an image ``(batch, *sizes + reach, channels)``, a result ``(batch, *sizes, all)`` and matrices of
     so many columns over all groups."""
-    for tensor in (image, result):
-        if not tensor.is_contiguous() or tensor.dtype != torch.float32:
-            raise AssertionError(f"a tensor of shape {tuple(tensor.shape)} is not contiguous and float32")
     if basis.shape[1] != window.num_shells:
         raise AssertionError(f"a basis of shape {tuple(basis.shape)} is not for {window.num_shells} shells")
     padded, sizes = image.shape[1:-1], result.shape[1:-1]
-    if [n + reach for n, reach in zip(sizes, window.reach())] != list(padded) or len(image) != len(result):
-        raise AssertionError(f"an image of shape {tuple(image.shape)} does not give {tuple(result.shape)}")
+    check_memory(image, result, [n - reach for n, reach in zip(padded, window.reach())])
     sums = choose_sums(window, sizes[-1])
     leading = (1,) * (3 - len(sizes))
     geometry = RingConvGeometry(
@@ -132,12 +137,7 @@ def _arguments(
 
 
 def pad_columns(matrix: torch.Tensor) -> torch.Tensor:
-    """A matrix with zeros behind its rows, so that they are whole vectors: contiguous.
-
-    Example:
-        >>> pad_columns(torch.ones(2, 5)).shape
-        torch.Size([2, 16])
-    """
+    """A matrix with zeros behind its rows, so that they are whole vectors: contiguous."""
     return F.pad(matrix, [0, -matrix.shape[-1] % LANES]).contiguous()
 
 

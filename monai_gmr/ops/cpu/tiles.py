@@ -40,12 +40,7 @@ class Window(NamedTuple):
         return [d * (k - 1) for d, k in zip(self.dilation, self.shape)]
 
     def taps(self) -> Taps:
-        """Places of the taps of each shell, in voxels from the window's first.
-
-        Example:
-            >>> Window((2, 1, 0, 1, 2), (5,), 2, (3,)).taps()
-            (((6,),), ((3,), (9,)))
-        """
+        """Places of the taps of each shell, in voxels from the window's first."""
         places: list[list[tuple[int, ...]]] = [[] for _ in range(self.num_shells)]
         for shell, place in zip(self.shells, itertools.product(*map(range, self.shape))):
             if shell < self.num_shells:
@@ -54,17 +49,7 @@ class Window(NamedTuple):
 
 
 def tile_of(batch: int, sizes: Sequence[int], floats: int) -> tuple[int, int]:
-    """Samples and rows along the first axis of a tile: all rows of several samples, or some rows of one.
-
-    Args:
-        batch: number of samples.
-        sizes: voxels of a sample along each axis.
-        floats: floats that are written for each voxel.
-
-    Example:
-        >>> tile_of(8, (64, 64), 320), tile_of(1, (48, 48, 48), 96), tile_of(32, (8, 8), 32)
-        ((1, 64), (1, 5), (32, 8))
-    """
+    """Samples and rows along the first axis of a tile, ``floats`` a voxel: all rows of several samples, or some rows of one."""
     most = max(1, BYTES_OF_A_TILE // (4 * floats * math.prod(sizes[1:])))
     if most >= 2 * sizes[0]:
         samples = min(batch, most // sizes[0])
@@ -81,12 +66,7 @@ class Tile(NamedTuple):
 
 
 def slices_of(total: int, length: int) -> list[tuple[slice, slice]]:
-    """Slices of equal length that cover all, the last one drawn back to the end, and what is new in each.
-
-    Example:
-        >>> slices_of(5, 3)
-        [(slice(0, 3, None), slice(0, None, None)), (slice(2, 5, None), slice(1, None, None))]
-    """
+    """Slices of equal length that cover all, the last one drawn back to the end, and what is new in each."""
     starts = [(start, min(start, total - length)) for start in range(0, total, length)]
     return [(slice(begin, begin + length), slice(start - begin, None)) for start, begin in starts]
 

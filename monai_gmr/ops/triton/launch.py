@@ -107,17 +107,8 @@ def choose_blocks(
     launch: Callable[[Sizes], None],
     timer: Callable[[Callable[[], None]], float] | None,
 ) -> Sizes:
-    """The blocks whose launch takes least, measured once for each key and kept for the process.
-
-    Args:
-        key: what the choice may depend on.
-        candidates: at least one.
-        launch: runs the kernel; running it again gives the same.
-        timer: milliseconds of a call; ``None`` takes the first candidate.
-
-    Raises:
-        RuntimeError: when no candidate can run.
-    """
+    """The candidate whose launch takes least, in milliseconds by ``timer``, measured once for each key and kept for the process; without a
+    timer the first. Raises RuntimeError when no candidate can run."""
     if timer is None:
         return candidates[0]
     if key not in _fastest:

@@ -20,9 +20,9 @@ from typing import NamedTuple
 
 import torch
 
+from monai_gmr.ops.call import output_sizes
 from monai_gmr.ops.memory_format import follow_format, image_of
-from monai_gmr.ops.ring_conv import output_sizes
-from monai_gmr.ops.ring_gradients import register_ring_conv
+from monai_gmr.ops.ring_gradients import dense_operation, register_gradients
 from monai_gmr.ops.triton.launch import SumBlocks, choose_blocks, timer_of
 from monai_gmr.ops.triton.tables import RingTable, ring_table_of, three_axes
 
@@ -44,19 +44,7 @@ class Slab(NamedTuple):
 
 
 def make_slabs(samples: int, sizes: Sequence[int], most: int) -> Iterator[Slab]:
-    """Split a batch of volumes into slabs whose voxels follow each other in memory.
-
-    Args:
-        samples: of the batch.
-        sizes: of a volume.
-        most: voxels of a slab, about; a row is never split.
-
-    Example:
-        >>> [tuple(slab) for slab in make_slabs(2, (5, 4, 4), 48)]
-        [(0, 1, 0, 3), (0, 1, 3, 2), (1, 1, 0, 3), (1, 1, 3, 2)]
-        >>> [tuple(slab) for slab in make_slabs(3, (1, 4, 4), 32)]
-        [(0, 2, 0, 1), (2, 1, 0, 1)]
-    """
+    """Split a batch of volumes into slabs of about ``most`` voxels that follow each other in memory; a row is never split."""
     rows, plane = sizes[0], sizes[1] * sizes[2]
     if rows * plane <= most or rows == 1:
         step = max(1, most // (rows * plane))
@@ -101,17 +89,9 @@ class Rings(NamedTuple):
 def ring_sums(
     x: torch.Tensor, rings: Rings, slab: Slab, result: torch.Tensor, partner: torch.Tensor | None = None
 ) -> torch.Tensor | None:
-    """Fill the sums over rings of a slab.
+    """Fill ``result`` ``(voxels of the slab, rings * channels)`` with sums over rings of ``x`` ``(batch, *3 axes, channels)``, contiguous.
 
-    Args:
-        x: ``(batch, *sizes, channels)``, three axes, contiguous.
-        rings: taps, basis and sizes.
-        slab: which rows of the result.
-        result: ``(voxels of the slab, rings * channels)``.
-        partner: of the same shape: asks for its products with the sums over shells.
-
-    Returns:
-        the products ``(num_shells, rings)``, float32, or ``None`` without a partner.
+    Returns the products ``(num_shells, rings)``, float32, of a ``partner`` of the result's shape with the sums over shells, or ``None``.
     """
     from monai_gmr.ops.triton import sum_kernels as triton_sums
 
@@ -272,4 +252,4 @@ def _gradients(
     ]
 
 
-register_ring_conv(triton_ring_conv, _gradients)
+register_gradients(triton_ring_conv, _gradients, dense_operation)

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from monai_gmr.ops.ring_conv import dense_shell_conv, output_sizes
+from monai_gmr.ops.call import output_sizes
+from monai_gmr.ops.ring_conv import dense_shell_conv
 from monai_gmr.ops.triton.launch import Blocks, choose_blocks, timer_of
 from monai_gmr.ops.triton.tables import TapTable, tap_table_of
 

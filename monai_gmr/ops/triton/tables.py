@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -50,13 +50,7 @@ class TapTable(NamedTuple):
 def tap_table(
     shells: np.ndarray, num_shells: int, padding: Sequence[int], dilation: Sequence[int], mirrored: bool = False
 ) -> TapTable:
-    """Taps of the first ``num_shells`` shells, sorted by shell.
-
-    Args:
-        shells: integers of the window's shape.
-        num_shells: number of shells that are not zero.
-        padding, dilation: in voxels, one an axis.
-        mirrored: whether the taps are mirrored at the window's centre: the kernel of the gradient of the input.
+    """Taps of the first ``num_shells`` shells, sorted by shell; ``mirrored`` at the window's centre for the gradient of the input.
 
     Example:
         >>> tap_table(np.array([1, 0, 1]), 1, [1], [1])
@@ -80,24 +74,17 @@ def tap_table(
 
 
 def tap_table_of(
-    shells: torch.Tensor,
-    device: torch.device,
-    num_shells: int,
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    mirrored: bool,
+    shells: torch.Tensor, device: torch.device, num_shells: int, padding: list[int], dilation: list[int], mirrored: bool
 ) -> TapTable:
     """:func:`tap_table` on a device, kept for each window."""
-    geometry = (tuple(shells.shape), num_shells, tuple(padding), tuple(dilation))
-    return _kept_tap_table(content_of(shells), geometry, mirrored, str(device))
+    geometry = (num_shells, tuple(padding), tuple(dilation), mirrored)
+    return _kept_table(tap_table, content_of(shells), tuple(shells.shape), geometry, str(device))
 
 
-@lru_cache(maxsize=256)
-def _kept_tap_table(content: bytes, geometry: tuple, mirrored: bool, device: str) -> TapTable:
-    shape, num_shells, padding, dilation = geometry
-    shells = np.frombuffer(content, np.int64).reshape(shape)
-    table = tap_table(shells, num_shells, padding, dilation, mirrored)
-    return TapTable(*(array.to(device) for array in table))
+@lru_cache(maxsize=512)
+def _kept_table(make: Callable[..., Any], content: bytes, shape: tuple, geometry: tuple, device: str | None) -> Any:
+    table = make(np.frombuffer(content, np.int64).reshape(shape), *geometry)
+    return table if device is None else TapTable(*(array.to(device) for array in table))
 
 
 class RingTable(NamedTuple):
@@ -146,13 +133,10 @@ def _starts(groups: Sequence[Sequence[int]]) -> tuple[int, ...]:
     return tuple(int(n) for n in np.cumsum([0, *map(len, groups)]))
 
 
-def ring_table(shells: np.ndarray, num_shells: int, padding: Sequence[int], dilation: Sequence[int]) -> RingTable:
-    """Find the taps that every ring weighs alike: along the last axis, within planes, and in all planes.
-
-    Args:
-        shells: integers, three axes.
-        num_shells: number of shells that are not zero.
-        padding, dilation: in voxels, one an axis.
+def ring_table(
+    shells: np.ndarray, num_shells: int, padding: Sequence[int], dilation: Sequence[int], mirrored: bool = False
+) -> RingTable:
+    """The taps of a window of three axes, mirrored or not, that every ring weighs alike: along the last axis, within planes, in all planes.
 
     Example:
         >>> table = ring_table(np.array([[[2, 1, 2], [1, 0, 1], [2, 1, 2]]]), 2, [0, 1, 1], [1, 1, 1])
@@ -161,6 +145,7 @@ def ring_table(shells: np.ndarray, num_shells: int, padding: Sequence[int], dila
         >>> table.shell_places, table.shell_starts
         ((3, 1, 2, 5), (0, 1, 4))
     """
+    shells = np.flip(shells) if mirrored else shells
     kept = np.where(shells < num_shells, shells, -1)
     columns = _grouped([column.tobytes() if column.max() >= 0 else None for column in np.moveaxis(kept, 2, 0)])
     lines = [kept[a, :, columns[g][0]] for a in range(kept.shape[0]) for g in range(len(columns))]
@@ -183,22 +168,10 @@ def ring_table(shells: np.ndarray, num_shells: int, padding: Sequence[int], dila
 def ring_table_of(
     shells: torch.Tensor, num_shells: int, padding: Sequence[int], dilation: Sequence[int], mirrored: bool
 ) -> RingTable:
-    """:func:`ring_table`, kept for each window; missing axes come first, of length 1.
-
-    Args:
-        shells: integers of the window's shape.
-        num_shells, padding, dilation: as in :func:`ring_table`, of the axes that there are.
-        mirrored: whether for the gradient of the input: the taps and the margins of the adjoint.
-    """
+    """Of a window, its margins too mirrored for the gradient of the input, kept; missing axes come first, of length 1."""
     shape = tuple(three_axes(shells.shape, 1))
     margins, steps = three_axes(padding, 0), three_axes(dilation, 1)
     if mirrored:
         margins = [d * (k - 1) - p for d, k, p in zip(steps, shape, margins)]
-    return _kept_ring_table(content_of(shells), (shape, num_shells, tuple(margins), tuple(steps)), mirrored)
-
-
-@lru_cache(maxsize=256)
-def _kept_ring_table(content: bytes, geometry: tuple, mirrored: bool) -> RingTable:
-    shape, *sizes = geometry
-    shells = np.frombuffer(content, np.int64).reshape(shape)
-    return ring_table(np.flip(shells) if mirrored else shells, *sizes)
+    geometry = (num_shells, tuple(margins), tuple(steps), mirrored)
+    return _kept_table(ring_table, content_of(shells), shape, geometry, None)

@@ -124,7 +124,7 @@ def test_kernels_give_what_convolutions_in_float64_give(geometry, threads):
         inputs = [each.to(dtype).requires_grad_() for each in (x, weight)]
         radial = (inputs[1][:0, :, :1], inputs[1].new_zeros(1, num_shells), inputs[1], numbers.reshape(shape))
         orders = ([norms], [products], [components])
-        y = cpu_harmonic_conv._dense(inputs[0], *radial, factors.to(dtype), orders, padding, dilation)
+        y = cpu_harmonic_conv._dense(inputs[0], *radial, factors.to(dtype), padding, dilation, *orders)
         gradient = draw(*y.shape) if gradient is None else gradient
         return y.detach(), *torch.autograd.grad(y, inputs, gradient.to(dtype))
 
