@@ -50,8 +50,13 @@ class Backend:
         raise NotImplementedError
 
 
-def run_backend(method: str, x: torch.Tensor, kernel: RingKernel, groups: int, **more: Any) -> torch.Tensor:
-    """A method of the backend that is chosen for an image, with or without a batch, and a kernel; ``more``: attributes of the call."""
+def choose_backend(x: torch.Tensor, kernel: RingKernel, groups: int, **more: Any) -> tuple[Backend, Call, torch.Tensor]:
+    """The backend that is chosen for an image, with or without a batch, and a kernel, the call, and the image with a batch.
+
+    Args:
+        x, kernel, groups: of the convolution.
+        more: further attributes of the call.
+    """
     orders, shells = more.get("orders"), kernel.shells
     image = x[None] if x.dim() == shells.dim() + 1 else x
     rows, columns = kernel.weight.shape[0], kernel.weight.shape[1] * groups
@@ -60,8 +65,7 @@ def run_backend(method: str, x: torch.Tensor, kernel: RingKernel, groups: int, *
     channels = (rows, columns) if more.get("transposed") else (columns, rows)
     known = {"weight_precision": kernel.weight.dtype, "angular": kernel.angular is not None, "shells": shells}
     call = Call.of_input(image, tuple(shells.shape), channels, groups=groups, **known, **more)
-    y = getattr(select_backend(call), method)(call, image, kernel)
-    return y if image is x else y[0]
+    return select_backend(call), call, image
 
 
 def register_backend(backend: Backend) -> None:

@@ -2,7 +2,7 @@
 
 import torch
 
-from monai_gmr.ops.backend import run_backend
+from monai_gmr.ops.backend import choose_backend
 from monai_gmr.ops.call import Orders, RingKernel
 from monai_gmr.ops.invariants import fused_invariants, invariants
 
@@ -72,4 +72,6 @@ def harmonic_conv(
         tensor([7.0000, 2.9900])
     """
     geometry = {"stride": tuple(stride), "padding": tuple(padding), "dilation": tuple(dilation)}
-    return run_backend("harmonic_conv", x, kernel, groups, orders=orders, **geometry)
+    backend, call, image = choose_backend(x, kernel, groups, orders=orders, **geometry)
+    y = backend.harmonic_conv(call, image, kernel)
+    return y if image is x else y[0]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from monai_gmr.ops.backend import run_backend
+from monai_gmr.ops.backend import choose_backend
 from monai_gmr.ops.call import RingKernel
 from monai_gmr.ops.memory_format import make_channels_last, runs_channels_last
 
@@ -212,7 +212,9 @@ def ring_conv(
         margins = (0,) * dims
     kernel = RingKernel(weight, basis, shells, bias, angular, num_shells)
     steps = {"stride": _per_axis(stride, dims), "dilation": _per_axis(dilation, dims)}
-    return run_backend("conv", x, kernel, groups, padding=margins, **steps)
+    backend, call, image = choose_backend(x, kernel, groups, padding=margins, **steps)
+    y = backend.conv(call, image, kernel)
+    return y if image is x else y[0]
 
 
 def ring_conv_transpose(
@@ -251,7 +253,9 @@ def ring_conv_transpose(
     kernel = RingKernel(weight, basis, shells, bias, num_shells=num_shells)
     lengths = {"stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation}
     geometry = {name: _per_axis(value, shells.dim()) for name, value in lengths.items()}
-    return run_backend("conv_transpose", x, kernel, groups, transposed=True, **geometry)
+    backend, call, image = choose_backend(x, kernel, groups, transposed=True, **geometry)
+    y = backend.conv_transpose(call, image, kernel)
+    return y if image is x else y[0]
 
 
 def _per_axis(value: int | Sequence[int], dims: int) -> tuple[int, ...]:

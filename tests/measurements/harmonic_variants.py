@@ -30,7 +30,7 @@ class _Responses:
         input, padding = self._padded(input)
         convolve = getattr(torch.nn.functional, f"conv{self.shells.dim()}d")
         responses = convolve(input, self.dense_kernel(), None, self.stride, padding, self.dilation, self.groups)
-        return self._with_bias(self._reduced(responses))
+        return self._reduced(responses)
 
 
 class _Squared(_Responses):
@@ -45,7 +45,8 @@ class _Squared(_Responses):
                 part = part.unflatten(2, (channels, count)).square().sum(3) / (2 * count) ** 0.5
             parts.append(part)
             start += channels * count
-        return torch.cat(parts, 2).flatten(1, 2)
+        bias = 0 if self.bias is None else self.bias.reshape(-1, *[1] * self.shells.dim())
+        return torch.cat(parts, 2).flatten(1, 2) + bias
 
 
 class _Shared(_Responses):
