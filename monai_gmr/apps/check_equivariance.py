@@ -147,7 +147,7 @@ def read_network(arguments: argparse.Namespace) -> nn.Module:
 
 
 def check_network(
-    network: nn.Module, sizes: Sequence[tuple[int, ...]], arguments: argparse.Namespace, angles: Sequence[float] = ()
+    network: nn.Module, sizes: Sequence[tuple[int, ...]], arguments: argparse.Namespace, **moves: Any
 ) -> EquivarianceReport:
     """:func:`~monai_gmr.metrics.check_equivariance` with :func:`network_parser`'s arguments, without warnings of the layers."""
     with warnings.catch_warnings():
@@ -156,7 +156,7 @@ def check_network(
             network,
             sizes,
             arguments.in_channels,
-            angles=angles,
+            **moves,
             tolerance=arguments.tolerance,
             seed=arguments.seed,
             spacing=arguments.spacing,
@@ -177,13 +177,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--size", type=parse_size, action="append", required=True, help=text)
     text = "other angles, measured but not judged"
     add("--angles", type=float, nargs="+", default=[], metavar="DEGREES", help=text)
+    text = "distances in voxels along each axis, such as 0.5, measured but not judged"
+    add("--shifts", type=float, nargs="+", default=[], metavar="VOXELS", help=text)
     add("--csv", type=Path, help="write every row to this file")
     add("--per-module", action="store_true", help="list every module, not only those that break it")
     add("--train", action="store_true", help="check in train mode (default: eval mode)")
     arguments = parser.parse_args(argv)
     if arguments.csv:
         check_folder(arguments.csv.parent)
-    report = check_network(read_network(arguments).train(arguments.train), arguments.size, arguments, arguments.angles)
+    network = read_network(arguments).train(arguments.train)
+    report = check_network(network, arguments.size, arguments, angles=arguments.angles, shifts=arguments.shifts)
     if arguments.csv:
         write_rows(report.rows, arguments.csv)
     print(report.to_text(every_module=arguments.per_module))

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from monai_gmr.symmetry import (
+    View,
     inscribed_ball,
     is_grid_symmetry,
     point_group,
@@ -27,8 +28,8 @@ class ViewError(NamedTuple):
     """The relative L2 error of one view."""
 
     name: str
-    family: str  # "group" or "angles"
-    angle: float | None  # in degrees, None for a group element
+    family: str  # "group", "angles" or "shifts"
+    angle: float | None  # in degrees, None for a group element and a shift
     error: float
 
 
@@ -69,6 +70,11 @@ class EquivarianceErrors:
         """The other angles alone."""
         return EquivarianceErrors(tuple(view for view in self.views if view.family == "angles"))
 
+    @property
+    def shifts(self) -> EquivarianceErrors:
+        """The shifts alone."""
+        return EquivarianceErrors(tuple(view for view in self.views if view.family == "shifts"))
+
     def __str__(self) -> str:
         lines = [(view.name, view.error) for view in self.views] + [("mean", self.mean), ("worst", self.worst)]
         width = max(10, *(len(name) for name, _ in lines))
@@ -82,13 +88,14 @@ def equivariance_error(
     angles: Sequence[float] = (),
     spacing: Sequence[float] | None = None,
     order: int = 5,
+    shifts: Sequence[float] = (),
 ) -> EquivarianceErrors:
     """The relative error ``||net(g x) - g net(x)|| / ||net(x)||`` of every view ``g``.
 
     ``g`` transforms the outputs that have spatial axes and leaves those of shape ``(B, N)``, such as logits, unchanged. Of several
-    (nested) outputs the worst one counts. Elements of the point group are compared voxel by voxel; other angles are interpolated by splines
-    and compared inside the inscribed disc or ball of the output, so that image should be smooth. The network runs in the mode it is in;
-    its buffers and torch's random state are afterwards what they were.
+    (nested) outputs the worst one counts. Elements of the point group are compared voxel by voxel; other angles and shifts are interpolated
+    by splines and compared inside the inscribed disc or ball of the output, so that image should be smooth. The network runs in the mode
+    it is in; its buffers and torch's random state are afterwards what they were.
 
     Args:
         net: a module, or anything that is called with ``x``.
@@ -97,7 +104,9 @@ def equivariance_error(
         angles: further rotations in degrees, in 3D about each of the three axes. Multiples of 90, which belong to the
             group, are left out.
         spacing: voxel size of ``x`` in millimetres, one an axis; default 1.
-        order: order of the spline that rotates images by ``angles``, 0 to 5.
+        order: order of the spline that rotates and shifts images, 0 to 5.
+        shifts: distances in voxels of ``x``, along each axis. A network whose nonlinearities make frequencies that its grid cannot hold has
+            an error under shifts below a voxel, and the same one under ``angles``.
 
     Raises:
         ConfigurationError: when ``x`` is not ``(B, C, *spatial)`` with 1 to 3 spatial axes, or an element of the group
@@ -128,17 +137,27 @@ def equivariance_error(
             sources = np.abs(element).argmax(1)
             names = [f"{'-' if row[source] < 0 else '+'}{source}" for row, source in zip(element, sources)]
             views.append(ViewError(f"({', '.join(names)})", "group", None, error))
-        for angle in map(float, angles):
-            for axis in range(3 if dims == 3 else 1):
-                matrix = rotation_matrix(dims, angle, axis)
-                if is_grid_symmetry(matrix):
-                    continue
-                name = f"{angle:g} degrees" + (f" about axis {axis}" if dims == 3 else "")
-                output = run(transform_image(x, matrix, order, spacing))
-                pairs = zip(tensors_in(output), tensors_in(upright))
-                errors = [_angle_error(*pair, matrix, order, x.shape[2:], spacing) for pair in pairs]
-                views.append(ViewError(name, "angles", angle, float(np.max([0.0, *errors]))))
+        for view, shift in _moved_views(dims, angles, shifts):
+            output = run(transform_image(x, view.matrix, order, spacing, shift))
+            pairs = zip(tensors_in(output), tensors_in(upright))
+            errors = [_moved_error(*pair, view.matrix, shift, order, x.shape[2:], spacing) for pair in pairs]
+            views.append(ViewError(view.name, view.family, view.angle, float(np.max([0.0, *errors]))))
     return EquivarianceErrors(tuple(views))
+
+
+def _moved_views(
+    dims: int, angles: Sequence[float], shifts: Sequence[float]
+) -> Iterator[tuple[View, np.ndarray | None]]:
+    """Rotations that the grid does not have, and shifts in voxels, about and along each axis."""
+    for angle in map(float, angles):
+        for axis in range(3 if dims == 3 else 1):
+            matrix = rotation_matrix(dims, angle, axis)
+            if not is_grid_symmetry(matrix):
+                name = f"{angle:g} degrees" + (f" about axis {axis}" if dims == 3 else "")
+                yield View(name, "angles", angle, matrix), None
+    for distance in map(float, shifts):
+        for axis, direction in enumerate(np.eye(dims)):
+            yield View(f"{distance:g} voxels along axis {axis}", "shifts", None, np.eye(dims)), distance * direction
 
 
 def checked_group(
@@ -190,15 +209,16 @@ def _relative_error(actual: torch.Tensor, expected: torch.Tensor, reference: tor
     return difference / norm if norm != 0.0 else math.inf
 
 
-def _angle_error(
+def _moved_error(
     actual: torch.Tensor,
     upright: torch.Tensor,
     matrix: np.ndarray,
+    shift: np.ndarray | None,
     order: int,
     input_size: Sequence[int],
     spacing: Sequence[float] | None,
 ) -> float:
-    """The error of one output after a rotation by an angle, inside its inscribed disc or ball."""
+    """The error of one output after a rotation by an angle and a shift in voxels of the input, inside its inscribed disc or ball."""
     dims = len(input_size)
     if upright.ndim < dims + 2 or actual.shape != upright.shape:
         return _relative_error(actual, upright, upright)
@@ -209,7 +229,7 @@ def _angle_error(
     ball = inscribed_ball(size, step)
     # A grid of two voxels a side has none in its disc.
     inside = torch.as_tensor(ball if ball.any() else ~ball, device=upright.device)
-    expected = transform_image(upright, matrix, order, step)
+    expected = transform_image(upright, matrix, order, step, None if shift is None else shift / zoom)
     return _relative_error(actual[..., inside], expected[..., inside], upright[..., inside])
 
 

@@ -33,6 +33,7 @@ def check_equivariance(
     *,
     group: Sequence[np.ndarray] | np.ndarray | None = None,
     angles: Sequence[float] = (),
+    shifts: Sequence[float] = (),
     tolerance: float = 1e-5,
     per_module: bool = True,
     seed: int = 0,
@@ -43,8 +44,8 @@ def check_equivariance(
 ) -> EquivarianceReport:
     """Measure the equivariance error of a network at several sizes and name the modules that break it.
 
-    The input is noise of unit variance, smoothed for ``angles``. Every module whose input is ``(B, C, *spatial)`` is checked alone, with
-    the input that it gets inside the network; the deepest broken ones are named. The network runs in the mode it is in (batch
+    The input is noise of unit variance, smoothed for ``angles`` and ``shifts``. Every module whose input is ``(B, C, *spatial)`` is checked
+    alone, with the input that it gets inside the network; the deepest broken ones are named. The network runs in the mode it is in (batch
     normalisation in train mode is exact, dropout is not); its buffers and torch's random state are afterwards what they were.
 
     Args:
@@ -54,6 +55,7 @@ def check_equivariance(
         in_channels, spatial_dims: of the input. Default: those of the first convolution, else the number of entries of a size.
         group, spacing: as for :func:`~monai_gmr.metrics.equivariance_error`.
         angles: further rotations in degrees, measured but not judged.
+        shifts: distances in voxels along each axis, measured but not judged.
         tolerance: largest relative L2 error that counts as exact.
         per_module: look for the modules that break it.
         seed, batch_size: of the input.
@@ -88,10 +90,10 @@ def check_equivariance(
         for size in progress_bar(sizes, "sizes", progress):
             noise = torch.randn((batch_size, in_channels, *size), generator=torch.Generator().manual_seed(seed))
             check = _check_size(net, noise.to(device, dtype), elements, tolerance, per_module)
-            if angles and not check.failure:
+            if (angles or shifts) and not check.failure:
                 smooth = ndimage.gaussian_filter(noise.numpy(), (0, 0, *(1.2,) * dims), mode="wrap")
                 x = torch.as_tensor(smooth / smooth.std()).to(device, dtype)
-                views = equivariance_error(net, x, [], angles, spacing).views
+                views = equivariance_error(net, x, [], angles, spacing, shifts=shifts).views
                 check = SizeCheck(size, EquivarianceErrors(check.errors.views + views), check.modules)
             checks.append(check)
     finally:

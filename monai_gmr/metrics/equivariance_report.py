@@ -12,7 +12,8 @@ import numpy as np
 from monai_gmr.metrics.equivariance import EquivarianceErrors
 
 NAMES = ("size", "path", "class", "input_size")
-VALUES = ("error", "exact", "deepest", "calls", "angles_mean", "angles_worst", "remark")
+SPREADS = ("angles_mean", "angles_worst", "shifts_mean", "shifts_worst")
+VALUES = ("error", "exact", "deepest", "calls", *SPREADS, "remark")
 
 
 def size_text(size: Sequence[int]) -> str:
@@ -54,6 +55,12 @@ class SizeCheck:
         """Worst error over the group; infinite when the network cannot take this size."""
         return math.inf if self.failure else self.errors.group.worst
 
+    @property
+    def spreads(self) -> list[float | None]:
+        """Mean and worst error over angles, then over shifts; ``None`` where there are none."""
+        families = (self.errors.angles, self.errors.shifts)
+        return [value if family.views else None for family in families for value in (family.mean, family.worst)]
+
 
 @dataclass(frozen=True)
 class EquivarianceReport:
@@ -83,13 +90,12 @@ class EquivarianceReport:
         """One dictionary a network and module, of equal keys, for CSV."""
         rows: list[tuple] = []
         for check in self.sizes:
-            size, angles = size_text(check.size), check.errors.angles
-            spread = (angles.mean, angles.worst) if angles.views else ("", "")
+            size, spread = size_text(check.size), ["" if value is None else value for value in check.spreads]
             exact = check.error <= self.tolerance
             rows.append((size, "", self.network, size, check.error, exact, False, 1, *spread, check.failure))
             for m in check.modules:
                 names = (size, m.path, m.class_name, size_text(m.size))
-                rows.append((*names, m.error, not m.broken, m.deepest, m.calls, "", "", m.remark))
+                rows.append((*names, m.error, not m.broken, m.deepest, m.calls, *[""] * len(SPREADS), m.remark))
         return [dict(zip(NAMES + VALUES, row)) for row in rows]
 
     def __str__(self) -> str:
@@ -97,14 +103,12 @@ class EquivarianceReport:
 
     def to_text(self, every_module: bool = False) -> str:
         """The report as tables, with all modules or only those that break the symmetry."""
-        any_angles = any(check.errors.angles.views for check in self.sizes)
-        table = [["size", "error"] + ["angles mean", "angles worst"] * any_angles + ["exact"]]
+        shown = [i for i in range(len(SPREADS)) if any(check.spreads[i] is not None for check in self.sizes)]
+        table = [["size", "error", *(SPREADS[i].replace("_", " ") for i in shown), "exact"]]
         for check in self.sizes:
-            angles = check.errors.angles
-            cells = [size_text(check.size), "-" if check.failure else f"{check.error:.2e}"]
-            if any_angles:
-                cells += [f"{angles.mean:.2e}", f"{angles.worst:.2e}"] if angles.views else ["-", "-"]
-            table.append([*cells, "yes" if check.error <= self.tolerance else "NO"])
+            values = [None if check.failure else check.error, *(check.spreads[i] for i in shown)]
+            cells = ["-" if value is None else f"{value:.2e}" for value in values]
+            table.append([size_text(check.size), *cells, "yes" if check.error <= self.tolerance else "NO"])
         lines = [f"{self.network}: relative error over the grid's group, tolerance {self.tolerance:g}", ""]
         lines += _columns(table)
         failures = [check.failure for check in self.sizes if check.failure]

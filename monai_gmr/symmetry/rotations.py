@@ -89,16 +89,23 @@ def inscribed_ball(shape: Sequence[int], spacing: Sequence[float] | None = None)
     return (tap_coordinates(shape, spacing) ** 2).sum(-1) <= radius**2 + 1e-9
 
 
-def transform_image(x: Array, matrix: np.ndarray, order: int = 3, spacing: Sequence[float] | None = None) -> Array:
+def transform_image(
+    x: Array,
+    matrix: np.ndarray,
+    order: int = 3,
+    spacing: Sequence[float] | None = None,
+    shift: Sequence[float] | np.ndarray | None = None,
+) -> Array:
     """An array ``(..., *spatial)`` whose last ``d`` axes are transformed about their centre by any orthogonal matrix ``(d, d)``.
 
-    Signed permutations that keep the spacing move voxels (:func:`~monai_gmr.symmetry.transform_grid`); every other matrix is sampled by
-    ``scipy.ndimage.affine_transform``, the shape stays and what comes from outside is the nearest voxel of the border.
+    Signed permutations that keep the spacing move voxels (:func:`~monai_gmr.symmetry.transform_grid`); every other matrix, and a shift, is
+    sampled by ``scipy.ndimage.affine_transform``, the shape stays and what comes from outside is the nearest voxel of the border.
 
     Args:
         x: the array or tensor.
         matrix: in millimetres if there is a ``spacing`` (voxel size in millimetres, one per axis; default 1).
         order: order of the spline, 0 (nearest, for labels) to 5.
+        shift: by which the transformed image is moved, in voxels, one per axis; default none.
 
     Example:
         >>> x = torch.zeros(1, 5, 5); x[0, 2, 4] = 1
@@ -106,17 +113,20 @@ def transform_image(x: Array, matrix: np.ndarray, order: int = 3, spacing: Seque
         [[0, 0, 2]]
         >>> transform_image(x, rotation_matrix(2, 45), order=1).shape
         torch.Size([1, 5, 5])
+        >>> transform_image(torch.tensor([0.0, 4.0, 0.0, 0.0]), np.eye(1), order=1, shift=(0.5,))
+        tensor([0., 2., 2., 0.])
     """
     matrix = np.asarray(matrix, float)
     dims = matrix.shape[0]
     step = np.ones(dims) if spacing is None else np.asarray(spacing, float)
-    if is_grid_symmetry(matrix, step.tolist()):
+    offset = np.zeros(dims) if shift is None else np.asarray(shift, float)
+    if is_grid_symmetry(matrix, step.tolist()) and not offset.any():
         return transform_grid(x, matrix)
     pull = matrix.T / step[:, None] * step
     array = x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x
     work = array.astype(float).reshape(-1, *array.shape[array.ndim - dims :])
     centre = (np.array(work.shape[1:]) - 1) / 2
-    options: dict = {"offset": centre - pull @ centre, "order": order, "mode": "nearest"}
+    options: dict = {"offset": centre - pull @ (centre + offset), "order": order, "mode": "nearest"}
     moved = np.stack([ndimage.affine_transform(each, pull, **options) for each in work]).reshape(array.shape)
     moved = (np.round(moved) if np.issubdtype(array.dtype, np.integer) else moved).astype(array.dtype)
     return torch.as_tensor(moved, device=x.device) if isinstance(x, torch.Tensor) else moved

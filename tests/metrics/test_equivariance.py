@@ -119,6 +119,26 @@ def test_other_angles(dims, size, views):
     assert equivariance_error(derivative, x, [], angles=(30,)).worst > 0.3
 
 
+@pytest.mark.parametrize(("dims", "size"), [(1, (40,)), (2, (40, 41)), (3, (24, 25, 26))])
+def test_shifts_below_a_voxel(dims, size):
+    smooth = torch.as_tensor(ndimage.gaussian_filter(noise(1, 1, *size).numpy(), (0, 0, *(2.0,) * dims), mode="wrap"))
+    smooth = smooth / smooth.std()
+    # convolutions are equivariant to shifts; a rectifier makes frequencies that the grid cannot hold, pooling folds them back
+    plain = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1](1, 2, 3, padding=1, padding_mode="circular")
+    pool = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)[dims - 1](2, ceil_mode=True)
+    for net, low, high in ((nn.Identity(), 0, 1e-6), (plain, 0, 0.05), (pool, 0.02, 1), (nn.ReLU(), 0.003, 0.1)):
+        shifts = equivariance_error(net, smooth, [], shifts=(0.5, -0.25)).shifts
+        assert len(shifts.views) == 2 * dims
+        assert low <= shifts.worst <= high, net
+        assert shifts.views[0].name == "0.5 voxels along axis 0"
+
+
+def test_a_shift_by_whole_voxels_is_one_of_the_output_of_half_the_resolution():
+    smooth = torch.as_tensor(ndimage.gaussian_filter(noise(1, 1, 48, 48).numpy(), (0, 0, 3, 3), mode="wrap"))
+    error = equivariance_error(nn.AvgPool2d(2), smooth / smooth.std(), [], shifts=(2,))
+    assert error.worst < 1e-5
+
+
 def test_angles_of_an_output_of_half_the_resolution_use_its_own_disc():
     smooth = torch.as_tensor(ndimage.gaussian_filter(noise(1, 1, 64, 64).numpy(), (0, 0, 4.0, 4.0)))
     errors = equivariance_error(nn.AvgPool2d(2), smooth, angles=(30,))

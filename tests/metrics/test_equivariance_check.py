@@ -272,9 +272,19 @@ def test_angles_are_measured_and_not_judged():
     assert len(report.sizes[0].errors.angles.views) == 1
     assert report.ok
     assert "angles worst" in str(report)
+    assert "shifts worst" not in str(report)
     steep = check_equivariance(nn.Sequential(nn.MaxPool2d(3, 1, 1)), 33, 1, 2, angles=(20,))
     assert steep.sizes[0].errors.angles.worst > 1e-2
     assert steep.ok
+
+
+def test_shifts_are_measured_and_not_judged():
+    report = check_equivariance(nn.Sequential(nn.MaxPool2d(3, 1, 1)), 33, 1, 2, shifts=(0.5,))
+    assert report.sizes[0].errors.shifts.worst > 1e-2
+    assert report.rows[0]["shifts_worst"] == report.sizes[0].errors.shifts.worst
+    assert report.rows[0]["angles_worst"] == ""
+    assert "shifts worst" in str(report)
+    assert report.ok
 
 
 def test_spacing_and_group_choose_the_elements():

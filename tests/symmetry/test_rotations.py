@@ -39,6 +39,17 @@ def test_a_blob_lands_where_the_matrix_says_in_millimetres(spacing, degrees):
     assert np.abs(rotated - blob(shape, matrix @ centre, 4.0, spacing)).max() < 2e-3
 
 
+@pytest.mark.parametrize("spacing", [None, (1.0, 2.0)])
+@pytest.mark.parametrize("degrees", [0, 30, 90])
+@pytest.mark.parametrize("shift", [(0.5, 0.0), (-0.25, 0.75), (2.0, 1.0)])
+def test_a_blob_is_rotated_and_then_shifted_in_voxels(spacing, degrees, shift):
+    shape, centre = (61, 61), np.array([6.0, 9.0])
+    matrix = rotation_matrix(2, degrees)
+    moved = transform_image(blob(shape, centre, 4.0, spacing), matrix, order=5, spacing=spacing, shift=shift)
+    there = matrix @ centre + np.array(shift) * (1.0 if spacing is None else np.array(spacing))
+    assert np.abs(moved - blob(shape, there, 4.0, spacing)).max() < 2e-3
+
+
 def test_axes_of_unlike_spacing_are_resampled_not_exchanged():
     rotated = transform_image(np.zeros((6, 7, 8)), rotation_matrix(3, 90, 0), 1, (1, 1, 3))
     assert rotated.shape == (6, 7, 8)
