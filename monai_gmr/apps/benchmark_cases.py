@@ -22,7 +22,7 @@ class Candidate(NamedTuple):
 
     Attributes:
         method: what is computed, such as "ring_conv" or "GMRConv".
-        backend: which of :func:`monai_gmr.available_backends` is forced while it runs; ``None`` where there is no choice.
+        backend: which of :func:`monai_gmr.ops.available_backends` is forced while it runs; ``None`` where there is no choice.
         make: makes the module.
     """
 
@@ -196,7 +196,7 @@ def make_cases(
     Args:
         groups: of :data:`GROUPS`.
         dims: of 2 and 3.
-        backends: of :func:`monai_gmr.available_backends`.
+        backends: of :func:`monai_gmr.ops.available_backends`.
         peers: packages to compare the operation with.
         on_cuda: whether to add large volumes, in float32 and bfloat16.
         autocast: whether to add every case in bfloat16.

@@ -181,6 +181,22 @@ def test_fingerprint_follows_the_settings_and_not_the_place(tmp_path, config):
     assert len({digest(), *other}) == 5
 
 
+def test_fingerprints_are_those_of_studies_that_are_done(tmp_path):
+    """A study of an earlier version resumes: these digits stand in its runs.csv, tuning.csv and folders."""
+    cells = {"bundle": "some/stub", "metric": "dice", "evaluate": {"angle_step": 0}}
+    cells["tests"] = {"other split": {"split": "validation"}}
+    config = {"output_dir": "out", "seeds": [3], "settings": {"epochs": 6}, "nets": {"radial": {"conv": "gmr"}}}
+    config |= {"tuning": {"learning_rates": [0.01, 0.1], "settings": {"epochs": 1}}, "data": {"cells": cells}}
+    study = load(tmp_path, config)
+    short, other, job = study.jobs()
+    assert [study.training_fingerprint(each) for each in (short, other)] == ["068cabd1e3fd", "8d3566ed59ca"]
+    assert study.training_fingerprint(job, 0.1) == "508eccc8d7dd"
+    names = study.evaluations("cells")
+    assert [study.row_fingerprint(job, name, 0.1) for name in names] == ["08816de43d7a", "60a09cabeecb"]
+    folders = ["tuning-lr0.01", "tuning-lr0.1", "seed3"]
+    assert [study.folder(each) for each in study.jobs()] == [Path("out/runs/cells/radial-none") / f for f in folders]
+
+
 def test_of_equal_rates_the_smallest_is_taken_and_one_without_a_score_never():
     assert best_rate({0.3: 0.5, 0.1: 0.5, 0.03: 0.4}) == 0.1
     assert best_rate({0.001: float("nan"), 0.1: 0.0}) == 0.1
