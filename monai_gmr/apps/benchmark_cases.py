@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from monai_gmr.apps.benchmark_layers import RingConvolution, make_peer
+from monai_gmr.apps.benchmark_layers import RingConvolution
 from monai_gmr.networks.layers.factories import make_convolution
 from monai_gmr.networks.nets import GMRUNet, gmr_resnet18
 
@@ -135,7 +135,7 @@ def _each(sizes: Sequence[Size], precisions: Sequence[str]) -> list[tuple[Size, 
 
 
 def _operation_cases(
-    sizes: Sequence[Size], backends: Sequence[str], peers: Sequence[str], precisions: Sequence[str], harmonic: bool
+    sizes: Sequence[Size], backends: Sequence[str], precisions: Sequence[str], harmonic: bool
 ) -> Iterator[Case]:
     method, rest = ("harmonic", ", orders 0 1 2") if harmonic else ("ring_conv", "")
     for size, precision, k in _each(sizes, precisions):
@@ -143,9 +143,7 @@ def _operation_cases(
         if harmonic:
             make = partial(_layer, "gmr_harmonic", size, k)
         ours = [Candidate(method, backend, make) for backend in backends]
-        able = [peer for peer in peers if size.groups == 1 and (size.dims == 2 or peer != "e2cnn")]
-        theirs = [Candidate(peer, None, partial(make_peer, peer, size.dims, size.channels, k)) for peer in able]
-        candidates = (*ours, *_plains(partial(_layer, "plain", size), k), *theirs)
+        candidates = (*ours, *_plains(partial(_layer, "plain", size), k))
         yield Case("ring_conv", size.name(f"k={k}{rest}"), precision, size.shape, candidates)
 
 
@@ -186,7 +184,6 @@ def make_cases(
     groups: Sequence[str],
     dims: Sequence[int],
     backends: Sequence[str],
-    peers: Sequence[str] = (),
     on_cuda: bool = False,
     autocast: bool = False,
     quick: bool = False,
@@ -197,7 +194,6 @@ def make_cases(
         groups: of :data:`GROUPS`.
         dims: of 2 and 3.
         backends: of :func:`monai_gmr.ops.available_backends`.
-        peers: packages to compare the operation with.
         on_cuda: whether to add large volumes, in float32 and bfloat16.
         autocast: whether to add every case in bfloat16.
         quick: tiny sizes, for tests.
@@ -210,10 +206,10 @@ def make_cases(
     precisions = ("float32", "bfloat16") if autocast else ("float32",)
     cases: list[Case] = []
     if "ring_conv" in groups:
-        cases += _operation_cases(sizes.operation, backends, peers, precisions, harmonic=False)
-        cases += _operation_cases(sizes.harmonic, backends, peers, precisions, harmonic=True)
+        cases += _operation_cases(sizes.operation, backends, precisions, harmonic=False)
+        cases += _operation_cases(sizes.harmonic, backends, precisions, harmonic=True)
         if on_cuda and not quick:
-            cases += _operation_cases(CUDA_OPERATION, backends, peers, ("float32", "bfloat16"), harmonic=False)
+            cases += _operation_cases(CUDA_OPERATION, backends, ("float32", "bfloat16"), harmonic=False)
     if "layers" in groups:
         cases += _layer_cases(sizes.layers, backends, precisions)
     if "nets" in groups:

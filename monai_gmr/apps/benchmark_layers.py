@@ -1,11 +1,6 @@
-"""Modules that the benchmark compares beside our layers and nets: the operation alone, and radial convolutions of other packages."""
+"""The operation :func:`monai_gmr.ops.ring_conv` alone as a module, which the benchmark compares beside layers and nets."""
 
 from __future__ import annotations
-
-import importlib
-import importlib.util
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,14 +8,6 @@ from torch import nn
 from monai_gmr.networks.layers import GMRConv2d, GMRConv3d
 from monai_gmr.ops import ring_conv
 from monai_gmr.ops.ring_conv import ring_conv_transpose
-
-# distribution: its package, and the module of its layers
-PEERS = {
-    "GMR-Conv": ("GMR_Conv", "gmr_conv"),
-    "SRE-Conv": ("SRE_Conv", "sre_conv"),
-    "e2cnn": ("e2cnn", "nn"),
-    "escnn": ("escnn", "nn"),
-}
 
 
 class RingConvolution(nn.Module):
@@ -71,60 +58,3 @@ class RingConvolution(nn.Module):
         if self.transposed:
             return ring_conv_transpose(x, *arrays, output_padding=self.stride - 1, **options)
         return ring_conv(x, *arrays, **options)
-
-
-class SteerableConvolution(nn.Module):
-    """A radial convolution by e2cnn (2D only) or escnn: kernels from trivial fields to trivial fields of all rotations.
-
-    Args:
-        package: "e2cnn" or "escnn".
-        spatial_dims: 2 or 3.
-        channels: of input and output.
-        kernel_size: window length in voxels, odd.
-    """
-
-    def __init__(self, package: str, spatial_dims: int, channels: int, kernel_size: int) -> None:
-        super().__init__()
-        layers, gspaces = (importlib.import_module(f"{package}.{name}") for name in ("nn", "gspaces"))
-        if package == "e2cnn":
-            space = gspaces.Rot2dOnR2(-1, maximum_frequency=1)
-        elif spatial_dims == 2:
-            space = gspaces.rot2dOnR2(-1, maximum_frequency=1)
-        else:
-            space = gspaces.rot3dOnR3(maximum_frequency=1)
-        self.fields = layers.FieldType(space, channels * [space.trivial_repr])
-        self.wrap = layers.GeometricTensor
-        kind = getattr(layers, f"R{spatial_dims}Conv")
-        self.convolution = kind(self.fields, self.fields, kernel_size, padding=kernel_size // 2, bias=False)
-        self.in_channels = self.out_channels = channels
-        self.kernel_size = (kernel_size,) * spatial_dims
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(batch, channels, *spatial)`` to the same."""
-        return self.convolution(self.wrap(x, self.fields)).tensor
-
-
-def installed_peers() -> list[str]:
-    """Those of :data:`PEERS` that can be imported here."""
-    return [name for name, (package, _) in PEERS.items() if importlib.util.find_spec(package) is not None]
-
-
-def _import_layers(package: str, module: str) -> Any:
-    """A module of a package, without the package's ``__init__``, which may need more than the layers do."""
-    found = importlib.util.find_spec(package)
-    folders = list(found.submodule_search_locations or []) if found else []
-    spec = importlib.util.spec_from_file_location(f"{package}.{module}", Path(folders[0]) / f"{module}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    layers = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(layers)
-    return layers
-
-
-def make_peer(name: str, spatial_dims: int, channels: int, kernel_size: int) -> nn.Module:
-    """A convolution of one of :data:`PEERS`, without a bias, whose output is as large as its input."""
-    package, module = PEERS[name]
-    if module == "nn":
-        return SteerableConvolution(name, spatial_dims, channels, kernel_size)
-    kind = getattr(_import_layers(package, module), f"{package}{spatial_dims}d")
-    return kind(channels, channels, kernel_size, padding=kernel_size // 2, bias=False)
