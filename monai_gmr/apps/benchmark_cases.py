@@ -18,13 +18,8 @@ PLAIN, PLAIN_3 = "plain", "plain k=3"
 
 
 class Candidate(NamedTuple):
-    """One module of a case.
-
-    Attributes:
-        method: what is computed, such as "ring_conv" or "GMRConv".
-        backend: which of :func:`monai_gmr.ops.available_backends` is forced while it runs; ``None`` where there is no choice.
-        make: makes the module.
-    """
+    """One module of a case: what it computes, such as "ring_conv" or "GMRConv", the one of :func:`monai_gmr.ops.available_backends` that
+    is forced while it runs, ``None`` where there is no choice, and what makes it."""
 
     method: str
     backend: str | None
@@ -39,15 +34,8 @@ class Candidate(NamedTuple):
 
 
 class Case(NamedTuple):
-    """One input and all candidates that are compared on it.
-
-    Attributes:
-        group: one of :data:`GROUPS`.
-        name: dimensions, shape and window.
-        precision: "float32", or "float16" or "bfloat16" for autocast.
-        shape: ``(batch, channels, *spatial)`` of the input.
-        candidates: what is compared.
-    """
+    """One input of shape ``(batch, channels, *spatial)`` and all candidates that are compared on it; the group is one of :data:`GROUPS`,
+    the name says dimensions, shape and window, and a precision other than "float32" is that of autocast."""
 
     group: str
     name: str
@@ -191,8 +179,7 @@ def make_cases(
     """The cases of a run.
 
     Args:
-        groups: of :data:`GROUPS`.
-        dims: of 2 and 3.
+        groups, dims: of :data:`GROUPS`, and of 2 and 3.
         backends: of :func:`monai_gmr.ops.available_backends`.
         on_cuda: whether to add large volumes, in float32 and bfloat16.
         autocast: whether to add every case in bfloat16.

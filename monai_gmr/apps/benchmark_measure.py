@@ -44,18 +44,7 @@ class Notes(logging.Handler):
 
 
 def device_of(name: str) -> torch.device:
-    """A CPU, or a CUDA device, which becomes the current one.
-
-    Args:
-        name: "cpu", "cuda" or "cuda:NUMBER".
-
-    Raises:
-        ConfigurationError: when it is another one, or not there.
-
-    Example:
-        >>> device_of("cpu")
-        device(type='cpu')
-    """
+    """A CPU, or a CUDA device, which becomes the current one; raises :class:`~monai_gmr.utils.ConfigurationError` for any other."""
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -106,12 +95,7 @@ def _profiled(run: Callable[[], Any], profile_memory: bool = False) -> profile:
 
 
 def runs_kernels(run: Callable[[], Any]) -> bool:
-    """Whether a call runs one of the library's own kernels, which torch's profiler lists as operations ``monai_gmr::NAME``.
-
-    Example:
-        >>> runs_kernels(lambda: torch.nn.Conv2d(1, 1, 3)(torch.rand(1, 1, 4, 4)))
-        False
-    """
+    """Whether a call runs one of the library's own kernels, which torch's profiler lists as operations ``monai_gmr::NAME``."""
     return any(event.key.startswith("monai_gmr::") for event in _profiled(run).key_averages())
 
 
@@ -210,16 +194,8 @@ def measure_case(
 
 
 def replay_peak(events: Iterable[tuple[int, int]]) -> int:
-    """The most bytes that are in use at once.
-
-    Args:
-        events: address and bytes of every allocation, address and minus the bytes of every release, in the order of time. A release
-            without an allocation is of what was there before, and does not count.
-
-    Example:
-        >>> replay_peak([(1, 100), (2, 50), (1, -100), (3, 60), (9, -1000)])
-        150
-    """
+    """The most bytes in use at once, from address and bytes of every allocation, and minus the bytes of every release, in the order of
+    time. A release without an allocation is of what was there before, and does not count."""
     sizes: dict[int, int] = {}
     now = peak = 0
     for address, size in events:
@@ -234,10 +210,6 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
     """The most bytes that ``run`` has in use at once, beyond what was there before.
 
     On a CPU these are the tensors that torch's profiler lists, without the scratch space that oneDNN takes for itself.
-
-    Example:
-        >>> peak_memory(lambda: torch.zeros(1000) + 1, torch.device("cpu")) >= 8000
-        True
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -181,7 +181,6 @@ def _draw_panel(panel: Any, rows: Sequence[Mapping[str, Any]], backends: Sequenc
 def draw_rows(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str = "") -> None:
     """Draw to a PNG file the rows that :func:`is_drawn`, at least one: times relative to plain, a bar for a step and a dot for a forward
     pass, a panel for each group and dimension."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -199,7 +198,6 @@ def draw_rows(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str = 
     ]
     heights = [0.2 * length + 0.8 for length in lengths]
     figure = Figure(figsize=(1.2 + 6.2 * len(dims), sum(heights) + 0.9), layout="constrained")
-    FigureCanvasAgg(figure)
     # one scale, so that bars of different panels can be compared
     grid = figure.subplots(len(panels), len(dims), squeeze=False, height_ratios=heights, sharex=True)
     for ((group, precision), band), line in zip(panels.items(), grid):

@@ -34,29 +34,18 @@ WINDOWS: dict[int, tuple[int, ...]] = {2: (3, 5, 9), 3: (3, 5, 7)}
 
 
 class Grid(NamedTuple):
-    """What is measured on a type of device.
-
-    Attributes:
-        precisions: that its kernels compute in.
-        windows: lengths in voxels, by the number of axes.
-        channels: of input and output.
-        grouped: channels, and channels of each of their groups.
-        strided: channels of convolutions and transposed ones with a stride of 2.
-        sizes: length of an axis and batch, by the number of axes.
-        grouped_sizes: likewise for groups.
-        strided_sizes: likewise for strides; "dense" takes other ways for large images there, so these are among them.
-        most_operations: of a dense forward pass; above these a smaller size has decided.
-    """
+    """What is measured on a type of device; windows, and sizes as (length of an axis, batch), go by the number of axes."""
 
     precisions: tuple[str, ...]
     windows: dict[int, tuple[int, ...]]
     channels: tuple[int, ...]
-    grouped: tuple[tuple[int, int], ...]
-    strided: tuple[int, ...]
+    grouped: tuple[tuple[int, int], ...]  # channels, and channels of each of their groups
+    strided: tuple[int, ...]  # channels of convolutions and transposed ones with a stride of 2
     sizes: dict[int, tuple[tuple[int, int], ...]]
     grouped_sizes: dict[int, tuple[tuple[int, int], ...]]
+    # "dense" takes other ways for large images with a stride, so these are among them
     strided_sizes: dict[int, tuple[tuple[int, int], ...]]
-    most_operations: float
+    most_operations: float  # of a dense forward pass; above these a smaller size has decided
 
 
 GRIDS = {

@@ -187,14 +187,8 @@ def _explain(error: Exception) -> str:
 
 
 def train(study: Study, job: Job, learning_rate: float | None = None) -> dict[str, Any]:
-    """Train unless it is done; a training that was killed resumes. ``learning_rate`` is the tuned one.
-
-    Returns:
-        ``fingerprint``, ``parameters``, ``validation`` and ``seconds``, the content of ``training.json`` in its folder.
-
-    Raises:
-        RunError: when the process failed or left no validation score.
-    """
+    """Train unless it is done; a training that was killed resumes. ``learning_rate`` is the tuned one. Returns ``fingerprint``,
+    ``parameters``, ``validation`` and ``seconds``, the content of ``training.json``; raises :class:`RunError` when it fails."""
     folder, config_file = study.folder(job), study.data[job.cell.data].config_file("train")
     digest = study.training_fingerprint(job, learning_rate)
     state = _open_folder(folder, "training.json", digest)
@@ -310,15 +304,7 @@ def _by_key(rows: Sequence[dict[str, Any]], key: Sequence[str]) -> dict[tuple, d
 
 
 def best_rate(validations: Mapping[float, float]) -> float:
-    """The learning rate of the best validation score, of equal ones the smallest.
-
-    Args:
-        validations: learning rate to score; a score that is not a number is the worst.
-
-    Example:
-        >>> best_rate({0.01: 0.8, 0.003: 0.8, 0.03: 0.7, 0.1: float("nan")})
-        0.003
-    """
+    """The learning rate of the best validation score, of equal ones the smallest; a score that is not a number is the worst."""
     return max(sorted(validations), key=lambda rate: (validations[rate] == validations[rate], validations[rate]))
 
 

@@ -46,14 +46,8 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def summarize(rows: Sequence[Mapping[str, Any]], order: Sequence[tuple[str, str, str]]) -> list[dict[str, Any]]:
-    """One row for each data set, net and augmentation that has a run.
-
-    Args:
-        rows: those of runs.csv.
-        order: data set, net and augmentation of each row of the table.
-
-    Returns:
-        dictionaries with ``seeds``, each score's mean, its half width as ``SCORE_half_width`` and its ``SCORE_values``.
+    """One row for each data set, net and augmentation of ``order`` that has a run among ``rows`` (of runs.csv): ``seeds``, each score's
+    mean, its half width as ``SCORE_half_width`` and its ``SCORE_values``.
 
     Example:
         >>> row = {"data": "cells", "net": "plain", "augmentation": "none", "metric": "auc", "learning_rate": 0.01, "parameters": 9}
@@ -156,16 +150,7 @@ def _draw_panel(panel: Any, lines: Sequence[Mapping[str, Any]], places: Mapping[
 
 def draw_study(summary: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Draw what :func:`summarize` returned to a PNG file, a panel for each data set: upright and mean over the angles with intervals,
-    seeds, and the worst angle.
-
-    Example:
-        >>> row = {"data": "cells", "net": "plain", "augmentation": "none", "metric": "auc", "learning_rate": 0.01, "parameters": 9}
-        >>> runs = [{**row, **dict.fromkeys(SCORES), "upright": score} for score in (0.7, 0.9)]
-        >>> file = getfixture("tmp_path") / "study.png"
-        >>> draw_study(summarize(runs, [("cells", "plain", "none")]), file); file.exists()
-        True
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    seeds, and the worst angle."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -176,7 +161,6 @@ def draw_study(summary: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     columns = math.ceil(len(panels) / rows)
     size = (2.2 + 3.6 * columns, rows * (0.9 + 0.5 * len(pairs)) + 0.7)
     figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for panel, (data, lines) in zip(grid.flat, panels.items()):
         _draw_panel(panel, lines, places)

@@ -35,10 +35,6 @@ def interleave(
     runs: Mapping[Key, Callable[[], Any]],
     repeats: int,
     seconds: float = math.inf,
-    *,
-    measure: Callable[[Callable[[], Any]], float] = seconds_of,
-    clock: Callable[[], float] = time.monotonic,
-    seed: int = 0,
 ) -> dict[Key, list[float]]:
     """Time functions that alternate, so that other work on the machine affects all of them alike.
 
@@ -49,9 +45,6 @@ def interleave(
         runs: functions by name; call them once before, so that nothing is compiled while it is timed.
         repeats: rounds.
         seconds: after this time no round begins, once there are three.
-        measure: seconds that a call takes.
-        clock: the time in seconds.
-        seed: of the orders.
 
     Returns:
         the seconds of each call of each function.
@@ -62,21 +55,17 @@ def interleave(
         {'one': 4, 'two': 4}
     """
     times: dict[Key, list[float]] = {name: [] for name in runs}
-    names, start, generator = list(runs), clock(), torch.Generator().manual_seed(seed)
+    names, start, generator = list(runs), time.monotonic(), torch.Generator().manual_seed(0)
     for finished in range(repeats):
-        if finished >= LEAST_ROUNDS and clock() - start > seconds:
+        if finished >= LEAST_ROUNDS and time.monotonic() - start > seconds:
             break
         for index in torch.randperm(len(names), generator=generator):
-            times[names[index]].append(measure(runs[names[index]]))
+            times[names[index]].append(seconds_of(runs[names[index]]))
     return times
 
 
 def median_seconds(runs: Mapping[Key, Callable[[], Any]], repeats: int, seconds: float = math.inf) -> dict[Key, float]:
-    """Median time of each of several functions that alternate, after one round that does not count.
-
-    Args:
-        runs: functions by name.
-        repeats, seconds: as in :func:`interleave`.
+    """Median time of each of several functions that alternate as in :func:`interleave`, after one round that does not count.
 
     Example:
         >>> list(median_seconds({"one": lambda: None, "two": lambda: None}, repeats=3))

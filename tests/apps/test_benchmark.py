@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from monai_gmr.apps import benchmark_measure as app
+from monai_gmr.apps import timing
 from monai_gmr.apps.benchmark import main
 from monai_gmr.apps.benchmark_cases import FULL, Candidate, Case, make_cases
 from monai_gmr.apps.benchmark_layers import RingConvolution
@@ -72,8 +74,10 @@ def test_peak_memory_of_a_backward_pass():
 class FakeTime:
     """Every call takes as long as the function says."""
 
-    def __init__(self):
+    def __init__(self, monkeypatch):
         self.now, self.called = 0.0, []
+        monkeypatch.setattr(timing, "seconds_of", self.timer)
+        monkeypatch.setattr(timing, "time", SimpleNamespace(monotonic=lambda: self.now))
 
     def runs(self, **seconds):
         return {name: lambda n=name, s=each: (self.called.append(n), s)[1] for name, each in seconds.items()}
@@ -84,21 +88,21 @@ class FakeTime:
         return seconds
 
 
-def test_functions_alternate_in_random_orders():
-    fake, again = FakeTime(), FakeTime()
-    times = interleave(fake.runs(a=1.0, b=2.0, c=3.0), 40, measure=fake.timer, clock=lambda: fake.now)
+def test_functions_alternate_in_random_orders(monkeypatch):
+    fake = FakeTime(monkeypatch)
+    times = interleave(fake.runs(a=1.0, b=2.0, c=3.0), 40)
     assert times == {"a": [1.0] * 40, "b": [2.0] * 40, "c": [3.0] * 40}
     rounds = ["".join(each) for each in zip(*[iter(fake.called)] * 3)]
     assert {"".join(sorted(each)) for each in rounds} == {"abc"}
     assert len(set(rounds)) == 6
-    interleave(again.runs(a=1.0, b=2.0, c=3.0), 40, measure=again.timer, clock=lambda: again.now)
+    again = FakeTime(monkeypatch)
+    interleave(again.runs(a=1.0, b=2.0, c=3.0), 40)
     assert again.called == fake.called
 
 
 @pytest.mark.parametrize(("repeats", "seconds", "rounds"), [(10, 0, 3), (2, 0, 2), (10, 25, 6), (10, 1000, 10)])
-def test_no_round_begins_after_the_time_once_there_are_three(repeats, seconds, rounds):
-    fake = FakeTime()
-    times = interleave(fake.runs(a=2.0, b=3.0), repeats, seconds, measure=fake.timer, clock=lambda: fake.now)
+def test_no_round_begins_after_the_time_once_there_are_three(repeats, seconds, rounds, monkeypatch):
+    times = interleave(FakeTime(monkeypatch).runs(a=2.0, b=3.0), repeats, seconds)
     assert [len(each) for each in times.values()] == [rounds] * 2
 
 
