@@ -17,7 +17,6 @@ import yaml
 from monai.utils import set_determinism
 
 from monai_gmr.apps import study as app
-from monai_gmr.apps import study_bundle
 from monai_gmr.apps.study import Progress, RunError, best_rate, main, put_row, read_rows
 from monai_gmr.apps.study_plan import Job, check_bundles, load_study
 from monai_gmr.apps.study_table import SCORES, deciding_score, draw_study, format_tables, interval, summarize
@@ -437,9 +436,9 @@ def test_repeats_below_one_are_refused(start, capsys):
 
 def test_a_parser_without_a_network_counts_nothing(bundle):
     config = bundle / "configs" / "train.yaml"
-    assert study_bundle.count_parameters(config, {"width": 5}) == 15
+    assert app.count_parameters(config, {"width": 5}) == 15
     config.write_text(TRAIN.replace("network_def", "something"))
-    assert study_bundle.count_parameters(config, {}) is None
+    assert app.count_parameters(config, {}) is None
 
 
 def test_segmentation_bundle_on_phantoms(tmp_path, monkeypatch, capsys):
