@@ -22,8 +22,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from monai_gmr.apps.benchmark_cases import Candidate, Case
-from monai_gmr.apps.benchmark_layers import RingConvolution
+from monai_gmr.apps.benchmark_cases import Candidate, Case, RingConvolution
 from monai_gmr.apps.benchmark_measure import Notes, Trial, device_of, make_input, measuring
 from monai_gmr.apps.timing import median_seconds
 from monai_gmr.files import check_folder, write_text

@@ -12,8 +12,7 @@ from torch import nn
 from monai_gmr.apps import benchmark_measure as app
 from monai_gmr.apps import timing
 from monai_gmr.apps.benchmark import main
-from monai_gmr.apps.benchmark_cases import FULL, Candidate, Case, make_cases
-from monai_gmr.apps.benchmark_layers import RingConvolution
+from monai_gmr.apps.benchmark_cases import FULL, Candidate, Case, RingConvolution, make_cases
 from monai_gmr.apps.benchmark_measure import (
     Notes,
     device_of,

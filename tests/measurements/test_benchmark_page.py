@@ -13,8 +13,7 @@ from benchmark_peers import installed_peers, make_peer
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from monai_gmr.apps.benchmark_cases import FULL, Candidate, Case, make_cases
-from monai_gmr.apps.benchmark_layers import RingConvolution
+from monai_gmr.apps.benchmark_cases import FULL, Candidate, Case, RingConvolution, make_cases
 from monai_gmr.networks.layers import GMRConv2d, GMRConv3d, GMRHarmonicConv2d, GMRHarmonicConv3d, SREConv2d
 
 COUNTED = [
