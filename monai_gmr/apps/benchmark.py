@@ -73,17 +73,6 @@ def measure_cases(cases: Sequence[Case], options: argparse.Namespace, device: to
     return content
 
 
-def run_benchmark(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure all cases of a command line, and write ``benchmark.json`` after each, ``benchmark.md`` and ``benchmark.png`` at the end;
-    returns the content of ``benchmark.json``."""
-    device = device_of(options.device)
-    content = measure_cases(chosen_cases(options, device), options, device)
-    write_text(format_short_rows(content["rows"]) + "\n", options.output / "benchmark.md")
-    if any(is_drawn(row) for row in content["rows"]) and can_draw():
-        draw_rows(content["rows"], options.output / "benchmark.png", describe(content["machine"]))
-    return content
-
-
 def describe(machine: Mapping[str, Any]) -> str:
     """The machine in a line.
 
@@ -126,10 +115,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[:1] == ["thresholds"]:
         return thresholds(words[1:])
     options = make_parser().parse_args(words)
-    content = run_benchmark(options)
-    print(f"\n{describe(content['machine'])}\n\n{format_rows(content['rows'])}")
-    missing = format_missing(content["rows"])
-    if missing:
+    device = device_of(options.device)
+    content = measure_cases(chosen_cases(options, device), options, device)
+    rows, machine = content["rows"], describe(content["machine"])
+    write_text(format_short_rows(rows) + "\n", options.output / "benchmark.md")
+    if any(is_drawn(row) for row in rows) and can_draw():
+        draw_rows(rows, options.output / "benchmark.png", machine)
+    print(f"\n{machine}\n\n{format_rows(rows)}")
+    if missing := format_missing(rows):
         print(missing)
     print(f"\nnumbers, table and picture: {options.output}")
     return 0

@@ -155,30 +155,21 @@ def measure_case(
     seconds: float = 20.0,
     channels_last: bool = False,
 ) -> list[dict[str, Any]]:
-    """Measure all candidates of a case in alternation.
-
-    Args:
-        case, device, notes: what is measured, where, and the library's warnings meanwhile.
-        repeats, seconds: as in :func:`~monai_gmr.apps.timing.interleave`.
-        channels_last: whether the operation's input lies channels last.
-
-    Returns:
-        a row for each candidate: seconds, bytes and their ratios; ``None`` and a ``reason`` where it cannot run.
-    """
+    """Measure all candidates of a case in alternation, as :func:`~monai_gmr.apps.timing.interleave` does; returns a row for each: seconds,
+    bytes and their ratios, or ``None`` and a ``reason`` where it cannot run."""
     x = make_input(case, device, channels_last)
     rows: list[dict[str, Any]] = []
     runs: dict[tuple[int, str], Callable[[], Any]] = {}
     for index, candidate in enumerate(case.candidates):
         row: dict[str, Any] = {"group": case.group, "case": case.name, "dims": case.dims, "precision": case.precision}
         row |= {"method": candidate.method, "backend": candidate.backend, "label": candidate.label}
-        row |= {"reason": None, "rounds": 0}
-        row |= dict.fromkeys(("forward", "step", "memory"))
+        row |= {"reason": None, "rounds": 0, "forward": None, "step": None, "memory": None}
         rows.append(row)
         try:
             trial = Trial(case, candidate, x)
             trial.check_kernels(notes)
             trial.step()
-            memory = peak_memory(trial.step, device)
+            row["memory"] = peak_memory(trial.step, device)
         except Exception as error:
             text = " ".join(str(error).split()) or type(error).__name__
             row["reason"] = text if len(text) <= 160 else f"{text[:157]}..."
@@ -186,7 +177,6 @@ def measure_case(
             if device.type == "cuda":
                 torch.cuda.empty_cache()
         else:
-            row["memory"] = memory
             runs |= {(index, "forward"): trial.forward, (index, "step"): trial.step}
     for (index, part), times in interleave(runs, repeats, seconds).items():
         rows[index] |= {part: statistics.median(times), "rounds": len(times)}
@@ -207,10 +197,8 @@ def replay_peak(events: Iterable[tuple[int, int]]) -> int:
 
 
 def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
-    """The most bytes that ``run`` has in use at once, beyond what was there before.
-
-    On a CPU these are the tensors that torch's profiler lists, without the scratch space that oneDNN takes for itself.
-    """
+    """The most bytes that ``run`` has in use at once, beyond what was there before. On a CPU these are the tensors that torch's profiler
+    lists, without the scratch space that oneDNN takes for itself."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

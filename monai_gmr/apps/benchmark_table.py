@@ -59,14 +59,8 @@ def _reference(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], name: 
 
 
 def add_ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Give the rows of a case their ratios.
-
-    Args:
-        rows: all of one case, with ``method``, ``backend``, ``forward``, ``step`` and ``memory``, ``None`` where nothing was measured.
-
-    Returns:
-        the rows with ``MEASURE_over_dense``, ``MEASURE_over_plain`` and ``MEASURE_over_plain_3``, ``None`` where a side is missing; where
-        the case's window is 3, "plain" is both.
+    """The rows of a case with ``MEASURE_over_dense``, ``MEASURE_over_plain`` and ``MEASURE_over_plain_3`` for ``forward``, ``step`` and
+    ``memory``, ``None`` where a side is missing; where the case's window is 3, "plain" is both.
 
     Example:
         >>> ours = {"method": "ring_conv", "backend": "dense", "forward": 2.0, "step": 6.0, "memory": 10}
@@ -145,10 +139,7 @@ def is_drawn(row: Mapping[str, Any]) -> bool:
 
 
 def _colour(row: Mapping[str, Any], backends: Sequence[str]) -> str:
-    """By backend for our own methods."""
-    if row["backend"] is not None:
-        return OURS[backends.index(row["backend"]) % len(OURS)]
-    return PLAIN_COLOUR
+    return OURS[backends.index(row["backend"]) % len(OURS)] if row["backend"] is not None else PLAIN_COLOUR
 
 
 def _draw_panel(panel: Any, rows: Sequence[Mapping[str, Any]], backends: Sequence[str]) -> None:

@@ -126,10 +126,8 @@ class Ratios(NamedTuple):
     def __str__(self) -> str:
         point = self.point
         ratios = ", ".join(f"{n}: {one:.2f}/{two:.2f}" for n, one, two in zip(self.voxels, self.forward, self.step))
-        outcome = ", ".join(
-            f"{part} dense" if size is None else f"{part} kernels from {size} voxels"
-            for part, size in zip(("forward", "step"), self.least())
-        )
+        sizes = zip(("forward", "step"), self.least())
+        outcome = ", ".join(f"{part} " + ("dense" if n is None else f"kernels from {n} voxels") for part, n in sizes)
         text = f"{point.dims}D k={point.kernel_size} C{point.channels}"
         text += f" width {point.width_per_group}" if point.width_per_group < point.channels else ""
         text += f"{' transposed' if point.transposed else ''} stride {point.stride}" if point.stride > 1 else ""
@@ -139,11 +137,8 @@ class Ratios(NamedTuple):
 def measure_ratios(
     point: Point, shape: tuple[int, ...], repeats: int, device: torch.device, precision: str, notes: Notes
 ) -> tuple[float, float]:
-    """Time of the device's kernels over that of "dense", of forward pass and training step: medians of ``repeats`` runs in alternation.
-
-    Raises:
-        ConfigurationError: when the kernels do not run here.
-    """
+    """Time of the device's kernels over that of "dense", of forward pass and training step: medians of ``repeats`` runs in alternation;
+    raises ``ConfigurationError`` when the kernels do not run here."""
     groups, kernels = point.channels // point.width_per_group, KERNELS[device.type]
     make = partial(RingConvolution, point.dims, point.channels, point.kernel_size, groups)
     candidates = [
@@ -200,9 +195,8 @@ def main(arguments: Sequence[str]) -> int:
         for precision in precisions:
             ratios = measure_grid(grid, options.repeats, device, precision, notes)
             kind = (device.type, processor_of(device), precision)
-            write_text(
-                merge_rows(options.output, [Row(*kind, each.point, *each.least()) for each in ratios]), options.output
-            )
+            rows = [Row(*kind, each.point, *each.least()) for each in ratios]
+            write_text(merge_rows(options.output, rows), options.output)
             print("\n".join([" ".join(kind), *map(str, ratios), ""]))
     print(f"table: {options.output}")
     return 0

@@ -90,9 +90,8 @@ def deciding_score(lines: Sequence[Mapping[str, Any]]) -> str:
 
 def by_data(summary: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     """The rows of each data set, in their order."""
-    return {
-        name: [line for line in summary if line["data"] == name] for name in dict.fromkeys(r["data"] for r in summary)
-    }
+    names = dict.fromkeys(line["data"] for line in summary)
+    return {name: [line for line in summary if line["data"] == name] for name in names}
 
 
 def _number(value: Any, form: str) -> str:

@@ -32,22 +32,13 @@ def seconds_of(run: Callable[[], Any]) -> float:
 
 
 def interleave(
-    runs: Mapping[Key, Callable[[], Any]],
-    repeats: int,
-    seconds: float = math.inf,
+    runs: Mapping[Key, Callable[[], Any]], repeats: int, seconds: float = math.inf
 ) -> dict[Key, list[float]]:
-    """Time functions that alternate, so that other work on the machine affects all of them alike.
+    """Seconds of each call of functions that alternate, so that other work on the machine affects all of them alike.
 
-    Each round calls every function once, in a random order, so that no function always runs on the cache of the same other one.
+    Each of ``repeats`` rounds calls every function once, in a random order, so that no function always runs on the cache of the same other
+    one; after ``seconds`` no round begins, once there are three. Call every function before, so that nothing is compiled while it is timed.
     (``torch.utils.benchmark.Timer`` times one function after the other.)
-
-    Args:
-        runs: functions by name; call them once before, so that nothing is compiled while it is timed.
-        repeats: rounds.
-        seconds: after this time no round begins, once there are three.
-
-    Returns:
-        the seconds of each call of each function.
 
     Example:
         >>> times = interleave({"one": lambda: None, "two": lambda: None}, repeats=4)
