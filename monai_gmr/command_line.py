@@ -14,7 +14,7 @@ Main = Callable[[Sequence[str] | None], int]
 
 
 def command(name: str, interrupted: str = "nothing is written") -> Callable[[Main], Callable[..., int]]:
-    """Decorator of the ``main`` of the command ``name``: an error of use is one line on standard error and exit status 2, Ctrl-C exit status
+    """Decorator of ``main`` of the command ``name``: an error of use is one line on standard error and exit status 2, Ctrl-C exit status
     130, with a line that says what is left (``interrupted``). ``MONAI_GMR_TRACEBACK=1`` in the environment raises the error instead.
 
     Example:

@@ -34,12 +34,7 @@ def _system_error(error: BaseException | None) -> OSError | None:
 
 
 def unwritable(path: str | Path, error: OSError, setting: str = "") -> WriteError:
-    """The error about a file or folder that cannot be written; ``setting`` is the bundle's setting that gives it, if there is one.
-
-    Example:
-        >>> unwritable("/full/latest.pt", OSError(errno.ENOSPC, "No space left on device"))
-        WriteError('/full/latest.pt cannot be written (No space left on device): free some space there.')
-    """
+    """The error about a file or folder that cannot be written; ``setting`` is the bundle's setting that gives it, if there is one."""
     cause = error.strerror or str(error) or type(error).__name__
     hint = f"give another {f'--{setting}' if setting else 'folder'}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

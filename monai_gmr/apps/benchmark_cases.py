@@ -208,12 +208,7 @@ def make_cases(
     autocast: bool = False,
     quick: bool = False,
 ) -> list[Case]:
-    """The cases of a run: with ``on_cuda`` large volumes too, with ``autocast`` every case in bfloat16 too, with ``quick`` in tiny sizes.
-
-    Example:
-        >>> [case.name for case in make_cases(["nets"], [3], ["dense"])]
-        ['GMRUNet 3D B1 64x64x64 k=3']
-    """
+    """The cases of a run: with ``on_cuda`` large volumes too, with ``autocast`` all of them in bfloat16 too, with ``quick`` tiny sizes."""
     sizes = QUICK if quick else FULL
     precisions = ("float32", "bfloat16") if autocast else ("float32",)
     cases: list[Case] = []

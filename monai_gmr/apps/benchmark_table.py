@@ -60,15 +60,7 @@ def _reference(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], name: 
 
 def add_ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The rows of a case with ``MEASURE_over_dense``, ``MEASURE_over_plain`` and ``MEASURE_over_plain_3`` for ``forward``, ``step`` and
-    ``memory``, ``None`` where a side is missing; where the case's window is 3, "plain" is both.
-
-    Example:
-        >>> ours = {"method": "ring_conv", "backend": "dense", "forward": 2.0, "step": 6.0, "memory": 10}
-        >>> plain = {"method": "plain", "backend": None, "forward": 1.0, "step": 4.0, "memory": 10}
-        >>> first, second = add_ratios([ours, plain])
-        >>> first["step_over_plain"], second["forward_over_dense"]
-        (1.5, 0.5)
-    """
+    ``memory``, ``None`` where a side is missing; where the case's window is 3, "plain" is both."""
     lines = []
     for row in rows:
         line = dict(row)
@@ -87,13 +79,7 @@ def _cells(row: Mapping[str, Any], columns: Sequence[Column]) -> list[str]:
 
 
 def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
-    """An aligned table, the rows of each case under its name, and an explanation of its columns; ``None`` is shown as "-".
-
-    Example:
-        >>> row = {"group": "nets", "case": "UNet", "precision": "float32", "label": "plain", "forward": 0.5}
-        >>> print(format_rows([row]).splitlines()[2][:19])
-          plain      500.00
-    """
+    """An aligned table, the rows of each case under its name, and an explanation of its columns; ``None`` is shown as "-"."""
     table = [["", *(title for title, *_ in COLUMNS)]]
     for row in rows:
         title = [f"{row['group']}: {row['case']}, {row['precision']}"]

@@ -390,27 +390,14 @@ def write_outcome(study: Study) -> str:
             run = Cell(row["data"], row["net"], row["augmentation"])
             print(f"{run}, seed {row['seed']}: evaluated without {row['left_out']}", file=sys.stderr)
     names = {name: data for data in study.data for name in study.evaluations(data)}
-    summary = summarize(current, [(name, net, augmentation) for name in names for net, augmentation in study.runs])
-    if not summary:
-        return ""
     taken = {(row["data"], row["net"]): row["milliseconds"] for row in read_rows(study.output_dir / "steps.csv")}
     steps = {(name, net): taken.get((data, net)) for name, data in names.items() for net in study.nets}
-    numbers = sorted([*SCORES, *(f"{score}_half_width" for score in SCORES)])
-    columns = [
-        "data",
-        "net",
-        "augmentation",
-        "seeds",
-        "metric",
-        "learning_rate",
-        "parameters",
-        "step_milliseconds",
-        *numbers,
-    ]
-    lines = [{**line, "step_milliseconds": steps[line["data"], line["net"]]} for line in summary]
-    lines = [{key: line[key] for key in columns} for line in lines]
+    summary = summarize(current, [(name, *run) for name in names for run in study.runs], steps)
+    if not summary:
+        return ""
+    lines = [{key: value for key, value in line.items() if not key.endswith("_values")} for line in summary]
     write_rows(lines, study.output_dir / "table.csv")
-    tables = format_tables(summary, steps)
+    tables = format_tables(summary)
     write_text(f"{tables}\n{EXPLANATION}", study.output_dir / "table.md")
     if can_draw():
         draw_study(summary, study.output_dir / "study.png")

@@ -20,12 +20,7 @@ LEAST_ROUNDS = 3
 
 
 def seconds_of(run: Callable[[], Any]) -> float:
-    """Seconds that a call takes, on a GPU until it is done, by the clock of ``torch.utils.benchmark``.
-
-    Example:
-        >>> seconds_of(lambda: None) < 1
-        True
-    """
+    """Seconds that a call takes, on a GPU until it is done, by the clock of ``torch.utils.benchmark``."""
     start = timer()
     run()
     return timer() - start
@@ -38,13 +33,7 @@ def interleave(
 
     Each of ``repeats`` rounds calls every function once, in a random order, so that no function always runs on the cache of the same other
     one; after ``seconds`` no round begins, once there are three. Call every function before, so that nothing is compiled while it is timed.
-    (``torch.utils.benchmark.Timer`` times one function after the other.)
-
-    Example:
-        >>> times = interleave({"one": lambda: None, "two": lambda: None}, repeats=4)
-        >>> {name: len(each) for name, each in times.items()}
-        {'one': 4, 'two': 4}
-    """
+    (``torch.utils.benchmark.Timer`` times one function after the other.)"""
     times: dict[Key, list[float]] = {name: [] for name in runs}
     names, start, generator = list(runs), time.monotonic(), torch.Generator().manual_seed(0)
     for finished in range(repeats):
@@ -78,12 +67,7 @@ def processor_name(cpuinfo: str | Path = "/proc/cpuinfo") -> str:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Processor, cores, threads, GPU, versions and date, for every measured time.
-
-    Example:
-        >>> describe_machine(torch.device("cpu"))["gpu"] is None
-        True
-    """
+    """Processor, cores, threads, GPU, versions and date, for every measured time."""
     on_gpu = device.type == "cuda"
     return {
         "processor": processor_name(),

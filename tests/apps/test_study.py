@@ -411,10 +411,12 @@ def test_environment_variables_and_home_are_expanded(tmp_path, config, monkeypat
 def test_the_best_score_is_bold():
     scores = {"upright": (0.9, 0.9, 0.9), "angles_mean": (0.5, 0.5, 0.5)}
     rows = as_score_rows(scores) + as_score_rows({**scores, "angles_mean": (0.6, 0.6, 0.6)}, net="radial")
-    summary = summarize(rows, [("cells", net, "none") for net in ("radial", "absent", "plain")])
+    summary = summarize(
+        rows, [("cells", net, "none") for net in ("radial", "absent", "plain")], {("cells", "plain"): 12.34}
+    )
     assert [line["net"] for line in summary] == ["radial", "plain"]
     assert deciding_score(summary) == "angles_mean"
-    table = format_tables(summary, {("cells", "plain"): 12.34})
+    table = format_tables(summary)
     assert table.count("**") == 2
     assert "**0.600 ± 0.000**" in table
     assert "| 1,234 | 12.3 |" in table
@@ -425,7 +427,7 @@ def test_picture_holds_every_data_set(panels, tmp_path):
     scores = {"upright": (0.9, 0.8, 0.9), "angles_mean": (0.5, 0.6, 0.5), "angles_worst": (0.4, 0.4, 0.4)}
     names = [f"data {i}" for i in range(panels)]
     rows = [row for name in names for row in as_score_rows(scores, data=name)]
-    draw_study(summarize(rows, [(name, "plain", "none") for name in names]), tmp_path / "study.png")
+    draw_study(summarize(rows, [(name, "plain", "none") for name in names], {}), tmp_path / "study.png")
     assert (tmp_path / "study.png").stat().st_size > 10_000
 
 
