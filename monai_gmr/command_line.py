@@ -14,12 +14,8 @@ Main = Callable[[Sequence[str] | None], int]
 
 
 def command(name: str, interrupted: str = "nothing is written") -> Callable[[Main], Callable[..., int]]:
-    """Decorator of a command's ``main``: an error of use is one line on standard error and exit status 2, Ctrl-C exit status 130.
-    ``MONAI_GMR_TRACEBACK=1`` in the environment raises the error instead.
-
-    Args:
-        name: the command's name, which begins the line.
-        interrupted: what an interrupted command leaves behind.
+    """Decorator of ``main`` of the command ``name``: an error of use is one line on standard error and exit status 2, Ctrl-C exit status
+    130, with a line that says what is left (``interrupted``). ``MONAI_GMR_TRACEBACK=1`` in the environment raises the error instead.
 
     Example:
         >>> @command("halve")

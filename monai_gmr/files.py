@@ -34,12 +34,7 @@ def _system_error(error: BaseException | None) -> OSError | None:
 
 
 def unwritable(path: str | Path, error: OSError, setting: str = "") -> WriteError:
-    """The error about a file or folder that cannot be written; ``setting`` is the bundle's setting that gives it, if there is one.
-
-    Example:
-        >>> unwritable("/full/latest.pt", OSError(errno.ENOSPC, "No space left on device"))
-        WriteError('/full/latest.pt cannot be written (No space left on device): free some space there.')
-    """
+    """The error about a file or folder that cannot be written; ``setting`` is the bundle's setting that gives it, if there is one."""
     cause = error.strerror or str(error) or type(error).__name__
     hint = f"give another {f'--{setting}' if setting else 'folder'}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -57,11 +52,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that replaces it when the block ends, and is removed when the block fails.
 
     All files of this library are written by it. Two processes that write the same file have temporary files of their own, whose names
-    end as ``path`` does. Its folder is made if need be.
-
-    Raises:
-        ConfigurationError: when the system cannot write it (full disk, no permission, a file in the place of a folder); what stood there
-            before remains.
+    end as ``path`` does. Its folder is made if need be. Raises ``ConfigurationError`` when the system cannot write it (full disk, no
+    permission, a file in the place of a folder); what stood there before remains.
 
     Example:
         >>> file = getfixture("tmp_path") / "new" / "table.csv"
@@ -139,24 +131,8 @@ def remove_unfinished(path: str | Path) -> None:
 
 
 def check_folder(folder: str | Path, setting: str = "", files: Iterable[str] = ()) -> None:
-    """Make a folder that a run writes to, and raise unless a file can be written there.
-
-    Args:
-        folder: the folder, made if need be.
-        setting: the bundle's setting that gives it, named in the sentence.
-        files: names of files that the run writes there, which must not be folders.
-
-    Raises:
-        ConfigurationError: when it cannot be made or written.
-
-    Example:
-        >>> file = getfixture("tmp_path") / "file"; file.touch()
-        >>> check_folder(file.parent / "new")
-        >>> check_folder(file, "ckpt_dir")
-        Traceback (most recent call last):
-        ...
-        monai_gmr.utils.WriteError: ckpt_dir=...file cannot be written (a file stands in the place of a folder): ...
-    """
+    """Make a folder, given by the bundle's ``setting``, and raise ``ConfigurationError`` unless it can be written and ``files``, which the
+    run writes there, are no folders."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -172,22 +148,11 @@ def check_folder(folder: str | Path, setting: str = "", files: Iterable[str] = (
 
 
 class FolderLock:
-    """Keeps a folder to one process: a second one that asks for it raises, and a process that ends in any way leaves it free.
+    """Keeps a folder, given by the bundle's ``setting``, to one process: a second one that asks for it gets a ``ConfigurationError``, and a
+    process that ends in any way leaves it free.
 
     The system holds the lock (``filelock.FileLock``), on a file ``.in_use.lock`` that may remain and means nothing by itself. The same
     process may lock the folder several times. Where a file system has no locks, a line in the log says so and the run continues.
-
-    Args:
-        folder: the folder, which must be there.
-        setting: the bundle's setting that gives it, named in the sentence.
-
-    Raises:
-        ConfigurationError: when another process holds the folder, or nothing can be written there.
-
-    Example:
-        >>> folder = getfixture("tmp_path")
-        >>> lock, again = FolderLock(folder), FolderLock(folder)
-        >>> lock.release()
     """
 
     def __init__(self, folder: str | Path, setting: str = "ckpt_dir") -> None:

@@ -6,11 +6,7 @@ from collections.abc import Sequence
 
 
 def format_markdown(rows: Sequence[Sequence[str]], right: int | None = None) -> str:
-    """A Markdown table.
-
-    Args:
-        rows: cells, the header first.
-        right: the first column whose cells are right-aligned; default none.
+    """A Markdown table of rows of cells, the header first; columns from ``right`` on are right-aligned.
 
     Example:
         >>> print(format_markdown([["net", "dice"], ["a | b", "0.900"]], right=1))
@@ -25,11 +21,7 @@ def format_markdown(rows: Sequence[Sequence[str]], right: int | None = None) -> 
 
 
 def format_aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Aligned columns of text, two spaces between them. A row of one cell is a title across all columns.
-
-    Args:
-        rows: cells.
-        left: number of columns, from the first, that are left-aligned.
+    """Aligned columns of text, two spaces between them, the first ``left`` of them left-aligned. A row of one cell is a title across all.
 
     Example:
         >>> print(format_aligned([["net", "dice"], ["of all cases:"], ["GMRUNet", "0.9"]]))

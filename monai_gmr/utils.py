@@ -32,23 +32,14 @@ class SymmetryWarning(UserWarning):
 
 
 def check_choice(name: str, value: object, choices: tuple) -> None:
-    """Raise :class:`ConfigurationError` when ``value`` is not one of ``choices``.
-
-    Example:
-        >>> check_choice("rings", "hard", ("gaussian", "indexed", "hard"))
-    """
+    """Raise :class:`ConfigurationError` when ``value`` is not one of ``choices``."""
     if value not in choices:
         possible = ", ".join(repr(choice) for choice in choices)
         raise ConfigurationError(f"{name}={value!r} is unknown: use one of {possible}.")
 
 
 def can_draw(what: str = "picture") -> bool:
-    """Whether matplotlib, which is optional, is there; where it is not, says in one sentence what is left out.
-
-    Example:
-        >>> can_draw()
-        True
-    """
+    """Whether matplotlib, which is optional, is there; where it is not, says in one sentence what is left out."""
     there = bool(optional_import("matplotlib")[1])
     if not there:
         print(f"matplotlib cannot be imported, so no {what} is drawn: pip install 'monai-gmr[bundle]'.")
@@ -59,14 +50,7 @@ WORKER_SENTENCE = re.compile(rf"(?m)^{ConfigurationError.__module__}\.{Configura
 
 
 def find_configuration_error(error: BaseException | None) -> ConfigurationError | None:
-    """The first :class:`ConfigurationError` among an error, its causes and its contexts; MONAI wraps one for each level of its config.
-
-    Example:
-        >>> wrapped = RuntimeError("Failed to instantiate")
-        >>> wrapped.__cause__ = ConfigurationError("give --epochs 3.")
-        >>> str(find_configuration_error(wrapped))
-        'give --epochs 3.'
-    """
+    """The first :class:`ConfigurationError` among an error, its causes and its contexts; MONAI wraps one for each level of its config."""
     visited: list[BaseException] = []
     waiting = [error]
     while waiting:
@@ -125,23 +109,13 @@ def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
 
 
 def tensors_in(value: Any) -> list[torch.Tensor]:
-    """Every tensor in nested tuples, lists and dictionaries, in order.
-
-    Example:
-        >>> tensors_in({"a": torch.zeros(1), "b": [torch.ones(1), "c"]})
-        [tensor([0.]), tensor([1.])]
-    """
+    """Every tensor in nested tuples, lists and dictionaries, in order."""
     tensors: list[torch.Tensor] = []
     map_tensors(value, tensors.append)
     return tensors
 
 
 def progress_bar(items: Sequence[Item], description: str, show: bool = True) -> Iterable[Item]:
-    """The items, with a bar over them if it is wanted and tqdm is installed.
-
-    Example:
-        >>> list(progress_bar([1, 2], "windows", show=False))
-        [1, 2]
-    """
+    """The items, with a bar over them if it is wanted and tqdm is installed."""
     tqdm, has_tqdm = optional_import("tqdm", name="tqdm")
     return tqdm(items, desc=description) if show and has_tqdm else items

@@ -37,7 +37,7 @@ def make_report(folder):
     return 0
 
 
-QUICK = ["--quick", "--repeats", "1", "--no-peers", "--backends", "dense", "--cases", "3D B1 C4 6x6x6 k=3, float32"]
+QUICK = ["--quick", "--repeats", "1", "--backends", "dense", "--cases", "3D B1 C4 6x6x6 k=3, float32"]
 RUNS = {
     "evaluation": (make_report, {"rotation_table.csv", "rotation_report.md", "rotation_cases.csv"}),
     "phantoms": (lambda folder: make_phantoms([str(folder), "--number", "3", "--size", "16"]), {"dataset.json"}),

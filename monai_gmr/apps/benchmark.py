@@ -1,20 +1,18 @@
-"""Time and memory of the operation, the layers and the nets against plain convolution and other packages, in alternation in one process.
+"""Time and memory of the operation, the layers and the nets against plain convolution, in alternation in one process.
 
 python -m monai_gmr.apps.benchmark                      everything on the CPU
 python -m monai_gmr.apps.benchmark ring_conv --device cuda
 python -m monai_gmr.apps.benchmark layers --dims 3 --backends dense triton --threads 1
 python -m monai_gmr.apps.benchmark thresholds --help    from which size on kernels are faster: what backend auto goes by
 
-Each case measures a forward pass, a training step and the most memory that a step has in use, for every backend, for torch.nn.ConvNd of the
-same window and of window 3, and for those of GMR-Conv, SRE-Conv, e2cnn and escnn that are installed (their radial convolutions). The
-machine's bandwidth and arithmetic are measured in the same run. OUT_DIR gets benchmark.json, benchmark.md (a shorter table) and
-benchmark.png; what cannot run a case is shown as "-", with the reason at the end.
+Each case measures a forward pass, a training step and the most memory that a step has in use, for every backend and for torch.nn.ConvNd of
+the same window and of window 3. OUT_DIR gets benchmark.json, benchmark.md (a shorter table) and benchmark.png; what cannot run a case is
+shown as "-", with the reason at the end.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import math
 import sys
@@ -22,11 +20,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
-from monai_gmr.apps.benchmark_cases import GROUPS, make_cases
-from monai_gmr.apps.benchmark_layers import PEERS, installed_peers
-from monai_gmr.apps.benchmark_measure import device_of, measure_case, measure_limits, measuring
+from monai_gmr.apps.benchmark_cases import GROUPS, Case, make_cases
+from monai_gmr.apps.benchmark_measure import device_of, measure_case, measuring
 from monai_gmr.apps.benchmark_table import draw_rows, format_missing, format_rows, format_short_rows, is_drawn
 from monai_gmr.apps.benchmark_thresholds import main as thresholds
 from monai_gmr.apps.timing import describe_machine
@@ -36,9 +34,8 @@ from monai_gmr.ops import available_backends
 from monai_gmr.utils import ConfigurationError, can_draw, check_choice
 
 
-def run_benchmark(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure all cases of a command line, and write ``benchmark.json`` after each, ``benchmark.md`` and ``benchmark.png`` at the end;
-    returns the content of ``benchmark.json``."""
+def chosen_cases(options: argparse.Namespace, device: torch.device) -> list[Case]:
+    """The cases that a command line asks for; raises :class:`~monai_gmr.utils.ConfigurationError` for options that cannot be."""
     for name, known in (("group", GROUPS), ("backend", available_backends()), ("dims", (2, 3))):
         for value in getattr(options, name if name == "dims" else f"{name}s") or ():
             check_choice(name, value, known)
@@ -48,58 +45,43 @@ def run_benchmark(options: argparse.Namespace) -> dict[str, Any]:
             raise ConfigurationError(f"{name}={value} is out of range: give 1 or more.")
     if not (math.isfinite(options.seconds) and options.seconds >= 0):
         raise ConfigurationError(f"seconds={options.seconds:g} is out of range: give 0 or more.")
-    device = device_of(options.device)
     check_folder(options.output)
-    peers = installed_peers() if options.peers else []
-    on_cuda = device.type == "cuda"
     backends = options.backends or available_backends()
-    cases = make_cases(
-        options.groups or GROUPS,
-        options.dims,
-        backends,
-        peers,
-        on_cuda=on_cuda,
-        autocast=options.autocast,
-        quick=options.quick,
-    )
+    switches = {"on_cuda": device.type == "cuda", "autocast": options.autocast, "quick": options.quick}
+    cases = make_cases(options.groups or GROUPS, options.dims, backends, **switches)
     cases = [case for case in cases if any(text in case.title for text in options.cases)]
     if not cases:
         raise ConfigurationError(
             f"there is no case of {options.groups} with dims={options.dims} and cases={options.cases}: ask for others."
         )
-    channels_last = not on_cuda if options.channels_last is None else options.channels_last
-    content: dict[str, Any] = {}
-    rows: list[dict[str, Any]] = []
+    return cases
+
+
+def measure_cases(cases: Sequence[Case], options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Measure cases; ``benchmark.json`` is written after each, and its content returned."""
+    channels_last = device.type == "cpu" if options.channels_last is None else options.channels_last
     settings = {"repeats": options.repeats, "seconds": options.seconds, "channels_last": channels_last}
+    rows: list[dict[str, Any]] = []
     with measuring(options.threads, options.tf32) as notes, tqdm(cases, desc="Benchmark", unit="case") as bar:
-        versions = {name: importlib.metadata.version(name) for name in peers}
-        content["machine"] = describe_machine(device) | {"channels_last": channels_last, "packages": versions}
-        content["options"] = {key: value for key, value in vars(options).items() if key != "output"}
-        bar.set_postfix_str("limits of the machine")
-        limits = measure_limits(device, sorted({case.precision for case in cases}), options.quick)
-        content |= {"limits": limits, "rows": rows}
+        given = {key: value for key, value in vars(options).items() if key != "output"}
+        machine = describe_machine(device) | {"channels_last": channels_last}
+        content = {"machine": machine, "options": given, "rows": rows}
         for case in bar:
             bar.set_postfix_str(case.title)
-            rows += measure_case(case, device, limits, notes, **settings)
+            rows += measure_case(case, device, notes, **settings)
             write_text(json.dumps(content, indent=1), options.output / "benchmark.json")
-    write_text(format_short_rows(rows) + "\n", options.output / "benchmark.md")
-    if any(is_drawn(row) for row in rows) and can_draw():
-        draw_rows(rows, options.output / "benchmark.png", describe(content))
     return content
 
 
-def describe(content: Mapping[str, Any]) -> str:
-    """The machine and its limits in a line.
+def describe(machine: Mapping[str, Any]) -> str:
+    """The machine in a line.
 
     Example:
-        >>> machine = {"processor": "Chip", "cores": 8, "threads": 2, "gpu": None, "torch": "2.9.0"}
-        >>> describe({"machine": machine, "limits": {"bandwidth": 2e10, "float32": 1e11}})
-        'Chip, 2 threads of 8 cores, torch 2.9.0; at most 20 GB/s, float32 100 GFLOP/s'
+        >>> describe({"processor": "Chip", "cores": 8, "threads": 2, "gpu": None, "torch": "2.9.0"})
+        'Chip, 2 threads of 8 cores, torch 2.9.0'
     """
-    machine, limits = content["machine"], content["limits"]
     where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads of {machine['cores']} cores"
-    arithmetic = "".join(f", {name} {limits[name] / 1e9:.0f} GFLOP/s" for name in limits if name != "bandwidth")
-    return f"{where}, torch {machine['torch']}; at most {limits['bandwidth'] / 1e9:.0f} GB/s{arithmetic}"
+    return f"{where}, torch {machine['torch']}"
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -120,7 +102,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--backends", nargs="+", metavar="BACKEND", help="backends to compare (all)")
     add("--autocast", action="store_true", help="every case under bfloat16 autocast too")
     add("--tf32", action="store_true", help="let a GPU multiply float32 in TF32, plain convolutions and ours alike")
-    add("--peers", action=argparse.BooleanOptionalAction, default=True, help=f"compare with {', '.join(PEERS)} (yes)")
     add("--channels-last", action=argparse.BooleanOptionalAction, help="input of ring_conv (yes on the CPU)")
     add("--output", type=Path, default=Path("runs/benchmark"), metavar="OUT_DIR", help="folder (runs/benchmark)")
     add("--quick", action="store_true", help="tiny sizes: whether it runs, not how fast")
@@ -134,12 +115,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[:1] == ["thresholds"]:
         return thresholds(words[1:])
     options = make_parser().parse_args(words)
-    content = run_benchmark(options)
-    print(f"\n{describe(content)}\n\n{format_rows(content['rows'])}")
-    absent = [name for name in PEERS if options.peers and name not in content["machine"]["packages"]]
-    for line in (format_missing(content["rows"]), f"not installed: {', '.join(absent)}" if absent else ""):
-        if line:
-            print(line)
+    device = device_of(options.device)
+    content = measure_cases(chosen_cases(options, device), options, device)
+    rows, machine = content["rows"], describe(content["machine"])
+    write_text(format_short_rows(rows) + "\n", options.output / "benchmark.md")
+    if any(is_drawn(row) for row in rows) and can_draw():
+        draw_rows(rows, options.output / "benchmark.png", machine)
+    print(f"\n{machine}\n\n{format_rows(rows)}")
+    if missing := format_missing(rows):
+        print(missing)
     print(f"\nnumbers, table and picture: {options.output}")
     return 0
 

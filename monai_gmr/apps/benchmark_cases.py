@@ -2,29 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
-from monai_gmr.apps.benchmark_layers import RingConvolution, make_peer
 from monai_gmr.networks.layers.factories import make_convolution
 from monai_gmr.networks.nets import GMRUNet, gmr_resnet18
+from monai_gmr.ops import ring_conv
+from monai_gmr.ops.ring_conv import ring_conv_transpose
 
 GROUPS = ("ring_conv", "layers", "nets")
 LAYERS = {"GMRConv": "gmr", "GMRHarmonicConv": "gmr_harmonic", "SREConv": "sre"}
 PLAIN, PLAIN_3 = "plain", "plain k=3"
 
 
-class Candidate(NamedTuple):
-    """One module of a case.
+class RingConvolution(nn.Module):
+    """The operation :func:`monai_gmr.ops.ring_conv` alone, as wide as its input, with the initial basis of a ``GMRConv2d``.
 
-    Attributes:
-        method: what is computed, such as "ring_conv" or "GMRConv".
-        backend: which of :func:`monai_gmr.available_backends` is forced while it runs; ``None`` where there is no choice.
-        make: makes the module.
+    Example:
+        >>> RingConvolution(2, 4, 5)(torch.rand(1, 4, 6, 6)).shape
+        torch.Size([1, 4, 6, 6])
+        >>> RingConvolution(2, 4, 5, stride=2, transposed=True)(torch.rand(1, 4, 6, 6)).shape
+        torch.Size([1, 4, 12, 12])
     """
+
+    shells: torch.Tensor
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        channels: int,
+        kernel_size: int,
+        groups: int = 1,
+        stride: int = 1,
+        transposed: bool = False,
+    ) -> None:
+        super().__init__()
+        self.stride, self.transposed = stride, transposed
+        layer: Any = make_convolution("gmr", spatial_dims, channels, channels, kernel_size, groups=groups)
+        self.weight = nn.Parameter(layer.weight.detach())
+        self.values = nn.Parameter(layer.basis().detach())
+        self.padding, self.num_shells, self.groups = kernel_size // 2, layer.num_shells, groups
+        self.register_buffer("shells", layer.shells)
+
+    def basis(self) -> torch.Tensor:
+        """The functions on shells, shape ``(rings, shells)``."""
+        return self.values
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(batch, channels, *spatial)`` to ``(batch, channels, *spatial_out)``."""
+        arrays = (self.weight, self.basis(), self.shells)
+        options = {name: getattr(self, name) for name in ("stride", "padding", "groups", "num_shells")}
+        if self.transposed:
+            return ring_conv_transpose(x, *arrays, output_padding=self.stride - 1, **options)
+        return ring_conv(x, *arrays, **options)
+
+
+class Candidate(NamedTuple):
+    """One module of a case: what it computes, such as "ring_conv" or "GMRConv", the one of :func:`monai_gmr.ops.available_backends` that
+    is forced while it runs, ``None`` where there is no choice, and what makes it."""
 
     method: str
     backend: str | None
@@ -39,15 +78,8 @@ class Candidate(NamedTuple):
 
 
 class Case(NamedTuple):
-    """One input and all candidates that are compared on it.
-
-    Attributes:
-        group: one of :data:`GROUPS`.
-        name: dimensions, shape and window.
-        precision: "float32", or "float16" or "bfloat16" for autocast.
-        shape: ``(batch, channels, *spatial)`` of the input.
-        candidates: what is compared.
-    """
+    """One input of shape ``(batch, channels, *spatial)`` and all candidates that are compared on it; the group is one of :data:`GROUPS`,
+    the name says dimensions, shape and window, and a precision other than "float32" is that of autocast."""
 
     group: str
     name: str
@@ -124,98 +156,69 @@ def _layer(conv: str, size: Size, kernel_size: int) -> nn.Module:
     return make_convolution(conv, size.dims, size.channels, size.channels, kernel_size, **geometry)
 
 
-def _plains(make: Callable[[Any], nn.Module], windows: Any) -> list[Candidate]:
-    """The plain counterpart of the same windows, and of window 3."""
-    kinds = {PLAIN: windows} | ({PLAIN_3: 3} if windows != 3 else {})
-    return [Candidate(name, None, partial(make, window)) for name, window in kinds.items()]
+def _candidates(
+    methods: Mapping[str, Callable[[], nn.Module]],
+    backends: Sequence[str],
+    plain: Callable[[Any], nn.Module],
+    windows: Any,
+) -> tuple[Candidate, ...]:
+    """Every method with every backend, their plain counterpart of the same windows, and that of window 3."""
+    ours = [Candidate(method, backend, make) for method, make in methods.items() for backend in backends]
+    plains = {PLAIN: windows} | ({PLAIN_3: 3} if windows != 3 else {})
+    return (*ours, *(Candidate(name, None, partial(plain, window)) for name, window in plains.items()))
 
 
-def _each(sizes: Sequence[Size], precisions: Sequence[str]) -> list[tuple[Size, str, int]]:
-    return [(size, precision, window) for size in sizes for precision in precisions for window in size.windows]
-
-
-def _operation_cases(
-    sizes: Sequence[Size], backends: Sequence[str], peers: Sequence[str], precisions: Sequence[str], harmonic: bool
+def _size_cases(
+    method: str, sizes: Sequence[Size], backends: Sequence[str], precisions: Sequence[str]
 ) -> Iterator[Case]:
-    method, rest = ("harmonic", ", orders 0 1 2") if harmonic else ("ring_conv", "")
-    for size, precision, k in _each(sizes, precisions):
+    """Cases of the operation, ``method`` being "ring_conv" or "harmonic", or of the layers."""
+    for size, precision, k in [(one, each, k) for one in sizes for each in precisions for k in one.windows]:
         make: Callable[[], nn.Module] = partial(RingConvolution, size.dims, size.channels, k, size.groups)
-        if harmonic:
-            make = partial(_layer, "gmr_harmonic", size, k)
-        ours = [Candidate(method, backend, make) for backend in backends]
-        able = [peer for peer in peers if size.groups == 1 and (size.dims == 2 or peer != "e2cnn")]
-        theirs = [Candidate(peer, None, partial(make_peer, peer, size.dims, size.channels, k)) for peer in able]
-        candidates = (*ours, *_plains(partial(_layer, "plain", size), k), *theirs)
-        yield Case("ring_conv", size.name(f"k={k}{rest}"), precision, size.shape, candidates)
-
-
-def _layer_cases(sizes: Sequence[Size], backends: Sequence[str], precisions: Sequence[str]) -> Iterator[Case]:
-    for size, precision, k in _each(sizes, precisions):
-        ours = [
-            Candidate(name, backend, partial(_layer, conv, size, k))
-            for name, conv in LAYERS.items()
-            for backend in backends
-        ]
-        yield Case(
-            "layers", size.name(f"k={k}"), precision, size.shape, (*ours, *_plains(partial(_layer, "plain", size), k))
-        )
-
-
-def _net_candidates(make: Callable[..., nn.Module], windows: Any, backends: Sequence[str]) -> tuple[Candidate, ...]:
-    ours = [
-        Candidate(conv, backend, partial(make, conv=conv, kernel_sizes=windows))
-        for conv in ("gmr", "gmr_harmonic")
-        for backend in backends
-    ]
-    return (*ours, *_plains(lambda window: make(conv="plain", kernel_sizes=window), windows))
+        methods, rest = {method: make}, ""
+        if method == "harmonic":
+            methods, rest = {method: partial(_layer, "gmr_harmonic", size, k)}, ", orders 0 1 2"
+        elif method == "layers":
+            methods = {name: partial(_layer, conv, size, k) for name, conv in LAYERS.items()}
+        group = "layers" if method == "layers" else "ring_conv"
+        candidates = _candidates(methods, backends, partial(_layer, "plain", size), k)
+        yield Case(group, size.name(f"k={k}{rest}"), precision, size.shape, candidates)
 
 
 def _net_cases(sizes: Sizes, backends: Sequence[str], precisions: Sequence[str]) -> Iterator[Case]:
     batch, size, width = sizes.resnet
     length, features = sizes.unet
-    resnet = _net_candidates(partial(gmr_resnet18, 2, 3, 10, width=width), (9, 9, 5, 5), backends)
-    unet = _net_candidates(partial(GMRUNet, 3, 1, 2, features=features), 3, backends)
+    resnet, unet = partial(gmr_resnet18, 2, 3, 10, width=width), partial(GMRUNet, 3, 1, 2, features=features)
+
+    def candidates(make: Callable[..., nn.Module], windows: Any) -> tuple[Candidate, ...]:
+        methods = {conv: partial(make, conv=conv, kernel_sizes=windows) for conv in ("gmr", "gmr_harmonic")}
+        return _candidates(methods, backends, lambda window: make(conv="plain", kernel_sizes=window), windows)
+
     for precision in precisions:
         name = f"gmr_resnet18 2D B{batch} {size}x{size} k=9 9 5 5"
-        yield Case("nets", name, precision, (batch, 3, size, size), resnet)
+        yield Case("nets", name, precision, (batch, 3, size, size), candidates(resnet, (9, 9, 5, 5)))
         name = f"GMRUNet 3D B1 {'x'.join([str(length)] * 3)} k=3"
-        yield Case("nets", name, precision, (1, 1, *(length,) * 3), unet)
+        yield Case("nets", name, precision, (1, 1, *(length,) * 3), candidates(unet, 3))
 
 
 def make_cases(
     groups: Sequence[str],
     dims: Sequence[int],
     backends: Sequence[str],
-    peers: Sequence[str] = (),
     on_cuda: bool = False,
     autocast: bool = False,
     quick: bool = False,
 ) -> list[Case]:
-    """The cases of a run.
-
-    Args:
-        groups: of :data:`GROUPS`.
-        dims: of 2 and 3.
-        backends: of :func:`monai_gmr.available_backends`.
-        peers: packages to compare the operation with.
-        on_cuda: whether to add large volumes, in float32 and bfloat16.
-        autocast: whether to add every case in bfloat16.
-        quick: tiny sizes, for tests.
-
-    Example:
-        >>> [case.name for case in make_cases(["nets"], [3], ["dense"])]
-        ['GMRUNet 3D B1 64x64x64 k=3']
-    """
+    """The cases of a run: with ``on_cuda`` large volumes too, with ``autocast`` all of them in bfloat16 too, with ``quick`` tiny sizes."""
     sizes = QUICK if quick else FULL
     precisions = ("float32", "bfloat16") if autocast else ("float32",)
     cases: list[Case] = []
     if "ring_conv" in groups:
-        cases += _operation_cases(sizes.operation, backends, peers, precisions, harmonic=False)
-        cases += _operation_cases(sizes.harmonic, backends, peers, precisions, harmonic=True)
+        cases += _size_cases("ring_conv", sizes.operation, backends, precisions)
+        cases += _size_cases("harmonic", sizes.harmonic, backends, precisions)
         if on_cuda and not quick:
-            cases += _operation_cases(CUDA_OPERATION, backends, peers, ("float32", "bfloat16"), harmonic=False)
+            cases += _size_cases("ring_conv", CUDA_OPERATION, backends, ("float32", "bfloat16"))
     if "layers" in groups:
-        cases += _layer_cases(sizes.layers, backends, precisions)
+        cases += _size_cases("layers", sizes.layers, backends, precisions)
     if "nets" in groups:
         cases += _net_cases(sizes, backends, precisions)
     return [case for case in cases if case.dims in dims]

@@ -1,4 +1,4 @@
-"""Time, memory and operations of the candidates of a case, and the machine's limits."""
+"""Time and memory of the candidates of a case."""
 
 from __future__ import annotations
 
@@ -7,29 +7,24 @@ import logging
 import os
 import statistics
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from monai_gmr.apps.benchmark_cases import Candidate, Case
-from monai_gmr.apps.benchmark_counts import count_cost
 from monai_gmr.apps.benchmark_table import add_ratios
-from monai_gmr.apps.timing import interleave, seconds_of
+from monai_gmr.apps.timing import interleave
 from monai_gmr.bundle import keep_freed_memory
 from monai_gmr.ops import get_backend, set_backend
 from monai_gmr.ops.memory_format import FORMATS
 from monai_gmr.utils import ConfigurationError
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-LIMIT_REPEATS = 5
-# elements of the copied tensor, far beyond the caches, and side of the multiplied matrices
-LIMIT_SIZES = {"cpu": (2**26, 2048), "cuda": (2**29, 8192), "quick": (2**18, 128)}
 
 
 class Notes(logging.Handler):
@@ -49,18 +44,7 @@ class Notes(logging.Handler):
 
 
 def device_of(name: str) -> torch.device:
-    """A CPU, or a CUDA device, which becomes the current one.
-
-    Args:
-        name: "cpu", "cuda" or "cuda:NUMBER".
-
-    Raises:
-        ConfigurationError: when it is another one, or not there.
-
-    Example:
-        >>> device_of("cpu")
-        device(type='cpu')
-    """
+    """A CPU, or a CUDA device, which becomes the current one; raises :class:`~monai_gmr.utils.ConfigurationError` for any other."""
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -111,12 +95,7 @@ def _profiled(run: Callable[[], Any], profile_memory: bool = False) -> profile:
 
 
 def runs_kernels(run: Callable[[], Any]) -> bool:
-    """Whether a call runs one of the library's own kernels, which torch's profiler lists as operations ``monai_gmr::NAME``.
-
-    Example:
-        >>> runs_kernels(lambda: torch.nn.Conv2d(1, 1, 3)(torch.rand(1, 1, 4, 4)))
-        False
-    """
+    """Whether a call runs one of the library's own kernels, which torch's profiler lists as operations ``monai_gmr::NAME``."""
     return any(event.key.startswith("monai_gmr::") for event in _profiled(run).key_averages())
 
 
@@ -170,40 +149,27 @@ class Trial:
 def measure_case(
     case: Case,
     device: torch.device,
-    limits: Mapping[str, float],
     notes: Notes,
     *,
     repeats: int = 10,
     seconds: float = 20.0,
     channels_last: bool = False,
 ) -> list[dict[str, Any]]:
-    """Measure all candidates of a case in alternation.
-
-    Args:
-        case, device, notes: what is measured, where, and the library's warnings meanwhile.
-        limits: what :func:`measure_limits` returned.
-        repeats, seconds: as in :func:`~monai_gmr.apps.timing.interleave`.
-        channels_last: whether the operation's input lies channels last.
-
-    Returns:
-        a row for each candidate: seconds, bytes, multiply-adds and their ratios; ``None`` and a ``reason`` where it cannot run.
-    """
+    """Measure all candidates of a case in alternation, as :func:`~monai_gmr.apps.timing.interleave` does; returns a row for each: seconds,
+    bytes and their ratios, or ``None`` and a ``reason`` where it cannot run."""
     x = make_input(case, device, channels_last)
     rows: list[dict[str, Any]] = []
     runs: dict[tuple[int, str], Callable[[], Any]] = {}
     for index, candidate in enumerate(case.candidates):
         row: dict[str, Any] = {"group": case.group, "case": case.name, "dims": case.dims, "precision": case.precision}
         row |= {"method": candidate.method, "backend": candidate.backend, "label": candidate.label}
-        row |= {"reason": None, "rounds": 0}
-        row |= dict.fromkeys(("forward", "step", "memory", "operations", "moved"))
-        row |= dict.fromkeys(("flops_per_second", "limit_share", "bound_by"))
+        row |= {"reason": None, "rounds": 0, "forward": None, "step": None, "memory": None}
         rows.append(row)
         try:
             trial = Trial(case, candidate, x)
             trial.check_kernels(notes)
             trial.step()
-            memory = peak_memory(trial.step, device)
-            operations, moved = count_cost(trial.module, trial.forward, candidate.backend)
+            row["memory"] = peak_memory(trial.step, device)
         except Exception as error:
             text = " ".join(str(error).split()) or type(error).__name__
             row["reason"] = text if len(text) <= 160 else f"{text[:157]}..."
@@ -211,30 +177,15 @@ def measure_case(
             if device.type == "cuda":
                 torch.cuda.empty_cache()
         else:
-            row |= {"memory": memory, "operations": operations, "moved": moved}
             runs |= {(index, "forward"): trial.forward, (index, "step"): trial.step}
     for (index, part), times in interleave(runs, repeats, seconds).items():
         rows[index] |= {part: statistics.median(times), "rounds": len(times)}
-    for row in rows:
-        if row["forward"] is not None and row["operations"] is not None:
-            arithmetic, forward = limits[case.precision], row["forward"]
-            row["flops_per_second"] = 2 * row["operations"] / forward
-            limit = roofline(row["operations"], row["moved"], forward, limits["bandwidth"], arithmetic)
-            row["limit_share"], row["bound_by"] = limit
     return add_ratios(rows)
 
 
 def replay_peak(events: Iterable[tuple[int, int]]) -> int:
-    """The most bytes that are in use at once.
-
-    Args:
-        events: address and bytes of every allocation, address and minus the bytes of every release, in the order of time. A release
-            without an allocation is of what was there before, and does not count.
-
-    Example:
-        >>> replay_peak([(1, 100), (2, 50), (1, -100), (3, 60), (9, -1000)])
-        150
-    """
+    """The most bytes in use at once, from address and bytes of every allocation, and minus the bytes of every release, in the order of
+    time. A release without an allocation is of what was there before, and does not count."""
     sizes: dict[int, int] = {}
     now = peak = 0
     for address, size in events:
@@ -246,14 +197,8 @@ def replay_peak(events: Iterable[tuple[int, int]]) -> int:
 
 
 def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
-    """The most bytes that ``run`` has in use at once, beyond what was there before.
-
-    On a CPU these are the tensors that torch's profiler lists, without the scratch space that oneDNN takes for itself.
-
-    Example:
-        >>> peak_memory(lambda: torch.zeros(1000) + 1, torch.device("cpu")) >= 8000
-        True
-    """
+    """The most bytes that ``run`` has in use at once, beyond what was there before. On a CPU these are the tensors that torch's profiler
+    lists, without the scratch space that oneDNN takes for itself."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -268,58 +213,3 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
     memory = [event for event in events if event.get("name") == "[memory]" and event["args"]["Device Type"] == 0]
     memory.sort(key=lambda event: event["ts"])
     return replay_peak((event["args"]["Addr"], event["args"]["Bytes"]) for event in memory)
-
-
-def measure_limits(device: torch.device, precisions: Sequence[str], quick: bool = False) -> dict[str, float]:
-    """The machine's limits: the best of a large copy and a large sum, and of a large product of matrices, also as a 1x1 convolution.
-
-    Returns:
-        ``"bandwidth"`` in bytes a second, each read and each write counted, and each precision's floating-point operations a second.
-        ``quick`` takes tensors that fit in the caches: for tests only.
-
-    Example:
-        >>> limits = measure_limits(torch.device("cpu"), ["float32"], quick=True)
-        >>> sorted(limits), min(limits.values()) > 0
-        (['bandwidth', 'float32'], True)
-    """
-    elements, side = LIMIT_SIZES["quick" if quick else device.type]
-
-    def best(run: Callable[[], Any]) -> float:
-        run()
-        return min(seconds_of(run) for _ in range(LIMIT_REPEATS))
-
-    def bandwidth() -> float:
-        one, two, three = (torch.ones(elements, device=device) for _ in range(3))
-        array = elements * one.element_size()
-        copy, add = best(lambda: two.copy_(one)), best(lambda: torch.add(one, two, out=three))
-        return max(2 * array / copy, 3 * array / add)
-
-    def arithmetic(dtype: torch.dtype) -> float:
-        one, two, three = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(3))
-        # on some processors the library for convolutions multiplies twice as fast as the one for matrices
-        image, kernel = one.T[None, :, None].to(memory_format=torch.channels_last), two[:, :, None, None]
-        product = min(best(lambda: torch.mm(one, two, out=three)), best(lambda: F.conv2d(image, kernel)))
-        return 2 * side**3 / product
-
-    return {"bandwidth": bandwidth()} | {name: arithmetic(PRECISIONS[name]) for name in precisions}
-
-
-def roofline(operations: int, moved: int, seconds: float, bandwidth: float, arithmetic: float) -> tuple[float, str]:
-    """The share that a run reaches of the nearer limit of the machine, and that limit, "arithmetic" or "memory".
-
-    Args:
-        operations: multiply-adds, two floating-point operations each.
-        moved: bytes that are moved at least.
-        seconds: that the run took.
-        bandwidth: bytes a second.
-        arithmetic: floating-point operations a second.
-
-    Example:
-        >>> roofline(operations=50, moved=10, seconds=4.0, bandwidth=10.0, arithmetic=100.0)
-        (0.25, 'memory')
-
-    Source:
-        Williams, Waterman, Patterson, Roofline, CACM 52 (2009).
-    """
-    calculating, moving = 2 * operations / arithmetic, moved / bandwidth
-    return max(calculating, moving) / seconds, "arithmetic" if calculating > moving else "memory"

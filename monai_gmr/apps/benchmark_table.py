@@ -26,10 +26,6 @@ COLUMNS: tuple[Column, ...] = (
     ("/k=3", "step_over_plain_3", 1, ".2f"),
     ("memory MB", "memory", 1e-6, ".1f"),
     ("/plain", "memory_over_plain", 1, ".2f"),
-    ("Mop", "operations", 1e-6, ",.1f"),
-    ("GFLOP/s", "flops_per_second", 1e-9, ".1f"),
-    ("moved MB", "moved", 1e-6, ".1f"),
-    ("limit %", "limit_share", 100, ".0f"),
 )
 SHORT_COLUMNS: tuple[Column, ...] = (
     ("forward ms", "forward", 1e3, ".1f"),
@@ -39,18 +35,15 @@ SHORT_COLUMNS: tuple[Column, ...] = (
     ("of plain k=3", "step_over_plain_3", 1, ".2f"),
     ("memory MB", "memory", 1e-6, ".0f"),
     ("of plain", "memory_over_plain", 1, ".2f"),
-    ("% of the limit", "limit_share", 100, ".0f"),
 )
 EXPLANATION = (
     "forward: without gradients, in training mode; step: forward and backward, for nets with the optimizer; memory: the most that a\n"
     "step has in use at once beyond weights and input; times are medians.\n"
-    "/dense: against the backend dense; /plain: against torch.nn.ConvNd of the same window; /k=3: against torch.nn.ConvNd of window 3.\n"
-    "Mop: million multiply-adds of the forward pass by the method's own count; moved: input, output and weights once; limit: the least\n"
-    "time that the machine's bandwidth and arithmetic, measured in the same run, allow, over the forward time; bound by: the nearer one."
+    "/dense: against the backend dense; /plain: against torch.nn.ConvNd of the same window; /k=3: against torch.nn.ConvNd of window 3."
 )
-# dark blue, sky blue, green and purple, orange, grey: different for the colour-blind, and mostly in grey
+# dark blue, sky blue, green and purple, grey: different for the colour-blind, and mostly in grey
 OURS = ("#0b4f8a", "#56b4e9", "#009e73", "#cc79a7")
-PEER_COLOUR, PLAIN_COLOUR = "#e07b00", "#8c8c8c"
+PLAIN_COLOUR = "#8c8c8c"
 ROOM_OF_TITLE = 1.6
 
 
@@ -66,22 +59,8 @@ def _reference(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], name: 
 
 
 def add_ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Give the rows of a case their ratios.
-
-    Args:
-        rows: all of one case, with ``method``, ``backend``, ``forward``, ``step`` and ``memory``, ``None`` where nothing was measured.
-
-    Returns:
-        the rows with ``MEASURE_over_dense``, ``MEASURE_over_plain`` and ``MEASURE_over_plain_3``, ``None`` where a side is missing; where
-        the case's window is 3, "plain" is both.
-
-    Example:
-        >>> ours = {"method": "ring_conv", "backend": "dense", "forward": 2.0, "step": 6.0, "memory": 10}
-        >>> plain = {"method": "plain", "backend": None, "forward": 1.0, "step": 4.0, "memory": 10}
-        >>> first, second = add_ratios([ours, plain])
-        >>> first["step_over_plain"], second["forward_over_dense"]
-        (1.5, 0.5)
-    """
+    """The rows of a case with ``MEASURE_over_dense``, ``MEASURE_over_plain`` and ``MEASURE_over_plain_3`` for ``forward``, ``step`` and
+    ``memory``, ``None`` where a side is missing; where the case's window is 3, "plain" is both."""
     lines = []
     for row in rows:
         line = dict(row)
@@ -100,35 +79,29 @@ def _cells(row: Mapping[str, Any], columns: Sequence[Column]) -> list[str]:
 
 
 def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
-    """An aligned table, the rows of each case under its name, and an explanation of its columns; ``None`` is shown as "-".
-
-    Example:
-        >>> row = {"group": "nets", "case": "UNet", "precision": "float32", "label": "plain", "bound_by": None, "forward": 0.5}
-        >>> print(format_rows([row]).splitlines()[2][:19])
-          plain      500.00
-    """
-    table = [["", *(title for title, *_ in COLUMNS), "bound by"]]
+    """An aligned table, the rows of each case under its name, and an explanation of its columns; ``None`` is shown as "-"."""
+    table = [["", *(title for title, *_ in COLUMNS)]]
     for row in rows:
         title = [f"{row['group']}: {row['case']}, {row['precision']}"]
         if title not in table:
             table.append(title)
-        table.append([f"  {row['label']}", *_cells(row, COLUMNS), row["bound_by"] or "-"])
+        table.append([f"  {row['label']}", *_cells(row, COLUMNS)])
     return f"{format_aligned(table)}\n\n{EXPLANATION}"
 
 
-def format_short_rows(rows: Sequence[Mapping[str, Any]]) -> str:
+def format_short_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column] = SHORT_COLUMNS) -> str:
     """A Markdown table with the columns that matter most, without the rows that are not measured.
 
     Example:
         >>> row = {"group": "nets", "case": "UNet", "precision": "float32", "label": "plain", "forward": 0.5}
         >>> print(format_short_rows([row]).splitlines()[2])
-        | UNet | plain | 500.0 | - | - | - | - | - | - | - |
+        | UNet | plain | 500.0 | - | - | - | - | - | - |
     """
-    table = [["case", "", *(title for title, *_ in SHORT_COLUMNS)]]
+    table = [["case", "", *(title for title, *_ in columns)]]
     for row in rows:
         if row["forward"] is not None:
             name = row["case"] if row["precision"] == "float32" else f"{row['case']}, {row['precision']}"
-            table.append([name, row["label"], *_cells(row, SHORT_COLUMNS)])
+            table.append([name, row["label"], *_cells(row, columns)])
     return format_markdown(table)
 
 
@@ -152,10 +125,7 @@ def is_drawn(row: Mapping[str, Any]) -> bool:
 
 
 def _colour(row: Mapping[str, Any], backends: Sequence[str]) -> str:
-    """By backend for our own methods."""
-    if row["backend"] is not None:
-        return OURS[backends.index(row["backend"]) % len(OURS)]
-    return PLAIN_COLOUR if row["method"] == PLAIN_3 else PEER_COLOUR
+    return OURS[backends.index(row["backend"]) % len(OURS)] if row["backend"] is not None else PLAIN_COLOUR
 
 
 def _draw_panel(panel: Any, rows: Sequence[Mapping[str, Any]], backends: Sequence[str]) -> None:
@@ -188,7 +158,6 @@ def _draw_panel(panel: Any, rows: Sequence[Mapping[str, Any]], backends: Sequenc
 def draw_rows(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str = "") -> None:
     """Draw to a PNG file the rows that :func:`is_drawn`, at least one: times relative to plain, a bar for a step and a dot for a forward
     pass, a panel for each group and dimension."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -206,7 +175,6 @@ def draw_rows(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str = 
     ]
     heights = [0.2 * length + 0.8 for length in lengths]
     figure = Figure(figsize=(1.2 + 6.2 * len(dims), sum(heights) + 0.9), layout="constrained")
-    FigureCanvasAgg(figure)
     # one scale, so that bars of different panels can be compared
     grid = figure.subplots(len(panels), len(dims), squeeze=False, height_ratios=heights, sharex=True)
     for ((group, precision), band), line in zip(panels.items(), grid):
@@ -221,7 +189,7 @@ def draw_rows(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str = 
             panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             panel.xaxis.set_minor_locator(NullLocator())
             panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
-    names = {PEER_COLOUR: "other packages", PLAIN_COLOUR: "plain, window 3"}
+    names = {PLAIN_COLOUR: "plain, window 3"}
     names |= {OURS[i % len(OURS)]: f"backend {backend}" for i, backend in enumerate(backends)}
     colours = dict.fromkeys(_colour(row, backends) for row in drawn)
     dot = Line2D([], [], marker="o", mfc="white", mec="black", lw=0, label="forward pass alone")

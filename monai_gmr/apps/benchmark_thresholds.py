@@ -22,8 +22,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from monai_gmr.apps.benchmark_cases import Candidate, Case
-from monai_gmr.apps.benchmark_layers import RingConvolution
+from monai_gmr.apps.benchmark_cases import Candidate, Case, RingConvolution
 from monai_gmr.apps.benchmark_measure import Notes, Trial, device_of, make_input, measuring
 from monai_gmr.apps.timing import median_seconds
 from monai_gmr.files import check_folder, write_text
@@ -34,29 +33,18 @@ WINDOWS: dict[int, tuple[int, ...]] = {2: (3, 5, 9), 3: (3, 5, 7)}
 
 
 class Grid(NamedTuple):
-    """What is measured on a type of device.
-
-    Attributes:
-        precisions: that its kernels compute in.
-        windows: lengths in voxels, by the number of axes.
-        channels: of input and output.
-        grouped: channels, and channels of each of their groups.
-        strided: channels of convolutions and transposed ones with a stride of 2.
-        sizes: length of an axis and batch, by the number of axes.
-        grouped_sizes: likewise for groups.
-        strided_sizes: likewise for strides; "dense" takes other ways for large images there, so these are among them.
-        most_operations: of a dense forward pass; above these a smaller size has decided.
-    """
+    """What is measured on a type of device; windows, and sizes as (length of an axis, batch), go by the number of axes."""
 
     precisions: tuple[str, ...]
     windows: dict[int, tuple[int, ...]]
     channels: tuple[int, ...]
-    grouped: tuple[tuple[int, int], ...]
-    strided: tuple[int, ...]
+    grouped: tuple[tuple[int, int], ...]  # channels, and channels of each of their groups
+    strided: tuple[int, ...]  # channels of convolutions and transposed ones with a stride of 2
     sizes: dict[int, tuple[tuple[int, int], ...]]
     grouped_sizes: dict[int, tuple[tuple[int, int], ...]]
+    # "dense" takes other ways for large images with a stride, so these are among them
     strided_sizes: dict[int, tuple[tuple[int, int], ...]]
-    most_operations: float
+    most_operations: float  # of a dense forward pass; above these a smaller size has decided
 
 
 GRIDS = {
@@ -138,10 +126,8 @@ class Ratios(NamedTuple):
     def __str__(self) -> str:
         point = self.point
         ratios = ", ".join(f"{n}: {one:.2f}/{two:.2f}" for n, one, two in zip(self.voxels, self.forward, self.step))
-        outcome = ", ".join(
-            f"{part} dense" if size is None else f"{part} kernels from {size} voxels"
-            for part, size in zip(("forward", "step"), self.least())
-        )
+        sizes = zip(("forward", "step"), self.least())
+        outcome = ", ".join(f"{part} " + ("dense" if n is None else f"kernels from {n} voxels") for part, n in sizes)
         text = f"{point.dims}D k={point.kernel_size} C{point.channels}"
         text += f" width {point.width_per_group}" if point.width_per_group < point.channels else ""
         text += f"{' transposed' if point.transposed else ''} stride {point.stride}" if point.stride > 1 else ""
@@ -151,11 +137,8 @@ class Ratios(NamedTuple):
 def measure_ratios(
     point: Point, shape: tuple[int, ...], repeats: int, device: torch.device, precision: str, notes: Notes
 ) -> tuple[float, float]:
-    """Time of the device's kernels over that of "dense", of forward pass and training step: medians of ``repeats`` runs in alternation.
-
-    Raises:
-        ConfigurationError: when the kernels do not run here.
-    """
+    """Time of the device's kernels over that of "dense", of forward pass and training step: medians of ``repeats`` runs in alternation;
+    raises ``ConfigurationError`` when the kernels do not run here."""
     groups, kernels = point.channels // point.width_per_group, KERNELS[device.type]
     make = partial(RingConvolution, point.dims, point.channels, point.kernel_size, groups)
     candidates = [
@@ -212,9 +195,8 @@ def main(arguments: Sequence[str]) -> int:
         for precision in precisions:
             ratios = measure_grid(grid, options.repeats, device, precision, notes)
             kind = (device.type, processor_of(device), precision)
-            write_text(
-                merge_rows(options.output, [Row(*kind, each.point, *each.least()) for each in ratios]), options.output
-            )
+            rows = [Row(*kind, each.point, *each.least()) for each in ratios]
+            write_text(merge_rows(options.output, rows), options.output)
             print("\n".join([" ".join(kind), *map(str, ratios), ""]))
     print(f"table: {options.output}")
     return 0

@@ -21,7 +21,7 @@ from monai_gmr.command_line import command
 from monai_gmr.files import check_folder, write_rows
 from monai_gmr.metrics import EquivarianceReport, check_equivariance
 from monai_gmr.networks.weights import check_finite, read_checkpoint, state_of
-from monai_gmr.utils import ConfigurationError, SymmetryWarning
+from monai_gmr.utils import ConfigurationError, SymmetryWarning, reason
 
 CONFIG_NAMES = tuple(f"{name}.{end}" for name in ("inference", "evaluate", "train") for end in ("json", "yaml", "yml"))
 
@@ -43,12 +43,10 @@ def parse_size(text: str) -> tuple[int, ...]:
 
 
 def load_network(source: str | Path, network_id: str = "network_def") -> nn.Module:
-    """The network of a config file, or of a bundle folder, whose ``configs/{inference,evaluate,train}`` are tried in this order.
-
-    Raises:
-        ConfigurationError: when there is no such file, no such id, or the id is no network.
-    """
+    """The network of a config file, or of a bundle folder, whose ``configs/{inference,evaluate,train}`` are tried in this order; raises
+    ``ConfigurationError`` when there is no such file, no such id, or the id is no network."""
     source = Path(source)
+    configs = [source]
     if source.is_dir():
         configs = [source / "configs" / name for name in CONFIG_NAMES if (source / "configs" / name).is_file()]
         if not configs:
@@ -56,9 +54,7 @@ def load_network(source: str | Path, network_id: str = "network_def") -> nn.Modu
                 f"{source} is not a bundle: give a folder that holds configs/inference.json (or evaluate, train; or "
                 ".yaml), or a config file."
             )
-    elif source.is_file():
-        configs = [source]
-    else:
+    elif not source.is_file():
         raise ConfigurationError(f"{source} does not exist: give a bundle folder or a config file.")
     ids: set[str] = set()
     for config in configs:
@@ -81,7 +77,7 @@ def _read_config(config: Path, bundle: Path | None) -> ConfigParser:
                 parser.read_meta(str(bundle / "configs" / "metadata.json"))
             parser["bundle_root"] = str(bundle)
     except Exception as error:
-        raise ConfigurationError(f"{config} cannot be read as a MONAI config: {_first_line(error)}.") from error
+        raise ConfigurationError(f"{config} cannot be read as a MONAI config ({reason(error)}): correct it.") from error
     return parser
 
 
@@ -91,9 +87,7 @@ def _instantiate(parser: ConfigParser, network_id: str, config: Path) -> nn.Modu
     try:
         network = parser.get_parsed_content(network_id, instantiate=True)
     except Exception as error:
-        while isinstance(error.__cause__, Exception):
-            error = error.__cause__
-        raise ConfigurationError(f"{network_id} of {config} cannot be built: {_first_line(error)}.") from error
+        raise ConfigurationError(f"{network_id} of {config} cannot be built ({reason(error)}): correct it.") from error
     finally:
         sys.path.pop(0)
     if not isinstance(network, nn.Module):
@@ -104,23 +98,15 @@ def _instantiate(parser: ConfigParser, network_id: str, config: Path) -> nn.Modu
 
 
 def load_weights(network: nn.Module, path: str | Path) -> None:
-    """Load a state dictionary, or the one in a checkpoint under ``model``, ``network``, ``net`` or ``state_dict``.
-
-    Raises:
-        ConfigurationError: when the file is missing, is not such a checkpoint or does not fit the network.
-    """
+    """Load a state dictionary, or the one in a checkpoint under ``model``, ``network``, ``net`` or ``state_dict``; raises
+    ``ConfigurationError`` when the file is missing, is not such a checkpoint or does not fit the network."""
     hint = "give a state dictionary saved by torch.save"
     state = state_of(read_checkpoint(path, hint=hint), path, hint)
     try:
         network.load_state_dict(state)
     except Exception as error:
-        reason = " ".join(str(error).split())[:300].rstrip(".")
-        raise ConfigurationError(f"{path} does not fit {type(network).__name__}: {reason}.") from error
+        raise ConfigurationError(f"{path} does not fit {type(network).__name__}: {reason(error)}.") from error
     check_finite(network, state, path, "give weights of a training that went well")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
 
 
 def network_parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -152,16 +138,8 @@ def check_network(
     """:func:`~monai_gmr.metrics.check_equivariance` with :func:`network_parser`'s arguments, without warnings of the layers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SymmetryWarning)
-        return check_equivariance(
-            network,
-            sizes,
-            arguments.in_channels,
-            **moves,
-            tolerance=arguments.tolerance,
-            seed=arguments.seed,
-            spacing=arguments.spacing,
-            progress=len(sizes) > 1,
-        )
+        options = {name: getattr(arguments, name) for name in ("in_channels", "tolerance", "seed", "spacing")}
+        return check_equivariance(network, sizes, **moves, progress=len(sizes) > 1, **options)
 
 
 @command("check_equivariance")

@@ -18,10 +18,7 @@ from monai_gmr.tables import format_aligned
 
 
 def compare_errors(before: EquivarianceReport, after: EquivarianceReport) -> str:
-    """A table of the worst error at each size, before and after a conversion.
-
-    Args:
-        before, after: reports over the same sizes.
+    """A table of the worst error at each size, before and after a conversion, from reports over the same sizes.
 
     Example:
         >>> import torch

@@ -39,13 +39,11 @@ def draw_phantom(path: Path, spatial_shape: Sequence[int], spacing: Sequence[flo
         >>> draw_phantom(file, (16, 16, 16), (1, 1, 1), "upright", 0); file.exists()
         True
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     image, label = make_phantom(spatial_shape, spacing=spacing, pose=pose, seed=(seed, 0))
     planes = [()] if image.ndim == 2 else [(slice(None),) * axis + (n // 2,) for axis, n in enumerate(image.shape)]
     figure = Figure(figsize=(3 * len(planes), 6), layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(2, len(planes), squeeze=False)
     for column, plane in enumerate(planes):
         panels[0, column].imshow(image[plane], cmap="gray", vmin=0, vmax=image.max())

@@ -51,12 +51,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.engines import default_prepare_batch
+from monai.utils import set_determinism
 from tqdm import tqdm
 
-from monai_gmr.apps.study_bundle import count_parameters, make_step
 from monai_gmr.apps.study_plan import (
     Cell,
     Job,
@@ -72,21 +73,14 @@ from monai_gmr.apps.study_plan import (
 from monai_gmr.apps.study_table import EXPLANATION, SCORES, draw_study, format_tables, summarize
 from monai_gmr.apps.timing import median_seconds
 from monai_gmr.bundle import keep_freed_memory
+from monai_gmr.bundle.command_line import quiet
 from monai_gmr.command_line import command
 from monai_gmr.files import FolderLock, check_folder, write_rows, write_text
 from monai_gmr.networks.weights import read_checkpoint
-from monai_gmr.utils import ConfigurationError, can_draw, find_configuration_error
+from monai_gmr.utils import ConfigurationError, can_draw, reason
 
-FAMILY_SCORES = {
-    "upright": ("upright", "mean"),
-    "group_mean": ("group", "mean"),
-    "group_worst": ("group", "worst"),
-    "angles_mean": ("angles", "mean"),
-    "angles_worst": ("angles", "worst"),
-}
+NETWORK_IDS = ("network", "network_def", "net")
 TEXT = ("data", "net", "augmentation", "metric", "left_out", "fingerprint")
-KEY = ("data", "net", "augmentation", "seed")
-TUNING_KEY = ("data", "net", "augmentation", "learning_rate")
 
 
 class RunError(RuntimeError):
@@ -137,20 +131,53 @@ def last_line(log: Path) -> str:
         >>> _ = log.write_text("50%\\r100%\\nerror: no data.\\n\\n"); last_line(log)
         'error: no data.'
     """
-    text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it printed nothing"
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
 
 
-class Outcome(NamedTuple):
-    """What a process left: the seconds that it took, and, if it failed, the last line of its log."""
+def open_training(config_file: Path, settings: Mapping[str, Any]) -> Any:
+    """The parser of a bundle's ``configs/train.yaml`` with overrides; nothing is built yet."""
+    settings = {"bundle_root": str(config_file.parent.parent.resolve()), **settings}
+    with quiet():
+        return ConfigWorkflow(str(config_file), workflow_type="train", logging_file=False, **settings).parser
 
-    seconds: float
-    error: str | None
+
+def count_parameters(config_file: Path, settings: Mapping[str, Any]) -> int | None:
+    """Number of trainable parameters of the network of a training config; ``None`` when it names no network."""
+    parser = open_training(config_file, {**settings, "device": "cpu"})
+    name = next((name for name in NETWORK_IDS if name in parser.config), None)
+    if name is None:
+        return None
+    with quiet():
+        network = parser.get_parsed_content(name)
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
 
-def run_config(config_file: Path, settings: Settings, settings_file: Path, log: Path) -> Outcome:
-    """Run a bundle's config in a process of its own, with overrides written to ``settings_file``; its output is appended to ``log``."""
+def make_step(config_file: Path, settings: Mapping[str, Any]) -> Callable[[], None]:
+    """A training step on the first training batch of a config with ``network``, ``loss``, ``optimizer`` and ``train::dataloader``: forward,
+    loss, backward and the optimizer's step."""
+    lazy = {"cache_rate": 0.0, "num_workers": 0}
+    parser = open_training(config_file, settings)
+    parser.update({name: value for name, value in lazy.items() if name in parser.config})
+    set_determinism(0)
+    with quiet():
+        network, loss, optimizer = (parser.get_parsed_content(name) for name in ("network", "loss", "optimizer"))
+        batch = next(iter(parser.get_parsed_content("train::dataloader")))
+    image, label = default_prepare_batch(batch, next(network.parameters()).device)[:2]
+    set_determinism(None)
+    network.train()
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss(network(image), label).backward()
+        optimizer.step()
+
+    return step
+
+
+def run_config(config_file: Path, settings: Settings, settings_file: Path, log: Path) -> tuple[float, str | None]:
+    """Run a bundle's config in a process of its own, with overrides written to ``settings_file``, and append its output to ``log``;
+    returns its seconds and, if it failed, the last line of the log."""
     _write_json(settings_file, settings)
     arguments = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(config_file)]
     arguments += ["--args_file", str(settings_file)]
@@ -158,7 +185,7 @@ def run_config(config_file: Path, settings: Settings, settings_file: Path, log: 
     with open(log, "a", encoding="utf-8") as file:
         done = subprocess.run(arguments, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, check=False)
     error = f"{last_line(log)} (exit code {done.returncode}; {log})" if done.returncode else None
-    return Outcome(round(time.monotonic() - start, 1), error)
+    return round(time.monotonic() - start, 1), error
 
 
 def _best_validation(path: Path) -> float:
@@ -181,37 +208,24 @@ def _open_folder(folder: Path, name: str, digest: str) -> dict[str, Any]:
     return {}
 
 
-def _explain(error: Exception) -> str:
-    """The sentence for the user, at whatever depth below MONAI's own it is."""
-    return str(find_configuration_error(error) or " ".join(str(error).split()))
-
-
 def train(study: Study, job: Job, learning_rate: float | None = None) -> dict[str, Any]:
-    """Train unless it is done; a training that was killed resumes. ``learning_rate`` is the tuned one.
-
-    Returns:
-        ``fingerprint``, ``parameters``, ``validation`` and ``seconds``, the content of ``training.json`` in its folder.
-
-    Raises:
-        RunError: when the process failed or left no validation score.
-    """
+    """Train unless it is done; a training that was killed resumes. ``learning_rate`` is the tuned one. Returns ``fingerprint``,
+    ``parameters``, ``validation`` and ``seconds``, the content of ``training.json``; raises :class:`RunError` when it fails."""
     folder, config_file = study.folder(job), study.data[job.cell.data].config_file("train")
     digest = study.training_fingerprint(job, learning_rate)
     state = _open_folder(folder, "training.json", digest)
     if "validation" in state and (folder / "model.pt").is_file():
         return state
-    places = {"ckpt_dir": str(folder), "output_dir": str(folder)}
-    settings = expand(study.job_settings(job, learning_rate)) | places
+    settings = expand(study.job_settings(job, learning_rate)) | {"ckpt_dir": str(folder), "output_dir": str(folder)}
     try:
-        parameters = count_parameters(config_file, settings)
+        state = {"fingerprint": digest, "parameters": count_parameters(config_file, settings)}
     except Exception as error:
-        raise RunError(_explain(error)) from error
-    state = {"fingerprint": digest, "parameters": parameters}
+        raise RunError(reason(error)) from error
     _write_json(folder / "training.json", state)
-    outcome = run_config(config_file, settings, folder / "settings.json", folder / "train.log")
-    if outcome.error:
-        raise RunError(outcome.error)
-    state |= {"validation": _best_validation(folder / "latest.pt"), "seconds": outcome.seconds}
+    seconds, failure = run_config(config_file, settings, folder / "settings.json", folder / "train.log")
+    if failure:
+        raise RunError(failure)
+    state |= {"validation": _best_validation(folder / "latest.pt"), "seconds": seconds}
     _write_json(folder / "training.json", state)
     if not study.keep_checkpoints:
         (folder / "latest.pt").unlink()
@@ -219,15 +233,9 @@ def train(study: Study, job: Job, learning_rate: float | None = None) -> dict[st
 
 
 def evaluate(study: Study, job: Job, name: str, trained: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the evaluation ``name`` of a trained net unless it is done.
-
-    Returns:
-        the columns of runs.csv that it fills: the scores except validation, ``None`` where no view was taken, the seconds, and
-        ``left_out`` where cases could not be evaluated.
-
-    Raises:
-        RunError: when the process failed or the table lacks the metric.
-    """
+    """Make the evaluation ``name`` of a trained net unless it is done. Returns the columns of runs.csv that it fills: the scores except
+    validation, ``None`` where no view was taken, the seconds, and ``left_out`` where cases could not be evaluated. Raises
+    :class:`RunError` when the process failed or the table lacks the metric."""
     data = study.data[job.cell.data]
     config_file, own = data.config_file("evaluate"), study.evaluations(job.cell.data)[name]
     part = "evaluate" if name == job.cell.data else f"evaluate-{slug(name.removeprefix(f'{job.cell.data}: '))}"
@@ -238,113 +246,93 @@ def evaluate(study: Study, job: Job, name: str, trained: Mapping[str, Any]) -> d
         settings = _read_json(study.folder(job) / "settings.json")
         settings = restrict(settings, ConfigParser.load_config_file(config_file)) | expand(own)
         settings |= {"output_dir": str(folder)}
-        outcome = run_config(config_file, settings, folder / "settings.json", folder.with_name(f"{part}.log"))
+        log = folder.with_name(f"{part}.log")
+        seconds, failure = run_config(config_file, settings, folder / "settings.json", log)
         # a report that leaves cases out is complete but for these; its process ends with an error that names the first of them
         networks = _read_json(folder / "rotation_report.json").get("networks", {})
         left_out = sorted({case for network in networks.values() for case in network["failures"]})
-        if outcome.error and not left_out:
-            raise RunError(outcome.error)
-        state = {"fingerprint": digest, "seconds": outcome.seconds, "left_out": left_out}
+        if failure and not left_out:
+            raise RunError(failure)
+        state = {"fingerprint": digest, "seconds": seconds, "left_out": left_out}
         _write_json(folder / "evaluation.json", state)
     table = read_rows(folder / "rotation_table.csv")
     rows = {row["family"]: row for row in table if row["metric"] == data.metric}
     if not rows:
         there = ", ".join(dict.fromkeys(row["metric"] for row in table)) or "none"
         raise RunError(f"the metric {data.metric} is not in {folder / 'rotation_table.csv'}: it has {there}")
-    columns = {key: rows[family][value] if family in rows else None for key, (family, value) in FAMILY_SCORES.items()}
+    columns = {}
+    for score in SCORES[1:]:
+        family, _, value = score.partition("_")
+        columns[score] = rows[family][value or "mean"] if family in rows else None
     columns["train_seconds"], columns["evaluate_seconds"] = trained["seconds"], state["seconds"]
     return columns | ({"left_out": "; ".join(state["left_out"])} if state.get("left_out") else {})
 
 
 class Progress:
-    """What is done of a study, by its runs.csv and tuning.csv."""
+    """What is done of a study: the rows of its runs.csv and, for short trainings, of its tuning.csv."""
 
     def __init__(self, study: Study) -> None:
         self.study = study
         self.runs, self.tuning = study.output_dir / "runs.csv", study.output_dir / "tuning.csv"
+        self.rows = {file: read_rows(file) for file in (self.runs, self.tuning)}
 
     def best_rate(self, cell: Cell) -> float | None:
         """The tuned learning rate of a cell; ``None`` when it is not tuned, or not yet."""
-        tuning = self.study.tuning
-        if tuning is None or not self.study.is_tuned(cell):
-            return None
-        rows = _by_key(read_rows(self.tuning), (*TUNING_KEY, "fingerprint"))
-        keys = {
-            rate: next(iter(self.row_keys(Job(cell, tuning.seed, rate)).values())) for rate in tuning.learning_rates
-        }
-        return (
-            best_rate({rate: rows[key]["validation"] for rate, key in keys.items()})
-            if rows.keys() >= set(keys.values())
-            else None
-        )
+        jobs = self.study.tuning_jobs(cell)
+        rates = {row["learning_rate"]: row["validation"] for job in jobs for row in self.done(job).values()}
+        return best_rate(rates) if jobs and len(rates) == len(jobs) else None
 
-    def row_keys(self, job: Job) -> dict[str, tuple]:
-        """Keys and fingerprints of the rows that a job makes, by the names of its evaluations; a short training has one row, of its own
-        name. A cell that is not tuned yet has keys that no row has."""
-        cell, study = job.cell, self.study
+    def keys(self, job: Job) -> dict[str, dict[str, Any]]:
+        """What a job's rows are known by: names and fingerprint, by the names of its evaluations; a short training has one row, of its own
+        name. A cell that is not tuned yet has no fingerprint, which no row has."""
+        study, names = self.study, job.cell._asdict()
         if job.rate is not None:
-            return {str(job): (*cell, job.rate, study.training_fingerprint(job))}
-        rate = self.best_rate(cell)
-        waiting = rate is None and study.is_tuned(cell)
-        return {
-            name: (name, *cell[1:], job.seed, None if waiting else study.row_fingerprint(job, name, rate))
-            for name in study.evaluations(cell.data)
-        }
+            return {str(job): {**names, "learning_rate": job.rate, "fingerprint": study.training_fingerprint(job)}}
+        rate, keys = self.best_rate(job.cell), {}
+        waits = rate is None and study.tuning_jobs(job.cell)
+        for name in study.evaluations(job.cell.data):
+            digest = None if waits else study.row_fingerprint(job, name, rate)
+            keys[name] = {**names, "data": name, "seed": job.seed, "fingerprint": digest}
+        return keys
+
+    def done(self, job: Job) -> dict[str, dict[str, Any]]:
+        """The rows of a job that are there, by the names of its evaluations."""
+        rows = self.rows[self.runs if job.rate is None else self.tuning]
+        return {name: row for name, key in self.keys(job).items() for row in rows if key.items() <= row.items()}
 
     def missing(self, job: Job) -> list[str]:
-        """Names of the evaluations of a job that have no row; of a short training its own name."""
-        file, key = (self.runs, KEY) if job.rate is None else (self.tuning, TUNING_KEY)
-        rows = _by_key(read_rows(file), (*key, "fingerprint"))
-        return [name for name, row_key in self.row_keys(job).items() if row_key not in rows]
+        """The names of a job's evaluations that have no row."""
+        done = self.done(job)
+        return [name for name in self.keys(job) if name not in done]
 
-    def current(self) -> tuple[list[dict[str, Any]], int]:
-        """The rows of runs.csv that are of the study's settings, in the order of its jobs, and the number of all rows."""
-        rows = read_rows(self.runs)
-        by_key = _by_key(rows, (*KEY, "fingerprint"))
-        keys = [key for job in self.study.jobs() if job.rate is None for key in self.row_keys(job).values()]
-        return [by_key[key] for key in keys if key in by_key], len(rows)
-
-
-def _by_key(rows: Sequence[dict[str, Any]], key: Sequence[str]) -> dict[tuple, dict[str, Any]]:
-    return {tuple(row[name] for name in key): row for row in rows}
+    def put(self, job: Job, name: str, columns: dict[str, Any]) -> None:
+        """Write a row of a job, in place of one of other settings."""
+        file, key = self.runs if job.rate is None else self.tuning, self.keys(job)[name]
+        digest = {"fingerprint": key.pop("fingerprint")}
+        put_row(file, key | columns | digest, tuple(key))
+        self.rows[file] = read_rows(file)
 
 
 def best_rate(validations: Mapping[float, float]) -> float:
-    """The learning rate of the best validation score, of equal ones the smallest.
-
-    Args:
-        validations: learning rate to score; a score that is not a number is the worst.
-
-    Example:
-        >>> best_rate({0.01: 0.8, 0.003: 0.8, 0.03: 0.7, 0.1: float("nan")})
-        0.003
-    """
+    """The learning rate of the best validation score, of equal ones the smallest; a score that is not a number is the worst."""
     return max(sorted(validations), key=lambda rate: (validations[rate] == validations[rate], validations[rate]))
 
 
-def _run_job(study: Study, progress: Progress, job: Job) -> None:
-    cell = job.cell
-    names: dict[str, Any] = cell._asdict()
+def _run_job(progress: Progress, job: Job) -> None:
+    study, data, rate = progress.study, job.cell.data, progress.best_rate(job.cell)
+    missing = progress.missing(job)
+    trained = train(study, job, rate)
     if job.rate is not None:
-        trained = train(study, job)
-        row = names | {"learning_rate": job.rate}
-        row |= {key: trained[key] for key in ("validation", "seconds", "fingerprint")}
-        put_row(progress.tuning, row, TUNING_KEY)
+        progress.put(job, str(job), {key: trained[key] for key in ("validation", "seconds")})
         # short trainings are not evaluated
         (study.folder(job) / "model.pt").unlink(missing_ok=True)
         return
-    rate = progress.best_rate(cell)
-    missing = progress.missing(job)
-    trained = train(study, job, rate)
-    config = ConfigParser.load_config_file(study.data[cell.data].config_file("train"))
+    config = ConfigParser.load_config_file(study.data[data].config_file("train"))
     settings = {**config, **study.job_settings(job, rate)}
+    row = {key: settings.get(key) for key in ("learning_rate", "epochs")}
+    row |= {key: trained[key] for key in ("parameters", "validation")} | {"metric": study.data[data].metric}
     for name in missing:
-        columns = evaluate(study, job, name, trained)
-        row = names | {"data": name, "seed": job.seed}
-        row |= {key: settings.get(key) for key in ("learning_rate", "epochs")}
-        row |= {key: trained[key] for key in ("parameters", "validation")}
-        row |= {"metric": study.data[cell.data].metric, **columns}
-        put_row(progress.runs, row | {"fingerprint": study.row_fingerprint(job, name, rate)}, KEY)
+        progress.put(job, name, row | evaluate(study, job, name, trained))
 
 
 def run_study(study: Study) -> list[str]:
@@ -357,7 +345,7 @@ def run_study(study: Study) -> list[str]:
             if job.cell in untuned or not progress.missing(job):
                 continue
             try:
-                _run_job(study, progress, job)
+                _run_job(progress, job)
             except RunError as error:
                 failures.append(f"{job}: {error}")
                 if job.rate is not None:
@@ -367,11 +355,7 @@ def run_study(study: Study) -> list[str]:
 
 def time_steps(study: Study, repeats: int) -> None:
     """Time a training step of every net, the nets of a data set in alternation, and write ``steps.csv``: ``data``, ``net``,
-    ``milliseconds``, the median, and ``ratio``, that over the first net's.
-
-    Raises:
-        ConfigurationError: when a step cannot be made.
-    """
+    ``milliseconds``, the median, and ``ratio``, that over the first net's; raises ``ConfigurationError`` when a step cannot be made."""
     # as the bundle's own training does
     keep_freed_memory()
     rows: list[dict[str, Any]] = []
@@ -385,7 +369,7 @@ def time_steps(study: Study, repeats: int) -> None:
                 settings = expand(study.training_settings(cell)) | places
                 steps[cell.net] = make_step(data.config_file("train"), settings)
             except Exception as error:
-                raise ConfigurationError(f"a training step of {cell} cannot be made: {_explain(error)}") from error
+                raise ConfigurationError(f"a training step of {cell} cannot be made: {reason(error)}") from error
         seconds = median_seconds(steps, repeats)
         for net, each in seconds.items():
             ratio = round(each / next(iter(seconds.values())), 3)
@@ -396,27 +380,24 @@ def time_steps(study: Study, repeats: int) -> None:
 def write_outcome(study: Study) -> str:
     """Make ``table.md``, ``table.csv`` and ``study.png`` from ``runs.csv`` and ``steps.csv``; returns the tables as Markdown, empty when
     no run is done."""
-    current, number = Progress(study).current()
-    if len(current) < number:
-        print(f"{number - len(current)} rows of runs.csv are of other settings and left out of the table")
+    progress = Progress(study)
+    current = [row for job in study.jobs() if job.rate is None for row in progress.done(job).values()]
+    others = len(progress.rows[progress.runs]) - len(current)
+    if others:
+        print(f"{others} rows of runs.csv are of other settings and left out of the table")
     for row in current:
         if row.get("left_out"):
-            run = ", ".join(str(row[name]) for name in KEY[:3])
+            run = Cell(row["data"], row["net"], row["augmentation"])
             print(f"{run}, seed {row['seed']}: evaluated without {row['left_out']}", file=sys.stderr)
     names = {name: data for data in study.data for name in study.evaluations(data)}
-    summary = summarize(current, [(name, net, augmentation) for name in names for net, augmentation in study.runs])
-    if not summary:
-        return ""
     taken = {(row["data"], row["net"]): row["milliseconds"] for row in read_rows(study.output_dir / "steps.csv")}
     steps = {(name, net): taken.get((data, net)) for name, data in names.items() for net in study.nets}
-    numbers = sorted([*SCORES, *(f"{score}_half_width" for score in SCORES)])
-    columns = ["data", "net", "augmentation", "seeds", "metric", "learning_rate", "parameters"]
-    lines = []
-    for line in summary:
-        step = {"step_milliseconds": steps[line["data"], line["net"]]}
-        lines.append({key: line[key] for key in columns} | step | {key: line[key] for key in numbers})
+    summary = summarize(current, [(name, *run) for name in names for run in study.runs], steps)
+    if not summary:
+        return ""
+    lines = [{key: value for key, value in line.items() if not key.endswith("_values")} for line in summary]
     write_rows(lines, study.output_dir / "table.csv")
-    tables = format_tables(summary, steps)
+    tables = format_tables(summary)
     write_text(f"{tables}\n{EXPLANATION}", study.output_dir / "table.md")
     if can_draw():
         draw_study(summary, study.output_dir / "study.png")

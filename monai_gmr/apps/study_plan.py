@@ -8,8 +8,6 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,14 +19,12 @@ from monai_gmr.utils import ConfigurationError
 
 Settings = dict[str, Any]
 
-KEYS = ("output_dir", "seeds", "tuning", "settings", "data", "nets", "augmentations", "runs", "keep_checkpoints")
-DATA_KEYS = ("bundle", "metric", "settings", "tuning", "evaluate", "nets", "tests")
 # the study sets these itself, for every run
 OWN_SETTINGS = ("seed", "ckpt_dir", "output_dir")
 
 
 class DataSet(NamedTuple):
-    """A data set of a study; the attributes are the keys of its entry in CONFIG."""
+    """A data set of a study; the fields are the keys of its entry in CONFIG."""
 
     bundle: str
     metric: str
@@ -73,39 +69,36 @@ class Job(NamedTuple):
         return f"{self.cell}, " + (f"seed {self.seed}" if self.rate is None else f"trying learning rate {self.rate:g}")
 
 
-@dataclass(frozen=True)
-class Study:
-    """A study as its CONFIG describes it; see :func:`load_study`."""
+class Study(NamedTuple):
+    """A study; the fields are the keys of its CONFIG."""
 
     output_dir: Path
     seeds: tuple[int, ...]
+    tuning: Tuning | None
+    settings: Settings
     data: dict[str, DataSet]
     nets: dict[str, Settings]
     augmentations: dict[str, Settings]
     runs: tuple[tuple[str, str], ...]
-    settings: Settings = field(default_factory=dict)
-    tuning: Tuning | None = None
-    keep_checkpoints: bool = False
+    keep_checkpoints: bool
 
-    @cached_property
+    @property
     def cells(self) -> list[Cell]:
         """Every net with every augmentation of ``runs``, on every data set."""
         return [Cell(data, net, augmentation) for data in self.data for net, augmentation in self.runs]
 
+    def _own_settings(self, cell: Cell) -> Settings:
+        return self.nets[cell.net] | self.data[cell.data].nets.get(cell.net, {}) | self.augmentations[cell.augmentation]
+
     def training_settings(self, cell: Cell) -> Settings:
         """Settings of a training except seed, folders and a tuned learning rate; special settings override general ones."""
-        data = self.data[cell.data]
-        general = self.settings | data.settings
-        return general | self.nets[cell.net] | data.nets.get(cell.net, {}) | self.augmentations[cell.augmentation]
+        return self.settings | self.data[cell.data].settings | self._own_settings(cell)
 
-    def is_tuned(self, cell: Cell) -> bool:
-        """Whether the study chooses a cell's learning rate: not where its net or augmentation gives one."""
-        layers = (
-            self.nets[cell.net],
-            self.data[cell.data].nets.get(cell.net, {}),
-            self.augmentations[cell.augmentation],
-        )
-        return self.tuning is not None and not any("learning_rate" in layer for layer in layers)
+    def tuning_jobs(self, cell: Cell) -> list[Job]:
+        """The short trainings that choose a cell's learning rate; none where its net or augmentation gives one."""
+        if self.tuning is None or "learning_rate" in self._own_settings(cell):
+            return []
+        return [Job(cell, self.tuning.seed, rate) for rate in self.tuning.learning_rates]
 
     def evaluations(self, data: str) -> dict[str, Settings]:
         """Evaluations of a net trained on a data set: name in the table to settings of evaluate.yaml alone."""
@@ -117,9 +110,7 @@ class Study:
         jobs = []
         for index, seed in enumerate(self.seeds):
             for cell in self.cells:
-                if index == 0 and self.tuning is not None and self.is_tuned(cell):
-                    jobs += [Job(cell, self.tuning.seed, rate) for rate in self.tuning.learning_rates]
-                jobs.append(Job(cell, seed))
+                jobs += [*(self.tuning_jobs(cell) if index == 0 else ()), Job(cell, seed)]
         return jobs
 
     def job_settings(self, job: Job, learning_rate: float | None = None) -> Settings:
@@ -179,23 +170,25 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
+def _require(fits: bool, problem: str) -> None:
+    if not fits:
+        raise ConfigurationError(problem)
+
+
 def _check_name(name: Any, known: Iterable[Any], problem: str) -> None:
     names = [str(each) for each in known]
-    if name not in names:
-        near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(names)}."
-        raise ConfigurationError(f"{problem}: {hint}")
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(names)}."
+    _require(name in names, f"{problem}: {hint}")
 
 
 def _mapping(value: Any, where: str, keys: Sequence[str] | None = None) -> dict[str, Any]:
     """A dictionary with text as keys; ``None``, an empty entry of YAML, is an empty one."""
     if value is None:
         return {}
-    if not isinstance(value, dict):
-        raise ConfigurationError(f"{where} is {value!r}: give names with values below it.")
+    _require(isinstance(value, dict), f"{where} is {value!r}: give names with values below it.")
     for name in value:
-        if not isinstance(name, str):
-            raise ConfigurationError(f"the name {name!r} in {where} is no text: put it in quotes.")
+        _require(isinstance(name, str), f"the name {name!r} in {where} is no text: put it in quotes.")
         if keys is not None:
             _check_name(name, keys, f"{name} is no key of {where}")
     return value
@@ -204,8 +197,7 @@ def _mapping(value: Any, where: str, keys: Sequence[str] | None = None) -> dict[
 def _settings(value: Any, where: str) -> Settings:
     settings = _mapping(value, where)
     for name in OWN_SETTINGS:
-        if name in settings:
-            raise ConfigurationError(f"{name} in {where} is set by the study: take it out (seeds stand under seeds).")
+        _require(name not in settings, f"{name} in {where} is set by the study: take it out (seeds stand under seeds).")
     return settings
 
 
@@ -214,49 +206,46 @@ def _layers(value: Any, where: str) -> dict[str, Settings]:
 
 
 def _seed(value: Any, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigurationError(f"{value!r} in {where} is no seed: give whole numbers.")
+    _require(type(value) is int, f"{value!r} in {where} is no seed: give whole numbers.")
     return value
 
 
 def _read_tuning(value: Any) -> Tuning | None:
     if value is None:
         return None
-    tuning = _mapping(value, "tuning", ("learning_rates", "seed", "settings"))
+    tuning = _mapping(value, "tuning", Tuning._fields)
     rates = tuning.get("learning_rates")
     try:
         # YAML reads 1e-3 as text
         numbers = sorted({float(rate) for rate in rates or []})
     except (TypeError, ValueError):
         numbers = []
-    if not numbers or numbers[0] <= 0:
-        raise ConfigurationError(f"learning_rates in tuning is {rates!r}: give a list of positive numbers.")
+    fits = bool(numbers) and numbers[0] > 0
+    _require(fits, f"learning_rates in tuning is {rates!r}: give a list of positive numbers.")
     settings = _settings(tuning.get("settings"), "tuning, settings")
     return Tuning(tuple(numbers), _seed(tuning.get("seed", 0), "tuning"), settings)
 
 
 def _read_data(name: str, value: Any, nets: Mapping[str, Settings]) -> DataSet:
     where = f"data, {name}"
-    entry = _mapping(value, where, DATA_KEYS)
+    entry = _mapping(value, where, DataSet._fields)
     for key in ("bundle", "metric"):
-        if not isinstance(entry.get(key), str):
-            raise ConfigurationError(f"{where} has no {key}: give the {key} to use as text.")
-    overrides = _layers(entry.get("nets"), f"{where}, nets")
-    for net in overrides:
-        _check_name(net, nets, f"{where} has settings for the unknown net {net}")
+        _require(isinstance(entry.get(key), str), f"{where} has no {key}: give the {key} to use as text.")
     settings = {key: _settings(entry.get(key), f"{where}, {key}") for key in ("settings", "tuning", "evaluate")}
-    tests = _layers(entry.get("tests"), f"{where}, tests")
-    return DataSet(bundle=entry["bundle"], metric=entry["metric"], nets=overrides, tests=tests, **settings)
+    layers = {key: _layers(entry.get(key), f"{where}, {key}") for key in ("nets", "tests")}
+    for net in layers["nets"]:
+        _check_name(net, nets, f"{where} has settings for the unknown net {net}")
+    return DataSet(entry["bundle"], entry["metric"], **settings, **layers)
 
 
 def _read_runs(value: Any, nets: Iterable[str], augmentations: Iterable[str]) -> tuple[tuple[str, str], ...]:
     if value is None:
         return tuple((net, augmentation) for net in nets for augmentation in augmentations)
-    if not isinstance(value, list) or not value:
-        raise ConfigurationError(f"runs is {value!r}: give a list of [net, augmentation], or leave it out.")
+    is_list = isinstance(value, list) and bool(value)
+    _require(is_list, f"runs is {value!r}: give a list of [net, augmentation], or leave it out.")
     for run in value:
-        if not isinstance(run, list) or len(run) != 2:
-            raise ConfigurationError(f"{run!r} in runs is no pair: give [net, augmentation].")
+        is_pair = isinstance(run, list) and len(run) == 2
+        _require(is_pair, f"{run!r} in runs is no pair: give [net, augmentation].")
         for kind, name, known in (("net", run[0], nets), ("augmentation", run[1], augmentations)):
             _check_name(name, known, f"runs names the unknown {kind} {name}")
     return tuple(dict.fromkeys((net, augmentation) for net, augmentation in value))
@@ -267,24 +256,16 @@ def _check_folders(study: Study) -> None:
     folders: dict[Path, Cell] = {}
     for cell in study.cells:
         folder = study.folder(Job(cell, 0)).parent
-        if folder in folders:
-            raise ConfigurationError(f"'{folders[folder]}' and '{cell}' would share the folder {folder}: rename one.")
-        folders[folder] = cell
+        other = folders.setdefault(folder, cell)
+        _require(other == cell, f"'{other}' and '{cell}' would share the folder {folder}: rename one.")
     names = [slug(name) for data in study.data for name in study.evaluations(data)]
-    if len(names) != len(set(names)):
-        raise ConfigurationError("two data sets or tests have names that are equal but for signs: rename one.")
+    unlike = len(names) == len(set(names))
+    _require(unlike, "two data sets or tests have names that are equal but for signs: rename one.")
 
 
 def load_study(path: str | Path) -> Study:
-    """Read the CONFIG of a study; :mod:`monai_gmr.apps.study` describes it.
-
-    Args:
-        path: a YAML file.
-
-    Raises:
-        ConfigurationError: when the file is missing or not YAML, a key is unknown or missing, there are no seeds, data or nets,
-            or a run names an unknown net or augmentation.
-    """
+    """Read the CONFIG of a study, a YAML file that :mod:`monai_gmr.apps.study` describes; raises ``ConfigurationError`` when it cannot be
+    read, a key is unknown or missing, or a run names an unknown net or augmentation."""
     try:
         config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -292,32 +273,27 @@ def load_study(path: str | Path) -> Study:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         first = " ".join(str(error).split())
         raise ConfigurationError(f"{path} is not readable as YAML ({first}): correct it.") from error
-    if not isinstance(config, dict):
-        raise ConfigurationError(f"{path} holds no settings: give {', '.join(KEYS)}.")
-    _mapping(config, str(path), KEYS)
-    if not isinstance(config.get("output_dir"), str):
-        raise ConfigurationError(f"{path} has no output_dir: give the folder that runs and tables go to.")
-    seeds = config.get("seeds")
-    if not isinstance(seeds, list) or not seeds:
-        raise ConfigurationError(f"seeds is {seeds!r}: give a list of whole numbers, such as [0, 1, 2].")
-    keep = config.get("keep_checkpoints", False)
-    if not isinstance(keep, bool):
-        raise ConfigurationError(f"keep_checkpoints is {keep!r}: give true or false.")
+    _require(isinstance(config, dict), f"{path} holds no settings: give {', '.join(Study._fields)}.")
+    _mapping(config, str(path), Study._fields)
+    folder, seeds, keep = config.get("output_dir"), config.get("seeds"), config.get("keep_checkpoints", False)
+    _require(isinstance(folder, str), f"{path} has no output_dir: give the folder that runs and tables go to.")
+    is_list = isinstance(seeds, list) and bool(seeds)
+    _require(is_list, f"seeds is {seeds!r}: give a list of whole numbers, such as [0, 1, 2].")
+    _require(isinstance(keep, bool), f"keep_checkpoints is {keep!r}: give true or false.")
     nets = _layers(config.get("nets"), "nets")
     augmentations = _layers(config.get("augmentations"), "augmentations") or {"none": {}}
     data = {name: _read_data(name, entry, nets) for name, entry in _mapping(config.get("data"), "data").items()}
     for kind, entries in {"data": data, "nets": nets}.items():
-        if not entries:
-            raise ConfigurationError(f"{path} has no {kind}: name at least one below {kind}.")
+        _require(bool(entries), f"{path} has no {kind}: name at least one below {kind}.")
     study = Study(
-        output_dir=Path(expand(config["output_dir"])),
+        output_dir=Path(expand(folder)),
         seeds=tuple(dict.fromkeys(_seed(seed, "seeds") for seed in seeds)),
+        tuning=_read_tuning(config.get("tuning")),
+        settings=_settings(config.get("settings"), "settings"),
         data=data,
         nets=nets,
         augmentations=augmentations,
         runs=_read_runs(config.get("runs"), nets, augmentations),
-        settings=_settings(config.get("settings"), "settings"),
-        tuning=_read_tuning(config.get("tuning")),
         keep_checkpoints=keep,
     )
     _check_folders(study)
@@ -335,8 +311,7 @@ def restrict(settings: Mapping[str, Any], config: Mapping[str, Any]) -> Settings
 
 
 def _load_config(path: Path, name: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigurationError(f"data, {name}: there is no {path}: give a bundle's folder.")
+    _require(path.is_file(), f"data, {name}: there is no {path}: give a bundle's folder.")
     try:
         return dict(ConfigParser.load_config_file(path))
     except Exception as error:
@@ -352,16 +327,12 @@ def _check(settings: Settings, config: Mapping[str, Any], where: str) -> None:
 
 
 def check_bundles(study: Study) -> None:
-    """Raise unless every bundle is there and its configs have every setting, before anything long starts.
-
-    Raises:
-        ConfigurationError: when a bundle lacks a readable ``configs/train.yaml`` or ``configs/evaluate.yaml``, or a setting is
-            unknown or of the wrong kind.
-    """
+    """Raise ``ConfigurationError`` unless every bundle has a readable ``configs/train.yaml`` and ``configs/evaluate.yaml``, and these have
+    every setting and can take its value, before anything long starts."""
     for name, data in study.data.items():
         train, evaluate = (_load_config(data.config_file(kind), name) for kind in ("train", "evaluate"))
         for cell in [cell for cell in study.cells if cell.data == name]:
-            for job in [job for job in study.jobs() if job.cell == cell][:2]:
+            for job in [*study.tuning_jobs(cell)[:1], Job(cell, study.seeds[0])]:
                 _check(study.job_settings(job), train, str(cell))
             trained = restrict(study.training_settings(cell), evaluate)
             for title, settings in study.evaluations(name).items():

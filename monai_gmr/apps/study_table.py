@@ -28,12 +28,6 @@ EXPLANATION = (
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean of the seeds' values and half width of its 95 % interval by Student's t, ``None`` for a single value.
 
-    Example:
-        >>> interval([0.8, 0.9])
-        (0.85, 0.635...)
-        >>> interval([0.8])
-        (0.8, None)
-
     Source:
         Student, The probable error of a mean, Biometrika 6 (1908).
     """
@@ -45,31 +39,24 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
-def summarize(rows: Sequence[Mapping[str, Any]], order: Sequence[tuple[str, str, str]]) -> list[dict[str, Any]]:
-    """One row for each data set, net and augmentation that has a run.
+Steps = Mapping[tuple[str, str], float | None]
 
-    Args:
-        rows: those of runs.csv.
-        order: data set, net and augmentation of each row of the table.
 
-    Returns:
-        dictionaries with ``seeds``, each score's mean, its half width as ``SCORE_half_width`` and its ``SCORE_values``.
-
-    Example:
-        >>> row = {"data": "cells", "net": "plain", "augmentation": "none", "metric": "auc", "learning_rate": 0.01, "parameters": 9}
-        >>> runs = [{**row, **dict.fromkeys(SCORES), "upright": score} for score in (0.7, 0.9)]
-        >>> summary = summarize(runs, [("cells", "plain", "none")])[0]
-        >>> summary["seeds"], summary["upright"], summary["angles_mean"]
-        (2, 0.8, None)
-    """
+def summarize(
+    rows: Sequence[Mapping[str, Any]], order: Sequence[tuple[str, str, str]], steps: Steps
+) -> list[dict[str, Any]]:
+    """One row for each data set, net and augmentation of ``order`` that has a run among ``rows`` (of runs.csv): ``seeds``, milliseconds of
+    a training step (``steps``, by data set and net), each score's mean, half width as ``SCORE_half_width`` and ``SCORE_values``."""
     summary = []
     for cell in order:
         chosen = [row for row in rows if (row["data"], row["net"], row["augmentation"]) == cell]
         if not chosen:
             continue
-        columns = ("data", "net", "augmentation", "metric", "learning_rate", "parameters")
-        line: dict[str, Any] = {"seeds": len(chosen)} | {key: chosen[0][key] for key in columns}
-        for score in SCORES:
+        first = chosen[0]
+        line: dict[str, Any] = {key: first[key] for key in ("data", "net", "augmentation")} | {"seeds": len(chosen)}
+        line |= {key: first[key] for key in ("metric", "learning_rate", "parameters")}
+        line["step_milliseconds"] = steps.get(cell[:2])
+        for score in sorted(SCORES):
             values = [row[score] for row in chosen if row[score] is not None]
             line[score], line[f"{score}_half_width"] = interval(values) if values else (None, None)
             line[f"{score}_values"] = values
@@ -96,22 +83,21 @@ def deciding_score(lines: Sequence[Mapping[str, Any]]) -> str:
 
 def by_data(summary: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     """The rows of each data set, in their order."""
-    return {
-        name: [line for line in summary if line["data"] == name] for name in dict.fromkeys(r["data"] for r in summary)
-    }
+    names = dict.fromkeys(line["data"] for line in summary)
+    return {name: [line for line in summary if line["data"] == name] for name in names}
 
 
 def _number(value: Any, form: str) -> str:
     return form.format(value) if isinstance(value, (int, float)) else str(value or "-")
 
 
-def format_tables(summary: Sequence[Mapping[str, Any]], steps: Mapping[tuple[str, str], float | None]) -> str:
-    """What :func:`summarize` returned as Markdown, a table for each data set. ``steps`` are milliseconds of a training step.
+def format_tables(summary: Sequence[Mapping[str, Any]]) -> str:
+    """What :func:`summarize` returned as Markdown, a table for each data set.
 
     Example:
-        >>> scores = dict.fromkeys(key + end for key in SCORES for end in ("", "_half_width"))
-        >>> row = {"data": "cells", "net": "plain", "augmentation": "none", "metric": "auc", "learning_rate": 0.01, "parameters": 9000}
-        >>> print(format_tables([{**row, **scores, "seeds": 1, "upright": 0.9}], {}).splitlines()[4])
+        >>> row = dict.fromkeys(key + end for key in SCORES for end in ("", "_half_width")) | {"step_milliseconds": None}
+        >>> row |= {"data": "cells", "net": "plain", "augmentation": "none", "metric": "auc", "learning_rate": 0.01, "parameters": 9000}
+        >>> print(format_tables([{**row, "seeds": 1, "upright": 0.9}]).splitlines()[4])
         | plain | none | 1 | 0.01 | 9,000 | - | - | **0.900** | - | - | - | - |
     """
     blocks = []
@@ -121,7 +107,7 @@ def format_tables(summary: Sequence[Mapping[str, Any]], steps: Mapping[tuple[str
         rows = [[*COLUMNS, *(score.replace("_", " ") for score in SCORES)]]
         for line in lines:
             cells = [line["net"], line["augmentation"], str(line["seeds"]), _number(line["learning_rate"], "{:g}")]
-            cells += [_number(line["parameters"], "{:,}"), _number(steps.get((data, line["net"])), "{:.1f}")]
+            cells += [_number(line["parameters"], "{:,}"), _number(line["step_milliseconds"], "{:.1f}")]
             for score in SCORES:
                 text = format_score(line[score], line[f"{score}_half_width"])
                 cells.append(f"**{text}**" if score == deciding and line[score] == best is not None else text)
@@ -156,16 +142,7 @@ def _draw_panel(panel: Any, lines: Sequence[Mapping[str, Any]], places: Mapping[
 
 def draw_study(summary: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Draw what :func:`summarize` returned to a PNG file, a panel for each data set: upright and mean over the angles with intervals,
-    seeds, and the worst angle.
-
-    Example:
-        >>> row = {"data": "cells", "net": "plain", "augmentation": "none", "metric": "auc", "learning_rate": 0.01, "parameters": 9}
-        >>> runs = [{**row, **dict.fromkeys(SCORES), "upright": score} for score in (0.7, 0.9)]
-        >>> file = getfixture("tmp_path") / "study.png"
-        >>> draw_study(summarize(runs, [("cells", "plain", "none")]), file); file.exists()
-        True
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    seeds, and the worst angle."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -176,7 +153,6 @@ def draw_study(summary: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     columns = math.ceil(len(panels) / rows)
     size = (2.2 + 3.6 * columns, rows * (0.9 + 0.5 * len(pairs)) + 0.7)
     figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for panel, (data, lines) in zip(grid.flat, panels.items()):
         _draw_panel(panel, lines, places)

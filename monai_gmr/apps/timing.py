@@ -20,63 +20,32 @@ LEAST_ROUNDS = 3
 
 
 def seconds_of(run: Callable[[], Any]) -> float:
-    """Seconds that a call takes, on a GPU until it is done, by the clock of ``torch.utils.benchmark``.
-
-    Example:
-        >>> seconds_of(lambda: None) < 1
-        True
-    """
+    """Seconds that a call takes, on a GPU until it is done, by the clock of ``torch.utils.benchmark``."""
     start = timer()
     run()
     return timer() - start
 
 
 def interleave(
-    runs: Mapping[Key, Callable[[], Any]],
-    repeats: int,
-    seconds: float = math.inf,
-    *,
-    measure: Callable[[Callable[[], Any]], float] = seconds_of,
-    clock: Callable[[], float] = time.monotonic,
-    seed: int = 0,
+    runs: Mapping[Key, Callable[[], Any]], repeats: int, seconds: float = math.inf
 ) -> dict[Key, list[float]]:
-    """Time functions that alternate, so that other work on the machine affects all of them alike.
+    """Seconds of each call of functions that alternate, so that other work on the machine affects all of them alike.
 
-    Each round calls every function once, in a random order, so that no function always runs on the cache of the same other one.
-    (``torch.utils.benchmark.Timer`` times one function after the other.)
-
-    Args:
-        runs: functions by name; call them once before, so that nothing is compiled while it is timed.
-        repeats: rounds.
-        seconds: after this time no round begins, once there are three.
-        measure: seconds that a call takes.
-        clock: the time in seconds.
-        seed: of the orders.
-
-    Returns:
-        the seconds of each call of each function.
-
-    Example:
-        >>> times = interleave({"one": lambda: None, "two": lambda: None}, repeats=4)
-        >>> {name: len(each) for name, each in times.items()}
-        {'one': 4, 'two': 4}
-    """
+    Each of ``repeats`` rounds calls every function once, in a random order, so that no function always runs on the cache of the same other
+    one; after ``seconds`` no round begins, once there are three. Call every function before, so that nothing is compiled while it is timed.
+    (``torch.utils.benchmark.Timer`` times one function after the other.)"""
     times: dict[Key, list[float]] = {name: [] for name in runs}
-    names, start, generator = list(runs), clock(), torch.Generator().manual_seed(seed)
+    names, start, generator = list(runs), time.monotonic(), torch.Generator().manual_seed(0)
     for finished in range(repeats):
-        if finished >= LEAST_ROUNDS and clock() - start > seconds:
+        if finished >= LEAST_ROUNDS and time.monotonic() - start > seconds:
             break
         for index in torch.randperm(len(names), generator=generator):
-            times[names[index]].append(measure(runs[names[index]]))
+            times[names[index]].append(seconds_of(runs[names[index]]))
     return times
 
 
 def median_seconds(runs: Mapping[Key, Callable[[], Any]], repeats: int, seconds: float = math.inf) -> dict[Key, float]:
-    """Median time of each of several functions that alternate, after one round that does not count.
-
-    Args:
-        runs: functions by name.
-        repeats, seconds: as in :func:`interleave`.
+    """Median time of each of several functions that alternate as in :func:`interleave`, after one round that does not count.
 
     Example:
         >>> list(median_seconds({"one": lambda: None, "two": lambda: None}, repeats=3))
@@ -98,12 +67,7 @@ def processor_name(cpuinfo: str | Path = "/proc/cpuinfo") -> str:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Processor, cores, threads, GPU, versions and date, for every measured time.
-
-    Example:
-        >>> describe_machine(torch.device("cpu"))["gpu"] is None
-        True
-    """
+    """Processor, cores, threads, GPU, versions and date, for every measured time."""
     on_gpu = device.type == "cuda"
     return {
         "processor": processor_name(),

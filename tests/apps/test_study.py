@@ -17,7 +17,6 @@ import yaml
 from monai.utils import set_determinism
 
 from monai_gmr.apps import study as app
-from monai_gmr.apps import study_bundle
 from monai_gmr.apps.study import Progress, RunError, best_rate, main, put_row, read_rows
 from monai_gmr.apps.study_plan import Job, check_bundles, load_study
 from monai_gmr.apps.study_table import SCORES, deciding_score, draw_study, format_tables, interval, summarize
@@ -179,6 +178,22 @@ def test_fingerprint_follows_the_settings_and_not_the_place(tmp_path, config):
     other = [digest(seeds=[4]), digest(settings={"epochs": 6}), digest(data={"cells": cells | {"metric": "auc"}})]
     other.append(digest(data={"cells": cells | {"evaluate": {"angle_step": 0}}}))
     assert len({digest(), *other}) == 5
+
+
+def test_fingerprints_are_those_of_studies_that_are_done(tmp_path):
+    """A study of an earlier version resumes: these digits stand in its runs.csv, tuning.csv and folders."""
+    cells = {"bundle": "some/stub", "metric": "dice", "evaluate": {"angle_step": 0}}
+    cells["tests"] = {"other split": {"split": "validation"}}
+    config = {"output_dir": "out", "seeds": [3], "settings": {"epochs": 6}, "nets": {"radial": {"conv": "gmr"}}}
+    config |= {"tuning": {"learning_rates": [0.01, 0.1], "settings": {"epochs": 1}}, "data": {"cells": cells}}
+    study = load(tmp_path, config)
+    short, other, job = study.jobs()
+    assert [study.training_fingerprint(each) for each in (short, other)] == ["068cabd1e3fd", "8d3566ed59ca"]
+    assert study.training_fingerprint(job, 0.1) == "508eccc8d7dd"
+    names = study.evaluations("cells")
+    assert [study.row_fingerprint(job, name, 0.1) for name in names] == ["08816de43d7a", "60a09cabeecb"]
+    folders = ["tuning-lr0.01", "tuning-lr0.1", "seed3"]
+    assert [study.folder(each) for each in study.jobs()] == [Path("out/runs/cells/radial-none") / f for f in folders]
 
 
 def test_of_equal_rates_the_smallest_is_taken_and_one_without_a_score_never():
@@ -396,10 +411,12 @@ def test_environment_variables_and_home_are_expanded(tmp_path, config, monkeypat
 def test_the_best_score_is_bold():
     scores = {"upright": (0.9, 0.9, 0.9), "angles_mean": (0.5, 0.5, 0.5)}
     rows = as_score_rows(scores) + as_score_rows({**scores, "angles_mean": (0.6, 0.6, 0.6)}, net="radial")
-    summary = summarize(rows, [("cells", net, "none") for net in ("radial", "absent", "plain")])
+    summary = summarize(
+        rows, [("cells", net, "none") for net in ("radial", "absent", "plain")], {("cells", "plain"): 12.34}
+    )
     assert [line["net"] for line in summary] == ["radial", "plain"]
     assert deciding_score(summary) == "angles_mean"
-    table = format_tables(summary, {("cells", "plain"): 12.34})
+    table = format_tables(summary)
     assert table.count("**") == 2
     assert "**0.600 ± 0.000**" in table
     assert "| 1,234 | 12.3 |" in table
@@ -410,7 +427,7 @@ def test_picture_holds_every_data_set(panels, tmp_path):
     scores = {"upright": (0.9, 0.8, 0.9), "angles_mean": (0.5, 0.6, 0.5), "angles_worst": (0.4, 0.4, 0.4)}
     names = [f"data {i}" for i in range(panels)]
     rows = [row for name in names for row in as_score_rows(scores, data=name)]
-    draw_study(summarize(rows, [(name, "plain", "none") for name in names]), tmp_path / "study.png")
+    draw_study(summarize(rows, [(name, "plain", "none") for name in names], {}), tmp_path / "study.png")
     assert (tmp_path / "study.png").stat().st_size > 10_000
 
 
@@ -421,9 +438,9 @@ def test_repeats_below_one_are_refused(start, capsys):
 
 def test_a_parser_without_a_network_counts_nothing(bundle):
     config = bundle / "configs" / "train.yaml"
-    assert study_bundle.count_parameters(config, {"width": 5}) == 15
+    assert app.count_parameters(config, {"width": 5}) == 15
     config.write_text(TRAIN.replace("network_def", "something"))
-    assert study_bundle.count_parameters(config, {}) is None
+    assert app.count_parameters(config, {}) is None
 
 
 def test_segmentation_bundle_on_phantoms(tmp_path, monkeypatch, capsys):

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+from benchmark_peers import SteerableConvolution
 from torch import nn
 
-from monai_gmr.apps.benchmark_layers import RingConvolution, SteerableConvolution
+from monai_gmr.apps.benchmark_cases import RingConvolution
 from monai_gmr.networks.layers.gmr_conv import GMRConvNd
 from monai_gmr.networks.layers.gmr_harmonic_conv import GMRHarmonicConvNd
 from monai_gmr.ops.cpu.ring_kernels import choose_sums
