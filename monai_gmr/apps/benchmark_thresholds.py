@@ -99,7 +99,7 @@ def make_points(grid: Grid) -> list[Point]:
         Point(dims, k, *counts, last) for last, (dims, k), counts in itertools.product((False, True), windows, channels)
     ]
     strided = itertools.product((False, True), (False, True), windows, grid.strided)
-    return plain + [Point(dims, k, n, n, last, 2, transposed) for transposed, last, (dims, k), n in strided]
+    return plain + [Point(dims, k, n, n, last, 2, transposed=transposed) for transposed, last, (dims, k), n in strided]
 
 
 def sizes_of(point: Point, grid: Grid) -> Iterator[tuple[int, ...]]:

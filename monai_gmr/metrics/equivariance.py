@@ -140,7 +140,10 @@ def equivariance_error(
         for view, shift in _moved_views(dims, angles, shifts):
             output = run(transform_image(x, view.matrix, order, spacing, shift))
             pairs = zip(tensors_in(output), tensors_in(upright))
-            errors = [_moved_error(*pair, view.matrix, shift, order, x.shape[2:], spacing) for pair in pairs]
+            errors = [
+                _moved_error(*pair, view.matrix, shift, order=order, input_size=x.shape[2:], spacing=spacing)
+                for pair in pairs
+            ]
             views.append(ViewError(view.name, view.family, view.angle, float(np.max([0.0, *errors]))))
     return EquivarianceErrors(tuple(views))
 

@@ -48,10 +48,10 @@ def conv_nd(
 ) -> torch.Tensor:
     """The framework's convolution of as many dimensions as the kernel has."""
     if kernel.dim() == 3:
-        return F.conv1d(x, kernel, bias, stride, padding, dilation, groups)
+        return F.conv1d(x, kernel, bias, stride, padding, dilation, groups=groups)
     if kernel.dim() == 4:
-        return F.conv2d(x, kernel, bias, stride, padding, dilation, groups)
-    return F.conv3d(x, kernel, bias, stride, padding, dilation, groups)
+        return F.conv2d(x, kernel, bias, stride, padding, dilation, groups=groups)
+    return F.conv3d(x, kernel, bias, stride, padding, dilation, groups=groups)
 
 
 def dense_ring_conv(
@@ -69,12 +69,12 @@ def dense_ring_conv(
     """:func:`ring_conv` by a dense kernel and the framework's convolution: the reference, and what export uses."""
     kernel = full_precision_kernel(weight, basis, shells)
     if angular is None:
-        y = conv_nd(x, kernel, bias, stride, padding, dilation, groups)
+        y = conv_nd(x, kernel, bias, stride, padding, dilation, groups=groups)
         # the framework loses the memory format in 3D where there are few channels or voxels
         return y if torch.jit.is_scripting() or not runs_channels_last(x) else make_channels_last(y)
     rows = kernel.flatten(2)[:, None] * angular.to(kernel.dtype)[None, :, None]
     rows = rows.flatten(0, 1).reshape([-1] + list(kernel.shape)[1:])
-    y = conv_nd(x, rows, bias, stride, padding, dilation, groups)
+    y = conv_nd(x, rows, bias, stride, padding, dilation, groups=groups)
     return y.unflatten(1, (-1, angular.shape[0]))
 
 
@@ -103,7 +103,7 @@ def dense_shell_conv(
 
     Example:
         >>> shells = torch.tensor([1, 0, 1])
-        >>> y = dense_shell_conv(torch.ones(1, 1, 4), torch.ones(1, 1, 2), shells, torch.ones(1, 3), [1], [1], [1], 1)
+        >>> y = dense_shell_conv(torch.ones(1, 1, 4), torch.ones(1, 1, 2), shells, torch.ones(1, 3), [1], [1], [1], groups=1)
         >>> y.flatten().tolist()
         [2.0, 3.0, 3.0, 2.0]
     """
@@ -112,7 +112,7 @@ def dense_shell_conv(
     spread = weight.index_select(2, flat.clamp(max=num_shells - 1)) * (flat < num_shells)
     kernel = (spread[:, None] * angular.to(weight.dtype)[None, :, None]).flatten(0, 1)
     kernel = kernel.unflatten(2, shells.shape).to(x.dtype)
-    y = conv_nd(x, kernel, None, list(stride), list(padding), list(dilation), groups)
+    y = conv_nd(x, kernel, None, list(stride), list(padding), list(dilation), groups=groups)
     return y.unflatten(1, (weight.shape[0], len(angular)))
 
 
@@ -131,10 +131,10 @@ def dense_ring_conv_transpose(
     """:func:`ring_conv_transpose` by a dense kernel and the framework's transposed convolution."""
     kernel = full_precision_kernel(weight, basis, shells)
     if kernel.dim() == 3:
-        return F.conv_transpose1d(x, kernel, bias, stride, padding, output_padding, groups, dilation)
+        return F.conv_transpose1d(x, kernel, bias, stride, padding, output_padding, groups=groups, dilation=dilation)
     if kernel.dim() == 4:
-        return F.conv_transpose2d(x, kernel, bias, stride, padding, output_padding, groups, dilation)
-    return F.conv_transpose3d(x, kernel, bias, stride, padding, output_padding, groups, dilation)
+        return F.conv_transpose2d(x, kernel, bias, stride, padding, output_padding, groups=groups, dilation=dilation)
+    return F.conv_transpose3d(x, kernel, bias, stride, padding, output_padding, groups=groups, dilation=dilation)
 
 
 def pad_nd(x: torch.Tensor, padding: list[int], padding_mode: str) -> torch.Tensor:

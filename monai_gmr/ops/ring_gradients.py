@@ -82,7 +82,13 @@ def dense_operation(
 ) -> torch.Tensor:
     """:func:`~monai_gmr.ops.ring_conv.dense_ring_conv` of stride 1, with a basis that is zero on the shells beyond it."""
     padded = F.pad(basis, [0, max(0, int(shells.max()) + 1 - basis.shape[1])])
-    return dense_ring_conv(x, weight, padded, shells, None, [1] * shells.dim(), padding, dilation, groups)
+    geometry: dict[str, Any] = {
+        "stride": [1] * shells.dim(),
+        "padding": padding,
+        "dilation": dilation,
+        "groups": groups,
+    }
+    return dense_ring_conv(x, weight, padded, shells, None, **geometry)
 
 
 def present(gradients: Sequence[torch.Tensor | None], x: torch.Tensor) -> list[torch.Tensor]:

@@ -12,7 +12,7 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -104,7 +104,7 @@ def read_thresholds(path: Path = THRESHOLDS) -> list[Row]:
     rows = []
     for device, processor, precision, *values, forward, step in lines:
         dims, kernel_size, channels, width, last, stride, transposed = map(int, values)
-        point = Point(dims, kernel_size, channels, width, bool(last), stride, bool(transposed))
+        point = Point(dims, kernel_size, channels, width, bool(last), stride, transposed=bool(transposed))
         rows.append(Row(device, processor, precision, point, number(forward), number(step)))
     return rows
 
@@ -158,11 +158,16 @@ def least_of_neighbours(table: Mapping[Point, int | None], call: Call) -> int | 
     kernels of its own, count for themselves, and so do strides and transposed convolutions.
     """
     dims, stride = len(call.kernel_size), max(call.stride)
-    own_kind = (call.channels_last, stride, call.transposed and stride > 1)
+    own_kind: dict[str, Any] = {
+        "channels_last": call.channels_last,
+        "stride": stride,
+        "transposed": call.transposed and stride > 1,
+    }
     points = [
         each
         for each in table
-        if (each.dims, each.channels_last, each.stride, each.transposed) == (dims, *own_kind)
+        if each.dims == dims
+        and all(getattr(each, name) == value for name, value in own_kind.items())
         and (each.width_per_group < each.channels) == (call.groups > 1)
     ]
     window = max((p.kernel_size for p in points if p.kernel_size <= min(call.kernel_size)), default=0)
@@ -172,7 +177,7 @@ def least_of_neighbours(table: Mapping[Point, int | None], call: Call) -> int | 
         widths = {1} if width == 1 else _neighbours(width, {p.width_per_group for p in points} - {1})
         for count in _neighbours(channels, {p.channels for p in points}):
             own = widths if call.groups > 1 else {count}
-            sizes += [table.get(Point(dims, window, count, each, *own_kind)) for each in own]
+            sizes += [table.get(Point(dims, window, count, each, **own_kind)) for each in own]
     known = [size for size in sizes if size is not None]
     return max(known) if len(known) == len(sizes) else None
 
@@ -182,22 +187,15 @@ def threshold(call: Call) -> int | None:
     if call.device.type not in KERNELS:
         return None
     # every call of a layer asks: kept for what the table knows of it
-    known = (call.device, call.precision, call.gradients, call.channels_last)
-    return _kept_threshold(*known, call.kernel_size, call.channels, max(call.stride), call.groups, call.transposed)
+    convolution = (call.kernel_size, call.channels, max(call.stride), call.groups, call.transposed)
+    return _kept_threshold(call.device, call.precision, call.gradients, call.channels_last, convolution)
 
 
 @lru_cache(maxsize=1024)
 def _kept_threshold(
-    device: torch.device,
-    precision: torch.dtype,
-    gradients: bool,
-    last: bool,
-    window,
-    channels,
-    stride,
-    groups,
-    transposed,
+    device: torch.device, precision: torch.dtype, gradients: bool, last: bool, convolution: tuple
 ) -> int | None:
+    kernel_size, channels, stride, groups, transposed = convolution
     table = thresholds_of(device.type, processor_of(device), str(precision).removeprefix("torch."), gradients)
-    call = Call(window, channels, (stride,), groups=groups, transposed=transposed, channels_last=last)
+    call = Call(kernel_size, channels, (stride,), groups=groups, transposed=transposed, channels_last=last)
     return least_of_neighbours(table, call)

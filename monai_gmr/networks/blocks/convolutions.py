@@ -108,7 +108,9 @@ class GMRConvolution(nn.Sequential):
         self.add_module("conv", layer)
         if not conv_only and not (act is None and norm is None and dropout is None):
             norm = keep_channels_last(norm)
-            self.add_module("adn", GMRADN(adn_ordering, out_channels, act, norm, spatial_dims, dropout, dropout_dim))
+            self.add_module(
+                "adn", GMRADN(adn_ordering, out_channels, act, norm, spatial_dims, dropout, dropout_dim=dropout_dim)
+            )
 
 
 class GMRResidualUnit(nn.Module):

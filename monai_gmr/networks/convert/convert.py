@@ -113,7 +113,7 @@ def convert_to_gmr(
     embeddings = [each for each in net.modules() if type(each).__name__.startswith("PatchEmbed")]
     arguments |= {"rings": rings, "num_rings": num_rings, "spacing": spacing}
     patches = {inner for each in embeddings for inner in each.modules()}
-    options = Options(name, arguments, kernel_sizes, weights, trace, dims, patches)
+    options = Options(name, arguments, kernel_sizes, weights, trace, dims, patches=patches)
     rows, net = _convert_modules(net, options, include, exclude)
     notes = [
         f"{path} stays: it depends on positions, which no replacement of layers makes equivariant"

@@ -113,7 +113,7 @@ class CentredConvNd(GMRConvNd):
         sizes = list(input.shape)[-dims:]
         input, kernel, padding = (self._free_windows if is_free(sizes) else self._windows)(input, sizes)
         bias = None if isinstance(self, GMRHarmonicConvNd) else self.bias
-        output = conv_nd(input, kernel, bias, self.stride, padding, self.dilation, self.groups)
+        output = conv_nd(input, kernel, bias, self.stride, padding, self.dilation, groups=self.groups)
         record_sizes(self.levels, sizes, output.shape[-dims:])
         return self._reduced(output) if isinstance(self, GMRHarmonicConvNd) else output
 

@@ -281,10 +281,28 @@ class GMRConvNd(RingConvNd):
         basis = self.basis()
         if torch.jit.is_scripting():
             return dense_ring_conv(
-                input, self.weight, basis, self.shells, self.bias, self.stride, padding, self.dilation, self.groups
+                input,
+                self.weight,
+                basis,
+                self.shells,
+                self.bias,
+                stride=self.stride,
+                padding=padding,
+                dilation=self.dilation,
+                groups=self.groups,
             )
-        tensors, geometry = (self.weight, basis, self.shells, self.bias), (self.stride, padding, self.dilation)
-        return ring_conv(input, *tensors, *geometry, groups=self.groups, num_shells=self.num_shells)
+        return ring_conv(
+            input,
+            self.weight,
+            basis,
+            self.shells,
+            self.bias,
+            stride=self.stride,
+            padding=padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            num_shells=self.num_shells,
+        )
 
     def to_conv(self) -> nn.Module:
         """The equal ``torch.nn.ConvNd``, for deployment; refused where ``padding="symmetric"`` depends on the input's size."""

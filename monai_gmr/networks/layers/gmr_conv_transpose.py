@@ -35,8 +35,9 @@ class GMRConvTransposeNd(RingConvNd):
         dtype=None,
         **kwargs: Any,
     ) -> None:
-        geometry = (kernel_size, stride, padding, dilation, groups)
-        super().__init__(in_channels, out_channels, *geometry, bias, padding_mode, device, dtype, **kwargs)
+        geometry: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        more: dict[str, Any] = {"bias": bias, "padding_mode": padding_mode, "device": device, "dtype": dtype}
+        super().__init__(in_channels, out_channels, kernel_size, **geometry, **more, **kwargs)
         self.output_padding = whole_numbers("output_padding", output_padding, self.spatial_dims, least=0)
         # refuses what "symmetric" cannot do
         self._margins()
@@ -95,15 +96,26 @@ class GMRConvTransposeNd(RingConvNd):
                 basis,
                 self.shells,
                 self.bias,
-                self.stride,
-                padding,
-                extra,
-                self.groups,
-                self.dilation,
+                stride=self.stride,
+                padding=padding,
+                output_padding=extra,
+                groups=self.groups,
+                dilation=self.dilation,
             )
         self._warn_if_inexact(extra)
-        tensors, geometry = (self.weight, basis, self.shells, self.bias), (self.stride, padding, extra)
-        return ring_conv_transpose(input, *tensors, *geometry, self.groups, self.dilation, self.num_shells)
+        return ring_conv_transpose(
+            input,
+            self.weight,
+            basis,
+            self.shells,
+            self.bias,
+            stride=self.stride,
+            padding=padding,
+            output_padding=extra,
+            groups=self.groups,
+            dilation=self.dilation,
+            num_shells=self.num_shells,
+        )
 
     def to_conv(self) -> nn.Module:
         """The equal ``torch.nn.ConvTransposeNd``, for deployment."""

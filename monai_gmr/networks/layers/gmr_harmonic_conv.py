@@ -159,7 +159,7 @@ class GMRHarmonicConvNd(GMRConvNd):
         input, padding = self._padded(input)
         if torch.jit.is_scripting():
             dense = self.dense_kernel()
-            return self._reduced(conv_nd(input, dense, None, self.stride, padding, self.dilation, self.groups))
+            return self._reduced(conv_nd(input, dense, None, self.stride, padding, self.dilation, groups=self.groups))
         profiles = self.radial_profiles()
         harmonics = self.harmonics.to(profiles.dtype) / self.harmonic_unit
         tables = ResponseTables(self.component_profile, self.response_channel, self.response_component)

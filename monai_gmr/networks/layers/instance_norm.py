@@ -7,7 +7,6 @@ from torch import nn
 from monai_gmr.ops.cpu.norm import instance_norm, supports_norm
 
 
-# private: torch has no other class or method to override for the norm alone
 # private: the public classes have no step of their own between the check of the input and the norm
 class GMRInstanceNormNd(nn.modules.instancenorm._InstanceNorm):
     """What :class:`GMRInstanceNorm2d` and :class:`GMRInstanceNorm3d` share."""
@@ -16,8 +15,17 @@ class GMRInstanceNormNd(nn.modules.instancenorm._InstanceNorm):
         if not torch.jit.is_scripting() and not self.track_running_stats:
             return self._by_own_statistics(input)
         by_batch = self.training or not self.track_running_stats
-        tensors = (input, self.running_mean, self.running_var, self.weight, self.bias)
-        return F.instance_norm(*tensors, by_batch, self.momentum if self.momentum is not None else 0.0, self.eps)
+        momentum = self.momentum if self.momentum is not None else 0.0
+        return F.instance_norm(
+            input,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            use_input_stats=by_batch,
+            momentum=momentum,
+            eps=self.eps,
+        )
 
     @torch.jit.unused
     def _by_own_statistics(self, input: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ Saved for the backward pass are input, weights and basis, not the responses, whi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -81,7 +82,7 @@ def cpp_harmonic_conv(
     for n, m, count, channels, rows, own in _orders(norms, products, components):
         shift = None if bias is None else bias[channels]
         if count == 0:
-            write_products(image, weight, basis, window, shift, padding, y, channels)
+            write_products(image, weight, basis, window, shift, padding=padding, result=y, channels=channels)
         else:
             order = AngularOrder(window, _rows(angular[own]), n, m, padding)
             order.write_scalars(image, angular_weight[rows], shift, y, channels)
@@ -115,7 +116,8 @@ def _gradients(
         if count == 0:
             # it comes first, for it does not add to a gradient
             own_gradient = last[..., channels]
-            image_gradient, *radial = product_gradients(own_gradient, image, weight, basis, window, padding, needed[:3])
+            geometry: dict[str, Any] = {"padding": padding, "needed": needed[:3]}
+            image_gradient, *radial = product_gradients(own_gradient, image, weight, basis, window, **geometry)
         elif needed[0] or needed[3]:
             if needed[0] and image_gradient is None:
                 image_gradient = torch.zeros_like(image)
@@ -143,8 +145,8 @@ def _dense(
         if count == 0:
             results.append(dense_operation(x, weight, basis, shells, padding, dilation))
             continue
-        geometry = ([1] * shells.dim(), padding, dilation, 1)
-        responses = dense_shell_conv(x, angular_weight[rows], shells, angular[own], *geometry)
+        geometry: dict[str, Any] = {"stride": [1] * shells.dim(), "padding": padding, "dilation": dilation, "groups": 1}
+        responses = dense_shell_conv(x, angular_weight[rows], shells, angular[own], **geometry)
         scalars = invariants(responses.flatten(3).flatten(1, 2)[:, None], [n], [m], [count])[:, 0]
         results.append(scalars.unflatten(-1, responses.shape[3:]))
     return torch.cat(results, dim=1)

@@ -100,7 +100,7 @@ def _(gradient, x, weight, bias, mean, inverse, slope):
 def _dense(
     x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float, slope: float
 ) -> torch.Tensor:
-    y = F.instance_norm(x, None, None, weight, bias, True, 0.0, eps)
+    y = F.instance_norm(x, weight=weight, bias=bias, eps=eps)
     return y if slope == 1.0 else F.leaky_relu(y, slope)
 
 

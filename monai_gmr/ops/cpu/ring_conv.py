@@ -16,6 +16,7 @@ A bias is added in the product. Saved for the backward pass are input, weight an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -74,7 +75,8 @@ def write_products(
     matrices = pad_columns(weights.permute(0, 3, 2, 1).flatten(1, 2))
     bias = None if bias is None else pad_columns(bias.unflatten(0, weights.shape[:2]))
     for tile in tiles:
-        ring_products(tiles.input_of(tile), window, basis, matrices, bias, result[tile.samples, tile.rows], channels)
+        rows = result[tile.samples, tile.rows]
+        ring_products(tiles.input_of(tile), window, basis, matrices, bias, result=rows, channels=channels)
 
 
 def product_gradients(
@@ -106,7 +108,8 @@ def product_gradients(
         own = None if x_gradient is None else x_gradient[tile.samples, tile.rows][tile.new]
         rows = other[tile.samples, tile.rows][tile.new]
         gradients = (own, products, basis_sums)
-        ring_gradients(tiles.input_of(tile)[tile.new], window, basis, rows, matrices, transposed, gradients)
+        image = tiles.input_of(tile)[tile.new]
+        ring_gradients(image, window, basis, rows, matrices, transposed, gradients=gradients)
     weight_gradient = None
     if products is not None:
         merged = products.sum(0)[..., :columns].unflatten(1, (rings, channels))
@@ -143,7 +146,8 @@ def cpp_ring_conv(
     window = Window.of(shells, basis.shape[1], dilation)
     sizes = output_sizes(x.shape[2:], shells.shape, [1] * shells.dim(), padding, dilation)
     y = x.new_empty((x.shape[0], *sizes, weight.shape[0]))
-    write_products(x.movedim(1, -1), weight, basis, window, bias, padding, y, slice(0, weight.shape[0]), groups)
+    geometry: dict[str, Any] = {"padding": padding, "channels": slice(0, weight.shape[0]), "groups": groups}
+    write_products(x.movedim(1, -1), weight, basis, window, bias, result=y, **geometry)
     return follow_format(image_of(y), x)
 
 
@@ -162,7 +166,7 @@ def _gradients(
     """Gradients of input, weight and basis."""
     window = Window.of(shells, basis.shape[1], dilation)
     last, x_last = gradient.movedim(1, -1), x.movedim(1, -1)
-    image, *others = product_gradients(last, x_last, weight, basis, window, padding, needed, groups)
+    image, *others = product_gradients(last, x_last, weight, basis, window, padding, needed=needed, groups=groups)
     return present([None if image is None else follow_format(image_of(image), x), *others], x)
 
 

@@ -153,15 +153,18 @@ def ring_table(
     places = [int(lines[kind[0]][j]) for j in range(kept.shape[1]) for kind in classes]
     by_shell = [[place for place, shell in enumerate(places) if shell == each] for each in range(num_shells)]
     return RingTable(
-        tuple(b * dilation[2] - padding[2] for column in columns for b in column),
-        _starts(columns),
-        tuple(line for kind in classes for line in kind),
-        _starts(classes),
-        tuple(place for shell in by_shell for place in shell),
-        _starts(by_shell),
-        *kept.shape[:2],
-        *padding[:2],
-        *dilation[:2],
+        taps_2=tuple(b * dilation[2] - padding[2] for column in columns for b in column),
+        group_starts=_starts(columns),
+        class_lines=tuple(line for kind in classes for line in kind),
+        class_starts=_starts(classes),
+        shell_places=tuple(place for shell in by_shell for place in shell),
+        shell_starts=_starts(by_shell),
+        length_0=kept.shape[0],
+        length=kept.shape[1],
+        margin_0=padding[0],
+        margin_1=padding[1],
+        dilation_0=dilation[0],
+        dilation_1=dilation[1],
     )
 
 

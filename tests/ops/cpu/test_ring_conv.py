@@ -118,7 +118,9 @@ def test_layers_give_what_dense_gives(cpp, monkeypatch, rings, kernel_size, grou
     used = {"ring_products": 0, "ring_gradients": 0}
     for name in used:
         kernel = getattr(cpu_ring_conv, name)
-        monkeypatch.setattr(cpu_ring_conv, name, lambda *a, n=name, k=kernel: (used.update({n: used[n] + 1}), k(*a)))
+        monkeypatch.setattr(
+            cpu_ring_conv, name, lambda *a, n=name, k=kernel, **b: (used.update({n: used[n] + 1}), k(*a, **b))
+        )
     layer = GMRConv3d(4, 8, kernel_size, padding="same", rings=rings, groups=groups)
     x = torch.randn(2, 4, 6, 7, 8)
     found = [*torch.autograd.grad(layer(x).square().sum(), list(layer.parameters())), layer(x[0])]
