@@ -75,8 +75,11 @@ def rotation_matrix(spatial_dims: int, degrees: float, axis: int | str | Sequenc
     return Rotation.from_rotvec(np.deg2rad(degrees) * axis_direction(axis)).as_matrix()
 
 
-def inscribed_ball(shape: Sequence[int], spacing: Sequence[float] | None = None) -> np.ndarray:
-    """Mask of the largest centred disc or ball (in millimetres) inside a grid of ``shape``: what no rotation moves out of the image.
+def inscribed_ball(
+    shape: Sequence[int], spacing: Sequence[float] | None = None, shift: Sequence[float] | None = None
+) -> np.ndarray:
+    """Mask of the largest centred disc or ball (in millimetres) inside a grid of ``shape``: what no rotation moves out of the image. It is
+    moved by a ``shift`` in voxels, one per axis; default none.
 
     Example:
         >>> inscribed_ball((3, 3)).astype(int)
@@ -86,7 +89,8 @@ def inscribed_ball(shape: Sequence[int], spacing: Sequence[float] | None = None)
     """
     steps = np.ones(len(shape)) if spacing is None else spacing
     radius = min((n - 1) / 2 * step for n, step in zip(shape, steps))
-    return (tap_coordinates(shape, spacing) ** 2).sum(-1) <= radius**2 + 1e-9
+    centre = 0.0 if shift is None else np.multiply(shift, steps)
+    return ((tap_coordinates(shape, spacing) - centre) ** 2).sum(-1) <= radius**2 + 1e-9
 
 
 def transform_image(
