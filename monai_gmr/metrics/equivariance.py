@@ -209,9 +209,9 @@ def _relative_error(actual: torch.Tensor, expected: torch.Tensor, reference: tor
 def move_image(
     x: torch.Tensor, view: View, *, order: int, input_size: Sequence[int], spacing: Sequence[float] | None
 ) -> torch.Tensor:
-    """An input, output or feature map of a network, moved as its input of ``input_size`` is; unchanged without spatial axes."""
+    """A copy of an input, output or feature map of a network, moved as its input of ``input_size`` is; unchanged without spatial axes."""
     if x.ndim < len(input_size) + 2:
-        return x
+        return x.clone()
     zoom, step = _voxels(x, input_size, spacing)
     shift = None if view.shift is None else view.shift / zoom
     return transform_image(x, view.matrix, order if x.is_floating_point() else 0, step.tolist(), shift)
