@@ -20,6 +20,7 @@ from monai.utils import CommonKeys, optional_import
 from monai_gmr.bundle.case_batches import CaseBatch
 from monai_gmr.bundle.prediction import check_answer
 from monai_gmr.inferers import rotate_image
+from monai_gmr.metrics.equivariance import move_image, moved_error
 from monai_gmr.rotation_report.prepare_batch import PrepareBatchView, keep_metadata
 from monai_gmr.rotation_report.records import ANSWER, TRUE_CLASS, ViewRecord
 from monai_gmr.symmetry import View, inscribed_ball, is_grid_symmetry
@@ -194,12 +195,13 @@ class ViewProbe:
         labels: str,
         frame: str,
         in_ball: bool,
+        images_in_ball: bool,
         prediction: int | str | None,
     ) -> None:
         self.evaluator, self.recorded, self.metrics = evaluator, metrics, metric_handlers(evaluator)
-        self.spacing, self.frame, self.in_ball = spacing, frame, in_ball
+        self.spacing, self.order, self.frame, self.in_ball = spacing, order, frame, in_ball
         views: dict[str, Any] = {"order": order, "spacing": spacing, "labels": labels if frame == "rotated" else None}
-        self._prepare = PrepareBatchView(**views, prepare_batch=evaluator.prepare_batch)
+        self._prepare = PrepareBatchView(**views, in_ball=images_in_ball, prepare_batch=evaluator.prepare_batch)
         self._inferer = _TimedInferer(inferer, prediction)
         self._upright: torch.Tensor | None = None
         self._images: tuple[Any, Any, Any] | None = None
@@ -267,6 +269,14 @@ class ViewProbe:
     def _view(self) -> View:
         return self._views[self.evaluator.state.iteration - 1]
 
+    def _move_back(self, x: torch.Tensor, view: View, size: Sequence[int]) -> torch.Tensor:
+        """An answer to an image of this size, or the image, in the upright frame: rotated linearly, or shifted by splines, which keep
+        what half a voxel's mean would blur."""
+        if view.shift is None:
+            return rotate_image(x, view.matrix.T, self.spacing)
+        back = view._replace(shift=tuple(-distance for distance in view.shift))
+        return move_image(x, back, order=self.order, input_size=size, spacing=self.spacing)
+
     def _start(self) -> None:
         self._prepare.view, self._passes = self._view(), 0
 
@@ -279,14 +289,18 @@ class ViewProbe:
             # a copy: the network may hand out a buffer that it writes to again
             self._upright = plain.clone()
         spatial = answer.ndim == image.ndim
-        self._errors = relative_errors(plain, self._upright, view, self.spacing, image.ndim - 2)
+        size, upright = image.shape[2:], self._upright
+        if view.shift is None:
+            self._errors = relative_errors(plain, upright, view, self.spacing, len(size))
+        else:
+            how: dict[str, Any] = {"order": self.order, "input_size": size, "spacing": self.spacing}
+            self._errors = [moved_error(*pair, view, **how) for pair in zip(plain.split(1), upright.split(1))]
         self._values = {ANSWER: [plain.double().flatten(1).norm(dim=1).cpu().numpy()]}
         probability = None if spatial else true_class(plain, label)
         if probability is not None:
             self._values[TRUE_CLASS] = [np.array(probability)]
-        if spatial and self.frame == "upright":
-            back = view.matrix.T
-            answer, image = (keep_metadata(lambda x: rotate_image(x, back, self.spacing), x) for x in (answer, image))
+        if spatial and (self.frame == "upright" or view.shift is not None):
+            answer, image = (keep_metadata(lambda x: self._move_back(x, view, size), x) for x in (answer, image))
         if spatial and self.in_ball and answer.shape[2:] == image.shape[2:]:
             answer, label = keep_ball(answer, label, self.spacing)
         output[CommonKeys.PRED] = answer

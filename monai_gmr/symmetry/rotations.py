@@ -129,7 +129,9 @@ def transform_image(
     on_grid = is_grid_symmetry(matrix, step.tolist())
     if on_grid and not offset.any():
         return transform_grid(x, matrix)
-    array = x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x
+    # numpy has no bfloat16
+    plain = x.detach().cpu() if isinstance(x, torch.Tensor) else x
+    array = plain.float().numpy() if isinstance(x, torch.Tensor) and x.dtype == torch.bfloat16 else np.asarray(plain)
     if on_grid:
         moved = _shift(transform_grid(array.astype(float), matrix), offset, order)
     else:
@@ -139,7 +141,7 @@ def transform_image(
         options: dict = {"offset": centre - pull @ (centre + offset), "order": order, "mode": "nearest"}
         moved = np.stack([ndimage.affine_transform(each, pull, **options) for each in work]).reshape(array.shape)
     moved = (np.round(moved) if np.issubdtype(array.dtype, np.integer) else moved).astype(array.dtype)
-    return torch.as_tensor(moved, device=x.device) if isinstance(x, torch.Tensor) else moved
+    return torch.as_tensor(moved, dtype=x.dtype, device=x.device) if isinstance(x, torch.Tensor) else moved
 
 
 def _shift(array: np.ndarray, offset: np.ndarray, order: int) -> np.ndarray:
