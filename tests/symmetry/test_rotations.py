@@ -63,6 +63,15 @@ def test_a_shift_alone_is_that_of_scipy(order, shape, distance):
     assert np.abs(transform_image(x, np.eye(len(shape)), order, shift=shift) - expected).max() < 1e-7
 
 
+@pytest.mark.parametrize("shift", [None, (0.5, 0.0)])
+def test_images_of_a_precision_that_numpy_has_not(shift):
+    x = torch.rand(1, 9, 9).bfloat16()
+    moved = transform_image(x, rotation_matrix(2, 30 if shift is None else 0), 1, shift=shift)
+    assert moved.dtype == torch.bfloat16
+    expected = transform_image(x.float(), rotation_matrix(2, 30 if shift is None else 0), 1, shift=shift)
+    assert torch.equal(moved, expected.bfloat16())
+
+
 def test_a_ball_is_shifted_in_voxels():
     spacing = (1.0, 2.0)
     ball = inscribed_ball((25, 15), spacing)
