@@ -102,7 +102,7 @@ def test_without_options_the_report_has_its_defaults(foreign_bundle, reports, tm
     assert reports[0]["average"] is None
     assert reports[0]["frame"] == "upright"
     assert (reports[0]["shifts"], reports[0]["images_in_ball"]) == ([0.5], False)
-    assert main([str(foreign_bundle()), "--output_dir", str(tmp_path / "out"), "--shifts", "0"]) == 0
+    assert main([str(foreign_bundle("other")), "--output_dir", str(tmp_path / "out"), "--shifts", "0"]) == 0
     assert reports[1]["shifts"] == []
 
 
