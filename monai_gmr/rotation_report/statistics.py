@@ -324,12 +324,12 @@ def say_images(images: Mapping[str, str]) -> str:
 
     Example:
         >>> say_images({"a": "whole", "b": "whole"}), say_images({"a": "whole", "b": "ball"})
-        ('networks see whole images', 'a sees whole images, b sees the inscribed disc or ball of images')
+        ('networks see whole images', 'networks see whole images (a) or the inscribed disc or ball of images (b)')
     """
-    kinds = set(images.values())
-    if len(kinds) == 1:
-        return f"networks see {IMAGES[kinds.pop()]}"
-    return ", ".join(f"{title} sees {IMAGES[kind]}" for title, kind in images.items())
+    titles = {kind: "; ".join(title for title, each in images.items() if each == kind) for kind in IMAGES}
+    kinds = [kind for kind in IMAGES if titles[kind]]
+    words = [IMAGES[kind] + (f" ({titles[kind]})" if len(kinds) > 1 else "") for kind in kinds]
+    return f"networks see {' or '.join(words)}"
 
 
 def format_columns(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:

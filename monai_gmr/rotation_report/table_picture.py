@@ -295,7 +295,8 @@ def _figure(
     ratios = [1.4 if kind == "costs" else 1.0 for kind in kinds]
     width = max((2.9 if len(kinds) <= 4 else 2.5) * sum(ratios) + 0.4, 4.4)
     columns = max(1, int(width / (0.0085 * size * max(map(len, names), default=1) + 0.6)))
-    height = 3.6 + 0.022 * size * (math.ceil(len(names) / columns) + bool(title))
+    title = textwrap.fill(title, int(width / (0.0085 * size)))
+    height = 3.6 + 0.022 * size * (math.ceil(len(names) / columns) + len(title.splitlines()))
     with matplotlib.rc_context({"font.size": size, "axes.titlesize": size, "axes.labelsize": size}):
         figure = Figure(figsize=(width, height), layout="compressed")
         FigureCanvasAgg(figure)

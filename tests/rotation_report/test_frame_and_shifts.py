@@ -183,7 +183,7 @@ def test_the_report_says_what_the_networks_saw(tmp_path):
     make_report(network, items, tmp_path / "ball", **other).run()
     said = {
         "whole": "networks see whole images",
-        "ball": "this run sees the inscribed disc or ball of images, before sees whole images",
+        "ball": "networks see whole images (before) or the inscribed disc or ball of images (this run)",
     }
     for folder, sentence in said.items():
         assert (tmp_path / folder / "rotation_report.md").read_text().splitlines()[-2:] == ["", f"Here {sentence}."]
