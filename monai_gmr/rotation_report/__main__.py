@@ -24,6 +24,7 @@ from monai_gmr.utils import ConfigurationError
 OPTIONS: tuple[str, ...] = (
     "spacing",
     "views_per_batch",
+    "rotated_answers",
     "labels",
     "in_ball",
     "images_in_ball",
@@ -162,6 +163,8 @@ def make_parser() -> argparse.ArgumentParser:
         given once for each network"""
     add("--average", **maybe_views, metavar="[NAME:]VIEWS", help=text)
     add("--views_per_batch", type=int, default=1, metavar="N", help="views that are averaged at once (default: 1)")
+    text = "report networks once more with their upright answers, rotated: scores of an exactly equivariant network"
+    add("--rotated_answers", action="store_true", help=text)
     text = "voxel size, one an axis: unlike axes are not exchanged"
     add("--spacing", type=float, nargs="+", metavar="MM", help=text)
 

@@ -39,11 +39,13 @@ DIFFERENCES = ("difference", "metric", "family", "cases", "mean", *INTERVAL, "p"
 
 @dataclass
 class _Network:
-    """A network of the report: its evaluator and cases, the views that its answers are averaged over, and what was measured."""
+    """A network of the report: its evaluator and cases, the views that its answers are averaged over, whether its upright answer is
+    rotated, and what was measured."""
 
     evaluator: Any
     batches: CaseBatches
     average: list[View] = field(default_factory=list)
+    rotates_answer: bool = False
     metrics: list[str] = field(default_factory=list)
     records: ViewRecords = field(default_factory=lambda: ViewRecords(None, {}))
     failures: dict[str, str] = field(default_factory=dict)
@@ -73,6 +75,8 @@ class RotationReport:
         average: views over which a network's answers are averaged (:class:`~monai_gmr.inferers.SymmetryInferer`): every network is
             reported with and without. Or a mapping, name of a network to its views.
         views_per_batch: views that are averaged in one pass.
+        rotated_answers: report every network once more with its answer to the upright image, rotated as the image is: the scores of an
+            exactly equivariant network, below the upright score by what the sampling of labels and the frame cost.
         labels: how label images are rotated by angles: "nearest", or "share" (the class with the largest share of a voxel).
         frame: "rotated": the prediction is judged by the rotated label. "upright": it is rotated back (linearly) and judged by the label
             as it is; for postprocessings that invert the preprocessing.
@@ -122,6 +126,7 @@ class RotationReport:
         spacing: Sequence[float] | None = None,
         average: ViewSpec | None = None,
         views_per_batch: int = 1,
+        rotated_answers: bool = False,
         labels: str = "nearest",
         frame: str = "rotated",
         in_ball: bool = True,
@@ -160,7 +165,7 @@ class RotationReport:
         image = usable_image(first, network.batches)
         self.spatial_dims = image.ndim - 1
         self.views = self._make_views(["all", "angles"] if views is None else views, shifts or ())
-        self.networks = self._with_averages(networks, average)
+        self.networks = self._with_variants(networks, average, rotated_answers)
         self.compared = read_compared(compare or {}, self.networks)
         voxel = anisotropic_spacing(image)
         if voxel and spacing is None:
@@ -184,7 +189,9 @@ class RotationReport:
             )
         return [*views, *shift_views(self.spatial_dims, shifts)]
 
-    def _with_averages(self, single: Mapping[str, _Network], average: Any) -> dict[str, _Network]:
+    def _with_variants(
+        self, single: Mapping[str, _Network], average: Any, rotated_answers: bool
+    ) -> dict[str, _Network]:
         by_name = isinstance(average, Mapping) and set(average) <= set(single)
         networks = {}
         for title, network in single.items():
@@ -193,6 +200,9 @@ class RotationReport:
             if chosen:
                 views = make_views(chosen, self.spatial_dims, self.spacing, self.seed)
                 networks[f"{title}, {len(views)} views"] = _Network(network.evaluator, network.batches, views)
+            if rotated_answers:
+                variant = _Network(network.evaluator, network.batches, rotates_answer=True)
+                networks[f"{title}, answer rotated"] = variant
         files = [record_file("", title) for title in networks]
         twice = next((title for title, file in zip(networks, files) if files.count(file) > 1), None)
         if twice is not None:
@@ -242,7 +252,8 @@ class RotationReport:
         inferer, spacing = network.evaluator.inferer, self.spacing
         if network.average:
             inferer = SymmetryInferer(inferer, network.average, views_per_batch=self.views_per_batch, spacing=spacing)
-        return ViewProbe(network.evaluator, inferer, network.metrics, spacing=spacing, **self._judging)
+        judging = {**self._judging, "rotates_answer": network.rotates_answer}
+        return ViewProbe(network.evaluator, inferer, network.metrics, spacing=spacing, **judging)
 
     def _header(self, network: _Network) -> dict[str, Any]:
         """What must be equal for records to be of the same answers."""
@@ -257,7 +268,8 @@ class RotationReport:
         # the first frame has the word of the records' file format
         judging = {**self._judging, "frame": self._judging["frame"].replace("rotated", "turned")}
         # not in the records of reports before there was a choice
-        images = {"images": "ball"} if judging.pop("images_in_ball") else {}
+        images: dict[str, Any] = {"images": "ball"} if judging.pop("images_in_ball") else {}
+        images |= {"answers": "rotated"} if network.rotates_answer else {}
         return {
             "network": digest.hexdigest(),
             "average": [view.matrix.round(6).tolist() for view in network.average],
@@ -402,8 +414,10 @@ class RotationReport:
     def _draw_worst(self, networks: Mapping[str, _Network], results: Sequence[NetworkScores], key: str) -> None:
         """Run the worst views of the worst cases once more, and draw them."""
         views, drawn = {view.name: view for view in self.views}, []
-        for result in [result for result in results if result.title in networks]:
-            network = networks[result.title]
+        for result in results:
+            network = networks.get(result.title)
+            if network is None or network.rotates_answer:
+                continue
             with self._probe(network) as probe:
                 for worst in result.worst(key, self.worst_cases):
                     try:

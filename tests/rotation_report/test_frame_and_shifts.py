@@ -206,3 +206,47 @@ def test_records_of_other_images_are_not_used_and_those_without_shifts_are(tmp_p
     assert "12 views of cases are there already" in capsys.readouterr().out
     make_report(network, items, tmp_path, images_in_ball=True).run()
     assert "are replaced" in capsys.readouterr().out
+
+
+class Positions(torch.nn.Module):
+    """Foreground in the first half of the rows, whatever the image: not equivariant at all."""
+
+    def __init__(self):
+        super().__init__()
+        self.passes = 0
+
+    def forward(self, x):
+        self.passes += len(x)
+        rows = torch.linspace(1, -1, x.shape[2]).reshape(1, 1, -1, *[1] * (x.ndim - 3)).expand(len(x), 1, *x.shape[2:])
+        return torch.cat([-rows, rows], 1)
+
+
+def test_a_rotated_answer_has_the_scores_of_an_equivariant_network(tmp_path):
+    """Its label is its own upright answer: the rotated answer is right in every view of the grid, the network in the upright one."""
+    image = smooth_image((12, 12))
+    label = (torch.linspace(1, -1, 12) > 0).float().reshape(1, -1, 1).expand(1, 12, 12)
+    network = Positions()
+    rows = make_report(network, [{"image": image, "label": label}], tmp_path, rotated_answers=True).run()
+    own, rotated = ({"network": name, "metric": "dice"} for name in ("this run", "this run, answer rotated"))
+    assert find(rows, **own, family="upright")["mean"] == find(rows, **rotated, family="upright")["mean"] == 1
+    # half of the elements of the group keep rows, half of them in place
+    assert find(rows, **own, family="group")["worst"] == 0
+    assert find(rows, **rotated, family="group")["worst"] == 1
+    assert find(rows, **rotated, family="angles")["worst"] > 0.9
+    errors = {
+        row["family"]: row["worst"]
+        for row in rows
+        if row["network"] == "this run, answer rotated" and row["metric"] != "dice"
+    }
+    assert errors["group"] == 0
+    assert errors["angles"] < 0.1
+    # once for each view, once more for the answer that is rotated
+    assert network.passes == len({row["view"] for row in read(tmp_path / "rotation_views.csv")}) + 1
+
+
+def test_a_report_of_rotated_answers_resumes_with_more_views(tmp_path):
+    items, name = [{"image": smooth_image((10, 10)), "label": torch.ones(1, 10, 10)}], "this run, answer rotated"
+    for views in ("2mm", VIEWS):
+        rows = make_report(Positions(), items, tmp_path, views=views, rotated_answers=True).run()
+        assert find(rows, network=name, metric="equivariance_error", family="group")["worst"] == 0
+    assert find(rows, network=name, metric="dice", family="group")["views"] == 8
