@@ -64,7 +64,9 @@ def _is_number(value: object) -> bool:
 
 
 def _values(rows: Rows, metric: str, family: str | None = None) -> list[float]:
-    return [float(row[metric]) for row in rows if family in (None, row["family"])]
+    """Those of a family, by default all but shifts: no rotation has to do with them."""
+    families = {row["family"] for row in rows} - {"shifts"} if family is None else {family}
+    return [float(row[metric]) for row in rows if row["family"] in families]
 
 
 def _style(i: int) -> dict[str, Any]:
@@ -167,6 +169,23 @@ def _draw_cloud(panel: Axes, runs: Mapping[str, Rows], metric: str, families: Se
     panel.tick_params(axis="x", length=0, labelsize="small")
 
 
+def _draw_shifts(panel: Axes, runs: Mapping[str, Rows], metric: str) -> None:
+    for i, rows in enumerate(runs.values()):
+        values: dict[float, list[float]] = {}
+        for row in rows:
+            if row["family"] in ("upright", "shifts"):
+                values.setdefault(float(row.get("shift") or 0.0), []).append(float(row[metric]))
+        places = sorted(values)
+        style = _style(i)
+        panel.plot(places, [np.mean(values[place]) for place in places], color=style["color"], lw=2)
+        points = [(place, value) for place in places for value in values[place]]
+        panel.plot(*zip(*points), ls="", ms=4.5, mew=0, **style)
+    distances = {float(row.get("shift") or 0.0) for rows in runs.values() for row in rows if row["family"] == "shifts"}
+    panel.set_title("moved along the axes,\nnot rotated")
+    panel.set(xlabel="voxels\n(line: mean over axes)", xticks=sorted({0.0, *distances}))
+    panel.margins(x=0.25)
+
+
 def _draw_costs(
     panel: Axes, runs: Mapping[str, Rows], metric: str, costs: Mapping[str, float], greater_is_better: bool
 ) -> list[CostPoint]:
@@ -247,7 +266,11 @@ def _label_costs(figure: Figure, panel: Axes, points: Sequence[CostPoint], size:
 
 
 def _figure(
-    runs: Mapping[str, Rows], metric: str, costs: Mapping[str, float] | None = None, greater_is_better: bool = True
+    runs: Mapping[str, Rows],
+    metric: str,
+    costs: Mapping[str, float] | None = None,
+    greater_is_better: bool = True,
+    title: str = "",
 ) -> Figure:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -261,18 +284,19 @@ def _figure(
     clouds = [family for family in ("icosahedral", "random") if family in families]
     angled = [row for row in all_rows if row["family"] == "angles"]
     kinds = [f"circle {axis}" for axis in range(3) if any(_has_axis(row, axis) for row in angled)]
-    kinds += ["cloud"] * bool(clouds) + ["costs"] * (len(costs) > 1)
+    kinds += ["cloud"] * bool(clouds) + ["shifts"] * ("shifts" in families) + ["costs"] * (len(costs) > 1)
     if "group" in families or not kinds or kinds == ["costs"]:
         kinds.insert(0, "group")
     is_3d = any(_has_axis(row, axis) for row in all_rows if row["family"] != "upright" for axis in (1, 2))
-    limits = _limits(_values(all_rows, metric))
+    limits = _limits([value for family in families for value in _values(all_rows, metric, family)])
     # a picture with many panels is shown smaller, its letters must not be
     size = 10.0 if len(kinds) <= 4 else 12.0
     names = [f"{shorten(name, 40)}, spread {_spread(_values(rows, metric))}" for name, rows in runs.items()]
     ratios = [1.4 if kind == "costs" else 1.0 for kind in kinds]
     width = max((2.9 if len(kinds) <= 4 else 2.5) * sum(ratios) + 0.4, 4.4)
     columns = max(1, int(width / (0.0085 * size * max(map(len, names), default=1) + 0.6)))
-    height = 3.6 + 0.022 * size * math.ceil(len(names) / columns)
+    title = textwrap.fill(title, int(width / (0.0085 * size)))
+    height = 3.6 + 0.022 * size * (math.ceil(len(names) / columns) + len(title.splitlines()))
     with matplotlib.rc_context({"font.size": size, "axes.titlesize": size, "axes.labelsize": size}):
         figure = Figure(figsize=(width, height), layout="compressed")
         FigureCanvasAgg(figure)
@@ -290,6 +314,8 @@ def _figure(
                     _draw_group(panel, runs, metric)
                 elif kind == "cloud":
                     _draw_cloud(panel, runs, metric, clouds)
+                elif kind == "shifts":
+                    _draw_shifts(panel, runs, metric)
                 else:
                     points = _draw_costs(panel, runs, metric, costs, greater_is_better)
                 panel.set_ylim(*limits)
@@ -298,7 +324,8 @@ def _figure(
             panel.grid(alpha=0.25)
         if names:
             handles = [Line2D([], [], lw=2, ms=5, **_style(i)) for i in range(len(names))]
-            figure.legend(handles, names, loc="outside lower center", frameon=False, ncols=min(columns, len(names)))
+            how: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "title": title or None}
+            figure.legend(handles, names, ncols=min(columns, len(names)), **how)
         if points:
             _label_costs(figure, panel, points, 0.85 * size)
     return figure
@@ -316,20 +343,23 @@ def draw_rotation_table(
     path: str | Path,
     costs: Mapping[str, float] | None = None,
     greater_is_better: bool = True,
+    title: str = "",
 ) -> None:
-    """Draw the metric against the elements of the grid's group, against the angle, for other rotations, and against the cost.
+    """Draw the metric against the elements of the grid's group, against the angle, for other rotations, for shifts, and against the cost.
 
     Panels are in one row, those without views are left out. The metric's range is the same in all of them, and wide enough that an
-    invariant network looks invariant. The legend gives the spread of each network: its largest value less its smallest, over all its views.
+    invariant network looks invariant. The legend gives the spread of each network: its largest value less its smallest, over all its views
+    but shifts.
 
     Args:
-        runs: name of a network to its rows, one a view, with ``view``, ``family`` ("upright", "group", "angles", "icosahedral" or
-            "random"), ``axis`` (array axis; "" or ``None`` where there is none), ``angle`` (degrees; likewise) and the metric. Rows
-            whose metric is not there or not finite are left out.
+        runs: name of a network to its rows, one a view, with ``view``, ``family`` ("upright", "group", "angles", "icosahedral",
+            "random" or "shifts"), ``axis`` (array axis; "" or ``None`` where there is none), ``angle`` (degrees; likewise), ``shift``
+            (voxels, of shifts) and the metric. Rows whose metric is not there or not finite are left out.
         metric: the metric to draw, in any unit.
         path: file to write, a PNG; the name appears when it is complete.
         costs: name of a network to its seconds a case; drawn when two networks or more have one.
         greater_is_better: whether the worst view is the one with the smallest value.
+        title: heading of the legend.
 
     Raises:
         OSError: when the file cannot be written.
@@ -341,4 +371,4 @@ def draw_rotation_table(
         >>> file.exists()
         True
     """
-    write_picture(_figure(runs, metric, costs, greater_is_better), path)
+    write_picture(_figure(runs, metric, costs, greater_is_better, title), path)

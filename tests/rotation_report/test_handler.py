@@ -77,7 +77,7 @@ def make_evaluator(network, shape=SHAPE, dataset=None, postprocessing=None, **se
 
 
 def make_report(evaluator, folder, **settings):
-    few = {"views": ["all", {"angles": 60}], "worst_cases": 0, "num_resamples": 0, "order": 1}
+    few = {"views": ["all", {"angles": 60}], "shifts": None, "worst_cases": 0, "num_resamples": 0, "order": 1}
     return RotationReport(evaluator, folder, **few | settings)
 
 
@@ -487,6 +487,8 @@ def test_own_views_can_be_given(tmp_path):
     [
         ({"views": []}, r"views=\[\] is a set of size zero"),
         ({"views": "upright"}, "holds the upright image alone"),
+        ({"views": "upright", "shifts": [0.5]}, "holds the upright image alone"),
+        ({"shifts": [0]}, "the shift 0 moves nothing"),
         ({"views": {"angles": -1}}, "the step between views is -1"),
         ({"views": {"group": "all", "count": 0}}, "count=0 is out of range"),
         ({"compare": {"x": "nowhere/rotation_views.csv"}}, "there is no rotation report in nowhere"),
