@@ -169,11 +169,10 @@ def draw_rows(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str = 
     panels: dict[tuple[str, str], dict[int, list[Mapping[str, Any]]]] = {}
     for row in drawn:
         panels.setdefault((row["group"], row["precision"]), {}).setdefault(row["dims"], []).append(row)
-    lengths = [
-        max(len(each) + ROOM_OF_TITLE * len({row["case"] for row in each}) for each in band.values())
-        for band in panels.values()
-    ]
-    heights = [0.2 * length + 0.8 for length in lengths]
+    heights = []
+    for band in panels.values():
+        longest = max(len(each) + ROOM_OF_TITLE * len({row["case"] for row in each}) for each in band.values())
+        heights.append(0.2 * longest + 0.8)
     figure = Figure(figsize=(1.2 + 6.2 * len(dims), sum(heights) + 0.9), layout="constrained")
     # one scale, so that bars of different panels can be compared
     grid = figure.subplots(len(panels), len(dims), squeeze=False, height_ratios=heights, sharex=True)
