@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -285,14 +286,12 @@ class RotationReport:
             views = len(names) * len(self.views)
             present = views - sum(missing.values())
             with tqdm(total=views, initial=present, desc=f"Rotating, {title}", unit="view", mininterval=0.5) as bar:
-                for batch in network.batches.load(names):
-                    self._measure_batch(network, probe, batch, bar)
+                measure = partial(self._measure_batch, network, probe, bar)
+                for items in network.batches.load(names):
+                    network.failures |= network.batches.process(items, measure)
 
-    def _measure_batch(self, network: _Network, probe: ViewProbe, batch: CaseBatch, bar: Any) -> None:
-        """Record the views of a batch that are missing; where that fails, do so case by case, and keep the reason of each that fails."""
-        network.failures.update(batch.failures)
-        if not batch.names:
-            return
+    def _measure_batch(self, network: _Network, probe: ViewProbe, bar: Any, batch: CaseBatch) -> None:
+        """Record the views of a batch that are missing."""
 
         def keep(record: ViewRecord) -> None:
             bar.update(sum(not network.records.has(case, record.view) for case in record.cases))
@@ -303,17 +302,11 @@ class RotationReport:
         views = missing if missing[0].family == "upright" else [self.views[0], *missing]
         try:
             probe.run(batch, views, keep)
-        except WriteError:
-            raise
         except Exception as error:
-            if len(batch.names) > 1:
-                # one of them may have failed, and the rest of the batch with it
-                for single in (single for name in batch.names for single in network.batches.load([name])):
-                    self._measure_batch(network, probe, single, bar)
-                return
             labelled = isinstance(batch.batch, Mapping) and CommonKeys.LABEL in batch.batch
-            why = reason(error) if labelled or not probe.recorded else f"it has no label ({reason(error)})"
-            network.failures[batch.names[0]] = why
+            if labelled or not probe.recorded or isinstance(error, WriteError):
+                raise
+            raise ConfigurationError(f"it has no label ({reason(error)})") from error
 
     def _agree(self, network: _Network, probe: ViewProbe) -> bool:
         """Whether a case, measured once more, gives what the records hold of it: its file, the inferer, the postprocessing or the
@@ -323,7 +316,7 @@ class RotationReport:
             if not records.has(name, upright.name):
                 continue
             try:
-                again = probe.measure(next(network.batches.load([name])), upright)
+                again = probe.measure(network.batches.one(name), upright)
             except Exception:
                 continue
             kept = [ANSWER, *(metric for metric in probe.recorded if keeps_cases(probe.metrics[metric]))]
@@ -394,7 +387,7 @@ class RotationReport:
             with self._probe(network) as probe:
                 for worst in result.worst(key, self.worst_cases):
                     try:
-                        batch = next(network.batches.load([worst.case]))
+                        batch = network.batches.one(worst.case)
                         image, label, prediction = probe.images(batch, views[worst.view])
                     except Exception as error:
                         print(f"{result.title}: {worst.case} cannot be drawn: {reason(error)}")
