@@ -17,13 +17,7 @@ from monai_gmr.ops.ring_conv import dense_ring_conv
 def differentiable_gradients(
     y: torch.Tensor, inputs: Sequence[torch.Tensor | None], needed: Sequence[bool], gradient: torch.Tensor
 ) -> list[torch.Tensor | None]:
-    """Gradients that can be differentiated again, of a dense operation's result ``y``; ``None`` where not needed.
-
-    Example:
-        >>> x = torch.ones(2, requires_grad=True)
-        >>> differentiable_gradients(3 * x, [x, x], [True, False], torch.ones(2))
-        [tensor([3., 3.]), None]
-    """
+    """Gradients that can be differentiated again, of a dense operation's result ``y``; ``None`` where not needed."""
     wanted = [each for each, asked in zip(inputs, needed) if asked and each is not None]
     gradients = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
     return [next(gradients) if asked else None for asked in needed]
@@ -82,13 +76,8 @@ def dense_operation(
 ) -> torch.Tensor:
     """:func:`~monai_gmr.ops.ring_conv.dense_ring_conv` of stride 1, with a basis that is zero on the shells beyond it."""
     padded = F.pad(basis, [0, max(0, int(shells.max()) + 1 - basis.shape[1])])
-    geometry: dict[str, Any] = {
-        "stride": [1] * shells.dim(),
-        "padding": padding,
-        "dilation": dilation,
-        "groups": groups,
-    }
-    return dense_ring_conv(x, weight, padded, shells, None, **geometry)
+    geometry: dict[str, Any] = {"padding": padding, "dilation": dilation, "groups": groups}
+    return dense_ring_conv(x, weight, padded, shells, None, stride=[1] * shells.dim(), **geometry)
 
 
 def present(gradients: Sequence[torch.Tensor | None], x: torch.Tensor) -> list[torch.Tensor]:

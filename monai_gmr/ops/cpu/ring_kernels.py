@@ -25,9 +25,7 @@ class Sums(NamedTuple):
     first_taps: torch.Tensor  # (shells + 1,), the first tap of each shell, and one more
     taps: torch.Tensor  # (taps, axes), places in voxels
     sets_of_taps: torch.Tensor  # (taps,), in which lines' sum a tap lies; of the window itself 0
-    first_lines: (
-        torch.Tensor
-    )  # (sets + 1,), the first line of each set of lines that are alike, and one more; without sums (1,)
+    first_lines: torch.Tensor  # (sets + 1,), the first line of each set that are alike, and one more; without sums (1,)
     lines: torch.Tensor  # (lines, axes), places in voxels
 
     def additions(self, length: int, reach: int) -> float:

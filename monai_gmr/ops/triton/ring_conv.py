@@ -58,12 +58,8 @@ def make_slabs(samples: int, sizes: Sequence[int], most: int) -> Iterator[Slab]:
 
 
 def column_length(lines: int, length: int, parts: int) -> int:
-    """Planes of a column: so few that there are programs enough, and so many that few planes are summed for two columns.
-
-    Args:
-        lines: planes of the result.
-        length: of the window.
-        parts: programs, if columns are whole.
+    """Planes of a column, of ``lines`` in the result: so few that there are programs enough (``parts``, if columns are whole), and so many
+    that few planes are summed for two columns.
 
     Example:
         >>> column_length(128, 5, 2000), column_length(128, 5, 256), column_length(128, 5, 1)
@@ -73,17 +69,11 @@ def column_length(lines: int, length: int, parts: int) -> int:
 
 
 class Rings(NamedTuple):
-    """What a slab is summed with.
-
-    Attributes:
-        table: the taps.
-        basis: ``(num_shells, rings)``, float32, contiguous.
-        sizes: of the result's volume.
-    """
+    """What a slab is summed with."""
 
     table: RingTable
-    basis: torch.Tensor
-    sizes: tuple[int, ...]
+    basis: torch.Tensor  # (num_shells, rings), float32, contiguous
+    sizes: tuple[int, ...]  # of the result's volume
 
 
 def ring_sums(
@@ -175,20 +165,9 @@ def triton_ring_conv(
     padding: list[int],
     dilation: list[int],
 ) -> torch.Tensor:
-    """:func:`~monai_gmr.ops.ring_conv` of stride 1 and one group, with gradients for ``x``, ``weight``, ``basis`` and ``bias``.
-
-    Args:
-        x: ``(batch, in_channels, *spatial)``, float32, float16 or bfloat16.
-        weight: ``(out_channels, in_channels, rings)``, dtype of ``x``.
-        basis: ``(rings, num_shells)``; shells beyond count as zero.
-        shells: integers of shape ``kernel_size``.
-        bias: ``(out_channels,)``, dtype of ``x``, or ``None``.
-        padding, dilation: in voxels, one an axis.
-
-    Returns:
-        ``(batch, out_channels, *spatial_out)``, in memory as ``x`` is. Sums are taken in float32 and rounded to the dtype of ``x`` before
-        the product.
-    """
+    """:func:`~monai_gmr.ops.ring_conv` of stride 1 and one group, with gradients for ``x``, ``weight``, ``basis`` and ``bias``: of a batch,
+    float32, float16 or bfloat16 like weight and bias, with a basis ``(rings, num_shells)`` beyond which shells count as zero. Sums are
+    taken in float32 and rounded to the dtype of ``x`` before the product."""
     sizes = output_sizes(x.shape[2:], shells.shape, [1] * shells.dim(), padding, dilation)
     image = _as_volume(x)
     outs, ins, count = weight.shape

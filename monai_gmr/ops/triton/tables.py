@@ -15,12 +15,7 @@ _CONTENTS: Any = WeakIdKeyDictionary()
 
 
 def content_of(shells: torch.Tensor) -> bytes:
-    """The values of a tensor of shells, int64, read back from a GPU once a tensor, for reading waits for the GPU.
-
-    Example:
-        >>> np.frombuffer(content_of(torch.tensor([1, 0, 1])), np.int64).tolist()
-        [1, 0, 1]
-    """
+    """The values of a tensor of shells, int64, read back from a GPU once a tensor, for reading waits for the GPU."""
     content = _CONTENTS.get(shells)
     if content is None:
         content = shells.detach().cpu().numpy().astype(np.int64).tobytes()
@@ -34,17 +29,13 @@ def three_axes(values: Sequence[int], missing: int) -> list[int]:
 
 
 class TapTable(NamedTuple):
-    """Taps sorted by shell.
+    """Taps sorted by shell."""
 
-    Attributes:
-        offsets: int32, ``(taps, 3)``: where a tap lies relative to the first voxel of its window, less the padding.
-        starts: int32, ``(shells + 1,)``: the first tap of each shell.
-        order: int64, ``(taps,)``: the taps' positions in the window.
-    """
-
-    offsets: torch.Tensor
-    starts: torch.Tensor
-    order: torch.Tensor
+    offsets: (
+        torch.Tensor
+    )  # int32, (taps, 3): where a tap lies relative to the first voxel of its window, less the padding
+    starts: torch.Tensor  # int32, (shells + 1,): the first tap of each shell
+    order: torch.Tensor  # int64, (taps,): the taps' positions in the window
 
 
 def tap_table(
@@ -88,31 +79,23 @@ def _kept_table(make: Callable[..., Any], content: bytes, shape: tuple, geometry
 
 
 class RingTable(NamedTuple):
-    """Which taps are summed together: constants of the kernel of sums.
+    """Which taps are summed together: constants of the kernel of sums. ``starts`` are the first of each group, class or shell."""
 
-    Attributes:
-        taps_2: along the last axis, the taps' places relative to the voxel, by group: columns of the window that are alike.
-        group_starts: the first tap of each group.
-        class_lines: ``row * groups + group``, the rows' groups, by class: those of a plane that are alike in all planes.
-        class_starts: the first of each class.
-        shell_places: ``plane * classes + class``, by shell.
-        shell_starts: the first of each shell.
-        length_0, length: of the window along the first and the middle axis.
-        margin_0, margin_1: padding along them, in voxels.
-        dilation_0, dilation_1: distance of neighbouring taps along them, in voxels.
-    """
-
-    taps_2: tuple[int, ...]
+    taps_2: tuple[
+        int, ...
+    ]  # along the last axis, places relative to the voxel, by group: columns of the window that are alike
     group_starts: tuple[int, ...]
-    class_lines: tuple[int, ...]
+    class_lines: tuple[
+        int, ...
+    ]  # row * groups + group, the rows' groups, by class: those of a plane that are alike in all planes
     class_starts: tuple[int, ...]
-    shell_places: tuple[int, ...]
+    shell_places: tuple[int, ...]  # plane * classes + class, by shell
     shell_starts: tuple[int, ...]
-    length_0: int
-    length: int
-    margin_0: int
+    length_0: int  # of the window along the first axis
+    length: int  # and along the middle one
+    margin_0: int  # padding along them, in voxels
     margin_1: int
-    dilation_0: int
+    dilation_0: int  # distance of neighbouring taps along them, in voxels
     dilation_1: int
 
     def options(self) -> dict[str, Any]:
