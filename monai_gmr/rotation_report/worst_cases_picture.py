@@ -177,14 +177,8 @@ def _figure(cases: Sequence[WorstCase]) -> Figure:
             panel.spines[:].set_visible(False)
         y -= row_height
     if "difference" in headings:
-        style: dict[str, Any] = {
-            "fontsize": 8,
-            "frameon": False,
-            "handlelength": 1,
-            "handleheight": 1,
-            "borderpad": 0.2,
-        }
-        style |= {"columnspacing": 0.9, "handletextpad": 0.4, "borderaxespad": 0.0}
+        style: dict[str, Any] = {"fontsize": 8, "frameon": False, "handlelength": 1, "handleheight": 1}
+        style |= {"borderpad": 0.2, "columnspacing": 0.9, "handletextpad": 0.4, "borderaxespad": 0.0}
         patches = [Patch(facecolor=colour, label=name) for name, colour in zip(ERRORS, ERROR_COLOURS)]
         corner = (1 - GAP / total_width, 0.04 / total_height)
         figure.legend(handles=patches, loc="lower right", bbox_to_anchor=corner, ncols=3, **style)
