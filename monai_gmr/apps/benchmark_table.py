@@ -106,13 +106,7 @@ def format_short_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[Colum
 
 
 def format_missing(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One line for each reason why rows have no numbers; empty when all have.
-
-    Example:
-        >>> row = {"label": "GMRConv, triton", "backend": "triton", "reason": "it needs a GPU"}
-        >>> print(format_missing([row, row, {**row, "reason": None}]))
-        -  triton: it needs a GPU (2 of 3 rows)
-    """
+    """One line for each reason why rows have no numbers; empty when all have."""
     names = [row["backend"] or row["label"] for row in rows]
     counts = Counter((name, row["reason"]) for name, row in zip(names, rows) if row["reason"])
     totals = Counter(names)

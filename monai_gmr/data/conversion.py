@@ -166,15 +166,8 @@ def write_decathlon(
 ) -> Path:
     """Write cases as NIfTI in the layout of the Medical Segmentation Decathlon, whole or not at all, and give the path of ``dataset.json``.
 
-    Files are called after the folder and the case; a pixel or voxel is 1 mm wide.
-
-    Args:
-        output_dir: folder to make, in one step when all is written.
-        sections: the cases of each section, such as ``{"training": [...], "validation": [...]}``.
-        labels: name of each label value, from 0.
-        about: further entries of ``dataset.json``, such as the source of the data.
-        overwrite: whether to replace a data set of this layout that is already there.
-        progress: whether to show a progress bar.
+    Files are called after the folder and the case; a pixel or voxel is 1 mm wide. ``labels`` are the names of the label values, from 0;
+    ``about`` are further entries of ``dataset.json``, such as the source of the data.
     """
     folder = Path(os.path.abspath(output_dir))
     check_output_dir(folder, overwrite)

@@ -53,12 +53,7 @@ COLUMNS = [*Row._fields[:3], *Point._fields, *Row._fields[4:]]
 
 
 def least_voxels(voxels: Sequence[int], ratios: Sequence[float]) -> int | None:
-    """The smallest measured size from which on all ratios, times over "dense", are at most :data:`FASTER`; ``None`` if there is none.
-
-    Example:
-        >>> least_voxels([10, 100, 1000], [0.2, 0.9, 0.5]), least_voxels([10, 100], [0.5, 1.5])
-        (1000, None)
-    """
+    """The smallest measured size from which on all ratios, times over "dense", are at most :data:`FASTER`; ``None`` if there is none."""
     least = None
     for size, ratio in zip(reversed(voxels), reversed(ratios)):
         if ratio > FASTER:

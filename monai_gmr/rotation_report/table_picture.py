@@ -253,23 +253,7 @@ def draw_rotation_table(
     Panels are in one row, those without views are left out. The metric's range is the same in all of them, and wide enough that an
     invariant network looks invariant. The legend gives the spread of each network: its largest value less its smallest, over all its views.
 
-    Args:
-        runs: name of a network to its rows, one a view, with ``view``, ``family`` ("upright", "group", "angles", "icosahedral" or
-            "random"), ``axis`` (array axis; "" or ``None`` where there is none), ``angle`` (degrees; likewise) and the metric. Rows
-            whose metric is not there or not finite are left out.
-        metric: the metric to draw, in any unit.
-        path: file to write, a PNG; the name appears when it is complete.
-        costs: name of a network to its seconds a case; drawn when two networks or more have one.
-        greater_is_better: whether the worst view is the one with the smallest value.
-
-    Raises:
-        OSError: when the file cannot be written.
-
-    Example:
-        >>> file = getfixture("tmp_path") / "table.png"
-        >>> row = {"view": "upright", "family": "upright", "axis": 0, "angle": 0.0, "dice": 0.9}
-        >>> draw_rotation_table({"this run": [row]}, "dice", file)
-        >>> file.exists()
-        True
+    ``runs`` are names of networks to their rows, as :meth:`~monai_gmr.rotation_report.statistics.NetworkScores.view_rows` makes them; those
+    whose metric is not there or not finite are left out. ``costs`` are names of networks to their seconds a case, drawn when two have one.
     """
     write_picture(_figure(runs, metric, costs, greater_is_better), path)

@@ -38,13 +38,7 @@ def as_volume(numbers: Sequence[int], filler: int) -> list[int]:
 
 @lru_cache(maxsize=256)
 def terms_of(window: Window, angular: tuple[tuple[float, ...], ...]) -> Terms:
-    """The terms of an order, from a window and the ``angular`` factors of each component, of each tap.
-
-    Example:
-        >>> terms = terms_of(Window((1, 0, 1), (3,), 2, (1,)), ((-1.0, 0.0, 1.0),))
-        >>> terms.places.tolist(), terms.signs.tolist(), terms.angular.tolist(), terms.used.tolist()
-        ([[[0, 0, 0], [0, 0, 2]]], [-1.0], [[-1.0]], [1])
-    """
+    """The terms of an order, from a window and the ``angular`` factors of each component, of each tap."""
     grid = itertools.product(*(range(0, n * d, d) for n, d in zip(window.shape, window.dilation)))
     taps = [as_volume(place, 0) for place in grid]
     factors = list(zip(*angular))

@@ -44,13 +44,7 @@ def _places(places: Sequence[Sequence[int]], dims: int) -> torch.Tensor:
 
 @lru_cache(maxsize=256)
 def tap_sums(window: Window) -> Sums:
-    """Tap by tap.
-
-    Example:
-        >>> window = Window((1, 0, 1, 1, 0, 1), (2, 3), 2, (1, 1))
-        >>> [each.tolist() for each in tap_sums(window)[:2]]
-        [[0, 2, 6], [[0, 1], [1, 1], [0, 0], [0, 2], [1, 0], [1, 2]]]
-    """
+    """Tap by tap."""
     first, taps = _first_and_all(window.taps())
     dims, zeros = len(window.shape), torch.zeros(len(taps), dtype=torch.int64)
     return Sums(first, _places(taps, dims), zeros, torch.zeros(1, dtype=torch.int64), _places([], dims))
@@ -58,13 +52,7 @@ def tap_sums(window: Window) -> Sums:
 
 @lru_cache(maxsize=256)
 def line_sums(window: Window) -> Sums:
-    """Line by line of the window, along the last axis.
-
-    Example:
-        >>> window = Window((1, 0, 1, 1, 0, 1), (2, 3), 2, (1, 1))
-        >>> [each.tolist() for each in line_sums(window)]
-        [[0, 1, 3], [[0, 1], [0, 0], [0, 2]], [0, 0, 0], [0, 2], [[0, 0], [1, 0]]]
-    """
+    """Line by line of the window, along the last axis."""
     *leading, length = window.shape
     alike: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
     for number, place in enumerate(itertools.product(*map(range, leading))):

@@ -60,10 +60,6 @@ def make_slabs(samples: int, sizes: Sequence[int], most: int) -> Iterator[Slab]:
 def column_length(lines: int, length: int, parts: int) -> int:
     """Planes of a column, of ``lines`` in the result: so few that there are programs enough (``parts``, if columns are whole), and so many
     that few planes are summed for two columns.
-
-    Example:
-        >>> column_length(128, 5, 2000), column_length(128, 5, 256), column_length(128, 5, 1)
-        (128, 32, 20)
     """
     return min(lines, max(-(-lines // max(1, PROGRAMS // parts)), 4 * length))
 

@@ -41,12 +41,7 @@ class TapTable(NamedTuple):
 def tap_table(
     shells: np.ndarray, num_shells: int, padding: Sequence[int], dilation: Sequence[int], mirrored: bool = False
 ) -> TapTable:
-    """Taps of the first ``num_shells`` shells, sorted by shell; ``mirrored`` at the window's centre for the gradient of the input.
-
-    Example:
-        >>> tap_table(np.array([1, 0, 1]), 1, [1], [1])
-        TapTable(offsets=tensor([[0, 0, 0]], dtype=torch.int32), starts=tensor([0, 1], dtype=torch.int32), order=tensor([1]))
-    """
+    """Taps of the first ``num_shells`` shells, sorted by shell; ``mirrored`` at the window's centre for the gradient of the input."""
     missing = 3 - shells.ndim
     places = np.stack(np.meshgrid(*map(np.arange, shells.shape), indexing="ij"), -1).reshape(-1, shells.ndim)
     offsets = places * np.asarray(dilation) - np.asarray(padding)
@@ -119,15 +114,7 @@ def _starts(groups: Sequence[Sequence[int]]) -> tuple[int, ...]:
 def ring_table(
     shells: np.ndarray, num_shells: int, padding: Sequence[int], dilation: Sequence[int], mirrored: bool = False
 ) -> RingTable:
-    """The taps of a window of three axes, mirrored or not, that every ring weighs alike: along the last axis, within planes, in all planes.
-
-    Example:
-        >>> table = ring_table(np.array([[[2, 1, 2], [1, 0, 1], [2, 1, 2]]]), 2, [0, 1, 1], [1, 1, 1])
-        >>> table.taps_2, table.group_starts
-        ((-1, 1, 0), (0, 2, 3))
-        >>> table.shell_places, table.shell_starts
-        ((3, 1, 2, 5), (0, 1, 4))
-    """
+    """The taps of a window of three axes, mirrored or not, that every ring weighs alike: along the last axis, in planes, in all planes."""
     shells = np.flip(shells) if mirrored else shells
     kept = np.where(shells < num_shells, shells, -1)
     columns = _grouped([column.tobytes() if column.max() >= 0 else None for column in np.moveaxis(kept, 2, 0)])
