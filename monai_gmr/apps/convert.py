@@ -70,9 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(converted.conversion_report)
         return 0
     before, after = (check_network(each, arguments.check, arguments) for each in (network, converted))
-    print(
-        f"{converted.conversion_report}\n\nlargest relative error over the group of the grid\n{compare_errors(before, after)}"
-    )
+    table = compare_errors(before, after)
+    print(f"{converted.conversion_report}\n\nlargest relative error over the group of the grid\n{table}")
     if not after.ok:
         print(f"\nwhat still breaks it\n{after.to_text()}")
     return 0 if after.ok else 1

@@ -23,9 +23,7 @@ def split_number(number: int) -> tuple[int, int, int]:
         ((16, 4, 4), (1, 1, 1))
     """
     if number < 3:
-        raise ConfigurationError(
-            f"number={number} cannot be split into training, validation and test: give at least 3."
-        )
+        raise ConfigurationError(f"number={number} cannot be split into training, validation and test: use at least 3.")
     held_out = max(1, number // 6)
     return number - 2 * held_out, held_out, held_out
 

@@ -16,9 +16,7 @@ from monai_gmr.utils import ConfigurationError
 def check_answer(answer: Any) -> None:
     """Raise :class:`ConfigurationError` when a tensor that a network returned holds NaN or inf, which argmax makes any class."""
     if isinstance(answer, torch.Tensor) and not torch.isfinite(answer).all():
-        raise ConfigurationError(
-            "the answer of the network holds NaN or inf: check its weights, or run it without amp."
-        )
+        raise ConfigurationError("the answer of the network holds NaN or inf: check its weights, or leave amp out.")
 
 
 class CasePredictor(SupervisedEvaluator):

@@ -29,9 +29,7 @@ class ResponseTables(NamedTuple):
 class RingKernel(NamedTuple):
     """The tensors that a radial or harmonic kernel is made of."""
 
-    weight: (
-        torch.Tensor
-    )  # (out_channels, in_channels / groups, rings); transposed (in_channels, out_channels / groups, rings)
+    weight: torch.Tensor  # (out_channels, in_channels / groups, rings); transposed: in and out are exchanged
     basis: torch.Tensor  # (rings, shells); of a harmonic convolution (2, rings, shells), for order 0 and for the others
     shells: torch.Tensor  # integers of the window's shape, the shell of each tap
     bias: torch.Tensor | None = None  # (out_channels,)

@@ -134,9 +134,7 @@ class RotationReport:
         check_choice("frame", frame, FRAMES)
         check_choice("labels", labels, LABEL_SAMPLINGS)
         if isinstance(num_resamples, bool) or not isinstance(num_resamples, int) or num_resamples < 0:
-            raise ConfigurationError(
-                f"num_resamples={num_resamples!r} is out of range: give 0 (no intervals) or more, such as 1000."
-            )
+            raise ConfigurationError(f"num_resamples={num_resamples!r} is out of range: give 0 (no intervals) or more.")
         check_values(views_per_batch=views_per_batch, worst_cases=worst_cases, seed=seed)
         self.output_dir, self.metrics, self.worst_cases, self.resume = Path(output_dir), metrics, worst_cases, resume
         self.spacing, self.seed, self.views_per_batch = spacing, seed, views_per_batch
@@ -172,9 +170,7 @@ class RotationReport:
         if twice is not None:
             raise ConfigurationError(f"two views are called {twice!r}: give each a name of its own.")
         if len(views) == 1:
-            raise ConfigurationError(
-                f"views={spec!r} holds the upright image alone: add a group such as 'all', or {{'angles': 30}}."
-            )
+            raise ConfigurationError(f"views={spec!r} holds the upright image alone: add one, such as 'all'.")
         return views
 
     def _with_averages(self, single: Mapping[str, _Network], average: Any) -> dict[str, _Network]:
@@ -189,9 +185,7 @@ class RotationReport:
         files = [record_file("", title) for title in networks]
         twice = next((title for title, file in zip(networks, files) if files.count(file) > 1), None)
         if twice is not None:
-            raise ConfigurationError(
-                f"{twice!r} and another network have the same letters and digits: give another name."
-            )
+            raise ConfigurationError(f"{twice!r} and another network have the same letters and digits: rename one.")
         return networks
 
     def run(self) -> list[dict[str, Any]]:

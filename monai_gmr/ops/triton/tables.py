@@ -31,9 +31,7 @@ def three_axes(values: Sequence[int], missing: int) -> list[int]:
 class TapTable(NamedTuple):
     """Taps sorted by shell."""
 
-    offsets: (
-        torch.Tensor
-    )  # int32, (taps, 3): where a tap lies relative to the first voxel of its window, less the padding
+    offsets: torch.Tensor  # int32, (taps, 3): where a tap lies from the first voxel of its window, less the padding
     starts: torch.Tensor  # int32, (shells + 1,): the first tap of each shell
     order: torch.Tensor  # int64, (taps,): the taps' positions in the window
 
@@ -76,13 +74,9 @@ def _kept_table(make: Callable[..., Any], content: bytes, shape: tuple, geometry
 class RingTable(NamedTuple):
     """Which taps are summed together: constants of the kernel of sums. ``starts`` are the first of each group, class or shell."""
 
-    taps_2: tuple[
-        int, ...
-    ]  # along the last axis, places relative to the voxel, by group: columns of the window that are alike
+    taps_2: tuple[int, ...]  # along the last axis, from the voxel, by group: columns of the window that are alike
     group_starts: tuple[int, ...]
-    class_lines: tuple[
-        int, ...
-    ]  # row * groups + group, the rows' groups, by class: those of a plane that are alike in all planes
+    class_lines: tuple[int, ...]  # row * groups + group, by class: groups of rows that are alike in all planes
     class_starts: tuple[int, ...]
     shell_places: tuple[int, ...]  # plane * classes + class, by shell
     shell_starts: tuple[int, ...]
