@@ -79,15 +79,10 @@ def refuse_failures(failures: Mapping[str, str], total: int, what: str) -> None:
 
 
 class CaseBatches:
-    """The cases of a loader, each under a name of its own.
+    """The cases of a loader over a dataset with a length, each under a name of its own; with ``cases`` the first so many only.
 
-    Args:
-        loader: ``torch.utils.data.DataLoader`` or MONAI's, over a dataset with a length. It is not iterated itself: its dataset, batch
-            size, collation and workers are used, in the dataset's order.
-        cases: the first so many only; default all.
-
-    Raises:
-        ConfigurationError: when there is no such dataset, or no case in it.
+    The loader is not iterated itself: its dataset, batch size, collation and workers are used, in the dataset's order. Raises
+    ``ConfigurationError`` when there is no such dataset, or no case in it.
 
     Example:
         >>> from monai.data import DataLoader, Dataset

@@ -26,13 +26,10 @@ def differentiable_gradients(
 def register_gradients(operation: Any, gradients: Any, dense: Callable[..., torch.Tensor], count: int = 3) -> None:
     """Give a convolution of stride 1 and its backward pass shapes, and the convolution gradients.
 
-    Args:
-        operation: a custom operation ``(*inputs, *constants, bias, padding, dilation, *others)``; its inputs are image, weight and basis,
-            and perhaps the weight of further channels; its constants the shells of the taps, and perhaps angular factors.
-        gradients: one ``(gradient, *inputs, *constants, padding, dilation, *others, needed)``, whose results are the gradients of the
-            inputs, of shape ``(0,)`` where not needed.
-        dense: takes ``(*inputs, *constants, padding, dilation, *others)``; gradients of gradients are those of its result.
-        count: of the inputs; of constants there are two fewer.
+    ``operation`` is a custom one of ``(*inputs, *constants, bias, padding, dilation, *others)``: ``count`` inputs, image, weight and basis
+    and perhaps the weight of further channels, and two constants fewer, the shells of the taps and perhaps angular factors. ``gradients``
+    is one of ``(gradient, *inputs, *constants, padding, dilation, *others, needed)``, whose results are the gradients of the inputs, of
+    shape ``(0,)`` where not needed. Gradients of gradients are those of ``dense(*inputs, *constants, padding, dilation, *others)``.
     """
     bias_place = 2 * count - 2
 

@@ -136,14 +136,9 @@ def ring_products(
     result: torch.Tensor,
     channels: slice,
 ) -> None:
-    """Sums of rings, times a matrix, plus a bias, written to some channels of a result; channels and columns are those of a group.
-
-    Args:
-        image: ``(batch, *sizes + reach, groups * channels)``.
-        basis: ``(rings, shells)``.
-        matrices, bias: ``(groups, rings * channels, columns)`` and ``(groups, columns)`` or ``None``, both by :func:`pad_columns`.
-        result: ``(batch, *sizes, all)``, whose ``channels`` are the columns of all groups.
-    """
+    """Sums of rings of an image ``(batch, *sizes + reach, groups * channels)``, times a matrix, plus a bias, written to some ``channels``,
+    the columns of all groups, of a result ``(batch, *sizes, all)``. Matrices ``(groups, rings * channels, columns)`` and bias
+    ``(groups, columns)`` are by :func:`pad_columns`; channels and columns are those of a group."""
     call = _arguments(image, result, channels.stop - channels.start, len(matrices), window, basis)
     call_kernel("ring_conv", *call, matrices, bias, result[..., channels])
 
@@ -157,16 +152,12 @@ def ring_gradients(
     transposed: torch.Tensor,
     gradients: Sequence[torch.Tensor | None],
 ) -> None:
-    """Sums of rings, and the gradients that follow from them. Channels and columns are those of a group.
+    """Sums of rings as in :func:`ring_products`, and the gradients that follow from them.
 
-    Args:
-        image, basis, matrices: as in :func:`ring_products`.
-        other: ``(batch, *sizes, groups * columns)``.
-        transposed: ``(groups, columns, rings * channels)``, the channels of each ring by :func:`pad_columns`.
-        gradients: each of these, or ``None`` where it is not needed: of the shape of ``other``, the sums times the matrices, written to;
-            ``(threads, groups, rings * channels, columns)``, by :func:`pad_columns`, to which the sums' products with ``other`` are added;
-            ``(threads, shells, rings)``, float64, to which the inner products of the shells' sums with ``other`` times ``transposed`` are
-            added.
+    ``other`` is ``(batch, *sizes, groups * columns)``, ``transposed`` ``(groups, columns, rings * channels)``, the channels of each ring by
+    :func:`pad_columns`. The gradients, each ``None`` where not needed, are: of the shape of ``other``, written to, the sums times the
+    matrices; ``(threads, groups, rings * channels, columns)``, by :func:`pad_columns`, to which their products with ``other`` are added;
+    ``(threads, shells, rings)``, float64, to which the inner products of the shells' sums with ``other`` times ``transposed`` are added.
     """
     call = _arguments(image, other, other.shape[-1], len(matrices), window, basis)
     call_kernel("ring_conv_backward", *call, other, matrices, transposed, *gradients)
