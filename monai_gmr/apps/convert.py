@@ -57,15 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--exclude", action="append", metavar="NAME", help="modules that stay unchanged, such as 'encoder.*'")
     arguments = parser.parse_args(argv)
     network = read_network(arguments).eval()
-    converted = convert_to_gmr(
-        network,
-        arguments.kernel_size,
-        exclude=arguments.exclude,
-        conv=arguments.conv,
-        weights="init" if arguments.init else "project",
-        spacing=arguments.spacing,
-        in_channels=arguments.in_channels,
-    )
+    options = {name: getattr(arguments, name) for name in ("kernel_size", "exclude", "conv", "spacing", "in_channels")}
+    converted = convert_to_gmr(network, **options, weights="init" if arguments.init else "project")
     if not arguments.check:
         print(converted.conversion_report)
         return 0

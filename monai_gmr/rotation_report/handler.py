@@ -363,11 +363,9 @@ class RotationReport:
             self._draw_worst(networks, results, key)
         tables = [format_columns(summary, TABLE)]
         tables += [format_columns([{"network": k, **v} for k, v in costs.items()], COSTS)]
-        differences = [
-            {**row, "difference": f"{row['first']} less {row['second']}", "mean": row["difference"]}
-            for row in paired
-            if row["metric"] == key
-        ]
+        shown = [row for row in paired if row["metric"] == key]
+        names = [f"{row['first']} less {row['second']}" for row in shown]
+        differences = [{**row, "difference": name, "mean": row["difference"]} for name, row in zip(names, shown)]
         tables += [format_columns(differences, DIFFERENCES)] if differences else []
         print("\n" + "\n\n".join(tables))
         print(f"\nspread: largest less smallest; intervals of 95 % over cases. Pictures and tables: {folder}")

@@ -93,24 +93,11 @@ def ring_sums(
         grid = (tiles, -(-lines // chunk) * table.dilation_1, -(-channels // blocks.channels))
         programs = math.prod(grid) if partner is not None else 0
         products = torch.empty((programs, *basis.shape), dtype=torch.float32, device=x.device)
-        triton_sums.ring_sums_kernel[grid](
-            x,
-            basis,
-            result,
-            result if partner is None else partner,
-            products,
-            *x.stride()[:3],
-            *x.shape[1:4],
-            *sizes[1:],
-            *slab,
-            chunk,
-            **table.options(),
-            RINGS=basis.shape[1],
-            CHANNELS=channels,
-            PRODUCTS=partner is not None,
-            KEEP_BASIS=basis.numel() <= MOST_KEPT,
-            **blocks.options(),
-        )
+        arrays = (x, basis, result, result if partner is None else partner, products)
+        numbers = (*x.stride()[:3], *x.shape[1:4], *sizes[1:], *slab, chunk)
+        constants = {"RINGS": basis.shape[1], "CHANNELS": channels, "PRODUCTS": partner is not None}
+        constants |= {"KEEP_BASIS": basis.numel() <= MOST_KEPT, **table.options(), **blocks.options()}
+        triton_sums.ring_sums_kernel[grid](*arrays, *numbers, **constants)
         kept[:] = [products]
 
     candidates = SumBlocks.candidates(channels, slab.rows, table.length, partner is not None, x.dtype)
