@@ -57,8 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--exclude", action="append", metavar="NAME", help="modules that stay unchanged, such as 'encoder.*'")
     arguments = parser.parse_args(argv)
     network = read_network(arguments).eval()
-    options = {name: getattr(arguments, name) for name in ("kernel_size", "exclude", "conv", "spacing", "in_channels")}
-    converted = convert_to_gmr(network, **options, weights="init" if arguments.init else "project")
+    options = {name: getattr(arguments, name) for name in ("exclude", "conv", "spacing", "in_channels")}
+    weights = "init" if arguments.init else "project"
+    converted = convert_to_gmr(network, arguments.kernel_size, **options, weights=weights)
     if not arguments.check:
         print(converted.conversion_report)
         return 0
