@@ -143,7 +143,7 @@ class RingConvNd(nn.Module):
         if isinstance(self.padding, str):
             check_choice("padding", self.padding, ("symmetric",) if self.transposed else ("valid", "same", "symmetric"))
             if self.padding == "same" and max(self.stride) > 1:
-                raise ConfigurationError(f"padding='same' with stride={self.stride} has no meaning: use 'symmetric'.")
+                raise ConfigurationError(f"padding='same' takes no stride={self.stride}: use padding='symmetric'.")
 
     def _ring_masks(self, shells: symmetry.Shells) -> np.ndarray:
         masks = symmetry.square_ring_masks if self.rings.endswith("_square") else symmetry.ring_masks
