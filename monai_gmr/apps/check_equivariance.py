@@ -27,12 +27,7 @@ CONFIG_NAMES = tuple(f"{name}.{end}" for name in ("inference", "evaluate", "trai
 
 
 def parse_size(text: str) -> tuple[int, ...]:
-    """Read a size from the command line.
-
-    Example:
-        >>> parse_size("97"), parse_size("64,65,70")
-        ((97,), (64, 65, 70))
-    """
+    """Read a size from the command line."""
     try:
         size = tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -153,8 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     text = "input size in voxels: 97 for a square or cube, or 64,65,70; may be given several times"
     add("--size", type=parse_size, action="append", required=True, help=text)
-    text = "other angles, measured but not judged"
-    add("--angles", type=float, nargs="+", default=[], metavar="DEGREES", help=text)
+    add("--angles", type=float, nargs="+", default=[], metavar="DEGREES", help="other angles, measured but not judged")
     text = "distances in voxels along each axis, such as 0.5, measured but not judged"
     add("--shifts", type=float, nargs="+", default=[], metavar="VOXELS", help=text)
     add("--csv", type=Path, help="write every row to this file")

@@ -256,10 +256,8 @@ class _ModuleProbe:
             if started is module:
                 break
         # The last axes of what these two take are channels.
-        channels_last = isinstance(module, nn.Linear) or (
-            isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1
-        )
-        if call is None or channels_last or not tensors_in(output):
+        is_row_norm = isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1
+        if call is None or isinstance(module, nn.Linear) or is_row_norm or not tensors_in(output):
             return
         self.calls[module] = self.calls.get(module, 0) + 1
         self.repeating = True
@@ -325,18 +323,9 @@ class _ModuleProbe:
                 remarks = [self._explain(module, size, inside)]
             if others:
                 remarks.append(f"also named {', '.join(others)}")
-            checks.append(
-                ModuleCheck(
-                    path=first or "(network)",
-                    class_name=type(module).__name__,
-                    size=size,
-                    error=error,
-                    calls=self.calls.get(module, 1),
-                    broken=module in broken,
-                    deepest=deepest,
-                    remark="; ".join(filter(None, remarks)),
-                )
-            )
+            known = (first or "(network)", type(module).__name__, size, error, self.calls.get(module, 1))
+            marks: dict[str, Any] = {"deepest": deepest, "remark": "; ".join(filter(None, remarks))}
+            checks.append(ModuleCheck(*known, broken=module in broken, **marks))
         return checks
 
     def _explain(self, module: nn.Module, size: tuple[int, ...], inside: list[nn.Module]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from monai_gmr.metrics.equivariance import EquivarianceErrors
+from monai_gmr.tables import format_aligned
 
 NAMES = ("size", "path", "class", "input_size")
 SPREADS = ("angles_mean", "angles_worst", "shifts_mean", "shifts_worst")
@@ -17,12 +18,7 @@ VALUES = ("error", "exact", "deepest", "calls", *SPREADS, "remark")
 
 
 def size_text(size: Sequence[int]) -> str:
-    """A size as text.
-
-    Example:
-        >>> size_text((64, 65))
-        '64x65'
-    """
+    """A size as text, such as "64x65"."""
     return "x".join(str(n) for n in size)
 
 
@@ -118,7 +114,7 @@ class EquivarianceReport:
             values = [None if check.failure else check.error, *(check.spreads[i] for i in shown)]
             table.append([size_text(check.size), *_cells(values), "yes" if check.error <= self.tolerance else "NO"])
         lines = [f"{self.network}: relative error over the grid's group, tolerance {self.tolerance:g}", ""]
-        lines += _columns(table)
+        lines.append(format_aligned(table, left=len(table[0])))
         failures = [check.failure for check in self.sizes if check.failure]
         lines += ["", *failures] if failures else []
         measured = [module.spreads for check in self.sizes for module in check.modules]
@@ -128,7 +124,7 @@ class EquivarianceReport:
             title = "Every module, checked alone:" if every_module else "Modules that break it, checked alone:"
             names = [SPREADS[i].replace("_", " ") for i in shown]
             header = ["size", "module", "class", "its input", "error", *names, "remark"]
-            lines += ["", title, "", *_columns([header, *modules])]
+            lines += ["", title, "", format_aligned([header, *modules], left=len(header))]
         return "\n".join(lines)
 
     def _module_rows(self, every_module: bool, shown: Sequence[int]) -> list[list[str]]:
@@ -152,8 +148,3 @@ class EquivarianceReport:
 
 def _cells(values: Sequence[float | None]) -> list[str]:
     return ["-" if value is None else f"{value:.2e}" for value in values]
-
-
-def _columns(rows: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]

@@ -69,9 +69,7 @@ def _read_value(text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
-        raise ConfigurationError(
-            f"{text} cannot be read as YAML: quote it, or give a value such as 3, cpu or [1, 2]."
-        ) from None
+        raise ConfigurationError(f"{text} cannot be read as YAML: quote it, or give one such as 3 or [1, 2].") from None
 
 
 def read_networks(entries: Sequence[str]) -> dict[str, str]:
@@ -83,9 +81,7 @@ def read_networks(entries: Sequence[str]) -> dict[str, str]:
         if not equals or Path(entry).is_dir():
             name, folder = Path(entry).resolve().name, entry
         if name in networks:
-            raise ConfigurationError(
-                f"two networks are named {name}: give names, as in first={folder} second={folder}."
-            )
+            raise ConfigurationError(f"two networks are named {name}: give names, as in one={folder} other={folder}.")
         networks[name] = folder
     return networks
 

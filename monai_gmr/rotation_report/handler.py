@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -146,9 +147,7 @@ class RotationReport:
         check_choice("frame", frame, FRAMES)
         check_choice("labels", labels, LABEL_SAMPLINGS)
         if isinstance(num_resamples, bool) or not isinstance(num_resamples, int) or num_resamples < 0:
-            raise ConfigurationError(
-                f"num_resamples={num_resamples!r} is out of range: give 0 (no intervals) or more, such as 1000."
-            )
+            raise ConfigurationError(f"num_resamples={num_resamples!r} is out of range: give 0 (no intervals) or more.")
         check_values(views_per_batch=views_per_batch, worst_cases=worst_cases, seed=seed)
         self.output_dir, self.metrics, self.worst_cases, self.resume = Path(output_dir), metrics, worst_cases, resume
         self.spacing, self.seed, self.views_per_batch = spacing, seed, views_per_batch
@@ -184,9 +183,7 @@ class RotationReport:
         if twice is not None:
             raise ConfigurationError(f"two views are called {twice!r}: give each a name of its own.")
         if len(views) == 1:
-            raise ConfigurationError(
-                f"views={spec!r} holds the upright image alone: add a group such as 'all', or {{'angles': 30}}."
-            )
+            raise ConfigurationError(f"views={spec!r} holds the upright image alone: add one, such as 'all'.")
         return [*views, *shift_views(self.spatial_dims, shifts)]
 
     def _with_variants(
@@ -206,9 +203,7 @@ class RotationReport:
         files = [record_file("", title) for title in networks]
         twice = next((title for title, file in zip(networks, files) if files.count(file) > 1), None)
         if twice is not None:
-            raise ConfigurationError(
-                f"{twice!r} and another network have the same letters and digits: give another name."
-            )
+            raise ConfigurationError(f"{twice!r} and another network have the same letters and digits: rename one.")
         return networks
 
     def run(self) -> list[dict[str, Any]]:
@@ -308,14 +303,12 @@ class RotationReport:
             views = len(names) * len(self.views)
             present = views - sum(missing.values())
             with tqdm(total=views, initial=present, desc=f"Rotating, {title}", unit="view", mininterval=0.5) as bar:
-                for batch in network.batches.load(names):
-                    self._measure_batch(network, probe, batch, bar)
+                measure = partial(self._measure_batch, network, probe, bar)
+                for items in network.batches.load(names):
+                    network.failures |= network.batches.process(items, measure)
 
-    def _measure_batch(self, network: _Network, probe: ViewProbe, batch: CaseBatch, bar: Any) -> None:
-        """Record the views of a batch that are missing; where that fails, do so case by case, and keep the reason of each that fails."""
-        network.failures.update(batch.failures)
-        if not batch.names:
-            return
+    def _measure_batch(self, network: _Network, probe: ViewProbe, bar: Any, batch: CaseBatch) -> None:
+        """Record the views of a batch that are missing."""
 
         def keep(record: ViewRecord) -> None:
             bar.update(sum(not network.records.has(case, record.view) for case in record.cases))
@@ -326,17 +319,11 @@ class RotationReport:
         views = missing if missing[0].family == "upright" else [self.views[0], *missing]
         try:
             probe.run(batch, views, keep)
-        except WriteError:
-            raise
         except Exception as error:
-            if len(batch.names) > 1:
-                # one of them may have failed, and the rest of the batch with it
-                for single in (single for name in batch.names for single in network.batches.load([name])):
-                    self._measure_batch(network, probe, single, bar)
-                return
             labelled = isinstance(batch.batch, Mapping) and CommonKeys.LABEL in batch.batch
-            why = reason(error) if labelled or not probe.recorded else f"it has no label ({reason(error)})"
-            network.failures[batch.names[0]] = why
+            if labelled or not probe.recorded or isinstance(error, WriteError):
+                raise
+            raise ConfigurationError(f"it has no label ({reason(error)})") from error
 
     def _agree(self, network: _Network, probe: ViewProbe) -> bool:
         """Whether a case, measured once more, gives what the records hold of it: its file, the inferer, the postprocessing or the
@@ -346,7 +333,7 @@ class RotationReport:
             if not records.has(name, upright.name):
                 continue
             try:
-                again = probe.measure(next(network.batches.load([name])), upright)
+                again = probe.measure(network.batches.one(name), upright)
             except Exception:
                 continue
             kept = [ANSWER, *(metric for metric in probe.recorded if keeps_cases(probe.metrics[metric]))]
@@ -377,7 +364,11 @@ class RotationReport:
         paired = [row for first, second in combinations(results, 2) for row in first.differences(second)]
         summary = [row for result in results for row in result.summary()]
         views = {result.title: result.view_rows() for result in results}
-        costs = {result.title: result.cost() for result in results}
+        # an answer that is rotated costs no pass
+        passed = [
+            result for result in results if not (result.title in networks and networks[result.title].rotates_answer)
+        ]
+        costs = {result.title: result.cost() for result in passed}
         seen = say_images({result.title: result.images for result in results})
         failures = {title: network.failures for title, network in self.networks.items()}
         folder = self.output_dir
@@ -401,11 +392,9 @@ class RotationReport:
             self._draw_worst(networks, results, key)
         tables = [format_columns(summary, TABLE)]
         tables += [format_columns([{"network": k, **v} for k, v in costs.items()], COSTS)]
-        differences = [
-            {**row, "difference": f"{row['first']} less {row['second']}", "mean": row["difference"]}
-            for row in paired
-            if row["metric"] == key
-        ]
+        shown = [row for row in paired if row["metric"] == key]
+        names = [f"{row['first']} less {row['second']}" for row in shown]
+        differences = [{**row, "difference": name, "mean": row["difference"]} for name, row in zip(names, shown)]
         tables += [format_columns(differences, DIFFERENCES)] if differences else []
         print("\n" + "\n\n".join(tables))
         print(f"\nspread: largest less smallest; intervals of 95 % over cases; {seen}. Pictures and tables: {folder}")
@@ -421,7 +410,7 @@ class RotationReport:
             with self._probe(network) as probe:
                 for worst in result.worst(key, self.worst_cases):
                     try:
-                        batch = next(network.batches.load([worst.case]))
+                        batch = network.batches.one(worst.case)
                         image, label, prediction = probe.images(batch, views[worst.view])
                     except Exception as error:
                         print(f"{result.title}: {worst.case} cannot be drawn: {reason(error)}")

@@ -187,16 +187,21 @@ def test_the_whisker_reaches_from_the_mean_to_the_worst_view(greater_is_better):
 
 
 @pytest.mark.parametrize("seconds", [(0.1, 0.1, 0.1, 0.1, 0.1, 0.1), (0.1, 0.11, 0.3, 0.5, 0.6, 3.0)])
-def test_names_beside_points_cover_neither_each_other_nor_the_legend(seconds):
+def test_each_network_has_its_point_in_the_colour_and_marker_of_the_legend(seconds):
     names = ["harmonic", "radial", "plain", "plain augmented", "projected", "flat"]
     runs = {name: make_rows(group_views(2), invariant(0.5 + 0.07 * i)) for i, name in enumerate(names)}
     figure = _figure(runs, "dice", dict(zip(names, seconds)))
     figure.draw_without_rendering()
-    boxes = [text.get_window_extent() for text in figure.axes[-1].texts]
-    assert len(boxes) == len(names)
-    assert not any(first.overlaps(second) for first, second in itertools.combinations(boxes, 2))
-    legend = figure.legends[0].get_window_extent()
-    assert not any(panel.get_tightbbox().overlaps(legend) for panel in figure.axes)
+    legend = figure.legends[0]
+    for i, entry in enumerate(legend.get_lines()):
+        (point,) = [
+            line
+            for line in figure.axes[-1].lines
+            if (line.get_color(), line.get_marker()) == (entry.get_color(), entry.get_marker())
+        ]
+        assert (point.get_xdata()[0], point.get_ydata()[0]) == pytest.approx((seconds[i], 0.5 + 0.07 * i))
+    assert len({(line.get_color(), line.get_marker()) for line in legend.get_lines()}) == len(names)
+    assert not any(panel.get_tightbbox().overlaps(legend.get_window_extent()) for panel in figure.axes)
 
 
 @pytest.mark.parametrize("metric", ["dice", "hausdorff_distance"])
