@@ -386,7 +386,9 @@ class RotationReport:
         write_json(content, folder / "rotation_report.json")
         write_text(f"{short_table(summary, costs, key)}\n\nHere {seen}.\n", folder / "rotation_report.md")
         if can_draw():
-            seconds = {title: cost["seconds_per_case"] for title, cost in costs.items()}
+            # an answer that is rotated costs no pass, so it has no place among costs
+            rotated = {title for title, network in networks.items() if network.rotates_answer}
+            seconds = {title: cost["seconds_per_case"] for title, cost in costs.items() if title not in rotated}
             greater_is_better = self._scoring["greater_is_better"] and key != ERROR
             draw_rotation_table(views, key, folder / "rotation_table.png", seconds, greater_is_better, seen)
             self._draw_worst(networks, results, key)
