@@ -34,6 +34,11 @@ PASSING = re.compile(
     "|squeeze|unsqueeze|expand|clone|contiguous|_to_copy|alias|detach|(_?adaptive_)?avg_pool[123]d|constant_pad_nd|pixel_shuffle"
     "|_?upsample_(linear1d|bilinear2d|trilinear3d|bicubic2d|nearest(_exact)?[123]d)|sigmoid|_softmax|_log_softmax|tanh|native_dropout"
 )
+# those of them behind which a convolution is no shortcut
+REARRANGING = re.compile(
+    "view|permute|transpose|slice|select|split|split_with_sizes|unbind|squeeze|unsqueeze|expand|upsample_(bilinear2d|trilinear3d)"
+    "|_softmax|_log_softmax"
+)
 FLATTENING = ("view", "reshape", "_unsafe_view", "flatten")
 LINEAR = ("convolution", "addmm", "mm", "bmm", "matmul", "linear", "_convolution")
 JOINING = ("add", "sub", "cat", "stack")
@@ -153,6 +158,8 @@ class _SizesPass(Pass):
         elif sources and not (PASSING.fullmatch(name) or (name in ("mul", "div") and len(tensors_in(args)) == 1)):
             self.bent |= {module for module, _ in sources}
         elif sources:
+            if REARRANGING.fullmatch(name):
+                self.bent |= {module for module, _ in sources}
             tags = {(module, joined or name in JOINING) for module, joined in sources}
             for tensor in tensors_in(output):
                 tensor._gmr_sources = tags  # type: ignore[attr-defined]
