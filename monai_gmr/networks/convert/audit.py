@@ -47,7 +47,7 @@ def remaining_operations(
     for size in sizes:
         audit = _Audit(net, size, known)
         try:
-            audit.run(partial(make_inputs, net, size, in_channels, example_inputs), trace.fake)
+            audit.run(partial(make_inputs, net, size, in_channels, example_inputs), trace.sizes_only)
             sentences |= audit.sentences
         except Exception as error:  # a network need not take a voxel more
             if size == trace.size:
@@ -71,6 +71,7 @@ class _Audit(Pass):
         self.sizes = {tuple(size)}
         self.weights = {id(each) for each in [*net.parameters(), *net.buffers()]}
         self.names = {module: name for name, module in net.named_modules()}
+        self.ours = {module for module in self.names if _is_ours(module)}
         self.stack: list[nn.Module] = []
         self.sentences: dict[str, None] = {}
 
@@ -78,13 +79,13 @@ class _Audit(Pass):
         self.stack.append(module)
 
     def leave(self, module: nn.Module, args: tuple, output: Any) -> None:
-        if _is_ours(module) or isinstance(module, CONVOLUTIONS):
+        if module in self.ours or isinstance(module, CONVOLUTIONS):
             self.sizes |= {tuple(each.shape[2:]) for each in tensors_in(output) if each.dim() == self.dims + 2}
         while self.stack and self.stack.pop() is not module:
             pass
 
     def look(self, name: str, args: tuple, kwargs: dict, output: Any) -> None:
-        if not self.stack or any(map(_is_ours, self.stack)):
+        if not self.stack or not self.ours.isdisjoint(self.stack):
             return
         sentence = self._sentence(name, args, output)
         if sentence and not self.known & {self.names[each] for each in self.stack}:

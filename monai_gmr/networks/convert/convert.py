@@ -108,7 +108,7 @@ def convert_to_gmr(
     channels, dims = _input_of(net, in_channels, spatial_dims)
     if any(isinstance(each, UninitializedParameter) for each in net.parameters()):
         sizes = [tuple(spatial_size)] if spatial_size is not None else [*sizes_of_network(net, dims), (64,) * dims]
-        Pass(net).run(partial(make_inputs, net, sizes[0], channels[0], example_inputs), fake=False)
+        Pass(net).run(partial(make_inputs, net, sizes[0], channels[0], example_inputs), sizes_only=False)
     trace = trace_sizes(net, dims, channels, spatial_size, example_inputs)
     embeddings = [each for each in net.modules() if type(each).__name__.startswith("PatchEmbed")]
     arguments |= {"rings": rings, "num_rings": num_rings, "spacing": spacing}

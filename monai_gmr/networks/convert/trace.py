@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
@@ -15,12 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-# FakeTensorMode: torch has no public way to run real modules on tensors without values
-from torch._subclasses import FakeTensorMode
-
 # the path that torch's page on extending torch gives for TorchDispatchMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from monai_gmr.networks.convert.shapes import output_without_values
 from monai_gmr.networks.layers.size_trail import Levels
 from monai_gmr.ops.backend import set_backend
 from monai_gmr.utils import tensors_in
@@ -36,6 +33,11 @@ PASSING = re.compile(
     "add|sub|neg|mean|cat|stack|view|_unsafe_view|reshape|flatten|permute|transpose|slice|select|narrow|split|split_with_sizes|unbind"
     "|squeeze|unsqueeze|expand|clone|contiguous|_to_copy|alias|detach|(_?adaptive_)?avg_pool[123]d|constant_pad_nd|pixel_shuffle"
     "|_?upsample_(linear1d|bilinear2d|trilinear3d|bicubic2d|nearest(_exact)?[123]d)|sigmoid|_softmax|_log_softmax|tanh|native_dropout"
+)
+# those of them behind which a convolution is no shortcut
+REARRANGING = re.compile(
+    "view|permute|transpose|slice|select|split|split_with_sizes|unbind|squeeze|unsqueeze|expand|upsample_(bilinear2d|trilinear3d)"
+    "|_softmax|_log_softmax"
 )
 FLATTENING = ("view", "reshape", "_unsafe_view", "flatten")
 LINEAR = ("convolution", "addmm", "mm", "bmm", "matmul", "linear", "_convolution")
@@ -67,7 +69,7 @@ class Trace:
     size: Sizes = ()
     in_channels: int = 0
     # whether the tensors had no values
-    fake: bool = True
+    sizes_only: bool = True
     called: set[nn.Module] = field(default_factory=set)
     # of each module that was called with an image, the sizes before and after, for each call
     calls: dict[nn.Module, list[tuple[Sizes, Sizes]]] = field(default_factory=dict)
@@ -97,7 +99,7 @@ class Pass(TorchDispatchMode):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.sizes_only = net, False
 
     def enter(self, module: nn.Module, args: tuple) -> None:
         """Look at the inputs of a module."""
@@ -109,29 +111,25 @@ class Pass(TorchDispatchMode):
         """Look at an operation, by its name without the overload."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        self.look(func.__name__.split(".")[0], args, kwargs or {}, output)
+        kwargs = kwargs or {}
+        output = output_without_values(func, args, kwargs) if self.sizes_only else func(*args, **kwargs)
+        self.look(func.__name__.split(".")[0], args, kwargs, output)
         return output
 
-    def run(self, inputs: Inputs, fake: bool, training: bool = False) -> Any:
-        """The output of the network for arguments that ``inputs`` makes, without gradients, on fake tensors, which have sizes and no
-        values, or real ones; in evaluation mode it and its buffers stay unchanged."""
+    def run(self, inputs: Inputs, sizes_only: bool, training: bool = False) -> Any:
+        """The output of the network for arguments that ``inputs`` makes, without gradients; ``sizes_only``: on the meta device, whose
+        tensors have sizes and no values, so that the network and its buffers stay unchanged, as they do in evaluation mode."""
         modes = [(module, module.training) for module in self.net.modules()]
-        logger = logging.getLogger("torch._subclasses.fake_tensor")
-        # a size that does not fit is a result, not an error to print
-        level = logger.level
-        logger.setLevel(logging.CRITICAL)
         handles = [module.register_forward_pre_hook(self.enter) for module, _ in modes]
         handles += [module.register_forward_hook(self.leave, always_call=True) for module, _ in modes]
-        mode: Any = FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext()
+        self.sizes_only = sizes_only
         try:
             self.net.train(training)
             # kernels need values
-            with set_backend("dense"), mode, self, torch.no_grad():
+            with set_backend("dense"), self, torch.no_grad():
                 args, kwargs = inputs()
                 return self.net(*args, **kwargs)
         finally:
-            logger.setLevel(level)
             for handle in handles:
                 handle.remove()
             for module, was_training in modes:
@@ -160,6 +158,8 @@ class _SizesPass(Pass):
         elif sources and not (PASSING.fullmatch(name) or (name in ("mul", "div") and len(tensors_in(args)) == 1)):
             self.bent |= {module for module, _ in sources}
         elif sources:
+            if REARRANGING.fullmatch(name):
+                self.bent |= {module for module, _ in sources}
             tags = {(module, joined or name in JOINING) for module, joined in sources}
             for tensor in tensors_in(output):
                 tensor._gmr_sources = tags  # type: ignore[attr-defined]
@@ -189,18 +189,16 @@ class _SizesPass(Pass):
     def fill(self, inputs: Inputs) -> Trace:
         """Run the pass, and one in training mode if linear layers were not called."""
         trace = self.trace
-        output = self.run(inputs, trace.fake)
+        output = self.run(inputs, trace.sizes_only)
         for tensor in tensors_in(output):
             trace.heads |= {module for module, _ in getattr(tensor, "_gmr_sources", ())}
         trace.shortcuts -= self.bent
-        if trace.fake and any(isinstance(each, nn.Linear) and each not in trace.called for each in self.net.modules()):
+        if trace.sizes_only and any(
+            isinstance(each, nn.Linear) and each not in trace.called for each in self.net.modules()
+        ):
             training = _SizesPass(self.net, Trace(trace.size))
-            buffers = [(each, each.clone()) for each in self.net.buffers()]
             with suppress(Exception):  # a network may need values, or targets, to train
-                training.run(inputs, fake=True, training=True)
-            for each, before in buffers:
-                # counters of batches alone have values on fake tensors, too
-                each.copy_(before)
+                training.run(inputs, sizes_only=True, training=True)
             trace.flattened_in_training = training.trace.flattened - trace.called
         return trace
 
@@ -238,8 +236,8 @@ def trace_sizes(
     spatial_size: Sequence[int] | None = None,
     example_inputs: Sequence | Mapping[str, Any] | None = None,
 ) -> Trace:
-    """Pass an image of a reference size through a network on fake tensors, which have sizes and no values; where a network needs values,
-    on real ones of a small size.
+    """Pass an image of a reference size through a network on the meta device, whose tensors have sizes and no values; where a network needs
+    values, one of a small size with values.
 
     Args:
         net: the network; it and its buffers stay unchanged.
@@ -257,12 +255,12 @@ def trace_sizes(
         images = [tuple(t.shape[-dims:]) for t in tensors_in(example_inputs) if t.dim() >= dims + 2]
         named, usual = [*images, (1,) * dims][:1], []
     reason = ""
-    for fake in (True, False):
+    for sizes_only in (True, False):
         for channels in [in_channels] if isinstance(in_channels, int) else in_channels:
-            for size in [*named, *(each for each in usual if fake or prod(each) <= MOST_REAL_VOXELS)]:
+            for size in [*named, *(each for each in usual if sizes_only or prod(each) <= MOST_REAL_VOXELS)]:
                 inputs = partial(make_inputs, net, size, channels, example_inputs)
                 try:
-                    return _SizesPass(net, Trace(size, channels, fake)).fill(inputs)
+                    return _SizesPass(net, Trace(size, channels, sizes_only)).fill(inputs)
                 except Exception as error:  # whatever a network raises for a size that it cannot take
                     reason = reason or first_line(error)
     return Trace(failure=f"no size could be sent through it ({reason})")

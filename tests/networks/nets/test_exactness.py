@@ -17,6 +17,7 @@ from monai_gmr.networks.nets import GMRResNet, GMRUNet, gmr_resnet18, gmr_resnet
 
 TOLERANCE = 1e-5
 NETS = ("basic", "bottleneck", "unet", "unet deep supervision")
+# above the other marks, so that both modes of a trained net follow each other
 MODES = pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 STEPS = pytest.mark.parametrize("steps", [0, 50])
 EVERY_NET = pytest.mark.parametrize("kind", NETS)
@@ -96,9 +97,9 @@ def worst(net: nn.Module, batch: int, sizes: list[tuple[int, ...]]) -> tuple[flo
     return max(found)
 
 
+@MODES
 @KINDS
 @STEPS
-@MODES
 def test_2d_every_size(kind, conv, steps, training):
     error, size = worst(trained(kind, 2, steps, conv).train(training), 4, SIZES_2D + PAIRS_2D)
     assert error <= TOLERANCE, size
@@ -114,9 +115,9 @@ def test_2d_every_kind_of_rings(kind, rings, steps):
         assert error <= TOLERANCE, (size, training)
 
 
+@MODES
 @KINDS
 @STEPS
-@MODES
 def test_3d(kind, conv, steps, training):
     error, size = worst(trained(kind, 3, steps, conv).train(training), 2, SIZES_3D)
     assert error <= TOLERANCE, size

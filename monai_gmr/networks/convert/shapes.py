@@ -1,0 +1,85 @@
+"""Operations on tensors without values: on torch's meta device, whatever device the tensors of a network are on."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+META = torch.device("meta")
+NUMBERS = (torch.ops.aten.lift_fresh.default, torch.ops.aten._local_scalar_dense.default)
+
+
+class _Shape(NamedTuple):
+    """A tensor without values."""
+
+    dtype: torch.dtype
+    size: Sequence[int]
+    stride: Sequence[int]
+
+
+class _Value(NamedTuple):
+    """An argument that is no tensor; 1, 1.0 and True are equal, but not of one type."""
+
+    kind: type
+    value: Any
+
+
+def output_without_values(operation: Any, args: Sequence, kwargs: Mapping[str, Any]) -> Any:
+    """The output of an operation of ``torch.ops.aten`` on the meta device, but of those that make and read a number that is given.
+
+    Arguments may be on any device. Those that have values stay unchanged, also by an operation in place.
+
+    Example:
+        >>> output_without_values(torch.ops.aten.mm.default, (torch.ones(2, 3), torch.ones(3, 4)), {}).shape
+        torch.Size([2, 4])
+    """
+    # torch.tensor(number) and float(tensor)
+    if operation in NUMBERS and args[0].numel() == 1 and not args[0].is_meta:
+        return operation(*args)
+    takes_device, in_place, makes_new = _kind_of(operation)
+    if takes_device:
+        kwargs = {**kwargs, "device": META}
+    if in_place or makes_new:
+        output = _output(operation, _describe(tuple(args)), tuple(kwargs), _describe(tuple(kwargs.values())))
+        if makes_new:
+            return _make(output)
+        if args[0].is_meta and output == _describe(args[0]):
+            return args[0]
+    return operation(*map(_on_meta, args), **{key: _on_meta(value) for key, value in kwargs.items()})
+
+
+@functools.cache
+def _kind_of(operation: Any) -> tuple[bool, bool, bool]:
+    """Whether an operation takes a device, whether it works in place, and whether its outputs are new tensors."""
+    schema = operation._schema
+    makes_new = not schema.is_mutable and all(
+        each.alias_info is None and str(each.type) == "Tensor" for each in schema.returns
+    )
+    return any(each.name == "device" for each in schema.arguments), schema.name.endswith("_"), makes_new
+
+
+# networks repeat themselves, and an operation on the meta device takes a hundred times as long as to find it here
+@functools.lru_cache(maxsize=2**14)
+def _output(operation: Any, args: Any, names: tuple[str, ...], values: Any) -> Any:
+    return _describe(operation(*_make(args), **dict(zip(names, _make(values)))))
+
+
+def _describe(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return _Shape(value.dtype, value.shape, value.stride())
+    return tuple(map(_describe, value)) if isinstance(value, list | tuple) else _Value(type(value), value)
+
+
+def _make(described: Any) -> Any:
+    if isinstance(described, _Shape):
+        return torch.empty_strided(described.size, described.stride, dtype=described.dtype, device=META)
+    return described.value if isinstance(described, _Value) else tuple(map(_make, described))
+
+
+def _on_meta(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value if value.is_meta else value.detach().to(META)
+    return [_on_meta(each) for each in value] if isinstance(value, list | tuple) else value
