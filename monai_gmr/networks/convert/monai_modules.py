@@ -42,9 +42,10 @@ class SymmetricDynUNet(DynUNet):
     """MONAI's net; the feature maps of deep supervision are enlarged about their centre."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        before = list(self.heads)
         output, maps = self.output_block(self.skip_layers(x)), list(self.heads)
         # a feature map left on the module can be neither copied nor freed
-        self.heads[:] = [torch.empty(1)] * len(maps)
+        self.heads[:] = before
         if not (self.training and self.deep_supervision):
             return output
         return torch.stack([output, *(resize_about_centre(each, output.shape[2:]) for each in maps)], dim=1)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
@@ -94,6 +95,34 @@ class Trace:
         return Levels(self.network, [(list(before), list(after)) for before, after in self.calls.get(module, [])])
 
 
+@contextmanager
+def keep_tensors(net: nn.Module) -> Iterator[None]:
+    """Inside, modules may put tensors into their attributes, lists and dictionaries; afterwards these are as before."""
+    own = vars(nn.Module())
+    before = {
+        module: {
+            key: (value, copy(value) if isinstance(value, list | dict) else value)
+            for key, value in vars(module).items()
+        }
+        for module in net.modules()
+    }
+    try:
+        yield
+    finally:
+        for module, attributes in before.items():
+            for key in [key for key, value in vars(module).items() if key not in own and tensors_in(value)]:
+                value, content = attributes.get(key, (None, None))
+                if isinstance(value, list):
+                    value[:] = content
+                elif isinstance(value, dict):
+                    value.clear()
+                    value.update(content)
+                if key in attributes:
+                    vars(module)[key] = value
+                else:
+                    del vars(module)[key]
+
+
 class Pass(TorchDispatchMode):
     """A pass through a network that looks at each call of a module and at each operation; subclasses say what they look for."""
 
@@ -126,7 +155,7 @@ class Pass(TorchDispatchMode):
         try:
             self.net.train(training)
             # kernels need values
-            with set_backend("dense"), self, torch.no_grad():
+            with keep_tensors(self.net) if sizes_only else nullcontext(), set_backend("dense"), self, torch.no_grad():
                 args, kwargs = inputs()
                 return self.net(*args, **kwargs)
         finally:

@@ -19,7 +19,7 @@ from monai_gmr.networks import convert_to_gmr
 from monai_gmr.networks.convert.trace import trace_sizes
 from monai_gmr.networks.layers import GMRConv2d, GMRHarmonicConv2d
 from monai_gmr.symmetry import point_group
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.utils import ConfigurationError, tensors_in
 
 
 def error(net, size, channels=1):
@@ -404,3 +404,28 @@ def test_the_trace_computes_nothing_and_leaves_the_network_as_it_is():
     assert net.training
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
     assert trace_sizes(net, 2, 1, (2, 2)).failure
+
+
+class _Keeping(nn.Module):
+    """Keeps tensors on itself, as networks with deep supervision or attention maps do."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.maps, self.by_name = nn.Conv2d(1, 2, 3, padding=1), [torch.ones(1)], {"first": torch.ones(1)}
+
+    def forward(self, x):
+        self.latest = y = self.conv(x)
+        self.maps[0] = self.by_name["first"] = self.by_name["all"] = y
+        return y
+
+
+@pytest.mark.parametrize("make", [_Keeping, CASES["DynUNet, residual"].make, CASES["DynUNet, deep supervision"].make])
+def test_conversion_leaves_no_tensor_of_its_passes_on_the_network(make):
+    net = make(2) if make is not _Keeping else make()
+    converted = convert_to_gmr(net)
+    attributes = [value for module in converted.modules() for value in vars(module).values()]
+    assert {tensor.device.type for tensor in tensors_in(attributes)} == {"cpu"}
+    assert not hasattr(converted, "latest")
+    assert all(type(tensor) in (torch.Tensor, nn.Parameter) for tensor in tensors_in(attributes))
+    x = torch.rand(1, 1, 36, 33)
+    torch.testing.assert_close(copy.deepcopy(converted).eval()(x), converted.eval()(x))
