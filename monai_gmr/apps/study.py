@@ -74,6 +74,7 @@ from monai.utils import set_determinism
 from tqdm import tqdm
 
 from monai_gmr.apps.study_config import check_bundles, load_study
+from monai_gmr.apps.study_differences import find_differences, format_differences
 from monai_gmr.apps.study_plan import Cell, Run, Study, expand
 from monai_gmr.apps.study_progress import Progress, read_rows
 from monai_gmr.apps.study_runs import Launch, RunError, launch, open_training, run_job
@@ -185,7 +186,10 @@ def write_outcome(study: Study) -> str:
         return ""
     lines = [{key: value for key, value in line.items() if not key.endswith("_values")} for line in summary]
     write_rows(lines, study.output_dir / "table.csv")
-    tables = format_tables(summary)
+    differences = find_differences(progress, study.reference) if study.reference else []
+    if study.reference and differences:
+        write_rows(differences, study.output_dir / "differences.csv")
+    tables = format_tables(summary, format_differences(differences, study.reference) if study.reference else None)
     write_text(f"{tables}\n{EXPLANATION}", study.output_dir / "table.md")
     if can_draw():
         draw_study(summary, study.output_dir / "study.png")
@@ -195,20 +199,27 @@ def write_outcome(study: Study) -> str:
 def _list_jobs(study: Study, part: Part) -> None:
     """Print every job with its state, epochs, seconds, and what all that is to do takes."""
     progress = Progress(study)
-    costs = []
+    costs, total = [], 0
     for job in progress.jobs(*part):
         missing, waits, cost = progress.missing(job), progress.waits_for(job), progress.seconds(job)
         whole = job.rate is not None or len(missing) == len(study.evaluations(job.cell.data))
         state = "done" if not missing else "to do" if whole else f"to evaluate: {'; '.join(missing)}"
-        epochs = None if waits else progress.settings(job).get("epochs", progress.epochs(job.cell))
-        about = [f"{epochs} epochs" if epochs else "", f"about {duration(cost)}" if cost else "", waits and f"after {waits}"]
-        details = ", ".join(filter(None, about))
+        epochs = progress.job_epochs(job)
+        parts = [
+            f"{epochs} epochs" if epochs else "",
+            f"about {duration(cost)}" if cost else "",
+            waits and f"after {waits}",
+        ]
+        details = ", ".join(filter(None, parts))
         print(f"{state:6} {job}" + (f" ({details})" if missing and details else ""))
-        costs += [cost] if missing and whole else []
+        if missing and whole:
+            costs.append(cost)
+            total += epochs or 0
     if costs:
         known = [cost for cost in costs if cost is not None]
         unknown = f", and {len(costs) - len(known)} of unknown length" if len(known) < len(costs) else ""
-        print(f"{len(costs)} trainings remain: {duration(sum(known))}{unknown}; evaluations and further learning rates come on top")
+        about = f"{len(costs)} trainings of {total} epochs remain: {duration(sum(known))}{unknown}"
+        print(f"{about}; evaluations and further learning rates come on top")
 
 
 def duration(seconds: float) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from monai_gmr.apps.study_plan import Cell, Job, Run, Study
 from monai_gmr.files import write_rows
 
-TEXT = ("data", "net", "augmentation", "metric", "left_out", "fingerprint")
+TEXT = ("data", "net", "augmentation", "metric", "left_out", "fingerprint", "score")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -78,7 +78,7 @@ class Progress:
         self.rows = {file: read_rows(file) for file in (self.runs, self.tuning)}
 
     def tuning_jobs(self, cell: Cell) -> list[Job]:
-        """The short trainings of a cell: those of CONFIG and, while the best rate is at an edge, further ones, as many as CONFIG allows; the last
+        """The short trainings of a cell: those of CONFIG and, while the best rate is at an edge, as many more as CONFIG allows; the last
         may be missing."""
         jobs = self.study.tuning_jobs(cell)
         if not jobs or self.study.tuning is None:
@@ -115,8 +115,9 @@ class Progress:
     def _cost(self, cell: Cell) -> tuple[float, int] | None:
         """Seconds and epochs of the first seed's training of a cell."""
         row = self.done(Job(cell, self.study.seeds[0])).get(cell.data)
-        known = row is not None and row["epochs"] and row["train_seconds"] is not None
-        return (row["train_seconds"], row["epochs"]) if known else None
+        if row is None or row["train_seconds"] is None or not row["epochs"]:
+            return None
+        return row["train_seconds"], row["epochs"]
 
     def waits_for(self, job: Job) -> str:
         """What must be done before a job can start, in words; empty when nothing is."""
@@ -180,16 +181,22 @@ class Progress:
                     yield job
                 yield Job(cell, seed)
 
+    def job_epochs(self, job: Job) -> int | None:
+        """Epochs of a job; ``None`` while they follow from a run that is not done, and where neither CONFIG nor the bundle gives them."""
+        epochs = self.epochs(job.cell)
+        return self.study.job_settings(job, epochs=epochs).get("epochs", epochs)
+
     def seconds(self, job: Job) -> float | None:
-        """What a job is expected to take: epochs times the seconds of one, by what is done of its cell; ``None`` when nothing is."""
-        epochs = self.settings(job).get("epochs", self.epochs(job.cell)) if not self.waits_for(job) else None
-        pace = self._pace(job.cell)
+        """What a job is expected to take: its epochs times the seconds of one, by what is done of its cell, or of its net on the same data;
+        ``None`` when nothing is."""
+        names = job.cell._asdict()
+        epochs, net = self.job_epochs(job), {key: names[key] for key in ("data", "net")}
+        pace = self._pace(names) or self._pace(net)
         return None if epochs is None or pace is None else epochs * pace
 
-    def _pace(self, cell: Cell) -> float | None:
-        """Seconds of an epoch of a cell, from the last of its rows that has both."""
-        names = cell._asdict().items()
-        rows = [row for row in self.rows[self.tuning] + self.rows[self.runs] if names <= row.items()]
+    def _pace(self, names: Mapping[str, str]) -> float | None:
+        """Seconds of an epoch in the last row of these names that has both."""
+        rows = [row for row in self.rows[self.tuning] + self.rows[self.runs] if names.items() <= row.items()]
         costs = [(row.get("train_seconds", row.get("seconds")), row.get("epochs")) for row in rows]
         paces = [seconds / epochs for seconds, epochs in costs if seconds is not None and epochs]
         return paces[-1] if paces else None

@@ -24,7 +24,9 @@ EXPLANATION = (
     "Train: mean seconds of all epochs with validation. Learning rate, at edge: the best on validation is the smallest or largest "
     "tried, and a better one may lie beyond. "
     "Group: rotated and mirrored on the grid; angles: rotated by any angle; worst: mean over the seeds of each run's "
-    "worst view. Bold: best angles mean, or upright where no angles were taken.\n"
+    "worst view. Bold: best angles mean, or upright where no angles were taken. "
+    "Differences are of runs of equal seeds on equal images; in brackets the 95 % interval over the images, by a paired bootstrap of "
+    "the mean over the seeds; ± half width of that over the seeds, Student's t.\n"
 )
 
 
@@ -105,8 +107,8 @@ def _number(value: Any, form: str) -> str:
     return form.format(value) if isinstance(value, (int, float)) else str(value or "-")
 
 
-def format_tables(summary: Sequence[Mapping[str, Any]]) -> str:
-    """What :func:`summarize` returned as Markdown, a table for each data set.
+def format_tables(summary: Sequence[Mapping[str, Any]], below: Mapping[str, str] | None = None) -> str:
+    """What :func:`summarize` returned as Markdown, a table for each data set; ``below`` are further tables, by data set.
 
     Example:
         >>> row = {"data": "cells", "net": "plain", "augmentation": "none", "metric": "auc", "learning_rate": 0.01, "epochs": 8}
@@ -132,6 +134,8 @@ def format_tables(summary: Sequence[Mapping[str, Any]]) -> str:
             rows.append(cells)
         title = f"## {data}: {lines[0]['metric'].replace('_', ' ')}"
         blocks.append(f"{title}\n\n{format_markdown(rows, right=2)}\n")
+        if below and data in below:
+            blocks.append(f"{below[data]}\n")
     return "\n".join(blocks)
 
 

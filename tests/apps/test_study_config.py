@@ -72,7 +72,9 @@ def test_fingerprints_are_those_of_studies_that_are_done(write):
     names = study.evaluations("cells")
     assert [study.row_fingerprint(job, name, 0.1) for name in names] == ["08816de43d7a", "60a09cabeecb"]
     folders = ["tuning-lr0.01", "tuning-lr0.1", "seed3"]
-    assert [study.folder(each) for each in list(Progress(study).jobs())] == [Path("out/runs/cells/radial-none") / f for f in folders]
+    assert [study.folder(each) for each in list(Progress(study).jobs())] == [
+        Path("out/runs/cells/radial-none") / f for f in folders
+    ]
 
 
 def set_at(config, path, value):
