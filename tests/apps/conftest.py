@@ -22,11 +22,14 @@ learning_rate: 0.1
 conv: plain
 augmentation: none
 width: 3
+# an epoch takes ten seconds, with "gmr" 24, and each gains 0.02
+history: "$[{'epoch': i + 1, 'seconds': 24.0 if @conv == 'gmr' else 10.0, 'score': 0.02 * i} for i in range(@epochs)]"
+best: "${'best_metric': 0.9 - abs(@learning_rate - 0.01), 'best_metric_epoch': 1, 'history': @history}"
 network_def: {_target_: torch.nn.Linear, in_features: 2, out_features: '@width'}
 run:
 - $pathlib.Path(@ckpt_dir, 'started').open('a').write('x')
 - $1 / (@conv != 'broken')
-- "$torch.save({'best': {'best_metric': 0.9 - abs(@learning_rate - 0.01), 'best_metric_epoch': 1}}, @ckpt_dir + '/latest.pt')"
+- "$torch.save({'best': @best}, @ckpt_dir + '/latest.pt')"
 - "$torch.save({'model': {}}, @ckpt_dir + '/model.pt')"
 """
 EVALUATE = """

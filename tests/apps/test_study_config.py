@@ -10,6 +10,7 @@ from monai_gmr.apps.study import main
 from monai_gmr.apps.study_config import check_bundles, load_study
 from monai_gmr.apps.study_plan import Job
 from monai_gmr.apps.study_progress import Progress
+from monai_gmr.utils import ConfigurationError
 
 
 def test_special_settings_override_general_ones(load, config):
@@ -77,6 +78,24 @@ def test_fingerprints_are_those_of_studies_that_are_done(write):
     ]
 
 
+def test_a_short_training_may_be_longer_than_half(load, config):
+    config["tuning"] = {"learning_rates": [0.001, 0.01]}
+    config["data"]["cells"]["tuning"] = {"epochs": 4}
+    study = load()
+    check_bundles(study)
+    job = next(Progress(study).jobs())
+    assert Progress(study).settings(job)["epochs"] == 4
+
+
+def test_a_rate_of_a_row_that_is_not_tuned_is_refused(load, config):
+    config["augmentations"] = {
+        "none": {"learning_rate": 0.1},
+        "rotations": {"learning_rate": {"of": ["plain", "none"]}},
+    }
+    with pytest.raises(ConfigurationError, match="that of cells, plain, none, which is not tuned"):
+        load()
+
+
 def set_at(config, path, value):
     *parents, last = path.split("/")
     for name in parents:
@@ -107,6 +126,31 @@ def set_at(config, path, value):
         ("tuning/learning_rates", [], "learning_rates in tuning is \\[\\]"),
         ("tuning/learning_rates", ["fast"], "give a list of positive numbers"),
         ("tuning/learning_rate", [0.1], "learning_rate is no key of tuning: did you mean learning_rates?"),
+        ("tuning/learning_rates", [0.003, 0.01], "a span of 3.33333: give rates over a factor of 10 or more"),
+        (
+            "tuning",
+            {"learning_rates": [0.1, 1], "widenings": -1},
+            "widenings in tuning is -1: give a whole number from 0",
+        ),
+        (
+            "tuning",
+            {"learning_rates": [0.1, 1], "settings": {"epochs": 2}},
+            "tuning of cells, plain, none has 2 of its 5 epochs: give 3 or more, or leave it out",
+        ),
+        ("augmentations/none/epochs", {"time": 3}, "epochs of plain, none is .*: give a number, or {times: ...} or "),
+        ("augmentations/none/epochs", {"times": "3"}, "times in epochs of plain, none is '3'"),
+        (
+            "augmentations/none/epochs",
+            {"seconds_of": ["plain", "none"], "pace_of": ["radial", "none"]},
+            "put that run before it",
+        ),
+        ("settings/epochs", {"times": 3}, "epochs in settings is {'times': 3}: give a number there"),
+        (
+            "augmentations/none/learning_rate",
+            {"of": ["radial", "none"]},
+            r"needs \[radial, none\]: put that run before it in runs",
+        ),
+        ("reference", ["radial", "nonne"], "reference names the unknown augmentation nonne: did you mean none?"),
         ("nets/Plain", {}, "would share the folder"),
         ("keep_checkpoints", "no way", "give true or false"),
     ],
