@@ -25,7 +25,8 @@ CONFIG is YAML, plain data; relative paths in it are relative to the working dir
         settings: {dataset_dir: $DATA, flag: bloodmnist, epochs: 8}
         tuning: {epochs: 6}             # optional: in what the short trainings differ on this data set
         evaluate: {angle_step: 30}      # further settings of evaluate.yaml alone
-        nets: {radial: {width: 24}}     # optional: overrides for a net on this data set
+        nets: {harmonic: {width: 24}}   # optional: overrides for a net on this data set
+        runs: [[harmonic, rotation]]    # optional: further rows on this data set
         tests:                          # optional: further evaluations of the same trained net
           rotated digits: {flag: rotated.npz, angle_step: 0, num_group_elements: 1}
     nets:
@@ -180,8 +181,9 @@ def write_outcome(study: Study) -> str:
     names = {name: data for data in study.data for name in study.evaluations(data)}
     taken = {(row["data"], row["net"]): row["milliseconds"] for row in read_rows(study.output_dir / "steps.csv")}
     steps = {(name, net): taken.get((data, net)) for name, data in names.items() for net in study.nets}
-    edges = {(name, *run) for name, data in names.items() for run in study.runs if progress.at_edge(Cell(data, *run))}
-    summary = summarize(current, [(name, *run) for name in names for run in study.runs], steps, edges)
+    cells = {(name, *cell.run): cell for name, data in names.items() for cell in study.cells if cell.data == data}
+    edges = {row for row, cell in cells.items() if progress.at_edge(cell)}
+    summary = summarize(current, list(cells), steps, edges)
     if not summary:
         return ""
     lines = [{key: value for key, value in line.items() if not key.endswith("_values")} for line in summary]
@@ -234,7 +236,7 @@ def duration(seconds: float) -> str:
 
 
 def _read_part(study: Study, only: Sequence[str], seeds: Sequence[int]) -> Part:
-    rows: dict[str, Run | str] = {str(run): run for run in study.runs}
+    rows: dict[str, Run | str] = {str(cell.run): cell.run for cell in study.cells}
     known = rows | {name: name for name in study.data}
     for name in only:
         if name not in known:

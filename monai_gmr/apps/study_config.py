@@ -98,7 +98,7 @@ def _read_tuning(value: Any) -> Tuning | None:
     return Tuning(tuple(numbers), widenings, _seed(tuning.get("seed", 0), "tuning"), settings)
 
 
-def _read_data(name: str, value: Any, nets: Mapping[str, Settings]) -> DataSet:
+def _read_data(name: str, value: Any, nets: Mapping[str, Settings], augmentations: Mapping[str, Settings]) -> DataSet:
     where = f"data, {name}"
     entry = _mapping(value, where, DataSet._fields)
     for key in ("bundle", "metric"):
@@ -107,7 +107,8 @@ def _read_data(name: str, value: Any, nets: Mapping[str, Settings]) -> DataSet:
     layers = {key: _layers(entry.get(key), f"{where}, {key}") for key in ("nets", "tests")}
     for net in layers["nets"]:
         _check_name(net, nets, f"{where} has settings for the unknown net {net}")
-    return DataSet(entry["bundle"], entry["metric"], **settings, **layers)
+    runs = _read_runs(entry["runs"], nets, augmentations, f"runs of {where}") if "runs" in entry else ()
+    return DataSet(entry["bundle"], entry["metric"], **settings, **layers, runs=runs)
 
 
 def _read_run(value: Any, where: str, nets: Iterable[str], augmentations: Iterable[str]) -> Run:
@@ -118,12 +119,12 @@ def _read_run(value: Any, where: str, nets: Iterable[str], augmentations: Iterab
     return Run(*value)
 
 
-def _read_runs(value: Any, nets: Iterable[str], augmentations: Iterable[str]) -> tuple[Run, ...]:
+def _read_runs(value: Any, nets: Iterable[str], augmentations: Iterable[str], where: str = "runs") -> tuple[Run, ...]:
     if value is None:
         return tuple(Run(net, augmentation) for net in nets for augmentation in augmentations)
     is_list = isinstance(value, list) and bool(value)
-    _require(is_list, f"runs is {value!r}: give a list of [net, augmentation], or leave it out.")
-    return tuple(dict.fromkeys(_read_run(run, "runs", nets, augmentations) for run in value))
+    _require(is_list, f"{where} is {value!r}: give a list of [net, augmentation], or leave it out.")
+    return tuple(dict.fromkeys(_read_run(run, where, nets, augmentations) for run in value))
 
 
 def _check_derived(study: Study) -> None:
@@ -134,8 +135,8 @@ def _check_derived(study: Study) -> None:
     for place, entry in general.items():
         for name, value in entry.items():
             _require(not is_derived(name, value), f"{name} in {place} is {value!r}: give a number there.")
-    for position, run in enumerate(study.runs):
-        before = study.runs[:position]
+    for position, cell in enumerate(study.cells):
+        run, before = cell.run, {other.run for other in study.cells[:position] if other.data == cell.data}
         for entry in (study.nets[run.net], study.augmentations[run.augmentation]):
             for name, value in ((name, value) for name, value in entry.items() if is_derived(name, value)):
                 where, forms = f"{name} of {run}", DERIVED[name]
@@ -189,7 +190,10 @@ def load_study(path: str | Path) -> Study:
     reference = config.get("reference")
     nets = _layers(config.get("nets"), "nets")
     augmentations = _layers(config.get("augmentations"), "augmentations") or {"none": {}}
-    data = {name: _read_data(name, entry, nets) for name, entry in _mapping(config.get("data"), "data").items()}
+    data = {
+        name: _read_data(name, entry, nets, augmentations)
+        for name, entry in _mapping(config.get("data"), "data").items()
+    }
     for kind, entries in {"data": data, "nets": nets}.items():
         _require(bool(entries), f"{path} has no {kind}: name at least one below {kind}.")
     study = Study(
@@ -204,7 +208,7 @@ def load_study(path: str | Path) -> Study:
         reference=reference and _read_run(reference, "reference", nets, augmentations),
         keep_checkpoints=keep,
     )
-    listed = study.reference is None or study.reference in study.runs
+    listed = study.reference is None or study.reference in {cell.run for cell in study.cells}
     _require(listed, f"the reference [{study.reference}] is not among the runs: put it there, or take another.")
     _check_derived(study)
     _check_folders(study)

@@ -25,6 +25,16 @@ DERIVED: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 
 
+class Run(NamedTuple):
+    """A row of the table: a net with an augmentation."""
+
+    net: str
+    augmentation: str
+
+    def __str__(self) -> str:
+        return f"{self.net}, {self.augmentation}"
+
+
 class DataSet(NamedTuple):
     """A data set of a study; the fields are the keys of its entry in CONFIG."""
 
@@ -35,6 +45,7 @@ class DataSet(NamedTuple):
     evaluate: Settings
     nets: dict[str, Settings]
     tests: dict[str, Settings]
+    runs: tuple[Run, ...]
 
     def config_file(self, name: str) -> Path:
         """Path of ``configs/NAME.yaml`` of the bundle."""
@@ -54,16 +65,6 @@ class Tuning(NamedTuple):
     widenings: int
     seed: int
     settings: Settings
-
-
-class Run(NamedTuple):
-    """A row of the table: a net with an augmentation."""
-
-    net: str
-    augmentation: str
-
-    def __str__(self) -> str:
-        return f"{self.net}, {self.augmentation}"
 
 
 class Cell(NamedTuple):
@@ -109,8 +110,8 @@ class Study(NamedTuple):
 
     @property
     def cells(self) -> list[Cell]:
-        """Every net with every augmentation of ``runs``, on every data set."""
-        return [Cell(data, net, augmentation) for data in self.data for net, augmentation in self.runs]
+        """Every data set with the rows of the study and those of its own."""
+        return [Cell(name, *run) for name, data in self.data.items() for run in dict.fromkeys((*self.runs, *data.runs))]
 
     def _layers(self, cell: Cell) -> list[Settings]:
         """Settings of a cell from general to special: a later one overrides an earlier one."""
