@@ -54,8 +54,9 @@ set; {seconds_of: A, pace_of: B} as many as run A's training took seconds, at th
 seed, for all seeds alike.
 
 Tuning uses training and validation data only. The best epoch on validation is evaluated, on the test split, once. Seconds of a training
-are those of its epochs with validation, each once: start, stops and an epoch that was lost do not count, those of an evaluation are of all
-its processes. An evaluation that leaves cases out counts, with their names in column left_out of runs.csv. One study at a time runs in
+are those of its epochs with validation, each once: start, stops and an epoch that was lost do not count. On a CPU those of the processor
+count for equal seconds and in the table, since other work on the machine does not change them. Seconds of an evaluation are of all its
+processes. An evaluation that leaves cases out counts, with their names in column left_out of runs.csv. One study at a time runs in
 an output_dir, and its processes end with it.
 """
 

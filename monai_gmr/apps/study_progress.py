@@ -69,6 +69,12 @@ def _is_among(cell: Cell, only: Collection[Run | str]) -> bool:
     return (not rows or cell.run in rows) and (not data or cell.data in data)
 
 
+def train_seconds(row: Mapping[str, Any]) -> float | None:
+    """Seconds of a training, from its row: of the processor where there are any, which other work on the machine does not change."""
+    processor = row.get("train_processor_seconds")
+    return row.get("train_seconds") if processor is None else processor
+
+
 class Progress:
     """What is done of a study: the rows of its runs.csv and, for short trainings, of its tuning.csv."""
 
@@ -115,9 +121,8 @@ class Progress:
     def _cost(self, cell: Cell) -> tuple[float, int] | None:
         """Seconds and epochs of the first seed's training of a cell."""
         row = self.done(Job(cell, self.study.seeds[0])).get(cell.data)
-        if row is None or row["train_seconds"] is None or not row["epochs"]:
-            return None
-        return row["train_seconds"], row["epochs"]
+        seconds = None if row is None else train_seconds(row)
+        return None if row is None or seconds is None or not row["epochs"] else (seconds, row["epochs"])
 
     def waits_for(self, job: Job) -> str:
         """What must be done before a job can start, in words; empty when nothing is."""

@@ -124,7 +124,7 @@ class _Piece:
 
 def read_best(path: Path) -> dict[str, Any]:
     """What a training left in its latest checkpoint: ``validation`` and ``best_epoch`` of the best score, and, of a history of all epochs,
-    ``seconds`` and ``still_improving``."""
+    ``seconds``, ``processor_seconds`` and ``still_improving``."""
     if not path.is_file():
         raise RunError(f"training left no {path}: the bundle's train.yaml needs LatestCheckpoint")
     content = read_checkpoint(path, hint="remove it, and the training starts anew")
@@ -135,7 +135,9 @@ def read_best(path: Path) -> dict[str, Any]:
     history = best.get("history", [])
     # of a history that begins later, as a checkpoint of an earlier version leaves it, the seconds are not all
     if history and history[0]["epoch"] == 1:
-        found |= {"seconds": round(sum(row["seconds"] for row in history), 1)}
+        for kind in ("seconds", "processor_seconds"):
+            values = [row.get(kind) for row in history]
+            found[kind] = None if None in values else round(sum(values), 1)
     return found | {"still_improving": still_improving(history)}
 
 
@@ -157,8 +159,9 @@ def _open_folder(folder: Path, name: str, digest: str) -> dict[str, Any]:
 
 def train(progress: Progress, job: Job, launch: Launch) -> dict[str, Any]:
     """Train unless it is done; a training that was killed resumes. Returns the content of ``training.json``: ``fingerprint``,
-    ``parameters``, ``validation``, ``best_epoch``, ``still_improving`` and ``seconds``; raises :class:`RunError` when it fails. Seconds are
-    those of all epochs, each once, whatever processes ran them; of all processes where the checkpoint holds no history."""
+    ``parameters``, ``validation``, ``best_epoch``, ``still_improving``, ``seconds`` and, on a CPU, ``processor_seconds``; raises
+    :class:`RunError` when it fails. Seconds are those of all epochs, each once, whatever processes ran them; of all processes where the
+    checkpoint holds no history."""
     study = progress.study
     folder, config_file = study.folder(job), study.data[job.cell.data].config_file("train")
     digest = progress.training_fingerprint(job)
@@ -214,7 +217,8 @@ def evaluate(progress: Progress, job: Job, name: str, trained: Mapping[str, Any]
     for score in SCORES[1:]:
         family, _, value = score.partition("_")
         columns[score] = rows[family][value or "mean"] if family in rows else None
-    columns["train_seconds"], columns["evaluate_seconds"] = trained["seconds"], state["seconds"]
+    columns |= {"train_seconds": trained["seconds"], "train_processor_seconds": trained.get("processor_seconds")}
+    columns["evaluate_seconds"] = state["seconds"]
     return columns | ({"left_out": "; ".join(state["left_out"])} if state.get("left_out") else {})
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from monai_gmr.apps.study_progress import train_seconds
 from monai_gmr.files import replacing
 from monai_gmr.tables import format_markdown
 
@@ -21,8 +22,8 @@ EXPLANATION = (
     "Scores: mean ± half width of the 95 % interval of the mean (Student's t over the seeds). Validation: best score of the "
     "metric that the bundle chooses its checkpoint by, which may be another than the table's. "
     "Still improving: mean validation score of the last tenth of the validations minus that of the tenth before, mean over the seeds. "
-    "Train: mean seconds of all epochs with validation. Learning rate, at edge: the best on validation is the smallest or largest "
-    "tried, and a better one may lie beyond. "
+    "Train: mean seconds of all epochs with validation, on a CPU of the processor, all threads together. "
+    "Learning rate, at edge: the best on validation is the smallest or largest tried, and a better one may lie beyond. "
     "Group: rotated and mirrored on the grid; angles: rotated by any angle; worst: mean over the seeds of each run's "
     "worst view. Bold: best angles mean, or upright where no angles were taken. "
     "Differences are of runs of equal seeds on equal images; in brackets the 95 % interval over the images, by a paired bootstrap of "
@@ -71,7 +72,8 @@ def summarize(
         line: dict[str, Any] = {key: first[key] for key in ("data", "net", "augmentation")} | {"seeds": len(chosen)}
         line |= {key: first.get(key) for key in ("metric", "learning_rate", "epochs", "parameters")}
         line |= {"learning_rate_at_edge": cell in edges, "step_milliseconds": steps.get(cell[:2])}
-        line |= {key: _mean(row.get(key) for row in chosen) for key in ("train_seconds", "still_improving")}
+        line |= {"train_seconds": _mean(map(train_seconds, chosen))}
+        line |= {"still_improving": _mean(row.get("still_improving") for row in chosen)}
         for score in sorted(SCORES):
             values = [row[score] for row in chosen if row.get(score) is not None]
             line[score], line[f"{score}_half_width"] = interval(values) if values else (None, None)

@@ -56,7 +56,7 @@ class _BestMetric:
         self.validator, self.saver, self.path = validator, saver, path
         self.history: list[dict[str, Any]] = []
         self._score: float | None = None
-        self._start = time.monotonic()
+        self._start = time.monotonic(), time.process_time()
 
     def attach(self, engine: Workflow) -> None:
         """Register with a trainer; a validator that runs at the end of an epoch gives the epoch's score."""
@@ -64,17 +64,23 @@ class _BestMetric:
         self.validator.add_event_handler(Events.COMPLETED, self._validated)
 
     def _begin(self) -> None:
-        self._score, self._start = None, time.monotonic()
+        self._score, self._start = None, (time.monotonic(), time.process_time())
 
     def _validated(self) -> None:
         state = self.validator.state
         score = state.metrics.get(state.key_metric_name)
         self._score = float(score) if is_scalar(score) else None
 
-    def end(self, epoch: int) -> None:
+    def end(self, engine: Workflow) -> None:
         """Add an epoch that is done to the history."""
-        seconds = round(time.monotonic() - self._start, 3)
-        self.history.append({"epoch": epoch, "seconds": seconds, "score": self._score})
+        row = {
+            "epoch": engine.state.epoch,
+            "seconds": round(time.monotonic() - self._start[0], 3),
+            "score": self._score,
+        }
+        if torch.device(engine.state.device).type == "cpu":
+            row["processor_seconds"] = round(time.process_time() - self._start[1], 3)
+        self.history.append(row)
 
     def state_dict(self) -> dict[str, Any]:
         state = self.validator.state
@@ -107,9 +113,9 @@ class LatestCheckpoint:
     """Handler that writes one checkpoint after every epoch and, when training starts again, resumes from it.
 
     Network, optimizer, schedule, epoch counter and the best validation score continue. With a validator the file also holds, at
-    ``["best"]["history"]``, a dictionary for each epoch: ``epoch``, its ``seconds`` with validation, and the validation ``score``, ``None``
-    where there was no validation. The file is whole at any moment; weights that
-    are not finite are never written. ``monai.handlers.CheckpointLoader`` reads it. The handler must stand last among the trainer's,
+    ``["best"]["history"]``, a dictionary for each epoch: ``epoch``, its ``seconds`` with validation, on a CPU also ``processor_seconds``,
+    those of all threads, and the validation ``score``, ``None`` where there was no validation. The file is whole at any moment; weights
+    that are not finite are never written. ``monai.handlers.CheckpointLoader`` reads it. The handler must stand last among the trainer's,
     behind validation and schedule. While the training runs its folder is closed to trainings of other processes.
 
     Args:
@@ -176,7 +182,7 @@ class LatestCheckpoint:
             if isinstance(saved, torch.nn.Module):
                 check_network(saved, self.path)
         if self._best is not None:
-            self._best.end(engine.state.epoch)
+            self._best.end(engine)
         self._checkpoint(engine)
 
     def load(self, engine: Workflow) -> None:

@@ -12,6 +12,8 @@ from monai_gmr.apps.study_plan import Job
 from monai_gmr.apps.study_progress import Progress
 from monai_gmr.utils import ConfigurationError
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def test_special_settings_override_general_ones(load, config):
     layers = ["epochs", "width", "conv", "split", "batch"]
@@ -76,6 +78,21 @@ def test_fingerprints_are_those_of_studies_that_are_done(write):
     assert [study.folder(each) for each in list(Progress(study).jobs())] == [
         Path("out/runs/cells/radial-none") / f for f in folders
     ]
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("bundles/*/configs/study.yaml")), ids=lambda file: file.parts[-3])
+def test_the_studies_of_the_bundles_follow_the_protocol(file, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    study = load_study(file)
+    check_bundles(study)
+    assert len(study.seeds) == 3
+    for name in study.data:
+        rows = [str(cell.run) for cell in study.cells if cell.data == name]
+        kinds = ("none", "grid", "rotation", "rotation, three times as long", "rotation, equal seconds")
+        assert {f"plain, {kind}" for kind in kinds} | {"harmonic, none", "harmonic, rotation"} <= set(rows)
+        longer = next(cell for cell in study.cells if cell.data == name and "three times" in cell.augmentation)
+        assert study.epochs(longer) == 3 * study.epochs(longer._replace(augmentation="rotation"))
+        assert len(study.tuning_jobs(longer)) == 3
 
 
 def test_a_short_training_may_be_longer_than_half(load, config):

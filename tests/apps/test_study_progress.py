@@ -89,6 +89,20 @@ def test_equal_seconds_are_those_of_the_first_seed_of_the_other_net(start, confi
     assert "to do" not in capsys.readouterr().out
 
 
+def test_equal_seconds_go_by_those_of_the_processor_where_there_are_any(start, config, bundle, tmp_path):
+    file = bundle / "configs" / "train.yaml"
+    # the clock of the wall, as other work on the machine changes it
+    busy = "{'epoch': i + 1, 'processor_seconds': 24.0 if @conv == 'gmr' else 10.0, 'seconds': 7.0 if @conv == 'gmr' else 90.0,"
+    file.write_text(file.read_text().replace("{'epoch': i + 1, 'seconds': 24.0 if @conv == 'gmr' else 10.0,", busy))
+    config["augmentations"] = {"none": {}, "same seconds": SAME_SECONDS}
+    config |= {"seeds": [3], "runs": [["radial", "none"], ["plain", "none"], ["plain", "same seconds"]]}
+    assert start() == 0
+    rows = read_rows(tmp_path / "out" / "runs.csv")
+    assert [row["epochs"] for row in rows] == [5, 5, 12]
+    assert [row["train_seconds"] for row in rows] == [35.0, 450.0, 1080.0]
+    assert [row["train_seconds"] for row in read_rows(tmp_path / "out" / "table.csv")] == [120.0, 50.0, 120.0]
+
+
 def test_a_rate_can_be_that_of_another_row(start, config, processes, tmp_path):
     config["augmentations"] = {"none": {}, "longer": LONGER | {"learning_rate": {"of": ["plain", "none"]}}}
     config |= {"tuning": {"learning_rates": [0.001, 0.003, 0.03]}, "seeds": [3]}
