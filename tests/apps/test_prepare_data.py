@@ -200,7 +200,7 @@ def test_upright_and_turned_digits_are_what_our_dataset_reads(digits, capsys):
         (["instances", "d.npz", "out"], "lacks 'image' or 'label'"),
         (["classes", "d.npz", "out"], "no 'ids'"),
         (["classes", "there", "out"], "no PNG files in them"),
-        (["classes", "cells.npz", "out", "--png"], "is no picture"),
+        (["classes", "deep.npz", "out", "--png"], "is no picture"),
         (["classes", "cells.npz", "out", "--slices", "0"], "cannot be cut across axis 0"),
         (["classes", "cells.npz", "out", "--split", "none.json"], "none.json is not readable as JSON"),
         (["classes", "cells.npz", "out", "--split", "short.json"], "does not give all of training, validation, test"),
@@ -221,6 +221,8 @@ def test_mistakes_are_one_sentence_and_code_2_and_write_nothing(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "thesis.tex").touch()
+    deep = {f"{part}_{name}": np.zeros((2, 2, 2), np.uint8) for part in ("img", "lab") for name in "abc"}
+    np.savez(tmp_path / "deep.npz", ids=np.array(list("abc")), **deep)
     (tmp_path / "short.json").write_text('{"training": ["cell-1"]}')
     (tmp_path / "twice.json").write_text('{"training": ["cell-1"], "validation": ["cell-1"], "test": ["cell-2"]}')
     (tmp_path / "other.json").write_text('{"training": ["x"], "validation": ["cell-1"], "test": ["cell-2"]}')
