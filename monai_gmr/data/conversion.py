@@ -254,6 +254,12 @@ def write_decathlon(
         raise ConfigurationError(
             f"{len(labels)} label values do not fit into 8 bits: number the classes from 0 to 255."
         )
+    for case in [case for cases in sections.values() for case in cases] if pictures else []:
+        if case.image.ndim != 2 or case.image.dtype.name not in PICTURE_TYPES:
+            raise ConfigurationError(
+                f"{case.name} of shape {case.image.shape} and type {case.image.dtype} is no picture: give images of two dimensions and 8 "
+                "or 16 bits, cut slices, or write NIfTI."
+            )
     content: dict[str, Any] = {"name": folder.name, "labels": {str(v): name for v, name in enumerate(labels)}}
     content |= {**(about or {}), **{section: [] for section in sections}}
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -296,11 +302,6 @@ def _write_case(folder: Path, prefix: str, case: Case, num_labels: int, pictures
     if case.label.max() >= num_labels:
         raise ConfigurationError(
             f"The label of {case.name} holds {case.label.max()} and there are names for 0 to {num_labels - 1}: name all."
-        )
-    if pictures and (case.image.ndim != 2 or case.image.dtype.name not in PICTURE_TYPES):
-        raise ConfigurationError(
-            f"{case.name} of shape {case.image.shape} and type {case.image.dtype} is no picture: give images of two dimensions and 8 or "
-            "16 bits, or cut slices, or write NIfTI."
         )
     # NIfTI has no booleans or half floats, and nibabel refuses 64-bit integers.
     image = case.image if case.image.dtype.name in NIFTI_TYPES else case.image.astype(np.float32)

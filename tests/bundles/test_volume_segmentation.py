@@ -208,6 +208,10 @@ def test_a_killed_training_resumes_and_ends_like_an_uninterrupted_one(dataset_di
         assert "Resumed" not in caplog.text
     found, expected = (torch.load(path, weights_only=True) for path in (broken, whole))
     assert found["trainer"]["iteration"] == expected["trainer"]["iteration"] == 2 * epochs
+    for best in (found["best"], expected["best"]):
+        # each epoch once, with its score; only the clock may differ
+        seconds = [(row.pop("seconds"), row.pop("processor_seconds", 1)) for row in best["history"]]
+        assert np.min(seconds) > 0
     assert found["best"] == expected["best"]
     for name, tensor in expected["model"].items():
         assert torch.equal(found["model"][name], tensor), name
