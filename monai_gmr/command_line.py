@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import os
 import sys
@@ -12,6 +13,12 @@ from monai_gmr.utils import ConfigurationError
 
 TRACEBACK_VARIABLE = "MONAI_GMR_TRACEBACK"
 Main = Callable[..., int]
+
+
+def command_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of ``python -m monai_gmr.apps.NAME``, whose help shows the description as it stands."""
+    layout = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(f"python -m monai_gmr.apps.{name}", description=description, formatter_class=layout)
 
 
 def command(name: str, interrupted: str = "nothing is written") -> Callable[[Main], Callable[..., int]]:

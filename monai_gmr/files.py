@@ -88,14 +88,7 @@ def write_text(text: str, path: Path) -> None:
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write dictionaries as CSV, with a column for each key of any of them.
-
-    Example:
-        >>> file = getfixture("tmp_path") / "table.csv"
-        >>> write_rows([{"view": "upright", "dice": 0.5}, {"view": "m [100]"}], file)
-        >>> file.read_text().split()
-        ['view,dice', 'upright,0.5', 'm', '[100],']
-    """
+    """Write dictionaries as CSV, with a column for each key of any of them."""
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         columns = list(dict.fromkeys(key for row in rows for key in row))
         writer = csv.DictWriter(file, columns, lineterminator="\n")
@@ -104,14 +97,7 @@ def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def write_json(content: Any, path: Path) -> None:
-    """Write JSON; what is not finite becomes ``null``, which every reader takes.
-
-    Example:
-        >>> file = getfixture("tmp_path") / "table.json"
-        >>> write_json({"p": float("nan")}, file)
-        >>> json.loads(file.read_text())
-        {'p': None}
-    """
+    """Write JSON; what is not finite becomes ``null``, which every reader takes."""
     write_text(json.dumps(_finite(content), indent=1, allow_nan=False, default=str), path)
 
 

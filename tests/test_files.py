@@ -1,6 +1,7 @@
 """Files are written whole or not at all, folders are tried first, and a folder belongs to one process."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -213,3 +214,10 @@ def test_a_file_system_without_locks_is_a_line_in_the_log(tmp_path, monkeypatch,
     )
     FolderLock(tmp_path)
     assert "has no locks" in caplog.text
+
+
+def test_rows_have_a_column_for_each_key_and_json_no_numbers_that_are_not_finite(tmp_path):
+    write_rows([{"view": "upright", "dice": 0.5}, {"view": "m [100]"}], tmp_path / "table.csv")
+    assert (tmp_path / "table.csv").read_text() == "view,dice\nupright,0.5\nm [100],\n"
+    write_json({"p": float("nan"), "spread": [float("inf"), 1.0]}, tmp_path / "table.json")
+    assert json.loads((tmp_path / "table.json").read_text()) == {"p": None, "spread": [None, 1.0]}

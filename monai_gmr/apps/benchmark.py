@@ -28,7 +28,7 @@ from monai_gmr.apps.benchmark_measure import device_of, measure_case, measuring
 from monai_gmr.apps.benchmark_table import draw_rows, format_missing, format_rows, format_short_rows, is_drawn
 from monai_gmr.apps.benchmark_thresholds import main as thresholds
 from monai_gmr.apps.timing import describe_machine
-from monai_gmr.command_line import command
+from monai_gmr.command_line import command, command_parser
 from monai_gmr.files import check_folder, write_text
 from monai_gmr.ops import available_backends
 from monai_gmr.utils import ConfigurationError, can_draw, check_choice
@@ -86,11 +86,7 @@ def describe(machine: Mapping[str, Any]) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m monai_gmr.apps.benchmark",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmark", __doc__)
     add = parser.add_argument
     add("groups", nargs="*", metavar="GROUP", help=f"which of {', '.join(GROUPS)} (all), or thresholds")
     add("--device", default="cpu", help="cpu, cuda or cuda:NUMBER (cpu)")

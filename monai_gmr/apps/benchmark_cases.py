@@ -20,14 +20,7 @@ PLAIN, PLAIN_3 = "plain", "plain k=3"
 
 
 class RingConvolution(nn.Module):
-    """The operation :func:`monai_gmr.ops.ring_conv` alone, as wide as its input, with the initial basis of a ``GMRConv2d``.
-
-    Example:
-        >>> RingConvolution(2, 4, 5)(torch.rand(1, 4, 6, 6)).shape
-        torch.Size([1, 4, 6, 6])
-        >>> RingConvolution(2, 4, 5, stride=2, transposed=True)(torch.rand(1, 4, 6, 6)).shape
-        torch.Size([1, 4, 12, 12])
-    """
+    """The operation :func:`monai_gmr.ops.ring_conv` alone, as wide as its input, with the initial basis of a ``GMRConv2d``."""
 
     shells: torch.Tensor
 

@@ -106,13 +106,7 @@ def format_short_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[Colum
 
 
 def format_missing(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One line for each reason why rows have no numbers; empty when all have.
-
-    Example:
-        >>> row = {"label": "GMRConv, triton", "backend": "triton", "reason": "it needs a GPU"}
-        >>> print(format_missing([row, row, {**row, "reason": None}]))
-        -  triton: it needs a GPU (2 of 3 rows)
-    """
+    """One line for each reason why rows have no numbers; empty when all have."""
     names = [row["backend"] or row["label"] for row in rows]
     counts = Counter((name, row["reason"]) for name, row in zip(names, rows) if row["reason"])
     totals = Counter(names)
@@ -169,11 +163,10 @@ def draw_rows(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str = 
     panels: dict[tuple[str, str], dict[int, list[Mapping[str, Any]]]] = {}
     for row in drawn:
         panels.setdefault((row["group"], row["precision"]), {}).setdefault(row["dims"], []).append(row)
-    lengths = [
-        max(len(each) + ROOM_OF_TITLE * len({row["case"] for row in each}) for each in band.values())
-        for band in panels.values()
-    ]
-    heights = [0.2 * length + 0.8 for length in lengths]
+    heights = []
+    for band in panels.values():
+        longest = max(len(each) + ROOM_OF_TITLE * len({row["case"] for row in each}) for each in band.values())
+        heights.append(0.2 * longest + 0.8)
     figure = Figure(figsize=(1.2 + 6.2 * len(dims), sum(heights) + 0.9), layout="constrained")
     # one scale, so that bars of different panels can be compared
     grid = figure.subplots(len(panels), len(dims), squeeze=False, height_ratios=heights, sharex=True)

@@ -11,7 +11,6 @@ Nothing else should run meanwhile.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from tqdm import tqdm
 from monai_gmr.apps.benchmark_cases import Candidate, Case, RingConvolution
 from monai_gmr.apps.benchmark_measure import Notes, Trial, device_of, make_input, measuring
 from monai_gmr.apps.timing import median_seconds
+from monai_gmr.command_line import command_parser
 from monai_gmr.files import check_folder, write_text
 from monai_gmr.ops.thresholds import KERNELS, THRESHOLDS, Point, Row, least_voxels, merge_rows, processor_of
 from monai_gmr.utils import ConfigurationError, check_choice
@@ -87,12 +87,7 @@ QUICK = Grid(
 
 
 def make_points(grid: Grid) -> list[Point]:
-    """The rows of the table: windows, channels, groups, strides and memory formats.
-
-    Example:
-        >>> make_points(GRIDS["cpu"])[0]
-        Point(dims=2, kernel_size=3, channels=1, width_per_group=1, channels_last=False, stride=1, transposed=False)
-    """
+    """The rows of the table: windows, channels, groups, strides and memory formats."""
     windows = [(dims, k) for dims, lengths in grid.windows.items() for k in lengths]
     channels = (*((count, count) for count in grid.channels), *grid.grouped)
     plain = [
@@ -169,11 +164,7 @@ def measure_grid(grid: Grid, repeats: int, device: torch.device, precision: str,
 
 def main(arguments: Sequence[str]) -> int:
     """Run ``benchmark thresholds``; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m monai_gmr.apps.benchmark thresholds",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmark thresholds", __doc__)
     add = parser.add_argument
     add("--device", default="cpu", help="cpu or cuda (cpu)")
     add("--precisions", nargs="+", metavar="PRECISION", help="on a GPU; rows of other precisions stay (all)")

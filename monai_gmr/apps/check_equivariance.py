@@ -27,12 +27,7 @@ CONFIG_NAMES = tuple(f"{name}.{end}" for name in ("inference", "evaluate", "trai
 
 
 def parse_size(text: str) -> tuple[int, ...]:
-    """Read a size from the command line.
-
-    Example:
-        >>> parse_size("97"), parse_size("64,65,70")
-        ((97,), (64, 65, 70))
-    """
+    """Read a size from the command line."""
     try:
         size = tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -153,18 +148,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     text = "input size in voxels: 97 for a square or cube, or 64,65,70; may be given several times"
     add("--size", type=parse_size, action="append", required=True, help=text)
-    text = "other angles, measured but not judged"
-    add("--angles", type=float, nargs="+", default=[], metavar="DEGREES", help=text)
+    add("--angles", type=float, nargs="+", default=[], metavar="DEGREES", help="other angles, measured but not judged")
     text = "distances in voxels along each axis, such as 0.5, measured but not judged"
     add("--shifts", type=float, nargs="+", default=[], metavar="VOXELS", help=text)
     add("--csv", type=Path, help="write every row to this file")
-    add("--per-module", action="store_true", help="list every module, not only those that break it")
+    text = "list every module, not only those that break it, and measure it under --angles and --shifts, too (in 3D for minutes)"
+    add("--per-module", action="store_true", help=text)
     add("--train", action="store_true", help="check in train mode (default: eval mode)")
     arguments = parser.parse_args(argv)
     if arguments.csv:
         check_folder(arguments.csv.parent)
     network = read_network(arguments).train(arguments.train)
-    report = check_network(network, arguments.size, arguments, angles=arguments.angles, shifts=arguments.shifts)
+    moves = {"angles": arguments.angles, "shifts": arguments.shifts, "moves_per_module": arguments.per_module}
+    report = check_network(network, arguments.size, arguments, **moves)
     if arguments.csv:
         write_rows(report.rows, arguments.csv)
     print(report.to_text(every_module=arguments.per_module))

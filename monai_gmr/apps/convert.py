@@ -57,22 +57,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--exclude", action="append", metavar="NAME", help="modules that stay unchanged, such as 'encoder.*'")
     arguments = parser.parse_args(argv)
     network = read_network(arguments).eval()
-    converted = convert_to_gmr(
-        network,
-        arguments.kernel_size,
-        exclude=arguments.exclude,
-        conv=arguments.conv,
-        weights="init" if arguments.init else "project",
-        spacing=arguments.spacing,
-        in_channels=arguments.in_channels,
-    )
+    options = {name: getattr(arguments, name) for name in ("exclude", "conv", "spacing", "in_channels")}
+    weights = "init" if arguments.init else "project"
+    converted = convert_to_gmr(network, arguments.kernel_size, **options, weights=weights)
     if not arguments.check:
         print(converted.conversion_report)
         return 0
     before, after = (check_network(each, arguments.check, arguments) for each in (network, converted))
-    print(
-        f"{converted.conversion_report}\n\nlargest relative error over the group of the grid\n{compare_errors(before, after)}"
-    )
+    table = compare_errors(before, after)
+    print(f"{converted.conversion_report}\n\nlargest relative error over the group of the grid\n{table}")
     if not after.ok:
         print(f"\nwhat still breaks it\n{after.to_text()}")
     return 0 if after.ok else 1

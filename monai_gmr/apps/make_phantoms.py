@@ -5,12 +5,11 @@ python -m monai_gmr.apps.make_phantoms OUT --number 24 --size 48 --seed 0
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from monai_gmr.command_line import command
+from monai_gmr.command_line import command, command_parser
 from monai_gmr.data.phantoms import POSES, make_phantom, write_phantoms
 from monai_gmr.files import replacing
 from monai_gmr.utils import ConfigurationError, can_draw
@@ -24,9 +23,7 @@ def split_number(number: int) -> tuple[int, int, int]:
         ((16, 4, 4), (1, 1, 1))
     """
     if number < 3:
-        raise ConfigurationError(
-            f"number={number} cannot be split into training, validation and test: give at least 3."
-        )
+        raise ConfigurationError(f"number={number} cannot be split into training, validation and test: use at least 3.")
     held_out = max(1, number // 6)
     return number - 2 * held_out, held_out, held_out
 
@@ -58,7 +55,7 @@ def draw_phantom(path: Path, spatial_shape: Sequence[int], spacing: Sequence[flo
 @command("make_phantoms")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for wrong arguments."""
-    parser = argparse.ArgumentParser(prog="python -m monai_gmr.apps.make_phantoms", description=__doc__.splitlines()[0])
+    parser = command_parser("make_phantoms", __doc__.splitlines()[0])
     add = parser.add_argument
     add("output_dir", metavar="OUT", help="folder to write to")
     add("--number", type=int, default=24, help="volumes in all; two thirds are for training (24)")

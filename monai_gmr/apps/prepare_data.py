@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_gmr.command_line import command
+from monai_gmr.command_line import command, command_parser
 from monai_gmr.data.conversion import (
     TARGETS,
     Case,
@@ -109,9 +109,8 @@ def prepare_medmnist(options: argparse.Namespace) -> str:
         check_output_file(file, options.overwrite)
         if file.resolve() in sources:
             raise ConfigurationError(f"{file} is to be read and written: give another OUT.")
-    arrays = draw_sections(
-        read_arrays(options.source), options.training, options.validation, options.source, options.seed
-    )
+    numbers = (options.training, options.validation)
+    arrays = draw_sections(read_arrays(options.source), *numbers, options.source, options.seed)
     lines = []
     if options.turned is not None:
         section = as_test_section(read_arrays(options.turned), "x", "y", options.turned)
@@ -125,11 +124,7 @@ def prepare_medmnist(options: argparse.Namespace) -> str:
 @command("prepare_data")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for wrong arguments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m monai_gmr.apps.prepare_data",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("prepare_data", __doc__)
     kinds = parser.add_subparsers(metavar="KIND", required=True, help="content of SOURCE or OUT")
 
     def add_kind(
@@ -162,8 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = "what becomes label 1: all instances, or where a neighbour belongs to another one (foreground)"
     add("--target", choices=tuple(TARGETS), default="foreground", help=text)
     add("--seed", type=int, default=0, help="the same seed makes the same split (0)")
-    text = "parts along each axis of a single volume, the last two for validation and test (2)"
-    add("--blocks", type=int, help=text)
+    add("--blocks", type=int, help="parts along each axis of a single volume, the last two for validation and test (2)")
     add_layout(add)
     text = "labels are classes already (keys ids, img_*, lab_*: split 60/20/20 in their order)"
     add_layout(add_kind("classes", prepare_classes, text, folder, source))
@@ -172,8 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--training", type=int, default=10000, help="training images to draw (10000)")
     add("--validation", type=int, default=2000, help="validation images to draw (2000)")
     add("--seed", type=int, default=0, help="the same seed draws the same images (0)")
-    text = "file of rotated test images (keys x, y), written as test section of OUT_turned.npz"
-    add("--turned", metavar="NPZ", help=text)
+    add("--turned", metavar="NPZ", help="rotated test images (keys x, y), written as test section of OUT_turned.npz")
     options = parser.parse_args(arguments)
     print(options.prepare(options))
     return 0

@@ -1,9 +1,8 @@
-"""The cases of a loader one batch after the other, those that cannot be loaded left out."""
+"""The cases of a loader one batch after the other, those that fail left out by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,19 +12,17 @@ from monai.utils import CommonKeys
 from torch.utils.data import Dataset
 
 from monai_gmr.transforms import check_finite
-from monai_gmr.utils import ConfigurationError, reason
+from monai_gmr.utils import ConfigurationError, WriteError, reason
+
+# name, item and, where there is none, the reason
+NamedItem = tuple[str, Any, str]
 
 
 class CaseBatch(NamedTuple):
-    """``names`` of cases, the ``batch`` that the loader makes of them, and ``failures``: name of a case that did not load to the reason."""
+    """``names`` of cases, and the ``batch`` that the loader makes of them."""
 
     names: list[str]
     batch: Any
-    failures: dict[str, str]
-
-
-class LoadedBatch(list):
-    """The :class:`CaseBatch` es that one batch of a loader gives: one, or several where its images differ in size."""
 
 
 def case_name(dataset: Any, index: int) -> str:
@@ -53,7 +50,7 @@ class _NamedItems(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, place: int) -> tuple[str, Any, str]:
+    def __getitem__(self, place: int) -> NamedItem:
         index = self.indices[place]
         try:
             item = self.dataset[index]
@@ -73,24 +70,6 @@ def _have_one_size(items: list[Any]) -> bool:
     return all(each == sizes[0] for each in sizes)
 
 
-def _collate(collate: Callable[[list], Any], items: list[tuple[str, Any, str]]) -> LoadedBatch:
-    """One batch, or where these items make none, because their sizes differ, one of each."""
-    batches = LoadedBatch()
-    failures = {name: why for name, _, why in items if why}
-    loaded = [(name, item) for name, item, why in items if not why]
-    groups = [loaded] if _have_one_size([item for _, item in loaded]) else [[each] for each in loaded]
-    for group in filter(None, groups):
-        try:
-            batches.append(CaseBatch([name for name, _ in group], collate([item for _, item in group]), {}))
-        except Exception as error:
-            if len(group) == 1:
-                failures[group[0][0]] = reason(error)
-            else:
-                # the loop goes on over these
-                groups += [[each] for each in group]
-    return LoadedBatch([*batches, CaseBatch([], None, failures)] if failures else batches)
-
-
 def refuse_failures(failures: Mapping[str, str], total: int, what: str) -> None:
     """Raise :class:`ConfigurationError` about the cases that failed, name to reason, if any, so that the exit status is not 0."""
     if failures:
@@ -100,21 +79,17 @@ def refuse_failures(failures: Mapping[str, str], total: int, what: str) -> None:
 
 
 class CaseBatches:
-    """The cases of a loader, each under a name of its own.
+    """The cases of a loader over a dataset with a length, each under a name of its own; with ``cases`` the first so many only.
 
-    Args:
-        loader: ``torch.utils.data.DataLoader`` or MONAI's, over a dataset with a length. It is not iterated itself: its dataset, batch
-            size, collation and workers are used, in the dataset's order.
-        cases: the first so many only; default all.
-
-    Raises:
-        ConfigurationError: when there is no such dataset, or no case in it.
+    The loader is not iterated itself: its dataset, batch size, collation and workers are used, in the dataset's order. Raises
+    ``ConfigurationError`` when there is no such dataset, or no case in it.
 
     Example:
         >>> from monai.data import DataLoader, Dataset
-        >>> batches = CaseBatches(DataLoader(Dataset([{"image": 1}, {"image": 2}]), batch_size=2))
-        >>> [batch.names for batch in batches.load(["case 1"])]
-        [['case 1']]
+        >>> cases = CaseBatches(DataLoader(Dataset([{"image": 1}, {"image": 2}]), batch_size=2))
+        >>> [cases.process(items, print) for items in cases.load(["case 1"])]
+        CaseBatch(names=['case 1'], batch={'image': tensor([2])})
+        [{}]
     """
 
     def __init__(self, loader: Any, cases: int | None = None) -> None:
@@ -135,25 +110,50 @@ class CaseBatches:
         # two images of one name in two folders are two cases
         self.names = [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names)]
 
-    def load(self, names: Sequence[str]) -> Iterator[CaseBatch]:
-        """The batches of these cases, loaded as they are asked for."""
-        for batches in self.loaded(names):
-            yield from batches
-
-    def loaded(self, names: Sequence[str] | None = None) -> DataLoader:
-        """The same, default of all cases, as a loader: a :class:`LoadedBatch` for each batch."""
-        return DataLoader(
-            self.items(names),
-            batch_size=self.loader.batch_size or 1,
-            num_workers=self.loader.num_workers,
-            collate_fn=partial(_collate, self.loader.collate_fn),
-        )
-
     def items(self, names: Sequence[str] | None = None) -> _NamedItems:
-        """The cases one by one: name, item and the reason where there is none."""
+        """These cases, default all, one by one: name, item and the reason where there is none."""
         position = {name: index for index, name in enumerate(self.names)}
         chosen = self.names if names is None else names
         return _NamedItems(self.dataset, [position[name] for name in chosen], self.names)
+
+    def load(self, names: Sequence[str] | None = None) -> DataLoader:
+        """Lists of the items of these cases, default all, for :meth:`process`."""
+        size, workers = self.loader.batch_size or 1, self.loader.num_workers
+        return DataLoader(self.items(names), batch_size=size, num_workers=workers, collate_fn=list)
+
+    def one(self, name: str) -> CaseBatch:
+        """The batch of a single case; raises ``ConfigurationError`` where it does not load."""
+        _, item, why = self.items([name])[0]
+        if why:
+            raise ConfigurationError(why)
+        return CaseBatch([name], self.loader.collate_fn([item]))
+
+    def process(self, items: list[NamedItem], function: Callable[[CaseBatch], None]) -> dict[str, str]:
+        """Call a function with the batch of some items; where that fails, or their sizes differ, with each alone.
+
+        Returns name to reason of those that did not load or that the function failed on; that a file cannot be written ends it. The
+        items are taken out of their list, so that a single case is in memory once.
+        """
+        failures = {name: why for name, _, why in items if why}
+        loaded = [(name, item) for name, item, why in items if not why]
+        items.clear()
+        groups = [loaded] if _have_one_size([item for _, item in loaded]) else [[each] for each in loaded]
+        for group in filter(None, groups):
+            names = [name for name, _ in group]
+            try:
+                batch = self.loader.collate_fn([item for _, item in group])
+                if len(names) == 1:
+                    group.clear()
+                function(CaseBatch(names, batch))
+            except WriteError:
+                raise
+            except Exception as error:
+                if len(names) == 1:
+                    failures[names[0]] = reason(error)
+                else:
+                    # the loop goes on over these
+                    groups += [[each] for each in group]
+        return failures
 
 
 def usable_image(title: str, batches: CaseBatches) -> Any:

@@ -124,9 +124,7 @@ def find_images(path: str | Path, suffixes: tuple[str, ...], output_dir: str | P
         and file.resolve() not in predictions
     ]
     if not files:
-        raise ConfigurationError(
-            f"input={root} holds no image: give a file or a folder of {', '.join(suffixes)} files."
-        )
+        raise ConfigurationError(f"input={root} holds no image: give a file or folder of {', '.join(suffixes)} files.")
     return files
 
 

@@ -101,17 +101,12 @@ def _checked_settings(config: Mapping[str, Any]) -> set[str]:
 def check_settings(
     settings: Mapping[str, Any], config: Mapping[str, Any], accepted: Iterable[str] = (), prefix: str = "--"
 ) -> None:
-    """Raise when a setting names nothing in a config, which MONAI would accept silently, or has a value that no run can have.
+    """Raise ``ConfigurationError`` when a setting names nothing in a config, which MONAI would accept silently, or has a value that no run
+    can have.
 
-    Args:
-        settings: ids of the config, ``"::"`` or ``"#"`` between the names of nested ones, to values.
-        config: the content of the config files.
-        accepted: further names that may be given.
-        prefix: what the user writes before a name.
-
-    Raises:
-        ConfigurationError: when a name is neither in the config nor accepted nor an argument of the component that it is below (the
-            nearest name is given), or a value cannot stand where the config has a switch, a number, a list or a reference to one.
+    ``settings`` are ids of the config, ``"::"`` or ``"#"`` between the names of nested ones, to values; ``prefix`` is what the user writes
+    before a name. A name must be in the config, one of those ``accepted``, or an argument of the component that it is below; a value must
+    be able to stand where the config has a switch, a number, a list or a reference to one.
     """
     names = {*config, *accepted}
     checked = _checked_settings(config)

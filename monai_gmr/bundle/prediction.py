@@ -9,16 +9,14 @@ import torch
 from monai.engines import IterationEvents, SupervisedEvaluator
 from monai.utils import CommonKeys
 
-from monai_gmr.bundle.case_batches import CaseBatches, LoadedBatch, refuse_failures
-from monai_gmr.utils import ConfigurationError, reason
+from monai_gmr.bundle.case_batches import CaseBatch, CaseBatches, refuse_failures
+from monai_gmr.utils import ConfigurationError
 
 
 def check_answer(answer: Any) -> None:
     """Raise :class:`ConfigurationError` when a tensor that a network returned holds NaN or inf, which argmax makes any class."""
     if isinstance(answer, torch.Tensor) and not torch.isfinite(answer).all():
-        raise ConfigurationError(
-            "the answer of the network holds NaN or inf: check its weights, or run it without amp."
-        )
+        raise ConfigurationError("the answer of the network holds NaN or inf: check its weights, or leave amp out.")
 
 
 class CasePredictor(SupervisedEvaluator):
@@ -45,7 +43,7 @@ class CasePredictor(SupervisedEvaluator):
         super().__init__(**kwargs)
         self.output = output
         self.failures: dict[str, str] = {}
-        self._done = 0
+        # while it predicts
         self._cases: CaseBatches | None = None
         self.add_event_handler(
             IterationEvents.FORWARD_COMPLETED, lambda: check_answer(self.state.output[CommonKeys.PRED])
@@ -54,45 +52,35 @@ class CasePredictor(SupervisedEvaluator):
     def predict(self) -> None:
         """Predict all cases; print how many were, and those that were not with the reason, about which it then raises."""
         loader, length = self.data_loader, self.state.epoch_length
-        self._cases, self.failures, self._done = CaseBatches(loader), {}, 0
-        self.data_loader = self._cases.loaded()
+        self._cases = cases = CaseBatches(loader)
+        self.data_loader, self.failures = cases.load(), {}
         self.state.epoch_length = len(self.data_loader)
         try:
             self.run()
         finally:
-            self.data_loader, self.state.epoch_length = loader, length
-        print(f"{self._done} predictions in {self.output}")
+            self.data_loader, self.state.epoch_length, self._cases = loader, length, None
+        print(f"{len(cases.names) - len(self.failures)} predictions in {self.output}")
         for name, why in self.failures.items():
             print(f"{name} is left out: {why}")
-        refuse_failures(self.failures, len(self._cases.names), "images were not predicted")
+        refuse_failures(self.failures, len(cases.names), "images were not predicted")
 
     # MONAI's name for the method that a subclass replaces
     def _iteration(self, engine: Any, batchdata: Any) -> Any:
-        if not isinstance(batchdata, LoadedBatch):
-            return super()._iteration(engine, batchdata)
+        iterate = super()._iteration
+        if self._cases is None:
+            return iterate(engine, batchdata)
         inputs: list[Any] = []
         outputs: list[Any] = []
-        waiting = list(batchdata)
-        while waiting:
-            cases = waiting.pop(0)
-            self.failures.update(cases.failures)
-            if not cases.names:
-                continue
-            try:
-                engine.state.batch = cases.batch
-                outputs += super()._iteration(engine, cases.batch)
-            except Exception as error:
-                if len(cases.names) == 1:
-                    self.failures[cases.names[0]] = reason(error)
-                else:
-                    assert self._cases is not None
-                    waiting[:0] = [single for name in cases.names for single in self._cases.load([name])]
-                continue
-            inputs += engine.state.batch
-            self._done += len(cases.names)
+
+        def predict(batch: CaseBatch) -> None:
+            engine.state.batch = batch.batch
+            outputs.extend(iterate(engine, batch.batch))
+            inputs.extend(engine.state.batch)
+
+        self.failures |= self._cases.process(batchdata, predict)
         # for the handlers of a whole iteration
         engine.state.batch, engine.state.output = inputs, outputs
-        if not self._done and engine.state.iteration == engine.state.epoch_length:
+        if len(self.failures) == len(self._cases.names) and engine.state.iteration == engine.state.epoch_length:
             # there is nothing to write for the handlers of a whole epoch
             engine.terminate()
         return outputs

@@ -92,6 +92,7 @@ TABLE: dict[str, Rule] = {
     "num_workers": _whole(0),
     "size": SIZE,
     "spatial_size": _whole(0),
+    "margin": _whole(0),
     "classes": _or_none(_listed(_whole(0))),
     "cases": _or_none(COUNT),
     # the training

@@ -78,9 +78,7 @@ def read_cases(arrays: Mapping[str, np.ndarray], source: str) -> list[Case]:
         if missing:
             raise ConfigurationError(f"{source} has no {missing[0]!r} for the id {name!r}: add it or drop the id.")
         if not re.fullmatch(r"\w[\w.-]*", name):
-            raise ConfigurationError(
-                f"The id {name!r} of {source} cannot name a file: use letters, digits, dots, - and _."
-            )
+            raise ConfigurationError(f"The id {name!r} of {source} cannot name a file: use letters, digits, . - _.")
         cases.append(_checked(Case(name, arrays[f"img_{key}"], arrays[f"lab_{key}"]), source))
     return cases
 
@@ -124,9 +122,7 @@ def _checked(case: Case, source: str) -> Case:
             "both must be of one shape in 2D or 3D."
         )
     if not np.issubdtype(case.label.dtype, np.integer) or case.label.min() < 0:
-        raise ConfigurationError(
-            f"{source} has labels that are not integers from 0 ({case.name}, {case.label.dtype}): number them."
-        )
+        raise ConfigurationError(f"{source} has labels that are not integers from 0 ({case.name}): number them.")
     return case
 
 
@@ -237,23 +233,14 @@ def write_decathlon(
 ) -> Path:
     """Write cases as NIfTI in the layout of the Medical Segmentation Decathlon, whole or not at all, and give the path of ``dataset.json``.
 
-    Files are called after the folder and the case; a pixel or voxel is 1 mm wide.
-
-    Args:
-        output_dir: folder to make, in one step when all is written.
-        sections: the cases of each section, such as ``{"training": [...], "validation": [...]}``.
-        labels: name of each label value, from 0.
-        about: further entries of ``dataset.json``, such as the source of the data.
-        overwrite: whether to replace a data set of this layout that is already there.
-        progress: whether to show a progress bar.
-        pictures: PNG instead, for images of two dimensions and 8 or 16 bits; their rows are those of the picture.
+    Files are called after the folder and the case; a pixel or voxel is 1 mm wide. ``labels`` are the names of the label values, from 0;
+    ``about`` are further entries of ``dataset.json``, such as the source of the data. ``pictures``: PNG
+    instead, for images of two dimensions and 8 or 16 bits, whose rows are those of the picture.
     """
     folder = Path(os.path.abspath(output_dir))
     check_output_dir(folder, overwrite)
     if len(labels) > 256:
-        raise ConfigurationError(
-            f"{len(labels)} label values do not fit into 8 bits: number the classes from 0 to 255."
-        )
+        raise ConfigurationError(f"{len(labels)} label values do not fit into 8 bits: number classes from 0 to 255.")
     for case in [case for cases in sections.values() for case in cases] if pictures else []:
         if case.image.ndim != 2 or case.image.dtype.name not in PICTURE_TYPES:
             raise ConfigurationError(

@@ -44,9 +44,7 @@ def medmnist_info(flag: str) -> dict[str, Any] | None:
 def _check_md5(path: Path, name: str, size: int, info: dict[str, Any] | None) -> None:
     expected = (info or {}).get("MD5" if size == SIZES[0] else f"MD5_{size}")
     if expected is None:
-        get_logger(__name__).info(
-            f"MD5 of {path.name} not checked: the installed medmnist publishes none for {name!r}."
-        )
+        get_logger(__name__).info(f"MD5 of {path.name} not checked: this medmnist publishes none for {name!r}.")
     elif not check_hash(path, expected, hash_type="md5"):
         raise ConfigurationError(
             f"The MD5 of {path} is not {expected}, which medmnist publishes: delete the file and download it again, or set "

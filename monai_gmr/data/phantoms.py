@@ -131,9 +131,7 @@ def _check(
 ) -> tuple[tuple[int, ...], np.ndarray]:
     shape = tuple(int(n) for n in spatial_shape)
     if len(shape) not in (2, 3) or min(shape) < 16:
-        raise ConfigurationError(
-            f"spatial_shape={shape} cannot hold a phantom: give 2 or 3 sizes of at least 16 voxels."
-        )
+        raise ConfigurationError(f"spatial_shape={shape} cannot hold a phantom: give 2 or 3 sizes, at least 16.")
     step = np.ones(len(shape)) if spacing is None else np.asarray(spacing, float)
     if step.shape != (len(shape),) or not (step > 0).all():
         raise ConfigurationError(f"spacing={spacing} does not fit: give {len(shape)} positive millimetres.")

@@ -38,12 +38,7 @@ def rotate_image(x: torch.Tensor, matrix: np.ndarray, spacing: Sequence[float] |
 
 
 def interpolate_image(x: torch.Tensor, matrix: np.ndarray, spacing: Sequence[float] | None = None) -> torch.Tensor:
-    """:func:`rotate_image` by interpolation, whatever the matrix; the shape stays.
-
-    Example:
-        >>> interpolate_image(torch.ones(1, 1, 3, 5), np.array([[0, -1], [1, 0]])).shape
-        torch.Size([1, 1, 3, 5])
-    """
+    """:func:`rotate_image` by interpolation, whatever the matrix; the shape stays."""
     dims = matrix.shape[0]
     step = np.ones(dims) if spacing is None else np.asarray(spacing, float)
     if dims not in (2, 3):

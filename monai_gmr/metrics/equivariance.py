@@ -21,6 +21,7 @@ from monai_gmr.symmetry import (
     transform_grid,
     transform_image,
 )
+from monai_gmr.symmetry.views import shift_views
 from monai_gmr.utils import ConfigurationError, map_tensors, tensors_in
 
 
@@ -137,30 +138,23 @@ def equivariance_error(
             sources = np.abs(element).argmax(1)
             names = [f"{'-' if row[source] < 0 else '+'}{source}" for row, source in zip(element, sources)]
             views.append(ViewError(f"({', '.join(names)})", "group", None, error))
-        for view, shift in _moved_views(dims, angles, shifts):
-            output = run(transform_image(x, view.matrix, order, spacing, shift))
-            pairs = zip(tensors_in(output), tensors_in(upright))
-            errors = [
-                _moved_error(*pair, view.matrix, shift, order=order, input_size=x.shape[2:], spacing=spacing)
-                for pair in pairs
-            ]
-            views.append(ViewError(view.name, view.family, view.angle, float(np.max([0.0, *errors]))))
+        for view in moved_views(dims, angles, shifts):
+            output = run(transform_image(x, view.matrix, order, spacing, view.shift))
+            error = moved_error(output, upright, view, order=order, input_size=x.shape[2:], spacing=spacing)
+            views.append(ViewError(view.name, view.family, view.angle, error))
     return EquivarianceErrors(tuple(views))
 
 
-def _moved_views(
-    dims: int, angles: Sequence[float], shifts: Sequence[float]
-) -> Iterator[tuple[View, np.ndarray | None]]:
-    """Rotations that the grid does not have, and shifts in voxels, about and along each axis."""
+def moved_views(dims: int, angles: Sequence[float], shifts: Sequence[float]) -> list[View]:
+    """Rotations that the grid does not have, about each axis, and shifts in voxels, along each axis."""
+    views = []
     for angle in map(float, angles):
         for axis in range(3 if dims == 3 else 1):
             matrix = rotation_matrix(dims, angle, axis)
             if not is_grid_symmetry(matrix):
                 name = f"{angle:g} degrees" + (f" about axis {axis}" if dims == 3 else "")
-                yield View(name, "angles", angle, matrix), None
-    for distance in map(float, shifts):
-        for axis, direction in enumerate(np.eye(dims)):
-            yield View(f"{distance:g} voxels along axis {axis}", "shifts", None, np.eye(dims)), distance * direction
+                views.append(View(name, "angles", angle, matrix))
+    return [*views, *shift_views(dims, shifts)]
 
 
 def checked_group(
@@ -212,28 +206,47 @@ def _relative_error(actual: torch.Tensor, expected: torch.Tensor, reference: tor
     return difference / norm if norm != 0.0 else math.inf
 
 
-def _moved_error(
-    actual: torch.Tensor,
-    upright: torch.Tensor,
-    matrix: np.ndarray,
-    shift: np.ndarray | None,
+def move_image(
+    x: torch.Tensor, view: View, *, order: int, input_size: Sequence[int], spacing: Sequence[float] | None
+) -> torch.Tensor:
+    """A copy of an input, output or feature map of a network, moved as its input of ``input_size`` is; unchanged without spatial axes."""
+    if x.ndim < len(input_size) + 2:
+        return x.clone()
+    zoom, step = _voxels(x, input_size, spacing)
+    shift = None if view.shift is None else view.shift / zoom
+    return transform_image(x, view.matrix, order if x.is_floating_point() else 0, step.tolist(), shift)
+
+
+def _voxels(
+    x: torch.Tensor, input_size: Sequence[int], spacing: Sequence[float] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Size of a feature map's voxels in voxels of the input, which may differ by axis, and in millimetres."""
+    pairs = zip(input_size, x.shape[-len(input_size) :])
+    zoom = np.array([round(n / m) if n >= m else 1 / round(m / n) for n, m in pairs])
+    return zoom, zoom * (1.0 if spacing is None else np.asarray(spacing, float))
+
+
+def moved_error(
+    actual: Any,
+    upright: Any,
+    view: View,
+    *,
     order: int,
     input_size: Sequence[int],
     spacing: Sequence[float] | None,
 ) -> float:
-    """The error of one output after a rotation by an angle and a shift in voxels of the input, inside its inscribed disc or ball."""
-    dims = len(input_size)
-    if upright.ndim < dims + 2 or actual.shape != upright.shape:
-        return _relative_error(actual, upright, upright)
-    size = upright.shape[-dims:]
-    # An output of another resolution than the input has another voxel size, which may differ by axis.
-    zoom = [round(n / m) if n >= m else 1 / round(m / n) for n, m in zip(input_size, size)]
-    step = np.array(zoom) * (np.ones(dims) if spacing is None else np.asarray(spacing, float))
-    ball = inscribed_ball(size, step)
-    # A grid of two voxels a side has none in its disc.
-    inside = torch.as_tensor(ball if ball.any() else ~ball, device=upright.device)
-    expected = transform_image(upright, matrix, order, step, None if shift is None else shift / zoom)
-    return _relative_error(actual[..., inside], expected[..., inside], upright[..., inside])
+    """The worst error of (nested) outputs after a rotation by an angle or a shift of the input, each inside its inscribed disc or ball."""
+    dims, errors = len(input_size), [0.0]
+    for moved, still in zip(tensors_in(actual), tensors_in(upright)):
+        if still.ndim < dims + 2 or moved.shape != still.shape:
+            errors.append(_relative_error(moved, still, still))
+            continue
+        ball = inscribed_ball(still.shape[-dims:], _voxels(still, input_size, spacing)[1].tolist())
+        # A grid of two voxels a side has none in its disc.
+        inside = torch.as_tensor(ball if ball.any() else ~ball, device=still.device)
+        expected = move_image(still, view, order=order, input_size=input_size, spacing=spacing)
+        errors.append(_relative_error(moved[..., inside], expected[..., inside], still[..., inside]))
+    return float(np.max(errors))
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,15 +16,23 @@ from torch import nn
 
 from monai_gmr.metrics.equivariance import (
     EquivarianceErrors,
+    ViewError,
     checked_group,
     equivariance_error,
+    move_image,
+    moved_error,
+    moved_views,
     nested_error,
     preserved_state,
     transform_tensors,
 )
 from monai_gmr.metrics.equivariance_report import EquivarianceReport, ModuleCheck, SizeCheck, size_text
 from monai_gmr.metrics.explain import explain_module
+from monai_gmr.symmetry import View
 from monai_gmr.utils import ConfigurationError, map_tensors, progress_bar, tensors_in
+
+# of the splines that rotate by angles and shift
+ORDER = 5
 
 
 def check_equivariance(
@@ -36,6 +46,7 @@ def check_equivariance(
     shifts: Sequence[float] = (),
     tolerance: float = 1e-5,
     per_module: bool = True,
+    moves_per_module: bool = False,
     seed: int = 0,
     device: torch.device | str | None = None,
     spacing: Sequence[float] | None = None,
@@ -58,6 +69,9 @@ def check_equivariance(
         shifts: distances in voxels along each axis, measured but not judged.
         tolerance: largest relative L2 error that counts as exact.
         per_module: look for the modules that break it.
+        moves_per_module: measure every module under ``angles`` and ``shifts``, too, with what it gets of the smoothed input. A shift is as
+            long for all of them: half a voxel of the image is an eighth of one where the grid is four times as coarse. This interpolates
+            every feature map, in 3D for minutes.
         seed, batch_size: of the input.
         device: where to run. Default: where the network is.
         progress: show a bar over the sizes, where tqdm is installed.
@@ -93,8 +107,12 @@ def check_equivariance(
             if (angles or shifts) and not check.failure:
                 smooth = ndimage.gaussian_filter(noise.numpy(), (0, 0, *(1.2,) * dims), mode="wrap")
                 x = torch.as_tensor(smooth / smooth.std()).to(device, dtype)
-                views = equivariance_error(net, x, [], angles, spacing, shifts=shifts).views
-                check = SizeCheck(size, EquivarianceErrors(check.errors.views + views), check.modules)
+                moved = equivariance_error(net, x, [], angles, spacing, order=ORDER, shifts=shifts)
+                modules = check.modules
+                if moves_per_module and modules:
+                    probe = _MoveProbe(net, x, moved_views(dims, angles, shifts), spacing)
+                    modules = probe.add_moves(modules, moved)
+                check = SizeCheck(size, EquivarianceErrors(check.errors.views + moved.views), modules)
             checks.append(check)
     finally:
         net.to(home)
@@ -238,21 +256,21 @@ class _ModuleProbe:
             if started is module:
                 break
         # The last axes of what these two take are channels.
-        channels_last = isinstance(module, nn.Linear) or (
-            isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1
-        )
-        if call is None or channels_last or not tensors_in(output):
+        is_row_norm = isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1
+        if call is None or isinstance(module, nn.Linear) or is_row_norm or not tensors_in(output):
             return
         self.calls[module] = self.calls.get(module, 0) + 1
         self.repeating = True
         try:
-            error = self._error(module, call, output, self.elements)
-            rounding = self._is_rounding(module, call, error, self.elements)
+            self._measure(module, call, output)
         except Exception:
             self.unchecked.add(module)
-            return
         finally:
             self.repeating = False
+
+    def _measure(self, module: nn.Module, call: _Call, output: Any) -> None:
+        error = self._error(module, call, output, self.elements)
+        rounding = self._is_rounding(module, call, error, self.elements)
         if module not in self.worst or error > self.worst[module][0]:
             size = tuple(self._images((call.args, call.kwargs))[0].shape[2:])
             self.worst[module] = (error, size, rounding)
@@ -305,18 +323,9 @@ class _ModuleProbe:
                 remarks = [self._explain(module, size, inside)]
             if others:
                 remarks.append(f"also named {', '.join(others)}")
-            checks.append(
-                ModuleCheck(
-                    path=first or "(network)",
-                    class_name=type(module).__name__,
-                    size=size,
-                    error=error,
-                    calls=self.calls.get(module, 1),
-                    broken=module in broken,
-                    deepest=deepest,
-                    remark="; ".join(filter(None, remarks)),
-                )
-            )
+            known = (first or "(network)", type(module).__name__, size, error, self.calls.get(module, 1))
+            marks: dict[str, Any] = {"deepest": deepest, "remark": "; ".join(filter(None, remarks))}
+            checks.append(ModuleCheck(*known, broken=module in broken, **marks))
         return checks
 
     def _explain(self, module: nn.Module, size: tuple[int, ...], inside: list[nn.Module]) -> str:
@@ -327,3 +336,34 @@ class _ModuleProbe:
         unchecked = sorted({type(child).__name__ for child in inside if child in self.unchecked})
         children = f", or a child that could not be checked: {', '.join(unchecked)}" if unchecked else ""
         return "functional code in forward" + children
+
+
+class _MoveProbe(_ModuleProbe):
+    """Hooks that repeat each call of a module with its input moved by views that are not of the grid."""
+
+    def __init__(self, net: nn.Module, x: torch.Tensor, views: Sequence[View], spacing: Sequence[float] | None) -> None:
+        super().__init__(net, x.ndim - 2, [view.matrix for view in views], tolerance=0.0)
+        self.x, self.views = x, views
+        self.how: dict[str, Any] = {"order": ORDER, "input_size": x.shape[2:], "spacing": spacing}
+        # the worst error of each module, one a view
+        self.moved: dict[nn.Module, list[float]] = {}
+
+    def _measure(self, module: nn.Module, call: _Call, output: Any) -> None:
+        errors = []
+        for view in self.views:
+            args, kwargs = map_tensors((call.args, call.kwargs), partial(move_image, view=view, **self.how))
+            actual = self._repeat(module, call._replace(args=args, kwargs=kwargs))
+            errors.append(moved_error(actual, output, view, **self.how))
+        self.moved[module] = np.maximum(errors, self.moved.get(module, errors)).tolist()
+
+    def add_moves(self, checks: Sequence[ModuleCheck], whole: EquivarianceErrors) -> tuple[ModuleCheck, ...]:
+        """The checked modules with their errors, the network itself with those that it has as a ``whole``."""
+        with preserved_state(self.net, self.x) as run, self.attached():
+            run(self.x)
+        errors = {self.paths[module][0]: values for module, values in self.moved.items()}
+        errors["(network)"] = list(whole.errors)
+        named = {
+            path: EquivarianceErrors(tuple(ViewError(v.name, v.family, v.angle, e) for v, e in zip(self.views, values)))
+            for path, values in errors.items()
+        }
+        return tuple(replace(check, moves=named.get(check.path, check.moves)) for check in checks)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from monai_gmr.metrics.equivariance import EquivarianceErrors
+from monai_gmr.tables import format_aligned
 
 NAMES = ("size", "path", "class", "input_size")
 SPREADS = ("angles_mean", "angles_worst", "shifts_mean", "shifts_worst")
@@ -17,12 +18,7 @@ VALUES = ("error", "exact", "deepest", "calls", *SPREADS, "remark")
 
 
 def size_text(size: Sequence[int]) -> str:
-    """A size as text.
-
-    Example:
-        >>> size_text((64, 65))
-        '64x65'
-    """
+    """A size as text, such as "64x65"."""
     return "x".join(str(n) for n in size)
 
 
@@ -38,6 +34,12 @@ class ModuleCheck:
     broken: bool  # above the tolerance and more than rounding
     deepest: bool  # broken while none of its children is
     remark: str  # why, where that is known
+    moves: EquivarianceErrors = field(default_factory=lambda: EquivarianceErrors(()))  # under angles and shifts
+
+    @property
+    def spreads(self) -> list[float | None]:
+        """Mean and worst error over angles, then over shifts; ``None`` where there are none."""
+        return _spreads(self.moves)
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,12 @@ class SizeCheck:
     @property
     def spreads(self) -> list[float | None]:
         """Mean and worst error over angles, then over shifts; ``None`` where there are none."""
-        families = (self.errors.angles, self.errors.shifts)
-        return [value if family.views else None for family in families for value in (family.mean, family.worst)]
+        return _spreads(self.errors)
+
+
+def _spreads(errors: EquivarianceErrors) -> list[float | None]:
+    families = (errors.angles, errors.shifts)
+    return [value if family.views else None for family in families for value in (family.mean, family.worst)]
 
 
 @dataclass(frozen=True)
@@ -90,13 +96,12 @@ class EquivarianceReport:
         """One dictionary a network and module, of equal keys, for CSV."""
         rows: list[tuple] = []
         for check in self.sizes:
-            size, spread = size_text(check.size), ["" if value is None else value for value in check.spreads]
-            exact = check.error <= self.tolerance
-            rows.append((size, "", self.network, size, check.error, exact, False, 1, *spread, check.failure))
+            size, exact = size_text(check.size), check.error <= self.tolerance
+            rows.append((size, "", self.network, size, check.error, exact, False, 1, *check.spreads, check.failure))
             for m in check.modules:
                 names = (size, m.path, m.class_name, size_text(m.size))
-                rows.append((*names, m.error, not m.broken, m.deepest, m.calls, *[""] * len(SPREADS), m.remark))
-        return [dict(zip(NAMES + VALUES, row)) for row in rows]
+                rows.append((*names, m.error, not m.broken, m.deepest, m.calls, *m.spreads, m.remark))
+        return [dict(zip(NAMES + VALUES, ("" if value is None else value for value in row))) for row in rows]
 
     def __str__(self) -> str:
         return self.to_text()
@@ -107,21 +112,23 @@ class EquivarianceReport:
         table = [["size", "error", *(SPREADS[i].replace("_", " ") for i in shown), "exact"]]
         for check in self.sizes:
             values = [None if check.failure else check.error, *(check.spreads[i] for i in shown)]
-            cells = ["-" if value is None else f"{value:.2e}" for value in values]
-            table.append([size_text(check.size), *cells, "yes" if check.error <= self.tolerance else "NO"])
+            table.append([size_text(check.size), *_cells(values), "yes" if check.error <= self.tolerance else "NO"])
         lines = [f"{self.network}: relative error over the grid's group, tolerance {self.tolerance:g}", ""]
-        lines += _columns(table)
+        lines.append(format_aligned(table, left=len(table[0])))
         failures = [check.failure for check in self.sizes if check.failure]
         lines += ["", *failures] if failures else []
-        modules = self._module_rows(every_module)
+        measured = [module.spreads for check in self.sizes for module in check.modules]
+        shown = [i for i in shown if any(spreads[i] is not None for spreads in measured)]
+        modules = self._module_rows(every_module, shown)
         if modules:
             title = "Every module, checked alone:" if every_module else "Modules that break it, checked alone:"
-            header = ["size", "module", "class", "its input", "error", "remark"]
-            lines += ["", title, "", *_columns([header, *modules])]
+            names = [SPREADS[i].replace("_", " ") for i in shown]
+            header = ["size", "module", "class", "its input", "error", *names, "remark"]
+            lines += ["", title, "", format_aligned([header, *modules], left=len(header))]
         return "\n".join(lines)
 
-    def _module_rows(self, every_module: bool) -> list[list[str]]:
-        """One row a module and remark, at its worst, with the sizes at which it is so."""
+    def _module_rows(self, every_module: bool, shown: Sequence[int]) -> list[list[str]]:
+        """One row a module and remark, at its worst, with the sizes at which it is so; of the spreads those that are shown."""
         groups: dict[tuple[str, bool, str], list[tuple[tuple[int, ...], ModuleCheck]]] = {}
         for check in self.sizes:
             for module in check.modules:
@@ -133,10 +140,11 @@ class EquivarianceReport:
             everywhere = len(group) == len(self.sizes) > 1
             sizes = "all" if everywhere else ", ".join(size_text(size) for size, _ in group)
             remark = worst.remark or ("breaks it" if worst.deepest else "")
-            rows.append([sizes, worst.path, worst.class_name, size_text(worst.size), f"{worst.error:.2e}", remark])
+            spreads = [[s for _, module in group if (s := module.spreads[i]) is not None] for i in shown]
+            cells = _cells([worst.error, *(max(values, default=None) for values in spreads)])
+            rows.append([sizes, worst.path, worst.class_name, size_text(worst.size), *cells, remark])
         return rows
 
 
-def _columns(rows: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+def _cells(values: Sequence[float | None]) -> list[str]:
+    return ["-" if value is None else f"{value:.2e}" for value in values]

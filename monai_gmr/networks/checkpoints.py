@@ -255,9 +255,8 @@ def _build_resnet(source: _PeerState, choices: dict[str, Any]) -> tuple[GMRResNe
         windows.append(window)
     if not layers or not all(windows):
         raise ConfigurationError(f"{source.name} has stages without radial layers: give one of {POSSIBLE}.")
-    stem_downsample: Any = (
-        "avg" if f"{stem}.default_weight_index_mat" in source.state else ("plain_max", STEM_POOL_WINDOW)
-    )
+    averages = f"{stem}.default_weight_index_mat" in source.state
+    stem_downsample: Any = "avg" if averages else ("plain_max", STEM_POOL_WINDOW)
     arguments: dict[str, Any] = {"stem_stride": 2 if spatial_dims == 2 else 1, "stem_downsample": stem_downsample}
     arguments |= {"downsample": "avg", "act": ("relu", {"inplace": True})} | choices
     if arguments["stem_stride"] == 2 and "plain_max" in (arguments["stem_downsample"] or ()):
@@ -268,16 +267,9 @@ def _build_resnet(source: _PeerState, choices: dict[str, Any]) -> tuple[GMRResNe
             stacklevel=3,
         )
     width, channels = source.take(f"{stem}.weight").shape[:2]
-    arguments |= {
-        "kernel_sizes": windows,
-        "width": width,
-        "rings": source.rings(spatial_dims),
-        "downsample_inside": True,
-    }
-    arguments |= {
-        "stem_kernel_size": source.geometry(stem, spatial_dims)[0],
-        "feed_forward": "fc.weight" in source.state,
-    }
+    arguments |= {"kernel_sizes": windows, "width": width, "rings": source.rings(spatial_dims)}
+    arguments |= {"stem_kernel_size": source.geometry(stem, spatial_dims)[0], "downsample_inside": True}
+    arguments["feed_forward"] = "fc.weight" in source.state
     classes = source.take("fc.weight").shape[0] if arguments["feed_forward"] else 1
     kind = "bottleneck" if bottleneck else "basic"
     return GMRResNet(spatial_dims, channels, classes, layers, kind, **arguments), modules

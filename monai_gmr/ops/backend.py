@@ -51,12 +51,8 @@ class Backend:
 
 
 def choose_backend(x: torch.Tensor, kernel: RingKernel, groups: int, **more: Any) -> tuple[Backend, Call, torch.Tensor]:
-    """The backend that is chosen for an image, with or without a batch, and a kernel, the call, and the image with a batch.
-
-    Args:
-        x, kernel, groups: of the convolution.
-        more: further attributes of the call.
-    """
+    """The backend that is chosen for an image, with or without a batch, and a kernel; the call, whose further attributes are ``more``; and
+    the image with a batch."""
     orders, shells = more.get("orders"), kernel.shells
     image = x[None] if x.dim() == shells.dim() + 1 else x
     rows, columns = kernel.weight.shape[0], kernel.weight.shape[1] * groups

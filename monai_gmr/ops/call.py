@@ -19,53 +19,31 @@ def output_sizes(
 
 
 class ResponseTables(NamedTuple):
-    """Numbers that say how a group's responses are made of components and channels, int64.
+    """Numbers that say how a group's responses are made of components and channels, int64."""
 
-    Attributes:
-        profile: ``(components,)``, the radial profile of each component: 0 for order 0, 1 for the others.
-        channel: ``(responses,)``, the output channel of each response.
-        component: ``(responses,)``, its component.
-    """
-
-    profile: torch.Tensor
-    channel: torch.Tensor
-    component: torch.Tensor
+    profile: torch.Tensor  # (components,), the radial profile of each: 0 for order 0, 1 for the others
+    channel: torch.Tensor  # (responses,), the output channel of each
+    component: torch.Tensor  # (responses,), its component
 
 
 class RingKernel(NamedTuple):
-    """The tensors that a radial or harmonic kernel is made of.
+    """The tensors that a radial or harmonic kernel is made of."""
 
-    Attributes:
-        weight: ``(out_channels, in_channels / groups, rings)``; transposed ``(in_channels, out_channels / groups, rings)``.
-        basis: ``(rings, shells)``; of a harmonic convolution ``(2, rings, shells)``, for order 0 and for the others.
-        shells: integers of the window's shape, the shell of each tap.
-        bias: ``(out_channels,)`` or ``None``.
-        angular: ``(components, taps)``, constants, or ``None`` for a radial kernel.
-        num_shells: how many shells count: ``basis`` is zero on the others.
-        responses: of a harmonic convolution.
-    """
-
-    weight: torch.Tensor
-    basis: torch.Tensor
-    shells: torch.Tensor
-    bias: torch.Tensor | None = None
-    angular: torch.Tensor | None = None
-    num_shells: int | None = None
-    responses: ResponseTables | None = None
+    weight: torch.Tensor  # (out_channels, in_channels / groups, rings); transposed: in and out are exchanged
+    basis: torch.Tensor  # (rings, shells); of a harmonic convolution (2, rings, shells), for order 0 and for the others
+    shells: torch.Tensor  # integers of the window's shape, the shell of each tap
+    bias: torch.Tensor | None = None  # (out_channels,)
+    angular: torch.Tensor | None = None  # (components, taps), constants; None for a radial kernel
+    num_shells: int | None = None  # how many shells count: basis is zero on the others
+    responses: ResponseTables | None = None  # of a harmonic convolution
 
 
 class Orders(NamedTuple):
-    """Channels of one group of a harmonic convolution, by order.
+    """Channels of one group of a harmonic convolution, by order."""
 
-    Attributes:
-        norms: how many channels are lengths of responses; of order 0, how many channels there are.
-        products: how many are inner products with the first of those.
-        components: of a response; 0 for order 0.
-    """
-
-    norms: tuple[int, ...]
-    products: tuple[int, ...]
-    components: tuple[int, ...]
+    norms: tuple[int, ...]  # how many channels are lengths of responses; of order 0, how many channels there are
+    products: tuple[int, ...]  # how many are inner products with the first of those
+    components: tuple[int, ...]  # of a response; 0 for order 0
 
     def channels(self) -> list[int]:
         """Channels of each order."""
@@ -77,46 +55,27 @@ class Orders(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One call of a convolution: what a backend is chosen by.
-
-    Attributes:
-        kernel_size: window length in voxels along each axis.
-        channels: of input and output; of a harmonic convolution the output has all responses.
-        stride, padding, dilation, output_padding: in voxels, one an axis.
-        groups: blocks of channels that do not mix.
-        transposed: whether the convolution is a transposed one.
-        angular: whether the kernel has angular components.
-        orders: of a harmonic convolution.
-        device: of the input.
-        precision: what the input is computed in.
-        weight_precision: data type of the weight.
-        batch: number of images.
-        sizes: of an image in voxels, one an axis.
-        channels_last: whether the input has its channels last in memory.
-        gradients: whether gradients are recorded.
-        recorded: whether the call goes into a graph.
-        shells: the shell of each tap.
-    """
+    """One call of a convolution: what a backend is chosen by. Lengths are in voxels, one an axis."""
 
     kernel_size: tuple[int, ...]
-    channels: tuple[int, int]
+    channels: tuple[int, int]  # of input and output; of a harmonic convolution the output has all responses
     stride: Sequence[int] = (1, 1, 1)
     padding: Sequence[int] = (0, 0, 0)
     dilation: Sequence[int] = (1, 1, 1)
     output_padding: Sequence[int] = (0, 0, 0)
-    groups: int = 1
+    groups: int = 1  # blocks of channels that do not mix
     transposed: bool = False
-    angular: bool = False
-    orders: Orders | None = None
-    device: torch.device = torch.device("cpu")
-    precision: torch.dtype = torch.float32
-    weight_precision: torch.dtype = torch.float32
-    batch: int = 1
-    sizes: Sequence[int] = ()
-    channels_last: bool = False
-    gradients: bool = True
-    recorded: bool = False
-    shells: torch.Tensor | None = None
+    angular: bool = False  # whether the kernel has angular components
+    orders: Orders | None = None  # of a harmonic convolution
+    device: torch.device = torch.device("cpu")  # of the input
+    precision: torch.dtype = torch.float32  # what the input is computed in
+    weight_precision: torch.dtype = torch.float32  # data type of the weight
+    batch: int = 1  # number of images
+    sizes: Sequence[int] = ()  # of an image
+    channels_last: bool = False  # whether the input has its channels last in memory
+    gradients: bool = True  # whether gradients are recorded
+    recorded: bool = False  # whether the call goes into a graph
+    shells: torch.Tensor | None = None  # the shell of each tap
 
     @classmethod
     def of_input(cls, x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int], **more: Any) -> Call:

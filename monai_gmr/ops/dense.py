@@ -8,7 +8,7 @@ from monai_gmr.ops.backend import Backend
 from monai_gmr.ops.call import Call, RingKernel
 from monai_gmr.ops.harmonic_conv import harmonic_tap_basis, response_invariants, responses_kernel
 from monai_gmr.ops.memory_format import make_channels_last, runs_channels_last
-from monai_gmr.ops.ring_conv import conv_nd, dense_ring_conv, dense_ring_conv_transpose
+from monai_gmr.ops.ring_conv import conv_nd, conv_transpose_nd, dense_ring_conv, full_precision_kernel
 
 
 class DenseBackend(Backend):
@@ -25,8 +25,9 @@ class DenseBackend(Backend):
         return dense_ring_conv(x, *kernel[:4], **_geometry(call), angular=kernel.angular)
 
     def conv_transpose(self, call: Call, x: torch.Tensor, kernel: RingKernel) -> torch.Tensor:
-        """By :func:`~monai_gmr.ops.ring_conv.dense_ring_conv_transpose`."""
-        return dense_ring_conv_transpose(x, *kernel[:4], **_geometry(call), output_padding=list(call.output_padding))
+        """By a dense kernel and the framework's transposed convolution."""
+        dense, geometry = full_precision_kernel(*kernel[:3]), _geometry(call)
+        return conv_transpose_nd(x, dense, kernel.bias, **geometry, output_padding=list(call.output_padding))
 
     def harmonic_conv(self, call: Call, x: torch.Tensor, kernel: RingKernel) -> torch.Tensor:
         """By one convolution, whose kernel has rows for all responses."""

@@ -32,11 +32,6 @@ def lowpass_matrix(size: int, factor: int, sigma: float, like: torch.Tensor, cut
     """Gaussian low-pass of width ``sigma`` voxels, cut at ``cut`` sigma, and centred subsampling, ``(ceil(size / factor), size)``.
 
     Each row sums to 1. A Gaussian is the one radial function that is a product over the axes, so filtering axis by axis is a radial filter.
-
-    Example:
-        >>> lowpass_matrix(4, 2, 0.5, torch.zeros(1)).round(decimals=3)
-        tensor([[0.4950, 0.4950, 0.0090, 0.0000],
-                [0.0000, 0.0090, 0.4950, 0.4950]])
     """
     coarse = downsampled_size(size, factor)
     centres = 0.5 * (size - 1) + factor * (_positions(coarse, like) - 0.5 * (coarse - 1))

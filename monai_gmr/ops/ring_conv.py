@@ -31,9 +31,9 @@ def dense_kernel(weight: torch.Tensor, basis: torch.Tensor, shells: torch.Tensor
 
 def full_precision_kernel(weight: torch.Tensor, basis: torch.Tensor, shells: torch.Tensor) -> torch.Tensor:
     """:func:`dense_kernel`, in the precision of its arguments also under autocast."""
-    if torch.jit.is_scripting() or weight.device.type == "meta":
-        return dense_kernel(weight, basis, shells)
-    with torch.autocast(device_type=weight.device.type, enabled=False):
+    device = weight.device.type
+    # the meta device has no autocast
+    with torch.autocast(device_type="cpu" if device == "meta" else device, enabled=False):
         return dense_kernel(weight, basis, shells)
 
 
@@ -71,7 +71,7 @@ def dense_ring_conv(
     if angular is None:
         y = conv_nd(x, kernel, bias, stride, padding, dilation, groups=groups)
         # the framework loses the memory format in 3D where there are few channels or voxels
-        return y if torch.jit.is_scripting() or not runs_channels_last(x) else make_channels_last(y)
+        return make_channels_last(y) if runs_channels_last(x) else y
     rows = kernel.flatten(2)[:, None] * angular.to(kernel.dtype)[None, :, None]
     rows = rows.flatten(0, 1).reshape([-1] + list(kernel.shape)[1:])
     y = conv_nd(x, rows, bias, stride, padding, dilation, groups=groups)
@@ -116,11 +116,9 @@ def dense_shell_conv(
     return y.unflatten(1, (weight.shape[0], len(angular)))
 
 
-def dense_ring_conv_transpose(
+def conv_transpose_nd(
     x: torch.Tensor,
-    weight: torch.Tensor,
-    basis: torch.Tensor,
-    shells: torch.Tensor,
+    kernel: torch.Tensor,
     bias: torch.Tensor | None,
     stride: list[int],
     padding: list[int],
@@ -128,8 +126,7 @@ def dense_ring_conv_transpose(
     groups: int,
     dilation: list[int],
 ) -> torch.Tensor:
-    """:func:`ring_conv_transpose` by a dense kernel and the framework's transposed convolution."""
-    kernel = full_precision_kernel(weight, basis, shells)
+    """The framework's transposed convolution of as many dimensions as the kernel has."""
     if kernel.dim() == 3:
         return F.conv_transpose1d(x, kernel, bias, stride, padding, output_padding, groups=groups, dilation=dilation)
     if kernel.dim() == 4:

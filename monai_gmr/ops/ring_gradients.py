@@ -17,13 +17,7 @@ from monai_gmr.ops.ring_conv import dense_ring_conv
 def differentiable_gradients(
     y: torch.Tensor, inputs: Sequence[torch.Tensor | None], needed: Sequence[bool], gradient: torch.Tensor
 ) -> list[torch.Tensor | None]:
-    """Gradients that can be differentiated again, of a dense operation's result ``y``; ``None`` where not needed.
-
-    Example:
-        >>> x = torch.ones(2, requires_grad=True)
-        >>> differentiable_gradients(3 * x, [x, x], [True, False], torch.ones(2))
-        [tensor([3., 3.]), None]
-    """
+    """Gradients that can be differentiated again, of a dense operation's result ``y``; ``None`` where not needed."""
     wanted = [each for each, asked in zip(inputs, needed) if asked and each is not None]
     gradients = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
     return [next(gradients) if asked else None for asked in needed]
@@ -32,13 +26,10 @@ def differentiable_gradients(
 def register_gradients(operation: Any, gradients: Any, dense: Callable[..., torch.Tensor], count: int = 3) -> None:
     """Give a convolution of stride 1 and its backward pass shapes, and the convolution gradients.
 
-    Args:
-        operation: a custom operation ``(*inputs, *constants, bias, padding, dilation, *others)``; its inputs are image, weight and basis,
-            and perhaps the weight of further channels; its constants the shells of the taps, and perhaps angular factors.
-        gradients: one ``(gradient, *inputs, *constants, padding, dilation, *others, needed)``, whose results are the gradients of the
-            inputs, of shape ``(0,)`` where not needed.
-        dense: takes ``(*inputs, *constants, padding, dilation, *others)``; gradients of gradients are those of its result.
-        count: of the inputs; of constants there are two fewer.
+    ``operation`` is a custom one of ``(*inputs, *constants, bias, padding, dilation, *others)``: ``count`` inputs, image, weight and basis
+    and perhaps the weight of further channels, and two constants fewer, the shells of the taps and perhaps angular factors. ``gradients``
+    is one of ``(gradient, *inputs, *constants, padding, dilation, *others, needed)``, whose results are the gradients of the inputs, of
+    shape ``(0,)`` where not needed. Gradients of gradients are those of ``dense(*inputs, *constants, padding, dilation, *others)``.
     """
     bias_place = 2 * count - 2
 
@@ -82,13 +73,8 @@ def dense_operation(
 ) -> torch.Tensor:
     """:func:`~monai_gmr.ops.ring_conv.dense_ring_conv` of stride 1, with a basis that is zero on the shells beyond it."""
     padded = F.pad(basis, [0, max(0, int(shells.max()) + 1 - basis.shape[1])])
-    geometry: dict[str, Any] = {
-        "stride": [1] * shells.dim(),
-        "padding": padding,
-        "dilation": dilation,
-        "groups": groups,
-    }
-    return dense_ring_conv(x, weight, padded, shells, None, **geometry)
+    geometry: dict[str, Any] = {"padding": padding, "dilation": dilation, "groups": groups}
+    return dense_ring_conv(x, weight, padded, shells, None, stride=[1] * shells.dim(), **geometry)
 
 
 def present(gradients: Sequence[torch.Tensor | None], x: torch.Tensor) -> list[torch.Tensor]:

@@ -12,7 +12,7 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -26,41 +26,24 @@ FASTER = 0.85
 
 
 class Point(NamedTuple):
-    """The convolution that a row is about.
+    """The convolution that a row is about."""
 
-    Attributes:
-        dims: number of spatial axes.
-        kernel_size: window length in voxels, along all axes.
-        channels: of input and output.
-        width_per_group: channels of a group; as many as there are for one group.
-        channels_last: whether the input has its channels last in memory.
-        stride: in voxels, along all axes.
-        transposed: whether the convolution is a transposed one.
-    """
-
-    dims: int
-    kernel_size: int
-    channels: int
-    width_per_group: int
-    channels_last: bool = False
-    stride: int = 1
+    dims: int  # number of spatial axes
+    kernel_size: int  # window length in voxels, along all axes
+    channels: int  # of input and output
+    width_per_group: int  # channels of a group; as many as there are for one group
+    channels_last: bool = False  # whether the input has its channels last in memory
+    stride: int = 1  # in voxels, along all axes
     transposed: bool = False
 
 
 class Row(NamedTuple):
-    """A row of the table.
+    """A row of the table; ``forward`` and ``step`` are voxels over the batch from which on kernels are faster, ``None`` where they never
+    are."""
 
-    Attributes:
-        device: type of the device, "cpu" or "cuda".
-        processor: :func:`processor_of` it.
-        precision: what was computed in.
-        point: the convolution.
-        forward, step: voxels over the batch from which on kernels are faster, ``None`` where they never are.
-    """
-
-    device: str
-    processor: str
-    precision: str
+    device: str  # type, "cpu" or "cuda"
+    processor: str  # processor_of it
+    precision: str  # what was computed in
     point: Point
     forward: int | None
     step: int | None
@@ -70,12 +53,7 @@ COLUMNS = [*Row._fields[:3], *Point._fields, *Row._fields[4:]]
 
 
 def least_voxels(voxels: Sequence[int], ratios: Sequence[float]) -> int | None:
-    """The smallest measured size from which on all ratios, times over "dense", are at most :data:`FASTER`; ``None`` if there is none.
-
-    Example:
-        >>> least_voxels([10, 100, 1000], [0.2, 0.9, 0.5]), least_voxels([10, 100], [0.5, 1.5])
-        (1000, None)
-    """
+    """The smallest measured size from which on all ratios, times over "dense", are at most :data:`FASTER`; ``None`` if there is none."""
     least = None
     for size, ratio in zip(reversed(voxels), reversed(ratios)):
         if ratio > FASTER:
@@ -158,17 +136,11 @@ def least_of_neighbours(table: Mapping[Point, int | None], call: Call) -> int | 
     kernels of its own, count for themselves, and so do strides and transposed convolutions.
     """
     dims, stride = len(call.kernel_size), max(call.stride)
-    own_kind: dict[str, Any] = {
-        "channels_last": call.channels_last,
-        "stride": stride,
-        "transposed": call.transposed and stride > 1,
-    }
+    kind = (call.channels_last, stride, call.transposed and stride > 1)
     points = [
         each
         for each in table
-        if each.dims == dims
-        and all(getattr(each, name) == value for name, value in own_kind.items())
-        and (each.width_per_group < each.channels) == (call.groups > 1)
+        if (each.dims, *each[4:]) == (dims, *kind) and (each.width_per_group < each.channels) == (call.groups > 1)
     ]
     window = max((p.kernel_size for p in points if p.kernel_size <= min(call.kernel_size)), default=0)
     sizes = []
@@ -177,7 +149,7 @@ def least_of_neighbours(table: Mapping[Point, int | None], call: Call) -> int | 
         widths = {1} if width == 1 else _neighbours(width, {p.width_per_group for p in points} - {1})
         for count in _neighbours(channels, {p.channels for p in points}):
             own = widths if call.groups > 1 else {count}
-            sizes += [table.get(Point(dims, window, count, each, **own_kind)) for each in own]
+            sizes += [table.get(Point(*(dims, window, count, each), *kind)) for each in own]
     known = [size for size in sizes if size is not None]
     return max(known) if len(known) == len(sizes) else None
 

@@ -21,8 +21,17 @@ from monai_gmr.rotation_report.prepare_batch import LABEL_SAMPLINGS
 from monai_gmr.utils import ConfigurationError
 
 # what the report takes as it is given
-OPTIONS: tuple[str, ...] = ("spacing", "views_per_batch", "labels", "in_ball", "metrics", "greater_is_better", "cases")
-OPTIONS += ("worst_cases", "num_resamples", "seed", "resume")
+OPTIONS: tuple[str, ...] = (
+    "spacing",
+    "views_per_batch",
+    "rotated_answers",
+    "labels",
+    "in_ball",
+    "images_in_ball",
+    "metrics",
+    "greater_is_better",
+)
+OPTIONS += ("cases", "worst_cases", "num_resamples", "seed", "resume")
 DESCRIPTION = """Run the evaluator of a MONAI bundle on rotated and mirrored images and report its metrics,
 for one network or several on the same images. The bundle's files stay as they are.
 Exit status: 0 done, 1 cases were left out, 2 failed."""
@@ -60,9 +69,7 @@ def _read_value(text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
-        raise ConfigurationError(
-            f"{text} cannot be read as YAML: quote it, or give a value such as 3, cpu or [1, 2]."
-        ) from None
+        raise ConfigurationError(f"{text} cannot be read as YAML: quote it, or give one such as 3 or [1, 2].") from None
 
 
 def read_networks(entries: Sequence[str]) -> dict[str, str]:
@@ -74,9 +81,7 @@ def read_networks(entries: Sequence[str]) -> dict[str, str]:
         if not equals or Path(entry).is_dir():
             name, folder = Path(entry).resolve().name, entry
         if name in networks:
-            raise ConfigurationError(
-                f"two networks are named {name}: give names, as in first={folder} second={folder}."
-            )
+            raise ConfigurationError(f"two networks are named {name}: give names, as in one={folder} other={folder}.")
         networks[name] = folder
     return networks
 
@@ -144,10 +149,18 @@ def make_parser() -> argparse.ArgumentParser:
     text = "symmetries of the grid: all (default), none, a group such as 432 or mmm, or so many of one: {group: all, count: 12}"
     add("--group", metavar="NAME", help=text)
     add("--random", type=int, metavar="N", help="N random rotations, too")
+    text = "move images by so many voxels along each axis, not rotated (default: 0.5; 0: not at all)"
+    add("--shifts", type=float, nargs="+", default=[0.5], metavar="VOXELS", help=text)
+    text = (
+        "mask all images outside the inscribed disc or ball, upright ones too: networks lose no corners by a rotation"
+    )
+    add("--images_in_ball", action="store_true", help=text)
     text = """report networks once more with their answers averaged over views (default: all symmetries of the grid); may be
         given once for each network"""
     add("--average", **maybe_views, metavar="[NAME:]VIEWS", help=text)
     add("--views_per_batch", type=int, default=1, metavar="N", help="views that are averaged at once (default: 1)")
+    text = "report networks once more with their upright answers, rotated: scores of an exactly equivariant network"
+    add("--rotated_answers", action="store_true", help=text)
     text = "voxel size, one an axis: unlike axes are not exchanged"
     add("--spacing", type=float, nargs="+", metavar="MM", help=text)
 
@@ -191,6 +204,7 @@ def make_report(arguments: argparse.Namespace) -> RotationReport:
         {name: bundle.evaluator for name, bundle in opened.items()},
         arguments.output_dir,
         views=choose_views(arguments.angles, arguments.group, arguments.random, arguments.seed),
+        shifts=[distance for distance in arguments.shifts if distance],
         average=average,
         frame="upright" if any(bundle.inverts for bundle in opened.values()) else "rotated",
         prediction=None if arguments.prediction is None else _read_value(arguments.prediction),

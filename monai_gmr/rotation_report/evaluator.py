@@ -66,9 +66,7 @@ def open_evaluator(
     """
     root = Path(bundle)
     if not root.is_dir():
-        raise ConfigurationError(
-            f"the bundle {bundle} is no folder: give one that holds configs/evaluate.yaml or .json."
-        )
+        raise ConfigurationError(f"the bundle {bundle} is no folder: give one with configs/evaluate.yaml or .json.")
     root = root.resolve()
     named = None if config_file is None else [_find_file(root, name) for name in ensure_tuple(config_file)]
     files = named or _choose_files(root)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ from monai_gmr.inferers import SymmetryInferer
 from monai_gmr.rotation_report.prepare_batch import LABEL_SAMPLINGS
 from monai_gmr.rotation_report.probe import ViewProbe, keeps_cases, metric_handlers
 from monai_gmr.rotation_report.records import ANSWER, ViewRecord, ViewRecords, read_compared, record_file
-from monai_gmr.rotation_report.statistics import ERROR, NetworkScores, format_columns, short_table
+from monai_gmr.rotation_report.statistics import ERROR, NetworkScores, format_columns, say_images, short_table
 from monai_gmr.rotation_report.table_picture import draw_rotation_table
 from monai_gmr.rotation_report.worst_cases_picture import draw_worst_cases
 from monai_gmr.symmetry import View, make_views
-from monai_gmr.symmetry.views import ViewSpec
+from monai_gmr.symmetry.views import ViewSpec, shift_views
 from monai_gmr.utils import ConfigurationError, WriteError, can_draw, check_choice, reason
 
 Events, _ = optional_import("ignite.engine", name="Events")
@@ -39,11 +40,13 @@ DIFFERENCES = ("difference", "metric", "family", "cases", "mean", *INTERVAL, "p"
 
 @dataclass
 class _Network:
-    """A network of the report: its evaluator and cases, the views that its answers are averaged over, and what was measured."""
+    """A network of the report: its evaluator and cases, the views that its answers are averaged over, whether its upright answer is
+    rotated, and what was measured."""
 
     evaluator: Any
     batches: CaseBatches
     average: list[View] = field(default_factory=list)
+    rotates_answer: bool = False
     metrics: list[str] = field(default_factory=list)
     records: ViewRecords = field(default_factory=lambda: ViewRecords(None, {}))
     failures: dict[str, str] = field(default_factory=dict)
@@ -54,7 +57,8 @@ class RotationReport:
 
     The evaluator is the bundle's own, of segmentation or classification. Each case is loaded once; image and label are rotated or mirrored
     by one view after the other before the network gets them. For every view there are the evaluator's metrics, and the equivariance
-    error ``||g^-1 f(g x) - f(x)|| / ||f(x)||`` of the raw answer. A case that does not load or fails is named and left out, the others
+    error ``||g^-1 f(g x) - f(x)|| / ||f(x)||`` of the raw answer; of a shift ``||f(g x) - g f(x)|| / ||f(x)||``, which is 0 for a
+    convolution, and metrics of the answer that is moved back. A case that does not load or fails is named and left out, the others
     are finished. Measurements are on disk at once: the same call resumes an interrupted report. The folder's README.md lists the files in
     ``output_dir`` and says how intervals and tests are made; families of views are those of
     :func:`~monai_gmr.rotation_report.statistics.view_families`.
@@ -65,16 +69,23 @@ class RotationReport:
         output_dir: directory of the files, made if need be.
         views: a set of :func:`~monai_gmr.symmetry.make_views`. The upright image is always in it. Default: all symmetries of the
             grid, and angles every 10 degrees in 2D, every 30 about each axis in 3D.
+        shifts: distances in voxels by which images are moved along each axis, not rotated. A network that answers half a voxel otherwise
+            does so at angles, too, whatever its symmetry.
         spacing: voxel size in millimetres: axes of unlike spacing are not exchanged, rotations are those in millimetres. Default:
             rotations of the voxel grid.
         average: views over which a network's answers are averaged (:class:`~monai_gmr.inferers.SymmetryInferer`): every network is
             reported with and without. Or a mapping, name of a network to its views.
         views_per_batch: views that are averaged in one pass.
+        rotated_answers: report every network once more with its answer to the upright image, rotated as the image is: the scores of an
+            exactly equivariant network, below the upright score by what the sampling of labels and the frame cost.
         labels: how label images are rotated by angles: "nearest", or "share" (the class with the largest share of a voxel).
         frame: "rotated": the prediction is judged by the rotated label. "upright": it is rotated back (linearly) and judged by the label
             as it is; for postprocessings that invert the preprocessing.
         in_ball: whether segmentations are judged inside the inscribed disc or ball only; what lies outside becomes background.
-        order: order of the spline that rotates images by angles, 0 to 5.
+        images_in_ball: whether the networks see the inscribed disc or ball of the images alone, of the upright ones too. Images that
+            fill the frame lose their corners by a rotation: this separates what a network does from what the frame does. Outside is the
+            least value inside, of each case and channel.
+        order: order of the spline that rotates images by angles and shifts them, 0 to 5.
         prediction: which of several answers of a network is judged, index or key.
         metrics: names of the evaluator's metrics; default: all, the key metric first.
         greater_is_better: whether larger values of the metrics are better.
@@ -103,7 +114,7 @@ class RotationReport:
         <BLANKLINE>
         network ...
         >>> [(row["family"], row["mean"]) for row in rows if row["metric"] == "dice"]
-        [('upright', 1.0), ('flips', 1.0), ('group', 1.0), ('turns', 1.0)]
+        [('upright', 1.0), ('flips', 1.0), ('group', 1.0), ('turns', 1.0), ('shifts', 1.0)]
     """
 
     def __init__(
@@ -112,12 +123,15 @@ class RotationReport:
         output_dir: str | Path,
         *,
         views: ViewSpec | None = None,
+        shifts: Sequence[float] | None = (0.5,),
         spacing: Sequence[float] | None = None,
         average: ViewSpec | None = None,
         views_per_batch: int = 1,
+        rotated_answers: bool = False,
         labels: str = "nearest",
         frame: str = "rotated",
         in_ball: bool = True,
+        images_in_ball: bool = False,
         order: int = 3,
         prediction: int | str | None = None,
         metrics: Sequence[str] | None = None,
@@ -133,14 +147,12 @@ class RotationReport:
         check_choice("frame", frame, FRAMES)
         check_choice("labels", labels, LABEL_SAMPLINGS)
         if isinstance(num_resamples, bool) or not isinstance(num_resamples, int) or num_resamples < 0:
-            raise ConfigurationError(
-                f"num_resamples={num_resamples!r} is out of range: give 0 (no intervals) or more, such as 1000."
-            )
+            raise ConfigurationError(f"num_resamples={num_resamples!r} is out of range: give 0 (no intervals) or more.")
         check_values(views_per_batch=views_per_batch, worst_cases=worst_cases, seed=seed)
         self.output_dir, self.metrics, self.worst_cases, self.resume = Path(output_dir), metrics, worst_cases, resume
         self.spacing, self.seed, self.views_per_batch = spacing, seed, views_per_batch
         self._judging: dict[str, Any] = {"labels": labels, "frame": frame, "in_ball": in_ball, "order": order}
-        self._judging["prediction"] = prediction
+        self._judging |= {"prediction": prediction, "images_in_ball": images_in_ball}
         self._scoring: dict[str, Any] = {"greater_is_better": greater_is_better, "num_resamples": num_resamples}
         self._scoring |= {"seed": seed, "spacing": spacing}
         # a bundle names its network after its setting conv, which may be a list
@@ -151,8 +163,8 @@ class RotationReport:
         first, network = next(iter(networks.items()))
         image = usable_image(first, network.batches)
         self.spatial_dims = image.ndim - 1
-        self.views = self._make_views(["all", "angles"] if views is None else views)
-        self.networks = self._with_averages(networks, average)
+        self.views = self._make_views(["all", "angles"] if views is None else views, shifts or ())
+        self.networks = self._with_variants(networks, average, rotated_answers)
         self.compared = read_compared(compare or {}, self.networks)
         voxel = anisotropic_spacing(image)
         if voxel and spacing is None:
@@ -162,7 +174,7 @@ class RotationReport:
                 "rotate in millimetres."
             )
 
-    def _make_views(self, spec: ViewSpec) -> list[View]:
+    def _make_views(self, spec: ViewSpec, shifts: Sequence[float]) -> list[View]:
         views = make_views(spec, self.spatial_dims, self.spacing, self.seed)
         if views[0].family != "upright":
             views = [*make_views("upright", self.spatial_dims), *views]
@@ -171,12 +183,12 @@ class RotationReport:
         if twice is not None:
             raise ConfigurationError(f"two views are called {twice!r}: give each a name of its own.")
         if len(views) == 1:
-            raise ConfigurationError(
-                f"views={spec!r} holds the upright image alone: add a group such as 'all', or {{'angles': 30}}."
-            )
-        return views
+            raise ConfigurationError(f"views={spec!r} holds the upright image alone: add one, such as 'all'.")
+        return [*views, *shift_views(self.spatial_dims, shifts)]
 
-    def _with_averages(self, single: Mapping[str, _Network], average: Any) -> dict[str, _Network]:
+    def _with_variants(
+        self, single: Mapping[str, _Network], average: Any, rotated_answers: bool
+    ) -> dict[str, _Network]:
         by_name = isinstance(average, Mapping) and set(average) <= set(single)
         networks = {}
         for title, network in single.items():
@@ -185,12 +197,13 @@ class RotationReport:
             if chosen:
                 views = make_views(chosen, self.spatial_dims, self.spacing, self.seed)
                 networks[f"{title}, {len(views)} views"] = _Network(network.evaluator, network.batches, views)
+            if rotated_answers:
+                variant = _Network(network.evaluator, network.batches, rotates_answer=True)
+                networks[f"{title}, answer rotated"] = variant
         files = [record_file("", title) for title in networks]
         twice = next((title for title, file in zip(networks, files) if files.count(file) > 1), None)
         if twice is not None:
-            raise ConfigurationError(
-                f"{twice!r} and another network have the same letters and digits: give another name."
-            )
+            raise ConfigurationError(f"{twice!r} and another network have the same letters and digits: rename one.")
         return networks
 
     def run(self) -> list[dict[str, Any]]:
@@ -234,7 +247,8 @@ class RotationReport:
         inferer, spacing = network.evaluator.inferer, self.spacing
         if network.average:
             inferer = SymmetryInferer(inferer, network.average, views_per_batch=self.views_per_batch, spacing=spacing)
-        return ViewProbe(network.evaluator, inferer, network.metrics, spacing=spacing, **self._judging)
+        judging = {**self._judging, "rotates_answer": network.rotates_answer}
+        return ViewProbe(network.evaluator, inferer, network.metrics, spacing=spacing, **judging)
 
     def _header(self, network: _Network) -> dict[str, Any]:
         """What must be equal for records to be of the same answers."""
@@ -248,11 +262,15 @@ class RotationReport:
                     digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
         # the first frame has the word of the records' file format
         judging = {**self._judging, "frame": self._judging["frame"].replace("rotated", "turned")}
+        # not in the records of reports before there was a choice
+        images: dict[str, Any] = {"images": "ball"} if judging.pop("images_in_ball") else {}
+        images |= {"answers": "rotated"} if network.rotates_answer else {}
         return {
             "network": digest.hexdigest(),
             "average": [view.matrix.round(6).tolist() for view in network.average],
             "metrics": network.metrics,
             "settings": [self.spacing and list(self.spacing), *judging.values()],
+            **images,
         }
 
     def _metric_names(self, evaluator: Any) -> list[str]:
@@ -285,14 +303,12 @@ class RotationReport:
             views = len(names) * len(self.views)
             present = views - sum(missing.values())
             with tqdm(total=views, initial=present, desc=f"Rotating, {title}", unit="view", mininterval=0.5) as bar:
-                for batch in network.batches.load(names):
-                    self._measure_batch(network, probe, batch, bar)
+                measure = partial(self._measure_batch, network, probe, bar)
+                for items in network.batches.load(names):
+                    network.failures |= network.batches.process(items, measure)
 
-    def _measure_batch(self, network: _Network, probe: ViewProbe, batch: CaseBatch, bar: Any) -> None:
-        """Record the views of a batch that are missing; where that fails, do so case by case, and keep the reason of each that fails."""
-        network.failures.update(batch.failures)
-        if not batch.names:
-            return
+    def _measure_batch(self, network: _Network, probe: ViewProbe, bar: Any, batch: CaseBatch) -> None:
+        """Record the views of a batch that are missing."""
 
         def keep(record: ViewRecord) -> None:
             bar.update(sum(not network.records.has(case, record.view) for case in record.cases))
@@ -303,17 +319,11 @@ class RotationReport:
         views = missing if missing[0].family == "upright" else [self.views[0], *missing]
         try:
             probe.run(batch, views, keep)
-        except WriteError:
-            raise
         except Exception as error:
-            if len(batch.names) > 1:
-                # one of them may have failed, and the rest of the batch with it
-                for single in (single for name in batch.names for single in network.batches.load([name])):
-                    self._measure_batch(network, probe, single, bar)
-                return
             labelled = isinstance(batch.batch, Mapping) and CommonKeys.LABEL in batch.batch
-            why = reason(error) if labelled or not probe.recorded else f"it has no label ({reason(error)})"
-            network.failures[batch.names[0]] = why
+            if labelled or not probe.recorded or isinstance(error, WriteError):
+                raise
+            raise ConfigurationError(f"it has no label ({reason(error)})") from error
 
     def _agree(self, network: _Network, probe: ViewProbe) -> bool:
         """Whether a case, measured once more, gives what the records hold of it: its file, the inferer, the postprocessing or the
@@ -323,7 +333,7 @@ class RotationReport:
             if not records.has(name, upright.name):
                 continue
             try:
-                again = probe.measure(next(network.batches.load([name])), upright)
+                again = probe.measure(network.batches.one(name), upright)
             except Exception:
                 continue
             kept = [ANSWER, *(metric for metric in probe.recorded if keeps_cases(probe.metrics[metric]))]
@@ -354,7 +364,12 @@ class RotationReport:
         paired = [row for first, second in combinations(results, 2) for row in first.differences(second)]
         summary = [row for result in results for row in result.summary()]
         views = {result.title: result.view_rows() for result in results}
-        costs = {result.title: result.cost() for result in results}
+        # an answer that is rotated costs no pass
+        passed = [
+            result for result in results if not (result.title in networks and networks[result.title].rotates_answer)
+        ]
+        costs = {result.title: result.cost() for result in passed}
+        seen = say_images({result.title: result.images for result in results})
         failures = {title: network.failures for title, network in self.networks.items()}
         folder = self.output_dir
         write_rows([row for rows in views.values() for row in rows], folder / "rotation_views.csv")
@@ -363,28 +378,29 @@ class RotationReport:
         self._write_samples([result for result in results if result.title in networks])
         titles = {**failures, **costs}
         content = {
+            "images": seen,
             "views": [{**view._asdict(), "matrix": view.matrix.tolist()} for view in self.views],
             "networks": {k: {**costs.get(k, {}), "failures": failures.get(k, {})} for k in titles},
             "summary": summary,
             "paired": paired,
         }
         write_json(content, folder / "rotation_report.json")
-        write_text(f"{short_table(summary, costs, key)}\n", folder / "rotation_report.md")
+        write_text(f"{short_table(summary, costs, key)}\n\nHere {seen}.\n", folder / "rotation_report.md")
         if can_draw():
-            seconds = {title: cost["seconds_per_case"] for title, cost in costs.items()}
+            # an answer that is rotated costs no pass, so it has no place among costs
+            rotated = {title for title, network in networks.items() if network.rotates_answer}
+            seconds = {title: cost["seconds_per_case"] for title, cost in costs.items() if title not in rotated}
             greater_is_better = self._scoring["greater_is_better"] and key != ERROR
-            draw_rotation_table(views, key, folder / "rotation_table.png", seconds, greater_is_better)
+            draw_rotation_table(views, key, folder / "rotation_table.png", seconds, greater_is_better, seen)
             self._draw_worst(networks, results, key)
         tables = [format_columns(summary, TABLE)]
         tables += [format_columns([{"network": k, **v} for k, v in costs.items()], COSTS)]
-        differences = [
-            {**row, "difference": f"{row['first']} less {row['second']}", "mean": row["difference"]}
-            for row in paired
-            if row["metric"] == key
-        ]
+        shown = [row for row in paired if row["metric"] == key]
+        names = [f"{row['first']} less {row['second']}" for row in shown]
+        differences = [{**row, "difference": name, "mean": row["difference"]} for name, row in zip(names, shown)]
         tables += [format_columns(differences, DIFFERENCES)] if differences else []
         print("\n" + "\n\n".join(tables))
-        print(f"\nspread: largest less smallest; intervals of 95 % over cases. Pictures and tables: {folder}")
+        print(f"\nspread: largest less smallest; intervals of 95 % over cases; {seen}. Pictures and tables: {folder}")
         return [row for row in summary if row["network"] in networks]
 
     def _write_samples(self, results: Sequence[NetworkScores]) -> None:
@@ -400,12 +416,14 @@ class RotationReport:
     def _draw_worst(self, networks: Mapping[str, _Network], results: Sequence[NetworkScores], key: str) -> None:
         """Run the worst views of the worst cases once more, and draw them."""
         views, drawn = {view.name: view for view in self.views}, []
-        for result in [result for result in results if result.title in networks]:
-            network = networks[result.title]
+        for result in results:
+            network = networks.get(result.title)
+            if network is None or network.rotates_answer:
+                continue
             with self._probe(network) as probe:
                 for worst in result.worst(key, self.worst_cases):
                     try:
-                        batch = next(network.batches.load([worst.case]))
+                        batch = network.batches.one(worst.case)
                         image, label, prediction = probe.images(batch, views[worst.view])
                     except Exception as error:
                         print(f"{result.title}: {worst.case} cannot be drawn: {reason(error)}")

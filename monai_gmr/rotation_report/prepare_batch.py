@@ -9,7 +9,7 @@ import torch
 from monai.data import MetaTensor
 from monai.engines import PrepareBatch, default_prepare_batch
 
-from monai_gmr.symmetry import View, is_grid_symmetry, transform_image
+from monai_gmr.symmetry import View, inscribed_ball, is_grid_symmetry, transform_image
 from monai_gmr.utils import check_choice
 
 LABEL_SAMPLINGS = ("nearest", "share")
@@ -40,17 +40,26 @@ def keep_metadata(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Ten
     return result
 
 
-class PrepareBatchView(PrepareBatch):
-    """A ``prepare_batch`` that rotates or mirrors every image that it prepares by one view.
+def least_in_ball(image: torch.Tensor, spacing: Sequence[float] | None) -> torch.Tensor:
+    """The least value of each case and channel inside the inscribed disc or ball, of shape ``(B, C, 1, ...)``."""
+    ball = torch.as_tensor(inscribed_ball(image.shape[2:], spacing), device=image.device)
+    least = image.as_subclass(torch.Tensor)[..., ball].amin(-1)
+    return least.reshape(*least.shape, *[1] * ball.ndim)
 
-    While :attr:`view` is ``None`` or upright, batches are unchanged. A label with the image's spatial shape is transformed with it; a
-    class label is unchanged. Metadata stays that of the upright image.
+
+class PrepareBatchView(PrepareBatch):
+    """A ``prepare_batch`` that rotates or mirrors every image that it prepares by one view, or shifts it.
+
+    While :attr:`view` is ``None`` or upright, batches are unchanged, but for ``in_ball``. A label with the image's spatial shape is
+    rotated with it; a class label, and any label of a shifted image, is unchanged. Metadata stays that of the upright image.
 
     Args:
         order: order of the spline that samples the image, 0 to 5.
         spacing: voxel size in millimetres, one an axis; default 1.
         labels: how label images are sampled by angles, "nearest" or "share" (the class with the largest share of a voxel); ``None``
             leaves them upright.
+        in_ball: whether images have their background outside the inscribed disc or ball, upright ones too, so that a rotation takes
+            nothing out of the frame and brings nothing in. It is the least value of each case and channel inside, when upright.
         prepare_batch: makes image and label of a batch; default ``monai.engines.default_prepare_batch``.
 
     Raises:
@@ -71,10 +80,12 @@ class PrepareBatchView(PrepareBatch):
         order: int = 3,
         spacing: Sequence[float] | None = None,
         labels: str | None = "nearest",
+        in_ball: bool = False,
         prepare_batch: Callable[..., Any] = default_prepare_batch,
     ) -> None:
         check_choice("labels", labels, (*LABEL_SAMPLINGS, None))
         self.order, self.spacing, self.labels, self.prepare_batch = order, spacing, labels, prepare_batch
+        self.in_ball = in_ball
         self.view: View | None = None
 
     def __call__(
@@ -88,9 +99,14 @@ class PrepareBatchView(PrepareBatch):
         unchanged."""
         view, spacing, order, labels = self.view, self.spacing, self.order, self.labels
         image, label, *rest = self.prepare_batch(batchdata, device, non_blocking, **kwargs)
-        if view is None or view.family == "upright":
-            return image, label, *rest
-        if labels and isinstance(label, torch.Tensor) and label.shape[2:] == image.shape[2:]:
-            label = keep_metadata(lambda x: transform_label(x, view, spacing, labels), label)
-        image = keep_metadata(lambda x: transform_image(x, view.matrix, order=order, spacing=spacing), image)
+        background = least_in_ball(image, spacing) if self.in_ball else None
+        shift = None
+        if view is not None and view.family != "upright":
+            shift, has_map = view.shift, isinstance(label, torch.Tensor) and label.shape[2:] == image.shape[2:]
+            if labels and has_map and shift is None:
+                label = keep_metadata(lambda x: transform_label(x, view, spacing, labels), label)
+            image = keep_metadata(lambda x: transform_image(x, view.matrix, order, spacing, shift), image)
+        if background is not None:
+            ball = torch.as_tensor(inscribed_ball(image.shape[2:], spacing, shift), device=image.device)
+            image = keep_metadata(lambda x: torch.where(ball, x, background), image)
         return image, label, *rest

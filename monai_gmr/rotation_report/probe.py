@@ -20,6 +20,7 @@ from monai.utils import CommonKeys, optional_import
 from monai_gmr.bundle.case_batches import CaseBatch
 from monai_gmr.bundle.prediction import check_answer
 from monai_gmr.inferers import rotate_image
+from monai_gmr.metrics.equivariance import move_image, moved_error
 from monai_gmr.rotation_report.prepare_batch import PrepareBatchView, keep_metadata
 from monai_gmr.rotation_report.records import ANSWER, TRUE_CLASS, ViewRecord
 from monai_gmr.symmetry import View, inscribed_ball, is_grid_symmetry
@@ -127,13 +128,18 @@ def true_class(scores: torch.Tensor, label: Any) -> list[float] | None:
 
 
 class _TimedInferer(Inferer):
-    """An inferer, timed, that takes one of several answers of the network."""
+    """An inferer, timed, that takes one of several answers of the network, or gives ``answer`` instead."""
 
     def __init__(self, inferer: Callable[..., Any], prediction: int | str | None) -> None:
         super().__init__()
         self.inferer, self.prediction, self.seconds = inferer, prediction, 0.0
+        self.answer: torch.Tensor | None = None
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.answer is not None:
+            self.seconds = 0.0
+            return self.answer
+
         def now() -> float:
             if inputs.is_cuda:
                 torch.cuda.synchronize(inputs.device)
@@ -179,8 +185,9 @@ class ViewProbe:
     """Runs an evaluator on a batch, rotated or mirrored by one view after the other, and records what comes out.
 
     Inside ``with probe:`` the evaluator has another ``prepare_batch``, ``inferer`` and loader, its ``SaveImaged`` writes nothing, and its
-    log is quiet; afterwards it is as before. ``inferer`` runs the network, ``metrics`` are those that are recorded; the other arguments
-    are those of :class:`~monai_gmr.rotation_report.RotationReport`.
+    log is quiet; afterwards it is as before. ``inferer`` runs the network, ``metrics`` are those that are recorded; ``rotates_answer``
+    takes the answer to the first view, moved with the image, for all others; the other arguments are those of
+    :class:`~monai_gmr.rotation_report.RotationReport`.
     """
 
     def __init__(
@@ -194,14 +201,18 @@ class ViewProbe:
         labels: str,
         frame: str,
         in_ball: bool,
+        images_in_ball: bool,
         prediction: int | str | None,
+        rotates_answer: bool = False,
     ) -> None:
         self.evaluator, self.recorded, self.metrics = evaluator, metrics, metric_handlers(evaluator)
-        self.spacing, self.frame, self.in_ball = spacing, frame, in_ball
+        self.rotates_answer = rotates_answer
+        self.spacing, self.order, self.frame, self.in_ball = spacing, order, frame, in_ball
         views: dict[str, Any] = {"order": order, "spacing": spacing, "labels": labels if frame == "rotated" else None}
-        self._prepare = PrepareBatchView(**views, prepare_batch=evaluator.prepare_batch)
+        self._prepare = PrepareBatchView(**views, in_ball=images_in_ball, prepare_batch=evaluator.prepare_batch)
         self._inferer = _TimedInferer(inferer, prediction)
         self._upright: torch.Tensor | None = None
+        self._size: Sequence[int] = ()
         self._images: tuple[Any, Any, Any] | None = None
         self._first_scores: dict[str, list[np.ndarray]] = {}
         self._stack = ExitStack()
@@ -267,8 +278,21 @@ class ViewProbe:
     def _view(self) -> View:
         return self._views[self.evaluator.state.iteration - 1]
 
+    def _move_back(self, x: torch.Tensor, view: View, size: Sequence[int]) -> torch.Tensor:
+        """An answer to an image of this size, or the image, in the upright frame: rotated linearly, or shifted by splines, which keep
+        what half a voxel's mean would blur."""
+        if view.shift is None:
+            return rotate_image(x, view.matrix.T, self.spacing)
+        back = view._replace(shift=tuple(-distance for distance in view.shift))
+        return move_image(x, back, order=self.order, input_size=size, spacing=self.spacing)
+
     def _start(self) -> None:
-        self._prepare.view, self._passes = self._view(), 0
+        view = self._view()
+        self._prepare.view, self._passes, self._inferer.answer = view, 0, None
+        if self.rotates_answer and self._upright is not None:
+            # linearly where it is rotated, as answers are averaged and rotated back
+            how: dict[str, Any] = {"order": 1 if view.shift is None else self.order, "spacing": self.spacing}
+            self._inferer.answer = move_image(self._upright, view, input_size=self._size, **how)
 
     def _measure_answer(self) -> None:
         output, view = self.evaluator.state.output, self._view()
@@ -277,16 +301,20 @@ class ViewProbe:
         check_answer(plain)
         if self._upright is None:
             # a copy: the network may hand out a buffer that it writes to again
-            self._upright = plain.clone()
+            self._upright, self._size = plain.clone(), image.shape[2:]
         spatial = answer.ndim == image.ndim
-        self._errors = relative_errors(plain, self._upright, view, self.spacing, image.ndim - 2)
+        size, upright = image.shape[2:], self._upright
+        if view.shift is None:
+            self._errors = relative_errors(plain, upright, view, self.spacing, len(size))
+        else:
+            how: dict[str, Any] = {"order": self.order, "input_size": size, "spacing": self.spacing}
+            self._errors = [moved_error(*pair, view, **how) for pair in zip(plain.split(1), upright.split(1))]
         self._values = {ANSWER: [plain.double().flatten(1).norm(dim=1).cpu().numpy()]}
         probability = None if spatial else true_class(plain, label)
         if probability is not None:
             self._values[TRUE_CLASS] = [np.array(probability)]
-        if spatial and self.frame == "upright":
-            back = view.matrix.T
-            answer, image = (keep_metadata(lambda x: rotate_image(x, back, self.spacing), x) for x in (answer, image))
+        if spatial and (self.frame == "upright" or view.shift is not None):
+            answer, image = (keep_metadata(lambda x: self._move_back(x, view, size), x) for x in (answer, image))
         if spatial and self.in_ball and answer.shape[2:] == image.shape[2:]:
             answer, label = keep_ball(answer, label, self.spacing)
         output[CommonKeys.PRED] = answer

@@ -67,7 +67,7 @@ class ViewRecords:
 
     def __init__(self, path: str | Path | None, header: Mapping[str, Any], resume: bool = True) -> None:
         self.path = None if path is None else Path(path)
-        header = json.loads(json.dumps(header))
+        self.header: dict[str, Any] = json.loads(json.dumps(header))
         # view and case to the record and the place in it
         self._places: dict[tuple[str, str], tuple[ViewRecord, int]] = {}
         # whether the file held records with another header
@@ -77,13 +77,13 @@ class ViewRecords:
         records: list[ViewRecord] = []
         if resume and self.path.is_file():
             stored_header, records = _read(self.path)
-            self.replaced = stored_header != header
+            self.replaced = stored_header != self.header
             records = [] if self.replaced else records
         for record in records:
             self._keep(record)
         # written anew, so that an incomplete line does not stay in the middle of the file
         with replacing(self.path) as temporary:
-            lines = [json.dumps(header), *map(_encode, records)]
+            lines = [json.dumps(self.header), *map(_encode, records)]
             temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
     def _keep(self, record: ViewRecord) -> None:
@@ -162,10 +162,10 @@ def read_compared(compare: Mapping[str, str | Path], used_names: Collection[str]
             name = title if len(files) == 1 else f"{title}, {file.stem}"
             if name in used_names:
                 raise ConfigurationError(f"two networks are called {name!r}: give another name or change compare.")
-            _, records = _read(file)
+            header, records = _read(file)
             if not records:
                 raise ConfigurationError(f"{file} holds no records: give the folder of another rotation report.")
-            compared[name] = ViewRecords(None, {})
+            compared[name] = ViewRecords(None, header)
             for record in records:
                 compared[name].add(record)
     return compared

@@ -14,9 +14,11 @@ from monai_gmr.rotation_report.records import TRUE_CLASS, ViewRecords
 from monai_gmr.symmetry import View, is_grid_symmetry
 from monai_gmr.tables import format_aligned, format_markdown
 
-FAMILIES = ("upright", "flips", "group", "angles", "turns", "icosahedral", "random")
+FAMILIES = ("upright", "flips", "group", "angles", "turns", "icosahedral", "random", "shifts")
 # in the short table: flips are in the group, other angles among the turns
-SHORT_FAMILIES = ("upright", "group", "turns", "icosahedral", "random")
+SHORT_FAMILIES = ("upright", "group", "turns", "icosahedral", "random", "shifts")
+# what the networks see of images, as the records have it and in words
+IMAGES = {"whole": "whole images", "ball": "the inscribed disc or ball of images"}
 ERROR = "equivariance_error"
 CONFIDENCE = 0.95
 # so many cases decide whether a metric is a mean over cases
@@ -25,7 +27,10 @@ NAN = float("nan")
 
 
 def axis_and_angle(view: View) -> tuple[int | str, float | str]:
-    """Array axis and angle in degrees of a rotation about an axis; empty for every other view. In 2D the axis is 0."""
+    """Array axis and angle in degrees of a rotation about an axis, or the axis of a shift; empty for every other view. In 2D the axis of
+    rotations is 0."""
+    if view.shift is not None:
+        return int(np.abs(view.shift).argmax()), ""
     matrix, in_plane = view.matrix, len(view.matrix) == 2
     axes = [0] if in_plane else [axis for axis in range(3) if abs(matrix[axis, axis] - 1) < 1e-9]
     if not axes or np.linalg.det(matrix) < 0:
@@ -39,11 +44,12 @@ def view_families(views: Sequence[View], spacing: Sequence[float] | None = None)
     """Family to the indices of its views, of families with a view beside the upright one, which belongs to all.
 
     Families are "upright", "flips" (an axis or several reversed), "group" (symmetries of the grid), "angles" (rotations about an array
-    axis that are no symmetries of the grid), "turns" (all rotations about an array axis: a full circle), "icosahedral" and "random".
+    axis that are no symmetries of the grid), "turns" (all rotations about an array axis: a full circle), "icosahedral", "random" and
+    "shifts" (moved and not rotated).
     """
     families: dict[str, list[int]] = {family: [0] for family in FAMILIES}
     for index, view in enumerate(views[1:], 1):
-        on_grid = is_grid_symmetry(view.matrix, spacing)
+        on_grid = view.shift is None and is_grid_symmetry(view.matrix, spacing)
         belongs = {
             "flips": on_grid and np.count_nonzero(np.diag(view.matrix).round()) == len(view.matrix),
             "group": on_grid,
@@ -51,6 +57,7 @@ def view_families(views: Sequence[View], spacing: Sequence[float] | None = None)
             "turns": axis_and_angle(view)[0] != "" and view.family in ("group", "angles"),
             "icosahedral": view.family == "icosahedral",
             "random": view.family == "random",
+            "shifts": view.shift is not None,
         }
         for family in filter(belongs.get, belongs):
             families[family].append(index)
@@ -139,6 +146,7 @@ class NetworkScores:
         complete = [case for case in records.cases if all(records.has(case, view.name) for view in self.views)]
         self.cases = [case for case in complete if case in counted]
         self.families = view_families(self.views, spacing) if self.views else {}
+        self.images = str(records.header.get("images", "whole"))
         self.metrics = [name for name in records.metrics if name in handlers]
         columns = [records.columns(view.name, self.cases) for view in self.views]
         # of each case in each view, shape (cases, views)
@@ -200,8 +208,8 @@ class NetworkScores:
 
     def summary(self) -> list[dict[str, Any]]:
         """One row a metric and family, the equivariance error last: ``network``, ``metric``, ``family``, ``cases``, ``views``, ``mean``,
-        ``worst``, ``worst_view``, ``spread`` (largest less smallest), ``interval_low``, ``interval_high``. The error of the upright
-        view, zero, does not count."""
+        ``worst``, ``worst_view``, ``spread`` (largest less smallest), ``interval_low``, ``interval_high``, ``images`` (one of ``IMAGES``).
+        The error of the upright view, zero, does not count."""
         rows = []
         for metric in [*self.metrics, ERROR]:
             scores = np.array(self.scores(metric), float)
@@ -220,7 +228,7 @@ class NetworkScores:
                     row["worst_view"] = self.views[chosen[place]].name
                     row["spread"] = float(np.nanmax(values) - np.nanmin(values))
                 low, high = percentile_interval(self._resampled(metric)[:, chosen].mean(1))
-                rows.append({**row, "interval_low": low, "interval_high": high})
+                rows.append({**row, "interval_low": low, "interval_high": high, "images": self.images})
         return rows
 
     def samples(self) -> dict[str, np.ndarray]:
@@ -233,13 +241,14 @@ class NetworkScores:
         }
 
     def view_rows(self) -> list[dict[str, Any]]:
-        """One row a view: ``network``, ``view``, ``family``, ``axis``, ``angle``, ``cases``, the metrics, the equivariance error,
-        ``seconds`` and ``passes`` a case."""
+        """One row a view: ``network``, ``view``, ``family``, ``axis``, ``angle``, ``shift`` in voxels, ``cases``, the metrics, the
+        equivariance error, ``seconds`` and ``passes`` a case."""
         scores = {metric: self.scores(metric) for metric in [*self.metrics, ERROR]}
         rows = []
         for index, view in enumerate(self.views):
             axis, angle = axis_and_angle(view)
             row = {"network": self.title, "view": view.name, "family": view.family, "axis": axis, "angle": angle}
+            row["shift"] = 0.0 if index == 0 else sum(view.shift or ()) or ""
             row |= {"cases": len(self.cases), **{metric: values[index] for metric, values in scores.items()}}
             row |= {"seconds": float(np.median(self.seconds[:, index])), "passes": float(self.passes[:, index].mean())}
             rows.append(row)
@@ -317,6 +326,19 @@ class NetworkScores:
             WorstCase(self.title, self.cases[i], self.views[k].name, name, float(table[i, k]), float(table[i, 0]))
             for i, k in zip(order, ranked.argmin(1)[order])
         ]
+
+
+def say_images(images: Mapping[str, str]) -> str:
+    """What the networks see of their images, from name of each to a key of ``IMAGES``.
+
+    Example:
+        >>> say_images({"a": "whole", "b": "whole"}), say_images({"a": "whole", "b": "ball"})
+        ('networks see whole images', 'networks see whole images (a) or the inscribed disc or ball of images (b)')
+    """
+    titles = {kind: "; ".join(title for title, each in images.items() if each == kind) for kind in IMAGES}
+    kinds = [kind for kind in IMAGES if titles[kind]]
+    words = [IMAGES[kind] + (f" ({titles[kind]})" if len(kinds) > 1 else "") for kind in kinds]
+    return f"networks see {' or '.join(words)}"
 
 
 def format_columns(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,16 +23,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 SMALLEST_RANGE = 0.2
 
 Rows = Sequence[Mapping[str, Any]]
-
-
-class CostPoint(NamedTuple):
-    """A network's seconds a case, and mean and worst of its metric."""
-
-    network: str
-    colour: str
-    seconds: float
-    mean: float
-    worst: float
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
@@ -64,7 +54,9 @@ def _is_number(value: object) -> bool:
 
 
 def _values(rows: Rows, metric: str, family: str | None = None) -> list[float]:
-    return [float(row[metric]) for row in rows if family in (None, row["family"])]
+    """Those of a family, by default all but shifts: no rotation has to do with them."""
+    families = {row["family"] for row in rows} - {"shifts"} if family is None else {family}
+    return [float(row[metric]) for row in rows if row["family"] in families]
 
 
 def _style(i: int) -> dict[str, Any]:
@@ -167,12 +159,28 @@ def _draw_cloud(panel: Axes, runs: Mapping[str, Rows], metric: str, families: Se
     panel.tick_params(axis="x", length=0, labelsize="small")
 
 
+def _draw_shifts(panel: Axes, runs: Mapping[str, Rows], metric: str) -> None:
+    for i, rows in enumerate(runs.values()):
+        values: dict[float, list[float]] = {}
+        for row in rows:
+            if row["family"] in ("upright", "shifts"):
+                values.setdefault(float(row.get("shift") or 0.0), []).append(float(row[metric]))
+        places = sorted(values)
+        style = _style(i)
+        panel.plot(places, [np.mean(values[place]) for place in places], color=style["color"], lw=2)
+        points = [(place, value) for place in places for value in values[place]]
+        panel.plot(*zip(*points), ls="", ms=4.5, mew=0, **style)
+    distances = {float(row.get("shift") or 0.0) for rows in runs.values() for row in rows if row["family"] == "shifts"}
+    panel.set_title("moved along the axes,\nnot rotated")
+    panel.set(xlabel="voxels\n(line: mean over axes)", xticks=sorted({0.0, *distances}))
+    panel.margins(x=0.25)
+
+
 def _draw_costs(
     panel: Axes, runs: Mapping[str, Rows], metric: str, costs: Mapping[str, float], greater_is_better: bool
-) -> list[CostPoint]:
+) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    points = []
     for i, (name, rows) in enumerate(runs.items()):
         if name not in costs:
             continue
@@ -181,73 +189,22 @@ def _draw_costs(
         panel.plot([seconds] * 2, [mean, worst], color=style["color"], lw=1.4)
         panel.plot([seconds], [worst], marker="_", color=style["color"], ms=9, mew=1.4)
         panel.plot([seconds], [mean], ms=7, mew=0, **style)
-        points.append(CostPoint(name, style["color"], seconds, mean, worst))
-    fastest, slowest = min(point.seconds for point in points), max(point.seconds for point in points)
-    # names are on both sides of the points
-    widen = max(3.0, (slowest / fastest) ** 0.4)
+    ratio = max(costs.values()) / min(costs.values())
     panel.set_xscale("log")
-    panel.set_xlim(fastest / widen, slowest * widen)
-    ratio = slowest / fastest
+    panel.margins(x=0.2)
     panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if ratio < 5 else (1, 3) if ratio <= 100 else (1.0,)))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.xaxis.set_minor_formatter(NullFormatter())
     panel.set_title("quality and cost")
     panel.set(xlabel="seconds a case\n(whisker: worst view)", ylabel="mean over the views")
-    return points
-
-
-def _label_costs(figure: Figure, panel: Axes, points: Sequence[CostPoint], size: float) -> None:
-    """Write each network's name beside its point, where it covers least."""
-    from matplotlib.transforms import Bbox
-
-    figure.draw_without_rendering()
-    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
-    frame = panel.get_window_extent(renderer)
-    pixels = figure.dpi / 72
-    marks, labels = [], []
-    for name, colour, seconds, mean, worst in points:
-        (x, y), (_, end) = panel.transData.transform([(seconds, mean), (seconds, worst)])
-        radius = 5 * pixels
-        marks.append(Bbox([[x - radius, y - radius], [x + radius, y + radius]]))
-        marks.append(Bbox([[x - radius, min(y, end)], [x + radius, max(y, end)]]))
-        written: dict[str, Any] = {"textcoords": "offset points", "color": colour, "fontsize": size, "va": "center"}
-        text = panel.annotate(textwrap.fill(shorten(name, 32), 16), (seconds, mean), (0, 0), **written)
-        text.set_in_layout(False)
-        extent = text.get_window_extent(renderer)
-        labels.append((x, y, extent.width, extent.height, text))
-
-    def overlap(box: Bbox, other: Bbox) -> float:
-        shared = Bbox.intersection(box, other)
-        return shared.width * shared.height if shared is not None else 0.0
-
-    def place(order: Sequence[int]) -> tuple[float, dict[int, tuple[float, float, str]]]:
-        """How much the names cover when they are placed in this order, and offset and alignment of each."""
-        total, covered, chosen = 0.0, list(marks), {}
-        for i in order:
-            x, y, width, height, _ = labels[i]
-            candidates: list[tuple[float, int, tuple[float, float, str], Bbox]] = []
-            for up in (0, 8, -8, 16, -16, 26, -26, 38, -38, 52, -52):
-                for right, alignment, start in ((8, "left", 0.0), (-8, "right", width), (0, "center", width / 2)):
-                    left, bottom = x + right * pixels - start, y + up * pixels - height / 2
-                    box = Bbox([[left, bottom], [left + width, bottom + height]])
-                    # what lies outside the panel counts like what lies on marks and names
-                    bad = width * height - overlap(box, frame) + sum(overlap(box, other) for other in covered)
-                    bad += abs(up) * pixels * height / 4
-                    candidates.append((bad, len(candidates), (right, up, alignment), box))
-            bad, _, chosen[i], box = min(candidates, key=lambda entry: entry[:2])
-            total += bad
-            covered.append(box)
-        return total, chosen
-
-    up = sorted(range(len(points)), key=lambda i: points[i].mean)
-    right = sorted(range(len(points)), key=lambda i: points[i].seconds)
-    _, places = min((place(order) for order in (up[::-1], up, right, right[::-1])), key=lambda entry: entry[0])
-    for i, (right_by, up_by, alignment) in places.items():
-        labels[i][-1].set(position=(right_by, up_by), ha=alignment)
 
 
 def _figure(
-    runs: Mapping[str, Rows], metric: str, costs: Mapping[str, float] | None = None, greater_is_better: bool = True
+    runs: Mapping[str, Rows],
+    metric: str,
+    costs: Mapping[str, float] | None = None,
+    greater_is_better: bool = True,
+    title: str = "",
 ) -> Figure:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -261,46 +218,48 @@ def _figure(
     clouds = [family for family in ("icosahedral", "random") if family in families]
     angled = [row for row in all_rows if row["family"] == "angles"]
     kinds = [f"circle {axis}" for axis in range(3) if any(_has_axis(row, axis) for row in angled)]
-    kinds += ["cloud"] * bool(clouds) + ["costs"] * (len(costs) > 1)
+    kinds += ["cloud"] * bool(clouds) + ["shifts"] * ("shifts" in families) + ["costs"] * (len(costs) > 1)
     if "group" in families or not kinds or kinds == ["costs"]:
         kinds.insert(0, "group")
     is_3d = any(_has_axis(row, axis) for row in all_rows if row["family"] != "upright" for axis in (1, 2))
-    limits = _limits(_values(all_rows, metric))
+    limits = _limits([value for family in families for value in _values(all_rows, metric, family)])
     # a picture with many panels is shown smaller, its letters must not be
     size = 10.0 if len(kinds) <= 4 else 12.0
     names = [f"{shorten(name, 40)}, spread {_spread(_values(rows, metric))}" for name, rows in runs.items()]
-    ratios = [1.4 if kind == "costs" else 1.0 for kind in kinds]
-    width = max((2.9 if len(kinds) <= 4 else 2.5) * sum(ratios) + 0.4, 4.4)
+    width = max((2.9 if len(kinds) <= 4 else 2.5) * len(kinds) + 0.4, 4.4)
     columns = max(1, int(width / (0.0085 * size * max(map(len, names), default=1) + 0.6)))
-    height = 3.6 + 0.022 * size * math.ceil(len(names) / columns)
+    title = textwrap.fill(title, int(width / (0.0085 * size)))
+    height = 3.6 + 0.022 * size * (math.ceil(len(names) / columns) + len(title.splitlines()))
     with matplotlib.rc_context({"font.size": size, "axes.titlesize": size, "axes.labelsize": size}):
         figure = Figure(figsize=(width, height), layout="compressed")
         FigureCanvasAgg(figure)
-        grid = figure.add_gridspec(1, len(kinds), width_ratios=ratios)
-        points: list[CostPoint] = []
-        for kind, ratio, cell in zip(kinds, ratios, grid):  # type: ignore[call-overload]
+        grid = figure.add_gridspec(1, len(kinds))
+        for kind, cell in zip(kinds, grid):  # type: ignore[call-overload]
             panel: Any = figure.add_subplot(cell, projection="polar" if kind.startswith("circle") else None)
             if kind.startswith("circle"):
                 axis = int(kind[-1])
                 _draw_circle(panel, runs, metric, axis, limits)
                 panel.set_title(f"about axis {axis}" if is_3d else "rotated by any angle")
             else:
-                panel.set_box_aspect(1 / ratio)
+                panel.set_box_aspect(1)
                 if kind == "group":
                     _draw_group(panel, runs, metric)
                 elif kind == "cloud":
                     _draw_cloud(panel, runs, metric, clouds)
+                elif kind == "shifts":
+                    _draw_shifts(panel, runs, metric)
                 else:
-                    points = _draw_costs(panel, runs, metric, costs, greater_is_better)
+                    _draw_costs(panel, runs, metric, costs, greater_is_better)
                 panel.set_ylim(*limits)
                 panel.yaxis.get_major_locator().set_params(nbins=6)
                 panel.spines[["top", "right"]].set_visible(False)
             panel.grid(alpha=0.25)
         if names:
             handles = [Line2D([], [], lw=2, ms=5, **_style(i)) for i in range(len(names))]
-            figure.legend(handles, names, loc="outside lower center", frameon=False, ncols=min(columns, len(names)))
-        if points:
-            _label_costs(figure, panel, points, 0.85 * size)
+            how: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "title": title or None}
+            figure.legend(handles, names, ncols=min(columns, len(names)), **how)
+            # the layout knows the legend, and the panels that it left room for, only after a first draw
+            figure.draw_without_rendering()
     return figure
 
 
@@ -316,29 +275,16 @@ def draw_rotation_table(
     path: str | Path,
     costs: Mapping[str, float] | None = None,
     greater_is_better: bool = True,
+    title: str = "",
 ) -> None:
-    """Draw the metric against the elements of the grid's group, against the angle, for other rotations, and against the cost.
+    """Draw the metric against the elements of the grid's group, against the angle, for other rotations, for shifts, and against the cost.
 
     Panels are in one row, those without views are left out. The metric's range is the same in all of them, and wide enough that an
-    invariant network looks invariant. The legend gives the spread of each network: its largest value less its smallest, over all its views.
+    invariant network looks invariant. The legend gives the spread of each network: its largest value less its smallest, over all its views
+    but shifts.
 
-    Args:
-        runs: name of a network to its rows, one a view, with ``view``, ``family`` ("upright", "group", "angles", "icosahedral" or
-            "random"), ``axis`` (array axis; "" or ``None`` where there is none), ``angle`` (degrees; likewise) and the metric. Rows
-            whose metric is not there or not finite are left out.
-        metric: the metric to draw, in any unit.
-        path: file to write, a PNG; the name appears when it is complete.
-        costs: name of a network to its seconds a case; drawn when two networks or more have one.
-        greater_is_better: whether the worst view is the one with the smallest value.
-
-    Raises:
-        OSError: when the file cannot be written.
-
-    Example:
-        >>> file = getfixture("tmp_path") / "table.png"
-        >>> row = {"view": "upright", "family": "upright", "axis": 0, "angle": 0.0, "dice": 0.9}
-        >>> draw_rotation_table({"this run": [row]}, "dice", file)
-        >>> file.exists()
-        True
+    ``runs`` are names of networks to their rows, as :meth:`~monai_gmr.rotation_report.statistics.NetworkScores.view_rows` makes them; those
+    whose metric is not there or not finite are left out. ``costs`` are names of networks to their seconds a case, drawn when two have one.
+    ``title`` is the heading of the legend.
     """
-    write_picture(_figure(runs, metric, costs, greater_is_better), path)
+    write_picture(_figure(runs, metric, costs, greater_is_better, title), path)

@@ -177,14 +177,8 @@ def _figure(cases: Sequence[WorstCase]) -> Figure:
             panel.spines[:].set_visible(False)
         y -= row_height
     if "difference" in headings:
-        style: dict[str, Any] = {
-            "fontsize": 8,
-            "frameon": False,
-            "handlelength": 1,
-            "handleheight": 1,
-            "borderpad": 0.2,
-        }
-        style |= {"columnspacing": 0.9, "handletextpad": 0.4, "borderaxespad": 0.0}
+        style: dict[str, Any] = {"fontsize": 8, "frameon": False, "handlelength": 1, "handleheight": 1}
+        style |= {"borderpad": 0.2, "columnspacing": 0.9, "handletextpad": 0.4, "borderaxespad": 0.0}
         patches = [Patch(facecolor=colour, label=name) for name, colour in zip(ERRORS, ERROR_COLOURS)]
         corner = (1 - GAP / total_width, 0.04 / total_height)
         figure.legend(handles=patches, loc="lower right", bbox_to_anchor=corner, ncols=3, **style)
@@ -204,23 +198,9 @@ def draw_worst_cases(cases: Sequence[WorstCase], path: str | Path) -> None:
 
     Maps of classes are laid over the image in colours; the difference shows foreground that was missed, background that was taken for
     foreground (added), and foreground of the wrong class. Of a volume the slice across the last array axis with most wrong voxels is
-    shown. Classes of whole images are written above them.
-
-    Args:
-        cases: the rows, about 9 at most look good; where there is none, nothing is written. Images with 3 channels in 2D are shown in
-            colours, of others the first channel in grey; values that are not finite count as the least.
-        path: file to write, a PNG; the name appears when it is complete.
-
-    Raises:
-        ConfigurationError: when an image is neither ``(C, H, W)`` nor ``(C, H, W, D)``, or a map has another spatial shape.
-        OSError: when the file cannot be written.
-
-    Example:
-        >>> file = getfixture("tmp_path") / "worst.png"
-        >>> image, label = np.eye(8)[None], np.eye(8, dtype=int)
-        >>> draw_worst_cases([WorstCase("net", "case 7", "90 degrees", "dice", 0.6, 0.9, image, label, np.tril(label))], file)
-        >>> file.exists()
-        True
+    shown. Classes of whole images are written above them. Images with 3 channels in 2D are shown in colours, of others the first channel
+    in grey; values that are not finite count as the least. Without cases nothing is written. Raises ``ConfigurationError`` when an image is
+    neither ``(C, H, W)`` nor ``(C, H, W, D)``, or a map has another spatial shape.
     """
     if cases:
         write_picture(_figure(cases), path)

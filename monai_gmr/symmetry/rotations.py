@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -75,8 +76,11 @@ def rotation_matrix(spatial_dims: int, degrees: float, axis: int | str | Sequenc
     return Rotation.from_rotvec(np.deg2rad(degrees) * axis_direction(axis)).as_matrix()
 
 
-def inscribed_ball(shape: Sequence[int], spacing: Sequence[float] | None = None) -> np.ndarray:
-    """Mask of the largest centred disc or ball (in millimetres) inside a grid of ``shape``: what no rotation moves out of the image.
+def inscribed_ball(
+    shape: Sequence[int], spacing: Sequence[float] | None = None, shift: Sequence[float] | None = None
+) -> np.ndarray:
+    """Mask of the largest centred disc or ball (in millimetres) inside a grid of ``shape``: what no rotation moves out of the image. It is
+    moved by a ``shift`` in voxels, one per axis; default none.
 
     Example:
         >>> inscribed_ball((3, 3)).astype(int)
@@ -86,7 +90,8 @@ def inscribed_ball(shape: Sequence[int], spacing: Sequence[float] | None = None)
     """
     steps = np.ones(len(shape)) if spacing is None else spacing
     radius = min((n - 1) / 2 * step for n, step in zip(shape, steps))
-    return (tap_coordinates(shape, spacing) ** 2).sum(-1) <= radius**2 + 1e-9
+    centre = 0.0 if shift is None else np.multiply(shift, steps)
+    return ((tap_coordinates(shape, spacing) - centre) ** 2).sum(-1) <= radius**2 + 1e-9
 
 
 def transform_image(
@@ -98,8 +103,9 @@ def transform_image(
 ) -> Array:
     """An array ``(..., *spatial)`` whose last ``d`` axes are transformed about their centre by any orthogonal matrix ``(d, d)``.
 
-    Signed permutations that keep the spacing move voxels (:func:`~monai_gmr.symmetry.transform_grid`); every other matrix, and a shift, is
-    sampled by ``scipy.ndimage.affine_transform``, the shape stays and what comes from outside is the nearest voxel of the border.
+    Signed permutations that keep the spacing move voxels (:func:`~monai_gmr.symmetry.transform_grid`); every other matrix is sampled by
+    ``scipy.ndimage.affine_transform`` and keeps the shape. A shift after it is sampled by the same splines, an axis at a time where voxels
+    were moved. What comes from outside is the nearest voxel of the border.
 
     Args:
         x: the array or tensor.
@@ -120,13 +126,39 @@ def transform_image(
     dims = matrix.shape[0]
     step = np.ones(dims) if spacing is None else np.asarray(spacing, float)
     offset = np.zeros(dims) if shift is None else np.asarray(shift, float)
-    if is_grid_symmetry(matrix, step.tolist()) and not offset.any():
+    on_grid = is_grid_symmetry(matrix, step.tolist())
+    if on_grid and not offset.any():
         return transform_grid(x, matrix)
-    pull = matrix.T / step[:, None] * step
-    array = x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x
-    work = array.astype(float).reshape(-1, *array.shape[array.ndim - dims :])
-    centre = (np.array(work.shape[1:]) - 1) / 2
-    options: dict = {"offset": centre - pull @ (centre + offset), "order": order, "mode": "nearest"}
-    moved = np.stack([ndimage.affine_transform(each, pull, **options) for each in work]).reshape(array.shape)
+    # numpy has no bfloat16
+    plain = x.detach().cpu() if isinstance(x, torch.Tensor) else x
+    array = plain.float().numpy() if isinstance(x, torch.Tensor) and x.dtype == torch.bfloat16 else np.asarray(plain)
+    if on_grid:
+        moved = _shift(transform_grid(array.astype(float), matrix), offset, order)
+    else:
+        pull = matrix.T / step[:, None] * step
+        work = array.astype(float).reshape(-1, *array.shape[array.ndim - dims :])
+        centre = (np.array(work.shape[1:]) - 1) / 2
+        options: dict = {"offset": centre - pull @ (centre + offset), "order": order, "mode": "nearest"}
+        moved = np.stack([ndimage.affine_transform(each, pull, **options) for each in work]).reshape(array.shape)
     moved = (np.round(moved) if np.issubdtype(array.dtype, np.integer) else moved).astype(array.dtype)
-    return torch.as_tensor(moved, device=x.device) if isinstance(x, torch.Tensor) else moved
+    return torch.as_tensor(moved, dtype=x.dtype, device=x.device) if isinstance(x, torch.Tensor) else moved
+
+
+def _shift(array: np.ndarray, offset: np.ndarray, order: int) -> np.ndarray:
+    """The last axes moved by an offset in voxels, one after the other: ``affine_transform`` of the identity, from ``order + 1`` voxels a
+    sample instead of ``(order + 1) ** d``."""
+    first = array.ndim - len(offset)
+    for axis, distance in enumerate(offset, first):
+        if distance == 0:
+            continue
+        # as affine_transform pads for mode "nearest", whose filter decays over a few voxels
+        pad = 12 + math.ceil(abs(distance))
+        work = np.pad(array, [(pad, pad) if other == axis else (0, 0) for other in range(array.ndim)], mode="edge")
+        work = ndimage.spline_filter1d(work, order, axis, mode="nearest") if order > 1 else work
+        impulse = np.zeros(2 * (order + math.ceil(abs(distance))) + 1)
+        impulse[len(impulse) // 2] = 1
+        # the spline's values at the distance from each voxel
+        weights = ndimage.shift(impulse, distance, order=order, prefilter=False)
+        array = ndimage.convolve1d(work, weights, axis, mode="nearest")
+        array = array.take(range(pad, array.shape[axis] - pad), axis)
+    return array

@@ -15,16 +15,17 @@ from monai_gmr.utils import ConfigurationError
 
 
 class View(NamedTuple):
-    """One transformation of an image by an orthogonal ``matrix`` ``(d, d)``.
+    """One transformation of an image by an orthogonal ``matrix`` ``(d, d)``, then by a ``shift`` in voxels, one per axis, if there is one.
 
-    ``family`` is "upright", "group", "angles", "icosahedral" or "random", ``angle`` in degrees about the axis of the rotation (``None`` for
-    a group element).
+    ``family`` is "upright", "group", "angles", "icosahedral", "random" or "shifts", ``angle`` in degrees about the axis of the rotation
+    (``None`` for a group element and a shift).
     """
 
     name: str
     family: str
     angle: float | None
     matrix: np.ndarray
+    shift: tuple[float, ...] | None = None
 
 
 def group_views(
@@ -121,6 +122,24 @@ def random_views(count: int, spatial_dims: int, seed: int = 0) -> list[View]:
     ]
 
 
+def shift_views(spatial_dims: int, distances: Sequence[float]) -> list[View]:
+    """The image moved by each of these distances in voxels along each axis, not rotated.
+
+    Example:
+        >>> [(view.name, view.shift) for view in shift_views(2, [0.5])]
+        [('0.5 voxels along axis 0', (0.5, 0.0)), ('0.5 voxels along axis 1', (0.0, 0.5))]
+    """
+    views = []
+    for distance in map(float, distances):
+        if not 0 < abs(distance) < np.inf:
+            raise ConfigurationError(f"the shift {distance:g} moves nothing: give distances in voxels, such as 0.5.")
+        for axis in range(spatial_dims):
+            shift = tuple(distance if other == axis else 0.0 for other in range(spatial_dims))
+            name = f"{distance:g} voxels along axis {axis}"
+            views.append(View(name, "shifts", None, np.eye(spatial_dims), shift))
+    return views
+
+
 # degrees between the views of "angles", by the number of axes
 DEFAULT_STEPS = {2: 10.0, 3: 30.0}
 ViewSpec = str | Mapping[str, Any] | Sequence[Any]
@@ -206,6 +225,10 @@ def make_views(spec: ViewSpec, spatial_dims: int, spacing: Sequence[float] | Non
             if view.matrix.shape != (spatial_dims, spatial_dims):
                 raise ConfigurationError(
                     f"the view {view.name!r} has a matrix of shape {view.matrix.shape}: give one of {(spatial_dims,) * 2}."
+                )
+            if view.shift is not None:
+                raise ConfigurationError(
+                    f"the view {view.name!r} is moved: sets of views are of rotations and mirrors, give distances as shifts."
                 )
             if not any(np.allclose(view.matrix, other.matrix, atol=1e-6) for other in views):
                 views.append(view)

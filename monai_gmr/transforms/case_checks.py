@@ -88,9 +88,7 @@ def check_label(
             )
     low, high = (round(value.item()) for value in values.aminmax())
     if low < 0:
-        raise ConfigurationError(
-            f"{name} holds values from {low} to {high}: labels are class indices, the integers from 0 on."
-        )
+        raise ConfigurationError(f"{name} holds values from {low} to {high}: labels are class indices, from 0 on.")
     if high >= out_channels:
         raise ConfigurationError(
             f"{name} holds {low} to {high} and the network has {out_channels} classes: give --{setting} {high + 1}."

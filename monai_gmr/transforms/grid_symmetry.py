@@ -99,9 +99,7 @@ def _elements(group: Group, axis: int | str | None, spatial_dims: int) -> np.nda
     if isinstance(group, (str, int)):
         return named_group(str(group), spatial_dims, axis)
     if len(group) == 0:
-        raise ConfigurationError(
-            "group=[] is a set of size zero: give the name of a group, such as 'all', or at least one element."
-        )
+        raise ConfigurationError("group=[] is a set of size zero: give a name, such as 'all', or elements.")
     return np.stack([grid_element(element, spatial_dims) for element in group])
 
 
@@ -151,9 +149,7 @@ class RandGridSymmetry(RandomizableTransform, GridSymmetry):
         if not self._do_transform:
             return
         if data is None:
-            raise ConfigurationError(
-                "randomize() cannot choose between 2D and 3D: give it the image of shape (C, *spatial)."
-            )
+            raise ConfigurationError("randomize() cannot choose between 2D and 3D: give it the image (C, *spatial).")
         elements = _elements(self.group, self.axis, len(image_shape(data)))
         self._element = elements[self.R.randint(len(elements))]
 

@@ -134,18 +134,14 @@ class LoadCased(MapTransform):
         if image.meta.get("datatype") in NIFTI_COMPLEX or (
             str(path).endswith(".npy") and np.load(path, mmap_mode="r").dtype.kind == "c"
         ):
-            raise ConfigurationError(
-                f"{path} holds complex numbers: give their magnitude, or another real part of them."
-            )
+            raise ConfigurationError(f"{path} holds complex numbers: give their magnitude, or another real part.")
         return image
 
     def _read_label(self, path: Any, image: torch.Tensor, image_name: str) -> torch.Tensor:
         """The label of an image, on its grid."""
         label, name = self._read(path), f"the label {path}"
         if label.shape[0] != 1:
-            raise ConfigurationError(
-                f"{name} has {label.shape[0]} channels: give one, of class indices, the integers from 0 on."
-            )
+            raise ConfigurationError(f"{name} has {label.shape[0]} channels: give one, of class indices from 0 on.")
         assert self.out_channels is not None
         # before anything resamples or casts it
         check_label(label, self.out_channels, name=name)
@@ -154,9 +150,7 @@ class LoadCased(MapTransform):
         resample = self.label_affine == "resample"
         shapes = tuple(label.shape[1:]), tuple(image.shape[1:])
         if shapes[0] != shapes[1] and not (resample and len(shapes[0]) == len(shapes[1])):
-            raise ConfigurationError(
-                f"{name} has the shape {shapes[0]} and {image_name} {shapes[1]}: they must be equal."
-            )
+            raise ConfigurationError(f"{name} has the shape {shapes[0]} and {image_name} {shapes[1]}: make them equal.")
         if self.label_affine == "ignore" or not (isinstance(label, MetaTensor) and isinstance(image, MetaTensor)):
             return label
         affine, reference = (np.asarray(part.affine, np.float64) for part in (label, image))

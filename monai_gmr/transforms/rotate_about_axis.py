@@ -182,13 +182,9 @@ class RotateAboutAxisd(DictionaryTransform):
         settings = {"mode": mode, "padding_mode": padding_mode, "align_corners": align_corners, "dtype": dtype}
         for name, setting in settings.items():
             if isinstance(setting, (list, tuple)) and len(setting) != number:
-                raise ConfigurationError(
-                    f"{name} has {len(setting)} entries for {number} keys: give one for all, or one a key."
-                )
+                raise ConfigurationError(f"{name} has {len(setting)} entries for {number} keys: give one, or one each.")
         each = zip(*(ensure_tuple_rep(setting, number) for setting in settings.values()))
-        transforms = [
-            RotateAboutAxis(angle, axis, spacing=spacing, lazy=lazy, **dict(zip(settings, one))) for one in each
-        ]
+        transforms = [RotateAboutAxis(angle, axis, spacing=spacing, lazy=lazy, **dict(zip(settings, e))) for e in each]
         super().__init__(keys, transforms, allow_missing_keys, lazy)
 
 

@@ -45,6 +45,17 @@ def test_tolerance_angles_spacing_and_channels(config, capsys):
     assert "angles worst" in capsys.readouterr().out
 
 
+def test_shifts_are_listed_by_module(config, tmp_path, capsys):
+    table = tmp_path / "table.csv"
+    assert main([config, "--size", "8", "--shifts", "0.5", "--per-module", "--csv", str(table)]) == 0
+    assert capsys.readouterr().out.count("shifts worst") == 2
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) > 2
+    assert all(float(row["shifts_worst"]) >= float(row["shifts_mean"]) >= 0 for row in rows)
+    assert {row["angles_worst"] for row in rows} == {""}
+
+
 def test_bundle_folder_takes_the_first_config_that_has_the_network(tmp_path):
     write(tmp_path / "bundle" / "configs" / "metadata.json", {"version": "0"})
     write(tmp_path / "bundle" / "configs" / "inference.json", {"other": 1})

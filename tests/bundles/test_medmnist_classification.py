@@ -180,6 +180,16 @@ def test_colours_classes_and_channels_follow_from_the_file(tmp_path):
         assert workflow.network_def(item["image"][None].repeat(2, 1, 1, 1)).shape == (2, classes)
 
 
+def test_a_margin_repeats_the_border(tmp_path):
+    data, items = write_dataset(tmp_path, 2), []
+    for margin in (0, 2):
+        workflow = open_workflow(2, "train", **data, **TINY, margin=margin)
+        workflow.initialize()
+        items.append(workflow.train_dataset[0]["image"])
+    assert torch.equal(items[1][:, 2:-2, 2:-2], items[0])
+    assert torch.equal(items[1], torch.nn.functional.pad(items[0], (2, 2, 2, 2), mode="replicate"))
+
+
 def test_images_in_a_folder_are_predicted_under_their_names(tmp_path):
     settings = write_dataset(tmp_path, 2) | TINY | {"output_dir": str(tmp_path), "ckpt_dir": str(tmp_path)}
     settings.pop("epochs")

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from monai.networks.nets import BasicUNet, DynUNet, UNet
+from scipy import ndimage
 from torch import nn
 from torch.nn import functional
 
-from monai_gmr.metrics import check_equivariance
+from monai_gmr.metrics import check_equivariance, equivariance_error
 from monai_gmr.symmetry import point_group, transform_grid
 
 
@@ -285,6 +286,50 @@ def test_shifts_are_measured_and_not_judged():
     assert report.rows[0]["angles_worst"] == ""
     assert "shifts worst" in str(report)
     assert report.ok
+
+
+def test_moves_are_measured_by_module_where_asked_for():
+    """Each module has the error that it has alone on what it gets; a shift is that of the image, half as many voxels after the pool."""
+    torch.manual_seed(0)
+    net = nn.Sequential(point(), nn.MaxPool2d(2), nn.Sequential(nn.ReLU(), nn.Conv2d(2, 2, 3, padding=1)))
+    moves = {"angles": (20, 30), "shifts": (0.5,)}
+    report = check_equivariance(net, 32, **moves, moves_per_module=True)
+    modules = {module.path: module.moves for module in report.sizes[0].modules}
+    assert list(modules) == ["(network)", "0", "1", "2", "2.0", "2.1"]
+    whole = report.sizes[0].errors
+    assert modules["(network)"].views == whole.angles.views + whole.shifts.views
+    noise = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    smooth = ndimage.gaussian_filter(noise.numpy(), (0, 0, 1.2, 1.2), mode="wrap")
+    x = torch.as_tensor(smooth / smooth.std())
+    with torch.no_grad():
+        pooled = net[1](net[0](x))
+    for path, module, given, shift in (
+        ("0", net[0], x, 0.5),
+        ("2", net[2], pooled, 0.25),
+        ("2.0", net[2][0], pooled, 0.25),
+    ):
+        alone = equivariance_error(module, given, [], (20, 30), shifts=(shift,))
+        assert modules[path].errors == pytest.approx(alone.errors, abs=1e-6)
+    assert modules["0"].shifts.worst < 1e-5
+    assert min(modules[path].shifts.worst for path in ("1", "2.0")) > 1e-2
+    rows = {row["path"]: row for row in report.rows}
+    assert rows["1"]["shifts_worst"] == modules["1"].shifts.worst
+    assert rows["2.0"]["angles_mean"] == modules["2.0"].angles.mean
+    (line,) = [line for line in report.to_text(every_module=True).splitlines() if "MaxPool2d" in line]
+    assert f"{modules['1'].shifts.worst:.2e}" in line
+    assert str(report).count("shifts worst") == 1 + bool(report.broken)
+    without = check_equivariance(net, 32, **moves)
+    assert [row["shifts_worst"] for row in without.rows[1:]] == [""] * 6
+    assert without.to_text(every_module=True).count("shifts worst") == 1
+    assert [check.errors for check in without.sizes] == [check.errors for check in report.sizes]
+
+
+def test_a_module_called_twice_has_the_moves_of_its_worst_call():
+    pool = nn.MaxPool2d(2)
+    net = nn.Sequential(point(), pool, nn.ReLU(), pool)
+    first, both = (check_equivariance(n, 32, shifts=(0.5,), moves_per_module=True) for n in (net[:3], net))
+    shifts = [report.sizes[0].modules[2].moves.shifts.worst for report in (first, both)]
+    assert shifts[1] >= shifts[0] > 0
 
 
 def test_spacing_and_group_choose_the_elements():

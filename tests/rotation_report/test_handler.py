@@ -3,7 +3,6 @@
 import csv
 import json
 import logging
-import math
 
 import numpy as np
 import pytest
@@ -14,13 +13,12 @@ from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.handlers import IgniteMetricHandler, MeanDice, from_engine
 from monai.inferers import SimpleInferer
-from monai.transforms import AsDiscreted, Compose, Lambdad, SaveImaged
+from monai.transforms import AsDiscreted, Compose, SaveImaged
 
 from monai_gmr.handlers import from_engine_in_ball
-from monai_gmr.inferers import SymmetryInferer
 from monai_gmr.metrics import MacroAUCMetric
 from monai_gmr.rotation_report import RotationReport
-from monai_gmr.symmetry import View, inscribed_ball, make_views, point_group, rotation_matrix, transform_image
+from monai_gmr.symmetry import View, make_views, point_group, rotation_matrix, transform_image
 from monai_gmr.utils import ConfigurationError
 
 SHAPE = (16, 16)
@@ -77,7 +75,7 @@ def make_evaluator(network, shape=SHAPE, dataset=None, postprocessing=None, **se
 
 
 def make_report(evaluator, folder, **settings):
-    few = {"views": ["all", {"angles": 60}], "worst_cases": 0, "num_resamples": 0, "order": 1}
+    few = {"views": ["all", {"angles": 60}], "shifts": None, "worst_cases": 0, "num_resamples": 0, "order": 1}
     return RotationReport(evaluator, folder, **few | settings)
 
 
@@ -188,92 +186,6 @@ def test_any_network_averaged_over_the_group_is_equivariant(tmp_path, shape):
     assert [content["networks"][name]["passes_per_case"] for name in report.networks] == [1, 48]
     paired = [row for row in content["paired"] if row["family"] == "group"]
     assert [(row["first"], row["second"], row["cases"]) for row in paired] == [("plain", "plain, 48 views", 2)]
-
-
-def test_an_interrupted_report_resumes(tmp_path):
-    class Killed(BaseException):
-        pass
-
-    evaluator = make_evaluator(UpperHalf())
-    whole = make_report(evaluator, tmp_path / "whole").run()
-    count = len(make_report(evaluator, tmp_path / "x").views)
-    calls = []
-
-    def counted(image, network):
-        calls.append(1)
-        if len(calls) == count + 3:
-            raise Killed
-        return network(image)
-
-    killed = make_evaluator(UpperHalf(), inferer=counted)
-    with pytest.raises(Killed):
-        make_report(killed, tmp_path / "killed").run()
-    assert isinstance(killed.inferer, type(counted))
-    path = tmp_path / "killed" / "records" / "this_run.jsonl"
-    # a line that was being written when the process died
-    path.write_text(path.read_text()[:-20])
-    assert len(path.read_text().splitlines()) == 1 + count + 2
-    calls.clear()
-    resumed = make_report(killed, tmp_path / "killed").run()
-    # the first case was done, and is looked at once; of the second one view was, one was cut off, and the upright one is needed again
-    assert len(calls) == 1 + count - 1 + 1
-    assert [{**row, "mean": round(row["mean"], 9)} for row in resumed] == [
-        {**row, "mean": round(row["mean"], 9)} for row in whole
-    ] or all(math.isclose(a["mean"], b["mean"]) and a["worst_view"] == b["worst_view"] for a, b in zip(resumed, whole))
-
-
-@pytest.mark.parametrize("changed", ["inferer", "postprocessing", "image", "metric"])
-def test_records_of_other_parts_of_a_config_are_not_used(tmp_path, capsys, changed):
-    """Not only the network: whatever changes the answers or the scores makes the report begin anew."""
-    torch.manual_seed(0)
-    network = torch.nn.Conv2d(1, 2, 3, padding=1)
-    image, label = torch.rand(1, 16, 16), half()
-
-    def make(scale=1.0, **settings):
-        return make_evaluator(network, dataset=Dataset([{"image": scale * image, "label": label}]), **settings)
-
-    make_report(make(), tmp_path).run()
-    capsys.readouterr()
-    make_report(make(), tmp_path).run()
-    assert "are there already" in capsys.readouterr().out
-    take = from_engine(["pred", "label"])
-    discrete = AsDiscreted(keys=["pred", "label"], argmax=[True, False], to_onehot=2)
-    other = {
-        "inferer": {"inferer": SymmetryInferer()},
-        "postprocessing": {"postprocessing": Compose([Lambdad("pred", torch.neg), discrete])},
-        "image": {"scale": 2.0},
-        "metric": {"key_val_metric": {"dice": MeanDice(output_transform=take)}},
-    }
-    make_report(make(**other[changed]), tmp_path).run()
-    assert "are replaced" in capsys.readouterr().out
-
-
-def test_a_case_that_no_longer_loads_costs_no_records(tmp_path, capsys):
-    data = [{"image": half(), "label": half()}] * 2
-    make_report(make_evaluator(Brightness(), dataset=Dataset(data)), tmp_path).run()
-    path = tmp_path / "records" / "this_run.jsonl"
-    before = len(path.read_text().splitlines())
-    summary = make_report(make_evaluator(Brightness(), dataset=Failing(data, 0)), tmp_path).run()
-    assert "are there already" in capsys.readouterr().out
-    assert len(path.read_text().splitlines()) == before
-    assert {row["cases"] for row in summary} == {2}
-
-
-def test_fewer_cases_than_an_earlier_report_measured(tmp_path):
-    make_report(make_evaluator(UpperHalf()), tmp_path).run()
-    summary = make_report(make_evaluator(UpperHalf()), tmp_path, cases=1).run()
-    assert {row["cases"] for row in summary} == {1}
-
-
-def test_records_of_another_network_are_not_used(tmp_path, capsys):
-    torch.manual_seed(0)
-    network = torch.nn.Conv2d(1, 2, 3, padding=1)
-    first = make_report(make_evaluator(network), tmp_path).run()
-    with torch.no_grad():
-        network.weight.add_(1)
-    second = make_report(make_evaluator(network), tmp_path).run()
-    assert "are replaced" in capsys.readouterr().out
-    assert [row["mean"] for row in first] != [row["mean"] for row in second]
 
 
 def test_the_evaluator_is_as_before(tmp_path):
@@ -487,6 +399,8 @@ def test_own_views_can_be_given(tmp_path):
     [
         ({"views": []}, r"views=\[\] is a set of size zero"),
         ({"views": "upright"}, "holds the upright image alone"),
+        ({"views": "upright", "shifts": [0.5]}, "holds the upright image alone"),
+        ({"shifts": [0]}, "the shift 0 moves nothing"),
         ({"views": {"angles": -1}}, "the step between views is -1"),
         ({"views": {"group": "all", "count": 0}}, "count=0 is out of range"),
         ({"compare": {"x": "nowhere/rotation_views.csv"}}, "there is no rotation report in nowhere"),
@@ -510,13 +424,3 @@ def test_data_that_cannot_be_used(tmp_path):
     evaluator.data_loader = iter([{"image": half()}])
     with pytest.raises(ConfigurationError, match="without a dataset of known length"):
         make_report(evaluator, tmp_path)
-
-
-@pytest.mark.parametrize("shape", [(5, 5), (4, 7), (5, 6, 7)])
-def test_the_ball_masks_predictions_and_labels_alike(shape):
-    take = from_engine_in_ball(["pred", "label"])
-    pred, label = torch.rand(3, *shape), torch.rand(3, *shape)
-    (masked,), (masked_label,) = take([{"pred": pred, "label": label}])
-    ball = torch.as_tensor(inscribed_ball(shape))
-    assert torch.equal(masked, torch.where(ball, pred, 0))
-    assert torch.equal(masked_label, torch.where(ball, label, 0))

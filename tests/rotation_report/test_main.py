@@ -68,6 +68,7 @@ def test_options_reach_the_report(foreign_bundle, reports, tmp_path):
         "share",
         "--whole-image",
     ]
+    options += ["--shifts", "0.5", "-0.25", "--images-in-ball", "--rotated-answers"]
     options += ["--cases", "2", "--views-per-batch", "4", "--average", "--random", "5", "--angles=45"]
     assert main([str(root), "--output_dir", out, *options]) == 0
     (call,) = reports
@@ -80,6 +81,9 @@ def test_options_reach_the_report(foreign_bundle, reports, tmp_path):
         "views_per_batch": 4,
         "labels": "share",
         "in_ball": False,
+        "images_in_ball": True,
+        "rotated_answers": True,
+        "shifts": [0.5, -0.25],
         "frame": "rotated",
         "prediction": "seg",
         "metrics": ["mean_dice"],
@@ -98,6 +102,9 @@ def test_without_options_the_report_has_its_defaults(foreign_bundle, reports, tm
     assert reports[0]["views"] is None
     assert reports[0]["average"] is None
     assert reports[0]["frame"] == "upright"
+    assert (reports[0]["shifts"], reports[0]["images_in_ball"]) == ([0.5], False)
+    assert main([str(foreign_bundle("other")), "--output_dir", str(tmp_path / "out"), "--shifts", "0"]) == 0
+    assert reports[1]["shifts"] == []
 
 
 def test_settings_of_all_and_of_one_network(foreign_bundle, reports, tmp_path):
@@ -212,6 +219,14 @@ def test_the_report_of_a_bundle_that_knows_nothing_of_it(foreign_bundle, tmp_pat
     for name in ("rotation_report.json", "rotation_table.png", "worst_cases.png"):
         assert (out / name).is_file()
     assert "mean_dice" in capsys.readouterr().out
+
+
+def test_images_in_the_ball(foreign_bundle, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main([f"net={foreign_bundle()}", "--output_dir", str(out), *QUICK, "--images_in_ball"]) == 0
+    assert {row["images"] for row in read_table(out)} == {"ball"}
+    assert {"upright", "group", "shifts"} <= {row["family"] for row in read_table(out)}
+    assert "networks see the inscribed disc or ball of images" in capsys.readouterr().out
 
 
 def test_one_bundle_twice(foreign_bundle, tmp_path):

@@ -7,6 +7,7 @@ from monai.data import MetaTensor, decollate_batch, list_data_collate
 
 from monai_gmr.rotation_report import PrepareBatchView
 from monai_gmr.symmetry import angle_views, group_views, inscribed_ball, transform_image
+from monai_gmr.symmetry.views import shift_views
 from monai_gmr.utils import ConfigurationError
 
 
@@ -113,6 +114,34 @@ def test_labels_can_stay_upright():
     prepare_batch, batch = PrepareBatchView(labels=None), make_batch((9, 9), metadata=False)
     prepare_batch.view = group_views(2)[5]
     assert torch.equal(prepare_batch(batch)[1], batch["label"])
+
+
+@pytest.mark.parametrize("view", [None, *group_views(2)[:3], *angle_views(2, 35)[:2], *shift_views(2, [0.5])])
+@pytest.mark.parametrize("metadata", [True, False])
+def test_images_in_the_ball_have_their_background_outside(view, metadata):
+    """It is the least value of each case and channel inside, when upright, whatever the corners hold."""
+    batch = make_batch((9, 12), metadata)
+    ball = torch.as_tensor(inscribed_ball((9, 12)))
+    plain, masked = PrepareBatchView(), PrepareBatchView(in_ball=True)
+    plain.view = masked.view = view
+    least = batch["image"].as_subclass(torch.Tensor)[..., ball].amin(-1)
+    batch["image"][:, :, 0, 0] = -100
+    image, label = masked(batch)
+    unmasked, unmasked_label = plain(batch)
+    assert type(image) is type(unmasked)
+    assert torch.equal(label, unmasked_label)
+    moved = torch.as_tensor(inscribed_ball(image.shape[2:], None, view and view.shift))
+    image, unmasked = (x.as_subclass(torch.Tensor) for x in (image, unmasked))
+    assert torch.equal(image[..., moved], unmasked[..., moved])
+    assert torch.equal(image[..., ~moved], least[..., None].expand_as(image[..., ~moved]))
+
+
+def test_labels_of_shifted_images_stay():
+    prepare_batch, batch = PrepareBatchView(), make_batch((9, 9), metadata=False)
+    prepare_batch.view = shift_views(2, [0.5])[1]
+    image, label = prepare_batch(batch)
+    assert torch.equal(label, batch["label"])
+    torch.testing.assert_close(image, transform_image(batch["image"], np.eye(2), shift=(0, 0.5)))
 
 
 def test_an_unknown_sampling_of_labels_is_refused():

@@ -16,17 +16,19 @@ from monai_gmr.rotation_report.table_picture import (
     draw_rotation_table,
 )
 from monai_gmr.symmetry import angle_views, group_views
-from monai_gmr.symmetry.views import icosahedral_views, random_views
+from monai_gmr.symmetry.views import icosahedral_views, random_views, shift_views
 
 GRID = "rotated and mirrored\non the grid"
 COST = "quality and cost"
+SHIFTS = "moved along the axes,\nnot rotated"
 
 
 def make_rows(views, score, metric="dice"):
     rows = []
     for view in views:
         axis, angle = axis_and_angle(view)
-        rows.append({"view": view.name, "family": view.family, "axis": axis, "angle": angle, metric: score(view)})
+        row = {"view": view.name, "family": view.family, "axis": axis, "angle": angle, metric: score(view)}
+        rows.append(row | ({"shift": sum(view.shift)} if view.shift else {}))
     return rows
 
 
@@ -57,6 +59,11 @@ VIEWS = {
     "both 3D": ([*group_views(3), *angle_views(3, 45)], [GRID, *(f"about axis {axis}" for axis in range(3))]),
     "random 2D": (random_views(5, 2), ["random\nrotations"]),
     "icosahedral": (icosahedral_views(), ["icosahedral\nrotations"]),
+    "shifts 2D": ([*group_views(2)[:1], *shift_views(2, [0.5])], [SHIFTS]),
+    "all 3D": (
+        [*group_views(3), *angle_views(3, 45), *random_views(2, 3), *shift_views(3, [0.5])],
+        [GRID, *(f"about axis {axis}" for axis in range(3)), "random\nrotations", SHIFTS],
+    ),
     "clouds": ([*icosahedral_views(), *random_views(9, 3)], ["icosahedral and random\nrotations"]),
 }
 
@@ -90,6 +97,29 @@ def test_circles_are_closed_and_hold_rotations_by_90_degrees(dims):
         assert np.allclose(values, _circle(rows, "dice", axis)[1])
         assert panel.get_theta_direction() == 1
         assert panel.get_theta_offset() == pytest.approx(np.pi / 2)
+
+
+def test_shifts_have_a_panel_of_their_own_and_no_part_in_the_spread():
+    rows = make_rows([*group_views(2), *shift_views(2, [0.5, -0.25])], varying)
+    for row, value in zip([row for row in rows if row["family"] == "shifts"], (0.5, 0.6, 0.7, 0.7)):
+        row["dice"] = value
+    figure = _figure(
+        {"net": rows, "other": rows}, "dice", {"net": 1.0, "other": 2.0}, title="networks see whole images"
+    )
+    _, panel, costs = figure.axes
+    line, points = panel.lines[:2]
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([-0.25, 0, 0.5], pytest.approx([0.7, 0.9, 0.55]))
+    assert sorted(zip(points.get_xdata(), points.get_ydata())) == [(-0.25, 0.7)] * 2 + [
+        (0, 0.9),
+        (0.5, 0.5),
+        (0.5, 0.6),
+    ]
+    assert list(panel.get_xticks()) == [-0.25, 0, 0.5]
+    (legend,) = figure.legends
+    assert legend.get_title().get_text() == "networks see whole images"
+    assert [text.get_text() for text in legend.get_texts()] == ["net, spread 0.300", "other, spread 0.300"]
+    assert costs.lines[0].get_ydata()[0] == pytest.approx(np.mean([row["dice"] for row in rows[:8]]))
+    assert panel.get_ylim()[0] < 0.5
 
 
 @pytest.mark.parametrize("names", [["invariant"], ["invariant", "varying"]])
@@ -157,16 +187,21 @@ def test_the_whisker_reaches_from_the_mean_to_the_worst_view(greater_is_better):
 
 
 @pytest.mark.parametrize("seconds", [(0.1, 0.1, 0.1, 0.1, 0.1, 0.1), (0.1, 0.11, 0.3, 0.5, 0.6, 3.0)])
-def test_names_beside_points_cover_neither_each_other_nor_the_legend(seconds):
+def test_each_network_has_its_point_in_the_colour_and_marker_of_the_legend(seconds):
     names = ["harmonic", "radial", "plain", "plain augmented", "projected", "flat"]
     runs = {name: make_rows(group_views(2), invariant(0.5 + 0.07 * i)) for i, name in enumerate(names)}
     figure = _figure(runs, "dice", dict(zip(names, seconds)))
     figure.draw_without_rendering()
-    boxes = [text.get_window_extent() for text in figure.axes[-1].texts]
-    assert len(boxes) == len(names)
-    assert not any(first.overlaps(second) for first, second in itertools.combinations(boxes, 2))
-    legend = figure.legends[0].get_window_extent()
-    assert not any(panel.get_tightbbox().overlaps(legend) for panel in figure.axes)
+    legend = figure.legends[0]
+    for i, entry in enumerate(legend.get_lines()):
+        (point,) = [
+            line
+            for line in figure.axes[-1].lines
+            if (line.get_color(), line.get_marker()) == (entry.get_color(), entry.get_marker())
+        ]
+        assert (point.get_xdata()[0], point.get_ydata()[0]) == pytest.approx((seconds[i], 0.5 + 0.07 * i))
+    assert len({(line.get_color(), line.get_marker()) for line in legend.get_lines()}) == len(names)
+    assert not any(panel.get_tightbbox().overlaps(legend.get_window_extent()) for panel in figure.axes)
 
 
 @pytest.mark.parametrize("metric", ["dice", "hausdorff_distance"])

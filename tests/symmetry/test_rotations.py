@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from monai_gmr.symmetry import (
     angle_views,
@@ -48,6 +49,36 @@ def test_a_blob_is_rotated_and_then_shifted_in_voxels(spacing, degrees, shift):
     moved = transform_image(blob(shape, centre, 4.0, spacing), matrix, order=5, spacing=spacing, shift=shift)
     there = matrix @ centre + np.array(shift) * (1.0 if spacing is None else np.array(spacing))
     assert np.abs(moved - blob(shape, there, 4.0, spacing)).max() < 2e-3
+
+
+@pytest.mark.parametrize("order", range(6))
+@pytest.mark.parametrize("shape", [(9,), (8, 11), (5, 6, 7)])
+@pytest.mark.parametrize("distance", [0.5, -0.25, 1.0, 2.3])
+def test_a_shift_alone_is_that_of_scipy(order, shape, distance):
+    x = np.random.default_rng(0).normal(size=(2, *shape))
+    shift = np.array([distance, -0.3, 0.0])[: len(shape)]
+    expected = np.stack(
+        [ndimage.affine_transform(e, np.eye(len(shape)), -shift, order=order, mode="nearest") for e in x]
+    )
+    assert np.abs(transform_image(x, np.eye(len(shape)), order, shift=shift) - expected).max() < 1e-7
+
+
+@pytest.mark.parametrize("shift", [None, (0.5, 0.0)])
+def test_images_of_a_precision_that_numpy_has_not(shift):
+    x = torch.rand(1, 9, 9).bfloat16()
+    moved = transform_image(x, rotation_matrix(2, 30 if shift is None else 0), 1, shift=shift)
+    assert moved.dtype == torch.bfloat16
+    expected = transform_image(x.float(), rotation_matrix(2, 30 if shift is None else 0), 1, shift=shift)
+    assert torch.equal(moved, expected.bfloat16())
+
+
+def test_a_ball_is_shifted_in_voxels():
+    spacing = (1.0, 2.0)
+    ball = inscribed_ball((25, 15), spacing)
+    assert np.array_equal(inscribed_ball((25, 15), spacing, (0, 0)), ball)
+    moved = inscribed_ball((25, 15), spacing, (0, 1))
+    assert np.array_equal(moved[:, 2:], ball[:, 1:-1])
+    assert inscribed_ball((5,), None, (0.5,)).tolist() == [False, True, True, True, True]
 
 
 def test_axes_of_unlike_spacing_are_resampled_not_exchanged():

@@ -14,6 +14,7 @@ from monai_gmr.symmetry import (
     random_views,
     transform_image,
 )
+from monai_gmr.symmetry.views import shift_views
 from monai_gmr.utils import ConfigurationError
 
 
@@ -58,6 +59,16 @@ def test_views_of_named_groups_are_the_group_and_keep_the_spacing():
     assert [view.name for view in views[1:]] == [element_name(view.matrix) for view in views[1:]]
     assert len(group_views(3, (1, 1, 3), "4/mmm", axis="x")) == 8
     assert len(make_views("oh", 3, (1, 2, 3))) == 8
+
+
+def test_shifts_are_no_set_of_views():
+    shifted = shift_views(2, [0.5, -0.25])
+    assert [view.shift for view in shifted] == [(0.5, 0), (0, 0.5), (-0.25, 0), (0, -0.25)]
+    with pytest.raises(ConfigurationError, match=r"'0.5 voxels along axis 0' is moved: .* give dist"):
+        make_views(shifted, 2)
+    for nothing in (0, float("nan"), float("inf")):
+        with pytest.raises(ConfigurationError, match="moves nothing: give distances"):
+            shift_views(2, [nothing])
 
 
 def test_rotations_by_90_degrees_are_among_the_angles_of_a_set():

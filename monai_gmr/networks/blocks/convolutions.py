@@ -108,9 +108,8 @@ class GMRConvolution(nn.Sequential):
         self.add_module("conv", layer)
         if not conv_only and not (act is None and norm is None and dropout is None):
             norm = keep_channels_last(norm)
-            self.add_module(
-                "adn", GMRADN(adn_ordering, out_channels, act, norm, spatial_dims, dropout, dropout_dim=dropout_dim)
-            )
+            settings = (out_channels, act, norm, spatial_dims)
+            self.add_module("adn", GMRADN(adn_ordering, *settings, dropout=dropout, dropout_dim=dropout_dim))
 
 
 class GMRResidualUnit(nn.Module):
@@ -157,13 +156,8 @@ class GMRResidualUnit(nn.Module):
             self.residual = make_convolution("plain", spatial_dims, in_channels, out_channels, 1, bias=bias)
         self.conv = nn.Sequential()
         options = {"kernel_size": kernel_size, "dilation": dilation, "bias": bias, "padding": padding, **kwargs}
-        options |= {
-            "adn_ordering": adn_ordering,
-            "act": act,
-            "norm": norm,
-            "dropout": dropout,
-            "dropout_dim": dropout_dim,
-        }
+        options |= {"adn_ordering": adn_ordering, "act": act, "norm": norm}
+        options |= {"dropout": dropout, "dropout_dim": dropout_dim}
         subunits = max(1, subunits)
         for unit in range(subunits):
             options["conv_only"] = last_conv_only and unit == subunits - 1

@@ -32,9 +32,7 @@ def split_convolution(conv: str | Sequence) -> tuple[str, dict[str, Any]]:
     """
     pair = (conv, {}) if isinstance(conv, str) else tuple(conv) if isinstance(conv, Sequence) else (None,)
     if len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], Mapping):
-        raise ConfigurationError(
-            f"conv={conv!r} is impossible: give a name, or a pair of a name and a dictionary of arguments."
-        )
+        raise ConfigurationError(f"conv={conv!r} is impossible: give a name, or a pair of a name and arguments.")
     check_choice("conv", pair[0], tuple(CONVOLUTIONS))
     return pair[0], dict(pair[1])
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from monai_gmr import symmetry
 from monai_gmr.ops import dense_kernel, pad_nd, ring_conv
-from monai_gmr.ops.ring_conv import dense_ring_conv
+from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.symmetry.taps import SIGMA_FLOOR
 from monai_gmr.utils import ConfigurationError, SymmetryWarning, check_choice
 
@@ -143,9 +143,7 @@ class RingConvNd(nn.Module):
         if isinstance(self.padding, str):
             check_choice("padding", self.padding, ("symmetric",) if self.transposed else ("valid", "same", "symmetric"))
             if self.padding == "same" and max(self.stride) > 1:
-                raise ConfigurationError(
-                    f"padding='same' has no meaning with stride={self.stride}: use padding='symmetric'."
-                )
+                raise ConfigurationError(f"padding='same' takes no stride={self.stride}: use padding='symmetric'.")
 
     def _ring_masks(self, shells: symmetry.Shells) -> np.ndarray:
         masks = symmetry.square_ring_masks if self.rings.endswith("_square") else symmetry.ring_masks
@@ -278,23 +276,13 @@ class GMRConvNd(RingConvNd):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Convolve ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``."""
         input, padding = self._padded(input)
-        basis = self.basis()
         if torch.jit.is_scripting():
-            return dense_ring_conv(
-                input,
-                self.weight,
-                basis,
-                self.shells,
-                self.bias,
-                stride=self.stride,
-                padding=padding,
-                dilation=self.dilation,
-                groups=self.groups,
-            )
+            dense = self.dense_kernel()
+            return conv_nd(input, dense, self.bias, self.stride, padding, self.dilation, groups=self.groups)
         return ring_conv(
             input,
             self.weight,
-            basis,
+            self.basis(),
             self.shells,
             self.bias,
             stride=self.stride,

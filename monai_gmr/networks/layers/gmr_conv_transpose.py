@@ -9,7 +9,7 @@ from torch import nn
 
 from monai_gmr.networks.layers.gmr_conv import RingConvNd, check_input, whole_numbers
 from monai_gmr.ops import ring_conv_transpose
-from monai_gmr.ops.ring_conv import dense_ring_conv_transpose
+from monai_gmr.ops.ring_conv import conv_transpose_nd
 from monai_gmr.symmetry import transposed_padding
 from monai_gmr.utils import SymmetryWarning
 
@@ -88,25 +88,16 @@ class GMRConvTransposeNd(RingConvNd):
                 even = surplus % 2 == 0 and surplus // 2 <= padding[axis]
                 padding[axis] -= surplus // 2 if even else 0
                 extra[axis] = 0 if even else surplus
-        basis = self.basis()
         if torch.jit.is_scripting():
-            return dense_ring_conv_transpose(
-                input,
-                self.weight,
-                basis,
-                self.shells,
-                self.bias,
-                stride=self.stride,
-                padding=padding,
-                output_padding=extra,
-                groups=self.groups,
-                dilation=self.dilation,
+            dense, groups, dilation = self.dense_kernel(), self.groups, self.dilation
+            return conv_transpose_nd(
+                input, dense, self.bias, self.stride, padding, extra, groups=groups, dilation=dilation
             )
         self._warn_if_inexact(extra)
         return ring_conv_transpose(
             input,
             self.weight,
-            basis,
+            self.basis(),
             self.shells,
             self.bias,
             stride=self.stride,

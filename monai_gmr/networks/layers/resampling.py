@@ -105,9 +105,7 @@ class SymmetricPoolNd(nn.Module):
         self.stride = list(whole_numbers("stride", kernel_size if stride is None else stride, spatial_dims))
         self.padding = list(whole_numbers("padding", padding, spatial_dims, least=0))
         if any(2 * p > k for p, k in zip(self.padding, self.kernel_size)):
-            raise ConfigurationError(
-                f"padding={padding} is impossible: it may be at most half of kernel_size={kernel_size}."
-            )
+            raise ConfigurationError(f"padding={padding} is impossible: give up to half of kernel_size={kernel_size}.")
 
     def _window(self, sizes: list[int]) -> tuple[list[int], list[int], list[int]]:
         """Number of windows, window and padding of each axis: the windows cover the axis and end where it ends. By arithmetic alone, for

@@ -61,19 +61,9 @@ def cpp_harmonic_conv(
 ) -> torch.Tensor:
     """A harmonic layer of stride 1 and one group, with gradients for ``x``, both weights, ``basis`` and ``bias``.
 
-    Args:
-        x: ``(batch, in_channels, *spatial)``, float32.
-        weight: ``(channels of order 0, in_channels, rings)``.
-        basis: ``(rings, num_shells)``; shells beyond count as zero.
-        angular_weight: ``(channels of the other orders, in_channels, num_shells)``.
-        shells: integers of shape ``kernel_size``, symmetric about the centre.
-        angular: ``(components of the other orders, taps)``, constant factors.
-        bias: ``(out_channels,)`` or ``None``.
-        padding, dilation: in voxels, one an axis.
-        norms, products, components: of each order, as :func:`~monai_gmr.ops.invariants.invariants` takes them; 0 components for order 0.
-
-    Returns:
-        ``(batch, out_channels, *spatial_out)``, in memory as ``x`` is.
+    ``weight`` ``(channels, in_channels, rings)`` and ``basis`` as in :func:`~monai_gmr.ops.cpu.ring_conv.cpp_ring_conv` are of order 0,
+    ``angular_weight`` ``(channels, in_channels, num_shells)`` and the constant factors ``angular`` ``(components, taps)`` of the others;
+    ``norms``, ``products`` and ``components`` are those of each order, as :func:`~monai_gmr.ops.invariants.invariants` takes them.
     """
     window = Window.of(shells, basis.shape[1], dilation)
     sizes = output_sizes(x.shape[2:], shells.shape, [1] * shells.dim(), padding, dilation)

@@ -38,17 +38,7 @@ def as_volume(numbers: Sequence[int], filler: int) -> list[int]:
 
 @lru_cache(maxsize=256)
 def terms_of(window: Window, angular: tuple[tuple[float, ...], ...]) -> Terms:
-    """The terms of an order.
-
-    Args:
-        window: the taps.
-        angular: the factors of each component, of each tap.
-
-    Example:
-        >>> terms = terms_of(Window((1, 0, 1), (3,), 2, (1,)), ((-1.0, 0.0, 1.0),))
-        >>> terms.places.tolist(), terms.signs.tolist(), terms.angular.tolist(), terms.used.tolist()
-        ([[[0, 0, 0], [0, 0, 2]]], [-1.0], [[-1.0]], [1])
-    """
+    """The terms of an order, from a window and the ``angular`` factors of each component, of each tap."""
     grid = itertools.product(*(range(0, n * d, d) for n, d in zip(window.shape, window.dilation)))
     taps = [as_volume(place, 0) for place in grid]
     factors = list(zip(*angular))
@@ -86,22 +76,11 @@ def supports_order(reach: Sequence[int], norms: int, products: int, components: 
 
 
 class AngularOrder:
-    """One order of a harmonic convolution of stride 1 and one group.
-
-    Args:
-        window: the taps.
-        angular: the factors of each component, of each tap.
-        norms, products: how many output channels become lengths, and how many inner products with the first of them.
-        padding: in voxels, one an axis; at most the window's reach.
-    """
+    """One order of a harmonic convolution of stride 1 and one group: ``norms`` output channels are lengths, ``products`` inner products
+    with the first of them; ``angular`` as in :func:`terms_of`, ``padding`` at most the window's reach, in voxels, one an axis."""
 
     def __init__(
-        self,
-        window: Window,
-        angular: tuple[tuple[float, ...], ...],
-        norms: int,
-        products: int,
-        padding: Sequence[int],
+        self, window: Window, angular: tuple[tuple[float, ...], ...], norms: int, products: int, padding: Sequence[int]
     ) -> None:
         self.terms, self.norms, self.products = terms_of(window, angular), norms, products
         self.kinds = 2 if products else 1

@@ -18,11 +18,7 @@ PROCESSORS = {"AVX512": "avx512", "AVX2": "avx2", "DEFAULT": "generic"}
 
 
 class Array:
-    """Type of an argument: the address of a tensor's first number, or of nothing for ``None``.
-
-    Args:
-        dtype: what the kernel reads or writes.
-    """
+    """Type of an argument: the address of a tensor's first number of the dtype that a kernel takes, or of nothing for ``None``."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype

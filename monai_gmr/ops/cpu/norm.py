@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from monai_gmr.ops.cpu.library import VoxelGeometry, call_kernel, supports
 from monai_gmr.ops.memory_format import image_of
+from monai_gmr.ops.ring_gradients import differentiable_gradients
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
@@ -39,17 +40,8 @@ def _affine(
 def cpp_instance_norm(
     x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float, slope: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``torch.nn.functional.instance_norm`` by the statistics of the image, then ``leaky_relu``; with gradients for the tensors.
-
-    Args:
-        x: ``(batch, channels, *spatial)``, float32, 2D or 3D.
-        weight, bias: ``(channels,)`` or ``None``.
-        eps: added to the variance.
-        slope: of the rectifier below 0; 1 leaves it out.
-
-    Returns:
-        the result, channels last in memory; the mean and the inverse of the standard deviation, ``(batch, channels)``, without gradients.
-    """
+    """:func:`instance_norm` of a float32 image, 2D or 3D, with gradients for the tensors. Also returns, without gradients, the mean and the
+    inverse of the standard deviation, ``(batch, channels)``."""
     rows, geometry = _rows(x), _geometry(x)
     moments = x.new_zeros((geometry.threads, geometry.batch, 1 + 2 * geometry.channels), dtype=torch.float64)
     call_kernel("moments", geometry, rows, moments)
@@ -115,9 +107,7 @@ def _backward(ctx: Any, gradient: torch.Tensor, *_: Any) -> tuple:
         # the gradient is to be differentiated itself
         x, weight, bias = ctx.saved_tensors[:3]
         y = _dense(x, weight, bias, ctx.eps, ctx.slope)
-        wanted = [each for each, asked in zip((x, weight, bias), needed) if asked]
-        gradients = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
-        return *(next(gradients) if asked else None for asked in needed), None, None
+        return *differentiable_gradients(y, (x, weight, bias), needed, gradient), None, None
     results = _gradients(gradient, *ctx.saved_tensors, ctx.slope)
     return *(each if asked else None for each, asked in zip(results, needed)), None, None
 

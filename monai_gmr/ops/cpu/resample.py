@@ -23,15 +23,8 @@ def band_of(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.library.custom_op("monai_gmr::cpp_resample", mutates_args=())
 def cpp_resample(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """The middle axis times a matrix, with a gradient for ``x``.
-
-    Args:
-        x: ``(before, columns, after)``, float32.
-        matrix: ``(rows, columns)``, a constant; the narrower its band, the faster.
-
-    Returns:
-        ``(before, rows, after)``, contiguous.
-    """
+    """The middle axis of ``x`` ``(before, columns, after)``, float32, times a matrix ``(rows, columns)``, a constant: contiguous, with a
+    gradient for ``x``. The narrower the matrix' band, the faster."""
     first, weights = band_of(matrix)
     y = x.new_empty((x.shape[0], matrix.shape[0], x.shape[2]))
     before, size, after = x.shape

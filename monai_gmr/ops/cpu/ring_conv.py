@@ -129,20 +129,8 @@ def cpp_ring_conv(
     dilation: list[int],
     groups: int,
 ) -> torch.Tensor:
-    """:func:`~monai_gmr.ops.ring_conv` of stride 1, with gradients for ``x``, ``weight``, ``basis`` and ``bias``.
-
-    Args:
-        x: ``(batch, in_channels, *spatial)``, float32.
-        weight: ``(out_channels, in_channels / groups, rings)``.
-        basis: ``(rings, num_shells)``; shells beyond count as zero.
-        shells: integers of shape ``kernel_size``, symmetric about the centre.
-        bias: ``(out_channels,)`` or ``None``.
-        padding, dilation: in voxels, one an axis.
-        groups: blocks of channels that do not mix.
-
-    Returns:
-        ``(batch, out_channels, *spatial_out)``, in memory as ``x`` is.
-    """
+    """:func:`~monai_gmr.ops.ring_conv` of stride 1, with gradients for ``x``, ``weight``, ``basis`` and ``bias``: of a batch, float32, with
+    shells that are symmetric about the centre and a basis ``(rings, num_shells)`` beyond which they count as zero."""
     window = Window.of(shells, basis.shape[1], dilation)
     sizes = output_sizes(x.shape[2:], shells.shape, [1] * shells.dim(), padding, dilation)
     y = x.new_empty((x.shape[0], *sizes, weight.shape[0]))

@@ -25,9 +25,7 @@ class Sums(NamedTuple):
     first_taps: torch.Tensor  # (shells + 1,), the first tap of each shell, and one more
     taps: torch.Tensor  # (taps, axes), places in voxels
     sets_of_taps: torch.Tensor  # (taps,), in which lines' sum a tap lies; of the window itself 0
-    first_lines: (
-        torch.Tensor
-    )  # (sets + 1,), the first line of each set of lines that are alike, and one more; without sums (1,)
+    first_lines: torch.Tensor  # (sets + 1,), the first line of each set that are alike, and one more; without sums (1,)
     lines: torch.Tensor  # (lines, axes), places in voxels
 
     def additions(self, length: int, reach: int) -> float:
@@ -46,13 +44,7 @@ def _places(places: Sequence[Sequence[int]], dims: int) -> torch.Tensor:
 
 @lru_cache(maxsize=256)
 def tap_sums(window: Window) -> Sums:
-    """Tap by tap.
-
-    Example:
-        >>> window = Window((1, 0, 1, 1, 0, 1), (2, 3), 2, (1, 1))
-        >>> [each.tolist() for each in tap_sums(window)[:2]]
-        [[0, 2, 6], [[0, 1], [1, 1], [0, 0], [0, 2], [1, 0], [1, 2]]]
-    """
+    """Tap by tap."""
     first, taps = _first_and_all(window.taps())
     dims, zeros = len(window.shape), torch.zeros(len(taps), dtype=torch.int64)
     return Sums(first, _places(taps, dims), zeros, torch.zeros(1, dtype=torch.int64), _places([], dims))
@@ -60,13 +52,7 @@ def tap_sums(window: Window) -> Sums:
 
 @lru_cache(maxsize=256)
 def line_sums(window: Window) -> Sums:
-    """Line by line of the window, along the last axis.
-
-    Example:
-        >>> window = Window((1, 0, 1, 1, 0, 1), (2, 3), 2, (1, 1))
-        >>> [each.tolist() for each in line_sums(window)]
-        [[0, 1, 3], [[0, 1], [0, 0], [0, 2]], [0, 0, 0], [0, 2], [[0, 0], [1, 0]]]
-    """
+    """Line by line of the window, along the last axis."""
     *leading, length = window.shape
     alike: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
     for number, place in enumerate(itertools.product(*map(range, leading))):
@@ -150,14 +136,9 @@ def ring_products(
     result: torch.Tensor,
     channels: slice,
 ) -> None:
-    """Sums of rings, times a matrix, plus a bias, written to some channels of a result; channels and columns are those of a group.
-
-    Args:
-        image: ``(batch, *sizes + reach, groups * channels)``.
-        basis: ``(rings, shells)``.
-        matrices, bias: ``(groups, rings * channels, columns)`` and ``(groups, columns)`` or ``None``, both by :func:`pad_columns`.
-        result: ``(batch, *sizes, all)``, whose ``channels`` are the columns of all groups.
-    """
+    """Sums of rings of an image ``(batch, *sizes + reach, groups * channels)``, times a matrix, plus a bias, written to some ``channels``,
+    the columns of all groups, of a result ``(batch, *sizes, all)``. Matrices ``(groups, rings * channels, columns)`` and bias
+    ``(groups, columns)`` are by :func:`pad_columns`; channels and columns are those of a group."""
     call = _arguments(image, result, channels.stop - channels.start, len(matrices), window, basis)
     call_kernel("ring_conv", *call, matrices, bias, result[..., channels])
 
@@ -171,16 +152,12 @@ def ring_gradients(
     transposed: torch.Tensor,
     gradients: Sequence[torch.Tensor | None],
 ) -> None:
-    """Sums of rings, and the gradients that follow from them. Channels and columns are those of a group.
+    """Sums of rings as in :func:`ring_products`, and the gradients that follow from them.
 
-    Args:
-        image, basis, matrices: as in :func:`ring_products`.
-        other: ``(batch, *sizes, groups * columns)``.
-        transposed: ``(groups, columns, rings * channels)``, the channels of each ring by :func:`pad_columns`.
-        gradients: each of these, or ``None`` where it is not needed: of the shape of ``other``, the sums times the matrices, written to;
-            ``(threads, groups, rings * channels, columns)``, by :func:`pad_columns`, to which the sums' products with ``other`` are added;
-            ``(threads, shells, rings)``, float64, to which the inner products of the shells' sums with ``other`` times ``transposed`` are
-            added.
+    ``other`` is ``(batch, *sizes, groups * columns)``, ``transposed`` ``(groups, columns, rings * channels)``, the channels of each ring by
+    :func:`pad_columns`. The gradients, each ``None`` where not needed, are: of the shape of ``other``, written to, the sums times the
+    matrices; ``(threads, groups, rings * channels, columns)``, by :func:`pad_columns`, to which their products with ``other`` are added;
+    ``(threads, shells, rings)``, float64, to which the inner products of the shells' sums with ``other`` times ``transposed`` are added.
     """
     call = _arguments(image, other, other.shape[-1], len(matrices), window, basis)
     call_kernel("ring_conv_backward", *call, other, matrices, transposed, *gradients)

@@ -16,19 +16,12 @@ Taps = tuple[tuple[tuple[int, ...], ...], ...]
 
 
 class Window(NamedTuple):
-    """The taps of a window, in numbers that can be compared.
+    """The taps of a window, in numbers that can be compared."""
 
-    Attributes:
-        shells: the shell of each tap.
-        shape: the window's shape.
-        num_shells: how many shells count.
-        dilation: distance of neighbouring taps in voxels, one an axis.
-    """
-
-    shells: tuple[int, ...]
+    shells: tuple[int, ...]  # the shell of each tap
     shape: tuple[int, ...]
-    num_shells: int
-    dilation: tuple[int, ...]
+    num_shells: int  # how many shells count
+    dilation: tuple[int, ...]  # distance of neighbouring taps in voxels, one an axis
 
     @classmethod
     def of(cls, shells: torch.Tensor, num_shells: int, dilation: Sequence[int]) -> Window:
@@ -72,14 +65,8 @@ def slices_of(total: int, length: int) -> list[tuple[slice, slice]]:
 
 
 class Tiles:
-    """An image ``(batch, *sizes, ...)``, channels last, and the tiles that its sums are computed in, each with its own margins of zeros.
-
-    Args:
-        x: the image.
-        margins: voxels of zeros at both ends of an axis, or voxels that do not count for margins below 0.
-        window: the taps.
-        floats: floats that are written for each voxel.
-    """
+    """An image ``(batch, *sizes, ...)``, channels last, and the tiles that its sums are computed in, each with its own ``margins``: voxels
+    of zeros at both ends of an axis, below 0 voxels that do not count; ``floats`` are written for each voxel."""
 
     def __init__(self, x: torch.Tensor, margins: Sequence[int], window: Window, floats: int) -> None:
         # here, for a copy of each tile would copy shared rows several times

@@ -10,38 +10,20 @@ import torch
 
 
 class SumBlocks(NamedTuple):
-    """Sizes of a program of the sums.
+    """Sizes of a program of the sums."""
 
-    Attributes:
-        rows: that a thread sums at once.
-        tile_0, tile_2: threads along the first and the last axis.
-        channels: of a program.
-        warps: of a program.
-        registers: of a thread, at most; fewer let more programs run at once.
-    """
-
-    rows: int
-    tile_0: int
-    tile_2: int
+    rows: int  # that a thread sums at once
+    tile_0: int  # threads along the first axis
+    tile_2: int  # and along the last
     channels: int
     warps: int
-    registers: int
+    registers: int  # of a thread, at most; fewer let more programs run at once
 
     @classmethod
     def candidates(cls, channels: int, rows: int, length: int, products: bool, dtype: torch.dtype) -> list[SumBlocks]:
-        """A short list to choose from by time.
-
-        Args:
-            channels: of the input.
-            rows: of a slab; of one row none is shared.
-            length: of the window; long ones leave no registers for several rows.
-            products: whether there is a partner, which takes registers, too.
-            dtype: of the input; of two bytes a thread takes two at a time.
-
-        Example:
-            >>> SumBlocks.candidates(64, 32, 3, False, torch.float16)[0]
-            SumBlocks(rows=2, tile_0=2, tile_2=4, channels=32, warps=4, registers=255)
-        """
+        """A short list to choose from by time: for ``channels`` of an input of a dtype, of two bytes of which a thread takes two at a time;
+        the ``rows`` of a slab, which one alone does not share; the ``length`` of a window, which leaves no registers for several rows where
+        it is long; and ``products`` with a partner, which takes registers, too."""
         width = 1 << (channels - 1).bit_length()
         few, many = min(width, 16), min(width, 32)
         less = 168 if dtype.itemsize < 4 else 255
@@ -82,12 +64,7 @@ class Blocks(NamedTuple):
 
     @classmethod
     def candidates(cls, in_channels: int, out_channels: int) -> list[Blocks]:
-        """A short list to choose from by time: powers of two from 16 that hold the channels, up to 64, and several numbers of voxels.
-
-        Example:
-            >>> Blocks.candidates(3, 40)[0]
-            Blocks(voxels=64, out=64, inner=16, warps=4)
-        """
+        """A short list to choose from by time: powers of two from 16 that hold the channels, up to 64, and several numbers of voxels."""
         fit = [max(16, min(64, 1 << (count - 1).bit_length())) for count in (in_channels, out_channels)]
         return [cls(voxels, fit[1], min(fit[0], 32), warps) for voxels, warps in ((64, 4), (32, 2), (128, 4), (128, 8))]
 

@@ -58,32 +58,18 @@ def make_slabs(samples: int, sizes: Sequence[int], most: int) -> Iterator[Slab]:
 
 
 def column_length(lines: int, length: int, parts: int) -> int:
-    """Planes of a column: so few that there are programs enough, and so many that few planes are summed for two columns.
-
-    Args:
-        lines: planes of the result.
-        length: of the window.
-        parts: programs, if columns are whole.
-
-    Example:
-        >>> column_length(128, 5, 2000), column_length(128, 5, 256), column_length(128, 5, 1)
-        (128, 32, 20)
+    """Planes of a column, of ``lines`` in the result: so few that there are programs enough (``parts``, if columns are whole), and so many
+    that few planes are summed for two columns.
     """
     return min(lines, max(-(-lines // max(1, PROGRAMS // parts)), 4 * length))
 
 
 class Rings(NamedTuple):
-    """What a slab is summed with.
-
-    Attributes:
-        table: the taps.
-        basis: ``(num_shells, rings)``, float32, contiguous.
-        sizes: of the result's volume.
-    """
+    """What a slab is summed with."""
 
     table: RingTable
-    basis: torch.Tensor
-    sizes: tuple[int, ...]
+    basis: torch.Tensor  # (num_shells, rings), float32, contiguous
+    sizes: tuple[int, ...]  # of the result's volume
 
 
 def ring_sums(
@@ -107,24 +93,11 @@ def ring_sums(
         grid = (tiles, -(-lines // chunk) * table.dilation_1, -(-channels // blocks.channels))
         programs = math.prod(grid) if partner is not None else 0
         products = torch.empty((programs, *basis.shape), dtype=torch.float32, device=x.device)
-        triton_sums.ring_sums_kernel[grid](
-            x,
-            basis,
-            result,
-            result if partner is None else partner,
-            products,
-            *x.stride()[:3],
-            *x.shape[1:4],
-            *sizes[1:],
-            *slab,
-            chunk,
-            **table.options(),
-            RINGS=basis.shape[1],
-            CHANNELS=channels,
-            PRODUCTS=partner is not None,
-            KEEP_BASIS=basis.numel() <= MOST_KEPT,
-            **blocks.options(),
-        )
+        arrays = (x, basis, result, result if partner is None else partner, products)
+        numbers = (*x.stride()[:3], *x.shape[1:4], *sizes[1:], *slab, chunk)
+        constants = {"RINGS": basis.shape[1], "CHANNELS": channels, "PRODUCTS": partner is not None}
+        constants |= {"KEEP_BASIS": basis.numel() <= MOST_KEPT, **table.options(), **blocks.options()}
+        triton_sums.ring_sums_kernel[grid](*arrays, *numbers, **constants)
         kept[:] = [products]
 
     candidates = SumBlocks.candidates(channels, slab.rows, table.length, partner is not None, x.dtype)
@@ -175,20 +148,9 @@ def triton_ring_conv(
     padding: list[int],
     dilation: list[int],
 ) -> torch.Tensor:
-    """:func:`~monai_gmr.ops.ring_conv` of stride 1 and one group, with gradients for ``x``, ``weight``, ``basis`` and ``bias``.
-
-    Args:
-        x: ``(batch, in_channels, *spatial)``, float32, float16 or bfloat16.
-        weight: ``(out_channels, in_channels, rings)``, dtype of ``x``.
-        basis: ``(rings, num_shells)``; shells beyond count as zero.
-        shells: integers of shape ``kernel_size``.
-        bias: ``(out_channels,)``, dtype of ``x``, or ``None``.
-        padding, dilation: in voxels, one an axis.
-
-    Returns:
-        ``(batch, out_channels, *spatial_out)``, in memory as ``x`` is. Sums are taken in float32 and rounded to the dtype of ``x`` before
-        the product.
-    """
+    """:func:`~monai_gmr.ops.ring_conv` of stride 1 and one group, with gradients for ``x``, ``weight``, ``basis`` and ``bias``: of a batch,
+    float32, float16 or bfloat16 like weight and bias, with a basis ``(rings, num_shells)`` beyond which shells count as zero. Sums are
+    taken in float32 and rounded to the dtype of ``x`` before the product."""
     sizes = output_sizes(x.shape[2:], shells.shape, [1] * shells.dim(), padding, dilation)
     image = _as_volume(x)
     outs, ins, count = weight.shape

@@ -51,16 +51,9 @@ def _launch_convolution(
 
     def launch(blocks: Blocks) -> None:
         grid = (-(-_voxels(y) // blocks.voxels), -(-out_channels // blocks.out), groups * len(angular))
-        triton_kernels.shell_conv_kernel[grid](
-            x,
-            weight,
-            table.offsets,
-            angular,
-            table.starts,
-            y,
-            *_geometry(x, y, steps, weight.shape, angular),
-            **blocks.options(x.dtype),
-        )
+        arrays = (x, weight, table.offsets, angular, table.starts, y)
+        geometry = _geometry(x, y, steps, weight.shape, angular)
+        triton_kernels.shell_conv_kernel[grid](*arrays, *geometry, **blocks.options(x.dtype))
 
     _launch_fastest("convolution", x, weight.shape, (_voxels(y), len(angular), len(table.order)), launch)
 
@@ -76,24 +69,14 @@ def _launch_weight_gradient(
     # as many parts as keep a GPU busy; their sum is taken afterwards, so that the result does not depend on an order
     parts = max(1, min(256, -(-voxels // 512)))
     chunk = -(-voxels // parts)
-    partial_sums = torch.zeros(
-        (parts, groups, num_shells, in_channels, out_channels), dtype=torch.float32, device=x.device
-    )
+    partial_sums = torch.zeros((parts, *shape), dtype=torch.float32, device=x.device)
 
     def launch(blocks: Blocks) -> None:
         grid = (parts, -(-out_channels // blocks.out) * -(-in_channels // blocks.inner), groups * num_shells)
-        triton_kernels.shell_weight_gradient_kernel[grid](
-            x,
-            gradient,
-            table.offsets,
-            angular,
-            table.starts,
-            partial_sums,
-            *_geometry(x, gradient, steps, shape, angular),
-            groups,
-            chunk,
-            **blocks.options(x.dtype),
-        )
+        arrays = (x, gradient, table.offsets, angular, table.starts, partial_sums)
+        geometry = _geometry(x, gradient, steps, shape, angular)
+        kernel = triton_kernels.shell_weight_gradient_kernel[grid]
+        kernel(*arrays, *geometry, groups, chunk, **blocks.options(x.dtype))
 
     _launch_fastest("weight gradient", x, shape, (voxels, len(angular), len(table.order)), launch)
     return partial_sums.sum(0)

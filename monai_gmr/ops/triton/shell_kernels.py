@@ -10,19 +10,7 @@ import triton.language as tl
 
 @triton.jit
 def values_at_tap(
-    pointers,
-    tap_pointer,
-    row_0,
-    row_1,
-    row_2,
-    stride_0,
-    stride_1,
-    stride_2,
-    size_0,
-    size_1,
-    size_2,
-    inside,
-    within,
+    pointers, tap_pointer, row_0, row_1, row_2, stride_0, stride_1, stride_2, size_0, size_1, size_2, inside, within
 ):
     """A block of voxels and channels at one tap, float32, zero beyond the image."""
     row_0 += tl.load(tap_pointer)
@@ -36,44 +24,14 @@ def values_at_tap(
 
 @triton.jit
 def shell_conv_kernel(
-    x_pointer,
-    weight_pointer,
-    taps_pointer,
-    factors_pointer,
-    starts_pointer,
-    y_pointer,
-    x_stride_b,
-    x_stride_c,
-    x_stride_0,
-    x_stride_1,
-    x_stride_2,
-    y_stride_b,
-    y_stride_c,
-    y_stride_m,
-    y_stride_0,
-    y_stride_1,
-    y_stride_2,
-    size_0,
-    size_1,
-    size_2,
-    out_0,
-    out_1,
-    out_2,
-    step_0,
-    step_1,
-    step_2,
-    voxels,
-    in_channels,
-    out_channels,
-    components,
-    shells,
-    taps,
-    BLOCK_VOXELS: tl.constexpr,
-    BLOCK_OUT: tl.constexpr,
-    BLOCK_IN: tl.constexpr,
-    PRECISION: tl.constexpr,
-    PRODUCT_TYPE: tl.constexpr,
-):
+    x_pointer, weight_pointer, taps_pointer, factors_pointer, starts_pointer, y_pointer,
+    x_stride_b, x_stride_c, x_stride_0, x_stride_1, x_stride_2,
+    y_stride_b, y_stride_c, y_stride_m, y_stride_0, y_stride_1, y_stride_2,
+    size_0, size_1, size_2, out_0, out_1, out_2, step_0, step_1, step_2,
+    voxels, in_channels, out_channels, components, shells, taps,
+    BLOCK_VOXELS: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
+    PRECISION: tl.constexpr, PRODUCT_TYPE: tl.constexpr,
+):  # fmt: skip
     """y[b, g, o, m, v] = sum over shells s and channels c of weight[g, s, c, o] * total[v, c], the total over the taps t of s being that
     of factors[m, t] * x[b, g, c, v + t]."""
     # several components may be further apart than 32 bits count
@@ -97,20 +55,10 @@ def shell_conv_kernel(
             total = tl.zeros((BLOCK_VOXELS, BLOCK_IN), tl.float32)
             for tap in range(tl.load(starts_pointer + shell), tl.load(starts_pointer + shell + 1)):
                 values = values_at_tap(
-                    x_pointer + base[:, None] + columns[None, :],
-                    taps_pointer + 3 * tap,
-                    first * step_0,
-                    middle * step_1,
-                    last * step_2,
-                    x_stride_0,
-                    x_stride_1,
-                    x_stride_2,
-                    size_0,
-                    size_1,
-                    size_2,
-                    inside,
-                    within,
-                )
+                    x_pointer + base[:, None] + columns[None, :], taps_pointer + 3 * tap,
+                    first * step_0, middle * step_1, last * step_2,
+                    x_stride_0, x_stride_1, x_stride_2, size_0, size_1, size_2, inside, within,
+                )  # fmt: skip
                 total += tl.load(factors_pointer + component * taps + tap) * values
             rows = ((group * shells + shell) * in_channels + channels).to(tl.int64) * out_channels
             weight = tl.load(
@@ -130,46 +78,15 @@ def shell_conv_kernel(
 
 @triton.jit
 def shell_weight_gradient_kernel(
-    x_pointer,
-    gradient_pointer,
-    taps_pointer,
-    factors_pointer,
-    starts_pointer,
-    partial_pointer,
-    x_stride_b,
-    x_stride_c,
-    x_stride_0,
-    x_stride_1,
-    x_stride_2,
-    y_stride_b,
-    y_stride_c,
-    y_stride_m,
-    y_stride_0,
-    y_stride_1,
-    y_stride_2,
-    size_0,
-    size_1,
-    size_2,
-    out_0,
-    out_1,
-    out_2,
-    step_0,
-    step_1,
-    step_2,
-    voxels,
-    in_channels,
-    out_channels,
-    components,
-    shells,
-    taps,
-    groups,
-    chunk,
-    BLOCK_VOXELS: tl.constexpr,
-    BLOCK_OUT: tl.constexpr,
-    BLOCK_IN: tl.constexpr,
-    PRECISION: tl.constexpr,
-    PRODUCT_TYPE: tl.constexpr,
-):
+    x_pointer, gradient_pointer, taps_pointer, factors_pointer, starts_pointer, partial_pointer,
+    x_stride_b, x_stride_c, x_stride_0, x_stride_1, x_stride_2,
+    y_stride_b, y_stride_c, y_stride_m, y_stride_0, y_stride_1, y_stride_2,
+    size_0, size_1, size_2, out_0, out_1, out_2, step_0, step_1, step_2,
+    voxels, in_channels, out_channels, components, shells, taps,
+    groups, chunk,
+    BLOCK_VOXELS: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
+    PRECISION: tl.constexpr, PRODUCT_TYPE: tl.constexpr,
+):  # fmt: skip
     """partial[chunk, g, s, c, o] = sum over the chunk's voxels and components of the shell's total of x times the gradient of y."""
     # several components may be further apart than 32 bits count
     y_stride_m = tl.cast(y_stride_m, tl.int64)
@@ -197,20 +114,10 @@ def shell_weight_gradient_kernel(
             total = tl.zeros((BLOCK_VOXELS, BLOCK_IN), tl.float32)
             for tap in range(tl.load(starts_pointer + shell), tl.load(starts_pointer + shell + 1)):
                 values = values_at_tap(
-                    x_pointer + base[:, None] + columns[None, :],
-                    taps_pointer + 3 * tap,
-                    first * step_0,
-                    middle * step_1,
-                    last * step_2,
-                    x_stride_0,
-                    x_stride_1,
-                    x_stride_2,
-                    size_0,
-                    size_1,
-                    size_2,
-                    inside,
-                    within,
-                )
+                    x_pointer + base[:, None] + columns[None, :], taps_pointer + 3 * tap,
+                    first * step_0, middle * step_1, last * step_2,
+                    x_stride_0, x_stride_1, x_stride_2, size_0, size_1, size_2, inside, within,
+                )  # fmt: skip
                 total += tl.load(factors_pointer + component * taps + tap) * values
             columns_y = (group * out_channels + outs).to(tl.int64) * y_stride_c + component * y_stride_m
             gradient = tl.load(
@@ -220,8 +127,5 @@ def shell_weight_gradient_kernel(
             )
             result += tl.dot(tl.trans(total).to(PRODUCT_TYPE), gradient.to(PRODUCT_TYPE), input_precision=PRECISION)
     rows = ((part.to(tl.int64) * groups + group) * shells + shell) * in_channels + channels
-    tl.store(
-        partial_pointer + rows[:, None] * out_channels + outs[None, :],
-        result,
-        mask=within[:, None] & wanted[None, :],
-    )
+    places = partial_pointer + rows[:, None] * out_channels + outs[None, :]
+    tl.store(places, result, mask=within[:, None] & wanted[None, :])

@@ -12,19 +12,9 @@ import triton.language as tl
 
 @triton.jit
 def load_plane(
-    pointers,
-    inside,
-    source_0,
-    row_2,
-    stride_0,
-    size_0,
-    size_2,
-    within,
-    TAPS_2: tl.constexpr,
-    LINES: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    WHOLE: tl.constexpr,
-):
+    pointers, inside, source_0, row_2, stride_0, size_0, size_2, within,
+    TAPS_2: tl.constexpr, LINES: tl.constexpr, CHANNELS: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
     """The values at the taps along the last axis, of each of several rows of a plane, zero beyond the image."""
     values = ()
     for line in tl.static_range(LINES):
@@ -62,45 +52,15 @@ def line_sums(values, TAPS: tl.constexpr, LINES: tl.constexpr, GROUP_STARTS: tl.
     ]
 )
 def ring_sums_kernel(
-    x_pointer,
-    basis_pointer,
-    sums_pointer,
-    partner_pointer,
-    product_pointer,
-    stride_b,
-    stride_0,
-    stride_1,
-    size_0,
-    size_1,
-    size_2,
-    out_1,
-    out_2,
-    first_sample,
-    samples,
-    first_0,
-    rows,
-    chunk,
-    TAPS_2: tl.constexpr,
-    GROUP_STARTS: tl.constexpr,
-    CLASS_LINES: tl.constexpr,
-    CLASS_STARTS: tl.constexpr,
-    SHELL_PLACES: tl.constexpr,
-    SHELL_STARTS: tl.constexpr,
-    LENGTH: tl.constexpr,
-    LENGTH_0: tl.constexpr,
-    MARGIN_0: tl.constexpr,
-    MARGIN_1: tl.constexpr,
-    DILATION_0: tl.constexpr,
-    DILATION_1: tl.constexpr,
-    RINGS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    PRODUCTS: tl.constexpr,
-    ROWS: tl.constexpr,
-    TILE_0: tl.constexpr,
-    TILE_2: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-    KEEP_BASIS: tl.constexpr,
-):
+    x_pointer, basis_pointer, sums_pointer, partner_pointer, product_pointer,
+    stride_b, stride_0, stride_1, size_0, size_1, size_2, out_1, out_2,
+    first_sample, samples, first_0, rows, chunk,
+    TAPS_2: tl.constexpr, GROUP_STARTS: tl.constexpr, CLASS_LINES: tl.constexpr, CLASS_STARTS: tl.constexpr,
+    SHELL_PLACES: tl.constexpr, SHELL_STARTS: tl.constexpr, LENGTH: tl.constexpr, LENGTH_0: tl.constexpr,
+    MARGIN_0: tl.constexpr, MARGIN_1: tl.constexpr, DILATION_0: tl.constexpr, DILATION_1: tl.constexpr,
+    RINGS: tl.constexpr, CHANNELS: tl.constexpr, PRODUCTS: tl.constexpr, ROWS: tl.constexpr,
+    TILE_0: tl.constexpr, TILE_2: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, KEEP_BASIS: tl.constexpr,
+):  # fmt: skip
     """sums[b, v, r, c] = sum over shells s of basis[s, r] times the sum over the taps t of s of x[b, v + t, c], for the rows of a slab.
 
     With PRODUCTS also product[program, s, r] = sum over the program's voxels and channels of partner[b, v, r, c] times the sum over s.

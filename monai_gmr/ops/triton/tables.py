@@ -15,12 +15,7 @@ _CONTENTS: Any = WeakIdKeyDictionary()
 
 
 def content_of(shells: torch.Tensor) -> bytes:
-    """The values of a tensor of shells, int64, read back from a GPU once a tensor, for reading waits for the GPU.
-
-    Example:
-        >>> np.frombuffer(content_of(torch.tensor([1, 0, 1])), np.int64).tolist()
-        [1, 0, 1]
-    """
+    """The values of a tensor of shells, int64, read back from a GPU once a tensor, for reading waits for the GPU."""
     content = _CONTENTS.get(shells)
     if content is None:
         content = shells.detach().cpu().numpy().astype(np.int64).tobytes()
@@ -34,28 +29,17 @@ def three_axes(values: Sequence[int], missing: int) -> list[int]:
 
 
 class TapTable(NamedTuple):
-    """Taps sorted by shell.
+    """Taps sorted by shell."""
 
-    Attributes:
-        offsets: int32, ``(taps, 3)``: where a tap lies relative to the first voxel of its window, less the padding.
-        starts: int32, ``(shells + 1,)``: the first tap of each shell.
-        order: int64, ``(taps,)``: the taps' positions in the window.
-    """
-
-    offsets: torch.Tensor
-    starts: torch.Tensor
-    order: torch.Tensor
+    offsets: torch.Tensor  # int32, (taps, 3): where a tap lies from the first voxel of its window, less the padding
+    starts: torch.Tensor  # int32, (shells + 1,): the first tap of each shell
+    order: torch.Tensor  # int64, (taps,): the taps' positions in the window
 
 
 def tap_table(
     shells: np.ndarray, num_shells: int, padding: Sequence[int], dilation: Sequence[int], mirrored: bool = False
 ) -> TapTable:
-    """Taps of the first ``num_shells`` shells, sorted by shell; ``mirrored`` at the window's centre for the gradient of the input.
-
-    Example:
-        >>> tap_table(np.array([1, 0, 1]), 1, [1], [1])
-        TapTable(offsets=tensor([[0, 0, 0]], dtype=torch.int32), starts=tensor([0, 1], dtype=torch.int32), order=tensor([1]))
-    """
+    """Taps of the first ``num_shells`` shells, sorted by shell; ``mirrored`` at the window's centre for the gradient of the input."""
     missing = 3 - shells.ndim
     places = np.stack(np.meshgrid(*map(np.arange, shells.shape), indexing="ij"), -1).reshape(-1, shells.ndim)
     offsets = places * np.asarray(dilation) - np.asarray(padding)
@@ -88,31 +72,19 @@ def _kept_table(make: Callable[..., Any], content: bytes, shape: tuple, geometry
 
 
 class RingTable(NamedTuple):
-    """Which taps are summed together: constants of the kernel of sums.
+    """Which taps are summed together: constants of the kernel of sums. ``starts`` are the first of each group, class or shell."""
 
-    Attributes:
-        taps_2: along the last axis, the taps' places relative to the voxel, by group: columns of the window that are alike.
-        group_starts: the first tap of each group.
-        class_lines: ``row * groups + group``, the rows' groups, by class: those of a plane that are alike in all planes.
-        class_starts: the first of each class.
-        shell_places: ``plane * classes + class``, by shell.
-        shell_starts: the first of each shell.
-        length_0, length: of the window along the first and the middle axis.
-        margin_0, margin_1: padding along them, in voxels.
-        dilation_0, dilation_1: distance of neighbouring taps along them, in voxels.
-    """
-
-    taps_2: tuple[int, ...]
+    taps_2: tuple[int, ...]  # along the last axis, from the voxel, by group: columns of the window that are alike
     group_starts: tuple[int, ...]
-    class_lines: tuple[int, ...]
+    class_lines: tuple[int, ...]  # row * groups + group, by class: groups of rows that are alike in all planes
     class_starts: tuple[int, ...]
-    shell_places: tuple[int, ...]
+    shell_places: tuple[int, ...]  # plane * classes + class, by shell
     shell_starts: tuple[int, ...]
-    length_0: int
-    length: int
-    margin_0: int
+    length_0: int  # of the window along the first axis
+    length: int  # and along the middle one
+    margin_0: int  # padding along them, in voxels
     margin_1: int
-    dilation_0: int
+    dilation_0: int  # distance of neighbouring taps along them, in voxels
     dilation_1: int
 
     def options(self) -> dict[str, Any]:
@@ -136,15 +108,7 @@ def _starts(groups: Sequence[Sequence[int]]) -> tuple[int, ...]:
 def ring_table(
     shells: np.ndarray, num_shells: int, padding: Sequence[int], dilation: Sequence[int], mirrored: bool = False
 ) -> RingTable:
-    """The taps of a window of three axes, mirrored or not, that every ring weighs alike: along the last axis, within planes, in all planes.
-
-    Example:
-        >>> table = ring_table(np.array([[[2, 1, 2], [1, 0, 1], [2, 1, 2]]]), 2, [0, 1, 1], [1, 1, 1])
-        >>> table.taps_2, table.group_starts
-        ((-1, 1, 0), (0, 2, 3))
-        >>> table.shell_places, table.shell_starts
-        ((3, 1, 2, 5), (0, 1, 4))
-    """
+    """The taps of a window of three axes, mirrored or not, that every ring weighs alike: along the last axis, in planes, in all planes."""
     shells = np.flip(shells) if mirrored else shells
     kept = np.where(shells < num_shells, shells, -1)
     columns = _grouped([column.tobytes() if column.max() >= 0 else None for column in np.moveaxis(kept, 2, 0)])
