@@ -7,11 +7,12 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from monai_gmr.utils import ConfigurationError
 
 TRACEBACK_VARIABLE = "MONAI_GMR_TRACEBACK"
-Main = Callable[[Sequence[str] | None], int]
+Main = Callable[..., int]
 
 
 def command_parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -23,6 +24,7 @@ def command_parser(name: str, description: str | None) -> argparse.ArgumentParse
 def command(name: str, interrupted: str = "nothing is written") -> Callable[[Main], Callable[..., int]]:
     """Decorator of ``main`` of the command ``name``: an error of use is one line on standard error and exit status 2, Ctrl-C exit status
     130, with a line that says what is left (``interrupted``). ``MONAI_GMR_TRACEBACK=1`` in the environment raises the error instead.
+    Keyword arguments of ``main`` are passed on.
 
     Example:
         >>> @command("halve")
@@ -34,9 +36,9 @@ def command(name: str, interrupted: str = "nothing is written") -> Callable[[Mai
 
     def decorate(main: Main) -> Callable[..., int]:
         @functools.wraps(main)
-        def run(arguments: Sequence[str] | None = None) -> int:
+        def run(arguments: Sequence[str] | None = None, **options: Any) -> int:
             try:
-                return main(arguments)
+                return main(arguments, **options)
             except (ConfigurationError, OSError) as error:
                 if os.environ.get(TRACEBACK_VARIABLE):
                     raise

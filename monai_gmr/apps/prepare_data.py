@@ -1,8 +1,10 @@
-"""Convert published npz files to the layouts that the bundles read.
+"""Convert published npz files, and folders of PNG, to the layouts that the bundles read.
 
 python -m monai_gmr.apps.prepare_data instances dsb2018_fluorescence.npz data/nuclei
 python -m monai_gmr.apps.prepare_data instances fibsem3d_medulla.npz data/fibsem --target boundary --blocks 2
 python -m monai_gmr.apps.prepare_data classes hippocampus3d_msd04.npz data/hippocampus
+python -m monai_gmr.apps.prepare_data classes hippocampus3d_msd04.npz data/slices --slices 2 --split split.json
+python -m monai_gmr.apps.prepare_data instances cells data/cells --png
 python -m monai_gmr.apps.prepare_data medmnist mnist.npz data/digits.npz --turned mnist_rr_test_rednn.npz
 """
 
@@ -22,11 +24,15 @@ from monai_gmr.data.conversion import (
     check_output_dir,
     check_output_file,
     cut_blocks,
+    cut_slices,
     draw_sections,
     read_arrays,
     read_cases,
+    read_folder,
+    read_split,
     read_volume,
     split_cases,
+    take_split,
     write_decathlon,
     write_medmnist,
 )
@@ -36,38 +42,59 @@ from monai_gmr.utils import ConfigurationError
 def prepare_instances(options: argparse.Namespace) -> str:
     """Decathlon layout from instance maps, the target being foreground or boundaries; returns what was written."""
     check_output_dir(options.output, options.overwrite)
-    arrays = read_arrays(options.source)
     about: dict[str, Any] = {"source": Path(options.source).name, "target": options.target}
 
     def with_target(case: Case) -> Case:
         return case._replace(label=TARGETS[options.target](case.label))
 
-    if "ids" in arrays:
+    cases = _read_cases(options)
+    if cases:
         if options.blocks is not None:
             raise ConfigurationError(f"{options.source} holds many cases, which --blocks does not cut: leave it out.")
-        sections = split_cases([with_target(case) for case in read_cases(arrays, options.source)], options.seed)
-        about["seed"] = options.seed
+        sections = _split(options, [with_target(case) for case in cases], options.seed)
+        about |= {} if options.split else {"seed": options.seed}
     else:
+        if options.split:
+            raise ConfigurationError(f"{options.source} holds one volume, which --split does not divide: leave it out.")
         # The target comes first, since a cut is no boundary.
-        cases = cut_blocks(with_target(read_volume(arrays, options.source)), options.blocks or 2)
-        sections = {"training": cases[:-2], "validation": cases[-2:-1], "test": cases[-1:]}
+        volume = with_target(read_volume(read_arrays(options.source), options.source))
+        blocks = cut_blocks(volume, options.blocks or 2)
+        sections = {"training": blocks[:-2], "validation": blocks[-2:-1], "test": blocks[-1:]}
     return _write(options, sections, ["background", options.target], about)
 
 
 def prepare_classes(options: argparse.Namespace) -> str:
     """Decathlon layout from images whose labels are classes, split in their order; returns what was written."""
     check_output_dir(options.output, options.overwrite)
-    cases = read_cases(read_arrays(options.source), options.source)
-    sections = split_cases(cases)
+    cases = _read_cases(options) or read_cases(read_arrays(options.source), options.source)
+    sections = _split(options, cases)
     largest = max(int(case.label.max()) for case in cases)
     labels = ["background", *(f"class {value}" for value in range(1, largest + 1))]
     return _write(options, sections, labels, {"source": Path(options.source).name})
 
 
+def _read_cases(options: argparse.Namespace) -> list[Case]:
+    """The cases of a folder, or of a file of many; none of a file of a single volume."""
+    if Path(options.source).is_dir():
+        return read_folder(options.source)
+    arrays = read_arrays(options.source)
+    return read_cases(arrays, options.source) if "ids" in arrays else []
+
+
+def _split(options: argparse.Namespace, cases: list[Case], seed: int | None = None) -> dict[str, list[Case]]:
+    return take_split(cases, read_split(options.split), options.source) if options.split else split_cases(cases, seed)
+
+
 def _write(
     options: argparse.Namespace, sections: dict[str, list[Case]], labels: list[str], about: dict[str, Any]
 ) -> str:
-    listing = write_decathlon(options.output, sections, labels, about, options.overwrite)
+    if options.slices is not None:
+        # after the split: the slices of a volume are in one section
+        sections = {
+            section: [part for case in cases for part in cut_slices(case, options.slices)]
+            for section, cases in sections.items()
+        }
+    listing = write_decathlon(options.output, sections, labels, about, options.overwrite, pictures=options.png)
     numbers = {section: len(cases) for section, cases in sections.items()}
     return f"{listing}: {numbers['training']} training, {numbers['validation']} validation and {numbers['test']} test cases"
 
@@ -100,25 +127,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = command_parser("prepare_data", __doc__)
     kinds = parser.add_subparsers(metavar="KIND", required=True, help="content of SOURCE or OUT")
 
-    def add_kind(name: str, prepare: Callable[[argparse.Namespace], str], text: str, output: str) -> Callable[..., Any]:
+    def add_kind(
+        name: str, prepare: Callable[[argparse.Namespace], str], text: str, output: str, source: str = "the npz file"
+    ) -> Callable[..., Any]:
         kind = kinds.add_parser(name, help=text, description=text)
         kind.set_defaults(prepare=prepare)
-        kind.add_argument("source", metavar="SOURCE", help="the npz file")
+        kind.add_argument("source", metavar="SOURCE", help=source)
         kind.add_argument("output", metavar="OUT", help=output)
         kind.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
         return kind.add_argument
 
     folder = "folder to make, in the layout of the Medical Segmentation Decathlon"
+    source = "the npz file, or a folder of images and labels, PNG files of the same names"
+
+    def add_layout(add: Callable[..., Any]) -> None:
+        add(
+            "--split",
+            metavar="JSON",
+            help="names of the cases by section: {training: [...], validation: [...], test: [...]}",
+        )
+        text = "cut volumes into slices across this axis, after the split, so that a volume's slices are in one section"
+        add("--slices", type=int, choices=range(3), metavar="AXIS", help=text)
+        add("--png", action="store_true", help="write PNG instead of NIfTI (two dimensions, 8 or 16 bits)")
+
     text = (
         "labels number instances (keys ids, img_*, lab_*: split 60/20/20 at random; or image, label: cut into blocks)"
     )
-    add = add_kind("instances", prepare_instances, text, folder)
+    add = add_kind("instances", prepare_instances, text, folder, source)
     text = "what becomes label 1: all instances, or where a neighbour belongs to another one (foreground)"
     add("--target", choices=tuple(TARGETS), default="foreground", help=text)
     add("--seed", type=int, default=0, help="the same seed makes the same split (0)")
     add("--blocks", type=int, help="parts along each axis of a single volume, the last two for validation and test (2)")
+    add_layout(add)
     text = "labels are classes already (keys ids, img_*, lab_*: split 60/20/20 in their order)"
-    add_kind("classes", prepare_classes, text, folder)
+    add_layout(add_kind("classes", prepare_classes, text, folder, source))
     text = "{train,test}_{images,labels} without validation section, for the layout of MedMNIST"
     add = add_kind("medmnist", prepare_medmnist, text, "npz file to make")
     add("--training", type=int, default=10000, help="training images to draw (10000)")

@@ -1,26 +1,38 @@
-"""What a study runs: its CONFIG, the settings of every run, their order, and the fingerprints of finished runs."""
+"""What a study runs: its rows, the settings and the folder of every run, and the fingerprints of finished runs."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
+import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from monai.bundle import ConfigParser
 
-from monai_gmr.bundle.overrides import check_settings
 from monai_gmr.utils import ConfigurationError
 
 Settings = dict[str, Any]
 
-# the study sets these itself, for every run
-OWN_SETTINGS = ("seed", "ckpt_dir", "output_dir")
+# settings that may follow from other runs, and the keys of such an entry; each names a run but for the first one
+DERIVED: dict[str, tuple[tuple[str, ...], ...]] = {
+    "epochs": (("times",), ("seconds_of", "pace_of")),
+    "learning_rate": (("of",),),
+}
+
+
+class Run(NamedTuple):
+    """A row of the table: a net with an augmentation."""
+
+    net: str
+    augmentation: str
+
+    def __str__(self) -> str:
+        return f"{self.net}, {self.augmentation}"
 
 
 class DataSet(NamedTuple):
@@ -33,16 +45,24 @@ class DataSet(NamedTuple):
     evaluate: Settings
     nets: dict[str, Settings]
     tests: dict[str, Settings]
+    runs: tuple[Run, ...]
 
     def config_file(self, name: str) -> Path:
         """Path of ``configs/NAME.yaml`` of the bundle."""
         return Path(expand(self.bundle)) / "configs" / f"{name}.yaml"
 
+    def default_epochs(self) -> int | None:
+        """``epochs`` of the bundle's ``train.yaml``; ``None`` where it has none that is a number."""
+        epochs = load_config(self.config_file("train")).get("epochs")
+        return epochs if isinstance(epochs, int) else None
+
 
 class Tuning(NamedTuple):
-    """Short trainings that choose the learning rate by the validation score: the rates, smallest first, their seed and settings."""
+    """Short trainings that choose the learning rate by the validation score: the rates, smallest first, how many more are tried while the
+    best lies at an edge, their seed and settings."""
 
     learning_rates: tuple[float, ...]
+    widenings: int
     seed: int
     settings: Settings
 
@@ -53,6 +73,11 @@ class Cell(NamedTuple):
     data: str
     net: str
     augmentation: str
+
+    @property
+    def run(self) -> Run:
+        """The row of the table."""
+        return Run(self.net, self.augmentation)
 
     def __str__(self) -> str:
         return f"{self.data}, {self.net}, {self.augmentation}"
@@ -79,61 +104,112 @@ class Study(NamedTuple):
     data: dict[str, DataSet]
     nets: dict[str, Settings]
     augmentations: dict[str, Settings]
-    runs: tuple[tuple[str, str], ...]
+    runs: tuple[Run, ...]
+    reference: Run | None
     keep_checkpoints: bool
 
     @property
     def cells(self) -> list[Cell]:
-        """Every net with every augmentation of ``runs``, on every data set."""
-        return [Cell(data, net, augmentation) for data in self.data for net, augmentation in self.runs]
+        """Every data set with the rows of the study and those of its own."""
+        return [Cell(name, *run) for name, data in self.data.items() for run in dict.fromkeys((*self.runs, *data.runs))]
 
-    def _own_settings(self, cell: Cell) -> Settings:
-        return self.nets[cell.net] | self.data[cell.data].nets.get(cell.net, {}) | self.augmentations[cell.augmentation]
+    def _layers(self, cell: Cell) -> list[Settings]:
+        """Settings of a cell from general to special: a later one overrides an earlier one."""
+        data = self.data[cell.data]
+        own = [self.nets[cell.net], data.nets.get(cell.net, {}), self.augmentations[cell.augmentation]]
+        return [self.settings, data.settings, *own]
+
+    def own_settings(self, cell: Cell) -> Settings:
+        """Settings that the net and the augmentation of a cell give."""
+        return merge(self._layers(cell)[2:])
 
     def training_settings(self, cell: Cell) -> Settings:
-        """Settings of a training except seed, folders and a tuned learning rate; special settings override general ones."""
-        return self.settings | self.data[cell.data].settings | self._own_settings(cell)
+        """Settings of a training except seed, folders, and those that follow from other runs; special settings override general ones."""
+        settings = merge(self._layers(cell))
+        return {name: value for name, value in settings.items() if not is_derived(name, value)}
 
     def tuning_jobs(self, cell: Cell) -> list[Job]:
-        """The short trainings that choose a cell's learning rate; none where its net or augmentation gives one."""
-        if self.tuning is None or "learning_rate" in self._own_settings(cell):
+        """The short trainings with the learning rates of CONFIG; none where the cell's net or augmentation gives a rate."""
+        if self.tuning is None or "learning_rate" in self.own_settings(cell):
             return []
         return [Job(cell, self.tuning.seed, rate) for rate in self.tuning.learning_rates]
+
+    def rate_from(self, cell: Cell) -> Cell:
+        """The cell whose tuned learning rate a cell takes: itself, or that of ``learning_rate: {of: RUN}``."""
+        rate = self.own_settings(cell).get("learning_rate")
+        return Cell(cell.data, *rate["of"]) if isinstance(rate, Mapping) else cell
+
+    def has_derived_epochs(self, cell: Cell) -> bool:
+        """Whether the epochs of a cell follow from others."""
+        return isinstance(merge(self._layers(cell)).get("epochs"), Mapping)
+
+    def epochs(self, cell: Cell, cost: Callable[[Cell], tuple[float, int] | None] | None = None) -> int | None:
+        """Epochs of a cell's training. ``cost`` gives seconds and epochs of the first seed of another cell, ``None`` before it is done; so
+        long the epochs of a cell that trains for as many seconds are ``None``."""
+        values = [layer["epochs"] for layer in self._layers(cell) if "epochs" in layer]
+        given = bool(values) and not isinstance(values[0], Mapping)
+        epochs: int | None = None if given else self.data[cell.data].default_epochs()
+        for value in values:
+            if not isinstance(value, Mapping):
+                epochs = int(value)
+            elif "times" in value:
+                epochs = None if epochs is None else math.ceil(value["times"] * epochs)
+            else:
+                whole, pace = (
+                    cost(Cell(cell.data, *value[key])) if cost else None for key in ("seconds_of", "pace_of")
+                )
+                # rounded up, in favour of the cell that has to keep up
+                epochs = math.ceil(whole[0] / (pace[0] / pace[1])) if whole and pace else None
+        return epochs
 
     def evaluations(self, data: str) -> dict[str, Settings]:
         """Evaluations of a net trained on a data set: name in the table to settings of evaluate.yaml alone."""
         own = self.data[data]
         return {data: own.evaluate} | {f"{data}: {test}": own.evaluate | more for test, more in own.tests.items()}
 
-    def jobs(self) -> list[Job]:
-        """All trainings: seed by seed, so that an interrupted study is balanced, the short ones before a cell's first seed."""
-        jobs = []
-        for index, seed in enumerate(self.seeds):
-            for cell in self.cells:
-                jobs += [*(self.tuning_jobs(cell) if index == 0 else ()), Job(cell, seed)]
-        return jobs
-
-    def job_settings(self, job: Job, learning_rate: float | None = None) -> Settings:
-        """Settings of one training except its folders, as they stand in CONFIG; ``learning_rate`` is the tuned one."""
+    def job_settings(self, job: Job, learning_rate: float | None = None, epochs: int | None = None) -> Settings:
+        """Settings of one training except its folders, as they stand in CONFIG; ``learning_rate`` is the tuned one, ``epochs`` are those of
+        the cell where they follow from others. A short training takes half of them unless CONFIG gives a number."""
         settings = self.training_settings(job.cell)
+        if epochs is not None and self.has_derived_epochs(job.cell):
+            settings["epochs"] = epochs
         if job.rate is not None and self.tuning is not None:
-            settings, learning_rate = settings | self.tuning.settings | self.data[job.cell.data].tuning, job.rate
+            half = {} if epochs is None else {"epochs": math.ceil(epochs / 2)}
+            settings = settings | half | self.tuning.settings | self.data[job.cell.data].tuning
+            learning_rate = job.rate
         return settings | ({} if learning_rate is None else {"learning_rate": learning_rate}) | {"seed": job.seed}
 
-    def training_fingerprint(self, job: Job, learning_rate: float | None = None) -> str:
+    def training_fingerprint(self, job: Job, learning_rate: float | None = None, epochs: int | None = None) -> str:
         """Fingerprint of one training."""
-        return fingerprint(Path(self.data[job.cell.data].bundle).name, self.job_settings(job, learning_rate))
+        return fingerprint(Path(self.data[job.cell.data].bundle).name, self.job_settings(job, learning_rate, epochs))
 
-    def row_fingerprint(self, job: Job, name: str, learning_rate: float | None = None) -> str:
+    def row_fingerprint(
+        self, job: Job, name: str, learning_rate: float | None = None, epochs: int | None = None
+    ) -> str:
         """Fingerprint of a row of runs.csv: a training, an evaluation of it and the reported metric."""
         settings, metric = self.evaluations(job.cell.data)[name], self.data[job.cell.data].metric
-        return fingerprint(self.training_fingerprint(job, learning_rate), settings, metric)
+        return fingerprint(self.training_fingerprint(job, learning_rate, epochs), settings, metric)
 
     def folder(self, job: Job) -> Path:
         """Folder of one training."""
         cell = job.cell
         name = f"seed{job.seed}" if job.rate is None else f"tuning-lr{job.rate:g}"
         return self.output_dir / "runs" / slug(cell.data) / slug(f"{cell.net}-{cell.augmentation}") / name
+
+
+def merge(layers: Iterable[Settings]) -> Settings:
+    """Settings in one dictionary, later ones over earlier ones.
+
+    Example:
+        >>> merge([{"epochs": 8, "width": 4}, {"epochs": 9}])
+        {'epochs': 9, 'width': 4}
+    """
+    return {name: value for layer in layers for name, value in layer.items()}
+
+
+def is_derived(name: str, value: Any) -> bool:
+    """Whether a setting follows from other runs."""
+    return name in DERIVED and isinstance(value, Mapping)
 
 
 def expand(value: Any) -> Any:
@@ -170,136 +246,6 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def _require(fits: bool, problem: str) -> None:
-    if not fits:
-        raise ConfigurationError(problem)
-
-
-def _check_name(name: Any, known: Iterable[Any], problem: str) -> None:
-    names = [str(each) for each in known]
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(names)}."
-    _require(name in names, f"{problem}: {hint}")
-
-
-def _mapping(value: Any, where: str, keys: Sequence[str] | None = None) -> dict[str, Any]:
-    """A dictionary with text as keys; ``None``, an empty entry of YAML, is an empty one."""
-    if value is None:
-        return {}
-    _require(isinstance(value, dict), f"{where} is {value!r}: give names with values below it.")
-    for name in value:
-        _require(isinstance(name, str), f"the name {name!r} in {where} is no text: put it in quotes.")
-        if keys is not None:
-            _check_name(name, keys, f"{name} is no key of {where}")
-    return value
-
-
-def _settings(value: Any, where: str) -> Settings:
-    settings = _mapping(value, where)
-    for name in OWN_SETTINGS:
-        _require(name not in settings, f"{name} in {where} is set by the study: take it out (seeds stand under seeds).")
-    return settings
-
-
-def _layers(value: Any, where: str) -> dict[str, Settings]:
-    return {name: _settings(item, f"{where}, {name}") for name, item in _mapping(value, where).items()}
-
-
-def _seed(value: Any, where: str) -> int:
-    _require(type(value) is int, f"{value!r} in {where} is no seed: give whole numbers.")
-    return value
-
-
-def _read_tuning(value: Any) -> Tuning | None:
-    if value is None:
-        return None
-    tuning = _mapping(value, "tuning", Tuning._fields)
-    rates = tuning.get("learning_rates")
-    try:
-        # YAML reads 1e-3 as text
-        numbers = sorted({float(rate) for rate in rates or []})
-    except (TypeError, ValueError):
-        numbers = []
-    fits = bool(numbers) and numbers[0] > 0
-    _require(fits, f"learning_rates in tuning is {rates!r}: give a list of positive numbers.")
-    settings = _settings(tuning.get("settings"), "tuning, settings")
-    return Tuning(tuple(numbers), _seed(tuning.get("seed", 0), "tuning"), settings)
-
-
-def _read_data(name: str, value: Any, nets: Mapping[str, Settings]) -> DataSet:
-    where = f"data, {name}"
-    entry = _mapping(value, where, DataSet._fields)
-    for key in ("bundle", "metric"):
-        _require(isinstance(entry.get(key), str), f"{where} has no {key}: give the {key} to use as text.")
-    settings = {key: _settings(entry.get(key), f"{where}, {key}") for key in ("settings", "tuning", "evaluate")}
-    layers = {key: _layers(entry.get(key), f"{where}, {key}") for key in ("nets", "tests")}
-    for net in layers["nets"]:
-        _check_name(net, nets, f"{where} has settings for the unknown net {net}")
-    return DataSet(entry["bundle"], entry["metric"], **settings, **layers)
-
-
-def _read_runs(value: Any, nets: Iterable[str], augmentations: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    if value is None:
-        return tuple((net, augmentation) for net in nets for augmentation in augmentations)
-    is_list = isinstance(value, list) and bool(value)
-    _require(is_list, f"runs is {value!r}: give a list of [net, augmentation], or leave it out.")
-    for run in value:
-        is_pair = isinstance(run, list) and len(run) == 2
-        _require(is_pair, f"{run!r} in runs is no pair: give [net, augmentation].")
-        for kind, name, known in (("net", run[0], nets), ("augmentation", run[1], augmentations)):
-            _check_name(name, known, f"runs names the unknown {kind} {name}")
-    return tuple(dict.fromkeys((net, augmentation) for net, augmentation in value))
-
-
-def _check_folders(study: Study) -> None:
-    """Raise where two names differ only in signs that a folder's name cannot hold."""
-    folders: dict[Path, Cell] = {}
-    for cell in study.cells:
-        folder = study.folder(Job(cell, 0)).parent
-        other = folders.setdefault(folder, cell)
-        _require(other == cell, f"'{other}' and '{cell}' would share the folder {folder}: rename one.")
-    names = [slug(name) for data in study.data for name in study.evaluations(data)]
-    unlike = len(names) == len(set(names))
-    _require(unlike, "two data sets or tests have names that are equal but for signs: rename one.")
-
-
-def load_study(path: str | Path) -> Study:
-    """Read the CONFIG of a study, a YAML file that :mod:`monai_gmr.apps.study` describes; raises ``ConfigurationError`` when it cannot be
-    read, a key is unknown or missing, or a run names an unknown net or augmentation."""
-    try:
-        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read ({error.strerror}): give the YAML file of a study.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        first = " ".join(str(error).split())
-        raise ConfigurationError(f"{path} is not readable as YAML ({first}): correct it.") from error
-    _require(isinstance(config, dict), f"{path} holds no settings: give {', '.join(Study._fields)}.")
-    _mapping(config, str(path), Study._fields)
-    folder, seeds, keep = config.get("output_dir"), config.get("seeds"), config.get("keep_checkpoints", False)
-    _require(isinstance(folder, str), f"{path} has no output_dir: give the folder that runs and tables go to.")
-    is_list = isinstance(seeds, list) and bool(seeds)
-    _require(is_list, f"seeds is {seeds!r}: give a list of whole numbers, such as [0, 1, 2].")
-    _require(isinstance(keep, bool), f"keep_checkpoints is {keep!r}: give true or false.")
-    nets = _layers(config.get("nets"), "nets")
-    augmentations = _layers(config.get("augmentations"), "augmentations") or {"none": {}}
-    data = {name: _read_data(name, entry, nets) for name, entry in _mapping(config.get("data"), "data").items()}
-    for kind, entries in {"data": data, "nets": nets}.items():
-        _require(bool(entries), f"{path} has no {kind}: name at least one below {kind}.")
-    study = Study(
-        output_dir=Path(expand(folder)),
-        seeds=tuple(dict.fromkeys(_seed(seed, "seeds") for seed in seeds)),
-        tuning=_read_tuning(config.get("tuning")),
-        settings=_settings(config.get("settings"), "settings"),
-        data=data,
-        nets=nets,
-        augmentations=augmentations,
-        runs=_read_runs(config.get("runs"), nets, augmentations),
-        keep_checkpoints=keep,
-    )
-    _check_folders(study)
-    return study
-
-
 def restrict(settings: Mapping[str, Any], config: Mapping[str, Any]) -> Settings:
     """The settings that a config has, by the first part of their ids.
 
@@ -310,30 +256,13 @@ def restrict(settings: Mapping[str, Any], config: Mapping[str, Any]) -> Settings
     return {name: value for name, value in settings.items() if name.replace("#", "::").split("::")[0] in config}
 
 
-def _load_config(path: Path, name: str) -> dict[str, Any]:
-    _require(path.is_file(), f"data, {name}: there is no {path}: give a bundle's folder.")
+@cache
+def load_config(path: Path) -> dict[str, Any]:
+    """A config of a bundle; raises ``ConfigurationError`` when it is not there or cannot be read."""
+    if not path.is_file():
+        raise ConfigurationError(f"there is no {path}: give a bundle's folder.")
     try:
         return dict(ConfigParser.load_config_file(path))
     except Exception as error:
         text = " ".join(str(error).split())
         raise ConfigurationError(f"{path} is no readable config ({text}): correct it.") from error
-
-
-def _check(settings: Settings, config: Mapping[str, Any], where: str) -> None:
-    try:
-        check_settings(expand(settings) | {"ckpt_dir": "", "output_dir": ""}, config)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{where}: {error}") from error
-
-
-def check_bundles(study: Study) -> None:
-    """Raise ``ConfigurationError`` unless every bundle has a readable ``configs/train.yaml`` and ``configs/evaluate.yaml``, and these have
-    every setting and can take its value, before anything long starts."""
-    for name, data in study.data.items():
-        train, evaluate = (_load_config(data.config_file(kind), name) for kind in ("train", "evaluate"))
-        for cell in [cell for cell in study.cells if cell.data == name]:
-            for job in [*study.tuning_jobs(cell)[:1], Job(cell, study.seeds[0])]:
-                _check(study.job_settings(job), train, str(cell))
-            trained = restrict(study.training_settings(cell), evaluate)
-            for title, settings in study.evaluations(name).items():
-                _check(trained | settings, evaluate, f"{title}, evaluation")

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from monai_gmr.apps.study_progress import train_seconds
 from monai_gmr.files import replacing
 from monai_gmr.tables import format_markdown
 
 SCORES = ("validation", "upright", "group_mean", "group_worst", "angles_mean", "angles_worst")
-COLUMNS = ("net", "augmentation", "seeds", "learning rate", "parameters", "step, ms")
+COLUMNS = ("net", "augmentation", "seeds", "learning rate", "epochs", "train, s", "parameters", "step, ms")
 # dark blue and orange differ for the colour-blind, and in grey
 UPRIGHT, ANGLES = "#0b4f8a", "#e07b00"
 PANELS_A_ROW = 3
 EXPLANATION = (
     "Scores: mean ± half width of the 95 % interval of the mean (Student's t over the seeds). Validation: best score of the "
     "metric that the bundle chooses its checkpoint by, which may be another than the table's. "
+    "Still improving: mean validation score of the last tenth of the validations minus that of the tenth before, mean over the seeds. "
+    "Train: mean seconds of all epochs with validation, on a CPU of the processor, all threads together. "
+    "Learning rate, at edge: the best on validation is the smallest or largest tried, and a better one may lie beyond. "
     "Group: rotated and mirrored on the grid; angles: rotated by any angle; worst: mean over the seeds of each run's "
-    "worst view. Bold: best angles mean, or upright where no angles were taken.\n"
+    "worst view. Bold: best angles mean, or upright where no angles were taken. "
+    "Differences are of runs of equal seeds on equal images; in brackets the 95 % interval over the images, by a paired bootstrap of "
+    "the mean over the seeds; ± half width of that over the seeds, Student's t.\n"
 )
 
 
@@ -42,11 +48,21 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
 Steps = Mapping[tuple[str, str], float | None]
 
 
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Mean of those that are there."""
+    present = [value for value in values if value is not None]
+    return float(np.mean(present)) if present else None
+
+
 def summarize(
-    rows: Sequence[Mapping[str, Any]], order: Sequence[tuple[str, str, str]], steps: Steps
+    rows: Sequence[Mapping[str, Any]],
+    order: Sequence[tuple[str, str, str]],
+    steps: Steps,
+    edges: Collection[tuple[str, str, str]] = (),
 ) -> list[dict[str, Any]]:
     """One row for each data set, net and augmentation of ``order`` that has a run among ``rows`` (of runs.csv): ``seeds``, milliseconds of
-    a training step (``steps``, by data set and net), each score's mean, half width as ``SCORE_half_width`` and ``SCORE_values``."""
+    a training step (``steps``, by data set and net), whether the learning rate is at an edge (``edges``), means of ``train_seconds`` and
+    ``still_improving``, each score's mean, half width as ``SCORE_half_width`` and ``SCORE_values``."""
     summary = []
     for cell in order:
         chosen = [row for row in rows if (row["data"], row["net"], row["augmentation"]) == cell]
@@ -54,10 +70,12 @@ def summarize(
             continue
         first = chosen[0]
         line: dict[str, Any] = {key: first[key] for key in ("data", "net", "augmentation")} | {"seeds": len(chosen)}
-        line |= {key: first[key] for key in ("metric", "learning_rate", "parameters")}
-        line["step_milliseconds"] = steps.get(cell[:2])
+        line |= {key: first.get(key) for key in ("metric", "learning_rate", "epochs", "parameters")}
+        line |= {"learning_rate_at_edge": cell in edges, "step_milliseconds": steps.get(cell[:2])}
+        line |= {"train_seconds": _mean(map(train_seconds, chosen))}
+        line |= {"still_improving": _mean(row.get("still_improving") for row in chosen)}
         for score in sorted(SCORES):
-            values = [row[score] for row in chosen if row[score] is not None]
+            values = [row[score] for row in chosen if row.get(score) is not None]
             line[score], line[f"{score}_half_width"] = interval(values) if values else (None, None)
             line[f"{score}_values"] = values
         summary.append(line)
@@ -91,29 +109,35 @@ def _number(value: Any, form: str) -> str:
     return form.format(value) if isinstance(value, (int, float)) else str(value or "-")
 
 
-def format_tables(summary: Sequence[Mapping[str, Any]]) -> str:
-    """What :func:`summarize` returned as Markdown, a table for each data set.
+def format_tables(summary: Sequence[Mapping[str, Any]], below: Mapping[str, str] | None = None) -> str:
+    """What :func:`summarize` returned as Markdown, a table for each data set; ``below`` are further tables, by data set.
 
     Example:
-        >>> row = dict.fromkeys(key + end for key in SCORES for end in ("", "_half_width")) | {"step_milliseconds": None}
-        >>> row |= {"data": "cells", "net": "plain", "augmentation": "none", "metric": "auc", "learning_rate": 0.01, "parameters": 9000}
-        >>> print(format_tables([{**row, "seeds": 1, "upright": 0.9}]).splitlines()[4])
-        | plain | none | 1 | 0.01 | 9,000 | - | - | **0.900** | - | - | - | - |
+        >>> row = {"data": "cells", "net": "plain", "augmentation": "none", "metric": "auc", "learning_rate": 0.01, "epochs": 8}
+        >>> row |= {"parameters": 9000, "train_seconds": 61.2, "upright": 0.9, "seed": 0}
+        >>> print(format_tables(summarize([row], [("cells", "plain", "none")], {})).splitlines()[4])
+        | plain | none | 1 | 0.01 | 8 | 61 | 9,000 | - | - | - | **0.900** | - | - | - | - |
     """
     blocks = []
     for data, lines in by_data(summary).items():
         deciding = deciding_score(lines)
         best = max((line[deciding] for line in lines if line[deciding] is not None), default=None)
-        rows = [[*COLUMNS, *(score.replace("_", " ") for score in SCORES)]]
+        rows = [[*COLUMNS, SCORES[0], "still improving", *(score.replace("_", " ") for score in SCORES[1:])]]
         for line in lines:
-            cells = [line["net"], line["augmentation"], str(line["seeds"]), _number(line["learning_rate"], "{:g}")]
-            cells += [_number(line["parameters"], "{:,}"), _number(line["step_milliseconds"], "{:.1f}")]
-            for score in SCORES:
+            rate = _number(line["learning_rate"], "{:g}") + ", at edge" * line["learning_rate_at_edge"]
+            cells = [line["net"], line["augmentation"], str(line["seeds"]), rate, _number(line["epochs"], "{:,}")]
+            cells += [_number(line["train_seconds"], "{:,.0f}"), _number(line["parameters"], "{:,}")]
+            cells += [_number(line["step_milliseconds"], "{:.1f}")]
+            cells += [format_score(line[SCORES[0]], line[f"{SCORES[0]}_half_width"])]
+            cells += [_number(line["still_improving"], "{:+.3f}")]
+            for score in SCORES[1:]:
                 text = format_score(line[score], line[f"{score}_half_width"])
                 cells.append(f"**{text}**" if score == deciding and line[score] == best is not None else text)
             rows.append(cells)
         title = f"## {data}: {lines[0]['metric'].replace('_', ' ')}"
         blocks.append(f"{title}\n\n{format_markdown(rows, right=2)}\n")
+        if below and data in below:
+            blocks.append(f"{below[data]}\n")
     return "\n".join(blocks)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from monai_gmr.data.prediction_layout import known_predictions
+from monai_gmr.data.prediction_layout import PICTURES, known_predictions
 from monai_gmr.networks.weights import check_finite, read_checkpoint, state_of
 from monai_gmr.utils import ConfigurationError
 
@@ -129,15 +129,20 @@ def find_images(path: str | Path, suffixes: tuple[str, ...], output_dir: str | P
 
 
 def list_images(
-    folder: str | Path | None, dataset_dir: str | Path, key: str = "test", output_dir: str | Path | None = None
+    folder: str | Path | None,
+    dataset_dir: str | Path,
+    key: str = "test",
+    output_dir: str | Path | None = None,
+    spatial_dims: int = 3,
 ) -> list[dict[str, str]]:
-    """The images to predict, ``{"image": path}`` sorted by name: a NIfTI file, those in a folder, or a list of a Decathlon dataset.
+    """The images to predict, ``{"image": path}`` sorted by name: a file, the NIfTI files in a folder, or a list of a Decathlon dataset.
 
     Args:
         folder: file or folder as in :func:`find_images`; ``None`` takes the dataset instead.
         dataset_dir: folder in the layout of the Medical Segmentation Decathlon; its cases need no labels.
         key: list of ``dataset.json``.
         output_dir: folder of predictions, which are no images.
+        spatial_dims: 2: pictures (PNG, JPEG, BMP) in a folder are images, too.
 
     Raises:
         ConfigurationError: when there is no image.
@@ -151,7 +156,8 @@ def list_images(
         raise ConfigurationError(
             f"input={folder} holds a dataset.json and no NIfTI file of its own: give --dataset_dir {folder}, or one of its folders."
         )
-    return [{"image": str(file)} for file in find_images(folder, (".nii", ".nii.gz"), output_dir)]
+    suffixes = (".nii", ".nii.gz", *(PICTURES if spatial_dims == 2 else ()))
+    return [{"image": str(file)} for file in find_images(folder, suffixes, output_dir)]
 
 
 def load_network(network: torch.nn.Module, path: str | Path, device: str | torch.device = "cpu") -> None:

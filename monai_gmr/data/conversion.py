@@ -20,11 +20,16 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 from monai.config import PathLike
+from monai.utils import optional_import
 
 from monai_gmr.files import replacing
 from monai_gmr.utils import ConfigurationError, progress_bar
 
+Image, _ = optional_import("PIL.Image")
+
 NIFTI_TYPES = ("uint8", "int16", "uint16", "float32")
+PICTURE_TYPES = ("uint8", "uint16")
+SECTIONS = ("training", "validation", "test")
 DECATHLON_CONTENT = {"imagesTr", "labelsTr", "dataset.json"}
 
 
@@ -75,6 +80,26 @@ def read_cases(arrays: Mapping[str, np.ndarray], source: str) -> list[Case]:
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise ConfigurationError(f"The id {name!r} of {source} cannot name a file: use letters, digits, . - _.")
         cases.append(_checked(Case(name, arrays[f"img_{key}"], arrays[f"lab_{key}"]), source))
+    return cases
+
+
+def read_folder(folder: PathLike) -> list[Case]:
+    """The pictures of a folder with ``images`` and ``labels``, PNG files of the same names, one channel each; sorted by name."""
+    root = Path(folder)
+    files = {part: {file.stem: file for file in sorted((root / part).glob("*.png"))} for part in ("images", "labels")}
+    names = list(files["images"])
+    if not names or set(names) != set(files["labels"]):
+        alone = sorted(set(names) ^ set(files["labels"]))[:1]
+        found = f"{alone[0]}.png in one of them alone" if alone else "no PNG files in them"
+        raise ConfigurationError(
+            f"{folder} has {found}: give a folder of images and labels, PNG files of the same names."
+        )
+    cases = []
+    for name in names:
+        pair = [np.asarray(Image.open(files[part][name])) for part in ("images", "labels")]
+        if pair[0].ndim != 2:
+            raise ConfigurationError(f"{files['images'][name]} has {pair[0].shape[-1]} channels: give a grey picture.")
+        cases.append(_checked(Case(name, *pair), str(folder)))
     return cases
 
 
@@ -135,6 +160,51 @@ def cut_blocks(case: Case, blocks: int) -> list[Case]:
     return [Case(str(index), *tile) for index, tile in enumerate(tiles)]
 
 
+def cut_slices(case: Case, axis: int) -> list[Case]:
+    """The slices of a volume across an axis, 0 to 2, as cases of two dimensions, whose names end in their number."""
+    if case.image.ndim != 3 or axis not in range(3):
+        raise ConfigurationError(
+            f"{case.name} of shape {case.image.shape} cannot be cut across axis {axis}: give volumes, and an axis from 0 to 2."
+        )
+    number = case.image.shape[axis]
+    width = len(str(number - 1))
+    images, labels = (np.moveaxis(array, axis, 0) for array in (case.image, case.label))
+    return [Case(f"{case.name}-{i:0{width}d}", images[i], labels[i]) for i in range(number)]
+
+
+def read_split(path: PathLike) -> dict[str, list[str]]:
+    """The names of the cases of each section, from JSON such as ``{"training": ["a", "b"], "validation": ["c"], "test": ["d"]}``."""
+    try:
+        split = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"{path} is not readable as JSON ({error}): give lists of names by section."
+        ) from error
+    fits = (
+        isinstance(split, dict)
+        and set(split) == set(SECTIONS)
+        and all(isinstance(split[key], list) for key in SECTIONS)
+    )
+    if not fits or not all(split.values()):
+        raise ConfigurationError(f"{path} does not give all of {', '.join(SECTIONS)}: give a list of names for each.")
+    names = [str(name) for part in split.values() for name in part]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigurationError(f"{path} names {twice!r} twice: a case belongs to one section.")
+    return {section: [str(name) for name in split[section]] for section in SECTIONS}
+
+
+def take_split(cases: Sequence[Case], split: Mapping[str, Sequence[str]], source: str) -> dict[str, list[Case]]:
+    """The cases of each section of a split, by their names; cases that it does not name are left out."""
+    known = {case.name: case for case in cases}
+    unknown = next((name for part in split.values() for name in part if name not in known), None)
+    if unknown is not None:
+        raise ConfigurationError(
+            f"{source} has no case {unknown!r}, which the split names: it has {', '.join(list(known)[:6])} and so on."
+        )
+    return {section: [known[name] for name in names] for section, names in split.items()}
+
+
 def split_cases(cases: Sequence[Case], seed: int | None = None) -> dict[str, list[Case]]:
     """Training, validation and test section: 60, 20 and 20 % of at least 3 cases, at random from a ``seed``, else in their order."""
     number = len(cases)
@@ -143,7 +213,7 @@ def split_cases(cases: Sequence[Case], seed: int | None = None) -> dict[str, lis
     order = np.arange(number) if seed is None else _generator(seed).permutation(number)
     rows = np.split(order, [number * 6 // 10, number * 8 // 10])
     parts = [[cases[i] for i in np.sort(part)] for part in rows]
-    return dict(zip(("training", "validation", "test"), parts))
+    return dict(zip(SECTIONS, parts))
 
 
 def _generator(seed: int) -> np.random.Generator:
@@ -159,16 +229,24 @@ def write_decathlon(
     about: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    pictures: bool = False,
 ) -> Path:
     """Write cases as NIfTI in the layout of the Medical Segmentation Decathlon, whole or not at all, and give the path of ``dataset.json``.
 
     Files are called after the folder and the case; a pixel or voxel is 1 mm wide. ``labels`` are the names of the label values, from 0;
-    ``about`` are further entries of ``dataset.json``, such as the source of the data.
+    ``about`` are further entries of ``dataset.json``, such as the source of the data. ``pictures``: PNG
+    instead, for images of two dimensions and 8 or 16 bits, whose rows are those of the picture.
     """
     folder = Path(os.path.abspath(output_dir))
     check_output_dir(folder, overwrite)
     if len(labels) > 256:
         raise ConfigurationError(f"{len(labels)} label values do not fit into 8 bits: number classes from 0 to 255.")
+    for case in [case for cases in sections.values() for case in cases] if pictures else []:
+        if case.image.ndim != 2 or case.image.dtype.name not in PICTURE_TYPES:
+            raise ConfigurationError(
+                f"{case.name} of shape {case.image.shape} and type {case.image.dtype} is no picture: give images of two dimensions and 8 "
+                "or 16 bits, cut slices, or write NIfTI."
+            )
     content: dict[str, Any] = {"name": folder.name, "labels": {str(v): name for v, name in enumerate(labels)}}
     content |= {**(about or {}), **{section: [] for section in sections}}
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +256,7 @@ def write_decathlon(
             (new / part).mkdir(parents=True)
         all_cases = [(section, case) for section, cases in sections.items() for case in cases]
         for section, case in progress_bar(all_cases, "Writing cases", progress):
-            content[section].append(_write_case(new, folder.name, case, len(labels)))
+            content[section].append(_write_case(new, folder.name, case, len(labels), pictures))
         (new / "dataset.json").write_text(json.dumps(content, indent=1))
         if folder.exists():
             os.replace(folder, old)
@@ -207,16 +285,19 @@ def check_output_dir(folder: PathLike, overwrite: bool = False) -> None:
         )
 
 
-def _write_case(folder: Path, prefix: str, case: Case, num_labels: int) -> dict[str, str]:
+def _write_case(folder: Path, prefix: str, case: Case, num_labels: int, pictures: bool) -> dict[str, str]:
     if case.label.max() >= num_labels:
         raise ConfigurationError(
             f"The label of {case.name} holds {case.label.max()} and there are names for 0 to {num_labels - 1}: name all."
         )
     # NIfTI has no booleans or half floats, and nibabel refuses 64-bit integers.
     image = case.image if case.image.dtype.name in NIFTI_TYPES else case.image.astype(np.float32)
-    file = f"{prefix}_{case.name}.nii.gz"
-    nib.save(nib.Nifti1Image(image, np.eye(4)), folder / "imagesTr" / file)
-    nib.save(nib.Nifti1Image(case.label.astype(np.uint8), np.eye(4)), folder / "labelsTr" / file)
+    file = f"{prefix}_{case.name}{'.png' if pictures else '.nii.gz'}"
+    for part, array in (("imagesTr", image), ("labelsTr", case.label.astype(np.uint8))):
+        if pictures:
+            Image.fromarray(array).save(folder / part / file)
+        else:
+            nib.save(nib.Nifti1Image(array, np.eye(4)), folder / part / file)
     return {"image": f"./imagesTr/{file}", "label": f"./labelsTr/{file}"}
 
 

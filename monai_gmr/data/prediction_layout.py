@@ -14,6 +14,8 @@ from monai.data import FolderLayoutBase
 from monai_gmr.utils import ConfigurationError
 
 RECORD = "predictions.csv"
+# pictures: 2D, without a place in space
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 
 
 def _absolute(path: PathLike) -> Path:
@@ -44,7 +46,8 @@ class PredictionLayout(FolderLayoutBase):
         images: files that are to be predicted.
         output_dir: folder of the predictions, made with the first one.
         postfix: end of the name of a prediction, behind that of the image.
-        extension: ending of the predictions.
+        extension: ending of the predictions; default: PNG, with the classes as grey values, where all images are pictures (PNG, JPEG,
+            BMP), and NIfTI otherwise.
 
     Raises:
         ConfigurationError: when two predictions would have one name, when an image is listed twice, or when a file is there already
@@ -58,9 +61,11 @@ class PredictionLayout(FolderLayoutBase):
     """
 
     def __init__(
-        self, images: Sequence[PathLike], output_dir: PathLike, postfix: str = "seg", extension: str = ".nii.gz"
+        self, images: Sequence[PathLike], output_dir: PathLike, postfix: str = "seg", extension: str | None = None
     ) -> None:
         self.output_dir = _absolute(output_dir)
+        are_pictures = bool(images) and all(str(image).lower().endswith(PICTURES) for image in images)
+        self.extension = extension or (".png" if are_pictures else ".nii.gz")
         self._written = _read_record(self.output_dir)
         self.files: dict[Path, Path] = {}
         paths = [_absolute(image) for image in images]
@@ -71,7 +76,7 @@ class PredictionLayout(FolderLayoutBase):
                 raise ConfigurationError(f"{path} is listed twice: take one out of the list.")
             # as MONAI's savers take it
             stem = Path(path.stem).stem if path.suffix == ".gz" else path.stem
-            file = self.output_dir / path.parent.relative_to(root) / f"{stem}_{postfix}{extension}"
+            file = self.output_dir / path.parent.relative_to(root) / f"{stem}_{postfix}{self.extension}"
             # on some file systems capitals make no other name
             other = taken.setdefault(str(file).casefold(), path)
             if other is not path:

@@ -1,10 +1,10 @@
 """What attaches to an engine: checkpoints, resuming, progress, checks of a training, scores inside the ball."""
 
-from monai_gmr.handlers.best_checkpoint import BestCheckpoint
+from monai_gmr.handlers.best_checkpoint import SMALLER_RATE, BestCheckpoint
 from monai_gmr.handlers.in_ball import from_engine_in_ball
 from monai_gmr.handlers.not_finite import StopAtNotFinite
 from monai_gmr.handlers.progress import TrainingProgress
 from monai_gmr.handlers.resume import LatestCheckpoint, SeedEpochs
 
 __all__ = ["BestCheckpoint", "LatestCheckpoint", "SeedEpochs", "StopAtNotFinite", "TrainingProgress"]
-__all__ += ["from_engine_in_ball"]
+__all__ += ["SMALLER_RATE", "from_engine_in_ball"]

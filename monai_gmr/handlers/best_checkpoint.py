@@ -18,6 +18,9 @@ from monai_gmr.networks.weights import check_finite
 Events, _ = optional_import("ignite.engine", name="Events")
 logger = logging.getLogger(__name__)
 
+# in every sentence about values that are not finite without a case at fault; a study takes it for a learning rate that is too large
+SMALLER_RATE = "give a smaller --learning_rate"
+
 
 def rank() -> int:
     """The rank of this process in a distributed run; 0 without one."""
@@ -40,7 +43,7 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
 def check_network(network: torch.nn.Module, path: Path) -> None:
     """Raise when the weights of a network that is about to be saved are not finite."""
     what = f"the network of this epoch, which was not saved to {path},"
-    check_finite(network, network.state_dict(), what, "give a smaller --learning_rate or look at the cases")
+    check_finite(network, network.state_dict(), what, f"{SMALLER_RATE} or look at the cases")
 
 
 class BestCheckpoint:

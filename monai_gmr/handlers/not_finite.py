@@ -13,6 +13,7 @@ from monai.data import MetaTensor
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
 
+from monai_gmr.handlers.best_checkpoint import SMALLER_RATE
 from monai_gmr.utils import ConfigurationError
 
 if TYPE_CHECKING:
@@ -108,9 +109,9 @@ class StopAtNotFinite:
         rest = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
         listed = ", ".join(names[:MOST_NAMES]) + rest
         if not faults:
-            advice = "give a smaller --learning_rate or look at these cases"
+            advice = f"{SMALLER_RATE} or look at these cases"
             return f"gradients are not finite though the loss is, with the cases {listed}: {advice}"
         if broken:
             why = f"for these cases hold values that are not finite: {listed}; mend them or take them out of the list"
             return f"the loss is {faults[0][0]}, {why}"
-        return f"the loss is {faults[0][0]}, with the cases {listed}: look at their values, or give a smaller --learning_rate"
+        return f"the loss is {faults[0][0]}, with the cases {listed}: look at their values, or {SMALLER_RATE}"

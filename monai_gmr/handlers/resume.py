@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from monai.data import set_rnd
-from monai.utils import optional_import, set_determinism
+from monai.utils import is_scalar, optional_import, set_determinism
 
 from monai_gmr.files import FolderLock, check_folder, remove_unfinished
 from monai_gmr.handlers.best_checkpoint import check_network, rank, unwrapped, write_checkpoint
@@ -48,16 +49,47 @@ class SeedEpochs:
 
 
 class _BestMetric:
-    """The best validation score so far, of the validator and of the saver that keeps its model, as a state_dict."""
+    """The best validation score so far, of the validator and of the saver that keeps its model, and the history of all epochs, as a
+    state_dict."""
 
     def __init__(self, validator: Any, saver: Any, path: Path) -> None:
         self.validator, self.saver, self.path = validator, saver, path
+        self.history: list[dict[str, Any]] = []
+        self._score: float | None = None
+        self._start = time.monotonic(), time.process_time()
 
-    def state_dict(self) -> dict[str, float]:
+    def attach(self, engine: Workflow) -> None:
+        """Register with a trainer; a validator that runs at the end of an epoch gives the epoch's score."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
+        self.validator.add_event_handler(Events.COMPLETED, self._validated)
+
+    def _begin(self) -> None:
+        self._score, self._start = None, (time.monotonic(), time.process_time())
+
+    def _validated(self) -> None:
         state = self.validator.state
-        return {"best_metric": float(state.best_metric), "best_metric_epoch": int(state.best_metric_epoch)}
+        score = state.metrics.get(state.key_metric_name)
+        self._score = float(score) if is_scalar(score) else None
 
-    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+    def end(self, engine: Workflow) -> None:
+        """Add an epoch that is done to the history."""
+        row = {
+            "epoch": engine.state.epoch,
+            "seconds": round(time.monotonic() - self._start[0], 3),
+            "score": self._score,
+        }
+        if torch.device(engine.state.device).type == "cpu":
+            row["processor_seconds"] = round(time.process_time() - self._start[1], 3)
+        self.history.append(row)
+
+    def state_dict(self) -> dict[str, Any]:
+        state = self.validator.state
+        best = {"best_metric": float(state.best_metric), "best_metric_epoch": int(state.best_metric_epoch)}
+        return best | {"history": list(self.history)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # checkpoints of earlier versions have none
+        self.history = list(state_dict.get("history", []))
         best, epoch = float(state_dict["best_metric"]), int(state_dict["best_metric_epoch"])
         # without a good file of the best model the next validation must write one, whatever it scores
         if epoch < 0 or not math.isfinite(best) or (self.saver is not None and not self._is_good()):
@@ -80,8 +112,10 @@ class _BestMetric:
 class LatestCheckpoint:
     """Handler that writes one checkpoint after every epoch and, when training starts again, resumes from it.
 
-    Network, optimizer, schedule, epoch counter and the best validation score continue. The file is whole at any moment; weights that
-    are not finite are never written. ``monai.handlers.CheckpointLoader`` reads it. The handler must stand last among the trainer's,
+    Network, optimizer, schedule, epoch counter and the best validation score continue. With a validator the file also holds, at
+    ``["best"]["history"]``, a dictionary for each epoch: ``epoch``, its ``seconds`` with validation, on a CPU also ``processor_seconds``,
+    those of all threads, and the validation ``score``, ``None`` where there was no validation. The file is whole at any moment; weights
+    that are not finite are never written. ``monai.handlers.CheckpointLoader`` reads it. The handler must stand last among the trainer's,
     behind validation and schedule. While the training runs its folder is closed to trainings of other processes.
 
     Args:
@@ -111,12 +145,15 @@ class LatestCheckpoint:
         self._files = [self.path]
         if best_saver is not None:
             self._files += [getattr(best_saver, "path", None) or Path(best_saver.save_dir) / "model.pt"]
-        if validator is not None:
-            self.save_dict["best"] = _BestMetric(validator, best_saver, self._files[-1])
+        self._best = None if validator is None else _BestMetric(validator, best_saver, self._files[-1])
+        if self._best is not None:
+            self.save_dict["best"] = self._best
 
     def attach(self, engine: Workflow) -> None:
         """Register with a trainer."""
         self.save_dict["trainer"] = engine
+        if self._best is not None:
+            self._best.attach(engine)
         self._checkpoint = Checkpoint(
             self.save_dict,
             save_handler=lambda checkpoint, _: write_checkpoint(checkpoint, self.path),
@@ -144,6 +181,8 @@ class LatestCheckpoint:
         for saved in self.save_dict.values():
             if isinstance(saved, torch.nn.Module):
                 check_network(saved, self.path)
+        if self._best is not None:
+            self._best.end(engine)
         self._checkpoint(engine)
 
     def load(self, engine: Workflow) -> None:

@@ -16,7 +16,7 @@ from monai.utils import CommonKeys, optional_import
 
 from monai_gmr.bundle.case_batches import CaseBatch, CaseBatches, anisotropic_spacing, refuse_failures, usable_image
 from monai_gmr.bundle.settings import check_values
-from monai_gmr.files import FolderLock, check_folder, write_json, write_rows, write_text
+from monai_gmr.files import FolderLock, check_folder, replacing, write_json, write_rows, write_text
 from monai_gmr.inferers import SymmetryInferer
 from monai_gmr.rotation_report.prepare_batch import LABEL_SAMPLINGS
 from monai_gmr.rotation_report.probe import ViewProbe, keeps_cases, metric_handlers
@@ -375,6 +375,7 @@ class RotationReport:
         write_rows([row for rows in views.values() for row in rows], folder / "rotation_views.csv")
         write_rows([row for result in results for row in result.case_rows()], folder / "rotation_cases.csv")
         write_rows(summary, folder / "rotation_table.csv")
+        self._write_samples([result for result in results if result.title in networks])
         titles = {**failures, **costs}
         content = {
             "images": seen,
@@ -401,6 +402,16 @@ class RotationReport:
         print("\n" + "\n\n".join(tables))
         print(f"\nspread: largest less smallest; intervals of 95 % over cases; {seen}. Pictures and tables: {folder}")
         return [row for row in summary if row["network"] in networks]
+
+    def _write_samples(self, results: Sequence[NetworkScores]) -> None:
+        """Write the bootstrapped means, and the cases that they were drawn from, under the names of the networks' record files."""
+        arrays: dict[str, Any] = {}
+        for result in results:
+            name = record_file("", result.title).stem
+            arrays |= {f"{name}/cases": result.cases}
+            arrays |= {f"{name}/{key}": samples for key, samples in result.samples().items()}
+        with replacing(self.output_dir / "rotation_samples.npz") as temporary:
+            np.savez_compressed(temporary, **arrays)
 
     def _draw_worst(self, networks: Mapping[str, _Network], results: Sequence[NetworkScores], key: str) -> None:
         """Run the worst views of the worst cases once more, and draw them."""

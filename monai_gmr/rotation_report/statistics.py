@@ -231,6 +231,15 @@ class NetworkScores:
                 rows.append({**row, "interval_low": low, "interval_high": high, "images": self.images})
         return rows
 
+    def samples(self) -> dict[str, np.ndarray]:
+        """The bootstrapped means over a family's views, shape ``(num_resamples,)``, by metric and family, ``METRIC/FAMILY``. Two reports of
+        equal cases, number of resamples and seed drew the same cases, so that their differences are those of paired cases."""
+        return {
+            f"{metric}/{family}": self._resampled(metric)[:, members].mean(1)
+            for metric in self.metrics
+            for family, members in self.families.items()
+        }
+
     def view_rows(self) -> list[dict[str, Any]]:
         """One row a view: ``network``, ``view``, ``family``, ``axis``, ``angle``, ``shift`` in voxels, ``cases``, the metrics, the
         equivariance error, ``seconds`` and ``passes`` a case."""

@@ -9,11 +9,13 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 from monai_gmr.apps.prepare_data import main
 from monai_gmr.bundle import check_decathlon
 from monai_gmr.data import MedMNISTCacheDataset
 from monai_gmr.data.conversion import boundary
+from monai_gmr.transforms import LoadCased
 
 SECTIONS = ("training", "validation", "test")
 
@@ -55,6 +57,70 @@ def test_instances_become_targets_of_their_own_image(cells, tmp_path, capsys, ta
     listing = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert listing["labels"] == {"0": "background", "1": target}
     assert (listing["source"], listing["target"], listing["seed"]) == ("cells.npz", target, 2)
+
+
+@pytest.fixture
+def volumes(tmp_path):
+    """Four small volumes; the value of a voxel says volume and place."""
+    arrays = {"ids": np.array(list("abcd"))}
+    for number, name in enumerate("abcd"):
+        image = (60 * number + np.arange(24)).reshape(2, 3, 4).astype(np.uint8)
+        arrays |= {f"img_{name}": image, f"lab_{name}": image % 3}
+    np.savez(tmp_path / "volumes.npz", **arrays)
+    split = {"training": ["d", "a"], "validation": ["b"], "test": ["c"]}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    return tmp_path
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_of_a_volume_are_in_one_section_of_the_given_split(axis, volumes):
+    command = ["classes", str(volumes / "volumes.npz"), str(volumes / "out"), "--split", str(volumes / "split.json")]
+    assert main([*command, "--slices", str(axis)]) == 0
+    read = cases(volumes / "out")
+    shape = (2, 3, 4)
+    assert [len(read[section]) for section in SECTIONS] == [2 * shape[axis], shape[axis], shape[axis]]
+    for section, names in {"training": "da", "validation": "b", "test": "c"}.items():
+        expected = np.stack([60 * "abcd".index(name) + np.arange(24).reshape(shape) for name in names])
+        found = np.stack([case["image"] for case in read[section]]).reshape(
+            len(names), shape[axis], *read[section][0]["image"].shape
+        )
+        np.testing.assert_array_equal(found, np.moveaxis(expected, axis + 1, 1))
+        assert all((case["label"] == case["image"] % 3).all() for case in read[section])
+
+
+def test_a_case_that_the_split_does_not_name_is_left_out(volumes):
+    (volumes / "split.json").write_text(json.dumps({"training": ["a"], "validation": ["b"], "test": ["d"]}))
+    command = ["classes", str(volumes / "volumes.npz"), str(volumes / "out"), "--split", str(volumes / "split.json")]
+    assert main(command) == 0
+    read = cases(volumes / "out")
+    assert [part[0]["image"].min() for part in read.values()] == [0, 60, 180]
+
+
+def test_png_in_png_out(tmp_path):
+    """A folder of pictures becomes a data set of pictures, which the bundles load like any other."""
+    generator = np.random.default_rng(0)
+    pictures = {name: (generator.integers(256, size=(6, 9)), generator.integers(300, size=(6, 9))) for name in "abc"}
+    for part in ("images", "labels"):
+        (tmp_path / "cells" / part).mkdir(parents=True)
+    for name, (image, instances) in pictures.items():
+        Image.fromarray(image.astype(np.uint8)).save(tmp_path / "cells" / "images" / f"{name}.png")
+        Image.fromarray(instances.astype(np.uint16)).save(tmp_path / "cells" / "labels" / f"{name}.png")
+    split = {"training": ["b"], "validation": ["a"], "test": ["c"]}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    command = ["instances", str(tmp_path / "cells"), str(tmp_path / "out"), "--split", str(tmp_path / "split.json")]
+    assert main([*command, "--target", "boundary", "--png"]) == 0
+    check_decathlon(tmp_path / "out", SECTIONS)
+    lists = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    load = LoadCased(["image", "label"], spatial_dims=2, in_channels=1, out_channels=2)
+    for section, (name,) in split.items():
+        (entry,) = lists[section]
+        assert entry["image"].endswith(f"_{name}.png")
+        written = np.asarray(Image.open(tmp_path / "out" / entry["image"]))
+        np.testing.assert_array_equal(written, pictures[name][0])
+        # readers of pictures put the columns first
+        case = load({key: tmp_path / "out" / entry[key] for key in ("image", "label")})
+        np.testing.assert_array_equal(case["image"][0].T, pictures[name][0])
+        np.testing.assert_array_equal(case["label"][0].T, boundary(pictures[name][1]))
 
 
 def test_seed_decides_the_split(cells, tmp_path):
@@ -133,6 +199,13 @@ def test_upright_and_turned_digits_are_what_our_dataset_reads(digits, capsys):
         (["instances", "cells.npz", "out", "--seed", "-1"], "negative"),
         (["instances", "d.npz", "out"], "lacks 'image' or 'label'"),
         (["classes", "d.npz", "out"], "no 'ids'"),
+        (["classes", "there", "out"], "no PNG files in them"),
+        (["classes", "deep.npz", "out", "--png"], "is no picture"),
+        (["classes", "cells.npz", "out", "--slices", "0"], "cannot be cut across axis 0"),
+        (["classes", "cells.npz", "out", "--split", "none.json"], "none.json is not readable as JSON"),
+        (["classes", "cells.npz", "out", "--split", "short.json"], "does not give all of training, validation, test"),
+        (["classes", "cells.npz", "out", "--split", "twice.json"], "names 'cell-1' twice"),
+        (["classes", "cells.npz", "out", "--split", "other.json"], "has no case 'x'"),
         (["classes", "cells.npz", "cells.npz/out"], "cells.npz"),
         (["medmnist", "cells.npz", "out.npz"], "lacks 'train_images'"),
         (["medmnist", "d.npz", "out.npz"], "10000 training and 2000 validation"),
@@ -148,6 +221,11 @@ def test_mistakes_are_one_sentence_and_code_2_and_write_nothing(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "thesis.tex").touch()
+    deep = {f"{part}_{name}": np.zeros((2, 2, 2), np.uint8) for part in ("img", "lab") for name in "abc"}
+    np.savez(tmp_path / "deep.npz", ids=np.array(list("abc")), **deep)
+    (tmp_path / "short.json").write_text('{"training": ["cell-1"]}')
+    (tmp_path / "twice.json").write_text('{"training": ["cell-1"], "validation": ["cell-1"], "test": ["cell-2"]}')
+    (tmp_path / "other.json").write_text('{"training": ["x"], "validation": ["cell-1"], "test": ["cell-2"]}')
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert main(arguments) == 2
     captured = capsys.readouterr()

@@ -16,9 +16,11 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, run, verify_metadata, verify_net_in_out
 from monai.utils import set_determinism
+from PIL import Image
 
 from monai_gmr.bundle import GMRWorkflow
 from monai_gmr.data import write_phantoms
+from monai_gmr.networks.nets import GMRUNet
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "volume_segmentation_gmr_unet"
 CONFIGS = BUNDLE / "configs"
@@ -163,6 +165,27 @@ def test_predictions_are_labels_in_the_geometry_of_the_image(dataset_dir, traine
     assert len(list(folder.glob("*_seg.nii.gz"))) == 8
 
 
+def test_pictures_become_pictures_of_classes(tmp_path):
+    """In 2D a PNG is predicted as a PNG of its size, with the classes that the same image has as NIfTI."""
+    settings = {"spatial_dims": 2, "in_channels": 1, "out_channels": 3, "features": [4, 6]}
+    torch.manual_seed(0)
+    torch.save(GMRUNet(**settings, conv="gmr_harmonic").state_dict(), tmp_path / "model.pt")
+    pixels = np.random.default_rng(0).integers(256, size=(20, 28), dtype=np.uint8)
+    for folder in ("pictures", "nifti"):
+        (tmp_path / folder).mkdir()
+    Image.fromarray(pixels).save(tmp_path / "pictures" / "a.png")
+    # a reader of pictures puts the columns first
+    nib.save(nib.Nifti1Image(pixels.T, np.eye(4)), tmp_path / "nifti" / "a.nii.gz")
+    for folder in ("pictures", "nifti"):
+        places = {"input": str(tmp_path / folder), "output_dir": str(tmp_path / f"{folder}_out")}
+        run_config("inference", ckpt_dir=str(tmp_path), **places, **settings)
+    found = np.asarray(Image.open(tmp_path / "pictures_out" / "a_seg.png"))
+    assert found.dtype == np.uint8
+    assert len(np.unique(found)) > 1
+    expected = np.asarray(nib.load(tmp_path / "nifti_out" / "a_seg.nii.gz").dataobj)
+    np.testing.assert_array_equal(found, expected.reshape(28, 20).T)
+
+
 def test_a_killed_training_resumes_and_ends_like_an_uninterrupted_one(dataset_dir, tmp_path, caplog):
     epochs = 30
     settings = {**SMALL, "dataset_dir": dataset_dir, "epochs": epochs, "output_dir": str(tmp_path)}
@@ -185,6 +208,10 @@ def test_a_killed_training_resumes_and_ends_like_an_uninterrupted_one(dataset_di
         assert "Resumed" not in caplog.text
     found, expected = (torch.load(path, weights_only=True) for path in (broken, whole))
     assert found["trainer"]["iteration"] == expected["trainer"]["iteration"] == 2 * epochs
+    for best in (found["best"], expected["best"]):
+        # each epoch once, with its score; only the clock may differ
+        seconds = [(row.pop("seconds"), row.pop("processor_seconds", 1)) for row in best["history"]]
+        assert np.min(seconds) > 0
     assert found["best"] == expected["best"]
     for name, tensor in expected["model"].items():
         assert torch.equal(found["model"][name], tensor), name

@@ -15,6 +15,8 @@ from monai_gmr.utils import ConfigurationError
         (["in/a/../b/t1.nii.gz", "other/t1.nii.gz"], ["in/b/t1_seg.nii.gz", "other/t1_seg.nii.gz"]),
         (["in/scan.1.nii.gz", "in/scan.2.nii.gz"], ["scan.1_seg.nii.gz", "scan.2_seg.nii.gz"]),
         (["in/x.mha", "in/y.npy"], ["x_seg.nii.gz", "y_seg.nii.gz"]),
+        (["in/x.png", "in/y.JPG"], ["x_seg.png", "y_seg.png"]),
+        (["in/x.png", "in/y.nii"], ["x_seg.nii.gz", "y_seg.nii.gz"]),
     ],
 )
 def test_folders_are_kept(tmp_path, images, files):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -22,7 +23,9 @@ class Killed(Exception):
     """Stands for a kill at a moment that the test chooses."""
 
 
-def train(folder, epochs=EPOCHS, killed_in=None, batch_size=2, network=None, saver=BestCheckpoint, **arguments):
+def train(
+    folder, epochs=EPOCHS, killed_in=None, batch_size=2, network=None, saver=BestCheckpoint, val_interval=1, **arguments
+):
     """A small training with everything that must continue: momentum, schedule, dropout, noise, best model."""
     torch.manual_seed(0)
     network = network or torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.2), torch.nn.Linear(4, 1))
@@ -57,7 +60,7 @@ def train(folder, epochs=EPOCHS, killed_in=None, batch_size=2, network=None, sav
             SeedEpochs(7, dataset),
             LrScheduleHandler(scheduler, print_lr=False),
             TrainingProgress(validator),
-            ValidationHandler(1, validator),
+            ValidationHandler(val_interval, validator),
             latest,
         ],
     )
@@ -89,6 +92,43 @@ def test_a_resumed_training_equals_an_uninterrupted_one(killed_in, saver, tmp_pa
         assert getattr(validator.state, name) == pytest.approx(getattr(resumed_validator.state, name))
     best = [torch.load(tmp_path / name / "model.pt", weights_only=True) for name in ("whole", "broken")]
     assert all(torch.equal(a, b) for a, b in zip(*(state.values() for state in best)))
+
+
+@pytest.mark.parametrize("killed_in", [2, 4])
+def test_the_history_has_each_epoch_once_and_no_stop(killed_in, tmp_path):
+    start = time.monotonic()
+    train(tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(tmp_path / "broken", killed_in=killed_in)
+    running = time.monotonic() - start
+    time.sleep(0.5)
+    start = time.monotonic()
+    train(tmp_path / "broken")
+    running += time.monotonic() - start
+    whole, broken = (
+        torch.load(tmp_path / name / "latest.pt", weights_only=True)["best"]["history"] for name in ("whole", "broken")
+    )
+    assert [row["epoch"] for row in broken] == list(range(1, EPOCHS + 1))
+    assert [row["score"] for row in broken] == pytest.approx([row["score"] for row in whole])
+    assert 0 < sum(row["seconds"] for row in broken) < running
+    # of one thread and a little more where the libraries start others
+    assert all(0 < row["processor_seconds"] < 10 * row["seconds"] + 0.1 for row in broken)
+
+
+def test_an_epoch_without_validation_has_no_score(tmp_path):
+    train(tmp_path, val_interval=2)
+    history = torch.load(tmp_path / "latest.pt", weights_only=True)["best"]["history"]
+    assert [row["score"] is None for row in history] == [True, False, True, False, True]
+
+
+def test_a_checkpoint_without_a_history_resumes(tmp_path):
+    train(tmp_path, epochs=2)
+    latest = torch.load(tmp_path / "latest.pt", weights_only=True)
+    del latest["best"]["history"]
+    torch.save(latest, tmp_path / "latest.pt")
+    train(tmp_path)
+    history = torch.load(tmp_path / "latest.pt", weights_only=True)["best"]["history"]
+    assert [row["epoch"] for row in history] == list(range(3, EPOCHS + 1))
 
 
 def test_a_worse_epoch_after_resuming_leaves_the_best_model(tmp_path):

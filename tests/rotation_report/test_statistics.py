@@ -69,6 +69,18 @@ def test_two_networks_are_compared_case_by_case(cases):
     assert row["p"] == pytest.approx(2 / 2**cases if cases < 10 else 2 / 1001)
 
 
+def test_samples_of_two_networks_are_of_the_same_cases():
+    """Their difference has the interval of the paired comparison."""
+    generator = np.random.default_rng(1)
+    first = generator.uniform(size=(30, 4))
+    second = first - 0.02 + generator.normal(0, 0.01, size=(30, 4))
+    one, other = make_result(first), make_result(second, "other")
+    for row in one.differences(other):
+        key = f"{row['metric']}/{row['family']}"
+        interval = percentile_interval(one.samples()[key] - other.samples()[key])
+        assert interval == pytest.approx((row["interval_low"], row["interval_high"]), abs=1e-12)
+
+
 @pytest.mark.parametrize("shift", [0.0, 0.4])
 def test_the_paired_test_agrees_with_student(shift):
     differences = np.random.default_rng(3).normal(shift, 1, 60)

@@ -1,0 +1,247 @@
+"""The CONFIG of a study, read and checked: every mistake is one sentence before anything long starts."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from monai_gmr.apps.study_plan import (
+    DERIVED,
+    Cell,
+    DataSet,
+    Job,
+    Run,
+    Settings,
+    Study,
+    Tuning,
+    expand,
+    is_derived,
+    load_config,
+    merge,
+    restrict,
+    slug,
+)
+from monai_gmr.bundle.overrides import check_settings
+from monai_gmr.utils import ConfigurationError
+
+# the study sets these itself, for every run
+OWN_SETTINGS = ("seed", "ckpt_dir", "output_dir")
+# of the learning rates tried, the largest over the smallest
+SPAN = 10
+
+
+def _require(fits: bool, problem: str) -> None:
+    if not fits:
+        raise ConfigurationError(problem)
+
+
+def _check_name(name: Any, known: Iterable[Any], problem: str) -> None:
+    names = [str(each) for each in known]
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(names)}."
+    _require(name in names, f"{problem}: {hint}")
+
+
+def _mapping(value: Any, where: str, keys: Sequence[str] | None = None) -> dict[str, Any]:
+    """A dictionary with text as keys; ``None``, an empty entry of YAML, is an empty one."""
+    if value is None:
+        return {}
+    _require(isinstance(value, dict), f"{where} is {value!r}: give names with values below it.")
+    for name in value:
+        _require(isinstance(name, str), f"the name {name!r} in {where} is no text: put it in quotes.")
+        if keys is not None:
+            _check_name(name, keys, f"{name} is no key of {where}")
+    return value
+
+
+def _settings(value: Any, where: str) -> Settings:
+    settings = _mapping(value, where)
+    for name in OWN_SETTINGS:
+        _require(name not in settings, f"{name} in {where} is set by the study: take it out (seeds stand under seeds).")
+    return settings
+
+
+def _layers(value: Any, where: str) -> dict[str, Settings]:
+    return {name: _settings(item, f"{where}, {name}") for name, item in _mapping(value, where).items()}
+
+
+def _seed(value: Any, where: str) -> int:
+    _require(type(value) is int, f"{value!r} in {where} is no seed: give whole numbers.")
+    return value
+
+
+def _read_tuning(value: Any) -> Tuning | None:
+    if value is None:
+        return None
+    tuning = _mapping(value, "tuning", Tuning._fields)
+    rates = tuning.get("learning_rates")
+    try:
+        # YAML reads 1e-3 as text
+        numbers = sorted({float(rate) for rate in rates or []})
+    except (TypeError, ValueError):
+        numbers = []
+    fits = bool(numbers) and numbers[0] > 0
+    _require(fits, f"learning_rates in tuning is {rates!r}: give a list of positive numbers.")
+    # .01 / .001 is not quite 10
+    span = round(numbers[-1] / numbers[0], 6)
+    problem = f"learning_rates in tuning is {rates!r}, a span of {span:g}: give rates over a factor of {SPAN} or more."
+    _require(span >= SPAN, problem)
+    widenings = tuning.get("widenings", 2)
+    fits = type(widenings) is int and widenings >= 0
+    _require(fits, f"widenings in tuning is {widenings!r}: give a whole number from 0, such as 2.")
+    settings = _settings(tuning.get("settings"), "tuning, settings")
+    return Tuning(tuple(numbers), widenings, _seed(tuning.get("seed", 0), "tuning"), settings)
+
+
+def _read_data(name: str, value: Any, nets: Mapping[str, Settings], augmentations: Mapping[str, Settings]) -> DataSet:
+    where = f"data, {name}"
+    entry = _mapping(value, where, DataSet._fields)
+    for key in ("bundle", "metric"):
+        _require(isinstance(entry.get(key), str), f"{where} has no {key}: give the {key} to use as text.")
+    settings = {key: _settings(entry.get(key), f"{where}, {key}") for key in ("settings", "tuning", "evaluate")}
+    layers = {key: _layers(entry.get(key), f"{where}, {key}") for key in ("nets", "tests")}
+    for net in layers["nets"]:
+        _check_name(net, nets, f"{where} has settings for the unknown net {net}")
+    runs = _read_runs(entry["runs"], nets, augmentations, f"runs of {where}") if "runs" in entry else ()
+    return DataSet(entry["bundle"], entry["metric"], **settings, **layers, runs=runs)
+
+
+def _read_run(value: Any, where: str, nets: Iterable[str], augmentations: Iterable[str]) -> Run:
+    is_pair = isinstance(value, list) and len(value) == 2
+    _require(is_pair, f"{value!r} in {where} is no pair: give [net, augmentation].")
+    for kind, name, known in (("net", value[0], nets), ("augmentation", value[1], augmentations)):
+        _check_name(name, known, f"{where} names the unknown {kind} {name}")
+    return Run(*value)
+
+
+def _read_runs(value: Any, nets: Iterable[str], augmentations: Iterable[str], where: str = "runs") -> tuple[Run, ...]:
+    if value is None:
+        return tuple(Run(net, augmentation) for net in nets for augmentation in augmentations)
+    is_list = isinstance(value, list) and bool(value)
+    _require(is_list, f"{where} is {value!r}: give a list of [net, augmentation], or leave it out.")
+    return tuple(dict.fromkeys(_read_run(run, where, nets, augmentations) for run in value))
+
+
+def _check_derived(study: Study) -> None:
+    """Raise unless each setting that follows from other runs has its keys, names runs that stand before, and belongs to a net or an
+    augmentation, of which runs are made."""
+    general = {"settings": study.settings}
+    general |= {f"data, {name}": merge([data.settings, *data.nets.values()]) for name, data in study.data.items()}
+    for place, entry in general.items():
+        for name, value in entry.items():
+            _require(not is_derived(name, value), f"{name} in {place} is {value!r}: give a number there.")
+    for position, cell in enumerate(study.cells):
+        run, before = cell.run, {other.run for other in study.cells[:position] if other.data == cell.data}
+        for entry in (study.nets[run.net], study.augmentations[run.augmentation]):
+            for name, value in ((name, value) for name, value in entry.items() if is_derived(name, value)):
+                where, forms = f"{name} of {run}", DERIVED[name]
+                shown = " or ".join("{" + ", ".join(f"{key}: ..." for key in form) + "}" for form in forms)
+                _require(
+                    set(value) in [set(form) for form in forms], f"{where} is {value!r}: give a number, or {shown}."
+                )
+                for key, other in value.items():
+                    if key == "times":
+                        _require(type(other) in (int, float) and other > 0, f"times in {where} is {other!r}: give 3.")
+                        continue
+                    other = _read_run(other, where, study.nets, study.augmentations)
+                    _require(other in before, f"{where} needs [{other}]: put that run before it in runs.")
+    for cell in study.cells:
+        tuned = study.rate_from(cell)
+        problem = (
+            f"learning_rate of {cell} is that of {tuned}, which is not tuned: name a run that gives no learning_rate."
+        )
+        _require(tuned == cell or "learning_rate" not in study.own_settings(tuned), problem)
+
+
+def _check_folders(study: Study) -> None:
+    """Raise where two names differ only in signs that a folder's name cannot hold."""
+    folders: dict[Path, Cell] = {}
+    for cell in study.cells:
+        folder = study.folder(Job(cell, 0)).parent
+        other = folders.setdefault(folder, cell)
+        _require(other == cell, f"'{other}' and '{cell}' would share the folder {folder}: rename one.")
+    names = [slug(name) for data in study.data for name in study.evaluations(data)]
+    unlike = len(names) == len(set(names))
+    _require(unlike, "two data sets or tests have names that are equal but for signs: rename one.")
+
+
+def load_study(path: str | Path) -> Study:
+    """Read the CONFIG of a study, a YAML file that :mod:`monai_gmr.apps.study` describes; raises ``ConfigurationError`` when it cannot be
+    read, a key is unknown or missing, or a run names an unknown net or augmentation."""
+    try:
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read ({error.strerror}): give the YAML file of a study.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first = " ".join(str(error).split())
+        raise ConfigurationError(f"{path} is not readable as YAML ({first}): correct it.") from error
+    _require(isinstance(config, dict), f"{path} holds no settings: give {', '.join(Study._fields)}.")
+    _mapping(config, str(path), Study._fields)
+    folder, seeds, keep = config.get("output_dir"), config.get("seeds"), config.get("keep_checkpoints", False)
+    _require(isinstance(folder, str), f"{path} has no output_dir: give the folder that runs and tables go to.")
+    is_list = isinstance(seeds, list) and bool(seeds)
+    _require(is_list, f"seeds is {seeds!r}: give a list of whole numbers, such as [0, 1, 2].")
+    _require(isinstance(keep, bool), f"keep_checkpoints is {keep!r}: give true or false.")
+    reference = config.get("reference")
+    nets = _layers(config.get("nets"), "nets")
+    augmentations = _layers(config.get("augmentations"), "augmentations") or {"none": {}}
+    data = {
+        name: _read_data(name, entry, nets, augmentations)
+        for name, entry in _mapping(config.get("data"), "data").items()
+    }
+    for kind, entries in {"data": data, "nets": nets}.items():
+        _require(bool(entries), f"{path} has no {kind}: name at least one below {kind}.")
+    study = Study(
+        output_dir=Path(expand(folder)),
+        seeds=tuple(dict.fromkeys(_seed(seed, "seeds") for seed in seeds)),
+        tuning=_read_tuning(config.get("tuning")),
+        settings=_settings(config.get("settings"), "settings"),
+        data=data,
+        nets=nets,
+        augmentations=augmentations,
+        runs=_read_runs(config.get("runs"), nets, augmentations),
+        reference=reference and _read_run(reference, "reference", nets, augmentations),
+        keep_checkpoints=keep,
+    )
+    listed = study.reference is None or study.reference in {cell.run for cell in study.cells}
+    _require(listed, f"the reference [{study.reference}] is not among the runs: put it there, or take another.")
+    _check_derived(study)
+    _check_folders(study)
+    return study
+
+
+def _check(settings: Settings, config: Mapping[str, Any], where: str) -> None:
+    try:
+        check_settings(expand(settings) | {"ckpt_dir": "", "output_dir": ""}, config)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}: {error}") from error
+
+
+def check_bundles(study: Study) -> None:
+    """Raise ``ConfigurationError`` unless every bundle has a readable ``configs/train.yaml`` and ``configs/evaluate.yaml``, these have
+    every setting and can take its value, and no short training is shorter than half of its cell's, before anything long starts."""
+    for name, data in study.data.items():
+        train, evaluate = (load_config(data.config_file(kind)) for kind in ("train", "evaluate"))
+        for cell in [cell for cell in study.cells if cell.data == name]:
+            for job in [*study.tuning_jobs(cell)[:1], Job(cell, study.seeds[0])]:
+                _check(study.job_settings(job), train, str(cell))
+            _check_tuning(study, cell)
+            trained = restrict(study.training_settings(cell), evaluate)
+            for title, settings in study.evaluations(name).items():
+                _check(trained | settings, evaluate, f"{title}, evaluation")
+
+
+def _check_tuning(study: Study, cell: Cell) -> None:
+    """Raise when a short training is shorter than half of its cell's, as far as that is known."""
+    whole = study.epochs(cell)
+    if whole is None:
+        return
+    for job in study.tuning_jobs(cell)[:1]:
+        epochs = study.job_settings(job, epochs=whole)["epochs"]
+        problem = f"tuning of {cell} has {epochs} of its {whole} epochs: give {math.ceil(whole / 2)} or more, or leave it out."
+        _require(2 * epochs >= whole, problem)
