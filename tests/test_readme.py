@@ -182,6 +182,16 @@ def test_tables_are_those_of_the_bundles():
 TABLES = [*ROOT.glob("bundles/*/docs/study/table.md"), *ROOT.glob("bundles/*/docs/rotation/*/rotation_report.md")]
 
 
+def test_the_first_sentence_has_the_falls_of_the_table():
+    """How much the scores of the harmonic and the plain networks fall between upright images and other angles."""
+    rows = re.findall(r"^\| [^|]*, [23]D \|.*$", README, flags=re.MULTILINE)
+    scores = [[cell.split("/") for cell in row.split("|") if "/" in cell] for row in rows]
+    falls = {column: [float(row[column][0]) - float(row[column][1]) for row in scores] for column in (2, 0)}
+    ranges = [f"by {min(each):.3f} to {max(each):.3f}".replace("0.", ".") for each in falls.values()]
+    assert len(rows) == 6
+    assert re.findall(r"by \.\d+ to \.\d+", " ".join(README.partition("![")[0].split())) == ranges
+
+
 @pytest.mark.parametrize("table", sorted(TABLES), ids=str)
 def test_rows_of_studies_and_reports_are_on_the_page_of_the_bundles(table):
     rows = [line for line in table.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
