@@ -19,7 +19,9 @@ def plain_tensor(image: Any, max_axes: int = 3) -> torch.Tensor:
     has not 1 to ``max_axes`` spatial axes."""
     if not isinstance(image, torch.Tensor) or not 3 <= image.ndim <= 2 + max_axes:
         given = f"of shape {tuple(image.shape)}" if isinstance(image, torch.Tensor) else f"a {type(image).__name__}"
-        raise ConfigurationError(f"The input is {given}: give (batch, channels, *spatial), 1 to {max_axes} axes.")
+        raise ConfigurationError(
+            f"The input is {given}: give a tensor (batch, channels, *spatial), 1 to {max_axes} axes."
+        )
     return image.as_tensor() if isinstance(image, MetaTensor) else image
 
 

@@ -36,6 +36,7 @@ IMPOSSIBLE = {
     "num_workers": [-1, 1.5],
     "size": [0, -28],
     "spatial_size": [-1, 2.5],
+    "margin": [-1, 0.5],
     "classes": [[], [-1], [0.5]],
     "cases": [0, -1, 2.5],
     "epochs": [0, -1, 1.5, INF, "3"],

@@ -48,7 +48,8 @@ def test_invariants_are_the_closed_form(sizes):
 
 @pytest.mark.parametrize("sizes", SIZES)
 def test_gradients_to_the_second_order(sizes):
-    x = responses_of(*sizes).requires_grad_()
+    # two voxels of two groups: every voxel is computed alike, and the check takes the square of their number
+    x = responses_of(*sizes)[:1, :, :, :2].clone().requires_grad_()
     for function in (invariants, fused_invariants):
         assert torch.autograd.gradcheck(lambda x: function(x, *sizes), x)  # noqa: B023
         assert torch.autograd.gradgradcheck(lambda x: function(x, *sizes), x)  # noqa: B023
