@@ -6,6 +6,18 @@ from monai_gmr.bundle.process import join_process_group, keep_freed_memory, leav
 from monai_gmr.bundle.settings import check_values
 from monai_gmr.files import FolderLock, check_folder
 
-__all__ = ["FolderLock", "check_decathlon", "check_file", "check_folder", "check_values", "list_images", "load_network"]
-__all__ += ["GMRWorkflow", "find_bundle_root", "guard_command_line"]
-__all__ += ["join_process_group", "keep_freed_memory", "leave_process_group"]
+__all__ = [
+    "FolderLock",
+    "GMRWorkflow",
+    "check_decathlon",
+    "check_file",
+    "check_folder",
+    "check_values",
+    "find_bundle_root",
+    "guard_command_line",
+    "join_process_group",
+    "keep_freed_memory",
+    "leave_process_group",
+    "list_images",
+    "load_network",
+]

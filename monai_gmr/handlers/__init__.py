@@ -6,5 +6,12 @@ from monai_gmr.handlers.not_finite import StopAtNotFinite
 from monai_gmr.handlers.progress import TrainingProgress
 from monai_gmr.handlers.resume import LatestCheckpoint, SeedEpochs
 
-__all__ = ["BestCheckpoint", "LatestCheckpoint", "SeedEpochs", "StopAtNotFinite", "TrainingProgress"]
-__all__ += ["SMALLER_RATE", "from_engine_in_ball"]
+__all__ = [
+    "SMALLER_RATE",
+    "BestCheckpoint",
+    "LatestCheckpoint",
+    "SeedEpochs",
+    "StopAtNotFinite",
+    "TrainingProgress",
+    "from_engine_in_ball",
+]

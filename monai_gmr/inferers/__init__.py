@@ -5,5 +5,10 @@ from monai_gmr.inferers.sliding_window import GMRSlidingWindowInferer
 from monai_gmr.inferers.symmetry import SymmetryInferer
 from monai_gmr.inferers.windows import symmetric_window_starts, window_placements
 
-__all__ = ["GMRSlidingWindowInferer", "SymmetryInferer", "rotate_image", "symmetric_window_starts"]
-__all__ += ["window_placements"]
+__all__ = [
+    "GMRSlidingWindowInferer",
+    "SymmetryInferer",
+    "rotate_image",
+    "symmetric_window_starts",
+    "window_placements",
+]

@@ -5,5 +5,14 @@ from monai_gmr.metrics.equivariance import EquivarianceErrors, ViewError, equiva
 from monai_gmr.metrics.equivariance_check import check_equivariance
 from monai_gmr.metrics.equivariance_report import EquivarianceReport, ModuleCheck, SizeCheck
 
-__all__ = ["EquivarianceErrors", "EquivarianceReport", "ModuleCheck", "SizeCheck", "ViewError"]
-__all__ += ["MacroAUCMetric", "MeanRecallMetric", "check_equivariance", "equivariance_error"]
+__all__ = [
+    "EquivarianceErrors",
+    "EquivarianceReport",
+    "MacroAUCMetric",
+    "MeanRecallMetric",
+    "ModuleCheck",
+    "SizeCheck",
+    "ViewError",
+    "check_equivariance",
+    "equivariance_error",
+]

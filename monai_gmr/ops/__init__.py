@@ -12,10 +12,28 @@ from monai_gmr.ops.triton.backend import TritonBackend
 from monai_gmr.ops.triton.ring_conv import triton_ring_conv
 from monai_gmr.ops.triton.shell_conv import triton_shell_conv
 
-__all__ = ["Backend", "Call", "Orders", "ResponseTables", "RingKernel"]
-__all__ += ["available_backends", "get_backend", "register_backend", "set_backend"]
-__all__ += ["harmonic_conv", "ring_conv", "ring_conv_transpose", "symmetric_downsample", "symmetric_upsample"]
-__all__ += ["cpp_ring_conv", "dense_kernel", "dense_shell_conv", "pad_nd", "triton_ring_conv", "triton_shell_conv"]
+__all__ = [
+    "Backend",
+    "Call",
+    "Orders",
+    "ResponseTables",
+    "RingKernel",
+    "available_backends",
+    "cpp_ring_conv",
+    "dense_kernel",
+    "dense_shell_conv",
+    "get_backend",
+    "harmonic_conv",
+    "pad_nd",
+    "register_backend",
+    "ring_conv",
+    "ring_conv_transpose",
+    "set_backend",
+    "symmetric_downsample",
+    "symmetric_upsample",
+    "triton_ring_conv",
+    "triton_shell_conv",
+]
 
 for _backend in (DenseBackend(), CppBackend(), TritonBackend()):
     register_backend(_backend)

@@ -21,7 +21,7 @@ from monai_gmr.rotation_report.prepare_batch import LABEL_SAMPLINGS
 from monai_gmr.utils import ConfigurationError
 
 # what the report takes as it is given
-OPTIONS: tuple[str, ...] = (
+OPTIONS = (
     "spacing",
     "views_per_batch",
     "rotated_answers",
@@ -30,8 +30,12 @@ OPTIONS: tuple[str, ...] = (
     "images_in_ball",
     "metrics",
     "greater_is_better",
+    "cases",
+    "worst_cases",
+    "num_resamples",
+    "seed",
+    "resume",
 )
-OPTIONS += ("cases", "worst_cases", "num_resamples", "seed", "resume")
 DESCRIPTION = """Run the evaluator of a MONAI bundle on rotated and mirrored images and report its metrics,
 for one network or several on the same images. The bundle's files stay as they are.
 Exit status: 0 done, 1 cases were left out, 2 failed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -145,20 +144,11 @@ def transform_image(
 
 
 def _shift(array: np.ndarray, offset: np.ndarray, order: int) -> np.ndarray:
-    """The last axes moved by an offset in voxels, one after the other: ``affine_transform`` of the identity, from ``order + 1`` voxels a
-    sample instead of ``(order + 1) ** d``."""
-    first = array.ndim - len(offset)
-    for axis, distance in enumerate(offset, first):
-        if distance == 0:
-            continue
-        # as affine_transform pads for mode "nearest", whose filter decays over a few voxels
-        pad = 12 + math.ceil(abs(distance))
-        work = np.pad(array, [(pad, pad) if other == axis else (0, 0) for other in range(array.ndim)], mode="edge")
-        work = ndimage.spline_filter1d(work, order, axis, mode="nearest") if order > 1 else work
-        impulse = np.zeros(2 * (order + math.ceil(abs(distance))) + 1)
-        impulse[len(impulse) // 2] = 1
-        # the spline's values at the distance from each voxel
-        weights = ndimage.shift(impulse, distance, order=order, prefilter=False)
-        array = ndimage.convolve1d(work, weights, axis, mode="nearest")
-        array = array.take(range(pad, array.shape[axis] - pad), axis)
+    """The last axes moved by an offset in voxels, one after the other, by ``scipy.ndimage.shift``: a spline of all axes at once takes
+    ``(order + 1) ** d`` voxels a sample."""
+    for axis, distance in enumerate(offset, array.ndim - len(offset)):
+        if distance:
+            rows = np.moveaxis(array, axis, -1)
+            moved = ndimage.shift(rows.reshape(-1, rows.shape[-1]), (0, distance), order=order, mode="nearest")
+            array = np.moveaxis(moved.reshape(rows.shape), -1, axis)
     return array

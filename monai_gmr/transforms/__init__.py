@@ -20,8 +20,25 @@ from monai_gmr.transforms.rotate_about_axis import (
     RotateAboutAxisDict,
 )
 
-__all__ = ["GridSymmetry", "GridSymmetryD", "GridSymmetryDict", "GridSymmetryd"]
-__all__ += ["RandGridSymmetry", "RandGridSymmetryD", "RandGridSymmetryDict", "RandGridSymmetryd"]
-__all__ += ["RotateAboutAxis", "RotateAboutAxisD", "RotateAboutAxisDict", "RotateAboutAxisd"]
-__all__ += ["LoadCaseD", "LoadCaseDict", "LoadCased", "check_finite", "check_image", "check_label"]
-__all__ += ["AUGMENTATIONS", "rotation_transforms"]
+__all__ = [
+    "AUGMENTATIONS",
+    "GridSymmetry",
+    "GridSymmetryD",
+    "GridSymmetryDict",
+    "GridSymmetryd",
+    "LoadCaseD",
+    "LoadCaseDict",
+    "LoadCased",
+    "RandGridSymmetry",
+    "RandGridSymmetryD",
+    "RandGridSymmetryDict",
+    "RandGridSymmetryd",
+    "RotateAboutAxis",
+    "RotateAboutAxisD",
+    "RotateAboutAxisDict",
+    "RotateAboutAxisd",
+    "check_finite",
+    "check_image",
+    "check_label",
+    "rotation_transforms",
+]

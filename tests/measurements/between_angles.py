@@ -160,9 +160,8 @@ def dice(answer, label, ball):
 @torch.no_grad()
 def score(net):
     """Dice upright, and mean and worst over angles; that of the upright answer, rotated."""
-    views = [
-        view for step in ANGLES for view in angle_views(3, step) if f"{step} degrees" == view.name.split(" about")[0]
-    ]
+    known = {view.name: view for angle in ANGLES for view in angle_views(3, angle)}
+    views = [known[f"{angle} degrees about axis {axis}"] for angle in ANGLES for axis in range(3)]
     upright, rotated, given = [], {view.name: [] for view in views}, []
     for case in range(CASES):
         image, label = phantom(case)

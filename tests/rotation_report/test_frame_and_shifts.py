@@ -1,20 +1,17 @@
 """What the frame alone does to a network's scores, and what a shift below a voxel does."""
 
-import csv
 import json
 
 import numpy as np
 import pytest
+import small_reports
 import torch
-from monai.data import DataLoader, Dataset
-from monai.engines import SupervisedEvaluator
-from monai.handlers import MeanDice, from_engine
-from monai.transforms import AsDiscreted
+from monai.data import Dataset
 from scipy import ndimage
+from small_reports import find, make_evaluator, read
 
 import monai_gmr.rotation_report.handler
 from monai_gmr.metrics import equivariance_error
-from monai_gmr.rotation_report import RotationReport
 from monai_gmr.symmetry import inscribed_ball, transform_image
 
 VIEWS = ["all", {"angles": 60}]
@@ -42,30 +39,9 @@ def smooth_image(shape, seed=0):
     return torch.as_tensor(image / image.std(), dtype=torch.float32)[None]
 
 
-def make_evaluator(network, items):
-    take = from_engine(["pred", "label"])
-    return SupervisedEvaluator(
-        device=torch.device("cpu"),
-        val_data_loader=DataLoader(Dataset(items), batch_size=len(items)),
-        network=network,
-        postprocessing=AsDiscreted(keys=["pred", "label"], argmax=[True, False], to_onehot=2),
-        key_val_metric={"dice": MeanDice(include_background=False, output_transform=take)},
-    )
-
-
 def make_report(network, items, folder, **settings):
-    few = {"views": VIEWS, "worst_cases": 0, "num_resamples": 0}
-    return RotationReport(make_evaluator(network, items), folder, **few | settings)
-
-
-def find(rows, **wanted):
-    (row,) = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
-    return row
-
-
-def read(path):
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    evaluator = make_evaluator(network, dataset=Dataset(items), batch_size=len(items))
+    return small_reports.make_report(evaluator, folder, **{"views": VIEWS, "shifts": (0.5,), "order": 3} | settings)
 
 
 @pytest.mark.parametrize("shape", [(12, 12), (9, 12), (7, 7, 7)])

@@ -1,6 +1,5 @@
 """The rotation report scores every view with the evaluator's own metrics, and an interrupted one resumes."""
 
-import csv
 import json
 import logging
 
@@ -10,18 +9,15 @@ import torch
 from ignite.engine import Events
 from ignite.metrics import Accuracy
 from monai.data import DataLoader, Dataset, MetaTensor
-from monai.engines import SupervisedEvaluator
 from monai.handlers import IgniteMetricHandler, MeanDice, from_engine
 from monai.inferers import SimpleInferer
 from monai.transforms import AsDiscreted, Compose, SaveImaged
+from small_reports import Failing, UpperHalf, find, half, make_evaluator, make_report, read
 
 from monai_gmr.handlers import from_engine_in_ball
 from monai_gmr.metrics import MacroAUCMetric
-from monai_gmr.rotation_report import RotationReport
 from monai_gmr.symmetry import View, make_views, point_group, rotation_matrix, transform_image
 from monai_gmr.utils import ConfigurationError
-
-SHAPE = (16, 16)
 
 
 class Brightness(torch.nn.Module):
@@ -29,64 +25,6 @@ class Brightness(torch.nn.Module):
 
     def forward(self, x):
         return torch.cat([0.5 - x, x - 0.5], 1)
-
-
-class UpperHalf(torch.nn.Module):
-    """Foreground in the upper half of the image, whatever it shows."""
-
-    def forward(self, x):
-        rows = torch.arange(x.shape[2])[:, None].expand(x.shape[2:]) < x.shape[2] // 2
-        upper = rows.expand_as(x).float()
-        return torch.cat([0.5 - upper, upper - 0.5], 1)
-
-
-class Failing(Dataset):
-    """A dataset of which one case cannot be loaded."""
-
-    def __init__(self, data, index):
-        super().__init__(data)
-        self.index = index
-
-    def __getitem__(self, index):
-        if index == self.index:
-            raise RuntimeError("no reader for this file\nsecond line")
-        return super().__getitem__(index)
-
-
-def half(shape=SHAPE):
-    label = torch.zeros(1, *shape)
-    label[:, : shape[0] // 2] = 1
-    return label
-
-
-def make_evaluator(network, shape=SHAPE, dataset=None, postprocessing=None, **settings):
-    label = half(shape)
-    dataset = dataset or Dataset([{"image": label, "label": label}] * 2)
-    take = from_engine(["pred", "label"])
-    arguments = {"key_val_metric": {"dice": MeanDice(include_background=False, output_transform=take)}} | settings
-    return SupervisedEvaluator(
-        device=torch.device("cpu"),
-        val_data_loader=DataLoader(dataset, batch_size=1),
-        network=network,
-        postprocessing=postprocessing
-        or AsDiscreted(keys=["pred", "label"], argmax=[True, False], to_onehot=2, allow_missing_keys=True),
-        **arguments,
-    )
-
-
-def make_report(evaluator, folder, **settings):
-    few = {"views": ["all", {"angles": 60}], "shifts": None, "worst_cases": 0, "num_resamples": 0, "order": 1}
-    return RotationReport(evaluator, folder, **few | settings)
-
-
-def find(summary, **wanted):
-    (row,) = [row for row in summary if all(row[key] == value for key, value in wanted.items())]
-    return row
-
-
-def read(path):
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize("labels", ["nearest", "share"])

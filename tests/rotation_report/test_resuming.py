@@ -1,56 +1,18 @@
 """A report uses the records that an earlier one left, where they are of the same answers: an interrupted one resumes."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
-from monai.data import DataLoader, Dataset
-from monai.engines import SupervisedEvaluator
-from monai.handlers import MeanDice, from_engine
-from monai.transforms import AsDiscreted, Compose, Lambdad
+from monai.data import Dataset
+from monai.transforms import Compose, Lambdad
+from small_reports import DISCRETE, Failing, UpperHalf, half, make_dice, make_evaluator, make_report
 
 from monai_gmr.inferers import SymmetryInferer
-from monai_gmr.rotation_report import RotationReport
 
-DISCRETE = AsDiscreted(keys=["pred", "label"], argmax=[True, False], to_onehot=2)
-LABEL = torch.cat([torch.ones(1, 8, 16), torch.zeros(1, 8, 16)], 1)
-
-
-class UpperHalf(torch.nn.Module):
-    """Foreground in the upper half of the image, whatever it shows."""
-
-    def forward(self, x):
-        rows = torch.arange(x.shape[2])[:, None].expand(x.shape[2:]) < x.shape[2] // 2
-        upper = rows.expand_as(x).float()
-        return torch.cat([0.5 - upper, upper - 0.5], 1)
-
-
-class Failing(Dataset):
-    """A dataset of which one case cannot be loaded."""
-
-    def __init__(self, data, index):
-        super().__init__(data)
-        self.index = index
-
-    def __getitem__(self, index):
-        if index == self.index:
-            raise RuntimeError("no reader for this file\nsecond line")
-        return super().__getitem__(index)
-
-
-def make_dice(**settings):
-    return {"dice": MeanDice(output_transform=from_engine(["pred", "label"]), **settings)}
-
-
-def make_evaluator(network, dataset=None, **settings):
-    arguments = {"key_val_metric": make_dice(include_background=False), "postprocessing": DISCRETE} | settings
-    loader = DataLoader(dataset or Dataset([{"image": LABEL, "label": LABEL}] * 2), batch_size=1)
-    return SupervisedEvaluator(torch.device("cpu"), loader, network, **arguments)
-
-
-def make_report(evaluator, folder, **settings):
-    few = {"views": ["all", {"angles": 60}], "worst_cases": 0, "num_resamples": 0, "order": 1}
-    return RotationReport(evaluator, folder, **few | settings)
+LABEL = half()
+make_report = partial(make_report, shifts=(0.5,))
 
 
 def test_an_interrupted_report_resumes(tmp_path):

@@ -35,12 +35,40 @@ from monai_gmr.networks.layers.sized_upsampling import (
     GMRSubpixelMean,
 )
 
-__all__ = ["GMRConv1d", "GMRConv2d", "GMRConv3d", "SREConv2d", "SREConv3d"]
-__all__ += ["GMRConvTranspose1d", "GMRConvTranspose2d", "GMRConvTranspose3d"]
-__all__ += ["GMRHarmonicConv1d", "GMRHarmonicConv2d", "GMRHarmonicConv3d"]
-__all__ += ["GMRCentredConv1d", "GMRCentredConv2d", "GMRCentredConv3d"]
-__all__ += ["GMRCentredHarmonicConv1d", "GMRCentredHarmonicConv2d", "GMRCentredHarmonicConv3d"]
-__all__ += ["GMRInterpolate", "GMRResizedConv1d", "GMRResizedConv2d", "GMRResizedConv3d", "GMRSubpixelMean"]
-__all__ += ["GMRAvgPool", "GMRDownsample", "GMRMaxPool", "GMRTrim", "GMRUpsample", "make_downsample"]
-__all__ += ["GMRInstanceNorm2d", "GMRInstanceNorm3d", "keep_channels_last"]
-__all__ += ["make_convolution", "one_per_level", "register_layers", "split_convolution"]
+__all__ = [
+    "GMRAvgPool",
+    "GMRCentredConv1d",
+    "GMRCentredConv2d",
+    "GMRCentredConv3d",
+    "GMRCentredHarmonicConv1d",
+    "GMRCentredHarmonicConv2d",
+    "GMRCentredHarmonicConv3d",
+    "GMRConv1d",
+    "GMRConv2d",
+    "GMRConv3d",
+    "GMRConvTranspose1d",
+    "GMRConvTranspose2d",
+    "GMRConvTranspose3d",
+    "GMRDownsample",
+    "GMRHarmonicConv1d",
+    "GMRHarmonicConv2d",
+    "GMRHarmonicConv3d",
+    "GMRInstanceNorm2d",
+    "GMRInstanceNorm3d",
+    "GMRInterpolate",
+    "GMRMaxPool",
+    "GMRResizedConv1d",
+    "GMRResizedConv2d",
+    "GMRResizedConv3d",
+    "GMRSubpixelMean",
+    "GMRTrim",
+    "GMRUpsample",
+    "SREConv2d",
+    "SREConv3d",
+    "keep_channels_last",
+    "make_convolution",
+    "make_downsample",
+    "one_per_level",
+    "register_layers",
+    "split_convolution",
+]
