@@ -364,11 +364,7 @@ class RotationReport:
         paired = [row for first, second in combinations(results, 2) for row in first.differences(second)]
         summary = [row for result in results for row in result.summary()]
         views = {result.title: result.view_rows() for result in results}
-        # an answer that is rotated costs no pass
-        passed = [
-            result for result in results if not (result.title in networks and networks[result.title].rotates_answer)
-        ]
-        costs = {result.title: result.cost() for result in passed}
+        costs = {result.title: result.cost() for result in results}
         seen = say_images({result.title: result.images for result in results})
         failures = {title: network.failures for title, network in self.networks.items()}
         folder = self.output_dir
@@ -387,7 +383,7 @@ class RotationReport:
         write_json(content, folder / "rotation_report.json")
         write_text(f"{short_table(summary, costs, key)}\n\nHere {seen}.\n", folder / "rotation_report.md")
         if can_draw():
-            # an answer that is rotated costs no pass, so it has no place among costs
+            # an answer that is rotated is that of one pass, whatever the number of views
             rotated = {title for title, network in networks.items() if network.rotates_answer}
             seconds = {title: cost["seconds_per_case"] for title, cost in costs.items() if title not in rotated}
             greater_is_better = self._scoring["greater_is_better"] and key != ERROR

@@ -1,6 +1,7 @@
 """What the frame alone does to a network's scores, and what a shift below a voxel does."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -216,6 +217,8 @@ def test_a_rotated_answer_has_the_scores_of_an_equivariant_network(tmp_path):
     }
     assert errors["group"] == 0
     assert errors["angles"] < 0.1
+    table = (tmp_path / "rotation_report.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| ([^|]+?) \|", table, flags=re.MULTILINE)[1:] == ["this run", "this run, answer rotated"]
     # once for each view, once more for the answer that is rotated
     assert network.passes == len({row["view"] for row in read(tmp_path / "rotation_views.csv")}) + 1
 

@@ -54,6 +54,7 @@ def output_without_values(operation: Any, args: Sequence, kwargs: Mapping[str, A
 @functools.cache
 def _kind_of(operation: Any) -> tuple[bool, bool, bool]:
     """Whether an operation takes a device, whether it works in place, and whether its outputs are new tensors."""
+    # private: torch has no public way from an operation to its schema
     schema = operation._schema
     makes_new = not schema.is_mutable and all(
         each.alias_info is None and str(each.type) == "Tensor" for each in schema.returns
