@@ -21,7 +21,7 @@ def output_sizes(
 class ResponseTables(NamedTuple):
     """Numbers that say how a group's responses are made of components and channels, int64."""
 
-    profile: torch.Tensor  # (components,), the radial profile of each: 0 for order 0, 1 for the others
+    profile: torch.Tensor  # (components,), the radial profile of each
     channel: torch.Tensor  # (responses,), the output channel of each
     component: torch.Tensor  # (responses,), its component
 
@@ -30,7 +30,7 @@ class RingKernel(NamedTuple):
     """The tensors that a radial or harmonic kernel is made of."""
 
     weight: torch.Tensor  # (out_channels, in_channels / groups, rings); transposed: in and out are exchanged
-    basis: torch.Tensor  # (rings, shells); of a harmonic convolution (2, rings, shells), for order 0 and for the others
+    basis: torch.Tensor  # (rings, shells); of a harmonic convolution (orders, rings, shells)
     shells: torch.Tensor  # integers of the window's shape, the shell of each tap
     bias: torch.Tensor | None = None  # (out_channels,)
     angular: torch.Tensor | None = None  # (components, taps), constants; None for a radial kernel

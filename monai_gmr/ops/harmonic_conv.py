@@ -10,7 +10,7 @@ from monai_gmr.ops.invariants import fused_invariants, invariants
 def harmonic_tap_basis(
     profiles: torch.Tensor, shells: torch.Tensor, angular: torch.Tensor, profile: torch.Tensor
 ) -> torch.Tensor:
-    """Functions on taps ``(components, rings, taps)`` from profiles ``(2, rings, shells)`` of order 0 and of the others, harmonics
+    """Functions on taps ``(components, rings, taps)`` from profiles ``(orders, rings, shells)``, harmonics
     ``(components, taps)`` and the profile of each component."""
     return profiles.index_select(0, profile).index_select(2, shells.flatten()) * angular.unsqueeze(1)
 
@@ -53,7 +53,7 @@ def harmonic_conv(
 
     Args:
         x: ``(batch, in_channels, *spatial)`` or without the batch.
-        kernel: weights, profiles ``(2, rings, shells)``, harmonics of all orders, and ``responses``.
+        kernel: weights, profiles ``(orders, rings, shells)``, harmonics of all orders, and ``responses``.
         orders: channels and components of each order.
         stride, padding, dilation: in voxels, one an axis.
         groups: blocks of channels that do not mix.

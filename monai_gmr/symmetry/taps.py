@@ -16,6 +16,12 @@ UNITS_PER_SQUARED_VOXEL = 10**9
 GAUSSIAN_SIGMA = 0.6
 GAUSSIAN_MEAN_MARGIN = 1.75
 GAUSSIAN_TAPER = 0.5
+# orders above 0: the first mean; the last one, before the support, on taps of one spacing and of several; the smallest last one
+ANGULAR_FIRST_MEAN = 1.0
+ANGULAR_MEAN_MARGINS = {True: 1.15, False: 0.75}
+ANGULAR_LAST_MEAN = 1.25
+# three taps an axis hold one profile of order 2 whose components agree, by dimension
+ORDER_2_MEANS = {2: 0.75, 3: 0.88}
 SIGMA_FLOOR = {"gaussian": 0.1, "indexed": 1e-3}
 LARGEST_ORDER = 3
 
@@ -172,6 +178,25 @@ def gaussian_means(sigma: torch.Tensor, support: float, first: float, margin: fl
     # not torch.linspace: the legacy ONNX exporter divides by 0 where it has one value, and a trace keeps its device
     steps = torch.ones_like(sigma).cumsum(0) - 1
     return first + (max(support - margin, first) - first) * steps / steps[-1].clamp_min(1)
+
+
+def mean_range(order: int, kernel_size: Sequence[int], steps: Sequence[float], support: float) -> tuple[float, float]:
+    """``first`` and ``margin`` of :func:`gaussian_means` for the Gaussians of an order, in voxels.
+
+    Those above 0 begin a voxel from the centre, where a harmonic has no value, and end before taps are missing in some directions: the
+    components of an order then respond alike (``tests/measurements/fidelity.py``). In windows of three taps all of order 2 have one mean,
+    with which the value on the corners is half of that on the faces, as in second derivatives; they differ by their learned widths.
+
+    Example:
+        >>> [mean_range(order, (3, 3), (1.0, 1.0), 2.0) for order in (0, 1, 2)]
+        [(0.0, 1.75), (1.0, 0.75), (0.75, 1.25)]
+    """
+    dims, isotropic = len(kernel_size), max(steps) == min(steps)
+    if order == 0:
+        return 0.0, GAUSSIAN_MEAN_MARGIN
+    if order == 2 and isotropic and max(kernel_size) == min(kernel_size) == 3:
+        return ORDER_2_MEANS[dims], support - ORDER_2_MEANS[dims]
+    return ANGULAR_FIRST_MEAN, min(ANGULAR_MEAN_MARGINS[isotropic], support - ANGULAR_LAST_MEAN)
 
 
 def gaussian_basis(

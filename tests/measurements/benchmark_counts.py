@@ -90,8 +90,8 @@ def radial_parts(layer: Any) -> list[RadialPart]:
     if not isinstance(layer, GMRHarmonicConvNd):
         return [_radial_part(layer, layer.basis(), layer.weight.shape[0], 1)]
     profiles = layer.radial_profiles()
-    orders = zip(layer.orders, layer.channels, layer.components)
-    return [_radial_part(layer, profiles[min(o, 1)], count * layer.groups, m) for o, count, m in orders if count]
+    orders = zip(profiles, layer.channels, layer.components)
+    return [_radial_part(layer, profile, count * layer.groups, m) for profile, count, m in orders if count]
 
 
 def layer_operations(layer: Any, voxels: int, backend: str | None) -> int:

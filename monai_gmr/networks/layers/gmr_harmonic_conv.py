@@ -13,14 +13,10 @@ from monai_gmr.ops import Orders, ResponseTables, RingKernel, harmonic_conv
 from monai_gmr.ops.harmonic_conv import harmonic_tap_basis, response_invariants, responses_kernel
 from monai_gmr.ops.invariants import norm_variance
 from monai_gmr.ops.ring_conv import conv_nd
-from monai_gmr.symmetry import gaussian_basis, gaussian_means, number_of_components, tap_harmonics
-from monai_gmr.symmetry.taps import GAUSSIAN_MEAN_MARGIN
+from monai_gmr.symmetry import gaussian_basis, gaussian_means, mean_range, number_of_components, tap_harmonics
 from monai_gmr.utils import ConfigurationError
 
 UNITS_PER_HARMONIC = 10**12
-# measured by tests/measurements/harmonic_variants.py, see README.md
-HARMONIC_FIRST_MEAN = 1.0
-HARMONIC_MEAN_MARGIN = 0.75
 
 
 def channels_per_order(out_channels: int, order_split: Sequence[float]) -> list[int]:
@@ -69,7 +65,6 @@ class GMRHarmonicConvNd(GMRConvNd):
             raise ConfigurationError(
                 f"kernel_size={kernel_size} has no directions for orders={orders}: use a window of at least 2, or orders=(0,)."
             )
-        self.first_mean, self.mean_margins = HARMONIC_FIRST_MEAN, (GAUSSIAN_MEAN_MARGIN, HARMONIC_MEAN_MARGIN)
         self.harmonic_unit = float(UNITS_PER_HARMONIC)
         self.orders, self.components, self.order_split = orders, components, tuple(order_split)
         self.inner_products = inner_products
@@ -83,9 +78,10 @@ class GMRHarmonicConvNd(GMRConvNd):
         self.norms = [(n + 1) // 2 if half else n for n, half in zip(self.channels, halved)]
         self.products = [n - norms for n, norms in zip(self.channels, self.norms)]
         self.reduced_components = [0 if order == 0 else count for order, count in zip(self.orders, self.components)]
+        self.mean_ranges = [mean_range(order, self.kernel_size, self.steps, self.support) for order in self.orders]
         harmonics = np.concatenate([tap_harmonics(self.kernel_size, self.steps, order) for order in self.orders])
         # of a component its radial profile, of a response its output channel and its component
-        profile = [min(order, 1) for order, count in zip(self.orders, self.components) for _ in range(count)]
+        profile = [index for index, count in enumerate(self.components) for _ in range(count)]
         starts = np.cumsum([0, *self.components])
         component = [
             np.tile(np.arange(count), n) + starts[i] for i, (n, count) in enumerate(zip(self.channels, self.components))
@@ -99,21 +95,15 @@ class GMRHarmonicConvNd(GMRConvNd):
         }
 
     def radial_profiles(self) -> torch.Tensor:
-        """Radial profiles on shells of order 0 and of all others, shape ``(2, rings, shells)``, at least float32."""
-        away = self.squared_radii > 0
-        if self.rings == "gaussian" and max(self.orders) > 0:
-            sigma = self.sigma()
-            # a harmonic has no value at the centre: its profiles start one voxel out
-            means = (
-                gaussian_means(sigma, self.support, 0.0, self.mean_margins[0]),
-                gaussian_means(sigma, self.support, self.first_mean, self.mean_margins[1]),
-            )
-            counts = torch.stack((self.counts, self.counts * away))
-            profiles = gaussian_basis(self.squared_radii, counts, sigma, self.support, torch.stack(means))
-        else:
-            centred = self.basis()
-            profiles = torch.stack((centred, centred))
-        return profiles * torch.stack((torch.ones_like(away), away)).unsqueeze(1)
+        """Radial profiles of each order on shells, shape ``(orders, rings, shells)``, at least float32."""
+        # a harmonic has no value at the centre
+        away = torch.stack([self.squared_radii >= min(order, 1) for order in self.orders])
+        if self.rings != "gaussian":
+            return self.basis() * away.unsqueeze(1)
+        sigma = self.sigma()
+        means = [gaussian_means(sigma, self.support, first, margin) for first, margin in self.mean_ranges]
+        profiles = gaussian_basis(self.squared_radii, self.counts * away, sigma, self.support, torch.stack(means))
+        return profiles * away.unsqueeze(1)
 
     def tap_basis(self) -> torch.Tensor:
         """Functions on taps of all components of all orders, shape ``(components, rings, taps)``, at least float32."""

@@ -61,20 +61,21 @@ class CppBackend(Backend):
         assert call.orders is not None
         assert kernel.angular is not None
         channels, components = call.orders.channels(), call.orders.components
-        radial, profile = kernel.basis[:, :, : kernel.num_shells]
+        profiles = kernel.basis[:, :, : kernel.num_shells].unbind()
         harmonics = kernel.angular.split([max(count, 1) for count in components])
         angular = torch.cat([kernel.angular[:0], *(rows for rows, count in zip(harmonics, components) if count)])
         biases = [None] * call.groups if kernel.bias is None else kernel.bias.chunk(call.groups)
         scalars = []
         for part, weight, bias in zip(x.chunk(call.groups, 1), kernel.weight.chunk(call.groups), biases):
-            rows = list(zip(weight.split(channels), components))
-            centred = [row for row, count in rows if count == 0]
-            others = torch.cat([weight[:0], *(row for row, count in rows if count)])
+            rows = list(zip(weight.split(channels), profiles, components))
+            centred = [(row, profile) for row, profile, count in rows if count == 0]
+            radial_weight, radial = centred[0] if centred else (weight[:0], profiles[0])
+            others = [row.to(profile.dtype) @ profile for row, profile, count in rows if count]
             y = cpp_harmonic_conv(
                 x=part,
-                weight=centred[0] if centred else weight[:0],
+                weight=radial_weight,
                 basis=radial.float(),
-                angular_weight=others.to(profile.dtype) @ profile,
+                angular_weight=torch.cat([weight[:0].to(radial.dtype) @ radial, *others]),
                 shells=kernel.shells,
                 angular=angular,
                 bias=bias,

@@ -61,7 +61,7 @@ class TritonBackend(Backend):
         rows = kernel.weight.unflatten(0, (groups, -1)).split(call.orders.channels(), dim=1)
         angular, scalars = kernel.angular.split([max(count, 1) for count in components]), []
         for index, count in enumerate(components):
-            weight, basis = rows[index].flatten(0, 1), kernel.basis[min(count, 1)]
+            weight, basis = rows[index].flatten(0, 1), kernel.basis[index]
             if len(weight) == 0:
                 continue
             own = angular[index] if count else None
