@@ -16,9 +16,10 @@ UNITS_PER_SQUARED_VOXEL = 10**9
 GAUSSIAN_SIGMA = 0.6
 GAUSSIAN_MEAN_MARGIN = 1.75
 GAUSSIAN_TAPER = 0.5
-# orders above 0: the first mean; the last one, before the support, on taps of one spacing and of several; the smallest last one
+# orders above 0: the first mean; how far before the support the last one lies, and in 2D by order; the smallest last one
 ANGULAR_FIRST_MEAN = 1.0
-ANGULAR_MEAN_MARGINS = {True: 1.15, False: 0.75}
+ANGULAR_MEAN_MARGIN = 0.75
+ANGULAR_MEAN_MARGINS_2D = {1: 0.9, 2: 1.1}
 ANGULAR_LAST_MEAN = 1.25
 # three taps an axis hold one profile of order 2 whose components agree, by dimension
 ORDER_2_MEANS = {2: 0.75, 3: 0.88}
@@ -196,7 +197,10 @@ def mean_range(order: int, kernel_size: Sequence[int], steps: Sequence[float], s
         return 0.0, GAUSSIAN_MEAN_MARGIN
     if order == 2 and isotropic and max(kernel_size) == min(kernel_size) == 3:
         return ORDER_2_MEANS[dims], support - ORDER_2_MEANS[dims]
-    return ANGULAR_FIRST_MEAN, min(ANGULAR_MEAN_MARGINS[isotropic], support - ANGULAR_LAST_MEAN)
+    margin = ANGULAR_MEAN_MARGIN
+    if dims == 2 and isotropic:
+        margin = ANGULAR_MEAN_MARGINS_2D.get(order, margin)
+    return ANGULAR_FIRST_MEAN, min(margin, support - ANGULAR_LAST_MEAN)
 
 
 def gaussian_basis(

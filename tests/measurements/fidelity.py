@@ -1,6 +1,7 @@
 """The error of a kernel at angles other than the grid's, in frequency space: the measurement behind the default basis.
 
-``python tests/measurements/fidelity.py`` prints the error of every basis and searches sigma, mean and taper.
+``python tests/measurements/fidelity.py`` prints the error of every basis, searches sigma, mean and taper, and prints the errors of the
+orders above 0.
 """
 
 import itertools
@@ -14,6 +15,7 @@ from monai_gmr.symmetry import (
     indexed_basis,
     initial_sigma,
     kernel_shells,
+    real_harmonics,
     ring_masks,
     tap_coordinates,
 )
@@ -57,7 +59,45 @@ class Frequencies:
         return ring_masks(self.shells, default_num_rings(self.shells)).astype(float)
 
 
+def directions(dims, count=400):
+    """Unit vectors spread evenly over the circle or, by a golden spiral, over the sphere."""
+    angle = (np.arange(count) + 0.5) * 2 * np.pi / count
+    if dims == 2:
+        return np.stack([np.cos(angle), np.sin(angle)], -1)
+    polar, azimuth = np.arccos(1 - angle / np.pi), np.pi * (1 + 5**0.5) * np.arange(count)
+    return np.stack([np.sin(polar) * np.cos(azimuth), np.sin(polar) * np.sin(azimuth), np.cos(polar)], -1)
+
+
+def angular_error(functions, kernel_size, order, steps=None):
+    """How far functions on taps ``(components, rings, taps)`` of an order are, with random weights, from responding alike.
+
+    ``sqrt(E |K_m(w) - h(|w|) Y_m(w / |w|)|^2 / E |K_m(w)|^2)``, h the best, for images of spectrum ``exp(-(1.2 |w|)^2)``.
+    """
+    taps = tap_coordinates(kernel_size, steps).reshape(-1, len(kernel_size))
+    ways = directions(len(kernel_size))
+    harmonics = real_harmonics(ways, order)
+    size = wrong = 0.0
+    for radius in (np.arange(40) + 0.5) * np.pi / 40:
+        transforms = np.einsum("mrt,ut->mru", functions, np.exp(-1j * radius * ways @ taps.T))
+        alike = np.einsum("mru,mu->r", transforms, harmonics) / harmonics.size
+        weight = radius ** (len(kernel_size) - 1) * np.exp(-((1.2 * radius) ** 2))
+        size += weight * (abs(transforms) ** 2).sum()
+        wrong += weight * (abs(transforms - alike[:, None] * harmonics[:, None]) ** 2).sum()
+    return (wrong / size) ** 0.5
+
+
+def order_functions(layer, order):
+    """The functions on taps of one order of a harmonic layer."""
+    return layer.tap_basis().detach().double().split(layer.components)[layer.orders.index(order)].numpy()
+
+
 if __name__ == "__main__":
+    from monai_gmr.networks.layers import GMRHarmonicConv2d, GMRHarmonicConv3d
+
+    for dims, k, order in itertools.product((2, 3), (3, 4, 5, 6, 7, 9), (1, 2, 3)):
+        layer = {2: GMRHarmonicConv2d, 3: GMRHarmonicConv3d}[dims](1, 4, k, orders=(0, order), dtype=torch.float64)
+        error = angular_error(order_functions(layer, order), (k,) * dims, order)
+        print(f"{dims}D k={k}: order {order} {error:.4f}")
     for dims, k in WINDOWS:
         frequencies = Frequencies(dims, k)
         found = sorted(

@@ -4,11 +4,11 @@ import matplotlib.cbook
 import numpy as np
 import pytest
 import torch
-from fidelity import WINDOWS, Frequencies
+from fidelity import WINDOWS, Frequencies, angular_error, order_functions
 from scipy import ndimage
 
-from monai_gmr.networks.layers import GMRConv2d
-from monai_gmr.symmetry import inscribed_ball, rotation_matrix, transform_image
+from monai_gmr.networks.layers import GMRConv2d, GMRHarmonicConv2d, GMRHarmonicConv3d
+from monai_gmr.symmetry import inscribed_ball, kernel_shells, rotation_matrix, tap_harmonics, transform_image
 
 LARGEST_SHARE = {(2, k): 0.25 for k in (3, 5, 7, 9)} | {(3, 3): 0.6, (3, 5): 0.35, (3, 7): 0.12, (3, 9): 0.12}
 
@@ -60,3 +60,67 @@ def test_a_real_image_confirms_it(k, degrees, blur, largest_share):
         torch.nn.init.normal_(layer.weight)
         errors[rings] = rotation_error(layer, ndimage.gaussian_filter(real_image(), blur), degrees)
     assert errors["gaussian"] < largest_share * errors["indexed"]
+
+
+LAYERS = {2: GMRHarmonicConv2d, 3: GMRHarmonicConv3d}
+# means of the orders above 0 as they were: from 1 to S - .75
+EARLIER = (1.0, 0.75)
+
+
+def test_the_angular_measure_is_that_of_second_derivatives():
+    """Small derivatives are steerable: with b on the faces and b / 2 on the corners the error is least, and falls with the frequency."""
+    harmonics, radii = tap_harmonics((3, 3), None, 2), kernel_shells((3, 3)).tap_shell.ravel()
+    errors = {
+        share: angular_error(harmonics[:, None] * np.array([0, 1, share])[radii], (3, 3), 2)
+        for share in (0.0, 0.25, 0.5, 0.75, 1.0)
+    }
+    assert min(errors, key=errors.get) == 0.5
+    assert errors[0.0] == pytest.approx(2**-0.5, rel=1e-5)  # one component alone: half of the power is missing
+    assert errors[0.5] < 0.1 < 0.25 < errors[1.0]
+
+
+@pytest.mark.parametrize(("k", "largest"), [(3, 0.06), (5, 0.02), (7, 0.02)])
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("order", [1, 2])
+def test_components_of_an_order_respond_alike_with_random_weights(dims, k, largest, order):
+    layer = LAYERS[dims](2, 8, k, dtype=torch.float64)
+    assert angular_error(order_functions(layer, order), (k,) * dims, order) <= largest
+
+
+@pytest.mark.parametrize(
+    ("dims", "k", "order", "known"), [(2, 3, 2, 0.228), (3, 3, 2, 0.130), (2, 5, 2, 0.029), (2, 7, 2, 0.049)]
+)
+def test_the_earlier_profiles_have_their_known_errors(dims, k, order, known):
+    layer = LAYERS[dims](2, 8, k, dtype=torch.float64)
+    layer.mean_ranges = [(0.0, 1.75), EARLIER, EARLIER]
+    assert angular_error(order_functions(layer, order), (k,) * dims, order) == pytest.approx(known, abs=0.002)
+
+
+def smooth_volume(dims, size):
+    noise = np.random.default_rng(0).normal(size=(size,) * dims)
+    return ndimage.gaussian_filter(noise, 1.2)
+
+
+@pytest.mark.parametrize(("dims", "size", "k"), [(2, 128, 3), (2, 128, 5), (2, 128, 7), (3, 40, 3)])
+@pytest.mark.parametrize("orders", [(0, 1), (0, 2), (0, 1, 2)])
+def test_a_layer_is_no_worse_at_other_angles_than_with_the_earlier_profiles(dims, size, k, orders):
+    """Norms alone, so that no denominator near 0 decides, at 30 and 45 degrees. In 3D only windows of three taps differ."""
+    image, errors = torch.as_tensor(smooth_volume(dims, size))[None, None], {}
+    ball = torch.as_tensor(inscribed_ball((size - 16,) * dims))
+    inner = (slice(None), slice(None), *[slice(8, -8)] * dims)
+    for name in ("now", "earlier"):
+        torch.manual_seed(0)
+        options = {"padding": k // 2, "orders": orders, "inner_products": False, "dtype": torch.float64}
+        layer = LAYERS[dims](1, 32, k, **options)
+        if name == "earlier":
+            layer.mean_ranges = [(0.0, 1.75), *[EARLIER] * (len(orders) - 1)]
+        angular = slice(layer.channels[0], None)
+        changes = []
+        for degrees in (30, 45):
+            matrix = rotation_matrix(dims, degrees)
+            with torch.no_grad():
+                first = layer(transform_image(image, matrix, order=5))[:, angular]
+                last = transform_image(layer(image), matrix, order=5)[:, angular]
+            changes.append(float(((first - last)[inner] * ball).norm() / (last[inner] * ball).norm()))
+        errors[name] = np.array(changes)
+    assert (errors["now"] <= errors["earlier"] * 1.001).all(), errors
