@@ -1,5 +1,7 @@
 """What tests of the backends share."""
 
+from contextlib import suppress
+
 import pytest
 import torch
 
@@ -29,16 +31,21 @@ def far_apart():
     return move
 
 
+@pytest.fixture(scope="session")
+def libraries():
+    """The kernels that were built for each kind of processor, by its name, as far as this one runs them."""
+    names, capability, found = list(kernels.PROCESSORS), torch.backends.cpu.get_cpu_capability(), {}
+    for name in names[names.index(capability) if capability in names else 0 :]:
+        with suppress(OSError):
+            found[name] = kernels.open_library(kernels.PROCESSORS[name])
+    return found
+
+
 @pytest.fixture(scope="module", params=list(kernels.PROCESSORS))
-def processor(request):
-    """The kernels that were built for each kind of processor, as far as this one runs them."""
-    names, capability = list(kernels.PROCESSORS), torch.backends.cpu.get_cpu_capability()
-    if capability in names and names.index(request.param) < names.index(capability):
-        pytest.skip(f"this processor has no {request.param}")
-    try:
-        library = kernels.open_library(kernels.PROCESSORS[request.param])
-    except OSError as error:
-        pytest.skip(str(error))
+def processor(request, libraries):
+    """One of the libraries, in the place of the best one."""
+    if request.param not in libraries:
+        pytest.skip(f"no kernels for {request.param} were built, or this processor does not run them")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "load_kernels", lambda: library)
+        patch.setattr(kernels, "load_kernels", lambda: libraries[request.param])
         yield

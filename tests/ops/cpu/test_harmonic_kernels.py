@@ -1,0 +1,155 @@
+"""The kernels of angular orders give what dense convolutions give in float64, for every kind of processor."""
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from monai_gmr.ops.cpu import harmonic_conv as cpu_harmonic_conv
+from monai_gmr.ops.cpu import library as kernels
+from monai_gmr.ops.cpu.harmonic_kernels import AngularOrder, terms_of
+from monai_gmr.ops.cpu.tiles import Window
+from monai_gmr.symmetry import kernel_shells, tap_harmonics
+
+pytestmark = pytest.mark.skipif(kernels.load_kernels() is None, reason="no kernels were built")
+
+geometries = st.tuples(
+    st.integers(1, 3),  # batch
+    st.lists(
+        st.tuples(st.integers(1, 9), st.integers(1, 4), st.integers(1, 2), st.integers(0, 6)), min_size=1, max_size=3
+    ),
+    st.sampled_from([1, 3, 16, 20]),  # channels
+    st.sampled_from([(1, 0), (1, 1), (3, 2), (4, 4), (17, 3)]),  # norms and inner products
+    st.integers(1, 7),  # components
+    st.integers(1, 4),  # shells
+    st.sampled_from(["even", "odd", "neither"]),
+    st.sampled_from([1, 2, 90]),  # how many times as long the last axis is
+    st.integers(0, 2**16),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(geometry=geometries, threads=st.integers(1, 3))
+def test_kernels_give_what_convolutions_in_float64_give(libraries, geometry, threads):
+    """Those for each kind of processor, beside one convolution."""
+    batch, axes, channels, (norms, products), components, num_shells, parity, factor, seed = geometry
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
+    sizes, shape, dilation, wanted = ([axis[i] for axis in axes] for i in range(4))
+    sizes[-1] *= factor
+    reach = [d * (k - 1) for d, k in zip(dilation, shape)]
+    padding = [min(p, r) for p, r in zip(wanted, reach)]
+    assume(all(n + 2 * p > r for n, p, r in zip(sizes, padding, reach)))
+    # shells and factors that are mirrored or not, and some that are zero
+    count = torch.Size(shape).numel()
+    numbers = torch.randint(0, num_shells + 1, (count,), generator=generator)
+    factors = draw(components, count) * (torch.rand(components, count, generator=generator) < 0.7)
+    if parity != "neither":
+        numbers = torch.minimum(numbers, numbers.flip(0))
+        factors = factors + (factors if parity == "even" else -factors).flip(1)
+    window = Window(tuple(numbers.tolist()), tuple(shape), num_shells, tuple(dilation))
+    x, weight, bias = (
+        draw(batch, channels, *sizes),
+        draw(norms + products, channels, num_shells),
+        draw(norms + products),
+    )
+    gradient = None
+
+    def dense(dtype):
+        """Scalars and their gradients to image and weight by convolution, in a precision."""
+        nonlocal gradient
+        inputs = [each.to(dtype).requires_grad_() for each in (x, weight)]
+        radial = (inputs[1][:0, :, :1], inputs[1].new_zeros(1, num_shells), inputs[1], numbers.reshape(shape))
+        orders = ([norms], [products], [components])
+        y = cpu_harmonic_conv._dense(inputs[0], *radial, factors.to(dtype), padding, dilation, *orders)
+        gradient = draw(*y.shape) if gradient is None else gradient
+        return y.detach(), *torch.autograd.grad(y, inputs, gradient.to(dtype))
+
+    y, image_expected, weight_expected = dense(torch.float64)
+    expected = y + bias.double().reshape(-1, *[1] * len(shape))
+
+    def is_near(found, expected, rounding, number):
+        """Within the rounding of float32, or of the convolution in float32, which is only asked where that is more."""
+        error = (found - expected).norm()
+        bound = 1e-5 * expected.norm() + rounding
+        return error <= bound or error <= 4 * (dense(torch.float32)[number] - expected).norm()
+
+    rows = tuple(map(tuple, factors.tolist()))
+    order = AngularOrder(window, rows, norms, products, padding)
+    last = lambda each: each.movedim(1, -1).contiguous()  # noqa: E731
+    before, channels_of_it = torch.get_num_threads(), slice(1, 1 + norms + products)
+    torch.set_num_threads(threads)
+    try:
+        for processor, library in libraries.items():
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(kernels, "load_kernels", lambda library=library: library)
+                scalars = torch.zeros(batch, *y.shape[2:], norms + products + 3)
+                order.write_scalars(last(x), weight, bias, scalars, channels_of_it)
+                error = (scalars[..., channels_of_it].movedim(-1, 1) - expected).norm()
+                assert error <= 1e-5 * expected.norm() + 1e-6, processor
+                assert not scalars[..., 0].any()
+                assert not scalars[..., -2:].any()
+                scalars[..., channels_of_it] = last(gradient)
+                image_found, weight_found = torch.ones_like(last(x)), torch.ones_like(weight)
+                order.add_gradients(last(x), weight, scalars, channels_of_it, image_found, weight_found)
+                # lengths are rounded off at .01: their gradients are large next to zero, and so is the rounding of
+                # convolutions in float32
+                rounding = 1e-5 * gradient.norm()
+                assert is_near(image_found.movedim(-1, 1) - 1, image_expected, rounding, 1), processor
+                assert is_near(weight_found - 1, weight_expected, rounding * x.norm(), 2), processor
+                # what is not asked for is left alone
+                again = torch.ones_like(weight)
+                order.add_gradients(last(x), weight, scalars, channels_of_it, None, again)
+                assert torch.equal(again, weight_found)
+                order.add_gradients(last(x), weight, scalars, channels_of_it, None, None)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("window", [(3,), (3, 3), (4, 4), (5, 3), (3, 3, 3), (5, 5, 5)])
+@pytest.mark.parametrize("order", [1, 2])
+def test_mirrored_taps_of_harmonics_are_added_first(window, order):
+    if len(window) == 1 and order == 2:
+        return
+    shells = kernel_shells(window).tap_shell
+    # as layers keep them
+    rows = tap_harmonics(window, None, order).round(12)
+    num_shells = int(shells.max()) + 1
+    terms = terms_of(
+        Window(tuple(shells.flatten().tolist()), window, num_shells, (1,) * len(window)), tuple(map(tuple, rows))
+    )
+    counted = sum(bool(column.any()) for column in rows.T)
+    assert terms.signs.tolist() == [(-1.0) ** order] * (counted // 2)
+    # all taps, each once, with their factors
+    spread = torch.zeros(len(rows), *([9] * 3))
+    for (a, b), sign, factors in zip(terms.places, terms.signs, terms.angular):
+        spread[(slice(None), *a)] += factors
+        spread[(slice(None), *b)] += sign * factors
+    assert (spread != 0).sum() == (rows != 0).sum()
+    assert torch.allclose(spread.square().sum().double(), torch.as_tensor((rows**2).sum()).double())
+    # entries are the factors that are not zero, by shell
+    assert len(terms.entries) == (terms.angular != 0).sum()
+    by_shell = [terms.shells[term] for term, _ in terms.entries]
+    assert by_shell == sorted(by_shell)
+    assert [by_shell.index(shell) for shell in range(len(terms.used))] == terms.first[:-1].tolist()
+
+
+@pytest.mark.parametrize(
+    ("image", "scalars", "padding"),
+    [
+        (torch.zeros(1, 6, 3), torch.zeros(1, 5, 2), [0]),
+        (torch.zeros(2, 6, 3), torch.zeros(1, 4, 2), [0]),
+        (torch.zeros(1, 6, 3).double(), torch.zeros(1, 4, 2), [0]),
+        (torch.zeros(1, 3, 6).transpose(1, 2), torch.zeros(1, 4, 2), [0]),
+        (torch.zeros(1, 6, 3), torch.zeros(1, 10, 2), [3]),
+    ],
+)
+def test_memory_that_does_not_fit_is_refused(image, scalars, padding):
+    window = Window((1, 0, 1), (3,), 2, (1,))
+
+    def run():
+        order = AngularOrder(window, ((-1.0, 0.0, 1.0),), 1, 1, padding)
+        order.write_scalars(image, torch.zeros(2, 3, 2), None, scalars, slice(0, 2))
+
+    with pytest.raises(AssertionError, match=r"^(a tensor of shape|an image of shape|padding=\[3\])"):
+        run()
