@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monai_gmr.networks.layers import GMRConv2d, GMRConv3d
+from monai_gmr.ops.cpu import library as kernels
 from monai_gmr.ops.cpu import ring_kernels
 from monai_gmr.ops.cpu.ring_kernels import choose_sums, line_sums, pad_columns, ring_gradients, ring_products, tap_sums
 from monai_gmr.ops.cpu.tiles import Window
 from monai_gmr.symmetry import kernel_shells
 
-pytestmark = pytest.mark.usefixtures("processor")
+pytestmark = pytest.mark.skipif(kernels.load_kernels() is None, reason="no kernels were built")
 
 
 def sums_of_shells(image, window, sizes):
@@ -44,7 +45,8 @@ geometries = st.tuples(
 
 @settings(max_examples=60, deadline=None)
 @given(geometry=geometries, threads=st.integers(1, 3), way=st.sampled_from([tap_sums, line_sums]))
-def test_kernels_give_what_sums_in_float64_give(geometry, threads, way):
+def test_kernels_give_what_sums_in_float64_give(libraries, geometry, threads, way):
+    """Those for each kind of processor, beside the same sums."""
     batch, axes, groups, channels, others, num_shells, rings, factor, different, seed = geometry
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
@@ -60,42 +62,44 @@ def test_kernels_give_what_sums_in_float64_give(geometry, threads, way):
     mixed = torch.einsum("rs,...sc->...rc", basis.double(), shells)
     blocks = mixed.unflatten(-1, (groups, channels))
     expected = torch.einsum("...rgc,grco->...go", blocks, weight.double()).flatten(-2)
-    every = groups * others
-    before, result = torch.get_num_threads(), torch.empty(batch, *sizes, every)
+    shifted, every = expected + bias.flatten(), groups * others
+    matrices, transposed = pad_columns(weight.flatten(1, 2)), pad_columns(weight.permute(0, 3, 1, 2)).flatten(2)
+    other = draw(batch, *sizes, every)
+    met = other.double().unflatten(-1, (groups, others))
+    expected_products = torch.einsum("...rgc,...go->grco", blocks, met).flatten(1, 2)
+    back = torch.einsum("...go,grco->...rgc", met, weight.double()).flatten(-2)
+    expected_inner = torch.einsum("...sc,...rc->sr", shells, back)
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    patch = pytest.MonkeyPatch()
-    patch.setattr(ring_kernels, "choose_sums", lambda window, length: way(window))
     try:
-        matrices = pad_columns(weight.flatten(1, 2))
-        ring_products(image, window, basis, matrices, pad_columns(bias), result, slice(0, every))
-        shifted = expected + bias.flatten()
-        assert (result - shifted).norm() <= 1e-5 * shifted.norm()
-        other, own = draw(batch, *sizes, every), torch.empty(batch, *sizes, every)
-        transposed = pad_columns(weight.permute(0, 3, 1, 2)).flatten(2)
-        products = torch.zeros(threads, *matrices.shape)
-        inner = torch.zeros(threads, num_shells, rings, dtype=torch.float64)
-        ring_gradients(image, window, basis, other, matrices, transposed, (own, products, inner))
-        assert (own - expected).norm() <= 1e-5 * expected.norm() + 1e-12
-        met = other.double().unflatten(-1, (groups, others))
-        expected_products = torch.einsum("...rgc,...go->grco", blocks, met).flatten(1, 2)
-        found = products.sum(0)
-        assert (found[..., :others] - expected_products).norm() <= 1e-5 * blocks.norm() * other.norm()
-        assert not found[..., others:].any()
-        back = torch.einsum("...go,grco->...rgc", met, weight.double()).flatten(-2)
-        expected_inner = torch.einsum("...sc,...rc->sr", shells, back)
-        assert (inner.sum(0) - expected_inner).norm() <= 1e-5 * shells.norm() * back.norm() + 1e-12
-        # what is not asked for is left alone
-        ring_gradients(image, window, basis, other, matrices, transposed, (None, None, None))
-        ring_gradients(image, window, basis, other, matrices, transposed, (own.zero_(), None, None))
-        assert (own - expected).norm() <= 1e-5 * expected.norm() + 1e-12
-        # some channels of a result that has more
-        wide = torch.zeros(batch, *sizes, every + 3)
-        ring_products(image, window, basis, matrices, pad_columns(bias), wide, slice(2, every + 2))
-        assert torch.equal(wide[..., 2:-1], result)
-        assert not wide[..., :2].any()
-        assert not wide[..., -1].any()
+        for processor, library in libraries.items():
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(kernels, "load_kernels", lambda library=library: library)
+                patch.setattr(ring_kernels, "choose_sums", lambda window, length: way(window))
+                result = torch.empty(batch, *sizes, every)
+                ring_products(image, window, basis, matrices, pad_columns(bias), result, slice(0, every))
+                assert (result - shifted).norm() <= 1e-5 * shifted.norm(), processor
+                own, products = torch.empty(batch, *sizes, every), torch.zeros(threads, *matrices.shape)
+                inner = torch.zeros(threads, num_shells, rings, dtype=torch.float64)
+                ring_gradients(image, window, basis, other, matrices, transposed, (own, products, inner))
+                assert (own - expected).norm() <= 1e-5 * expected.norm() + 1e-12, processor
+                found = products.sum(0)
+                product_error = (found[..., :others] - expected_products).norm()
+                assert product_error <= 1e-5 * blocks.norm() * other.norm(), processor
+                assert not found[..., others:].any()
+                inner_error = (inner.sum(0) - expected_inner).norm()
+                assert inner_error <= 1e-5 * shells.norm() * back.norm() + 1e-12, processor
+                # what is not asked for is left alone
+                ring_gradients(image, window, basis, other, matrices, transposed, (None, None, None))
+                ring_gradients(image, window, basis, other, matrices, transposed, (own.zero_(), None, None))
+                assert (own - expected).norm() <= 1e-5 * expected.norm() + 1e-12, processor
+                # some channels of a result that has more
+                wide = torch.zeros(batch, *sizes, every + 3)
+                ring_products(image, window, basis, matrices, pad_columns(bias), wide, slice(2, every + 2))
+                assert torch.equal(wide[..., 2:-1], result), processor
+                assert not wide[..., :2].any()
+                assert not wide[..., -1].any()
     finally:
-        patch.undo()
         torch.set_num_threads(before)
 
 
@@ -129,6 +133,7 @@ def test_lines_are_added_first_where_that_saves_additions(shape, length, by_line
     assert sums is (line_sums if by_lines else tap_sums)(window)
 
 
+@pytest.mark.usefixtures("processor")
 def test_the_same_call_gives_the_same_digits():
     window = Window((2, 1, 2, 1, 0, 1, 2, 1, 2), (3, 3), 3, (1, 1))
     image, basis, other = torch.randn(2, 42, 52, 20), torch.randn(2, 3), torch.randn(2, 40, 50, 7)
@@ -141,6 +146,7 @@ def test_the_same_call_gives_the_same_digits():
     assert all(torch.equal(a, b) for again in found[1:] for a, b in zip(found[0], again))
 
 
+@pytest.mark.usefixtures("processor")
 def test_a_call_leaves_nothing_behind_for_the_next():
     window = Window((1, 0, 1), (3,), 2, (1,))
     basis, matrices = torch.randn(2, 2), pad_columns(torch.randn(1, 6, 5))
