@@ -18,6 +18,7 @@ from monai.utils import set_determinism
 from PIL import Image
 
 from monai_gmr.data import write_phantoms
+from monai_gmr.files import LOCK_NAME
 from monai_gmr.utils import find_configuration_error
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
@@ -147,19 +148,21 @@ def test_training_stops_at_a_poisoned_case_of_the_validation(phantoms, trained, 
 
 
 @pytest.mark.parametrize(
-    ("options", "module"),
+    ("options", "module", "forked"),
     [
-        ((), "monai.bundle"),
-        (("--cache_rate", 0), "monai.bundle"),
-        (("--cache_rate", 0, "--num_workers", 2), "monai.bundle"),
-        (("--cache_rate", 0), "monai_gmr.bundle"),
+        ((), "monai.bundle", False),
+        (("--cache_rate", 0), "monai.bundle", True),
+        (("--cache_rate", 0, "--num_workers", 2), "monai.bundle", True),
+        (("--cache_rate", 0), "monai_gmr.bundle", False),
     ],
 )
-def test_a_poisoned_case_is_one_sentence_in_the_terminal(phantoms, tmp_path, options, module):
-    """From threads that fill the cache, from the process itself and from workers of the loader, in MONAI's command and ours."""
+def test_a_poisoned_case_is_one_sentence_in_the_terminal(phantoms, tmp_path, options, module, forked, forked_python):
+    """From threads that fill the cache, from the process itself and from workers of the loader, in MONAI's command and ours; each command
+    once in a new interpreter."""
     file, cause = poison(phantoms, tmp_path / "data", "inf in the image", "training")
     settings = {**SMALL, "dataset_dir": tmp_path / "data", "ckpt_dir": tmp_path, "output_dir": tmp_path, "epochs": 1}
-    command = [sys.executable, "-m", module, "run", "--config_file", str(SEGMENTATION / "train.yaml")]
+    python = forked_python if forked else sys.executable
+    command = [python, "-m", module, "run", "--config_file", str(SEGMENTATION / "train.yaml")]
     command += [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
     command += [str(part) for part in options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -363,30 +366,20 @@ def test_a_picture_of_an_array_that_is_not_finite(classifier, tmp_path, config):
         assert {row["cases"] for row in read(tmp_path / "out" / "rotation_table.csv")} == {"3"}
 
 
-def terminal(*arguments, module="monai.bundle", config="train", overlay=()):
-    """A run as a user types it; its exit status and what it printed."""
-    files = [str(SEGMENTATION / f"{name}.yaml") for name in (config, *overlay)]
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        module,
-        "run",
-        "--config_file",
-        str(files) if overlay else files[0],
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment.pop("MONAI_GMR_TRACEBACK", None)
-    return subprocess.run(
-        [*command, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd="/",
-        env=environment,
-        timeout=240,
-        check=False,
-    )
+@pytest.fixture
+def terminal(forked_python):
+    """A function that runs a command as a user types it: its exit status and what it printed."""
+
+    def run_command(*arguments, module="monai.bundle", config="train", overlay=()):
+        files = [str(SEGMENTATION / f"{name}.yaml") for name in (config, *overlay)]
+        command = [forked_python, "-m", module, "run", "--config_file", str(files) if overlay else files[0]]
+        command += map(str, arguments)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment.pop("MONAI_GMR_TRACEBACK", None)
+        options = {"capture_output": True, "text": True, "cwd": "/", "env": environment, "timeout": 240}
+        return subprocess.run(command, check=False, **options)
+
+    return run_command
 
 
 def one_sentence(done):
@@ -406,7 +399,7 @@ NESTED_VALUES = [
 
 
 @pytest.mark.parametrize(("arguments", "cause"), NESTED_VALUES)
-def test_an_impossible_value_is_one_sentence_in_the_terminal(arguments, cause, tmp_path):
+def test_an_impossible_value_is_one_sentence_in_the_terminal(arguments, cause, tmp_path, terminal):
     """Whether it is given by the name of the setting or by an id that refers to it, and before data are read."""
     folders = ("--ckpt_dir", tmp_path, "--dataset_dir", tmp_path / "nowhere")
     line = one_sentence(terminal(*arguments, *folders, overlay=("dynunet",)))
@@ -422,13 +415,14 @@ def test_an_impossible_value_is_one_sentence_in_the_terminal(arguments, cause, t
         (("--epohcs", 1), "did you mean --epochs"),
     ],
 )
-def test_our_own_command_refuses_what_monai_cannot_apply(arguments, cause, tmp_path):
+def test_our_own_command_refuses_what_monai_cannot_apply(arguments, cause, tmp_path, terminal):
     """MONAI applies overrides before any code of a bundle runs, so its own command ends in its traceback here."""
     line = one_sentence(terminal(*arguments, "--ckpt_dir", tmp_path, module="monai_gmr.bundle"))
     assert cause in line, line
 
 
-HOLD = "import sys; from monai_gmr.files import FolderLock; lock = FolderLock(sys.argv[1]); print(1, flush=True); sys.stdin.read()"
+# the lock of FolderLock, without the imports of it; tests/test_files.py holds one by FolderLock
+HOLD = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(1, flush=True); sys.stdin.read()"
 
 
 @pytest.mark.parametrize("bundle", sorted(path.name for path in BUNDLES.iterdir() if path.is_dir()))
@@ -437,12 +431,12 @@ def test_an_inference_leaves_the_folder_of_another_one_alone(bundle, tmp_path):
     inference = BUNDLES / bundle / "configs" / "inference.yaml"
     settings = {"output_dir": str(tmp_path / "out"), "ckpt_dir": str(tmp_path), "dataset_dir": str(tmp_path)}
     (tmp_path / "out").mkdir()
-    command = [sys.executable, "-c", HOLD, str(tmp_path / "out")]
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "out" / LOCK_NAME)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "1\n"
         line = sentence(inference, **settings)
         assert line.startswith(f"output_dir={tmp_path / 'out'} is in use by another run")
-        assert [file.name for file in (tmp_path / "out").iterdir()] == [".in_use.lock"]
+        assert [file.name for file in (tmp_path / "out").iterdir()] == [LOCK_NAME]
         other.kill()
     assert "there is no trained network" in sentence(inference, **settings)
 
