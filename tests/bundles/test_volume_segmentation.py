@@ -55,10 +55,9 @@ def trained(dataset_dir, tmp_path_factory):
     return folder
 
 
-def command_line(*arguments, name="train", wait=True, overlay=()):
+def command_line(*arguments, python=sys.executable, wait=True):
     """``python -m monai.bundle run``, as typed in a terminal, in a directory that is not the repository."""
-    files = [str(CONFIGS / f"{file}.yaml") for file in (name, *overlay)]
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files) if overlay else files[0]]
+    command = [python, "-m", "monai.bundle", "run", "--config_file", str(CONFIGS / "train.yaml")]
     command += [str(argument) for argument in arguments]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": "/"}
     # as many threads as here, so that both add up in the same order
@@ -225,23 +224,23 @@ def test_a_killed_training_resumes_and_ends_like_an_uninterrupted_one(dataset_di
         (("--rings", "gausian", "--epochs", 1), "error: rings='gausian'"),
     ],
 )
-def test_a_wrong_setting_is_one_sentence_in_the_terminal(arguments, match, dataset_dir, tmp_path):
+def test_a_wrong_setting_is_one_sentence_in_the_terminal(arguments, match, dataset_dir, tmp_path, forked_python):
     if "--dataset_dir" not in arguments:
         arguments = (*arguments, "--dataset_dir", dataset_dir)
-    process, _, err = command_line(*arguments, "--ckpt_dir", tmp_path)
+    process, _, err = command_line(*arguments, "--ckpt_dir", tmp_path, python=forked_python)
     assert process.returncode == 1
     assert err.splitlines()[-1].startswith(match)
     assert "Traceback" not in err
 
 
-def two_processes(folder, **settings):
-    """A training in two processes of gloo, as torchrun starts it."""
+def two_processes(folder, python=sys.executable, **settings):
+    """A training in two processes of gloo, as torchrun starts it, all by ``python``."""
     files = f"['{CONFIGS / 'train.yaml'}','{CONFIGS / 'multi_gpu_train.yaml'}']"
     settings = {**SMALL, "ckpt_dir": folder, "output_dir": folder, **settings}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2"]
+    command = [python, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2"]
     command += ["-m", "monai.bundle", "run", "--config_file", files]
     command += [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHON_EXEC": str(python)}
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/", timeout=240, check=False)
 
 
@@ -268,10 +267,11 @@ def poisoned(dataset_dir, tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{}, {"cache_rate": 0}, {"cache_rate": 0, "num_workers": 1}])
-def test_a_poisoned_case_stops_all_processes_with_one_sentence(poisoned, tmp_path, settings):
+def test_a_poisoned_case_stops_all_processes_with_one_sentence(poisoned, tmp_path, settings, forked_python):
     """Whichever process loads it, from the cache or not: all end, one names the file, and no broken checkpoint is left."""
     folder, name = poisoned
-    done = two_processes(tmp_path / "ckpt", dataset_dir=folder, epochs=3, batch_size=1, **settings)
+    settings = {"dataset_dir": folder, "epochs": 3, "batch_size": 1, **settings}
+    done = two_processes(tmp_path / "ckpt", forked_python, **settings)
     assert done.returncode != 0
     # all before the report of torchrun
     printed, _, _ = done.stderr.partition("torch.distributed.elastic.multiprocessing.errors.ChildFailedError")
@@ -285,13 +285,13 @@ def test_a_poisoned_case_stops_all_processes_with_one_sentence(poisoned, tmp_pat
         assert all(torch.isfinite(tensor).all() for tensor in state.get("model", state).values()), path
 
 
-def test_a_poisoned_case_leaves_the_checkpoints_of_before(poisoned, trained, tmp_path):
+def test_a_poisoned_case_leaves_the_checkpoints_of_before(poisoned, trained, tmp_path, forked_python):
     folder, name = poisoned
     shutil.copytree(trained, tmp_path / "ckpt")
     before = {path.name: path.read_bytes() for path in (tmp_path / "ckpt").glob("*.pt")}
     arguments = [part for key, value in SMALL.items() for part in (f"--{key}", value)]
     arguments += ["--dataset_dir", folder, "--ckpt_dir", tmp_path / "ckpt", "--epochs", 4, "--cache_rate", 0]
-    process, _, err = command_line(*arguments)
+    process, _, err = command_line(*arguments, python=forked_python)
     assert process.returncode == 1
     assert "Traceback" not in err
     assert err.splitlines()[-1].startswith("error: ")
