@@ -3,7 +3,6 @@
 import csv
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -239,15 +238,15 @@ def test_a_bundle_refuses_images_of_the_other_dimension(tmp_path):
         assert f"this is a {spatial_dims}D bundle: use the {5 - spatial_dims}D one" in refused
 
 
-def test_two_processes_train_one_network(tmp_path):
+def test_two_processes_train_one_network(tmp_path, forked_python):
     data = write_dataset(tmp_path, 2)
     configs = BUNDLES[2] / "configs"
     settings = {**data, **TINY, "epochs": 2, "ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [forked_python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["-m", "monai.bundle", "run"]
     command += ["--config_file", str([str(configs / "train.yaml"), str(configs / "multi_gpu_train.yaml")])]
     command += [part for key, value in settings.items() for part in (f"--{key}", str(value))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHON_EXEC": forked_python}
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     latest = torch.load(tmp_path / "models" / "latest.pt", weights_only=True)

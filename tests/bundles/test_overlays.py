@@ -177,12 +177,12 @@ def test_upright_images_have_the_scores_of_the_bundles_own_run(foreign_bundle, i
     assert score == pytest.approx(own.parser.get_parsed_content("evaluator").state.metrics["mean_dice"], abs=1e-6)
 
 
-def test_report_of_a_bundle_of_the_model_zoo_as_typed_in_a_terminal(foreign_bundle, tmp_path):
+def test_report_of_a_bundle_of_the_model_zoo_as_typed_in_a_terminal(foreign_bundle, tmp_path, forked_python):
     root = foreign_bundle(layout="zoo")
     config = files(
         root / "configs" / "train.json", root / "configs" / "evaluate.json", SEGMENTATION / "rotation_report.yaml"
     )
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(config), "--bundle_root", str(root)]
+    command = [forked_python, "-m", "monai.bundle", "run", "--config_file", str(config), "--bundle_root", str(root)]
     command += ["--report_views", "m", "--report_cases", "1", "--report_num_resamples", "10", "--report_name", "net"]
     command += ["--rotation_report::evaluator", "@validate::evaluator", "--report_worst_cases", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
