@@ -1,7 +1,11 @@
-"""Every test draws the same random numbers, whichever ran before it; a bundle in stock MONAI for those that take any."""
+"""Every test draws the same random numbers, whichever ran before it; processes that start at once; a bundle in stock MONAI."""
 
 import json
 import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 # Triton reads it when it is first imported; its kernels then run on the CPU, in numpy
 if not os.path.exists("/dev/nvidia0"):
@@ -21,6 +25,27 @@ from monai.networks.nets import UNet
 def pytest_runtest_setup(item):
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002  (MONAI's transforms draw from it)
+
+
+@pytest.fixture(scope="session")
+def forked_python(tmp_path_factory):
+    """An executable in the place of ``sys.executable``, before ``-m`` or ``-c``, that saves the imports of torch and MONAI
+    (forked_python.py): for tests of what a command does. Each command of the library is also run by ``sys.executable`` once."""
+    if sys.platform != "linux":
+        yield sys.executable
+        return
+    folder = tmp_path_factory.mktemp("forked")
+    program, path, executable = Path(__file__).with_name("forked_python.py"), folder / "socket", folder / "python"
+    words = shlex.join([sys.executable, "-IS", str(program), "call", str(path)])
+    executable.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+    executable.chmod(0o755)
+    command = [sys.executable, str(program), "serve", str(path)]
+    # one thread: a process that has started more cannot be forked safely
+    options = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}, "cwd": "/", "text": True}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **options) as server:
+        assert server.stdout.readline() == "ready\n"
+        yield str(executable)
+        server.stdin.close()
 
 
 def _foreign_parts(inverts):

@@ -1,4 +1,4 @@
-"""A stand-in for ``python -m``: a process of its own for each call, forked from one that has imported torch and MONAI.
+"""A stand-in for ``python -m`` and ``python -c``: a process of its own for each call, forked from one that has imported torch and MONAI.
 
 Those imports take most of the time of a short run. The process that holds them has imported nothing of monai_gmr: all that
 monai_gmr does when it is imported happens in each call. Arguments, environment, folder, files, signals and exit status are those
@@ -19,12 +19,14 @@ from contextlib import suppress
 
 
 def call(path: str, *arguments: str) -> int:
-    """Run ``python [-u] -m MODULE ARGUMENTS``; returns its exit status, negative for the signal that ended it."""
+    """Run ``python [-u] -m MODULE ARGUMENTS`` or ``-c CODE ARGUMENTS``; returns the exit status, negative for the signal that ended it."""
+    start = 1 if arguments[0] == "-u" else 0
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(path)
-        argv = arguments[arguments.index("-m") + 1 :]
         socket.send_fds(server, [b"0"], [0, 1, 2])
-        server.sendall(json.dumps({"argv": argv, "cwd": os.getcwd(), "env": dict(os.environ)}).encode() + b"\n")
+        server.sendall(
+            json.dumps({"argv": arguments[start:], "cwd": os.getcwd(), "env": dict(os.environ)}).encode() + b"\n"
+        )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: server.sendall(bytes([number])))
         return int(server.makefile().readline())
@@ -92,5 +94,9 @@ if __name__ == "__main__":
     os.chdir(asked["cwd"])
     os.environ.clear()
     os.environ.update(asked["env"])
-    sys.argv, sys.path[0] = asked["argv"], asked["cwd"]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    (kind, what, *rest), sys.path[0] = asked["argv"], asked["cwd"]
+    sys.argv = [what if kind == "-m" else kind, *rest]
+    if kind == "-m":
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
+    else:
+        exec(what, {"__name__": "__main__"})

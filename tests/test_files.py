@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -182,8 +181,8 @@ time.sleep(100)
 """
 
 
-def test_a_folder_belongs_to_one_process_until_it_ends(tmp_path):
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+def test_a_folder_belongs_to_one_process_until_it_ends(tmp_path, forked_python):
+    holder = subprocess.Popen([forked_python, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "held\n"
         for folder in (tmp_path, tmp_path / ".", tmp_path / "sub" / ".."):
@@ -200,11 +199,11 @@ def test_a_folder_belongs_to_one_process_until_it_ends(tmp_path):
     lock.release()
 
 
-def test_a_released_folder_is_free_for_other_processes(tmp_path):
+def test_a_released_folder_is_free_for_other_processes(tmp_path, forked_python):
     lock, _ = FolderLock(tmp_path), FolderLock(tmp_path)
     lock.release()
     once = HOLD.replace("time.sleep(100)", "")
-    done = subprocess.run([sys.executable, "-c", once, str(tmp_path)], capture_output=True, text=True, check=False)
+    done = subprocess.run([forked_python, "-c", once, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.stdout == "held\n", done.stderr
 
 

@@ -1,7 +1,6 @@
 """An interrupted training that is resumed ends like an uninterrupted one."""
 
 import subprocess
-import sys
 import time
 
 import pytest
@@ -272,8 +271,8 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     assert {file.name for file in tmp_path.iterdir()} - {".in_use.lock"} == {"model.pt", "latest.pt"}
 
 
-def test_a_folder_is_free_when_a_training_has_ended(tmp_path):
+def test_a_folder_is_free_when_a_training_has_ended(tmp_path, forked_python):
     train(tmp_path, epochs=1)
     take = f"from monai_gmr.files import FolderLock; FolderLock({str(tmp_path)!r})"
-    done = subprocess.run([sys.executable, "-c", take], capture_output=True, text=True, check=False)
+    done = subprocess.run([forked_python, "-c", take], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
