@@ -69,8 +69,10 @@ def check(recorded, net, sizes=SIZES):
 @pytest.mark.parametrize("name", [*FREE, *OURS, *LAYERS])
 @torch.no_grad()
 def test_a_traced_network_is_right_at_sizes_other_than_the_traced_one(name):
+    """What is recorded: torch optimises the graphs of some, of each kind, which takes longer than all else."""
     net = net_of(name)
-    check(torch.jit.trace(net, torch.randn(1, 1, 64, 64), check_trace=False, strict=False), net)
+    with torch.jit.optimized_execution(name in (*FEW, *OURS, *LAYERS)):
+        check(torch.jit.trace(net, torch.randn(1, 1, 64, 64), check_trace=False, strict=False), net)
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
