@@ -23,7 +23,9 @@ from tqdm import tqdm
 
 from monai_gmr.data import make_phantom
 from monai_gmr.metrics import equivariance_error
-from monai_gmr.networks.layers import GMRHarmonicConv3d
+from monai_gmr.networks.blocks import GMRConvolution
+from monai_gmr.networks.layers import GMRConv3d, GMRDownsample, GMRHarmonicConv3d, GMRUpsample
+from monai_gmr.ops.resample import apply_along_axis, lowpass_matrix
 from monai_gmr.symmetry import inscribed_ball, transform_image
 from monai_gmr.symmetry.views import angle_views
 from monai_gmr.tables import format_markdown
@@ -34,35 +36,53 @@ ANGLES = (30, 45)
 CASES = 6
 
 
-def low_pass(x, times):
-    """Binomial weights 1/4, 1/2, 1/4 along each axis, several times; the border is repeated."""
-    for _ in range(times):
-        x = F.avg_pool3d(F.avg_pool3d(F.pad(x, (1,) * 6, mode="replicate"), 2, 1), 2, 1)
+def low_pass(x, sigma):
+    """A Gaussian of width ``sigma`` voxels along each axis, cut at 3 sigma, normalised at the border; none for 0."""
+    for axis in (-1, -2, -3) if sigma else ():
+        matrix = lowpass_matrix(x.shape[axis], 1, sigma, x, 3.0)
+        x = apply_along_axis(x, matrix, axis, int((matrix != 0).sum(1).max()))
     return x
 
 
 class LowPass(nn.Module):
     """:func:`low_pass` as a module."""
 
-    def __init__(self, times):
+    def __init__(self, sigma):
         super().__init__()
-        self.times = times
+        self.sigma = sigma
 
     def forward(self, x):
-        return low_pass(x, self.times)
+        return low_pass(x, self.sigma)
 
 
 class SmoothOrders(nn.Module):
-    """A harmonic layer whose orders above 0 take a smoothed image, and whose invariants are smoothed."""
+    """A harmonic layer whose orders above 0 take a smoothed image, and whose invariants are smoothed; it has weights of its own."""
 
-    def __init__(self, layer, before, after):
+    def __init__(self, layer, before, behind):
         super().__init__()
-        self.layer, self.before, self.after = layer, before, after
+        options = {"padding": layer.padding, "bias": layer.bias is not None}
+        inputs, radial = layer.in_channels, layer.channels[0]
+        self.radial = GMRConv3d(inputs, radial, layer.kernel_size, **options)
+        others = layer.out_channels - radial
+        self.others = GMRHarmonicConv3d(inputs, others, layer.kernel_size, orders=layer.orders[1:], **options)
+        self.before, self.behind = before, behind
 
     def forward(self, x):
-        radial = self.layer.channels[0]
-        invariants = self.layer(low_pass(x, self.before))[:, radial:]
-        return torch.cat([self.layer(x)[:, :radial], low_pass(invariants, self.after)], 1)
+        others = low_pass(self.others(low_pass(x, self.before)), self.behind)
+        return torch.cat([self.radial(x), others], 1)
+
+
+class FineBlock(nn.Module):
+    """Convolution, norm and activation on a grid twice as fine, between interpolation and low-pass."""
+
+    def __init__(self, block):
+        super().__init__()
+        # as far apart in voxels of the coarse grid as before
+        block.conv.dilation, block.conv.padding = (2, 2, 2), (2, 2, 2)
+        self.block, self.finer, self.coarser = block, GMRUpsample(3, 2), GMRDownsample(3, 2)
+
+    def forward(self, x):
+        return self.coarser(self.block(self.finer(x)))
 
 
 class RandShift(RandomizableTransform):
@@ -82,24 +102,24 @@ def replace(net, kind, make):
             net.set_submodule(path, make(module))
 
 
-def smooth_orders(before, after, below_the_finest=False):
-    """A change of a net: low-pass filters before and behind the orders above 0."""
-
-    def change(net):
-        parts = [*net.encoders, *net.decoders[:-1]] if below_the_finest else [net]
-        for part in parts:
-            replace(part, GMRHarmonicConv3d, lambda layer: SmoothOrders(layer, before, after))
-
-    return change
+def smooth_orders(before, behind):
+    """A change of a net: low-pass filters before and behind the orders above 0, of these widths in voxels."""
+    return lambda net: replace(net, GMRHarmonicConv3d, lambda layer: SmoothOrders(layer, before, behind))
 
 
 def smooth_ends(image, answer):
-    """A change of a net: low-pass filters of its image and its answer."""
+    """A change of a net: low-pass filters of its image and its answer, of these widths in voxels."""
 
     def change(net):
         net.stem, net.head = nn.Sequential(LowPass(image), net.stem), nn.Sequential(net.head, LowPass(answer))
 
     return change
+
+
+def refine(net):
+    """A change of a net: blocks below the finest grid on a grid twice as fine."""
+    for part in [*net.encoders, *net.decoders[:-1]]:
+        replace(part, GMRConvolution, FineBlock)
 
 
 # name: (ids of the config, what changes the net)
@@ -109,12 +129,15 @@ VARIANTS = {
     "radial": ({"conv": "gmr"}, None),
     "harmonic, GELU": ({"network_def::act": "GELU"}, None),
     "harmonic, trained with shifts": ({"train::rotation_transforms": [RandShift()]}, None),
-    "harmonic, answer smoothed": ({}, smooth_ends(0, 1)),
-    "harmonic, image and answer smoothed": ({}, smooth_ends(1, 1)),
-    "harmonic, orders take a smoothed image": ({}, smooth_orders(1, 0)),
-    "the same, below the finest grid": ({}, smooth_orders(1, 0, True)),
-    "harmonic, orders smoothed before and behind": ({}, smooth_orders(1, 1)),
-    "harmonic, orders smoothed twice before, once behind": ({}, smooth_orders(2, 1)),
+    "harmonic, answer smoothed": ({}, smooth_ends(0, 0.7)),
+    "harmonic, image and answer smoothed": ({}, smooth_ends(0.7, 0.7)),
+    "harmonic, orders take a smoothed image": ({}, smooth_orders(0.7, 0)),
+    "harmonic, orders smoothed before and behind": ({}, smooth_orders(0.7, 0.7)),
+    "harmonic, orders smoothed more before, and behind": ({}, smooth_orders(1.0, 0.7)),
+    "harmonic, below the finest grid on one twice as fine": ({}, refine),
+    "harmonic, windows of 5 below the finest grid": ({"network_def::kernel_sizes": [3, 5, 5]}, None),
+    "harmonic, wider low-pass before halving": ({"network_def::downsample": ["lowpass", {"sigma": 1.2}]}, None),
+    "harmonic, replicated border": ({"network_def::padding_mode": "replicate"}, None),
 }
 
 
@@ -205,7 +228,8 @@ def main():
     done = set()
     if options.out.is_file():
         with open(options.out, newline="", encoding="utf-8") as file:
-            done = {(row["variant"], row["seed"], row["epochs"]) for row in csv.DictReader(file)}
+            rows = [row for row in csv.DictReader(file) if row["trained"] == "yes"]
+        done = {(row["variant"], row["seed"], row["epochs"]) for row in rows}
     for name in tqdm(options.variants or list(VARIANTS), unit="variant"):
         key = {"variant": name, "seed": options.seed, "epochs": options.epochs}
         if tuple(map(str, key.values())) in done:
