@@ -273,7 +273,7 @@ def test_medmnist_file_is_what_our_dataset_reads(tmp_path):
     file = write_medmnist(tmp_path / "new" / "digits.npz", arrays)
     for section, prefix in (("training", "train"), ("validation", "val"), ("test", "test")):
         data = MedMNISTCacheDataset(file.parent, file.name, section, progress=False)
-        np.testing.assert_array_equal([item["image"][0] for item in data], arrays[f"{prefix}_images"])
+        np.testing.assert_array_equal([item["image"][0].numpy() for item in data], arrays[f"{prefix}_images"])
         np.testing.assert_array_equal([item["label"] for item in data], arrays[f"{prefix}_labels"].ravel())
 
 
