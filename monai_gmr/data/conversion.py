@@ -336,8 +336,12 @@ def write_medmnist(path: PathLike, arrays: Mapping[str, np.ndarray], overwrite: 
     """Write an npz file of the MedMNIST layout, ``{train,val,test}_images`` and ``{train,val,test}_labels``, whole or not at all."""
     file = Path(path)
     check_output_file(file, overwrite)
+    for name, array in arrays.items():
+        # numpy before 2.1 cannot be told not to pickle them
+        if np.asarray(array).dtype.hasobject:
+            raise ConfigurationError(f"{name} holds Python objects: give an array of numbers.")
     with replacing(file) as temporary:
-        np.savez_compressed(temporary, allow_pickle=False, **arrays)
+        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
     return file
 
 

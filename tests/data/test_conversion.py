@@ -273,8 +273,16 @@ def test_medmnist_file_is_what_our_dataset_reads(tmp_path):
     file = write_medmnist(tmp_path / "new" / "digits.npz", arrays)
     for section, prefix in (("training", "train"), ("validation", "val"), ("test", "test")):
         data = MedMNISTCacheDataset(file.parent, file.name, section, progress=False)
-        np.testing.assert_array_equal([item["image"][0] for item in data], arrays[f"{prefix}_images"])
+        np.testing.assert_array_equal([item["image"][0].numpy() for item in data], arrays[f"{prefix}_images"])
         np.testing.assert_array_equal([item["label"] for item in data], arrays[f"{prefix}_labels"].ravel())
+
+
+def test_medmnist_file_holds_the_arrays_alone_and_no_objects(tmp_path):
+    with np.load(write_medmnist(tmp_path / "digits.npz", {"test_images": PLANE}), allow_pickle=False) as file:
+        assert list(file) == ["test_images"]
+    with pytest.raises(ConfigurationError, match="test_labels holds Python objects"):
+        write_medmnist(tmp_path / "objects.npz", {"test_labels": np.array([None])})
+    assert not (tmp_path / "objects.npz").exists()
 
 
 def test_medmnist_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

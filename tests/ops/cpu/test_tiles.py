@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from monai_gmr.ops.cpu import tiles
@@ -35,6 +35,7 @@ def test_tiles_see_the_padded_image(floats, margins):
         assert torch.equal(found.input_of(tile), expected)
 
 
+@settings(deadline=None)
 @given(
     batch=st.integers(1, 3),
     sizes=st.lists(st.integers(1, 9), min_size=1, max_size=3),
