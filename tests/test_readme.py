@@ -179,6 +179,17 @@ def test_tables_are_those_of_the_bundles():
     assert README.partition("<!-- first page -->")[2].partition("<!-- end of")[0].count("\n| ") <= 1 + 8
 
 
+def test_the_first_picture_has_the_full_circle_of_every_net():
+    """Three seeds and, in 3D, three axes at each angle; at 0 degrees the image is upright for all axes."""
+    script = _pages_script()
+    scores = script.scores_by_angle()
+    assert {run[1:] for run in scores} == set(script.NETS)
+    for (data, *_), angles in scores.items():
+        counts = {angle: len(values) for angle, values in angles.items()}
+        axes = 3 if "3D" in script.DATA[data][0] else 1
+        assert counts == {angle: 3 * (1 if angle in (0, 360) else axes) for angle in range(0, 361, 30)}
+
+
 TABLES = [*ROOT.glob("bundles/*/docs/study/table.md"), *ROOT.glob("bundles/*/docs/rotation/*/rotation_report.md")]
 
 

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 BUNDLES = ROOT / "bundles"
 PICTURE = BUNDLES / "scores_of_rotated_images.png"
 EXCERPT = BUNDLES / "rotation_report_excerpt.png"
+ANGLE_SCORES = BUNDLES / "scores_by_angle.csv"
 REPORT = BUNDLES / "volume_segmentation_gmr_unet" / "docs" / "rotation" / "hippocampus" / "rotation_table.png"
 # data set of the study: its name on the page, and what its score is called there
 DATA = {
@@ -29,7 +30,6 @@ NETS = {
     ("plain", "rotation"): ("plain, trained with rotations", "#cc79a7", "s"),
     ("harmonic", "none"): ("GMR (harmonic), trained without", "#009e73", "^"),
 }
-DRAWN = ("hippocampus", "digits", "membranes", "red blood cells")
 MARKED = r"(<!-- {0} -->\n).*?(<!-- end of {0} -->)"
 
 
@@ -82,23 +82,34 @@ def tables() -> dict[str, dict[str, str]]:
     }
 
 
+def scores_by_angle() -> dict[tuple[str, str, str], dict[int, list[float]]]:
+    """Scores of all seeds and axes, by data set, net and augmentation, then by angle in degrees; 360 degrees are 0."""
+    scores: dict[tuple[str, str, str], dict[int, list[float]]] = {}
+    with ANGLE_SCORES.open(newline="", encoding="utf-8") as lines:
+        for row in csv.DictReader(lines):
+            angles = scores.setdefault((row["data"], row["net"], row["augmentation"]), {})
+            for angle in (0, 360) if float(row["angle"]) == 0 else (round(float(row["angle"])),):
+                angles.setdefault(angle, []).append(float(row["score"]))
+    return scores
+
+
 def draw_scores(path: Path) -> None:
-    """Draw the mean score at three kinds of rotation, shaded down to the worst one, a panel a data set."""
+    """Draw the mean score against the angle, shaded from the lowest to the highest of all seeds and axes, a panel a data set."""
     from matplotlib.figure import Figure
 
-    rows = read_study()
-    figure = Figure(figsize=(10, 3.1), layout="constrained")
-    for panel, data in zip(figure.subplots(1, len(DRAWN), sharey=True), DRAWN):
+    scores = scores_by_angle()
+    drawn = [data for data in DATA if (data, "harmonic", "none") in scores]
+    figure = Figure(figsize=(max(7, 4 * len(drawn)), 3.4), layout="constrained")
+    for panel, data in zip(np.atleast_1d(figure.subplots(1, len(drawn), sharey=True)), drawn):
         for net, (name, colour, marker) in NETS.items():
-            row = rows[(data, *net)]
-            means = [float(row[key]) for key in ("upright", "group_mean", "angles_mean")]
-            worst = [float(row[key]) for key in ("upright", "group_worst", "angles_worst")]
-            panel.fill_between(range(3), worst, means, color=colour, alpha=0.15, lw=0)
-            panel.plot(range(3), means, color=colour, marker=marker, ms=6, lw=2, label=name)
+            angles = sorted(scores[(data, *net)])
+            values = [scores[(data, *net)][angle] for angle in angles]
+            panel.fill_between(angles, [*map(min, values)], [*map(max, values)], color=colour, alpha=0.15, lw=0)
+            panel.plot(angles, [*map(np.mean, values)], color=colour, marker=marker, ms=4, lw=2, label=name)
         name, score = DATA[data]
-        panel.set_title(f"{name}\n{score}", fontsize=10)
-        panel.set_xticks(range(3), ["0°", "90° 180° 270°\nmirrored", "other\nangles"], fontsize=8.5)
-        panel.set(xlim=(-0.25, 2.25), ylim=(0, 1.02))
+        panel.set_title(f"{name}: {score}", fontsize=10)
+        panel.set_xticks(range(0, 361, 90), [f"{angle}°" for angle in range(0, 361, 90)])
+        panel.set(xlim=(0, 360), ylim=(0, 1.02))
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
     handles, names = panel.get_legend_handles_labels()
