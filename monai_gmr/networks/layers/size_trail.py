@@ -18,6 +18,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
+from monai.utils import pytorch_after
 
 from monai_gmr.ops.free_sizes import is_free, same_size
 from monai_gmr.utils import tensors_in
@@ -80,9 +81,14 @@ _lock = threading.Lock()
 _count = itertools.count(1)
 
 
+# torch.compile reads context variables from this version on
+_READS_CONTEXT = pytorch_after(2, 14)
+
+
 def _current(network: str) -> Trail | None:
+    outer = _trails.get() if _READS_CONTEXT or not torch.compiler.is_compiling() else ()
     # Python code between two graphs of torch.compile uses the trail of the graphs
-    stack = _trails.get() or _traced.stack
+    stack = outer or _traced.stack
     return next((trail for trail in reversed(stack) if trail.network == network), None)
 
 
