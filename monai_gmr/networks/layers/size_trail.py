@@ -14,11 +14,9 @@ import itertools
 import threading
 import weakref
 from collections.abc import Sequence
-from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
-from monai.utils import pytorch_after
 
 from monai_gmr.ops.free_sizes import is_free, same_size
 from monai_gmr.utils import tensors_in
@@ -68,28 +66,22 @@ class Trail:
                 self.sizes.setdefault((axis, key), n)
 
 
-class _Traced:
-    """Trails of a network that torch.compile traces, which can set an attribute, but not a context variable."""
+class _Trails(threading.local):
+    """Trails of the calls that run in a thread, the innermost last. torch.compile traces it; a context variable only from 2.14 on."""
 
-    stack: tuple[Trail, ...] = ()
+    def __init__(self) -> None:
+        # not of the class: a guard of torch.compile looks for it in each thread's own attributes
+        self.stack: tuple[Trail, ...] = ()
 
 
-_trails: ContextVar[tuple[Trail, ...]] = ContextVar("monai_gmr_trails", default=())
-_traced = _Traced()
+_trails = _Trails()
 _living: weakref.WeakSet[Trail] = weakref.WeakSet()
 _lock = threading.Lock()
 _count = itertools.count(1)
 
 
-# torch.compile reads context variables from this version on
-_READS_CONTEXT = pytorch_after(2, 14)
-
-
 def _current(network: str) -> Trail | None:
-    outer = _trails.get() if _READS_CONTEXT or not torch.compiler.is_compiling() else ()
-    # Python code between two graphs of torch.compile uses the trail of the graphs
-    stack = outer or _traced.stack
-    return next((trail for trail in reversed(stack) if trail.network == network), None)
+    return next((trail for trail in reversed(_trails.stack) if trail.network == network), None)
 
 
 def begin_trail(start: TrailStart, inputs: Sequence[Any]) -> Trail | None:
@@ -101,10 +93,7 @@ def begin_trail(start: TrailStart, inputs: Sequence[Any]) -> Trail | None:
         if isinstance(each, torch.Tensor) and each.dim() == dims + 2 and each.shape[1] == start.in_channels:
             trail.record((start.reference, ()), each.shape[2:], ())
             break
-    if torch.compiler.is_compiling():
-        _traced.stack = (*_traced.stack, trail)
-    else:
-        _trails.set((*_trails.get(), trail))
+    _trails.stack = (*_trails.stack, trail)
     return trail
 
 
@@ -112,10 +101,9 @@ def end_trail(trail: Trail | None, output: Any = None) -> None:
     """End a trail, also when the network has raised; the graph of its output keeps it alive for the backward pass."""
     if trail is None:
         return
-    if torch.compiler.is_compiling() or not _trails.get():
-        _traced.stack = _traced.stack[:-1]
+    _trails.stack = _trails.stack[:-1]
+    if torch.compiler.is_compiling():
         return
-    _trails.set(_trails.get()[:-1])
     nodes = [each.grad_fn for each in tensors_in(output) if each.grad_fn is not None]
     if nodes and not is_free(list(trail.sizes.values())):
         for node in nodes:

@@ -119,6 +119,17 @@ def test_networks_are_compiled_and_exported(name, size):
     assert torch.allclose(first(exported(x)), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [(33, 38), (42, 35)])
+def test_a_compiled_part_takes_sizes_from_the_call_of_the_whole_network(size):
+    net, x = make_pair("UNet", 2, conv="gmr_harmonic")[1], torch.randn(1, 1, *size)
+    expected = net(x)
+    torch._dynamo.reset()
+    net.model = torch.compile(net.model, backend="eager")
+    assert torch.allclose(net(x), expected, rtol=1e-4, atol=1e-4)
+    rotated = net(x.rot90(1, (2, 3)))
+    assert torch.allclose(rotated, net(x).rot90(1, (2, 3)), rtol=1e-4, atol=1e-4)
+
+
 def test_deep_supervision_rotates_in_training_at_odd_sizes():
     net = convert_to_gmr(CASES["DynUNet, deep supervision"].make(2)).double().train()
     x = torch.randn(1, 1, 33, 38, dtype=torch.float64)
