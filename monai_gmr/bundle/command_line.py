@@ -148,7 +148,7 @@ def guard_command_line(arguments: Sequence[str] | None = None) -> None:
     """
     own = _own_arguments()
     if own:
-        # the process is MONAI's own, which catches nothing: there is no other place to print one line
+        # Python's public hook: `monai.bundle run` catches nothing, and a config cannot name the workflow that it makes
         sys.excepthook = report
         for handler in logging.getLogger().handlers:
             handler.addFilter(_is_news)

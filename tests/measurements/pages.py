@@ -88,8 +88,9 @@ def scores_by_angle() -> dict[tuple[str, str, str], dict[int, list[float]]]:
     with ANGLE_SCORES.open(newline="", encoding="utf-8") as lines:
         for row in csv.DictReader(lines):
             angles = scores.setdefault((row["data"], row["net"], row["augmentation"]), {})
-            for angle in (0, 360) if float(row["angle"]) == 0 else (round(float(row["angle"])),):
-                angles.setdefault(angle, []).append(float(row["score"]))
+            angles.setdefault(round(float(row["angle"])), []).append(float(row["score"]))
+    for angles in scores.values():
+        angles[360] = angles[0]
     return scores
 
 

@@ -5,11 +5,7 @@ evaluations do, and writes their rows of ``bundles/scores_by_angle.csv``, which 
 """
 
 import argparse
-import csv
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -18,26 +14,20 @@ from tqdm import tqdm
 
 from monai_gmr.apps.study_config import load_study
 from monai_gmr.apps.study_plan import Cell, Job
-from monai_gmr.apps.study_runs import evaluation_folder
+from monai_gmr.apps.study_progress import read_rows
+from monai_gmr.apps.study_runs import evaluation_folder, last_line, launch
+from monai_gmr.files import write_rows
 
 COLUMNS = ("data", "net", "augmentation", "seed", "axis", "angle", "score")
-
-
-def read_rows(file):
-    """Rows of a CSV; none where there is no file."""
-    if not file.is_file():
-        return []
-    with file.open(newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
 
 
 def evaluate(config, settings):
     """Rows of ``rotation_views.csv`` of an evaluation in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "settings.json")
+        file, log = Path(folder, "settings.json"), Path(folder, "evaluate.log")
         file.write_text(json.dumps({**settings, "output_dir": folder}), encoding="utf-8")
-        command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(config), "--args_file", str(file)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+        if launch(config, file, log):
+            raise SystemExit(last_line(log))
         return read_rows(Path(folder, "rotation_views.csv"))
 
 
@@ -56,19 +46,16 @@ def main():
     rows = read_rows(ANGLE_SCORES)
     done = {(row["data"], row["net"], row["augmentation"], row["seed"]) for row in rows}
     for net, seed in tqdm([(net, seed) for net in NETS for seed in study.seeds], unit="net"):
-        key = (options.data, *net, str(seed))
+        key = (options.data, *net, seed)
         if key in done:
             continue
         trained = evaluation_folder(study, Job(Cell(options.data, *net), seed), options.data)
         settings = json.loads((trained / "settings.json").read_text(encoding="utf-8"))
         for view in evaluate(data.config_file("evaluate"), settings | more):
             # shifts have no angle
-            if view["angle"]:
+            if view["angle"] is not None:
                 rows.append(dict(zip(COLUMNS, (*key, view["axis"], view["angle"], view[data.metric]))))
-        with ANGLE_SCORES.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(sorted(rows, key=lambda row: row["data"]))
+        write_rows(sorted(rows, key=lambda row: row["data"]), ANGLE_SCORES)
 
 
 if __name__ == "__main__":
