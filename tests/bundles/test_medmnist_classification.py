@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from ignite.engine import Events
-from monai.bundle import ConfigWorkflow, verify_net_in_out
+from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
 
 from monai_gmr.utils import ConfigurationError
 
@@ -100,6 +100,21 @@ def test_network_fits_metadata_before_there_are_data(spatial_dims, config, tmp_p
         device="cpu",
         dataset_dir=str(tmp_path),
     )
+
+
+@pytest.mark.parametrize(("config", "node"), [("train", "validate::postprocessing"), ("evaluate", "postprocessing")])
+@pytest.mark.parametrize("labels", [torch.tensor([2, 0, 1, 2]), torch.tensor([[2], [0], [1], [2]])])
+def test_postprocessing_of_a_batch_is_that_of_its_images(config, node, labels):
+    parser = ConfigParser({"num_classes": 3})
+    parser.read_config(str(BUNDLES[2] / "configs" / f"{config}.yaml"))
+    parser["num_classes"] = 3
+    scores = torch.randn(4, 3)
+    output = parser.get_parsed_content(node)({"pred": scores.clone(), "label": labels})
+    for image in range(4):
+        exponentials = scores[image].double().exp()
+        assert torch.allclose(output["probability"][image].double(), exponentials / exponentials.sum(), atol=1e-6)
+        assert output["pred"][image].tolist() == [float(c == scores[image].argmax()) for c in range(3)]
+        assert output["label"][image].tolist() == [float(c == labels.flatten()[image]) for c in range(3)]
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
