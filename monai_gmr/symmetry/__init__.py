@@ -1,6 +1,7 @@
 """The mathematics of kernels, grids and their symmetries: functions on arrays, no ``torch.nn.Module``."""
 
 from monai_gmr.symmetry.group_names import element_name, element_triplet, grid_element, group_names, named_group
+from monai_gmr.symmetry.group_structure import PointGroup
 from monai_gmr.symmetry.point_groups import generate_group, is_grid_symmetry, point_group, transform_grid
 from monai_gmr.symmetry.projection import project_kernel, project_kernel_on_order, project_transposed_kernel
 from monai_gmr.symmetry.rotations import axis_direction, axis_index, inscribed_ball, rotation_matrix, transform_image
@@ -32,6 +33,7 @@ from monai_gmr.symmetry.taps import (
 from monai_gmr.symmetry.views import View, angle_views, group_views, icosahedral_views, make_views, random_views
 
 __all__ = [
+    "PointGroup",
     "Shells",
     "View",
     "angle_views",

@@ -13,6 +13,7 @@ from monai_gmr.symmetry.rotations import axis_index, rotation_matrix
 from monai_gmr.utils import ConfigurationError
 
 # Hermann-Mauguin symbol: other names, the Schoenflies symbol first; the elements follow from the symbol
+_SYMBOLS_1D = "1=c1 m=cs,all"
 _SYMBOLS_2D = "1=c1,p1 2=c2,p2 m=d1,cs,pm 2mm=d2,c2v,pmm,p2mm 4=c4,p4 4mm=d4,c4v,p4m,p4mm,all"
 _SYMBOLS_3D = (
     "1=c1 -1=ci 2=c2 m=cs 2/m=c2h 222=d2 mm2=c2v mmm=d2h 4=c4 -4=s4 4/m=c4h 422=d4 4mm=c4v -42m=d2d -4m2= 4/mmm=d4h "
@@ -20,17 +21,18 @@ _SYMBOLS_3D = (
 )
 _NAMES: dict[int, dict[str, list[str]]] = {
     dims: {symbol: re.findall(r"\w+", others) for symbol, others in (each.split("=") for each in text.split())}
-    for dims, text in ((2, _SYMBOLS_2D), (3, _SYMBOLS_3D))
+    for dims, text in ((1, _SYMBOLS_1D), (2, _SYMBOLS_2D), (3, _SYMBOLS_3D))
 }
 # the array axis of a symbol's main direction
-_MAIN_AXIS = {2: 0, 3: 2}
+_MAIN_AXIS = {1: 0, 2: 0, 3: 2}
 
 
-def check_dims(spatial_dims: int) -> None:
-    """Raise :class:`~monai_gmr.utils.ConfigurationError` unless there are two or three spatial dimensions."""
-    if spatial_dims not in (2, 3):
+def check_dims(spatial_dims: int, possible: tuple[int, ...] = (2, 3)) -> None:
+    """Raise :class:`~monai_gmr.utils.ConfigurationError` unless there are so many spatial dimensions, by default two or three."""
+    if spatial_dims not in possible:
+        numbers = f"{', '.join(map(str, possible[:-1]))} or {possible[-1]}"
         raise ConfigurationError(
-            f"spatial_dims={spatial_dims} has no named symmetries: give 2 or 3, that is an image (C, *spatial) of 2 or 3 spatial axes."
+            f"spatial_dims={spatial_dims} has no named symmetries: give {numbers}, that is an image (C, *spatial) of so many spatial axes."
         )
 
 
@@ -145,19 +147,19 @@ def grid_element(element: int | str | Sequence[Sequence[int]] | np.ndarray, spat
 
 
 def group_names(spatial_dims: int) -> list[str]:
-    """Every name that :func:`named_group` reads in 2 or 3 spatial dimensions.
+    """Every name that :func:`named_group` reads in 1, 2 or 3 spatial dimensions.
 
     Example:
         >>> group_names(2)[:6]
         ['1', 'c1', 'p1', '2', 'c2', 'p2']
     """
-    check_dims(spatial_dims)
+    check_dims(spatial_dims, tuple(_NAMES))
     return [name for symbol, others in _NAMES[spatial_dims].items() for name in (symbol, *others)]
 
 
 def _directions(parts: list[str], spatial_dims: int) -> list[tuple[int, ...]]:
     """The direction that each part of a Hermann-Mauguin symbol stands for: it depends on the crystal system."""
-    if spatial_dims == 2:
+    if spatial_dims < 3:
         return [(1, 0, 0)] if parts[0] == "m" else [(0, 0, 1), (1, 0, 0)]
     if len(parts) > 1 and parts[1] in ("3", "-3"):  # cubic
         return [(0, 0, 1), (1, 1, 1), (1, 1, 0)]
@@ -195,13 +197,14 @@ def _generated(symbol: str, spatial_dims: int, axis: int) -> np.ndarray:
 def named_group(name: str, spatial_dims: int, axis: int | str | None = None) -> np.ndarray:
     """A subgroup of the grid's symmetries under its crystallographic name, integers ``(order, d, d)``, the identity first.
 
-    2D: 4mm (D4, p4m; all 8), 4 (C4, p4), 2mm (D2), m (D1), 2 (C2), 1. 3D: m-3m (Oh; all 48), 432 (O; the 24 rotations), -43m (Td),
-    m-3 (Th), 23 (T), 4/mmm (D4h; 16: all that exchanges only two axes), 422, 4mm, -42m, -4m2, 4/m, 4, -4, mmm (D2h; 8: all mirror images
-    along the axes), 222, mm2, 2/m, 2, m, 32, 3m, -3m, 3, -3 (about the diagonal [111]), -1, 1. Note that D4 is 4mm in 2D and 422 in 3D.
+    1D: m, 1. 2D: 4mm (D4, p4m; all 8), 4 (C4, p4), 2mm (D2), m (D1), 2 (C2), 1. 3D: m-3m (Oh; all 48), 432 (O; the 24 rotations), -43m
+    (Td), m-3 (Th), 23 (T), 4/mmm (D4h; 16: all that exchanges only two axes), 422, 4mm, -42m, -4m2, 4/m, 4, -4, mmm (D2h; 8: all mirror
+    images along the axes), 222, mm2, 2/m, 2, m, 32, 3m, -3m, 3, -3 (about the diagonal [111]), -1, 1. Note that D4 is 4mm in 2D and 422 in
+    3D.
 
     Args:
         name: Hermann-Mauguin or Schoenflies symbol, in 2D also that of the wallpaper group; "all" is the whole group.
-        spatial_dims: 2 or 3.
+        spatial_dims: 1, 2 or 3.
         axis: array axis (0, 1, 2 or "x", "y", "z") of the group's main direction: of its rotation, or along which ``m`` mirrors.
             Default: the last axis in 3D, the first in 2D. Without effect on cubic and trigonal groups.
 
@@ -217,7 +220,7 @@ def named_group(name: str, spatial_dims: int, axis: int | str | None = None) -> 
     Source:
         International Tables for Crystallography A, section 2.1.3.4 (order of the directions in a symbol).
     """
-    check_dims(spatial_dims)
+    check_dims(spatial_dims, tuple(_NAMES))
     names, given = _NAMES[spatial_dims], "".join(str(name).lower().split())
     symbol = next((s for s, others in names.items() if given in (s, *others)), None)
     if symbol is None:

@@ -1,0 +1,279 @@
+"""A group of symmetries of the voxel grid as a value: products, subgroups, cosets, and its action on the taps of a window."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from monai_gmr.symmetry.group_names import group_names, named_group
+from monai_gmr.symmetry.point_groups import generate_group, point_group, transform_grid
+from monai_gmr.utils import ConfigurationError
+
+Matrix = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class PointGroup:
+    """A group of signed permutation matrices: equal groups are equal values, whatever generated them.
+
+    Elements are numbered in the order of :func:`~monai_gmr.symmetry.point_group`, the identity first. Make one with
+    :meth:`from_name` or :meth:`from_elements`.
+
+    Args:
+        matrices: the elements as nested tuples, in that order.
+
+    Example:
+        >>> group = PointGroup.from_name("4", 2)
+        >>> group, group.order, group.products[1].tolist(), group.inverses.tolist()
+        (PointGroup('4'), 4, [1, 2, 3, 0], [0, 3, 2, 1])
+    """
+
+    matrices: tuple[Matrix, ...]
+
+    @classmethod
+    def from_elements(cls, elements: np.ndarray | Sequence[np.ndarray]) -> PointGroup:
+        """The group of these signed permutation matrices, ``(order, d, d)``, in any order.
+
+        Raises:
+            ConfigurationError: when they are no group.
+
+        Example:
+            >>> PointGroup.from_elements([np.eye(3), np.diag([1, 1, -1])])
+            PointGroup('m')
+        """
+        given = np.round(np.asarray(elements)).astype(int)
+        group = _closed(tuple(sorted({_as_tuple(element) for element in given})))
+        if group.order != len(given):
+            raise ConfigurationError(
+                f"{len(given)} elements are no group, they generate one of {group.order}: give all of its elements, each once."
+            )
+        return group
+
+    @classmethod
+    def from_name(cls, group: GroupSpec, spatial_dims: int) -> PointGroup:
+        """The group that an argument ``group`` of a layer stands for.
+
+        Args:
+            group: a name that :func:`~monai_gmr.symmetry.named_group` reads, or a pair of it and the axis of its main direction; or a
+                group as it is.
+            spatial_dims: 1, 2 or 3.
+
+        Raises:
+            ConfigurationError: when there is no such group of so many axes.
+
+        Example:
+            >>> PointGroup.from_name(("mm2", "x"), 3), PointGroup.from_name("Oh", 3).order
+            (PointGroup('mm2', axis=0), 48)
+        """
+        if isinstance(group, PointGroup):
+            if group.spatial_dims != spatial_dims:
+                raise ConfigurationError(
+                    f"group={group!r} transforms {group.spatial_dims} axes: give a group of {spatial_dims} axes."
+                )
+            return group
+        name, axis = (group, None) if isinstance(group, (str, int)) else group
+        # YAML reads the group 222 as a number
+        return _closed(tuple(map(_as_tuple, named_group(str(name), spatial_dims, axis))))
+
+    @property
+    def order(self) -> int:
+        """Number of elements."""
+        return len(self.matrices)
+
+    @property
+    def spatial_dims(self) -> int:
+        """Number of axes that the elements transform."""
+        return len(self.matrices[0])
+
+    @cached_property
+    def elements(self) -> np.ndarray:
+        """The matrices, ``(order, d, d)``."""
+        return np.array(self.matrices)
+
+    @cached_property
+    def _index(self) -> dict[Matrix, int]:
+        return {matrix: index for index, matrix in enumerate(self.matrices)}
+
+    @cached_property
+    def products(self) -> np.ndarray:
+        """Index of ``elements[a] @ elements[b]``, ``(order, order)``."""
+        products = np.einsum("aij,bjk->abik", self.elements, self.elements)
+        return np.array([[self._index[_as_tuple(product)] for product in row] for row in products])
+
+    @cached_property
+    def inverses(self) -> np.ndarray:
+        """Index of each element's inverse, ``(order,)``."""
+        return np.array([self._index[_as_tuple(element.T)] for element in self.elements])
+
+    def contains(self, other: PointGroup) -> bool:
+        """Whether another group is a subgroup of this one."""
+        return other.matrices[0] in self._index and set(other.matrices) <= set(self.matrices)
+
+    def positions(self, subgroup: PointGroup) -> np.ndarray:
+        """Index in this group of each element of a subgroup.
+
+        Raises:
+            ConfigurationError: when it is no subgroup.
+
+        Example:
+            >>> PointGroup.from_name("4mm", 2).positions(PointGroup.from_name("2", 2)).tolist()
+            [0, 5]
+        """
+        if not self.contains(subgroup):
+            raise ConfigurationError(
+                f"{subgroup!r} is no subgroup of {self!r}: use one of {', '.join(map(repr, self._named_subgroups()))}."
+            )
+        return np.array([self._index[matrix] for matrix in subgroup.matrices])
+
+    def subgroups(self) -> list[PointGroup]:
+        """All subgroups, the trivial one first and the group itself last.
+
+        Example:
+            >>> [len(PointGroup.from_name(name, 3).subgroups()) for name in ("1", "mmm", "432", "m-3m")]
+            [1, 16, 30, 98]
+        """
+        return list(_subgroups(self))
+
+    def left_cosets(self, subgroup: PointGroup) -> np.ndarray:
+        """Indices of the cosets ``g H`` of a subgroup ``H``, ``(order / |H|, |H|)``; each row begins with its least index.
+
+        Example:
+            >>> PointGroup.from_name("4", 2).left_cosets(PointGroup.from_name("2", 2)).tolist()
+            [[0, 2], [1, 3]]
+        """
+        return self._cosets(subgroup, self.products)
+
+    def right_cosets(self, subgroup: PointGroup) -> np.ndarray:
+        """Indices of the cosets ``H g`` of a subgroup ``H``, ``(order / |H|, |H|)``; each row begins with its least index, column ``j``
+        is element ``j`` of ``H`` times it."""
+        return self._cosets(subgroup, self.products.T)
+
+    def _cosets(self, subgroup: PointGroup, products: np.ndarray) -> np.ndarray:
+        rows = products[:, self.positions(subgroup)]
+        # the rows whose first element, that of the identity, is the least of the coset
+        return rows[rows[:, 0] == rows.min(1)]
+
+    def complement(self, subgroup: PointGroup) -> PointGroup | None:
+        """The first subgroup ``K`` for which each element of the group is one product ``h k``, ``h`` of ``subgroup``, ``k`` of ``K``;
+        ``None`` where there is none.
+
+        Example:
+            >>> group = PointGroup.from_name("4mm", 2)
+            >>> group.complement(PointGroup.from_name("4", 2)), group.complement(PointGroup.from_name("2", 2))
+            (PointGroup('m'), None)
+        """
+        inside = self.positions(subgroup)
+        for other in self.subgroups():
+            if other.order * subgroup.order == self.order:
+                products = self.products[np.ix_(inside, self.positions(other))]
+                if len(np.unique(products)) == self.order:
+                    return other
+        return None
+
+    def keeping(self, *labels: Sequence[Hashable]) -> PointGroup:
+        """The largest subgroup that exchanges only axes with equal labels, such as their spacing or the window's lengths.
+
+        Args:
+            labels: sequences with one value an axis.
+
+        Example:
+            >>> PointGroup.from_name("m-3m", 3).keeping((3, 3, 5)), PointGroup.from_name("4", 2).keeping((1.0, 3.0))
+            (PointGroup('4/mmm'), PointGroup('2'))
+        """
+        kept = self.elements
+        for values in labels:
+            if len(values) != self.spatial_dims:
+                raise ConfigurationError(f"{tuple(values)} has not one entry for each of {self.spatial_dims} axes.")
+            equal = np.array([[a == b for b in values] for a in values])
+            kept = kept[[bool(equal[element != 0].all()) for element in kept]]
+        return PointGroup.from_elements(kept)
+
+    def mirrored_axes(self) -> list[bool]:
+        """Of each axis, whether an element reverses it or maps another axis to its reverse."""
+        return [bool((self.elements[:, axis] < 0).any()) for axis in range(self.spatial_dims)]
+
+    def tap_permutations(self, kernel_size: Sequence[int]) -> np.ndarray:
+        """Index of the tap ``g^-1 x`` for each element ``g`` and tap ``x`` of a window, ``(order, taps)``: rows transform flat kernels.
+
+        Raises:
+            ConfigurationError: when an element exchanges axes of unlike lengths.
+
+        Example:
+            >>> PointGroup.from_name("m", 1).tap_permutations((3,)).tolist()
+            [[0, 1, 2], [2, 1, 0]]
+        """
+        kept = self.keeping(kernel_size)
+        if kept != self:
+            raise ConfigurationError(
+                f"kernel_size={tuple(kernel_size)} is not symmetric under {self!r}: use equal lengths on the axes that it exchanges, or "
+                f"its subgroup {kept!r}."
+            )
+        taps = np.arange(np.prod(kernel_size)).reshape(kernel_size)
+        return np.stack([transform_grid(taps, element).ravel() for element in self.elements])
+
+    def _named_subgroups(self) -> list[PointGroup]:
+        return [group for group in self.subgroups() if group.name is not None]
+
+    @cached_property
+    def name(self) -> tuple[str, int | None] | None:
+        """Symbol of the group, and the axis of its main direction where it is not the default; ``None`` if it has no name."""
+        return _names(self.spatial_dims).get(self.matrices)
+
+    def __repr__(self) -> str:
+        if self.name is None:
+            return f"PointGroup(order={self.order})"
+        symbol, axis = self.name
+        return f"PointGroup({symbol!r})" if axis is None else f"PointGroup({symbol!r}, axis={axis})"
+
+
+GroupSpec = str | int | tuple | PointGroup
+
+
+def _as_tuple(matrix: np.ndarray) -> Matrix:
+    return tuple(map(tuple, matrix.tolist()))
+
+
+@lru_cache(maxsize=256)
+def _closed(generators: tuple[Matrix, ...]) -> PointGroup:
+    """The group that matrices generate."""
+    generated = set(map(_as_tuple, generate_group([np.array(matrix) for matrix in generators])))
+    whole = map(_as_tuple, point_group(len(generators[0])))
+    return PointGroup(tuple(matrix for matrix in whole if matrix in generated))
+
+
+@lru_cache(maxsize=64)
+def _subgroups(group: PointGroup) -> tuple[PointGroup, ...]:
+    """Subgroups by joining cyclic ones until no new one appears."""
+    products = group.products
+
+    def closure(indices: frozenset[int]) -> frozenset[int]:
+        while True:
+            members = list(indices)
+            larger = frozenset(products[np.ix_(members, members)].ravel().tolist())
+            if larger == indices:
+                return indices
+            indices = larger
+
+    cyclic = {closure(frozenset({0, element})) for element in range(group.order)}
+    found = set(cyclic)
+    waiting = list(cyclic)
+    while waiting:
+        joined = {closure(waiting[-1] | other) for other in cyclic} - found
+        waiting = waiting[:-1] + list(joined)
+        found |= joined
+    ordered = sorted(found, key=lambda indices: (len(indices), sorted(indices)))
+    return tuple(PointGroup(tuple(group.matrices[index] for index in sorted(indices))) for indices in ordered)
+
+
+@lru_cache(maxsize=3)
+def _names(spatial_dims: int) -> dict[tuple[Matrix, ...], tuple[str, int | None]]:
+    """Symbol and axis of every named group, by its elements; the default axis first."""
+    names: dict[tuple[Matrix, ...], tuple[str, int | None]] = {}
+    for axis in (None, *range(spatial_dims)):
+        for name in group_names(spatial_dims):
+            group = PointGroup.from_name((name, axis), spatial_dims)
+            names.setdefault(group.matrices, (name, axis))
+    return names
