@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.networks import nets
 from monai.networks.blocks import SubpixelUpsample, UpSample
+from monai.utils import optional_import
 from torch import nn
 
 from monai_gmr.metrics import equivariance_error
@@ -289,8 +290,10 @@ def test_lazily_built_layers_are_built():
 
 
 def test_torchvisions_networks():
-    torchvision = pytest.importorskip("torchvision")
-    for make in (torchvision.models.resnet18, torchvision.models.mobilenet_v3_small):
+    models, there = optional_import("torchvision.models")
+    if not there:
+        pytest.skip("torchvision cannot be imported")
+    for make in (models.resnet18, models.mobilenet_v3_small):
         net = convert_to_gmr(make(weights=None, num_classes=3)).double().eval()
         x = torch.randn(2, 3, 50, 61, dtype=torch.float64)
         assert (net(x.rot90(1, (2, 3))) - net(x)).norm() < 1e-8 * net(x).norm()
