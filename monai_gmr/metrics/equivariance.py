@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from monai_gmr.symmetry import (
+    PointGroup,
     View,
     inscribed_ball,
     is_grid_symmetry,
@@ -101,7 +102,8 @@ def equivariance_error(
     Args:
         net: a module, or anything that is called with ``x``.
         x: input of shape ``(B, C, *spatial)``.
-        group: signed permutation matrices of shape ``(d, d)``. Default: all those that keep ``spacing``.
+        group: signed permutation matrices of shape ``(d, d)``. Default: all those that keep ``spacing``, of the group that the network
+            has (its attribute ``symmetry_group``, where it is one of group convolutions) or of the whole point group.
         angles: further rotations in degrees, in 3D about each of the three axes. Multiples of 90, which belong to the
             group, are left out.
         spacing: voxel size of ``x`` in millimetres, one an axis; default 1.
@@ -128,7 +130,7 @@ def equivariance_error(
     if spacing is not None and len(spacing) != dims:
         raise ConfigurationError(f"spacing has {len(spacing)} entries: give one for each of the {dims} axes.")
     x = x.detach().as_subclass(torch.Tensor)
-    elements = checked_group(group, dims, spacing)
+    elements = checked_group(net, group, dims, spacing)
     views = []
     with preserved_state(net, x) as run:
         upright = run(x)
@@ -158,9 +160,12 @@ def moved_views(dims: int, angles: Sequence[float], shifts: Sequence[float]) -> 
 
 
 def checked_group(
-    group: Sequence[np.ndarray] | np.ndarray | None, spatial_dims: int, spacing: Sequence[float] | None
+    net: Any, group: Sequence[np.ndarray] | np.ndarray | None, spatial_dims: int, spacing: Sequence[float] | None
 ) -> list[np.ndarray]:
-    """The elements to test; by default the point group that keeps the spacing."""
+    """The elements to test; by default those of the net's own group, or of the point group, that keep the spacing."""
+    own = getattr(net, "symmetry_group", None)
+    if group is None and isinstance(own, PointGroup):
+        group = (own if spacing is None else own.keeping(spacing)).elements
     elements = list(point_group(spatial_dims, spacing) if group is None else np.asarray(group))
     for element in elements:
         if element.shape != (spatial_dims, spatial_dims) or not is_grid_symmetry(element):

@@ -28,7 +28,7 @@ from monai_gmr.metrics.equivariance import (
 )
 from monai_gmr.metrics.equivariance_report import EquivarianceReport, ModuleCheck, SizeCheck, size_text
 from monai_gmr.metrics.explain import explain_module
-from monai_gmr.symmetry import View
+from monai_gmr.symmetry import PointGroup, View, transform_fields
 from monai_gmr.utils import ConfigurationError, map_tensors, progress_bar, tensors_in
 
 # of the splines that rotate by angles and shift
@@ -94,7 +94,7 @@ def check_equivariance(
     net = getattr(net, "_orig_mod", net)
     in_channels, dims = _input_format(net, spatial_size, in_channels, spatial_dims)
     sizes = _sizes(spatial_size, dims)
-    elements = checked_group(group, dims, spacing)
+    elements = checked_group(net, group, dims, spacing)
     tensors = [tensor for tensor in [*net.parameters(), *net.buffers()] if tensor.is_floating_point()]
     home, dtype = (tensors[0].device, tensors[0].dtype) if tensors else (torch.device("cpu"), torch.float32)
     device = home if device is None else torch.device(device)
@@ -209,6 +209,10 @@ class _ModuleProbe:
         self.unchecked: set[nn.Module] = set()
         self.running: list[tuple[nn.Module, _Call | None]] = []
         self.repeating = False
+        # a container of layers on fields does not say on which group its input is
+        self.containers = {
+            m for m in self.paths if any(hasattr(child, "field_groups") for child in m.modules() if child is not m)
+        }
         self.devices = sorted({p.device.index for p in net.parameters() if p.device.type == "cuda"})
 
     @property
@@ -241,7 +245,7 @@ class _ModuleProbe:
         if self.repeating:
             return
         call = None
-        if self.elements and module is not self.net and self._images((args, kwargs)):
+        if self.elements and module not in {self.net} | self.containers and self._images((args, kwargs)):
             # copies: modules that work in place overwrite their input
             args, kwargs = map_tensors((args, kwargs), lambda t: t.detach().clone())
             call = _Call(args, kwargs, self._random_state())
@@ -277,11 +281,18 @@ class _ModuleProbe:
 
     def _error(self, module: nn.Module, call: _Call, output: Any, elements: list[np.ndarray]) -> float:
         errors = [0.0]
+        taken, returned = getattr(module, "field_groups", (None, None))
         for element in elements:
-            args, kwargs = transform_tensors((call.args, call.kwargs), element, self.dims)
+            args, kwargs = self._transform((call.args, call.kwargs), element, taken)
             actual = self._repeat(module, call._replace(args=args, kwargs=kwargs))
-            errors.append(nested_error(actual, transform_tensors(output, element, self.dims)))
+            errors.append(nested_error(actual, self._transform(output, element, returned)))
         return float(np.max(errors))
+
+    def _transform(self, value: Any, element: np.ndarray, group: PointGroup | None) -> Any:
+        """Images, scalars or fields on a group, transformed by an element."""
+        if group is None:
+            return transform_tensors(value, element, self.dims)
+        return map_tensors(value, lambda t: transform_fields(t, element, group) if t.ndim == self.dims + 2 else t)
 
     def _repeat(self, module: nn.Module, call: _Call) -> Any:
         """The output of a module that draws the random numbers that it drew inside the network."""

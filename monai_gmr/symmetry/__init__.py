@@ -1,5 +1,13 @@
 """The mathematics of kernels, grids and their symmetries: functions on arrays, no ``torch.nn.Module``."""
 
+from monai_gmr.symmetry.group_filters import (
+    coset_table,
+    field_channels,
+    filter_table,
+    product_table,
+    restriction_table,
+    transform_fields,
+)
 from monai_gmr.symmetry.group_names import element_name, element_triplet, grid_element, group_names, named_group
 from monai_gmr.symmetry.group_structure import PointGroup
 from monai_gmr.symmetry.point_groups import generate_group, is_grid_symmetry, point_group, transform_grid
@@ -41,9 +49,12 @@ __all__ = [
     "axis_index",
     "centred_steps",
     "centred_window",
+    "coset_table",
     "default_num_rings",
     "element_name",
     "element_triplet",
+    "field_channels",
+    "filter_table",
     "gaussian_basis",
     "gaussian_means",
     "generate_group",
@@ -62,11 +73,13 @@ __all__ = [
     "number_of_components",
     "point_group",
     "positive_sigma",
+    "product_table",
     "project_kernel",
     "project_kernel_on_order",
     "project_transposed_kernel",
     "random_views",
     "real_harmonics",
+    "restriction_table",
     "ring_masks",
     "rotation_matrix",
     "square_ring_masks",
@@ -75,6 +88,7 @@ __all__ = [
     "tap_coordinates",
     "tap_harmonics",
     "tap_spacing",
+    "transform_fields",
     "transform_grid",
     "transform_image",
     "transposed_padding",

@@ -108,6 +108,17 @@ class PointGroup:
         """Index of each element's inverse, ``(order,)``."""
         return np.array([self._index[_as_tuple(element.T)] for element in self.elements])
 
+    def index(self, element: np.ndarray) -> int:
+        """Index of an element, a signed permutation matrix.
+
+        Raises:
+            ConfigurationError: when the group does not have it.
+        """
+        matrix = _as_tuple(np.round(np.asarray(element)).astype(int))
+        if matrix not in self._index:
+            raise ConfigurationError(f"{matrix} is no element of {self!r}: use one of its matrices.")
+        return self._index[matrix]
+
     def contains(self, other: PointGroup) -> bool:
         """Whether another group is a subgroup of this one."""
         return other.matrices[0] in self._index and set(other.matrices) <= set(self.matrices)

@@ -117,6 +117,26 @@ def test_postprocessing_of_a_batch_is_that_of_its_images(config, node, labels):
         assert output["label"][image].tolist() == [float(c == labels.flatten()[image]) for c in range(3)]
 
 
+@pytest.mark.parametrize("conv", ["group", ["group", {"group": "4", "filter": "gc"}]])
+def test_group_convolutions_by_a_setting(conv, tmp_path):
+    places = {"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "out")}
+    settings = write_dataset(tmp_path, 2) | places | TINY | {"conv": conv, "width": 8}
+    del settings["kernel_sizes"]
+    training = open_workflow(2, "train", **settings)
+    training.initialize()
+    training.run()
+    settings.pop("epochs")
+    evaluation = open_workflow(2, "evaluate", **settings, angle_step=0)
+    evaluation.initialize()
+    evaluation.run()
+    with open(tmp_path / "out" / "rotation_table.csv", newline="", encoding="utf-8") as file:
+        rows = {(row["family"], row["metric"]): row for row in csv.DictReader(file)}
+    assert {row["network"] for row in rows.values()} == {"group" if conv == "group" else "group 4 gc"}
+    if conv == "group":
+        assert float(rows["group", "balanced_accuracy"]["spread"]) == 0
+        assert float(rows["group", "equivariance_error"]["worst"]) < 1e-5
+
+
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_bundle_from_data_to_table_and_predictions(spatial_dims, tmp_path):
     places = {"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "out")}

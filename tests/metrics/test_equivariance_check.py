@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional
 
 from monai_gmr.metrics import check_equivariance, equivariance_error
-from monai_gmr.symmetry import point_group, transform_grid
+from monai_gmr.networks.nets import GMRUNet
+from monai_gmr.symmetry import PointGroup, point_group, transform_grid
 
 
 def point(channels_in: int = 1, channels_out: int = 2) -> nn.Module:
@@ -374,3 +375,31 @@ def test_dtype_of_the_network_is_used():
 def test_bad_input_is_one_sentence(net, arguments, message):
     with pytest.raises(ValueError, match=message):
         check_equivariance(net, **arguments)
+
+
+class _Turned(nn.Module):
+    """A layer that breaks the symmetry: rolls the image by a voxel."""
+
+    def forward(self, x):
+        return x.roll(1, 2)
+
+
+@pytest.mark.parametrize("name", ["4mm", "4", "m"])
+def test_a_net_of_group_convolutions_is_asked_its_own_group(name):
+    net = GMRUNet(2, 1, 2, (8, 16), conv=("group", {"group": name}), dropout=0.1).eval()
+    report = check_equivariance(net, (9, 12))
+    assert report.ok
+    assert len(report.sizes[0].errors.views) == PointGroup.from_name(name, 2).order
+    modules = {module.path: module for module in report.sizes[0].modules}
+    assert modules["stem.0.conv"].error < 1e-5  # compared as fields
+    assert modules["head.0"].class_name == "PointGroupPool"
+    assert "stem.0" not in modules  # containers of them are not compared
+    if name != "4mm":
+        assert not check_equivariance(net, (9, 12), group=point_group(2), per_module=False).ok
+
+
+def test_the_module_that_breaks_a_group_convolutions_net_is_named():
+    net = GMRUNet(2, 1, 2, (8, 16), conv=("group", {"group": "4mm"})).eval()
+    net.stem[1].adn.A = nn.Sequential(nn.ReLU(), _Turned())
+    report = check_equivariance(net, (9, 12))
+    assert [module.path for module in report.broken] == ["stem.1.adn.A.1"]

@@ -10,6 +10,7 @@ from torch import nn
 
 from monai_gmr.networks.blocks.adn import GMRADN
 from monai_gmr.networks.layers import GMRDownsample, GMRUpsample, keep_channels_last, make_convolution, make_downsample
+from monai_gmr.networks.layers.group_levels import behind, field_dropout, field_norm, keeps_fields, pointwise
 from monai_gmr.utils import ConfigurationError
 
 
@@ -45,7 +46,8 @@ class GMRConvolution(nn.Sequential):
         is_transposed: upsample rather than downsample.
         padding: voxels at both ends of an axis; default: what keeps the size.
         output_padding: must be ``None`` or 0: any other breaks the symmetry.
-        conv: "gmr", "gmr_harmonic", "sre" or "plain", or a pair of the name and further arguments of the layer.
+        conv: "gmr", "gmr_harmonic", "group", "sre" or "plain", or a pair of the name and further arguments of the layer. Of group
+            convolutions, norm and dropout act on whole fields.
         rings: as in :func:`make_convolution`.
         spacing, padding_mode: as in :class:`GMRConv2d`.
 
@@ -107,7 +109,8 @@ class GMRConvolution(nn.Sequential):
         )
         self.add_module("conv", layer)
         if not conv_only and not (act is None and norm is None and dropout is None):
-            norm = keep_channels_last(norm)
+            norm = field_norm(conv, keep_channels_last(norm), spatial_dims)
+            dropout, dropout_dim = field_dropout(conv, dropout, dropout_dim, spatial_dims)
             settings = (out_channels, act, norm, spatial_dims)
             self.add_module("adn", GMRADN(adn_ordering, *settings, dropout=dropout, dropout_dim=dropout_dim))
 
@@ -119,7 +122,8 @@ class GMRResidualUnit(nn.Module):
         strides: factor by which axes become shorter, by a :class:`GMRDownsample` in front of both paths.
         subunits: number of convolutions.
         last_conv_only: whether the last convolution has no activation, dropout and normalisation.
-        kwargs: conv, rings, spacing, padding_mode of :class:`GMRConvolution`.
+        conv: as in :class:`GMRConvolution`; of group convolutions the first one goes from ``in_group`` to ``out_group``.
+        kwargs: rings, spacing, padding_mode of :class:`GMRConvolution`.
 
     All other arguments are those of :class:`GMRConvolution`.
 
@@ -145,6 +149,8 @@ class GMRResidualUnit(nn.Module):
         bias: bool = True,
         last_conv_only: bool = False,
         padding: int | Sequence[int] | None = None,
+        *,
+        conv: str | Sequence = "gmr",
         **kwargs: Any,
     ) -> None:
         super().__init__()
@@ -152,8 +158,9 @@ class GMRResidualUnit(nn.Module):
         strided = any(factor != 1 for factor in factors)
         self.resample = GMRDownsample(spatial_dims, factors) if strided else nn.Identity()
         self.residual: nn.Module = nn.Identity()
-        if strided or in_channels != out_channels:
-            self.residual = make_convolution("plain", spatial_dims, in_channels, out_channels, 1, bias=bias)
+        later = behind(conv, spatial_dims)
+        if strided or in_channels != out_channels or not keeps_fields(conv, spatial_dims):
+            self.residual = make_convolution(pointwise(conv), spatial_dims, in_channels, out_channels, 1, bias=bias)
         self.conv = nn.Sequential()
         options = {"kernel_size": kernel_size, "dilation": dilation, "bias": bias, "padding": padding, **kwargs}
         options |= {"adn_ordering": adn_ordering, "act": act, "norm": norm}
@@ -161,6 +168,7 @@ class GMRResidualUnit(nn.Module):
         subunits = max(1, subunits)
         for unit in range(subunits):
             options["conv_only"] = last_conv_only and unit == subunits - 1
+            options["conv"] = later if unit else conv
             block = GMRConvolution(spatial_dims, out_channels if unit else in_channels, out_channels, **options)
             self.conv.add_module(f"unit{unit:d}", block)
 
@@ -213,14 +221,15 @@ class GMRResNetBlock(nn.Module):
         common: dict[str, Any] = {"norm": norm, "bias": False}
         self.convs = nn.Sequential()
         for i, window in enumerate(windows):
-            options = common | kwargs | {"conv": "plain" if window == 1 else conv, "kernel_size": window}
+            step = behind(conv, spatial_dims) if i else conv
+            options = common | kwargs | {"conv": pointwise(step) if window == 1 else step, "kernel_size": window}
             options["act"] = act if i + 1 < len(windows) else None
             self.convs.add_module(f"conv{i + 1}", GMRConvolution(spatial_dims, widths[i], widths[i + 1], **options))
             if self.inside and i == 0:
                 self.convs.add_module("downsample", make_downsample(downsample, spatial_dims))
         self.shortcut: nn.Module = nn.Identity()
-        if stride > 1 or in_channels != widths[-1]:
-            options = common | {"kernel_size": 1, "act": None, "conv": "plain"}
+        if stride > 1 or in_channels != widths[-1] or not keeps_fields(conv, spatial_dims):
+            options = common | {"kernel_size": 1, "act": None, "conv": pointwise(conv)}
             self.shortcut = GMRConvolution(spatial_dims, in_channels, widths[-1], **options)
         self.act = get_act_layer(act)
 

@@ -30,7 +30,8 @@ from monai_gmr.networks.convert.monai_modules import (
 )
 from monai_gmr.networks.convert.trace import CONVOLUTIONS, Trace, classes_of
 from monai_gmr.networks.layers import GMRAvgPool, GMRInterpolate, GMRMaxPool, GMRSubpixelMean
-from monai_gmr.networks.layers.gmr_conv import RingConvNd, convolution_like
+from monai_gmr.networks.layers.conv_nd import convolution_like
+from monai_gmr.networks.layers.gmr_conv import RingConvNd
 from monai_gmr.networks.layers.gmr_harmonic_conv import GMRHarmonicConvNd
 from monai_gmr.networks.layers.sized_upsampling import MODES
 from monai_gmr.symmetry import project_kernel, project_kernel_on_order, project_transposed_kernel

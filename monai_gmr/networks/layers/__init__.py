@@ -9,6 +9,7 @@ from monai_gmr.networks.layers.centred_conv import (
     GMRCentredHarmonicConv3d,
 )
 from monai_gmr.networks.layers.factories import (
+    convolution_label,
     keep_channels_last,
     make_convolution,
     one_per_level,
@@ -19,6 +20,21 @@ from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d, 
 from monai_gmr.networks.layers.gmr_conv_transpose import GMRConvTranspose1d, GMRConvTranspose2d, GMRConvTranspose3d
 from monai_gmr.networks.layers.gmr_harmonic_conv import GMRHarmonicConv1d, GMRHarmonicConv2d, GMRHarmonicConv3d
 from monai_gmr.networks.layers.instance_norm import GMRInstanceNorm2d, GMRInstanceNorm3d
+from monai_gmr.networks.layers.point_group_conv import (
+    PointGroupConv1d,
+    PointGroupConv2d,
+    PointGroupConv3d,
+    PointGroupConvTranspose1d,
+    PointGroupConvTranspose2d,
+    PointGroupConvTranspose3d,
+)
+from monai_gmr.networks.layers.point_group_fields import (
+    PointGroupDense,
+    PointGroupDropout,
+    PointGroupNorm,
+    PointGroupPool,
+    PointGroupRestrict,
+)
 from monai_gmr.networks.layers.resampling import (
     GMRAvgPool,
     GMRDownsample,
@@ -63,8 +79,20 @@ __all__ = [
     "GMRSubpixelMean",
     "GMRTrim",
     "GMRUpsample",
+    "PointGroupConv1d",
+    "PointGroupConv2d",
+    "PointGroupConv3d",
+    "PointGroupConvTranspose1d",
+    "PointGroupConvTranspose2d",
+    "PointGroupConvTranspose3d",
+    "PointGroupDense",
+    "PointGroupDropout",
+    "PointGroupNorm",
+    "PointGroupPool",
+    "PointGroupRestrict",
     "SREConv2d",
     "SREConv3d",
+    "convolution_label",
     "keep_channels_last",
     "make_convolution",
     "make_downsample",

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d, GMRConvNd, check_input, whole_numbers
+from monai_gmr.networks.layers.conv_nd import check_input, whole_numbers
+from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d, GMRConvNd
 from monai_gmr.networks.layers.gmr_harmonic_conv import (
     UNITS_PER_HARMONIC,
     GMRHarmonicConv1d,
@@ -51,8 +52,8 @@ class CentredConvNd(GMRConvNd):
                     f"stride={s} with dilation={d} has no window about the centre of every size: use an odd dilation."
                 )
 
-    def _tap_tables(self) -> dict[str, Any]:
-        tables = super()._tap_tables()
+    def _make_tables(self) -> dict[str, Any]:
+        tables = super()._make_tables()
         # shells of all windows, one after the other; all masks and norms are those of the first window, so all sample one function
         windows = [self._window(code) for code in range(2**self.spatial_dims)]
         shells = [kernel_shells(window, self.steps)._replace(support=self.support) for window in windows]

@@ -1,5 +1,5 @@
 """Registration in MONAI's layer factories: ``Conv["GMR", 3]``, ``Conv["GMRTRANS", 3]``, ``Conv["SRE", 3]``, ``Pool["GMRMAX", 3]``,
-``Norm["GMRINSTANCE", 3]``."""
+``Norm["GMRINSTANCE", 3]``, ``Conv["POINTGROUP", 3]``, ``Norm["POINTGROUP", 3]``, ``Dropout["POINTGROUP", 3]``."""
 
 from __future__ import annotations
 
@@ -7,21 +7,31 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from monai.networks.layers.factories import Conv, Norm, Pool
+from monai.networks.layers.factories import Conv, Dropout, Norm, Pool
 from torch import nn
 
 from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d, SREConv2d, SREConv3d
 from monai_gmr.networks.layers.gmr_conv_transpose import GMRConvTranspose1d, GMRConvTranspose2d, GMRConvTranspose3d
 from monai_gmr.networks.layers.gmr_harmonic_conv import GMRHarmonicConv1d, GMRHarmonicConv2d, GMRHarmonicConv3d
 from monai_gmr.networks.layers.instance_norm import GMRInstanceNorm2d, GMRInstanceNorm3d
+from monai_gmr.networks.layers.point_group_conv import (
+    PointGroupConv1d,
+    PointGroupConv2d,
+    PointGroupConv3d,
+    PointGroupConvTranspose1d,
+    PointGroupConvTranspose2d,
+    PointGroupConvTranspose3d,
+)
+from monai_gmr.networks.layers.point_group_fields import PointGroupDropout, PointGroupNorm
 from monai_gmr.networks.layers.resampling import GMRAvgPool, GMRMaxPool
+from monai_gmr.symmetry import PointGroup
 from monai_gmr.utils import ConfigurationError, check_choice
 
-CONVOLUTIONS = {"gmr": "GMR", "gmr_harmonic": "GMRHARMONIC", "sre": "SRE", "plain": "CONV"}
+CONVOLUTIONS = {"gmr": "GMR", "gmr_harmonic": "GMRHARMONIC", "group": "POINTGROUP", "sre": "SRE", "plain": "CONV"}
 
 
 def split_convolution(conv: str | Sequence) -> tuple[str, dict[str, Any]]:
-    """Name and further arguments of the argument ``conv`` of blocks and nets, a name or a pair of both.
+    """Name and further arguments of the argument ``conv`` of blocks and nets, a name or a pair of both; "group" is the whole group.
 
     Raises:
         ConfigurationError: when the name is unknown or ``conv`` is of neither form.
@@ -34,7 +44,26 @@ def split_convolution(conv: str | Sequence) -> tuple[str, dict[str, Any]]:
     if len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], Mapping):
         raise ConfigurationError(f"conv={conv!r} is impossible: give a name, or a pair of a name and arguments.")
     check_choice("conv", pair[0], tuple(CONVOLUTIONS))
-    return pair[0], dict(pair[1])
+    return pair[0], ({"group": "all"} if pair[0] == "group" else {}) | dict(pair[1])
+
+
+def convolution_label(conv: str | Sequence) -> str:
+    """A few words for the argument ``conv`` of nets, such as a report names a net by.
+
+    Example:
+        >>> convolution_label("gmr"), convolution_label(("group", {"group": "4mm", "filter": "gc"}))
+        ('gmr', 'group 4mm gc')
+        >>> convolution_label([("group", {"group": ("m", "x")}), "gmr_harmonic"])
+        'group m x, gmr_harmonic'
+    """
+    if isinstance(conv, str):
+        return conv
+    if len(conv) == 2 and isinstance(conv[1], Mapping):
+        words = [
+            " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value) for value in conv[1].values()
+        ]
+        return " ".join([conv[0], *words])
+    return ", ".join(map(convolution_label, conv))
 
 
 def make_convolution(
@@ -51,13 +80,13 @@ def make_convolution(
     """The layer that the argument ``conv`` of blocks and nets stands for.
 
     Args:
-        conv: "gmr" (:class:`GMRConv2d`), "gmr_harmonic" (:class:`GMRHarmonicConv2d`), "sre" (:class:`SREConv2d`)
-            or "plain" (``torch.nn.ConvNd``, the baseline); or a pair of the name and further arguments of the layer, such as
-            ``("gmr_harmonic", {"orders": (0, 1)})``.
+        conv: "gmr" (:class:`GMRConv2d`), "gmr_harmonic" (:class:`GMRHarmonicConv2d`), "group" (:class:`PointGroupConv2d`), "sre"
+            (:class:`SREConv2d`) or "plain" (``torch.nn.ConvNd``, the baseline); or a pair of the name and further arguments of the layer,
+            such as ``("gmr_harmonic", {"orders": (0, 1)})`` or ``("group", {"group": "4mm", "filter": "gc"})``.
         spatial_dims: 1, 2 or 3.
         in_channels, out_channels, kernel_size, kwargs: of ``torch.nn.ConvNd``.
         rings: kind of rings (:class:`GMRConv2d`), for "gmr" and "gmr_harmonic".
-        spacing: voxel size in millimetres, for all but "plain".
+        spacing: voxel size in millimetres, for all but "plain"; a group must keep it.
 
     Raises:
         ConfigurationError: when ``conv`` is unknown.
@@ -67,7 +96,13 @@ def make_convolution(
         Conv2d(1, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
     """
     name, arguments = split_convolution(conv)
-    options: dict[str, Any] = {} if name == "plain" else {"spacing": spacing}
+    options: dict[str, Any] = {} if name in ("plain", "group") else {"spacing": spacing}
+    if name == "group" and spacing is not None:
+        group = PointGroup.from_name(arguments["group"], spatial_dims)
+        if group.keeping(spacing) != group:
+            raise ConfigurationError(
+                f"spacing={tuple(spacing)} is not kept by {group!r}: use its subgroup {group.keeping(spacing)!r}."
+            )
     if name.startswith("gmr"):
         options["rings"] = rings
     kind = Conv[CONVOLUTIONS[name], spatial_dims]
@@ -131,6 +166,8 @@ def register_layers() -> None:
         "GMR": {1: GMRConv1d, 2: GMRConv2d, 3: GMRConv3d},
         "GMRTRANS": {1: GMRConvTranspose1d, 2: GMRConvTranspose2d, 3: GMRConvTranspose3d},
         "GMRHARMONIC": {1: GMRHarmonicConv1d, 2: GMRHarmonicConv2d, 3: GMRHarmonicConv3d},
+        "POINTGROUP": {1: PointGroupConv1d, 2: PointGroupConv2d, 3: PointGroupConv3d},
+        "POINTGROUPTRANS": {1: PointGroupConvTranspose1d, 2: PointGroupConvTranspose2d, 3: PointGroupConvTranspose3d},
         "SRE": {2: SREConv2d, 3: SREConv3d},
     }
     for name, classes in convolutions.items():
@@ -139,3 +176,7 @@ def register_layers() -> None:
         Pool.add_factory_callable(name, _by_dimension(name, {d: partial(pool, d) for d in (1, 2, 3)}))
     norms = {1: nn.InstanceNorm1d, 2: GMRInstanceNorm2d, 3: GMRInstanceNorm3d}
     Norm.add_factory_callable("GMRINSTANCE", _by_dimension("GMRINSTANCE", norms))
+    for factory, fields in ((Norm, PointGroupNorm), (Dropout, PointGroupDropout)):
+        factory.add_factory_callable(
+            "POINTGROUP", _by_dimension("POINTGROUP", {d: partial(fields, d) for d in (1, 2, 3)})
+        )

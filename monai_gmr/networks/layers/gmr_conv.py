@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,69 +10,26 @@ import torch
 from torch import nn
 
 from monai_gmr import symmetry
-from monai_gmr.ops import dense_kernel, pad_nd, ring_conv
+from monai_gmr.networks.layers.conv_nd import DirectConvNd, SymmetricConvNd
+from monai_gmr.ops import dense_kernel, ring_conv
 from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.symmetry.taps import SIGMA_FLOOR
-from monai_gmr.utils import ConfigurationError, SymmetryWarning, check_choice
+from monai_gmr.utils import ConfigurationError, check_choice
 
 RINGS = ("gaussian", "indexed", "hard", "indexed_square", "hard_square")
-PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 # in voxels: a tap as close to the support has no weight
 SMALLEST_DISTANCE = 1e-6
 
 
-def whole_numbers(name: str, value: Any, spatial_dims: int, least: int = 1) -> Any:
-    """One whole number of at least ``least`` per axis, as a tuple, from one for all or one each."""
-    numbers = tuple(value) if isinstance(value, Sequence) else (value,) * spatial_dims
-    if len(numbers) != spatial_dims or any(int(n) != n or n < least for n in numbers):
-        raise ConfigurationError(
-            f"{name}={value} is impossible: give {spatial_dims} whole numbers of at least {least}, or one for all axes."
-        )
-    return tuple(int(n) for n in numbers)
+class RingConvNd(SymmetricConvNd):
+    """What all radial convolutions share: the shells of the taps and the basis; the arguments are those of :class:`GMRConv2d`."""
 
-
-def check_input(module: nn.Module, x: torch.Tensor, spatial_dims: int, in_channels: int, unbatched: bool) -> None:
-    """Raise when the input of a layer or net is not ``(batch, in_channels, *spatial)``, or without batch if ``unbatched``."""
-    if torch.jit.is_tracing():
-        return
-    if x.dim() - spatial_dims not in ((1, 2) if unbatched else (2,)) or x.shape[-spatial_dims - 1] != in_channels:
-        raise ConfigurationError(
-            f"{type(module).__name__} has spatial_dims={spatial_dims}, in_channels={in_channels} and was given an input of shape "
-            f"{tuple(x.shape)}: give (batch, {in_channels}, {spatial_dims} spatial sizes)"
-            f"{' or the same without batch' if unbatched else ', or change the number of channels'}."
-        )
-
-
-def convolution_like(kind: Any, module: Any, **changes: Any) -> Any:
-    """A layer of class ``kind`` with the arguments, device and dtype of a convolution, but for changes."""
-    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-    arguments = {name: getattr(module, name) for name in names} | {"bias": module.bias is not None}
-    return kind(**arguments | {"device": module.weight.device, "dtype": module.weight.dtype} | changes)
-
-
-def _place_tables(layer: "RingConvNd", *_: Any) -> None:
-    """Bring a layer's tables to the device of its parameters; on the meta device they have no values, so that they are made anew."""
-    device = next((each.device for each in layer.parameters()), layer.shells.device)
-    remade = layer.shells.is_meta and device.type != "meta"
-    tables = layer._tap_tables() if remade else {name: getattr(layer, name) for name in layer.table_names}
-    layer._register_tables(tables, device)
-
-
-class RingConvNd(nn.Module):
-    """What all radial convolutions share: the arguments of ``torch.nn.ConvNd``, the taps and the basis.
-
-    Subclasses set ``spatial_dims`` and ``transposed`` (the adjoint); the arguments are those of :class:`GMRConv2d`.
-    """
-
-    spatial_dims: int
-    transposed: bool
     shells: torch.Tensor
     squared_radii: torch.Tensor
     counts: torch.Tensor
     masks: torch.Tensor
     sigma_floor: float
     support: float
-    table_names: list[str]
 
     def __init__(
         self,
@@ -92,18 +49,11 @@ class RingConvNd(nn.Module):
         num_rings: int | None = None,
         spacing: Sequence[float] | None = None,
     ) -> None:
+        geometry = (kernel_size, stride, padding, dilation, groups, padding_mode)
         # not super(): a class may stand beside torch.nn.ConvNd, whose arguments are others
-        nn.Module.__init__(self)
-        dims = self.spatial_dims
-        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size = whole_numbers("kernel_size", kernel_size, dims)
-        self.stride, self.dilation = whole_numbers("stride", stride, dims), whole_numbers("dilation", dilation, dims)
-        self.padding = padding if isinstance(padding, str) else whole_numbers("padding", padding, dims, least=0)
-        self.output_padding: tuple[int, ...] = (0,) * dims
-        self.padding_mode, self.rings = padding_mode, rings
-        self.spacing = spacing if spacing is None else tuple(float(s) for s in spacing)
-        self._check_arguments(dtype)
-
+        SymmetricConvNd.__init__(self, in_channels, out_channels, *geometry, dtype)
+        check_choice("rings", rings, RINGS)
+        self.rings, self.spacing = rings, spacing if spacing is None else tuple(float(s) for s in spacing)
         self.steps = symmetry.tap_spacing(self.kernel_size, self.spacing, self.dilation)
         shells = symmetry.kernel_shells(self.kernel_size, self.steps)
         self.support = float(shells.support)
@@ -127,49 +77,19 @@ class RingConvNd(nn.Module):
         self.sigma_floor = SIGMA_FLOOR.get(rings.removesuffix("_square"), 0.0)
         self.initial_sigma = symmetry.initial_sigma(rings, shells, self.num_rings)
         self.log_sigma = None if rings.startswith("hard") else nn.Parameter(torch.empty(self.num_rings, **options))
-        self._register_tables(self._tap_tables(), self.weight.device)
-        self.register_load_state_dict_post_hook(_place_tables)
-        self.reset_parameters()
-
-    def _check_arguments(self, dtype) -> None:
-        check_choice("rings", self.rings, RINGS)
-        check_choice("padding_mode", self.padding_mode, ("zeros",) if self.transposed else PADDING_MODES)
-        if self.groups < 1 or self.in_channels % self.groups or self.out_channels % self.groups:
-            raise ConfigurationError(
-                f"groups={self.groups} must divide in_channels={self.in_channels} and out_channels={self.out_channels}."
-            )
-        if dtype is not None and not dtype.is_floating_point:
-            raise ConfigurationError(f"dtype={dtype} is not possible: use a real floating-point type.")
-        if isinstance(self.padding, str):
-            check_choice("padding", self.padding, ("symmetric",) if self.transposed else ("valid", "same", "symmetric"))
-            if self.padding == "same" and max(self.stride) > 1:
-                raise ConfigurationError(f"padding='same' takes no stride={self.stride}: use padding='symmetric'.")
+        self._finish()
 
     def _ring_masks(self, shells: symmetry.Shells) -> np.ndarray:
         masks = symmetry.square_ring_masks if self.rings.endswith("_square") else symmetry.ring_masks
         return masks(shells, self.num_rings)
 
-    def _tap_tables(self) -> dict[str, Any]:
-        """Constants of the taps, as whole numbers: no cast to half precision, and none in a state dict."""
+    def _make_tables(self) -> dict[str, Any]:
         shells = symmetry.kernel_shells(self.kernel_size, self.steps)
         masks = self._ring_masks(shells)
         near = shells.radii < shells.support - SMALLEST_DISTANCE
         self.num_shells = int(np.flatnonzero(near if self.rings == "gaussian" else masks.any(axis=0)).max()) + 1
         tables = {"shells": shells.tap_shell, "squared_radii": shells.squared_radii}
         return tables | {"counts": shells.counts, "masks": masks}
-
-    def _register_tables(self, tables: dict[str, Any], device: torch.device) -> None:
-        self.table_names = list(tables)
-        for name, table in tables.items():
-            self.register_buffer(name, torch.as_tensor(table, device=device), persistent=False)
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "RingConvNd":
-        # here, as in torch.nn.RNNBase: Module.to_empty() leaves nothing of a buffer, and no state dict brings it back
-        tables = {name: getattr(self, name) for name in self.table_names}
-        super()._apply(fn, recurse)
-        self._register_tables(tables, tables["shells"].device)
-        _place_tables(self)
-        return self
 
     def reset_parameters(self) -> None:
         """Draw fresh weights; on white noise the output's variance is that of a fresh ``torch.nn.ConvNd``."""
@@ -204,74 +124,13 @@ class RingConvNd(nn.Module):
         """The kernel over its taps, of the shape that ``torch.nn.ConvNd.weight`` has."""
         return dense_kernel(self.weight, self.basis(), self.shells)
 
-    def _dense_copy(self, name: str, **changes: Any) -> nn.Module:
-        """The equal module of torch, of class ``name``."""
-        dense = convolution_like(getattr(nn, f"{name}{self.spatial_dims}d"), self, **changes)
-        with torch.no_grad():
-            dense.weight.copy_(self.dense_kernel())
-            if self.bias is not None:
-                dense.bias.copy_(self.bias)
-        return dense.train(self.training)
-
     def extra_repr(self) -> str:
         spacing = "" if self.spacing is None else f", spacing={self.spacing}"
         return f"{nn.Conv2d.extra_repr(self)}{spacing}, rings={self.rings!r}, num_rings={self.num_rings}"  # type: ignore[arg-type]
 
 
-class GMRConvNd(RingConvNd):
+class GMRConvNd(DirectConvNd, RingConvNd):
     """Radial convolution of any dimension; use :class:`GMRConv1d`, :class:`GMRConv2d` or :class:`GMRConv3d`."""
-
-    transposed = False
-
-    def _margins(self, spatial: list[int]) -> list[int]:
-        """Voxels before and after each axis, first axis first."""
-        margins: list[int] = []
-        padding = self.padding
-        for axis, size in enumerate(spatial):
-            k, s, d = self.kernel_size[axis], self.stride[axis], self.dilation[axis]
-            if isinstance(padding, str):
-                before = after = 0
-                if padding == "same":
-                    before, after = d * (k - 1) // 2, (d * (k - 1) + 1) // 2
-                elif padding == "symmetric":
-                    before = after = symmetry.symmetric_padding(size, k, s, d)
-                margins += [before, after]
-            else:
-                margins += [padding[axis], padding[axis]]
-        return margins
-
-    def _warn_if_inexact(self, spatial: list[int], margins: list[int]) -> None:
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():
-            return
-        for axis, size in enumerate(spatial):
-            before, after = margins[2 * axis], margins[2 * axis + 1]
-            k, s, d = self.kernel_size[axis], self.stride[axis], self.dilation[axis]
-            if before != after or not symmetry.stride_is_exact(size, k, s, before, d):
-                warnings.warn(
-                    f"{type(self).__name__} with kernel_size={k}, stride={s}, padding={self.padding!r}, dilation={d} is not "
-                    f"exactly equivariant on an axis of {size} voxels: use padding='symmetric', a kernel_size of the other "
-                    "parity, or GMRDownsample.",
-                    SymmetryWarning,
-                    stacklevel=3,
-                )
-
-    def _padded(self, input: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
-        """The input as the convolution takes it, and the voxels of zeros that it is to add at both ends of an axis."""
-        dims = self.shells.dim()
-        spatial = list(input.shape)[input.dim() - dims :]
-        if not torch.jit.is_scripting():
-            check_input(self, input, dims, self.in_channels, unbatched=True)
-        margins = self._margins(spatial)
-        if not torch.jit.is_scripting():
-            self._warn_if_inexact(spatial, margins)
-        padding = margins[0::2]
-        if self.padding_mode != "zeros" or padding != margins[1::2]:
-            reverse: list[int] = []
-            for axis in range(dims):
-                reverse = margins[2 * axis : 2 * axis + 2] + reverse
-            input = pad_nd(input, reverse, self.padding_mode)
-            padding = [0] * dims
-        return input, padding
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Convolve ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``."""
@@ -290,19 +149,6 @@ class GMRConvNd(RingConvNd):
             dilation=self.dilation,
             groups=self.groups,
             num_shells=self.num_shells,
-        )
-
-    def to_conv(self) -> nn.Module:
-        """The equal ``torch.nn.ConvNd``, for deployment; refused where ``padding="symmetric"`` depends on the input's size."""
-        if self.padding != "symmetric":
-            return self._dense_copy("Conv")
-        if max(self.stride) > 1:
-            raise ConfigurationError(
-                f"padding='symmetric' with stride={self.stride} depends on the size, which torch.nn.Conv{self.spatial_dims}d "
-                "cannot: give the padding in voxels."
-            )
-        return self._dense_copy(
-            "Conv", padding=tuple(d * (k - 1) // 2 for d, k in zip(self.dilation, self.kernel_size))
         )
 
 

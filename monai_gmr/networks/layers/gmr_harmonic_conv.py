@@ -70,8 +70,8 @@ class GMRHarmonicConvNd(GMRConvNd):
         self.inner_products = inner_products
         super().__init__(in_channels, out_channels, kernel_size, *args, **kwargs)
 
-    def _tap_tables(self) -> dict[str, Any]:
-        tables = super()._tap_tables()
+    def _make_tables(self) -> dict[str, Any]:
+        tables = super()._make_tables()
         self.channels = channels_per_order(self.out_channels // self.groups, self.order_split)
         self.num_responses = self.groups * sum(n * count for n, count in zip(self.channels, self.components))
         halved = [self.inner_products and order != 0 for order in self.orders]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from monai_gmr.networks.layers.gmr_conv import whole_numbers
+from monai_gmr.networks.layers.conv_nd import whole_numbers
 from monai_gmr.networks.layers.size_trail import Levels, record_sizes
 from monai_gmr.ops import symmetric_downsample, symmetric_upsample
 from monai_gmr.ops.free_sizes import is_free, voxels

@@ -8,7 +8,8 @@ from torch import nn
 
 from monai_gmr.networks.blocks import GMRConvolution, GMRResNetBlock
 from monai_gmr.networks.layers import make_downsample, one_per_level, split_convolution
-from monai_gmr.networks.layers.gmr_conv import check_input
+from monai_gmr.networks.layers.conv_nd import check_input
+from monai_gmr.networks.layers.group_levels import check_levels, end_group, lift, onto, scalars
 from monai_gmr.utils import ConfigurationError, check_choice
 
 DEFAULT_KERNEL_SIZES = {2: (9, 9, 5, 5), 3: (5, 5, 5, 5)}
@@ -26,12 +27,14 @@ class GMRResNet(nn.Module):
         num_classes: number of outputs.
         layers: residual blocks of each stage.
         block: "basic" or "bottleneck".
-        kernel_sizes: window of each stage in voxels; default ``(9, 9, 5, 5)`` in 2D, ``(5, 5, 5, 5)`` in 3D, 3 for ``conv="plain"``.
+        kernel_sizes: window of each stage in voxels; default ``(9, 9, 5, 5)`` in 2D, ``(5, 5, 5, 5)`` in 3D, 3 for "plain" and "group".
         width: channels of the first stage; each stage has twice as many as the one before.
         stem_kernel_size: window of the stem in voxels, one number or one per axis.
         stem_stride: 2: the stem halves the grid; 1: it does not, for images of few voxels.
-        conv: "gmr", "gmr_harmonic" (orders 0 to 2), "sre" or "plain" (``torch.nn.ConvNd``, the baseline); or a pair of the name and further
-            arguments of the layer, such as ``("gmr_harmonic", {"orders": (0, 1)})``; or a list of either, one per stage.
+        conv: "gmr", "gmr_harmonic" (orders 0 to 2), "group" (group convolutions, made scalars before the pooling), "sre" or "plain"
+            (``torch.nn.ConvNd``, the baseline); or a pair of the name and further arguments of the layer, such as
+            ``("gmr_harmonic", {"orders": (0, 1)})`` or ``("group", {"group": "4mm", "filter": "gc"})``; or a list of either, one per stage,
+            whose groups may become smaller from stage to stage.
         rings: as in :class:`~monai_gmr.networks.layers.GMRConv2d`.
         spacing: voxel size in millimetres; the net is then invariant to the symmetries that keep it.
         downsample: what halves the grid: "lowpass" (anti-aliased: the one that stays close at other angles), "avg", "max", or a tuple of
@@ -94,14 +97,17 @@ class GMRResNet(nn.Module):
         check_choice("block", block, ("basic", "bottleneck"))
         check_choice("stem_stride", stem_stride, (1, 2))
         convolutions = one_per_level("conv", conv, len(layers), "layers")
+        check_levels(convolutions, spatial_dims)
         if kernel_sizes is None:
-            plain = all(split_convolution(each)[0] == "plain" for each in convolutions)
-            kernel_sizes = 3 if plain else DEFAULT_KERNEL_SIZES[spatial_dims]
+            small = all(split_convolution(each)[0] in ("plain", "group") for each in convolutions)
+            kernel_sizes = 3 if small else DEFAULT_KERNEL_SIZES[spatial_dims]
         windows = one_per_level("kernel_sizes", kernel_sizes, len(layers), "layers")
         common: dict[str, Any] = {"rings": rings, "spacing": spacing, "padding_mode": padding_mode}
         common |= {"act": act, "norm": norm}
         self.spatial_dims, self.n_input_channels = spatial_dims, n_input_channels
-        options = common | {"kernel_size": stem_kernel_size, "conv": convolutions[0], "bias": False}
+        # of group convolutions the group that the net keeps
+        self.symmetry_group = end_group(convolutions[-1], spatial_dims)
+        options = common | {"kernel_size": stem_kernel_size, "conv": lift(convolutions[0]), "bias": False}
         self.stem = GMRConvolution(spatial_dims, n_input_channels, width, **options)
         after_stem = downsample if stem_downsample is None else stem_downsample
         self.downsample = make_downsample(after_stem, spatial_dims) if stem_stride == 2 else nn.Identity()
@@ -109,10 +115,12 @@ class GMRResNet(nn.Module):
         common |= {"bottleneck": bottleneck, "downsample": downsample, "downsample_inside": downsample_inside}
         channels, expansion = width, 4 if bottleneck else 1
         self.stages = nn.ModuleList()
+        last = convolutions[0]
         for level, (count, window, convolution) in enumerate(zip(layers, windows, convolutions)):
             stage, out_channels = nn.Sequential(), width * 2**level
             for i in range(count):
-                options = common | {"stride": 2 if level > 0 and i == 0 else 1, "conv": convolution}
+                step, last = onto(last, convolution, spatial_dims), convolution
+                options = common | {"stride": 2 if level > 0 and i == 0 else 1, "conv": step}
                 residual = GMRResNetBlock(spatial_dims, channels, out_channels, window, **options)
                 stage.add_module(f"block{i + 1}", residual)
                 channels = out_channels * expansion
@@ -122,6 +130,7 @@ class GMRResNet(nn.Module):
                 if isinstance(module, GMRResNetBlock):
                     for parameter in module.last_norm().parameters():
                         nn.init.zeros_(parameter)
+        self.scalars, channels = scalars(last, spatial_dims, channels)
         self.dropout = nn.Dropout(dropout)
         self.fc: nn.Module = nn.Linear(channels, num_classes) if feed_forward else nn.Identity()
 
@@ -132,7 +141,7 @@ class GMRResNet(nn.Module):
         x = self.downsample(self.stem(x))
         for stage in self.stages:
             x = stage(x)
-        return x.flatten(2).mean(dim=2)
+        return self.scalars(x).flatten(2).mean(dim=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(batch, n_input_channels, *spatial)`` to ``(batch, num_classes)``."""

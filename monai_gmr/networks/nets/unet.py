@@ -11,8 +11,19 @@ from torch import nn
 
 from monai_gmr.networks.blocks import GMRConvolution
 from monai_gmr.networks.layers import GMRTrim, GMRUpsample, make_convolution, make_downsample
+from monai_gmr.networks.layers.conv_nd import check_input
 from monai_gmr.networks.layers.factories import one_per_level, split_convolution
-from monai_gmr.networks.layers.gmr_conv import check_input
+from monai_gmr.networks.layers.group_levels import (
+    behind,
+    check_levels,
+    end_group,
+    lift,
+    make_head,
+    onto,
+    pointwise,
+    restrict,
+    with_group_of,
+)
 from monai_gmr.ops.backend import prefers_channels_last
 from monai_gmr.ops.free_sizes import is_free
 from monai_gmr.ops.memory_format import make_channels_last, runs_channels_last
@@ -64,9 +75,11 @@ class GMRUNet(nn.Module):
         in_channels: channels of the image.
         out_channels: channels of the segmentation.
         features: channels of each level; their number is the depth.
-        kernel_sizes: window of each level in voxels, or one for all; default 5 in 2D, 3 in 3D, 3 for ``conv="plain"``.
-        conv: "gmr", "gmr_harmonic" (orders 0 to 2), "sre" or "plain" (``torch.nn.ConvNd``, the baseline); or a pair of the name and further
-            arguments of the layer, such as ``("gmr_harmonic", {"orders": (0, 1)})``; or a list of either, one per level.
+        kernel_sizes: window of each level in voxels, or one for all; default 5 in 2D, 3 in 3D, 3 for "plain" and "group".
+        conv: "gmr", "gmr_harmonic" (orders 0 to 2), "group" (group convolutions, made scalars before the head), "sre" or "plain"
+            (``torch.nn.ConvNd``, the baseline); or a pair of the name and further arguments of the layer, such as
+            ``("gmr_harmonic", {"orders": (0, 1)})`` or ``("group", {"group": "4mm", "filter": "gc"})``; or a list of either, one per level,
+            whose groups may become smaller from level to level (the way up is then on the smallest).
         rings: as in :class:`~monai_gmr.networks.layers.GMRConv2d`.
         spacing: voxel size in millimetres; the net is then equivariant to the symmetries that keep it.
         downsample: "lowpass" (anti-aliased), "avg" or "max".
@@ -125,8 +138,9 @@ class GMRUNet(nn.Module):
             raise ConfigurationError("features is empty: give the channels of at least one level.")
         convolutions = one_per_level("conv", conv, len(features), "features")
         names = [split_convolution(each)[0] for each in convolutions]
+        check_levels(convolutions, spatial_dims)
         if kernel_sizes is None:
-            kernel_sizes = [3 if name == "plain" else DEFAULT_KERNEL_SIZE[spatial_dims] for name in names]
+            kernel_sizes = [3 if name in ("plain", "group") else DEFAULT_KERNEL_SIZE[spatial_dims] for name in names]
         windows = one_per_level("kernel_sizes", kernel_sizes, len(features), "features")
         check_choice("upsample", upsample, tuple(UPSAMPLE))
         decoded = _decoder_channels("decoder_features", decoder_features, features[:-1])
@@ -139,39 +153,46 @@ class GMRUNet(nn.Module):
                 stacklevel=2,
             )
         self.spatial_dims, self.in_channels = spatial_dims, in_channels
+        # of group convolutions the group that the net keeps
+        self.symmetry_group = end_group(convolutions[-1], spatial_dims)
         self.deep_supervision = deep_supervision
         norm_name = norm[0] if isinstance(norm, tuple | list) else norm
         self.normalises_instances = str(norm_name).lower().startswith("instance")
         # window and channels of the convolutions on the finest grid
         self.window, self.channels = ensure_tuple_rep(windows[0], spatial_dims), (features[0], features[0])
         # with channels last the framework's other norms add up in single precision, and the net would not be exact
-        self.may_run_channels_last = self.normalises_instances and names[0] != "plain"
+        self.may_run_channels_last = self.normalises_instances and names[0] not in ("plain", "group")
         common: dict[str, Any] = {"rings": rings, "spacing": spacing, "padding_mode": padding_mode}
         common |= {"act": act, "norm": norm, "bias": bias, "dropout": dropout or None}
 
-        def two_convolutions(inputs: int, outputs: int, level: int) -> nn.Sequential:
-            options = {"kernel_size": windows[level], "conv": convolutions[level], **common}
-            pair = (GMRConvolution(spatial_dims, channels, outputs, **options) for channels in (inputs, outputs))
-            return nn.Sequential(*pair)
+        def two_convolutions(inputs: int, outputs: int, level: int, first: str | Sequence) -> nn.Sequential:
+            options = {"kernel_size": windows[level], **common}
+            pair = ((inputs, first), (outputs, behind(first, spatial_dims)))
+            return nn.Sequential(*(GMRConvolution(spatial_dims, n, outputs, conv=each, **options) for n, each in pair))
 
-        self.stem = two_convolutions(in_channels, features[0], 0)
+        self.stem = two_convolutions(in_channels, features[0], 0, lift(convolutions[0]))
         self.encoders, self.decoders, self.reducers, self.heads = (nn.ModuleList() for _ in range(4))
         for level in range(1, len(features)):
-            pair = two_convolutions(features[level - 1], features[level], level)
+            first = onto(convolutions[level - 1], convolutions[level], spatial_dims)
+            pair = two_convolutions(features[level - 1], features[level], level, first)
             self.encoders.append(nn.Sequential(make_downsample(downsample, spatial_dims), pair))
         coarse = features[-1]
+        # on the way up all fields are on the coarsest level's group
+        upwards = [with_group_of(convolutions[-1], each, spatial_dims) for each in convolutions]
+        finer = convolutions[:-1]
+        self.skips = nn.ModuleList([restrict(each, convolutions[-1], spatial_dims) for each in finer])
         for level in reversed(range(1, len(features))):
             fine, taken = decoded[level - 1], received[level - 1]
             if upsample == "deconv":
                 self.reducers.append(Conv["CONVTRANS", spatial_dims](coarse, taken, 2, stride=2))
             else:
-                self.reducers.append(make_convolution("plain", spatial_dims, coarse, taken, 1))
-            self.decoders.append(two_convolutions(features[level - 1] + taken, fine, level - 1))
+                self.reducers.append(make_convolution(pointwise(upwards[level]), spatial_dims, coarse, taken, 1))
+            self.decoders.append(two_convolutions(features[level - 1] + taken, fine, level - 1, upwards[level - 1]))
             if deep_supervision and level > 1:
-                self.heads.append(make_convolution("plain", spatial_dims, fine, out_channels, 1))
+                self.heads.append(make_head(upwards[level], spatial_dims, fine, out_channels))
             coarse = fine
         self.upsample = UPSAMPLE[upsample](spatial_dims)
-        self.head = make_convolution("plain", spatial_dims, coarse, out_channels, 1)
+        self.head = make_head(upwards[-1], spatial_dims, coarse, out_channels)
 
     def decode(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Features of every decoder level, the coarsest first."""
@@ -182,8 +203,8 @@ class GMRUNet(nn.Module):
                 x = make_channels_last(x)
         x = self.stem(x)
         skips: list[torch.Tensor] = []
-        for encoder in self.encoders:
-            skips.append(x)
+        for skip_connection, encoder in zip(self.skips, self.encoders):
+            skips.append(skip_connection(x))
             x = encoder(x)
         levels: list[torch.Tensor] = [] if len(skips) > 0 else [x]
         for reducer, decoder in zip(self.reducers, self.decoders):

@@ -20,7 +20,7 @@ import torch
 
 from monai_gmr.ops.call import output_sizes
 from monai_gmr.ops.cpu.harmonic_kernels import AngularOrder
-from monai_gmr.ops.cpu.ring_conv import product_gradients, write_products
+from monai_gmr.ops.cpu.ring_kernels import product_gradients, write_products
 from monai_gmr.ops.cpu.tiles import Window
 from monai_gmr.ops.invariants import invariants
 from monai_gmr.ops.memory_format import follow_format, image_of

@@ -1,4 +1,4 @@
-"""Calls of the kernels of radial convolutions, ``csrc/ring_conv.cpp``."""
+"""Calls of the kernels of radial convolutions, ``csrc/ring_conv.cpp``, for a tile, and tile by tile for whole images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from monai_gmr.ops.cpu.library import RingConvGeometry, call_kernel
-from monai_gmr.ops.cpu.tiles import Window
+from monai_gmr.ops.cpu.tiles import Tiles, Window
 
 # rows of matrices are padded to this, whatever the length of the processor's vectors
 LANES = 16
@@ -161,3 +161,94 @@ def ring_gradients(
     """
     call = _arguments(image, other, other.shape[-1], len(matrices), window, basis)
     call_kernel("ring_conv_backward", *call, other, matrices, transposed, *gradients)
+
+
+def merged_groups(groups: int, channels: Sequence[int]) -> int:
+    """Number of groups of the kernels, which take several of a convolution as one, with zeros in its weights, so that the channels
+    ``(in, out)`` of one fill a vector."""
+    sizes = (size for size in range(1, groups + 1) if groups % size == 0 and size * min(channels) >= LANES)
+    return groups // next(sizes, groups)
+
+
+def _blocks(weights: torch.Tensor, shape: Sequence[int], groups: int) -> torch.Tensor:
+    """A view of merged weights: those of the convolution, ``(merged, out, in, rings, groups in one of them)``."""
+    split = (len(weights), groups // len(weights), shape[0] // groups, groups // len(weights), *shape[1:])
+    return weights.view(split).diagonal(dim1=1, dim2=3)
+
+
+def merge_groups(weight: torch.Tensor, groups: int) -> torch.Tensor:
+    """Weights ``(out_channels, in_channels / groups, rings)`` as those of merged groups, ``(merged groups, out, in, rings)``."""
+    out_channels, in_channels, rings = len(weight) // groups, *weight.shape[1:]
+    merged = merged_groups(groups, (out_channels, in_channels))
+    if merged == groups:
+        return weight.unflatten(0, (groups, out_channels))
+    size = groups // merged
+    weights = weight.new_zeros((merged, size * out_channels, size * in_channels, rings))
+    own = weight.view(merged, size, out_channels, in_channels, rings)
+    _blocks(weights, weight.shape, groups).copy_(own.movedim(1, -1))
+    return weights
+
+
+def split_groups(weights: torch.Tensor, shape: Sequence[int], groups: int) -> torch.Tensor:
+    """The inverse of :func:`merge_groups`, to weights of a shape."""
+    return _blocks(weights.contiguous(), shape, groups).movedim(-1, 1).reshape(*shape)
+
+
+def write_products(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    basis: torch.Tensor,
+    window: Window,
+    bias: torch.Tensor | None,
+    padding: Sequence[int],
+    result: torch.Tensor,
+    channels: slice,
+    groups: int = 1,
+) -> None:
+    """A radial convolution of ``(batch, *sizes, in_channels)``, written to some channels of ``result`` ``(batch, *sizes_out, all)``."""
+    tiles = Tiles(x, padding, window, x.shape[-1])
+    weights = merge_groups(weight, groups)
+    matrices = pad_columns(weights.permute(0, 3, 2, 1).flatten(1, 2))
+    bias = None if bias is None else pad_columns(bias.unflatten(0, weights.shape[:2]))
+    for tile in tiles:
+        rows = result[tile.samples, tile.rows]
+        ring_products(tiles.input_of(tile), window, basis, matrices, bias, result=rows, channels=channels)
+
+
+def product_gradients(
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    basis: torch.Tensor,
+    window: Window,
+    padding: Sequence[int],
+    needed: Sequence[bool],
+    groups: int = 1,
+) -> list[torch.Tensor | None]:
+    """Gradients of ``x``, ``weight`` and ``basis`` of :func:`write_products` from that of the result, ``None`` where not needed."""
+    weights = merge_groups(weight, groups)
+    image, other, margins = gradient, x, [reach - p for reach, p in zip(window.reach(), padding)]
+    if swapped := not needed[0] and x.shape[-1] < weight.shape[0]:
+        # a first layer: the input has fewer channels to sum over than the gradient
+        image, other, margins, weights = x, gradient, list(padding), weights.transpose(1, 2)
+    rings, channels, columns = basis.shape[0], *weights.shape[1:3]
+    tiles = Tiles(image, margins, window, image.shape[-1])
+    other = other.contiguous()
+    matrices = pad_columns(weights.permute(0, 3, 1, 2).flatten(1, 2))
+    transposed = pad_columns(weights.permute(0, 2, 3, 1)).flatten(2)
+    threads = torch.get_num_threads()
+    x_gradient = torch.empty_like(other) if needed[0] else None
+    products = matrices.new_zeros((threads, *matrices.shape)) if needed[1] else None
+    basis_sums = matrices.new_zeros((threads, *basis.T.shape), dtype=torch.float64) if needed[2] else None
+    for tile in tiles:
+        own = None if x_gradient is None else x_gradient[tile.samples, tile.rows][tile.new]
+        rows = other[tile.samples, tile.rows][tile.new]
+        gradients = (own, products, basis_sums)
+        image = tiles.input_of(tile)[tile.new]
+        ring_gradients(image, window, basis, rows, matrices, transposed, gradients=gradients)
+    weight_gradient = None
+    if products is not None:
+        merged = products.sum(0)[..., :columns].unflatten(1, (rings, channels))
+        merged = merged.permute((0, 3, 2, 1) if swapped else (0, 2, 3, 1))
+        weight_gradient = split_groups(merged, weight.shape, groups)
+    return [x_gradient, weight_gradient, None if basis_sums is None else basis_sums.sum(0).T.float().contiguous()]

@@ -9,7 +9,8 @@ from torch import nn
 
 from monai_gmr.networks.blocks import GMRConvolution, GMRResidualUnit, GMRResNetBlock
 from monai_gmr.networks.layers import GMRConv2d, SREConv2d
-from monai_gmr.symmetry import point_group, transform_grid
+from monai_gmr.networks.nets import GMRUNet
+from monai_gmr.symmetry import PointGroup, point_group, transform_fields, transform_grid
 from monai_gmr.utils import ConfigurationError
 
 PAIRS = [(GMRConvolution, Convolution), (GMRResidualUnit, ResidualUnit)]
@@ -64,9 +65,60 @@ def test_conv_chooses_the_layer(conv, layer):
     [
         ({"output_padding": 1}, "output_padding=1 breaks the symmetry"),
         ({"kernel_size": 4}, "use an odd kernel_size"),
-        ({"conv": "gmrr"}, "conv='gmrr' is unknown: use one of 'gmr', 'gmr_harmonic', 'sre', 'plain'"),
+        ({"conv": "gmrr"}, "conv='gmrr' is unknown: use one of 'gmr', 'gmr_harmonic', 'group', 'sre', 'plain'"),
     ],
 )
 def test_what_is_impossible_ends_in_one_sentence(arguments, message):
     with pytest.raises(ConfigurationError, match=message):
         GMRConvolution(2, 1, 2, **arguments)
+
+
+@pytest.mark.parametrize("filter", ["full", "gc"])
+def test_blocks_of_group_convolutions_are_exact_and_share_norms_and_dropout_by_field(filter):
+    conv = ("group", {"group": "4mm", "filter": filter})
+    group = PointGroup.from_name("4mm", 2)
+    lift = GMRConvolution(2, 1, 16, conv=("group", {"group": "4mm", "in_group": "1"}), norm="batch", dropout=0.5)
+    unit = GMRResidualUnit(2, 16, 32, strides=2, conv=conv, norm="batch", act="RELU")
+    onto = GMRResidualUnit(2, 32, 32, conv=("group", {"group": "4mm", "out_group": "4"}), norm="instance")
+    assert type(lift.get_submodule("adn.N")).__name__ == "PointGroupNorm"
+    assert type(lift.get_submodule("adn.D")).__name__ == "PointGroupDropout"
+    assert type(onto.residual).__name__ == "PointGroupConv2d"  # fields on another group cannot be added
+    net = torch.nn.Sequential(lift, unit).double().eval()
+    x = torch.randn(2, 1, 9, 12, dtype=torch.float64)
+    for element in group.elements:
+        expected = transform_fields(net(x), element, group)
+        assert torch.allclose(net(transform_grid(x, element)), expected, atol=1e-12)
+    smaller = PointGroup.from_name("4", 2)
+    whole = torch.nn.Sequential(net, onto.double().eval())
+    for element in smaller.elements:
+        expected = transform_fields(whole(x), element, smaller)
+        assert torch.allclose(whole(transform_grid(x, element)), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (
+            lambda: GMRUNet(2, 1, 2, conv=[("group", {"group": "4"}), "gmr", "gmr"]),
+            "mixes scalars with fields of a group",
+        ),
+        (lambda: GMRUNet(2, 1, 2, conv=[("group", {"group": g}) for g in ("4", "m", "1")]), "is no subgroup of"),
+        (
+            lambda: GMRUNet(3, 1, 2, features=(12, 24, 48), conv="group"),
+            "out_channels=12 is no multiple of the 48 elements",
+        ),
+        (
+            lambda: GMRUNet(3, 1, 2, features=(48,), conv="group", spacing=(1, 1, 3)),
+            r"is not kept by .*PointGroup\('4/mmm'\)",
+        ),
+        (
+            lambda: GMRConvolution(
+                2, 8, 8, conv=("group", {"group": "4mm"}), dropout=("alphadropout", {"p": 0.1}), norm="layer"
+            ),
+            "norm",
+        ),
+    ],
+)
+def test_impossible_group_nets_are_refused_in_a_sentence(make, sentence):
+    with pytest.raises(ConfigurationError, match=sentence):
+        make()

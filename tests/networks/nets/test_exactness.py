@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from monai_gmr.metrics import check_equivariance, equivariance_error
 from monai_gmr.networks.nets import GMRResNet, GMRUNet, gmr_resnet18, gmr_resnet34, gmr_resnet50
+from monai_gmr.symmetry import PointGroup
 
 TOLERANCE = 1e-5
 NETS = ("basic", "bottleneck", "unet", "unet deep supervision")
@@ -131,6 +132,60 @@ def test_2d_every_kind_of_rings(kind, rings, steps):
 def test_3d(kind, conv, steps, training):
     error, size = worst(trained(kind, 3, steps, conv).train(training), 2, SIZES_3D)
     assert error <= TOLERANCE, size
+
+
+GROUPS_2D = [["4mm"], ["4"], ["2mm"], ["m"], ["4mm", "4", "2"]]
+GROUPS_3D = [["m-3m"], ["432"], ["4/mmm"], ["mmm"], ["m-3m", "432", "432"]]
+
+
+def group_net(kind: str, dims: int, names: list[str], filter: str, steps: int) -> nn.Module:
+    """A net of three levels of group convolutions, each of two fields (one of the large groups), on one group or one a level."""
+    torch.manual_seed(0)
+    order = PointGroup.from_name(names[0], dims).order
+    channels = order * (2 if order < 16 else 1)
+    levels = [("group", {"group": name, "filter": filter}) for name in (names * 3)[:3]]
+    if kind == "unet":
+        net: nn.Module = GMRUNet(dims, 1, 2, (channels,) * 3, conv=levels)
+    else:
+        net = GMRResNet(dims, 1, 3, (1, 1, 1), kind, width=channels, conv=levels, zero_init_residual=False)
+    fit(net, dims, steps)
+    return net
+
+
+def worst_of_group(net: nn.Module, sizes: Sequence[tuple[int, ...]], whole: int) -> tuple[float, tuple[int, ...]]:
+    """The worst error over sizes; all elements of the net's group are asked at the first ``whole`` of them, two at the others."""
+    elements = net.symmetry_group.elements
+    found = []
+    for index, size in enumerate(sizes):
+        asked = elements if index < whole else elements[[1, -1]]
+        found.append((equivariance_error(net, images(2, *size), asked).worst, size))
+    return max(found)
+
+
+@pytest.mark.parametrize("names", GROUPS_2D, ids="-".join)
+@pytest.mark.parametrize(("kind", "filter"), [("unet", "full"), ("unet", "gc"), ("basic", "gc"), ("bottleneck", "g")])
+@STEPS
+def test_2d_group_convolutions(kind, filter, names, steps):
+    net = group_net(kind, 2, names, filter, steps)
+    assert net.symmetry_group == PointGroup.from_name(names[-1], 2)
+    for training in (True, False):
+        error, size = worst_of_group(net.train(training), PAIRS_2D + SIZES_2D[:: 1 if filter == "full" else 5], whole=2)
+        assert error <= TOLERANCE, size
+    if len(names) > 1:
+        whole = PointGroup.from_name(names[0], 2).elements
+        assert equivariance_error(net, images(2, 24, 24), whole).worst > 100 * TOLERANCE  # what it gave up
+
+
+@pytest.mark.parametrize("names", GROUPS_3D, ids="-".join)
+@pytest.mark.parametrize(("kind", "filter"), [("unet", "full"), ("unet", "gc"), ("basic", "gc")])
+@pytest.mark.parametrize("steps", [0, 5])
+def test_3d_group_convolutions(kind, filter, names, steps):
+    net = group_net(kind, 3, names, filter, steps)
+    for training in (True, False):
+        error, size = worst_of_group(net.train(training), SIZES_3D, whole=0)
+        assert error <= TOLERANCE, size
+    smallest = images(1, 8, 9, 11)
+    assert equivariance_error(net, smallest, net.symmetry_group.elements).worst <= TOLERANCE
 
 
 @EVERY_NET

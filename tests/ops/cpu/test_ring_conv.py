@@ -12,8 +12,7 @@ from monai_gmr.ops import backend as backends
 from monai_gmr.ops import dense
 from monai_gmr.ops.cpu import backend as cpu_backend
 from monai_gmr.ops.cpu import library as kernels
-from monai_gmr.ops.cpu import ring_conv as cpu_ring_conv
-from monai_gmr.ops.cpu import tiles
+from monai_gmr.ops.cpu import ring_kernels, tiles
 from monai_gmr.ops.cpu.ring_conv import cpp_ring_conv
 from monai_gmr.ops.ring_conv import dense_ring_conv, ring_conv, ring_conv_transpose
 from monai_gmr.symmetry import kernel_shells
@@ -117,9 +116,9 @@ def test_transforms_of_functions_take_the_dense_kernel(cpp):
 def test_layers_give_what_dense_gives(cpp, monkeypatch, rings, kernel_size, groups):
     used = {"ring_products": 0, "ring_gradients": 0}
     for name in used:
-        kernel = getattr(cpu_ring_conv, name)
+        kernel = getattr(ring_kernels, name)
         monkeypatch.setattr(
-            cpu_ring_conv, name, lambda *a, n=name, k=kernel, **b: (used.update({n: used[n] + 1}), k(*a, **b))
+            ring_kernels, name, lambda *a, n=name, k=kernel, **b: (used.update({n: used[n] + 1}), k(*a, **b))
         )
     layer = GMRConv3d(4, 8, kernel_size, padding="same", rings=rings, groups=groups)
     x = torch.randn(2, 4, 6, 7, 8)

@@ -1,0 +1,274 @@
+"""What all convolutions of this library share with ``torch.nn.ConvNd``: arguments, paddings, constant tables, copies for deployment."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from monai_gmr import symmetry
+from monai_gmr.networks.layers.table_module import TableModule
+from monai_gmr.ops import pad_nd
+from monai_gmr.utils import ConfigurationError, SymmetryWarning, check_choice
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+def whole_numbers(name: str, value: Any, spatial_dims: int, least: int = 1) -> Any:
+    """One whole number of at least ``least`` per axis, as a tuple, from one for all or one each."""
+    numbers = tuple(value) if isinstance(value, Sequence) else (value,) * spatial_dims
+    if len(numbers) != spatial_dims or any(int(n) != n or n < least for n in numbers):
+        raise ConfigurationError(
+            f"{name}={value} is impossible: give {spatial_dims} whole numbers of at least {least}, or one for all axes."
+        )
+    return tuple(int(n) for n in numbers)
+
+
+def check_input(module: nn.Module, x: torch.Tensor, spatial_dims: int, in_channels: int, unbatched: bool) -> None:
+    """Raise when the input of a layer or net is not ``(batch, in_channels, *spatial)``, or without batch if ``unbatched``."""
+    if torch.jit.is_tracing():
+        return
+    if x.dim() - spatial_dims not in ((1, 2) if unbatched else (2,)) or x.shape[-spatial_dims - 1] != in_channels:
+        raise ConfigurationError(
+            f"{type(module).__name__} has spatial_dims={spatial_dims}, in_channels={in_channels} and was given an input of shape "
+            f"{tuple(x.shape)}: give (batch, {in_channels}, {spatial_dims} spatial sizes)"
+            f"{' or the same without batch' if unbatched else ', or change the number of channels'}."
+        )
+
+
+def convolution_like(kind: Any, module: Any, **changes: Any) -> Any:
+    """A layer of class ``kind`` with the arguments, device and dtype of a convolution, but for changes."""
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    arguments = {name: getattr(module, name) for name in names} | {"bias": module.bias is not None}
+    return kind(**arguments | {"device": module.weight.device, "dtype": module.weight.dtype} | changes)
+
+
+class SymmetricConvNd(TableModule):
+    """Arguments of ``torch.nn.ConvNd``, and tables of the taps that no state dict holds.
+
+    Subclasses set ``spatial_dims`` and ``transposed`` (the adjoint), call :meth:`_finish` when their parameters are there, and have
+    ``_make_tables``, ``dense_kernel`` and ``reset_parameters``.
+    """
+
+    spatial_dims: int
+    transposed: bool
+    bias: torch.Tensor | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int],
+        padding: str | int | Sequence[int],
+        dilation: int | Sequence[int],
+        groups: int,
+        padding_mode: str,
+        dtype: torch.dtype | None,
+    ) -> None:
+        # not super(): a class may stand beside torch.nn.ConvNd, whose arguments are others
+        nn.Module.__init__(self)
+        dims = self.spatial_dims
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size = whole_numbers("kernel_size", kernel_size, dims)
+        self.stride, self.dilation = whole_numbers("stride", stride, dims), whole_numbers("dilation", dilation, dims)
+        self.padding = padding if isinstance(padding, str) else whole_numbers("padding", padding, dims, least=0)
+        self.output_padding: tuple[int, ...] = (0,) * dims
+        self.padding_mode = padding_mode
+        # an axis that no symmetry of the layer reverses has no centre to keep
+        self.mirrored_axes = [True] * dims
+        check_choice("padding_mode", padding_mode, ("zeros",) if self.transposed else PADDING_MODES)
+        if groups < 1 or in_channels % groups or out_channels % groups:
+            raise ConfigurationError(
+                f"groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}."
+            )
+        if dtype is not None and not dtype.is_floating_point:
+            raise ConfigurationError(f"dtype={dtype} is not possible: use a real floating-point type.")
+        if isinstance(padding, str):
+            check_choice("padding", padding, ("symmetric",) if self.transposed else ("valid", "same", "symmetric"))
+            if padding == "same" and max(self.stride) > 1:
+                raise ConfigurationError(f"padding='same' takes no stride={self.stride}: use padding='symmetric'.")
+
+    def _finish(self) -> None:
+        """Register the tables and draw the weights."""
+        self._finish_tables(self.get_parameter("weight").device)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw fresh weights."""
+        raise NotImplementedError
+
+    def dense_kernel(self) -> torch.Tensor:
+        """The kernel over its taps, of the shape that ``torch.nn.ConvNd.weight`` has."""
+        raise NotImplementedError
+
+    def _dense_bias(self) -> torch.Tensor | None:
+        """The bias of the equal ``torch.nn.ConvNd``, or ``None``."""
+        return self.bias
+
+    def _dense_copy(self, name: str, **changes: Any) -> nn.Module:
+        """The equal module of torch, of class ``name``."""
+        dense = convolution_like(getattr(nn, f"{name}{self.spatial_dims}d"), self, **changes)
+        bias = self._dense_bias()
+        with torch.no_grad():
+            dense.weight.copy_(self.dense_kernel())
+            if bias is not None:
+                dense.bias.copy_(bias)
+        return dense.train(self.training)
+
+
+class DirectConvNd(SymmetricConvNd):
+    """Paddings of a convolution that is not transposed."""
+
+    transposed = False
+
+    def _margins(self, spatial: list[int]) -> list[int]:
+        """Voxels before and after each axis, first axis first."""
+        margins: list[int] = []
+        padding = self.padding
+        for axis, size in enumerate(spatial):
+            k, s, d = self.kernel_size[axis], self.stride[axis], self.dilation[axis]
+            if isinstance(padding, str):
+                before = after = 0
+                if padding == "same":
+                    before, after = d * (k - 1) // 2, (d * (k - 1) + 1) // 2
+                elif padding == "symmetric":
+                    before = after = d * (k - 1) // 2
+                    if self.mirrored_axes[axis]:
+                        before = after = symmetry.symmetric_padding(size, k, s, d)
+                margins += [before, after]
+            else:
+                margins += [padding[axis], padding[axis]]
+        return margins
+
+    def _warn_if_inexact(self, spatial: list[int], margins: list[int]) -> None:
+        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return
+        for axis, size in enumerate(spatial):
+            before, after = margins[2 * axis], margins[2 * axis + 1]
+            k, s, d = self.kernel_size[axis], self.stride[axis], self.dilation[axis]
+            if not self.mirrored_axes[axis]:
+                continue
+            if before != after or not symmetry.stride_is_exact(size, k, s, before, d):
+                warnings.warn(
+                    f"{type(self).__name__} with kernel_size={k}, stride={s}, padding={self.padding!r}, dilation={d} is not "
+                    f"exactly equivariant on an axis of {size} voxels: use padding='symmetric', a kernel_size of the other "
+                    "parity, or GMRDownsample.",
+                    SymmetryWarning,
+                    stacklevel=3,
+                )
+
+    def _padded(self, input: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+        """The input as the convolution takes it, and the voxels of zeros that it is to add at both ends of an axis."""
+        dims = len(self.kernel_size)
+        spatial = list(input.shape)[input.dim() - dims :]
+        if not torch.jit.is_scripting():
+            check_input(self, input, dims, self.in_channels, unbatched=True)
+        margins = self._margins(spatial)
+        if not torch.jit.is_scripting():
+            self._warn_if_inexact(spatial, margins)
+        padding = margins[0::2]
+        if self.padding_mode != "zeros" or padding != margins[1::2]:
+            reverse: list[int] = []
+            for axis in range(dims):
+                reverse = margins[2 * axis : 2 * axis + 2] + reverse
+            input = pad_nd(input, reverse, self.padding_mode)
+            padding = [0] * dims
+        return input, padding
+
+    def to_conv(self) -> nn.Module:
+        """The equal ``torch.nn.ConvNd``, for deployment; refused where ``padding="symmetric"`` depends on the input's size."""
+        if self.padding != "symmetric":
+            return self._dense_copy("Conv")
+        if max(self.stride) > 1:
+            raise ConfigurationError(
+                f"padding='symmetric' with stride={self.stride} depends on the size, which torch.nn.Conv{self.spatial_dims}d "
+                "cannot: give the padding in voxels."
+            )
+        return self._dense_copy(
+            "Conv", padding=tuple(d * (k - 1) // 2 for d, k in zip(self.dilation, self.kernel_size))
+        )
+
+
+class TransposedConvNd(SymmetricConvNd):
+    """Arguments of ``torch.nn.ConvTransposeNd`` in its order, and the sizes that a transposed convolution reaches."""
+
+    transposed = True
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: str | int | Sequence[int] = 0,
+        output_padding: int | Sequence[int] = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: int | Sequence[int] = 1,
+        padding_mode: str = "zeros",
+        device=None,
+        dtype=None,
+        **kwargs: Any,
+    ) -> None:
+        geometry: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        more: dict[str, Any] = {"bias": bias, "padding_mode": padding_mode, "device": device, "dtype": dtype}
+        super().__init__(in_channels, out_channels, kernel_size, **geometry, **more, **kwargs)
+        self.output_padding = whole_numbers("output_padding", output_padding, self.spatial_dims, least=0)
+        # refuses what "symmetric" cannot do
+        self._margins()
+
+    def _margins(self) -> list[int]:
+        """Voxels that are removed at both ends of each axis."""
+        margins: list[int] = []
+        padding = self.padding
+        for axis in range(len(self.kernel_size)):
+            if isinstance(padding, str):
+                margins.append(
+                    symmetry.transposed_padding(self.kernel_size[axis], self.stride[axis], self.dilation[axis])
+                )
+            else:
+                margins.append(padding[axis])
+        return margins
+
+    def _warn_if_inexact(self, output_padding: list[int]) -> None:
+        if torch.jit.is_tracing() or torch.compiler.is_compiling() or max(output_padding) == 0:
+            return
+        warnings.warn(
+            f"{type(self).__name__} with kernel_size={self.kernel_size}, stride={self.stride} reaches the size "
+            f"of output_size only with output_padding={tuple(output_padding)}, which is not equivariant: use a "
+            "kernel_size of the stride's parity and padding='symmetric'.",
+            SymmetryWarning,
+            stacklevel=3,
+        )
+
+    def _geometry(self, input: torch.Tensor, output_size: list[int] | None) -> tuple[list[int], list[int]]:
+        """Voxels removed at both ends of each axis, and added at its end, to reach the spatial sizes that end ``output_size``: what it asks
+        for beyond the smallest size is taken from the padding at both ends where it is even, which is exact, else added at the end."""
+        dims = len(self.kernel_size)
+        if not torch.jit.is_scripting():
+            check_input(self, input, dims, self.in_channels, unbatched=True)
+        spatial = list(input.shape)[input.dim() - dims :]
+        padding = self._margins()
+        extra = list(self.output_padding)
+        if output_size is not None:
+            target = output_size[len(output_size) - dims :]
+            for axis in range(dims):
+                k, s, d = self.kernel_size[axis], self.stride[axis], self.dilation[axis]
+                surplus = target[axis] - ((spatial[axis] - 1) * s - 2 * padding[axis] + d * (k - 1) + 1)
+                if surplus < 0 or surplus >= max(s, d):
+                    smallest = target[axis] - surplus
+                    raise ValueError(
+                        f"output_size {target[axis]} is out of reach on axis {axis}: use {smallest} to {smallest + max(s, d) - 1}."
+                    )
+                even = surplus % 2 == 0 and surplus // 2 <= padding[axis]
+                padding[axis] -= surplus // 2 if even else 0
+                extra[axis] = 0 if even else surplus
+        if not torch.jit.is_scripting():
+            self._warn_if_inexact(extra)
+        return padding, extra
+
+    def to_conv(self) -> nn.Module:
+        """The equal ``torch.nn.ConvTransposeNd``, for deployment."""
+        return self._dense_copy("ConvTranspose", padding=tuple(self._margins()), output_padding=self.output_padding)

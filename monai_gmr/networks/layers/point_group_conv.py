@@ -1,0 +1,296 @@
+"""Group convolutions with the interface of ``torch.nn.ConvNd``: orientation is kept as channels."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from monai_gmr.networks.layers.conv_nd import DirectConvNd, SymmetricConvNd, TransposedConvNd
+from monai_gmr.ops.group_filters import separable_filter, spread_filter
+from monai_gmr.ops.ring_conv import conv_nd, conv_transpose_nd
+from monai_gmr.symmetry import PointGroup, field_channels, product_table
+from monai_gmr.symmetry.group_structure import GroupSpec
+from monai_gmr.utils import ConfigurationError, check_choice
+
+FILTERS = ("full", "g", "gc", "depthwise")
+
+
+class PointGroupFilterNd(SymmetricConvNd):
+    """What group convolutions share: fields on groups, and the filter, spread over the elements; arguments of
+    :class:`PointGroupConv2d`."""
+
+    product_table: torch.Tensor
+    tap_table: torch.Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: str | int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device=None,
+        dtype=None,
+        *,
+        group: GroupSpec,
+        in_group: GroupSpec | None = None,
+        out_group: GroupSpec | None = None,
+        filter: str = "full",
+    ) -> None:
+        geometry = (kernel_size, stride, padding, dilation, groups, padding_mode)
+        SymmetricConvNd.__init__(self, in_channels, out_channels, *geometry, dtype)
+        check_choice("filter", filter, FILTERS)
+        self.group = PointGroup.from_name(group, self.spatial_dims)
+        self.in_group, self.out_group = (
+            self.group if each is None else PointGroup.from_name(each, self.spatial_dims)
+            for each in (in_group, out_group)
+        )
+        # of the filter, which for a transposed layer is that of its adjoint; the layer is equivariant to the group of the rows
+        self.rows_group, self.columns_group = (
+            (self.in_group, self.out_group) if self.transposed else (self.out_group, self.in_group)
+        )
+        self.field_groups = tuple(each if each.order > 1 else None for each in (self.in_group, self.out_group))
+        lifts = self.columns_group.order == 1
+        self._check_groups(lifts)
+        self.in_fields = field_channels("in_channels", in_channels, self.in_group)
+        self.out_fields = field_channels("out_channels", out_channels, self.out_group)
+        # a lifting layer has nothing to factorise
+        self.filter = "full" if lifts and filter in ("g", "gc") else filter
+        self._check_fields()
+        self.mirrored_axes = self.rows_group.mirrored_axes()
+        self.out_order = self.out_group.order
+        # blocks of channels that the framework's convolution runs apart
+        self.conv_groups = in_channels if self.filter == "depthwise" else groups
+
+        rows, columns = (self.in_fields, self.out_fields) if self.transposed else (self.out_fields, self.in_fields)
+        columns = 1 if self.filter == "depthwise" else columns // groups
+        order, window = self.columns_group.order, self.kernel_size
+        shapes = {"full": (rows, columns, order, *window), "depthwise": (rows, 1, 1, *window)}
+        options = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.empty(shapes.get(self.filter, (rows, columns, order)), **options))
+        spatial = {"g": (rows, columns, *window), "gc": (rows, 1, *window)}.get(self.filter)
+        self.spatial_weight = None if spatial is None else nn.Parameter(torch.empty(spatial, **options))
+        self.bias = nn.Parameter(torch.empty(self.out_fields, **options)) if bias else None
+        self._finish()
+
+    def _check_groups(self, lifts: bool) -> None:
+        """Raise where a filter on these groups is not equivariant."""
+        larger, smaller = self.columns_group, self.rows_group
+        if not lifts and not larger.contains(smaller):
+            names = ("out_group", "in_group") if self.transposed else ("in_group", "out_group")
+            raise ConfigurationError(
+                f"{names[0]}={larger!r} does not contain {names[1]}={smaller!r}: give a group and one of its subgroups, or '1' for "
+                f"{names[0]}, whose channels are scalars."
+            )
+        for name in ("kernel_size", "stride", "dilation", "padding"):
+            values = getattr(self, name)
+            kept = smaller if isinstance(values, str) else smaller.keeping(values)
+            if kept != smaller:
+                raise ConfigurationError(
+                    f"{name}={values} is not symmetric under {smaller!r}: use equal numbers on the axes that it exchanges, or its "
+                    f"subgroup {kept!r}."
+                )
+
+    def _check_fields(self) -> None:
+        if self.in_fields % self.groups or self.out_fields % self.groups:
+            raise ConfigurationError(
+                f"groups={self.groups} must divide the {self.in_fields} fields of in_channels={self.in_channels} and the "
+                f"{self.out_fields} of out_channels={self.out_channels}."
+            )
+        alike = (self.in_group, self.in_fields, 1) == (self.out_group, self.out_fields, self.groups)
+        if self.filter == "depthwise" and not alike:
+            raise ConfigurationError(
+                f"filter='depthwise' keeps fields apart, but in_channels={self.in_channels}, out_channels={self.out_channels}, "
+                f"groups={self.groups}: give equal groups and channels, and groups=1."
+            )
+
+    def _make_tables(self) -> dict[str, Any]:
+        products = product_table(self.columns_group, self.rows_group)
+        return {"product_table": products, "tap_table": self.rows_group.tap_permutations(self.kernel_size)}
+
+    def reset_parameters(self) -> None:
+        """Draw fresh weights; on white noise the output's variance is that of a fresh ``torch.nn.ConvNd``."""
+        if self.weight.is_meta:
+            return
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        taps = math.prod(self.kernel_size)
+        spatial = self.spatial_weight
+        if spatial is not None:
+            nn.init.uniform_(spatial, -math.sqrt(3 / taps), math.sqrt(3 / taps))
+        if self.bias is not None:
+            fan_in = self.weight[0].numel() * (1 if spatial is None else taps)
+            nn.init.uniform_(self.bias, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
+
+    def _product(self) -> torch.Tensor:
+        """The part of a separable filter that mixes channels and elements, ``(rows, columns, 1)``."""
+        return spread_filter(self.weight, self.product_table.unsqueeze(2))
+
+    def _spatial(self) -> torch.Tensor:
+        """The filter of each row's channel, or each pair's, over its taps, ``(rows, 1 or columns, taps)``."""
+        spatial = self.spatial_weight
+        flat = self.weight.flatten(2) if spatial is None else spatial.flatten(2)
+        # of a pair of fields all elements share the taps
+        order = self.product_table.shape[1] if flat.shape[1] > 1 else 1
+        table = self.tap_table.unsqueeze(1)
+        return spread_filter(flat, table.expand(table.shape[0], order, table.shape[2]))
+
+    def dense_kernel(self) -> torch.Tensor:
+        """The filter as ``torch.nn.ConvNd.weight``, its rows and columns over all channels."""
+        if self.filter == "full":
+            taps = self.tap_table.shape[1]
+            table = self.product_table.unsqueeze(2) * taps + self.tap_table.unsqueeze(1)
+            kernel = spread_filter(self.weight.flatten(2), table)
+        elif self.filter == "depthwise":
+            kernel = self._spatial()
+        else:
+            kernel = separable_filter(self._product(), self._spatial())
+        return kernel.reshape([kernel.shape[0], kernel.shape[1]] + list(self.kernel_size))
+
+    def _dense_bias(self) -> torch.Tensor | None:
+        """The bias of each channel, that of its field."""
+        bias = self.bias
+        if bias is None:
+            return None
+        return bias.repeat_interleave(self.out_order)
+
+    def _dense_copy(self, name: str, **changes: Any) -> nn.Module:
+        return super()._dense_copy(name, groups=self.conv_groups, **changes)
+
+    def extra_repr(self) -> str:
+        groups = f"group={self.group!r}"
+        for name, each in (("in_group", self.in_group), ("out_group", self.out_group)):
+            groups += "" if each == self.group else f", {name}={each!r}"
+        return f"{nn.Conv2d.extra_repr(self)}, {groups}, filter={self.filter!r}"  # type: ignore[arg-type]
+
+
+class PointGroupConvNd(DirectConvNd, PointGroupFilterNd):
+    """Group convolution of any dimension; use :class:`PointGroupConv1d`, :class:`PointGroupConv2d` or :class:`PointGroupConv3d`."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Convolve ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``."""
+        input, padding = self._padded(input)
+        bias = self._dense_bias()
+        if self.filter != "gc":
+            kernel = self.dense_kernel()
+            return conv_nd(input, kernel, bias, self.stride, padding, self.dilation, groups=self.conv_groups)
+        ones, zeros = [1] * len(padding), [0] * len(padding)
+        product, taps = self._product(), self._spatial()
+        product = product.reshape([product.shape[0], product.shape[1]] + ones)
+        taps = taps.reshape([taps.shape[0], 1] + list(self.kernel_size))
+        y = conv_nd(input, product, None, ones, zeros, ones, groups=self.groups)
+        return conv_nd(y, taps, bias, self.stride, padding, self.dilation, groups=self.out_channels)
+
+
+class PointGroupConvTransposeNd(TransposedConvNd, PointGroupFilterNd):
+    """Transposed group convolution of any dimension; use :class:`PointGroupConvTranspose2d` or its variants in 1D and 3D."""
+
+    def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
+        """Spread ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)`` over the windows, to the spatial sizes that end
+        ``output_size``."""
+        padding, extra = self._geometry(input, output_size)
+        kernel, bias = self.dense_kernel(), self._dense_bias()
+        return conv_transpose_nd(
+            input, kernel, bias, self.stride, padding, extra, groups=self.conv_groups, dilation=self.dilation
+        )
+
+
+class PointGroupConv2d(PointGroupConvNd):
+    r"""Group convolution: every filter in all orientations of a group, whose results are channels.
+
+    .. math::
+        y_{o,g} = b_o + \sum_{i,h} W_{(o,g),(i,h)} \star x_{i,h}, \qquad W_{(o,g),(i,h)}(t) = w_{oi}(g^{-1} h,\; g^{-1} t)
+
+    A field has one channel for each element of the group; transforming the image transforms the channels among themselves
+    (:func:`~monai_gmr.symmetry.transform_fields`). Channels are those of the tensor, ``fields * order``, field by field, so that every
+    block of ``torch.nn`` works on them. Everything ``torch.nn.Conv2d`` accepts works.
+
+    Shape:
+        - input: ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``
+        - output: as ``torch.nn.Conv2d``'s
+        - ``weight``: ``(out_fields, in_fields / groups, order, *kernel_size)``; of separable filters ``(out_fields, in_fields / groups,
+          order)``, beside ``spatial_weight``; ``bias``: ``(out_fields,)``
+
+    Args:
+        in_channels, out_channels: channels of the input and of the output, multiples of the order of ``in_group`` and ``out_group``.
+        groups: blocks of fields that are convolved apart.
+        group: name of the group (:func:`~monai_gmr.symmetry.named_group`), a pair of it and the axis of its main direction, or a
+            :class:`~monai_gmr.symmetry.PointGroup`.
+        in_group: "1" for scalars, such as an image, which are lifted to fields; default ``group``.
+        out_group: a subgroup to whose fields the layer maps; default ``group``.
+        filter: "full": free weights on group and taps; "g": a product of weights on the group and weights on the taps, for each pair of
+            fields; "gc": the taps are shared by all inputs of a field, run as a product over channels, then one filter a channel;
+            "depthwise": weights on the taps alone, fields stay apart.
+
+    All other arguments are those of :class:`GMRConv2d`, ``padding="symmetric"`` included.
+
+    Raises:
+        ConfigurationError: when arguments or input do not fit; one sentence that says what does.
+
+    Example:
+        >>> from monai_gmr.symmetry import transform_fields, transform_grid
+        >>> lift = PointGroupConv2d(1, 8, 3, padding=1, group="4mm", in_group="1")
+        >>> layer = PointGroupConv2d(8, 16, 3, padding=1, group="4mm")
+        >>> x, g = torch.rand(1, 1, 9, 12), lift.group.elements[5]
+        >>> expected = transform_fields(layer(lift(x)), g, layer.group)
+        >>> torch.allclose(layer(lift(transform_grid(x, g))), expected, atol=1e-6)
+        True
+
+    Source:
+        Cohen and Welling, arXiv 1602.07576; separable filters: arXiv 2106.04914; onto subgroups: GroCo.
+    """
+
+    spatial_dims = 2
+
+
+class PointGroupConv1d(PointGroupConvNd):
+    """:class:`PointGroupConv2d` in one dimension, where a mirror image is the one symmetry."""
+
+    spatial_dims = 1
+
+
+class PointGroupConv3d(PointGroupConvNd):
+    """:class:`PointGroupConv2d` in three dimensions."""
+
+    spatial_dims = 3
+
+
+class PointGroupConvTranspose2d(PointGroupConvTransposeNd):
+    """Transposed group convolution: the adjoint of :class:`PointGroupConv2d` with ``in_group`` and ``out_group`` exchanged.
+
+    It maps fields on a subgroup, ``in_group``, to fields on ``out_group``; with ``out_group="1"``, the adjoint of lifting, to scalars.
+
+    Shape:
+        - input: ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``
+        - output: as ``torch.nn.ConvTranspose2d``'s
+        - ``weight``: ``(in_fields, out_fields / groups, order, *kernel_size)``
+
+    Args:
+        stride, padding, output_padding: as in :class:`GMRConvTranspose2d`.
+
+    All other arguments are those of :class:`PointGroupConv2d`, in the order of ``torch.nn.ConvTranspose2d``.
+
+    Example:
+        >>> layer = PointGroupConvTranspose2d(8, 8, kernel_size=4, stride=2, padding="symmetric", group="4mm")
+        >>> layer(torch.rand(1, 8, 7, 8)).shape
+        torch.Size([1, 8, 14, 16])
+    """
+
+    spatial_dims = 2
+
+
+class PointGroupConvTranspose1d(PointGroupConvTransposeNd):
+    """:class:`PointGroupConvTranspose2d` in one dimension."""
+
+    spatial_dims = 1
+
+
+class PointGroupConvTranspose3d(PointGroupConvTransposeNd):
+    """:class:`PointGroupConvTranspose2d` in three dimensions."""
+
+    spatial_dims = 3

@@ -1,0 +1,235 @@
+"""Layers on fields of a group: pooling over the group, norms, dropout, restriction to a subgroup, and a dense layer."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.networks.layers.utils import get_norm_layer
+from torch import nn
+
+from monai_gmr.networks.layers.table_module import TableModule
+from monai_gmr.ops.group_filters import spread_filter
+from monai_gmr.symmetry import PointGroup, coset_table, field_channels, product_table, restriction_table
+from monai_gmr.symmetry.group_structure import GroupSpec
+from monai_gmr.utils import ConfigurationError, check_choice
+
+NORMS = ("batch", "instance", "group", "syncbatch")
+
+
+class PointGroupPool(TableModule):
+    """Maximum or mean of fields over their elements, to scalars, or over cosets, to fields on a subgroup.
+
+    Cosets are those of a complement of the subgroup, where it has one (:func:`~monai_gmr.symmetry.coset_table`): the result depends on
+    no choice of representatives.
+
+    Args:
+        spatial_dims: 1, 2 or 3.
+        group, subgroup: as in :class:`PointGroupConv2d`; without a subgroup the result is one scalar channel a field.
+        reduce: "max" or "mean".
+
+    Shape:
+        - input: ``(batch, fields * order, *spatial)``
+        - output: ``(batch, fields, *spatial)``, or ``(batch, fields * subgroup order, *spatial)``
+
+    Example:
+        >>> PointGroupPool(2, "4mm")(torch.rand(1, 16, 5, 6)).shape, PointGroupPool(2, "4mm", "4")(torch.rand(1, 16, 5, 6)).shape
+        (torch.Size([1, 2, 5, 6]), torch.Size([1, 8, 5, 6]))
+    """
+
+    cosets: torch.Tensor
+
+    def __init__(
+        self, spatial_dims: int, group: GroupSpec, subgroup: GroupSpec | None = None, *, reduce: str = "max"
+    ) -> None:
+        super().__init__()
+        check_choice("reduce", reduce, ("max", "mean"))
+        self.reduce, self.group = reduce, PointGroup.from_name(group, spatial_dims)
+        self.subgroup = None if subgroup is None else PointGroup.from_name(subgroup, spatial_dims)
+        self.order, self.field_groups = self.group.order, (self.group, self.subgroup)
+        self._finish_tables()
+
+    def _make_tables(self) -> dict[str, Any]:
+        whole = [list(range(self.order))]
+        return {"cosets": whole if self.subgroup is None else coset_table(self.group, self.subgroup)}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Reduce the elements of each coset."""
+        x = x.unflatten(1, (-1, self.order)).index_select(2, self.cosets.flatten())
+        x = x.unflatten(2, (self.cosets.shape[0], self.cosets.shape[1]))
+        x = x.amax(3) if self.reduce == "max" else x.mean(3)
+        return x.flatten(1, 2)
+
+    def extra_repr(self) -> str:
+        onto = "" if self.subgroup is None else f", {self.subgroup!r}"
+        return f"{self.group!r}{onto}, reduce={self.reduce!r}"
+
+
+class PointGroupRestrict(TableModule):
+    """Fields on a group as fields on a subgroup, ``order / |H|`` times as many: channels are reordered, nothing is lost.
+
+    Args:
+        spatial_dims, group, subgroup: as in :class:`PointGroupPool`.
+
+    Example:
+        >>> PointGroupRestrict(2, "4", "2")(torch.arange(4.0).reshape(1, 4, 1, 1)).flatten()
+        tensor([0., 2., 1., 3.])
+    """
+
+    channels: torch.Tensor
+
+    def __init__(self, spatial_dims: int, group: GroupSpec, subgroup: GroupSpec) -> None:
+        super().__init__()
+        self.group, self.subgroup = (PointGroup.from_name(each, spatial_dims) for each in (group, subgroup))
+        self.order, self.field_groups = self.group.order, (self.group, self.subgroup)
+        self._finish_tables()
+
+    def _make_tables(self) -> dict[str, Any]:
+        return {"channels": restriction_table(self.group, self.subgroup).ravel()}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Reorder the channels of ``(batch, fields * order, *spatial)``."""
+        return x.unflatten(1, (-1, self.order)).index_select(2, self.channels).flatten(1, 2)
+
+    def extra_repr(self) -> str:
+        return f"{self.group!r}, {self.subgroup!r}"
+
+
+class PointGroupNorm(nn.Module):
+    """A norm whose statistics and affine weights are shared by the channels of a field, so that it commutes with the group.
+
+    Args:
+        spatial_dims, group: as in :class:`PointGroupPool`.
+        num_features: channels of the input, a multiple of the group's order.
+        norm: "batch", "instance", "group" or "syncbatch", or a pair of the name and its arguments, as in
+            ``monai.networks.layers.utils.get_norm_layer``; those of "group" are in fields.
+
+    Example:
+        >>> norm = PointGroupNorm(2, 16, "4mm", "batch")
+        >>> norm(torch.rand(1, 16, 5, 6)).shape, norm.norm.weight.shape
+        (torch.Size([1, 16, 5, 6]), torch.Size([2]))
+    """
+
+    def __init__(self, spatial_dims: int, num_features: int, group: GroupSpec, norm: str | tuple = "batch") -> None:
+        super().__init__()
+        name, arguments = (norm, {}) if isinstance(norm, str) else norm
+        check_choice("norm", str(name).lower().removeprefix("gmr"), NORMS)
+        self.group = PointGroup.from_name(group, spatial_dims)
+        self.order, self.field_groups = self.group.order, (self.group, self.group)
+        fields = field_channels("num_features", num_features, self.group)
+        self.norm = get_norm_layer((str(name).lower().removeprefix("gmr"), dict(arguments)), 1, fields)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(batch, fields * order, *spatial)`` to the same shape."""
+        return self.norm(x.unflatten(1, (-1, self.order)).flatten(2)).reshape(x.shape)
+
+    def extra_repr(self) -> str:
+        return repr(self.group)
+
+
+class PointGroupDropout(nn.Module):
+    """Dropout of whole fields: all channels of a field, over the whole image, are kept or dropped together.
+
+    Args:
+        spatial_dims, group: as in :class:`PointGroupPool`.
+        p: probability with which a field is dropped.
+
+    Example:
+        >>> y = PointGroupDropout(2, "4mm", p=0.5)(torch.ones(1, 16, 5, 6))
+        >>> {float(field.std()) for field in y.unflatten(1, (2, 8)).flatten(0, 1)}
+        {0.0}
+    """
+
+    def __init__(self, spatial_dims: int, group: GroupSpec, p: float = 0.5) -> None:
+        super().__init__()
+        if not 0 <= p <= 1:
+            raise ConfigurationError(f"p={p} is no probability: give a number from 0 to 1.")
+        self.group, self.p = PointGroup.from_name(group, spatial_dims), float(p)
+        self.order, self.field_groups = self.group.order, (self.group, self.group)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(batch, fields * order, *spatial)`` to the same shape."""
+        if not self.training or self.p == 0:
+            return x
+        fields = x.new_ones([x.shape[0], x.shape[1] // self.order])
+        kept = F.dropout(fields, self.p, True).repeat_interleave(self.order, 1)
+        return x * kept.reshape([x.shape[0], x.shape[1]] + [1] * (x.dim() - 2))
+
+    def extra_repr(self) -> str:
+        return f"{self.group!r}, p={self.p:g}"
+
+
+class PointGroupDense(TableModule):
+    """Linear layer on fields without spatial axes: ``torch.nn.Linear`` that commutes with a group.
+
+    Args:
+        in_features, out_features: channels, multiples of the order of ``in_group`` and ``out_group``.
+        bias, device, dtype: as in ``torch.nn.Linear``.
+        spatial_dims, group, in_group, out_group: as in :class:`PointGroupConv2d`.
+
+    Shape:
+        - input: ``(..., in_features)``
+        - output: ``(..., out_features)``
+
+    Example:
+        >>> PointGroupDense(8, 16, spatial_dims=2, group="4mm")(torch.rand(3, 8)).shape
+        torch.Size([3, 16])
+    """
+
+    products: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device=None,
+        dtype=None,
+        *,
+        spatial_dims: int,
+        group: GroupSpec,
+        in_group: GroupSpec | None = None,
+        out_group: GroupSpec | None = None,
+    ) -> None:
+        super().__init__()
+        self.group = PointGroup.from_name(group, spatial_dims)
+        self.in_group, self.out_group = (
+            self.group if each is None else PointGroup.from_name(each, spatial_dims) for each in (in_group, out_group)
+        )
+        if self.in_group.order > 1 and not self.in_group.contains(self.out_group):
+            raise ConfigurationError(
+                f"in_group={self.in_group!r} does not contain out_group={self.out_group!r}: give a group and one of its subgroups, or '1' "
+                "for in_group, whose channels are scalars."
+            )
+        self.in_features, self.out_features, self.out_order = in_features, out_features, self.out_group.order
+        fields = field_channels("in_features", in_features, self.in_group)
+        rows = field_channels("out_features", out_features, self.out_group)
+        options = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.empty(rows, fields, self.in_group.order, **options))
+        self.bias = nn.Parameter(torch.empty(rows, **options)) if bias else None
+        self._finish_tables(self.weight.device)
+        self.reset_parameters()
+
+    def _make_tables(self) -> dict[str, Any]:
+        return {"products": product_table(self.in_group, self.out_group)}
+
+    def reset_parameters(self) -> None:
+        """Draw fresh weights as ``torch.nn.Linear`` does."""
+        if self.weight.is_meta:
+            return
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.in_features)
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """``(..., in_features)`` to ``(..., out_features)``."""
+        weight = spread_filter(self.weight, self.products.unsqueeze(2)).squeeze(2)
+        bias = self.bias
+        if bias is not None:
+            bias = bias.repeat_interleave(self.out_order)
+        return F.linear(input, weight, bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, {self.in_group!r} to {self.out_group!r}, bias={self.bias is not None}"

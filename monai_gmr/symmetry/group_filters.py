@@ -1,0 +1,112 @@
+"""Filters and fields on a point group: index tables of group convolutions, pooling and restriction, and how a group acts on channels.
+
+A *field* on a group is one channel for each of its elements. Channels are field-major: channel ``c * order + h`` of a tensor is element
+``h`` of field ``c``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from monai_gmr.symmetry.group_structure import PointGroup
+from monai_gmr.symmetry.point_groups import Array, transform_grid
+from monai_gmr.utils import ConfigurationError
+
+
+def field_channels(name: str, channels: int, group: PointGroup) -> int:
+    """Number of fields that so many channels are.
+
+    Raises:
+        ConfigurationError: when the order of the group does not divide it.
+
+    Example:
+        >>> field_channels("in_channels", 16, PointGroup.from_name("4mm", 2))
+        2
+    """
+    fields, rest = divmod(channels, group.order)
+    if rest or fields < 1:
+        below, above = group.order * max(fields, 1), group.order * (fields + 1)
+        nearest = f"{below} or {above}" if below != above else f"{below} or {2 * below}"
+        raise ConfigurationError(
+            f"{name}={channels} is no multiple of the {group.order} elements of {group!r}: use {nearest}."
+        )
+    return fields
+
+
+def product_table(in_group: PointGroup, out_group: PointGroup) -> np.ndarray:
+    """Index of ``g^-1 h`` in ``in_group`` for ``g`` of ``out_group`` and ``h`` of ``in_group``, ``(out order, in order)``.
+
+    ``out_group`` is a subgroup of ``in_group``; or ``in_group`` is trivial and its one channel is a scalar, which is lifted.
+
+    Example:
+        >>> quarter, half = (PointGroup.from_name(name, 2) for name in "42")
+        >>> product_table(quarter, half).tolist()
+        [[0, 1, 2, 3], [2, 3, 0, 1]]
+    """
+    if in_group.order == 1:
+        return np.zeros((out_group.order, 1), int)
+    return in_group.products[in_group.inverses[in_group.positions(out_group)]]
+
+
+def filter_table(in_group: PointGroup, out_group: PointGroup, kernel_size: Sequence[int]) -> np.ndarray:
+    r"""Index of the weight at ``(g^-1 h, g^-1 x)`` in a flat array ``(in order, taps)``, ``(out order, in order, taps)``.
+
+    .. math:: W_{(o,g),(i,h)}(x) = w_{oi}(g^{-1} h,\; g^{-1} x)
+
+    Example:
+        >>> mirror = PointGroup.from_name("m", 1)
+        >>> filter_table(mirror, mirror, (2,)).tolist()
+        [[[0, 1], [2, 3]], [[3, 2], [1, 0]]]
+
+    Source:
+        Cohen and Welling, Group equivariant convolutional networks, arXiv 1602.07576, section 6.
+    """
+    taps = out_group.tap_permutations(kernel_size)
+    return product_table(in_group, out_group)[:, :, None] * taps.shape[1] + taps[:, None]
+
+
+def coset_table(group: PointGroup, subgroup: PointGroup) -> np.ndarray:
+    """Indices of the elements ``h k`` that pooling onto a subgroup reduces to its element ``h``, ``(|H|, order / |H|)``.
+
+    ``k`` runs over the complement of the subgroup where it has one (rows are then cosets ``h K``, which no choice of representatives
+    changes), else over the least elements of the cosets ``H g``. The rows divide the group, and the action of the subgroup exchanges them.
+
+    Example:
+        >>> coset_table(PointGroup.from_name("2mm", 2), PointGroup.from_name("m", 2)).tolist()
+        [[0, 2], [1, 3]]
+    """
+    complement = group.complement(subgroup)
+    inside = group.positions(subgroup)
+    others = group.right_cosets(subgroup)[:, 0] if complement is None else group.positions(complement)
+    return group.products[np.ix_(inside, others)]
+
+
+def restriction_table(group: PointGroup, subgroup: PointGroup) -> np.ndarray:
+    """Indices of the elements of a field in the order in which they are fields on a subgroup, ``(order / |H|, |H|)``: its right cosets.
+
+    Example:
+        >>> restriction_table(PointGroup.from_name("4", 2), PointGroup.from_name("2", 2)).tolist()
+        [[0, 2], [1, 3]]
+    """
+    return group.right_cosets(subgroup)
+
+
+def transform_fields(x: Array, element: np.ndarray, group: PointGroup) -> Array:
+    """A copy of fields on a group, ``(batch, fields * order, *spatial)``, transformed by one of its elements: image and channels.
+
+    The transformation is ``y[c, h](p) = x[c, g^-1 h](g^-1 p)``.
+
+    Example:
+        >>> group = PointGroup.from_name("m", 1)
+        >>> transform_fields(torch.tensor([[[1, 2], [3, 4]]]), group.elements[1], group).tolist()
+        [[[4, 3], [2, 1]]]
+    """
+    index = group.index(element)
+    fields = field_channels("the number of channels", x.shape[1], group)
+    source = group.products[group.inverses[index]]
+    channels = (np.arange(fields)[:, None] * group.order + source).ravel()
+    moved = transform_grid(x, element)
+    return moved[:, torch.as_tensor(channels)] if isinstance(moved, torch.Tensor) else moved[:, channels]

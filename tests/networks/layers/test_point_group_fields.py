@@ -1,0 +1,208 @@
+"""Layers on fields commute with their group, whatever its elements are called and however they are represented."""
+
+import copy
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from monai_gmr.networks.layers import (
+    PointGroupDense,
+    PointGroupDropout,
+    PointGroupNorm,
+    PointGroupPool,
+    PointGroupRestrict,
+)
+from monai_gmr.symmetry import PointGroup, transform_fields, transform_grid
+from monai_gmr.utils import ConfigurationError
+
+PAIRS = [
+    (1, "m", "1"),
+    (2, "4mm", "4"),
+    (2, "4mm", "2mm"),
+    (2, "4mm", ("m", "y")),
+    (2, "4mm", "2"),  # the last two have no complement
+    (2, "4", "2"),
+    (3, "m-3m", "432"),
+    (3, "m-3m", "4/mmm"),
+    (3, "m-3m", "3"),
+    (3, "432", "222"),
+    (3, "4/mmm", ("mm2", "x")),
+]
+SIZE = {1: (5,), 2: (4, 5), 3: (2, 3, 4)}
+
+
+def fields(group, batch=2):
+    return torch.randn(batch, 3 * group.order, *SIZE[group.spatial_dims], dtype=torch.float64)
+
+
+def moved(x, element, group):
+    return transform_grid(x, element) if group is None else transform_fields(x, element, group)
+
+
+@pytest.mark.parametrize("reduce", ["max", "mean"])
+@pytest.mark.parametrize(("dims", "group", "subgroup"), PAIRS)
+def test_pools_are_exact_for_every_element(dims, group, subgroup, reduce):
+    group, subgroup = (PointGroup.from_name(each, dims) for each in (group, subgroup))
+    x = fields(group)
+    for onto in (None, subgroup, group):
+        pool = PointGroupPool(dims, group, onto, reduce=reduce)
+        y = pool(x)
+        assert y.shape[1] == 3 * (1 if onto is None else onto.order)
+        for element in (group if onto is None else onto).elements:
+            assert torch.allclose(pool(transform_fields(x, element, group)), moved(y, element, onto), atol=1e-14)
+    assert torch.equal(pool(x), x)  # onto the group itself
+    scalars = PointGroupPool(dims, group, reduce=reduce)(x).unflatten(1, (3, 1))
+    reduced = PointGroupPool(dims, group, subgroup, reduce=reduce)(x).unflatten(1, (3, -1))
+    reduced = reduced.amax(2, keepdim=True) if reduce == "max" else reduced.mean(2, keepdim=True)
+    assert torch.allclose(reduced, scalars, atol=1e-14)  # each element counts once
+
+
+@pytest.mark.parametrize(("dims", "group", "subgroup"), PAIRS)
+def test_pooling_does_not_depend_on_representatives(dims, group, subgroup):
+    """Rows of the table are cosets of a subgroup, where one complements the other; any element of a row stands for it."""
+    group, subgroup = (PointGroup.from_name(each, dims) for each in (group, subgroup))
+    complement = group.complement(subgroup)
+    rows = {frozenset(row) for row in PointGroupPool(dims, group, subgroup).cosets.tolist()}
+    if complement is None:
+        assert (group.name[0], subgroup.name[0]) in [("4mm", "2"), ("4", "2")]
+        return
+    for row in rows:
+        for representative in row:
+            assert row == {int(group.products[representative, k]) for k in group.positions(complement)}
+
+
+def test_a_maximum_of_negative_numbers_is_negative():
+    assert float(PointGroupPool(2, "4mm")(-torch.ones(1, 8, 3, 3)).max()) == -1
+
+
+@pytest.mark.parametrize(("dims", "group", "subgroup"), PAIRS)
+def test_restricted_fields_are_fields_on_the_subgroup(dims, group, subgroup):
+    group, subgroup = (PointGroup.from_name(each, dims) for each in (group, subgroup))
+    restrict, x = PointGroupRestrict(dims, group, subgroup), fields(group)
+    assert torch.equal(restrict(x).sort(1).values, x.sort(1).values)
+    for element in subgroup.elements:
+        assert torch.equal(
+            restrict(transform_fields(x, element, group)), transform_fields(restrict(x), element, subgroup)
+        )
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance", ("group", {"num_groups": 3}), ("instance", {"affine": True})])
+@pytest.mark.parametrize(("dims", "group"), [(1, "m"), (2, "4mm"), (3, "432")])
+@pytest.mark.parametrize("training", [True, False])
+def test_norms_are_exact_and_share_their_statistics(norm, dims, group, training):
+    group = PointGroup.from_name(group, dims)
+    layer = PointGroupNorm(dims, 3 * group.order, group, norm).double().train(training)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    x = fields(group)
+    y = layer(x)
+    assert y.shape == x.shape
+    for element in group.elements:
+        assert torch.allclose(
+            layer(transform_fields(x, element, group)), transform_fields(y, element, group), atol=1e-10
+        )
+    if norm == "batch" and training:
+        means = layer.norm.running_mean
+        assert means.shape == (3,)
+        assert torch.isfinite(means).all()
+
+
+def test_a_norm_is_torchs_over_the_elements_and_voxels_of_a_field():
+    layer, x = PointGroupNorm(2, 16, "4mm", "instance").double(), fields(PointGroup.from_name("4mm", 2))[:, :16]
+    pixels = x.reshape(2, 2, -1)
+    expected = (pixels - pixels.mean(2, keepdim=True)) / (pixels.var(2, keepdim=True, correction=0) + 1e-5).sqrt()
+    assert torch.allclose(layer(x), expected.reshape(x.shape), atol=1e-12)
+
+
+def test_dropout_drops_fields_and_keeps_the_mean():
+    torch.manual_seed(0)
+    layer, x = PointGroupDropout(2, "4mm", p=0.25), torch.ones(400, 16, 2, 3)
+    y = layer(x).unflatten(1, (2, 8)).flatten(2)
+    assert ((y == y[:, :, :1]).all(2)).all()
+    assert y.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert float(y.mean()) == pytest.approx(1, abs=0.05)
+    assert torch.equal(layer.eval()(x), x)
+
+
+@pytest.mark.parametrize(("dims", "group"), [(1, "m"), (2, "4mm"), (3, "432")])
+def test_a_dense_layer_commutes_with_the_group(dims, group):
+    group = PointGroup.from_name(group, dims)
+    x = torch.randn(5, 2 * group.order, dtype=torch.float64)
+    layer = PointGroupDense(2 * group.order, group.order, spatial_dims=dims, group=group).double()
+    lift = PointGroupDense(3, group.order, spatial_dims=dims, group=group, in_group="1").double()
+
+    def permuted(features, element):
+        single = features[(...,) + (None,) * dims]
+        return transform_fields(single, element, group).flatten(1)
+
+    scalars = torch.randn(5, 3, dtype=torch.float64)
+    for element in group.elements:
+        assert torch.allclose(layer(permuted(x, element)), permuted(layer(x), element), atol=1e-12)
+        assert torch.allclose(lift(scalars), permuted(lift(scalars), element), atol=1e-12)
+    plain = PointGroupDense(6, 4, spatial_dims=dims, group="1")
+    torch.manual_seed(1)
+    plain.reset_parameters()
+    torch.manual_seed(1)
+    expected = nn.Linear(6, 4)
+    values = torch.randn(2, 6)
+    assert torch.equal(plain(values), expected(values))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        PointGroupPool(2, "4mm"),
+        PointGroupPool(2, "4mm", "4", reduce="mean"),
+        PointGroupRestrict(2, "4mm", "2"),
+        PointGroupNorm(2, 16, "4mm", "instance"),
+        PointGroupDropout(2, "4mm").eval(),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_modules_like_any_other(layer):
+    x = torch.randn(2, 16, 5, 6)
+    expected = layer(x)
+    assert not [name for name in layer.state_dict() if "cosets" in name or "channels" in name]
+    for clone in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(clone(x), expected)
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(layer), buffer)
+    buffer.seek(0)
+    assert torch.equal(torch.jit.load(buffer)(x), expected)
+    exported = torch.export.export(layer, (x,), dynamic_shapes=({2: torch.export.Dim("h"), 3: torch.export.Dim("w")},))
+    assert torch.allclose(exported.module()(x[..., :4]), layer(x[..., :4]))
+    assert torch.equal(
+        copy.deepcopy(layer).to("meta").to_empty(device="cpu")(x).isfinite(), torch.ones_like(expected).bool()
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: PointGroupPool(2, "4", "m"), "is no subgroup of"),
+        (lambda: PointGroupPool(2, "4", reduce="sum"), "reduce='sum' is unknown: use one of 'max', 'mean'"),
+        (lambda: PointGroupRestrict(3, "432", "mmm"), "is no subgroup of"),
+        (lambda: PointGroupNorm(2, 12, "4mm"), "num_features=12 is no multiple of the 8 elements"),
+        (lambda: PointGroupNorm(2, 16, "4mm", "localresponse"), "norm='localresponse' is unknown: use one of 'batch'"),
+        (lambda: PointGroupDropout(2, "4", 1.5), "p=1.5 is no probability"),
+        (lambda: PointGroupDense(8, 9, spatial_dims=2, group="4mm"), "out_features=9 is no multiple of the 8 elements"),
+        (lambda: PointGroupDense(4, 8, spatial_dims=2, group="4mm", in_group="4"), "does not contain out_group"),
+    ],
+)
+def test_impossible_layers_are_refused_in_a_sentence(make, sentence):
+    with pytest.raises(ConfigurationError, match=sentence):
+        make()
+
+
+def test_channels_of_a_field_are_one_for_each_element():
+    group = PointGroup.from_name("4mm", 2)
+    x = torch.arange(8.0).reshape(1, 8, 1, 1)
+    for index, element in enumerate(group.elements):
+        expected = [float(group.index(element.T @ each)) for each in group.elements]
+        assert transform_fields(x, element, group).flatten().tolist() == expected
+        assert np.array_equal(transform_fields(x.numpy(), element, group).ravel(), expected)
+        assert group.index(group.elements[index]) == index
