@@ -56,7 +56,7 @@ class PointGroupFilterNd(SymmetricConvNd):
             (self.in_group, self.out_group) if self.transposed else (self.out_group, self.in_group)
         )
         self.field_groups = tuple(each if each.order > 1 else None for each in (self.in_group, self.out_group))
-        lifts = self.columns_group.order == 1
+        lifts = self.columns_group.order == 1 < self.group.order
         self._check_groups(lifts)
         self.in_fields = field_channels("in_channels", in_channels, self.in_group)
         self.out_fields = field_channels("out_channels", out_channels, self.out_group)

@@ -1,0 +1,185 @@
+"""Group convolutions beside those of others: the numbers of e2cnn, the parameter counts of separable ones, and the bugs of GroCo."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from monai_gmr.networks.blocks import GMRConvolution, GMRResNetBlock
+from monai_gmr.networks.layers import (
+    PointGroupConv1d,
+    PointGroupConv2d,
+    PointGroupConv3d,
+    PointGroupConvTranspose2d,
+    PointGroupNorm,
+    PointGroupPool,
+)
+from monai_gmr.symmetry import PointGroup, transform_fields, transform_grid
+from monai_gmr.utils import ConfigurationError
+
+REFERENCE = Path(__file__).parents[2] / "reference" / "e2cnn_p4m.npz"
+
+
+@pytest.fixture(scope="module")
+def e2cnn():
+    with np.load(REFERENCE) as file:
+        return {name: torch.as_tensor(file[name], dtype=torch.float64) for name in file.files}
+
+
+@pytest.fixture(scope="module")
+def order(e2cnn):
+    """For each element of our group its number in e2cnn's, found from what it does to an image."""
+    group = PointGroup.from_name("4mm", 2)
+    found = [transform_grid(e2cnn["image"][0, 0], element) for element in group.elements]
+    places = [[i for i, moved in enumerate(e2cnn["moved"]) if torch.equal(moved, image)] for image in found]
+    assert sorted(place for each in places for place in each) == list(range(8))
+    return [place[0] for place in places]
+
+
+@pytest.mark.parametrize(("name", "in_fields", "out_fields"), [("lift", 1, 2), ("regular", 2, 3)])
+def test_filters_and_answers_are_those_of_e2cnn(e2cnn, order, name, in_fields, out_fields):
+    """Our weights are the rows of its filter at the identity; all other rows, and the answers, follow."""
+    lifts = name == "lift"
+    in_order, out_order = torch.tensor([0] if lifts else order), torch.tensor(order)
+    kernel = e2cnn[f"{name}_filter"].unflatten(0, (out_fields, 8)).unflatten(2, (in_fields, -1))
+    kernel = kernel[:, out_order][:, :, :, in_order]  # in our order of the elements
+    channels = in_fields * len(in_order)
+    layer = PointGroupConv2d(channels, 8 * out_fields, 3, padding=1, group="4mm", in_group="1" if lifts else None)
+    layer = layer.double()
+    layer.weight.data.copy_(kernel[:, 0])
+    layer.bias.data.copy_(e2cnn[f"{name}_bias"][::8])
+    assert torch.allclose(layer.dense_kernel(), kernel.flatten(0, 1).flatten(1, 2), atol=1e-6)
+    x = e2cnn[f"{name}_input"].unflatten(1, (in_fields, -1))[:, :, in_order].flatten(1, 2)
+    expected = e2cnn[f"{name}_output"].unflatten(1, (out_fields, 8))[:, :, out_order].flatten(1, 2)
+    assert torch.allclose(layer(x), expected, atol=1e-5)
+
+
+def rotated_mnist_net(width, group="4", filter="full"):
+    """Seven layers of the networks of arXiv 1602.07576, section 8.1: convolution, norm, rectifier, the last one of window 4; pooled."""
+    order = PointGroup.from_name(group, 2).order
+    layers = []
+    for index in range(7):
+        ends = {"group": group, "in_group": "1"} if index == 0 else {"group": group, "filter": filter}
+        window = 4 if index == 6 else 3
+        layers += [PointGroupConv2d(width * order if index else 1, width * order, window, **ends)]
+        layers += [PointGroupNorm(2, width * order, group, "batch"), nn.ReLU()]
+        layers += [nn.MaxPool2d(2)] * (index == 1)
+    return nn.Sequential(*layers, PointGroupPool(2, group), nn.Flatten(), nn.Linear(width, 10))
+
+
+def separable_plain_net(width):
+    """The same with a product over channels, then one filter a channel, each with a bias."""
+    layers = [nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.ReLU()]
+    for index in range(1, 7):
+        both = {"group": "1"}
+        layers += [PointGroupConv2d(width, width, 1, **both)]
+        layers += [PointGroupConv2d(width, width, 4 if index == 6 else 3, filter="depthwise", **both)]
+        layers += [nn.BatchNorm2d(width), nn.ReLU()]
+        layers += [nn.MaxPool2d(2)] * (index == 1)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width, 10))
+
+
+ROTATED_MNIST = {
+    "Z2CNN": (lambda: rotated_mnist_net(20, "1"), "25.21k"),
+    "c-Z2CNN": (lambda: separable_plain_net(57), "25.60k"),
+    "P4CNN": (lambda: rotated_mnist_net(10), "24.81k"),
+    "g-P4CNN small": (lambda: rotated_mnist_net(10, filter="g"), "8.91k"),
+    "g-P4CNN": (lambda: rotated_mnist_net(17, filter="g"), "25.26k"),
+    "gc-P4CNN small": (lambda: rotated_mnist_net(10, filter="gc"), "3.42k"),
+    "gc-P4CNN": (lambda: rotated_mnist_net(30, filter="gc"), "24.64k"),
+}
+
+
+@pytest.mark.parametrize(("make", "printed"), ROTATED_MNIST.values(), ids=ROTATED_MNIST)
+def test_parameters_of_the_rotated_mnist_nets(make, printed):
+    """Knigge et al., arXiv 2106.04914, table 1."""
+    net = make().eval()
+    count = sum(parameter.numel() for parameter in net.parameters())
+    # 25,255 is printed as 25.26
+    assert printed == f"{count / 1000 + 1e-9:.2f}k"
+    assert net(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+
+
+def resnet44(widths, group="4mm", filter="full"):
+    """Three stages of seven blocks of two convolutions."""
+    order = PointGroup.from_name(group, 2).order
+    conv = ("group", {"group": group, "filter": filter})
+    channels = [width * order for width in widths]
+    lift = ("group", {"group": group, "in_group": "1"})
+    blocks = [GMRConvolution(2, 3, channels[0], conv=lift, norm="batch", act="relu", bias=False)]
+    for stage, (before, after) in enumerate(zip([channels[0], *channels], channels)):
+        for index in range(7):
+            stride = 2 if stage and not index else 1
+            inputs = after if index else before
+            blocks.append(GMRResNetBlock(2, inputs, after, 3, stride, conv=conv, act="relu"))
+    return nn.Sequential(
+        *blocks, PointGroupPool(2, group), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10)
+    )
+
+
+@pytest.mark.parametrize(
+    ("widths", "group", "filter", "printed"),
+    [
+        ((32, 64, 128), "1", "full", "2.64M"),
+        ((11, 23, 45), "4mm", "full", "2.62M"),
+        ((19, 38, 76), "4mm", "g", "1.78M"),
+        ((28, 56, 112), "4mm", "gc", "1.88M"),
+    ],
+)
+def test_parameters_of_the_resnets(widths, group, filter, printed):
+    """Knigge et al., arXiv 2106.04914, table 2."""
+    count = sum(parameter.numel() for parameter in resnet44(widths, group, filter).parameters())
+    assert f"{count / 1e6:.2f}M" == printed
+
+
+def test_groco_layers_cannot_be_saved_but_these_can(tmp_path):
+    net = nn.Sequential(PointGroupConv2d(1, 8, 3, group="4mm", in_group="1"), PointGroupPool(2, "4mm"))
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    fresh = nn.Sequential(PointGroupConv2d(1, 8, 3, group="4mm", in_group="1"), PointGroupPool(2, "4mm"))
+    fresh.load_state_dict(torch.load(tmp_path / "net.pt", weights_only=True))
+    x = torch.rand(1, 1, 9, 9)
+    assert torch.equal(fresh(x), net(x))
+
+
+def test_groco_pools_turn_negative_input_to_zero_but_these_do_not():
+    assert float(PointGroupPool(3, "m-3m", "432")(-torch.ones(1, 48, 2, 2, 2)).max()) == -1
+
+
+@pytest.mark.parametrize(("size", "output"), [(7, 13), (8, 15)])
+def test_groco_transposed_windows_of_3_are_off_but_these_are_exact(size, output):
+    layer = PointGroupConvTranspose2d(8, 8, 3, stride=2, padding=1, group="4mm").double()
+    x = torch.randn(1, 8, size, size + 1, dtype=torch.float64)
+    y = layer(x)
+    assert y.shape[2:] == (output, output + 2)
+    for element in layer.group.elements:
+        moved = layer(transform_fields(x, element, layer.group))
+        assert torch.allclose(moved, transform_fields(y, element, layer.group), atol=1e-12)
+
+
+def test_groco_refuses_what_has_no_symmetric_padding_and_so_do_these():
+    with pytest.raises(
+        ConfigurationError, match="no padding makes kernel_size=3, stride=2, dilation=1 exact on an axis of 8"
+    ):
+        PointGroupConv2d(8, 8, 3, stride=2, padding="symmetric", group="4mm")(torch.rand(1, 8, 8, 8))
+
+
+def test_the_groups_of_groco_have_names():
+    """p4m, p4, p2mm, pmh, pmw, p2, p1 in 2D; Oh, O, D4h, D4 in 3D, which it calls by their orders 48, 24, 16, 8."""
+    plane = {"p4m": 8, "p4": 4, "p2mm": 4, ("pm", 0): 2, ("pm", 1): 2, "p2": 2, "p1": 1}
+    space = {"Oh": 48, "O": 24, "D4h": 16, "D4": 8}
+    for names, kind, dims in ((plane, PointGroupConv2d, 2), (space, PointGroupConv3d, 3)):
+        for name, number in names.items():
+            layer = kind(1, number, 3, group=name, in_group="1")
+            assert layer.group.order == number
+            assert layer(torch.rand(1, 1, *(5,) * dims)).shape[1] == number
+    assert PointGroupConv1d(2, 2, 3, group="m").group.order == 2
+
+
+def test_a_large_group_is_built_at_once():
+    """m-3m, window 3, 8 fields: others take seconds to minutes."""
+    start = time.process_time()
+    PointGroupConv3d(384, 384, 3, group="m-3m")
+    assert time.process_time() - start < 0.5
