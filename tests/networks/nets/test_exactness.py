@@ -139,15 +139,16 @@ GROUPS_3D = [["m-3m"], ["432"], ["4/mmm"], ["mmm"], ["m-3m", "432", "432"]]
 
 
 def group_net(kind: str, dims: int, names: list[str], filter: str, steps: int) -> nn.Module:
-    """A net of three levels of group convolutions, each of two fields (one of the large groups), on one group or one a level."""
+    """A net of two or three levels of group convolutions, each of two fields (one of the large groups), on one group or one a level."""
     torch.manual_seed(0)
     order = PointGroup.from_name(names[0], dims).order
     channels = order * (2 if order < 16 else 1)
-    levels = [("group", {"group": name, "filter": filter}) for name in (names * 3)[:3]]
+    names = names * (3 if dims == 2 else 2) if len(names) == 1 else names
+    levels = [("group", {"group": name, "filter": filter}) for name in names]
     if kind == "unet":
-        net: nn.Module = GMRUNet(dims, 1, 2, (channels,) * 3, conv=levels)
+        net: nn.Module = GMRUNet(dims, 1, 2, (channels,) * len(levels), conv=levels)
     else:
-        net = GMRResNet(dims, 1, 3, (1, 1, 1), kind, width=channels, conv=levels, zero_init_residual=False)
+        net = GMRResNet(dims, 1, 3, (1,) * len(levels), kind, width=channels, conv=levels, zero_init_residual=False)
     fit(net, dims, steps)
     return net
 
@@ -158,7 +159,8 @@ def worst_of_group(net: nn.Module, sizes: Sequence[tuple[int, ...]], whole: int)
     found = []
     for index, size in enumerate(sizes):
         asked = elements if index < whole else elements[[1, -1]]
-        found.append((equivariance_error(net, images(2, *size), asked).worst, size))
+        batch = 2 if len(size) == 2 else 1
+        found.append((equivariance_error(net, images(batch, *size), asked).worst, size))
     return max(found)
 
 
@@ -169,7 +171,8 @@ def test_2d_group_convolutions(kind, filter, names, steps):
     net = group_net(kind, 2, names, filter, steps)
     assert net.symmetry_group == PointGroup.from_name(names[-1], 2)
     for training in (True, False):
-        error, size = worst_of_group(net.train(training), PAIRS_2D + SIZES_2D[:: 4 if filter == "full" else 9], whole=2)
+        sizes = PAIRS_2D if training else PAIRS_2D + SIZES_2D[:: 4 if filter == "full" else 9]
+        error, size = worst_of_group(net.train(training), sizes, whole=2)
         assert error <= TOLERANCE, size
     if len(names) > 1:
         whole = PointGroup.from_name(names[0], 2).elements
@@ -178,13 +181,13 @@ def test_2d_group_convolutions(kind, filter, names, steps):
 
 @pytest.mark.parametrize("names", GROUPS_3D, ids="-".join)
 @pytest.mark.parametrize(("kind", "filter"), [("unet", "full"), ("unet", "gc"), ("basic", "gc")])
-@pytest.mark.parametrize("steps", [0, 5])
+@pytest.mark.parametrize("steps", [0, 3])
 def test_3d_group_convolutions(kind, filter, names, steps):
     net = group_net(kind, 3, names, filter, steps)
     for training in (True, False):
-        error, size = worst_of_group(net.train(training), SIZES_3D, whole=0)
+        error, size = worst_of_group(net.train(training), SIZES_3D[:1] if training else SIZES_3D, whole=0)
         assert error <= TOLERANCE, size
-    smallest = images(1, 8, 9, 11)
+    smallest = images(1, 7, 8, 9)
     assert equivariance_error(net, smallest, net.symmetry_group.elements).worst <= TOLERANCE
 
 
