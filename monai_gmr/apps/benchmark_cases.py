@@ -14,8 +14,9 @@ from monai_gmr.networks.nets import GMRUNet, gmr_resnet18
 from monai_gmr.ops import ring_conv
 from monai_gmr.ops.ring_conv import ring_conv_transpose
 
-GROUPS = ("ring_conv", "layers", "nets")
+GROUPS = ("ring_conv", "layers", "point_groups", "nets")
 LAYERS = {"GMRConv": "gmr", "GMRHarmonicConv": "gmr_harmonic", "SREConv": "sre"}
+FILTERS = ("full", "g", "gc")
 PLAIN, PLAIN_3 = "plain", "plain k=3"
 
 
@@ -119,6 +120,7 @@ class Sizes(NamedTuple):
     operation: tuple[Size, ...]
     harmonic: tuple[Size, ...]
     layers: tuple[Size, ...]
+    point_groups: tuple[tuple[Size, str], ...]  # and the name of the group
     resnet: tuple[int, int, int]  # batch, length, width
     unet: tuple[int, tuple[int, ...]]  # length, features
 
@@ -131,6 +133,10 @@ FULL = Sizes(
     ),
     harmonic=(Size(3, 1, 32, 48, (3, 5)),),
     layers=(Size(2, 8, 64, 64, (3, 5, 9)), Size(3, 1, 32, 48, (3, 5))),
+    point_groups=(
+        *((Size(2, 8, 64, 64, (3, 5)), name) for name in ("4mm", "4")),
+        *((Size(3, 1, 48, 48, (3, 5)), name) for name in ("m-3m", "4/mmm")),
+    ),
     resnet=(16, 64, 64),
     unet=(64, (16, 32, 64)),
 )
@@ -138,13 +144,14 @@ QUICK = Sizes(
     operation=(Size(2, 1, 4, 8, (3, 5)), Size(3, 1, 4, 6, (3,)), Size(3, 1, 4, 6, (3,), 2)),
     harmonic=(Size(3, 1, 4, 6, (3,)),),
     layers=(Size(2, 1, 4, 8, (3,)), Size(3, 1, 4, 6, (3,))),
+    point_groups=((Size(2, 1, 8, 8, (3,)), "4mm"), (Size(3, 1, 8, 6, (3,)), "mmm")),
     resnet=(2, 16, 4),
     unet=(8, (2, 4)),
 )
 CUDA_OPERATION = tuple(Size(3, 1, channels, length, (5, 7)) for channels in (32, 64) for length in (96, 128))
 
 
-def _layer(conv: str, size: Size, kernel_size: int) -> nn.Module:
+def _layer(conv: str | tuple, size: Size, kernel_size: int) -> nn.Module:
     geometry: dict[str, Any] = {"padding": kernel_size // 2, "groups": size.groups, "bias": False}
     return make_convolution(conv, size.dims, size.channels, size.channels, kernel_size, **geometry)
 
@@ -175,6 +182,16 @@ def _size_cases(
         group = "layers" if method == "layers" else "ring_conv"
         candidates = _candidates(methods, backends, partial(_layer, "plain", size), k)
         yield Case(group, size.name(f"k={k}{rest}"), precision, size.shape, candidates)
+
+
+def _point_group_cases(sizes: Sequence[tuple[Size, str]], precisions: Sequence[str]) -> Iterator[Case]:
+    """Cases of group convolutions from fields to fields, with every filter, beside a plain convolution of as many channels."""
+    for (size, name), precision in [(one, each) for one in sizes for each in precisions]:
+        for k in size.windows:
+            convs = {kind: ("group", {"group": name, "filter": kind}) for kind in FILTERS}
+            ours = [Candidate(f"filter {kind}", None, partial(_layer, conv, size, k)) for kind, conv in convs.items()]
+            plain = Candidate(PLAIN, None, partial(_layer, "plain", size, k))
+            yield Case("point_groups", size.name(f"k={k} {name}"), precision, size.shape, (*ours, plain))
 
 
 def _net_cases(sizes: Sizes, backends: Sequence[str], precisions: Sequence[str]) -> Iterator[Case]:
@@ -212,6 +229,8 @@ def make_cases(
             cases += _size_cases("ring_conv", CUDA_OPERATION, backends, ("float32", "bfloat16"))
     if "layers" in groups:
         cases += _size_cases("layers", sizes.layers, backends, precisions)
+    if "point_groups" in groups:
+        cases += _point_group_cases(sizes.point_groups, precisions)
     if "nets" in groups:
         cases += _net_cases(sizes, backends, precisions)
     return [case for case in cases if case.dims in dims]

@@ -252,7 +252,7 @@ def test_quick_run_writes_table_numbers_and_picture(tmp_path, capsys):
     content = json.loads((tmp_path / "benchmark.json").read_text())
     assert {"processor", "cores", "threads", "gpu", "torch", "date"} <= set(content["machine"])
     assert content["machine"]["threads"] == 1
-    assert {row["group"] for row in content["rows"]} == {"ring_conv", "layers", "nets"}
+    assert {row["group"] for row in content["rows"]} == {"ring_conv", "layers", "point_groups", "nets"}
     assert {row["precision"] for row in content["rows"]} == {"float32", "bfloat16"}
     assert [row["reason"] for row in content["rows"] if row["reason"]] == []
     assert all(row["step"] > row["forward"] * 0.1 for row in content["rows"])
