@@ -28,7 +28,7 @@ def field_channels(name: str, channels: int, group: PointGroup) -> int:
     """
     fields, rest = divmod(channels, group.order)
     if rest or fields < 1:
-        below, above = group.order * max(fields, 1), group.order * (fields + 1)
+        below, above = group.order * max(fields, 1), group.order * (max(fields, 0) + 1)
         nearest = f"{below} or {above}" if below != above else f"{below} or {2 * below}"
         raise ConfigurationError(
             f"{name}={channels} is no multiple of the {group.order} elements of {group!r}: use {nearest}."

@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from monai_gmr.symmetry.group_names import group_names, named_group
-from monai_gmr.symmetry.point_groups import generate_group, point_group, transform_grid
+from monai_gmr.symmetry.point_groups import generate_group, is_grid_symmetry, point_group, transform_grid
 from monai_gmr.utils import ConfigurationError
 
 Matrix = tuple[tuple[int, ...], ...]
@@ -44,7 +44,16 @@ class PointGroup:
             >>> PointGroup.from_elements([np.eye(3), np.diag([1, 1, -1])])
             PointGroup('m')
         """
-        given = np.round(np.asarray(elements)).astype(int)
+        try:
+            given = np.asarray(elements, float)
+        except (TypeError, ValueError):
+            given = np.zeros(0)
+        square = given.ndim == 3 and len(given) > 0 and given.shape[1] == given.shape[2] <= 3
+        if not square or not all(is_grid_symmetry(element) for element in given):
+            raise ConfigurationError(
+                f"elements of shape {given.shape} are no symmetries of the grid: give signed permutation matrices (order, d, d), d up to 3."
+            )
+        given = np.round(given).astype(int)
         group = _closed(tuple(sorted({_as_tuple(element) for element in given})))
         if group.order != len(given):
             raise ConfigurationError(
@@ -74,7 +83,13 @@ class PointGroup:
                     f"group={group!r} transforms {group.spatial_dims} axes: give a group of {spatial_dims} axes."
                 )
             return group
-        name, axis = (group, None) if isinstance(group, (str, int)) else group
+        named = isinstance(group, (str, int, np.integer)) and not isinstance(group, bool)
+        pair = (group, None) if named else tuple(group) if isinstance(group, (tuple, list)) else ()
+        if len(pair) != 2 or not isinstance(pair[0], (str, int, np.integer)):
+            raise ConfigurationError(
+                f"group={group!r} is impossible: give a name such as '4', a pair of it and an axis such as ('m', 'x'), or a PointGroup."
+            )
+        name, axis = pair
         # YAML reads the group 222 as a number
         return _closed(tuple(map(_as_tuple, named_group(str(name), spatial_dims, axis))))
 
@@ -90,8 +105,8 @@ class PointGroup:
 
     @cached_property
     def elements(self) -> np.ndarray:
-        """The matrices, ``(order, d, d)``."""
-        return np.array(self.matrices)
+        """The matrices, ``(order, d, d)``, read-only as the other arrays."""
+        return _read_only(np.array(self.matrices))
 
     @cached_property
     def _index(self) -> dict[Matrix, int]:
@@ -101,12 +116,12 @@ class PointGroup:
     def products(self) -> np.ndarray:
         """Index of ``elements[a] @ elements[b]``, ``(order, order)``."""
         products = np.einsum("aij,bjk->abik", self.elements, self.elements)
-        return np.array([[self._index[_as_tuple(product)] for product in row] for row in products])
+        return _read_only(np.array([[self._index[_as_tuple(product)] for product in row] for row in products]))
 
     @cached_property
     def inverses(self) -> np.ndarray:
         """Index of each element's inverse, ``(order,)``."""
-        return np.array([self._index[_as_tuple(element.T)] for element in self.elements])
+        return _read_only(np.array([self._index[_as_tuple(element.T)] for element in self.elements]))
 
     def index(self, element: np.ndarray) -> int:
         """Index of an element, a signed permutation matrix.
@@ -241,6 +256,12 @@ class PointGroup:
 
 
 GroupSpec = str | int | tuple | PointGroup
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    """An array that is shared by all who have the same group."""
+    array.setflags(write=False)
+    return array
 
 
 def _as_tuple(matrix: np.ndarray) -> Matrix:

@@ -116,6 +116,13 @@ def test_the_largest_subgroup_keeps_spacing_and_window():
     assert PointGroup.from_name("432", 3).keeping((2, 1, 1)) == PointGroup.from_name(("422", "x"), 3)
 
 
+def test_arrays_that_all_groups_of_a_name_share_are_read_only():
+    group = PointGroup.from_name("4mm", 2)
+    for array in (group.elements, group.products, group.inverses):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
+
+
 def test_axes_that_an_element_reverses():
     axes = {("m", 0): [True, False], ("m", 1): [False, True], ("4", None): [True, True], ("1", None): [False, False]}
     for (name, axis), mirrored in axes.items():
@@ -128,6 +135,9 @@ def test_axes_that_an_element_reverses():
         (lambda: PointGroup.from_name("5", 2), "group='5' is unknown in 2D: use one of '1'"),
         (lambda: PointGroup.from_name("4", 4), "spatial_dims=4 has no named symmetries: give 1, 2 or 3"),
         (lambda: PointGroup.from_name(PointGroup.from_name("4", 2), 3), "transforms 2 axes: give a group of 3 axes"),
+        (lambda: PointGroup.from_elements([[[1, 1], [0, 1]]]), "are no symmetries of the grid"),
+        (lambda: PointGroup.from_elements([]), "are no symmetries of the grid"),
+        (lambda: PointGroup.from_elements([2 * np.eye(2)]), "are no symmetries of the grid"),
         (lambda: PointGroup.from_elements(point_group(2)[:3]), "3 elements are no group, they generate one of 8"),
         (
             lambda: PointGroup.from_name("4", 2).positions(PointGroup.from_name("m", 2)),

@@ -10,7 +10,15 @@ from torch import nn
 
 from monai_gmr.networks.blocks.adn import GMRADN
 from monai_gmr.networks.layers import GMRDownsample, GMRUpsample, keep_channels_last, make_convolution, make_downsample
-from monai_gmr.networks.layers.group_levels import behind, field_dropout, field_norm, keeps_fields, pointwise
+from monai_gmr.networks.layers.group_levels import (
+    behind,
+    check_activation,
+    check_factors,
+    field_dropout,
+    field_norm,
+    keeps_fields,
+    pointwise,
+)
 from monai_gmr.utils import ConfigurationError
 
 
@@ -90,6 +98,7 @@ class GMRConvolution(nn.Sequential):
                 f"output_padding={output_padding} breaks the symmetry: leave it out, the block grows an axis exactly strides times."
             )
         factors = ensure_tuple_rep(strides, spatial_dims)
+        check_factors(conv, factors, spatial_dims)
         if any(factor != 1 for factor in factors):
             resample = GMRUpsample if is_transposed else GMRDownsample
             self.add_module("resample", resample(spatial_dims, factors))
@@ -113,6 +122,7 @@ class GMRConvolution(nn.Sequential):
             dropout, dropout_dim = field_dropout(conv, dropout, dropout_dim, spatial_dims)
             settings = (out_channels, act, norm, spatial_dims)
             self.add_module("adn", GMRADN(adn_ordering, *settings, dropout=dropout, dropout_dim=dropout_dim))
+            check_activation(conv, self.get_submodule("adn"), act)
 
 
 class GMRResidualUnit(nn.Module):
@@ -155,6 +165,7 @@ class GMRResidualUnit(nn.Module):
     ) -> None:
         super().__init__()
         factors = ensure_tuple_rep(strides, spatial_dims)
+        check_factors(conv, factors, spatial_dims)
         strided = any(factor != 1 for factor in factors)
         self.resample = GMRDownsample(spatial_dims, factors) if strided else nn.Identity()
         self.residual: nn.Module = nn.Identity()

@@ -90,6 +90,9 @@ class SymmetricConvNd(TableModule):
             if padding == "same" and max(self.stride) > 1:
                 raise ConfigurationError(f"padding='same' takes no stride={self.stride}: use padding='symmetric'.")
 
+    def _check_geometry(self) -> None:
+        """Raise where windows or steps are not those that the layer's symmetry allows; a radial kernel allows all."""
+
     def _finish(self) -> None:
         """Register the tables and draw the weights."""
         self._finish_tables(self.get_parameter("weight").device)
@@ -216,6 +219,7 @@ class TransposedConvNd(SymmetricConvNd):
         more: dict[str, Any] = {"bias": bias, "padding_mode": padding_mode, "device": device, "dtype": dtype}
         super().__init__(in_channels, out_channels, kernel_size, **geometry, **more, **kwargs)
         self.output_padding = whole_numbers("output_padding", output_padding, self.spatial_dims, least=0)
+        self._check_geometry()
         # refuses what "symmetric" cannot do
         self._margins()
 
@@ -233,7 +237,8 @@ class TransposedConvNd(SymmetricConvNd):
         return margins
 
     def _warn_if_inexact(self, output_padding: list[int]) -> None:
-        if torch.jit.is_tracing() or torch.compiler.is_compiling() or max(output_padding) == 0:
+        reversed_ends = [extra for extra, mirrored in zip(output_padding, self.mirrored_axes) if mirrored]
+        if torch.jit.is_tracing() or torch.compiler.is_compiling() or max(reversed_ends, default=0) == 0:
             return
         warnings.warn(
             f"{type(self).__name__} with kernel_size={self.kernel_size}, stride={self.stride} reaches the size "

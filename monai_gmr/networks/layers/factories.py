@@ -44,6 +44,9 @@ def split_convolution(conv: str | Sequence) -> tuple[str, dict[str, Any]]:
     if len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], Mapping):
         raise ConfigurationError(f"conv={conv!r} is impossible: give a name, or a pair of a name and arguments.")
     check_choice("conv", pair[0], tuple(CONVOLUTIONS))
+    if pair[0] == "group":
+        for key in pair[1]:
+            check_choice(f"conv={conv!r}: the key", key, ("group", "filter", "in_group", "out_group"))
     return pair[0], ({"group": "all"} if pair[0] == "group" else {}) | dict(pair[1])
 
 

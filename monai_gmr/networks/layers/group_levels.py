@@ -134,6 +134,25 @@ def field_dropout(
     return ("pointgroup", {"p": float(p), "group": group}), spatial_dims
 
 
+def check_factors(conv: Convolution, factors: Sequence[int], spatial_dims: int) -> None:
+    """Raise where a grid is resampled by factors that the group of a convolution does not keep."""
+    group = end_group(conv, spatial_dims)
+    if group is not None and group.keeping(factors) != group:
+        raise ConfigurationError(
+            f"strides={tuple(factors)} is not symmetric under {group!r}: use equal numbers on the axes that it exchanges, or its subgroup "
+            f"{group.keeping(factors)!r}."
+        )
+
+
+def check_activation(conv: Convolution, module: nn.Module, act: Any) -> None:
+    """Raise where an activation behind a group convolution has weights for single channels, which the group exchanges."""
+    weights = [weight for name, weight in module.named_parameters() if name.startswith("A.")]
+    if split_convolution(conv)[0] == "group" and any(weight.numel() > 1 for weight in weights):
+        raise ConfigurationError(
+            f"act={act!r} has weights for single channels, which a group exchanges: give it one weight."
+        )
+
+
 def restrict(conv: Convolution, last: Convolution, spatial_dims: int) -> nn.Module:
     """Fields of one level as fields of a coarser one, whose group is a subgroup."""
     before, after = end_group(conv, spatial_dims), end_group(last, spatial_dims)
@@ -165,6 +184,10 @@ def make_head(conv: Convolution, spatial_dims: int, channels: int, out_channels:
 def check_levels(convolutions: Sequence[Convolution], spatial_dims: int) -> None:
     """Raise when the levels of a net are not all of group convolutions or none, or a level's group is no subgroup of the one before."""
     groups = [end_group(conv, spatial_dims) for conv in convolutions]
+    if any({"in_group", "out_group"} & split_convolution(conv)[1].keys() for conv in convolutions):
+        raise ConfigurationError(
+            f"conv={convolutions!r} has in_group or out_group, which a net chooses itself: give the group of each level in a list."
+        )
     for before, after in itertools.pairwise(groups):
         if (before is None) != (after is None):
             raise ConfigurationError(

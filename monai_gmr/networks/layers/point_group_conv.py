@@ -70,11 +70,12 @@ class PointGroupFilterNd(SymmetricConvNd):
 
         rows, columns = (self.in_fields, self.out_fields) if self.transposed else (self.out_fields, self.in_fields)
         columns = 1 if self.filter == "depthwise" else columns // groups
-        order, window = self.columns_group.order, self.kernel_size
-        shapes = {"full": (rows, columns, order, *window), "depthwise": (rows, 1, 1, *window)}
+        order, taps = self.columns_group.order, math.prod(self.kernel_size)
+        # three axes: Module.to(memory_format=...) asks four and five to be those of an image
+        shapes = {"full": (rows, columns, order * taps), "depthwise": (rows, 1, taps)}
         options = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(shapes.get(self.filter, (rows, columns, order)), **options))
-        spatial = {"g": (rows, columns, *window), "gc": (rows, 1, *window)}.get(self.filter)
+        spatial = {"g": (rows, columns, taps), "gc": (rows, 1, taps)}.get(self.filter)
         self.spatial_weight = None if spatial is None else nn.Parameter(torch.empty(spatial, **options))
         self.bias = nn.Parameter(torch.empty(self.out_fields, **options)) if bias else None
         self._finish()
@@ -88,7 +89,11 @@ class PointGroupFilterNd(SymmetricConvNd):
                 f"{names[0]}={larger!r} does not contain {names[1]}={smaller!r}: give a group and one of its subgroups, or '1' for "
                 f"{names[0]}, whose channels are scalars."
             )
-        for name in ("kernel_size", "stride", "dilation", "padding"):
+        self._check_geometry()
+
+    def _check_geometry(self) -> None:
+        smaller = self.rows_group
+        for name in ("kernel_size", "stride", "dilation", "padding", "output_padding"):
             values = getattr(self, name)
             kept = smaller if isinstance(values, str) else smaller.keeping(values)
             if kept != smaller:
@@ -134,7 +139,7 @@ class PointGroupFilterNd(SymmetricConvNd):
     def _spatial(self) -> torch.Tensor:
         """The filter of each row's channel, or each pair's, over its taps, ``(rows, 1 or columns, taps)``."""
         spatial = self.spatial_weight
-        flat = self.weight.flatten(2) if spatial is None else spatial.flatten(2)
+        flat = self.weight if spatial is None else spatial
         # of a pair of fields all elements share the taps
         order = self.product_table.shape[1] if flat.shape[1] > 1 else 1
         table = self.tap_table.unsqueeze(1)
@@ -145,7 +150,7 @@ class PointGroupFilterNd(SymmetricConvNd):
         if self.filter == "full":
             taps = self.tap_table.shape[1]
             table = self.product_table.unsqueeze(2) * taps + self.tap_table.unsqueeze(1)
-            kernel = spread_filter(self.weight.flatten(2), table)
+            kernel = spread_filter(self.weight, table)
         elif self.filter == "depthwise":
             kernel = self._spatial()
         else:
@@ -208,13 +213,14 @@ class PointGroupConv2d(PointGroupConvNd):
 
     A field has one channel for each element of the group; transforming the image transforms the channels among themselves
     (:func:`~monai_gmr.symmetry.transform_fields`). Channels are those of the tensor, ``fields * order``, field by field, so that every
-    block of ``torch.nn`` works on them. Everything ``torch.nn.Conv2d`` accepts works.
+    block of ``torch.nn`` works on them. Everything ``torch.nn.Conv2d`` accepts works
+    that the group keeps: a window or a step that differs between axes needs a group that does not exchange them.
 
     Shape:
         - input: ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``
         - output: as ``torch.nn.Conv2d``'s
-        - ``weight``: ``(out_fields, in_fields / groups, order, *kernel_size)``; of separable filters ``(out_fields, in_fields / groups,
-          order)``, beside ``spatial_weight``; ``bias``: ``(out_fields,)``
+        - ``weight``: ``(out_fields, in_fields / groups, order * taps)``; of separable filters ``(out_fields, in_fields / groups, order)``,
+          beside ``spatial_weight``, ``(out_fields, in_fields / groups or 1, taps)``; ``bias``: ``(out_fields,)``
 
     Args:
         in_channels, out_channels: channels of the input and of the output, multiples of the order of ``in_group`` and ``out_group``.
@@ -222,7 +228,8 @@ class PointGroupConv2d(PointGroupConvNd):
         group: name of the group (:func:`~monai_gmr.symmetry.named_group`), a pair of it and the axis of its main direction, or a
             :class:`~monai_gmr.symmetry.PointGroup`.
         in_group: "1" for scalars, such as an image, which are lifted to fields; default ``group``.
-        out_group: a subgroup to whose fields the layer maps; default ``group``.
+        out_group: a subgroup to whose fields the layer maps and to which alone it is then equivariant, with "1" to none of the symmetries
+            (:class:`PointGroupPool` makes scalars); default ``group``.
         filter: "full": free weights on group and taps; "g": a product of weights on the group and weights on the taps, for each pair of
             fields; "gc": the taps are shared by all inputs of a field, run as a product over channels, then one filter a channel;
             "depthwise": weights on the taps alone, fields stay apart.
@@ -263,12 +270,13 @@ class PointGroupConv3d(PointGroupConvNd):
 class PointGroupConvTranspose2d(PointGroupConvTransposeNd):
     """Transposed group convolution: the adjoint of :class:`PointGroupConv2d` with ``in_group`` and ``out_group`` exchanged.
 
-    It maps fields on a subgroup, ``in_group``, to fields on ``out_group``; with ``out_group="1"``, the adjoint of lifting, to scalars.
+    It maps fields on a subgroup, ``in_group``, to fields on ``out_group`` and is equivariant to the subgroup, with ``in_group="1"`` thus to
+    no symmetry (:class:`PointGroupConv2d` lifts); with ``out_group="1"``, the adjoint of lifting, it maps to scalars.
 
     Shape:
         - input: ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``
         - output: as ``torch.nn.ConvTranspose2d``'s
-        - ``weight``: ``(in_fields, out_fields / groups, order, *kernel_size)``
+        - ``weight``: ``(in_fields, out_fields / groups, order * taps)``
 
     Args:
         stride, padding, output_padding: as in :class:`GMRConvTranspose2d`.

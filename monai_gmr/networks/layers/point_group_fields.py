@@ -14,14 +14,26 @@ from monai_gmr.symmetry import PointGroup, coset_table, field_channels, product_
 from monai_gmr.symmetry.group_structure import GroupSpec
 from monai_gmr.utils import ConfigurationError, check_choice
 
+
+def check_fields(module: nn.Module, x: torch.Tensor, spatial_dims: int, order: int) -> None:
+    """Raise when the input of a layer is not ``([batch], fields * order, *spatial)``."""
+    if torch.jit.is_tracing():
+        return
+    if x.dim() - spatial_dims not in (1, 2) or x.shape[-spatial_dims - 1] % order:
+        raise ConfigurationError(
+            f"{type(module).__name__} of {spatial_dims} spatial axes and a group of {order} was given an input of shape {tuple(x.shape)}: "
+            f"give ([batch], a multiple of {order} channels, {spatial_dims} spatial sizes)."
+        )
+
+
 NORMS = ("batch", "instance", "group", "syncbatch")
 
 
 class PointGroupPool(TableModule):
     """Maximum or mean of fields over their elements, to scalars, or over cosets, to fields on a subgroup.
 
-    Cosets are those of a complement of the subgroup, where it has one (:func:`~monai_gmr.symmetry.coset_table`): the result depends on
-    no choice of representatives.
+    Cosets are those of a complement of the subgroup, the first one where it has several (:func:`~monai_gmr.symmetry.coset_table`): the
+    result depends on no choice of representatives.
 
     Args:
         spatial_dims: 1, 2 or 3.
@@ -43,6 +55,7 @@ class PointGroupPool(TableModule):
         self, spatial_dims: int, group: GroupSpec, subgroup: GroupSpec | None = None, *, reduce: str = "max"
     ) -> None:
         super().__init__()
+        self.spatial_dims = spatial_dims
         check_choice("reduce", reduce, ("max", "mean"))
         self.reduce, self.group = reduce, PointGroup.from_name(group, spatial_dims)
         self.subgroup = None if subgroup is None else PointGroup.from_name(subgroup, spatial_dims)
@@ -55,10 +68,13 @@ class PointGroupPool(TableModule):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Reduce the elements of each coset."""
-        x = x.unflatten(1, (-1, self.order)).index_select(2, self.cosets.flatten())
-        x = x.unflatten(2, (self.cosets.shape[0], self.cosets.shape[1]))
-        x = x.amax(3) if self.reduce == "max" else x.mean(3)
-        return x.flatten(1, 2)
+        if not torch.jit.is_scripting():
+            check_fields(self, x, self.spatial_dims, self.order)
+        axis = x.dim() - self.spatial_dims - 1
+        x = x.unflatten(axis, (-1, self.order)).index_select(axis + 1, self.cosets.flatten())
+        x = x.unflatten(axis + 1, (self.cosets.shape[0], self.cosets.shape[1]))
+        x = x.amax(axis + 2) if self.reduce == "max" else x.mean(axis + 2)
+        return x.flatten(axis, axis + 1)
 
     def extra_repr(self) -> str:
         onto = "" if self.subgroup is None else f", {self.subgroup!r}"
@@ -80,6 +96,7 @@ class PointGroupRestrict(TableModule):
 
     def __init__(self, spatial_dims: int, group: GroupSpec, subgroup: GroupSpec) -> None:
         super().__init__()
+        self.spatial_dims = spatial_dims
         self.group, self.subgroup = (PointGroup.from_name(each, spatial_dims) for each in (group, subgroup))
         self.order, self.field_groups = self.group.order, (self.group, self.subgroup)
         self._finish_tables()
@@ -89,7 +106,10 @@ class PointGroupRestrict(TableModule):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Reorder the channels of ``(batch, fields * order, *spatial)``."""
-        return x.unflatten(1, (-1, self.order)).index_select(2, self.channels).flatten(1, 2)
+        if not torch.jit.is_scripting():
+            check_fields(self, x, self.spatial_dims, self.order)
+        axis = x.dim() - self.spatial_dims - 1
+        return x.unflatten(axis, (-1, self.order)).index_select(axis + 1, self.channels).flatten(axis, axis + 1)
 
     def extra_repr(self) -> str:
         return f"{self.group!r}, {self.subgroup!r}"
@@ -112,6 +132,7 @@ class PointGroupNorm(nn.Module):
 
     def __init__(self, spatial_dims: int, num_features: int, group: GroupSpec, norm: str | tuple = "batch") -> None:
         super().__init__()
+        self.spatial_dims = spatial_dims
         name, arguments = (norm, {}) if isinstance(norm, str) else norm
         check_choice("norm", str(name).lower().removeprefix("gmr"), NORMS)
         self.group = PointGroup.from_name(group, spatial_dims)
@@ -121,7 +142,10 @@ class PointGroupNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(batch, fields * order, *spatial)`` to the same shape."""
-        return self.norm(x.unflatten(1, (-1, self.order)).flatten(2)).reshape(x.shape)
+        if not torch.jit.is_scripting():
+            check_fields(self, x, self.spatial_dims, self.order)
+        batch = x.unsqueeze(0) if x.dim() == self.spatial_dims + 1 else x
+        return self.norm(batch.unflatten(1, (-1, self.order)).flatten(2)).reshape(x.shape)
 
     def extra_repr(self) -> str:
         return repr(self.group)
@@ -135,13 +159,14 @@ class PointGroupDropout(nn.Module):
         p: probability with which a field is dropped.
 
     Example:
-        >>> y = PointGroupDropout(2, "4mm", p=0.5)(torch.ones(1, 16, 5, 6))
+        >>> y = PointGroupDropout(2, 0.5, group="4mm")(torch.ones(1, 16, 5, 6))
         >>> {float(field.std()) for field in y.unflatten(1, (2, 8)).flatten(0, 1)}
         {0.0}
     """
 
-    def __init__(self, spatial_dims: int, group: GroupSpec, p: float = 0.5) -> None:
+    def __init__(self, spatial_dims: int, p: float = 0.5, *, group: GroupSpec) -> None:
         super().__init__()
+        self.spatial_dims = spatial_dims
         if not 0 <= p <= 1:
             raise ConfigurationError(f"p={p} is no probability: give a number from 0 to 1.")
         self.group, self.p = PointGroup.from_name(group, spatial_dims), float(p)
@@ -149,11 +174,14 @@ class PointGroupDropout(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(batch, fields * order, *spatial)`` to the same shape."""
+        if not torch.jit.is_scripting():
+            check_fields(self, x, self.spatial_dims, self.order)
         if not self.training or self.p == 0:
             return x
-        fields = x.new_ones([x.shape[0], x.shape[1] // self.order])
-        kept = F.dropout(fields, self.p, True).repeat_interleave(self.order, 1)
-        return x * kept.reshape([x.shape[0], x.shape[1]] + [1] * (x.dim() - 2))
+        axis = x.dim() - self.spatial_dims - 1
+        shape = list(x.shape)[: axis + 1] + [1] * self.spatial_dims
+        shape[axis] = shape[axis] // self.order
+        return x * F.dropout(x.new_ones(shape), self.p, True).repeat_interleave(self.order, axis)
 
     def extra_repr(self) -> str:
         return f"{self.group!r}, p={self.p:g}"

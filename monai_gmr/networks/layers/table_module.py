@@ -8,10 +8,12 @@ from torch import nn
 
 
 def _follow_parameters(module: "TableModule", *_: Any) -> None:
-    """Bring the tables to the device of the parameters, which ``load_state_dict(assign=True)`` changes."""
+    """Bring the tables to the device of the parameters, which ``load_state_dict(assign=True)`` changes; without parameters they leave
+    the meta device, where they have no values."""
+    tables = module._tables()
     device = next((each.device for each in module.parameters(recurse=False)), None)
-    if device is not None:
-        module._place_tables(module._tables(), device)
+    if device is not None or any(table.is_meta for table in tables.values()):
+        module._place_tables(tables, device)
 
 
 class TableModule(nn.Module):

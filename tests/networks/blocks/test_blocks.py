@@ -104,6 +104,20 @@ def test_blocks_of_group_convolutions_are_exact_and_share_norms_and_dropout_by_f
         ),
         (lambda: GMRUNet(2, 1, 2, conv=[("group", {"group": g}) for g in ("4", "m", "1")]), "is no subgroup of"),
         (
+            lambda: GMRUNet(2, 1, 2, (8, 16), conv=("group", {"group": "4mm", "out_group": "4"})),
+            "which a net chooses itself",
+        ),
+        (
+            lambda: GMRUNet(2, 1, 2, (8, 16), conv=("group", {"groups": "4"})),
+            "the key='groups' is unknown: use one of 'group', 'filter'",
+        ),
+        (lambda: GMRConvolution(2, 8, 8, strides=(1, 2), conv="group"), r"strides=\(1, 2\) is not symmetric under"),
+        (lambda: GMRResidualUnit(2, 8, 8, strides=(1, 2), conv="group"), r"strides=\(1, 2\) is not symmetric under"),
+        (
+            lambda: GMRConvolution(2, 8, 8, conv="group", act=("prelu", {"num_parameters": 8})),
+            "which a group exchanges",
+        ),
+        (
             lambda: GMRUNet(3, 1, 2, features=(12, 24, 48), conv="group"),
             "out_channels=12 is no multiple of the 48 elements",
         ),

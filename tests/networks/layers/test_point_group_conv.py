@@ -124,11 +124,12 @@ def test_the_kernel_is_that_of_the_formula(dims, group, filter, transposed):
         for tap in taps:
             source = tuple(elements[g].T @ (np.array(tap) - 1) + 1)
             if filter == "full":
-                expected = layer.weight[(0, 0, between, *source)]
+                expected = layer.weight.unflatten(2, (order, *(3,) * dims))[(0, 0, between, *source)]
             elif filter == "depthwise":
-                expected = layer.weight[(0, 0, 0, *source)]
+                expected = layer.weight.unflatten(2, (3,) * dims)[(0, 0, *source)]
             else:
-                expected = layer.weight[0, 0, between] * layer.spatial_weight[(0, 0, *source)]
+                spatial = layer.spatial_weight.unflatten(2, (3,) * dims)
+                expected = layer.weight[0, 0, between] * spatial[(0, 0, *source)]
             found = kernel[(g, 0 if filter == "depthwise" else h, *tap)]
             assert float(found) == pytest.approx(float(expected), rel=1e-12)
 
@@ -281,7 +282,20 @@ def test_gradients(filter):
     assert torch.autograd.gradcheck(run, (x, *layer.parameters()))
 
 
+def test_a_memory_format_of_images_and_axes_that_no_element_reverses():
+    layer, x = make(2, "4mm", kernel_size=3, padding=1), torch.randn(1, 16, 6, 7)
+    expected = layer(x)
+    assert torch.allclose(layer.to(memory_format=torch.channels_last)(x), expected, atol=1e-6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TRANSPOSED[2](4, 4, 3, stride=(1, 2), padding=1, output_padding=(0, 1), group=("m", "x"))(
+            torch.rand(1, 4, 5, 6)
+        )
+
+
 IMPOSSIBLE = {
+    "nothing": (2, {"group": None}, "group=None is impossible: give a name such as '4', a pair of it and an axis"),
+    "a list": (2, {"group": ["4mm"]}, "is impossible: give a name such as '4'"),
     "unknown group": (2, {"group": "5"}, "group='5' is unknown in 2D: use one of '1'"),
     "in_channels": (2, {"in_channels": 12}, "in_channels=12 is no multiple of the 8 elements of .*: use 8 or 16"),
     "too few": (2, {"out_channels": 4}, "out_channels=4 is no multiple of the 8 elements of .*: use 8 or 16"),

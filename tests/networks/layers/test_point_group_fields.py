@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from monai_gmr.networks.layers import (
+    PointGroupConv2d,
     PointGroupDense,
     PointGroupDropout,
     PointGroupNorm,
@@ -120,7 +121,7 @@ def test_a_norm_is_torchs_over_the_elements_and_voxels_of_a_field():
 
 def test_dropout_drops_fields_and_keeps_the_mean():
     torch.manual_seed(0)
-    layer, x = PointGroupDropout(2, "4mm", p=0.25), torch.ones(400, 16, 2, 3)
+    layer, x = PointGroupDropout(2, 0.25, group="4mm"), torch.ones(400, 16, 2, 3)
     y = layer(x).unflatten(1, (2, 8)).flatten(2)
     assert ((y == y[:, :, :1]).all(2)).all()
     assert y.unique().tolist() == pytest.approx([0, 4 / 3])
@@ -159,7 +160,7 @@ def test_a_dense_layer_commutes_with_the_group(dims, group):
         PointGroupPool(2, "4mm", "4", reduce="mean"),
         PointGroupRestrict(2, "4mm", "2"),
         PointGroupNorm(2, 16, "4mm", "instance"),
-        PointGroupDropout(2, "4mm").eval(),
+        PointGroupDropout(2, group="4mm").eval(),
     ],
     ids=lambda layer: type(layer).__name__,
 )
@@ -188,7 +189,7 @@ def test_modules_like_any_other(layer):
         (lambda: PointGroupRestrict(3, "432", "mmm"), "is no subgroup of"),
         (lambda: PointGroupNorm(2, 12, "4mm"), "num_features=12 is no multiple of the 8 elements"),
         (lambda: PointGroupNorm(2, 16, "4mm", "localresponse"), "norm='localresponse' is unknown: use one of 'batch'"),
-        (lambda: PointGroupDropout(2, "4", 1.5), "p=1.5 is no probability"),
+        (lambda: PointGroupDropout(2, 1.5, group="4"), "p=1.5 is no probability"),
         (lambda: PointGroupDense(8, 9, spatial_dims=2, group="4mm"), "out_features=9 is no multiple of the 8 elements"),
         (lambda: PointGroupDense(4, 8, spatial_dims=2, group="4mm", in_group="4"), "does not contain out_group"),
     ],
@@ -196,6 +197,31 @@ def test_modules_like_any_other(layer):
 def test_impossible_layers_are_refused_in_a_sentence(make, sentence):
     with pytest.raises(ConfigurationError, match=sentence):
         make()
+
+
+def test_unbatched_fields_are_those_of_a_batch_and_others_are_refused():
+    layers = (
+        PointGroupPool(2, "4mm", "4"),
+        PointGroupRestrict(2, "4mm", "2"),
+        PointGroupNorm(2, 16, "4mm", "instance"),
+    )
+    for layer in (*layers, PointGroupDropout(2, group="4mm").eval()):
+        x = torch.randn(1, 16, 8, 6)
+        assert torch.allclose(layer(x[0]), layer(x)[0], atol=1e-6)
+        for shape in ((1, 12, 8, 6), (1, 16, 8), (1, 1, 16, 8, 6)):
+            with pytest.raises(ConfigurationError, match=r"give .*a multiple of 8 channels, 2 spatial sizes"):
+                layer(torch.randn(shape))
+
+
+def test_a_net_made_on_the_meta_device_takes_a_state_dict_by_assignment():
+    def make():
+        return nn.Sequential(PointGroupConv2d(1, 8, 3, group="4mm", in_group="1"), PointGroupPool(2, "4mm"))
+
+    with torch.device("meta"):
+        net = make()
+    filled, x = make(), torch.rand(1, 1, 9, 9)
+    net.load_state_dict(filled.state_dict(), assign=True)
+    assert torch.equal(net(x), filled(x))
 
 
 def test_channels_of_a_field_are_one_for_each_element():

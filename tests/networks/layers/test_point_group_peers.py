@@ -49,7 +49,7 @@ def test_filters_and_answers_are_those_of_e2cnn(e2cnn, order, name, in_fields, o
     channels = in_fields * len(in_order)
     layer = PointGroupConv2d(channels, 8 * out_fields, 3, padding=1, group="4mm", in_group="1" if lifts else None)
     layer = layer.double()
-    layer.weight.data.copy_(kernel[:, 0])
+    layer.weight.data.copy_(kernel[:, 0].flatten(2))
     layer.bias.data.copy_(e2cnn[f"{name}_bias"][::8])
     assert torch.allclose(layer.dense_kernel(), kernel.flatten(0, 1).flatten(1, 2), atol=1e-6)
     x = e2cnn[f"{name}_input"].unflatten(1, (in_fields, -1))[:, :, in_order].flatten(1, 2)
