@@ -12,7 +12,7 @@ from torch import nn
 
 from monai_gmr.networks.layers.factories import make_convolution, split_convolution
 from monai_gmr.networks.layers.point_group_fields import PointGroupPool, PointGroupRestrict
-from monai_gmr.symmetry import PointGroup
+from monai_gmr.symmetry import PointGroup, field_channels
 from monai_gmr.utils import ConfigurationError
 
 Convolution = str | Sequence
@@ -181,8 +181,9 @@ def make_head(conv: Convolution, spatial_dims: int, channels: int, out_channels:
     return layer if isinstance(pool, nn.Identity) else nn.Sequential(pool, layer)
 
 
-def check_levels(convolutions: Sequence[Convolution], spatial_dims: int) -> None:
-    """Raise when the levels of a net are not all of group convolutions or none, or a level's group is no subgroup of the one before."""
+def check_levels(convolutions: Sequence[Convolution], spatial_dims: int, channels: Sequence[int], name: str) -> None:
+    """Raise when the levels of a net are not all of group convolutions or none, a level's group is no subgroup of the one before, or does
+    not divide its channels, which the argument ``name`` gives."""
     groups = [end_group(conv, spatial_dims) for conv in convolutions]
     if any({"in_group", "out_group"} & split_convolution(conv)[1].keys() for conv in convolutions):
         raise ConfigurationError(
@@ -195,3 +196,6 @@ def check_levels(convolutions: Sequence[Convolution], spatial_dims: int) -> None
             )
         if before is not None and after is not None:
             before.positions(after)
+    for group, count in zip(groups, channels):
+        if group is not None:
+            field_channels(name, count, group)

@@ -28,7 +28,7 @@ class GMRResNet(nn.Module):
         layers: residual blocks of each stage.
         block: "basic" or "bottleneck".
         kernel_sizes: window of each stage in voxels; default ``(9, 9, 5, 5)`` in 2D, ``(5, 5, 5, 5)`` in 3D, 3 for "plain" and "group".
-        width: channels of the first stage; each stage has twice as many as the one before.
+        width: channels of the first stage, a multiple of a group's order; each stage has twice as many as the one before.
         stem_kernel_size: window of the stem in voxels, one number or one per axis.
         stem_stride: 2: the stem halves the grid; 1: it does not, for images of few voxels.
         conv: "gmr", "gmr_harmonic" (orders 0 to 2), "group" (group convolutions, made scalars before the pooling), "sre" or "plain"
@@ -97,7 +97,7 @@ class GMRResNet(nn.Module):
         check_choice("block", block, ("basic", "bottleneck"))
         check_choice("stem_stride", stem_stride, (1, 2))
         convolutions = one_per_level("conv", conv, len(layers), "layers")
-        check_levels(convolutions, spatial_dims)
+        check_levels(convolutions, spatial_dims, [width * 2**level for level in range(len(layers))], "width")
         if kernel_sizes is None:
             small = all(split_convolution(each)[0] in ("plain", "group") for each in convolutions)
             kernel_sizes = 3 if small else DEFAULT_KERNEL_SIZES[spatial_dims]

@@ -74,7 +74,7 @@ class GMRUNet(nn.Module):
         spatial_dims: 1, 2 or 3.
         in_channels: channels of the image.
         out_channels: channels of the segmentation.
-        features: channels of each level; their number is the depth.
+        features: channels of each level, multiples of the order of a group; their number is the depth.
         kernel_sizes: window of each level in voxels, or one for all; default 5 in 2D, 3 in 3D, 3 for "plain" and "group".
         conv: "gmr", "gmr_harmonic" (orders 0 to 2), "group" (group convolutions, made scalars before the head), "sre" or "plain"
             (``torch.nn.ConvNd``, the baseline); or a pair of the name and further arguments of the layer, such as
@@ -138,7 +138,7 @@ class GMRUNet(nn.Module):
             raise ConfigurationError("features is empty: give the channels of at least one level.")
         convolutions = one_per_level("conv", conv, len(features), "features")
         names = [split_convolution(each)[0] for each in convolutions]
-        check_levels(convolutions, spatial_dims)
+        check_levels(convolutions, spatial_dims, features, "features")
         if kernel_sizes is None:
             kernel_sizes = [3 if name in ("plain", "group") else DEFAULT_KERNEL_SIZE[spatial_dims] for name in names]
         windows = one_per_level("kernel_sizes", kernel_sizes, len(features), "features")

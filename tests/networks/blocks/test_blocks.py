@@ -119,7 +119,7 @@ def test_blocks_of_group_convolutions_are_exact_and_share_norms_and_dropout_by_f
         ),
         (
             lambda: GMRUNet(3, 1, 2, features=(12, 24, 48), conv="group"),
-            "out_channels=12 is no multiple of the 48 elements",
+            "features=12 is no multiple of the 48 elements",
         ),
         (
             lambda: GMRUNet(3, 1, 2, features=(48,), conv="group", spacing=(1, 1, 3)),
