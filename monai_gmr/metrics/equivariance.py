@@ -163,10 +163,10 @@ def checked_group(
     net: Any, group: Sequence[np.ndarray] | np.ndarray | None, spatial_dims: int, spacing: Sequence[float] | None
 ) -> list[np.ndarray]:
     """The elements to test; by default those of the net's own group, or of the point group, that keep the spacing."""
-    modules = net.modules() if isinstance(net, torch.nn.Module) else ()
-    own = next((each.symmetry_group for each in modules if getattr(each, "symmetry_group", None) is not None), None)
-    if group is None and isinstance(own, PointGroup):
-        group = (own if spacing is None else own.keeping(spacing)).elements
+    if group is None and isinstance(net, nn.Module):
+        groups = [getattr(each, "symmetry_group", None) for each in net.modules()]
+        own = next((each for each in groups if isinstance(each, PointGroup)), None)
+        group = own if own is None else (own if spacing is None else own.keeping(spacing)).elements
     elements = list(point_group(spatial_dims, spacing) if group is None else np.asarray(group))
     for element in elements:
         if element.shape != (spatial_dims, spatial_dims) or not is_grid_symmetry(element):

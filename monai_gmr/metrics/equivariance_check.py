@@ -209,8 +209,8 @@ class _ModuleProbe:
         self.unchecked: set[nn.Module] = set()
         self.running: list[tuple[nn.Module, _Call | None]] = []
         self.repeating = False
-        # a container of layers on fields does not say on which group its input is
-        self.containers = {
+        # the network is measured by itself; a container of layers on fields does not say on which group its input is
+        self.left_out = {net} | {
             m for m in self.paths if any(hasattr(child, "field_groups") for child in m.modules() if child is not m)
         }
         self.devices = sorted({p.device.index for p in net.parameters() if p.device.type == "cuda"})
@@ -245,7 +245,7 @@ class _ModuleProbe:
         if self.repeating:
             return
         call = None
-        if self.elements and module not in {self.net} | self.containers and self._images((args, kwargs)):
+        if self.elements and module not in self.left_out and self._images((args, kwargs)):
             # copies: modules that work in place overwrite their input
             args, kwargs = map_tensors((args, kwargs), lambda t: t.detach().clone())
             call = _Call(args, kwargs, self._random_state())

@@ -23,23 +23,3 @@ def spread_filter(weight: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     numbers = weight.flatten(0, 1).t().index_select(0, table.flatten())
     spread = numbers.reshape([table.shape[0], table.shape[1], table.shape[2], rows, columns])
     return spread.permute(3, 0, 4, 1, 2).reshape(rows * table.shape[0], columns * table.shape[1], table.shape[2])
-
-
-def separable_filter(product: torch.Tensor, spatial: torch.Tensor) -> torch.Tensor:
-    """The dense filter that a product over channels and elements, then a filter for each channel, stands for.
-
-    Args:
-        product: ``(out, in, 1)``, of :func:`spread_filter`.
-        spatial: ``(out, 1 or in, taps)``.
-
-    Returns:
-        ``(out, in, taps)``.
-
-    Example:
-        >>> separable_filter(torch.tensor([[[2.0]]]), torch.tensor([[[1.0, 3.0]]]))
-        tensor([[[2., 6.]]])
-
-    Source:
-        Knigge, Romero, Bekkers, Exploiting redundancy: separable group convolutional networks on Lie groups; arXiv 2106.04914.
-    """
-    return product * spatial

@@ -2,10 +2,10 @@
 
 from monai_gmr.symmetry.group_filters import (
     coset_table,
+    end_groups,
     field_channels,
     filter_table,
     product_table,
-    restriction_table,
     transform_fields,
 )
 from monai_gmr.symmetry.group_names import element_name, element_triplet, grid_element, group_names, named_group
@@ -53,6 +53,7 @@ __all__ = [
     "default_num_rings",
     "element_name",
     "element_triplet",
+    "end_groups",
     "field_channels",
     "filter_table",
     "gaussian_basis",
@@ -79,7 +80,6 @@ __all__ = [
     "project_transposed_kernel",
     "random_views",
     "real_harmonics",
-    "restriction_table",
     "ring_masks",
     "rotation_matrix",
     "square_ring_masks",

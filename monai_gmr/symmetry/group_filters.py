@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from monai_gmr.symmetry.group_structure import PointGroup
+from monai_gmr.symmetry.group_structure import GroupSpec, PointGroup
 from monai_gmr.symmetry.point_groups import Array, transform_grid
 from monai_gmr.utils import ConfigurationError
 
@@ -34,6 +34,38 @@ def field_channels(name: str, channels: int, group: PointGroup) -> int:
             f"{name}={channels} is no multiple of the {group.order} elements of {group!r}: use {nearest}."
         )
     return fields
+
+
+def end_groups(
+    spatial_dims: int,
+    group: GroupSpec,
+    in_group: GroupSpec | None,
+    out_group: GroupSpec | None,
+    transposed: bool = False,
+) -> tuple[PointGroup, PointGroup, PointGroup]:
+    """The groups of a layer: its own, that of the fields that it takes, and that of those that it returns (:meth:`PointGroup.from_name`).
+
+    The group of what is returned is a subgroup of that of what is taken, of a ``transposed`` layer the other way round; or the larger one
+    is "1", whose channels are scalars.
+
+    Raises:
+        ConfigurationError: when a filter on these groups is not equivariant.
+
+    Example:
+        >>> end_groups(2, "4mm", None, "4")
+        (PointGroup('4mm'), PointGroup('4mm'), PointGroup('4'))
+    """
+    whole = PointGroup.from_name(group, spatial_dims)
+    ends = [whole if each is None else PointGroup.from_name(each, spatial_dims) for each in (in_group, out_group)]
+    names = ["in_group", "out_group"]
+    larger, smaller = ends[::-1] if transposed else ends
+    if larger.order > 1 and not larger.contains(smaller):
+        outer, inner = names[::-1] if transposed else names
+        raise ConfigurationError(
+            f"{outer}={larger!r} does not contain {inner}={smaller!r}: give a group and one of its subgroups, or '1' for {outer}, whose "
+            "channels are scalars."
+        )
+    return whole, ends[0], ends[1]
 
 
 def product_table(in_group: PointGroup, out_group: PointGroup) -> np.ndarray:
@@ -82,16 +114,6 @@ def coset_table(group: PointGroup, subgroup: PointGroup) -> np.ndarray:
     inside = group.positions(subgroup)
     others = group.right_cosets(subgroup)[:, 0] if complement is None else group.positions(complement)
     return group.products[np.ix_(inside, others)]
-
-
-def restriction_table(group: PointGroup, subgroup: PointGroup) -> np.ndarray:
-    """Indices of the elements of a field in the order in which they are fields on a subgroup, ``(order / |H|, |H|)``: its right cosets.
-
-    Example:
-        >>> restriction_table(PointGroup.from_name("4", 2), PointGroup.from_name("2", 2)).tolist()
-        [[0, 2], [1, 3]]
-    """
-    return group.right_cosets(subgroup)
 
 
 def transform_fields(x: Array, element: np.ndarray, group: PointGroup) -> Array:

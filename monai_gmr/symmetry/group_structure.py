@@ -48,16 +48,18 @@ class PointGroup:
             given = np.asarray(elements, float)
         except (TypeError, ValueError):
             given = np.zeros(0)
-        square = given.ndim == 3 and len(given) > 0 and given.shape[1] == given.shape[2] <= 3
-        if not square or not all(is_grid_symmetry(element) for element in given):
+        count, square = len(given), given.shape[-1] if given.ndim == 3 and given.shape[1] == given.shape[2] <= 3 else 0
+        if not square or not count or not all(is_grid_symmetry(element) for element in given):
             raise ConfigurationError(
                 f"elements of shape {given.shape} are no symmetries of the grid: give signed permutation matrices (order, d, d), d up to 3."
             )
-        given = np.round(given).astype(int)
-        group = _closed(tuple(sorted({_as_tuple(element) for element in given})))
-        if group.order != len(given):
+        held = {_as_tuple(element) for element in np.round(given).astype(int)}
+        group = _shared(tuple(matrix for matrix in _whole(square) if matrix in held))
+        products = np.einsum("aij,bjk->abik", group.elements, group.elements).reshape(-1, square, square)
+        if len(held) != count or not {_as_tuple(product) for product in products} <= held:
+            order = len(generate_group(list(group.elements)))
             raise ConfigurationError(
-                f"{len(given)} elements are no group, they generate one of {group.order}: give all of its elements, each once."
+                f"{count} elements are no group, they generate one of {order}: give all of its elements, each once."
             )
         return group
 
@@ -91,7 +93,7 @@ class PointGroup:
             )
         name, axis = pair
         # YAML reads the group 222 as a number
-        return _closed(tuple(map(_as_tuple, named_group(str(name), spatial_dims, axis))))
+        return _shared(tuple(map(_as_tuple, named_group(str(name), spatial_dims, axis))))
 
     @property
     def order(self) -> int:
@@ -136,7 +138,7 @@ class PointGroup:
 
     def contains(self, other: PointGroup) -> bool:
         """Whether another group is a subgroup of this one."""
-        return other.matrices[0] in self._index and set(other.matrices) <= set(self.matrices)
+        return self._index.keys() >= set(other.matrices)
 
     def positions(self, subgroup: PointGroup) -> np.ndarray:
         """Index in this group of each element of a subgroup.
@@ -215,7 +217,20 @@ class PointGroup:
                 raise ConfigurationError(f"{tuple(values)} has not one entry for each of {self.spatial_dims} axes.")
             equal = np.array([[a == b for b in values] for a in values])
             kept = kept[[bool(equal[element != 0].all()) for element in kept]]
-        return PointGroup.from_elements(kept)
+        return _shared(tuple(map(_as_tuple, kept)))
+
+    def check_keeps(self, name: str, values: Sequence[Hashable]) -> None:
+        """Raise when an element exchanges axes for which an argument, such as "kernel_size", has unlike values.
+
+        Example:
+            >>> PointGroup.from_name("m", 2).check_keeps("stride", (1, 2))
+        """
+        kept = self.keeping(values)
+        if kept != self:
+            raise ConfigurationError(
+                f"{name}={tuple(values)} is not symmetric under {self!r}: use equal numbers on the axes that it exchanges, or its subgroup "
+                f"{kept!r}."
+            )
 
     def mirrored_axes(self) -> list[bool]:
         """Of each axis, whether an element reverses it or maps another axis to its reverse."""
@@ -231,12 +246,7 @@ class PointGroup:
             >>> PointGroup.from_name("m", 1).tap_permutations((3,)).tolist()
             [[0, 1, 2], [2, 1, 0]]
         """
-        kept = self.keeping(kernel_size)
-        if kept != self:
-            raise ConfigurationError(
-                f"kernel_size={tuple(kernel_size)} is not symmetric under {self!r}: use equal lengths on the axes that it exchanges, or "
-                f"its subgroup {kept!r}."
-            )
+        self.check_keeps("kernel_size", kernel_size)
         taps = np.arange(np.prod(kernel_size)).reshape(kernel_size)
         return np.stack([transform_grid(taps, element).ravel() for element in self.elements])
 
@@ -269,11 +279,15 @@ def _as_tuple(matrix: np.ndarray) -> Matrix:
 
 
 @lru_cache(maxsize=256)
-def _closed(generators: tuple[Matrix, ...]) -> PointGroup:
-    """The group that matrices generate."""
-    generated = set(map(_as_tuple, generate_group([np.array(matrix) for matrix in generators])))
-    whole = map(_as_tuple, point_group(len(generators[0])))
-    return PointGroup(tuple(matrix for matrix in whole if matrix in generated))
+def _shared(matrices: tuple[Matrix, ...]) -> PointGroup:
+    """The group of these elements in their order: one object for equal groups, which makes its tables once."""
+    return PointGroup(matrices)
+
+
+@lru_cache(maxsize=3)
+def _whole(spatial_dims: int) -> tuple[Matrix, ...]:
+    """All symmetries of the grid, in the order in which a group's elements are numbered."""
+    return tuple(map(_as_tuple, point_group(spatial_dims)))
 
 
 @lru_cache(maxsize=64)
@@ -297,7 +311,7 @@ def _subgroups(group: PointGroup) -> tuple[PointGroup, ...]:
         waiting = waiting[:-1] + list(joined)
         found |= joined
     ordered = sorted(found, key=lambda indices: (len(indices), sorted(indices)))
-    return tuple(PointGroup(tuple(group.matrices[index] for index in sorted(indices))) for indices in ordered)
+    return tuple(_shared(tuple(group.matrices[index] for index in sorted(indices))) for indices in ordered)
 
 
 @lru_cache(maxsize=3)

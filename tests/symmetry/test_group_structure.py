@@ -105,7 +105,7 @@ def test_taps_are_transformed_as_images_are(group, lengths, seed):
     for element, permutation in zip(kept.elements, kept.tap_permutations(window)):
         assert np.array_equal(kernel.ravel()[permutation].reshape(window), transform_grid(kernel, element))
     if kept != group:
-        with pytest.raises(ConfigurationError, match="use equal lengths on the axes that it exchanges"):
+        with pytest.raises(ConfigurationError, match="use equal numbers on the axes that it exchanges"):
             group.tap_permutations(window)
 
 

@@ -118,7 +118,7 @@ class GMRConvolution(nn.Sequential):
         )
         self.add_module("conv", layer)
         if not conv_only and not (act is None and norm is None and dropout is None):
-            norm = field_norm(conv, keep_channels_last(norm), spatial_dims)
+            norm = keep_channels_last(field_norm(conv, norm, spatial_dims))
             dropout, dropout_dim = field_dropout(conv, dropout, dropout_dim, spatial_dims)
             settings = (out_channels, act, norm, spatial_dims)
             self.add_module("adn", GMRADN(adn_ordering, *settings, dropout=dropout, dropout_dim=dropout_dim))

@@ -248,7 +248,7 @@ class TransposedConvNd(SymmetricConvNd):
             stacklevel=3,
         )
 
-    def _geometry(self, input: torch.Tensor, output_size: list[int] | None) -> tuple[list[int], list[int]]:
+    def _paddings(self, input: torch.Tensor, output_size: list[int] | None) -> tuple[list[int], list[int]]:
         """Voxels removed at both ends of each axis, and added at its end, to reach the spatial sizes that end ``output_size``: what it asks
         for beyond the smallest size is taken from the padding at both ends where it is even, which is exact, else added at the end."""
         dims = len(self.kernel_size)

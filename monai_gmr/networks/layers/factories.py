@@ -101,11 +101,7 @@ def make_convolution(
     name, arguments = split_convolution(conv)
     options: dict[str, Any] = {} if name in ("plain", "group") else {"spacing": spacing}
     if name == "group" and spacing is not None:
-        group = PointGroup.from_name(arguments["group"], spatial_dims)
-        if group.keeping(spacing) != group:
-            raise ConfigurationError(
-                f"spacing={tuple(spacing)} is not kept by {group!r}: use its subgroup {group.keeping(spacing)!r}."
-            )
+        PointGroup.from_name(arguments["group"], spatial_dims).check_keeps("spacing", spacing)
     if name.startswith("gmr"):
         options["rings"] = rings
     kind = Conv[CONVOLUTIONS[name], spatial_dims]

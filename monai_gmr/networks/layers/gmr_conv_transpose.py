@@ -16,7 +16,7 @@ class GMRConvTransposeNd(TransposedConvNd, RingConvNd):
         ``output_size``: what it asks for beyond the smallest size is taken from the padding at both ends where it is even, which is
         exact, else added at the end.
         """
-        padding, extra = self._geometry(input, output_size)
+        padding, extra = self._paddings(input, output_size)
         if torch.jit.is_scripting():
             dense, groups, dilation = self.dense_kernel(), self.groups, self.dilation
             return conv_transpose_nd(

@@ -58,8 +58,7 @@ def onto(previous: Convolution, conv: Convolution, spatial_dims: int) -> Convolu
         >>> onto(("group", {"group": "4mm"}), ("group", {"group": "4"}), 2)
         ('group', {'group': PointGroup('4mm'), 'out_group': PointGroup('4')})
     """
-    before, after = end_group(previous, spatial_dims), end_group(conv, spatial_dims)
-    return _changed(conv, group=before, out_group=after) if before != after else _changed(conv)
+    return _changed(conv, group=end_group(previous, spatial_dims), out_group=end_group(conv, spatial_dims))
 
 
 def with_group_of(last: Convolution, conv: Convolution, spatial_dims: int) -> Convolution:
@@ -137,11 +136,8 @@ def field_dropout(
 def check_factors(conv: Convolution, factors: Sequence[int], spatial_dims: int) -> None:
     """Raise where a grid is resampled by factors that the group of a convolution does not keep."""
     group = end_group(conv, spatial_dims)
-    if group is not None and group.keeping(factors) != group:
-        raise ConfigurationError(
-            f"strides={tuple(factors)} is not symmetric under {group!r}: use equal numbers on the axes that it exchanges, or its subgroup "
-            f"{group.keeping(factors)!r}."
-        )
+    if group is not None:
+        group.check_keeps("strides", factors)
 
 
 def check_activation(conv: Convolution, module: nn.Module, act: Any) -> None:

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from monai_gmr.networks.layers.conv_nd import DirectConvNd, SymmetricConvNd, TransposedConvNd
-from monai_gmr.ops.group_filters import separable_filter, spread_filter
+from monai_gmr.ops.group_filters import spread_filter
 from monai_gmr.ops.ring_conv import conv_nd, conv_transpose_nd
-from monai_gmr.symmetry import PointGroup, field_channels, product_table
+from monai_gmr.symmetry import end_groups, field_channels, filter_table, product_table
 from monai_gmr.symmetry.group_structure import GroupSpec
 from monai_gmr.utils import ConfigurationError, check_choice
 
@@ -21,8 +21,8 @@ class PointGroupFilterNd(SymmetricConvNd):
     """What group convolutions share: fields on groups, and the filter, spread over the elements; arguments of
     :class:`PointGroupConv2d`."""
 
-    product_table: torch.Tensor
-    tap_table: torch.Tensor
+    weight_table: torch.Tensor
+    spatial_table: torch.Tensor
 
     def __init__(
         self,
@@ -46,18 +46,15 @@ class PointGroupFilterNd(SymmetricConvNd):
         geometry = (kernel_size, stride, padding, dilation, groups, padding_mode)
         SymmetricConvNd.__init__(self, in_channels, out_channels, *geometry, dtype)
         check_choice("filter", filter, FILTERS)
-        self.group = PointGroup.from_name(group, self.spatial_dims)
-        self.in_group, self.out_group = (
-            self.group if each is None else PointGroup.from_name(each, self.spatial_dims)
-            for each in (in_group, out_group)
-        )
+        ends = end_groups(self.spatial_dims, group, in_group, out_group, self.transposed)
+        self.group, self.in_group, self.out_group = ends
         # of the filter, which for a transposed layer is that of its adjoint; the layer is equivariant to the group of the rows
         self.rows_group, self.columns_group = (
             (self.in_group, self.out_group) if self.transposed else (self.out_group, self.in_group)
         )
         self.field_groups = tuple(each if each.order > 1 else None for each in (self.in_group, self.out_group))
         lifts = self.columns_group.order == 1 < self.group.order
-        self._check_groups(lifts)
+        self._check_geometry()
         self.in_fields = field_channels("in_channels", in_channels, self.in_group)
         self.out_fields = field_channels("out_channels", out_channels, self.out_group)
         # a lifting layer has nothing to factorise
@@ -80,27 +77,11 @@ class PointGroupFilterNd(SymmetricConvNd):
         self.bias = nn.Parameter(torch.empty(self.out_fields, **options)) if bias else None
         self._finish()
 
-    def _check_groups(self, lifts: bool) -> None:
-        """Raise where a filter on these groups is not equivariant."""
-        larger, smaller = self.columns_group, self.rows_group
-        if not lifts and not larger.contains(smaller):
-            names = ("out_group", "in_group") if self.transposed else ("in_group", "out_group")
-            raise ConfigurationError(
-                f"{names[0]}={larger!r} does not contain {names[1]}={smaller!r}: give a group and one of its subgroups, or '1' for "
-                f"{names[0]}, whose channels are scalars."
-            )
-        self._check_geometry()
-
     def _check_geometry(self) -> None:
-        smaller = self.rows_group
         for name in ("kernel_size", "stride", "dilation", "padding", "output_padding"):
             values = getattr(self, name)
-            kept = smaller if isinstance(values, str) else smaller.keeping(values)
-            if kept != smaller:
-                raise ConfigurationError(
-                    f"{name}={values} is not symmetric under {smaller!r}: use equal numbers on the axes that it exchanges, or its "
-                    f"subgroup {kept!r}."
-                )
+            if not isinstance(values, str):
+                self.rows_group.check_keeps(name, values)
 
     def _check_fields(self) -> None:
         if self.in_fields % self.groups or self.out_fields % self.groups:
@@ -116,8 +97,13 @@ class PointGroupFilterNd(SymmetricConvNd):
             )
 
     def _make_tables(self) -> dict[str, Any]:
-        products = product_table(self.columns_group, self.rows_group)
-        return {"product_table": products, "tap_table": self.rows_group.tap_permutations(self.kernel_size)}
+        larger, smaller = self.columns_group, self.rows_group
+        taps = smaller.tap_permutations(self.kernel_size)[:, None]
+        tables = {"full": filter_table(larger, smaller, self.kernel_size), "depthwise": taps}
+        weight_table = tables.get(self.filter, product_table(larger, smaller)[:, :, None])
+        # of a pair of fields all elements share the taps
+        spatial_table = taps.repeat(larger.order, axis=1) if self.filter == "g" else taps
+        return {"weight_table": weight_table, "spatial_table": spatial_table}
 
     def reset_parameters(self) -> None:
         """Draw fresh weights; on white noise the output's variance is that of a fresh ``torch.nn.ConvNd``."""
@@ -132,29 +118,11 @@ class PointGroupFilterNd(SymmetricConvNd):
             fan_in = self.weight[0].numel() * (1 if spatial is None else taps)
             nn.init.uniform_(self.bias, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
 
-    def _product(self) -> torch.Tensor:
-        """The part of a separable filter that mixes channels and elements, ``(rows, columns, 1)``."""
-        return spread_filter(self.weight, self.product_table.unsqueeze(2))
-
-    def _spatial(self) -> torch.Tensor:
-        """The filter of each row's channel, or each pair's, over its taps, ``(rows, 1 or columns, taps)``."""
-        spatial = self.spatial_weight
-        flat = self.weight if spatial is None else spatial
-        # of a pair of fields all elements share the taps
-        order = self.product_table.shape[1] if flat.shape[1] > 1 else 1
-        table = self.tap_table.unsqueeze(1)
-        return spread_filter(flat, table.expand(table.shape[0], order, table.shape[2]))
-
     def dense_kernel(self) -> torch.Tensor:
         """The filter as ``torch.nn.ConvNd.weight``, its rows and columns over all channels."""
-        if self.filter == "full":
-            taps = self.tap_table.shape[1]
-            table = self.product_table.unsqueeze(2) * taps + self.tap_table.unsqueeze(1)
-            kernel = spread_filter(self.weight, table)
-        elif self.filter == "depthwise":
-            kernel = self._spatial()
-        else:
-            kernel = separable_filter(self._product(), self._spatial())
+        kernel, spatial = spread_filter(self.weight, self.weight_table), self.spatial_weight
+        if spatial is not None:
+            kernel = kernel * spread_filter(spatial, self.spatial_table)
         return kernel.reshape([kernel.shape[0], kernel.shape[1]] + list(self.kernel_size))
 
     def _dense_bias(self) -> torch.Tensor | None:
@@ -180,14 +148,14 @@ class PointGroupConvNd(DirectConvNd, PointGroupFilterNd):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Convolve ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``."""
         input, padding = self._padded(input)
-        bias = self._dense_bias()
-        if self.filter != "gc":
+        bias, spatial = self._dense_bias(), self.spatial_weight
+        if self.filter != "gc" or spatial is None:
             kernel = self.dense_kernel()
             return conv_nd(input, kernel, bias, self.stride, padding, self.dilation, groups=self.conv_groups)
         ones, zeros = [1] * len(padding), [0] * len(padding)
-        product, taps = self._product(), self._spatial()
+        product = spread_filter(self.weight, self.weight_table)
         product = product.reshape([product.shape[0], product.shape[1]] + ones)
-        taps = taps.reshape([taps.shape[0], 1] + list(self.kernel_size))
+        taps = spread_filter(spatial, self.spatial_table).reshape([self.out_channels, 1] + list(self.kernel_size))
         y = conv_nd(input, product, None, ones, zeros, ones, groups=self.groups)
         return conv_nd(y, taps, bias, self.stride, padding, self.dilation, groups=self.out_channels)
 
@@ -198,7 +166,7 @@ class PointGroupConvTransposeNd(TransposedConvNd, PointGroupFilterNd):
     def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
         """Spread ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)`` over the windows, to the spatial sizes that end
         ``output_size``."""
-        padding, extra = self._geometry(input, output_size)
+        padding, extra = self._paddings(input, output_size)
         kernel, bias = self.dense_kernel(), self._dense_bias()
         return conv_transpose_nd(
             input, kernel, bias, self.stride, padding, extra, groups=self.conv_groups, dilation=self.dilation
@@ -213,8 +181,8 @@ class PointGroupConv2d(PointGroupConvNd):
 
     A field has one channel for each element of the group; transforming the image transforms the channels among themselves
     (:func:`~monai_gmr.symmetry.transform_fields`). Channels are those of the tensor, ``fields * order``, field by field, so that every
-    block of ``torch.nn`` works on them. Everything ``torch.nn.Conv2d`` accepts works
-    that the group keeps: a window or a step that differs between axes needs a group that does not exchange them.
+    block of ``torch.nn`` works on them. Everything ``torch.nn.Conv2d`` accepts works that the group keeps: a window or a step that differs
+    between axes needs a group that does not exchange them.
 
     Shape:
         - input: ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``

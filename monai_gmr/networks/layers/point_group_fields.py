@@ -10,9 +10,11 @@ from torch import nn
 
 from monai_gmr.networks.layers.table_module import TableModule
 from monai_gmr.ops.group_filters import spread_filter
-from monai_gmr.symmetry import PointGroup, coset_table, field_channels, product_table, restriction_table
+from monai_gmr.symmetry import PointGroup, coset_table, end_groups, field_channels, product_table
 from monai_gmr.symmetry.group_structure import GroupSpec
 from monai_gmr.utils import ConfigurationError, check_choice
+
+NORMS = ("batch", "instance", "group", "syncbatch")
 
 
 def check_fields(module: nn.Module, x: torch.Tensor, spatial_dims: int, order: int) -> None:
@@ -24,9 +26,6 @@ def check_fields(module: nn.Module, x: torch.Tensor, spatial_dims: int, order: i
             f"{type(module).__name__} of {spatial_dims} spatial axes and a group of {order} was given an input of shape {tuple(x.shape)}: "
             f"give ([batch], a multiple of {order} channels, {spatial_dims} spatial sizes)."
         )
-
-
-NORMS = ("batch", "instance", "group", "syncbatch")
 
 
 class PointGroupPool(TableModule):
@@ -102,7 +101,7 @@ class PointGroupRestrict(TableModule):
         self._finish_tables()
 
     def _make_tables(self) -> dict[str, Any]:
-        return {"channels": restriction_table(self.group, self.subgroup).ravel()}
+        return {"channels": self.group.right_cosets(self.subgroup).ravel()}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Reorder the channels of ``(batch, fields * order, *spatial)``."""
@@ -134,11 +133,12 @@ class PointGroupNorm(nn.Module):
         super().__init__()
         self.spatial_dims = spatial_dims
         name, arguments = (norm, {}) if isinstance(norm, str) else norm
-        check_choice("norm", str(name).lower().removeprefix("gmr"), NORMS)
+        name = str(name).lower()
+        check_choice("norm", name, NORMS)
         self.group = PointGroup.from_name(group, spatial_dims)
         self.order, self.field_groups = self.group.order, (self.group, self.group)
         fields = field_channels("num_features", num_features, self.group)
-        self.norm = get_norm_layer((str(name).lower().removeprefix("gmr"), dict(arguments)), 1, fields)
+        self.norm = get_norm_layer((name, dict(arguments)), 1, fields)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(batch, fields * order, *spatial)`` to the same shape."""
@@ -221,15 +221,7 @@ class PointGroupDense(TableModule):
         out_group: GroupSpec | None = None,
     ) -> None:
         super().__init__()
-        self.group = PointGroup.from_name(group, spatial_dims)
-        self.in_group, self.out_group = (
-            self.group if each is None else PointGroup.from_name(each, spatial_dims) for each in (in_group, out_group)
-        )
-        if self.in_group.order > 1 and not self.in_group.contains(self.out_group):
-            raise ConfigurationError(
-                f"in_group={self.in_group!r} does not contain out_group={self.out_group!r}: give a group and one of its subgroups, or '1' "
-                "for in_group, whose channels are scalars."
-            )
+        self.group, self.in_group, self.out_group = end_groups(spatial_dims, group, in_group, out_group)
         self.in_features, self.out_features, self.out_order = in_features, out_features, self.out_group.order
         fields = field_channels("in_features", in_features, self.in_group)
         rows = field_channels("out_features", out_features, self.out_group)

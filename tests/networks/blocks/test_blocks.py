@@ -123,7 +123,7 @@ def test_blocks_of_group_convolutions_are_exact_and_share_norms_and_dropout_by_f
         ),
         (
             lambda: GMRUNet(3, 1, 2, features=(48,), conv="group", spacing=(1, 1, 3)),
-            r"is not kept by .*PointGroup\('4/mmm'\)",
+            r"is not symmetric under .*PointGroup\('4/mmm'\)",
         ),
         (
             lambda: GMRConvolution(
