@@ -189,7 +189,7 @@ def _point_group_cases(sizes: Sequence[tuple[Size, str]], precisions: Sequence[s
     for (size, name), precision in [(one, each) for one in sizes for each in precisions]:
         for k in size.windows:
             convs = {kind: ("group", {"group": name, "filter": kind}) for kind in FILTERS}
-            ours = [Candidate(f"filter {kind}", None, partial(_layer, conv, size, k)) for kind, conv in convs.items()]
+            ours = [Candidate(f"filter {kind}", "auto", partial(_layer, conv, size, k)) for kind, conv in convs.items()]
             plain = Candidate(PLAIN, None, partial(_layer, "plain", size, k))
             yield Case("point_groups", size.name(f"k={k} {name}"), precision, size.shape, (*ours, plain))
 

@@ -5,6 +5,7 @@ from monai_gmr.ops.call import Call, Orders, ResponseTables, RingKernel
 from monai_gmr.ops.cpu.backend import CppBackend
 from monai_gmr.ops.cpu.ring_conv import cpp_ring_conv
 from monai_gmr.ops.dense import DenseBackend
+from monai_gmr.ops.depthwise_conv import depthwise_conv
 from monai_gmr.ops.harmonic_conv import harmonic_conv
 from monai_gmr.ops.resample import symmetric_downsample, symmetric_upsample
 from monai_gmr.ops.ring_conv import dense_kernel, dense_shell_conv, pad_nd, ring_conv, ring_conv_transpose
@@ -22,6 +23,7 @@ __all__ = [
     "cpp_ring_conv",
     "dense_kernel",
     "dense_shell_conv",
+    "depthwise_conv",
     "get_backend",
     "harmonic_conv",
     "pad_nd",

@@ -26,16 +26,18 @@ def differentiable_gradients(
 def register_gradients(operation: Any, gradients: Any, dense: Callable[..., torch.Tensor], count: int = 3) -> None:
     """Give a convolution of stride 1 and its backward pass shapes, and the convolution gradients.
 
-    ``operation`` is a custom one of ``(*inputs, *constants, bias, padding, dilation, *others)``: ``count`` inputs, image, weight and basis
-    and perhaps the weight of further channels, and two constants fewer, the shells of the taps and perhaps angular factors. ``gradients``
+    ``operation`` is a custom one of ``(*inputs, *constants, bias, padding, dilation, *others)``: ``count`` inputs, image, weight and
+    perhaps basis and the weight of further channels, and two constants fewer, the shells of the taps and perhaps angular factors. Without
+    a basis the weight is ``(out, in, *kernel_size)``. ``gradients``
     is one of ``(gradient, *inputs, *constants, padding, dilation, *others, needed)``, whose results are the gradients of the inputs, of
     shape ``(0,)`` where not needed. Gradients of gradients are those of ``dense(*inputs, *constants, padding, dilation, *others)``.
     """
     bias_place = 2 * count - 2
 
     def fake_result(*arguments: Any) -> torch.Tensor:
-        x, shells, (padding, dilation) = arguments[0], arguments[count], arguments[bias_place + 1 : bias_place + 3]
-        sizes = output_sizes(x.shape[2:], shells.shape, [1] * shells.dim(), padding, dilation)
+        x, (padding, dilation) = arguments[0], arguments[bias_place + 1 : bias_place + 3]
+        window = arguments[count].shape if bias_place > count else arguments[1].shape[2:]
+        sizes = output_sizes(x.shape[2:], window, [1] * len(window), padding, dilation)
         channels = sum(weight.shape[0] for weight in arguments[1:count:2])
         return follow_format(x.new_empty((x.shape[0], *sizes, channels)).movedim(-1, 1), x)
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from monai_gmr.networks.layers.conv_nd import DirectConvNd, SymmetricConvNd, TransposedConvNd
+from monai_gmr.ops.depthwise_conv import depthwise_conv
 from monai_gmr.ops.group_filters import spread_filter
 from monai_gmr.ops.ring_conv import conv_nd, conv_transpose_nd
 from monai_gmr.symmetry import end_groups, field_channels, filter_table, product_table
@@ -149,15 +150,16 @@ class PointGroupConvNd(DirectConvNd, PointGroupFilterNd):
         """Convolve ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``."""
         input, padding = self._padded(input)
         bias, spatial = self._dense_bias(), self.spatial_weight
+        if self.filter == "depthwise":
+            return depthwise_conv(input, self.dense_kernel(), bias, self.stride, padding, self.dilation)
         if self.filter != "gc" or spatial is None:
-            kernel = self.dense_kernel()
-            return conv_nd(input, kernel, bias, self.stride, padding, self.dilation, groups=self.conv_groups)
+            return conv_nd(input, self.dense_kernel(), bias, self.stride, padding, self.dilation, groups=self.groups)
         ones, zeros = [1] * len(padding), [0] * len(padding)
         product = spread_filter(self.weight, self.weight_table)
         product = product.reshape([product.shape[0], product.shape[1]] + ones)
         taps = spread_filter(spatial, self.spatial_table).reshape([self.out_channels, 1] + list(self.kernel_size))
         y = conv_nd(input, product, None, ones, zeros, ones, groups=self.groups)
-        return conv_nd(y, taps, bias, self.stride, padding, self.dilation, groups=self.out_channels)
+        return depthwise_conv(y, taps, bias, self.stride, padding, self.dilation)
 
 
 class PointGroupConvTransposeNd(TransposedConvNd, PointGroupFilterNd):

@@ -20,10 +20,10 @@ import torch
 
 from monai_gmr.ops.call import output_sizes
 from monai_gmr.ops.cpu.harmonic_kernels import AngularOrder
+from monai_gmr.ops.cpu.memory_format import image_like, voxel_rows
 from monai_gmr.ops.cpu.ring_kernels import product_gradients, write_products
 from monai_gmr.ops.cpu.tiles import Window
 from monai_gmr.ops.invariants import invariants
-from monai_gmr.ops.memory_format import follow_format, image_of
 from monai_gmr.ops.ring_conv import dense_shell_conv
 from monai_gmr.ops.ring_gradients import dense_operation, present, register_gradients
 
@@ -67,7 +67,7 @@ def cpp_harmonic_conv(
     """
     window = Window.of(shells, basis.shape[1], dilation)
     sizes = output_sizes(x.shape[2:], shells.shape, [1] * shells.dim(), padding, dilation)
-    image = x.movedim(1, -1).contiguous()
+    image = voxel_rows(x)
     y = x.new_empty((x.shape[0], *sizes, sum(norms) + sum(products)))
     for n, m, count, channels, rows, own in _orders(norms, products, components):
         shift = None if bias is None else bias[channels]
@@ -76,7 +76,7 @@ def cpp_harmonic_conv(
         else:
             order = AngularOrder(window, _rows(angular[own]), n, m, padding)
             order.write_scalars(image, angular_weight[rows], shift, y, channels)
-    return follow_format(image_of(y), x)
+    return image_like(y, x)
 
 
 @torch.library.custom_op("monai_gmr::cpp_harmonic_conv_backward", mutates_args=())
@@ -97,7 +97,7 @@ def _gradients(
 ) -> list[torch.Tensor]:
     """Gradients of input, weight, basis and angular weight; those that are not needed are empty."""
     window = Window.of(shells, basis.shape[1], dilation)
-    image, last = x.movedim(1, -1).contiguous(), gradient.movedim(1, -1).contiguous()
+    image, last = voxel_rows(x), voxel_rows(gradient)
     orders = sorted(_orders(norms, products, components), key=lambda order: order[2])
     image_gradient = None
     radial: list[torch.Tensor | None] = [torch.zeros_like(each) for each in (weight, basis)]
@@ -114,7 +114,7 @@ def _gradients(
             order = AngularOrder(window, _rows(angular[own]), n, m, padding)
             own_rows = None if angular_gradient is None else angular_gradient[rows]
             order.add_gradients(image, angular_weight[rows], last, channels, image_gradient, own_rows)
-    image_gradient = None if image_gradient is None else follow_format(image_of(image_gradient), x)
+    image_gradient = None if image_gradient is None else image_like(image_gradient, x)
     return present([image_gradient, *radial, angular_gradient], x)
 
 

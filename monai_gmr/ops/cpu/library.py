@@ -60,6 +60,14 @@ class ResampleGeometry(ctypes.Structure):
     _fields_ = _fields("before size target after width threads")
 
 
+class TransposeGeometry(ctypes.Structure):
+    _fields_ = _fields("batch rows columns threads")
+
+
+class DepthwiseGeometry(ctypes.Structure):
+    _fields_ = _fields("batch sizes[3] image[3] padding[3] window[3] dilation[3] channels threads")
+
+
 _ring = (ctypes.POINTER(RingConvGeometry), *[_indices] * 5, *[_floats] * 2)
 _harmonic = (ctypes.POINTER(HarmonicConvGeometry), *[_indices] * 2, *[_floats] * 2)
 _voxels = (ctypes.POINTER(VoxelGeometry), _floats)
@@ -74,6 +82,8 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "normalise_sums": (*_voxels, *[_floats] * 3, _float, _floats, _doubles),
     "normalise_backward": (*_voxels, *[_floats] * 3, _float, *[_floats] * 4),
     "sum_voxels": (*_voxels, _doubles),
+    "transpose": (ctypes.POINTER(TransposeGeometry), *[_floats] * 2),
+    "depthwise_weight_gradient": (ctypes.POINTER(DepthwiseGeometry), *[_floats] * 2, _doubles),
     "resample": (ctypes.POINTER(ResampleGeometry), _indices, *[_floats] * 3),
 }
 
@@ -110,17 +120,21 @@ def load_kernels() -> ctypes.CDLL | None:
     return None
 
 
-def supports(x: torch.Tensor) -> bool:
-    """Whether norms and resampling of an image run in kernels: in float32 with channels last, on the backends "cpp" and "auto"."""
+def runs_float32(x: torch.Tensor) -> bool:
+    """Whether an image that is in no recorded graph may run in kernels: in float32 on a CPU, on the backends "cpp" and "auto"."""
     return (
-        runs_channels_last(x)
-        and x.device.type == "cpu"
+        x.device.type == "cpu"
         and x.dtype == torch.float32
         and x.numel() > 0
         and not torch.is_autocast_enabled("cpu")
         and get_backend() in ("auto", "cpp")
         and load_kernels() is not None
     )
+
+
+def supports(x: torch.Tensor) -> bool:
+    """Whether norms and resampling of an image run in kernels: in float32 with channels last, on the backends "cpp" and "auto"."""
+    return runs_channels_last(x) and runs_float32(x)
 
 
 def call_kernel(name: str, geometry: ctypes.Structure, *arguments: torch.Tensor | float | None) -> None:

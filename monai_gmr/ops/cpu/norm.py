@@ -14,13 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from monai_gmr.ops.cpu.library import VoxelGeometry, call_kernel, supports
+from monai_gmr.ops.cpu.memory_format import voxel_rows
 from monai_gmr.ops.memory_format import image_of
 from monai_gmr.ops.ring_gradients import differentiable_gradients
-
-
-def _rows(x: torch.Tensor) -> torch.Tensor:
-    """``(batch, *spatial, channels)``, contiguous."""
-    return x.movedim(1, -1).contiguous()
 
 
 def _geometry(x: torch.Tensor) -> VoxelGeometry:
@@ -42,7 +38,7 @@ def cpp_instance_norm(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """:func:`instance_norm` of a float32 image, 2D or 3D, with gradients for the tensors. Also returns, without gradients, the mean and the
     inverse of the standard deviation, ``(batch, channels)``."""
-    rows, geometry = _rows(x), _geometry(x)
+    rows, geometry = voxel_rows(x), _geometry(x)
     moments = x.new_zeros((geometry.threads, geometry.batch, 1 + 2 * geometry.channels), dtype=torch.float64)
     call_kernel("moments", geometry, rows, moments)
     voxels, means, squares = moments.split([1, geometry.channels, geometry.channels], dim=-1)
@@ -57,7 +53,7 @@ def cpp_instance_norm(
 
 @cpp_instance_norm.register_fake
 def _(x, weight, bias, eps, slope):
-    return torch.empty_like(_rows(x)).movedim(-1, 1), x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])
+    return x.new_empty(x.movedim(1, -1).shape).movedim(-1, 1), x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])
 
 
 @torch.library.custom_op("monai_gmr::cpp_instance_norm_backward", mutates_args=())
@@ -71,7 +67,7 @@ def _gradients(
     slope: float,
 ) -> list[torch.Tensor]:
     """Gradients of image, weight and bias."""
-    rows, gradient_rows, geometry = _rows(x), _rows(gradient), _geometry(x)
+    rows, gradient_rows, geometry = voxel_rows(x), voxel_rows(gradient), _geometry(x)
     arguments = (rows, *_affine(mean, inverse, weight, bias), slope, gradient_rows)
     sums = x.new_zeros((geometry.threads, geometry.batch, 2, geometry.channels), dtype=torch.float64)
     call_kernel("normalise_sums", geometry, *arguments, sums)
@@ -86,7 +82,7 @@ def _gradients(
 
 @_gradients.register_fake
 def _(gradient, x, weight, bias, mean, inverse, slope):
-    return [torch.empty_like(_rows(x)).movedim(-1, 1), x.new_empty(x.shape[1:2]), x.new_empty(x.shape[1:2])]
+    return [x.new_empty(x.movedim(1, -1).shape).movedim(-1, 1), x.new_empty(x.shape[1:2]), x.new_empty(x.shape[1:2])]
 
 
 def _dense(

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from monai_gmr.ops.call import output_sizes
+from monai_gmr.ops.cpu.memory_format import image_like, voxel_rows
 from monai_gmr.ops.cpu.ring_kernels import product_gradients, write_products
 from monai_gmr.ops.cpu.tiles import Window
-from monai_gmr.ops.memory_format import follow_format, image_of
 from monai_gmr.ops.ring_gradients import dense_operation, present, register_gradients
 
 
@@ -43,8 +43,8 @@ def cpp_ring_conv(
     sizes = output_sizes(x.shape[2:], shells.shape, [1] * shells.dim(), padding, dilation)
     y = x.new_empty((x.shape[0], *sizes, weight.shape[0]))
     geometry: dict[str, Any] = {"padding": padding, "channels": slice(0, weight.shape[0]), "groups": groups}
-    write_products(x.movedim(1, -1), weight, basis, window, bias, result=y, **geometry)
-    return follow_format(image_of(y), x)
+    write_products(voxel_rows(x), weight, basis, window, bias, result=y, **geometry)
+    return image_like(y, x)
 
 
 @torch.library.custom_op("monai_gmr::cpp_ring_conv_backward", mutates_args=())
@@ -61,9 +61,9 @@ def _gradients(
 ) -> list[torch.Tensor]:
     """Gradients of input, weight and basis."""
     window = Window.of(shells, basis.shape[1], dilation)
-    last, x_last = gradient.movedim(1, -1), x.movedim(1, -1)
+    last, x_last = voxel_rows(gradient), voxel_rows(x)
     image, *others = product_gradients(last, x_last, weight, basis, window, padding, needed=needed, groups=groups)
-    return present([None if image is None else follow_format(image_of(image), x), *others], x)
+    return present([None if image is None else image_like(image, x), *others], x)
 
 
 register_gradients(cpp_ring_conv, _gradients, dense_operation)

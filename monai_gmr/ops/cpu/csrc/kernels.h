@@ -87,3 +87,17 @@ struct ResampleGeometry {
 
 // row j of the matrix begins in column first[j] and is weights[j * width] and what follows
 KERNEL resample(const ResampleGeometry* geometry, const std::int64_t* first, const float* weights, const float* x, float* result);
+
+struct TransposeGeometry {
+    std::int64_t batch, rows, columns, threads;
+};
+
+// result: (batch, columns, rows)
+KERNEL transpose(const TransposeGeometry* geometry, const float* x, float* result);
+
+struct DepthwiseGeometry {
+    std::int64_t batch, sizes[3], image[3], padding[3], window[3], dilation[3], channels, threads;
+};
+
+// sums: (threads, taps, channels), zero before: to them the products of the image with the gradient at each tap are added
+KERNEL depthwise_weight_gradient(const DepthwiseGeometry* geometry, const float* image, const float* gradient, double* sums);
