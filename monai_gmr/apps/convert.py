@@ -14,7 +14,9 @@ from monai_gmr.apps.check_equivariance import check_network, network_parser, par
 from monai_gmr.command_line import command
 from monai_gmr.metrics import EquivarianceReport
 from monai_gmr.networks import convert_to_gmr
+from monai_gmr.networks.layers.point_group_conv import FILTERS
 from monai_gmr.tables import format_aligned
+from monai_gmr.utils import ConfigurationError
 
 
 def compare_errors(before: EquivarianceReport, after: EquivarianceReport) -> str:
@@ -45,25 +47,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the conversion; returns the exit status: 0 exact at every size (or none asked for), 1 not exact, 2 cannot be done."""
     parser = network_parser(
         "convert",
-        "Convert a network to radial or harmonic convolutions, print what became of each module, and measure whether its answer "
+        "Convert a network to radial, harmonic or group convolutions, print what became of each module, and measure whether its answer "
         "rotates with its input, before and after. Exit status: 0 exact at every size, 1 not exact, 2 cannot be done.",
     )
     add = parser.add_argument
     text = "input size in voxels to measure at: 97 for a square or cube, or 64,65,70; may be given several times"
     add("--check", type=parse_size, action="append", default=[], metavar="SIZE", help=text)
-    add("--conv", default="gmr", choices=("gmr", "gmr_harmonic"), help="kind of convolution (default: gmr)")
+    add("--conv", default="gmr", choices=("gmr", "gmr_harmonic", "group"), help="kind of convolution (default: gmr)")
+    add("--group", help="of --conv group: 4mm, 4, 2mm, m in 2D, m-3m, 432, 4/mmm, mmm in 3D, or another one")
+    add("--filter", choices=FILTERS[:-1], help="of --conv group: free filters, or separable ones (default: full)")
     add("--kernel-size", type=int, help="window for all convolutions of a window above 1 (default: as they are)")
-    add("--init", action="store_true", help="fresh weights instead of projected ones")
+    add("--init", action="store_true", help="fresh weights instead of projected ones (group convolutions always have)")
     add("--exclude", action="append", metavar="NAME", help="modules that stay unchanged, such as 'encoder.*'")
     arguments = parser.parse_args(argv)
     network = read_network(arguments).eval()
-    options = {name: getattr(arguments, name) for name in ("exclude", "conv", "spacing", "in_channels")}
-    weights = "init" if arguments.init else "project"
-    converted = convert_to_gmr(network, arguments.kernel_size, **options, weights=weights)
+    options = {name: getattr(arguments, name) for name in ("exclude", "spacing", "in_channels")}
+    conv: Any = arguments.conv
+    if conv == "group":
+        conv = conv, {"group": arguments.group, "filter": arguments.filter or "full"}
+    elif arguments.group or arguments.filter:
+        raise ConfigurationError(f"--group and --filter are for --conv group, not for --conv {conv}.")
+    weights = "init" if arguments.init else None
+    converted = convert_to_gmr(network, arguments.kernel_size, **options, conv=conv, weights=weights)
     if not arguments.check:
         print(converted.conversion_report)
         return 0
-    before, after = (check_network(each, arguments.check, arguments) for each in (network, converted))
+    own: Any = getattr(converted, "symmetry_group", None)
+    moves = {} if own is None else {"group": own.elements}
+    before, after = (check_network(each, arguments.check, arguments, **moves) for each in (network, converted))
     table = compare_errors(before, after)
     print(f"{converted.conversion_report}\n\nlargest relative error over the group of the grid\n{table}")
     if not after.ok:

@@ -11,7 +11,13 @@ from monai_gmr.symmetry.group_filters import (
 from monai_gmr.symmetry.group_names import element_name, element_triplet, grid_element, group_names, named_group
 from monai_gmr.symmetry.group_structure import PointGroup
 from monai_gmr.symmetry.point_groups import generate_group, is_grid_symmetry, point_group, transform_grid
-from monai_gmr.symmetry.projection import project_kernel, project_kernel_on_order, project_transposed_kernel
+from monai_gmr.symmetry.projection import (
+    project_kernel,
+    project_kernel_on_group,
+    project_kernel_on_order,
+    project_on_products,
+    project_transposed_kernel,
+)
 from monai_gmr.symmetry.rotations import axis_direction, axis_index, inscribed_ball, rotation_matrix, transform_image
 from monai_gmr.symmetry.strides import (
     centred_steps,
@@ -76,7 +82,9 @@ __all__ = [
     "positive_sigma",
     "product_table",
     "project_kernel",
+    "project_kernel_on_group",
     "project_kernel_on_order",
+    "project_on_products",
     "project_transposed_kernel",
     "random_views",
     "real_harmonics",

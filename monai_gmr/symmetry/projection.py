@@ -113,3 +113,44 @@ def project_transposed_kernel(
     right = np.concatenate([rows @ flat.T, rows.sum(1, keepdims=True)], axis=1)
     weights = (right @ np.linalg.pinv(bordered))[:, : len(flat)]
     return weights.reshape(*kernel.shape[:2], -1), relative_change(rows, weights @ flat)
+
+
+def project_kernel_on_group(kernel: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, float]:
+    """Weights of a group convolution whose filter, spread by an index table, is nearest to a kernel: means over what is equal in it.
+
+    Args:
+        kernel: ``(fields * out order, fields * in order, *window)``.
+        table: indices ``(out order, in order, taps)`` (:func:`~monai_gmr.symmetry.filter_table`).
+
+    Returns:
+        weights ``(out fields, in fields, numbers)``, and the relative change of the kernel.
+
+    Example:
+        >>> weights, change = project_kernel_on_group(np.array([[[1.0]], [[3.0]]]), np.array([[[0]], [[0]]]))
+        >>> weights.tolist(), round(change, 3)
+        ([[[2.0]]], 0.447)
+    """
+    rows, columns, taps = table.shape
+    given = kernel.reshape(len(kernel) // rows, rows, kernel.shape[1] // columns, columns, taps).transpose(
+        0, 2, 1, 3, 4
+    )
+    flat, places = given.reshape(*given.shape[:2], -1), table.ravel()
+    sums = [[np.bincount(places, row) for row in rows_of_field] for rows_of_field in flat]
+    weights = np.array(sums) / np.maximum(np.bincount(places), 1)
+    return weights, relative_change(flat, weights[:, :, places])
+
+
+def project_on_products(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and rows of unit mean square whose outer products are nearest to matrices ``(..., n, m)``.
+
+    Example:
+        >>> column, row = project_on_products(np.array([[2.0, -2.0], [4.0, -4.0]]))
+        >>> np.outer(column, row).round(6).tolist(), round(float((row**2).mean()), 6)
+        ([[2.0, -2.0], [4.0, -4.0]], 1.0)
+
+    Source:
+        Eckart and Young: the largest singular value with its vectors.
+    """
+    left, values, right = np.linalg.svd(matrices, full_matrices=False)
+    scale = np.sqrt(matrices.shape[-1])
+    return left[..., 0] * values[..., :1] / scale, right[..., 0, :] * scale

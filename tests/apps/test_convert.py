@@ -35,6 +35,16 @@ def test_report_and_errors(config, capsys):
     assert "cannot take it" in printed
 
 
+def test_group_convolutions_are_measured_under_their_group(config, capsys):
+    arguments = ["--check", "16", "--conv", "group", "--group", "4", "--filter", "gc"]
+    assert main([config, *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "lifts scalars to fields" in printed
+    (line,) = (line.split() for line in printed.splitlines() if line.startswith("16x16"))
+    assert float(line[1]) > 1e-3
+    assert float(line[2]) < 1e-5
+
+
 def test_what_is_excluded_breaks_it_and_is_named(config, capsys):
     assert main([config, "--check", "16", "--exclude", "model.0.conv"]) == 1
     assert "model.0.conv" in capsys.readouterr().out.partition("what still breaks it")[2]
@@ -55,6 +65,8 @@ def test_weights_are_loaded_before(config, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--network-id", "missing"], "hold no 'missing'"),
+        (["--group", "4"], "are for --conv group"),
+        (["--conv", "group", "--group", "5"], "5"),
         (["--weights", "nowhere.pt"], "does not exist"),
         (["--network-id", "other"], "cannot be built"),
     ],

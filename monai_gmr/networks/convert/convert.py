@@ -13,13 +13,18 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from monai_gmr.networks.convert.audit import remaining_operations
+from monai_gmr.networks.convert.fields import trace_fields
+from monai_gmr.networks.convert.options import Options, Swap
 from monai_gmr.networks.convert.report import ConversionReport, ConvertedModule
 from monai_gmr.networks.convert.sized import sized_class
-from monai_gmr.networks.convert.swaps import CONVERTIBLE, Options, Swap, swap
-from monai_gmr.networks.convert.trace import CONVOLUTIONS, Pass, make_inputs, sizes_of_network, trace_sizes
+from monai_gmr.networks.convert.swaps import CONVERTIBLE, swap
+from monai_gmr.networks.convert.trace import Pass, convolutions_of, make_inputs, sizes_of_network, trace_sizes
 from monai_gmr.networks.layers import split_convolution
 from monai_gmr.networks.layers.gmr_conv import RINGS
+from monai_gmr.networks.layers.point_group_conv import FILTERS
 from monai_gmr.networks.layers.size_trail import TrailStart
+from monai_gmr.symmetry import PointGroup
+from monai_gmr.symmetry.group_structure import GroupSpec
 from monai_gmr.utils import ConfigurationError, check_choice
 
 Selector = str | type | Callable[[str, nn.Module], bool]
@@ -33,8 +38,9 @@ def convert_to_gmr(
     exclude: Selector | Sequence[Selector] | None = None,
     conv: str | Sequence = "gmr",
     *,
+    group: GroupSpec | None = None,
     rings: str = "gaussian",
-    weights: str = "project",
+    weights: str | None = None,
     spacing: Sequence[float] | None = None,
     num_rings: int | None = None,
     inplace: bool = False,
@@ -43,8 +49,8 @@ def convert_to_gmr(
     spatial_size: Sequence[int] | None = None,
     example_inputs: Sequence | Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """Make a network equivariant under the symmetries of the grid, at every size: swap its convolutions for radial ones, and its strides,
-    pools, upsampling and one-sided padding for ones about the centre of the grid.
+    """Make a network equivariant under the symmetries of the grid, at every size: swap its convolutions for radial, harmonic or group
+    ones, and its strides, pools, upsampling and one-sided padding for ones about the centre of the grid.
 
     Sizes do not change, except of upsampling, which returns to the sizes that the image had on its way down: where a decoder of the
     given network misses the size of a skip connection, or of the image (most do on odd sizes), the converted one reaches it.
@@ -57,11 +63,16 @@ def convert_to_gmr(
         include: modules to convert, by name (``"encoder*"``), by class, or by a function of name and module; default: all.
         exclude: modules to leave unchanged, likewise.
         conv: "gmr" (radial kernels) or "gmr_harmonic" (radial profiles times harmonics, reduced to lengths and products: it keeps most of
-            the accuracy; heads, linear shortcuts, depthwise convolutions and upsampling become radial), or a pair of the name and further
-            arguments; "plain" changes nothing, to compare with.
+            the accuracy; heads, linear shortcuts, depthwise convolutions and upsampling become radial), "group" (group convolutions:
+            channels become fields, as many tensor channels as before; norms, dropout and dense layers work on fields, and what ends the
+            network on scalars), or a pair of the name and further arguments, ``("group", {"group": "4mm", "filter": "gc"})``; "plain"
+            changes nothing, to compare with.
+        group: of conv="group", as in :class:`~monai_gmr.networks.layers.PointGroupConv2d`; default: all symmetries of the grid that keep
+            the spacing. Where its order does not divide the channels of a convolution, that ends on scalars.
         rings: kind of rings, see :class:`~monai_gmr.networks.layers.GMRConv2d`.
-        weights: "project": the radial weights nearest to the given ones, by least squares, for a trained network; "init": fresh ones, for
-            one that will be trained.
+        weights: "project": the weights nearest to the given ones, by least squares, for a trained network; "init": fresh ones, for one
+            that will be trained. Default: "project", for conv="group" "init", since the channels of a trained network are no orientations
+            of each other: projection leaves a few hundredths of its weights.
         spacing: voxel size in millimetres, one per axis; kernels are then round in millimetres.
         num_rings: rings of a kernel; default: as :class:`~monai_gmr.networks.layers.GMRConv2d`.
         inplace: whether the given network itself is changed.
@@ -90,7 +101,8 @@ def convert_to_gmr(
         UNet: 5 modules converted, 0 kept
     """
     name, arguments = split_convolution(conv)
-    check_choice("conv", name, ("gmr", "gmr_harmonic", "plain"))
+    check_choice("conv", name, ("gmr", "gmr_harmonic", "group", "plain"))
+    weights = weights or ("init" if name == "group" else "project")
     check_choice("weights", weights, ("project", "init"))
     check_choice("rings", rings, RINGS)
     _check_windows(kernel_sizes)
@@ -111,11 +123,31 @@ def convert_to_gmr(
         Pass(net).run(partial(make_inputs, net, sizes[0], channels[0], example_inputs), sizes_only=False)
     trace = trace_sizes(net, dims, channels, spatial_size, example_inputs)
     embeddings = [each for each in net.modules() if type(each).__name__.startswith("PatchEmbed")]
-    arguments |= {"rings": rings, "num_rings": num_rings, "spacing": spacing}
     patches = {inner for each in embeddings for inner in each.modules()}
-    options = Options(name, arguments, kernel_sizes, weights, trace, dims, patches=patches)
+    of_groups: dict[str, Any] = {}
+    if name == "group":
+        of_groups, arguments = _group_arguments(arguments, group, dims, spacing), {}
+        if trace.failure:
+            raise ConfigurationError(
+                f"{trace.failure}: conv='group' follows an image through the network; give spatial_size, or example_inputs for a network "
+                "that takes more than an image."
+            )
+    elif group is not None:
+        raise ConfigurationError(f"group={group!r} is for conv='group', not for conv={name!r}.")
+    fields = trace_fields(net, trace, of_groups["group"].order, example_inputs) if of_groups else None
+    if fields is not None and not any(map(fields.gives_fields, convolutions_of(net))):
+        counts = sorted({each.out_channels for each in convolutions_of(net)})
+        raise ConfigurationError(
+            f"{type(net).__name__} has convolutions of {', '.join(map(str, counts))} channels, none a multiple of the {fields.order} of "
+            f"{of_groups['group']!r}: give a smaller group, or build it with multiples of {fields.order}."
+        )
+    arguments |= {"rings": rings, "num_rings": num_rings, "spacing": spacing}
+    options = Options(
+        name, arguments, kernel_sizes, weights, trace, dims, patches=patches, group_arguments=of_groups, fields=fields
+    )
     rows, net = _convert_modules(net, options, include, exclude)
-    notes = [
+    notes = [] if fields is None else list(fields.notes)
+    notes += [
         f"{path} stays: it depends on positions, which no replacement of layers makes equivariant"
         for path, _ in net.named_parameters()
         if POSITIONS.search(path)
@@ -132,7 +164,25 @@ def convert_to_gmr(
             net.trail_start = TrailStart(trace.network, list(trace.size), trace.in_channels)  # type: ignore[assignment]
         known = [row.path for row in rows if row.breaks]
         notes += remaining_operations(net, trace, trace.in_channels, example_inputs, known)
+    if of_groups:
+        net.symmetry_group = of_groups["group"]
     return _with_report(net, ConversionReport(type(module).__name__, tuple(rows), tuple(notes)))
+
+
+def _group_arguments(
+    arguments: Mapping[str, Any], group: GroupSpec | None, dims: int, spacing: Sequence[float] | None
+) -> dict[str, Any]:
+    """The arguments of group convolutions, the group as a value."""
+    for key in arguments:
+        check_choice("the key of conv='group'", key, ("group", "filter"))
+    check_choice("filter", arguments.get("filter", "full"), FILTERS[:-1])
+    whole = group is None and arguments["group"] == "all"
+    value = PointGroup.from_name(arguments["group"] if group is None else group, dims)
+    if spacing is not None and whole:
+        value = value.keeping(tuple(spacing))
+    elif spacing is not None:
+        value.check_keeps("spacing", tuple(spacing))
+    return {"filter": "full", **arguments, "group": value}
 
 
 def _with_report(net: nn.Module, report: ConversionReport) -> nn.Module:
@@ -151,7 +201,7 @@ def _check_windows(kernel_sizes: Any) -> None:
 
 def _input_of(net: nn.Module, in_channels: int | None, spatial_dims: int | None) -> tuple[list[int], int]:
     """Channels that the image may have, the likeliest first, and number of its spatial axes."""
-    convolutions: list[Any] = [each for each in net.modules() if isinstance(each, CONVOLUTIONS)]
+    convolutions = convolutions_of(net)
     if not spatial_dims and not convolutions:
         raise ConfigurationError(
             f"{type(net).__name__} has no convolution, so there is nothing to convert: if it takes images, "

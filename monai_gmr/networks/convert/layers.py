@@ -9,7 +9,7 @@ from torch import nn
 from monai_gmr.networks import layers
 
 REPLACED = dict.fromkeys(("GMRConv", "GMRHarmonicConv", "GMRCentredConv", "GMRCentredHarmonicConv"), "Conv")
-REPLACED["GMRResizedConv"] = "ConvTranspose"
+REPLACED |= {"GMRResizedConv": "ConvTranspose", "PointGroupConv": "Conv"}
 
 
 def swapped_class(name: str, dims: int) -> Any:

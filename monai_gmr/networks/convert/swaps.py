@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from monai.utils import ensure_tuple_rep
 from torch import nn
 from torch.nn.utils import parametrize
 
+from monai_gmr.networks.convert.group_swaps import GROUP_SWAPS, joins_fields, swap_direct, swap_upsampling
 from monai_gmr.networks.convert.layers import swapped_class
 from monai_gmr.networks.convert.monai_modules import (
     REPLACEMENTS,
@@ -28,54 +28,31 @@ from monai_gmr.networks.convert.monai_modules import (
     SymmetricSubpixelUpsample,
     replacement_of,
 )
-from monai_gmr.networks.convert.trace import CONVOLUTIONS, Trace, classes_of
+from monai_gmr.networks.convert.options import EXACT, Options, Swap, as_array, stays_broken, take_weights
+from monai_gmr.networks.convert.trace import CONVOLUTIONS, classes_of
 from monai_gmr.networks.layers import GMRAvgPool, GMRInterpolate, GMRMaxPool, GMRSubpixelMean
 from monai_gmr.networks.layers.conv_nd import convolution_like
 from monai_gmr.networks.layers.gmr_conv import RingConvNd
 from monai_gmr.networks.layers.gmr_harmonic_conv import GMRHarmonicConvNd
+from monai_gmr.networks.layers.point_group_conv import PointGroupFilterNd
 from monai_gmr.networks.layers.sized_upsampling import MODES
 from monai_gmr.symmetry import project_kernel, project_kernel_on_order, project_transposed_kernel
 from monai_gmr.symmetry.projection import fitted_window
 
-EXACT = "exact as it is"
 VECTORS = (
     "moves voxels by channels that are components of vectors, which rotate otherwise than the channels of a radial net"
 )
-
-
-class Swap(NamedTuple):
-    """Replacement of a module, ``None`` when it stays, and why; the relative change of its weights, where they were projected."""
-
-    module: nn.Module | None
-    reason: str = ""
-    change: float | None = None
-    # whether it keeps the network from being exact
-    breaks: bool = False
-
-
-@dataclass(frozen=True)
-class Options:
-    """Arguments of a conversion, those of its layers, what the pass of a reference image showed, and modules of patch embeddings."""
-
-    conv: str
-    arguments: Mapping[str, Any]
-    kernel_sizes: int | Mapping[int, int] | None
-    weights: str
-    trace: Trace
-    spatial_dims: int
-    patches: set[nn.Module] = field(default_factory=set)
-
-    def window(self, kernel_size: Sequence[int]) -> tuple[int, ...]:
-        """The window that replaces another."""
-        if isinstance(self.kernel_sizes, int):
-            return tuple(self.kernel_sizes if k > 1 else k for k in kernel_size)
-        return tuple((self.kernel_sizes or {}).get(k, k) for k in kernel_size)
 
 
 def swap(module: nn.Module, options: Options) -> Swap | None:
     """The replacement of a module; ``None`` for modules that the symmetry does not depend on."""
     if module in options.trace.paddings:
         return _swap_padding(module, options)
+    for kinds, convert in GROUP_SWAPS if options.fields is not None else ():
+        if isinstance(module, kinds):
+            found = convert(module, options)
+            if found is not None:
+                return found
     for kinds, convert in SWAPS:
         if isinstance(module, kinds):
             found = convert(module, options)
@@ -95,26 +72,27 @@ def _with_oblong(module: nn.Module, found: Swap, options: Options) -> Swap:
     return found
 
 
-def _stays_broken(reason: str) -> Swap:
-    return Swap(None, reason, breaks=True)
-
-
 def _swap_convolution(module: Any, options: Options) -> Swap:
     dims = len(module.kernel_size)
     if isinstance(module, RingConvNd):
         return Swap(None, "radial already")
+    if isinstance(module, PointGroupFilterNd):
+        return Swap(None, "a group convolution already")
     transposed = isinstance(module, classes_of("ConvTranspose"))
     base = getattr(nn, f"Conv{'Transpose' if transposed else ''}{dims}d")
     if type(module).forward is not base.forward:
-        return _stays_broken(f"{type(module).__name__} has a forward of its own, which may do more than convolve")
+        return stays_broken(f"{type(module).__name__} has a forward of its own, which may do more than convolve")
     if parametrize.is_parametrized(module) or "weight" not in dict(module.named_parameters(recurse=False)):
-        return _stays_broken("its weight is computed from others: remove the parametrisation or weight norm first")
+        return stays_broken("its weight is computed from others: remove the parametrisation or weight norm first")
     surplus = _surplus(module, options)
-    if max(module.kernel_size) == max(module.stride) == 1 and not any(surplus):
+    on_fields = joins_fields(module, options)
+    if max(module.kernel_size) == max(module.stride) == 1 and not any(surplus) and not on_fields:
         return Swap(None, f"{EXACT}: a window of 1")
     if module in options.patches:
-        return _stays_broken("a patch embedding: it has separate weights for each place in a patch")
-    return _transposed(module, dims, options) if transposed else _convolution(module, dims, surplus, options)
+        return stays_broken("a patch embedding: it has separate weights for each place in a patch")
+    if transposed:
+        return _transposed(module, dims, options)
+    return swap_direct(module, surplus, options) if on_fields else _convolution(module, dims, surplus, options)
 
 
 def _one_sided(ends: Sequence[int]) -> bool:
@@ -133,6 +111,8 @@ def _surplus(module: Any, options: Options) -> list[int]:
 
 def _kind(module: Any, window: Sequence[int], options: Options) -> tuple[str, str]:
     """The infix "Harmonic" if a convolution becomes harmonic; if it should and does not, the reason."""
+    if options.conv == "group":
+        return "", "radial: from scalars to scalars"
     if options.conv != "gmr_harmonic" or max(window) == 1:
         return "", ""
     trace = options.trace
@@ -161,7 +141,7 @@ def _convolution(module: Any, dims: int, surplus: list[int], options: Options) -
         growth = [d * (new - old) for d, new, old in zip(module.dilation, window, module.kernel_size)]
         total = [2 * p + g + s for p, g, s in zip(padding, growth, surplus)]
         if min(total) < 0:
-            return _stays_broken(f"a window of {window} leaves no padding that keeps the size")
+            return stays_broken(f"a window of {window} leaves no padding that keeps the size")
         padding, surplus = tuple(t // 2 for t in total), [t % 2 for t in total]
     elif padding == "same":
         surplus = [d * (k - 1) % 2 for d, k in zip(module.dilation, window)]
@@ -173,7 +153,7 @@ def _convolution(module: Any, dims: int, surplus: list[int], options: Options) -
     elif centred and padding != "same":
         changes["surplus"] = surplus
     layer = convolution_like(swapped_class(f"GMR{'Centred' if centred else ''}{harmonic}Conv", dims), module, **changes)
-    change = _take_weights(layer, module, options, _project_convolution)
+    change = take_weights(layer, module, options, _project_convolution)
     if blurred:
         remark = "an even dilation has no centred steps: all steps, then every other"
         return Swap(nn.Sequential(layer, GMRAvgPool(dims, 1, module.stride, rounding="floor")), remark, change)
@@ -183,34 +163,12 @@ def _convolution(module: Any, dims: int, surplus: list[int], options: Options) -
     return Swap(layer, remark, change)
 
 
-def _take_weights(layer: Any, module: Any, options: Options, project: Callable[..., float | None]) -> float | None:
-    """Projected weights or fresh ones, the old bias, frozen parameters and hooks; the relative change of the weights."""
-    change = None
-    if not module.weight.is_meta and options.weights == "project":
-        with torch.no_grad():
-            change = project(layer, module)
-            if change is not None and layer.bias is not None:
-                layer.bias.copy_(module.bias)
-    layer.weight.requires_grad_(module.weight.requires_grad)
-    if layer.bias is not None:
-        layer.bias.requires_grad_(module.bias.requires_grad)
-    # torch has no public way to list the hooks of a module
-    for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"):
-        getattr(layer, name).update(getattr(module, name))
-    layer.train(module.training)
-    return change
-
-
-def _numpy(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().cpu().double().numpy()
-
-
 def _project_convolution(layer: Any, module: Any) -> float | None:
-    kernel = fitted_window(_numpy(module.weight), layer.kernel_size)
+    kernel = fitted_window(as_array(module.weight), layer.kernel_size)
     if kernel is None:
         return None
     if not isinstance(layer, GMRHarmonicConvNd):
-        functions = _numpy(layer.basis())[:, layer.shells.flatten().cpu().numpy()]
+        functions = as_array(layer.basis())[:, layer.shells.flatten().cpu().numpy()]
         weights, change = project_kernel(kernel, functions)
         layer.weight.copy_(torch.as_tensor(weights))
         return change
@@ -219,7 +177,7 @@ def _project_convolution(layer: Any, module: Any) -> float | None:
     for order, part, functions in zip(layer.orders, rows, layer.tap_basis().split(layer.components)):
         if part.size == 0:
             continue
-        taps, values = part.reshape(-1, *kernel.shape[1:]), _numpy(functions)
+        taps, values = part.reshape(-1, *kernel.shape[1:]), as_array(functions)
         weights, change = project_kernel(taps, values[0]) if order == 0 else project_kernel_on_order(taps, values)
         parts.append(weights.reshape(*part.shape[:2], *weights.shape[1:]))
         squares += (change * float(np.linalg.norm(part))) ** 2
@@ -238,36 +196,46 @@ def _transposed(module: Any, dims: int, options: Options) -> Swap:
         coarse = k if s == 1 else 1 + 2 * max(0, math.ceil((reach - 2 * s + 1) / (2 * s)))
         margin = extent[-1] + reach - 2 if s == 1 else coarse - 1
         if margin < 0 or margin % 2:
-            return _stays_broken(f"its padding={module.padding} has no symmetric form")
+            return stays_broken(f"its padding={module.padding} has no symmetric form")
         window.append(coarse)
         padding.append(margin // 2)
     dilation = [d if s == 1 else 1 for d, s in zip(module.dilation, module.stride)]
-    geometry = {"kernel_size": window, "padding": padding, "dilation": dilation, "stride": 1, "extent": extent}
-    geometry |= {"factors": module.stride} | _arguments(options, "")
+    geometry = {"kernel_size": window, "padding": padding, "dilation": dilation}
+    if joins_fields(module, options):
+        taps = np.eye(math.prod(window)).reshape(-1, *window)
+        weights = None if module.weight.is_meta else _coarse_weights(module, taps)[0]
+        kernel = None if weights is None else weights.reshape(*weights.shape[:2], *window)
+        return swap_upsampling(module, kernel, geometry, extent, options)
+    geometry |= {"stride": 1, "extent": extent, "factors": module.stride} | _arguments(options, "")
     layer = convolution_like(swapped_class("GMRResizedConv", dims), module, **geometry)
-    change = _take_weights(layer, module, options, _project_transposed)
+    change = take_weights(layer, module, options, _project_transposed)
     return Swap(layer, "radial: upsampling, followed by linear interpolation", change)
 
 
 def _project_transposed(layer: Any, module: Any) -> float:
+    functions = as_array(layer.basis())[:, layer.shells.cpu().numpy()]
+    weights, change = _coarse_weights(module, functions)
+    layer.weight.copy_(torch.as_tensor(weights))
+    return change
+
+
+def _coarse_weights(module: Any, functions: np.ndarray) -> tuple[np.ndarray, float]:
+    """Weights of functions on coarse taps in place of a transposed convolution's, and how much its kernel changes."""
     groups = module.groups
-    kernel = _numpy(module.weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1))
+    kernel = as_array(module.weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1))
     for axis, (d, s) in enumerate(zip(module.dilation, module.stride), start=2):
         if d > 1 and s > 1:
             spread = np.zeros((*kernel.shape[:axis], d * (kernel.shape[axis] - 1) + 1, *kernel.shape[axis + 1 :]))
             spread[(slice(None),) * axis + (slice(None, None, d),)] = kernel
             kernel = spread
-    functions = _numpy(layer.basis())[:, layer.shells.cpu().numpy()]
-    weights, change = project_transposed_kernel(kernel, functions, module.stride)
-    layer.weight.copy_(torch.as_tensor(weights))
-    return change
+    return project_transposed_kernel(kernel, functions, module.stride)
 
 
 def _swap_pooling(module: Any, options: Options) -> Swap:
     dims, maximum = options.spatial_dims, isinstance(module, classes_of("MaxPool"))
     base = getattr(nn, f"{'Max' if maximum else 'Avg'}Pool{dims}d")
     if type(module).forward is not base.forward:
-        return _stays_broken(f"{type(module).__name__} has a forward of its own, which may do more than pool")
+        return stays_broken(f"{type(module).__name__} has a forward of its own, which may do more than pool")
     kernel, stride, padding = (ensure_tuple_rep(n, dims) for n in (module.kernel_size, module.stride, module.padding))
     if max(stride) == 1:
         return Swap(None, f"{EXACT}: a step of 1")
@@ -275,7 +243,7 @@ def _swap_pooling(module: Any, options: Options) -> Swap:
     if maximum and (module.return_indices or max(ensure_tuple_rep(module.dilation, dims)) > 1):
         return Swap(None, f"returns indices or is dilated, {uncentred}")
     if getattr(module, "divisor_override", None) is not None:
-        return _stays_broken(f"has a divisor of its own, {uncentred}")
+        return stays_broken(f"has a divisor of its own, {uncentred}")
     make = GMRMaxPool if maximum else partial(GMRAvgPool, count_padding=module.count_include_pad)
     return Swap(make(dims, kernel, stride, padding, rounding="ceil" if module.ceil_mode else "floor"))
 
@@ -309,6 +277,8 @@ def _swap_shuffle(module: Any, options: Options) -> Swap:
         folded.weight.copy_(inner.weight.unflatten(0, (-1, factor**dims)).mean(1))
         if inner.bias is not None:
             folded.bias.copy_(inner.bias.unflatten(0, (-1, factor**dims)).mean(1))
+    if options.fields is not None and inner in options.fields.taken:
+        options.fields.taken[folded] = options.fields.taken[inner]
     found = _swap_convolution(folded, options)
     block = nn.Sequential(found.module or folded, GMRInterpolate([factor] * dims, "linear"))
     return Swap(block, remark, found.change)
@@ -325,7 +295,7 @@ def _swap_padding(module: Any, options: Options) -> Swap | None:
     takers = [conv for conv, pad in options.trace.pads.items() if pad is module]
     if len(takers) == 1:
         return Swap(nn.Identity(), "the convolution behind it pads both ends alike")
-    return _stays_broken("pads one end more than the other, and what follows is no convolution that could take it over")
+    return stays_broken("pads one end more than the other, and what follows is no convolution that could take it over")
 
 
 def _swap_monai(module: Any, options: Options) -> Swap | None:
@@ -353,14 +323,14 @@ def _stays(reason: str, breaks: bool = False) -> Callable[..., Swap]:
 def _swap_embedding(module: Any, options: Options) -> Swap | None:
     # one that convolves is judged there
     convolves = any(isinstance(each, CONVOLUTIONS) for each in module.modules())
-    return None if convolves else _stays_broken("a patch embedding: it has separate weights for each place in a patch")
+    return None if convolves else stays_broken("a patch embedding: it has separate weights for each place in a patch")
 
 
 def _swap_linear(module: Any, options: Options) -> Swap | None:
     by_place = "takes each voxel by its place: not equivariant, whatever comes before"
     if module in options.trace.flattened:
-        return _stays_broken(by_place)
-    return _stays_broken(f"in training {by_place}") if module in options.trace.flattened_in_training else None
+        return stays_broken(by_place)
+    return stays_broken(f"in training {by_place}") if module in options.trace.flattened_in_training else None
 
 
 SWAPS: tuple[tuple[Any, Callable[..., Swap | None]], ...] = (

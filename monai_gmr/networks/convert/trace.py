@@ -57,6 +57,11 @@ def classes_of(*names: str) -> tuple[type, ...]:
 CONVOLUTIONS = classes_of("Conv", "ConvTranspose")
 
 
+def convolutions_of(net: nn.Module) -> list[Any]:
+    """The convolutions of a network, in the order in which it holds them."""
+    return [each for each in net.modules() if isinstance(each, CONVOLUTIONS)]
+
+
 def first_line(error: Exception) -> str:
     """The beginning of an error's text, for a sentence."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:160].rstrip(".")

@@ -19,29 +19,39 @@ MODES = ("nearest", "nearest-exact", "linear", "bilinear", "trilinear", "bicubic
 class GMRInterpolate(nn.Module):
     """``torch.nn.Upsample`` about the centre of the grid, to the size that the skip connection of a converted network has.
 
-    Outside a converted network, or where the trail of sizes has no entry, it reaches ``scale_factor`` times the size.
+    Outside a converted network, or where the trail of sizes has no entry, it reaches ``scale_factor`` times the size, or what ``extent``
+    makes of it.
 
     Args:
         scale_factor: fine voxels in a coarse one, one number per axis.
         mode: as in ``torch.nn.Upsample``. "nearest" to a size that is no multiple would not be exact and is linear there.
         align_corners: as in ``torch.nn.Upsample``.
+        extent: what the upsampling adds to ``(size - 1) * scale_factor``, one number per axis; default ``scale_factor``.
 
     Example:
         >>> GMRInterpolate((2, 2), "bilinear")(torch.rand(1, 3, 4, 5)).shape
         torch.Size([1, 3, 8, 10])
     """
 
-    def __init__(self, scale_factor: Sequence[int], mode: str = "linear", align_corners: bool | None = False) -> None:
+    def __init__(
+        self,
+        scale_factor: Sequence[int],
+        mode: str = "linear",
+        align_corners: bool | None = False,
+        extent: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         check_choice("mode", mode, MODES)
         self.scale_factor, self.mode, self.align_corners = [int(f) for f in scale_factor], mode, bool(align_corners)
+        self.extent = [int(e) for e in extent or self.scale_factor]
         self.levels: Levels | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(batch, channels, *spatial)`` to ``(batch, channels, *size)``."""
         coarse = x.shape[2:]
         multiple = [n * f for n, f in zip(coarse, self.scale_factor)]
-        size = sizes_above(self.levels, coarse, multiple, self.scale_factor)
+        own = [(n - 1) * f + e for n, f, e in zip(coarse, self.scale_factor, self.extent)]
+        size = sizes_above(self.levels, coarse, own, self.scale_factor)
         if self.mode.startswith("nearest"):
             if is_free([*size, *multiple]):
                 return symmetric_upsample(x, size, self.scale_factor, all_equal(size, multiple))

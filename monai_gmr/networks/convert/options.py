@@ -1,0 +1,77 @@
+"""What the swaps of modules share: the arguments of a conversion, the result for a module, and the weights that it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from monai_gmr.networks.convert.fields import Fields
+from monai_gmr.networks.convert.trace import Trace
+
+EXACT = "exact as it is"
+
+
+class Swap(NamedTuple):
+    """Replacement of a module, ``None`` when it stays, and why; the relative change of its weights, where they were projected."""
+
+    module: nn.Module | None
+    reason: str = ""
+    change: float | None = None
+    # whether it keeps the network from being exact
+    breaks: bool = False
+
+
+@dataclass(frozen=True)
+class Options:
+    """Arguments of a conversion, those of its layers, what the pass of a reference image showed, and modules of patch embeddings."""
+
+    conv: str
+    arguments: Mapping[str, Any]
+    kernel_sizes: int | Mapping[int, int] | None
+    weights: str
+    trace: Trace
+    spatial_dims: int
+    patches: set[nn.Module] = field(default_factory=set)
+    # of group convolutions: their arguments, and which modules are given fields
+    group_arguments: Mapping[str, Any] = field(default_factory=dict)
+    fields: Fields | None = None
+
+    def window(self, kernel_size: Sequence[int]) -> tuple[int, ...]:
+        """The window that replaces another."""
+        if isinstance(self.kernel_sizes, int):
+            return tuple(self.kernel_sizes if k > 1 else k for k in kernel_size)
+        return tuple((self.kernel_sizes or {}).get(k, k) for k in kernel_size)
+
+
+def stays_broken(reason: str) -> Swap:
+    """A module that stays and keeps the network from being exact."""
+    return Swap(None, reason, breaks=True)
+
+
+def take_weights(layer: Any, module: Any, options: Options, project: Callable[..., float | None]) -> float | None:
+    """Projected weights or fresh ones, the old bias, frozen parameters and hooks; the relative change of the weights."""
+    change = None
+    if not module.weight.is_meta and options.weights == "project":
+        with torch.no_grad():
+            change = project(layer, module)
+            if change is not None and layer.bias is not None:
+                # of a field all channels share theirs
+                layer.bias.copy_(module.bias.unflatten(0, (len(layer.bias), -1)).mean(1))
+    layer.weight.requires_grad_(module.weight.requires_grad)
+    if layer.bias is not None:
+        layer.bias.requires_grad_(module.bias.requires_grad)
+    # torch has no public way to list the hooks of a module
+    for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"):
+        getattr(layer, name).update(getattr(module, name))
+    layer.train(module.training)
+    return change
+
+
+def as_array(tensor: torch.Tensor) -> np.ndarray:
+    """The values of a tensor, float64."""
+    return tensor.detach().cpu().double().numpy()
