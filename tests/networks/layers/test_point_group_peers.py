@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from group_nets import ROTATED_MNIST
 from torch import nn
 
 from monai_gmr.networks.blocks import GMRConvolution, GMRResNetBlock
@@ -14,7 +15,6 @@ from monai_gmr.networks.layers import (
     PointGroupConv2d,
     PointGroupConv3d,
     PointGroupConvTranspose2d,
-    PointGroupNorm,
     PointGroupPool,
 )
 from monai_gmr.symmetry import PointGroup, transform_fields, transform_grid
@@ -55,42 +55,6 @@ def test_filters_and_answers_are_those_of_e2cnn(e2cnn, order, name, in_fields, o
     x = e2cnn[f"{name}_input"].unflatten(1, (in_fields, -1))[:, :, in_order].flatten(1, 2)
     expected = e2cnn[f"{name}_output"].unflatten(1, (out_fields, 8))[:, :, out_order].flatten(1, 2)
     assert torch.allclose(layer(x), expected, atol=1e-5)
-
-
-def rotated_mnist_net(width, group="4", filter="full"):
-    """Seven layers of the networks of arXiv 1602.07576, section 8.1: convolution, norm, rectifier, the last one of window 4; pooled."""
-    order = PointGroup.from_name(group, 2).order
-    layers = []
-    for index in range(7):
-        ends = {"group": group, "in_group": "1"} if index == 0 else {"group": group, "filter": filter}
-        window = 4 if index == 6 else 3
-        layers += [PointGroupConv2d(width * order if index else 1, width * order, window, **ends)]
-        layers += [PointGroupNorm(2, width * order, group, "batch"), nn.ReLU()]
-        layers += [nn.MaxPool2d(2)] * (index == 1)
-    return nn.Sequential(*layers, PointGroupPool(2, group), nn.Flatten(), nn.Linear(width, 10))
-
-
-def separable_plain_net(width):
-    """The same with a product over channels, then one filter a channel, each with a bias."""
-    layers = [nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.ReLU()]
-    for index in range(1, 7):
-        both = {"group": "1"}
-        layers += [PointGroupConv2d(width, width, 1, **both)]
-        layers += [PointGroupConv2d(width, width, 4 if index == 6 else 3, filter="depthwise", **both)]
-        layers += [nn.BatchNorm2d(width), nn.ReLU()]
-        layers += [nn.MaxPool2d(2)] * (index == 1)
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width, 10))
-
-
-ROTATED_MNIST = {
-    "Z2CNN": (lambda: rotated_mnist_net(20, "1"), "25.21k"),
-    "c-Z2CNN": (lambda: separable_plain_net(57), "25.60k"),
-    "P4CNN": (lambda: rotated_mnist_net(10), "24.81k"),
-    "g-P4CNN small": (lambda: rotated_mnist_net(10, filter="g"), "8.91k"),
-    "g-P4CNN": (lambda: rotated_mnist_net(17, filter="g"), "25.26k"),
-    "gc-P4CNN small": (lambda: rotated_mnist_net(10, filter="gc"), "3.42k"),
-    "gc-P4CNN": (lambda: rotated_mnist_net(30, filter="gc"), "24.64k"),
-}
 
 
 @pytest.mark.parametrize(("make", "printed"), ROTATED_MNIST.values(), ids=ROTATED_MNIST)
