@@ -1,8 +1,8 @@
 """The table of times of ``monai_gmr/ops/README.md``: the benchmark with other packages beside, and the share of the machine's limits.
 
 ``python tests/measurements/benchmark_page.py ring_conv nets`` takes the options of ``python -m monai_gmr.apps.benchmark``, adds the radial
-convolutions of GMR-Conv, SRE-Conv, e2cnn and escnn that are installed, measures the machine's bandwidth and arithmetic in the same run, and
-writes OUT_DIR/benchmark.md and benchmark.json with multiply-adds and bytes.
+and group convolutions of GMR-Conv, SRE-Conv, e2cnn and escnn that are installed, measures the machine's bandwidth and arithmetic in the
+same run, and writes OUT_DIR/benchmark.md and benchmark.json with multiply-adds and bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from benchmark_counts import count_cost
-from benchmark_peers import PEERS, installed_peers, make_peer
+from benchmark_peers import PEERS, SPACES, installed_peers, make_peer
 
 from monai_gmr.apps.benchmark import chosen_cases, describe, make_parser, measure_cases
 from monai_gmr.apps.benchmark_cases import Candidate, Case
@@ -97,13 +97,18 @@ def roofline(operations: int, moved: int, seconds: float, bandwidth: float, arit
 
 
 def with_peers(case: Case, peers: Sequence[str]) -> Case:
-    """A case of the operation with the convolutions of other packages that can run it."""
+    """A case of the operation, or of group convolutions, with the convolutions of other packages that can run it."""
     size = case.name.split()
-    if case.group != "ring_conv" or "groups" in size:
+    if case.group not in ("ring_conv", "point_groups") or "groups" in size:
         return case
     kernel_size = int(size[size.index(next(word for word in size if word.startswith("k=")))].strip("k=,"))
-    able = [peer for peer in peers if case.dims == 2 or peer != "e2cnn"]
-    more = [Candidate(peer, None, partial(make_peer, peer, case.dims, case.shape[1], kernel_size)) for peer in able]
+    group = size[-1] if case.group == "point_groups" else None
+    if group is None:
+        able = [peer for peer in peers if case.dims == 2 or peer != "e2cnn"]
+    else:
+        able = [peer for peer in peers if (peer, group) in SPACES]
+    make = partial(make_peer, spatial_dims=case.dims, channels=case.shape[1], kernel_size=kernel_size, group=group)
+    more = [Candidate(peer, None, partial(make, peer)) for peer in able]
     return case._replace(candidates=(*case.candidates, *more))
 
 

@@ -1,4 +1,4 @@
-"""Radial convolutions of other packages, which ``benchmark_page.py`` compares with ours."""
+"""Radial and group convolutions of other packages, which ``benchmark_page.py`` compares with ours."""
 
 from __future__ import annotations
 
@@ -19,26 +19,44 @@ PEERS = {
 }
 
 
+# of e2cnn and escnn: the space on which a group acts, and its arguments
+SPACES = {
+    ("e2cnn", "4mm"): ("FlipRot2dOnR2", 4),
+    ("e2cnn", "4"): ("Rot2dOnR2", 4),
+    ("escnn", "4mm"): ("flipRot2dOnR2", 4),
+    ("escnn", "4"): ("rot2dOnR2", 4),
+    ("escnn", "m-3m"): ("fullOctaOnR3",),
+}
+
+
 class SteerableConvolution(nn.Module):
-    """A radial convolution by e2cnn (2D only) or escnn: kernels from trivial fields to trivial fields of all rotations.
+    """A convolution by e2cnn (2D only) or escnn: radial, from trivial fields to trivial fields of all rotations, or from regular fields to
+    regular fields of a group.
 
     Args:
         package: "e2cnn" or "escnn".
         spatial_dims: 2 or 3.
         channels: of input and output.
         kernel_size: window length in voxels, odd.
+        group: one that :data:`SPACES` has for the package; without one the convolution is radial.
     """
 
-    def __init__(self, package: str, spatial_dims: int, channels: int, kernel_size: int) -> None:
+    def __init__(
+        self, package: str, spatial_dims: int, channels: int, kernel_size: int, group: str | None = None
+    ) -> None:
         super().__init__()
         layers, gspaces = (importlib.import_module(f"{package}.{name}") for name in ("nn", "gspaces"))
-        if package == "e2cnn":
+        if group is not None:
+            name, *arguments = SPACES[package, group]
+            space = getattr(gspaces, name)(*arguments)
+        elif package == "e2cnn":
             space = gspaces.Rot2dOnR2(-1, maximum_frequency=1)
         elif spatial_dims == 2:
             space = gspaces.rot2dOnR2(-1, maximum_frequency=1)
         else:
             space = gspaces.rot3dOnR3(maximum_frequency=1)
-        self.fields = layers.FieldType(space, channels * [space.trivial_repr])
+        kinds = space.trivial_repr if group is None else space.regular_repr
+        self.fields = layers.FieldType(space, channels // kinds.size * [kinds])
         self.wrap = layers.GeometricTensor
         kind = getattr(layers, f"R{spatial_dims}Conv")
         self.convolution = kind(self.fields, self.fields, kernel_size, padding=kernel_size // 2, bias=False)
@@ -67,10 +85,10 @@ def _import_layers(package: str, module: str) -> Any:
     return layers
 
 
-def make_peer(name: str, spatial_dims: int, channels: int, kernel_size: int) -> nn.Module:
-    """A convolution of one of :data:`PEERS`, without a bias, whose output is as large as its input."""
+def make_peer(name: str, spatial_dims: int, channels: int, kernel_size: int, group: str | None = None) -> nn.Module:
+    """A convolution of one of :data:`PEERS`, without a bias, whose output is as large as its input; with ``group`` a group convolution."""
     package, module = PEERS[name]
     if module == "nn":
-        return SteerableConvolution(name, spatial_dims, channels, kernel_size)
+        return SteerableConvolution(name, spatial_dims, channels, kernel_size, group)
     kind = getattr(_import_layers(package, module), f"{package}{spatial_dims}d")
     return kind(channels, channels, kernel_size, padding=kernel_size // 2, bias=False)

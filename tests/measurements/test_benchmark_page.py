@@ -122,6 +122,19 @@ def test_other_packages_stand_where_they_can_run():
     assert not any(candidate.method == "e2cnn" for case in cases if case.dims == 3 for candidate in case.candidates)
 
 
+def test_group_convolutions_stand_beside_those_of_the_same_group():
+    cases = [
+        with_peers(case, ["GMR-Conv", "e2cnn", "escnn"]) for case in make_cases(["point_groups"], [2, 3], ["dense"])
+    ]
+    beside = {case.name.split()[-1]: [each.method for each in case.candidates[-2:]] for case in cases}
+    assert beside == {
+        "4mm": ["e2cnn", "escnn"],
+        "4": ["e2cnn", "escnn"],
+        "m-3m": ["plain", "escnn"],
+        "4/mmm": ["filter gc", "plain"],
+    }
+
+
 def test_quick_run_writes_the_columns_of_the_page(tmp_path):
     options = ["ring_conv", "--quick", "--repeats", "1", "--backends", "dense", "--output", str(tmp_path)]
     assert main(options) == 0
