@@ -19,6 +19,7 @@ from monai_gmr.symmetry import (
     is_grid_symmetry,
     point_group,
     rotation_matrix,
+    transform_fields,
     transform_grid,
     transform_image,
 )
@@ -94,7 +95,8 @@ def equivariance_error(
 ) -> EquivarianceErrors:
     """The relative error ``||net(g x) - g net(x)|| / ||net(x)||`` of every view ``g``.
 
-    ``g`` transforms the outputs that have spatial axes and leaves those of shape ``(B, N)``, such as logits, unchanged. Of several
+    ``g`` transforms the outputs that have spatial axes and leaves those of shape ``(B, N)``, such as logits, unchanged; of layers on fields
+    of a group, and of a ``torch.nn.Sequential`` of them, it exchanges the channels, too. Of several
     (nested) outputs the worst one counts. Elements of the point group are compared voxel by voxel; other angles and shifts are interpolated
     by splines and compared inside the inscribed disc or ball of the output, so that image should be smooth. The network runs in the mode
     it is in; its buffers and torch's random state are afterwards what they were.
@@ -131,11 +133,13 @@ def equivariance_error(
         raise ConfigurationError(f"spacing has {len(spacing)} entries: give one for each of the {dims} axes.")
     x = x.detach().as_subclass(torch.Tensor)
     elements = checked_group(net, group, dims, spacing)
+    taken, returned = field_ends(net)
     views = []
     with preserved_state(net, x) as run:
         upright = run(x)
         for element in elements:
-            error = nested_error(run(transform_tensors(x, element, dims)), transform_tensors(upright, element, dims))
+            actual = run(transform_tensors(x, element, dims, taken))
+            error = nested_error(actual, transform_tensors(upright, element, dims, returned))
             # where each axis of the transformed image comes from: (-1, +0) is axis 1 mirrored, then axis 0
             sources = np.abs(element).argmax(1)
             names = [f"{'-' if row[source] < 0 else '+'}{source}" for row, source in zip(element, sources)]
@@ -164,7 +168,9 @@ def checked_group(
 ) -> list[np.ndarray]:
     """The elements to test; by default those of the net's own group, or of the point group, that keep the spacing."""
     if group is None and isinstance(net, nn.Module):
-        groups = [getattr(each, "symmetry_group", None) for each in net.modules()]
+        groups: list[Any] = [getattr(each, "symmetry_group", None) for each in net.modules()]
+        # of layers on fields the smaller group
+        groups += sorted((each for each in field_ends(net) if each is not None), key=lambda each: each.order)
         own = next((each for each in groups if isinstance(each, PointGroup)), None)
         group = own if own is None else (own if spacing is None else own.keeping(spacing)).elements
     elements = list(point_group(spatial_dims, spacing) if group is None else np.asarray(group))
@@ -177,21 +183,32 @@ def checked_group(
     return elements
 
 
-def transform_tensors(value: Any, element: np.ndarray, spatial_dims: int) -> Any:
-    """Copies of all tensors, those with a batch, a channel and the spatial axes transformed by a group element; a list of one
-    whole number an axis is a size and is permuted with the axes."""
+def transform_tensors(value: Any, element: np.ndarray, spatial_dims: int, group: PointGroup | None = None) -> Any:
+    """Copies of all tensors, those with a batch, a channel and the spatial axes transformed by a group element, as fields where a group is
+    given; a list of one whole number an axis is a size and is permuted with the axes."""
 
     def transform(tensor: torch.Tensor) -> torch.Tensor:
-        spatial = tensor.ndim >= spatial_dims + 2
-        return (transform_grid(tensor, element) if spatial else tensor).clone(memory_format=torch.contiguous_format)
+        if tensor.ndim >= spatial_dims + 2 and group is not None:
+            tensor = transform_fields(tensor, element, group)
+        elif tensor.ndim >= spatial_dims + 2:
+            tensor = transform_grid(tensor, element)
+        return tensor.clone(memory_format=torch.contiguous_format)
 
     if isinstance(value, Mapping):
-        return {key: transform_tensors(item, element, spatial_dims) for key, item in value.items()}
+        return {key: transform_tensors(item, element, spatial_dims, group) for key, item in value.items()}
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
         if len(value) == spatial_dims and all(type(item) is int for item in value):
             return type(value)(value[np.abs(row).argmax()] for row in element)
-        return type(value)(transform_tensors(item, element, spatial_dims) for item in value)
+        return type(value)(transform_tensors(item, element, spatial_dims, group) for item in value)
     return map_tensors(value, transform)
+
+
+def field_ends(net: Any) -> tuple[PointGroup | None, PointGroup | None]:
+    """The groups on whose fields a layer, or a sequence of layers, begins and ends; ``None`` for scalars."""
+    if hasattr(net, "field_groups") or not isinstance(net, nn.Sequential):
+        return getattr(net, "field_groups", (None, None))
+    ends = [field_ends(each) for each in net if any(hasattr(inner, "field_groups") for inner in each.modules())]
+    return (ends[0][0], ends[-1][1]) if ends else (None, None)
 
 
 def nested_error(actual: Any, expected: Any) -> float:

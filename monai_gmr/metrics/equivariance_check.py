@@ -19,6 +19,7 @@ from monai_gmr.metrics.equivariance import (
     ViewError,
     checked_group,
     equivariance_error,
+    field_ends,
     move_image,
     moved_error,
     moved_views,
@@ -28,7 +29,7 @@ from monai_gmr.metrics.equivariance import (
 )
 from monai_gmr.metrics.equivariance_report import EquivarianceReport, ModuleCheck, SizeCheck, size_text
 from monai_gmr.metrics.explain import explain_module
-from monai_gmr.symmetry import PointGroup, View, transform_fields
+from monai_gmr.symmetry import PointGroup, View
 from monai_gmr.utils import ConfigurationError, map_tensors, progress_bar, tensors_in
 
 # of the splines that rotate by angles and shift
@@ -164,7 +165,8 @@ def _check_size(
         with preserved_state(net, x) as run:
             with probe.attached():
                 run(x)
-            transformed = (transform_tensors(x, element, dims) for element in elements)
+            taken, _ = field_ends(net)
+            transformed = (transform_tensors(x, element, dims, taken) for element in elements)
             given = next((each for each in transformed if each.shape != x.shape), x)
             if given is not x:
                 run(given)
@@ -193,6 +195,14 @@ class _Call(NamedTuple):
     args: tuple
     kwargs: dict
     random_state: list[torch.Tensor]
+    # the groups on whose fields its input and its output are, ``None`` for scalars
+    taken: PointGroup | None = None
+    returned: PointGroup | None = None
+
+
+def _field_group(value: Any) -> PointGroup | None:
+    """The group that a layer on fields has marked its output with."""
+    return next((group for t in tensors_in(value) if (group := getattr(t, "_gmr_fields", None)) is not None), None)
 
 
 class _ModuleProbe:
@@ -245,10 +255,11 @@ class _ModuleProbe:
         if self.repeating:
             return
         call = None
+        taken = getattr(module, "field_groups", (_field_group((args, kwargs)),))[0]
         if self.elements and module not in self.left_out and self._images((args, kwargs)):
             # copies: modules that work in place overwrite their input
             args, kwargs = map_tensors((args, kwargs), lambda t: t.detach().clone())
-            call = _Call(args, kwargs, self._random_state())
+            call = _Call(args, kwargs, self._random_state(), taken)
         self.running.append((module, call))
 
     def _after(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
@@ -259,6 +270,7 @@ class _ModuleProbe:
             started, call = self.running.pop()
             if started is module:
                 break
+        self._mark(module, call, output)
         # The last axes of what these two take are channels.
         is_row_norm = isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1
         if call is None or isinstance(module, nn.Linear) or is_row_norm or not tensors_in(output):
@@ -266,11 +278,20 @@ class _ModuleProbe:
         self.calls[module] = self.calls.get(module, 0) + 1
         self.repeating = True
         try:
-            self._measure(module, call, output)
+            self._measure(module, call._replace(returned=_field_group(output)), output)
         except Exception:
             self.unchecked.add(module)
         finally:
             self.repeating = False
+
+    def _mark(self, module: nn.Module, call: _Call | None, output: Any) -> None:
+        """Mark what is on fields: the output of a layer on fields, and what other modules make of it, channel by channel."""
+        returned = getattr(module, "field_groups", (None, None))[1]
+        if returned is None and call is not None and call.taken is not None and not hasattr(module, "field_groups"):
+            channels = {t.shape[1] for t in self._images((call.args, call.kwargs, output))}
+            returned = call.taken if len(channels) == 1 else None
+        for tensor in self._images(output) if module not in self.left_out else ():
+            tensor._gmr_fields = returned  # type: ignore[attr-defined]
 
     def _measure(self, module: nn.Module, call: _Call, output: Any) -> None:
         error = self._error(module, call, output, self.elements)
@@ -281,18 +302,11 @@ class _ModuleProbe:
 
     def _error(self, module: nn.Module, call: _Call, output: Any, elements: list[np.ndarray]) -> float:
         errors = [0.0]
-        taken, returned = getattr(module, "field_groups", (None, None))
         for element in elements:
-            args, kwargs = self._transform((call.args, call.kwargs), element, taken)
+            args, kwargs = transform_tensors((call.args, call.kwargs), element, self.dims, call.taken)
             actual = self._repeat(module, call._replace(args=args, kwargs=kwargs))
-            errors.append(nested_error(actual, self._transform(output, element, returned)))
+            errors.append(nested_error(actual, transform_tensors(output, element, self.dims, call.returned)))
         return float(np.max(errors))
-
-    def _transform(self, value: Any, element: np.ndarray, group: PointGroup | None) -> Any:
-        """Images, scalars or fields on a group, transformed by an element."""
-        if group is None:
-            return transform_tensors(value, element, self.dims)
-        return map_tensors(value, lambda t: transform_fields(t, element, group) if t.ndim == self.dims + 2 else t)
 
     def _repeat(self, module: nn.Module, call: _Call) -> Any:
         """The output of a module that draws the random numbers that it drew inside the network."""
@@ -317,7 +331,9 @@ class _ModuleProbe:
         """The checked modules, the network itself with its ``error`` first, with the deepest broken ones marked."""
         try:
             with preserved_state(self.net, x):
-                rounding = self._is_rounding(self.net, _Call((x,), {}, self._random_state()), error, elements)
+                rounding = self._is_rounding(
+                    self.net, _Call((x,), {}, self._random_state(), *field_ends(self.net)), error, elements
+                )
         except Exception:
             rounding = False
         worst = {self.net: (error, tuple(x.shape[2:]), rounding)} | self.worst

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from monai_gmr.metrics import check_equivariance, equivariance_error
+from monai_gmr.networks.layers import PointGroupConv2d, PointGroupNorm, PointGroupPool
 from monai_gmr.networks.nets import GMRUNet
 from monai_gmr.symmetry import PointGroup, point_group, transform_grid
 
@@ -403,3 +404,33 @@ def test_the_module_that_breaks_a_group_convolutions_net_is_named():
     net.stem[1].adn.A = nn.Sequential(nn.ReLU(), _Turned())
     report = check_equivariance(net, (9, 12))
     assert [module.path for module in report.broken] == ["stem.1.adn.A.1"]
+
+
+LIFT = {"group": "4mm", "in_group": "1"}
+
+
+@pytest.mark.parametrize(
+    ("net", "channels"),
+    [
+        (PointGroupConv2d(8, 16, 3, padding=1, group="4mm"), 8),
+        (PointGroupConv2d(1, 8, 3, padding=1, **LIFT), 1),
+        (PointGroupConv2d(8, 4, 3, padding=1, group="4mm", out_group="4"), 8),
+        (nn.Sequential(PointGroupConv2d(1, 8, 3, **LIFT), nn.ReLU(), PointGroupNorm(2, 8, "4mm")), 1),
+    ],
+)
+def test_layers_on_fields_are_compared_as_fields(net, channels):
+    report = check_equivariance(net.eval(), (9, 12), in_channels=channels, spatial_dims=2)
+    assert report.ok
+    assert equivariance_error(net, torch.randn(1, channels, 9, 12), point_group(2)[:1]).worst == 0
+
+
+def test_a_norm_of_single_channels_between_fields_is_named():
+    norm = nn.BatchNorm2d(8)
+    norm.running_mean.normal_()
+    layers = [PointGroupConv2d(1, 8, 3, **LIFT), norm, nn.ReLU(), PointGroupConv2d(8, 8, 3, group="4mm")]
+    net = nn.Sequential(*layers, PointGroupPool(2, "4mm")).eval()
+    net.symmetry_group = PointGroup.from_name("4mm", 2)
+    report = check_equivariance(net, (9, 12), in_channels=1, spatial_dims=2)
+    assert [check.path for check in report.sizes[0].modules if check.deepest] == ["1"]
+    norm.running_mean.zero_()
+    assert check_equivariance(net, (9, 12), in_channels=1, spatial_dims=2).ok
