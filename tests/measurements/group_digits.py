@@ -3,7 +3,7 @@
 Not a test: it trains. DATA holds ``mnist.npz`` and ``mnist_rr_test_rednn.npz``. "rotated": 12,000 digits, each rotated by an angle of its
 own, tested on RED-NN's; "upright": the same digits upright, tested on MNIST's. The learning rate is the best of three after two epochs on
 2,000 digits held out; three seeds are then trained on all. One row per net and seed is added to OUT.csv; rows that are there are not run
-again. ``--table`` prints Markdown.
+again. ``--table`` prints Markdown, and counts of the ResNets.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from group_nets import ROTATED_MNIST, UPRIGHT
+from group_nets import RESNET44, ROTATED_MNIST, UPRIGHT
 from scipy import ndimage
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -95,11 +95,11 @@ def accuracy(net: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> floa
     )
 
 
-def multiplications(net: nn.Module) -> int:
+def multiplications(net: nn.Module, shape: Sequence[int] = (1, 28, 28)) -> int:
     """Of one image, as the layers run: products of group convolutions "gc" and their filters apart."""
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        net(torch.zeros(1, 1, 28, 28))
+        net.eval()(torch.zeros(1, *shape))
     return counter.get_total_flops() // 2
 
 
@@ -161,6 +161,16 @@ def make_table(path: Path, task: str) -> str:
     return format_markdown(table)
 
 
+def make_counts() -> str:
+    """Markdown: parameters and multiplications of the ResNets for images of 32 x 32 in colour."""
+    table = [["net", "parameters", "multiplications"]]
+    for name, (make, _) in RESNET44.items():
+        net = make()
+        count = sum(parameter.numel() for parameter in net.parameters())
+        table.append([name, f"{count:,}", f"{multiplications(net, (3, 32, 32)) / 1e6:,.0f}M"])
+    return format_markdown(table)
+
+
 @command("group_digits")
 def main(argv: Sequence[str] | None = None) -> int:
     """Train what is missing, or print the tables."""
@@ -170,6 +180,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--task", choices=tuple(NETS), help="one of both (default: both)")
     parser.add_argument("--table", action="store_true", help="print the tables of what is there")
     arguments = parser.parse_args(argv)
+    if arguments.table and not arguments.task:
+        print(f"{make_counts()}\n")
     tasks = [arguments.task] if arguments.task else list(NETS)
     for task in tasks:
         if arguments.table:

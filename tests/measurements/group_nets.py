@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from monai_gmr.networks.blocks import GMRConvolution, GMRResNetBlock
 from monai_gmr.networks.layers import PointGroupConv2d, PointGroupNorm, PointGroupPool
 from monai_gmr.symmetry import PointGroup
 
@@ -42,6 +43,32 @@ ROTATED_MNIST = {
     "g-P4CNN": (lambda: rotated_mnist_net(17, filter="g"), "25.26k"),
     "gc-P4CNN small": (lambda: rotated_mnist_net(10, filter="gc"), "3.42k"),
     "gc-P4CNN": (lambda: rotated_mnist_net(30, filter="gc"), "24.64k"),
+}
+
+
+def resnet44(widths: Sequence[int], group: str = "4mm", filter: str = "full") -> nn.Sequential:
+    """Three stages of seven blocks of two convolutions."""
+    order = PointGroup.from_name(group, 2).order
+    conv = ("group", {"group": group, "filter": filter})
+    channels = [width * order for width in widths]
+    lift = ("group", {"group": group, "in_group": "1"})
+    blocks = [GMRConvolution(2, 3, channels[0], conv=lift, norm="batch", act="relu", bias=False)]
+    for stage, (before, after) in enumerate(zip([channels[0], *channels], channels)):
+        for index in range(7):
+            stride = 2 if stage and not index else 1
+            inputs = after if index else before
+            blocks.append(GMRResNetBlock(2, inputs, after, 3, stride, conv=conv, act="relu"))
+    return nn.Sequential(
+        *blocks, PointGroupPool(2, group), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10)
+    )
+
+
+# table 2
+RESNET44 = {
+    "ResNet44": (lambda: resnet44((32, 64, 128), "1"), "2.64M"),
+    "p4m-ResNet44": (lambda: resnet44((11, 23, 45)), "2.62M"),
+    "g-p4m-ResNet44": (lambda: resnet44((19, 38, 76), filter="g"), "1.78M"),
+    "gc-p4m-ResNet44": (lambda: resnet44((28, 56, 112), filter="gc"), "1.88M"),
 }
 
 

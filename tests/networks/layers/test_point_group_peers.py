@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from group_nets import ROTATED_MNIST
+from group_nets import RESNET44, ROTATED_MNIST
 from torch import nn
 
-from monai_gmr.networks.blocks import GMRConvolution, GMRResNetBlock
 from monai_gmr.networks.layers import (
     PointGroupConv1d,
     PointGroupConv2d,
@@ -67,35 +66,10 @@ def test_parameters_of_the_rotated_mnist_nets(make, printed):
     assert net(torch.rand(2, 1, 28, 28)).shape == (2, 10)
 
 
-def resnet44(widths, group="4mm", filter="full"):
-    """Three stages of seven blocks of two convolutions."""
-    order = PointGroup.from_name(group, 2).order
-    conv = ("group", {"group": group, "filter": filter})
-    channels = [width * order for width in widths]
-    lift = ("group", {"group": group, "in_group": "1"})
-    blocks = [GMRConvolution(2, 3, channels[0], conv=lift, norm="batch", act="relu", bias=False)]
-    for stage, (before, after) in enumerate(zip([channels[0], *channels], channels)):
-        for index in range(7):
-            stride = 2 if stage and not index else 1
-            inputs = after if index else before
-            blocks.append(GMRResNetBlock(2, inputs, after, 3, stride, conv=conv, act="relu"))
-    return nn.Sequential(
-        *blocks, PointGroupPool(2, group), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10)
-    )
-
-
-@pytest.mark.parametrize(
-    ("widths", "group", "filter", "printed"),
-    [
-        ((32, 64, 128), "1", "full", "2.64M"),
-        ((11, 23, 45), "4mm", "full", "2.62M"),
-        ((19, 38, 76), "4mm", "g", "1.78M"),
-        ((28, 56, 112), "4mm", "gc", "1.88M"),
-    ],
-)
-def test_parameters_of_the_resnets(widths, group, filter, printed):
+@pytest.mark.parametrize(("make", "printed"), RESNET44.values(), ids=RESNET44)
+def test_parameters_of_the_resnets(make, printed):
     """Knigge et al., arXiv 2106.04914, table 2."""
-    count = sum(parameter.numel() for parameter in resnet44(widths, group, filter).parameters())
+    count = sum(parameter.numel() for parameter in make().parameters())
     assert f"{count / 1e6:.2f}M" == printed
 
 
