@@ -13,6 +13,7 @@ from monai_gmr.inferers.outputs import OutputAccumulators, plain_tensor
 from monai_gmr.inferers.reduction import REDUCTIONS, UNCERTAINTIES, ViewReduction, entropy
 from monai_gmr.inferers.rotate import interpolate_image, rotate_image
 from monai_gmr.symmetry import View, is_grid_symmetry, make_views, point_group, transform_grid
+from monai_gmr.symmetry.mirrored_labels import LabelPairs, check_label_pairs, exchange_channels, is_mirror
 from monai_gmr.utils import ConfigurationError, check_choice, map_tensors, progress_bar
 
 
@@ -39,6 +40,8 @@ class SymmetryInferer(Inferer):
         uncertainty: "std", "entropy", or both in a list, to get them too.
         spacing: voxel size in millimetres, one an axis; default 1.
         threshold: of a vote.
+        mirrored_labels: pairs of output channels that trade places under a mirror image, such as those of a left and a right kidney,
+            ``[(1, 2)]``: for mirrored views they are exchanged. Without it the average over mirror images cannot keep them apart.
         progress: whether to show a bar over the views.
 
     Shape:
@@ -72,6 +75,7 @@ class SymmetryInferer(Inferer):
         uncertainty: str | Sequence[str] | None = None,
         spacing: Sequence[float] | None = None,
         threshold: float = 0.5,
+        mirrored_labels: LabelPairs = (),
         progress: bool = False,
     ) -> None:
         super().__init__()
@@ -103,6 +107,7 @@ class SymmetryInferer(Inferer):
             )
         self.reduce, self.activation, self.spatial = reduce, activation, spatial
         self.views_per_batch, self.threshold, self.progress = views_per_batch, threshold, progress
+        self.mirrored_labels = check_label_pairs(mirrored_labels)
 
     def matrices(self, spatial_dims: int) -> list[np.ndarray]:
         """The views of images of so many axes, as orthogonal matrices.
@@ -210,6 +215,8 @@ class SymmetryInferer(Inferer):
         for matrix, view in zip(batch, tensor.chunk(len(batch)) if len(batch) > 1 else (tensor,)):
             if self.spatial and view.ndim >= dims + 2:
                 view = self._transform_back(view, matrix, shape[2:])
+            if self.mirrored_labels and is_mirror(matrix):
+                view = exchange_channels(view, self.mirrored_labels, reduction.channel_axis)
             if callable(self.activation):
                 view = self.activation(view)
             elif self.activation is not None:

@@ -28,6 +28,7 @@ OPTIONS = (
     "labels",
     "in_ball",
     "images_in_ball",
+    "mirrored_labels",
     "metrics",
     "greater_is_better",
     "cases",
@@ -51,6 +52,19 @@ configs/evaluate (over configs/train where need be), else configs/inference. Sav
 files or logs is switched off. An interrupted report is resumed. MONAI_GMR_TRACEBACK=1 in the environment shows where an error
 came from.
 """
+
+
+def read_pair(text: str) -> tuple[int, int]:
+    """Read a pair of classes, ``A:B``, from the command line.
+
+    Example:
+        >>> read_pair("1:2")
+        (1, 2)
+    """
+    first, _, second = text.partition(":")
+    if not (first.isdigit() and second.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text} is no pair of classes: give it as in 1:2.")
+    return int(first), int(second)
 
 
 def split_pair(text: str, option: str, example: str) -> tuple[str, str]:
@@ -174,6 +188,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--smaller_is_better", action="store_false", dest="greater_is_better", help=text)
     text = "how label images are rotated by angles: nearest neighbour (default), or the class with the largest share"
     add("--labels", choices=LABEL_SAMPLINGS, default="nearest", help=text)
+    text = "classes that trade places under a mirror image, such as left and right, as in 1:2 3:4"
+    add("--mirrored_labels", nargs="+", type=read_pair, default=[], metavar="A:B", help=text)
     text = "judge segmentations in the whole image instead of the inscribed disc or ball, which every rotation keeps"
     add("--whole_image", action="store_false", dest="in_ball", help=text)
     text = "which of a network's answers to take, where it gives several"

@@ -25,6 +25,7 @@ from monai_gmr.rotation_report.statistics import ERROR, NetworkScores, format_co
 from monai_gmr.rotation_report.table_picture import draw_rotation_table
 from monai_gmr.rotation_report.worst_cases_picture import draw_worst_cases
 from monai_gmr.symmetry import View, make_views
+from monai_gmr.symmetry.mirrored_labels import LabelPairs, check_label_pairs
 from monai_gmr.symmetry.views import ViewSpec, shift_views
 from monai_gmr.utils import ConfigurationError, WriteError, can_draw, check_choice, reason
 
@@ -85,6 +86,8 @@ class RotationReport:
         images_in_ball: whether the networks see the inscribed disc or ball of the images alone, of the upright ones too. Images that
             fill the frame lose their corners by a rotation: this separates what a network does from what the frame does. Outside is the
             least value inside, of each case and channel.
+        mirrored_labels: pairs of classes that trade places under a mirror image, such as those of a left and a right kidney,
+            ``[(1, 2)]``: of labels, of answers that are compared with upright ones, and in averages.
         order: order of the spline that rotates images by angles and shifts them, 0 to 5.
         prediction: which of several answers of a network is judged, index or key.
         metrics: names of the evaluator's metrics; default: all, the key metric first.
@@ -132,6 +135,7 @@ class RotationReport:
         frame: str = "rotated",
         in_ball: bool = True,
         images_in_ball: bool = False,
+        mirrored_labels: LabelPairs = (),
         order: int = 3,
         prediction: int | str | None = None,
         metrics: Sequence[str] | None = None,
@@ -153,6 +157,7 @@ class RotationReport:
         self.spacing, self.seed, self.views_per_batch = spacing, seed, views_per_batch
         self._judging: dict[str, Any] = {"labels": labels, "frame": frame, "in_ball": in_ball, "order": order}
         self._judging |= {"prediction": prediction, "images_in_ball": images_in_ball}
+        self._judging |= {"mirrored_labels": check_label_pairs(mirrored_labels)}
         self._scoring: dict[str, Any] = {"greater_is_better": greater_is_better, "num_resamples": num_resamples}
         self._scoring |= {"seed": seed, "spacing": spacing}
         # a bundle names its network after its setting conv, which may be a list
@@ -246,7 +251,9 @@ class RotationReport:
     def _probe(self, network: _Network) -> ViewProbe:
         inferer, spacing = network.evaluator.inferer, self.spacing
         if network.average:
-            inferer = SymmetryInferer(inferer, network.average, views_per_batch=self.views_per_batch, spacing=spacing)
+            options: dict[str, Any] = {"views_per_batch": self.views_per_batch, "spacing": spacing}
+            options |= {"mirrored_labels": self._judging["mirrored_labels"]}
+            inferer = SymmetryInferer(inferer, network.average, **options)
         judging = {**self._judging, "rotates_answer": network.rotates_answer}
         return ViewProbe(network.evaluator, inferer, network.metrics, spacing=spacing, **judging)
 
@@ -265,6 +272,8 @@ class RotationReport:
         # not in the records of reports before there was a choice
         images: dict[str, Any] = {"images": "ball"} if judging.pop("images_in_ball") else {}
         images |= {"answers": "rotated"} if network.rotates_answer else {}
+        pairs = judging.pop("mirrored_labels")
+        images |= {"mirrored_labels": [list(pair) for pair in pairs]} if pairs else {}
         return {
             "network": digest.hexdigest(),
             "average": [view.matrix.round(6).tolist() for view in network.average],

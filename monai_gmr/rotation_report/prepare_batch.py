@@ -10,6 +10,13 @@ from monai.data import MetaTensor
 from monai.engines import PrepareBatch, default_prepare_batch
 
 from monai_gmr.symmetry import View, inscribed_ball, is_grid_symmetry, transform_image
+from monai_gmr.symmetry.mirrored_labels import (
+    LabelPairs,
+    check_label_pairs,
+    exchange_channels,
+    exchange_labels,
+    is_mirror,
+)
 from monai_gmr.utils import check_choice
 
 LABEL_SAMPLINGS = ("nearest", "share")
@@ -29,6 +36,12 @@ def transform_label(label: torch.Tensor, view: View, spacing: Sequence[float] | 
         result[share > largest] = value
         largest = torch.maximum(share, largest)
     return result
+
+
+def mirror_label(label: torch.Tensor, pairs: LabelPairs) -> torch.Tensor:
+    """The label of a mirror image: classes ``(B,)`` or ``(B, 1, ...)``, or one-hot ``(B, C, ...)``, with those of each pair exchanged."""
+    one_hot = label.ndim > 1 and label.shape[1] > 1
+    return exchange_channels(label, pairs, axis=1) if one_hot else exchange_labels(label, pairs)
 
 
 def keep_metadata(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
@@ -60,6 +73,8 @@ class PrepareBatchView(PrepareBatch):
             leaves them upright.
         in_ball: whether images have their background outside the inscribed disc or ball, upright ones too, so that a rotation takes
             nothing out of the frame and brings nothing in. It is the least value of each case and channel inside, when upright.
+        mirrored_labels: pairs of classes that trade places under a mirror image, such as those of a left and a right kidney: in label
+            images, class labels and the channels of one-hot ones.
         prepare_batch: makes image and label of a batch; default ``monai.engines.default_prepare_batch``.
 
     Raises:
@@ -81,11 +96,12 @@ class PrepareBatchView(PrepareBatch):
         spacing: Sequence[float] | None = None,
         labels: str | None = "nearest",
         in_ball: bool = False,
+        mirrored_labels: LabelPairs = (),
         prepare_batch: Callable[..., Any] = default_prepare_batch,
     ) -> None:
         check_choice("labels", labels, (*LABEL_SAMPLINGS, None))
         self.order, self.spacing, self.labels, self.prepare_batch = order, spacing, labels, prepare_batch
-        self.in_ball = in_ball
+        self.in_ball, self.mirrored_labels = in_ball, check_label_pairs(mirrored_labels)
         self.view: View | None = None
 
     def __call__(
@@ -105,6 +121,8 @@ class PrepareBatchView(PrepareBatch):
             shift, has_map = view.shift, isinstance(label, torch.Tensor) and label.shape[2:] == image.shape[2:]
             if labels and has_map and shift is None:
                 label = keep_metadata(lambda x: transform_label(x, view, spacing, labels), label)
+            if labels and isinstance(label, torch.Tensor) and self.mirrored_labels and is_mirror(view.matrix):
+                label = keep_metadata(lambda x: mirror_label(x, self.mirrored_labels), label)
             image = keep_metadata(lambda x: transform_image(x, view.matrix, order, spacing, shift), image)
         if background is not None:
             ball = torch.as_tensor(inscribed_ball(image.shape[2:], spacing, shift), device=image.device)

@@ -24,6 +24,7 @@ from monai_gmr.metrics.equivariance import move_image, moved_error
 from monai_gmr.rotation_report.prepare_batch import PrepareBatchView, keep_metadata
 from monai_gmr.rotation_report.records import ANSWER, TRUE_CLASS, ViewRecord
 from monai_gmr.symmetry import View, inscribed_ball, is_grid_symmetry
+from monai_gmr.symmetry.mirrored_labels import LabelPairs, exchange_channels, is_mirror
 from monai_gmr.utils import ConfigurationError
 
 Events, _ = optional_import("ignite.engine", name="Events")
@@ -203,13 +204,16 @@ class ViewProbe:
         in_ball: bool,
         images_in_ball: bool,
         prediction: int | str | None,
+        mirrored_labels: LabelPairs = (),
         rotates_answer: bool = False,
     ) -> None:
         self.evaluator, self.recorded, self.metrics = evaluator, metrics, metric_handlers(evaluator)
         self.rotates_answer = rotates_answer
         self.spacing, self.order, self.frame, self.in_ball = spacing, order, frame, in_ball
         views: dict[str, Any] = {"order": order, "spacing": spacing, "labels": labels if frame == "rotated" else None}
-        self._prepare = PrepareBatchView(**views, in_ball=images_in_ball, prepare_batch=evaluator.prepare_batch)
+        self.mirrored_labels = mirrored_labels
+        views |= {"in_ball": images_in_ball, "mirrored_labels": mirrored_labels}
+        self._prepare = PrepareBatchView(**views, prepare_batch=evaluator.prepare_batch)
         self._inferer = _TimedInferer(inferer, prediction)
         self._upright: torch.Tensor | None = None
         self._size: Sequence[int] = ()
@@ -286,13 +290,19 @@ class ViewProbe:
         back = view._replace(shift=tuple(-distance for distance in view.shift))
         return move_image(x, back, order=self.order, input_size=size, spacing=self.spacing)
 
+    def _mirror(self, answer: torch.Tensor, view: View) -> torch.Tensor:
+        """An answer to a mirror image with the channels exchanged that trade places; other answers as they are."""
+        if not self.mirrored_labels or not is_mirror(view.matrix) or answer.ndim < 2:
+            return answer
+        return exchange_channels(answer, self.mirrored_labels, axis=1)
+
     def _start(self) -> None:
         view = self._view()
         self._prepare.view, self._passes, self._inferer.answer = view, 0, None
         if self.rotates_answer and self._upright is not None:
             # linearly where it is rotated, as answers are averaged and rotated back
             how: dict[str, Any] = {"order": 1 if view.shift is None else self.order, "spacing": self.spacing}
-            self._inferer.answer = move_image(self._upright, view, input_size=self._size, **how)
+            self._inferer.answer = self._mirror(move_image(self._upright, view, input_size=self._size, **how), view)
 
     def _measure_answer(self) -> None:
         output, view = self.evaluator.state.output, self._view()
@@ -305,7 +315,7 @@ class ViewProbe:
         spatial = answer.ndim == image.ndim
         size, upright = image.shape[2:], self._upright
         if view.shift is None:
-            self._errors = relative_errors(plain, upright, view, self.spacing, len(size))
+            self._errors = relative_errors(self._mirror(plain, view), upright, view, self.spacing, len(size))
         else:
             how: dict[str, Any] = {"order": self.order, "input_size": size, "spacing": self.spacing}
             self._errors = [moved_error(*pair, view, **how) for pair in zip(plain.split(1), upright.split(1))]
@@ -315,6 +325,8 @@ class ViewProbe:
             self._values[TRUE_CLASS] = [np.array(probability)]
         if spatial and (self.frame == "upright" or view.shift is not None):
             answer, image = (keep_metadata(lambda x: self._move_back(x, view, size), x) for x in (answer, image))
+        if self.frame == "upright":
+            answer = keep_metadata(lambda x: self._mirror(x, view), answer)
         if spatial and self.in_ball and answer.shape[2:] == image.shape[2:]:
             answer, label = keep_ball(answer, label, self.spacing)
         output[CommonKeys.PRED] = answer

@@ -11,9 +11,10 @@ from monai.config import KeysCollection
 from monai.data.meta_obj import get_track_meta
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import InvertibleTransform, LazyTransform, RandomizableTransform, Rotate90
-from monai.utils import TraceKeys, convert_to_tensor
+from monai.utils import TraceKeys, convert_to_tensor, ensure_tuple
 
 from monai_gmr.symmetry import grid_element, named_group
+from monai_gmr.symmetry.mirrored_labels import LabelPairs, check_label_pairs, exchange_labels, is_mirror
 from monai_gmr.transforms.functional import DictionaryTransform, image_shape, transform_by_element
 from monai_gmr.utils import ConfigurationError
 
@@ -32,9 +33,11 @@ class GridSymmetry(InvertibleTransform, LazyTransform):
         element: index into :func:`~monai_gmr.symmetry.point_group` (0 is the identity); name such as "4+ [001]", "m [100]" or "-y,x,z"
             (:func:`~monai_gmr.symmetry.element_name`); or signed permutation matrix of shape ``(d, d)``. Axes are array axes.
         lazy: whether to execute lazily (MONAI's lazy resampling), which gives float32 and, for 2D images, an affine of shape (3, 3).
+        mirrored_labels: of a label map, pairs of values that trade places under a mirror image, such as a left and a right kidney,
+            ``[(1, 2)]``.
 
     Raises:
-        ConfigurationError: when the images have no such element.
+        ConfigurationError: when the images have no such element, or ``mirrored_labels`` are no pairs.
 
     Example:
         >>> image = MetaTensor(torch.arange(6.0).reshape(1, 2, 3), affine=torch.eye(4))
@@ -50,8 +53,9 @@ class GridSymmetry(InvertibleTransform, LazyTransform):
 
     backend = Rotate90.backend
 
-    def __init__(self, element: Element, lazy: bool = False) -> None:
+    def __init__(self, element: Element, lazy: bool = False, mirrored_labels: LabelPairs = ()) -> None:
         LazyTransform.__init__(self, lazy=lazy)
+        self.mirrored_labels = check_label_pairs(mirrored_labels)
         try:
             grid_element(element, 2)
         except ConfigurationError:
@@ -63,18 +67,25 @@ class GridSymmetry(InvertibleTransform, LazyTransform):
         """The image ``(C, *spatial)``, 2D or 3D, transformed, of the same dtype; ``lazy`` overrides the setting for this call."""
         img = convert_to_tensor(img, track_meta=get_track_meta())
         lazy_ = (self.lazy if lazy is None else lazy) and isinstance(img, MetaTensor)
-        element = grid_element(self.element, len(image_shape(img)))
-        return transform_by_element(img, element, lazy=lazy_, transform_info=self.get_transform_info())
+        return self._transformed(img, grid_element(self.element, len(image_shape(img))), lazy_)
+
+    def _transformed(self, img: torch.Tensor, element: np.ndarray, lazy: bool) -> torch.Tensor:
+        moved = transform_by_element(img, element, lazy=lazy, transform_info=self.get_transform_info())
+        if not self.mirrored_labels or not is_mirror(element):
+            return moved
+        return exchange_labels(moved, self.mirrored_labels)
 
     def inverse(self, data: torch.Tensor) -> torch.Tensor:
         """The image transformed back, exactly."""
-        inverse = GridSymmetry(np.array(self.pop_transform(data)[TraceKeys.EXTRA_INFO]["element"]).T)
+        element = np.array(self.pop_transform(data)[TraceKeys.EXTRA_INFO]["element"])
+        inverse = GridSymmetry(element.T, mirrored_labels=self.mirrored_labels)
         with inverse.trace_transform(False):
             return inverse(data)
 
 
 class GridSymmetryd(DictionaryTransform):
-    """Dictionary form of :class:`GridSymmetry`: all keys, ``(C, *spatial)``, are transformed by the same element.
+    """Dictionary form of :class:`GridSymmetry`: all keys, ``(C, *spatial)``, are transformed by the same element; ``mirrored_labels`` are
+    those of each key that is a label map, ``{"label": [(1, 2)]}``.
 
     Example:
         >>> data = {"image": torch.rand(1, 4, 5, 6), "label": torch.ones(1, 4, 5, 6)}
@@ -85,12 +96,30 @@ class GridSymmetryd(DictionaryTransform):
     backend = GridSymmetry.backend
 
     def __init__(
-        self, keys: KeysCollection, element: Element, allow_missing_keys: bool = False, lazy: bool = False
+        self,
+        keys: KeysCollection,
+        element: Element,
+        allow_missing_keys: bool = False,
+        lazy: bool = False,
+        mirrored_labels: Mapping[Hashable, LabelPairs] | None = None,
     ) -> None:
-        super().__init__(keys, GridSymmetry(element, lazy=lazy), allow_missing_keys, lazy)
+        pairs = _pairs_of_keys(keys, mirrored_labels)
+        super().__init__(keys, [GridSymmetry(element, lazy, each) for each in pairs], allow_missing_keys, lazy)
 
 
 GridSymmetryD = GridSymmetryDict = GridSymmetryd
+
+
+def _pairs_of_keys(keys: KeysCollection, mirrored_labels: Mapping[Hashable, LabelPairs] | None) -> list[LabelPairs]:
+    """The pairs of labels of each key."""
+    given = {} if mirrored_labels is None else mirrored_labels
+    names = ensure_tuple(keys)
+    if not isinstance(given, Mapping) or not set(given) <= set(names):
+        raise ConfigurationError(
+            f"mirrored_labels={given!r} is impossible: give the pairs of each key that is a label map, of the keys {list(names)}, such as "
+            f"{{{names[-1]!r}: [[1, 2]]}}."
+        )
+    return [given.get(key, ()) for key in names]
 
 
 def _elements(group: Group, axis: int | str | None, spatial_dims: int) -> np.ndarray:
@@ -116,6 +145,7 @@ class RandGridSymmetry(RandomizableTransform, GridSymmetry):
             "mmm", "m", "p4", ...; or a list of elements as :class:`GridSymmetry` takes them, to draw from these.
         axis: array axis (0, 1, 2 or "x", "y", "z") of a named group's main direction; default: the last in 3D, the first in 2D.
         lazy: whether to execute lazily.
+        mirrored_labels: as in :class:`GridSymmetry`.
 
     Raises:
         ConfigurationError: when there is no such group, element or probability.
@@ -130,7 +160,12 @@ class RandGridSymmetry(RandomizableTransform, GridSymmetry):
     """
 
     def __init__(
-        self, prob: float = 0.1, group: Group = "all", axis: int | str | None = None, lazy: bool = False
+        self,
+        prob: float = 0.1,
+        group: Group = "all",
+        axis: int | str | None = None,
+        lazy: bool = False,
+        mirrored_labels: LabelPairs = (),
     ) -> None:
         if not 0 <= prob <= 1:
             raise ConfigurationError(f"prob={prob} is no probability: give a number from 0 to 1.")
@@ -141,6 +176,7 @@ class RandGridSymmetry(RandomizableTransform, GridSymmetry):
         RandomizableTransform.__init__(self, prob)
         LazyTransform.__init__(self, lazy=lazy)
         self.group, self.axis = group, axis
+        self.mirrored_labels = check_label_pairs(mirrored_labels)
         self._element: np.ndarray | None = None
 
     def randomize(self, data: Any | None = None) -> None:
@@ -165,12 +201,12 @@ class RandGridSymmetry(RandomizableTransform, GridSymmetry):
         drawn = self._element if self._do_transform else 0
         if drawn is None:
             raise ConfigurationError("no element has been drawn yet: call randomize(img), or with randomize=True.")
-        element = grid_element(drawn, len(image_shape(img)))
-        return transform_by_element(img, element, lazy=lazy_, transform_info=self.get_transform_info())
+        return self._transformed(img, grid_element(drawn, len(image_shape(img))), lazy_)
 
 
 class RandGridSymmetryd(RandomizableTransform, DictionaryTransform):
-    """Dictionary form of :class:`RandGridSymmetry`: all keys, of the same number of axes, are transformed by the same random element.
+    """Dictionary form of :class:`RandGridSymmetry`: all keys, of the same number of axes, are transformed by the same random element;
+    ``mirrored_labels`` as in :class:`GridSymmetryd`.
 
     Example:
         >>> image = torch.arange(27.0).reshape(1, 3, 3, 3)
@@ -190,11 +226,13 @@ class RandGridSymmetryd(RandomizableTransform, DictionaryTransform):
         axis: int | str | None = None,
         allow_missing_keys: bool = False,
         lazy: bool = False,
+        mirrored_labels: Mapping[Hashable, LabelPairs] | None = None,
     ) -> None:
-        transform = RandGridSymmetry(prob, group, axis, lazy)
-        # it draws an element on every call: the elements then do not depend on the probability
-        transform.prob = 1.0
-        DictionaryTransform.__init__(self, keys, transform, allow_missing_keys, lazy)
+        pairs = _pairs_of_keys(keys, mirrored_labels)
+        transforms = [RandGridSymmetry(prob, group, axis, lazy, each) for each in pairs]
+        # the first draws an element on every call: the elements then do not depend on the probability
+        transforms[0].prob = 1.0
+        DictionaryTransform.__init__(self, keys, transforms, allow_missing_keys, lazy)
         RandomizableTransform.__init__(self, prob)
 
     def set_random_state(
@@ -212,10 +250,10 @@ class RandGridSymmetryd(RandomizableTransform, DictionaryTransform):
         first = next(iter(self.key_iterator(d)), None)
         if first is None:
             return d
-        transform = self.transforms[0]
-        transform.randomize(convert_to_tensor(d[first], track_meta=get_track_meta()))
-        transform._do_transform = self._do_transform
-        for key in self.key_iterator(d):
+        draw = self.transforms[0]
+        draw.randomize(convert_to_tensor(d[first], track_meta=get_track_meta()))
+        for key, transform in self.key_iterator(d, self.transforms):
+            transform._do_transform, transform._element = self._do_transform, draw._element
             d[key] = transform(d[key], randomize=False, lazy=self.lazy if lazy is None else lazy)
         return d
 

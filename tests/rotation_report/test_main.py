@@ -68,7 +68,7 @@ def test_options_reach_the_report(foreign_bundle, reports, tmp_path):
         "share",
         "--whole-image",
     ]
-    options += ["--shifts", "0.5", "-0.25", "--images-in-ball", "--rotated-answers"]
+    options += ["--shifts", "0.5", "-0.25", "--images-in-ball", "--rotated-answers", "--mirrored-labels", "1:2"]
     options += ["--cases", "2", "--views-per-batch", "4", "--average", "--random", "5", "--angles=45"]
     assert main([str(root), "--output_dir", out, *options]) == 0
     (call,) = reports
@@ -82,6 +82,7 @@ def test_options_reach_the_report(foreign_bundle, reports, tmp_path):
         "labels": "share",
         "in_ball": False,
         "images_in_ball": True,
+        "mirrored_labels": [(1, 2)],
         "rotated_answers": True,
         "shifts": [0.5, -0.25],
         "frame": "rotated",

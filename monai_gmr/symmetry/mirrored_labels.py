@@ -1,0 +1,79 @@
+"""Labels that trade places under a mirror image, such as a left and a right kidney."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from monai_gmr.utils import ConfigurationError
+
+LabelPairs = Sequence[Sequence[int]]
+
+
+def check_label_pairs(pairs: LabelPairs) -> tuple[tuple[int, int], ...]:
+    """Pairs of labels as tuples.
+
+    Raises:
+        ConfigurationError: when they are no pairs of whole numbers from 0 on, or a label is named twice.
+
+    Example:
+        >>> check_label_pairs([[1, 2], [4, 3]])
+        ((1, 2), (4, 3))
+    """
+    try:
+        found = tuple((int(first), int(second)) for first, second in pairs)
+        labels = [label for pair in found for label in pair]
+        fits = all(int(label) == label for pair in pairs for label in pair) and min(labels, default=0) >= 0
+    except (TypeError, ValueError):
+        fits, found, labels = False, (), []
+    if not fits or len(set(labels)) < len(labels):
+        raise ConfigurationError(
+            f"mirrored_labels={pairs!r} is impossible: give pairs of whole numbers from 0 on, each label once, such as [[1, 2], [3, 4]]."
+        )
+    return found
+
+
+def is_mirror(matrix: np.ndarray) -> bool:
+    """Whether an orthogonal matrix is that of a mirror image.
+
+    Example:
+        >>> is_mirror(np.diag([1, -1])), is_mirror(np.diag([-1, -1]))
+        (True, False)
+    """
+    return bool(np.linalg.det(np.asarray(matrix, float)) < 0)
+
+
+def exchange_labels(x: torch.Tensor, pairs: LabelPairs) -> torch.Tensor:
+    """A copy of a label map with the values of each pair exchanged.
+
+    Example:
+        >>> exchange_labels(torch.tensor([0, 1, 2, 3]), [(1, 2)])
+        tensor([0, 2, 1, 3])
+    """
+    result = x.clone()
+    for first, second in pairs:
+        result[x == first], result[x == second] = second, first
+    return result
+
+
+def exchange_channels(x: torch.Tensor, pairs: LabelPairs, axis: int) -> torch.Tensor:
+    """A copy with the channels of each pair exchanged along an axis.
+
+    Raises:
+        ConfigurationError: when there is no such channel.
+
+    Example:
+        >>> exchange_channels(torch.tensor([[5, 6, 7]]), [(1, 2)], axis=1)
+        tensor([[5, 7, 6]])
+    """
+    order = list(range(x.shape[axis]))
+    for first, second in pairs:
+        if max(first, second) >= len(order):
+            raise ConfigurationError(
+                f"mirrored_labels has {(first, second)} and an output of shape {tuple(x.shape)} has {len(order)} channels: give labels "
+                f"below {len(order)}."
+            )
+        order[first], order[second] = second, first
+    return x.index_select(axis, torch.tensor(order, device=x.device))
