@@ -20,7 +20,7 @@ def _runs_in_kernels(
     """Whether a kernel is to compute the gradient of the weights."""
     if x.dim() != kernel.dim() or x.dim() not in FORMATS or kernel.dtype != torch.float32 or is_recorded(x):
         return False
-    slow = max(kernel.shape[2:]) > FAST_WINDOWS[len(stride)] and x.numel() * kernel[0].numel() >= LEAST_PRODUCTS
+    slow = max(kernel.shape[2:]) > FAST_WINDOWS[x.dim() - 2] and x.numel() * kernel[0].numel() >= LEAST_PRODUCTS
     if not slow or not kernel.requires_grad or not torch.is_grad_enabled():
         return False
     reach = [d * (k - 1) for d, k in zip(dilation, kernel.shape[2:])]

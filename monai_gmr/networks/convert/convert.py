@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -14,10 +15,11 @@ from torch.nn.parameter import UninitializedParameter
 
 from monai_gmr.networks.convert.audit import remaining_operations
 from monai_gmr.networks.convert.fields import trace_fields
+from monai_gmr.networks.convert.group_swaps import joins_fields
 from monai_gmr.networks.convert.options import Options, Swap
 from monai_gmr.networks.convert.report import ConversionReport, ConvertedModule
 from monai_gmr.networks.convert.sized import sized_class
-from monai_gmr.networks.convert.swaps import CONVERTIBLE, swap
+from monai_gmr.networks.convert.swaps import CONVERTIBLE, ON_FIELDS, swap
 from monai_gmr.networks.convert.trace import Pass, convolutions_of, make_inputs, sizes_of_network, trace_sizes
 from monai_gmr.networks.layers import split_convolution
 from monai_gmr.networks.layers.gmr_conv import RINGS
@@ -113,6 +115,10 @@ def convert_to_gmr(
     if example_inputs is not None and not isinstance(example_inputs, list | tuple | Mapping):
         raise ConfigurationError(
             f"example_inputs={type(example_inputs).__name__} is impossible: give what forward takes as a tuple, or as a dictionary by name."
+        )
+    if spatial_size is not None and not isinstance(spatial_size, Sequence):
+        raise ConfigurationError(
+            f"spatial_size={spatial_size!r} is impossible: give one number per axis, such as (64, 64)."
         )
     net = module if inplace else copy.deepcopy(module)
     if name == "plain":
@@ -218,6 +224,10 @@ def _input_of(net: nn.Module, in_channels: int | None, spatial_dims: int | None)
 def _matches(path: str, module: nn.Module, selector: Selector) -> bool:
     if isinstance(selector, str):
         return fnmatchcase(path, selector) or path.startswith(f"{selector}.")
+    if not callable(selector):
+        raise ConfigurationError(
+            f"{selector!r} selects no modules: give names, classes, or a function of name and module."
+        )
     return isinstance(module, selector) if isinstance(selector, type) else selector(path, module)
 
 
@@ -236,22 +246,25 @@ def _convert_modules(
     for path, each in net.named_modules(remove_duplicate=False):
         paths.setdefault(each, []).append(path)
 
-    def selected(module: nn.Module, given: Any) -> bool:
+    def matches(module: nn.Module, given: Any) -> bool:
         selectors = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
         return any(_matches(path, module, selector) for path in paths[module] for selector in selectors)
 
+    def why_left(module: nn.Module) -> str:
+        if exclude is not None and matches(module, exclude):
+            return "excluded"
+        return "not included" if include is not None and not matches(module, include) else ""
+
+    options = replace(options, selected=lambda module: not why_left(module))
+    # layers on fields are judged as a whole
+    judged = {part for each in paths if hasattr(each, "field_groups") for part in each.modules() if part is not each}
     rows: list[ConvertedModule] = []
     for each, names in paths.items():
         # the parts of a replaced module are gone
-        if not _is_at(net, names[0], each):
+        if each in judged or not _is_at(net, names[0], each):
             continue
-        before, text = type(each).__name__, _short(each)
-        left_out = exclude is not None and selected(each, exclude)
-        if left_out or (include is not None and not selected(each, include)):
-            stays = Swap(None, "excluded" if left_out else "not included")
-            found: Swap | None = stays if isinstance(each, CONVERTIBLE) else None
-        else:
-            found = swap(each, options)
+        before, text, left = type(each).__name__, _short(each), why_left(each)
+        found = _left_module(each, left, options) if left else swap(each, options)
         if found is None:
             continue
         if found.module is not None and found.module is not each:
@@ -268,6 +281,15 @@ def _convert_modules(
         reason = f"{found.reason}{also}".lstrip("; ")
         rows.append(ConvertedModule(names[0] or before, text, after, reason, found.change, found.breaks))
     return rows, net
+
+
+def _left_module(module: nn.Module, why: str, options: Options) -> Swap | None:
+    """What a row says of a module that is not to be converted."""
+    fields = options.fields
+    on_fields = fields is not None and (fields.takes_fields(module) or joins_fields(module, options))
+    if on_fields and isinstance(module, (*CONVERTIBLE, *ON_FIELDS)):
+        return Swap(None, f"{why}, on fields, whose channels the group exchanges", breaks=True)
+    return Swap(None, why) if isinstance(module, CONVERTIBLE) else None
 
 
 def _short(module: nn.Module) -> str:

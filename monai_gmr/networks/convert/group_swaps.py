@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from monai_gmr.networks.convert.layers import swapped_class
-from monai_gmr.networks.convert.options import Options, Swap, as_array, stays_broken, take_weights
-from monai_gmr.networks.convert.trace import classes_of
+from monai_gmr.networks.convert.fields import NORMS
+from monai_gmr.networks.convert.layers import FieldLinear, swapped_class
+from monai_gmr.networks.convert.options import Options, Swap, as_array, keep_training, stays_broken, take_weights
+from monai_gmr.networks.convert.trace import CONVOLUTIONS, classes_of
 from monai_gmr.networks.layers import (
     GMRAvgPool,
     GMRInterpolate,
@@ -32,9 +33,10 @@ SINGLE_CHANNELS = "has statistics or weights for single channels, which a group 
 
 
 def joins_fields(module: Any, options: Options) -> bool:
-    """Whether a convolution is given fields or ends on them."""
+    """Whether a module is a convolution that is given fields or ends on them."""
     fields = options.fields
-    return fields is not None and (fields.takes_fields(module) or fields.gives_fields(module))
+    is_convolution = fields is not None and isinstance(module, CONVOLUTIONS)
+    return fields is not None and is_convolution and (fields.takes_fields(module) or fields.gives_fields(module))
 
 
 def swap_group_convolution(
@@ -52,9 +54,13 @@ def swap_group_convolution(
     """
     fields, group = options.fields, options.group_arguments["group"]
     assert fields is not None
-    dims, taken = len(window), fields.taken.get(module, set())
-    if len(taken) > 1:
-        return stays_broken("is given scalars and, elsewhere, fields of the group")
+    dims = len(window)
+    if dims != options.spatial_dims:
+        return stays_broken(f"works on {dims} axes, the group on {options.spatial_dims}")
+    if not fields.is_plain(module):
+        return stays_broken(
+            "is given scalars and fields of the group in turn, or fields whose channels lie along another axis"
+        )
     takes, gives = fields.takes_fields(module), fields.gives_fields(module)
     if takes and module.in_channels % group.order:
         return stays_broken(f"its {module.in_channels} input channels are not those of whole fields of {group.order}")
@@ -67,10 +73,9 @@ def swap_group_convolution(
         for module_channels, are_fields in ((module.in_channels, takes), (module.out_channels, gives))
     ):
         return stays_broken(f"its groups={groups} divide fields of {group.order}")
-    if not all(
-        group.keeping(arguments[name]) == group for name in ("kernel_size", "padding", "dilation") if name in arguments
-    ):
-        return stays_broken(f"its window or padding differs between axes that {group!r} exchanges")
+    lengths = (window, padding, module.stride, arguments.get("dilation", module.dilation))
+    if not all(group.keeping(tuple(each)) == group for each in lengths):
+        return stays_broken(f"its window, padding, stride or dilation differs between axes that {group!r} exchanges")
     remark = ""
     if gives:
         kind = swapped_class("PointGroupConv", dims)
@@ -167,8 +172,10 @@ def swap_norm(module: Any, options: Options) -> Swap | None:
     group = _on_fields(module, options)
     if group is None:
         return None
+    if not _is_torch_forward(module):
+        return stays_broken(f"{type(module).__name__} has a forward of its own, which may do more than normalise")
     channels = module.num_channels if isinstance(module, nn.GroupNorm) else module.num_features
-    if channels % group.order:
+    if channels % group.order or not _has_voxels(module, options):
         return stays_broken(SINGLE_CHANNELS)
     remark, arguments = "", {"eps": module.eps, "affine": module.affine}
     if isinstance(module, nn.GroupNorm):
@@ -177,39 +184,35 @@ def swap_norm(module: Any, options: Options) -> Swap | None:
         if count != module.num_groups:
             remark = f"{count} groups of whole fields in place of {module.num_groups} groups"
     else:
-        names = {"BatchNorm": "batch", "SyncBatchNorm": "syncbatch", "InstanceNorm": "instance"}
-        name = next((each for start, each in names.items() if type(module).__name__.startswith(start)), "batch")
+        kinds = ((nn.SyncBatchNorm, "syncbatch"), (classes_of("InstanceNorm"), "instance"), (nn.Module, "batch"))
+        name = next(name for kind, name in kinds if isinstance(module, kind))
         arguments |= {"momentum": module.momentum, "track_running_stats": module.track_running_stats}
     layer = PointGroupNorm(options.spatial_dims, channels, group, (name, arguments))
     tensors = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+    sample = next((each for each in tensors.values() if each.is_floating_point()), None)
+    if sample is not None:
+        layer.to(sample.device, sample.dtype)
     with torch.no_grad():
-        for key, tensor in tensors.items():
-            device, own = tensor.device, getattr(layer.norm, key)
-            layer.to(device)
+        for key, tensor in tensors.items() if options.weights == "project" else ():
             own = getattr(layer.norm, key)
-            if tensor.is_floating_point():
-                own.data = own.data.to(tensor.dtype)
-            if tensor.is_meta or options.weights != "project":
-                continue
-            if tensor.dim() == 0:
+            if tensor.is_meta or tensor.dim() == 0:
                 own.copy_(tensor)
                 continue
-            parts = tensor.unflatten(0, (-1, group.order))
-            own.copy_(parts.mean(1))
+            own.copy_(tensor.unflatten(0, (-1, group.order)).mean(1))
             if key == "running_var":
-                means = module.running_mean.unflatten(0, (-1, group.order))
-                own.add_(means.var(1, correction=0))
-    for key, parameter in module.named_parameters(recurse=False):
-        getattr(layer.norm, key).requires_grad_(parameter.requires_grad)
-    return Swap(layer.train(module.training), remark)
+                own.add_(module.running_mean.unflatten(0, (-1, group.order)).var(1, correction=0))
+    keep_training(layer, module, layer.norm)
+    return Swap(layer, remark)
 
 
 def swap_dropout(module: Any, options: Options) -> Swap | None:
     """Dropout of channels becomes dropout of fields."""
     group = _on_fields(module, options)
-    if group is None:
+    if group is None or not _has_voxels(module, options):
         return None
-    return Swap(PointGroupDropout(options.spatial_dims, module.p, group=group).train(module.training))
+    layer = PointGroupDropout(options.spatial_dims, module.p, group=group)
+    keep_training(layer, module)
+    return Swap(layer)
 
 
 def swap_activation(module: Any, options: Options) -> Swap | None:
@@ -219,26 +222,30 @@ def swap_activation(module: Any, options: Options) -> Swap | None:
     layer = nn.PReLU(1, device=module.weight.device, dtype=module.weight.dtype)
     with torch.no_grad():
         layer.weight.copy_(module.weight.mean())
-    return Swap(layer.train(module.training), "one slope in place of one a channel")
+    keep_training(layer, module)
+    return Swap(layer, "one slope in place of one a channel")
 
 
 def swap_dense(module: Any, options: Options) -> Swap | None:
     """A linear layer on fields takes their means over the group."""
-    group = _on_fields(module, options)
-    if group is None:
+    group, trace = _on_fields(module, options), options.trace
+    # those of single voxels have a sentence of their own
+    if group is None or module in trace.flattened or module in trace.flattened_in_training:
         return None
-    if module.in_features % group.order:
+    assert options.fields is not None
+    if not _is_torch_forward(module):
+        return stays_broken(f"{type(module).__name__} has a forward of its own, which may do more than multiply")
+    if module.in_features % group.order or not options.fields.is_plain(module):
         return stays_broken(SINGLE_CHANNELS)
-    fields = module.in_features // group.order
-    kind: Any = nn.Linear
-    layer = kind(fields, module.out_features, module.bias is not None, module.weight.device, module.weight.dtype)
+    factory: dict[str, Any] = {"device": module.weight.device, "dtype": module.weight.dtype}
+    layer = FieldLinear(module.in_features, module.out_features, module.bias is not None, **factory, order=group.order)
     with torch.no_grad():
         if options.weights == "project" and not module.weight.is_meta:
-            layer.weight.copy_(module.weight.unflatten(1, (fields, -1)).sum(2))
+            layer.weight.copy_(module.weight.unflatten(1, (-1, group.order)).sum(2))
             if module.bias is not None:
                 layer.bias.copy_(module.bias)
-    block = nn.Sequential(nn.AvgPool1d(group.order), layer)
-    return Swap(block.train(module.training), "of the means of each field")
+    keep_training(layer, module)
+    return Swap(layer, "of the means of each field")
 
 
 def swap_single_channels(module: Any, options: Options) -> Swap | None:
@@ -249,8 +256,21 @@ def swap_single_channels(module: Any, options: Options) -> Swap | None:
     return None if group is None or exempt else stays_broken(SINGLE_CHANNELS)
 
 
-GROUP_SWAPS = (
-    ((*classes_of("BatchNorm", "InstanceNorm"), nn.SyncBatchNorm, nn.GroupNorm), swap_norm),
+def _is_torch_forward(module: nn.Module) -> bool:
+    """Whether a module calculates what the class of torch does that it is an instance of."""
+    kind: Any = next(kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn"))
+    own: Any = type(module)
+    return own.forward is kind.forward
+
+
+def _has_voxels(module: nn.Module, options: Options) -> bool:
+    """Whether a module is given images of fields with a batch, their channels along axis 1."""
+    assert options.fields is not None
+    return options.fields.is_plain(module) and options.fields.axes[module] == options.spatial_dims + 2
+
+
+GROUP_SWAPS: tuple[tuple[Any, Callable[[Any, Options], Swap | None]], ...] = (
+    (NORMS, swap_norm),
     (classes_of("Dropout"), swap_dropout),
     (nn.PReLU, swap_activation),
     (nn.Linear, swap_dense),

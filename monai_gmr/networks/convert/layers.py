@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import nn
 
 from monai_gmr.networks import layers
@@ -29,3 +31,29 @@ for _name, _replaced in REPLACED.items():
         # members of this module, so that pickle can import them
         _members = {"__doc__": _text, "__module__": __name__}
         globals()[f"Swapped{_name}{_dims}d"] = type(f"Swapped{_name}{_dims}d", _bases, _members)
+
+
+class FieldLinear(nn.Linear):
+    """``torch.nn.Linear`` of the means of each field, with the arguments of that and the order of the group.
+
+    Shape:
+        - input: ``(..., fields * order)``
+        - ``weight``: ``(out_features, fields)``
+
+    Example:
+        >>> FieldLinear(16, 3, order=8)(torch.rand(2, 16)).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None, *, order: int
+    ) -> None:
+        super().__init__(in_features // order, out_features, bias, device, dtype)
+        self.order = order
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """``(..., fields * order)`` to ``(..., out_features)``."""
+        return F.linear(input.unflatten(-1, (-1, self.order)).mean(-1), self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, order={self.order}"

@@ -40,6 +40,8 @@ class Options:
     # of group convolutions: their arguments, and which modules are given fields
     group_arguments: Mapping[str, Any] = field(default_factory=dict)
     fields: Fields | None = None
+    # whether a module is among those that are to be converted
+    selected: Callable[[nn.Module], bool] = lambda module: True
 
     def window(self, kernel_size: Sequence[int]) -> tuple[int, ...]:
         """The window that replaces another."""
@@ -62,14 +64,20 @@ def take_weights(layer: Any, module: Any, options: Options, project: Callable[..
             if change is not None and layer.bias is not None:
                 # of a field all channels share theirs
                 layer.bias.copy_(module.bias.unflatten(0, (len(layer.bias), -1)).mean(1))
-    layer.weight.requires_grad_(module.weight.requires_grad)
-    if layer.bias is not None:
-        layer.bias.requires_grad_(module.bias.requires_grad)
+    keep_training(layer, module)
+    return change
+
+
+def keep_training(layer: nn.Module, module: nn.Module, parameters: nn.Module | None = None) -> None:
+    """Give a replacement the mode and the hooks of the module, and its frozen parameters, which may lie in a part of it."""
+    own = dict((layer if parameters is None else parameters).named_parameters(recurse=False))
+    for name, parameter in module.named_parameters(recurse=False):
+        if own.get(name) is not None:
+            own[name].requires_grad_(parameter.requires_grad)
     # torch has no public way to list the hooks of a module
     for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"):
         getattr(layer, name).update(getattr(module, name))
     layer.train(module.training)
-    return change
 
 
 def as_array(tensor: torch.Tensor) -> np.ndarray:

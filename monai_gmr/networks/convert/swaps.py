@@ -48,9 +48,9 @@ def swap(module: nn.Module, options: Options) -> Swap | None:
     """The replacement of a module; ``None`` for modules that the symmetry does not depend on."""
     if module in options.trace.paddings:
         return _swap_padding(module, options)
-    for kinds, convert in GROUP_SWAPS if options.fields is not None else ():
+    for kinds, swap_on_fields in GROUP_SWAPS if options.fields is not None else ():
         if isinstance(module, kinds):
-            found = convert(module, options)
+            found = swap_on_fields(module, options)
             if found is not None:
                 return found
     for kinds, convert in SWAPS:
@@ -293,7 +293,7 @@ def _swap_padding(module: Any, options: Options) -> Swap | None:
     if not _one_sided(ends):
         return None
     takers = [conv for conv, pad in options.trace.pads.items() if pad is module]
-    if len(takers) == 1:
+    if len(takers) == 1 and options.selected(takers[0]) and not joins_fields(takers[0], options):
         return Swap(nn.Identity(), "the convolution behind it pads both ends alike")
     return stays_broken("pads one end more than the other, and what follows is no convolution that could take it over")
 
@@ -353,6 +353,8 @@ SWAPS: tuple[tuple[Any, Callable[..., Swap | None]], ...] = (
     (tuple(REPLACEMENTS), _swap_monai),
     ((ResNetBlock, ResNetBottleneck), _swap_residual_block),
 )
+# kinds that matter on fields alone
+ON_FIELDS = tuple(kind for kinds, _ in GROUP_SWAPS for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
 CONVERTIBLE = tuple(
     kind for kinds, _ in SWAPS for kind in (kinds if isinstance(kinds, tuple) else (kinds,)) if kind is not nn.Linear
 )

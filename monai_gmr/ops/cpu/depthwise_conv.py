@@ -67,7 +67,7 @@ def _gradients(
         )
         sums = x.new_zeros((threads, window.numel(), x.shape[1]), dtype=torch.float64)
         call_kernel("depthwise_weight_gradient", geometry, voxel_rows(x), rows, sums)
-        weight_gradient = sums.sum(0).float().T.reshape(weight.shape)
+        weight_gradient = sums.sum(0).float().T.contiguous().reshape(weight.shape)
     return present([image_gradient, weight_gradient], x)
 
 

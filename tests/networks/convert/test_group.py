@@ -9,6 +9,7 @@ import pytest
 import torch
 from monai.networks.nets import AttentionUnet, BasicUNet, DynUNet, SegResNet, UNet, resnet18, seresnet50
 from torch import nn
+from torch.nn import functional
 
 from monai_gmr.metrics import check_equivariance, equivariance_error
 from monai_gmr.networks import convert_to_gmr
@@ -99,7 +100,7 @@ def test_projection_keeps_what_is_a_group_convolution_already(dims, group, kind,
 
 def test_projection_is_the_nearest():
     torch.manual_seed(0)
-    plain = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()).double()
+    plain = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 1, 1)).double()
     net = convert_to_gmr(plain, conv="group", group="4mm", weights="project")
     layer, kernel = net[2], plain[2].weight.detach()
     distance = (layer.dense_kernel() - kernel).norm()
@@ -172,6 +173,183 @@ def test_what_it_cannot_do_is_named(inner, sentence):
     assert worst(net.eval(), [(12, 12)]) > 1e-8
 
 
+class Between(nn.Module):
+    """Convolutions, and a function between them."""
+
+    def __init__(self, function, channels=8, after=8):
+        super().__init__()
+        self.function, self.weight = function, nn.Parameter(torch.randn(channels))
+        self.first = nn.Conv2d(1, channels, 3, padding=1)
+        self.last = nn.Sequential(nn.Conv2d(after, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+
+    def forward(self, x):
+        return self.last(self.function(torch.relu(self.first(x)), self.weight))
+
+
+def attend(x, g):
+    heads = x.reshape(len(x), 2, 4, -1)
+    return (
+        (torch.softmax(heads.transpose(2, 3) @ heads / 9, -1) @ heads.transpose(2, 3)).transpose(2, 3).reshape(x.shape)
+    )
+
+
+UNLIKE = {
+    "a weight through a view": lambda x, g: x * g.view(1, -1, 1, 1),
+    "a weight through indexing": lambda x, g: x * g[:, None, None],
+    "constants": lambda x, g: x * torch.arange(8.0, dtype=x.dtype, device=x.device).view(1, 8, 1, 1),
+    "addcmul": lambda x, g: torch.addcmul(x, x, g[:, None, None]),
+    "pow": lambda x, g: (x + 1) ** g[:, None, None],
+    "prelu": lambda x, g: functional.prelu(x - 1, g),
+    "batch norm": lambda x, g: functional.batch_norm(x, None, None, g, g, True),
+    "conv2d": lambda x, g: functional.conv2d(x, g.outer(g)[:, :, None, None]),
+    "einsum": lambda x, g: torch.einsum("bchw,cd->bdhw", x, g.outer(g)),
+    "linear": lambda x, g: functional.linear(x.movedim(1, -1), g.outer(g)).movedim(-1, 1),
+    "group norm": lambda x, g: functional.group_norm(x, 4),
+    "one channel": lambda x, g: x * x[:, 0].unsqueeze(1),
+    "a permutation": lambda x, g: x[:, [1, 0, 2, 3, 4, 6, 5, 7]],
+    "flip": lambda x, g: x + 2 * x.flip(1),
+    "roll": lambda x, g: x + 2 * x.roll(1, 1),
+    "cumsum": lambda x, g: x.cumsum(1),
+    "sort": lambda x, g: x.sort(1)[0],
+    "shuffle": lambda x, g: x.view(len(x), 2, 4, *x.shape[2:]).transpose(1, 2).reshape(x.shape),
+    "attention": attend,
+    "transposed image": lambda x, g: x.transpose(2, 3),
+}
+UNLIKE_16 = {
+    "a slice across fields": lambda x, g: x[:, 4:12],
+    "every other channel": lambda x, g: x[:, ::2],
+    "regrouped": lambda x, g: x.unflatten(1, (8, 2)).amax(2),
+}
+AFTERWARDS = {
+    "padded channels": (lambda x, g: functional.pad(x, (0, 0, 0, 0, 4, 4)), 16),
+    "glu": (lambda x, g: functional.glu(x, 1), 4),
+}
+ALIKE = {
+    "pointwise": lambda x, g: functional.gelu(x).clamp(0, 1) * 2 + x.exp().rsqrt(),
+    "a weight for all": lambda x, g: x * g[0],
+    "softmax": lambda x, g: x.softmax(1),
+    "a gate of one channel": lambda x, g: x * x.mean(1, keepdim=True).sigmoid(),
+    "a gate of each channel": lambda x, g: x * x.mean((2, 3), keepdim=True).sigmoid(),
+    "channels last and back": lambda x, g: x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
+    "voxels on one axis and back": lambda x, g: x.flatten(2).transpose(1, 2).tanh().transpose(1, 2).reshape(x.shape),
+    "normalised": lambda x, g: functional.normalize(x, dim=1),
+    "whole fields": lambda x, g: torch.cat([x, x], 1)[:, 8:],
+    "stacked": lambda x, g: torch.stack([x, x * 2]).mean(0),
+}
+
+
+@pytest.mark.parametrize("name", [*UNLIKE, *UNLIKE_16, *AFTERWARDS])
+def test_functions_that_treat_channels_unlike_are_named(name):
+    torch.manual_seed(0)
+    if name in AFTERWARDS:
+        net = Between(AFTERWARDS[name][0], after=AFTERWARDS[name][1])
+    else:
+        net = Between(UNLIKE[name]) if name in UNLIKE else Between(UNLIKE_16[name], channels=16)
+    converted = convert_to_gmr(net, conv="group", group="4mm")
+    assert converted.conversion_report.limits
+    assert worst(converted.eval(), [(12, 12)]) > 1e-6
+
+
+@pytest.mark.parametrize("name", list(ALIKE))
+def test_functions_that_treat_channels_alike_are_not(name):
+    net = convert_to_gmr(Between(ALIKE[name]), conv="group", group="4mm")
+    assert net.conversion_report.limits == ()
+    assert worst(net.eval(), [(12, 12), (12, 15)]) < 1e-9
+
+
+HEADS = {
+    "none": nn.Identity(),
+    "relu": nn.ReLU(),
+    "clamped norm": nn.Sequential(nn.BatchNorm2d(8), nn.Hardtanh()),
+    "pooled": nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+}
+
+
+@pytest.mark.parametrize("head", list(HEADS))
+def test_what_ends_the_network_are_scalars_whatever_their_number(head):
+    net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), HEADS[head])
+    net = convert_to_gmr(net, conv="group", group="4mm")
+    assert net.conversion_report.limits == ()
+    assert worst(train(net, 2).eval(), [(12, 15)], torch.float32) < 1e-5
+
+
+def test_features_of_a_network_are_scalars():
+    net = convert_to_gmr(
+        resnet18(spatial_dims=2, n_input_channels=1, feed_forward=False, widen_factor=0.25), conv="group", group="4mm"
+    )
+    assert net.conversion_report.limits == ()
+    assert worst(net.eval(), [(33, 40)]) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        (nn.Flatten(), nn.Linear(8 * 144, 4)),
+        (nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 4)),
+        (nn.Conv2d(8, 8, 3, (2, 1), 1), nn.ReLU(), nn.Conv2d(8, 2, 1)),
+        (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(8), nn.Linear(8, 2)),
+        (nn.Flatten(2), nn.Conv1d(8, 16, 1), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(16, 2)),
+        (nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(8, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 2, 1)),
+    ],
+)
+def test_limits_of_layers_are_named_and_sizes_stay(tail):
+    net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), *tail)
+    after = convert_to_gmr(net, conv="group", group="4mm", spatial_size=(12, 12))
+    assert after.conversion_report.limits
+    x = torch.randn(2, 1, 12, 12)
+    assert after(x).shape == net(x).shape
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        {"include": nn.Conv2d},
+        {"exclude": nn.Linear},
+        {"exclude": nn.BatchNorm2d},
+        {"exclude": nn.PReLU},
+        {"exclude": "4"},
+    ],
+)
+def test_what_is_left_out_on_fields_is_a_limit(left):
+    layers = (nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.PReLU(8), nn.Dropout2d(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU())
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3))
+    limits = convert_to_gmr(net, conv="group", group="4mm", **left).conversion_report.limits
+    assert any("on fields, whose channels the group exchanges" in limit for limit in limits)
+
+
+def test_frozen_parameters_modes_and_hooks_are_kept():
+    layers = (nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.PReLU(8), nn.Dropout2d(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net = nn.Sequential(*layers, nn.Linear(8, 3)).requires_grad_(False)
+    net[1].eval()
+    called = []
+    for index in (0, 1, 2, 3, 6):
+        net[index].register_forward_hook(lambda module, args, output, index=index: called.append(index))
+    after = convert_to_gmr(net, conv="group", group="4mm")
+    called.clear()
+    after(torch.randn(2, 1, 12, 12))
+    assert called == [0, 1, 2, 3, 6]
+    assert not any(parameter.requires_grad for parameter in after.parameters())
+    assert [module.training for module in after] == [True, False, *[True] * 5]
+    assert isinstance(after[6], nn.Linear)
+
+
+def test_a_norm_with_a_forward_of_its_own_is_named():
+    class Clamped(nn.BatchNorm2d):
+        def forward(self, x):
+            return super().forward(x).clamp(0, 1)
+
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), Clamped(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    assert "forward of its own" in str(convert_to_gmr(net, conv="group", group="4mm").conversion_report.limits)
+
+
+def test_converting_again_changes_nothing():
+    net = converted("UNet, residual", 2, "4mm").eval()
+    again = convert_to_gmr(net, conv="group", group="4mm")
+    assert again.conversion_report.limits == ()
+    x = torch.randn(1, 1, 20, 24)
+    assert torch.equal(again(x), net(x))
+
+
 def test_squeeze_and_excitation_is_named():
     net = seresnet50(spatial_dims=2, in_channels=1, num_classes=2)
     limits = convert_to_gmr(net, conv="group", group="4").conversion_report.limits
@@ -201,6 +379,8 @@ def test_padding_of_zeros_alone_where_it_ends_on_scalars():
         ({"conv": ("group", {"group": "4mm", "orders": 3})}, "orders"),
         ({"conv": "gmr", "group": "4mm"}, "is for conv='group'"),
         ({"conv": "group", "group": "4mm", "spatial_size": (3, 3)}, "give spatial_size"),
+        ({"conv": "group", "group": "4mm", "spatial_size": 64}, "one number per axis"),
+        ({"conv": "group", "group": "4mm", "include": 3}, "selects no modules"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, message):
