@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from monai_gmr.networks.convert.trace import CONVOLUTIONS, Inputs, Pass, Trace, classes_of, make_inputs
+from monai_gmr.networks.convert.trace import CONVOLUTIONS, Inputs, Pass, Trace, classes_of, convolutions_of, make_inputs
 from monai_gmr.utils import tensors_in
 
 # what a module is given; the last are fields whose channels do not lie where it has them
@@ -106,13 +106,21 @@ def trace_fields(net: nn.Module, trace: Trace, order: int, example_inputs: Any =
             _mark(tensor, Kind(None))
         return args, kwargs
 
-    heads = frozenset(trace.heads)
+    heads, convolutions = frozenset(trace.heads), convolutions_of(net)
+    first: Fields | None = None
     while True:
         found = Fields(order, heads)
         forced = _FieldsPass(net, found).follow(inputs, trace.sizes_only)
-        if forced <= heads:
-            return found
-        heads = heads | forced
+        if first is None:
+            first = found
+        if not forced <= heads:
+            heads = heads | forced
+            continue
+        if not any(map(found.gives_fields, convolutions)):
+            # a net that returns what each of its layers gives has no layer left to keep fields
+            first.notes["its outputs are fields: reduce them by PointGroupPool"] = None
+            return first
+        return found
 
 
 def _is_judged(module: nn.Module) -> bool:

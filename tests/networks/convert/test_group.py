@@ -7,7 +7,16 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from monai.networks.nets import AttentionUnet, BasicUNet, DynUNet, SegResNet, UNet, resnet18, seresnet50
+from monai.networks.nets import (
+    AttentionUnet,
+    BasicUNet,
+    DynUNet,
+    PatchDiscriminator,
+    SegResNet,
+    UNet,
+    resnet18,
+    seresnet50,
+)
 from torch import nn
 from torch.nn import functional
 
@@ -271,6 +280,12 @@ def test_what_ends_the_network_are_scalars_whatever_their_number(head):
     net = convert_to_gmr(net, conv="group", group="4mm")
     assert net.conversion_report.limits == ()
     assert worst(train(net, 2).eval(), [(12, 15)], torch.float32) < 1e-5
+
+
+def test_a_network_that_returns_every_layer_keeps_fields_and_says_so():
+    net = convert_to_gmr(PatchDiscriminator(2, 16, 1, num_layers_d=2), conv="group", group="4mm")
+    assert any("its outputs are fields" in limit for limit in net.conversion_report.limits)
+    assert any("PointGroupConv2d" in str(row.after) for row in net.conversion_report)
 
 
 def test_features_of_a_network_are_scalars():
