@@ -207,23 +207,11 @@ def _normed(args: tuple, output: Any, dims: int) -> str | None:
     return OWN_WEIGHT if own else None
 
 
-def _exchanged(args: tuple, output: torch.Tensor, dims: int) -> str | None:
-    total = args[0].dim()
-    order = [axis % total for axis in args[1]] if isinstance(args[1], list | tuple) else list(range(total))
-    if not isinstance(args[1], list | tuple):
-        one, other = args[1] % total, args[2] % total
-        order[one], order[other] = order[other], order[one]
-    spatial = [axis for axis in order if axis >= total - dims]
-    return None if spatial == sorted(spatial) else "exchanges two axes of an image"
-
-
 LOOKS: dict[str, Callable[[tuple, Any, int], str | None]] = {
     "constant_pad_nd": _padded,
     "reflection_pad": _padded,
     "replication_pad": _padded,
     "slice": _sliced,
-    "permute": _exchanged,
-    "transpose": _exchanged,
     "select": _selected,
     "index": _picked,
     "upsample_nearest": _nearest,

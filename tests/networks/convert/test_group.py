@@ -222,7 +222,6 @@ UNLIKE = {
     "sort": lambda x, g: x.sort(1)[0],
     "shuffle": lambda x, g: x.view(len(x), 2, 4, *x.shape[2:]).transpose(1, 2).reshape(x.shape),
     "attention": attend,
-    "transposed image": lambda x, g: x.transpose(2, 3),
 }
 UNLIKE_16 = {
     "a slice across fields": lambda x, g: x[:, 4:12],
