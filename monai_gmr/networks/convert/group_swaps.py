@@ -13,7 +13,16 @@ from torch import nn
 
 from monai_gmr.networks.convert.fields import NORMS
 from monai_gmr.networks.convert.layers import FieldLinear, swapped_class
-from monai_gmr.networks.convert.options import Options, Swap, as_array, keep_training, stays_broken, take_weights
+from monai_gmr.networks.convert.options import (
+    Options,
+    Swap,
+    as_array,
+    keep_training,
+    projects,
+    stays_broken,
+    take_weights,
+    with_hooks_of,
+)
 from monai_gmr.networks.convert.trace import CONVOLUTIONS, classes_of
 from monai_gmr.networks.layers import (
     GMRAvgPool,
@@ -110,14 +119,14 @@ def swap_direct(module: Any, surplus: Sequence[int], options: Options) -> Swap:
     total = [2 * p + g for p, g in zip(padding, growth)]
     if any(surplus) or any(t % 2 for t in total) or min(total) < 0:
         return stays_broken("pads one end of an axis more than the other, which a group convolution cannot")
-    given = None if module.weight.is_meta else fitted_window(as_array(module.weight), window)
+    given = fitted_window(as_array(module.weight), window) if projects(module, options) else None
     found = swap_group_convolution(module, given, window, tuple(t // 2 for t in total), options)
     if found.module is None or max(module.stride) == 1:
         return found
     steps = GMRAvgPool(len(window), 1, module.stride, rounding="floor")
     # of a window of 1 the voxels that are left out need not be computed
     parts = (steps, found.module) if max(window) == 1 else (found.module, steps)
-    return found._replace(module=nn.Sequential(*parts))
+    return found._replace(module=with_hooks_of(nn.Sequential(*parts), found.module))
 
 
 def swap_upsampling(
@@ -128,7 +137,8 @@ def swap_upsampling(
     found = swap_group_convolution(module, kernel, geometry["kernel_size"], geometry["padding"], options, **changes)
     if found.module is None:
         return found
-    block = nn.Sequential(found.module, GMRInterpolate(module.stride, "linear", extent=extent))
+    upsample = GMRInterpolate(module.stride, "linear", extent=extent)
+    block = with_hooks_of(nn.Sequential(found.module, upsample), found.module)
     remark = "upsampling, followed by linear interpolation"
     return found._replace(module=block, reason="; ".join(filter(None, [found.reason, remark])))
 

@@ -58,7 +58,7 @@ def stays_broken(reason: str) -> Swap:
 def take_weights(layer: Any, module: Any, options: Options, project: Callable[..., float | None]) -> float | None:
     """Projected weights or fresh ones, the old bias, frozen parameters and hooks; the relative change of the weights."""
     change = None
-    if not module.weight.is_meta and options.weights == "project":
+    if projects(module, options):
         with torch.no_grad():
             change = project(layer, module)
             if change is not None and layer.bias is not None:
@@ -68,6 +68,22 @@ def take_weights(layer: Any, module: Any, options: Options, project: Callable[..
     return change
 
 
+def projects(module: Any, options: Options) -> bool:
+    """Whether the weights of a module are projected: there are some, and a conversion keeps them."""
+    return options.weights == "project" and not module.weight.is_meta
+
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+
+
+def with_hooks_of(block: nn.Sequential, part: nn.Module) -> nn.Sequential:
+    """A sequence in a module's place, which takes the hooks that one of its parts has been given."""
+    for name in HOOKS:
+        getattr(block, name).update(getattr(part, name))
+        getattr(part, name).clear()
+    return block
+
+
 def keep_training(layer: nn.Module, module: nn.Module, parameters: nn.Module | None = None) -> None:
     """Give a replacement the mode and the hooks of the module, and its frozen parameters, which may lie in a part of it."""
     own = dict((layer if parameters is None else parameters).named_parameters(recurse=False))
@@ -75,7 +91,7 @@ def keep_training(layer: nn.Module, module: nn.Module, parameters: nn.Module | N
         if own.get(name) is not None:
             own[name].requires_grad_(parameter.requires_grad)
     # torch has no public way to list the hooks of a module
-    for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"):
+    for name in HOOKS:
         getattr(layer, name).update(getattr(module, name))
     layer.train(module.training)
 

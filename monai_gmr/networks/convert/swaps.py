@@ -28,7 +28,16 @@ from monai_gmr.networks.convert.monai_modules import (
     SymmetricSubpixelUpsample,
     replacement_of,
 )
-from monai_gmr.networks.convert.options import EXACT, Options, Swap, as_array, stays_broken, take_weights
+from monai_gmr.networks.convert.options import (
+    EXACT,
+    Options,
+    Swap,
+    as_array,
+    projects,
+    stays_broken,
+    take_weights,
+    with_hooks_of,
+)
 from monai_gmr.networks.convert.trace import CONVOLUTIONS, classes_of
 from monai_gmr.networks.layers import GMRAvgPool, GMRInterpolate, GMRMaxPool, GMRSubpixelMean
 from monai_gmr.networks.layers.conv_nd import convolution_like
@@ -156,7 +165,8 @@ def _convolution(module: Any, dims: int, surplus: list[int], options: Options) -
     change = take_weights(layer, module, options, _project_convolution)
     if blurred:
         remark = "an even dilation has no centred steps: all steps, then every other"
-        return Swap(nn.Sequential(layer, GMRAvgPool(dims, 1, module.stride, rounding="floor")), remark, change)
+        steps = GMRAvgPool(dims, 1, module.stride, rounding="floor")
+        return Swap(with_hooks_of(nn.Sequential(layer, steps), layer), remark, change)
     other = any((new - old) % 2 for new, old in zip(window, module.kernel_size))
     if not remark and other and options.weights == "project":
         remark = "drawn anew: a window of the other parity cannot hold the old weights"
@@ -203,7 +213,7 @@ def _transposed(module: Any, dims: int, options: Options) -> Swap:
     geometry = {"kernel_size": window, "padding": padding, "dilation": dilation}
     if joins_fields(module, options):
         taps = np.eye(math.prod(window)).reshape(-1, *window)
-        weights = None if module.weight.is_meta else _coarse_weights(module, taps)[0]
+        weights = _coarse_weights(module, taps)[0] if projects(module, options) else None
         kernel = None if weights is None else weights.reshape(*weights.shape[:2], *window)
         return swap_upsampling(module, kernel, geometry, extent, options)
     geometry |= {"stride": 1, "extent": extent, "factors": module.stride} | _arguments(options, "")

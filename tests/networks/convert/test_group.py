@@ -347,6 +347,17 @@ def test_frozen_parameters_modes_and_hooks_are_kept():
     assert isinstance(after[6], nn.Linear)
 
 
+def test_a_hook_of_a_strided_convolution_sees_its_steps():
+    net = nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(8, 1, 2, 2))
+    sizes = []
+    for index in (0, 2):
+        net[index].register_forward_hook(lambda module, args, output: sizes.append(tuple(output.shape[2:])))
+    after = convert_to_gmr(net, conv="group", group="4mm")
+    sizes.clear()
+    after(torch.randn(1, 1, 12, 16))
+    assert sizes == [(6, 8), (12, 16)]
+
+
 def test_a_norm_with_a_forward_of_its_own_is_named():
     class Clamped(nn.BatchNorm2d):
         def forward(self, x):
