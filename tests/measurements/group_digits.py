@@ -178,6 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("data", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--task", choices=tuple(NETS), help="one of both (default: both)")
+    parser.add_argument("--nets", nargs="+", metavar="NAME", help="these alone (default: all)")
     parser.add_argument("--table", action="store_true", help="print the tables of what is there")
     arguments = parser.parse_args(argv)
     if arguments.table and not arguments.task:
@@ -188,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{task}\n\n{make_table(arguments.output, task)}\n")
             continue
         check_folder(arguments.output.parent)
-        for name in NETS[task]:
+        for name in (name for name in NETS[task] if arguments.nets is None or name in arguments.nets):
             run(task, name, arguments.data, arguments.output)
     return 0
 
