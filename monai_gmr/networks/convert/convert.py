@@ -74,7 +74,7 @@ def convert_to_gmr(
         rings: kind of rings, see :class:`~monai_gmr.networks.layers.GMRConv2d`.
         weights: "project": the weights nearest to the given ones, by least squares, for a trained network; "init": fresh ones, for one
             that will be trained. Default: "project", for conv="group" "init", since the channels of a trained network are no orientations
-            of each other: projection leaves a few hundredths of its weights.
+            of each other: projection changes its weights by nearly their own norm.
         spacing: voxel size in millimetres, one per axis; kernels are then round in millimetres.
         num_rings: rings of a kernel; default: as :class:`~monai_gmr.networks.layers.GMRConv2d`.
         inplace: whether the given network itself is changed.

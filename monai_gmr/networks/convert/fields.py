@@ -218,7 +218,7 @@ class _FieldsPass(Pass):
 
 
 class _Operation:
-    """One call of an operation on fields: along which axis their channels lie afterwards."""
+    """One call of an operation on fields: along which axis their channels lie afterwards; ``after_NAME`` says it for operation NAME."""
 
     def __init__(self, owner: _FieldsPass, name: str, args: tuple, kwargs: dict, results: list[torch.Tensor]) -> None:
         self.owner, self.order = owner, owner.found.order
@@ -233,7 +233,7 @@ class _Operation:
             return self._reduced(x, axis)
         if self.name.startswith(SPATIAL):
             return self._spatial(x, axis)
-        look = getattr(self, f"_{self.name.strip('_')}", None)
+        look = getattr(self, f"after_{self.name.strip('_')}", None)
         if look is None:
             raise _Unlike(f"calls {self.name}, which may treat the channels of a field unlike")
         after: int = look(x, axis)
@@ -294,7 +294,7 @@ class _Operation:
                 raise _Unlike("pads the channels of fields to no whole fields")
         return axis
 
-    def _cat(self, x: torch.Tensor, axis: int) -> int:
+    def after_cat(self, x: torch.Tensor, axis: int) -> int:
         for other in self.args[0]:
             zeros = (
                 getattr(other, "_gmr_zeros", False) and other.dim() == x.dim() and other.shape[axis] % self.order == 0
@@ -305,13 +305,13 @@ class _Operation:
                 raise _Unlike("joins fields whose channels lie along different axes")
         return axis
 
-    def _stack(self, x: torch.Tensor, axis: int) -> int:
+    def after_stack(self, x: torch.Tensor, axis: int) -> int:
         if not all(map(_is_fields, self.args[0])):
             raise _Unlike(JOINS)
         (dim,) = self._dims(1, "dim", x.dim() + 1, 0)
         return axis + (dim <= axis)
 
-    def _view(self, x: torch.Tensor, axis: int) -> int:
+    def after_view(self, x: torch.Tensor, axis: int) -> int:
         (result,) = self.results
         before, size = prod(x.shape[:axis]), x.shape[axis]
         for place in range(result.dim()):
@@ -319,51 +319,47 @@ class _Operation:
                 return place
         raise _Unlike("regroups the channels of fields, or puts them and the voxels on one axis")
 
-    _unsafe_view = _reshape = _reshape_alias = _view
+    after_unsafe_view = after_reshape = after_reshape_alias = after_view
 
-    def _permute(self, x: torch.Tensor, axis: int) -> int:
+    def after_permute(self, x: torch.Tensor, axis: int) -> int:
         return self._dims(1, "dims", x.dim()).index(axis)
 
-    def _transpose(self, x: torch.Tensor, axis: int) -> int:
+    def after_transpose(self, x: torch.Tensor, axis: int) -> int:
         one, other = self._dims(1, "dim0", x.dim()) + self._dims(2, "dim1", x.dim())
         return {one: other, other: one}.get(axis, axis)
 
-    def _t(self, x: torch.Tensor, axis: int) -> int:
+    def after_t(self, x: torch.Tensor, axis: int) -> int:
         return x.dim() - 1 - axis
 
-    def _unsqueeze(self, x: torch.Tensor, axis: int) -> int:
+    def after_unsqueeze(self, x: torch.Tensor, axis: int) -> int:
         (dim,) = self._dims(1, "dim", x.dim() + 1)
         return axis + (dim <= axis)
 
-    def _squeeze(self, x: torch.Tensor, axis: int) -> int:
+    def after_squeeze(self, x: torch.Tensor, axis: int) -> int:
         dims = self._dims(1, "dim", x.dim()) or range(x.dim())
         return axis - sum(dim < axis and x.shape[dim] == 1 for dim in dims)
 
-    def _expand(self, x: torch.Tensor, axis: int) -> int:
+    def after_expand(self, x: torch.Tensor, axis: int) -> int:
         return axis + self.results[0].dim() - x.dim()
 
-    def _repeat(self, x: torch.Tensor, axis: int) -> int:
+    def after_repeat(self, x: torch.Tensor, axis: int) -> int:
         # repeated channels are further fields
         return axis + self.results[0].dim() - x.dim()
 
-    def _softmax(self, x: torch.Tensor, axis: int) -> int:
+    def after_softmax(self, x: torch.Tensor, axis: int) -> int:
         return axis
 
-    _log_softmax = _softmax
+    after_log_softmax = after_softmax
 
-    def _select(self, x: torch.Tensor, axis: int) -> int:
-        (dim,) = self._dims(1, "dim", x.dim())
-        if dim == axis:
-            raise _Unlike(PLACES)
-        return axis - (dim < axis)
-
-    def _unbind(self, x: torch.Tensor, axis: int) -> int:
+    def after_select(self, x: torch.Tensor, axis: int) -> int:
         (dim,) = self._dims(1, "dim", x.dim(), 0)
         if dim == axis:
             raise _Unlike(PLACES)
         return axis - (dim < axis)
 
-    def _slice(self, x: torch.Tensor, axis: int) -> int:
+    after_unbind = after_select
+
+    def after_slice(self, x: torch.Tensor, axis: int) -> int:
         (dim,) = self._dims(1, "dim", x.dim(), 0)
         start, end, step = (
             self._argument(place, name, None) for place, name in ((2, "start"), (3, "end"), (4, "step"))
@@ -373,15 +369,15 @@ class _Operation:
             raise _Unlike(PLACES)
         return axis
 
-    def _split(self, x: torch.Tensor, axis: int) -> int:
+    def after_split(self, x: torch.Tensor, axis: int) -> int:
         (dim,) = self._dims(2, "dim", x.dim(), 0)
         if dim == axis and any(part.shape[axis] % self.order for part in self.results):
             raise _Unlike(PLACES)
         return axis
 
-    _split_with_sizes = _split
+    after_split_with_sizes = after_split
 
-    def _glu(self, x: torch.Tensor, axis: int) -> int:
+    def after_glu(self, x: torch.Tensor, axis: int) -> int:
         if axis in self._dims(1, "dim", x.dim(), -1) and x.shape[axis] // 2 % self.order:
             raise _Unlike(PLACES)
         return axis
@@ -392,24 +388,24 @@ class _Operation:
             raise _Unlike(PLACES)
         return axis
 
-    def _flip(self, x: torch.Tensor, axis: int) -> int:
+    def after_flip(self, x: torch.Tensor, axis: int) -> int:
         return self._along(1, "dims", x, axis)
 
-    def _roll(self, x: torch.Tensor, axis: int) -> int:
+    def after_roll(self, x: torch.Tensor, axis: int) -> int:
         return self._along(2, "dims", x, axis, ())
 
-    def _cumsum(self, x: torch.Tensor, axis: int) -> int:
+    def after_cumsum(self, x: torch.Tensor, axis: int) -> int:
         return self._along(1, "dim", x, axis)
 
-    _sort = _cumsum
+    after_sort = after_cumsum
 
-    def _topk(self, x: torch.Tensor, axis: int) -> int:
+    def after_topk(self, x: torch.Tensor, axis: int) -> int:
         return self._along(2, "dim", x, axis)
 
-    def _index_select(self, x: torch.Tensor, axis: int) -> int:
+    def after_index_select(self, x: torch.Tensor, axis: int) -> int:
         return self._along(1, "dim", x, axis)
 
-    def _index(self, x: torch.Tensor, axis: int) -> int:
+    def after_index(self, x: torch.Tensor, axis: int) -> int:
         chosen = [place for place, index in enumerate(self.args[1]) if index is not None]
         if axis in chosen or self.results[0].dim() != x.dim():
             raise _Unlike(PLACES)

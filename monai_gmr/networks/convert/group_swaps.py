@@ -51,7 +51,7 @@ def joins_fields(module: Any, options: Options) -> bool:
 def swap_group_convolution(
     module: Any, kernel: np.ndarray | None, window: Sequence[int], padding: Any, options: Options, **changes: Any
 ) -> Swap:
-    """The group convolution in place of one that :func:`joins_fields`, at every voxel, then every ``stride``-th about the centre.
+    """The group convolution in place of one that :func:`joins_fields`, of stride 1: steps and upsampling are those of the callers.
 
     Args:
         module: the convolution.
@@ -78,8 +78,8 @@ def swap_group_convolution(
     if takes and gives and groups == module.in_channels == module.out_channels:
         arguments |= {"filter": "depthwise", "groups": 1}
     elif groups > 1 and any(
-        module_channels % (groups * (group.order if are_fields else 1))
-        for module_channels, are_fields in ((module.in_channels, takes), (module.out_channels, gives))
+        channels % (groups * (group.order if are_fields else 1))
+        for channels, are_fields in ((module.in_channels, takes), (module.out_channels, gives))
     ):
         return stays_broken(f"its groups={groups} divide fields of {group.order}")
     lengths = (window, padding, module.stride, arguments.get("dilation", module.dilation))

@@ -39,7 +39,9 @@ def image_like(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         tensor([[[1., 2.],
                  [3., 4.]]])
     """
-    if has_channels_last(x) or rows.shape[-1] == 1:
-        return image_of(rows) if has_channels_last(x) else image_of(rows).contiguous()
+    if has_channels_last(x):
+        return image_of(rows)
+    if rows.shape[-1] == 1:
+        return image_of(rows).contiguous()
     shape = (len(rows), rows.shape[-1], *rows.shape[1:-1])
     return _transpose(rows, rows[0].numel() // rows.shape[-1], shape)
