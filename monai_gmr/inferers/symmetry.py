@@ -12,8 +12,8 @@ from monai.inferers import Inferer, SimpleInferer
 from monai_gmr.inferers.outputs import OutputAccumulators, plain_tensor
 from monai_gmr.inferers.reduction import REDUCTIONS, UNCERTAINTIES, ViewReduction, entropy
 from monai_gmr.inferers.rotate import interpolate_image, rotate_image
-from monai_gmr.symmetry import View, is_grid_symmetry, make_views, point_group, transform_grid
-from monai_gmr.symmetry.mirrored_labels import LabelPairs, check_label_pairs, exchange_channels, is_mirror
+from monai_gmr.symmetry import View, is_grid_symmetry, is_mirror, make_views, point_group, transform_grid
+from monai_gmr.symmetry.mirrored_labels import LabelPairs, check_label_pairs, exchange_channels
 from monai_gmr.utils import ConfigurationError, check_choice, map_tensors, progress_bar
 
 

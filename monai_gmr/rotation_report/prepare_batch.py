@@ -9,13 +9,12 @@ import torch
 from monai.data import MetaTensor
 from monai.engines import PrepareBatch, default_prepare_batch
 
-from monai_gmr.symmetry import View, inscribed_ball, is_grid_symmetry, transform_image
+from monai_gmr.symmetry import View, inscribed_ball, is_grid_symmetry, is_mirror, transform_image
 from monai_gmr.symmetry.mirrored_labels import (
     LabelPairs,
     check_label_pairs,
     exchange_channels,
     exchange_labels,
-    is_mirror,
 )
 from monai_gmr.utils import check_choice
 

@@ -23,8 +23,8 @@ from monai_gmr.inferers import rotate_image
 from monai_gmr.metrics.equivariance import move_image, moved_error
 from monai_gmr.rotation_report.prepare_batch import PrepareBatchView, keep_metadata
 from monai_gmr.rotation_report.records import ANSWER, TRUE_CLASS, ViewRecord
-from monai_gmr.symmetry import View, inscribed_ball, is_grid_symmetry
-from monai_gmr.symmetry.mirrored_labels import LabelPairs, exchange_channels, is_mirror
+from monai_gmr.symmetry import View, inscribed_ball, is_grid_symmetry, is_mirror
+from monai_gmr.symmetry.mirrored_labels import LabelPairs, exchange_channels
 from monai_gmr.utils import ConfigurationError
 
 Events, _ = optional_import("ignite.engine", name="Events")

@@ -11,7 +11,7 @@ from scipy import stats
 
 from monai_gmr.rotation_report.probe import score
 from monai_gmr.rotation_report.records import TRUE_CLASS, ViewRecords
-from monai_gmr.symmetry import View, is_grid_symmetry
+from monai_gmr.symmetry import View, is_grid_symmetry, is_mirror
 from monai_gmr.tables import format_aligned, format_markdown
 
 FAMILIES = ("upright", "flips", "group", "angles", "turns", "icosahedral", "random", "shifts")
@@ -33,7 +33,7 @@ def axis_and_angle(view: View) -> tuple[int | str, float | str]:
         return int(np.abs(view.shift).argmax()), ""
     matrix, in_plane = view.matrix, len(view.matrix) == 2
     axes = [0] if in_plane else [axis for axis in range(3) if abs(matrix[axis, axis] - 1) < 1e-9]
-    if not axes or np.linalg.det(matrix) < 0:
+    if not axes or is_mirror(matrix):
         return "", ""
     first, second = (0, 1) if in_plane else ((axes[0] + 1) % 3, (axes[0] + 2) % 3)
     angle = np.degrees(np.arctan2(matrix[second, first], matrix[first, first]))

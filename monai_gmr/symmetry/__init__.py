@@ -10,7 +10,7 @@ from monai_gmr.symmetry.group_filters import (
 )
 from monai_gmr.symmetry.group_names import element_name, element_triplet, grid_element, group_names, named_group
 from monai_gmr.symmetry.group_structure import PointGroup
-from monai_gmr.symmetry.point_groups import generate_group, is_grid_symmetry, point_group, transform_grid
+from monai_gmr.symmetry.point_groups import generate_group, is_grid_symmetry, is_mirror, point_group, transform_grid
 from monai_gmr.symmetry.projection import (
     project_kernel,
     project_kernel_on_group,
@@ -73,6 +73,7 @@ __all__ = [
     "initial_sigma",
     "inscribed_ball",
     "is_grid_symmetry",
+    "is_mirror",
     "kernel_shells",
     "make_views",
     "mean_range",

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from monai_gmr.symmetry.point_groups import generate_group, is_grid_symmetry, point_group
+from monai_gmr.symmetry.point_groups import generate_group, is_grid_symmetry, is_mirror, point_group
 from monai_gmr.symmetry.rotations import axis_index, rotation_matrix
 from monai_gmr.utils import ConfigurationError
 
@@ -52,7 +52,7 @@ def element_name(element: np.ndarray) -> str:
     """
     element, dims = _checked_matrix(element), len(element)
     identity = np.eye(dims, dtype=int)
-    proper = round(np.linalg.det(element)) > 0
+    proper = not is_mirror(element)
     # the inversion of all axes is a rotation in 2D: there every improper element is a mirror image
     rotation = element if proper else -element
     powers = [identity]

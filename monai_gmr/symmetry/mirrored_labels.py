@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from monai_gmr.utils import ConfigurationError
@@ -33,16 +32,6 @@ def check_label_pairs(pairs: LabelPairs) -> tuple[tuple[int, int], ...]:
             f"mirrored_labels={pairs!r} is impossible: give pairs of whole numbers from 0 on, each label once, such as [[1, 2], [3, 4]]."
         )
     return found
-
-
-def is_mirror(matrix: np.ndarray) -> bool:
-    """Whether an orthogonal matrix is that of a mirror image.
-
-    Example:
-        >>> is_mirror(np.diag([1, -1])), is_mirror(np.diag([-1, -1]))
-        (True, False)
-    """
-    return bool(np.linalg.det(np.asarray(matrix, float)) < 0)
 
 
 def exchange_labels(x: torch.Tensor, pairs: LabelPairs) -> torch.Tensor:

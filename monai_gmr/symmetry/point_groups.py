@@ -67,6 +67,16 @@ def point_group(spatial_dims: int, axis_labels: Sequence[object] | None = None, 
     return group if reflections else group[np.round(np.linalg.det(group)) > 0]
 
 
+def is_mirror(matrix: np.ndarray) -> bool:
+    """Whether an orthogonal matrix is that of a mirror image.
+
+    Example:
+        >>> is_mirror(np.diag([1, -1])), is_mirror(np.diag([-1, -1]))
+        (True, False)
+    """
+    return bool(np.linalg.det(np.asarray(matrix, float)) < 0)
+
+
 def is_grid_symmetry(matrix: np.ndarray, spacing: Sequence[float] | None = None) -> bool:
     """Whether an orthogonal matrix ``(d, d)`` is a signed permutation that keeps the spacing, in millimetres: it moves voxels onto voxels.
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from monai.utils import ensure_tuple
 
+from monai_gmr.symmetry import is_mirror
 from monai_gmr.utils import ConfigurationError
 
 # distance of the corners of two grids, in voxels, up to which they are the same grid
@@ -138,7 +139,7 @@ def describe_offset(
             return "of its axes in another order"
         cosine = (np.trace(rotation @ np.diag(signs)) - (dims == 3)) / 2
         angle = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
-        return f"rotated by {angle:.3g} degrees" + " and mirrored" * bool(np.linalg.det(rotation) < 0)
+        return f"rotated by {angle:.3g} degrees" + " and mirrored" * is_mirror(rotation)
     shift = np.linalg.norm(affine[:3, 3] - reference[:3, 3])
     if shift > tolerance * expected.min():
         return f"shifted by {shift:.3g} mm"

@@ -13,8 +13,8 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms import InvertibleTransform, LazyTransform, RandomizableTransform, Rotate90
 from monai.utils import TraceKeys, convert_to_tensor, ensure_tuple
 
-from monai_gmr.symmetry import grid_element, named_group
-from monai_gmr.symmetry.mirrored_labels import LabelPairs, check_label_pairs, exchange_labels, is_mirror
+from monai_gmr.symmetry import grid_element, is_mirror, named_group
+from monai_gmr.symmetry.mirrored_labels import LabelPairs, check_label_pairs, exchange_labels
 from monai_gmr.transforms.functional import DictionaryTransform, image_shape, transform_by_element
 from monai_gmr.utils import ConfigurationError
 

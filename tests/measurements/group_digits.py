@@ -9,7 +9,6 @@ again. ``--table`` prints Markdown, and counts of the ResNets.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import time
 from collections.abc import Sequence
@@ -23,9 +22,10 @@ from scipy import ndimage
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from monai_gmr.apps.study_progress import read_rows
 from monai_gmr.apps.study_table import interval
 from monai_gmr.command_line import command
-from monai_gmr.files import check_folder
+from monai_gmr.files import check_folder, write_rows
 from monai_gmr.tables import format_markdown
 
 TRAINING, HELD_OUT, BATCH, EPOCHS, TUNING_EPOCHS = 12_000, 2_000, 64, 6, 2
@@ -103,23 +103,15 @@ def multiplications(net: nn.Module, shape: Sequence[int] = (1, 28, 28)) -> int:
     return counter.get_total_flops() // 2
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """What was measured already."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def run(task: str, name: str, data: Path, path: Path) -> None:
     """All seeds of a net, each added to the file when it is done."""
     done = {row["seed"]: row for row in read_rows(path) if (row["task"], row["net"]) == (task, name)}
-    missing = [seed for seed in SEEDS if str(seed) not in done]
+    missing = [seed for seed in SEEDS if seed not in done]
     if not missing:
         return
     make = NETS[task][name]
     x, y, test_x, test_y = load_digits(data, task)
-    rate = next((float(row["learning_rate"]) for row in done.values()), None)
+    rate = next((row["learning_rate"] for row in done.values()), None)
     if rate is None:
         kept = TRAINING - HELD_OUT
         scores = {}
@@ -132,10 +124,7 @@ def run(task: str, name: str, data: Path, path: Path) -> None:
         net, step = train_net(make, x, y, rate, EPOCHS, seed)
         count = sum(parameter.numel() for parameter in net.parameters())
         row = (task, name, seed, rate, count, multiplications(net), accuracy(net, test_x, test_y), round(step, 2))
-        new = not path.is_file()
-        with path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerows([NAMES, row] if new else [row])
+        write_rows([*read_rows(path), dict(zip(NAMES, row))], path)
         print(*row, flush=True)
 
 
@@ -145,10 +134,10 @@ def make_table(path: Path, task: str) -> str:
     for name in NETS[task]:
         rows = [row for row in read_rows(path) if (row["task"], row["net"]) == (task, name)]
         if rows:
-            values = [float(row["accuracy"]) for row in rows]
+            values = [row["accuracy"] for row in rows]
             mean, half = interval(values)
-            steps = float(np.median([float(row["step_ms"]) for row in rows]))
-            cells = [f"{int(rows[0]['parameters']):,}", f"{int(rows[0]['macs']) / 1e6:.2f}M", rows[0]["learning_rate"]]
+            steps = float(np.median([row["step_ms"] for row in rows]))
+            cells = [f"{rows[0]['parameters']:,}", f"{rows[0]['macs'] / 1e6:.2f}M", f"{rows[0]['learning_rate']:g}"]
             table.append(
                 [
                     name,

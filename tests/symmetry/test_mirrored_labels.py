@@ -10,8 +10,8 @@ from monai.transforms import Compose, Invertd
 from torch import nn
 
 from monai_gmr.inferers import SymmetryInferer
-from monai_gmr.symmetry import element_name, point_group, transform_grid
-from monai_gmr.symmetry.mirrored_labels import check_label_pairs, exchange_channels, exchange_labels, is_mirror
+from monai_gmr.symmetry import element_name, is_mirror, point_group, transform_grid
+from monai_gmr.symmetry.mirrored_labels import check_label_pairs, exchange_channels, exchange_labels
 from monai_gmr.transforms import GridSymmetry, GridSymmetryd, RandGridSymmetryd
 from monai_gmr.utils import ConfigurationError
 
