@@ -60,6 +60,7 @@ def choose_backend(x: torch.Tensor, kernel: RingKernel, groups: int, **more: Any
         rows = groups * orders.num_responses()
     channels = (rows, columns) if more.get("transposed") else (columns, rows)
     known = {"weight_precision": kernel.weight.dtype, "angular": kernel.angular is not None, "shells": shells}
+    known["kept"] = kernel.linear is not None or kernel.chiral is not None
     call = Call.of_input(image, tuple(shells.shape), channels, groups=groups, **known, **more)
     return select_backend(call), call, image
 

@@ -36,6 +36,11 @@ class RingKernel(NamedTuple):
     angular: torch.Tensor | None = None  # (components, taps), constants; None for a radial kernel
     num_shells: int | None = None  # how many shells count: basis is zero on the others
     responses: ResponseTables | None = None  # of a harmonic convolution
+    # of one that keeps a subgroup alone:
+    linear: torch.Tensor | None = None  # (groups, out_channels / groups, responses of the orders above 0 of a group)
+    chiral: torch.Tensor | None = (
+        None  # (groups, out_channels / groups), factors of the terms that mirror images change the sign of
+    )
 
 
 class Orders(NamedTuple):
@@ -67,6 +72,7 @@ class Call(NamedTuple):
     transposed: bool = False
     angular: bool = False  # whether the kernel has angular components
     orders: Orders | None = None  # of a harmonic convolution
+    kept: bool = False  # whether it has linear or chiral terms
     device: torch.device = torch.device("cpu")  # of the input
     precision: torch.dtype = torch.float32  # what the input is computed in
     weight_precision: torch.dtype = torch.float32  # data type of the weight

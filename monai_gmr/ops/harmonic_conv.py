@@ -5,6 +5,7 @@ import torch
 from monai_gmr.ops.backend import choose_backend
 from monai_gmr.ops.call import Orders, RingKernel
 from monai_gmr.ops.invariants import fused_invariants, invariants
+from monai_gmr.ops.kept_terms import add_kept_terms
 
 
 def harmonic_tap_basis(
@@ -25,9 +26,17 @@ def responses_kernel(
 
 
 def response_invariants(
-    responses: torch.Tensor, norms: list[int], products: list[int], components: list[int], groups: int, dims: int
+    responses: torch.Tensor,
+    norms: list[int],
+    products: list[int],
+    components: list[int],
+    groups: int,
+    dims: int,
+    linear: torch.Tensor | None = None,
+    chiral: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """:func:`~monai_gmr.ops.invariants.invariants` of responses ``(batch, groups * responses, *spatial)`` or without the batch."""
+    """:func:`~monai_gmr.ops.invariants.invariants` of responses ``(batch, groups * responses, *spatial)`` or without the batch, plus the
+    terms of :func:`~monai_gmr.ops.kept_terms.add_kept_terms`."""
     axis, sizes = responses.dim() - dims - 1, list(responses.shape)
     grouped = responses.flatten(axis + 1).unflatten(axis, [groups, sizes[axis] // groups])
     if axis == 0:
@@ -36,6 +45,7 @@ def response_invariants(
         output = invariants(grouped, norms, products, components)
     else:
         output = fused_invariants(grouped, norms, products, components)
+    output = add_kept_terms(output, grouped, norms, products, components, linear, chiral)
     return output.reshape(sizes[:axis] + [groups * (sum(norms) + sum(products))] + sizes[axis + 1 :])
 
 
@@ -53,7 +63,8 @@ def harmonic_conv(
 
     Args:
         x: ``(batch, in_channels, *spatial)`` or without the batch.
-        kernel: weights, profiles ``(orders, rings, shells)``, harmonics of all orders, and ``responses``.
+        kernel: weights, profiles ``(orders, rings, shells)``, harmonics of all orders, and ``responses``; with ``linear`` and ``chiral``
+            terms the scalars are unchanged by a subgroup alone.
         orders: channels and components of each order.
         stride, padding, dilation: in voxels, one an axis.
         groups: blocks of channels that do not mix.

@@ -10,6 +10,13 @@ from monai_gmr.symmetry.group_filters import (
 )
 from monai_gmr.symmetry.group_names import element_name, element_triplet, grid_element, group_names, named_group
 from monai_gmr.symmetry.group_structure import PointGroup
+from monai_gmr.symmetry.kept_vectors import (
+    harmonic_representation,
+    has_mirrors,
+    kept_group,
+    kept_vectors,
+    relaxation_tables,
+)
 from monai_gmr.symmetry.point_groups import generate_group, is_grid_symmetry, is_mirror, point_group, transform_grid
 from monai_gmr.symmetry.projection import (
     project_kernel,
@@ -68,12 +75,16 @@ __all__ = [
     "grid_element",
     "group_names",
     "group_views",
+    "harmonic_representation",
+    "has_mirrors",
     "icosahedral_views",
     "indexed_basis",
     "initial_sigma",
     "inscribed_ball",
     "is_grid_symmetry",
     "is_mirror",
+    "kept_group",
+    "kept_vectors",
     "kernel_shells",
     "make_views",
     "mean_range",
@@ -89,6 +100,7 @@ __all__ = [
     "project_transposed_kernel",
     "random_views",
     "real_harmonics",
+    "relaxation_tables",
     "ring_masks",
     "rotation_matrix",
     "square_ring_masks",

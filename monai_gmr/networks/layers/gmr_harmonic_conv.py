@@ -12,11 +12,25 @@ from monai_gmr.networks.layers.gmr_conv import GMRConvNd
 from monai_gmr.ops import Orders, ResponseTables, RingKernel, harmonic_conv
 from monai_gmr.ops.harmonic_conv import harmonic_tap_basis, response_invariants, responses_kernel
 from monai_gmr.ops.invariants import norm_variance
+from monai_gmr.ops.kept_terms import num_chiral
 from monai_gmr.ops.ring_conv import conv_nd
-from monai_gmr.symmetry import gaussian_basis, gaussian_means, mean_range, number_of_components, tap_harmonics
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.symmetry import (
+    gaussian_basis,
+    gaussian_means,
+    has_mirrors,
+    kept_group,
+    kept_vectors,
+    mean_range,
+    number_of_components,
+    point_group,
+    relaxation_tables,
+    tap_harmonics,
+)
+from monai_gmr.symmetry.group_structure import GroupSpec
+from monai_gmr.utils import ConfigurationError, check_choice
 
 UNITS_PER_HARMONIC = 10**12
+RELAXATIONS = ("vector", "matrix")
 
 
 def channels_per_order(out_channels: int, order_split: Sequence[float]) -> list[int]:
@@ -38,6 +52,11 @@ class GMRHarmonicConvNd(GMRConvNd):
     component_profile: torch.Tensor
     response_component: torch.Tensor
     response_channel: torch.Tensor
+    kept_combinations: torch.Tensor
+    combination_owners: torch.Tensor
+    chiral_channels: torch.Tensor
+    relax_weight: torch.Tensor | None
+    chiral_weight: torch.Tensor | None
 
     def __init__(
         self,
@@ -48,9 +67,13 @@ class GMRHarmonicConvNd(GMRConvNd):
         orders: Sequence[int] | None = None,
         order_split: Sequence[float] | None = None,
         inner_products: bool = True,
+        keeps: GroupSpec = "all",
+        relax: str = "matrix",
         **kwargs: Any,
     ) -> None:
         dims = self.spatial_dims
+        check_choice("relax", relax, RELAXATIONS)
+        kept = kept_group(keeps, dims)
         orders = tuple(range(min(3, dims + 1))) if orders is None else tuple(orders)
         if len(set(orders)) != len(orders) or not orders:
             raise ConfigurationError(f"orders={orders} is impossible: give each order once, and at least one.")
@@ -68,6 +91,15 @@ class GMRHarmonicConvNd(GMRConvNd):
         self.harmonic_unit = float(UNITS_PER_HARMONIC)
         self.orders, self.components, self.order_split = orders, components, tuple(order_split)
         self.inner_products = inner_products
+        whole, free = point_group(dims), any(kept_vectors(order, kept.elements).size for order in orders if order)
+        if has_mirrors(kept) and kept.order < len(whole) and not free:
+            raise ConfigurationError(
+                f"keeps={keeps!r} leaves no response of orders={orders} unchanged, so the layer would keep all: "
+                "add an order, up to 3, or name another group."
+            )
+        # of layers that keep all, None: what a net keeps then depends on its other layers
+        self.keeps, self.relax = keeps, relax
+        self.symmetry_group = kept if kept.order < len(whole) else None
         super().__init__(in_channels, out_channels, kernel_size, *args, **kwargs)
 
     def _make_tables(self) -> dict[str, Any]:
@@ -87,12 +119,37 @@ class GMRHarmonicConvNd(GMRConvNd):
             np.tile(np.arange(count), n) + starts[i] for i, (n, count) in enumerate(zip(self.channels, self.components))
         ]
         repeats = np.repeat(self.components, self.channels)
+        kept = kept_group("all", self.spatial_dims) if self.symmetry_group is None else self.symmetry_group
+        combinations, owners = relaxation_tables(self.orders, self.channels, kept)
+        chiral = np.zeros((0, sum(self.channels)), np.int64)
+        if not has_mirrors(kept):
+            counts = [num_chiral(*sizes) for sizes in zip(self.norms, self.products, self.reduced_components)]
+            ends = np.cumsum(self.channels)
+            chiral = np.eye(sum(self.channels), dtype=np.int64)[
+                np.concatenate([np.arange(end - count, end) for end, count in zip(ends, counts)])
+            ]
         return tables | {
+            "kept_combinations": (combinations * UNITS_PER_HARMONIC).round().astype(np.int64),
+            "combination_owners": owners,
+            "chiral_channels": chiral,
             "harmonics": (harmonics * UNITS_PER_HARMONIC).round().astype(np.int64),
             "component_profile": np.array(profile, np.int64),
             "response_component": np.concatenate(component).astype(np.int64),
             "response_channel": np.repeat(np.arange(len(repeats)), repeats).astype(np.int64),
         }
+
+    def _finish(self) -> None:
+        """Register the tables, then the parameters whose number they give, and draw the weights."""
+        self._finish_tables(self.weight.device)
+        options: Any = {"device": self.weight.device, "dtype": self.weight.dtype}
+        combinations, chiral = len(self.kept_combinations), len(self.chiral_channels)
+        rows = self.out_channels if self.relax == "matrix" else self.groups
+        relax = nn.Parameter(torch.zeros(rows, combinations, **options)) if combinations else None
+        self.register_parameter("relax_weight", relax)
+        self.register_parameter(
+            "chiral_weight", nn.Parameter(torch.zeros(self.groups, chiral, **options)) if chiral else None
+        )
+        self.reset_parameters()
 
     def radial_profiles(self) -> torch.Tensor:
         """Radial profiles of each order on shells, shape ``(orders, rings, shells)``, at least float32."""
@@ -125,6 +182,29 @@ class GMRHarmonicConvNd(GMRConvNd):
             spread = 1.0 if self.orders[index] == 0 else norm_variance(count)
             bound = 1 / math.sqrt(fan_in * max(squared_norm, 1e-12) * spread)
             row.uniform_(-bound, bound)
+        for parameter in (self.relax_weight, self.chiral_weight):
+            if parameter is not None:
+                nn.init.zeros_(parameter)
+
+    def linear_matrix(self) -> torch.Tensor | None:
+        """What each output gets of the responses of the orders above 0, ``(groups, out_channels / groups, responses)``; ``None`` where
+        the kept group leaves no combination of them unchanged."""
+        weight = self.relax_weight
+        if weight is None:
+            return None
+        weight = weight if weight.dtype == torch.float64 else weight.float()
+        rows = weight.unsqueeze(1) * self.combination_owners.to(weight.dtype)
+        if self.relax == "matrix":
+            rows = weight.unflatten(0, [self.groups, -1])
+        return torch.matmul(rows, self.kept_combinations.to(weight.dtype) / self.harmonic_unit)
+
+    def chiral_factors(self) -> torch.Tensor | None:
+        """Factor of the term of each output that changes sign under mirror images, ``(groups, out_channels / groups)``; ``None`` where the
+        kept group has mirror images, or the layer too few channels of an order."""
+        weight = self.chiral_weight
+        if weight is None:
+            return None
+        return torch.matmul(weight, self.chiral_channels.to(weight.dtype))
 
     def dense_kernel(self) -> torch.Tensor:
         """Kernels of all components of all orders, shape ``(responses, in_channels / groups, *kernel_size)``."""
@@ -136,9 +216,10 @@ class GMRHarmonicConvNd(GMRConvNd):
         return kernel.reshape(list(kernel.shape[:2]) + window)
 
     def _reduced(self, responses: torch.Tensor) -> torch.Tensor:
-        """Norms and inner products over the components of each order, order 0 as it is, plus the bias."""
+        """Norms and inner products over the components of each order, order 0 as it is, plus what ``keeps`` allows and the bias."""
         sizes = (self.norms, self.products, self.reduced_components)
-        output = response_invariants(responses, *sizes, groups=self.groups, dims=self.shells.dim())
+        terms = (self.linear_matrix(), self.chiral_factors())
+        output = response_invariants(responses, *sizes, self.groups, self.shells.dim(), *terms)
         bias = self.bias
         if bias is not None:
             output = output + bias.to(output.dtype).reshape([-1] + [1] * self.shells.dim())
@@ -155,7 +236,7 @@ class GMRHarmonicConvNd(GMRConvNd):
         tables = ResponseTables(self.component_profile, self.response_channel, self.response_component)
         tensors = (self.weight, profiles, self.shells, self.bias, harmonics)
         orders = Orders(tuple(self.norms), tuple(self.products), tuple(self.reduced_components))
-        kernel = RingKernel(*tensors, self.num_shells, tables)
+        kernel = RingKernel(*tensors, self.num_shells, tables, self.linear_matrix(), self.chiral_factors())
         return harmonic_conv(
             input, kernel, orders, stride=self.stride, padding=padding, dilation=self.dilation, groups=self.groups
         )
@@ -168,7 +249,8 @@ class GMRHarmonicConvNd(GMRConvNd):
 
     def extra_repr(self) -> str:
         split = ", ".join(f"{order}: {channels}" for order, channels in zip(self.orders, self.channels))
-        return f"{super().extra_repr()}, orders={{{split}}}, num_responses={self.num_responses}"
+        keeps = "" if self.symmetry_group is None else f", keeps={self.keeps!r}, relax={self.relax!r}"
+        return f"{super().extra_repr()}, orders={{{split}}}, num_responses={self.num_responses}{keeps}"
 
 
 class GMRHarmonicConv2d(GMRHarmonicConvNd):
@@ -189,6 +271,13 @@ class GMRHarmonicConv2d(GMRHarmonicConvNd):
         orders: any subset of 0 to 3 (1D: 0 and 1, even and odd); default ``(0, 1, 2)``.
         order_split: share of the output channels for each order; default half for order 0, the rest alike.
         inner_products: whether half the channels of the orders above 0 are inner products; otherwise all are norms.
+        keeps: the group that stays exact: "all", "rotations" (not mirror images), a name of :func:`~monai_gmr.symmetry.named_group`,
+            a pair of it and its axis such as ``("mm2", "x")``, a :class:`~monai_gmr.symmetry.PointGroup`, or "1" (nothing). What lies
+            beyond is learned from zero: a fresh layer keeps all. Each output gets the combinations of responses of the orders above 0
+            that the group leaves unchanged, times ``relax_weight``; and, where the group has no mirror images, inner products get their
+            cross products (in 3D order 1 alone, triple products with a third response), which mirror images change the sign of, times
+            ``chiral_weight``.
+        relax: "matrix": each output gets the combinations of all responses; "vector": of its own response alone, fewer parameters.
 
     All other arguments are those of :class:`GMRConv2d`; with ``spacing`` the angles are physical. On the dense path all components
     are rows of one kernel and one convolution, ``num_responses`` of them: with the default split 1.5 (2D) or 2.5 (3D) an output channel.
@@ -197,6 +286,10 @@ class GMRHarmonicConv2d(GMRHarmonicConvNd):
         >>> layer, x = GMRHarmonicConv2d(3, 8, kernel_size=5, padding=2), torch.rand(1, 3, 9, 12)
         >>> torch.allclose(layer(x.rot90(1, (2, 3))), layer(x).rot90(1, (2, 3)), atol=1e-6)
         True
+        >>> layer = GMRHarmonicConv2d(3, 8, 5, padding=2, keeps=("m", 1))
+        >>> _ = torch.nn.init.normal_(layer.relax_weight)
+        >>> [torch.allclose(layer(x.flip(axis)), layer(x).flip(axis), atol=1e-5) for axis in (2, 3)]
+        [False, True]
 
     Source:
         Worrall et al., Harmonic networks, arXiv 1612.04642 (norms of circular-harmonic responses).

@@ -26,12 +26,12 @@ class CppBackend(Backend):
     prefers_channels_last = True
 
     def supports(self, call: Call) -> bool:
-        """Not angular components, which no layer asks for; harmonic convolutions of stride 1 only."""
+        """Not angular components, which no layer asks for; harmonic convolutions of stride 1 only, without terms beyond invariants."""
         fits = call.device.type == "cpu" and call.precision == call.weight_precision == torch.float32
         if call.recorded or not fits or call.voxels() == 0 or not call.is_symmetric():
             return False
         if call.orders is not None:
-            fits = _supports_orders(call, call.orders)
+            fits = not call.kept and _supports_orders(call, call.orders)
         elif call.transposed:
             fits = min(_transposed_padding(call)) >= 0
         else:

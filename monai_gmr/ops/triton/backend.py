@@ -10,6 +10,7 @@ import torch
 from monai_gmr.ops.backend import Backend, log_dense
 from monai_gmr.ops.call import Call, RingKernel
 from monai_gmr.ops.invariants import fused_invariants
+from monai_gmr.ops.kept_terms import add_kept_terms
 from monai_gmr.ops.triton.ring_conv import triton_ring_conv
 from monai_gmr.ops.triton.shell_conv import triton_shell_conv
 
@@ -59,7 +60,8 @@ class TritonBackend(Backend):
         x, groups, sizes = x.to(call.precision), call.groups, call.output_sizes()
         norms, products, components = call.orders
         rows = kernel.weight.unflatten(0, (groups, -1)).split(call.orders.channels(), dim=1)
-        angular, scalars = kernel.angular.split([max(count, 1) for count in components]), []
+        angular = kernel.angular.split([max(count, 1) for count in components])
+        scalars, responses = [], []
         for index, count in enumerate(components):
             weight, basis = rows[index].flatten(0, 1), kernel.basis[index]
             if len(weight) == 0:
@@ -69,5 +71,11 @@ class TritonBackend(Backend):
             # a group's channels and their components, which lie next to each other
             y = y.reshape(len(x), groups, -1, *sizes).flatten(3)
             scalars.append(fused_invariants(y, [norms[index]], [products[index]], [count]))
-        y = torch.cat(scalars, dim=2).flatten(1, 2).unflatten(-1, sizes)
+            if call.kept:
+                responses.append(y)
+        y = torch.cat(scalars, dim=2)
+        if call.kept:
+            orders = (list(norms), list(products), list(components))
+            y = add_kept_terms(y, torch.cat(responses, dim=2), *orders, kernel.linear, kernel.chiral)
+        y = y.flatten(1, 2).unflatten(-1, sizes)
         return y if kernel.bias is None else y + kernel.bias.to(y.dtype).reshape([-1] + [1] * len(sizes))

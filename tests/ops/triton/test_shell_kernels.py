@@ -162,11 +162,20 @@ def triton_backend():
     set_backend("auto")
 
 
-@pytest.mark.parametrize(
-    "layer", [GMRConv2d, GMRConv3d, GMRHarmonicConv2d, partial(GMRHarmonicConv2d, groups=2), GMRHarmonicConv3d]
-)
+HARMONIC_LAYERS = [
+    GMRHarmonicConv2d,
+    partial(GMRHarmonicConv2d, groups=2),
+    GMRHarmonicConv3d,
+    partial(GMRHarmonicConv2d, groups=2, keeps="1", order_split=(0, 1, 1)),
+    partial(GMRHarmonicConv3d, keeps="422", orders=(0, 1), order_split=(1, 1)),
+]
+
+
+@pytest.mark.parametrize("layer", [GMRConv2d, GMRConv3d, *HARMONIC_LAYERS])
 def test_a_layer_gives_the_same_and_learns_the_same(layer, triton_backend):
     module = layer(4, 8, 3, padding=1).to(DEVICE)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
     x = torch.randn(2, 4, *(5, 4, 3)[: module.spatial_dims]).to(DEVICE).requires_grad_()
     found, gradients = [], []
     for backend in ("triton", "dense"):

@@ -1,0 +1,115 @@
+"""How the harmonics of an order transform, and which of their combinations a group leaves unchanged."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from monai_gmr.symmetry.group_structure import GroupSpec, PointGroup
+from monai_gmr.symmetry.point_groups import is_mirror
+from monai_gmr.symmetry.taps import number_of_components, real_harmonics
+
+# more directions than components of any order
+NUM_DIRECTIONS = 32
+
+
+def harmonic_representation(element: np.ndarray, order: int) -> np.ndarray:
+    r"""The orthogonal matrix ``(components, components)`` by which an orthogonal matrix ``(d, d)`` mixes the harmonics of an order.
+
+    .. math:: Y(g\,t) = D(g)\,Y(t)
+
+    It is found by least squares over directions, so no convention of phases is typed.
+
+    Example:
+        >>> harmonic_representation(np.array([[0, -1], [1, 0]]), 2).round(6) + 0.0
+        array([[-1.,  0.],
+               [ 0., -1.]])
+    """
+    element = np.asarray(element, float)
+    directions = np.random.default_rng(0).standard_normal((NUM_DIRECTIONS, len(element)))
+    before, after = real_harmonics(directions, order), real_harmonics(directions @ element.T, order)
+    return np.linalg.lstsq(before.T, after.T, rcond=None)[0].T
+
+
+def kept_vectors(order: int, elements: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    """Orthonormal combinations of the harmonics of an order that a group leaves unchanged, ``(components, count)``.
+
+    They span the image of the mean of :func:`harmonic_representation` over the ``elements`` ``(order, d, d)``: all for the identity alone,
+    none for the whole group of the grid and orders 1 to 3.
+
+    Example:
+        >>> from monai_gmr.symmetry import named_group
+        >>> kept_vectors(2, named_group("4/mmm", 3)).round(6).T + 0.0  # 3 z^2 - 1
+        array([[1., 0., 0., 0., 0.]])
+        >>> kept_vectors(1, named_group("m-3m", 3)).shape
+        (3, 0)
+
+    Source:
+        J.-P. Serre, "Linear representations of finite groups", section 2.6 (projection on the invariants).
+    """
+    mean = np.mean([harmonic_representation(element, order) for element in elements], axis=0)
+    vectors: list[np.ndarray] = []
+    # in the order of the components, so that every machine finds the same ones
+    for column in (mean + mean.T).T / 2:
+        rest = column - sum((vector * (vector @ column) for vector in vectors), np.zeros(len(column)))
+        length = float(np.linalg.norm(rest))
+        if length > 1e-6:
+            vectors.append(rest / length)
+    return np.stack(vectors, axis=1) if vectors else np.zeros((len(mean), 0))
+
+
+def kept_group(keeps: GroupSpec, spatial_dims: int) -> PointGroup:
+    """The group that an argument ``keeps`` stands for: "all", "rotations", or what :meth:`PointGroup.from_name` reads.
+
+    Example:
+        >>> kept_group("rotations", 3), kept_group(("mm2", "x"), 3)
+        (PointGroup('432'), PointGroup('mm2', axis=0))
+    """
+    whole = PointGroup.from_name("all" if keeps in ("all", "rotations") else keeps, spatial_dims)
+    if keeps != "rotations":
+        return whole
+    return PointGroup.from_elements([element for element in whole.elements if not is_mirror(element)])
+
+
+def has_mirrors(group: PointGroup) -> bool:
+    """Whether a group has elements of determinant -1: a net that keeps it cannot distinguish left from right.
+
+    Example:
+        >>> has_mirrors(PointGroup.from_name("432", 3)), has_mirrors(PointGroup.from_name("mm2", 3))
+        (False, True)
+    """
+    return any(is_mirror(element) for element in group.elements)
+
+
+def relaxation_tables(
+    orders: Sequence[int], channels: Sequence[int], group: PointGroup
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which combinations of responses a group leaves unchanged, and which belong to each channel of a harmonic layer.
+
+    Args:
+        orders, channels: orders of the layer, and channels of each; order 0 has no responses here.
+        group: what stays exact.
+
+    Returns:
+        vectors: ``(combinations, responses)``, by order, then channel.
+        owners: ``(channels, combinations)``, 1 where a combination is of the channel's own response.
+
+    Example:
+        >>> vectors, owners = relaxation_tables((0, 1), (2, 1), PointGroup.from_name("m", 2))
+        >>> vectors.round(6) + 0.0, owners.tolist()
+        (array([[0., 1.]]), [[0], [0], [1]])
+    """
+    dims = group.spatial_dims
+    blocks = [
+        kept_vectors(order, group.elements).T if order else np.zeros((0, 0))
+        for order, count in zip(orders, channels)
+        for _ in range(count)
+    ]
+    sizes = [number_of_components(dims, order) if order else 0 for order, n in zip(orders, channels) for _ in range(n)]
+    vectors = np.zeros((sum(len(block) for block in blocks), sum(sizes)))
+    owners = np.zeros((sum(channels), len(vectors)), dtype=np.int64)
+    row = column = 0
+    for channel, (block, size) in enumerate(zip(blocks, sizes)):
+        vectors[row : row + len(block), column : column + size] = block
+        owners[channel, row : row + len(block)] = 1
+        row, column = row + len(block), column + size
+    return vectors, owners
