@@ -103,6 +103,7 @@ TABLE: dict[str, Rule] = {
     "samples_per_case": COUNT,
     "learning_rate": _number(0, above=True),
     "weight_decay": _number(0),
+    "symmetry_strength": _number(0),
     "optimizer_name": _one_of("sgd", "adamw"),
     "select_by": _one_of("auc", "balanced_accuracy"),
     "augmentation": _one_of(*AUGMENTATIONS),

@@ -5,6 +5,7 @@ from monai_gmr.handlers.in_ball import from_engine_in_ball
 from monai_gmr.handlers.not_finite import StopAtNotFinite
 from monai_gmr.handlers.progress import TrainingProgress
 from monai_gmr.handlers.resume import LatestCheckpoint, SeedEpochs
+from monai_gmr.handlers.symmetry_threshold import SymmetryThresholdHandler
 
 __all__ = [
     "SMALLER_RATE",
@@ -12,6 +13,7 @@ __all__ = [
     "LatestCheckpoint",
     "SeedEpochs",
     "StopAtNotFinite",
+    "SymmetryThresholdHandler",
     "TrainingProgress",
     "from_engine_in_ball",
 ]

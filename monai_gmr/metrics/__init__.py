@@ -1,11 +1,13 @@
 """How far a network is from equivariance, and which of its modules breaks it."""
 
+from monai_gmr.metrics.broken_symmetry import BrokenSymmetry, broken_symmetry
 from monai_gmr.metrics.classification import MacroAUCMetric, MeanRecallMetric
 from monai_gmr.metrics.equivariance import EquivarianceErrors, ViewError, equivariance_error
 from monai_gmr.metrics.equivariance_check import check_equivariance
 from monai_gmr.metrics.equivariance_report import EquivarianceReport, ModuleCheck, SizeCheck
 
 __all__ = [
+    "BrokenSymmetry",
     "EquivarianceErrors",
     "EquivarianceReport",
     "MacroAUCMetric",
@@ -13,6 +15,7 @@ __all__ = [
     "ModuleCheck",
     "SizeCheck",
     "ViewError",
+    "broken_symmetry",
     "check_equivariance",
     "equivariance_error",
 ]

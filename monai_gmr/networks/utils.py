@@ -6,9 +6,12 @@ from typing import Any
 
 from torch import nn
 
+from monai_gmr.networks.symmetry_penalty import symmetry_parameters
+
 
 def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two parameter groups for an optimiser of ``torch.optim``: weight decay on kernels, none on Gaussians' widths, biases and norms.
+    """Two parameter groups for an optimiser of ``torch.optim``: weight decay on kernels, none on Gaussians' widths, biases and norms,
+    nor on what layers learn beyond the group that they keep, which :class:`~monai_gmr.networks.symmetry_penalty.SymmetryThreshold` is for.
 
     Args:
         net: any network.
@@ -22,6 +25,7 @@ def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]
         [(1, 0.001), (2, 0.0)]
         >>> optimizer = torch.optim.AdamW(groups, lr=1e-3)
     """
-    kernels = [parameter for parameter in net.parameters() if parameter.dim() > 1]
-    others = [parameter for parameter in net.parameters() if parameter.dim() <= 1]
+    undecayed = set(symmetry_parameters(net))
+    kernels = [each for each in net.parameters() if each.dim() > 1 and each not in undecayed]
+    others = [each for each in net.parameters() if each.dim() <= 1 or each in undecayed]
     return [{"params": kernels, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

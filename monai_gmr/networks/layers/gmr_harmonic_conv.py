@@ -1,5 +1,6 @@
 """Radial profiles times harmonics, reduced to scalars that rotations and mirrors do not change."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -205,6 +206,21 @@ class GMRHarmonicConvNd(GMRConvNd):
         if weight is None:
             return None
         return torch.matmul(weight, self.chiral_channels.to(weight.dtype))
+
+    @torch.jit.unused
+    def asymmetric_terms(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Parameters that break the symmetry beyond the kept group, each with a view ``(..., size)`` of it or of a part. A group of numbers
+        along the last axis is what one output gets (``relax_weight``), or one factor (``chiral_weight``)."""
+        relax, chiral, views = self.relax_weight, self.chiral_weight, []
+        if relax is not None and self.relax == "matrix":
+            views.append((relax, relax))
+        elif relax is not None:
+            counts = self.combination_owners.sum(1).tolist()
+            ends = np.cumsum([0, *self.channels]).tolist()
+            sizes = [(end - start, counts[start]) for start, end in itertools.pairwise(ends) if end > start]
+            parts = relax.split([n * size for n, size in sizes], dim=1)
+            views += [(relax, part.unflatten(1, (n, size))) for part, (n, size) in zip(parts, sizes) if size]
+        return views if chiral is None else [*views, (chiral, chiral.unsqueeze(-1))]
 
     def dense_kernel(self) -> torch.Tensor:
         """Kernels of all components of all orders, shape ``(responses, in_channels / groups, *kernel_size)``."""

@@ -1,0 +1,55 @@
+"""A training that keeps as much symmetry as the data has: the threshold on what breaks it, and what is left of it at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ignite.engine import Events
+from torch import nn
+from torch.optim import Optimizer
+
+from monai_gmr.metrics import broken_symmetry
+from monai_gmr.networks.symmetry_penalty import SymmetryThreshold
+
+if TYPE_CHECKING:
+    from monai.engines import Workflow
+
+
+class SymmetryThresholdHandler:
+    """Handler that applies a :class:`~monai_gmr.networks.symmetry_penalty.SymmetryThreshold` while a training runs.
+
+    After each epoch, and so before its validation where it stands before the ``ValidationHandler``, it sets to zero what is no longer than
+    one step: what is validated and saved is exactly symmetric where it can be. At the end it writes ``broken_symmetry.csv`` and
+    ``broken_symmetry.png`` of the last weights.
+
+    Args:
+        network: a net with layers that keep a subgroup alone.
+        optimizer: the trainer's.
+        strength: as in the threshold.
+        output_dir: folder of table and picture; ``None`` writes neither.
+
+    Raises:
+        ConfigurationError: when the net has no such layer.
+    """
+
+    def __init__(
+        self, network: nn.Module, optimizer: Optimizer, strength: float, output_dir: str | Path | None
+    ) -> None:
+        self.threshold = SymmetryThreshold(network, optimizer, strength)
+        self.network, self.output_dir = network, output_dir
+
+    def attach(self, engine: Workflow) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.settle)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
+
+    def settle(self, _: Any) -> None:
+        """Set to zero what is no longer than a step."""
+        self.threshold.settle()
+
+    def finish(self, _: Any) -> None:
+        """Stop, and write what is left."""
+        self.threshold.remove()
+        if self.output_dir is not None:
+            broken_symmetry(self.network).save(self.output_dir)

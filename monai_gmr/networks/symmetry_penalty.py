@@ -1,0 +1,139 @@
+"""What harmonic layers that keep a subgroup have learned beyond it: its size as a penalty, and the threshold that makes it exactly zero."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from monai_gmr.networks.shrinkage import shrink_groups
+from monai_gmr.utils import ConfigurationError
+
+
+def asymmetric_terms(net: nn.Module) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Path of each layer that keeps a subgroup alone, a parameter of its terms and a view ``(..., size)``, one group along the last axis.
+
+    A group is what one output gets of the responses (``relax_weight``), or the factor of one term that mirror images change the sign of
+    (``chiral_weight``).
+
+    Example:
+        >>> from monai_gmr.networks.layers import GMRHarmonicConv2d
+        >>> net = nn.Sequential(GMRHarmonicConv2d(1, 8, 3, keeps="1"))
+        >>> [(path, tuple(terms.shape)) for path, _, terms in asymmetric_terms(net)]
+        [('0', (8, 8)), ('0', (1, 2, 1))]
+    """
+    for path, module in net.named_modules():
+        terms = getattr(module, "asymmetric_terms", None)
+        if terms is not None:
+            for parameter, each in terms():
+                yield path, parameter, each
+
+
+def symmetry_penalty(net: nn.Module) -> torch.Tensor:
+    r"""The group lasso on what breaks the symmetry of a net, a scalar: add it, times a strength, to a loss.
+
+    .. math:: \sum_{\text{groups } e} \sqrt{\dim e}\; |e|
+
+    A penalty in the loss makes terms small, not zero; :class:`SymmetryThreshold` makes them zero.
+
+    Example:
+        >>> from monai_gmr.networks.layers import GMRHarmonicConv2d
+        >>> layer = GMRHarmonicConv2d(1, 8, 3, keeps="rotations")
+        >>> _ = nn.init.ones_(layer.chiral_weight)
+        >>> symmetry_penalty(layer).item()
+        2.0
+    """
+    norms = [
+        math.sqrt(terms.shape[-1]) * torch.linalg.vector_norm(terms, dim=-1).sum()
+        for _, _, terms in asymmetric_terms(net)
+    ]
+    return torch.stack(norms).sum() if norms else torch.zeros(())
+
+
+class SymmetryThreshold:
+    r"""A soft threshold on what breaks the symmetry of a net, after each step of an optimiser: it makes true zeros.
+
+    .. math:: e \leftarrow e\,\max\left(0,\, 1 - \lambda\, \eta \sqrt{\dim e} / |e|\right)
+
+    with the optimiser's learning rate :math:`\eta`: the proximal step of :func:`symmetry_penalty`. What a layer does not need stays exactly
+    zero, so that the layer is exactly symmetric. It acts as long as it is not removed.
+
+    Args:
+        net: a net with layers that keep a subgroup, such as ``GMRHarmonicConv2d(..., keeps="1")``.
+        optimizer: of ``torch.optim``, which holds their parameters.
+        strength: :math:`\lambda`, at least 0. Under Adam, whose steps have the size of the learning rate, .25 is what noise alone needs;
+            at 1 no term survives.
+
+    Raises:
+        ConfigurationError: when the net has no such layer, or the optimiser not its parameters.
+
+    Example:
+        >>> from monai_gmr.networks.layers import GMRHarmonicConv2d
+        >>> layer = GMRHarmonicConv2d(1, 8, 3, keeps="1")
+        >>> optimizer = torch.optim.AdamW(layer.parameters(), lr=0.01)
+        >>> threshold = SymmetryThreshold(layer, optimizer, strength=2.0)
+        >>> layer(torch.rand(1, 1, 8, 8)).sum().backward()
+        >>> optimizer.step()
+        >>> layer.relax_weight.abs().max().item()
+        0.0
+
+    Source:
+        N. Parikh, S. Boyd, "Proximal algorithms", 2014, section 6.5.4.
+    """
+
+    def __init__(self, net: nn.Module, optimizer: torch.optim.Optimizer, strength: float) -> None:
+        if not strength >= 0:
+            raise ConfigurationError(f"strength={strength} is impossible: give a number of at least 0.")
+        parameters = symmetry_parameters(net)
+        if not parameters:
+            raise ConfigurationError(
+                f"{type(net).__name__} has no layer that keeps a subgroup alone: give conv=('gmr_harmonic', {{'keeps': '1'}})."
+            )
+        held = {id(each) for group in optimizer.param_groups for each in group["params"]}
+        if any(id(each) not in held for each in parameters):
+            raise ConfigurationError(
+                f"the optimiser does not hold the terms of {type(net).__name__}: make it of all the net's parameters."
+            )
+        self.net, self.optimizer, self.strength = net, optimizer, float(strength)
+        self._handle = optimizer.register_step_post_hook(self._shrink)
+
+    def _rates(self) -> dict[int, float]:
+        """The learning rate of each parameter."""
+        groups = self.optimizer.param_groups
+        return {id(each): float(group["lr"]) for group in groups for each in group["params"]}
+
+    def _shrink(self, *_: Any) -> None:
+        self._apply(self.strength)
+
+    def _apply(self, strength: float, keep_others: bool = False) -> None:
+        rates = self._rates()
+        for _, parameter, terms in asymmetric_terms(self.net):
+            amount = strength * rates[id(parameter)] * math.sqrt(terms.shape[-1])
+            if keep_others:
+                with torch.no_grad():
+                    terms.mul_(torch.linalg.vector_norm(terms, dim=-1, keepdim=True) > amount)
+            else:
+                shrink_groups(terms, amount, -1)
+
+    def settle(self) -> None:
+        """Set to zero the terms that are no longer than one step of the optimiser: their size is that of its noise."""
+        self._apply(1.0, keep_others=True)
+
+    def remove(self) -> None:
+        """Stop acting on the optimiser's steps."""
+        self._handle.remove()
+
+
+def symmetry_parameters(net: nn.Module) -> list[nn.Parameter]:
+    """Parameters that are zero in a net that keeps the whole group; they take no weight decay.
+
+    Example:
+        >>> from monai_gmr.networks.layers import GMRHarmonicConv2d
+        >>> [tuple(each.shape) for each in symmetry_parameters(GMRHarmonicConv2d(1, 8, 3, keeps="1"))]
+        [(8, 8), (1, 2)]
+    """
+    parameters = dict.fromkeys(parameter for _, parameter, _ in asymmetric_terms(net))
+    return [each for each in parameters if isinstance(each, nn.Parameter)]
