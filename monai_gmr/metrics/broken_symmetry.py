@@ -71,8 +71,7 @@ class BrokenSymmetry:
         image = panel.imshow(self.errors, cmap="viridis", vmin=0, vmax=max(0.1, self.errors.max()), aspect="auto")
         panel.set_yticks(range(len(self.layers)), self.layers, fontsize="small")
         panel.set_xticks(range(len(self.elements)), self.elements, rotation=90, fontsize="x-small")
-        panel.set_title("broken symmetry, relative to a layer's output", fontsize="medium")
-        figure.colorbar(image, ax=panel)
+        figure.colorbar(image, ax=panel).set_label("broken symmetry,\npart of a layer's output", fontsize="small")
         with replacing(path) as temporary:
             figure.savefig(temporary, dpi=150, format="png")
 
