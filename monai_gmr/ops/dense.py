@@ -41,7 +41,8 @@ class DenseBackend(Backend):
             rows = responses_kernel(kernel.weight, basis, channel, component, call.groups)
         y = conv_nd(x, rows.unflatten(2, call.kernel_size), None, **_geometry(call))
         dims = len(call.kernel_size)
-        y = response_invariants(y, norms, products, components, call.groups, dims, kernel.linear, kernel.chiral)
+        terms = {"linear": kernel.linear, "chiral": kernel.chiral}
+        y = response_invariants(y, norms, products, components, call.groups, dims, **terms)
         if kernel.bias is not None:
             y = y + kernel.bias.to(y.dtype).reshape([-1] + [1] * dims)
         elif y.requires_grad and not call.recorded:

@@ -45,7 +45,7 @@ def response_invariants(
         output = invariants(grouped, norms, products, components)
     else:
         output = fused_invariants(grouped, norms, products, components)
-    output = add_kept_terms(output, grouped, norms, products, components, linear, chiral)
+    output = add_kept_terms(output, grouped, norms, products, components, linear=linear, chiral=chiral)
     return output.reshape(sizes[:axis] + [groups * (sum(norms) + sum(products))] + sizes[axis + 1 :])
 
 

@@ -76,6 +76,6 @@ class TritonBackend(Backend):
         y = torch.cat(scalars, dim=2)
         if call.kept:
             orders = (list(norms), list(products), list(components))
-            y = add_kept_terms(y, torch.cat(responses, dim=2), *orders, kernel.linear, kernel.chiral)
+            y = add_kept_terms(y, torch.cat(responses, dim=2), *orders, linear=kernel.linear, chiral=kernel.chiral)
         y = y.flatten(1, 2).unflatten(-1, sizes)
         return y if kernel.bias is None else y + kernel.bias.to(y.dtype).reshape([-1] + [1] * len(sizes))
