@@ -136,7 +136,7 @@ def _kind(module: Any, window: Sequence[int], options: Options) -> tuple[str, st
 
 def _arguments(options: Options, harmonic: str) -> dict[str, Any]:
     """Arguments of this library's layer."""
-    left_out = () if harmonic else ("orders", "order_split", "inner_products")
+    left_out = () if harmonic else ("orders", "order_split", "inner_products", "keeps", "relax")
     return {name: value for name, value in options.arguments.items() if name not in left_out}
 
 

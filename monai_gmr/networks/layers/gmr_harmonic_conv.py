@@ -32,6 +32,8 @@ from monai_gmr.utils import ConfigurationError, check_choice
 
 UNITS_PER_HARMONIC = 10**12
 RELAXATIONS = ("vector", "matrix")
+# handedness is a small mean of terms that vary much: a step of the optimiser has to move it as far as other terms
+CHIRAL_GAIN = 10.0
 
 
 def channels_per_order(out_channels: int, order_split: Sequence[float]) -> list[int]:
@@ -89,7 +91,7 @@ class GMRHarmonicConvNd(GMRConvNd):
             raise ConfigurationError(
                 f"kernel_size={kernel_size} has no directions for orders={orders}: use a window of at least 2, or orders=(0,)."
             )
-        self.harmonic_unit = float(UNITS_PER_HARMONIC)
+        self.harmonic_unit, self.chiral_gain = float(UNITS_PER_HARMONIC), CHIRAL_GAIN
         self.orders, self.components, self.order_split = orders, components, tuple(order_split)
         self.inner_products = inner_products
         whole, free = point_group(dims), any(kept_vectors(order, kept.elements).size for order in orders if order)
@@ -205,7 +207,7 @@ class GMRHarmonicConvNd(GMRConvNd):
         weight = self.chiral_weight
         if weight is None:
             return None
-        return torch.matmul(weight, self.chiral_channels.to(weight.dtype))
+        return torch.matmul(weight * self.chiral_gain, self.chiral_channels.to(weight.dtype))
 
     @torch.jit.unused
     def asymmetric_terms(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -292,7 +294,7 @@ class GMRHarmonicConv2d(GMRHarmonicConvNd):
             beyond is learned from zero: a fresh layer keeps all. Each output gets the combinations of responses of the orders above 0
             that the group leaves unchanged, times ``relax_weight``; and, where the group has no mirror images, inner products get their
             cross products (in 3D order 1 alone, triple products with a third response), which mirror images change the sign of, times
-            ``chiral_weight``.
+            10 ``chiral_weight``.
         relax: "matrix": each output gets the combinations of all responses; "vector": of its own response alone, fewer parameters.
 
     All other arguments are those of :class:`GMRConv2d`; with ``spacing`` the angles are physical. On the dense path all components

@@ -15,6 +15,7 @@ from monai_gmr.networks.layers import (
     GMRHarmonicConv2d,
     GMRHarmonicConv3d,
 )
+from monai_gmr.networks.layers.gmr_harmonic_conv import CHIRAL_GAIN
 from monai_gmr.networks.nets import GMRResNet, GMRUNet
 from monai_gmr.symmetry import PointGroup, kept_group, point_group, transform_grid
 from monai_gmr.utils import ConfigurationError
@@ -145,7 +146,7 @@ def test_chiral_terms_vary_as_inner_products_do(dims):
     layer = LAYERS[dims](32, 64, 3, bias=False, keeps="rotations")
     x = torch.randn(4, 32, *((32, 32) if dims == 2 else (12, 12, 12)))
     before = layer(x).detach()
-    nn.init.ones_(layer.chiral_weight)
+    nn.init.constant_(layer.chiral_weight, 1 / CHIRAL_GAIN)
     term = (layer(x).detach() - before)[:, layer.chiral_channels.any(0)]
     assert float(term.var()) == pytest.approx(1 / 3, rel=0.3)
 
