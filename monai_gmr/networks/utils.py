@@ -25,3 +25,20 @@ def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]
     kernels = [parameter for parameter in net.parameters() if parameter.dim() > 1]
     others = [parameter for parameter in net.parameters() if parameter.dim() <= 1]
     return [{"params": kernels, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+
+
+def copy_hooks(source: nn.Module, target: nn.Module) -> None:
+    """Give a module the hooks of another, which keeps them."""
+    # torch has no public way to list the hooks of a module
+    for name in HOOKS:
+        getattr(target, name).update(getattr(source, name))
+
+
+def move_hooks(source: nn.Module, target: nn.Module) -> None:
+    """Give a module the hooks of another, which loses them."""
+    copy_hooks(source, target)
+    for name in HOOKS:
+        getattr(source, name).clear()

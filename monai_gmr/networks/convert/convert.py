@@ -13,15 +13,24 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from monai_gmr.networks.annealing import annealed_layers, pending_sentence
+from monai_gmr.networks.convert.annealed import with_rest
 from monai_gmr.networks.convert.audit import remaining_operations
 from monai_gmr.networks.convert.fields import trace_fields
 from monai_gmr.networks.convert.group_swaps import joins_fields
 from monai_gmr.networks.convert.options import Options, Swap
 from monai_gmr.networks.convert.report import ConversionReport, ConvertedModule
 from monai_gmr.networks.convert.sized import sized_class
-from monai_gmr.networks.convert.swaps import CONVERTIBLE, ON_FIELDS, swap
-from monai_gmr.networks.convert.trace import Pass, convolutions_of, make_inputs, sizes_of_network, trace_sizes
-from monai_gmr.networks.layers import split_convolution
+from monai_gmr.networks.convert.swaps import CONVERTIBLE, ON_FIELDS, one_sided_ends, swap
+from monai_gmr.networks.convert.trace import (
+    CONVOLUTIONS,
+    Pass,
+    convolutions_of,
+    make_inputs,
+    sizes_of_network,
+    trace_sizes,
+)
+from monai_gmr.networks.layers import AnnealedConv, split_convolution
 from monai_gmr.networks.layers.gmr_conv import RINGS
 from monai_gmr.networks.layers.point_group_conv import FILTERS
 from monai_gmr.networks.layers.size_trail import TrailStart
@@ -74,7 +83,12 @@ def convert_to_gmr(
         rings: kind of rings, see :class:`~monai_gmr.networks.layers.GMRConv2d`.
         weights: "project": the weights nearest to the given ones, by least squares, for a trained network; "init": fresh ones, for one
             that will be trained. Default: "project", for conv="group" "init", since the channels of a trained network are no orientations
-            of each other: projection changes its weights by nearly their own norm.
+            of each other: projection changes its weights by nearly their own norm. "anneal": the nearest weights, and beside each layer the
+            rest of the trained kernel (:class:`~monai_gmr.networks.layers.AnnealedConv`), so that the convolutions calculate what they did,
+            steps and upsampling included. Training drives the rests to zero (:class:`~monai_gmr.handlers.AnnealRests`, or
+            :class:`~monai_gmr.networks.annealing.RestPenalty` in a loop of one's own), then
+            :func:`~monai_gmr.networks.drop_rests` leaves an ordinary converted network. What else is exchanged changes the answer
+            at once: pools and upsampling on sizes on which they are not exact, pixel shuffling, norms on the fields of conv="group".
         spacing: voxel size in millimetres, one per axis; kernels are then round in millimetres.
         num_rings: rings of a kernel; default: as :class:`~monai_gmr.networks.layers.GMRConv2d`.
         inplace: whether the given network itself is changed.
@@ -105,7 +119,7 @@ def convert_to_gmr(
     name, arguments = split_convolution(conv)
     check_choice("conv", name, ("gmr", "gmr_harmonic", "group", "plain"))
     weights = weights or ("init" if name == "group" else "project")
-    check_choice("weights", weights, ("project", "init"))
+    check_choice("weights", weights, ("project", "init", "anneal"))
     check_choice("rings", rings, RINGS)
     _check_windows(kernel_sizes)
     if not isinstance(module, nn.Module):
@@ -123,6 +137,10 @@ def convert_to_gmr(
     net = module if inplace else copy.deepcopy(module)
     if name == "plain":
         return _with_report(net, ConversionReport(type(module).__name__, (), ("conv='plain': unchanged",)))
+    if annealed_layers(net):
+        raise ConfigurationError(
+            f"{type(net).__name__} holds rests of an earlier conversion: drop them first, by monai_gmr.networks.drop_rests."
+        )
     channels, dims = _input_of(net, in_channels, spatial_dims)
     if any(isinstance(each, UninitializedParameter) for each in net.parameters()):
         sizes = [tuple(spatial_size)] if spatial_size is not None else [*sizes_of_network(net, dims), (64,) * dims]
@@ -172,7 +190,7 @@ def convert_to_gmr(
         notes += remaining_operations(net, trace, trace.in_channels, example_inputs, known)
     if of_groups:
         net.symmetry_group = of_groups["group"]
-    return _with_report(net, ConversionReport(type(module).__name__, tuple(rows), tuple(notes)))
+    return _with_report(net, ConversionReport(type(module).__name__, tuple(rows), tuple(notes), pending_sentence(net)))
 
 
 def _group_arguments(
@@ -268,18 +286,22 @@ def _convert_modules(
         if found is None:
             continue
         if found.module is not None and found.module is not each:
-            for inner in found.module.modules():
+            replacement: nn.Module = found.module
+            if options.anneals and isinstance(each, CONVOLUTIONS):
+                replacement, rest = with_rest(each, replacement, one_sided_ends(each, options))
+                found = found._replace(module=replacement, rest=rest)
+            for inner in replacement.modules():
                 if hasattr(inner, "levels"):
                     inner.levels = options.trace.levels(each)  # type: ignore[assignment]
             for path in names:
                 if path:
-                    net.set_submodule(path, found.module)
+                    net.set_submodule(path, replacement)
                 else:
-                    net = found.module
+                    net = replacement
         also = f"; also {', '.join(names[1:])}" if len(names) > 1 else ""
         after = None if found.module is None else _short(found.module)
         reason = f"{found.reason}{also}".lstrip("; ")
-        rows.append(ConvertedModule(names[0] or before, text, after, reason, found.change, found.breaks))
+        rows.append(ConvertedModule(names[0] or before, text, after, reason, *found[2:]))
     return rows, net
 
 
@@ -296,6 +318,8 @@ def _short(module: nn.Module) -> str:
     """Class, window and stride of a module in a few words."""
     if isinstance(module, nn.Sequential):
         return " + ".join(_short(each) for each in module)
+    if isinstance(module, AnnealedConv):
+        return f"{_short(module.equivariant)} + rest"
     words = [type(module).__name__.removeprefix("Swapped")]
     kernel: Any = getattr(module, "kernel_size", None)
     stride: Any = getattr(module, "factors", getattr(module, "stride", None))
