@@ -15,6 +15,9 @@ from monai_gmr.networks.shrinkage import shrink_groups
 from monai_gmr.networks.utils import move_hooks
 from monai_gmr.utils import ConfigurationError, check_choice
 
+# of the fall of the longest rest: 1/8 of a kernel is left at half the schedule
+LIMIT_POWER = 3
+
 
 def annealed_layers(net: nn.Module) -> dict[str, AnnealedConv]:
     """The layers of a network that have, or had, a rest, by their names."""
@@ -45,8 +48,9 @@ class RestPenalty:
     Each rest is a group: of a layer, or of an output channel. The penalty is :math:`\lambda \sqrt{n}\, |R|` for a rest of :math:`n`
     weights, and each step of learning rate :math:`\eta` shortens it by :math:`\eta \lambda \sqrt{n}`. Adam moves a weight by about
     :math:`\eta`, so at :math:`\lambda = 1` no gradient keeps a rest, and below it those go first that the loss needs least. At a fraction
-    :math:`f` of the schedule, :math:`\lambda` is ``strength * f ** power``, and no rest is longer than :math:`1 - f` of its kernel: none
-    is still long when the schedule ends. A rest that reaches zero stays zero, and its bias shrinks with its kernel.
+    :math:`f` of the schedule, :math:`\lambda` is ``strength * f ** power``, and no rest is longer than :math:`(1 - f)^3` of its kernel.
+    None is then long when the schedule ends, and the network has the second half of it to live without rests, of which the last tenth of a
+    kernel counts most. A rest that reaches zero stays zero, and its bias shrinks with its kernel.
 
     Args:
         net: from ``convert_to_gmr(net, weights="anneal")``.
@@ -142,7 +146,7 @@ class RestPenalty:
         size = math.prod(weight.shape[axis] for axis in dims)
         strength = self.strength * max(self.fraction, 0.0) ** self.power
         factors = shrink_groups(weight, float(rate(weight)) * strength * math.sqrt(size), dims).flatten()
-        limit = ((1 - self.fraction) / layer.rest_size().clamp(min=1e-30)).clamp(0, 1)
+        limit = ((1 - self.fraction) ** LIMIT_POWER / layer.rest_size().clamp(min=1e-30)).clamp(0, 1)
         for each, factor in ((weight, limit), (bias, limit * factors)):
             if isinstance(each, torch.Tensor):
                 each.mul_(factor.repeat(len(each) // factor.numel()) if factor.dim() else factor)

@@ -39,12 +39,14 @@ class ConversionReport:
         name: class of the network.
         modules: those that conversion knows, in the order of the network.
         notes: what else keeps the network from being exact: weights and operations outside of these modules.
+        remarks: what else changed: parameters that several modules shared and share no more.
         pending: a sentence about rests of trained kernels that annealing has yet to drive to zero, empty where there are none.
     """
 
     name: str
     modules: tuple[ConvertedModule, ...]
     notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     pending: str = ""
 
     @property
@@ -89,4 +91,4 @@ class ConversionReport:
             rows = [[*row[:4], row[5]] for row in rows]
         lines = format_aligned(rows, left=len(rows[0]))
         head = f"{self.name}: {len(self.converted)} modules converted, {len(self.kept)} kept"
-        return "\n".join([head, lines, *self.notes, *([self.pending] if self.pending else [])])
+        return "\n".join([head, lines, *self.remarks, *self.notes, *([self.pending] if self.pending else [])])

@@ -45,7 +45,6 @@ class AnnealedConv(nn.Module):
 
     kernel_norm: torch.Tensor
     ends: list[int]
-    kernel_size: tuple[int, ...]
 
     def __init__(
         self,
@@ -120,7 +119,8 @@ class AnnealedConvTranspose(AnnealedConv):
         return self._with_rest(input, output)
 
     def _rest_beside(self, input: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        rest, dims = self.rest(input), len(self.kernel_size)
+        weight: Any = self.rest.weight
+        rest, dims = self.rest(input), weight.dim() - 2
         gaps = [wanted - n for wanted, n in zip(output.shape[-dims:], rest.shape[-dims:])]
         if is_free(gaps) or any(gaps):
             rest = F.pad(rest, [n for gap in reversed(gaps) for n in (0, gap)])

@@ -208,7 +208,7 @@ def test_no_rest_is_longer_than_the_schedule_leaves():
     for fraction in (0.0, 0.5, 0.9, 1.0):
         penalty.fraction = fraction
         optimizer.step()
-        expected = {path: min(size, 1 - fraction) for path, size in before.items()}
+        expected = {path: min(size, (1 - fraction) ** 3) for path, size in before.items()}
         assert rest_sizes(net) == pytest.approx(expected, abs=1e-6)
 
 
