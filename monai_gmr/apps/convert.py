@@ -57,7 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--group", help="of --conv group: 4mm, 4, 2mm, m in 2D, m-3m, 432, 4/mmm, mmm in 3D, or another one")
     add("--filter", choices=FILTERS[:-1], help="of --conv group: free filters, or separable ones (default: full)")
     add("--kernel-size", type=int, help="window for all convolutions of a window above 1 (default: as they are)")
-    add("--init", action="store_true", help="fresh weights instead of projected ones (group convolutions always have)")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--init", action="store_true", help="fresh weights instead of projected ones (default of group)")
+    text = "keep the rest of each trained kernel beside its projection, for a training that drives it to zero"
+    start.add_argument("--anneal", action="store_true", help=text)
     add("--exclude", action="append", metavar="NAME", help="modules that stay unchanged, such as 'encoder.*'")
     arguments = parser.parse_args(argv)
     network = read_network(arguments).eval()
@@ -67,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         conv = conv, {"group": arguments.group, "filter": arguments.filter or "full"}
     elif arguments.group or arguments.filter:
         raise ConfigurationError(f"--group and --filter are for --conv group, not for --conv {conv}.")
-    weights = "init" if arguments.init else None
+    weights = "init" if arguments.init else "anneal" if arguments.anneal else None
     converted = convert_to_gmr(network, arguments.kernel_size, **options, conv=conv, weights=weights)
     if not arguments.check:
         print(converted.conversion_report)

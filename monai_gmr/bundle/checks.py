@@ -160,6 +160,27 @@ def list_images(
     return [{"image": str(file)} for file in find_images(folder, suffixes, output_dir)]
 
 
+def with_weights(network: torch.nn.Module, path: str | Path | None, convert_weights: str) -> torch.nn.Module:
+    """The network with the weights of a file, for a conversion that takes them over; unchanged where no path is given.
+
+    Raises:
+        ConfigurationError: when the conversion is to anneal a trained network and there are no weights, or they are not its own.
+
+    Example:
+        >>> with_weights(torch.nn.Linear(1, 1), None, "anneal")
+        Traceback (most recent call last):
+        ...
+        monai_gmr.utils.ConfigurationError: convert_weights='anneal' begins with a trained network: give --original_weights, ...
+    """
+    if path is not None:
+        load_network(network, path)
+    elif convert_weights == "anneal":
+        raise ConfigurationError(
+            "convert_weights='anneal' begins with a trained network: give --original_weights, the model.pt of a training with --conv plain."
+        )
+    return network
+
+
 def load_network(network: torch.nn.Module, path: str | Path, device: str | torch.device = "cpu") -> None:
     """Load a file of ``{"model": state_dict}`` or of a ``state_dict`` into the network that it is of.
 

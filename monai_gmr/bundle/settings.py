@@ -107,6 +107,11 @@ TABLE: dict[str, Rule] = {
     "optimizer_name": _one_of("sgd", "adamw"),
     "select_by": _one_of("auc", "balanced_accuracy"),
     "augmentation": _one_of(*AUGMENTATIONS),
+    "convert_weights": _one_of("init", "project", "anneal"),
+    "anneal_epochs": COUNT,
+    "anneal_strength": _number(0),
+    "anneal_power": _number(0),
+    "anneal_by": _one_of("layer", "channel"),
     # what is not positive is the size of the image
     "roi_size": _or_none(_listed(_whole(-1), or_one=True, per_axis=True)),
     # the evaluation

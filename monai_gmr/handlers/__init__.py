@@ -1,5 +1,6 @@
-"""What attaches to an engine: checkpoints, resuming, progress, checks of a training, scores inside the ball."""
+"""What attaches to an engine: checkpoints, resuming, progress, checks of a training, annealing, scores inside the ball."""
 
+from monai_gmr.handlers.anneal import AnnealRests
 from monai_gmr.handlers.best_checkpoint import SMALLER_RATE, BestCheckpoint
 from monai_gmr.handlers.in_ball import from_engine_in_ball
 from monai_gmr.handlers.not_finite import StopAtNotFinite
@@ -9,6 +10,7 @@ from monai_gmr.handlers.symmetry_threshold import SymmetryThresholdHandler
 
 __all__ = [
     "SMALLER_RATE",
+    "AnnealRests",
     "BestCheckpoint",
     "LatestCheckpoint",
     "SeedEpochs",

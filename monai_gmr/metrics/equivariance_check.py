@@ -117,7 +117,8 @@ def check_equivariance(
             checks.append(check)
     finally:
         net.to(home)
-    return EquivarianceReport(type(net).__name__, tolerance, tuple(checks))
+    rests = sum(bool(getattr(module, "holds_rest", False)) for module in net.modules())
+    return EquivarianceReport(type(net).__name__, tolerance, tuple(checks), rests)
 
 
 def _input_format(

@@ -75,6 +75,7 @@ class EquivarianceReport:
     network: str  # name of its class
     tolerance: float  # largest relative L2 error that counts as exact
     sizes: tuple[SizeCheck, ...]
+    rests: int = 0  # convolutions that hold the rest of a trained kernel, which annealing drives to zero
 
     @property
     def worst(self) -> float:
@@ -115,8 +116,10 @@ class EquivarianceReport:
             table.append([size_text(check.size), *_cells(values), "yes" if check.error <= self.tolerance else "NO"])
         lines = [f"{self.network}: relative error over the grid's group, tolerance {self.tolerance:g}", ""]
         lines.append(format_aligned(table, left=len(table[0])))
-        failures = [check.failure for check in self.sizes if check.failure]
-        lines += ["", *failures] if failures else []
+        sentences = [check.failure for check in self.sizes if check.failure]
+        if self.rests and not self.ok:
+            sentences.append(f"Not equivariant yet: {self.rests} convolutions hold the rest of their trained kernels.")
+        lines += ["", *sentences] if sentences else []
         measured = [module.spreads for check in self.sizes for module in check.modules]
         shown = [i for i in shown if any(spreads[i] is not None for spreads in measured)]
         modules = self._module_rows(every_module, shown)

@@ -6,13 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from monai_gmr.networks.annealing import drop_rests
     from monai_gmr.networks.checkpoints import load_gmr_conv_checkpoint
     from monai_gmr.networks.convert import convert_to_gmr
 
-__all__ = ["convert_to_gmr", "load_gmr_conv_checkpoint"]
+__all__ = ["convert_to_gmr", "drop_rests", "load_gmr_conv_checkpoint"]
 
 # they import all of MONAI's nets, so they are imported on first use
-_HOMES = {"convert_to_gmr": "convert", "load_gmr_conv_checkpoint": "checkpoints"}
+_HOMES = {"convert_to_gmr": "convert", "drop_rests": "annealing", "load_gmr_conv_checkpoint": "checkpoints"}
 
 
 def __getattr__(name: str) -> Any:

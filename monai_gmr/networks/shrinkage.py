@@ -1,4 +1,6 @@
-"""Soft thresholds on groups of numbers: the proximal step of a group lasso."""
+"""The proximal step of a group lasso: it makes groups of weights shorter, and those that are short exactly zero."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 
@@ -6,26 +8,35 @@ import torch
 
 
 @torch.no_grad()
-def shrink_groups(parameter: torch.Tensor, amount: float, dims: int | Sequence[int]) -> None:
-    r"""Shorten each group of a tensor by ``amount``, in place; those that are shorter become exactly zero.
+def shrink_groups(parameter: torch.Tensor, amount: float | torch.Tensor, dims: Sequence[int]) -> torch.Tensor:
+    r"""Shorten each group of weights by an amount, in place; a group that is no longer than that becomes exactly zero.
 
-    .. math:: v \leftarrow v\,\max(0,\, 1 - \tau / |v|)
+    .. math:: v \leftarrow v\, \max(0,\; 1 - a / |v|)
+
+    This is the step that minimises :math:`a |v|` beside the squared distance from where an optimiser has left :math:`v`: after a step of
+    learning rate :math:`\eta` the amount is :math:`\eta \lambda` for a penalty :math:`\lambda |v|`.
 
     Args:
-        parameter: any real tensor.
-        amount: :math:`\tau`, at least 0.
-        dims: axes over which a group runs.
+        parameter: any tensor; a parameter keeps its place in optimisers.
+        amount: not negative, one for all groups, or a tensor that broadcasts to the groups; infinity sets all to zero.
+        dims: axes over which a group reaches, all axes for one group; the others count the groups.
+
+    Returns:
+        the factors, of the parameter's shape with 1 along ``dims``.
 
     Example:
-        >>> rows = torch.tensor([[3.0, 4.0], [0.3, 0.4]])
-        >>> shrink_groups(rows, 1.0, 1)
-        >>> rows
-        tensor([[2.4000, 3.2000],
-                [0.0000, 0.0000]])
+        >>> weights = torch.tensor([[3.0, 4.0], [0.3, 0.4]])
+        >>> shrink_groups(weights, 1.0, dims=[1]).flatten().tolist(), weights.tolist()[1]
+        ([0.800000011920929, 0.0], [0.0, 0.0])
 
     Source:
-        M. Yuan, Y. Lin, "Model selection and estimation in regression with grouped variables", J. R. Stat. Soc. B 68, 2006.
+        Yuan and Lin, Model selection and estimation in regression with grouped variables, 2006; Parikh and Boyd, Proximal algorithms,
+        2014, section 6.5.4.
     """
-    norms = torch.linalg.vector_norm(parameter, dim=dims, keepdim=True)
-    # a group of zeros stays what it is
-    parameter.mul_((1 - amount / norms.clamp_min(torch.finfo(parameter.dtype).tiny)).clamp_min(0.0))
+    # not in half precision, whose squares overflow
+    values = parameter if parameter.dtype == torch.float64 else parameter.float()
+    norms = torch.linalg.vector_norm(values, dim=tuple(dims), keepdim=True)
+    factors = torch.where(norms > amount, 1 - amount / norms, torch.zeros_like(norms))
+    # not a product, which leaves infinity times zero and negative zeros
+    parameter.copy_(torch.where(factors > 0, values * factors, torch.zeros_like(values)))
+    return factors

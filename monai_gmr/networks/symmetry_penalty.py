@@ -116,7 +116,7 @@ class SymmetryThreshold:
                 with torch.no_grad():
                     terms.mul_(torch.linalg.vector_norm(terms, dim=-1, keepdim=True) > amount)
             else:
-                shrink_groups(terms, amount, -1)
+                shrink_groups(terms, amount, [-1])
 
     def settle(self) -> None:
         """Set to zero the terms that are no longer than one step of the optimiser: their size is that of its noise."""

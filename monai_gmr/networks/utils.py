@@ -29,3 +29,20 @@ def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]
     kernels = [each for each in net.parameters() if each.dim() > 1 and each not in undecayed]
     others = [each for each in net.parameters() if each.dim() <= 1 or each in undecayed]
     return [{"params": kernels, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+
+
+def copy_hooks(source: nn.Module, target: nn.Module) -> None:
+    """Give a module the hooks of another, which keeps them."""
+    # torch has no public way to list the hooks of a module
+    for name in HOOKS:
+        getattr(target, name).update(getattr(source, name))
+
+
+def move_hooks(source: nn.Module, target: nn.Module) -> None:
+    """Give a module the hooks of another, which loses them."""
+    copy_hooks(source, target)
+    for name in HOOKS:
+        getattr(source, name).clear()

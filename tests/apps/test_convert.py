@@ -45,6 +45,14 @@ def test_group_convolutions_are_measured_under_their_group(config, capsys):
     assert float(line[2]) < 1e-5
 
 
+def test_rests_of_trained_kernels_are_listed_and_said_to_break_it(config, capsys):
+    assert main([config, "--check", "16", "--anneal"]) == 1
+    printed = capsys.readouterr().out
+    assert "rest of kernel" in printed
+    assert printed.count("not equivariant yet: 5 convolutions hold the rest of their trained kernels") == 1
+    assert printed.count("Not equivariant yet: 5 convolutions hold the rest of their trained kernels.") == 1
+
+
 def test_what_is_excluded_breaks_it_and_is_named(config, capsys):
     assert main([config, "--check", "16", "--exclude", "model.0.conv"]) == 1
     assert "model.0.conv" in capsys.readouterr().out.partition("what still breaks it")[2]

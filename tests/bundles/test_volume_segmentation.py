@@ -20,7 +20,9 @@ from PIL import Image
 
 from monai_gmr.bundle import GMRWorkflow
 from monai_gmr.data import write_phantoms
+from monai_gmr.metrics import equivariance_error
 from monai_gmr.networks.nets import GMRUNet
+from monai_gmr.utils import find_configuration_error
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "volume_segmentation_gmr_unet"
 CONFIGS = BUNDLE / "configs"
@@ -316,3 +318,39 @@ def test_monais_dynunet_is_converted_by_config(dataset_dir, tmp_path, conv):
     parser["conv"], parser["features"] = conv, [4, 6, 8]
     net = parser.get_parsed_content("network_def")
     assert bool(net.conversion_report.converted) is (conv != "plain")
+
+
+def test_a_trained_dynunet_is_annealed_by_config(dataset_dir, tmp_path):
+    """It begins with what the plain training wrote, and evaluate.yaml reads what is left as an ordinary converted network."""
+    files = [str(CONFIGS / f"{name}.yaml") for name in ("train", "dynunet", "anneal")]
+    options = {"dataset_dir": dataset_dir, "logging_file": False, "features": [4, 6, 8], "roi_size": [16, 16, 16]}
+    training = {"patch_size": [16, 16, 16], "samples_per_case": 1, "val_interval": 1}
+
+    def folders(name):
+        return {"ckpt_dir": str(tmp_path / name), "output_dir": str(tmp_path / name)}
+
+    run(config_file=files[:2], epochs=1, conv="plain", **options, **training, **folders("plain"))
+    trained = tmp_path / "plain" / "model.pt"
+    run(config_file=files, epochs=3, original_weights=str(trained), **options, **training, **folders("annealed"))
+    parser = ConfigParser()
+    parser.read_config(files[:2])
+    parser["features"] = [4, 6, 8]
+    net = parser.get_parsed_content("network_def")
+    # keys as of a converted network without rests
+    net.load_state_dict(torch.load(tmp_path / "annealed" / "model.pt", weights_only=True))
+    assert equivariance_error(net.eval(), torch.randn(1, 1, 16, 17, 18)).worst < 1e-5
+    evaluation = [str(CONFIGS / "evaluate.yaml"), files[1]]
+    run(config_file=evaluation, angle_step=0, num_group_elements=4, cases=1, **options, **folders("annealed"))
+    with open(tmp_path / "annealed" / "rotation_table.csv", newline="") as file:
+        assert {row["family"] for row in csv.DictReader(file)} >= {"upright", "group"}
+    latest = torch.load(tmp_path / "annealed" / "latest.pt", weights_only=True)
+    assert latest["best"]["best_metric_epoch"] >= 1
+    assert not any("rest" in key for key in latest["model"])
+
+
+def test_annealing_asks_for_a_trained_network():
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / f"{name}.yaml") for name in ("train", "dynunet", "anneal")])
+    with pytest.raises(RuntimeError) as caught:
+        parser.get_parsed_content("network_def")
+    assert "give --original_weights" in str(find_configuration_error(caught.value))

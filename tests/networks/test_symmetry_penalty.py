@@ -41,7 +41,7 @@ def test_shrinking_is_the_proximal_step_of_the_norm():
     rows = torch.randn(6, 4, dtype=torch.float64)
     rows[2] *= 0.1
     shrunk = rows.clone()
-    shrink_groups(shrunk, 1.3, 1)
+    shrink_groups(shrunk, 1.3, [1])
     factors = torch.linspace(0, 1, 20001, dtype=torch.float64)
     for row, found in zip(rows, shrunk):
         candidates = factors[:, None] * row

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from monai_gmr.networks.convert.trace import CONVOLUTIONS, Pass, Trace, first_line, make_inputs
+from monai_gmr.networks.convert.trace import CONVOLUTIONS, Inputs, Pass, Trace, first_line, make_inputs
 from monai_gmr.symmetry import stride_is_exact
 from monai_gmr.utils import tensors_in
 
 OURS = "monai_gmr.networks.layers.", "monai_gmr.networks.convert.layers"
 RANDOM = ("randn", "randn_like", "rand", "rand_like", "normal", "normal_", "uniform_", "bernoulli", "bernoulli_")
 OWN_WEIGHT = "has a weight of its own for each voxel"
+JOINING = ("add", "sub", "mul", "div", "maximum", "minimum", "where", "cat", "stack")
 PLACES = {
     "roll": "moves voxels along an axis",
     "flip": "mirrors an axis",
@@ -47,12 +48,30 @@ def remaining_operations(
     for size in sizes:
         audit = _Audit(net, size, known)
         try:
-            audit.run(partial(make_inputs, net, size, in_channels, example_inputs), trace.sizes_only)
+            audit.follow(partial(make_inputs, net, size, in_channels, example_inputs), trace.sizes_only)
             sentences |= audit.sentences
         except Exception as error:  # a network need not take a voxel more
             if size == trace.size:
                 sentences[f"what it does outside of its layers could not be audited ({first_line(error)})"] = None
     return list(sentences)
+
+
+def _axes(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Where each axis of a tensor stood in the image ``(batch, channels, *spatial)`` that it comes from."""
+    return getattr(tensor, "_gmr_axes", tuple(range(tensor.dim())))
+
+
+def _exchanged(tensor: torch.Tensor) -> bool:
+    """Whether the spatial axes of an image have another order."""
+    spatial = [axis for axis in _axes(tensor) if axis > 1]
+    return spatial != sorted(spatial)
+
+
+def _pass_on_axes(given: Sequence[torch.Tensor], results: Sequence[torch.Tensor]) -> None:
+    source = next((each for each in given if hasattr(each, "_gmr_axes")), None)
+    for result in results if source is not None else ():
+        if source is not None and result.dim() == source.dim():
+            result._gmr_axes = _axes(source)  # type: ignore[attr-defined]
 
 
 def _is_ours(module: nn.Module) -> bool:
@@ -75,10 +94,18 @@ class _Audit(Pass):
         self.stack: list[nn.Module] = []
         self.sentences: dict[str, None] = {}
 
+    def follow(self, inputs: Inputs, sizes_only: bool) -> None:
+        """Run the pass, and look at the network's output."""
+        for tensor in tensors_in(self.run(inputs, sizes_only)):
+            if _exchanged(tensor):
+                self.sentences[f"{type(self.net).__name__}: its output is an image with two axes exchanged"] = None
+
     def enter(self, module: nn.Module, args: tuple) -> None:
         self.stack.append(module)
 
     def leave(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if module in self.ours:
+            _pass_on_axes(tensors_in(args), tensors_in(output))
         if module in self.ours or isinstance(module, CONVOLUTIONS):
             self.sizes |= {tuple(each.shape[2:]) for each in tensors_in(output) if each.dim() == self.dims + 2}
         while self.stack and self.stack.pop() is not module:
@@ -87,9 +114,26 @@ class _Audit(Pass):
     def look(self, name: str, args: tuple, kwargs: dict, output: Any) -> None:
         if not self.stack or not self.ours.isdisjoint(self.stack):
             return
-        sentence = self._sentence(name, args, output)
+        sentence = self._sentence(name, args, output) or self._follow_axes(name, args, output)
         if sentence and not self.known & {self.names[each] for each in self.stack}:
             self.sentences[f"{self.names[self.stack[-1]] or type(self.net).__name__}: {sentence}"] = None
+
+    def _follow_axes(self, name: str, args: tuple, output: Any) -> str | None:
+        """Carry the axes of images along; what joins one with its transpose."""
+        given = [each for each in tensors_in(args) if each.dim() == self.dims + 2]
+        if name in ("permute", "transpose") and given:
+            axes = list(range(self.dims + 2))
+            if name == "permute":
+                axes = [axis % len(axes) for axis in args[1]]
+            else:
+                one, other = (axis % len(axes) for axis in args[1:3])
+                axes[one], axes[other] = other, one
+            output._gmr_axes = tuple(_axes(given[0])[axis] for axis in axes)
+            return None
+        _pass_on_axes(given, tensors_in(output))
+        images = [each for each in given if self._is_image(each)]
+        differ = len({_exchanged(each) for each in images}) > 1
+        return "joins an image with one whose axes are exchanged" if differ and name.rstrip("_") in JOINING else None
 
     def _is_image(self, value: Any) -> bool:
         if not isinstance(value, torch.Tensor) or value.dim() < self.dims + 2:
@@ -197,7 +241,7 @@ def _convolved(args: tuple, output: torch.Tensor, dims: int) -> str | None:
     if len(window) != dims:
         return None
     if prod(window) > 1:
-        return "convolves with a kernel that is not radial"
+        return "convolves with a kernel that rotations and mirrors change"
     return None if args[6] else _centred(args[0].shape[-dims:], window, args[3], args[4], args[5])
 
 

@@ -13,19 +13,34 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from monai_gmr.networks.annealing import pending_sentence
+from monai_gmr.networks.convert.annealed import with_rest
+from monai_gmr.networks.convert.arguments import (
+    check_channels,
+    check_network,
+    check_windows,
+    group_arguments,
+    input_of,
+)
 from monai_gmr.networks.convert.audit import remaining_operations
 from monai_gmr.networks.convert.fields import trace_fields
 from monai_gmr.networks.convert.group_swaps import joins_fields
 from monai_gmr.networks.convert.options import Options, Swap
 from monai_gmr.networks.convert.report import ConversionReport, ConvertedModule
 from monai_gmr.networks.convert.sized import sized_class
-from monai_gmr.networks.convert.swaps import CONVERTIBLE, ON_FIELDS, swap
-from monai_gmr.networks.convert.trace import Pass, convolutions_of, make_inputs, sizes_of_network, trace_sizes
-from monai_gmr.networks.layers import split_convolution
+from monai_gmr.networks.convert.swaps import CONVERTIBLE, ON_FIELDS, one_sided_ends, swap
+from monai_gmr.networks.convert.ties import shared_parameters, tie_again
+from monai_gmr.networks.convert.trace import (
+    CONVOLUTIONS,
+    Pass,
+    convolutions_of,
+    make_inputs,
+    sizes_of_network,
+    trace_sizes,
+)
+from monai_gmr.networks.layers import AnnealedConv, split_convolution
 from monai_gmr.networks.layers.gmr_conv import RINGS
-from monai_gmr.networks.layers.point_group_conv import FILTERS
 from monai_gmr.networks.layers.size_trail import TrailStart
-from monai_gmr.symmetry import PointGroup
 from monai_gmr.symmetry.group_structure import GroupSpec
 from monai_gmr.utils import ConfigurationError, check_choice
 
@@ -74,7 +89,12 @@ def convert_to_gmr(
         rings: kind of rings, see :class:`~monai_gmr.networks.layers.GMRConv2d`.
         weights: "project": the weights nearest to the given ones, by least squares, for a trained network; "init": fresh ones, for one
             that will be trained. Default: "project", for conv="group" "init", since the channels of a trained network are no orientations
-            of each other: projection changes its weights by nearly their own norm.
+            of each other: projection changes its weights by nearly their own norm. "anneal": the nearest weights, and beside each layer the
+            rest of the trained kernel (:class:`~monai_gmr.networks.layers.AnnealedConv`), so that the convolutions calculate what they did,
+            steps and upsampling included. Training drives the rests to zero (:class:`~monai_gmr.handlers.AnnealRests`, or
+            :class:`~monai_gmr.networks.annealing.RestPenalty` in a loop of one's own), then
+            :func:`~monai_gmr.networks.drop_rests` leaves an ordinary converted network. What else is exchanged changes the answer
+            at once: pools and upsampling on sizes on which they are not exact, pixel shuffling, norms on the fields of conv="group".
         spacing: voxel size in millimetres, one per axis; kernels are then round in millimetres.
         num_rings: rings of a kernel; default: as :class:`~monai_gmr.networks.layers.GMRConv2d`.
         inplace: whether the given network itself is changed.
@@ -105,34 +125,24 @@ def convert_to_gmr(
     name, arguments = split_convolution(conv)
     check_choice("conv", name, ("gmr", "gmr_harmonic", "group", "plain"))
     weights = weights or ("init" if name == "group" else "project")
-    check_choice("weights", weights, ("project", "init"))
+    check_choice("weights", weights, ("project", "init", "anneal"))
     check_choice("rings", rings, RINGS)
-    _check_windows(kernel_sizes)
-    if not isinstance(module, nn.Module):
-        raise ConfigurationError(f"module={type(module).__name__} is no network: give a torch.nn.Module.")
-    if hasattr(module, "_orig_mod"):
-        raise ConfigurationError(f"{type(module).__name__} is compiled already: convert first, then compile.")
-    if example_inputs is not None and not isinstance(example_inputs, list | tuple | Mapping):
-        raise ConfigurationError(
-            f"example_inputs={type(example_inputs).__name__} is impossible: give what forward takes as a tuple, or as a dictionary by name."
-        )
-    if spatial_size is not None and not isinstance(spatial_size, Sequence):
-        raise ConfigurationError(
-            f"spatial_size={spatial_size!r} is impossible: give one number per axis, such as (64, 64)."
-        )
+    check_windows(kernel_sizes)
+    check_network(module, example_inputs, spatial_size, inplace)
     net = module if inplace else copy.deepcopy(module)
     if name == "plain":
         return _with_report(net, ConversionReport(type(module).__name__, (), ("conv='plain': unchanged",)))
-    channels, dims = _input_of(net, in_channels, spatial_dims)
+    channels, dims = input_of(net, in_channels, spatial_dims)
     if any(isinstance(each, UninitializedParameter) for each in net.parameters()):
         sizes = [tuple(spatial_size)] if spatial_size is not None else [*sizes_of_network(net, dims), (64,) * dims]
         Pass(net).run(partial(make_inputs, net, sizes[0], channels[0], example_inputs), sizes_only=False)
     trace = trace_sizes(net, dims, channels, spatial_size, example_inputs)
+    check_channels(net, trace, in_channels)
     embeddings = [each for each in net.modules() if type(each).__name__.startswith("PatchEmbed")]
     patches = {inner for each in embeddings for inner in each.modules()}
     of_groups: dict[str, Any] = {}
     if name == "group":
-        of_groups, arguments = _group_arguments(arguments, group, dims, spacing), {}
+        of_groups, arguments = group_arguments(arguments, group, dims, spacing), {}
         if trace.failure:
             raise ConfigurationError(
                 f"{trace.failure}: conv='group' follows an image through the network; give spatial_size, or example_inputs for a network "
@@ -151,8 +161,9 @@ def convert_to_gmr(
     options = Options(
         name, arguments, kernel_sizes, weights, trace, dims, patches=patches, group_arguments=of_groups, fields=fields
     )
+    shared = shared_parameters(net)
     rows, net = _convert_modules(net, options, include, exclude)
-    notes = [] if fields is None else list(fields.notes)
+    notes = [*(() if fields is None else fields.notes)]
     notes += [
         f"{path} stays: it depends on positions, which no replacement of layers makes equivariant"
         for path, _ in net.named_parameters()
@@ -172,53 +183,14 @@ def convert_to_gmr(
         notes += remaining_operations(net, trace, trace.in_channels, example_inputs, known)
     if of_groups:
         net.symmetry_group = of_groups["group"]
-    return _with_report(net, ConversionReport(type(module).__name__, tuple(rows), tuple(notes)))
-
-
-def _group_arguments(
-    arguments: Mapping[str, Any], group: GroupSpec | None, dims: int, spacing: Sequence[float] | None
-) -> dict[str, Any]:
-    """The arguments of group convolutions, the group as a value."""
-    for key in arguments:
-        check_choice("the key of conv='group'", key, ("group", "filter"))
-    check_choice("filter", arguments.get("filter", "full"), FILTERS[:-1])
-    whole = group is None and arguments["group"] == "all"
-    value = PointGroup.from_name(arguments["group"] if group is None else group, dims)
-    if spacing is not None and whole:
-        value = value.keeping(tuple(spacing))
-    elif spacing is not None:
-        value.check_keeps("spacing", tuple(spacing))
-    return {"filter": "full", **arguments, "group": value}
+    remarks = tuple(tie_again(net, shared))
+    report = ConversionReport(type(module).__name__, tuple(rows), tuple(notes), remarks, pending_sentence(net))
+    return _with_report(net, report)
 
 
 def _with_report(net: nn.Module, report: ConversionReport) -> nn.Module:
     net.conversion_report = report  # type: ignore[assignment]
     return net
-
-
-def _check_windows(kernel_sizes: Any) -> None:
-    mapped = isinstance(kernel_sizes, Mapping)
-    numbers = [*kernel_sizes, *kernel_sizes.values()] if mapped else [1 if kernel_sizes is None else kernel_sizes]
-    if any(not isinstance(k, int) or k < 1 for k in numbers):
-        raise ConfigurationError(
-            f"kernel_sizes={kernel_sizes!r} is impossible: give one window of at least 1 for all, or windows for windows as in {{3: 5}}."
-        )
-
-
-def _input_of(net: nn.Module, in_channels: int | None, spatial_dims: int | None) -> tuple[list[int], int]:
-    """Channels that the image may have, the likeliest first, and number of its spatial axes."""
-    convolutions = convolutions_of(net)
-    if not spatial_dims and not convolutions:
-        raise ConfigurationError(
-            f"{type(net).__name__} has no convolution, so there is nothing to convert: if it takes images, "
-            "give spatial_dims and in_channels."
-        )
-    # the first convolution that is registered need not be the first that is called
-    channels = [in_channels] if in_channels else list(dict.fromkeys(each.in_channels for each in convolutions))[:8]
-    # a layer that is built lazily has 0 channels before
-    if not channels or not channels[0]:
-        raise ConfigurationError(f"{type(net).__name__} begins with a lazily built layer: give in_channels.")
-    return channels, spatial_dims or len(convolutions[0].kernel_size)
 
 
 def _matches(path: str, module: nn.Module, selector: Selector) -> bool:
@@ -268,18 +240,22 @@ def _convert_modules(
         if found is None:
             continue
         if found.module is not None and found.module is not each:
-            for inner in found.module.modules():
+            replacement: nn.Module = found.module
+            if options.anneals and isinstance(each, CONVOLUTIONS):
+                replacement, rest = with_rest(each, replacement, one_sided_ends(each, options))
+                found = found._replace(module=replacement, rest=rest)
+            for inner in replacement.modules():
                 if hasattr(inner, "levels"):
                     inner.levels = options.trace.levels(each)  # type: ignore[assignment]
             for path in names:
                 if path:
-                    net.set_submodule(path, found.module)
+                    net.set_submodule(path, replacement)
                 else:
-                    net = found.module
+                    net = replacement
         also = f"; also {', '.join(names[1:])}" if len(names) > 1 else ""
         after = None if found.module is None else _short(found.module)
         reason = f"{found.reason}{also}".lstrip("; ")
-        rows.append(ConvertedModule(names[0] or before, text, after, reason, found.change, found.breaks))
+        rows.append(ConvertedModule(names[0] or before, text, after, reason, *found[2:]))
     return rows, net
 
 
@@ -296,6 +272,8 @@ def _short(module: nn.Module) -> str:
     """Class, window and stride of a module in a few words."""
     if isinstance(module, nn.Sequential):
         return " + ".join(_short(each) for each in module)
+    if isinstance(module, AnnealedConv):
+        return f"{_short(module.equivariant)} + rest"
     words = [type(module).__name__.removeprefix("Swapped")]
     kernel: Any = getattr(module, "kernel_size", None)
     stride: Any = getattr(module, "factors", getattr(module, "stride", None))

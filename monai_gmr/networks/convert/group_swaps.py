@@ -203,7 +203,7 @@ def swap_norm(module: Any, options: Options) -> Swap | None:
     if sample is not None:
         layer.to(sample.device, sample.dtype)
     with torch.no_grad():
-        for key, tensor in tensors.items() if options.weights == "project" else ():
+        for key, tensor in tensors.items() if options.keeps_weights else ():
             own = getattr(layer.norm, key)
             if tensor.is_meta or tensor.dim() == 0:
                 own.copy_(tensor)
@@ -250,7 +250,7 @@ def swap_dense(module: Any, options: Options) -> Swap | None:
     factory: dict[str, Any] = {"device": module.weight.device, "dtype": module.weight.dtype}
     layer = FieldLinear(module.in_features, module.out_features, module.bias is not None, **factory, order=group.order)
     with torch.no_grad():
-        if options.weights == "project" and not module.weight.is_meta:
+        if options.keeps_weights and not module.weight.is_meta:
             layer.weight.copy_(module.weight.unflatten(1, (-1, group.order)).sum(2))
             if module.bias is not None:
                 layer.bias.copy_(module.bias)

@@ -12,6 +12,7 @@ from torch import nn
 
 from monai_gmr.networks.convert.fields import Fields
 from monai_gmr.networks.convert.trace import Trace
+from monai_gmr.networks.utils import copy_hooks, move_hooks
 
 EXACT = "exact as it is"
 
@@ -24,6 +25,8 @@ class Swap(NamedTuple):
     change: float | None = None
     # whether it keeps the network from being exact
     breaks: bool = False
+    # of an annealed convolution its rest, relative to the kernel
+    rest: float | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,16 @@ class Options:
     fields: Fields | None = None
     # whether a module is among those that are to be converted
     selected: Callable[[nn.Module], bool] = lambda module: True
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether trained weights are taken over."""
+        return self.weights != "init"
+
+    @property
+    def anneals(self) -> bool:
+        """Whether convolutions keep the rest of their kernels beside what replaces them."""
+        return self.weights == "anneal"
 
     def window(self, kernel_size: Sequence[int]) -> tuple[int, ...]:
         """The window that replaces another."""
@@ -70,17 +83,12 @@ def take_weights(layer: Any, module: Any, options: Options, project: Callable[..
 
 def projects(module: Any, options: Options) -> bool:
     """Whether the weights of a module are projected: there are some, and a conversion keeps them."""
-    return options.weights == "project" and not module.weight.is_meta
-
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+    return options.keeps_weights and not module.weight.is_meta
 
 
 def with_hooks_of(block: nn.Sequential, part: nn.Module) -> nn.Sequential:
     """A sequence in a module's place, which takes the hooks that one of its parts has been given."""
-    for name in HOOKS:
-        getattr(block, name).update(getattr(part, name))
-        getattr(part, name).clear()
+    move_hooks(part, block)
     return block
 
 
@@ -90,9 +98,7 @@ def keep_training(layer: nn.Module, module: nn.Module, parameters: nn.Module | N
     for name, parameter in module.named_parameters(recurse=False):
         if own.get(name) is not None:
             own[name].requires_grad_(parameter.requires_grad)
-    # torch has no public way to list the hooks of a module
-    for name in HOOKS:
-        getattr(layer, name).update(getattr(module, name))
+    copy_hooks(module, layer)
     layer.train(module.training)
 
 

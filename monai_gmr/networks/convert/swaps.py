@@ -108,11 +108,18 @@ def _one_sided(ends: Sequence[int]) -> bool:
     return any(ends[i] != ends[i + 1] for i in range(0, len(ends), 2))
 
 
-def _surplus(module: Any, options: Options) -> list[int]:
-    """Voxels along each axis that a padding module before a convolution adds, if it pads one end of an axis more than the other."""
-    pad, dims = options.trace.pads.get(module), len(module.kernel_size)
+def one_sided_ends(module: nn.Module, options: Options) -> list[int]:
+    """Voxels at both ends of each axis, as ``torch.nn.functional.pad`` counts, that a padding module before a convolution adds, if it
+    pads one end of an axis more than the other."""
+    pad = options.trace.pads.get(module)
     ends = [] if pad is None else options.trace.paddings[pad]
-    if not _one_sided(ends):
+    return ends if _one_sided(ends) else []
+
+
+def _surplus(module: Any, options: Options) -> list[int]:
+    """Voxels along each axis that :func:`one_sided_ends` adds."""
+    ends, dims = one_sided_ends(module, options), len(module.kernel_size)
+    if not ends:
         return [0] * dims
     ends = ends + [0] * (2 * dims - len(ends))
     return [ends[i] + ends[i + 1] for i in range(len(ends) - 2, -1, -2)]
@@ -168,7 +175,7 @@ def _convolution(module: Any, dims: int, surplus: list[int], options: Options) -
         steps = GMRAvgPool(dims, 1, module.stride, rounding="floor")
         return Swap(with_hooks_of(nn.Sequential(layer, steps), layer), remark, change)
     other = any((new - old) % 2 for new, old in zip(window, module.kernel_size))
-    if not remark and other and options.weights == "project":
+    if not remark and other and options.keeps_weights:
         remark = "drawn anew: a window of the other parity cannot hold the old weights"
     return Swap(layer, remark, change)
 

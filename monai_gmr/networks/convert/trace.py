@@ -90,8 +90,9 @@ class Trace:
     # linear layers that take all voxels of an image at once, and those that do so in training alone
     flattened: set[nn.Module] = field(default_factory=set)
     flattened_in_training: set[nn.Module] = field(default_factory=set)
-    # why no pass was possible
+    # why no pass was possible: a sentence, and what the network raised
     failure: str | None = None
+    reason: str = ""
     # name by which layers find the trail of sizes of this network
     network: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -297,4 +298,4 @@ def trace_sizes(
                     return _SizesPass(net, Trace(size, channels, sizes_only)).fill(inputs)
                 except Exception as error:  # whatever a network raises for a size that it cannot take
                     reason = reason or first_line(error)
-    return Trace(failure=f"no size could be sent through it ({reason})")
+    return Trace(failure=f"no size could be sent through it ({reason})", reason=reason)

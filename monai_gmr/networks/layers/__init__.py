@@ -1,5 +1,6 @@
 """Layers: radial convolutions with the interface of ``torch.nn.ConvNd``, resampling, pooling and norms."""
 
+from monai_gmr.networks.layers.annealed_conv import AnnealedConv, AnnealedConvTranspose
 from monai_gmr.networks.layers.centred_conv import (
     GMRCentredConv1d,
     GMRCentredConv2d,
@@ -52,6 +53,8 @@ from monai_gmr.networks.layers.sized_upsampling import (
 )
 
 __all__ = [
+    "AnnealedConv",
+    "AnnealedConvTranspose",
     "GMRAvgPool",
     "GMRCentredConv1d",
     "GMRCentredConv2d",

@@ -1,0 +1,194 @@
+"""Annealing of a converted network: a penalty on the rests of its trained kernels, true zeros, and the layers without them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from monai_gmr.networks.layers.annealed_conv import AnnealedConv
+from monai_gmr.networks.shrinkage import shrink_groups
+from monai_gmr.networks.utils import move_hooks
+from monai_gmr.utils import ConfigurationError, check_choice
+
+# of the fall of the longest rest: 1/8 of a kernel is left at half the schedule
+LIMIT_POWER = 3
+
+
+def annealed_layers(net: nn.Module) -> dict[str, AnnealedConv]:
+    """The layers of a network that have, or had, a rest, by their names."""
+    return {path: each for path, each in net.named_modules() if isinstance(each, AnnealedConv)}
+
+
+def rest_sizes(net: nn.Module) -> dict[str, float]:
+    """Of each layer that is annealed the norm of its rest, relative to the trained kernel: 0 for one that is equivariant.
+
+    Example:
+        >>> from monai_gmr.networks import convert_to_gmr
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3, stride=2), nn.ReLU())
+        >>> rest_sizes(convert_to_gmr(net, weights="anneal"))
+        {'0': 1.0}
+    """
+    return {path: float(each.rest_size()) for path, each in annealed_layers(net).items()}
+
+
+def pending_sentence(net: nn.Module) -> str:
+    """What keeps an annealed network from being equivariant, empty for one without rests."""
+    holding = sum(each.holds_rest for each in annealed_layers(net).values())
+    return f"not equivariant yet: {holding} convolutions hold the rest of their trained kernels" if holding else ""
+
+
+class RestPenalty:
+    r"""A group lasso on the rests of an annealed network, which rises, as a proximal step after each step of an optimiser.
+
+    Each rest is a group: of a layer, or of an output channel. The penalty is :math:`\lambda \sqrt{n}\, |R|` for a rest of :math:`n`
+    weights, and each step of learning rate :math:`\eta` shortens it by :math:`\eta \lambda \sqrt{n}`. Adam moves a weight by about
+    :math:`\eta`, so at :math:`\lambda = 1` no gradient keeps a rest, and below it those go first that the loss needs least. At a fraction
+    :math:`f` of the schedule, :math:`\lambda` is ``strength * f ** power``, and no rest is longer than :math:`(1 - f)^3` of its kernel.
+    None is then long when the schedule ends, and the network has the second half of it to live without rests, of which the last tenth of a
+    kernel counts most. A rest that reaches zero stays zero, and its bias shrinks with its kernel.
+
+    Args:
+        net: from ``convert_to_gmr(net, weights="anneal")``.
+        optimizer: any of ``torch.optim``, made after the conversion.
+        strength: of the penalty at the end of the schedule; 0 leaves the limit alone.
+        power: of its rise; 0 for a penalty that does not rise.
+        by: "layer", or "channel" for groups of one output channel.
+
+    Attributes:
+        fraction: of the schedule, which the training sets before each step, from 0 to 1; from 1 on every rest is exactly zero.
+
+    Raises:
+        ConfigurationError: when the network has no rests, the optimiser does not hold those that are trained, or a number is impossible.
+
+    Example:
+        >>> from monai_gmr.networks import convert_to_gmr
+        >>> net = convert_to_gmr(nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU()), weights="anneal")
+        >>> optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+        >>> penalty = RestPenalty(net, optimizer)
+        >>> for step in range(10):
+        ...     penalty.fraction = (step + 1) / 10
+        ...     optimizer.zero_grad()
+        ...     net(torch.rand(1, 1, 8, 8)).square().mean().backward()
+        ...     optimizer.step()
+        >>> rest_sizes(net), type(drop_rests(net)[0]).__name__
+        ({'0': 0.0}, 'SwappedGMRConv2d')
+
+    Source:
+        Yuan and Lin 2006 (groups weighted by the root of their size); the step: :func:`~monai_gmr.networks.shrinkage.shrink_groups`.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        strength: float = 1.0,
+        power: float = 2.0,
+        by: str = "layer",
+    ) -> None:
+        check_choice("by", by, ("layer", "channel"))
+        for name, value in (("strength", strength), ("power", power)):
+            if not (isinstance(value, int | float) and 0 <= value < math.inf):
+                raise ConfigurationError(f"{name}={value!r} is impossible: give a number of at least 0.")
+        self.net, self.strength, self.power, self.by = net, strength, power, by
+        self.fraction = 0.0
+        self.layers = list(annealed_layers(net).values())
+        if not self.layers:
+            raise ConfigurationError(
+                f"{type(net).__name__} has no rests of trained kernels: convert it by convert_to_gmr(net, weights='anneal')."
+            )
+        held = {id(each) for group in optimizer.param_groups for each in group["params"]}
+        weights: list[Any] = [layer.rest.weight for layer in self.layers]
+        if any(each.requires_grad and id(each) not in held for each in weights):
+            raise ConfigurationError(
+                f"{type(optimizer).__name__} does not hold the rests of {type(net).__name__}: make it after the conversion."
+            )
+        self._handle = optimizer.register_step_post_hook(self._after_step)
+
+    def remove(self) -> None:
+        """Take the penalty off the optimiser."""
+        self._handle.remove()
+
+    def finish(self) -> None:
+        """Make all rests zero now, without a step, and keep them so."""
+        self.fraction = 1.0
+        self.shrink(lambda weight: 0.0)
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        rates = {id(each): group["lr"] for group in optimizer.param_groups for each in group["params"]}
+        # a frozen layer's rest must go as well
+        usual = optimizer.param_groups[0]["lr"]
+        self.shrink(lambda weight: rates.get(id(weight), usual))
+
+    @torch.no_grad()
+    def shrink(self, rate: Callable[[torch.Tensor], float]) -> None:
+        """Shorten all rests once, for learning rates by weight."""
+        for layer in self.layers:
+            if layer.holds_rest:
+                self._shrink_layer(layer, rate)
+            else:
+                # momentum may have moved it
+                for each in layer.rest.parameters():
+                    each.zero_()
+        if not any(layer.holds_rest for layer in self.layers):
+            _update_report(self.net)
+
+    def _shrink_layer(self, layer: AnnealedConv, rate: Callable[[torch.Tensor], float]) -> None:
+        weight, bias = layer.rest.weight, layer.rest.bias
+        assert isinstance(weight, torch.Tensor)
+        # of a transposed convolution the output channels lie along axis 1
+        channels = int(getattr(layer.rest, "transposed", False))
+        dims = [axis for axis in range(weight.dim()) if self.by == "layer" or axis != channels]
+        size = math.prod(weight.shape[axis] for axis in dims)
+        strength = self.strength * max(self.fraction, 0.0) ** self.power
+        factors = shrink_groups(weight, float(rate(weight)) * strength * math.sqrt(size), dims).flatten()
+        limit = ((1 - self.fraction) ** LIMIT_POWER / layer.rest_size().clamp(min=1e-30)).clamp(0, 1)
+        for each, factor in ((weight, limit), (bias, limit * factors)):
+            if isinstance(each, torch.Tensor):
+                each.mul_(factor.repeat(len(each) // factor.numel()) if factor.dim() else factor)
+        if not layer.settle():
+            for each in layer.rest.parameters():
+                each.grad = None
+
+
+def drop_rests(net: nn.Module) -> nn.Module:
+    """Put the equivariant layers in the place of those whose rest is zero, in place; returns the network.
+
+    Then it is an ordinary converted network, and its state dict that of one; optimisers and state dicts of before still fit.
+    A network that is itself such a layer is returned as its equivariant layer.
+
+    Raises:
+        ConfigurationError: when a rest is not zero.
+    """
+    layers = annealed_layers(net)
+    left = {path: float(each.rest_size()) for path, each in layers.items() if each.settle()}
+    if left:
+        path = max(left, key=lambda each: left[each])
+        raise ConfigurationError(
+            f"{len(left)} of {len(layers)} rests are not zero, the largest that of {path or type(net).__name__}, {left[path]:.2g} of its "
+            "kernel: train on until the schedule's end, or call RestPenalty.finish."
+        )
+    paths: dict[AnnealedConv, list[str]] = {}
+    for path, each in net.named_modules(remove_duplicate=False):
+        if isinstance(each, AnnealedConv):
+            paths.setdefault(each, []).append(path)
+    for layer, names in paths.items():
+        move_hooks(layer, layer.equivariant)
+        for path in names:
+            if not path:
+                return layer.equivariant
+            net.set_submodule(path, layer.equivariant)
+    _update_report(net)
+    return net
+
+
+def _update_report(net: nn.Module) -> None:
+    """Take what is done off the report of the conversion."""
+    report: Any = getattr(net, "conversion_report", None)
+    if report is not None and report.pending:
+        modules = tuple(replace(each, rest=None if each.rest is None else 0.0) for each in report.modules)
+        net.conversion_report = replace(report, modules=modules, pending="")

@@ -1,0 +1,96 @@
+"""Arguments of a conversion: what they mean, and sentences about those that are impossible."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.nn.parameter import UninitializedBuffer
+
+from monai_gmr.networks.annealing import annealed_layers
+from monai_gmr.networks.convert.trace import Trace, convolutions_of
+from monai_gmr.networks.layers.point_group_conv import FILTERS
+from monai_gmr.symmetry import PointGroup
+from monai_gmr.symmetry.group_structure import GroupSpec
+from monai_gmr.utils import ConfigurationError, check_choice
+
+
+def check_network(module: nn.Module, example_inputs: Any, spatial_size: Any, inplace: bool) -> None:
+    """Raise where a network cannot be converted, or where its inputs are given in another form."""
+    if not isinstance(module, nn.Module):
+        raise ConfigurationError(f"module={type(module).__name__} is no network: give a torch.nn.Module.")
+    if hasattr(module, "_orig_mod"):
+        raise ConfigurationError(f"{type(module).__name__} is compiled already: convert first, then compile.")
+    if example_inputs is not None and not isinstance(example_inputs, list | tuple | Mapping):
+        raise ConfigurationError(
+            f"example_inputs={type(example_inputs).__name__} is impossible: give what forward takes as a tuple, or as a dictionary by name."
+        )
+    if spatial_size is not None and not isinstance(spatial_size, Sequence):
+        raise ConfigurationError(
+            f"spatial_size={spatial_size!r} is impossible: give one number per axis, such as (64, 64)."
+        )
+    if not inplace and any(isinstance(each, UninitializedBuffer) for each in module.buffers()):
+        raise ConfigurationError(
+            f"{type(module).__name__} has lazily built norms, which torch cannot copy: call it once with an image, or give inplace=True."
+        )
+    if annealed_layers(module):
+        raise ConfigurationError(
+            f"{type(module).__name__} holds rests of an earlier conversion: drop them first, by monai_gmr.networks.drop_rests."
+        )
+
+
+def check_windows(kernel_sizes: Any) -> None:
+    """Raise where windows are neither one number nor a mapping of numbers."""
+    mapped = isinstance(kernel_sizes, Mapping)
+    numbers = [*kernel_sizes, *kernel_sizes.values()] if mapped else [1 if kernel_sizes is None else kernel_sizes]
+    if any(not isinstance(k, int) or k < 1 for k in numbers):
+        raise ConfigurationError(
+            f"kernel_sizes={kernel_sizes!r} is impossible: give one window of at least 1 for all, or windows for windows as in {{3: 5}}."
+        )
+
+
+def check_channels(net: nn.Module, trace: Trace, in_channels: int | None) -> None:
+    """Raise where no image could be sent through a network because it was given other channels than any convolution has."""
+    if trace.failure and in_channels and in_channels not in {each.in_channels for each in convolutions_of(net)}:
+        raise ConfigurationError(
+            f"in_channels={in_channels} does not fit {type(net).__name__}, which takes no such image ({trace.reason}): give the number of "
+            "its image's channels, or leave it out."
+        )
+
+
+def input_of(net: nn.Module, in_channels: int | None, spatial_dims: int | None) -> tuple[list[int], int]:
+    """Channels that the image may have, the likeliest first, and number of its spatial axes."""
+    convolutions = convolutions_of(net)
+    if not spatial_dims and not convolutions:
+        raise ConfigurationError(
+            f"{type(net).__name__} has no convolution, so there is nothing to convert: if it takes images, "
+            "give spatial_dims and in_channels."
+        )
+    axes = sorted({len(each.kernel_size) for each in convolutions})
+    if spatial_dims and axes and spatial_dims not in axes:
+        raise ConfigurationError(
+            f"spatial_dims={spatial_dims} does not fit {type(net).__name__}, whose convolutions have {axes[0]} spatial axes: leave it out."
+        )
+    # the first convolution that is registered need not be the first that is called
+    channels = [in_channels] if in_channels else list(dict.fromkeys(each.in_channels for each in convolutions))[:8]
+    # a layer that is built lazily has 0 channels before
+    if not channels or not channels[0]:
+        raise ConfigurationError(f"{type(net).__name__} begins with a lazily built layer: give in_channels.")
+    return channels, spatial_dims or len(convolutions[0].kernel_size)
+
+
+def group_arguments(
+    arguments: Mapping[str, Any], group: GroupSpec | None, dims: int, spacing: Sequence[float] | None
+) -> dict[str, Any]:
+    """The arguments of group convolutions, the group as a value."""
+    for key in arguments:
+        check_choice("the key of conv='group'", key, ("group", "filter"))
+    check_choice("filter", arguments.get("filter", "full"), FILTERS[:-1])
+    whole = group is None and arguments["group"] == "all"
+    value = PointGroup.from_name(arguments["group"] if group is None else group, dims)
+    if spacing is not None and whole:
+        value = value.keeping(tuple(spacing))
+    elif spacing is not None:
+        value.check_keeps("spacing", tuple(spacing))
+    return {"filter": "full", **arguments, "group": value}
