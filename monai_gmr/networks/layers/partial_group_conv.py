@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -85,7 +86,7 @@ class PartialGroupConvNd(DirectConvNd):
                 f"groups={groups} must divide the {self.in_fields} fields of in_channels={in_channels} and the {self.out_fields} of "
                 f"out_channels={out_channels}."
             )
-        self.kernel = self._make_kernel(kernel, orders, frequencies, ins, outs, device, dtype)
+        self.kernel = self._make_kernel(kernel, orders, frequencies=frequencies, device=device, dtype=dtype)
         self.bias = nn.Parameter(torch.empty(self.out_fields, device=device, dtype=dtype)) if bias else None
         self._finish_tables()
         self.reset_parameters()
@@ -94,10 +95,9 @@ class PartialGroupConvNd(DirectConvNd):
         # the kernel and the elements have tables of their own
         return {}
 
-    def _make_kernel(self, kind: str, orders, frequencies, ins, outs, device, dtype) -> PartialKernel:
-        steps = tap_spacing(self.kernel_size, None, self.dilation)
-        options = {"frequencies": frequencies, "mirrors": outs.mirrors or (ins is not None and ins.mirrors)}
-        options |= {"lifts": ins is None, "device": device, "dtype": dtype}
+    def _make_kernel(self, kind: str, orders: Sequence[int] | None, **options: Any) -> PartialKernel:
+        steps, ins = tap_spacing(self.kernel_size, None, self.dilation), self.in_elements
+        options |= {"lifts": ins is None, "mirrors": self.out_elements.mirrors or (ins is not None and ins.mirrors)}
         fields = (self.out_fields, self.in_fields // self.groups)
         if kind == "harmonic":
             return HarmonicKernel(self.kernel_size, steps, *fields, orders=orders, **options)

@@ -122,7 +122,9 @@ class HarmonicKernel(PartialKernel):
         shape = (out_fields, in_fields, self.num_taps * self.num_functions)
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         sigma = initial_sigma("gaussian", shells, self.num_rings) - SIGMA_FLOOR["gaussian"]
-        self.log_sigma = nn.Parameter(torch.full((self.num_rings,), math.log(sigma), device=device, dtype=dtype))
+        widths = torch.full((self.num_rings,), math.log(sigma), device=device, dtype=dtype)
+        # a function of unit norm on one shell has no width
+        self.log_sigma = nn.Parameter(widths) if len(shells.squared_radii) > 1 else None
         self._finish_tables(device)
 
     def _make_tables(self) -> dict[str, Any]:
@@ -137,7 +139,8 @@ class HarmonicKernel(PartialKernel):
 
     def tap_functions(self, orientations: torch.Tensor) -> torch.Tensor:
         """Functions of position at orientations ``(G, d, d)``, ``(G, functions, taps)``, by order, component and ring."""
-        sigma = positive_sigma(self.log_sigma, SIGMA_FLOOR["gaussian"])
+        log_sigma = self.weight.new_zeros(self.num_rings) if self.log_sigma is None else self.log_sigma
+        sigma = positive_sigma(log_sigma, SIGMA_FLOOR["gaussian"])
         ranges = [mean_range(order, self.kernel_size, self.steps, self.support) for order in self.orders]
         means = torch.stack([gaussian_means(sigma, self.support, first, margin) for first, margin in ranges])
         # a harmonic has no value at the centre
