@@ -11,7 +11,6 @@ from monai_gmr.symmetry.group_filters import (
 from monai_gmr.symmetry.group_names import element_name, element_triplet, grid_element, group_names, named_group
 from monai_gmr.symmetry.group_structure import PointGroup
 from monai_gmr.symmetry.kept_vectors import (
-    harmonic_representation,
     has_mirrors,
     kept_group,
     kept_vectors,
@@ -26,6 +25,7 @@ from monai_gmr.symmetry.projection import (
     project_transposed_kernel,
 )
 from monai_gmr.symmetry.rotations import axis_direction, axis_index, inscribed_ball, rotation_matrix, transform_image
+from monai_gmr.symmetry.sampled_group import SampledGroup, as_field_group, partial_group
 from monai_gmr.symmetry.strides import (
     centred_steps,
     centred_window,
@@ -52,12 +52,15 @@ from monai_gmr.symmetry.taps import (
     tap_spacing,
 )
 from monai_gmr.symmetry.views import View, angle_views, group_views, icosahedral_views, make_views, random_views
+from monai_gmr.symmetry.wigner import group_functions, harmonic_matrices, harmonic_tensor, number_of_functions
 
 __all__ = [
     "PointGroup",
+    "SampledGroup",
     "Shells",
     "View",
     "angle_views",
+    "as_field_group",
     "axis_direction",
     "axis_index",
     "centred_steps",
@@ -73,9 +76,11 @@ __all__ = [
     "gaussian_means",
     "generate_group",
     "grid_element",
+    "group_functions",
     "group_names",
     "group_views",
-    "harmonic_representation",
+    "harmonic_matrices",
+    "harmonic_tensor",
     "has_mirrors",
     "icosahedral_views",
     "indexed_basis",
@@ -90,6 +95,8 @@ __all__ = [
     "mean_range",
     "named_group",
     "number_of_components",
+    "number_of_functions",
+    "partial_group",
     "point_group",
     "positive_sigma",
     "product_table",

@@ -13,10 +13,11 @@ import torch
 
 from monai_gmr.symmetry.group_structure import GroupSpec, PointGroup
 from monai_gmr.symmetry.point_groups import Array, transform_grid
+from monai_gmr.symmetry.sampled_group import FieldGroup
 from monai_gmr.utils import ConfigurationError
 
 
-def field_channels(name: str, channels: int, group: PointGroup) -> int:
+def field_channels(name: str, channels: int, group: FieldGroup) -> int:
     """Number of fields that so many channels are.
 
     Raises:

@@ -1,39 +1,20 @@
-"""How the harmonics of an order transform, and which of their combinations a group leaves unchanged."""
+"""Combinations of the harmonics of an order that a group leaves unchanged."""
 
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from monai_gmr.symmetry.group_structure import GroupSpec, PointGroup
 from monai_gmr.symmetry.point_groups import is_mirror
-from monai_gmr.symmetry.taps import number_of_components, real_harmonics
-
-# more directions than components of any order
-NUM_DIRECTIONS = 32
-
-
-def harmonic_representation(element: np.ndarray, order: int) -> np.ndarray:
-    r"""The orthogonal matrix ``(components, components)`` by which an orthogonal matrix ``(d, d)`` mixes the harmonics of an order.
-
-    .. math:: Y(g\,t) = D(g)\,Y(t)
-
-    It is found by least squares over directions, so no convention of phases is typed.
-
-    Example:
-        >>> harmonic_representation(np.array([[0, -1], [1, 0]]), 2).round(6) + 0.0
-        array([[-1.,  0.],
-               [ 0., -1.]])
-    """
-    element = np.asarray(element, float)
-    directions = np.random.default_rng(0).standard_normal((NUM_DIRECTIONS, len(element)))
-    before, after = real_harmonics(directions, order), real_harmonics(directions @ element.T, order)
-    return np.linalg.lstsq(before.T, after.T, rcond=None)[0].T
+from monai_gmr.symmetry.taps import number_of_components
+from monai_gmr.symmetry.wigner import harmonic_matrices
 
 
 def kept_vectors(order: int, elements: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
     """Orthonormal combinations of the harmonics of an order that a group leaves unchanged, ``(components, count)``.
 
-    They span the image of the mean of :func:`harmonic_representation` over the ``elements`` ``(order, d, d)``: all for the identity alone,
+    They span the image of the mean of :func:`~monai_gmr.symmetry.harmonic_matrices` over the ``elements`` ``(order, d, d)``: all for the identity alone,
     none for the whole group of the grid and orders 1 to 3.
 
     Example:
@@ -46,7 +27,8 @@ def kept_vectors(order: int, elements: Sequence[np.ndarray] | np.ndarray) -> np.
     Source:
         J.-P. Serre, "Linear representations of finite groups", section 2.6 (projection on the invariants).
     """
-    mean = np.mean([harmonic_representation(element, order) for element in elements], axis=0)
+    matrices = torch.as_tensor(np.asarray(elements, float))
+    mean = harmonic_matrices(matrices, order).mean(0).numpy()
     vectors: list[np.ndarray] = []
     # in the order of the components, so that every machine finds the same ones
     for column in (mean + mean.T).T / 2:

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 from monai_gmr.symmetry import (
-    harmonic_representation,
+    harmonic_matrices,
     is_mirror,
     kept_group,
     kept_vectors,
@@ -14,6 +15,11 @@ from monai_gmr.symmetry import (
     relaxation_tables,
     rotation_matrix,
 )
+
+
+def harmonic_representation(element, order):
+    return harmonic_matrices(torch.as_tensor(np.asarray(element, float)), order).numpy()
+
 
 ORDERS = {1: (0, 1), 2: (0, 1, 2, 3), 3: (0, 1, 2, 3)}
 

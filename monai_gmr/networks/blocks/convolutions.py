@@ -11,13 +11,14 @@ from torch import nn
 from monai_gmr.networks.blocks.adn import GMRADN
 from monai_gmr.networks.layers import GMRDownsample, GMRUpsample, keep_channels_last, make_convolution, make_downsample
 from monai_gmr.networks.layers.group_levels import (
-    behind,
+    chain,
     check_activation,
     check_factors,
     field_dropout,
     field_norm,
     keeps_fields,
     pointwise,
+    with_elements,
 )
 from monai_gmr.utils import ConfigurationError
 
@@ -54,8 +55,8 @@ class GMRConvolution(nn.Sequential):
         is_transposed: upsample rather than downsample.
         padding: voxels at both ends of an axis; default: what keeps the size.
         output_padding: must be ``None`` or 0: any other breaks the symmetry.
-        conv: "gmr", "gmr_harmonic", "group", "sre" or "plain", or a pair of the name and further arguments of the layer. Of group
-            convolutions, norm and dropout act on whole fields.
+        conv: "gmr", "gmr_harmonic", "group", "partial", "sre" or "plain", or a pair of the name and further arguments of the layer. Of
+            convolutions on fields ("group", "partial"), norm and dropout act on whole fields.
         rings: as in :func:`make_convolution`.
         spacing, padding_mode: as in :class:`GMRConv2d`.
 
@@ -93,6 +94,7 @@ class GMRConvolution(nn.Sequential):
         padding_mode: str = "zeros",
     ) -> None:
         super().__init__()
+        conv = with_elements(conv, spatial_dims)
         if output_padding is not None and any(ensure_tuple_rep(output_padding, spatial_dims)):
             raise ConfigurationError(
                 f"output_padding={output_padding} breaks the symmetry: leave it out, the block grows an axis exactly strides times."
@@ -132,7 +134,8 @@ class GMRResidualUnit(nn.Module):
         strides: factor by which axes become shorter, by a :class:`GMRDownsample` in front of both paths.
         subunits: number of convolutions.
         last_conv_only: whether the last convolution has no activation, dropout and normalisation.
-        conv: as in :class:`GMRConvolution`; of group convolutions the first one goes from ``in_group`` to ``out_group``.
+        conv: as in :class:`GMRConvolution`; of group convolutions the first one goes from ``in_group`` to ``out_group``, partial ones go
+            from ``in_elements`` to ``out_elements``.
         kwargs: rings, spacing, padding_mode of :class:`GMRConvolution`.
 
     All other arguments are those of :class:`GMRConvolution`.
@@ -164,22 +167,22 @@ class GMRResidualUnit(nn.Module):
         **kwargs: Any,
     ) -> None:
         super().__init__()
+        conv = with_elements(conv, spatial_dims)
         factors = ensure_tuple_rep(strides, spatial_dims)
         check_factors(conv, factors, spatial_dims)
         strided = any(factor != 1 for factor in factors)
         self.resample = GMRDownsample(spatial_dims, factors) if strided else nn.Identity()
         self.residual: nn.Module = nn.Identity()
-        later = behind(conv, spatial_dims)
         if strided or in_channels != out_channels or not keeps_fields(conv, spatial_dims):
             self.residual = make_convolution(pointwise(conv), spatial_dims, in_channels, out_channels, 1, bias=bias)
         self.conv = nn.Sequential()
         options = {"kernel_size": kernel_size, "dilation": dilation, "bias": bias, "padding": padding, **kwargs}
         options |= {"adn_ordering": adn_ordering, "act": act, "norm": norm}
         options |= {"dropout": dropout, "dropout_dim": dropout_dim}
-        subunits = max(1, subunits)
-        for unit in range(subunits):
-            options["conv_only"] = last_conv_only and unit == subunits - 1
-            options["conv"] = later if unit else conv
+        steps = chain(conv, max(1, subunits), spatial_dims)
+        for unit, step in enumerate(steps):
+            options["conv_only"] = last_conv_only and unit == len(steps) - 1
+            options["conv"] = step
             block = GMRConvolution(spatial_dims, out_channels if unit else in_channels, out_channels, **options)
             self.conv.add_module(f"unit{unit:d}", block)
 
@@ -225,14 +228,14 @@ class GMRResNetBlock(nn.Module):
         **kwargs: Any,
     ) -> None:
         super().__init__()
+        conv = with_elements(conv, spatial_dims)
         windows: list = [1, kernel_size, 1] if bottleneck else [kernel_size, kernel_size]
         widths = [in_channels, channels, channels] + [4 * channels] * bottleneck
         self.downsample = make_downsample(downsample, spatial_dims) if stride > 1 else nn.Identity()
         self.inside = downsample_inside and bottleneck and stride > 1
         common: dict[str, Any] = {"norm": norm, "bias": False}
         self.convs = nn.Sequential()
-        for i, window in enumerate(windows):
-            step = behind(conv, spatial_dims) if i else conv
+        for i, (window, step) in enumerate(zip(windows, chain(conv, len(windows), spatial_dims))):
             options = common | kwargs | {"conv": pointwise(step) if window == 1 else step, "kernel_size": window}
             options["act"] = act if i + 1 < len(windows) else None
             self.convs.add_module(f"conv{i + 1}", GMRConvolution(spatial_dims, widths[i], widths[i + 1], **options))

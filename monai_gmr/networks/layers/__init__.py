@@ -21,6 +21,15 @@ from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d, 
 from monai_gmr.networks.layers.gmr_conv_transpose import GMRConvTranspose1d, GMRConvTranspose2d, GMRConvTranspose3d
 from monai_gmr.networks.layers.gmr_harmonic_conv import GMRHarmonicConv1d, GMRHarmonicConv2d, GMRHarmonicConv3d
 from monai_gmr.networks.layers.instance_norm import GMRInstanceNorm2d, GMRInstanceNorm3d
+from monai_gmr.networks.layers.partial_elements import GroupElements, PartialGroupElements
+from monai_gmr.networks.layers.partial_extents import (
+    PartialExtent,
+    draw_elements,
+    extent_penalty,
+    partial_extents,
+    set_temperature,
+)
+from monai_gmr.networks.layers.partial_group_conv import PartialGroupConv2d, PartialGroupConv3d, PartialGroupPool
 from monai_gmr.networks.layers.point_group_conv import (
     PointGroupConv1d,
     PointGroupConv2d,
@@ -82,6 +91,12 @@ __all__ = [
     "GMRSubpixelMean",
     "GMRTrim",
     "GMRUpsample",
+    "GroupElements",
+    "PartialExtent",
+    "PartialGroupConv2d",
+    "PartialGroupConv3d",
+    "PartialGroupElements",
+    "PartialGroupPool",
     "PointGroupConv1d",
     "PointGroupConv2d",
     "PointGroupConv3d",
@@ -96,10 +111,14 @@ __all__ = [
     "SREConv2d",
     "SREConv3d",
     "convolution_label",
+    "draw_elements",
+    "extent_penalty",
     "keep_channels_last",
     "make_convolution",
     "make_downsample",
     "one_per_level",
+    "partial_extents",
     "register_layers",
+    "set_temperature",
     "split_convolution",
 ]

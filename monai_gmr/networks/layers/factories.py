@@ -1,5 +1,6 @@
 """Registration in MONAI's layer factories: ``Conv["GMR", 3]``, ``Conv["GMRTRANS", 3]``, ``Conv["SRE", 3]``, ``Pool["GMRMAX", 3]``,
-``Norm["GMRINSTANCE", 3]``, ``Conv["POINTGROUP", 3]``, ``Norm["POINTGROUP", 3]``, ``Dropout["POINTGROUP", 3]``."""
+``Norm["GMRINSTANCE", 3]``, ``Conv["POINTGROUP", 3]``, ``Conv["PARTIALGROUP", 3]``, ``Norm["POINTGROUP", 3]``,
+``Dropout["POINTGROUP", 3]``."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d, 
 from monai_gmr.networks.layers.gmr_conv_transpose import GMRConvTranspose1d, GMRConvTranspose2d, GMRConvTranspose3d
 from monai_gmr.networks.layers.gmr_harmonic_conv import GMRHarmonicConv1d, GMRHarmonicConv2d, GMRHarmonicConv3d
 from monai_gmr.networks.layers.instance_norm import GMRInstanceNorm2d, GMRInstanceNorm3d
+from monai_gmr.networks.layers.partial_group_conv import PartialGroupConv2d, PartialGroupConv3d
 from monai_gmr.networks.layers.point_group_conv import (
     PointGroupConv1d,
     PointGroupConv2d,
@@ -24,10 +26,23 @@ from monai_gmr.networks.layers.point_group_conv import (
 )
 from monai_gmr.networks.layers.point_group_fields import PointGroupDropout, PointGroupNorm
 from monai_gmr.networks.layers.resampling import GMRAvgPool, GMRMaxPool
-from monai_gmr.symmetry import PointGroup
+from monai_gmr.symmetry import PointGroup, partial_group
+from monai_gmr.symmetry.sampled_group import FieldGroup
 from monai_gmr.utils import ConfigurationError, check_choice
 
-CONVOLUTIONS = {"gmr": "GMR", "gmr_harmonic": "GMRHARMONIC", "group": "POINTGROUP", "sre": "SRE", "plain": "CONV"}
+CONVOLUTIONS = {
+    "gmr": "GMR",
+    "gmr_harmonic": "GMRHARMONIC",
+    "group": "POINTGROUP",
+    "partial": "PARTIALGROUP",
+    "sre": "SRE",
+    "plain": "CONV",
+}
+# what may stand beside the names of convolutions on fields
+FIELD_ARGUMENTS = {
+    "group": ("group", "filter", "in_group", "out_group"),
+    "partial": ("group", "samples", "kernel", "orders", "frequencies", "seed", "in_elements", "out_elements"),
+}
 
 
 def split_convolution(conv: str | Sequence) -> tuple[str, dict[str, Any]]:
@@ -44,10 +59,31 @@ def split_convolution(conv: str | Sequence) -> tuple[str, dict[str, Any]]:
     if len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], Mapping):
         raise ConfigurationError(f"conv={conv!r} is impossible: give a name, or a pair of a name and arguments.")
     check_choice("conv", pair[0], tuple(CONVOLUTIONS))
-    if pair[0] == "group":
+    if pair[0] in FIELD_ARGUMENTS:
         for key in pair[1]:
-            check_choice(f"conv={conv!r}: the key", key, ("group", "filter", "in_group", "out_group"))
+            check_choice(f"conv={conv!r}: the key", key, FIELD_ARGUMENTS[pair[0]])
     return pair[0], ({"group": "all"} if pair[0] == "group" else {}) | dict(pair[1])
+
+
+def fields_of(name: str, arguments: Mapping[str, Any], spatial_dims: int) -> FieldGroup:
+    """The group of a convolution on fields, of whose fields those that it returns are, or are part.
+
+    Args:
+        name, arguments: of :func:`split_convolution`, "group" or "partial".
+        spatial_dims: 1, 2 or 3.
+
+    Example:
+        >>> fields_of("group", {"group": "4mm"}, 2), fields_of("partial", {"samples": 4}, 2)
+        (PointGroup('4mm'), SampledGroup('SE(2)', samples=4))
+    """
+    if name == "group":
+        return PointGroup.from_name(arguments["group"], spatial_dims)
+    elements = [arguments.get(end) for end in ("out_elements", "in_elements")]
+    known = next((each.group for each in elements if each is not None), None)
+    # elements at the output decide; behind those at the input another group may be named
+    if known is not None and (elements[0] is not None or arguments.get("group") is None):
+        return known
+    return partial_group(arguments.get("group"), spatial_dims, arguments.get("samples"))
 
 
 def convolution_label(conv: str | Sequence) -> str:
@@ -83,9 +119,10 @@ def make_convolution(
     """The layer that the argument ``conv`` of blocks and nets stands for.
 
     Args:
-        conv: "gmr" (:class:`GMRConv2d`), "gmr_harmonic" (:class:`GMRHarmonicConv2d`), "group" (:class:`PointGroupConv2d`), "sre"
-            (:class:`SREConv2d`) or "plain" (``torch.nn.ConvNd``, the baseline); or a pair of the name and further arguments of the layer,
-            such as ``("gmr_harmonic", {"orders": (0, 1)})`` or ``("group", {"group": "4mm", "filter": "gc"})``.
+        conv: "gmr" (:class:`GMRConv2d`), "gmr_harmonic" (:class:`GMRHarmonicConv2d`), "group" (:class:`PointGroupConv2d`),
+            "partial" (:class:`PartialGroupConv2d`), "sre" (:class:`SREConv2d`) or "plain" (``torch.nn.ConvNd``, the baseline); or a pair of
+            the name and further arguments of the layer, such as ``("gmr_harmonic", {"orders": (0, 1)})`` or
+            ``("group", {"group": "4mm", "filter": "gc"})``.
         spatial_dims: 1, 2 or 3.
         in_channels, out_channels, kernel_size, kwargs: of ``torch.nn.ConvNd``.
         rings: kind of rings (:class:`GMRConv2d`), for "gmr" and "gmr_harmonic".
@@ -99,9 +136,9 @@ def make_convolution(
         Conv2d(1, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
     """
     name, arguments = split_convolution(conv)
-    options: dict[str, Any] = {} if name in ("plain", "group") else {"spacing": spacing}
-    if name == "group" and spacing is not None:
-        PointGroup.from_name(arguments["group"], spatial_dims).check_keeps("spacing", spacing)
+    options: dict[str, Any] = {} if name == "plain" or name in FIELD_ARGUMENTS else {"spacing": spacing}
+    if name in FIELD_ARGUMENTS and spacing is not None:
+        fields_of(name, arguments, spatial_dims).check_keeps("spacing", spacing)
     if name.startswith("gmr"):
         options["rings"] = rings
     kind = Conv[CONVOLUTIONS[name], spatial_dims]
@@ -167,6 +204,7 @@ def register_layers() -> None:
         "GMRHARMONIC": {1: GMRHarmonicConv1d, 2: GMRHarmonicConv2d, 3: GMRHarmonicConv3d},
         "POINTGROUP": {1: PointGroupConv1d, 2: PointGroupConv2d, 3: PointGroupConv3d},
         "POINTGROUPTRANS": {1: PointGroupConvTranspose1d, 2: PointGroupConvTranspose2d, 3: PointGroupConvTranspose3d},
+        "PARTIALGROUP": {2: PartialGroupConv2d, 3: PartialGroupConv3d},
         "SRE": {2: SREConv2d, 3: SREConv3d},
     }
     for name, classes in convolutions.items():

@@ -1,4 +1,5 @@
-"""The argument ``conv`` of blocks and nets where it names group convolutions: the group of a level, and what lies between levels.
+"""The argument ``conv`` of blocks and nets where it names convolutions on fields of a group: the fields of a level, and what lies between
+levels. Those of group convolutions are on a group, those of partial ones on learned elements of one, which every step hands to the next.
 
 Every function returns other convolutions as they are.
 """
@@ -10,75 +11,138 @@ from typing import Any
 from monai.networks.layers.utils import get_dropout_layer
 from torch import nn
 
-from monai_gmr.networks.layers.factories import make_convolution, split_convolution
+from monai_gmr.networks.layers.factories import FIELD_ARGUMENTS, fields_of, make_convolution, split_convolution
+from monai_gmr.networks.layers.partial_elements import PartialGroupElements
+from monai_gmr.networks.layers.partial_group_conv import PartialGroupPool
 from monai_gmr.networks.layers.point_group_fields import PointGroupPool, PointGroupRestrict
 from monai_gmr.symmetry import PointGroup, field_channels
+from monai_gmr.symmetry.sampled_group import FieldGroup
 from monai_gmr.utils import ConfigurationError
 
 Convolution = str | Sequence
 
 
-def end_group(conv: Convolution, spatial_dims: int) -> PointGroup | None:
-    """The group on whose fields a convolution ends, ``None`` for other convolutions than "group".
+def end_group(conv: Convolution, spatial_dims: int) -> FieldGroup | None:
+    """The group on whose fields a convolution ends, ``None`` for other convolutions than "group" and "partial".
 
     Example:
         >>> end_group(("group", {"group": "4mm", "out_group": "4"}), 2), end_group("gmr", 2)
         (PointGroup('4'), None)
     """
     name, arguments = split_convolution(conv)
-    if name != "group":
+    if name not in FIELD_ARGUMENTS:
         return None
     last = arguments.get("out_group")
-    return PointGroup.from_name(arguments["group"] if last is None else last, spatial_dims)
+    return fields_of(name, arguments, spatial_dims) if last is None else PointGroup.from_name(last, spatial_dims)
+
+
+def kept_group(conv: Convolution, spatial_dims: int) -> PointGroup | None:
+    """The symmetries of the grid that a net keeps that ends on a convolution, of partial ones with their whole group; ``None`` for others.
+
+    Example:
+        >>> kept_group(("partial", {"group": "SE(2)", "samples": 8}), 2)
+        PointGroup('4')
+    """
+    group = end_group(conv, spatial_dims)
+    return group if group is None or isinstance(group, PointGroup) else group.grid_group
 
 
 def _changed(conv: Convolution, **changes: Any) -> Convolution:
-    """A group convolution from fields to fields with other groups."""
+    """A convolution from fields to fields with other ends."""
     name, arguments = split_convolution(conv)
-    if name != "group":
+    if name not in FIELD_ARGUMENTS:
         return conv
-    kept = {key: value for key, value in arguments.items() if key not in ("in_group", "out_group")}
-    return name, kept | changes
+    ends = ("in_group", "out_group") if name == "group" else ("group", "samples", "seed", "in_elements", "out_elements")
+    return name, {key: value for key, value in arguments.items() if key not in ends} | changes
 
 
-def lift(conv: Convolution) -> Convolution:
-    """The convolution of an image, whose channels are scalars.
+def _is_partial(conv: Convolution) -> bool:
+    return split_convolution(conv)[0] == "partial"
+
+
+def _elements(conv: Convolution, end: str = "out_elements") -> PartialGroupElements | None:
+    return split_convolution(conv)[1].get(end)
+
+
+def with_elements(conv: Convolution, spatial_dims: int) -> Convolution:
+    """A partial convolution whose elements at the output are there, so that several layers of a block end on them; others as they are."""
+    if not _is_partial(conv) or _elements(conv) is not None:
+        return conv
+    before, group = _elements(conv, "in_elements"), end_group(conv, spatial_dims)
+    if before is None:
+        seed = split_convolution(conv)[1].get("seed")
+        after = PartialGroupElements(spatial_dims, group, learned=False, seed=seed)
+    else:
+        after = before.following(group)
+    return _changed(conv, in_elements=before, out_elements=after)
+
+
+def lift(conv: Convolution, spatial_dims: int) -> Convolution:
+    """The convolution of an image, whose channels are scalars; a partial one ends on its whole group.
 
     Example:
-        >>> lift(("group", {"group": "4mm"})), lift("gmr")
+        >>> lift(("group", {"group": "4mm"}), 2), lift("gmr", 2)
         (('group', {'group': '4mm', 'in_group': '1'}), 'gmr')
     """
-    return _changed(conv, in_group="1")
+    return with_elements(conv, spatial_dims) if _is_partial(conv) else _changed(conv, in_group="1")
 
 
 def onto(previous: Convolution, conv: Convolution, spatial_dims: int) -> Convolution:
-    """The first convolution of a level, from the fields of the level before.
+    """The first convolution of a level, from the fields of the level before; a partial one ends on new, learned elements.
 
     Example:
         >>> onto(("group", {"group": "4mm"}), ("group", {"group": "4"}), 2)
         ('group', {'group': PointGroup('4mm'), 'out_group': PointGroup('4')})
     """
+    if _is_partial(conv):
+        before = _elements(previous)
+        assert before is not None  # which check_levels has seen to
+        after = before.following(end_group(conv, spatial_dims))
+        return _changed(conv, in_elements=before, out_elements=after)
     return _changed(conv, group=end_group(previous, spatial_dims), out_group=end_group(conv, spatial_dims))
 
 
 def with_group_of(last: Convolution, conv: Convolution, spatial_dims: int) -> Convolution:
-    """A convolution of one level on the group of another one.
+    """A convolution of one level on the fields of another one.
 
     Example:
         >>> with_group_of(("group", {"group": "4"}), ("group", {"group": "4mm", "filter": "gc"}), 2)
         ('group', {'group': PointGroup('4'), 'filter': 'gc'})
     """
+    if _is_partial(conv):
+        return _changed(conv, in_elements=_elements(last), out_elements=_elements(last))
     return _changed(conv, group=end_group(last, spatial_dims))
 
 
-def behind(conv: Convolution, spatial_dims: int) -> Convolution:
-    """The convolution behind another one, on the group in which that ends.
+def upward(last: Convolution, conv: Convolution, spatial_dims: int) -> Convolution:
+    """The first convolution of a level on the way up, on the group of the coarsest level; a partial one ends on new, learned elements."""
+    follow = onto if _is_partial(conv) else with_group_of
+    return follow(last, conv, spatial_dims)
+
+
+def chain(conv: Convolution, count: int, spatial_dims: int) -> list[Convolution]:
+    """The convolutions of a block of so many, which ends where ``conv`` does: the first one begins as it, the others stand behind it.
+
+    Between partial ones lie new, learned elements; one that lifts goes to the whole group, and those behind it end on learned elements.
 
     Example:
-        >>> behind(("group", {"group": "4mm", "in_group": "1"}), 2)
-        ('group', {'group': PointGroup('4mm')})
+        >>> chain(("group", {"group": "4mm", "in_group": "1"}), 2, 2)
+        [('group', {'group': '4mm', 'in_group': '1'}), ('group', {'group': PointGroup('4mm')})]
     """
-    return _changed(conv, group=end_group(conv, spatial_dims))
+    conv = with_elements(conv, spatial_dims)
+    if not _is_partial(conv):
+        return [conv] + [_changed(conv, group=end_group(conv, spatial_dims))] * (count - 1)
+    first, last = _elements(conv, "in_elements"), _elements(conv)
+    assert last is not None  # which with_elements has seen to
+    ends: list[PartialGroupElements | None] = [first]
+    if first is None:
+        for _ in range(count):
+            ends.append(last if ends[-1] is None else ends[-1].following())
+    else:
+        for _ in range(count - 1):
+            ends.append((ends[-1] or first).following())
+        ends.append(last)
+    return [_changed(conv, in_elements=before, out_elements=after) for before, after in itertools.pairwise(ends)]
 
 
 def keeps_fields(conv: Convolution, spatial_dims: int) -> bool:
@@ -89,21 +153,25 @@ def keeps_fields(conv: Convolution, spatial_dims: int) -> bool:
         (True, False)
     """
     name, arguments = split_convolution(conv)
-    if name != "group":
+    if name not in FIELD_ARGUMENTS:
         return True
+    if name == "partial":
+        return _elements(conv) is not None and _elements(conv, "in_elements") is _elements(conv)
     first = arguments.get("in_group")
     first = PointGroup.from_name(arguments["group"] if first is None else first, spatial_dims)
     return first == end_group(conv, spatial_dims)
 
 
 def pointwise(conv: Convolution) -> Convolution:
-    """The convolution of window 1 beside another one: "plain", or on the same groups.
+    """The convolution of window 1 beside another one: "plain", or on the same fields.
 
     Example:
         >>> pointwise(("group", {"group": "4", "filter": "gc"})), pointwise("gmr_harmonic")
         (('group', {'group': '4', 'filter': 'full'}), 'plain')
     """
     name, arguments = split_convolution(conv)
+    if name == "partial":
+        return name, {key: value for key, value in arguments.items() if key != "orders"}
     return (name, arguments | {"filter": "full"}) if name == "group" else "plain"
 
 
@@ -143,16 +211,19 @@ def check_factors(conv: Convolution, factors: Sequence[int], spatial_dims: int) 
 def check_activation(conv: Convolution, module: nn.Module, act: Any) -> None:
     """Raise where an activation behind a group convolution has weights for single channels, which the group exchanges."""
     weights = [weight for name, weight in module.named_parameters() if name.startswith("A.")]
-    if split_convolution(conv)[0] == "group" and any(weight.numel() > 1 for weight in weights):
+    if split_convolution(conv)[0] in FIELD_ARGUMENTS and any(weight.numel() > 1 for weight in weights):
         raise ConfigurationError(
             f"act={act!r} has weights for single channels, which a group exchanges: give it one weight."
         )
 
 
-def restrict(conv: Convolution, last: Convolution, spatial_dims: int) -> nn.Module:
-    """Fields of one level as fields of a coarser one, whose group is a subgroup."""
+def restrict(conv: Convolution, last: Convolution, spatial_dims: int, channels: int) -> nn.Module:
+    """Fields of one level as fields of a coarser one, whose group is a subgroup; of partial ones by a convolution of window 1."""
     before, after = end_group(conv, spatial_dims), end_group(last, spatial_dims)
-    if before is None or after is None or before == after:
+    if _is_partial(conv) and _elements(conv) is not _elements(last):
+        step = _changed(pointwise(conv), in_elements=_elements(conv), out_elements=_elements(last))
+        return make_convolution(step, spatial_dims, channels, channels, 1)
+    if not isinstance(before, PointGroup) or not isinstance(after, PointGroup) or before == after:
         return nn.Identity()
     return PointGroupRestrict(spatial_dims, before, after)
 
@@ -164,10 +235,12 @@ def scalars(conv: Convolution, spatial_dims: int, channels: int) -> tuple[nn.Mod
         >>> scalars(("group", {"group": "4"}), 2, 32)[1], scalars("gmr", 2, 32)[1]
         (8, 32)
     """
-    group = end_group(conv, spatial_dims)
-    return (
-        (nn.Identity(), channels) if group is None else (PointGroupPool(spatial_dims, group), channels // group.order)
-    )
+    group, elements = end_group(conv, spatial_dims), _elements(conv)
+    if elements is not None:
+        return PartialGroupPool(elements), channels // elements.order
+    if not isinstance(group, PointGroup):
+        return nn.Identity(), channels
+    return PointGroupPool(spatial_dims, group), channels // group.order
 
 
 def make_head(conv: Convolution, spatial_dims: int, channels: int, out_channels: int) -> nn.Module:
@@ -178,19 +251,30 @@ def make_head(conv: Convolution, spatial_dims: int, channels: int, out_channels:
 
 
 def check_levels(convolutions: Sequence[Convolution], spatial_dims: int, channels: Sequence[int], name: str) -> None:
-    """Raise when the levels of a net are not all of group convolutions or none, a level's group is no subgroup of the one before, or does
-    not divide its channels, which the argument ``name`` gives."""
+    """Raise when the levels of a net are not all of group convolutions, all of partial ones or none of either, a level's group is no
+    subgroup of the one before, or does not divide its channels, which the argument ``name`` gives."""
     groups = [end_group(conv, spatial_dims) for conv in convolutions]
-    if any({"in_group", "out_group"} & split_convolution(conv)[1].keys() for conv in convolutions):
+    for conv in convolutions:
+        given = {"in_group", "out_group", "in_elements", "out_elements"} & split_convolution(conv)[1].keys()
+        if given:
+            raise ConfigurationError(
+                f"conv={convolutions!r} has {' and '.join(sorted(given))}, which a net chooses itself: "
+                "give the group of each level in a list."
+            )
+    kinds = [
+        kind if kind in FIELD_ARGUMENTS else None for kind in (split_convolution(conv)[0] for conv in convolutions)
+    ]
+    if len(set(kinds)) > 1:
+        what = (
+            "scalars with fields of a group"
+            if None in kinds
+            else "fields on a group with fields on learned parts of one"
+        )
         raise ConfigurationError(
-            f"conv={convolutions!r} has in_group or out_group, which a net chooses itself: give the group of each level in a list."
+            f"conv={convolutions!r} mixes {what}: give group convolutions to all levels, or to none."
         )
     for before, after in itertools.pairwise(groups):
-        if (before is None) != (after is None):
-            raise ConfigurationError(
-                f"conv={convolutions!r} mixes scalars with fields of a group: give group convolutions to all levels, or to none."
-            )
-        if before is not None and after is not None:
+        if kinds[0] == "group" and isinstance(before, PointGroup) and isinstance(after, PointGroup):
             before.positions(after)
     for group, count in zip(groups, channels):
         if group is not None:

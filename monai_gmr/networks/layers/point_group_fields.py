@@ -10,8 +10,9 @@ from torch import nn
 
 from monai_gmr.networks.layers.table_module import TableModule
 from monai_gmr.ops.group_filters import spread_filter
-from monai_gmr.symmetry import PointGroup, coset_table, end_groups, field_channels, product_table
+from monai_gmr.symmetry import PointGroup, as_field_group, coset_table, end_groups, field_channels, product_table
 from monai_gmr.symmetry.group_structure import GroupSpec
+from monai_gmr.symmetry.sampled_group import FieldGroup, SampledGroup
 from monai_gmr.utils import ConfigurationError, check_choice
 
 NORMS = ("batch", "instance", "group", "syncbatch")
@@ -26,6 +27,12 @@ def check_fields(module: nn.Module, x: torch.Tensor, spatial_dims: int, order: i
             f"{type(module).__name__} of {spatial_dims} spatial axes and a group of {order} was given an input of shape {tuple(x.shape)}: "
             f"give ([batch], a multiple of {order} channels, {spatial_dims} spatial sizes)."
         )
+
+
+def _name_fields(module: nn.Module, group: FieldGroup) -> None:
+    """Say on which fields a layer works, where the group acts on them by exchanging channels."""
+    if isinstance(group, PointGroup):
+        module.field_groups = (group, group)  # type: ignore[assignment]
 
 
 class PointGroupPool(TableModule):
@@ -118,7 +125,7 @@ class PointGroupNorm(nn.Module):
     """A norm whose statistics and affine weights are shared by the channels of a field, so that it commutes with the group.
 
     Args:
-        spatial_dims, group: as in :class:`PointGroupPool`.
+        spatial_dims, group: as in :class:`PointGroupPool`, or a :class:`~monai_gmr.symmetry.SampledGroup`.
         num_features: channels of the input, a multiple of the group's order.
         norm: "batch", "instance", "group" or "syncbatch", or a pair of the name and its arguments, as in
             ``monai.networks.layers.utils.get_norm_layer``; those of "group" are in fields.
@@ -129,14 +136,17 @@ class PointGroupNorm(nn.Module):
         (torch.Size([1, 16, 5, 6]), torch.Size([2]))
     """
 
-    def __init__(self, spatial_dims: int, num_features: int, group: GroupSpec, norm: str | tuple = "batch") -> None:
+    def __init__(
+        self, spatial_dims: int, num_features: int, group: GroupSpec | SampledGroup, norm: str | tuple = "batch"
+    ) -> None:
         super().__init__()
         self.spatial_dims = spatial_dims
         name, arguments = (norm, {}) if isinstance(norm, str) else norm
         name = str(name).lower()
         check_choice("norm", name, NORMS)
-        self.group = PointGroup.from_name(group, spatial_dims)
-        self.order, self.field_groups = self.group.order, (self.group, self.group)
+        self.group = as_field_group(group, spatial_dims)
+        self.order = self.group.order
+        _name_fields(self, self.group)
         fields = field_channels("num_features", num_features, self.group)
         self.norm = get_norm_layer((name, dict(arguments)), 1, fields)
 
@@ -155,7 +165,7 @@ class PointGroupDropout(nn.Module):
     """Dropout of whole fields: all channels of a field, over the whole image, are kept or dropped together.
 
     Args:
-        spatial_dims, group: as in :class:`PointGroupPool`.
+        spatial_dims, group: as in :class:`PointGroupNorm`.
         p: probability with which a field is dropped.
 
     Example:
@@ -164,13 +174,14 @@ class PointGroupDropout(nn.Module):
         {0.0}
     """
 
-    def __init__(self, spatial_dims: int, p: float = 0.5, *, group: GroupSpec) -> None:
+    def __init__(self, spatial_dims: int, p: float = 0.5, *, group: GroupSpec | SampledGroup) -> None:
         super().__init__()
         self.spatial_dims = spatial_dims
         if not 0 <= p <= 1:
             raise ConfigurationError(f"p={p} is no probability: give a number from 0 to 1.")
-        self.group, self.p = PointGroup.from_name(group, spatial_dims), float(p)
-        self.order, self.field_groups = self.group.order, (self.group, self.group)
+        self.group, self.p = as_field_group(group, spatial_dims), float(p)
+        self.order = self.group.order
+        _name_fields(self, self.group)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(batch, fields * order, *spatial)`` to the same shape."""

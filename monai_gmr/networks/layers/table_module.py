@@ -50,5 +50,6 @@ class TableModule(nn.Module):
         # here, as in torch.nn.RNNBase: Module.to_empty() leaves nothing of a buffer, and no state dict brings it back
         tables = self._tables()
         super()._apply(fn, recurse)
-        self._place_tables(tables, getattr(self, self.table_names[0]).device)
+        if tables:
+            self._place_tables(tables, getattr(self, self.table_names[0]).device)
         return self

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from monai_gmr.networks.blocks import GMRConvolution, GMRResNetBlock
-from monai_gmr.networks.layers import make_downsample, one_per_level, split_convolution
+from monai_gmr.networks.layers import draw_elements, make_downsample, one_per_level, split_convolution
 from monai_gmr.networks.layers.conv_nd import check_input
-from monai_gmr.networks.layers.group_levels import check_levels, end_group, lift, onto, scalars
+from monai_gmr.networks.layers.group_levels import check_levels, kept_group, lift, onto, scalars
 from monai_gmr.utils import ConfigurationError, check_choice
 
 DEFAULT_KERNEL_SIZES = {2: (9, 9, 5, 5), 3: (5, 5, 5, 5)}
@@ -31,9 +31,10 @@ class GMRResNet(nn.Module):
         width: channels of the first stage, a multiple of a group's order; each stage has twice as many as the one before.
         stem_kernel_size: window of the stem in voxels, one number or one per axis.
         stem_stride: 2: the stem halves the grid; 1: it does not, for images of few voxels.
-        conv: "gmr", "gmr_harmonic" (orders 0 to 2), "group" (group convolutions, made scalars before the pooling), "sre" or "plain"
-            (``torch.nn.ConvNd``, the baseline); or a pair of the name and further arguments of the layer, such as
-            ``("gmr_harmonic", {"orders": (0, 1)})`` or ``("group", {"group": "4mm", "filter": "gc"})``; or a list of either, one per stage,
+        conv: "gmr", "gmr_harmonic" (orders 0 to 2), "group" (group convolutions, made scalars before the pooling), "partial" (group
+            convolutions whose layers learn how much of the group they keep), "sre" or "plain" (``torch.nn.ConvNd``, the baseline); or a
+            pair of the name and further arguments of the layer, such as ``("gmr_harmonic", {"orders": (0, 1)})``,
+            ``("group", {"group": "4mm", "filter": "gc"})`` or ``("partial", {"group": "E(2)"})``; or a list of either, one per stage,
             whose groups may become smaller from stage to stage.
         rings: as in :class:`~monai_gmr.networks.layers.GMRConv2d`.
         spacing: voxel size in millimetres; the net is then invariant to the symmetries that keep it.
@@ -105,9 +106,11 @@ class GMRResNet(nn.Module):
         common: dict[str, Any] = {"rings": rings, "spacing": spacing, "padding_mode": padding_mode}
         common |= {"act": act, "norm": norm}
         self.spatial_dims, self.n_input_channels = spatial_dims, n_input_channels
-        # of group convolutions the group that the net keeps
-        self.symmetry_group = end_group(convolutions[-1], spatial_dims)
-        options = common | {"kernel_size": stem_kernel_size, "conv": lift(convolutions[0]), "bias": False}
+        # of group convolutions the group that the net keeps, of partial ones that which it keeps before it learns to keep less
+        self.symmetry_group = kept_group(convolutions[-1], spatial_dims)
+        self.draws_elements = split_convolution(convolutions[0])[0] == "partial"
+        first = lift(convolutions[0], spatial_dims)
+        options = common | {"kernel_size": stem_kernel_size, "conv": first, "bias": False}
         self.stem = GMRConvolution(spatial_dims, n_input_channels, width, **options)
         after_stem = downsample if stem_downsample is None else stem_downsample
         self.downsample = make_downsample(after_stem, spatial_dims) if stem_stride == 2 else nn.Identity()
@@ -115,12 +118,12 @@ class GMRResNet(nn.Module):
         common |= {"bottleneck": bottleneck, "downsample": downsample, "downsample_inside": downsample_inside}
         channels, expansion = width, 4 if bottleneck else 1
         self.stages = nn.ModuleList()
-        last = convolutions[0]
+        last = first
         for level, (count, window, convolution) in enumerate(zip(layers, windows, convolutions)):
             stage, out_channels = nn.Sequential(), width * 2**level
             for i in range(count):
-                step, last = onto(last, convolution, spatial_dims), convolution
-                options = common | {"stride": 2 if level > 0 and i == 0 else 1, "conv": step}
+                last = onto(last, convolution, spatial_dims)
+                options = common | {"stride": 2 if level > 0 and i == 0 else 1, "conv": last}
                 residual = GMRResNetBlock(spatial_dims, channels, out_channels, window, **options)
                 stage.add_module(f"block{i + 1}", residual)
                 channels = out_channels * expansion
@@ -138,6 +141,8 @@ class GMRResNet(nn.Module):
         """Pooled features, ``(batch, channels)``."""
         if not torch.jit.is_scripting():
             check_input(self, x, self.spatial_dims, self.n_input_channels, unbatched=False)
+            if self.draws_elements and self.training:
+                draw_elements(self)
         x = self.downsample(self.stem(x))
         for stage in self.stages:
             x = stage(x)

@@ -10,18 +10,19 @@ from monai.utils import ensure_tuple_rep
 from torch import nn
 
 from monai_gmr.networks.blocks import GMRConvolution
-from monai_gmr.networks.layers import GMRTrim, GMRUpsample, make_convolution, make_downsample
+from monai_gmr.networks.layers import GMRTrim, GMRUpsample, draw_elements, make_convolution, make_downsample
 from monai_gmr.networks.layers.conv_nd import check_input
 from monai_gmr.networks.layers.factories import one_per_level, split_convolution
 from monai_gmr.networks.layers.group_levels import (
-    behind,
+    chain,
     check_levels,
-    end_group,
+    kept_group,
     lift,
     make_head,
     onto,
     pointwise,
     restrict,
+    upward,
     with_group_of,
 )
 from monai_gmr.ops.backend import prefers_channels_last
@@ -76,9 +77,10 @@ class GMRUNet(nn.Module):
         out_channels: channels of the segmentation.
         features: channels of each level, multiples of the order of a group; their number is the depth.
         kernel_sizes: window of each level in voxels, or one for all; default 5 in 2D, 3 in 3D, 3 for "plain" and "group".
-        conv: "gmr", "gmr_harmonic" (orders 0 to 2), "group" (group convolutions, made scalars before the head), "sre" or "plain"
-            (``torch.nn.ConvNd``, the baseline); or a pair of the name and further arguments of the layer, such as
-            ``("gmr_harmonic", {"orders": (0, 1)})`` or ``("group", {"group": "4mm", "filter": "gc"})``; or a list of either, one per level,
+        conv: "gmr", "gmr_harmonic" (orders 0 to 2), "group" (group convolutions, made scalars before the head), "partial" (group
+            convolutions whose layers learn how much of the group they keep), "sre" or "plain" (``torch.nn.ConvNd``, the baseline); or a
+            pair of the name and further arguments of the layer, such as ``("gmr_harmonic", {"orders": (0, 1)})``,
+            ``("group", {"group": "4mm", "filter": "gc"})`` or ``("partial", {"group": "E(2)"})``; or a list of either, one per level,
             whose groups may become smaller from level to level (the way up is then on the smallest).
         rings: as in :class:`~monai_gmr.networks.layers.GMRConv2d`.
         spacing: voxel size in millimetres; the net is then equivariant to the symmetries that keep it.
@@ -153,52 +155,62 @@ class GMRUNet(nn.Module):
                 stacklevel=2,
             )
         self.spatial_dims, self.in_channels = spatial_dims, in_channels
-        # of group convolutions the group that the net keeps
-        self.symmetry_group = end_group(convolutions[-1], spatial_dims)
+        # of group convolutions the group that the net keeps, of partial ones that which it keeps before it learns to keep less
+        self.symmetry_group = kept_group(convolutions[-1], spatial_dims)
+        self.draws_elements = names[0] == "partial"
         self.deep_supervision = deep_supervision
         norm_name = norm[0] if isinstance(norm, tuple | list) else norm
         self.normalises_instances = str(norm_name).lower().startswith("instance")
         # window and channels of the convolutions on the finest grid
         self.window, self.channels = ensure_tuple_rep(windows[0], spatial_dims), (features[0], features[0])
         # with channels last the framework's other norms add up in single precision, and the net would not be exact
-        self.may_run_channels_last = self.normalises_instances and names[0] not in ("plain", "group")
+        self.may_run_channels_last = self.normalises_instances and names[0] not in ("plain", "group", "partial")
         common: dict[str, Any] = {"rings": rings, "spacing": spacing, "padding_mode": padding_mode}
         common |= {"act": act, "norm": norm, "bias": bias, "dropout": dropout or None}
 
-        def two_convolutions(inputs: int, outputs: int, level: int, first: str | Sequence) -> nn.Sequential:
+        def two_convolutions(inputs: int, outputs: int, level: int, steps: list) -> nn.Sequential:
             options = {"kernel_size": windows[level], **common}
-            pair = ((inputs, first), (outputs, behind(first, spatial_dims)))
+            pair = zip((inputs, outputs), steps)
             return nn.Sequential(*(GMRConvolution(spatial_dims, n, outputs, conv=each, **options) for n, each in pair))
 
-        self.stem = two_convolutions(in_channels, features[0], 0, lift(convolutions[0]))
+        steps = chain(lift(convolutions[0], spatial_dims), 2, spatial_dims)
+        # the last convolution of each level on the way down
+        lasts = [steps[-1]]
+        self.stem = two_convolutions(in_channels, features[0], 0, steps)
         self.encoders, self.decoders, self.reducers, self.heads = (nn.ModuleList() for _ in range(4))
         for level in range(1, len(features)):
-            first = onto(convolutions[level - 1], convolutions[level], spatial_dims)
-            pair = two_convolutions(features[level - 1], features[level], level, first)
+            steps = chain(onto(lasts[-1], convolutions[level], spatial_dims), 2, spatial_dims)
+            lasts.append(steps[-1])
+            pair = two_convolutions(features[level - 1], features[level], level, steps)
             self.encoders.append(nn.Sequential(make_downsample(downsample, spatial_dims), pair))
-        coarse = features[-1]
         # on the way up all fields are on the coarsest level's group
-        upwards = [with_group_of(convolutions[-1], each, spatial_dims) for each in convolutions]
-        finer = convolutions[:-1]
-        self.skips = nn.ModuleList([restrict(each, convolutions[-1], spatial_dims) for each in finer])
+        coarse, last = features[-1], lasts[-1]
+        skips: list[nn.Module] = []
         for level in reversed(range(1, len(features))):
             fine, taken = decoded[level - 1], received[level - 1]
             if upsample == "deconv":
                 self.reducers.append(Conv["CONVTRANS", spatial_dims](coarse, taken, 2, stride=2))
             else:
-                self.reducers.append(make_convolution(pointwise(upwards[level]), spatial_dims, coarse, taken, 1))
-            self.decoders.append(two_convolutions(features[level - 1] + taken, fine, level - 1, upwards[level - 1]))
+                same = pointwise(with_group_of(last, convolutions[level], spatial_dims))
+                self.reducers.append(make_convolution(same, spatial_dims, coarse, taken, 1))
+            skips.append(restrict(lasts[level - 1], last, spatial_dims, features[level - 1]))
+            steps = chain(upward(last, convolutions[level - 1], spatial_dims), 2, spatial_dims)
+            last = steps[-1]
+            self.decoders.append(two_convolutions(features[level - 1] + taken, fine, level - 1, steps))
             if deep_supervision and level > 1:
-                self.heads.append(make_head(upwards[level], spatial_dims, fine, out_channels))
+                self.heads.append(make_head(last, spatial_dims, fine, out_channels))
             coarse = fine
+        self.skips = nn.ModuleList(reversed(skips))
         self.upsample = UPSAMPLE[upsample](spatial_dims)
-        self.head = make_head(upwards[-1], spatial_dims, coarse, out_channels)
+        self.head = make_head(last, spatial_dims, coarse, out_channels)
 
     def decode(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Features of every decoder level, the coarsest first."""
         if not torch.jit.is_scripting():
             check_input(self, x, self.spatial_dims, self.in_channels, unbatched=False)
             check_smallest_grid(x, len(self.encoders), self.normalises_instances, self.training)
+            if self.draws_elements and self.training:
+                draw_elements(self)
             if self.may_run_channels_last and prefers_channels_last(x, self.window, self.channels):
                 x = make_channels_last(x)
         x = self.stem(x)

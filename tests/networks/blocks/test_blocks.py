@@ -65,7 +65,10 @@ def test_conv_chooses_the_layer(conv, layer):
     [
         ({"output_padding": 1}, "output_padding=1 breaks the symmetry"),
         ({"kernel_size": 4}, "use an odd kernel_size"),
-        ({"conv": "gmrr"}, "conv='gmrr' is unknown: use one of 'gmr', 'gmr_harmonic', 'group', 'sre', 'plain'"),
+        (
+            {"conv": "gmrr"},
+            "conv='gmrr' is unknown: use one of 'gmr', 'gmr_harmonic', 'group', 'partial', 'sre', 'plain'",
+        ),
     ],
 )
 def test_what_is_impossible_ends_in_one_sentence(arguments, message):

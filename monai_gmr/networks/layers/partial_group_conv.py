@@ -1,0 +1,265 @@
+"""Partial group convolutions: fields on samples of a group, of which each layer learns how much it keeps."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from monai_gmr.networks.layers.conv_nd import DirectConvNd
+from monai_gmr.networks.layers.partial_elements import GroupElements, PartialGroupElements
+from monai_gmr.networks.layers.partial_kernels import HarmonicKernel, PartialKernel, SirenKernel
+from monai_gmr.networks.layers.point_group_fields import check_fields
+from monai_gmr.ops.ring_conv import conv_nd
+from monai_gmr.symmetry import field_channels, tap_spacing
+from monai_gmr.symmetry.group_structure import GroupSpec
+from monai_gmr.symmetry.sampled_group import SampledGroup, partial_group
+from monai_gmr.utils import ConfigurationError, check_choice
+
+KERNELS = ("harmonic", "siren")
+
+
+def _checked_elements(name: str, elements: object, spatial_dims: int) -> PartialGroupElements | None:
+    if elements is not None and not isinstance(elements, PartialGroupElements):
+        raise ConfigurationError(
+            f"{name} is a {type(elements).__name__}, which is impossible: give the out_elements of another partial layer."
+        )
+    if elements is not None and elements.spatial_dims != spatial_dims:
+        raise ConfigurationError(
+            f"{name}={elements!r} transforms {elements.spatial_dims} axes: give elements of {spatial_dims}."
+        )
+    return elements
+
+
+class PartialGroupConvNd(DirectConvNd):
+    """Partial group convolution of any dimension; use :class:`PartialGroupConv2d` or :class:`PartialGroupConv3d`."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: str | int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device=None,
+        dtype=None,
+        *,
+        group: GroupSpec | SampledGroup | None = None,
+        samples: int | None = None,
+        in_elements: PartialGroupElements | None = None,
+        out_elements: PartialGroupElements | None = None,
+        kernel: str = "harmonic",
+        orders: Sequence[int] | None = None,
+        frequencies: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        geometry = (kernel_size, stride, padding, dilation, groups, padding_mode)
+        super().__init__(in_channels, out_channels, *geometry, dtype)
+        dims = self.spatial_dims
+        check_choice("kernel", kernel, KERNELS)
+        ins, outs = (
+            _checked_elements(name, each, dims)
+            for name, each in (("in_elements", in_elements), ("out_elements", out_elements))
+        )
+        if outs is None:
+            whole = ins.group if group is None and ins is not None else partial_group(group, dims, samples)
+            if ins is None:
+                outs = PartialGroupElements(dims, whole, learned=False, seed=seed, device=device, dtype=dtype)
+            else:
+                outs = ins.following(whole)
+                outs = outs.to(device=device, dtype=dtype)
+        self.in_elements, self.out_elements = ins, outs
+        self.out_order = outs.order
+        for name in ("kernel_size", "stride", "dilation", "padding"):
+            values = getattr(self, name)
+            if not isinstance(values, str):
+                outs.group.check_keeps(name, values)
+        self.in_fields = in_channels if ins is None else field_channels("in_channels", in_channels, ins.group)
+        self.out_fields = field_channels("out_channels", out_channels, outs.group)
+        if self.in_fields % groups or self.out_fields % groups:
+            raise ConfigurationError(
+                f"groups={groups} must divide the {self.in_fields} fields of in_channels={in_channels} and the {self.out_fields} of "
+                f"out_channels={out_channels}."
+            )
+        self.kernel = self._make_kernel(kernel, orders, frequencies=frequencies, device=device, dtype=dtype)
+        self.bias = nn.Parameter(torch.empty(self.out_fields, device=device, dtype=dtype)) if bias else None
+        self._finish_tables()
+        self.reset_parameters()
+
+    def _make_tables(self) -> dict:
+        # the kernel and the elements have tables of their own
+        return {}
+
+    def _make_kernel(self, kind: str, orders: Sequence[int] | None, **options: Any) -> PartialKernel:
+        steps, ins = tap_spacing(self.kernel_size, None, self.dilation), self.in_elements
+        options |= {"lifts": ins is None, "mirrors": self.out_elements.mirrors or (ins is not None and ins.mirrors)}
+        fields = (self.out_fields, self.in_fields // self.groups)
+        if kind == "harmonic":
+            return HarmonicKernel(self.kernel_size, steps, *fields, orders=orders, **options)
+        if orders is not None:
+            raise ConfigurationError(f"orders={orders} is for kernel='harmonic': leave it out of kernel='siren'.")
+        return SirenKernel(self.kernel_size, steps, *fields, **options)
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The weights of the kernel, or of its last layer."""
+        return self.kernel.weight
+
+    def reset_parameters(self) -> None:
+        """Draw fresh weights of the kernel and a fresh bias."""
+        self.kernel.reset_parameters(1 if self.in_elements is None else self.in_elements.order)
+        if self.bias is not None and not self.bias.is_meta:
+            bound = 1 / math.sqrt(self.in_channels // self.groups * math.prod(self.kernel_size))
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def dense_kernel(self) -> torch.Tensor:
+        """The kernel as ``torch.nn.ConvNd.weight``, its rows and columns over all elements, at the present samples."""
+        weight = self.kernel.weight
+        precision = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        device = weight.device.type
+        # full precision also under autocast, which the meta device does not have
+        with torch.autocast("cpu" if device == "meta" else device, enabled=False):
+            orientations = self.out_elements().matrices.to(weight.device, precision)
+            if self.in_elements is None:
+                kernel = self.kernel(orientations, None)
+            else:
+                taken = GroupElements(*(each.to(weight.device, precision) for each in self.in_elements()))
+                # g^-1 h
+                relative = orientations.mT.unsqueeze(1) @ taken.matrices
+                share = taken.gates / taken.gates.sum()
+                kernel = self.kernel(orientations, relative) * share.unsqueeze(1)
+            kernel = kernel.to(weight.dtype)
+        return kernel.flatten(2, 3).flatten(0, 1).unflatten(2, self.kernel_size)
+
+    def _dense_bias(self) -> torch.Tensor | None:
+        """The bias of each channel, that of its field."""
+        return None if self.bias is None else self.bias.repeat_interleave(self.out_order)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Convolve ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``."""
+        input, padding = self._padded(input)
+        kernel, bias = self.dense_kernel(), self._dense_bias()
+        return conv_nd(input, kernel, bias, self.stride, padding, self.dilation, groups=self.groups)
+
+    def to_conv(self) -> nn.Module:
+        """The equal ``torch.nn.ConvNd`` of eval mode, for deployment."""
+        if self.training:
+            raise ConfigurationError(
+                f"{type(self).__name__} draws its elements in train mode: call eval() before to_conv()."
+            )
+        return super().to_conv()
+
+    def extra_repr(self) -> str:
+        start = "scalars" if self.in_elements is None else repr(self.in_elements.group)
+        return f"{nn.Conv2d.extra_repr(self)}, {start} to {self.out_elements.group!r}"  # type: ignore[arg-type]
+
+
+class PartialGroupConv2d(PartialGroupConvNd):
+    r"""Group convolution onto a part of a group that it learns: full equivariance, none, or as much as the data has.
+
+    .. math::
+        y_{o,g} = b_o + \sum_h \gamma_h \sum_i w_{oi}(g^{-1} t,\; g^{-1} h) \star x_{i,h}, \qquad \sum_h \gamma_h = 1
+
+    A field has one channel for each element of a list: ``out_elements``, a :class:`PartialGroupElements`, whose extent is learned; ``h``
+    are those of the input, and :math:`\gamma` is how far they count. The layer that makes a field and those that take it share the list:
+    ``in_elements`` of a layer is ``out_elements`` of the one before. The first layer, without ``in_elements``, lifts an image to the whole
+    group. Channels are those of the tensor, ``fields * order``, field by field, as of :class:`PointGroupConv2d`.
+
+    With the whole group the layer is equivariant, in eval and in train mode: exactly to the symmetries of the grid under which its
+    samples are closed (those of 4 where 4 divides their number; in 3D with 24 samples 432, with 12 23, with 4 222), to others as closely
+    as the taps sample its kernels. With extent 0 it is an ordinary convolution.
+
+    In train mode :func:`~monai_gmr.networks.layers.draw_elements` draws new samples; nets of this library do so in each forward pass.
+
+    Shape:
+        - input: ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``
+        - output: as ``torch.nn.Conv2d``'s
+        - ``weight``: ``(out_fields, in_fields / groups, functions)``; ``bias``: ``(out_fields,)``
+
+    Args:
+        in_channels, out_channels: channels of the input and of the output, multiples of the number of their elements.
+        groups: blocks of fields that are convolved apart.
+        group: "SE(2)" (rotations) or "E(2)" (mirror images, too); or a group of the grid (:func:`~monai_gmr.symmetry.named_group`), each of
+            whose elements is kept or not; default that of ``in_elements``, else "SE(2)".
+        samples: number of rotations of a continuous group; default 8.
+        in_elements: ``out_elements`` of the layer before; default: scalars, which are lifted to the whole group.
+        out_elements: those of another layer on whose elements this one is to end; default: a new, learned part of the group.
+        kernel: "harmonic": Gaussians of the radius times harmonics of the direction times functions of the relative rotation, which are
+            rotated exactly; "siren": a small network of sines.
+        orders: of the harmonics of direction, 0 to 3; default 0 to 2, for windows of 1 only 0.
+        frequencies: highest frequency of the functions of relative rotations, 0 to 3; default 2 (in 3D, of Wigner matrices, 1).
+        seed: of the samples; default: torch's global generator.
+
+    All other arguments are those of :class:`GMRConv2d`, ``padding="symmetric"`` included.
+
+    Raises:
+        ConfigurationError: when arguments or input do not fit; one sentence that says what does.
+
+    Example:
+        >>> lift = PartialGroupConv2d(1, 16, 5, padding=2, group="SE(2)", samples=8)
+        >>> layer = PartialGroupConv2d(16, 8, 5, padding=2, in_elements=lift.out_elements)
+        >>> net = torch.nn.Sequential(lift, torch.nn.ReLU(), layer, PartialGroupPool(layer.out_elements)).eval()
+        >>> x = torch.rand(1, 1, 9, 12)
+        >>> net(x).shape, torch.allclose(net(x).rot90(1, (2, 3)), net(x.rot90(1, (2, 3))), atol=1e-6)
+        (torch.Size([1, 1, 9, 12]), True)
+
+    Source:
+        Romero and Lohit, Learning partial equivariances from data, arXiv 2110.10211.
+    """
+
+    spatial_dims = 2
+
+
+class PartialGroupConv3d(PartialGroupConvNd):
+    """:class:`PartialGroupConv2d` in three dimensions, on "SO(3)" (default) or "O(3)": rotations by at most a learned angle about any axis.
+
+    ``samples`` is 24 by default, the rotations of the cube and, drawn together, of a part of them.
+    """
+
+    spatial_dims = 3
+
+
+class PartialGroupPool(nn.Module):
+    """Maximum or mean of fields over the elements of a part of a group, to scalars; elements count as far as they are kept.
+
+    Args:
+        elements: ``out_elements`` of the layer before.
+        reduce: "max": of the values plus the logarithm of the gates; "mean": weighted by the gates.
+
+    Shape:
+        - input: ``(batch, fields * order, *spatial)``
+        - output: ``(batch, fields, *spatial)``
+
+    Example:
+        >>> elements = PartialGroupElements(2, "SE(2)", samples=4)
+        >>> PartialGroupPool(elements)(torch.arange(8.0).reshape(1, 8, 1, 1)).flatten()
+        tensor([3., 7.])
+    """
+
+    def __init__(self, elements: PartialGroupElements, reduce: str = "max") -> None:
+        super().__init__()
+        check_choice("reduce", reduce, ("max", "mean"))
+        self.elements, self.reduce = elements, reduce
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Reduce the elements of each field."""
+        dims = self.elements.spatial_dims
+        check_fields(self, x, dims, self.elements.order)
+        axis = x.dim() - dims - 1
+        x = x.unflatten(axis, (-1, self.elements.order))
+        gates = self.elements().gates.to(x.device, torch.promote_types(x.dtype, torch.float32))
+        gates = gates.reshape([-1] + [1] * dims)
+        if self.reduce == "mean":
+            return (x * (gates / gates.sum()).to(x.dtype)).sum(axis + 1)
+        kept = gates > 0
+        # 1 where the logarithm has no value, so that no gradient is infinite
+        handicap = torch.where(kept, gates, torch.ones_like(gates)).log().to(x.dtype)
+        return torch.where(kept, x + handicap, -math.inf).amax(axis + 1)
+
+    def extra_repr(self) -> str:
+        return f"reduce={self.reduce!r}"

@@ -1,0 +1,277 @@
+"""Kernels of partial group convolutions: functions of position and relative rotation, at any orientation."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from monai_gmr.networks.layers.table_module import TableModule
+from monai_gmr.symmetry import (
+    default_num_rings,
+    gaussian_basis,
+    gaussian_means,
+    initial_sigma,
+    kernel_shells,
+    mean_range,
+    number_of_components,
+    positive_sigma,
+    tap_coordinates,
+    tap_harmonics,
+)
+from monai_gmr.symmetry.taps import GAUSSIAN_TAPER, SIGMA_FLOOR
+from monai_gmr.symmetry.wigner import group_functions, harmonic_matrices, number_of_functions
+from monai_gmr.utils import ConfigurationError
+
+UNITS_PER_HARMONIC = 10**12
+DEFAULT_FREQUENCIES = {2: 2, 3: 1}
+SIREN_FREQUENCY = 10.0
+
+
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of single or double precision."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+class PartialKernel(TableModule):
+    """What kernels share: pairs of fields ``(out_fields, in_fields)``, the taps, and functions of the relative rotation.
+
+    Calling one with the orientations of the output, ``(G, d, d)``, and the relative rotations ``g^-1 h``, ``(G, H, d, d)``, or ``None`` for
+    scalars, which are lifted, gives the kernel ``(out_fields, G, in_fields, H, taps)``.
+    """
+
+    weight: nn.Parameter
+
+    def __init__(
+        self, kernel_size: Sequence[int], steps: Sequence[float], frequencies: int | None, mirrors: bool, lifts: bool
+    ) -> None:
+        super().__init__()
+        dims = len(kernel_size)
+        self.kernel_size, self.steps, self.lifts = tuple(kernel_size), tuple(steps), lifts
+        self.mirrors = mirrors and not lifts
+        self.frequencies = DEFAULT_FREQUENCIES[dims] if frequencies is None else frequencies
+        number_of_components(dims, self.frequencies)  # which refuses those that are not there
+        self.frequencies = 0 if lifts else self.frequencies
+        self.num_functions = number_of_functions(dims, self.frequencies, self.mirrors)
+
+    def _relative(self, orientations: torch.Tensor, relative: torch.Tensor | None) -> torch.Tensor:
+        """Functions of the relative rotation, ``(G, H, functions)``."""
+        if relative is None:
+            return orientations.new_ones(orientations.shape[0], 1, 1)
+        return group_functions(relative, self.frequencies, self.mirrors)
+
+    def reset_parameters(self, in_order: int) -> None:
+        """Draw fresh weights for fields on so many elements, of whose products with the kernel the mean is taken."""
+        raise NotImplementedError
+
+
+class HarmonicKernel(PartialKernel):
+    r"""Gaussians of the radius, times harmonics of the direction, times functions of the relative rotation.
+
+    .. math::
+        w(t, r) = \sum_{l, n, c, f} a_{lncf}\; b_{ln}(|t|)\; Y_{lc}(t / |t|)\; F_f(r), \qquad
+        w(g^{-1} t, g^{-1} h) = \sum a_{lncf}\; b_{ln}(|t|)\; (D_l(g)^\top Y_l(t))_c\; F_f(g^{-1} h)
+
+    It is rotated by the matrices that mix harmonics, in 2D phases, not by sampling it anew.
+
+    Args:
+        kernel_size, steps: window, and distance of its taps (:func:`~monai_gmr.symmetry.tap_spacing`).
+        out_fields, in_fields: pairs of fields.
+        orders: of the harmonics of position, 0 to 3.
+        frequencies: highest frequency (2D) or order (3D) of the functions of relative rotations.
+        mirrors: whether relative elements may be mirror images.
+        lifts: whether the input has scalars.
+    """
+
+    shells: torch.Tensor
+    squared_radii: torch.Tensor
+    counts: torch.Tensor
+    harmonics: torch.Tensor
+
+    def __init__(
+        self,
+        kernel_size: Sequence[int],
+        steps: Sequence[float],
+        out_fields: int,
+        in_fields: int,
+        *,
+        orders: Sequence[int] | None,
+        frequencies: int | None,
+        mirrors: bool,
+        lifts: bool,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__(kernel_size, steps, frequencies, mirrors, lifts)
+        dims = len(self.kernel_size)
+        if orders is None:
+            orders = (0,) if max(self.kernel_size) == 1 else (0, 1, 2)
+        self.orders = tuple(orders)
+        if len(set(self.orders)) != len(self.orders) or not self.orders:
+            raise ConfigurationError(f"orders={self.orders} is impossible: give each order once, and at least one.")
+        self.components = [number_of_components(dims, order) for order in self.orders]
+        if max(self.kernel_size) == 1 and max(self.orders) > 0:
+            raise ConfigurationError(
+                f"kernel_size={self.kernel_size} has no directions for orders={self.orders}: use a window of at least 2, or orders=(0,)."
+            )
+        shells = kernel_shells(self.kernel_size, self.steps)
+        self.support, self.num_rings = float(shells.support), default_num_rings(shells)
+        self.num_taps = self.num_rings * sum(self.components)
+        shape = (out_fields, in_fields, self.num_taps * self.num_functions)
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        sigma = initial_sigma("gaussian", shells, self.num_rings) - SIGMA_FLOOR["gaussian"]
+        widths = torch.full((self.num_rings,), math.log(sigma), device=device, dtype=dtype)
+        # a function of unit norm on one shell has no width
+        self.log_sigma = nn.Parameter(widths) if len(shells.squared_radii) > 1 else None
+        self._finish_tables(device)
+
+    def _make_tables(self) -> dict[str, Any]:
+        shells = kernel_shells(self.kernel_size, self.steps)
+        harmonics = np.concatenate([tap_harmonics(self.kernel_size, self.steps, order) for order in self.orders])
+        return {
+            "shells": shells.tap_shell.ravel().astype(np.int64),
+            "squared_radii": shells.squared_radii,
+            "counts": shells.counts,
+            "harmonics": (harmonics * UNITS_PER_HARMONIC).round().astype(np.int64),
+        }
+
+    def tap_functions(self, orientations: torch.Tensor) -> torch.Tensor:
+        """Functions of position at orientations ``(G, d, d)``, ``(G, functions, taps)``, by order, component and ring."""
+        log_sigma = self.weight.new_zeros(self.num_rings) if self.log_sigma is None else self.log_sigma
+        sigma = positive_sigma(log_sigma, SIGMA_FLOOR["gaussian"])
+        ranges = [mean_range(order, self.kernel_size, self.steps, self.support) for order in self.orders]
+        means = torch.stack([gaussian_means(sigma, self.support, first, margin) for first, margin in ranges])
+        # a harmonic has no value at the centre
+        away = torch.stack([self.squared_radii >= min(order, 1) for order in self.orders])
+        profiles = gaussian_basis(self.squared_radii, self.counts * away, sigma, self.support, means) * away.unsqueeze(
+            1
+        )
+        profiles = profiles.to(orientations.dtype).index_select(2, self.shells)
+        harmonics = (self.harmonics.double() / UNITS_PER_HARMONIC).to(orientations.dtype).split(self.components)
+        functions = []
+        for order, profile, upright in zip(self.orders, profiles.unbind(), harmonics):
+            rotated = harmonic_matrices(orientations, order).mT @ upright
+            functions.append((rotated.unsqueeze(2) * profile).flatten(1, 2))
+        return torch.cat(functions, 1)
+
+    def forward(self, orientations: torch.Tensor, relative: torch.Tensor | None) -> torch.Tensor:
+        """The kernel at orientations and relative rotations."""
+        taps, group = self.tap_functions(orientations), self._relative(orientations, relative)
+        weight = at_least_float32(self.weight).unflatten(2, (self.num_taps, self.num_functions))
+        rows, columns = weight.shape[:2]
+        # (out, in, functions of taps, G, H), then one product for each orientation
+        mixed = (weight @ group.flatten(0, 1).t()).unflatten(3, group.shape[:2])
+        mixed = mixed.permute(3, 0, 1, 4, 2).flatten(1, 3)
+        return (mixed @ taps).unflatten(1, (rows, columns, -1)).transpose(0, 1)
+
+    def reset_parameters(self, in_order: int) -> None:
+        """Draw fresh weights; on white noise the output's variance is that of a fresh ``torch.nn.ConvNd``."""
+        if self.weight.is_meta:
+            return
+        with torch.no_grad():
+            identity = torch.eye(len(self.kernel_size), dtype=torch.float64, device=self.weight.device)
+            squared = float((self.tap_functions(identity.unsqueeze(0)) ** 2).sum())
+        # the mean over the elements divides the variance by their number
+        variance = in_order / (3 * self.weight.shape[1])
+        # the functions of the relative rotation, squared, add up to their number at every element
+        bound = math.sqrt(3 * variance / (squared * self.num_functions))
+        nn.init.uniform_(self.weight, -bound, bound)
+
+    def extra_repr(self) -> str:
+        return f"orders={self.orders}, frequencies={self.frequencies}, rings={self.num_rings}"
+
+
+class SirenKernel(PartialKernel):
+    """A small network with sines (SIREN) of the position in the filter's own frame and of the relative rotation, tapered at its end.
+
+    Rotations enter by their sines and cosines (2D) or matrices (3D), so that the kernel has their period.
+
+    Args:
+        hidden: width of its two hidden layers.
+
+    All other arguments are those of :class:`HarmonicKernel`.
+
+    Source:
+        Sitzmann et al., arXiv 2006.09661; as a kernel of group convolutions: arXiv 2110.10211, section 4.2.
+    """
+
+    squared_radii: torch.Tensor
+    coordinates: torch.Tensor
+
+    def __init__(
+        self,
+        kernel_size: Sequence[int],
+        steps: Sequence[float],
+        out_fields: int,
+        in_fields: int,
+        *,
+        frequencies: int | None,
+        mirrors: bool,
+        lifts: bool,
+        hidden: int = 32,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__(kernel_size, steps, frequencies, mirrors, lifts)
+        self.support, options = (
+            float(kernel_shells(self.kernel_size, self.steps).support),
+            {"device": device, "dtype": dtype},
+        )
+        self.first = nn.Linear(len(self.kernel_size) + self.num_functions - 1, hidden, **options)
+        self.second = nn.Linear(hidden, hidden, **options)
+        self.weight = nn.Parameter(torch.empty((out_fields, in_fields, hidden), **options))
+        self._finish_tables(device)
+
+    def _make_tables(self) -> dict[str, Any]:
+        # twice the coordinates in voxels are whole numbers, but not with unlike steps
+        coordinates = tap_coordinates(self.kernel_size, self.steps).reshape(-1, len(self.kernel_size))
+        return {"coordinates": (coordinates * UNITS_PER_HARMONIC).round().astype(np.int64)}
+
+    def _taper(self, coordinates: torch.Tensor) -> torch.Tensor:
+        """1 inside, 0 from the radius of the first tap outside the window on."""
+        radius = torch.linalg.vector_norm(coordinates, dim=-1)
+        return torch.sin(0.5 * math.pi * ((self.support - radius) / GAUSSIAN_TAPER).clamp(0.0, 1.0)) ** 2
+
+    def _features(self, positions: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+        """Values of the last hidden layer."""
+        x = torch.cat([positions / self.support, group], -1)
+        first, second = self.first, self.second
+        x = torch.sin(
+            SIREN_FREQUENCY
+            * torch.nn.functional.linear(x, at_least_float32(first.weight), at_least_float32(first.bias))
+        )
+        return torch.sin(torch.nn.functional.linear(x, at_least_float32(second.weight), at_least_float32(second.bias)))
+
+    def forward(self, orientations: torch.Tensor, relative: torch.Tensor | None) -> torch.Tensor:
+        """The kernel at orientations and relative rotations."""
+        coordinates = (self.coordinates.double() / UNITS_PER_HARMONIC).to(orientations.dtype)
+        # without the first function, which is 1
+        group = self._relative(orientations, relative)[..., 1:]
+        # rows times a matrix: the transposed one times columns, g^-1 t
+        positions = (coordinates @ orientations).unsqueeze(1)
+        shape = (*group.shape[:2], coordinates.shape[0])
+        features = self._features(positions.expand(*shape, -1), group.unsqueeze(2).expand(*shape, -1))
+        values = (features @ at_least_float32(self.weight).flatten(0, 1).t()) * self._taper(coordinates).unsqueeze(1)
+        # (G, H, taps, out * in)
+        return values.unflatten(3, self.weight.shape[:2]).permute(3, 0, 4, 1, 2)
+
+    def reset_parameters(self, in_order: int) -> None:
+        """Draw fresh weights; on noise that is alike on all elements the output's variance is that of a fresh ``torch.nn.ConvNd``: a smooth
+        kernel would make it grow from layer to layer otherwise."""
+        if self.weight.is_meta:
+            return
+        inputs, hidden = self.first.in_features, self.first.out_features
+        nn.init.uniform_(self.first.weight, -1 / inputs, 1 / inputs)
+        nn.init.uniform_(self.second.weight, -math.sqrt(6 / hidden), math.sqrt(6 / hidden))
+        for bias in (self.first.bias, self.second.bias):
+            nn.init.uniform_(bias, -math.pi, math.pi)
+        coordinates = self.coordinates.double() / UNITS_PER_HARMONIC
+        variance = 1 / (3 * self.weight.shape[1])
+        # the squares of the sines have mean 1/2
+        bound = math.sqrt(3 * variance / (float((self._taper(coordinates) ** 2).sum()) * 0.5 * hidden))
+        nn.init.uniform_(self.weight, -bound, bound)
+
+    def extra_repr(self) -> str:
+        return f"hidden={self.first.out_features}, frequencies={self.frequencies}"

@@ -1,0 +1,217 @@
+"""Samples of parts of a group of rotations, as functions of uniform numbers and of the extent of the part: gradients pass to the extent."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+# beyond it on both sides the gradient of a relaxed Bernoulli variable is that at it
+CERTAINTY = 0.05
+NEWTON_STEPS = 12
+
+
+class _HeldInUnit(torch.autograd.Function):
+    """A clamp to [0, 1] whose gradient vanishes only where a step along it would lead further out."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(0.0, 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        (x,), gradient = ctx.saved_tensors, gradients[0]
+        outwards = ((x > 1) & (gradient < 0)) | ((x < 0) & (gradient > 0))
+        return gradient.masked_fill(outwards, 0.0)
+
+
+def held_in_unit(x: torch.Tensor) -> torch.Tensor:
+    """A learned number held between 0 and 1, both of which it reaches: a clamp whose gradient leads back inside.
+
+    Example:
+        >>> x = torch.tensor([1.5, 1.5], requires_grad=True)
+        >>> (held_in_unit(x) * torch.tensor([1.0, -1.0])).sum().backward()  # descent makes the first smaller, the second larger
+        >>> held_in_unit(x).tolist(), x.grad.tolist()
+        ([1.0, 1.0], [1.0, 0.0])
+    """
+    return _HeldInUnit.apply(x)
+
+
+def interval_angles(uniforms: torch.Tensor, extent: torch.Tensor) -> torch.Tensor:
+    """Angles in radians, uniform on ``[-pi * extent, pi * extent)``, from uniform numbers in [0, 1).
+
+    Example:
+        >>> interval_angles(torch.tensor([0.0, 0.5, 0.75]), torch.tensor(0.5))
+        tensor([-1.5708,  0.0000,  0.7854])
+    """
+    return math.pi * extent * (2 * uniforms - 1)
+
+
+def _angle_measure(x: torch.Tensor) -> torch.Tensor:
+    """``(x - sin x) / x^3``, also near 0: the share of all rotations below an angle is ``x^3 / pi`` times it."""
+    square = x * x
+    series = 1 / 6 - square * (1 / 120 - square * (1 / 5040 - square * (1 / 362880 - square / 39916800)))
+    safe = torch.where(x.abs() < 0.3, torch.ones_like(x), x)
+    return torch.where(x.abs() < 0.3, series, (safe - safe.sin()) / safe**3)
+
+
+def _angle_density(x: torch.Tensor) -> torch.Tensor:
+    """``(1 - cos x) / x^2``, also near 0: the density of a rotation's angle, but for a factor."""
+    return 0.5 * torch.sinc(x / (2 * math.pi)) ** 2
+
+
+def cone_angles(uniforms: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+    r"""Angles in radians of rotations that are uniform among those by at most ``largest``, from uniform numbers in [0, 1].
+
+    .. math:: p(\omega) \propto \sin^2(\omega / 2), \qquad u = (\omega - \sin\omega) / (\Omega - \sin\Omega)
+
+    Solved by Newton's method; the gradient for the largest angle is the exact one of the implicit function, of each sample its own.
+
+    Args:
+        uniforms: any shape.
+        largest: one number, 0 to pi.
+
+    Example:
+        >>> cone_angles(torch.tensor([0.0, 0.5, 1.0]), torch.tensor(math.pi))
+        tensor([0.0000, 2.3099, 3.1416])
+    """
+    with torch.no_grad():
+        reach = _angle_measure(largest)
+        # of the largest angle; the function is convex, so that the iteration comes from above after its first step
+        ratio = (uniforms * reach * 6).pow(1 / 3)
+        for _ in range(NEWTON_STEPS):
+            error = ratio**3 * _angle_measure(ratio * largest) - uniforms * reach
+            slope = ratio**2 * _angle_density(ratio * largest)
+            ratio = (ratio - error / slope.clamp_min(1e-30)).clamp(0.0, 1.0)
+        angle = ratio * largest
+        change = ratio * _angle_measure(angle) / reach * _angle_density(largest) / _angle_density(angle)
+    # of value 0: the angle as a function of the largest one, to first order
+    return angle + change * (largest - largest.detach())
+
+
+def share_below(angles: torch.Tensor) -> torch.Tensor:
+    """The share of all rotations in 3D that rotate by less than these angles in radians: the inverse of :func:`cone_angles`.
+
+    Example:
+        >>> share_below(torch.tensor([0.0, math.pi / 2, math.pi]))
+        tensor([0.0000, 0.1817, 1.0000])
+    """
+    return angles**3 * _angle_measure(angles) / math.pi
+
+
+def plane_rotations(angles: torch.Tensor) -> torch.Tensor:
+    """Rotation matrices ``(..., 2, 2)`` by angles in radians.
+
+    Example:
+        >>> plane_rotations(torch.tensor([math.pi / 2])).round()
+        tensor([[[-0., -1.],
+                 [ 1., -0.]]])
+    """
+    rows = torch.stack([angles.cos(), -angles.sin(), angles.sin(), angles.cos()], -1)
+    return rows.unflatten(-1, (2, 2))
+
+
+def space_rotations(axes: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """Rotation matrices ``(..., 3, 3)`` about unit vectors ``(..., 3)`` by angles ``(...)`` in radians (Rodrigues' formula).
+
+    Example:
+        >>> space_rotations(torch.tensor([0.0, 0.0, 1.0]), torch.tensor(math.pi)).round() + 0.0
+        tensor([[-1.,  0.,  0.],
+                [ 0., -1.,  0.],
+                [ 0.,  0.,  1.]])
+    """
+    x, y, z = axes.unbind(-1)
+    zero = torch.zeros_like(x)
+    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
+    sine, versine = angles.sin()[..., None, None], 2 * (angles / 2).sin()[..., None, None] ** 2
+    return torch.eye(3, dtype=axes.dtype, device=axes.device) + sine * cross + versine * cross @ cross
+
+
+def quaternion_of(uniforms: torch.Tensor) -> torch.Tensor:
+    """Unit quaternions ``(..., 4)``, scalar last, from three uniform numbers ``(..., 3)``: uniform among all rotations.
+
+    Three zeros give the identity.
+
+    Example:
+        >>> quaternion_of(torch.zeros(3))
+        tensor([0., 0., 0., 1.])
+
+    Source:
+        Shoemake, Uniform random rotations, Graphics Gems III, 1992.
+    """
+    first, second, third = uniforms.unbind(-1)
+    inner, outer = first.sqrt(), (1 - first).sqrt()
+    second, third = 2 * math.pi * second, 2 * math.pi * third
+    return torch.stack([inner * second.sin(), inner * second.cos(), outer * third.sin(), outer * third.cos()], -1)
+
+
+def even_uniforms(count: int) -> torch.Tensor:
+    """Numbers ``(count, 3)`` whose :func:`quaternion_of` are rotations spread evenly, the identity first, float64.
+
+    Example:
+        >>> even_uniforms(1)
+        tensor([[0., 0., 0.]], dtype=torch.float64)
+
+    Source:
+        Alexa, Super-Fibonacci spirals, CVPR 2022, without its shift by half a sample.
+    """
+    index = torch.arange(count, dtype=torch.float64)
+    return torch.stack([index / count, (index / math.sqrt(2)) % 1, (index / 1.533751168755204288118041) % 1], -1)
+
+
+def quaternion_product(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """The quaternion of the rotation ``second``, then ``first``, ``(..., 4)``, scalar last.
+
+    Example:
+        >>> quaternion_product(torch.tensor([1.0, 0.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0, 0.0]))
+        tensor([0., 0., 1., 0.])
+    """
+    first, second = torch.broadcast_tensors(first, second)
+    v, w = first[..., :3], second[..., :3]
+    scalar = first[..., 3] * second[..., 3] - (v * w).sum(-1)
+    vector = first[..., 3:] * w + second[..., 3:] * v + torch.linalg.cross(v, w)
+    return torch.cat([vector, scalar.unsqueeze(-1)], -1)
+
+
+def axis_and_angle(quaternions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit vectors ``(..., 3)`` and angles ``(...)`` from 0 to pi of unit quaternions ``(..., 4)``; the identity's axis is the last one.
+
+    Example:
+        >>> axis_and_angle(torch.tensor([0.0, 0.0, 0.0, -1.0]))
+        (tensor([0., 0., 1.]), tensor(0.))
+    """
+    vector = quaternions[..., :3] * torch.where(quaternions[..., 3:] < 0, -1.0, 1.0)
+    length = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
+    last = torch.tensor([0.0, 0.0, 1.0], dtype=vector.dtype, device=vector.device)
+    axis = torch.where(length > 0, vector / length.clamp_min(1e-30), last)
+    return axis, 2 * torch.atan2(length.squeeze(-1), quaternions[..., 3].abs())
+
+
+def relaxed_bernoulli(probability: torch.Tensor, uniforms: torch.Tensor, temperature: float) -> torch.Tensor:
+    r"""Numbers from 0 to 1 that become 1 with a probability, else 0, as the temperature goes to 0.
+
+    .. math:: z = \sigma\big((\operatorname{logit} p + \operatorname{logit} u) / T\big)
+
+    A probability of 0 or 1 gives exactly this. Gradients are those of the formula, which near both ends are taken at .05 and .95, so that
+    none vanishes.
+
+    Args:
+        probability: 0 to 1.
+        uniforms: independent uniform numbers in (0, 1), of the result's shape.
+        temperature: above 0.
+
+    Example:
+        >>> relaxed_bernoulli(torch.tensor([0.0, 0.5, 0.5, 1.0]), torch.tensor([0.9, 0.9, 0.2, 0.1]), 0.1).round(decimals=3)
+        tensor([0., 1., 0., 1.])
+
+    Source:
+        Maddison et al., The concrete distribution, arXiv 1611.00712.
+    """
+    inside = probability + (probability.clamp(CERTAINTY, 1 - CERTAINTY) - probability).detach()
+    soft = torch.sigmoid((torch.logit(inside) + torch.logit(uniforms)) / temperature)
+    with torch.no_grad():
+        exact = torch.sigmoid((torch.logit(probability.clamp(1e-12, 1 - 1e-12)) + torch.logit(uniforms)) / temperature)
+        exact = torch.where(probability <= 0, 0.0, torch.where(probability >= 1, 1.0, exact))
+    return soft + (exact - soft).detach()

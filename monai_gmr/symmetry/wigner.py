@@ -1,0 +1,100 @@
+"""How orthogonal matrices mix the real harmonics of an order: Wigner matrices, in 2D phases; and functions on groups of rotations."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from monai_gmr.symmetry.taps import number_of_components, real_harmonics
+
+
+@lru_cache(maxsize=8)
+def harmonic_tensor(spatial_dims: int, order: int) -> np.ndarray:
+    """Coefficients of the harmonics of an order as polynomials on the unit sphere, read-only float64 ``(components, d ** order)``.
+
+    ``Y_c(x) = sum(tensor[c] * (x ⊗ ... ⊗ x))``, symmetric in its factors and without trace; rows are orthogonal and of equal length. They
+    are those of :func:`~monai_gmr.symmetry.real_harmonics`, by least squares on directions that determine them.
+
+    Example:
+        >>> harmonic_tensor(2, 1).round(3).tolist(), harmonic_tensor(3, 2).shape
+        ([[1.414, 0.0], [0.0, 1.414]], (5, 9))
+    """
+    number_of_components(spatial_dims, order)  # which refuses orders that are not there
+    points = np.random.default_rng(0).standard_normal((20 * (order + 1), spatial_dims))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    powers = np.ones((len(points), 1))
+    for _ in range(order):
+        powers = (powers[:, :, None] * points[:, None]).reshape(len(points), -1)
+    # of the solutions the one of least norm: a combination of the powers, so it is symmetric
+    tensor = np.linalg.lstsq(powers, real_harmonics(points, order).T, rcond=1e-12)[0].T
+    # + 0.0: no negative zeros
+    tensor = np.where(np.abs(tensor) < 1e-13, 0.0, tensor) + 0.0
+    tensor.setflags(write=False)
+    return tensor
+
+
+def harmonic_matrices(matrices: torch.Tensor, order: int) -> torch.Tensor:
+    r"""How orthogonal matrices ``(..., d, d)`` mix the harmonics of an order, ``(..., components, components)``.
+
+    .. math:: Y(R x) = D(R)\, Y(x), \qquad D(R S) = D(R)\, D(S), \qquad D(R)^\top D(R) = 1
+
+    In 2D these are phases, in 3D real Wigner matrices, of mirror images too. Entries are polynomials in those of ``R``.
+
+    Example:
+        >>> from monai_gmr.symmetry import real_harmonics, rotation_matrix
+        >>> R, x = rotation_matrix(3, 40.0, (1, 2, 3)), np.array([[0.3, -1.0, 0.7]])
+        >>> D = harmonic_matrices(torch.tensor(R), 2).numpy()
+        >>> np.allclose(real_harmonics(x @ R.T, 2), D @ real_harmonics(x, 2))
+        True
+    """
+    # int: in a trace sizes are tensors
+    dims = int(matrices.shape[-1])
+    tensor = torch.as_tensor(np.array(harmonic_tensor(dims, order)), dtype=matrices.dtype, device=matrices.device)
+    count = int(tensor.shape[0])
+    norm = (tensor[0] ** 2).sum()
+    # the factors of the polynomial are rotated one after the other, each time the first, which then becomes the last
+    lead = matrices.shape[:-2]
+    rotated = tensor.expand(*lead, *tensor.shape)
+    for _ in range(order):
+        factors = rotated.reshape(*lead, count, dims, -1)
+        rotated = torch.einsum("...caf,...ab->...cfb", factors, matrices).flatten(-2)
+    return rotated @ tensor.t() / norm
+
+
+def number_of_functions(spatial_dims: int, highest: int, mirrors: bool) -> int:
+    """How many functions :func:`group_functions` has.
+
+    Example:
+        >>> number_of_functions(2, 2, False), number_of_functions(3, 1, False), number_of_functions(3, 1, True)
+        (5, 10, 20)
+    """
+    sizes = [number_of_components(spatial_dims, order) for order in range(highest + 1)]
+    rotations = sum(n if spatial_dims == 2 else n * n for n in sizes)
+    return rotations * (2 if mirrors else 1)
+
+
+def group_functions(matrices: torch.Tensor, highest: int, mirrors: bool) -> torch.Tensor:
+    """Orthonormal functions on the rotations, or with ``mirrors`` on all orthogonal matrices ``(..., d, d)``, ``(..., functions)``.
+
+    In 2D the Fourier series of the angle up to a frequency, in 3D the entries of the Wigner matrices up to an order (Peter-Weyl), of mean
+    square 1 over the group; with mirror images each function times 1 and times the determinant. At every element the squares add up to the
+    number of functions. They are functions of the matrix, so they have the period of the rotation.
+
+    Example:
+        >>> quarter = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
+        >>> (group_functions(quarter, 1, mirrors=False) + 0.0).round(decimals=3)
+        tensor([1.0000, 0.0000, 1.4140])
+    """
+    functions = [torch.ones_like(matrices[..., :1, 0])]
+    for order in range(1, highest + 1):
+        mixing = harmonic_matrices(matrices, order)
+        # in 2D one column of a phase matrix holds its cosine and its sine, the other one both again
+        entries = mixing[..., :1] if matrices.shape[-1] == 2 else mixing
+        functions.append(math.sqrt(int(mixing.shape[-1])) * entries.flatten(-2))
+    values = torch.cat(functions, -1)
+    if mirrors:
+        values = torch.cat([values, values * torch.linalg.det(matrices).unsqueeze(-1)], -1)
+    return values
