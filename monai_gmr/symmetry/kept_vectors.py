@@ -14,8 +14,8 @@ from monai_gmr.symmetry.wigner import harmonic_matrices
 def kept_vectors(order: int, elements: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
     """Orthonormal combinations of the harmonics of an order that a group leaves unchanged, ``(components, count)``.
 
-    They span the image of the mean of :func:`~monai_gmr.symmetry.harmonic_matrices` over the ``elements`` ``(order, d, d)``: all for the identity alone,
-    none for the whole group of the grid and orders 1 to 3.
+    They span the image of the mean of :func:`~monai_gmr.symmetry.harmonic_matrices` over the ``elements`` ``(order, d, d)``: all for the
+    identity alone, none for the whole group of the grid and orders 1 to 3.
 
     Example:
         >>> from monai_gmr.symmetry import named_group
