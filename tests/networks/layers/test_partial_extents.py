@@ -99,7 +99,7 @@ def test_the_gradient_of_a_loss_shrinks_an_extent():
 
 def test_extents_penalty_and_temperature():
     net = chain(2, "E(2)", 4, layers=4)
-    assert float(extent_penalty(net)) == 0
+    assert float(extent_penalty(net).detach()) == 0
     for layer, values in zip(net[1:], [(0.5, 1.0), (0.75, 0.5), (0.25, 0.75)]):
         layer.out_elements.extent.data.fill_(values[0])
         layer.out_elements.keep.data.fill_(values[1])
