@@ -22,6 +22,7 @@ from monai_gmr.apps.study_progress import read_rows
 from monai_gmr.apps.study_table import interval
 from monai_gmr.command_line import command
 from monai_gmr.files import check_folder, write_rows
+from monai_gmr.networks.layers import partial_extents
 from monai_gmr.networks.nets import GMRResNet
 from monai_gmr.tables import format_markdown
 
@@ -34,7 +35,10 @@ NETS: dict[str, Any] = {
     "harmonic, keeps 2mm": ("gmr_harmonic", {"keeps": "2mm"}),
     "harmonic, keeps m": ("gmr_harmonic", {"keeps": "m"}),
     "harmonic, keeps 1": ("gmr_harmonic", {"keeps": "1"}),
+    "partial, E(2)": ("partial", {"group": "E(2)", "samples": 4, "seed": 0}),
 }
+# a multiple of the elements of a field
+WIDTHS = {"partial, E(2)": 32}
 # whether the net can answer, by what it keeps: a rotation by 180 degrees, or a mirror image from left to right
 POSSIBLE: dict[str, tuple[bool, bool]] = {
     "plain": (True, True),
@@ -43,6 +47,7 @@ POSSIBLE: dict[str, tuple[bool, bool]] = {
     "harmonic, keeps 2mm": (False, False),
     "harmonic, keeps m": (True, True),
     "harmonic, keeps 1": (True, True),
+    "partial, E(2)": (True, True),
 }
 NAMES = ("task", "net", "seed", "parameters", "accuracy")
 
@@ -58,7 +63,7 @@ def transform_sixes(
 
 def make_net(name: str) -> GMRResNet:
     """A small net of two stages."""
-    return GMRResNet(2, 1, 2, layers=(1, 1), width=12, kernel_sizes=5, stem_stride=2, conv=NETS[name])
+    return GMRResNet(2, 1, 2, layers=(1, 1), width=WIDTHS.get(name, 12), kernel_sizes=5, stem_stride=2, conv=NETS[name])
 
 
 def run(task: str, name: str, data: Path, path: Path) -> None:
@@ -72,6 +77,8 @@ def run(task: str, name: str, data: Path, path: Path) -> None:
         x, y = transform_sixes(images, digits, TASKS[task], seed)
         test = transform_sixes(test_images, test_digits, TASKS[task], seed)
         net, _ = train_net(lambda: make_net(name), x, y, LEARNING_RATE, EPOCHS, seed)
+        for each in partial_extents(net):
+            print(each, flush=True)
         count = sum(parameter.numel() for parameter in net.parameters())
         write_rows([*read_rows(path), dict(zip(NAMES, (task, name, seed, count, accuracy(net, *test))))], path)
         print(task, name, seed, read_rows(path)[-1]["accuracy"], flush=True)
