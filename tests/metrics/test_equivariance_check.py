@@ -15,7 +15,7 @@ from torch.nn import functional
 from monai_gmr.metrics import check_equivariance, equivariance_error
 from monai_gmr.networks.layers import PointGroupConv2d, PointGroupNorm, PointGroupPool
 from monai_gmr.networks.nets import GMRUNet
-from monai_gmr.symmetry import PointGroup, point_group, transform_grid
+from monai_gmr.symmetry import PointGroup, named_group, point_group, transform_grid
 
 
 def point(channels_in: int = 1, channels_out: int = 2) -> nn.Module:
@@ -434,3 +434,19 @@ def test_a_norm_of_single_channels_between_fields_is_named():
     assert [check.path for check in report.sizes[0].modules if check.deepest] == ["1"]
     norm.running_mean.zero_()
     assert check_equivariance(net, (9, 12), in_channels=1, spatial_dims=2).ok
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_layers_on_sampled_fields_are_no_break_of_a_net_that_is_exact(dims):
+    net = GMRUNet(
+        dims,
+        1,
+        2,
+        features=(24, 24),
+        conv=("partial", {"group": {2: "SE(2)", 3: "SO(3)"}[dims], "samples": {2: 4, 3: 24}[dims]}),
+    )
+    group = named_group({2: "4", 3: "432"}[dims], dims)
+    report = check_equivariance(net.eval(), (8, 9, 10)[:dims], group=group)
+    assert report.ok
+    assert not report.broken
+    assert not check_equivariance(net, (8, 9, 10)[:dims], group=point_group(dims)).ok

@@ -35,6 +35,8 @@ def _checked_elements(name: str, elements: object, spatial_dims: int) -> Partial
 class PartialGroupConvNd(DirectConvNd):
     """Partial group convolution of any dimension; use :class:`PartialGroupConv2d` or :class:`PartialGroupConv3d`."""
 
+    has_sampled_fields = True
+
     def __init__(
         self,
         in_channels: int,
@@ -240,6 +242,8 @@ class PartialGroupPool(nn.Module):
         >>> PartialGroupPool(elements)(torch.arange(8.0).reshape(1, 8, 1, 1)).flatten()
         tensor([3., 7.])
     """
+
+    has_sampled_fields = True
 
     def __init__(self, elements: PartialGroupElements, reduce: str = "max") -> None:
         super().__init__()
