@@ -23,27 +23,35 @@ def differentiable_gradients(
     return [next(gradients) if asked else None for asked in needed]
 
 
-def register_gradients(operation: Any, gradients: Any, dense: Callable[..., torch.Tensor], count: int = 3) -> None:
+def register_gradients(
+    operation: Any,
+    gradients: Any,
+    dense: Callable[..., torch.Tensor],
+    count: int = 3,
+    constants: int = 1,
+    weights: Sequence[int] = (1,),
+) -> None:
     """Give a convolution of stride 1 and its backward pass shapes, and the convolution gradients.
 
     ``operation`` is a custom one of ``(*inputs, *constants, bias, padding, dilation, *others)``: ``count`` inputs, image, weight and
-    perhaps basis and the weight of further channels, and two constants fewer, the shells of the taps and perhaps angular factors. Without
-    a basis the weight is ``(out, in, *kernel_size)``. ``gradients``
+    perhaps basis, the weight of further channels and more, of which some may be ``None``; so many constants, the shells of the taps and
+    perhaps angular factors; ``weights`` are the places of the inputs that have a row for each output channel. Without constants the weight
+    is ``(out, in, *kernel_size)``. ``gradients``
     is one of ``(gradient, *inputs, *constants, padding, dilation, *others, needed)``, whose results are the gradients of the inputs, of
     shape ``(0,)`` where not needed. Gradients of gradients are those of ``dense(*inputs, *constants, padding, dilation, *others)``.
     """
-    bias_place = 2 * count - 2
+    bias_place = count + constants
 
     def fake_result(*arguments: Any) -> torch.Tensor:
         x, (padding, dilation) = arguments[0], arguments[bias_place + 1 : bias_place + 3]
-        window = arguments[count].shape if bias_place > count else arguments[1].shape[2:]
+        window = arguments[count].shape if constants else arguments[1].shape[2:]
         sizes = output_sizes(x.shape[2:], window, [1] * len(window), padding, dilation)
-        channels = sum(weight.shape[0] for weight in arguments[1:count:2])
+        channels = sum(arguments[place].shape[0] for place in weights)
         return follow_format(x.new_empty((x.shape[0], *sizes, channels)).movedim(-1, 1), x)
 
     def fake_gradients(gradient: torch.Tensor, *arguments: Any) -> list[torch.Tensor]:
         asked = zip(arguments, arguments[-1])
-        return [torch.empty_like(each) if needed else each.new_empty((0,)) for each, needed in asked]
+        return [torch.empty_like(each) if needed else gradient.new_empty((0,)) for each, needed in asked]
 
     def setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
         ctx.geometry = inputs[bias_place + 1 :]
@@ -57,7 +65,7 @@ def register_gradients(operation: Any, gradients: Any, dense: Callable[..., torc
         else:
             results = gradients(gradient, *tensors, *ctx.geometry, needed)
             results = [each if asked else None for each, asked in zip(results, needed)]
-        return *results, *[None] * (bias_place - count), bias, *[None] * len(ctx.geometry)
+        return *results, *[None] * constants, bias, *[None] * len(ctx.geometry)
 
     operation.register_fake(fake_result)
     gradients.register_fake(fake_gradients)

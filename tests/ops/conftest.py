@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from monai_gmr import set_backend
+from monai_gmr.ops.cpu import backend as cpu_backend
 from monai_gmr.ops.cpu import library as kernels
 
 
@@ -15,6 +16,27 @@ def cpp():
     set_backend("cpp")
     yield
     set_backend("auto")
+
+
+@pytest.fixture
+def calls(monkeypatch, cpp):
+    """Shapes that the operation of harmonic layers was called with, on backend "cpp"."""
+    made, original = [], cpu_backend.cpp_harmonic_conv
+    monkeypatch.setattr(cpu_backend, "cpp_harmonic_conv", lambda **a: (made.append(a["x"].shape), original(**a))[1])
+    return made
+
+
+@pytest.fixture
+def break_symmetry():
+    """A function that draws what a harmonic layer learns beyond the group that it keeps, and returns the layer."""
+
+    def draw(layer):
+        for parameter in (layer.relax_weight, layer.chiral_weight):
+            if parameter is not None:
+                torch.nn.init.normal_(parameter, std=0.5)
+        return layer
+
+    return draw
 
 
 @pytest.fixture

@@ -26,12 +26,12 @@ class CppBackend(Backend):
     prefers_channels_last = True
 
     def supports(self, call: Call) -> bool:
-        """Not angular components, which no layer asks for; harmonic convolutions of stride 1 only, without terms beyond invariants."""
+        """Not angular components, which no layer asks for; harmonic convolutions of stride 1 only."""
         fits = call.device.type == "cpu" and call.precision == call.weight_precision == torch.float32
         if call.recorded or not fits or call.voxels() == 0 or not call.is_symmetric():
             return False
         if call.orders is not None:
-            fits = not call.kept and _supports_orders(call, call.orders)
+            fits = _supports_orders(call, call.orders)
         elif call.transposed:
             fits = min(_transposed_padding(call)) >= 0
         else:
@@ -64,9 +64,13 @@ class CppBackend(Backend):
         profiles = kernel.basis[:, :, : kernel.num_shells].unbind()
         harmonics = kernel.angular.split([max(count, 1) for count in components])
         angular = torch.cat([kernel.angular[:0], *(rows for rows, count in zip(harmonics, components) if count)])
-        biases = [None] * call.groups if kernel.bias is None else kernel.bias.chunk(call.groups)
+        none = [None] * call.groups
+        biases = none if kernel.bias is None else kernel.bias.chunk(call.groups)
+        kept = zip(*(none if factors is None else factors for factors in (kernel.linear, kernel.chiral)))
         scalars = []
-        for part, weight, bias in zip(x.chunk(call.groups, 1), kernel.weight.chunk(call.groups), biases):
+        for part, weight, bias, (linear, chiral) in zip(
+            x.chunk(call.groups, 1), kernel.weight.chunk(call.groups), biases, kept
+        ):
             rows = list(zip(weight.split(channels), profiles, components))
             centred = [(row, profile) for row, profile, count in rows if count == 0]
             radial_weight, radial = centred[0] if centred else (weight[:0], profiles[0])
@@ -76,6 +80,8 @@ class CppBackend(Backend):
                 weight=radial_weight,
                 basis=radial.float(),
                 angular_weight=torch.cat([weight[:0].to(radial.dtype) @ radial, *others]),
+                linear=linear,
+                chiral=chiral,
                 shells=kernel.shells,
                 angular=angular,
                 bias=bias,

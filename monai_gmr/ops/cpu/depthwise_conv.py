@@ -75,4 +75,4 @@ def _dense(x: torch.Tensor, weight: torch.Tensor, padding: list[int], dilation: 
     return _conv(x, weight, None, padding, dilation)
 
 
-register_gradients(cpp_depthwise_conv, _gradients, _dense, count=2)
+register_gradients(cpp_depthwise_conv, _gradients, _dense, count=2, constants=0)

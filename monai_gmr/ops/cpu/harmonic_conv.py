@@ -7,6 +7,7 @@ input and ``O`` output channels of the order:
   up to a sign, are added, ``T O / 2``, and multiplied, ``T m O / 2``, against ``k^d m C O`` of a dense kernel.
 * backward: that again; the gradients go back through the mirrored window, at most ``T m O``, then both gradients of the product,
   ``2 S C O``.
+* linear terms of a layer that keeps a subgroup: ``m O`` times all scalars, forward, and twice that backward.
 
 Saved for the backward pass are input, weights and basis, not the responses, which are 1.5 (2D) or 2.5 (3D) times as large as the result.
 """
@@ -14,34 +15,49 @@ Saved for the backward pass are input, weights and basis, not the responses, whi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from monai_gmr.ops.call import output_sizes
-from monai_gmr.ops.cpu.harmonic_kernels import AngularOrder
+from monai_gmr.ops.cpu.harmonic_kernels import AngularOrder, KeptTerms
 from monai_gmr.ops.cpu.memory_format import image_like, voxel_rows
 from monai_gmr.ops.cpu.ring_kernels import product_gradients, write_products
 from monai_gmr.ops.cpu.tiles import Window
-from monai_gmr.ops.invariants import invariants
+from monai_gmr.ops.harmonic_conv import response_invariants
 from monai_gmr.ops.ring_conv import dense_shell_conv
 from monai_gmr.ops.ring_gradients import dense_operation, present, register_gradients
 
 
-def _orders(norms: Sequence[int], products: Sequence[int], components: Sequence[int]) -> Iterator[tuple]:
-    """Of each order that has channels: norms, products, components; slices of the layer's channels, of the rows of ``angular_weight`` and
-    of those of ``angular``."""
-    channel = row = component = 0
+class _Order(NamedTuple):
+    norms: int
+    products: int
+    components: int
+    channels: slice  # of the layer
+    rows: slice  # of ``angular_weight``
+    own: slice  # of the rows of ``angular``
+    responses: slice  # of the columns of ``linear``
+
+    def kernels(self, window: Window, angular: torch.Tensor, padding: Sequence[int]) -> AngularOrder:
+        """Of an angular order."""
+        return AngularOrder(window, tuple(map(tuple, angular[self.own].tolist())), self.norms, self.products, padding)
+
+    def kept(self, linear: torch.Tensor | None, chiral: torch.Tensor | None) -> KeptTerms:
+        """The order's columns of the layer's factors, or of their gradients."""
+        return KeptTerms(
+            None if linear is None else linear[:, self.responses], None if chiral is None else chiral[self.channels]
+        )
+
+
+def _orders(norms: Sequence[int], products: Sequence[int], components: Sequence[int]) -> Iterator[_Order]:
+    """Of each order that has channels, how many it has, and where."""
+    channel = row = component = response = 0
     for n, m, count in zip(norms, products, components):
-        if n + m:
-            channels, rows = slice(channel, channel + n + m), slice(row, row + n + m)
-            yield n, m, count, channels, rows, slice(component, component + count)
-            channel, row = channel + n + m, row + (n + m if count else 0)
+        if size := n + m:
+            places = ((channel, size), (row, size), (component, count), (response, size * count))
+            yield _Order(n, m, count, *(slice(first, first + length) for first, length in places))
+            channel, row, response = channel + size, row + (size if count else 0), response + size * count
         component += count
-
-
-def _rows(angular: torch.Tensor) -> tuple[tuple[float, ...], ...]:
-    return tuple(map(tuple, angular.tolist()))
 
 
 @torch.library.custom_op("monai_gmr::cpp_harmonic_conv", mutates_args=())
@@ -50,6 +66,8 @@ def cpp_harmonic_conv(
     weight: torch.Tensor,
     basis: torch.Tensor,
     angular_weight: torch.Tensor,
+    linear: torch.Tensor | None,
+    chiral: torch.Tensor | None,
     shells: torch.Tensor,
     angular: torch.Tensor,
     bias: torch.Tensor | None,
@@ -59,23 +77,29 @@ def cpp_harmonic_conv(
     products: list[int],
     components: list[int],
 ) -> torch.Tensor:
-    """A harmonic layer of stride 1 and one group, with gradients for ``x``, both weights, ``basis`` and ``bias``.
+    """A harmonic layer of stride 1 and one group, with gradients for ``x``, both weights, ``basis``, ``linear``, ``chiral`` and ``bias``.
 
     ``weight`` ``(channels, in_channels, rings)`` and ``basis`` as in :func:`~monai_gmr.ops.cpu.ring_conv.cpp_ring_conv` are of order 0,
     ``angular_weight`` ``(channels, in_channels, num_shells)`` and the constant factors ``angular`` ``(components, taps)`` of the others;
-    ``norms``, ``products`` and ``components`` are those of each order, as :func:`~monai_gmr.ops.invariants.invariants` takes them.
+    ``norms``, ``products`` and ``components`` are those of each order, as :func:`~monai_gmr.ops.invariants.invariants` takes them;
+    ``linear`` ``(channels, responses of the orders above 0)`` and ``chiral`` ``(channels,)`` are what
+    :func:`~monai_gmr.ops.kept_terms.add_kept_terms` takes for a group.
     """
     window = Window.of(shells, basis.shape[1], dilation)
     sizes = output_sizes(x.shape[2:], shells.shape, [1] * shells.dim(), padding, dilation)
     image = voxel_rows(x)
-    y = x.new_empty((x.shape[0], *sizes, sum(norms) + sum(products)))
-    for n, m, count, channels, rows, own in _orders(norms, products, components):
+    # linear terms of an order are added to all channels
+    make = x.new_empty if linear is None else x.new_zeros
+    y = make((x.shape[0], *sizes, sum(norms) + sum(products)))
+    # order 0 first: it does not add to what is there
+    for order in sorted(_orders(norms, products, components), key=lambda order: order.components):
+        channels = order.channels
         shift = None if bias is None else bias[channels]
-        if count == 0:
+        if order.components == 0:
             write_products(image, weight, basis, window, shift, padding=padding, result=y, channels=channels)
-        else:
-            order = AngularOrder(window, _rows(angular[own]), n, m, padding)
-            order.write_scalars(image, angular_weight[rows], shift, y, channels)
+            continue
+        kernels, kept = order.kernels(window, angular, padding), order.kept(linear, chiral)
+        kernels.write_scalars(image, angular_weight[order.rows], shift, y, channels, kept)
     return image_like(y, x)
 
 
@@ -86,6 +110,8 @@ def _gradients(
     weight: torch.Tensor,
     basis: torch.Tensor,
     angular_weight: torch.Tensor,
+    linear: torch.Tensor | None,
+    chiral: torch.Tensor | None,
     shells: torch.Tensor,
     angular: torch.Tensor,
     padding: list[int],
@@ -95,27 +121,36 @@ def _gradients(
     components: list[int],
     needed: list[bool],
 ) -> list[torch.Tensor]:
-    """Gradients of input, weight, basis and angular weight; those that are not needed are empty."""
+    """Gradients of input, weight, basis, angular weight, linear and chiral factors; those that are not needed are empty."""
     window = Window.of(shells, basis.shape[1], dilation)
     image, last = voxel_rows(x), voxel_rows(gradient)
-    orders = sorted(_orders(norms, products, components), key=lambda order: order[2])
+    orders = sorted(_orders(norms, products, components), key=lambda order: order.components)
     image_gradient = None
     radial: list[torch.Tensor | None] = [torch.zeros_like(each) for each in (weight, basis)]
-    angular_gradient = torch.zeros_like(angular_weight) if needed[3] else None
-    for n, m, count, channels, rows, own in orders:
-        if count == 0:
+    pairs = zip((angular_weight, linear, chiral), needed[3:])
+    others = [torch.zeros_like(each) if asked and each is not None else None for each, asked in pairs]
+    for order in orders:
+        if order.components == 0:
             # it comes first, for it does not add to a gradient
-            own_gradient = last[..., channels]
+            own_gradient = last[..., order.channels]
             geometry: dict[str, Any] = {"padding": padding, "needed": needed[:3]}
             image_gradient, *radial = product_gradients(own_gradient, image, weight, basis, window, **geometry)
-        elif needed[0] or needed[3]:
+        elif needed[0] or any(needed[3:]):
             if needed[0] and image_gradient is None:
                 image_gradient = torch.zeros_like(image)
-            order = AngularOrder(window, _rows(angular[own]), n, m, padding)
-            own_rows = None if angular_gradient is None else angular_gradient[rows]
-            order.add_gradients(image, angular_weight[rows], last, channels, image_gradient, own_rows)
+            own_rows = None if others[0] is None else others[0][order.rows]
+            order.kernels(window, angular, padding).add_gradients(
+                image,
+                angular_weight[order.rows],
+                last,
+                order.channels,
+                image_gradient,
+                own_rows,
+                order.kept(linear, chiral),
+                order.kept(*others[1:]),
+            )
     image_gradient = None if image_gradient is None else image_like(image_gradient, x)
-    return present([image_gradient, *radial, angular_gradient], x)
+    return present([image_gradient, *radial, *others], x)
 
 
 def _dense(
@@ -123,23 +158,28 @@ def _dense(
     weight: torch.Tensor,
     basis: torch.Tensor,
     angular_weight: torch.Tensor,
+    linear: torch.Tensor | None,
+    chiral: torch.Tensor | None,
     shells: torch.Tensor,
     angular: torch.Tensor,
     padding: list[int],
     dilation: list[int],
-    *sizes: list[int],
+    norms: list[int],
+    products: list[int],
+    components: list[int],
 ) -> torch.Tensor:
     """The layer by dense convolutions, for gradients of gradients."""
-    results = []
-    for n, m, count, _, rows, own in _orders(*sizes):
-        if count == 0:
-            results.append(dense_operation(x, weight, basis, shells, padding, dilation))
-            continue
-        geometry: dict[str, Any] = {"stride": [1] * shells.dim(), "padding": padding, "dilation": dilation, "groups": 1}
-        responses = dense_shell_conv(x, angular_weight[rows], shells, angular[own], **geometry)
-        scalars = invariants(responses.flatten(3).flatten(1, 2)[:, None], [n], [m], [count])[:, 0]
-        results.append(scalars.unflatten(-1, responses.shape[3:]))
-    return torch.cat(results, dim=1)
+    geometry: dict[str, Any] = {"stride": [1] * shells.dim(), "padding": padding, "dilation": dilation, "groups": 1}
+    responses = []
+    for order in _orders(norms, products, components):
+        if order.components == 0:
+            responses.append(dense_operation(x, weight, basis, shells, padding, dilation))
+        else:
+            own = dense_shell_conv(x, angular_weight[order.rows], shells, angular[order.own], **geometry)
+            responses.append(own.flatten(1, 2))
+    linear, chiral = (None if each is None else each.unsqueeze(0) for each in (linear, chiral))
+    image = torch.cat(responses, dim=1)
+    return response_invariants(image, norms, products, components, 1, shells.dim(), linear=linear, chiral=chiral)
 
 
-register_gradients(cpp_harmonic_conv, _gradients, _dense, count=4)
+register_gradients(cpp_harmonic_conv, _gradients, _dense, count=6, constants=2, weights=(1, 3))

@@ -14,6 +14,7 @@ from monai_gmr.ops.cpu.library import HarmonicConvGeometry, call_kernel
 from monai_gmr.ops.cpu.ring_kernels import check_memory, pad_columns
 from monai_gmr.ops.cpu.tiles import Window
 from monai_gmr.ops.invariants import NORM_SMOOTHING, inner_product_scale
+from monai_gmr.ops.kept_terms import num_chiral, triple_product_scale
 
 # limits of the kernels
 MOST_CHANNELS, MOST_COMPONENTS = 512, 7
@@ -29,6 +30,16 @@ class Terms(NamedTuple):
     first: torch.Tensor  # (shells + 1,), the first entry of each shell, and one more
     entries: torch.Tensor  # (entries, 2), term and component of the factors that are not zero, shell by shell
     used: torch.Tensor  # the shells that have terms
+
+
+class KeptTerms(NamedTuple):
+    """Factors of the terms that an order adds to the scalars of a layer that keeps a subgroup, or their gradients."""
+
+    linear: torch.Tensor | None = None  # (all scalars, channels * components), of the order's responses, by channel
+    chiral: torch.Tensor | None = None  # (channels,)
+
+
+NO_TERMS = KeptTerms()
 
 
 def as_volume(numbers: Sequence[int], filler: int) -> list[int]:
@@ -86,6 +97,8 @@ class AngularOrder:
         self.kinds = 2 if products else 1
         self.components, self.reach, self.padding = len(angular), window.reach(), list(padding)
         self.constants = (NORM_SMOOTHING, inner_product_scale(self.components))
+        self.has_chiral = num_chiral(norms, products, self.components) > 0
+        self.chiral_scale = inner_product_scale(2) if self.components == 2 else triple_product_scale()
         if not supports_order(self.reach, norms, products, self.components, padding):
             raise AssertionError(
                 f"padding={padding} with {products} inner products of {norms} lengths of {len(angular)} components has no kernel"
@@ -118,6 +131,20 @@ class AngularOrder:
         weight = torch.cat([weight, weight.new_zeros((self.kinds * self.norms - len(weight), *weight.shape[1:]))])
         return weight.unflatten(0, (self.kinds, self.norms)).permute(2, 0, 3, 1).flatten(1)
 
+    def _linear(self, linear: torch.Tensor | None) -> torch.Tensor | None:
+        """``(scalars, channels * components)`` as ``(kinds * components * norms, scalars)``."""
+        if linear is None:
+            return None
+        rows = linear.unflatten(1, (-1, self.components))
+        rows = F.pad(rows, [0, 0, 0, self.kinds * self.norms - rows.shape[1]])
+        return rows.unflatten(1, (self.kinds, self.norms)).permute(1, 3, 2, 0).flatten(0, 2)
+
+    def _chiral(self, chiral: torch.Tensor | None) -> torch.Tensor | None:
+        """``(channels,)`` as ``(norms,)``, scaled: of the inner products, and zeros."""
+        if chiral is None or not self.has_chiral:
+            return None
+        return F.pad(chiral[self.norms :].float() * self.chiral_scale, [0, self.norms - self.products])
+
     def write_scalars(
         self,
         image: torch.Tensor,
@@ -125,12 +152,18 @@ class AngularOrder:
         bias: torch.Tensor | None,
         scalars: torch.Tensor,
         channels: slice,
+        kept: KeptTerms = NO_TERMS,
     ) -> None:
-        """Compute the order of an image ``(batch, *sizes, channels)``: ``channels`` of ``scalars`` ``(batch, *sizes_out, all)``."""
+        """Compute the order of an image ``(batch, *sizes, channels)``: ``channels`` of ``scalars`` ``(batch, *sizes_out, all)``; with
+        linear terms, which all scalars get, what is there is added to."""
         geometry, matrix = self._geometry(image, scalars), pad_columns(self._columns(weight))
         bias = None if bias is None else bias.contiguous()
+        linear = self._linear(kept.linear)
+        factors = (None if linear is None else pad_columns(linear), self._chiral(kept.chiral))
         arrays = (*self.terms[:4], image, matrix)
-        call_kernel("harmonic_conv", geometry, *arrays, *self.constants, bias, scalars[..., channels])
+        call_kernel(
+            "harmonic_conv", geometry, *arrays, *self.constants, bias, *factors, scalars[..., channels], scalars
+        )
 
     def add_gradients(
         self,
@@ -140,15 +173,32 @@ class AngularOrder:
         channels: slice,
         image_gradient: torch.Tensor | None,
         weight_gradient: torch.Tensor | None,
+        kept: KeptTerms = NO_TERMS,
+        kept_gradients: KeptTerms = NO_TERMS,
     ) -> None:
-        """Add the gradients of the order, from that of the scalars, to those of ``image`` and ``weight``, each a tensor or ``None``."""
+        """Add the gradients of the order, from that of the scalars, to those of ``image``, ``weight`` and ``kept``, each a tensor or
+        ``None``."""
         geometry, columns = self._geometry(image, gradient), self._columns(weight)
         matrix, transposed = pad_columns(columns), pad_columns(columns.T)
         sums = None if weight_gradient is None else matrix.new_zeros((geometry.threads, *matrix.shape))
+        linear, chiral = self._linear(kept.linear), self._chiral(kept.chiral)
+        factors = (None if linear is None else pad_columns(linear.T), chiral)
+        linear_sums = chiral_sums = None
+        if linear is not None and kept_gradients.linear is not None:
+            linear_sums = matrix.new_zeros((geometry.threads, *pad_columns(linear).shape))
+        if chiral is not None and kept_gradients.chiral is not None:
+            chiral_sums = chiral.new_zeros((geometry.threads, len(chiral)), dtype=torch.float64)
         arrays = (*self.terms[:-1], image, matrix, transposed)
-        outputs = (gradient[..., channels], image_gradient, sums)
-        call_kernel("harmonic_conv_backward", geometry, *arrays, *self.constants, *outputs)
+        outputs = (image_gradient, sums, linear_sums, chiral_sums)
+        scalars = (gradient[..., channels], gradient)
+        call_kernel("harmonic_conv_backward", geometry, *arrays, *self.constants, *factors, *scalars, *outputs)
         if weight_gradient is not None and sums is not None:
             sizes = (self.kinds, geometry.shells, self.norms)
             own = sums.sum(0)[:, : columns.shape[1]].unflatten(1, sizes).permute(1, 3, 0, 2).flatten(0, 1)
             weight_gradient.index_add_(2, self.terms.used, own[: self.norms + self.products].contiguous())
+        if kept_gradients.linear is not None and linear_sums is not None:
+            total = linear_sums.sum(0)[:, : geometry.row].unflatten(0, (self.kinds, self.components, self.norms))
+            rows = total.permute(3, 0, 2, 1).flatten(1, 2)[:, : self.norms + self.products]
+            kept_gradients.linear.add_(rows.flatten(1))
+        if kept_gradients.chiral is not None and chiral_sums is not None:
+            kept_gradients.chiral[self.norms :] += chiral_sums.sum(0)[: self.products] * self.chiral_scale

@@ -75,8 +75,8 @@ _voxels = (ctypes.POINTER(VoxelGeometry), _floats)
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "ring_conv": (*_ring, *[_floats] * 3),
     "ring_conv_backward": (*_ring, *[_floats] * 5, _doubles),
-    "harmonic_conv": (*_harmonic, *[_floats] * 2, _float, _float, *[_floats] * 2),
-    "harmonic_conv_backward": (*_harmonic, *[_indices] * 2, *[_floats] * 3, _float, _float, *[_floats] * 3),
+    "harmonic_conv": (*_harmonic, *[_floats] * 2, _float, _float, *[_floats] * 5),
+    "harmonic_conv_backward": (*_harmonic, *[_indices] * 2, *[_floats] * 3, _float, _float, *[_floats] * 7, _doubles),
     "moments": (*_voxels, _doubles),
     "normalise": (*_voxels, *[_floats] * 3, _float, _floats),
     "normalise_sums": (*_voxels, *[_floats] * 3, _float, _floats, _doubles),

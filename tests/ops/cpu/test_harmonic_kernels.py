@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from monai_gmr.ops.cpu import harmonic_conv as cpu_harmonic_conv
 from monai_gmr.ops.cpu import library as kernels
-from monai_gmr.ops.cpu.harmonic_kernels import AngularOrder, terms_of
+from monai_gmr.ops.cpu.harmonic_kernels import AngularOrder, KeptTerms, terms_of
 from monai_gmr.ops.cpu.tiles import Window
+from monai_gmr.ops.kept_terms import num_chiral
 from monai_gmr.symmetry import kernel_shells, tap_harmonics
 
 pytestmark = pytest.mark.skipif(kernels.load_kernels() is None, reason="no kernels were built")
@@ -29,8 +30,8 @@ geometries = st.tuples(
 
 
 @settings(max_examples=60, deadline=None)
-@given(geometry=geometries, threads=st.integers(1, 3))
-def test_kernels_give_what_convolutions_in_float64_give(libraries, geometry, threads):
+@given(geometry=geometries, threads=st.integers(1, 3), terms=st.sampled_from(["none", "linear", "chiral", "both"]))
+def test_kernels_give_what_convolutions_in_float64_give(libraries, geometry, threads, terms):
     """Those for each kind of processor, beside one convolution."""
     batch, axes, channels, (norms, products), components, num_shells, parity, factor, seed = geometry
     generator = torch.Generator().manual_seed(seed)
@@ -53,20 +54,33 @@ def test_kernels_give_what_convolutions_in_float64_give(libraries, geometry, thr
         draw(norms + products, channels, num_shells),
         draw(norms + products),
     )
+    # three channels that are not the order's, behind them, and moved around them below
+    count_of_all = norms + products + 3
+    has_chiral = num_chiral(norms, products, components) > 0
+    factors_of = {"linear": draw(count_of_all, (norms + products) * components), "chiral": draw(count_of_all)}
+    asked = {"linear": terms in ("linear", "both"), "chiral": terms in ("chiral", "both") and has_chiral}
+    kept = {name: value if asked[name] else None for name, value in factors_of.items()}
     gradient = None
 
     def dense(dtype):
-        """Scalars and their gradients to image and weight by convolution, in a precision."""
+        """Scalars and their gradients to image, weight and factors by convolution, in a precision."""
         nonlocal gradient
-        inputs = [each.to(dtype).requires_grad_() for each in (x, weight)]
-        radial = (inputs[1][:0, :, :1], inputs[1].new_zeros(1, num_shells), inputs[1], numbers.reshape(shape))
-        orders = ([norms], [products], [components])
+        given = (x, weight, *kept.values())
+        inputs = [None if each is None else each.to(dtype).requires_grad_() for each in given]
+        nothing = (weight.new_zeros(3, channels, 1, dtype=dtype), weight.new_zeros(1, num_shells, dtype=dtype))
+        radial = (nothing[0], nothing[1], *inputs[1:], numbers.reshape(shape))
+        orders = ([norms, 3], [products, 0], [components, 0])
         y = cpu_harmonic_conv._dense(inputs[0], *radial, factors.to(dtype), padding, dilation, *orders)
-        gradient = draw(*y.shape) if gradient is None else gradient
-        return y.detach(), *torch.autograd.grad(y, inputs, gradient.to(dtype))
+        if gradient is None:
+            gradient = draw(*y.shape)
+            if kept["linear"] is None:
+                gradient[:, norms + products :] = 0
+        wanted = [each for each in inputs if each is not None]
+        return y.detach(), *torch.autograd.grad(y, wanted, gradient.to(dtype))
 
-    y, image_expected, weight_expected = dense(torch.float64)
-    expected = y + bias.double().reshape(-1, *[1] * len(shape))
+    y, *gradients_expected = dense(torch.float64)
+    expected = y.clone()
+    expected[:, : norms + products] += bias.double().reshape(-1, *[1] * len(shape))
 
     def is_near(found, expected, rounding, number):
         """Within the rounding of float32, or of the convolution in float32, which is only asked where that is more."""
@@ -76,32 +90,48 @@ def test_kernels_give_what_convolutions_in_float64_give(libraries, geometry, thr
 
     rows = tuple(map(tuple, factors.tolist()))
     order = AngularOrder(window, rows, norms, products, padding)
-    last = lambda each: each.movedim(1, -1).contiguous()  # noqa: E731
+    # the order's channels are the second and those behind it
+    last = lambda each: each.movedim(1, -1).roll(1, -1).contiguous()  # noqa: E731
     before, channels_of_it = torch.get_num_threads(), slice(1, 1 + norms + products)
+    own_kept = KeptTerms(
+        None if kept["linear"] is None else kept["linear"].roll(1, 0),
+        None if kept["chiral"] is None else kept["chiral"][: norms + products],
+    )
+    image = x.movedim(1, -1).contiguous()
     torch.set_num_threads(threads)
     try:
         for processor, library in libraries.items():
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(kernels, "load_kernels", lambda library=library: library)
-                scalars = torch.zeros(batch, *y.shape[2:], norms + products + 3)
-                order.write_scalars(last(x), weight, bias, scalars, channels_of_it)
-                error = (scalars[..., channels_of_it].movedim(-1, 1) - expected).norm()
+                scalars = torch.zeros(batch, *y.shape[2:], count_of_all)
+                order.write_scalars(image, weight, bias, scalars, channels_of_it, own_kept)
+                error = (scalars - last(expected)).norm()
                 assert error <= 1e-5 * expected.norm() + 1e-6, processor
-                assert not scalars[..., 0].any()
-                assert not scalars[..., -2:].any()
-                scalars[..., channels_of_it] = last(gradient)
-                image_found, weight_found = torch.ones_like(last(x)), torch.ones_like(weight)
-                order.add_gradients(last(x), weight, scalars, channels_of_it, image_found, weight_found)
+                if kept["linear"] is None:
+                    assert not scalars[..., 0].any()
+                    assert not scalars[..., -2:].any()
+                scalars = last(gradient)
+                found = [torch.ones_like(each) for each in (image, weight)]
+                own = KeptTerms(*(None if each is None else torch.ones_like(each) for each in own_kept))
+                order.add_gradients(image, weight, scalars, channels_of_it, *found, own_kept, own)
                 # lengths are rounded off at .01: their gradients are large next to zero, and so is the rounding of
                 # convolutions in float32
                 rounding = 1e-5 * gradient.norm()
-                assert is_near(image_found.movedim(-1, 1) - 1, image_expected, rounding, 1), processor
-                assert is_near(weight_found - 1, weight_expected, rounding * x.norm(), 2), processor
+                assert is_near(found[0].movedim(-1, 1) - 1, gradients_expected[0], rounding, 1), processor
+                assert is_near(found[1] - 1, gradients_expected[1], rounding * x.norm(), 2), processor
+                place = 2
+                if own.linear is not None:
+                    linear = own.linear.roll(-1, 0) - 1
+                    assert is_near(linear, gradients_expected[place], rounding * x.norm(), place + 1), processor
+                    place += 1
+                if own.chiral is not None:
+                    chiral = torch.nn.functional.pad(own.chiral - 1, [0, 3])
+                    assert is_near(chiral, gradients_expected[place], rounding * x.norm(), place + 1), processor
                 # what is not asked for is left alone
                 again = torch.ones_like(weight)
-                order.add_gradients(last(x), weight, scalars, channels_of_it, None, again)
-                assert torch.equal(again, weight_found)
-                order.add_gradients(last(x), weight, scalars, channels_of_it, None, None)
+                order.add_gradients(image, weight, scalars, channels_of_it, None, again, own_kept)
+                assert torch.equal(again, found[1])
+                order.add_gradients(image, weight, scalars, channels_of_it, None, None, own_kept)
     finally:
         torch.set_num_threads(before)
 

@@ -1,6 +1,7 @@
 // Angular orders of harmonic convolutions, from channels to scalars, and their gradients.
 
 #include "harmonic_responses.h"
+#include "kept_terms.h"
 #include "kernels.h"
 
 namespace {
@@ -21,12 +22,6 @@ template <typename T> inline Reduced<T> reduce(const Angular& g, const float* re
         }
     }
     return {squared, squared + other, product};
-}
-
-template <typename Step> inline void for_vectors(index count, Step step) {
-    index i = 0;
-    for (; i + LANES <= count; i += LANES) step(vector{}, i);
-    for (; i < count; ++i) step(0.0f, i);
 }
 
 // from gradients of scalars, (2, FLOATS_OF_A_PART), to those of responses, (kinds, components, spread along a line)
@@ -63,7 +58,7 @@ index floats_of_indices(index count) { return count * index(sizeof(index) / size
 
 KERNEL harmonic_conv(const HarmonicConvGeometry* geometry, const index* places, const index* shells, const float* signs,
                      const float* angular, const float* image, const float* matrix, float smoothing, float scale, const float* bias,
-                     float* scalars) {
+                     const float* linear, const float* chiral, float* scalars, float* all) {
     const Angular g(*geometry);
     const Terms terms{places, shells, signs, angular};
     const index depth = g.reach[0] + 1, floats = g.groups() * g.padded(2) * g.norms;
@@ -71,9 +66,12 @@ KERNEL harmonic_conv(const HarmonicConvGeometry* geometry, const index* places, 
     const index lines = blocks.most_lines() + g.reach[1];
 #pragma omp parallel num_threads(g.threads)
     {
-        const auto [ring, tile, a, b, responses, reduced, shifts] = scratch.share(
+        const auto [ring, tile, a, b, responses, reduced, shifts, factors, third] = scratch.share(
             {Ring::size(depth, lines, floats), VOXELS_OF_A_TILE * rounded_up(g.columns()), floats_of_indices(g.terms),
-             floats_of_indices(g.terms), g.kinds() * g.components * FLOATS_OF_A_PART, 2 * FLOATS_OF_A_PART, 2 * FLOATS_OF_A_PART});
+             floats_of_indices(g.terms), g.kinds() * g.components * FLOATS_OF_A_PART, 2 * FLOATS_OF_A_PART, 2 * FLOATS_OF_A_PART,
+             chiral ? FLOATS_OF_A_PART : 0, floats_of_third(g, chiral)});
+        const Chiral triples{g, smoothing, factors, third};
+        if (chiral) triples.repeat(chiral);
         for (index i = 0; i < FLOATS_OF_A_PART; ++i) {
             shifts[i] = bias ? bias[i % g.norms] : 0.0f;
             shifts[FLOATS_OF_A_PART + i] = bias && i % g.norms < g.products ? bias[g.norms + i % g.norms] : 0.0f;
@@ -93,6 +91,8 @@ KERNEL harmonic_conv(const HarmonicConvGeometry* geometry, const index* places, 
                     float* to = scalars + ((block.sample * g.sizes[0] + plane) * g.sizes[1] + line) * g.sizes[2] * g.row;
                     for (index x = 0; x < g.sizes[2]; x += voxels_of_a_part) {
                         const index voxels = std::min(voxels_of_a_part, g.sizes[2] - x);
+                        float* all_scalars = all + (to - scalars) + x * g.row;
+                        if (linear) fetch_scalars(g, all_scalars, voxels);
                         own.sum_line(line, x * g.norms, voxels * g.norms);
                         for_vectors(voxels * g.norms, [&, reduced = reduced, responses = responses, shifts = shifts](auto kind, index i) {
                             using T = decltype(kind);
@@ -102,8 +102,12 @@ KERNEL harmonic_conv(const HarmonicConvGeometry* geometry, const index* places, 
                                 store(reduced + FLOATS_OF_A_PART + i,
                                       scale * lengths.product / square_root(lengths.common) + load<T>(shifts + FLOATS_OF_A_PART + i));
                         });
-                        copy(g.norms, voxels, to + x * g.row, g.row, reduced, g.norms);
-                        copy(g.products, voxels, to + x * g.row + g.norms, g.row, reduced + FLOATS_OF_A_PART, g.norms);
+                        if (chiral) triples.add_scalars(responses, voxels, reduced + FLOATS_OF_A_PART);
+                        // of layers with linear terms other orders have added theirs
+                        const auto put = linear ? add : copy;
+                        put(g.norms, voxels, to + x * g.row, g.row, reduced, g.norms);
+                        put(g.products, voxels, to + x * g.row + g.norms, g.row, reduced + FLOATS_OF_A_PART, g.norms);
+                        if (linear) add_linear(g, responses, linear, voxels, all_scalars);
                     }
                 }
             }
@@ -113,8 +117,9 @@ KERNEL harmonic_conv(const HarmonicConvGeometry* geometry, const index* places, 
 
 KERNEL harmonic_conv_backward(const HarmonicConvGeometry* geometry, const index* places, const index* shells, const float* signs,
                               const float* angular, const index* first, const index* entries, const float* image, const float* matrix,
-                              const float* transposed, float smoothing, float scale, const float* gradient, float* image_gradient,
-                              float* matrix_gradient) {
+                              const float* transposed, float smoothing, float scale, const float* linear, const float* chiral,
+                              const float* gradient, const float* all, float* image_gradient, float* matrix_gradient,
+                              float* linear_gradient, double* chiral_gradient) {
     const Angular g(*geometry);
     const Terms terms{places, shells, signs, angular};
     const index depth = g.reach[0] + 1, floats = g.groups() * g.padded(2) * g.norms;
@@ -126,11 +131,21 @@ KERNEL harmonic_conv_backward(const HarmonicConvGeometry* geometry, const index*
     const index before[3] = {g.reach[0] - g.padding[0], g.reach[1] - g.padding[1], g.reach[2] - g.padding[2]};
 #pragma omp parallel num_threads(g.threads)
     {
-        const auto [ring, spread_ring, tile, a, b, entry_a, entry_b, entry_signs, entry_angular, responses, scalar_gradients, sums] =
+        const auto [ring, spread_ring, tile, a, b, entry_a, entry_b, entry_signs, entry_angular, responses, scalar_gradients, sums,
+                    response_tile, scalar_tile, factors, third, third_gradient, factor_sums] =
             scratch.share({Ring::size(depth, lines, floats), Ring::size(depth, spread_lines, spread), VOXELS_OF_A_TILE * wide,
              floats_of_indices(g.terms),
              floats_of_indices(g.terms), floats_of_indices(g.entries), floats_of_indices(g.entries), g.entries, g.entries,
-             responses_of_a_voxel * FLOATS_OF_A_PART, 2 * FLOATS_OF_A_PART, VOXELS_OF_A_TILE * g.norms});
+             responses_of_a_voxel * FLOATS_OF_A_PART, 2 * FLOATS_OF_A_PART, VOXELS_OF_A_TILE * g.norms,
+             linear ? LinearTiles::size_of_responses(g) : 0, linear ? LinearTiles::size_of_scalars(g) : 0,
+             chiral ? FLOATS_OF_A_PART : 0, floats_of_third(g, chiral), floats_of_third(g, chiral), chiral ? FLOATS_OF_A_PART : 0});
+        const LinearTiles tiles{response_tile, scalar_tile};
+        const Chiral triples{g, smoothing, factors, third};
+        if (chiral) {
+            triples.repeat(chiral);
+            std::fill(factor_sums, factor_sums + FLOATS_OF_A_PART, 0.0f);
+        }
+        float* linear_sums = linear_gradient ? linear_gradient + omp_get_thread_num() * g.responses() * rounded_up(g.row) : nullptr;
         const index voxels_of_a_part = std::max<index>(1, FLOATS_OF_A_PART / g.norms);
         std::fill(tile, tile + VOXELS_OF_A_TILE * wide, 0.0f);
         std::fill(scalar_gradients, scalar_gradients + 2 * FLOATS_OF_A_PART, 0.0f);
@@ -162,13 +177,23 @@ KERNEL harmonic_conv_backward(const HarmonicConvGeometry* geometry, const index*
                             continue;
                         }
                         const float* from = gradient + ((block.sample * g.sizes[0] + result) * g.sizes[1] + at) * g.sizes[2] * g.row;
+                        // of the voxels that several blocks compute each belongs to one
+                        const bool is_own = block.owns(last, line, g.image);
                         float* to = gradients.at(last, line - block.first_line) + before[2] * g.norms;
                         for (index x = 0; x < g.sizes[2]; x += voxels_of_a_part) {
                             const index voxels = std::min(voxels_of_a_part, g.sizes[2] - x);
+                            const float* all_gradients = all + (from - gradient) + x * g.row;
+                            if (linear) fetch_scalars(g, all_gradients, voxels);
                             own.sum_line(at, x * g.norms, voxels * g.norms);
                             copy(g.norms, voxels, scalar_gradients, g.norms, from + x * g.row, g.row);
                             copy(g.products, voxels, scalar_gradients + FLOATS_OF_A_PART, g.norms, from + x * g.row + g.norms, g.row);
                             spread_gradient(g, responses, scalar_gradients, smoothing, scale, voxels * g.norms, to + x * g.norms);
+                            if (chiral)
+                                triples.add_gradients(responses, voxels, scalar_gradients + FLOATS_OF_A_PART, to + x * g.norms,
+                                                      third_gradient, is_own ? factor_sums : nullptr);
+                            if (linear)
+                                add_linear_gradients(g, responses, linear, all_gradients, voxels, tiles, to + x * g.norms,
+                                                     is_own ? linear_sums : nullptr);
                         }
                     }
                 }
@@ -206,5 +231,8 @@ KERNEL harmonic_conv_backward(const HarmonicConvGeometry* geometry, const index*
                 }
             }
         }
+        if (chiral_gradient)
+            for (index i = 0; i < voxels_of_a_part * g.norms; ++i)
+                chiral_gradient[omp_get_thread_num() * g.norms + i % g.norms] += factor_sums[i];
     }
 }

@@ -25,7 +25,8 @@ struct Angular : HarmonicConvGeometry {
     index kinds() const { return products > 0 ? 2 : 1; }
     index groups() const { return kinds() * shells; }
     index columns() const { return groups() * norms; }
-    index vector_columns() const { return (columns() + LANES - 1) / LANES * LANES; }
+    index vector_columns() const { return in_vectors(columns()); }
+    index responses() const { return kinds() * components * norms; }
     index padded(int axis) const { return sizes[axis] + reach[axis]; }  // of the image, with margins
     // of the gradients of responses, which every voxel of the image reads through the mirrored window
     index spread(int axis) const { return image[axis] + reach[axis]; }
@@ -42,16 +43,23 @@ struct Terms {
 constexpr index FLOATS_OF_A_PART = 512, BYTES_OF_RINGS = 3 << 20;
 
 // so many channels of each of so many voxels
-template <int CHANNELS> void copy_some(index voxels, float* to, index to_step, const float* from, index from_step) {
-    for (index v = 0; v < voxels; ++v) __builtin_memcpy(to + v * to_step, from + v * from_step, CHANNELS * sizeof(float));
+template <bool ADD, int CHANNELS>
+void move_some(index voxels, float* __restrict__ to, index to_step, const float* __restrict__ from, index from_step) {
+    for (index v = 0; v < voxels; ++v, to += to_step, from += from_step) {
+        if constexpr (ADD)
+            for (int i = 0; i < CHANNELS; ++i) to[i] += from[i];
+        else
+            __builtin_memcpy(to, from, CHANNELS * sizeof(float));
+    }
 }
-void copy(index channels, index voxels, float* to, index to_step, const float* from, index from_step) {
+template <bool ADD> void move_channels(index channels, index voxels, float* to, index to_step, const float* from, index from_step) {
     // of a number of channels that the compiler knows it makes a few instructions
-    for (; channels >= 8; channels -= 8, to += 8, from += 8) copy_some<8>(voxels, to, to_step, from, from_step);
-    constexpr decltype(&copy_some<1>) REST[] = {nullptr,      copy_some<1>, copy_some<2>, copy_some<3>,
-                                                copy_some<4>, copy_some<5>, copy_some<6>, copy_some<7>};
+    for (; channels >= 8; channels -= 8, to += 8, from += 8) move_some<ADD, 8>(voxels, to, to_step, from, from_step);
+    constexpr decltype(&move_some<ADD, 1>) REST[] = {nullptr,           move_some<ADD, 1>, move_some<ADD, 2>, move_some<ADD, 3>,
+                                                     move_some<ADD, 4>, move_some<ADD, 5>, move_some<ADD, 6>, move_some<ADD, 7>};
     if (channels > 0) REST[channels](voxels, to, to_step, from, from_step);
 }
+constexpr auto copy = move_channels<false>, add = move_channels<true>;
 
 // planes that are reused one after the other
 class Ring {
@@ -133,6 +141,11 @@ void sum_entries_of_line(index begin, index end, const index* a, const index* b,
 // some planes and lines of a sample: one thread's work
 struct Block {
     index sample, first_plane, last_plane, first_line, last_line;
+
+    // planes and lines beyond those that are divided belong to the last block
+    bool owns(index plane, index line, const index* divided) const {
+        return (plane < last_plane || last_plane == divided[0]) && (line < last_line || last_line == divided[1]);
+    }
 };
 
 class Blocks {

@@ -45,18 +45,24 @@ struct HarmonicConvGeometry {
 // A term is two taps of a shell, or twice the same with sign 0: places (terms, 2, 3) in voxels, shells (terms,), signs (terms,), angular
 // factors (terms, components).
 
-// bias: (norms + products,) or null; scalars: the channels of the order
+// Of layers that keep a subgroup, otherwise null: linear, (kinds * components * norms, row in whole vectors), what all scalars get of each
+// response; chiral, (norms,), factors of the terms of inner products that mirror images change the sign of, 0 beyond the products.
+
+// bias: (norms + products,) or null; scalars: the channels of the order; with linear added to them, and its products to all
 KERNEL harmonic_conv(const HarmonicConvGeometry* geometry, const std::int64_t* places, const std::int64_t* shells, const float* signs,
                      const float* angular, const float* image, const float* matrix, float smoothing, float scale, const float* bias,
-                     float* scalars);
+                     const float* linear, const float* chiral, float* scalars, float* all);
 
-// first and entries: (shells + 1,) and (entries, 2): term and component of each factor of a shell that is not 0 to image_gradient the
-// products' gradients times transposed, (columns, channels in whole vectors), are added; to matrix_gradient, (threads, channels, columns
-// in whole vectors), the products of the image with them; either may be null
+// first and entries: (shells + 1,) and (entries, 2): term and component of each factor of a shell that is not 0; linear: (row, kinds *
+// components * norms in whole vectors). To image_gradient the products' gradients times transposed, (columns, channels in whole vectors),
+// are added; to matrix_gradient, (threads, channels, columns in whole vectors), the products of the image with them; to linear_gradient,
+// (threads, kinds * components * norms, row in whole vectors), those of responses with the gradient of all scalars; to chiral_gradient,
+// (threads, norms), the gradients of the factors; each may be null
 KERNEL harmonic_conv_backward(const HarmonicConvGeometry* geometry, const std::int64_t* places, const std::int64_t* shells,
                               const float* signs, const float* angular, const std::int64_t* first, const std::int64_t* entries,
                               const float* image, const float* matrix, const float* transposed, float smoothing, float scale,
-                              const float* gradient, float* image_gradient, float* matrix_gradient);
+                              const float* linear, const float* chiral, const float* gradient, const float* all, float* image_gradient,
+                              float* matrix_gradient, float* linear_gradient, double* chiral_gradient);
 
 struct VoxelGeometry {
     std::int64_t batch, voxels, channels, threads;

@@ -61,6 +61,8 @@ constexpr index VOXELS_OF_A_TILE = 64;
 
 // rows of matrices are padded to the longest vectors
 inline index rounded_up(index n) { return (n + 15) / 16 * 16; }
+// and computed in whole vectors of this processor
+inline index in_vectors(index n) { return (n + LANES - 1) / LANES * LANES; }
 
 }  // namespace
 
