@@ -27,7 +27,8 @@ def kept_vectors(order: int, elements: Sequence[np.ndarray] | np.ndarray) -> np.
     Source:
         J.-P. Serre, "Linear representations of finite groups", section 2.6 (projection on the invariants).
     """
-    matrices = torch.as_tensor(np.asarray(elements, float))
+    # on the CPU also where layers are made on the meta device
+    matrices = torch.as_tensor(np.asarray(elements, float), device="cpu")
     mean = harmonic_matrices(matrices, order).mean(0).numpy()
     vectors: list[np.ndarray] = []
     # in the order of the components, so that every machine finds the same ones

@@ -122,6 +122,9 @@ class _Audit(Pass):
         """Carry the axes of images along; what joins one with its transpose."""
         given = [each for each in tensors_in(args) if each.dim() == self.dims + 2]
         if name in ("permute", "transpose") and given:
+            if not hasattr(given[0], "_gmr_axes") and not self._is_image(given[0]):
+                # such as an embedding, whose channels come last
+                return None
             axes = list(range(self.dims + 2))
             if name == "permute":
                 axes = [axis % len(axes) for axis in args[1]]

@@ -144,10 +144,10 @@ def _gradients(
                 angular_weight[order.rows],
                 last,
                 order.channels,
-                image_gradient,
-                own_rows,
-                order.kept(linear, chiral),
-                order.kept(*others[1:]),
+                image_gradient=image_gradient,
+                weight_gradient=own_rows,
+                kept=order.kept(linear, chiral),
+                kept_gradients=order.kept(*others[1:]),
             )
     image_gradient = None if image_gradient is None else image_like(image_gradient, x)
     return present([image_gradient, *radial, *others], x)
