@@ -225,9 +225,9 @@ class _ModuleProbe:
             m for m in self.paths if any(hasattr(child, "field_groups") for child in m.modules() if child is not m)
         }
         # fields on samples of a group have no channels that its elements exchange
-        sampled = [m for m in self.paths if getattr(m, "has_sampled_fields", False)]
+        sampled = {m for m in self.paths if getattr(m, "has_sampled_fields", False)}
         self.left_out |= {child for m in sampled for child in m.modules()}
-        self.left_out |= {m for m in self.paths if any(child in sampled for child in m.modules())}
+        self.left_out |= {m for m in self.paths if not sampled.isdisjoint(m.modules())}
         self.devices = sorted({p.device.index for p in net.parameters() if p.device.type == "cuda"})
 
     @property

@@ -1,34 +1,34 @@
 """Combinations of the harmonics of an order that a group leaves unchanged."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
 
 from monai_gmr.symmetry.group_structure import GroupSpec, PointGroup
 from monai_gmr.symmetry.point_groups import is_mirror
-from monai_gmr.symmetry.taps import number_of_components
 from monai_gmr.symmetry.wigner import harmonic_matrices
 
 
-def kept_vectors(order: int, elements: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-    """Orthonormal combinations of the harmonics of an order that a group leaves unchanged, ``(components, count)``.
+@lru_cache(maxsize=64)
+def kept_vectors(order: int, group: PointGroup) -> np.ndarray:
+    """Orthonormal combinations of the harmonics of an order that a group leaves unchanged, read-only ``(components, count)``.
 
-    They span the image of the mean of :func:`~monai_gmr.symmetry.harmonic_matrices` over the ``elements`` ``(order, d, d)``: all for the
-    identity alone, none for the whole group of the grid and orders 1 to 3.
+    They span the image of the mean of :func:`~monai_gmr.symmetry.harmonic_matrices` over the group: all for the identity alone, none for
+    the whole group of the grid and orders 1 to 3.
 
     Example:
-        >>> from monai_gmr.symmetry import named_group
-        >>> kept_vectors(2, named_group("4/mmm", 3)).round(6).T + 0.0  # 3 z^2 - 1
+        >>> kept_vectors(2, PointGroup.from_name("4/mmm", 3)).round(6).T + 0.0  # 3 z^2 - 1
         array([[1., 0., 0., 0., 0.]])
-        >>> kept_vectors(1, named_group("m-3m", 3)).shape
+        >>> kept_vectors(1, PointGroup.from_name("m-3m", 3)).shape
         (3, 0)
 
     Source:
         J.-P. Serre, "Linear representations of finite groups", section 2.6 (projection on the invariants).
     """
     # on the CPU also where layers are made on the meta device
-    matrices = torch.as_tensor(np.asarray(elements, float), device="cpu")
+    matrices = torch.as_tensor(np.asarray(group.elements, float), device="cpu")
     mean = harmonic_matrices(matrices, order).mean(0).numpy()
     vectors: list[np.ndarray] = []
     # in the order of the components, so that every machine finds the same ones
@@ -37,7 +37,9 @@ def kept_vectors(order: int, elements: Sequence[np.ndarray] | np.ndarray) -> np.
         length = float(np.linalg.norm(rest))
         if length > 1e-6:
             vectors.append(rest / length)
-    return np.stack(vectors, axis=1) if vectors else np.zeros((len(mean), 0))
+    found = np.stack(vectors, axis=1) if vectors else np.zeros((len(mean), 0))
+    found.setflags(write=False)
+    return found
 
 
 def kept_group(keeps: GroupSpec, spatial_dims: int) -> PointGroup:
@@ -81,18 +83,13 @@ def relaxation_tables(
         >>> vectors.round(6) + 0.0, owners.tolist()
         (array([[0., 1.]]), [[0], [0], [1]])
     """
-    dims = group.spatial_dims
-    blocks = [
-        kept_vectors(order, group.elements).T if order else np.zeros((0, 0))
-        for order, count in zip(orders, channels)
-        for _ in range(count)
-    ]
-    sizes = [number_of_components(dims, order) if order else 0 for order, n in zip(orders, channels) for _ in range(n)]
-    vectors = np.zeros((sum(len(block) for block in blocks), sum(sizes)))
+    blocks = [kept_vectors(order, group).T if order else np.zeros((0, 0)) for order in orders]
+    of_channels = [block for block, count in zip(blocks, channels) for _ in range(count)]
+    vectors = np.zeros((sum(len(block) for block in of_channels), sum(block.shape[1] for block in of_channels)))
     owners = np.zeros((sum(channels), len(vectors)), dtype=np.int64)
     row = column = 0
-    for channel, (block, size) in enumerate(zip(blocks, sizes)):
-        vectors[row : row + len(block), column : column + size] = block
+    for channel, block in enumerate(of_channels):
+        vectors[row : row + len(block), column : column + block.shape[1]] = block
         owners[channel, row : row + len(block)] = 1
-        row, column = row + len(block), column + size
+        row, column = row + len(block), column + block.shape[1]
     return vectors, owners

@@ -13,6 +13,8 @@ import torch
 from monai_gmr.utils import ConfigurationError
 
 UNITS_PER_SQUARED_VOXEL = 10**9
+# harmonics and coordinates as whole numbers, for tables that no cast touches
+UNITS_PER_HARMONIC = 10**12
 GAUSSIAN_SIGMA = 0.6
 GAUSSIAN_MEAN_MARGIN = 1.75
 GAUSSIAN_TAPER = 0.5

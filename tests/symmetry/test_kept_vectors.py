@@ -83,7 +83,7 @@ def test_counts_are_those_of_the_characters(dims, name, counts):
     """As crystallographers tabulate them: how many tensor components of a rank a group leaves free."""
     elements = named_group(name, dims)
     for order, count in counts.items():
-        vectors = kept_vectors(order, elements)
+        vectors = kept_vectors(order, kept_group(name, dims))
         characters = [np.trace(harmonic_representation(element, order)) for element in elements]
         assert vectors.shape[1] == count == round(np.mean(characters))
         assert np.allclose(vectors.T @ vectors, np.eye(count), atol=1e-12)
@@ -104,3 +104,12 @@ def test_tables_say_which_combination_belongs_to_which_channel():
     assert owners.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0] * 4, [0] * 4, [0] * 4, [0, 0, 1, 1]]
     assert np.allclose(vectors @ vectors.T, np.eye(4))
     assert np.count_nonzero(vectors[:2, 6:]) == np.count_nonzero(vectors[2:, :6]) == 0
+
+
+def test_vectors_are_computed_once_an_order_and_group():
+    """They cost a mean over 48 elements, and every layer of a net asks for them."""
+    kept_vectors.cache_clear()
+    group = kept_group("all", 3)
+    for channels in ((8, 4, 4), (32, 16, 16)):
+        relaxation_tables((0, 1, 2), channels, group)
+    assert kept_vectors.cache_info().misses == 2

@@ -11,7 +11,6 @@ from torch import nn
 from monai_gmr.networks.layers.conv_nd import check_input, whole_numbers
 from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d, GMRConvNd
 from monai_gmr.networks.layers.gmr_harmonic_conv import (
-    UNITS_PER_HARMONIC,
     GMRHarmonicConv1d,
     GMRHarmonicConv2d,
     GMRHarmonicConv3d,
@@ -23,6 +22,7 @@ from monai_gmr.ops.free_sizes import is_free, voxels
 from monai_gmr.ops.harmonic_conv import harmonic_tap_basis
 from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.symmetry import centred_steps, centred_window, kernel_shells, number_of_components, tap_harmonics
+from monai_gmr.symmetry.taps import UNITS_PER_HARMONIC
 from monai_gmr.utils import ConfigurationError
 
 

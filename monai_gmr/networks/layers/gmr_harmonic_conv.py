@@ -28,9 +28,9 @@ from monai_gmr.symmetry import (
     tap_harmonics,
 )
 from monai_gmr.symmetry.group_structure import GroupSpec
+from monai_gmr.symmetry.taps import UNITS_PER_HARMONIC
 from monai_gmr.utils import ConfigurationError, check_choice
 
-UNITS_PER_HARMONIC = 10**12
 RELAXATIONS = ("vector", "matrix")
 # handedness is a small mean of terms that vary much: a step of the optimiser has to move it as far as other terms
 CHIRAL_GAIN = 10.0
@@ -94,7 +94,7 @@ class GMRHarmonicConvNd(GMRConvNd):
         self.harmonic_unit, self.chiral_gain = float(UNITS_PER_HARMONIC), CHIRAL_GAIN
         self.orders, self.components, self.order_split = orders, components, tuple(order_split)
         self.inner_products = inner_products
-        whole, free = point_group(dims), any(kept_vectors(order, kept.elements).size for order in orders if order)
+        whole, free = point_group(dims), any(kept_vectors(order, kept).size for order in orders if order)
         if has_mirrors(kept) and kept.order < len(whole) and not free:
             raise ConfigurationError(
                 f"keeps={keeps!r} leaves no response of orders={orders} unchanged, so the layer would keep all: "

@@ -21,11 +21,10 @@ from monai_gmr.symmetry import (
     tap_coordinates,
     tap_harmonics,
 )
-from monai_gmr.symmetry.taps import GAUSSIAN_TAPER, SIGMA_FLOOR
+from monai_gmr.symmetry.taps import GAUSSIAN_TAPER, SIGMA_FLOOR, UNITS_PER_HARMONIC
 from monai_gmr.symmetry.wigner import group_functions, harmonic_matrices, number_of_functions
 from monai_gmr.utils import ConfigurationError
 
-UNITS_PER_HARMONIC = 10**12
 DEFAULT_FREQUENCIES = {2: 2, 3: 1}
 SIREN_FREQUENCY = 10.0
 
