@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from monai_gmr.networks.layers.annealed_conv import AnnealedConv
-from monai_gmr.networks.shrinkage import shrink_groups
+from monai_gmr.networks.shrinkage import ProximalStep, shrink_groups
 from monai_gmr.networks.utils import move_hooks
 from monai_gmr.utils import ConfigurationError, check_choice
 
@@ -42,7 +41,7 @@ def pending_sentence(net: nn.Module) -> str:
     return f"not equivariant yet: {holding} convolutions hold the rest of their trained kernels" if holding else ""
 
 
-class RestPenalty:
+class RestPenalty(ProximalStep):
     r"""A group lasso on the rests of an annealed network, which rises, as a proximal step after each step of an optimiser.
 
     Each rest is a group: of a layer, or of an output channel. The penalty is :math:`\lambda \sqrt{n}\, |R|` for a rest of :math:`n`
@@ -101,35 +100,23 @@ class RestPenalty:
             raise ConfigurationError(
                 f"{type(net).__name__} has no rests of trained kernels: convert it by convert_to_gmr(net, weights='anneal')."
             )
-        held = {id(each) for group in optimizer.param_groups for each in group["params"]}
         weights: list[Any] = [layer.rest.weight for layer in self.layers]
-        if any(each.requires_grad and id(each) not in held for each in weights):
-            raise ConfigurationError(
-                f"{type(optimizer).__name__} does not hold the rests of {type(net).__name__}: make it after the conversion."
-            )
-        self._handle = optimizer.register_step_post_hook(self._after_step)
-
-    def remove(self) -> None:
-        """Take the penalty off the optimiser."""
-        self._handle.remove()
+        # a frozen layer's rest must go as well
+        trained = [each for each in weights if each.requires_grad]
+        super().__init__(optimizer, trained, f"the rests of {type(net).__name__}")
 
     def finish(self) -> None:
         """Make all rests zero now, without a step, and keep them so."""
         self.fraction = 1.0
-        self.shrink(lambda weight: 0.0)
-
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        rates = {id(each): group["lr"] for group in optimizer.param_groups for each in group["params"]}
-        # a frozen layer's rest must go as well
-        usual = optimizer.param_groups[0]["lr"]
-        self.shrink(lambda weight: rates.get(id(weight), usual))
+        self.shrink()
 
     @torch.no_grad()
-    def shrink(self, rate: Callable[[torch.Tensor], float]) -> None:
-        """Shorten all rests once, for learning rates by weight."""
+    def shrink(self) -> None:
+        """Shorten all rests once."""
+        rate = self.rates()
         for layer in self.layers:
             if layer.holds_rest:
-                self._shrink_layer(layer, rate)
+                self._shrink_layer(layer, rate(layer.rest.get_parameter("weight")))
             else:
                 # momentum may have moved it
                 for each in layer.rest.parameters():
@@ -137,7 +124,7 @@ class RestPenalty:
         if not any(layer.holds_rest for layer in self.layers):
             _update_report(self.net)
 
-    def _shrink_layer(self, layer: AnnealedConv, rate: Callable[[torch.Tensor], float]) -> None:
+    def _shrink_layer(self, layer: AnnealedConv, rate: float) -> None:
         weight, bias = layer.rest.weight, layer.rest.bias
         assert isinstance(weight, torch.Tensor)
         # of a transposed convolution the output channels lie along axis 1
@@ -145,7 +132,7 @@ class RestPenalty:
         dims = [axis for axis in range(weight.dim()) if self.by == "layer" or axis != channels]
         size = math.prod(weight.shape[axis] for axis in dims)
         strength = self.strength * max(self.fraction, 0.0) ** self.power
-        factors = shrink_groups(weight, float(rate(weight)) * strength * math.sqrt(size), dims).flatten()
+        factors = shrink_groups(weight, rate * strength * math.sqrt(size), dims).flatten()
         limit = ((1 - self.fraction) ** LIMIT_POWER / layer.rest_size().clamp(min=1e-30)).clamp(0, 1)
         for each, factor in ((weight, limit), (bias, limit * factors)):
             if isinstance(each, torch.Tensor):

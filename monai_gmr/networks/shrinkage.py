@@ -1,10 +1,13 @@
-"""The proximal step of a group lasso: it makes groups of weights shorter, and those that are short exactly zero."""
+"""Proximal steps of a group lasso: they make groups of weights shorter, and those that are short exactly zero."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
+
+from monai_gmr.utils import ConfigurationError
 
 
 @torch.no_grad()
@@ -40,3 +43,46 @@ def shrink_groups(parameter: torch.Tensor, amount: float | torch.Tensor, dims: S
     # not a product, which leaves infinity times zero and negative zeros
     parameter.copy_(torch.where(factors > 0, values * factors, torch.zeros_like(values)))
     return factors
+
+
+class ProximalStep:
+    """What acts on parameters after each step of an optimiser, at the learning rate that each has in it.
+
+    A subclass has :meth:`shrink`, which is called after each step until :meth:`remove`.
+
+    Args:
+        optimizer: of ``torch.optim``.
+        parameters: those that it must hold.
+        what: what they are, for the sentence of the error.
+
+    Raises:
+        ConfigurationError: when the optimiser does not hold them.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, parameters: Iterable[torch.Tensor], what: str) -> None:
+        self.optimizer = optimizer
+        held = self._rates()
+        if any(id(each) not in held for each in parameters):
+            raise ConfigurationError(
+                f"{type(optimizer).__name__} does not hold {what}: make it of all parameters, after the net is what it is to be."
+            )
+        self._handle = optimizer.register_step_post_hook(self._after_step)
+
+    def _rates(self) -> dict[int, float]:
+        return {id(each): float(group["lr"]) for group in self.optimizer.param_groups for each in group["params"]}
+
+    def rates(self) -> Callable[[torch.Tensor], float]:
+        """The present learning rate as a function of a parameter; of one that is not trained that of the first group."""
+        rates, usual = self._rates(), float(self.optimizer.param_groups[0]["lr"])
+        return lambda parameter: rates.get(id(parameter), usual)
+
+    def _after_step(self, *_: Any) -> None:
+        self.shrink()
+
+    def shrink(self) -> None:
+        """Act once."""
+        raise NotImplementedError
+
+    def remove(self) -> None:
+        """Stop acting on the optimiser's steps."""
+        self._handle.remove()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
 
-from monai_gmr.networks.shrinkage import shrink_groups
+from monai_gmr.networks.shrinkage import ProximalStep, shrink_groups
 from monai_gmr.utils import ConfigurationError
 
 
@@ -53,7 +52,7 @@ def symmetry_penalty(net: nn.Module) -> torch.Tensor:
     return torch.stack(norms).sum() if norms else torch.zeros(())
 
 
-class SymmetryThreshold:
+class SymmetryThreshold(ProximalStep):
     r"""A soft threshold on what breaks the symmetry of a net, after each step of an optimiser: it makes true zeros.
 
     .. math:: e \leftarrow e\,\max\left(0,\, 1 - \lambda\, \eta \sqrt{\dim e} / |e|\right)
@@ -92,39 +91,25 @@ class SymmetryThreshold:
             raise ConfigurationError(
                 f"{type(net).__name__} has no layer that keeps a subgroup alone: give conv=('gmr_harmonic', {{'keeps': '1'}})."
             )
-        held = {id(each) for group in optimizer.param_groups for each in group["params"]}
-        if any(id(each) not in held for each in parameters):
-            raise ConfigurationError(
-                f"the optimiser does not hold the terms of {type(net).__name__}: make it of all the net's parameters."
-            )
-        self.net, self.optimizer, self.strength = net, optimizer, float(strength)
-        self._handle = optimizer.register_step_post_hook(self._shrink)
+        super().__init__(optimizer, parameters, f"the terms of {type(net).__name__} beyond the group that it keeps")
+        self.net, self.strength = net, float(strength)
 
-    def _rates(self) -> dict[int, float]:
-        """The learning rate of each parameter."""
-        groups = self.optimizer.param_groups
-        return {id(each): float(group["lr"]) for group in groups for each in group["params"]}
+    def shrink(self) -> None:
+        """Shorten each term once, by the strength and the learning rate."""
+        for terms, unit in self._terms():
+            shrink_groups(terms, self.strength * unit, [-1])
 
-    def _shrink(self, *_: Any) -> None:
-        self._apply(self.strength)
-
-    def _apply(self, strength: float, keep_others: bool = False) -> None:
-        rates = self._rates()
+    def _terms(self) -> Iterator[tuple[torch.Tensor, float]]:
+        """Each view of terms, and about how far a step of Adam moves a group of it."""
+        rate = self.rates()
         for _, parameter, terms in asymmetric_terms(self.net):
-            amount = strength * rates[id(parameter)] * math.sqrt(terms.shape[-1])
-            if keep_others:
-                with torch.no_grad():
-                    terms.mul_(torch.linalg.vector_norm(terms, dim=-1, keepdim=True) > amount)
-            else:
-                shrink_groups(terms, amount, [-1])
+            yield terms, rate(parameter) * math.sqrt(terms.shape[-1])
 
+    @torch.no_grad()
     def settle(self) -> None:
         """Set to zero the terms that are no longer than one step of the optimiser: their size is that of its noise."""
-        self._apply(1.0, keep_others=True)
-
-    def remove(self) -> None:
-        """Stop acting on the optimiser's steps."""
-        self._handle.remove()
+        for terms, unit in self._terms():
+            terms.mul_(torch.linalg.vector_norm(terms, dim=-1, keepdim=True) > unit)
 
 
 def symmetry_parameters(net: nn.Module) -> list[nn.Parameter]:
