@@ -3,8 +3,9 @@
 Not a test: it trains. DATA is the folder fibsem that ``python -m monai_gmr.apps.prepare_data`` writes (cell membranes, 3D). For each seed a
 DynUNet is trained, and then, for as many steps again: trained on as it is; converted with projected weights; annealed. Beside them a
 converted net with fresh weights is trained for the same total. Settings of each are those of the best Dice on the validation block after
-the last step, with seed 0. Dice of the test block counts the last step, upright and in orientations of the cube. OUT/runs.csv has a row for
-each training, OUT/curves.csv the validation Dice on the way. What is there is not run again. ``--table`` prints Markdown.
+the last step, with seed 0; the test block is read for those alone, once, with the weights of the last step, upright and in orientations of
+the cube. OUT/runs.csv has a row for each training, OUT/curves.csv the validation Dice on the way. What is there is not run again.
+``--table`` prints Markdown.
 """
 
 from __future__ import annotations
@@ -184,32 +185,57 @@ def evaluate(net: nn.Module, block: Block) -> dict[str, float]:
     return {"upright": upright, "turned": float(np.mean(scores)), "worst": min(scores), "error": error}
 
 
-def run(arm: str, conv: str, seed: int, setting: dict[str, float], data: Path, out: Path) -> None:
-    """One training, its row and its curve."""
-    weights, times, _ = ARMS[arm]
-    trained = out / f"original_{seed}.pt"
+def begin(arm: str, conv: str, seed: int, out: Path) -> nn.Module:
+    """The net with which a training of an arm begins."""
+    weights = ARMS[arm].weights
     torch.manual_seed(seed)
     net = make_original()
     if weights not in ("plain", "init"):
-        net.load_state_dict(torch.load(trained, weights_only=True))
-    if weights not in ("plain", "trained"):
-        net = convert_to_gmr(net, conv=conv, weights=weights)
+        net.load_state_dict(torch.load(out / f"original_{seed}.pt", weights_only=True))
+    return net if weights in ("plain", "trained") else convert_to_gmr(net, conv=conv, weights=weights)
+
+
+def weights_file(row: dict[str, Any], out: Path) -> Path:
+    """Where the trained weights of a row are kept until the best setting is tested."""
+    return out / f"{'_'.join(str(value) for value in _key(row).values()).replace(' ', '-').replace(',', '')}.pt"
+
+
+def run(arm: str, conv: str, seed: int, setting: dict[str, float], data: Path, out: Path) -> None:
+    """One training, its row, without scores of the test block, its curve and its weights."""
+    net = begin(arm, conv, seed, out)
     validation = load_blocks(data, "validation")[0].cropped(SIZE)
     start = time.perf_counter()
-    net, curve = train(net, load_blocks(data, "training"), validation, times * STEPS, seed, setting)
+    net, curve = train(net, load_blocks(data, "training"), validation, ARMS[arm].times * STEPS, seed, setting)
     seconds = time.perf_counter() - start
-    if weights == "anneal":
+    if ARMS[arm].weights == "anneal":
         net = drop_rests(net)
-    if weights == "plain":
-        torch.save(net.state_dict(), out / f"{arm}_{seed}_{setting['lr']:g}.pt")
-    result = evaluate(net, load_blocks(data, "test")[0].cropped(SIZE))
-    text = " ".join(f"{name}={value:g}" for name, value in setting.items())
     count = sum(parameter.numel() for parameter in net.parameters())
-    row = {"conv": conv, "arm": arm, "seed": seed, "setting": text, "parameters": count}
-    row |= {"val_start": curve[0]["dice"], "val_end": curve[-1]["dice"], **result, "seconds": round(seconds)}
+    row = {"conv": conv, "arm": arm, "seed": seed, "setting": setting_text(setting), "parameters": count}
+    row |= {"val_start": curve[0]["dice"], "val_end": curve[-1]["dice"], "seconds": round(seconds)}
+    torch.save(net.state_dict(), weights_file(row, out))
     write_rows([*_rows(out / "curves.csv"), *({**_key(row), **point} for point in curve)], out / "curves.csv")
-    write_rows([*_rows(out / "runs.csv"), {name: row[name] for name in ROW}], out / "runs.csv")
+    write_rows([*_rows(out / "runs.csv"), {name: row.get(name) for name in ROW}], out / "runs.csv")
     print(*row.values(), flush=True)
+
+
+def test_best(best: dict[str, Any], data: Path, out: Path) -> None:
+    """Read the test block for the setting that validation chose, once."""
+    if best["upright"] not in (None, ""):
+        return
+    net = begin(best["arm"], best["conv"], best["seed"], out)
+    if ARMS[best["arm"]].weights == "anneal":
+        # the net without rests is that of a conversion
+        net = convert_to_gmr(make_original(), conv=best["conv"], weights="init")
+    net.load_state_dict(torch.load(weights_file(best, out), weights_only=True))
+    result = evaluate(net, load_blocks(data, "test")[0].cropped(SIZE))
+    rows = [row | result if _key(row) == _key(best) else row for row in _rows(out / "runs.csv")]
+    write_rows(rows, out / "runs.csv")
+    print(*_key(best).values(), *result.values(), flush=True)
+
+
+def setting_text(setting: dict[str, float]) -> str:
+    """A setting in a few words."""
+    return " ".join(f"{name}={value:g}" for name, value in setting.items())
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -221,26 +247,26 @@ def _key(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_missing(arm: str, conv: str, seeds: Sequence[int], data: Path, out: Path) -> None:
-    """All settings with seed 0, then the best with the others."""
-    settings = ARMS[arm].settings
+    """All settings with seed 0, then the best with the others; the best of each seed is tested."""
+
+    def rows_of(seed: int) -> list[dict[str, Any]]:
+        return [row for row in _rows(out / "runs.csv") if (row["conv"], row["arm"], row["seed"]) == (conv, arm, seed)]
+
     for seed in seeds:
-        rows = [row for row in _rows(out / "runs.csv") if (row["conv"], row["arm"]) == (conv, arm)]
-        texts = [" ".join(f"{name}={value:g}" for name, value in each.items()) for each in settings]
-        wanted = settings
+        wanted = ARMS[arm].settings
         if seed != 0:
-            first = [row for row in rows if row["seed"] == 0]
-            if not first:
+            if not rows_of(0):
                 continue
-            best = max(first, key=lambda row: row["val_end"])["setting"]
-            wanted = tuple(each for each, text in zip(settings, texts) if text == best)
-        done = {row["setting"] for row in rows if row["seed"] == seed}
+            best = max(rows_of(0), key=lambda row: row["val_end"])["setting"]
+            wanted = tuple(each for each in wanted if setting_text(each) == best)
+        done = {row["setting"] for row in rows_of(seed)}
         for each in wanted:
-            if " ".join(f"{name}={value:g}" for name, value in each.items()) not in done:
+            if setting_text(each) not in done:
                 run(arm, conv, seed, each, data, out)
+        best_row = max(rows_of(seed), key=lambda row: row["val_end"])
         if arm == "original":
-            rows = [row for row in _rows(out / "runs.csv") if (row["arm"], row["seed"]) == (arm, seed)]
-            rate = max(rows, key=lambda row: row["val_end"])["setting"].removeprefix("lr=")
-            (out / f"original_{seed}.pt").write_bytes((out / f"{arm}_{seed}_{rate}.pt").read_bytes())
+            (out / f"original_{seed}.pt").write_bytes(weights_file(best_row, out).read_bytes())
+        test_best(best_row, data, out)
 
 
 def make_table(out: Path) -> str:

@@ -15,7 +15,9 @@ def data(tmp_path, monkeypatch):
     monkeypatch.setattr(anneal_conversion, "ORIENTATIONS", anneal_conversion.ORIENTATIONS[:2])
     arms = {
         "original": anneal_conversion.Arm("plain", 1, ({"lr": 0.01},)),
-        "annealed": anneal_conversion.Arm("anneal", 1, ({"lr": 0.01, "until": 0.5, "strength": 0.3},)),
+        "annealed": anneal_conversion.Arm(
+            "anneal", 1, tuple({"lr": lr, "until": 0.5, "strength": 0.3} for lr in (0.01, 0.02))
+        ),
     }
     monkeypatch.setattr(anneal_conversion, "ARMS", arms)
     random, lists = np.random.default_rng(0), {}
@@ -35,8 +37,12 @@ def test_it_runs_resumes_and_prints_a_table(data, capsys):
     assert anneal_conversion.main(arguments) == 0
     written = (out / "runs.csv").read_bytes()
     rows = anneal_conversion.read_rows(out / "runs.csv")
-    assert [row["arm"] for row in rows] == ["original", "annealed"]
-    assert rows[1]["error"] < 1e-5 < rows[0]["error"]
+    assert [row["arm"] for row in rows] == ["original", "annealed", "annealed"]
+    # the test block is read for the setting that validation chose
+    tested = [row["upright"] not in (None, "") for row in rows]
+    best = max(rows[1:], key=lambda row: row["val_end"])
+    assert tested == [True, best is rows[1], best is rows[2]]
+    assert best["error"] < 1e-5 < rows[0]["error"]
     # it begins as the original ended
     assert rows[1]["val_start"] == rows[0]["val_end"]
     assert rows[1]["parameters"] < rows[0]["parameters"]
