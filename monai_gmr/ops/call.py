@@ -58,6 +58,24 @@ class Orders(NamedTuple):
         """Components of all channels together."""
         return sum(n * max(count, 1) for n, count in zip(self.channels(), self.components))
 
+    def zero(self) -> tuple[slice, slice]:
+        """Channels and responses of order 0; empty where there is none.
+
+        Example:
+            >>> Orders(norms=(2, 3), products=(1, 0), components=(3, 0)).zero()
+            (slice(3, 6, None), slice(9, 12, None))
+        """
+        index = self.components.index(0) if 0 in self.components else 0
+        before = Orders(self.norms[:index], self.products[:index], self.components[:index])
+        size = self.channels()[index] if 0 in self.components else 0
+        first, row = sum(before.channels()), before.num_responses()
+        return slice(first, first + size), slice(row, row + size)
+
+    def above_zero(self) -> Orders:
+        """These orders without the channels of order 0."""
+        norms, products = (tuple(n if count else 0 for n, count in zip(sizes, self.components)) for sizes in self[:2])
+        return self._replace(norms=norms, products=products)
+
 
 class Call(NamedTuple):
     """One call of a convolution: what a backend is chosen by. Lengths are in voxels, one an axis."""
@@ -101,6 +119,10 @@ class Call(NamedTuple):
         if "channels_last" not in more:
             known["channels_last"] = not recorded and has_channels_last(x)
         return cls(kernel_size, channels, **known, **more)
+
+    def num_outputs(self) -> int:
+        """Channels of the result; of a harmonic convolution those of its scalars."""
+        return self.channels[1] if self.orders is None else self.groups * sum(self.orders.channels())
 
     def is_symmetric(self) -> bool:
         """Whether the window of shells is its own mirror image."""

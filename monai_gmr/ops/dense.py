@@ -6,9 +6,9 @@ import torch
 
 from monai_gmr.ops.backend import Backend
 from monai_gmr.ops.call import Call, RingKernel
-from monai_gmr.ops.harmonic_conv import harmonic_tap_basis, response_invariants, responses_kernel
-from monai_gmr.ops.memory_format import make_channels_last, runs_channels_last
-from monai_gmr.ops.ring_conv import conv_nd, conv_transpose_nd, dense_ring_conv, full_precision_kernel
+from monai_gmr.ops.dense_harmonic import Factors, dense_harmonic_conv
+from monai_gmr.ops.harmonic_conv import harmonic_tap_basis, responses_kernel
+from monai_gmr.ops.ring_conv import conv_transpose_nd, dense_ring_conv, full_precision_kernel
 
 
 class DenseBackend(Backend):
@@ -34,21 +34,12 @@ class DenseBackend(Backend):
         assert call.orders is not None
         assert kernel.angular is not None
         assert kernel.responses is not None
-        norms, products, components = map(list, call.orders)
         with torch.autocast(device_type="cpu" if x.is_meta else x.device.type, enabled=False):
             profile, channel, component = kernel.responses
             basis = harmonic_tap_basis(kernel.basis, kernel.shells, kernel.angular, profile)
             rows = responses_kernel(kernel.weight, basis, channel, component, call.groups)
-        y = conv_nd(x, rows.unflatten(2, call.kernel_size), None, **_geometry(call))
-        dims = len(call.kernel_size)
-        terms = {"linear": kernel.linear, "chiral": kernel.chiral}
-        y = response_invariants(y, norms, products, components, call.groups, dims, **terms)
-        if kernel.bias is not None:
-            y = y + kernel.bias.to(y.dtype).reshape([-1] + [1] * dims)
-        elif y.requires_grad and not call.recorded:
-            # the backward pass keeps it, and what follows a convolution without a bias may work in place
-            y = y.clone()
-        return make_channels_last(y) if runs_channels_last(x) else y
+        factors = Factors(rows.unflatten(2, call.kernel_size), kernel.linear, kernel.chiral, kernel.bias)
+        return dense_harmonic_conv(x, factors, call)
 
 
 def _geometry(call: Call) -> dict:

@@ -1,13 +1,21 @@
 """MONAI's ``ADN`` whose instance norm and rectifier run as one."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from monai.networks.blocks import ADN
 from torch import nn
 
+# private: the base of all dropouts
+from torch.nn.modules.dropout import _DropoutNd as Dropout
+
 # private: torch has no public way to ask whether a module has hooks
 from torch.nn.modules.module import _has_any_global_hook as has_global_hooks
+from torch.utils.checkpoint import checkpoint
 
 from monai_gmr.networks.layers.instance_norm import GMRInstanceNormNd
+from monai_gmr.ops.memory_format import is_recorded
 
 
 class GMRADN(ADN):
@@ -16,10 +24,18 @@ class GMRADN(ADN):
     On backend "cpp", for images with channels last, an instance norm and a ``LeakyReLU`` or ``ReLU`` right behind it run together, in a
     third fewer passes over memory; modules with hooks run one by one.
 
+    Args:
+        recomputes: whether the backward pass keeps the input alone and computes what lies between the modules again. Modules that
+            update statistics, have hooks or overwrite the input keep theirs.
+
     Example:
         >>> GMRADN("NA", 3, "LEAKYRELU", "GMRINSTANCE", 2)(torch.rand(1, 3, 4, 4)).shape
         torch.Size([1, 3, 4, 4])
     """
+
+    def __init__(self, *args: Any, recomputes: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.recomputes = recomputes
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(batch, channels, *spatial)`` to the same shape."""
@@ -27,7 +43,17 @@ class GMRADN(ADN):
             for module in self:
                 x = module(x)
             return x
-        return self._by_pairs(x)
+        return self._modules_in_turn(x)
+
+    @torch.jit.unused
+    def _modules_in_turn(self, x: torch.Tensor) -> torch.Tensor:
+        if not (self.recomputes and torch.is_grad_enabled() and x.requires_grad) or is_recorded(x):
+            return self._by_pairs(x)
+        active = [module for module in self if not (isinstance(module, Dropout) and not (module.training and module.p))]
+        if not _keep_more_than_their_input(active, x) or any(map(_has_hooks, active)):
+            return self._by_pairs(x)
+        draws = any(isinstance(module, Dropout) for module in active)
+        return checkpoint(self._by_pairs, x, use_reentrant=False, preserve_rng_state=draws)
 
     @torch.jit.unused
     def _by_pairs(self, x: torch.Tensor) -> torch.Tensor:
@@ -49,6 +75,17 @@ def rectifier_slope(activation: nn.Module) -> float | None:
     if type(activation) is nn.LeakyReLU:
         return float(activation.negative_slope)
     return 0.0 if type(activation) is nn.ReLU else None
+
+
+def _keep_more_than_their_input(modules: Sequence[nn.Module], x: torch.Tensor) -> bool:
+    """Whether modules keep more than their input for the backward pass, and can run again."""
+    if len(modules) < 2 or getattr(modules[0], "inplace", False):
+        return False
+    if any(module.training and getattr(module, "track_running_stats", False) for module in modules):
+        return False
+    first, second = modules[:2]
+    in_place = getattr(second, "inplace", False) or (isinstance(first, GMRInstanceNormNd) and first.can_rectify(x))
+    return len(modules) > 2 or rectifier_slope(second) is None or not in_place
 
 
 def _has_hooks(module: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from torch import nn
 
 from monai_gmr.networks.blocks.adn import GMRADN
 from monai_gmr.networks.layers import GMRDownsample, GMRUpsample, keep_channels_last, make_convolution, make_downsample
+from monai_gmr.networks.layers.gmr_harmonic_conv import GMRHarmonicConvNd
 from monai_gmr.networks.layers.group_levels import (
     chain,
     check_activation,
@@ -122,8 +123,10 @@ class GMRConvolution(nn.Sequential):
         if not conv_only and not (act is None and norm is None and dropout is None):
             norm = keep_channels_last(field_norm(conv, norm, spatial_dims))
             dropout, dropout_dim = field_dropout(conv, dropout, dropout_dim, spatial_dims)
-            settings = (out_channels, act, norm, spatial_dims)
-            self.add_module("adn", GMRADN(adn_ordering, *settings, dropout=dropout, dropout_dim=dropout_dim))
+            # their responses are computed again in the backward pass; what lies between these modules is, too
+            recomputes = isinstance(layer, GMRHarmonicConvNd)
+            settings = (out_channels, act, norm, spatial_dims, dropout, dropout_dim)
+            self.add_module("adn", GMRADN(adn_ordering, *settings, recomputes=recomputes))
             check_activation(conv, self.get_submodule("adn"), act)
 
 

@@ -113,10 +113,12 @@ class CentredConvNd(GMRConvNd):
         check_input(self, input, dims, self.in_channels, unbatched=True)
         sizes = list(input.shape)[-dims:]
         input, kernel, padding = (self._free_windows if is_free(sizes) else self._windows)(input, sizes)
-        bias = None if isinstance(self, GMRHarmonicConvNd) else self.bias
-        output = conv_nd(input, kernel, bias, self.stride, padding, self.dilation, groups=self.groups)
+        if isinstance(self, GMRHarmonicConvNd):
+            output = self._conv_by_kernel(input, kernel, padding)
+        else:
+            output = conv_nd(input, kernel, self.bias, self.stride, padding, self.dilation, groups=self.groups)
         record_sizes(self.levels, sizes, output.shape[-dims:])
-        return self._reduced(output) if isinstance(self, GMRHarmonicConvNd) else output
+        return output
 
     def _windows(self, input: torch.Tensor, sizes: list[int]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
         """Image, kernel and padding of the convolution of an image of given sizes."""

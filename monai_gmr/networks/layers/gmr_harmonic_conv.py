@@ -11,6 +11,8 @@ from torch import nn
 
 from monai_gmr.networks.layers.gmr_conv import GMRConvNd
 from monai_gmr.ops import Orders, ResponseTables, RingKernel, harmonic_conv
+from monai_gmr.ops.call import Call
+from monai_gmr.ops.dense_harmonic import Factors, dense_harmonic_conv
 from monai_gmr.ops.harmonic_conv import harmonic_tap_basis, response_invariants, responses_kernel
 from monai_gmr.ops.invariants import norm_variance
 from monai_gmr.ops.kept_terms import num_chiral
@@ -243,20 +245,44 @@ class GMRHarmonicConvNd(GMRConvNd):
             output = output + bias.to(output.dtype).reshape([-1] + [1] * self.shells.dim())
         return output
 
+    def _conv_by_kernel(self, input: torch.Tensor, kernel: torch.Tensor, padding: list[int]) -> torch.Tensor:
+        """The layer by the rows of all responses."""
+        if torch.jit.is_scripting():
+            return self._reduced(conv_nd(input, kernel, None, self.stride, padding, self.dilation, groups=self.groups))
+        return self._conv_slab_by_slab(input, kernel, padding)
+
+    @torch.jit.unused
+    def _conv_slab_by_slab(self, input: torch.Tensor, kernel: torch.Tensor, padding: list[int]) -> torch.Tensor:
+        image = input[None] if input.dim() == kernel.dim() - 1 else input
+        factors = Factors(kernel, self.linear_matrix(), self.chiral_factors(), self.bias)
+        lengths = {"stride": self.stride, "padding": padding, "dilation": self.dilation}
+        known = {"groups": self.groups, "orders": self._orders(), "kept": self.symmetry_group is not None}
+        call = Call.of_input(image, tuple(kernel.shape[2:]), (self.in_channels, len(kernel)), **lengths, **known)
+        y = dense_harmonic_conv(image, factors, call)
+        return y if image is input else y[0]
+
+    @torch.jit.unused
+    def _orders(self) -> Orders:
+        return Orders(tuple(self.norms), tuple(self.products), tuple(self.reduced_components))
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """``(batch, in_channels, *spatial)`` or without the batch, to as many scalars as ``out_channels``."""
         input, padding = self._padded(input)
         if torch.jit.is_scripting():
-            dense = self.dense_kernel()
-            return self._reduced(conv_nd(input, dense, None, self.stride, padding, self.dilation, groups=self.groups))
+            return self._conv_by_kernel(input, self.dense_kernel(), padding)
         profiles = self.radial_profiles()
         harmonics = self.harmonics.to(profiles.dtype) / self.harmonic_unit
         tables = ResponseTables(self.component_profile, self.response_channel, self.response_component)
         tensors = (self.weight, profiles, self.shells, self.bias, harmonics)
-        orders = Orders(tuple(self.norms), tuple(self.products), tuple(self.reduced_components))
         kernel = RingKernel(*tensors, self.num_shells, tables, self.linear_matrix(), self.chiral_factors())
         return harmonic_conv(
-            input, kernel, orders, stride=self.stride, padding=padding, dilation=self.dilation, groups=self.groups
+            input,
+            kernel,
+            self._orders(),
+            stride=self.stride,
+            padding=padding,
+            dilation=self.dilation,
+            groups=self.groups,
         )
 
     def to_conv(self) -> nn.Module:

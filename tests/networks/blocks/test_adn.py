@@ -1,11 +1,16 @@
 """The block gives what MONAI's gives with every order and activation, and calls the hooks of its submodules."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from monai.networks.blocks import ADN
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from monai_gmr import set_backend
-from monai_gmr.networks.blocks import GMRADN
+from monai_gmr.networks.blocks import GMRADN, GMRConvolution
 from monai_gmr.ops.cpu import library as kernels
 from monai_gmr.ops.cpu import norm as cpu_norm
 from monai_gmr.ops.memory_format import has_channels_last, make_channels_last
@@ -65,3 +70,53 @@ def test_hooks_see_what_lies_between(calls, which):
     assert torch.allclose(block(x), together, atol=1e-6)
     assert calls == [0.1, 1.0]
     assert len(seen) == 1
+
+
+def tensors_alive(run, numbers):
+    """Tensors of so many numbers that a forward pass leaves in memory, its result among them; and the result."""
+    made = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            made.extend(each.untyped_storage() for each in tree_leaves(result) if isinstance(each, torch.Tensor))
+            made[:] = [weakref.ref(each) if isinstance(each, torch.UntypedStorage) else each for each in made]
+            return result
+
+    with Watch():
+        y = run()
+    gc.collect()
+    storages = {each.data_ptr(): each for ref in made if (each := ref()) is not None}
+    return sum(each.nbytes() >= 4 * numbers for each in storages.values()), y
+
+
+@pytest.mark.parametrize(("act", "dropout"), [("PRELU", None), ("PRELU", 0.3), ("LEAKYRELU", 0.3), ("GELU", None)])
+def test_behind_a_harmonic_layer_one_tensor_is_kept(act, dropout):
+    block = GMRConvolution(3, 4, 8, act=act, dropout=dropout, conv="gmr_harmonic")
+    x = torch.randn(1, 4, 8, 8, 8, requires_grad=True)
+    found = {}
+    for recomputes in (True, False):
+        block.adn.recomputes = recomputes
+        torch.manual_seed(1)
+        with set_backend("dense"):
+            count, y = tensors_alive(lambda: block(x), 8 * 8**3)
+        found[recomputes] = count, [y, *torch.autograd.grad(y.square().sum(), [x, *block.parameters()])]
+    # the layer's result, which the norm takes, and the block's
+    assert found[True][0] == 2 < found[False][0]
+    for one, other in zip(found[True][1], found[False][1]):
+        assert torch.equal(one, other)
+
+
+def test_statistics_are_updated_once():
+    block = GMRADN("NA", 3, "PRELU", "BATCH", 2, recomputes=True)
+    block(torch.randn(2, 3, 4, 4, requires_grad=True)).sum().backward()
+    assert int(block.N.num_batches_tracked) == 1
+
+
+def test_an_overwritten_input_is_not_used_again():
+    x = torch.randn(1, 3, 5, 5, requires_grad=True)
+    settings = ("AN", 3, ("LEAKYRELU", {"negative_slope": 0.5, "inplace": True}), "INSTANCE", 2)
+    found = [
+        torch.autograd.grad(GMRADN(*settings, recomputes=each)(x * 1).square().sum(), x)[0] for each in (True, False)
+    ]
+    assert torch.equal(*found)

@@ -1,0 +1,206 @@
+"""The reference of a harmonic convolution, slab by slab: neither pass holds all responses of a large volume.
+
+Saved for the backward pass are input and weights. It computes the responses of a slab again, those of order 0 excepted: at most one
+convolution more than a pass that keeps them, and less memory by 1.5 (2D) or 2.5 (3D) times the result, and by the sums behind the norms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import grad as conv_gradients
+from torch.utils.checkpoint import checkpoint
+
+from monai_gmr.ops.call import Call, Orders
+from monai_gmr.ops.harmonic_conv import response_invariants
+from monai_gmr.ops.memory_format import image_of, runs_channels_last
+from monai_gmr.ops.ring_conv import conv_nd
+from monai_gmr.ops.ring_gradients import differentiable_gradients
+from monai_gmr.ops.slabs import InputSlab, Slab, input_slab, make_slabs
+
+# a slab's responses take at most this part of the result's memory, or so many bytes, below which calls take longer than what they compute,
+SHARE = 0.5
+LEAST_BYTES = 2**22
+# or have so many times the rows that a slab's input has beyond its own, whose gradient is computed for two slabs
+ROWS_PER_MARGIN = 4
+
+
+class Factors(NamedTuple):
+    """What responses are made of, and reduced to scalars with."""
+
+    rows: torch.Tensor  # (groups * responses, in_channels / groups, *kernel_size)
+    linear: torch.Tensor | None  # this and those below as in :class:`~monai_gmr.ops.RingKernel`
+    chiral: torch.Tensor | None
+    bias: torch.Tensor | None
+
+
+def dense_harmonic_conv(x: torch.Tensor, factors: Factors, call: Call) -> torch.Tensor:
+    """A harmonic convolution by the framework's convolution, with gradients for ``x`` ``(batch, in_channels, *spatial)`` and ``factors``.
+
+    In a graph of ``torch.compile`` the responses are computed again as a whole; graphs for export and ``torch.func`` have the operations
+    as they are.
+    """
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and torch.is_grad_enabled():
+        return checkpoint(whole_harmonic_conv, x, factors, call, use_reentrant=False)
+    if call.recorded:
+        return whole_harmonic_conv(x, factors, call)
+    return _SlabBySlab.apply(call, x, *factors)
+
+
+def whole_harmonic_conv(x: torch.Tensor, factors: Factors, call: Call) -> torch.Tensor:
+    """Responses by one convolution, reduced to scalars."""
+    assert call.orders is not None
+    # the call has the precision of autocast, also in the backward pass, which runs without it
+    with torch.autocast(device_type="cpu" if x.is_meta else x.device.type, enabled=False):
+        y = conv_nd(*_in_precision(x, factors, call), None, **_lengths(call))
+        y = _scalars(y, call.orders, factors, call)
+        return y if factors.bias is None else y + factors.bias.to(y.dtype).reshape([-1] + [1] * (x.dim() - 2))
+
+
+def _in_precision(x: torch.Tensor, factors: Factors, call: Call) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image and rows in the precision of autocast; without it as they are, so that the framework refuses what does not fit."""
+    if call.precision == x.dtype:
+        return x, factors.rows
+    return x.to(call.precision), factors.rows.to(call.precision)
+
+
+def _lengths(call: Call) -> dict[str, Any]:
+    lengths = {"stride": list(call.stride), "padding": list(call.padding), "dilation": list(call.dilation)}
+    return lengths | {"groups": call.groups}
+
+
+def _scalars(responses: torch.Tensor, orders: Orders, factors: Factors, call: Call) -> torch.Tensor:
+    norms, products, components = map(list, orders)
+    more: dict[str, Any] = {"groups": call.groups, "dims": len(call.kernel_size)}
+    more |= {"linear": factors.linear, "chiral": factors.chiral}
+    return response_invariants(responses, norms, products, components, **more)
+
+
+class _Slabs:
+    """Slabs of a convolution's result, and what each is computed from.
+
+    Attributes:
+        axis: of the rows. On CPUs in 3D the last: torch runs a slower convolution where channels times the first two sizes are few.
+        call: the convolution of a slab, whose rows have the zeros of their axis already.
+    """
+
+    def __init__(self, x: torch.Tensor, rows: torch.Tensor, call: Call) -> None:
+        self.axis = x.dim() - 1 if x.device.type == "cpu" and x.dim() == 5 else 2
+        self._along, sizes = self.axis - 2, call.output_sizes()
+        self.call = call._replace(padding=[0 if n == self._along else p for n, p in enumerate(call.padding)])
+        self._whole, self._samples, self._size = call, len(x), x.shape[self.axis]
+        self._sizes = [sizes.pop(self._along), *sizes]
+        numbers = len(x) * call.num_outputs() * math.prod(self._sizes)
+        least = ROWS_PER_MARGIN * call.reach()[self._along] * math.prod(self._sizes[1:])
+        self._most = max(int(SHARE * numbers), LEAST_BYTES // call.precision.itemsize) // rows.shape[0]
+        self._most = max(self._most, least, 1)
+
+    def __iter__(self) -> Iterator[tuple[Slab, InputSlab]]:
+        call, axis = self._whole, self._along
+        lengths = {"window": call.kernel_size[axis], "stride": call.stride[axis]}
+        lengths |= {"padding": call.padding[axis], "dilation": call.dilation[axis]}
+        for slab in make_slabs(self._samples, self._sizes, self._most):
+            yield slab, input_slab(slab, self._size, **lengths)
+
+
+class _SlabBySlab(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, call: Call, x: torch.Tensor, *tensors: Any) -> torch.Tensor:
+        factors, sizes = Factors(*tensors), call.output_sizes()
+        ctx.call = call
+        ctx.save_for_backward(x, *factors)
+        if runs_channels_last(x):
+            y = image_of(x.new_empty((len(x), *sizes, call.num_outputs()), dtype=call.precision))
+        else:
+            y = x.new_empty((len(x), call.num_outputs(), *sizes), dtype=call.precision)
+        slabs = _Slabs(x, factors.rows, call)
+        for slab, source in slabs:
+            slab.of(y, slabs.axis).copy_(whole_harmonic_conv(source.of(x, slabs.axis), factors, slabs.call))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
+        x, *tensors = ctx.saved_tensors
+        needed = ctx.needs_input_grad[1:]
+        if torch.is_grad_enabled():
+            # a gradient that is to be differentiated itself
+            y = whole_harmonic_conv(x, Factors(*tensors), ctx.call)
+            return None, *differentiable_gradients(y, (x, *tensors), needed, gradient)
+        return None, *_gradients(x, Factors(*tensors), ctx.call, needed, gradient)
+
+
+def _gradients(
+    x: torch.Tensor, factors: Factors, call: Call, needed: Sequence[bool], gradient: torch.Tensor
+) -> list[torch.Tensor | None]:
+    """Gradients of input and factors, ``None`` where not needed."""
+    image = torch.zeros_like(x) if needed[0] else None
+    # at least float32: there may be many slabs
+    wide = torch.promote_types(call.precision, torch.float32)
+    sums = [
+        torch.zeros_like(each, dtype=wide) if each is not None and asked else None
+        for each, asked in zip(factors, needed[1:])
+    ]
+    slabs = _Slabs(x, factors.rows, call)
+    for slab, source in slabs:
+        part = slab.of(gradient, slabs.axis)
+        own, *found = _slab_gradients(source.of(x, slabs.axis), factors, slabs.call, needed, part)
+        if image is not None and own is not None:
+            source.place.of(image, slabs.axis).add_(own.narrow(slabs.axis, source.before, source.place.rows))
+        for total, each in zip(sums, found):
+            if total is not None and each is not None:
+                total.add_(each)
+    pairs = zip(sums, factors)
+    return [image, *(None if total is None or each is None else total.to(each.dtype) for total, each in pairs)]
+
+
+def _slab_gradients(
+    x: torch.Tensor, factors: Factors, call: Call, needed: Sequence[bool], gradient: torch.Tensor
+) -> list[torch.Tensor | None]:
+    """Gradients of a slab's input and of the factors, ``None`` where not needed."""
+    image, rows = _in_precision(x, factors, call)
+    dims, lengths = len(call.kernel_size), _lengths(call)
+    by_response, *terms = _response_gradients(image, factors._replace(rows=rows), call, needed, gradient)
+    by_input, by_weight = (getattr(conv_gradients, f"conv{dims}d_{name}") for name in ("input", "weight"))
+    return [
+        by_input(image.shape, rows, by_response, **lengths) if needed[0] else None,
+        by_weight(image, rows.shape, by_response, **lengths) if needed[1] else None,
+        *terms,
+        gradient.sum([0, *range(2, dims + 2)], dtype=torch.float64) if needed[4] else None,
+    ]
+
+
+def _response_gradients(
+    image: torch.Tensor, factors: Factors, call: Call, needed: Sequence[bool], gradient: torch.Tensor
+) -> list[Any]:
+    """Gradients of a slab's responses, and those of the linear and chiral factors, ``None`` where not needed."""
+    assert call.orders is not None
+    # order 0 is its responses, which its gradient does not need; but linear terms add to its channels
+    orders = call.orders if call.kept else call.orders.above_zero()
+    channels, responses = (slice(0, 0), slice(0, 0)) if call.kept else call.orders.zero()
+    if orders.num_responses() == 0:
+        return [gradient, None, None]
+    before, _, after = _split(factors.rows, call.groups, 0, responses)
+    y = conv_nd(image, torch.cat([before, after], dim=1).flatten(0, 1), None, **_lengths(call))
+    terms = [None if each is None else each.detach() for each in factors[1:3]]
+    asked = [each is not None and wanted for each, wanted in zip(terms, needed[2:])]
+    wanted = [y, *(each for each, here in zip(terms, asked) if here and each is not None)]
+    with torch.enable_grad():
+        for each in wanted:
+            each.requires_grad_()
+        scalars = _scalars(y, orders, factors._replace(linear=terms[0], chiral=terms[1]), call)
+    before, own, after = _split(gradient, call.groups, 1, channels)
+    rest = torch.cat([before, after], dim=2).flatten(1, 2)
+    y_gradient, *found = torch.autograd.grad(scalars, wanted, rest, materialize_grads=True)
+    del y, scalars, wanted
+    first, last = y_gradient.unflatten(1, (call.groups, -1)).tensor_split((responses.start,), dim=2)
+    by_response = torch.cat([first, own, last], dim=2).flatten(1, 2)
+    return [by_response, *(found.pop(0) if here else None for here in asked)]
+
+
+def _split(tensor: torch.Tensor, groups: int, axis: int, part: slice) -> Sequence[torch.Tensor]:
+    """What lies before, in and behind a part of each group along ``axis``, which becomes two axes."""
+    grouped = tensor.unflatten(axis, (groups, -1))
+    return grouped.tensor_split((part.start, part.stop), dim=axis + 1)
