@@ -21,9 +21,10 @@ from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.ops.ring_gradients import differentiable_gradients
 from monai_gmr.ops.slabs import InputSlab, Slab, input_slab, make_slabs
 
-# a slab's responses take at most this part of the result's memory, or so many bytes, below which calls take longer than what they compute,
+# responses of so many bytes are kept: they are not worth the time to compute them again
+KEPT_BYTES = 2**22
+# a slab's responses take at most this part of the result's memory, or those bytes,
 SHARE = 0.5
-LEAST_BYTES = 2**22
 # or have so many times the rows that a slab's input has beyond its own, whose gradient is computed for two slabs
 ROWS_PER_MARGIN = 4
 
@@ -41,11 +42,12 @@ def dense_harmonic_conv(x: torch.Tensor, factors: Factors, call: Call) -> torch.
     """A harmonic convolution by the framework's convolution, with gradients for ``x`` ``(batch, in_channels, *spatial)`` and ``factors``.
 
     In a graph of ``torch.compile`` the responses are computed again as a whole; graphs for export and ``torch.func`` have the operations
-    as they are.
+    as they are. Responses of at most 4 MB are kept.
     """
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and torch.is_grad_enabled():
         return checkpoint(whole_harmonic_conv, x, factors, call, use_reentrant=False)
-    if call.recorded:
+    voxels = len(x) * math.prod(call.output_sizes())
+    if call.recorded or voxels * len(factors.rows) * call.precision.itemsize <= KEPT_BYTES:
         return whole_harmonic_conv(x, factors, call)
     return _SlabBySlab.apply(call, x, *factors)
 
@@ -82,28 +84,37 @@ def _scalars(responses: torch.Tensor, orders: Orders, factors: Factors, call: Ca
 class _Slabs:
     """Slabs of a convolution's result, and what each is computed from.
 
+    On CPUs in 3D they are cut along the last axis, through all samples: torch runs a slower convolution where samples, channels and the
+    first two sizes are few.
+
     Attributes:
-        axis: of the rows. On CPUs in 3D the last: torch runs a slower convolution where channels times the first two sizes are few.
+        axis: of the rows.
         call: the convolution of a slab, whose rows have the zeros of their axis already.
     """
 
     def __init__(self, x: torch.Tensor, rows: torch.Tensor, call: Call) -> None:
-        self.axis = x.dim() - 1 if x.device.type == "cpu" and x.dim() == 5 else 2
-        self._along, sizes = self.axis - 2, call.output_sizes()
-        self.call = call._replace(padding=[0 if n == self._along else p for n, p in enumerate(call.padding)])
-        self._whole, self._samples, self._size = call, len(x), x.shape[self.axis]
-        self._sizes = [sizes.pop(self._along), *sizes]
-        numbers = len(x) * call.num_outputs() * math.prod(self._sizes)
-        least = ROWS_PER_MARGIN * call.reach()[self._along] * math.prod(self._sizes[1:])
-        self._most = max(int(SHARE * numbers), LEAST_BYTES // call.precision.itemsize) // rows.shape[0]
-        self._most = max(self._most, least, 1)
+        through = x.device.type == "cpu" and x.dim() == 5
+        self.axis = x.dim() - 1 if through else 2
+        along, sizes = self.axis - 2, call.output_sizes()
+        self.call = call._replace(padding=[0 if n == along else p for n, p in enumerate(call.padding)])
+        sizes = [sizes.pop(along), *sizes]
+        numbers = len(x) * call.num_outputs() * math.prod(sizes)
+        at_once = [len(x)] if through else []
+        least = ROWS_PER_MARGIN * call.reach()[along] * math.prod([*at_once, *sizes[1:]])
+        most = max(int(SHARE * numbers), KEPT_BYTES // call.precision.itemsize) // rows.shape[0]
+        slabs = make_slabs(1 if through else len(x), [sizes[0], *at_once, *sizes[1:]], max(most, least, 1))
+        self._slabs = [slab._replace(samples=len(x)) if through else slab for slab in slabs]
+        lengths = {
+            "window": call.kernel_size,
+            "stride": call.stride,
+            "padding": call.padding,
+            "dilation": call.dilation,
+        }
+        self._lengths, self._size = {name: each[along] for name, each in lengths.items()}, x.shape[self.axis]
 
     def __iter__(self) -> Iterator[tuple[Slab, InputSlab]]:
-        call, axis = self._whole, self._along
-        lengths = {"window": call.kernel_size[axis], "stride": call.stride[axis]}
-        lengths |= {"padding": call.padding[axis], "dilation": call.dilation[axis]}
-        for slab in make_slabs(self._samples, self._sizes, self._most):
-            yield slab, input_slab(slab, self._size, **lengths)
+        for slab in self._slabs:
+            yield slab, input_slab(slab, self._size, **self._lengths)
 
 
 class _SlabBySlab(torch.autograd.Function):

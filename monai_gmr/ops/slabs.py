@@ -23,13 +23,14 @@ class Slab(NamedTuple):
         return image.narrow(0, self.first_sample, self.samples).narrow(axis, self.first_row, self.rows)
 
 
-def make_slabs(samples: int, sizes: Sequence[int], most: int) -> Iterator[Slab]:
+def make_slabs(samples: int, sizes: Sequence[int], most: int, multiple: int = 1) -> Iterator[Slab]:
     """Split a batch of images into slabs of about ``most`` voxels that follow each other; a row is never split.
 
     Args:
         samples: number of images.
         sizes: of an image, in voxels; rows lie along the first axis.
         most: voxels of a slab.
+        multiple: which a slab's rows are one of, where it has as many and is not the last.
 
     Example:
         >>> [slab.rows for slab in make_slabs(1, (5, 10, 10), 200)]
@@ -42,9 +43,9 @@ def make_slabs(samples: int, sizes: Sequence[int], most: int) -> Iterator[Slab]:
         step = max(1, most // max(1, rows * plane))
         yield from (Slab(first, min(step, samples - first), 0, rows) for first in range(0, samples, step))
         return
-    step = max(1, most // plane)
-    # threads sum several rows at once
-    step -= step % 4 if step > 4 else 0
+    parts = -(-rows // max(1, most // plane))
+    step = -(-rows // parts)
+    step -= step % multiple if step > multiple else 0
     for sample in range(samples):
         yield from (Slab(sample, 1, first, min(step, rows - first)) for first in range(0, rows, step))
 

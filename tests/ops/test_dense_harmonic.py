@@ -21,7 +21,7 @@ COMPONENTS = {1: (0, 1), 2: (0, 2, 2), 3: (0, 3, 5)}
 @pytest.fixture
 def thin_slabs(monkeypatch):
     """Slabs of one row."""
-    for name in ("SHARE", "LEAST_BYTES", "ROWS_PER_MARGIN"):
+    for name in ("SHARE", "KEPT_BYTES", "ROWS_PER_MARGIN"):
         monkeypatch.setattr(dense_harmonic, name, 0)
 
 
@@ -77,6 +77,7 @@ def test_slabs_give_what_one_convolution_gives(drawn, row_by_row):
     x, factors, call = problem(*drawn)
     seed = torch.randn(len(x), call.num_outputs(), *call.output_sizes(), dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dense_harmonic, "KEPT_BYTES", 0)
         if row_by_row:
             thin_slabs.__wrapped__(patch)
         found = with_gradients(dense_harmonic_conv, x, factors, call, seed)
@@ -146,7 +147,7 @@ def peaks(modules, x, step):
 
 @pytest.mark.parametrize(("kernel_size", "channels"), [(3, 16), (5, 8)])
 def test_a_training_step_has_the_memory_of_a_plain_layer(kernel_size, channels, monkeypatch):
-    monkeypatch.setattr(dense_harmonic, "LEAST_BYTES", 0)
+    monkeypatch.setattr(dense_harmonic, "KEPT_BYTES", 0)
     layers = [
         make_convolution(name, 3, channels, channels, kernel_size, padding=kernel_size // 2)
         for name in ("plain", "gmr_harmonic")
@@ -158,7 +159,7 @@ def test_a_training_step_has_the_memory_of_a_plain_layer(kernel_size, channels, 
 @pytest.mark.parametrize(("step", "limit"), [(True, 1.2), (False, 1.3)])
 def test_a_net_has_the_memory_of_the_plain_net(step, limit, monkeypatch):
     # the share decides, as with larger volumes and more channels
-    monkeypatch.setattr(dense_harmonic, "LEAST_BYTES", 0)
+    monkeypatch.setattr(dense_harmonic, "KEPT_BYTES", 0)
     options = {"spatial_dims": 3, "in_channels": 1, "out_channels": 2, "features": (4, 8)}
     nets = [GMRUNet(**options, conv=conv) for conv in ("plain", "gmr_harmonic")]
     plain, ours = peaks(nets, torch.randn(1, 1, 48, 48, 48), step)
