@@ -21,7 +21,6 @@ import torch
 import yaml
 from monai.networks.nets import UNet
 
-
 # CUDA only where there is one: elsewhere no test has a second form
 DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
 

@@ -59,9 +59,8 @@ def make_channels_last(x: torch.Tensor) -> torch.Tensor:
 
 
 def keep_format(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """``y``, an image that the framework made of ``x``, with channels last where ``x`` has them: convolutions in 3D lose them on a CPU where
-    there are few channels or voxels, reductions of fields everywhere."""
-    if not torch.jit.is_scripting():
-        if runs_channels_last(x) and y.dim() == x.dim():
-            return make_channels_last(y) if y.device.type == "cpu" else y.contiguous(memory_format=FORMATS[y.dim()])
-    return y
+    """``y``, an image that the framework made of ``x``, with channels last where ``x`` has them: in 3D convolutions with few channels or
+    voxels lose them on a CPU, reductions of fields everywhere."""
+    if torch.jit.is_scripting() or not runs_channels_last(x):
+        return y
+    return make_channels_last(y) if y.device.type == "cpu" else y.contiguous(memory_format=FORMATS[y.dim()])
