@@ -76,7 +76,7 @@ def graphics_driver() -> str | None:
         return None
     query = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
     answer = subprocess.run(query, capture_output=True, text=True, check=False)
-    return (answer.stdout.splitlines() or [None])[0] if answer.returncode == 0 else None
+    return answer.stdout.partition("\n")[0] or None if answer.returncode == 0 else None
 
 
 def warn_of_versions(torch_version: str, cudnn: int | None) -> str | None:
