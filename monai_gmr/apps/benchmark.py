@@ -104,6 +104,12 @@ def describe(machine: Mapping[str, Any]) -> str:
     return ". ".join(filter(None, [f"{where}, torch {machine['torch']}", machine.get("remark")]))
 
 
+def draw_content(content: Mapping[str, Any], folder: Path) -> None:
+    """Draw ``benchmark.png`` where there are rows to be drawn."""
+    if any(is_drawn(row) for row in content["rows"]) and can_draw():
+        draw_rows(content["rows"], folder / "benchmark.png", describe(content["machine"]))
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = command_parser("benchmark", __doc__)
@@ -134,8 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = device_of(options.device)
     content = measure_cases(chosen_cases(options, device), options, device)
     rows, machine = content["rows"], describe(content["machine"])
-    if any(is_drawn(row) for row in rows) and can_draw():
-        draw_rows(rows, options.output / "benchmark.png", machine)
+    draw_content(content, options.output)
     print(f"\n{machine}\n\n{format_rows(rows)}")
     if missing := format_missing(rows):
         print(missing)

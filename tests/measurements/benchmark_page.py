@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from benchmark_counts import count_cost
 from benchmark_peers import PEERS, SPACES, installed_peers, make_peer
 
-from monai_gmr.apps.benchmark import chosen_cases, describe, make_parser, measure_cases
+from monai_gmr.apps.benchmark import chosen_cases, describe, draw_content, make_parser, measure_cases
 from monai_gmr.apps.benchmark_cases import PRECISIONS, Candidate, Case
 from monai_gmr.apps.benchmark_measure import Trial, device_of, make_input, measuring, multiplying_in
 from monai_gmr.apps.benchmark_table import COLUMNS, SHORT_COLUMNS, format_missing, format_short_rows
@@ -143,6 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     versions = {name: importlib.metadata.version(name) for name in peers}
     content |= {"limits": limits, "packages": versions}
     write_text(json.dumps(content, indent=1), options.output / "benchmark.json")
+    draw_content(content, options.output)
     arithmetic = "".join(f", {name} {limits[name] / 1e9:.0f} GFLOP/s" for name in limits if name != "bandwidth")
     print(f"\n{describe(content['machine'])}; at most {limits['bandwidth'] / 1e9:.0f} GB/s{arithmetic}\n")
     print(f"{format_short_rows(content['rows'], (*COLUMNS, *COUNTS))}\n\n{EXPLANATION}")
