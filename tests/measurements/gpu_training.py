@@ -41,8 +41,8 @@ NETS: dict[str, dict[str, Any]] = {
 }
 # the widths of a group net are multiples of the 48 symmetries: as many numbers in memory as three times the other nets' have
 GROUP_FEATURES = [96, 192, 384]
-# every setting once
-DRY_PLACES = [("hippocampus", "harmonic"), ("hippocampus", "plain, rotations"), ("membranes", "group")]
+# every setting that differs from the bundle's own once
+DRY_PLACES = [("hippocampus", "plain, rotations"), ("membranes", "group")]
 COMMON = {"tensorboard": False, "cache_rate": 1.0, "features": [32, 64, 128], "learning_rate": 0.003}
 DATA = {
     "hippocampus": {"out_channels": 3, "batch_size": 4, "samples_per_case": 1},
