@@ -14,8 +14,12 @@ import gpu
 import pytest
 import torch
 from gpu import Step, run_steps
-from gpu_training import Times, fit_epochs
+from gpu_training import NETS, SOURCES, Times, fit_epochs, write_config
 
+from monai_gmr.apps.benchmark import chosen_cases, make_parser
+from monai_gmr.apps.benchmark import main as benchmark
+from monai_gmr.apps.study_config import check_bundles, load_study
+from monai_gmr.networks.nets import GMRUNet
 from monai_gmr.ops.thresholds import THRESHOLDS, read_thresholds
 
 SCRIPT = Path(gpu.__file__).with_name("gpu.sh")
@@ -52,6 +56,32 @@ def test_a_dry_run_does_every_step(tmp_path, forked_python):
     # the table of this machine's own is no dry run's
     assert THRESHOLDS.read_bytes() == before
     assert {row.device for row in read_thresholds(out / "thresholds.csv")} == {"cpu"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what is only read here would run")
+def test_what_runs_on_a_gpu_alone_can_be_read(tmp_path, capsys):
+    """Arguments, cases and settings that a dry run has smaller."""
+    pytest.importorskip("triton")
+    steps = {step.name: step for step in gpu.make_steps(tmp_path, tmp_path, dry=False)}
+    numbers = {}
+    for name in ("nets", "channels last", "channels first"):
+        words = [word.replace("FOLDER", str(tmp_path)) for word in steps[name].arguments[2:]]
+        cases = chosen_cases(make_parser().parse_args(words), torch.device("cuda"))
+        numbers[name] = len(cases)
+        assert cases[0].precision == "bfloat16"
+    # four volumes, two windows of each kind of layer, four precisions
+    assert numbers == {"nets": 2, "channels last": 64, "channels first": 64}
+    assert benchmark(list(steps["thresholds"].arguments[2:])) == 2
+    assert "device=cuda is not there" in capsys.readouterr().err
+    for name in SOURCES:
+        study = load_study(write_config(tmp_path / name, name, tmp_path, dict.fromkeys(NETS, 300), False))
+        check_bundles(study)
+        assert [cell.net for cell in study.cells] == list(NETS)
+        for cell in study.cells:
+            settings = study.training_settings(cell)
+            conv, features = settings["conv"], settings["features"]
+            assert settings["epochs"] == 300
+            GMRUNet(3, 1, settings["out_channels"], features, conv=tuple(conv) if isinstance(conv, list) else conv)
 
 
 def lives(process: int) -> bool:

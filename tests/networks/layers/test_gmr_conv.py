@@ -26,6 +26,8 @@ CONVOLUTIONS = {1: GMRConv1d, 2: GMRConv2d, 3: GMRConv3d}
 TRANSPOSED = {1: GMRConvTranspose1d, 2: GMRConvTranspose2d, 3: GMRConvTranspose3d}
 RINGS = ("gaussian", "indexed", "hard")
 SIZE = (9, 12, 7)
+# cuDNN's ways of a convolution round more
+ROUNDING = {"cpu": 1e-6, "cuda": 1e-5}
 
 
 def largest_change(layer, x, group):
@@ -69,7 +71,7 @@ def test_every_geometry_equals_its_dense_convolution(data):
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_turning_the_input_turns_the_output(dims, kernel_size, rings, device):
     layer = CONVOLUTIONS[dims](2, 3, kernel_size, padding=1, rings=rings, device=device)
-    assert largest_change(layer, torch.randn(1, 2, *SIZE[:dims], device=device), point_group(dims)) < 1e-6
+    assert largest_change(layer, torch.randn(1, 2, *SIZE[:dims], device=device), point_group(dims)) < ROUNDING[device.type]
 
 
 @pytest.mark.parametrize("kernel_size", [(3, 7, 7), (1, 3, 3)])

@@ -34,7 +34,8 @@ def test_turning_the_input_turns_the_output(dims, orders, kernel_size, rings, de
     x = torch.randn(2, 2, *SIZE[:dims], device=device)
     plain = getattr(nn, f"Conv{dims}d")(2, 8, kernel_size, padding=1, groups=2, device=device)
     assert layer(x).shape == plain(x).shape
-    assert largest_change(layer, x, point_group(dims)) < 1e-6
+    # cuDNN's ways of a convolution round more
+    assert largest_change(layer, x, point_group(dims)) < (1e-6 if device.type == "cpu" else 1e-5)
 
 
 @pytest.mark.parametrize(("dims", "rows"), [(1, 1.0), (2, 1.5), (3, 2.5)])
