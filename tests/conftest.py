@@ -21,6 +21,32 @@ import torch
 import yaml
 from monai.networks.nets import UNet
 
+# CUDA only where there is one: elsewhere no test has a second form
+DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    """The device of a property that holds on both: the CPU and, where there is a GPU, CUDA, without TF32, which is no float32."""
+    switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = False
+    yield torch.device(request.param)
+    for switch, allowed in zip(switches, before):
+        switch.allow_tf32 = allowed
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """``-m gpu``: what a GPU must show, with Triton's kernels; ``-m rehearsal``: the same on the CPU, to be run before there is one."""
+    for item in items:
+        triton = "triton" in item.path.parent.parts
+        if torch.cuda.is_available() and triton:
+            item.add_marker(pytest.mark.gpu)
+        if triton or ("device" in getattr(item, "fixturenames", ()) and item.get_closest_marker("gpu") is None):
+            item.add_marker(pytest.mark.rehearsal)
+
 
 def pytest_runtest_setup(item):
     torch.manual_seed(0)

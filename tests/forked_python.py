@@ -95,6 +95,7 @@ if __name__ == "__main__":
     os.environ.clear()
     os.environ.update(asked["env"])
     (kind, what, *rest), sys.path[0] = asked["argv"], asked["cwd"]
+    sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     sys.argv = [what if kind == "-m" else kind, *rest]
     if kind == "-m":
         runpy.run_module(what, run_name="__main__", alter_sys=True)

@@ -2,12 +2,13 @@
 
 python -m monai_gmr.apps.benchmark                      everything on the CPU
 python -m monai_gmr.apps.benchmark ring_conv --device cuda
+python -m monai_gmr.apps.benchmark nets --precisions bfloat16 float32 --device cuda
 python -m monai_gmr.apps.benchmark layers --dims 3 --backends dense triton --threads 1
 python -m monai_gmr.apps.benchmark thresholds --help    from which size on kernels are faster: what backend auto goes by
 
 Each case measures a forward pass, a training step and the most memory that a step has in use, for every backend and for torch.nn.ConvNd of
-the same window and of window 3. OUT_DIR gets benchmark.json, benchmark.md (a shorter table) and benchmark.png; what cannot run a case is
-shown as "-", with the reason at the end.
+the same window and of window 3. OUT_DIR gets benchmark.json and benchmark.md (a shorter table), after each case, and benchmark.png; what
+cannot run a case is shown as "-", with the reason at the end.
 """
 
 from __future__ import annotations
@@ -16,16 +17,24 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from monai_gmr.apps.benchmark_cases import GROUPS, Case, make_cases
+from monai_gmr.apps.benchmark_cases import GROUPS, PRECISIONS, Case, make_cases
 from monai_gmr.apps.benchmark_measure import device_of, measure_case, measuring
-from monai_gmr.apps.benchmark_table import draw_rows, format_missing, format_rows, format_short_rows, is_drawn
+from monai_gmr.apps.benchmark_table import (
+    SHORT_COLUMNS,
+    Column,
+    draw_rows,
+    format_missing,
+    format_rows,
+    format_short_rows,
+    is_drawn,
+)
 from monai_gmr.apps.benchmark_thresholds import main as thresholds
 from monai_gmr.apps.timing import describe_machine
 from monai_gmr.command_line import command, command_parser
@@ -36,7 +45,8 @@ from monai_gmr.utils import ConfigurationError, can_draw, check_choice
 
 def chosen_cases(options: argparse.Namespace, device: torch.device) -> list[Case]:
     """The cases that a command line asks for; raises :class:`~monai_gmr.utils.ConfigurationError` for options that cannot be."""
-    for name, known in (("group", GROUPS), ("backend", available_backends()), ("dims", (2, 3))):
+    choices = {"group": GROUPS, "backend": available_backends(), "dims": (2, 3), "precision": tuple(PRECISIONS)}
+    for name, known in choices.items():
         for value in getattr(options, name if name == "dims" else f"{name}s") or ():
             check_choice(name, value, known)
     for name in ("repeats", "threads"):
@@ -47,8 +57,8 @@ def chosen_cases(options: argparse.Namespace, device: torch.device) -> list[Case
         raise ConfigurationError(f"seconds={options.seconds:g} is out of range: give 0 or more.")
     check_folder(options.output)
     backends = options.backends or available_backends()
-    switches = {"on_cuda": device.type == "cuda", "autocast": options.autocast, "quick": options.quick}
-    cases = make_cases(options.groups or GROUPS, options.dims, backends, **switches)
+    switches = {"on_cuda": device.type == "cuda", "quick": options.quick}
+    cases = make_cases(options.groups or GROUPS, options.dims, backends, precisions=options.precisions, **switches)
     cases = [case for case in cases if any(text in case.title for text in options.cases)]
     if not cases:
         raise ConfigurationError(
@@ -57,19 +67,29 @@ def chosen_cases(options: argparse.Namespace, device: torch.device) -> list[Case
     return cases
 
 
-def measure_cases(cases: Sequence[Case], options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Measure cases; ``benchmark.json`` is written after each, and its content returned."""
+def measure_cases(
+    cases: Sequence[Case],
+    options: argparse.Namespace,
+    device: torch.device,
+    complete: Callable[[Case, list[dict[str, Any]]], None] = lambda case, rows: None,
+    columns: Sequence[Column] = SHORT_COLUMNS,
+) -> dict[str, Any]:
+    """Measure cases; ``benchmark.json`` and ``benchmark.md`` are written after each, and the content of the first is returned.
+    ``complete`` adds to the rows of a case what more is known of them, and ``columns`` are those of the table."""
     channels_last = device.type == "cpu" if options.channels_last is None else options.channels_last
     settings = {"repeats": options.repeats, "seconds": options.seconds, "channels_last": channels_last}
     rows: list[dict[str, Any]] = []
-    with measuring(options.threads, options.tf32) as notes, tqdm(cases, desc="Benchmark", unit="case") as bar:
+    with measuring(options.threads) as notes, tqdm(cases, desc="Benchmark", unit="case") as bar:
         given = {key: value for key, value in vars(options).items() if key != "output"}
         machine = describe_machine(device) | {"channels_last": channels_last}
         content = {"machine": machine, "options": given, "rows": rows}
         for case in bar:
             bar.set_postfix_str(case.title)
-            rows += measure_case(case, device, notes, **settings)
+            found = measure_case(case, device, notes, **settings)
+            complete(case, found)
+            rows += found
             write_text(json.dumps(content, indent=1), options.output / "benchmark.json")
+            write_text(format_short_rows(rows, columns) + "\n", options.output / "benchmark.md")
     return content
 
 
@@ -81,7 +101,13 @@ def describe(machine: Mapping[str, Any]) -> str:
         'Chip, 2 threads of 8 cores, torch 2.9.0'
     """
     where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads of {machine['cores']} cores"
-    return f"{where}, torch {machine['torch']}"
+    return ". ".join(filter(None, [f"{where}, torch {machine['torch']}", machine.get("remark")]))
+
+
+def draw_content(content: Mapping[str, Any], folder: Path) -> None:
+    """Draw ``benchmark.png`` where there are rows to be drawn."""
+    if any(is_drawn(row) for row in content["rows"]) and can_draw():
+        draw_rows(content["rows"], folder / "benchmark.png", describe(content["machine"]))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -96,8 +122,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--dims", type=int, nargs="+", default=[2, 3], help="2 and/or 3 (both)")
     add("--cases", nargs="+", default=[""], metavar="TEXT", help="those whose title contains one of these (all)")
     add("--backends", nargs="+", metavar="BACKEND", help="backends to compare (all)")
-    add("--autocast", action="store_true", help="every case under bfloat16 autocast too")
-    add("--tf32", action="store_true", help="let a GPU multiply float32 in TF32, plain convolutions and ours alike")
+    text = f"one after the other, some of {', '.join(PRECISIONS)} (float32)"
+    add("--precisions", nargs="+", default=["float32"], metavar="PRECISION", help=text)
     add("--channels-last", action=argparse.BooleanOptionalAction, help="input of ring_conv (yes on the CPU)")
     add("--output", type=Path, default=Path("runs/benchmark"), metavar="OUT_DIR", help="folder (runs/benchmark)")
     add("--quick", action="store_true", help="tiny sizes: whether it runs, not how fast")
@@ -114,9 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = device_of(options.device)
     content = measure_cases(chosen_cases(options, device), options, device)
     rows, machine = content["rows"], describe(content["machine"])
-    write_text(format_short_rows(rows) + "\n", options.output / "benchmark.md")
-    if any(is_drawn(row) for row in rows) and can_draw():
-        draw_rows(rows, options.output / "benchmark.png", machine)
+    draw_content(content, options.output)
     print(f"\n{machine}\n\n{format_rows(rows)}")
     if missing := format_missing(rows):
         print(missing)

@@ -9,12 +9,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from monai_gmr.inferers import SymmetryInferer
 from monai_gmr.networks.layers.factories import make_convolution
 from monai_gmr.networks.nets import GMRUNet, gmr_resnet18
 from monai_gmr.ops import ring_conv
 from monai_gmr.ops.ring_conv import ring_conv_transpose
 
-GROUPS = ("ring_conv", "layers", "point_groups", "nets")
+GROUPS = ("ring_conv", "layers", "point_groups", "nets", "test_time")
+# a forward pass without gradients is all that is measured
+FORWARD_ONLY = ("test_time",)
+PRECISIONS = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 LAYERS = {"GMRConv": "gmr", "GMRHarmonicConv": "gmr_harmonic", "SREConv": "sre"}
 FILTERS = ("full", "g", "gc")
 PLAIN, PLAIN_3 = "plain", "plain k=3"
@@ -55,6 +64,18 @@ class RingConvolution(nn.Module):
         return ring_conv(x, *arrays, **options)
 
 
+class Averaged(nn.Module):
+    """The mean of a net's answers for all symmetries of the grid, by :class:`monai_gmr.inferers.SymmetryInferer`."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.inferer = net, SymmetryInferer()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(batch, channels, *spatial)`` to the net's output."""
+        return self.inferer(x, self.net)
+
+
 class Candidate(NamedTuple):
     """One module of a case: what it computes, such as "ring_conv" or "GMRConv", the one of :func:`monai_gmr.ops.available_backends` that
     is forced while it runs, ``None`` where there is no choice, and what makes it."""
@@ -73,7 +94,8 @@ class Candidate(NamedTuple):
 
 class Case(NamedTuple):
     """One input of shape ``(batch, channels, *spatial)`` and all candidates that are compared on it; the group is one of :data:`GROUPS`,
-    the name says dimensions, shape and window, and a precision other than "float32" is that of autocast."""
+    the name says dimensions, shape and window, the precision is one of :data:`PRECISIONS`: "tf32" is float32 that a GPU multiplies in TF32,
+    half precision that of autocast."""
 
     group: str
     name: str
@@ -122,7 +144,8 @@ class Sizes(NamedTuple):
     layers: tuple[Size, ...]
     point_groups: tuple[tuple[Size, str], ...]  # and the name of the group
     resnet: tuple[int, int, int]  # batch, length, width
-    unet: tuple[int, tuple[int, ...]]  # length, features
+    unet: tuple[int, int, tuple[int, ...]]  # batch, length, features
+    volume: int  # length of that on which nets with these features are asked all views
 
 
 FULL = Sizes(
@@ -138,7 +161,8 @@ FULL = Sizes(
         *((Size(3, 1, 48, 48, (3, 5)), name) for name in ("m-3m", "4/mmm")),
     ),
     resnet=(16, 64, 64),
-    unet=(64, (16, 32, 64)),
+    unet=(1, 64, (16, 32, 64)),
+    volume=64,
 )
 QUICK = Sizes(
     operation=(Size(2, 1, 4, 8, (3, 5)), Size(3, 1, 4, 6, (3,)), Size(3, 1, 4, 6, (3,), 2)),
@@ -146,9 +170,16 @@ QUICK = Sizes(
     layers=(Size(2, 1, 4, 8, (3,)), Size(3, 1, 4, 6, (3,))),
     point_groups=((Size(2, 1, 8, 8, (3,)), "4mm"), (Size(3, 1, 8, 6, (3,)), "mmm")),
     resnet=(2, 16, 4),
-    unet=(8, (2, 4)),
+    unet=(1, 8, (2, 4)),
+    volume=6,
 )
-CUDA_OPERATION = tuple(Size(3, 1, channels, length, (5, 7)) for channels in (32, 64) for length in (96, 128))
+VOLUMES = tuple((channels, length) for channels in (32, 64) for length in (96, 128))
+CUDA = FULL._replace(
+    operation=(*(Size(3, 1, *each, (5, 7)) for each in VOLUMES), *FULL.operation),
+    harmonic=(*(Size(3, 1, *each, (3, 5)) for each in VOLUMES), *FULL.harmonic),
+    unet=(2, 96, (32, 64, 128)),
+    volume=128,
+)
 
 
 def _layer(conv: str | tuple, size: Size, kernel_size: int) -> nn.Module:
@@ -168,11 +199,9 @@ def _candidates(
     return (*ours, *(Candidate(name, None, partial(plain, window)) for name, window in plains.items()))
 
 
-def _size_cases(
-    method: str, sizes: Sequence[Size], backends: Sequence[str], precisions: Sequence[str]
-) -> Iterator[Case]:
+def _size_cases(method: str, sizes: Sequence[Size], backends: Sequence[str], precision: str) -> Iterator[Case]:
     """Cases of the operation, ``method`` being "ring_conv" or "harmonic", or of the layers."""
-    for size, precision, k in [(one, each, k) for one in sizes for each in precisions for k in one.windows]:
+    for size, k in [(one, k) for one in sizes for k in one.windows]:
         make: Callable[[], nn.Module] = partial(RingConvolution, size.dims, size.channels, k, size.groups)
         methods, rest = {method: make}, ""
         if method == "harmonic":
@@ -184,9 +213,9 @@ def _size_cases(
         yield Case(group, size.name(f"k={k}{rest}"), precision, size.shape, candidates)
 
 
-def _point_group_cases(sizes: Sequence[tuple[Size, str]], precisions: Sequence[str]) -> Iterator[Case]:
+def _point_group_cases(sizes: Sequence[tuple[Size, str]], precision: str) -> Iterator[Case]:
     """Cases of group convolutions from fields to fields, with every filter, beside a plain convolution of as many channels."""
-    for (size, name), precision in [(one, each) for one in sizes for each in precisions]:
+    for size, name in sizes:
         for k in size.windows:
             convs = {kind: ("group", {"group": name, "filter": kind}) for kind in FILTERS}
             ours = [Candidate(f"filter {kind}", "auto", partial(_layer, conv, size, k)) for kind, conv in convs.items()]
@@ -194,20 +223,29 @@ def _point_group_cases(sizes: Sequence[tuple[Size, str]], precisions: Sequence[s
             yield Case("point_groups", size.name(f"k={k} {name}"), precision, size.shape, (*ours, plain))
 
 
-def _net_cases(sizes: Sizes, backends: Sequence[str], precisions: Sequence[str]) -> Iterator[Case]:
+def _net_cases(sizes: Sizes, backends: Sequence[str], precision: str) -> Iterator[Case]:
     batch, size, width = sizes.resnet
-    length, features = sizes.unet
+    images, length, features = sizes.unet
     resnet, unet = partial(gmr_resnet18, 2, 3, 10, width=width), partial(GMRUNet, 3, 1, 2, features=features)
 
     def candidates(make: Callable[..., nn.Module], windows: Any) -> tuple[Candidate, ...]:
         methods = {conv: partial(make, conv=conv, kernel_sizes=windows) for conv in ("gmr", "gmr_harmonic")}
         return _candidates(methods, backends, lambda window: make(conv="plain", kernel_sizes=window), windows)
 
-    for precision in precisions:
-        name = f"gmr_resnet18 2D B{batch} {size}x{size} k=9 9 5 5"
-        yield Case("nets", name, precision, (batch, 3, size, size), candidates(resnet, (9, 9, 5, 5)))
-        name = f"GMRUNet 3D B1 {'x'.join([str(length)] * 3)} k=3"
-        yield Case("nets", name, precision, (1, 1, *(length,) * 3), candidates(unet, 3))
+    name = f"gmr_resnet18 2D B{batch} {size}x{size} k=9 9 5 5"
+    yield Case("nets", name, precision, (batch, 3, size, size), candidates(resnet, (9, 9, 5, 5)))
+    name = f"GMRUNet 3D B{images} {'x'.join([str(length)] * 3)} k=3"
+    yield Case("nets", name, precision, (images, 1, *(length,) * 3), candidates(unet, 3))
+
+
+def _test_time_cases(sizes: Sizes, precision: str) -> Iterator[Case]:
+    """One pass of a net that is equivariant, beside a plain net asked once and asked for all 48 symmetries of the grid."""
+    make = partial(GMRUNet, 3, 1, 2, features=sizes.unet[2])
+    ours = [Candidate(conv, "auto", partial(make, conv=conv)) for conv in ("gmr", "gmr_harmonic")]
+    averaged = Candidate("plain, 48 views", None, lambda: Averaged(make(conv="plain")))
+    candidates = (*ours, Candidate(PLAIN, None, partial(make, conv="plain")), averaged)
+    lengths = (sizes.volume,) * 3
+    yield Case("test_time", f"GMRUNet 3D B1 {'x'.join(map(str, lengths))}", precision, (1, 1, *lengths), candidates)
 
 
 def make_cases(
@@ -215,22 +253,22 @@ def make_cases(
     dims: Sequence[int],
     backends: Sequence[str],
     on_cuda: bool = False,
-    autocast: bool = False,
+    precisions: Sequence[str] = ("float32",),
     quick: bool = False,
 ) -> list[Case]:
-    """The cases of a run: with ``on_cuda`` large volumes too, with ``autocast`` all of them in bfloat16 too, with ``quick`` tiny sizes."""
-    sizes = QUICK if quick else FULL
-    precisions = ("float32", "bfloat16") if autocast else ("float32",)
+    """The cases of a run, one precision after the other: with ``on_cuda`` large volumes too, with ``quick`` tiny sizes."""
+    sizes = QUICK if quick else CUDA if on_cuda else FULL
     cases: list[Case] = []
-    if "ring_conv" in groups:
-        cases += _size_cases("ring_conv", sizes.operation, backends, precisions)
-        cases += _size_cases("harmonic", sizes.harmonic, backends, precisions)
-        if on_cuda and not quick:
-            cases += _size_cases("ring_conv", CUDA_OPERATION, backends, ("float32", "bfloat16"))
-    if "layers" in groups:
-        cases += _size_cases("layers", sizes.layers, backends, precisions)
-    if "point_groups" in groups:
-        cases += _point_group_cases(sizes.point_groups, precisions)
-    if "nets" in groups:
-        cases += _net_cases(sizes, backends, precisions)
+    for precision in precisions:
+        if "ring_conv" in groups:
+            cases += _size_cases("ring_conv", sizes.operation, backends, precision)
+            cases += _size_cases("harmonic", sizes.harmonic, backends, precision)
+        if "layers" in groups:
+            cases += _size_cases("layers", sizes.layers, backends, precision)
+        if "point_groups" in groups:
+            cases += _point_group_cases(sizes.point_groups, precision)
+        if "nets" in groups:
+            cases += _net_cases(sizes, backends, precision)
+        if "test_time" in groups:
+            cases += _test_time_cases(sizes, precision)
     return [case for case in cases if case.dims in dims]

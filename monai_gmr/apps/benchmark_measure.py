@@ -16,15 +16,13 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from monai_gmr.apps.benchmark_cases import Candidate, Case
+from monai_gmr.apps.benchmark_cases import FORWARD_ONLY, PRECISIONS, Candidate, Case
 from monai_gmr.apps.benchmark_table import add_ratios
 from monai_gmr.apps.timing import interleave
 from monai_gmr.bundle import keep_freed_memory
 from monai_gmr.ops import get_backend, set_backend
 from monai_gmr.ops.memory_format import FORMATS
 from monai_gmr.utils import ConfigurationError
-
-PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class Notes(logging.Handler):
@@ -61,20 +59,29 @@ def device_of(name: str) -> torch.device:
 
 
 @contextmanager
-def measuring(threads: int | None = None, tf32: bool | None = None) -> Iterator[Notes]:
-    """The fastest of cuDNN, freed memory kept, and a number of threads and TF32 if they are given; the library's warnings are collected
-    instead of printed. Afterwards these settings and the backend are restored."""
+def multiplying_in(precision: str) -> Iterator[None]:
+    """TF32 for "tf32" alone, plain convolutions and ours alike; afterwards the settings are as before."""
+    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = precision == "tf32"
+        yield
+    finally:
+        for switch, allowed in zip(switches, before):
+            switch.allow_tf32 = allowed
+
+
+@contextmanager
+def measuring(threads: int | None = None) -> Iterator[Notes]:
+    """The fastest of cuDNN, freed memory kept, and a number of threads if it is given; the library's warnings are collected instead of
+    printed. Afterwards these settings and the backend are restored."""
     keep_freed_memory()
     before, search = torch.get_num_threads(), torch.backends.cudnn.benchmark
-    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    allowed = [switch.allow_tf32 for switch in switches]
     notes, logger = Notes(), logging.getLogger("monai_gmr")
     logger.addHandler(notes)
     try:
         torch.set_num_threads(before if threads is None else threads)
-        # plain convolutions and ours multiply alike
-        for switch, value in zip(switches, allowed):
-            switch.allow_tf32 = value if tf32 is None else tf32
         torch.backends.cudnn.benchmark = True
         with set_backend(get_backend()):
             yield notes
@@ -82,8 +89,6 @@ def measuring(threads: int | None = None, tf32: bool | None = None) -> Iterator[
         logger.removeHandler(notes)
         torch.set_num_threads(before)
         torch.backends.cudnn.benchmark = search
-        for switch, value in zip(switches, allowed):
-            switch.allow_tf32 = value
 
 
 def _profiled(run: Callable[[], Any], profile_memory: bool = False) -> profile:
@@ -101,7 +106,7 @@ def runs_kernels(run: Callable[[], Any]) -> bool:
 
 def make_input(case: Case, device: torch.device, channels_last: bool) -> torch.Tensor:
     """A random input; of a layer it has a gradient and the precision of autocast, as inside a net."""
-    inner = case.group != "nets"
+    inner = case.group not in ("nets", *FORWARD_ONLY)
     dtype = PRECISIONS[case.precision] if inner else torch.float32
     x = torch.randn(case.shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     if channels_last and case.group == "ring_conv":
@@ -115,8 +120,9 @@ class Trial:
     def __init__(self, case: Case, candidate: Candidate, x: torch.Tensor) -> None:
         torch.manual_seed(0)
         self.candidate, self.x = candidate, x
-        self.module = candidate.make().to(x.device).train()
-        self.autocast = partial(torch.autocast, x.device.type, PRECISIONS[case.precision], case.precision != "float32")
+        self.module = candidate.make().to(x.device).train(case.group not in FORWARD_ONLY)
+        dtype = PRECISIONS[case.precision]
+        self.autocast = partial(torch.autocast, x.device.type, dtype, dtype != torch.float32)
         parameters = list(self.module.parameters())
         # a net is trained; a rate of zero leaves it unchanged, however often it runs
         self.optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9) if case.group == "nets" else None
@@ -157,7 +163,13 @@ def measure_case(
 ) -> list[dict[str, Any]]:
     """Measure all candidates of a case in alternation, as :func:`~monai_gmr.apps.timing.interleave` does; returns a row for each: seconds,
     bytes and their ratios, or ``None`` and a ``reason`` where it cannot run."""
-    x = make_input(case, device, channels_last)
+    with multiplying_in(case.precision):
+        rows = _measure_case(case, make_input(case, device, channels_last), notes, repeats, seconds)
+    return add_ratios(rows)
+
+
+def _measure_case(case: Case, x: torch.Tensor, notes: Notes, repeats: int, seconds: float) -> list[dict[str, Any]]:
+    device, parts = x.device, ("forward",) if case.group in FORWARD_ONLY else ("forward", "step")
     rows: list[dict[str, Any]] = []
     runs: dict[tuple[int, str], Callable[[], Any]] = {}
     for index, candidate in enumerate(case.candidates):
@@ -168,8 +180,9 @@ def measure_case(
         try:
             trial = Trial(case, candidate, x)
             trial.check_kernels(notes)
-            trial.step()
-            row["memory"] = peak_memory(trial.step, device)
+            last = getattr(trial, parts[-1])
+            last()
+            row["memory"] = peak_memory(last, device)
         except Exception as error:
             text = " ".join(str(error).split()) or type(error).__name__
             row["reason"] = text if len(text) <= 160 else f"{text[:157]}..."
@@ -177,10 +190,10 @@ def measure_case(
             if device.type == "cuda":
                 torch.cuda.empty_cache()
         else:
-            runs |= {(index, "forward"): trial.forward, (index, "step"): trial.step}
+            runs |= {(index, part): getattr(trial, part) for part in parts}
     for (index, part), times in interleave(runs, repeats, seconds).items():
         rows[index] |= {part: statistics.median(times), "rounds": len(times)}
-    return add_ratios(rows)
+    return rows
 
 
 def replay_peak(events: Iterable[tuple[int, int]]) -> int:

@@ -37,8 +37,9 @@ SHORT_COLUMNS: tuple[Column, ...] = (
     ("of plain", "memory_over_plain", 1, ".2f"),
 )
 EXPLANATION = (
-    "forward: without gradients, in training mode; step: forward and backward, for nets with the optimizer; memory: the most that a\n"
-    "step has in use at once beyond weights and input; times are medians.\n"
+    "forward: without gradients, in training mode (test_time: in evaluation mode, and no step); step: forward and backward, for nets\n"
+    "with the optimizer; memory: the most that a step (test_time: a forward pass) has in use at once beyond weights and input; times\n"
+    "are medians.\n"
     "/dense: against the backend dense; /plain: against torch.nn.ConvNd of the same window; /k=3: against torch.nn.ConvNd of window 3."
 )
 # dark blue, sky blue, green and purple, grey: different for the colour-blind, and mostly in grey

@@ -6,7 +6,7 @@ python -m monai_gmr.apps.benchmark thresholds --output FILE       another table
 
 For each memory format, window, number of channels, width of groups, stride and size both backends run in alternation, the forward pass and
 the training step: "dense" and "cpp" on a CPU; "dense", with the fastest of cuDNN and torch's own choice of TF32, and "triton" on a GPU.
-Nothing else should run meanwhile.
+Nothing else should run meanwhile. The table is written after each row; an interrupted run leaves the rows that it has not reached.
 """
 
 from __future__ import annotations
@@ -26,7 +26,16 @@ from monai_gmr.apps.benchmark_measure import Notes, Trial, device_of, make_input
 from monai_gmr.apps.timing import median_seconds
 from monai_gmr.command_line import command_parser
 from monai_gmr.files import check_folder, write_text
-from monai_gmr.ops.thresholds import KERNELS, THRESHOLDS, Point, Row, least_voxels, merge_rows, processor_of
+from monai_gmr.ops.thresholds import (
+    KERNELS,
+    THRESHOLDS,
+    Point,
+    Row,
+    least_voxels,
+    merge_rows,
+    processor_of,
+    read_thresholds,
+)
 from monai_gmr.utils import ConfigurationError, check_choice
 
 WINDOWS: dict[int, tuple[int, ...]] = {2: (3, 5, 9), 3: (3, 5, 7)}
@@ -149,17 +158,16 @@ def measure_ratios(
     return forward, step
 
 
-def measure_grid(grid: Grid, repeats: int, device: torch.device, precision: str, notes: Notes) -> list[Ratios]:
-    """The ratios of all points of a grid."""
-    jobs = [(point, shape) for point in make_points(grid) for shape in sizes_of(point, grid)]
-    rows: dict[Point, Ratios] = {}
-    for point, shape in tqdm(jobs, desc=f"Thresholds, {precision}", unit="size"):
-        forward, step = measure_ratios(point, shape, repeats, device, precision, notes)
-        row = rows.setdefault(point, Ratios(point, [], [], []))
-        row.voxels.append(shape[0] * shape[2] ** point.dims)
-        row.forward.append(forward)
-        row.step.append(step)
-    return list(rows.values())
+def measure_grid(grid: Grid, repeats: int, device: torch.device, precision: str, notes: Notes) -> Iterator[Ratios]:
+    """The ratios of all points of a grid, one point after the other."""
+    for point in tqdm(make_points(grid), desc=f"Thresholds, {precision}", unit="row"):
+        row = Ratios(point, [], [], [])
+        for shape in sizes_of(point, grid):
+            forward, step = measure_ratios(point, shape, repeats, device, precision, notes)
+            row.voxels.append(shape[0] * shape[2] ** point.dims)
+            row.forward.append(forward)
+            row.step.append(step)
+        yield row
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -167,7 +175,10 @@ def main(arguments: Sequence[str]) -> int:
     parser = command_parser("benchmark thresholds", __doc__)
     add = parser.add_argument
     add("--device", default="cpu", help="cpu or cuda (cpu)")
-    add("--precisions", nargs="+", metavar="PRECISION", help="on a GPU; rows of other precisions stay (all)")
+    text = "on a GPU, one after the other; rows of other precisions stay (all)"
+    add("--precisions", nargs="+", metavar="PRECISION", help=text)
+    text = "2 and/or 3, in this order; rows of the other stay (both)"
+    add("--dims", type=int, nargs="+", default=[2, 3], help=text)
     add("--output", type=Path, default=THRESHOLDS, help="the table; rows of other devices stay (the installed one)")
     add("--repeats", type=int, default=9, help="runs over which medians are taken (9)")
     add("--quick", action="store_true", help="tiny sizes: whether it runs, not how fast")
@@ -179,15 +190,27 @@ def main(arguments: Sequence[str]) -> int:
     precisions = options.precisions or grid.precisions
     for precision in precisions:
         check_choice(f"precision on {device.type}", precision, grid.precisions)
+    for dims in options.dims:
+        check_choice("dims", dims, tuple(grid.windows))
     if options.quick:
         grid = QUICK._replace(strided=QUICK.strided if grid.strided else ())
+    grid = grid._replace(windows={dims: grid.windows[dims] for dims in options.dims if dims in grid.windows})
     check_folder(options.output.parent)
     with measuring() as notes:
         for precision in precisions:
-            ratios = measure_grid(grid, options.repeats, device, precision, notes)
             kind = (device.type, processor_of(device), precision)
-            rows = [Row(*kind, each.point, *each.least()) for each in ratios]
-            write_text(merge_rows(options.output, rows), options.output)
-            print("\n".join([" ".join(kind), *map(str, ratios), ""]))
+            old = read_thresholds(options.output) if options.output.exists() else []
+            # of this processor and precision, what this run does not measure, or not yet
+            others = {row.point: row for row in old if row[:3] == kind}
+            rows: list[Row] = []
+            print(" ".join(kind))
+            for each in measure_grid(grid, options.repeats, device, precision, notes):
+                rows.append(Row(*kind, each.point, *each.least()))
+                others.pop(each.point, None)
+                write_text(merge_rows(options.output, [*others.values(), *rows]), options.output)
+                print(each, flush=True)
+            kept = [row for row in others.values() if row.point.dims not in options.dims]
+            write_text(merge_rows(options.output, [*kept, *rows]), options.output)
+            print()
     print(f"table: {options.output}")
     return 0

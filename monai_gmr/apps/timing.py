@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
+import shutil
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Hashable, Mapping
 from datetime import datetime
@@ -66,17 +69,50 @@ def processor_name(cpuinfo: str | Path = "/proc/cpuinfo") -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def graphics_driver() -> str | None:
+    """Version of NVIDIA's driver, as ``nvidia-smi`` says it; ``None`` where it says nothing."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    query = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False)
+    return answer.stdout.partition("\n")[0] or None if answer.returncode == 0 else None
+
+
+def warn_of_versions(torch_version: str, cudnn: int | None) -> str | None:
+    """A sentence about versions with which plain convolutions are slower than they need to be, so that nothing is compared with them
+    unnoticed; ``None`` for others.
+
+    Example:
+        >>> warn_of_versions("2.9.1+cu128", 91002)
+        'torch 2.9.1 with cuDNN 9.10.2: half-precision conv3d takes a slow path from torch 2.9 on under cuDNN 9.15; do not compare with it.'
+        >>> warn_of_versions("2.9.1", 91501), warn_of_versions("2.8.0", 91002)
+        (None, None)
+
+    Source:
+        Release notes of PyTorch 2.9.1.
+    """
+    numbers = [int(number) for number in re.findall(r"\d+", torch_version)[:2]]
+    if cudnn is None or cudnn >= 91500 or numbers < [2, 9]:
+        return None
+    version = f"{cudnn // 10000}.{cudnn // 100 % 100}.{cudnn % 100}"
+    problem = "half-precision conv3d takes a slow path from torch 2.9 on under cuDNN 9.15"
+    return f"torch {torch_version.partition('+')[0]} with cuDNN {version}: {problem}; do not compare with it."
+
+
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Processor, cores, threads, GPU, versions and date, for every measured time."""
+    """Processor, cores, threads, GPU, versions and date, for every measured time, and what :func:`warn_of_versions` says of them."""
     on_gpu = device.type == "cuda"
+    cudnn = torch.backends.cudnn.version() if on_gpu else None
     return {
         "processor": processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
         "cuda": torch.version.cuda if on_gpu else None,
-        "cudnn": torch.backends.cudnn.version() if on_gpu else None,
-        "tf32": torch.backends.cudnn.allow_tf32 if on_gpu else None,
+        "driver": graphics_driver() if on_gpu else None,
+        "cudnn": cudnn,
+        "remark": warn_of_versions(torch.__version__, cudnn),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),

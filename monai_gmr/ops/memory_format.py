@@ -56,3 +56,11 @@ def make_channels_last(x: torch.Tensor) -> torch.Tensor:
     if x.shape[1] > 1:
         return x
     return x.as_strided(x.shape, [1 if axis == 1 else stride for axis, stride in enumerate(x.stride())])
+
+
+def keep_format(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """``y``, an image that the framework made of ``x``, with channels last where ``x`` has them: in 3D convolutions with few channels or
+    voxels lose them on a CPU, reductions of fields everywhere."""
+    if torch.jit.is_scripting() or not runs_channels_last(x):
+        return y
+    return make_channels_last(y) if y.device.type == "cpu" else y.contiguous(memory_format=FORMATS[y.dim()])

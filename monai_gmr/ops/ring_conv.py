@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from monai_gmr.ops.backend import choose_backend
 from monai_gmr.ops.call import RingKernel
-from monai_gmr.ops.memory_format import make_channels_last, runs_channels_last
+from monai_gmr.ops.memory_format import keep_format
 
 
 def dense_kernel(weight: torch.Tensor, basis: torch.Tensor, shells: torch.Tensor) -> torch.Tensor:
@@ -70,8 +70,7 @@ def dense_ring_conv(
     kernel = full_precision_kernel(weight, basis, shells)
     if angular is None:
         y = conv_nd(x, kernel, bias, stride, padding, dilation, groups=groups)
-        # the framework loses the memory format in 3D where there are few channels or voxels
-        return make_channels_last(y) if runs_channels_last(x) else y
+        return keep_format(y, x)
     rows = kernel.flatten(2)[:, None] * angular.to(kernel.dtype)[None, :, None]
     rows = rows.flatten(0, 1).reshape([-1] + list(kernel.shape)[1:])
     y = conv_nd(x, rows, bias, stride, padding, dilation, groups=groups)

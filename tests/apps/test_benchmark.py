@@ -12,7 +12,7 @@ from torch import nn
 from monai_gmr.apps import benchmark_measure as app
 from monai_gmr.apps import timing
 from monai_gmr.apps.benchmark import main
-from monai_gmr.apps.benchmark_cases import FULL, Candidate, Case, RingConvolution, make_cases
+from monai_gmr.apps.benchmark_cases import FULL, GROUPS, Candidate, Case, RingConvolution, make_cases
 from monai_gmr.apps.benchmark_measure import (
     Notes,
     device_of,
@@ -237,25 +237,35 @@ def test_cases_of_a_full_run():
     labels = [candidate.label for candidate in cases[1].candidates]
     assert labels == ["dense", "triton", "plain", "plain k=3"]
     assert all(case.precision == "float32" for case in cases)
-    large = make_cases(["ring_conv"], [3], ["dense"], on_cuda=True)
+    large = make_cases(["ring_conv"], [3], ["dense"], on_cuda=True, precisions=["bfloat16", "tf32"])
     volumes = [case for case in large if case.shape[-1] >= 96]
-    assert {(case.shape[1], case.shape[-1]) for case in volumes} == {(c, n) for c in (32, 64) for n in (96, 128)}
-    assert {case.precision for case in volumes} == {"float32", "bfloat16"}
+    sizes = {(c, n, k) for c in (32, 64) for n in (96, 128) for k in ("k=5", "k=7", "k=3,", "k=5,")}
+    assert {(case.shape[1], case.shape[-1], case.name.split()[4]) for case in volumes} == sizes
+    assert [case.precision for case in large] == sorted(case.precision for case in large)
+    assert {case.precision for case in volumes} == {"tf32", "bfloat16"}
 
 
 def test_quick_run_writes_table_numbers_and_picture(tmp_path, capsys):
     threads, backend = torch.get_num_threads(), get_backend()
-    options = ["--quick", "--repeats", "3", "--backends", "dense", "--threads", "1", "--autocast"]
+    options = ["--quick", "--repeats", "3", "--backends", "dense", "--threads", "1"]
+    # every group in one precision: the others run in tests/measurements/test_gpu.py
+    options += ["--precisions", "bfloat16"]
     assert main([*options, "--output", str(tmp_path)]) == 0
     assert (torch.get_num_threads(), get_backend()) == (threads, backend)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["benchmark.json", "benchmark.md", "benchmark.png"]
     content = json.loads((tmp_path / "benchmark.json").read_text())
     assert {"processor", "cores", "threads", "gpu", "torch", "date"} <= set(content["machine"])
     assert content["machine"]["threads"] == 1
-    assert {row["group"] for row in content["rows"]} == {"ring_conv", "layers", "point_groups", "nets"}
-    assert {row["precision"] for row in content["rows"]} == {"float32", "bfloat16"}
+    assert {row["group"] for row in content["rows"]} == set(GROUPS)
+    assert {row["precision"] for row in content["rows"]} == {"bfloat16"}
     assert [row["reason"] for row in content["rows"] if row["reason"]] == []
-    assert all(row["step"] > row["forward"] * 0.1 for row in content["rows"])
+    assert all(row["step"] > row["forward"] * 0.1 for row in content["rows"] if row["group"] != "test_time")
+    once, often = (
+        next(row for row in content["rows"] if row["group"] == "test_time" and row["method"] == method)
+        for method in ("plain", "plain, 48 views")
+    )
+    assert often["forward"] > 5 * once["forward"]
+    assert (often["step"], often["memory"] > 0) == (None, True)
     assert (tmp_path / "benchmark.png").read_bytes()[:4] == b"\x89PNG"
     text = capsys.readouterr().out
     header, *lines = [line for line in text.splitlines() if line.startswith("  ")]
@@ -311,6 +321,7 @@ def test_picture_of_many_backends_leaves_out_what_is_not_measured(tmp_path):
         (["ring"], "group='ring' is unknown"),
         (["--backends", "fast"], "backend='fast' is unknown"),
         (["--dims", "4"], "dims=4 is unknown"),
+        (["--precisions", "float8"], "precision='float8' is unknown"),
         (["--repeats", "0"], "repeats=0 is out of range"),
         (["--threads", "-1"], "threads=-1 is out of range"),
         (["--seconds", "nan"], "seconds=nan is out of range"),

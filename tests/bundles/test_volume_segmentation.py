@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import nibabel as nib
@@ -50,11 +51,23 @@ def run_config(name, **settings):
 
 
 @pytest.fixture(scope="module")
-def trained(dataset_dir, tmp_path_factory):
-    """A directory with the checkpoints of a two-epoch training."""
-    folder = str(tmp_path_factory.mktemp("trained"))
-    run_config("train", dataset_dir=dataset_dir, ckpt_dir=folder, output_dir=folder, epochs=2, **SMALL)
-    return folder
+def trained_on(dataset_dir, tmp_path_factory):
+    """A function from a device to a directory with the checkpoints of a two-epoch training there."""
+
+    @cache
+    def train(device):
+        folder = str(tmp_path_factory.mktemp("trained"))
+        places = {"dataset_dir": dataset_dir, "ckpt_dir": folder, "output_dir": folder, "device": device}
+        run_config("train", epochs=2, **places, **SMALL)
+        return folder
+
+    return train
+
+
+@pytest.fixture
+def trained(trained_on):
+    """Such a directory."""
+    return trained_on("cpu")
 
 
 def command_line(*arguments, python=sys.executable, wait=True):
@@ -130,17 +143,17 @@ def test_network_settings_are_the_same_in_every_config():
         assert configs[0][key] == configs[1][key] == configs[2][key], key
 
 
-def test_training_leaves_a_best_and_a_latest_checkpoint(trained):
+def test_training_leaves_a_best_and_a_latest_checkpoint(trained_on, device):
+    trained = trained_on(device.type)
     latest = torch.load(Path(trained) / "latest.pt", weights_only=True)
     assert set(latest) == {"model", "optimizer", "lr_scheduler", "trainer", "best"}
     assert latest["trainer"]["max_epochs"] == 2
     assert (Path(trained) / "model.pt").is_file()
 
 
-def test_evaluation_ends_in_a_table_that_does_not_move_on_the_grid(dataset_dir, trained, tmp_path, capsys):
-    run_config(
-        "evaluate", dataset_dir=dataset_dir, ckpt_dir=trained, output_dir=str(tmp_path), angle_step=60, **NETWORK
-    )
+def test_evaluation_ends_in_a_table_that_does_not_move_on_the_grid(dataset_dir, trained_on, tmp_path, capsys, device):
+    places = {"dataset_dir": dataset_dir, "ckpt_dir": trained_on(device.type), "output_dir": str(tmp_path)}
+    run_config("evaluate", device=device.type, angle_step=60, **places, **NETWORK)
     with open(tmp_path / "rotation_table.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     group = [row for row in rows if row["family"] == "group"]
@@ -153,8 +166,9 @@ def test_evaluation_ends_in_a_table_that_does_not_move_on_the_grid(dataset_dir, 
     assert "mean_dice_in_ball   group" in capsys.readouterr().out
 
 
-def test_predictions_are_labels_in_the_geometry_of_the_image(dataset_dir, trained, tmp_path):
-    run_config("inference", dataset_dir=dataset_dir, ckpt_dir=trained, output_dir=str(tmp_path), **NETWORK)
+def test_predictions_are_labels_in_the_geometry_of_the_image(dataset_dir, trained_on, tmp_path, device):
+    trained, options = trained_on(device.type), {"device": device.type, **NETWORK}
+    run_config("inference", dataset_dir=dataset_dir, ckpt_dir=trained, output_dir=str(tmp_path), **options)
     images = sorted((Path(dataset_dir) / "imagesTr").glob("*.nii.gz"))[-2:]
     for image in images:
         prediction = nib.load(tmp_path / image.name.replace(".nii.gz", "_seg.nii.gz"))
@@ -162,7 +176,7 @@ def test_predictions_are_labels_in_the_geometry_of_the_image(dataset_dir, traine
         np.testing.assert_allclose(prediction.affine, nib.load(image).affine)
         assert prediction.get_data_dtype() == np.uint8
     folder = tmp_path / "from_folder"
-    run_config("inference", input=str(images[0].parent), ckpt_dir=trained, output_dir=str(folder), **NETWORK)
+    run_config("inference", input=str(images[0].parent), ckpt_dir=trained, output_dir=str(folder), **options)
     assert len(list(folder.glob("*_seg.nii.gz"))) == 8
 
 

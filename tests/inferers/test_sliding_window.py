@@ -31,9 +31,9 @@ def noise(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
 
 
-def tiny_unet(dims: int) -> GMRUNet:
+def tiny_unet(dims: int, device: torch.device | str = "cpu") -> GMRUNet:
     torch.manual_seed(0)
-    return GMRUNet(dims, 1, 2, features=(2, 3)).eval()
+    return GMRUNet(dims, 1, 2, features=(2, 3)).eval().to(device)
 
 
 def error(inferer, net, x, group=None) -> float:
@@ -61,9 +61,18 @@ def test_unet_stays_exact_2d(size, roi, overlap, mode):
         ((61, 33, 29), 32, 0.0, "constant"),
     ],
 )
-def test_unet_stays_exact_3d(size, roi, overlap, mode):
-    inferer = GMRSlidingWindowInferer(roi, 4, overlap, mode)
-    assert error(inferer, tiny_unet(3), noise(1, 1, *size), SWAP_AND_MIRROR_3D) < 1e-5
+def test_unet_stays_exact_3d(size, roi, overlap, mode, device):
+    """The image and the sum over windows stay on the CPU, the windows go to the device."""
+    inferer = GMRSlidingWindowInferer(roi, 4, overlap, mode, sw_device=device, device="cpu")
+    net, seen = tiny_unet(3, device), set()
+    net.register_forward_pre_hook(lambda module, inputs: seen.add(inputs[0].device.type))
+    x = noise(1, 1, *size)
+    assert error(inferer, net, x, SWAP_AND_MIRROR_3D) < 1e-5
+    assert inferer(x, net).device.type == "cpu"
+    assert seen == {device.type}
+    whole = GMRSlidingWindowInferer(roi, 4, overlap, mode)(x.to(device), net)
+    assert whole.device.type == device.type
+    assert torch.allclose(whole.cpu(), inferer(x, net), atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["constant", "gaussian"])

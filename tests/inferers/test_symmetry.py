@@ -61,10 +61,10 @@ def test_any_segmentation_net_2d(name, size, inner):
 
 @pytest.mark.parametrize("inner", [None, GMRSlidingWindowInferer(16, 8), SlidingWindowInferer(16, 8)])
 @pytest.mark.parametrize("size", [(16, 18, 20), (17, 19, 16)])
-def test_any_segmentation_net_3d(size, inner):
+def test_any_segmentation_net_3d(size, inner, device):
     net = nn.Sequential(nn.Conv3d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv3d(2, 2, 3, padding=1)).eval()
-    net = tiny("unet", 3) if inner is None and all(n % 2 == 0 for n in size) else net
-    x = noise(1, 1, *size)
+    net = (tiny("unet", 3) if inner is None and all(n % 2 == 0 for n in size) else net).to(device)
+    x = noise(1, 1, *size).to(device)
     assert error(lambda image, n: n(image), net, x, SOME_3D) > 0.01
     assert error(SymmetryInferer(inner, activation="softmax", views_per_batch=8), net, x, SOME_3D) < 1e-5
 

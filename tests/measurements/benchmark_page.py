@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from benchmark_counts import count_cost
 from benchmark_peers import PEERS, SPACES, installed_peers, make_peer
 
-from monai_gmr.apps.benchmark import chosen_cases, describe, make_parser, measure_cases
-from monai_gmr.apps.benchmark_cases import Candidate, Case
-from monai_gmr.apps.benchmark_measure import PRECISIONS, Trial, device_of, make_input, measuring
+from monai_gmr.apps.benchmark import chosen_cases, describe, draw_content, make_parser, measure_cases
+from monai_gmr.apps.benchmark_cases import PRECISIONS, Candidate, Case
+from monai_gmr.apps.benchmark_measure import Trial, device_of, make_input, measuring, multiplying_in
 from monai_gmr.apps.benchmark_table import COLUMNS, SHORT_COLUMNS, format_missing, format_short_rows
 from monai_gmr.apps.timing import seconds_of
 from monai_gmr.command_line import command
@@ -72,7 +72,11 @@ def measure_limits(device: torch.device, precisions: Sequence[str], quick: bool 
         product = min(best(lambda: torch.mm(one, two, out=three)), best(lambda: F.conv2d(image, kernel)))
         return 2 * side**3 / product
 
-    return {"bandwidth": bandwidth()} | {name: arithmetic(PRECISIONS[name]) for name in precisions}
+    limits = {"bandwidth": bandwidth()}
+    for name in precisions:
+        with multiplying_in(name):
+            limits[name] = arithmetic(PRECISIONS[name])
+    return limits
 
 
 def roofline(operations: int, moved: int, seconds: float, bandwidth: float, arithmetic: float) -> tuple[float, str]:
@@ -132,18 +136,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     device, peers = device_of(options.device), installed_peers()
     cases = [with_peers(case, peers) for case in chosen_cases(options, device)]
-    with measuring(options.threads, options.tf32):
+    with measuring(options.threads):
         limits = measure_limits(device, sorted({case.precision for case in cases}), options.quick)
-    content = measure_cases(cases, options, device)
-    rows = iter(content["rows"])
-    with measuring(options.threads, options.tf32):
-        for case in cases:
-            add_counts(case, [next(rows) for _ in case.candidates], device, limits)
+    complete = partial(add_counts, device=device, limits=limits)
+    content = measure_cases(cases, options, device, complete, (*SHORT_COLUMNS, LIMIT))
     versions = {name: importlib.metadata.version(name) for name in peers}
     content |= {"limits": limits, "packages": versions}
     write_text(json.dumps(content, indent=1), options.output / "benchmark.json")
-    table = format_short_rows(content["rows"], (*SHORT_COLUMNS, LIMIT))
-    write_text(table + "\n", options.output / "benchmark.md")
+    draw_content(content, options.output)
     arithmetic = "".join(f", {name} {limits[name] / 1e9:.0f} GFLOP/s" for name in limits if name != "bandwidth")
     print(f"\n{describe(content['machine'])}; at most {limits['bandwidth'] / 1e9:.0f} GB/s{arithmetic}\n")
     print(f"{format_short_rows(content['rows'], (*COLUMNS, *COUNTS))}\n\n{EXPLANATION}")

@@ -180,9 +180,10 @@ def make_pair(name: str, dims: int, seed: int = 0, **options: Any) -> tuple[nn.M
 def structural_error(net: nn.Module, size: Sequence[int]) -> float | None:
     """Worst relative error of an answer's varying part over elements that generate the group, in float64 and with settled statistics, so
     that neither a constant hides it nor rounding makes it; ``None`` for a size that the network cannot take."""
-    x = make_images(size, 1).double()
+    device = next(net.parameters()).device
+    x = make_images(size, 1).double().to(device)
     try:
-        settle_statistics(net, make_images(size, 0).double())
+        settle_statistics(net, make_images(size, 0).double().to(device))
         return _worst(VaryingPart(net), x, generators(len(size)))
     except Exception:  # whatever a network says to a size that it cannot take
         return None

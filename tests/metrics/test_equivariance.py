@@ -30,11 +30,11 @@ def noise(*shape: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("dims", "size"), [(1, (9,)), (2, (12, 12)), (2, (11, 14)), (3, (6, 7, 9))])
-def test_radial_is_exact_and_plain_is_not(dims, size):
+def test_radial_is_exact_and_plain_is_not(dims, size, device):
     torch.manual_seed(0)
-    x = noise(2, 1, *size)
-    plain = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1](1, 2, 3, padding=1)
-    exact, broken = equivariance_error(radial_convolution(dims), x), equivariance_error(plain, x)
+    x = noise(2, 1, *size).to(device)
+    plain = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1](1, 2, 3, padding=1).to(device)
+    exact, broken = equivariance_error(radial_convolution(dims).to(device), x), equivariance_error(plain, x)
     assert len(exact.views) == (2, 8, 48)[dims - 1]
     assert exact.worst < 1e-6
     assert broken.worst > 0.1
@@ -101,16 +101,16 @@ def test_spacing_keeps_unlike_axes_apart():
 
 
 @pytest.mark.parametrize(("dims", "size", "views"), [(2, 41, 2), (3, 21, 6)])
-def test_other_angles(dims, size, views):
+def test_other_angles(dims, size, views, device):
     """A Gaussian blur commutes with rotations of a smooth image, a derivative does not; multiples of 90 are left out."""
     smooth = ndimage.gaussian_filter(noise(1, 1, *(size,) * dims).numpy(), (0, 0, *(2.0,) * dims))
-    x = torch.as_tensor(smooth)
+    x = torch.as_tensor(smooth).to(device)
 
     def blur(x):
-        return torch.as_tensor(ndimage.gaussian_filter(x.numpy(), (0, 0, *(1.0,) * dims)))
+        return torch.as_tensor(ndimage.gaussian_filter(x.cpu().numpy(), (0, 0, *(1.0,) * dims))).to(device)
 
     def derivative(x):
-        return torch.as_tensor(ndimage.gaussian_filter1d(x.numpy(), 1.0, axis=-1, order=1))
+        return torch.as_tensor(ndimage.gaussian_filter1d(x.cpu().numpy(), 1.0, axis=-1, order=1)).to(device)
 
     good = equivariance_error(blur, x, angles=(30, 90, 45))
     assert len(good.angles.views) == views

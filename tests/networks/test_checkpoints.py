@@ -103,10 +103,11 @@ def test_what_is_loaded_is_equivariant_at_sizes_where_the_peer_is_not(make_state
     assert report.ok, report.to_text()
 
 
-def test_volumes_are_equivariant(make_state):
-    net = load_gmr_conv_checkpoint(make_state("unet_3d")).float()
+def test_volumes_are_equivariant(make_state, device):
+    net = load_gmr_conv_checkpoint(make_state("unet_3d")).float().to(device)
     assert check_equivariance(net, [(9, 10, 11)], tolerance=1e-5).ok
-    net, x = load_gmr_conv_checkpoint(make_state("gmr_r3d_9")).float(), torch.rand(1, 1, 9, 10, 11)
+    net = load_gmr_conv_checkpoint(make_state("gmr_r3d_9")).float().to(device)
+    x = torch.rand(1, 1, 9, 10, 11, device=device)
     with torch.no_grad():
         assert relative_error(net(x.rot90(1, (2, 3)).flip(4).rot90(1, (3, 4))), net(x)) <= 1e-5
 

@@ -296,11 +296,38 @@ def test_kernels_of_a_gpu_are_measured_in_each_precision(tmp_path, monkeypatch):
     monkeypatch.setitem(app.KERNELS, "cpu", "triton")
     monkeypatch.setitem(app.GRIDS, "cpu", app.GRIDS["cuda"])
     monkeypatch.setattr(app, "QUICK", app.QUICK._replace(windows={2: (3,)}, sizes={2: ((4, 1),)}))
-    measured, original = [], app.measure_grid
-    monkeypatch.setattr(app, "measure_grid", lambda *a: measured.append(original(*a)) or measured[-1])
+    measured, original = [], app.measure_ratios
+    monkeypatch.setattr(app, "measure_ratios", lambda *a: measured.append(original(*a)) or measured[-1])
     assert main(["thresholds", "--quick", "--repeats", "1", "--output", str(path)]) == 0
     assert list(dict.fromkeys(row.precision for row in read_thresholds(path))) == ["float32", "float16", "bfloat16"]
-    assert all(ratio > 0 for rows in measured for row in rows for ratio in row.forward + row.step)
+    assert all(ratio > 0 for ratios in measured for ratio in ratios)
+
+
+def test_an_interrupted_run_keeps_its_rows_and_those_that_it_has_not_reached(tmp_path, monkeypatch, capsys):
+    path, calls = tmp_path / "table.csv", []
+    old = [Row(*OWN, Point(dims, 3, 2, 2, last), 7, 7) for dims in (2, 3) for last in (False, True)]
+    path.write_text(merge_rows(path, old))
+
+    def measure(point, *others):
+        calls.append(point)
+        if len(calls) > 3:
+            raise KeyboardInterrupt
+        return 0.1, 2.0
+
+    monkeypatch.setattr(app, "measure_ratios", measure)
+    run = ["thresholds", "--quick", "--repeats", "1", "--output", str(path)]
+    assert main([*run, "--dims", "3", "2"]) == 130
+    assert [(row.point.dims, row.point.channels_last, row.forward, row.step) for row in read_thresholds(path)] == [
+        *((2, True, 7, 7), (3, True, 7, 7)),
+        *((3, False, 64, None), (2, False, 64, None)),
+    ]
+    monkeypatch.setattr(app, "measure_ratios", lambda *a: (2.0, 2.0))
+    assert main([*run, "--dims", "3"]) == 0
+    rows = read_thresholds(path)
+    assert [row.forward for row in rows if row.point.dims == 2] == [7, 64]
+    assert {row.forward for row in rows if row.point.dims == 3} == {None}
+    assert main([*run, "--dims", "4"]) == 2
+    assert "dims=4 is unknown" in capsys.readouterr().err
 
 
 def test_there_is_no_table_where_kernels_do_not_run(tmp_path, monkeypatch, capsys):

@@ -48,18 +48,20 @@ def assert_same(one, two):
 
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("kind", ["numpy", "tensor", "MetaTensor"])
-def test_every_element_is_applied_and_inverted_exactly_and_keeps_the_dtype(dims, kind):
-    original = picture(dims)
-    given_image = {"numpy": original.numpy(), "tensor": original.as_tensor(), "MetaTensor": original}[kind]
+def test_every_element_is_applied_and_inverted_exactly_and_keeps_the_dtype(dims, kind, device):
+    original = picture(dims).to(device)
+    given_image = {"numpy": original.cpu().numpy(), "tensor": original.as_tensor(), "MetaTensor": original}[kind]
     for element in point_group(dims):
         for dtype in (torch.float32, torch.int16, torch.bool):
             image = given_image.astype(str(dtype)[6:]) if kind == "numpy" else given_image.to(dtype)
             transform = GridSymmetry(element)
             rotated = transform(image)
             assert rotated.dtype == dtype
-            assert torch.equal(rotated.as_tensor(), transform_grid(torch.as_tensor(np.asarray(image)), element))
+            plain = torch.as_tensor(image) if kind == "numpy" else torch.Tensor(image.cpu()).to(dtype)
+            assert rotated.device.type == ("cpu" if kind == "numpy" else device.type)
+            assert torch.equal(rotated.as_tensor().cpu(), transform_grid(plain, element))
             back = transform.inverse(rotated)
-            assert torch.equal(back.as_tensor(), torch.as_tensor(np.asarray(image)))
+            assert torch.equal(back.as_tensor().cpu(), plain)
             assert not back.applied_operations
             if kind == "MetaTensor":
                 assert torch.allclose(back.affine, original.affine)

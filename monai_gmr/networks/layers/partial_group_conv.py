@@ -11,6 +11,7 @@ from monai_gmr.networks.layers.conv_nd import DirectConvNd
 from monai_gmr.networks.layers.partial_elements import GroupElements, PartialGroupElements
 from monai_gmr.networks.layers.partial_kernels import HarmonicKernel, PartialKernel, SirenKernel
 from monai_gmr.networks.layers.point_group_fields import check_fields
+from monai_gmr.ops.memory_format import keep_format
 from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.symmetry import field_channels, tap_spacing
 from monai_gmr.symmetry.group_structure import GroupSpec
@@ -146,7 +147,8 @@ class PartialGroupConvNd(DirectConvNd):
         """Convolve ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``."""
         input, padding = self._padded(input)
         kernel, bias = self.dense_kernel(), self._dense_bias()
-        return conv_nd(input, kernel, bias, self.stride, padding, self.dilation, groups=self.groups)
+        y = conv_nd(input, kernel, bias, self.stride, padding, self.dilation, groups=self.groups)
+        return keep_format(y, input)
 
     def to_conv(self) -> nn.Module:
         """The equal ``torch.nn.ConvNd`` of eval mode, for deployment."""
@@ -254,8 +256,10 @@ class PartialGroupPool(nn.Module):
         """Reduce the elements of each field."""
         dims = self.elements.spatial_dims
         check_fields(self, x, dims, self.elements.order)
-        axis = x.dim() - dims - 1
-        x = x.unflatten(axis, (-1, self.elements.order))
+        return keep_format(self._reduced(x, x.dim() - dims - 1), x)
+
+    def _reduced(self, x: torch.Tensor, axis: int) -> torch.Tensor:
+        x, dims = x.unflatten(axis, (-1, self.elements.order)), self.elements.spatial_dims
         gates = self.elements().gates.to(x.device, torch.promote_types(x.dtype, torch.float32))
         gates = gates.reshape([-1] + [1] * dims)
         if self.reduce == "mean":

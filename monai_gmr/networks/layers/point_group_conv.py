@@ -10,6 +10,7 @@ from torch import nn
 from monai_gmr.networks.layers.conv_nd import DirectConvNd, SymmetricConvNd, TransposedConvNd
 from monai_gmr.ops.depthwise_conv import depthwise_conv
 from monai_gmr.ops.group_filters import spread_filter
+from monai_gmr.ops.memory_format import keep_format
 from monai_gmr.ops.ring_conv import conv_nd, conv_transpose_nd
 from monai_gmr.symmetry import end_groups, field_channels, filter_table, product_table
 from monai_gmr.symmetry.group_structure import GroupSpec
@@ -151,15 +152,17 @@ class PointGroupConvNd(DirectConvNd, PointGroupFilterNd):
         input, padding = self._padded(input)
         bias, spatial = self._dense_bias(), self.spatial_weight
         if self.filter == "depthwise":
-            return depthwise_conv(input, self.dense_kernel(), bias, self.stride, padding, self.dilation)
+            y = depthwise_conv(input, self.dense_kernel(), bias, self.stride, padding, self.dilation)
+            return keep_format(y, input)
         if self.filter != "gc" or spatial is None:
-            return conv_nd(input, self.dense_kernel(), bias, self.stride, padding, self.dilation, groups=self.groups)
+            y = conv_nd(input, self.dense_kernel(), bias, self.stride, padding, self.dilation, groups=self.groups)
+            return keep_format(y, input)
         ones, zeros = [1] * len(padding), [0] * len(padding)
         product = spread_filter(self.weight, self.weight_table)
         product = product.reshape([product.shape[0], product.shape[1]] + ones)
         taps = spread_filter(spatial, self.spatial_table).reshape([self.out_channels, 1] + list(self.kernel_size))
-        y = conv_nd(input, product, None, ones, zeros, ones, groups=self.groups)
-        return depthwise_conv(y, taps, bias, self.stride, padding, self.dilation)
+        y = keep_format(conv_nd(input, product, None, ones, zeros, ones, groups=self.groups), input)
+        return keep_format(depthwise_conv(y, taps, bias, self.stride, padding, self.dilation), input)
 
 
 class PointGroupConvTransposeNd(TransposedConvNd, PointGroupFilterNd):
@@ -170,9 +173,9 @@ class PointGroupConvTransposeNd(TransposedConvNd, PointGroupFilterNd):
         ``output_size``."""
         padding, extra = self._paddings(input, output_size)
         kernel, bias = self.dense_kernel(), self._dense_bias()
-        return conv_transpose_nd(
-            input, kernel, bias, self.stride, padding, extra, groups=self.conv_groups, dilation=self.dilation
-        )
+        groups, dilation = self.conv_groups, self.dilation
+        y = conv_transpose_nd(input, kernel, bias, self.stride, padding, extra, groups=groups, dilation=dilation)
+        return keep_format(y, input)
 
 
 class PointGroupConv2d(PointGroupConvNd):

@@ -10,6 +10,7 @@ from torch import nn
 
 from monai_gmr.networks.layers.table_module import TableModule
 from monai_gmr.ops.group_filters import spread_filter
+from monai_gmr.ops.memory_format import keep_format
 from monai_gmr.symmetry import PointGroup, as_field_group, coset_table, end_groups, field_channels, product_table
 from monai_gmr.symmetry.group_structure import GroupSpec
 from monai_gmr.symmetry.sampled_group import FieldGroup, SampledGroup
@@ -77,10 +78,10 @@ class PointGroupPool(TableModule):
         if not torch.jit.is_scripting():
             check_fields(self, x, self.spatial_dims, self.order)
         axis = x.dim() - self.spatial_dims - 1
-        x = x.unflatten(axis, (-1, self.order)).index_select(axis + 1, self.cosets.flatten())
-        x = x.unflatten(axis + 1, (self.cosets.shape[0], self.cosets.shape[1]))
-        x = x.amax(axis + 2) if self.reduce == "max" else x.mean(axis + 2)
-        return x.flatten(axis, axis + 1)
+        y = x.unflatten(axis, (-1, self.order)).index_select(axis + 1, self.cosets.flatten())
+        y = y.unflatten(axis + 1, (self.cosets.shape[0], self.cosets.shape[1]))
+        y = y.amax(axis + 2) if self.reduce == "max" else y.mean(axis + 2)
+        return keep_format(y.flatten(axis, axis + 1), x)
 
     def extra_repr(self) -> str:
         onto = "" if self.subgroup is None else f", {self.subgroup!r}"

@@ -74,8 +74,8 @@ def test_what_the_original_accepts_the_converted_accepts_and_is_exact_on(name, s
 
 
 @pytest.mark.parametrize("name", ["UNet", "DynUNet, deep supervision", "BasicUNet, pixelshuffle", "SegResNetDS"])
-def test_in_three_dimensions(name):
-    after = make_pair(name, 3)[1].double()
+def test_in_three_dimensions(name, device):
+    after = make_pair(name, 3)[1].double().to(device)
     assert structural_error(after, (16, 17, 19) if "Basic" not in name else (33, 32, 35)) < 1e-8
 
 

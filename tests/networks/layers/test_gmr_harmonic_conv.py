@@ -29,12 +29,13 @@ def largest_change(net, x, group):
 @pytest.mark.parametrize(
     ("dims", "orders"), [(1, (0, 1)), (1, (1,)), (2, (0, 1, 2)), (2, (1, 3)), (3, (0, 1, 2)), (3, (0, 3))]
 )
-def test_turning_the_input_turns_the_output(dims, orders, kernel_size, rings):
-    layer = LAYERS[dims](2, 8, kernel_size, padding=1, groups=2, orders=orders, rings=rings)
-    x = torch.randn(2, 2, *SIZE[:dims])
-    plain = getattr(nn, f"Conv{dims}d")(2, 8, kernel_size, padding=1, groups=2)
+def test_turning_the_input_turns_the_output(dims, orders, kernel_size, rings, device):
+    layer = LAYERS[dims](2, 8, kernel_size, padding=1, groups=2, orders=orders, rings=rings, device=device)
+    x = torch.randn(2, 2, *SIZE[:dims], device=device)
+    plain = getattr(nn, f"Conv{dims}d")(2, 8, kernel_size, padding=1, groups=2, device=device)
     assert layer(x).shape == plain(x).shape
-    assert largest_change(layer, x, point_group(dims)) < 1e-6
+    # cuDNN's ways of a convolution round more
+    assert largest_change(layer, x, point_group(dims)) < (1e-6 if device.type == "cpu" else 1e-5)
 
 
 @pytest.mark.parametrize(("dims", "rows"), [(1, 1.0), (2, 1.5), (3, 2.5)])
@@ -91,9 +92,9 @@ def test_a_fresh_output_varies_as_that_of_a_fresh_convolution(dims, kernel_size)
         assert float(part.var()) == pytest.approx(1 / 3, rel=0.3)
 
 
-def test_gradients_are_finite_at_zero_and_right_elsewhere():
-    layer = GMRHarmonicConv2d(2, 4, 3, padding=1, dtype=torch.float64)
-    zero = torch.zeros(1, 2, 4, 5, dtype=torch.float64, requires_grad=True)
+def test_gradients_are_finite_at_zero_and_right_elsewhere(device):
+    layer = GMRHarmonicConv2d(2, 4, 3, padding=1, dtype=torch.float64, device=device)
+    zero = torch.zeros(1, 2, 4, 5, dtype=torch.float64, device=device, requires_grad=True)
     layer(zero).sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in (zero, *layer.parameters()))
     names = [name for name, _ in layer.named_parameters()]
@@ -102,9 +103,9 @@ def test_gradients_are_finite_at_zero_and_right_elsewhere():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_large_values_do_not_overflow_in_half_precision(dtype):
-    layer = GMRHarmonicConv2d(1, 4, 3, padding=1, dtype=dtype)
-    assert torch.isfinite(layer(torch.full((1, 1, 6, 6), 1e3, dtype=dtype))).all()
+def test_large_values_do_not_overflow_in_half_precision(dtype, device):
+    layer = GMRHarmonicConv2d(1, 4, 3, padding=1, dtype=dtype, device=device)
+    assert torch.isfinite(layer(torch.full((1, 1, 6, 6), 1e3, dtype=dtype, device=device))).all()
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])

@@ -35,8 +35,8 @@ WHOLE = [
 
 def moved_fields(y, element, elements):
     """Fields on a list of elements, transformed: ``y[g](p) = y[element^-1 g](element^-1 p)``, the list searched by matrices alone."""
-    matrices = elements().matrices.detach()
-    wanted = torch.tensor(element.T, dtype=torch.float64) @ matrices
+    matrices = elements().matrices.detach().to(y.device)
+    wanted = torch.tensor(element.T, dtype=torch.float64, device=y.device) @ matrices
     distances = (wanted.unsqueeze(1) - matrices).flatten(2).norm(dim=2)
     assert float(distances.min(1).values.max()) < 1e-9  # the list is closed
     fields = y.unflatten(1, (-1, len(matrices)))[:, :, distances.argmin(1)]
@@ -44,7 +44,7 @@ def moved_fields(y, element, elements):
 
 
 def error(net, elements, size, keeps, dims, dtype=torch.float64, count=None):
-    x = torch.randn(2, 1, *size, dtype=dtype)
+    x = torch.randn(2, 1, *size, dtype=dtype, device=net[0].weight.device)
     y, worst = net(x), 0.0
     for element in PointGroup.from_name(keeps, dims).elements[:count]:
         difference = net(transform_grid(x, element)) - moved_fields(y, element, elements)
@@ -77,13 +77,32 @@ def test_every_window_is_exact(kernel_size, more):
     assert error(net, net[-1].out_elements, (12, 13), "4mm", 2) < 1e-10
 
 
-def test_strides_and_groups_are_exact():
+def test_strides_and_groups_are_exact(device):
     lift = CONV[2](1, 16, 3, padding=1, samples=4, dtype=torch.float64)
     options = {"groups": 2, "stride": 2, "padding": "symmetric", "in_elements": lift.out_elements}
-    net = nn.Sequential(lift, CONV[2](16, 8, 4, dtype=torch.float64, **options))
+    net = nn.Sequential(lift, CONV[2](16, 8, 4, dtype=torch.float64, **options)).to(device)
     assert net[1].weight.shape[:2] == (2, 2)
     for size in [(8, 8), (10, 12)]:
         assert error(net, net[1].out_elements, size, "4", 2) < 1e-10
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("kernel", ["harmonic", "siren"])
+def test_half_precision_and_channels_last_in_3d(device, kernel, training):
+    """Under autocast the kernel is made in float32, and its answer is that of the dense kernel to rounding of the precision, in the memory
+    format of the input."""
+    net = chain(3, "222", kernel=kernel, dtype=torch.float32).to(device).train(training)
+    layer, x = net[1], torch.randn(1, 8, 4, 5, 6, device=device).to(memory_format=torch.channels_last_3d)
+    arguments = (layer.dense_kernel().double(), layer._dense_bias().double())
+    exact = nn.functional.conv3d(x.double(), *arguments, padding=1)
+    for dtype, bound in ((torch.float32, 1e-5), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)):
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            assert torch.equal(layer.dense_kernel().double(), arguments[0])
+            y = layer(x)
+            pooled = PartialGroupPool(layer.out_elements)(y)
+        assert y.dtype == dtype
+        assert all(each.is_contiguous(memory_format=torch.channels_last_3d) for each in (y, pooled))
+        assert (y.double() - exact).norm() < bound * exact.norm()
 
 
 def test_other_angles_are_as_close_as_the_taps_allow():

@@ -27,7 +27,7 @@ def error(layer, size, dtype=torch.float64, seed=0, elements=None):
     """Largest relative error over all elements of the group under which a layer is equivariant."""
     layer = layer.to(dtype)
     torch.manual_seed(seed)
-    x = torch.randn(2, layer.in_channels, *size, dtype=dtype)
+    x = torch.randn(2, layer.in_channels, *size, dtype=dtype, device=layer.weight.device)
     y, worst = layer(x), 0.0
 
     def moved(tensor, fields, element):
@@ -35,7 +35,7 @@ def error(layer, size, dtype=torch.float64, seed=0, elements=None):
 
     for element in layer.rows_group.elements[:elements]:
         difference = layer(moved(x, layer.in_group, element)) - moved(y, layer.out_group, element)
-        worst = max(worst, float(difference.norm() / y.norm()))
+        worst = max(worst, float((difference.norm() / y.norm()).detach()))
     return worst
 
 
@@ -147,12 +147,12 @@ def test_the_equal_layer_of_torch(dims, group, filter, transposed):
 
 @pytest.mark.parametrize(("dims", "group"), [(1, "m"), (2, "4mm"), (2, "2"), (3, "m-3m"), (3, "4/mmm")])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_lifting_is_exact(dims, group, transposed):
+def test_lifting_is_exact(dims, group, transposed, device):
     order = PointGroup.from_name(group, dims).order
     ends = {"out_group": "1", "in_channels": 2 * order, "out_channels": 3}
     if not transposed:
         ends = {"in_group": "1", "in_channels": 3, "out_channels": 2 * order}
-    layer = make(dims, group, "gc", kernel_size=3, padding=1, transposed=transposed, **ends)
+    layer = make(dims, group, "gc", kernel_size=3, padding=1, transposed=transposed, **ends).to(device)
     assert layer.filter == "full"  # nothing to factorise
     assert error(layer, SIZES[dims][0]) < 1e-12
 
@@ -280,6 +280,25 @@ def test_gradients(filter):
         return torch.func.functional_call(layer, dict(zip(names, parameters)), (x,))
 
     assert torch.autograd.gradcheck(run, (x, *layer.parameters()))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("filter", FILTERS)
+def test_half_precision_and_channels_last_in_3d(device, filter, transposed):
+    """Under autocast the filter is spread in float32, and what the layer computes is its dense kernel's answer to rounding of the
+    precision, in the memory format of the input."""
+    geometry = {"kernel_size": 2, "stride": 2} if transposed else {"kernel_size": 3, "padding": 1}
+    layer = make(3, "432", filter, fields=1, transposed=transposed, **geometry).to(device)
+    x = torch.randn(1, 24, 4, 5, 6, device=device).to(memory_format=torch.channels_last_3d)
+    exact = layer.to_conv().double()(x.double())
+    for dtype, bound in ((torch.float32, 1e-5), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)):
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            assert layer.dense_kernel().dtype == torch.float32
+            y = layer(x)
+            pooled = layers.PointGroupPool(3, "432", "222").to(device)(y)
+        assert y.dtype == dtype
+        assert all(each.is_contiguous(memory_format=torch.channels_last_3d) for each in (y, pooled))
+        assert (y.double() - exact).norm() < bound * exact.norm()
 
 
 def test_a_memory_format_of_images_and_axes_that_no_element_reverses():

@@ -68,15 +68,16 @@ def build(kind: str, dims: int, **arguments) -> nn.Module:
 
 def fit(net: nn.Module, dims: int, steps: int) -> None:
     """Teach images that are not rotated: labels at random, or the image itself."""
+    device = next(net.parameters()).device
     optimiser = torch.optim.Adam(net.parameters(), 3e-3)
     net.train()
     for step in range(steps):
-        x = images(4 if dims == 2 else 2, *(17, 20, 18)[:dims], seed=step)
+        x = images(4 if dims == 2 else 2, *(17, 20, 18)[:dims], seed=step).to(device)
         answers = net(x)
         if isinstance(answers, list):
             loss = sum(functional.mse_loss(a, nn.functional.interpolate(x, a.shape[2:]).expand_as(a)) for a in answers)
         elif answers.ndim == 2:
-            loss = functional.cross_entropy(answers, torch.arange(len(x)) % 3)
+            loss = functional.cross_entropy(answers, torch.arange(len(x), device=device) % 3)
         else:
             loss = functional.mse_loss(answers, x.expand_as(answers))
         optimiser.zero_grad()
@@ -85,8 +86,10 @@ def fit(net: nn.Module, dims: int, steps: int) -> None:
 
 
 @lru_cache(maxsize=4)
-def trained(kind: str, dims: int, steps: int, conv: str = "gmr", rings: str = "gaussian") -> nn.Module:
-    net = build(kind, dims, conv=conv, rings=rings)
+def trained(
+    kind: str, dims: int, steps: int, conv: str = "gmr", rings: str = "gaussian", *, device: str = "cpu"
+) -> nn.Module:
+    net = build(kind, dims, conv=conv, rings=rings).to(device)
     untouched = [parameter.detach().clone() for parameter in net.parameters()]
     fit(net, dims, steps)
     moved = [not torch.equal(p, u) for p, u in zip(net.parameters(), untouched)]
@@ -98,10 +101,10 @@ def worst(
     net: nn.Module, batch: int, sizes: list[tuple[int, ...]], whole_group: Sequence[tuple[int, ...]] = WHOLE_GROUP
 ) -> tuple[float, tuple[int, ...]]:
     """The worst error over sizes, and where it is; at ``whole_group`` all elements are asked, else generators."""
-    found = []
+    found, device = [], next(net.parameters()).device
     for size in sizes:
         whole = size in whole_group
-        errors = equivariance_error(net, images(batch, *size), None if whole else generators(len(size)))
+        errors = equivariance_error(net, images(batch, *size).to(device), None if whole else generators(len(size)))
         assert len(errors.views) == ({2: 8, 3: 48} if whole else {2: 2, 3: 3})[len(size)]
         found.append((errors.worst, size))
     return max(found)
@@ -129,8 +132,8 @@ def test_2d_every_kind_of_rings(kind, rings, steps):
 @MODES
 @KINDS
 @STEPS
-def test_3d(kind, conv, steps, training):
-    error, size = worst(trained(kind, 3, steps, conv).train(training), 2, SIZES_3D)
+def test_3d(kind, conv, steps, training, device):
+    error, size = worst(trained(kind, 3, steps, conv, device=device.type).train(training), 2, SIZES_3D)
     assert error <= TOLERANCE, size
 
 
