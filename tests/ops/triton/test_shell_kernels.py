@@ -84,7 +84,9 @@ def allowed(request):
 
 
 def test_products_are_in_tf32_where_those_of_torch_are(allowed):
-    precisions = [launches._product(dtype)["PRECISION"] for dtype in (torch.float32, torch.float16, torch.bfloat16)]
+    precisions = [
+        launches.product_options(dtype)["PRECISION"] for dtype in (torch.float32, torch.float16, torch.bfloat16)
+    ]
     assert precisions == ["tf32" if allowed else "ieee", "ieee", "ieee"]
     x, weight, shells, angular = problem((3, 3, 3), (17, 18), 1)
     inputs, geometry = [x.requires_grad_(), weight.requires_grad_()], ([1] * 3, [1] * 3, [1] * 3, 1)
