@@ -204,7 +204,8 @@ class Fewer:
 @pytest.fixture
 def poisoned():
     """Memory that is not filled holds numbers that are none."""
-    torch.use_deterministic_algorithms(True)
+    # a GPU's libraries have no such algorithms for all that is called here
+    torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.zeros(1).new_empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
