@@ -37,6 +37,9 @@ from monai_gmr.ops.triton.ring_conv import (
     write_products,
 )
 
+# voxels of a part of a slab, at least, of which products are added up in one precision
+LEAST_PART = 1024
+
 
 def _own(factors: torch.Tensor | None, order: Order) -> torch.Tensor | None:
     """An order's factors, float32."""
@@ -118,6 +121,13 @@ def _new_planes(own: AngularOrders, slabs: Sequence[Slab]) -> Iterator[tuple[Sla
         done = last
 
 
+def _sum_of_products(left: torch.Tensor, right: torch.Tensor, planes: int) -> torch.Tensor:
+    """``left.T @ right`` of two arrays of as many rows, float32: half precision is rounded to after each of several parts alone."""
+    parts = max((n for n in range(1, planes + 1) if planes % n == 0 and len(left) // n >= LEAST_PART), default=1)
+    left, right = (each.unflatten(0, (parts, -1)) for each in (left, right))
+    return torch.bmm(left.transpose(1, 2), right).sum(0, dtype=torch.float32)
+
+
 def _angular_gradients(
     own: AngularOrders,
     gradient: torch.Tensor,
@@ -149,10 +159,10 @@ def _angular_gradients(
             turned = own.run_order(part, fresh, scalars, **terms, planes=planes)
             if chiral_gradient is not None and turned is not None:
                 chiral_gradient[part.order.channels][part.order.norms :] += turned
-        if linear_gradient is not None and responses is not None:
+        if linear_gradient is not None and responses is not None and voxels:
             rows = gradient.view(len(image), own.out_sizes[0], plane, outputs)
             rows = rows[fresh.first_sample :][: fresh.samples, fresh.first_row :][:, : fresh.rows]
-            linear_gradient += rows.reshape(-1, outputs).float().T @ responses.float()
+            linear_gradient += _sum_of_products(rows.reshape(-1, outputs), responses, fresh.samples * fresh.rows)
         if image_gradient is not None:
             own.add_image_gradient(slab, planes, adds, image_gradient)
         if weight_gradient is not None:

@@ -13,7 +13,7 @@ from monai_gmr.ops.memory_format import has_channels_last
 from monai_gmr.symmetry import kernel_shells, tap_harmonics
 
 pytest.importorskip("triton")
-from monai_gmr.ops.triton import harmonic_gradient_kernels, harmonic_kernels
+from monai_gmr.ops.triton import harmonic_conv, harmonic_gradient_kernels, harmonic_kernels
 from monai_gmr.ops.triton import ring_conv as triton_conv
 from monai_gmr.ops.triton.harmonic_conv import triton_harmonic_conv
 from monai_gmr.ops.triton.launch import MOST_ACCUMULATORS, HarmonicBlocks
@@ -115,10 +115,11 @@ def test_forward_and_gradients(inputs, last):
     assert max(found.values()) <= 1e-5, found
 
 
-@pytest.mark.parametrize("padding", [1, 4])
+@pytest.mark.parametrize("padding", [0, 1, 4])
 def test_slabs_give_the_same(monkeypatch, padding):
-    """The first axis in several slabs, in which a window reaches beyond a slab; with a margin wider than it."""
+    """The first axis in several slabs, in which a window reaches beyond a slab; without a margin, and with one wider than it."""
     monkeypatch.setattr(triton_conv, "LEAST_SLAB", 1)
+    monkeypatch.setattr(harmonic_conv, "LEAST_PART", 2)
     inputs = problem((3, 2), (7, 2), 16, PLANE, geometry=([padding, 0], [1, 1]))
     found = relative_errors(inputs)
     assert max(found.values()) <= 1e-5, found
