@@ -10,7 +10,7 @@ import monai_gmr
 MOST = 6
 PACKAGE = Path(monai_gmr.__file__).parent
 # compiled kernels, whose arguments have no names where they are called
-KERNELS = ("values_at_tap", "load_plane", "call_kernel")
+KERNELS = ("values_at_tap", "load_plane", "responses_of", "shell_total", "add_order", "call_kernel")
 
 
 def is_kernel(function):

@@ -5,15 +5,16 @@ python -m monai_gmr.apps.benchmark thresholds --device cuda       for GPUs like 
 python -m monai_gmr.apps.benchmark thresholds --output FILE       another table
 
 For each memory format, window, number of channels, width of groups, stride and size both backends run in alternation, the forward pass and
-the training step: "dense" and "cpp" on a CPU; "dense", with the fastest of cuDNN and torch's own choice of TF32, and "triton" on a GPU.
-Nothing else should run meanwhile. The table is written after each row; an interrupted run leaves the rows that it has not reached.
+the training step: "dense" and "cpp" on a CPU; "dense", with the fastest of cuDNN and torch's own choice of TF32, and "triton" on a GPU,
+where harmonic layers are measured, too. Nothing else should run meanwhile. The table is written after each row; an interrupted run leaves
+the rows that it has not reached.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +27,7 @@ from monai_gmr.apps.benchmark_measure import Notes, Trial, device_of, make_input
 from monai_gmr.apps.timing import median_seconds
 from monai_gmr.command_line import command_parser
 from monai_gmr.files import check_folder, write_text
+from monai_gmr.networks.layers.factories import make_convolution
 from monai_gmr.ops.thresholds import (
     KERNELS,
     THRESHOLDS,
@@ -49,6 +51,7 @@ class Grid(NamedTuple):
     channels: tuple[int, ...]
     grouped: tuple[tuple[int, int], ...]  # channels, and channels of each of their groups
     strided: tuple[int, ...]  # channels of convolutions and transposed ones with a stride of 2
+    angular: tuple[int, ...]  # channels of harmonic layers, where these have rows of their own
     sizes: dict[int, tuple[tuple[int, int], ...]]
     grouped_sizes: dict[int, tuple[tuple[int, int], ...]]
     # "dense" takes other ways for large images with a stride, so these are among them
@@ -63,6 +66,7 @@ GRIDS = {
         channels=(1, 8, 16, 32, 128),
         grouped=((16, 1), (16, 2), (16, 8), (64, 1), (64, 2), (64, 8)),
         strided=(1, 8, 32, 128),
+        angular=(),
         sizes={2: ((4, 16), (16, 4), (32, 4), (64, 8), (128, 16)), 3: ((8, 1), (16, 1), (32, 1), (64, 1))},
         grouped_sizes={2: ((16, 4), (32, 4), (64, 8)), 3: ((16, 1), (32, 1))},
         strided_sizes={2: ((16, 4), (32, 4), (64, 8), (128, 16)), 3: ((16, 1), (32, 1), (64, 1))},
@@ -75,6 +79,7 @@ GRIDS = {
         channels=(1, 8, 32, 128),
         grouped=((32, 1), (32, 8), (128, 1), (128, 8)),
         strided=(),
+        angular=(8, 32, 128),
         sizes={2: ((32, 4), (64, 16), (128, 16), (256, 16)), 3: ((16, 1), (32, 1), (64, 1), (128, 1))},
         grouped_sizes={2: ((64, 16), (256, 16)), 3: ((32, 1), (96, 1))},
         strided_sizes={},
@@ -88,6 +93,7 @@ QUICK = Grid(
     channels=(2,),
     grouped=(),
     strided=(2,),
+    angular=(2,),
     sizes={2: ((8, 1), (8, 2)), 3: ((4, 1),)},
     grouped_sizes={},
     strided_sizes={2: ((8, 1),), 3: ((4, 1),)},
@@ -103,7 +109,9 @@ def make_points(grid: Grid) -> list[Point]:
         Point(dims, k, *counts, last) for last, (dims, k), counts in itertools.product((False, True), windows, channels)
     ]
     strided = itertools.product((False, True), (False, True), windows, grid.strided)
-    return plain + [Point(dims, k, n, n, last, 2, transposed=transposed) for transposed, last, (dims, k), n in strided]
+    plain += [Point(dims, k, n, n, last, 2, transposed=transposed) for transposed, last, (dims, k), n in strided]
+    layers = itertools.product((False, True), windows, grid.angular)
+    return plain + [Point(dims, k, n, n, last, angular=True) for last, (dims, k), n in layers]
 
 
 def sizes_of(point: Point, grid: Grid) -> Iterator[tuple[int, ...]]:
@@ -134,6 +142,7 @@ class Ratios(NamedTuple):
         outcome = ", ".join(f"{part} " + ("dense" if n is None else f"kernels from {n} voxels") for part, n in sizes)
         text = f"{point.dims}D k={point.kernel_size} C{point.channels}"
         text += f" width {point.width_per_group}" if point.width_per_group < point.channels else ""
+        text += " harmonic" if point.angular else ""
         text += f"{' transposed' if point.transposed else ''} stride {point.stride}" if point.stride > 1 else ""
         return f"{text}{' channels last' if point.channels_last else ''}: {ratios}; {outcome}"
 
@@ -144,11 +153,14 @@ def measure_ratios(
     """Time of the device's kernels over that of "dense", of forward pass and training step: medians of ``repeats`` runs in alternation;
     raises ``ConfigurationError`` when the kernels do not run here."""
     groups, kernels = point.channels // point.width_per_group, KERNELS[device.type]
-    make = partial(RingConvolution, point.dims, point.channels, point.kernel_size, groups)
-    candidates = [
-        Candidate("ring_conv", backend, partial(make, stride=point.stride, transposed=point.transposed))
-        for backend in ("dense", kernels)
-    ]
+    make: Callable[[], torch.nn.Module]
+    if point.angular:
+        layer = ("gmr_harmonic", point.dims, point.channels, point.channels, point.kernel_size)
+        make = partial(make_convolution, *layer, padding=point.kernel_size // 2, bias=False)
+    else:
+        sizes = (point.dims, point.channels, point.kernel_size, groups)
+        make = partial(RingConvolution, *sizes, stride=point.stride, transposed=point.transposed)
+    candidates = [Candidate("harmonic" if point.angular else "ring_conv", each, make) for each in ("dense", kernels)]
     case = Case("ring_conv", str(point), precision, shape, tuple(candidates))
     trials = [Trial(case, each, make_input(case, device, point.channels_last)) for each in candidates]
     trials[1].check_kernels(notes)
@@ -193,7 +205,8 @@ def main(arguments: Sequence[str]) -> int:
     for dims in options.dims:
         check_choice("dims", dims, tuple(grid.windows))
     if options.quick:
-        grid = QUICK._replace(strided=QUICK.strided if grid.strided else ())
+        strided, angular = (QUICK.strided if grid.strided else ()), (QUICK.angular if grid.angular else ())
+        grid = QUICK._replace(strided=strided, angular=angular)
     grid = grid._replace(windows={dims: grid.windows[dims] for dims in options.dims if dims in grid.windows})
     check_folder(options.output.parent)
     with measuring() as notes:

@@ -139,9 +139,10 @@ def _is_faster(call: Call) -> bool:
     """Whether the device's kernels are faster than "dense"."""
     if call.recorded:
         return False
-    # a CPU has kernels for strides and for angular components, not for both; the table of GPUs has neither
-    beyond = (max(call.stride) > 1) + call.angular > (1 if call.device.type == "cpu" else 0)
-    least = None if beyond else threshold(call)
+    # no kernels are measured for angular components with a stride, those of no layer, or in groups on a GPU, where strides are not either
+    strided, on_cpu = max(call.stride) > 1, call.device.type == "cpu"
+    beyond = call.angular and (strided or (not on_cpu and (call.orders is None or call.groups > 1)))
+    least = None if beyond or (strided and not on_cpu) else threshold(call)
     return least is not None and call.voxels() >= least
 
 

@@ -35,6 +35,7 @@ class Point(NamedTuple):
     channels_last: bool = False  # whether the input has its channels last in memory
     stride: int = 1  # in voxels, along all axes
     transposed: bool = False
+    angular: bool = False  # whether it is a harmonic convolution
 
 
 class Row(NamedTuple):
@@ -81,8 +82,9 @@ def read_thresholds(path: Path = THRESHOLDS) -> list[Row]:
         lines = list(csv.reader(file))[1:]
     rows = []
     for device, processor, precision, *values, forward, step in lines:
-        dims, kernel_size, channels, width, last, stride, transposed = map(int, values)
-        point = Point(dims, kernel_size, channels, width, bool(last), stride, transposed=bool(transposed))
+        dims, kernel_size, channels, width, last, stride, transposed, angular = map(int, values)
+        kind = {"transposed": bool(transposed), "angular": bool(angular)}
+        point = Point(dims, kernel_size, channels, width, bool(last), stride, **kind)
         rows.append(Row(device, processor, precision, point, number(forward), number(step)))
     return rows
 
@@ -133,10 +135,12 @@ def least_of_neighbours(table: Mapping[Point, int | None], call: Call) -> int | 
 
     Of windows the next smaller measured one counts, along the shortest axis. Of the channels of input and output, and of those of a group
     of each, both the next smaller and the next larger measured number have to be faster. Groups of one channel, for which "dense" has
-    kernels of its own, count for themselves, and so do strides and transposed convolutions.
+    kernels of its own, count for themselves, and so do strides, transposed convolutions and, on a GPU, harmonic ones. A CPU's kernels for
+    these are faster where its radial ones are.
     """
     dims, stride = len(call.kernel_size), max(call.stride)
-    kind = (call.channels_last, stride, call.transposed and stride > 1)
+    angular = call.angular and call.device.type != "cpu"
+    kind = (call.channels_last, stride, call.transposed and stride > 1, angular)
     points = [
         each
         for each in table
@@ -144,7 +148,8 @@ def least_of_neighbours(table: Mapping[Point, int | None], call: Call) -> int | 
     ]
     window = max((p.kernel_size for p in points if p.kernel_size <= min(call.kernel_size)), default=0)
     sizes = []
-    for channels in call.channels:
+    # a harmonic layer has more responses than channels
+    for channels in (call.channels[0], call.num_outputs()) if angular else call.channels:
         width = channels // call.groups
         widths = {1} if width == 1 else _neighbours(width, {p.width_per_group for p in points} - {1})
         for count in _neighbours(channels, {p.channels for p in points}):
@@ -159,7 +164,8 @@ def threshold(call: Call) -> int | None:
     if call.device.type not in KERNELS:
         return None
     # every call of a layer asks: kept for what the table knows of it
-    convolution = (call.kernel_size, call.channels, max(call.stride), call.groups, call.transposed)
+    kind = (call.groups, call.transposed, call.angular, call.orders)
+    convolution = (call.kernel_size, call.channels, max(call.stride), *kind)
     return _kept_threshold(call.device, call.precision, call.gradients, call.channels_last, convolution)
 
 
@@ -167,7 +173,8 @@ def threshold(call: Call) -> int | None:
 def _kept_threshold(
     device: torch.device, precision: torch.dtype, gradients: bool, last: bool, convolution: tuple
 ) -> int | None:
-    kernel_size, channels, stride, groups, transposed = convolution
+    kernel_size, channels, stride, groups, transposed, angular, orders = convolution
     table = thresholds_of(device.type, processor_of(device), str(precision).removeprefix("torch."), gradients)
-    call = Call(kernel_size, channels, (stride,), groups=groups, transposed=transposed, channels_last=last)
+    known = {"groups": groups, "transposed": transposed, "angular": angular, "orders": orders}
+    call = Call(kernel_size, channels, (stride,), device=device, channels_last=last, **known)
     return least_of_neighbours(table, call)

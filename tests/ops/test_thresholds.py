@@ -75,6 +75,10 @@ def test_all_neighbours_in_the_table_have_to_be_faster(kernel_size, channels, gr
     assert least_of_neighbours(TABLE, Call(kernel_size, channels, groups=groups)) == expected
 
 
+# 32 channels
+ORDERS = Orders((16, 8), (0, 8), (0, 2))
+
+
 @pytest.fixture
 def auto(monkeypatch):
     half = {torch.float16, torch.bfloat16}
@@ -133,9 +137,9 @@ def test_strides_and_transposed_convolutions_go_by_their_own(auto, monkeypatch, 
 @needs_kernels
 def test_a_harmonic_layer_with_a_stride_is_left_to_dense(auto, monkeypatch):
     monkeypatch.setattr(backends, "threshold", lambda call: 1)
-    x, orders = torch.zeros(1, 32, 40, 40), Orders((16, 8), (0, 8), (0, 2))
-    assert chosen(x, angular=True, orders=orders) == "cpp"
-    assert chosen(x, angular=True, orders=orders, stride=(1, 2)) == "dense"
+    x = torch.zeros(1, 32, 40, 40)
+    assert chosen(x, angular=True, orders=ORDERS) == "cpp"
+    assert chosen(x, angular=True, orders=ORDERS, stride=(1, 2)) == "dense"
 
 
 @needs_kernels
@@ -176,8 +180,41 @@ def test_a_gpu_has_kernels_for_what_was_measured_on_it(auto, dtype):
     assert chosen(x[..., :8]) == "dense"
     # strides and harmonic layers were not
     assert chosen(x, stride=(2, 1)) == "dense"
-    assert chosen(x, angular=True) == "dense"
+    assert chosen(x, angular=True, orders=ORDERS) == "dense"
     assert not prefers_channels_last(x, (3, 3), (32, 32))
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, 500),
+        ({"groups": 2}, None),
+        ({"stride": (1, 2)}, None),
+        # of no layer
+        ({"orders": None}, None),
+    ],
+)
+def test_harmonic_layers_on_a_gpu_go_by_rows_of_their_own(auto, monkeypatch, more, expected):
+    """By their channels, not by their responses; a radial row says nothing of them."""
+    pytest.importorskip("triton")
+    if not torch.backends.cuda.is_built():
+        pytest.skip("torch is built without CUDA")
+    table = {Point(2, 3, 32, 32): 1, Point(2, 3, 32, 32, angular=True): 500, Point(2, 3, 128, 128, angular=True): None}
+    monkeypatch.setattr(backends, "threshold", lambda call: least_of_neighbours(table, call))
+    known = {"angular": True, "orders": ORDERS} | more
+    for length in (499, 500):
+        with FakeTensorMode():
+            x = torch.zeros(1, 32, 1, length, device="cuda")
+        # 32 channels have 48 responses
+        name = chosen(x, (32, 48), padding=(1, 1), **known)
+        assert name == ("triton" if expected is not None and length >= expected else "dense")
+        assert chosen(x, padding=(1, 1)) == "triton"
+
+
+def test_the_table_of_gpus_has_harmonic_rows():
+    points = app.make_points(app.GRIDS["cuda"])
+    assert {(p.dims, p.kernel_size) for p in points if p.angular} == {(p.dims, p.kernel_size) for p in points}
+    assert not any(p.angular and (p.stride > 1 or p.width_per_group < p.channels) for p in points)
 
 
 @pytest.mark.parametrize(("autocast", "faster"), [(torch.bfloat16, True), (torch.float16, False)])
@@ -258,7 +295,8 @@ def test_other_cpus_than_x86_take_their_own_thresholds_alone(x86, monkeypatch):
 def test_what_was_not_measured_on_a_cpu_goes_by_what_holds_on_all_where_it_was(x86, tmp_path):
     a, b, c = Point(2, 3, 8, 8), Point(2, 3, 8, 1), Point(2, 5, 8, 8, True)
     kinds = {("cpu", "X", "half"): {a: 10, b: 99, c: 10}, ("cpu", "Y", "half"): {a: 99, c: None}}
-    kinds |= {("cuda", "X", "half"): {a: 10}, ("cpu", "X", "full"): {a: None}}
+    d = Point(3, 3, 8, 8, angular=True)
+    kinds |= {("cuda", "X", "half"): {a: 10, d: 20}, ("cuda", "Y", "half"): {a: 30}, ("cpu", "X", "full"): {a: None}}
     path, steps = tmp_path / "table.csv", True
     rows = [Row(*kind, point, None, step) for kind, table in kinds.items() for point, step in table.items()]
     path.write_text(merge_rows(path, rows))
@@ -267,7 +305,9 @@ def test_what_was_not_measured_on_a_cpu_goes_by_what_holds_on_all_where_it_was(x
     assert thresholds_of("cpu", "Y", "half", steps, path) == {a: 99, b: 99, c: None}
     assert thresholds_of("cpu", "Z", "half", steps, path) == {a: 99, b: 99, c: None}
     assert thresholds_of("cpu", "X", "half", False, path) == dict.fromkeys((a, b, c))
-    assert thresholds_of("cuda", "Z", "half", steps, path) == {a: 10}
+    # so does a GPU
+    assert thresholds_of("cuda", "X", "half", steps, path) == {a: 10, d: 20}
+    assert thresholds_of("cuda", "Z", "half", steps, path) == {a: 30, d: 20}
     assert thresholds_of("cuda", "X", "full", steps, path) == {}
 
 
@@ -295,12 +335,13 @@ def test_kernels_of_a_gpu_are_measured_in_each_precision(tmp_path, monkeypatch):
     path = tmp_path / "table.csv"
     monkeypatch.setitem(app.KERNELS, "cpu", "triton")
     monkeypatch.setitem(app.GRIDS, "cpu", app.GRIDS["cuda"])
-    monkeypatch.setattr(app, "QUICK", app.QUICK._replace(windows={2: (3,)}, sizes={2: ((4, 1),)}))
+    monkeypatch.setattr(app, "QUICK", app.QUICK._replace(windows={2: (2,)}, sizes={2: ((4, 1),)}))
     measured, original = [], app.measure_ratios
     monkeypatch.setattr(app, "measure_ratios", lambda *a: measured.append(original(*a)) or measured[-1])
     assert main(["thresholds", "--quick", "--repeats", "1", "--output", str(path)]) == 0
     assert list(dict.fromkeys(row.precision for row in read_thresholds(path))) == ["float32", "float16", "bfloat16"]
     assert all(ratio > 0 for ratios in measured for ratio in ratios)
+    assert {row.point.angular for row in read_thresholds(path)} == {False, True}
 
 
 def test_an_interrupted_run_keeps_its_rows_and_those_that_it_has_not_reached(tmp_path, monkeypatch, capsys):

@@ -13,6 +13,7 @@ from monai_gmr.ops.cpu import library
 from monai_gmr.ops.cpu.harmonic_conv import cpp_harmonic_conv
 from monai_gmr.ops.cpu.harmonic_kernels import supports_order
 from monai_gmr.ops.cpu.ring_conv import cpp_ring_conv
+from monai_gmr.ops.harmonic_operation import group_arguments
 from monai_gmr.ops.memory_format import has_channels_last, make_channels_last, runs_channels_last
 
 # channels of a group below which a harmonic convolution of each group takes longer than the dense kernel of all
@@ -58,38 +59,8 @@ class CppBackend(Backend):
 
     def harmonic_conv(self, call: Call, x: torch.Tensor, kernel: RingKernel) -> torch.Tensor:
         """Group by group, from channels to scalars."""
-        assert call.orders is not None
-        assert kernel.angular is not None
-        channels, components = call.orders.channels(), call.orders.components
-        profiles = kernel.basis[:, :, : kernel.num_shells].unbind()
-        harmonics = kernel.angular.split([max(count, 1) for count in components])
-        angular = torch.cat([kernel.angular[:0], *(rows for rows, count in zip(harmonics, components) if count)])
-        none = [None] * call.groups
-        biases = none if kernel.bias is None else kernel.bias.chunk(call.groups)
-        kept = zip(*(none if factors is None else factors for factors in (kernel.linear, kernel.chiral)))
-        scalars = []
-        for part, weight, bias, (linear, chiral) in zip(
-            x.chunk(call.groups, 1), kernel.weight.chunk(call.groups), biases, kept
-        ):
-            rows = list(zip(weight.split(channels), profiles, components))
-            centred = [(row, profile) for row, profile, count in rows if count == 0]
-            radial_weight, radial = centred[0] if centred else (weight[:0], profiles[0])
-            others = [row.to(profile.dtype) @ profile for row, profile, count in rows if count]
-            y = cpp_harmonic_conv(
-                x=part,
-                weight=radial_weight,
-                basis=radial.float(),
-                angular_weight=torch.cat([weight[:0].to(radial.dtype) @ radial, *others]),
-                linear=linear,
-                chiral=chiral,
-                shells=kernel.shells,
-                angular=angular,
-                bias=bias,
-                padding=list(call.padding),
-                dilation=list(call.dilation),
-                **{name: list(value) for name, value in call.orders._asdict().items()},
-            )
-            scalars.append(y)
+        arguments = zip(x.chunk(call.groups, 1), group_arguments(call, kernel))
+        scalars = [cpp_harmonic_conv(x=part, **own) for part, own in arguments]
         if call.groups == 1:
             return scalars[0]
         y = torch.cat(scalars, 1)

@@ -14,8 +14,8 @@ Saved for the backward pass are input, weights and basis, not the responses, whi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -24,40 +24,20 @@ from monai_gmr.ops.cpu.harmonic_kernels import AngularOrder, KeptTerms
 from monai_gmr.ops.cpu.memory_format import image_like, voxel_rows
 from monai_gmr.ops.cpu.ring_kernels import product_gradients, write_products
 from monai_gmr.ops.cpu.tiles import Window
-from monai_gmr.ops.harmonic_conv import response_invariants
-from monai_gmr.ops.ring_conv import dense_shell_conv
-from monai_gmr.ops.ring_gradients import dense_operation, present, register_gradients
+from monai_gmr.ops.harmonic_operation import Order, dense_harmonic_operation, orders_of
+from monai_gmr.ops.ring_gradients import present, register_gradients
 
 
-class _Order(NamedTuple):
-    norms: int
-    products: int
-    components: int
-    channels: slice  # of the layer
-    rows: slice  # of ``angular_weight``
-    own: slice  # of the rows of ``angular``
-    responses: slice  # of the columns of ``linear``
-
-    def kernels(self, window: Window, angular: torch.Tensor, padding: Sequence[int]) -> AngularOrder:
-        """Of an angular order."""
-        return AngularOrder(window, tuple(map(tuple, angular[self.own].tolist())), self.norms, self.products, padding)
-
-    def kept(self, linear: torch.Tensor | None, chiral: torch.Tensor | None) -> KeptTerms:
-        """The order's columns of the layer's factors, or of their gradients."""
-        return KeptTerms(
-            None if linear is None else linear[:, self.responses], None if chiral is None else chiral[self.channels]
-        )
+def _kernels(order: Order, window: Window, angular: torch.Tensor, padding: Sequence[int]) -> AngularOrder:
+    """Of an angular order."""
+    return AngularOrder(window, tuple(map(tuple, angular[order.own].tolist())), order.norms, order.products, padding)
 
 
-def _orders(norms: Sequence[int], products: Sequence[int], components: Sequence[int]) -> Iterator[_Order]:
-    """Of each order that has channels, how many it has, and where."""
-    channel = row = component = response = 0
-    for n, m, count in zip(norms, products, components):
-        if size := n + m:
-            places = ((channel, size), (row, size), (component, count), (response, size * count))
-            yield _Order(n, m, count, *(slice(first, first + length) for first, length in places))
-            channel, row, response = channel + size, row + (size if count else 0), response + size * count
-        component += count
+def _kept(order: Order, linear: torch.Tensor | None, chiral: torch.Tensor | None) -> KeptTerms:
+    """An order's columns of the layer's factors, or of their gradients."""
+    return KeptTerms(
+        None if linear is None else linear[:, order.responses], None if chiral is None else chiral[order.channels]
+    )
 
 
 @torch.library.custom_op("monai_gmr::cpp_harmonic_conv", mutates_args=())
@@ -79,11 +59,7 @@ def cpp_harmonic_conv(
 ) -> torch.Tensor:
     """A harmonic layer of stride 1 and one group, with gradients for ``x``, both weights, ``basis``, ``linear``, ``chiral`` and ``bias``.
 
-    ``weight`` ``(channels, in_channels, rings)`` and ``basis`` as in :func:`~monai_gmr.ops.cpu.ring_conv.cpp_ring_conv` are of order 0,
-    ``angular_weight`` ``(channels, in_channels, num_shells)`` and the constant factors ``angular`` ``(components, taps)`` of the others;
-    ``norms``, ``products`` and ``components`` are those of each order, as :func:`~monai_gmr.ops.invariants.invariants` takes them;
-    ``linear`` ``(channels, responses of the orders above 0)`` and ``chiral`` ``(channels,)`` are what
-    :func:`~monai_gmr.ops.kept_terms.add_kept_terms` takes for a group.
+    Arguments as :func:`~monai_gmr.ops.harmonic_operation.group_arguments` makes them.
     """
     window = Window.of(shells, basis.shape[1], dilation)
     sizes = output_sizes(x.shape[2:], shells.shape, [1] * shells.dim(), padding, dilation)
@@ -92,13 +68,13 @@ def cpp_harmonic_conv(
     make = x.new_empty if linear is None else x.new_zeros
     y = make((x.shape[0], *sizes, sum(norms) + sum(products)))
     # order 0 first: it does not add to what is there
-    for order in sorted(_orders(norms, products, components), key=lambda order: order.components):
+    for order in sorted(orders_of(norms, products, components), key=lambda order: order.components):
         channels = order.channels
         shift = None if bias is None else bias[channels]
         if order.components == 0:
             write_products(image, weight, basis, window, shift, padding=padding, result=y, channels=channels)
             continue
-        kernels, kept = order.kernels(window, angular, padding), order.kept(linear, chiral)
+        kernels, kept = _kernels(order, window, angular, padding), _kept(order, linear, chiral)
         kernels.write_scalars(image, angular_weight[order.rows], shift, y, channels, kept)
     return image_like(y, x)
 
@@ -124,7 +100,7 @@ def _gradients(
     """Gradients of input, weight, basis, angular weight, linear and chiral factors; those that are not needed are empty."""
     window = Window.of(shells, basis.shape[1], dilation)
     image, last = voxel_rows(x), voxel_rows(gradient)
-    orders = sorted(_orders(norms, products, components), key=lambda order: order.components)
+    orders = sorted(orders_of(norms, products, components), key=lambda order: order.components)
     image_gradient = None
     radial: list[torch.Tensor | None] = [torch.zeros_like(each) for each in (weight, basis)]
     pairs = zip((angular_weight, linear, chiral), needed[3:])
@@ -139,47 +115,18 @@ def _gradients(
             if needed[0] and image_gradient is None:
                 image_gradient = torch.zeros_like(image)
             own_rows = None if others[0] is None else others[0][order.rows]
-            order.kernels(window, angular, padding).add_gradients(
+            _kernels(order, window, angular, padding).add_gradients(
                 image,
                 angular_weight[order.rows],
                 last,
                 order.channels,
                 image_gradient=image_gradient,
                 weight_gradient=own_rows,
-                kept=order.kept(linear, chiral),
-                kept_gradients=order.kept(*others[1:]),
+                kept=_kept(order, linear, chiral),
+                kept_gradients=_kept(order, *others[1:]),
             )
     image_gradient = None if image_gradient is None else image_like(image_gradient, x)
     return present([image_gradient, *radial, *others], x)
 
 
-def _dense(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    basis: torch.Tensor,
-    angular_weight: torch.Tensor,
-    linear: torch.Tensor | None,
-    chiral: torch.Tensor | None,
-    shells: torch.Tensor,
-    angular: torch.Tensor,
-    padding: list[int],
-    dilation: list[int],
-    norms: list[int],
-    products: list[int],
-    components: list[int],
-) -> torch.Tensor:
-    """The layer by dense convolutions, for gradients of gradients."""
-    geometry: dict[str, Any] = {"stride": [1] * shells.dim(), "padding": padding, "dilation": dilation, "groups": 1}
-    responses = []
-    for order in _orders(norms, products, components):
-        if order.components == 0:
-            responses.append(dense_operation(x, weight, basis, shells, padding, dilation))
-        else:
-            own = dense_shell_conv(x, angular_weight[order.rows], shells, angular[order.own], **geometry)
-            responses.append(own.flatten(1, 2))
-    linear, chiral = (None if each is None else each.unsqueeze(0) for each in (linear, chiral))
-    image = torch.cat(responses, dim=1)
-    return response_invariants(image, norms, products, components, 1, shells.dim(), linear=linear, chiral=chiral)
-
-
-register_gradients(cpp_harmonic_conv, _gradients, _dense, count=6, constants=2, weights=(1, 3))
+register_gradients(cpp_harmonic_conv, _gradients, dense_harmonic_operation, count=6, constants=2, weights=(1, 3))

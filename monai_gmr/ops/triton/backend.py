@@ -9,8 +9,10 @@ import torch
 
 from monai_gmr.ops.backend import Backend, log_dense
 from monai_gmr.ops.call import Call, RingKernel
+from monai_gmr.ops.harmonic_operation import group_arguments
 from monai_gmr.ops.invariants import fused_invariants
 from monai_gmr.ops.kept_terms import add_kept_terms
+from monai_gmr.ops.triton.harmonic_conv import triton_harmonic_conv
 from monai_gmr.ops.triton.ring_conv import triton_ring_conv
 from monai_gmr.ops.triton.shell_conv import triton_shell_conv
 
@@ -18,7 +20,7 @@ HAS_TRITON = find_spec("triton") is not None
 
 
 class TritonBackend(Backend):
-    """Backend "triton": sums over rings; one kernel of sums and products for strides, groups and angular components."""
+    """Backend "triton": sums over rings; harmonic layers as one operation; one kernel of sums and products for strides and groups."""
 
     name = "triton"
 
@@ -54,7 +56,11 @@ class TritonBackend(Backend):
         return y if bias is None else y + bias.reshape([-1] + [1] * shells.dim())
 
     def harmonic_conv(self, call: Call, x: torch.Tensor, kernel: RingKernel) -> torch.Tensor:
-        """Order by order."""
+        """As one operation; groups and strides order by order, whose responses stay in memory."""
+        if call.groups == 1 and max(call.stride) == 1:
+            with torch.autocast(device_type=x.device.type, enabled=False):
+                (arguments,) = group_arguments(call, kernel)
+                return triton_harmonic_conv(x=x.to(call.precision), **arguments)
         assert call.orders is not None
         assert kernel.angular is not None
         x, groups, sizes = x.to(call.precision), call.groups, call.output_sizes()

@@ -42,7 +42,7 @@ class SumBlocks(NamedTuple):
         return {**sizes, "num_warps": self.warps, "num_stages": 1, "maxnreg": self.registers}
 
 
-def _product(dtype: torch.dtype) -> dict[str, Any]:
+def product_options(dtype: torch.dtype) -> dict[str, Any]:
     """How a kernel multiplies: as ``torch.matmul`` does."""
     import triton
     import triton.language as tl
@@ -71,7 +71,39 @@ class Blocks(NamedTuple):
     def options(self, dtype: torch.dtype) -> dict[str, Any]:
         """The constants of both kernels."""
         sizes = {"BLOCK_VOXELS": self.voxels, "BLOCK_OUT": self.out, "BLOCK_IN": self.inner}
-        return {**sizes, "num_warps": self.warps, **_product(dtype)}
+        return {**sizes, "num_warps": self.warps, **product_options(dtype)}
+
+
+# numbers of the accumulators of a thread, at most
+MOST_ACCUMULATORS = 112
+
+
+class HarmonicBlocks(NamedTuple):
+    """Sizes of a program of a harmonic order."""
+
+    voxels: int
+    columns: int  # of the responses, by component
+    channels: int
+    warps: int
+
+    @classmethod
+    def candidates(cls, channels: int, columns: int, components: int) -> list[HarmonicBlocks]:
+        """A short list to choose from by time: for an image of ``channels``, and as many responses of so many ``components`` as registers
+        hold."""
+        fit = [max(16, min(most, 1 << (count - 1).bit_length())) for count, most in ((channels, 64), (columns, 32))]
+        wide = [cls(voxels, fit[1], fit[0], warps) for voxels, warps in ((128, 8), (64, 4), (128, 4))]
+        narrow = [cls(voxels, 16, fit[0], 4) for voxels in (128, 64, 32)]
+        held = [
+            each
+            for each in wide + narrow
+            if components * each.voxels * each.columns <= 32 * each.warps * MOST_ACCUMULATORS
+        ]
+        return list(dict.fromkeys(held))[:4]
+
+    def options(self, dtype: torch.dtype) -> dict[str, Any]:
+        """The constants of the kernels."""
+        sizes = {"BLOCK_VOXELS": self.voxels, "BLOCK_COLUMNS": self.columns, "BLOCK_CHANNELS": self.channels}
+        return {**sizes, "num_warps": self.warps, **product_options(dtype)}
 
 
 Sizes = TypeVar("Sizes", bound=Hashable)

@@ -15,14 +15,15 @@ basis. What bounds it: the sums by the rate of additions and of the integers tha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 from monai_gmr.ops.call import output_sizes
 from monai_gmr.ops.memory_format import follow_format, image_of
-from monai_gmr.ops.ring_gradients import dense_operation, register_gradients
+from monai_gmr.ops.ring_gradients import dense_operation, present, register_gradients
+from monai_gmr.ops.slabs import Slab, make_slabs
 from monai_gmr.ops.triton.launch import SumBlocks, choose_blocks, timer_of
 from monai_gmr.ops.triton.tables import RingTable, ring_table_of, three_axes
 
@@ -32,29 +33,6 @@ LEAST_SLAB = 2**16
 PROGRAMS = 1024
 # numbers of a basis that a thread keeps in registers; it loads larger ones anew for each plane
 MOST_KEPT = 32
-
-
-class Slab(NamedTuple):
-    """Samples, and rows along the first axis of each; all samples, or all rows of them."""
-
-    first_sample: int
-    samples: int
-    first_row: int
-    rows: int
-
-
-def make_slabs(samples: int, sizes: Sequence[int], most: int) -> Iterator[Slab]:
-    """Split a batch of volumes into slabs of about ``most`` voxels that follow each other in memory; a row is never split."""
-    rows, plane = sizes[0], sizes[1] * sizes[2]
-    if rows * plane <= most or rows == 1:
-        step = max(1, most // (rows * plane))
-        yield from (Slab(first, min(step, samples - first), 0, rows) for first in range(0, samples, step))
-        return
-    step = max(1, most // plane)
-    # threads sum several rows at once
-    step -= step % 4 if step > 4 else 0
-    for sample in range(samples):
-        yield from (Slab(sample, 1, first, min(step, rows - first)) for first in range(0, rows, step))
 
 
 def column_length(lines: int, length: int, parts: int) -> int:
@@ -75,7 +53,8 @@ class Rings(NamedTuple):
 def ring_sums(
     x: torch.Tensor, rings: Rings, slab: Slab, result: torch.Tensor, partner: torch.Tensor | None = None
 ) -> torch.Tensor | None:
-    """Fill ``result`` ``(voxels of the slab, rings * channels)`` with sums over rings of ``x`` ``(batch, *3 axes, channels)``, contiguous.
+    """Fill ``result`` ``(voxels of the slab, rings * channels)`` with sums over rings of ``x`` ``(batch, *3 axes, channels)``, whose
+    channels lie next to each other.
 
     Returns the products ``(num_shells, rings)``, float32, of a ``partner`` of the result's shape with the sums over shells, or ``None``.
     """
@@ -95,25 +74,30 @@ def ring_sums(
         products = torch.empty((programs, *basis.shape), dtype=torch.float32, device=x.device)
         arrays = (x, basis, result, result if partner is None else partner, products)
         numbers = (*x.stride()[:3], *x.shape[1:4], *sizes[1:], *slab, chunk)
-        constants = {"RINGS": basis.shape[1], "CHANNELS": channels, "PRODUCTS": partner is not None}
+        constants = {
+            "RINGS": basis.shape[1],
+            "CHANNELS": channels,
+            "STEP_2": x.stride(3),
+            "PRODUCTS": partner is not None,
+        }
         constants |= {"KEEP_BASIS": basis.numel() <= MOST_KEPT, **table.options(), **blocks.options()}
         triton_sums.ring_sums_kernel[grid](*arrays, *numbers, **constants)
         kept[:] = [products]
 
     candidates = SumBlocks.candidates(channels, slab.rows, table.length, partner is not None, x.dtype)
     rows = (slab.samples * slab.rows).bit_length()
-    key = ("sums", x.device, x.dtype, table, channels, basis.shape, partner is None, rows)
+    key = ("sums", x.device, x.dtype, table, channels, x.stride(3), basis.shape, partner is None, rows)
     launch(choose_blocks(key, candidates, launch, timer_of(x.device)))
     return None if partner is None else kept[0].sum(0)
 
 
-def _as_volume(x: torch.Tensor) -> torch.Tensor:
+def as_volume(x: torch.Tensor) -> torch.Tensor:
     """``(batch, channels, *spatial)`` as ``(batch, *three axes, channels)``, contiguous; missing axes come first, of length 1."""
     last = x.movedim(1, -1).contiguous()
     return last.reshape(last.shape[0], *(1,) * (5 - last.dim()), *last.shape[1:])
 
 
-def _rings_of(
+def rings_of(
     shells: torch.Tensor,
     basis: torch.Tensor,
     padding: list[int],
@@ -125,17 +109,70 @@ def _rings_of(
     return Rings(table, basis.T.float().contiguous(), tuple(three_axes(sizes, 1)))
 
 
-def _slabs_of(samples: int, rings: Rings, channels: int, outputs: int, arrays: int) -> list[Slab]:
-    """Slabs so small that ``arrays`` arrays of sums of ``channels`` take at most half of the memory of ``outputs`` channels."""
-    voxels = samples * math.prod(rings.sizes)
-    most = voxels * outputs // (2 * arrays * channels * rings.basis.shape[1])
-    return list(make_slabs(samples, rings.sizes, max(most, LEAST_SLAB)))
+def slabs_of(samples: int, sizes: Sequence[int], numbers: int, channels: int) -> list[Slab]:
+    """Slabs of volumes so small that an array of so many ``numbers`` a voxel takes at most half of the memory of one of ``channels``."""
+    most = samples * math.prod(sizes) * channels // (2 * numbers)
+    # threads sum several rows at once
+    return list(make_slabs(samples, sizes, max(most, LEAST_SLAB), multiple=4))
 
 
-def _voxels_of(slab: Slab, sizes: Sequence[int]) -> slice:
+def voxels_of(slab: Slab, sizes: Sequence[int]) -> slice:
     plane = sizes[1] * sizes[2]
     first = (slab.first_sample * sizes[0] + slab.first_row) * plane
     return slice(first, first + slab.samples * slab.rows * plane)
+
+
+def write_products(
+    image: torch.Tensor, rings: Rings, weight: torch.Tensor, bias: torch.Tensor | None, result: torch.Tensor
+) -> None:
+    """Fill ``result`` ``(voxels, out_channels)``, whose rows may lie apart, with the convolution of ``image`` ``(batch, *3 axes,
+    channels)`` by the ``weight`` of :func:`triton_ring_conv`."""
+    outs, ins, count = weight.shape
+    matrix = weight.permute(2, 1, 0).reshape(count * ins, outs)
+    slabs = slabs_of(len(image), rings.sizes, ins * count, outs)
+    here = [voxels_of(slab, rings.sizes) for slab in slabs]
+    sums = image.new_empty((max((h.stop - h.start for h in here), default=0), count * ins))
+    for slab, voxels in zip(slabs, here):
+        part = sums[: voxels.stop - voxels.start]
+        ring_sums(image, rings, slab, part)
+        if bias is None:
+            torch.mm(part, matrix, out=result[voxels])
+        else:
+            torch.addmm(bias, part, matrix, out=result[voxels])
+
+
+def product_gradients(
+    gradient: torch.Tensor, image: torch.Tensor, rings: Rings, weight: torch.Tensor, needed: Sequence[bool]
+) -> list[torch.Tensor | None]:
+    """Gradients of ``image`` ``(batch, *3 axes, channels)``, ``weight`` and basis, from that of the result, ``(batch, *3 axes,
+    out_channels)``, by the mirrored ``rings``; ``None`` where not needed."""
+    outs, ins, count = weight.shape
+    inputs = image.view(-1, ins)
+    matrix = weight.permute(2, 0, 1).reshape(count * outs, ins)
+    image_gradient = torch.empty_like(image) if needed[0] else None
+    product = image.new_zeros((count * outs, ins), dtype=torch.float32)
+    basis_gradient = torch.zeros_like(rings.basis)
+    slabs = slabs_of(len(image), rings.sizes, (1 + needed[2]) * outs * count, ins)
+    here = [voxels_of(slab, rings.sizes) for slab in slabs]
+    most = max((h.stop - h.start for h in here), default=0)
+    sums = image.new_empty((most, count * outs))
+    partners = torch.empty_like(sums) if needed[2] else None
+    for slab, voxels in zip(slabs, here):
+        length = voxels.stop - voxels.start
+        partner = None if partners is None else torch.mm(inputs[voxels], matrix.T, out=partners[:length])
+        products = ring_sums(gradient, rings, slab, sums[:length], partner)
+        if products is not None:
+            basis_gradient += products
+        if image_gradient is not None:
+            torch.mm(sums[:length], matrix, out=image_gradient.view(-1, ins)[voxels])
+        if needed[1]:
+            product += sums[:length].T @ inputs[voxels]
+    by_ring = product.view(count, outs, ins).permute(1, 2, 0)
+    return [
+        image_gradient,
+        by_ring.to(weight.dtype, copy=True).contiguous() if needed[1] else None,
+        basis_gradient.T.contiguous() if needed[2] else None,
+    ]
 
 
 @torch.library.custom_op("monai_gmr::triton_ring_conv", mutates_args=())
@@ -152,22 +189,9 @@ def triton_ring_conv(
     float32, float16 or bfloat16 like weight and bias, with a basis ``(rings, num_shells)`` beyond which shells count as zero. Sums are
     taken in float32 and rounded to the dtype of ``x`` before the product."""
     sizes = output_sizes(x.shape[2:], shells.shape, [1] * shells.dim(), padding, dilation)
-    image = _as_volume(x)
-    outs, ins, count = weight.shape
-    rings = _rings_of(shells, basis, padding, dilation, sizes, False)
-    matrix = weight.permute(2, 1, 0).reshape(count * ins, outs)
-    y = x.new_empty((x.shape[0], *sizes, outs))
-    flat = y.view(-1, outs)
-    slabs = _slabs_of(x.shape[0], rings, ins, outs, 1)
-    here = [_voxels_of(slab, rings.sizes) for slab in slabs]
-    sums = x.new_empty((max((h.stop - h.start for h in here), default=0), count * ins))
-    for slab, voxels in zip(slabs, here):
-        part = sums[: voxels.stop - voxels.start]
-        ring_sums(image, rings, slab, part)
-        if bias is None:
-            torch.mm(part, matrix, out=flat[voxels])
-        else:
-            torch.addmm(bias, part, matrix, out=flat[voxels])
+    y = x.new_empty((x.shape[0], *sizes, weight.shape[0]))
+    rings = rings_of(shells, basis, padding, dilation, sizes, mirrored=False)
+    write_products(as_volume(x), rings, weight, bias, y.view(-1, weight.shape[0]))
     return follow_format(image_of(y), x)
 
 
@@ -183,35 +207,13 @@ def _gradients(
     needed: list[bool],
 ) -> list[torch.Tensor]:
     """Gradients of input, weight and basis; those that are not needed are empty."""
-    rings = _rings_of(shells, basis, padding, dilation, x.shape[2:], True)
-    image = _as_volume(gradient)
-    outs, ins, count = weight.shape
-    inputs = _as_volume(x).view(-1, ins)
-    matrix = weight.permute(2, 0, 1).reshape(count * outs, ins)
-    x_gradient = x.new_empty((x.shape[0], *x.shape[2:], ins) if needed[0] else (0, ins))
-    product = x.new_zeros((count * outs, ins), dtype=torch.float32)
-    basis_gradient = torch.zeros(basis.T.shape, dtype=torch.float32, device=basis.device)
-    slabs = _slabs_of(x.shape[0], rings, outs, ins, 1 + needed[2])
-    here = [_voxels_of(slab, rings.sizes) for slab in slabs]
-    most = max((h.stop - h.start for h in here), default=0)
-    sums = x.new_empty((most, count * outs))
-    partners = torch.empty_like(sums) if needed[2] else None
-    for slab, voxels in zip(slabs, here):
-        length = voxels.stop - voxels.start
-        partner = None if partners is None else torch.mm(inputs[voxels], matrix.T, out=partners[:length])
-        products = ring_sums(image, rings, slab, sums[:length], partner)
-        if products is not None:
-            basis_gradient += products
-        if needed[0]:
-            torch.mm(sums[:length], matrix, out=x_gradient.view(-1, ins)[voxels])
-        if needed[1]:
-            product += sums[:length].T @ inputs[voxels]
-    by_ring = product.view(count, outs, ins).permute(1, 2, 0)
-    return [
-        follow_format(image_of(x_gradient), x) if needed[0] else x.new_empty((0,)),
-        by_ring.to(weight.dtype, copy=True).contiguous() if needed[1] else weight.new_empty((0,)),
-        basis_gradient.T.to(basis.dtype).contiguous() if needed[2] else basis.new_empty((0,)),
-    ]
+    rings = rings_of(shells, basis, padding, dilation, x.shape[2:], mirrored=True)
+    found = product_gradients(as_volume(gradient), as_volume(x), rings, weight, needed)
+    if found[0] is not None:
+        found[0] = follow_format(image_of(found[0].view(len(x), *x.shape[2:], x.shape[1])), x)
+    if found[2] is not None:
+        found[2] = found[2].to(basis.dtype)
+    return present(found, x)
 
 
 register_gradients(triton_ring_conv, _gradients, dense_operation)

@@ -13,7 +13,7 @@ import triton.language as tl
 @triton.jit
 def load_plane(
     pointers, inside, source_0, row_2, stride_0, size_0, size_2, within,
-    TAPS_2: tl.constexpr, LINES: tl.constexpr, CHANNELS: tl.constexpr, WHOLE: tl.constexpr,
+    TAPS_2: tl.constexpr, LINES: tl.constexpr, STEP_2: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """The values at the taps along the last axis, of each of several rows of a plane, zero beyond the image."""
     values = ()
@@ -24,7 +24,7 @@ def load_plane(
             read = (rows_inside & ((row_2 + TAPS_2[tap]).to(tl.uint32, bitcast=True) < size_2))[:, None]
             if not WHOLE:
                 read = read & within[None, :]
-            place = line * stride_0 + TAPS_2[tap] * CHANNELS
+            place = line * stride_0 + TAPS_2[tap] * STEP_2
             values = values + (tl.load(pointers + place, mask=read, other=0.0),)
     return values
 
@@ -58,10 +58,12 @@ def ring_sums_kernel(
     TAPS_2: tl.constexpr, GROUP_STARTS: tl.constexpr, CLASS_LINES: tl.constexpr, CLASS_STARTS: tl.constexpr,
     SHELL_PLACES: tl.constexpr, SHELL_STARTS: tl.constexpr, LENGTH: tl.constexpr, LENGTH_0: tl.constexpr,
     MARGIN_0: tl.constexpr, MARGIN_1: tl.constexpr, DILATION_0: tl.constexpr, DILATION_1: tl.constexpr,
-    RINGS: tl.constexpr, CHANNELS: tl.constexpr, PRODUCTS: tl.constexpr, ROWS: tl.constexpr,
+    RINGS: tl.constexpr, CHANNELS: tl.constexpr, STEP_2: tl.constexpr, PRODUCTS: tl.constexpr, ROWS: tl.constexpr,
     TILE_0: tl.constexpr, TILE_2: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, KEEP_BASIS: tl.constexpr,
 ):  # fmt: skip
     """sums[b, v, r, c] = sum over shells s of basis[s, r] times the sum over the taps t of s of x[b, v + t, c], for the rows of a slab.
+
+    Voxels of x lie STEP_2 numbers apart along the last axis.
 
     With PRODUCTS also product[program, s, r] = sum over the program's voxels and channels of partner[b, v, r, c] times the sum over s.
     """
@@ -89,7 +91,7 @@ def ring_sums_kernel(
     covered = (sample < samples) & (row_2 < out_2)
     source_0 = first_0 + row - MARGIN_0
     place = (first_sample + sample).to(tl.int64) * stride_b + source_0 * stride_0
-    pointers = x_pointer + (place + row_2.to(tl.int64) * CHANNELS)[:, None] + channel[None, :]
+    pointers = x_pointer + (place + row_2.to(tl.int64) * STEP_2)[:, None] + channel[None, :]
     result_plane = out_2.to(tl.int64) * (RINGS * CHANNELS)
     result_row = out_1 * result_plane
     place = (sample * rows + row).to(tl.int64) * result_row + row_2.to(tl.int64) * (RINGS * CHANNELS)
@@ -110,7 +112,7 @@ def ring_sums_kernel(
     inside = covered & (plane >= 0) & (plane < size_1)
     at_plane = pointers + plane.to(tl.int64) * stride_1
     following = load_plane(
-        at_plane, inside, source_0, row_2, stride_0, size_0, size_2, within, TAPS_2, LINES, CHANNELS, WHOLE
+        at_plane, inside, source_0, row_2, stride_0, size_0, size_2, within, TAPS_2, LINES, STEP_2, WHOLE
     )
     for step in range(0, chunk + LENGTH - 1):
         values = following
@@ -119,7 +121,7 @@ def ring_sums_kernel(
         inside = covered & (plane >= 0) & (plane < size_1)
         at_plane = pointers + plane.to(tl.int64) * stride_1
         following = load_plane(
-            at_plane, inside, source_0, row_2, stride_0, size_0, size_2, within, TAPS_2, LINES, CHANNELS, WHOLE
+            at_plane, inside, source_0, row_2, stride_0, size_0, size_2, within, TAPS_2, LINES, STEP_2, WHOLE
         )
         lines = line_sums(values, TAPS, LINES, GROUP_STARTS)
         done = first + DILATION_1 * (step - (LENGTH - 1))

@@ -5,10 +5,10 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from monai_gmr.ops.cpu import harmonic_conv as cpu_harmonic_conv
 from monai_gmr.ops.cpu import library as kernels
 from monai_gmr.ops.cpu.harmonic_kernels import AngularOrder, KeptTerms, terms_of
 from monai_gmr.ops.cpu.tiles import Window
+from monai_gmr.ops.harmonic_operation import dense_harmonic_operation
 from monai_gmr.ops.kept_terms import num_chiral
 from monai_gmr.symmetry import kernel_shells, tap_harmonics
 
@@ -70,7 +70,7 @@ def test_kernels_give_what_convolutions_in_float64_give(libraries, geometry, thr
         nothing = (weight.new_zeros(3, channels, 1, dtype=dtype), weight.new_zeros(1, num_shells, dtype=dtype))
         radial = (nothing[0], nothing[1], *inputs[1:], numbers.reshape(shape))
         orders = ([norms, 3], [products, 0], [components, 0])
-        y = cpu_harmonic_conv._dense(inputs[0], *radial, factors.to(dtype), padding, dilation, *orders)
+        y = dense_harmonic_operation(inputs[0], *radial, factors.to(dtype), padding, dilation, *orders)
         if gradient is None:
             gradient = draw(*y.shape)
             if kept["linear"] is None:

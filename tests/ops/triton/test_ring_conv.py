@@ -9,10 +9,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from monai_gmr.ops.ring_conv import dense_ring_conv
+from monai_gmr.ops.slabs import Slab, make_slabs
 from monai_gmr.ops.triton import launch
 from monai_gmr.ops.triton import ring_conv as triton_conv
 from monai_gmr.ops.triton.launch import SumBlocks
-from monai_gmr.ops.triton.ring_conv import Rings, Slab, make_slabs, ring_sums, triton_ring_conv
+from monai_gmr.ops.triton.ring_conv import Rings, ring_sums, triton_ring_conv
 from monai_gmr.ops.triton.tables import ring_table
 from monai_gmr.symmetry import kernel_shells
 

@@ -84,7 +84,9 @@ def allowed(request):
 
 
 def test_products_are_in_tf32_where_those_of_torch_are(allowed):
-    precisions = [launches._product(dtype)["PRECISION"] for dtype in (torch.float32, torch.float16, torch.bfloat16)]
+    precisions = [
+        launches.product_options(dtype)["PRECISION"] for dtype in (torch.float32, torch.float16, torch.bfloat16)
+    ]
     assert precisions == ["tf32" if allowed else "ieee", "ieee", "ieee"]
     x, weight, shells, angular = problem((3, 3, 3), (17, 18), 1)
     inputs, geometry = [x.requires_grad_(), weight.requires_grad_()], ([1] * 3, [1] * 3, [1] * 3, 1)
@@ -190,8 +192,9 @@ def test_a_layer_gives_the_same_and_learns_the_same(layer, triton_backend):
     assert torch.allclose(module(x[0]), found[1][0], atol=1e-5)
 
 
-def test_compiled_and_exported_layers_keep_working(triton_backend):
-    module, x = GMRConv2d(2, 3, 3, padding=1).to(DEVICE), torch.randn(1, 2, 5, 6).to(DEVICE)
+@pytest.mark.parametrize("layer", [GMRConv2d, partial(GMRHarmonicConv2d, keeps="1")])
+def test_compiled_and_exported_layers_keep_working(triton_backend, layer):
+    module, x = layer(2, 4, 2, padding=1).to(DEVICE), torch.randn(1, 2, 3, 4).to(DEVICE)
     expected = module(x)
     assert torch.allclose(torch.compile(module, backend="eager", fullgraph=True)(x), expected, atol=1e-5)
     exported = torch.export.export(module, (x,))
