@@ -11,9 +11,10 @@ import torch
 
 from monai_gmr.ops.invariants import NORM_SMOOTHING, inner_product_scale
 from monai_gmr.ops.kept_terms import triple_product_scale
+from monai_gmr.ops.slabs import Slab
 from monai_gmr.ops.triton.launch import HarmonicBlocks, choose_blocks, timer_of
 from monai_gmr.ops.triton.layout import AngularPart, Layout
-from monai_gmr.ops.triton.ring_conv import PROGRAMS, Slab
+from monai_gmr.ops.triton.ring_conv import PROGRAMS
 from monai_gmr.ops.triton.tables import TapTable, tap_table_of
 
 
