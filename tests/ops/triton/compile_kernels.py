@@ -8,18 +8,6 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import triton
-import triton.language as tl
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
-# packages whose own imports, MONAI among them, take seconds
-for name in ("monai_gmr", "monai_gmr.ops", "monai_gmr.ops.triton"):
-    sys.modules[name] = ModuleType(name)
-    sys.modules[name].__path__ = [str(Path(sys.argv[1]).joinpath(*name.split(".")[1:]))]
-forward = importlib.import_module("monai_gmr.ops.triton.harmonic_kernels")
-backward = importlib.import_module("monai_gmr.ops.triton.harmonic_gradient_kernels")
-
 TYPES = dict.fromkeys(("taps", "starts"), "*i32") | dict.fromkeys(("factors", "bias", "chiral", "partial"), "*fp32")
 FLOATS = ("smoothing", "scale", "chiral_scale")
 LAYER = {"CHANNELS": 20, "OUTPUTS": 12, "FIRST": 4, "WIDTH": 24, "RESPONSES": 88, "COLUMNS": 16, "COMPONENTS": 3}
@@ -29,14 +17,19 @@ BLOCKS = {
     "BLOCK_COLUMNS": 16,
     "BLOCK_CHANNELS": 16,
     "PRECISION": "ieee",
-    "PRODUCT_TYPE": tl.bfloat16,
 }
 PLAIN = {"SLOTS": 1, "PRODUCTS": 0, "BACKWARD": False, "BIAS": True, "CHIRAL": False, "LINEAR": False, "STORES": False}
 KEPT = {"SLOTS": 4, "BACKWARD": True, "BIAS": False, "CHIRAL": True, "LINEAR": True, "STORES": True}
 
 
 def compile_kernel(kernel, **constants):
-    names, known, signature = kernel.arg_names, {**LAYER, **BLOCKS, **constants}, {}
+    # here: a suite without Triton collects this file, too
+    import triton
+    import triton.language as tl
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names, known, signature = kernel.arg_names, {**LAYER, **BLOCKS, "PRODUCT_TYPE": tl.bfloat16, **constants}, {}
     for name in names:
         short = name.removesuffix("_pointer")
         signature[name] = TYPES.get(short, "*bf16") if short != name else ("fp32" if name in FLOATS else "i32")
@@ -45,11 +38,21 @@ def compile_kernel(kernel, **constants):
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
 
 
-compiled = [
-    compile_kernel(forward.harmonic_kernel, **PLAIN),
-    compile_kernel(forward.harmonic_kernel, **KEPT),
-    compile_kernel(backward.input_gradient_kernel),
-    compile_kernel(backward.weight_gradient_kernel),
-]
-for each in compiled:
-    print(each.metadata.name, "mma" in each.asm["ptx"])
+def main(folder):
+    # packages whose own imports, MONAI among them, take seconds
+    for name in ("monai_gmr", "monai_gmr.ops", "monai_gmr.ops.triton"):
+        sys.modules[name] = ModuleType(name)
+        sys.modules[name].__path__ = [str(Path(folder).joinpath(*name.split(".")[1:]))]
+    forward = importlib.import_module("monai_gmr.ops.triton.harmonic_kernels")
+    backward = importlib.import_module("monai_gmr.ops.triton.harmonic_gradient_kernels")
+    for each in (
+        compile_kernel(forward.harmonic_kernel, **PLAIN),
+        compile_kernel(forward.harmonic_kernel, **KEPT),
+        compile_kernel(backward.input_gradient_kernel),
+        compile_kernel(backward.weight_gradient_kernel),
+    ):
+        print(each.metadata.name, "mma" in each.asm["ptx"])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
