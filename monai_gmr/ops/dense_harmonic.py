@@ -44,6 +44,9 @@ def dense_harmonic_conv(x: torch.Tensor, factors: Factors, call: Call) -> torch.
     In a graph of ``torch.compile`` the responses are computed again as a whole; graphs for export and ``torch.func`` have the operations
     as they are. Responses of at most 4 MB are kept.
     """
+    kind = x.device.type
+    if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind):
+        x, factors = x.to(call.precision), factors._replace(rows=factors.rows.to(call.precision))
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and torch.is_grad_enabled():
         return checkpoint(whole_harmonic_conv, x, factors, call, use_reentrant=False)
     voxels = len(x) * math.prod(call.output_sizes())
@@ -55,18 +58,10 @@ def dense_harmonic_conv(x: torch.Tensor, factors: Factors, call: Call) -> torch.
 def whole_harmonic_conv(x: torch.Tensor, factors: Factors, call: Call) -> torch.Tensor:
     """Responses by one convolution, reduced to scalars."""
     assert call.orders is not None
-    # the call has the precision of autocast, also in the backward pass, which runs without it
+    # image and rows have their precision already; the invariants choose theirs
     with torch.autocast(device_type="cpu" if x.is_meta else x.device.type, enabled=False):
-        y = conv_nd(*_in_precision(x, factors, call), None, **_lengths(call))
-        y = _scalars(y, call.orders, factors, call)
+        y = _scalars(conv_nd(x, factors.rows, None, **_lengths(call)), call.orders, factors, call)
         return y if factors.bias is None else y + factors.bias.to(y.dtype).reshape([-1] + [1] * (x.dim() - 2))
-
-
-def _in_precision(x: torch.Tensor, factors: Factors, call: Call) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image and rows in the precision of autocast; without it as they are, so that the framework refuses what does not fit."""
-    if call.precision == x.dtype:
-        return x, factors.rows
-    return x.to(call.precision), factors.rows.to(call.precision)
 
 
 def _lengths(call: Call) -> dict[str, Any]:
@@ -171,20 +166,19 @@ def _slab_gradients(
     x: torch.Tensor, factors: Factors, call: Call, needed: Sequence[bool], gradient: torch.Tensor
 ) -> list[torch.Tensor | None]:
     """Gradients of a slab's input and of the factors, ``None`` where not needed."""
-    image, rows = _in_precision(x, factors, call)
-    dims, lengths = len(call.kernel_size), _lengths(call)
-    by_response, *terms = _response_gradients(image, factors._replace(rows=rows), call, needed, gradient)
+    dims, lengths, rows = len(call.kernel_size), _lengths(call), factors.rows
+    by_response, *terms = _response_gradients(x, factors, call, needed, gradient)
     by_input, by_weight = (getattr(conv_gradients, f"conv{dims}d_{name}") for name in ("input", "weight"))
     return [
-        by_input(image.shape, rows, by_response, **lengths) if needed[0] else None,
-        by_weight(image, rows.shape, by_response, **lengths) if needed[1] else None,
+        by_input(x.shape, rows, by_response, **lengths) if needed[0] else None,
+        by_weight(x, rows.shape, by_response, **lengths) if needed[1] else None,
         *terms,
         gradient.sum([0, *range(2, dims + 2)], dtype=torch.float64) if needed[4] else None,
     ]
 
 
 def _response_gradients(
-    image: torch.Tensor, factors: Factors, call: Call, needed: Sequence[bool], gradient: torch.Tensor
+    x: torch.Tensor, factors: Factors, call: Call, needed: Sequence[bool], gradient: torch.Tensor
 ) -> list[Any]:
     """Gradients of a slab's responses, and those of the linear and chiral factors, ``None`` where not needed."""
     assert call.orders is not None
@@ -194,7 +188,7 @@ def _response_gradients(
     if orders.num_responses() == 0:
         return [gradient, None, None]
     before, _, after = _split(factors.rows, call.groups, 0, responses)
-    y = conv_nd(image, torch.cat([before, after], dim=1).flatten(0, 1), None, **_lengths(call))
+    y = conv_nd(x, torch.cat([before, after], dim=1).flatten(0, 1), None, **_lengths(call))
     terms = [None if each is None else each.detach() for each in factors[1:3]]
     asked = [each is not None and wanted for each, wanted in zip(terms, needed[2:])]
     wanted = [y, *(each for each, here in zip(terms, asked) if here and each is not None)]

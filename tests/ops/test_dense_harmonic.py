@@ -98,17 +98,18 @@ def test_gradients_can_be_differentiated(thin_slabs):
     assert torch.autograd.gradgradcheck(run, tensors, fast_mode=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("dtype", "inside"), [(torch.bfloat16, torch.float32), (torch.float16, torch.float16)])
 @pytest.mark.parametrize("keeps", ["all", "rotations"])
-def test_autocast_rounds_once_a_product(thin_slabs, dtype, keeps):
+def test_autocast_rounds_once_a_product(thin_slabs, dtype, inside, keeps):
     layer = GMRHarmonicConv2d(4, 8, 3, padding=1, keeps=keeps)
-    x = torch.randn(2, 4, 7, 6, requires_grad=True)
-    wanted = [layer(x), *torch.autograd.grad(layer(x).sum(), [x, *layer.parameters()])]
+    x = torch.randn(2, 4, 7, 6).to(inside).requires_grad_()
+    wide = x.detach().float().requires_grad_()
+    wanted = [layer(wide), *torch.autograd.grad(layer(wide).sum(), [wide, *layer.parameters()])]
     with torch.autocast("cpu", dtype):
         y = layer(x)
     found = [y, *torch.autograd.grad(y.sum(), [x, *layer.parameters()])]
     assert y.dtype == dtype
-    assert [each.dtype for each in found[1:]] == [torch.float32] * (len(found) - 1)
+    assert [each.dtype for each in found[1:]] == [inside] + [torch.float32] * (len(found) - 2)
     for one, other in zip(found, wanted):
         # of 36 taps and channels
         assert float((one.float() - other).detach().norm() / other.detach().norm()) < 4 * torch.finfo(dtype).eps
