@@ -50,8 +50,12 @@ def dense_harmonic_conv(x: torch.Tensor, factors: Factors, call: Call) -> torch.
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and torch.is_grad_enabled():
         return checkpoint(whole_harmonic_conv, x, factors, call, use_reentrant=False)
     voxels = len(x) * math.prod(call.output_sizes())
-    if call.recorded or voxels * len(factors.rows) * call.precision.itemsize <= KEPT_BYTES:
+    if call.recorded:
         return whole_harmonic_conv(x, factors, call)
+    if voxels * len(factors.rows) * call.precision.itemsize <= KEPT_BYTES:
+        y = whole_harmonic_conv(x, factors, call)
+        # the backward pass keeps scalars, and what follows a convolution without a bias may work in place
+        return y.clone() if factors.bias is None and y.requires_grad else y
     return _SlabBySlab.apply(call, x, *factors)
 
 

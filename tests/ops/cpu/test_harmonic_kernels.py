@@ -29,7 +29,7 @@ geometries = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(geometry=geometries, threads=st.integers(1, 3), terms=st.sampled_from(["none", "linear", "chiral", "both"]))
 def test_kernels_give_what_convolutions_in_float64_give(libraries, geometry, threads, terms):
     """Those for each kind of processor, beside one convolution."""
