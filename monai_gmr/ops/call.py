@@ -58,19 +58,6 @@ class Orders(NamedTuple):
         """Components of all channels together."""
         return sum(n * max(count, 1) for n, count in zip(self.channels(), self.components))
 
-    def zero(self) -> tuple[slice, slice]:
-        """Channels and responses of order 0; empty where there is none.
-
-        Example:
-            >>> Orders(norms=(2, 3), products=(1, 0), components=(3, 0)).zero()
-            (slice(3, 6, None), slice(9, 12, None))
-        """
-        index = self.components.index(0) if 0 in self.components else 0
-        before = Orders(self.norms[:index], self.products[:index], self.components[:index])
-        size = self.channels()[index] if 0 in self.components else 0
-        first, row = sum(before.channels()), before.num_responses()
-        return slice(first, first + size), slice(row, row + size)
-
     def above_zero(self) -> Orders:
         """These orders without the channels of order 0."""
         norms, products = (tuple(n if count else 0 for n, count in zip(sizes, self.components)) for sizes in self[:2])
@@ -119,6 +106,16 @@ class Call(NamedTuple):
         if "channels_last" not in more:
             known["channels_last"] = not recorded and has_channels_last(x)
         return cls(kernel_size, channels, **known, **more)
+
+    def conv_arguments(self) -> dict[str, Any]:
+        """Arguments of the framework's convolution, by name.
+
+        Example:
+            >>> Call((3,), (1, 2), (1,), (1,), (1,)).conv_arguments()
+            {'stride': [1], 'padding': [1], 'dilation': [1], 'groups': 1}
+        """
+        lengths = {"stride": list(self.stride), "padding": list(self.padding), "dilation": list(self.dilation)}
+        return lengths | {"groups": self.groups}
 
     def num_outputs(self) -> int:
         """Channels of the result; of a harmonic convolution those of its scalars."""

@@ -22,11 +22,11 @@ class DenseBackend(Backend):
 
     def conv(self, call: Call, x: torch.Tensor, kernel: RingKernel) -> torch.Tensor:
         """By :func:`~monai_gmr.ops.ring_conv.dense_ring_conv`."""
-        return dense_ring_conv(x, *kernel[:4], **_geometry(call), angular=kernel.angular)
+        return dense_ring_conv(x, *kernel[:4], **call.conv_arguments(), angular=kernel.angular)
 
     def conv_transpose(self, call: Call, x: torch.Tensor, kernel: RingKernel) -> torch.Tensor:
         """By a dense kernel and the framework's transposed convolution."""
-        dense, geometry = full_precision_kernel(*kernel[:3]), _geometry(call)
+        dense, geometry = full_precision_kernel(*kernel[:3]), call.conv_arguments()
         return conv_transpose_nd(x, dense, kernel.bias, **geometry, output_padding=list(call.output_padding))
 
     def harmonic_conv(self, call: Call, x: torch.Tensor, kernel: RingKernel) -> torch.Tensor:
@@ -40,8 +40,3 @@ class DenseBackend(Backend):
             rows = responses_kernel(kernel.weight, basis, channel, component, call.groups)
         factors = Factors(rows.unflatten(2, call.kernel_size), kernel.linear, kernel.chiral, kernel.bias)
         return dense_harmonic_conv(x, factors, call)
-
-
-def _geometry(call: Call) -> dict:
-    lengths = {"stride": list(call.stride), "padding": list(call.padding), "dilation": list(call.dilation)}
-    return lengths | {"groups": call.groups}

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from monai_gmr.ops.call import Call, Orders
 from monai_gmr.ops.harmonic_conv import response_invariants
+from monai_gmr.ops.harmonic_operation import orders_of
 from monai_gmr.ops.memory_format import image_of, runs_channels_last
 from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.ops.ring_gradients import differentiable_gradients
@@ -63,14 +64,14 @@ def whole_harmonic_conv(x: torch.Tensor, factors: Factors, call: Call) -> torch.
     """Responses by one convolution, reduced to scalars."""
     assert call.orders is not None
     # image and rows have their precision already; the invariants choose theirs
-    with torch.autocast(device_type="cpu" if x.is_meta else x.device.type, enabled=False):
-        y = _scalars(conv_nd(x, factors.rows, None, **_lengths(call)), call.orders, factors, call)
+    with _without_autocast(x):
+        y = _scalars(conv_nd(x, factors.rows, None, **call.conv_arguments()), call.orders, factors, call)
         return y if factors.bias is None else y + factors.bias.to(y.dtype).reshape([-1] + [1] * (x.dim() - 2))
 
 
-def _lengths(call: Call) -> dict[str, Any]:
-    lengths = {"stride": list(call.stride), "padding": list(call.padding), "dilation": list(call.dilation)}
-    return lengths | {"groups": call.groups}
+def _without_autocast(x: torch.Tensor) -> torch.autocast:
+    # the meta device has no autocast
+    return torch.autocast(device_type="cpu" if x.is_meta else x.device.type, enabled=False)
 
 
 def _scalars(responses: torch.Tensor, orders: Orders, factors: Factors, call: Call) -> torch.Tensor:
@@ -139,7 +140,9 @@ class _SlabBySlab(torch.autograd.Function):
             # a gradient that is to be differentiated itself
             y = whole_harmonic_conv(x, Factors(*tensors), ctx.call)
             return None, *differentiable_gradients(y, (x, *tensors), needed, gradient)
-        return None, *_gradients(x, Factors(*tensors), ctx.call, needed, gradient)
+        # a backward pass within autocast is that of the forward pass all the same
+        with _without_autocast(x):
+            return None, *_gradients(x, Factors(*tensors), ctx.call, needed, gradient)
 
 
 def _gradients(
@@ -170,43 +173,48 @@ def _slab_gradients(
     x: torch.Tensor, factors: Factors, call: Call, needed: Sequence[bool], gradient: torch.Tensor
 ) -> list[torch.Tensor | None]:
     """Gradients of a slab's input and of the factors, ``None`` where not needed."""
-    dims, lengths, rows = len(call.kernel_size), _lengths(call), factors.rows
-    by_response, *terms = _response_gradients(x, factors, call, needed, gradient)
+    dims, arguments, rows = len(call.kernel_size), call.conv_arguments(), factors.rows
+    by_response, *terms = _response_gradients(x, factors, call, gradient)
     by_input, by_weight = (getattr(conv_gradients, f"conv{dims}d_{name}") for name in ("input", "weight"))
     return [
-        by_input(x.shape, rows, by_response, **lengths) if needed[0] else None,
-        by_weight(x, rows.shape, by_response, **lengths) if needed[1] else None,
+        by_input(x.shape, rows, by_response, **arguments) if needed[0] else None,
+        by_weight(x, rows.shape, by_response, **arguments) if needed[1] else None,
         *terms,
         gradient.sum([0, *range(2, dims + 2)], dtype=torch.float64) if needed[4] else None,
     ]
 
 
-def _response_gradients(
-    x: torch.Tensor, factors: Factors, call: Call, needed: Sequence[bool], gradient: torch.Tensor
-) -> list[Any]:
-    """Gradients of a slab's responses, and those of the linear and chiral factors, ``None`` where not needed."""
-    assert call.orders is not None
-    # order 0 is its responses, which its gradient does not need; but linear terms add to its channels
-    orders = call.orders if call.kept else call.orders.above_zero()
-    channels, responses = (slice(0, 0), slice(0, 0)) if call.kept else call.orders.zero()
+def _response_gradients(x: torch.Tensor, factors: Factors, call: Call, gradient: torch.Tensor) -> list[Any]:
+    """Gradients of a slab's responses, and those of the linear and chiral factors, ``None`` where there are none."""
+    orders, channels, responses = _recomputed(call)
     if orders.num_responses() == 0:
         return [gradient, None, None]
     before, _, after = _split(factors.rows, call.groups, 0, responses)
-    y = conv_nd(x, torch.cat([before, after], dim=1).flatten(0, 1), None, **_lengths(call))
-    terms = [None if each is None else each.detach() for each in factors[1:3]]
-    asked = [each is not None and wanted for each, wanted in zip(terms, needed[2:])]
-    wanted = [y, *(each for each, here in zip(terms, asked) if here and each is not None)]
+    y = conv_nd(x, torch.cat([before, after], dim=1).flatten(0, 1), None, **call.conv_arguments())
+    terms = {name: getattr(factors, name) for name in ("linear", "chiral")}
+    given = {name: each.detach().requires_grad_() for name, each in terms.items() if each is not None}
     with torch.enable_grad():
-        for each in wanted:
-            each.requires_grad_()
-        scalars = _scalars(y, orders, factors._replace(linear=terms[0], chiral=terms[1]), call)
+        scalars = _scalars(y.requires_grad_(), orders, factors._replace(**given), call)
     before, own, after = _split(gradient, call.groups, 1, channels)
     rest = torch.cat([before, after], dim=2).flatten(1, 2)
-    y_gradient, *found = torch.autograd.grad(scalars, wanted, rest, materialize_grads=True)
-    del y, scalars, wanted
+    y_gradient, *found = torch.autograd.grad(scalars, [y, *given.values()], rest, materialize_grads=True)
+    del y, scalars
     first, last = y_gradient.unflatten(1, (call.groups, -1)).tensor_split((responses.start,), dim=2)
-    by_response = torch.cat([first, own, last], dim=2).flatten(1, 2)
-    return [by_response, *(found.pop(0) if here else None for here in asked)]
+    by_term = dict(zip(given, found))
+    return [torch.cat([first, own, last], dim=2).flatten(1, 2), by_term.get("linear"), by_term.get("chiral")]
+
+
+def _recomputed(call: Call) -> tuple[Orders, slice, slice]:
+    """The orders whose responses a gradient needs; channels and responses of the other one, 0, in each group.
+
+    Order 0 is its responses; but linear terms add to its channels.
+    """
+    assert call.orders is not None
+    for order in () if call.kept else orders_of(*call.orders):
+        if order.components == 0:
+            start, count = order.responses.start, order.norms
+            return call.orders.above_zero(), order.channels, slice(start, start + count)
+    return call.orders, slice(0, 0), slice(0, 0)
 
 
 def _split(tensor: torch.Tensor, groups: int, axis: int, part: slice) -> Sequence[torch.Tensor]:

@@ -7,9 +7,6 @@ import torch
 from monai.networks.blocks import ADN
 from torch import nn
 
-# private: the base of all dropouts
-from torch.nn.modules.dropout import _DropoutNd as Dropout
-
 # private: torch has no public way to ask whether a module has hooks
 from torch.nn.modules.module import _has_any_global_hook as has_global_hooks
 from torch.utils.checkpoint import checkpoint
@@ -49,11 +46,12 @@ class GMRADN(ADN):
     def _modules_in_turn(self, x: torch.Tensor) -> torch.Tensor:
         if not (self.recomputes and torch.is_grad_enabled() and x.requires_grad) or is_recorded(x):
             return self._by_pairs(x)
-        active = [module for module in self if not (isinstance(module, Dropout) and not (module.training and module.p))]
-        if not _keep_more_than_their_input(active, x) or any(map(_has_hooks, active)):
+        # MONAI names them A, D and N
+        active = {name: module for name, module in self.named_children() if name != "D" or _draws(module)}
+        modules = list(active.values())
+        if not _keep_more_than_their_input(modules, x) or any(map(_has_hooks, modules)):
             return self._by_pairs(x)
-        draws = any(isinstance(module, Dropout) for module in active)
-        return checkpoint(self._by_pairs, x, use_reentrant=False, preserve_rng_state=draws)
+        return checkpoint(self._by_pairs, x, use_reentrant=False, preserve_rng_state=any(map(_draws, modules)))
 
     @torch.jit.unused
     def _by_pairs(self, x: torch.Tensor) -> torch.Tensor:
@@ -86,6 +84,11 @@ def _keep_more_than_their_input(modules: Sequence[nn.Module], x: torch.Tensor) -
     first, second = modules[:2]
     in_place = getattr(second, "inplace", False) or (isinstance(first, GMRInstanceNormNd) and first.can_rectify(x))
     return len(modules) > 2 or rectifier_slope(second) is None or not in_place
+
+
+def _draws(module: nn.Module) -> bool:
+    """Whether a module draws random numbers now: a dropout, which has a share ``p``, or a random activation."""
+    return module.training and (isinstance(module, nn.RReLU) or bool(getattr(module, "p", 0)))
 
 
 def _has_hooks(module: nn.Module) -> bool:

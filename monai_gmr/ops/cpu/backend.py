@@ -14,7 +14,7 @@ from monai_gmr.ops.cpu.harmonic_conv import cpp_harmonic_conv
 from monai_gmr.ops.cpu.harmonic_kernels import supports_order
 from monai_gmr.ops.cpu.ring_conv import cpp_ring_conv
 from monai_gmr.ops.harmonic_operation import group_arguments
-from monai_gmr.ops.memory_format import has_channels_last, make_channels_last, runs_channels_last
+from monai_gmr.ops.memory_format import has_channels_last, keep_format
 
 # channels of a group below which a harmonic convolution of each group takes longer than the dense kernel of all
 LEAST_WIDTH_PER_GROUP = 8
@@ -63,8 +63,7 @@ class CppBackend(Backend):
         scalars = [cpp_harmonic_conv(x=part, **own) for part, own in arguments]
         if call.groups == 1:
             return scalars[0]
-        y = torch.cat(scalars, 1)
-        return make_channels_last(y) if runs_channels_last(x) else y
+        return keep_format(torch.cat(scalars, 1), x)
 
 
 def _ring_conv(call: Call, x: torch.Tensor, kernel: RingKernel, padding: list[int]) -> torch.Tensor:

@@ -91,9 +91,14 @@ def tensors_alive(run, numbers):
     return sum(each.nbytes() >= 4 * numbers for each in storages.values()), y
 
 
-@pytest.mark.parametrize(("act", "dropout"), [("PRELU", None), ("PRELU", 0.3), ("LEAKYRELU", 0.3), ("GELU", None)])
+@pytest.mark.parametrize(
+    ("act", "dropout"), [("PRELU", None), ("PRELU", 0.3), ("LEAKYRELU", 0.3), ("GELU", None), ("RRELU", None)]
+)
 def test_behind_a_harmonic_layer_one_tensor_is_kept(act, dropout, monkeypatch):
-    block = GMRConvolution(3, 4, 8, act=act, dropout=dropout, conv="gmr_harmonic")
+    block = GMRConvolution(3, 4, 8, act="RELU" if act == "RRELU" else act, dropout=dropout, conv="gmr_harmonic")
+    if act == "RRELU":
+        # MONAI has no name for the one activation that draws
+        block.adn.A = torch.nn.RReLU()
     monkeypatch.setattr(dense_harmonic, "KEPT_BYTES", 0)
     x = torch.randn(1, 4, 8, 8, 8, requires_grad=True)
     found = {}
