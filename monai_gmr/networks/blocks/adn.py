@@ -9,7 +9,7 @@ from torch import nn
 
 # private: torch has no public way to ask whether a module has hooks
 from torch.nn.modules.module import _has_any_global_hook as has_global_hooks
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from monai_gmr.networks.layers.instance_norm import GMRInstanceNormNd
 from monai_gmr.ops.memory_format import is_recorded
@@ -51,7 +51,10 @@ class GMRADN(ADN):
         modules = list(active.values())
         if not _keep_more_than_their_input(modules, x) or any(map(_has_hooks, modules)):
             return self._by_pairs(x)
-        return checkpoint(self._by_pairs, x, use_reentrant=False, preserve_rng_state=any(map(_draws, modules)))
+        draws = any(map(_draws, modules))
+        # RReLU fills the noise that it saved: a recomputation that stops at the last tensor saved would leave it unfilled
+        with set_checkpoint_early_stop(not draws):
+            return checkpoint(self._by_pairs, x, use_reentrant=False, preserve_rng_state=draws)
 
     @torch.jit.unused
     def _by_pairs(self, x: torch.Tensor) -> torch.Tensor:
