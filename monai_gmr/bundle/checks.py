@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from monai.utils import optional_import
 
 from monai_gmr.data.prediction_layout import PICTURES, known_predictions
 from monai_gmr.networks.weights import check_finite, read_checkpoint, state_of
@@ -27,6 +28,17 @@ def check_file(path: str | Path, what: str, hint: str) -> None:
     """
     if not Path(path).is_file():
         raise ConfigurationError(f"there is no {what} at {path}: {hint}")
+
+
+def check_tensorrt() -> None:
+    """Raise :class:`ConfigurationError` where ``monai.bundle.trt_export`` cannot run: without a CUDA GPU or ``torch_tensorrt``."""
+    lacking = [] if torch.cuda.is_available() else ["a CUDA GPU"]
+    lacking += [] if optional_import("torch_tensorrt")[1] else ["the package torch_tensorrt"]
+    if lacking:
+        raise ConfigurationError(
+            f"trt_export needs {' and '.join(lacking)}, which this machine lacks: export with python -m monai.bundle onnx_export or "
+            "ckpt_export, or do it on another machine."
+        )
 
 
 def _load_lists(root: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from monai.utils import is_scalar, optional_import
 
+from monai_gmr.checksums import forget_sum
 from monai_gmr.files import replacing
 from monai_gmr.networks.weights import check_finite
 
@@ -35,6 +36,7 @@ def unwrapped(network: torch.nn.Module) -> torch.nn.Module:
 def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
     """Write a checkpoint that is whole at any moment, in the first process of a run; where the system cannot, the file of before stays."""
     if rank() == 0:
+        forget_sum(path)
         # torch's own writer of paths drops the system's error
         with replacing(path) as temporary, open(temporary, "wb") as file:
             torch.save(checkpoint, file)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from monai_gmr.checksums import check_sum
 from monai_gmr.utils import ConfigurationError
 
 STATE_KEYS = ("model", "network", "net", "state_dict")
@@ -42,12 +43,13 @@ def read_checkpoint(
     """Content of a file of ``torch.save``, read with ``weights_only=True``; ``hint``, what to do, ends the error's sentence.
 
     Raises:
-        ConfigurationError: when the file is missing, empty, truncated or damaged, or holds objects other than tensors, numbers and
-            containers.
+        ConfigurationError: when the file is missing, empty, truncated or damaged, holds objects other than tensors, numbers and
+            containers, or is not the one that a ``SHA256SUMS`` beside it names.
     """
     path = Path(path)
     if not path.is_file():
         raise ConfigurationError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}: {hint}.")
+    check_sum(path)
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:

@@ -72,7 +72,7 @@ def open_evaluator(
     files = named or _choose_files(root)
     names = " and ".join(file.name for file in files)
     try:
-        _make_importable(root)
+        make_importable(root)
         with quiet():
             meta_file = str(root / "configs" / "metadata.json")
             workflow = ConfigWorkflow(
@@ -125,6 +125,12 @@ def switch_off(parser: ConfigParser) -> None:
     # MONAI leaves a disabled part out of a list, but puts None for a reference to one
     for entries in _nodes(parser.get(), list):
         entries[:] = [entry for entry in entries if not _refers_to_disabled(entry, parser)]
+
+
+def remove_disabled(parser: ConfigParser) -> None:
+    """Take disabled parts out of lists, so that nothing is made of what they refer to."""
+    for entries in _nodes(parser.get(), list):
+        entries[:] = [entry for entry in entries if not (isinstance(entry, dict) and entry.get("_disabled_") is True)]
 
 
 def _nodes(config: Any, kind: type) -> Iterator[Any]:
@@ -207,7 +213,7 @@ def _load_checkpoint(loader: CheckpointLoader, evaluator: SupervisedEvaluator) -
         evaluator.remove_event_handler(loader, Events.STARTED)
 
 
-def _make_importable(root: Path) -> None:
+def make_importable(root: Path) -> None:
     """Let a bundle import the packages in its folder, as MONAI does, and no other bundle's of the same name."""
     foreign = tuple(f"{other}{os.sep}" for other in _opened - {root})
     for name, module in list(sys.modules.items()):

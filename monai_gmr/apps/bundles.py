@@ -1,0 +1,90 @@
+"""The bundles that ship with the library: list them, copy one to work with, check any bundle by the rules of MONAI's model zoo.
+
+python -m monai_gmr.apps.bundles list
+python -m monai_gmr.apps.bundles copy NAME DIR     # to DIR/NAME, whose configs `python -m monai.bundle run` runs from anywhere
+python -m monai_gmr.apps.bundles check BUNDLE      # a name that ships, or the folder of any bundle; runs code of the bundle
+python -m monai_gmr.apps.bundles checksum BUNDLE   # writes models/SHA256SUMS of models/model.pt
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from monai_gmr.bundle.shipped import WEIGHTS, copy_bundle, find_bundle, find_config, read_metadata, shipped_bundles
+from monai_gmr.bundle.zoo import check_bundle
+from monai_gmr.checksums import write_sums
+from monai_gmr.command_line import command, command_parser
+from monai_gmr.tables import format_aligned
+from monai_gmr.utils import ConfigurationError
+
+
+def list_bundles(options: argparse.Namespace) -> int:
+    """Print name, version, weights and task of each bundle that ships."""
+    rows = [["bundle", "version", "weights", "task"]]
+    for name, root in shipped_bundles().items():
+        metadata, weights = read_metadata(root), root / WEIGHTS
+        size = f"{weights.stat().st_size / 1000:.0f} kB" if weights.is_file() else "none"
+        rows.append([name, str(metadata.get("version", "")), size, str(metadata.get("task", ""))])
+    print(format_aligned(rows, left=4))
+    return 0
+
+
+def copy(options: argparse.Namespace) -> int:
+    """Copy a bundle and print what to do with it."""
+    target = copy_bundle(options.name, options.folder)
+    config = find_config(target, "inference")
+    print(f"{target}\npython -m monai.bundle run --config_file {config} --input IMAGES --output_dir OUT")
+    return 0
+
+
+def check(options: argparse.Namespace) -> int:
+    """Print what is wrong with a bundle; 1 where something is."""
+    root = find_bundle(options.bundle)
+    problems = check_bundle(root)
+    for problem in problems:
+        print(f"{root.name}: {problem}")
+    if not problems:
+        print(f"{root.name} passes all checks.")
+    return int(bool(problems))
+
+
+def checksum(options: argparse.Namespace) -> int:
+    """Write the checksum of a bundle's weights."""
+    weights = find_bundle(options.bundle) / WEIGHTS
+    if not weights.is_file():
+        raise ConfigurationError(f"there are no weights at {weights}: train first.")
+    path = write_sums(weights.parent, [weights.name])
+    print(f"{path}: {path.read_text(encoding='utf-8').strip()}")
+    return 0
+
+
+@command("bundles")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 1 for a bundle that fails a check, 2 for what cannot be done."""
+    parser = command_parser("bundles", __doc__)
+    parser.epilog = f"bundles: {', '.join(shipped_bundles())}"
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(action: Callable[[argparse.Namespace], int], name: str, text: str) -> argparse.ArgumentParser:
+        subparser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        subparser.set_defaults(action=action)
+        return subparser
+
+    add(list_bundles, "list", "list the bundles that ship")
+    copying = add(copy, "copy", "copy a bundle that ships")
+    copying.add_argument("name", metavar="NAME", help="of the bundle")
+    copying.add_argument("folder", metavar="DIR", type=Path, help="the copy is DIR/NAME")
+    for action, name, text in (
+        (check, "check", "check a bundle by the rules of MONAI's model zoo"),
+        (checksum, "checksum", "write models/SHA256SUMS, by which changed weights are refused"),
+    ):
+        add(action, name, text).add_argument("bundle", metavar="BUNDLE", help="a name that ships, or a folder")
+    options = parser.parse_args(arguments)
+    return options.action(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

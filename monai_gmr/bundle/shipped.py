@@ -1,0 +1,149 @@
+"""The bundles that ship with the library: where they lie, which files of them ship, and copies to work with."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.resources
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from monai_gmr.files import replacing
+from monai_gmr.utils import ConfigurationError, reason
+
+# files of a bundle that ship, and of those the ones that do not; package-data of pyproject.toml says the same for the wheel
+SHIPPED = (
+    "LICENSE",
+    "configs/*",
+    "docs/*",
+    "docs/study/*",
+    "docs/rotation/*/*",
+    "models/model.pt",
+    "models/SHA256SUMS",
+)
+LEFT_OUT = ("docs/rotation/*/*.png",)
+METADATA = "configs/metadata.json"
+WEIGHTS = "models/model.pt"
+SUFFIXES = (".yaml", ".yml", ".json")
+
+
+def bundles_folder() -> Path:
+    """The folder of the bundles: in the installed package, or beside it in a checkout of the repository."""
+    package = Path(str(importlib.resources.files("monai_gmr")))
+    for folder in (package / "bundles", package.parent / "bundles"):
+        if any(folder.glob(f"*/{METADATA}")):
+            return folder
+    raise ConfigurationError(f"{package} has no bundles: install monai-gmr again, from its wheel or its repository.")
+
+
+def shipped_bundles() -> dict[str, Path]:
+    """Names of the bundles that ship, to their folders.
+
+    Example:
+        >>> "volume_segmentation_gmr_unet" in shipped_bundles()
+        True
+    """
+    return {path.parents[1].name: path.parents[1] for path in sorted(bundles_folder().glob(f"*/{METADATA}"))}
+
+
+def find_bundle(bundle: str | os.PathLike[str], only_shipped: bool = False) -> Path:
+    """The folder of a bundle, given by its name where it ships, or else by a path.
+
+    Raises:
+        ConfigurationError: when there is none; ``only_shipped``: also when it is a path.
+
+    Example:
+        >>> find_bundle("volume_segmentation")
+        Traceback (most recent call last):
+        ...
+        monai_gmr.utils.ConfigurationError: there is no bundle volume_segmentation: did you mean volume_segmentation_gmr_unet?
+    """
+    shipped = shipped_bundles()
+    if str(bundle) in shipped:
+        return shipped[str(bundle)]
+    if not only_shipped and Path(bundle).is_dir():
+        return Path(bundle).resolve()
+    last = Path(bundle).name
+    near = [last] if last in shipped else difflib.get_close_matches(last, shipped, n=1)
+    other = "" if only_shipped else ", or the folder of another bundle"
+    hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join(shipped)}{other}."
+    raise ConfigurationError(f"there is no bundle {bundle}: {hint}")
+
+
+def find_config(root: Path, name: str) -> Path | None:
+    """``configs/NAME`` of a bundle, with the first of :data:`SUFFIXES` that is there."""
+    paths = [(root / "configs" / name).with_suffix(suffix) for suffix in SUFFIXES]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def read_metadata(root: Path) -> dict[str, Any]:
+    """The content of a bundle's ``metadata.json``; :class:`ConfigurationError` where it is none."""
+    path = root / METADATA
+    if not path.is_file():
+        raise ConfigurationError(f"{root} is no bundle, it has no {METADATA}: give a folder that has one.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigurationError(f"{path} is not readable as JSON ({reason(error)}): correct it.") from error
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{path} holds a {type(content).__name__}: it must be an object.")
+    return content
+
+
+def shipped_files(root: Path) -> list[str]:
+    """The files of a bundle that ship, relative to its folder; not data, results, or pictures that only its report needs.
+
+    Example:
+        >>> shipped_files(find_bundle("volume_segmentation_gmr_unet"))[0]
+        'LICENSE'
+    """
+    left_out = {path for pattern in LEFT_OUT for path in root.glob(pattern)}
+    found = {path for pattern in SHIPPED for path in root.glob(pattern) if path.is_file()}
+    return sorted(path.relative_to(root).as_posix() for path in found - left_out)
+
+
+def _network_config(root: Path) -> dict[str, Any] | None:
+    """The network of a bundle, with the settings that it refers to."""
+    path = find_config(root, "inference")
+    config = {} if path is None else ConfigParser.load_config_file(str(path))
+    chosen, waiting = {name: config[name] for name in ("imports",) if name in config}, ["network_def"]
+    while waiting:
+        name = waiting.pop()
+        if name in config and name not in chosen:
+            chosen[name] = config[name]
+            waiting += re.findall(r"@(\w+)", json.dumps(config[name], default=str))
+    return chosen if "network_def" in chosen else None
+
+
+def copy_bundle(name: str, folder: str | os.PathLike[str]) -> Path:
+    """Copy a bundle that ships to ``folder/name``, whole or not at all, and return that path.
+
+    The copy also has ``configs/train.json`` with the network alone: ``monai.bundle.load`` takes it from a file of that name.
+
+    Raises:
+        ConfigurationError: when no bundle of that name ships, there is something of that name, or the folder cannot be written.
+    """
+    root = find_bundle(name, only_shipped=True)
+    target = Path(folder) / root.name
+    if os.path.lexists(target):
+        raise ConfigurationError(f"{target} is there already: give another folder, or move it away first.")
+    with replacing(target) as temporary:
+        try:
+            for file in shipped_files(root):
+                (temporary / file).parent.mkdir(parents=True, exist_ok=True)
+                # without the permissions of a folder of packages, which may be read-only
+                shutil.copyfile(root / file, temporary / file)
+            network = _network_config(root)
+            if network is not None:
+                note = "The network of inference.yaml, for monai.bundle.load, which reads no YAML. To train, run train.yaml."
+                text = json.dumps({"note": note, **network}, indent=4)
+                (temporary / "configs" / "train.json").write_text(text + "\n", encoding="utf-8")
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    return target

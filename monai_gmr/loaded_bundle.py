@@ -1,0 +1,128 @@
+"""A bundle in Python: its network with weights, and what its inference does before and after it."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from monai.inferers import SimpleInferer
+from monai.transforms import Compose, LoadImage, LoadImaged
+
+from monai_gmr.bundle.checks import load_network
+from monai_gmr.bundle.command_line import GMRWorkflow, quiet
+from monai_gmr.bundle.shipped import METADATA, WEIGHTS, find_bundle, find_config, read_metadata
+from monai_gmr.rotation_report.evaluator import make_importable, remove_disabled, switch_off
+from monai_gmr.rotation_report.probe import transforms_in
+from monai_gmr.transforms import LoadCased
+from monai_gmr.utils import ConfigurationError, find_configuration_error, reason
+
+
+@dataclass(frozen=True)
+class LoadedBundle:
+    """What :func:`load_bundle` returns; called with an image, it predicts.
+
+    The image is the path of a file or, where the preprocessing reads no file, also an array ``(channels, *spatial)``. A call returns the
+    prediction that the bundle's inference would write: a label volume ``(1, *spatial)``, or the probabilities of the classes.
+
+    Attributes:
+        folder: of the bundle.
+        network: in eval mode, on ``device``.
+        device: of the network.
+        preprocessing: of a dictionary with the key ``image``.
+        inferer: called with a batch and the network.
+        postprocessing: of the preprocessed dictionary with the network's answer as ``pred``; writes no file.
+        metadata: the content of ``metadata.json``.
+    """
+
+    folder: Path
+    network: torch.nn.Module
+    device: torch.device
+    preprocessing: Callable[[Any], Any]
+    inferer: Callable[..., Any]
+    postprocessing: Callable[[Any], Any]
+    metadata: Mapping[str, Any] = field(repr=False)
+
+    def __call__(self, image: Any) -> torch.Tensor:
+        """Predict one image."""
+        readers = (LoadImage, LoadImaged, LoadCased)
+        reads = any(isinstance(each, readers) for each in transforms_in(self.preprocessing))
+        is_path = isinstance(image, (str, os.PathLike))
+        if not is_path and reads:
+            raise TypeError(
+                f"the image is a {type(image).__name__} and {self.folder.name} reads files: give the path of one, or call preprocessing, "
+                "inferer and postprocessing yourself."
+            )
+        case = {"image": image if is_path else torch.as_tensor(image)}
+        if not reads:
+            layout = self.metadata["network_data_format"]["inputs"]["image"]
+            load = LoadCased("image", len(layout["spatial_shape"]), layout["num_channels"])
+            case = load(case) if is_path else case
+        case = self.preprocessing(case)
+        with torch.no_grad():
+            case["pred"] = self.inferer(case["image"][None].to(self.device), self.network)[0].cpu()
+        return self.postprocessing(case)["pred"]
+
+
+def load_bundle(bundle: str | os.PathLike[str], **settings: Any) -> LoadedBundle:
+    """The network of a bundle, with its weights, and its preprocessing, inferer and postprocessing, from its ``configs/inference``.
+
+    Args:
+        bundle: the name of a bundle that ships (``python -m monai_gmr.apps.bundles list``), or the folder of any bundle.
+        settings: ids of the config to other values, such as ``device="cpu"`` or ``roi_size=[64, 64, 64]``.
+
+    The weights are those of the setting ``checkpoint``, by default ``models/model.pt``, read with ``weights_only=True`` and compared with
+    ``SHA256SUMS`` beside them where there is one. Without such a file, a warning says that the network has random weights. As every
+    config of MONAI, that of a bundle may run any code: load only those of people whom you trust.
+
+    Raises:
+        ConfigurationError: when there is no such bundle or setting, a part of it cannot be made, or the weights are damaged or of another
+            network.
+
+    Example:
+        >>> import numpy as np
+        >>> bundle = load_bundle("medmnist2d_classification_gmr_resnet", device="cpu")
+        >>> bundle(np.zeros((1, 28, 28), np.float32)).shape
+        torch.Size([2])
+    """
+    root = find_bundle(bundle)
+    metadata = read_metadata(root)
+    config = find_config(root, "inference")
+    if config is None:
+        raise ConfigurationError(f"{root} has no configs/inference.yaml or .json: give a bundle that has one.")
+    try:
+        make_importable(root)
+        with quiet():
+            return _load(root, metadata, config, settings)
+    except Exception as error:
+        known = find_configuration_error(error)
+        if known is not None:
+            raise ConfigurationError(f"{root.name}: {known}") from error
+        raise ConfigurationError(
+            f"{config} cannot be made ({reason(error)}): correct it, or give what it lacks as a setting."
+        ) from error
+
+
+def _load(root: Path, metadata: dict[str, Any], config: Path, settings: dict[str, Any]) -> LoadedBundle:
+    workflow = GMRWorkflow(str(config), str(root / METADATA), logging_file=False, workflow_type="infer", **settings)
+    parser: ConfigParser = workflow.parser
+    switch_off(parser)
+    remove_disabled(parser)
+    network = parser.get_parsed_content("network" if "network" in parser else "network_def")
+    device = torch.device(parser.get_parsed_content("device") if "device" in parser else "cpu")
+    weights = Path(parser.get_parsed_content("checkpoint") if "checkpoint" in parser else root / WEIGHTS)
+    if weights.is_file() or "checkpoint" in settings:
+        load_network(network, weights, device)
+    else:
+        warnings.warn(f"there are no weights at {weights}: the network of {root.name} has random ones.", stacklevel=4)
+    parts = {name: parser.get_parsed_content(name) if name in parser else None for name in PARTS}
+    parts = {name: PARTS[name]() if part is None else part for name, part in parts.items()}
+    return LoadedBundle(root, network.to(device).eval(), device, metadata=metadata, **parts)
+
+
+PARTS: dict[str, Callable[[], Any]] = {"preprocessing": Compose, "inferer": SimpleInferer, "postprocessing": Compose}
