@@ -8,7 +8,7 @@ from monai_gmr.networks.layers.factories import register_layers
 from monai_gmr.ops.backend import get_backend, set_backend
 
 if TYPE_CHECKING:
-    from monai_gmr.loaded_bundle import load_bundle
+    from monai_gmr.bundle.loaded import load_bundle
 
 __version__ = "0.1.0"
 __all__ = ["get_backend", "load_bundle", "register_layers", "set_backend"]
@@ -19,7 +19,7 @@ register_layers()
 def __getattr__(name: str) -> Any:
     # it imports MONAI's bundles and engines, so it is imported on first use
     if name == "load_bundle":
-        from monai_gmr.loaded_bundle import load_bundle
+        from monai_gmr.bundle.loaded import load_bundle
 
         return load_bundle
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

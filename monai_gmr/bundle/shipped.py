@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
+from monai.utils import optional_import
 
 from monai_gmr.files import replacing
 from monai_gmr.utils import ConfigurationError, reason
@@ -75,6 +76,24 @@ def find_bundle(bundle: str | os.PathLike[str], only_shipped: bool = False) -> P
     raise ConfigurationError(f"there is no bundle {bundle}: {hint}")
 
 
+def check_packages(*names: str) -> None:
+    """Raise :class:`ConfigurationError` when packages that bundles need, by the names of their modules, are not installed."""
+    lacking = [name for name in names if not optional_import(name)[1]]
+    if lacking:
+        raise ConfigurationError(f"bundles need {' and '.join(lacking)}: pip install 'monai-gmr[bundle]'.")
+
+
+def read_config(path: Path) -> Any:
+    """The content of a config, JSON or YAML; :class:`ConfigurationError` where it is none."""
+    check_packages("yaml")
+    try:
+        return ConfigParser.load_config_file(str(path))
+    except Exception as error:
+        raise ConfigurationError(
+            f"{path.name} cannot be read as JSON or YAML ({reason(error)}): correct it."
+        ) from error
+
+
 def find_config(root: Path, name: str) -> Path | None:
     """``configs/NAME`` of a bundle, with the first of :data:`SUFFIXES` that is there."""
     paths = [(root / "configs" / name).with_suffix(suffix) for suffix in SUFFIXES]
@@ -110,7 +129,7 @@ def shipped_files(root: Path) -> list[str]:
 def _network_config(root: Path) -> dict[str, Any] | None:
     """The network of a bundle, with the settings that it refers to."""
     path = find_config(root, "inference")
-    config = {} if path is None else ConfigParser.load_config_file(str(path))
+    config = {} if path is None else read_config(path)
     chosen, waiting = {name: config[name] for name in ("imports",) if name in config}, ["network_def"]
     while waiting:
         name = waiting.pop()

@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
 from monai.utils import optional_import
 
 from monai_gmr.bundle.checks import load_network
 from monai_gmr.bundle.command_line import GMRWorkflow, quiet
-from monai_gmr.bundle.shipped import METADATA, WEIGHTS, find_config, read_metadata
+from monai_gmr.bundle.shipped import METADATA, WEIGHTS, check_packages, find_config, read_config, read_metadata
 from monai_gmr.checksums import SUMS_NAME, check_sum, read_sums
 from monai_gmr.utils import ConfigurationError, reason
 
-jsonschema, has_jsonschema = optional_import("jsonschema")
+jsonschema, _ = optional_import("jsonschema")
 
 SCHEMA = Path(__file__).with_name("metadata_schema.json")
 # the zoo's limit for a file in its repository
@@ -67,7 +66,7 @@ class BundleFolder:
         """Name and content of the list of large files; ``("", [])`` without one."""
         for name in ("large_files.yml", "large_files.yaml", "large_files.json"):
             if (self.root / name).is_file():
-                content = ConfigParser.load_config_file(str(self.root / name))
+                content = read_config(self.root / name)
                 return name, content.get("large_files") if isinstance(content, Mapping) else None
         return "", []
 
@@ -81,7 +80,7 @@ class BundleFolder:
     def config(self, name: str) -> tuple[str, dict[str, Any]]:
         """File name and content of a config; ``("", {})`` without one."""
         path = find_config(self.root, name)
-        return ("", {}) if path is None else (path.name, ConfigParser.load_config_file(str(path)))
+        return ("", {}) if path is None else (path.name, read_config(path))
 
 
 def _check_name(bundle: BundleFolder) -> Iterator[str]:
@@ -243,7 +242,7 @@ def check_bundle(folder: str | os.PathLike[str], network: bool = True) -> list[s
     code of the bundle.
 
     Raises:
-        ConfigurationError: when there is no such folder, or jsonschema is not installed.
+        ConfigurationError: when there is no such folder, or a package is not installed that this needs.
 
     Example:
         >>> folder = getfixture("tmp_path") / "spleen_segmentation"
@@ -254,8 +253,7 @@ def check_bundle(folder: str | os.PathLike[str], network: bool = True) -> list[s
     bundle = BundleFolder(Path(folder))
     if not bundle.root.is_dir():
         raise ConfigurationError(f"{folder} is no folder: give that of a bundle.")
-    if not has_jsonschema:
-        raise ConfigurationError("metadata are checked by jsonschema: pip install 'monai-gmr[bundle]'.")
+    check_packages("yaml", "jsonschema")
     problems: list[str] = []
     for check in CHECKS:
         problems += _sentences(check, bundle)

@@ -21,7 +21,9 @@ else:
     import tomli as tomllib
 
 # a picture or a link to a file or a heading of the repository; code is left alone
-LINK = re.compile(r"(?P<code>```.*?```|`[^`\n]*`)|(?P<picture>!?)\[(?P<text>[^]]*)\]\((?!https?:|mailto:)(?P<path>[^)]+)\)", re.DOTALL)
+LINK = re.compile(
+    r"(?P<code>```.*?```|`[^`\n]*`)|(?P<picture>!?)\[(?P<text>[^]]*)\]\((?!https?:|mailto:)(?P<path>[^)]+)\)", re.DOTALL
+)
 
 
 def index_readme(text: str, repository: str | None, version: str) -> str:
@@ -53,7 +55,9 @@ def write_readme(root: Path) -> Path:
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     code = (root / "monai_gmr" / "__init__.py").read_text(encoding="utf-8")
     version = re.findall(r'^__version__ = "(.+)"$', code, flags=re.MULTILINE)[0]
-    text = index_readme((root / "README.md").read_text(encoding="utf-8"), project.get("urls", {}).get("Repository"), version)
+    text = index_readme(
+        (root / "README.md").read_text(encoding="utf-8"), project.get("urls", {}).get("Repository"), version
+    )
     path = root / "build" / "README.md"
     path.parent.mkdir(exist_ok=True)
     path.write_text(text, encoding="utf-8")

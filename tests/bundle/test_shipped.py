@@ -32,7 +32,8 @@ def packaged(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("place", ["package", "checkout"])
 def test_bundles_are_found_in_the_package_and_beside_it(packaged, place):
-    assert shipped_bundles() == {NAME: packaged(place)}
+    root = packaged(place)
+    assert shipped_bundles() == {NAME: root}
 
 
 def test_a_package_without_bundles_says_so(packaged):
@@ -46,13 +47,21 @@ def test_results_and_data_do_not_ship(packaged, tmp_path):
     for name in ("models/model.pt", "models/SHA256SUMS", "docs/study/table.md"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("ships")
-    for name in ("models/latest.pt", "data/a.nii.gz", "eval/table.csv", "docs/study/runs/a.pt", "docs/rotation/a/b.png"):
+    for name in (
+        "models/latest.pt",
+        "data/a.nii.gz",
+        "eval/table.csv",
+        "docs/study/runs/a.pt",
+        "docs/rotation/a/b.png",
+    ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("stays")
     copy = copy_bundle(NAME, tmp_path / "new" / "folder")
     files = {path.relative_to(copy).as_posix() for path in copy.rglob("*") if path.is_file()}
     assert files == {*shipped_files(root), "configs/train.json"}
-    assert {path.read_text() for path in copy.rglob("*") if path.parent.name != "configs" and path.is_file()} == {"ships"}
+    assert {path.read_text() for path in copy.rglob("*") if path.parent.name != "configs" and path.is_file()} == {
+        "ships"
+    }
 
 
 def test_a_copy_of_a_read_only_package_can_be_written(packaged, tmp_path):
@@ -83,7 +92,10 @@ def test_a_copy_that_fails_leaves_nothing(tmp_path, monkeypatch):
         (("copy", "spleen", "here"), "there is no bundle spleen: give one of "),
         (("copy", "", "here"), "there is no bundle : give one of "),
         (("copy", NAME, "taken"), f"taken/{NAME} is there already: give another folder, or move it away first."),
-        (("copy", NAME, "file"), f"file/{NAME} cannot be written (a file stands in the place of a folder): give another"),
+        (
+            ("copy", NAME, "file"),
+            f"file/{NAME} cannot be written (a file stands in the place of a folder): give another",
+        ),
         (("copy", NAME, "/proc/none"), f"/proc/none/{NAME} cannot be written ("),
         (("check", "nowhere"), "there is no bundle nowhere: give one of "),
         (("checksum", "taken"), "there are no weights at "),
@@ -104,7 +116,9 @@ def test_list_names_every_folder_of_bundles(capsys):
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     root = Path(__file__).parents[2] / "bundles"
-    assert [line.split()[0] for line in lines[1:]] == sorted(path.parents[1].name for path in root.glob("*/configs/metadata.json"))
+    assert [line.split()[0] for line in lines[1:]] == sorted(
+        path.parents[1].name for path in root.glob("*/configs/metadata.json")
+    )
 
 
 def test_check_and_checksum(whole_bundle, tmp_path, capsys):

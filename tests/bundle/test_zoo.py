@@ -48,7 +48,9 @@ def write(name, content):
 
 
 def large_files(**entry):
-    return write("large_files.json", {"large_files": [{"path": "models/big.pt", "url": "https://a.org/big.pt", **entry}]})
+    return write(
+        "large_files.json", {"large_files": [{"path": "models/big.pt", "url": "https://a.org/big.pt", **entry}]}
+    )
 
 
 def change_weights(change):
@@ -89,9 +91,15 @@ BROKEN = {
     "metadata that are a list": (write("configs/metadata.json", []), "holds a list"),
     "no authors": (metadata(lambda m: m.pop("authors")), "'authors' is a required property"),
     "no schema": (metadata(lambda m: m.pop("schema")), "'schema' is a required property"),
-    "another schema": (metadata(lambda m: m.update(schema="https://a.org/s.json")), "schema: 'https://a.org/s.json' does not"),
+    "another schema": (
+        metadata(lambda m: m.update(schema="https://a.org/s.json")),
+        "schema: 'https://a.org/s.json' does not",
+    ),
     "an empty task": (metadata(lambda m: m.update(task="")), "metadata.json, task: "),
-    "a version that is none": (metadata(lambda m: m.update(monai_version="new")), "monai_version: 'new' does not match"),
+    "a version that is none": (
+        metadata(lambda m: m.update(monai_version="new")),
+        "monai_version: 'new' does not match",
+    ),
     "a version not in the changelog": (metadata(lambda m: m.update(version="0.2.0")), "no entry for version 0.2.0"),
     "no outputs": (metadata(lambda m: m["network_data_format"].pop("outputs")), "'outputs' is a required property"),
     "a dtype that is none": (layout("inputs", "image", dtype="float"), "inputs::image::dtype: 'float' is not one of"),
@@ -107,16 +115,21 @@ BROKEN = {
     "no trainer": (drop("train", "train", "trainer", "max_epochs"), "has no train::trainer::max_epochs"),
     "no validation data": (drop("train", "validate", "dataset"), "has no validate::dataset,"),
     "no interval": (
-        edit("configs/train.json", lambda c: (c.pop("val_interval"), c["train"]["handlers"].append("ValidationHandler"))),
+        edit(
+            "configs/train.json", lambda c: (c.pop("val_interval"), c["train"]["handlers"].append("ValidationHandler"))
+        ),
         "no val_interval",
     ),
     "a path of one person": (
         edit("configs/train.json", lambda c: c.update(dataset_dir="/home/ann/data")),
         "names the path /home/ann of one person",
     ),
-    "a config that is none": (write("configs/inference.json", "{"), "Expecting"),
+    "a config that is none": (write("configs/inference.json", "{"), "inference.json cannot be read as JSON or YAML"),
     "damaged weights": (damage, "model.pt is not the file that SHA256SUMS beside it names"),
-    "a checksum of nothing": (write("models/SHA256SUMS", f"{'0' * 64}  other.pt\n"), "names other.pt, which is missing"),
+    "a checksum of nothing": (
+        write("models/SHA256SUMS", f"{'0' * 64}  other.pt\n"),
+        "names other.pt, which is missing",
+    ),
     "weights that are none": (write("models/model.pt", "weights"), "no file that torch.save wrote"),
     "weights of another network": (change_weights(lambda s: s.popitem()), "is of another network"),
     "weights that are not finite": (change_weights(lambda s: next(iter(s.values())).fill_(NOT_FINITE)), "not finite"),

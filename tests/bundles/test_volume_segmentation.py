@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, run, verify_metadata, verify_net_in_out
+from monai.bundle import ConfigParser, run
 from monai.utils import set_determinism
 from PIL import Image
 
@@ -97,33 +97,7 @@ def test_monai_finds_all_properties(name, kind, dataset_dir, trained):
     assert workflow.bundle_root == str(BUNDLE)
 
 
-def test_the_network_is_what_the_metadata_say():
-    verify_net_in_out("network_def", str(CONFIGS / "metadata.json"), str(CONFIGS / "train.yaml"), device="cpu")
-
-
-def test_metadata_follow_a_schema(tmp_path):
-    metadata = json.loads((CONFIGS / "metadata.json").read_text())
-    needed = ["schema", "version", "changelog", "monai_version", "pytorch_version", "numpy_version", "task"]
-    needed += ["required_packages_version", "description", "authors", "copyright", "network_data_format"]
-    # what MONAI's own schema, which is only to be had from the network, asks for
-    versions = {"type": "object", "additionalProperties": {"type": "string"}}
-    schema = {
-        "type": "object",
-        "properties": {
-            **{name: {"type": "string", "minLength": 1} for name in needed},
-            "changelog": {**versions, "required": [metadata["version"]]},
-            "required_packages_version": versions,
-            "network_data_format": {"type": "object", "required": ["inputs", "outputs"]},
-        },
-        "required": needed,
-    }
-    path = tmp_path / "schema.json"
-    path.write_text(json.dumps(schema))
-    verify_metadata(str(CONFIGS / "metadata.json"), filepath=str(path))
-
-
-def test_licence_and_readme_are_there():
-    assert "Apache License" in (BUNDLE / "LICENSE").read_text()
+def test_the_page_has_results():
     assert "## Results" in (BUNDLE / "docs" / "README.md").read_text()
 
 

@@ -16,7 +16,7 @@ from monai.transforms import Compose, LoadImage, LoadImaged
 
 from monai_gmr.bundle.checks import load_network
 from monai_gmr.bundle.command_line import GMRWorkflow, quiet
-from monai_gmr.bundle.shipped import METADATA, WEIGHTS, find_bundle, find_config, read_metadata
+from monai_gmr.bundle.shipped import METADATA, WEIGHTS, check_packages, find_bundle, find_config, read_metadata
 from monai_gmr.rotation_report.evaluator import make_importable, remove_disabled, switch_off
 from monai_gmr.rotation_report.probe import transforms_in
 from monai_gmr.transforms import LoadCased
@@ -73,7 +73,8 @@ def load_bundle(bundle: str | os.PathLike[str], **settings: Any) -> LoadedBundle
     """The network of a bundle, with its weights, and its preprocessing, inferer and postprocessing, from its ``configs/inference``.
 
     Args:
-        bundle: the name of a bundle that ships (``python -m monai_gmr.apps.bundles list``), or the folder of any bundle.
+        bundle: the name of a bundle that ships (``python -m monai_gmr.apps.bundles list``), or the folder of any bundle;
+            where both are there, the one that ships.
         settings: ids of the config to other values, such as ``device="cpu"`` or ``roi_size=[64, 64, 64]``.
 
     The weights are those of the setting ``checkpoint``, by default ``models/model.pt``, read with ``weights_only=True`` and compared with
@@ -90,6 +91,7 @@ def load_bundle(bundle: str | os.PathLike[str], **settings: Any) -> LoadedBundle
         >>> bundle(np.zeros((1, 28, 28), np.float32)).shape
         torch.Size([2])
     """
+    check_packages("yaml", "ignite")
     root = find_bundle(bundle)
     metadata = read_metadata(root)
     config = find_config(root, "inference")

@@ -1,0 +1,87 @@
+"""A bundle in Python predicts as its config says, whoever made it, and refuses in one sentence what it cannot do."""
+
+import shutil
+import warnings
+
+import monai.bundle
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import verify_net_in_out
+
+import monai_gmr
+from monai_gmr.networks.nets import GMRUNet
+from monai_gmr.utils import ConfigurationError
+
+
+@pytest.fixture
+def scan(tmp_path):
+    pixels = np.random.default_rng(0).random((11, 12), np.float32)
+    nib.save(nib.Nifti1Image(pixels, np.diag([2.0, 1, 1, 1])), tmp_path / "scan.nii.gz")
+    return tmp_path / "scan.nii.gz"
+
+
+def test_a_foreign_bundle_with_our_network_by_name(whole_bundle, scan, tmp_path, monkeypatch):
+    """Made by MONAI's init_bundle: MONAI finds the network, and ours is what its parts give one after the other."""
+    monkeypatch.chdir(tmp_path)
+    arguments = {"meta_file": str(whole_bundle / "configs" / "metadata.json"), "device": "cpu"}
+    verify_net_in_out("network_def", config_file=str(whole_bundle / "configs" / "inference.json"), **arguments)
+    theirs = monai.bundle.load(
+        whole_bundle.name, bundle_dir=whole_bundle.parent, workflow_type="inference", device="cpu"
+    )
+    assert isinstance(theirs, GMRUNet)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        bundle = monai_gmr.load_bundle(whole_bundle)
+    assert not bundle.network.training
+    image = torch.from_numpy(nib.load(scan).get_fdata(dtype=np.float32))[None]
+    image = (image - image.min()) / (image.max() - image.min())
+    with torch.no_grad():
+        expected = theirs.eval()(image[None])[0].argmax(0, keepdim=True)
+    found = bundle(scan)
+    assert torch.equal(found.as_tensor(), expected.float())
+    assert np.allclose(found.affine, np.diag([2.0, 1, 1, 1]))
+    case = bundle.preprocessing({"image": str(scan)})
+    case["pred"] = bundle.inferer(case["image"][None], bundle.network)[0].detach()
+    assert torch.equal(bundle.postprocessing(case)["pred"], found)
+    # neither MONAI's SaveImage of the config nor anything else writes
+    assert [path.name for path in tmp_path.iterdir()] == ["scan.nii.gz"]
+
+
+def test_random_weights_are_said(whole_bundle, tmp_path):
+    root = shutil.copytree(whole_bundle, tmp_path / whole_bundle.name)
+    (root / "models" / "model.pt").unlink()
+    with pytest.warns(UserWarning, match="there are no weights at .*: the network of nuclei_segmentation has random"):
+        monai_gmr.load_bundle(root)
+
+
+@pytest.mark.parametrize(
+    ("bundle", "settings", "sentence"),
+    [
+        ("volume_segmentation", {}, "did you mean volume_segmentation_gmr_unet?"),
+        (
+            "volume_segmentation_gmr_unet",
+            {"rio_size": 3},
+            "rio_size is no setting of this config: did you mean --roi_size?",
+        ),
+        ("volume_segmentation_gmr_unet", {"features": 3}, "features=3 cannot be used"),
+        ("volume_segmentation_gmr_unet", {"rings": "square"}, "rings='square'"),
+        ("volume_segmentation_gmr_unet", {"checkpoint": "none.pt"}, "none.pt does not exist"),
+    ],
+)
+def test_mistakes_are_one_sentence(bundle, settings, sentence):
+    with pytest.raises(ConfigurationError) as caught:
+        monai_gmr.load_bundle(bundle, **settings)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_bundle_is_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"is no bundle, it has no configs/metadata\.json"):
+        monai_gmr.load_bundle(tmp_path)
+
+
+def test_an_array_for_a_bundle_that_reads_files(whole_bundle):
+    with pytest.raises(TypeError, match="the image is a ndarray and nuclei_segmentation reads files: give the path"):
+        monai_gmr.load_bundle(whole_bundle)(np.zeros((1, 8, 8)))
