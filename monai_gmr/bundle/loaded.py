@@ -58,7 +58,7 @@ class LoadedBundle:
                 f"the image is a {type(image).__name__} and {self.folder.name} reads files: give the path of one, or call preprocessing, "
                 "inferer and postprocessing yourself."
             )
-        case = {"image": image if is_path else torch.as_tensor(image)}
+        case: dict[Any, Any] = {"image": image if is_path else torch.as_tensor(image)}
         if not reads:
             layout = self.metadata["network_data_format"]["inputs"]["image"]
             load = LoadCased("image", len(layout["spatial_shape"]), layout["num_channels"])
@@ -122,7 +122,7 @@ def _load(root: Path, metadata: dict[str, Any], config: Path, settings: dict[str
         load_network(network, weights, device)
     else:
         warnings.warn(f"there are no weights at {weights}: the network of {root.name} has random ones.", stacklevel=4)
-    parts = {name: parser.get_parsed_content(name) if name in parser else None for name in PARTS}
+    parts: dict[str, Any] = {name: parser.get_parsed_content(name) if name in parser else None for name in PARTS}
     parts = {name: PARTS[name]() if part is None else part for name, part in parts.items()}
     return LoadedBundle(root, network.to(device).eval(), device, metadata=metadata, **parts)
 

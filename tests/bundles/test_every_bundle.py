@@ -23,7 +23,7 @@ from monai_gmr.networks.weights import read_checkpoint
 from monai_gmr.utils import ConfigurationError
 
 BUNDLES = sorted(path.parents[1] for path in Path(__file__).parents[2].glob("bundles/*/configs/metadata.json"))
-TINY = {"features": [4, 6], "layers": [1, 1], "width": 4}
+TINY = {"features": [4, 6], "layers": [1], "width": 4}
 INFERENCE, METADATA = "configs/inference.yaml", "configs/metadata.json"
 
 
