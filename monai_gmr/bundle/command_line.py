@@ -155,6 +155,11 @@ def guard_command_line(arguments: Sequence[str] | None = None) -> None:
     check_overrides(own if arguments is None else arguments)
 
 
+def refuse(sentence: str) -> None:
+    """Raise :class:`ConfigurationError`, in a config that is not made to be run."""
+    raise ConfigurationError(sentence)
+
+
 class GMRWorkflow(ConfigWorkflow):
     """``monai.bundle.ConfigWorkflow`` that checks overrides before it applies them (:func:`check_settings`), and knows its bundle's folder.
 

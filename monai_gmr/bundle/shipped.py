@@ -30,6 +30,11 @@ SHIPPED = (
 LEFT_OUT = ("docs/rotation/*/*.png",)
 METADATA = "configs/metadata.json"
 WEIGHTS = "models/model.pt"
+# what a config with the network alone says where someone runs it
+NETWORK_ALONE = {
+    "initialize": ["$monai_gmr.bundle.guard_command_line()"],
+    "run": ["$monai_gmr.bundle.refuse('train.json holds the network alone, for monai.bundle.load: run train.yaml.')"],
+}
 SUFFIXES = (".yaml", ".yml", ".json")
 
 
@@ -159,8 +164,7 @@ def copy_bundle(name: str, folder: str | os.PathLike[str]) -> Path:
                 shutil.copyfile(root / file, temporary / file)
             network = _network_config(root)
             if network is not None:
-                note = "The network of inference.yaml, for monai.bundle.load, which reads no YAML. To train, run train.yaml."
-                text = json.dumps({"note": note, **network}, indent=4)
+                text = json.dumps(network | NETWORK_ALONE, indent=4)
                 (temporary / "configs" / "train.json").write_text(text + "\n", encoding="utf-8")
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)

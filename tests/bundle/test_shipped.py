@@ -5,12 +5,13 @@ import os
 import shutil
 from pathlib import Path
 
+import monai.bundle
 import pytest
 
 from monai_gmr.apps.bundles import main
 from monai_gmr.bundle import shipped
 from monai_gmr.bundle.shipped import copy_bundle, find_bundle, shipped_bundles, shipped_files
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.utils import ConfigurationError, find_configuration_error
 
 NAME = "volume_segmentation_gmr_unet"
 
@@ -142,3 +143,9 @@ def test_the_network_of_a_copy_is_that_of_its_inference(tmp_path):
     config = json.loads((copy / "configs" / "train.json").read_text())
     assert config["network_def"]["_target_"] == "monai_gmr.networks.nets.GMRUNet"
     assert {value[1:] for value in config["network_def"].values() if value[:1] == "@"} <= set(config)
+    assert "$import monai_gmr.bundle" in config["imports"]
+    with pytest.raises(RuntimeError) as caught:
+        monai.bundle.run(config_file=str(copy / "configs" / "train.json"), logging_file=False)
+    assert "holds the network alone, for monai.bundle.load: run train.yaml." in str(
+        find_configuration_error(caught.value)
+    )
