@@ -25,10 +25,11 @@ from monai_gmr.utils import ConfigurationError, find_configuration_error, reason
 
 @dataclass(frozen=True)
 class LoadedBundle:
-    """What :func:`load_bundle` returns; called with an image, it predicts.
+    """The network of a bundle with its preprocessing, inferer and postprocessing; called with an image, it predicts.
 
     The image is the path of a file or, where the preprocessing reads no file, also an array ``(channels, *spatial)``. A call returns the
-    prediction that the bundle's inference would write: a label volume ``(1, *spatial)``, or the probabilities of the classes.
+    prediction that the bundle's inference would write: a label volume ``(1, *spatial)``, or the probabilities of the classes. It raises
+    ``ConfigurationError`` for an image that cannot be predicted.
 
     Attributes:
         folder: of the bundle.
@@ -59,14 +60,22 @@ class LoadedBundle:
                 "inferer and postprocessing yourself."
             )
         case: dict[Any, Any] = {"image": image if is_path else torch.as_tensor(image)}
-        if not reads:
-            layout = self.metadata["network_data_format"]["inputs"]["image"]
-            load = LoadCased("image", len(layout["spatial_shape"]), layout["num_channels"])
-            case = load(case) if is_path else case
-        case = self.preprocessing(case)
-        with torch.no_grad():
-            case["pred"] = self.inferer(case["image"][None].to(self.device), self.network)[0].cpu()
-        return self.postprocessing(case)["pred"]
+        try:
+            if is_path and not reads:
+                layout = self.metadata["network_data_format"]["inputs"]["image"]
+                case = LoadCased("image", len(layout["spatial_shape"]), layout["num_channels"])(case)
+            case = self.preprocessing(case)
+            with torch.no_grad():
+                case["pred"] = self.inferer(case["image"][None].to(self.device), self.network)[0].cpu()
+            return self.postprocessing(case)["pred"]
+        except Exception as error:
+            known, name = (
+                find_configuration_error(error),
+                image if is_path else f"an array of {tuple(case['image'].shape)}",
+            )
+            raise known or ConfigurationError(
+                f"{name} cannot be predicted by {self.folder.name} ({reason(error)}): give an image as its docs/README.md describes."
+            ) from error
 
 
 def load_bundle(bundle: str | os.PathLike[str], **settings: Any) -> LoadedBundle:

@@ -85,3 +85,19 @@ def test_what_is_no_bundle_is_refused(tmp_path):
 def test_an_array_for_a_bundle_that_reads_files(whole_bundle):
     with pytest.raises(TypeError, match="the image is a ndarray and nuclei_segmentation reads files: give the path"):
         monai_gmr.load_bundle(whole_bundle)(np.zeros((1, 8, 8)))
+
+
+@pytest.mark.parametrize("name", ["volume_segmentation_gmr_unet", "medmnist2d_classification_gmr_resnet", "foreign"])
+def test_an_image_that_cannot_be_predicted_is_one_sentence(name, whole_bundle, tmp_path):
+    bundle = monai_gmr.load_bundle(whole_bundle if name == "foreign" else name, device="cpu")
+    (tmp_path / "empty.nii.gz").touch()
+    for image in (tmp_path / "none.nii.gz", tmp_path / "empty.nii.gz"):
+        with pytest.raises(ConfigurationError, match=image.name) as caught:
+            bundle(image)
+        assert "\n" not in str(caught.value)
+
+
+def test_an_array_of_another_dimension_is_one_sentence():
+    bundle = monai_gmr.load_bundle("medmnist2d_classification_gmr_resnet", device="cpu")
+    with pytest.raises(ConfigurationError, match=r"an array of \(1, 8, 8, 8\) cannot be predicted by medmnist2d"):
+        bundle(np.zeros((1, 8, 8, 8), np.float32))
