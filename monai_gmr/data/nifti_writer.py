@@ -42,9 +42,10 @@ class SameGridWriter(NibabelWriter):
         if affine is None or self.affine is None or not Path(path).is_file() or not path.endswith((".nii", ".nii.gz")):
             return
         affines = [np.asarray(each, np.float64) for each in (affine, self.affine)]
-        if affines[0].shape != affines[1].shape or not np.allclose(*affines):
+        if affines[0].shape != affines[1].shape or not np.allclose(affines[0], affines[1]):
             return
-        source, shape = nib.load(path), np.shape(self.data_obj)
+        source: Any = nib.load(path)
+        shape = np.shape(self.data_obj)
         if np.prod(shape) == np.prod(source.shape) and shape == source.shape[: len(shape)]:
             # axes of one voxel at the end, which MONAI drops
             self.data_obj, self.source = np.asarray(self.data_obj).reshape(source.shape), source
@@ -56,7 +57,8 @@ class SameGridWriter(NibabelWriter):
         super().write(filename, verbose=verbose, **obj_kwargs)
         if self.source is None:
             return
-        image, header = self.data_obj, self.source.header
+        image: Any = self.data_obj
+        header = self.source.header
         # the zooms are those of the qform
         image.set_sform(self.source.get_sform(), code=int(header["sform_code"]), update_affine=False)
         image.set_qform(self.source.get_qform(), code=int(header["qform_code"]), update_affine=False)

@@ -50,7 +50,7 @@ class AccuracyMetric(CumulativeIterationMetric):
         self.multi_label = multi_label
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: object) -> torch.Tensor:
-        right = (y_pred == y).float()
+        right = torch.as_tensor(y_pred == y).float()
         return right.mean(1, keepdim=True) if self.multi_label else right.amin(1, keepdim=True)
 
     def aggregate(self, *args: object, **kwargs: object) -> torch.Tensor:  # type: ignore[override]
