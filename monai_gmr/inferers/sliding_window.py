@@ -107,6 +107,16 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
         for share in np.atleast_1d(overlap):
             if not 0 <= share < 1:
                 raise ConfigurationError(f"overlap={overlap} is impossible: use 0 or more and less than 1.")
+        for scale in np.atleast_1d(sigma_scale):
+            if isinstance(scale, str) or not scale > 0:
+                raise ConfigurationError(
+                    f"sigma_scale={sigma_scale!r} is no width: use numbers above 0, such as 0.125."
+                )
+        for name, place in {"sw_device": sw_device, "device": device}.items():
+            try:
+                torch.device("cpu" if place is None else place)
+            except (RuntimeError, TypeError):
+                raise ConfigurationError(f"{name}={place!r} is no device: use one such as 'cpu' or 'cuda:0'.") from None
         _buffer_axis(self.buffer_steps, self.buffer_dim, MAX_AXES)
         self.grow_roi, self.reduction = grow_roi, reduction
         self.keep_weights = cache_roi_weight_map
@@ -160,6 +170,8 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
                 )
         image = plain_tensor(inputs, MAX_AXES)
         size = image.shape[2:]
+        if 0 in image.shape:
+            raise ConfigurationError(f"The input of shape {tuple(image.shape)} is empty: give one image or more.")
         buffer_steps = kwargs.pop("buffer_steps", self.buffer_steps)
         buffer_axis = _buffer_axis(buffer_steps, kwargs.pop("buffer_dim", self.buffer_dim), len(size))
         windows = self.windows(size)
