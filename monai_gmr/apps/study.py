@@ -21,7 +21,7 @@ CONFIG is YAML, plain data; relative paths in it are relative to the working dir
     data:
       blood cells:
         bundle: bundles/medmnist2d_classification_gmr_resnet
-        metric: balanced_accuracy       # the metric of rotation_table.csv to report; larger is better
+        metric: balanced_accuracy       # the metric of rotation_table.csv to report, or a list of them; larger is better
         settings: {dataset_dir: $DATA, flag: bloodmnist, epochs: 8}
         tuning: {epochs: 6}             # optional: in what the short trainings differ on this data set
         evaluate: {angle_step: 30}      # further settings of evaluate.yaml alone
@@ -29,6 +29,12 @@ CONFIG is YAML, plain data; relative paths in it are relative to the working dir
         runs: [[harmonic, rotation]]    # optional: further rows on this data set
         tests:                          # optional: further evaluations of the same trained net
           rotated digits: {flag: rotated.npz, angle_step: 0, num_group_elements: 1}
+      "{flag}":                         # one data set for each flag, with the flag in place of {flag} in every text
+        flags: medmnist2d               # or medmnist3d: those that the installed medmnist lists; or a list
+        bundle: bundles/medmnist2d_classification_gmr_resnet
+        metric: [accuracy, auc]
+        settings: {dataset_dir: $DATA, flag: "{flag}", download: true, epochs: 20}
+        by_flag: {pathmnist: {epochs: 5}}  # optional: over the settings, for some flags
     nets:
       plain: {conv: plain}
       harmonic: {conv: gmr_harmonic}
@@ -47,6 +53,8 @@ CONFIG is YAML, plain data; relative paths in it are relative to the working dir
     - [harmonic, none]
     - [plain, "rotation, equal seconds"]
     reference: [harmonic, none]         # optional: the run that all others are subtracted from, on equal images and seeds
+    overview: false                     # optional: whether table.md begins with one table of all data sets: every metric upright, over
+                                        # rotations about the axes and over reflections
 
 Of settings, data's settings, nets, data's nets and augmentations, a later one overrides an earlier one. A net or augmentation that
 gives learning_rate is not tuned; {of: RUN} takes the rate tuned for a run before. epochs {times: 3} are three times those of the data
@@ -58,6 +66,9 @@ are those of its epochs with validation, each once: start, stops and an epoch th
 count for equal seconds and in the table, since other work on the machine does not change them. Seconds of an evaluation are of all its
 processes. An evaluation that leaves cases out counts, with their names in column left_out of runs.csv. One study at a time runs in
 an output_dir, and its processes end with it.
+
+With download: true among the settings of a data set, medmnist downloads its file before the first of its runs that is missing; where that
+fails, the runs of this data set are left out with one sentence, and those of the others go on. The same command tries again.
 """
 
 from __future__ import annotations
@@ -75,16 +86,17 @@ from monai.engines import default_prepare_batch
 from monai.utils import set_determinism
 from tqdm import tqdm
 
-from monai_gmr.apps.study_config import check_bundles, load_study
+from monai_gmr.apps.study_config import check_bundles, check_data_folders, load_study
 from monai_gmr.apps.study_differences import find_differences, format_differences
-from monai_gmr.apps.study_plan import Cell, Run, Study, expand
+from monai_gmr.apps.study_plan import Cell, Run, Study, expand, merge
 from monai_gmr.apps.study_progress import Progress, read_rows
 from monai_gmr.apps.study_runs import Launch, RunError, launch, open_training, run_job
-from monai_gmr.apps.study_table import EXPLANATION, draw_study, format_tables, summarize
+from monai_gmr.apps.study_table import EXPLANATION, draw_study, format_overview, format_tables, summarize
 from monai_gmr.apps.timing import median_seconds
 from monai_gmr.bundle import keep_freed_memory
 from monai_gmr.bundle.command_line import quiet
 from monai_gmr.command_line import command
+from monai_gmr.data import download_medmnist, medmnist_file
 from monai_gmr.files import FolderLock, check_folder, write_rows, write_text
 from monai_gmr.utils import ConfigurationError, can_draw, reason
 
@@ -102,12 +114,23 @@ WHOLE = Part()
 def run_study(study: Study, part: Part = WHOLE, launch: Launch = launch) -> list[str]:
     """Run what is missing, one process at a time, each by ``launch``; returns one sentence for each run that failed."""
     progress, failures = Progress(study), []
-    untuned = set()
+    untuned: set[Cell] = set()
+    absent: set[str] = set()
     with tqdm(progress.jobs(*part), desc="Study", unit="run", total=len(list(progress.jobs(*part)))) as bar:
         for job in bar:
+            data = job.cell.data
             bar.set_postfix_str(str(job))
-            if job.cell in untuned or not progress.missing(job):
+            if job.cell in untuned or data in absent or not progress.missing(job):
                 continue
+            if needs_download(study, data):
+                bar.set_postfix_str(f"{data}, downloading")
+                try:
+                    download_data(study, data)
+                except ConfigurationError as error:
+                    failures.append(f"{data}: {error}")
+                    absent.add(data)
+                    continue
+                bar.set_postfix_str(str(job))
             try:
                 waits = progress.waits_for(job)
                 if waits:
@@ -118,6 +141,24 @@ def run_study(study: Study, part: Part = WHOLE, launch: Launch = launch) -> list
                 if job.rate is not None:
                     untuned.add(job.cell)
     return failures
+
+
+def _data_settings(study: Study, name: str) -> dict[str, Any]:
+    return expand(merge([study.settings, study.data[name].settings]))
+
+
+def needs_download(study: Study, name: str) -> bool:
+    """Whether the settings of a data set say ``download: true`` of a file that is not there."""
+    settings = _data_settings(study, name)
+    if settings.get("download") is not True or not {"dataset_dir", "flag"} <= set(settings):
+        return False
+    return not medmnist_file(settings["dataset_dir"], settings["flag"], settings.get("size", 28)).is_file()
+
+
+def download_data(study: Study, name: str) -> None:
+    """Let medmnist download the file of a data set; raises ``ConfigurationError`` where that fails."""
+    settings = _data_settings(study, name)
+    download_medmnist(settings["dataset_dir"], settings["flag"], settings.get("size", 28))
 
 
 def make_step(config_file: Path, settings: Mapping[str, Any]) -> Callable[[], None]:
@@ -193,6 +234,8 @@ def write_outcome(study: Study) -> str:
     if study.reference and differences:
         write_rows(differences, study.output_dir / "differences.csv")
     tables = format_tables(summary, format_differences(differences, study.reference) if study.reference else None)
+    if study.overview:
+        tables = f"## All data sets\n\n{format_overview(summary)}\n\n{tables}"
     write_text(f"{tables}\n{EXPLANATION}", study.output_dir / "table.md")
     if can_draw():
         draw_study(summary, study.output_dir / "study.png")
@@ -278,6 +321,8 @@ def main(arguments: Sequence[str] | None = None, launch: Launch = launch) -> int
     if options.list:
         _list_jobs(study, part)
         return 0
+    if not options.table:
+        check_data_folders(study)
     check_folder(study.output_dir, "output_dir")
     failures: list[str] = []
     with nullcontext() if options.table else FolderLock(study.output_dir, "output_dir"):

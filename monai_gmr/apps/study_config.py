@@ -27,12 +27,16 @@ from monai_gmr.apps.study_plan import (
     slug,
 )
 from monai_gmr.bundle.overrides import check_settings
+from monai_gmr.data import medmnist_flags
 from monai_gmr.utils import ConfigurationError
 
 # the study sets these itself, for every run
 OWN_SETTINGS = ("seed", "ckpt_dir", "output_dir")
 # of the learning rates tried, the largest over the smallest
 SPAN = 10
+FLAG = "{flag}"
+# flags that medmnist lists, by the number of axes of its images
+MEDMNIST = {"medmnist2d": 2, "medmnist3d": 3}
 
 
 def _require(fits: bool, problem: str) -> None:
@@ -98,17 +102,64 @@ def _read_tuning(value: Any) -> Tuning | None:
     return Tuning(tuple(numbers), widenings, _seed(tuning.get("seed", 0), "tuning"), settings)
 
 
+def _fill(value: Any, flag: str) -> Any:
+    """Text, within lists and dictionaries too, with a flag in place of ``{flag}``."""
+    if isinstance(value, str):
+        return value.replace(FLAG, flag)
+    if isinstance(value, dict):
+        return {_fill(name, flag): _fill(item, flag) for name, item in value.items()}
+    return [_fill(item, flag) for item in value] if isinstance(value, list) else value
+
+
+def _each_flag(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of data, of those with ``flags`` one for each flag."""
+    data: dict[str, Any] = {}
+    for name, entry in entries.items():
+        where = f"data, {name}"
+        if not isinstance(entry, dict) or "flags" not in entry:
+            _require(
+                not isinstance(entry, dict) or "by_flag" not in entry, f"{where} has by_flag and no flags: give both."
+            )
+            added = {name: entry}
+        else:
+            flags = entry["flags"]
+            if isinstance(flags, str) and flags in MEDMNIST:
+                flags = medmnist_flags(MEDMNIST[flags])
+            is_list = isinstance(flags, list) and bool(flags) and all(isinstance(flag, str) for flag in flags)
+            _require(is_list, f"flags of {where} is {flags!r}: give a list of names, or {' or '.join(MEDMNIST)}.")
+            _require(FLAG in name, f"{where} has flags and one name for all: put {FLAG} into the name.")
+            own = _layers(entry.get("by_flag"), f"{where}, by_flag")
+            for flag in own:
+                _check_name(flag, flags, f"{where} has settings for the unknown flag {flag}")
+            rest = {key: value for key, value in entry.items() if key not in ("flags", "by_flag")}
+            settings = _settings(entry.get("settings"), f"{where}, settings")
+            added = {
+                _fill(name, flag): _fill(rest | {"settings": settings | own.get(flag, {})}, flag) for flag in flags
+            }
+        for title, value in added.items():
+            _require(title not in data, f"two data sets are named {title}: rename one.")
+            data[title] = value
+    return data
+
+
+def _read_metric(value: Any, where: str) -> tuple[str, ...]:
+    metrics = value if isinstance(value, list) else [value]
+    fits = bool(metrics) and all(isinstance(metric, str) for metric in metrics) and len({*metrics}) == len(metrics)
+    _require(fits, f"{where} has no metric: give the metric to use as text, or a list of several.")
+    return tuple(metrics)
+
+
 def _read_data(name: str, value: Any, nets: Mapping[str, Settings], augmentations: Mapping[str, Settings]) -> DataSet:
     where = f"data, {name}"
-    entry = _mapping(value, where, DataSet._fields)
-    for key in ("bundle", "metric"):
-        _require(isinstance(entry.get(key), str), f"{where} has no {key}: give the {key} to use as text.")
+    entry = _mapping(value, where, (*DataSet._fields, "flags", "by_flag"))
+    _require(isinstance(entry.get("bundle"), str), f"{where} has no bundle: give the bundle to use as text.")
+    metric = _read_metric(entry.get("metric"), where)
     settings = {key: _settings(entry.get(key), f"{where}, {key}") for key in ("settings", "tuning", "evaluate")}
     layers = {key: _layers(entry.get(key), f"{where}, {key}") for key in ("nets", "tests")}
     for net in layers["nets"]:
         _check_name(net, nets, f"{where} has settings for the unknown net {net}")
     runs = _read_runs(entry["runs"], nets, augmentations, f"runs of {where}") if "runs" in entry else ()
-    return DataSet(entry["bundle"], entry["metric"], **settings, **layers, runs=runs)
+    return DataSet(entry["bundle"], metric, **settings, **layers, runs=runs)
 
 
 def _read_run(value: Any, where: str, nets: Iterable[str], augmentations: Iterable[str]) -> Run:
@@ -187,12 +238,14 @@ def load_study(path: str | Path) -> Study:
     is_list = isinstance(seeds, list) and bool(seeds)
     _require(is_list, f"seeds is {seeds!r}: give a list of whole numbers, such as [0, 1, 2].")
     _require(isinstance(keep, bool), f"keep_checkpoints is {keep!r}: give true or false.")
+    overview = config.get("overview", False)
+    _require(isinstance(overview, bool), f"overview is {overview!r}: give true or false.")
     reference = config.get("reference")
     nets = _layers(config.get("nets"), "nets")
     augmentations = _layers(config.get("augmentations"), "augmentations") or {"none": {}}
     data = {
         name: _read_data(name, entry, nets, augmentations)
-        for name, entry in _mapping(config.get("data"), "data").items()
+        for name, entry in _each_flag(_mapping(config.get("data"), "data")).items()
     }
     for kind, entries in {"data": data, "nets": nets}.items():
         _require(bool(entries), f"{path} has no {kind}: name at least one below {kind}.")
@@ -207,6 +260,7 @@ def load_study(path: str | Path) -> Study:
         runs=_read_runs(config.get("runs"), nets, augmentations),
         reference=reference and _read_run(reference, "reference", nets, augmentations),
         keep_checkpoints=keep,
+        overview=overview,
     )
     listed = study.reference is None or study.reference in {cell.run for cell in study.cells}
     _require(listed, f"the reference [{study.reference}] is not among the runs: put it there, or take another.")
@@ -232,8 +286,18 @@ def check_bundles(study: Study) -> None:
                 _check(study.job_settings(job), train, str(cell))
             _check_tuning(study, cell)
             trained = restrict(study.training_settings(cell), evaluate)
-            for title, settings in study.evaluations(name).items():
-                _check(trained | settings, evaluate, f"{title}, evaluation")
+            for title, evaluation in study.evaluations(name).items():
+                _check(trained | evaluation.settings, evaluate, f"{title}, evaluation")
+
+
+def check_data_folders(study: Study) -> None:
+    """Raise ``ConfigurationError`` where the folder of a data set is a variable of the environment that is not set."""
+    for name, data in study.data.items():
+        folder = str(expand(merge([study.settings, data.settings]).get("dataset_dir", "")))
+        known = not folder.startswith("$") or folder.startswith("$@")
+        _require(
+            known, f"dataset_dir of {name} is {folder}, which is not set: export {folder[1:].split('/')[0]}=FOLDER."
+        )
 
 
 def _check_tuning(study: Study, cell: Cell) -> None:

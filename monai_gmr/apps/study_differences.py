@@ -74,7 +74,7 @@ def find_differences(progress: Progress, reference: Run) -> list[dict[str, Any]]
                 difference, half_width = interval([first - second for first, second in pairs])
                 row: dict[str, Any] = {"data": name, "net": cell.net, "augmentation": cell.augmentation, "score": score}
                 row |= {"seeds": len(pairs), "difference": difference, "half_width": half_width}
-                metric, folders = study.data[cell.data].metric, zip(*(folders for _, folders in both))
+                metric, folders = study.evaluations(cell.data)[name].metric, zip(*(folders for _, folders in both))
                 low, high = over_images(*([read_samples(one, metric, family) for one in part] for part in folders))
                 old = kept.get(tuple(row[key] for key in KEY), {})
                 if np.isnan(low) and old.get("difference") == difference:

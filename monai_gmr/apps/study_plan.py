@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,11 +35,19 @@ class Run(NamedTuple):
         return f"{self.net}, {self.augmentation}"
 
 
+class Evaluation(NamedTuple):
+    """A row of runs.csv for each run: settings of evaluate.yaml alone, the metric to report, the folder beside the training."""
+
+    settings: Settings
+    metric: str
+    folder: str
+
+
 class DataSet(NamedTuple):
     """A data set of a study; the fields are the keys of its entry in CONFIG."""
 
     bundle: str
-    metric: str
+    metric: tuple[str, ...]
     settings: Settings
     tuning: Settings
     evaluate: Settings
@@ -107,6 +115,7 @@ class Study(NamedTuple):
     runs: tuple[Run, ...]
     reference: Run | None
     keep_checkpoints: bool
+    overview: bool
 
     @property
     def cells(self) -> list[Cell]:
@@ -162,10 +171,19 @@ class Study(NamedTuple):
                 epochs = math.ceil(whole[0] / (pace[0] / pace[1])) if whole and pace else None
         return epochs
 
-    def evaluations(self, data: str) -> dict[str, Settings]:
-        """Evaluations of a net trained on a data set: name in the table to settings of evaluate.yaml alone."""
+    def evaluations(self, data: str) -> dict[str, Evaluation]:
+        """Evaluations of a net trained on a data set by their names in the table: one for each test and metric, of which those of one test
+        share a folder."""
         own = self.data[data]
-        return {data: own.evaluate} | {f"{data}: {test}": own.evaluate | more for test, more in own.tests.items()}
+        tests = {data: ("evaluate", own.evaluate)}
+        tests |= {
+            f"{data}: {test}": (f"evaluate-{slug(test)}", own.evaluate | more) for test, more in own.tests.items()
+        }
+        return {
+            evaluation_name(title, metric, own.metric): Evaluation(settings, metric, folder)
+            for title, (folder, settings) in tests.items()
+            for metric in own.metric
+        }
 
     def job_settings(self, job: Job, learning_rate: float | None = None, epochs: int | None = None) -> Settings:
         """Settings of one training except its folders, as they stand in CONFIG; ``learning_rate`` is the tuned one, ``epochs`` are those of
@@ -187,14 +205,25 @@ class Study(NamedTuple):
         self, job: Job, name: str, learning_rate: float | None = None, epochs: int | None = None
     ) -> str:
         """Fingerprint of a row of runs.csv: a training, an evaluation of it and the reported metric."""
-        settings, metric = self.evaluations(job.cell.data)[name], self.data[job.cell.data].metric
-        return fingerprint(self.training_fingerprint(job, learning_rate, epochs), settings, metric)
+        evaluation = self.evaluations(job.cell.data)[name]
+        training = self.training_fingerprint(job, learning_rate, epochs)
+        return fingerprint(training, evaluation.settings, evaluation.metric)
 
     def folder(self, job: Job) -> Path:
         """Folder of one training."""
         cell = job.cell
         name = f"seed{job.seed}" if job.rate is None else f"tuning-lr{job.rate:g}"
         return self.output_dir / "runs" / slug(cell.data) / slug(f"{cell.net}-{cell.augmentation}") / name
+
+
+def evaluation_name(title: str, metric: str, metrics: Sequence[str]) -> str:
+    """Name of the evaluation of a data set or test by one of several metrics; the first one's is the title.
+
+    Example:
+        >>> [evaluation_name("cells", metric, ("accuracy", "auc")) for metric in ("accuracy", "auc")]
+        ['cells', 'cells (auc)']
+    """
+    return title if metric == metrics[0] else f"{title} ({metric})"
 
 
 def merge(layers: Iterable[Settings]) -> Settings:

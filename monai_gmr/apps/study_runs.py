@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from monai_gmr.apps.study_plan import Job, Settings, Study, expand, fingerprint, restrict, slug
+from monai_gmr.apps.study_plan import Job, Settings, Study, expand, fingerprint, restrict
 from monai_gmr.apps.study_progress import Progress, read_rows
-from monai_gmr.apps.study_table import SCORES
+from monai_gmr.apps.study_table import CIRCLES, SCORES
 from monai_gmr.bundle.command_line import quiet
 from monai_gmr.files import write_text
 from monai_gmr.handlers import SMALLER_RATE
@@ -143,8 +143,7 @@ def read_best(path: Path) -> dict[str, Any]:
 
 def evaluation_folder(study: Study, job: Job, name: str) -> Path:
     """Folder of the evaluation ``name`` of a training."""
-    part = "evaluate" if name == job.cell.data else f"evaluate-{slug(name.removeprefix(f'{job.cell.data}: '))}"
-    return study.folder(job) / part
+    return study.folder(job) / study.evaluations(job.cell.data)[name].folder
 
 
 def _open_folder(folder: Path, name: str, digest: str) -> dict[str, Any]:
@@ -190,7 +189,7 @@ def evaluate(progress: Progress, job: Job, name: str, trained: Mapping[str, Any]
     that it fills: the scores except validation, ``None`` where no view was taken, the seconds, and ``left_out`` where cases could not be
     evaluated. Raises :class:`RunError` when the process failed or the table lacks the metric."""
     study, data = progress.study, progress.study.data[job.cell.data]
-    config_file, own = data.config_file("evaluate"), study.evaluations(job.cell.data)[name]
+    config_file, (own, metric, _) = data.config_file("evaluate"), study.evaluations(job.cell.data)[name]
     folder = evaluation_folder(study, job, name)
     digest = fingerprint(trained["fingerprint"], own)
     state = _open_folder(folder, "evaluation.json", digest)
@@ -209,12 +208,12 @@ def evaluate(progress: Progress, job: Job, name: str, trained: Mapping[str, Any]
         state |= {"seconds": round(sum(state["pieces"]), 1), "left_out": left_out}
         _write_json(folder / "evaluation.json", state)
     table = read_rows(folder / "rotation_table.csv")
-    rows = {row["family"]: row for row in table if row["metric"] == data.metric}
+    rows = {row["family"]: row for row in table if row["metric"] == metric}
     if not rows:
         there = ", ".join(dict.fromkeys(row["metric"] for row in table)) or "none"
-        raise RunError(f"the metric {data.metric} is not in {folder / 'rotation_table.csv'}: it has {there}")
+        raise RunError(f"the metric {metric} is not in {folder / 'rotation_table.csv'}: it has {there}")
     columns = {}
-    for score in SCORES[1:]:
+    for score in (*SCORES[1:], *CIRCLES):
         family, _, value = score.partition("_")
         columns[score] = rows[family][value or "mean"] if family in rows else None
     columns |= {"train_seconds": trained["seconds"], "train_processor_seconds": trained.get("processor_seconds")}
@@ -237,6 +236,6 @@ def run_job(progress: Progress, job: Job, launch: Launch) -> None:
         return
     row = {key: settings.get(key) for key in ("learning_rate", "epochs")}
     row |= {key: trained.get(key) for key in ("parameters", "validation", "best_epoch", "still_improving")}
-    row["metric"] = study.data[data].metric
     for name in missing:
+        row["metric"] = study.evaluations(data)[name].metric
         progress.put(job, name, row | evaluate(progress, job, name, trained, launch))

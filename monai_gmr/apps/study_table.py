@@ -14,6 +14,9 @@ from monai_gmr.files import replacing
 from monai_gmr.tables import format_markdown
 
 SCORES = ("validation", "upright", "group_mean", "group_worst", "angles_mean", "angles_worst")
+# over whole circles about the axes, and over axes that are reversed, in whichever of these families: columns of the overview
+CIRCLES = ("turns_mean", "flips_mean")
+OVERVIEW = {"upright": "upright", "turns_mean": "rotations", "flips_mean": "reflections"}
 COLUMNS = ("net", "augmentation", "seeds", "learning rate", "epochs", "train, s", "parameters", "step, ms")
 # dark blue and orange differ for the colour-blind, and in grey
 UPRIGHT, ANGLES = "#0b4f8a", "#e07b00"
@@ -74,7 +77,8 @@ def summarize(
         line |= {"learning_rate_at_edge": cell in edges, "step_milliseconds": steps.get(cell[:2])}
         line |= {"train_seconds": _mean(map(train_seconds, chosen))}
         line |= {"still_improving": _mean(row.get("still_improving") for row in chosen)}
-        for score in sorted(SCORES):
+        measured = [score for score in CIRCLES if any(row.get(score) is not None for row in rows)]
+        for score in sorted((*SCORES, *measured)):
             values = [row[score] for row in chosen if row.get(score) is not None]
             line[score], line[f"{score}_half_width"] = interval(values) if values else (None, None)
             line[f"{score}_values"] = values
@@ -103,6 +107,61 @@ def by_data(summary: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str,
     """The rows of each data set, in their order."""
     names = dict.fromkeys(line["data"] for line in summary)
     return {name: [line for line in summary if line["data"] == name] for name in names}
+
+
+def title_of(line: Mapping[str, Any]) -> str:
+    """Data set or test of a row of :func:`summarize`, without the metric, where that is one of several."""
+    return line["data"].removesuffix(f" ({line['metric']})")
+
+
+def format_overview(summary: Sequence[Mapping[str, Any]]) -> str:
+    """What :func:`summarize` returned as one table in Markdown: a row for each data set, net and augmentation, each metric upright, over
+    rotations about the axes and over reflections; then the means over those data sets that have every net. Bold: the best of a data set.
+
+    Example:
+        >>> row = {"data": "cells", "net": "plain", "augmentation": "none", "metric": "auc", "upright": 0.9, "turns_mean": 0.8}
+        >>> print(format_overview(summarize([row], [("cells", "plain", "none")], {})))
+        | data | net | augmentation | auc: upright | rotations | reflections |
+        |---|---|---|---:|---:|---:|
+        | cells | plain | none | **0.900** | **0.800** | - |
+    """
+    metrics = list(dict.fromkeys(line["metric"] for line in summary))
+    columns = [(metric, score) for metric in metrics for score in OVERVIEW]
+    header = [f"{metric.replace('_', ' ')}: " * (score == "upright") + OVERVIEW[score] for metric, score in columns]
+    values: dict[str, dict[tuple[str, str], dict[tuple[str, str], Any]]] = {}
+    for line in summary:
+        own = values.setdefault(title_of(line), {}).setdefault((line["net"], line["augmentation"]), {})
+        own |= {(line["metric"], score): (line.get(score), line.get(f"{score}_half_width")) for score in OVERVIEW}
+    runs = list(dict.fromkeys(run for own in values.values() for run in own))
+    whole = [own for own in values.values() if all(run in own for run in runs)]
+    if len(whole) > 1:
+        means = {run: {column: _column_mean([own[run] for own in whole], column) for column in columns} for run in runs}
+        values[f"mean of {len(whole)}"] = means
+    rows = [["data", "net", "augmentation", *header]]
+    for title, own in values.items():
+        best = {
+            column: max(
+                (each[column][0] for each in own.values() if column in each and each[column][0] is not None),
+                default=None,
+            )
+            for column in columns
+        }
+        for (net, augmentation), each in own.items():
+            texts = [
+                (
+                    format_score(*each.get(column, (None, None))),
+                    each.get(column, (None,))[0] == best[column] is not None,
+                )
+                for column in columns
+            ]
+            rows.append([title, net, augmentation, *(f"**{text}**" if bold else text for text, bold in texts)])
+    return format_markdown(rows, right=3)
+
+
+def _column_mean(rows: Sequence[Mapping[tuple[str, str], Any]], column: tuple[str, str]) -> tuple[float | None, None]:
+    """Mean of a column over data sets, where all have it."""
+    values = [row.get(column, (None,))[0] for row in rows]
+    return (None if None in values else float(np.mean(values))), None
 
 
 def _number(value: Any, form: str) -> str:
@@ -134,7 +193,7 @@ def format_tables(summary: Sequence[Mapping[str, Any]], below: Mapping[str, str]
                 text = format_score(line[score], line[f"{score}_half_width"])
                 cells.append(f"**{text}**" if score == deciding and line[score] == best is not None else text)
             rows.append(cells)
-        title = f"## {data}: {lines[0]['metric'].replace('_', ' ')}"
+        title = f"## {title_of(lines[0])}: {lines[0]['metric'].replace('_', ' ')}"
         blocks.append(f"{title}\n\n{format_markdown(rows, right=2)}\n")
         if below and data in below:
             blocks.append(f"{below[data]}\n")
@@ -178,9 +237,9 @@ def draw_study(summary: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     size = (2.2 + 3.6 * columns, rows * (0.9 + 0.5 * len(pairs)) + 0.7)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    for panel, (data, lines) in zip(grid.flat, panels.items()):
+    for panel, lines in zip(grid.flat, panels.values()):
         _draw_panel(panel, lines, places)
-        panel.set_title(data, fontsize=11)
+        panel.set_title(title_of(lines[0]), fontsize=11)
         panel.set_xlabel(lines[0]["metric"].replace("_", " "))
         for place in range(1, len(pairs)):
             same = pairs[place][0] == pairs[place - 1][0]

@@ -21,12 +21,17 @@ IMAGE_SUFFIXES = (".nii", ".nii.gz", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".
 
 
 def check_data(
-    dataset: MedMNISTCacheDataset, spatial_dims: int, num_classes: int, in_channels: int, grey: bool = False
+    dataset: MedMNISTCacheDataset,
+    spatial_dims: int,
+    num_classes: int,
+    in_channels: int,
+    grey: bool = False,
+    multi_label: bool = False,
 ) -> None:
     """Raise :class:`ConfigurationError` when a network of this shape cannot be trained or evaluated on this data.
 
     It is so when dimensions, channels (one where the colours are averaged, ``grey``) or classes do not fit, or an image has several
-    labels.
+    labels and ``multi_label`` is false, or the other way round.
     """
     name = dataset.path.name
     if dataset.spatial_dims != spatial_dims:
@@ -34,9 +39,10 @@ def check_data(
             f"{name} holds {dataset.spatial_dims}D images and this is a {spatial_dims}D bundle: "
             f"use the {dataset.spatial_dims}D one."
         )
-    if dataset.labels.ndim != 1:
+    if (dataset.labels.ndim > 1) != multi_label:
+        labels = f"{dataset.num_classes} labels" if dataset.labels.ndim > 1 else "one label"
         raise ConfigurationError(
-            f"{name} has {dataset.num_classes} labels an image and this bundle predicts one class: give another --flag."
+            f"{name} has {labels} an image and multi_label={multi_label}: leave --multi_label out."
         )
     if num_classes < dataset.num_classes:
         raise ConfigurationError(
@@ -63,6 +69,28 @@ def class_weights(class_counts: Sequence[int] | np.ndarray) -> torch.Tensor:
     return torch.where(present, counts.sum() / (present.sum() * counts.clamp(min=1)), torch.zeros_like(counts))
 
 
+def label_weights(class_counts: Sequence[int] | np.ndarray, images: int) -> torch.Tensor:
+    """``pos_weight`` of ``torch.nn.BCEWithLogitsLoss`` under which images with and without a label count alike; 1 for a label that all
+    images have or none.
+
+    Example:
+        >>> label_weights([1, 3, 0], images=4)
+        tensor([3.0000, 0.3333, 1.0000])
+    """
+    counts = torch.as_tensor(np.asarray(class_counts), dtype=torch.float32)
+    some = (counts > 0) & (counts < images)
+    return torch.where(some, (images - counts) / counts.clamp(min=1), torch.ones_like(counts))
+
+
+def make_loss(dataset: MedMNISTCacheDataset, balanced: bool = True, multi_label: bool = False) -> torch.nn.Module:
+    """The loss for a data set: cross entropy of its classes, or of each of several labels an image; ``balanced``: by
+    :func:`class_weights` or :func:`label_weights`."""
+    if multi_label:
+        weights = label_weights(dataset.class_counts, len(dataset)) if balanced else None
+        return torch.nn.BCEWithLogitsLoss(pos_weight=weights)
+    return torch.nn.CrossEntropyLoss(class_weights(dataset.class_counts) if balanced else None)
+
+
 def network_shape(
     metadata: Mapping[str, Any],
     dataset_dir: str | Path,
@@ -72,7 +100,8 @@ def network_shape(
     grey: bool = False,
     **settings: Any,
 ) -> dict[str, int]:
-    """Channels and classes of the network that fits a data file, ``{"in_channels": int, "num_classes": int}``.
+    """Channels and classes of the network that fits a data file, and whether an image has several labels: ``{"in_channels": int,
+    "num_classes": int, "multi_label": bool}``.
 
     Args:
         metadata: content of the bundle's ``metadata.json``, which counts where there is no such file: a bundle's network
@@ -87,8 +116,10 @@ def network_shape(
         return {
             "in_channels": layout["inputs"]["image"]["num_channels"],
             "num_classes": layout["outputs"]["pred"]["num_channels"],
+            "multi_label": False,
         }
-    return {"in_channels": 1 if grey else data.num_channels, "num_classes": data.num_classes}
+    channels = 1 if grey else data.num_channels
+    return {"in_channels": channels, "num_classes": data.num_classes, "multi_label": data.labels.ndim > 1}
 
 
 def open_images(

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
 from monai.engines import IterationEvents, SupervisedEvaluator
-from monai.utils import CommonKeys
+from monai.utils import CommonKeys, convert_to_dst_type
 
 from monai_gmr.bundle.case_batches import CaseBatch, CaseBatches, refuse_failures
 from monai_gmr.utils import ConfigurationError
@@ -17,6 +18,21 @@ def check_answer(answer: Any) -> None:
     """Raise :class:`ConfigurationError` when a tensor that a network returned holds NaN or inf, which argmax makes any class."""
     if isinstance(answer, torch.Tensor) and not torch.isfinite(answer).all():
         raise ConfigurationError("the answer of the network holds NaN or inf: check its weights, or leave amp out.")
+
+
+def keep_geometry(output: dict[str, Any]) -> None:
+    """Give an answer without metadata that lies on the grid of its image the image's: where it lies, and of which file it is.
+
+    Example:
+        >>> output = {"image": MetaTensor(torch.rand(1, 1, 4, 4), affine=2 * torch.eye(4)), "pred": torch.rand(1, 2, 4, 4)}
+        >>> keep_geometry(output)
+        >>> output["pred"].affine[0, 0].item(), output["pred"].shape
+        (2.0, torch.Size([1, 2, 4, 4]))
+    """
+    image, answer = output[CommonKeys.IMAGE], output[CommonKeys.PRED]
+    plain = isinstance(answer, torch.Tensor) and not isinstance(answer, MetaTensor)
+    if isinstance(image, MetaTensor) and plain and answer.shape[2:] == image.shape[2:] and len(answer) == len(image):
+        output[CommonKeys.PRED] = convert_to_dst_type(answer, image, dtype=answer.dtype, device=answer.device)[0]
 
 
 class CasePredictor(SupervisedEvaluator):
@@ -48,6 +64,7 @@ class CasePredictor(SupervisedEvaluator):
         self.add_event_handler(
             IterationEvents.FORWARD_COMPLETED, lambda: check_answer(self.state.output[CommonKeys.PRED])
         )
+        self.add_event_handler(IterationEvents.FORWARD_COMPLETED, lambda: keep_geometry(self.state.output))
 
     def predict(self) -> None:
         """Predict all cases; print how many were, and those that were not with the reason, about which it then raises."""
@@ -55,9 +72,12 @@ class CasePredictor(SupervisedEvaluator):
         self._cases = cases = CaseBatches(loader)
         self.data_loader, self.failures = cases.load(), {}
         self.state.epoch_length = len(self.data_loader)
+        # labels no longer show that the answers for windows held NaN
+        check = self.network.register_forward_hook(lambda _module, _inputs, answer: check_answer(answer))
         try:
             self.run()
         finally:
+            check.remove()
             self.data_loader, self.state.epoch_length, self._cases = loader, length, None
         print(f"{len(cases.names) - len(self.failures)} predictions in {self.output}")
         for name, why in self.failures.items():

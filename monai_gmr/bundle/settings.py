@@ -105,7 +105,7 @@ TABLE: dict[str, Rule] = {
     "weight_decay": _number(0),
     "symmetry_strength": _number(0),
     "optimizer_name": _one_of("sgd", "adamw"),
-    "select_by": _one_of("auc", "balanced_accuracy"),
+    "select_by": _one_of("auc", "balanced_accuracy", "accuracy"),
     "augmentation": _one_of(*AUGMENTATIONS),
     "convert_weights": _one_of("init", "project", "anneal"),
     "anneal_epochs": COUNT,
@@ -114,13 +114,14 @@ TABLE: dict[str, Rule] = {
     "anneal_by": _one_of("layer", "channel"),
     # what is not positive is the size of the image
     "roi_size": _or_none(_listed(_whole(-1), or_one=True, per_axis=True)),
+    "reduction": _one_of(None, "argmax"),
     # the evaluation
     "angle_step": _number(0, 360),
     "num_group_elements": _or_none(COUNT),
     "num_resamples": _whole(0),
     "worst_cases": _whole(0),
     "views_per_batch": COUNT,
-    **dict.fromkeys(("amp", "resume", "tensorboard", "balanced_loss", "grey", "download"), SWITCH),
+    **dict.fromkeys(("amp", "resume", "tensorboard", "balanced_loss", "grey", "download", "multi_label"), SWITCH),
 }
 
 

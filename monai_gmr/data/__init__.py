@@ -1,6 +1,13 @@
-"""Data sets: MedMNIST-layout classification files, phantoms that the library makes itself, and the layout of predictions."""
+"""Data sets: MedMNIST-layout classification files, phantoms that the library makes itself, and the files of predictions."""
 
-from monai_gmr.data.medmnist import MedMNISTCacheDataset, medmnist_info
+from monai_gmr.data.medmnist import (
+    MedMNISTCacheDataset,
+    download_medmnist,
+    medmnist_file,
+    medmnist_flags,
+    medmnist_info,
+)
+from monai_gmr.data.nifti_writer import SameGridWriter
 from monai_gmr.data.phantoms import PHANTOM_LABELS, make_phantom, write_phantoms
 from monai_gmr.data.prediction_layout import PredictionLayout
 
@@ -8,7 +15,11 @@ __all__ = [
     "PHANTOM_LABELS",
     "MedMNISTCacheDataset",
     "PredictionLayout",
+    "SameGridWriter",
+    "download_medmnist",
     "make_phantom",
+    "medmnist_file",
+    "medmnist_flags",
     "medmnist_info",
     "write_phantoms",
 ]

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,60 @@ SECTIONS = {"training": "train", "validation": "val", "test": "test"}
 SIZES = (28, 64, 128, 224)
 
 
-def medmnist_info(flag: str) -> dict[str, Any] | None:
-    """The entry of a data set such as ``"breastmnist"`` in the table of the installed medmnist; ``None`` if there is none.
+@cache
+def _medmnist_table() -> dict[str, dict[str, Any]]:
+    """The table of the data sets of the installed medmnist, flag to entry; empty where there is none.
 
     Only ``medmnist/info.py`` is read: importing the package would cost pandas and scikit-learn, and make a folder in the user's home.
     """
     spec = importlib.util.find_spec("medmnist")
     if spec is None or spec.origin is None:
-        return None
+        return {}
     source = Path(spec.origin).with_name("info.py")
     for node in ast.parse(source.read_text(encoding="utf-8")).body if source.is_file() else ():
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "INFO" for t in node.targets):
-            return ast.literal_eval(node.value).get(flag)
-    return None
+            return ast.literal_eval(node.value)
+    return {}
+
+
+def medmnist_info(flag: str) -> dict[str, Any] | None:
+    """The entry of a data set such as ``"breastmnist"`` in the table of the installed medmnist; ``None`` if there is none."""
+    return _medmnist_table().get(flag)
+
+
+def medmnist_flags(spatial_dims: int) -> list[str]:
+    """The flags of all data sets of medmnist with 2 or 3 spatial axes; raises ``ConfigurationError`` where medmnist is not installed.
+
+    Example:
+        >>> len(medmnist_flags(2)), medmnist_flags(3)[0]
+        (12, 'organmnist3d')
+    """
+    table = _medmnist_table()
+    if not table:
+        raise ConfigurationError("the data sets of medmnist are not known: pip install 'monai-gmr[medmnist]'.")
+    return [flag for flag in table if flag.endswith("3d") == (spatial_dims == 3)]
+
+
+def medmnist_file(dataset_dir: PathLike, flag: str, size: int = SIZES[0]) -> Path:
+    """The file of a flag of medmnist, or of the name of an npz file, in a folder, whether it is there or not.
+
+    Example:
+        >>> str(medmnist_file("data", "breastmnist", 64)), str(medmnist_file("data", "cells.npz"))
+        ('data/breastmnist_64.npz', 'data/cells.npz')
+    """
+    return _locate(Path(dataset_dir), str(flag), size)[0]
+
+
+def download_medmnist(dataset_dir: PathLike, flag: str, size: int = SIZES[0]) -> Path:
+    """The file of a data set of medmnist in a folder, downloaded by medmnist unless it is there.
+
+    Raises:
+        ConfigurationError: when medmnist is not installed or has no such data set, or the download fails.
+    """
+    path, name, file_size = _locate(Path(dataset_dir), str(flag), size)
+    if not path.is_file():
+        _download(path, name, file_size, medmnist_info(name))
+    return path
 
 
 def _check_md5(path: Path, name: str, size: int, info: dict[str, Any] | None) -> None:
@@ -139,8 +181,8 @@ class MedMNISTCacheDataset(CacheDataset):
         self.classes = None if classes is None else tuple(int(c) for c in classes)
         self.path, name, file_size = _locate(Path(dataset_dir), str(flag), size)
         info = medmnist_info(name)
-        if not self.path.is_file() and download:
-            _download(self.path, name, file_size, info)
+        if download:
+            download_medmnist(dataset_dir, flag, size)
         _check_exists(self.path, Path(dataset_dir), download)
         if check_md5:
             _check_md5(self.path, name, file_size, info)

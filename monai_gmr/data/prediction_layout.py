@@ -11,6 +11,7 @@ from typing import Any
 from monai.config import PathLike
 from monai.data import FolderLayoutBase
 
+from monai_gmr.data.nifti_writer import SameGridWriter
 from monai_gmr.utils import ConfigurationError
 
 RECORD = "predictions.csv"
@@ -40,7 +41,8 @@ class PredictionLayout(FolderLayoutBase):
     """``folder_layout`` of ``monai.transforms.SaveImaged`` that is planned before the first image is predicted.
 
     The folders of the images below the last one that they share are kept under ``output_dir``. ``predictions.csv`` there says which
-    image each prediction is of, so that a later run replaces those of the same images only.
+    image each prediction is of, so that a later run replaces those of the same images only. ``extension`` and ``writer`` are for
+    ``output_ext`` and ``writer`` of ``SaveImaged``.
 
     Args:
         images: files that are to be predicted.
@@ -66,6 +68,7 @@ class PredictionLayout(FolderLayoutBase):
         self.output_dir = _absolute(output_dir)
         are_pictures = bool(images) and all(str(image).lower().endswith(PICTURES) for image in images)
         self.extension = extension or (".png" if are_pictures else ".nii.gz")
+        self.writer = SameGridWriter if self.extension in (".nii", ".nii.gz") else None
         self._written = _read_record(self.output_dir)
         self.files: dict[Path, Path] = {}
         paths = [_absolute(image) for image in images]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,103 +13,13 @@ from monai.data.utils import compute_importance_map
 from monai.inferers import SlidingWindowInferer
 from monai.utils import BlendMode, PytorchPadMode, ensure_tuple_rep, fall_back_tuple
 
+from monai_gmr.inferers.merging import Reduction, Tile, WindowMerger, Windows, argmax_labels
 from monai_gmr.inferers.outputs import OutputAccumulators, plain_tensor
-from monai_gmr.inferers.windows import symmetric_window_starts, window_placements
+from monai_gmr.inferers.windows import symmetric_window_starts
 from monai_gmr.utils import ConfigurationError, check_choice, progress_bar
 
 # those of a volume, and time
 MAX_AXES = 4
-
-
-class Windows(NamedTuple):
-    """How windows lie on an image."""
-
-    size: tuple[int, ...]
-    padding: list[int]  # voxels at both ends of each axis
-    starts: list[list[int]]  # along each axis of the padded image
-
-    @property
-    def image_size(self) -> list[int]:
-        """Padded size of the image."""
-        return [starts[-1] + n for starts, n in zip(self.starts, self.size)]
-
-    @property
-    def corners(self) -> list[tuple[int, ...]]:
-        """First voxel of each window."""
-        return list(itertools.product(*self.starts))
-
-
-class _Merger:
-    """One output of the network, merged from the outputs ``(windows, *leading, *spatial)`` of which ``first`` is one.
-
-    ``importance`` gives the weights of the voxels of a window, or None where all count alike; ``options`` are device and dtype.
-    """
-
-    def __init__(
-        self,
-        first: torch.Tensor,
-        windows: Windows,
-        batch_size: int,
-        importance: Callable[[tuple[int, ...]], torch.Tensor | None],
-        buffer_axis: int,
-        **options: Any,
-    ) -> None:
-        dims = len(windows.size)
-        self.windows, self.buffer_axis = windows, buffer_axis
-        self.out_window = tuple(first.shape[-dims:])
-        self.size = [n * q // r for n, q, r in zip(windows.image_size, self.out_window, windows.size)]
-        self.weight = importance(self.out_window)
-        self.buffer: torch.Tensor | None = None
-        # first voxels and share of the places of each window
-        self.places: list[list[tuple[tuple[int, ...], float]]] = []
-        for start in windows.corners:
-            sizes = zip(start, windows.image_size, windows.size, self.size, self.out_window)
-            corners = itertools.product(*(window_placements(*each) for each in sizes))
-            self.places.append([(tuple(s for s, _ in each), math.prod(w for _, w in each)) for each in corners])
-        self.sums = torch.zeros(batch_size, *first.shape[1:-dims], *self.size, **options)
-        self.counts = torch.zeros(self.size, **options)
-        weight = torch.ones((), **options) if self.weight is None else self.weight.to(self.sums.device)
-        for corner, share in itertools.chain.from_iterable(self.places):
-            self._window(self.counts, corner).add_(weight, alpha=share)
-
-    def _window(self, image: torch.Tensor, corner: Sequence[int], buffer_start: int = 0) -> torch.Tensor:
-        """The part of an image, or of a buffer that starts later along its axis, where a window lies."""
-        index: list[Any] = [slice(s, s + q) for s, q in zip(corner, self.out_window)]
-        axis = self.buffer_axis
-        index[axis] = slice(corner[axis] - buffer_start, corner[axis] - buffer_start + self.out_window[axis])
-        return image[(Ellipsis, *index)]
-
-    def add(
-        self, outputs: torch.Tensor, tiles: Sequence[tuple[int, int]], run: Sequence[tuple[int, int]] | None
-    ) -> None:
-        """Add the outputs of windows, numbered by image and window; those of a ``run`` of one image go to a buffer on the device of the
-        outputs, and from there to the result with the last of them."""
-        outputs = outputs.to(self.sums.dtype) if self.weight is None else outputs * self.weight
-        if run is None:
-            outputs = outputs.to(self.sums.device)
-            for output, (image, window) in zip(outputs, tiles):
-                for corner, share in self.places[window]:
-                    self._window(self.sums[image], corner).add_(output, alpha=share)
-            return
-        axis = self.buffer_axis
-        starts = [corner[axis] for _, window in run for corner, _ in self.places[window]]
-        length = max(starts) - min(starts) + self.out_window[axis]
-        target = self.sums[run[0][0]].narrow(axis - len(self.size), min(starts), length)
-        if self.buffer is None:
-            self.buffer = outputs.new_zeros(target.shape, dtype=self.sums.dtype)
-        for output, (_, window) in zip(outputs, tiles):
-            for corner, share in self.places[window]:
-                self._window(self.buffer, corner, min(starts)).add_(output, alpha=share)
-        if tiles[-1] == run[-1]:
-            target.add_(self.buffer.to(target.device))
-            self.buffer = None
-
-    def result(self) -> torch.Tensor:
-        """The weighted mean, without the padding."""
-        whole = self.sums.div_(self.counts)
-        cuts = [round(p * q / r) for p, q, r in zip(self.windows.padding, self.out_window, self.windows.size)]
-        index: list[Any] = [slice(cut, n - cut) for cut, n in zip(cuts, self.size)]
-        return whole[(Ellipsis, *index)] if any(cuts) else whole
 
 
 class GMRSlidingWindowInferer(SlidingWindowInferer):
@@ -124,16 +32,20 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
     both.
 
     Args:
-        roi_size, sw_batch_size, overlap, mode, cache_roi_weight_map: as in MONAI.
+        roi_size, sw_batch_size, overlap, mode, sigma_scale, padding_mode, cval, sw_device, device, progress, cache_roi_weight_map,
+            cpu_thresh, buffer_steps, buffer_dim, with_coord: as in MONAI, in its order.
         grow_roi: whether windows may be one voxel longer along the axes where symmetric ones of ``roi_size`` are more than
             MONAI takes: never more windows than MONAI's, for networks that take every size, such as ``GMRUNet``.
-        kwargs: ``sigma_scale``, ``padding_mode``, ``cval``, ``sw_device``, ``device``, ``progress``, ``cpu_thresh``, ``buffer_steps``,
-            ``buffer_dim`` and ``with_coord`` as in MONAI.
+        reduction: "argmax" gives the labels of the largest channels, the same as the argmax of the whole output, which is never held: parts
+            of the image are reduced as soon as no later window touches them. Or a function such as ``lambda y: y.sigmoid() > 0.5``, which
+            works voxel by voxel on parts of the output, ``(1, channels, *spatial)``. Every tensor of a nested output is reduced, without
+            gradients.
 
     Shape:
         - input: ``(batch, channels, *spatial)``, 1 to 4 axes of any size
         - output: that of the network for a window, at the size of the image; outputs of other resolutions at their share
-          of it, rounded down. Nested tuples, lists and dictionaries keep their form.
+          of it, rounded down. Nested tuples, lists and dictionaries keep their form. With ``reduction="argmax"`` the channel axis, the
+          last one before the spatial ones, has length 1, and the type is the smallest of whole numbers that fits: uint8 up to 256 channels.
 
     Raises:
         ConfigurationError: when arguments, input or the network's output do not fit.
@@ -143,6 +55,9 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
         >>> inferer = GMRSlidingWindowInferer(roi_size=32, sw_batch_size=4, mode="gaussian")
         >>> torch.allclose(inferer(x.rot90(1, (2, 3)), blur), inferer(x, blur).rot90(1, (2, 3)), atol=1e-6)
         True
+        >>> labels = GMRSlidingWindowInferer(32, reduction="argmax")(torch.rand(1, 3, 50, 37), blur)
+        >>> labels.shape, labels.dtype
+        (torch.Size([1, 1, 50, 37]), torch.uint8)
     """
 
     def __init__(
@@ -151,13 +66,40 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
         sw_batch_size: int = 1,
         overlap: Sequence[float] | float = 0.25,
         mode: BlendMode | str = BlendMode.CONSTANT,
-        *,
+        sigma_scale: Sequence[float] | float = 0.125,
+        padding_mode: PytorchPadMode | str = PytorchPadMode.CONSTANT,
+        cval: float = 0.0,
+        sw_device: torch.device | str | None = None,
+        device: torch.device | str | None = None,
+        progress: bool = False,
         cache_roi_weight_map: bool = False,
+        cpu_thresh: int | None = None,
+        buffer_steps: int | None = None,
+        buffer_dim: int = -1,
+        with_coord: bool = False,
+        *,
         grow_roi: bool = False,
-        **kwargs: Any,
+        reduction: str | Reduction | None = None,
     ) -> None:
         check_choice("mode", mode, tuple(choice.value for choice in BlendMode))
-        super().__init__(roi_size, sw_batch_size, overlap, mode, **kwargs)
+        if not callable(reduction):
+            check_choice("reduction", reduction, (None, "argmax"))
+        super().__init__(
+            roi_size,
+            sw_batch_size,
+            overlap,
+            mode,
+            sigma_scale,
+            padding_mode,
+            cval,
+            sw_device,
+            device,
+            progress,
+            cpu_thresh=cpu_thresh,
+            buffer_steps=buffer_steps,
+            buffer_dim=buffer_dim,
+            with_coord=with_coord,
+        )
         self.padding_mode = str(self.padding_mode)
         check_choice("padding_mode", self.padding_mode, tuple(choice.value for choice in PytorchPadMode))
         if sw_batch_size < 1:
@@ -165,8 +107,18 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
         for share in np.atleast_1d(overlap):
             if not 0 <= share < 1:
                 raise ConfigurationError(f"overlap={overlap} is impossible: use 0 or more and less than 1.")
+        for scale in np.atleast_1d(sigma_scale):
+            if isinstance(scale, str) or not scale > 0:
+                raise ConfigurationError(
+                    f"sigma_scale={sigma_scale!r} is no width: use numbers above 0, such as 0.125."
+                )
+        for name, place in {"sw_device": sw_device, "device": device}.items():
+            try:
+                torch.device("cpu" if place is None else place)
+            except (RuntimeError, TypeError):
+                raise ConfigurationError(f"{name}={place!r} is no device: use one such as 'cpu' or 'cuda:0'.") from None
         _buffer_axis(self.buffer_steps, self.buffer_dim, MAX_AXES)
-        self.grow_roi = grow_roi
+        self.grow_roi, self.reduction = grow_roi, reduction
         self.keep_weights = cache_roi_weight_map
         self._weights: dict[tuple, torch.Tensor] = {}
 
@@ -210,8 +162,16 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
             kwargs: further arguments of the network; ``condition``, of the shape of ``inputs``, is cut into windows
                 too, and ``device``, ``buffer_steps`` and ``buffer_dim`` override the inferer's.
         """
+        for name in ("process_fn", "roi_weight_map"):
+            if name in kwargs:
+                raise ConfigurationError(
+                    f"{name} is an argument of monai.inferers.sliding_window_inference, not of its inferers: take it in a function around "
+                    "the network, or use mode='gaussian' for weights."
+                )
         image = plain_tensor(inputs, MAX_AXES)
         size = image.shape[2:]
+        if 0 in image.shape:
+            raise ConfigurationError(f"The input of shape {tuple(image.shape)} is empty: give one image or more.")
         buffer_steps = kwargs.pop("buffer_steps", self.buffer_steps)
         buffer_axis = _buffer_axis(buffer_steps, kwargs.pop("buffer_dim", self.buffer_dim), len(size))
         windows = self.windows(size)
@@ -229,34 +189,38 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
                 )
             condition = self._pad(condition, windows.padding)
         image = self._pad(image, windows.padding)
-        corners = windows.corners
         importance = partial(self._importance, device=sw_device, dtype=dtype)
-        buffered = bool(buffer_steps) and buffer_steps > 0
-        tiles = [(b, w) for b in range(len(image)) for w in range(len(corners))]
-        runs = _runs(corners, len(image), buffer_steps, buffer_axis) if buffered else [tiles]
+        buffer = (buffer_axis, int(buffer_steps)) if buffer_steps and buffer_steps > 0 else None
+        runs = _runs(windows, len(image), buffer)
         steps = [(run, run[i : i + self.sw_batch_size]) for run in runs for i in range(0, len(run), self.sw_batch_size)]
 
-        def make(tensor: torch.Tensor, batch: list, _run: list | None) -> _Merger:
+        out_dtype = image.dtype if image.is_floating_point() else dtype
+        options: dict[str, Any] = {"buffer": buffer, "device": device, "dtype": dtype, "out_dtype": out_dtype}
+
+        def make(tensor: torch.Tensor, batch: list[Tile], _run: list[Tile] | None) -> WindowMerger:
             if tensor.ndim < len(size) + 2 or len(tensor) != len(batch):
                 raise ConfigurationError(
                     f"The network returned a tensor of shape {tuple(tensor.shape)} for {len(batch)} windows: sliding windows need "
                     f"({len(batch)}, channels, *{len(size)} spatial axes)."
                 )
-            return _Merger(tensor, windows, len(image), importance, buffer_axis, device=device, dtype=dtype)
+            reduction: Any = self.reduction
+            if reduction == "argmax":
+                reduction = partial(argmax_labels, channel_axis=tensor.ndim - len(size) - 1)
+            return WindowMerger(tensor, windows, len(image), importance, reduction=reduction, **options)
 
-        outputs = OutputAccumulators(make, _Merger.add)
+        outputs = OutputAccumulators(make, WindowMerger.add)
         for run, batch in progress_bar(steps, "windows", self.progress):
             slices = [
-                (slice(b, b + 1), slice(None), *(slice(s, s + n) for s, n in zip(corners[w], windows.size)))
-                for b, w in batch
+                (slice(b, b + 1), slice(None), *(slice(s, s + n) for s, n in zip(corner, windows.size)))
+                for b, corner in batch
             ]
             places = [[list(each) for each in slices]] if self.with_coord else []
             if condition is not None:
                 kwargs["condition"] = _cut(condition, slices).to(sw_device)
             output = network(_cut(image, slices).to(sw_device), *places, *args, **kwargs)
-            outputs.add(output, batch, run if buffered else None)
-        out_dtype = image.dtype if image.is_floating_point() else dtype
-        return outputs.nested([merger.result().to(out_dtype) for merger in outputs.accumulators], inputs)
+            outputs.add(output, batch, run if buffer else None)
+            del output
+        return outputs.nested([merger.result() for merger in outputs.accumulators], inputs)
 
     def _pad(self, image: torch.Tensor, padding: Sequence[int]) -> torch.Tensor:
         if not any(padding):
@@ -303,12 +267,16 @@ def _buffer_axis(buffer_steps: int | None, buffer_dim: int, dims: int) -> int:
     return int(buffer_dim) % dims
 
 
-def _runs(starts: Sequence[tuple[int, ...]], images: int, steps: int, axis: int) -> list[list[tuple[int, int]]]:
-    """Windows, numbered by image and window, that share a buffer: those of ``steps`` successive starts along an axis."""
-    levels = sorted({start[axis] for start in starts})
-    order = sorted(range(len(starts)), key=lambda window: starts[window][axis])
+def _runs(windows: Windows, images: int, buffer: tuple[int, int] | None) -> list[list[Tile]]:
+    """Windows in the order in which they go through the network; those that share a buffer, of successive starts along its axis, are one
+    run."""
+    corners = windows.corners
+    if buffer is None:
+        return [[(image, corner) for image in range(images) for corner in corners]]
+    axis, steps = buffer
+    starts = windows.starts[axis]
     return [
-        [(b, w) for w in order if starts[w][axis] in levels[i : i + steps]]
-        for b in range(images)
-        for i in range(0, len(levels), steps)
+        [(image, corner) for start in run for corner in corners if corner[axis] == start]
+        for image in range(images)
+        for run in (starts[i : i + steps] for i in range(0, len(starts), steps))
     ]

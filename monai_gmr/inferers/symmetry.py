@@ -84,6 +84,10 @@ class SymmetryInferer(Inferer):
             raise ConfigurationError(
                 f"inferer={inferer!r} cannot be called: give a MONAI inferer such as monai.inferers.SimpleInferer()."
             )
+        if getattr(self.inferer, "reduction", None) is not None:
+            raise ConfigurationError(
+                "inferer reduces its outputs, and labels have no mean over the views: leave its reduction out."
+            )
         self.views, self.spacing = views, spacing
         self._given = _given_matrices(views)
         if self._given is None and views != "group":

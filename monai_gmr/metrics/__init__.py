@@ -1,12 +1,13 @@
 """How far a network is from equivariance, and which of its modules breaks it."""
 
 from monai_gmr.metrics.broken_symmetry import BrokenSymmetry, broken_symmetry
-from monai_gmr.metrics.classification import MacroAUCMetric, MeanRecallMetric
+from monai_gmr.metrics.classification import AccuracyMetric, MacroAUCMetric, MeanRecallMetric
 from monai_gmr.metrics.equivariance import EquivarianceErrors, ViewError, equivariance_error
 from monai_gmr.metrics.equivariance_check import check_equivariance
 from monai_gmr.metrics.equivariance_report import EquivarianceReport, ModuleCheck, SizeCheck
 
 __all__ = [
+    "AccuracyMetric",
     "BrokenSymmetry",
     "EquivarianceErrors",
     "EquivarianceReport",

@@ -1,10 +1,10 @@
-"""Scores of a classifier that count every class alike."""
+"""Scores of a classifier."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from monai.metrics import ConfusionMatrixMetric, ROCAUCMetric
+from monai.metrics import ConfusionMatrixMetric, CumulativeIterationMetric, ROCAUCMetric
 from scipy.stats import rankdata
 
 
@@ -28,6 +28,34 @@ class MeanRecallMetric(ConfusionMatrixMetric):
     def aggregate(self, *args: object, **kwargs: object) -> torch.Tensor:  # type: ignore[override]
         """The score, a scalar tensor; the arguments are those of MONAI's metric and are not used."""
         return torch.nanmean(torch.as_tensor(super().aggregate()[0]))
+
+
+class AccuracyMetric(CumulativeIterationMetric):
+    """Share of images whose class is right, of one-hot vectors; with ``multi_label`` the share of right labels, over images and labels.
+
+    These are the accuracies of MedMNIST's tables.
+
+    Example:
+        >>> eye = torch.eye(3)
+        >>> for multi_label in (False, True):
+        ...     metric = AccuracyMetric(multi_label)
+        ...     _ = metric(y_pred=eye[[0, 0, 1, 2]], y=eye[[0, 1, 1, 2]])
+        ...     print(round(metric.aggregate().item(), 4))
+        0.75
+        0.8333
+    """
+
+    def __init__(self, multi_label: bool = False) -> None:
+        super().__init__()
+        self.multi_label = multi_label
+
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: object) -> torch.Tensor:
+        right = torch.as_tensor(y_pred == y).float()
+        return right.mean(1, keepdim=True) if self.multi_label else right.amin(1, keepdim=True)
+
+    def aggregate(self, *args: object, **kwargs: object) -> torch.Tensor:  # type: ignore[override]
+        """The score, a scalar tensor; the arguments are those of MONAI's metrics and are not used."""
+        return torch.as_tensor(self.get_buffer()).mean()
 
 
 class MacroAUCMetric(ROCAUCMetric):

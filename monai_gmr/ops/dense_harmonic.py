@@ -15,11 +15,11 @@ from torch.nn import grad as conv_gradients
 from torch.utils.checkpoint import checkpoint
 
 from monai_gmr.ops.call import Call, Orders
+from monai_gmr.ops.dense_gradients import dense_gradients, takes_dense_gradients
 from monai_gmr.ops.harmonic_conv import response_invariants
 from monai_gmr.ops.harmonic_operation import orders_of
 from monai_gmr.ops.memory_format import image_of, runs_channels_last
 from monai_gmr.ops.ring_conv import conv_nd
-from monai_gmr.ops.ring_gradients import differentiable_gradients
 from monai_gmr.ops.slabs import InputSlab, Slab, input_slab, make_slabs
 
 # responses of so many bytes are kept: they are not worth the time to compute them again
@@ -136,10 +136,12 @@ class _SlabBySlab(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
         x, *tensors = ctx.saved_tensors
         needed = ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled():
-            # a gradient that is to be differentiated itself
-            y = whole_harmonic_conv(x, Factors(*tensors), ctx.call)
-            return None, *differentiable_gradients(y, (x, *tensors), needed, gradient)
+        if takes_dense_gradients(gradient):
+
+            def whole(x: torch.Tensor, *factors: Any) -> torch.Tensor:
+                return whole_harmonic_conv(x, Factors(*factors), ctx.call)
+
+            return None, *dense_gradients(whole, (x, *tensors), needed, gradient)
         # a backward pass within autocast is that of the forward pass all the same
         with _without_autocast(x):
             return None, *_gradients(x, Factors(*tensors), ctx.call, needed, gradient)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from monai_gmr.ops.dense_gradients import dense_gradients, takes_dense_gradients
 from monai_gmr.ops.memory_format import is_recorded
 
 NORM_SMOOTHING = 1e-2
@@ -151,10 +152,9 @@ class _Invariants(torch.autograd.Function):
             return None, None, None, None
         responses, out, *saved = ctx.saved_tensors
         sizes = (ctx.norms, ctx.inner_products, ctx.components)
-        if torch.is_grad_enabled():
-            # a gradient that is to be differentiated itself
-            again = invariants(responses, *sizes)
-            return *torch.autograd.grad(again, responses, gradient, create_graph=True), None, None, None
+        if takes_dense_gradients(gradient):
+            found = dense_gradients(lambda x: invariants(x, *sizes), (responses,), (True,), gradient)
+            return *found, None, None, None
         result, wide, gradient = torch.empty_like(responses), _wide(responses), _wide(gradient)
         for rows, channels, n, m, count in _runs(*sizes):
             if count == 0:

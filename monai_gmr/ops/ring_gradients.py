@@ -10,17 +10,9 @@ import torch.nn.functional as F
 
 from monai_gmr.ops.call import output_sizes
 from monai_gmr.ops.cpu.library import sum_voxels
+from monai_gmr.ops.dense_gradients import dense_gradients, takes_dense_gradients
 from monai_gmr.ops.memory_format import follow_format
 from monai_gmr.ops.ring_conv import dense_ring_conv
-
-
-def differentiable_gradients(
-    y: torch.Tensor, inputs: Sequence[torch.Tensor | None], needed: Sequence[bool], gradient: torch.Tensor
-) -> list[torch.Tensor | None]:
-    """Gradients that can be differentiated again, of a dense operation's result ``y``; ``None`` where not needed."""
-    wanted = [each for each, asked in zip(inputs, needed) if asked and each is not None]
-    gradients = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
-    return [next(gradients) if asked else None for asked in needed]
 
 
 def register_gradients(
@@ -36,9 +28,9 @@ def register_gradients(
     ``operation`` is a custom one of ``(*inputs, *constants, bias, padding, dilation, *others)``: ``count`` inputs, image, weight and
     perhaps basis, the weight of further channels and more, of which some may be ``None``; so many constants, the shells of the taps and
     perhaps angular factors; ``weights`` are the places of the inputs that have a row for each output channel. Without constants the weight
-    is ``(out, in, *kernel_size)``. ``gradients``
-    is one of ``(gradient, *inputs, *constants, padding, dilation, *others, needed)``, whose results are the gradients of the inputs, of
-    shape ``(0,)`` where not needed. Gradients of gradients are those of ``dense(*inputs, *constants, padding, dilation, *others)``.
+    is ``(out, in, *kernel_size)``. ``gradients`` is one of ``(gradient, *inputs, *constants, padding, dilation, *others, needed)``, whose
+    results are the gradients of the inputs, of shape ``(0,)`` where not needed. Gradients of gradients, and those of a batch, are those of
+    ``dense(*inputs, *constants, padding, dilation, *others)``.
     """
     bias_place = count + constants
 
@@ -60,8 +52,9 @@ def register_gradients(
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
         needed, tensors = list(ctx.needs_input_grad[:count]), ctx.saved_tensors
         bias = sum_voxels(gradient) if ctx.needs_input_grad[bias_place] else None
-        if torch.is_grad_enabled():
-            results = differentiable_gradients(dense(*tensors, *ctx.geometry), tensors[:count], needed, gradient)
+        if takes_dense_gradients(gradient):
+            others = (*tensors[count:], *ctx.geometry)
+            results = dense_gradients(lambda *inputs: dense(*inputs, *others), tensors[:count], needed, gradient)
         else:
             results = gradients(gradient, *tensors, *ctx.geometry, needed)
             results = [each if asked else None for each, asked in zip(results, needed)]

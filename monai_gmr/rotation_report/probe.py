@@ -116,10 +116,12 @@ def class_map(x: torch.Tensor, logits: bool, exclusive: bool = True) -> np.ndarr
 
 def true_class(scores: torch.Tensor, label: Any) -> list[float] | None:
     """Probability that a classifier gives the true class of each case, from logits of shape ``(B, C)`` (a single one is that of class 1)
-    and classes of shape ``(B,)``, ``(B, 1)`` or one-hot ``(B, C)``; ``None`` for any other label."""
+    and classes of shape ``(B,)``, ``(B, 1)`` or one-hot ``(B, C)``; ``None`` for any other label, such as several for a case."""
     if not isinstance(label, torch.Tensor) or scores.ndim != 2 or label.numel() not in (len(scores), scores.numel()):
         return None
     label = label.detach().as_subclass(torch.Tensor).cpu().reshape(len(scores), -1)
+    if label.shape[1] > 1 and not (label.sum(1) == 1).all():
+        return None
     classes = label.float().argmax(1) if label.shape[1] > 1 else label[:, 0].long()
     scores = scores.detach().cpu()
     scores = torch.cat([torch.zeros_like(scores), scores], 1) if scores.shape[1] == 1 else scores
@@ -219,6 +221,7 @@ class ViewProbe:
         self._size: Sequence[int] = ()
         self._images: tuple[Any, Any, Any] | None = None
         self._first_scores: dict[str, list[np.ndarray]] = {}
+        self._has_true_class: bool | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> ViewProbe:
@@ -321,8 +324,10 @@ class ViewProbe:
             self._errors = [moved_error(*pair, view, **how) for pair in zip(plain.split(1), upright.split(1))]
         self._values = {ANSWER: [plain.double().flatten(1).norm(dim=1).cpu().numpy()]}
         probability = None if spatial else true_class(plain, label)
-        if probability is not None:
-            self._values[TRUE_CLASS] = [np.array(probability)]
+        # of several labels a case, a batch may happen to have one each: the first batch decides for all
+        self._has_true_class = probability is not None if self._has_true_class is None else self._has_true_class
+        if self._has_true_class:
+            self._values[TRUE_CLASS] = [np.full(len(plain), np.nan) if probability is None else np.array(probability)]
         if spatial and (self.frame == "upright" or view.shift is not None):
             answer, image = (keep_metadata(lambda x: self._move_back(x, view, size), x) for x in (answer, image))
         if self.frame == "upright":

@@ -93,7 +93,8 @@ def test_the_studies_of_the_bundles_follow_the_protocol(file, monkeypatch):
         longer = next(cell for cell in study.cells if cell.data == name and "three times" in cell.augmentation)
         assert study.epochs(longer) == 3 * study.epochs(longer._replace(augmentation="rotation"))
         assert len(study.tuning_jobs(longer)) == 3
-        for settings in study.evaluations(name).values():  # the report refuses the upright image alone
+        for evaluation in study.evaluations(name).values():  # the report refuses the upright image alone
+            settings = evaluation.settings
             assert settings.get("angle_step", 1) or settings.get("num_group_elements", 2) > 1
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from monai_gmr.bundle.classification import HeadedCSVSaver, check_data, class_weights, network_shape
+from monai_gmr.bundle.classification import HeadedCSVSaver, check_data, class_weights, make_loss, network_shape
 from monai_gmr.data import MedMNISTCacheDataset
 from monai_gmr.utils import ConfigurationError
 
@@ -18,22 +18,28 @@ def test_weighted_classes_count_alike_and_images_one_on_average():
     assert totals.sum() == pytest.approx(100)
 
 
-def test_several_labels_an_image_are_refused(tmp_path):
+def test_several_labels_an_image_are_known_or_refused(tmp_path):
     labels = np.eye(4, dtype=np.uint8)
     np.savez(tmp_path / "chest.npz", test_images=np.zeros((4, 9, 9), np.uint8), test_labels=labels)
     data = MedMNISTCacheDataset(tmp_path, "chest.npz", "test", check_md5=False)
     with pytest.raises(ConfigurationError, match=r"chest\.npz has 4 labels an image"):
         check_data(data, spatial_dims=2, num_classes=4, in_channels=1)
+    check_data(data, spatial_dims=2, num_classes=4, in_channels=1, multi_label=True)
+    assert network_shape({}, tmp_path, "chest.npz", "test") == {"in_channels": 1, "num_classes": 4, "multi_label": True}
+    for balanced, weights in ((True, [3.0] * 4), (False, None)):
+        loss = make_loss(data, balanced, multi_label=True)
+        assert (loss.pos_weight if weights is None else loss.pos_weight.tolist()) == weights
+    assert make_loss(data, False).weight is None
 
 
 def test_shape_is_the_file_s_and_else_the_metadata_s(tmp_path):
     layout = {"inputs": {"image": {"num_channels": 5}}, "outputs": {"pred": {"num_channels": 6}}}
     metadata = {"network_data_format": layout}
-    assert network_shape(metadata, tmp_path, "cells.npz") == {"in_channels": 5, "num_classes": 6}
+    assert network_shape(metadata, tmp_path, "cells.npz") == {"in_channels": 5, "num_classes": 6, "multi_label": False}
     np.savez(tmp_path / "cells.npz", test_images=np.zeros((4, 9, 9, 3), np.uint8), test_labels=np.arange(4))
     for grey, channels in ((False, 3), (True, 1)):
         shape = network_shape(metadata, tmp_path, "cells.npz", "test", classes=[2, 3], grey=grey)
-        assert shape == {"in_channels": channels, "num_classes": 2}
+        assert shape == {"in_channels": channels, "num_classes": 2, "multi_label": False}
 
 
 def test_predictions_are_not_written_half(tmp_path):

@@ -61,7 +61,11 @@ IMPOSSIBLE = {
     "num_resamples": [-1, 0.5],
     "worst_cases": [-1, 0.5],
     "views_per_batch": [0, -1, 0.5],
-    **{name: [1, None, "yes"] for name in ("amp", "resume", "tensorboard", "balanced_loss", "grey", "download")},
+    "reduction": ["mean", "", False],
+    **{
+        name: [1, None, "yes"]
+        for name in ("amp", "resume", "tensorboard", "balanced_loss", "grey", "download", "multi_label")
+    },
 }
 POSSIBLE = {
     "kernel_sizes": [None, 3, [3, 5, 5], [[3, 3, 1], [3, 3, 3]]],
@@ -79,6 +83,7 @@ POSSIBLE = {
     "device": ["cpu", "meta", torch.device("cpu")],
     "classes": [None, [0, 3]],
     "seed": [0, 2**32 - 1],
+    "reduction": [None, "argmax"],
 }
 
 

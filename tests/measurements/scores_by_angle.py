@@ -54,7 +54,7 @@ def main():
         for view in evaluate(data.config_file("evaluate"), settings | more):
             # shifts have no angle
             if view["angle"] is not None:
-                rows.append(dict(zip(COLUMNS, (*key, view["axis"], view["angle"], view[data.metric]))))
+                rows.append(dict(zip(COLUMNS, (*key, view["axis"], view["angle"], view[data.metric[0]]))))
         write_rows(sorted(rows, key=lambda row: row["data"]), ANGLE_SCORES)
 
 

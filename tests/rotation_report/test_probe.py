@@ -82,6 +82,7 @@ def test_probabilities_of_the_true_class():
     )
     assert true_class(scores, torch.tensor([0, 1, 2, 3, 1])) is None
     assert true_class(scores, None) is None
+    assert true_class(scores, torch.ones_like(scores)) is None
 
 
 def test_classes_are_drawn_as_whole_numbers():

@@ -199,6 +199,8 @@ class _FieldsPass(Pass):
         given = [tensor for tensor in tensors_in((args, kwargs)) if _kind(tensor) is not None]
         if not given:
             return
+        if name == "repeat" and args[0].dim() == results[0].dim() > 1 == args[0].shape[1]:
+            results[0]._gmr_alike = True  # type: ignore[attr-defined]
         givers = frozenset().union(*(tensor._gmr_kind.givers for tensor in given))  # type: ignore[attr-defined]
         fields = [tensor for tensor in given if _is_fields(tensor)]
         axis: int | None = None
@@ -262,8 +264,8 @@ class _Operation:
         from_the_end = axis - x.dim()
         for other in tensors_in((self.args, self.kwargs)):
             size = other.shape[from_the_end] if other.dim() >= -from_the_end else 1
-            if size > 1 and other.stride(from_the_end) == 0:
-                # expanded: alike for all channels
+            if size > 1 and (other.stride(from_the_end) == 0 or getattr(other, "_gmr_alike", False)):
+                # expanded, or one channel repeated: alike for all channels
                 size = x.shape[axis] if _is_fields(other) else 1
             if not _is_fields(other):
                 self._check_other(other, size)

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 from monai_gmr.ops.cpu.library import VoxelGeometry, call_kernel, supports
 from monai_gmr.ops.cpu.memory_format import voxel_rows
+from monai_gmr.ops.dense_gradients import dense_gradients, takes_dense_gradients
 from monai_gmr.ops.memory_format import image_of
-from monai_gmr.ops.ring_gradients import differentiable_gradients
 
 
 def _geometry(x: torch.Tensor) -> VoxelGeometry:
@@ -99,11 +99,12 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[torch.Tensor, ...]) ->
 
 def _backward(ctx: Any, gradient: torch.Tensor, *_: Any) -> tuple:
     needed = ctx.needs_input_grad[:3]
-    if torch.is_grad_enabled():
-        # the gradient is to be differentiated itself
-        x, weight, bias = ctx.saved_tensors[:3]
-        y = _dense(x, weight, bias, ctx.eps, ctx.slope)
-        return *differentiable_gradients(y, (x, weight, bias), needed, gradient), None, None
+    if takes_dense_gradients(gradient):
+
+        def run(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Tensor:
+            return _dense(x, weight, bias, ctx.eps, ctx.slope)
+
+        return *dense_gradients(run, ctx.saved_tensors[:3], needed, gradient), None, None
     results = _gradients(gradient, *ctx.saved_tensors, ctx.slope)
     return *(each if asked else None for each, asked in zip(results, needed)), None, None
 

@@ -445,3 +445,27 @@ def test_the_check_asks_the_elements_of_the_group_alone():
     net = converted("UNet", 2, "4").eval()
     assert check_equivariance(net, [(33, 40)], in_channels=1, spatial_dims=2).ok
     assert equivariance_error(net, torch.randn(1, 1, 20, 20), PointGroup.from_name("4mm", 2).elements).worst > 1e-3
+
+
+class AddsItsRepeatedInput(nn.Module):
+    """As the first block of MONAI's VNet: the image, repeated to as many channels as the convolution has, is added to its output."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 16, 3, padding=1)
+        self.head = nn.Conv2d(16, 2, 1)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.conv(x) + x.repeat(1, 16 // x.shape[1], 1, 1)))
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_one_repeated_channel_may_be_added_to_fields_and_several_may_not(channels):
+    net = convert_to_gmr(AddsItsRepeatedInput(channels), conv="group", group="4mm", in_channels=channels).double()
+    x = torch.randn(1, channels, 9, 12, dtype=torch.float64)
+    if channels == 2:
+        assert any("joins scalars with fields" in limit for limit in net.conversion_report.limits)
+    else:
+        assert net.conversion_report.limits == ()
+    exact = equivariance_error(net.eval(), x).worst < 1e-10
+    assert exact == (channels == 1)

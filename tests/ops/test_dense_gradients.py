@@ -1,0 +1,54 @@
+"""Batches of gradients, as vectorised Jacobians ask for, equal those taken one by one, whatever backend runs."""
+
+import pytest
+import torch
+from torch import nn
+
+from monai_gmr.networks.layers import GMRConv2d, GMRConv3d, GMRHarmonicConv2d, GMRHarmonicConv3d, PointGroupConv2d
+from monai_gmr.networks.nets import GMRUNet
+from monai_gmr.ops import dense_harmonic, set_backend
+from monai_gmr.ops.dense_gradients import dense_gradients
+
+NETS = {
+    "radial": lambda: GMRConv2d(8, 6, 5, padding=2),
+    "radial, 3D": lambda: GMRConv3d(8, 6, 3, padding=1),
+    "harmonic": lambda: GMRHarmonicConv2d(8, 6, 5, padding=2),
+    "harmonic, 3D": lambda: GMRHarmonicConv3d(8, 6, 3, padding=1),
+    "harmonic, keeps rotations": lambda: GMRHarmonicConv2d(8, 8, 5, padding=2, keeps="rotations"),
+    "depthwise": lambda: PointGroupConv2d(16, 16, 5, padding=2, group="4mm", filter="gc"),
+    "U-Net": lambda: GMRUNet(2, 8, 2, (8, 8), conv="gmr_harmonic"),
+}
+
+
+@pytest.mark.parametrize("backend", ["cpp", "dense"])
+@pytest.mark.parametrize("name", NETS)
+def test_a_batch_of_gradients_is_that_of_each(name, backend, monkeypatch):
+    # slab by slab
+    monkeypatch.setattr(dense_harmonic, "KEPT_BYTES", 0)
+    torch.manual_seed(0)
+    net = NETS[name]()
+    size = (12, 13, 14) if "3D" in name else (24, 28)
+    x = torch.randn(1, 16 if name == "depthwise" else 8, *size, requires_grad=True)
+    inputs = [x, *net.parameters()]
+    directions = torch.randn(3, 2)
+    with set_backend(backend):
+        summary = net(x).flatten(2).square().mean(2)[0, :2]
+        batch = torch.autograd.grad(summary, inputs, directions, is_grads_batched=True, retain_graph=True)
+        single = [torch.autograd.grad(summary, inputs, each, retain_graph=True) for each in directions]
+    for found, wanted in zip(batch, zip(*single)):
+        assert torch.allclose(found, torch.stack(wanted), rtol=1e-4, atol=1e-5)
+
+
+def test_a_vectorised_jacobian_is_the_jacobian():
+    net = nn.Sequential(GMRHarmonicConv2d(8, 4, 5, padding=2), nn.AdaptiveAvgPool2d(1))
+    x = torch.randn(1, 8, 16, 16)
+    jacobian = torch.autograd.functional.jacobian
+    assert torch.allclose(jacobian(net, x, vectorize=True), jacobian(net, x), atol=1e-6)
+
+
+def test_gradients_of_inputs_that_come_from_each_other_are_partial():
+    a = torch.tensor(2.0, requires_grad=True)
+    b = a * 3
+    with torch.no_grad():
+        found = dense_gradients(torch.mul, (a, b), (True, True), torch.tensor(1.0))
+    assert [float(each) for each in found] == [6.0, 2.0]
