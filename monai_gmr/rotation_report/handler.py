@@ -452,7 +452,7 @@ class RotationReport:
     def _draw_worst(
         self, networks: Mapping[str, _Network], results: Sequence[NetworkScores], key: str
     ) -> dict[str, Any]:
-        """Run what is shown once more, draw the worst views of the worst cases, and return the sweeps, cases and worst cases of the page."""
+        """Run what is shown once more, draw the worst views of the worst cases, and return what the page needs of them."""
         worst = {result.title: result.worst(key, self.worst_cases) for result in results if result.title in networks}
         names = list(dict.fromkeys(case for result in results if result.title in networks for case in result.cases))
         on_page = choose_cases(names, worst)
@@ -470,7 +470,9 @@ class RotationReport:
                 measured = next((result.cases for result in results if result.title == title), [])
                 with self._probe(network) as probe:
                     for case in [name for name in dict.fromkeys([*on_page, *ranked]) if name in measured]:
-                        drawn += self._draw_case(title, network, probe, case, ranked.get(case), pictures.get(case), shown)
+                        drawn += self._draw_case(
+                            title, network, probe, case, ranked.get(case), pictures.get(case), shown
+                        )
                         bar.update(case in on_page)
         # in the order of the ranks, as the cases of the page may have another one
         places = {(title, each.case): rank for title, ranks in worst.items() for rank, each in enumerate(ranks)}

@@ -14,7 +14,7 @@ import numpy as np
 from monai_gmr.files import write_text
 from monai_gmr.rotation_report.page_curve import PAGE_COLOURS, draw_curve, sign_of
 from monai_gmr.rotation_report.page_pictures import CasePictures
-from monai_gmr.rotation_report.statistics import ERROR, NetworkScores, WorstCase, format_cell
+from monai_gmr.rotation_report.statistics import CHANGED_VOXELS, ERROR, NetworkScores, WorstCase, format_cell
 from monai_gmr.rotation_report.sweeps import Sweep, say_view
 from monai_gmr.rotation_report.table_picture import find_limits
 from monai_gmr.rotation_report.worst_cases_picture import CLASS_COLOURS, ERROR_COLOURS, ERRORS
@@ -123,7 +123,10 @@ def _curves(cases: Sequence[PageCase], results: Sequence[NetworkScores], scores:
     shown = same and any(len(result.cases) > 1 for result in results)
     lines = [{result.title: scores.means(result, sweep) for result in results} for sweep in scores.sweeps]
     points = [
-        [{result.title: scores.of_case(result, case.name, sweep) for result in results} if shown else {} for case in cases]
+        [
+            {result.title: scores.of_case(result, case.name, sweep) for result in results} if shown else {}
+            for case in cases
+        ]
         for sweep in scores.sweeps
     ]
     everything = [value for each in lines for line in each.values() for value in line]
@@ -143,7 +146,10 @@ def _curves(cases: Sequence[PageCase], results: Sequence[NetworkScores], scores:
 
 
 def _worst_content(
-    worst: Mapping[str, Sequence[WorstCase]], cases: Sequence[PageCase], sweeps: Sequence[Sweep], results: Sequence[NetworkScores]
+    worst: Mapping[str, Sequence[WorstCase]],
+    cases: Sequence[PageCase],
+    sweeps: Sequence[Sweep],
+    results: Sequence[NetworkScores],
 ) -> list[dict[str, Any]]:
     """The worst cases that a click shows: names, scores, and the place of case, sweep and step."""
     order = {case.name: place for place, case in enumerate(cases)}
@@ -219,7 +225,10 @@ def _difference_table(paired: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _network_content(
-    results: Sequence[NetworkScores], key: str, summary: Sequence[Mapping[str, Any]], costs: Mapping[str, Mapping[str, float]]
+    results: Sequence[NetworkScores],
+    key: str,
+    summary: Sequence[Mapping[str, Any]],
+    costs: Mapping[str, Mapping[str, float]],
 ) -> list[dict[str, Any]]:
     """What the page says of each network at its top: name, sign, colour and the key numbers."""
     rows = {(row["network"], row["metric"], row["family"]): row for row in summary}
@@ -234,9 +243,15 @@ def _network_content(
             facts += [("upright", format_cell(float(scores[0])))] if key != ERROR else []
             facts.append((f"mean of {len(rotated)} views", format_cell(float(np.nanmean(scores[rotated])))))
             facts.append((f"worst, {say_view(result.views[worst])}", format_cell(float(scores[worst]))))
-        error = next((rows[result.title, ERROR, each] for each in ("group", "turns") if (result.title, ERROR, each) in rows), None)
+        error = next(
+            (rows[result.title, ERROR, each] for each in ("group", "turns") if (result.title, ERROR, each) in rows),
+            None,
+        )
         if error is not None and key != ERROR:
             facts.append((f"equivariance error, worst of {error['family']}", format_cell(float(error["worst"]))))
+        if CHANGED_VOXELS in result.metrics and rotated:
+            changed = np.array(result.scores(CHANGED_VOXELS), float)[rotated]
+            facts.append(("share of voxels that change class, most", format_cell(float(np.nanmax(changed)))))
         seconds = costs.get(result.title, {}).get("seconds_per_case", math.nan)
         facts.append(("seconds a case", f"{seconds:.2g}" if math.isfinite(seconds) else ""))
         content.append({"name": result.title, "sign": sign_of(place), "facts": [fact for fact in facts if fact[1]]})
@@ -269,14 +284,18 @@ def write_page(
     the tables that can be sorted.
 
     ``results`` have what was measured, ``key`` is the metric of curves; ``summary``, ``paired``, ``costs`` and ``seen`` are what the other
-    files of the report hold; ``overview`` is the picture of the table. ``own_labels``: whether networks were compared with their own upright
-    answers. ``class_names`` are words for the numbers of classes. All names are escaped.
+    files of the report hold; ``overview`` is the picture of the table. ``own_labels``: whether networks were compared with their own
+    upright answers. ``class_names`` are words for the numbers of classes. All names are escaped.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     script, style = ((TEMPLATES / f"report.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
     style += "".join(f".sign{i}, .point{i} {{ color: {colour}; }}\n" for i, colour in enumerate(PAGE_COLOURS))
@@ -316,11 +335,19 @@ def write_page(
         seen=seen,
         own_labels=own_labels,
         worst=_worst_content(worst, cases, sweeps, results),
-        has_maps=any("difference" in each for case in cases for steps in case.pictures.steps for step in steps
-                     for each in step["networks"].values()),
+        has_maps=any(
+            "difference" in each
+            for case in cases
+            for steps in case.pictures.steps
+            for step in steps
+            for each in step["networks"].values()
+        ),
         is_volume=any(sweep.axis is not None for sweep in sweeps),
         legend=[
-            {"colour": CLASS_COLOURS[(number - 1) % len(CLASS_COLOURS)], "name": f"{number} {names.get(number, '')}".strip()}
+            {
+                "colour": CLASS_COLOURS[(number - 1) % len(CLASS_COLOURS)],
+                "name": f"{number} {names.get(number, '')}".strip(),
+            }
             for number in numbers
         ],
         error_legend=[{"colour": colour, "name": name} for name, colour in zip(ERRORS, ERROR_COLOURS)],

@@ -23,8 +23,8 @@ WIDTH, HEIGHT = 4.6, 2.7
 
 
 class Curve(NamedTuple):
-    """``address`` of the picture; ``x`` of each step and ``y`` of each network by name at each step, in percent of the picture from its left
-    and upper edge, ``None`` where there is no score."""
+    """``address`` of the picture; ``x`` of each step and ``y`` of each network by name at each step, in percent of the picture from its
+    left and upper edge, ``None`` where there is no score."""
 
     address: str
     x: list[float]

@@ -19,10 +19,10 @@ from monai_gmr.rotation_report.worst_cases_picture import (
     in_colour,
 )
 
-# pixels along the longer side, and bytes of all pictures of images; overlays take a tenth of these
-LARGEST_SIDE, SMALLEST_SIDE, LARGEST_SUM = 256, 64, 4_000_000
-# of a picture, as WebP of this quality, measured on noise
-BYTES_PER_PIXEL, QUALITY = 0.25, 80
+# pixels along the longer side, and bytes of all pictures of images; text makes a third more of them
+LARGEST_SIDE, SMALLEST_SIDE, LARGEST_SUM = 256, 64, 4_500_000
+# of noise, the largest, as WebP of this quality
+BYTES_PER_PIXEL, QUALITY = 0.56, 80
 
 
 def choose_side(pictures: int) -> int:

@@ -69,7 +69,7 @@ def make_sweeps(
 
     Example:
         >>> from monai_gmr.symmetry import make_views
-        >>> sweeps = make_sweeps(make_views(["all", {"angles": 45}], 2), ["element 4"])
+        >>> sweeps = make_sweeps(make_views(["all", {"angles": 45}], 2), ["m [1-1]"])
         >>> [(sweep.title, [step.label for step in sweep.steps]) for sweep in sweeps][0]
         ('rotated', ['0°', '45°', '90°', '135°', '180°', '225°', '270°', '315°'])
         >>> [step.text for step in sweeps[1].steps]

@@ -12,8 +12,8 @@ from monai_gmr.rotation_report.table_picture import (
     SMALLEST_RANGE,
     _circle,
     _figure,
-    find_limits,
     draw_rotation_table,
+    find_limits,
 )
 from monai_gmr.symmetry import angle_views, group_views
 from monai_gmr.symmetry.views import icosahedral_views, random_views, shift_views

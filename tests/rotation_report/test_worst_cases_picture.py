@@ -10,12 +10,12 @@ from monai_gmr.rotation_report.statistics import WorstCase
 from monai_gmr.rotation_report.worst_cases_picture import (
     CLASS_COLOURS,
     ERROR_COLOURS,
-    find_errors,
     _figure,
-    in_colour,
     _pictures,
     _slice_number,
     draw_worst_cases,
+    find_errors,
+    in_colour,
 )
 from monai_gmr.utils import ConfigurationError
 
