@@ -242,9 +242,10 @@ def make_report(arguments: argparse.Namespace) -> RotationReport:
         if arguments.dataset_dir is not None:
             raise ConfigurationError("--input and --dataset_dir both give the images: leave one of them out.")
         check_folder(arguments.output_dir, "output_dir")
-        place: tuple[Any, ...] = (arguments.input, arguments.output_dir)
         own = {
-            name: open_own_answers(folder, *place, settings[name], arguments.config_file, prediction)
+            name: open_own_answers(
+                folder, arguments.input, arguments.output_dir, settings[name], arguments.config_file, prediction
+            )
             for name, folder in networks.items()
         }
         evaluators, inverts = {name: each.evaluator for name, each in own.items()}, False

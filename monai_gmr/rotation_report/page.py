@@ -319,6 +319,7 @@ def write_page(
         "classes": {str(number): name for number, name in names.items()},
         "ownLabels": own_labels,
     }
+    shown = [step for case in cases for steps in case.pictures.steps for step in steps]
     words = {view.name: say_view(view) for result in results for view in result.views}
     measured = list(dict.fromkeys(row["family"] for row in summary))
     total = len(dict.fromkeys(case for result in results for case in result.cases))
@@ -334,14 +335,10 @@ def write_page(
         total_views=max((len(result.views) for result in results), default=0),
         seen=seen,
         own_labels=own_labels,
+        greater_is_better=all(result.is_greater_better(key) for result in results),
         worst=_worst_content(worst, cases, sweeps, results),
-        has_maps=any(
-            "difference" in each
-            for case in cases
-            for steps in case.pictures.steps
-            for step in steps
-            for each in step["networks"].values()
-        ),
+        has_maps=any("difference" in each for step in shown for each in step["networks"].values()),
+        has_label_maps=any(isinstance(step.get("label"), str) for step in shown),
         is_volume=any(sweep.axis is not None for sweep in sweeps),
         legend=[
             {

@@ -14,7 +14,7 @@ import torch
 from monai.data import Dataset
 from monai.transforms import Lambdad
 from PIL import Image
-from small_reports import make_evaluator, make_report
+from small_reports import Failing, make_evaluator, make_report
 
 from monai_gmr.rotation_report.page import MOST_CASES, TEMPLATES, choose_cases
 from monai_gmr.rotation_report.page_curve import PAGE_COLOURS
@@ -227,6 +227,26 @@ def test_classifiers_have_probabilities_and_cases_without_label_no_difference(tm
         assert "difference" not in shot["networks"][0]
 
 
+def test_networks_with_different_cases_and_earlier_reports_share_a_page(tmp_path, capsys):
+    """A case that one network failed on has pictures of the other one alone; a report of before has scores and no pictures."""
+    data = make_data()
+    make_report(make_evaluator(Tilted(0.3), dataset=data), tmp_path / "before", views="4").run()
+    evaluators = {"whole": make_evaluator(Tilted(0.0), dataset=data)}
+    evaluators["part"] = make_evaluator(Tilted(0.6), dataset=Failing(data.data, 0))
+    compare = {"before": tmp_path / "before"}
+    make_report(evaluators, tmp_path / "out", views="4", worst_cases=1, compare=compare).run()
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    content = json.loads(re.search(r'id="data">(.*?)</script>', text, flags=re.DOTALL)[1])
+    assert content["networks"] == ["whole", "part", "before"]
+    first = content["cases"][0]
+    assert first["name"] == "scan 1"
+    drawn = [["prediction" in each for each in case["sweeps"][0][1]["networks"]] for case in content["cases"]]
+    assert drawn[0] == [True, False, False]
+    assert [True, True, False] in drawn
+    assert [each["score"] != "" for each in first["sweeps"][0][1]["networks"]] == [True, False, True]
+    assert "part: scan 1</strong>: RuntimeError: no reader for this file" in text
+
+
 @pytest.mark.parametrize("answer", [0.0, 1.0])
 def test_empty_answers_and_labels_have_a_page(answer, tmp_path):
     empty = Dataset([{"image": torch.full((1, 8, 8), answer), "label": torch.zeros(1, 8, 8)}])
@@ -255,7 +275,14 @@ def browser():
     options = webdriver.ChromeOptions()
     options.binary_location = program
     # a container has neither a sandbox nor much shared memory
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1280,1000", MOTION):
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--window-size=1280,1000",
+        MOTION,
+    ):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
