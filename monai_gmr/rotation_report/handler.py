@@ -470,9 +470,8 @@ class RotationReport:
                 measured = next((result.cases for result in results if result.title == title), [])
                 with self._probe(network) as probe:
                     for case in [name for name in dict.fromkeys([*on_page, *ranked]) if name in measured]:
-                        drawn += self._draw_case(
-                            title, network, probe, case, ranked.get(case), pictures.get(case), shown
-                        )
+                        shows: dict[str, Any] = {"pictures": pictures.get(case), "views": shown}
+                        drawn += self._draw_case(title, network, probe, case, ranked.get(case), **shows)
                         bar.update(case in on_page)
         # in the order of the ranks, as the cases of the page may have another one
         places = {(title, each.case): rank for title, ranks in worst.items() for rank, each in enumerate(ranks)}
@@ -489,6 +488,7 @@ class RotationReport:
         probe: ViewProbe,
         case: str,
         worst: WorstCase | None,
+        *,
         pictures: CasePictures | None,
         views: Sequence[View],
     ) -> list[WorstCase]:

@@ -41,7 +41,7 @@ def say_view(view: View) -> str:
     Example:
         >>> from monai_gmr.symmetry import group_views
         >>> [say_view(view) for view in group_views(2)][:4]
-        ['upright', 'mirrored along axis 0', 'mirrored along axis 1', 'rotated by 180°']
+        ['upright', 'mirrored along axis 0', 'axes in the order 1, 0', 'mirrored along axis 1']
     """
     axis, angle = axis_and_angle(view)
     if view.family == "upright" or view.shift is not None:
@@ -53,12 +53,13 @@ def say_view(view: View) -> str:
         return view.name
     # a symmetry of the grid: from which axis each axis comes, and in which direction
     source, sign = np.abs(matrix).argmax(1), matrix.sum(1)
-    reversed_axes = " and ".join(str(axis) for axis in np.flatnonzero(sign < 0))
+    *first, last = [str(axis) for axis in np.flatnonzero(sign < 0)] or [""]
+    reversed_axes = f"axes {', '.join(first)} and {last}" if first else f"axis {last}" if last else ""
     order = ", ".join(map(str, source))
     moved = "" if (source == np.arange(len(source))).all() else f"axes in the order {order}"
     if not moved:
-        return f"mirrored along axis {reversed_axes}"
-    return moved + (f", mirrored along axis {reversed_axes}" if reversed_axes else "")
+        return f"mirrored along {reversed_axes}"
+    return moved + (f", mirrored along {reversed_axes}" if reversed_axes else "")
 
 
 def make_sweeps(
@@ -73,7 +74,7 @@ def make_sweeps(
         >>> [(sweep.title, [step.label for step in sweep.steps]) for sweep in sweeps][0]
         ('rotated', ['0°', '45°', '90°', '135°', '180°', '225°', '270°', '315°'])
         >>> [step.text for step in sweeps[1].steps]
-        ['upright', 'mirrored along axis 0', 'mirrored along axis 1', 'axes in the order 1, 0']
+        ['upright', 'mirrored along axis 0', 'axes in the order 1, 0', 'mirrored along axis 1']
     """
     upright, sweeps, covered = views[0], [], {views[0].name}
     is_3d = len(upright.matrix) == 3
