@@ -38,12 +38,17 @@ def check_choice(name: str, value: object, choices: tuple) -> None:
         raise ConfigurationError(f"{name}={value!r} is unknown: use one of {possible}.")
 
 
+def can_import(package: str, without: str) -> bool:
+    """Whether an optional package is there; where it is not, says in one sentence what is so ``without`` it."""
+    there = bool(optional_import(package)[1])
+    if not there:
+        print(f"{package} cannot be imported, so {without}: pip install 'monai-gmr[bundle]'.")
+    return there
+
+
 def can_draw(what: str = "picture") -> bool:
     """Whether matplotlib, which is optional, is there; where it is not, says in one sentence what is left out."""
-    there = bool(optional_import("matplotlib")[1])
-    if not there:
-        print(f"matplotlib cannot be imported, so no {what} is drawn: pip install 'monai-gmr[bundle]'.")
-    return there
+    return can_import("matplotlib", f"no {what} is drawn")
 
 
 WORKER_SENTENCE = re.compile(rf"(?m)^{ConfigurationError.__module__}\.{ConfigurationError.__qualname__}: (.+)$")

@@ -1,7 +1,8 @@
 """Command line of the rotation report: the network of any MONAI bundle on rotated and mirrored images, or several side by side.
 
 ``python -m monai_gmr.rotation_report BUNDLE --output_dir DIR`` runs the bundle's own evaluator, changes none of its files, and leaves
-tables and pictures in DIR. It exits with 0, with 1 and one sentence if cases were left out, or with 2 and one sentence if it failed.
+tables, pictures and a page in DIR. ``--input scan.nii.gz`` needs no label. It exits with 0, with 1 and one sentence if cases were left
+out, or with 2 and one sentence if it failed.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from typing import Any
 import yaml
 
 from monai_gmr.command_line import command
+from monai_gmr.files import check_folder
 from monai_gmr.rotation_report import RotationReport
 from monai_gmr.rotation_report.evaluator import open_evaluator
+from monai_gmr.rotation_report.own_answer import open_own_answers, say_agreement
 from monai_gmr.rotation_report.prepare_batch import LABEL_SAMPLINGS
 from monai_gmr.utils import ConfigurationError
 
@@ -46,6 +49,10 @@ example: a bundle's network, the same one averaged over the symmetries of the gr
   python -m monai_gmr.rotation_report upright=bundles/spleen rotated=bundles/spleen --output_dir report \\
       --dataset_dir /data/spleen --angles 45 --cases 10 --set device=cpu --average upright:all \\
       --for rotated ckpt_dir=runs/rotated
+
+how a segmentation agrees with itself when one's own scan is rotated, without a label
+
+  python -m monai_gmr.rotation_report bundles/spleen --input scan.nii.gz
 
 BUNDLE is a folder of MONAI's bundle specification, such as one that `python -m monai.bundle download` fetched. Its config is
 configs/evaluate (over configs/train where need be), else configs/inference. SaveImaged, StatsHandler and whatever else writes
@@ -150,10 +157,14 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     text = "bundle folder, one for each network; default name: the folder's"
     add("bundles", nargs="+", metavar="[NAME=]BUNDLE", help=text)
-    add("--output_dir", required=True, metavar="DIR", help="where the report goes")
+    text = "where the report goes (default: rotation_report in the working directory)"
+    add("--output_dir", default="rotation_report", metavar="DIR", help=text)
 
     add = parser.add_argument_group("the bundles").add_argument
     add("--dataset_dir", metavar="DIR", help="folder of the images: sets the bundle's id dataset_dir")
+    text = """a scan, or a folder of them, without labels: each network is compared with its own answer to the upright image, on the
+        bundle's inference config"""
+    add("--input", metavar="SCAN", help=text)
     text = "config files instead of configs/evaluate, the later ones over the first"
     add("--config_file", nargs="+", metavar="FILE", help=text)
     add("--set", **keys, metavar="KEY=VALUE", help="ids of every bundle's config, as in device=cpu")
@@ -186,8 +197,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--metrics", nargs="+", metavar="NAME", help="the evaluator's metrics to report (default: all)")
     text = "the metrics are errors or distances"
     add("--smaller_is_better", action="store_false", dest="greater_is_better", help=text)
-    text = "how label images are rotated by angles: nearest neighbour (default), or the class with the largest share"
-    add("--labels", choices=LABEL_SAMPLINGS, default="nearest", help=text)
+    text = """how label images are rotated by angles: nearest neighbour (default), or the class with the largest share (default with
+        --input)"""
+    add("--labels", choices=LABEL_SAMPLINGS, help=text)
     text = "classes that trade places under a mirror image, such as left and right, as in 1:2 3:4"
     add("--mirrored_labels", nargs="+", type=read_pair, default=[], metavar="A:B", help=text)
     text = "judge segmentations in the whole image instead of the inscribed disc or ball, which every rotation keeps"
@@ -216,22 +228,43 @@ def make_report(arguments: argparse.Namespace) -> RotationReport:
         if not pairs:
             raise ConfigurationError(f"--for {name} sets nothing: give ids, as in --for {name} device=cpu.")
         settings[name].update(read_settings(pairs, f"--for {name}"))
-    opened = {
-        name: open_evaluator(folder, settings[name], arguments.config_file, arguments.dataset_dir)
-        for name, folder in networks.items()
-    }
+    prediction = None if arguments.prediction is None else _read_value(arguments.prediction)
+    arguments.labels = arguments.labels or ("nearest" if arguments.input is None else "share")
+    class_names: dict[int, str] = {}
+    if arguments.input is None:
+        opened = {
+            name: open_evaluator(folder, settings[name], arguments.config_file, arguments.dataset_dir)
+            for name, folder in networks.items()
+        }
+        evaluators = {name: bundle.evaluator for name, bundle in opened.items()}
+        inverts = any(bundle.inverts for bundle in opened.values())
+    else:
+        if arguments.dataset_dir is not None:
+            raise ConfigurationError("--input and --dataset_dir both give the images: leave one of them out.")
+        check_folder(arguments.output_dir, "output_dir")
+        own = {
+            name: open_own_answers(
+                folder, arguments.input, arguments.output_dir, settings[name], arguments.config_file, prediction
+            )
+            for name, folder in networks.items()
+        }
+        evaluators, inverts = {name: each.evaluator for name, each in own.items()}, False
+        class_names = next(iter(own.values())).class_names
     report = RotationReport(
-        {name: bundle.evaluator for name, bundle in opened.items()},
+        evaluators,
         arguments.output_dir,
         views=choose_views(arguments.angles, arguments.group, arguments.random, arguments.seed),
         shifts=[distance for distance in arguments.shifts if distance],
         average=average,
-        frame="upright" if any(bundle.inverts for bundle in opened.values()) else "rotated",
-        prediction=None if arguments.prediction is None else _read_value(arguments.prediction),
+        frame="upright" if inverts else "rotated",
+        prediction=prediction,
         compare=compare or None,
+        class_names=class_names or None,
         **{name: getattr(arguments, name) for name in OPTIONS},
     )
-    report.run()
+    rows = report.run()
+    if arguments.input is not None:
+        print(say_agreement(rows))
     return report
 
 

@@ -15,7 +15,7 @@ from monai.handlers import CheckpointLoader
 from monai.transforms import Invertd
 from monai.utils import ensure_tuple, optional_import
 
-from monai_gmr.bundle.checks import check_file
+from monai_gmr.bundle.checks import check_file, find_images
 from monai_gmr.bundle.command_line import quiet
 from monai_gmr.bundle.overrides import check_settings
 from monai_gmr.networks.weights import check_finite, read_checkpoint
@@ -28,6 +28,9 @@ EVALUATOR_IDS = ("evaluator", "validate::evaluator")
 DATASET_IDS = ("dataset_dir", "data_dir", "data_root")
 # evaluate.json of MONAI's model zoo holds no evaluator: it is merged over train.json
 CHOICES = (("evaluate",), ("train", "evaluate"), ("inference",), ("train",))
+# of scans without labels
+SCAN_CHOICES = (("inference",), ("evaluate",), ("train", "evaluate"), ("train",))
+SCAN_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy")
 WRITERS = re.compile(
     r"(Save|Write)(Image|Classification|FileMapping)\w*|\w*Saver|(Tensor[Bb]oard|MLFlow|ClearML)\w*|StatsHandler|LogfileHandler"
     r"|ProbMapProducer|ProgressBar|SmartCacheHandler"
@@ -51,6 +54,8 @@ def open_evaluator(
     settings: Mapping[str, Any] | None = None,
     config_file: str | Path | Sequence[str | Path] | None = None,
     dataset_dir: str | Path | None = None,
+    scan: str | Path | None = None,
+    output_dir: str | Path | None = None,
 ) -> BundleEvaluator:
     """Make the evaluator of a bundle, ready to run on images of the caller's choice.
 
@@ -61,15 +66,14 @@ def open_evaluator(
 
     ``settings`` are ids of the config to new values, as ``python -m monai.bundle run`` takes them. ``config_file`` is one or several files
     that are merged, instead of the choice above; relative to the bundle, its ``configs`` or the working directory. ``dataset_dir``, the
-    folder of the images, is the setting ``dataset_dir``, ``data_dir`` or ``data_root``, whichever the config has. Raises
-    ``ConfigurationError`` when there is no such bundle, config, setting or evaluator, or a part of it cannot be made.
+    folder of the images, is the setting ``dataset_dir``, ``data_dir`` or ``data_root``, whichever the config has. ``scan``, a file or a
+    folder of them, takes the place of the dataset and needs no label: the config is then ``configs/inference`` where there is one, and
+    ``output_dir`` the setting of this name. Raises ``ConfigurationError`` when there is no such bundle, config, setting or evaluator, or
+    a part of it cannot be made.
     """
-    root = Path(bundle)
-    if not root.is_dir():
-        raise ConfigurationError(f"the bundle {bundle} is no folder: give one with configs/evaluate.yaml or .json.")
-    root = root.resolve()
+    root = find_bundle(bundle)
     named = None if config_file is None else [_find_file(root, name) for name in ensure_tuple(config_file)]
-    files = named or _choose_files(root)
+    files = named or _choose_files(root, CHOICES if scan is None else SCAN_CHOICES)
     names = " and ".join(file.name for file in files)
     try:
         make_importable(root)
@@ -88,6 +92,8 @@ def open_evaluator(
                     f"it has {ids}."
                 )
             parser.resolve_macro_and_relative_ids()
+            if scan is not None:
+                _read_scan(parser, evaluator_id, Path(scan), output_dir)
             switch_off(parser)
             workflow.initialize()
             evaluator = parser.get_parsed_content(evaluator_id)
@@ -107,6 +113,49 @@ def open_evaluator(
         raise ConfigurationError(
             f"the evaluator of {names} in {root} cannot be made ({reason(error)}): give what it lacks as a setting of the config."
         ) from error
+
+
+def find_bundle(bundle: str | Path) -> Path:
+    """The folder of a bundle that a command was given. Raises ``ConfigurationError`` when there is none."""
+    # the one place for other ways to name a bundle
+    root = Path(bundle)
+    if not root.is_dir():
+        raise ConfigurationError(f"the bundle {bundle} is no folder: give one with configs/evaluate.yaml or .json.")
+    return root.resolve()
+
+
+def _read_scan(parser: ConfigParser, evaluator_id: str, scan: Path, output_dir: str | Path | None) -> None:
+    """Let a config that is not yet parsed read one scan, or those of a folder, in place of its dataset."""
+    if not scan.exists():
+        raise ConfigurationError(f"there is no scan at {scan}: give a file, such as scan.nii.gz, or a folder of them.")
+    config: dict[str, Any] = parser.get()
+    if output_dir is not None and "output_dir" in config:
+        parser["output_dir"] = str(Path(output_dir).resolve())
+    # bundles of this library have this id for it
+    if "input" in config:
+        parser["input"] = str(scan.resolve())
+        return
+    dataset: Any = parser.get(evaluator_id)
+    for key in ("val_data_loader", "dataset"):
+        dataset = _follow(parser, dataset).get(key) if isinstance(_follow(parser, dataset), dict) else None
+    dataset = _follow(parser, dataset)
+    if not isinstance(dataset, dict) or "data" not in dataset:
+        raise ConfigurationError(
+            f"the loader of {evaluator_id} reads no dataset with 'data' that a scan could take the place of: give another --config_file."
+        )
+    dataset["data"] = [{"image": str(file.resolve())} for file in find_images(scan, SCAN_SUFFIXES)]
+    # transforms of MONAI leave out a label that is not there only where they are told so
+    for component in _nodes(_follow(parser, dataset.get("transform")), dict):
+        target = str(component.get("_target_", ""))
+        if "keys" in component and ("." not in target or target.startswith("monai.")):
+            component["allow_missing_keys"] = True
+
+
+def _follow(parser: ConfigParser, value: Any) -> Any:
+    """What a reference to another part of a config leads to; anything else as it is."""
+    while isinstance(value, str) and value.startswith("@"):
+        value = parser.get(value[1:])
+    return value
 
 
 def switch_off(parser: ConfigParser) -> None:
@@ -149,7 +198,7 @@ def _refers_to_disabled(entry: Any, parser: ConfigParser) -> bool:
     return ConfigComponent.is_instantiable(part) and part.get("_disabled_") is True
 
 
-def _choose_files(root: Path) -> list[Path]:
+def _choose_files(root: Path, order: Sequence[tuple[str, ...]] = CHOICES) -> list[Path]:
     names = ("evaluate", "inference", "train")
     candidates = [(name, root / "configs" / f"{name}.{end}") for name in names for end in ConfigParser.suffixes[::-1]]
     files = {name: file for name, file in candidates if file.is_file()}
@@ -158,7 +207,7 @@ def _choose_files(root: Path) -> list[Path]:
             f"{root} is not a bundle: give a folder that holds configs/evaluate (or inference, train) .json or .yaml, or name its config "
             "file."
         )
-    choices = [[files[name] for name in names] for names in CHOICES if set(names) <= set(files)]
+    choices = [[files[name] for name in names] for names in order if set(names) <= set(files)]
     return next(filter(_defines_evaluator, choices), list(files.values())[:1])
 
 

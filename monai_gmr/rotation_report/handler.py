@@ -18,16 +18,26 @@ from monai_gmr.bundle.case_batches import CaseBatch, CaseBatches, anisotropic_sp
 from monai_gmr.bundle.settings import check_values
 from monai_gmr.files import FolderLock, check_folder, replacing, write_json, write_rows, write_text
 from monai_gmr.inferers import SymmetryInferer
+from monai_gmr.rotation_report.page import PageCase, choose_cases, write_page
+from monai_gmr.rotation_report.page_pictures import CasePictures, choose_side
 from monai_gmr.rotation_report.prepare_batch import LABEL_SAMPLINGS
-from monai_gmr.rotation_report.probe import ViewProbe, keeps_cases, metric_handlers
+from monai_gmr.rotation_report.probe import Shown, ViewProbe, keeps_cases, metric_handlers
 from monai_gmr.rotation_report.records import ANSWER, ViewRecord, ViewRecords, read_compared, record_file
-from monai_gmr.rotation_report.statistics import ERROR, NetworkScores, format_columns, say_images, short_table
+from monai_gmr.rotation_report.statistics import (
+    ERROR,
+    NetworkScores,
+    WorstCase,
+    format_columns,
+    say_images,
+    short_table,
+)
+from monai_gmr.rotation_report.sweeps import make_sweeps
 from monai_gmr.rotation_report.table_picture import draw_rotation_table
 from monai_gmr.rotation_report.worst_cases_picture import draw_worst_cases
 from monai_gmr.symmetry import View, make_views
 from monai_gmr.symmetry.mirrored_labels import LabelPairs, check_label_pairs
 from monai_gmr.symmetry.views import ViewSpec, shift_views
-from monai_gmr.utils import ConfigurationError, WriteError, can_draw, check_choice, reason
+from monai_gmr.utils import ConfigurationError, WriteError, can_draw, can_import, check_choice, reason
 
 Events, _ = optional_import("ignite.engine", name="Events")
 tqdm, _ = optional_import("tqdm", name="tqdm")
@@ -99,6 +109,7 @@ class RotationReport:
         num_resamples: of the bootstrap and the permutation test; a tenth of it for metrics that are no means over cases. 0: none.
         seed: of random views, bootstrap and test.
         resume: whether to use what an interrupted report of the same network and views left in ``output_dir``.
+        class_names: words for the numbers of classes, for the page.
 
     Raises:
         ConfigurationError: when a setting is out of its range, or there is no such metric or report to compare with.
@@ -147,6 +158,7 @@ class RotationReport:
         num_resamples: int = 1000,
         seed: int = 0,
         resume: bool = True,
+        class_names: Mapping[int, str] | None = None,
     ) -> None:
         check_choice("frame", frame, FRAMES)
         check_choice("labels", labels, LABEL_SAMPLINGS)
@@ -155,6 +167,7 @@ class RotationReport:
         check_values(views_per_batch=views_per_batch, worst_cases=worst_cases, seed=seed)
         self.output_dir, self.metrics, self.worst_cases, self.resume = Path(output_dir), metrics, worst_cases, resume
         self.spacing, self.seed, self.views_per_batch = spacing, seed, views_per_batch
+        self.class_names = dict(class_names or {})
         self._judging: dict[str, Any] = {"labels": labels, "frame": frame, "in_ball": in_ball, "order": order}
         self._judging |= {"prediction": prediction, "images_in_ball": images_in_ball}
         self._judging |= {"mirrored_labels": check_label_pairs(mirrored_labels)}
@@ -272,6 +285,7 @@ class RotationReport:
         # not in the records of reports before there was a choice
         images: dict[str, Any] = {"images": "ball"} if judging.pop("images_in_ball") else {}
         images |= {"answers": "rotated"} if network.rotates_answer else {}
+        images |= {"labels": "own answers"} if hasattr(network.evaluator, "label_of") else {}
         pairs = judging.pop("mirrored_labels")
         images |= {"mirrored_labels": [list(pair) for pair in pairs]} if pairs else {}
         return {
@@ -391,13 +405,30 @@ class RotationReport:
         }
         write_json(content, folder / "rotation_report.json")
         write_text(f"{short_table(summary, costs, key)}\n\nHere {seen}.\n", folder / "rotation_report.md")
+        overview = None
         if can_draw():
             # an answer that is rotated is that of one pass, whatever the number of views
             rotated = {title for title, network in networks.items() if network.rotates_answer}
             seconds = {title: cost["seconds_per_case"] for title, cost in costs.items() if title not in rotated}
-            greater_is_better = self._scoring["greater_is_better"] and key != ERROR
-            draw_rotation_table(views, key, folder / "rotation_table.png", seconds, greater_is_better, seen)
-            self._draw_worst(networks, results, key)
+            greater_is_better = results[0].is_greater_better(key)
+            overview = folder / "rotation_table.png"
+            draw_rotation_table(views, key, overview, seconds, greater_is_better, seen)
+        if overview is not None:
+            pictures = self._draw_worst(networks, results, key)
+            if can_import("jinja2", "no page is written"):
+                write_page(
+                    folder / "report.html",
+                    results,
+                    key,
+                    **pictures,
+                    summary=summary,
+                    paired=paired,
+                    costs=costs,
+                    seen=seen,
+                    failures=self.failures,
+                    overview=overview,
+                    class_names=self.class_names,
+                )
         tables = [format_columns(summary, TABLE)]
         tables += [format_columns([{"network": k, **v} for k, v in costs.items()], COSTS)]
         shown = [row for row in paired if row["metric"] == key]
@@ -418,20 +449,64 @@ class RotationReport:
         with replacing(self.output_dir / "rotation_samples.npz") as temporary:
             np.savez_compressed(temporary, **arrays)
 
-    def _draw_worst(self, networks: Mapping[str, _Network], results: Sequence[NetworkScores], key: str) -> None:
-        """Run the worst views of the worst cases once more, and draw them."""
-        views, drawn = {view.name: view for view in self.views}, []
-        for result in results:
-            network = networks.get(result.title)
-            if network is None or network.rotates_answer:
-                continue
-            with self._probe(network) as probe:
-                for worst in result.worst(key, self.worst_cases):
-                    try:
-                        batch = network.batches.one(worst.case)
-                        image, label, prediction = probe.images(batch, views[worst.view])
-                    except Exception as error:
-                        print(f"{result.title}: {worst.case} cannot be drawn: {reason(error)}")
-                        continue
-                    drawn.append(worst._replace(image=image, label=label, prediction=prediction))
+    def _draw_worst(
+        self, networks: Mapping[str, _Network], results: Sequence[NetworkScores], key: str
+    ) -> dict[str, Any]:
+        """Run what is shown once more, draw the worst views of the worst cases, and return what the page needs of them."""
+        worst = {result.title: result.worst(key, self.worst_cases) for result in results if result.title in networks}
+        names = list(dict.fromkeys(case for result in results if result.title in networks for case in result.cases))
+        on_page = choose_cases(names, worst)
+        far = {each.view for ranked in worst.values() for each in ranked if each.case in on_page}
+        sweeps = make_sweeps(self.views, far, self.spacing)
+        shown = list({step.view.name: step.view for sweep in sweeps for step in sweep.steps}.values())
+        own = any(hasattr(network.evaluator, "label_of") for network in networks.values())
+        side = choose_side(len(on_page) * sum(len(sweep.steps) for sweep in sweeps))
+        pictures = {case: CasePictures(sweeps, side, self.spacing, own) for case in on_page}
+        drawn: list[WorstCase] = []
+        count = sum(len(set(on_page) & set(result.cases)) for result in results if result.title in networks)
+        with tqdm(total=count, desc="Drawing", unit="case", mininterval=0.5, disable=not count) as bar:
+            for title, network in networks.items():
+                ranked = {} if network.rotates_answer else {each.case: each for each in worst.get(title, [])}
+                measured = next((result.cases for result in results if result.title == title), [])
+                with self._probe(network) as probe:
+                    for case in [name for name in dict.fromkeys([*on_page, *ranked]) if name in measured]:
+                        shows: dict[str, Any] = {"pictures": pictures.get(case), "views": shown}
+                        drawn += self._draw_case(title, network, probe, case, ranked.get(case), **shows)
+                        bar.update(case in on_page)
+        # in the order of the ranks, as the cases of the page may have another one
+        places = {(title, each.case): rank for title, ranks in worst.items() for rank, each in enumerate(ranks)}
+        titles = list(networks)
+        drawn.sort(key=lambda each: (titles.index(each.network), places[each.network, each.case]))
         draw_worst_cases(drawn, self.output_dir / "worst_cases.png")
+        cases = [PageCase(case, each) for case, each in pictures.items() if each.is_drawn]
+        return {"sweeps": sweeps, "cases": cases, "worst": worst, "own_labels": own}
+
+    def _draw_case(
+        self,
+        title: str,
+        network: _Network,
+        probe: ViewProbe,
+        case: str,
+        worst: WorstCase | None,
+        *,
+        pictures: CasePictures | None,
+        views: Sequence[View],
+    ) -> list[WorstCase]:
+        """Run the views of a case that the page shows, if it does, and its worst view, which is returned with its image."""
+        drawn: list[WorstCase] = []
+        needed = list(views) if pictures is not None else [self.views[0]]
+        needed += [view for view in self.views if worst is not None and view.name == worst.view]
+        needed = list({view.name: view for view in needed}.values())
+
+        def show(shown: Shown) -> None:
+            if pictures is not None:
+                pictures.add(title, shown)
+            if worst is not None and shown.view.name == worst.view:
+                found = {"image": shown.image, "label": shown.label, "prediction": shown.prediction}
+                drawn.append(worst._replace(**found))
+
+        try:
+            probe.run(network.batches.one(case), needed, show=show)
+        except Exception as error:
+            print(f"{title}: {case} cannot be drawn: {reason(error)}")
+        return drawn

@@ -102,6 +102,8 @@ class PrepareBatchView(PrepareBatch):
         self.order, self.spacing, self.labels, self.prepare_batch = order, spacing, labels, prepare_batch
         self.in_ball, self.mirrored_labels = in_ball, check_label_pairs(mirrored_labels)
         self.view: View | None = None
+        # instead of the batch's own, upright
+        self.label: torch.Tensor | None = None
 
     def __call__(
         self,
@@ -114,6 +116,7 @@ class PrepareBatchView(PrepareBatch):
         unchanged."""
         view, spacing, order, labels = self.view, self.spacing, self.order, self.labels
         image, label, *rest = self.prepare_batch(batchdata, device, non_blocking, **kwargs)
+        label = label if self.label is None else self.label
         background = least_in_ball(image, spacing) if self.in_ball else None
         shift = None
         if view is not None and view.family != "upright":

@@ -7,7 +7,7 @@ import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -94,11 +94,19 @@ def keep_ball(
     return kept, label
 
 
+def is_on(x: torch.Tensor) -> torch.Tensor:
+    """Where a network sees a region, from logits, above 0, or from probabilities, above 0.5 where all lie between 0 and 1."""
+    # values outside the ball are not the network's
+    inside = x[x > -CERTAIN]
+    is_probability = bool(((inside >= 0) & (inside <= 1)).all())
+    return x > (0.5 if is_probability else 0.0)
+
+
 def class_map(x: torch.Tensor, logits: bool, exclusive: bool = True) -> np.ndarray:
     """Whole numbers to draw: the class of every case or voxel, of logits or a label of shape ``(B,)``, ``(B, C)`` or ``(B, C, *spatial)``.
 
-    A single channel of logits, or one that is not exclusive, is on above 0, or above 0.5 where all lie between 0 and 1. Of channels that
-    are not exclusive a voxel gets the last one that it has, counted from 1.
+    A single channel of logits, or one that is not exclusive, is on as :func:`is_on` says. Of channels that are not exclusive a voxel gets
+    the last one that it has, counted from 1.
     """
     x = x.detach().as_subclass(torch.Tensor).cpu()
     x = x[:, None] if x.ndim < 2 else x
@@ -107,11 +115,20 @@ def class_map(x: torch.Tensor, logits: bool, exclusive: bool = True) -> np.ndarr
         return np.asarray(x.float().argmax(1))
     if channels == 1 and not logits:
         return np.asarray(x[:, 0].round()).astype(int)
-    # values outside the ball are not the network's
-    inside = x[x > -CERTAIN]
-    is_probability = bool(((inside >= 0) & (inside <= 1)).all())
     numbers = torch.arange(1, channels + 1).reshape(1, -1, *[1] * (x.ndim - 2))
-    return np.asarray(((x > (0.5 if is_probability else 0.0)) * numbers).amax(1))
+    return np.asarray((is_on(x) * numbers).amax(1))
+
+
+def class_probabilities(scores: torch.Tensor) -> torch.Tensor:
+    """Probabilities of classes, of shape ``(B, C)``, from logits of that shape; a single one, ``(B, 1)``, is that of class 1 of two.
+
+    Example:
+        >>> class_probabilities(torch.zeros(1, 1))
+        tensor([[0.5000, 0.5000]], dtype=torch.float64)
+    """
+    scores = scores.detach().as_subclass(torch.Tensor)
+    scores = torch.cat([torch.zeros_like(scores), scores], 1) if scores.shape[1] == 1 else scores
+    return scores.double().softmax(1)
 
 
 def true_class(scores: torch.Tensor, label: Any) -> list[float] | None:
@@ -123,11 +140,21 @@ def true_class(scores: torch.Tensor, label: Any) -> list[float] | None:
     if label.shape[1] > 1 and not (label.sum(1) == 1).all():
         return None
     classes = label.float().argmax(1) if label.shape[1] > 1 else label[:, 0].long()
-    scores = scores.detach().cpu()
-    scores = torch.cat([torch.zeros_like(scores), scores], 1) if scores.shape[1] == 1 else scores
-    if int(classes.min()) < 0 or int(classes.max()) >= scores.shape[1]:
+    probabilities = class_probabilities(scores).cpu()
+    if int(classes.min()) < 0 or int(classes.max()) >= probabilities.shape[1]:
         return None
-    return scores.double().softmax(1).gather(1, classes[:, None])[:, 0].tolist()
+    return probabilities.gather(1, classes[:, None])[:, 0].tolist()
+
+
+class Shown(NamedTuple):
+    """What one view of the first case of a batch looks like: ``image`` of shape ``(C, *spatial)``, ``label`` (or ``None``) and
+    ``prediction``, whole numbers of shape ``(*spatial)`` or one of them, and the ``probabilities`` of a classifier, ``(classes,)``."""
+
+    view: View
+    image: np.ndarray
+    label: Any
+    prediction: Any
+    probabilities: np.ndarray | None
 
 
 class _TimedInferer(Inferer):
@@ -219,7 +246,9 @@ class ViewProbe:
         self._inferer = _TimedInferer(inferer, prediction)
         self._upright: torch.Tensor | None = None
         self._size: Sequence[int] = ()
-        self._images: tuple[Any, Any, Any] | None = None
+        self._show: Callable[[Shown], None] | None = None
+        # of an evaluator whose labels are the network's own answers to upright images: what makes one of an answer
+        self._label_of: Callable[[torch.Tensor], torch.Tensor] | None = getattr(evaluator, "label_of", None)
         self._first_scores: dict[str, list[np.ndarray]] = {}
         self._has_true_class: bool | None = None
         self._stack = ExitStack()
@@ -255,12 +284,19 @@ class ViewProbe:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
-        self._upright, self._images = None, None
+        self._upright, self._prepare.label = None, None
 
-    def run(self, batch: CaseBatch, views: Sequence[View], keep: Callable[[ViewRecord], None]) -> None:
-        """Run the evaluator on a batch, once for each view; ``keep`` takes each record as soon as it is made. Equivariance errors are
-        measured from the first view."""
-        self._names, self._views, self._keep, self._upright = batch.names, views, keep, None
+    def run(
+        self,
+        batch: CaseBatch,
+        views: Sequence[View],
+        keep: Callable[[ViewRecord], None] = lambda record: None,
+        show: Callable[[Shown], None] | None = None,
+    ) -> None:
+        """Run the evaluator on a batch, once for each view; ``keep`` takes each record as soon as it is made, ``show`` what the first case
+        looks like. Equivariance errors are measured from the first view, of which own labels are made, too: it is the upright one."""
+        self._names, self._views, self._keep, self._show = batch.names, views, keep, show
+        self._upright, self._prepare.label = None, None
         self.evaluator.data_loader = [batch.batch] * len(views)
         self.evaluator.state.epoch_length = len(views)
         self.evaluator.run()
@@ -271,12 +307,11 @@ class ViewProbe:
         self.run(batch, [view], records.append)
         return records[0]
 
-    def images(self, batch: CaseBatch, view: View) -> tuple[Any, Any, Any]:
-        """What one view of the first case looks like: image of shape ``(C, *spatial)``, label (or ``None``) and prediction, whole numbers
-        of shape ``(*spatial)`` or one of them."""
-        self.measure(batch, view)
-        assert self._images is not None
-        return self._images
+    def images(self, batch: CaseBatch, views: Sequence[View]) -> list[Shown]:
+        """What views of the first case look like; the first is the upright one."""
+        shown: list[Shown] = []
+        self.run(batch, views, show=shown.append)
+        return shown
 
     def _count_passes(self, network: torch.nn.Module, args: tuple, kwargs: dict) -> None:
         image = next((x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)), None)
@@ -315,6 +350,8 @@ class ViewProbe:
         if self._upright is None:
             # a copy: the network may hand out a buffer that it writes to again
             self._upright, self._size = plain.clone(), image.shape[2:]
+            if self._label_of is not None:
+                self._prepare.label = label = self._label_of(self._upright)
         spatial = answer.ndim == image.ndim
         size, upright = image.shape[2:], self._upright
         if view.shift is None:
@@ -323,7 +360,7 @@ class ViewProbe:
             how: dict[str, Any] = {"order": self.order, "input_size": size, "spacing": self.spacing}
             self._errors = [moved_error(*pair, view, **how) for pair in zip(plain.split(1), upright.split(1))]
         self._values = {ANSWER: [plain.double().flatten(1).norm(dim=1).cpu().numpy()]}
-        probability = None if spatial else true_class(plain, label)
+        probability = None if spatial or self._label_of is not None else true_class(plain, label)
         # of several labels a case, a batch may happen to have one each: the first batch decides for all
         self._has_true_class = probability is not None if self._has_true_class is None else self._has_true_class
         if self._has_true_class:
@@ -337,12 +374,16 @@ class ViewProbe:
         output[CommonKeys.PRED] = answer
         if CommonKeys.LABEL in output:
             output[CommonKeys.LABEL] = label
-        if len(self._views) == 1:
-            label = label if isinstance(label, torch.Tensor) else None
-            exclusive = not spatial or is_exclusive(answer.shape[1], label)
-            classes = None if label is None else class_map(label, logits=False, exclusive=exclusive)[0]
-            predicted = class_map(answer, logits=True, exclusive=exclusive)[0]
-            self._images = np.asarray(image.detach().cpu())[0], classes, predicted
+        if self._show is not None:
+            self._show(self._shown(view, image, label, answer, spatial))
+
+    def _shown(self, view: View, image: torch.Tensor, label: Any, answer: torch.Tensor, spatial: bool) -> Shown:
+        label = label if isinstance(label, torch.Tensor) else None
+        exclusive = not spatial or is_exclusive(answer.shape[1], label)
+        classes = None if label is None else class_map(label[:1], logits=False, exclusive=exclusive)[0]
+        predicted = class_map(answer[:1], logits=True, exclusive=exclusive)[0]
+        probabilities = None if spatial or answer.ndim != 2 else class_probabilities(answer[:1])[0].cpu().numpy()
+        return Shown(view, np.asarray(image[0].detach().cpu()), classes, predicted, probabilities)
 
     def _record(self) -> None:
         count = len(self._names)

@@ -20,6 +20,9 @@ SHORT_FAMILIES = ("upright", "group", "turns", "icosahedral", "random", "shifts"
 # what the networks see of images, as the records have it and in words
 IMAGES = {"whole": "whole images", "ball": "the inscribed disc or ball of images"}
 ERROR = "equivariance_error"
+# of an answer that is compared with the upright one: the share of voxels whose class changes, the largest change of a probability
+CHANGED_VOXELS, CHANGED_PROBABILITY = "changed_voxels", "changed_probability"
+SMALLER_IS_BETTER = (ERROR, CHANGED_VOXELS, CHANGED_PROBABILITY)
 CONFIDENCE = 0.95
 # so many cases decide whether a metric is a mean over cases
 PROBED_CASES = 64
@@ -213,7 +216,7 @@ class NetworkScores:
         rows = []
         for metric in [*self.metrics, ERROR]:
             scores = np.array(self.scores(metric), float)
-            find_worst = np.nanargmax if metric == ERROR or not self.greater_is_better else np.nanargmin
+            find_worst = np.nanargmin if self.is_greater_better(metric) else np.nanargmax
             for family, members in self.families.items():
                 chosen = members[1:] if metric == ERROR else members
                 if not chosen:
@@ -311,15 +314,22 @@ class NetworkScores:
         low, high = percentile_interval(samples)
         return {"cases": len(common), "difference": difference, "interval_low": low, "interval_high": high, "p": p}
 
-    def worst(self, metric: str, count: int) -> list[WorstCase]:
-        """So many cases with the worst scores, each in its worst view and without its image, by a metric; where a single case has none,
-        by the probability of the true class; without labels by the equivariance error."""
+    def case_scores(self, metric: str) -> tuple[str, np.ndarray]:
+        """Name and values, of shape ``(cases, views)``, of what a single case is judged by: the metric; where a single case has none, the
+        probability of the true class; without labels the equivariance error. The name is empty where there is nothing."""
         names = [name for name in (metric, TRUE_CLASS, ERROR) if name in (*self.metrics, TRUE_CLASS, ERROR)]
-        tables = self._case_tables(names)
-        if not tables:
+        return next(iter(self._case_tables(names).items()), ("", np.empty((len(self.cases), len(self.views)))))
+
+    def is_greater_better(self, metric: str) -> bool:
+        """Whether larger values of a metric are better."""
+        return metric == TRUE_CLASS or (self.greater_is_better and metric not in SMALLER_IS_BETTER)
+
+    def worst(self, metric: str, count: int) -> list[WorstCase]:
+        """So many cases with the worst scores, each in its worst view and without its image, by :meth:`case_scores`."""
+        name, table = self.case_scores(metric)
+        if not name:
             return []
-        name, table = next(iter(tables.items()))
-        sign = 1.0 if (name == TRUE_CLASS or self.greater_is_better) and name != ERROR else -1.0
+        sign = 1.0 if self.is_greater_better(name) else -1.0
         ranked = np.where(np.isfinite(table), sign * table, np.inf)
         order = np.argsort(ranked.min(1), kind="stable")[:count]
         return [
@@ -341,6 +351,20 @@ def say_images(images: Mapping[str, str]) -> str:
     return f"networks see {' or '.join(words)}"
 
 
+def format_cell(value: Any) -> str:
+    """A value of a table as text; what is not a number is empty.
+
+    Example:
+        >>> format_cell(0.91234), format_cell(2e-8), format_cell(12.0), format_cell("net"), format_cell(NAN)
+        ('0.9123', '2.0e-08', '12', 'net', '')
+    """
+    if not isinstance(value, float):
+        return str(value)
+    if np.isnan(value) or (value >= 1 and value == round(value)):
+        return "" if np.isnan(value) else f"{value:g}"
+    return f"{value:.1e}" if 0 < abs(value) < 5e-4 else f"{value:.4f}"
+
+
 def format_columns(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     """Some columns of a table as aligned text.
 
@@ -352,14 +376,7 @@ def format_columns(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) ->
         other net     10  0.7500
     """
 
-    def cell(value: Any) -> str:
-        if not isinstance(value, float):
-            return str(value)
-        if np.isnan(value) or (value >= 1 and value == round(value)):
-            return "" if np.isnan(value) else f"{value:g}"
-        return f"{value:.1e}" if 0 < abs(value) < 5e-4 else f"{value:.4f}"
-
-    cells = [[cell(row.get(name, "")) for name in columns] for row in rows]
+    cells = [[format_cell(row.get(name, "")) for name in columns] for row in rows]
     names = next(i for i, name in enumerate(columns) if not isinstance(rows[0].get(name), str))
     return format_aligned([[name.replace("_", " ") for name in columns], *cells], left=names)
 

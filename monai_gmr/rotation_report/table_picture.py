@@ -25,7 +25,7 @@ SMALLEST_RANGE = 0.2
 Rows = Sequence[Mapping[str, Any]]
 
 
-def _limits(values: Sequence[float]) -> tuple[float, float]:
+def find_limits(values: Sequence[float]) -> tuple[float, float]:
     """Limits of the axis: never so narrow that an invariant network seems to vary."""
     if not values:
         return 0.0, 1.02
@@ -222,7 +222,7 @@ def _figure(
     if "group" in families or not kinds or kinds == ["costs"]:
         kinds.insert(0, "group")
     is_3d = any(_has_axis(row, axis) for row in all_rows if row["family"] != "upright" for axis in (1, 2))
-    limits = _limits([value for family in families for value in _values(all_rows, metric, family)])
+    limits = find_limits([value for family in families for value in _values(all_rows, metric, family)])
     # a picture with many panels is shown smaller, its letters must not be
     size = 10.0 if len(kinds) <= 4 else 12.0
     names = [f"{shorten(name, 40)}, spread {_spread(_values(rows, metric))}" for name, rows in runs.items()]

@@ -42,7 +42,7 @@ def _check(case: WorstCase) -> None:
             raise ConfigurationError(f"the {name} of case {case.case!r} has shape {values.shape}: give {shape[1:]}.")
 
 
-def _errors(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+def find_errors(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
     """0 where both agree, 1 where foreground was missed, 2 where it was added, 3 where it is of the wrong class."""
     differs = label != prediction
     return np.select([differs & (prediction == 0), differs & (label == 0), differs], [1, 2, 3], 0)
@@ -57,25 +57,28 @@ def _slice_number(case: WorstCase) -> int:
     return next((int(np.argmax(count)) for count in counts if count.any()), np.shape(case.image)[-1] // 2)
 
 
-def _rescale(values: np.ndarray, outliers: float = 0.0) -> np.ndarray:
-    """Values in 0 to 1, that percentage of outliers clipped at either end; 0 where there is no finite number or only one."""
-    values = np.asarray(values, np.float64)
+def find_window(image: np.ndarray) -> tuple[float, float]:
+    """The values that are black and white in a picture of an image ``(C, ...)``: the least and the largest of three channels, the 0.5 and
+    99.5 % percentiles of a grey one; equal where there is no finite number or only one."""
+    values = np.asarray(image if len(image) == 3 else image[0], np.float64)
     finite = values[np.isfinite(values)]
     if not finite.size:
-        return np.zeros_like(values)
+        return 0.0, 0.0
+    outliers = 0.0 if len(image) == 3 else 0.5
     low, high = np.percentile(finite, [outliers, 100 - outliers])
-    if high <= low:
-        low, high = finite.min(), finite.max()
-    if high <= low:
-        return np.zeros_like(values)
-    return np.clip((np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / (high - low), 0, 1)
+    return (float(low), float(high)) if high > low else (float(finite.min()), float(finite.max()))
 
 
-def _in_colour(image: np.ndarray) -> np.ndarray:
-    """Image of shape ``(C, H, W)`` as colours of shape ``(H, W, 3)``, in 0 to 1: of the three channels, or grey from the first."""
-    if len(image) == 3:
-        return np.moveaxis(_rescale(image), 0, -1)
-    return np.repeat(_rescale(image[0], outliers=0.5)[..., None], 3, axis=-1)
+def in_colour(image: np.ndarray, window: tuple[float, float] | None = None) -> np.ndarray:
+    """Image of shape ``(C, H, W)`` as colours of shape ``(H, W, 3)``, in 0 to 1: of the three channels, or grey from the first. ``window``
+    is by default that of :func:`find_window`."""
+    low, high = find_window(image) if window is None else window
+    values = np.asarray(image if len(image) == 3 else image[:1], np.float64)
+    if high > low:
+        values = (np.nan_to_num(values, nan=low, posinf=high, neginf=low).clip(low, high) - low) / (high - low)
+    else:
+        values = np.zeros_like(values)
+    return np.moveaxis(values if len(image) == 3 else values.repeat(3, 0), 0, -1)
 
 
 def _overlay(background: np.ndarray, numbers: np.ndarray, colours: Sequence[str], opacity: float) -> np.ndarray:
@@ -95,13 +98,13 @@ def _pictures(case: WorstCase) -> dict[str, np.ndarray]:
         # three channels of a volume are three contrasts, not colours
         image = image[:1, ..., number]
         maps = {name: values[..., number] for name, values in maps.items()}
-    picture = _in_colour(image)
+    picture = in_colour(image)
     pictures = {"image": picture}
     pictures.update({name: _overlay(picture, values, CLASS_COLOURS, OPACITY) for name, values in maps.items()})
     if len(maps) == 2:
         # pale and grey, that the colours of errors are not mistaken for tissue
         background = np.repeat(0.15 + 0.5 * picture.mean(-1, keepdims=True), 3, axis=-1)
-        errors = _errors(maps["label"], maps["prediction"])
+        errors = find_errors(maps["label"], maps["prediction"])
         pictures["difference"] = _overlay(background, errors, ERROR_COLOURS, ERROR_OPACITY)
     return pictures
 

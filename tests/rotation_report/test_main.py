@@ -95,6 +95,7 @@ def test_options_reach_the_report(foreign_bundle, reports, tmp_path):
         "num_resamples": 7,
         "seed": 3,
         "resume": False,
+        "class_names": None,
     }  # fmt: skip
 
 

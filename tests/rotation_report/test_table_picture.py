@@ -12,8 +12,8 @@ from monai_gmr.rotation_report.table_picture import (
     SMALLEST_RANGE,
     _circle,
     _figure,
-    _limits,
     draw_rotation_table,
+    find_limits,
 )
 from monai_gmr.symmetry import angle_views, group_views
 from monai_gmr.symmetry.views import icosahedral_views, random_views, shift_views
@@ -138,7 +138,7 @@ def test_the_range_is_the_same_everywhere_and_never_narrow(names):
     "values", [[0.9], [0.0, 1.0], [0.0], [1.0, 0.99], [12.3, 12.4], [-3.0, 250.0], [0.02, 0.3], []]
 )
 def test_limits_hold_all_values_and_are_wide(values):
-    low, high = _limits(values)
+    low, high = find_limits(values)
     assert all(low <= value <= high for value in values)
     assert high - low >= SMALLEST_RANGE * max([1.0, *values]) - 1e-9
     if values and min(values) >= 0 and max(values) <= 1:

@@ -10,12 +10,12 @@ from monai_gmr.rotation_report.statistics import WorstCase
 from monai_gmr.rotation_report.worst_cases_picture import (
     CLASS_COLOURS,
     ERROR_COLOURS,
-    _errors,
     _figure,
-    _in_colour,
     _pictures,
     _slice_number,
     draw_worst_cases,
+    find_errors,
+    in_colour,
 )
 from monai_gmr.utils import ConfigurationError
 
@@ -44,7 +44,7 @@ def texts(figure):
 def test_errors_have_kinds():
     label = np.array([0, 1, 1, 0, 2, 2])
     prediction = np.array([0, 1, 0, 1, 1, 2])
-    assert _errors(label, prediction).tolist() == [0, 0, 1, 2, 3, 0]
+    assert find_errors(label, prediction).tolist() == [0, 0, 1, 2, 3, 0]
 
 
 @pytest.mark.parametrize(("number", "label", "prediction"), [(0, 1, 0), (1, 0, 2), (2, 1, 2)])
@@ -156,18 +156,18 @@ def test_no_text_covers_another_or_a_picture():
 @pytest.mark.parametrize("channels", [1, 2, 3])
 @pytest.mark.parametrize("fill", [0.0, 7.0, np.nan, np.inf])
 def test_images_without_contrast_are_drawn_all_the_same(channels, fill):
-    picture = _in_colour(np.full((channels, 4, 5), fill))
+    picture = in_colour(np.full((channels, 4, 5), fill))
     assert picture.shape == (4, 5, 3)
     assert np.array_equal(picture, np.zeros((4, 5, 3)))
 
 
 def test_values_that_are_not_finite_do_not_spoil_the_others():
     image = np.linspace(0, 255, 48).reshape(3, 4, 4)
-    expected = _in_colour(image)
+    expected = in_colour(image)
     assert (expected.min(), expected.max()) == (0, 1)
     image[0, 0, 0] = np.nan
     image[2, 3, 3] = np.inf
-    picture = _in_colour(image)
+    picture = in_colour(image)
     assert np.isfinite(picture).all()
     assert np.allclose(picture, expected, atol=0.03)
 
