@@ -54,10 +54,10 @@ how a segmentation agrees with itself when one's own scan is rotated, without a 
 
   python -m monai_gmr.rotation_report bundles/spleen --input scan.nii.gz
 
-BUNDLE is a folder of MONAI's bundle specification, such as one that `python -m monai.bundle download` fetched. Its config is
-configs/evaluate (over configs/train where need be), else configs/inference. SaveImaged, StatsHandler and whatever else writes
-files or logs is switched off. An interrupted report is resumed. MONAI_GMR_TRACEBACK=1 in the environment shows where an error
-came from.
+BUNDLE is the name of a bundle that ships with monai_gmr, or a folder of MONAI's bundle specification, such as one that
+`python -m monai.bundle download` fetched. Its config is configs/evaluate (over configs/train where need be), else
+configs/inference. SaveImaged, StatsHandler and whatever else writes files or logs is switched off. An interrupted report is
+resumed. MONAI_GMR_TRACEBACK=1 in the environment shows where an error came from.
 """
 
 

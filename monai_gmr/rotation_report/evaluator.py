@@ -18,6 +18,7 @@ from monai.utils import ensure_tuple, optional_import
 from monai_gmr.bundle.checks import check_file, find_images
 from monai_gmr.bundle.command_line import quiet
 from monai_gmr.bundle.overrides import check_settings
+from monai_gmr.bundle.shipped import find_bundle
 from monai_gmr.networks.weights import check_finite, read_checkpoint
 from monai_gmr.rotation_report.probe import transforms_in
 from monai_gmr.utils import ConfigurationError, find_configuration_error, reason
@@ -113,15 +114,6 @@ def open_evaluator(
         raise ConfigurationError(
             f"the evaluator of {names} in {root} cannot be made ({reason(error)}): give what it lacks as a setting of the config."
         ) from error
-
-
-def find_bundle(bundle: str | Path) -> Path:
-    """The folder of a bundle that a command was given. Raises ``ConfigurationError`` when there is none."""
-    # the one place for other ways to name a bundle
-    root = Path(bundle)
-    if not root.is_dir():
-        raise ConfigurationError(f"the bundle {bundle} is no folder: give one with configs/evaluate.yaml or .json.")
-    return root.resolve()
 
 
 def _read_scan(parser: ConfigParser, evaluator_id: str, scan: Path, output_dir: str | Path | None) -> None:

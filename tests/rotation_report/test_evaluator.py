@@ -188,7 +188,7 @@ def test_what_cannot_be_opened_ends_in_one_sentence(foreign_bundle, layout, chan
 
 
 def test_folders_that_are_no_bundles(foreign_bundle, tmp_path):
-    with pytest.raises(ConfigurationError, match="is no folder"):
+    with pytest.raises(ConfigurationError, match="there is no bundle"):
         open_evaluator(tmp_path / "none")
     with pytest.raises(ConfigurationError, match="is not a bundle"):
         open_evaluator(tmp_path)
