@@ -52,7 +52,7 @@ example: a bundle's network, the same one averaged over the symmetries of the gr
 
 how a segmentation agrees with itself when one's own scan is rotated, without a label
 
-  python -m monai_gmr.rotation_report bundles/spleen --input scan.nii.gz
+  python -m monai_gmr.rotation_report hippocampus_segmentation_gmr_unet --input scan.nii.gz
 
 BUNDLE is the name of a bundle that ships with monai_gmr, or a folder of MONAI's bundle specification, such as one that
 `python -m monai.bundle download` fetched. Its config is configs/evaluate (over configs/train where need be), else
