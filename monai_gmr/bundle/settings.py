@@ -86,6 +86,7 @@ TABLE: dict[str, Rule] = {
         Rule(_listed(_listed(COUNT, True), True).passes, "a whole number of at least 1, or a list of them, one a level")
     ),
     "spacing": _or_none(_listed(_number(0, above=True), per_axis=True)),
+    "voxel_size": _or_none(_number(0, above=True)),
     # the data
     "seed": _whole(0, 2**32 - 1),
     "cache_rate": _number(0, 1),

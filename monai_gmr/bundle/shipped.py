@@ -58,7 +58,7 @@ def shipped_bundles() -> dict[str, Path]:
 
 
 def find_bundle(bundle: str | os.PathLike[str], only_shipped: bool = False) -> Path:
-    """The folder of a bundle, given by its name where it ships, or else by a path.
+    """The folder of a bundle: the one given, such as a copy in the working directory, or else the one that ships under this name.
 
     Raises:
         ConfigurationError: when there is none; ``only_shipped``: also when it is a path.
@@ -69,11 +69,11 @@ def find_bundle(bundle: str | os.PathLike[str], only_shipped: bool = False) -> P
         ...
         monai_gmr.utils.ConfigurationError: there is no bundle volume_segmentation: did you mean volume_segmentation_gmr_unet?
     """
+    if not only_shipped and Path(bundle).is_dir():
+        return Path(bundle).resolve()
     shipped = shipped_bundles()
     if str(bundle) in shipped:
         return shipped[str(bundle)]
-    if not only_shipped and Path(bundle).is_dir():
-        return Path(bundle).resolve()
     last = Path(bundle).name
     near = [last] if last in shipped else difflib.get_close_matches(last, shipped, n=1)
     other = "" if only_shipped else ", or the folder of another bundle"

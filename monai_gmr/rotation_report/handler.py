@@ -415,6 +415,7 @@ class RotationReport:
             draw_rotation_table(views, key, overview, seconds, greater_is_better, seen)
         if overview is not None:
             pictures = self._draw_worst(networks, results, key)
+            in_ball = self._judging["in_ball"]
             if can_import("jinja2", "no page is written"):
                 write_page(
                     folder / "report.html",
@@ -424,7 +425,7 @@ class RotationReport:
                     summary=summary,
                     paired=paired,
                     costs=costs,
-                    seen=seen,
+                    seen=seen + ("; segmentations are compared inside the inscribed disc or ball" if in_ball else ""),
                     failures=self.failures,
                     overview=overview,
                     class_names=self.class_names,

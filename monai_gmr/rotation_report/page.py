@@ -241,7 +241,9 @@ def _network_content(
             find = np.nanargmin if result.is_greater_better(key) else np.nanargmax
             worst = rotated[int(find(scores[rotated]))]
             facts += [("upright", format_cell(float(scores[0])))] if key != ERROR else []
-            facts.append((f"mean of {len(rotated)} views", format_cell(float(np.nanmean(scores[rotated])))))
+            facts.append(
+                (f"mean of {len(rotated)} rotated or mirrored views", format_cell(float(np.nanmean(scores[rotated]))))
+            )
             facts.append((f"worst, {say_view(result.views[worst])}", format_cell(float(scores[worst]))))
         error = next(
             (rows[result.title, ERROR, each] for each in ("group", "turns") if (result.title, ERROR, each) in rows),
@@ -253,7 +255,7 @@ def _network_content(
             changed = np.array(result.scores(CHANGED_VOXELS), float)[rotated]
             facts.append(("share of voxels that change class, most", format_cell(float(np.nanmax(changed)))))
         seconds = costs.get(result.title, {}).get("seconds_per_case", math.nan)
-        facts.append(("seconds a case", f"{seconds:.2g}" if math.isfinite(seconds) else ""))
+        facts.append(("seconds a view", f"{seconds:.2g}" if math.isfinite(seconds) else ""))
         content.append({"name": result.title, "sign": sign_of(place), "facts": [fact for fact in facts if fact[1]]})
     return content
 

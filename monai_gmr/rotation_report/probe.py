@@ -146,6 +146,19 @@ def true_class(scores: torch.Tensor, label: Any) -> list[float] | None:
     return probabilities.gather(1, classes[:, None])[:, 0].tolist()
 
 
+def answer_marks(answer: torch.Tensor) -> np.ndarray:
+    """Two numbers by which each answer of a batch is recognised, ``(batch, 2)``: its norm, and a sum that changes when an answer is
+    rotated or mirrored, too.
+
+    Example:
+        >>> answer_marks(torch.tensor([[3.0, 4.0], [4.0, 3.0]])).round(2).tolist()
+        [[5.0, 6.16], [5.0, 6.09]]
+    """
+    flat = answer.double().flatten(1)
+    weights = torch.arange(1, flat.shape[1] + 1, dtype=flat.dtype, device=flat.device).sin_()
+    return torch.stack([flat.norm(dim=1), flat @ weights], dim=1).cpu().numpy()
+
+
 class Shown(NamedTuple):
     """What one view of the first case of a batch looks like: ``image`` of shape ``(C, *spatial)``, ``label`` (or ``None``) and
     ``prediction``, whole numbers of shape ``(*spatial)`` or one of them, and the ``probabilities`` of a classifier, ``(classes,)``."""
@@ -359,7 +372,7 @@ class ViewProbe:
         else:
             how: dict[str, Any] = {"order": self.order, "input_size": size, "spacing": self.spacing}
             self._errors = [moved_error(*pair, view, **how) for pair in zip(plain.split(1), upright.split(1))]
-        self._values = {ANSWER: [plain.double().flatten(1).norm(dim=1).cpu().numpy()]}
+        self._values = {ANSWER: [answer_marks(plain)]}
         probability = None if spatial or self._label_of is not None else true_class(plain, label)
         # of several labels a case, a batch may happen to have one each: the first batch decides for all
         self._has_true_class = probability is not None if self._has_true_class is None else self._has_true_class

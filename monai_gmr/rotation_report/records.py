@@ -19,7 +19,7 @@ from monai_gmr.utils import ConfigurationError
 # recorded beside the metrics of a classifier
 TRUE_CLASS = "probability_of_true_class"
 # by which a resumed report checks that the answers are the same
-ANSWER = "norm_of_answer"
+ANSWER = "marks_of_answer"
 
 
 class ViewRecord(NamedTuple):

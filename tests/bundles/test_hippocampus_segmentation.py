@@ -10,8 +10,10 @@ import yaml
 from monai.bundle import ConfigParser, run, verify_net_in_out
 from nibabel.affines import apply_affine
 
+from monai_gmr.bundle import check_values
 from monai_gmr.metrics import equivariance_error
 from monai_gmr.networks.nets import GMRUNet
+from monai_gmr.utils import ConfigurationError
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 BUNDLE = BUNDLES / "hippocampus_segmentation_gmr_unet"
@@ -43,7 +45,7 @@ def without_resampling(node):
         return [
             without_resampling(each) for each in node if not (isinstance(each, dict) and each.get("_target_") in own)
         ]
-    return node.replace("[:-1]", "[:2]") if isinstance(node, str) else node
+    return node.replace("[:-1]", "[:2]").replace(" voxel_size=@voxel_size,", "") if isinstance(node, str) else node
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "inference", "multi_gpu_train"])
@@ -62,6 +64,12 @@ def test_the_readme_names_every_default_of_its_own():
     readme = (BUNDLE / "docs" / "README.md").read_text(encoding="utf-8")
     for name in sorted(OWN_DEFAULTS - {"phantom_dir"}):
         assert f"`{name}`" in readme, name
+
+
+@pytest.mark.parametrize("value", [0, -1.0, "1 mm", [1, 1, 1]])
+def test_a_voxel_size_that_no_scan_has_is_refused(value):
+    with pytest.raises(ConfigurationError, match="voxel_size"):
+        check_values(3, voxel_size=value)
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,9 @@ def test_bundles_are_those_that_are_copied(wheel):
 
 def test_thresholds_schema_changes_and_no_sources_are_in_the_wheel(wheel):
     data = {file for file in wheel["files"] if not file.startswith("monai_gmr/bundles/") and not file.endswith(".py")}
-    assert data == {"monai_gmr/CHANGELOG.md", "monai_gmr/bundle/metadata_schema.json", "monai_gmr/ops/thresholds.csv"}
+    page = {f"monai_gmr/rotation_report/templates/report.{kind}" for kind in ("css", "html.jinja", "js")}
+    tables = {"monai_gmr/bundle/metadata_schema.json", "monai_gmr/ops/thresholds.csv"}
+    assert data == {"monai_gmr/CHANGELOG.md", *tables, *page}
     assert len(wheel["sources"]) == 3
 
 

@@ -160,3 +160,18 @@ def test_what_cannot_be_done_is_one_sentence(case, match, foreign_bundle, tmp_pa
     assert printed.startswith("rotation_report: ")
     assert printed.count("\n") == 1
     assert not (tmp_path / "out" / "report.html").exists()
+
+
+def test_records_of_a_mirrored_scan_are_not_those_of_the_scan(tmp_path, capsys):
+    """An exactly equivariant network has the same norms and scores for both."""
+    image = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    class Bright(torch.nn.Module):
+        def forward(self, x):
+            return torch.cat([torch.full_like(x, 0.5), x], 1)
+
+    for scan in (image, image, image.flip(1)):
+        parts = _segmentation_parts(True, 2, {})
+        RotationReport(make_evaluator(Bright(), [scan], **parts), tmp_path, views="2", shifts=None, worst_cases=0).run()
+    found = capsys.readouterr().out
+    assert found.count("are there already") == found.count("are replaced") == 1
