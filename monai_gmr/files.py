@@ -101,6 +101,22 @@ def write_json(content: Any, path: Path) -> None:
     write_text(json.dumps(_finite(content), indent=1, allow_nan=False, default=str), path)
 
 
+def read_json_object(path: Path, holds: str = "") -> dict[str, Any]:
+    """The content of a JSON file that is an object; ``holds``, such as "with lists of cases", is part of the error's sentence.
+
+    Raises:
+        ConfigurationError: when the file is not JSON, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigurationError(f"{path} is not readable as JSON ({error}): write it again.") from error
+    if not isinstance(content, dict):
+        needed = f"an object {holds}".rstrip()
+        raise ConfigurationError(f"{path} holds a {type(content).__name__}: it must be {needed}.")
+    return content
+
+
 def _finite(content: Any) -> Any:
     if isinstance(content, Mapping):
         return {key: _finite(value) for key, value in content.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from monai.utils import optional_import
 
 from monai_gmr.data.prediction_layout import PICTURES, known_predictions
+from monai_gmr.files import read_json_object
 from monai_gmr.networks.weights import check_finite, read_checkpoint, state_of
 from monai_gmr.utils import ConfigurationError
 
@@ -54,13 +54,7 @@ def _load_lists(root: Path) -> dict[str, Any]:
         below = sorted(child.parent for child in root.glob("*/dataset.json"))
         hint = f"did you mean {below[0]}?" if below else f"give a folder in {LAYOUT}."
         raise ConfigurationError(f"dataset_dir={root} has no dataset.json: {hint}")
-    try:
-        lists = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigurationError(f"{path} is not readable as JSON ({error}): write it again.") from error
-    if not isinstance(lists, dict):
-        raise ConfigurationError(f"{path} holds a {type(lists).__name__}: it must be an object with lists of cases.")
-    return lists
+    return read_json_object(path, holds="with lists of cases")
 
 
 def check_decathlon(

@@ -14,7 +14,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 from monai.utils import optional_import
 
-from monai_gmr.files import replacing
+from monai_gmr.files import read_json_object, replacing
 from monai_gmr.utils import ConfigurationError, reason
 
 # files of a bundle that ship, and of those the ones that do not; package-data of pyproject.toml says the same for the wheel
@@ -110,13 +110,7 @@ def read_metadata(root: Path) -> dict[str, Any]:
     path = root / METADATA
     if not path.is_file():
         raise ConfigurationError(f"{root} is no bundle, it has no {METADATA}: give a folder that has one.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigurationError(f"{path} is not readable as JSON ({reason(error)}): correct it.") from error
-    if not isinstance(content, dict):
-        raise ConfigurationError(f"{path} holds a {type(content).__name__}: it must be an object.")
-    return content
+    return read_json_object(path)
 
 
 def shipped_files(root: Path) -> list[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +68,16 @@ def load_digits(data: Path, task: str) -> tuple[torch.Tensor, torch.Tensor, torc
 
 
 def train_net(
-    make: Any, images: torch.Tensor, labels: torch.Tensor, learning_rate: float, epochs: int, seed: int
+    make: Any,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    learning_rate: float,
+    epochs: int,
+    seed: int,
+    penalty: Callable[[nn.Module], torch.Tensor] | None = None,
 ) -> tuple[nn.Module, float]:
-    """A net trained by Adam with a cosine schedule, batches of 64; and the median milliseconds of a step."""
+    """A net trained by Adam with a cosine schedule, batches of 64; and the median milliseconds of a step. ``penalty`` of the net is added
+    to the loss."""
     torch.manual_seed(seed)
     net = make().train()
     optimizer = torch.optim.Adam(net.parameters(), lr=learning_rate)
@@ -80,7 +87,8 @@ def train_net(
         for batch in torch.randperm(len(images)).split(BATCH)[: len(images) // BATCH]:
             start = time.perf_counter()
             optimizer.zero_grad()
-            nn.functional.cross_entropy(net(images[batch]), labels[batch]).backward()
+            loss = nn.functional.cross_entropy(net(images[batch]), labels[batch])
+            (loss if penalty is None else loss + penalty(net)).backward()
             optimizer.step()
             schedule.step()
             seconds.append(time.perf_counter() - start)

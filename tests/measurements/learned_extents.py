@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from group_digits import BATCH, accuracy, load_digits
+from group_digits import accuracy, load_digits, train_net
 from torch import nn
 
 from monai_gmr.apps.study_progress import read_rows
@@ -30,20 +30,14 @@ EPOCHS, LEARNING_RATE, PENALTY, SEED = 6, 0.01, 0.1, 0
 CONV = ("partial", {"group": "E(2)", "samples": 4, "seed": 0})
 
 
-def train(images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
-    """A net trained by Adam with a cosine schedule, and the penalty on extents that grow with depth."""
-    torch.manual_seed(SEED)
-    net = GMRResNet(2, 1, 10, layers=(1, 1), width=32, kernel_sizes=5, stem_stride=2, conv=CONV)
-    optimizer = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * (len(images) // BATCH))
-    for _ in range(EPOCHS):
-        for batch in torch.randperm(len(images)).split(BATCH)[: len(images) // BATCH]:
-            optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(net(images[batch]), labels[batch])
-            (loss + PENALTY * extent_penalty(net)).backward()
-            optimizer.step()
-            schedule.step()
-    return net.eval()
+def make_net() -> GMRResNet:
+    """A small net of two stages, each layer of which learns how much of the group it keeps."""
+    return GMRResNet(2, 1, 10, layers=(1, 1), width=32, kernel_sizes=5, stem_stride=2, conv=CONV)
+
+
+def penalty(net: nn.Module) -> torch.Tensor:
+    """That on extents that grow with depth."""
+    return PENALTY * extent_penalty(net)
 
 
 @command("learned_extents")
@@ -59,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         done = read_rows(arguments.out)
         if not any(row["task"] == task for row in done):
             x, y, test_x, test_y = load_digits(arguments.data, task)
-            net = train(x, y)
+            net, _ = train_net(make_net, x, y, LEARNING_RATE, EPOCHS, SEED, penalty=penalty)
             score = accuracy(net, test_x, test_y)
             rows = [{"task": task, **each._asdict(), "accuracy": score} for each in partial_extents(net)]
             write_rows([*done, *rows], arguments.out)
