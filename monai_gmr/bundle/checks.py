@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from monai.utils import optional_import
 
-from monai_gmr.data.prediction_layout import PICTURES, known_predictions
+from monai_gmr.data.prediction_layout import PICTURES, RECORD, known_predictions
 from monai_gmr.files import read_json_object
 from monai_gmr.networks.weights import check_finite, read_checkpoint, state_of
 from monai_gmr.utils import ConfigurationError
@@ -108,7 +108,7 @@ def find_images(path: str | Path, suffixes: tuple[str, ...], output_dir: str | P
     """A file, or the images in a folder and all folders below it, sorted by name; :class:`ConfigurationError` where there is none.
 
     Hidden files and folders are left out, such as ._x.nii.gz, which macOS keeps beside x.nii.gz, and so are predictions of earlier runs
-    in ``output_dir``. ``suffixes`` are endings in lower case; files may have them in capitals.
+    in ``output_dir`` and in folders below. ``suffixes`` are endings in lower case; files may have them in capitals.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -120,7 +120,11 @@ def find_images(path: str | Path, suffixes: tuple[str, ...], output_dir: str | P
     root = Path(path)
     if root.is_file():
         return [root]
-    predictions = set() if output_dir is None else known_predictions(output_dir)
+    if not root.exists():
+        raise ConfigurationError(f"input={root} does not exist: give a file or folder of {', '.join(suffixes)} files.")
+    folders = [record.parent for record in root.rglob(RECORD) if record.parent != root]
+    folders += [] if output_dir is None else [Path(output_dir)]
+    predictions = {file for folder in folders for file in known_predictions(folder)}
     files = [
         file
         for file in sorted(root.rglob("*"))

@@ -150,3 +150,7 @@ def check_values(spatial_dims: int | None = None, **settings: Any) -> None:
         settings = {"spatial_dims": spatial_dims, **settings}
     for name, value in settings.items():
         check_value(name, value, spatial_dims or 0)
+    if settings.get("reduction") is not None and settings.get("roi_size", "unknown") is None:
+        raise ConfigurationError(
+            f"reduction={settings['reduction']!r} reduces windows and there are none: give --roi_size, or leave --reduction out."
+        )

@@ -15,6 +15,7 @@ from monai_gmr.data.nifti_writer import SameGridWriter
 from monai_gmr.utils import ConfigurationError
 
 RECORD = "predictions.csv"
+COLUMNS = ["prediction", "image"]
 # pictures: 2D, without a place in space
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 
@@ -29,7 +30,9 @@ def _read_record(output_dir: Path) -> dict[str, str]:
     if not record.is_file():
         return {}
     with open(record, newline="", encoding="utf-8", errors="replace") as file:
-        return {row[0]: row[1] for row in list(csv.reader(file))[1:] if len(row) == 2}
+        rows = list(csv.reader(file))
+    # a classifier's results have the same name
+    return {row[0]: row[1] for row in rows[1:] if len(row) == 2} if rows[:1] == [COLUMNS] else {}
 
 
 def known_predictions(output_dir: PathLike) -> set[Path]:
@@ -110,7 +113,7 @@ class PredictionLayout(FolderLayoutBase):
             with open(self.output_dir / RECORD, "a", newline="", encoding="utf-8") as record:
                 writer = csv.writer(record, lineterminator="\n")
                 if not self._written:
-                    writer.writerow(["prediction", "image"])
+                    writer.writerow(COLUMNS)
                 writer.writerow([self._name(file), str(path)])
             self._written[self._name(file)] = str(path)
         return file

@@ -8,6 +8,7 @@ out, or with 2 and one sentence if it failed.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ import yaml
 from monai_gmr.command_line import command
 from monai_gmr.files import check_folder
 from monai_gmr.rotation_report import RotationReport
-from monai_gmr.rotation_report.evaluator import open_evaluator
+from monai_gmr.rotation_report.evaluator import SCAN_SUFFIXES, open_evaluator
 from monai_gmr.rotation_report.own_answer import open_own_answers, say_agreement
 from monai_gmr.rotation_report.prepare_batch import LABEL_SAMPLINGS
 from monai_gmr.utils import ConfigurationError
@@ -40,6 +41,7 @@ OPTIONS = (
     "seed",
     "resume",
 )
+ENDING = f"({'|'.join(map(re.escape, SCAN_SUFFIXES))})$"
 DESCRIPTION = """Run the evaluator of a MONAI bundle on rotated and mirrored images and report its metrics,
 for one network or several on the same images. The bundle's files stay as they are.
 Exit status: 0 done, 1 cases were left out, 2 failed."""
@@ -141,6 +143,19 @@ def read_average(entries: Sequence[str], names: Sequence[str]) -> Any:
     return named.get("", named or None)
 
 
+def default_folder(scan: str | None) -> str:
+    """Where a report goes: reports on two scans are two reports.
+
+    Example:
+        >>> default_folder(None), default_folder("/data/Smith.2.nii.gz")
+        ('rotation_report', 'rotation_report_Smith.2')
+    """
+    if scan is None:
+        return "rotation_report"
+    name = Path(scan).resolve().name
+    return f"rotation_report_{re.sub(ENDING, '', name, flags=re.IGNORECASE)}"
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
     parser = argparse.ArgumentParser(
@@ -157,8 +172,10 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     text = "bundle folder, one for each network; default name: the folder's"
     add("bundles", nargs="+", metavar="[NAME=]BUNDLE", help=text)
-    text = "where the report goes (default: rotation_report in the working directory)"
-    add("--output_dir", default="rotation_report", metavar="DIR", help=text)
+    text = (
+        "where the report goes (default: rotation_report in the working directory, rotation_report_SCAN with --input)"
+    )
+    add("--output_dir", metavar="DIR", help=text)
 
     add = parser.add_argument_group("the bundles").add_argument
     add("--dataset_dir", metavar="DIR", help="folder of the images: sets the bundle's id dataset_dir")
@@ -230,6 +247,7 @@ def make_report(arguments: argparse.Namespace) -> RotationReport:
         settings[name].update(read_settings(pairs, f"--for {name}"))
     prediction = None if arguments.prediction is None else _read_value(arguments.prediction)
     arguments.labels = arguments.labels or ("nearest" if arguments.input is None else "share")
+    arguments.output_dir = arguments.output_dir or default_folder(arguments.input)
     class_names: dict[int, str] = {}
     if arguments.input is None:
         opened = {

@@ -135,6 +135,15 @@ def test_predictions_of_earlier_runs_are_no_images(tmp_path, below):
         for case in first:
             layout.filename(case["image"]).touch()
         assert bundle.list_images(images, "not used", output_dir=out) == first
+    if below:
+        assert bundle.list_images(images, "not used", output_dir=tmp_path / "other") == first
+
+
+def test_a_table_of_classes_names_no_predictions(tmp_path):
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "a.nii").touch()
+    (tmp_path / "scans" / "predictions.csv").write_text("image,class\na.nii,1\n")
+    assert len(bundle.list_images(tmp_path, "not used")) == 1
 
 
 def test_a_checkpoint_is_loaded_or_refused(tmp_path):

@@ -115,6 +115,12 @@ def test_possible_values_pass(name):
         check(name, value)
 
 
+def test_a_reduction_without_windows_is_refused():
+    check_values(3, roi_size=[16, 16, 16], reduction="argmax")
+    with pytest.raises(ConfigurationError, match="reduces windows and there are none: give --roi_size"):
+        check_values(3, roi_size=None, reduction="argmax")
+
+
 CONFIG = {
     "spatial_dims": 3,
     "angle_step": 30,

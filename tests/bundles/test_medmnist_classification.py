@@ -288,7 +288,7 @@ def test_images_in_a_folder_are_predicted_under_their_names(tmp_path):
         ("train", {"conv": "radial"}, "conv='radial'"),
         ("evaluate", {"split": "tset"}, "section='tset' is unknown"),
         ("evaluate", {"checkpoint": "none.pt"}, "there is no trained network at none.pt"),
-        ("inference", {"input": "nothing", "checkpoint": __file__}, "input=nothing holds no image"),
+        ("inference", {"input": "nothing", "checkpoint": __file__}, "input=nothing does not exist"),
     ],
 )
 def test_a_wrong_setting_is_refused_in_one_sentence(config, settings, sentence, tmp_path):

@@ -138,6 +138,7 @@ def test_a_scan_through_a_bundle_that_knows_nothing_of_it(inference, foreign_bun
         ("channels", "cannot take two.nii.gz, which its preprocessing makes an image of shape (2, 12, 12, 12)"),
         ("no checkpoint", "there is no checkpoint at"),
         ("both", "--input and --dataset_dir both give the images"),
+        ("labels alone", "leave its reduction out"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(case, match, foreign_bundle, tmp_path, capsys):
@@ -152,6 +153,9 @@ def test_what_cannot_be_done_is_one_sentence(case, match, foreign_bundle, tmp_pa
     elif case != "nowhere":
         scan = root / "data" / "image0.nii.gz"
         more = ["--dataset_dir", "data"] if case == "both" else []
+    if case == "labels alone":
+        inferer = "{_target_: monai_gmr.inferers.GMRSlidingWindowInferer, roi_size: 8, reduction: argmax}"
+        more = ["--set", f"inferer={inferer}"]
     if case == "no checkpoint":
         (root / "models" / "model.pt").unlink()
     assert main([str(root), "--input", str(scan), "--output_dir", str(tmp_path / "out"), *QUICK, *more]) == 2
