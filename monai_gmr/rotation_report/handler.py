@@ -18,20 +18,18 @@ from monai_gmr.bundle.case_batches import CaseBatch, CaseBatches, anisotropic_sp
 from monai_gmr.bundle.settings import check_values
 from monai_gmr.files import FolderLock, check_folder, replacing, write_json, write_rows, write_text
 from monai_gmr.inferers import SymmetryInferer
-from monai_gmr.rotation_report.page import PageCase, choose_cases, write_page
-from monai_gmr.rotation_report.page_pictures import CasePictures, choose_side
+from monai_gmr.rotation_report.page import write_page
 from monai_gmr.rotation_report.prepare_batch import LABEL_SAMPLINGS
-from monai_gmr.rotation_report.probe import Shown, ViewProbe, keeps_cases, metric_handlers
+from monai_gmr.rotation_report.probe import ViewProbe, keeps_cases, metric_handlers
 from monai_gmr.rotation_report.records import ANSWER, ViewRecord, ViewRecords, read_compared, record_file
+from monai_gmr.rotation_report.shown_cases import ShownNetwork, run_shown_cases
 from monai_gmr.rotation_report.statistics import (
     ERROR,
     NetworkScores,
-    WorstCase,
     format_columns,
     say_images,
     short_table,
 )
-from monai_gmr.rotation_report.sweeps import make_sweeps
 from monai_gmr.rotation_report.table_picture import draw_rotation_table
 from monai_gmr.rotation_report.worst_cases_picture import draw_worst_cases
 from monai_gmr.symmetry import View, make_views
@@ -454,60 +452,21 @@ class RotationReport:
         self, networks: Mapping[str, _Network], results: Sequence[NetworkScores], key: str
     ) -> dict[str, Any]:
         """Run what is shown once more, draw the worst views of the worst cases, and return what the page needs of them."""
-        worst = {result.title: result.worst(key, self.worst_cases) for result in results if result.title in networks}
-        names = list(dict.fromkeys(case for result in results if result.title in networks for case in result.cases))
-        on_page = choose_cases(names, worst)
-        far = {each.view for ranked in worst.values() for each in ranked if each.case in on_page}
-        sweeps = make_sweeps(self.views, far, self.spacing)
-        shown = list({step.view.name: step.view for sweep in sweeps for step in sweep.steps}.values())
+        scores = {result.title: result for result in results if result.title in networks}
+        worst = {title: result.worst(key, self.worst_cases) for title, result in scores.items()}
         own = any(hasattr(network.evaluator, "label_of") for network in networks.values())
-        side = choose_side(len(on_page) * sum(len(sweep.steps) for sweep in sweeps))
-        pictures = {case: CasePictures(sweeps, side, self.spacing, own) for case in on_page}
-        drawn: list[WorstCase] = []
-        count = sum(len(set(on_page) & set(result.cases)) for result in results if result.title in networks)
-        with tqdm(total=count, desc="Drawing", unit="case", mininterval=0.5, disable=not count) as bar:
-            for title, network in networks.items():
-                ranked = {} if network.rotates_answer else {each.case: each for each in worst.get(title, [])}
-                measured = next((result.cases for result in results if result.title == title), [])
-                with self._probe(network) as probe:
-                    for case in [name for name in dict.fromkeys([*on_page, *ranked]) if name in measured]:
-                        shows: dict[str, Any] = {"pictures": pictures.get(case), "views": shown}
-                        drawn += self._draw_case(title, network, probe, case, ranked.get(case), **shows)
-                        bar.update(case in on_page)
-        # in the order of the ranks, as the cases of the page may have another one
-        places = {(title, each.case): rank for title, ranks in worst.items() for rank, each in enumerate(ranks)}
-        titles = list(networks)
-        drawn.sort(key=lambda each: (titles.index(each.network), places[each.network, each.case]))
-        draw_worst_cases(drawn, self.output_dir / "worst_cases.png")
-        cases = [PageCase(case, each) for case, each in pictures.items() if each.is_drawn]
-        return {"sweeps": sweeps, "cases": cases, "worst": worst, "own_labels": own}
-
-    def _draw_case(
-        self,
-        title: str,
-        network: _Network,
-        probe: ViewProbe,
-        case: str,
-        worst: WorstCase | None,
-        *,
-        pictures: CasePictures | None,
-        views: Sequence[View],
-    ) -> list[WorstCase]:
-        """Run the views of a case that the page shows, if it does, and its worst view, which is returned with its image."""
-        drawn: list[WorstCase] = []
-        needed = list(views) if pictures is not None else [self.views[0]]
-        needed += [view for view in self.views if worst is not None and view.name == worst.view]
-        needed = list({view.name: view for view in needed}.values())
-
-        def show(shown: Shown) -> None:
-            if pictures is not None:
-                pictures.add(title, shown)
-            if worst is not None and shown.view.name == worst.view:
-                found = {"image": shown.image, "label": shown.label, "prediction": shown.prediction}
-                drawn.append(worst._replace(**found))
-
-        try:
-            probe.run(network.batches.one(case), needed, show=show)
-        except Exception as error:
-            print(f"{title}: {case} cannot be drawn: {reason(error)}")
-        return drawn
+        shown = [
+            ShownNetwork(
+                title,
+                self._probe(one),
+                one.batches,
+                scores[title].cases,
+                worst[title],
+                rotates_answer=one.rotates_answer,
+            )
+            for title, one in networks.items()
+            if title in scores
+        ]
+        drawn = run_shown_cases(shown, self.views, self.spacing, own)
+        draw_worst_cases(drawn.worst, self.output_dir / "worst_cases.png")
+        return {"sweeps": drawn.sweeps, "cases": drawn.cases, "worst": worst, "own_labels": own}

@@ -1,0 +1,94 @@
+"""The cases that a report shows, run once more: the pictures of the page and of the worst cases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from monai.utils import optional_import
+
+from monai_gmr.bundle.case_batches import CaseBatches
+from monai_gmr.rotation_report.page import PageCase, choose_cases
+from monai_gmr.rotation_report.page_pictures import CasePictures, choose_side
+from monai_gmr.rotation_report.probe import Shown, ViewProbe
+from monai_gmr.rotation_report.statistics import WorstCase
+from monai_gmr.rotation_report.sweeps import Sweep, make_sweeps
+from monai_gmr.symmetry import View
+from monai_gmr.utils import reason
+
+tqdm, _ = optional_import("tqdm", name="tqdm")
+
+
+class ShownNetwork(NamedTuple):
+    """A network that is run once more: how, on which cases, those that were ``measured``, and the ``worst`` of them, whose views are
+    drawn unless the network ``rotates_answer``."""
+
+    title: str
+    probe: ViewProbe
+    batches: CaseBatches
+    measured: Sequence[str]
+    worst: Sequence[WorstCase]
+    rotates_answer: bool
+
+
+class ShownCases(NamedTuple):
+    """What was drawn: ``sweeps`` and ``cases`` of the page, and the ``worst`` cases, network by network in the order of their ranks, with
+    their images."""
+
+    sweeps: list[Sweep]
+    cases: list[PageCase]
+    worst: list[WorstCase]
+
+
+def run_shown_cases(
+    networks: Sequence[ShownNetwork], views: Sequence[View], spacing: Sequence[float] | None, own_labels: bool
+) -> ShownCases:
+    """Run the cases of the page, and the worst views, of all networks; ``views`` are those of the report, the upright one first.
+
+    A case that fails is printed and left out.
+    """
+    names = list(dict.fromkeys(case for network in networks for case in network.measured))
+    on_page = choose_cases(names, {network.title: network.worst for network in networks})
+    far = {each.view for network in networks for each in network.worst if each.case in on_page}
+    sweeps = make_sweeps(views, far, spacing)
+    on_sweeps = list({step.view.name: step.view for sweep in sweeps for step in sweep.steps}.values())
+    side = choose_side(len(on_page) * sum(len(sweep.steps) for sweep in sweeps))
+    pictures = {case: CasePictures(sweeps, side, spacing, own_labels) for case in on_page}
+    worst: list[WorstCase] = []
+    count = sum(len(set(on_page) & set(network.measured)) for network in networks)
+    with tqdm(total=count, desc="Drawing", unit="case", mininterval=0.5, disable=not count) as bar:
+        for network in networks:
+            ranked = {} if network.rotates_answer else {each.case: each for each in network.worst}
+            drawn: dict[str, WorstCase] = {}
+            with network.probe:
+                for case in [name for name in dict.fromkeys([*on_page, *ranked]) if name in network.measured]:
+                    needed = [views[0], *(on_sweeps if case in pictures else [])]
+                    needed += [view for view in views if case in ranked and view.name == ranked[case].view]
+                    drawn |= _run_case(network, case, needed, pictures.get(case), ranked.get(case))
+                    bar.update(case in on_page)
+            # in the order of the ranks, as the cases of the page may have another one
+            worst += [drawn[case] for case in ranked if case in drawn]
+    return ShownCases(sweeps, [PageCase(case, each) for case, each in pictures.items() if each.is_drawn], worst)
+
+
+def _run_case(
+    network: ShownNetwork,
+    case: str,
+    views: Sequence[View],
+    pictures: CasePictures | None,
+    worst: WorstCase | None,
+) -> Mapping[str, WorstCase]:
+    """Run views of a case into its pictures, if the page shows it; returns its worst view, if that is drawn, with its image."""
+    drawn: dict[str, WorstCase] = {}
+
+    def show(shown: Shown) -> None:
+        if pictures is not None:
+            pictures.add(network.title, shown)
+        if worst is not None and shown.view.name == worst.view:
+            drawn[case] = worst._replace(image=shown.image, label=shown.label, prediction=shown.prediction)
+
+    try:
+        network.probe.run(network.batches.one(case), list({view.name: view for view in views}.values()), show=show)
+    except Exception as error:
+        print(f"{network.title}: {case} cannot be drawn: {reason(error)}")
+    return drawn
