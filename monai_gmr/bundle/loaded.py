@@ -16,9 +16,8 @@ from monai.transforms import Compose, LoadImage, LoadImaged
 
 from monai_gmr.bundle.checks import load_network
 from monai_gmr.bundle.command_line import GMRWorkflow, quiet
+from monai_gmr.bundle.config_parts import make_importable, remove_disabled, switch_off, transforms_in
 from monai_gmr.bundle.shipped import METADATA, WEIGHTS, check_packages, find_bundle, find_config, read_metadata
-from monai_gmr.rotation_report.evaluator import make_importable, remove_disabled, switch_off
-from monai_gmr.rotation_report.probe import transforms_in
 from monai_gmr.transforms import LoadCased
 from monai_gmr.utils import ConfigurationError, find_configuration_error, reason
 
@@ -82,8 +81,8 @@ def load_bundle(bundle: str | os.PathLike[str], **settings: Any) -> LoadedBundle
     """The network of a bundle, with its weights, and its preprocessing, inferer and postprocessing, from its ``configs/inference``.
 
     Args:
-        bundle: the name of a bundle that ships (``python -m monai_gmr.apps.bundles list``), or the folder of any bundle;
-            where both are there, the one that ships.
+        bundle: the name of a bundle that ships (``python -m monai_gmr.apps.bundles list``), or the folder of any bundle,
+            which goes first where both are there.
         settings: ids of the config to other values, such as ``device="cpu"`` or ``roi_size=[64, 64, 64]``.
 
     The weights are those of the setting ``checkpoint``, by default ``models/model.pt``, read with ``weights_only=True`` and compared with

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.engines import SupervisedEvaluator
 from monai.handlers import CheckpointLoader
 from monai.transforms import Invertd
@@ -17,10 +14,10 @@ from monai.utils import ensure_tuple, optional_import
 
 from monai_gmr.bundle.checks import check_file, find_images
 from monai_gmr.bundle.command_line import quiet
+from monai_gmr.bundle.config_parts import make_importable, nodes_of, switch_off, transforms_in
 from monai_gmr.bundle.overrides import check_settings
 from monai_gmr.bundle.shipped import find_bundle
 from monai_gmr.networks.weights import check_finite, read_checkpoint
-from monai_gmr.rotation_report.probe import transforms_in
 from monai_gmr.utils import ConfigurationError, find_configuration_error, reason
 
 Events, _ = optional_import("ignite.engine", name="Events")
@@ -32,13 +29,6 @@ CHOICES = (("evaluate",), ("train", "evaluate"), ("inference",), ("train",))
 # of scans without labels
 SCAN_CHOICES = (("inference",), ("evaluate",), ("train", "evaluate"), ("train",))
 SCAN_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy")
-WRITERS = re.compile(
-    r"(Save|Write)(Image|Classification|FileMapping)\w*|\w*Saver|(Tensor[Bb]oard|MLFlow|ClearML)\w*|StatsHandler|LogfileHandler"
-    r"|ProbMapProducer|ProgressBar|SmartCacheHandler"
-)
-DISK_CACHES = ("SmartCacheDataset", "PersistentDataset", "CacheNTransDataset", "LMDBDataset", "GDSDataset")
-DATASET_KEYS = ("data", "transform", "_requires_", "_disabled_")
-_opened: set[Path] = set()
 
 
 class BundleEvaluator(NamedTuple):
@@ -137,7 +127,7 @@ def _read_scan(parser: ConfigParser, evaluator_id: str, scan: Path, output_dir: 
         )
     dataset["data"] = [{"image": str(file.resolve())} for file in find_images(scan, SCAN_SUFFIXES)]
     # transforms of MONAI leave out a label that is not there only where they are told so
-    for component in _nodes(_follow(parser, dataset.get("transform")), dict):
+    for component in nodes_of(_follow(parser, dataset.get("transform")), dict):
         target = str(component.get("_target_", ""))
         if "keys" in component and ("." not in target or target.startswith("monai.")):
             component["allow_missing_keys"] = True
@@ -148,46 +138,6 @@ def _follow(parser: ConfigParser, value: Any) -> Any:
     while isinstance(value, str) and value.startswith("@"):
         value = parser.get(value[1:])
     return value
-
-
-def switch_off(parser: ConfigParser) -> None:
-    """Disable, in a config that is not yet parsed, the parts that write files or logs, and its caches of images."""
-    for component in _nodes(parser.get(), dict):
-        target = component.get("_target_")
-        name = target.rpartition(".")[-1] if isinstance(target, str) else ""
-        if WRITERS.fullmatch(name):
-            component["_disabled_"] = True
-        elif name in DISK_CACHES:
-            kept = {key: component[key] for key in DATASET_KEYS if key in component}
-            component.clear()
-            component.update({"_target_": "monai.data.Dataset", **kept})
-        elif name.endswith("CacheDataset") or (name and {"cache_rate", "cache_num"} & component.keys()):
-            component["cache_rate"] = 0.0
-    # MONAI leaves a disabled part out of a list, but puts None for a reference to one
-    for entries in _nodes(parser.get(), list):
-        entries[:] = [entry for entry in entries if not _refers_to_disabled(entry, parser)]
-
-
-def remove_disabled(parser: ConfigParser) -> None:
-    """Take disabled parts out of lists, so that nothing is made of what they refer to."""
-    for entries in _nodes(parser.get(), list):
-        entries[:] = [entry for entry in entries if not (isinstance(entry, dict) and entry.get("_disabled_") is True)]
-
-
-def _nodes(config: Any, kind: type) -> Iterator[Any]:
-    """All dictionaries or all lists of a config."""
-    if isinstance(config, kind):
-        yield config
-    if isinstance(config, (dict, list)):
-        for value in list(config.values()) if isinstance(config, dict) else config:
-            yield from _nodes(value, kind)
-
-
-def _refers_to_disabled(entry: Any, parser: ConfigParser) -> bool:
-    if not isinstance(entry, str) or not entry.startswith("@"):
-        return False
-    part = parser.get(entry[1:])
-    return ConfigComponent.is_instantiable(part) and part.get("_disabled_") is True
 
 
 def _choose_files(root: Path, order: Sequence[tuple[str, ...]] = CHOICES) -> list[Path]:
@@ -252,14 +202,3 @@ def _load_checkpoint(loader: CheckpointLoader, evaluator: SupervisedEvaluator) -
         loader(evaluator)
         check_finite(evaluator.network, evaluator.network.state_dict(), loader.load_path, hint)
         evaluator.remove_event_handler(loader, Events.STARTED)
-
-
-def make_importable(root: Path) -> None:
-    """Let a bundle import the packages in its folder, as MONAI does, and no other bundle's of the same name."""
-    foreign = tuple(f"{other}{os.sep}" for other in _opened - {root})
-    for name, module in list(sys.modules.items()):
-        if (getattr(module, "__file__", None) or "").startswith(foreign):
-            del sys.modules[name]
-    _opened.add(root)
-    if sys.path[:1] != [str(root)]:
-        sys.path.insert(0, str(root))

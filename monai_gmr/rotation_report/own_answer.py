@@ -16,9 +16,10 @@ from monai.transforms import AsDiscreted, Lambdad
 from monai.utils import CommonKeys
 
 from monai_gmr.bundle.case_batches import CaseBatches, usable_image
+from monai_gmr.bundle.config_parts import transforms_in
 from monai_gmr.metrics.agreement import ChangedProbability, ChangedVoxels, SameClass
 from monai_gmr.rotation_report.evaluator import BundleEvaluator, open_evaluator
-from monai_gmr.rotation_report.probe import ViewProbe, class_probabilities, is_on, transforms_in
+from monai_gmr.rotation_report.probe import ViewProbe, class_probabilities, is_on
 from monai_gmr.rotation_report.statistics import CHANGED_PROBABILITY, CHANGED_VOXELS, ERROR, format_cell
 from monai_gmr.symmetry import make_views
 from monai_gmr.utils import ConfigurationError, reason

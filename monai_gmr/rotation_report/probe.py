@@ -14,10 +14,11 @@ import torch
 from monai.engines import IterationEvents
 from monai.inferers import Inferer
 from monai.metrics import Cumulative
-from monai.transforms import Compose, SaveImaged
+from monai.transforms import SaveImaged
 from monai.utils import CommonKeys, optional_import
 
 from monai_gmr.bundle.case_batches import CaseBatch
+from monai_gmr.bundle.config_parts import transforms_in
 from monai_gmr.bundle.prediction import check_answer
 from monai_gmr.inferers import rotate_image
 from monai_gmr.metrics.equivariance import move_image, moved_error
@@ -217,11 +218,6 @@ def _image_savers(evaluator: Any) -> list[SaveImaged]:
     variables = [inspect.getclosurevars(handler).nonlocals for handler in handlers if inspect.isfunction(handler)]
     parts = [value for names in variables for value in names.values()]
     return [each for part in parts for each in transforms_in(part) if isinstance(each, SaveImaged)]
-
-
-def transforms_in(part: Any) -> Sequence[Any]:
-    """The transforms of a ``Compose``, those of nested ones too; of anything else only itself."""
-    return part.flatten().transforms if isinstance(part, Compose) else [part]
 
 
 class ViewProbe:

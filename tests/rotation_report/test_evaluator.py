@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigWorkflow
 
 from monai_gmr.data import write_phantoms
 from monai_gmr.networks.nets import GMRUNet
-from monai_gmr.rotation_report.evaluator import open_evaluator, switch_off
+from monai_gmr.rotation_report.evaluator import open_evaluator
 from monai_gmr.utils import ConfigurationError
 
 OWN = Path(__file__).resolve().parents[2] / "bundles" / "volume_segmentation_gmr_unet"
@@ -123,43 +123,6 @@ def test_two_bundles_with_a_package_of_the_same_name(foreign_bundle):
         opened[name] = open_evaluator(root).evaluator
     assert {name: evaluator.network.name for name, evaluator in opened.items()} == {"one": "one", "two": "two"}
     opened["one"].run()
-
-
-def test_what_writes_is_switched_off_wherever_it_stands():
-    saver = {"_target_": "monai.transforms.SaveImaged", "keys": "pred"}
-    copy = {"_target_": "CopyItemsd", "keys": "pred", "names": "other"}
-    config = {
-        "saver": saver,
-        "copy": copy,
-        "inline": {"_target_": "Compose", "transforms": [copy, saver]},
-        "referred": {"_target_": "Compose", "transforms": ["@copy", "@saver"]},
-        "macro": {"_target_": "Compose", "transforms": "%inline::transforms"},
-        "handlers": [{"_target_": "monai.handlers.TensorBoardStatsHandler", "log_dir": "/nowhere"}],
-    }
-    parser = ConfigParser(config)
-    parser.resolve_macro_and_relative_ids()
-    switch_off(parser)
-    for name in ("inline", "referred", "macro"):
-        compose = parser.get_parsed_content(name)
-        assert [type(transform).__name__ for transform in compose.transforms] == ["CopyItemsd"]
-    assert parser.get_parsed_content("handlers") == []
-
-
-@pytest.mark.parametrize(
-    "target", ["CacheDataset", "SmartCacheDataset", "CacheNTransDataset", "PersistentDataset", "Dataset"]
-)
-def test_no_dataset_keeps_or_loads_images_ahead(target, tmp_path):
-    own = {"SmartCacheDataset": {"cache_num": 2}, "CacheNTransDataset": {"cache_n_trans": 1}}.get(target, {})
-    own |= {"cache_dir": str(tmp_path / "cache")} if target in ("CacheNTransDataset", "PersistentDataset") else {}
-    loaded = []
-    transform = {"_target_": "monai.transforms.Lambda", "func": "$@loaded.append"}
-    config = {"set": {"_target_": f"monai.data.{target}", "data": [1, 2, 3], "transform": transform, **own}}
-    parser = ConfigParser(config | {"loaded": loaded})
-    switch_off(parser)
-    dataset = parser.get_parsed_content("set")
-    assert len(dataset) == 3
-    assert parser.get_parsed_content("loaded") == []
-    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize(
