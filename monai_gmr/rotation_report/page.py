@@ -14,7 +14,14 @@ import numpy as np
 from monai_gmr.files import write_text
 from monai_gmr.rotation_report.page_curve import PAGE_COLOURS, draw_curve, sign_of
 from monai_gmr.rotation_report.page_pictures import CasePictures
-from monai_gmr.rotation_report.statistics import CHANGED_VOXELS, ERROR, NetworkScores, WorstCase, format_cell
+from monai_gmr.rotation_report.statistics import (
+    CHANGED_VOXELS,
+    ERROR,
+    FAMILY_WORDS,
+    NetworkScores,
+    WorstCase,
+    format_cell,
+)
 from monai_gmr.rotation_report.sweeps import Sweep, say_view
 from monai_gmr.rotation_report.table_picture import find_limits
 from monai_gmr.rotation_report.worst_cases_picture import CLASS_COLOURS, ERROR_COLOURS, ERRORS
@@ -22,16 +29,6 @@ from monai_gmr.rotation_report.worst_cases_picture import CLASS_COLOURS, ERROR_C
 TEMPLATES = Path(__file__).with_name("templates")
 # whose pictures are in the page: the first case, and the worst ones of every network
 MOST_CASES = 4
-FAMILY_WORDS = {
-    "upright": "the image as it is",
-    "flips": "the image as it is, and mirrored along an axis or several",
-    "group": "all symmetries of the grid: rotations by multiples of 90° and mirror images, which move whole voxels",
-    "angles": "rotations about an array axis by other angles, which interpolate between voxels",
-    "turns": "a full circle about each array axis: those of the grid and other angles",
-    "icosahedral": "the 60 rotations of the icosahedron",
-    "random": "random rotations",
-    "shifts": "moved by part of a voxel and not rotated",
-}
 
 
 class PageCase(NamedTuple):

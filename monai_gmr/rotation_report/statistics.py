@@ -16,6 +16,16 @@ from monai_gmr.tables import format_aligned, format_markdown
 
 FAMILIES = ("upright", "flips", "group", "angles", "turns", "icosahedral", "random", "shifts")
 # in the short table: flips are in the group, other angles among the turns
+FAMILY_WORDS = {
+    "upright": "the image as it is",
+    "flips": "the image as it is, and mirrored along an axis or several",
+    "group": "all symmetries of the grid: rotations by multiples of 90° and mirror images, which move whole voxels",
+    "angles": "rotations about an array axis by other angles, which interpolate between voxels",
+    "turns": "a full circle about each array axis: those of the grid and other angles",
+    "icosahedral": "the 60 rotations of the icosahedron",
+    "random": "random rotations",
+    "shifts": "moved by part of a voxel and not rotated",
+}
 SHORT_FAMILIES = ("upright", "group", "turns", "icosahedral", "random", "shifts")
 # what the networks see of images, as the records have it and in words
 IMAGES = {"whole": "whole images", "ball": "the inscribed disc or ball of images"}
@@ -392,6 +402,8 @@ def short_table(summary: Sequence[Mapping[str, Any]], costs: Mapping[str, Mappin
         | network | passes a case | seconds a case | dice: upright | equivariance error: group |
         |---|---|---|---|---|
         | net | 1 | 0.25 | 0.900 | 2.0e-07 |
+        <BLANKLINE>
+        Mean / worst of the views, of errors the worst. group: all symmetries of the grid: ...
     """
 
     def cell(row: Mapping[str, Any] | None) -> str:
@@ -409,4 +421,6 @@ def short_table(summary: Sequence[Mapping[str, Any]], costs: Mapping[str, Mappin
     for title, cost in costs.items():
         cells = [title, f"{cost['passes_per_case']:g}", f"{cost['seconds_per_case']:.2g}"]
         lines.append([*cells, *(cell(rows.get((title, *column))) for column in columns)])
-    return format_markdown(lines)
+    families = dict.fromkeys(family for _, family in columns if family != "upright")
+    legend = "; ".join(f"{family}: {FAMILY_WORDS[family]}" for family in families)
+    return f"{format_markdown(lines)}\n\nMean / worst of the views, of errors the worst. {legend}."

@@ -68,6 +68,20 @@ def test_weights_that_ship_have_a_checksum(root):
     read_checkpoint(root / "models" / "model.pt")
 
 
+@pytest.mark.parametrize("root", BUNDLES, ids=lambda path: path.name)
+def test_metadata_hold_the_numbers_of_the_page(root):
+    """The score of the weights that ship; ranges of the values that enter and leave the network's inference."""
+    metadata, page = read_metadata(root), (root / "docs" / "README.md").read_text(encoding="utf-8")
+    (score,) = metadata["eval_metrics"].values()
+    assert any(
+        f"| {score:.3f} | {score:.3f} / {score:.3f}" in line and "gmr_harmonic" in line for line in page.splitlines()
+    )
+    layout = metadata["network_data_format"]
+    for tensor in (layout["inputs"]["image"], layout["outputs"]["pred"]):
+        low, high = tensor["value_range"]
+        assert low < high
+
+
 def test_metadata_follow_the_schema(bundle, tmp_path):
     """MONAI's own command, with the schema where it would put MONAI's file."""
     (tmp_path / "schema.json").write_bytes(SCHEMA.read_bytes())

@@ -307,9 +307,10 @@ def test_a_bundle_refuses_images_of_the_other_dimension(tmp_path):
         assert f"this is a {spatial_dims}D bundle: use the {5 - spatial_dims}D one" in refused
 
 
-def test_two_processes_train_one_network(tmp_path, forked_python):
-    data = write_dataset(tmp_path, 2)
-    configs = BUNDLES[2] / "configs"
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_two_processes_train_one_network(spatial_dims, tmp_path, forked_python):
+    data = write_dataset(tmp_path, spatial_dims)
+    configs = BUNDLES[spatial_dims] / "configs"
     settings = {**data, **TINY, "epochs": 2, "ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path)}
     command = [forked_python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["-m", "monai.bundle", "run"]

@@ -223,9 +223,9 @@ def test_a_wrong_setting_is_one_sentence_in_the_terminal(arguments, match, datas
     assert "Traceback" not in err
 
 
-def two_processes(folder, python=sys.executable, **settings):
+def two_processes(folder, python=sys.executable, configs=CONFIGS, **settings):
     """A training in two processes of gloo, as torchrun starts it, all by ``python``."""
-    files = f"['{CONFIGS / 'train.yaml'}','{CONFIGS / 'multi_gpu_train.yaml'}']"
+    files = f"['{configs / 'train.yaml'}','{configs / 'multi_gpu_train.yaml'}']"
     settings = {**SMALL, "ckpt_dir": folder, "output_dir": folder, **settings}
     command = [python, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2"]
     command += ["-m", "monai.bundle", "run", "--config_file", files]
@@ -234,8 +234,11 @@ def two_processes(folder, python=sys.executable, **settings):
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/", timeout=240, check=False)
 
 
-def test_two_processes_train_together(dataset_dir, tmp_path):
-    done = two_processes(tmp_path, dataset_dir=dataset_dir, epochs=1)
+@pytest.mark.parametrize("bundle", ["volume_segmentation_gmr_unet", "hippocampus_segmentation_gmr_unet"])
+def test_two_processes_train_together(bundle, dataset_dir, tmp_path, forked_python):
+    python = sys.executable if bundle == BUNDLE.name else forked_python
+    configs = BUNDLE.with_name(bundle) / "configs"
+    done = two_processes(tmp_path, python, configs, dataset_dir=dataset_dir, epochs=1)
     assert done.returncode == 0, done.stderr
     # four cases in batches of two over two processes: one iteration, and names without the wrapper's "module."
     latest = torch.load(tmp_path / "latest.pt", weights_only=True)

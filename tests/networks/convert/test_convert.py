@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conversion_table import CASES, make_pair, sizes_of, structural_error
+from conversion_table import CASES, make_pair, structural_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.networks import nets
@@ -35,7 +35,7 @@ def first(answer):
     return answer
 
 
-# with radial kernels: tests/measurements/test_conversion_table.py
+# with radial kernels: test_all_monai_nets.py
 @pytest.mark.parametrize(
     "name", [name for name in CASES if name not in ("ResNet18", "ResNet50", "SEResNet50", "DenseNet121", "HighResNet")]
 )
@@ -83,12 +83,14 @@ def test_in_three_dimensions(name, device):
 def test_networks_train_and_are_copied_saved_and_loaded(name):
     case = CASES[name]
     net = convert_to_gmr(case.make(2), conv="gmr_harmonic")
-    x = torch.randn(2, 1, *sizes_of(case, 2)["even"])
+    x = torch.randn(2, 1, *[case.fixed or 32] * 2)
     net.train()
     with torch.autocast("cpu", torch.bfloat16):
         first(net(x))
     optimizer = torch.optim.SGD(net.parameters(), 0.01)
     first(net(x)).square().mean().backward()
+    # batch norms over a few voxels have gradients of any size
+    nn.utils.clip_grad_norm_(net.parameters(), 1)
     optimizer.step()
     torch.manual_seed(1)
     another = convert_to_gmr(case.make(2), conv="gmr_harmonic")
@@ -100,29 +102,18 @@ def test_networks_train_and_are_copied_saved_and_loaded(name):
         assert torch.allclose(first(each.eval()(x)), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [
-        ("UNet", (32, 32)),
-        ("UNet", (33, 38)),
-        ("DynUNet, residual", (33, 38)),
-        ("MedNeXt", (33, 38)),
-        ("ResNet10", (33, 38)),
-    ],
-)
-def test_networks_are_compiled_and_exported(name, size):
-    net, x = make_pair(name, 2, conv="gmr_harmonic")[1], torch.randn(1, 1, *size)
+@pytest.mark.parametrize("name", ["UNet", "DynUNet, residual", "MedNeXt", "ResNet10"])
+def test_networks_are_compiled(name):
+    net, x = make_pair(name, 2, conv="gmr_harmonic")[1], torch.randn(1, 1, 33, 38)
     expected = first(net(x))
     torch._dynamo.reset()
     compiled = torch.compile(net, backend="eager", fullgraph=True)
     assert torch.allclose(first(compiled(x)), expected, rtol=1e-4, atol=1e-4)
-    exported = torch.export.export(net, (x,)).module()
-    assert torch.allclose(first(exported(x)), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [(33, 38), (42, 35)])
+@pytest.mark.parametrize("size", [(17, 22), (26, 19)])
 def test_a_compiled_part_takes_sizes_from_the_call_of_the_whole_network(size):
-    net, x = make_pair("UNet", 2, conv="gmr_harmonic")[1], torch.randn(1, 1, *size)
+    net, x = convert_to_gmr(nets.UNet(2, 1, 2, (2, 4, 6), (2, 2))).eval(), torch.randn(1, 1, *size)
     expected = net(x)
     torch._dynamo.reset()
     net.model = torch.compile(net.model, backend="eager")

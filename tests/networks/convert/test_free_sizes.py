@@ -104,7 +104,9 @@ def test_scripted_networks_are_saved_loaded_and_right_at_every_size(name):
     buffer = io.BytesIO()
     torch.jit.save(scripted, buffer)
     buffer.seek(0)
-    check(torch.jit.load(buffer).eval(), net.eval())
+    # as above: torch optimises the graphs of some
+    with torch.jit.optimized_execution(name in ("UNet", "DynUNet, residual")):
+        check(torch.jit.load(buffer).eval(), net.eval())
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -163,7 +165,7 @@ def test_a_network_that_takes_more_than_an_image_is_not_scripted():
         torch.jit.script(convert_to_gmr(Net(), example_inputs=(x, torch.zeros(1, 2, 6, 6))))
 
 
-@pytest.mark.parametrize("name", ["UNet", "DynUNet, residual", "ResNet10", *OURS, *LAYERS])
+@pytest.mark.parametrize("name", ["UNet", "DynUNet, residual", *OURS, *LAYERS])
 @torch.no_grad()
 def test_exported_networks_are_right_at_every_size(name):
     net = net_of(name)
