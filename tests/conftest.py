@@ -1,5 +1,6 @@
 """Every test draws the same random numbers, whichever ran before it; processes that start at once; a bundle in stock MONAI."""
 
+import gc
 import json
 import os
 import shlex
@@ -35,6 +36,12 @@ def device(request):
     yield torch.device(request.param)
     for switch, allowed in zip(switches, before):
         switch.allow_tf32 = allowed
+
+
+def pytest_collection_finish():
+    """Leave what importing and collecting made out of every collection of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -13,10 +13,10 @@ from monai_gmr.bundle import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 torch.set_num_threads(1)
-for _ in range(12):  # small objects may take the first bytes of some blocks, which are too short from then on
+for _ in range(6):  # small objects may take the first bytes of some blocks, which are too short from then on
     torch.ones(2**25)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
+for _ in range(10):
     torch.ones(2**25)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """

@@ -238,7 +238,7 @@ def two_processes(folder, python=sys.executable, configs=CONFIGS, **settings):
 def test_two_processes_train_together(bundle, dataset_dir, tmp_path, forked_python):
     python = sys.executable if bundle == BUNDLE.name else forked_python
     configs = BUNDLE.with_name(bundle) / "configs"
-    done = two_processes(tmp_path, python, configs, dataset_dir=dataset_dir, epochs=1)
+    done = two_processes(tmp_path, python, configs, dataset_dir=dataset_dir, out_channels=4, epochs=1)
     assert done.returncode == 0, done.stderr
     # four cases in batches of two over two processes: one iteration, and names without the wrapper's "module."
     latest = torch.load(tmp_path / "latest.pt", weights_only=True)

@@ -101,7 +101,7 @@ def smooth_volume(dims, size):
     return ndimage.gaussian_filter(noise, 1.2)
 
 
-@pytest.mark.parametrize(("dims", "size", "k"), [(2, 128, 3), (2, 128, 5), (2, 128, 7), (3, 40, 3)])
+@pytest.mark.parametrize(("dims", "size", "k"), [(2, 128, 3), (2, 128, 5), (2, 128, 7), (3, 28, 3)])
 @pytest.mark.parametrize("orders", [(0, 1), (0, 2), (0, 1, 2)])
 def test_a_layer_is_no_worse_at_other_angles_than_with_the_earlier_profiles(dims, size, k, orders):
     """Norms alone, so that no denominator near 0 decides, at 30 and 45 degrees. In 3D only windows of three taps differ."""

@@ -86,7 +86,7 @@ def test_a_traced_network_that_tells_positions_apart_refuses_other_sizes():
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", ["UNet", "ResNet10"])
 @torch.no_grad()
 def test_a_traced_network_leaves_no_device_behind(name):
     traced = torch.jit.trace(net_of(name), torch.randn(1, 1, 64, 64), check_trace=False)
@@ -125,9 +125,8 @@ def test_a_scripted_network_trains_and_shares_its_weights_with_the_answer_after(
     check(scripted.eval(), net.eval())
 
 
-@pytest.mark.parametrize("name", ["UNet", "DynUNet, residual"])
-def test_monai_exports_them(name, tmp_path):
-    net = net_of(name)
+def test_monai_exports_them(tmp_path):
+    net = net_of("UNet")
     x = torch.randn(1, 1, 37, 42)
     convert_to_torchscript(net, str(tmp_path / "net.ts"), verify=True, inputs=[x], rtol=1e-3, atol=1e-4)
     check(torch.jit.load(tmp_path / "net.ts"), net)
@@ -165,7 +164,7 @@ def test_a_network_that_takes_more_than_an_image_is_not_scripted():
         torch.jit.script(convert_to_gmr(Net(), example_inputs=(x, torch.zeros(1, 2, 6, 6))))
 
 
-@pytest.mark.parametrize("name", ["UNet", "DynUNet, residual", *OURS, *LAYERS])
+@pytest.mark.parametrize("name", ["UNet", *OURS, *LAYERS])
 @torch.no_grad()
 def test_exported_networks_are_right_at_every_size(name):
     net = net_of(name)
