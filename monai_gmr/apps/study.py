@@ -20,7 +20,7 @@ CONFIG is YAML, plain data; relative paths in it are relative to the working dir
     keep_checkpoints: false             # whether latest.pt stays beside model.pt when a training is done
     data:
       blood cells:
-        bundle: bundles/medmnist2d_classification_gmr_resnet
+        bundle: bundles/medmnist2d_classification_gmr_resnet  # a folder, or the name of a bundle that ships
         metric: balanced_accuracy       # the metric of rotation_table.csv to report, or a list of them; larger is better
         settings: {dataset_dir: $DATA, flag: bloodmnist, epochs: 8}
         tuning: {epochs: 6}             # optional: in what the short trainings differ on this data set

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from monai.bundle import ConfigParser
 
+from monai_gmr.bundle.shipped import find_bundle
 from monai_gmr.utils import ConfigurationError
 
 Settings = dict[str, Any]
@@ -56,8 +57,8 @@ class DataSet(NamedTuple):
     runs: tuple[Run, ...]
 
     def config_file(self, name: str) -> Path:
-        """Path of ``configs/NAME.yaml`` of the bundle."""
-        return Path(expand(self.bundle)) / "configs" / f"{name}.yaml"
+        """Path of ``configs/NAME.yaml`` of the bundle, a folder or the name of one that ships; raises where there is none."""
+        return find_bundle(expand(self.bundle)) / "configs" / f"{name}.yaml"
 
     def default_epochs(self) -> int | None:
         """``epochs`` of the bundle's ``train.yaml``; ``None`` where it has none that is a number."""

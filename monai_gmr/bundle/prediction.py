@@ -79,7 +79,8 @@ class CasePredictor(SupervisedEvaluator):
         finally:
             check.remove()
             self.data_loader, self.state.epoch_length, self._cases = loader, length, None
-        print(f"{len(cases.names) - len(self.failures)} predictions in {self.output}")
+        count = len(cases.names) - len(self.failures)
+        print(f"{count} prediction{'' if count == 1 else 's'} in {self.output}")
         for name, why in self.failures.items():
             print(f"{name} is left out: {why}")
         refuse_failures(self.failures, len(cases.names), "images were not predicted")

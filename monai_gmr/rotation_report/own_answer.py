@@ -26,7 +26,7 @@ from monai_gmr.utils import ConfigurationError, reason
 
 BOTH = (CommonKeys.PRED, CommonKeys.LABEL)
 # by which the bundle's network stays the one that its metadata describe
-HARMLESS = {"device", "amp", "roi_size", "num_workers", "batch_size"}
+HARMLESS = {"device", "amp", "roi_size", "voxel_size", "num_workers", "batch_size"}
 
 
 class AgreementEvaluator(SupervisedEvaluator):

@@ -135,7 +135,7 @@ def set_at(config, path, value):
         ("data/cells/metrics", "dice", "metrics is no key of data, cells: did you mean metric?"),
         ("data/cells/metric", None, "data, cells has no metric"),
         ("data/cells/nets", {"radail": {}}, "unknown net radail: did you mean radial?"),
-        ("data/cells/bundle", "nowhere", "there is no nowhere/configs/train.yaml"),
+        ("data/cells/bundle", "nowhere", "there is no bundle nowhere"),
         ("runs", [["plane", "none"]], "runs names the unknown net plane: did you mean plain?"),
         ("runs", [["plain", "rotation"]], "runs names the unknown augmentation rotation: did you mean rotations?"),
         ("runs", ["plain"], "'plain' in runs is no pair"),
