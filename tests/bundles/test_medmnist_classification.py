@@ -45,6 +45,17 @@ def open_workflow(spatial_dims, name, **settings):
     return ConfigWorkflow(files, workflow_type=kind, logging_file=False, **settings)
 
 
+def evaluate(spatial_dims, **settings):
+    """Run the evaluation of a bundle: its network, and the rows of its table by family and metric."""
+    evaluation = open_workflow(spatial_dims, "evaluate", **settings)
+    evaluation.initialize()
+    assert evaluation.check_properties() == []
+    evaluation.run()
+    with open(Path(settings["output_dir"]) / "rotation_table.csv", newline="", encoding="utf-8") as file:
+        rows = {(row["family"], row["metric"]): row for row in csv.DictReader(file)}
+    return evaluation.parser.get_parsed_content("network").eval(), rows
+
+
 def refusal(spatial_dims, name, **settings):
     """The sentence with which a config refuses to start."""
     with pytest.raises(RuntimeError) as caught:
@@ -127,13 +138,9 @@ def test_several_labels_an_image_are_trained_and_scored_each_for_itself(tmp_path
     assert isinstance(training.parser.get_parsed_content("loss"), torch.nn.BCEWithLogitsLoss)
     training.run()
     settings.pop("epochs")
-    evaluation = open_workflow(2, "evaluate", **settings, angle_step=120)
-    evaluation.initialize()
-    evaluation.run()
-    with open(tmp_path / "out" / "rotation_table.csv", newline="", encoding="utf-8") as file:
-        rows = {(row["family"], row["metric"]): float(row["mean"]) for row in csv.DictReader(file)}
+    network, table = evaluate(2, **settings, angle_step=120)
+    rows = {key: float(row["mean"]) for key, row in table.items()}
     # by hand, upright
-    network = evaluation.parser.get_parsed_content("network").eval()
     images, labels = np.load(tmp_path / "blobs.npz")["test_images"], np.load(tmp_path / "blobs.npz")["test_labels"]
     x = torch.tensor(images).movedim(-1, 1).float()
     x = (x - x.mean((1, 2, 3), keepdim=True)) / x.std((1, 2, 3), keepdim=True, correction=0)
@@ -160,11 +167,7 @@ def test_group_convolutions_by_a_setting(conv, tmp_path):
     training.initialize()
     training.run()
     settings.pop("epochs")
-    evaluation = open_workflow(2, "evaluate", **settings, angle_step=0)
-    evaluation.initialize()
-    evaluation.run()
-    with open(tmp_path / "out" / "rotation_table.csv", newline="", encoding="utf-8") as file:
-        rows = {(row["family"], row["metric"]): row for row in csv.DictReader(file)}
+    _, rows = evaluate(2, **settings, angle_step=0)
     assert {row["network"] for row in rows.values()} == {"group" if conv == "group" else "group 4 gc"}
     if conv == "group":
         assert float(rows["group", "balanced_accuracy"]["spread"]) == 0
@@ -182,12 +185,7 @@ def test_bundle_from_data_to_table_and_predictions(spatial_dims, tmp_path):
     assert (tmp_path / "models" / "model.pt").is_file()
     settings.pop("epochs")
 
-    evaluation = open_workflow(spatial_dims, "evaluate", **settings, angle_step=90 if spatial_dims == 3 else 45)
-    evaluation.initialize()
-    assert evaluation.check_properties() == []
-    evaluation.run()
-    with open(tmp_path / "out" / "rotation_table.csv", newline="", encoding="utf-8") as file:
-        rows = {(row["family"], row["metric"]): row for row in csv.DictReader(file)}
+    _, rows = evaluate(spatial_dims, **settings, angle_step=90 if spatial_dims == 3 else 45)
     for metric in ("auc", "balanced_accuracy"):
         assert int(rows["group", metric]["views"]) == (8 if spatial_dims == 2 else 48)
         assert float(rows["group", metric]["spread"]) == 0
