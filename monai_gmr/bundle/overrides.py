@@ -11,7 +11,7 @@ from typing import Any
 
 from monai.bundle import ComponentLocator
 
-from monai_gmr.bundle.settings import check_value
+from monai_gmr.bundle.settings import check_together, check_value
 from monai_gmr.utils import ConfigurationError
 
 # what a component of MONAI's configs has beside the arguments of its target
@@ -127,3 +127,5 @@ def check_settings(
         elif not _is_kind(value, default):
             kind = KINDS[type(default)][1] + (f" {default}" if isinstance(default, list) else "")
             raise ConfigurationError(f"{prefix}{name} {value} cannot be used: give {kind}.")
+    all_values = {name: settings.get(name, config.get(name)) for name in checked}
+    check_together({name: value for name, value in all_values.items() if not _is_reference(value)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -150,6 +150,11 @@ def check_values(spatial_dims: int | None = None, **settings: Any) -> None:
         settings = {"spatial_dims": spatial_dims, **settings}
     for name, value in settings.items():
         check_value(name, value, spatial_dims or 0)
+    check_together(settings)
+
+
+def check_together(settings: Mapping[str, Any]) -> None:
+    """Raise :class:`ConfigurationError` when settings that can each be used have no use with each other."""
     if settings.get("reduction") is not None and settings.get("roi_size", "unknown") is None:
         raise ConfigurationError(
             f"reduction={settings['reduction']!r} reduces windows and there are none: give --roi_size, or leave --reduction out."

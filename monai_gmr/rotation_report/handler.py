@@ -402,7 +402,11 @@ class RotationReport:
             "paired": paired,
         }
         write_json(content, folder / "rotation_report.json")
-        write_text(f"{short_table(summary, costs, key)}\n\nHere {seen}.\n", folder / "rotation_report.md")
+        own = any(hasattr(network.evaluator, "label_of") for network in networks.values())
+        judged = (
+            "Without labels: each answer is compared with the network's own upright answer, rotated.\n\n" if own else ""
+        )
+        write_text(f"{short_table(summary, costs, key)}\n\n{judged}Here {seen}.\n", folder / "rotation_report.md")
         overview = None
         if can_draw():
             # an answer that is rotated is that of one pass, whatever the number of views
@@ -412,7 +416,7 @@ class RotationReport:
             overview = folder / "rotation_table.png"
             draw_rotation_table(views, key, overview, seconds, greater_is_better, seen)
         if overview is not None:
-            pictures = self._draw_worst(networks, results, key)
+            pictures = self._draw_worst(networks, results, key, own)
             in_ball = self._judging["in_ball"]
             if can_import("jinja2", "no page is written"):
                 write_page(
@@ -449,12 +453,11 @@ class RotationReport:
             np.savez_compressed(temporary, **arrays)
 
     def _draw_worst(
-        self, networks: Mapping[str, _Network], results: Sequence[NetworkScores], key: str
+        self, networks: Mapping[str, _Network], results: Sequence[NetworkScores], key: str, own: bool
     ) -> dict[str, Any]:
         """Run what is shown once more, draw the worst views of the worst cases, and return what the page needs of them."""
         scores = {result.title: result for result in results if result.title in networks}
         worst = {title: result.worst(key, self.worst_cases) for title, result in scores.items()}
-        own = any(hasattr(network.evaluator, "label_of") for network in networks.values())
         shown = [
             ShownNetwork(
                 title,

@@ -252,9 +252,10 @@ class ViewProbe:
         self.mirrored_labels = mirrored_labels
         views |= {"in_ball": images_in_ball, "mirrored_labels": mirrored_labels}
         self._prepare = PrepareBatchView(**views, prepare_batch=evaluator.prepare_batch)
-        if getattr(evaluator.inferer, "reduction", None) is not None:
+        reduction = getattr(evaluator.inferer, "reduction", None)
+        if reduction is not None:
             raise ConfigurationError(
-                "the inferer reduces its outputs, and labels have no equivariance error: leave its reduction out."
+                f"the inferer has reduction={reduction!r}, and labels have no equivariance error: leave reduction out."
             )
         self._inferer = _TimedInferer(inferer, prediction)
         self._upright: torch.Tensor | None = None

@@ -19,9 +19,9 @@ FAMILIES = ("upright", "flips", "group", "angles", "turns", "icosahedral", "rand
 FAMILY_WORDS = {
     "upright": "the image as it is",
     "flips": "the image as it is, and mirrored along an axis or several",
-    "group": "all symmetries of the grid: rotations by multiples of 90° and mirror images, which move whole voxels",
+    "group": "symmetries of the grid: rotations by multiples of 90° and mirror images, which move whole voxels",
     "angles": "rotations about an array axis by other angles, which interpolate between voxels",
-    "turns": "a full circle about each array axis: those of the grid and other angles",
+    "turns": "a full circle about each array axis, those of the grid among them",
     "icosahedral": "the 60 rotations of the icosahedron",
     "random": "random rotations",
     "shifts": "moved by part of a voxel and not rotated",
@@ -403,7 +403,7 @@ def short_table(summary: Sequence[Mapping[str, Any]], costs: Mapping[str, Mappin
         |---|---|---|---|---|
         | net | 1 | 0.25 | 0.900 | 2.0e-07 |
         <BLANKLINE>
-        Mean / worst of the views, of errors the worst. group: all symmetries of the grid: ...
+        Mean / worst of the views, of errors the worst. group: symmetries of the grid: ...
     """
 
     def cell(row: Mapping[str, Any] | None) -> str:

@@ -66,6 +66,11 @@ def test_random_weights_are_said(whole_bundle, tmp_path):
             "rio_size is no setting of this config: did you mean --roi_size?",
         ),
         ("volume_segmentation_gmr_unet", {"features": 3}, "features=3 cannot be used"),
+        (
+            "volume_segmentation_gmr_unet",
+            {"reduction": "argmax"},
+            "reduction='argmax' reduces windows and there are none",
+        ),
         ("volume_segmentation_gmr_unet", {"rings": "square"}, "rings='square'"),
         ("volume_segmentation_gmr_unet", {"checkpoint": "none.pt"}, "none.pt does not exist"),
     ],

@@ -125,6 +125,7 @@ def test_a_scan_through_a_bundle_that_knows_nothing_of_it(inference, foreign_bun
     assert float(upright["mean"]) == 1
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "upright answer, rotated" in page
+    assert "Without labels" in (out / "rotation_report.md").read_text(encoding="utf-8")
     assert "1 Liver" in page
     assert "net, its dice with its own upright answer: " in capsys.readouterr().out
 
@@ -138,7 +139,7 @@ def test_a_scan_through_a_bundle_that_knows_nothing_of_it(inference, foreign_bun
         ("channels", "cannot take two.nii.gz, which its preprocessing makes an image of shape (2, 12, 12, 12)"),
         ("no checkpoint", "there is no checkpoint at"),
         ("both", "--input and --dataset_dir both give the images"),
-        ("labels alone", "leave its reduction out"),
+        ("labels alone", "the inferer has reduction='argmax'"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(case, match, foreign_bundle, tmp_path, capsys):
