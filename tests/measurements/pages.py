@@ -21,7 +21,6 @@ DATA = {
     "membranes": ("cell membranes, FIB-SEM, 3D", "Dice"),
     "adrenal glands": ("adrenal glands, 3D", "AUC"),
     "red blood cells": ("red blood cells, 2D", "balanced accuracy"),
-    "nuclei": ("nuclei, 2D", "Dice"),
     "digits": ("digits, 2D", "balanced accuracy"),
 }
 # net and augmentation of the study: name, colour and marker in the picture
