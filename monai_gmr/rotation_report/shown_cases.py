@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from monai.utils import optional_import
@@ -59,15 +59,15 @@ def run_shown_cases(
     with tqdm(total=count, desc="Drawing", unit="case", mininterval=0.5, disable=not count) as bar:
         for network in networks:
             ranked = {} if network.rotates_answer else {each.case: each for each in network.worst}
-            drawn: dict[str, WorstCase] = {}
+            drawn: dict[str, WorstCase | None] = {}
             with network.probe:
                 for case in [name for name in dict.fromkeys([*on_page, *ranked]) if name in network.measured]:
                     needed = [views[0], *(on_sweeps if case in pictures else [])]
                     needed += [view for view in views if case in ranked and view.name == ranked[case].view]
-                    drawn |= _run_case(network, case, needed, pictures.get(case), ranked.get(case))
+                    drawn[case] = _run_case(network, case, needed, pictures.get(case), ranked.get(case))
                     bar.update(case in on_page)
             # in the order of the ranks, as the cases of the page may have another one
-            worst += [drawn[case] for case in ranked if case in drawn]
+            worst += [each for case in ranked if (each := drawn.get(case)) is not None]
     return ShownCases(sweeps, [PageCase(case, each) for case, each in pictures.items() if each.is_drawn], worst)
 
 
@@ -77,15 +77,16 @@ def _run_case(
     views: Sequence[View],
     pictures: CasePictures | None,
     worst: WorstCase | None,
-) -> Mapping[str, WorstCase]:
+) -> WorstCase | None:
     """Run views of a case into its pictures, if the page shows it; returns its worst view, if that is drawn, with its image."""
-    drawn: dict[str, WorstCase] = {}
+    drawn: WorstCase | None = None
 
     def show(shown: Shown) -> None:
+        nonlocal drawn
         if pictures is not None:
             pictures.add(network.title, shown)
         if worst is not None and shown.view.name == worst.view:
-            drawn[case] = worst._replace(image=shown.image, label=shown.label, prediction=shown.prediction)
+            drawn = worst._replace(image=shown.image, label=shown.label, prediction=shown.prediction)
 
     try:
         network.probe.run(network.batches.one(case), list({view.name: view for view in views}.values()), show=show)

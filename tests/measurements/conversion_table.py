@@ -207,20 +207,21 @@ def generators(dims: int) -> list[np.ndarray]:
     return [mirror, *(unit[[*range(i), i + 1, i, *range(i + 2, dims)]] for i in range(dims - 1))]
 
 
-def measure(name: str, dims: int, timed: bool = True) -> dict[str, Any]:
+def measure(name: str, dims: int, brief: bool = False) -> dict[str, Any]:
     """One row: errors before and after at each size, the worst in float32 over the whole group after, parameters and times.
 
     Args:
         name: of :data:`CASES`.
         dims: number of spatial axes.
-        timed: whether to take times.
+        brief: whether to leave out times and the whole group in float32.
     """
     before, after = make_pair(name, dims)
     sizes = sizes_of(CASES[name], dims)
     row: dict[str, Any] = {"net": name, "dims": dims}
     row["parameters"] = [sum(p.numel() for p in each.parameters()) for each in (before, after)]
-    row["float32"] = max(_worst(after, make_images(size, 1)[:1], list(point_group(dims))) for size in sizes.values())
-    if timed:
+    if not brief:
+        group = list(point_group(dims))
+        row["float32"] = max(_worst(after, make_images(size, 1)[:1], group) for size in sizes.values())
         x = make_images(sizes["even"], 1)[:1]
         with torch.no_grad():
             row["seconds"] = list(
@@ -245,7 +246,7 @@ def cells_of(row: dict[str, Any]) -> list[str]:
     cells = [row["net"], f"{row['dims']}D"]
     for label in ("even", "odd", "mixed"):
         cells.append(" → ".join(map(_error, row[label])) if label in row else "")
-    cells.append(_error(row["float32"]))
+    cells.append(_error(row["float32"]) if "float32" in row else "")
     cells.append(" → ".join(f"{n:,}" for n in row["parameters"]))
     cells.append(" → ".join(f"{1000 * s:.0f}" for s in row["seconds"]) if "seconds" in row else "")
     return cells

@@ -103,12 +103,14 @@ def test_networks_train_and_are_copied_saved_and_loaded(name):
 
 
 @pytest.mark.parametrize("name", ["UNet", "DynUNet, residual", "MedNeXt", "ResNet10"])
-def test_networks_are_compiled(name):
+def test_networks_are_compiled_and_exported(name):
     net, x = make_pair(name, 2, conv="gmr_harmonic")[1], torch.randn(1, 1, 33, 38)
     expected = first(net(x))
     torch._dynamo.reset()
     compiled = torch.compile(net, backend="eager", fullgraph=True)
     assert torch.allclose(first(compiled(x)), expected, rtol=1e-4, atol=1e-4)
+    exported = torch.export.export(net, (x,)).module()
+    assert torch.allclose(first(exported(x)), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(17, 22), (26, 19)])

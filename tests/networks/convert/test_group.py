@@ -65,11 +65,8 @@ def converted(name, dims, group, conv_filter="full"):
     return convert_to_gmr(NETS[name](dims), conv=("group", {"group": group, "filter": conv_filter}))
 
 
-# the large nets in 3D with one group
-@pytest.mark.parametrize(
-    ("name", "dims", "group"),
-    [(name, *each) for name in NETS for each in GROUPS if each != (3, "mmm") or name in ("UNet, residual", "ResNet")],
-)
+@pytest.mark.parametrize(("dims", "group"), GROUPS)
+@pytest.mark.parametrize("name", list(NETS))
 def test_exact_at_every_size_before_and_after_training(name, dims, group):
     net = converted(name, dims, group)
     assert net.conversion_report.limits == ()
