@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from conversion_table import generators_of
 from monai.networks.nets import (
     AttentionUnet,
     BasicUNet,
@@ -43,16 +44,20 @@ GROUPS = [(2, "4mm"), (2, "4"), (2, "2mm"), (2, "m"), (3, "4/mmm"), (3, "mmm")]
 
 
 def worst(net, sizes, dtype=torch.float64):
-    net = copy.deepcopy(net).to(dtype)
-    return max(equivariance_error(net, torch.randn(2, 1, *size, dtype=dtype)).worst for size in sizes)
+    """The worst error; all elements of the net's group are asked at the first size, those that generate it at the others."""
+    net, found = copy.deepcopy(net).to(dtype), []
+    for index, size in enumerate(sizes):
+        asked = net.symmetry_group.elements if index == 0 else generators_of(net.symmetry_group.elements)
+        found.append(equivariance_error(net, torch.randn(2, 1, *size, dtype=dtype), asked).worst)
+    return max(found)
 
 
-def train(net, dims):
+def train(net, size):
     """Two steps, and statistics that are not those of a fresh norm."""
     net.train()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     for _ in range(2):
-        y = net(torch.randn(2, 1, *[32] * dims))
+        y = net(torch.randn(2, 1, *size))
         optimizer.zero_grad()
         (y[0] if isinstance(y, list | tuple) else y).square().mean().backward()
         optimizer.step()
@@ -71,10 +76,11 @@ def test_exact_at_every_size_before_and_after_training(name, dims, group):
     net = converted(name, dims, group)
     assert net.conversion_report.limits == ()
     assert net.symmetry_group == PointGroup.from_name(group, dims)
-    sizes = [(33, 32, 35)] if (name, dims) == ("BasicUNet", 3) else SIZES[dims]
+    # which halves a size four times, and normalises more than one voxel
+    sizes = [(33, 16, 18)] if (name, dims) == ("BasicUNet", 3) else SIZES[dims]
     assert worst(net.eval(), sizes) < 1e-10
     if group in ("4mm", "mmm"):
-        trained = train(copy.deepcopy(net), dims)
+        trained = train(copy.deepcopy(net), (32, 32, 16)[:dims])
         assert worst(trained.eval(), sizes[-1:], torch.float32) < 1e-5
 
 
@@ -278,7 +284,7 @@ def test_what_ends_the_network_are_scalars_whatever_their_number(head):
     net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), HEADS[head])
     net = convert_to_gmr(net, conv="group", group="4mm")
     assert net.conversion_report.limits == ()
-    assert worst(train(net, 2).eval(), [(12, 15)], torch.float32) < 1e-5
+    assert worst(train(net, (32, 32)).eval(), [(12, 15)], torch.float32) < 1e-5
 
 
 def test_a_network_that_returns_every_layer_keeps_fields_and_says_so():
