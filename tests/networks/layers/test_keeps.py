@@ -6,6 +6,8 @@ import warnings
 
 import pytest
 import torch
+from conversion_table import generators, generators_of
+from test_exactness import PAIRS_2D, SIZES_2D, SIZES_3D
 from torch import nn
 
 from monai_gmr.metrics import check_equivariance, equivariance_error
@@ -27,9 +29,6 @@ KEPT = [
     *((3, keeps) for keeps in ("mmm", "mm2", ("m", "x"), "-1", "3m", "1")),
 ]
 
-# of volumes, some: nets are many layers
-KEPT_BY_NETS = ("rotations", "23", "4/mmm", "mmm", "mm2", "-1", "1")
-
 
 def orders_of(keeps):
     """Orders of a layer: groups of a tetrahedron leave xyz unchanged, which is of order 3."""
@@ -46,12 +45,12 @@ def break_symmetry(net, scale=0.5):
     return net
 
 
-def errors_inside_and_outside(net, x, group):
-    """Largest relative errors over the elements of a group, and smallest over those outside it (``inf`` where there are none)."""
-    inside, outside = [], [float("inf")]
+def errors_inside_and_outside(net, x, group, elements=None):
+    """Largest relative error over the elements of a group, and smallest over those outside it: 0 and ``inf`` where there are none."""
+    inside, outside = [0.0], [float("inf")]
     with torch.no_grad():
         y = net(x)
-        for element in point_group(x.ndim - 2):
+        for element in point_group(x.ndim - 2) if elements is None else elements:
             expected = transform_grid(y, element) if y.ndim == x.ndim else y
             error = float((net(transform_grid(x, element)) - expected).norm() / y.norm())
             (inside if element.tolist() in group.elements.tolist() else outside).append(error)
@@ -72,23 +71,39 @@ def test_a_layer_keeps_the_named_group_and_no_more(dims, keeps, relax):
     assert errors_inside_and_outside(doubled, x.double(), group)[0] < 1e-11
 
 
-@pytest.mark.parametrize(("dims", "keeps"), [each for each in KEPT if each[0] == 2 or each[1] in KEPT_BY_NETS])
-def test_nets_keep_the_named_group_and_no_more(dims, keeps):
+@pytest.fixture
+def one_thread():
+    """Threads cost more than they gain on nets this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(("dims", "keeps"), KEPT)
+@pytest.mark.parametrize("kind", ["unet", "resnet"])
+def test_nets_keep_the_named_group_and_no_more(kind, dims, keeps, one_thread):
+    """At the sizes of test_exactness.py; all elements are asked at a smaller one, at others those that generate the kept
+    group and one outside it."""
     group, conv = kept_group(keeps, dims), ("gmr_harmonic", {"keeps": keeps, **orders_of(keeps)})
     # 16 channels, so that order 1 has enough for triple products
-    nets = [GMRUNet(dims, 1, 2, features=(16, 16), conv=conv, kernel_sizes=3)]
-    nets += [GMRResNet(dims, 1, 3, layers=(1, 1), kernel_sizes=3, width=16, stem_kernel_size=3, conv=conv)]
-    sizes = [(17, 24), (20, 20)] if dims == 2 else [(10, 11, 9)]
-    for net in nets:
-        for norm in net.modules():  # blocks of a fresh ResNet pass their input on
-            if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d):
-                nn.init.ones_(norm.weight)
-        break_symmetry(net)
-        for size in sizes:
-            # random signs: no element maps the image near itself
-            inside, outside = errors_inside_and_outside(net.train(), torch.randn(2, 1, *size), group)
-            assert inside < 1e-5, size
-            assert outside > 1e-2, size
+    if kind == "unet":
+        net: nn.Module = GMRUNet(dims, 1, 2, features=(16, 16), conv=conv, kernel_sizes=3)
+    else:
+        net = GMRResNet(dims, 1, 3, layers=(1, 1), kernel_sizes=3, width=16, stem_kernel_size=3, conv=conv)
+    for norm in net.modules():  # blocks of a fresh ResNet pass their input on
+        if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d):
+            nn.init.ones_(norm.weight)
+    break_symmetry(net)
+    outside_group = [g for g in generators(dims) if g.tolist() not in group.elements.tolist()]
+    few = [*generators_of(group.elements), *outside_group[:1]]
+    for number, size in enumerate([(11, 10), *PAIRS_2D, *SIZES_2D] if dims == 2 else [(10, 11, 9), *SIZES_3D]):
+        net.train(number // 2 % 2 == 0)  # odd and even sizes in both modes
+        # random signs: no element maps the image near itself
+        x = torch.randn(2 if dims == 2 else 1, 1, *size)
+        inside, outside = errors_inside_and_outside(net, x, group, few if number else point_group(dims))
+        assert inside < 1e-5, (size, net.training)
+        assert outside > 1e-2, (size, net.training)
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
