@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import statistics
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from monai_gmr.apps.benchmark_cases import FORWARD_ONLY, PRECISIONS, Candidate, Case
 from monai_gmr.apps.benchmark_table import add_ratios
+from monai_gmr.apps.peak_memory import peak_memory, profiled
 from monai_gmr.apps.timing import interleave
 from monai_gmr.bundle import keep_freed_memory
 from monai_gmr.ops import get_backend, set_backend
@@ -91,17 +87,9 @@ def measuring(threads: int | None = None) -> Iterator[Notes]:
         torch.backends.cudnn.benchmark = search
 
 
-def _profiled(run: Callable[[], Any], profile_memory: bool = False) -> profile:
-    # otherwise the profiler prints a line on standard error at every start
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=profile_memory) as profiler:
-        run()
-    return profiler
-
-
 def runs_kernels(run: Callable[[], Any]) -> bool:
     """Whether a call runs one of the library's own kernels, which torch's profiler lists as operations ``monai_gmr::NAME``."""
-    return any(event.key.startswith("monai_gmr::") for event in _profiled(run).key_averages())
+    return any(event.key.startswith("monai_gmr::") for event in profiled(run).key_averages())
 
 
 def make_input(case: Case, device: torch.device, channels_last: bool) -> torch.Tensor:
@@ -194,35 +182,3 @@ def _measure_case(case: Case, x: torch.Tensor, notes: Notes, repeats: int, secon
     for (index, part), times in interleave(runs, repeats, seconds).items():
         rows[index] |= {part: statistics.median(times), "rounds": len(times)}
     return rows
-
-
-def replay_peak(events: Iterable[tuple[int, int]]) -> int:
-    """The most bytes in use at once, from address and bytes of every allocation, and minus the bytes of every release, in the order of
-    time. A release without an allocation is of what was there before, and does not count."""
-    sizes: dict[int, int] = {}
-    now = peak = 0
-    for address, size in events:
-        if size > 0:
-            sizes[address] = size
-        now += size if size > 0 else -sizes.pop(address, 0)
-        peak = max(peak, now)
-    return peak
-
-
-def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
-    """The most bytes that ``run`` has in use at once, beyond what was there before. On a CPU these are the tensors that torch's profiler
-    lists, without the scratch space that oneDNN takes for itself."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        _profiled(run, profile_memory=True).export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
-    memory = [event for event in events if event.get("name") == "[memory]" and event["args"]["Device Type"] == 0]
-    memory.sort(key=lambda event: event["ts"])
-    return replay_peak((event["args"]["Addr"], event["args"]["Bytes"]) for event in memory)

@@ -2,7 +2,7 @@
 
 python -m monai_gmr.apps.study CONFIG            runs what is missing; an interrupted study resumes
 python -m monai_gmr.apps.study CONFIG --list     lists what is done and what is missing, with its cost
-python -m monai_gmr.apps.study CONFIG --time     times a training step of every net
+python -m monai_gmr.apps.study CONFIG --time     measures time and memory of a training step of every net
 python -m monai_gmr.apps.study CONFIG --table    makes table and picture from finished runs
 python -m monai_gmr.apps.study CONFIG --only "plain, none" "harmonic, none" digits --seeds 0
                                                  runs (or lists) these rows, on these data sets, with these seeds
@@ -82,10 +82,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from monai.engines import default_prepare_batch
 from monai.utils import set_determinism
 from tqdm import tqdm
 
+from monai_gmr.apps.peak_memory import peak_memory
 from monai_gmr.apps.study_config import check_bundles, check_data_folders, load_study
 from monai_gmr.apps.study_differences import find_differences, format_differences
 from monai_gmr.apps.study_plan import Cell, Run, Study, expand, merge
@@ -161,9 +163,9 @@ def download_data(study: Study, name: str) -> None:
     download_medmnist(settings["dataset_dir"], settings["flag"], settings.get("size", 28))
 
 
-def make_step(config_file: Path, settings: Mapping[str, Any]) -> Callable[[], None]:
+def make_step(config_file: Path, settings: Mapping[str, Any]) -> tuple[Callable[[], None], torch.device]:
     """A training step on the first training batch of a config with ``network``, ``loss``, ``optimizer`` and ``train::dataloader``: forward,
-    loss, backward and the optimizer's step."""
+    loss, backward and the optimizer's step; and the device that it runs on."""
     lazy = {"cache_rate": 0.0, "num_workers": 0}
     parser = open_training(config_file, settings)
     parser.update({name: value for name, value in lazy.items() if name in parser.config})
@@ -171,7 +173,8 @@ def make_step(config_file: Path, settings: Mapping[str, Any]) -> Callable[[], No
     with quiet():
         network, loss, optimizer = (parser.get_parsed_content(name) for name in ("network", "loss", "optimizer"))
         batch = next(iter(parser.get_parsed_content("train::dataloader")))
-    image, label = default_prepare_batch(batch, next(network.parameters()).device)[:2]
+    device = next(network.parameters()).device
+    image, label = default_prepare_batch(batch, device)[:2]
     set_determinism(None)
     network.train()
 
@@ -180,18 +183,19 @@ def make_step(config_file: Path, settings: Mapping[str, Any]) -> Callable[[], No
         loss(network(image), label).backward()
         optimizer.step()
 
-    return step
+    return step, device
 
 
 def time_steps(study: Study, repeats: int) -> None:
-    """Time a training step of every net, the nets of a data set in alternation, and write ``steps.csv``: ``data``, ``net``,
-    ``milliseconds``, the median, and ``ratio``, that over the first net's; raises ``ConfigurationError`` when a step cannot be made."""
+    """Measure a training step of every net, the nets of a data set in alternation, and write ``steps.csv``: ``data``, ``net``,
+    ``milliseconds``, the median, ``ratio``, that over the first net's, and ``megabytes``, the most that a step has in use beyond weights,
+    their moments and the batch; raises ``ConfigurationError`` when a step cannot be made."""
     # as the bundle's own training does
     keep_freed_memory()
     rows: list[dict[str, Any]] = []
     places = {"ckpt_dir": str(study.output_dir), "output_dir": str(study.output_dir)}
     for name, data in tqdm(study.data.items(), desc="Timing", unit="data set"):
-        steps: dict[str, Callable[[], None]] = {}
+        steps: dict[str, tuple[Callable[[], None], torch.device]] = {}
         for cell in study.cells:
             if cell.data != name or cell.net in steps:
                 continue
@@ -200,10 +204,11 @@ def time_steps(study: Study, repeats: int) -> None:
                 steps[cell.net] = make_step(data.config_file("train"), settings)
             except Exception as error:
                 raise ConfigurationError(f"a training step of {cell} cannot be made: {reason(error)}") from error
-        seconds = median_seconds(steps, repeats)
+        seconds = median_seconds({net: step for net, (step, _) in steps.items()}, repeats)
         for net, each in seconds.items():
-            ratio = round(each / next(iter(seconds.values())), 3)
-            rows.append({"data": name, "net": net, "milliseconds": round(1000 * each, 3), "ratio": ratio})
+            row = {"data": name, "net": net, "milliseconds": round(1000 * each, 3)}
+            row["ratio"] = round(each / next(iter(seconds.values())), 3)
+            rows.append(row | {"megabytes": round(peak_memory(*steps[net]) / 1e6, 1)})
     write_rows(rows, study.output_dir / "steps.csv")
 
 
@@ -221,8 +226,8 @@ def write_outcome(study: Study) -> str:
             run = Cell(row["data"], row["net"], row["augmentation"])
             print(f"{run}, seed {row['seed']}: evaluated without {row['left_out']}", file=sys.stderr)
     names = {name: data for data in study.data for name in study.evaluations(data)}
-    taken = {(row["data"], row["net"]): row["milliseconds"] for row in read_rows(study.output_dir / "steps.csv")}
-    steps = {(name, net): taken.get((data, net)) for name, data in names.items() for net in study.nets}
+    taken = {(row["data"], row["net"]): row for row in read_rows(study.output_dir / "steps.csv")}
+    steps = {(name, net): taken.get((data, net), {}) for name, data in names.items() for net in study.nets}
     cells = {(name, *cell.run): cell for name, data in names.items() for cell in study.cells if cell.data == data}
     edges = {row for row, cell in cells.items() if progress.at_edge(cell)}
     summary = summarize(current, list(cells), steps, edges)

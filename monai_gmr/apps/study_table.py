@@ -17,7 +17,7 @@ SCORES = ("validation", "upright", "group_mean", "group_worst", "angles_mean", "
 # over whole circles about the axes, and over axes that are reversed, in whichever of these families: columns of the overview
 CIRCLES = ("turns_mean", "flips_mean")
 OVERVIEW = {"upright": "upright", "turns_mean": "rotations", "flips_mean": "reflections"}
-COLUMNS = ("net", "augmentation", "seeds", "learning rate", "epochs", "train, s", "parameters", "step, ms")
+COLUMNS = ("net", "augmentation", "seeds", "learning rate", "epochs", "train, s", "parameters", "step, ms", "step, MB")
 # dark blue and orange differ for the colour-blind, and in grey
 UPRIGHT, ANGLES = "#0b4f8a", "#e07b00"
 PANELS_A_ROW = 3
@@ -26,6 +26,7 @@ EXPLANATION = (
     "metric that the bundle chooses its checkpoint by, which may be another than the table's. "
     "Still improving: mean validation score of the last tenth of the validations minus that of the tenth before, mean over the seeds. "
     "Train: mean seconds of all epochs with validation, on a CPU of the processor, all threads together. "
+    "Step: a training step, the nets in alternation, and the most memory that it has in use beyond weights, their moments and the batch. "
     "Learning rate, at edge: the best on validation is the smallest or largest tried, and a better one may lie beyond. "
     "Group: rotated and mirrored on the grid; angles: rotated by any angle; worst: mean over the seeds of each run's "
     "worst view. Bold: best angles mean, or upright where no angles were taken. "
@@ -48,7 +49,8 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
-Steps = Mapping[tuple[str, str], float | None]
+# rows of steps.csv, by data set and net
+Steps = Mapping[tuple[str, str], Mapping[str, Any]]
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -63,8 +65,8 @@ def summarize(
     steps: Steps,
     edges: Collection[tuple[str, str, str]] = (),
 ) -> list[dict[str, Any]]:
-    """One row for each data set, net and augmentation of ``order`` that has a run among ``rows`` (of runs.csv): ``seeds``, milliseconds of
-    a training step (``steps``, by data set and net), whether the learning rate is at an edge (``edges``), means of ``train_seconds`` and
+    """One row for each data set, net and augmentation of ``order`` that has a run among ``rows`` (of runs.csv): ``seeds``, milliseconds and
+    megabytes of a training step (``steps``), whether the learning rate is at an edge (``edges``), means of ``train_seconds`` and
     ``still_improving``, each score's mean, half width as ``SCORE_half_width`` and ``SCORE_values``."""
     summary = []
     for cell in order:
@@ -74,7 +76,9 @@ def summarize(
         first = chosen[0]
         line: dict[str, Any] = {key: first[key] for key in ("data", "net", "augmentation")} | {"seeds": len(chosen)}
         line |= {key: first.get(key) for key in ("metric", "learning_rate", "epochs", "parameters")}
-        line |= {"learning_rate_at_edge": cell in edges, "step_milliseconds": steps.get(cell[:2])}
+        line |= {"learning_rate_at_edge": cell in edges}
+        step = steps.get(cell[:2], {})
+        line |= {f"step_{unit}": step.get(unit) for unit in ("milliseconds", "megabytes")}
         line |= {"train_seconds": _mean(map(train_seconds, chosen))}
         line |= {"still_improving": _mean(row.get("still_improving") for row in chosen)}
         measured = [score for score in CIRCLES if any(row.get(score) is not None for row in rows)]
@@ -175,7 +179,7 @@ def format_tables(summary: Sequence[Mapping[str, Any]], below: Mapping[str, str]
         >>> row = {"data": "cells", "net": "plain", "augmentation": "none", "metric": "auc", "learning_rate": 0.01, "epochs": 8}
         >>> row |= {"parameters": 9000, "train_seconds": 61.2, "upright": 0.9, "seed": 0}
         >>> print(format_tables(summarize([row], [("cells", "plain", "none")], {})).splitlines()[4])
-        | plain | none | 1 | 0.01 | 8 | 61 | 9,000 | - | - | - | **0.900** | - | - | - | - |
+        | plain | none | 1 | 0.01 | 8 | 61 | 9,000 | - | - | - | - | **0.900** | - | - | - | - |
     """
     blocks = []
     for data, lines in by_data(summary).items():
@@ -186,7 +190,7 @@ def format_tables(summary: Sequence[Mapping[str, Any]], below: Mapping[str, str]
             rate = _number(line["learning_rate"], "{:g}") + ", at edge" * line["learning_rate_at_edge"]
             cells = [line["net"], line["augmentation"], str(line["seeds"]), rate, _number(line["epochs"], "{:,}")]
             cells += [_number(line["train_seconds"], "{:,.0f}"), _number(line["parameters"], "{:,}")]
-            cells += [_number(line["step_milliseconds"], "{:.1f}")]
+            cells += [_number(line["step_milliseconds"], "{:.1f}"), _number(line["step_megabytes"], "{:.1f}")]
             cells += [format_score(line[SCORES[0]], line[f"{SCORES[0]}_half_width"])]
             cells += [_number(line["still_improving"], "{:+.3f}")]
             for score in SCORES[1:]:

@@ -18,8 +18,6 @@ from monai_gmr.apps.benchmark_measure import (
     device_of,
     make_input,
     measure_case,
-    peak_memory,
-    replay_peak,
     runs_kernels,
 )
 from monai_gmr.apps.benchmark_table import COLUMNS, add_ratios, draw_rows, format_missing, format_rows, is_drawn
@@ -36,38 +34,6 @@ CPU = torch.device("cpu")
 def backend_as_before():
     yield
     backends.set_backend("auto")
-
-
-def test_replayed_peak_ignores_releases_of_earlier_memory_and_reuses_addresses():
-    assert replay_peak([]) == 0
-    assert replay_peak([(1, -500), (1, 10), (2, 20), (1, -10), (1, 15), (2, -20), (2, 5)]) == 35
-
-
-def test_peak_memory_of_known_allocations():
-    before = [torch.ones(1000, 1000)]
-
-    def run():
-        a = torch.ones(500, 1000)  # 2 MB
-        b = a + 1  # 4 MB
-        del a
-        c = torch.cat([b, b])  # 6 MB, the peak
-        del b
-        before.clear()  # was there before: counts neither way
-        d = torch.ones(100, 1000)
-        return c.sum() + d.sum()
-
-    assert peak_memory(run, CPU) == pytest.approx(6e6, rel=0.01)
-
-
-def test_peak_memory_of_a_backward_pass():
-    x = torch.rand(1000, 250, requires_grad=True)
-
-    def run():
-        # saved: exp; at its end the gradient of exp, and then that of x, each 1 MB beside it
-        x.exp().sum().backward()
-        x.grad = None
-
-    assert peak_memory(run, CPU) == pytest.approx(2e6, rel=0.01)
 
 
 class FakeTime:

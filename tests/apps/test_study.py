@@ -223,10 +223,10 @@ def test_segmentation_bundle_on_phantoms(write, tmp_path, monkeypatch, capsys):
     steps = read_rows(out / "steps.csv")
     assert [(row["net"], row["milliseconds"] > 0) for row in steps] == [("plain", True), ("radial", True)]
     assert steps[0]["ratio"] == 1
+    assert all(1 < row["megabytes"] < 100 for row in steps)
     assert main([file, "--table"]) == 0
-    assert f"| {row['parameters']:,} | {steps[1]['milliseconds']:.1f} |" in (out / "table.md").read_text(
-        encoding="utf-8"
-    )
+    cells = f"| {row['parameters']:,} | {steps[1]['milliseconds']:.1f} | {steps[1]['megabytes']:.1f} |"
+    assert cells in (out / "table.md").read_text(encoding="utf-8")
     assert (out / "study.png").is_file()
     set_determinism(None)
 

@@ -38,14 +38,16 @@ def test_the_best_score_is_bold():
     scores = {"upright": (0.9, 0.9, 0.9), "angles_mean": (0.5, 0.5, 0.5)}
     rows = as_score_rows(scores) + as_score_rows({**scores, "angles_mean": (0.6, 0.6, 0.6)}, net="radial")
     summary = summarize(
-        rows, [("cells", net, "none") for net in ("radial", "absent", "plain")], {("cells", "plain"): 12.34}
+        rows,
+        [("cells", net, "none") for net in ("radial", "absent", "plain")],
+        {("cells", "plain"): {"milliseconds": 12.34, "megabytes": 5.62}},
     )
     assert [line["net"] for line in summary] == ["radial", "plain"]
     assert deciding_score(summary) == "angles_mean"
     table = format_tables(summary)
     assert table.count("**") == 2
     assert "**0.600 ± 0.000**" in table
-    assert "| 1,234 | 12.3 |" in table
+    assert "| 1,234 | 12.3 | 5.6 |" in table
 
 
 @pytest.mark.parametrize("panels", [1, 4])

@@ -9,7 +9,7 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 
-from monai_gmr.apps.benchmark_measure import peak_memory
+from monai_gmr.apps.peak_memory import peak_memory
 from monai_gmr.inferers import GMRSlidingWindowInferer, SymmetryInferer
 from monai_gmr.inferers.merging import Windows, cell_edges, cells_of
 from monai_gmr.utils import ConfigurationError

@@ -18,7 +18,7 @@ from torch import nn
 
 from monai_gmr import set_backend
 from monai_gmr.apps.benchmark import describe
-from monai_gmr.apps.benchmark_measure import peak_memory
+from monai_gmr.apps.peak_memory import peak_memory
 from monai_gmr.apps.timing import describe_machine, median_seconds
 from monai_gmr.networks.layers import make_convolution
 from monai_gmr.networks.nets import GMRUNet

@@ -16,7 +16,7 @@ import torch
 from monai.inferers import SlidingWindowInferer
 
 from monai_gmr.apps.benchmark import describe
-from monai_gmr.apps.benchmark_measure import peak_memory
+from monai_gmr.apps.peak_memory import peak_memory
 from monai_gmr.apps.timing import describe_machine
 from monai_gmr.inferers import GMRSlidingWindowInferer
 from monai_gmr.tables import format_markdown

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monai_gmr import set_backend
-from monai_gmr.apps.benchmark_measure import peak_memory
+from monai_gmr.apps.peak_memory import peak_memory
 from monai_gmr.networks.layers import GMRHarmonicConv2d, GMRHarmonicConv3d, make_convolution
 from monai_gmr.networks.nets import GMRUNet
 from monai_gmr.ops import dense_harmonic

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from monai_gmr import set_backend
-from monai_gmr.apps.benchmark_measure import peak_memory
+from monai_gmr.apps.peak_memory import peak_memory
 from monai_gmr.networks.layers import GMRHarmonicConv2d, GMRHarmonicConv3d
 from monai_gmr.ops.cpu import backend as cpu_backend
 from monai_gmr.ops.cpu import library

@@ -7,7 +7,7 @@ import torch
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
-from monai_gmr.apps.benchmark_measure import peak_memory
+from monai_gmr.apps.peak_memory import peak_memory
 from monai_gmr.ops.harmonic_operation import dense_harmonic_operation
 from monai_gmr.ops.memory_format import has_channels_last
 from monai_gmr.symmetry import kernel_shells, tap_harmonics
