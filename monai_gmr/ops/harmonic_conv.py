@@ -4,8 +4,9 @@ import torch
 
 from monai_gmr.ops.backend import choose_backend
 from monai_gmr.ops.call import Orders, RingKernel
-from monai_gmr.ops.invariants import fused_invariants, invariants
+from monai_gmr.ops.invariants import invariants
 from monai_gmr.ops.kept_terms import add_kept_terms
+from monai_gmr.ops.scalars import fused_scalars
 
 
 def harmonic_tap_basis(
@@ -43,9 +44,9 @@ def response_invariants(
         grouped = grouped.unsqueeze(0)
     if torch.jit.is_scripting():
         output = invariants(grouped, norms, products, components)
+        output = add_kept_terms(output, grouped, norms, products, components, linear=linear, chiral=chiral)
     else:
-        output = fused_invariants(grouped, norms, products, components)
-    output = add_kept_terms(output, grouped, norms, products, components, linear=linear, chiral=chiral)
+        output = fused_scalars(grouped, linear, chiral, norms, products, components)
     return output.reshape(sizes[:axis] + [groups * (sum(norms) + sum(products))] + sizes[axis + 1 :])
 
 

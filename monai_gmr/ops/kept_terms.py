@@ -5,13 +5,10 @@ Responses are ``(batch, groups, sum of channels * components, voxels)``, by orde
 """
 
 import math
-from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from monai_gmr.ops.invariants import NORM_SMOOTHING, inner_product_scale, norm_variance
-from monai_gmr.ops.memory_format import is_recorded
 
 
 def linear_terms(
@@ -129,23 +126,10 @@ def add_kept_terms(
     linear: torch.Tensor | None,
     chiral: torch.Tensor | None,
 ) -> torch.Tensor:
-    """``scalars`` ``(batch, groups, outputs, voxels)`` plus :func:`linear_terms` and :func:`chiral_terms`, each where it has factors.
-
-    The chiral terms are computed again in the backward pass, which keeps the responses alone.
-    """
+    """``scalars`` ``(batch, groups, outputs, voxels)`` plus :func:`linear_terms` and :func:`chiral_terms`, each where it has factors."""
     if linear is not None:
         channels = [n + m for n, m in zip(norms, inner_products)]
         scalars = scalars + linear_terms(responses, channels, components, linear)
     if chiral is not None:
-        if torch.jit.is_scripting():
-            scalars = scalars + chiral_terms(responses, norms, inner_products, components, chiral)
-        else:
-            scalars = scalars + _chiral_terms_of_responses(responses, norms, inner_products, components, chiral)
+        scalars = scalars + chiral_terms(responses, norms, inner_products, components, chiral)
     return scalars
-
-
-def _chiral_terms_of_responses(responses: torch.Tensor, *arguments: Any) -> torch.Tensor:
-    """:func:`chiral_terms`, of which the backward pass keeps the responses alone."""
-    if is_recorded(responses):
-        return chiral_terms(responses, *arguments)
-    return checkpoint(chiral_terms, responses, *arguments, use_reentrant=False)

@@ -10,8 +10,7 @@ import torch
 from monai_gmr.ops.backend import Backend, log_dense
 from monai_gmr.ops.call import Call, RingKernel
 from monai_gmr.ops.harmonic_operation import group_arguments
-from monai_gmr.ops.invariants import fused_invariants
-from monai_gmr.ops.kept_terms import add_kept_terms
+from monai_gmr.ops.scalars import fused_scalars
 from monai_gmr.ops.triton.harmonic_conv import triton_harmonic_conv
 from monai_gmr.ops.triton.ring_conv import triton_ring_conv
 from monai_gmr.ops.triton.shell_conv import triton_shell_conv
@@ -67,7 +66,7 @@ class TritonBackend(Backend):
         norms, products, components = call.orders
         rows = kernel.weight.unflatten(0, (groups, -1)).split(call.orders.channels(), dim=1)
         angular = kernel.angular.split([max(count, 1) for count in components])
-        scalars, responses = [], []
+        parts = []  # scalars, or responses where terms need them all
         for index, count in enumerate(components):
             weight, basis = rows[index].flatten(0, 1), kernel.basis[index]
             if len(weight) == 0:
@@ -76,12 +75,12 @@ class TritonBackend(Backend):
             y = self.conv(call, x, kernel._replace(weight=weight, basis=basis, bias=None, angular=own))
             # a group's channels and their components, which lie next to each other
             y = y.reshape(len(x), groups, -1, *sizes).flatten(3)
-            scalars.append(fused_invariants(y, [norms[index]], [products[index]], [count]))
             if call.kept:
-                responses.append(y)
-        y = torch.cat(scalars, dim=2)
+                parts.append(y)
+            else:
+                parts.append(fused_scalars(y, None, None, [norms[index]], [products[index]], [count]))
+        y = torch.cat(parts, dim=2)
         if call.kept:
-            orders = (list(norms), list(products), list(components))
-            y = add_kept_terms(y, torch.cat(responses, dim=2), *orders, linear=kernel.linear, chiral=kernel.chiral)
+            y = fused_scalars(y, kernel.linear, kernel.chiral, list(norms), list(products), list(components))
         y = y.flatten(1, 2).unflatten(-1, sizes)
         return y if kernel.bias is None else y + kernel.bias.to(y.dtype).reshape([-1] + [1] * len(sizes))

@@ -1,0 +1,283 @@
+r"""The scalars of a harmonic layer, invariants and kept terms, with a gradient in few passes over memory, which is what they cost."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from monai_gmr.ops.dense_gradients import dense_gradients, takes_dense_gradients
+from monai_gmr.ops.invariants import NORM_SMOOTHING, inner_product_scale, invariants
+from monai_gmr.ops.kept_terms import add_kept_terms, chiral_terms, num_chiral
+from monai_gmr.ops.memory_format import is_recorded
+
+# from responses and factors to terms
+Terms = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class _Run(NamedTuple):
+    """Orders of equal sizes, one behind the other."""
+
+    rows: slice  # of the responses
+    channels: slice  # of the scalars
+    norms: int  # of each order, as those below
+    products: int
+    components: int
+
+    def parts(self, responses: torch.Tensor) -> torch.Tensor:
+        """``(batch, groups, orders, channels, components, voxels)``."""
+        return responses[:, :, self.rows].unflatten(2, (-1, self.norms + self.products, self.components))
+
+    def scalars(self, output: torch.Tensor) -> torch.Tensor:
+        """``(batch, groups, orders, channels, voxels)``."""
+        return output[:, :, self.channels].unflatten(2, (-1, self.norms + self.products))
+
+    def crosses(self, chiral: torch.Tensor | None) -> torch.Tensor | None:
+        """Factors of the cross products of channels with two components, ``(groups, orders, products, 1)``."""
+        if chiral is None or self.components != 2 or not self.products:
+            return None
+        return chiral[:, self.channels].unflatten(1, (-1, self.norms + self.products))[..., self.norms :].unsqueeze(-1)
+
+
+def _runs(norms: list[int], inner_products: list[int], components: list[int]) -> Iterator[_Run]:
+    row = channel = 0
+    for (n, m, count), run in itertools.groupby(zip(norms, inner_products, components)):
+        channels = (n + m) * len(list(run))
+        rows = channels * max(count, 1)
+        if rows:
+            yield _Run(slice(row, row + rows), slice(channel, channel + channels), n, m, count)
+        row, channel = row + rows, channel + channels
+
+
+def _add_products(start: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """``start`` plus the products over the components, axis -2, one after the other: no temporary of the size of ``a``."""
+    first = a[..., 0, :], b[..., 0, :]
+    total = torch.mul(*first) if start is None else torch.addcmul(start, *first)
+    for i in range(1, a.shape[-2]):
+        total.addcmul_(a[..., i, :], b[..., i, :])
+    return total
+
+
+def _cross_products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Of two components, axis -2."""
+    return (a[..., 0, :] * b[..., 1, :]).addcmul_(a[..., 1, :], b[..., 0, :], value=-1)
+
+
+def _reduce(part: torch.Tensor, norms: int, crosses: torch.Tensor | None, target: torch.Tensor) -> list[torch.Tensor]:
+    """Write norms and inner products of an order ``(..., channels, components, voxels)`` to ``target`` ``(..., channels, voxels)``, with
+    cross products times ``crosses``; returns what :func:`_reduce_backward` needs."""
+    left, right = part[..., :norms, :, :], part[..., norms:, :, :]
+    products, count = right.shape[-3], part.shape[-2]
+    saved = []
+    lengths = _add_products(part.new_tensor(NORM_SMOOTHING**2), left, left)
+    if products:
+        common = _add_products(lengths[..., :products, :], right, right).sqrt_().div_(inner_product_scale(count))
+        value = _add_products(None, left[..., :products, :, :], right)
+        if crosses is not None:
+            value.addcmul_(_cross_products(left[..., :products, :, :], right), crosses)
+        target[..., norms:, :] = value.div_(common)
+        saved.append(common)
+    target[..., :norms, :] = lengths.sqrt_() - NORM_SMOOTHING
+    return [*saved, lengths]
+
+
+def _reduce_backward(
+    part: torch.Tensor,
+    norms: int,
+    crosses: torch.Tensor | None,
+    result: torch.Tensor | None,
+    saved: list[torch.Tensor],
+    gradient: torch.Tensor,
+    target: torch.Tensor,
+) -> torch.Tensor | None:
+    """Write the gradient of :func:`_reduce` for ``part`` to ``target``, and return that for ``crosses``.
+
+    ``result`` is what it wrote, ``None`` where something was added to that; ``gradient`` is that of the result."""
+    left, right = part[..., :norms, :, :], part[..., norms:, :, :]
+    products, count = right.shape[-3], part.shape[-2]
+    own = gradient[..., :norms, :] / saved[-1]
+    if products == 0:
+        target.copy_(own.unsqueeze(-2) * left)
+        return None
+    paired = left[..., :products, :, :]
+    common = saved[0]
+    across = gradient[..., norms:, :] / common
+    cross = None if crosses is None else _cross_products(paired, right)
+    if result is not None:
+        value = result[..., norms:, :]
+    else:
+        value = _add_products(None, paired, right)
+        if cross is not None and crosses is not None:
+            value.addcmul_(cross, crosses)
+        value.div_(common)
+    # what the common length takes away from both
+    shrink = (across * value).div_(common).div_(-(inner_product_scale(count) ** 2))
+    own[..., :products, :] += shrink
+    own, shrink, turned = own.unsqueeze(-2), shrink.unsqueeze(-2), across.unsqueeze(-2)
+    target[..., :products, :, :] = (own[..., :products, :, :] * paired).addcmul_(turned, right)
+    target[..., products:norms, :, :] = own[..., products:, :, :] * left[..., products:, :, :]
+    target[..., norms:, :, :] = (turned * paired).addcmul_(shrink, right)
+    if crosses is None or cross is None:
+        return None
+    # of a_0 b_1 - a_1 b_0
+    factor = across * crosses
+    for channel, other, sign in ((slice(None, products), right, 1), (slice(norms, None), paired, -1)):
+        own = target[..., channel, :, :]
+        own[..., 0, :].addcmul_(factor, other[..., 1, :], value=sign)
+        own[..., 1, :].addcmul_(factor, other[..., 0, :], value=-sign)
+    return cross.mul_(across).sum((0, -1)).unsqueeze(-1)
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _above_zero(norms: list[int], inner_products: list[int], components: list[int]) -> Iterator[tuple[slice, slice]]:
+    """Rows of the responses of the orders above 0, and columns of their linear terms: those before order 0, and those behind it."""
+    row = column = 0
+    for above, orders in itertools.groupby(zip(norms, inner_products, components), lambda order: order[2] > 0):
+        count = sum((n + m) * max(each, 1) for n, m, each in orders)
+        if above and count:
+            yield slice(row, row + count), slice(column, column + count)
+            column += count
+        row += count
+
+
+class _Scalars(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        responses: torch.Tensor,
+        linear: torch.Tensor | None,
+        chiral: torch.Tensor | None,
+        norms: list[int],
+        inner_products: list[int],
+        components: list[int],
+    ) -> Any:
+        sizes = (norms, inner_products, components)
+        wide, chiral = _wide(responses), None if chiral is None else _wide(chiral)
+        out = torch.empty_like(responses[:, :, : sum(norms) + sum(inner_products)])
+        saved: list[torch.Tensor] = []
+        for run in _runs(*sizes):
+            if run.components == 0:
+                out[:, :, run.channels] = wide[:, :, run.rows]
+                continue
+            saved += _reduce(run.parts(wide), run.norms, run.crosses(chiral), run.scalars(out))
+        if linear is not None:
+            for rows, columns in _above_zero(*sizes):
+                out += torch.matmul(linear[..., columns].to(out.dtype), responses[:, :, rows])
+        if chiral is not None:
+            for run, triples in _triple_products(*sizes):
+                out[:, :, run.channels] += triples(wide[:, :, run.rows], chiral[:, run.channels])
+        return out, *saved
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        responses, linear, chiral, *ctx.sizes = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        # invariants alone are their own result
+        result = output[0] if linear is None and chiral is None else None
+        ctx.save_for_backward(responses, linear, chiral, result, *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor | None, *_: Any) -> tuple:
+        if gradient is None:
+            return (None,) * 6
+        responses, linear, chiral, out, *saved = ctx.saved_tensors
+        sizes = ctx.sizes
+        if takes_dense_gradients(gradient):
+            found = dense_gradients(
+                lambda x, *terms: _reference(x, *terms, *sizes),
+                (responses, linear, chiral),
+                ctx.needs_input_grad[:3],
+                gradient,
+            )
+            return *found, None, None, None
+        terms = linear is not None or chiral is not None
+        wide, wanted = _wide(responses), _wide(gradient)
+        result = torch.empty_like(wide if terms else responses)
+        factors = None if chiral is None else _wide(chiral)
+        by_linear = None if linear is None else torch.empty_like(linear)
+        by_chiral = None if factors is None else torch.zeros_like(factors)
+        for run in _runs(*sizes):
+            if run.components == 0:
+                result[:, :, run.rows] = wanted[:, :, run.channels]
+                continue
+            own = [saved.pop(0) for _ in range(2 if run.products else 1)]
+            crosses, got = run.crosses(factors), None if out is None else run.scalars(out)
+            places = run.scalars(wanted), run.parts(result)
+            by_crosses, target = (
+                _reduce_backward(run.parts(wide), run.norms, crosses, got, own, *places),
+                run.crosses(by_chiral),
+            )
+            if by_crosses is not None and target is not None:
+                target.copy_(by_crosses)
+        if linear is not None and by_linear is not None:
+            for rows, columns in _above_zero(*sizes):
+                by_linear[..., columns] = torch.matmul(wanted, wide[:, :, rows].mT).sum(0)
+                result[:, :, rows] += torch.matmul(linear[..., columns].mT.to(gradient.dtype), gradient)
+        if factors is not None and by_chiral is not None:
+            for run, triples in _triple_products(*sizes):
+                given = wide[:, :, run.rows], factors[:, run.channels]
+                by_rows, by_factors = dense_gradients(triples, given, (True, True), wanted[:, :, run.channels])
+                result[:, :, run.rows] += by_rows  # type: ignore[arg-type]
+                by_chiral[:, run.channels] += by_factors  # type: ignore[arg-type]
+        by_terms = (
+            None if each is None else each.to(like.dtype)
+            for each, like in zip((by_linear, by_chiral), (linear, chiral))
+        )
+        return result.to(responses.dtype), *by_terms, None, None, None
+
+
+def _triple_products(
+    norms: list[int], inner_products: list[int], components: list[int]
+) -> Iterator[tuple[_Run, Terms]]:
+    """Orders with such terms, and what adds them, from responses and factors of the order."""
+    for run in _runs(norms, inner_products, components):
+        if run.components != 2 and num_chiral(run.norms, run.products, run.components):
+            own = [run.norms], [run.products], [run.components]
+            yield run, lambda responses, factors, own=own: chiral_terms(responses, *own, factors)  # type: ignore[misc, call-arg]
+
+
+def _reference(
+    responses: torch.Tensor,
+    linear: torch.Tensor | None,
+    chiral: torch.Tensor | None,
+    norms: list[int],
+    inner_products: list[int],
+    components: list[int],
+) -> torch.Tensor:
+    """:func:`~monai_gmr.ops.invariants.invariants` plus the terms of :func:`~monai_gmr.ops.kept_terms.add_kept_terms`, in operations that
+    compilers and exporters see."""
+    output = invariants(responses, norms, inner_products, components)
+    return add_kept_terms(output, responses, norms, inner_products, components, linear=linear, chiral=chiral)
+
+
+def fused_scalars(
+    responses: torch.Tensor,
+    linear: torch.Tensor | None,
+    chiral: torch.Tensor | None,
+    norms: list[int],
+    inner_products: list[int],
+    components: list[int],
+) -> torch.Tensor:
+    """Invariants plus kept terms, fused where they run as they are written: the compilers fuse the reference themselves.
+
+    Args:
+        responses: ``(batch, groups, responses, voxels)`` as :func:`~monai_gmr.ops.invariants.invariants` takes them.
+        linear: as in :func:`~monai_gmr.ops.kept_terms.linear_terms`.
+        chiral: factors as in :func:`~monai_gmr.ops.kept_terms.chiral_terms`.
+        norms, inner_products, components: of each order.
+
+    Returns ``(batch, groups, outputs, voxels)``. The backward pass keeps the responses, their lengths and, without terms, the result.
+
+    Example:
+        >>> fused_scalars(torch.tensor([3.0, 4.0]).reshape(1, 1, 2, 1), None, None, [1], [0], [2]).flatten()
+        tensor([4.9900])
+    """
+    arguments = (responses, linear, chiral, norms, inner_products, components)
+    if any(each is not None and is_recorded(each) for each in (responses, linear, chiral)):
+        return _reference(*arguments)
+    return _Scalars.apply(*arguments)[0]
