@@ -24,7 +24,13 @@ PRECISIONS = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-LAYERS = {"GMRConv": "gmr", "GMRHarmonicConv": "gmr_harmonic", "SREConv": "sre"}
+LAYERS: dict[str, str | tuple[str, dict[str, str]]] = {
+    "GMRConv": "gmr",
+    "GMRHarmonicConv": "gmr_harmonic",
+    "GMRHarmonicConv, keeps rotations": ("gmr_harmonic", {"keeps": "rotations"}),
+    "GMRHarmonicConv, keeps 1": ("gmr_harmonic", {"keeps": "1"}),
+    "SREConv": "sre",
+}
 FILTERS = ("full", "g", "gc")
 PLAIN, PLAIN_3 = "plain", "plain k=3"
 
