@@ -15,7 +15,7 @@ from pathlib import Path
 
 from monai_gmr.bundle.shipped import WEIGHTS, copy_bundle, find_bundle, find_config, read_metadata, shipped_bundles
 from monai_gmr.bundle.zoo import check_bundle
-from monai_gmr.checksums import write_sums
+from monai_gmr.checksums import read_sums, write_sums
 from monai_gmr.command_line import command, command_parser
 from monai_gmr.tables import format_aligned
 from monai_gmr.utils import ConfigurationError
@@ -56,8 +56,12 @@ def checksum(options: argparse.Namespace) -> int:
     weights = find_bundle(options.bundle) / WEIGHTS
     if not weights.is_file():
         raise ConfigurationError(f"there are no weights at {weights}: train first.")
+    before = read_sums(weights.parent).get(weights.name)
     path = write_sums(weights.parent, [weights.name])
-    print(f"{path}: {path.read_text(encoding='utf-8').strip()}")
+    after = read_sums(weights.parent)[weights.name]
+    print(f"{path}: {after}  {weights.name}")
+    if before not in (None, after):
+        print(f"It was {before}: these weights are not those that it stood for.")
     return 0
 
 

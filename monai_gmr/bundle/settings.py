@@ -114,7 +114,11 @@ TABLE: dict[str, Rule] = {
     "anneal_power": _number(0),
     "anneal_by": _one_of("layer", "channel"),
     # what is not positive is the size of the image
-    "roi_size": _or_none(_listed(_whole(-1), or_one=True, per_axis=True)),
+    "roi_size": _or_none(
+        _listed(
+            _whole(-1)._replace(says="a whole number of voxels, 0 or -1 for the whole axis"), or_one=True, per_axis=True
+        )
+    ),
     "reduction": _one_of(None, "argmax"),
     # the evaluation
     "angle_step": _number(0, 360),

@@ -29,6 +29,7 @@ SHIPPED = (
 )
 LEFT_OUT = ("docs/rotation/*/*.png",)
 METADATA = "configs/metadata.json"
+PAGE = "docs/README.md"
 WEIGHTS = "models/model.pt"
 # what a config with the network alone says where someone runs it
 NETWORK_ALONE = {
@@ -138,10 +139,27 @@ def _network_config(root: Path) -> dict[str, Any] | None:
     return chosen if "network_def" in chosen else None
 
 
+def _unlink_what_is_not_there(root: Path) -> None:
+    """Leave of links and pictures on a bundle's page their words alone where they lead to what the bundle does not hold."""
+    page = root / PAGE
+    if not page.is_file():
+        return
+
+    def kept(link: re.Match) -> str:
+        target = link["target"].partition("#")[0]
+        path = (page.parent / target).resolve()
+        inside = path.is_relative_to(root.resolve()) and path.exists()
+        return link[0] if not target or "://" in target or inside else link["words"]
+
+    text = page.read_text(encoding="utf-8")
+    page.write_text(re.sub(r"!?\[(?P<words>[^\]]*)\]\((?P<target>[^)\s]+)\)", kept, text), encoding="utf-8")
+
+
 def copy_bundle(name: str, folder: str | os.PathLike[str]) -> Path:
     """Copy a bundle that ships to ``folder/name``, whole or not at all, and return that path.
 
-    The copy also has ``configs/train.json`` with the network alone: ``monai.bundle.load`` takes it from a file of that name.
+    The copy also has ``configs/train.json`` with the network alone: ``monai.bundle.load`` takes it from a file of that name. Its page
+    has no links to other bundles.
 
     Raises:
         ConfigurationError: when no bundle of that name ships, there is something of that name, or the folder cannot be written.
@@ -156,6 +174,7 @@ def copy_bundle(name: str, folder: str | os.PathLike[str]) -> Path:
                 (temporary / file).parent.mkdir(parents=True, exist_ok=True)
                 # without the permissions of a folder of packages, which may be read-only
                 shutil.copyfile(root / file, temporary / file)
+            _unlink_what_is_not_there(temporary)
             network = _network_config(root)
             if network is not None:
                 text = json.dumps(network | NETWORK_ALONE, indent=4)

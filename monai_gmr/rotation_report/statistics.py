@@ -28,7 +28,7 @@ FAMILY_WORDS = {
 }
 SHORT_FAMILIES = ("upright", "group", "turns", "icosahedral", "random", "shifts")
 # what the networks see of images, as the records have it and in words
-IMAGES = {"whole": "whole images", "ball": "the inscribed disc or ball of images"}
+IMAGES = {"whole": "images to their corners", "ball": "the inscribed disc or ball of images"}
 ERROR = "equivariance_error"
 # of an answer that is compared with the upright one: the share of voxels whose class changes, the largest change of a probability
 CHANGED_VOXELS, CHANGED_PROBABILITY = "changed_voxels", "changed_probability"
@@ -353,7 +353,7 @@ def say_images(images: Mapping[str, str]) -> str:
 
     Example:
         >>> say_images({"a": "whole", "b": "whole"}), say_images({"a": "whole", "b": "ball"})
-        ('networks see whole images', 'networks see whole images (a) or the inscribed disc or ball of images (b)')
+        ('networks see images to their corners', 'networks see images to their corners (a) or the inscribed disc or ball of images (b)')
     """
     titles = {kind: "; ".join(title for title, each in images.items() if each == kind) for kind in IMAGES}
     kinds = [kind for kind in IMAGES if titles[kind]]

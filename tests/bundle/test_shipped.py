@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -120,6 +121,26 @@ def test_list_names_every_folder_of_bundles(capsys):
     assert [line.split()[0] for line in lines[1:]] == sorted(
         path.parents[1].name for path in root.glob("*/configs/metadata.json")
     )
+
+
+@pytest.mark.parametrize("name", sorted(shipped_bundles()))
+def test_links_on_the_page_of_a_copy_lead_to_files_of_the_copy(name, tmp_path):
+    page = copy_bundle(name, tmp_path) / "docs" / "README.md"
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    assert links
+    for link in links:
+        path = (page.parent / link.partition("#")[0]).resolve()
+        assert "://" in link or (path.exists() and path.is_relative_to(tmp_path / name)), link
+
+
+def test_a_new_checksum_says_that_the_weights_are_others(tmp_path, capsys):
+    root = copy_bundle(NAME, tmp_path)
+    assert main(["checksum", str(root)]) == 0
+    assert "It was" not in capsys.readouterr().out
+    with (root / "models" / "model.pt").open("ab") as file:
+        file.write(b"more")
+    assert main(["checksum", str(root)]) == 0
+    assert "these weights are not those that it stood for" in capsys.readouterr().out
 
 
 def test_check_and_checksum(whole_bundle, tmp_path, capsys):

@@ -159,8 +159,8 @@ def test_the_report_says_what_the_networks_saw(tmp_path):
     other = {"compare": {"before": tmp_path / "whole"}, "images_in_ball": True}
     make_report(network, items, tmp_path / "ball", **other).run()
     said = {
-        "whole": "networks see whole images",
-        "ball": "networks see whole images (before) or the inscribed disc or ball of images (this run)",
+        "whole": "networks see images to their corners",
+        "ball": "networks see images to their corners (before) or the inscribed disc or ball of images (this run)",
     }
     for folder, sentence in said.items():
         assert (tmp_path / folder / "rotation_report.md").read_text().splitlines()[-2:] == ["", f"Here {sentence}."]
