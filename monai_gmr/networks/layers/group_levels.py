@@ -5,6 +5,7 @@ Every function returns other convolutions as they are.
 """
 
 import itertools
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -241,6 +242,24 @@ def scalars(conv: Convolution, spatial_dims: int, channels: int) -> tuple[nn.Mod
     if not isinstance(group, PointGroup):
         return nn.Identity(), channels
     return PointGroupPool(spatial_dims, group), channels // group.order
+
+
+def warn_of_few_scalars(channels: int, left: int, outputs: int) -> None:
+    """Warn where fields leave a head fewer scalars than so many classes need: on one scalar all classes lie on a line.
+
+    Example:
+        >>> with warnings.catch_warnings(record=True) as found:
+        ...     warn_of_few_scalars(48, 1, 2)
+        ...     warn_of_few_scalars(48, 1, 3)
+        >>> [str(each.message) for each in found]
+        ['48 channels of fields are 1 scalar at the head, few for 3 outputs: give at least 96.']
+    """
+    if left < min(channels, outputs - 1):
+        warnings.warn(
+            f"{channels} channels of fields are {left} scalar{'s' * (left != 1)} at the head, few for {outputs} outputs: "
+            f"give at least {channels // left * (outputs - 1)}.",
+            stacklevel=3,
+        )
 
 
 def make_head(conv: Convolution, spatial_dims: int, channels: int, out_channels: int) -> nn.Module:

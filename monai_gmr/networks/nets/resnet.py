@@ -9,7 +9,7 @@ from torch import nn
 from monai_gmr.networks.blocks import GMRConvolution, GMRResNetBlock
 from monai_gmr.networks.layers import draw_elements, make_downsample, one_per_level, split_convolution
 from monai_gmr.networks.layers.conv_nd import check_input
-from monai_gmr.networks.layers.group_levels import check_levels, kept_group, lift, onto, scalars
+from monai_gmr.networks.layers.group_levels import check_levels, kept_group, lift, onto, scalars, warn_of_few_scalars
 from monai_gmr.utils import ConfigurationError, check_choice
 
 DEFAULT_KERNEL_SIZES = {2: (9, 9, 5, 5), 3: (5, 5, 5, 5)}
@@ -133,7 +133,10 @@ class GMRResNet(nn.Module):
                 if isinstance(module, GMRResNetBlock):
                     for parameter in module.last_norm().parameters():
                         nn.init.zeros_(parameter)
-        self.scalars, channels = scalars(last, spatial_dims, channels)
+        self.scalars, left = scalars(last, spatial_dims, channels)
+        if feed_forward:
+            warn_of_few_scalars(channels, left, num_classes)
+        channels = left
         self.dropout = nn.Dropout(dropout)
         self.fc: nn.Module = nn.Linear(channels, num_classes) if feed_forward else nn.Identity()
 

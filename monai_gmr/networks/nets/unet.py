@@ -22,7 +22,9 @@ from monai_gmr.networks.layers.group_levels import (
     onto,
     pointwise,
     restrict,
+    scalars,
     upward,
+    warn_of_few_scalars,
     with_group_of,
 )
 from monai_gmr.ops.backend import prefers_channels_last
@@ -202,6 +204,7 @@ class GMRUNet(nn.Module):
             coarse = fine
         self.skips = nn.ModuleList(reversed(skips))
         self.upsample = UPSAMPLE[upsample](spatial_dims)
+        warn_of_few_scalars(coarse, scalars(last, spatial_dims, coarse)[1], out_channels)
         self.head = make_head(last, spatial_dims, coarse, out_channels)
 
     def decode(self, x: torch.Tensor) -> list[torch.Tensor]:

@@ -21,6 +21,21 @@ def small_unet(**kwargs):
     return GMRUNet(2, 1, 3, **({"features": (4, 8)} | kwargs))
 
 
+@pytest.mark.parametrize(("classes", "warns"), [(2, False), (3, True)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda classes: GMRUNet(2, 1, classes, (8, 16), conv="group"),
+        lambda classes: GMRResNet(2, 1, classes, layers=(1,), kernel_sizes=3, width=8, conv="group"),
+        lambda classes: GMRUNet(2, 1, classes, (2, 16)),
+    ],
+)
+def test_a_head_on_one_scalar_warns_that_it_cannot_tell_three_classes_apart(make, classes, warns, recwarn):
+    net = make(classes)
+    few = [str(each.message) for each in recwarn if "few for 3 outputs: give at least 16" in str(each.message)]
+    assert len(few) == (warns and net.symmetry_group is not None)
+
+
 def test_resnet18_has_the_published_number_of_parameters():
     """GMR-Conv 1.0.3's gmr_resnet18([9, 9, 5, 5], 10 classes) has 3,996,685."""
     assert sum(p.numel() for p in gmr_resnet18(num_classes=10).parameters()) == 3_996_685
