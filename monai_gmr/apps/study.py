@@ -100,6 +100,7 @@ from monai_gmr.bundle.command_line import quiet
 from monai_gmr.command_line import command
 from monai_gmr.data import download_medmnist, medmnist_file
 from monai_gmr.files import FolderLock, check_folder, write_rows, write_text
+from monai_gmr.tables import format_markdown
 from monai_gmr.utils import ConfigurationError, can_draw, reason
 
 
@@ -210,6 +211,19 @@ def time_steps(study: Study, repeats: int) -> None:
             row["ratio"] = round(each / next(iter(seconds.values())), 3)
             rows.append(row | {"megabytes": round(peak_memory(*steps[net]) / 1e6, 1)})
     write_rows(rows, study.output_dir / "steps.csv")
+
+
+def format_steps(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of ``steps.csv`` as Markdown.
+
+    Example:
+        >>> row = {"data": "cells", "net": "plain", "milliseconds": 23.557, "ratio": 1.0, "megabytes": 28.5}
+        >>> print(format_steps([row]).splitlines()[-1])
+        | cells | plain | 23.6 | 1.000 | 28.5 |
+    """
+    forms = {"milliseconds": "{:.1f}", "ratio": "{:.3f}", "megabytes": "{:.1f}"}
+    cells = [[row["data"], row["net"], *(form.format(row[name]) for name, form in forms.items())] for row in rows]
+    return format_markdown([["data", "net", "step, ms", "of the first", "step, MB"], *cells], right=2)
 
 
 def write_outcome(study: Study) -> str:
@@ -334,6 +348,9 @@ def main(arguments: Sequence[str] | None = None, launch: Launch = launch) -> int
         try:
             if options.time:
                 time_steps(study, options.repeats)
+                print(
+                    f"\n{format_steps(read_rows(study.output_dir / 'steps.csv'))}\nsteps: {study.output_dir / 'steps.csv'}"
+                )
             elif not options.table:
                 failures = run_study(study, part, launch)
         finally:

@@ -50,9 +50,9 @@ def dense_harmonic_conv(x: torch.Tensor, factors: Factors, call: Call) -> torch.
         x, factors = x.to(call.precision), factors._replace(rows=factors.rows.to(call.precision))
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and torch.is_grad_enabled():
         return checkpoint(whole_harmonic_conv, x, factors, call, use_reentrant=False)
-    voxels = len(x) * math.prod(call.output_sizes())
     if call.recorded:
         return whole_harmonic_conv(x, factors, call)
+    voxels = len(x) * math.prod(call.output_sizes())
     if voxels * len(factors.rows) * call.precision.itemsize <= KEPT_BYTES:
         y = whole_harmonic_conv(x, factors, call)
         # the backward pass keeps scalars, and what follows a convolution without a bias may work in place

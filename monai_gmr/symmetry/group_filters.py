@@ -57,7 +57,8 @@ def end_groups(
         (PointGroup('4mm'), PointGroup('4mm'), PointGroup('4'))
     """
     whole = PointGroup.from_name(group, spatial_dims)
-    ends = [whole if each is None else PointGroup.from_name(each, spatial_dims) for each in (in_group, out_group)]
+    named = (("in_group", in_group), ("out_group", out_group))
+    ends = [whole if each is None else PointGroup.from_name(each, spatial_dims, name) for name, each in named]
     names = ["in_group", "out_group"]
     larger, smaller = ends[::-1] if transposed else ends
     if larger.order > 1 and not larger.contains(smaller):

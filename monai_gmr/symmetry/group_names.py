@@ -194,7 +194,7 @@ def _generated(symbol: str, spatial_dims: int, axis: int) -> np.ndarray:
     return np.array([element for element in point_group(spatial_dims) if element.tolist() in group])
 
 
-def named_group(name: str, spatial_dims: int, axis: int | str | None = None) -> np.ndarray:
+def named_group(name: str, spatial_dims: int, axis: int | str | None = None, argument: str = "group") -> np.ndarray:
     """A subgroup of the grid's symmetries under its crystallographic name, integers ``(order, d, d)``, the identity first.
 
     1D: m, 1. 2D: 4mm (D4, p4m; all 8), 4 (C4, p4), 2mm (D2), m (D1), 2 (C2), 1. 3D: m-3m (Oh; all 48), 432 (O; the 24 rotations), -43m
@@ -207,6 +207,7 @@ def named_group(name: str, spatial_dims: int, axis: int | str | None = None) -> 
         spatial_dims: 1, 2 or 3.
         axis: array axis (0, 1, 2 or "x", "y", "z") of the group's main direction: of its rotation, or along which ``m`` mirrors.
             Default: the last axis in 3D, the first in 2D. Without effect on cubic and trigonal groups.
+        argument: what errors call the name.
 
     Raises:
         ConfigurationError: when there is no such group or axis.
@@ -225,6 +226,6 @@ def named_group(name: str, spatial_dims: int, axis: int | str | None = None) -> 
     symbol = next((s for s, others in names.items() if given in (s, *others)), None)
     if symbol is None:
         possible = ", ".join(f"'{s}'" + (f" ({', '.join(others)})" if others else "") for s, others in names.items())
-        raise ConfigurationError(f"group={name!r} is unknown in {spatial_dims}D: use one of {possible}.")
+        raise ConfigurationError(f"{argument}={name!r} is unknown in {spatial_dims}D: use one of {possible}.")
     main = _MAIN_AXIS[spatial_dims] if axis is None else axis_index(axis, spatial_dims)
     return _generated(symbol, spatial_dims, main).copy()

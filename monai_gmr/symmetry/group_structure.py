@@ -64,13 +64,14 @@ class PointGroup:
         return group
 
     @classmethod
-    def from_name(cls, group: GroupSpec, spatial_dims: int) -> PointGroup:
+    def from_name(cls, group: GroupSpec, spatial_dims: int, argument: str = "group") -> PointGroup:
         """The group that an argument ``group`` of a layer stands for.
 
         Args:
             group: a name that :func:`~monai_gmr.symmetry.named_group` reads, or a pair of it and the axis of its main direction; or a
                 group as it is.
             spatial_dims: 1, 2 or 3.
+            argument: what errors call the group.
 
         Raises:
             ConfigurationError: when there is no such group of so many axes.
@@ -82,18 +83,23 @@ class PointGroup:
         if isinstance(group, PointGroup):
             if group.spatial_dims != spatial_dims:
                 raise ConfigurationError(
-                    f"group={group!r} transforms {group.spatial_dims} axes: give a group of {spatial_dims} axes."
+                    f"{argument}={group!r} transforms {group.spatial_dims} axes: give a group of {spatial_dims} axes."
                 )
             return group
         named = isinstance(group, (str, int, np.integer)) and not isinstance(group, bool)
         pair = (group, None) if named else tuple(group) if isinstance(group, (tuple, list)) else ()
         if len(pair) != 2 or not isinstance(pair[0], (str, int, np.integer)):
             raise ConfigurationError(
-                f"group={group!r} is impossible: give a name such as '4', a pair of it and an axis such as ('m', 'x'), or a PointGroup."
+                f"{argument}={group!r} is impossible: give a name such as '4', a pair of it and an axis as ('m', 'x'), or a PointGroup."
             )
         name, axis = pair
         # YAML reads the group 222 as a number
-        return _shared(tuple(map(_as_tuple, named_group(str(name), spatial_dims, axis))))
+        try:
+            return _shared(tuple(map(_as_tuple, named_group(str(name), spatial_dims, axis, argument))))
+        except ConfigurationError as error:
+            if named or str(error).startswith(f"{argument}="):
+                raise
+            raise ConfigurationError(f"{argument}={group!r} is read as a name and its {error}") from None
 
     @property
     def order(self) -> int:

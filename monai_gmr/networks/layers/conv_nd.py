@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -34,6 +35,17 @@ def check_input(module: nn.Module, x: torch.Tensor, spatial_dims: int, in_channe
             f"{type(module).__name__} has spatial_dims={spatial_dims}, in_channels={in_channels} and was given an input of shape "
             f"{tuple(x.shape)}: give (batch, {in_channels}, {spatial_dims} spatial sizes)"
             f"{' or the same without batch' if unbatched else ', or change the number of channels'}."
+        )
+    weight, kind = getattr(module, "weight", None), x.device.type
+    # under autocast the two may differ, which torch knows of these devices alone
+    if (
+        weight is not None
+        and x.dtype != weight.dtype
+        and kind in ("cpu", "cuda")
+        and not torch.is_autocast_enabled(kind)
+    ):
+        raise ConfigurationError(
+            f"{type(module).__name__} has weights of {weight.dtype} and was given an input of {x.dtype}: convert one of them by .to()."
         )
 
 
@@ -79,7 +91,10 @@ class SymmetricConvNd(TableModule):
         # an axis that no symmetry of the layer reverses has no centre to keep
         self.mirrored_axes = [True] * dims
         check_choice("padding_mode", padding_mode, ("zeros",) if self.transposed else PADDING_MODES)
-        if groups < 1 or in_channels % groups or out_channels % groups:
+        for name, count in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
+            if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+                raise ConfigurationError(f"{name}={count!r} is impossible: give a whole number of at least 1.")
+        if in_channels % groups or out_channels % groups:
             raise ConfigurationError(
                 f"groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}."
             )

@@ -158,7 +158,9 @@ def one_per_level(name: str, value: Any, levels: int, what: str) -> list:
         >>> one_per_level("kernel_sizes", 5, 3, "features"), one_per_level("conv", ["gmr_harmonic", "gmr"], 2, "features")
         ([5, 5, 5], ['gmr_harmonic', 'gmr'])
     """
-    if isinstance(value, int | str) or (len(value) == 2 and isinstance(value[1], Mapping)):
+    # a name and what is no name is a pair, if an impossible one
+    pair = not isinstance(value, int | str) and len(value) == 2 and isinstance(value[0], str)
+    if isinstance(value, int | str) or (pair and not isinstance(value[1], str | Sequence)):
         return [value] * levels
     if len(value) != levels:
         raise ConfigurationError(

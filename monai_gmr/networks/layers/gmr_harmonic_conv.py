@@ -40,7 +40,7 @@ CHIRAL_GAIN = 10.0
 
 def channels_per_order(out_channels: int, order_split: Sequence[float]) -> list[int]:
     """Channels of each order by its share, rounded by the largest remainder; shares need not add up to 1."""
-    if not order_split or min(order_split) < 0 or sum(order_split) <= 0:
+    if not order_split or not min(order_split) >= 0 or not 0 < sum(order_split) < math.inf:
         raise ConfigurationError(f"order_split={tuple(order_split)} is impossible: give shares that are not all zero.")
     exact = [out_channels * share / sum(order_split) for share in order_split]
     channels = [int(e) for e in exact]
@@ -79,7 +79,14 @@ class GMRHarmonicConvNd(GMRConvNd):
         dims = self.spatial_dims
         check_choice("relax", relax, RELAXATIONS)
         kept = kept_group(keeps, dims)
+        for name, value in (("orders", orders), ("order_split", order_split)):
+            if value is not None and (isinstance(value, str) or not isinstance(value, Sequence)):
+                raise ConfigurationError(
+                    f"{name}={value!r} is impossible: give a sequence, one for each order, or None."
+                )
         orders = tuple(range(min(3, dims + 1))) if orders is None else tuple(orders)
+        if not isinstance(inner_products, bool):
+            raise ConfigurationError(f"inner_products={inner_products!r} is impossible: give True or False.")
         if len(set(orders)) != len(orders) or not orders:
             raise ConfigurationError(f"orders={orders} is impossible: give each order once, and at least one.")
         components = [number_of_components(dims, order) for order in orders]

@@ -280,6 +280,10 @@ def check_levels(convolutions: Sequence[Convolution], spatial_dims: int, channel
                 f"conv={convolutions!r} has {' and '.join(sorted(given))}, which a net chooses itself: "
                 "give the group of each level in a list."
             )
+        if split_convolution(conv)[1].get("filter") == "depthwise":
+            raise ConfigurationError(
+                f"conv={conv!r} keeps fields apart, so a net of it would not mix channels: use the filter 'full', 'g' or 'gc'."
+            )
     kinds = [
         kind if kind in FIELD_ARGUMENTS else None for kind in (split_convolution(conv)[0] for conv in convolutions)
     ]

@@ -56,9 +56,9 @@ def net_of(name):
     return copy.deepcopy(make_net(name))
 
 
-def check(recorded, net, sizes=SIZES):
+def check(recorded, net, sizes=SIZES, batch=1):
     for size in sizes:
-        x = torch.randn(1, 1, *size)
+        x = torch.randn(batch, 1, *size)
         found, expected = tensors_in(recorded(x)), tensors_in(net(x))
         assert len(found) == len(expected)
         for one, two in zip(found, expected):
@@ -166,11 +166,11 @@ def test_a_network_that_takes_more_than_an_image_is_not_scripted():
 
 @pytest.mark.parametrize("name", ["UNet", *OURS, *LAYERS])
 @torch.no_grad()
-def test_exported_networks_are_right_at_every_size(name):
+def test_exported_networks_are_right_at_every_size_and_batch(name):
     net = net_of(name)
-    sizes = {2: torch.export.Dim("h", min=34, max=200), 3: torch.export.Dim("w", min=34, max=200)}
-    arguments = {"dynamic_shapes": (sizes,)}
-    check(torch.export.export(net, (torch.randn(1, 1, 43, 38),), **arguments).module(), net)
+    sizes = {0: torch.export.Dim("n", min=2, max=64)}
+    sizes |= {axis: torch.export.Dim(f"n{axis}", min=34, max=200) for axis in (2, 3)}
+    check(torch.export.export(net, (torch.randn(2, 1, 43, 38),), dynamic_shapes=(sizes,)).module(), net, batch=3)
 
 
 @pytest.mark.parametrize("name", ["max pool", "average pool", "centred harmonic"])

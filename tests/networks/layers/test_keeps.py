@@ -233,10 +233,10 @@ def test_checks_ask_the_group_that_a_net_keeps():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"keeps": "p31m"}, "group='p31m' is unknown in 2D"),
-        ({"keeps": ("m", 5)}, "axis"),
+        ({"keeps": "p31m"}, "keeps='p31m' is unknown in 2D"),
+        ({"keeps": ("m", 5)}, r"keeps=\('m', 5\) is read as a name and its axis=5 is unknown in 2D"),
         ({"keeps": "m", "orders": (0,)}, "leaves no response of orders=\\(0,\\) unchanged"),
-        ({"keeps": 3.5}, "group=3.5 is impossible"),
+        ({"keeps": 3.5}, "keeps=3.5 is impossible"),
         ({"keeps": PointGroup.from_name("432", 3)}, "3 axes"),
         ({"keeps": "1", "relax": "tensor"}, "relax='tensor'"),
     ],

@@ -316,6 +316,14 @@ IMPOSSIBLE = {
     "nothing": (2, {"group": None}, "group=None is impossible: give a name such as '4', a pair of it and an axis"),
     "a list": (2, {"group": ["4mm"]}, "is impossible: give a name such as '4'"),
     "unknown group": (2, {"group": "5"}, "group='5' is unknown in 2D: use one of '1'"),
+    "no subgroup's name": (2, {"out_group": "x"}, "out_group='x' is unknown in 2D"),
+    "two names": (
+        2,
+        {"group": ("4mm", "2mm")},
+        r"group=\('4mm', '2mm'\) is read as a name and its axis='2mm' is unknown",
+    ),
+    "text": (2, {"in_channels": "8"}, "in_channels='8' is impossible: give a whole number"),
+    "part": (2, {"out_channels": 8.0}, r"out_channels=8\.0 is impossible: give a whole number"),
     "in_channels": (2, {"in_channels": 12}, "in_channels=12 is no multiple of the 8 elements of .*: use 8 or 16"),
     "too few": (2, {"out_channels": 4}, "out_channels=4 is no multiple of the 8 elements of .*: use 8 or 16"),
     "no subgroup": (
@@ -344,6 +352,16 @@ IMPOSSIBLE = {
 def test_impossible_layers_are_refused_in_a_sentence(dims, settings, sentence):
     with pytest.raises(ConfigurationError, match=sentence):
         CONV[dims](**{"in_channels": 8, "out_channels": 8, "kernel_size": 3, "group": "4mm"} | settings)
+
+
+@pytest.mark.parametrize("settings", [{}, {"filter": "gc"}, {"filter": "depthwise"}])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
+def test_an_input_of_another_type_is_refused_in_a_sentence(settings, dtype):
+    layer = CONV[2](8, 8, 3, group="4mm", **settings)
+    with pytest.raises(ConfigurationError, match=f"PointGroupConv2d has weights of torch.float32 and .* of {dtype}"):
+        layer(torch.zeros(1, 8, 9, 9, dtype=dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.zeros(1, 8, 9, 9, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
 def test_an_input_of_other_channels_is_refused_in_a_sentence():
