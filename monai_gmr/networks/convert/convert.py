@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -42,7 +43,7 @@ from monai_gmr.networks.layers import AnnealedConv, split_convolution
 from monai_gmr.networks.layers.gmr_conv import RINGS
 from monai_gmr.networks.layers.size_trail import TrailStart
 from monai_gmr.symmetry.group_structure import GroupSpec
-from monai_gmr.utils import ConfigurationError, check_choice
+from monai_gmr.utils import ConfigurationError, SymmetryWarning, check_choice
 
 Selector = str | type | Callable[[str, nn.Module], bool]
 POSITIONS = re.compile(r"pos(ition)?(al)?_?emb|relative_position_bias|rel_pos")
@@ -185,6 +186,10 @@ def convert_to_gmr(
         net.symmetry_group = of_groups["group"]
     remarks = tuple(tie_again(net, shared))
     report = ConversionReport(type(module).__name__, tuple(rows), tuple(notes), remarks, pending_sentence(net))
+    if limits := report.evaluation_limits:
+        more = f"; {len(limits) - 1} more in conversion_report.limits" if len(limits) > 1 else ""
+        sentence = f"the converted {report.name} is not exactly equivariant: {limits[0].rstrip('.')}{more}."
+        warnings.warn(sentence, SymmetryWarning, stacklevel=2)
     return _with_report(net, report)
 
 

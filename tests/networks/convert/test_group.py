@@ -3,6 +3,7 @@
 import copy
 import functools
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from monai_gmr.metrics import check_equivariance, equivariance_error
 from monai_gmr.networks import convert_to_gmr
 from monai_gmr.networks.layers import PointGroupConv2d, PointGroupConv3d, PointGroupNorm
 from monai_gmr.symmetry import PointGroup, transform_grid
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.utils import ConfigurationError, SymmetryWarning
 
 NETS = {
     "UNet": lambda d: UNet(d, 1, 2, channels=(16, 32, 48), strides=(2, 2), num_res_units=0),
@@ -73,7 +74,9 @@ def converted(name, dims, group, conv_filter="full"):
 @pytest.mark.parametrize(("dims", "group"), GROUPS)
 @pytest.mark.parametrize("name", list(NETS))
 def test_exact_at_every_size_before_and_after_training(name, dims, group):
-    net = converted(name, dims, group)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SymmetryWarning)
+        net = converted(name, dims, group)
     assert net.conversion_report.limits == ()
     assert net.symmetry_group == PointGroup.from_name(group, dims)
     # which halves a size four times, and normalises more than one voxel
@@ -183,7 +186,8 @@ class Halves(nn.Module):
     ],
 )
 def test_what_it_cannot_do_is_named(inner, sentence):
-    net = convert_to_gmr(Broken(inner), conv="group", group="4mm")
+    with pytest.warns(SymmetryWarning, match="the converted Broken is not exactly equivariant: "):
+        net = convert_to_gmr(Broken(inner), conv="group", group="4mm")
     assert any(sentence in limit for limit in net.conversion_report.limits)
     assert worst(net.eval(), [(12, 12)]) > 1e-8
 
