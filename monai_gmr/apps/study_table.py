@@ -224,7 +224,11 @@ def _draw_panel(panel: Any, lines: Sequence[Mapping[str, Any]], places: Mapping[
     if points:
         # by the points: the intervals of two seeds can be wider than everything else
         margin = max(0.5 * (max(points) - min(points)), 0.05)
-        panel.set_xlim(min(points) - margin, min(max(points) + margin, 1.005) if max(points) <= 1 else None)
+        low, high = min(points) - margin, max(points) + margin
+        # scores of a share end at 0 and 1
+        if 0 <= min(points) and max(points) <= 1:
+            low, high = max(low, -0.005), min(high, 1.005)
+        panel.set_xlim(low, high)
 
 
 def draw_study(summary: Sequence[Mapping[str, Any]], path: str | Path) -> None:
