@@ -226,7 +226,7 @@ def _draw_panel(panel: Any, lines: Sequence[Mapping[str, Any]], places: Mapping[
         margin = max(0.5 * (max(points) - min(points)), 0.05)
         low, high = min(points) - margin, max(points) + margin
         # scores of a share end at 0 and 1
-        if 0 <= min(points) and max(points) <= 1:
+        if min(points) >= 0 and max(points) <= 1:
             low, high = max(low, -0.005), min(high, 1.005)
         panel.set_xlim(low, high)
 
