@@ -38,6 +38,15 @@ def device(request):
         switch.allow_tf32 = allowed
 
 
+@pytest.fixture
+def one_thread():
+    """Threads cost more than they gain on small nets."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def pytest_collection_finish():
     """Leave what importing and collecting made out of every collection of garbage."""
     gc.collect()

@@ -187,8 +187,8 @@ def make_step(config_file: Path, settings: Mapping[str, Any]) -> tuple[Callable[
     return step, device
 
 
-def time_steps(study: Study, repeats: int) -> None:
-    """Measure a training step of every net, the nets of a data set in alternation, and write ``steps.csv``: ``data``, ``net``,
+def time_steps(study: Study, repeats: int) -> list[dict[str, Any]]:
+    """Measure a training step of every net, the nets of a data set in alternation, and write and return ``steps.csv``: ``data``, ``net``,
     ``milliseconds``, the median, ``ratio``, that over the first net's, and ``megabytes``, the most that a step has in use beyond weights,
     their moments and the batch; raises ``ConfigurationError`` when a step cannot be made."""
     # as the bundle's own training does
@@ -211,6 +211,7 @@ def time_steps(study: Study, repeats: int) -> None:
             row["ratio"] = round(each / next(iter(seconds.values())), 3)
             rows.append(row | {"megabytes": round(peak_memory(*steps[net]) / 1e6, 1)})
     write_rows(rows, study.output_dir / "steps.csv")
+    return rows
 
 
 def format_steps(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -347,10 +348,8 @@ def main(arguments: Sequence[str] | None = None, launch: Launch = launch) -> int
     with nullcontext() if options.table else FolderLock(study.output_dir, "output_dir"):
         try:
             if options.time:
-                time_steps(study, options.repeats)
-                print(
-                    f"\n{format_steps(read_rows(study.output_dir / 'steps.csv'))}\nsteps: {study.output_dir / 'steps.csv'}"
-                )
+                steps = format_steps(time_steps(study, options.repeats))
+                print(f"\n{steps}\nsteps: {study.output_dir / 'steps.csv'}")
             elif not options.table:
                 failures = run_study(study, part, launch)
         finally:

@@ -195,12 +195,11 @@ class _Scalars(torch.autograd.Function):
                 gradient,
             )
             return *found, None, None, None
-        terms = linear is not None or chiral is not None
         wide, wanted = _wide(responses), _wide(gradient)
-        result = torch.empty_like(wide if terms else responses)
+        # where terms are added, in the precision of the sums
+        result = torch.empty_like(responses if out is not None else wide)
         factors = None if chiral is None else _wide(chiral)
-        by_linear = None if linear is None else torch.empty_like(linear)
-        by_chiral = None if factors is None else torch.zeros_like(factors)
+        by_linear, by_chiral = (None if each is None else torch.zeros_like(each) for each in (linear, factors))
         for run in _runs(*sizes):
             if run.components == 0:
                 result[:, :, run.rows] = wanted[:, :, run.channels]
@@ -208,27 +207,22 @@ class _Scalars(torch.autograd.Function):
             own = [saved.pop(0) for _ in range(2 if run.products else 1)]
             crosses, got = run.crosses(factors), None if out is None else run.scalars(out)
             places = run.scalars(wanted), run.parts(result)
-            by_crosses, target = (
-                _reduce_backward(run.parts(wide), run.norms, crosses, got, own, *places),
-                run.crosses(by_chiral),
-            )
+            by_crosses = _reduce_backward(run.parts(wide), run.norms, crosses, got, own, *places)
+            target = run.crosses(by_chiral)
             if by_crosses is not None and target is not None:
                 target.copy_(by_crosses)
         if linear is not None and by_linear is not None:
             for rows, columns in _above_zero(*sizes):
                 by_linear[..., columns] = torch.matmul(wanted, wide[:, :, rows].mT).sum(0)
                 result[:, :, rows] += torch.matmul(linear[..., columns].mT.to(gradient.dtype), gradient)
-        if factors is not None and by_chiral is not None:
+        if chiral is not None and factors is not None and by_chiral is not None:
             for run, triples in _triple_products(*sizes):
                 given = wide[:, :, run.rows], factors[:, run.channels]
                 by_rows, by_factors = dense_gradients(triples, given, (True, True), wanted[:, :, run.channels])
                 result[:, :, run.rows] += by_rows  # type: ignore[arg-type]
                 by_chiral[:, run.channels] += by_factors  # type: ignore[arg-type]
-        by_terms = (
-            None if each is None else each.to(like.dtype)
-            for each, like in zip((by_linear, by_chiral), (linear, chiral))
-        )
-        return result.to(responses.dtype), *by_terms, None, None, None
+            by_chiral = by_chiral.to(chiral.dtype)
+        return result.to(responses.dtype), by_linear, by_chiral, None, None, None
 
 
 def _triple_products(
@@ -242,17 +236,12 @@ def _triple_products(
 
 
 def _reference(
-    responses: torch.Tensor,
-    linear: torch.Tensor | None,
-    chiral: torch.Tensor | None,
-    norms: list[int],
-    inner_products: list[int],
-    components: list[int],
+    responses: torch.Tensor, linear: torch.Tensor | None, chiral: torch.Tensor | None, *sizes: list[int]
 ) -> torch.Tensor:
-    """:func:`~monai_gmr.ops.invariants.invariants` plus the terms of :func:`~monai_gmr.ops.kept_terms.add_kept_terms`, in operations that
-    compilers and exporters see."""
-    output = invariants(responses, norms, inner_products, components)
-    return add_kept_terms(output, responses, norms, inner_products, components, linear=linear, chiral=chiral)
+    """:func:`fused_scalars` in operations that compilers and exporters see."""
+    norms, products, components = sizes
+    output = invariants(responses, norms, products, components)
+    return add_kept_terms(output, responses, norms, products, components, linear=linear, chiral=chiral)
 
 
 def fused_scalars(

@@ -71,18 +71,10 @@ def test_a_layer_keeps_the_named_group_and_no_more(dims, keeps, relax):
     assert errors_inside_and_outside(doubled, x.double(), group)[0] < 1e-11
 
 
-@pytest.fixture
-def one_thread():
-    """Threads cost more than they gain on nets this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("dims", "keeps"), KEPT)
 @pytest.mark.parametrize("kind", ["unet", "resnet"])
-def test_nets_keep_the_named_group_and_no_more(kind, dims, keeps, one_thread):
+def test_nets_keep_the_named_group_and_no_more(kind, dims, keeps):
     """At the sizes of test_exactness.py; all elements are asked at a smaller one, at others those that generate the kept
     group and one outside it."""
     group, conv = kept_group(keeps, dims), ("gmr_harmonic", {"keeps": keeps, **orders_of(keeps)})

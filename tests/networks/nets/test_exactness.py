@@ -21,6 +21,7 @@ from monai_gmr.metrics import check_equivariance, equivariance_error
 from monai_gmr.networks.nets import GMRResNet, GMRUNet, gmr_resnet18, gmr_resnet34, gmr_resnet50
 from monai_gmr.symmetry import PointGroup
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TOLERANCE = 1e-5
 NETS = ("basic", "bottleneck", "unet", "unet deep supervision")
 # above the other marks, so that both modes of a trained net follow each other
@@ -34,15 +35,6 @@ SIZES_2D = [(n, n) for n in range(17, 41)]
 PAIRS_2D = [(17, 40), (31, 18), (24, 37), (22, 36)]
 SIZES_3D = [(17, 20, 23), (24, 24, 24), (16, 21, 32)]
 WHOLE_GROUP = [(17, 17), (24, 24), *PAIRS_2D, (17, 20, 23)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads cost more than they gain on nets this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def images(batch: int, *size: int, seed: int = 0) -> torch.Tensor:
