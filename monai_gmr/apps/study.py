@@ -27,6 +27,7 @@ CONFIG is YAML, plain data; relative paths in it are relative to the working dir
         evaluate: {angle_step: 30}      # further settings of evaluate.yaml alone
         nets: {harmonic: {width: 24}}   # optional: overrides for a net on this data set
         runs: [[harmonic, rotation]]    # optional: further rows on this data set
+        seeds: [0, 1, 2, 3, 4]          # optional: in place of the study's
         tests:                          # optional: further evaluations of the same trained net
           rotated digits: {flag: rotated.npz, angle_step: 0, num_group_elements: 1}
       "{flag}":                         # one data set for each flag, with the flag in place of {flag} in every text
@@ -307,10 +308,11 @@ def _read_part(study: Study, only: Sequence[str], seeds: Sequence[int]) -> Part:
             raise ConfigurationError(
                 f"--only names the unknown row or data set {name!r}: use some of {'; '.join(known)}."
             )
+    all_seeds = dict.fromkeys(seed for name in study.data for seed in study.seeds_of(name))
     for seed in seeds:
-        if seed not in study.seeds:
+        if seed not in all_seeds:
             raise ConfigurationError(
-                f"--seeds {seed} is no seed of the study: use some of {', '.join(map(str, study.seeds))}."
+                f"--seeds {seed} is no seed of the study: use some of {', '.join(map(str, all_seeds))}."
             )
     return Part({known[name] for name in only}, set(seeds))
 

@@ -79,6 +79,12 @@ def _seed(value: Any, where: str) -> int:
     return value
 
 
+def _read_seeds(value: Any, where: str) -> tuple[int, ...]:
+    is_list = isinstance(value, list) and bool(value)
+    _require(is_list, f"{where} is {value!r}: give a list of whole numbers, such as [0, 1, 2].")
+    return tuple(dict.fromkeys(_seed(seed, where) for seed in value))
+
+
 def _read_tuning(value: Any) -> Tuning | None:
     if value is None:
         return None
@@ -159,7 +165,8 @@ def _read_data(name: str, value: Any, nets: Mapping[str, Settings], augmentation
     for net in layers["nets"]:
         _check_name(net, nets, f"{where} has settings for the unknown net {net}")
     runs = _read_runs(entry["runs"], nets, augmentations, f"runs of {where}") if "runs" in entry else ()
-    return DataSet(entry["bundle"], metric, **settings, **layers, runs=runs)
+    seeds = _read_seeds(entry["seeds"], f"seeds of {where}") if "seeds" in entry else ()
+    return DataSet(entry["bundle"], metric, **settings, **layers, runs=runs, seeds=seeds)
 
 
 def _read_run(value: Any, where: str, nets: Iterable[str], augmentations: Iterable[str]) -> Run:
@@ -233,10 +240,8 @@ def load_study(path: str | Path) -> Study:
         raise ConfigurationError(f"{path} is not readable as YAML ({first}): correct it.") from error
     _require(isinstance(config, dict), f"{path} holds no settings: give {', '.join(Study._fields)}.")
     _mapping(config, str(path), Study._fields)
-    folder, seeds, keep = config.get("output_dir"), config.get("seeds"), config.get("keep_checkpoints", False)
+    folder, keep = config.get("output_dir"), config.get("keep_checkpoints", False)
     _require(isinstance(folder, str), f"{path} has no output_dir: give the folder that runs and tables go to.")
-    is_list = isinstance(seeds, list) and bool(seeds)
-    _require(is_list, f"seeds is {seeds!r}: give a list of whole numbers, such as [0, 1, 2].")
     _require(isinstance(keep, bool), f"keep_checkpoints is {keep!r}: give true or false.")
     overview = config.get("overview", False)
     _require(isinstance(overview, bool), f"overview is {overview!r}: give true or false.")
@@ -251,7 +256,7 @@ def load_study(path: str | Path) -> Study:
         _require(bool(entries), f"{path} has no {kind}: name at least one below {kind}.")
     study = Study(
         output_dir=Path(expand(folder)),
-        seeds=tuple(dict.fromkeys(_seed(seed, "seeds") for seed in seeds)),
+        seeds=_read_seeds(config.get("seeds"), "seeds"),
         tuning=_read_tuning(config.get("tuning")),
         settings=_settings(config.get("settings"), "settings"),
         data=data,
@@ -282,7 +287,7 @@ def check_bundles(study: Study) -> None:
     for name, data in study.data.items():
         train, evaluate = (load_config(data.config_file(kind)) for kind in ("train", "evaluate"))
         for cell in [cell for cell in study.cells if cell.data == name]:
-            for job in [*study.tuning_jobs(cell)[:1], Job(cell, study.seeds[0])]:
+            for job in [*study.tuning_jobs(cell)[:1], Job(cell, study.seeds_of(name)[0])]:
                 _check(study.job_settings(job), train, str(cell))
             _check_tuning(study, cell)
             trained = restrict(study.training_settings(cell), evaluate)

@@ -62,7 +62,7 @@ def find_differences(progress: Progress, reference: Run) -> list[dict[str, Any]]
     for cell in [cell for cell in study.cells if cell.run != reference]:
         for name in study.evaluations(cell.data):
             both = []
-            for seed in study.seeds:
+            for seed in study.seeds_of(cell.data):
                 pair = [Job(cell._replace(**reference._asdict()), seed), Job(cell, seed)]
                 done = [progress.done(job)[name] for job in pair if name in progress.done(job)]
                 if len(done) == 2:

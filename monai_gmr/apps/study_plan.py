@@ -55,6 +55,7 @@ class DataSet(NamedTuple):
     nets: dict[str, Settings]
     tests: dict[str, Settings]
     runs: tuple[Run, ...]
+    seeds: tuple[int, ...]
 
     def config_file(self, name: str) -> Path:
         """Path of ``configs/NAME.yaml`` of the bundle, a folder or the name of one that ships; raises where there is none."""
@@ -122,6 +123,10 @@ class Study(NamedTuple):
     def cells(self) -> list[Cell]:
         """Every data set with the rows of the study and those of its own."""
         return [Cell(name, *run) for name, data in self.data.items() for run in dict.fromkeys((*self.runs, *data.runs))]
+
+    def seeds_of(self, data: str) -> tuple[int, ...]:
+        """Seeds of a data set: its own, or those of the study."""
+        return self.data[data].seeds or self.seeds
 
     def _layers(self, cell: Cell) -> list[Settings]:
         """Settings of a cell from general to special: a later one overrides an earlier one."""

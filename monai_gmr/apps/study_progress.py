@@ -120,7 +120,7 @@ class Progress:
 
     def _cost(self, cell: Cell) -> tuple[float, int] | None:
         """Seconds and epochs of the first seed's training of a cell."""
-        row = self.done(Job(cell, self.study.seeds[0])).get(cell.data)
+        row = self.done(Job(cell, self.study.seeds_of(cell.data)[0])).get(cell.data)
         seconds = None if row is None else train_seconds(row)
         return None if row is None or seconds is None or not row["epochs"] else (seconds, row["epochs"])
 
@@ -131,7 +131,7 @@ class Progress:
         if job.rate is None and study.tuning_jobs(tuned) and self.best_rate(job.cell) is None:
             return f"the tuning of {tuned}"
         if study.has_derived_epochs(job.cell) and self.epochs(job.cell) is None:
-            return f"seed {study.seeds[0]} of the runs that its epochs follow from"
+            return f"seed {study.seeds_of(job.cell.data)[0]} of the runs that its epochs follow from"
         return ""
 
     def settings(self, job: Job) -> dict[str, Any]:
@@ -177,10 +177,10 @@ class Progress:
         """All trainings, or those of some rows, data sets and seeds: seed by seed, so that an interrupted study is balanced, the short ones
         before a cell's first. They are looked up one after another, for the outcome of one decides what follows."""
         listed = set()
-        for seed in [seed for seed in self.study.seeds if not seeds or seed in seeds]:
-            for cell in self.study.cells:
-                if not _is_among(cell, only):
-                    continue
+        cells = [(cell, self.study.seeds_of(cell.data)) for cell in self.study.cells if _is_among(cell, only)]
+        in_order = dict.fromkeys(seed for _, own in cells for seed in own if not seeds or seed in seeds)
+        for seed in in_order:
+            for cell in [cell for cell, own in cells if seed in own]:
                 while (job := next((job for job in self.tuning_jobs(cell) if job not in listed), None)) is not None:
                     listed.add(job)
                     yield job

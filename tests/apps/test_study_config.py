@@ -129,6 +129,7 @@ def set_at(config, path, value):
         ("seed", [0], "seed is no key of .*: did you mean seeds?"),
         ("seeds", [], "seeds is \\[\\]: give a list of whole numbers"),
         ("seeds", [0.5], "0.5 in seeds is no seed"),
+        ("data/cells/seeds", [], "seeds of data, cells is \\[\\]: give a list of whole numbers"),
         ("output_dir", None, "has no output_dir"),
         ("data", {}, "has no data"),
         ("nets", {}, "has no nets"),

@@ -129,6 +129,21 @@ def test_a_part_of_a_study_runs_and_the_whole_resumes_it(start, config, processe
     assert processes == ["train", "evaluate"] * 16
 
 
+def test_a_data_set_has_more_seeds_than_the_others(start, config, tmp_path, capsys):
+    config["data"]["few cells"] = config["data"]["cells"] | {"seeds": [5, 7, 9]}
+    config |= {"runs": [["plain", "none"], ["radial", "none"]], "reference": ["radial", "none"]}
+    assert start("--seeds", "9") == 0
+    assert start() == 0
+    rows = read_rows(tmp_path / "out" / "runs.csv")
+    seeds = {name: sorted(row["seed"] for row in rows if row["data"] == name) for name in config["data"]}
+    assert seeds == {"cells": [3, 3, 5, 5], "few cells": [5, 5, 7, 7, 9, 9]}
+    differences = read_rows(tmp_path / "out" / "differences.csv")
+    assert {(row["data"], row["seeds"]) for row in differences} == {("cells", 2), ("few cells", 3)}
+    capsys.readouterr()
+    assert start("--list") == 0
+    assert "to do" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
