@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, TypeVar
 
 import torch
@@ -36,6 +37,12 @@ def check_choice(name: str, value: object, choices: tuple) -> None:
     if value not in choices:
         possible = ", ".join(repr(choice) for choice in choices)
         raise ConfigurationError(f"{name}={value!r} is unknown: use one of {possible}.")
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise :class:`ConfigurationError` when ``value`` is no whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ConfigurationError(f"{name}={value!r} is impossible: give a whole number of at least 1.")
 
 
 def can_import(package: str, without: str) -> bool:

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from monai_gmr.files import replacing, write_rows
-from monai_gmr.metrics.equivariance import equivariance_error
+from monai_gmr.metrics.equivariance import elements_of, equivariance_error
 from monai_gmr.symmetry import element_name, point_group
+from monai_gmr.symmetry.group_structure import GroupSpec
 from monai_gmr.tables import format_aligned
 from monai_gmr.utils import ConfigurationError
 
@@ -76,13 +77,15 @@ class BrokenSymmetry:
             figure.savefig(temporary, dpi=150, format="png")
 
 
-def broken_symmetry(net: nn.Module, seed: int = 0, group: Sequence[np.ndarray] | None = None) -> BrokenSymmetry:
+def broken_symmetry(
+    net: nn.Module, seed: int = 0, group: GroupSpec | Sequence[np.ndarray] | np.ndarray | None = None
+) -> BrokenSymmetry:
     """How far each layer that keeps a subgroup alone is from symmetric, measured on white noise.
 
     Args:
         net: a net with layers such as ``GMRHarmonicConv2d(..., keeps="1")``.
         seed: of the noise.
-        group: elements to compare, by default all of the grid.
+        group: elements to compare, as in :func:`~monai_gmr.metrics.equivariance_error`; by default all of the grid.
 
     Raises:
         ConfigurationError: when the net has no such layer.
@@ -104,9 +107,8 @@ def broken_symmetry(net: nn.Module, seed: int = 0, group: Sequence[np.ndarray] |
             f"{type(net).__name__} has no layer that keeps a subgroup alone: give conv=('gmr_harmonic', {{'keeps': '1'}})."
         )
     dims = next(iter(layers.values())).spatial_dims
-    elements = [
-        each for each in (point_group(dims) if group is None else group) if not np.array_equal(each, np.eye(dims))
-    ]
+    given = point_group(dims) if group is None else elements_of(group, dims)
+    elements = [each for each in given if not np.array_equal(each, np.eye(dims))]
     errors = []
     for module in layers.values():
         reach = max(d * (k - 1) for d, k in zip(module.dilation, module.kernel_size))

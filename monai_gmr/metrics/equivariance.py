@@ -23,6 +23,7 @@ from monai_gmr.symmetry import (
     transform_grid,
     transform_image,
 )
+from monai_gmr.symmetry.group_structure import GroupSpec
 from monai_gmr.symmetry.views import shift_views
 from monai_gmr.utils import ConfigurationError, map_tensors, tensors_in
 
@@ -87,7 +88,7 @@ class EquivarianceErrors:
 def equivariance_error(
     net: Callable[[torch.Tensor], Any],
     x: torch.Tensor,
-    group: Sequence[np.ndarray] | np.ndarray | None = None,
+    group: GroupSpec | Sequence[np.ndarray] | np.ndarray | None = None,
     angles: Sequence[float] = (),
     spacing: Sequence[float] | None = None,
     order: int = 5,
@@ -104,8 +105,9 @@ def equivariance_error(
     Args:
         net: a module, or anything that is called with ``x``.
         x: input of shape ``(B, C, *spatial)``.
-        group: signed permutation matrices of shape ``(d, d)``. Default: all those that keep ``spacing``, of the group that the network
-            has (its attribute ``symmetry_group``, where it is one of group convolutions) or of the whole point group.
+        group: a group as layers take it (``"4mm"``, ``("m", "x")``, a :class:`~monai_gmr.symmetry.PointGroup`), or signed permutation
+            matrices of shape ``(d, d)``. Default: all elements that keep ``spacing``, of those that all layers of the network have
+            (group convolutions, and harmonic ones with ``keeps``), or of the whole point group.
         angles: further rotations in degrees, in 3D about each of the three axes. Multiples of 90, which belong to the
             group, are left out.
         spacing: voxel size of ``x`` in millimetres, one an axis; default 1.
@@ -163,17 +165,48 @@ def moved_views(dims: int, angles: Sequence[float], shifts: Sequence[float]) -> 
     return [*views, *shift_views(dims, shifts)]
 
 
+def symmetries_of(net: nn.Module) -> PointGroup | None:
+    """The elements that all layers of a network have; ``None`` where none of them is on fields or keeps a subgroup alone.
+
+    Example:
+        >>> from monai_gmr.networks.layers import PointGroupConv2d, PointGroupPool
+        >>> lift = PointGroupConv2d(1, 8, 3, group="4mm", in_group="1")
+        >>> symmetries_of(nn.Sequential(lift, PointGroupConv2d(8, 8, 3, group="4mm", out_group="4"), PointGroupPool(2, "4")))
+        PointGroup('4')
+    """
+    found: PointGroup | None = None
+    for module in net.modules():
+        own = [getattr(module, name, None) for name in ("symmetry_group", "rows_group")]
+        for group in (*own, *(getattr(module, "field_groups", None) or ())):
+            if isinstance(group, PointGroup):
+                found = group if found is None else found.common(group)
+    return found
+
+
+def elements_of(group: GroupSpec | Sequence[np.ndarray] | np.ndarray, spatial_dims: int) -> list[np.ndarray]:
+    """The elements of a group that is given as layers take it, or by its elements.
+
+    Example:
+        >>> len(elements_of("4mm", 2)), len(elements_of(("m", "x"), 2)), len(elements_of([np.eye(2)], 2))
+        (8, 2, 1)
+    """
+    named = isinstance(group, str | int | PointGroup)
+    if named or (isinstance(group, list | tuple) and len(group) > 0 and isinstance(group[0], str | int)):
+        return list(PointGroup.from_name(group, spatial_dims).elements)  # type: ignore[arg-type]
+    return list(np.asarray(group))
+
+
 def checked_group(
-    net: Any, group: Sequence[np.ndarray] | np.ndarray | None, spatial_dims: int, spacing: Sequence[float] | None
+    net: Any,
+    group: GroupSpec | Sequence[np.ndarray] | np.ndarray | None,
+    spatial_dims: int,
+    spacing: Sequence[float] | None,
 ) -> list[np.ndarray]:
-    """The elements to test; by default those of the net's own group, or of the point group, that keep the spacing."""
-    if group is None and isinstance(net, nn.Module):
-        groups: list[Any] = [getattr(each, "symmetry_group", None) for each in net.modules()]
-        # of layers on fields the smaller group
-        groups += sorted((each for each in field_ends(net) if each is not None), key=lambda each: each.order)
-        own = next((each for each in groups if isinstance(each, PointGroup)), None)
-        group = own if own is None else (own if spacing is None else own.keeping(spacing)).elements
-    elements = list(point_group(spatial_dims, spacing) if group is None else np.asarray(group))
+    """The elements to test; by default those of the net's own symmetries, or of the point group, that keep the spacing."""
+    own = symmetries_of(net) if group is None and isinstance(net, nn.Module) else None
+    if group is None and own is not None:
+        group = own if spacing is None else own.keeping(spacing)
+    elements = list(point_group(spatial_dims, spacing)) if group is None else elements_of(group, spatial_dims)
     for element in elements:
         if element.shape != (spatial_dims, spatial_dims) or not is_grid_symmetry(element):
             raise ConfigurationError(
@@ -203,11 +236,16 @@ def transform_tensors(value: Any, element: np.ndarray, spatial_dims: int, group:
     return map_tensors(value, transform)
 
 
+def _joins_channels(module: nn.Module) -> bool:
+    return hasattr(module, "field_groups") or hasattr(module, "in_channels")
+
+
 def field_ends(net: Any) -> tuple[PointGroup | None, PointGroup | None]:
     """The groups on whose fields a layer, or a sequence of layers, begins and ends; ``None`` for scalars."""
     if hasattr(net, "field_groups") or not isinstance(net, nn.Sequential):
         return getattr(net, "field_groups", (None, None))
-    ends = [field_ends(each) for each in net if any(hasattr(inner, "field_groups") for inner in each.modules())]
+    # a convolution that is not on fields begins or ends on scalars
+    ends = [field_ends(each) for each in net if any(map(_joins_channels, each.modules()))]
     return (ends[0][0], ends[-1][1]) if ends else (None, None)
 
 

@@ -14,19 +14,20 @@ import torch
 from monai_gmr.symmetry.group_structure import GroupSpec, PointGroup
 from monai_gmr.symmetry.point_groups import Array, transform_grid
 from monai_gmr.symmetry.sampled_group import FieldGroup
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.utils import ConfigurationError, check_count
 
 
 def field_channels(name: str, channels: int, group: FieldGroup) -> int:
     """Number of fields that so many channels are.
 
     Raises:
-        ConfigurationError: when the order of the group does not divide it.
+        ConfigurationError: when it is no whole number of at least 1, or the order of the group does not divide it.
 
     Example:
         >>> field_channels("in_channels", 16, PointGroup.from_name("4mm", 2))
         2
     """
+    check_count(name, channels)
     fields, rest = divmod(channels, group.order)
     if rest or fields < 1:
         below, above = group.order * max(fields, 1), group.order * (max(fields, 0) + 1)

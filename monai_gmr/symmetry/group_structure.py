@@ -207,6 +207,15 @@ class PointGroup:
                     return other
         return None
 
+    def common(self, other: PointGroup) -> PointGroup:
+        """The subgroup of the elements that another group has, too.
+
+        Example:
+            >>> PointGroup.from_name("4mm", 2).common(PointGroup.from_name("4", 2))
+            PointGroup('4')
+        """
+        return _shared(tuple(matrix for matrix in self.matrices if matrix in other._index))
+
     def keeping(self, *labels: Sequence[Hashable]) -> PointGroup:
         """The largest subgroup that exchanges only axes with equal labels, such as their spacing or the window's lengths.
 

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from monai_gmr.symmetry.group_structure import GroupSpec, PointGroup
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.utils import ConfigurationError, check_count
 
 # name: dimensions, whether mirror images belong to it, other names
 _CONTINUOUS: dict[str, tuple[int, bool, str]] = {
@@ -127,8 +127,7 @@ def partial_group(group: GroupSpec | SampledGroup | None, spatial_dims: int, sam
             f"group={group!r} transforms {_CONTINUOUS[name][0]} axes: use {possible} in {spatial_dims}D."
         )
     count = DEFAULT_SAMPLES[spatial_dims] if samples is None else samples
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ConfigurationError(f"samples={samples!r} is impossible: give a whole number of at least 1.")
+    check_count("samples", count)
     return SampledGroup(spatial_dims, name, count)
 
 

@@ -371,6 +371,7 @@ def test_dtype_of_the_network_is_used():
         (nn.Conv2d(1, 1, 3), {"spatial_size": 0}, "positive"),
         (nn.ReLU(), {"spatial_size": 8}, "no convolution"),
         (nn.Conv2d(1, 1, 3), {"spatial_size": 8, "spacing": (1.0, 1.0, 3.0)}, "2 axes"),
+        (nn.Conv2d(1, 1, 3), {"spatial_size": 8, "group": "m5"}, "group='m5' is unknown in 2D"),
     ],
 )
 def test_bad_input_is_one_sentence(net, arguments, message):
@@ -397,6 +398,27 @@ def test_a_net_of_group_convolutions_is_asked_its_own_group(name):
     assert "stem.0" not in modules  # containers of them are not compared
     if name != "4mm":
         assert not check_equivariance(net, (9, 12), group=point_group(2), per_module=False).ok
+
+
+def test_a_sequence_of_layers_is_asked_the_elements_that_all_of_them_have():
+    lift = PointGroupConv2d(1, 8, 3, padding=1, group="4mm", in_group="1")
+    onto = PointGroupConv2d(8, 8, 3, padding=1, group="4mm", out_group="2mm")
+    last = PointGroupConv2d(8, 8, 3, padding=1, group="2mm", out_group=("m", "y"))
+    net = nn.Sequential(lift, nn.ReLU(), onto, nn.ReLU(), nn.Sequential(last, PointGroupPool(2, ("m", "y"))))
+    report = check_equivariance(net, (9, 12))
+    assert report.ok
+    assert len(report.sizes[0].errors.views) == 2
+    assert not check_equivariance(net, (9, 9), group="4mm").ok
+
+
+@pytest.mark.parametrize(
+    ("group", "views"),
+    [("4mm", 8), (("m", "x"), 2), (PointGroup.from_name("4", 2), 4), (point_group(2), 8), ([np.eye(2)], 1)],
+)
+def test_a_group_is_given_as_layers_take_it_or_by_its_elements(group, views):
+    report = check_equivariance(nn.Sequential(point(), nn.ReLU()), 9, group=group)
+    assert report.ok
+    assert len(report.sizes[0].errors.views) == views
 
 
 def test_the_module_that_breaks_a_group_convolutions_net_is_named():

@@ -10,13 +10,34 @@ from typing import Any
 import torch
 from torch import nn
 
+from monai_gmr.networks.convert.fields import POINTWISE
 from monai_gmr.networks.convert.trace import CONVOLUTIONS, Inputs, Pass, Trace, first_line, make_inputs
-from monai_gmr.symmetry import stride_is_exact
+from monai_gmr.symmetry import PointGroup, stride_is_exact
 from monai_gmr.utils import tensors_in
 
 OURS = "monai_gmr.networks.layers.", "monai_gmr.networks.convert.layers"
 RANDOM = ("randn", "randn_like", "rand", "rand_like", "normal", "normal_", "uniform_", "bernoulli", "bernoulli_")
+# what makes tensors of one number; of such tensors all operations do, but for those that count
+FILLING = (
+    *(
+        "zeros",
+        "ones",
+        "full",
+        "empty",
+        "empty_strided",
+        "scalar_tensor",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+        "new_empty",
+    ),
+    *("zeros_like", "ones_like", "full_like", "empty_like", *RANDOM),
+)
+COUNTING = ("cumsum", "cumprod", "tril", "triu", "nonzero", "eye")
 OWN_WEIGHT = "has a weight of its own for each voxel"
+OWN_NUMBER = "joins voxels with numbers that go by their positions"
+ONE_AXIS = "treats one axis of an image unlike another"
+FINDS_PLACES = "finds out the places of voxels"
 JOINING = ("add", "sub", "mul", "div", "maximum", "minimum", "where", "cat", "stack")
 PLACES = {
     "roll": "moves voxels along an axis",
@@ -29,24 +50,36 @@ PLACES = {
     "col2im": "takes the voxels of a patch by their place",
     "unfold": "takes the voxels of a patch by their place",
     "cumsum": "adds up along an axis",
+    "cumprod": "multiplies along an axis",
+    "sort": "sorts voxels along an axis",
+    "argmax": FINDS_PLACES,
+    "argmin": FINDS_PLACES,
 }
+# place of the argument that is an axis, -1 where it is left out
+AXIS_AT = {"roll": 2, "flip": 1, "cumsum": 1, "cumprod": 1, "sort": 1, "argmax": 1, "argmin": 1}
 
 
 def remaining_operations(
-    net: nn.Module, trace: Trace, in_channels: int, example_inputs: Any = None, known: Sequence[str] = ()
+    net: nn.Module,
+    trace: Trace,
+    group: PointGroup,
+    in_channels: int,
+    example_inputs: Any = None,
+    known: Sequence[str] = (),
 ) -> list[str]:
-    """Operations of a converted network that are not exact, a sentence for each module that calls them and is not ``known`` already.
+    """Operations of a converted network that are not exact under a group, a sentence for each module that calls them and is not ``known``
+    already.
 
     Example:
         >>> from monai_gmr.networks.convert.trace import trace_sizes
         >>> net = nn.Sequential(nn.ZeroPad2d((1, 0, 0, 0)))
-        >>> remaining_operations(net, trace_sizes(net, 2, 1), 1)
+        >>> remaining_operations(net, trace_sizes(net, 2, 1), PointGroup.from_name("all", 2), 1)
         ['0: pads one end of an axis more than the other']
     """
     sizes = [trace.size] if example_inputs is not None else [trace.size, tuple(n + 1 for n in trace.size)]
     sentences: dict[str, None] = {}
     for size in sizes:
-        audit = _Audit(net, size, known)
+        audit = _Audit(net, size, group, known)
         try:
             audit.follow(partial(make_inputs, net, size, in_channels, example_inputs), trace.sizes_only)
             sentences |= audit.sentences
@@ -59,6 +92,11 @@ def remaining_operations(
 def _axes(tensor: torch.Tensor) -> tuple[int, ...]:
     """Where each axis of a tensor stood in the image ``(batch, channels, *spatial)`` that it comes from."""
     return getattr(tensor, "_gmr_axes", tuple(range(tensor.dim())))
+
+
+def _is_given(tensor: torch.Tensor) -> bool:
+    """Whether a tensor comes from the input of the network."""
+    return hasattr(tensor, "_gmr_given")
 
 
 def _exchanged(tensor: torch.Tensor) -> bool:
@@ -83,9 +121,9 @@ def _is_ours(module: nn.Module) -> bool:
 class _Audit(Pass):
     """Judges each operation outside of this library's layers, and notes the module that calls it."""
 
-    def __init__(self, net: nn.Module, size: Sequence[int], known: Sequence[str]) -> None:
+    def __init__(self, net: nn.Module, size: Sequence[int], group: PointGroup, known: Sequence[str]) -> None:
         super().__init__(net)
-        self.dims, self.known = len(size), set(known)
+        self.dims, self.group, self.known = len(size), group, set(known)
         # sizes of images, unlike those of tables of attention
         self.sizes = {tuple(size)}
         self.weights = {id(each) for each in [*net.parameters(), *net.buffers()]}
@@ -96,7 +134,14 @@ class _Audit(Pass):
 
     def follow(self, inputs: Inputs, sizes_only: bool) -> None:
         """Run the pass, and look at the network's output."""
-        for tensor in tensors_in(self.run(inputs, sizes_only)):
+
+        def marked() -> tuple[tuple, dict]:
+            args, kwargs = inputs()
+            for tensor in tensors_in((args, kwargs)):
+                tensor._gmr_given = True  # type: ignore[attr-defined]
+            return args, kwargs
+
+        for tensor in tensors_in(self.run(marked, sizes_only)):
             if _exchanged(tensor):
                 self.sentences[f"{type(self.net).__name__}: its output is an image with two axes exchanged"] = None
 
@@ -112,11 +157,27 @@ class _Audit(Pass):
             pass
 
     def look(self, name: str, args: tuple, kwargs: dict, output: Any) -> None:
+        self._mark(name, args, kwargs, output)
         if not self.stack or not self.ours.isdisjoint(self.stack):
             return
         sentence = self._sentence(name, args, output) or self._follow_axes(name, args, output)
         if sentence and not self.known & {self.names[each] for each in self.stack}:
             self.sentences[f"{self.names[self.stack[-1]] or type(self.net).__name__}: {sentence}"] = None
+
+    def _mark(self, name: str, args: tuple, kwargs: dict, output: Any) -> None:
+        """Carry along what comes from the input, what has one number everywhere, and what are places of voxels."""
+        sources, marks = tensors_in((args, kwargs)), []
+        if any(map(_is_given, sources)):
+            marks.append("_gmr_given")
+        if name in FILLING or (
+            sources and name not in COUNTING and all(hasattr(each, "_gmr_alike") for each in sources)
+        ):
+            marks.append("_gmr_alike")
+        for tensor in tensors_in(output):
+            for mark in marks:
+                setattr(tensor, mark, True)
+        if name in ("max", "min") and isinstance(output, tuple) and self._is_image(args[0]) and self._spatial(args, 1):
+            output[1]._gmr_places = True
 
     def _follow_axes(self, name: str, args: tuple, output: Any) -> str | None:
         """Carry the axes of images along; what joins one with its transpose."""
@@ -149,23 +210,63 @@ class _Audit(Pass):
             return "draws random numbers for each voxel: its outputs rotate with the image on average alone"
         if name in ("view", "_unsafe_view", "reshape") and isinstance(args[0], torch.Tensor):
             return self._viewed(args[0], output)
+        plain = name.rstrip("_")
+        if any(hasattr(each, "_gmr_places") for each in tensors_in(args)):
+            return FINDS_PLACES
+        if POINTWISE.fullmatch(plain) or plain in JOINING:
+            return self._joined(tensors_in(args))
         if not args or not self._is_image(args[0]):
             return None
-        if name in ("add", "sub", "mul", "add_", "mul_"):
-            other = args[1]
-            weighs = id(other) in self.weights and other.dim() >= self.dims and other.shape[-self.dims :].numel() > 1
-            return OWN_WEIGHT if weighs else None
+        if plain == "constant_pad_nd" or plain.startswith(("reflection_pad", "replication_pad")):
+            return self._padded(args)
+        if plain.strip("_") in ("softmax", "log_softmax"):
+            along = self._spatial(args, 1)
+            return None if self._keeps([axis in along for axis in range(self.dims)]) else ONE_AXIS
         for beginning, look in LOOKS.items():
             if name.startswith(beginning):
                 return look(args, output, self.dims)
-        if name in PLACES and not (name in ("roll", "flip", "cumsum") and not self._spatial(args)):
+        if name in PLACES and (name not in AXIS_AT or self._spatial(args, AXIS_AT[name])):
             return PLACES[name]
         return None
 
-    def _spatial(self, args: tuple) -> bool:
-        """Whether an operation along axes, its last argument, concerns those of the image."""
-        axes = args[-1] if isinstance(args[-1], list | tuple) else [args[-1]]
-        return any(axis % args[0].dim() >= args[0].dim() - self.dims for axis in axes)
+    def _spatial(self, args: tuple, place: int) -> set[int]:
+        """Axes of the image that an operation works along, by its argument at a place; without an axis there, all of them."""
+        given = args[place] if len(args) > place else -1
+        if given is None:
+            return {*range(self.dims)}
+        before = args[0].dim() - self.dims
+        axes = {axis % args[0].dim() - before for axis in (given if isinstance(given, list | tuple) else [given])}
+        return {axis for axis in axes if axis >= 0}
+
+    def _keeps(self, values: Sequence[Any]) -> bool:
+        """Whether the group exchanges no axes of unlike values."""
+        return self.group.keeping(tuple(values)) == self.group
+
+    def _padded(self, args: tuple) -> str | None:
+        ends = [*args[1], *(0,) * 2 * self.dims][: 2 * self.dims]
+        # the last axis first
+        pairs = [(ends[i], ends[i + 1]) for i in range(0, len(ends), 2)][::-1]
+        if any(one != other for one, other in pairs):
+            return "pads one end of an axis more than the other"
+        return None if self._keeps(pairs) else "pads one axis more than another"
+
+    def _joined(self, tensors: Sequence[torch.Tensor]) -> str | None:
+        """What is joined with an image, voxel by voxel, and does not rotate with it."""
+        images = (each for each in tensors if each.dim() == self.dims + 2 and self._is_image(each) and _is_given(each))
+        x = next(images, None)
+        if x is None:
+            return None
+        for other in tensors:
+            ends = range(1, min(other.dim(), x.dim()) + 1)
+            varies = {_axes(x)[-i] - 2 for i in ends if other.shape[-i] > 1 and other.stride(-i)} - {-1, -2}
+            if _is_given(other):
+                profile = other.dim() == x.dim() and not self._keeps([axis in varies for axis in range(self.dims)])
+                if profile and all(n > 1 for n in x.shape[2:]):
+                    return ONE_AXIS
+            # a vector of weights is one of channels that come last
+            elif varies and not hasattr(other, "_gmr_alike") and not (id(other) in self.weights and other.dim() == 1):
+                return OWN_WEIGHT if id(other) in self.weights else OWN_NUMBER
+        return None
 
     def _viewed(self, source: torch.Tensor, output: torch.Tensor) -> str | None:
         dims, tail = self.dims, output.shape[-self.dims :]
@@ -176,15 +277,6 @@ class _Audit(Pass):
             return None
         kept = tail == source.shape[-dims:] or output.shape[-1] == source.shape[-dims:].numel()
         return None if kept else "cuts an image into patches, from one end"
-
-
-def _padded(args: tuple, output: torch.Tensor, dims: int) -> str | None:
-    ends = list(args[1])[: 2 * dims]
-    pairs = [(ends[i], ends[i + 1]) for i in range(0, len(ends), 2)]
-    if any(one != other for one, other in pairs):
-        return "pads one end of an axis more than the other"
-    pairs += [(0, 0)] * (dims - len(pairs))
-    return "pads one axis more than another" if len(set(pairs)) > 1 else None
 
 
 def _sliced(args: tuple, output: torch.Tensor, dims: int) -> str | None:
@@ -255,9 +347,6 @@ def _normed(args: tuple, output: Any, dims: int) -> str | None:
 
 
 LOOKS: dict[str, Callable[[tuple, Any, int], str | None]] = {
-    "constant_pad_nd": _padded,
-    "reflection_pad": _padded,
-    "replication_pad": _padded,
     "slice": _sliced,
     "select": _selected,
     "index": _picked,

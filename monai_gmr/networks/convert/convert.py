@@ -181,7 +181,7 @@ def convert_to_gmr(
             net.__class__ = sized_class(kind)
             net.trail_start = TrailStart(trace.network, list(trace.size), trace.in_channels)  # type: ignore[assignment]
         known = [row.path for row in rows if row.breaks]
-        notes += remaining_operations(net, trace, trace.in_channels, example_inputs, known)
+        notes += remaining_operations(net, trace, options.group, trace.in_channels, example_inputs, known)
     if of_groups:
         net.symmetry_group = of_groups["group"]
     remarks = tuple(tie_again(net, shared))
@@ -284,6 +284,7 @@ def _short(module: nn.Module) -> str:
     stride: Any = getattr(module, "factors", getattr(module, "stride", None))
     for label, value in (("k", kernel), ("s", stride)):
         numbers = [value] if isinstance(value, int) else list(value) if isinstance(value, list | tuple) else []
-        if numbers and (label == "k" or max(numbers) > 1):
+        # a network may keep the windows of all its levels
+        if numbers and all(isinstance(number, int) for number in numbers) and (label == "k" or max(numbers) > 1):
             words.append(label + ("x".join(map(str, numbers)) if len(set(numbers)) > 1 else str(numbers[0])))
     return " ".join(words)

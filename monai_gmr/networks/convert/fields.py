@@ -204,6 +204,8 @@ class _FieldsPass(Pass):
         givers = frozenset().union(*(tensor._gmr_kind.givers for tensor in given))  # type: ignore[attr-defined]
         fields = [tensor for tensor in given if _is_fields(tensor)]
         axis: int | None = None
+        if any(hasattr(tensor, "_gmr_places") for tensor in given):
+            self._note(PLACES)
         if fields:
             x = max(fields, key=torch.Tensor.dim)
             axis = x._gmr_kind.axis  # type: ignore[attr-defined]
@@ -213,10 +215,14 @@ class _FieldsPass(Pass):
                 try:
                     axis = _Operation(self, name, args, kwargs, results).axis_after(x, axis)
                 except _Unlike as error:
-                    where = self.names[self.stack[-1]] if self.stack else ""
-                    self.found.notes[f"{where or type(self.net).__name__}: {error}"] = None
+                    self._note(error)
         for tensor in results:
-            _mark(tensor, Kind(axis, givers))
+            _mark(tensor, Kind(axis if axis is not None and axis < tensor.dim() else None, givers))
+
+    def _note(self, sentence: object) -> None:
+        """Note what the module that runs does to fields."""
+        where = self.names[self.stack[-1]] if self.stack else ""
+        self.found.notes[f"{where or type(self.net).__name__}: {sentence}"] = None
 
 
 class _Operation:
@@ -238,7 +244,7 @@ class _Operation:
         look = getattr(self, f"after_{self.name.strip('_')}", None)
         if look is None:
             raise _Unlike(f"calls {self.name}, which may treat the channels of a field unlike")
-        after: int = look(x, axis)
+        after: int | None = look(x, axis)
         return after
 
     def _argument(self, place: int, name: str, default: Any) -> Any:
@@ -281,6 +287,10 @@ class _Operation:
     def _reduced(self, x: torch.Tensor, axis: int) -> int | None:
         dims = self._dims(1, "dim", x.dim())
         if not dims or axis in dims:
+            if self.name in ("argmax", "argmin"):
+                raise _Unlike(PLACES)
+            for indices in self.results[1:] if self.name in ("max", "min") else ():
+                indices._gmr_places = True  # type: ignore[attr-defined]
             return None
         kept = self.results[0].dim() == x.dim()
         return axis if kept else axis - sum(each < axis for each in dims)
@@ -295,6 +305,12 @@ class _Operation:
             if before % self.order or after % self.order:
                 raise _Unlike("pads the channels of fields to no whole fields")
         return axis
+
+    def after_mse_loss(self, x: torch.Tensor, axis: int) -> int | None:
+        self._pointwise(x, axis)
+        return axis if self.results[0].dim() == x.dim() else None
+
+    after_smooth_l1_loss = after_huber_loss = after_mse_loss
 
     def after_cat(self, x: torch.Tensor, axis: int) -> int:
         for other in self.args[0]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from monai_gmr.networks import layers
+from monai_gmr.ops.split_axis import split_axis
 
 REPLACED = dict.fromkeys(("GMRConv", "GMRHarmonicConv", "GMRCentredConv", "GMRCentredHarmonicConv"), "Conv")
 REPLACED |= {"GMRResizedConv": "ConvTranspose", "PointGroupConv": "Conv"}
@@ -53,7 +54,7 @@ class FieldLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """``(..., fields * order)`` to ``(..., out_features)``."""
-        return F.linear(input.unflatten(-1, (-1, self.order)).mean(-1), self.weight, self.bias)
+        return F.linear(split_axis(input, -1, self.order).mean(-1), self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, order={self.order}"

@@ -18,6 +18,7 @@ from torch import nn
 
 from monai_gmr.networks.layers import GMRAvgPool
 from monai_gmr.ops import symmetric_upsample
+from monai_gmr.ops.split_axis import split_axis
 
 
 def resize_about_centre(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
@@ -142,7 +143,7 @@ class SortedPixelUnshuffle(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for axis in range(x.dim() - 2):
             # (batch, channels, *parts, *coarse): a part of its own after the channels for each axis
-            x = x.unflatten(2 + 2 * axis, (-1, self.scale_factor)).movedim(3 + 2 * axis, 2)
+            x = split_axis(x, 2 + 2 * axis, self.scale_factor).movedim(3 + 2 * axis, 2)
         dims = (x.dim() - 2) // 2
         return x.flatten(2, 1 + dims).sort(2).values.flatten(1, 2)
 

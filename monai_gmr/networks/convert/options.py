@@ -13,6 +13,7 @@ from torch import nn
 from monai_gmr.networks.convert.fields import Fields
 from monai_gmr.networks.convert.trace import Trace
 from monai_gmr.networks.utils import copy_hooks, move_hooks
+from monai_gmr.symmetry import PointGroup
 
 EXACT = "exact as it is"
 
@@ -45,6 +46,14 @@ class Options:
     fields: Fields | None = None
     # whether a module is among those that are to be converted
     selected: Callable[[nn.Module], bool] = lambda module: True
+
+    @property
+    def group(self) -> PointGroup:
+        """The symmetries of the converted network: the group of group convolutions, else those of the grid that keep the spacing."""
+        if self.group_arguments:
+            return self.group_arguments["group"]  # type: ignore[no-any-return]
+        spacing = self.arguments.get("spacing") or (1,) * self.spatial_dims
+        return PointGroup.from_name("all", self.spatial_dims).keeping(tuple(spacing))
 
     @property
     def keeps_weights(self) -> bool:

@@ -70,14 +70,13 @@ def swap(module: nn.Module, options: Options) -> Swap | None:
 
 
 def _with_oblong(module: nn.Module, found: Swap, options: Options) -> Swap:
-    """The swap, marked if a window, step or factor differs between axes of one spacing, which an exchange of these axes does not keep."""
-    spacing: Any = options.arguments.get("spacing") or (1,) * options.spatial_dims
+    """The swap, marked if a window, step or factor differs between axes that the symmetries of the network exchange."""
     for name in ("kernel_size", "stride", "dilation", "padding", "scale_factor", "factors"):
         values: Any = getattr(found.module or module, name, None)
-        fits = isinstance(values, list | tuple) and len(values) == len(spacing)
-        if fits and len(set(zip(spacing, values))) > len(set(spacing)):
+        fits = isinstance(values, list | tuple) and len(values) == options.spatial_dims
+        if fits and options.group.keeping(tuple(values)) != options.group:
             text = f"{name}={tuple(values)} differs between axes: not exact where these are exchanged"
-            return found._replace(reason="; ".join(filter(None, [found.reason, text])), breaks=True)
+            return found._replace(reason="; ".join(filter(None, [text, found.reason])), breaks=True)
     return found
 
 

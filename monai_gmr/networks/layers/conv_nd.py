@@ -2,23 +2,23 @@
 
 import warnings
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from monai_gmr import symmetry
 from monai_gmr.networks.layers.table_module import TableModule
 from monai_gmr.ops import pad_nd
-from monai_gmr.utils import ConfigurationError, SymmetryWarning, check_choice
+from monai_gmr.utils import ConfigurationError, SymmetryWarning, check_choice, check_count
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 def whole_numbers(name: str, value: Any, spatial_dims: int, least: int = 1) -> Any:
     """One whole number of at least ``least`` per axis, as a tuple, from one for all or one each."""
-    numbers = tuple(value) if isinstance(value, Sequence) else (value,) * spatial_dims
+    numbers = tuple(value) if isinstance(value, Sequence | np.ndarray) else (value,) * spatial_dims
     if len(numbers) != spatial_dims or any(int(n) != n or n < least for n in numbers):
         raise ConfigurationError(
             f"{name}={value} is impossible: give {spatial_dims} whole numbers of at least {least}, or one for all axes."
@@ -36,6 +36,17 @@ def check_input(module: nn.Module, x: torch.Tensor, spatial_dims: int, in_channe
             f"{tuple(x.shape)}: give (batch, {in_channels}, {spatial_dims} spatial sizes)"
             f"{' or the same without batch' if unbatched else ', or change the number of channels'}."
         )
+    check_input_dtype(module, x)
+
+
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Raise when weights cannot be of a type."""
+    if dtype is not None and not dtype.is_floating_point:
+        raise ConfigurationError(f"dtype={dtype} is not possible: use a real floating-point type.")
+
+
+def check_input_dtype(module: nn.Module, x: torch.Tensor) -> None:
+    """Raise when the input of a layer is of another type than its weights."""
     weight, kind = getattr(module, "weight", None), x.device.type
     # under autocast the two may differ, which torch knows of these devices alone
     if (
@@ -92,14 +103,12 @@ class SymmetricConvNd(TableModule):
         self.mirrored_axes = [True] * dims
         check_choice("padding_mode", padding_mode, ("zeros",) if self.transposed else PADDING_MODES)
         for name, count in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
-            if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
-                raise ConfigurationError(f"{name}={count!r} is impossible: give a whole number of at least 1.")
+            check_count(name, count)
         if in_channels % groups or out_channels % groups:
             raise ConfigurationError(
                 f"groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}."
             )
-        if dtype is not None and not dtype.is_floating_point:
-            raise ConfigurationError(f"dtype={dtype} is not possible: use a real floating-point type.")
+        check_dtype(dtype)
         if isinstance(padding, str):
             check_choice("padding", padding, ("symmetric",) if self.transposed else ("valid", "same", "symmetric"))
             if padding == "same" and max(self.stride) > 1:

@@ -13,6 +13,7 @@ from monai_gmr.networks.layers.partial_kernels import HarmonicKernel, PartialKer
 from monai_gmr.networks.layers.point_group_fields import check_fields
 from monai_gmr.ops.memory_format import keep_format
 from monai_gmr.ops.ring_conv import conv_nd
+from monai_gmr.ops.split_axis import split_axis
 from monai_gmr.symmetry import field_channels, tap_spacing
 from monai_gmr.symmetry.group_structure import GroupSpec
 from monai_gmr.symmetry.sampled_group import SampledGroup, partial_group
@@ -259,7 +260,7 @@ class PartialGroupPool(nn.Module):
         return keep_format(self._reduced(x, x.dim() - dims - 1), x)
 
     def _reduced(self, x: torch.Tensor, axis: int) -> torch.Tensor:
-        x, dims = x.unflatten(axis, (-1, self.elements.order)), self.elements.spatial_dims
+        x, dims = split_axis(x, axis, self.elements.order), self.elements.spatial_dims
         gates = self.elements().gates.to(x.device, torch.promote_types(x.dtype, torch.float32))
         gates = gates.reshape([-1] + [1] * dims)
         if self.reduce == "mean":

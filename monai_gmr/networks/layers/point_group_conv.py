@@ -187,7 +187,7 @@ class PointGroupConv2d(PointGroupConvNd):
     A field has one channel for each element of the group; transforming the image transforms the channels among themselves
     (:func:`~monai_gmr.symmetry.transform_fields`). Channels are those of the tensor, ``fields * order``, field by field, so that every
     block of ``torch.nn`` works on them. Everything ``torch.nn.Conv2d`` accepts works that the group keeps: a window or a step that differs
-    between axes needs a group that does not exchange them.
+    between axes needs a group that does not exchange them. A state dict does not name the group: load it into a layer of the same one.
 
     Shape:
         - input: ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``

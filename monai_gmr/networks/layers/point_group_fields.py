@@ -1,6 +1,7 @@
 """Layers on fields of a group: pooling over the group, norms, dropout, restriction to a subgroup, and a dense layer."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,9 +9,11 @@ import torch.nn.functional as F
 from monai.networks.layers.utils import get_norm_layer
 from torch import nn
 
+from monai_gmr.networks.layers.conv_nd import check_dtype, check_input_dtype
 from monai_gmr.networks.layers.table_module import TableModule
 from monai_gmr.ops.group_filters import spread_filter
 from monai_gmr.ops.memory_format import keep_format
+from monai_gmr.ops.split_axis import split_axis
 from monai_gmr.symmetry import PointGroup, as_field_group, coset_table, end_groups, field_channels, product_table
 from monai_gmr.symmetry.group_structure import GroupSpec
 from monai_gmr.symmetry.sampled_group import FieldGroup, SampledGroup
@@ -19,14 +22,15 @@ from monai_gmr.utils import ConfigurationError, check_choice
 NORMS = ("batch", "instance", "group", "syncbatch")
 
 
-def check_fields(module: nn.Module, x: torch.Tensor, spatial_dims: int, order: int) -> None:
-    """Raise when the input of a layer is not ``([batch], fields * order, *spatial)``."""
+def check_fields(module: nn.Module, x: torch.Tensor, spatial_dims: int, order: int, channels: int = 0) -> None:
+    """Raise when the input of a layer is not ``([batch], fields * order, *spatial)``, of so many channels where these are given."""
     if torch.jit.is_tracing():
         return
-    if x.dim() - spatial_dims not in (1, 2) or x.shape[-spatial_dims - 1] % order:
+    given = x.shape[-spatial_dims - 1] if x.dim() - spatial_dims in (1, 2) else 0
+    if given == 0 or given % order or (channels and given != channels):
         raise ConfigurationError(
             f"{type(module).__name__} of {spatial_dims} spatial axes and a group of {order} was given an input of shape {tuple(x.shape)}: "
-            f"give ([batch], a multiple of {order} channels, {spatial_dims} spatial sizes)."
+            f"give ([batch], {channels or f'a multiple of {order}'} channels, {spatial_dims} spatial sizes)."
         )
 
 
@@ -78,8 +82,8 @@ class PointGroupPool(TableModule):
         if not torch.jit.is_scripting():
             check_fields(self, x, self.spatial_dims, self.order)
         axis = x.dim() - self.spatial_dims - 1
-        y = x.unflatten(axis, (-1, self.order)).index_select(axis + 1, self.cosets.flatten())
-        y = y.unflatten(axis + 1, (self.cosets.shape[0], self.cosets.shape[1]))
+        y = split_axis(x, axis, self.order).index_select(axis + 1, self.cosets.flatten())
+        y = split_axis(y, axis + 1, self.cosets.shape[1])
         y = y.amax(axis + 2) if self.reduce == "max" else y.mean(axis + 2)
         return keep_format(y.flatten(axis, axis + 1), x)
 
@@ -116,7 +120,8 @@ class PointGroupRestrict(TableModule):
         if not torch.jit.is_scripting():
             check_fields(self, x, self.spatial_dims, self.order)
         axis = x.dim() - self.spatial_dims - 1
-        return x.unflatten(axis, (-1, self.order)).index_select(axis + 1, self.channels).flatten(axis, axis + 1)
+        y = split_axis(x, axis, self.order).index_select(axis + 1, self.channels)
+        return keep_format(y.flatten(axis, axis + 1), x)
 
     def extra_repr(self) -> str:
         return f"{self.group!r}, {self.subgroup!r}"
@@ -142,21 +147,30 @@ class PointGroupNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.spatial_dims = spatial_dims
-        name, arguments = (norm, {}) if isinstance(norm, str) else norm
-        name = str(name).lower()
+        pair = (norm, {}) if isinstance(norm, str) else norm
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[1], Mapping):
+            raise ConfigurationError(
+                f"norm={norm!r} is impossible: give a name, or a pair of it and its arguments, such as ('group', {{'num_groups': 2}})."
+            )
+        name, arguments = str(pair[0]).lower(), dict(pair[1])
         check_choice("norm", name, NORMS)
         self.group = as_field_group(group, spatial_dims)
         self.order = self.group.order
         _name_fields(self, self.group)
-        fields = field_channels("num_features", num_features, self.group)
-        self.norm = get_norm_layer((name, dict(arguments)), 1, fields)
+        self.num_features, fields = num_features, field_channels("num_features", num_features, self.group)
+        try:
+            self.norm = get_norm_layer((name, arguments), 1, fields)
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"norm={norm!r} cannot be built for {fields} fields ({error}): give the arguments of torch.nn's norm, numbers in fields."
+            ) from error
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(batch, fields * order, *spatial)`` to the same shape."""
         if not torch.jit.is_scripting():
-            check_fields(self, x, self.spatial_dims, self.order)
+            check_fields(self, x, self.spatial_dims, self.order, self.num_features)
         batch = x.unsqueeze(0) if x.dim() == self.spatial_dims + 1 else x
-        return self.norm(batch.unflatten(1, (-1, self.order)).flatten(2)).reshape(x.shape)
+        return keep_format(self.norm(split_axis(batch, 1, self.order).flatten(2)).reshape(x.shape), x)
 
     def extra_repr(self) -> str:
         return repr(self.group)
@@ -178,8 +192,8 @@ class PointGroupDropout(nn.Module):
     def __init__(self, spatial_dims: int, p: float = 0.5, *, group: GroupSpec | SampledGroup) -> None:
         super().__init__()
         self.spatial_dims = spatial_dims
-        if not 0 <= p <= 1:
-            raise ConfigurationError(f"p={p} is no probability: give a number from 0 to 1.")
+        if not isinstance(p, int | float) or not 0 <= p <= 1:
+            raise ConfigurationError(f"p={p!r} is no probability: give a number from 0 to 1.")
         self.group, self.p = as_field_group(group, spatial_dims), float(p)
         self.order = self.group.order
         _name_fields(self, self.group)
@@ -234,6 +248,7 @@ class PointGroupDense(TableModule):
     ) -> None:
         super().__init__()
         self.group, self.in_group, self.out_group = end_groups(spatial_dims, group, in_group, out_group)
+        check_dtype(dtype)
         self.in_features, self.out_features, self.out_order = in_features, out_features, self.out_group.order
         fields = field_channels("in_features", in_features, self.in_group)
         rows = field_channels("out_features", out_features, self.out_group)
@@ -257,11 +272,23 @@ class PointGroupDense(TableModule):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """``(..., in_features)`` to ``(..., out_features)``."""
+        if not torch.jit.is_scripting():
+            self._check_input(input)
         weight = spread_filter(self.weight, self.products.unsqueeze(2)).squeeze(2)
         bias = self.bias
         if bias is not None:
             bias = bias.repeat_interleave(self.out_order)
         return F.linear(input, weight, bias)
+
+    @torch.jit.unused
+    def _check_input(self, input: torch.Tensor) -> None:
+        if torch.jit.is_tracing():
+            return
+        if input.dim() == 0 or input.shape[-1] != self.in_features:
+            raise ConfigurationError(
+                f"{type(self).__name__} was given an input of shape {tuple(input.shape)}: give (..., {self.in_features}), channels last."
+            )
+        check_input_dtype(self, input)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.in_group!r} to {self.out_group!r}, bias={self.bias is not None}"

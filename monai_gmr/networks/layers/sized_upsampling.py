@@ -11,6 +11,7 @@ from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d, 
 from monai_gmr.networks.layers.size_trail import Levels, sizes_above
 from monai_gmr.ops import symmetric_upsample
 from monai_gmr.ops.free_sizes import all_equal, is_free
+from monai_gmr.ops.split_axis import split_axis
 from monai_gmr.utils import check_choice
 
 MODES = ("nearest", "nearest-exact", "linear", "bilinear", "trilinear", "bicubic")
@@ -80,7 +81,7 @@ class GMRSubpixelMean(nn.Module):
         self.interpolate = GMRInterpolate(scale_factor, "linear")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.interpolate(x.unflatten(1, (-1, math.prod(self.interpolate.scale_factor))).mean(2))
+        return self.interpolate(split_axis(x, 1, math.prod(self.interpolate.scale_factor)).mean(2))
 
 
 class ResizedConvNd(GMRConvNd):

@@ -53,6 +53,17 @@ INEXACT = {
     "patches": (lambda x: F.pad(x, (0, x.shape[3] % 2)).unflatten(3, (-1, 2))[..., :1].flatten(3), "patches"),
     "sum": (lambda x: x.cumsum(3), "adds up"),
     "random": (lambda x: x + torch.randn_like(x), "draws random numbers"),
+    "positions": (lambda x: x * torch.arange(x.shape[3]).to(x), "go by their positions"),
+    "coordinates": (
+        lambda x: torch.cat([x[:, 1:], torch.linspace(0, 1, x.shape[2]).to(x)[:, None].expand(2, 1, *x.shape[2:])], 1),
+        "go by their positions",
+    ),
+    "counted": (lambda x: x * torch.ones_like(x).cumsum(3), "adds up along an axis"),
+    "sorted": (lambda x: x.sort(3).values, "sorts voxels"),
+    "the place of the largest": (lambda x: x * x.argmax(3, keepdim=True), "finds out the places"),
+    "the place beside the largest": (lambda x: x * x.max(2, keepdim=True)[1], "finds out the places"),
+    "one axis": (lambda x: x * x.mean(3, keepdim=True), "one axis"),
+    "softmax of an axis": (lambda x: x.softmax(2), "one axis"),
 }
 EXACT = {
     "pad": lambda x: F.pad(x, (1, 1, 1, 1)),
@@ -66,6 +77,8 @@ EXACT = {
     "channels last and back": lambda x: x.movedim(1, 3).tanh().permute(0, 3, 1, 2) + x,
     "transposed and back": lambda x: x.mT.relu().transpose(2, 3) + x,
     "attention": lambda x: (x.flatten(2).softmax(2) * x.flatten(2)).view(x.shape) + x.mean((2, 3), keepdim=True),
+    "numbers": lambda x: torch.cat([x, torch.ones_like(x[:, :1])], 1)[:, 1:] * torch.full(x.shape[2:], 0.5).to(x),
+    "largest": lambda x: x * x.max(1, keepdim=True)[0] + x.amax((2, 3), keepdim=True),
     "groups": lambda x: x.unflatten(1, (2, 2)).sort(2).values.flatten(1, 2),
     "resized": lambda x: resize_about_centre(resize_about_centre(x, [n // 2 for n in x.shape[2:]]), x.shape[2:]),
 }
@@ -92,6 +105,13 @@ def test_what_is_exact_is_not_named(name):
     net = convert_to_gmr(Between(EXACT[name]))
     assert net.conversion_report.limits == ()
     assert max(worst(net, (16, 16)), worst(net, (17, 17)), worst(net, (16, 19))) < 1e-9
+
+
+@pytest.mark.parametrize(("axis", "limits"), [((2, 3), 0), (3, 1)])
+def test_an_axis_that_the_spacing_keeps_apart_may_be_treated_unlike(axis, limits):
+    net = Between(lambda x: x * x.mean(axis, keepdim=True))
+    assert len(convert_to_gmr(net).conversion_report.limits) == limits
+    assert convert_to_gmr(net, spacing=(1, 3)).conversion_report.limits == ()
 
 
 def test_weights_of_a_place_are_named():

@@ -56,6 +56,15 @@ def rotated(answer):
     return answer.transpose(2, 3).flip(2) if answer.dim() == 4 else answer
 
 
+@pytest.mark.parametrize("conv", ["gmr", "group"])
+def test_a_net_whose_windows_are_lists_of_lists_as_a_config_gives_them(conv):
+    """Its attributes ``kernel_size`` and ``stride`` are those of all levels."""
+    lists = {"kernel_size": [[3, 3]] * 3, "strides": [[1, 1], [2, 2], [2, 2]], "upsample_kernel_size": [[2, 2]] * 2}
+    net = convert_to_gmr(nets.DynUNet(2, 1, 2, filters=[8, 16, 16], **lists), conv=conv)
+    assert net.conversion_report.limits == ()
+    assert equivariance_error(net.eval(), torch.randn(1, 1, 18, 21)).worst < 1e-5
+
+
 @pytest.mark.parametrize("name", ["UNet", "DynUNet, residual", "VNet", "AttentionUnet", "ResNet10"])
 @given(size=st.tuples(st.integers(32, 60), st.integers(32, 60)))
 @settings(deadline=None, max_examples=8)

@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conversion_table import CASES, make_pair
 from monai.networks import convert_to_torchscript
 from monai.networks.nets import AutoencoderKL, UNet
@@ -17,7 +18,17 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from monai_gmr.networks import convert_to_gmr
-from monai_gmr.networks.layers import GMRAvgPool, GMRCentredConv2d, GMRCentredHarmonicConv2d, GMRInterpolate, GMRMaxPool
+from monai_gmr.networks.layers import (
+    GMRAvgPool,
+    GMRCentredConv2d,
+    GMRCentredHarmonicConv2d,
+    GMRInterpolate,
+    GMRMaxPool,
+    PointGroupConv2d,
+    PointGroupNorm,
+    PointGroupPool,
+    PointGroupRestrict,
+)
 from monai_gmr.networks.nets import GMRResNet, GMRUNet
 from monai_gmr.utils import ConfigurationError, tensors_in
 
@@ -25,7 +36,22 @@ SIZES = [(36, 36), (37, 42), (50, 39)]
 # of any size; the others are built for one
 FREE = [name for name, case in CASES.items() if case.fixed is None]
 FEW = ["UNet", "BasicUNet, pixelshuffle", "DynUNet, residual", "SegResNet", "ResNet10"]
+
+
+class SizeBehind(nn.Module):
+    """Brings its input, made coarse, to the size behind a layer on fields."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.lift, self.layer = PointGroupConv2d(1, 8, 3, padding=1, group="4mm", in_group="1"), layer
+
+    def forward(self, x):
+        return F.interpolate(x[..., ::2, ::2], size=self.layer(self.lift(x)).shape[2:])
+
+
+TWO_GROUPS = ["group", ("group", {"group": "2mm"})]
 OURS = {
+    "unet, two groups": lambda: GMRUNet(2, 1, 2, features=(16, 24), conv=TWO_GROUPS),
     "unet": lambda: GMRUNet(2, 1, 2, features=(8, 16), conv="gmr_harmonic"),
     "unet, max pooling": lambda: GMRUNet(2, 1, 2, features=(8, 16), conv="gmr", downsample="max", norm="batch"),
     "unet, deconvolution": lambda: GMRUNet(2, 1, 2, features=(8, 16), conv="gmr", upsample="deconv"),
@@ -39,6 +65,10 @@ LAYERS = {
     "centred": GMRCentredConv2d(1, 4, 3, 2, 1, padding_mode="replicate"),
     "centred, no padding": GMRCentredConv2d(1, 4, 2, 3),
     "centred harmonic": GMRCentredHarmonicConv2d(1, 4, 3, 2, 1, groups=1),
+    "size behind a pool": SizeBehind(PointGroupPool(2, "4mm")),
+    "size behind a pool onto a subgroup": SizeBehind(PointGroupPool(2, "4mm", "4")),
+    "size behind a restriction": SizeBehind(PointGroupRestrict(2, "4mm", "2mm")),
+    "size behind a norm": SizeBehind(PointGroupNorm(2, 8, "4mm")),
     "nearest": nn.Sequential(GMRMaxPool(2), GMRInterpolate((2, 2), "nearest")),
 }
 
@@ -186,6 +216,8 @@ def test_strict_export_is_right_at_every_size(name):
     # the new exporter with a whole converted network takes 20 s: torch.export, on which it stands, is tested above
     [
         ("UNet", False),
+        ("unet, two groups", False),
+        *((name, False) for name in LAYERS if name.startswith("size behind")),
         *((name, dynamo) for name in ("unet, max pooling", "centred harmonic") for dynamo in (True, False)),
     ],
 )

@@ -232,6 +232,8 @@ UNLIKE = {
     "sort": lambda x, g: x.sort(1)[0],
     "shuffle": lambda x, g: x.view(len(x), 2, 4, *x.shape[2:]).transpose(1, 2).reshape(x.shape),
     "attention": attend,
+    "the place of the largest": lambda x, g: x * x.argmax(1, keepdim=True),
+    "the place beside the largest": lambda x, g: x * x.max(1, keepdim=True)[1],
 }
 UNLIKE_16 = {
     "a slice across fields": lambda x, g: x[:, 4:12],
@@ -253,6 +255,7 @@ ALIKE = {
     "normalised": lambda x, g: functional.normalize(x, dim=1),
     "whole fields": lambda x, g: torch.cat([x, x], 1)[:, 8:],
     "stacked": lambda x, g: torch.stack([x, x * 2]).mean(0),
+    "the largest": lambda x, g: x * x.max(1, keepdim=True)[0],
 }
 
 
@@ -422,6 +425,44 @@ def test_bad_input_is_one_sentence(arguments, message):
     with pytest.raises(ConfigurationError, match=message) as found:
         convert_to_gmr(UNet(2, 1, 2, channels=(8, 16, 32, 64, 128), strides=(2, 2, 2, 2)), **arguments)
     assert "\n" not in str(found.value)
+
+
+def test_two_groups_are_one_too_many():
+    net = UNet(2, 1, 2, channels=(8, 16), strides=(2,))
+    with pytest.raises(ConfigurationError, match="group='2' and the '4' of conv='group' are two groups: leave one out"):
+        convert_to_gmr(net, conv=("group", {"group": "4"}), group="2")
+    assert convert_to_gmr(net, conv=("group", {"group": "c4"}), group="4").symmetry_group.order == 4
+
+
+class WithLoss(nn.Module):
+    """Returns a loss of its fields beside its output, as MONAI's VQVAE does."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        loss = 0.25 * functional.mse_loss(x, 2 * x.detach()) + functional.l1_loss(x, x**2)
+        return self.last(x), loss
+
+
+def test_a_loss_of_fields_is_a_number():
+    net = convert_to_gmr(WithLoss(), conv="group", group="4mm")
+    assert net.conversion_report.limits == ()
+    assert worst(net.eval(), [(12, 12), (12, 15)]) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("group", "window", "exact"),
+    [("2mm", (3, 5), True), ("m", (3, 5), True), ("2", (5, 1), True), ("4", (3, 5), False), ("4mm", (3, 5), False)],
+)
+def test_windows_may_differ_between_axes_that_the_group_does_not_exchange(group, window, exact):
+    padding = [(k - 1) // 2 for k in window]
+    net = nn.Sequential(nn.Conv2d(1, 8, window, padding=padding), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    net = convert_to_gmr(net, conv="group", group=group)
+    assert (net.conversion_report.limits == ()) == exact
+    assert (worst(net.eval(), [(12, 15)]) < 1e-9) == exact
 
 
 def test_channels_that_no_field_fits():

@@ -189,7 +189,16 @@ def test_modules_like_any_other(layer):
         (lambda: PointGroupRestrict(3, "432", "mmm"), "is no subgroup of"),
         (lambda: PointGroupNorm(2, 12, "4mm"), "num_features=12 is no multiple of the 8 elements"),
         (lambda: PointGroupNorm(2, 16, "4mm", "localresponse"), "norm='localresponse' is unknown: use one of 'batch'"),
+        (lambda: PointGroupNorm(2, 16.0, "4mm"), "num_features=16.0 is impossible: give a whole number"),
+        (lambda: PointGroupNorm(2, 16, "4mm", None), "norm=None is impossible: give a name, or a pair"),
+        (lambda: PointGroupNorm(2, 16, "4mm", ("batch",)), "is impossible: give a name, or a pair"),
+        (lambda: PointGroupNorm(2, 16, "4mm", "group"), "norm='group' cannot be built for 2 fields .*num_groups"),
+        (lambda: PointGroupNorm(2, 16, "4mm", ("group", {"num_groups": 4})), "cannot be built for 2 fields"),
+        (lambda: PointGroupNorm(2, 16, "4mm", ("batch", {"mommentum": 1})), "cannot be built .*mommentum"),
         (lambda: PointGroupDropout(2, 1.5, group="4"), "p=1.5 is no probability"),
+        (lambda: PointGroupDropout(2, "much", group="4"), "p='much' is no probability"),
+        (lambda: PointGroupDense(8.0, 8, spatial_dims=2, group="4mm"), "in_features=8.0 is impossible"),
+        (lambda: PointGroupDense(8, 8, dtype=torch.int32, spatial_dims=2, group="4mm"), "dtype=torch.int32 is not"),
         (lambda: PointGroupDense(8, 9, spatial_dims=2, group="4mm"), "out_features=9 is no multiple of the 8 elements"),
         (lambda: PointGroupDense(4, 8, spatial_dims=2, group="4mm", in_group="4"), "does not contain out_group"),
     ],
@@ -209,8 +218,45 @@ def test_unbatched_fields_are_those_of_a_batch_and_others_are_refused():
         x = torch.randn(1, 16, 8, 6)
         assert torch.allclose(layer(x[0]), layer(x)[0], atol=1e-6)
         for shape in ((1, 12, 8, 6), (1, 16, 8), (1, 1, 16, 8, 6)):
-            with pytest.raises(ConfigurationError, match=r"give .*a multiple of 8 channels, 2 spatial sizes"):
+            with pytest.raises(ConfigurationError, match=r"give .*(a multiple of 8|16) channels, 2 spatial sizes"):
                 layer(torch.randn(shape))
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance", ("instance", {"affine": True}), ("group", {"num_groups": 2})])
+def test_a_norm_takes_its_own_number_of_channels(norm):
+    with pytest.raises(ConfigurationError, match=r"shape \(1, 24, 5, 5\): give .* 16 channels"):
+        PointGroupNorm(2, 16, "4mm", norm)(torch.rand(1, 24, 5, 5))
+
+
+@pytest.mark.parametrize(
+    ("x", "sentence"),
+    [
+        (torch.rand(3, 8), r"shape \(3, 8\): give \(\.\.\., 16\)"),
+        (torch.rand(3, 16, 4, 4), r"give \(\.\.\., 16\)"),
+        (torch.rand(3, 16, dtype=torch.float64), "weights of torch.float32 and was given an input of torch.float64"),
+    ],
+)
+def test_a_dense_layer_refuses_other_inputs_in_a_sentence(x, sentence):
+    with pytest.raises(ConfigurationError, match=sentence):
+        PointGroupDense(16, 16, spatial_dims=2, group="4mm")(x)
+
+
+@pytest.mark.parametrize(("dims", "group", "subgroup"), [(2, "4mm", "2"), (3, "432", "222")])
+def test_channels_last_in_memory_stay_there(dims, group, subgroup):
+    group = PointGroup.from_name(group, dims)
+    channels_last = torch.channels_last if dims == 2 else torch.channels_last_3d
+    layers = [
+        PointGroupPool(dims, group),
+        PointGroupPool(dims, group, subgroup, reduce="mean"),
+        PointGroupRestrict(dims, group, subgroup),
+        *(PointGroupNorm(dims, 3 * group.order, group, norm) for norm in ("batch", "instance")),
+        PointGroupNorm(dims, 3 * group.order, group, ("group", {"num_groups": 3})),
+        PointGroupDropout(dims, group=group),
+    ]
+    for layer in layers:
+        x = fields(group).float()
+        assert layer(x).is_contiguous()
+        assert layer(x.to(memory_format=channels_last)).is_contiguous(memory_format=channels_last)
 
 
 def test_a_net_made_on_the_meta_device_takes_a_state_dict_by_assignment():

@@ -1,0 +1,15 @@
+"""One axis of a tensor as two."""
+
+import torch
+
+
+def split_axis(x: torch.Tensor, axis: int, size: int) -> torch.Tensor:
+    """``x`` with an axis as two, the second of ``size``: ``Tensor.unflatten``, behind which torch's older ONNX exporter freezes all sizes.
+
+    Example:
+        >>> split_axis(torch.rand(1, 16, 5, 6), 1, 8).shape
+        torch.Size([1, 2, 8, 5, 6])
+    """
+    # a negative axis has no end to slice at
+    axis = axis % x.dim()
+    return x.reshape(list(x.shape[:axis]) + [-1, size] + list(x.shape[axis + 1 :]))
