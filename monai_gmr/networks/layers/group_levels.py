@@ -194,12 +194,12 @@ def field_dropout(
     group = end_group(conv, spatial_dims)
     if group is None or dropout is None:
         return dropout, dropout_dim
-    p = getattr(get_dropout_layer(dropout, dropout_dim), "p", None)
-    if not isinstance(p, float | int):
+    layer = get_dropout_layer(dropout, dropout_dim)
+    if not isinstance(layer, (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)):
         raise ConfigurationError(
-            f"dropout={dropout!r} has no probability for fields of {group!r}: give a number from 0 to 1."
+            f"dropout={dropout!r} has no counterpart on fields of {group!r}: give a number from 0 to 1, or ('dropout', {{'p': 0.2}})."
         )
-    return ("pointgroup", {"p": float(p), "group": group}), spatial_dims
+    return ("pointgroup", {"p": float(layer.p), "group": group}), spatial_dims
 
 
 def check_factors(conv: Convolution, factors: Sequence[int], spatial_dims: int) -> None:

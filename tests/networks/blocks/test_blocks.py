@@ -128,11 +128,10 @@ def test_blocks_of_group_convolutions_are_exact_and_share_norms_and_dropout_by_f
             lambda: GMRUNet(3, 1, 2, features=(48,), conv="group", spacing=(1, 1, 3)),
             r"is not symmetric under .*PointGroup\('4/mmm'\)",
         ),
+        (lambda: GMRConvolution(2, 8, 8, conv=("group", {"group": "4mm"}), norm="layer"), "norm"),
         (
-            lambda: GMRConvolution(
-                2, 8, 8, conv=("group", {"group": "4mm"}), dropout=("alphadropout", {"p": 0.1}), norm="layer"
-            ),
-            "norm",
+            lambda: GMRUNet(2, 1, 2, (8, 16), conv="group", dropout=("alphadropout", {"p": 0.1})),
+            r"dropout=\('alphadropout', .* has no counterpart on fields of PointGroup\('4mm'\)",
         ),
     ],
 )
