@@ -153,7 +153,11 @@ def convert_to_gmr(
         raise ConfigurationError(f"group={group!r} is for conv='group', not for conv={name!r}.")
     fields = trace_fields(net, trace, of_groups["group"].order, example_inputs) if of_groups else None
     if fields is not None and not any(map(fields.gives_fields, convolutions_of(net))):
-        counts = sorted({each.out_channels for each in convolutions_of(net)})
+        counts = sorted({each.out_channels for each in convolutions_of(net) if each not in fields.heads})
+        if not counts:
+            raise ConfigurationError(
+                f"{type(net).__name__} has no convolutions but those whose output is its own, which end on scalars: use conv='gmr'."
+            )
         raise ConfigurationError(
             f"{type(net).__name__} has convolutions of {', '.join(map(str, counts))} channels, none a multiple of the {fields.order} of "
             f"{of_groups['group']!r}: give a smaller group, or build it with multiples of {fields.order}."

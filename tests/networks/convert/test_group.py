@@ -427,6 +427,12 @@ def test_bad_input_is_one_sentence(arguments, message):
     assert "\n" not in str(found.value)
 
 
+def test_a_net_without_a_place_for_fields_says_so():
+    net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1))
+    with pytest.raises(ConfigurationError, match="no convolutions but those whose output is its own"):
+        convert_to_gmr(net, conv="group", group="4")
+
+
 def test_two_groups_are_one_too_many():
     net = UNet(2, 1, 2, channels=(8, 16), strides=(2,))
     with pytest.raises(ConfigurationError, match="group='2' and the '4' of conv='group' are two groups: leave one out"):
