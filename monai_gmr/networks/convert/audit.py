@@ -166,16 +166,16 @@ class _Audit(Pass):
 
     def _mark(self, name: str, args: tuple, kwargs: dict, output: Any) -> None:
         """Carry along what comes from the input, what has one number everywhere, and what are places of voxels."""
-        sources, marks = tensors_in((args, kwargs)), []
-        if any(map(_is_given, sources)):
-            marks.append("_gmr_given")
-        if name in FILLING or (
-            sources and name not in COUNTING and all(hasattr(each, "_gmr_alike") for each in sources)
-        ):
-            marks.append("_gmr_alike")
+        sources = tensors_in((args, kwargs))
+        given, inherits = any(map(_is_given, sources)), bool(sources) and name not in COUNTING
+        alike = name in FILLING or (inherits and all(hasattr(each, "_gmr_alike") for each in sources))
         for tensor in tensors_in(output):
-            for mark in marks:
-                setattr(tensor, mark, True)
+            if given:
+                tensor._gmr_given = True  # type: ignore[attr-defined]
+            if alike:
+                tensor._gmr_alike = True  # type: ignore[attr-defined]
+            elif hasattr(tensor, "_gmr_alike"):  # changed in place
+                del tensor._gmr_alike
         if name in ("max", "min") and isinstance(output, tuple) and self._is_image(args[0]) and self._spatial(args, 1):
             output[1]._gmr_places = True
 

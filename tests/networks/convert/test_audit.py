@@ -58,6 +58,10 @@ INEXACT = {
         lambda x: torch.cat([x[:, 1:], torch.linspace(0, 1, x.shape[2]).to(x)[:, None].expand(2, 1, *x.shape[2:])], 1),
         "go by their positions",
     ),
+    "positions in place": (
+        lambda x: x * torch.ones(x.shape[3]).mul_(torch.arange(x.shape[3])).to(x),
+        "go by their positions",
+    ),
     "counted": (lambda x: x * torch.ones_like(x).cumsum(3), "adds up along an axis"),
     "sorted": (lambda x: x.sort(3).values, "sorts voxels"),
     "the place of the largest": (lambda x: x * x.argmax(3, keepdim=True), "finds out the places"),
