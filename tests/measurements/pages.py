@@ -20,6 +20,7 @@ DATA = {
     "hippocampus": ("hippocampus, MRI, 3D", "Dice"),
     "membranes": ("cell membranes, FIB-SEM, 3D", "Dice"),
     "adrenal glands": ("adrenal glands, 3D", "AUC"),
+    "nuclei": ("nuclei, fluorescence, 2D", "Dice"),
     "red blood cells": ("red blood cells, 2D", "balanced accuracy"),
     "digits": ("digits, 2D", "balanced accuracy"),
 }
