@@ -234,17 +234,25 @@ class PointGroup:
             kept = kept[[bool(equal[element != 0].all()) for element in kept]]
         return _shared(tuple(map(_as_tuple, kept)))
 
+    def keeps(self, values: Sequence[Hashable]) -> bool:
+        """Whether no element exchanges axes of unlike values, given one an axis.
+
+        Example:
+            >>> PointGroup.from_name("m", 2).keeps((1, 2)), PointGroup.from_name("4", 2).keeps((1, 2))
+            (True, False)
+        """
+        return self.keeping(values) == self
+
     def check_keeps(self, name: str, values: Sequence[Hashable]) -> None:
         """Raise when an element exchanges axes for which an argument, such as "kernel_size", has unlike values.
 
         Example:
             >>> PointGroup.from_name("m", 2).check_keeps("stride", (1, 2))
         """
-        kept = self.keeping(values)
-        if kept != self:
+        if not self.keeps(values):
             raise ConfigurationError(
                 f"{name}={tuple(values)} is not symmetric under {self!r}: use equal numbers on the axes that it exchanges, or its subgroup "
-                f"{kept!r}."
+                f"{self.keeping(values)!r}."
             )
 
     def mirrored_axes(self) -> list[bool]:

@@ -87,10 +87,11 @@ def group_arguments(
     for key in arguments:
         check_choice("the key of conv='group'", key, ("group", "filter"))
     check_choice("filter", arguments.get("filter", "full"), FILTERS[:-1])
-    whole, own = group is None and arguments["group"] == "all", arguments["group"]
+    own = arguments["group"]
+    whole = group is None and own == "all"
     if group is not None and own != "all" and PointGroup.from_name(own, dims) != PointGroup.from_name(group, dims):
         raise ConfigurationError(f"group={group!r} and the {own!r} of conv='group' are two groups: leave one out.")
-    value = PointGroup.from_name(arguments["group"] if group is None else group, dims)
+    value = PointGroup.from_name(own if group is None else group, dims)
     if spacing is not None and whole:
         value = value.keeping(tuple(spacing))
     elif spacing is not None:

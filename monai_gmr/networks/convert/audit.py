@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
@@ -18,21 +19,7 @@ from monai_gmr.utils import tensors_in
 OURS = "monai_gmr.networks.layers.", "monai_gmr.networks.convert.layers"
 RANDOM = ("randn", "randn_like", "rand", "rand_like", "normal", "normal_", "uniform_", "bernoulli", "bernoulli_")
 # what makes tensors of one number; of such tensors all operations do, but for those that count
-FILLING = (
-    *(
-        "zeros",
-        "ones",
-        "full",
-        "empty",
-        "empty_strided",
-        "scalar_tensor",
-        "new_zeros",
-        "new_ones",
-        "new_full",
-        "new_empty",
-    ),
-    *("zeros_like", "ones_like", "full_like", "empty_like", *RANDOM),
-)
+FILLING = re.compile("(new_)?(zeros|ones|full|empty)(_like|_strided)?|scalar_tensor|" + "|".join(RANDOM))
 COUNTING = ("cumsum", "cumprod", "tril", "triu", "nonzero", "eye")
 OWN_WEIGHT = "has a weight of its own for each voxel"
 OWN_NUMBER = "joins voxels with numbers that go by their positions"
@@ -168,7 +155,7 @@ class _Audit(Pass):
         """Carry along what comes from the input, what has one number everywhere, and what are places of voxels."""
         sources = tensors_in((args, kwargs))
         given, inherits = any(map(_is_given, sources)), bool(sources) and name not in COUNTING
-        alike = name in FILLING or (inherits and all(hasattr(each, "_gmr_alike") for each in sources))
+        alike = bool(FILLING.fullmatch(name)) or (inherits and all(hasattr(each, "_gmr_alike") for each in sources))
         for tensor in tensors_in(output):
             if given:
                 tensor._gmr_given = True  # type: ignore[attr-defined]
@@ -220,8 +207,7 @@ class _Audit(Pass):
         if plain == "constant_pad_nd" or plain.startswith(("reflection_pad", "replication_pad")):
             return self._padded(args)
         if plain.strip("_") in ("softmax", "log_softmax"):
-            along = self._spatial(args, 1)
-            return None if self._keeps([axis in along for axis in range(self.dims)]) else ONE_AXIS
+            return None if self._keeps(self._spatial(args, 1)) else ONE_AXIS
         for beginning, look in LOOKS.items():
             if name.startswith(beginning):
                 return look(args, output, self.dims)
@@ -238,9 +224,9 @@ class _Audit(Pass):
         axes = {axis % args[0].dim() - before for axis in (given if isinstance(given, list | tuple) else [given])}
         return {axis for axis in axes if axis >= 0}
 
-    def _keeps(self, values: Sequence[Any]) -> bool:
-        """Whether the group exchanges no axes of unlike values."""
-        return self.group.keeping(tuple(values)) == self.group
+    def _keeps(self, axes: set[int]) -> bool:
+        """Whether the group exchanges none of these axes with another one."""
+        return self.group.keeps([axis in axes for axis in range(self.dims)])
 
     def _padded(self, args: tuple) -> str | None:
         ends = [*args[1], *(0,) * 2 * self.dims][: 2 * self.dims]
@@ -248,7 +234,7 @@ class _Audit(Pass):
         pairs = [(ends[i], ends[i + 1]) for i in range(0, len(ends), 2)][::-1]
         if any(one != other for one, other in pairs):
             return "pads one end of an axis more than the other"
-        return None if self._keeps(pairs) else "pads one axis more than another"
+        return None if self.group.keeps(pairs) else "pads one axis more than another"
 
     def _joined(self, tensors: Sequence[torch.Tensor]) -> str | None:
         """What is joined with an image, voxel by voxel, and does not rotate with it."""
@@ -257,11 +243,11 @@ class _Audit(Pass):
         if x is None:
             return None
         for other in tensors:
-            ends = range(1, min(other.dim(), x.dim()) + 1)
-            varies = {_axes(x)[-i] - 2 for i in ends if other.shape[-i] > 1 and other.stride(-i)} - {-1, -2}
+            # axes of the image along which the other has more than one number
+            ends = [-i for i in range(1, min(other.dim(), x.dim()) + 1) if other.shape[-i] > 1 and other.stride(-i)]
+            varies = {_axes(x)[i] - 2 for i in ends if _axes(x)[i] > 1}
             if _is_given(other):
-                profile = other.dim() == x.dim() and not self._keeps([axis in varies for axis in range(self.dims)])
-                if profile and all(n > 1 for n in x.shape[2:]):
+                if other.dim() == x.dim() and not self._keeps(varies) and min(x.shape[2:]) > 1:
                     return ONE_AXIS
             # a vector of weights is one of channels that come last
             elif varies and not hasattr(other, "_gmr_alike") and not (id(other) in self.weights and other.dim() == 1):

@@ -83,7 +83,7 @@ def swap_group_convolution(
     ):
         return stays_broken(f"its groups={groups} divide fields of {group.order}")
     lengths = (window, padding, module.stride, arguments.get("dilation", module.dilation))
-    if not all(group.keeping(tuple(each)) == group for each in lengths):
+    if not all(map(group.keeps, lengths)):
         return stays_broken(f"its window, padding, stride or dilation differs between axes that {group!r} exchanges")
     remark = ""
     if gives:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,7 +48,7 @@ class Options:
     # whether a module is among those that are to be converted
     selected: Callable[[nn.Module], bool] = lambda module: True
 
-    @property
+    @cached_property
     def group(self) -> PointGroup:
         """The symmetries of the converted network: the group of group convolutions, else those of the grid that keep the spacing."""
         if self.group_arguments:

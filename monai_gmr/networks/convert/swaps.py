@@ -74,7 +74,7 @@ def _with_oblong(module: nn.Module, found: Swap, options: Options) -> Swap:
     for name in ("kernel_size", "stride", "dilation", "padding", "scale_factor", "factors"):
         values: Any = getattr(found.module or module, name, None)
         fits = isinstance(values, list | tuple) and len(values) == options.spatial_dims
-        if fits and options.group.keeping(tuple(values)) != options.group:
+        if fits and not options.group.keeps(values):
             text = f"{name}={tuple(values)} differs between axes: not exact where these are exchanged"
             return found._replace(reason="; ".join(filter(None, [text, found.reason])), breaks=True)
     return found
