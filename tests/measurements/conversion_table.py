@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -222,6 +223,17 @@ def generators_of(elements: np.ndarray) -> np.ndarray:
             chosen.append(element)
             products = generate_group(chosen)
     return np.array(chosen)
+
+
+def group_error(net: nn.Module, sizes: Sequence[Sequence[int]], dtype: torch.dtype = torch.float64) -> float:
+    """The worst error of a network of group convolutions, converted to a type; all elements of its group are asked at the first size, those
+    that generate it at the others."""
+    net, found = copy.deepcopy(net).to(dtype), []
+    for index, size in enumerate(sizes):
+        group: Any = net.symmetry_group
+        asked = group.elements if index == 0 else generators_of(group.elements)
+        found.append(equivariance_error(net, torch.randn(2, 1, *size, dtype=dtype), asked).worst)
+    return max(found)
 
 
 def measure(name: str, dims: int, brief: bool = False) -> dict[str, Any]:
