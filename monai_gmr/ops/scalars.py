@@ -2,6 +2,7 @@ r"""The scalars of a harmonic layer, invariants and kept terms, with a gradient 
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -223,6 +224,10 @@ class _Scalars(torch.autograd.Function):
                 by_chiral[:, run.channels] += by_factors  # type: ignore[arg-type]
             by_chiral = by_chiral.to(chiral.dtype)
         return result.to(responses.dtype), by_linear, by_chiral, None, None, None
+
+
+# which torch reads at every call, and otherwise makes anew
+_Scalars.forward.__signature__ = inspect.signature(_Scalars.forward)  # type: ignore[attr-defined]
 
 
 def _triple_products(

@@ -3,7 +3,6 @@
 A radial basis is an array of shape ``(rings, shells)``: the value of each ring's function on each shell.
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,8 +12,8 @@ import torch
 from monai_gmr.utils import ConfigurationError
 
 UNITS_PER_SQUARED_VOXEL = 10**9
-# harmonics and coordinates as whole numbers, for tables that no cast touches
-UNITS_PER_HARMONIC = 10**12
+# of a 1 in tables of whole numbers, which no cast touches
+TABLE_UNITS = 10**12
 GAUSSIAN_SIGMA = 0.6
 GAUSSIAN_MEAN_MARGIN = 1.75
 GAUSSIAN_TAPER = 0.5
@@ -27,6 +26,16 @@ ANGULAR_LAST_MEAN = 1.25
 ORDER_2_MEANS = {2: 0.75, 3: 0.88}
 SIGMA_FLOOR = {"gaussian": 0.1, "indexed": 1e-3}
 LARGEST_ORDER = 3
+
+
+def in_units(values: np.ndarray) -> np.ndarray:
+    """Values of tables in units of 1e-12, int64: no cast of a module to half precision rounds them.
+
+    Example:
+        >>> in_units(np.array([0.25])).tolist()
+        [250000000000]
+    """
+    return (np.asarray(values) * TABLE_UNITS).round().astype(np.int64)
 
 
 class Shells(NamedTuple):
@@ -171,16 +180,16 @@ def positive_sigma(log_sigma: torch.Tensor, floor: float) -> torch.Tensor:
     return floor + torch.exp(log_sigma)
 
 
-def gaussian_means(sigma: torch.Tensor, support: float, first: float, margin: float) -> torch.Tensor:
-    """Means of the Gaussians in voxels, evenly from ``first`` to ``margin`` before the support, shape and dtype of ``sigma``.
+def gaussian_means(
+    num_rings: int, support: float, first: float = 0.0, margin: float = GAUSSIAN_MEAN_MARGIN
+) -> np.ndarray:
+    """Means of the Gaussians in voxels, evenly from ``first`` to ``margin`` before the support, shape ``(rings,)``.
 
     Example:
-        >>> gaussian_means(torch.ones(3), 3.0, 0.0, 1.0)
-        tensor([0., 1., 2.])
+        >>> gaussian_means(3, 3.0, 0.0, 1.0).tolist()
+        [0.0, 1.0, 2.0]
     """
-    # not torch.linspace: the legacy ONNX exporter divides by 0 where it has one value, and a trace keeps its device
-    steps = torch.ones_like(sigma).cumsum(0) - 1
-    return first + (max(support - margin, first) - first) * steps / steps[-1].clamp_min(1)
+    return np.linspace(first, max(support - margin, first), num_rings)
 
 
 def mean_range(order: int, kernel_size: Sequence[int], steps: Sequence[float], support: float) -> tuple[float, float]:
@@ -205,16 +214,47 @@ def mean_range(order: int, kernel_size: Sequence[int], steps: Sequence[float], s
     return ANGULAR_FIRST_MEAN, min(margin, support - ANGULAR_LAST_MEAN)
 
 
+def order_means(
+    orders: Sequence[int], kernel_size: Sequence[int], steps: Sequence[float], support: float, num_rings: int
+) -> np.ndarray:
+    """:func:`gaussian_means` of each order in its :func:`mean_range`, shape ``(orders, rings)``.
+
+    Example:
+        >>> order_means((0, 1), (5, 5), (1.0, 1.0), 3.0, 2).round(3).tolist()
+        [[0.0, 1.25], [1.0, 2.1]]
+    """
+    ranges = [mean_range(order, kernel_size, steps, support) for order in orders]
+    return np.stack([gaussian_means(num_rings, support, *each) for each in ranges])
+
+
+def gaussian_tables(
+    radii: np.ndarray, support: float, means: np.ndarray, orders: Sequence[int], taper_width: float = GAUSSIAN_TAPER
+) -> tuple[np.ndarray, np.ndarray]:
+    """What :func:`gaussian_basis` takes of a window, as whole numbers in units of 1e-12, which no cast touches.
+
+    Args:
+        radii: of the shells, in voxels.
+        support: of :class:`Shells`.
+        means: of the Gaussians of each order, in voxels, shape ``(orders, rings)``.
+        orders: of the harmonics; those above 0 have no value at the centre.
+        taper_width: in voxels.
+
+    Returns:
+        distances of the shells from the means in voxels, ``(orders, rings, shells)``, and tapers, ``(orders, shells)``.
+
+    Example:
+        >>> distances, tapers = gaussian_tables(np.array([0.0, 1.75, 2.0]), 2.0, np.array([[0.0], [1.0]]), orders=(0, 1))
+        >>> (distances[1] / TABLE_UNITS).tolist(), (tapers / TABLE_UNITS).round(3).tolist()
+        ([[-1.0, 0.75, 1.0]], [[1.0, 0.5, 0.0], [0.0, 0.5, 0.0]])
+    """
+    tapers = np.sin(np.pi / 2 * np.clip((support - radii) / taper_width, 0, 1)) ** 2
+    tapers = np.stack([tapers * (radii > 0) if order else tapers for order in orders])
+    distances = radii - np.asarray(means)[..., None]
+    return in_units(distances), in_units(tapers)
+
+
 def gaussian_basis(
-    squared_radii: torch.Tensor,
-    counts: torch.Tensor,
-    sigma: torch.Tensor,
-    support: float,
-    mean: torch.Tensor | None = None,
-    mean_margin: float = GAUSSIAN_MEAN_MARGIN,
-    taper_width: float = GAUSSIAN_TAPER,
-    unit: float = float(UNITS_PER_SQUARED_VOXEL),
-    pi: float = math.pi,
+    distances: torch.Tensor, tapers: torch.Tensor, counts: torch.Tensor, sigma: torch.Tensor, unit: float = 1.0
 ) -> torch.Tensor:
     r"""Gaussians at the exact radii, tapered before the window ends and of unit norm over its taps, shape ``(..., rings, shells)``.
 
@@ -223,28 +263,25 @@ def gaussian_basis(
         \sin^2\left(\frac{\pi}{2}\min\left(1, \frac{S - \rho_s}{0.5}\right)\right), \qquad \sum_s n_s b_{rs}^2 = 1
 
     Args:
-        squared_radii, support: of :class:`Shells`.
-        counts: taps of each shell that count in the norm, shape ``(..., shells)``.
+        distances, tapers: of :func:`gaussian_tables`, of all orders or of one; tapers up to a factor.
+        counts: taps of each shell, shape ``(shells,)``.
         sigma: widths in voxels, shape ``(rings,)``.
-        mean: means in voxels, shape ``(..., rings)``; default :func:`gaussian_means` from 0 to ``mean_margin`` before the support.
-        taper_width: in voxels.
-        unit, pi: constants (``torch.jit.script`` takes them as arguments only).
+        unit: of distances, in a voxel.
 
     Example:
         >>> shells = kernel_shells((3, 3))
-        >>> arrays = torch.as_tensor(shells.squared_radii), torch.as_tensor(shells.counts)
-        >>> basis = gaussian_basis(*arrays, torch.tensor([0.6, 0.6]), shells.support)
-        >>> (arrays[1] * basis**2).sum(-1).allclose(torch.ones(2))
+        >>> means = gaussian_means(2, shells.support)[None]
+        >>> distances, tapers = map(torch.as_tensor, gaussian_tables(shells.radii, shells.support, means, orders=(0,)))
+        >>> counts = torch.as_tensor(shells.counts)
+        >>> basis = gaussian_basis(distances[0], tapers[0], counts, torch.tensor([0.6, 0.6]), TABLE_UNITS)
+        >>> (counts * basis**2).sum(-1).allclose(torch.ones(2))
         True
     """
-    radii = (squared_radii.to(sigma.dtype) / unit).sqrt()
-    if mean is None:
-        mean = gaussian_means(sigma, support, 0.0, mean_margin)
-    taper = torch.sin(0.5 * pi * ((support - radii) / taper_width).clamp(0.0, 1.0)) ** 2
-    exponent = -0.5 * ((radii - mean.unsqueeze(-1)) / sigma[:, None]) ** 2
+    exponent = -0.5 * (distances.to(sigma.dtype) / unit / sigma[:, None]) ** 2
     exponent = exponent - exponent.max(dim=-1, keepdim=True)[0]
-    basis = torch.exp(exponent) * taper
-    norm = (counts.to(sigma.dtype).unsqueeze(-2) * basis * basis).sum(dim=-1, keepdim=True).sqrt()
+    # the norm divides the unit of the tapers out
+    basis = torch.exp(exponent) * tapers.to(sigma.dtype).unsqueeze(-2)
+    norm = (basis * basis * counts.to(sigma.dtype)).sum(dim=-1, keepdim=True).sqrt()
     return basis / norm
 
 

@@ -12,6 +12,8 @@ import torch
 from monai_gmr.symmetry import (
     default_num_rings,
     gaussian_basis,
+    gaussian_means,
+    gaussian_tables,
     indexed_basis,
     initial_sigma,
     kernel_shells,
@@ -19,6 +21,7 @@ from monai_gmr.symmetry import (
     ring_masks,
     tap_coordinates,
 )
+from monai_gmr.symmetry.taps import GAUSSIAN_MEAN_MARGIN, GAUSSIAN_TAPER, TABLE_UNITS
 
 WINDOWS = [(dims, k) for dims in (2, 3) for k in (3, 5, 7, 9)]
 
@@ -44,11 +47,14 @@ class Frequencies:
         change = 2 * kernels.var(axis=2, ddof=1).sum(0)
         return np.sqrt((change * self.weight).sum() / ((kernels**2).mean(2).sum(0) * self.weight).sum())
 
-    def gaussian(self, width=None, **constants):
+    def gaussian(self, width=None, mean_margin=GAUSSIAN_MEAN_MARGIN, taper_width=GAUSSIAN_TAPER):
         rings = default_num_rings(self.shells)
         sigma = torch.full((rings,), width or initial_sigma("gaussian", self.shells, rings), dtype=torch.float64)
-        arrays = torch.as_tensor(self.shells.squared_radii), torch.as_tensor(self.shells.counts)
-        return gaussian_basis(*arrays, sigma, self.shells.support, **constants).numpy()
+        radii, support = self.shells.radii, self.shells.support
+        means = gaussian_means(rings, support, margin=mean_margin)[None]
+        tables = gaussian_tables(radii, support, means, (0,), taper_width)
+        counts = torch.as_tensor(self.shells.counts)
+        return gaussian_basis(*(torch.as_tensor(each[0]) for each in tables), counts, sigma, TABLE_UNITS).numpy()
 
     def indexed(self):
         rings = default_num_rings(self.shells)

@@ -8,7 +8,15 @@ from fidelity import WINDOWS, Frequencies, angular_error, order_functions
 from scipy import ndimage
 
 from monai_gmr.networks.layers import GMRConv2d, GMRHarmonicConv2d, GMRHarmonicConv3d
-from monai_gmr.symmetry import inscribed_ball, kernel_shells, rotation_matrix, tap_harmonics, transform_image
+from monai_gmr.symmetry import (
+    gaussian_means,
+    gaussian_tables,
+    inscribed_ball,
+    kernel_shells,
+    rotation_matrix,
+    tap_harmonics,
+    transform_image,
+)
 
 LARGEST_SHARE = {(2, k): 0.25 for k in (3, 5, 7, 9)} | {(3, 3): 0.6, (3, 5): 0.35, (3, 7): 0.12, (3, 9): 0.12}
 
@@ -67,6 +75,14 @@ LAYERS = {2: GMRHarmonicConv2d, 3: GMRHarmonicConv3d}
 EARLIER = (1.0, 0.75)
 
 
+def use_earlier_means(layer):
+    ranges = [EARLIER if order else (0.0, 1.75) for order in layer.orders]
+    means = np.stack([gaussian_means(layer.num_rings, layer.support, *each) for each in ranges])
+    radii = kernel_shells(layer.kernel_size).radii
+    distances, _ = gaussian_tables(radii, layer.support, means, layer.orders)
+    layer.order_distances.copy_(torch.as_tensor(distances))
+
+
 def test_the_angular_measure_is_that_of_second_derivatives():
     """Small derivatives are steerable: with b on the faces and b / 2 on the corners the error is least, and falls with the frequency."""
     harmonics, radii = tap_harmonics((3, 3), None, 2), kernel_shells((3, 3)).tap_shell.ravel()
@@ -92,7 +108,7 @@ def test_components_of_an_order_respond_alike_with_random_weights(dims, k, large
 )
 def test_the_earlier_profiles_have_their_known_errors(dims, k, order, known):
     layer = LAYERS[dims](2, 8, k, dtype=torch.float64)
-    layer.mean_ranges = [(0.0, 1.75), EARLIER, EARLIER]
+    use_earlier_means(layer)
     assert angular_error(order_functions(layer, order), (k,) * dims, order) == pytest.approx(known, abs=0.002)
 
 
@@ -113,7 +129,7 @@ def test_a_layer_is_no_worse_at_other_angles_than_with_the_earlier_profiles(dims
         options = {"padding": k // 2, "orders": orders, "inner_products": False, "dtype": torch.float64}
         layer = LAYERS[dims](1, 32, k, **options)
         if name == "earlier":
-            layer.mean_ranges = [(0.0, 1.75), *[EARLIER] * (len(orders) - 1)]
+            use_earlier_means(layer)
         angular = slice(layer.channels[0], None)
         changes = []
         for degrees in (30, 45):

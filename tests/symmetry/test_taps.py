@@ -10,6 +10,8 @@ from scipy.stats import ortho_group
 from monai_gmr.symmetry import (
     default_num_rings,
     gaussian_basis,
+    gaussian_means,
+    gaussian_tables,
     indexed_basis,
     kernel_shells,
     number_of_components,
@@ -21,6 +23,7 @@ from monai_gmr.symmetry import (
     tap_spacing,
     transform_grid,
 )
+from monai_gmr.symmetry.taps import TABLE_UNITS
 from monai_gmr.utils import ConfigurationError
 
 
@@ -61,15 +64,22 @@ def test_ring_masks_are_disjoint_and_leave_only_the_corners_out(k):
     assert np.array_equal(masks.sum(0), shells.radii < k // 2 + 0.5)
 
 
+def basis_of(shells, sigma):
+    """The default Gaussians of a window."""
+    means = gaussian_means(len(sigma), shells.support)[None]
+    tables = gaussian_tables(shells.radii, shells.support, means, orders=(0,))
+    return gaussian_basis(
+        *(torch.as_tensor(each[0]) for each in tables), torch.as_tensor(shells.counts), sigma, TABLE_UNITS
+    )
+
+
 @pytest.mark.parametrize(("k", "dims"), [(1, 3), (2, 2), (3, 3), (4, 2), (5, 3), (9, 2), (7, 1)])
 @pytest.mark.parametrize("width", [0.1, 0.6, 5.0])
 def test_gaussian_basis_is_the_closed_form(k, dims, width):
     shells = kernel_shells((k,) * dims)
     rings = default_num_rings(shells)
     sigma = torch.full((rings,), width, dtype=torch.float64)
-    basis = gaussian_basis(
-        torch.as_tensor(shells.squared_radii), torch.as_tensor(shells.counts), sigma, shells.support
-    ).numpy()
+    basis = basis_of(shells, sigma).numpy()
     support = max((k + 1) / 2, shells.radii[0] + 1)
     mean = np.linspace(0, max(support - 1.75, 0), rings)
     taper = np.sin(np.pi / 2 * np.clip((support - shells.radii) / 0.5, 0, 1)) ** 2
@@ -95,9 +105,8 @@ def test_every_window_and_spacing_has_a_finite_basis(data):
     kernel_size = numbers(st.integers(1, 5))
     shells = kernel_shells(kernel_size, tap_spacing(kernel_size, numbers(st.sampled_from([0.5, 1.0, 1.3, 6.0]))))
     sigma = torch.full((default_num_rings(shells),), 0.6)
-    arrays = torch.as_tensor(shells.squared_radii), torch.as_tensor(shells.counts)
-    basis = gaussian_basis(*arrays, sigma, shells.support)
-    assert torch.allclose((arrays[1] * basis**2).sum(-1), torch.ones(len(sigma)))
+    basis = basis_of(shells, sigma)
+    assert torch.allclose((torch.as_tensor(shells.counts) * basis**2).sum(-1), torch.ones(len(sigma)))
 
 
 @pytest.mark.parametrize(("dims", "order"), [(2, 1), (2, 2), (2, 3), (3, 1), (3, 2), (3, 3)])

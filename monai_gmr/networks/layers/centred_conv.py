@@ -22,7 +22,7 @@ from monai_gmr.ops.free_sizes import is_free, voxels
 from monai_gmr.ops.harmonic_conv import harmonic_tap_basis
 from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.symmetry import centred_steps, centred_window, kernel_shells, number_of_components, tap_harmonics
-from monai_gmr.symmetry.taps import UNITS_PER_HARMONIC
+from monai_gmr.symmetry.taps import in_units
 from monai_gmr.utils import ConfigurationError
 
 
@@ -71,10 +71,10 @@ class CentredConvNd(GMRConvNd):
             window_shells[code][taps] = each.tap_shell + first
             if orders:
                 values = np.concatenate([tap_harmonics(window, self.steps, order) for order in orders])
-                scaled = (values * UNITS_PER_HARMONIC).round().reshape(components, *window)
+                scaled = in_units(values).reshape(components, *window)
                 harmonics[code][(slice(None), *taps)] = scaled
         return tables | {
-            "squared_radii": np.concatenate([each.squared_radii for each in shells]),
+            **self._radial_tables(np.concatenate([each.radii for each in shells])),
             "masks": np.concatenate([self._ring_masks(each) for each in shells], axis=1),
             "window_counts": counts,
             "counts": counts[0],
@@ -97,7 +97,7 @@ class CentredConvNd(GMRConvNd):
             if not isinstance(self, GMRHarmonicConvNd):
                 return dense_kernel(self.weight, self._with_equal_sums(self.basis(), code), shells)
             profiles = self._with_equal_sums(self.radial_profiles(), code)
-            angular = harmonics.flatten(1).to(profiles.dtype) / self.harmonic_unit
+            angular = harmonics.flatten(1).to(profiles.dtype) / self.table_units
             basis = harmonic_tap_basis(profiles, shells, angular, self.component_profile)
             return self._responses_kernel(basis, list(shells.shape))
 

@@ -13,7 +13,7 @@ from monai_gmr import symmetry
 from monai_gmr.networks.layers.conv_nd import DirectConvNd, SymmetricConvNd
 from monai_gmr.ops import dense_kernel, ring_conv
 from monai_gmr.ops.ring_conv import conv_nd
-from monai_gmr.symmetry.taps import SIGMA_FLOOR
+from monai_gmr.symmetry.taps import SIGMA_FLOOR, TABLE_UNITS
 from monai_gmr.utils import ConfigurationError, check_choice
 
 RINGS = ("gaussian", "indexed", "hard", "indexed_square", "hard_square")
@@ -25,7 +25,8 @@ class RingConvNd(SymmetricConvNd):
     """What all radial convolutions share: the shells of the taps and the basis; the arguments are those of :class:`GMRConv2d`."""
 
     shells: torch.Tensor
-    squared_radii: torch.Tensor
+    distances: torch.Tensor
+    tapers: torch.Tensor
     counts: torch.Tensor
     masks: torch.Tensor
     sigma_floor: float
@@ -56,7 +57,7 @@ class RingConvNd(SymmetricConvNd):
         self.rings, self.spacing = rings, spacing if spacing is None else tuple(float(s) for s in spacing)
         self.steps = symmetry.tap_spacing(self.kernel_size, self.spacing, self.dilation)
         shells = symmetry.kernel_shells(self.kernel_size, self.steps)
-        self.support = float(shells.support)
+        self.support, self.table_units = float(shells.support), float(TABLE_UNITS)
         square = rings.endswith("_square")
         self.num_rings = symmetry.default_num_rings(shells) + square if num_rings is None else num_rings
         if self.num_rings < 1 + square:
@@ -88,8 +89,14 @@ class RingConvNd(SymmetricConvNd):
         masks = self._ring_masks(shells)
         near = shells.radii < shells.support - SMALLEST_DISTANCE
         self.num_shells = int(np.flatnonzero(near if self.rings == "gaussian" else masks.any(axis=0)).max()) + 1
-        tables = {"shells": shells.tap_shell, "squared_radii": shells.squared_radii}
-        return tables | {"counts": shells.counts, "masks": masks}
+        tables = {"shells": shells.tap_shell, "counts": shells.counts, "masks": masks}
+        return tables | self._radial_tables(shells.radii)
+
+    def _radial_tables(self, radii: np.ndarray) -> dict[str, Any]:
+        """What Gaussians depend on, for shells of some radii."""
+        means = symmetry.gaussian_means(self.num_rings, self.support)[None]
+        distances, tapers = symmetry.gaussian_tables(radii, self.support, means, orders=(0,))
+        return {"distances": distances[0], "tapers": tapers[0]}
 
     def reset_parameters(self) -> None:
         """Draw fresh weights; on white noise the output's variance is that of a fresh ``torch.nn.ConvNd``."""
@@ -114,7 +121,7 @@ class RingConvNd(SymmetricConvNd):
     def basis(self) -> torch.Tensor:
         """The functions on shells of which a kernel is a weighted sum, shape ``(rings, shells)``, at least float32."""
         if self.rings == "gaussian":
-            return symmetry.gaussian_basis(self.squared_radii, self.counts, self.sigma(), self.support)
+            return symmetry.gaussian_basis(self.distances, self.tapers, self.counts, self.sigma(), self.table_units)
         if self.rings.startswith("indexed"):
             return symmetry.indexed_basis(self.masks, self.sigma())
         dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32

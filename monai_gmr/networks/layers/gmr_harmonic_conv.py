@@ -19,18 +19,18 @@ from monai_gmr.ops.kept_terms import num_chiral
 from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.symmetry import (
     gaussian_basis,
-    gaussian_means,
+    gaussian_tables,
     has_mirrors,
     kept_group,
     kept_vectors,
-    mean_range,
     number_of_components,
+    order_means,
     point_group,
     relaxation_tables,
     tap_harmonics,
 )
 from monai_gmr.symmetry.group_structure import GroupSpec
-from monai_gmr.symmetry.taps import UNITS_PER_HARMONIC
+from monai_gmr.symmetry.taps import in_units
 from monai_gmr.utils import ConfigurationError, check_choice
 
 RELAXATIONS = ("vector", "matrix")
@@ -53,6 +53,9 @@ def channels_per_order(out_channels: int, order_split: Sequence[float]) -> list[
 class GMRHarmonicConvNd(GMRConvNd):
     """Harmonic convolution of any dimension; use :class:`GMRHarmonicConv1d`, :class:`GMRHarmonicConv2d` or :class:`GMRHarmonicConv3d`."""
 
+    order_distances: torch.Tensor
+    order_tapers: torch.Tensor
+    away: torch.Tensor
     harmonics: torch.Tensor
     component_profile: torch.Tensor
     response_component: torch.Tensor
@@ -100,7 +103,7 @@ class GMRHarmonicConvNd(GMRConvNd):
             raise ConfigurationError(
                 f"kernel_size={kernel_size} has no directions for orders={orders}: use a window of at least 2, or orders=(0,)."
             )
-        self.harmonic_unit, self.chiral_gain = float(UNITS_PER_HARMONIC), CHIRAL_GAIN
+        self.chiral_gain = CHIRAL_GAIN
         self.orders, self.components, self.order_split = orders, components, tuple(order_split)
         self.inner_products = inner_products
         whole, free = point_group(dims), any(kept_vectors(order, kept).size for order in orders if order)
@@ -122,7 +125,6 @@ class GMRHarmonicConvNd(GMRConvNd):
         self.norms = [(n + 1) // 2 if half else n for n, half in zip(self.channels, halved)]
         self.products = [n - norms for n, norms in zip(self.channels, self.norms)]
         self.reduced_components = [0 if order == 0 else count for order, count in zip(self.orders, self.components)]
-        self.mean_ranges = [mean_range(order, self.kernel_size, self.steps, self.support) for order in self.orders]
         harmonics = np.concatenate([tap_harmonics(self.kernel_size, self.steps, order) for order in self.orders])
         # of a component its radial profile, of a response its output channel and its component
         profile = [index for index, count in enumerate(self.components) for _ in range(count)]
@@ -141,14 +143,21 @@ class GMRHarmonicConvNd(GMRConvNd):
                 np.concatenate([np.arange(end - count, end) for end, count in zip(ends, counts)])
             ]
         return tables | {
-            "kept_combinations": (combinations * UNITS_PER_HARMONIC).round().astype(np.int64),
+            "kept_combinations": in_units(combinations),
             "combination_owners": owners,
             "chiral_channels": chiral,
-            "harmonics": (harmonics * UNITS_PER_HARMONIC).round().astype(np.int64),
+            "harmonics": in_units(harmonics),
             "component_profile": np.array(profile, np.int64),
             "response_component": np.concatenate(component).astype(np.int64),
             "response_channel": np.repeat(np.arange(len(repeats)), repeats).astype(np.int64),
         }
+
+    def _radial_tables(self, radii: np.ndarray) -> dict[str, Any]:
+        means = order_means(self.orders, self.kernel_size, self.steps, self.support, self.num_rings)
+        distances, tapers = gaussian_tables(radii, self.support, means, self.orders)
+        # a harmonic has no value at the centre
+        away = np.stack([radii > 0 if order else radii >= 0 for order in self.orders])
+        return super()._radial_tables(radii) | {"order_distances": distances, "order_tapers": tapers, "away": away}
 
     def _finish(self) -> None:
         """Register the tables, then the parameters whose number they give, and draw the weights."""
@@ -165,19 +174,14 @@ class GMRHarmonicConvNd(GMRConvNd):
 
     def radial_profiles(self) -> torch.Tensor:
         """Radial profiles of each order on shells, shape ``(orders, rings, shells)``, at least float32."""
-        # a harmonic has no value at the centre
-        away = torch.stack([self.squared_radii >= min(order, 1) for order in self.orders])
         if self.rings != "gaussian":
-            return self.basis() * away.unsqueeze(1)
-        sigma = self.sigma()
-        means = [gaussian_means(sigma, self.support, first, margin) for first, margin in self.mean_ranges]
-        profiles = gaussian_basis(self.squared_radii, self.counts * away, sigma, self.support, torch.stack(means))
-        return profiles * away.unsqueeze(1)
+            return self.basis() * self.away.unsqueeze(1)
+        return gaussian_basis(self.order_distances, self.order_tapers, self.counts, self.sigma(), self.table_units)
 
     def tap_basis(self) -> torch.Tensor:
         """Functions on taps of all components of all orders, shape ``(components, rings, taps)``, at least float32."""
         profiles = self.radial_profiles()
-        harmonics = self.harmonics.to(profiles.dtype) / self.harmonic_unit
+        harmonics = self.harmonics.to(profiles.dtype) / self.table_units
         return harmonic_tap_basis(profiles, self.shells, harmonics, self.component_profile)
 
     def reset_parameters(self) -> None:
@@ -208,7 +212,7 @@ class GMRHarmonicConvNd(GMRConvNd):
         rows = weight.unsqueeze(1) * self.combination_owners.to(weight.dtype)
         if self.relax == "matrix":
             rows = weight.unflatten(0, [self.groups, -1])
-        return torch.matmul(rows, self.kept_combinations.to(weight.dtype) / self.harmonic_unit)
+        return torch.matmul(rows, self.kept_combinations.to(weight.dtype) / self.table_units)
 
     def chiral_factors(self) -> torch.Tensor | None:
         """Factor of the term of each output that changes sign under mirror images, ``(groups, out_channels / groups)``; ``None`` where the
@@ -278,7 +282,7 @@ class GMRHarmonicConvNd(GMRConvNd):
         if torch.jit.is_scripting():
             return self._conv_by_kernel(input, self.dense_kernel(), padding)
         profiles = self.radial_profiles()
-        harmonics = self.harmonics.to(profiles.dtype) / self.harmonic_unit
+        harmonics = self.harmonics.to(profiles.dtype) / self.table_units
         tables = ResponseTables(self.component_profile, self.response_channel, self.response_component)
         tensors = (self.weight, profiles, self.shells, self.bias, harmonics)
         kernel = RingKernel(*tensors, self.num_shells, tables, self.linear_matrix(), self.chiral_factors())

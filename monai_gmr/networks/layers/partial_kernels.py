@@ -12,16 +12,16 @@ from monai_gmr.networks.layers.table_module import TableModule
 from monai_gmr.symmetry import (
     default_num_rings,
     gaussian_basis,
-    gaussian_means,
+    gaussian_tables,
     initial_sigma,
     kernel_shells,
-    mean_range,
     number_of_components,
+    order_means,
     positive_sigma,
     tap_coordinates,
     tap_harmonics,
 )
-from monai_gmr.symmetry.taps import GAUSSIAN_TAPER, SIGMA_FLOOR, UNITS_PER_HARMONIC
+from monai_gmr.symmetry.taps import GAUSSIAN_TAPER, SIGMA_FLOOR, TABLE_UNITS, in_units
 from monai_gmr.symmetry.wigner import group_functions, harmonic_matrices, number_of_functions
 from monai_gmr.utils import ConfigurationError
 
@@ -85,7 +85,8 @@ class HarmonicKernel(PartialKernel):
     """
 
     shells: torch.Tensor
-    squared_radii: torch.Tensor
+    distances: torch.Tensor
+    tapers: torch.Tensor
     counts: torch.Tensor
     harmonics: torch.Tensor
 
@@ -129,26 +130,23 @@ class HarmonicKernel(PartialKernel):
     def _make_tables(self) -> dict[str, Any]:
         shells = kernel_shells(self.kernel_size, self.steps)
         harmonics = np.concatenate([tap_harmonics(self.kernel_size, self.steps, order) for order in self.orders])
+        means = order_means(self.orders, self.kernel_size, self.steps, self.support, self.num_rings)
+        distances, tapers = gaussian_tables(shells.radii, self.support, means, self.orders)
         return {
             "shells": shells.tap_shell.ravel().astype(np.int64),
-            "squared_radii": shells.squared_radii,
+            "distances": distances,
+            "tapers": tapers,
             "counts": shells.counts,
-            "harmonics": (harmonics * UNITS_PER_HARMONIC).round().astype(np.int64),
+            "harmonics": in_units(harmonics),
         }
 
     def tap_functions(self, orientations: torch.Tensor) -> torch.Tensor:
         """Functions of position at orientations ``(G, d, d)``, ``(G, functions, taps)``, by order, component and ring."""
         log_sigma = self.weight.new_zeros(self.num_rings) if self.log_sigma is None else self.log_sigma
         sigma = positive_sigma(log_sigma, SIGMA_FLOOR["gaussian"])
-        ranges = [mean_range(order, self.kernel_size, self.steps, self.support) for order in self.orders]
-        means = torch.stack([gaussian_means(sigma, self.support, first, margin) for first, margin in ranges])
-        # a harmonic has no value at the centre
-        away = torch.stack([self.squared_radii >= min(order, 1) for order in self.orders])
-        profiles = gaussian_basis(self.squared_radii, self.counts * away, sigma, self.support, means) * away.unsqueeze(
-            1
-        )
+        profiles = gaussian_basis(self.distances, self.tapers, self.counts, sigma, TABLE_UNITS)
         profiles = profiles.to(orientations.dtype).index_select(2, self.shells)
-        harmonics = (self.harmonics.double() / UNITS_PER_HARMONIC).to(orientations.dtype).split(self.components)
+        harmonics = (self.harmonics.double() / TABLE_UNITS).to(orientations.dtype).split(self.components)
         functions = []
         for order, profile, upright in zip(self.orders, profiles.unbind(), harmonics):
             rotated = harmonic_matrices(orientations, order).mT @ upright
@@ -196,7 +194,6 @@ class SirenKernel(PartialKernel):
         Sitzmann et al., arXiv 2006.09661; as a kernel of group convolutions: arXiv 2110.10211, section 4.2.
     """
 
-    squared_radii: torch.Tensor
     coordinates: torch.Tensor
 
     def __init__(
@@ -226,7 +223,7 @@ class SirenKernel(PartialKernel):
     def _make_tables(self) -> dict[str, Any]:
         # twice the coordinates in voxels are whole numbers, but not with unlike steps
         coordinates = tap_coordinates(self.kernel_size, self.steps).reshape(-1, len(self.kernel_size))
-        return {"coordinates": (coordinates * UNITS_PER_HARMONIC).round().astype(np.int64)}
+        return {"coordinates": in_units(coordinates)}
 
     def _taper(self, coordinates: torch.Tensor) -> torch.Tensor:
         """1 inside, 0 from the radius of the first tap outside the window on."""
@@ -245,7 +242,7 @@ class SirenKernel(PartialKernel):
 
     def forward(self, orientations: torch.Tensor, relative: torch.Tensor | None) -> torch.Tensor:
         """The kernel at orientations and relative rotations."""
-        coordinates = (self.coordinates.double() / UNITS_PER_HARMONIC).to(orientations.dtype)
+        coordinates = (self.coordinates.double() / TABLE_UNITS).to(orientations.dtype)
         # without the first function, which is 1
         group = self._relative(orientations, relative)[..., 1:]
         # rows times a matrix: the transposed one times columns, g^-1 t
@@ -266,7 +263,7 @@ class SirenKernel(PartialKernel):
         nn.init.uniform_(self.second.weight, -math.sqrt(6 / hidden), math.sqrt(6 / hidden))
         for bias in (self.first.bias, self.second.bias):
             nn.init.uniform_(bias, -math.pi, math.pi)
-        coordinates = self.coordinates.double() / UNITS_PER_HARMONIC
+        coordinates = self.coordinates.double() / TABLE_UNITS
         variance = 1 / (3 * self.weight.shape[1])
         # the squares of the sines have mean 1/2
         bound = math.sqrt(3 * variance / (float((self._taper(coordinates) ** 2).sum()) * 0.5 * hidden))
