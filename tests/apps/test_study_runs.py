@@ -41,10 +41,12 @@ def is_running(pid):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
-def test_a_killed_study_ends_its_process(number, write, config, bundle, tmp_path):
+def test_a_killed_study_ends_its_process(number, write, config, bundle, tmp_path, forked_python):
     (bundle / "configs" / "train.yaml").write_text(WAITS)
     config |= {"seeds": [3], "nets": {"plain": {}}, "augmentations": {"none": {}}}
-    command = [sys.executable, "-m", "monai_gmr.apps.study", str(write(config))]
+    # nobody passes on that one is killed
+    python = sys.executable if number == signal.SIGKILL else forked_python
+    command = [python, "-m", "monai_gmr.apps.study", str(write(config))]
     study = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         file = tmp_path / "out" / "runs" / "cells" / "plain-none" / "seed3" / "pid"

@@ -5,15 +5,16 @@ import sys
 
 import pytest
 
-from monai_gmr.bundle import keep_freed_memory
+from monai_gmr.bundle import keep_freed_memory, process
 
 FAULTS = """
-import resource, sys, torch
-from monai_gmr.bundle import keep_freed_memory
+import resource, runpy, sys, torch
+# without the imports of its package, MONAI's among them
+process = runpy.run_path(sys.argv[2])
 if sys.argv[1] == "keep":
-    keep_freed_memory()
+    process["keep_freed_memory"]()
 torch.set_num_threads(1)
-for _ in range(6):  # small objects may take the first bytes of some blocks, which are too short from then on
+for _ in range(12):  # small objects may take the first bytes of some blocks, which are too short from then on
     torch.ones(2**25)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
@@ -23,7 +24,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def page_faults(how):
-    done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", FAULTS, how, process.__file__]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -254,14 +253,14 @@ def test_download_lands_under_its_name_or_not_at_all(published, monkeypatch):
     assert len(dataset(target, "cells", download=True, check_md5=False)) == 5
 
 
-def test_reading_does_not_import_medmnist(tmp_path):
+def test_reading_does_not_import_medmnist(tmp_path, forked_python):
     write_file(tmp_path / "breastmnist.npz")
     code = (
         "import sys; from monai_gmr.data import MedMNISTCacheDataset as D; "
         f"D({str(tmp_path)!r}, 'breastmnist', 'test', check_md5=False, progress=False); "
         "sys.exit('medmnist' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert subprocess.run([forked_python, "-c", code], check=False).returncode == 0
 
 
 def test_table_of_the_installed_medmnist_is_read():

@@ -35,6 +35,13 @@ SIZES: dict[int, dict[str, tuple[int, ...]]] = {
     3: {"even": (32,) * 3, "odd": (33,) * 3, "mixed": (34, 39, 32)},
 }
 SMALL, WIDE = (8, 16, 32), (8, 8, 16, 16, 32, 8)
+HIGH_RES_LAYERS: Any = (
+    {"name": "conv_0", "n_features": 8, "kernel_size": 3},
+    {"name": "res_1", "n_features": 8, "kernels": (3, 3), "repeat": 1},
+    {"name": "res_2", "n_features": 16, "kernels": (3, 3), "repeat": 1},
+    {"name": "conv_1", "n_features": 16, "kernel_size": 1},
+    {"name": "conv_2", "kernel_size": 1},
+)
 BATCH = 2
 COARSE = 8
 TIMED_RUNS = 5
@@ -45,8 +52,8 @@ def _dynunet(dims: int, levels: int = 3, **kwargs: Any) -> nn.Module:
     return nets.DynUNet(dims, 1, 2, [3] * levels, [1] + [2] * (levels - 1), [2] * (levels - 1), filters, **kwargs)
 
 
-def _mednext(dims: int) -> nn.Module:
-    ones, twos = (1, 1, 1, 1), (2, 2, 2, 2)
+def _mednext(dims: int, levels: int = 4) -> nn.Module:
+    ones, twos = (1,) * levels, (2,) * levels
     kwargs: dict[str, Any] = {
         "encoder_expansion_ratio": twos,
         "decoder_expansion_ratio": twos,
@@ -57,6 +64,10 @@ def _mednext(dims: int) -> nn.Module:
 
 def _flexible(dims: int, backbone: str) -> nn.Module:
     return nets.FlexibleUNet(1, 2, backbone, spatial_dims=dims, decoder_channels=(32, 16, 16, 8, 8))
+
+
+def _resnet(block: str, dims: int) -> nn.Module:
+    return nets.ResNet(block, [1, 1, 1, 1], [8, 16, 16, 32], dims, 1, num_classes=3)
 
 
 def _unetr(dims: int) -> nn.Module:
@@ -70,15 +81,20 @@ class Case(NamedTuple):
         make: from the number of spatial axes to the network, freshly initialised.
         fixed: the one size along an axis that it can take; ``None`` if it takes several.
         symmetric: whether conversion makes it exact.
+        shallow: likewise a network of the same blocks, but fewer, for tests of what holds for each block; default: ``make``.
     """
 
     make: Callable[[int], nn.Module]
     fixed: int | None = None
     symmetric: bool = True
+    shallow: Callable[[int], nn.Module] | None = None
 
 
 CASES: dict[str, Case] = {
-    "UNet": Case(lambda d: nets.UNet(d, 1, 2, SMALL, (2, 2), num_res_units=2)),
+    "UNet": Case(
+        lambda d: nets.UNet(d, 1, 2, SMALL, (2, 2), num_res_units=2),
+        shallow=lambda d: nets.UNet(d, 1, 2, (4, 8, 8), (2, 2), num_res_units=1),
+    ),
     "BasicUNet": Case(lambda d: nets.BasicUNet(d, 1, 2, WIDE)),
     "BasicUNet, pixelshuffle": Case(lambda d: nets.BasicUNet(d, 1, 2, WIDE, upsample="pixelshuffle")),
     "BasicUNetPlusPlus": Case(lambda d: nets.BasicUNetPlusPlus(d, 1, 2, WIDE)),
@@ -87,20 +103,38 @@ CASES: dict[str, Case] = {
     "DynUNet": Case(_dynunet),
     "DynUNet, residual": Case(lambda d: _dynunet(d, res_block=True)),
     "DynUNet, deep supervision": Case(lambda d: _dynunet(d, 4, deep_supervision=True)),
-    "SegResNet": Case(lambda d: nets.SegResNet(d, 8, 1, 2)),
+    "SegResNet": Case(
+        lambda d: nets.SegResNet(d, 8, 1, 2),
+        shallow=lambda d: nets.SegResNet(d, 8, 1, 2, blocks_down=(1, 1, 1), blocks_up=(1, 1)),
+    ),
     "SegResNetDS": Case(lambda d: nets.SegResNetDS(d, 8, 1, 2, dsdepth=2)),
     "SegResNetVAE": Case(lambda d: nets.SegResNetVAE((32,) * d, spatial_dims=d, in_channels=1, out_channels=2), 32),
     "AttentionUnet": Case(lambda d: nets.AttentionUnet(d, 1, 2, SMALL, (2, 2))),
     "VNet": Case(lambda d: nets.VNet(d, 1, 2)),
-    "HighResNet": Case(lambda d: nets.HighResNet(d, 1, 2)),
+    "HighResNet": Case(
+        lambda d: nets.HighResNet(d, 1, 2), shallow=lambda d: nets.HighResNet(d, 1, 2, layer_params=HIGH_RES_LAYERS)
+    ),
     "UNETR": Case(_unetr, 32, symmetric=False),
     "SwinUNETR": Case(lambda d: nets.SwinUNETR(1, 2, feature_size=12, spatial_dims=d), 64, symmetric=False),
-    "MedNeXt": Case(_mednext),
-    "ResNet10": Case(lambda d: nets.resnet10(spatial_dims=d, n_input_channels=1, num_classes=3)),
-    "ResNet18": Case(lambda d: nets.resnet18(spatial_dims=d, n_input_channels=1, num_classes=3)),
-    "ResNet50": Case(lambda d: nets.resnet50(spatial_dims=d, n_input_channels=1, num_classes=3)),
-    "SEResNet50": Case(lambda d: nets.SEResNet50(spatial_dims=d, in_channels=1, num_classes=3)),
-    "DenseNet121": Case(lambda d: nets.DenseNet121(d, 1, 3)),
+    "MedNeXt": Case(_mednext, shallow=lambda d: _mednext(d, 2)),
+    "ResNet10": Case(
+        lambda d: nets.resnet10(spatial_dims=d, n_input_channels=1, num_classes=3), shallow=partial(_resnet, "basic")
+    ),
+    "ResNet18": Case(
+        lambda d: nets.resnet18(spatial_dims=d, n_input_channels=1, num_classes=3), shallow=partial(_resnet, "basic")
+    ),
+    "ResNet50": Case(
+        lambda d: nets.resnet50(spatial_dims=d, n_input_channels=1, num_classes=3),
+        shallow=partial(_resnet, "bottleneck"),
+    ),
+    "SEResNet50": Case(
+        lambda d: nets.SEResNet50(spatial_dims=d, in_channels=1, num_classes=3),
+        shallow=lambda d: nets.SEResNet50((1, 1, 1, 1), spatial_dims=d, in_channels=1, num_classes=3),
+    ),
+    "DenseNet121": Case(
+        lambda d: nets.DenseNet121(d, 1, 3),
+        shallow=lambda d: nets.DenseNet(d, 1, 3, init_features=16, growth_rate=8, block_config=(2, 2, 2, 2)),
+    ),
     "EfficientNetBN, b0": Case(
         lambda d: nets.EfficientNetBN("efficientnet-b0", pretrained=False, spatial_dims=d, in_channels=1, num_classes=3)
     ),
@@ -159,13 +193,16 @@ def sizes_of(case: Case, dims: int) -> dict[str, tuple[int, ...]]:
     return dict(SIZES[dims])
 
 
-def make_pair(name: str, dims: int, seed: int = 0, **options: Any) -> tuple[nn.Module, nn.Module]:
+def make_pair(
+    name: str, dims: int, seed: int = 0, shallow: bool = False, **options: Any
+) -> tuple[nn.Module, nn.Module]:
     """A network of the table and its conversion, both in eval mode.
 
     Args:
         name: of :data:`CASES`.
         dims: number of spatial axes.
         seed: of the weights.
+        shallow: whether to take the case's shallow network, where it has one.
         options: of :func:`~monai_gmr.networks.convert_to_gmr`.
 
     Example:
@@ -174,7 +211,8 @@ def make_pair(name: str, dims: int, seed: int = 0, **options: Any) -> tuple[nn.M
         (2484, 450)
     """
     torch.manual_seed(seed)
-    before = CASES[name].make(dims).eval()
+    case = CASES[name]
+    before = ((case.shallow if shallow else None) or case.make)(dims).eval()
     return before, convert_to_gmr(before, **{"weights": "init"} | options)
 
 

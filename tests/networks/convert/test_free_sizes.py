@@ -78,7 +78,7 @@ def make_net(name):
     torch.manual_seed(0)
     if name in LAYERS:
         return LAYERS[name].eval()
-    return OURS[name]().eval() if name in OURS else make_pair(name, 2, conv="gmr_harmonic")[1].eval()
+    return OURS[name]().eval() if name in OURS else make_pair(name, 2, shallow=True, conv="gmr_harmonic")[1].eval()
 
 
 def net_of(name):
