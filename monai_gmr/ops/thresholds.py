@@ -70,7 +70,8 @@ def _is_x86() -> bool:
 def processor_of(device: torch.device) -> str:
     """What the table calls a CPU or a CUDA device: x86 by its vector instructions, other CPUs by their kind, too, GPUs by their model."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        # a FakeTensor may be on a GPU that is not there
+        return torch.cuda.get_device_name(device) if torch.cuda.is_available() else "no GPU"
     instructions = torch.backends.cpu.get_cpu_capability()
     return instructions if _is_x86() else f"{platform.machine()} {instructions}"
 

@@ -233,7 +233,10 @@ def test_under_autocast_its_precision_counts(auto, monkeypatch, autocast, faster
 
 def test_gpus_go_by_their_model(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", {torch.device("cuda", 1): "NVIDIA A"}.get)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert processor_of(torch.device("cuda", 1)) == "NVIDIA A"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert processor_of(torch.device("cuda", 1)) == "no GPU"
 
 
 @pytest.mark.parametrize("device", ["mps", "meta"])

@@ -118,7 +118,10 @@ def test_default_net_is_made_of_gaussians(build, spatial_dims):
 
 # Caches.
 
-NETS = {"resnet": (lambda: resnet(layers=(1, 1)), (18, 21)), "unet": (lambda: unet(features=(4, 6)), (18, 21))}
+NETS = {
+    "resnet": (lambda: resnet(layers=(1, 1), kernel_sizes=(9, 5)), (18, 21)),
+    "unet": (lambda: unet(features=(4, 6)), (18, 21)),
+}
 NETS["unet 3d"] = (lambda: unet(3, features=(4, 6)), (8, 9, 10))
 
 

@@ -1,0 +1,107 @@
+"""On a device that is not there no operation gets tensors of two devices: FakeTensors have device and shape, but no values."""
+
+import contextlib
+
+import pytest
+import torch
+from monai.networks import nets
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from monai_gmr.networks import convert_to_gmr
+from monai_gmr.networks.nets import GMRResNet, GMRUNet
+from monai_gmr.ops import set_backend
+from monai_gmr.utils import tensors_in
+
+GROUPS = {2: "4mm", 3: "mmm"}
+CONVS = {
+    "radial": ("gmr", {}),
+    "harmonic": ("gmr_harmonic", {}),
+    "harmonic, rotations": ("gmr_harmonic", {"keeps": "rotations"}),
+    "harmonic, nothing": ("gmr_harmonic", {"keeps": "1"}),
+    "group": ("group", {}),
+    "group, gc": ("group", {"filter": "gc"}),
+    "partial": ("partial", {}),
+    "sre": ("sre", {}),
+}
+
+
+def conv_of(name, dims):
+    conv, options = CONVS[name]
+    return conv, options | ({"group": GROUPS[dims]} if conv == "group" else {})
+
+
+def unet(conv, channels=16):
+    return GMRUNet(3, 1, 2, (channels, channels), conv=conv_of(conv, 3), deep_supervision=True)
+
+
+def resnet(conv, channels=16):
+    return GMRResNet(2, 1, 2, layers=(1, 1), kernel_sizes=3, width=channels, conv=conv_of(conv, 2))
+
+
+def converted(conv):
+    net = nets.UNet(3, 1, 2, (16, 16), (2,), num_res_units=1, norm="batch")
+    return convert_to_gmr(net, conv=conv_of(conv, 3), weights="anneal")
+
+
+def move(net, device):
+    """Every parameter and buffer; what a module holds beside them stays."""
+
+    def empty(tensor):
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+
+    for module in net.modules():
+        own = {name: nn.Parameter(empty(each)) for name, each in module._parameters.items() if each is not None}
+        module._parameters.update(own)
+        module._buffers.update({name: empty(each) for name, each in module._buffers.items() if each is not None})
+    return net
+
+
+def answers_of(net, device):
+    """The tensors that a net gives, as it is trained, to an image of odd and even sizes."""
+    x = torch.randn(2, 1, *(17, 20, 18)[: net.dims], device=device, requires_grad=True)
+    return tensors_in(net.train()(x))
+
+
+NETS = [(make, conv) for make in (unet, resnet, converted) for conv in CONVS]
+NETS = [each for each in NETS if each[0] is not converted or each[1] not in ("partial", "sre")]
+
+
+@pytest.fixture(params=NETS, ids=lambda pair: f"{pair[0].__name__}-{pair[1]}")
+def net(request):
+    make, conv = request.param
+    # the samples of a whole group
+    net = make(conv, 48) if conv == "partial" else make(conv)
+    net.dims = 2 if make is resnet else 3
+    return net
+
+
+@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="torch is built without CUDA")
+@pytest.mark.parametrize("backend", ["dense", "triton", "auto"])
+def test_a_forward_pass_on_a_gpu_stays_there(net, backend):
+    with set_backend(backend), FakeTensorMode():
+        answers = answers_of(move(net, "cuda:0"), "cuda:0")
+    assert {answer.device.type for answer in answers} == {"cuda"}
+
+
+@pytest.fixture
+def lazy(monkeypatch):
+    """A device whose backward pass torch runs anywhere, unlike that of CUDA; it knows no autocast."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    return "lazy:0"
+
+
+def test_a_backward_pass_on_another_device_stays_there(net, lazy):
+    with FakeTensorMode():
+        answers = answers_of(move(net, lazy), lazy)
+        sum(answer.sum() for answer in answers).backward()
+    gradients = [parameter.grad for parameter in net.parameters()]
+    assert {gradient.device.type for gradient in gradients if gradient is not None} == {"lazy"}
+
+
+def test_a_tensor_that_is_left_behind_is_found(lazy):
+    net = resnet("radial")
+    net.dims, net.mask = 2, torch.ones(2)
+    net.register_forward_hook(lambda net, _, answer: answer * net.mask)
+    with FakeTensorMode(), pytest.raises(Exception, match=r"[Ff]ake|two devices"):
+        answers_of(move(net, lazy), lazy)
