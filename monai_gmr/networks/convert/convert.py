@@ -87,7 +87,7 @@ def convert_to_gmr(
             changes nothing, to compare with.
         group: of conv="group", as in :class:`~monai_gmr.networks.layers.PointGroupConv2d`; default: all symmetries of the grid that keep
             the spacing. Where its order does not divide the channels of a convolution, that ends on scalars.
-        rings: kind of rings, see :class:`~monai_gmr.networks.layers.GMRConv2d`.
+        rings: kind of rings of radial kernels, see :class:`~monai_gmr.networks.layers.GMRConv2d`.
         weights: "project": the weights nearest to the given ones, by least squares, for a trained network; "init": fresh ones, for one
             that will be trained. Default: "project", for conv="group" "init", since the channels of a trained network are no orientations
             of each other: projection changes its weights by nearly their own norm. "anneal": the nearest weights, and beside each layer the
@@ -143,6 +143,9 @@ def convert_to_gmr(
     patches = {inner for each in embeddings for inner in each.modules()}
     of_groups: dict[str, Any] = {}
     if name == "group":
+        for key, value, default in (("rings", rings, "gaussian"), ("num_rings", num_rings, None)):
+            if value != default:
+                raise ConfigurationError(f"{key}={value!r} is for radial kernels, not for conv='group': leave it out.")
         of_groups, arguments = group_arguments(arguments, group, dims, spacing), {}
         if trace.failure:
             raise ConfigurationError(

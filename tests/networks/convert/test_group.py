@@ -291,6 +291,8 @@ def test_padding_of_zeros_alone_where_it_ends_on_scalars():
         ({"conv": ("group", {"group": "4mm", "filter": "depthwise"})}, "filter"),
         ({"conv": ("group", {"group": "4mm", "orders": 3})}, "orders"),
         ({"conv": "gmr", "group": "4mm"}, "is for conv='group'"),
+        ({"conv": "group", "group": "4mm", "rings": "hard"}, "radial kernels"),
+        ({"conv": "group", "group": "4mm", "num_rings": 2}, "radial kernels"),
         ({"conv": "group", "group": "4mm", "spatial_size": (3, 3)}, "give spatial_size"),
         ({"conv": "group", "group": "4mm", "spatial_size": 64}, "one number per axis"),
         ({"conv": "group", "group": "4mm", "include": 3}, "selects no modules"),
