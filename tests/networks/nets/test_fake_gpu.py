@@ -77,7 +77,7 @@ def net(request):
 
 
 @pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="torch is built without CUDA")
-@pytest.mark.parametrize("backend", ["dense", "triton", "auto"])
+@pytest.mark.parametrize("backend", ["auto", "triton"])
 def test_a_forward_pass_on_a_gpu_stays_there(net, backend):
     with set_backend(backend), FakeTensorMode():
         answers = answers_of(move(net, "cuda:0"), "cuda:0")
