@@ -153,12 +153,12 @@ def test_training_stops_at_a_poisoned_case_of_the_validation(phantoms, trained, 
         ((), "monai.bundle", False),
         (("--cache_rate", 0), "monai.bundle", True),
         (("--cache_rate", 0, "--num_workers", 2), "monai.bundle", True),
-        (("--cache_rate", 0), "monai_gmr.bundle", True),
+        (("--cache_rate", 0), "monai_gmr.bundle", False),
     ],
 )
 def test_a_poisoned_case_is_one_sentence_in_the_terminal(phantoms, tmp_path, options, module, forked, forked_python):
-    """From threads that fill the cache, from the process itself and from workers of the loader, in MONAI's command and in ours; once in a
-    new interpreter."""
+    """From threads that fill the cache, from the process itself and from workers of the loader, in MONAI's command and ours; each command
+    once in a new interpreter."""
     file, cause = poison(phantoms, tmp_path / "data", "inf in the image", "training")
     settings = {**SMALL, "dataset_dir": tmp_path / "data", "ckpt_dir": tmp_path, "output_dir": tmp_path, "epochs": 1}
     python = forked_python if forked else sys.executable

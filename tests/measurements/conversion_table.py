@@ -212,7 +212,8 @@ def make_pair(
     """
     torch.manual_seed(seed)
     case = CASES[name]
-    before = ((case.shallow if shallow else None) or case.make)(dims).eval()
+    make = case.shallow if shallow and case.shallow else case.make
+    before = make(dims).eval()
     return before, convert_to_gmr(before, **{"weights": "init"} | options)
 
 

@@ -109,8 +109,7 @@ def test_networks_train_and_are_copied_saved_and_loaded(name):
         assert torch.allclose(first(each.eval()(x)), expected, atol=1e-5)
 
 
-# UNet: test_free_sizes.py exports it at every size
-@pytest.mark.parametrize("name", ["DynUNet, residual", "MedNeXt", "ResNet10"])
+@pytest.mark.parametrize("name", ["UNet", "DynUNet, residual", "MedNeXt", "ResNet10"])
 def test_networks_are_compiled_and_exported(name):
     net, x = make_pair(name, 2, shallow=True, conv="gmr_harmonic")[1], torch.randn(1, 1, 33, 38)
     expected = first(net(x))
