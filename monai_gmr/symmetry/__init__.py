@@ -35,6 +35,7 @@ from monai_gmr.symmetry.strides import (
 )
 from monai_gmr.symmetry.taps import (
     Shells,
+    away_from_centre,
     default_num_rings,
     gaussian_basis,
     gaussian_means,
@@ -63,6 +64,7 @@ __all__ = [
     "View",
     "angle_views",
     "as_field_group",
+    "away_from_centre",
     "axis_direction",
     "axis_index",
     "centred_steps",

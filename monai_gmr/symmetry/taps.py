@@ -227,6 +227,16 @@ def order_means(
     return np.stack([gaussian_means(num_rings, support, *each) for each in ranges])
 
 
+def away_from_centre(radii: np.ndarray, orders: Sequence[int]) -> np.ndarray:
+    """On which shells functions of each order have a value, boolean ``(orders, shells)``: harmonics above order 0 have none at the centre.
+
+    Example:
+        >>> away_from_centre(np.array([0.0, 1.0]), orders=(0, 1)).tolist()
+        [[True, True], [False, True]]
+    """
+    return (np.asarray(orders)[:, None] == 0) | (radii > 0)
+
+
 def gaussian_tables(
     radii: np.ndarray, support: float, means: np.ndarray, orders: Sequence[int], taper_width: float = GAUSSIAN_TAPER
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -236,7 +246,7 @@ def gaussian_tables(
         radii: of the shells, in voxels.
         support: of :class:`Shells`.
         means: of the Gaussians of each order, in voxels, shape ``(orders, rings)``.
-        orders: of the harmonics; those above 0 have no value at the centre.
+        orders: of the harmonics (:func:`away_from_centre`).
         taper_width: in voxels.
 
     Returns:
@@ -248,13 +258,12 @@ def gaussian_tables(
         ([[-1.0, 0.75, 1.0]], [[1.0, 0.5, 0.0], [0.0, 0.5, 0.0]])
     """
     tapers = np.sin(np.pi / 2 * np.clip((support - radii) / taper_width, 0, 1)) ** 2
-    tapers = np.stack([tapers * (radii > 0) if order else tapers for order in orders])
-    distances = radii - np.asarray(means)[..., None]
-    return in_units(distances), in_units(tapers)
+    distances = radii - means[..., None]
+    return in_units(distances), in_units(tapers * away_from_centre(radii, orders))
 
 
 def gaussian_basis(
-    distances: torch.Tensor, tapers: torch.Tensor, counts: torch.Tensor, sigma: torch.Tensor, unit: float = 1.0
+    distances: torch.Tensor, tapers: torch.Tensor, counts: torch.Tensor, sigma: torch.Tensor, units: float
 ) -> torch.Tensor:
     r"""Gaussians at the exact radii, tapered before the window ends and of unit norm over its taps, shape ``(..., rings, shells)``.
 
@@ -266,7 +275,7 @@ def gaussian_basis(
         distances, tapers: of :func:`gaussian_tables`, of all orders or of one; tapers up to a factor.
         counts: taps of each shell, shape ``(shells,)``.
         sigma: widths in voxels, shape ``(rings,)``.
-        unit: of distances, in a voxel.
+        units: those of the distances in a voxel, ``TABLE_UNITS``.
 
     Example:
         >>> shells = kernel_shells((3, 3))
@@ -277,7 +286,7 @@ def gaussian_basis(
         >>> (counts * basis**2).sum(-1).allclose(torch.ones(2))
         True
     """
-    exponent = -0.5 * (distances.to(sigma.dtype) / unit / sigma[:, None]) ** 2
+    exponent = -0.5 * (distances.to(sigma.dtype) / units / sigma[:, None]) ** 2
     exponent = exponent - exponent.max(dim=-1, keepdim=True)[0]
     # the norm divides the unit of the tapers out
     basis = torch.exp(exponent) * tapers.to(sigma.dtype).unsqueeze(-2)

@@ -50,6 +50,13 @@ def check_windows(kernel_sizes: Any) -> None:
         )
 
 
+def check_no_rings(rings: str, num_rings: int | None) -> None:
+    """Raise where group convolutions, whose kernels have no rings, are given some."""
+    for name, value, default in (("rings", rings, "gaussian"), ("num_rings", num_rings, None)):
+        if value != default:
+            raise ConfigurationError(f"{name}={value!r} is for radial kernels, not for conv='group': leave it out.")
+
+
 def check_channels(net: nn.Module, trace: Trace, in_channels: int | None) -> None:
     """Raise where no image could be sent through a network because it was given other channels than any convolution has."""
     if trace.failure and in_channels and in_channels not in {each.in_channels for each in convolutions_of(net)}:

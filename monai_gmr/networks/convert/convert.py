@@ -19,6 +19,7 @@ from monai_gmr.networks.convert.annealed import with_rest
 from monai_gmr.networks.convert.arguments import (
     check_channels,
     check_network,
+    check_no_rings,
     check_windows,
     group_arguments,
     input_of,
@@ -143,9 +144,7 @@ def convert_to_gmr(
     patches = {inner for each in embeddings for inner in each.modules()}
     of_groups: dict[str, Any] = {}
     if name == "group":
-        for key, value, default in (("rings", rings, "gaussian"), ("num_rings", num_rings, None)):
-            if value != default:
-                raise ConfigurationError(f"{key}={value!r} is for radial kernels, not for conv='group': leave it out.")
+        check_no_rings(rings, num_rings)
         of_groups, arguments = group_arguments(arguments, group, dims, spacing), {}
         if trace.failure:
             raise ConfigurationError(

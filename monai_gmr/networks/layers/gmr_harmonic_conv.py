@@ -18,6 +18,7 @@ from monai_gmr.ops.invariants import norm_variance
 from monai_gmr.ops.kept_terms import num_chiral
 from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.symmetry import (
+    away_from_centre,
     gaussian_basis,
     gaussian_tables,
     has_mirrors,
@@ -155,9 +156,8 @@ class GMRHarmonicConvNd(GMRConvNd):
     def _radial_tables(self, radii: np.ndarray) -> dict[str, Any]:
         means = order_means(self.orders, self.kernel_size, self.steps, self.support, self.num_rings)
         distances, tapers = gaussian_tables(radii, self.support, means, self.orders)
-        # a harmonic has no value at the centre
-        away = np.stack([radii > 0 if order else radii >= 0 for order in self.orders])
-        return super()._radial_tables(radii) | {"order_distances": distances, "order_tapers": tapers, "away": away}
+        tables = {"order_distances": distances, "order_tapers": tapers, "away": away_from_centre(radii, self.orders)}
+        return super()._radial_tables(radii) | tables
 
     def _finish(self) -> None:
         """Register the tables, then the parameters whose number they give, and draw the weights."""

@@ -5,7 +5,6 @@ import contextlib
 import pytest
 import torch
 from monai.networks import nets
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from monai_gmr.networks import convert_to_gmr
@@ -44,23 +43,18 @@ def converted(conv):
     return convert_to_gmr(net, conv=conv_of(conv, 3), weights="anneal")
 
 
-def move(net, device):
-    """Every parameter and buffer; what a module holds beside them stays."""
-
-    def empty(tensor):
-        return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
-
-    for module in net.modules():
-        own = {name: nn.Parameter(empty(each)) for name, each in module._parameters.items() if each is not None}
-        module._parameters.update(own)
-        module._buffers.update({name: empty(each) for name, each in module._buffers.items() if each is not None})
-    return net
+def tensors_on(device, net):
+    """An empty tensor for each parameter and buffer of a net; what it holds beside them stays where it is."""
+    return {
+        name: torch.empty(each.shape, dtype=each.dtype, device=device, requires_grad=each.requires_grad)
+        for name, each in [*net.named_parameters(), *net.named_buffers()]
+    }
 
 
-def answers_of(net, device):
-    """The tensors that a net gives, as it is trained, to an image of odd and even sizes."""
+def answers_of(net, tensors, device):
+    """What a net gives, as it is trained, with these tensors to an image of odd and even sizes."""
     x = torch.randn(2, 1, *(17, 20, 18)[: net.dims], device=device, requires_grad=True)
-    return tensors_in(net.train()(x))
+    return tensors_in(torch.func.functional_call(net.train(), tensors, (x,)))
 
 
 NETS = [(make, conv) for make in (unet, resnet, converted) for conv in CONVS]
@@ -80,7 +74,7 @@ def net(request):
 @pytest.mark.parametrize("backend", ["auto", "triton"])
 def test_a_forward_pass_on_a_gpu_stays_there(net, backend):
     with set_backend(backend), FakeTensorMode():
-        answers = answers_of(move(net, "cuda:0"), "cuda:0")
+        answers = answers_of(net, tensors_on("cuda:0", net), "cuda:0")
     assert {answer.device.type for answer in answers} == {"cuda"}
 
 
@@ -93,9 +87,10 @@ def lazy(monkeypatch):
 
 def test_a_backward_pass_on_another_device_stays_there(net, lazy):
     with FakeTensorMode():
-        answers = answers_of(move(net, lazy), lazy)
+        tensors = tensors_on(lazy, net)
+        answers = answers_of(net, tensors, lazy)
         sum(answer.sum() for answer in answers).backward()
-    gradients = [parameter.grad for parameter in net.parameters()]
+    gradients = [tensor.grad for tensor in tensors.values()]
     assert {gradient.device.type for gradient in gradients if gradient is not None} == {"lazy"}
 
 
@@ -104,4 +99,4 @@ def test_a_tensor_that_is_left_behind_is_found(lazy):
     net.dims, net.mask = 2, torch.ones(2)
     net.register_forward_hook(lambda net, _, answer: answer * net.mask)
     with FakeTensorMode(), pytest.raises(Exception, match=r"[Ff]ake|two devices"):
-        answers_of(move(net, lazy), lazy)
+        answers_of(net, tensors_on(lazy, net), lazy)
