@@ -231,7 +231,7 @@ class PointGroup:
             if len(values) != self.spatial_dims:
                 raise ConfigurationError(f"{tuple(values)} has not one entry for each of {self.spatial_dims} axes.")
             equal = np.array([[a == b for b in values] for a in values])
-            kept = kept[[bool(equal[element != 0].all()) for element in kept]]
+            kept = kept[(equal | (kept == 0)).all(axis=(1, 2))]
         return _shared(tuple(map(_as_tuple, kept)))
 
     def keeps(self, values: Sequence[Hashable]) -> bool:

@@ -138,14 +138,17 @@ class _Audit(Pass):
     def leave(self, module: nn.Module, args: tuple, output: Any) -> None:
         if module in self.ours:
             _pass_on_axes(tensors_in(args), tensors_in(output))
+            self._mark("", (args, list(module.parameters())), {}, output)
         if module in self.ours or isinstance(module, CONVOLUTIONS):
             self.sizes |= {tuple(each.shape[2:]) for each in tensors_in(output) if each.dim() == self.dims + 2}
         while self.stack and self.stack.pop() is not module:
             pass
 
     def look(self, name: str, args: tuple, kwargs: dict, output: Any) -> None:
+        if not self.ours.isdisjoint(self.stack):
+            return
         self._mark(name, args, kwargs, output)
-        if not self.stack or not self.ours.isdisjoint(self.stack):
+        if not self.stack:
             return
         sentence = self._sentence(name, args, output) or self._follow_axes(name, args, output)
         if sentence and not self.known & {self.names[each] for each in self.stack}:

@@ -109,6 +109,7 @@ def keep_tensors(net: nn.Module) -> Iterator[None]:
         module: {
             key: (value, copy(value) if isinstance(value, list | dict) else value)
             for key, value in vars(module).items()
+            if key not in own
         }
         for module in net.modules()
     }
