@@ -1,5 +1,9 @@
-"""Every test draws the same random numbers, whichever ran before it; processes that start at once; a bundle in stock MONAI."""
+"""Every test draws the same random numbers, whichever ran before it; processes that start at once; a bundle in stock MONAI.
 
+torch and MONAI are imported where they are needed: the process of pytest-xdist that hands out the tests would wait for them first.
+"""
+
+import functools
 import gc
 import json
 import os
@@ -15,20 +19,30 @@ if not os.path.exists("/dev/nvidia0"):
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
-import nibabel
 import numpy as np
 import pytest
-import torch
 import yaml
-from monai.networks.nets import UNet
-
-# CUDA only where there is one: elsewhere no test has a second form
-DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
 
 
-@pytest.fixture(params=DEVICES)
+@functools.cache
+def has_cuda():
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def pytest_generate_tests(metafunc):
+    """The devices of the fixture ``device``; CUDA only where there is one: elsewhere no test has a second form."""
+    if "device" in metafunc.fixturenames:
+        cuda = [pytest.param("cuda", marks=pytest.mark.gpu)] if has_cuda() else []
+        metafunc.parametrize("device", ["cpu", *cuda], indirect=True)
+
+
+@pytest.fixture
 def device(request):
     """The device of a property that holds on both: the CPU and, where there is a GPU, CUDA, without TF32, which is no float32."""
+    import torch
+
     switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [switch.allow_tf32 for switch in switches]
     for switch in switches:
@@ -41,6 +55,8 @@ def device(request):
 @pytest.fixture
 def one_thread():
     """Threads cost more than they gain on small nets."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -48,9 +64,12 @@ def one_thread():
 
 
 def pytest_collection_finish():
-    """Leave what importing and collecting made out of every collection of garbage."""
+    """Leave what importing and collecting made out of every collection of garbage; the next tensor gets the memory of the last one."""
+    from monai_gmr.bundle import keep_freed_memory
+
     gc.collect()
     gc.freeze()
+    keep_freed_memory()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -58,14 +77,19 @@ def pytest_collection_modifyitems(items):
     """``-m gpu``: what a GPU must show, with Triton's kernels; ``-m rehearsal``: the same on the CPU, to be run before there is one."""
     for item in items:
         triton = "triton" in item.path.parent.parts
-        if torch.cuda.is_available() and triton:
+        if triton and has_cuda():
             item.add_marker(pytest.mark.gpu)
         if triton or ("device" in getattr(item, "fixturenames", ()) and item.get_closest_marker("gpu") is None):
             item.add_marker(pytest.mark.rehearsal)
 
 
 def pytest_runtest_setup(item):
-    torch.manual_seed(0)
+    import torch
+
+    # torch.manual_seed notes each call, with its stack, for devices that are not there
+    torch.default_generator.manual_seed(0)
+    if has_cuda():
+        torch.cuda.manual_seed_all(0)
     np.random.seed(0)  # noqa: NPY002  (MONAI's transforms draw from it)
 
 
@@ -153,6 +177,8 @@ def _below(value, ids):
 
 
 def _write_volumes(folder, labelled):
+    import nibabel
+
     folder.mkdir()
     random, cases = np.random.default_rng(0), []
     axes = np.meshgrid(*(np.arange(n) - n / 2 for n in (16, 16, 12)), indexing="ij")
@@ -172,6 +198,9 @@ def foreign_bundle(tmp_path):
     ``layout="evaluate"``: evaluate.yaml has all; ``"zoo"``: as in MONAI's model zoo, evaluate.json goes over train.json. ``changes`` are
     ids to new contents.
     """
+
+    import torch
+    from monai.networks.nets import UNet
 
     def write(name="foreign", layout="evaluate", inverts=False, labelled=True, **changes):
         root = tmp_path / name

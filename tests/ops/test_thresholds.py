@@ -159,11 +159,11 @@ def test_an_image_with_channels_last_has_thresholds_of_its_own(monkeypatch):
 
 
 @needs_kernels
-@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("kind", ["cpu", "meta"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_only_float32_on_a_measured_device_runs_in_kernels(auto, device, dtype):
-    x = torch.zeros(1, 32, 40, 40, device=device, dtype=dtype)
-    fast = device == "cpu" and dtype == torch.float32
+def test_only_float32_on_a_measured_device_runs_in_kernels(auto, kind, dtype):
+    x = torch.zeros(1, 32, 40, 40, device=kind, dtype=dtype)
+    fast = kind == "cpu" and dtype == torch.float32
     assert chosen(x) == ("cpp" if fast else "dense")
     with torch.autocast("cpu", torch.bfloat16):
         assert chosen(x) == "dense"
@@ -239,9 +239,9 @@ def test_gpus_go_by_their_model(monkeypatch):
     assert processor_of(torch.device("cuda", 1)) == "no GPU"
 
 
-@pytest.mark.parametrize("device", ["mps", "meta"])
-def test_devices_without_kernels_have_no_threshold(device):
-    assert threshold(Call((9, 9), (64, 64), device=torch.device(device))) is None
+@pytest.mark.parametrize("kind", ["mps", "meta"])
+def test_devices_without_kernels_have_no_threshold(kind):
+    assert threshold(Call((9, 9), (64, 64), device=torch.device(kind))) is None
 
 
 def test_a_block_has_its_own_backend():
