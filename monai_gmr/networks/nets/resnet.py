@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
 from torch import nn
 
 from monai_gmr.networks.blocks import GMRConvolution, GMRResNetBlock
 from monai_gmr.networks.layers import draw_elements, make_downsample, one_per_level, split_convolution
 from monai_gmr.networks.layers.conv_nd import check_input
 from monai_gmr.networks.layers.group_levels import check_levels, kept_group, lift, onto, scalars, warn_of_few_scalars
-from monai_gmr.utils import ConfigurationError, check_choice
+from monai_gmr.utils import ConfigurationError, check_choice, on_plain_tensors
 
 DEFAULT_KERNEL_SIZES = {2: (9, 9, 5, 5), 3: (5, 5, 5, 5)}
 
@@ -153,6 +154,8 @@ class GMRResNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(batch, n_input_channels, *spatial)`` to ``(batch, num_classes)``."""
+        if not torch.jit.is_scripting() and isinstance(x, MetaTensor):
+            return on_plain_tensors(self.forward, x)
         return self.fc(self.dropout(self.features(x)))
 
 
