@@ -138,7 +138,7 @@ class Pass(TorchDispatchMode):
         self.net, self.sizes_only = net, False
 
     def enter(self, module: nn.Module, args: tuple) -> None:
-        """Look at the inputs of a module."""
+        """Look at the inputs of a module, also those given by keyword."""
 
     def leave(self, module: nn.Module, args: tuple, output: Any) -> None:
         """Look at the output of a module; also called when it raises, with ``None``."""
@@ -156,8 +156,15 @@ class Pass(TorchDispatchMode):
         """The output of the network for arguments that ``inputs`` makes, without gradients; ``sizes_only``: on the meta device, whose
         tensors have sizes and no values, so that the network and its buffers stay unchanged, as they do in evaluation mode."""
         modes = [(module, module.training) for module in self.net.modules()]
-        handles = [module.register_forward_pre_hook(self.enter) for module, _ in modes]
-        handles += [module.register_forward_hook(self.leave, always_call=True) for module, _ in modes]
+
+        def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            self.enter(module, (*args, *kwargs.values()))
+
+        def leave(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            self.leave(module, (*args, *kwargs.values()), output)
+
+        handles = [module.register_forward_pre_hook(enter, with_kwargs=True) for module, _ in modes]
+        handles += [module.register_forward_hook(leave, with_kwargs=True, always_call=True) for module, _ in modes]
         self.sizes_only = sizes_only
         try:
             self.net.train(training)

@@ -30,6 +30,14 @@ class Between(nn.Module):
         return self.last(self.function(x, self) if self.function.__code__.co_argcount > 1 else self.function(x))
 
 
+class ByKeyword(Between):
+    """The same, whose layers are called by keyword."""
+
+    def forward(self, x):
+        x = F.relu(self.first(input=x))
+        return self.last(input=self.function(x))
+
+
 KERNEL = torch.randn(4, 1, 3, 3)
 INEXACT = {
     "pad": (lambda x: F.pad(x, (0, 1)), "pads one end"),
@@ -109,6 +117,12 @@ def test_what_is_exact_is_not_named(name):
     net = convert_to_gmr(Between(EXACT[name]))
     assert net.conversion_report.limits == ()
     assert max(worst(net, (16, 16)), worst(net, (17, 17)), worst(net, (16, 19))) < 1e-9
+
+
+@pytest.mark.parametrize("function", [*(each for each, _ in INEXACT.values()), *EXACT.values()], ids=[*INEXACT, *EXACT])
+def test_a_layer_that_is_called_by_keyword_changes_nothing_of_what_is_named(function):
+    named, expected = (convert_to_gmr(kind(function)).conversion_report.limits for kind in (ByKeyword, Between))
+    assert [each.replace("ByKeyword: ", "Between: ") for each in named] == list(expected)
 
 
 @pytest.mark.parametrize(("axis", "limits"), [((2, 3), 0), (3, 1)])
