@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
 from numbers import Integral
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from monai.data import MetaTensor
 from monai.utils import optional_import
 
 Item = TypeVar("Item")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class ConfigurationError(ValueError):
@@ -128,27 +130,35 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
     return tensors
 
 
-def on_plain_tensors(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """The answer of a function to MetaTensors, computed on plain tensors; its tensors have the metadata that an operation of torch gives.
+def on_plain_tensor(function: Callable[..., Any], x: MetaTensor, *args: Any, **kwargs: Any) -> Any:
+    """The answer of a function to a MetaTensor, computed on a plain tensor; its tensors have the metadata that an operation of torch gives.
 
     Each operation on a MetaTensor looks through the metadata, which takes as long as a small layer.
 
     Example:
         >>> image = MetaTensor(torch.ones(1, 1, 2, 2), affine=2 * torch.eye(4))
-        >>> answer = on_plain_tensors(lambda x: [type(x), x + 1], image)
+        >>> answer = on_plain_tensor(lambda x: [type(x), x + 1], image)
         >>> answer[0].__name__, type(answer[1]).__name__, float(answer[1].affine[0, 0])
         ('Tensor', 'MetaTensor', 2.0)
     """
-    given = tuple(each for each in tensors_in((args, kwargs)) if isinstance(each, MetaTensor))
-
-    def plain(value: Any) -> Any:
-        return map_tensors(value, lambda each: each.as_subclass(torch.Tensor) if isinstance(each, MetaTensor) else each)
 
     def with_metadata(answer: torch.Tensor) -> torch.Tensor:
         # torch's protocol for subclasses, by which they follow any operation
-        return MetaTensor.__torch_function__(lambda *_: answer, (MetaTensor,), given)
+        return MetaTensor.__torch_function__(lambda _: answer, (MetaTensor,), (x,))
 
-    return map_tensors(function(*plain(args), **plain(kwargs)), with_metadata)
+    return map_tensors(function(x.as_subclass(torch.Tensor), *args, **kwargs), with_metadata)
+
+
+def computes_on_plain_tensors(function: Function) -> Function:
+    """A function of an image, its first argument, that runs by :func:`on_plain_tensor` where that is a MetaTensor."""
+
+    @wraps(function)
+    def call(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(x, MetaTensor):
+            return on_plain_tensor(function, x, *args, **kwargs)
+        return function(x, *args, **kwargs)
+
+    return call  # type: ignore[return-value]
 
 
 def progress_bar(items: Sequence[Item], description: str, show: bool = True) -> Iterable[Item]:

@@ -7,6 +7,7 @@ from monai_gmr.ops.call import Orders, RingKernel
 from monai_gmr.ops.invariants import invariants
 from monai_gmr.ops.kept_terms import add_kept_terms
 from monai_gmr.ops.scalars import fused_scalars
+from monai_gmr.utils import computes_on_plain_tensors
 
 
 def harmonic_tap_basis(
@@ -50,6 +51,7 @@ def response_invariants(
     return output.reshape(sizes[:axis] + [groups * (sum(norms) + sum(products))] + sizes[axis + 1 :])
 
 
+@computes_on_plain_tensors
 def harmonic_conv(
     x: torch.Tensor,
     kernel: RingKernel,

@@ -8,11 +8,13 @@ Resampling an axis is a product with a matrix, in float64 for a float64 image an
 
 import torch
 import torch.nn.functional as F
+from monai.data import MetaTensor
 
 from monai_gmr.ops.cpu.library import supports
 from monai_gmr.ops.cpu.resample import cpp_resample
 from monai_gmr.ops.free_sizes import has_symbols, voxels
 from monai_gmr.ops.memory_format import runs_channels_last
+from monai_gmr.utils import on_plain_tensor
 
 # reach of the low-pass, in sigma
 CUT = 4.0
@@ -144,6 +146,8 @@ def symmetric_downsample(x: torch.Tensor, factors: list[int], sigma: float, cut:
         >>> symmetric_downsample(torch.ones(1, 1, 5, 8), [2, 2], 0.7).shape
         torch.Size([1, 1, 3, 4])
     """
+    if not torch.jit.is_scripting() and isinstance(x, MetaTensor):
+        return on_plain_tensor(symmetric_downsample, x, factors, sigma, cut)
     for i, factor in enumerate(factors):
         axis = i - len(factors)
         if factor > 1:
@@ -171,6 +175,8 @@ def symmetric_upsample(
         >>> symmetric_upsample(torch.ones(1, 1, 3, 4), [5, 8], [2, 2]).shape
         torch.Size([1, 1, 5, 8])
     """
+    if not torch.jit.is_scripting() and isinstance(x, MetaTensor):
+        return on_plain_tensor(symmetric_upsample, x, target, factors, nearest)
     for i, factor in enumerate(factors):
         axis = i - len(factors)
         if factor > 1:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from monai_gmr.ops.backend import choose_backend
 from monai_gmr.ops.call import RingKernel
 from monai_gmr.ops.memory_format import keep_format
+from monai_gmr.utils import computes_on_plain_tensors
 
 
 def dense_kernel(weight: torch.Tensor, basis: torch.Tensor, shells: torch.Tensor) -> torch.Tensor:
@@ -153,6 +154,7 @@ def pad_nd(x: torch.Tensor, padding: list[int], padding_mode: str) -> torch.Tens
     return F.pad(x, padding, mode=padding_mode)
 
 
+@computes_on_plain_tensors
 def ring_conv(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -214,6 +216,7 @@ def ring_conv(
     return y if image is x else y[0]
 
 
+@computes_on_plain_tensors
 def ring_conv_transpose(
     x: torch.Tensor,
     weight: torch.Tensor,

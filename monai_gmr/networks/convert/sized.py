@@ -9,13 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from monai.data import MetaTensor
 from torch import nn
 
 from monai_gmr.networks.convert.trace import first_line, make_inputs
 from monai_gmr.networks.layers.size_trail import TrailStart, begin_trail, end_trail
 from monai_gmr.ops.free_sizes import recorded_number
-from monai_gmr.utils import ConfigurationError, on_plain_tensors, tensors_in
+from monai_gmr.utils import ConfigurationError, tensors_in
 
 # tried in order for the image of a recording; a graph recorded on a small image serves all sizes
 SCRIPT_SIZES = (16, 32, 33, 48, 64, 65, 96, 128)
@@ -29,8 +28,6 @@ def _keeps_trail(method: Callable) -> Callable:
         start: TrailStart | None = getattr(self, "trail_start", None)
         if start is None:
             return method(self, *args, **kwargs)
-        if any(isinstance(each, MetaTensor) for each in (*args, *kwargs.values())):
-            return on_plain_tensors(functools.partial(call, self), *args, **kwargs)
         if torch.jit.is_tracing() and self.conversion_report.evaluation_limits:
             # parts that use positions may branch on the size: the graph refuses images of another one
             args = tuple(

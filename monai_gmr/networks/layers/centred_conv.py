@@ -1,11 +1,13 @@
 """Strided radial and harmonic convolutions that are exact on every size: their window is even or odd, depending on the size."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from monai.data import MetaTensor
 from torch import nn
 
 from monai_gmr.networks.layers.conv_nd import check_input, whole_numbers
@@ -23,7 +25,7 @@ from monai_gmr.ops.harmonic_conv import harmonic_tap_basis
 from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.symmetry import centred_steps, centred_window, kernel_shells, number_of_components, tap_harmonics
 from monai_gmr.symmetry.taps import in_units
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.utils import ConfigurationError, on_plain_tensor
 
 
 class CentredConvNd(GMRConvNd):
@@ -109,6 +111,8 @@ class CentredConvNd(GMRConvNd):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Convolve ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``; sizes are those of ``torch.nn.ConvNd``."""
+        if not torch.jit.is_scripting() and isinstance(input, MetaTensor):
+            return on_plain_tensor(partial(CentredConvNd.forward, self), input)
         dims = self.spatial_dims
         check_input(self, input, dims, self.in_channels, unbatched=True)
         sizes = list(input.shape)[-dims:]

@@ -1,10 +1,12 @@
 """Resampling and pooling that keep the centre of the grid in place, on every size."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from monai.data import MetaTensor
 from torch import nn
 
 from monai_gmr.networks.layers.conv_nd import whole_numbers
@@ -12,7 +14,7 @@ from monai_gmr.networks.layers.size_trail import Levels, record_sizes
 from monai_gmr.ops import symmetric_downsample, symmetric_upsample
 from monai_gmr.ops.free_sizes import is_free, voxels
 from monai_gmr.ops.resample import apply_along_axis, window_matrix
-from monai_gmr.utils import ConfigurationError, check_choice
+from monai_gmr.utils import ConfigurationError, check_choice, on_plain_tensor
 
 
 class GMRDownsample(nn.Module):
@@ -132,6 +134,8 @@ class SymmetricPoolNd(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(batch, channels, *spatial)`` to ``(batch, channels, *ceil(spatial / stride))`` for ``kernel_size = stride``."""
+        if not torch.jit.is_scripting() and isinstance(x, MetaTensor):
+            return on_plain_tensor(partial(SymmetricPoolNd.forward, self), x)
         sizes = list(x.shape)[x.dim() - len(self.kernel_size) :]
         count, kernel, padding = self._window(sizes)
         if torch.jit.is_scripting():

@@ -1,6 +1,7 @@
 """ResNets whose output does not change when the image is rotated or mirrored."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from monai_gmr.networks.blocks import GMRConvolution, GMRResNetBlock
 from monai_gmr.networks.layers import draw_elements, make_downsample, one_per_level, split_convolution
 from monai_gmr.networks.layers.conv_nd import check_input
 from monai_gmr.networks.layers.group_levels import check_levels, kept_group, lift, onto, scalars, warn_of_few_scalars
-from monai_gmr.utils import ConfigurationError, check_choice, on_plain_tensors
+from monai_gmr.utils import ConfigurationError, check_choice, on_plain_tensor
 
 DEFAULT_KERNEL_SIZES = {2: (9, 9, 5, 5), 3: (5, 5, 5, 5)}
 
@@ -28,7 +29,7 @@ class GMRResNet(nn.Module):
         num_classes: number of outputs.
         layers: residual blocks of each stage.
         block: "basic" or "bottleneck".
-        kernel_sizes: window of each stage in voxels; default ``(9, 9, 5, 5)`` in 2D, ``(5, 5, 5, 5)`` in 3D, 3 for "plain" and "group".
+        kernel_sizes: window of each stage in voxels; default ``(9, 9, 5, 5, ...)`` in 2D, 5 in 3D, 3 for "plain" and "group".
         width: channels of the first stage, a multiple of a group's order; each stage has twice as many as the one before.
         stem_kernel_size: window of the stem in voxels, one number or one per axis.
         stem_stride: 2: the stem halves the grid; 1: it does not, for images of few voxels.
@@ -102,7 +103,9 @@ class GMRResNet(nn.Module):
         check_levels(convolutions, spatial_dims, [width * 2**level for level in range(len(layers))], "width")
         if kernel_sizes is None:
             small = all(split_convolution(each)[0] in ("plain", "group") for each in convolutions)
-            kernel_sizes = 3 if small else DEFAULT_KERNEL_SIZES[spatial_dims]
+            usual = DEFAULT_KERNEL_SIZES[spatial_dims]
+            # stages beyond the fourth are like it
+            kernel_sizes = 3 if small else [*usual, *usual[-1:] * len(layers)][: len(layers)]
         windows = one_per_level("kernel_sizes", kernel_sizes, len(layers), "layers")
         common: dict[str, Any] = {"rings": rings, "spacing": spacing, "padding_mode": padding_mode}
         common |= {"act": act, "norm": norm}
@@ -155,7 +158,7 @@ class GMRResNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(batch, n_input_channels, *spatial)`` to ``(batch, num_classes)``."""
         if not torch.jit.is_scripting() and isinstance(x, MetaTensor):
-            return on_plain_tensors(self.forward, x)
+            return on_plain_tensor(partial(GMRResNet.forward, self), x)
         return self.fc(self.dropout(self.features(x)))
 
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from monai_gmr.networks.layers.group_levels import (
 from monai_gmr.ops.backend import prefers_channels_last
 from monai_gmr.ops.free_sizes import is_free
 from monai_gmr.ops.memory_format import make_channels_last, runs_channels_last
-from monai_gmr.utils import ConfigurationError, SymmetryWarning, check_choice, on_plain_tensors
+from monai_gmr.utils import ConfigurationError, SymmetryWarning, check_choice, on_plain_tensor
 
 DEFAULT_KERNEL_SIZE = {1: 5, 2: 5, 3: 3}
 UPSAMPLE: dict[str, Callable[[int], nn.Module]] = {
@@ -240,7 +241,7 @@ class GMRUNet(nn.Module):
     def forward(self, x: torch.Tensor):
         """``(batch, in_channels, *spatial)`` to ``(batch, out_channels, *spatial)``, or a list of it and coarser outputs."""
         if not torch.jit.is_scripting() and isinstance(x, MetaTensor):
-            return on_plain_tensors(self.forward, x)
+            return on_plain_tensor(partial(GMRUNet.forward, self), x)
         levels = self.decode(x)
         output = self.head(levels[-1]).contiguous()
         # a scripted net returns the segmentation alone: TorchScript knows one type of result

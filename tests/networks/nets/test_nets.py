@@ -184,3 +184,10 @@ def test_parameters_are_a_tenth_of_monais_basic_unet():
     features = (16, 32, 64, 128, 256, 16)
     theirs = sum(p.numel() for p in BasicUNet(3, 1, 2, features).parameters())
     assert sum(p.numel() for p in GMRUNet(3, 1, 2, features[:5]).parameters()) < theirs / 8
+
+
+@pytest.mark.parametrize(("dims", "stages", "windows"), [(2, 2, [9, 9]), (2, 5, [9, 9, 5, 5, 5]), (3, 3, [5, 5, 5])])
+def test_the_usual_windows_are_for_any_number_of_stages(dims, stages, windows):
+    net = GMRResNet(dims, 1, 2, layers=(1,) * stages, width=2)
+    found = [next(each for each in stage.modules() if hasattr(each, "log_sigma")) for stage in net.stages]
+    assert [each.kernel_size for each in found] == [(k,) * dims for k in windows]
