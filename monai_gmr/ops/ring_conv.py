@@ -26,7 +26,7 @@ def dense_kernel(weight: torch.Tensor, basis: torch.Tensor, shells: torch.Tensor
         >>> dense_kernel(torch.ones(1, 1, 1), torch.tensor([[3.0, 1.0]]), torch.tensor([1, 0, 1]))
         tensor([[[1., 3., 1.]]])
     """
-    # spreading the basis first, which is small, both passes write and read each weight of the kernel once
+    # the basis is small: spreading the product instead would copy the whole kernel, in the backward pass too
     kernel = torch.matmul(weight.to(basis.dtype), basis.index_select(1, shells.flatten()))
     return kernel.reshape(list(weight.shape[:2]) + list(shells.shape)).to(weight.dtype)
 

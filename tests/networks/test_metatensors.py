@@ -129,8 +129,9 @@ def operations(monkeypatch):
 @pytest.mark.parametrize("name", OURS)
 def test_modules_of_our_networks_see_plain_tensors(name, training, operations):
     net, seen = OURS[name]().train(training), []
-    for module in net.children():
-        module.register_forward_pre_hook(lambda module, args: seen.extend(map(type, tensors_in(args))))
+    for module in net.modules():
+        if module is not net:
+            module.register_forward_pre_hook(lambda module, args: seen.extend(map(type, tensors_in(args))))
     assert operations(net, batch(2)) <= 1 + len(tensors_in(net(batch(2).as_tensor())))
     assert set(seen) == {torch.Tensor}
 

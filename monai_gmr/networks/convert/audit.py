@@ -138,6 +138,7 @@ class _Audit(Pass):
     def leave(self, module: nn.Module, args: tuple, output: Any) -> None:
         if module in self.ours:
             _pass_on_axes(tensors_in(args), tensors_in(output))
+            # one operation on its inputs and weights
             self._mark("", (args, list(module.parameters())), {}, output)
         if module in self.ours or isinstance(module, CONVOLUTIONS):
             self.sizes |= {tuple(each.shape[2:]) for each in tensors_in(output) if each.dim() == self.dims + 2}
