@@ -14,6 +14,8 @@ from monai_gmr.utils import ConfigurationError
 UNITS_PER_SQUARED_VOXEL = 10**9
 # of a 1 in tables of whole numbers, which no cast touches
 TABLE_UNITS = 10**12
+# of which the exponential is 0 in float64, too
+LOG_OF_ZERO = -1e6
 GAUSSIAN_SIGMA = 0.6
 GAUSSIAN_MEAN_MARGIN = 1.75
 GAUSSIAN_TAPER = 0.5
@@ -238,60 +240,73 @@ def away_from_centre(radii: np.ndarray, orders: Sequence[int]) -> np.ndarray:
 
 
 def gaussian_tables(
-    radii: np.ndarray, support: float, means: np.ndarray, orders: Sequence[int], taper_width: float = GAUSSIAN_TAPER
-) -> tuple[np.ndarray, np.ndarray]:
+    radii: np.ndarray,
+    counts: np.ndarray,
+    support: float,
+    means: np.ndarray,
+    orders: Sequence[int],
+    taper_width: float = GAUSSIAN_TAPER,
+) -> np.ndarray:
     """What :func:`gaussian_basis` takes of a window, as whole numbers in units of 1e-12, which no cast touches.
 
     Args:
         radii: of the shells, in voxels.
+        counts: taps of each shell.
         support: of :class:`Shells`.
         means: of the Gaussians of each order, in voxels, shape ``(orders, rings)``.
         orders: of the harmonics (:func:`away_from_centre`).
         taper_width: in voxels.
 
     Returns:
-        distances of the shells from the means in voxels, ``(orders, rings, shells)``, and tapers, ``(orders, shells)``.
+        ``(orders, rings + 2, shells)``: squared distances of the shells from each mean, in squared voxels; then ``log(n t^2)`` of the
+        number ``n`` of taps and the taper ``t``, -1e6 where that is 0; then ``-log(n) / 2``.
 
     Example:
-        >>> distances, tapers = gaussian_tables(np.array([0.0, 1.75, 2.0]), 2.0, np.array([[0.0], [1.0]]), orders=(0, 1))
-        >>> (distances[1] / TABLE_UNITS).tolist(), (tapers / TABLE_UNITS).round(3).tolist()
-        ([[-1.0, 0.75, 1.0]], [[1.0, 0.5, 0.0], [0.0, 0.5, 0.0]])
+        >>> radii, counts = np.array([0.0, 1.75, 2.0]), np.array([1, 4, 4])
+        >>> tables = gaussian_tables(radii, counts, 2.0, np.array([[0.0], [1.0]]), orders=(0, 1))
+        >>> (tables[1] / TABLE_UNITS).round(3).tolist()
+        [[0.0, 0.562, 0.0], [-1000000.0, 0.0, -1000000.0], [0.0, -0.693, -0.693]]
     """
-    tapers = np.sin(np.pi / 2 * np.clip((support - radii) / taper_width, 0, 1)) ** 2
-    distances = radii - means[..., None]
-    return in_units(distances), in_units(tapers * away_from_centre(radii, orders))
+    tapers = np.sin(np.pi / 2 * np.clip((support - radii) / taper_width, 0, 1)) ** 2 * away_from_centre(radii, orders)
+    # a shell of another window has a value, too, but no part in the norm
+    taps = np.maximum(counts, 1 / TABLE_UNITS) * np.ones_like(tapers)
+    inside = tapers >= 1 / TABLE_UNITS
+    squares = np.where(inside[:, None], (radii - means[..., None]) ** 2, 0.0)
+    weights = np.where(inside, np.log(taps * np.where(inside, tapers, 1.0) ** 2), LOG_OF_ZERO)
+    return in_units(np.concatenate([squares, weights[:, None], -0.5 * np.log(taps)[:, None]], axis=1))
 
 
-def gaussian_basis(
-    distances: torch.Tensor, tapers: torch.Tensor, counts: torch.Tensor, sigma: torch.Tensor, units: float
-) -> torch.Tensor:
+def gaussian_basis(tables: torch.Tensor, sigma: torch.Tensor, units: float) -> torch.Tensor:
     r"""Gaussians at the exact radii, tapered before the window ends and of unit norm over its taps, shape ``(..., rings, shells)``.
 
     .. math::
-        b_{rs} \propto \exp\left(-\frac{(\rho_s - \mu_r)^2}{2\sigma_r^2}\right)
-        \sin^2\left(\frac{\pi}{2}\min\left(1, \frac{S - \rho_s}{0.5}\right)\right), \qquad \sum_s n_s b_{rs}^2 = 1
+        b_{rs} \propto t_s \exp\left(-\frac{(\rho_s - \mu_r)^2}{2\sigma_r^2}\right), \qquad
+        t_s = \sin^2\left(\frac{\pi}{2}\min\left(1, \frac{S - \rho_s}{0.5}\right)\right), \qquad \sum_s n_s b_{rs}^2 = 1
+
+    Their squares times the numbers of taps are a softmax over the shells, which is few operations and never 0 / 0:
+
+    .. math::
+        n_s b_{rs}^2 = \mathrm{softmax}_s\left(\log(n_s t_s^2) - \frac{(\rho_s - \mu_r)^2}{\sigma_r^2}\right)
 
     Args:
-        distances, tapers: of :func:`gaussian_tables`, of all orders or of one; tapers up to a factor.
-        counts: taps of each shell, shape ``(shells,)``.
+        tables: of :func:`gaussian_tables`, of all orders or of one.
         sigma: widths in voxels, shape ``(rings,)``.
-        units: those of the distances in a voxel, ``TABLE_UNITS``.
+        units: those of the tables, ``TABLE_UNITS``.
 
     Example:
         >>> shells = kernel_shells((3, 3))
         >>> means = gaussian_means(2, shells.support)[None]
-        >>> distances, tapers = map(torch.as_tensor, gaussian_tables(shells.radii, shells.support, means, orders=(0,)))
-        >>> counts = torch.as_tensor(shells.counts)
-        >>> basis = gaussian_basis(distances[0], tapers[0], counts, torch.tensor([0.6, 0.6]), TABLE_UNITS)
-        >>> (counts * basis**2).sum(-1).allclose(torch.ones(2))
+        >>> tables = gaussian_tables(shells.radii, shells.counts, shells.support, means, orders=(0,))
+        >>> basis = gaussian_basis(torch.as_tensor(tables[0]), torch.tensor([0.6, 0.6]), TABLE_UNITS)
+        >>> (torch.as_tensor(shells.counts) * basis**2).sum(-1).allclose(torch.ones(2))
         True
     """
-    exponent = -0.5 * (distances.to(sigma.dtype) / units / sigma[:, None]) ** 2
-    exponent = exponent - exponent.max(dim=-1, keepdim=True)[0]
-    # the norm divides the unit of the tapers out
-    basis = torch.exp(exponent) * tapers.to(sigma.dtype).unsqueeze(-2)
-    norm = (basis * basis * counts.to(sigma.dtype)).sum(dim=-1, keepdim=True).sqrt()
-    return basis / norm
+    rings = sigma.shape[0]
+    values = tables.to(sigma.dtype) * (1.0 / units)
+    squares, weights, roots = values.split([rings, 1, 1], dim=-2)
+    exponent = torch.addcmul(weights, squares, sigma.pow(-2).unsqueeze(-1), value=-1.0)
+    # the logarithm of a root is half of that of its square
+    return torch.add(roots, torch.log_softmax(exponent, dim=-1), alpha=0.5).exp()
 
 
 def indexed_basis(masks: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

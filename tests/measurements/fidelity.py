@@ -50,11 +50,10 @@ class Frequencies:
     def gaussian(self, width=None, mean_margin=GAUSSIAN_MEAN_MARGIN, taper_width=GAUSSIAN_TAPER):
         rings = default_num_rings(self.shells)
         sigma = torch.full((rings,), width or initial_sigma("gaussian", self.shells, rings), dtype=torch.float64)
-        radii, support = self.shells.radii, self.shells.support
+        radii, counts, support = self.shells.radii, self.shells.counts, self.shells.support
         means = gaussian_means(rings, support, margin=mean_margin)[None]
-        tables = gaussian_tables(radii, support, means, (0,), taper_width)
-        counts = torch.as_tensor(self.shells.counts)
-        return gaussian_basis(*(torch.as_tensor(each[0]) for each in tables), counts, sigma, TABLE_UNITS).numpy()
+        tables = gaussian_tables(radii, counts, support, means, (0,), taper_width)
+        return gaussian_basis(torch.as_tensor(tables[0]), sigma, TABLE_UNITS).numpy()
 
     def indexed(self):
         rings = default_num_rings(self.shells)

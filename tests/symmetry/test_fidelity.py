@@ -78,9 +78,9 @@ EARLIER = (1.0, 0.75)
 def use_earlier_means(layer):
     ranges = [EARLIER if order else (0.0, 1.75) for order in layer.orders]
     means = np.stack([gaussian_means(layer.num_rings, layer.support, *each) for each in ranges])
-    radii = kernel_shells(layer.kernel_size).radii
-    distances, _ = gaussian_tables(radii, layer.support, means, layer.orders)
-    layer.order_distances.copy_(torch.as_tensor(distances))
+    shells = kernel_shells(layer.kernel_size)
+    tables = gaussian_tables(shells.radii, shells.counts, layer.support, means, layer.orders)
+    layer.order_gaussians.copy_(torch.as_tensor(tables))
 
 
 def test_the_angular_measure_is_that_of_second_derivatives():

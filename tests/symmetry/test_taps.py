@@ -1,5 +1,7 @@
 """Taps, shells, radial bases and harmonics against closed forms; every rotation mixes an order by an orthogonal matrix."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -67,10 +69,8 @@ def test_ring_masks_are_disjoint_and_leave_only_the_corners_out(k):
 def basis_of(shells, sigma):
     """The default Gaussians of a window."""
     means = gaussian_means(len(sigma), shells.support)[None]
-    tables = gaussian_tables(shells.radii, shells.support, means, orders=(0,))
-    return gaussian_basis(
-        *(torch.as_tensor(each[0]) for each in tables), torch.as_tensor(shells.counts), sigma, TABLE_UNITS
-    )
+    tables = gaussian_tables(shells.radii, shells.counts, shells.support, means, orders=(0,))
+    return gaussian_basis(torch.as_tensor(tables[0]), sigma, TABLE_UNITS)
 
 
 @pytest.mark.parametrize(("k", "dims"), [(1, 3), (2, 2), (3, 3), (4, 2), (5, 3), (9, 2), (7, 1)])
@@ -86,6 +86,38 @@ def test_gaussian_basis_is_the_closed_form(k, dims, width):
     expected = np.exp(-((shells.radii - mean[:, None]) ** 2) / (2 * width**2)) * taper
     expected /= np.sqrt((shells.counts * expected**2).sum(1, keepdims=True))
     assert np.allclose(basis, expected, atol=1e-9)
+
+
+def test_gaussian_basis_has_gradients_to_the_second_order():
+    sigma = torch.tensor([0.1, 0.5, 3.0], dtype=torch.float64, requires_grad=True)
+    # the corners have no weight, the far shells of the narrow ring almost none
+    run = partial(basis_of, kernel_shells((5, 5, 5)))
+    assert run(sigma)[:, -1].eq(0).all()
+    assert torch.autograd.gradcheck(run, sigma)
+    assert torch.autograd.gradgradcheck(run, sigma)
+
+
+@pytest.mark.parametrize("width", [1e-3, 0.1, 1e3, float("inf")])
+def test_gaussian_basis_is_finite_at_every_width(width):
+    shells = kernel_shells((5, 5, 5))
+    sigma = torch.full((default_num_rings(shells),), width, requires_grad=True)
+    basis = basis_of(shells, sigma)
+    basis.sum().backward()
+    assert torch.allclose((torch.as_tensor(shells.counts) * basis**2).sum(-1), torch.ones(len(sigma)), atol=1e-5)
+    assert sigma.grad.isfinite().all()
+
+
+def test_a_shell_of_another_window_has_its_value_and_no_part_in_the_norm():
+    """Windows of odd and even length share one function of the radius, of unit norm on the first."""
+    radii, sigma = np.array([0.0, 0.5, 1.0]), torch.tensor([0.6], dtype=torch.float64)
+    run = lambda shells, counts: gaussian_basis(  # noqa: E731
+        torch.as_tensor(gaussian_tables(radii[shells], np.array(counts), 2.0, np.zeros((1, 1)), (0,))[0]),
+        sigma,
+        TABLE_UNITS,
+    )
+    own, both = run([0, 2], [1, 4]), run([0, 1, 2], [1, 0, 4])
+    assert torch.allclose(own, both[:, [0, 2]], atol=1e-9)
+    assert both[0, 1] / both[0, 0] == pytest.approx(np.exp(-(0.5**2) / (2 * 0.6**2)), abs=1e-9)
 
 
 def test_indexed_basis_is_the_mixture_times_the_masks():

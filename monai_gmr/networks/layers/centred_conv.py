@@ -76,7 +76,7 @@ class CentredConvNd(GMRConvNd):
                 scaled = in_units(values).reshape(components, *window)
                 harmonics[code][(slice(None), *taps)] = scaled
         return tables | {
-            **self._radial_tables(np.concatenate([each.radii for each in shells])),
+            **self._radial_tables(np.concatenate([each.radii for each in shells]), counts[0]),
             "masks": np.concatenate([self._ring_masks(each) for each in shells], axis=1),
             "window_counts": counts,
             "counts": counts[0],

@@ -25,8 +25,7 @@ class RingConvNd(SymmetricConvNd):
     """What all radial convolutions share: the shells of the taps and the basis; the arguments are those of :class:`GMRConv2d`."""
 
     shells: torch.Tensor
-    distances: torch.Tensor
-    tapers: torch.Tensor
+    gaussians: torch.Tensor
     counts: torch.Tensor
     masks: torch.Tensor
     sigma_floor: float
@@ -90,13 +89,12 @@ class RingConvNd(SymmetricConvNd):
         near = shells.radii < shells.support - SMALLEST_DISTANCE
         self.num_shells = int(np.flatnonzero(near if self.rings == "gaussian" else masks.any(axis=0)).max()) + 1
         tables = {"shells": shells.tap_shell, "counts": shells.counts, "masks": masks}
-        return tables | self._radial_tables(shells.radii)
+        return tables | self._radial_tables(shells.radii, shells.counts)
 
-    def _radial_tables(self, radii: np.ndarray) -> dict[str, Any]:
-        """What Gaussians depend on, for shells of some radii."""
+    def _radial_tables(self, radii: np.ndarray, counts: np.ndarray) -> dict[str, Any]:
+        """What Gaussians depend on, for shells of some radii and numbers of taps."""
         means = symmetry.gaussian_means(self.num_rings, self.support)[None]
-        distances, tapers = symmetry.gaussian_tables(radii, self.support, means, orders=(0,))
-        return {"distances": distances[0], "tapers": tapers[0]}
+        return {"gaussians": symmetry.gaussian_tables(radii, counts, self.support, means, orders=(0,))[0]}
 
     def reset_parameters(self) -> None:
         """Draw fresh weights; on white noise the output's variance is that of a fresh ``torch.nn.ConvNd``."""
@@ -121,7 +119,7 @@ class RingConvNd(SymmetricConvNd):
     def basis(self) -> torch.Tensor:
         """The functions on shells of which a kernel is a weighted sum, shape ``(rings, shells)``, at least float32."""
         if self.rings == "gaussian":
-            return symmetry.gaussian_basis(self.distances, self.tapers, self.counts, self.sigma(), self.table_units)
+            return symmetry.gaussian_basis(self.gaussians, self.sigma(), self.table_units)
         if self.rings.startswith("indexed"):
             return symmetry.indexed_basis(self.masks, self.sigma())
         dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32

@@ -54,8 +54,7 @@ def channels_per_order(out_channels: int, order_split: Sequence[float]) -> list[
 class GMRHarmonicConvNd(GMRConvNd):
     """Harmonic convolution of any dimension; use :class:`GMRHarmonicConv1d`, :class:`GMRHarmonicConv2d` or :class:`GMRHarmonicConv3d`."""
 
-    order_distances: torch.Tensor
-    order_tapers: torch.Tensor
+    order_gaussians: torch.Tensor
     away: torch.Tensor
     harmonics: torch.Tensor
     component_profile: torch.Tensor
@@ -153,11 +152,11 @@ class GMRHarmonicConvNd(GMRConvNd):
             "response_channel": np.repeat(np.arange(len(repeats)), repeats).astype(np.int64),
         }
 
-    def _radial_tables(self, radii: np.ndarray) -> dict[str, Any]:
+    def _radial_tables(self, radii: np.ndarray, counts: np.ndarray) -> dict[str, Any]:
         means = order_means(self.orders, self.kernel_size, self.steps, self.support, self.num_rings)
-        distances, tapers = gaussian_tables(radii, self.support, means, self.orders)
-        tables = {"order_distances": distances, "order_tapers": tapers, "away": away_from_centre(radii, self.orders)}
-        return super()._radial_tables(radii) | tables
+        gaussians = gaussian_tables(radii, counts, self.support, means, self.orders)
+        tables = {"order_gaussians": gaussians, "away": away_from_centre(radii, self.orders)}
+        return super()._radial_tables(radii, counts) | tables
 
     def _finish(self) -> None:
         """Register the tables, then the parameters whose number they give, and draw the weights."""
@@ -176,7 +175,7 @@ class GMRHarmonicConvNd(GMRConvNd):
         """Radial profiles of each order on shells, shape ``(orders, rings, shells)``, at least float32."""
         if self.rings != "gaussian":
             return self.basis() * self.away.unsqueeze(1)
-        return gaussian_basis(self.order_distances, self.order_tapers, self.counts, self.sigma(), self.table_units)
+        return gaussian_basis(self.order_gaussians, self.sigma(), self.table_units)
 
     def tap_basis(self) -> torch.Tensor:
         """Functions on taps of all components of all orders, shape ``(components, rings, taps)``, at least float32."""

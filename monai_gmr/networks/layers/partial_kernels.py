@@ -85,9 +85,7 @@ class HarmonicKernel(PartialKernel):
     """
 
     shells: torch.Tensor
-    distances: torch.Tensor
-    tapers: torch.Tensor
-    counts: torch.Tensor
+    gaussians: torch.Tensor
     harmonics: torch.Tensor
 
     def __init__(
@@ -131,12 +129,9 @@ class HarmonicKernel(PartialKernel):
         shells = kernel_shells(self.kernel_size, self.steps)
         harmonics = np.concatenate([tap_harmonics(self.kernel_size, self.steps, order) for order in self.orders])
         means = order_means(self.orders, self.kernel_size, self.steps, self.support, self.num_rings)
-        distances, tapers = gaussian_tables(shells.radii, self.support, means, self.orders)
         return {
             "shells": shells.tap_shell.ravel().astype(np.int64),
-            "distances": distances,
-            "tapers": tapers,
-            "counts": shells.counts,
+            "gaussians": gaussian_tables(shells.radii, shells.counts, self.support, means, self.orders),
             "harmonics": in_units(harmonics),
         }
 
@@ -144,7 +139,7 @@ class HarmonicKernel(PartialKernel):
         """Functions of position at orientations ``(G, d, d)``, ``(G, functions, taps)``, by order, component and ring."""
         log_sigma = self.weight.new_zeros(self.num_rings) if self.log_sigma is None else self.log_sigma
         sigma = positive_sigma(log_sigma, SIGMA_FLOOR["gaussian"])
-        profiles = gaussian_basis(self.distances, self.tapers, self.counts, sigma, TABLE_UNITS)
+        profiles = gaussian_basis(self.gaussians, sigma, TABLE_UNITS)
         profiles = profiles.to(orientations.dtype).index_select(2, self.shells)
         harmonics = (self.harmonics.double() / TABLE_UNITS).to(orientations.dtype).split(self.components)
         functions = []
