@@ -64,11 +64,11 @@ def all_equal(sizes: Sequence[Any], others: Sequence[Any]) -> torch.Tensor:
     return (one == other).all()
 
 
-def voxels(count: int, like: torch.Tensor) -> torch.Tensor:
+def voxels(count: int, like: torch.Tensor, dtype: torch.dtype = torch.int64) -> torch.Tensor:
     """The numbers of the voxels along an axis, ``(count,)``, on the device of an image.
 
     In a recorded graph too: ``torch.arange`` would keep the device of the recording.
     """
     if not torch.jit.is_scripting() and torch.jit.is_tracing():
-        return like.new_ones([count], dtype=torch.int64).cumsum(0) - 1
-    return torch.arange(count, device=like.device)
+        return (like.new_ones([count], dtype=torch.int64).cumsum(0) - 1).to(dtype)
+    return torch.arange(count, dtype=dtype, device=like.device)

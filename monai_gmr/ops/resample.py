@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 
 from monai_gmr.ops.cpu.library import supports
 from monai_gmr.ops.cpu.resample import cpp_resample
-from monai_gmr.ops.free_sizes import has_symbols, voxels
+from monai_gmr.ops.free_sizes import has_symbols, is_free, voxels
 from monai_gmr.ops.memory_format import runs_channels_last
 from monai_gmr.utils import on_plain_tensor
 
@@ -27,7 +27,7 @@ def downsampled_size(size: int, factor: int) -> int:
 
 def _positions(count: int, like: torch.Tensor) -> torch.Tensor:
     """Numbers of the voxels of an axis, in the precision of a matrix."""
-    return voxels(count, like).to(torch.float64 if like.dtype == torch.float64 else torch.float32)
+    return voxels(count, like, torch.float64 if like.dtype == torch.float64 else torch.float32)
 
 
 def lowpass_matrix(size: int, factor: int, sigma: float, like: torch.Tensor, cut: float = CUT) -> torch.Tensor:
@@ -36,10 +36,10 @@ def lowpass_matrix(size: int, factor: int, sigma: float, like: torch.Tensor, cut
     Each row sums to 1. A Gaussian is the one radial function that is a product over the axes, so filtering axis by axis is a radial filter.
     """
     coarse = downsampled_size(size, factor)
-    centres = 0.5 * (size - 1) + factor * (_positions(coarse, like) - 0.5 * (coarse - 1))
-    distance = (_positions(size, like)[None, :] - centres[:, None]) / sigma
-    window = torch.exp(-0.5 * distance * distance) * (distance.abs() <= cut).to(distance.dtype)
-    return window / window.sum(dim=1, keepdim=True)
+    fine_axis, coarse_axis = _positions(size, like) - 0.5 * (size - 1), _positions(coarse, like) - 0.5 * (coarse - 1)
+    distance = torch.sub(fine_axis[None, :], coarse_axis[:, None], alpha=factor) / sigma
+    squared = distance * distance
+    return torch.softmax((-0.5 * squared).masked_fill(squared > cut * cut, float("-inf")), dim=1)
 
 
 def window_matrix(
@@ -130,6 +130,26 @@ def _apply_taps(x: torch.Tensor, matrix: torch.Tensor, axis: int, taps: int) -> 
     return total
 
 
+@torch.jit.unused
+def _any_free(lengths: list[list[int]]) -> bool:
+    return any(is_free(each) for each in lengths)
+
+
+def is_as_before(axis: int, lengths: list[list[int]]) -> bool:
+    """Whether an axis has the lengths of the one before it, so that both share their matrix; of symbols this is not known.
+
+    Example:
+        >>> [is_as_before(axis, [[9, 9, 8], [2, 2, 2]]) for axis in range(3)]
+        [False, True, False]
+    """
+    if not torch.jit.is_scripting() and _any_free(lengths):
+        return False
+    alike = axis > 0
+    for each in lengths:
+        alike = alike and each[axis] == each[axis - 1]
+    return alike
+
+
 def symmetric_downsample(x: torch.Tensor, factors: list[int], sigma: float, cut: float = CUT) -> torch.Tensor:
     """Low-pass and subsample the last axes about their centre.
 
@@ -148,12 +168,13 @@ def symmetric_downsample(x: torch.Tensor, factors: list[int], sigma: float, cut:
     """
     if not torch.jit.is_scripting() and isinstance(x, MetaTensor):
         return on_plain_tensor(symmetric_downsample, x, factors, sigma, cut)
+    sizes, matrix = list(x.shape)[-len(factors) :], x
     for i, factor in enumerate(factors):
-        axis = i - len(factors)
         if factor > 1:
             width = 0.5 * sigma * factor
-            matrix = lowpass_matrix(x.shape[axis], factor, width, x, cut)
-            x = apply_along_axis(x, matrix, axis, int(2 * cut * width) + 1)
+            if not is_as_before(i, [sizes, factors]):
+                matrix = lowpass_matrix(sizes[i], factor, width, x, cut)
+            x = apply_along_axis(x, matrix, i - len(factors), int(2 * cut * width) + 1)
     return x
 
 
@@ -177,13 +198,13 @@ def symmetric_upsample(
     """
     if not torch.jit.is_scripting() and isinstance(x, MetaTensor):
         return on_plain_tensor(symmetric_upsample, x, target, factors, nearest)
+    sizes, matrix = list(x.shape)[-len(factors) :], x
     for i, factor in enumerate(factors):
-        axis = i - len(factors)
         if factor > 1:
-            matrix = linear_matrix(x.shape[axis], target[i], factor, x)
-            if nearest is not None:
-                matrix = torch.where(
-                    nearest.to(matrix) > 0.5, nearest_matrix(x.shape[axis], target[i], factor, x), matrix
-                )
-            x = apply_along_axis(x, matrix, axis, 2)
+            if not is_as_before(i, [sizes, target, factors]):
+                matrix = linear_matrix(sizes[i], target[i], factor, x)
+                if nearest is not None:
+                    repeated = nearest_matrix(sizes[i], target[i], factor, x)
+                    matrix = torch.where(nearest.to(matrix) > 0.5, repeated, matrix)
+            x = apply_along_axis(x, matrix, i - len(factors), 2)
     return x

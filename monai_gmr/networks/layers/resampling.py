@@ -13,7 +13,7 @@ from monai_gmr.networks.layers.conv_nd import whole_numbers
 from monai_gmr.networks.layers.size_trail import Levels, record_sizes
 from monai_gmr.ops import symmetric_downsample, symmetric_upsample
 from monai_gmr.ops.free_sizes import is_free, voxels
-from monai_gmr.ops.resample import apply_along_axis, window_matrix
+from monai_gmr.ops.resample import apply_along_axis, is_as_before, window_matrix
 from monai_gmr.utils import ConfigurationError, check_choice, on_plain_tensor
 
 
@@ -228,11 +228,13 @@ class GMRAvgPool(SymmetricPoolNd):
         self.count_padding = count_padding
 
     def _pooled(self, x: torch.Tensor, count: list[int], kernel: list[int], padding: list[int]) -> torch.Tensor:
+        sizes, matrix = list(x.shape)[-len(kernel) :], x
         for i in range(len(kernel)):
-            axis = i - len(kernel)
-            stride, counted = self.stride[i], self.count_padding
-            matrix = window_matrix(x.shape[axis], count[i], kernel[i], stride, padding[i], x, count_padding=counted)
-            x = apply_along_axis(x, matrix, axis, self.kernel_size[i] + self.stride[i])
+            if not is_as_before(i, [sizes, count, kernel, padding, list(self.stride)]):
+                counted = self.count_padding
+                window = (sizes[i], count[i], kernel[i], self.stride[i], padding[i])
+                matrix = window_matrix(*window, x, count_padding=counted)
+            x = apply_along_axis(x, matrix, i - len(kernel), self.kernel_size[i] + self.stride[i])
         return x
 
 
@@ -246,15 +248,16 @@ class GMRTrim(nn.Module):
 
     def forward(self, x: torch.Tensor, size: list[int]) -> torch.Tensor:
         """``(batch, channels, *spatial)`` to ``(batch, channels, *size)``, where no axis becomes longer."""
+        sizes, matrix = list(x.shape)[-len(size) :], x
         for i in range(len(size)):
-            axis = i - len(size)
             # a window of one voxel leaves an axis unchanged; a graph is recorded for both cases
-            surplus, recorded = x.shape[axis] - size[i], False
+            surplus, recorded = sizes[i] - size[i], False
             if not torch.jit.is_scripting():
                 recorded = is_free([surplus])
             if recorded or surplus != 0:
-                matrix = window_matrix(x.shape[axis], size[i], surplus + 1, 1, 0, x)
-                x = apply_along_axis(x, matrix, axis, 2)
+                if not is_as_before(i, [sizes, size]):
+                    matrix = window_matrix(sizes[i], size[i], surplus + 1, 1, 0, x)
+                x = apply_along_axis(x, matrix, i - len(size), 2)
         return x
 
 

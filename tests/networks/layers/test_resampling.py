@@ -1,5 +1,7 @@
 """Resampling and pooling are exact on every size and do what their names say."""
 
+import importlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -72,6 +74,28 @@ def test_half_precision_and_autocast_run(layer):
     assert torch.allclose(layer(x.bfloat16()).float(), layer(x), atol=0.05)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.allclose(layer(x).float(), layer(x.double()).float(), atol=0.05)
+
+
+MATRICES = {
+    GMRDownsample: "monai_gmr.ops.resample.lowpass_matrix",
+    GMRUpsample: "monai_gmr.ops.resample.linear_matrix",
+    GMRAvgPool: "monai_gmr.networks.layers.resampling.window_matrix",
+}
+
+
+@pytest.mark.parametrize(("size", "kinds"), [((8, 8, 8), 1), ((8, 8, 9), 2), ((9, 8, 9), 3)])
+@pytest.mark.parametrize("layer_class", MATRICES)
+def test_axes_of_one_length_share_their_matrix(layer_class, size, kinds, monkeypatch):
+    *module, name = MATRICES[layer_class].split(".")
+    own = getattr(importlib.import_module(".".join(module)), name)
+    calls, x = [], torch.randn(1, 2, *size)
+    monkeypatch.setattr(MATRICES[layer_class], lambda *args, **kwargs: calls.append(args) or own(*args, **kwargs))
+    y = layer_class(3, 2)(x)
+    assert len(calls) == kinds
+    # axis by axis nothing is shared
+    for axis in range(3):
+        x = layer_class(3, tuple(2 if axis == other else 1 for other in range(3)))(x)
+    assert torch.allclose(y, x, atol=1e-6)
 
 
 def test_layers_are_in_monais_factories():
