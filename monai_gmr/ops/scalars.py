@@ -14,6 +14,10 @@ from monai_gmr.ops.invariants import NORM_SMOOTHING, inner_product_scale, invari
 from monai_gmr.ops.kept_terms import add_kept_terms, chiral_terms, num_chiral
 from monai_gmr.ops.memory_format import is_recorded
 
+# so many numbers stay in the caches of a processor
+FEW_RESPONSES = 2**16
+
+_Pair = tuple[torch.Tensor, torch.Tensor]
 # from responses and factors to terms
 Terms = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -52,13 +56,23 @@ def _runs(norms: list[int], inner_products: list[int], components: list[int]) ->
         row, channel = row + rows, channel + channels
 
 
-def _add_products(start: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """``start`` plus the products over the components, axis -2, one after the other: no temporary of the size of ``a``."""
-    first = a[..., 0, :], b[..., 0, :]
-    total = torch.mul(*first) if start is None else torch.addcmul(start, *first)
+def _products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Sums of products over the components, axis -2."""
+    if a.device.type != "cpu" or a.numel() <= FEW_RESPONSES:
+        return (a * b).sum(-2)
+    # no temporary of the size of ``a``, which leaves the caches
+    total = a[..., 0, :] * b[..., 0, :]
     for i in range(1, a.shape[-2]):
         total.addcmul_(a[..., i, :], b[..., i, :])
     return total
+
+
+def _write_products(target: torch.Tensor, first: _Pair, second: _Pair, scale: float = 1.0) -> None:
+    """Write ``a * b + scale * c * d``, rounded once."""
+    if target.dtype == first[0].dtype:
+        torch.mul(*first, out=target).addcmul_(*second, value=scale)
+    else:
+        target.copy_(torch.mul(*first).addcmul_(*second, value=scale))
 
 
 def _cross_products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -71,16 +85,19 @@ def _reduce(part: torch.Tensor, norms: int, crosses: torch.Tensor | None, target
     cross products times ``crosses``; returns what :func:`_reduce_backward` needs."""
     left, right = part[..., :norms, :, :], part[..., norms:, :, :]
     products, count = right.shape[-3], part.shape[-2]
-    saved = []
-    lengths = _add_products(part.new_tensor(NORM_SMOOTHING**2), left, left)
+    saved, squares = [], _products(part, part)
+    lengths = squares[..., :norms, :]
+    lengths += NORM_SMOOTHING**2
     if products:
-        common = _add_products(lengths[..., :products, :], right, right).sqrt_().div_(inner_product_scale(count))
-        value = _add_products(None, left[..., :products, :, :], right)
+        common = (lengths[..., :products, :] + squares[..., norms:, :]).sqrt_().div_(inner_product_scale(count))
+        value = _products(left[..., :products, :, :], right)
         if crosses is not None:
             value.addcmul_(_cross_products(left[..., :products, :, :], right), crosses)
-        target[..., norms:, :] = value.div_(common)
+        torch.div(value, common, out=target[..., norms:, :])
         saved.append(common)
-    target[..., :norms, :] = lengths.sqrt_() - NORM_SMOOTHING
+    # not in place: what is kept has no rows of the products
+    lengths = lengths.sqrt()
+    torch.sub(lengths, NORM_SMOOTHING, out=target[..., :norms, :])
     return [*saved, lengths]
 
 
@@ -100,7 +117,7 @@ def _reduce_backward(
     products, count = right.shape[-3], part.shape[-2]
     own = gradient[..., :norms, :] / saved[-1]
     if products == 0:
-        target.copy_(own.unsqueeze(-2) * left)
+        torch.mul(own.unsqueeze(-2), left, out=target)
         return None
     paired = left[..., :products, :, :]
     common = saved[0]
@@ -109,17 +126,18 @@ def _reduce_backward(
     if result is not None:
         value = result[..., norms:, :]
     else:
-        value = _add_products(None, paired, right)
+        value = _products(paired, right)
         if cross is not None and crosses is not None:
             value.addcmul_(cross, crosses)
         value.div_(common)
-    # what the common length takes away from both
-    shrink = (across * value).div_(common).div_(-(inner_product_scale(count) ** 2))
-    own[..., :products, :] += shrink
+    # what the common length takes away from both, up to a factor
+    shrink, scale = (across * value).div_(common), -1 / inner_product_scale(count) ** 2
+    own[..., :products, :].add_(shrink, alpha=scale)
     own, shrink, turned = own.unsqueeze(-2), shrink.unsqueeze(-2), across.unsqueeze(-2)
-    target[..., :products, :, :] = (own[..., :products, :, :] * paired).addcmul_(turned, right)
-    target[..., products:norms, :, :] = own[..., products:, :, :] * left[..., products:, :, :]
-    target[..., norms:, :, :] = (turned * paired).addcmul_(shrink, right)
+    _write_products(target[..., :products, :, :], (own[..., :products, :, :], paired), (turned, right))
+    if norms > products:
+        torch.mul(own[..., products:, :, :], left[..., products:, :, :], out=target[..., products:norms, :, :])
+    _write_products(target[..., norms:, :, :], (turned, paired), (shrink, right), scale)
     if crosses is None or cross is None:
         return None
     # of a_0 b_1 - a_1 b_0
@@ -170,7 +188,7 @@ class _Scalars(torch.autograd.Function):
                 out += torch.matmul(linear[..., columns].to(out.dtype), responses[:, :, rows])
         if chiral is not None:
             for run, triples in _triple_products(*sizes):
-                out[:, :, run.channels] += triples(wide[:, :, run.rows], chiral[:, run.channels])
+                out[:, :, run.channels].add_(triples(wide[:, :, run.rows], chiral[:, run.channels]))
         return out, *saved
 
     @staticmethod
@@ -215,13 +233,13 @@ class _Scalars(torch.autograd.Function):
         if linear is not None and by_linear is not None:
             for rows, columns in _above_zero(*sizes):
                 by_linear[..., columns] = torch.matmul(wanted, wide[:, :, rows].mT).sum(0)
-                result[:, :, rows] += torch.matmul(linear[..., columns].mT.to(gradient.dtype), gradient)
+                result[:, :, rows].add_(torch.matmul(linear[..., columns].mT.to(gradient.dtype), gradient))
         if chiral is not None and factors is not None and by_chiral is not None:
             for run, triples in _triple_products(*sizes):
                 given = wide[:, :, run.rows], factors[:, run.channels]
                 by_rows, by_factors = dense_gradients(triples, given, (True, True), wanted[:, :, run.channels])
-                result[:, :, run.rows] += by_rows  # type: ignore[arg-type]
-                by_chiral[:, run.channels] += by_factors  # type: ignore[arg-type]
+                result[:, :, run.rows].add_(by_rows)  # type: ignore[arg-type]
+                by_chiral[:, run.channels].add_(by_factors)  # type: ignore[arg-type]
             by_chiral = by_chiral.to(chiral.dtype)
         return result.to(responses.dtype), by_linear, by_chiral, None, None, None
 

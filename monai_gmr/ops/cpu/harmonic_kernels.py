@@ -201,4 +201,4 @@ class AngularOrder:
             rows = total.permute(3, 0, 2, 1).flatten(1, 2)[:, : self.norms + self.products]
             kept_gradients.linear.add_(rows.flatten(1))
         if kept_gradients.chiral is not None and chiral_sums is not None:
-            kept_gradients.chiral[self.norms :] += chiral_sums.sum(0)[: self.products] * self.chiral_scale
+            kept_gradients.chiral[self.norms :].add_(chiral_sums.sum(0)[: self.products], alpha=self.chiral_scale)

@@ -158,7 +158,7 @@ def _angular_gradients(
             terms = {"chiral": _own(chiral, part.order), "linear": factors, "responses": responses}
             turned = own.run_order(part, fresh, scalars, **terms, planes=planes)
             if chiral_gradient is not None and turned is not None:
-                chiral_gradient[part.order.channels][part.order.norms :] += turned
+                chiral_gradient[part.order.channels][part.order.norms :].add_(turned)
         if linear_gradient is not None and responses is not None and voxels:
             rows = gradient.view(len(image), own.out_sizes[0], plane, outputs)
             rows = rows[fresh.first_sample :][: fresh.samples, fresh.first_row :][:, : fresh.rows]
