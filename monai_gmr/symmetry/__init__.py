@@ -55,7 +55,13 @@ from monai_gmr.symmetry.taps import (
     tap_spacing,
 )
 from monai_gmr.symmetry.views import View, angle_views, group_views, icosahedral_views, make_views, random_views
-from monai_gmr.symmetry.wigner import group_functions, harmonic_matrices, harmonic_tensor, number_of_functions
+from monai_gmr.symmetry.wigner import (
+    group_functions,
+    harmonic_matrices,
+    harmonic_rows,
+    harmonic_tensor,
+    number_of_functions,
+)
 
 __all__ = [
     "PointGroup",
@@ -85,6 +91,7 @@ __all__ = [
     "group_names",
     "group_views",
     "harmonic_matrices",
+    "harmonic_rows",
     "harmonic_tensor",
     "has_mirrors",
     "icosahedral_views",

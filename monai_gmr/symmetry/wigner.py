@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -36,12 +37,29 @@ def harmonic_tensor(spatial_dims: int, order: int) -> np.ndarray:
     return tensor
 
 
-def harmonic_matrices(matrices: torch.Tensor, order: int) -> torch.Tensor:
+def harmonic_rows(spatial_dims: int, order: int) -> np.ndarray:
+    """:func:`harmonic_tensor` with rows of unit length.
+
+    Example:
+        >>> harmonic_rows(2, 1)
+        array([[1., 0.],
+               [0., 1.]])
+    """
+    tensor = harmonic_tensor(spatial_dims, order)
+    return tensor / np.linalg.norm(tensor[0])
+
+
+def harmonic_matrices(matrices: torch.Tensor, order: int, rows: torch.Tensor | None = None) -> torch.Tensor:
     r"""How orthogonal matrices ``(..., d, d)`` mix the harmonics of an order, ``(..., components, components)``.
 
     .. math:: Y(R x) = D(R)\, Y(x), \qquad D(R S) = D(R)\, D(S), \qquad D(R)^\top D(R) = 1
 
     In 2D these are phases, in 3D real Wigner matrices, of mirror images too. Entries are polynomials in those of ``R``.
+
+    Args:
+        matrices: orthogonal.
+        order: of the harmonics, 0 to 3.
+        rows: :func:`harmonic_rows` where the matrices are; default: copied there, for which a GPU waits.
 
     Example:
         >>> from monai_gmr.symmetry import real_harmonics, rotation_matrix
@@ -52,16 +70,17 @@ def harmonic_matrices(matrices: torch.Tensor, order: int) -> torch.Tensor:
     """
     # int: in a trace sizes are tensors
     dims = int(matrices.shape[-1])
-    tensor = torch.as_tensor(np.array(harmonic_tensor(dims, order)), dtype=matrices.dtype, device=matrices.device)
-    count = int(tensor.shape[0])
-    norm = (tensor[0] ** 2).sum()
+    count, lead = number_of_components(dims, order), matrices.shape[:-2]
+    if order == 0:
+        return matrices.new_ones(*lead, 1, 1)
+    if rows is None:
+        rows = torch.as_tensor(harmonic_rows(dims, order), dtype=matrices.dtype, device=matrices.device)
     # the factors of the polynomial are rotated one after the other, each time the first, which then becomes the last
-    lead = matrices.shape[:-2]
-    rotated = tensor.expand(*lead, *tensor.shape)
+    rotated = rows.expand(*lead, *rows.shape)
     for _ in range(order):
         factors = rotated.reshape(*lead, count, dims, -1)
         rotated = torch.einsum("...caf,...ab->...cfb", factors, matrices).flatten(-2)
-    return rotated @ tensor.t() / norm
+    return rotated @ rows.t()
 
 
 def number_of_functions(spatial_dims: int, highest: int, mirrors: bool) -> int:
@@ -76,12 +95,29 @@ def number_of_functions(spatial_dims: int, highest: int, mirrors: bool) -> int:
     return rotations * (2 if mirrors else 1)
 
 
-def group_functions(matrices: torch.Tensor, highest: int, mirrors: bool) -> torch.Tensor:
+def _determinants(matrices: torch.Tensor) -> torch.Tensor:
+    """Of matrices of two or three rows, by their products: a library of a GPU may wait for its result."""
+    if matrices.shape[-1] == 2:
+        (a, b), (c, d) = (row.unbind(-1) for row in matrices.unbind(-2))
+        return a * d - b * c
+    first, second, third = matrices.unbind(-2)
+    return (torch.linalg.cross(first, second) * third).sum(-1)
+
+
+def group_functions(
+    matrices: torch.Tensor, highest: int, mirrors: bool, rows: Sequence[torch.Tensor] | None = None
+) -> torch.Tensor:
     """Orthonormal functions on the rotations, or with ``mirrors`` on all orthogonal matrices ``(..., d, d)``, ``(..., functions)``.
 
     In 2D the Fourier series of the angle up to a frequency, in 3D the entries of the Wigner matrices up to an order (Peter-Weyl), of mean
     square 1 over the group; with mirror images each function times 1 and times the determinant. At every element the squares add up to the
     number of functions. They are functions of the matrix, so they have the period of the rotation.
+
+    Args:
+        matrices: orthogonal, of the group.
+        highest: frequency (2D) or order (3D).
+        mirrors: whether the group has mirror images.
+        rows: as in :func:`harmonic_matrices`, of each order from 0.
 
     Example:
         >>> quarter = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
@@ -90,11 +126,11 @@ def group_functions(matrices: torch.Tensor, highest: int, mirrors: bool) -> torc
     """
     functions = [torch.ones_like(matrices[..., :1, 0])]
     for order in range(1, highest + 1):
-        mixing = harmonic_matrices(matrices, order)
+        mixing = harmonic_matrices(matrices, order, None if rows is None else rows[order])
         # in 2D one column of a phase matrix holds its cosine and its sine, the other one both again
         entries = mixing[..., :1] if matrices.shape[-1] == 2 else mixing
         functions.append(math.sqrt(int(mixing.shape[-1])) * entries.flatten(-2))
     values = torch.cat(functions, -1)
     if mirrors:
-        values = torch.cat([values, values * torch.linalg.det(matrices).unsqueeze(-1)], -1)
+        values = torch.cat([values, values * _determinants(matrices).unsqueeze(-1)], -1)
     return values

@@ -53,6 +53,17 @@ def test_angles_in_space_have_the_density_of_uniform_rotations(largest):
     torch.testing.assert_close(share_below(angles) / share_below(number(largest)), NUMBERS, atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("largest", [math.pi, 3.0, 1e-3, 1e-8])
+def test_angles_in_space_are_the_inverse_of_the_share_to_the_last_digits(largest):
+    fractions = torch.linspace(0.0, 1.0, 1001, dtype=torch.float64)
+    # x - sin x by its series, which loses no digits
+    odd = torch.arange(3, 40, 2, dtype=torch.float64)
+    volume = lambda x: ((-1) ** ((odd - 3) / 2) * (odd * x.log().unsqueeze(-1) - torch.lgamma(odd + 1)).exp()).sum(-1)  # noqa: E731
+    shares = volume(fractions * largest) / volume(number(largest))
+    found = cone_angles(shares, number(largest).detach()) / largest
+    torch.testing.assert_close(found, fractions, atol=1e-13, rtol=1e-13)
+
+
 def test_random_quaternions_are_uniform_rotations():
     uniforms = torch.rand(4000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     axes, angles = axis_and_angle(quaternion_of(uniforms))

@@ -22,7 +22,7 @@ from monai_gmr.symmetry import (
     tap_harmonics,
 )
 from monai_gmr.symmetry.taps import GAUSSIAN_TAPER, SIGMA_FLOOR, TABLE_UNITS, in_units
-from monai_gmr.symmetry.wigner import group_functions, harmonic_matrices, number_of_functions
+from monai_gmr.symmetry.wigner import group_functions, harmonic_matrices, harmonic_rows, number_of_functions
 from monai_gmr.utils import ConfigurationError
 
 DEFAULT_FREQUENCIES = {2: 2, 3: 1}
@@ -42,6 +42,8 @@ class PartialKernel(TableModule):
     """
 
     weight: nn.Parameter
+    rows: torch.Tensor
+    highest: int
 
     def __init__(
         self, kernel_size: Sequence[int], steps: Sequence[float], frequencies: int | None, mirrors: bool, lifts: bool
@@ -54,12 +56,25 @@ class PartialKernel(TableModule):
         number_of_components(dims, self.frequencies)  # which refuses those that are not there
         self.frequencies = 0 if lifts else self.frequencies
         self.num_functions = number_of_functions(dims, self.frequencies, self.mirrors)
+        self.highest = self.frequencies
+
+    def _make_tables(self) -> dict[str, Any]:
+        dims = len(self.kernel_size)
+        rows = [harmonic_rows(dims, order).ravel() for order in range(self.highest + 1)]
+        return {"rows": in_units(np.concatenate(rows))}
+
+    def _harmonic_rows(self, dtype: torch.dtype) -> list[torch.Tensor]:
+        """:func:`~monai_gmr.symmetry.harmonic_rows` of each order from 0."""
+        dims = len(self.kernel_size)
+        shapes = [(number_of_components(dims, order), dims**order) for order in range(self.highest + 1)]
+        parts = (self.rows.to(dtype) / TABLE_UNITS).split([math.prod(shape) for shape in shapes])
+        return [part.reshape(shape) for part, shape in zip(parts, shapes)]
 
     def _relative(self, orientations: torch.Tensor, relative: torch.Tensor | None) -> torch.Tensor:
         """Functions of the relative rotation, ``(G, H, functions)``."""
         if relative is None:
             return orientations.new_ones(orientations.shape[0], 1, 1)
-        return group_functions(relative, self.frequencies, self.mirrors)
+        return group_functions(relative, self.frequencies, self.mirrors, self._harmonic_rows(relative.dtype))
 
     def reset_parameters(self, in_order: int) -> None:
         """Draw fresh weights for fields on so many elements, of whose products with the kernel the mean is taken."""
@@ -114,6 +129,7 @@ class HarmonicKernel(PartialKernel):
             raise ConfigurationError(
                 f"kernel_size={self.kernel_size} has no directions for orders={self.orders}: use a window of at least 2, or orders=(0,)."
             )
+        self.highest = max(self.frequencies, *self.orders)
         shells = kernel_shells(self.kernel_size, self.steps)
         self.support, self.num_rings = float(shells.support), default_num_rings(shells)
         self.num_taps = self.num_rings * sum(self.components)
@@ -129,7 +145,7 @@ class HarmonicKernel(PartialKernel):
         shells = kernel_shells(self.kernel_size, self.steps)
         harmonics = np.concatenate([tap_harmonics(self.kernel_size, self.steps, order) for order in self.orders])
         means = order_means(self.orders, self.kernel_size, self.steps, self.support, self.num_rings)
-        return {
+        return super()._make_tables() | {
             "shells": shells.tap_shell.ravel().astype(np.int64),
             "gaussians": gaussian_tables(shells.radii, shells.counts, self.support, means, self.orders),
             "harmonics": in_units(harmonics),
@@ -141,10 +157,10 @@ class HarmonicKernel(PartialKernel):
         sigma = positive_sigma(log_sigma, SIGMA_FLOOR["gaussian"])
         profiles = gaussian_basis(self.gaussians, sigma, TABLE_UNITS)
         profiles = profiles.to(orientations.dtype).index_select(2, self.shells)
-        harmonics = (self.harmonics.double() / TABLE_UNITS).to(orientations.dtype).split(self.components)
-        functions = []
+        harmonics = (self.harmonics.to(orientations.dtype) / TABLE_UNITS).split(self.components)
+        functions, rows = [], self._harmonic_rows(orientations.dtype)
         for order, profile, upright in zip(self.orders, profiles.unbind(), harmonics):
-            rotated = harmonic_matrices(orientations, order).mT @ upright
+            rotated = harmonic_matrices(orientations, order, rows[order]).mT @ upright
             functions.append((rotated.unsqueeze(2) * profile).flatten(1, 2))
         return torch.cat(functions, 1)
 
@@ -218,7 +234,7 @@ class SirenKernel(PartialKernel):
     def _make_tables(self) -> dict[str, Any]:
         # twice the coordinates in voxels are whole numbers, but not with unlike steps
         coordinates = tap_coordinates(self.kernel_size, self.steps).reshape(-1, len(self.kernel_size))
-        return {"coordinates": in_units(coordinates)}
+        return super()._make_tables() | {"coordinates": in_units(coordinates)}
 
     def _taper(self, coordinates: torch.Tensor) -> torch.Tensor:
         """1 inside, 0 from the radius of the first tap outside the window on."""
@@ -237,7 +253,7 @@ class SirenKernel(PartialKernel):
 
     def forward(self, orientations: torch.Tensor, relative: torch.Tensor | None) -> torch.Tensor:
         """The kernel at orientations and relative rotations."""
-        coordinates = (self.coordinates.double() / TABLE_UNITS).to(orientations.dtype)
+        coordinates = self.coordinates.to(orientations.dtype) / TABLE_UNITS
         # without the first function, which is 1
         group = self._relative(orientations, relative)[..., 1:]
         # rows times a matrix: the transposed one times columns, g^-1 t

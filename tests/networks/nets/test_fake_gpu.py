@@ -6,8 +6,11 @@ import pytest
 import torch
 from monai.networks import nets
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from monai_gmr.networks import convert_to_gmr
+from monai_gmr.networks.layers import PartialGroupElements
 from monai_gmr.networks.nets import GMRResNet, GMRUNet
 from monai_gmr.ops import set_backend
 from monai_gmr.utils import tensors_in
@@ -51,10 +54,10 @@ def tensors_on(device, net):
     }
 
 
-def answers_of(net, tensors, device):
-    """What a net gives, as it is trained, with these tensors to an image of odd and even sizes."""
+def answers_of(net, tensors, device, training=True):
+    """What a net gives, as it is trained or used, with these tensors to an image of odd and even sizes."""
     x = torch.randn(2, 1, *(17, 20, 18)[: net.dims], device=device, requires_grad=True)
-    return tensors_in(torch.func.functional_call(net.train(), tensors, (x,)))
+    return tensors_in(torch.func.functional_call(net.train(training), tensors, (x,)))
 
 
 NETS = [(make, conv) for make in (unet, resnet, converted) for conv in CONVS]
@@ -78,6 +81,42 @@ def test_a_forward_pass_on_a_gpu_stays_there(net, backend):
     assert {answer.device.type for answer in answers} == {"cuda"}
 
 
+class Waits(TorchDispatchMode):
+    """Records what a GPU waits for: copies from and to the host, and numbers that the host reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        devices = {each.device.type for each in tree_leaves((args, kwargs, result)) if isinstance(each, torch.Tensor)}
+        if len(devices) > 1 or func is torch.ops.aten._local_scalar_dense.default:
+            self.seen.append(str(func))
+        return result
+
+
+@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="torch is built without CUDA")
+def test_a_forward_pass_waits_for_nothing(net):
+    """A partial net in train mode aside, whose random numbers are drawn on the host, for they are those of any device."""
+    training = not any(isinstance(each, PartialGroupElements) for each in net.modules())
+    with set_backend("dense"), FakeTensorMode():
+        tensors = tensors_on("cuda:0", net)
+        with Waits() as waits:
+            answers_of(net, tensors, "cuda:0", training)
+    assert waits.seen == []
+
+
+@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="torch is built without CUDA")
+def test_what_waits_is_seen():
+    with FakeTensorMode(), Waits() as waits:
+        x = torch.ones(2, device="cuda:0")
+        torch.tensor([1.0, 2.0], device="cuda:0")
+        with contextlib.suppress(Exception):  # a FakeTensor has no number
+            x.sum().item()
+    assert waits.seen == ["aten._to_copy.default"]
+
+
 @pytest.fixture
 def lazy(monkeypatch):
     """A device whose backward pass torch runs anywhere, unlike that of CUDA; it knows no autocast."""
@@ -89,7 +128,9 @@ def test_a_backward_pass_on_another_device_stays_there(net, lazy):
     with FakeTensorMode():
         tensors = tensors_on(lazy, net)
         answers = answers_of(net, tensors, lazy)
-        sum(answer.sum() for answer in answers).backward()
+        with Waits() as waits:
+            sum(answer.sum() for answer in answers).backward()
+    assert waits.seen == []
     gradients = [tensor.grad for tensor in tensors.values()]
     assert {gradient.device.type for gradient in gradients if gradient is not None} == {"lazy"}
 
