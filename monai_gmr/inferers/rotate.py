@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from monai_gmr.ops.autocast import without_autocast
 from monai_gmr.symmetry import is_grid_symmetry, transform_grid
 from monai_gmr.utils import ConfigurationError
 
@@ -53,7 +54,7 @@ def interpolate_image(x: torch.Tensor, matrix: np.ndarray, spacing: Sequence[flo
     # grid_sample counts from -1 to 1 between the outermost voxels, the last axis first
     points = (points / np.maximum(centre, 0.5))[..., ::-1].copy()
     grid = torch.as_tensor(points, dtype=work.dtype, device=work.device).expand(work.shape[0], *points.shape)
-    with torch.autocast(work.device.type, enabled=False):
+    with without_autocast(work):
         rotated = F.grid_sample(work, grid, mode="bilinear", padding_mode="border", align_corners=True)
     rotated = rotated.reshape(x.shape)
     return rotated.to(x.dtype) if x.is_floating_point() else rotated

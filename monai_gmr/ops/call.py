@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from monai_gmr.ops.autocast import autocast_dtype
 from monai_gmr.ops.memory_format import has_channels_last, is_recorded
 
 
@@ -97,10 +98,9 @@ class Call(NamedTuple):
             >>> call.batch, tuple(call.sizes), call.voxels(), call.output_sizes()
             (2, (8, 9), 144, [6, 7])
         """
-        recorded, kind, precision = is_recorded(x), x.device.type, x.dtype
-        # torch knows no autocast of some devices, as "meta"
-        if kind in ("cpu", "cuda") and precision.itemsize <= 4 and torch.is_autocast_enabled(kind):
-            precision = torch.get_autocast_dtype(kind)
+        recorded, precision = is_recorded(x), x.dtype
+        if precision.itemsize <= 4:
+            precision = autocast_dtype(x) or precision
         known: dict[str, Any] = {"device": x.device, "precision": precision, "batch": x.shape[0], "sizes": x.shape[2:]}
         known |= {"gradients": torch.is_grad_enabled(), "recorded": recorded}
         if "channels_last" not in more:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from monai_gmr.ops.autocast import without_autocast
 from monai_gmr.ops.backend import Backend
 from monai_gmr.ops.call import Call, RingKernel
 from monai_gmr.ops.dense_harmonic import Factors, dense_harmonic_conv
@@ -34,7 +35,7 @@ class DenseBackend(Backend):
         assert call.orders is not None
         assert kernel.angular is not None
         assert kernel.responses is not None
-        with torch.autocast(device_type="cpu" if x.is_meta else x.device.type, enabled=False):
+        with without_autocast(x):
             profile, channel, component = kernel.responses
             basis = harmonic_tap_basis(kernel.basis, kernel.shells, kernel.angular, profile)
             rows = responses_kernel(kernel.weight, basis, channel, component, call.groups)

@@ -14,6 +14,7 @@ import torch
 from torch.nn import grad as conv_gradients
 from torch.utils.checkpoint import checkpoint
 
+from monai_gmr.ops.autocast import autocast_dtype, without_autocast
 from monai_gmr.ops.call import Call, Orders
 from monai_gmr.ops.dense_gradients import dense_gradients, takes_dense_gradients
 from monai_gmr.ops.harmonic_conv import response_invariants
@@ -45,8 +46,7 @@ def dense_harmonic_conv(x: torch.Tensor, factors: Factors, call: Call) -> torch.
     In a graph of ``torch.compile`` the responses are computed again as a whole; graphs for export and ``torch.func`` have the operations
     as they are. Responses of at most 4 MB are kept.
     """
-    kind = x.device.type
-    if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind):
+    if autocast_dtype(x) is not None:
         x, factors = x.to(call.precision), factors._replace(rows=factors.rows.to(call.precision))
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and torch.is_grad_enabled():
         return checkpoint(whole_harmonic_conv, x, factors, call, use_reentrant=False)
@@ -64,14 +64,9 @@ def whole_harmonic_conv(x: torch.Tensor, factors: Factors, call: Call) -> torch.
     """Responses by one convolution, reduced to scalars."""
     assert call.orders is not None
     # image and rows have their precision already; the invariants choose theirs
-    with _without_autocast(x):
+    with without_autocast(x):
         y = _scalars(conv_nd(x, factors.rows, None, **call.conv_arguments()), call.orders, factors, call)
         return y if factors.bias is None else y + factors.bias.to(y.dtype).reshape([-1] + [1] * (x.dim() - 2))
-
-
-def _without_autocast(x: torch.Tensor) -> torch.autocast:
-    # the meta device has no autocast
-    return torch.autocast(device_type="cpu" if x.is_meta else x.device.type, enabled=False)
 
 
 def _scalars(responses: torch.Tensor, orders: Orders, factors: Factors, call: Call) -> torch.Tensor:
@@ -143,7 +138,7 @@ class _SlabBySlab(torch.autograd.Function):
 
             return None, *dense_gradients(whole, (x, *tensors), needed, gradient)
         # a backward pass within autocast is that of the forward pass all the same
-        with _without_autocast(x):
+        with without_autocast(x):
             return None, *_gradients(x, Factors(*tensors), ctx.call, needed, gradient)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from monai_gmr.ops.autocast import without_autocast
 from monai_gmr.ops.backend import choose_backend
 from monai_gmr.ops.call import RingKernel
 from monai_gmr.ops.memory_format import keep_format
@@ -33,9 +34,7 @@ def dense_kernel(weight: torch.Tensor, basis: torch.Tensor, shells: torch.Tensor
 
 def full_precision_kernel(weight: torch.Tensor, basis: torch.Tensor, shells: torch.Tensor) -> torch.Tensor:
     """:func:`dense_kernel`, in the precision of its arguments also under autocast."""
-    device = weight.device.type
-    # the meta device has no autocast
-    with torch.autocast(device_type="cpu" if device == "meta" else device, enabled=False):
+    with without_autocast(weight):
         return dense_kernel(weight, basis, shells)
 
 

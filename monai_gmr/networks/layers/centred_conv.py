@@ -20,6 +20,7 @@ from monai_gmr.networks.layers.gmr_harmonic_conv import (
 )
 from monai_gmr.networks.layers.size_trail import Levels, record_sizes
 from monai_gmr.ops import dense_kernel, pad_nd
+from monai_gmr.ops.autocast import without_autocast
 from monai_gmr.ops.free_sizes import is_free, voxels
 from monai_gmr.ops.harmonic_conv import harmonic_tap_basis
 from monai_gmr.ops.ring_conv import conv_nd
@@ -93,9 +94,8 @@ class CentredConvNd(GMRConvNd):
         shells, harmonics = self.window_shells[code], self.window_harmonics[code]
         for axis, k in enumerate(window):
             shells, harmonics = shells.narrow(axis, 0, k), harmonics.narrow(axis + 1, 0, k)
-        device = self.weight.device.type
-        # full precision also under autocast, which the meta device does not have
-        with torch.autocast("cpu" if device == "meta" else device, enabled=False):
+        # full precision also under autocast
+        with without_autocast(self.weight):
             if not isinstance(self, GMRHarmonicConvNd):
                 return dense_kernel(self.weight, self._with_equal_sums(self.basis(), code), shells)
             profiles = self._with_equal_sums(self.radial_profiles(), code)

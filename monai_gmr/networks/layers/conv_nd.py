@@ -11,6 +11,7 @@ from torch import nn
 from monai_gmr import symmetry
 from monai_gmr.networks.layers.table_module import TableModule
 from monai_gmr.ops import pad_nd
+from monai_gmr.ops.autocast import autocast_dtype
 from monai_gmr.utils import ConfigurationError, SymmetryWarning, check_choice, check_count
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -47,14 +48,9 @@ def check_dtype(dtype: torch.dtype | None) -> None:
 
 def check_input_dtype(module: nn.Module, x: torch.Tensor) -> None:
     """Raise when the input of a layer is of another type than its weights."""
-    weight, kind = getattr(module, "weight", None), x.device.type
-    # under autocast the two may differ, which torch knows of these devices alone
-    if (
-        weight is not None
-        and x.dtype != weight.dtype
-        and kind in ("cpu", "cuda")
-        and not torch.is_autocast_enabled(kind)
-    ):
+    weight = getattr(module, "weight", None)
+    # under autocast the two may differ
+    if weight is not None and x.dtype != weight.dtype and not x.is_meta and autocast_dtype(x) is None:
         raise ConfigurationError(
             f"{type(module).__name__} has weights of {weight.dtype} and was given an input of {x.dtype}: convert one of them by .to()."
         )

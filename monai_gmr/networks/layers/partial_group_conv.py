@@ -11,6 +11,7 @@ from monai_gmr.networks.layers.conv_nd import DirectConvNd
 from monai_gmr.networks.layers.partial_elements import GroupElements, PartialGroupElements
 from monai_gmr.networks.layers.partial_kernels import HarmonicKernel, PartialKernel, SirenKernel
 from monai_gmr.networks.layers.point_group_fields import check_fields
+from monai_gmr.ops.autocast import without_autocast
 from monai_gmr.ops.memory_format import keep_format
 from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.ops.split_axis import split_axis
@@ -125,9 +126,8 @@ class PartialGroupConvNd(DirectConvNd):
         """The kernel as ``torch.nn.ConvNd.weight``, its rows and columns over all elements, at the present samples."""
         weight = self.kernel.weight
         precision = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        device = weight.device.type
-        # full precision also under autocast, which the meta device does not have
-        with torch.autocast("cpu" if device == "meta" else device, enabled=False):
+        # full precision also under autocast
+        with without_autocast(weight):
             orientations = self.out_elements().matrices.to(weight.device, precision)
             if self.in_elements is None:
                 kernel = self.kernel(orientations, None)

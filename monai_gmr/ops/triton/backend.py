@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 import torch
 
+from monai_gmr.ops.autocast import without_autocast
 from monai_gmr.ops.backend import Backend, log_dense
 from monai_gmr.ops.call import Call, RingKernel
 from monai_gmr.ops.harmonic_operation import group_arguments
@@ -47,7 +48,7 @@ class TritonBackend(Backend):
         geometry = {"padding": list(call.padding), "dilation": list(call.dilation)}
         if kernel.angular is None and call.groups == 1 and max(call.stride) == 1:
             return triton_ring_conv(x, kernel.weight.to(x.dtype), basis, shells, bias, **geometry)
-        with torch.autocast(device_type=x.device.type, enabled=False):
+        with without_autocast(x):
             weight = kernel.weight.to(basis.dtype) @ basis
         angular = torch.ones((1, shells.numel()), device=x.device) if kernel.angular is None else kernel.angular
         y = triton_shell_conv(x, weight, shells, angular, stride=list(call.stride), **geometry, groups=call.groups)
@@ -57,7 +58,7 @@ class TritonBackend(Backend):
     def harmonic_conv(self, call: Call, x: torch.Tensor, kernel: RingKernel) -> torch.Tensor:
         """As one operation; groups and strides order by order, whose responses stay in memory."""
         if call.groups == 1 and max(call.stride) == 1:
-            with torch.autocast(device_type=x.device.type, enabled=False):
+            with without_autocast(x):
                 (arguments,) = group_arguments(call, kernel)
                 return triton_harmonic_conv(x=x.to(call.precision), **arguments)
         assert call.orders is not None
