@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 from monai.config import PathLike
 from monai.data import NibabelWriter
+from monai.utils import convert_to_numpy
 
 
 class SameGridWriter(NibabelWriter):
@@ -41,14 +42,14 @@ class SameGridWriter(NibabelWriter):
         path, affine = str(meta.get("filename_or_obj", "")), meta.get("original_affine")
         if affine is None or self.affine is None or not Path(path).is_file() or not path.endswith((".nii", ".nii.gz")):
             return
-        affines = [np.asarray(each, np.float64) for each in (affine, self.affine)]
+        affines = [convert_to_numpy(each, dtype=np.float64) for each in (affine, self.affine)]
         if affines[0].shape != affines[1].shape or not np.allclose(affines[0], affines[1]):
             return
         source: Any = nib.load(path)
         shape = np.shape(self.data_obj)
         if np.prod(shape) == np.prod(source.shape) and shape == source.shape[: len(shape)]:
             # axes of one voxel at the end, which MONAI drops
-            self.data_obj, self.source = np.asarray(self.data_obj).reshape(source.shape), source
+            self.data_obj, self.source = convert_to_numpy(self.data_obj).reshape(source.shape), source
         elif shape == source.shape[:3]:
             self.source = source
 
