@@ -32,17 +32,30 @@ def has_cuda():
 
 
 def pytest_generate_tests(metafunc):
-    """The devices of the fixture ``device``; CUDA only where there is one: elsewhere no test has a second form."""
+    """The devices of the fixture ``device``: the CPU, "other" where a test is not marked ``real_devices``, and CUDA where there is one."""
     if "device" in metafunc.fixturenames:
+        other = [] if metafunc.definition.get_closest_marker("real_devices") else ["other"]
         cuda = [pytest.param("cuda", marks=pytest.mark.gpu)] if has_cuda() else []
-        metafunc.parametrize("device", ["cpu", *cuda], indirect=True)
+        metafunc.parametrize("device", ["cpu", *other, *cuda], indirect=True)
+
+
+@pytest.fixture(scope="session")
+def other_device(pytestconfig):
+    """The device "other", which is not the CPU, though it computes there (other_device/other_device.py)."""
+    from other_device import compiler
+
+    if compiler() is None:
+        pytest.skip("no compiler of C++, for the device of the tests")
 
 
 @pytest.fixture
 def device(request):
-    """The device of a property that holds on both: the CPU and, where there is a GPU, CUDA, without TF32, which is no float32."""
+    """The device of a property that holds on all: the CPU, one that is not and, where there is a GPU, CUDA, without TF32, which is no
+    float32."""
     import torch
 
+    if request.param == "other":
+        request.getfixturevalue("other_device")
     switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [switch.allow_tf32 for switch in switches]
     for switch in switches:
@@ -63,10 +76,21 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def pytest_collection_finish():
+def _choices(item):
+    """What each fixture of a test was given, as ``fixture-value``."""
+    return [f"{name}-{value}" for name, value in getattr(getattr(item, "callspec", None), "params", {}).items()]
+
+
+def pytest_collection_finish(session):
     """Leave what importing and collecting made out of every collection of garbage; the next tensor gets the memory of the last one."""
     from monai_gmr.bundle import keep_freed_memory
 
+    if any("other_device" in item.fixturenames or "device-other" in _choices(item) for item in session.items):
+        import other_device
+
+        # before the first backward pass, at which torch counts the devices
+        if other_device.compiler() is not None:
+            other_device.load(session.config.cache.mkdir("other_device"))
     gc.collect()
     gc.freeze()
     keep_freed_memory()

@@ -14,7 +14,7 @@ def test_the_marks_select_the_devices(pytester, monkeypatch, available):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     pytester.makeconftest(CONFTEST.read_text(encoding="utf-8"))
     pytester.makepyprojecttoml(
-        '[tool.pytest.ini_options]\nmarkers = ["gpu", "rehearsal"]\naddopts = "--strict-markers"\n'
+        '[tool.pytest.ini_options]\nmarkers = ["gpu", "real_devices", "rehearsal"]\naddopts = "--strict-markers"\n'
     )
     pytester.makepyfile(test_some="def test_on(device):\n    pass\n\n\ndef test_without():\n    pass\n")
     folder = pytester.mkdir("triton")
@@ -23,6 +23,22 @@ def test_the_marks_select_the_devices(pytester, monkeypatch, available):
     items, _ = pytester.inline_genitems("-p", "no:cacheprovider")
     marked = {item.nodeid: {mark.name for mark in item.iter_markers()} & {"gpu", "rehearsal"} for item in items}
     kernels = {"gpu", "rehearsal"} if available else {"rehearsal"}
-    expected = {"test_some.py::test_on[cpu]": {"rehearsal"}, "test_some.py::test_without": set()}
+    expected = {f"test_some.py::test_on[{device}]": {"rehearsal"} for device in ("cpu", "other")}
+    expected |= {"test_some.py::test_without": set()}
     expected |= {"test_some.py::test_on[cuda]": {"gpu"}} if available else {}
     assert marked == expected | {"triton/test_kernels.py::test_kernel": kernels}
+
+
+def test_what_mixes_two_devices_fails_on_the_other_one(other_device):
+    x, layer = torch.arange(6.0, device="other").reshape(2, 3), torch.nn.Conv1d(2, 1, 1)
+    assert (x[:, 1:] * 2).sum().item() == 24
+    x[0] += 1
+    assert x.T.cpu().tolist() == [[1, 3], [2, 4], [3, 5]]
+    for wrong in (lambda: x + torch.ones(3), lambda: layer(x[None]), x.numpy, lambda: torch.cat([x, torch.ones(2, 3)])):
+        with pytest.raises((RuntimeError, TypeError), match=r"device|type"):
+            wrong()
+    y = layer.to("other")(x[None])
+    y.sum().backward()
+    assert layer.weight.grad.cpu().flatten().tolist() == [6, 12]
+    with torch.autocast("other", torch.bfloat16):
+        assert layer(x[None]).dtype == torch.bfloat16
