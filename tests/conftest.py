@@ -3,6 +3,7 @@
 torch and MONAI are imported where they are needed: the process of pytest-xdist that hands out the tests would wait for them first.
 """
 
+import contextlib
 import functools
 import gc
 import json
@@ -39,13 +40,21 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("device", ["cpu", *other, *cuda], indirect=True)
 
 
+def _device_folder(config):
+    """Where the device "other" is built, kept from one run to the next."""
+    cache = getattr(config, "cache", None)  # a plugin, which may be off
+    return config.rootpath / ".pytest_cache" if cache is None else cache.mkdir("other_device")
+
+
 @pytest.fixture(scope="session")
 def other_device(pytestconfig):
     """The device "other", which is not the CPU, though it computes there (other_device/other_device.py)."""
-    from other_device import compiler
+    from other_device import compiler, load
 
     if compiler() is None:
         pytest.skip("no compiler of C++, for the device of the tests")
+    # again where it could not be built, for the tests to say why
+    load(_device_folder(pytestconfig))
 
 
 @pytest.fixture
@@ -90,7 +99,8 @@ def pytest_collection_finish(session):
 
         # before the first backward pass, at which torch counts the devices
         if other_device.compiler() is not None:
-            other_device.load(session.config.cache.mkdir("other_device"))
+            with contextlib.suppress(subprocess.CalledProcessError):
+                other_device.load(_device_folder(session.config))
     gc.collect()
     gc.freeze()
     keep_freed_memory()

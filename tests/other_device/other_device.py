@@ -59,6 +59,7 @@ def load(folder):
     """Build the device in a folder, once for a version of torch, and make it known to torch."""
     made_of = hashlib.sha256(SOURCE.read_bytes() + torch.__version__.encode()).hexdigest()[:16]
     library = Path(folder) / f"{made_of}.so"
+    library.parent.mkdir(exist_ok=True)
     with FileLock(library.with_suffix(".lock")):
         if not library.exists():
             includes = [f"-I{path}" for path in cpp_extension.include_paths()]
