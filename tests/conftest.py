@@ -33,9 +33,11 @@ def has_cuda():
 
 
 def pytest_generate_tests(metafunc):
-    """The devices of the fixture ``device``: the CPU, "other" where a test is not marked ``real_devices``, and CUDA where there is one."""
+    """The devices of the fixture ``device``: the CPU, CUDA where there is one, and "other" where ``TEST_DEVICE=other`` asks for it and a
+    test is not marked ``real_devices``: torch takes it for the machine's accelerator, which tests of other things need not meet."""
     if "device" in metafunc.fixturenames:
-        other = [] if metafunc.definition.get_closest_marker("real_devices") else ["other"]
+        wanted = os.environ.get("TEST_DEVICE") == "other"
+        other = ["other"] if wanted and not metafunc.definition.get_closest_marker("real_devices") else []
         cuda = [pytest.param("cuda", marks=pytest.mark.gpu)] if has_cuda() else []
         metafunc.parametrize("device", ["cpu", *other, *cuda], indirect=True)
 
@@ -51,6 +53,8 @@ def other_device(pytestconfig):
     """The device "other", which is not the CPU, though it computes there (other_device/other_device.py)."""
     from other_device import compiler, load
 
+    if os.environ.get("TEST_DEVICE") != "other":
+        pytest.skip("TEST_DEVICE=other asks for it")
     if compiler() is None:
         pytest.skip("no compiler of C++, for the device of the tests")
     # again where it could not be built, for the tests to say why
@@ -85,16 +89,11 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def _choices(item):
-    """What each fixture of a test was given, as ``fixture-value``."""
-    return [f"{name}-{value}" for name, value in getattr(getattr(item, "callspec", None), "params", {}).items()]
-
-
 def pytest_collection_finish(session):
     """Leave what importing and collecting made out of every collection of garbage; the next tensor gets the memory of the last one."""
     from monai_gmr.bundle import keep_freed_memory
 
-    if any("other_device" in item.fixturenames or "device-other" in _choices(item) for item in session.items):
+    if os.environ.get("TEST_DEVICE") == "other" and not session.config.option.collectonly:
         import other_device
 
         # before the first backward pass, at which torch counts the devices

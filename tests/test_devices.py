@@ -1,5 +1,8 @@
 """What a GPU must show is selected by a mark, only where there is a GPU."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,9 @@ CONFTEST = Path(__file__).with_name("conftest.py")
 
 
 @pytest.mark.parametrize("available", [False, True])
-def test_the_marks_select_the_devices(pytester, monkeypatch, available):
+@pytest.mark.parametrize("devices", [["cpu"], ["cpu", "other"]], ids=",".join)
+def test_the_marks_select_the_devices(pytester, monkeypatch, available, devices):
+    monkeypatch.setenv("TEST_DEVICE", devices[-1])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     pytester.makeconftest(CONFTEST.read_text(encoding="utf-8"))
     pytester.makepyprojecttoml(
@@ -23,10 +28,25 @@ def test_the_marks_select_the_devices(pytester, monkeypatch, available):
     items, _ = pytester.inline_genitems("-p", "no:cacheprovider")
     marked = {item.nodeid: {mark.name for mark in item.iter_markers()} & {"gpu", "rehearsal"} for item in items}
     kernels = {"gpu", "rehearsal"} if available else {"rehearsal"}
-    expected = {f"test_some.py::test_on[{device}]": {"rehearsal"} for device in ("cpu", "other")}
+    expected = {f"test_some.py::test_on[{device}]": {"rehearsal"} for device in devices}
     expected |= {"test_some.py::test_without": set()}
     expected |= {"test_some.py::test_on[cuda]": {"gpu"}} if available else {}
     assert marked == expected | {"triton/test_kernels.py::test_kernel": kernels}
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(sys.platform != "linux", reason="the device of the tests is built for Linux")
+def test_all_holds_on_a_device_that_is_not_the_cpu():
+    """In a process of its own: the tests of fixture ``device``, with nets, inferers, metrics, transforms and a bundle."""
+    folders = ("networks/nets/test_devices.py", "inferers", "metrics", "transforms", "networks/convert/test_convert.py")
+    folders += ("networks/test_checkpoints.py", "bundles/test_volume_segmentation.py", "test_devices.py")
+    tests = [str(CONFTEST.parent / name) for name in folders]
+    options = ["-p", "no:warnings", "-p", "no:xdist", "-k", "other- or other] or mixes", "-q", "-q"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment |= {"TEST_DEVICE": "other"}
+    command = [sys.executable, "-m", "pytest", *options, *tests]
+    done = subprocess.run(command, env=environment, cwd=CONFTEST.parent.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 
 def test_what_mixes_two_devices_fails_on_the_other_one(other_device):

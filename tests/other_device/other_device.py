@@ -48,9 +48,19 @@ class _Module:
     def _is_in_bad_fork():
         return False
 
+    # random numbers are those of the CPU
+
     @staticmethod
     def manual_seed_all(seed):
-        """Random numbers are those of the CPU."""
+        pass
+
+    @staticmethod
+    def get_rng_state(device=None):
+        return torch.get_rng_state()
+
+    @staticmethod
+    def set_rng_state(state, device=None):
+        pass
 
 
 def load(folder):
