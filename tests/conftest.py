@@ -3,7 +3,6 @@
 torch and MONAI are imported where they are needed: the process of pytest-xdist that hands out the tests would wait for them first.
 """
 
-import contextlib
 import functools
 import gc
 import json
@@ -32,33 +31,25 @@ def has_cuda():
     return torch.cuda.is_available()
 
 
+def on_other_device():
+    """Whether the device "other" is asked for, which is not the CPU, though it computes there (other_device/other_device.py)."""
+    return os.environ.get("TEST_DEVICE") == "other"
+
+
 def pytest_generate_tests(metafunc):
-    """The devices of the fixture ``device``: the CPU, CUDA where there is one, and "other" where ``TEST_DEVICE=other`` asks for it and a
-    test is not marked ``real_devices``: torch takes it for the machine's accelerator, which tests of other things need not meet."""
+    """The devices of the fixture ``device``: the CPU, CUDA where there is one, and "other" where ``TEST_DEVICE=other`` asks for it: torch
+    takes it for the machine's accelerator, which tests of other things need not meet."""
     if "device" in metafunc.fixturenames:
-        wanted = os.environ.get("TEST_DEVICE") == "other"
-        other = ["other"] if wanted and not metafunc.definition.get_closest_marker("real_devices") else []
+        other = ["other"] if on_other_device() else []
         cuda = [pytest.param("cuda", marks=pytest.mark.gpu)] if has_cuda() else []
         metafunc.parametrize("device", ["cpu", *other, *cuda], indirect=True)
 
 
-def _device_folder(config):
-    """Where the device "other" is built, kept from one run to the next."""
-    cache = getattr(config, "cache", None)  # a plugin, which may be off
-    return config.rootpath / ".pytest_cache" if cache is None else cache.mkdir("other_device")
-
-
-@pytest.fixture(scope="session")
-def other_device(pytestconfig):
-    """The device "other", which is not the CPU, though it computes there (other_device/other_device.py)."""
-    from other_device import compiler, load
-
-    if os.environ.get("TEST_DEVICE") != "other":
+@pytest.fixture
+def other_device():
+    """For tests of the device "other" itself."""
+    if not on_other_device():
         pytest.skip("TEST_DEVICE=other asks for it")
-    if compiler() is None:
-        pytest.skip("no compiler of C++, for the device of the tests")
-    # again where it could not be built, for the tests to say why
-    load(_device_folder(pytestconfig))
 
 
 @pytest.fixture
@@ -67,8 +58,6 @@ def device(request):
     float32."""
     import torch
 
-    if request.param == "other":
-        request.getfixturevalue("other_device")
     switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [switch.allow_tf32 for switch in switches]
     for switch in switches:
@@ -93,13 +82,11 @@ def pytest_collection_finish(session):
     """Leave what importing and collecting made out of every collection of garbage; the next tensor gets the memory of the last one."""
     from monai_gmr.bundle import keep_freed_memory
 
-    if os.environ.get("TEST_DEVICE") == "other" and not session.config.option.collectonly:
+    if on_other_device() and not session.config.option.collectonly:
         import other_device
 
         # before the first backward pass, at which torch counts the devices
-        if other_device.compiler() is not None:
-            with contextlib.suppress(subprocess.CalledProcessError):
-                other_device.load(_device_folder(session.config))
+        other_device.load(session.config.cache.mkdir("other_device"))
     gc.collect()
     gc.freeze()
     keep_freed_memory()

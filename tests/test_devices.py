@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from other_device import compiler
 
 pytest_plugins = ["pytester"]
 CONFTEST = Path(__file__).with_name("conftest.py")
@@ -19,7 +20,7 @@ def test_the_marks_select_the_devices(pytester, monkeypatch, available, devices)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     pytester.makeconftest(CONFTEST.read_text(encoding="utf-8"))
     pytester.makepyprojecttoml(
-        '[tool.pytest.ini_options]\nmarkers = ["gpu", "real_devices", "rehearsal"]\naddopts = "--strict-markers"\n'
+        '[tool.pytest.ini_options]\nmarkers = ["gpu", "rehearsal"]\naddopts = "--strict-markers"\n'
     )
     pytester.makepyfile(test_some="def test_on(device):\n    pass\n\n\ndef test_without():\n    pass\n")
     folder = pytester.mkdir("triton")
@@ -35,7 +36,7 @@ def test_the_marks_select_the_devices(pytester, monkeypatch, available, devices)
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.skipif(sys.platform != "linux", reason="the device of the tests is built for Linux")
+@pytest.mark.skipif(sys.platform != "linux" or compiler() is None, reason="the device of the tests is built with g++")
 def test_all_holds_on_a_device_that_is_not_the_cpu():
     """In a process of its own: the tests of fixture ``device``, with nets, inferers, metrics, transforms and a bundle."""
     folders = ("networks/nets/test_devices.py", "inferers", "metrics", "transforms", "networks/convert/test_convert.py")

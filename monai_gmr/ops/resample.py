@@ -168,7 +168,8 @@ def symmetric_downsample(x: torch.Tensor, factors: list[int], sigma: float, cut:
     """
     if not torch.jit.is_scripting() and isinstance(x, MetaTensor):
         return on_plain_tensor(symmetric_downsample, x, factors, sigma, cut)
-    sizes, matrix = list(x.shape)[-len(factors) :], x
+    sizes = list(x.shape)[-len(factors) :]
+    matrix = x  # that of the axis before, once there is one
     for i, factor in enumerate(factors):
         if factor > 1:
             width = 0.5 * sigma * factor
@@ -198,7 +199,8 @@ def symmetric_upsample(
     """
     if not torch.jit.is_scripting() and isinstance(x, MetaTensor):
         return on_plain_tensor(symmetric_upsample, x, target, factors, nearest)
-    sizes, matrix = list(x.shape)[-len(factors) :], x
+    sizes = list(x.shape)[-len(factors) :]
+    matrix = x  # that of the axis before, once there is one
     for i, factor in enumerate(factors):
         if factor > 1:
             if not is_as_before(i, [sizes, target, factors]):

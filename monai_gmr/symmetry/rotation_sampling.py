@@ -65,19 +65,19 @@ def _angle_density(x: torch.Tensor) -> torch.Tensor:
 
 
 def _stretch_polynomial(degree: int) -> tuple[float, ...]:
-    """Coefficients, the highest first, of ``x / s`` as a function of ``2 s^2 / SQUARED_ROOT_OF_PI - 1``, with ``s^3 = 6 (x - sin x)``.
+    """Coefficients, the highest first, of ``x / s`` as a function of ``2 s^2 / LARGEST_SQUARE - 1``, with ``s^3 = 6 (x - sin x)``.
 
-    ``s`` is an odd function of the angle ``x``, and smooth beyond ``pi``: 20 terms give 1e-14.
+    ``s`` is an odd function of the angle ``x``, in radians, and smooth beyond ``pi``: degree 20 gives 1e-14.
     """
     angles = math.pi * np.sin(np.linspace(0.0, np.pi / 2, 400)) ** 2
-    measure = Polynomial([(-1) ** k / math.factorial(2 * k + 3) for k in range(16)])(angles**2)
+    measure = _angle_measure(torch.as_tensor(angles, device="cpu")).numpy()
     stretch = (6 * measure) ** (-1 / 3)
-    fitted = Chebyshev.fit((angles / stretch) ** 2, stretch, degree, domain=[0, SQUARED_ROOT_OF_PI])
+    fitted = Chebyshev.fit((angles / stretch) ** 2, stretch, degree, domain=[0, LARGEST_SQUARE])
     return tuple(fitted.convert(kind=Polynomial, domain=fitted.domain, window=fitted.window).coef[::-1].tolist())
 
 
 # s^2 of the angle pi
-SQUARED_ROOT_OF_PI = (6 * math.pi) ** (2 / 3)
+LARGEST_SQUARE = (6 * math.pi) ** (2 / 3)
 STRETCH = _stretch_polynomial(20)
 
 
@@ -101,7 +101,7 @@ def cone_angles(uniforms: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
         reach = 6 * _angle_measure(largest)
         # s of the angle, of the largest angle
         root = (uniforms * reach).pow(1 / 3)
-        place = (root * largest).square().mul(2 / SQUARED_ROOT_OF_PI).sub(1.0)
+        place = (root * largest).square().mul(2 / LARGEST_SQUARE).sub(1.0)
         stretch = torch.full_like(place, STRETCH[0])
         for coefficient in STRETCH[1:]:
             stretch = stretch.mul_(place).add_(coefficient)

@@ -271,6 +271,7 @@ def gaussian_tables(
     # a shell of another window has a value, too, but no part in the norm
     taps = np.maximum(counts, 1 / TABLE_UNITS) * np.ones_like(tapers)
     inside = tapers >= 1 / TABLE_UNITS
+    # far shells of coarse axes would leave the range of whole numbers
     squares = np.where(inside[:, None], (radii - means[..., None]) ** 2, 0.0)
     weights = np.where(inside, np.log(taps * np.where(inside, tapers, 1.0) ** 2), LOG_OF_ZERO)
     return in_units(np.concatenate([squares, weights[:, None], -0.5 * np.log(taps)[:, None]], axis=1))

@@ -95,15 +95,6 @@ def number_of_functions(spatial_dims: int, highest: int, mirrors: bool) -> int:
     return rotations * (2 if mirrors else 1)
 
 
-def _determinants(matrices: torch.Tensor) -> torch.Tensor:
-    """Of matrices of two or three rows, by their products: a library of a GPU may wait for its result."""
-    if matrices.shape[-1] == 2:
-        (a, b), (c, d) = (row.unbind(-1) for row in matrices.unbind(-2))
-        return a * d - b * c
-    first, second, third = matrices.unbind(-2)
-    return (torch.linalg.cross(first, second) * third).sum(-1)
-
-
 def group_functions(
     matrices: torch.Tensor, highest: int, mirrors: bool, rows: Sequence[torch.Tensor] | None = None
 ) -> torch.Tensor:
@@ -132,5 +123,5 @@ def group_functions(
         functions.append(math.sqrt(int(mixing.shape[-1])) * entries.flatten(-2))
     values = torch.cat(functions, -1)
     if mirrors:
-        values = torch.cat([values, values * _determinants(matrices).unsqueeze(-1)], -1)
+        values = torch.cat([values, values * torch.linalg.det(matrices).unsqueeze(-1)], -1)
     return values

@@ -11,7 +11,6 @@ import subprocess
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from torch.utils import cpp_extension
 
 NAME = "other"
@@ -65,21 +64,16 @@ class _Module:
 
 def load(folder):
     """Build the device in a folder, once for a version of torch, and make it known to torch."""
-    # a device is registered once a process, also where this module is imported twice
-    if hasattr(torch, NAME):
-        return
     made_of = hashlib.sha256(SOURCE.read_bytes() + torch.__version__.encode()).hexdigest()[:16]
     library = Path(folder) / f"{made_of}.so"
-    library.parent.mkdir(exist_ok=True)
-    with FileLock(library.with_suffix(".lock")):
-        if not library.exists():
-            includes = [f"-I{path}" for path in cpp_extension.include_paths()]
-            libraries = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"]
-            # without optimisation, which takes longer than it saves
-            options = ["-O0", "-shared", "-fPIC", "-std=c++20"]
-            new = library.with_suffix(".new")
-            subprocess.run([compiler(), *options, *includes, SOURCE, "-o", new, *libraries], check=True)
-            new.rename(library)
+    if not library.exists():
+        includes = [f"-I{path}" for path in cpp_extension.include_paths()]
+        libraries = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"]
+        # without optimisation, which takes longer than it saves
+        options = ["-O0", "-shared", "-fPIC", "-std=c++20"]
+        new = library.with_suffix(f".{os.getpid()}")
+        subprocess.run([compiler(), *options, *includes, SOURCE, "-o", new, *libraries], check=True)
+        new.rename(library)
     torch.ops.load_library(library)
     torch.utils.rename_privateuse1_backend(NAME)
     torch._register_device_module(NAME, _Module)

@@ -43,7 +43,7 @@ class PartialKernel(TableModule):
 
     weight: nn.Parameter
     rows: torch.Tensor
-    highest: int
+    orders: tuple[int, ...] = ()  # of harmonics of position
 
     def __init__(
         self, kernel_size: Sequence[int], steps: Sequence[float], frequencies: int | None, mirrors: bool, lifts: bool
@@ -56,25 +56,30 @@ class PartialKernel(TableModule):
         number_of_components(dims, self.frequencies)  # which refuses those that are not there
         self.frequencies = 0 if lifts else self.frequencies
         self.num_functions = number_of_functions(dims, self.frequencies, self.mirrors)
-        self.highest = self.frequencies
+
+    def _row_shapes(self) -> list[tuple[int, int]]:
+        """Of :func:`~monai_gmr.symmetry.harmonic_rows`, for each order from 0."""
+        dims, highest = len(self.kernel_size), max(self.frequencies, *self.orders, 0)
+        return [(number_of_components(dims, order), dims**order) for order in range(highest + 1)]
 
     def _make_tables(self) -> dict[str, Any]:
         dims = len(self.kernel_size)
-        rows = [harmonic_rows(dims, order).ravel() for order in range(self.highest + 1)]
+        rows = [harmonic_rows(dims, order).ravel() for order in range(len(self._row_shapes()))]
         return {"rows": in_units(np.concatenate(rows))}
 
     def _harmonic_rows(self, dtype: torch.dtype) -> list[torch.Tensor]:
         """:func:`~monai_gmr.symmetry.harmonic_rows` of each order from 0."""
-        dims = len(self.kernel_size)
-        shapes = [(number_of_components(dims, order), dims**order) for order in range(self.highest + 1)]
+        shapes = self._row_shapes()
         parts = (self.rows.to(dtype) / TABLE_UNITS).split([math.prod(shape) for shape in shapes])
         return [part.reshape(shape) for part, shape in zip(parts, shapes)]
 
-    def _relative(self, orientations: torch.Tensor, relative: torch.Tensor | None) -> torch.Tensor:
+    def _relative(
+        self, orientations: torch.Tensor, relative: torch.Tensor | None, rows: list[torch.Tensor]
+    ) -> torch.Tensor:
         """Functions of the relative rotation, ``(G, H, functions)``."""
         if relative is None:
             return orientations.new_ones(orientations.shape[0], 1, 1)
-        return group_functions(relative, self.frequencies, self.mirrors, self._harmonic_rows(relative.dtype))
+        return group_functions(relative, self.frequencies, self.mirrors, rows)
 
     def reset_parameters(self, in_order: int) -> None:
         """Draw fresh weights for fields on so many elements, of whose products with the kernel the mean is taken."""
@@ -129,7 +134,6 @@ class HarmonicKernel(PartialKernel):
             raise ConfigurationError(
                 f"kernel_size={self.kernel_size} has no directions for orders={self.orders}: use a window of at least 2, or orders=(0,)."
             )
-        self.highest = max(self.frequencies, *self.orders)
         shells = kernel_shells(self.kernel_size, self.steps)
         self.support, self.num_rings = float(shells.support), default_num_rings(shells)
         self.num_taps = self.num_rings * sum(self.components)
@@ -151,14 +155,15 @@ class HarmonicKernel(PartialKernel):
             "harmonics": in_units(harmonics),
         }
 
-    def tap_functions(self, orientations: torch.Tensor) -> torch.Tensor:
-        """Functions of position at orientations ``(G, d, d)``, ``(G, functions, taps)``, by order, component and ring."""
+    def tap_functions(self, orientations: torch.Tensor, rows: list[torch.Tensor]) -> torch.Tensor:
+        """Functions of position at orientations ``(G, d, d)``, ``(G, functions, taps)``, by order, component and ring; ``rows`` are
+        :func:`~monai_gmr.symmetry.harmonic_rows` of each order from 0."""
         log_sigma = self.weight.new_zeros(self.num_rings) if self.log_sigma is None else self.log_sigma
         sigma = positive_sigma(log_sigma, SIGMA_FLOOR["gaussian"])
         profiles = gaussian_basis(self.gaussians, sigma, TABLE_UNITS)
         profiles = profiles.to(orientations.dtype).index_select(2, self.shells)
         harmonics = (self.harmonics.to(orientations.dtype) / TABLE_UNITS).split(self.components)
-        functions, rows = [], self._harmonic_rows(orientations.dtype)
+        functions = []
         for order, profile, upright in zip(self.orders, profiles.unbind(), harmonics):
             rotated = harmonic_matrices(orientations, order, rows[order]).mT @ upright
             functions.append((rotated.unsqueeze(2) * profile).flatten(1, 2))
@@ -166,7 +171,8 @@ class HarmonicKernel(PartialKernel):
 
     def forward(self, orientations: torch.Tensor, relative: torch.Tensor | None) -> torch.Tensor:
         """The kernel at orientations and relative rotations."""
-        taps, group = self.tap_functions(orientations), self._relative(orientations, relative)
+        rows = self._harmonic_rows(orientations.dtype)
+        taps, group = self.tap_functions(orientations, rows), self._relative(orientations, relative, rows)
         weight = at_least_float32(self.weight).unflatten(2, (self.num_taps, self.num_functions))
         rows, columns = weight.shape[:2]
         # (out, in, functions of taps, G, H), then one product for each orientation
@@ -180,7 +186,8 @@ class HarmonicKernel(PartialKernel):
             return
         with torch.no_grad():
             identity = torch.eye(len(self.kernel_size), dtype=torch.float64, device=self.weight.device)
-            squared = float((self.tap_functions(identity.unsqueeze(0)) ** 2).sum())
+            functions = self.tap_functions(identity.unsqueeze(0), self._harmonic_rows(identity.dtype))
+            squared = float((functions**2).sum())
         # the mean over the elements divides the variance by their number
         variance = in_order / (3 * self.weight.shape[1])
         # the functions of the relative rotation, squared, add up to their number at every element
@@ -255,7 +262,7 @@ class SirenKernel(PartialKernel):
         """The kernel at orientations and relative rotations."""
         coordinates = self.coordinates.to(orientations.dtype) / TABLE_UNITS
         # without the first function, which is 1
-        group = self._relative(orientations, relative)[..., 1:]
+        group = self._relative(orientations, relative, self._harmonic_rows(orientations.dtype))[..., 1:]
         # rows times a matrix: the transposed one times columns, g^-1 t
         positions = (coordinates @ orientations).unsqueeze(1)
         shape = (*group.shape[:2], coordinates.shape[0])

@@ -228,7 +228,8 @@ class GMRAvgPool(SymmetricPoolNd):
         self.count_padding = count_padding
 
     def _pooled(self, x: torch.Tensor, count: list[int], kernel: list[int], padding: list[int]) -> torch.Tensor:
-        sizes, matrix = list(x.shape)[-len(kernel) :], x
+        sizes = list(x.shape)[-len(kernel) :]
+        matrix = x  # that of the axis before, once there is one
         for i in range(len(kernel)):
             if not is_as_before(i, [sizes, count, kernel, padding, list(self.stride)]):
                 counted = self.count_padding
@@ -248,7 +249,8 @@ class GMRTrim(nn.Module):
 
     def forward(self, x: torch.Tensor, size: list[int]) -> torch.Tensor:
         """``(batch, channels, *spatial)`` to ``(batch, channels, *size)``, where no axis becomes longer."""
-        sizes, matrix = list(x.shape)[-len(size) :], x
+        sizes = list(x.shape)[-len(size) :]
+        matrix = x  # that of the axis before, once there is one
         for i in range(len(size)):
             # a window of one voxel leaves an axis unchanged; a graph is recorded for both cases
             surplus, recorded = sizes[i] - size[i], False

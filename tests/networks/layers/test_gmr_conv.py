@@ -66,7 +66,6 @@ def test_every_geometry_equals_its_dense_convolution(data):
         assert torch.allclose(layer(x[0]), dense(x[0]), atol=1e-12)
 
 
-@pytest.mark.real_devices
 @pytest.mark.parametrize("rings", RINGS)
 @pytest.mark.parametrize("kernel_size", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("dims", [1, 2, 3])

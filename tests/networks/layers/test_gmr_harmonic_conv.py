@@ -24,7 +24,6 @@ def largest_change(net, x, group):
         return float(max((net(transform_grid(x, g)) - rotated(g)).norm() for g in group) / y.norm())
 
 
-@pytest.mark.real_devices
 @pytest.mark.parametrize("rings", ["gaussian", "indexed", "hard"])
 @pytest.mark.parametrize("kernel_size", [2, 3, 4, 5])
 @pytest.mark.parametrize(

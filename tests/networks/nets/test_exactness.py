@@ -121,7 +121,6 @@ def test_2d_every_kind_of_rings(kind, rings, steps):
         assert error <= TOLERANCE, (size, training)
 
 
-@pytest.mark.real_devices
 @MODES
 @KINDS
 @STEPS
