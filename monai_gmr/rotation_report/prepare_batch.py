@@ -10,12 +10,7 @@ from monai.data import MetaTensor
 from monai.engines import PrepareBatch, default_prepare_batch
 
 from monai_gmr.symmetry import View, inscribed_ball, is_grid_symmetry, is_mirror, transform_image
-from monai_gmr.symmetry.mirrored_labels import (
-    LabelPairs,
-    check_label_pairs,
-    exchange_channels,
-    exchange_labels,
-)
+from monai_gmr.symmetry.mirrored_labels import LabelPairs, check_label_pairs, mirror_labels
 from monai_gmr.utils import check_choice
 
 LABEL_SAMPLINGS = ("nearest", "share")
@@ -35,12 +30,6 @@ def transform_label(label: torch.Tensor, view: View, spacing: Sequence[float] | 
         result[share > largest] = value
         largest = torch.maximum(share, largest)
     return result
-
-
-def mirror_label(label: torch.Tensor, pairs: LabelPairs) -> torch.Tensor:
-    """The label of a mirror image: classes ``(B,)`` or ``(B, 1, ...)``, or one-hot ``(B, C, ...)``, with those of each pair exchanged."""
-    one_hot = label.ndim > 1 and label.shape[1] > 1
-    return exchange_channels(label, pairs, axis=1) if one_hot else exchange_labels(label, pairs)
 
 
 def keep_metadata(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
@@ -124,7 +113,7 @@ class PrepareBatchView(PrepareBatch):
             if labels and has_map and shift is None:
                 label = keep_metadata(lambda x: transform_label(x, view, spacing, labels), label)
             if labels and isinstance(label, torch.Tensor) and self.mirrored_labels and is_mirror(view.matrix):
-                label = keep_metadata(lambda x: mirror_label(x, self.mirrored_labels), label)
+                label = keep_metadata(lambda x: mirror_labels(x, self.mirrored_labels, axis=1), label)
             image = keep_metadata(lambda x: transform_image(x, view.matrix, order, spacing, shift), image)
         if background is not None:
             ball = torch.as_tensor(inscribed_ball(image.shape[2:], spacing, shift), device=image.device)

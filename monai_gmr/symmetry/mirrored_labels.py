@@ -61,8 +61,24 @@ def exchange_channels(x: torch.Tensor, pairs: LabelPairs, axis: int) -> torch.Te
     for first, second in pairs:
         if max(first, second) >= len(order):
             raise ConfigurationError(
-                f"mirrored_labels has {(first, second)} and an output of shape {tuple(x.shape)} has {len(order)} channels: give labels "
+                f"mirrored_labels has {(first, second)}, and a tensor of shape {tuple(x.shape)} has {len(order)} channels: give labels "
                 f"below {len(order)}."
             )
         order[first], order[second] = second, first
     return x.index_select(axis, torch.tensor(order, device=x.device))
+
+
+def mirror_labels(x: torch.Tensor, pairs: LabelPairs, axis: int) -> torch.Tensor:
+    """The labels of a mirror image: classes, with at most one channel along ``axis``, or one-hot, one channel a class.
+
+    Raises:
+        ConfigurationError: when there is no such channel.
+
+    Example:
+        >>> mirror_labels(torch.tensor([[0, 1, 2]]), [(1, 2)], axis=0)
+        tensor([[0, 2, 1]])
+        >>> mirror_labels(torch.eye(3), [(1, 2)], axis=0).argmax(0)
+        tensor([0, 2, 1])
+    """
+    one_hot = x.ndim > axis and x.shape[axis] > 1
+    return exchange_channels(x, pairs, axis) if one_hot else exchange_labels(x, pairs)

@@ -14,7 +14,7 @@ from monai.transforms import InvertibleTransform, LazyTransform, RandomizableTra
 from monai.utils import TraceKeys, convert_to_tensor, ensure_tuple
 
 from monai_gmr.symmetry import grid_element, is_mirror, named_group
-from monai_gmr.symmetry.mirrored_labels import LabelPairs, check_label_pairs, exchange_labels
+from monai_gmr.symmetry.mirrored_labels import LabelPairs, check_label_pairs, mirror_labels
 from monai_gmr.transforms.functional import DictionaryTransform, image_shape, transform_by_element
 from monai_gmr.utils import ConfigurationError
 
@@ -34,10 +34,10 @@ class GridSymmetry(InvertibleTransform, LazyTransform):
             (:func:`~monai_gmr.symmetry.element_name`); or signed permutation matrix of shape ``(d, d)``. Axes are array axes.
         lazy: whether to execute lazily (MONAI's lazy resampling), which gives float32 and, for 2D images, an affine of shape (3, 3).
         mirrored_labels: of a label map, pairs of values that trade places under a mirror image, such as a left and a right kidney,
-            ``[(1, 2)]``.
+            ``[(1, 2)]``; of an image of several channels, which is taken for one-hot labels, pairs of channels.
 
     Raises:
-        ConfigurationError: when the images have no such element, or ``mirrored_labels`` are no pairs.
+        ConfigurationError: when the images have no such element, ``mirrored_labels`` are no pairs, or one-hot labels have too few channels.
 
     Example:
         >>> image = MetaTensor(torch.arange(6.0).reshape(1, 2, 3), affine=torch.eye(4))
@@ -73,7 +73,7 @@ class GridSymmetry(InvertibleTransform, LazyTransform):
         moved = transform_by_element(img, element, lazy=lazy, transform_info=self.get_transform_info())
         if not self.mirrored_labels or not is_mirror(element):
             return moved
-        return exchange_labels(moved, self.mirrored_labels)
+        return mirror_labels(moved, self.mirrored_labels, axis=0)
 
     def inverse(self, data: torch.Tensor) -> torch.Tensor:
         """The image transformed back, exactly."""

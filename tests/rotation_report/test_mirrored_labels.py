@@ -6,7 +6,6 @@ from monai.data import Dataset
 from monai.transforms import AsDiscreted
 from small_reports import find, make_dice, make_evaluator, make_report
 
-from monai_gmr.rotation_report.prepare_batch import mirror_label
 from monai_gmr.utils import ConfigurationError
 
 DISCRETE = AsDiscreted(keys=["pred", "label"], argmax=[True, False], to_onehot=3)
@@ -57,14 +56,6 @@ def test_records_of_other_pairs_are_replaced(tmp_path, capsys):
     rows = make_report(evaluator(), tmp_path, views="m", mirrored_labels=[(1, 2)], in_ball=False).run()
     assert "are replaced" in capsys.readouterr().out
     assert find(rows, metric="dice", family="group")["worst"] == pytest.approx(1)
-
-
-def test_labels_of_every_form():
-    classes = torch.tensor([0, 1, 2])
-    assert mirror_label(classes, [(1, 2)]).tolist() == [0, 2, 1]
-    assert mirror_label(classes[:, None], [(1, 2)]).tolist() == [[0], [2], [1]]
-    one_hot = torch.eye(3)[:, :, None, None].expand(-1, -1, 2, 2)
-    assert torch.equal(mirror_label(one_hot, [(1, 2)]), one_hot[:, [0, 2, 1]])
 
 
 def test_bad_pairs_are_one_sentence(tmp_path):

@@ -11,7 +11,7 @@ from torch import nn
 
 from monai_gmr.inferers import SymmetryInferer
 from monai_gmr.symmetry import element_name, is_mirror, point_group, transform_grid
-from monai_gmr.symmetry.mirrored_labels import check_label_pairs, exchange_channels, exchange_labels
+from monai_gmr.symmetry.mirrored_labels import check_label_pairs, exchange_channels, exchange_labels, mirror_labels
 from monai_gmr.transforms import GridSymmetry, GridSymmetryd, RandGridSymmetryd
 from monai_gmr.utils import ConfigurationError
 
@@ -25,6 +25,14 @@ def test_an_exchange_is_its_own_inverse_and_that_of_one_hot_channels(labels):
     assert torch.equal(exchange_labels(exchanged, PAIRS), x)
     one_hot = nn.functional.one_hot(x, 7)
     assert torch.equal(exchange_channels(one_hot, PAIRS, axis=1).argmax(1), exchanged)
+
+
+def test_labels_of_every_form():
+    classes = torch.tensor([0, 1, 2])
+    assert mirror_labels(classes, [(1, 2)], axis=1).tolist() == [0, 2, 1]
+    assert mirror_labels(classes[:, None], [(1, 2)], axis=1).tolist() == [[0], [2], [1]]
+    one_hot = torch.eye(3)[:, :, None, None].expand(-1, -1, 2, 2)
+    assert torch.equal(mirror_labels(one_hot, [(1, 2)], axis=1), one_hot[:, [0, 2, 1]])
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -92,7 +100,10 @@ def test_label_maps_are_exchanged_under_mirrors_and_back(dims, lazy):
     label = MetaTensor(torch.randint(0, 6, shape).float(), affine=torch.eye(4, dtype=torch.float64))
     for index, element in enumerate(point_group(dims)):
         transform = GridSymmetry(index, lazy=lazy, mirrored_labels=PAIRS)
-        moved = transform(label)
+        one_hot = nn.functional.one_hot(label.as_tensor().long()[0], 6).movedim(-1, 0).float()
+        with_channels = Compose([transform], lazy=lazy)(MetaTensor(one_hot, affine=label.affine))
+        moved = Compose([transform], lazy=lazy)(label)
+        assert torch.equal(with_channels.argmax(0), moved.as_tensor()[0])
         if not lazy:
             expected = transform_grid(label.as_tensor(), element)
             assert torch.equal(moved.as_tensor(), exchange_labels(expected, PAIRS) if is_mirror(element) else expected)
@@ -148,3 +159,9 @@ def test_pairs_of_other_keys_or_channels_are_one_sentence():
         RandGridSymmetryd(["image"], mirrored_labels={"label": [(1, 2)]})
     with pytest.raises(ConfigurationError, match="give labels below 2"):
         SymmetryInferer(mirrored_labels=[(1, 2)])(torch.rand(1, 1, 4, 4), nn.Conv2d(1, 2, 1))
+
+
+def test_one_hot_labels_without_such_a_channel_are_one_sentence():
+    mirror = GridSymmetry(np.diag([-1, 1]), mirrored_labels=PAIRS)
+    with pytest.raises(ConfigurationError, match=r"\(3, 5\).* has 4 channels: give labels below 4"):
+        mirror(torch.zeros(4, 5, 6))
