@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.metrics import ConfusionMatrixMetric
 
-from monai_gmr.metrics import MacroAUCMetric, MeanRecallMetric
+from monai_gmr.metrics import AccuracyMetric, MacroAUCMetric, MeanRecallMetric
+from monai_gmr.utils import ConfigurationError
 
 CASES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40)
 
@@ -54,3 +55,38 @@ def test_macro_auc_is_the_share_of_pairs_in_order(cases):
         assert metric.aggregate() == pytest.approx(np.mean(shares), abs=1e-9)
     else:
         assert np.isnan(metric.aggregate())
+
+
+EYE = torch.eye(3)
+RIGHT = EYE[[0, 1]]
+
+
+@pytest.mark.parametrize("metric", [AccuracyMetric, MacroAUCMetric])
+@pytest.mark.parametrize("y", [torch.tensor([[0], [1]]), RIGHT[:, :2], RIGHT[:1], torch.tensor([0, 1])])
+def test_class_indices_and_other_shapes_are_one_sentence(metric, y):
+    with pytest.raises(
+        ConfigurationError, match=r"y_pred of shape \(2, 3\) and a y of shape .*: give both as \(B, C\)"
+    ):
+        metric()(y_pred=RIGHT, y=y)
+
+
+@pytest.mark.parametrize("wrong", [RIGHT * 0.7, RIGHT * torch.nan, RIGHT * 2])
+def test_what_is_not_one_hot_is_one_sentence(wrong):
+    for arguments in ({"y_pred": wrong, "y": RIGHT}, {"y_pred": RIGHT, "y": wrong}):
+        with pytest.raises(ConfigurationError, match="values other than 0 and 1: give one-hot vectors"):
+            AccuracyMetric()(**arguments)
+    with pytest.raises(ConfigurationError, match="a y with values other than 0 and 1"):
+        MacroAUCMetric()(RIGHT, wrong)
+
+
+@pytest.mark.parametrize("metric", [AccuracyMetric, MacroAUCMetric])
+def test_the_score_of_no_images_is_one_sentence(metric):
+    with pytest.raises(ConfigurationError, match="has no images yet"):
+        metric().aggregate()
+
+
+@pytest.mark.parametrize("metric", [AccuracyMetric, MacroAUCMetric])
+def test_lists_of_images_are_batches(metric):
+    scored = metric()
+    scored(y_pred=list(RIGHT), y=list(RIGHT))
+    assert float(scored.aggregate()) == 1
