@@ -12,4 +12,5 @@ def split_axis(x: torch.Tensor, axis: int, size: int) -> torch.Tensor:
     """
     # a negative axis has no end to slice at
     axis = axis % x.dim()
-    return x.reshape(list(x.shape[:axis]) + [-1, size] + list(x.shape[axis + 1 :]))
+    # not -1, which an empty batch leaves open
+    return x.reshape(list(x.shape[:axis]) + [x.shape[axis] // size, size] + list(x.shape[axis + 1 :]))

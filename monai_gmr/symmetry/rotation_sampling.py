@@ -13,19 +13,35 @@ from numpy.polynomial import Chebyshev, Polynomial
 CERTAINTY = 0.05
 
 
+def _leads_out(x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    """Where a step leads further out of [0, 1]."""
+    return ((x > 1) & (step > 0)) | ((x < 0) & (step < 0))
+
+
 class _HeldInUnit(torch.autograd.Function):
     """A clamp to [0, 1] whose gradient vanishes only where a step along it would lead further out."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(x)
+    def forward(x: torch.Tensor) -> torch.Tensor:
         return x.clamp(0.0, 1.0)
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        (x,), gradient = ctx.saved_tensors, gradients[0]
-        outwards = ((x > 1) & (gradient < 0)) | ((x < 0) & (gradient > 0))
-        return gradient.masked_fill(outwards, 0.0)
+        (x,) = ctx.saved_tensors
+        # descent steps against the gradient
+        return gradients[0].masked_fill(_leads_out(x, -gradients[0]), 0.0)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: torch.Tensor) -> torch.Tensor:
+        (x,) = ctx.saved_tensors
+        return tangents[0].masked_fill(_leads_out(x, tangents[0]), 0.0)
 
 
 def held_in_unit(x: torch.Tensor) -> torch.Tensor:
@@ -57,11 +73,6 @@ def _angle_measure(x: torch.Tensor) -> torch.Tensor:
     near = x.abs() < 0.3
     safe = x.masked_fill(near, 1.0)
     return torch.where(near, series, (safe - safe.sin()) / safe**3)
-
-
-def _angle_density(x: torch.Tensor) -> torch.Tensor:
-    """``(1 - cos x) / x^2``, also near 0: the density of a rotation's angle, but for a factor."""
-    return 0.5 * torch.sinc(x / (2 * math.pi)) ** 2
 
 
 def _stretch_polynomial(degree: int) -> tuple[float, ...]:
@@ -97,18 +108,24 @@ def cone_angles(uniforms: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
         >>> cone_angles(torch.tensor([0.0, 0.5, 1.0]), torch.tensor(math.pi))
         tensor([0.0000, 2.3099, 3.1416])
     """
+    # no_grad holds for gradients alone, detach for those of torch.func.jvp, too
+    fixed = largest.detach()
     with torch.no_grad():
-        reach = 6 * _angle_measure(largest)
+        reach = 6 * _angle_measure(fixed)
         # s of the angle, of the largest angle
         root = (uniforms * reach).pow(1 / 3)
-        place = (root * largest).square().mul(2 / LARGEST_SQUARE).sub(1.0)
+        place = (root * fixed).square().mul(2 / LARGEST_SQUARE).sub(1.0)
         stretch = torch.full_like(place, STRETCH[0])
         for coefficient in STRETCH[1:]:
             stretch = stretch.mul_(place).add_(coefficient)
-        angle = (root * stretch).clamp_max(1.0) * largest
-        change = root / (reach * stretch.square()) * _angle_density(largest) / _angle_density(angle)
+        share = (root * stretch).clamp_max(1.0)
+        angle = share * fixed
+        # u (1 - cos Omega) / (1 - cos omega), for angles of 0 its limit
+        still = angle == 0
+        ratio = (0.5 * fixed).sin() / (0.5 * angle).sin().masked_fill(still, 1.0)
+        change = torch.where(still, share, uniforms * ratio.square())
     # of value 0: the angle as a function of the largest one, to first order
-    return angle + change * (largest - largest.detach())
+    return angle + change * (largest - fixed)
 
 
 def share_below(angles: torch.Tensor) -> torch.Tensor:

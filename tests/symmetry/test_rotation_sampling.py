@@ -157,6 +157,14 @@ def test_a_held_number_comes_back_from_its_ends_and_does_not_run_away(start, tar
     assert -0.3 < float(learned.detach()) < 1.3
 
 
+def test_a_held_number_has_forward_gradients_and_batches():
+    starts, steps = torch.tensor([1.2, 1.2, 0.5, -0.1, -0.1]), torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0])
+    assert torch.func.jvp(held_in_unit, (starts,), (steps,))[1].tolist() == [0, -1, 1, 1, 0]
+    # descent goes against the gradient
+    backward = torch.func.vmap(lambda x, step: torch.func.vjp(held_in_unit, x)[1](-step)[0])(starts, steps)
+    assert backward.tolist() == [0, 1, -1, -1, 0]
+
+
 @pytest.mark.parametrize(
     ("group", "dims", "samples", "order", "closed"),
     [

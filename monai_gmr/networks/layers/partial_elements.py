@@ -25,6 +25,7 @@ from monai_gmr.symmetry.rotation_sampling import (
     space_rotations,
 )
 from monai_gmr.symmetry.sampled_group import SampledGroup, partial_group
+from monai_gmr.utils import ConfigurationError
 
 # random numbers are held as whole ones, which no cast to half precision changes
 UNITS_PER_UNIFORM = 2**32
@@ -130,6 +131,13 @@ class PartialGroupElements(TableModule):
         with torch.no_grad():
             self.draws.copy_(numbers)
         self.draws_made += 1
+
+    def __prepare_scriptable__(self) -> Any:
+        # which torch.jit.script asks each module for before it reads one
+        raise ConfigurationError(
+            "partial group convolutions make their kernels in Python, which torch.jit.script cannot read: use torch.jit.trace or "
+            "torch.export, or script the to_conv() of a layer in eval mode."
+        )
 
     def _held(self, name: str) -> torch.Tensor | None:
         learned = getattr(self, name)

@@ -134,7 +134,7 @@ class PartialGroupConvNd(DirectConvNd):
             else:
                 taken = GroupElements(*(each.to(weight.device, precision) for each in self.in_elements()))
                 # g^-1 h
-                relative = orientations.mT.unsqueeze(1) @ taken.matrices
+                relative = orientations.transpose(1, 2).unsqueeze(1) @ taken.matrices
                 share = taken.gates / taken.gates.sum()
                 kernel = self.kernel(orientations, relative) * share.unsqueeze(1)
             kernel = kernel.to(weight.dtype)

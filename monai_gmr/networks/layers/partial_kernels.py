@@ -165,7 +165,7 @@ class HarmonicKernel(PartialKernel):
         harmonics = (self.harmonics.to(orientations.dtype) / TABLE_UNITS).split(self.components)
         functions = []
         for order, profile, upright in zip(self.orders, profiles.unbind(), harmonics):
-            rotated = harmonic_matrices(orientations, order, rows[order]).mT @ upright
+            rotated = harmonic_matrices(orientations, order, rows[order]).transpose(1, 2) @ upright
             functions.append((rotated.unsqueeze(2) * profile).flatten(1, 2))
         return torch.cat(functions, 1)
 

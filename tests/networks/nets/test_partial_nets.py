@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 from functools import lru_cache
 
 import pytest
@@ -47,14 +48,14 @@ CASES = pytest.mark.parametrize(
 )
 
 
-def build(kind: str, name: str, **settings) -> nn.Module:
+def build(kind: str, name: str, dtype: torch.dtype = torch.float32, **settings) -> nn.Module:
     dims, arguments, order = CONVOLUTIONS[name]
     torch.manual_seed(0)
     conv = ("partial", arguments | settings)
     if kind == "unet":
-        return GMRUNet(dims, 1, 2, (2 * order, 2 * order), conv=conv, kernel_sizes=3)
+        return GMRUNet(dims, 1, 2, (2 * order, 2 * order), conv=conv, kernel_sizes=3).to(dtype)
     options = {"kernel_sizes": 3, "stem_kernel_size": 3, "stem_stride": 1, "zero_init_residual": False}
-    return GMRResNet(dims, 1, 3, (1, 1), kind, width=2 * order, conv=conv, **options)
+    return GMRResNet(dims, 1, 3, (1, 1), kind, width=2 * order, conv=conv, **options).to(dtype)
 
 
 @lru_cache(maxsize=20)
@@ -159,6 +160,47 @@ def test_module_like_any_other(kind, name):
     other = build(kind, name).eval()
     other.load_state_dict(net.state_dict())
     assert torch.equal(other(x), expected)
+
+
+@pytest.mark.parametrize("name", ["E(2)", "SO(3)"])
+def test_functions_of_torch_func(name):
+    """Gradients of each image alone, and along a direction, are those of autograd one after the other."""
+    net = build("unet", name, dtype=torch.float64).eval()
+    x = torch.randn(2, 1, *SIZES[CONVOLUTIONS[name][0]][-1], dtype=torch.float64)
+    parameters = {key: each.detach() for key, each in net.named_parameters()}
+    # functional_call leaves its tensors in modules that a net holds under two names, as it does elements
+    called = copy.deepcopy(net)
+
+    def loss(values, image):
+        return torch.func.functional_call(called, values, image[None]).square().mean()
+
+    batched = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    for image, index in zip(x, range(len(x))):
+        alone = torch.autograd.grad(net(image[None]).square().mean(), list(net.parameters()), materialize_grads=True)
+        for key, gradient in zip(parameters, alone):
+            assert torch.allclose(batched[key][index], gradient, atol=1e-10), key
+    directions = {key: torch.randn_like(each) for key, each in parameters.items()}
+    _, change = torch.func.jvp(lambda values: loss(values, x[0]), (parameters,), (directions,))
+    expected = sum((batched[key][0] * directions[key]).sum() for key in parameters)
+    assert torch.allclose(change, expected)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("basic", "E(2)"), ("unet", "SO(3)")])
+def test_the_older_onnx_exporter(tmp_path, kind, name):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    net, size = build(kind, name).eval(), SIZES[CONVOLUTIONS[name][0]][-1]
+    path, x = str(tmp_path / "net.onnx"), torch.randn(1, 1, *size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(net, (x,), path, dynamo=False, input_names=["x"])
+    (found,) = onnxruntime.InferenceSession(path).run(None, {"x": x.numpy()})
+    torch.testing.assert_close(torch.as_tensor(found), net(x).detach(), atol=1e-4, rtol=1e-4)
+
+
+@EVERY
+def test_scripting_is_refused_in_a_sentence(kind):
+    with pytest.raises(ConfigurationError, match=r"use torch.jit.trace or torch.export, or script the to_conv\(\)"):
+        torch.jit.script(build(kind, "SE(2)").eval())
 
 
 def test_what_the_layers_of_a_net_share():
