@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
@@ -57,9 +58,47 @@ def check_no_rings(rings: str, num_rings: int | None) -> None:
             raise ConfigurationError(f"{name}={value!r} is for radial kernels, not for conv='group': leave it out.")
 
 
+def spelled(group: PointGroup) -> str:
+    """A group as an argument ``group`` names it.
+
+    Example:
+        >>> spelled(PointGroup.from_name(("4/mmm", "x"), 3)), spelled(PointGroup.from_name("mmm", 3))
+        ("('4/mmm', 'x')", "'mmm'")
+    """
+    if group.name is None:
+        return repr(group)
+    symbol, axis = group.name
+    return repr(symbol if axis is None else (symbol, "xyz"[axis]))
+
+
+def check_selectors(name: str, selectors: Sequence[Any], paths: Iterable[str], net: nn.Module) -> None:
+    """Raise where an argument such as "include" has a name that is no module's."""
+    known = list(paths)
+    for selector in selectors:
+        if isinstance(selector, str) and not any(selects(path, selector) for path in known):
+            raise ConfigurationError(
+                f"{name}={selector!r} is the name of no module of {type(net).__name__}: give names or patterns of named_modules(), such as "
+                f"{known[-1] or '*'!r}."
+            )
+
+
+def selects(path: str, pattern: str) -> bool:
+    """Whether a pattern of names is that of a module, or of one that holds it."""
+    return fnmatchcase(path, pattern) or path.startswith(f"{pattern}.")
+
+
+def _given_channels(net: nn.Module) -> list[int]:
+    """Channels that images of a network may have, by what its layers take, the likeliest first."""
+    # the layer that is registered first need not be called first; the network itself may count channels in this attribute
+    layers = [each for each in net.modules() if hasattr(each, "kernel_size")]
+    given: list[Any] = [getattr(each, "in_channels", None) for each in (*layers, net)]
+    found = [each for each in given if isinstance(each, int) and not isinstance(each, bool)]
+    return list(dict.fromkeys([*found[:1], *(each for each in found[1:] if each > 0)]))
+
+
 def check_channels(net: nn.Module, trace: Trace, in_channels: int | None) -> None:
-    """Raise where no image could be sent through a network because it was given other channels than any convolution has."""
-    if trace.failure and in_channels and in_channels not in {each.in_channels for each in convolutions_of(net)}:
+    """Raise where no image could be sent through a network because it was given other channels than any layer has."""
+    if trace.failure and in_channels and in_channels not in _given_channels(net):
         raise ConfigurationError(
             f"in_channels={in_channels} does not fit {type(net).__name__}, which takes no such image ({trace.reason}): give the number of "
             "its image's channels, or leave it out."
@@ -79,12 +118,13 @@ def input_of(net: nn.Module, in_channels: int | None, spatial_dims: int | None) 
         raise ConfigurationError(
             f"spatial_dims={spatial_dims} does not fit {type(net).__name__}, whose convolutions have {axes[0]} spatial axes: leave it out."
         )
-    # the first convolution that is registered need not be the first that is called
-    channels = [in_channels] if in_channels else list(dict.fromkeys(each.in_channels for each in convolutions))[:8]
+    channels = [in_channels] if in_channels else _given_channels(net)
     # a layer that is built lazily has 0 channels before
     if not channels or not channels[0]:
         raise ConfigurationError(f"{type(net).__name__} begins with a lazily built layer: give in_channels.")
-    return channels, spatial_dims or len(convolutions[0].kernel_size)
+    # an image that is made of several arguments, or that a function convolves, has those of no layer
+    more = [] if in_channels else [1, 3]
+    return list(dict.fromkeys([*channels[:8], *more])), spatial_dims or len(convolutions[0].kernel_size)
 
 
 def group_arguments(

@@ -7,7 +7,6 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
@@ -20,9 +19,11 @@ from monai_gmr.networks.convert.arguments import (
     check_channels,
     check_network,
     check_no_rings,
+    check_selectors,
     check_windows,
     group_arguments,
     input_of,
+    selects,
 )
 from monai_gmr.networks.convert.audit import remaining_operations
 from monai_gmr.networks.convert.fields import trace_fields
@@ -47,6 +48,7 @@ from monai_gmr.symmetry.group_structure import GroupSpec
 from monai_gmr.utils import ConfigurationError, SymmetryWarning, check_choice
 
 Selector = str | type | Callable[[str, nn.Module], bool]
+NEEDED = "give in_channels and spatial_size of its image, or example_inputs for a network that takes more than an image"
 POSITIONS = re.compile(r"pos(ition)?(al)?_?emb|relative_position_bias|rel_pos")
 
 
@@ -100,7 +102,8 @@ def convert_to_gmr(
         spacing: voxel size in millimetres, one per axis; kernels are then round in millimetres.
         num_rings: rings of a kernel; default: as :class:`~monai_gmr.networks.layers.GMRConv2d`.
         inplace: whether the given network itself is changed.
-        in_channels: channels of the network's input; default: those of its first convolution.
+        in_channels: channels of the network's input; default: those of its first convolution, or the first that it takes of those of its
+            layers, 1 and 3.
         spatial_dims: 1, 2 or 3; default: those of its first convolution.
         spatial_size: a size in voxels, one number per axis, that the network can take; default: the one that the network names, or one
             of some usual sizes.
@@ -124,8 +127,7 @@ def convert_to_gmr(
         >>> print(str(converted.conversion_report).splitlines()[0])
         UNet: 5 modules converted, 0 kept
     """
-    name, arguments = split_convolution(conv)
-    check_choice("conv", name, ("gmr", "gmr_harmonic", "group", "plain"))
+    name, arguments = split_convolution(conv, ("gmr", "gmr_harmonic", "group", "plain"))
     weights = weights or ("init" if name == "group" else "project")
     check_choice("weights", weights, ("project", "init", "anneal"))
     check_choice("rings", rings, RINGS)
@@ -147,10 +149,7 @@ def convert_to_gmr(
         check_no_rings(rings, num_rings)
         of_groups, arguments = group_arguments(arguments, group, dims, spacing), {}
         if trace.failure:
-            raise ConfigurationError(
-                f"{trace.failure}: conv='group' follows an image through the network; give spatial_size, or example_inputs for a network "
-                "that takes more than an image."
-            )
+            raise ConfigurationError(f"{trace.failure}: conv='group' follows an image through the network; {NEEDED}.")
     elif group is not None:
         raise ConfigurationError(f"group={group!r} is for conv='group', not for conv={name!r}.")
     fields = trace_fields(net, trace, of_groups["group"].order, example_inputs) if of_groups else None
@@ -178,8 +177,7 @@ def convert_to_gmr(
     ]
     if trace.failure:
         notes.append(
-            f"{trace.failure}: upsampling doubles sizes and does not know those of skip connections; give spatial_size, or example_inputs "
-            "for a network that takes more than an image."
+            f"{trace.failure}: upsampling doubles sizes and does not know those of skip connections; {NEEDED}."
         )
     else:
         if getattr(net, "trail_start", None) is None:
@@ -206,7 +204,7 @@ def _with_report(net: nn.Module, report: ConversionReport) -> nn.Module:
 
 def _matches(path: str, module: nn.Module, selector: Selector) -> bool:
     if isinstance(selector, str):
-        return fnmatchcase(path, selector) or path.startswith(f"{selector}.")
+        return selects(path, selector)
     if not callable(selector):
         raise ConfigurationError(
             f"{selector!r} selects no modules: give names, classes, or a function of name and module."
@@ -229,14 +227,25 @@ def _convert_modules(
     for path, each in net.named_modules(remove_duplicate=False):
         paths.setdefault(each, []).append(path)
 
-    def matches(module: nn.Module, given: Any) -> bool:
-        selectors = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    names_of_all = [path for each in paths.values() for path in each]
+    included, excluded = (
+        None
+        if given is None
+        else list(given)
+        if isinstance(given, Sequence) and not isinstance(given, str)
+        else [given]
+        for given in (include, exclude)
+    )
+    for argument, selectors in (("include", included), ("exclude", excluded)):
+        check_selectors(argument, selectors or (), names_of_all, net)
+
+    def matches(module: nn.Module, selectors: Sequence[Selector]) -> bool:
         return any(_matches(path, module, selector) for path in paths[module] for selector in selectors)
 
     def why_left(module: nn.Module) -> str:
-        if exclude is not None and matches(module, exclude):
+        if excluded is not None and matches(module, excluded):
             return "excluded"
-        return "not included" if include is not None and not matches(module, include) else ""
+        return "not included" if included is not None and not matches(module, included) else ""
 
     options = replace(options, selected=lambda module: not why_left(module))
     # layers on fields are judged as a whole

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from monai_gmr.networks.convert.arguments import spelled
 from monai_gmr.networks.convert.fields import NORMS
 from monai_gmr.networks.convert.layers import FieldLinear, swapped_class
 from monai_gmr.networks.convert.options import (
@@ -84,7 +85,10 @@ def swap_group_convolution(
         return stays_broken(f"its groups={groups} divide fields of {group.order}")
     lengths = (window, padding, module.stride, arguments.get("dilation", module.dilation))
     if not all(map(group.keeps, lengths)):
-        return stays_broken(f"its window, padding, stride or dilation differs between axes that {group!r} exchanges")
+        return stays_broken(
+            f"its window, padding, stride or dilation differs between axes that {group!r} exchanges, which the group "
+            f"{spelled(group.keeping(*lengths))} does not"
+        )
     remark = ""
     if gives:
         kind = swapped_class("PointGroupConv", dims)

@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
+from inspect import Parameter, signature
 from typing import Any
 
 from monai.networks.layers.factories import Conv, Dropout, Norm, Pool
@@ -45,8 +46,21 @@ FIELD_ARGUMENTS = {
 }
 
 
-def split_convolution(conv: str | Sequence) -> tuple[str, dict[str, Any]]:
-    """Name and further arguments of the argument ``conv`` of blocks and nets, a name or a pair of both; "group" is the whole group.
+@cache
+def _arguments_of(name: str) -> tuple[str, ...]:
+    """What may stand beside a name in a pair: arguments of its layer, but for those that blocks give."""
+    if name in FIELD_ARGUMENTS:
+        return FIELD_ARGUMENTS[name]
+    kind = Conv[CONVOLUTIONS[name], 2]
+    known = [parameter for each in kind.__mro__ for parameter in signature(each.__init__).parameters.values()]
+    given = ("self", "in_channels", "out_channels", "kernel_size", *(("rings",) if name == "sre" else ()))
+    named = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    return tuple(dict.fromkeys(each.name for each in known if each.kind in named and each.name not in given))
+
+
+def split_convolution(conv: str | Sequence, choices: Sequence[str] = tuple(CONVOLUTIONS)) -> tuple[str, dict[str, Any]]:
+    """Name, one of ``choices``, and further arguments of the argument ``conv`` of blocks and nets, a name or a pair of both; "group" is the
+    whole group.
 
     Raises:
         ConfigurationError: when the name is unknown or ``conv`` is of neither form.
@@ -58,10 +72,9 @@ def split_convolution(conv: str | Sequence) -> tuple[str, dict[str, Any]]:
     pair = (conv, {}) if isinstance(conv, str) else tuple(conv) if isinstance(conv, Sequence) else (None,)
     if len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], Mapping):
         raise ConfigurationError(f"conv={conv!r} is impossible: give a name, or a pair of a name and arguments.")
-    check_choice("conv", pair[0], tuple(CONVOLUTIONS))
-    if pair[0] in FIELD_ARGUMENTS:
-        for key in pair[1]:
-            check_choice(f"conv={conv!r}: the key", key, FIELD_ARGUMENTS[pair[0]])
+    check_choice("conv", pair[0], tuple(choices))
+    for key in pair[1]:
+        check_choice(f"conv={conv!r}: the key", key, _arguments_of(pair[0]))
     return pair[0], ({"group": "all"} if pair[0] == "group" else {}) | dict(pair[1])
 
 
@@ -152,12 +165,16 @@ def one_per_level(name: str, value: Any, levels: int, what: str) -> list:
         value: a number, a name, or a pair of a name and arguments, for all levels; or a sequence with one per level.
 
     Raises:
-        ConfigurationError: when there is not one per level.
+        ConfigurationError: when there is not one per level, or neither one nor a list.
 
     Example:
         >>> one_per_level("kernel_sizes", 5, 3, "features"), one_per_level("conv", ["gmr_harmonic", "gmr"], 2, "features")
         ([5, 5, 5], ['gmr_harmonic', 'gmr'])
     """
+    if not hasattr(value, "__len__") and not isinstance(value, int):
+        raise ConfigurationError(
+            f"{name}={value!r} is impossible: give one for all, or a list of one for each of the {levels} entries of {what}."
+        )
     # a name and what is no name is a pair, if an impossible one
     pair = not isinstance(value, int | str) and len(value) == 2 and isinstance(value[0], str)
     if isinstance(value, int | str) or (pair and not isinstance(value[1], str | Sequence)):

@@ -11,6 +11,7 @@ from torch import nn
 from monai_gmr.metrics import equivariance_error
 from monai_gmr.networks import convert_to_gmr
 from monai_gmr.networks.convert.monai_modules import resize_about_centre
+from monai_gmr.networks.nets import GMRUNet
 from monai_gmr.ops import set_backend
 from monai_gmr.symmetry import point_group
 from monai_gmr.utils import ConfigurationError
@@ -249,7 +250,7 @@ def test_further_inputs_are_given_as_examples(kind):
     given = {"x": torch.rand(2, 1, 16, 16), "time": torch.rand(2), "others": {"label": torch.rand(2, 2, 16, 16)}}
     blind = convert_to_gmr(kind())
     converted = convert_to_gmr(kind(), example_inputs=given if kind is Timed else tuple(given.values()))
-    assert "give spatial_size, or example_inputs" in blind.conversion_report.limits[0]
+    assert "give in_channels and spatial_size of its image, or example_inputs" in blind.conversion_report.limits[0]
     assert converted.conversion_report.limits == ()
     odd = given | {"x": torch.rand(2, 1, 17, 21), "others": {"label": torch.rand(2, 2, 17, 21)}}
     # without knowing the size above, a voxel more
@@ -285,6 +286,43 @@ def test_the_first_convolution_called_need_not_be_the_first_registered():
             return self.last(self.first(x))
 
     assert convert_to_gmr(Backwards()).conversion_report.limits == ()
+
+
+class ByFunction(nn.Module):
+    """Begins with a convolution that is no module."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.head = nn.Parameter(torch.rand(8, 3, 3, 3)), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        return self.head(F.conv2d(x, self.weight, padding=1))
+
+
+@pytest.mark.parametrize(
+    ("net", "size", "limits"),
+    [
+        (GMRUNet(2, 1, 2, (4, 8)), (9, 12), ()),
+        (GMRUNet(3, 2, 2, (4, 8), conv="gmr_harmonic"), (6, 9, 8), ()),
+        (ByFunction(), (8, 9), ("convolves with a kernel that rotations and mirrors change",)),
+    ],
+)
+def test_channels_of_other_layers_are_tried_too(net, size, limits):
+    """Not those of torch's convolutions alone, the first of which may lie inside."""
+    found = convert_to_gmr(net, spatial_size=size).conversion_report.limits
+    assert len(found) == len(limits)
+    for sentence, expected in zip(found, limits):
+        assert expected in sentence
+
+
+@pytest.mark.parametrize("argument", ["include", "exclude"])
+def test_the_name_of_no_module_is_one_sentence(argument):
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
+    with pytest.raises(
+        ConfigurationError, match=f"{argument}='foo\\*' is the name of no module of Sequential: give names"
+    ):
+        convert_to_gmr(net, **{argument: ["0", "foo*"]})
+    assert not convert_to_gmr(net, **{argument: ["0", nn.MaxPool2d]}).conversion_report.limits or argument == "exclude"
 
 
 def test_a_pass_without_values_runs_on_dense():

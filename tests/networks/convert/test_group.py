@@ -4,6 +4,7 @@ import copy
 import functools
 import pickle
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -293,7 +294,7 @@ def test_padding_of_zeros_alone_where_it_ends_on_scalars():
         ({"conv": "gmr", "group": "4mm"}, "is for conv='group'"),
         ({"conv": "group", "group": "4mm", "rings": "hard"}, "radial kernels"),
         ({"conv": "group", "group": "4mm", "num_rings": 2}, "radial kernels"),
-        ({"conv": "group", "group": "4mm", "spatial_size": (3, 3)}, "give spatial_size"),
+        ({"conv": "group", "group": "4mm", "spatial_size": (3, 3)}, "give in_channels and spatial_size"),
         ({"conv": "group", "group": "4mm", "spatial_size": 64}, "one number per axis"),
         ({"conv": "group", "group": "4mm", "include": 3}, "selects no modules"),
     ],
@@ -326,7 +327,23 @@ def test_windows_may_differ_between_axes_that_the_group_does_not_exchange(group,
     net = nn.Sequential(nn.Conv2d(1, 8, window, padding=padding), nn.ReLU(), nn.Conv2d(8, 2, 1))
     net = convert_to_gmr(net, conv="group", group=group)
     assert (net.conversion_report.limits == ()) == exact
+    if not exact:
+        kept = "'2mm'" if group == "4mm" else "'2'"
+        assert f"which the group {kept} does not" in net.conversion_report.limits[0]
     assert (group_error(net.eval(), [(12, 15)]) < 1e-9) == exact
+
+
+@pytest.mark.parametrize(("group", "exact"), [("2mm", True), ("all", False)])
+def test_steps_that_differ_between_axes_ask_for_a_smaller_group(group, exact):
+    windows, steps = [[1, 3], 3, 3], [1, [1, 2], 2]
+    net = DynUNet(2, 1, 2, windows, steps, [[1, 2], 2], filters=[8, 16, 16]).eval()
+    with nullcontext() if exact else pytest.warns(SymmetryWarning, match="which the group '2mm' does not"):
+        net = convert_to_gmr(net, conv="group", group=group)
+    assert (net.conversion_report.limits == ()) == exact
+    if exact:
+        # of which plain decoders miss the skip connections
+        assert net(torch.rand(1, 1, 33, 37)).shape == (1, 2, 33, 37)
+        assert group_error(net, [(33, 37)]) < 1e-5
 
 
 def test_channels_that_no_field_fits():
