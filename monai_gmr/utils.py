@@ -48,6 +48,16 @@ def check_count(name: str, value: object) -> None:
         raise ConfigurationError(f"{name}={value!r} is impossible: give a whole number of at least 1.")
 
 
+def check_counts(name: str, values: Any, example: tuple) -> None:
+    """Raise :class:`ConfigurationError` when ``values`` are no list of whole numbers of at least 1; ``example`` is one."""
+    if isinstance(values, str | Mapping) or not hasattr(values, "__len__") or not len(values):
+        raise ConfigurationError(
+            f"{name}={values!r} is impossible: give a list of whole numbers, such as {list(example)}."
+        )
+    for index, value in enumerate(values):
+        check_count(f"{name}[{index}]", value)
+
+
 def can_import(package: str, without: str) -> bool:
     """Whether an optional package is there; where it is not, says in one sentence what is so ``without`` it."""
     there = bool(optional_import(package)[1])

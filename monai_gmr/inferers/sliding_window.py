@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,11 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
         grow_roi: bool = False,
         reduction: str | Reduction | None = None,
     ) -> None:
+        for length in [roi_size] if isinstance(roi_size, str) or not hasattr(roi_size, "__iter__") else roi_size:
+            if length is not None and (isinstance(length, bool) or not isinstance(length, Integral)):
+                raise ConfigurationError(
+                    f"roi_size={roi_size!r} is impossible: give whole numbers, such as 96 or (96, 96, 64), or None for the whole axis."
+                )
         check_choice("mode", mode, tuple(choice.value for choice in BlendMode))
         if not callable(reduction):
             check_choice("reduction", reduction, (None, "argmax"))

@@ -25,7 +25,7 @@ from monai_gmr.symmetry import (
 )
 from monai_gmr.symmetry.group_structure import GroupSpec
 from monai_gmr.symmetry.views import shift_views
-from monai_gmr.utils import ConfigurationError, map_tensors, tensors_in
+from monai_gmr.utils import ConfigurationError, map_tensors, progress_bar, tensors_in
 
 
 class ViewError(NamedTuple):
@@ -93,6 +93,7 @@ def equivariance_error(
     spacing: Sequence[float] | None = None,
     order: int = 5,
     shifts: Sequence[float] = (),
+    progress: bool = False,
 ) -> EquivarianceErrors:
     """The relative error ``||net(g x) - g net(x)|| / ||net(x)||`` of every view ``g``.
 
@@ -114,6 +115,7 @@ def equivariance_error(
         order: order of the spline that rotates and shifts images, 0 to 5.
         shifts: distances in voxels of ``x``, along each axis. A network whose nonlinearities make frequencies that its grid cannot hold has
             an error under shifts below a voxel, and the same one under ``angles``.
+        progress: show a bar over the elements of the group, where tqdm is installed.
 
     Raises:
         ConfigurationError: when ``x`` is not ``(B, C, *spatial)`` with 1 to 3 spatial axes, or an element of the group
@@ -139,7 +141,8 @@ def equivariance_error(
     views = []
     with preserved_state(net, x) as run:
         upright = run(x)
-        for element in elements:
+        size = "x".join(map(str, x.shape[2:]))
+        for element in progress_bar(elements, f"views of size {size}", progress):
             actual = run(transform_tensors(x, element, dims, taken))
             error = nested_error(actual, transform_tensors(upright, element, dims, returned))
             # where each axis of the transformed image comes from: (-1, +0) is axis 1 mirrored, then axis 0

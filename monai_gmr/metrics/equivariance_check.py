@@ -31,7 +31,7 @@ from monai_gmr.metrics.equivariance_report import EquivarianceReport, ModuleChec
 from monai_gmr.metrics.explain import explain_module
 from monai_gmr.symmetry import PointGroup, View
 from monai_gmr.symmetry.group_structure import GroupSpec
-from monai_gmr.utils import ConfigurationError, map_tensors, progress_bar, tensors_in
+from monai_gmr.utils import ConfigurationError, map_tensors, tensors_in
 
 # of the splines that rotate by angles and shift
 ORDER = 5
@@ -76,7 +76,7 @@ def check_equivariance(
             every feature map, in 3D for minutes.
         seed, batch_size: of the input.
         device: where to run. Default: where the network is.
-        progress: show a bar over the sizes, where tqdm is installed.
+        progress: show a bar over the views of each size, where tqdm is installed.
 
     Returns:
         a report with ``ok``, ``worst``, ``broken``, ``rows`` and a table as ``str``. A size that the network cannot take is one
@@ -94,6 +94,11 @@ def check_equivariance(
     """
     # Hooks do not run inside torch.compile's wrapper, which has no public way to the module inside.
     net = getattr(net, "_orig_mod", net)
+    if not isinstance(net, nn.Module):
+        raise ConfigurationError(
+            f"net={type(net).__name__} has no modules to name: give a torch.nn.Module, or measure it by "
+            "monai_gmr.metrics.equivariance_error."
+        )
     in_channels, dims = _input_format(net, spatial_size, in_channels, spatial_dims)
     sizes = _sizes(spatial_size, dims)
     elements = checked_group(net, group, dims, spacing)
@@ -103,9 +108,9 @@ def check_equivariance(
     net.to(device)
     checks = []
     try:
-        for size in progress_bar(sizes, "sizes", progress):
+        for size in sizes:
             noise = torch.randn((batch_size, in_channels, *size), generator=torch.Generator().manual_seed(seed))
-            check = _check_size(net, noise.to(device, dtype), elements, tolerance, per_module)
+            check = _check_size(net, noise.to(device, dtype), elements, tolerance, per_module, progress)
             if (angles or shifts) and not check.failure:
                 smooth = ndimage.gaussian_filter(noise.numpy(), (0, 0, *(1.2,) * dims), mode="wrap")
                 x = torch.as_tensor(smooth / smooth.std()).to(device, dtype)
@@ -158,7 +163,12 @@ def _sizes(spatial_size: Any, dims: int) -> list[tuple[int, ...]]:
 
 
 def _check_size(
-    net: nn.Module, x: torch.Tensor, elements: list[np.ndarray], tolerance: float, per_module: bool
+    net: nn.Module,
+    x: torch.Tensor,
+    elements: list[np.ndarray],
+    tolerance: float,
+    per_module: bool,
+    progress: bool,
 ) -> SizeCheck:
     size, dims = tuple(x.shape[2:]), x.ndim - 2
     probe = _ModuleProbe(net, dims, _sensitive_elements(elements) if per_module else [], tolerance)
@@ -172,7 +182,7 @@ def _check_size(
             given = next((each for each in transformed if each.shape != x.shape), x)
             if given is not x:
                 run(given)
-        errors = equivariance_error(net, x, elements)
+        errors = equivariance_error(net, x, elements, progress=progress)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         rotated = "" if given is x else f" rotated to {size_text(given.shape[2:])}"

@@ -170,6 +170,8 @@ def _one_set(
             return [views[i * len(views) // count] for i in range(count)]
     elif spec == "angles":
         return angle_views(spatial_dims, DEFAULT_STEPS[spatial_dims], spacing, grid=True)
+    elif spec == "group":
+        return group_views(spatial_dims, spacing)
     elif spec == "upright":
         return group_views(spatial_dims, group="1")
     elif spec == "icosahedral" and spatial_dims == 3:
@@ -192,7 +194,8 @@ def make_views(spec: ViewSpec, spatial_dims: int, spacing: Sequence[float] | Non
 
     Args:
         spec: one of these, or a list of them, of which every view is kept once, the upright one first:
-            a group's name such as "all", "oh", "d4" or "4/mmm" (:func:`~monai_gmr.symmetry.named_group`); "upright"; "icosahedral" (3D,
+            a group's name such as "all", "oh", "d4" or "4/mmm" (:func:`~monai_gmr.symmetry.named_group`); "group", which is "all" with its
+            elements numbered; "upright"; "icosahedral" (3D,
             60 rotations); ``{"angles": 10}``: every 10 degrees, in 3D about each array axis, the upright one and
             rotations by 90 degrees included; "angles": the same every 10 degrees in 2D and every 30 in 3D;
             ``{"random": 20, "seed": 1}``: 20 random rotations; ``{"group": "mm2", "axis": "x"}``: a group along another array axis;

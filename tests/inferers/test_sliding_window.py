@@ -211,6 +211,8 @@ def test_further_arguments():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"roi_size": "32"}, "roi_size='32' is impossible: give whole numbers"),
+        ({"roi_size": (16, 16.5)}, r"roi_size=\(16, 16.5\) is impossible"),
         ({"roi_size": 16, "overlap": 1.0}, "overlap=1.0"),
         ({"roi_size": 16, "overlap": (0.5, -0.1)}, "0 or more and less than 1"),
         ({"roi_size": 16, "mode": "gausian"}, "'gausian' is unknown"),

@@ -16,6 +16,7 @@ from monai_gmr.metrics import check_equivariance, equivariance_error
 from monai_gmr.networks.layers import PointGroupConv2d, PointGroupNorm, PointGroupPool
 from monai_gmr.networks.nets import GMRUNet
 from monai_gmr.symmetry import PointGroup, named_group, point_group, transform_grid
+from monai_gmr.utils import ConfigurationError
 
 
 def point(channels_in: int = 1, channels_out: int = 2) -> nn.Module:
@@ -29,6 +30,11 @@ def test_exact_network():
     assert report.broken == ()
     assert "yes" in str(report)
     assert "NO" not in str(report)
+
+
+def test_a_function_has_no_modules_to_name():
+    with pytest.raises(ConfigurationError, match=r"net=function has no modules to name: .* or measure it by"):
+        check_equivariance(lambda x: x, 20, 1, 2)
 
 
 def test_plain_convolution_is_named_by_path_and_class():

@@ -106,6 +106,14 @@ def test_the_numbers_of_a_seed_stay_what_they_are():
     assert np.allclose(random_views(1, 3, seed=1)[0].angle, 72.21944817)
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_group_of_the_grid_has_two_names(dims):
+    for more in ([], [{"angles": 45}]):
+        one, other = (make_views([name, *more], dims) for name in ("group", "all"))
+        assert len(one) == len(other)
+        assert all(any(np.array_equal(a.matrix, b.matrix) for b in other) for a in one)
+
+
 def test_views_rotate_images():
     image = torch.rand(1, 5, 5, 5)
     for view in make_views(["upright", {"random": 1}, {"group": "m"}], 3):

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from monai_gmr.networks.layers.instance_norm import GMRInstanceNormNd
 from monai_gmr.ops.memory_format import is_recorded
+from monai_gmr.utils import ConfigurationError
 
 
 class GMRADN(ADN):
@@ -31,7 +32,13 @@ class GMRADN(ADN):
     """
 
     def __init__(self, *args: Any, recomputes: bool = False, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except TypeError as error:
+            raise ConfigurationError(
+                f"the activation, dropout or norm of a block cannot be built ({error}): give it as a pair of its name and all arguments "
+                "that it needs, such as ('group', {'num_groups': 4})."
+            ) from None
         self.recomputes = recomputes
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from monai_gmr.networks.blocks import GMRConvolution, GMRResNetBlock
 from monai_gmr.networks.layers import draw_elements, make_downsample, one_per_level, split_convolution
 from monai_gmr.networks.layers.conv_nd import check_input
 from monai_gmr.networks.layers.group_levels import check_levels, kept_group, lift, onto, scalars, warn_of_few_scalars
-from monai_gmr.utils import ConfigurationError, check_choice, on_plain_tensor
+from monai_gmr.utils import ConfigurationError, check_choice, check_count, check_counts, on_plain_tensor
 
 DEFAULT_KERNEL_SIZES = {2: (9, 9, 5, 5), 3: (5, 5, 5, 5)}
 
@@ -97,6 +97,11 @@ class GMRResNet(nn.Module):
         super().__init__()
         if spatial_dims not in DEFAULT_KERNEL_SIZES:
             raise ConfigurationError(f"spatial_dims={spatial_dims} is impossible for GMRResNet: use 2 or 3.")
+        check_counts("layers", layers, (2, 2, 2, 2))
+        check_count("width", width)
+        check_count("n_input_channels", n_input_channels)
+        if feed_forward:
+            check_count("num_classes", num_classes)
         check_choice("block", block, ("basic", "bottleneck"))
         check_choice("stem_stride", stem_stride, (1, 2))
         convolutions = one_per_level("conv", conv, len(layers), "layers")

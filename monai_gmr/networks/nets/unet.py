@@ -32,7 +32,14 @@ from monai_gmr.networks.layers.group_levels import (
 from monai_gmr.ops.backend import prefers_channels_last
 from monai_gmr.ops.free_sizes import is_free
 from monai_gmr.ops.memory_format import make_channels_last, runs_channels_last
-from monai_gmr.utils import ConfigurationError, SymmetryWarning, check_choice, on_plain_tensor
+from monai_gmr.utils import (
+    ConfigurationError,
+    SymmetryWarning,
+    check_choice,
+    check_count,
+    check_counts,
+    on_plain_tensor,
+)
 
 DEFAULT_KERNEL_SIZE = {1: 5, 2: 5, 3: 3}
 UPSAMPLE: dict[str, Callable[[int], nn.Module]] = {
@@ -140,8 +147,9 @@ class GMRUNet(nn.Module):
         super().__init__()
         if spatial_dims not in DEFAULT_KERNEL_SIZE:
             raise ConfigurationError(f"spatial_dims={spatial_dims} is impossible for GMRUNet: use 1, 2 or 3.")
-        if len(features) < 1:
-            raise ConfigurationError("features is empty: give the channels of at least one level.")
+        check_counts("features", features, (16, 32, 64))
+        check_count("in_channels", in_channels)
+        check_count("out_channels", out_channels)
         convolutions = one_per_level("conv", conv, len(features), "features")
         names = [split_convolution(each)[0] for each in convolutions]
         check_levels(convolutions, spatial_dims, features, "features")

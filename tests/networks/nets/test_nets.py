@@ -156,7 +156,28 @@ def test_weight_decay_spares_sigma_biases_and_norms():
         (small_unet, {"conv": ("gmr", 3)}, "conv=.*3.* is impossible"),
         (small_resnet, {"conv": "dense"}, "conv='dense' is unknown"),
         (small_resnet, {"stem_stride": 3}, "stem_stride=3 is unknown"),
-        (small_unet, {"features": ()}, "features is empty"),
+        (
+            small_unet,
+            {"features": ()},
+            r"features=\(\) is impossible: give a list of whole numbers, such as \[16, 32, 64\]",
+        ),
+        (small_unet, {"features": 8}, "features=8 is impossible: give a list of whole numbers"),
+        (small_unet, {"features": (8.5, 16)}, r"features\[0\]=8.5 is impossible: give a whole number of at least 1"),
+        (small_resnet, {"layers": 2}, "layers=2 is impossible: give a list of whole numbers"),
+        (
+            small_unet,
+            {"conv": None},
+            "conv=None is impossible: give one for all, or a list of one for each of the 2 entries of features",
+        ),
+        (
+            small_unet,
+            {"conv": ("gmr_harmonic", {"orderz": 1})},
+            r"conv=.*: the key='orderz' is unknown: use one of .*'orders'",
+        ),
+        (small_resnet, {"conv": ("plain", {"rings": "hard"})}, r"the key='rings' is unknown"),
+        (small_unet, {"norm": "layer"}, "norm of a block cannot be built .*normalized_shape"),
+        (lambda **_: GMRUNet(2, 1, 0), {}, "out_channels=0 is impossible"),
+        (lambda **_: GMRResNet(2, 1, 0), {}, "num_classes=0 is impossible"),
         (small_unet, {"rings": "round"}, "rings='round' is unknown"),
         (small_unet, {"downsample": "stride"}, "downsample='stride' is unknown"),
         (lambda **_: GMRUNet(4, 1, 1), {}, "spatial_dims=4 is impossible"),
@@ -173,6 +194,13 @@ def test_impossible_nets_end_in_one_sentence(make, arguments, message):
 def test_wrong_input_ends_in_one_sentence(make, shape):
     with pytest.raises(ConfigurationError, match="in_channels=1 and was given an input of shape"):
         make()(torch.rand(shape))
+
+
+@pytest.mark.parametrize("conv", ["gmr", "gmr_harmonic", "group", "partial"])
+def test_a_batch_of_no_images_has_an_answer_of_none(conv):
+    unet, resnet = GMRUNet(2, 1, 2, (8, 16), conv=conv, norm="batch"), GMRResNet(2, 1, 3, (1, 1), width=8, conv=conv)
+    assert unet.eval()(torch.rand(0, 1, 16, 17)).shape == (0, 2, 16, 17)
+    assert resnet.eval()(torch.rand(0, 1, 16, 17)).shape == (0, 3)
 
 
 def test_too_small_an_input_ends_in_one_sentence():
