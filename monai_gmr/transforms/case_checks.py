@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,7 +22,8 @@ SMALLEST_DETERMINANT = 1e-6
 def check_image(
     image: torch.Tensor | np.ndarray, spatial_dims: int, in_channels: int | Sequence[int], name: str = "the image"
 ) -> None:
-    """Raise :class:`ConfigurationError` when an image ``(C, *spatial)`` does not fit the network, is empty or holds NaN or inf.
+    """Raise :class:`ConfigurationError` when an image ``(C, *spatial)`` does not fit the network, is empty or holds NaN or inf; warn of
+    one that has the same value everywhere.
 
     ``in_channels`` are the channels that the network reads, or several numbers, each of which it reads; ``name`` begins the sentence.
 
@@ -46,6 +48,11 @@ def check_image(
     if 0 in image.shape:
         raise ConfigurationError(f"{name} is empty, of shape {tuple(image.shape[1:])}: take it out.")
     check_finite(image, name)
+    values = torch.as_tensor(image).as_subclass(torch.Tensor)
+    if (values == values.flatten()[0]).all():
+        warnings.warn(
+            f"{name} has one value everywhere, {values.flatten()[0].item()}: nothing is to be seen in it.", stacklevel=2
+        )
 
 
 def check_finite(image: torch.Tensor | np.ndarray, name: str = "the image") -> None:

@@ -1,5 +1,7 @@
 """A case is loaded as MONAI loads it, or refused in one sentence with the file and the cause."""
 
+import warnings
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -55,6 +57,20 @@ def test_a_right_case_is_what_monai_loads(case):
     for key in case:
         assert torch.equal(found[key], expected[key])
         assert torch.equal(found[key].affine, expected[key].affine)
+
+
+@pytest.mark.parametrize("value", [0, 3.5])
+def test_an_image_of_one_value_is_loaded_with_a_warning(tmp_path, case, value):
+    case["image"] = write(tmp_path / "blank.nii.gz", np.full(SHAPE, value, np.float32))
+    with pytest.warns(UserWarning, match=rf"blank.nii.gz has one value everywhere, {value}"):
+        found = load(case)
+    assert (found["image"] == value).all()
+
+
+def test_an_image_of_several_values_is_loaded_without_one(case):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        load(case)
 
 
 def truncate(path):

@@ -71,8 +71,11 @@ def swap(module: nn.Module, options: Options) -> Swap | None:
 
 def _with_oblong(module: nn.Module, found: Swap, options: Options) -> Swap:
     """The swap, marked if a window, step or factor differs between axes that the symmetries of the network exchange."""
-    for name in ("kernel_size", "stride", "dilation", "padding", "scale_factor", "factors"):
-        values: Any = getattr(found.module or module, name, None)
+    layer = found.module or module
+    # what has parts, which are judged alone, may keep one value for each of its levels under these names
+    names = () if any(layer.children()) else ("kernel_size", "stride", "dilation", "padding", "scale_factor", "factors")
+    for name in names:
+        values: Any = getattr(layer, name, None)
         fits = isinstance(values, list | tuple) and len(values) == options.spatial_dims
         if fits and not options.group.keeps(values):
             text = f"{name}={tuple(values)} differs between axes: not exact where these are exchanged"

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from monai.networks.blocks import FeaturePyramidNetwork, Warp
-from monai.networks.nets import SegResNetVAE
+from monai.networks.nets import DynUNet, SegResNetVAE
 from monai.networks.nets.autoencoderkl import AsymmetricPad
 from torch import nn
 
@@ -313,6 +313,11 @@ def test_channels_of_other_layers_are_tried_too(net, size, limits):
     assert len(found) == len(limits)
     for sentence, expected in zip(found, limits):
         assert expected in sentence
+
+
+def test_windows_of_levels_are_not_taken_for_those_of_axes():
+    net = DynUNet(3, 1, 2, [3, 3, 5], [1, 2, 2], [2, 2], filters=[4, 8, 8]).eval()
+    assert convert_to_gmr(net).conversion_report.limits == ()
 
 
 @pytest.mark.parametrize("argument", ["include", "exclude"])
