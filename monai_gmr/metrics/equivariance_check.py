@@ -133,7 +133,8 @@ def _input_format(
     for module in net.modules():
         kernel: Any = getattr(module, "kernel_size", None)
         channels: Any = getattr(module, "in_channels", None)
-        if isinstance(kernel, tuple) and isinstance(channels, int):
+        # a network may keep the windows of its levels under this name
+        if isinstance(kernel, tuple) and isinstance(channels, int) and hasattr(module, "weight"):
             in_channels = channels if in_channels is None else in_channels
             spatial_dims = len(kernel) if spatial_dims is None else spatial_dims
             break

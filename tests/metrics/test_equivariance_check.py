@@ -32,6 +32,13 @@ def test_exact_network():
     assert "NO" not in str(report)
 
 
+@pytest.mark.parametrize("windows", [(3, 3, 3), [3, 3, 3]])
+def test_axes_are_those_of_the_first_layer_not_the_levels_of_the_net(windows):
+    net = DynUNet(2, 1, 2, windows, (1, 2, 2), (2, 2), filters=(4, 8, 8)).eval()
+    (found,) = check_equivariance(net, 16, per_module=False).sizes
+    assert (found.size, found.failure) == ((16, 16), "")
+
+
 def test_a_function_has_no_modules_to_name():
     with pytest.raises(ConfigurationError, match=r"net=function has no modules to name: .* or measure it by"):
         check_equivariance(lambda x: x, 20, 1, 2)

@@ -90,7 +90,7 @@ def selects(path: str, pattern: str) -> bool:
 def _given_channels(net: nn.Module) -> list[int]:
     """Channels that images of a network may have, by what its layers take, the likeliest first."""
     # the layer that is registered first need not be called first; the network itself may count channels in this attribute
-    layers = [each for each in net.modules() if hasattr(each, "kernel_size")]
+    layers = [each for each in net.modules() if hasattr(each, "kernel_size") and hasattr(each, "weight")]
     given: list[Any] = [getattr(each, "in_channels", None) for each in (*layers, net)]
     found = [each for each in given if isinstance(each, int) and not isinstance(each, bool)]
     return list(dict.fromkeys([*found[:1], *(each for each in found[1:] if each > 0)]))
