@@ -21,10 +21,10 @@ def _check_one_hot(metric: Cumulative, what: str, values: torch.Tensor) -> None:
         )
 
 
-def _check_shapes(metric: Cumulative, y_pred: torch.Tensor, y: torch.Tensor | None) -> None:
-    """Raise where predictions and truth are not both ``(B, C)``."""
+def _check_shapes(metric: Cumulative, y_pred: torch.Tensor, y: torch.Tensor | None, least: int = 2) -> None:
+    """Raise where predictions and truth are not both ``(B, C)``, nor, with ``least=1``, ``(B,)`` of a single class."""
     shapes = tuple(y_pred.shape), None if y is None else tuple(y.shape)
-    if shapes[0] != shapes[1] or y_pred.ndim != 2:
+    if shapes[0] != shapes[1] or not least <= y_pred.ndim <= 2:
         raise ConfigurationError(
             f"{type(metric).__name__} was given a y_pred of shape {shapes[0]} and a y of shape {shapes[1]}: give both as (B, C), one "
             "number for each class; class indices as by AsDiscrete(to_onehot=C)."
@@ -102,7 +102,7 @@ class MacroAUCMetric(ROCAUCMetric):
     MONAI's average is NaN as soon as one class does not occur, as in a validation split of few cases.
 
     Raises:
-        ConfigurationError: when scores and one-hot classes are not both ``(B, C)``, or for a score of no images.
+        ConfigurationError: when scores and one-hot classes are not both ``(B, C)`` or, of one class, ``(B,)``; for a score of no images.
 
     Example:
         >>> metric = MacroAUCMetric()
@@ -115,7 +115,7 @@ class MacroAUCMetric(ROCAUCMetric):
         super().__init__(average="none")
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor) -> Any:  # type: ignore[override]
-        _check_shapes(self, y_pred, y)
+        _check_shapes(self, y_pred, y, least=1)
         _check_one_hot(self, "y", y)
         return super()._compute_tensor(y_pred, y)
 

@@ -90,3 +90,12 @@ def test_lists_of_images_are_batches(metric):
     scored = metric()
     scored(y_pred=list(RIGHT), y=list(RIGHT))
     assert float(scored.aggregate()) == 1
+
+
+def test_scores_of_one_class_need_no_second_axis():
+    scores, truth = torch.tensor([0.1, 0.8, 0.4, 0.9]), torch.tensor([0, 1, 1, 0])
+    (one, other) = (MacroAUCMetric(), MacroAUCMetric())
+    one(scores, truth)
+    other(scores[:, None], truth[:, None])
+    # of four pairs two are in order
+    assert one.aggregate() == other.aggregate() == 0.5

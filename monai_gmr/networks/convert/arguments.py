@@ -93,6 +93,7 @@ def _given_channels(net: nn.Module) -> list[int]:
     layers = [each for each in net.modules() if hasattr(each, "kernel_size") and hasattr(each, "weight")]
     given: list[Any] = [getattr(each, "in_channels", None) for each in (*layers, net)]
     found = [each for each in given if isinstance(each, int) and not isinstance(each, bool)]
+    # 0 in the first place, of a layer that is built lazily, stays: it is for the caller to refuse
     return list(dict.fromkeys([*found[:1], *(each for each in found[1:] if each > 0)]))
 
 

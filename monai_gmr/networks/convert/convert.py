@@ -202,6 +202,12 @@ def _with_report(net: nn.Module, report: ConversionReport) -> nn.Module:
     return net
 
 
+def _listed(selectors: Selector | Sequence[Selector] | None) -> Sequence[Selector] | None:
+    """One selector as a list."""
+    several = selectors is None or (isinstance(selectors, Sequence) and not isinstance(selectors, str))
+    return selectors if several else [selectors]  # type: ignore[return-value, list-item]
+
+
 def _matches(path: str, module: nn.Module, selector: Selector) -> bool:
     if isinstance(selector, str):
         return selects(path, selector)
@@ -228,14 +234,7 @@ def _convert_modules(
         paths.setdefault(each, []).append(path)
 
     names_of_all = [path for each in paths.values() for path in each]
-    included, excluded = (
-        None
-        if given is None
-        else list(given)
-        if isinstance(given, Sequence) and not isinstance(given, str)
-        else [given]
-        for given in (include, exclude)
-    )
+    included, excluded = _listed(include), _listed(exclude)
     for argument, selectors in (("include", included), ("exclude", excluded)):
         check_selectors(argument, selectors or (), names_of_all, net)
 
