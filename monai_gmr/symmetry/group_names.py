@@ -222,6 +222,10 @@ def named_group(name: str, spatial_dims: int, axis: int | str | None = None, arg
         International Tables for Crystallography A, section 2.1.3.4 (order of the directions in a symbol).
     """
     check_dims(spatial_dims, tuple(_NAMES))
+    if not isinstance(name, str | int | np.integer):
+        raise ConfigurationError(
+            f"{argument}={name!r} is no name of a group: give one such as 'm', and its direction as axis='x'."
+        )
     names, given = _NAMES[spatial_dims], "".join(str(name).lower().split())
     symbol = next((s for s, others in names.items() if given in (s, *others)), None)
     if symbol is None:

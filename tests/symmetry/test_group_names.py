@@ -134,6 +134,10 @@ def test_products_of_named_elements_have_names(i, j):
     ("call", "sentence"),
     [
         (lambda: named_group("6/mmm", 3), "group='6/mmm' is unknown in 3D: use one of .*4/mmm"),
+        (
+            lambda: named_group(("4/mmm", "x"), 3),
+            r"group=.*is no name of a group: give one such as .m., and its direction as axis=",
+        ),
         (lambda: named_group("oh", 2), "unknown in 2D: use one of .*'4mm'"),
         (lambda: named_group("m", 3, axis="w"), "axis='w' is unknown in 3D"),
         (lambda: named_group("m", 2, axis=2), "axis=2 is unknown in 2D"),
