@@ -30,13 +30,21 @@ class _HeldInUnit(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
         ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
         (x,) = ctx.saved_tensors
         # descent steps against the gradient
         return gradients[0].masked_fill(_leads_out(x, -gradients[0]), 0.0)
+
+
+class _HeldInUnitWithForwardGradient(_HeldInUnit):
+    """The same for ``torch.func.jvp``, too."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: torch.Tensor) -> torch.Tensor:
@@ -53,7 +61,9 @@ def held_in_unit(x: torch.Tensor) -> torch.Tensor:
         >>> held_in_unit(x).tolist(), x.grad.tolist()
         ([1.0, 1.0], [1.0, 0.0])
     """
-    return _HeldInUnit.apply(x)
+    # torch.compile traces no function that has a jvp
+    function = _HeldInUnit if torch.compiler.is_compiling() else _HeldInUnitWithForwardGradient
+    return function.apply(x)
 
 
 def interval_angles(uniforms: torch.Tensor, extent: torch.Tensor) -> torch.Tensor:

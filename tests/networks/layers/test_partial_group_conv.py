@@ -251,6 +251,22 @@ def test_module_like_any_other(dims, group, samples, kernel):
         assert torch.allclose(torch.jit.trace(net, x, check_trace=False)(x), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(("dims", "group"), [(2, "E(2)"), (3, "SO(3)"), (2, "4")])
+@pytest.mark.parametrize("training", [False, True])
+def test_elements_are_compiled_as_one_graph(dims, group, training):
+    elements = PartialGroupElements(dims, group, samples=4 if group != "4" else None).train(training)
+    weights = torch.linspace(-1, 1, elements.order, dtype=torch.float64)
+
+    def gradients(compute):
+        matrices, gates = compute()
+        total = ((matrices.sum((1, 2)) + gates) * weights).sum()
+        return [total.detach(), *torch.autograd.grad(total, list(elements.parameters()))]
+
+    compiled = torch.compile(elements, backend="aot_eager", fullgraph=True)
+    for found, expected in zip(gradients(compiled), gradients(elements)):
+        assert torch.allclose(found, expected, atol=1e-12)
+
+
 def test_after_the_meta_device_it_is_as_before():
     layer = CONV[2](1, 8, 3, samples=8, device="meta")
     layer.to_empty(device="cpu").load_state_dict(CONV[2](1, 8, 3, samples=8).state_dict())
