@@ -35,6 +35,18 @@ class SymmetryWarning(UserWarning):
     """A layer works, but its result is not exactly equivariant."""
 
 
+def windowed_layers(net: torch.nn.Module) -> list[Any]:
+    """Layers with weights and a window, in the order in which a network holds them.
+
+    A network without weights of its own may keep the windows of its levels under the same name, as ``monai.networks.nets.DynUNet`` does.
+
+    Example:
+        >>> [layer.in_channels for layer in windowed_layers(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 5), torch.nn.MaxPool2d(2)))]
+        [3]
+    """
+    return [each for each in net.modules() if hasattr(each, "kernel_size") and hasattr(each, "weight")]
+
+
 def check_choice(name: str, value: object, choices: tuple) -> None:
     """Raise :class:`ConfigurationError` when ``value`` is not one of ``choices``."""
     if value not in choices:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from monai.data.utils import compute_importance_map
 from monai.inferers import SlidingWindowInferer
-from monai.utils import BlendMode, PytorchPadMode, ensure_tuple_rep, fall_back_tuple
+from monai.utils import BlendMode, PytorchPadMode, ensure_tuple, ensure_tuple_rep, fall_back_tuple
 
 from monai_gmr.inferers.merging import Reduction, Tile, WindowMerger, Windows, argmax_labels
 from monai_gmr.inferers.outputs import OutputAccumulators, plain_tensor
@@ -82,7 +82,7 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
         grow_roi: bool = False,
         reduction: str | Reduction | None = None,
     ) -> None:
-        for length in [roi_size] if isinstance(roi_size, str) or not hasattr(roi_size, "__iter__") else roi_size:
+        for length in ensure_tuple(roi_size):
             if length is not None and (isinstance(length, bool) or not isinstance(length, Integral)):
                 raise ConfigurationError(
                     f"roi_size={roi_size!r} is impossible: give whole numbers, such as 96 or (96, 96, 64), or None for the whole axis."

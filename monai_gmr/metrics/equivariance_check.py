@@ -31,7 +31,7 @@ from monai_gmr.metrics.equivariance_report import EquivarianceReport, ModuleChec
 from monai_gmr.metrics.explain import explain_module
 from monai_gmr.symmetry import PointGroup, View
 from monai_gmr.symmetry.group_structure import GroupSpec
-from monai_gmr.utils import ConfigurationError, map_tensors, tensors_in
+from monai_gmr.utils import ConfigurationError, map_tensors, tensors_in, windowed_layers
 
 # of the splines that rotate by angles and shift
 ORDER = 5
@@ -130,11 +130,9 @@ def check_equivariance(
 def _input_format(
     net: nn.Module, spatial_size: Any, in_channels: int | None, spatial_dims: int | None
 ) -> tuple[int, int]:
-    for module in net.modules():
-        kernel: Any = getattr(module, "kernel_size", None)
-        channels: Any = getattr(module, "in_channels", None)
-        # a network may keep the windows of its levels under this name
-        if isinstance(kernel, tuple) and isinstance(channels, int) and hasattr(module, "weight"):
+    for module in windowed_layers(net):
+        kernel, channels = module.kernel_size, getattr(module, "in_channels", None)
+        if isinstance(kernel, tuple) and isinstance(channels, int):
             in_channels = channels if in_channels is None else in_channels
             spatial_dims = len(kernel) if spatial_dims is None else spatial_dims
             break

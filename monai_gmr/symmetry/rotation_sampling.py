@@ -30,6 +30,7 @@ class _HeldInUnit(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
         ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
@@ -40,11 +41,6 @@ class _HeldInUnit(torch.autograd.Function):
 
 class _HeldInUnitWithForwardGradient(_HeldInUnit):
     """The same for ``torch.func.jvp``, too."""
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: torch.Tensor) -> torch.Tensor:
@@ -118,22 +114,21 @@ def cone_angles(uniforms: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
         >>> cone_angles(torch.tensor([0.0, 0.5, 1.0]), torch.tensor(math.pi))
         tensor([0.0000, 2.3099, 3.1416])
     """
-    # no_grad holds for gradients alone, detach for those of torch.func.jvp, too
-    fixed = largest.detach()
-    with torch.no_grad():
-        reach = 6 * _angle_measure(fixed)
-        # s of the angle, of the largest angle
-        root = (uniforms * reach).pow(1 / 3)
-        place = (root * fixed).square().mul(2 / LARGEST_SQUARE).sub(1.0)
-        stretch = torch.full_like(place, STRETCH[0])
-        for coefficient in STRETCH[1:]:
-            stretch = stretch.mul_(place).add_(coefficient)
-        share = (root * stretch).clamp_max(1.0)
-        angle = share * fixed
-        # u (1 - cos Omega) / (1 - cos omega), for angles of 0 its limit
-        still = angle == 0
-        ratio = (0.5 * fixed).sin() / (0.5 * angle).sin().masked_fill(still, 1.0)
-        change = torch.where(still, share, uniforms * ratio.square())
+    # no_grad would hold back gradients alone, not those of torch.func.jvp
+    uniforms, fixed = uniforms.detach(), largest.detach()
+    reach = 6 * _angle_measure(fixed)
+    # s of the angle, of the largest angle
+    root = (uniforms * reach).pow(1 / 3)
+    place = (root * fixed).square().mul(2 / LARGEST_SQUARE).sub(1.0)
+    stretch = torch.full_like(place, STRETCH[0])
+    for coefficient in STRETCH[1:]:
+        stretch = stretch.mul_(place).add_(coefficient)
+    share = (root * stretch).clamp_max(1.0)
+    angle = share * fixed
+    # u (1 - cos Omega) / (1 - cos omega), for angles of 0 its limit
+    still = angle == 0
+    ratio = (0.5 * fixed).sin() / (0.5 * angle).sin().masked_fill(still, 1.0)
+    change = torch.where(still, share, uniforms * ratio.square())
     # of value 0: the angle as a function of the largest one, to first order
     return angle + change * (largest - fixed)
 

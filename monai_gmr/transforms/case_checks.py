@@ -49,10 +49,9 @@ def check_image(
         raise ConfigurationError(f"{name} is empty, of shape {tuple(image.shape[1:])}: take it out.")
     check_finite(image, name)
     values = torch.as_tensor(image).as_subclass(torch.Tensor)
-    if (values == values.flatten()[0]).all():
-        warnings.warn(
-            f"{name} has one value everywhere, {values.flatten()[0].item()}: nothing is to be seen in it.", stacklevel=2
-        )
+    first = values[(0,) * values.ndim]
+    if (values == first).all():
+        warnings.warn(f"{name} has one value everywhere, {first.item()}: nothing is to be seen in it.", stacklevel=2)
 
 
 def check_finite(image: torch.Tensor | np.ndarray, name: str = "the image") -> None:

@@ -14,7 +14,7 @@ from monai_gmr.networks.convert.trace import Trace, convolutions_of
 from monai_gmr.networks.layers.point_group_conv import FILTERS
 from monai_gmr.symmetry import PointGroup
 from monai_gmr.symmetry.group_structure import GroupSpec
-from monai_gmr.utils import ConfigurationError, check_choice
+from monai_gmr.utils import ConfigurationError, check_choice, windowed_layers
 
 
 def check_network(module: nn.Module, example_inputs: Any, spatial_size: Any, inplace: bool) -> None:
@@ -58,19 +58,6 @@ def check_no_rings(rings: str, num_rings: int | None) -> None:
             raise ConfigurationError(f"{name}={value!r} is for radial kernels, not for conv='group': leave it out.")
 
 
-def spelled(group: PointGroup) -> str:
-    """A group as an argument ``group`` names it.
-
-    Example:
-        >>> spelled(PointGroup.from_name(("4/mmm", "x"), 3)), spelled(PointGroup.from_name("mmm", 3))
-        ("('4/mmm', 'x')", "'mmm'")
-    """
-    if group.name is None:
-        return repr(group)
-    symbol, axis = group.name
-    return repr(symbol if axis is None else (symbol, "xyz"[axis]))
-
-
 def check_selectors(name: str, selectors: Sequence[Any], paths: Iterable[str], net: nn.Module) -> None:
     """Raise where an argument such as "include" has a name that is no module's."""
     known = list(paths)
@@ -90,8 +77,7 @@ def selects(path: str, pattern: str) -> bool:
 def _given_channels(net: nn.Module) -> list[int]:
     """Channels that images of a network may have, by what its layers take, the likeliest first."""
     # the layer that is registered first need not be called first; the network itself may count channels in this attribute
-    layers = [each for each in net.modules() if hasattr(each, "kernel_size") and hasattr(each, "weight")]
-    given: list[Any] = [getattr(each, "in_channels", None) for each in (*layers, net)]
+    given: list[Any] = [getattr(each, "in_channels", None) for each in (*windowed_layers(net), net)]
     found = [each for each in given if isinstance(each, int) and not isinstance(each, bool)]
     # 0 in the first place, of a layer that is built lazily, stays: it is for the caller to refuse
     return list(dict.fromkeys([*found[:1], *(each for each in found[1:] if each > 0)]))

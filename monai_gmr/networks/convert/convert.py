@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from monai.utils import ensure_tuple
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
@@ -202,12 +203,6 @@ def _with_report(net: nn.Module, report: ConversionReport) -> nn.Module:
     return net
 
 
-def _listed(selectors: Selector | Sequence[Selector] | None) -> Sequence[Selector] | None:
-    """One selector as a list."""
-    several = selectors is None or (isinstance(selectors, Sequence) and not isinstance(selectors, str))
-    return selectors if several else [selectors]  # type: ignore[return-value, list-item]
-
-
 def _matches(path: str, module: nn.Module, selector: Selector) -> bool:
     if isinstance(selector, str):
         return selects(path, selector)
@@ -234,7 +229,7 @@ def _convert_modules(
         paths.setdefault(each, []).append(path)
 
     names_of_all = [path for each in paths.values() for path in each]
-    included, excluded = _listed(include), _listed(exclude)
+    included, excluded = (None if given is None else ensure_tuple(given) for given in (include, exclude))
     for argument, selectors in (("include", included), ("exclude", excluded)):
         check_selectors(argument, selectors or (), names_of_all, net)
 

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from monai_gmr.networks.convert.arguments import spelled
 from monai_gmr.networks.convert.fields import NORMS
 from monai_gmr.networks.convert.layers import FieldLinear, swapped_class
 from monai_gmr.networks.convert.options import (
@@ -86,8 +85,8 @@ def swap_group_convolution(
     lengths = (window, padding, module.stride, arguments.get("dilation", module.dilation))
     if not all(map(group.keeps, lengths)):
         return stays_broken(
-            f"its window, padding, stride or dilation differs between axes that {group!r} exchanges, which the group "
-            f"{spelled(group.keeping(*lengths))} does not"
+            f"its window, padding, stride or dilation differs between axes that {group!r} exchanges: use its subgroup "
+            f"{group.keeping(*lengths)!r}"
         )
     remark = ""
     if gives:
