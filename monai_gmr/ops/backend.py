@@ -61,7 +61,8 @@ def choose_backend(x: torch.Tensor, kernel: RingKernel, groups: int, **more: Any
     channels = (rows, columns) if more.get("transposed") else (columns, rows)
     known = {"weight_precision": kernel.weight.dtype, "angular": kernel.angular is not None, "shells": shells}
     known["kept"] = kernel.linear is not None or kernel.chiral is not None
-    call = Call.of_input(image, tuple(shells.shape), channels, groups=groups, **known, **more)
+    factors = (kernel.weight, kernel.basis, kernel.bias, kernel.linear, kernel.chiral)
+    call = Call.of_input(image, tuple(shells.shape), channels, factors, groups=groups, **known, **more)
     return select_backend(call), call, image
 
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 
 from monai_gmr.ops.autocast import autocast_dtype
-from monai_gmr.ops.memory_format import has_channels_last, is_recorded
+from monai_gmr.ops.memory_format import has_channels_last
+from monai_gmr.ops.recorded import is_recorded
 
 
 def output_sizes(
@@ -86,19 +87,26 @@ class Call(NamedTuple):
     sizes: Sequence[int] = ()  # of an image
     channels_last: bool = False  # whether the input has its channels last in memory
     gradients: bool = True  # whether gradients are recorded
-    recorded: bool = False  # whether the call goes into a graph
+    recorded: bool = False  # whether the call goes into a graph or is one of ``torch.func``
     shells: torch.Tensor | None = None  # the shell of each tap
 
     @classmethod
-    def of_input(cls, x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int], **more: Any) -> Call:
-        """Fill in what an input ``(batch, in_channels, *sizes)`` says; other attributes by name.
+    def of_input(
+        cls,
+        x: torch.Tensor,
+        kernel_size: tuple[int, ...],
+        channels: tuple[int, int],
+        factors: Sequence[torch.Tensor | None] = (),
+        **more: Any,
+    ) -> Call:
+        """Fill in what an input ``(batch, in_channels, *sizes)`` and ``factors``, the tensors of a kernel, say; other attributes by name.
 
         Example:
             >>> call = Call.of_input(torch.zeros(2, 3, 8, 9), (3, 3), (3, 4))
             >>> call.batch, tuple(call.sizes), call.voxels(), call.output_sizes()
             (2, (8, 9), 144, [6, 7])
         """
-        recorded, precision = is_recorded(x), x.dtype
+        recorded, precision = is_recorded(x, *factors), x.dtype
         if precision.itemsize <= 4:
             precision = autocast_dtype(x) or precision
         known: dict[str, Any] = {"device": x.device, "precision": precision, "batch": x.shape[0], "sizes": x.shape[2:]}

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from monai_gmr.ops.memory_format import is_batched
+from monai_gmr.ops.recorded import is_transformed
 
 
 def takes_dense_gradients(gradient: torch.Tensor) -> bool:
-    """Whether a backward pass is to compute :func:`dense_gradients`: those that are to be differentiated again, and a batch of them."""
-    return torch.is_grad_enabled() or is_batched(gradient)
+    """Whether a backward pass is to compute :func:`dense_gradients`: those that are to be differentiated again, a batch of
+    them, and those with a tangent."""
+    return torch.is_grad_enabled() or is_transformed(gradient)
 
 
 def dense_gradients(

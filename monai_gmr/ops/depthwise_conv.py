@@ -4,7 +4,8 @@ import torch
 
 from monai_gmr.ops.cpu.depthwise_conv import cpp_depthwise_conv
 from monai_gmr.ops.cpu.library import runs_float32
-from monai_gmr.ops.memory_format import FORMATS, is_recorded
+from monai_gmr.ops.memory_format import FORMATS
+from monai_gmr.ops.recorded import is_recorded
 from monai_gmr.ops.ring_conv import conv_nd
 
 # products of an image's numbers with taps from which on a training step is faster with the kernel
@@ -15,10 +16,17 @@ FAST_WINDOWS = {2: 3, 3: 1}
 
 @torch.jit.unused
 def _runs_in_kernels(
-    x: torch.Tensor, kernel: torch.Tensor, stride: list[int], padding: list[int], dilation: list[int]
+    x: torch.Tensor,
+    kernel: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
 ) -> bool:
     """Whether a kernel is to compute the gradient of the weights."""
-    if x.dim() != kernel.dim() or x.dim() not in FORMATS or kernel.dtype != torch.float32 or is_recorded(x):
+    if x.dim() != kernel.dim() or x.dim() not in FORMATS or kernel.dtype != torch.float32:
+        return False
+    if is_recorded(x, kernel, bias):
         return False
     slow = max(kernel.shape[2:]) > FAST_WINDOWS[x.dim() - 2] and x.numel() * kernel[0].numel() >= LEAST_PRODUCTS
     if not slow or not kernel.requires_grad or not torch.is_grad_enabled():
@@ -53,6 +61,6 @@ def depthwise_conv(
         tensor([[[2., 2.],
                  [2., 2.]]])
     """
-    if not torch.jit.is_scripting() and _runs_in_kernels(x, kernel, stride, padding, dilation):
+    if not torch.jit.is_scripting() and _runs_in_kernels(x, kernel, bias, stride, padding, dilation):
         return cpp_depthwise_conv(x, kernel, bias, padding, dilation)
     return conv_nd(x, kernel, bias, stride, padding, dilation, groups=kernel.shape[0])

@@ -2,29 +2,9 @@
 
 import torch
 
+from monai_gmr.ops.recorded import is_recorded
+
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
-def is_recorded(x: torch.Tensor) -> bool:
-    """Whether operations on a tensor go into a graph or are those of ``torch.func``: there it has no memory format."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling() or is_batched(x)
-
-
-def is_batched(x: torch.Tensor) -> bool:
-    """Whether a tensor is one of ``torch.func``, or a batch of gradients (``is_grads_batched`` of ``torch.autograd.grad``).
-
-    Example:
-        >>> x = torch.ones(3, requires_grad=True)
-        >>> _ = x.register_hook(lambda gradient: print(is_batched(gradient)))
-        >>> torch.autograd.grad(x * 2, x, torch.eye(3), is_grads_batched=True)[0].shape
-        True
-        torch.Size([3, 3])
-    """
-    try:
-        x.untyped_storage()
-    except NotImplementedError:  # how these answer
-        return True
-    return False
 
 
 def has_channels_last(x: torch.Tensor, axis: int = 1) -> bool:

@@ -107,7 +107,7 @@ def _apply_channels_last(x: torch.Tensor, matrix: torch.Tensor, axis: int) -> to
     last = x.movedim(1, -1)
     before, after = last.shape[: axis - 1], last.shape[last.dim() + axis :]
     image = last.reshape(before.numel(), x.shape[axis], after.numel())
-    if supports(x):
+    if supports(x, matrix):
         y = cpp_resample(image, matrix)
     else:
         # a convolution of one tap is a matrix product, up to twice as fast here

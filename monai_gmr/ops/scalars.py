@@ -12,7 +12,7 @@ import torch
 from monai_gmr.ops.dense_gradients import dense_gradients, takes_dense_gradients
 from monai_gmr.ops.invariants import NORM_SMOOTHING, inner_product_scale, invariants
 from monai_gmr.ops.kept_terms import add_kept_terms, chiral_terms, num_chiral
-from monai_gmr.ops.memory_format import is_recorded
+from monai_gmr.ops.recorded import is_recorded
 
 # so many numbers stay in the caches of a processor
 FEW_RESPONSES = 2**16
@@ -290,6 +290,6 @@ def fused_scalars(
         tensor([4.9900])
     """
     arguments = (responses, linear, chiral, norms, inner_products, components)
-    if any(each is not None and is_recorded(each) for each in (responses, linear, chiral)):
+    if is_recorded(responses, linear, chiral):
         return _reference(*arguments)
     return _Scalars.apply(*arguments)[0]

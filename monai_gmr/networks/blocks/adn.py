@@ -12,7 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook as has_global_hooks
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from monai_gmr.networks.layers.instance_norm import GMRInstanceNormNd
-from monai_gmr.ops.memory_format import is_recorded
+from monai_gmr.ops.recorded import is_recorded
 from monai_gmr.utils import ConfigurationError
 
 

@@ -267,7 +267,8 @@ class GMRHarmonicConvNd(GMRConvNd):
         factors = Factors(kernel, self.linear_matrix(), self.chiral_factors(), self.bias)
         lengths = {"stride": self.stride, "padding": padding, "dilation": self.dilation}
         known = {"groups": self.groups, "orders": self._orders(), "kept": self.symmetry_group is not None}
-        call = Call.of_input(image, tuple(kernel.shape[2:]), (self.in_channels, len(kernel)), **lengths, **known)
+        channels = (self.in_channels, len(kernel))
+        call = Call.of_input(image, tuple(kernel.shape[2:]), channels, factors, **lengths, **known)
         y = dense_harmonic_conv(image, factors, call)
         return y if image is input else y[0]
 

@@ -33,7 +33,7 @@ class GMRInstanceNormNd(nn.modules.instancenorm._InstanceNorm):
 
     def can_rectify(self, input: torch.Tensor) -> bool:
         """Whether :meth:`rectified` is faster than the norm and an activation one after the other."""
-        return not self.track_running_stats and supports_norm(input, self.weight)
+        return not self.track_running_stats and supports_norm(input, self.weight, self.bias)
 
     def rectified(self, input: torch.Tensor, slope: float) -> torch.Tensor:
         """The normalised image, times ``slope`` where it is negative."""

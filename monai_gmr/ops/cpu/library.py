@@ -12,6 +12,7 @@ import torch
 
 from monai_gmr.ops.backend import get_backend, log_dense
 from monai_gmr.ops.memory_format import runs_channels_last
+from monai_gmr.ops.recorded import is_recorded
 
 # the libraries that are built, best first, by what torch.backends.cpu.get_cpu_capability calls the processor
 PROCESSORS = {"AVX512": "avx512", "AVX2": "avx2", "DEFAULT": "generic"}
@@ -132,9 +133,10 @@ def runs_float32(x: torch.Tensor) -> bool:
     )
 
 
-def supports(x: torch.Tensor) -> bool:
-    """Whether norms and resampling of an image run in kernels: in float32 with channels last, on the backends "cpp" and "auto"."""
-    return runs_channels_last(x) and runs_float32(x)
+def supports(x: torch.Tensor, *factors: torch.Tensor | None) -> bool:
+    """Whether norms and resampling of an image run in kernels: in float32 with channels last, on the backends "cpp" and "auto"; ``factors``
+    are further tensors of the operation."""
+    return runs_channels_last(x) and runs_float32(x) and not is_recorded(*factors)
 
 
 def call_kernel(name: str, geometry: ctypes.Structure, *arguments: torch.Tensor | float | None) -> None:

@@ -112,10 +112,10 @@ def _backward(ctx: Any, gradient: torch.Tensor, *_: Any) -> tuple:
 cpp_instance_norm.register_autograd(_backward, setup_context=_setup_context)
 
 
-def supports_norm(x: torch.Tensor, weight: torch.Tensor | None) -> bool:
+def supports_norm(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> bool:
     """Whether :func:`instance_norm` of an image runs in kernels."""
     several = x.dim() > 1 and x.shape[1] > 1 and x.numel() > x.shape[0] * x.shape[1]
-    return several and (weight is None or weight.dtype == torch.float32) and supports(x)
+    return several and (weight is None or weight.dtype == torch.float32) and supports(x, weight, bias)
 
 
 def instance_norm(
@@ -136,6 +136,6 @@ def instance_norm(
         >>> instance_norm(x, None, None, 0.0, slope=0.1).flatten().round(decimals=3)
         tensor([-0.1070, -0.0530,  0.0000,  1.6040])
     """
-    if supports_norm(x, weight):
+    if supports_norm(x, weight, bias):
         return cpp_instance_norm(x, weight, bias, eps, slope)[0]
     return _dense(x, weight, bias, eps, slope)

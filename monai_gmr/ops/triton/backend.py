@@ -25,9 +25,10 @@ class TritonBackend(Backend):
     name = "triton"
 
     def supports(self, call: Call) -> bool:
-        """Not graphs for export, images smaller than the window, transposed convolutions, and float64; logs what is missing."""
-        exporting = torch.jit.is_tracing() or torch.compiler.is_exporting()
-        if call.transposed or exporting or min(call.output_sizes()) < 1:
+        """Not graphs for export, ``torch.func``, images smaller than the window, transposed convolutions, and float64; logs what is
+        missing."""
+        compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+        if call.transposed or (call.recorded and not compiling) or min(call.output_sizes()) < 1:
             return False
         reason = None
         if not HAS_TRITON:
@@ -37,7 +38,7 @@ class TritonBackend(Backend):
         elif call.precision not in (torch.float32, torch.float16, torch.bfloat16):
             reason = f"it has no kernel for {call.precision}"
         # a log line would break a graph
-        if reason is not None and not torch.compiler.is_compiling():
+        if reason is not None and not compiling:
             log_dense(self.name, reason)
         return reason is None
 

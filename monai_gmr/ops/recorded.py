@@ -1,0 +1,37 @@
+"""Whether an operation is one of a graph or of ``torch.func``, which must see what kernels of our own would hide."""
+
+import torch
+from torch.autograd.forward_ad import unpack_dual
+
+
+def is_recorded(*tensors: torch.Tensor | None) -> bool:
+    """Whether operations on tensors, any of which may be wrapped, go into a graph or are :func:`is_transformed`.
+
+    Example:
+        >>> weight = torch.ones(3)
+        >>> outside, inside = [is_recorded(weight)], []
+        >>> _ = torch.func.grad(lambda weight: (inside.append(is_recorded(torch.ones(1), weight)), weight.sum())[1])(weight)
+        >>> outside, inside
+        ([False], [True])
+    """
+    return torch.jit.is_tracing() or torch.compiler.is_compiling() or any(map(is_transformed, tensors))
+
+
+def is_transformed(x: torch.Tensor | None) -> bool:
+    """Whether a tensor is one of ``torch.func``, a batch of gradients (``is_grads_batched`` of ``torch.autograd.grad``) or has a tangent
+    (``torch.autograd.forward_ad``).
+
+    Example:
+        >>> x = torch.ones(3, requires_grad=True)
+        >>> _ = x.register_hook(lambda gradient: print(is_transformed(gradient)))
+        >>> torch.autograd.grad(x * 2, x, torch.eye(3), is_grads_batched=True)[0].shape
+        True
+        torch.Size([3, 3])
+    """
+    if x is None:
+        return False
+    try:
+        x.untyped_storage()
+    except NotImplementedError:  # how these answer
+        return True
+    return unpack_dual(x).tangent is not None
