@@ -1,17 +1,17 @@
 """The reference of a harmonic convolution, slab by slab: neither pass holds all responses of a large volume.
 
-Saved for the backward pass are input and weights. It computes the responses of a slab again, those of order 0 excepted: at most one
-convolution more than a pass that keeps them, and less memory by 1.5 (2D) or 2.5 (3D) times the result, and by the sums behind the norms.
+Saved for the backward pass are input and weights. It makes the rows again, and the responses of a slab, those of order 0 excepted: at
+most one convolution more than a pass that keeps them, and less memory by 1.5 (2D) or 2.5 (3D) times the result, and by the sums behind
+the norms.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn import grad as conv_gradients
 from torch.utils.checkpoint import checkpoint
 
 from monai_gmr.ops.autocast import autocast_dtype, without_autocast
@@ -19,6 +19,7 @@ from monai_gmr.ops.call import Call, Orders
 from monai_gmr.ops.dense_gradients import dense_gradients, takes_dense_gradients
 from monai_gmr.ops.harmonic_conv import response_invariants
 from monai_gmr.ops.harmonic_operation import orders_of
+from monai_gmr.ops.made_conv import KernelOfLeaves, MadeKernel, conv_gradients, made_conv
 from monai_gmr.ops.memory_format import image_of, runs_channels_last
 from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.ops.slabs import InputSlab, Slab, input_slab, make_slabs
@@ -32,41 +33,48 @@ ROWS_PER_MARGIN = 4
 
 
 class Factors(NamedTuple):
-    """What responses are made of, and reduced to scalars with."""
+    """What responses are reduced to scalars with, as in :class:`~monai_gmr.ops.RingKernel`."""
 
-    rows: torch.Tensor  # (groups * responses, in_channels / groups, *kernel_size)
-    linear: torch.Tensor | None  # this and those below as in :class:`~monai_gmr.ops.RingKernel`
-    chiral: torch.Tensor | None
-    bias: torch.Tensor | None
+    linear: torch.Tensor | None = None
+    chiral: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
 
 
-def dense_harmonic_conv(x: torch.Tensor, factors: Factors, call: Call) -> torch.Tensor:
-    """A harmonic convolution by the framework's convolution, with gradients for ``x`` ``(batch, in_channels, *spatial)`` and ``factors``.
+FACTORS = len(Factors._fields)
 
-    In a graph of ``torch.compile`` the responses are computed again as a whole; graphs for export and ``torch.func`` have the operations
-    as they are. Responses of at most 4 MB are kept.
+
+def dense_harmonic_conv(x: torch.Tensor, rows: MadeKernel, factors: Factors, call: Call) -> torch.Tensor:
+    """A harmonic convolution by the framework's convolution, with gradients for ``x`` ``(batch, in_channels, *spatial)``, for what ``rows``
+    are made of, ``(groups * responses, in_channels / groups, *kernel_size)``, and for ``factors``.
+
+    In a graph of ``torch.compile`` rows and responses are computed again as a whole; graphs for export and ``torch.func`` have the
+    operations as they are. Responses of at most 4 MB are kept.
     """
     if autocast_dtype(x) is not None:
-        x, factors = x.to(call.precision), factors._replace(rows=factors.rows.to(call.precision))
+        x, rows = x.to(call.precision), rows.to(call.precision)
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and torch.is_grad_enabled():
-        return checkpoint(whole_harmonic_conv, x, factors, call, use_reentrant=False)
+        return checkpoint(whole_harmonic_conv, x, rows, factors, call, use_reentrant=False)
     if call.recorded:
-        return whole_harmonic_conv(x, factors, call)
+        return whole_harmonic_conv(x, rows, factors, call)
     voxels = len(x) * math.prod(call.output_sizes())
-    if voxels * len(factors.rows) * call.precision.itemsize <= KEPT_BYTES:
-        y = whole_harmonic_conv(x, factors, call)
+    if voxels * call.channels[1] * call.precision.itemsize <= KEPT_BYTES:
+        y = whole_harmonic_conv(x, rows, factors, call)
         # the backward pass keeps scalars, and what follows a convolution without a bias may work in place
         return y.clone() if factors.bias is None and y.requires_grad else y
-    return _SlabBySlab.apply(call, x, *factors)
+    return _SlabBySlab.apply(call, rows.make, x, *factors, *rows.parts)
 
 
-def whole_harmonic_conv(x: torch.Tensor, factors: Factors, call: Call) -> torch.Tensor:
+def whole_harmonic_conv(x: torch.Tensor, rows: MadeKernel, factors: Factors, call: Call) -> torch.Tensor:
     """Responses by one convolution, reduced to scalars."""
-    assert call.orders is not None
     # image and rows have their precision already; the invariants choose theirs
     with without_autocast(x):
-        y = _scalars(conv_nd(x, factors.rows, None, **call.conv_arguments()), call.orders, factors, call)
-        return y if factors.bias is None else y + factors.bias.to(y.dtype).reshape([-1] + [1] * (x.dim() - 2))
+        return _reduced(made_conv(x, rows, None, call), factors, call)
+
+
+def _reduced(responses: torch.Tensor, factors: Factors, call: Call) -> torch.Tensor:
+    assert call.orders is not None
+    y = _scalars(responses, call.orders, factors, call)
+    return y if factors.bias is None else y + factors.bias.to(y.dtype).reshape([-1] + [1] * (y.dim() - 2))
 
 
 def _scalars(responses: torch.Tensor, orders: Orders, factors: Factors, call: Call) -> torch.Tensor:
@@ -87,7 +95,7 @@ class _Slabs:
         call: the convolution of a slab, whose rows have the zeros of their axis already.
     """
 
-    def __init__(self, x: torch.Tensor, rows: torch.Tensor, call: Call) -> None:
+    def __init__(self, x: torch.Tensor, call: Call) -> None:
         through = x.device.type == "cpu" and x.dim() == 5
         self.axis = x.dim() - 1 if through else 2
         along, sizes = self.axis - 2, call.output_sizes()
@@ -96,7 +104,7 @@ class _Slabs:
         numbers = len(x) * call.num_outputs() * math.prod(sizes)
         at_once = [len(x)] if through else []
         least = ROWS_PER_MARGIN * call.reach()[along] * math.prod([*at_once, *sizes[1:]])
-        most = max(int(SHARE * numbers), KEPT_BYTES // call.precision.itemsize) // rows.shape[0]
+        most = max(int(SHARE * numbers), KEPT_BYTES // call.precision.itemsize) // call.channels[1]
         slabs = make_slabs(1 if through else len(x), [sizes[0], *at_once, *sizes[1:]], max(most, least, 1))
         self._slabs = [slab._replace(samples=len(x)) if through else slab for slab in slabs]
         lengths = {
@@ -114,81 +122,89 @@ class _Slabs:
 
 class _SlabBySlab(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, call: Call, x: torch.Tensor, *tensors: Any) -> torch.Tensor:
-        factors, sizes = Factors(*tensors), call.output_sizes()
-        ctx.call = call
-        ctx.save_for_backward(x, *factors)
+    def forward(
+        ctx: Any, call: Call, make: Callable[..., torch.Tensor], x: torch.Tensor, *tensors: Any
+    ) -> torch.Tensor:
+        factors, sizes = Factors(*tensors[:FACTORS]), call.output_sizes()
+        ctx.call, ctx.make = call, make
+        ctx.save_for_backward(x, *tensors)
         if runs_channels_last(x):
             y = image_of(x.new_empty((len(x), *sizes, call.num_outputs()), dtype=call.precision))
         else:
             y = x.new_empty((len(x), call.num_outputs(), *sizes), dtype=call.precision)
-        slabs = _Slabs(x, factors.rows, call)
-        for slab, source in slabs:
-            slab.of(y, slabs.axis).copy_(whole_harmonic_conv(source.of(x, slabs.axis), factors, slabs.call))
+        slabs = _Slabs(x, call)
+        arguments = slabs.call.conv_arguments()
+        with without_autocast(x):
+            rows = make(*tensors[FACTORS:])
+            for slab, source in slabs:
+                responses = conv_nd(source.of(x, slabs.axis), rows, None, **arguments)
+                slab.of(y, slabs.axis).copy_(_reduced(responses, factors, call))
         return y
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
         x, *tensors = ctx.saved_tensors
-        needed = ctx.needs_input_grad[1:]
+        needed = ctx.needs_input_grad[2:]
         if takes_dense_gradients(gradient):
 
-            def whole(x: torch.Tensor, *factors: Any) -> torch.Tensor:
-                return whole_harmonic_conv(x, Factors(*factors), ctx.call)
+            def whole(x: torch.Tensor, *tensors: Any) -> torch.Tensor:
+                rows = MadeKernel(ctx.make, tensors[FACTORS:])
+                return whole_harmonic_conv(x, rows, Factors(*tensors[:FACTORS]), ctx.call)
 
-            return None, *dense_gradients(whole, (x, *tensors), needed, gradient)
+            return None, None, *dense_gradients(whole, (x, *tensors), needed, gradient)
+        made = KernelOfLeaves(ctx.make, tensors[FACTORS:], needed[1 + FACTORS :])
+        asked = (needed[0], any(made.needed), *needed[1 : 1 + FACTORS])
         # a backward pass within autocast is that of the forward pass all the same
         with without_autocast(x):
-            return None, *_gradients(x, Factors(*tensors), ctx.call, needed, gradient)
+            image, by_rows, *found = _gradients(x, made.kernel, Factors(*tensors[:FACTORS]), ctx.call, asked, gradient)
+            return None, None, image, *found, *made.part_gradients(by_rows)
 
 
 def _gradients(
-    x: torch.Tensor, factors: Factors, call: Call, needed: Sequence[bool], gradient: torch.Tensor
+    x: torch.Tensor, rows: torch.Tensor, factors: Factors, call: Call, needed: Sequence[bool], gradient: torch.Tensor
 ) -> list[torch.Tensor | None]:
-    """Gradients of input and factors, ``None`` where not needed."""
+    """Gradients of input, rows and factors, ``None`` where not needed."""
     image = torch.zeros_like(x) if needed[0] else None
     # at least float32: there may be many slabs
     wide = torch.promote_types(call.precision, torch.float32)
+    tensors = (rows, *factors)
     sums = [
         torch.zeros_like(each, dtype=wide) if each is not None and asked else None
-        for each, asked in zip(factors, needed[1:])
+        for each, asked in zip(tensors, needed[1:])
     ]
-    slabs = _Slabs(x, factors.rows, call)
+    slabs = _Slabs(x, call)
     for slab, source in slabs:
         part = slab.of(gradient, slabs.axis)
-        own, *found = _slab_gradients(source.of(x, slabs.axis), factors, slabs.call, needed, part)
+        own, *found = _slab_gradients(source.of(x, slabs.axis), rows, factors, slabs.call, needed, part)
         if image is not None and own is not None:
             source.place.of(image, slabs.axis).add_(own.narrow(slabs.axis, source.before, source.place.rows))
         for total, each in zip(sums, found):
             if total is not None and each is not None:
                 total.add_(each)
-    pairs = zip(sums, factors)
+    pairs = zip(sums, tensors)
     return [image, *(None if total is None or each is None else total.to(each.dtype) for total, each in pairs)]
 
 
 def _slab_gradients(
-    x: torch.Tensor, factors: Factors, call: Call, needed: Sequence[bool], gradient: torch.Tensor
+    x: torch.Tensor, rows: torch.Tensor, factors: Factors, call: Call, needed: Sequence[bool], gradient: torch.Tensor
 ) -> list[torch.Tensor | None]:
-    """Gradients of a slab's input and of the factors, ``None`` where not needed."""
-    dims, arguments, rows = len(call.kernel_size), call.conv_arguments(), factors.rows
-    by_response, *terms = _response_gradients(x, factors, call, gradient)
-    by_input, by_weight = (getattr(conv_gradients, f"conv{dims}d_{name}") for name in ("input", "weight"))
-    return [
-        by_input(x.shape, rows, by_response, **arguments) if needed[0] else None,
-        by_weight(x, rows.shape, by_response, **arguments) if needed[1] else None,
-        *terms,
-        gradient.sum([0, *range(2, dims + 2)], dtype=torch.float64) if needed[4] else None,
-    ]
+    """Gradients of a slab's input, of the rows and of the factors, ``None`` where not needed."""
+    by_response, *terms = _response_gradients(x, rows, factors, call, gradient)
+    by_input, by_rows, _ = conv_gradients(by_response, x, rows, call, (needed[0], needed[1], False))
+    by_bias = gradient.sum([0, *range(2, gradient.dim())], dtype=torch.float64) if needed[-1] else None
+    return [by_input, by_rows, *terms, by_bias]
 
 
-def _response_gradients(x: torch.Tensor, factors: Factors, call: Call, gradient: torch.Tensor) -> list[Any]:
+def _response_gradients(
+    x: torch.Tensor, rows: torch.Tensor, factors: Factors, call: Call, gradient: torch.Tensor
+) -> list[Any]:
     """Gradients of a slab's responses, and those of the linear and chiral factors, ``None`` where there are none."""
     orders, channels, responses = _recomputed(call)
     if orders.num_responses() == 0:
         return [gradient, None, None]
-    before, _, after = _split(factors.rows, call.groups, 0, responses)
+    before, _, after = _split(rows, call.groups, 0, responses)
     y = conv_nd(x, torch.cat([before, after], dim=1).flatten(0, 1), None, **call.conv_arguments())
-    terms = {name: getattr(factors, name) for name in ("linear", "chiral")}
+    terms = {"linear": factors.linear, "chiral": factors.chiral}
     given = {name: each.detach().requires_grad_() for name, each in terms.items() if each is not None}
     with torch.enable_grad():
         scalars = _scalars(y.requires_grad_(), orders, factors._replace(**given), call)

@@ -32,12 +32,6 @@ def dense_kernel(weight: torch.Tensor, basis: torch.Tensor, shells: torch.Tensor
     return kernel.reshape(list(weight.shape[:2]) + list(shells.shape)).to(weight.dtype)
 
 
-def full_precision_kernel(weight: torch.Tensor, basis: torch.Tensor, shells: torch.Tensor) -> torch.Tensor:
-    """:func:`dense_kernel`, in the precision of its arguments also under autocast."""
-    with without_autocast(weight):
-        return dense_kernel(weight, basis, shells)
-
-
 def conv_nd(
     x: torch.Tensor,
     kernel: torch.Tensor,
@@ -68,7 +62,9 @@ def dense_ring_conv(
     angular: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """:func:`ring_conv` by a dense kernel and the framework's convolution: the reference, and what export uses."""
-    kernel = full_precision_kernel(weight, basis, shells)
+    # full precision also under autocast
+    with without_autocast(weight):
+        kernel = dense_kernel(weight, basis, shells)
     if angular is None:
         y = conv_nd(x, kernel, bias, stride, padding, dilation, groups=groups)
         return keep_format(y, x)

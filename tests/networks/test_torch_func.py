@@ -10,7 +10,7 @@ from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 from monai_gmr import set_backend
 from monai_gmr.networks.layers import GMRConvTranspose3d, GMRInstanceNorm3d, PointGroupConv2d, make_convolution
 from monai_gmr.networks.nets import GMRUNet
-from monai_gmr.ops import dense_harmonic
+from monai_gmr.ops import dense_harmonic, made_conv
 
 MODULES = {
     "gmr": lambda: make_convolution("gmr", 3, 8, 8, 5, padding=2),
@@ -28,6 +28,8 @@ MODULES = {
 def backend(request, monkeypatch):
     # small images as large ones
     monkeypatch.setattr(dense_harmonic, "KEPT_BYTES", 0)
+    monkeypatch.setattr(made_conv, "KEPT_BYTES", 0)
+    monkeypatch.setattr(made_conv, "KEPT_SHARE", 0)
     monkeypatch.setattr(sys.modules["monai_gmr.ops.depthwise_conv"], "LEAST_PRODUCTS", 0)
     with set_backend(request.param):
         yield

@@ -1,5 +1,7 @@
 """The reference of a harmonic convolution gives slab by slab what one convolution gives, with all gradients, in a plain layer's memory."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from monai_gmr.ops import dense_harmonic
 from monai_gmr.ops.call import Call, Orders
 from monai_gmr.ops.dense_harmonic import Factors, dense_harmonic_conv, whole_harmonic_conv
 from monai_gmr.ops.kept_terms import num_chiral
+from monai_gmr.ops.made_conv import MadeKernel
 from monai_gmr.ops.memory_format import has_channels_last, make_channels_last
 
 COMPONENTS = {1: (0, 1), 2: (0, 2, 2), 3: (0, 3, 5)}
@@ -47,13 +50,14 @@ def problem(dims, lengths, sizes, orders, numbers, terms):
     zero = sum(n for n, count in zip(orders.norms, orders.components) if count == 0)
     shapes = {"linear": (groups, outputs, responses - zero), "chiral": (groups, outputs)}
     x = torch.randn(numbers["batch"], groups * numbers["channels"], *sizes, dtype=torch.float64)
-    rows = torch.randn(groups * responses, numbers["channels"], *lengths["window"], dtype=torch.float64)
+    weight = torch.randn(groups * responses, numbers["channels"], 2, dtype=torch.float64)
+    basis = torch.randn(2, math.prod(lengths["window"]), dtype=torch.float64)
     more = [torch.randn(shapes[name], dtype=torch.float64) if name in terms else None for name in ("linear", "chiral")]
-    factors = Factors(rows, *more, torch.randn(groups * outputs, dtype=torch.float64))
+    factors = Factors(*more, torch.randn(groups * outputs, dtype=torch.float64))
     call = Call.of_input(
         x,
         lengths["window"],
-        (x.shape[1], len(rows)),
+        (x.shape[1], len(weight)),
         stride=lengths["stride"],
         padding=lengths["padding"],
         dilation=lengths["dilation"],
@@ -61,27 +65,30 @@ def problem(dims, lengths, sizes, orders, numbers, terms):
         orders=orders,
         kept=bool(terms),
     )
-    return x, factors, call
+    make = lambda weight, basis: (weight @ basis).unflatten(2, lengths["window"])  # noqa: E731
+    return x, MadeKernel(make, (weight, basis)), factors, call
 
 
-def with_gradients(function, x, factors, call, seed):
-    tensors = [each.detach().requires_grad_() for each in (x, *factors) if each is not None]
-    rest = iter(tensors[1:])
-    y = function(tensors[0], Factors(*(None if each is None else next(rest) for each in factors)), call)
+def with_gradients(function, x, rows, factors, call, seed):
+    tensors = [each.detach().requires_grad_() for each in (x, *rows.parts, *factors) if each is not None]
+    x, weight, basis, *rest = tensors
+    rest = iter(rest)
+    factors = Factors(*(None if each is None else next(rest) for each in factors))
+    y = function(x, rows._replace(parts=(weight, basis)), factors, call)
     return [y, *torch.autograd.grad(y, tensors, seed, materialize_grads=True)]
 
 
 @settings(max_examples=30, deadline=None)
 @given(drawn=convolutions(), row_by_row=st.booleans())
 def test_slabs_give_what_one_convolution_gives(drawn, row_by_row):
-    x, factors, call = problem(*drawn)
+    x, rows, factors, call = problem(*drawn)
     seed = torch.randn(len(x), call.num_outputs(), *call.output_sizes(), dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dense_harmonic, "KEPT_BYTES", 0)
         if row_by_row:
             thin_slabs.__wrapped__(patch)
-        found = with_gradients(dense_harmonic_conv, x, factors, call, seed)
-    wanted = with_gradients(whole_harmonic_conv, x, factors, call, seed)
+        found = with_gradients(dense_harmonic_conv, x, rows, factors, call, seed)
+    wanted = with_gradients(whole_harmonic_conv, x, rows, factors, call, seed)
     for one, other in zip(found, wanted, strict=True):
         assert one.shape == other.shape
         assert torch.allclose(one, other, atol=1e-9)
@@ -90,10 +97,13 @@ def test_slabs_give_what_one_convolution_gives(drawn, row_by_row):
 def test_gradients_can_be_differentiated(thin_slabs):
     drawn = (2, dict.fromkeys(("stride", "padding", "dilation"), (1, 1)) | {"window": (3, 3)}, (2, 3))
     orders = Orders((1, 1), (0, 1), (0, 2))
-    x, factors, call = problem(*drawn, orders, {"batch": 1, "groups": 1, "channels": 1}, ("linear", "chiral"))
+    x, rows, factors, call = problem(*drawn, orders, {"batch": 1, "groups": 1, "channels": 1}, ("linear", "chiral"))
     assert num_chiral(1, 1, 2) == 1
-    tensors = [each.requires_grad_() for each in (x, *factors)]
-    run = lambda x, *tensors: dense_harmonic_conv(x, Factors(*tensors), call)  # noqa: E731
+    tensors = [each.requires_grad_() for each in (x, *rows.parts, *factors)]
+
+    def run(x, weight, basis, *tensors):
+        return dense_harmonic_conv(x, rows._replace(parts=(weight, basis)), Factors(*tensors), call)
+
     assert torch.autograd.gradcheck(run, tensors, fast_mode=True)
     assert torch.autograd.gradgradcheck(run, tensors, fast_mode=True)
 

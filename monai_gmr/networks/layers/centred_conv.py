@@ -23,7 +23,7 @@ from monai_gmr.ops import dense_kernel, pad_nd
 from monai_gmr.ops.autocast import without_autocast
 from monai_gmr.ops.free_sizes import is_free, voxels
 from monai_gmr.ops.harmonic_conv import harmonic_tap_basis
-from monai_gmr.ops.ring_conv import conv_nd
+from monai_gmr.ops.made_conv import MadeKernel
 from monai_gmr.symmetry import centred_steps, centred_window, kernel_shells, number_of_components, tap_harmonics
 from monai_gmr.symmetry.taps import in_units
 from monai_gmr.utils import ConfigurationError, on_plain_tensor
@@ -89,19 +89,17 @@ class CentredConvNd(GMRConvNd):
         """Window number ``code``: a tap longer along the axes whose bits are set."""
         return tuple(k + (code >> axis & 1) for axis, k in enumerate(self.kernel_size))
 
-    def _kernel(self, code: int, window: Sequence[int]) -> torch.Tensor:
+    def _kernel(self, code: int, window: Sequence[int], weight: torch.Tensor, functions: torch.Tensor) -> torch.Tensor:
         """The kernel over window number ``code``, zero on taps beyond it; all have the same mean over their taps."""
         shells, harmonics = self.window_shells[code], self.window_harmonics[code]
         for axis, k in enumerate(window):
             shells, harmonics = shells.narrow(axis, 0, k), harmonics.narrow(axis + 1, 0, k)
-        # full precision also under autocast
-        with without_autocast(self.weight):
-            if not isinstance(self, GMRHarmonicConvNd):
-                return dense_kernel(self.weight, self._with_equal_sums(self.basis(), code), shells)
-            profiles = self._with_equal_sums(self.radial_profiles(), code)
-            angular = harmonics.flatten(1).to(profiles.dtype) / self.table_units
-            basis = harmonic_tap_basis(profiles, shells, angular, self.component_profile)
-            return self._responses_kernel(basis, list(shells.shape))
+        functions = self._with_equal_sums(functions, code)
+        if not isinstance(self, GMRHarmonicConvNd):
+            return dense_kernel(weight, functions, shells)
+        angular = harmonics.flatten(1).to(functions.dtype) / self.table_units
+        basis = harmonic_tap_basis(functions, shells, angular, self.component_profile)
+        return self._responses_kernel(weight, basis, list(shells.shape))
 
     def _with_equal_sums(self, functions: torch.Tensor, code: int) -> torch.Tensor:
         counts = self.window_counts.to(functions.dtype)
@@ -111,21 +109,22 @@ class CentredConvNd(GMRConvNd):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Convolve ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``; sizes are those of ``torch.nn.ConvNd``."""
-        if not torch.jit.is_scripting() and isinstance(input, MetaTensor):
+        if isinstance(input, MetaTensor):
             return on_plain_tensor(partial(CentredConvNd.forward, self), input)
         dims = self.spatial_dims
         check_input(self, input, dims, self.in_channels, unbatched=True)
         sizes = list(input.shape)[-dims:]
-        input, kernel, padding = (self._free_windows if is_free(sizes) else self._windows)(input, sizes)
-        if isinstance(self, GMRHarmonicConvNd):
-            output = self._conv_by_kernel(input, kernel, padding)
-        else:
-            output = conv_nd(input, kernel, self.bias, self.stride, padding, self.dilation, groups=self.groups)
+        input, code, window, padding = (self._free_windows if is_free(sizes) else self._windows)(input, sizes)
+        # full precision also under autocast
+        with without_autocast(self.weight):
+            functions = self.radial_profiles() if isinstance(self, GMRHarmonicConvNd) else self.basis()
+        kernel = MadeKernel(partial(self._kernel, code, window), (self.weight, functions))
+        output = self._conv_by_kernel(input, kernel, window, padding)
         record_sizes(self.levels, sizes, output.shape[-dims:])
         return output
 
-    def _windows(self, input: torch.Tensor, sizes: list[int]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-        """Image, kernel and padding of the convolution of an image of given sizes."""
+    def _windows(self, input: torch.Tensor, sizes: list[int]) -> tuple[torch.Tensor, int, Sequence[int], list[int]]:
+        """Image, number and sizes of the window, and padding of the convolution of an image of given sizes."""
         dims = self.spatial_dims
         code, margins = 0, []
         arguments = zip(sizes, self.kernel_size, self.stride, self.both_paddings, self.dilation)
@@ -140,9 +139,11 @@ class CentredConvNd(GMRConvNd):
                 input = input.narrow(axis - dims, cut, sizes[axis] - 2 * cut)
             reverse = [max(0, m) for m in reversed(margins) for _ in range(2)]
             input, padding = pad_nd(input, reverse, self.padding_mode), [0] * dims
-        return input, self._kernel(code, self._window(code)), padding
+        return input, code, self._window(code), padding
 
-    def _free_windows(self, input: torch.Tensor, sizes: list[Any]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    def _free_windows(
+        self, input: torch.Tensor, sizes: list[Any]
+    ) -> tuple[torch.Tensor, int, Sequence[int], list[int]]:
         """The same where sizes are symbols: the longest window, whose first taps are those of the size's own."""
         dims = self.spatial_dims
         code, both = 0, self.both_paddings
@@ -154,7 +155,7 @@ class CentredConvNd(GMRConvNd):
             code = code + longer * 2**axis
             places = voxels((steps - 1) * s + d * k + 1, input) + (reserve[axis] - margin)
             input = input.index_select(axis - dims, places)
-        return input, self._kernel(code, [k + 1 for k in self.kernel_size]), [0] * dims
+        return input, code, [k + 1 for k in self.kernel_size], [0] * dims
 
     def to_conv(self) -> nn.Module:
         raise ConfigurationError(

@@ -12,6 +12,9 @@ from monai_gmr import symmetry
 from monai_gmr.networks.layers.table_module import TableModule
 from monai_gmr.ops import pad_nd
 from monai_gmr.ops.autocast import autocast_dtype
+from monai_gmr.ops.call import Call
+from monai_gmr.ops.made_conv import MadeKernel, made_conv
+from monai_gmr.ops.memory_format import keep_format
 from monai_gmr.utils import ConfigurationError, SymmetryWarning, check_choice, check_count
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -90,6 +93,8 @@ class SymmetricConvNd(TableModule):
         nn.Module.__init__(self)
         dims = self.spatial_dims
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        # of the equal torch.nn.ConvNd
+        self.conv_groups = groups
         self.kernel_size = whole_numbers("kernel_size", kernel_size, dims)
         self.stride, self.dilation = whole_numbers("stride", stride, dims), whole_numbers("dilation", dilation, dims)
         self.padding = padding if isinstance(padding, str) else whole_numbers("padding", padding, dims, least=0)
@@ -129,6 +134,29 @@ class SymmetricConvNd(TableModule):
     def _dense_bias(self) -> torch.Tensor | None:
         """The bias of the equal ``torch.nn.ConvNd``, or ``None``."""
         return self.bias
+
+    def _conv_by_kernel(
+        self,
+        input: torch.Tensor,
+        kernel: MadeKernel,
+        window: Sequence[int],
+        padding: Sequence[int],
+        output_padding: Sequence[int] = (),
+    ) -> torch.Tensor:
+        """The framework's convolution with a kernel over a window, of an image with or without a batch."""
+        bias = self._dense_bias()
+        image = input[None] if input.dim() == len(window) + 1 else input
+        lengths = {
+            "stride": self.stride,
+            "padding": padding,
+            "dilation": self.dilation,
+            "output_padding": output_padding,
+        }
+        known = {"groups": self.conv_groups, "transposed": self.transposed}
+        channels = (self.in_channels, self.out_channels)
+        call = Call.of_input(image, tuple(window), channels, (*kernel.parts, bias), **lengths, **known)
+        y = keep_format(made_conv(image, kernel, bias, call), image)
+        return y if image is input else y[0]
 
     def _dense_copy(self, name: str, **changes: Any) -> nn.Module:
         """The equal module of torch, of class ``name``."""

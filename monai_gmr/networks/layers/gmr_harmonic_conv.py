@@ -16,6 +16,7 @@ from monai_gmr.ops.dense_harmonic import Factors, dense_harmonic_conv
 from monai_gmr.ops.harmonic_conv import harmonic_tap_basis, response_invariants, responses_kernel
 from monai_gmr.ops.invariants import norm_variance
 from monai_gmr.ops.kept_terms import num_chiral
+from monai_gmr.ops.made_conv import MadeKernel
 from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.symmetry import (
     away_from_centre,
@@ -238,11 +239,11 @@ class GMRHarmonicConvNd(GMRConvNd):
 
     def dense_kernel(self) -> torch.Tensor:
         """Kernels of all components of all orders, shape ``(responses, in_channels / groups, *kernel_size)``."""
-        return self._responses_kernel(self.tap_basis(), list(self.shells.shape))
+        return self._responses_kernel(self.weight, self.tap_basis(), list(self.shells.shape))
 
-    def _responses_kernel(self, basis: torch.Tensor, window: list[int]) -> torch.Tensor:
+    def _responses_kernel(self, weight: torch.Tensor, basis: torch.Tensor, window: list[int]) -> torch.Tensor:
         """The rows of all responses from functions on the taps of a window."""
-        kernel = responses_kernel(self.weight, basis, self.response_channel, self.response_component, self.groups)
+        kernel = responses_kernel(weight, basis, self.response_channel, self.response_component, self.groups)
         return kernel.reshape(list(kernel.shape[:2]) + window)
 
     def _reduced(self, responses: torch.Tensor) -> torch.Tensor:
@@ -255,21 +256,22 @@ class GMRHarmonicConvNd(GMRConvNd):
             output = output + bias.to(output.dtype).reshape([-1] + [1] * self.shells.dim())
         return output
 
-    def _conv_by_kernel(self, input: torch.Tensor, kernel: torch.Tensor, padding: list[int]) -> torch.Tensor:
-        """The layer by the rows of all responses."""
-        if torch.jit.is_scripting():
-            return self._reduced(conv_nd(input, kernel, None, self.stride, padding, self.dilation, groups=self.groups))
-        return self._conv_slab_by_slab(input, kernel, padding)
-
-    @torch.jit.unused
-    def _conv_slab_by_slab(self, input: torch.Tensor, kernel: torch.Tensor, padding: list[int]) -> torch.Tensor:
-        image = input[None] if input.dim() == kernel.dim() - 1 else input
-        factors = Factors(kernel, self.linear_matrix(), self.chiral_factors(), self.bias)
+    def _conv_by_kernel(
+        self,
+        input: torch.Tensor,
+        kernel: MadeKernel,
+        window: Sequence[int],
+        padding: Sequence[int],
+        output_padding: Sequence[int] = (),
+    ) -> torch.Tensor:
+        """The layer by the rows of all responses over a window."""
+        image = input[None] if input.dim() == len(window) + 1 else input
+        factors, orders = Factors(self.linear_matrix(), self.chiral_factors(), self.bias), self._orders()
         lengths = {"stride": self.stride, "padding": padding, "dilation": self.dilation}
-        known = {"groups": self.groups, "orders": self._orders(), "kept": self.symmetry_group is not None}
-        channels = (self.in_channels, len(kernel))
-        call = Call.of_input(image, tuple(kernel.shape[2:]), channels, factors, **lengths, **known)
-        y = dense_harmonic_conv(image, factors, call)
+        known = {"groups": self.groups, "orders": orders, "kept": self.symmetry_group is not None}
+        channels = (self.in_channels, self.groups * orders.num_responses())
+        call = Call.of_input(image, tuple(window), channels, (*kernel.parts, *factors), **lengths, **known)
+        y = dense_harmonic_conv(image, kernel, factors, call)
         return y if image is input else y[0]
 
     @torch.jit.unused
@@ -280,7 +282,8 @@ class GMRHarmonicConvNd(GMRConvNd):
         """``(batch, in_channels, *spatial)`` or without the batch, to as many scalars as ``out_channels``."""
         input, padding = self._padded(input)
         if torch.jit.is_scripting():
-            return self._conv_by_kernel(input, self.dense_kernel(), padding)
+            geometry = (self.stride, padding, self.dilation, self.groups)
+            return self._reduced(conv_nd(input, self.dense_kernel(), None, *geometry))
         profiles = self.radial_profiles()
         harmonics = self.harmonics.to(profiles.dtype) / self.table_units
         tables = ResponseTables(self.component_profile, self.response_channel, self.response_component)

@@ -2,18 +2,20 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from monai_gmr.networks.layers.conv_nd import DirectConvNd
 from monai_gmr.networks.layers.partial_elements import GroupElements, PartialGroupElements
 from monai_gmr.networks.layers.partial_kernels import HarmonicKernel, PartialKernel, SirenKernel
 from monai_gmr.networks.layers.point_group_fields import check_fields
 from monai_gmr.ops.autocast import without_autocast
+from monai_gmr.ops.made_conv import MadeKernel
 from monai_gmr.ops.memory_format import keep_format
-from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.ops.split_axis import split_axis
 from monai_gmr.symmetry import field_channels, tap_spacing
 from monai_gmr.symmetry.group_structure import GroupSpec
@@ -124,21 +126,38 @@ class PartialGroupConvNd(DirectConvNd):
 
     def dense_kernel(self) -> torch.Tensor:
         """The kernel as ``torch.nn.ConvNd.weight``, its rows and columns over all elements, at the present samples."""
+        # full precision also under autocast
+        with without_autocast(self.kernel.weight):
+            return self._made_kernel().tensor()
+
+    def _made_kernel(self) -> MadeKernel:
+        """The kernel, made of its parameters and of the present samples."""
         weight = self.kernel.weight
         precision = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        # full precision also under autocast
         with without_autocast(weight):
             orientations = self.out_elements().matrices.to(weight.device, precision)
-            if self.in_elements is None:
-                kernel = self.kernel(orientations, None)
-            else:
+            samples = [orientations]
+            if self.in_elements is not None:
                 taken = GroupElements(*(each.to(weight.device, precision) for each in self.in_elements()))
                 # g^-1 h
-                relative = orientations.transpose(1, 2).unsqueeze(1) @ taken.matrices
-                share = taken.gates / taken.gates.sum()
-                kernel = self.kernel(orientations, relative) * share.unsqueeze(1)
-            kernel = kernel.to(weight.dtype)
-        return kernel.flatten(2, 3).flatten(0, 1).unflatten(2, self.kernel_size)
+                samples.append(orientations.transpose(1, 2).unsqueeze(1) @ taken.matrices)
+                samples.append(taken.gates / taken.gates.sum())
+        names, parameters = zip(*self.kernel.named_parameters())
+        return MadeKernel(partial(self._kernel_of, names, len(samples)), (*samples, *parameters))
+
+    def _kernel_of(self, names: Sequence[str], count: int, *tensors: torch.Tensor) -> torch.Tensor:
+        """The kernel of ``count`` tensors of samples and the parameters of those names."""
+        orientations, *taken = tensors[:count]
+        relative, share = taken or (None, None)
+        if torch.jit.is_tracing():
+            # refuses functional_call; the parameters are those of the module
+            kernel = self.kernel(orientations, relative)
+        else:
+            parameters = dict(zip(names, tensors[count:]))
+            kernel = functional_call(self.kernel, parameters, (orientations, relative))
+        if share is not None:
+            kernel = kernel * share.unsqueeze(1)
+        return kernel.to(self.kernel.weight.dtype).flatten(2, 3).flatten(0, 1).unflatten(2, self.kernel_size)
 
     def _dense_bias(self) -> torch.Tensor | None:
         """The bias of each channel, that of its field."""
@@ -147,9 +166,7 @@ class PartialGroupConvNd(DirectConvNd):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Convolve ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``."""
         input, padding = self._padded(input)
-        kernel, bias = self.dense_kernel(), self._dense_bias()
-        y = conv_nd(input, kernel, bias, self.stride, padding, self.dilation, groups=self.groups)
-        return keep_format(y, input)
+        return self._conv_by_kernel(input, self._made_kernel(), self.kernel_size, padding)
 
     def to_conv(self) -> nn.Module:
         """The equal ``torch.nn.ConvNd`` of eval mode, for deployment."""

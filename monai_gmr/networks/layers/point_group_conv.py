@@ -10,6 +10,7 @@ from torch import nn
 from monai_gmr.networks.layers.conv_nd import DirectConvNd, SymmetricConvNd, TransposedConvNd
 from monai_gmr.ops.depthwise_conv import depthwise_conv
 from monai_gmr.ops.group_filters import spread_filter
+from monai_gmr.ops.made_conv import MadeKernel
 from monai_gmr.ops.memory_format import keep_format
 from monai_gmr.ops.ring_conv import conv_nd, conv_transpose_nd
 from monai_gmr.symmetry import end_groups, field_channels, filter_table, product_table
@@ -122,10 +123,18 @@ class PointGroupFilterNd(SymmetricConvNd):
 
     def dense_kernel(self) -> torch.Tensor:
         """The filter as ``torch.nn.ConvNd.weight``, its rows and columns over all channels."""
-        kernel, spatial = spread_filter(self.weight, self.weight_table), self.spatial_weight
+        return self._spread(self.weight, self.spatial_weight)
+
+    def _spread(self, weight: torch.Tensor, spatial: torch.Tensor | None = None) -> torch.Tensor:
+        """The filter of given weights."""
+        kernel = spread_filter(weight, self.weight_table)
         if spatial is not None:
             kernel = kernel * spread_filter(spatial, self.spatial_table)
         return kernel.reshape([kernel.shape[0], kernel.shape[1]] + list(self.kernel_size))
+
+    def _made_kernel(self) -> MadeKernel:
+        spatial = self.spatial_weight
+        return MadeKernel(self._spread, (self.weight,) if spatial is None else (self.weight, spatial))
 
     def _dense_bias(self) -> torch.Tensor | None:
         """The bias of each channel, that of its field."""
@@ -155,6 +164,8 @@ class PointGroupConvNd(DirectConvNd, PointGroupFilterNd):
             y = depthwise_conv(input, self.dense_kernel(), bias, self.stride, padding, self.dilation)
             return keep_format(y, input)
         if self.filter != "gc" or spatial is None:
+            if not torch.jit.is_scripting():
+                return self._conv_by_kernel(input, self._made_kernel(), self.kernel_size, padding)
             y = conv_nd(input, self.dense_kernel(), bias, self.stride, padding, self.dilation, groups=self.groups)
             return keep_format(y, input)
         ones, zeros = [1] * len(padding), [0] * len(padding)
@@ -172,6 +183,8 @@ class PointGroupConvTransposeNd(TransposedConvNd, PointGroupFilterNd):
         """Spread ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)`` over the windows, to the spatial sizes that end
         ``output_size``."""
         padding, extra = self._paddings(input, output_size)
+        if not torch.jit.is_scripting():
+            return self._conv_by_kernel(input, self._made_kernel(), self.kernel_size, padding, extra)
         kernel, bias = self.dense_kernel(), self._dense_bias()
         groups, dilation = self.conv_groups, self.dilation
         y = conv_transpose_nd(input, kernel, bias, self.stride, padding, extra, groups=groups, dilation=dilation)
