@@ -37,7 +37,7 @@ def _keeps_trail(method: Callable) -> Callable:
                 for each in args
             )
         inputs, output = (*args, *kwargs.values()), None
-        trail = begin_trail(start, inputs)
+        trail = begin_trail(start, inputs, self)
         try:
             output = method(self, *args, **kwargs)
             return output

@@ -1,7 +1,8 @@
 """What all convolutions of this library share with ``torch.nn.ConvNd``: arguments, paddings, constant tables, copies for deployment."""
 
+import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,30 @@ from monai_gmr.ops.memory_format import keep_format
 from monai_gmr.utils import ConfigurationError, SymmetryWarning, check_choice, check_count
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+def passes_arguments_to(parent: type, without: Sequence[str] = ()) -> Callable:
+    """A decorator for an ``__init__`` of ``(self, *args, **kwargs)`` and arguments of its own: its signature names those that it passes on,
+    for ``help`` and for ``torch.nn.utils.skip_init``.
+
+    Example:
+        >>> class Layer(nn.Linear):
+        ...     @passes_arguments_to(nn.Linear, without=["bias"])
+        ...     def __init__(self, *args, scale=1.0, **kwargs):
+        ...         super().__init__(*args, bias=False, **kwargs)
+        >>> list(inspect.signature(Layer).parameters)
+        ['in_features', 'out_features', 'device', 'dtype', 'scale']
+    """
+
+    def name_arguments(init: Any) -> Any:
+        own = dict(inspect.signature(init).parameters)
+        every = {"self": own["self"]} | dict(inspect.signature(parent).parameters) | own
+        collects = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        named = [each for name, each in every.items() if each.kind not in collects and name not in without]
+        init.__signature__ = inspect.Signature(sorted(named, key=lambda each: each.kind))
+        return init
+
+    return name_arguments
 
 
 def whole_numbers(name: str, value: Any, spatial_dims: int, least: int = 1) -> Any:

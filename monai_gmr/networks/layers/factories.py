@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from inspect import Parameter, signature
+from inspect import signature
 from typing import Any
 
 from monai.networks.layers.factories import Conv, Dropout, Norm, Pool
@@ -51,11 +51,8 @@ def _arguments_of(name: str) -> tuple[str, ...]:
     """What may stand beside a name in a pair: arguments of its layer, but for those that blocks give."""
     if name in FIELD_ARGUMENTS:
         return FIELD_ARGUMENTS[name]
-    kind = Conv[CONVOLUTIONS[name], 2]
-    known = [parameter for each in kind.__mro__ for parameter in signature(each.__init__).parameters.values()]
-    given = ("self", "in_channels", "out_channels", "kernel_size", *(("rings",) if name == "sre" else ()))
-    named = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
-    return tuple(dict.fromkeys(each.name for each in known if each.kind in named and each.name not in given))
+    known = signature(Conv[CONVOLUTIONS[name], 2]).parameters
+    return tuple(each for each in known if each not in ("in_channels", "out_channels", "kernel_size"))
 
 
 def split_convolution(conv: str | Sequence, choices: Sequence[str] = tuple(CONVOLUTIONS)) -> tuple[str, dict[str, Any]]:

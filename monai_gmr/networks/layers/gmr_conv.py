@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from monai_gmr import symmetry
-from monai_gmr.networks.layers.conv_nd import DirectConvNd, SymmetricConvNd
+from monai_gmr.networks.layers.conv_nd import DirectConvNd, SymmetricConvNd, passes_arguments_to
 from monai_gmr.ops import dense_kernel, ring_conv
 from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.symmetry.taps import SIGMA_FLOOR, TABLE_UNITS
@@ -225,6 +225,7 @@ class SREConv2d(GMRConv2d):
         SRE-Conv: Symmetric Rotation Equivariant Convolution for biomedical image classification, arXiv 2501.09753.
     """
 
+    @passes_arguments_to(GMRConvNd, without=["rings"])
     def __init__(self, *args, num_rings: int | None = None, spacing=None, **kwargs) -> None:
         super().__init__(*args, rings="hard", num_rings=num_rings, spacing=spacing, **kwargs)
 
@@ -232,5 +233,6 @@ class SREConv2d(GMRConv2d):
 class SREConv3d(GMRConv3d):
     """:class:`SREConv2d` in three dimensions."""
 
+    @passes_arguments_to(GMRConvNd, without=["rings"])
     def __init__(self, *args, num_rings: int | None = None, spacing=None, **kwargs) -> None:
         super().__init__(*args, rings="hard", num_rings=num_rings, spacing=spacing, **kwargs)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from monai_gmr.networks.layers.conv_nd import passes_arguments_to
 from monai_gmr.networks.layers.gmr_conv import GMRConvNd
 from monai_gmr.ops import Orders, ResponseTables, RingKernel, harmonic_conv
 from monai_gmr.ops.call import Call
@@ -67,6 +68,7 @@ class GMRHarmonicConvNd(GMRConvNd):
     relax_weight: torch.Tensor | None
     chiral_weight: torch.Tensor | None
 
+    @passes_arguments_to(GMRConvNd)
     def __init__(
         self,
         in_channels: int,

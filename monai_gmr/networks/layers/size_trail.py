@@ -42,8 +42,8 @@ class Levels(NamedTuple):
 class Trail:
     """Sizes in one call of a network: the size now, by axis and size of the reference image."""
 
-    def __init__(self, network: str) -> None:
-        self.network = network
+    def __init__(self, network: str, owner: object = None) -> None:
+        self.network, self.owner = network, owner
         self.sizes: dict[tuple[int, int], Any] = {}
         self.began_backward = 0
 
@@ -80,15 +80,26 @@ _lock = threading.Lock()
 _count = itertools.count(1)
 
 
-def _current(network: str) -> Trail | None:
-    return next((trail for trail in reversed(_trails.stack) if trail.network == network), None)
+def _current(place: Levels) -> Trail | None:
+    if torch.compiler.is_compiling():
+        # the innermost: a graph that compares names is one of this network alone, not of all that are built alike
+        return _trails.stack[-1] if _trails.stack else None
+    return next((trail for trail in reversed(_trails.stack) if trail.network == place.network), None)
 
 
-def begin_trail(start: TrailStart, inputs: Sequence[Any]) -> Trail | None:
-    """Begin the trail of one call, for :func:`end_trail`, with the size of the image in ``inputs``; ``None`` inside another call."""
-    if _current(start.network) is not None:
+def _new_trail(start: TrailStart, owner: object) -> Trail | None:
+    """The trail of a call of a network, ``None`` inside another call of it."""
+    if torch.compiler.is_compiling():
+        return None if any(trail.owner is owner for trail in _trails.stack) else Trail("", owner)
+    return None if any(trail.network == start.network for trail in _trails.stack) else Trail(start.network)
+
+
+def begin_trail(start: TrailStart, inputs: Sequence[Any], owner: object = None) -> Trail | None:
+    """Begin the trail of one call of a network ``owner``, for :func:`end_trail`, with the size of the image in ``inputs``; ``None`` inside
+    another call."""
+    trail, dims = _new_trail(start, owner), len(start.reference)
+    if trail is None:
         return None
-    trail, dims = Trail(start.network), len(start.reference)
     for each in inputs:
         if isinstance(each, torch.Tensor) and each.dim() == dims + 2 and each.shape[1] == start.in_channels:
             trail.record((start.reference, ()), each.shape[2:], ())
@@ -114,7 +125,7 @@ def end_trail(trail: Trail | None, output: Any = None) -> None:
 
 def record_sizes(levels: Levels | None, before: Sequence[Any], after: Sequence[Any]) -> None:
     """Record the sizes before and after a layer that stands at ``levels``; outside a converted network nothing happens."""
-    trail = None if levels is None or not levels.calls else _current(levels.network)
+    trail = None if levels is None or not levels.calls else _current(levels)
     if trail is not None:
         assert levels is not None
         trail.record(trail.fitting(levels, before) or levels.calls[0], before, after)
@@ -122,7 +133,7 @@ def record_sizes(levels: Levels | None, before: Sequence[Any], after: Sequence[A
 
 def _find_call(levels: Levels, sizes: Sequence[Any]) -> tuple[Trail, Call] | None:
     """The trail that a layer reads, and which of the layer's calls this is."""
-    trail = _current(levels.network)
+    trail = _current(levels)
     if trail is not None:
         return trail, trail.fitting(levels, sizes) or levels.calls[0]
     if torch.compiler.is_compiling():

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from monai_gmr.networks.layers.conv_nd import passes_arguments_to
 from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d, GMRConvNd
 from monai_gmr.networks.layers.size_trail import Levels, sizes_above
 from monai_gmr.ops import symmetric_upsample
@@ -94,6 +95,7 @@ class ResizedConvNd(GMRConvNd):
     All other arguments are those of :class:`GMRConv2d`, for the convolution of the coarse grid.
     """
 
+    @passes_arguments_to(GMRConvNd)
     def __init__(self, *args, factors: Sequence[int], extent: Sequence[int], **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.factors, self.extent = [int(f) for f in factors], [int(e) for e in extent]

@@ -120,6 +120,33 @@ def test_networks_are_compiled_and_exported(name):
     assert torch.allclose(first(exported(x)), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_networks_built_alike_share_a_graph():
+    """As folds of a cross-validation do; torch compiles eight graphs of one function."""
+    graphs, x = [], torch.randn(1, 1, 17, 22)
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    for seed in range(3):
+        torch.manual_seed(seed)
+        net = convert_to_gmr(nets.UNet(2, 1, 2, (2, 4, 6), (2, 2)), weights="init").eval()
+        compiled = torch.compile(net, backend=backend, fullgraph=True)
+        assert torch.allclose(compiled(x), net(x), rtol=1e-4, atol=1e-4)
+    assert len(graphs) == 1
+
+
+def test_converted_networks_inside_another_module_are_compiled():
+    first, second = (convert_to_gmr(nets.UNet(2, 1, 1, (2, 4, 6), (2, 2)), weights="init").eval() for _ in range(2))
+    cascade = convert_to_gmr(nn.Sequential(first, nn.AvgPool2d(2), second)).eval()
+    x = torch.randn(1, 1, 35, 22)
+    torch._dynamo.reset()
+    for module in (nn.Sequential(first, second), cascade):
+        compiled = torch.compile(module, backend="eager", fullgraph=True)
+        assert torch.allclose(compiled(x), module(x), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("size", [(17, 22), (26, 19)])
 def test_a_compiled_part_takes_sizes_from_the_call_of_the_whole_network(size):
     net, x = convert_to_gmr(nets.UNet(2, 1, 2, (2, 4, 6), (2, 2))).eval(), torch.randn(1, 1, *size)

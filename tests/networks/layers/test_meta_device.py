@@ -1,6 +1,7 @@
 """Layers, blocks and nets made on the meta device hold no memory, and once they have some they answer as the original, as torch's do."""
 
 import copy
+import inspect
 import io
 import itertools
 import pickle
@@ -158,13 +159,23 @@ def test_a_filled_layer_is_scripted(name):
         assert torch.allclose(torch.jit.script(filled)(x), original(x), atol=1e-6)
 
 
-def test_torchs_own_ways_to_skip_initial_values():
-    # those whose signatures name the device, as torch asks for
-    for layer_class in (GMRConv2d, layers.GMRConvTranspose2d):
-        layer = nn.utils.skip_init(layer_class, 2, 4, 3)
-        other = layer_class(2, 4, 3)
-        layer.load_state_dict(other.state_dict())
-        assert torch.equal(layer(torch.ones(1, 2, 7, 7)), other(torch.ones(1, 2, 7, 7)))
+@pytest.mark.parametrize(
+    "name",
+    ["GMRConv2d", "GMRConvTranspose2d", "GMRHarmonicConv2d", "SREConv2d", "PointGroupConv2d", "PartialGroupConv2d"],
+)
+def test_torchs_own_ways_to_skip_initial_values(name):
+    layer_class, more = getattr(layers, name), {"group": "4mm"} if name.startswith("PointGroup") else {}
+    layer, other = nn.utils.skip_init(layer_class, 8, 8, 3, **more), layer_class(8, 8, 3, **more)
+    layer.load_state_dict(other.state_dict())
+    assert torch.equal(layer(torch.ones(1, 8, 7, 7)), other(torch.ones(1, 8, 7, 7)))
+
+
+@pytest.mark.parametrize("name", ["GMRConv2d", "GMRHarmonicConv3d", "SREConv2d", "GMRResizedConv2d"])
+def test_signatures_have_all_arguments_of_torchs_convolutions(name):
+    own, torchs = (list(inspect.signature(each).parameters) for each in (getattr(layers, name), nn.Conv2d))
+    assert own[: len(torchs)] == torchs
+    assert "kwargs" not in own
+    assert ("rings" in own) == ("SRE" not in name)
 
 
 def test_tables_stay_whole_numbers_and_follow_the_weight():
