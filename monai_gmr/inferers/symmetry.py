@@ -12,7 +12,7 @@ from monai.inferers import Inferer, SimpleInferer
 from monai_gmr.inferers.outputs import OutputAccumulators, plain_tensor
 from monai_gmr.inferers.reduction import REDUCTIONS, UNCERTAINTIES, ViewReduction, entropy
 from monai_gmr.inferers.rotate import interpolate_image, rotate_image
-from monai_gmr.symmetry import View, is_grid_symmetry, is_mirror, make_views, point_group, transform_grid
+from monai_gmr.symmetry import PointGroup, View, is_grid_symmetry, is_mirror, make_views, point_group, transform_grid
 from monai_gmr.symmetry.mirrored_labels import LabelPairs, check_label_pairs, exchange_channels
 from monai_gmr.utils import ConfigurationError, check_choice, map_tensors, progress_bar
 
@@ -244,9 +244,10 @@ class SymmetryInferer(Inferer):
 
 def _given_matrices(views: Any) -> list[np.ndarray] | None:
     """Views as matrices; None where sets of them are named or described."""
-    if not isinstance(views, str | Mapping | Sequence | np.ndarray | torch.Tensor):
+    if not isinstance(views, str | PointGroup | Mapping | Sequence | np.ndarray | torch.Tensor):
         raise ConfigurationError(f"views={views!r} are none: give 'group', or a list of views or orthogonal matrices.")
-    if isinstance(views, str | Mapping) or any(isinstance(view, str | Mapping) for view in views):
+    described = str | PointGroup | Mapping
+    if isinstance(views, described) or any(isinstance(view, described) for view in views):
         return None
     views = [views] if isinstance(views, View) else views
     matrices = [np.asarray(view.matrix if isinstance(view, View) else view, dtype=float) for view in views]

@@ -23,7 +23,7 @@ from monai_gmr.symmetry import (
     transform_grid,
     transform_image,
 )
-from monai_gmr.symmetry.group_structure import GroupSpec
+from monai_gmr.symmetry.group_structure import GroupSpec, names_group
 from monai_gmr.symmetry.views import shift_views
 from monai_gmr.utils import ConfigurationError, map_tensors, progress_bar, tensors_in
 
@@ -193,8 +193,7 @@ def elements_of(group: GroupSpec | Sequence[np.ndarray] | np.ndarray, spatial_di
         >>> len(elements_of("4mm", 2)), len(elements_of(("m", "x"), 2)), len(elements_of([np.eye(2)], 2))
         (8, 2, 1)
     """
-    named = isinstance(group, str | int | PointGroup)
-    if named or (isinstance(group, list | tuple) and len(group) > 0 and isinstance(group[0], str | int)):
+    if names_group(group) or (isinstance(group, list | tuple) and len(group) > 0 and isinstance(group[0], str | int)):
         return list(PointGroup.from_name(group, spatial_dims).elements)  # type: ignore[arg-type]
     return list(np.asarray(group))
 

@@ -291,6 +291,20 @@ class PointGroup:
 GroupSpec = str | int | tuple | PointGroup
 
 
+def names_group(value: object) -> bool:
+    """Whether a value is what :meth:`PointGroup.from_name` reads, a name, a pair of it and an axis, or a group; not a list of elements or
+    of sets of views.
+
+    Example:
+        >>> names_group("4/mmm"), names_group(("4/mmm", "z")), names_group(("4+ [001]", "m [100]")), names_group(["432", "angles"])
+        (True, True, False, False)
+    """
+    if isinstance(value, (tuple, list)) and len(value) == 2:
+        name, axis = value
+        return names_group(name) and isinstance(axis, str) and axis.lower() in ("x", "y", "z")
+    return isinstance(value, (str, int, np.integer, PointGroup)) and not isinstance(value, bool)
+
+
 def _read_only(array: np.ndarray) -> np.ndarray:
     """An array that is shared by all who have the same group."""
     array.setflags(write=False)

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from monai_gmr.symmetry.group_names import check_dims, element_name, named_group
+from monai_gmr.symmetry.group_names import check_dims, element_name
+from monai_gmr.symmetry.group_structure import GroupSpec, PointGroup, names_group
 from monai_gmr.symmetry.point_groups import is_grid_symmetry, point_group
 from monai_gmr.symmetry.rotations import rotation_matrix
 from monai_gmr.utils import ConfigurationError
@@ -29,12 +30,15 @@ class View(NamedTuple):
 
 
 def group_views(
-    spatial_dims: int, spacing: Sequence[float] | None = None, group: str | None = None, axis: int | str | None = None
+    spatial_dims: int,
+    spacing: Sequence[float] | None = None,
+    group: GroupSpec | None = None,
+    axis: int | str | None = None,
 ) -> list[View]:
     """Every element of the grid's point group, numbered, or of a named subgroup, named after the elements; the upright image first.
 
-    Those that exchange axes of unlike ``spacing`` (millimetres) are left out; ``group`` and ``axis`` are those of
-    :func:`~monai_gmr.symmetry.named_group`.
+    Those that exchange axes of unlike ``spacing`` (millimetres) are left out; ``group`` is what
+    :meth:`~monai_gmr.symmetry.PointGroup.from_name` reads, ``axis`` the direction of a name.
 
     Example:
         >>> [view.name for view in group_views(3, group="mm2")]
@@ -44,7 +48,7 @@ def group_views(
         elements = point_group(spatial_dims, spacing)
         names = [f"element {i}" for i in range(len(elements))]
     else:
-        named = named_group(group, spatial_dims, axis)
+        named = PointGroup.from_name(group if axis is None else (group, axis), spatial_dims).elements
         elements = np.array([element for element in named if is_grid_symmetry(element, spacing)])
         names = [element_name(element) for element in elements]
     others = [View(name, "group", None, element) for name, element in zip(names, elements)][1:]
@@ -142,12 +146,10 @@ def shift_views(spatial_dims: int, distances: Sequence[float]) -> list[View]:
 
 # degrees between the views of "angles", by the number of axes
 DEFAULT_STEPS = {2: 10.0, 3: 30.0}
-ViewSpec = str | Mapping[str, Any] | Sequence[Any]
+ViewSpec = str | PointGroup | Mapping[str, Any] | Sequence[Any]
 
 
-def _one_set(
-    spec: str | Mapping[str, Any], spatial_dims: int, spacing: Sequence[float] | None, seed: int
-) -> list[View]:
+def _one_set(spec: Any, spatial_dims: int, spacing: Sequence[float] | None, seed: int) -> list[View]:
     """The views of one entry of a specification."""
     if isinstance(spec, Mapping):
         keys = set(spec)
@@ -160,7 +162,7 @@ def _one_set(
         if "random" in keys and keys <= {"random", "seed"}:
             return random_views(spec["random"], spatial_dims, spec.get("seed", seed))
         if "group" in keys and keys <= {"group", "axis", "count"}:
-            views = group_views(spatial_dims, spacing, str(spec["group"]), spec.get("axis"))
+            views = group_views(spatial_dims, spacing, spec["group"], spec.get("axis"))
             count = len(views) if spec.get("count") is None else spec["count"]
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
                 raise ConfigurationError(
@@ -176,16 +178,15 @@ def _one_set(
         return group_views(spatial_dims, group="1")
     elif spec == "icosahedral" and spatial_dims == 3:
         return icosahedral_views()
-    elif isinstance(spec, (str, int)) and not isinstance(spec, bool):
+    elif names_group(spec):
         try:
-            # YAML reads the group 222 as a number
-            return group_views(spatial_dims, spacing, str(spec))
+            return group_views(spatial_dims, spacing, spec)
         except ConfigurationError as error:
             others = "'upright', 'angles' or 'icosahedral'" if spatial_dims == 3 else "'upright' or 'angles'"
             raise ConfigurationError(f"{str(error)[:-1]}, or {others}.") from None
     raise ConfigurationError(
         f"views={spec!r} is unknown: give the name of a group such as 'all', 'upright', 'icosahedral' (3D), {{'angles': 10}}, "
-        "{'random': 20, 'seed': 1}, {'group': 'mm2', 'axis': 'x'}, or a list of these."
+        "{'random': 20, 'seed': 1}, ('mm2', 'x'), or a list of these."
     )
 
 
@@ -194,10 +195,10 @@ def make_views(spec: ViewSpec, spatial_dims: int, spacing: Sequence[float] | Non
 
     Args:
         spec: one of these, or a list of them, of which every view is kept once, the upright one first:
-            a group's name such as "all", "oh", "d4" or "4/mmm" (:func:`~monai_gmr.symmetry.named_group`); "group", which is "all" with its
-            elements numbered; "upright"; "icosahedral" (3D,
-            60 rotations); ``{"angles": 10}``: every 10 degrees, in 3D about each array axis, the upright one and
-            rotations by 90 degrees included; "angles": the same every 10 degrees in 2D and every 30 in 3D;
+            a group's name such as "all", "oh", "d4" or "4/mmm" (:func:`~monai_gmr.symmetry.named_group`), a pair of it and an axis,
+            ``("mm2", "x")``, or a :class:`~monai_gmr.symmetry.PointGroup`; "group", which is "all" with its elements numbered;
+            "upright"; "icosahedral" (3D, 60 rotations); ``{"angles": 10}``: every 10 degrees, in 3D about each array axis, the upright
+            one and rotations by 90 degrees included; "angles": the same every 10 degrees in 2D and every 30 in 3D;
             ``{"random": 20, "seed": 1}``: 20 random rotations; ``{"group": "mm2", "axis": "x"}``: a group along another array axis;
             ``{"group": "all", "count": 12}``: 12 elements of a group, spread evenly over it; a :class:`View`.
         spatial_dims: 2 or 3.
@@ -219,7 +220,7 @@ def make_views(spec: ViewSpec, spatial_dims: int, spacing: Sequence[float] | Non
             f"spacing={spacing!r} does not fit: give {spatial_dims} voxel sizes above 0 in millimetres, one per axis."
         )
     # a view is a tuple, too, but not a list of sets
-    entries: Sequence[Any] = [spec] if isinstance(spec, (str, Mapping, View)) else spec
+    entries: Any = [spec] if isinstance(spec, (Mapping, View)) or names_group(spec) else spec
     if not isinstance(entries, Sequence):
         entries = [spec]
     views: list[View] = []

@@ -13,13 +13,14 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms import InvertibleTransform, LazyTransform, RandomizableTransform, Rotate90
 from monai.utils import TraceKeys, convert_to_tensor, ensure_tuple
 
-from monai_gmr.symmetry import grid_element, is_mirror, named_group
+from monai_gmr.symmetry import PointGroup, grid_element, is_mirror
+from monai_gmr.symmetry.group_structure import GroupSpec, names_group
 from monai_gmr.symmetry.mirrored_labels import LabelPairs, check_label_pairs, mirror_labels
 from monai_gmr.transforms.functional import DictionaryTransform, image_shape, transform_by_element
 from monai_gmr.utils import ConfigurationError
 
 Element = int | str | Sequence[Sequence[int]] | np.ndarray
-Group = str | int | Sequence[Element]
+Group = GroupSpec | Sequence[Element]
 
 
 class GridSymmetry(InvertibleTransform, LazyTransform):
@@ -122,11 +123,10 @@ def _pairs_of_keys(keys: KeysCollection, mirrored_labels: Mapping[Hashable, Labe
     return [given.get(key, ()) for key in names]
 
 
-def _elements(group: Group, axis: int | str | None, spatial_dims: int) -> np.ndarray:
+def _elements(group: Any, axis: int | str | None, spatial_dims: int) -> np.ndarray:
     """The matrices to draw from, of shape ``(order, d, d)``."""
-    # YAML reads the group 222 as a number
-    if isinstance(group, (str, int)):
-        return named_group(str(group), spatial_dims, axis)
+    if names_group(group):
+        return PointGroup.from_name(group if axis is None else (group, axis), spatial_dims).elements
     if len(group) == 0:
         raise ConfigurationError("group=[] is a set of size zero: give a name, such as 'all', or elements.")
     return np.stack([grid_element(element, spatial_dims) for element in group])
@@ -142,7 +142,8 @@ class RandGridSymmetry(RandomizableTransform, GridSymmetry):
     Args:
         prob: probability of drawing an element.
         group: name of a group (:func:`~monai_gmr.symmetry.named_group`): "all" (D4 in 2D, Oh in 3D), "oh", "432" (rotations only), "4/mmm",
-            "mmm", "m", "p4", ...; or a list of elements as :class:`GridSymmetry` takes them, to draw from these.
+            "mmm", "m", "p4", ...; a pair of it and an axis, ("4/mmm", "x"); a :class:`~monai_gmr.symmetry.PointGroup`; or a list of
+            elements as :class:`GridSymmetry` takes them, to draw from these.
         axis: array axis (0, 1, 2 or "x", "y", "z") of a named group's main direction; default: the last in 3D, the first in 2D.
         lazy: whether to execute lazily.
         mirrored_labels: as in :class:`GridSymmetry`.

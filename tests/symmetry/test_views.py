@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from monai_gmr.symmetry import (
+    PointGroup,
     angle_views,
     element_name,
     group_views,
@@ -34,6 +35,10 @@ from monai_gmr.utils import ConfigurationError
         ({"angles": 50}, 2, 8),
         ({"random": 20, "seed": 1}, 3, 20),
         ({"group": "m", "axis": "x"}, 3, 2),
+        (("4/mmm", "x"), 3, 16),
+        ([("mm2", "x"), ["m", "x"]], 3, 5),
+        (PointGroup.from_name("23", 3), 3, 12),
+        ([PointGroup.from_name("4", 2), "upright"], 2, 4),
         (["432", "icosahedral"], 3, 72),
         (["oh", "432", {"angles": 90}], 3, 48),
         ([{"random": 3}, "upright"], 2, 4),
@@ -137,6 +142,9 @@ def test_views_rotate_images():
         ({"turns": 3}, 3, "views={'turns': 3} is unknown"),
         ({"angles": 3, "axis": 1}, 3, "is unknown: give"),
         (None, 3, "views=None is unknown"),
+        (("4/mm", "z"), 3, "group='4/mm' is unknown in 3D"),
+        (("m", "z"), 2, "axis='z' is unknown in 2D"),
+        (PointGroup.from_name("4", 2), 3, "transforms 2 axes"),
         ([None], 3, "views=None is unknown"),
         (group_views(2)[1], 3, "matrix of shape"),
         ("all", 4, "spatial_dims=4"),

@@ -11,8 +11,8 @@ from monai.transforms import Compose, Flip, Flipd, Invertd, Rotate90, SaveImage,
 from scipy.spatial.transform import Rotation
 
 import monai_gmr.transforms
-from monai_gmr.symmetry import element_name, element_triplet, point_group, transform_grid
-from monai_gmr.transforms import GridSymmetry, GridSymmetryD, GridSymmetryd, GridSymmetryDict
+from monai_gmr.symmetry import PointGroup, element_name, element_triplet, point_group, transform_grid
+from monai_gmr.transforms import GridSymmetry, GridSymmetryD, GridSymmetryd, GridSymmetryDict, RandGridSymmetry
 from monai_gmr.utils import ConfigurationError
 
 OPPOSITE = dict(zip("LRAPSI", "RLPAIS"))
@@ -230,9 +230,23 @@ def test_a_mirror_image_keeps_the_spacing_and_changes_the_handedness_of_the_stor
     assert torch.linalg.det(rotated.affine) * torch.linalg.det(oblique()) < 0
 
 
+@pytest.mark.parametrize("group", [("2/m", "x"), ["2/m", "x"], PointGroup.from_name(("2/m", "x"), 3)])
+def test_a_group_is_given_as_to_layers(group):
+    """A name with its axis, and a group; draws are those of the arguments of a name."""
+    image = picture(3)
+    found, wanted = (
+        RandGridSymmetry(prob=1.0, **each).set_random_state(0)
+        for each in ({"group": group}, {"group": "2/m", "axis": "x"})
+    )
+    for _ in range(5):
+        assert torch.equal(found(image), wanted(image))
+
+
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
+        (lambda: RandGridSymmetry(group=("4/mm", "z")), "group='4/mm' is unknown in 3D"),
+        (lambda: RandGridSymmetry(group=("4/mmm", "z"), axis=1), "is impossible: give a name"),
         (lambda: GridSymmetry(48), "element=48 is out of range"),
         (lambda: GridSymmetry("m [12]"), "unknown in 3D: use one of"),
         (lambda: GridSymmetry(np.eye(4)), "no symmetry of the grid"),
