@@ -22,7 +22,7 @@ import numpy as np
 from monai.config import PathLike
 from monai.utils import optional_import
 
-from monai_gmr.files import replacing
+from monai_gmr.files import replacing, unwritable
 from monai_gmr.utils import ConfigurationError, progress_bar
 
 Image, _ = optional_import("PIL.Image")
@@ -123,7 +123,16 @@ def _checked(case: Case, source: str) -> Case:
         )
     if not np.issubdtype(case.label.dtype, np.integer) or case.label.min() < 0:
         raise ConfigurationError(f"{source} has labels that are not integers from 0 ({case.name}): number them.")
+    if not _are_finite(case.image):
+        raise ConfigurationError(
+            f"{source} has an image of type {case.image.dtype} whose values are not all finite numbers ({case.name}): replace them, or "
+            "leave it out."
+        )
     return case
+
+
+def _are_finite(array: np.ndarray) -> bool:
+    return array.dtype.kind in "biuf" and bool(np.isfinite(array).all())
 
 
 def foreground(instances: np.ndarray) -> np.ndarray:
@@ -249,24 +258,34 @@ def write_decathlon(
             )
     content: dict[str, Any] = {"name": folder.name, "labels": {str(v): name for v, name in enumerate(labels)}}
     content |= {**(about or {}), **{section: [] for section in sections}}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}_") as temporary:
-        new, old = Path(temporary) / "new", Path(temporary) / "old"
+    with _replacing_folder(folder) as new:
         for part in ("imagesTr", "labelsTr"):
             (new / part).mkdir(parents=True)
         all_cases = [(section, case) for section, cases in sections.items() for case in cases]
         for section, case in progress_bar(all_cases, "Writing cases", progress):
             content[section].append(_write_case(new, folder.name, case, len(labels), pictures))
         (new / "dataset.json").write_text(json.dumps(content, indent=1))
-        if folder.exists():
-            os.replace(folder, old)
-        try:
-            os.replace(new, folder)
-        except OSError:
-            if old.exists():
-                os.replace(old, folder)
-            raise
     return folder / "dataset.json"
+
+
+@contextmanager
+def _replacing_folder(folder: Path) -> Iterator[Path]:
+    """A path beside ``folder`` for a new folder that replaces it when the block ends, and is removed when the block fails."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}_") as temporary:
+            new, old = Path(temporary) / "new", Path(temporary) / "old"
+            yield new
+            if folder.exists():
+                os.replace(folder, old)
+            try:
+                os.replace(new, folder)
+            except OSError:
+                if old.exists():
+                    os.replace(old, folder)
+                raise
+    except OSError as error:
+        raise unwritable(folder, error) from error
 
 
 def check_output_dir(folder: PathLike, overwrite: bool = False) -> None:
@@ -340,6 +359,8 @@ def write_medmnist(path: PathLike, arrays: Mapping[str, np.ndarray], overwrite: 
         # numpy before 2.1 cannot be told not to pickle them
         if np.asarray(array).dtype.hasobject:
             raise ConfigurationError(f"{name} holds Python objects: give an array of numbers.")
+        if not _are_finite(np.asarray(array)):
+            raise ConfigurationError(f"{name} holds values that are not finite numbers: replace them.")
     with replacing(file) as temporary:
         np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
     return file

@@ -20,6 +20,7 @@ from monai.data import CacheDataset, MetaTensor
 from monai.transforms import Compose, Transform
 
 from monai_gmr.data.conversion import open_npz
+from monai_gmr.files import unwritable
 from monai_gmr.transforms import check_finite
 from monai_gmr.utils import ConfigurationError, check_choice
 
@@ -102,7 +103,10 @@ def _download(path: Path, name: str, size: int, info: dict[str, Any] | None) -> 
         raise ConfigurationError(f"medmnist has no data set {name!r} to download: put the file {path} there yourself.")
     if f"url_{size}" not in info and size != SIZES[0]:
         raise ConfigurationError(f"medmnist does not publish {name!r} at size {size}: use another size.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(path.parent, error) from error
     dataset_class = getattr(importlib.import_module("medmnist"), info["python_class"])
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".download_") as folder:
         try:

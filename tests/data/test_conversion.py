@@ -108,6 +108,13 @@ PLANE = np.ones((4, 5), np.uint8)
         ({"ids": np.array(["a"]), "img_a": PLANE[0], "lab_a": PLANE[0]}, "2D or 3D"),
         ({"ids": np.array(["a"]), "img_a": PLANE, "lab_a": PLANE / 2}, "not integers"),
         ({"ids": np.array(["a"]), "img_a": PLANE, "lab_a": -PLANE.astype(int)}, "integers from 0"),
+        ({"ids": np.array(["a"]), "img_a": PLANE * np.nan, "lab_a": PLANE}, r"not all finite numbers \(a\)"),
+        ({"ids": np.array(["a"]), "img_a": PLANE / np.float32(0), "lab_a": PLANE}, "not all finite numbers"),
+        (
+            {"ids": np.array(["a"]), "img_a": PLANE * 1j, "lab_a": PLANE},
+            "complex128 whose values are not all finite numbers",
+        ),
+        ({"ids": np.array(["a"]), "img_a": PLANE.astype(str), "lab_a": PLANE}, "not all finite numbers"),
     ],
 )
 def test_unfit_cases_are_one_sentence(arrays, words):
@@ -180,8 +187,8 @@ def files(folder):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_interrupted_writing_leaves_what_was_there(tmp_path, monkeypatch, overwrite, error):
+@pytest.mark.parametrize(("error", "seen"), [(KeyboardInterrupt, KeyboardInterrupt), (OSError, ConfigurationError)])
+def test_interrupted_writing_leaves_what_was_there(tmp_path, monkeypatch, overwrite, error, seen):
     if overwrite:
         write_decathlon(tmp_path / "cells", {"test": some_cases(2)}, "abc", progress=False)
     before, save = files(tmp_path), nib.save
@@ -192,7 +199,7 @@ def test_interrupted_writing_leaves_what_was_there(tmp_path, monkeypatch, overwr
         save(image, path)
 
     monkeypatch.setattr(conversion.nib, "save", interrupted)
-    with pytest.raises(error):
+    with pytest.raises(seen):
         write_decathlon(tmp_path / "cells", {"test": some_cases(4)}, "abc", overwrite=overwrite, progress=False)
     assert files(tmp_path) == before
 
@@ -207,9 +214,15 @@ def test_old_data_set_comes_back_when_the_new_one_cannot_take_its_place(tmp_path
         replace(source, target)
 
     monkeypatch.setattr(conversion.os, "replace", failing)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ConfigurationError, match=r"cells cannot be written .disk full.: give another folder"):
         write_decathlon(tmp_path / "cells", {"test": some_cases(4)}, "abc", overwrite=True, progress=False)
     assert files(tmp_path) == before
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match=r"cells cannot be written .a file stands in the place of a folder"):
+        write_decathlon(tmp_path / "file" / "cells", {"test": some_cases(1)}, "abc", progress=False)
 
 
 def test_only_a_data_set_is_overwritten(tmp_path):
@@ -282,6 +295,8 @@ def test_medmnist_file_holds_the_arrays_alone_and_no_objects(tmp_path):
         assert list(file) == ["test_images"]
     with pytest.raises(ConfigurationError, match="test_labels holds Python objects"):
         write_medmnist(tmp_path / "objects.npz", {"test_labels": np.array([None])})
+    with pytest.raises(ConfigurationError, match="test_images holds values that are not finite"):
+        write_medmnist(tmp_path / "objects.npz", {"test_images": PLANE * np.nan})
     assert not (tmp_path / "objects.npz").exists()
 
 
