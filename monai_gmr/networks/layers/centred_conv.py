@@ -18,7 +18,7 @@ from monai_gmr.networks.layers.gmr_harmonic_conv import (
     GMRHarmonicConv3d,
     GMRHarmonicConvNd,
 )
-from monai_gmr.networks.layers.size_trail import Levels, record_sizes
+from monai_gmr.networks.layers.size_trail import Levels, SizedLayer, record_sizes
 from monai_gmr.ops import dense_kernel, pad_nd
 from monai_gmr.ops.autocast import without_autocast
 from monai_gmr.ops.free_sizes import is_free, voxels
@@ -29,7 +29,7 @@ from monai_gmr.symmetry.taps import in_units
 from monai_gmr.utils import ConfigurationError, on_plain_tensor
 
 
-class CentredConvNd(GMRConvNd):
+class CentredConvNd(SizedLayer, GMRConvNd):
     """Taps and forward pass of the centred layers; stands before :class:`GMRConv2d` or :class:`GMRHarmonicConv2d` and their siblings."""
 
     window_counts: torch.Tensor

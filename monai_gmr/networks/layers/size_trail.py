@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from monai_gmr.ops.free_sizes import is_free, same_size
-from monai_gmr.utils import tensors_in
+from monai_gmr.utils import ConfigurationError, tensors_in
 
 Call = tuple[Sequence[int], Sequence[int]]
 
@@ -129,6 +129,17 @@ def record_sizes(levels: Levels | None, before: Sequence[Any], after: Sequence[A
     if trail is not None:
         assert levels is not None
         trail.record(trail.fitting(levels, before) or levels.calls[0], before, after)
+
+
+class SizedLayer:
+    """A layer that reads the trail, or whose window goes by the size: TorchScript compiles the network around it, not the layer."""
+
+    def __prepare_scriptable__(self) -> Any:
+        # which torch.jit.script asks each module for before it reads one
+        raise ConfigurationError(
+            f"{type(self).__name__} is part of a converted network, which torch.jit.script compiles as a whole: script the network, or "
+            "record this part by torch.jit.trace."
+        )
 
 
 def _find_call(levels: Levels, sizes: Sequence[Any]) -> tuple[Trail, Call] | None:

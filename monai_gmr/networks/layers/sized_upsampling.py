@@ -9,7 +9,7 @@ from torch import nn
 
 from monai_gmr.networks.layers.conv_nd import passes_arguments_to
 from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d, GMRConvNd
-from monai_gmr.networks.layers.size_trail import Levels, sizes_above
+from monai_gmr.networks.layers.size_trail import Levels, SizedLayer, sizes_above
 from monai_gmr.ops import symmetric_upsample
 from monai_gmr.ops.free_sizes import all_equal, is_free
 from monai_gmr.ops.split_axis import split_axis
@@ -18,7 +18,7 @@ from monai_gmr.utils import check_choice
 MODES = ("nearest", "nearest-exact", "linear", "bilinear", "trilinear", "bicubic")
 
 
-class GMRInterpolate(nn.Module):
+class GMRInterpolate(SizedLayer, nn.Module):
     """``torch.nn.Upsample`` about the centre of the grid, to the size that the skip connection of a converted network has.
 
     Outside a converted network, or where the trail of sizes has no entry, it reaches ``scale_factor`` times the size, or what ``extent``
@@ -85,7 +85,7 @@ class GMRSubpixelMean(nn.Module):
         return self.interpolate(split_axis(x, 1, math.prod(self.interpolate.scale_factor)).mean(2))
 
 
-class ResizedConvNd(GMRConvNd):
+class ResizedConvNd(SizedLayer, GMRConvNd):
     """Replacement of a transposed convolution: a radial convolution of the coarse grid, then linear interpolation about the centre.
 
     Args:

@@ -29,6 +29,7 @@ from monai_gmr.networks.layers import (
     PointGroupPool,
     PointGroupRestrict,
 )
+from monai_gmr.networks.layers.size_trail import SizedLayer
 from monai_gmr.networks.nets import GMRResNet, GMRUNet
 from monai_gmr.utils import ConfigurationError, tensors_in
 
@@ -178,6 +179,16 @@ class _Branches(nn.Module):
 def test_what_cannot_be_scripted_is_refused(make):
     with pytest.raises(ConfigurationError, match="decides by the size"):
         torch.jit.script(make())
+
+
+@pytest.mark.parametrize("conv", ["gmr", "gmr_harmonic"])
+def test_a_part_of_a_network_is_not_scripted(conv):
+    net = convert_to_gmr(UNet(2, 1, 2, (4, 8), (2,)), conv=conv)
+    sized = [module for module in net.modules() if isinstance(module, SizedLayer)]
+    assert len({type(module) for module in sized}) > 1
+    for module in sized:
+        with pytest.raises(ConfigurationError, match="part of a converted network"):
+            torch.jit.script(nn.Sequential(module))
 
 
 def test_a_network_that_takes_more_than_an_image_is_not_scripted():
