@@ -89,13 +89,17 @@ def made_conv(x: torch.Tensor, kernel: MadeKernel, bias: torch.Tensor | None, ca
     """
     if autocast_dtype(x) is not None:
         x, kernel, bias = x.to(call.precision), kernel.to(call.precision), _in_precision(bias, call.precision)
-    ins, outs = call.channels
-    numbers = ins * outs // call.groups * math.prod(call.kernel_size)
-    is_small = numbers <= max(KEPT_BYTES / call.precision.itemsize, KEPT_SHARE * x.numel())
-    if call.recorded or is_small or not torch.is_grad_enabled():
+    # first, as sizes may be symbols in a graph
+    if call.recorded or not torch.is_grad_enabled() or _is_kept(x, call):
         with without_autocast(x):
             return _conv(x, kernel.tensor(), bias, call)
     return _MadeConv.apply(call, kernel.make, x, bias, *kernel.parts)
+
+
+def _is_kept(x: torch.Tensor, call: Call) -> bool:
+    ins, outs = call.channels
+    numbers = ins * outs // call.groups * math.prod(call.kernel_size)
+    return numbers <= max(KEPT_BYTES / call.precision.itemsize, KEPT_SHARE * x.numel())
 
 
 def _in_precision(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:

@@ -149,11 +149,11 @@ class PartialGroupConvNd(DirectConvNd):
         """The kernel of ``count`` tensors of samples and the parameters of those names."""
         orientations, *taken = tensors[:count]
         relative, share = taken or (None, None)
-        if torch.jit.is_tracing():
-            # refuses functional_call; the parameters are those of the module
+        parameters, own = dict(zip(names, tensors[count:])), dict(self.kernel.named_parameters())
+        if all(each is own[name] for name, each in parameters.items()):
             kernel = self.kernel(orientations, relative)
         else:
-            parameters = dict(zip(names, tensors[count:]))
+            # those of a backward pass
             kernel = functional_call(self.kernel, parameters, (orientations, relative))
         if share is not None:
             kernel = kernel * share.unsqueeze(1)
