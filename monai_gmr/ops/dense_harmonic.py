@@ -137,8 +137,9 @@ class _SlabBySlab(torch.autograd.Function):
         with without_autocast(x):
             rows = make(*tensors[FACTORS:])
             for slab, source in slabs:
-                responses = conv_nd(source.of(x, slabs.axis), rows, None, **arguments)
-                slab.of(y, slabs.axis).copy_(_reduced(responses, factors, call))
+                part = source.of(x, slabs.axis)
+                # no name for the responses, which would hold them while the next slab's are computed
+                slab.of(y, slabs.axis).copy_(_reduced(conv_nd(part, rows, None, **arguments), factors, call))
         return y
 
     @staticmethod
