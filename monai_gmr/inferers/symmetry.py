@@ -12,7 +12,8 @@ from monai.inferers import Inferer, SimpleInferer
 from monai_gmr.inferers.outputs import OutputAccumulators, plain_tensor
 from monai_gmr.inferers.reduction import REDUCTIONS, UNCERTAINTIES, ViewReduction, entropy
 from monai_gmr.inferers.rotate import interpolate_image, rotate_image
-from monai_gmr.symmetry import PointGroup, View, is_grid_symmetry, is_mirror, make_views, point_group, transform_grid
+from monai_gmr.symmetry import View, is_grid_symmetry, is_mirror, make_views, point_group, transform_grid
+from monai_gmr.symmetry.group_structure import names_group
 from monai_gmr.symmetry.mirrored_labels import LabelPairs, check_label_pairs, exchange_channels
 from monai_gmr.utils import ConfigurationError, check_choice, map_tensors, progress_bar
 
@@ -244,10 +245,9 @@ class SymmetryInferer(Inferer):
 
 def _given_matrices(views: Any) -> list[np.ndarray] | None:
     """Views as matrices; None where sets of them are named or described."""
-    if not isinstance(views, str | PointGroup | Mapping | Sequence | np.ndarray | torch.Tensor):
+    if not names_group(views) and not isinstance(views, Mapping | Sequence | np.ndarray | torch.Tensor):
         raise ConfigurationError(f"views={views!r} are none: give 'group', or a list of views or orthogonal matrices.")
-    described = str | PointGroup | Mapping
-    if isinstance(views, described) or any(isinstance(view, described) for view in views):
+    if any(names_group(each) or isinstance(each, Mapping) for each in (views, *([] if names_group(views) else views))):
         return None
     views = [views] if isinstance(views, View) else views
     matrices = [np.asarray(view.matrix if isinstance(view, View) else view, dtype=float) for view in views]

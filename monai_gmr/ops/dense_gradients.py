@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from monai_gmr.ops.autocast import without_autocast
 from monai_gmr.ops.recorded import is_transformed
 
 
@@ -23,12 +24,20 @@ def dense_gradients(
 ) -> list[torch.Tensor | None]:
     """Gradients of a dense operation ``run(*inputs)``, ``None`` where not needed; in grad mode they can be differentiated again."""
     again = torch.is_grad_enabled()
-    if not again:
+
+    def alone(each: torch.Tensor | None, asked: bool) -> torch.Tensor | None:
         # inputs that come from each other have no gradient for each other
-        leaves = (None if each is None else each.detach() for each in inputs)
-        inputs = [leaf if leaf is None else leaf.requires_grad_(asked) for leaf, asked in zip(leaves, needed)]
-    with torch.enable_grad():
-        y = run(*inputs)
+        if each is None or (again and not asked):
+            return each
+        return each.view_as(each) if again else each.detach().requires_grad_(asked)
+
+    inputs = [alone(*pair) for pair in zip(inputs, needed)]
     wanted = [each for each, asked in zip(inputs, needed) if asked and each is not None]
-    gradients = iter(torch.autograd.grad(y, wanted, gradient, create_graph=again))
+    if not wanted:
+        return [None] * len(inputs)
+    # a backward pass within autocast is that of the forward pass all the same
+    with torch.enable_grad(), without_autocast(gradient):
+        y = run(*inputs)
+        # an input may have no part in the result
+        gradients = iter(torch.autograd.grad(y, wanted, gradient, create_graph=again, allow_unused=True))
     return [next(gradients) if asked else None for asked in needed]

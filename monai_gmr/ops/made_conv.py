@@ -61,7 +61,11 @@ class KernelOfLeaves:
     def part_gradients(self, gradient: torch.Tensor | None) -> list[torch.Tensor | None]:
         """Gradients of the parts, ``None`` where not needed."""
         wanted = [leaf for leaf, asked in zip(self._leaves, self.needed) if asked]
-        found = iter(torch.autograd.grad(self._made, wanted, gradient) if wanted else ())
+        if not self._made.requires_grad:
+            return [None] * len(self.needed)
+        # a part may have no part in the kernel, as the orientation of one that is radial
+        with without_autocast(self.kernel):
+            found = iter(torch.autograd.grad(self._made, wanted, gradient, allow_unused=True))
         return [next(found) if asked else None for asked in self.needed]
 
 

@@ -127,6 +127,8 @@ def _elements(group: Any, axis: int | str | None, spatial_dims: int) -> np.ndarr
     """The matrices to draw from, of shape ``(order, d, d)``."""
     if names_group(group):
         return PointGroup.from_name(group if axis is None else (group, axis), spatial_dims).elements
+    if not isinstance(group, Sequence | np.ndarray):
+        raise ConfigurationError(f"group={group!r} is impossible: give a name, such as 'all', or elements.")
     if len(group) == 0:
         raise ConfigurationError("group=[] is a set of size zero: give a name, such as 'all', or elements.")
     return np.stack([grid_element(element, spatial_dims) for element in group])

@@ -6,7 +6,7 @@ from torch import nn
 
 from monai_gmr.networks.layers import GMRConv2d, GMRConv3d, GMRHarmonicConv2d, GMRHarmonicConv3d, PointGroupConv2d
 from monai_gmr.networks.nets import GMRUNet
-from monai_gmr.ops import dense_harmonic, set_backend
+from monai_gmr.ops import dense_harmonic, made_conv, set_backend
 from monai_gmr.ops.dense_gradients import dense_gradients
 
 NETS = {
@@ -46,9 +46,54 @@ def test_a_vectorised_jacobian_is_the_jacobian():
     assert torch.allclose(jacobian(net, x, vectorize=True), jacobian(net, x), atol=1e-6)
 
 
-def test_gradients_of_inputs_that_come_from_each_other_are_partial():
+@pytest.mark.parametrize("again", [False, True])
+def test_gradients_of_inputs_that_come_from_each_other_are_partial(again):
     a = torch.tensor(2.0, requires_grad=True)
     b = a * 3
-    with torch.no_grad():
+    with torch.set_grad_enabled(again):
         found = dense_gradients(torch.mul, (a, b), (True, True), torch.tensor(1.0))
     assert [float(each) for each in found] == [6.0, 2.0]
+    if again:
+        assert float(torch.autograd.grad(found[0], a)[0]) == 3.0
+
+
+def test_inputs_without_a_part_have_no_gradient():
+    a, b = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    assert dense_gradients(lambda a, b: a * 2, (a, b), (True, True), torch.ones(2))[1] is None
+    assert dense_gradients(lambda a, b: a * 2, (a, b), (False, False), torch.ones(2)) == [None, None]
+
+
+@pytest.mark.parametrize("backend", ["cpp", "dense"])
+@pytest.mark.parametrize("name", ["radial", "harmonic", "harmonic, keeps rotations", "depthwise"])
+def test_a_layer_that_is_called_twice_has_one_gradient(name, backend, monkeypatch):
+    """Whether it is to be differentiated again or not: the input of the second call is made of the same weights."""
+    monkeypatch.setattr(dense_harmonic, "KEPT_BYTES", 0)
+    monkeypatch.setattr(made_conv, "KEPT_BYTES", 0)
+    monkeypatch.setattr(made_conv, "KEPT_SHARE", 0)
+    channels = 16 if name == "depthwise" else 8
+    layer = GMRConv2d(8, 8, 5, padding=2) if name == "radial" else NETS[name]()
+    head = nn.Conv2d(6, 8, 1) if name == "harmonic" else nn.Identity()
+    layer, x = nn.Sequential(layer, head).double(), torch.randn(1, channels, 9, 8).double()
+    if backend == "cpp":
+        layer, x = layer.float(), x.float()
+    parameters = list(layer.parameters())
+    with set_backend(backend):
+        found = [
+            torch.autograd.grad(layer(layer(x)).square().sum(), parameters, create_graph=again)
+            for again in (False, True)
+        ]
+    for one, other in zip(*found):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
+
+
+@pytest.mark.parametrize("backend", ["cpp", "dense"])
+@pytest.mark.parametrize("layer_class", [GMRConv2d, GMRHarmonicConv2d])
+def test_a_bias_alone_is_differentiated_twice(layer_class, backend):
+    layer, x = layer_class(4, 8, 3, padding=1).requires_grad_(False), torch.randn(1, 4, 8, 8)
+    layer.bias.requires_grad_(True)
+    with set_backend(backend):
+        y = layer(x)
+        (first,) = torch.autograd.grad(y.square().sum(), layer.bias, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), layer.bias)
+    assert torch.allclose(first, 2 * y.sum((0, 2, 3)), rtol=1e-4)
+    assert torch.allclose(second, torch.full((8,), 128.0))

@@ -1,5 +1,7 @@
 """A convolution that makes its kernel again gives what the framework gives, with all gradients, and keeps no kernel."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
 from monai_gmr import set_backend
-from monai_gmr.networks.layers import GMRConv2d, GMRConvTranspose2d, make_convolution
+from monai_gmr.networks.layers import GMRConv2d, GMRConvTranspose2d, PartialGroupConv2d, make_convolution
 from monai_gmr.networks.nets import gmr_resnet18
 from monai_gmr.ops import made_conv
 from monai_gmr.ops.call import Call
@@ -155,3 +157,55 @@ def test_hooks_of_others_see_what_is_kept():
         found = torch.autograd.grad(y.sum(), [x, layer.weight])
     for one, other in zip(found, wanted):
         assert torch.equal(one, other)
+
+
+def partial_pair(**options):
+    """Two layers on one list of elements, whose kernels are larger than images and than 1 MB."""
+    first = PartialGroupConv2d(1, 256, 3, padding=1, **options)
+    return torch.nn.Sequential(
+        first, PartialGroupConv2d(256, 256, 3, padding=1, in_elements=first.out_elements, **options)
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"orders": (0,)}, {"frequencies": 0}, {"kernel": "siren"}])
+def test_partial_layers_have_the_gradients_of_kept_kernels(options, monkeypatch):
+    """Also where an orientation or a relative rotation has no part in the kernel, and where gradients are to be differentiated again."""
+    net, x, found = partial_pair(**options).eval(), torch.ones(1, 1, 4, 4), []
+    parameters = list(net.parameters())
+    for kept, again in ((2**20, False), (2**20, True), (2**40, False)):
+        monkeypatch.setattr(made_conv, "KEPT_BYTES", kept)
+        loss = net(x).square().sum()
+        found.append(torch.autograd.grad(loss, parameters, create_graph=again, allow_unused=True))
+    for one, again, wanted in zip(*found):
+        for each in (one, again):
+            assert (each is None) == (wanted is None)
+            assert wanted is None or torch.allclose(
+                each, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()) + 1e-6
+            )
+
+
+def test_partial_layers_run_in_several_threads():
+    net, x = partial_pair().eval(), torch.randn(1, 1, 5, 5)
+
+    def gradients(_=None):
+        return torch.autograd.grad(net(x).square().sum(), list(net.parameters()))
+
+    wanted = gradients()
+    with ThreadPoolExecutor(3) as pool:
+        for found in pool.map(gradients, range(9)):
+            for one, other in zip(found, wanted):
+                assert torch.allclose(one, other, rtol=1e-2, atol=1e-4 * float(other.abs().max()))
+
+
+@pytest.mark.usefixtures("nothing_kept")
+@pytest.mark.parametrize("kind", ["gmr", "gmr_harmonic", "group"])
+def test_gradients_within_autocast_are_those_without(kind):
+    layer, x = make_convolution(kind, 2, 8, 8, 3), torch.randn(1, 8, 6, 6, requires_grad=True)
+    with set_backend("dense"):
+        y = layer(x).square().sum()
+    inputs = [x, *layer.parameters()]
+    wanted = torch.autograd.grad(y, inputs, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(y, inputs, create_graph=True)
+    for one, other in zip(found, wanted):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)

@@ -247,6 +247,8 @@ def test_a_group_is_given_as_to_layers(group):
     [
         (lambda: RandGridSymmetry(group=("4/mm", "z")), "group='4/mm' is unknown in 3D"),
         (lambda: RandGridSymmetry(group=("4/mmm", "z"), axis=1), "is impossible: give a name"),
+        (lambda: RandGridSymmetry(group=True), "group=True is impossible: give a name"),
+        (lambda: RandGridSymmetry(group=None), "group=None is impossible: give a name"),
         (lambda: GridSymmetry(48), "element=48 is out of range"),
         (lambda: GridSymmetry("m [12]"), "unknown in 3D: use one of"),
         (lambda: GridSymmetry(np.eye(4)), "no symmetry of the grid"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -37,12 +38,16 @@ def _keeps_trail(method: Callable) -> Callable:
                 for each in args
             )
         inputs, output = (*args, *kwargs.values()), None
-        trail = begin_trail(start, inputs, self)
+        begin, end = begin_trail, end_trail
+        if not torch.compiler.is_compiling() and "torch._dynamo" in sys.modules:
+            # where a graph is given up, as at a break, the compiler would take these two apart from what they enclose
+            begin, end = torch.compiler.disable(begin_trail), torch.compiler.disable(end_trail)
+        trail = begin(start, inputs, self)
         try:
             output = method(self, *args, **kwargs)
             return output
         finally:
-            end_trail(trail, output)
+            end(trail, output)
 
     return call
 

@@ -1,7 +1,9 @@
 """Partial group convolutions: fields on samples of a group, of which each layer learns how much it keeps."""
 
+import copy
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,6 +37,13 @@ def _checked_elements(name: str, elements: object, spatial_dims: int) -> Partial
             f"{name}={elements!r} transforms {elements.spatial_dims} axes: give elements of {spatial_dims}."
         )
     return elements
+
+
+def _tensors_of(module: nn.Module) -> Iterator[torch.Tensor]:
+    yield from itertools.chain(module.parameters(), module.buffers())
+    # what torch.nn.utils.prune and its like compute
+    for each in module.modules():
+        yield from (value for value in vars(each).values() if isinstance(value, torch.Tensor))
 
 
 class PartialGroupConvNd(DirectConvNd):
@@ -153,8 +162,9 @@ class PartialGroupConvNd(DirectConvNd):
         if all(each is own[name] for name, each in parameters.items()):
             kernel = self.kernel(orientations, relative)
         else:
-            # those of a backward pass
-            kernel = functional_call(self.kernel, parameters, (orientations, relative))
+            # those of a backward pass, beside which another thread may use the module
+            own_copy = copy.deepcopy(self.kernel, {id(each): each for each in _tensors_of(self.kernel)})
+            kernel = functional_call(own_copy, parameters, (orientations, relative))
         if share is not None:
             kernel = kernel * share.unsqueeze(1)
         return kernel.to(self.kernel.weight.dtype).flatten(2, 3).flatten(0, 1).unflatten(2, self.kernel_size)

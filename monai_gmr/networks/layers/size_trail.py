@@ -91,7 +91,8 @@ def _new_trail(start: TrailStart, owner: object) -> Trail | None:
     """The trail of a call of a network, ``None`` inside another call of it."""
     if torch.compiler.is_compiling():
         return None if any(trail.owner is owner for trail in _trails.stack) else Trail("", owner)
-    return None if any(trail.network == start.network for trail in _trails.stack) else Trail(start.network)
+    known = any(trail.network == start.network or trail.owner is owner for trail in _trails.stack)
+    return None if known else Trail(start.network, owner)
 
 
 def begin_trail(start: TrailStart, inputs: Sequence[Any], owner: object = None) -> Trail | None:

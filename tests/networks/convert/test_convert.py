@@ -137,6 +137,28 @@ def test_networks_built_alike_share_a_graph():
     assert len(graphs) == 1
 
 
+class _Break(nn.Module):
+    def forward(self, x):
+        torch._dynamo.graph_break()
+        return x
+
+
+def test_sizes_are_right_where_a_graph_breaks_or_fails():
+    down, up = nn.Conv2d(1, 2, 3, 2, 1), nn.ConvTranspose2d(2, 1, 3, 2, 1, 1)
+    broken = convert_to_gmr(nn.Sequential(down, _Break(), up), in_channels=1, spatial_dims=2).eval()
+    whole = convert_to_gmr(nets.UNet(2, 1, 1, (2, 4, 6), (2, 2)), weights="init").eval()
+    torch._dynamo.reset()
+    for net in (broken, whole):
+        compiled = torch.compile(net, backend="eager", dynamic=False)
+        with pytest.raises(ConfigurationError, match="in_channels=1"):
+            compiled(torch.randn(1, 3, 17, 22))
+        for size in ((17, 22), (16, 16), (19, 21)):
+            x = torch.randn(1, 1, *size)
+            expected = net(x)
+            assert torch.allclose(compiled(x), expected, rtol=1e-4, atol=1e-4)
+            assert torch.equal(net(x), expected)
+
+
 def test_converted_networks_inside_another_module_are_compiled():
     first, second = (convert_to_gmr(nets.UNet(2, 1, 1, (2, 4, 6), (2, 2)), weights="init").eval() for _ in range(2))
     cascade = convert_to_gmr(nn.Sequential(first, nn.AvgPool2d(2), second)).eval()
