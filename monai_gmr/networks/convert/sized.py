@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +21,9 @@ SCRIPT_SIZES = (16, 32, 33, 48, 64, 65, 96, 128)
 # voxels beyond the recorded size, to check that the graph is not one of that size alone
 OTHER_SIZES = (1, 2, 3, 16, 32)
 
+# where a graph is given up, as at a break, the compiler would take these two apart from what they enclose
+OUTSIDE_GRAPHS = torch.compiler.disable(begin_trail), torch.compiler.disable(end_trail)
+
 
 def _keeps_trail(method: Callable) -> Callable:
     @functools.wraps(method)
@@ -38,10 +40,7 @@ def _keeps_trail(method: Callable) -> Callable:
                 for each in args
             )
         inputs, output = (*args, *kwargs.values()), None
-        begin, end = begin_trail, end_trail
-        if not torch.compiler.is_compiling() and "torch._dynamo" in sys.modules:
-            # where a graph is given up, as at a break, the compiler would take these two apart from what they enclose
-            begin, end = torch.compiler.disable(begin_trail), torch.compiler.disable(end_trail)
+        begin, end = (begin_trail, end_trail) if torch.compiler.is_compiling() else OUTSIDE_GRAPHS
         trail = begin(start, inputs, self)
         try:
             output = method(self, *args, **kwargs)

@@ -169,7 +169,6 @@ class SymmetricConvNd(TableModule):
         output_padding: Sequence[int] = (),
     ) -> torch.Tensor:
         """The framework's convolution with a kernel over a window, of an image with or without a batch."""
-        bias = self._dense_bias()
         image = input[None] if input.dim() == len(window) + 1 else input
         lengths = {
             "stride": self.stride,
@@ -179,9 +178,13 @@ class SymmetricConvNd(TableModule):
         }
         known = {"groups": self.conv_groups, "transposed": self.transposed}
         channels = (self.in_channels, self.out_channels)
-        call = Call.of_input(image, tuple(window), channels, (*kernel.parts, bias), **lengths, **known)
-        y = keep_format(made_conv(image, kernel, bias, call), image)
+        call = Call.of_input(image, tuple(window), channels, (*kernel.parts, self.bias), **lengths, **known)
+        y = self._run(call, image, kernel)
         return y if image is input else y[0]
+
+    def _run(self, call: Call, image: torch.Tensor, kernel: MadeKernel) -> torch.Tensor:
+        """The convolution ``call`` of an image with a batch."""
+        return keep_format(made_conv(image, kernel, self._dense_bias(), call), image)
 
     def _dense_copy(self, name: str, **changes: Any) -> nn.Module:
         """The equal module of torch, of class ``name``."""

@@ -18,6 +18,7 @@ from monai_gmr.ops.harmonic_conv import harmonic_tap_basis, response_invariants,
 from monai_gmr.ops.invariants import norm_variance
 from monai_gmr.ops.kept_terms import num_chiral
 from monai_gmr.ops.made_conv import MadeKernel
+from monai_gmr.ops.recorded import is_recorded
 from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.symmetry import (
     away_from_centre,
@@ -258,23 +259,15 @@ class GMRHarmonicConvNd(GMRConvNd):
             output = output + bias.to(output.dtype).reshape([-1] + [1] * self.shells.dim())
         return output
 
-    def _conv_by_kernel(
-        self,
-        input: torch.Tensor,
-        kernel: MadeKernel,
-        window: Sequence[int],
-        padding: Sequence[int],
-        output_padding: Sequence[int] = (),
-    ) -> torch.Tensor:
-        """The layer by the rows of all responses over a window."""
-        image = input[None] if input.dim() == len(window) + 1 else input
+    def _run(self, call: Call, image: torch.Tensor, kernel: MadeKernel) -> torch.Tensor:
         factors, orders = Factors(self.linear_matrix(), self.chiral_factors(), self.bias), self._orders()
-        lengths = {"stride": self.stride, "padding": padding, "dilation": self.dilation}
-        known = {"groups": self.groups, "orders": orders, "kept": self.symmetry_group is not None}
-        channels = (self.in_channels, self.groups * orders.num_responses())
-        call = Call.of_input(image, tuple(window), channels, (*kernel.parts, *factors), **lengths, **known)
-        y = dense_harmonic_conv(image, kernel, factors, call)
-        return y if image is input else y[0]
+        call = call._replace(
+            channels=(self.in_channels, self.groups * orders.num_responses()),
+            orders=orders,
+            kept=self.symmetry_group is not None,
+            recorded=call.recorded or is_recorded(*factors),
+        )
+        return dense_harmonic_conv(image, kernel, factors, call)
 
     @torch.jit.unused
     def _orders(self) -> Orders:
