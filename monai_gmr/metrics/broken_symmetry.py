@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ import torch
 from torch import nn
 
 from monai_gmr.files import replacing, write_rows
-from monai_gmr.metrics.equivariance import elements_of, equivariance_error
+from monai_gmr.metrics.equivariance import equivariance_error
 from monai_gmr.symmetry import element_name, point_group
-from monai_gmr.symmetry.group_structure import GroupSpec
+from monai_gmr.symmetry.group_structure import GroupOrElements, group_elements
 from monai_gmr.tables import format_aligned
 from monai_gmr.utils import ConfigurationError
 
@@ -77,9 +76,7 @@ class BrokenSymmetry:
             figure.savefig(temporary, dpi=150, format="png")
 
 
-def broken_symmetry(
-    net: nn.Module, seed: int = 0, group: GroupSpec | Sequence[np.ndarray] | np.ndarray | None = None
-) -> BrokenSymmetry:
+def broken_symmetry(net: nn.Module, seed: int = 0, group: GroupOrElements | None = None) -> BrokenSymmetry:
     """How far each layer that keeps a subgroup alone is from symmetric, measured on white noise.
 
     Args:
@@ -107,7 +104,7 @@ def broken_symmetry(
             f"{type(net).__name__} has no layer that keeps a subgroup alone: give conv=('gmr_harmonic', {{'keeps': '1'}})."
         )
     dims = next(iter(layers.values())).spatial_dims
-    given = point_group(dims) if group is None else elements_of(group, dims)
+    given = point_group(dims) if group is None else group_elements(group, dims)
     elements = [each for each in given if not np.array_equal(each, np.eye(dims))]
     errors = []
     for module in layers.values():
@@ -117,7 +114,7 @@ def broken_symmetry(
         with torch.no_grad():
             found = equivariance_error(module, noise.to(module.weight), elements)
         errors.append([view.error for view in found.group.views])
-    names = tuple(element_name(each) if dims > 1 else "m" for each in elements)
+    names = tuple(element_name(each) for each in elements)
     sizes = tuple(_broken_outputs(module) for module in layers.values())
     return BrokenSymmetry(tuple(path or "(network)" for path in layers), names, np.array(errors), sizes)
 

@@ -23,7 +23,7 @@ from monai_gmr.symmetry import (
     transform_grid,
     transform_image,
 )
-from monai_gmr.symmetry.group_structure import GroupSpec, names_group
+from monai_gmr.symmetry.group_structure import GroupOrElements, group_elements
 from monai_gmr.symmetry.views import shift_views
 from monai_gmr.utils import ConfigurationError, map_tensors, progress_bar, tensors_in
 
@@ -88,7 +88,7 @@ class EquivarianceErrors:
 def equivariance_error(
     net: Callable[[torch.Tensor], Any],
     x: torch.Tensor,
-    group: GroupSpec | Sequence[np.ndarray] | np.ndarray | None = None,
+    group: GroupOrElements | None = None,
     angles: Sequence[float] = (),
     spacing: Sequence[float] | None = None,
     order: int = 5,
@@ -106,9 +106,10 @@ def equivariance_error(
     Args:
         net: a module, or anything that is called with ``x``.
         x: input of shape ``(B, C, *spatial)``.
-        group: a group as layers take it (``"4mm"``, ``("m", "x")``, a :class:`~monai_gmr.symmetry.PointGroup`), or signed permutation
-            matrices of shape ``(d, d)``. Default: all elements that keep ``spacing``, of those that all layers of the network have
-            (group convolutions, and harmonic ones with ``keeps``), or of the whole point group.
+        group: a group as layers take it (``"4mm"``, ``("m", "x")``, a :class:`~monai_gmr.symmetry.PointGroup`), or a list of elements
+            (:func:`~monai_gmr.symmetry.grid_element`), such as matrices of shape ``(d, d)``. Default: all elements that keep ``spacing``,
+            of those that all layers of the network have (group convolutions, and harmonic ones with ``keeps``), or of the whole point
+            group.
         angles: further rotations in degrees, in 3D about each of the three axes. Multiples of 90, which belong to the
             group, are left out.
         spacing: voxel size of ``x`` in millimetres, one an axis; default 1.
@@ -186,21 +187,9 @@ def symmetries_of(net: nn.Module) -> PointGroup | None:
     return found
 
 
-def elements_of(group: GroupSpec | Sequence[np.ndarray] | np.ndarray, spatial_dims: int) -> list[np.ndarray]:
-    """The elements of a group that is given as layers take it, or by its elements.
-
-    Example:
-        >>> len(elements_of("4mm", 2)), len(elements_of(("m", "x"), 2)), len(elements_of([np.eye(2)], 2))
-        (8, 2, 1)
-    """
-    if names_group(group) or (isinstance(group, list | tuple) and len(group) > 0 and isinstance(group[0], str | int)):
-        return list(PointGroup.from_name(group, spatial_dims).elements)  # type: ignore[arg-type]
-    return list(np.asarray(group))
-
-
 def checked_group(
     net: Any,
-    group: GroupSpec | Sequence[np.ndarray] | np.ndarray | None,
+    group: GroupOrElements | None,
     spatial_dims: int,
     spacing: Sequence[float] | None,
 ) -> list[np.ndarray]:
@@ -208,14 +197,7 @@ def checked_group(
     own = symmetries_of(net) if group is None and isinstance(net, nn.Module) else None
     if group is None and own is not None:
         group = own if spacing is None else own.keeping(spacing)
-    elements = list(point_group(spatial_dims, spacing)) if group is None else elements_of(group, spatial_dims)
-    for element in elements:
-        if element.shape != (spatial_dims, spatial_dims) or not is_grid_symmetry(element):
-            raise ConfigurationError(
-                f"group holds {element.tolist()}: every element must be a signed permutation matrix of shape "
-                f"({spatial_dims}, {spatial_dims})."
-            )
-    return elements
+    return list(point_group(spatial_dims, spacing) if group is None else group_elements(group, spatial_dims))
 
 
 def transform_tensors(value: Any, element: np.ndarray, spatial_dims: int, group: PointGroup | None = None) -> Any:

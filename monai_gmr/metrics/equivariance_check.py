@@ -30,7 +30,7 @@ from monai_gmr.metrics.equivariance import (
 from monai_gmr.metrics.equivariance_report import EquivarianceReport, ModuleCheck, SizeCheck, size_text
 from monai_gmr.metrics.explain import explain_module
 from monai_gmr.symmetry import PointGroup, View
-from monai_gmr.symmetry.group_structure import GroupSpec
+from monai_gmr.symmetry.group_structure import GroupOrElements
 from monai_gmr.utils import ConfigurationError, map_tensors, tensors_in, windowed_layers
 
 # of the splines that rotate by angles and shift
@@ -43,7 +43,7 @@ def check_equivariance(
     in_channels: int | None = None,
     spatial_dims: int | None = None,
     *,
-    group: GroupSpec | Sequence[np.ndarray] | np.ndarray | None = None,
+    group: GroupOrElements | None = None,
     angles: Sequence[float] = (),
     shifts: Sequence[float] = (),
     tolerance: float = 1e-5,

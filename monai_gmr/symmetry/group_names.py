@@ -12,6 +12,8 @@ from monai_gmr.symmetry.point_groups import generate_group, is_grid_symmetry, is
 from monai_gmr.symmetry.rotations import axis_index, rotation_matrix
 from monai_gmr.utils import ConfigurationError
 
+Element = int | str | Sequence[Sequence[int]] | np.ndarray
+
 # Hermann-Mauguin symbol: other names, the Schoenflies symbol first; the elements follow from the symbol
 _SYMBOLS_1D = "1=c1 m=cs,all"
 _SYMBOLS_2D = "1=c1,p1 2=c2,p2 m=d1,cs,pm 2mm=d2,c2v,pmm,p2mm 4=c4,p4 4mm=d4,c4v,p4m,p4mm,all"
@@ -37,11 +39,12 @@ def check_dims(spatial_dims: int, possible: tuple[int, ...] = (2, 3)) -> None:
 
 
 def element_name(element: np.ndarray) -> str:
-    """The crystallographers' symbol of a symmetry of the grid, a signed permutation matrix ``(d, d)``, ``d`` 2 or 3.
+    """The crystallographers' symbol of a symmetry of the grid, a signed permutation matrix ``(d, d)``, ``d`` 1, 2 or 3.
 
     A number is a rotation (2: by 180 degrees, 3: by 120, 4: by 90), with the sense (``+`` is counterclockwise looking against the
     direction, as in :func:`~monai_gmr.symmetry.rotation_matrix`) and the direction in array axes, none in 2D. ``-`` in front: followed by
-    the inversion of all axes. ``m`` is the mirror image along a direction. Directions start with a positive number. "1" is the identity.
+    the inversion of all axes. ``m`` is the mirror image along a direction, none in 1D. Directions start with a positive number. "1" is the
+    identity.
 
     Example:
         >>> element_name(np.diag([1, 1, -1])), element_name(np.array([[0, -1], [1, 0]]))
@@ -53,6 +56,8 @@ def element_name(element: np.ndarray) -> str:
     element, dims = _checked_matrix(element), len(element)
     identity = np.eye(dims, dtype=int)
     proper = not is_mirror(element)
+    if dims == 1:
+        return "1" if proper else "m"
     # the inversion of all axes is a rotation in 2D: there every improper element is a mirror image
     rotation = element if proper else -element
     powers = [identity]
@@ -95,32 +100,32 @@ def _indices(spatial_dims: int) -> dict[str, int]:
 
 
 def _checked_matrix(element: object) -> np.ndarray:
-    """An integer copy of a signed permutation matrix of 2 or 3 axes."""
+    """An integer copy of a signed permutation matrix of 1, 2 or 3 axes."""
     try:
         matrix = np.asarray(element, float)
     except (TypeError, ValueError):
         matrix = np.zeros(())
-    if matrix.shape not in ((2, 2), (3, 3)) or not is_grid_symmetry(matrix):
+    if matrix.shape not in ((1, 1), (2, 2), (3, 3)) or not is_grid_symmetry(matrix):
         raise ConfigurationError(
             f"{element!r} is no symmetry of the grid: give an index, a name such as 'm [100]' or '-y,x,z', "
-            "or a signed permutation matrix of shape (2, 2) or (3, 3)."
+            "or a signed permutation matrix of shape (d, d), d up to 3."
         )
     return np.round(matrix).astype(int)
 
 
-def grid_element(element: int | str | Sequence[Sequence[int]] | np.ndarray, spatial_dims: int) -> np.ndarray:
+def grid_element(element: Element, spatial_dims: int) -> np.ndarray:
     """The matrix ``(d, d)`` of a symmetry of the grid, given in any of three ways.
 
     Args:
         element: index into :func:`~monai_gmr.symmetry.point_group`; name (:func:`element_name`, with or without blanks, or
             :func:`element_triplet`); or signed permutation matrix. Anything else raises :class:`~monai_gmr.utils.ConfigurationError`.
-        spatial_dims: 2 (the group D4 of 8 elements) or 3 (Oh, 48).
+        spatial_dims: 1 (2 elements), 2 (the group D4 of 8) or 3 (Oh, 48).
 
     Example:
         >>> grid_element("4+", 2).tolist(), grid_element("-y,x", 2).tolist(), grid_element(0, 2).tolist()
         ([[0, -1], [1, 0]], [[0, -1], [1, 0]], [[1, 0], [0, 1]])
     """
-    check_dims(spatial_dims)
+    check_dims(spatial_dims, tuple(_NAMES))
     group = point_group(spatial_dims)
     if isinstance(element, str):
         index = _indices(spatial_dims).get("".join(element.lower().split()))
@@ -144,6 +149,17 @@ def grid_element(element: int | str | Sequence[Sequence[int]] | np.ndarray, spat
             f"give a matrix of shape ({spatial_dims}, {spatial_dims})."
         )
     return matrix
+
+
+@lru_cache(maxsize=1)
+def names_of_no_element() -> frozenset[str]:
+    """The names of groups of 2D and 3D images that are no names of an element: such a name cannot begin a list of elements.
+
+    Example:
+        >>> [name in names_of_no_element() for name in ("4/mmm", "d4", "2", "m [100]")]
+        [True, True, False, False]
+    """
+    return frozenset(name for dims in (2, 3) for name in group_names(dims)) - _indices(2).keys() - _indices(3).keys()
 
 
 def group_names(spatial_dims: int) -> list[str]:

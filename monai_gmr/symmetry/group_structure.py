@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any, TypeGuard
 
 import numpy as np
 
-from monai_gmr.symmetry.group_names import group_names, named_group
+from monai_gmr.symmetry.group_names import Element, grid_element, group_names, named_group, names_of_no_element
 from monai_gmr.symmetry.point_groups import generate_group, is_grid_symmetry, point_group, transform_grid
 from monai_gmr.utils import ConfigurationError
 
@@ -289,6 +290,7 @@ class PointGroup:
 
 
 GroupSpec = str | int | tuple | PointGroup
+GroupOrElements = GroupSpec | Sequence[Element] | np.ndarray
 
 
 def names_group(value: object) -> bool:
@@ -296,13 +298,49 @@ def names_group(value: object) -> bool:
     of sets of views.
 
     Example:
-        >>> names_group("4/mmm"), names_group(("4/mmm", "z")), names_group(("4+ [001]", "m [100]")), names_group(["432", "angles"])
-        (True, True, False, False)
+        >>> names_group("4/mmm"), names_group(("4/mmm", "z")), names_group(["4/mmm", 2])
+        (True, True, True)
+        >>> names_group(("4+ [001]", "m [100]")), names_group(["432", "angles"]), names_group((0, 1))
+        (False, False, False)
     """
     if isinstance(value, (tuple, list)) and len(value) == 2:
         name, axis = value
-        return names_group(name) and isinstance(axis, str) and axis.lower() in ("x", "y", "z")
-    return isinstance(value, (str, int, np.integer, PointGroup)) and not isinstance(value, bool)
+        letter = isinstance(axis, str) and axis.lower() in ("x", "y", "z")
+        return (letter and names_group(name)) or (_is_number(axis) and 0 <= axis < 3 and _is_no_element(name))
+    return isinstance(value, (str, PointGroup)) or _is_number(value)
+
+
+def _is_number(value: object) -> TypeGuard[int]:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _is_no_element(name: object) -> bool:
+    """Whether it is the name of a group alone: before a number, other names and numbers are elements."""
+    return isinstance(name, str) and "".join(name.lower().split()) in names_of_no_element()
+
+
+def group_elements(group: Any, spatial_dims: int, axis: int | str | None = None) -> np.ndarray:
+    """The matrices ``(n, d, d)`` of a group, or of a set of elements.
+
+    Args:
+        group: what :meth:`PointGroup.from_name` reads, or a list of elements as :func:`~monai_gmr.symmetry.grid_element` takes them.
+        spatial_dims: 1, 2 or 3.
+        axis: array axis of a named group's main direction.
+
+    Raises:
+        ConfigurationError: when there is no such group or element.
+
+    Example:
+        >>> [len(group_elements(group, 2)) for group in ("4mm", ("m", "x"), ["4+", "-y,x"], [0], [np.eye(2)])]
+        [8, 2, 2, 1, 1]
+    """
+    pair = isinstance(group, (tuple, list)) and len(group) == 2 and _is_no_element(group[0])
+    if names_group(group) or pair:
+        return PointGroup.from_name(group if axis is None else (group, axis), spatial_dims).elements
+    if not isinstance(group, Sequence | np.ndarray):
+        raise ConfigurationError(f"group={group!r} is impossible: give a name, such as 'all', or elements.")
+    elements = [grid_element(element, spatial_dims) for element in group]
+    return np.array(elements, int).reshape(-1, spatial_dims, spatial_dims)
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,12 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms import InvertibleTransform, LazyTransform, RandomizableTransform, Rotate90
 from monai.utils import TraceKeys, convert_to_tensor, ensure_tuple
 
-from monai_gmr.symmetry import PointGroup, grid_element, is_mirror
-from monai_gmr.symmetry.group_structure import GroupSpec, names_group
+from monai_gmr.symmetry import grid_element, is_mirror
+from monai_gmr.symmetry.group_names import Element
+from monai_gmr.symmetry.group_structure import GroupOrElements, group_elements
 from monai_gmr.symmetry.mirrored_labels import LabelPairs, check_label_pairs, mirror_labels
 from monai_gmr.transforms.functional import DictionaryTransform, image_shape, transform_by_element
 from monai_gmr.utils import ConfigurationError
-
-Element = int | str | Sequence[Sequence[int]] | np.ndarray
-Group = GroupSpec | Sequence[Element]
 
 
 class GridSymmetry(InvertibleTransform, LazyTransform):
@@ -123,17 +121,6 @@ def _pairs_of_keys(keys: KeysCollection, mirrored_labels: Mapping[Hashable, Labe
     return [given.get(key, ()) for key in names]
 
 
-def _elements(group: Any, axis: int | str | None, spatial_dims: int) -> np.ndarray:
-    """The matrices to draw from, of shape ``(order, d, d)``."""
-    if names_group(group):
-        return PointGroup.from_name(group if axis is None else (group, axis), spatial_dims).elements
-    if not isinstance(group, Sequence | np.ndarray):
-        raise ConfigurationError(f"group={group!r} is impossible: give a name, such as 'all', or elements.")
-    if len(group) == 0:
-        raise ConfigurationError("group=[] is a set of size zero: give a name, such as 'all', or elements.")
-    return np.stack([grid_element(element, spatial_dims) for element in group])
-
-
 class RandGridSymmetry(RandomizableTransform, GridSymmetry):
     """With a probability, rotate or mirror an image by a random symmetry of the voxel grid.
 
@@ -165,7 +152,7 @@ class RandGridSymmetry(RandomizableTransform, GridSymmetry):
     def __init__(
         self,
         prob: float = 0.1,
-        group: Group = "all",
+        group: GroupOrElements = "all",
         axis: int | str | None = None,
         lazy: bool = False,
         mirrored_labels: LabelPairs = (),
@@ -173,9 +160,11 @@ class RandGridSymmetry(RandomizableTransform, GridSymmetry):
         if not 0 <= prob <= 1:
             raise ConfigurationError(f"prob={prob} is no probability: give a number from 0 to 1.")
         try:
-            _elements(group, axis, 2)
+            elements = group_elements(group, 2, axis)
         except ConfigurationError:
-            _elements(group, axis, 3)
+            elements = group_elements(group, 3, axis)
+        if not len(elements):
+            raise ConfigurationError("group=[] is a set of size zero: give a name, such as 'all', or elements.")
         RandomizableTransform.__init__(self, prob)
         LazyTransform.__init__(self, lazy=lazy)
         self.group, self.axis = group, axis
@@ -189,7 +178,7 @@ class RandGridSymmetry(RandomizableTransform, GridSymmetry):
             return
         if data is None:
             raise ConfigurationError("randomize() cannot choose between 2D and 3D: give it the image (C, *spatial).")
-        elements = _elements(self.group, self.axis, len(image_shape(data)))
+        elements = group_elements(self.group, len(image_shape(data)), self.axis)
         self._element = elements[self.R.randint(len(elements))]
 
     def __call__(  # type: ignore[override]
@@ -225,7 +214,7 @@ class RandGridSymmetryd(RandomizableTransform, DictionaryTransform):
         self,
         keys: KeysCollection,
         prob: float = 0.1,
-        group: Group = "all",
+        group: GroupOrElements = "all",
         axis: int | str | None = None,
         allow_missing_keys: bool = False,
         lazy: bool = False,

@@ -204,7 +204,11 @@ def test_table_names_every_view():
     [
         ({"x": torch.zeros(3, 3)}, "not an image"),
         ({"x": torch.zeros(1, 1, 4, 4), "spacing": (1.0,)}, "spacing has 1"),
-        ({"x": torch.zeros(1, 1, 4, 4), "group": [np.eye(3)]}, "signed permutation"),
+        ({"x": torch.zeros(1, 1, 4, 4), "group": [np.eye(3)]}, "transforms 3 axes"),
+        ({"x": torch.zeros(1, 1, 4, 4), "group": True}, "group=True is impossible"),
+        ({"x": torch.zeros(1, 1, 4, 4), "group": {"4mm": 1}}, "is impossible"),
+        ({"x": torch.zeros(1, 1, 4, 4), "group": ("4mm", "w")}, "axis='w' is unknown in 2D"),
+        ({"x": torch.zeros(1, 1, 4, 4), "group": ["4+", "5+"]}, "element='5\\+' is unknown in 2D"),
         ({"x": torch.zeros(1, 1, 4, 4), "group": [np.array([[0.8, -0.6], [0.6, 0.8]])]}, "signed permutation"),
     ],
 )

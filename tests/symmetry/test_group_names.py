@@ -53,7 +53,7 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("dims", [1, 2, 3])
 def test_names_of_elements_are_unique_and_read_back(dims):
     group = point_group(dims)
     for index, element in enumerate(group):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monai_gmr.symmetry import PointGroup, group_names, named_group, point_group, transform_grid
+from monai_gmr.symmetry.group_structure import group_elements
 from monai_gmr.utils import ConfigurationError
 
 # every group that a name and an axis stand for, once, and the name
@@ -149,3 +150,26 @@ def test_axes_that_an_element_reverses():
 def test_impossible_groups_are_refused_in_a_sentence(make, sentence):
     with pytest.raises(ConfigurationError, match=sentence):
         make()
+
+
+@pytest.mark.parametrize(
+    ("group", "dims", "order"),
+    [
+        ("all", 1, 2),
+        (["m"], 1, 1),
+        (["1", "m"], 1, 2),
+        (("m", "y"), 2, 2),
+        (["m", 1], 2, 2),
+        (("2", 1), 2, 2),  # elements: a rotation by 180 degrees, and the second of the grid's
+        (["2", "4+"], 2, 2),
+        ((0, 1), 3, 2),
+        (["4/mmm", 0], 3, 16),
+        (222, 3, 4),
+        ([np.eye(3)], 3, 1),
+        ([], 3, 0),
+        (point_group(3), 3, 48),
+    ],
+)
+def test_a_group_or_a_list_of_its_elements(group, dims, order):
+    """A name before a number is read with its axis unless it is an element's, too."""
+    assert group_elements(group, dims).shape == (order, dims, dims)

@@ -144,6 +144,7 @@ def test_views_rotate_images():
         (None, 3, "views=None is unknown"),
         (("4/mm", "z"), 3, "group='4/mm' is unknown in 3D"),
         (("m", "z"), 2, "axis='z' is unknown in 2D"),
+        (("m", 2), 2, "axis=2 is unknown in 2D"),
         (PointGroup.from_name("4", 2), 3, "transforms 2 axes"),
         ([None], 3, "views=None is unknown"),
         (group_views(2)[1], 3, "matrix of shape"),

@@ -230,7 +230,7 @@ def test_a_mirror_image_keeps_the_spacing_and_changes_the_handedness_of_the_stor
     assert torch.linalg.det(rotated.affine) * torch.linalg.det(oblique()) < 0
 
 
-@pytest.mark.parametrize("group", [("2/m", "x"), ["2/m", "x"], PointGroup.from_name(("2/m", "x"), 3)])
+@pytest.mark.parametrize("group", [("2/m", "x"), ["2/m", "x"], ["2/m", 0], PointGroup.from_name(("2/m", "x"), 3)])
 def test_a_group_is_given_as_to_layers(group):
     """A name with its axis, and a group; draws are those of the arguments of a name."""
     image = picture(3)
@@ -246,6 +246,8 @@ def test_a_group_is_given_as_to_layers(group):
     ("call", "sentence"),
     [
         (lambda: RandGridSymmetry(group=("4/mm", "z")), "group='4/mm' is unknown in 3D"),
+        (lambda: RandGridSymmetry(group=("4/mmm", "w")), "axis='w' is unknown in 3D"),
+        (lambda: RandGridSymmetry(group=("4/mmm", 3)), "axis=3 is unknown in 3D"),
         (lambda: RandGridSymmetry(group=("4/mmm", "z"), axis=1), "is impossible: give a name"),
         (lambda: RandGridSymmetry(group=True), "group=True is impossible: give a name"),
         (lambda: RandGridSymmetry(group=None), "group=None is impossible: give a name"),
