@@ -106,13 +106,18 @@ def project_transposed_kernel(
         ([[[2.0]]], 0.548)
     """
     fine, margins = upsampled_functions(functions, kernel.shape[2:], factors)
-    flat = fine.reshape(len(fine), -1)
-    rows = np.pad(kernel, [(margin, margin) for margin in (0, 0, *margins)]).reshape(-1, flat.shape[1])
-    gram, sums = flat @ flat.T, flat.sum(1)
-    bordered = np.block([[gram, sums[:, None]], [sums[None], np.zeros((1, 1))]])
-    right = np.concatenate([rows @ flat.T, rows.sum(1, keepdims=True)], axis=1)
-    weights = (right @ np.linalg.pinv(bordered))[:, : len(flat)]
-    return weights.reshape(*kernel.shape[:2], -1), relative_change(rows, weights @ flat)
+    within = (slice(None), *(slice(margin, margin + k) for margin, k in zip(margins, kernel.shape[2:])))
+    # taps of the kernel and taps beyond it, which it has as zeros
+    middle, beyond = fine[within].reshape(len(fine), -1), fine.copy()
+    beyond[within] = 0
+    rows, beyond = kernel.reshape(-1, middle.shape[1]), beyond.reshape(len(fine), -1)
+    gram_beyond, sums = beyond @ beyond.T, fine.reshape(len(fine), -1).sum(1)
+    bordered = np.block([[middle @ middle.T + gram_beyond, sums[:, None]], [sums[None], np.zeros((1, 1))]])
+    right = np.concatenate([rows @ middle.T, rows.sum(1, keepdims=True)], axis=1)
+    weights = (right @ np.linalg.pinv(bordered))[:, : len(fine)]
+    norm, outside = np.linalg.norm(rows), np.sqrt(max(0.0, np.vdot(weights, weights @ gram_beyond)))
+    change = float(np.hypot(relative_change(rows, weights @ middle), outside / norm)) if norm > 0 else 0.0
+    return weights.reshape(*kernel.shape[:2], -1), change
 
 
 def project_kernel_on_group(kernel: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, float]:

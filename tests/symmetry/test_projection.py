@@ -58,6 +58,11 @@ def test_a_transposed_kernel_keeps_its_mean():
     weights, change = project_transposed_kernel(kernel, np.ones((1, 1, 1)), (2, 2))
     assert np.allclose(weights[:, :, 0], kernel.sum((2, 3)) / 4)
     assert 0 < change <= 1.5
+    # against the kernel that is padded to all taps of the functions
+    fine, margins = upsampled_functions(np.ones((1, 1, 1)), (3, 3), (2, 2))
+    padded = np.pad(kernel, [(0, 0), (0, 0), *((margin, margin) for margin in margins)])
+    made = weights[..., None] * fine
+    assert change == pytest.approx(np.linalg.norm(made - padded) / np.linalg.norm(kernel))
 
 
 @pytest.mark.parametrize(("window", "shape"), [((5, 3), (5, 3)), ((1, 3), (1, 3)), ((4, 3), None)])

@@ -179,6 +179,10 @@ class Pass(TorchDispatchMode):
                 module.training = was_training
 
 
+class _OtherChannels(Exception):
+    """The first convolution of a pass takes other channels than its image has, at whatever size."""
+
+
 class _SizesPass(Pass):
     """Fills a trace; tensors carry along the convolutions whose outputs they are, in attributes."""
 
@@ -186,6 +190,16 @@ class _SizesPass(Pass):
         super().__init__(net)
         self.trace, self.rank = trace, len(trace.size) + 2
         self.bent: set[nn.Module] = set()
+        self.convolved = False
+
+    def enter(self, module: nn.Module, args: tuple) -> None:
+        """Look at the channels of the first convolution, which has 0 before it is built."""
+        if self.convolved or not isinstance(module, CONVOLUTIONS):
+            return
+        self.convolved = True
+        given = [t.shape[1] for t in tensors_in(args) if t.dim() == self.rank]
+        if module.in_channels and given and given[0] != module.in_channels:  # type: ignore[attr-defined]
+            raise _OtherChannels(f"its first convolution takes {module.in_channels} channels, not {given[0]}")
 
     def look(self, name: str, args: tuple, kwargs: dict, output: Any) -> None:
         """Follow outputs of convolutions, padded images and flattened ones."""
@@ -304,6 +318,9 @@ def trace_sizes(
                 inputs = partial(make_inputs, net, size, channels, example_inputs)
                 try:
                     return _SizesPass(net, Trace(size, channels, sizes_only)).fill(inputs)
+                except _OtherChannels as error:
+                    reason = reason or first_line(error)
+                    break
                 except Exception as error:  # whatever a network raises for a size that it cannot take
                     reason = reason or first_line(error)
     return Trace(failure=f"no size could be sent through it ({reason})", reason=reason)

@@ -41,7 +41,7 @@ def first(answer):
 )
 def test_harmonic_networks_are_exact_at_every_size(name):
     case = CASES[name]
-    after = make_pair(name, 2, conv="gmr_harmonic")[1].double()
+    after = make_pair(name, 2, shallow=True, conv="gmr_harmonic")[1].double()
     for size in [(32, 32), (33, 33), (34, 45)] if case.fixed is None else [(case.fixed,) * 2]:
         assert (structural_error(after, size) < 1e-8) is case.symmetric
 
@@ -91,7 +91,7 @@ def test_in_three_dimensions(name, device):
 @pytest.mark.parametrize("name", CASES)
 def test_networks_train_and_are_copied_saved_and_loaded(name):
     net = make_pair(name, 2, shallow=True, conv="gmr_harmonic")[1]
-    x = torch.randn(2, 1, *[CASES[name].fixed or 32] * 2)
+    another, x = copy.deepcopy(net), torch.randn(2, 1, *[CASES[name].fixed or 32] * 2)
     net.train()
     with torch.autocast("cpu", torch.bfloat16):
         first(net(x))
@@ -100,13 +100,20 @@ def test_networks_train_and_are_copied_saved_and_loaded(name):
     # batch norms over a few voxels have gradients of any size
     nn.utils.clip_grad_norm_(net.parameters(), 1)
     optimizer.step()
-    another = make_pair(name, 2, seed=1, shallow=True, conv="gmr_harmonic")[1]
     another.load_state_dict(net.state_dict())
     torch.manual_seed(2)
     expected = first(net.eval()(x))
     for each in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), another):
         torch.manual_seed(2)
         assert torch.allclose(first(each.eval()(x)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["UNet", "DynUNet, deep supervision", "ResNet10"])
+def test_weights_of_another_conversion_are_loaded(name):
+    one, two = (make_pair(name, 2, seed, shallow=True, conv="gmr_harmonic")[1] for seed in (0, 1))
+    two.load_state_dict(one.state_dict())
+    x = torch.randn(1, 1, 33, 38)
+    assert torch.allclose(first(one(x)), first(two(x)), atol=1e-5)
 
 
 def test_deep_supervision_rotates_in_training_at_odd_sizes():
@@ -396,6 +403,23 @@ def test_the_trace_computes_nothing_and_leaves_the_network_as_it_is():
     assert net.training
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
     assert trace_sizes(net, 2, 1, (2, 2)).failure
+
+
+def test_channels_of_the_convolution_that_is_called_first_are_found_after_one_size():
+    class Net(nn.Module):
+        calls = 0
+
+        def __init__(self):
+            super().__init__()
+            self.head, self.stem = nn.Conv2d(4, 2, 3), nn.Conv2d(1, 4, 3)
+
+        def forward(self, x):
+            Net.calls += 1
+            return self.head(self.stem(x))
+
+    trace = trace_sizes(Net(), 2, [4, 1])
+    assert (trace.in_channels, trace.size, Net.calls) == (1, (128, 128), 2)
+    assert "takes 1 channels, not 4" in trace_sizes(Net(), 2, 4).reason
 
 
 class _Keeping(nn.Module):
