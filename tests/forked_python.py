@@ -95,6 +95,8 @@ if __name__ == "__main__":
     os.environ.clear()
     os.environ.update(asked["env"])
     (kind, what, *rest), sys.path[0] = asked["argv"], asked["cwd"]
+    # what the run starts is forked, too; conftest.py wrote it there
+    sys.executable = os.path.join(os.path.dirname(socket_path), "python")
     sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     sys.argv = [what if kind == "-m" else kind, *rest]
     if kind == "-m":

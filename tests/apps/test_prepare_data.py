@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 
 import nibabel as nib
 import numpy as np
@@ -243,8 +242,8 @@ def test_help_of_every_kind(kind, capsys):
     assert "--overwrite" in capsys.readouterr().out
 
 
-def test_as_a_process(tmp_path):
-    command = [sys.executable, "-m", "monai_gmr.apps.prepare_data", "classes", str(tmp_path / "no.npz"), "out"]
+def test_as_a_process(tmp_path, forked_python):
+    command = [forked_python, "-m", "monai_gmr.apps.prepare_data", "classes", str(tmp_path / "no.npz"), "out"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "no.npz is no file" in done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import filelock
@@ -185,7 +186,7 @@ def test_a_parser_without_a_network_counts_nothing(bundle):
     assert count_parameters(config, {}) is None
 
 
-def test_segmentation_bundle_on_phantoms(write, tmp_path, monkeypatch, capsys):
+def test_segmentation_bundle_on_phantoms(write, tmp_path, monkeypatch, capsys, forked_python):
     write_phantoms(tmp_path / "data", 4, 2, 2, (16, 17, 18), progress=False)
     network = {"features": [4, 6], "patch_size": [16, 16, 16], "samples_per_case": 1, "val_interval": 1, "epochs": 1}
     config = {
@@ -204,6 +205,8 @@ def test_segmentation_bundle_on_phantoms(write, tmp_path, monkeypatch, capsys):
     }
     file = str(write(config))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # which starts the runs
+    monkeypatch.setattr(sys, "executable", forked_python)
     assert main([file]) == 0
     out = tmp_path / "out"
     (row,) = read_rows(out / "runs.csv")

@@ -275,16 +275,17 @@ def group_error(net: nn.Module, sizes: Sequence[Sequence[int]], dtype: torch.dty
     return max(found)
 
 
-def measure(name: str, dims: int, brief: bool = False) -> dict[str, Any]:
+def measure(name: str, dims: int, brief: bool = False, labels: Sequence[str] = tuple(SIZES[2])) -> dict[str, Any]:
     """One row: errors before and after at each size, the worst in float32 over the whole group after, parameters and times.
 
     Args:
         name: of :data:`CASES`.
         dims: number of spatial axes.
         brief: whether to leave out times and the whole group in float32.
+        labels: of the sizes.
     """
     before, after = make_pair(name, dims)
-    sizes = sizes_of(CASES[name], dims)
+    sizes = {label: size for label, size in sizes_of(CASES[name], dims).items() if label in labels}
     row: dict[str, Any] = {"net": name, "dims": dims}
     row["parameters"] = [sum(p.numel() for p in each.parameters()) for each in (before, after)]
     if not brief:

@@ -32,10 +32,14 @@ def test_what_the_page_calls_exact(net, dims):
 
 @pytest.mark.parametrize(("net", "dims"), [(n, 2) for n in CASES] + [(n, 3) for n in QUICK_3D])
 def test_rows_are_remade(net, dims):
-    cells = cells_of(measure(net, dims, brief=True))
+    """At all sizes for two networks, for the others at the one that most cannot take before."""
+    labels = ("even", "odd", "mixed") if net in QUICK_3D else ("even" if CASES[net].fixed else "mixed",)
+    cells = cells_of(measure(net, dims, brief=True, labels=labels))
     written = ROWS[net, f"{dims}D"]
     assert cells[6] == written[6]
-    for remade, old in zip(cells[SIZES], written[SIZES]):
+    pairs = [(remade, old) for remade, old in zip(cells[SIZES], written[SIZES]) if remade]
+    assert len(pairs) == len(labels)
+    for remade, old in pairs:
         assert remade.count("→") == old.count("→")
         for one, two in zip(remade.split(" → "), old.split(" → ")):
             numbers = [float(each) for each in (one, two) if re.match(r"\d", each)]

@@ -146,7 +146,7 @@ NETS: dict[str, Net] = {
         (16, 17),
         lambda size: (image(size), TIMES, image(tuple(2 * n for n in size))),
     ),
-    "DAF3D": Net(lambda d: nets.DAF3D(1, 2), (32, 33), dims=(3,), outcome="named", needs="torchvision", slow=True),
+    "DAF3D": Net(lambda d: nets.DAF3D(1, 2), (32,), dims=(3,), outcome="named", needs="torchvision", slow=True),
     "DenseNet": densenet(nets.DenseNet),
     "DenseNet121": densenet(nets.DenseNet121),
     "DenseNet169": densenet(nets.DenseNet169),
@@ -160,6 +160,7 @@ NETS: dict[str, Net] = {
     ),
     "DiNTS": Net(
         lambda d: nets.DiNTS(topology(nets.TopologyInstance, d), 1, 2, spatial_dims=d),
+        (16, 17),
         dims=(2, 3),
         # its operations in 3D are kernels of 3 x 3 x 1 and the like, each with a weight of its own
         outcome={2: "exact", 3: "named"},

@@ -124,7 +124,8 @@ def test_a_traced_network_leaves_no_device_behind(name):
     assert traced.to("meta")(torch.randn(1, 1, 37, 42, device="meta")).device.type == "meta"
 
 
-@pytest.mark.parametrize("name", [*FEW, "DynUNet, deep supervision", "MedNeXt"])
+# which are traced within: the other networks are above
+@pytest.mark.parametrize("name", ["UNet", "DynUNet, deep supervision", "MedNeXt", "ResNet10"])
 @torch.no_grad()
 def test_scripted_networks_are_saved_loaded_and_right_at_every_size(name):
     net = net_of(name).train()
@@ -136,7 +137,7 @@ def test_scripted_networks_are_saved_loaded_and_right_at_every_size(name):
     torch.jit.save(scripted, buffer)
     buffer.seek(0)
     # as above: torch optimises the graphs of some
-    with torch.jit.optimized_execution(name in ("UNet", "DynUNet, residual")):
+    with torch.jit.optimized_execution(name == "UNet"):
         check(torch.jit.load(buffer).eval(), net.eval())
 
 

@@ -37,7 +37,7 @@ NETS = {
     ),
     "ResNet": lambda d: resnet18(spatial_dims=d, n_input_channels=1, num_classes=3, widen_factor=0.25),
 }
-SIZES = {2: [(32, 32), (33, 33), (34, 40)], 3: [(16, 16, 16), (17, 20, 23)]}
+SIZES = {2: [(32, 32), (33, 33), (34, 40)], 3: [(16, 16, 16), (17, 12, 18)]}
 GROUPS = [(2, "4mm"), (2, "4"), (2, "2mm"), (2, "m"), (3, "4/mmm"), (3, "mmm")]
 
 

@@ -2,7 +2,7 @@
 after training.
 
 Most sizes are asked with elements that generate the group: a third of the calls in 2D, a twelfth in 3D. WHOLE_GROUP are those
-that are asked with all elements."""
+that are asked with all elements, of trained nets; fresh ones are asked fewer sizes."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ KINDS = pytest.mark.parametrize(
 SIZES_2D = [(n, n) for n in range(17, 41)]
 PAIRS_2D = [(17, 40), (31, 18), (24, 37), (22, 36)]
 SIZES_3D = [(17, 20, 23), (24, 24, 24), (16, 21, 32)]
+FRESH_2D, FRESH_3D = [*SIZES_2D[::5], *PAIRS_2D], SIZES_3D[:1]
 WHOLE_GROUP = [(17, 17), (24, 24), *PAIRS_2D, (17, 20, 23)]
 
 
@@ -106,7 +107,8 @@ def worst(
 @KINDS
 @STEPS
 def test_2d_every_size(kind, conv, steps, training):
-    error, size = worst(trained(kind, 2, steps, conv).train(training), 4, SIZES_2D + PAIRS_2D)
+    sizes, whole = (SIZES_2D + PAIRS_2D, WHOLE_GROUP) if steps else (FRESH_2D, ())
+    error, size = worst(trained(kind, 2, steps, conv).train(training), 4, sizes, whole)
     assert error <= TOLERANCE, size
 
 
@@ -125,7 +127,8 @@ def test_2d_every_kind_of_rings(kind, rings, steps):
 @KINDS
 @STEPS
 def test_3d(kind, conv, steps, training, device):
-    error, size = worst(trained(kind, 3, steps, conv, device=device.type).train(training), 2, SIZES_3D)
+    sizes, whole = (SIZES_3D, WHOLE_GROUP) if steps else (FRESH_3D, ())
+    error, size = worst(trained(kind, 3, steps, conv, device=device.type).train(training), 2, sizes, whole)
     assert error <= TOLERANCE, size
 
 
@@ -167,7 +170,7 @@ def test_2d_group_convolutions(kind, filter, names, steps):
     net = group_net(kind, 2, names, filter, steps)
     assert net.symmetry_group == PointGroup.from_name(names[-1], 2)
     for training in (True, False):
-        sizes = PAIRS_2D if training else PAIRS_2D + SIZES_2D[:: 4 if filter == "full" else 9]
+        sizes = PAIRS_2D if training or not steps else PAIRS_2D + SIZES_2D[:: 5 if filter == "full" else 9]
         error, size = worst_of_group(net.train(training), sizes, whole=2)
         assert error <= TOLERANCE, size
     if len(names) > 1:
@@ -181,7 +184,8 @@ def test_2d_group_convolutions(kind, filter, names, steps):
 def test_3d_group_convolutions(kind, filter, names, steps):
     net = group_net(kind, 3, names, filter, steps)
     for training in (True, False):
-        error, size = worst_of_group(net.train(training), SIZES_3D[:1] if training else SIZES_3D, whole=0)
+        sizes = SIZES_3D if steps and not training else FRESH_3D
+        error, size = worst_of_group(net.train(training), sizes, whole=0)
         assert error <= TOLERANCE, size
     smallest = images(1, 7, 8, 9)
     assert equivariance_error(net, smallest, net.symmetry_group.elements).worst <= TOLERANCE

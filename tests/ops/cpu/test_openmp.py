@@ -65,9 +65,9 @@ print(json.dumps(report))
 
 
 @pytest.fixture(scope="module")
-def report():
+def report(forked_python):
     """What a new process writes that runs kernels on two threads."""
-    command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
+    command = [forked_python, "-c", PROGRAM]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
