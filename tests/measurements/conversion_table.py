@@ -42,6 +42,7 @@ HIGH_RES_LAYERS: Any = (
     {"name": "conv_1", "n_features": 16, "kernel_size": 1},
     {"name": "conv_2", "kernel_size": 1},
 )
+EFFICIENT_BLOCKS = ["r1_k3_s11_e1_i32_o16_se0.25", "r1_k5_s22_e6_i16_o24_se0.25"]
 BATCH = 2
 COARSE = 8
 TIMED_RUNS = 5
@@ -93,12 +94,12 @@ class Case(NamedTuple):
 CASES: dict[str, Case] = {
     "UNet": Case(
         lambda d: nets.UNet(d, 1, 2, SMALL, (2, 2), num_res_units=2),
-        shallow=lambda d: nets.UNet(d, 1, 2, (4, 8, 8), (2, 2), num_res_units=1),
+        shallow=lambda d: nets.UNet(d, 1, 2, (4, 8), (2,), num_res_units=1),
     ),
     "BasicUNet": Case(lambda d: nets.BasicUNet(d, 1, 2, WIDE)),
     "BasicUNet, pixelshuffle": Case(lambda d: nets.BasicUNet(d, 1, 2, WIDE, upsample="pixelshuffle")),
     "BasicUNetPlusPlus": Case(lambda d: nets.BasicUNetPlusPlus(d, 1, 2, WIDE)),
-    "FlexibleUNet, resnet18": Case(lambda d: _flexible(d, "resnet18")),
+    "FlexibleUNet, resnet18": Case(lambda d: _flexible(d, "resnet18"), shallow=lambda d: _flexible(d, "resnet10")),
     "FlexibleUNet, efficientnet-b0": Case(lambda d: _flexible(d, "efficientnet-b0")),
     "DynUNet": Case(_dynunet),
     "DynUNet, residual": Case(lambda d: _dynunet(d, res_block=True)),
@@ -107,15 +108,26 @@ CASES: dict[str, Case] = {
         lambda d: nets.SegResNet(d, 8, 1, 2),
         shallow=lambda d: nets.SegResNet(d, 8, 1, 2, blocks_down=(1, 1, 1), blocks_up=(1, 1)),
     ),
-    "SegResNetDS": Case(lambda d: nets.SegResNetDS(d, 8, 1, 2, dsdepth=2)),
+    "SegResNetDS": Case(
+        lambda d: nets.SegResNetDS(d, 8, 1, 2, dsdepth=2),
+        shallow=lambda d: nets.SegResNetDS(d, 8, 1, 2, blocks_down=(1, 1, 1), dsdepth=2),
+    ),
     "SegResNetVAE": Case(lambda d: nets.SegResNetVAE((32,) * d, spatial_dims=d, in_channels=1, out_channels=2), 32),
-    "AttentionUnet": Case(lambda d: nets.AttentionUnet(d, 1, 2, SMALL, (2, 2))),
+    "AttentionUnet": Case(
+        lambda d: nets.AttentionUnet(d, 1, 2, SMALL, (2, 2)),
+        shallow=lambda d: nets.AttentionUnet(d, 1, 2, (4, 8), (2,)),
+    ),
     "VNet": Case(lambda d: nets.VNet(d, 1, 2)),
     "HighResNet": Case(
         lambda d: nets.HighResNet(d, 1, 2), shallow=lambda d: nets.HighResNet(d, 1, 2, layer_params=HIGH_RES_LAYERS)
     ),
     "UNETR": Case(_unetr, 32, symmetric=False),
-    "SwinUNETR": Case(lambda d: nets.SwinUNETR(1, 2, feature_size=12, spatial_dims=d), 64, symmetric=False),
+    "SwinUNETR": Case(
+        lambda d: nets.SwinUNETR(1, 2, feature_size=12, spatial_dims=d),
+        64,
+        symmetric=False,
+        shallow=lambda d: nets.SwinUNETR(1, 2, feature_size=12, depths=(1, 1, 1, 1), spatial_dims=d),
+    ),
     "MedNeXt": Case(_mednext, shallow=lambda d: _mednext(d, 2)),
     "ResNet10": Case(
         lambda d: nets.resnet10(spatial_dims=d, n_input_channels=1, num_classes=3), shallow=partial(_resnet, "basic")
@@ -136,7 +148,10 @@ CASES: dict[str, Case] = {
         shallow=lambda d: nets.DenseNet(d, 1, 3, init_features=16, growth_rate=8, block_config=(2, 2, 2, 2)),
     ),
     "EfficientNetBN, b0": Case(
-        lambda d: nets.EfficientNetBN("efficientnet-b0", pretrained=False, spatial_dims=d, in_channels=1, num_classes=3)
+        lambda d: nets.EfficientNetBN(
+            "efficientnet-b0", pretrained=False, spatial_dims=d, in_channels=1, num_classes=3
+        ),
+        shallow=lambda d: nets.EfficientNet(EFFICIENT_BLOCKS, d, 1, 3),
     ),
     "AutoEncoder": Case(lambda d: nets.AutoEncoder(d, 1, 1, (8, 16), (2, 2))),
     "VarAutoEncoder": Case(

@@ -12,6 +12,14 @@ from small_reports import DISCRETE, Failing, UpperHalf, half, make_dice, make_ev
 from monai_gmr.inferers import SymmetryInferer
 
 LABEL = half()
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(monkeypatch):
+    """Which take most of a small report's time."""
+    monkeypatch.setattr("monai_gmr.rotation_report.handler.can_draw", lambda: False)
+
+
 make_report = partial(make_report, shifts=(0.5,))
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from conversion_table import CASES, generators, settle_statistics
+from conversion_table import CASES, EFFICIENT_BLOCKS, generators, settle_statistics
 from monai.networks import nets
 from monai.utils import optional_import
 from torch import nn
@@ -170,9 +170,7 @@ NETS: dict[str, Net] = {
     "TopologyInstance": Net(lambda d: topology(nets.TopologyInstance, d), (16, 17), levels),
     "TopologySearch": Net(lambda d: topology(nets.TopologySearch, d), (16, 17), levels),
     "DynUNet": shared("DynUNet, residual"),
-    "EfficientNet": Net(
-        lambda d: nets.EfficientNet(["r1_k3_s11_e1_i32_o16_se0.25", "r1_k5_s22_e6_i16_o24_se0.25"], d, 1, 2)
-    ),
+    "EfficientNet": Net(lambda d: nets.EfficientNet(EFFICIENT_BLOCKS, d, 1, 2)),
     "EfficientNetBN": shared("EfficientNetBN, b0"),
     "EfficientNetBNFeatures": Net(
         lambda d: nets.EfficientNetBNFeatures("efficientnet-b0", False, spatial_dims=d, in_channels=1), slow=True

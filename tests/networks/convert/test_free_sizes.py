@@ -56,7 +56,7 @@ OURS = {
     "unet": lambda: GMRUNet(2, 1, 2, features=(8, 16), conv="gmr_harmonic"),
     "unet, max pooling": lambda: GMRUNet(2, 1, 2, features=(8, 16), conv="gmr", downsample="max", norm="batch"),
     "unet, deconvolution": lambda: GMRUNet(2, 1, 2, features=(8, 16), conv="gmr", upsample="deconv"),
-    "resnet": lambda: GMRResNet(2, 1, 3, layers=(1, 1), kernel_sizes=3, width=8, conv="gmr_harmonic"),
+    "resnet": lambda: GMRResNet(2, 1, 3, layers=(1, 1), kernel_sizes=3, width=8),
 }
 LAYERS = {
     "max pool": GMRMaxPool(2, 3, 2, 1),
@@ -206,7 +206,8 @@ def test_a_network_that_takes_more_than_an_image_is_not_scripted():
         torch.jit.script(convert_to_gmr(Net(), example_inputs=(x, torch.zeros(1, 2, 6, 6))))
 
 
-@pytest.mark.parametrize("name", ["UNet", *OURS, *LAYERS])
+# "unet" has the harmonic blocks of "UNet" and the steps of "resnet"
+@pytest.mark.parametrize("name", ["UNet", *(name for name in OURS if name != "unet"), *LAYERS])
 @torch.no_grad()
 def test_exported_networks_are_right_at_every_size_and_batch(name):
     net = net_of(name)
@@ -230,7 +231,8 @@ def test_strict_export_is_right_at_every_size(name):
         ("UNet", False),
         ("unet, two groups", False),
         *((name, False) for name in LAYERS if name.startswith("size behind")),
-        *((name, dynamo) for name in ("unet, max pooling", "centred harmonic") for dynamo in (True, False)),
+        ("unet, max pooling", False),
+        *((name, dynamo) for name in ("nearest", "centred harmonic") for dynamo in (True, False)),
     ],
 )
 @torch.no_grad()

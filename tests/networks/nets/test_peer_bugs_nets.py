@@ -201,12 +201,16 @@ def test_torch_export_gives_the_same_numbers(net_and_image):
     torch.testing.assert_close(exported(x + 1), net(x + 1), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "torchscript"])
-def test_onnx_gives_the_same_numbers(net_and_image, dynamo, tmp_path):
+# which of torch's exporters: the new one stands on torch.export, which is tested above
+@pytest.mark.parametrize(
+    ("name", "dynamo"), [("unet", True), *((name, False) for name in NETS)], ids=lambda value: str(value)
+)
+def test_onnx_gives_the_same_numbers(name, dynamo, tmp_path):
     onnx = pytest.importorskip("onnx")
     reference = pytest.importorskip("onnx.reference")
     pytest.importorskip("onnxscript")
-    net, x = net_and_image
+    build, size = NETS[name]
+    net, x = build(), image(*size)
     path = tmp_path / "net.onnx"
     torch.onnx.export(net, (x,), str(path), dynamo=dynamo, input_names=["x"])
     session = reference.ReferenceEvaluator(onnx.load(path))

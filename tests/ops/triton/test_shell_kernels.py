@@ -20,11 +20,12 @@ pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def problem(window, channels, groups, order=0, size=(5, 6, 7), num_shells=None, dtype=torch.float32, batch=2):
+def problem(window, channels, groups, order=0, size=None, num_shells=None, dtype=torch.float32, batch=2):
     shells = torch.as_tensor(kernel_shells(window).tap_shell)
     num_shells = int(shells.max()) + 1 if num_shells is None else num_shells
     angular = torch.as_tensor(tap_harmonics(window, None, order))
-    x = torch.randn(batch, channels[0] * groups, *size[: len(window)], dtype=torch.float64)
+    size = size or {1: (5,), 2: (5, 6), 3: (4, 3, 5)}[len(window)]
+    x = torch.randn(batch, channels[0] * groups, *size, dtype=torch.float64)
     weight = torch.randn(channels[1] * groups, channels[0], num_shells, dtype=torch.float64)
     return [t.to(dtype).to(torch.float64) for t in (x, weight)] + [shells, angular]
 
