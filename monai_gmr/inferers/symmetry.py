@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -245,9 +246,11 @@ class SymmetryInferer(Inferer):
 
 def _given_matrices(views: Any) -> list[np.ndarray] | None:
     """Views as matrices; None where sets of them are named or described."""
-    if not names_group(views) and not isinstance(views, Mapping | Sequence | np.ndarray | torch.Tensor):
+    named = partial(names_group, among_elements=False)
+    listed = isinstance(views, Mapping | Sequence) or (isinstance(views, np.ndarray | torch.Tensor) and views.ndim > 1)
+    if not named(views) and not listed:
         raise ConfigurationError(f"views={views!r} are none: give 'group', or a list of views or orthogonal matrices.")
-    if any(names_group(each) or isinstance(each, Mapping) for each in (views, *([] if names_group(views) else views))):
+    if any(named(each) or isinstance(each, Mapping) for each in (views, *([] if named(views) else views))):
         return None
     views = [views] if isinstance(views, View) else views
     matrices = [np.asarray(view.matrix if isinstance(view, View) else view, dtype=float) for view in views]

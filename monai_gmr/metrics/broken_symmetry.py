@@ -50,6 +50,9 @@ class BrokenSymmetry:
     def __str__(self) -> str:
         rows = [["layer", "outputs", "mean", "largest", "at"]]
         for layer, size, errors in zip(self.layers, self.sizes, self.errors):
+            if not len(errors):
+                rows.append([layer, f"{size:.0%}", "-", "-", ""])
+                continue
             largest = int(errors.argmax())
             at = self.elements[largest] if errors[largest] > ROUNDING else ""
             cells = [f"{size:.0%}", f"{errors.mean():.3f}", f"{errors[largest]:.3f}", at]

@@ -244,8 +244,9 @@ def nested_error(actual: Any, expected: Any) -> float:
 def _relative_error(actual: torch.Tensor, expected: torch.Tensor, reference: torch.Tensor) -> float:
     if actual.shape != expected.shape:
         return math.inf
-    difference = float(torch.linalg.vector_norm(actual.double() - expected.double()))
-    norm = float(torch.linalg.vector_norm(reference.double()))
+    wide = torch.complex128 if actual.is_complex() or expected.is_complex() else torch.float64
+    difference = float(torch.linalg.vector_norm(actual.to(wide) - expected.to(wide)))
+    norm = float(torch.linalg.vector_norm(reference.to(wide)))
     if difference == 0.0:
         return 0.0
     return difference / norm if norm != 0.0 else math.inf
@@ -319,6 +320,8 @@ def preserved_state(net: Any, x: torch.Tensor) -> Iterator[Callable[[torch.Tenso
             for module, name, buffer, values in buffers:
                 if getattr(module, name) is not buffer:
                     setattr(module, name, buffer)
-                buffer.copy_(values)
+                # what is written into is taken for changed
+                if not torch.equal(buffer, values):
+                    buffer.copy_(values)
             for module, mode in modes:
                 module.training = mode

@@ -102,6 +102,10 @@ def check_equivariance(
     in_channels, dims = _input_format(net, spatial_size, in_channels, spatial_dims)
     sizes = _sizes(spatial_size, dims)
     elements = checked_group(net, group, dims, spacing)
+    if not (len(elements) or len(angles) or len(shifts)) or batch_size < 1:
+        raise ConfigurationError(
+            f"group of {len(elements)} elements, batch_size={batch_size}: nothing is compared, give one of each or more."
+        )
     tensors = [tensor for tensor in [*net.parameters(), *net.buffers()] if tensor.is_floating_point()]
     home, dtype = (tensors[0].device, tensors[0].dtype) if tensors else (torch.device("cpu"), torch.float32)
     device = home if device is None else torch.device(device)

@@ -293,20 +293,29 @@ GroupSpec = str | int | tuple | PointGroup
 GroupOrElements = GroupSpec | Sequence[Element] | np.ndarray
 
 
-def names_group(value: object) -> bool:
+def names_group(value: object, among_elements: bool = True) -> bool:
     """Whether a value is what :meth:`PointGroup.from_name` reads, a name, a pair of it and an axis, or a group; not a list of elements or
     of sets of views.
+
+    Args:
+        value: anything.
+        among_elements: whether a list may be one of elements, so that a name before a number is one of a group alone.
 
     Example:
         >>> names_group("4/mmm"), names_group(("4/mmm", "z")), names_group(["4/mmm", 2])
         (True, True, True)
         >>> names_group(("4+ [001]", "m [100]")), names_group(["432", "angles"]), names_group((0, 1))
         (False, False, False)
+        >>> names_group((4, 1), among_elements=False), names_group(["mm2", 222], among_elements=False)
+        (True, False)
     """
     if isinstance(value, (tuple, list)) and len(value) == 2:
         name, axis = value
         letter = isinstance(axis, str) and axis.lower() in ("x", "y", "z")
-        return (letter and names_group(name)) or (_is_number(axis) and 0 <= axis < 3 and _is_no_element(name))
+        if among_elements:
+            return (letter and names_group(name)) or (_is_number(axis) and 0 <= axis < 3 and _is_no_element(name))
+        # a negative number is no set of views, but an axis that is refused
+        return (letter or (_is_number(axis) and axis < 3)) and (isinstance(name, str) or _is_number(name))
     return isinstance(value, (str, PointGroup)) or _is_number(value)
 
 
@@ -337,7 +346,7 @@ def group_elements(group: Any, spatial_dims: int, axis: int | str | None = None)
     pair = isinstance(group, (tuple, list)) and len(group) == 2 and _is_no_element(group[0])
     if names_group(group) or pair:
         return PointGroup.from_name(group if axis is None else (group, axis), spatial_dims).elements
-    if not isinstance(group, Sequence | np.ndarray):
+    if not isinstance(group, Sequence | np.ndarray) or (isinstance(group, np.ndarray) and group.ndim == 0):
         raise ConfigurationError(f"group={group!r} is impossible: give a name, such as 'all', or elements.")
     elements = [grid_element(element, spatial_dims) for element in group]
     return np.array(elements, int).reshape(-1, spatial_dims, spatial_dims)

@@ -178,7 +178,7 @@ def _one_set(spec: Any, spatial_dims: int, spacing: Sequence[float] | None, seed
         return group_views(spatial_dims, group="1")
     elif spec == "icosahedral" and spatial_dims == 3:
         return icosahedral_views()
-    elif names_group(spec):
+    elif names_group(spec, among_elements=False):
         try:
             return group_views(spatial_dims, spacing, spec)
         except ConfigurationError as error:
@@ -220,7 +220,7 @@ def make_views(spec: ViewSpec, spatial_dims: int, spacing: Sequence[float] | Non
             f"spacing={spacing!r} does not fit: give {spatial_dims} voxel sizes above 0 in millimetres, one per axis."
         )
     # a view is a tuple, too, but not a list of sets
-    entries: Any = [spec] if isinstance(spec, (Mapping, View)) or names_group(spec) else spec
+    entries: Any = [spec] if isinstance(spec, (Mapping, View)) or names_group(spec, among_elements=False) else spec
     if not isinstance(entries, Sequence):
         entries = [spec]
     views: list[View] = []

@@ -206,6 +206,7 @@ def test_table_names_every_view():
         ({"x": torch.zeros(1, 1, 4, 4), "spacing": (1.0,)}, "spacing has 1"),
         ({"x": torch.zeros(1, 1, 4, 4), "group": [np.eye(3)]}, "transforms 3 axes"),
         ({"x": torch.zeros(1, 1, 4, 4), "group": True}, "group=True is impossible"),
+        ({"x": torch.zeros(1, 1, 4, 4), "group": np.array(4)}, "is impossible"),
         ({"x": torch.zeros(1, 1, 4, 4), "group": {"4mm": 1}}, "is impossible"),
         ({"x": torch.zeros(1, 1, 4, 4), "group": ("4mm", "w")}, "axis='w' is unknown in 2D"),
         ({"x": torch.zeros(1, 1, 4, 4), "group": ["4+", "5+"]}, "element='5\\+' is unknown in 2D"),
@@ -215,3 +216,10 @@ def test_table_names_every_view():
 def test_bad_input_is_one_sentence(arguments, message):
     with pytest.raises(ConfigurationError, match=message):
         equivariance_error(nn.Identity(), **arguments)
+
+
+def test_the_imaginary_part_of_an_answer_counts():
+    conv, x = nn.Conv2d(1, 1, 3, padding=1), noise(1, 1, 9, 9)
+    error = equivariance_error(conv, x).worst
+    assert error > 0.1
+    assert equivariance_error(lambda x: torch.complex(torch.zeros_like(x), conv(x)), x).worst == pytest.approx(error)

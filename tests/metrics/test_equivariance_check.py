@@ -485,3 +485,9 @@ def test_layers_on_sampled_fields_are_no_break_of_a_net_that_is_exact(dims):
     assert report.ok
     assert not report.broken
     assert not check_equivariance(net, (8, 9, 10)[:dims], group=point_group(dims)).ok
+
+
+@pytest.mark.parametrize("nothing", [{"group": []}, {"batch_size": 0}])
+def test_a_check_of_nothing_is_refused(nothing):
+    with pytest.raises(ConfigurationError, match="nothing is compared"):
+        check_equivariance(nn.Conv2d(1, 1, 3, padding=1), 8, **nothing)

@@ -145,6 +145,7 @@ def test_views_rotate_images():
         (("4/mm", "z"), 3, "group='4/mm' is unknown in 3D"),
         (("m", "z"), 2, "axis='z' is unknown in 2D"),
         (("m", 2), 2, "axis=2 is unknown in 2D"),
+        (("mm2", -1), 3, "axis=-1 is unknown in 3D"),
         (PointGroup.from_name("4", 2), 3, "transforms 2 axes"),
         ([None], 3, "views=None is unknown"),
         (group_views(2)[1], 3, "matrix of shape"),
@@ -161,3 +162,15 @@ def test_wrong_specifications_end_in_a_sentence(spec, dims, sentence):
 def test_a_spacing_that_does_not_fit_is_refused(spacing):
     with pytest.raises(ConfigurationError, match=r"spacing=.* does not fit"):
         make_views("all", 3, spacing)
+
+
+@pytest.mark.parametrize(
+    ("spec", "axis"), [((4, 1), 1), (["4", 0], 0), (("2", 1), 1), ([422, 0], 0), (("4", "y"), 1), (["4", 222], None)]
+)
+def test_a_name_before_a_number_below_3_is_read_with_its_axis_as_by_layers(spec, axis):
+    found = {view.name for view in make_views(spec, 3)}
+    if axis is None:
+        expected = {view.name for name in spec for view in make_views(name, 3)}
+    else:
+        expected = {view.name for view in make_views({"group": str(spec[0]), "axis": axis}, 3)}
+    assert found == expected

@@ -92,6 +92,12 @@ def check_channels(net: nn.Module, trace: Trace, in_channels: int | None) -> Non
         )
 
 
+def check_built(net: nn.Module, in_channels: int) -> None:
+    """Raise where the first convolution of a network has no channels yet, as one that is built lazily."""
+    if not in_channels:
+        raise ConfigurationError(f"{type(net).__name__} begins with a lazily built layer: give in_channels.")
+
+
 def input_of(net: nn.Module, in_channels: int | None, spatial_dims: int | None) -> tuple[list[int], int]:
     """Channels that the image may have, the likeliest first, and number of its spatial axes."""
     convolutions = convolutions_of(net)
@@ -106,9 +112,7 @@ def input_of(net: nn.Module, in_channels: int | None, spatial_dims: int | None) 
             f"spatial_dims={spatial_dims} does not fit {type(net).__name__}, whose convolutions have {axes[0]} spatial axes: leave it out."
         )
     channels = [in_channels] if in_channels else _given_channels(net)
-    # a layer that is built lazily has 0 channels before
-    if not channels or not channels[0]:
-        raise ConfigurationError(f"{type(net).__name__} begins with a lazily built layer: give in_channels.")
+    check_built(net, channels[0] if channels else 0)
     # an image that is made of several arguments, or that a function convolves, has those of no layer
     more = [] if in_channels else [1, 3]
     return list(dict.fromkeys([*channels[:8], *more])), spatial_dims or len(convolutions[0].kernel_size)

@@ -17,6 +17,7 @@ from torch.nn.parameter import UninitializedParameter
 from monai_gmr.networks.annealing import pending_sentence
 from monai_gmr.networks.convert.annealed import with_rest
 from monai_gmr.networks.convert.arguments import (
+    check_built,
     check_channels,
     check_network,
     check_no_rings,
@@ -140,7 +141,8 @@ def convert_to_gmr(
     channels, dims = input_of(net, in_channels, spatial_dims)
     if any(isinstance(each, UninitializedParameter) for each in net.parameters()):
         sizes = [tuple(spatial_size)] if spatial_size is not None else [*sizes_of_network(net, dims), (64,) * dims]
-        Pass(net).run(partial(make_inputs, net, sizes[0], channels[0], example_inputs), sizes_only=False)
+        inputs = partial(make_inputs, net, sizes[0], channels[0], example_inputs)
+        _BuildingPass(net, guessed=in_channels is None and example_inputs is None).run(inputs, sizes_only=False)
     trace = trace_sizes(net, dims, channels, spatial_size, example_inputs)
     check_channels(net, trace, in_channels)
     embeddings = [each for each in net.modules() if type(each).__name__.startswith("PatchEmbed")]
@@ -218,6 +220,20 @@ def _is_at(net: nn.Module, path: str, module: nn.Module) -> bool:
         return net.get_submodule(path) is module
     except AttributeError:
         return False
+
+
+class _BuildingPass(Pass):
+    """Builds layers that are built lazily, but no first convolution for channels that are guessed."""
+
+    def __init__(self, net: nn.Module, guessed: bool) -> None:
+        super().__init__(net)
+        self.guessed, self.channels = guessed, {each: each.in_channels for each in convolutions_of(net)}
+
+    def enter(self, module: nn.Module, args: tuple) -> None:
+        """Look at the channels that the first convolution had before."""
+        if self.guessed and module in self.channels:
+            check_built(self.net, self.channels[module])
+            self.guessed = False
 
 
 def _convert_modules(

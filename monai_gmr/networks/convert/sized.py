@@ -126,7 +126,8 @@ def scriptable_network(net: Any) -> nn.Module:
     finally:
         with torch.no_grad():
             for key, value in net.named_buffers():
-                value.copy_(buffers[key])
+                if not torch.equal(value, buffers[key]):
+                    value.copy_(buffers[key])
         net.train(mode)
     return made.train(mode)
 

@@ -97,7 +97,8 @@ def _swap_convolution(module: Any, options: Options) -> Swap:
         return stays_broken("its weight is computed from others: remove the parametrisation or weight norm first")
     surplus = _surplus(module, options)
     on_fields = joins_fields(module, options)
-    if max(module.kernel_size) == max(module.stride) == 1 and not any(surplus) and not on_fields:
+    moved = any(surplus) or (transposed and any(module.output_padding))
+    if max(module.kernel_size) == max(module.stride) == 1 and not moved and not on_fields:
         return Swap(None, f"{EXACT}: a window of 1")
     if module in options.patches:
         return stays_broken("a patch embedding: it has separate weights for each place in a patch")

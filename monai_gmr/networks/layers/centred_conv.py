@@ -113,6 +113,7 @@ class CentredConvNd(SizedLayer, GMRConvNd):
             return on_plain_tensor(partial(CentredConvNd.forward, self), input)
         dims = self.spatial_dims
         check_input(self, input, dims, self.in_channels, unbatched=True)
+        self.mend_tables()
         sizes = list(input.shape)[-dims:]
         input, code, window, padding = (self._free_windows if is_free(sizes) else self._windows)(input, sizes)
         # full precision also under autocast

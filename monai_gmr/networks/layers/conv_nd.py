@@ -244,6 +244,7 @@ class DirectConvNd(SymmetricConvNd):
         spatial = list(input.shape)[input.dim() - dims :]
         if not torch.jit.is_scripting():
             check_input(self, input, dims, self.in_channels, unbatched=True)
+            self.mend_tables()
         margins = self._margins(spatial)
         if not torch.jit.is_scripting():
             self._warn_if_inexact(spatial, margins)
@@ -330,6 +331,7 @@ class TransposedConvNd(SymmetricConvNd):
         dims = len(self.kernel_size)
         if not torch.jit.is_scripting():
             check_input(self, input, dims, self.in_channels, unbatched=True)
+            self.mend_tables()
         spatial = list(input.shape)[input.dim() - dims :]
         padding = self._margins()
         extra = list(self.output_padding)

@@ -78,6 +78,7 @@ class PartialGroupElements(TableModule):
     """
 
     draws: torch.Tensor
+    written_tables = ("draws",)
     quadrature: torch.Tensor
     base: torch.Tensor
 
@@ -174,6 +175,7 @@ class PartialGroupElements(TableModule):
 
     def forward(self) -> GroupElements:
         """The elements, those without a gate first."""
+        self.mend_tables()
         group = self.group
         if isinstance(group, PointGroup):
             gates = self._gates(self.order - 1)

@@ -171,6 +171,7 @@ class HarmonicKernel(PartialKernel):
 
     def forward(self, orientations: torch.Tensor, relative: torch.Tensor | None) -> torch.Tensor:
         """The kernel at orientations and relative rotations."""
+        self.mend_tables()
         rows = self._harmonic_rows(orientations.dtype)
         taps, group = self.tap_functions(orientations, rows), self._relative(orientations, relative, rows)
         weight = at_least_float32(self.weight).unflatten(2, (self.num_taps, self.num_functions))
@@ -260,6 +261,7 @@ class SirenKernel(PartialKernel):
 
     def forward(self, orientations: torch.Tensor, relative: torch.Tensor | None) -> torch.Tensor:
         """The kernel at orientations and relative rotations."""
+        self.mend_tables()
         coordinates = self.coordinates.to(orientations.dtype) / TABLE_UNITS
         # without the first function, which is 1
         group = self._relative(orientations, relative, self._harmonic_rows(orientations.dtype))[..., 1:]

@@ -81,6 +81,7 @@ class PointGroupPool(TableModule):
         """Reduce the elements of each coset."""
         if not torch.jit.is_scripting():
             check_fields(self, x, self.spatial_dims, self.order)
+            self.mend_tables()
         axis = x.dim() - self.spatial_dims - 1
         y = split_axis(x, axis, self.order).index_select(axis + 1, self.cosets.flatten())
         y = split_axis(y, axis + 1, self.cosets.shape[1])
@@ -119,6 +120,7 @@ class PointGroupRestrict(TableModule):
         """Reorder the channels of ``(batch, fields * order, *spatial)``."""
         if not torch.jit.is_scripting():
             check_fields(self, x, self.spatial_dims, self.order)
+            self.mend_tables()
         axis = x.dim() - self.spatial_dims - 1
         y = split_axis(x, axis, self.order).index_select(axis + 1, self.channels)
         return keep_format(y.flatten(axis, axis + 1), x)
@@ -274,6 +276,7 @@ class PointGroupDense(TableModule):
         """``(..., in_features)`` to ``(..., out_features)``."""
         if not torch.jit.is_scripting():
             self._check_input(input)
+            self.mend_tables()
         weight = spread_filter(self.weight, self.products.unsqueeze(2)).squeeze(2)
         bias = self.bias
         if bias is not None:

@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
+
+from monai_gmr.ops.recorded import is_transformed
 
 
 def _follow_parameters(module: "TableModule", *_: Any) -> None:
@@ -16,13 +18,38 @@ def _follow_parameters(module: "TableModule", *_: Any) -> None:
         module._place_tables(tables, device)
 
 
+def _is_written(table: torch.Tensor) -> bool:
+    """Whether something wrote into a table since it was made; of tensors that a transform of torch wraps it is not known."""
+    known = type(table) is torch.Tensor and not (table.is_meta or table.is_inference() or is_transformed(table))
+    return known and table._version > 0
+
+
 class TableModule(nn.Module):
     """A module with tables of whole numbers: as buffers outside the state dict, untouched by casts, made anew after the meta device.
 
-    Subclasses have ``_make_tables`` and call :meth:`_finish_tables` at the end of their constructor.
+    Subclasses have ``_make_tables``, call :meth:`_finish_tables` at the end of their constructor and :meth:`mend_tables` at the beginning
+    of their ``forward``. Those that write into a table have
+    its name in ``written_tables``.
     """
 
     table_names: list[str]
+    written_tables: tuple[str, ...] = ()
+
+    @torch.jit.unused
+    def mend_tables(self) -> None:
+        """Make tables anew that were written into: an exponential average of buffers (``torch.optim.swa_utils.AveragedModel``) truncates
+        whole numbers. In training, processes write into each other's buffers what they hold already."""
+        if torch.compiler.is_compiling():
+            return
+        if self.training and distributed.is_available() and distributed.is_initialized():
+            return
+        fixed = {name: table for name, table in self._tables().items() if name not in self.written_tables}
+        if any(map(_is_written, fixed.values())):
+            made, device = self._make_tables(), next(iter(fixed.values())).device
+            tables = {name: torch.as_tensor(made[name], device=device) for name in fixed}
+            # within a pass without values, as conversion makes, they have none
+            if all(type(table) is torch.Tensor and not table.is_meta for table in tables.values()):
+                self._place_tables(tables, device)
 
     def _make_tables(self) -> dict[str, Any]:
         """Constants as whole numbers, by the names of the buffers: no cast to half precision, and none in a state dict."""
@@ -44,7 +71,10 @@ class TableModule(nn.Module):
         if on_meta and torch.device(device or "cpu").type != "meta":
             tables = self._make_tables()
         for name, table in tables.items():
-            self.register_buffer(name, torch.as_tensor(table, device=device), persistent=False)
+            numbers = torch.as_tensor(table, device=device)
+            # torch cannot subtract truth values, as averages of equal weight do
+            numbers = numbers.to(torch.uint8) if numbers.dtype == torch.bool else numbers
+            self.register_buffer(name, numbers, persistent=False)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "TableModule":
         # here, as in torch.nn.RNNBase: Module.to_empty() leaves nothing of a buffer, and no state dict brings it back

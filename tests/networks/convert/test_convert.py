@@ -20,7 +20,7 @@ from monai_gmr.networks import convert_to_gmr
 from monai_gmr.networks.convert.trace import trace_sizes
 from monai_gmr.networks.layers import GMRConv2d, GMRHarmonicConv2d
 from monai_gmr.symmetry import point_group
-from monai_gmr.utils import ConfigurationError, tensors_in
+from monai_gmr.utils import ConfigurationError, SymmetryWarning, tensors_in
 
 
 def error(net, size, channels=1):
@@ -272,6 +272,28 @@ def test_lazily_built_layers_are_built():
     converted = convert_to_gmr(net, in_channels=3)
     assert [type(converted[i]).__name__ for i in (0, 2)] == ["SwappedGMRConv2d"] * 2
     assert error(converted, (9, 8), 3) < 1e-9
+
+
+def test_no_lazily_built_first_layer_gets_the_channels_of_another():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.stem = nn.Conv2d(8, 2, 3, padding=1), nn.LazyConv2d(8, 3, padding=1)
+
+        def forward(self, x):
+            return self.head(self.stem(x).relu())
+
+    with pytest.raises(ConfigurationError, match="begins with a lazily built layer: give in_channels"):
+        convert_to_gmr(Net())
+    assert error(convert_to_gmr(Net(), in_channels=3), (9, 8), 3) < 1e-9
+
+
+def test_voxels_beside_a_window_of_1_are_named():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ConvTranspose2d(4, 4, 1, dilation=2, output_padding=1))
+    with pytest.warns(SymmetryWarning):
+        converted = convert_to_gmr(net)
+    assert "has no symmetric form" in str(converted.conversion_report)
+    assert converted.conversion_report.limits
 
 
 def test_torchvisions_networks():

@@ -6,6 +6,7 @@ from monai.networks.nets import SegResNet, UNet
 
 from monai_gmr.metrics import broken_symmetry, equivariance_error
 from monai_gmr.networks import convert_to_gmr
+from monai_gmr.networks.layers import GMRHarmonicConv2d
 from monai_gmr.networks.symmetry_penalty import symmetry_parameters
 from monai_gmr.symmetry import kept_group, point_group
 
@@ -29,3 +30,8 @@ def test_a_converted_net_keeps_the_named_group_and_no_more(name, dims, keeps):
     assert len(errors.group.views) == kept_group(keeps, dims).order
     assert equivariance_error(net, x, whole).worst > 1e-2
     assert broken_symmetry(net).errors.max() > 0.1
+
+
+def test_a_table_of_no_elements_is_printed():
+    layer = GMRHarmonicConv2d(1, 4, 3, keeps="1")
+    assert "(network)" in str(broken_symmetry(layer, group="1"))
