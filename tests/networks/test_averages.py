@@ -78,3 +78,16 @@ def test_a_pass_without_values_leaves_no_tables_without_values():
     with FakeTensorMode(allow_non_fake_inputs=True):
         net(torch.randn(1, 1, 9, 9))
     assert not any(isinstance(each, FakeTensor) for each in net.buffers())
+
+
+def test_an_average_is_recorded_as_it_is_after_a_call():
+    net, x = GMRUNet(2, 1, 2, features=(8, 16), conv="gmr_harmonic").eval(), torch.randn(1, 1, 17, 20)
+    average = averaged(net, "together").module
+    average(x)
+    with torch.no_grad():
+        for recorded in (
+            torch.jit.trace(average, x),
+            torch.jit.script(average),
+            torch.export.export(average, (x,)).module(),
+        ):
+            assert torch.allclose(recorded(x), net(x), atol=1e-5)

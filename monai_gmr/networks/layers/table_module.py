@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from monai_gmr.ops.recorded import is_transformed
+from monai_gmr.ops.recorded import is_recorded, is_transformed
 
 
 def _follow_parameters(module: "TableModule", *_: Any) -> None:
@@ -20,16 +20,17 @@ def _follow_parameters(module: "TableModule", *_: Any) -> None:
 
 def _is_written(table: torch.Tensor) -> bool:
     """Whether something wrote into a table since it was made; of tensors that a transform of torch wraps it is not known."""
-    known = type(table) is torch.Tensor and not (table.is_meta or table.is_inference() or is_transformed(table))
-    return known and table._version > 0
+    # torch counts what writes into a tensor, without a public way to ask
+    if type(table) is not torch.Tensor or table.is_inference() or table._version == 0:
+        return False
+    return not (table.is_meta or is_transformed(table))
 
 
 class TableModule(nn.Module):
     """A module with tables of whole numbers: as buffers outside the state dict, untouched by casts, made anew after the meta device.
 
     Subclasses have ``_make_tables``, call :meth:`_finish_tables` at the end of their constructor and :meth:`mend_tables` at the beginning
-    of their ``forward``. Those that write into a table have
-    its name in ``written_tables``.
+    of their ``forward``. Those that write into a table have its name in ``written_tables``.
     """
 
     table_names: list[str]
@@ -39,11 +40,13 @@ class TableModule(nn.Module):
     def mend_tables(self) -> None:
         """Make tables anew that were written into: an exponential average of buffers (``torch.optim.swa_utils.AveragedModel``) truncates
         whole numbers. In training, processes write into each other's buffers what they hold already."""
-        if torch.compiler.is_compiling():
+        if is_recorded():
             return
         if self.training and distributed.is_available() and distributed.is_initialized():
             return
-        fixed = {name: table for name, table in self._tables().items() if name not in self.written_tables}
+        fixed: dict[str, Any] = {
+            name: self._buffers[name] for name in self.table_names if name not in self.written_tables
+        }
         if any(map(_is_written, fixed.values())):
             made, device = self._make_tables(), next(iter(fixed.values())).device
             tables = {name: torch.as_tensor(made[name], device=device) for name in fixed}
