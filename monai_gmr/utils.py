@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from numbers import Integral
 from typing import Any, TypeVar
@@ -33,6 +34,34 @@ class WriteError(ConfigurationError):
 
 class SymmetryWarning(UserWarning):
     """A layer works, but its result is not exactly equivariant."""
+
+
+@contextmanager
+def kept_buffers(net: torch.nn.Module) -> Iterator[None]:
+    """Inside, a network may write into its buffers and exchange them; afterwards they are what they were.
+
+    Example:
+        >>> norm = torch.nn.BatchNorm1d(1)
+        >>> with kept_buffers(norm):
+        ...     _ = norm(torch.ones(2, 1))
+        >>> norm.running_mean
+        tensor([0.])
+    """
+    before = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in net.modules()
+        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False)
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for module, name, buffer, values in before:
+                if getattr(module, name) is not buffer:
+                    setattr(module, name, buffer)
+                # a table that is written into is taken for changed
+                if not torch.equal(buffer, values):
+                    buffer.copy_(values)
 
 
 def windowed_layers(net: torch.nn.Module) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from monai_gmr.symmetry import (
 )
 from monai_gmr.symmetry.group_structure import GroupOrElements, group_elements
 from monai_gmr.symmetry.views import shift_views
-from monai_gmr.utils import ConfigurationError, map_tensors, progress_bar, tensors_in
+from monai_gmr.utils import ConfigurationError, kept_buffers, map_tensors, progress_bar, tensors_in
 
 
 class ViewError(NamedTuple):
@@ -301,11 +301,6 @@ def preserved_state(net: Any, x: torch.Tensor) -> Iterator[Callable[[torch.Tenso
     its modes, its buffers and the random state at the end."""
     modules = list(net.modules()) if isinstance(net, nn.Module) else []
     modes = [(module, module.training) for module in modules]
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in modules
-        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False)
-    ]
     tensors = [x] + [tensor for module in modules for tensor in module.parameters(recurse=False)]
     devices = sorted({tensor.device.index or 0 for tensor in tensors if tensor.device.type == "cuda"})
 
@@ -313,15 +308,10 @@ def preserved_state(net: Any, x: torch.Tensor) -> Iterator[Callable[[torch.Tenso
         with torch.random.fork_rng(devices):
             return net(value.clone())
 
-    with torch.random.fork_rng(devices), torch.no_grad():
+    kept = kept_buffers(net) if modules else nullcontext()
+    with torch.random.fork_rng(devices), torch.no_grad(), kept:
         try:
             yield run
         finally:
-            for module, name, buffer, values in buffers:
-                if getattr(module, name) is not buffer:
-                    setattr(module, name, buffer)
-                # what is written into is taken for changed
-                if not torch.equal(buffer, values):
-                    buffer.copy_(values)
             for module, mode in modes:
                 module.training = mode

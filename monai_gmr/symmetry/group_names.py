@@ -12,6 +12,7 @@ from monai_gmr.symmetry.point_groups import generate_group, is_grid_symmetry, is
 from monai_gmr.symmetry.rotations import axis_index, rotation_matrix
 from monai_gmr.utils import ConfigurationError
 
+# what grid_element reads: an index, a name or a matrix
 Element = int | str | Sequence[Sequence[int]] | np.ndarray
 
 # Hermann-Mauguin symbol: other names, the Schoenflies symbol first; the elements follow from the symbol

@@ -311,11 +311,14 @@ def names_group(value: object, among_elements: bool = True) -> bool:
     """
     if isinstance(value, (tuple, list)) and len(value) == 2:
         name, axis = value
-        letter = isinstance(axis, str) and axis.lower() in ("x", "y", "z")
+        if not isinstance(name, str) and not _is_number(name):
+            return False
+        if isinstance(axis, str):
+            return axis.lower() in ("x", "y", "z")
         if among_elements:
-            return (letter and names_group(name)) or (_is_number(axis) and 0 <= axis < 3 and _is_no_element(name))
+            return _is_number(axis) and 0 <= axis < 3 and _is_no_element(name)
         # a negative number is no set of views, but an axis that is refused
-        return (letter or (_is_number(axis) and axis < 3)) and (isinstance(name, str) or _is_number(name))
+        return _is_number(axis) and axis < 3
     return isinstance(value, (str, PointGroup)) or _is_number(value)
 
 

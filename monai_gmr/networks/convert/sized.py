@@ -14,7 +14,7 @@ from torch import nn
 from monai_gmr.networks.convert.trace import first_line, make_inputs
 from monai_gmr.networks.layers.size_trail import TrailStart, begin_trail, end_trail
 from monai_gmr.ops.free_sizes import recorded_number
-from monai_gmr.utils import ConfigurationError, tensors_in
+from monai_gmr.utils import ConfigurationError, kept_buffers, tensors_in
 
 # tried in order for the image of a recording; a graph recorded on a small image serves all sizes
 SCRIPT_SIZES = (16, 32, 33, 48, 64, 65, 96, 128)
@@ -110,9 +110,9 @@ def scriptable_network(net: Any) -> nn.Module:
     Raises:
         ConfigurationError: when the network does not take an image alone, or its graph depends on the recorded size.
     """
-    mode, buffers = net.training, {k: v.clone() for k, v in net.named_buffers()}
+    mode = net.training
     try:
-        with torch.random.fork_rng(), torch.no_grad(), warnings.catch_warnings():
+        with torch.random.fork_rng(), torch.no_grad(), kept_buffers(net), warnings.catch_warnings():
             # about branches on numbers that are equal for every size
             warnings.simplefilter("ignore", torch.jit.TracerWarning)
             image = _first_image(net.eval())
@@ -124,10 +124,6 @@ def scriptable_network(net: Any) -> nn.Module:
             except RuntimeError:
                 made = RecordedPasses(evaluation, None)
     finally:
-        with torch.no_grad():
-            for key, value in net.named_buffers():
-                if not torch.equal(value, buffers[key]):
-                    value.copy_(buffers[key])
         net.train(mode)
     return made.train(mode)
 

@@ -59,14 +59,8 @@ def converted(name, dims, group, conv_filter="full"):
     return convert_to_gmr(NETS[name](dims), conv=("group", {"group": group, "filter": conv_filter}))
 
 
-@pytest.mark.parametrize(
-    ("name", "dims", "group"),
-    [
-        *((name, *each) for name in NETS for each in [(2, "4mm"), (3, "mmm")]),
-        # every block under one group; some with the others
-        *((name, *each) for name in ("UNet, residual", "ResNet") for each in GROUPS if each[1] not in ("4mm", "mmm")),
-    ],
-)
+@pytest.mark.parametrize(("dims", "group"), GROUPS)
+@pytest.mark.parametrize("name", list(NETS))
 def test_exact_at_every_size_before_and_after_training(name, dims, group):
     with warnings.catch_warnings():
         warnings.simplefilter("error", SymmetryWarning)
