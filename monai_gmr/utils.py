@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import wraps
-from numbers import Integral
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +14,8 @@ from monai.data import MetaTensor
 from monai.utils import optional_import
 
 Item = TypeVar("Item")
-Function = TypeVar("Function", bound=Callable[..., Any])
+# packages whose lines a warning does not show
+NOT_THE_CALLERS = ("monai_gmr", "monai", "torch", "ignite")
 
 
 class ConfigurationError(ValueError):
@@ -34,6 +35,21 @@ class WriteError(ConfigurationError):
 
 class SymmetryWarning(UserWarning):
     """A layer works, but its result is not exactly equivariant."""
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """A warning that shows the caller's line: the innermost one outside of this library, torch, ignite and MONAI.
+
+    Example:
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warn("the net is not exact", SymmetryWarning)
+        >>> caught[0].category.__name__, str(caught[0].message)
+        ('SymmetryWarning', 'the net is not exact')
+    """
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in NOT_THE_CALLERS:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level if frame is not None else level - 1)
 
 
 @contextmanager
@@ -74,29 +90,6 @@ def windowed_layers(net: torch.nn.Module) -> list[Any]:
         [3]
     """
     return [each for each in net.modules() if hasattr(each, "kernel_size") and hasattr(each, "weight")]
-
-
-def check_choice(name: str, value: object, choices: tuple) -> None:
-    """Raise :class:`ConfigurationError` when ``value`` is not one of ``choices``."""
-    if value not in choices:
-        possible = ", ".join(repr(choice) for choice in choices)
-        raise ConfigurationError(f"{name}={value!r} is unknown: use one of {possible}.")
-
-
-def check_count(name: str, value: object) -> None:
-    """Raise :class:`ConfigurationError` when ``value`` is no whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ConfigurationError(f"{name}={value!r} is impossible: give a whole number of at least 1.")
-
-
-def check_counts(name: str, values: Any, example: tuple) -> None:
-    """Raise :class:`ConfigurationError` when ``values`` are no list of whole numbers of at least 1; ``example`` is one."""
-    if isinstance(values, str | Mapping) or not hasattr(values, "__len__") or not len(values):
-        raise ConfigurationError(
-            f"{name}={values!r} is impossible: give a list of whole numbers, such as {list(example)}."
-        )
-    for index, value in enumerate(values):
-        check_count(f"{name}[{index}]", value)
 
 
 def can_import(package: str, without: str) -> bool:
@@ -198,18 +191,6 @@ def on_plain_tensor(function: Callable[..., Any], x: MetaTensor, *args: Any, **k
         return MetaTensor.__torch_function__(lambda _: answer, (MetaTensor,), (x,))
 
     return map_tensors(function(x.as_subclass(torch.Tensor), *args, **kwargs), with_metadata)
-
-
-def computes_on_plain_tensors(function: Function) -> Function:
-    """A function of an image, its first argument, that runs by :func:`on_plain_tensor` where that is a MetaTensor."""
-
-    @wraps(function)
-    def call(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(x, MetaTensor):
-            return on_plain_tensor(function, x, *args, **kwargs)
-        return function(x, *args, **kwargs)
-
-    return call  # type: ignore[return-value]
 
 
 def progress_bar(items: Sequence[Item], description: str, show: bool = True) -> Iterable[Item]:

@@ -37,10 +37,11 @@ from monai_gmr.apps.benchmark_table import (
 )
 from monai_gmr.apps.benchmark_thresholds import main as thresholds
 from monai_gmr.apps.timing import describe_machine
+from monai_gmr.arguments import check_choice
 from monai_gmr.command_line import command, command_parser
 from monai_gmr.files import check_folder, write_text
 from monai_gmr.ops import available_backends
-from monai_gmr.utils import ConfigurationError, can_draw, check_choice
+from monai_gmr.utils import ConfigurationError, can_draw
 
 
 def chosen_cases(options: argparse.Namespace, device: torch.device) -> list[Case]:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from monai_gmr.apps.benchmark_cases import Candidate, Case, RingConvolution
 from monai_gmr.apps.benchmark_measure import Notes, Trial, device_of, make_input, measuring
 from monai_gmr.apps.timing import median_seconds
+from monai_gmr.arguments import check_choice
 from monai_gmr.command_line import command_parser
 from monai_gmr.files import check_folder, write_text
 from monai_gmr.networks.layers.factories import make_convolution
@@ -38,7 +39,7 @@ from monai_gmr.ops.thresholds import (
     processor_of,
     read_thresholds,
 )
-from monai_gmr.utils import ConfigurationError, check_choice
+from monai_gmr.utils import ConfigurationError
 
 WINDOWS: dict[int, tuple[int, ...]] = {2: (3, 5, 9), 3: (3, 5, 7)}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from monai_gmr.bundle.command_line import GMRWorkflow, quiet
 from monai_gmr.bundle.config_parts import make_importable, remove_disabled, switch_off, transforms_in
 from monai_gmr.bundle.shipped import METADATA, WEIGHTS, check_packages, find_bundle, find_config, read_metadata
 from monai_gmr.transforms import LoadCased
-from monai_gmr.utils import ConfigurationError, find_configuration_error, reason
+from monai_gmr.utils import ConfigurationError, find_configuration_error, reason, warn
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def _load(root: Path, metadata: dict[str, Any], config: Path, settings: dict[str
     if weights.is_file() or "checkpoint" in settings:
         load_network(network, weights, device)
     else:
-        warnings.warn(f"there are no weights at {weights}: the network of {root.name} has random ones.", stacklevel=4)
+        warn(f"there are no weights at {weights}: the network of {root.name} has random ones.")
     parts: dict[str, Any] = {name: parser.get_parsed_content(name) if name in parser else None for name in PARTS}
     parts = {name: PARTS[name]() if part is None else part for name, part in parts.items()}
     return LoadedBundle(root, network.to(device).eval(), device, metadata=metadata, **parts)

@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import torch
-
+from monai_gmr.arguments import is_device
 from monai_gmr.ops import get_backend
 from monai_gmr.transforms.augmentation import AUGMENTATIONS
 from monai_gmr.utils import ConfigurationError
@@ -60,18 +59,10 @@ def _or_none(rule: Rule) -> Rule:
     return Rule(lambda value, dims: value is None or rule.passes(value, dims), f"{rule.says}, or None")
 
 
-def _is_device(value: Any, _: int) -> bool:
-    try:
-        device = torch.device(value)
-        return device.type in ("cpu", "meta") or torch.empty(0, device=device).device.type == device.type
-    except (RuntimeError, TypeError, AssertionError):
-        return False
-
-
 COUNT = SIZE = _whole(1)
 SWITCH = Rule(lambda value, _: isinstance(value, bool), "True or False")
 TABLE: dict[str, Rule] = {
-    "device": Rule(_is_device, "a device of this machine, such as cpu or cuda:0"),
+    "device": Rule(lambda value, _: is_device(value), "a device of this machine, such as cpu or cuda:0"),
     # the network
     "spatial_dims": _whole(2, 3),
     "in_channels": COUNT,

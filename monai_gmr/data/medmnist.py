@@ -19,10 +19,11 @@ from monai.config import PathLike
 from monai.data import CacheDataset, MetaTensor
 from monai.transforms import Compose, Transform
 
+from monai_gmr.arguments import check_choice, checked_arguments
 from monai_gmr.data.conversion import open_npz
 from monai_gmr.files import unwritable
 from monai_gmr.transforms import check_finite
-from monai_gmr.utils import ConfigurationError, check_choice
+from monai_gmr.utils import ConfigurationError
 
 SECTIONS = {"training": "train", "validation": "val", "test": "test"}
 SIZES = (28, 64, 128, 224)
@@ -49,6 +50,7 @@ def medmnist_info(flag: str) -> dict[str, Any] | None:
     return _medmnist_table().get(flag)
 
 
+@checked_arguments
 def medmnist_flags(spatial_dims: int) -> list[str]:
     """The flags of all data sets of medmnist with 2 or 3 spatial axes; raises ``ConfigurationError`` where medmnist is not installed.
 
@@ -62,6 +64,7 @@ def medmnist_flags(spatial_dims: int) -> list[str]:
     return [flag for flag in table if flag.endswith("3d") == (spatial_dims == 3)]
 
 
+@checked_arguments
 def medmnist_file(dataset_dir: PathLike, flag: str, size: int = SIZES[0]) -> Path:
     """The file of a flag of medmnist, or of the name of an npz file, in a folder, whether it is there or not.
 
@@ -72,6 +75,7 @@ def medmnist_file(dataset_dir: PathLike, flag: str, size: int = SIZES[0]) -> Pat
     return _locate(Path(dataset_dir), str(flag), size)[0]
 
 
+@checked_arguments
 def download_medmnist(dataset_dir: PathLike, flag: str, size: int = SIZES[0]) -> Path:
     """The file of a data set of medmnist in a folder, downloaded by medmnist unless it is there.
 
@@ -166,6 +170,7 @@ class MedMNISTCacheDataset(CacheDataset):
         (3, 2, 2, 1, [0, 1, 0])
     """
 
+    @checked_arguments
     def __init__(
         self,
         dataset_dir: PathLike,

@@ -15,9 +15,10 @@ from monai.config import PathLike
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from monai_gmr.arguments import check_choice, check_count, check_number, checked_arguments, voxel_spacing
 from monai_gmr.files import replacing, write_text
 from monai_gmr.symmetry import rotation_matrix
-from monai_gmr.utils import ConfigurationError, check_choice, progress_bar
+from monai_gmr.utils import ConfigurationError, progress_bar
 
 PHANTOM_LABELS = {"background": 0, "tube": 1, "ellipsoid": 2, "plate": 3}
 """Label values; in 2D, where a plate would be a tube, phantoms hold the first three only."""
@@ -55,6 +56,7 @@ def _inside(kind: str, offset: np.ndarray, extent: float, rng: np.random.Generat
     return ((offset.T / axes) ** 2).sum(-1).T <= 1
 
 
+@checked_arguments
 def make_phantom(
     spatial_shape: Sequence[int],
     num_objects: int = 4,
@@ -94,10 +96,10 @@ def make_phantom(
     """
     shape, step = _check(spatial_shape, num_objects, spacing, pose)
     check_choice("noise", noise, NOISES)
-    if min(noise_level, bias_field, blur) < 0:
-        raise ConfigurationError(
-            f"noise_level={noise_level}, bias_field={bias_field}, blur={blur}: give numbers that are not negative."
-        )
+    for name, value in (("noise_level", noise_level), ("bias_field", bias_field), ("blur", blur)):
+        check_number(name, value, 0)
+    for each in np.atleast_1d(seed):
+        check_count("seed", each, least=0)
     rng = np.random.default_rng(seed)
     spatial_dims = len(shape)
     sides = np.array(shape) * step
@@ -132,11 +134,8 @@ def _check(
     shape = tuple(int(n) for n in spatial_shape)
     if len(shape) not in (2, 3) or min(shape) < 16:
         raise ConfigurationError(f"spatial_shape={shape} cannot hold a phantom: give 2 or 3 sizes, at least 16.")
-    step = np.ones(len(shape)) if spacing is None else np.asarray(spacing, float)
-    if step.shape != (len(shape),) or not (step > 0).all():
-        raise ConfigurationError(f"spacing={spacing} does not fit: give {len(shape)} positive millimetres.")
-    if num_objects < 1:
-        raise ConfigurationError(f"num_objects={num_objects} leaves nothing to label: give at least 1.")
+    step = np.array(voxel_spacing(spacing, len(shape)))
+    check_count("num_objects", num_objects)
     check_choice("pose", pose, POSES)
     return shape, step
 
@@ -149,6 +148,7 @@ def _origin(path: Path) -> str | None:
         return None
 
 
+@checked_arguments
 def write_phantoms(
     output_dir: PathLike,
     num_training: int = 16,

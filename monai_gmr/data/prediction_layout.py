@@ -6,11 +6,12 @@ import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from monai.config import PathLike
 from monai.data import FolderLayoutBase
 
+from monai_gmr.arguments import checked_arguments
 from monai_gmr.data.nifti_writer import SameGridWriter
 from monai_gmr.utils import ConfigurationError
 
@@ -65,8 +66,13 @@ class PredictionLayout(FolderLayoutBase):
         ['out/a/t1_seg.nii.gz', 'out/b/t1_seg.nii.gz']
     """
 
+    @checked_arguments
     def __init__(
-        self, images: Sequence[PathLike], output_dir: PathLike, postfix: str = "seg", extension: str | None = None
+        self,
+        images: Sequence[PathLike],
+        output_dir: PathLike,
+        postfix: str = "seg",
+        extension: Annotated[str | None, "an ending such as '.nii.gz'"] = None,
     ) -> None:
         self.output_dir = _absolute(output_dir)
         are_pictures = bool(images) and all(str(image).lower().endswith(PICTURES) for image in images)

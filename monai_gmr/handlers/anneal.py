@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from monai.utils import optional_import
 
+from monai_gmr.arguments import check_count, checked_arguments
 from monai_gmr.handlers.best_checkpoint import unwrapped
 from monai_gmr.networks.annealing import RestPenalty, rest_sizes
 from monai_gmr.utils import ConfigurationError
@@ -44,6 +45,7 @@ class AnnealRests:
         >>> handler = AnnealRests(net, torch.optim.SGD(net.parameters(), lr=1e-2), epochs=30)
     """
 
+    @checked_arguments
     def __init__(
         self,
         network: torch.nn.Module,
@@ -54,8 +56,7 @@ class AnnealRests:
         by: str = "layer",
         validator: Any = None,
     ) -> None:
-        if not isinstance(epochs, int) or epochs < 1:
-            raise ConfigurationError(f"epochs={epochs!r} is impossible: give a whole number of at least 1.")
+        check_count("epochs", epochs)
         self.network, self.validator = unwrapped(network), validator
         self.epochs, self.penalty = epochs, RestPenalty(self.network, optimizer, strength, power, by)
 

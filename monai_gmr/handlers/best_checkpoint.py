@@ -6,12 +6,13 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
 from monai.utils import is_scalar, optional_import
 
+from monai_gmr.arguments import checked_arguments
 from monai_gmr.checksums import forget_sum
 from monai_gmr.files import replacing
 from monai_gmr.networks.weights import check_finite
@@ -63,7 +64,10 @@ class BestCheckpoint:
         ConfigurationError: when the weights are not finite, or the system cannot write the file.
     """
 
-    def __init__(self, save_dir: str | Path, network: torch.nn.Module, filename: str = "model.pt") -> None:
+    @checked_arguments
+    def __init__(
+        self, save_dir: str | Path, network: torch.nn.Module, filename: Annotated[str, "a file name"] = "model.pt"
+    ) -> None:
         self.path, self.network = Path(save_dir) / filename, unwrapped(network)
         self._best: tuple[float, int] = (-1, -1)
 

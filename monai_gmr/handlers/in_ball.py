@@ -9,10 +9,12 @@ import torch
 from monai.config import KeysCollection
 from monai.handlers import from_engine
 
+from monai_gmr.arguments import checked_arguments
 from monai_gmr.symmetry import inscribed_ball
 from monai_gmr.utils import map_tensors
 
 
+@checked_arguments
 def from_engine_in_ball(keys: KeysCollection, spacing: Sequence[float] | None = None) -> Callable:
     """``output_transform`` of a metric handler: ``from_engine`` whose items are 0 outside the largest centred disc or ball.
 

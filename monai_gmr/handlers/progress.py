@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from monai.utils import optional_import
 
+from monai_gmr.arguments import checked_arguments
+
 Events, _ = optional_import("ignite.engine", name="Events")
 if TYPE_CHECKING:
     from monai.engines import Workflow
@@ -17,6 +19,7 @@ class TrainingProgress:
     ``ignite.handlers.ProgressBar`` starts anew with each epoch and so never tells how long a training takes.
     """
 
+    @checked_arguments
     def __init__(self, validator: Any = None) -> None:
         self.validator = validator
         self._bar: Any = None

@@ -7,12 +7,13 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from monai.data import set_rnd
 from monai.utils import is_scalar, optional_import, set_determinism
 
+from monai_gmr.arguments import checked_arguments, describe
 from monai_gmr.files import FolderLock, check_folder, remove_unfinished
 from monai_gmr.handlers.best_checkpoint import check_network, rank, unwrapped, write_checkpoint
 from monai_gmr.networks.weights import check_finite, read_checkpoint, state_of
@@ -33,6 +34,7 @@ class SeedEpochs:
     distributed run differ.
     """
 
+    @checked_arguments
     def __init__(self, seed: int, dataset: Any = None) -> None:
         self.seed, self.dataset = seed, dataset
 
@@ -132,6 +134,7 @@ class LatestCheckpoint:
             more epochs than are asked for; when the folder is in use or cannot be written.
     """
 
+    @checked_arguments
     def __init__(
         self,
         save_dir: str | Path,
@@ -139,11 +142,15 @@ class LatestCheckpoint:
         resume: bool = True,
         validator: Any = None,
         best_saver: Any = None,
-        filename: str = "latest.pt",
+        filename: Annotated[str, "a file name"] = "latest.pt",
     ) -> None:
         self.path, self.save_dict, self.resume = Path(save_dir) / filename, dict(save_dict), resume
         self._files = [self.path]
         if best_saver is not None:
+            if not hasattr(best_saver, "path") and not hasattr(best_saver, "save_dir"):
+                raise ConfigurationError(
+                    f"best_saver={describe(best_saver)} saves no model: give a handler such as monai_gmr.handlers.BestCheckpoint."
+                )
             self._files += [getattr(best_saver, "path", None) or Path(best_saver.save_dir) / "model.pt"]
         self._best = None if validator is None else _BestMetric(validator, best_saver, self._files[-1])
         if self._best is not None:

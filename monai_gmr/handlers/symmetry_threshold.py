@@ -9,6 +9,7 @@ from ignite.engine import Events
 from torch import nn
 from torch.optim import Optimizer
 
+from monai_gmr.arguments import checked_arguments
 from monai_gmr.metrics import broken_symmetry
 from monai_gmr.networks.symmetry_penalty import SymmetryThreshold
 
@@ -33,6 +34,7 @@ class SymmetryThresholdHandler:
         ConfigurationError: when the net has no such layer.
     """
 
+    @checked_arguments
     def __init__(
         self, network: nn.Module, optimizer: Optimizer, strength: float, output_dir: str | Path | None
     ) -> None:

@@ -8,11 +8,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from monai_gmr.arguments import checked_arguments, voxel_spacing
 from monai_gmr.ops.autocast import without_autocast
 from monai_gmr.symmetry import is_grid_symmetry, transform_grid
 from monai_gmr.utils import ConfigurationError
 
 
+@checked_arguments
 def rotate_image(x: torch.Tensor, matrix: np.ndarray, spacing: Sequence[float] | None = None) -> torch.Tensor:
     """Rotate or mirror the last ``d`` axes about their centre by any orthogonal matrix, as
     :func:`~monai_gmr.symmetry.transform_image` with ``order=1``, but on the tensor's device and differentiable.
@@ -41,7 +43,11 @@ def rotate_image(x: torch.Tensor, matrix: np.ndarray, spacing: Sequence[float] |
 def interpolate_image(x: torch.Tensor, matrix: np.ndarray, spacing: Sequence[float] | None = None) -> torch.Tensor:
     """:func:`rotate_image` by interpolation, whatever the matrix; the shape stays."""
     dims = matrix.shape[0]
-    step = np.ones(dims) if spacing is None else np.asarray(spacing, float)
+    step = np.array(voxel_spacing(spacing, dims))
+    if x.dim() < dims + 1:
+        raise ConfigurationError(
+            f"an image of shape {tuple(x.shape)} has no batch and {dims} axes: give (batch, ..., *spatial)."
+        )
     if dims not in (2, 3):
         raise ConfigurationError(f"An image of {dims} axes has no rotations by an angle: use its mirror image.")
     size = x.shape[-dims:]

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from numbers import Integral
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.data.utils import compute_importance_map
 from monai.inferers import SlidingWindowInferer
-from monai.utils import BlendMode, PytorchPadMode, ensure_tuple, ensure_tuple_rep, fall_back_tuple
+from monai.utils import BlendMode, PytorchPadMode, ensure_tuple_rep, fall_back_tuple
 
+from monai_gmr.arguments import check_choice, check_count, check_number, checked_arguments
 from monai_gmr.inferers.merging import Reduction, Tile, WindowMerger, Windows, argmax_labels
 from monai_gmr.inferers.outputs import OutputAccumulators, plain_tensor
 from monai_gmr.inferers.windows import symmetric_window_starts
-from monai_gmr.utils import ConfigurationError, check_choice, progress_bar
+from monai_gmr.utils import ConfigurationError, progress_bar
 
 # those of a volume, and time
 MAX_AXES = 4
@@ -61,9 +61,12 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
         (torch.Size([1, 1, 50, 37]), torch.uint8)
     """
 
+    @checked_arguments
     def __init__(
         self,
-        roi_size: Sequence[int] | int,
+        roi_size: Annotated[
+            Sequence[int | None] | int | None, "whole numbers, such as 96 or (96, 96, 64), or None for the whole axis"
+        ],
         sw_batch_size: int = 1,
         overlap: Sequence[float] | float = 0.25,
         mode: BlendMode | str = BlendMode.CONSTANT,
@@ -82,16 +85,11 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
         grow_roi: bool = False,
         reduction: str | Reduction | None = None,
     ) -> None:
-        for length in ensure_tuple(roi_size):
-            if length is not None and (isinstance(length, bool) or not isinstance(length, Integral)):
-                raise ConfigurationError(
-                    f"roi_size={roi_size!r} is impossible: give whole numbers, such as 96 or (96, 96, 64), or None for the whole axis."
-                )
         check_choice("mode", mode, tuple(choice.value for choice in BlendMode))
         if not callable(reduction):
             check_choice("reduction", reduction, (None, "argmax"))
         super().__init__(
-            roi_size,
+            roi_size,  # type: ignore[arg-type]
             sw_batch_size,
             overlap,
             mode,
@@ -108,21 +106,12 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
         )
         self.padding_mode = str(self.padding_mode)
         check_choice("padding_mode", self.padding_mode, tuple(choice.value for choice in PytorchPadMode))
-        if sw_batch_size < 1:
-            raise ConfigurationError(f"sw_batch_size={sw_batch_size} leaves no window: use 1 or more.")
+        check_count("sw_batch_size", sw_batch_size)
         for share in np.atleast_1d(overlap):
             if not 0 <= share < 1:
                 raise ConfigurationError(f"overlap={overlap} is impossible: use 0 or more and less than 1.")
         for scale in np.atleast_1d(sigma_scale):
-            if isinstance(scale, str) or not scale > 0:
-                raise ConfigurationError(
-                    f"sigma_scale={sigma_scale!r} is no width: use numbers above 0, such as 0.125."
-                )
-        for name, place in {"sw_device": sw_device, "device": device}.items():
-            try:
-                torch.device("cpu" if place is None else place)
-            except (RuntimeError, TypeError):
-                raise ConfigurationError(f"{name}={place!r} is no device: use one such as 'cpu' or 'cuda:0'.") from None
+            check_number("sigma_scale", scale, 0, above=True)
         _buffer_axis(self.buffer_steps, self.buffer_dim, MAX_AXES)
         self.grow_roi, self.reduction = grow_roi, reduction
         self.keep_weights = cache_roi_weight_map
@@ -261,12 +250,9 @@ def _cut(image: torch.Tensor, places: Sequence[tuple[slice, ...]]) -> torch.Tens
 
 
 def _buffer_axis(buffer_steps: int | None, buffer_dim: int, dims: int) -> int:
-    """The axis along which outputs are buffered, from 0; checks both arguments."""
-    if buffer_steps is not None and not isinstance(buffer_steps, (int, np.integer)):
-        raise ConfigurationError(f"buffer_steps={buffer_steps!r} is no number of steps: give a whole number or None.")
+    """The axis along which outputs are buffered, from 0."""
     # without a buffer the axis has no meaning
-    in_range = isinstance(buffer_dim, (int, np.integer)) and (not buffer_steps or -dims <= buffer_dim < dims)
-    if not in_range:
+    if buffer_steps and not -dims <= buffer_dim < dims:
         raise ConfigurationError(
             f"buffer_dim={buffer_dim!r} is none of the {dims} spatial axes: give a whole number from {-dims} to {dims - 1}."
         )

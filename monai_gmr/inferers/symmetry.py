@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from monai.inferers import Inferer, SimpleInferer
 
+from monai_gmr.arguments import check_choice, check_count, checked_arguments, voxel_spacing
 from monai_gmr.inferers.outputs import OutputAccumulators, plain_tensor
 from monai_gmr.inferers.reduction import REDUCTIONS, UNCERTAINTIES, ViewReduction, entropy
 from monai_gmr.inferers.rotate import interpolate_image, rotate_image
 from monai_gmr.symmetry import View, is_grid_symmetry, is_mirror, make_views, point_group, transform_grid
 from monai_gmr.symmetry.group_structure import names_group
 from monai_gmr.symmetry.mirrored_labels import LabelPairs, check_label_pairs, exchange_channels
-from monai_gmr.utils import ConfigurationError, check_choice, map_tensors, progress_bar
+from monai_gmr.utils import ConfigurationError, map_tensors, progress_bar
 
 
 class SymmetryInferer(Inferer):
@@ -65,9 +66,10 @@ class SymmetryInferer(Inferer):
         {'pred': (1, 2, 7, 8), 'std': (1, 2, 7, 8), 'entropy': (1, 1, 7, 8)}
     """
 
+    @checked_arguments
     def __init__(
         self,
-        inferer: Callable[..., Any] | None = None,
+        inferer: Annotated[Callable[..., Any] | None, "a MONAI inferer such as monai.inferers.SimpleInferer()"] = None,
         views: Any = "group",
         *,
         reduce: str = "mean",
@@ -82,10 +84,6 @@ class SymmetryInferer(Inferer):
     ) -> None:
         super().__init__()
         self.inferer = SimpleInferer() if inferer is None else inferer
-        if not callable(self.inferer):
-            raise ConfigurationError(
-                f"inferer={inferer!r} cannot be called: give a MONAI inferer such as monai.inferers.SimpleInferer()."
-            )
         if getattr(self.inferer, "reduction", None) is not None:
             raise ConfigurationError(
                 "inferer reduces its outputs, and labels have no mean over the views: leave its reduction out."
@@ -102,8 +100,9 @@ class SymmetryInferer(Inferer):
         check_choice("reduce", reduce, REDUCTIONS)
         if activation is not None and not callable(activation):
             check_choice("activation", activation, ("softmax", "sigmoid", None))
-        if views_per_batch < 1:
-            raise ConfigurationError(f"views_per_batch={views_per_batch} leaves no view: use 1 or more.")
+        check_count("views_per_batch", views_per_batch)
+        if spacing is not None:
+            voxel_spacing(spacing, len(spacing))
         self.uncertainty = (uncertainty,) if isinstance(uncertainty, str) else tuple(uncertainty or ())
         for each in self.uncertainty:
             check_choice("uncertainty", each, UNCERTAINTIES)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from monai_gmr.arguments import checked_arguments
 from monai_gmr.symmetry import (
     PointGroup,
     View,
@@ -85,6 +86,7 @@ class EquivarianceErrors:
         return "\n".join([f"{'view':<{width}}  {'error':>9}"] + [f"{n:<{width}}  {e:>9.2e}" for n, e in lines])
 
 
+@checked_arguments
 def equivariance_error(
     net: Callable[[torch.Tensor], Any],
     x: torch.Tensor,

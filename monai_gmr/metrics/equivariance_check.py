@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 from scipy import ndimage
 from torch import nn
 
+from monai_gmr.arguments import check_count, check_number, checked_arguments
 from monai_gmr.metrics.equivariance import (
     EquivarianceErrors,
     ViewError,
@@ -37,8 +38,9 @@ from monai_gmr.utils import ConfigurationError, map_tensors, tensors_in, windowe
 ORDER = 5
 
 
+@checked_arguments
 def check_equivariance(
-    net: nn.Module,
+    net: Annotated[nn.Module, "a torch.nn.Module, or measure it by monai_gmr.metrics.equivariance_error"],
     spatial_size: int | Sequence[int | Sequence[int]],
     in_channels: int | None = None,
     spatial_dims: int | None = None,
@@ -94,18 +96,15 @@ def check_equivariance(
     """
     # Hooks do not run inside torch.compile's wrapper, which has no public way to the module inside.
     net = getattr(net, "_orig_mod", net)
-    if not isinstance(net, nn.Module):
-        raise ConfigurationError(
-            f"net={type(net).__name__} has no modules to name: give a torch.nn.Module, or measure it by "
-            "monai_gmr.metrics.equivariance_error."
-        )
+    if in_channels is not None:
+        check_count("in_channels", in_channels)
     in_channels, dims = _input_format(net, spatial_size, in_channels, spatial_dims)
     sizes = _sizes(spatial_size, dims)
     elements = checked_group(net, group, dims, spacing)
-    if not (len(elements) or len(angles) or len(shifts)) or batch_size < 1:
-        raise ConfigurationError(
-            f"group of {len(elements)} elements, batch_size={batch_size}: nothing is compared, give one of each or more."
-        )
+    check_count("batch_size", batch_size)
+    check_number("tolerance", tolerance, 0, above=True)
+    if not (len(elements) or len(angles) or len(shifts)):
+        raise ConfigurationError("no elements, no angles and no shifts: nothing is compared, give one of each or more.")
     tensors = [tensor for tensor in [*net.parameters(), *net.buffers()] if tensor.is_floating_point()]
     home, dtype = (tensors[0].device, tensors[0].dtype) if tensors else (torch.device("cpu"), torch.float32)
     device = home if device is None else torch.device(device)
@@ -115,7 +114,7 @@ def check_equivariance(
         for size in sizes:
             noise = torch.randn((batch_size, in_channels, *size), generator=torch.Generator().manual_seed(seed))
             check = _check_size(net, noise.to(device, dtype), elements, tolerance, per_module, progress)
-            if (angles or shifts) and not check.failure:
+            if (len(angles) or len(shifts)) and not check.failure:
                 smooth = ndimage.gaussian_filter(noise.numpy(), (0, 0, *(1.2,) * dims), mode="wrap")
                 x = torch.as_tensor(smooth / smooth.std()).to(device, dtype)
                 moved = equivariance_error(net, x, [], angles, spacing, order=ORDER, shifts=shifts)
@@ -166,7 +165,7 @@ def _sizes(spatial_size: Any, dims: int) -> list[tuple[int, ...]]:
 
 
 def _check_size(
-    net: nn.Module,
+    net: Annotated[nn.Module, "a torch.nn.Module, or measure it by monai_gmr.metrics.equivariance_error"],
     x: torch.Tensor,
     elements: list[np.ndarray],
     tolerance: float,

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from monai_gmr.arguments import check_choice, checked_arguments
 from monai_gmr.networks.layers.annealed_conv import AnnealedConv
 from monai_gmr.networks.shrinkage import ProximalStep, shrink_groups
 from monai_gmr.networks.utils import move_hooks
-from monai_gmr.utils import ConfigurationError, check_choice
+from monai_gmr.utils import ConfigurationError
 
 # of the fall of the longest rest: 1/8 of a kernel is left at half the schedule
 LIMIT_POWER = 3
@@ -81,6 +82,7 @@ class RestPenalty(ProximalStep):
         Yuan and Lin 2006 (groups weighted by the root of their size); the step: :func:`~monai_gmr.networks.shrinkage.shrink_groups`.
     """
 
+    @checked_arguments
     def __init__(
         self,
         net: nn.Module,
@@ -142,6 +144,7 @@ class RestPenalty(ProximalStep):
                 each.grad = None
 
 
+@checked_arguments
 def drop_rests(net: nn.Module) -> nn.Module:
     """Put the equivariant layers in the place of those whose rest is zero, in place; returns the network.
 

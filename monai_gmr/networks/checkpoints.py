@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from monai_gmr.arguments import checked_arguments
 from monai_gmr.networks.nets import GMRResNet, GMRUNet
 from monai_gmr.networks.weights import STATE_KEYS, read_checkpoint, state_of
 from monai_gmr.symmetry import kernel_shells, ring_masks, square_ring_masks
 from monai_gmr.symmetry.taps import SIGMA_FLOOR
-from monai_gmr.utils import ConfigurationError, SymmetryWarning
+from monai_gmr.utils import ConfigurationError, SymmetryWarning, warn
 
 WRAPPERS = ("module.", "_orig_mod.")
 MASKS = ("weight_index_mat", "default_weight_index_mat")
@@ -27,7 +27,11 @@ UNET_CHOICES: tuple[str, ...] = ("downsample", "act", "norm", "dropout", "paddin
 STEM_POOL_WINDOW = {"kernel_size": 3, "stride": 2, "padding": 1}
 
 
-def load_gmr_conv_checkpoint(checkpoint: str | os.PathLike | Mapping[str, Any], **kwargs: Any) -> GMRResNet | GMRUNet:
+Checkpoint = Annotated[str | os.PathLike | Mapping[str, Any], "a path or a state dict"]
+
+
+@checked_arguments
+def load_gmr_conv_checkpoint(checkpoint: Checkpoint, **kwargs: Any) -> GMRResNet | GMRUNet:
     """Build our net of a checkpoint of GMR-Conv 1.0.3 or SRE-Conv 1.0.2, with the weights in it.
 
     The kind of net, channels, classes, windows and depth are read from the state dict. The outputs equal the original's at sizes that every
@@ -83,11 +87,9 @@ gmr_resnet18/34/50, gmr_r3d_9/18 and GMRUNet of GMR-Conv 1.0.3, sre_resnet18/34/
 class _PeerState:
     """The state dict of an original net, on the CPU and without the prefixes of wrappers, and which of its keys were used."""
 
-    def __init__(self, checkpoint: str | os.PathLike | Mapping[str, Any]) -> None:
+    def __init__(self, checkpoint: Checkpoint) -> None:
         self.name, content = "the state dict", checkpoint
         if not isinstance(checkpoint, Mapping):
-            if not isinstance(checkpoint, str | os.PathLike):
-                raise ConfigurationError(f"checkpoint is a {type(checkpoint).__name__}: give a path or a state dict.")
             self.name = str(checkpoint)
             content = read_checkpoint(checkpoint, hint="give a state dict saved by torch.save")
         hint = f"give a state dict, or a dictionary that holds one under {', '.join(STATE_KEYS)}"
@@ -260,11 +262,10 @@ def _build_resnet(source: _PeerState, choices: dict[str, Any]) -> tuple[GMRResNe
     arguments: dict[str, Any] = {"stem_stride": 2 if spatial_dims == 2 else 1, "stem_downsample": stem_downsample}
     arguments |= {"downsample": "avg", "act": ("relu", {"inplace": True})} | choices
     if arguments["stem_stride"] == 2 and "plain_max" in (arguments["stem_downsample"] or ()):
-        warnings.warn(
+        warn(
             "the max pooling after SRE-Conv's stem is not equivariant on axes of even length: give stem_downsample=('max', "
             "{'kernel_size': 3, 'padding': 1}) for a net that is, whose outputs differ there.",
             SymmetryWarning,
-            stacklevel=3,
         )
     width, channels = source.take(f"{stem}.weight").shape[:2]
     arguments |= {"kernel_sizes": windows, "width": width, "rings": source.rings(spatial_dims)}

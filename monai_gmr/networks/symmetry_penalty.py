@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from monai_gmr.arguments import checked_arguments
 from monai_gmr.networks.shrinkage import ProximalStep, shrink_groups
 from monai_gmr.utils import ConfigurationError
 
@@ -83,6 +84,7 @@ class SymmetryThreshold(ProximalStep):
         N. Parikh, S. Boyd, "Proximal algorithms", 2014, section 6.5.4.
     """
 
+    @checked_arguments
     def __init__(self, net: nn.Module, optimizer: torch.optim.Optimizer, strength: float) -> None:
         if not strength >= 0:
             raise ConfigurationError(f"strength={strength} is impossible: give a number of at least 0.")

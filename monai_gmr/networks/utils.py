@@ -6,9 +6,11 @@ from typing import Any
 
 from torch import nn
 
+from monai_gmr.arguments import checked_arguments
 from monai_gmr.networks.symmetry_penalty import symmetry_parameters
 
 
+@checked_arguments
 def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two parameter groups for an optimiser of ``torch.optim``: weight decay on kernels, none on Gaussians' widths, biases and norms,
     nor on what layers learn beyond the group that they keep, which :class:`~monai_gmr.networks.symmetry_penalty.SymmetryThreshold` is for.

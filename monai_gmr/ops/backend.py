@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from monai_gmr.arguments import check_choice
 from monai_gmr.ops.call import Call, RingKernel
 from monai_gmr.ops.thresholds import KERNELS, threshold
-from monai_gmr.utils import ConfigurationError, check_choice
+from monai_gmr.utils import ConfigurationError
 
 logger = logging.getLogger(__name__)
 

@@ -1,13 +1,14 @@
 """Harmonic convolution, radial profiles times harmonics reduced to scalars, and its reference, which builds the kernel of all responses."""
 
 import torch
+from monai.data import MetaTensor
 
 from monai_gmr.ops.backend import choose_backend
 from monai_gmr.ops.call import Orders, RingKernel
 from monai_gmr.ops.invariants import invariants
 from monai_gmr.ops.kept_terms import add_kept_terms
 from monai_gmr.ops.scalars import fused_scalars
-from monai_gmr.utils import computes_on_plain_tensors
+from monai_gmr.utils import on_plain_tensor
 
 
 def harmonic_tap_basis(
@@ -51,7 +52,6 @@ def response_invariants(
     return output.reshape(sizes[:axis] + [groups * (sum(norms) + sum(products))] + sizes[axis + 1 :])
 
 
-@computes_on_plain_tensors
 def harmonic_conv(
     x: torch.Tensor,
     kernel: RingKernel,
@@ -86,6 +86,8 @@ def harmonic_conv(
         tensor([7.0000, 2.9900])
     """
     geometry = {"stride": tuple(stride), "padding": tuple(padding), "dilation": tuple(dilation)}
+    if isinstance(x, MetaTensor):
+        return on_plain_tensor(harmonic_conv, x, kernel, orders, groups=groups, **geometry)
     backend, call, image = choose_backend(x, kernel, groups, orders=orders, **geometry)
     y = backend.harmonic_conv(call, image, kernel)
     return y if image is x else y[0]

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from monai.data import MetaTensor
 
 from monai_gmr.ops.autocast import without_autocast
 from monai_gmr.ops.backend import choose_backend
 from monai_gmr.ops.call import RingKernel
 from monai_gmr.ops.memory_format import keep_format
-from monai_gmr.utils import computes_on_plain_tensors
+from monai_gmr.utils import on_plain_tensor
 
 
 def dense_kernel(weight: torch.Tensor, basis: torch.Tensor, shells: torch.Tensor) -> torch.Tensor:
@@ -149,7 +150,6 @@ def pad_nd(x: torch.Tensor, padding: list[int], padding_mode: str) -> torch.Tens
     return F.pad(x, padding, mode=padding_mode)
 
 
-@computes_on_plain_tensors
 def ring_conv(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -199,6 +199,10 @@ def ring_conv(
         >>> ring_conv(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 1), torch.ones(1, 3), shells, padding=1)[0, 0, 0]
         tensor([4., 6., 6., 4.])
     """
+    if isinstance(x, MetaTensor):
+        lengths = {"stride": stride, "padding": padding, "dilation": dilation, "padding_mode": padding_mode}
+        given = {"bias": bias, "groups": groups, "angular": angular, "num_shells": num_shells}
+        return on_plain_tensor(ring_conv, x, weight, basis, shells, **lengths, **given)
     dims = shells.dim()
     margins = _per_axis(padding, dims)
     if padding_mode != "zeros":
@@ -211,7 +215,6 @@ def ring_conv(
     return y if image is x else y[0]
 
 
-@computes_on_plain_tensors
 def ring_conv_transpose(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -245,8 +248,11 @@ def ring_conv_transpose(
         >>> ring_conv_transpose(x, one, torch.ones(1, 1), shells, stride=2)
         tensor([[[1., 1., 2., 2.]]])
     """
-    kernel = RingKernel(weight, basis, shells, bias, num_shells=num_shells)
     lengths = {"stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation}
+    if isinstance(x, MetaTensor):
+        given = {"bias": bias, "groups": groups, "num_shells": num_shells}
+        return on_plain_tensor(ring_conv_transpose, x, weight, basis, shells, **lengths, **given)
+    kernel = RingKernel(weight, basis, shells, bias, num_shells=num_shells)
     geometry = {name: _per_axis(value, shells.dim()) for name, value in lengths.items()}
     backend, call, image = choose_backend(x, kernel, groups, transposed=True, **geometry)
     y = backend.conv_transpose(call, image, kernel)

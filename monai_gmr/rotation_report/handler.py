@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from monai.utils import CommonKeys, optional_import
 
+from monai_gmr.arguments import check_choice, checked_arguments
 from monai_gmr.bundle.case_batches import CaseBatch, CaseBatches, anisotropic_spacing, refuse_failures, usable_image
 from monai_gmr.bundle.settings import check_values
 from monai_gmr.files import FolderLock, check_folder, replacing, write_json, write_rows, write_text
@@ -35,7 +36,7 @@ from monai_gmr.rotation_report.worst_cases_picture import draw_worst_cases
 from monai_gmr.symmetry import View, make_views
 from monai_gmr.symmetry.mirrored_labels import LabelPairs, check_label_pairs
 from monai_gmr.symmetry.views import ViewSpec, shift_views
-from monai_gmr.utils import ConfigurationError, WriteError, can_draw, can_import, check_choice, reason
+from monai_gmr.utils import ConfigurationError, WriteError, can_draw, can_import, reason
 
 Events, _ = optional_import("ignite.engine", name="Events")
 tqdm, _ = optional_import("tqdm", name="tqdm")
@@ -129,6 +130,7 @@ class RotationReport:
         [('upright', 1.0), ('flips', 1.0), ('group', 1.0), ('turns', 1.0), ('shifts', 1.0)]
     """
 
+    @checked_arguments
     def __init__(
         self,
         evaluator: Any,

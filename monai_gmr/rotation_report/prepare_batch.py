@@ -9,9 +9,9 @@ import torch
 from monai.data import MetaTensor
 from monai.engines import PrepareBatch, default_prepare_batch
 
+from monai_gmr.arguments import check_choice, checked_arguments
 from monai_gmr.symmetry import View, inscribed_ball, is_grid_symmetry, is_mirror, transform_image
 from monai_gmr.symmetry.mirrored_labels import LabelPairs, check_label_pairs, mirror_labels
-from monai_gmr.utils import check_choice
 
 LABEL_SAMPLINGS = ("nearest", "share")
 
@@ -77,6 +77,7 @@ class PrepareBatchView(PrepareBatch):
         ([6, 8], (4, 1))
     """
 
+    @checked_arguments
     def __init__(
         self,
         *,

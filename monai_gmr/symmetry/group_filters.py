@@ -11,10 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from monai_gmr.arguments import check_count
 from monai_gmr.symmetry.group_structure import GroupSpec, PointGroup
 from monai_gmr.symmetry.point_groups import Array, transform_grid
 from monai_gmr.symmetry.sampled_group import FieldGroup
-from monai_gmr.utils import ConfigurationError, check_count
+from monai_gmr.utils import ConfigurationError
 
 
 def field_channels(name: str, channels: int, group: FieldGroup) -> int:

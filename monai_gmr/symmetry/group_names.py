@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from monai_gmr.arguments import is_whole
 from monai_gmr.symmetry.point_groups import generate_group, is_grid_symmetry, is_mirror, point_group
 from monai_gmr.symmetry.rotations import axis_index, rotation_matrix
 from monai_gmr.utils import ConfigurationError
@@ -32,7 +33,7 @@ _MAIN_AXIS = {1: 0, 2: 0, 3: 2}
 
 def check_dims(spatial_dims: int, possible: tuple[int, ...] = (2, 3)) -> None:
     """Raise :class:`~monai_gmr.utils.ConfigurationError` unless there are so many spatial dimensions, by default two or three."""
-    if spatial_dims not in possible:
+    if not is_whole(spatial_dims) or spatial_dims not in possible:
         numbers = f"{', '.join(map(str, possible[:-1]))} or {possible[-1]}"
         raise ConfigurationError(
             f"spatial_dims={spatial_dims} has no named symmetries: give {numbers}, that is an image (C, *spatial) of so many spatial axes."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, TypeGuard
+from typing import Annotated, Any, TypeGuard
 
 import numpy as np
 
@@ -289,7 +289,9 @@ class PointGroup:
         return f"PointGroup({symbol!r})" if axis is None else f"PointGroup({symbol!r}, axis={axis})"
 
 
-GroupSpec = str | int | tuple | PointGroup
+GroupSpec = Annotated[
+    str | int | tuple | PointGroup, "a name such as '4', a pair of it and an axis as ('m', 'x'), or a PointGroup"
+]
 GroupOrElements = GroupSpec | Sequence[Element] | np.ndarray
 
 
@@ -349,6 +351,10 @@ def group_elements(group: Any, spatial_dims: int, axis: int | str | None = None)
     pair = isinstance(group, (tuple, list)) and len(group) == 2 and _is_no_element(group[0])
     if names_group(group) or pair:
         return PointGroup.from_name(group if axis is None else (group, axis), spatial_dims).elements
+    if axis is not None:
+        raise ConfigurationError(
+            f"axis={axis!r} is the direction of a named group, and group={group!r} is none: leave the axis out."
+        )
     if not isinstance(group, Sequence | np.ndarray) or (isinstance(group, np.ndarray) and group.ndim == 0):
         raise ConfigurationError(f"group={group!r} is impossible: give a name, such as 'all', or elements.")
     elements = [grid_element(element, spatial_dims) for element in group]

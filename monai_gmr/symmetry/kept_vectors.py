@@ -49,8 +49,9 @@ def kept_group(keeps: GroupSpec, spatial_dims: int) -> PointGroup:
         >>> kept_group("rotations", 3), kept_group(("mm2", "x"), 3)
         (PointGroup('432'), PointGroup('mm2', axis=0))
     """
-    whole = PointGroup.from_name("all" if keeps in ("all", "rotations") else keeps, spatial_dims, "keeps")
-    if keeps != "rotations":
+    rotations = isinstance(keeps, str) and keeps == "rotations"
+    whole = PointGroup.from_name("all" if rotations else keeps, spatial_dims, "keeps")
+    if not rotations:
         return whole
     return PointGroup.from_elements([element for element in whole.elements if not is_mirror(element)])
 

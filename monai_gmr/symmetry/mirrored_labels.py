@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 
 from monai_gmr.utils import ConfigurationError
 
-LabelPairs = Sequence[Sequence[int]]
+LabelPairs = Annotated[
+    Sequence[Sequence[int]], "pairs of whole numbers from 0 on, each label once, such as [[1, 2], [3, 4]]"
+]
 
 
 def check_label_pairs(pairs: LabelPairs) -> tuple[tuple[int, int], ...]:

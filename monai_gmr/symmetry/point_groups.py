@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from monai_gmr.arguments import check_choice, voxel_spacing
 from monai_gmr.utils import ConfigurationError
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
@@ -51,6 +52,7 @@ def point_group(spatial_dims: int, axis_labels: Sequence[object] | None = None, 
         >>> len(point_group(3, axis_labels=(1.0, 1.0, 3.0))), len(point_group(3, reflections=False))
         (16, 24)
     """
+    check_choice("spatial_dims", spatial_dims, (1, 2, 3))
     labels = list(axis_labels) if axis_labels is not None else [0] * spatial_dims
     if len(labels) != spatial_dims:
         raise ConfigurationError(
@@ -86,7 +88,7 @@ def is_grid_symmetry(matrix: np.ndarray, spacing: Sequence[float] | None = None)
         (True, False, False)
     """
     rounded = np.abs(np.round(matrix))
-    step = np.ones(len(matrix)) if spacing is None else np.asarray(spacing, float)
+    step = np.array(voxel_spacing(spacing, len(matrix)))
     permutes = np.allclose(np.abs(matrix), rounded, atol=1e-9) and (rounded.sum(0) == 1).all()
     return bool(permutes and np.allclose(rounded @ step, step))
 

@@ -9,6 +9,7 @@ import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from monai_gmr.arguments import check_choice, checked_arguments, describe, voxel_spacing
 from monai_gmr.symmetry.point_groups import Array, is_grid_symmetry, transform_grid
 from monai_gmr.symmetry.taps import tap_coordinates
 from monai_gmr.utils import ConfigurationError
@@ -55,6 +56,7 @@ def axis_direction(axis: int | str | Sequence[float]) -> np.ndarray:
     return vector / length
 
 
+@checked_arguments
 def rotation_matrix(spatial_dims: int, degrees: float, axis: int | str | Sequence[float] = 0) -> np.ndarray:
     """The rotation by an angle, in 3D about an axis (:func:`axis_direction`), in 2D in the plane.
 
@@ -87,12 +89,13 @@ def inscribed_ball(
                [1, 1, 1],
                [0, 1, 0]])
     """
-    steps = np.ones(len(shape)) if spacing is None else spacing
+    steps = voxel_spacing(spacing, len(shape))
     radius = min((n - 1) / 2 * step for n, step in zip(shape, steps))
     centre = 0.0 if shift is None else np.multiply(shift, steps)
     return ((tap_coordinates(shape, spacing) - centre) ** 2).sum(-1) <= radius**2 + 1e-9
 
 
+@checked_arguments
 def transform_image(
     x: Array,
     matrix: np.ndarray,
@@ -123,8 +126,13 @@ def transform_image(
     """
     matrix = np.asarray(matrix, float)
     dims = matrix.shape[0]
-    step = np.ones(dims) if spacing is None else np.asarray(spacing, float)
+    step = np.array(voxel_spacing(spacing, dims))
     offset = np.zeros(dims) if shift is None else np.asarray(shift, float)
+    if x.ndim < dims or offset.shape != (dims,):
+        raise ConfigurationError(
+            f"an array of {x.ndim} axes, shift={describe(shift)} and a matrix for {dims} axes do not fit: give as many of each."
+        )
+    check_choice("order", order, tuple(range(6)))
     on_grid = is_grid_symmetry(matrix, step.tolist())
     if on_grid and not offset.any():
         return transform_grid(x, matrix)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+from monai_gmr.arguments import check_count
 from monai_gmr.symmetry.group_structure import GroupSpec, PointGroup
-from monai_gmr.utils import ConfigurationError, check_count
+from monai_gmr.utils import ConfigurationError
 
 # name: dimensions, whether mirror images belong to it, other names
 _CONTINUOUS: dict[str, tuple[int, bool, str]] = {

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from monai_gmr.arguments import voxel_spacing
 from monai_gmr.utils import ConfigurationError
 
 UNITS_PER_SQUARED_VOXEL = 10**9
@@ -81,11 +82,8 @@ def tap_spacing(
         ((1.0, 1.0, 3.0), (1.0, 2.0))
     """
     dims = len(kernel_size)
-    spacing = (1.0,) * dims if spacing is None else tuple(float(s) for s in spacing)
     dilation = (1,) * dims if dilation is None else tuple(dilation)
-    if len(spacing) != dims or not all(np.isfinite(s) and s > 0 for s in spacing):
-        raise ConfigurationError(f"spacing={spacing} does not fit: give {dims} positive voxel sizes in millimetres.")
-    steps = [s * d for s, d in zip(spacing, dilation)]
+    steps = [s * d for s, d in zip(voxel_spacing(spacing, dims), dilation)]
     finest = _finest(kernel_size, steps)
     return tuple(round(step / finest, 6) for step in steps)
 

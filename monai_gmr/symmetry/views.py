@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from monai_gmr.arguments import check_count, check_number, checked_arguments, reads_as_number, voxel_spacing
 from monai_gmr.symmetry.group_names import check_dims, element_name
 from monai_gmr.symmetry.group_structure import GroupSpec, PointGroup, names_group
 from monai_gmr.symmetry.point_groups import is_grid_symmetry, point_group
@@ -29,6 +30,7 @@ class View(NamedTuple):
     shift: tuple[float, ...] | None = None
 
 
+@checked_arguments
 def group_views(
     spatial_dims: int,
     spacing: Sequence[float] | None = None,
@@ -55,6 +57,7 @@ def group_views(
     return [View("upright", "upright", 0.0, elements[0]), *others]
 
 
+@checked_arguments
 def angle_views(
     spatial_dims: int, step: float, spacing: Sequence[float] | None = None, grid: bool = False
 ) -> list[View]:
@@ -68,8 +71,9 @@ def angle_views(
         >>> len(angle_views(2, 10, grid=True)), len(angle_views(3, 30, grid=True))
         (36, 34)
     """
-    if not 0 < step < np.inf:
-        raise ConfigurationError(f"the step between views is {step} degrees: give a number above 0, such as 10.")
+    check_dims(spatial_dims)
+    check_number("step", step, 0, above=True)
+    voxel_spacing(spacing, spatial_dims)
     views = [View("upright", "upright", 0.0, np.eye(spatial_dims))] if grid else []
     for axis in range(3 if spatial_dims == 3 else 1):
         for angle in np.arange(0.0, 360.0, step):
@@ -99,6 +103,7 @@ def icosahedral_views() -> list[View]:
     return [View("upright", "upright", 0.0, views[0].matrix), *views[1:]]
 
 
+@checked_arguments
 def random_views(count: int, spatial_dims: int, seed: int = 0) -> list[View]:
     """At least one random rotation, uniform on SO(3) or SO(2); for one seed fewer views are the first ones of more.
 
@@ -110,8 +115,8 @@ def random_views(count: int, spatial_dims: int, seed: int = 0) -> list[View]:
         K. Shoemake, "Uniform random rotations", Graphics Gems III, 1992: normally distributed quaternions.
     """
     check_dims(spatial_dims)
-    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
-        raise ConfigurationError(f"a set of {count} random views is empty or no number: give 1 or more.")
+    check_count("count", count)
+    check_count("seed", seed, least=0)
     # drawn here and not by Rotation.random, whose numbers for a seed change with the version of scipy
     generator = np.random.default_rng(seed)
     if spatial_dims == 2:
@@ -151,32 +156,30 @@ ViewSpec = str | PointGroup | Mapping[str, Any] | Sequence[Any]
 
 def _one_set(spec: Any, spatial_dims: int, spacing: Sequence[float] | None, seed: int) -> list[View]:
     """The views of one entry of a specification."""
+    name = spec if isinstance(spec, str) else None
     if isinstance(spec, Mapping):
         keys = set(spec)
         if keys == {"angles"}:
-            try:
-                step = float(spec["angles"])
-            except (TypeError, ValueError):
-                raise ConfigurationError(f"angles={spec['angles']!r} is no number: give degrees, such as 10.") from None
+            # a command line gives text
+            step = float(spec["angles"]) if reads_as_number(spec["angles"]) else spec["angles"]
+            check_number("angles", step, 0, above=True)
             return angle_views(spatial_dims, step, spacing, grid=True)
         if "random" in keys and keys <= {"random", "seed"}:
+            check_count("random", spec["random"])
             return random_views(spec["random"], spatial_dims, spec.get("seed", seed))
         if "group" in keys and keys <= {"group", "axis", "count"}:
             views = group_views(spatial_dims, spacing, spec["group"], spec.get("axis"))
             count = len(views) if spec.get("count") is None else spec["count"]
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise ConfigurationError(
-                    f"count={count!r} is out of range: give 1 (upright only) or more views of the group."
-                )
+            check_count("count", count)
             count = min(count, len(views))
             return [views[i * len(views) // count] for i in range(count)]
-    elif spec == "angles":
+    elif name == "angles":
         return angle_views(spatial_dims, DEFAULT_STEPS[spatial_dims], spacing, grid=True)
-    elif spec == "group":
+    elif name == "group":
         return group_views(spatial_dims, spacing)
-    elif spec == "upright":
+    elif name == "upright":
         return group_views(spatial_dims, group="1")
-    elif spec == "icosahedral" and spatial_dims == 3:
+    elif name == "icosahedral" and spatial_dims == 3:
         return icosahedral_views()
     elif names_group(spec, among_elements=False):
         try:
@@ -215,13 +218,10 @@ def make_views(spec: ViewSpec, spatial_dims: int, spacing: Sequence[float] | Non
         92
     """
     check_dims(spatial_dims)
-    if spacing is not None and (len(spacing) != spatial_dims or not all(step > 0 for step in spacing)):
-        raise ConfigurationError(
-            f"spacing={spacing!r} does not fit: give {spatial_dims} voxel sizes above 0 in millimetres, one per axis."
-        )
+    voxel_spacing(spacing, spatial_dims)
     # a view is a tuple, too, but not a list of sets
     entries: Any = [spec] if isinstance(spec, (Mapping, View)) or names_group(spec, among_elements=False) else spec
-    if not isinstance(entries, Sequence):
+    if not isinstance(entries, Sequence) or isinstance(entries, str):
         entries = [spec]
     views: list[View] = []
     for entry in entries:

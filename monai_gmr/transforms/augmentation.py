@@ -8,12 +8,17 @@ from itertools import combinations
 
 from monai.config import KeysCollection
 from monai.transforms import RandFlipd, RandRotate90d, RandRotated, Transform
+from monai.utils import ensure_tuple
 
-from monai_gmr.utils import check_choice
+from monai_gmr.arguments import check_choice, check_number, checked_arguments
+from monai_gmr.symmetry.group_names import check_dims
+from monai_gmr.transforms.rotate_about_axis import MODES, PADDING_MODES
+from monai_gmr.utils import ConfigurationError
 
 AUGMENTATIONS = ("none", "grid", "rotation")
 
 
+@checked_arguments
 def rotation_transforms(
     augmentation: str,
     keys: KeysCollection,
@@ -41,6 +46,15 @@ def rotation_transforms(
         ['RandFlipd', 'RandFlipd', 'RandRotate90d', 'RandRotated']
     """
     check_choice("augmentation", augmentation, AUGMENTATIONS)
+    check_dims(spatial_dims)
+    check_number("prob", prob, 0, 1)
+    check_choice("padding_mode", padding_mode, PADDING_MODES)
+    modes = ensure_tuple(mode)
+    for each in modes:
+        check_choice("mode", each, MODES)
+    number = len(ensure_tuple(keys))
+    if len(modes) not in (1, number):
+        raise ConfigurationError(f"mode has {len(modes)} entries for {number} keys: give one, or one each.")
     if augmentation == "none":
         return []
     transforms: list[Transform] = [RandFlipd(keys, prob, spatial_axis=axis) for axis in range(spatial_dims)]

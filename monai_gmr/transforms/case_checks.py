@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from monai.utils import ensure_tuple
 
+from monai_gmr.arguments import check_counts, checked_arguments
 from monai_gmr.symmetry import is_mirror
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.utils import ConfigurationError, warn
 
 # distance of the corners of two grids, in voxels, up to which they are the same grid
 TOLERANCE = 0.1
@@ -19,6 +19,7 @@ ROUNDING = 1e-6
 SMALLEST_DETERMINANT = 1e-6
 
 
+@checked_arguments
 def check_image(
     image: torch.Tensor | np.ndarray, spatial_dims: int, in_channels: int | Sequence[int], name: str = "the image"
 ) -> None:
@@ -33,12 +34,14 @@ def check_image(
         ...
         monai_gmr.utils.ConfigurationError: the image has 3 channels and the network reads 1: give images of 1 channel, or train with ...
     """
+    accepted = ensure_tuple(in_channels)
+    check_counts("in_channels", accepted, (1, 3))
     dims = image.ndim - 1
     if dims != spatial_dims:
         raise ConfigurationError(
             f"{name} has {dims} spatial axes and the network works on {spatial_dims}: give {spatial_dims}D images."
         )
-    accepted, count = ensure_tuple(in_channels), image.shape[0]
+    count = image.shape[0]
     if count not in accepted:
         reads = " or ".join(str(number) for number in accepted)
         raise ConfigurationError(
@@ -51,9 +54,10 @@ def check_image(
     values = torch.as_tensor(image).as_subclass(torch.Tensor)
     first = values[(0,) * values.ndim]
     if (values == first).all():
-        warnings.warn(f"{name} has one value everywhere, {first.item()}: nothing is to be seen in it.", stacklevel=2)
+        warn(f"{name} has one value everywhere, {first.item()}: nothing is to be seen in it.")
 
 
+@checked_arguments
 def check_finite(image: torch.Tensor | np.ndarray, name: str = "the image") -> None:
     """Raise :class:`ConfigurationError`, with their number, when an array of any shape holds NaN or inf."""
     values = torch.as_tensor(image)
@@ -68,6 +72,7 @@ def check_finite(image: torch.Tensor | np.ndarray, name: str = "the image") -> N
         )
 
 
+@checked_arguments
 def check_label(
     label: torch.Tensor | np.ndarray, out_channels: int, setting: str = "out_channels", name: str = "the label"
 ) -> None:

@@ -124,7 +124,7 @@ class DictionaryTransform(MapTransform, InvertibleTransform, LazyTransform):
 
     def __init__(self, keys: KeysCollection, transform: Any, allow_missing_keys: bool, lazy: bool) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
-        LazyTransform.__init__(self, lazy=lazy)
+        LazyTransform.__init__(self, lazy=bool(lazy))
         self.transforms = ensure_tuple_rep(transform, len(self.keys))
 
     @LazyTransform.lazy.setter  # type: ignore[attr-defined]

@@ -13,6 +13,7 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms import InvertibleTransform, LazyTransform, RandomizableTransform, Rotate90
 from monai.utils import TraceKeys, convert_to_tensor, ensure_tuple
 
+from monai_gmr.arguments import check_number, checked_arguments
 from monai_gmr.symmetry import grid_element, is_mirror
 from monai_gmr.symmetry.group_names import Element
 from monai_gmr.symmetry.group_structure import GroupOrElements, group_elements
@@ -52,8 +53,9 @@ class GridSymmetry(InvertibleTransform, LazyTransform):
 
     backend = Rotate90.backend
 
+    @checked_arguments
     def __init__(self, element: Element, lazy: bool = False, mirrored_labels: LabelPairs = ()) -> None:
-        LazyTransform.__init__(self, lazy=lazy)
+        LazyTransform.__init__(self, lazy=bool(lazy))
         self.mirrored_labels = check_label_pairs(mirrored_labels)
         try:
             grid_element(element, 2)
@@ -94,6 +96,7 @@ class GridSymmetryd(DictionaryTransform):
 
     backend = GridSymmetry.backend
 
+    @checked_arguments
     def __init__(
         self,
         keys: KeysCollection,
@@ -149,6 +152,7 @@ class RandGridSymmetry(RandomizableTransform, GridSymmetry):
         the signatures are those of ``monai.transforms.RandRotate90``.
     """
 
+    @checked_arguments
     def __init__(
         self,
         prob: float = 0.1,
@@ -157,8 +161,7 @@ class RandGridSymmetry(RandomizableTransform, GridSymmetry):
         lazy: bool = False,
         mirrored_labels: LabelPairs = (),
     ) -> None:
-        if not 0 <= prob <= 1:
-            raise ConfigurationError(f"prob={prob} is no probability: give a number from 0 to 1.")
+        check_number("prob", prob, 0, 1)
         try:
             elements = group_elements(group, 2, axis)
         except ConfigurationError:
@@ -166,7 +169,7 @@ class RandGridSymmetry(RandomizableTransform, GridSymmetry):
         if not len(elements):
             raise ConfigurationError("group=[] is a set of size zero: give a name, such as 'all', or elements.")
         RandomizableTransform.__init__(self, prob)
-        LazyTransform.__init__(self, lazy=lazy)
+        LazyTransform.__init__(self, lazy=bool(lazy))
         self.group, self.axis = group, axis
         self.mirrored_labels = check_label_pairs(mirrored_labels)
         self._element: np.ndarray | None = None
@@ -210,6 +213,7 @@ class RandGridSymmetryd(RandomizableTransform, DictionaryTransform):
 
     backend = GridSymmetry.backend
 
+    @checked_arguments
     def __init__(
         self,
         keys: KeysCollection,

@@ -12,8 +12,9 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor, PILReader
 from monai.transforms import LoadImage, MapTransform, ResampleToMatch
 
+from monai_gmr.arguments import check_choice, checked_arguments
 from monai_gmr.transforms.case_checks import check_image, check_label, describe_offset
-from monai_gmr.utils import ConfigurationError, check_choice
+from monai_gmr.utils import ConfigurationError
 
 LABEL_AFFINES = ("refuse", "resample", "ignore")
 # codes of the header for complex64, complex128 and complex256; MONAI's LoadImage drops the imaginary part
@@ -89,6 +90,7 @@ class LoadCased(MapTransform):
         torch.Size([1, 8, 8, 8])
     """
 
+    @checked_arguments
     def __init__(
         self,
         keys: KeysCollection,

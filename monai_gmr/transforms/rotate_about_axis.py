@@ -13,9 +13,10 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms import InvertibleTransform, LazyTransform, Rotate
 from monai.utils import TraceKeys, convert_to_tensor, ensure_tuple, ensure_tuple_rep, get_equivalent_dtype
 
+from monai_gmr.arguments import check_choice, checked_arguments, describe, voxel_spacing
 from monai_gmr.symmetry import axis_direction, rotation_matrix
 from monai_gmr.transforms.functional import DictionaryTransform, image_shape, rotate_by_matrix
-from monai_gmr.utils import ConfigurationError, check_choice
+from monai_gmr.utils import ConfigurationError
 
 MODES = ("bilinear", "nearest")
 PADDING_MODES = ("border", "reflection", "zeros")
@@ -57,6 +58,7 @@ class RotateAboutAxis(InvertibleTransform, LazyTransform):
 
     backend = Rotate.backend
 
+    @checked_arguments
     def __init__(
         self,
         angle: float,
@@ -69,16 +71,22 @@ class RotateAboutAxis(InvertibleTransform, LazyTransform):
         dtype: DtypeLike | torch.dtype = torch.float32,
         lazy: bool = False,
     ) -> None:
-        LazyTransform.__init__(self, lazy=lazy)
-        if isinstance(angle, (bool, str)) or np.ndim(angle) or not np.isfinite(angle):
+        LazyTransform.__init__(self, lazy=bool(lazy))
+        if not np.isfinite(angle):
             raise ConfigurationError(f"angle={angle!r} is no angle: give one finite number of degrees.")
+        try:
+            get_equivalent_dtype(dtype, torch.Tensor)
+        except (TypeError, ValueError):
+            raise ConfigurationError(
+                f"dtype={describe(dtype)} is impossible: give a dtype such as torch.float32."
+            ) from None
         axis_direction(axis)
-        if spacing is not None and not all(step > 0 for step in spacing):
-            raise ConfigurationError(f"spacing={spacing!r} is no voxel size: give millimetres above 0, one an axis.")
+        if spacing is not None:
+            voxel_spacing(spacing, len(spacing))
         check_choice("mode", mode, MODES)
         check_choice("padding_mode", padding_mode, PADDING_MODES)
         self.angle, self.axis, self.spacing = angle, axis, spacing
-        self.mode, self.padding_mode, self.align_corners, self.dtype = mode, padding_mode, align_corners, dtype
+        self.mode, self.padding_mode, self.align_corners, self.dtype = mode, padding_mode, bool(align_corners), dtype
 
     def pull_matrix(self, img: torch.Tensor) -> np.ndarray:
         """The matrix of shape ``(d, d)``, in voxels, that sends a voxel of the result to its place in the image ``(C, *spatial)``."""
@@ -164,6 +172,7 @@ class RotateAboutAxisd(DictionaryTransform):
 
     backend = RotateAboutAxis.backend
 
+    @checked_arguments
     def __init__(
         self,
         keys: KeysCollection,
@@ -181,7 +190,7 @@ class RotateAboutAxisd(DictionaryTransform):
         number = len(ensure_tuple(keys))
         settings = {"mode": mode, "padding_mode": padding_mode, "align_corners": align_corners, "dtype": dtype}
         for name, setting in settings.items():
-            if isinstance(setting, (list, tuple)) and len(setting) != number:
+            if isinstance(setting, (list, tuple, np.ndarray)) and len(setting) != number:
                 raise ConfigurationError(f"{name} has {len(setting)} entries for {number} keys: give one, or one each.")
         each = zip(*(ensure_tuple_rep(setting, number) for setting in settings.values()))
         transforms = [RotateAboutAxis(angle, axis, spacing=spacing, lazy=lazy, **dict(zip(settings, e))) for e in each]

@@ -97,11 +97,11 @@ def test_bias_field_multiplies_within_its_range():
     [
         ({"spatial_shape": (48,)}, "2 or 3 sizes"),
         ({"spatial_shape": (48, 8, 48)}, "at least 16"),
-        ({"spatial_shape": (48, 48, 48), "spacing": (1, 1)}, "3 positive millimetres"),
-        ({"spatial_shape": (48, 48), "spacing": (1, 0)}, "2 positive millimetres"),
+        ({"spatial_shape": (48, 48, 48), "spacing": (1, 1)}, "give 3 voxel sizes above 0 in millimetres"),
+        ({"spatial_shape": (48, 48), "spacing": (1, 0)}, "give 2 voxel sizes above 0 in millimetres"),
         ({"spatial_shape": (48, 48), "pose": "flat"}, "'upright', 'random'"),
         ({"spatial_shape": (48, 48), "noise": "salt"}, "'rician', 'gaussian'"),
-        ({"spatial_shape": (48, 48), "noise_level": -1}, "not negative"),
+        ({"spatial_shape": (48, 48), "noise_level": -1}, "noise_level=-1 is impossible: give a number of at least 0"),
         ({"spatial_shape": (48, 48), "num_objects": 0}, "at least 1"),
     ],
 )
@@ -226,7 +226,7 @@ def test_command_line_makes_a_data_set_with_a_picture(tmp_path, capsys):
     [
         (["--number", "2"], "at least 3"),
         (["--size", "4"], "at least 16"),
-        (["--spacing", "1", "2"], "3 positive millimetres"),
+        (["--spacing", "1", "2"], "give 3 voxel sizes above 0 in millimetres"),
     ],
 )
 def test_command_line_mistakes_are_one_sentence_and_code_2(tmp_path, capsys, arguments, words):

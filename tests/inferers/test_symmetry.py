@@ -232,8 +232,8 @@ def test_the_image_is_unchanged_and_arguments_are_transformed_with_it():
         ({"activation": "relu"}, "activation='relu' is unknown"),
         ({"uncertainty": "variance"}, "uncertainty='variance' is unknown"),
         ({"uncertainty": "entropy"}, "needs probabilities"),
-        ({"views_per_batch": 0}, "use 1 or more"),
-        ({"inferer": 3}, "cannot be called"),
+        ({"views_per_batch": 0}, "views_per_batch=0 is impossible: give a whole number of at least 1"),
+        ({"inferer": 3}, "inferer=3 is impossible: give a MONAI inferer"),
     ],
 )
 def test_wrong_arguments(options, message):

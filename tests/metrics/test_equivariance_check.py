@@ -40,7 +40,9 @@ def test_axes_are_those_of_the_first_layer_not_the_levels_of_the_net(windows):
 
 
 def test_a_function_has_no_modules_to_name():
-    with pytest.raises(ConfigurationError, match=r"net=function has no modules to name: .* or measure it by"):
+    with pytest.raises(
+        ConfigurationError, match=r"net=function is impossible: give a torch.nn.Module, or measure it by"
+    ):
         check_equivariance(lambda x: x, 20, 1, 2)
 
 
@@ -487,7 +489,10 @@ def test_layers_on_sampled_fields_are_no_break_of_a_net_that_is_exact(dims):
     assert not check_equivariance(net, (8, 9, 10)[:dims], group=point_group(dims)).ok
 
 
-@pytest.mark.parametrize("nothing", [{"group": []}, {"batch_size": 0}])
-def test_a_check_of_nothing_is_refused(nothing):
-    with pytest.raises(ConfigurationError, match="nothing is compared"):
+@pytest.mark.parametrize(
+    ("nothing", "sentence"),
+    [({"group": []}, "nothing is compared"), ({"batch_size": 0}, "batch_size=0 is impossible: give a whole number")],
+)
+def test_a_check_of_nothing_is_refused(nothing, sentence):
+    with pytest.raises(ConfigurationError, match=sentence):
         check_equivariance(nn.Conv2d(1, 1, 3, padding=1), 8, **nothing)

@@ -55,7 +55,7 @@ def test_spacing_makes_shells_round_in_millimetres():
 
 @pytest.mark.parametrize("spacing", [(1.0,), (1.0, -1.0), (1.0, float("nan"))])
 def test_impossible_spacing_is_refused(spacing):
-    with pytest.raises(ConfigurationError, match="positive voxel sizes in millimetres"):
+    with pytest.raises(ConfigurationError, match="voxel sizes above 0 in millimetres"):
         tap_spacing((3, 3), spacing=spacing)
 
 

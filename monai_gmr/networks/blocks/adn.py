@@ -34,7 +34,9 @@ class GMRADN(ADN):
     def __init__(self, *args: Any, recomputes: bool = False, **kwargs: Any) -> None:
         try:
             super().__init__(*args, **kwargs)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
+            if isinstance(error, ConfigurationError):
+                raise
             raise ConfigurationError(
                 f"the activation, dropout or norm of a block cannot be built ({error}): give it as a pair of its name and all arguments "
                 "that it needs, such as ('group', {'num_groups': 4})."

@@ -1,15 +1,18 @@
 """MONAI's ``Convolution``, ``ResidualUnit`` and ResNet block with radial kernels and strides that are exact on every size."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from monai.networks.layers.factories import Act, Dropout, Norm
 from monai.networks.layers.utils import get_act_layer
-from monai.utils import ensure_tuple_rep
 from torch import nn
 
+from monai_gmr.arguments import Named, check_choice, check_count, checked_arguments
 from monai_gmr.networks.blocks.adn import GMRADN
 from monai_gmr.networks.layers import GMRDownsample, GMRUpsample, keep_channels_last, make_convolution, make_downsample
+from monai_gmr.networks.layers.conv_nd import whole_numbers
+from monai_gmr.networks.layers.factories import Convolution, check_named
 from monai_gmr.networks.layers.gmr_harmonic_conv import GMRHarmonicConvNd
 from monai_gmr.networks.layers.group_levels import (
     chain,
@@ -28,8 +31,11 @@ def _same_padding(
     spatial_dims: int, kernel_size: int | Sequence[int], dilation: int | Sequence[int]
 ) -> tuple[int, ...]:
     """Voxels at both ends of an axis that keep its length, which an odd window alone can."""
-    per_axis = zip(ensure_tuple_rep(kernel_size, spatial_dims), ensure_tuple_rep(dilation, spatial_dims))
-    reach = [d * (k - 1) for k, d in per_axis]
+    windows, steps = (
+        whole_numbers(name, value, spatial_dims)
+        for name, value in (("kernel_size", kernel_size), ("dilation", dilation))
+    )
+    reach = [d * (k - 1) for k, d in zip(windows, steps)]
     if any(r % 2 for r in reach):
         raise ConfigurationError(
             f"kernel_size={kernel_size} cannot keep the size symmetrically: use an odd kernel_size, or give the padding."
@@ -69,6 +75,7 @@ class GMRConvolution(nn.Sequential):
         torch.Size([1, 8, 5, 6])
     """
 
+    @checked_arguments
     def __init__(
         self,
         spatial_dims: int,
@@ -76,10 +83,10 @@ class GMRConvolution(nn.Sequential):
         out_channels: int,
         strides: int | Sequence[int] = 1,
         kernel_size: int | Sequence[int] = 3,
-        adn_ordering: str = "NDA",
-        act: tuple | str | None = "PRELU",
-        norm: tuple | str | None = "INSTANCE",
-        dropout: tuple | str | float | None = None,
+        adn_ordering: Annotated[str, "letters of A, D and N, such as 'NDA'"] = "NDA",
+        act: Named | None = "PRELU",
+        norm: Named | None = "INSTANCE",
+        dropout: Named | float | None = None,
         dropout_dim: int | None = 1,
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
@@ -89,18 +96,21 @@ class GMRConvolution(nn.Sequential):
         padding: int | Sequence[int] | None = None,
         output_padding: int | Sequence[int] | None = None,
         *,
-        conv: str | Sequence = "gmr",
+        conv: Convolution = "gmr",
         rings: str = "gaussian",
         spacing: Sequence[float] | None = None,
         padding_mode: str = "zeros",
     ) -> None:
         super().__init__()
+        check_choice("spatial_dims", spatial_dims, (1, 2, 3))
+        for name, value, factory in (("act", act, Act), ("norm", norm, Norm), ("dropout", dropout, Dropout)):
+            check_named(name, value, factory)
         conv = with_elements(conv, spatial_dims)
-        if output_padding is not None and any(ensure_tuple_rep(output_padding, spatial_dims)):
+        if output_padding is not None and any(whole_numbers("output_padding", output_padding, spatial_dims, least=0)):
             raise ConfigurationError(
                 f"output_padding={output_padding} breaks the symmetry: leave it out, the block grows an axis exactly strides times."
             )
-        factors = ensure_tuple_rep(strides, spatial_dims)
+        factors = whole_numbers("strides", strides, spatial_dims)
         check_factors(conv, factors, spatial_dims)
         if any(factor != 1 for factor in factors):
             resample = GMRUpsample if is_transposed else GMRDownsample
@@ -148,6 +158,7 @@ class GMRResidualUnit(nn.Module):
         torch.Size([1, 4, 4, 4, 5])
     """
 
+    @checked_arguments
     def __init__(
         self,
         spatial_dims: int,
@@ -156,25 +167,34 @@ class GMRResidualUnit(nn.Module):
         strides: int | Sequence[int] = 1,
         kernel_size: int | Sequence[int] = 3,
         subunits: int = 2,
-        adn_ordering: str = "NDA",
-        act: tuple | str | None = "PRELU",
-        norm: tuple | str | None = "INSTANCE",
-        dropout: tuple | str | float | None = None,
+        adn_ordering: Annotated[str, "letters of A, D and N, such as 'NDA'"] = "NDA",
+        act: Named | None = "PRELU",
+        norm: Named | None = "INSTANCE",
+        dropout: Named | float | None = None,
         dropout_dim: int | None = 1,
         dilation: int | Sequence[int] = 1,
         bias: bool = True,
         last_conv_only: bool = False,
         padding: int | Sequence[int] | None = None,
         *,
-        conv: str | Sequence = "gmr",
+        conv: Convolution = "gmr",
         **kwargs: Any,
     ) -> None:
         super().__init__()
+        check_choice("spatial_dims", spatial_dims, (1, 2, 3))
         conv = with_elements(conv, spatial_dims)
-        factors = ensure_tuple_rep(strides, spatial_dims)
+        factors = whole_numbers("strides", strides, spatial_dims)
         check_factors(conv, factors, spatial_dims)
         strided = any(factor != 1 for factor in factors)
         self.resample = GMRDownsample(spatial_dims, factors) if strided else nn.Identity()
+        check_count("in_channels", in_channels)
+        check_count("out_channels", out_channels)
+        if padding is not None and whole_numbers("padding", padding, spatial_dims, least=0) != _same_padding(
+            spatial_dims, kernel_size, dilation
+        ):
+            raise ConfigurationError(
+                f"padding={padding} changes the size, and the input is added to the result: leave it out."
+            )
         self.residual: nn.Module = nn.Identity()
         if strided or in_channels != out_channels or not keeps_fields(conv, spatial_dims):
             self.residual = make_convolution(pointwise(conv), spatial_dims, in_channels, out_channels, 1, bias=bias)
@@ -214,6 +234,7 @@ class GMRResNetBlock(nn.Module):
         torch.Size([1, 16, 5, 6])
     """
 
+    @checked_arguments
     def __init__(
         self,
         spatial_dims: int,
@@ -223,23 +244,25 @@ class GMRResNetBlock(nn.Module):
         stride: int = 1,
         bottleneck: bool = False,
         *,
-        downsample: str | tuple = ("lowpass", {"sigma": 1.5}),
+        downsample: Named = ("lowpass", {"sigma": 1.5}),
         downsample_inside: bool = False,
-        act: tuple | str = "swish",
-        norm: tuple | str = "batch",
-        conv: str | Sequence = "gmr",
+        act: Named = "swish",
+        norm: Named = "batch",
+        conv: Convolution = "gmr",
         **kwargs: Any,
     ) -> None:
         super().__init__()
+        check_choice("spatial_dims", spatial_dims, (1, 2, 3))
         conv = with_elements(conv, spatial_dims)
-        windows: list = [1, kernel_size, 1] if bottleneck else [kernel_size, kernel_size]
+        window = whole_numbers("kernel_size", kernel_size, spatial_dims)
+        windows = [(1,) * spatial_dims, window, (1,) * spatial_dims] if bottleneck else [window, window]
         widths = [in_channels, channels, channels] + [4 * channels] * bottleneck
         self.downsample = make_downsample(downsample, spatial_dims) if stride > 1 else nn.Identity()
         self.inside = downsample_inside and bottleneck and stride > 1
         common: dict[str, Any] = {"norm": norm, "bias": False}
         self.convs = nn.Sequential()
         for i, (window, step) in enumerate(zip(windows, chain(conv, len(windows), spatial_dims))):
-            options = common | kwargs | {"conv": pointwise(step) if window == 1 else step, "kernel_size": window}
+            options = common | kwargs | {"conv": pointwise(step) if max(window) == 1 else step, "kernel_size": window}
             options["act"] = act if i + 1 < len(windows) else None
             self.convs.add_module(f"conv{i + 1}", GMRConvolution(spatial_dims, widths[i], widths[i + 1], **options))
             if self.inside and i == 0:

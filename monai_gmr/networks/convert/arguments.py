@@ -9,28 +9,19 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import UninitializedBuffer
 
+from monai_gmr.arguments import check_choice
 from monai_gmr.networks.annealing import annealed_layers
 from monai_gmr.networks.convert.trace import Trace, convolutions_of
 from monai_gmr.networks.layers.point_group_conv import FILTERS
 from monai_gmr.symmetry import PointGroup
 from monai_gmr.symmetry.group_structure import GroupSpec
-from monai_gmr.utils import ConfigurationError, check_choice, windowed_layers
+from monai_gmr.utils import ConfigurationError, windowed_layers
 
 
-def check_network(module: nn.Module, example_inputs: Any, spatial_size: Any, inplace: bool) -> None:
-    """Raise where a network cannot be converted, or where its inputs are given in another form."""
-    if not isinstance(module, nn.Module):
-        raise ConfigurationError(f"module={type(module).__name__} is no network: give a torch.nn.Module.")
+def check_network(module: nn.Module, inplace: bool) -> None:
+    """Raise where a network cannot be converted."""
     if hasattr(module, "_orig_mod"):
         raise ConfigurationError(f"{type(module).__name__} is compiled already: convert first, then compile.")
-    if example_inputs is not None and not isinstance(example_inputs, list | tuple | Mapping):
-        raise ConfigurationError(
-            f"example_inputs={type(example_inputs).__name__} is impossible: give what forward takes as a tuple, or as a dictionary by name."
-        )
-    if spatial_size is not None and not isinstance(spatial_size, Sequence):
-        raise ConfigurationError(
-            f"spatial_size={spatial_size!r} is impossible: give one number per axis, such as (64, 64)."
-        )
     if not inplace and any(isinstance(each, UninitializedBuffer) for each in module.buffers()):
         raise ConfigurationError(
             f"{type(module).__name__} has lazily built norms, which torch cannot copy: call it once with an image, or give inplace=True."
@@ -83,8 +74,12 @@ def _given_channels(net: nn.Module) -> list[int]:
     return list(dict.fromkeys([*found[:1], *(each for each in found[1:] if each > 0)]))
 
 
-def check_channels(net: nn.Module, trace: Trace, in_channels: int | None) -> None:
-    """Raise where no image could be sent through a network because it was given other channels than any layer has."""
+def check_trace(net: nn.Module, trace: Trace, in_channels: int | None, example_inputs: Any) -> None:
+    """Raise where nothing could be sent through a network because it was given channels that no layer has, or inputs that do not fit."""
+    if trace.failure and example_inputs is not None:
+        raise ConfigurationError(
+            f"example_inputs cannot be sent through {type(net).__name__} ({trace.reason}): give what its forward takes."
+        )
     if trace.failure and in_channels and in_channels not in _given_channels(net):
         raise ConfigurationError(
             f"in_channels={in_channels} does not fit {type(net).__name__}, which takes no such image ({trace.reason}): give the number of "
@@ -98,8 +93,8 @@ def check_built(net: nn.Module, in_channels: int) -> None:
         raise ConfigurationError(f"{type(net).__name__} begins with a lazily built layer: give in_channels.")
 
 
-def input_of(net: nn.Module, in_channels: int | None, spatial_dims: int | None) -> tuple[list[int], int]:
-    """Channels that the image may have, the likeliest first, and number of its spatial axes."""
+def input_of(net: nn.Module, in_channels: int | None, spatial_dims: int | None) -> tuple[list[int], list[int]]:
+    """Channels that the image may have, and numbers of spatial axes, the likeliest first."""
     convolutions = convolutions_of(net)
     if not spatial_dims and not convolutions:
         raise ConfigurationError(
@@ -115,7 +110,9 @@ def input_of(net: nn.Module, in_channels: int | None, spatial_dims: int | None) 
     check_built(net, channels[0] if channels else 0)
     # an image that is made of several arguments, or that a function convolves, has those of no layer
     more = [] if in_channels else [1, 3]
-    return list(dict.fromkeys([*channels[:8], *more])), spatial_dims or len(convolutions[0].kernel_size)
+    # the layer that is registered first need not be given the image
+    dims = [spatial_dims] if spatial_dims else [len(each.kernel_size) for each in convolutions]
+    return list(dict.fromkeys([*channels[:8], *more])), list(dict.fromkeys(dims))
 
 
 def group_arguments(

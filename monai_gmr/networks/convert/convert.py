@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import copy
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 from monai.utils import ensure_tuple
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from monai_gmr.arguments import check_choice, checked_arguments
 from monai_gmr.networks.annealing import pending_sentence
 from monai_gmr.networks.convert.annealed import with_rest
 from monai_gmr.networks.convert.arguments import (
     check_built,
-    check_channels,
     check_network,
     check_no_rings,
     check_selectors,
+    check_trace,
     check_windows,
     group_arguments,
     input_of,
@@ -44,22 +44,25 @@ from monai_gmr.networks.convert.trace import (
     trace_sizes,
 )
 from monai_gmr.networks.layers import AnnealedConv, split_convolution
+from monai_gmr.networks.layers.factories import Convolution
 from monai_gmr.networks.layers.gmr_conv import RINGS
 from monai_gmr.networks.layers.size_trail import TrailStart
 from monai_gmr.symmetry.group_structure import GroupSpec
-from monai_gmr.utils import ConfigurationError, SymmetryWarning, check_choice
+from monai_gmr.utils import ConfigurationError, SymmetryWarning, warn
 
 Selector = str | type | Callable[[str, nn.Module], bool]
+Selectors = Annotated[Selector | Sequence[Selector] | None, "names, classes, or functions of name and module"]
 NEEDED = "give in_channels and spatial_size of its image, or example_inputs for a network that takes more than an image"
 POSITIONS = re.compile(r"pos(ition)?(al)?_?emb|relative_position_bias|rel_pos")
 
 
+@checked_arguments
 def convert_to_gmr(
     module: nn.Module,
     kernel_sizes: int | Mapping[int, int] | None = None,
-    include: Selector | Sequence[Selector] | None = None,
-    exclude: Selector | Sequence[Selector] | None = None,
-    conv: str | Sequence = "gmr",
+    include: Selectors = None,
+    exclude: Selectors = None,
+    conv: Convolution = "gmr",
     *,
     group: GroupSpec | None = None,
     rings: str = "gaussian",
@@ -69,8 +72,10 @@ def convert_to_gmr(
     inplace: bool = False,
     in_channels: int | None = None,
     spatial_dims: int | None = None,
-    spatial_size: Sequence[int] | None = None,
-    example_inputs: Sequence | Mapping[str, Any] | None = None,
+    spatial_size: Annotated[Sequence[int] | None, "one number per axis, such as (64, 64)"] = None,
+    example_inputs: Annotated[
+        Sequence | Mapping[str, Any] | None, "what forward takes as a list, or as a dictionary by name"
+    ] = None,
 ) -> nn.Module:
     """Make a network equivariant under the symmetries of the grid, at every size: swap its convolutions for radial, harmonic or group
     ones, and its strides, pools, upsampling and one-sided padding for ones about the centre of the grid.
@@ -106,7 +111,7 @@ def convert_to_gmr(
         inplace: whether the given network itself is changed.
         in_channels: channels of the network's input; default: those of its first convolution, or the first that it takes of those of its
             layers, 1 and 3.
-        spatial_dims: 1, 2 or 3; default: those of its first convolution.
+        spatial_dims: 1, 2 or 3; default: those of its first convolution that an image of them passes.
         spatial_size: a size in voxels, one number per axis, that the network can take; default: the one that the network names, or one
             of some usual sizes.
         example_inputs: arguments of ``forward``, in order or by name, for a network that takes more than an image:
@@ -130,21 +135,32 @@ def convert_to_gmr(
         UNet: 5 modules converted, 0 kept
     """
     name, arguments = split_convolution(conv, ("gmr", "gmr_harmonic", "group", "plain"))
-    weights = weights or ("init" if name == "group" else "project")
+    if weights is None:
+        weights = "init" if name == "group" else "project"
     check_choice("weights", weights, ("project", "init", "anneal"))
     check_choice("rings", rings, RINGS)
     check_windows(kernel_sizes)
-    check_network(module, example_inputs, spatial_size, inplace)
+    check_network(module, inplace)
     net = module if inplace else copy.deepcopy(module)
     if name == "plain":
         return _with_report(net, ConversionReport(type(module).__name__, (), ("conv='plain': unchanged",)))
-    channels, dims = input_of(net, in_channels, spatial_dims)
+    channels, possible_dims = input_of(net, in_channels, spatial_dims)
+    if spatial_size is not None and len(spatial_size) not in possible_dims:
+        raise ConfigurationError(
+            f"spatial_size={tuple(spatial_size)} has {len(spatial_size)} sizes, {type(net).__name__} works on "
+            f"{' or '.join(map(str, possible_dims))} axes: give one for each."
+        )
+    dims, *other_dims = possible_dims if spatial_size is None else [len(spatial_size)]
     if any(isinstance(each, UninitializedParameter) for each in net.parameters()):
         sizes = [tuple(spatial_size)] if spatial_size is not None else [*sizes_of_network(net, dims), (64,) * dims]
         inputs = partial(make_inputs, net, sizes[0], channels[0], example_inputs)
         _BuildingPass(net, guessed=in_channels is None and example_inputs is None).run(inputs, sizes_only=False)
     trace = trace_sizes(net, dims, channels, spatial_size, example_inputs)
-    check_channels(net, trace, in_channels)
+    for other in other_dims:
+        if trace.failure:
+            found = trace_sizes(net, other, channels, spatial_size, example_inputs)
+            trace, dims = (trace, dims) if found.failure else (found, other)
+    check_trace(net, trace, in_channels, example_inputs)
     embeddings = [each for each in net.modules() if type(each).__name__.startswith("PatchEmbed")]
     patches = {inner for each in embeddings for inner in each.modules()}
     of_groups: dict[str, Any] = {}
@@ -196,7 +212,7 @@ def convert_to_gmr(
     if limits := report.evaluation_limits:
         more = f"; {len(limits) - 1} more in conversion_report.limits" if len(limits) > 1 else ""
         sentence = f"the converted {report.name} is not exactly equivariant: {limits[0].rstrip('.')}{more}."
-        warnings.warn(sentence, SymmetryWarning, stacklevel=2)
+        warn(sentence, SymmetryWarning)
     return _with_report(net, report)
 
 
@@ -208,10 +224,6 @@ def _with_report(net: nn.Module, report: ConversionReport) -> nn.Module:
 def _matches(path: str, module: nn.Module, selector: Selector) -> bool:
     if isinstance(selector, str):
         return selects(path, selector)
-    if not callable(selector):
-        raise ConfigurationError(
-            f"{selector!r} selects no modules: give names, classes, or a function of name and module."
-        )
     return isinstance(module, selector) if isinstance(selector, type) else selector(path, module)
 
 

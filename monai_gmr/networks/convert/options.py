@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from monai_gmr.arguments import voxel_spacing
 from monai_gmr.networks.convert.fields import Fields
 from monai_gmr.networks.convert.trace import Trace
 from monai_gmr.networks.utils import copy_hooks, move_hooks
@@ -53,8 +54,8 @@ class Options:
         """The symmetries of the converted network: the group of group convolutions, else those of the grid that keep the spacing."""
         if self.group_arguments:
             return self.group_arguments["group"]  # type: ignore[no-any-return]
-        spacing = self.arguments.get("spacing") or (1,) * self.spatial_dims
-        return PointGroup.from_name("all", self.spatial_dims).keeping(tuple(spacing))
+        spacing = voxel_spacing(self.arguments.get("spacing"), self.spatial_dims)
+        return PointGroup.from_name("all", self.spatial_dims).keeping(spacing)
 
     @property
     def keeps_weights(self) -> bool:

@@ -8,6 +8,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+from monai_gmr.arguments import checked_arguments
 from monai_gmr.ops.free_sizes import is_free
 
 
@@ -46,6 +47,7 @@ class AnnealedConv(nn.Module):
     kernel_norm: torch.Tensor
     ends: list[int]
 
+    @checked_arguments
     def __init__(
         self,
         equivariant: nn.Module,

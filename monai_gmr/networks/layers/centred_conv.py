@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from monai.data import MetaTensor
 from torch import nn
 
+from monai_gmr.arguments import checked_arguments
 from monai_gmr.networks.layers.conv_nd import check_input, whole_numbers
 from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d, GMRConvNd
 from monai_gmr.networks.layers.gmr_harmonic_conv import (
@@ -36,6 +37,7 @@ class CentredConvNd(SizedLayer, GMRConvNd):
     window_shells: torch.Tensor
     window_harmonics: torch.Tensor
 
+    @checked_arguments
     def __init__(self, *args: Any, surplus: int | Sequence[int] = 0, **kwargs: Any) -> None:
         self.surplus = list(whole_numbers("surplus", surplus, self.spatial_dims, least=0))
         self.levels: Levels | None = None

@@ -1,22 +1,21 @@
 """What all convolutions of this library share with ``torch.nn.ConvNd``: arguments, paddings, constant tables, copies for deployment."""
 
 import inspect
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from monai_gmr import symmetry
+from monai_gmr.arguments import Device, check_argument, check_choice, check_count, checked_arguments, is_whole
 from monai_gmr.networks.layers.table_module import TableModule
 from monai_gmr.ops import pad_nd
 from monai_gmr.ops.autocast import autocast_dtype
 from monai_gmr.ops.call import Call
 from monai_gmr.ops.made_conv import MadeKernel, made_conv
 from monai_gmr.ops.memory_format import keep_format
-from monai_gmr.utils import ConfigurationError, SymmetryWarning, check_choice, check_count
+from monai_gmr.utils import ConfigurationError, SymmetryWarning, warn
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -47,8 +46,9 @@ def passes_arguments_to(parent: type, without: Sequence[str] = ()) -> Callable:
 
 def whole_numbers(name: str, value: Any, spatial_dims: int, least: int = 1) -> Any:
     """One whole number of at least ``least`` per axis, as a tuple, from one for all or one each."""
-    numbers = tuple(value) if isinstance(value, Sequence | np.ndarray) else (value,) * spatial_dims
-    if len(numbers) != spatial_dims or any(int(n) != n or n < least for n in numbers):
+    check_argument(name, value, int | Sequence[int])
+    numbers = (value,) * spatial_dims if is_whole(value) else tuple(value)
+    if len(numbers) != spatial_dims or min(numbers) < least:
         raise ConfigurationError(
             f"{name}={value} is impossible: give {spatial_dims} whole numbers of at least {least}, or one for all axes."
         )
@@ -70,7 +70,7 @@ def check_input(module: nn.Module, x: torch.Tensor, spatial_dims: int, in_channe
 
 def check_dtype(dtype: torch.dtype | None) -> None:
     """Raise when weights cannot be of a type."""
-    if dtype is not None and not dtype.is_floating_point:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ConfigurationError(f"dtype={dtype} is not possible: use a real floating-point type.")
 
 
@@ -102,6 +102,7 @@ class SymmetricConvNd(TableModule):
     transposed: bool
     bias: torch.Tensor | None
 
+    @checked_arguments
     def __init__(
         self,
         in_channels: int,
@@ -230,12 +231,11 @@ class DirectConvNd(SymmetricConvNd):
             if not self.mirrored_axes[axis]:
                 continue
             if before != after or not symmetry.stride_is_exact(size, k, s, before, d):
-                warnings.warn(
+                warn(
                     f"{type(self).__name__} with kernel_size={k}, stride={s}, padding={self.padding!r}, dilation={d} is not "
                     f"exactly equivariant on an axis of {size} voxels: use padding='symmetric', a kernel_size of the other "
                     "parity, or GMRDownsample.",
                     SymmetryWarning,
-                    stacklevel=3,
                 )
 
     def _padded(self, input: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
@@ -276,6 +276,7 @@ class TransposedConvNd(SymmetricConvNd):
 
     transposed = True
 
+    @checked_arguments
     def __init__(
         self,
         in_channels: int,
@@ -288,14 +289,18 @@ class TransposedConvNd(SymmetricConvNd):
         bias: bool = True,
         dilation: int | Sequence[int] = 1,
         padding_mode: str = "zeros",
-        device=None,
-        dtype=None,
+        device: Device | None = None,
+        dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> None:
         geometry: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
         more: dict[str, Any] = {"bias": bias, "padding_mode": padding_mode, "device": device, "dtype": dtype}
         super().__init__(in_channels, out_channels, kernel_size, **geometry, **more, **kwargs)
         self.output_padding = whole_numbers("output_padding", output_padding, self.spatial_dims, least=0)
+        if any(added >= max(s, d) for added, s, d in zip(self.output_padding, self.stride, self.dilation)):
+            raise ConfigurationError(
+                f"output_padding={output_padding} is impossible: give less than stride={self.stride} or dilation={self.dilation}."
+            )
         self._check_geometry()
         # refuses what "symmetric" cannot do
         self._margins()
@@ -317,12 +322,11 @@ class TransposedConvNd(SymmetricConvNd):
         reversed_ends = [extra for extra, mirrored in zip(output_padding, self.mirrored_axes) if mirrored]
         if torch.jit.is_tracing() or torch.compiler.is_compiling() or max(reversed_ends, default=0) == 0:
             return
-        warnings.warn(
+        warn(
             f"{type(self).__name__} with kernel_size={self.kernel_size}, stride={self.stride} reaches the size "
             f"of output_size only with output_padding={tuple(output_padding)}, which is not equivariant: use a "
             "kernel_size of the stride's parity and padding='symmetric'.",
             SymmetryWarning,
-            stacklevel=3,
         )
 
     def _paddings(self, input: torch.Tensor, output_size: list[int] | None) -> tuple[list[int], list[int]]:

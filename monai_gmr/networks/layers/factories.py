@@ -7,11 +7,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from inspect import signature
-from typing import Any
+from typing import Annotated, Any
 
-from monai.networks.layers.factories import Conv, Dropout, Norm, Pool
+from monai.networks.layers.factories import Conv, Dropout, LayerFactory, Norm, Pool
 from torch import nn
 
+from monai_gmr.arguments import Named, check_choice, checked_arguments
 from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d, SREConv2d, SREConv3d
 from monai_gmr.networks.layers.gmr_conv_transpose import GMRConvTranspose1d, GMRConvTranspose2d, GMRConvTranspose3d
 from monai_gmr.networks.layers.gmr_harmonic_conv import GMRHarmonicConv1d, GMRHarmonicConv2d, GMRHarmonicConv3d
@@ -29,7 +30,7 @@ from monai_gmr.networks.layers.point_group_fields import PointGroupDropout, Poin
 from monai_gmr.networks.layers.resampling import GMRAvgPool, GMRMaxPool
 from monai_gmr.symmetry import PointGroup, partial_group
 from monai_gmr.symmetry.sampled_group import FieldGroup
-from monai_gmr.utils import ConfigurationError, check_choice
+from monai_gmr.utils import ConfigurationError
 
 CONVOLUTIONS = {
     "gmr": "GMR",
@@ -44,6 +45,8 @@ FIELD_ARGUMENTS = {
     "group": ("group", "filter", "in_group", "out_group"),
     "partial": ("group", "samples", "kernel", "orders", "frequencies", "seed", "in_elements", "out_elements"),
 }
+# the argument conv of blocks and nets
+Convolution = Annotated[str | Sequence, "a name, a pair of it and arguments, or a list of one a level"]
 
 
 @cache
@@ -55,7 +58,7 @@ def _arguments_of(name: str) -> tuple[str, ...]:
     return tuple(each for each in known if each not in ("in_channels", "out_channels", "kernel_size"))
 
 
-def split_convolution(conv: str | Sequence, choices: Sequence[str] = tuple(CONVOLUTIONS)) -> tuple[str, dict[str, Any]]:
+def split_convolution(conv: Convolution, choices: Sequence[str] = tuple(CONVOLUTIONS)) -> tuple[str, dict[str, Any]]:
     """Name, one of ``choices``, and further arguments of the argument ``conv`` of blocks and nets, a name or a pair of both; "group" is the
     whole group.
 
@@ -96,7 +99,7 @@ def fields_of(name: str, arguments: Mapping[str, Any], spatial_dims: int) -> Fie
     return partial_group(arguments.get("group"), spatial_dims, arguments.get("samples"))
 
 
-def convolution_label(conv: str | Sequence) -> str:
+def convolution_label(conv: Convolution) -> str:
     """A few words for the argument ``conv`` of nets, such as a report names a net by.
 
     Example:
@@ -115,8 +118,9 @@ def convolution_label(conv: str | Sequence) -> str:
     return ", ".join(map(convolution_label, conv))
 
 
+@checked_arguments
 def make_convolution(
-    conv: str | Sequence,
+    conv: Convolution,
     spatial_dims: int,
     in_channels: int,
     out_channels: int,
@@ -145,6 +149,7 @@ def make_convolution(
         >>> make_convolution("plain", 2, 1, 4, 3, padding=1)
         Conv2d(1, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
     """
+    check_choice("spatial_dims", spatial_dims, (1, 2, 3))
     name, arguments = split_convolution(conv)
     options: dict[str, Any] = {} if name == "plain" or name in FIELD_ARGUMENTS else {"spacing": spacing}
     if name in FIELD_ARGUMENTS and spacing is not None:
@@ -183,7 +188,18 @@ def one_per_level(name: str, value: Any, levels: int, what: str) -> list:
     return list(value)
 
 
-def keep_channels_last(norm: tuple | str | None) -> tuple | str | None:
+def check_named(argument: str, layer: Named | float | None, factory: LayerFactory) -> None:
+    """Raise when an argument names a layer that a factory of MONAI does not have.
+
+    Example:
+        >>> check_named("norm", ("batch", {"eps": 1e-3}), Norm)
+    """
+    name = layer[0] if isinstance(layer, tuple | list) else layer
+    if isinstance(name, str) and name.upper() not in factory.names:
+        check_choice(argument, name, tuple(each.lower() for each in factory.names))
+
+
+def keep_channels_last(norm: Named | None) -> Named | None:
     """The norm of a block: "instance" becomes :class:`GMRInstanceNorm2d`, which is the same and keeps an image channels last.
 
     Example:

@@ -1,7 +1,6 @@
 """Radial convolutions with the interface of ``torch.nn.ConvNd``."""
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,11 +9,12 @@ import torch
 from torch import nn
 
 from monai_gmr import symmetry
+from monai_gmr.arguments import Device, check_choice, checked_arguments
 from monai_gmr.networks.layers.conv_nd import DirectConvNd, SymmetricConvNd, passes_arguments_to
 from monai_gmr.ops import dense_kernel, ring_conv
 from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.symmetry.taps import SIGMA_FLOOR, TABLE_UNITS
-from monai_gmr.utils import ConfigurationError, check_choice
+from monai_gmr.utils import ConfigurationError, warn
 
 RINGS = ("gaussian", "indexed", "hard", "indexed_square", "hard_square")
 # in voxels: a tap as close to the support has no weight
@@ -31,6 +31,7 @@ class RingConvNd(SymmetricConvNd):
     sigma_floor: float
     support: float
 
+    @checked_arguments
     def __init__(
         self,
         in_channels: int,
@@ -42,8 +43,8 @@ class RingConvNd(SymmetricConvNd):
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
-        device=None,
-        dtype=None,
+        device: Device | None = None,
+        dtype: torch.dtype | None = None,
         *,
         rings: str = "gaussian",
         num_rings: int | None = None,
@@ -64,14 +65,12 @@ class RingConvNd(SymmetricConvNd):
             raise ConfigurationError(f"num_rings={num_rings} is impossible: use at least {1 + square}{corners}.")
         for axis, (k, step) in enumerate(zip(self.kernel_size, self.steps)):
             if k > 1 and (1.0 if k % 2 else 0.5) * step >= self.support:
-                warnings.warn(
+                warn(
                     f"the taps along axis {axis} lie {step:g} voxels apart, beyond the kernel's reach of {self.support:g}: "
                     f"the layer does not mix along it; use a larger kernel_size on the finer axes.",
-                    UserWarning,
-                    stacklevel=2,
                 )
         rows, columns = (in_channels, out_channels) if self.transposed else (out_channels, in_channels)
-        options = {"device": device, "dtype": dtype}
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(rows, columns // groups, self.num_rings, **options))
         self.bias = nn.Parameter(torch.empty(out_channels, **options)) if bias else None
         self.sigma_floor = SIGMA_FLOOR.get(rings.removesuffix("_square"), 0.0)
@@ -226,6 +225,7 @@ class SREConv2d(GMRConv2d):
     """
 
     @passes_arguments_to(GMRConvNd, without=["rings"])
+    @checked_arguments
     def __init__(self, *args, num_rings: int | None = None, spacing=None, **kwargs) -> None:
         super().__init__(*args, rings="hard", num_rings=num_rings, spacing=spacing, **kwargs)
 
@@ -234,5 +234,6 @@ class SREConv3d(GMRConv3d):
     """:class:`SREConv2d` in three dimensions."""
 
     @passes_arguments_to(GMRConvNd, without=["rings"])
+    @checked_arguments
     def __init__(self, *args, num_rings: int | None = None, spacing=None, **kwargs) -> None:
         super().__init__(*args, rings="hard", num_rings=num_rings, spacing=spacing, **kwargs)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from monai_gmr.networks.layers.conv_nd import passes_arguments_to
+from monai_gmr.arguments import check_choice, checked_arguments
+from monai_gmr.networks.layers.conv_nd import passes_arguments_to, whole_numbers
 from monai_gmr.networks.layers.gmr_conv import GMRConvNd
 from monai_gmr.ops import Orders, ResponseTables, RingKernel, harmonic_conv
 from monai_gmr.ops.call import Call
@@ -35,7 +36,7 @@ from monai_gmr.symmetry import (
 )
 from monai_gmr.symmetry.group_structure import GroupSpec
 from monai_gmr.symmetry.taps import in_units
-from monai_gmr.utils import ConfigurationError, check_choice
+from monai_gmr.utils import ConfigurationError
 
 RELAXATIONS = ("vector", "matrix")
 # handedness is a small mean of terms that vary much: a step of the optimiser has to move it as far as other terms
@@ -70,6 +71,7 @@ class GMRHarmonicConvNd(GMRConvNd):
     chiral_weight: torch.Tensor | None
 
     @passes_arguments_to(GMRConvNd)
+    @checked_arguments
     def __init__(
         self,
         in_channels: int,
@@ -86,14 +88,7 @@ class GMRHarmonicConvNd(GMRConvNd):
         dims = self.spatial_dims
         check_choice("relax", relax, RELAXATIONS)
         kept = kept_group(keeps, dims)
-        for name, value in (("orders", orders), ("order_split", order_split)):
-            if value is not None and (isinstance(value, str) or not isinstance(value, Sequence)):
-                raise ConfigurationError(
-                    f"{name}={value!r} is impossible: give a sequence, one for each order, or None."
-                )
         orders = tuple(range(min(3, dims + 1))) if orders is None else tuple(orders)
-        if not isinstance(inner_products, bool):
-            raise ConfigurationError(f"inner_products={inner_products!r} is impossible: give True or False.")
         if len(set(orders)) != len(orders) or not orders:
             raise ConfigurationError(f"orders={orders} is impossible: give each order once, and at least one.")
         components = [number_of_components(dims, order) for order in orders]
@@ -102,7 +97,7 @@ class GMRHarmonicConvNd(GMRConvNd):
             order_split = [0.5 if order == 0 else 0.5 / others for order in orders]
         if len(order_split) != len(orders):
             raise ConfigurationError(f"order_split={tuple(order_split)} has not one share for each of orders={orders}.")
-        window = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
+        window = whole_numbers("kernel_size", kernel_size, dims)
         if max(window) == 1 and max(orders) > 0:
             raise ConfigurationError(
                 f"kernel_size={kernel_size} has no directions for orders={orders}: use a window of at least 2, or orders=(0,)."

@@ -5,22 +5,26 @@ Every function returns other convolutions as they are.
 """
 
 import itertools
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from monai.networks.layers.utils import get_dropout_layer
 from torch import nn
 
-from monai_gmr.networks.layers.factories import FIELD_ARGUMENTS, fields_of, make_convolution, split_convolution
+from monai_gmr.arguments import Named
+from monai_gmr.networks.layers.factories import (
+    FIELD_ARGUMENTS,
+    Convolution,
+    fields_of,
+    make_convolution,
+    split_convolution,
+)
 from monai_gmr.networks.layers.partial_elements import PartialGroupElements
 from monai_gmr.networks.layers.partial_group_conv import PartialGroupPool
 from monai_gmr.networks.layers.point_group_fields import PointGroupPool, PointGroupRestrict
 from monai_gmr.symmetry import PointGroup, field_channels
 from monai_gmr.symmetry.sampled_group import FieldGroup
-from monai_gmr.utils import ConfigurationError
-
-Convolution = str | Sequence
+from monai_gmr.utils import ConfigurationError, warn
 
 
 def end_group(conv: Convolution, spatial_dims: int) -> FieldGroup | None:
@@ -176,7 +180,7 @@ def pointwise(conv: Convolution) -> Convolution:
     return (name, arguments | {"filter": "full"}) if name == "group" else "plain"
 
 
-def field_norm(conv: Convolution, norm: tuple | str | None, spatial_dims: int) -> tuple | str | None:
+def field_norm(conv: Convolution, norm: Named | None, spatial_dims: int) -> Named | None:
     """The norm behind a convolution: of group convolutions the statistics are those of a field.
 
     Example:
@@ -248,6 +252,7 @@ def warn_of_few_scalars(channels: int, left: int, outputs: int) -> None:
     """Warn where fields leave a head fewer scalars than so many classes need: on one scalar all classes lie on a line.
 
     Example:
+        >>> import warnings
         >>> with warnings.catch_warnings(record=True) as found:
         ...     warn_of_few_scalars(48, 1, 2)
         ...     warn_of_few_scalars(48, 1, 3)
@@ -255,10 +260,9 @@ def warn_of_few_scalars(channels: int, left: int, outputs: int) -> None:
         ['48 channels of fields are 1 scalar at the head, few for 3 outputs: give at least 96.']
     """
     if left < min(channels, outputs - 1):
-        warnings.warn(
+        warn(
             f"{channels} channels of fields are {left} scalar{'s' * (left != 1)} at the head, few for {outputs} outputs: "
-            f"give at least {channels // left * (outputs - 1)}.",
-            stacklevel=3,
+            f"give at least {channels // left * (outputs - 1)}."
         )
 
 

@@ -8,6 +8,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import nn
 
+from monai_gmr.arguments import Device, checked_arguments
 from monai_gmr.networks.layers.table_module import TableModule
 from monai_gmr.symmetry import PointGroup, is_mirror
 from monai_gmr.symmetry.group_structure import GroupSpec
@@ -82,6 +83,7 @@ class PartialGroupElements(TableModule):
     quadrature: torch.Tensor
     base: torch.Tensor
 
+    @checked_arguments
     def __init__(
         self,
         spatial_dims: int,
@@ -90,8 +92,8 @@ class PartialGroupElements(TableModule):
         samples: int | None = None,
         learned: bool = True,
         seed: int | None = None,
-        device=None,
-        dtype=None,
+        device: Device | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.spatial_dims, self.learned, self.seed = spatial_dims, learned, seed
@@ -102,7 +104,7 @@ class PartialGroupElements(TableModule):
             self.mirrors, gates = self.group.mirrors, int(self.group.mirrors)
         else:
             self.mirrors, gates = any(map(is_mirror, self.group.elements)), self.order - 1
-        options = {"device": device, "dtype": dtype}
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
         self.extent = nn.Parameter(torch.ones(1, **options)) if learned and continuous else None
         self.keep = nn.Parameter(torch.ones(gates, **options)) if learned and gates else None
         self._finish_tables(device)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from monai_gmr.arguments import checked_arguments
 from monai_gmr.networks.layers.partial_elements import DEFAULT_TEMPERATURE, PartialGroupElements
 from monai_gmr.networks.layers.partial_group_conv import PartialGroupConvNd
 from monai_gmr.symmetry import PointGroup, is_mirror
@@ -47,6 +48,7 @@ def draw_elements(net: nn.Module, generator: torch.Generator | None = None) -> N
         elements.draw(generator)
 
 
+@checked_arguments
 def set_temperature(net: nn.Module, progress: float, first: float = DEFAULT_TEMPERATURE, last: float = 0.05) -> float:
     """The temperature of the relaxed mirror images and elements of a network, set by a geometric schedule, and returned.
 

@@ -5,12 +5,13 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 from torch.func import functional_call
 
+from monai_gmr.arguments import Device, check_choice, checked_arguments
 from monai_gmr.networks.layers.conv_nd import DirectConvNd
 from monai_gmr.networks.layers.partial_elements import GroupElements, PartialGroupElements
 from monai_gmr.networks.layers.partial_kernels import HarmonicKernel, PartialKernel, SirenKernel
@@ -22,16 +23,15 @@ from monai_gmr.ops.split_axis import split_axis
 from monai_gmr.symmetry import field_channels, tap_spacing
 from monai_gmr.symmetry.group_structure import GroupSpec
 from monai_gmr.symmetry.sampled_group import SampledGroup, partial_group
-from monai_gmr.utils import ConfigurationError, check_choice
+from monai_gmr.utils import ConfigurationError
 
 KERNELS = ("harmonic", "siren")
+GivenElements = Annotated[PartialGroupElements | None, "the out_elements of another partial layer"]
 
 
-def _checked_elements(name: str, elements: object, spatial_dims: int) -> PartialGroupElements | None:
-    if elements is not None and not isinstance(elements, PartialGroupElements):
-        raise ConfigurationError(
-            f"{name} is a {type(elements).__name__}, which is impossible: give the out_elements of another partial layer."
-        )
+def _checked_elements(
+    name: str, elements: PartialGroupElements | None, spatial_dims: int
+) -> PartialGroupElements | None:
     if elements is not None and elements.spatial_dims != spatial_dims:
         raise ConfigurationError(
             f"{name}={elements!r} transforms {elements.spatial_dims} axes: give elements of {spatial_dims}."
@@ -51,6 +51,7 @@ class PartialGroupConvNd(DirectConvNd):
 
     has_sampled_fields = True
 
+    @checked_arguments
     def __init__(
         self,
         in_channels: int,
@@ -62,13 +63,13 @@ class PartialGroupConvNd(DirectConvNd):
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
-        device=None,
-        dtype=None,
+        device: Device | None = None,
+        dtype: torch.dtype | None = None,
         *,
         group: GroupSpec | SampledGroup | None = None,
         samples: int | None = None,
-        in_elements: PartialGroupElements | None = None,
-        out_elements: PartialGroupElements | None = None,
+        in_elements: GivenElements = None,
+        out_elements: GivenElements = None,
         kernel: str = "harmonic",
         orders: Sequence[int] | None = None,
         frequencies: int | None = None,
@@ -275,6 +276,7 @@ class PartialGroupPool(nn.Module):
 
     has_sampled_fields = True
 
+    @checked_arguments
     def __init__(self, elements: PartialGroupElements, reduce: str = "max") -> None:
         super().__init__()
         check_choice("reduce", reduce, ("max", "mean"))

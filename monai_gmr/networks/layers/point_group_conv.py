@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from monai_gmr.arguments import Device, check_choice, checked_arguments
 from monai_gmr.networks.layers.conv_nd import DirectConvNd, SymmetricConvNd, TransposedConvNd
 from monai_gmr.ops.depthwise_conv import depthwise_conv
 from monai_gmr.ops.group_filters import spread_filter
@@ -15,7 +16,7 @@ from monai_gmr.ops.memory_format import keep_format
 from monai_gmr.ops.ring_conv import conv_nd, conv_transpose_nd
 from monai_gmr.symmetry import end_groups, field_channels, filter_table, product_table
 from monai_gmr.symmetry.group_structure import GroupSpec
-from monai_gmr.utils import ConfigurationError, check_choice
+from monai_gmr.utils import ConfigurationError
 
 FILTERS = ("full", "g", "gc", "depthwise")
 
@@ -27,6 +28,7 @@ class PointGroupFilterNd(SymmetricConvNd):
     weight_table: torch.Tensor
     spatial_table: torch.Tensor
 
+    @checked_arguments
     def __init__(
         self,
         in_channels: int,
@@ -38,8 +40,8 @@ class PointGroupFilterNd(SymmetricConvNd):
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
-        device=None,
-        dtype=None,
+        device: Device | None = None,
+        dtype: torch.dtype | None = None,
         *,
         group: GroupSpec,
         in_group: GroupSpec | None = None,
@@ -73,7 +75,7 @@ class PointGroupFilterNd(SymmetricConvNd):
         order, taps = self.columns_group.order, math.prod(self.kernel_size)
         # three axes: Module.to(memory_format=...) asks four and five to be those of an image
         shapes = {"full": (rows, columns, order * taps), "depthwise": (rows, 1, taps)}
-        options = {"device": device, "dtype": dtype}
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(shapes.get(self.filter, (rows, columns, order)), **options))
         spatial = {"g": (rows, columns, taps), "gc": (rows, 1, taps)}.get(self.filter)
         self.spatial_weight = None if spatial is None else nn.Parameter(torch.empty(spatial, **options))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from monai.networks.layers.utils import get_norm_layer
 from torch import nn
 
+from monai_gmr.arguments import Device, Named, check_choice, check_number, checked_arguments
 from monai_gmr.networks.layers.conv_nd import check_dtype, check_input_dtype
 from monai_gmr.networks.layers.table_module import TableModule
 from monai_gmr.ops.group_filters import spread_filter
@@ -17,7 +18,7 @@ from monai_gmr.ops.split_axis import split_axis
 from monai_gmr.symmetry import PointGroup, as_field_group, coset_table, end_groups, field_channels, product_table
 from monai_gmr.symmetry.group_structure import GroupSpec
 from monai_gmr.symmetry.sampled_group import FieldGroup, SampledGroup
-from monai_gmr.utils import ConfigurationError, check_choice
+from monai_gmr.utils import ConfigurationError
 
 NORMS = ("batch", "instance", "group", "syncbatch")
 
@@ -62,6 +63,7 @@ class PointGroupPool(TableModule):
 
     cosets: torch.Tensor
 
+    @checked_arguments
     def __init__(
         self, spatial_dims: int, group: GroupSpec, subgroup: GroupSpec | None = None, *, reduce: str = "max"
     ) -> None:
@@ -106,6 +108,7 @@ class PointGroupRestrict(TableModule):
 
     channels: torch.Tensor
 
+    @checked_arguments
     def __init__(self, spatial_dims: int, group: GroupSpec, subgroup: GroupSpec) -> None:
         super().__init__()
         self.spatial_dims = spatial_dims
@@ -144,8 +147,9 @@ class PointGroupNorm(nn.Module):
         (torch.Size([1, 16, 5, 6]), torch.Size([2]))
     """
 
+    @checked_arguments
     def __init__(
-        self, spatial_dims: int, num_features: int, group: GroupSpec | SampledGroup, norm: str | tuple = "batch"
+        self, spatial_dims: int, num_features: int, group: GroupSpec | SampledGroup, norm: Named = "batch"
     ) -> None:
         super().__init__()
         self.spatial_dims = spatial_dims
@@ -191,11 +195,11 @@ class PointGroupDropout(nn.Module):
         {0.0}
     """
 
+    @checked_arguments
     def __init__(self, spatial_dims: int, p: float = 0.5, *, group: GroupSpec | SampledGroup) -> None:
         super().__init__()
         self.spatial_dims = spatial_dims
-        if not isinstance(p, int | float) or not 0 <= p <= 1:
-            raise ConfigurationError(f"p={p!r} is no probability: give a number from 0 to 1.")
+        check_number("p", p, 0, 1)
         self.group, self.p = as_field_group(group, spatial_dims), float(p)
         self.order = self.group.order
         _name_fields(self, self.group)
@@ -235,13 +239,14 @@ class PointGroupDense(TableModule):
     products: torch.Tensor
     bias: torch.Tensor | None
 
+    @checked_arguments
     def __init__(
         self,
         in_features: int,
         out_features: int,
         bias: bool = True,
-        device=None,
-        dtype=None,
+        device: Device | None = None,
+        dtype: torch.dtype | None = None,
         *,
         spatial_dims: int,
         group: GroupSpec,
@@ -254,7 +259,7 @@ class PointGroupDense(TableModule):
         self.in_features, self.out_features, self.out_order = in_features, out_features, self.out_group.order
         fields = field_channels("in_features", in_features, self.in_group)
         rows = field_channels("out_features", out_features, self.out_group)
-        options = {"device": device, "dtype": dtype}
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(rows, fields, self.in_group.order, **options))
         self.bias = nn.Parameter(torch.empty(rows, **options)) if bias else None
         self._finish_tables(self.weight.device)

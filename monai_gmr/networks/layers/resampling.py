@@ -1,6 +1,6 @@
 """Resampling and pooling that keep the centre of the grid in place, on every size."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from monai.data import MetaTensor
 from torch import nn
 
+from monai_gmr.arguments import Named, check_argument, check_choice, check_number, checked_arguments
 from monai_gmr.networks.layers.conv_nd import whole_numbers
 from monai_gmr.networks.layers.size_trail import Levels, record_sizes
 from monai_gmr.ops import symmetric_downsample, symmetric_upsample
 from monai_gmr.ops.free_sizes import is_free, voxels
 from monai_gmr.ops.resample import apply_along_axis, is_as_before, window_matrix
-from monai_gmr.utils import ConfigurationError, check_choice, on_plain_tensor
+from monai_gmr.utils import ConfigurationError, on_plain_tensor
 
 
 class GMRDownsample(nn.Module):
@@ -36,11 +37,12 @@ class GMRDownsample(nn.Module):
         Zhang, Making convolutional networks shift-invariant again, arXiv 1904.11486.
     """
 
-    def __init__(self, spatial_dims: int, scale_factor: int | tuple[int, ...] = 2, *, sigma: float = 0.8) -> None:
+    @checked_arguments
+    def __init__(self, spatial_dims: int, scale_factor: int | Sequence[int] = 2, *, sigma: float = 0.8) -> None:
         super().__init__()
+        check_choice("spatial_dims", spatial_dims, (1, 2, 3))
         self.factors = list(whole_numbers("scale_factor", scale_factor, spatial_dims))
-        if sigma <= 0:
-            raise ConfigurationError(f"sigma={sigma} is impossible: give a positive width in voxels.")
+        check_number("sigma", sigma, 0, above=True)
         self.sigma = float(sigma)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -64,10 +66,12 @@ class GMRUpsample(nn.Module):
         (torch.Size([1, 3, 8, 8]), torch.Size([1, 3, 7, 8]))
     """
 
+    @checked_arguments
     def __init__(
-        self, spatial_dims: int, scale_factor: int | tuple[int, ...] = 2, *, align_corners: bool = False
+        self, spatial_dims: int, scale_factor: int | Sequence[int] = 2, *, align_corners: bool = False
     ) -> None:
         super().__init__()
+        check_choice("spatial_dims", spatial_dims, (1, 2, 3))
         self.factors = list(whole_numbers("scale_factor", scale_factor, spatial_dims))
         self.mode, self.align_corners = ("linear", "bilinear", "trilinear")[spatial_dims - 1], align_corners
 
@@ -90,16 +94,18 @@ class GMRUpsample(nn.Module):
 class SymmetricPoolNd(nn.Module):
     """Windows of max and average pooling that are exact on every size: a window gets one voxel more where its parity needs it."""
 
+    @checked_arguments
     def __init__(
         self,
         spatial_dims: int,
-        kernel_size: int | tuple[int, ...] = 2,
-        stride: int | tuple[int, ...] | None = None,
-        padding: int | tuple[int, ...] = 0,
+        kernel_size: int | Sequence[int] = 2,
+        stride: int | Sequence[int] | None = None,
+        padding: int | Sequence[int] = 0,
         *,
         rounding: str = "cover",
     ) -> None:
         super().__init__()
+        check_choice("spatial_dims", spatial_dims, (1, 2, 3))
         check_choice("rounding", rounding, ("cover", "floor", "ceil"))
         self.rounding = rounding
         self.levels: Levels | None = None
@@ -214,12 +220,13 @@ class GMRAvgPool(SymmetricPoolNd):
         tensor([1., 1., 1.])
     """
 
+    @checked_arguments
     def __init__(
         self,
         spatial_dims: int,
-        kernel_size: int | tuple[int, ...] = 2,
-        stride: int | tuple[int, ...] | None = None,
-        padding: int | tuple[int, ...] = 0,
+        kernel_size: int | Sequence[int] = 2,
+        stride: int | Sequence[int] | None = None,
+        padding: int | Sequence[int] = 0,
         *,
         rounding: str = "cover",
         count_padding: bool = False,
@@ -271,7 +278,7 @@ DOWNSAMPLE: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def make_downsample(downsample: str | tuple | list, spatial_dims: int) -> nn.Module:
+def make_downsample(downsample: Named, spatial_dims: int) -> nn.Module:
     """The layer that halves the grid, exact on every size.
 
     Args:
@@ -289,6 +296,7 @@ def make_downsample(downsample: str | tuple | list, spatial_dims: int) -> nn.Mod
         >>> make_downsample(("lowpass", {"sigma": 1.0}), 2)
         GMRDownsample(scale_factor=(2, 2), sigma=1)
     """
+    check_argument("downsample", downsample, Named)
     name, arguments = (downsample, {}) if isinstance(downsample, str) else downsample
     check_choice("downsample", name, tuple(DOWNSAMPLE))
     step: dict[str, Any] = {"scale_factor": 2} if name == "lowpass" else {"kernel_size": 2, "stride": 2}

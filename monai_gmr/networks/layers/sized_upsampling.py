@@ -7,15 +7,24 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from monai_gmr.networks.layers.conv_nd import passes_arguments_to
+from monai_gmr.arguments import check_choice, check_counts, checked_arguments
+from monai_gmr.networks.layers.conv_nd import passes_arguments_to, whole_numbers
 from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d, GMRConvNd
 from monai_gmr.networks.layers.size_trail import Levels, SizedLayer, sizes_above
 from monai_gmr.ops import symmetric_upsample
 from monai_gmr.ops.free_sizes import all_equal, is_free
 from monai_gmr.ops.split_axis import split_axis
-from monai_gmr.utils import check_choice
+from monai_gmr.utils import ConfigurationError
 
 MODES = ("nearest", "nearest-exact", "linear", "bilinear", "trilinear", "bicubic")
+
+
+def _check_axes(scale_factor: Sequence[int], x: torch.Tensor) -> None:
+    """Raise when there is not one factor for each spatial axis of an image."""
+    if x.dim() != len(scale_factor) + 2:
+        raise ConfigurationError(
+            f"scale_factor={tuple(scale_factor)} does not fit an image of shape {tuple(x.shape)}: give one number an axis."
+        )
 
 
 class GMRInterpolate(SizedLayer, nn.Module):
@@ -35,6 +44,7 @@ class GMRInterpolate(SizedLayer, nn.Module):
         torch.Size([1, 3, 8, 10])
     """
 
+    @checked_arguments
     def __init__(
         self,
         scale_factor: Sequence[int],
@@ -44,12 +54,15 @@ class GMRInterpolate(SizedLayer, nn.Module):
     ) -> None:
         super().__init__()
         check_choice("mode", mode, MODES)
-        self.scale_factor, self.mode, self.align_corners = [int(f) for f in scale_factor], mode, bool(align_corners)
-        self.extent = [int(e) for e in extent or self.scale_factor]
+        check_counts("scale_factor", scale_factor, (2, 2))
+        self.scale_factor, self.mode, self.align_corners = list(scale_factor), mode, bool(align_corners)
+        given = self.scale_factor if extent is None else extent
+        self.extent = list(whole_numbers("extent", given, len(self.scale_factor), least=0))
         self.levels: Levels | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(batch, channels, *spatial)`` to ``(batch, channels, *size)``."""
+        _check_axes(self.scale_factor, x)
         coarse = x.shape[2:]
         multiple = [n * f for n, f in zip(coarse, self.scale_factor)]
         own = [(n - 1) * f + e for n, f, e in zip(coarse, self.scale_factor, self.extent)]
@@ -77,11 +90,13 @@ class GMRSubpixelMean(nn.Module):
         torch.Size([1, 3, 8, 10])
     """
 
+    @checked_arguments
     def __init__(self, scale_factor: Sequence[int]) -> None:
         super().__init__()
         self.interpolate = GMRInterpolate(scale_factor, "linear")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        _check_axes(self.interpolate.scale_factor, x)
         return self.interpolate(split_axis(x, 1, math.prod(self.interpolate.scale_factor)).mean(2))
 
 
@@ -96,9 +111,11 @@ class ResizedConvNd(SizedLayer, GMRConvNd):
     """
 
     @passes_arguments_to(GMRConvNd)
+    @checked_arguments
     def __init__(self, *args, factors: Sequence[int], extent: Sequence[int], **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.factors, self.extent = [int(f) for f in factors], [int(e) for e in extent]
+        self.factors = list(whole_numbers("factors", factors, self.spatial_dims))
+        self.extent = list(whole_numbers("extent", extent, self.spatial_dims, least=0))
         self.levels: Levels | None = None
 
     def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:

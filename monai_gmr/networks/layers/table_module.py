@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
+from monai_gmr.arguments import Device
 from monai_gmr.ops.recorded import is_recorded, is_transformed
 
 
@@ -58,7 +59,7 @@ class TableModule(nn.Module):
         """Constants as whole numbers, by the names of the buffers: no cast to half precision, and none in a state dict."""
         raise NotImplementedError
 
-    def _finish_tables(self, device: torch.device | str | None = None) -> None:
+    def _finish_tables(self, device: Device | None = None) -> None:
         """Register the tables for the first time."""
         tables = self._make_tables()
         self.table_names = list(tables)
@@ -68,7 +69,7 @@ class TableModule(nn.Module):
     def _tables(self) -> dict[str, torch.Tensor]:
         return {name: getattr(self, name) for name in self.table_names}
 
-    def _place_tables(self, tables: Mapping[str, Any], device: torch.device | str | None) -> None:
+    def _place_tables(self, tables: Mapping[str, Any], device: Device | None) -> None:
         """Register tables on a device; those of the meta device have no values."""
         on_meta = any(isinstance(table, torch.Tensor) and table.is_meta for table in tables.values())
         if on_meta and torch.device(device or "cpu").type != "meta":

@@ -8,11 +8,13 @@ import torch
 from monai.data import MetaTensor
 from torch import nn
 
+from monai_gmr.arguments import Named, check_choice, check_count, check_counts, check_number, checked_arguments
 from monai_gmr.networks.blocks import GMRConvolution, GMRResNetBlock
 from monai_gmr.networks.layers import draw_elements, make_downsample, one_per_level, split_convolution
 from monai_gmr.networks.layers.conv_nd import check_input
+from monai_gmr.networks.layers.factories import Convolution
 from monai_gmr.networks.layers.group_levels import check_levels, kept_group, lift, onto, scalars, warn_of_few_scalars
-from monai_gmr.utils import ConfigurationError, check_choice, check_count, check_counts, on_plain_tensor
+from monai_gmr.utils import ConfigurationError, on_plain_tensor
 
 DEFAULT_KERNEL_SIZES = {2: (9, 9, 5, 5), 3: (5, 5, 5, 5)}
 
@@ -69,6 +71,7 @@ class GMRResNet(nn.Module):
         GMR-Conv, arXiv 2504.02819, section 4; He et al., arXiv 1512.03385.
     """
 
+    @checked_arguments
     def __init__(
         self,
         spatial_dims: int,
@@ -81,17 +84,17 @@ class GMRResNet(nn.Module):
         width: int = 64,
         stem_kernel_size: int | Sequence[int] = 5,
         stem_stride: int = 2,
-        conv: str | Sequence = "gmr",
+        conv: Convolution = "gmr",
         rings: str = "gaussian",
         spacing: Sequence[float] | None = None,
-        downsample: str | tuple = ("lowpass", {"sigma": 1.5}),
-        act: tuple | str = "swish",
-        norm: tuple | str = "batch",
+        downsample: Named = ("lowpass", {"sigma": 1.5}),
+        act: Named = "swish",
+        norm: Named = "batch",
         dropout: float = 0.0,
         feed_forward: bool = True,
         zero_init_residual: bool = True,
         padding_mode: str = "zeros",
-        stem_downsample: str | tuple | None = None,
+        stem_downsample: Named | None = None,
         downsample_inside: bool = False,
     ) -> None:
         super().__init__()
@@ -102,6 +105,7 @@ class GMRResNet(nn.Module):
         check_count("n_input_channels", n_input_channels)
         if feed_forward:
             check_count("num_classes", num_classes)
+        check_number("dropout", dropout, 0, 1)
         check_choice("block", block, ("basic", "bottleneck"))
         check_choice("stem_stride", stem_stride, (1, 2))
         convolutions = one_per_level("conv", conv, len(layers), "layers")

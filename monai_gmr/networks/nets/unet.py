@@ -1,6 +1,5 @@
 """U-Nets whose segmentation rotates with the image."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -11,10 +10,11 @@ from monai.networks.layers.factories import Conv
 from monai.utils import ensure_tuple_rep
 from torch import nn
 
+from monai_gmr.arguments import Named, check_choice, check_count, check_counts, checked_arguments
 from monai_gmr.networks.blocks import GMRConvolution
 from monai_gmr.networks.layers import GMRTrim, GMRUpsample, draw_elements, make_convolution, make_downsample
 from monai_gmr.networks.layers.conv_nd import check_input
-from monai_gmr.networks.layers.factories import one_per_level, split_convolution
+from monai_gmr.networks.layers.factories import Convolution, one_per_level, split_convolution
 from monai_gmr.networks.layers.group_levels import (
     chain,
     check_levels,
@@ -32,14 +32,7 @@ from monai_gmr.networks.layers.group_levels import (
 from monai_gmr.ops.backend import prefers_channels_last
 from monai_gmr.ops.free_sizes import is_free
 from monai_gmr.ops.memory_format import make_channels_last, runs_channels_last
-from monai_gmr.utils import (
-    ConfigurationError,
-    SymmetryWarning,
-    check_choice,
-    check_count,
-    check_counts,
-    on_plain_tensor,
-)
+from monai_gmr.utils import ConfigurationError, SymmetryWarning, on_plain_tensor, warn
 
 DEFAULT_KERNEL_SIZE = {1: 5, 2: 5, 3: 3}
 UPSAMPLE: dict[str, Callable[[int], nn.Module]] = {
@@ -122,6 +115,7 @@ class GMRUNet(nn.Module):
         GMR-Conv, arXiv 2504.02819; Ronneberger et al., arXiv 1505.04597.
     """
 
+    @checked_arguments
     def __init__(
         self,
         spatial_dims: int,
@@ -130,14 +124,14 @@ class GMRUNet(nn.Module):
         features: Sequence[int] = (16, 32, 64),
         *,
         kernel_sizes: int | Sequence[int | Sequence[int]] | None = None,
-        conv: str | Sequence = "gmr",
+        conv: Convolution = "gmr",
         rings: str = "gaussian",
         spacing: Sequence[float] | None = None,
-        downsample: str | tuple = "lowpass",
-        act: tuple | str = ("LeakyReLU", {"negative_slope": 0.1, "inplace": True}),
-        norm: tuple | str = ("instance", {"affine": True}),
+        downsample: Named = "lowpass",
+        act: Named = ("LeakyReLU", {"negative_slope": 0.1, "inplace": True}),
+        norm: Named = ("instance", {"affine": True}),
         bias: bool = True,
-        dropout: float | tuple = 0.0,
+        dropout: Named | float = 0.0,
         deep_supervision: bool = False,
         padding_mode: str = "zeros",
         upsample: str = "linear",
@@ -160,11 +154,10 @@ class GMRUNet(nn.Module):
         decoded = _decoder_channels("decoder_features", decoder_features, features[:-1])
         received = _decoder_channels("upsample_features", upsample_features, decoded)
         if upsample == "deconv" and any(name != "plain" for name in names):
-            warnings.warn(
+            warn(
                 "GMRUNet with upsample='deconv' is not equivariant, for a transposed convolution has separate weights for each voxel of "
                 "its window: use upsample='linear'.",
                 SymmetryWarning,
-                stacklevel=2,
             )
         self.spatial_dims, self.in_channels = spatial_dims, in_channels
         # of group convolutions the group that the net keeps, of partial ones that which it keeps before it learns to keep less

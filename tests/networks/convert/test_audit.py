@@ -260,7 +260,7 @@ def test_further_inputs_are_given_as_examples(kind):
 
 @pytest.mark.parametrize("given", [torch.rand(1, 1, 8, 8), 3, "image"])
 def test_wrong_examples_end_in_a_sentence(given):
-    with pytest.raises(ConfigurationError, match="give what forward takes as a tuple, or as a dictionary by name"):
+    with pytest.raises(ConfigurationError, match="give what forward takes as a list, or as a dictionary by name"):
         convert_to_gmr(Timed(), example_inputs=given)
 
 

@@ -377,32 +377,6 @@ def test_plain_leaves_the_network_as_it_is():
     assert type(convert_to_gmr(net, conv="plain")[0]) is nn.Conv2d
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"conv": "radial"}, "conv='radial' is unknown"),
-        ({"conv": "sre"}, "conv='sre' is unknown"),
-        ({"weights": "zero"}, "weights='zero' is unknown"),
-        ({"rings": "round"}, "rings='round' is unknown"),
-        ({"kernel_sizes": 0}, "kernel_sizes=0 is impossible"),
-        ({"kernel_sizes": "5"}, "kernel_sizes='5' is impossible"),
-        ({"conv": ("gmr_harmonic", {"orders": (0, 0)})}, "give each order once"),
-    ],
-)
-def test_wrong_arguments_end_in_a_sentence(arguments, message):
-    with pytest.raises(ConfigurationError, match=message):
-        convert_to_gmr(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), **arguments)
-
-
-def test_wrong_networks_end_in_a_sentence():
-    with pytest.raises(ConfigurationError, match="no network"):
-        convert_to_gmr("DynUNet")
-    with pytest.raises(ConfigurationError, match="no convolution"):
-        convert_to_gmr(nn.Linear(2, 2))
-    with pytest.raises(ConfigurationError, match="convert first"):
-        convert_to_gmr(torch.compile(nn.Conv2d(1, 2, 3)))
-
-
 def test_a_network_that_no_size_fits_is_converted_and_the_report_says_so():
     class Odd(nn.Module):
         def __init__(self):
@@ -467,25 +441,3 @@ def test_conversion_leaves_no_tensor_of_its_passes_on_the_network(make):
     assert all(type(tensor) in (torch.Tensor, nn.Parameter) for tensor in tensors_in(attributes))
     x = torch.rand(1, 1, 36, 33)
     torch.testing.assert_close(copy.deepcopy(converted).eval()(x), converted.eval()(x))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"in_channels": 3}, "in_channels=3 does not fit UNet, which takes no such image .* or leave it out"),
-        ({"spatial_dims": 3}, "spatial_dims=3 does not fit UNet, whose convolutions have 2 spatial axes: leave it out"),
-    ],
-)
-def test_channels_and_axes_that_do_not_fit_are_refused(arguments, message):
-    with pytest.raises(ConfigurationError, match=message):
-        convert_to_gmr(nets.UNet(2, 1, 2, (4, 8), (2,)), **arguments)
-
-
-def test_lazily_built_norms_ask_for_a_pass_or_inplace():
-    net = nn.Sequential(nn.LazyConv2d(4, 3, padding=1), nn.LazyBatchNorm2d())
-    with pytest.raises(
-        ConfigurationError, match=r"lazily built norms, which torch cannot copy: call it once .* inplace=True"
-    ):
-        convert_to_gmr(net, in_channels=1, spatial_dims=2)
-    converted = convert_to_gmr(net, in_channels=1, spatial_dims=2, inplace=True)
-    assert error(converted, (9, 12)) < 1e-9

@@ -296,7 +296,10 @@ def test_padding_of_zeros_alone_where_it_ends_on_scalars():
         ({"conv": "group", "group": "4mm", "num_rings": 2}, "radial kernels"),
         ({"conv": "group", "group": "4mm", "spatial_size": (3, 3)}, "give in_channels and spatial_size"),
         ({"conv": "group", "group": "4mm", "spatial_size": 64}, "one number per axis"),
-        ({"conv": "group", "group": "4mm", "include": 3}, "selects no modules"),
+        (
+            {"conv": "group", "group": "4mm", "include": 3},
+            "include=3 is impossible: give names, classes, or functions of name and module",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, message):

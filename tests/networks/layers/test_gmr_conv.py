@@ -214,7 +214,7 @@ def test_even_output_padding_of_a_layer_warns():
         ({"padding": "smae"}, "padding='smae' is unknown"),
         ({"padding": "same", "stride": 2}, "use padding='symmetric'"),
         ({"padding_mode": "zero"}, "padding_mode='zero' is unknown"),
-        ({"spacing": (1, 1, 1)}, "give 2 positive voxel sizes in millimetres"),
+        ({"spacing": (1, 1, 1)}, "give 2 voxel sizes above 0 in millimetres"),
         ({"num_rings": 0}, "use at least 1"),
         ({"dtype": torch.complex64}, "real floating-point"),
     ],

@@ -351,7 +351,7 @@ IMPOSSIBLE = {
     "in_elements": (
         2,
         {"in_elements": LIFT},
-        "in_elements is a PartialGroupConv2d, which is impossible: give the out_elements of another partial layer",
+        "in_elements=PartialGroupConv2d is impossible: give the out_elements of another partial layer",
     ),
     "axes": (3, {"in_elements": LIFT.out_elements}, "transforms 2 axes: give elements of 3"),
     "groups": (

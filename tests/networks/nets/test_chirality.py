@@ -37,7 +37,7 @@ def phantoms(dims, count, seed):
     grid = np.stack(np.meshgrid(*[np.arange(size) - (size - 1) / 2] * dims, indexing="ij"), axis=-1)
     for image, label in zip(images, labels):
         axis = rng.standard_normal(3)
-        rotation = rotation_matrix(dims, rng.uniform(0, 360), axis / np.linalg.norm(axis) if dims == 3 else None)
+        rotation = rotation_matrix(dims, rng.uniform(0, 360), axis / np.linalg.norm(axis) if dims == 3 else 0)
         points = (grid - rng.uniform(-1, 1, dims)) @ rotation
         points[..., 0] *= -1 if label else 1
         image[0] = gaussian_filter((spiral if dims == 2 else screw)(points), 0.6)

@@ -162,12 +162,12 @@ def test_weight_decay_spares_sigma_biases_and_norms():
             r"features=\(\) is impossible: give a list of whole numbers, such as \[16, 32, 64\]",
         ),
         (small_unet, {"features": 8}, "features=8 is impossible: give a list of whole numbers"),
-        (small_unet, {"features": (8.5, 16)}, r"features\[0\]=8.5 is impossible: give a whole number of at least 1"),
+        (small_unet, {"features": (8.5, 16)}, r"features=\(8\.5, 16\) is impossible: give a list of whole numbers"),
         (small_resnet, {"layers": 2}, "layers=2 is impossible: give a list of whole numbers"),
         (
             small_unet,
             {"conv": None},
-            "conv=None is impossible: give one for all, or a list of one for each of the 2 entries of features",
+            "conv=None is impossible: give a name, a pair of it and arguments, or a list of one a level",
         ),
         (
             small_unet,
