@@ -7,6 +7,7 @@ import math
 import os
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
+from enum import Enum
 from functools import cache, wraps
 from numbers import Integral, Real
 from typing import Annotated, Any, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -16,7 +17,6 @@ import torch
 
 from monai_gmr.utils import ConfigurationError
 
-Device = torch.device | str | int
 # a layer of one of MONAI's factories
 Named = Annotated[str | tuple[Any, Mapping[str, Any]], "a name or a pair of it and its arguments"]
 
@@ -34,8 +34,11 @@ class Kind(NamedTuple):
     many: str
 
 
-def _is_scalar_array(value: Any) -> bool:
-    return isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim == 0
+def _scalar(value: Any) -> Any:
+    """The number of an array of no axes; other values as they are."""
+    if isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim == 0 and not getattr(value, "is_meta", False):
+        return value.item()
+    return value
 
 
 def is_whole(value: Any) -> bool:
@@ -45,19 +48,19 @@ def is_whole(value: Any) -> bool:
         >>> [is_whole(value) for value in (3, np.int64(3), torch.tensor(3), 3.0, True, "3")]
         [True, True, True, False, False, False]
     """
-    value = value.item() if _is_scalar_array(value) else value
+    value = _scalar(value)
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a real number of Python, NumPy or torch; truth values and NaN are none.
+    """Whether a value is a real number of Python, NumPy or torch; truth values are none.
 
     Example:
-        >>> [is_number(value) for value in (3, 0.5, np.float32(3), math.inf, math.nan, 1j, True, "3")]
-        [True, True, True, True, False, False, False, False]
+        >>> [is_number(value) for value in (3, 0.5, np.float32(3), math.inf, 1j, True, "3")]
+        [True, True, True, True, False, False, False]
     """
-    value = value.item() if _is_scalar_array(value) else value
-    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+    value = _scalar(value)
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def is_device(value: Any) -> bool:
@@ -74,19 +77,43 @@ def is_device(value: Any) -> bool:
         return False
 
 
+def _names_device(value: Any) -> bool:
+    try:
+        return bool(torch.device(value).type)
+    except (RuntimeError, TypeError):
+        return False
+
+
+def is_seed(value: Any) -> bool:
+    """Whether a value can begin the random numbers of NumPy and of torch.
+
+    Example:
+        >>> is_seed(0), is_seed(-1), is_seed(2**63)
+        (True, False, False)
+    """
+    return is_whole(value) and 0 <= value < 2**63
+
+
+def _is_flag(value: Any) -> bool:
+    # torch and MONAI take what is neither for False
+    value = _scalar(value)
+    return value is None or isinstance(value, (bool, np.bool_)) or (is_whole(value) and value in (0, 1))
+
+
 def _is_list(value: Any) -> bool:
+    """Whether a value has an order and a length: sets and text have not."""
     if isinstance(value, (np.ndarray, torch.Tensor)):
         return value.ndim > 0
-    return isinstance(value, Collection) and not isinstance(value, (str, bytes, Mapping))
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+Device = Annotated[torch.device | str | int, is_device, "a device of this machine, such as 'cpu'"]
+Seed = Annotated[int, is_seed, "a whole number from 0 to 2**63 - 1"]
 
 
 _PLAIN: dict[Any, Kind] = {
     None: Kind(lambda value: value is None, "None", "None"),
-    bool: Kind(
-        lambda value: isinstance(value, (bool, np.bool_)) or (is_whole(value) and value in (0, 1)),
-        "True or False",
-        "truth values",
-    ),
+    bool: Kind(_is_flag, "True or False", "truth values"),
     int: Kind(is_whole, "a whole number", "whole numbers"),
     float: Kind(is_number, "a number", "numbers"),
     str: Kind(lambda value: isinstance(value, str), "a name", "names"),
@@ -94,8 +121,10 @@ _PLAIN: dict[Any, Kind] = {
     # an array is a list of numbers alone
     Sequence: Kind(lambda value: isinstance(value, (list, tuple, range)), "a list", "lists"),
     Mapping: Kind(lambda value: isinstance(value, Mapping), "a dictionary", "dictionaries"),
-    torch.device: Kind(is_device, "a device of this machine, such as 'cpu' or 'cuda:0'", "devices"),
-    torch.dtype: Kind(lambda value: isinstance(value, torch.dtype), "a torch.dtype", "torch.dtypes"),
+    torch.device: Kind(_names_device, "a device, such as 'cpu' or 'cuda:0'", "devices"),
+    torch.dtype: Kind(
+        lambda value: isinstance(value, torch.dtype), "a torch.dtype, such as torch.float32", "torch.dtypes"
+    ),
     torch.nn.Module: Kind(lambda value: isinstance(value, torch.nn.Module), "a torch.nn.Module", "networks"),
     torch.Tensor: Kind(lambda value: isinstance(value, torch.Tensor), "a tensor", "tensors"),
     np.ndarray: Kind(lambda value: isinstance(value, np.ndarray), "an array", "arrays"),
@@ -109,7 +138,10 @@ def _is_path_class(hint: Any) -> bool:
 
 
 def _in_words(words: Sequence[str]) -> str:
-    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+    """Possibilities, joined so that those of parts stay apart."""
+    parts = list(dict.fromkeys(words))
+    last = ", or " if any(" or " in each for each in parts) else " or "
+    return last.join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def _any_of(hints: Sequence[Any]) -> Kind | None:
@@ -122,21 +154,21 @@ def _any_of(hints: Sequence[Any]) -> Kind | None:
     found = [each for each in kinds if each is not None]
     if len(found) < len(kinds):
         return None
-    # None is named last
-    found.sort(key=lambda kind: kind.one == "None")
-    words = [_in_words(list(dict.fromkeys(each))) for each in zip(*((kind.one, kind.many) for kind in found))]
-    return Kind(lambda value: any(kind.passes(value) for kind in found), words[0], words[1])
+    # the simplest is named first, None last
+    found.sort(key=lambda kind: (kind.one == "None", len(kind.one)))
+    one, many = (_in_words(words) for words in zip(*((kind.one, kind.many) for kind in found)))
+    return Kind(lambda value: any(kind.passes(value) for kind in found), one, many)
 
 
-def _list_of(hint: Any) -> Kind:
+def _list_of(container: type, hint: Any) -> Kind:
     each = kind_of(hint)
-    if each is None:
-        return _PLAIN[tuple]
-    return Kind(
-        lambda value: _is_list(value) and all(each.passes(item) for item in value),
-        f"a list of {each.many}",
-        f"lists of {each.many}",
-    )
+
+    def passes(value: Any) -> bool:
+        # a collection need not have an order
+        fits = _is_list(value) if issubclass(container, Sequence) else _is_list(value) or isinstance(value, container)
+        return fits and not isinstance(value, (str, Mapping)) and all(each is None or each.passes(v) for v in value)
+
+    return Kind(passes, f"a list of {each.many}" if each else "a list", f"lists of {each.many}" if each else "lists")
 
 
 def _pair_of(hints: Sequence[Any]) -> Kind:
@@ -155,13 +187,15 @@ def _pair_of(hints: Sequence[Any]) -> Kind:
 
 def _mapping_of(hints: Sequence[Any]) -> Kind:
     kinds = [kind_of(each) for each in hints]
+    known = [kind.many for kind in kinds if kind is not None]
 
     def passes(value: Any) -> bool:
         return isinstance(value, Mapping) and all(
             kind is None or kind.passes(part) for item in value.items() for kind, part in zip(kinds, item)
         )
 
-    return Kind(passes, "a dictionary", "dictionaries")
+    words = f" of {known[0]} to {known[1]}" if len(known) == 2 else ""
+    return Kind(passes, f"a dictionary{words}", f"dictionaries{words}")
 
 
 @cache
@@ -177,9 +211,11 @@ def kind_of(hint: Any) -> Kind | None:
         return _PLAIN[hint]
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        # annotated with its words
+        # with its words, and perhaps a function that says which values of its kind are possible
+        *tests, words = hint.__metadata__
         kind = kind_of(parts[0])
-        return None if kind is None else Kind(kind.passes, parts[1], parts[1])
+        tests = [*([] if kind is None else [kind.passes]), *tests]
+        return Kind(lambda value: all(test(value) for test in tests), words, words)
     if origin in (Union, types.UnionType):
         return _any_of(parts)
     if isinstance(hint, TypeVar):
@@ -189,7 +225,7 @@ def kind_of(hint: Any) -> Kind | None:
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return _mapping_of(parts)
     if isinstance(origin, type) and issubclass(origin, Collection):
-        return _list_of(parts[0])
+        return _list_of(origin, parts[0])
     if origin is Callable or hint is Callable:
         return Kind(callable, "a function", "functions")
     if _is_path_class(hint):
@@ -203,12 +239,12 @@ def describe(value: Any) -> str:
     """A value in an error: as it is written, or its class where that is long.
 
     Example:
-        >>> describe("wide"), describe(torch.zeros(2)), describe(torch.nn.ReLU())
+        >>> describe("wide"), describe(torch.zeros(9, 9)), describe(torch.nn.ReLU())
         ("'wide'", 'Tensor', 'ReLU')
     """
     text = repr(value.item() if isinstance(value, np.generic) else value)
     long = len(text) > LONGEST_VALUE or "\n" in text
-    return type(value).__name__ if long or isinstance(value, (torch.Tensor, torch.nn.Module)) else text
+    return type(value).__name__ if long or isinstance(value, torch.nn.Module) else text
 
 
 def check_choice(name: str, value: object, choices: tuple) -> None:
@@ -245,9 +281,9 @@ def check_number(name: str, value: Any, least: float, most: float = math.inf, ab
         monai_gmr.utils.ConfigurationError: prob=1.5 is impossible: give a number from 0 to 1.
     """
     if not is_number(value) or not least <= value <= most or math.isinf(value) or (above and value == least):
-        limits = (
-            f"{'above' if above else 'of at least'} {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
-        )
+        limits = f"{'above' if above else 'of at least'} {least:g}"
+        if most < math.inf:
+            limits = f"above {least:g} and at most {most:g}" if above else f"from {least:g} to {most:g}"
         raise ConfigurationError(f"{name}={describe(value)} is impossible: give a number {limits}.")
 
 
@@ -296,11 +332,24 @@ def check_argument(name: str, value: Any, hint: Any) -> None:
     kind = kind_of(hint)
     if kind is None or kind.passes(value):
         return
-    if reads_as_number(value) and "e" in value:
+    if reads_as_number(value) and "e" in value.lower() and kind.passes(float(value)):
         raise ConfigurationError(
             f"{name}={value!r} is text, as YAML reads it: give {kind.one}, with a point as in 1.0e-4."
         )
+    if _is_list(value) and len(value) > 1:
+        # the entry that is wrong, where it is one
+        wrong = [index for index, item in enumerate(value) if not kind.passes([item])]
+        if 0 < len(wrong) < len(value):
+            name, value = f"{name}[{wrong[0]}]", value[wrong[0]]
     raise ConfigurationError(f"{name}={describe(value)} is impossible: give {kind.one}.")
+
+
+@cache
+def _is_name(hint: Any) -> bool:
+    """Whether an annotation allows names alone; which there are is for :func:`check_choice` to say."""
+    parts = get_args(hint) or (hint,)
+    kinds = [each for each in parts if isinstance(each, type) and issubclass(each, (str, Enum))]
+    return bool(kinds) and len(kinds) + parts.count(type(None)) == len(parts)
 
 
 def checked_arguments(function: Callable[Parameters, Answer]) -> Callable[Parameters, Answer]:
@@ -328,6 +377,8 @@ def checked_arguments(function: Callable[Parameters, Answer]) -> Callable[Parame
 
     @wraps(function)
     def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Answer:
+        if torch.compiler.is_compiling():
+            return function(*args, **kwargs)
         if not hints:
             # only now are names of all modules known
             hints.update(get_type_hints(function, include_extras=True), **{"return": None})
@@ -338,7 +389,7 @@ def checked_arguments(function: Callable[Parameters, Answer]) -> Callable[Parame
             return function(*args, **kwargs)
         for name, value in given.items():
             hint = hints.get(name)
-            if hint not in (None, str, str | None):
+            if hint is not None and not _is_name(hint):
                 check_argument(name, value, hint)
         return function(*args, **kwargs)
 

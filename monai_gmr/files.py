@@ -17,6 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from monai_gmr.arguments import check_argument
 from monai_gmr.utils import ConfigurationError, WriteError
 
 logger = logging.getLogger(__name__)
@@ -135,6 +136,7 @@ def remove_unfinished(path: str | Path) -> None:
 def check_folder(folder: str | Path, setting: str = "", files: Iterable[str] = ()) -> None:
     """Make a folder, given by the bundle's ``setting``, and raise ``ConfigurationError`` unless it can be written and ``files``, which the
     run writes there, are no folders."""
+    check_argument(setting or "folder", folder, str | Path)
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -158,6 +160,7 @@ class FolderLock:
     """
 
     def __init__(self, folder: str | Path, setting: str = "ckpt_dir") -> None:
+        check_argument(setting, folder, str | Path)
         self.folder = Path(folder)
         # one object a file in a process, which counts how often it was locked
         self._lock: Any = FileLock(

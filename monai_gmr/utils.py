@@ -14,8 +14,8 @@ from monai.data import MetaTensor
 from monai.utils import optional_import
 
 Item = TypeVar("Item")
-# packages whose lines a warning does not show
-NOT_THE_CALLERS = ("monai_gmr", "monai", "torch", "ignite")
+# packages whose lines a warning does not show; what ``eval`` runs has no name
+NOT_THE_CALLERS = ("monai_gmr", "monai", "torch", "ignite", "fire", "")
 
 
 class ConfigurationError(ValueError):

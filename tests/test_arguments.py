@@ -4,6 +4,7 @@ import importlib
 import inspect
 import math
 import sys
+from collections.abc import Collection, Hashable
 from typing import get_type_hints
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from ignite.engine import Engine
 
-from monai_gmr.arguments import kind_of
+from monai_gmr.arguments import Device, Seed, kind_of
 from monai_gmr.data import PredictionLayout, make_phantom, medmnist_file, medmnist_flags
 from monai_gmr.handlers import (
     AnnealRests,
@@ -277,22 +278,25 @@ def test_all_annotations_can_be_read():
     ("hint", "right", "wrong", "words"),
     [
         (int, [1, -1, np.int64(2), torch.tensor(3)], [1.0, True, "1", None, [1]], "a whole number"),
-        (float, [1, 0.5, np.float32(1), math.inf, torch.tensor(0.5)], [math.nan, True, "1", 1j, [1.0]], "a number"),
-        (bool, [True, False, np.True_, 0, 1], [2, "yes", None, 1.0], "True or False"),
+        (float, [1, 0.5, np.float32(1), math.inf, torch.tensor(0.5)], [True, "1", 1j, [1.0]], "a number"),
+        (bool, [True, False, np.True_, 0, 1, None, torch.tensor(True)], [2, "yes", 1.0], "True or False"),
         (
             int | list[int] | None,
             [1, [1, 2], (1, 2), range(2), np.arange(2), torch.arange(2), None],
-            ["12", [1.5], {1: 2}, [None], np.array([0.5])],
+            ["12", [1.5], {1: 2}, [None], np.array([0.5]), {1, 2}, {1: 2}.keys()],
             "a whole number, a list of whole numbers or None",
         ),
         (tuple[int, float], [(1, 0.5), [1, 2]], [(1,), (0.5, 1), 1], "a pair of a whole number and a number"),
-        (dict[str, int], [{}, {"a": 1}], [{"a": "b"}, {1: 1}, ["a"]], "a dictionary"),
+        (dict[str, int], [{}, {"a": 1}], [{"a": "b"}, {1: 1}, ["a"]], "a dictionary of names to whole numbers"),
         (
             torch.device | str | None,
-            ["cpu", torch.device("meta"), None],
+            ["cpu", torch.device("meta"), "cuda:7", None],
             ["gpu", 1.5, ["cpu"]],
-            "a device of this machine",
+            "a device, such",
         ),
+        (Device, ["cpu", torch.device("meta")], ["cuda:99", "gpu", None], "a device of this machine"),
+        (Seed, [0, np.uint64(3), 2**63 - 1], [-1, 2**63, 1.0, None], "a whole number from 0"),
+        (Collection[Hashable] | Hashable, ["a", ["a"], {"a", "b"}, ("a", 1)], [[["a"]], {"a": 1}], ""),
         (torch.dtype, [torch.float16], ["float16", np.float32, None], "a torch.dtype"),
         (torch.nn.Module, [torch.nn.ReLU()], [torch.nn.ReLU, "relu"], "a torch.nn.Module"),
     ],
@@ -303,6 +307,85 @@ def test_values_of_an_annotation(hint, right, wrong, words):
     assert [kind.passes(value) for value in right] == [True] * len(right)
     assert [kind.passes(value) for value in wrong] == [False] * len(wrong)
     assert kind.one.startswith(words)
+
+
+TURN = [[0.0, -1.0], [1.0, 0.0]]
+# what torch, MONAI or NumPy take, too
+TAKEN = {
+    "no activation and no norm": lambda: GMRUNet(2, 1, 2, features=(4, 8), act=None, norm=None),
+    "a NumPy dropout": lambda: GMRUNet(2, 1, 2, features=(4, 8), dropout=np.float32(0.1)),
+    "no bias": lambda: layers.GMRConv2d(1, 2, 3, bias=None),
+    "a matrix of lists": lambda: rotate_image(IMAGE, TURN),
+    "a matrix of torch": lambda: transform_image(IMAGE, torch.tensor(TURN)),
+    "a device of another machine": lambda: GMRSlidingWindowInferer(
+        8, sw_device="cuda:99", device=torch.device("cuda:98")
+    ),
+    "a threshold as a float": lambda: GMRSlidingWindowInferer(8, cpu_thresh=1e6, cval=None, with_coord=None),
+    "sizes in an array": lambda: check_equivariance(plain_net(), np.array([[8, 8], [8, 9]]), seed=np.uint64(3)),
+    "keys in a set": lambda: GridSymmetryd({"image"}, "4+"),
+    "a threshold beyond all": lambda: check_equivariance(plain_net(), 8, tolerance=math.inf),
+}
+
+
+@pytest.mark.parametrize("call", TAKEN.values(), ids=TAKEN)
+def test_what_others_take_is_taken(call):
+    """Values that torch, MONAI or NumPy accept in the place of an argument are accepted."""
+    call()
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (
+            lambda: GMRUNet(2, 1, 2, [*range(4, 40), "4"]),
+            r"features\[36\]='4' is impossible: give a list of whole numbers",
+        ),
+        (lambda: GMRUNet(2, 1, 2, {4, 8}), r"features=\{8, 4\} is impossible: give a list of whole numbers"),
+        (lambda: GMRUNet(3, 1, 2, (4, 8), kernel_sizes=[[3, 3], [3, 3]]), "kernel_size.* is impossible: give 3 whole"),
+        (lambda: GMRUNet(2, 1, 2, (4, 8), dropout=1.5), "dropout=1.5 is impossible: give a number from 0 to 1"),
+        (lambda: GMRConvolution(2, 1, 2, adn_ordering="XYZ"), "adn_ordering='XYZ' is impossible: give letters of A, D"),
+        (
+            lambda: convert_to_gmr(plain_net(), {3: 5.0}),
+            "give one window of at least 1 for all, or windows for windows",
+        ),
+        (lambda: convert_to_gmr(plain_net(), include=torch.nn.ReLU()), r"ReLU\(\) is a module: give its name"),
+        (
+            lambda: RandGridSymmetryd("label", mirrored_labels=[[1, 2]]),
+            "give the pairs of each key that is a label map",
+        ),
+        (
+            lambda: RotateAboutAxis(30, dtype=torch.int32),
+            r"dtype=torch.int32 is impossible: give a floating-point dtype",
+        ),
+        (
+            lambda: RotateAboutAxis("3E1"),
+            r"angle='3E1' is text, as YAML reads it: give a number, with a point as in 1.0e-4",
+        ),
+        (lambda: GMRSlidingWindowInferer("1e2"), "roi_size='1e2' is impossible: give whole numbers, such as 96"),
+        (lambda: rotate_image(IMAGE, np.array([["0", "-1"], ["1", "0"]])), "give an orthogonal matrix of numbers"),
+        (lambda: equivariance_error(plain_net(), IMAGE, angles=[math.inf]), "degrees=inf is no angle"),
+        (lambda: layers.GMRConv2d(2, 2, 3)(IMAGE.numpy()), "GMRConv2d was given ndarray: give a tensor"),
+        (lambda: layers.GMRConv2d(2, 2, 3, spacing=(1, math.nan)), "give 2 voxel sizes above 0 in millimetres"),
+        (
+            lambda: layers.GMRConv2d(2, 2, 3, groups=torch.tensor(1, device="meta")),
+            "groups=.* is impossible: give a whole",
+        ),
+    ],
+)
+def test_sentences_say_which_value_and_what_is_possible(call, sentence):
+    """The sentence of a mistake that people make."""
+    with pytest.raises(ConfigurationError, match=sentence):
+        call()
+
+
+def test_functions_that_compare_their_arguments_are_compiled():
+    """The comparison is left out of a graph."""
+
+    def step(x):
+        layers.set_temperature(torch.nn.Identity(), 0.5)
+        return x + 1
+
+    assert torch.compile(step, fullgraph=True, backend="eager")(torch.zeros(1)) == 1
 
 
 def test_names_of_arguments_are_pythons():

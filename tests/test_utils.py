@@ -4,7 +4,9 @@ import warnings
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
+import monai_gmr
 from monai_gmr.networks import convert_to_gmr
 from monai_gmr.networks.layers import GMRConv2d
 from monai_gmr.networks.nets import GMRResNet, GMRUNet
@@ -13,6 +15,14 @@ from monai_gmr.transforms import check_image
 
 def strided_layer():
     torch.nn.Sequential(GMRConv2d(1, 1, 3, stride=2, padding=1))(torch.rand(1, 1, 8, 8))
+
+
+def expression_of_a_config():
+    parser = ConfigParser(
+        {"layer": "$monai_gmr.networks.layers.GMRConv2d(1, 1, 3, stride=2)", "y": "$@layer(torch.rand(1, 1, 8, 8))"}
+    )
+    parser.globals |= {"monai_gmr": monai_gmr, "torch": torch}
+    parser.get_parsed_content("y")
 
 
 def coarse_axis():
@@ -38,7 +48,7 @@ def empty_image():
 
 @pytest.mark.parametrize(
     "call",
-    [strided_layer, coarse_axis, few_scalars, deconvolution, inexact_conversion, empty_image],
+    [strided_layer, expression_of_a_config, coarse_axis, few_scalars, deconvolution, inexact_conversion, empty_image],
     ids=lambda f: f.__name__,
 )
 def test_warnings_show_the_callers_line(call):
@@ -48,6 +58,6 @@ def test_warnings_show_the_callers_line(call):
         call()
     first = call.__code__.co_firstlineno
     last = max(line for _, _, line in call.__code__.co_lines() if line)
-    assert caught
+    assert len({str(each.message) for each in caught}) == 1
     for each in caught:
         assert (each.filename, first < each.lineno <= last) == (__file__, True)

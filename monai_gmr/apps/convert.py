@@ -54,7 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = "input size in voxels to measure at: 97 for a square or cube, or 64,65,70; may be given several times"
     add("--check", type=parse_size, action="append", default=[], metavar="SIZE", help=text)
     add("--conv", default="gmr", choices=("gmr", "gmr_harmonic", "group"), help="kind of convolution (default: gmr)")
-    add("--group", help="of --conv group: 4mm, 4, 2mm, m in 2D, m-3m, 432, 4/mmm, mmm in 3D, or another one")
+    add(
+        "--group",
+        help="of --conv group: 4mm, 4, 2mm, m in 2D, m-3m, 432, 4/mmm, mmm in 3D, or another one (default: all)",
+    )
     add("--filter", choices=FILTERS[:-1], help="of --conv group: free filters, or separable ones (default: full)")
     add("--kernel-size", type=int, help="window for all convolutions of a window above 1 (default: as they are)")
     start = parser.add_mutually_exclusive_group()
@@ -67,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = {name: getattr(arguments, name) for name in ("exclude", "spacing", "in_channels")}
     conv: Any = arguments.conv
     if conv == "group":
-        conv = conv, {"group": arguments.group, "filter": arguments.filter or "full"}
+        conv = conv, {"group": arguments.group or "all", "filter": arguments.filter or "full"}
     elif arguments.group or arguments.filter:
         raise ConfigurationError(f"--group and --filter are for --conv group, not for --conv {conv}.")
     weights = "init" if arguments.init else "anneal" if arguments.anneal else None

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from monai.utils import optional_import
 
+from monai_gmr.arguments import check_argument, checked_arguments
 from monai_gmr.data.prediction_layout import PICTURES, RECORD, known_predictions
 from monai_gmr.files import read_json_object
 from monai_gmr.networks.weights import check_finite, read_checkpoint, state_of
@@ -26,6 +27,7 @@ def check_file(path: str | Path, what: str, hint: str) -> None:
         ...
         monai_gmr.utils.ConfigurationError: there is no checkpoint at models/none.pt: train first.
     """
+    check_argument(f"the path of the {what}", path, str | Path)
     if not Path(path).is_file():
         raise ConfigurationError(f"there is no {what} at {path}: {hint}")
 
@@ -57,6 +59,7 @@ def _load_lists(root: Path) -> dict[str, Any]:
     return read_json_object(path, holds="with lists of cases")
 
 
+@checked_arguments
 def check_decathlon(
     dataset_dir: str | Path,
     keys: Sequence[str] = ("training", "validation"),

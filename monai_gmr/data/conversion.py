@@ -22,6 +22,7 @@ import numpy as np
 from monai.config import PathLike
 from monai.utils import optional_import
 
+from monai_gmr.arguments import Seed, check_argument
 from monai_gmr.files import replacing, unwritable
 from monai_gmr.utils import ConfigurationError, progress_bar
 
@@ -226,8 +227,7 @@ def split_cases(cases: Sequence[Case], seed: int | None = None) -> dict[str, lis
 
 
 def _generator(seed: int) -> np.random.Generator:
-    if seed < 0:
-        raise ConfigurationError(f"seed={seed} is negative: give a number from 0.")
+    check_argument("seed", seed, Seed)
     return np.random.default_rng(seed)
 
 

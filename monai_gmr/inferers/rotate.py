@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from monai_gmr.arguments import checked_arguments, voxel_spacing
 from monai_gmr.ops.autocast import without_autocast
 from monai_gmr.symmetry import is_grid_symmetry, transform_grid
+from monai_gmr.symmetry.rotations import Matrix
 from monai_gmr.utils import ConfigurationError
 
 
 @checked_arguments
-def rotate_image(x: torch.Tensor, matrix: np.ndarray, spacing: Sequence[float] | None = None) -> torch.Tensor:
+def rotate_image(x: torch.Tensor, matrix: Matrix, spacing: Sequence[float] | None = None) -> torch.Tensor:
     """Rotate or mirror the last ``d`` axes about their centre by any orthogonal matrix, as
     :func:`~monai_gmr.symmetry.transform_image` with ``order=1``, but on the tensor's device and differentiable.
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from monai_gmr.arguments import checked_arguments
+from monai_gmr.arguments import Seed, checked_arguments
 from monai_gmr.files import replacing, write_rows
 from monai_gmr.metrics.equivariance import equivariance_error
 from monai_gmr.symmetry import element_name, point_group
@@ -81,7 +81,7 @@ class BrokenSymmetry:
 
 
 @checked_arguments
-def broken_symmetry(net: nn.Module, seed: int = 0, group: GroupOrElements | None = None) -> BrokenSymmetry:
+def broken_symmetry(net: nn.Module, seed: Seed = 0, group: GroupOrElements | None = None) -> BrokenSymmetry:
     """How far each layer that keeps a subgroup alone is from symmetric, measured on white noise.
 
     Args:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from monai_gmr.arguments import checked_arguments
+from monai_gmr.arguments import checked_arguments, voxel_spacing
 from monai_gmr.symmetry import (
     PointGroup,
     View,
@@ -196,6 +196,8 @@ def checked_group(
     spacing: Sequence[float] | None,
 ) -> list[np.ndarray]:
     """The elements to test; by default those of the net's own symmetries, or of the point group, that keep the spacing."""
+    if spacing is not None:
+        spacing = voxel_spacing(spacing, spatial_dims)
     own = symmetries_of(net) if group is None and isinstance(net, nn.Module) else None
     if group is None and own is not None:
         group = own if spacing is None else own.keeping(spacing)

@@ -14,7 +14,7 @@ import torch
 from scipy import ndimage
 from torch import nn
 
-from monai_gmr.arguments import check_count, check_number, checked_arguments
+from monai_gmr.arguments import Device, Seed, check_count, checked_arguments, is_whole
 from monai_gmr.metrics.equivariance import (
     EquivarianceErrors,
     ViewError,
@@ -51,8 +51,8 @@ def check_equivariance(
     tolerance: float = 1e-5,
     per_module: bool = True,
     moves_per_module: bool = False,
-    seed: int = 0,
-    device: torch.device | str | None = None,
+    seed: Seed = 0,
+    device: Device | None = None,
     spacing: Sequence[float] | None = None,
     batch_size: int = 2,
     progress: bool = False,
@@ -102,7 +102,8 @@ def check_equivariance(
     sizes = _sizes(spatial_size, dims)
     elements = checked_group(net, group, dims, spacing)
     check_count("batch_size", batch_size)
-    check_number("tolerance", tolerance, 0, above=True)
+    if not tolerance > 0:
+        raise ConfigurationError(f"tolerance={tolerance} is impossible: give a relative error above 0.")
     if not (len(elements) or len(angles) or len(shifts)):
         raise ConfigurationError("no elements, no angles and no shifts: nothing is compared, give one of each or more.")
     tensors = [tensor for tensor in [*net.parameters(), *net.buffers()] if tensor.is_floating_point()]
@@ -112,7 +113,7 @@ def check_equivariance(
     checks = []
     try:
         for size in sizes:
-            noise = torch.randn((batch_size, in_channels, *size), generator=torch.Generator().manual_seed(seed))
+            noise = torch.randn((batch_size, in_channels, *size), generator=torch.Generator().manual_seed(int(seed)))
             check = _check_size(net, noise.to(device, dtype), elements, tolerance, per_module, progress)
             if (len(angles) or len(shifts)) and not check.failure:
                 smooth = ndimage.gaussian_filter(noise.numpy(), (0, 0, *(1.2,) * dims), mode="wrap")
@@ -150,12 +151,12 @@ def _input_format(
 
 def _sizes(spatial_size: Any, dims: int) -> list[tuple[int, ...]]:
     """The input sizes, one entry an axis."""
-    several = isinstance(spatial_size, Sequence) and any(isinstance(size, Sequence) for size in spatial_size)
+    several = not is_whole(spatial_size) and not all(map(is_whole, spatial_size))
     sizes = []
     for size in spatial_size if several else [spatial_size]:
-        entries = tuple(size) if isinstance(size, Sequence) else (size,)
+        entries = (size,) if is_whole(size) else tuple(size)
         entries = entries * dims if len(entries) == 1 else entries
-        if len(entries) != dims or not all(isinstance(n, int | np.integer) and n > 0 for n in entries):
+        if len(entries) != dims or not all(is_whole(n) and n > 0 for n in entries):
             raise ConfigurationError(
                 f"spatial_size holds {size!r}: give one positive number for all axes or {dims} numbers, one an axis; "
                 "several sizes are a sequence of sequences."

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from monai.utils import CommonKeys, optional_import
 
-from monai_gmr.arguments import check_choice, checked_arguments
+from monai_gmr.arguments import Seed, check_choice, checked_arguments
 from monai_gmr.bundle.case_batches import CaseBatch, CaseBatches, anisotropic_spacing, refuse_failures, usable_image
 from monai_gmr.bundle.settings import check_values
 from monai_gmr.files import FolderLock, check_folder, replacing, write_json, write_rows, write_text
@@ -156,7 +156,7 @@ class RotationReport:
         cases: int | None = None,
         worst_cases: int = 3,
         num_resamples: int = 1000,
-        seed: int = 0,
+        seed: Seed = 0,
         resume: bool = True,
         class_names: Mapping[int, str] | None = None,
     ) -> None:
@@ -441,7 +441,8 @@ class RotationReport:
         differences = [{**row, "difference": name, "mean": row["difference"]} for name, row in zip(names, shown)]
         tables += [format_columns(differences, DIFFERENCES)] if differences else []
         print("\n" + "\n\n".join(tables))
-        print(f"\nspread: largest less smallest; intervals of 95 % over cases; {seen}. Pictures and tables: {folder}")
+        intervals = "intervals of 95 % over cases; " if self._scoring["num_resamples"] else ""
+        print(f"\nspread: largest less smallest; {intervals}{seen}. Pictures and tables: {folder}")
         return [row for row in summary if row["network"] in networks]
 
     def _write_samples(self, results: Sequence[NetworkScores]) -> None:

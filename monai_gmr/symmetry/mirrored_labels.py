@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Annotated
 
 import torch
@@ -11,6 +11,9 @@ from monai_gmr.utils import ConfigurationError
 
 LabelPairs = Annotated[
     Sequence[Sequence[int]], "pairs of whole numbers from 0 on, each label once, such as [[1, 2], [3, 4]]"
+]
+LabelPairsOfKeys = Annotated[
+    Mapping[Hashable, LabelPairs] | None, "the pairs of each key that is a label map, such as {'label': [[1, 2]]}"
 ]
 
 

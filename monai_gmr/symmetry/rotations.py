@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -13,6 +14,20 @@ from monai_gmr.arguments import check_choice, checked_arguments, describe, voxel
 from monai_gmr.symmetry.point_groups import Array, is_grid_symmetry, transform_grid
 from monai_gmr.symmetry.taps import tap_coordinates
 from monai_gmr.utils import ConfigurationError
+
+
+def _is_matrix(value: Any) -> bool:
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):
+        return False
+    return array.ndim == 2 and array.shape[0] == array.shape[1] and array.dtype.kind in "biuf"
+
+
+Matrix = Annotated[
+    Sequence[Sequence[float]] | np.ndarray, _is_matrix, "an orthogonal matrix of numbers, of shape (d, d)"
+]
+Axis = Annotated[int | str | Sequence[float], "'x', 'y', 'z', 0, 1, 2 or three finite numbers"]
 
 
 def axis_index(axis: int | str, spatial_dims: int = 3) -> int:
@@ -32,7 +47,7 @@ def axis_index(axis: int | str, spatial_dims: int = 3) -> int:
     )
 
 
-def axis_direction(axis: int | str | Sequence[float]) -> np.ndarray:
+def axis_direction(axis: Axis) -> np.ndarray:
     """The unit vector, shape ``(3,)``, of an array axis (:func:`axis_index`) or of three numbers along the array axes, in millimetres.
 
     Raises:
@@ -57,7 +72,7 @@ def axis_direction(axis: int | str | Sequence[float]) -> np.ndarray:
 
 
 @checked_arguments
-def rotation_matrix(spatial_dims: int, degrees: float, axis: int | str | Sequence[float] = 0) -> np.ndarray:
+def rotation_matrix(spatial_dims: int, degrees: float, axis: Axis = 0) -> np.ndarray:
     """The rotation by an angle, in 3D about an axis (:func:`axis_direction`), in 2D in the plane.
 
     Positive degrees are counterclockwise looking against the axis, in 2D from the first axis towards the second.
@@ -72,6 +87,8 @@ def rotation_matrix(spatial_dims: int, degrees: float, axis: int | str | Sequenc
     """
     if spatial_dims not in (2, 3):
         raise ConfigurationError(f"spatial_dims={spatial_dims} has no rotations: use 2 or 3.")
+    if not np.isfinite(degrees):
+        raise ConfigurationError(f"degrees={degrees} is no angle: give a finite number.")
     if spatial_dims == 2:
         return Rotation.from_euler("z", degrees, degrees=True).as_matrix()[:2, :2]
     return Rotation.from_rotvec(np.deg2rad(degrees) * axis_direction(axis)).as_matrix()
@@ -98,7 +115,7 @@ def inscribed_ball(
 @checked_arguments
 def transform_image(
     x: Array,
-    matrix: np.ndarray,
+    matrix: Matrix,
     order: int = 3,
     spacing: Sequence[float] | None = None,
     shift: Sequence[float] | np.ndarray | None = None,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from monai_gmr.arguments import check_count, check_number, checked_arguments, reads_as_number, voxel_spacing
+from monai_gmr.arguments import Seed, check_count, check_number, checked_arguments, reads_as_number, voxel_spacing
 from monai_gmr.symmetry.group_names import check_dims, element_name
 from monai_gmr.symmetry.group_structure import GroupSpec, PointGroup, names_group
 from monai_gmr.symmetry.point_groups import is_grid_symmetry, point_group
@@ -46,6 +46,8 @@ def group_views(
         >>> [view.name for view in group_views(3, group="mm2")]
         ['upright', 'm [100]', 'm [010]', '2 [001]']
     """
+    check_dims(spatial_dims, (1, 2, 3))
+    spacing = voxel_spacing(spacing, spatial_dims)
     if group is None:
         elements = point_group(spatial_dims, spacing)
         names = [f"element {i}" for i in range(len(elements))]
@@ -72,7 +74,7 @@ def angle_views(
         (36, 34)
     """
     check_dims(spatial_dims)
-    check_number("step", step, 0, above=True)
+    check_number("step", step, 0, 360, above=True)
     voxel_spacing(spacing, spatial_dims)
     views = [View("upright", "upright", 0.0, np.eye(spatial_dims))] if grid else []
     for axis in range(3 if spatial_dims == 3 else 1):
@@ -104,7 +106,7 @@ def icosahedral_views() -> list[View]:
 
 
 @checked_arguments
-def random_views(count: int, spatial_dims: int, seed: int = 0) -> list[View]:
+def random_views(count: int, spatial_dims: int, seed: Seed = 0) -> list[View]:
     """At least one random rotation, uniform on SO(3) or SO(2); for one seed fewer views are the first ones of more.
 
     Example:
@@ -116,7 +118,6 @@ def random_views(count: int, spatial_dims: int, seed: int = 0) -> list[View]:
     """
     check_dims(spatial_dims)
     check_count("count", count)
-    check_count("seed", seed, least=0)
     # drawn here and not by Rotation.random, whose numbers for a seed change with the version of scipy
     generator = np.random.default_rng(seed)
     if spatial_dims == 2:
@@ -162,7 +163,7 @@ def _one_set(spec: Any, spatial_dims: int, spacing: Sequence[float] | None, seed
         if keys == {"angles"}:
             # a command line gives text
             step = float(spec["angles"]) if reads_as_number(spec["angles"]) else spec["angles"]
-            check_number("angles", step, 0, above=True)
+            check_number("angles", step, 0, 360, above=True)
             return angle_views(spatial_dims, step, spacing, grid=True)
         if "random" in keys and keys <= {"random", "seed"}:
             check_count("random", spec["random"])
@@ -193,7 +194,7 @@ def _one_set(spec: Any, spatial_dims: int, spacing: Sequence[float] | None, seed
     )
 
 
-def make_views(spec: ViewSpec, spatial_dims: int, spacing: Sequence[float] | None = None, seed: int = 0) -> list[View]:
+def make_views(spec: ViewSpec, spatial_dims: int, spacing: Sequence[float] | None = None, seed: Seed = 0) -> list[View]:
     """A set of views from a short description, such as a config holds.
 
     Args:

@@ -17,7 +17,7 @@ from monai_gmr.arguments import check_number, checked_arguments
 from monai_gmr.symmetry import grid_element, is_mirror
 from monai_gmr.symmetry.group_names import Element
 from monai_gmr.symmetry.group_structure import GroupOrElements, group_elements
-from monai_gmr.symmetry.mirrored_labels import LabelPairs, check_label_pairs, mirror_labels
+from monai_gmr.symmetry.mirrored_labels import LabelPairs, LabelPairsOfKeys, check_label_pairs, mirror_labels
 from monai_gmr.transforms.functional import DictionaryTransform, image_shape, transform_by_element
 from monai_gmr.utils import ConfigurationError
 
@@ -103,7 +103,7 @@ class GridSymmetryd(DictionaryTransform):
         element: Element,
         allow_missing_keys: bool = False,
         lazy: bool = False,
-        mirrored_labels: Mapping[Hashable, LabelPairs] | None = None,
+        mirrored_labels: LabelPairsOfKeys = None,
     ) -> None:
         pairs = _pairs_of_keys(keys, mirrored_labels)
         super().__init__(keys, [GridSymmetry(element, lazy, each) for each in pairs], allow_missing_keys, lazy)
@@ -112,7 +112,7 @@ class GridSymmetryd(DictionaryTransform):
 GridSymmetryD = GridSymmetryDict = GridSymmetryd
 
 
-def _pairs_of_keys(keys: KeysCollection, mirrored_labels: Mapping[Hashable, LabelPairs] | None) -> list[LabelPairs]:
+def _pairs_of_keys(keys: KeysCollection, mirrored_labels: LabelPairsOfKeys) -> list[LabelPairs]:
     """The pairs of labels of each key."""
     given = {} if mirrored_labels is None else mirrored_labels
     names = ensure_tuple(keys)
@@ -222,7 +222,7 @@ class RandGridSymmetryd(RandomizableTransform, DictionaryTransform):
         axis: int | str | None = None,
         allow_missing_keys: bool = False,
         lazy: bool = False,
-        mirrored_labels: Mapping[Hashable, LabelPairs] | None = None,
+        mirrored_labels: LabelPairsOfKeys = None,
     ) -> None:
         pairs = _pairs_of_keys(keys, mirrored_labels)
         transforms = [RandGridSymmetry(prob, group, axis, lazy, each) for each in pairs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -13,13 +14,24 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms import InvertibleTransform, LazyTransform, Rotate
 from monai.utils import TraceKeys, convert_to_tensor, ensure_tuple, ensure_tuple_rep, get_equivalent_dtype
 
-from monai_gmr.arguments import check_choice, checked_arguments, describe, voxel_spacing
+from monai_gmr.arguments import check_choice, checked_arguments, voxel_spacing
 from monai_gmr.symmetry import axis_direction, rotation_matrix
+from monai_gmr.symmetry.rotations import Axis
 from monai_gmr.transforms.functional import DictionaryTransform, image_shape, rotate_by_matrix
 from monai_gmr.utils import ConfigurationError
 
 MODES = ("bilinear", "nearest")
 PADDING_MODES = ("border", "reflection", "zeros")
+
+
+def _is_float_dtype(dtype: Any) -> bool:
+    try:
+        return dtype is None or bool(get_equivalent_dtype(dtype, torch.Tensor).is_floating_point)
+    except (AttributeError, TypeError, ValueError):
+        return False
+
+
+FloatDtype = Annotated[DtypeLike | torch.dtype, _is_float_dtype, "a floating-point dtype, such as torch.float32"]
 
 
 class RotateAboutAxis(InvertibleTransform, LazyTransform):
@@ -62,24 +74,18 @@ class RotateAboutAxis(InvertibleTransform, LazyTransform):
     def __init__(
         self,
         angle: float,
-        axis: int | str | Sequence[float] = "z",
+        axis: Axis = "z",
         *,
         spacing: Sequence[float] | None = None,
         mode: str = "bilinear",
         padding_mode: str = "border",
         align_corners: bool = False,
-        dtype: DtypeLike | torch.dtype = torch.float32,
+        dtype: FloatDtype = torch.float32,
         lazy: bool = False,
     ) -> None:
         LazyTransform.__init__(self, lazy=bool(lazy))
         if not np.isfinite(angle):
             raise ConfigurationError(f"angle={angle!r} is no angle: give one finite number of degrees.")
-        try:
-            get_equivalent_dtype(dtype, torch.Tensor)
-        except (TypeError, ValueError):
-            raise ConfigurationError(
-                f"dtype={describe(dtype)} is impossible: give a dtype such as torch.float32."
-            ) from None
         axis_direction(axis)
         if spacing is not None:
             voxel_spacing(spacing, len(spacing))
@@ -177,7 +183,7 @@ class RotateAboutAxisd(DictionaryTransform):
         self,
         keys: KeysCollection,
         angle: float,
-        axis: int | str | Sequence[float] = "z",
+        axis: Axis = "z",
         *,
         spacing: Sequence[float] | None = None,
         mode: str | Sequence[str] = "bilinear",

@@ -113,7 +113,7 @@ def one_sentence(capsys) -> str:
         (["--network-id", "number"], "is a int"),
         (["--weights", "missing.pt"], "missing.pt does not exist"),
         (["--size", "8,8,8"], "2 numbers"),
-        (["--spacing", "1"], "1 entries"),
+        (["--spacing", "1"], "give 2 voxel sizes above 0 in millimetres"),
     ],
 )
 def test_wrong_argument_is_one_sentence(config, capsys, arguments, message):

@@ -195,7 +195,7 @@ def test_upright_and_turned_digits_are_what_our_dataset_reads(digits, capsys):
         (["instances", "cells.npz", "there"], "there exists"),
         (["instances", "cells.npz", "there", "--overwrite"], "is not overwritten"),
         (["instances", "cells.npz", "out", "--blocks", "2"], "--blocks"),
-        (["instances", "cells.npz", "out", "--seed", "-1"], "negative"),
+        (["instances", "cells.npz", "out", "--seed", "-1"], "seed=-1 is impossible: give a whole number from 0"),
         (["instances", "d.npz", "out"], "lacks 'image' or 'label'"),
         (["classes", "d.npz", "out"], "no 'ids'"),
         (["classes", "there", "out"], "no PNG files in them"),

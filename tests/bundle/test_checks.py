@@ -159,3 +159,21 @@ def test_a_checkpoint_is_loaded_or_refused(tmp_path):
         bundle.load_network(fresh, path)
     with refused("there is no checkpoint"):
         bundle.check_file(tmp_path / "none.pt", "checkpoint", "train first.")
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: bundle.check_folder(3, "ckpt_dir"), "ckpt_dir=3 is impossible: give a path"),
+        (lambda: bundle.FolderLock(3), "ckpt_dir=3 is impossible: give a path"),
+        (
+            lambda: bundle.check_file(3, "checkpoint", "train first."),
+            "the path of the checkpoint=3 is impossible: give a",
+        ),
+        (lambda: bundle.check_decathlon(3), "dataset_dir=3 is impossible: give a path"),
+    ],
+)
+def test_a_number_is_no_path(call, sentence):
+    """A command line reads --ckpt_dir 3 as a number."""
+    with pytest.raises(ConfigurationError, match=sentence):
+        call()

@@ -130,7 +130,7 @@ def test_unfit_cases_are_one_sentence(arrays, words):
         (lambda: cut_blocks(Case("v", PLANE, PLANE), 2), "cannot be cut"),
         (lambda: cut_blocks(Case("v", PLANE, PLANE), 1), "number from 2"),
         (lambda: split_cases(some_cases(2)), "at least 3"),
-        (lambda: split_cases(some_cases(3), seed=-1), "negative"),
+        (lambda: split_cases(some_cases(3), seed=-1), "seed=-1 is impossible: give a whole number from 0"),
         (lambda: as_test_section({"x": PLANE}, "x", "y", "t.npz"), "lacks 'x' or 'y'"),
         (lambda: as_test_section({"x": PLANE[None], "y": np.arange(2)}, "x", "y", "t.npz"), "one row of labels"),
     ],

@@ -202,7 +202,7 @@ def test_another_data_set_is_not_written_over(tmp_path, content):
     ("changes", "words"),
     [
         ({"num_test": -1}, "numbers from 0"),
-        ({"seed": -1}, "negative"),
+        ({"seed": -1}, "seed=-1 is impossible: give a whole number from 0"),
         ({"pose": "x"}, "'upright', 'random'"),
     ],
 )

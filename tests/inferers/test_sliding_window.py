@@ -212,7 +212,7 @@ def test_further_arguments():
     ("options", "message"),
     [
         ({"roi_size": "32"}, "roi_size='32' is impossible: give whole numbers"),
-        ({"roi_size": (16, 16.5)}, r"roi_size=\(16, 16.5\) is impossible"),
+        ({"roi_size": (16, 16.5)}, r"roi_size\[1\]=16.5 is impossible: give whole numbers"),
         ({"roi_size": 16, "overlap": 1.0}, "overlap=1.0"),
         ({"roi_size": 16, "overlap": (0.5, -0.1)}, "0 or more and less than 1"),
         ({"roi_size": 16, "mode": "gausian"}, "'gausian' is unknown"),
@@ -221,9 +221,9 @@ def test_further_arguments():
         ({"roi_size": 16, "sigma_scale": (0.1, 0)}, "sigma_scale=0.0 is impossible: give a number above 0"),
         (
             {"roi_size": 16, "sigma_scale": "wide"},
-            "sigma_scale='wide' is impossible: give a list of numbers or a number",
+            "sigma_scale='wide' is impossible: give a number or a list of numbers",
         ),
-        ({"roi_size": 16, "sw_device": "gpu"}, "sw_device='gpu' is impossible: give a device of this machine"),
+        ({"roi_size": 16, "sw_device": "gpu"}, "sw_device='gpu' is impossible: give a device, such as"),
         ({"roi_size": 16, "buffer_steps": 2.5}, "buffer_steps=2.5 is impossible: give a whole number or None"),
         ({"roi_size": 16, "buffer_steps": "2"}, "buffer_steps='2' is impossible: give a whole number or None"),
         ({"roi_size": 16, "buffer_steps": 2, "buffer_dim": 4}, "buffer_dim=4 is none of the 4 spatial axes"),

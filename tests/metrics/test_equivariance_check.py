@@ -385,7 +385,7 @@ def test_dtype_of_the_network_is_used():
         (nn.Conv2d(1, 1, 3), {"spatial_size": (8, 8, 8)}, "2 numbers"),
         (nn.Conv2d(1, 1, 3), {"spatial_size": 0}, "positive"),
         (nn.ReLU(), {"spatial_size": 8}, "no convolution"),
-        (nn.Conv2d(1, 1, 3), {"spatial_size": 8, "spacing": (1.0, 1.0, 3.0)}, "2 axes"),
+        (nn.Conv2d(1, 1, 3), {"spatial_size": 8, "spacing": (1.0, 1.0, 3.0)}, "give 2 voxel sizes"),
         (nn.Conv2d(1, 1, 3), {"spatial_size": 8, "group": "m5"}, "group='m5' is unknown in 2D"),
     ],
 )

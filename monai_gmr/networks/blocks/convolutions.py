@@ -8,7 +8,7 @@ from monai.networks.layers.factories import Act, Dropout, Norm
 from monai.networks.layers.utils import get_act_layer
 from torch import nn
 
-from monai_gmr.arguments import Named, check_choice, check_count, checked_arguments
+from monai_gmr.arguments import Named, check_choice, check_count, check_number, checked_arguments, is_number
 from monai_gmr.networks.blocks.adn import GMRADN
 from monai_gmr.networks.layers import GMRDownsample, GMRUpsample, keep_channels_last, make_convolution, make_downsample
 from monai_gmr.networks.layers.conv_nd import whole_numbers
@@ -25,6 +25,8 @@ from monai_gmr.networks.layers.group_levels import (
     with_elements,
 )
 from monai_gmr.utils import ConfigurationError
+
+Ordering = Annotated[str, lambda text: set(text.upper()) <= set("ADN"), "letters of A, D and N, such as 'NDA'"]
 
 
 def _same_padding(
@@ -83,7 +85,7 @@ class GMRConvolution(nn.Sequential):
         out_channels: int,
         strides: int | Sequence[int] = 1,
         kernel_size: int | Sequence[int] = 3,
-        adn_ordering: Annotated[str, "letters of A, D and N, such as 'NDA'"] = "NDA",
+        adn_ordering: Ordering = "NDA",
         act: Named | None = "PRELU",
         norm: Named | None = "INSTANCE",
         dropout: Named | float | None = None,
@@ -103,6 +105,10 @@ class GMRConvolution(nn.Sequential):
     ) -> None:
         super().__init__()
         check_choice("spatial_dims", spatial_dims, (1, 2, 3))
+        check_choice("dropout_dim", dropout_dim, (1, 2, 3, None))
+        if is_number(dropout):
+            check_number("dropout", dropout, 0, 1)
+            dropout = float(dropout)  # type: ignore[arg-type]
         for name, value, factory in (("act", act, Act), ("norm", norm, Norm), ("dropout", dropout, Dropout)):
             check_named(name, value, factory)
         conv = with_elements(conv, spatial_dims)
@@ -167,7 +173,7 @@ class GMRResidualUnit(nn.Module):
         strides: int | Sequence[int] = 1,
         kernel_size: int | Sequence[int] = 3,
         subunits: int = 2,
-        adn_ordering: Annotated[str, "letters of A, D and N, such as 'NDA'"] = "NDA",
+        adn_ordering: Ordering = "NDA",
         act: Named | None = "PRELU",
         norm: Named | None = "INSTANCE",
         dropout: Named | float | None = None,
@@ -256,7 +262,7 @@ class GMRResNetBlock(nn.Module):
         conv = with_elements(conv, spatial_dims)
         window = whole_numbers("kernel_size", kernel_size, spatial_dims)
         windows = [(1,) * spatial_dims, window, (1,) * spatial_dims] if bottleneck else [window, window]
-        widths = [in_channels, channels, channels] + [4 * channels] * bottleneck
+        widths = [in_channels, channels, channels] + ([4 * channels] if bottleneck else [])
         self.downsample = make_downsample(downsample, spatial_dims) if stride > 1 else nn.Identity()
         self.inside = downsample_inside and bottleneck and stride > 1
         common: dict[str, Any] = {"norm": norm, "bias": False}

@@ -59,7 +59,9 @@ POSITIONS = re.compile(r"pos(ition)?(al)?_?emb|relative_position_bias|rel_pos")
 @checked_arguments
 def convert_to_gmr(
     module: nn.Module,
-    kernel_sizes: int | Mapping[int, int] | None = None,
+    kernel_sizes: Annotated[
+        int | Mapping[int, int] | None, "one window of at least 1 for all, or windows for windows as in {3: 5}"
+    ] = None,
     include: Selectors = None,
     exclude: Selectors = None,
     conv: Convolution = "gmr",
@@ -224,6 +226,10 @@ def _with_report(net: nn.Module, report: ConversionReport) -> nn.Module:
 def _matches(path: str, module: nn.Module, selector: Selector) -> bool:
     if isinstance(selector, str):
         return selects(path, selector)
+    if isinstance(selector, nn.Module):
+        raise ConfigurationError(
+            f"{type(selector).__name__}() is a module: give its name, its class, or a function of both."
+        )
     return isinstance(module, selector) if isinstance(selector, type) else selector(path, module)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from monai_gmr import symmetry
-from monai_gmr.arguments import Device, check_argument, check_choice, check_count, checked_arguments, is_whole
+from monai_gmr.arguments import Device, check_argument, check_choice, check_count, checked_arguments, describe, is_whole
 from monai_gmr.networks.layers.table_module import TableModule
 from monai_gmr.ops import pad_nd
 from monai_gmr.ops.autocast import autocast_dtype
@@ -59,6 +59,8 @@ def check_input(module: nn.Module, x: torch.Tensor, spatial_dims: int, in_channe
     """Raise when the input of a layer or net is not ``(batch, in_channels, *spatial)``, or without batch if ``unbatched``."""
     if torch.jit.is_tracing():
         return
+    if not isinstance(x, torch.Tensor):
+        raise ConfigurationError(f"{type(module).__name__} was given {describe(x)}: give a tensor.")
     if x.dim() - spatial_dims not in ((1, 2) if unbatched else (2,)) or x.shape[-spatial_dims - 1] != in_channels:
         raise ConfigurationError(
             f"{type(module).__name__} has spatial_dims={spatial_dims}, in_channels={in_channels} and was given an input of shape "
@@ -237,14 +239,16 @@ class DirectConvNd(SymmetricConvNd):
                     "parity, or GMRDownsample.",
                     SymmetryWarning,
                 )
+                # one axis says enough
+                return
 
     def _padded(self, input: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
         """The input as the convolution takes it, and the voxels of zeros that it is to add at both ends of an axis."""
         dims = len(self.kernel_size)
-        spatial = list(input.shape)[input.dim() - dims :]
         if not torch.jit.is_scripting():
             check_input(self, input, dims, self.in_channels, unbatched=True)
             self.mend_tables()
+        spatial = list(input.shape)[input.dim() - dims :]
         margins = self._margins(spatial)
         if not torch.jit.is_scripting():
             self._warn_if_inexact(spatial, margins)

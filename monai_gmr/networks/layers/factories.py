@@ -208,7 +208,7 @@ def keep_channels_last(norm: Named | None) -> Named | None:
     """
     if isinstance(norm, str):
         return "GMRINSTANCE" if norm.upper() == "INSTANCE" else norm
-    return norm if norm is None else (keep_channels_last(norm[0]), *norm[1:])
+    return (keep_channels_last(norm[0]), *norm[1:]) if norm and isinstance(norm[0], str) else norm
 
 
 def _by_dimension(name: str, classes: dict[int, Any]) -> Callable[[int], Any]:

@@ -8,7 +8,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import nn
 
-from monai_gmr.arguments import Device, checked_arguments
+from monai_gmr.arguments import Device, Seed, checked_arguments
 from monai_gmr.networks.layers.table_module import TableModule
 from monai_gmr.symmetry import PointGroup, is_mirror
 from monai_gmr.symmetry.group_structure import GroupSpec
@@ -91,7 +91,7 @@ class PartialGroupElements(TableModule):
         *,
         samples: int | None = None,
         learned: bool = True,
-        seed: int | None = None,
+        seed: Seed | None = None,
         device: Device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from monai_gmr.arguments import Device, check_choice, checked_arguments
+from monai_gmr.arguments import Device, Seed, check_choice, checked_arguments
 from monai_gmr.networks.layers.conv_nd import DirectConvNd
 from monai_gmr.networks.layers.partial_elements import GroupElements, PartialGroupElements
 from monai_gmr.networks.layers.partial_kernels import HarmonicKernel, PartialKernel, SirenKernel
@@ -73,7 +73,7 @@ class PartialGroupConvNd(DirectConvNd):
         kernel: str = "harmonic",
         orders: Sequence[int] | None = None,
         frequencies: int | None = None,
-        seed: int | None = None,
+        seed: Seed | None = None,
     ) -> None:
         geometry = (kernel_size, stride, padding, dilation, groups, padding_mode)
         super().__init__(in_channels, out_channels, *geometry, dtype)

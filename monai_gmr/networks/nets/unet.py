@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 from monai.networks.layers.factories import Conv
-from monai.utils import ensure_tuple_rep
 from torch import nn
 
 from monai_gmr.arguments import Named, check_choice, check_count, check_counts, checked_arguments
 from monai_gmr.networks.blocks import GMRConvolution
 from monai_gmr.networks.layers import GMRTrim, GMRUpsample, draw_elements, make_convolution, make_downsample
-from monai_gmr.networks.layers.conv_nd import check_input
+from monai_gmr.networks.layers.conv_nd import check_input, whole_numbers
 from monai_gmr.networks.layers.factories import Convolution, one_per_level, split_convolution
 from monai_gmr.networks.layers.group_levels import (
     chain,
@@ -128,8 +127,8 @@ class GMRUNet(nn.Module):
         rings: str = "gaussian",
         spacing: Sequence[float] | None = None,
         downsample: Named = "lowpass",
-        act: Named = ("LeakyReLU", {"negative_slope": 0.1, "inplace": True}),
-        norm: Named = ("instance", {"affine": True}),
+        act: Named | None = ("LeakyReLU", {"negative_slope": 0.1, "inplace": True}),
+        norm: Named | None = ("instance", {"affine": True}),
         bias: bool = True,
         dropout: Named | float = 0.0,
         deep_supervision: bool = False,
@@ -167,7 +166,7 @@ class GMRUNet(nn.Module):
         norm_name = norm[0] if isinstance(norm, tuple | list) else norm
         self.normalises_instances = str(norm_name).lower().startswith("instance")
         # window and channels of the convolutions on the finest grid
-        self.window, self.channels = ensure_tuple_rep(windows[0], spatial_dims), (features[0], features[0])
+        self.window, self.channels = whole_numbers("kernel_sizes", windows[0], spatial_dims), (features[0], features[0])
         # with channels last the framework's other norms add up in single precision, and the net would not be exact
         self.may_run_channels_last = self.normalises_instances and names[0] not in ("plain", "group", "partial")
         common: dict[str, Any] = {"rings": rings, "spacing": spacing, "padding_mode": padding_mode}

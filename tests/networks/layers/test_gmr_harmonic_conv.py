@@ -156,7 +156,7 @@ def test_nets_are_exact_and_train(dims):
         ({"orders": ()}, "at least one"),
         ({"order_split": (1.0,)}, "not one share for each"),
         ({"order_split": (0, 0, 0)}, "not all zero"),
-        ({"order_split": (float("nan"), 1, 1)}, "give a list of numbers"),
+        ({"order_split": (float("nan"), 1, 1)}, "not all zero"),
         ({"order_split": 3}, "order_split=3 is impossible: give a list of numbers"),
         ({"orders": 1}, "orders=1 is impossible: give a list of whole numbers"),
         ({"inner_products": "no"}, "inner_products='no' is impossible: give True or False"),

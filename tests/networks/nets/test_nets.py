@@ -162,7 +162,7 @@ def test_weight_decay_spares_sigma_biases_and_norms():
             r"features=\(\) is impossible: give a list of whole numbers, such as \[16, 32, 64\]",
         ),
         (small_unet, {"features": 8}, "features=8 is impossible: give a list of whole numbers"),
-        (small_unet, {"features": (8.5, 16)}, r"features=\(8\.5, 16\) is impossible: give a list of whole numbers"),
+        (small_unet, {"features": (8.5, 16)}, r"features\[0\]=8\.5 is impossible: give a list of whole numbers"),
         (small_resnet, {"layers": 2}, "layers=2 is impossible: give a list of whole numbers"),
         (
             small_unet,
