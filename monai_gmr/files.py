@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from monai_gmr.arguments import check_argument
+from monai_gmr.annotations import check_argument
 from monai_gmr.utils import ConfigurationError, WriteError
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from monai.utils import optional_import
 
-from monai_gmr.arguments import check_argument, checked_arguments
+from monai_gmr.annotations import check_argument, checked_arguments
 from monai_gmr.data.prediction_layout import PICTURES, RECORD, known_predictions
 from monai_gmr.files import read_json_object
 from monai_gmr.networks.weights import check_finite, read_checkpoint, state_of

@@ -22,7 +22,7 @@ import numpy as np
 from monai.config import PathLike
 from monai.utils import optional_import
 
-from monai_gmr.arguments import Seed, check_argument
+from monai_gmr.annotations import Seed, check_argument
 from monai_gmr.files import replacing, unwritable
 from monai_gmr.utils import ConfigurationError, progress_bar
 

@@ -19,7 +19,8 @@ from monai.config import PathLike
 from monai.data import CacheDataset, MetaTensor
 from monai.transforms import Compose, Transform
 
-from monai_gmr.arguments import check_choice, checked_arguments
+from monai_gmr.annotations import checked_arguments
+from monai_gmr.arguments import check_choice
 from monai_gmr.data.conversion import open_npz
 from monai_gmr.files import unwritable
 from monai_gmr.transforms import check_finite

@@ -15,7 +15,8 @@ from monai.config import PathLike
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from monai_gmr.arguments import Seed, check_choice, check_count, check_number, checked_arguments, voxel_spacing
+from monai_gmr.annotations import Seed, checked_arguments
+from monai_gmr.arguments import check_choice, check_count, check_number, voxel_spacing
 from monai_gmr.files import replacing, write_text
 from monai_gmr.symmetry import rotation_matrix
 from monai_gmr.utils import ConfigurationError, progress_bar

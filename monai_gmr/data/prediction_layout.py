@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from monai.config import PathLike
 from monai.data import FolderLayoutBase
 
-from monai_gmr.arguments import checked_arguments
+from monai_gmr.annotations import checked_arguments
 from monai_gmr.data.nifti_writer import SameGridWriter
 from monai_gmr.utils import ConfigurationError
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from monai.utils import optional_import
 
-from monai_gmr.arguments import check_count, checked_arguments
+from monai_gmr.annotations import checked_arguments
+from monai_gmr.arguments import check_count
 from monai_gmr.handlers.best_checkpoint import unwrapped
 from monai_gmr.networks.annealing import RestPenalty, rest_sizes
 from monai_gmr.utils import ConfigurationError

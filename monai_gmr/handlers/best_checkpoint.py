@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from monai.utils import is_scalar, optional_import
 
-from monai_gmr.arguments import checked_arguments
+from monai_gmr.annotations import checked_arguments
 from monai_gmr.checksums import forget_sum
 from monai_gmr.files import replacing
 from monai_gmr.networks.weights import check_finite

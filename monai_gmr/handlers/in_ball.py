@@ -9,7 +9,7 @@ import torch
 from monai.config import KeysCollection
 from monai.handlers import from_engine
 
-from monai_gmr.arguments import checked_arguments
+from monai_gmr.annotations import checked_arguments
 from monai_gmr.symmetry import inscribed_ball
 from monai_gmr.utils import map_tensors
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from monai.utils import optional_import
 
-from monai_gmr.arguments import checked_arguments
+from monai_gmr.annotations import checked_arguments
 
 Events, _ = optional_import("ignite.engine", name="Events")
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ import torch
 from monai.data import set_rnd
 from monai.utils import is_scalar, optional_import, set_determinism
 
-from monai_gmr.arguments import Seed, checked_arguments, describe
+from monai_gmr.annotations import Seed, checked_arguments
+from monai_gmr.arguments import describe
 from monai_gmr.files import FolderLock, check_folder, remove_unfinished
 from monai_gmr.handlers.best_checkpoint import check_network, rank, unwrapped, write_checkpoint
 from monai_gmr.networks.weights import check_finite, read_checkpoint, state_of

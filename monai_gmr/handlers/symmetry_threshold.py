@@ -9,7 +9,7 @@ from ignite.engine import Events
 from torch import nn
 from torch.optim import Optimizer
 
-from monai_gmr.arguments import checked_arguments
+from monai_gmr.annotations import checked_arguments
 from monai_gmr.metrics import broken_symmetry
 from monai_gmr.networks.symmetry_penalty import SymmetryThreshold
 

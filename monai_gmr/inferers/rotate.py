@@ -8,7 +8,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from monai_gmr.arguments import checked_arguments, voxel_spacing
+from monai_gmr.annotations import checked_arguments
+from monai_gmr.arguments import voxel_spacing
 from monai_gmr.ops.autocast import without_autocast
 from monai_gmr.symmetry import is_grid_symmetry, transform_grid
 from monai_gmr.symmetry.rotations import Matrix

@@ -13,7 +13,8 @@ from monai.data.utils import compute_importance_map
 from monai.inferers import SlidingWindowInferer
 from monai.utils import BlendMode, PytorchPadMode, ensure_tuple_rep, fall_back_tuple
 
-from monai_gmr.arguments import check_choice, check_count, check_number, checked_arguments
+from monai_gmr.annotations import checked_arguments
+from monai_gmr.arguments import check_choice, check_count, check_number
 from monai_gmr.inferers.merging import Reduction, Tile, WindowMerger, Windows, argmax_labels
 from monai_gmr.inferers.outputs import OutputAccumulators, plain_tensor
 from monai_gmr.inferers.windows import symmetric_window_starts

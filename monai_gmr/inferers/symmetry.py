@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from monai.inferers import Inferer, SimpleInferer
 
-from monai_gmr.arguments import check_choice, check_count, checked_arguments, voxel_spacing
+from monai_gmr.annotations import checked_arguments
+from monai_gmr.arguments import check_choice, check_count, voxel_spacing
 from monai_gmr.inferers.outputs import OutputAccumulators, plain_tensor
 from monai_gmr.inferers.reduction import REDUCTIONS, UNCERTAINTIES, ViewReduction, entropy
 from monai_gmr.inferers.rotate import interpolate_image, rotate_image

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from monai_gmr.arguments import Seed, checked_arguments
+from monai_gmr.annotations import Seed, checked_arguments
 from monai_gmr.files import replacing, write_rows
 from monai_gmr.metrics.equivariance import equivariance_error
 from monai_gmr.symmetry import element_name, point_group

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from monai_gmr.arguments import checked_arguments, voxel_spacing
+from monai_gmr.annotations import checked_arguments
+from monai_gmr.arguments import voxel_spacing
 from monai_gmr.symmetry import (
     PointGroup,
     View,

@@ -14,7 +14,8 @@ import torch
 from scipy import ndimage
 from torch import nn
 
-from monai_gmr.arguments import Device, Seed, check_count, checked_arguments, is_whole
+from monai_gmr.annotations import Device, Seed, checked_arguments
+from monai_gmr.arguments import check_count, is_whole
 from monai_gmr.metrics.equivariance import (
     EquivarianceErrors,
     ViewError,

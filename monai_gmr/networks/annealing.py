@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from monai_gmr.arguments import check_choice, checked_arguments
+from monai_gmr.annotations import checked_arguments
+from monai_gmr.arguments import check_choice
 from monai_gmr.networks.layers.annealed_conv import AnnealedConv
 from monai_gmr.networks.shrinkage import ProximalStep, shrink_groups
 from monai_gmr.networks.utils import move_hooks

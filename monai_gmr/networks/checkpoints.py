@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from monai_gmr.arguments import checked_arguments
+from monai_gmr.annotations import checked_arguments
 from monai_gmr.networks.nets import GMRResNet, GMRUNet
 from monai_gmr.networks.weights import STATE_KEYS, read_checkpoint, state_of
 from monai_gmr.symmetry import kernel_shells, ring_masks, square_ring_masks

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from monai_gmr.arguments import checked_arguments
+from monai_gmr.annotations import checked_arguments
 from monai_gmr.networks.shrinkage import ProximalStep, shrink_groups
 from monai_gmr.utils import ConfigurationError
 

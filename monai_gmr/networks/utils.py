@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from monai_gmr.arguments import checked_arguments
+from monai_gmr.annotations import checked_arguments
 from monai_gmr.networks.symmetry_penalty import symmetry_parameters
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from monai.utils import CommonKeys, optional_import
 
-from monai_gmr.arguments import Seed, check_choice, checked_arguments
+from monai_gmr.annotations import Seed, checked_arguments
+from monai_gmr.arguments import check_choice
 from monai_gmr.bundle.case_batches import CaseBatch, CaseBatches, anisotropic_spacing, refuse_failures, usable_image
 from monai_gmr.bundle.settings import check_values
 from monai_gmr.files import FolderLock, check_folder, replacing, write_json, write_rows, write_text

@@ -9,7 +9,8 @@ import torch
 from monai.data import MetaTensor
 from monai.engines import PrepareBatch, default_prepare_batch
 
-from monai_gmr.arguments import check_choice, checked_arguments
+from monai_gmr.annotations import checked_arguments
+from monai_gmr.arguments import check_choice
 from monai_gmr.symmetry import View, inscribed_ball, is_grid_symmetry, is_mirror, transform_image
 from monai_gmr.symmetry.mirrored_labels import LabelPairs, check_label_pairs, mirror_labels
 

@@ -292,7 +292,7 @@ class PointGroup:
 GroupSpec = Annotated[
     str | int | tuple | PointGroup, "a name such as '4', a pair of it and an axis as ('m', 'x'), or a PointGroup"
 ]
-GroupOrElements = GroupSpec | Sequence[Element] | np.ndarray
+GroupOrElements = Annotated[GroupSpec | Sequence[Element] | np.ndarray, "a name, such as 'all', or elements"]
 
 
 def names_group(value: object, among_elements: bool = True) -> bool:

@@ -10,7 +10,8 @@ import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from monai_gmr.arguments import check_choice, checked_arguments, describe, voxel_spacing
+from monai_gmr.annotations import checked_arguments
+from monai_gmr.arguments import check_choice, describe, voxel_spacing
 from monai_gmr.symmetry.point_groups import Array, is_grid_symmetry, transform_grid
 from monai_gmr.symmetry.taps import tap_coordinates
 from monai_gmr.utils import ConfigurationError

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from monai_gmr.arguments import Seed, check_count, check_number, checked_arguments, reads_as_number, voxel_spacing
+from monai_gmr.annotations import Seed, checked_arguments
+from monai_gmr.arguments import check_count, check_number, reads_as_number, voxel_spacing
 from monai_gmr.symmetry.group_names import check_dims, element_name
 from monai_gmr.symmetry.group_structure import GroupSpec, PointGroup, names_group
 from monai_gmr.symmetry.point_groups import is_grid_symmetry, point_group

@@ -10,7 +10,8 @@ from monai.config import KeysCollection
 from monai.transforms import RandFlipd, RandRotate90d, RandRotated, Transform
 from monai.utils import ensure_tuple
 
-from monai_gmr.arguments import check_choice, check_number, checked_arguments
+from monai_gmr.annotations import checked_arguments
+from monai_gmr.arguments import check_choice, check_number
 from monai_gmr.symmetry.group_names import check_dims
 from monai_gmr.transforms.rotate_about_axis import MODES, PADDING_MODES
 from monai_gmr.utils import ConfigurationError

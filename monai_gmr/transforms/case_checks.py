@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from monai.utils import ensure_tuple
 
-from monai_gmr.arguments import check_counts, checked_arguments
+from monai_gmr.annotations import checked_arguments
+from monai_gmr.arguments import check_counts
 from monai_gmr.symmetry import is_mirror
 from monai_gmr.utils import ConfigurationError, warn
 

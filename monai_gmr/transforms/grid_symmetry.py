@@ -13,7 +13,8 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms import InvertibleTransform, LazyTransform, RandomizableTransform, Rotate90
 from monai.utils import TraceKeys, convert_to_tensor, ensure_tuple
 
-from monai_gmr.arguments import check_number, checked_arguments
+from monai_gmr.annotations import checked_arguments
+from monai_gmr.arguments import check_number
 from monai_gmr.symmetry import grid_element, is_mirror
 from monai_gmr.symmetry.group_names import Element
 from monai_gmr.symmetry.group_structure import GroupOrElements, group_elements

@@ -12,7 +12,8 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor, PILReader
 from monai.transforms import LoadImage, MapTransform, ResampleToMatch
 
-from monai_gmr.arguments import check_choice, checked_arguments
+from monai_gmr.annotations import checked_arguments
+from monai_gmr.arguments import check_choice
 from monai_gmr.transforms.case_checks import check_image, check_label, describe_offset
 from monai_gmr.utils import ConfigurationError
 

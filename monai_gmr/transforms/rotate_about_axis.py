@@ -14,7 +14,8 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms import InvertibleTransform, LazyTransform, Rotate
 from monai.utils import TraceKeys, convert_to_tensor, ensure_tuple, ensure_tuple_rep, get_equivalent_dtype
 
-from monai_gmr.arguments import check_choice, checked_arguments, voxel_spacing
+from monai_gmr.annotations import checked_arguments
+from monai_gmr.arguments import check_choice, voxel_spacing
 from monai_gmr.symmetry import axis_direction, rotation_matrix
 from monai_gmr.symmetry.rotations import Axis
 from monai_gmr.transforms.functional import DictionaryTransform, image_shape, rotate_by_matrix

@@ -8,7 +8,8 @@ from monai.networks.layers.factories import Act, Dropout, Norm
 from monai.networks.layers.utils import get_act_layer
 from torch import nn
 
-from monai_gmr.arguments import Named, check_choice, check_count, check_number, checked_arguments, is_number
+from monai_gmr.annotations import Named, checked_arguments
+from monai_gmr.arguments import check_choice, check_count, check_number, is_number
 from monai_gmr.networks.blocks.adn import GMRADN
 from monai_gmr.networks.layers import GMRDownsample, GMRUpsample, keep_channels_last, make_convolution, make_downsample
 from monai_gmr.networks.layers.conv_nd import whole_numbers

@@ -13,7 +13,8 @@ from monai.utils import ensure_tuple
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from monai_gmr.arguments import check_choice, checked_arguments
+from monai_gmr.annotations import checked_arguments
+from monai_gmr.arguments import check_choice
 from monai_gmr.networks.annealing import pending_sentence
 from monai_gmr.networks.convert.annealed import with_rest
 from monai_gmr.networks.convert.arguments import (

@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from monai_gmr.arguments import checked_arguments
+from monai_gmr.annotations import checked_arguments
 from monai_gmr.ops.free_sizes import is_free
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from monai.data import MetaTensor
 from torch import nn
 
-from monai_gmr.arguments import checked_arguments
+from monai_gmr.annotations import checked_arguments
 from monai_gmr.networks.layers.conv_nd import check_input, whole_numbers
 from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d, GMRConvNd
 from monai_gmr.networks.layers.gmr_harmonic_conv import (

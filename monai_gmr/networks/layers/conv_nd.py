@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from monai_gmr import symmetry
-from monai_gmr.arguments import Device, check_argument, check_choice, check_count, checked_arguments, describe, is_whole
+from monai_gmr.annotations import Device, check_argument, checked_arguments
+from monai_gmr.arguments import check_choice, check_count, describe, is_whole
 from monai_gmr.networks.layers.table_module import TableModule
 from monai_gmr.ops import pad_nd
 from monai_gmr.ops.autocast import autocast_dtype

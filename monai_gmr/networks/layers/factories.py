@@ -12,7 +12,8 @@ from typing import Annotated, Any
 from monai.networks.layers.factories import Conv, Dropout, LayerFactory, Norm, Pool
 from torch import nn
 
-from monai_gmr.arguments import Named, check_choice, checked_arguments
+from monai_gmr.annotations import Named, checked_arguments
+from monai_gmr.arguments import check_choice
 from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d, SREConv2d, SREConv3d
 from monai_gmr.networks.layers.gmr_conv_transpose import GMRConvTranspose1d, GMRConvTranspose2d, GMRConvTranspose3d
 from monai_gmr.networks.layers.gmr_harmonic_conv import GMRHarmonicConv1d, GMRHarmonicConv2d, GMRHarmonicConv3d

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from monai_gmr import symmetry
-from monai_gmr.arguments import Device, check_choice, checked_arguments
+from monai_gmr.annotations import Device, checked_arguments
+from monai_gmr.arguments import check_choice
 from monai_gmr.networks.layers.conv_nd import DirectConvNd, SymmetricConvNd, passes_arguments_to
 from monai_gmr.ops import dense_kernel, ring_conv
 from monai_gmr.ops.ring_conv import conv_nd

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from monai_gmr.arguments import check_choice, checked_arguments
+from monai_gmr.annotations import checked_arguments
+from monai_gmr.arguments import check_choice
 from monai_gmr.networks.layers.conv_nd import passes_arguments_to, whole_numbers
 from monai_gmr.networks.layers.gmr_conv import GMRConvNd
 from monai_gmr.ops import Orders, ResponseTables, RingKernel, harmonic_conv

@@ -11,7 +11,7 @@ from typing import Any
 from monai.networks.layers.utils import get_dropout_layer
 from torch import nn
 
-from monai_gmr.arguments import Named
+from monai_gmr.annotations import Named
 from monai_gmr.networks.layers.factories import (
     FIELD_ARGUMENTS,
     Convolution,

@@ -8,7 +8,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import nn
 
-from monai_gmr.arguments import Device, Seed, checked_arguments
+from monai_gmr.annotations import Device, Seed, checked_arguments
 from monai_gmr.networks.layers.table_module import TableModule
 from monai_gmr.symmetry import PointGroup, is_mirror
 from monai_gmr.symmetry.group_structure import GroupSpec

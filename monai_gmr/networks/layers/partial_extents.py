@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from monai_gmr.arguments import checked_arguments
+from monai_gmr.annotations import checked_arguments
 from monai_gmr.networks.layers.partial_elements import DEFAULT_TEMPERATURE, PartialGroupElements
 from monai_gmr.networks.layers.partial_group_conv import PartialGroupConvNd
 from monai_gmr.symmetry import PointGroup, is_mirror

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from monai_gmr.arguments import Device, Seed, check_choice, checked_arguments
+from monai_gmr.annotations import Device, Seed, checked_arguments
+from monai_gmr.arguments import check_choice
 from monai_gmr.networks.layers.conv_nd import DirectConvNd
 from monai_gmr.networks.layers.partial_elements import GroupElements, PartialGroupElements
 from monai_gmr.networks.layers.partial_kernels import HarmonicKernel, PartialKernel, SirenKernel

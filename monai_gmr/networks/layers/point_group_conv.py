@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from monai_gmr.arguments import Device, check_choice, checked_arguments
+from monai_gmr.annotations import Device, checked_arguments
+from monai_gmr.arguments import check_choice
 from monai_gmr.networks.layers.conv_nd import DirectConvNd, SymmetricConvNd, TransposedConvNd
 from monai_gmr.ops.depthwise_conv import depthwise_conv
 from monai_gmr.ops.group_filters import spread_filter

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from monai.networks.layers.utils import get_norm_layer
 from torch import nn
 
-from monai_gmr.arguments import Device, Named, check_choice, check_number, checked_arguments
+from monai_gmr.annotations import Device, Named, checked_arguments
+from monai_gmr.arguments import check_choice, check_number
 from monai_gmr.networks.layers.conv_nd import check_dtype, check_input_dtype
 from monai_gmr.networks.layers.table_module import TableModule
 from monai_gmr.ops.group_filters import spread_filter

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from monai.data import MetaTensor
 from torch import nn
 
-from monai_gmr.arguments import Named, check_argument, check_choice, check_number, checked_arguments
+from monai_gmr.annotations import Named, check_argument, checked_arguments
+from monai_gmr.arguments import check_choice, check_number
 from monai_gmr.networks.layers.conv_nd import whole_numbers
 from monai_gmr.networks.layers.size_trail import Levels, record_sizes
 from monai_gmr.ops import symmetric_downsample, symmetric_upsample

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from monai_gmr.arguments import check_choice, check_counts, checked_arguments
+from monai_gmr.annotations import checked_arguments
+from monai_gmr.arguments import check_choice, check_counts
 from monai_gmr.networks.layers.conv_nd import passes_arguments_to, whole_numbers
 from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d, GMRConvNd
 from monai_gmr.networks.layers.size_trail import Levels, SizedLayer, sizes_above

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from monai_gmr.arguments import Device
+from monai_gmr.annotations import Device
 from monai_gmr.ops.recorded import is_recorded, is_transformed
 
 

@@ -8,7 +8,8 @@ import torch
 from monai.data import MetaTensor
 from torch import nn
 
-from monai_gmr.arguments import Named, check_choice, check_count, check_counts, check_number, checked_arguments
+from monai_gmr.annotations import Named, checked_arguments
+from monai_gmr.arguments import check_choice, check_count, check_counts, check_number
 from monai_gmr.networks.blocks import GMRConvolution, GMRResNetBlock
 from monai_gmr.networks.layers import draw_elements, make_downsample, one_per_level, split_convolution
 from monai_gmr.networks.layers.conv_nd import check_input

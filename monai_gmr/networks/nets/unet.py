@@ -9,7 +9,8 @@ from monai.data import MetaTensor
 from monai.networks.layers.factories import Conv
 from torch import nn
 
-from monai_gmr.arguments import Named, check_choice, check_count, check_counts, checked_arguments
+from monai_gmr.annotations import Named, checked_arguments
+from monai_gmr.arguments import check_choice, check_count, check_counts
 from monai_gmr.networks.blocks import GMRConvolution
 from monai_gmr.networks.layers import GMRTrim, GMRUpsample, draw_elements, make_convolution, make_downsample
 from monai_gmr.networks.layers.conv_nd import check_input, whole_numbers

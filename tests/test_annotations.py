@@ -12,7 +12,7 @@ import pytest
 import torch
 from ignite.engine import Engine
 
-from monai_gmr.arguments import Device, Seed, kind_of
+from monai_gmr.annotations import Device, Seed, kind_of
 from monai_gmr.data import PredictionLayout, make_phantom, medmnist_file, medmnist_flags
 from monai_gmr.handlers import (
     AnnealRests,
