@@ -167,7 +167,7 @@ def _sizes(spatial_size: Any, dims: int) -> list[tuple[int, ...]]:
 
 
 def _check_size(
-    net: Annotated[nn.Module, "a torch.nn.Module, or measure it by monai_gmr.metrics.equivariance_error"],
+    net: nn.Module,
     x: torch.Tensor,
     elements: list[np.ndarray],
     tolerance: float,
