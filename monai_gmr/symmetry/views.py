@@ -185,7 +185,7 @@ def _one_set(spec: Any, spatial_dims: int, spacing: Sequence[float] | None, seed
         return icosahedral_views()
     elif names_group(spec, among_elements=False):
         try:
-            return group_views(spatial_dims, spacing, spec)
+            return group_views(spatial_dims, spacing, PointGroup.from_name(spec, spatial_dims, "views"))
         except ConfigurationError as error:
             others = "'upright', 'angles' or 'icosahedral'" if spatial_dims == 3 else "'upright' or 'angles'"
             raise ConfigurationError(f"{str(error)[:-1]}, or {others}.") from None

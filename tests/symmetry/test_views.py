@@ -142,7 +142,7 @@ def test_views_rotate_images():
         ({"turns": 3}, 3, "views={'turns': 3} is unknown"),
         ({"angles": 3, "axis": 1}, 3, "is unknown: give"),
         (None, 3, "views=None is unknown"),
-        (("4/mm", "z"), 3, "group='4/mm' is unknown in 3D"),
+        (("4/mm", "z"), 3, "views='4/mm' is unknown in 3D"),
         (("m", "z"), 2, "axis='z' is unknown in 2D"),
         (("m", 2), 2, "axis=2 is unknown in 2D"),
         (("mm2", -1), 3, "axis=-1 is unknown in 3D"),
