@@ -7,7 +7,7 @@ import os
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from typing import Annotated, Any, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -21,6 +21,7 @@ Answer = TypeVar("Answer")
 # a layer of one of MONAI's factories
 Named = Annotated[str | tuple[Any, Mapping[str, Any]], "a name or a pair of it and its arguments"]
 Device = Annotated[torch.device | str | int, is_device, "a device of this machine, such as 'cpu'"]
+SpatialDims = Annotated[int, lambda dims: dims in (1, 2, 3), "1, 2 or 3"]
 Seed = Annotated[int, is_seed, "a whole number from 0 to 2**63 - 1"]
 
 
@@ -222,22 +223,20 @@ def checked_arguments(function: Callable[Parameters, Answer]) -> Callable[Parame
         monai_gmr.utils.ConfigurationError: axes='all' is impossible: give a whole number or a list of whole numbers.
     """
     signature = inspect.signature(function)
-    hints: dict[str, Any] = {}
+    # read at the first call: only then are names of all modules known
+    read_hints = cache(partial(get_type_hints, function, include_extras=True))
 
     @wraps(function)
     def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Answer:
         if torch.compiler.is_compiling():
             return function(*args, **kwargs)
-        if not hints:
-            # only now are names of all modules known
-            hints.update(get_type_hints(function, include_extras=True), **{"return": None})
         try:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError:
             # Python's own sentence about a name, or about their number
             return function(*args, **kwargs)
         for name, value in given.items():
-            hint = hints.get(name)
+            hint = read_hints().get(name)
             if hint is not None and not _is_name(hint):
                 check_argument(name, value, hint)
         return function(*args, **kwargs)

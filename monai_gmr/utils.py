@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,10 +47,11 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
         >>> caught[0].category.__name__, str(caught[0].message)
         ('SymmetryWarning', 'the net is not exact')
     """
-    frame, level = inspect.currentframe(), 1
-    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in NOT_THE_CALLERS:
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, category, stacklevel=level if frame is not None else level - 1)
+    # from Python 3.12 on warnings.warn can do it, by skip_file_prefixes
+    frames = traceback.walk_stack(inspect.currentframe())
+    packages = [frame.f_globals.get("__name__", "").split(".")[0] for frame, _ in frames]
+    callers = [level for level, package in enumerate(packages, 1) if package not in NOT_THE_CALLERS]
+    warnings.warn(message, category, stacklevel=callers[0] if callers else len(packages))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from monai.networks.layers.factories import Act, Dropout, Norm
 from monai.networks.layers.utils import get_act_layer
 from torch import nn
 
-from monai_gmr.annotations import Named, checked_arguments
+from monai_gmr.annotations import Named, SpatialDims, checked_arguments
 from monai_gmr.arguments import check_choice, check_count, check_number, is_number
 from monai_gmr.networks.blocks.adn import GMRADN
 from monai_gmr.networks.layers import GMRDownsample, GMRUpsample, keep_channels_last, make_convolution, make_downsample
@@ -81,7 +81,7 @@ class GMRConvolution(nn.Sequential):
     @checked_arguments
     def __init__(
         self,
-        spatial_dims: int,
+        spatial_dims: SpatialDims,
         in_channels: int,
         out_channels: int,
         strides: int | Sequence[int] = 1,
@@ -105,7 +105,6 @@ class GMRConvolution(nn.Sequential):
         padding_mode: str = "zeros",
     ) -> None:
         super().__init__()
-        check_choice("spatial_dims", spatial_dims, (1, 2, 3))
         check_choice("dropout_dim", dropout_dim, (1, 2, 3, None))
         if is_number(dropout):
             check_number("dropout", dropout, 0, 1)
@@ -168,7 +167,7 @@ class GMRResidualUnit(nn.Module):
     @checked_arguments
     def __init__(
         self,
-        spatial_dims: int,
+        spatial_dims: SpatialDims,
         in_channels: int,
         out_channels: int,
         strides: int | Sequence[int] = 1,
@@ -188,7 +187,6 @@ class GMRResidualUnit(nn.Module):
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        check_choice("spatial_dims", spatial_dims, (1, 2, 3))
         conv = with_elements(conv, spatial_dims)
         factors = whole_numbers("strides", strides, spatial_dims)
         check_factors(conv, factors, spatial_dims)
@@ -244,7 +242,7 @@ class GMRResNetBlock(nn.Module):
     @checked_arguments
     def __init__(
         self,
-        spatial_dims: int,
+        spatial_dims: SpatialDims,
         in_channels: int,
         channels: int,
         kernel_size: int | Sequence[int],
@@ -259,7 +257,6 @@ class GMRResNetBlock(nn.Module):
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        check_choice("spatial_dims", spatial_dims, (1, 2, 3))
         conv = with_elements(conv, spatial_dims)
         window = whole_numbers("kernel_size", kernel_size, spatial_dims)
         windows = [(1,) * spatial_dims, window, (1,) * spatial_dims] if bottleneck else [window, window]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from monai_gmr import symmetry
-from monai_gmr.annotations import Device, check_argument, checked_arguments
+from monai_gmr.annotations import Device, checked_arguments
 from monai_gmr.arguments import check_choice, check_count, describe, is_whole
 from monai_gmr.networks.layers.table_module import TableModule
 from monai_gmr.ops import pad_nd
@@ -47,7 +47,6 @@ def passes_arguments_to(parent: type, without: Sequence[str] = ()) -> Callable:
 
 def whole_numbers(name: str, value: Any, spatial_dims: int, least: int = 1) -> Any:
     """One whole number of at least ``least`` per axis, as a tuple, from one for all or one each."""
-    check_argument(name, value, int | Sequence[int])
     numbers = (value,) * spatial_dims if is_whole(value) else tuple(value)
     if len(numbers) != spatial_dims or min(numbers) < least:
         raise ConfigurationError(

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from monai.networks.layers.factories import Conv, Dropout, LayerFactory, Norm, Pool
 from torch import nn
 
-from monai_gmr.annotations import Named, checked_arguments
+from monai_gmr.annotations import Named, SpatialDims, checked_arguments
 from monai_gmr.arguments import check_choice
 from monai_gmr.networks.layers.gmr_conv import GMRConv1d, GMRConv2d, GMRConv3d, SREConv2d, SREConv3d
 from monai_gmr.networks.layers.gmr_conv_transpose import GMRConvTranspose1d, GMRConvTranspose2d, GMRConvTranspose3d
@@ -122,7 +122,7 @@ def convolution_label(conv: Convolution) -> str:
 @checked_arguments
 def make_convolution(
     conv: Convolution,
-    spatial_dims: int,
+    spatial_dims: SpatialDims,
     in_channels: int,
     out_channels: int,
     kernel_size: int | Sequence[int],
@@ -150,7 +150,6 @@ def make_convolution(
         >>> make_convolution("plain", 2, 1, 4, 3, padding=1)
         Conv2d(1, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
     """
-    check_choice("spatial_dims", spatial_dims, (1, 2, 3))
     name, arguments = split_convolution(conv)
     options: dict[str, Any] = {} if name == "plain" or name in FIELD_ARGUMENTS else {"spacing": spacing}
     if name in FIELD_ARGUMENTS and spacing is not None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from monai.data import MetaTensor
 from torch import nn
 
-from monai_gmr.annotations import Named, check_argument, checked_arguments
+from monai_gmr.annotations import Named, SpatialDims, check_argument, checked_arguments
 from monai_gmr.arguments import check_choice, check_number
 from monai_gmr.networks.layers.conv_nd import whole_numbers
 from monai_gmr.networks.layers.size_trail import Levels, record_sizes
@@ -39,9 +39,8 @@ class GMRDownsample(nn.Module):
     """
 
     @checked_arguments
-    def __init__(self, spatial_dims: int, scale_factor: int | Sequence[int] = 2, *, sigma: float = 0.8) -> None:
+    def __init__(self, spatial_dims: SpatialDims, scale_factor: int | Sequence[int] = 2, *, sigma: float = 0.8) -> None:
         super().__init__()
-        check_choice("spatial_dims", spatial_dims, (1, 2, 3))
         self.factors = list(whole_numbers("scale_factor", scale_factor, spatial_dims))
         check_number("sigma", sigma, 0, above=True)
         self.sigma = float(sigma)
@@ -69,10 +68,9 @@ class GMRUpsample(nn.Module):
 
     @checked_arguments
     def __init__(
-        self, spatial_dims: int, scale_factor: int | Sequence[int] = 2, *, align_corners: bool = False
+        self, spatial_dims: SpatialDims, scale_factor: int | Sequence[int] = 2, *, align_corners: bool = False
     ) -> None:
         super().__init__()
-        check_choice("spatial_dims", spatial_dims, (1, 2, 3))
         self.factors = list(whole_numbers("scale_factor", scale_factor, spatial_dims))
         self.mode, self.align_corners = ("linear", "bilinear", "trilinear")[spatial_dims - 1], align_corners
 
@@ -98,7 +96,7 @@ class SymmetricPoolNd(nn.Module):
     @checked_arguments
     def __init__(
         self,
-        spatial_dims: int,
+        spatial_dims: SpatialDims,
         kernel_size: int | Sequence[int] = 2,
         stride: int | Sequence[int] | None = None,
         padding: int | Sequence[int] = 0,
@@ -106,7 +104,6 @@ class SymmetricPoolNd(nn.Module):
         rounding: str = "cover",
     ) -> None:
         super().__init__()
-        check_choice("spatial_dims", spatial_dims, (1, 2, 3))
         check_choice("rounding", rounding, ("cover", "floor", "ceil"))
         self.rounding = rounding
         self.levels: Levels | None = None
@@ -224,7 +221,7 @@ class GMRAvgPool(SymmetricPoolNd):
     @checked_arguments
     def __init__(
         self,
-        spatial_dims: int,
+        spatial_dims: SpatialDims,
         kernel_size: int | Sequence[int] = 2,
         stride: int | Sequence[int] | None = None,
         padding: int | Sequence[int] = 0,
