@@ -243,10 +243,12 @@ def _coarse_weights(module: Any, functions: np.ndarray) -> tuple[np.ndarray, flo
     """Weights of functions on coarse taps in place of a transposed convolution's, and how much its kernel changes."""
     groups = module.groups
     kernel = as_array(module.weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1))
-    for axis, (d, s) in enumerate(zip(module.dilation, module.stride), start=2):
-        if d > 1 and s > 1:
-            spread = np.zeros((*kernel.shape[:axis], d * (kernel.shape[axis] - 1) + 1, *kernel.shape[axis + 1 :]))
-            spread[(slice(None),) * axis + (slice(None, None, d),)] = kernel
+    for axis, (d, s, o) in enumerate(zip(module.dilation, module.stride, module.output_padding), start=2):
+        if s > 1:
+            # zeros behind the last tap are voxels that output_padding adds
+            reach = d * (kernel.shape[axis] - 1) + 1 + o
+            spread = np.zeros((*kernel.shape[:axis], reach, *kernel.shape[axis + 1 :]))
+            spread[(slice(None),) * axis + (slice(0, reach - o, d),)] = kernel
             kernel = spread
     return project_transposed_kernel(kernel, functions, module.stride)
 

@@ -199,6 +199,27 @@ def test_a_smooth_network_starts_near_where_it_was_and_the_report_says_how_near(
     )
 
 
+TRANSPOSED = [
+    {"kernel_size": 2, "stride": 2},
+    {"kernel_size": 3, "stride": 2, "padding": 1, "output_padding": 1},
+    {"kernel_size": (3, 4), "stride": (3, 2), "padding": (0, 1), "output_padding": (1, 0)},
+    {"kernel_size": 3, "stride": 2, "padding": 2, "output_padding": 1, "dilation": 2},
+    {"kernel_size": 5, "stride": 3, "padding": 1, "output_padding": 2},
+    {"kernel_size": 3, "padding": 1},
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("arguments", TRANSPOSED)
+def test_the_report_says_how_far_a_transposed_kernel_is_from_the_old_one(arguments):
+    """By the answers to one voxel; those with output_padding were half a voxel beside the middle."""
+    net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ConvTranspose2d(1, 1, **arguments, bias=False)).double()
+    converted, x = convert_to_gmr(net, spatial_size=(9, 9)), torch.zeros(1, 1, 9, 9, dtype=torch.float64)
+    x[..., 4, 4] = 1
+    change = float((converted[1](x) - net[1](x)).norm() / net[1].weight.norm())
+    assert converted.conversion_report.changes["1"] == pytest.approx(change, rel=1e-9)
+
+
 def test_harmonic_channels_of_order_0_are_projected_like_radial_ones():
     net = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU())
     radial, harmonic = convert_to_gmr(net), convert_to_gmr(net, conv="gmr_harmonic")
