@@ -2,12 +2,12 @@
 
 python -m monai_gmr.apps.benchmark thresholds                     the installed table, for CPUs like this machine's
 python -m monai_gmr.apps.benchmark thresholds --device cuda       for GPUs like this machine's, in each precision
+python -m monai_gmr.apps.benchmark thresholds --layers harmonic   rows of harmonic layers alone
 python -m monai_gmr.apps.benchmark thresholds --output FILE       another table
 
 For each memory format, window, number of channels, width of groups, stride and size both backends run in alternation, the forward pass and
-the training step: "dense" and "cpp" on a CPU; "dense", with the fastest of cuDNN and torch's own choice of TF32, and "triton" on a GPU,
-where harmonic layers are measured, too. Nothing else should run meanwhile. The table is written after each row; an interrupted run leaves
-the rows that it has not reached.
+the training step: "dense" and "cpp" on a CPU; "dense", with the fastest of cuDNN and torch's own choice of TF32, and "triton" on a GPU.
+Nothing else should run meanwhile. The table is written after each row; an interrupted run leaves the rows that it has not reached.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from monai_gmr.command_line import command_parser
 from monai_gmr.files import check_folder, write_text
 from monai_gmr.networks.layers.factories import make_convolution
 from monai_gmr.ops.thresholds import (
+    HARMONIC_OUTPUTS,
     KERNELS,
     THRESHOLDS,
     Point,
@@ -52,11 +53,12 @@ class Grid(NamedTuple):
     channels: tuple[int, ...]
     grouped: tuple[tuple[int, int], ...]  # channels, and channels of each of their groups
     strided: tuple[int, ...]  # channels of convolutions and transposed ones with a stride of 2
-    angular: tuple[int, ...]  # channels of harmonic layers, where these have rows of their own
+    angular: tuple[int, ...]  # channels of harmonic layers
     sizes: dict[int, tuple[tuple[int, int], ...]]
     grouped_sizes: dict[int, tuple[tuple[int, int], ...]]
     # "dense" takes other ways for large images with a stride, so these are among them
     strided_sizes: dict[int, tuple[tuple[int, int], ...]]
+    angular_sizes: dict[int, tuple[tuple[int, int], ...]]
     most_operations: float  # of a dense forward pass; above these a smaller size has decided
 
 
@@ -67,10 +69,15 @@ GRIDS = {
         channels=(1, 8, 16, 32, 128),
         grouped=((16, 1), (16, 2), (16, 8), (64, 1), (64, 2), (64, 8)),
         strided=(1, 8, 32, 128),
-        angular=(),
+        # 12 and 24 fill no vectors, for which "dense" takes longer
+        angular=(1, 8, 12, 16, 24, 32),
         sizes={2: ((4, 16), (16, 4), (32, 4), (64, 8), (128, 16)), 3: ((8, 1), (16, 1), (32, 1), (64, 1))},
         grouped_sizes={2: ((16, 4), (32, 4), (64, 8)), 3: ((16, 1), (32, 1))},
         strided_sizes={2: ((16, 4), (32, 4), (64, 8), (128, 16)), 3: ((16, 1), (32, 1), (64, 1))},
+        angular_sizes={
+            2: ((16, 4), (32, 4), (64, 2), (64, 4), (64, 8), (128, 4), (128, 16)),
+            3: ((8, 1), (16, 1), (24, 1), (32, 1), (48, 1)),
+        },
         most_operations=3e11,
     ),
     # a GPU needs large images to be busy, and a compilation for each window and block of channels
@@ -84,9 +91,11 @@ GRIDS = {
         sizes={2: ((32, 4), (64, 16), (128, 16), (256, 16)), 3: ((16, 1), (32, 1), (64, 1), (128, 1))},
         grouped_sizes={2: ((64, 16), (256, 16)), 3: ((32, 1), (96, 1))},
         strided_sizes={},
+        angular_sizes={2: ((32, 4), (64, 16), (128, 16), (256, 16)), 3: ((16, 1), (32, 1), (64, 1), (128, 1))},
         most_operations=1e13,
     ),
 }
+LAYERS = ("radial", "harmonic")
 # whether the command runs, not how fast kernels are
 QUICK = Grid(
     precisions=("float32",),
@@ -98,6 +107,7 @@ QUICK = Grid(
     sizes={2: ((8, 1), (8, 2)), 3: ((4, 1),)},
     grouped_sizes={},
     strided_sizes={2: ((8, 1),), 3: ((4, 1),)},
+    angular_sizes={2: ((8, 1), (8, 2)), 3: ((4, 1),)},
     most_operations=math.inf,
 )
 
@@ -117,8 +127,13 @@ def make_points(grid: Grid) -> list[Point]:
 
 def sizes_of(point: Point, grid: Grid) -> Iterator[tuple[int, ...]]:
     """Shapes of the input, growing, without those whose dense convolution takes too long."""
-    sizes = grid.sizes if point.width_per_group == point.channels else grid.grouped_sizes
-    for length, batch in (grid.strided_sizes if point.stride > 1 else sizes)[point.dims]:
+    if point.angular:
+        sizes = grid.angular_sizes
+    elif point.stride > 1:
+        sizes = grid.strided_sizes
+    else:
+        sizes = grid.sizes if point.width_per_group == point.channels else grid.grouped_sizes
+    for length, batch in sizes[point.dims]:
         pairs, voxels = point.channels * point.width_per_group, batch * length**point.dims
         if 2 * point.kernel_size**point.dims * pairs * voxels <= grid.most_operations:
             yield (batch, point.channels, *(length,) * point.dims)
@@ -156,7 +171,8 @@ def measure_ratios(
     groups, kernels = point.channels // point.width_per_group, KERNELS[device.type]
     make: Callable[[], torch.nn.Module]
     if point.angular:
-        layer = ("gmr_harmonic", point.dims, point.channels, point.channels, point.kernel_size)
+        outputs = HARMONIC_OUTPUTS if point.channels == 1 else point.channels
+        layer = ("gmr_harmonic", point.dims, point.channels, outputs, point.kernel_size)
         make = partial(make_convolution, *layer, padding=point.kernel_size // 2, bias=False)
     else:
         sizes = (point.dims, point.channels, point.kernel_size, groups)
@@ -183,6 +199,11 @@ def measure_grid(grid: Grid, repeats: int, device: torch.device, precision: str,
         yield row
 
 
+def _is_measured(point: Point, dims: Sequence[int], layers: Sequence[str]) -> bool:
+    """Whether a run of these numbers of axes and kinds of layers replaces the row of a point."""
+    return point.dims in dims and LAYERS[point.angular] in layers
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run ``benchmark thresholds``; returns the exit code."""
     parser = command_parser("benchmark thresholds", __doc__)
@@ -192,6 +213,8 @@ def main(arguments: Sequence[str]) -> int:
     add("--precisions", nargs="+", metavar="PRECISION", help=text)
     text = "2 and/or 3, in this order; rows of the other stay (both)"
     add("--dims", type=int, nargs="+", default=[2, 3], help=text)
+    text = "radial and/or harmonic; rows of the other stay (both)"
+    add("--layers", nargs="+", metavar="LAYER", default=LAYERS, help=text)
     add("--output", type=Path, default=THRESHOLDS, help="the table; rows of other devices stay (the installed one)")
     add("--repeats", type=int, default=9, help="runs over which medians are taken (9)")
     add("--quick", action="store_true", help="tiny sizes: whether it runs, not how fast")
@@ -205,10 +228,15 @@ def main(arguments: Sequence[str]) -> int:
         check_choice(f"precision on {device.type}", precision, grid.precisions)
     for dims in options.dims:
         check_choice("dims", dims, tuple(grid.windows))
+    for layer in options.layers:
+        check_choice("layers", layer, LAYERS)
     if options.quick:
-        strided, angular = (QUICK.strided if grid.strided else ()), (QUICK.angular if grid.angular else ())
-        grid = QUICK._replace(strided=strided, angular=angular)
+        grid = QUICK._replace(strided=QUICK.strided if grid.strided else ())
     grid = grid._replace(windows={dims: grid.windows[dims] for dims in options.dims if dims in grid.windows})
+    if "radial" not in options.layers:
+        grid = grid._replace(channels=(), grouped=(), strided=())
+    if "harmonic" not in options.layers:
+        grid = grid._replace(angular=())
     check_folder(options.output.parent)
     with measuring() as notes:
         for precision in precisions:
@@ -223,7 +251,7 @@ def main(arguments: Sequence[str]) -> int:
                 others.pop(each.point, None)
                 write_text(merge_rows(options.output, [*others.values(), *rows]), options.output)
                 print(each, flush=True)
-            kept = [row for row in others.values() if row.point.dims not in options.dims]
+            kept = [row for row in others.values() if not _is_measured(row.point, options.dims, options.layers)]
             write_text(merge_rows(options.output, [*kept, *rows]), options.output)
             print()
     print(f"table: {options.output}")

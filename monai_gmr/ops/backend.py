@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from monai_gmr.arguments import check_choice
-from monai_gmr.ops.call import Call, RingKernel
+from monai_gmr.ops.call import Call, Orders, RingKernel
 from monai_gmr.ops.thresholds import KERNELS, threshold
 from monai_gmr.utils import ConfigurationError
 
@@ -156,7 +156,11 @@ def log_dense(name: str, reason: str) -> None:
         logger.warning(message)
 
 
-def prefers_channels_last(x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int]) -> bool:
+def prefers_channels_last(
+    x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int], harmonic: bool = False
+) -> bool:
     """Whether a net does well to compute its input with channels last in memory: by window and channels of its first convolutions."""
-    call = Call.of_input(x, kernel_size, channels, padding=[k // 2 for k in kernel_size], channels_last=True)
+    # thresholds go by channels: order 0 stands for all
+    kind: dict[str, Any] = {"angular": True, "orders": Orders((channels[1],), (0,), (0,))} if harmonic else {}
+    call = Call.of_input(x, kernel_size, channels, padding=[k // 2 for k in kernel_size], channels_last=True, **kind)
     return select_backend(call).prefers_channels_last

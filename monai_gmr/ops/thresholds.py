@@ -21,6 +21,8 @@ from monai_gmr.ops.call import Call
 THRESHOLDS = Path(__file__).with_name("thresholds.csv")
 # the backend that has kernels for a type of device
 KERNELS = {"cpu": "cpp", "cuda": "triton"}
+# of a harmonic layer that is measured with one input channel: a single output would have no orders to share
+HARMONIC_OUTPUTS = 8
 # a size counts as faster from this ratio of times on, for other processors have other ratios
 FASTER = 0.85
 
@@ -30,7 +32,7 @@ class Point(NamedTuple):
 
     dims: int  # number of spatial axes
     kernel_size: int  # window length in voxels, along all axes
-    channels: int  # of input and output
+    channels: int  # of input and output; a harmonic layer of one has HARMONIC_OUTPUTS of the latter
     width_per_group: int  # channels of a group; as many as there are for one group
     channels_last: bool = False  # whether the input has its channels last in memory
     stride: int = 1  # in voxels, along all axes
@@ -136,17 +138,20 @@ def least_of_neighbours(table: Mapping[Point, int | None], call: Call) -> int | 
 
     Of windows the next smaller measured one counts, along the shortest axis. Of the channels of input and output, and of those of a group
     of each, both the next smaller and the next larger measured number have to be faster. Groups of one channel, for which "dense" has
-    kernels of its own, count for themselves, and so do strides, transposed convolutions and, on a GPU, harmonic ones. A CPU's kernels for
-    these are faster where its radial ones are.
+    kernels of its own, count for themselves, and so do strides, transposed convolutions and harmonic ones. Harmonic ones that have no
+    rows, such as those of groups, go by the radial ones on a CPU.
     """
     dims, stride = len(call.kernel_size), max(call.stride)
-    angular = call.angular and call.device.type != "cpu"
-    kind = (call.channels_last, stride, call.transposed and stride > 1, angular)
-    points = [
-        each
-        for each in table
-        if (each.dims, *each[4:]) == (dims, *kind) and (each.width_per_group < each.channels) == (call.groups > 1)
-    ]
+    kinds = (False,) if not call.angular else (True, False) if call.device.type == "cpu" else (True,)
+    for angular in kinds:
+        kind = (call.channels_last, stride, call.transposed and stride > 1, angular)
+        points = [
+            each
+            for each in table
+            if (each.dims, *each[4:]) == (dims, *kind) and (each.width_per_group < each.channels) == (call.groups > 1)
+        ]
+        if points:
+            break
     window = max((p.kernel_size for p in points if p.kernel_size <= min(call.kernel_size)), default=0)
     sizes = []
     # a harmonic layer has more responses than channels

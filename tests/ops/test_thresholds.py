@@ -156,6 +156,10 @@ def test_an_image_with_channels_last_has_thresholds_of_its_own(monkeypatch):
     assert not prefers_channels_last(x[..., :8], (3, 3), (8, 8))
     with set_backend("dense"):
         assert not prefers_channels_last(x, (3, 3), (8, 8))
+    # the harmonic convolutions of a net go by rows of their own
+    table |= {Point(2, 3, 8, 8, True, angular=True): 2000}
+    assert not prefers_channels_last(x, (3, 3), (8, 8), harmonic=True)
+    assert prefers_channels_last(torch.cat([x, x]), (3, 3), (8, 8), harmonic=True)
 
 
 @needs_kernels
@@ -211,8 +215,35 @@ def test_harmonic_layers_on_a_gpu_go_by_rows_of_their_own(auto, monkeypatch, mor
         assert chosen(x, padding=(1, 1)) == "triton"
 
 
-def test_the_table_of_gpus_has_harmonic_rows():
-    points = app.make_points(app.GRIDS["cuda"])
+def test_harmonic_layers_on_a_cpu_go_by_their_rows_and_without_them_by_the_radial_ones():
+    """The radial kernels of a small window are slower than "dense" on processors whose harmonic ones take a fifth of its time."""
+    radial = {Point(2, 3, 32, 32): None, Point(2, 3, 32, 16): 70}
+    own = {Point(2, 3, 32, 32, angular=True): 500}
+    known = {"angular": True, "orders": ORDERS}
+    assert least_of_neighbours(radial | own, Call((3, 3), (32, 48), **known)) == 500
+    assert least_of_neighbours(own, Call((3, 3), (32, 48), **known)) == 500
+    assert least_of_neighbours(radial | own, Call((3, 3), (32, 96), groups=2, **known)) == 70
+    for table in (radial | own, radial):
+        assert least_of_neighbours(table, Call((3, 3), (32, 32))) is None
+    assert least_of_neighbours(radial, Call((3, 3), (32, 48), **known)) is None
+
+
+@pytest.mark.parametrize("processor", sorted({row.processor for row in read_thresholds() if row.device == "cpu"}))
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("channels", [(16, 16), (16, 32), (32, 32)])
+def test_harmonic_layers_of_small_windows_run_in_kernels_on_a_cpu(processor, channels, last):
+    """As a user has them, 32 x 32 x 32 voxels; they went by rows of radial layers, and took up to seven times as long."""
+    table = thresholds_of("cpu", processor, "float32", True)
+    orders = Orders((channels[1] // 2, channels[1] // 4, channels[1] // 4), (0, 0, 0), (0, 3, 5))
+    call = Call((3, 3, 3), (channels[0], orders.num_responses()), angular=True, orders=orders, channels_last=last)
+    least = least_of_neighbours(table, call)
+    assert least is not None
+    assert least <= 32**3
+
+
+@pytest.mark.parametrize("kind", app.GRIDS)
+def test_the_table_has_harmonic_rows(kind):
+    points = app.make_points(app.GRIDS[kind])
     assert {(p.dims, p.kernel_size) for p in points if p.angular} == {(p.dims, p.kernel_size) for p in points}
     assert not any(p.angular and (p.stride > 1 or p.width_per_group < p.channels) for p in points)
 
@@ -255,6 +286,12 @@ def test_a_block_has_its_own_backend():
 
 
 KINDS = sorted({row[:3] for row in read_thresholds()})
+OPTIONAL = {
+    "groups": lambda point: point.width_per_group < point.channels,
+    "strides": lambda point: point.stride > 1 and not point.transposed,
+    "transposed": lambda point: point.transposed,
+    "harmonic": lambda point: point.angular,
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -263,9 +300,9 @@ def test_the_table_has_a_row_for_every_point_that_the_command_measures(kind):
     grid = app.GRIDS[device]
     assert precision in grid.precisions
     points = [row.point for row in read_thresholds() if row[:3] == kind]
-    # groups and strides were not measured on every kind
-    plain = [each for each in app.make_points(grid) if each.width_per_group == each.channels and each.stride == 1]
-    assert points in (app.make_points(grid), plain)
+    # not all were measured on every kind
+    left = {name for name, is_of in OPTIONAL.items() if not any(map(is_of, points))}
+    assert points == [p for p in app.make_points(grid) if not any(OPTIONAL[name](p) for name in left)]
     for gradients in (False, True):
         table = thresholds_of(*kind, gradients)
         assert set(table) == set(app.make_points(grid))
@@ -325,11 +362,26 @@ def test_the_command_replaces_the_rows_of_its_device_only(tmp_path, capsys):
     first, *rows = read_thresholds(path)
     assert first == other
     assert {row[:3] for row in rows} == {OWN}
-    points = [(row.point.dims, row.point.channels_last, row.point.stride, row.point.transposed) for row in rows]
-    kinds = [(1, False), (2, False), (2, True)]
+    points = [(row.point.dims, row.point.channels_last, *row.point[5:]) for row in rows]
+    kinds = [(1, False, False), (2, False, False), (2, True, False), (1, False, True)]
     assert points == [(dims, last, *kind) for kind in kinds for last in (False, True) for dims in (2, 3)]
     assert f"{' '.join(OWN)}\n2D k=3 C2: 64: " in capsys.readouterr().out
     assert not list(tmp_path.glob("*.part"))
+
+
+@needs_kernels
+def test_rows_of_layers_that_are_not_measured_stay(tmp_path, monkeypatch, capsys):
+    path, old = tmp_path / "table.csv", {False: Point(2, 99, 8, 8), True: Point(2, 99, 8, 8, angular=True)}
+    monkeypatch.setattr(app, "measure_ratios", lambda *a: (0.1, 0.1))
+    for layer, angular in (("radial", False), ("harmonic", True)):
+        path.write_text(merge_rows(path, [Row(*OWN, each, 7, 7) for each in old.values()]))
+        assert main(["thresholds", "--quick", "--repeats", "1", "--layers", layer, "--output", str(path)]) == 0
+        points = [row.point for row in read_thresholds(path)]
+        assert old[not angular] in points
+        assert old[angular] not in points
+        assert {each.angular for each in points if each.kernel_size == 3} == {angular}
+    assert main(["thresholds", "--quick", "--layers", "plain", "--output", str(path)]) == 2
+    assert "layers='plain' is unknown: use one of 'radial', 'harmonic'." in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU does not interpret")
@@ -338,7 +390,8 @@ def test_kernels_of_a_gpu_are_measured_in_each_precision(tmp_path, monkeypatch):
     path = tmp_path / "table.csv"
     monkeypatch.setitem(app.KERNELS, "cpu", "triton")
     monkeypatch.setitem(app.GRIDS, "cpu", app.GRIDS["cuda"])
-    monkeypatch.setattr(app, "QUICK", app.QUICK._replace(windows={2: (2,)}, sizes={2: ((4, 1),)}))
+    small = {2: ((4, 1),)}
+    monkeypatch.setattr(app, "QUICK", app.QUICK._replace(windows={2: (2,)}, sizes=small, angular_sizes=small))
     measured, original = [], app.measure_ratios
     monkeypatch.setattr(app, "measure_ratios", lambda *a: measured.append(original(*a)) or measured[-1])
     assert main(["thresholds", "--quick", "--repeats", "1", "--output", str(path)]) == 0

@@ -168,6 +168,7 @@ class GMRUNet(nn.Module):
         self.normalises_instances = str(norm_name).lower().startswith("instance")
         # window and channels of the convolutions on the finest grid
         self.window, self.channels = whole_numbers("kernel_sizes", windows[0], spatial_dims), (features[0], features[0])
+        self.harmonic = names[0] == "gmr_harmonic"
         # with channels last the framework's other norms add up in single precision, and the net would not be exact
         self.may_run_channels_last = self.normalises_instances and names[0] not in ("plain", "group", "partial")
         common: dict[str, Any] = {"rings": rings, "spacing": spacing, "padding_mode": padding_mode}
@@ -217,7 +218,7 @@ class GMRUNet(nn.Module):
             check_smallest_grid(x, len(self.encoders), self.normalises_instances, self.training)
             if self.draws_elements and self.training:
                 draw_elements(self)
-            if self.may_run_channels_last and prefers_channels_last(x, self.window, self.channels):
+            if self.may_run_channels_last and prefers_channels_last(x, self.window, self.channels, self.harmonic):
                 x = make_channels_last(x)
         x = self.stem(x)
         skips: list[torch.Tensor] = []
