@@ -116,7 +116,8 @@ def pytest_runtest_setup(item):
 @pytest.fixture(scope="session")
 def forked_python(tmp_path_factory):
     """An executable in the place of ``sys.executable``, before ``-m`` or ``-c``, that saves the imports of torch and MONAI
-    (forked_python.py): for tests of what a command does. Each command of the library is also run by ``sys.executable`` once."""
+    (forked_python.py): for tests of what a command does. Each module of the library is imported by ``sys.executable`` once
+    (networks/layers/test_peer_bugs.py), and a study runs in processes that it started."""
     if sys.platform != "linux":
         yield sys.executable
         return

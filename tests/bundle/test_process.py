@@ -15,10 +15,10 @@ if sys.argv[1] == "keep":
     process["keep_freed_memory"]()
 torch.set_num_threads(1)
 for _ in range(12):  # small objects may take the first bytes of some blocks, which are too short from then on
-    torch.ones(2**25)
+    torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
-    torch.ones(2**25)
+    torch.ones(2**24)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 

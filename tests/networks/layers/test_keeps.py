@@ -1,6 +1,7 @@
 """Harmonic layers that keep a named subgroup, and learn from zero what lies beyond it."""
 
 import copy
+import itertools
 import pickle
 import warnings
 
@@ -72,10 +73,12 @@ def test_a_layer_keeps_the_named_group_and_no_more(dims, keeps, relax):
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize(("dims", "keeps"), KEPT)
-@pytest.mark.parametrize("kind", ["unet", "resnet"])
+@pytest.mark.parametrize(
+    ("kind", "dims", "keeps"), [(kind, *each) for each, kind in zip(KEPT, itertools.cycle(["unet", "resnet"]))]
+)
 def test_nets_keep_the_named_group_and_no_more(kind, dims, keeps):
-    """All elements are asked at a small size, at others those that generate the kept group and one outside it."""
+    """Both kinds of net in turn: layers, above, are asked each group. All elements are asked at a small size, at others those that
+    generate the kept group and one outside it."""
     group, conv = kept_group(keeps, dims), ("gmr_harmonic", {"keeps": keeps, **orders_of(keeps)})
     # 16 channels, so that order 1 has enough for triple products
     if kind == "unet":

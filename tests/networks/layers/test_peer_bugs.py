@@ -129,8 +129,9 @@ def test_ordinary_layer_has_no_transposed_switch():
 
 
 def test_import_needs_neither_torchvision_nor_torchio_nor_the_peers():
+    """The library, and each of its modules but kernels of Triton, in a new interpreter, as its commands begin."""
     code = """
-import sys
+import importlib, pkgutil, sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.partition('.')[0] in ('torchvision', 'torchio', 'GMR_Conv', 'SRE_Conv', 'medmnist', 'escnn', 'e2cnn'):
@@ -138,6 +139,9 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 import torch, monai_gmr
 from monai_gmr.networks.layers import GMRConv2d
+for each in pkgutil.walk_packages(monai_gmr.__path__, "monai_gmr."):
+    if not each.name.startswith("monai_gmr.ops.triton.") and not each.name.endswith("__main__"):
+        importlib.import_module(each.name)
 print(tuple(GMRConv2d(1, 2, 3)(torch.ones(1, 1, 5, 5)).shape))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
