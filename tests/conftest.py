@@ -116,8 +116,8 @@ def pytest_runtest_setup(item):
 @pytest.fixture(scope="session")
 def forked_python(tmp_path_factory):
     """An executable in the place of ``sys.executable``, before ``-m`` or ``-c``, that saves the imports of torch and MONAI
-    (forked_python.py): for tests of what a command does. Each module of the library is imported by ``sys.executable`` once
-    (networks/layers/test_peer_bugs.py), and a study runs in processes that it started."""
+    (forked_python.py): for tests of what a command does. ``sys.executable`` imports what the commands need
+    (networks/layers/test_peer_bugs.py) and runs the study that SIGKILL ends (apps/test_study_runs.py)."""
     if sys.platform != "linux":
         yield sys.executable
         return

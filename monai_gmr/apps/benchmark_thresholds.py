@@ -5,9 +5,10 @@ python -m monai_gmr.apps.benchmark thresholds --device cuda       for GPUs like 
 python -m monai_gmr.apps.benchmark thresholds --layers harmonic   rows of harmonic layers alone
 python -m monai_gmr.apps.benchmark thresholds --output FILE       another table
 
-For each memory format, window, number of channels, width of groups, stride and size both backends run in alternation, the forward pass and
-the training step: "dense" and "cpp" on a CPU; "dense", with the fastest of cuDNN and torch's own choice of TF32, and "triton" on a GPU.
-Nothing else should run meanwhile. The table is written after each row; an interrupted run leaves the rows that it has not reached.
+For each memory format, window, number of channels, width of groups, stride and size, of radial and harmonic layers, both backends run in
+alternation, the forward pass and the training step: "dense" and "cpp" on a CPU; "dense", with the fastest of cuDNN and torch's own choice
+of TF32, and "triton" on a GPU. Nothing else should run meanwhile. The table is written after each row; an interrupted run leaves the rows
+that it has not reached.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Grid(NamedTuple):
     # "dense" takes other ways for large images with a stride, so these are among them
     strided_sizes: dict[int, tuple[tuple[int, int], ...]]
     angular_sizes: dict[int, tuple[tuple[int, int], ...]]
-    most_operations: float  # of a dense forward pass; above these a smaller size has decided
+    most_operations: float  # of a dense forward pass of a radial layer; above these a smaller size has decided
 
 
 GRIDS = {
@@ -69,7 +70,7 @@ GRIDS = {
         channels=(1, 8, 16, 32, 128),
         grouped=((16, 1), (16, 2), (16, 8), (64, 1), (64, 2), (64, 8)),
         strided=(1, 8, 32, 128),
-        # 12 and 24 fill no vectors, for which "dense" takes longer
+        # 12 and 24 are no multiples of 16: "dense" takes longer for its size
         angular=(1, 8, 12, 16, 24, 32),
         sizes={2: ((4, 16), (16, 4), (32, 4), (64, 8), (128, 16)), 3: ((8, 1), (16, 1), (32, 1), (64, 1))},
         grouped_sizes={2: ((16, 4), (32, 4), (64, 8)), 3: ((16, 1), (32, 1))},
@@ -113,7 +114,7 @@ QUICK = Grid(
 
 
 def make_points(grid: Grid) -> list[Point]:
-    """The rows of the table: windows, channels, groups, strides and memory formats."""
+    """The rows of the table: windows, channels, groups, strides and memory formats, and harmonic layers."""
     windows = [(dims, k) for dims, lengths in grid.windows.items() for k in lengths]
     channels = (*((count, count) for count in grid.channels), *grid.grouped)
     plain = [

@@ -141,7 +141,7 @@ def _is_faster(call: Call) -> bool:
     """Whether the device's kernels are faster than "dense"."""
     if call.recorded:
         return False
-    # no kernels are measured for angular components with a stride, those of no layer, or in groups on a GPU, where strides are not either
+    # harmonic layers with a stride are not measured, on a GPU neither strides, nor angular components of no layer or in groups
     strided, on_cpu = max(call.stride) > 1, call.device.type == "cpu"
     beyond = call.angular and (strided or (not on_cpu and (call.orders is None or call.groups > 1)))
     least = None if beyond or (strided and not on_cpu) else threshold(call)

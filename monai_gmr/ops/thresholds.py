@@ -21,7 +21,7 @@ from monai_gmr.ops.call import Call
 THRESHOLDS = Path(__file__).with_name("thresholds.csv")
 # the backend that has kernels for a type of device
 KERNELS = {"cpu": "cpp", "cuda": "triton"}
-# of a harmonic layer that is measured with one input channel: a single output would have no orders to share
+# of a harmonic layer that is measured with one input channel: a single output has room for order 0 alone
 HARMONIC_OUTPUTS = 8
 # a size counts as faster from this ratio of times on, for other processors have other ratios
 FASTER = 0.85
@@ -138,20 +138,20 @@ def least_of_neighbours(table: Mapping[Point, int | None], call: Call) -> int | 
 
     Of windows the next smaller measured one counts, along the shortest axis. Of the channels of input and output, and of those of a group
     of each, both the next smaller and the next larger measured number have to be faster. Groups of one channel, for which "dense" has
-    kernels of its own, count for themselves, and so do strides, transposed convolutions and harmonic ones. Harmonic ones that have no
-    rows, such as those of groups, go by the radial ones on a CPU.
+    kernels of its own, count for themselves, and so do strides, transposed convolutions and harmonic ones. On a CPU harmonic ones that
+    have no rows, such as those of groups, go by the radial ones.
     """
     dims, stride = len(call.kernel_size), max(call.stride)
-    kinds = (False,) if not call.angular else (True, False) if call.device.type == "cpu" else (True,)
-    for angular in kinds:
-        kind = (call.channels_last, stride, call.transposed and stride > 1, angular)
-        points = [
-            each
-            for each in table
-            if (each.dims, *each[4:]) == (dims, *kind) and (each.width_per_group < each.channels) == (call.groups > 1)
-        ]
-        if points:
-            break
+
+    def points_of(kind: tuple) -> list[Point]:
+        alike = (each for each in table if (each.dims, *each[4:]) == (dims, *kind))
+        return [each for each in alike if (each.width_per_group < each.channels) == (call.groups > 1)]
+
+    angular, kind = call.angular, (call.channels_last, stride, call.transposed and stride > 1)
+    if angular and call.device.type == "cpu":
+        angular = bool(points_of((*kind, True)))
+    kind = (*kind, angular)
+    points = points_of(kind)
     window = max((p.kernel_size for p in points if p.kernel_size <= min(call.kernel_size)), default=0)
     sizes = []
     # a harmonic layer has more responses than channels

@@ -14,15 +14,8 @@ TABLE = PAGE.partition("<!-- conversion -->")[2].partition("<!-- end of conversi
 LINES = [[cell.strip() for cell in row.split("|")[1:-1]] for row in TABLE.splitlines()]
 ROWS = {(cells[0], cells[1]): cells for cells in LINES if cells[1] in ("2D", "3D")}
 QUICK_3D = ("UNet", "AutoEncoder")
-# whose conversion tests/networks/convert/test_all_monai_nets.py asks at less depth
-SLOW = (
-    "ResNet50",
-    "SEResNet50",
-    "DenseNet121",
-    "HighResNet",
-    "FlexibleUNet, efficientnet-b0",
-    "FlexibleUNet, resnet18",
-)
+# they and their like are converted in tests/networks/convert/, too
+SLOW = ("SEResNet50", "DenseNet121", "HighResNet", "FlexibleUNet, efficientnet-b0", "FlexibleUNet, resnet18")
 SIZES = slice(2, 5)
 SMALLEST = 1e-8
 
@@ -41,7 +34,7 @@ def test_what_the_page_calls_exact(net, dims):
 
 @pytest.mark.parametrize(("net", "dims"), [(n, 2) for n in CASES if n not in SLOW] + [(n, 3) for n in QUICK_3D])
 def test_rows_are_remade(net, dims):
-    """At all sizes for two networks, for most others at the one that most cannot take before."""
+    """Two networks at all sizes; the others, but for SLOW, at one that most cannot take before they are converted."""
     labels = ("even", "odd", "mixed") if net in QUICK_3D else ("even" if CASES[net].fixed else "mixed",)
     cells = cells_of(measure(net, dims, brief=True, labels=labels))
     written = ROWS[net, f"{dims}D"]

@@ -215,8 +215,9 @@ def _transposed(module: Any, dims: int, options: Options) -> Swap:
         # linear interpolation reaches over 2 s - 1 voxels, each coarse tap at either side s further
         coarse = k if s == 1 else 1 + 2 * max(0, math.ceil((reach - 2 * s + 1) / (2 * s)))
         margin = extent[-1] + reach - 2 if s == 1 else coarse - 1
-        if margin < 0 or margin % 2:
-            return stays_broken(f"its padding={module.padding} has no symmetric form")
+        if margin < 0 or margin % 2 or (s == 1 and o > 0):
+            moved = f" with output_padding={module.output_padding}" if any(module.output_padding) else ""
+            return stays_broken(f"its padding={module.padding}{moved} has no symmetric form")
         window.append(coarse)
         padding.append(margin // 2)
     dilation = [d if s == 1 else 1 for d, s in zip(module.dilation, module.stride)]

@@ -18,7 +18,7 @@ def test_networks_are_compiled(name):
     assert torch.allclose(tensors_in(compiled(x))[0], tensors_in(net(x))[0], rtol=1e-4, atol=1e-4)
 
 
-# others, at every size: test_free_sizes.py
+# UNet, layers and our nets, at every size: test_free_sizes.py
 def test_networks_are_exported():
     net, x = make_pair("MedNeXt", 2, shallow=True, conv="gmr_harmonic")[1], torch.randn(1, 1, 33, 38)
     exported = torch.export.export(net, (x,)).module()

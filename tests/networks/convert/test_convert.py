@@ -210,7 +210,7 @@ TRANSPOSED = [
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("arguments", TRANSPOSED)
+@pytest.mark.parametrize("arguments", TRANSPOSED, ids=str)
 def test_the_report_says_how_far_a_transposed_kernel_is_from_the_old_one(arguments):
     """By the answers to one voxel; those with output_padding were half a voxel beside the middle."""
     net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ConvTranspose2d(1, 1, **arguments, bias=False)).double()
@@ -309,8 +309,11 @@ def test_no_lazily_built_first_layer_gets_the_channels_of_another():
     assert error(convert_to_gmr(Net(), in_channels=3), (9, 8), 3) < 1e-9
 
 
-def test_voxels_beside_a_window_of_1_are_named():
-    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ConvTranspose2d(4, 4, 1, dilation=2, output_padding=1))
+# window, stride, padding, output_padding, groups, bias, dilation
+@pytest.mark.parametrize("arguments", [(1, 1, 0, 1, 1, True, 2), (3, 1, 1, 2, 1, True, 3)])
+def test_output_padding_without_a_stride_is_named(arguments):
+    """The voxels lie at one end of an axis; half of them are no multiple of the dilation."""
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ConvTranspose2d(4, 4, *arguments))
     with pytest.warns(SymmetryWarning):
         converted = convert_to_gmr(net)
     assert "has no symmetric form" in str(converted.conversion_report)

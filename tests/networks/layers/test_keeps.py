@@ -77,7 +77,7 @@ def test_a_layer_keeps_the_named_group_and_no_more(dims, keeps, relax):
     ("kind", "dims", "keeps"), [(kind, *each) for each, kind in zip(KEPT, itertools.cycle(["unet", "resnet"]))]
 )
 def test_nets_keep_the_named_group_and_no_more(kind, dims, keeps):
-    """Both kinds of net in turn: layers, above, are asked each group. All elements are asked at a small size, at others those that
+    """Both kinds of net in turn: the test of layers above takes each group. All elements are asked at a small size, at others those that
     generate the kept group and one outside it."""
     group, conv = kept_group(keeps, dims), ("gmr_harmonic", {"keeps": keeps, **orders_of(keeps)})
     # 16 channels, so that order 1 has enough for triple products
