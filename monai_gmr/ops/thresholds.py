@@ -147,10 +147,10 @@ def least_of_neighbours(table: Mapping[Point, int | None], call: Call) -> int | 
         alike = (each for each in table if (each.dims, *each[4:]) == (dims, *kind))
         return [each for each in alike if (each.width_per_group < each.channels) == (call.groups > 1)]
 
-    angular, kind = call.angular, (call.channels_last, stride, call.transposed and stride > 1)
+    angular, geometry = call.angular, (call.channels_last, stride, call.transposed and stride > 1)
     if angular and call.device.type == "cpu":
-        angular = bool(points_of((*kind, True)))
-    kind = (*kind, angular)
+        angular = bool(points_of((*geometry, True)))
+    kind = (*geometry, angular)
     points = points_of(kind)
     window = max((p.kernel_size for p in points if p.kernel_size <= min(call.kernel_size)), default=0)
     sizes = []
