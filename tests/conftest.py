@@ -116,8 +116,7 @@ def pytest_runtest_setup(item):
 @pytest.fixture(scope="session")
 def forked_python(tmp_path_factory):
     """An executable in the place of ``sys.executable``, before ``-m`` or ``-c``, that saves the imports of torch and MONAI
-    (forked_python.py): for tests of what a command does. ``sys.executable`` imports what the commands need
-    (networks/layers/test_peer_bugs.py) and runs the study that SIGKILL ends (apps/test_study_runs.py)."""
+    (forked_python.py): for tests of what a command does. Each command of the library is also run by ``sys.executable`` once."""
     if sys.platform != "linux":
         yield sys.executable
         return

@@ -59,8 +59,8 @@ class Grid(NamedTuple):
     grouped_sizes: dict[int, tuple[tuple[int, int], ...]]
     # "dense" takes other ways for large images with a stride, so these are among them
     strided_sizes: dict[int, tuple[tuple[int, int], ...]]
-    angular_sizes: dict[int, tuple[tuple[int, int], ...]]
     most_operations: float  # of a dense forward pass of a radial layer; above these a smaller size has decided
+    angular_sizes: dict[int, tuple[tuple[int, int], ...]] | None = None  # default: sizes
 
 
 GRIDS = {
@@ -75,11 +75,11 @@ GRIDS = {
         sizes={2: ((4, 16), (16, 4), (32, 4), (64, 8), (128, 16)), 3: ((8, 1), (16, 1), (32, 1), (64, 1))},
         grouped_sizes={2: ((16, 4), (32, 4), (64, 8)), 3: ((16, 1), (32, 1))},
         strided_sizes={2: ((16, 4), (32, 4), (64, 8), (128, 16)), 3: ((16, 1), (32, 1), (64, 1))},
+        most_operations=3e11,
         angular_sizes={
             2: ((16, 4), (32, 4), (64, 2), (64, 4), (64, 8), (128, 4), (128, 16)),
             3: ((8, 1), (16, 1), (24, 1), (32, 1), (48, 1)),
         },
-        most_operations=3e11,
     ),
     # a GPU needs large images to be busy, and a compilation for each window and block of channels
     "cuda": Grid(
@@ -92,7 +92,6 @@ GRIDS = {
         sizes={2: ((32, 4), (64, 16), (128, 16), (256, 16)), 3: ((16, 1), (32, 1), (64, 1), (128, 1))},
         grouped_sizes={2: ((64, 16), (256, 16)), 3: ((32, 1), (96, 1))},
         strided_sizes={},
-        angular_sizes={2: ((32, 4), (64, 16), (128, 16), (256, 16)), 3: ((16, 1), (32, 1), (64, 1), (128, 1))},
         most_operations=1e13,
     ),
 }
@@ -108,7 +107,6 @@ QUICK = Grid(
     sizes={2: ((8, 1), (8, 2)), 3: ((4, 1),)},
     grouped_sizes={},
     strided_sizes={2: ((8, 1),), 3: ((4, 1),)},
-    angular_sizes={2: ((8, 1), (8, 2)), 3: ((4, 1),)},
     most_operations=math.inf,
 )
 
@@ -129,7 +127,7 @@ def make_points(grid: Grid) -> list[Point]:
 def sizes_of(point: Point, grid: Grid) -> Iterator[tuple[int, ...]]:
     """Shapes of the input, growing, without those whose dense convolution takes too long."""
     if point.angular:
-        sizes = grid.angular_sizes
+        sizes = grid.angular_sizes or grid.sizes
     elif point.stride > 1:
         sizes = grid.strided_sizes
     else:
@@ -224,6 +222,8 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigurationError(f"repeats={options.repeats} is out of range: give 1 or more.")
     device = device_of(options.device)
     grid = GRIDS[device.type]
+    # rows that stay keep their places
+    places = {point: place for place, point in enumerate(make_points(grid))}
     precisions = options.precisions or grid.precisions
     for precision in precisions:
         check_choice(f"precision on {device.type}", precision, grid.precisions)
@@ -239,6 +239,11 @@ def main(arguments: Sequence[str]) -> int:
     if "harmonic" not in options.layers:
         grid = grid._replace(angular=())
     check_folder(options.output.parent)
+
+    def write_table(rows: list[Row]) -> None:
+        in_turn = sorted(rows, key=lambda row: places.get(row.point, -1))
+        write_text(merge_rows(options.output, in_turn), options.output)
+
     with measuring() as notes:
         for precision in precisions:
             kind = (device.type, processor_of(device), precision)
@@ -250,10 +255,10 @@ def main(arguments: Sequence[str]) -> int:
             for each in measure_grid(grid, options.repeats, device, precision, notes):
                 rows.append(Row(*kind, each.point, *each.least()))
                 others.pop(each.point, None)
-                write_text(merge_rows(options.output, [*others.values(), *rows]), options.output)
+                write_table([*others.values(), *rows])
                 print(each, flush=True)
             kept = [row for row in others.values() if not _is_measured(row.point, options.dims, options.layers)]
-            write_text(merge_rows(options.output, [*kept, *rows]), options.output)
+            write_table([*kept, *rows])
             print()
     print(f"table: {options.output}")
     return 0

@@ -156,8 +156,8 @@ def test_size_that_is_no_size_ends_with_status_2(config):
     assert exit_.value.code == 2
 
 
-def test_as_a_process(config, forked_python):
-    command = [forked_python, "-m", "monai_gmr.apps.check_equivariance", config, "--size", "9"]
+def test_as_a_process(config):
+    command = [sys.executable, "-m", "monai_gmr.apps.check_equivariance", config, "--size", "9"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "MaxPool2d" in done.stdout

@@ -157,10 +157,12 @@ def test_training_stops_at_a_poisoned_case_of_the_validation(phantoms, trained, 
     ],
 )
 def test_a_poisoned_case_is_one_sentence_in_the_terminal(phantoms, tmp_path, options, module, forked_python):
-    """From threads that fill the cache, from the process itself and from workers of the loader, in MONAI's command and ours."""
+    """From threads that fill the cache, from the process itself and from workers of the loader, in MONAI's command and ours, which
+    begins in a new interpreter."""
     file, cause = poison(phantoms, tmp_path / "data", "inf in the image", "training")
     settings = {**SMALL, "dataset_dir": tmp_path / "data", "ckpt_dir": tmp_path, "output_dir": tmp_path, "epochs": 1}
-    command = [forked_python, "-m", module, "run", "--config_file", str(SEGMENTATION / "train.yaml")]
+    python = forked_python if module == "monai.bundle" else sys.executable
+    command = [python, "-m", module, "run", "--config_file", str(SEGMENTATION / "train.yaml")]
     command += [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
     command += [str(part) for part in options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -14,8 +14,6 @@ TABLE = PAGE.partition("<!-- conversion -->")[2].partition("<!-- end of conversi
 LINES = [[cell.strip() for cell in row.split("|")[1:-1]] for row in TABLE.splitlines()]
 ROWS = {(cells[0], cells[1]): cells for cells in LINES if cells[1] in ("2D", "3D")}
 QUICK_3D = ("UNet", "AutoEncoder")
-# they and their like are converted in tests/networks/convert/, too
-SLOW = ("SEResNet50", "DenseNet121", "HighResNet", "FlexibleUNet, efficientnet-b0", "FlexibleUNet, resnet18")
 SIZES = slice(2, 5)
 SMALLEST = 1e-8
 
@@ -32,9 +30,9 @@ def test_what_the_page_calls_exact(net, dims):
     assert (float(ROWS[net, dims][5]) < 1e-5) is CASES[net].symmetric
 
 
-@pytest.mark.parametrize(("net", "dims"), [(n, 2) for n in CASES if n not in SLOW] + [(n, 3) for n in QUICK_3D])
+@pytest.mark.parametrize(("net", "dims"), [(n, 2) for n in CASES] + [(n, 3) for n in QUICK_3D])
 def test_rows_are_remade(net, dims):
-    """Two networks at all sizes; the others, but for SLOW, at one that most cannot take before they are converted."""
+    """At all sizes for two networks, for the others at the one that most cannot take before."""
     labels = ("even", "odd", "mixed") if net in QUICK_3D else ("even" if CASES[net].fixed else "mixed",)
     cells = cells_of(measure(net, dims, brief=True, labels=labels))
     written = ROWS[net, f"{dims}D"]

@@ -309,8 +309,7 @@ def test_the_table_has_a_row_for_every_point_that_the_command_measures(kind):
     points = [row.point for row in read_thresholds() if row[:3] == kind]
     # not all were measured on every kind
     left = {name for name, is_of in OPTIONAL.items() if not any(map(is_of, points))}
-    assert set(points) == {p for p in app.make_points(grid) if not any(OPTIONAL[name](p) for name in left)}
-    assert len(points) == len(set(points))
+    assert points == [p for p in app.make_points(grid) if not any(OPTIONAL[name](p) for name in left)]
     for gradients in (False, True):
         table = thresholds_of(*kind, gradients)
         assert set(table) == set(app.make_points(grid))
@@ -377,7 +376,17 @@ def test_the_command_replaces_the_rows_of_its_device_only(tmp_path, capsys):
     assert not list(tmp_path.glob("*.part"))
 
 
-@needs_kernels
+@pytest.mark.parametrize("options", [["--layers", "radial"], ["--layers", "harmonic"], ["--dims", "2"]])
+def test_rows_keep_their_places(tmp_path, monkeypatch, options):
+    path, points = tmp_path / "table.csv", app.make_points(app.GRIDS["cpu"])
+    path.write_text(merge_rows(path, [Row(*OWN, each, 7, 7) for each in points]))
+    monkeypatch.setattr(app, "measure_ratios", lambda *a: (0.1, 0.1))
+    assert main(["thresholds", *options, "--output", str(path)]) == 0
+    rows = read_thresholds(path)
+    assert [row.point for row in rows] == points
+    assert {row.forward == 7 for row in rows} == {False, True}
+
+
 def test_rows_of_layers_that_are_not_measured_stay(tmp_path, monkeypatch, capsys):
     path, old = tmp_path / "table.csv", {False: Point(2, 99, 8, 8), True: Point(2, 99, 8, 8, angular=True)}
     monkeypatch.setattr(app, "measure_ratios", lambda *a: (0.1, 0.1))
@@ -398,8 +407,7 @@ def test_kernels_of_a_gpu_are_measured_in_each_precision(tmp_path, monkeypatch):
     path = tmp_path / "table.csv"
     monkeypatch.setitem(app.KERNELS, "cpu", "triton")
     monkeypatch.setitem(app.GRIDS, "cpu", app.GRIDS["cuda"])
-    small = {2: ((4, 1),)}
-    monkeypatch.setattr(app, "QUICK", app.QUICK._replace(windows={2: (2,)}, sizes=small, angular_sizes=small))
+    monkeypatch.setattr(app, "QUICK", app.QUICK._replace(windows={2: (2,)}, sizes={2: ((4, 1),)}))
     measured, original = [], app.measure_ratios
     monkeypatch.setattr(app, "measure_ratios", lambda *a: measured.append(original(*a)) or measured[-1])
     assert main(["thresholds", "--quick", "--repeats", "1", "--output", str(path)]) == 0

@@ -19,8 +19,9 @@ def test_networks_are_compiled(name):
 
 
 # UNet, layers and our nets, at every size: test_free_sizes.py
-def test_networks_are_exported():
-    net, x = make_pair("MedNeXt", 2, shallow=True, conv="gmr_harmonic")[1], torch.randn(1, 1, 33, 38)
+@pytest.mark.parametrize("name", ["DynUNet, residual", "MedNeXt"])
+def test_networks_are_exported(name):
+    net, x = make_pair(name, 2, shallow=True, conv="gmr_harmonic")[1], torch.randn(1, 1, 33, 38)
     exported = torch.export.export(net, (x,)).module()
     assert torch.allclose(tensors_in(exported(x))[0], tensors_in(net(x))[0], rtol=1e-4, atol=1e-4)
 
@@ -57,7 +58,7 @@ def test_sizes_are_right_where_a_graph_breaks_or_fails():
         compiled = torch.compile(net, backend="eager", dynamic=False)
         with pytest.raises(ConfigurationError, match="in_channels=1"):
             compiled(torch.randn(1, 3, 17, 22))
-        for size in ((17, 22), (16, 19)):
+        for size in ((17, 22), (16, 16), (19, 21)):
             x = torch.randn(1, 1, *size)
             expected = net(x)
             assert torch.allclose(compiled(x), expected, rtol=1e-4, atol=1e-4)
@@ -74,8 +75,9 @@ def test_converted_networks_inside_another_module_are_compiled():
         assert torch.allclose(compiled(x), module(x), rtol=1e-4, atol=1e-4)
 
 
-def test_a_compiled_part_takes_sizes_from_the_call_of_the_whole_network():
-    net, x = convert_to_gmr(nets.UNet(2, 1, 2, (2, 4, 6), (2, 2))).eval(), torch.randn(1, 1, 26, 19)
+@pytest.mark.parametrize("size", [(17, 22), (26, 19)])
+def test_a_compiled_part_takes_sizes_from_the_call_of_the_whole_network(size):
+    net, x = convert_to_gmr(nets.UNet(2, 1, 2, (2, 4, 6), (2, 2))).eval(), torch.randn(1, 1, *size)
     expected = net(x)
     torch._dynamo.reset()
     net.model = torch.compile(net.model, backend="eager")
