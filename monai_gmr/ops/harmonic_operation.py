@@ -36,6 +36,11 @@ def orders_of(norms: Sequence[int], products: Sequence[int], components: Sequenc
         component += count
 
 
+def parts_of(x: torch.Tensor, groups: int, axis: int = 0) -> Sequence[torch.Tensor]:
+    """Those of each group along an axis; of one group the tensor itself, whose gradient is then not copied."""
+    return (x,) if groups == 1 else x.chunk(groups, axis)
+
+
 def group_arguments(call: Call, kernel: RingKernel) -> list[dict[str, Any]]:
     """Arguments of a custom operation of a harmonic layer of stride 1, but for the image, for each group of channels.
 
@@ -52,10 +57,10 @@ def group_arguments(call: Call, kernel: RingKernel) -> list[dict[str, Any]]:
     harmonics = kernel.angular.split([max(count, 1) for count in components])
     angular = torch.cat([kernel.angular[:0], *(rows for rows, count in zip(harmonics, components) if count)])
     none = [None] * call.groups
-    biases = none if kernel.bias is None else kernel.bias.chunk(call.groups)
+    biases = none if kernel.bias is None else parts_of(kernel.bias, call.groups)
     kept = zip(*(none if factors is None else factors for factors in (kernel.linear, kernel.chiral)))
     arguments = []
-    for weight, bias, (linear, chiral) in zip(kernel.weight.chunk(call.groups), biases, kept):
+    for weight, bias, (linear, chiral) in zip(parts_of(kernel.weight, call.groups), biases, kept):
         rows = list(zip(weight.split(channels), profiles, components))
         centred = [(row, profile) for row, profile, count in rows if count == 0]
         radial_weight, radial = centred[0] if centred else (weight[:0], profiles[0])
@@ -63,7 +68,7 @@ def group_arguments(call: Call, kernel: RingKernel) -> list[dict[str, Any]]:
         own = {
             "weight": radial_weight,
             "basis": radial.float(),
-            "angular_weight": torch.cat([weight[:0].to(radial.dtype) @ radial, *others]),
+            "angular_weight": torch.cat(others or [weight[:0].to(radial.dtype) @ radial]),
             "linear": linear,
             "chiral": chiral,
             "shells": kernel.shells,

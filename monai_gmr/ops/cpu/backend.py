@@ -13,7 +13,7 @@ from monai_gmr.ops.cpu import library
 from monai_gmr.ops.cpu.harmonic_conv import cpp_harmonic_conv
 from monai_gmr.ops.cpu.harmonic_kernels import supports_order
 from monai_gmr.ops.cpu.ring_conv import cpp_ring_conv
-from monai_gmr.ops.harmonic_operation import group_arguments
+from monai_gmr.ops.harmonic_operation import group_arguments, parts_of
 from monai_gmr.ops.memory_format import has_channels_last, keep_format
 
 # channels of a group below which a harmonic convolution of each group takes longer than the dense kernel of all
@@ -59,7 +59,7 @@ class CppBackend(Backend):
 
     def harmonic_conv(self, call: Call, x: torch.Tensor, kernel: RingKernel) -> torch.Tensor:
         """Group by group, from channels to scalars."""
-        arguments = zip(x.chunk(call.groups, 1), group_arguments(call, kernel))
+        arguments = zip(parts_of(x, call.groups, 1), group_arguments(call, kernel))
         scalars = [cpp_harmonic_conv(x=part, **own) for part, own in arguments]
         if call.groups == 1:
             return scalars[0]

@@ -15,6 +15,7 @@ Saved for the backward pass are input, weights and basis, not the responses, whi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -28,9 +29,22 @@ from monai_gmr.ops.harmonic_operation import Order, dense_harmonic_operation, or
 from monai_gmr.ops.ring_gradients import present, register_gradients
 
 
-def _kernels(order: Order, window: Window, angular: torch.Tensor, padding: Sequence[int]) -> AngularOrder:
-    """Of an angular order."""
-    return AngularOrder(window, tuple(map(tuple, angular[order.own].tolist())), order.norms, order.products, padding)
+@lru_cache(maxsize=256)
+def _kernels(window: Window, angular: tuple, padding: tuple, *sizes: tuple) -> list[tuple[Order, AngularOrder | None]]:
+    """Orders that have channels, each with what is constant of its calls; ``None`` for order 0, which comes first: it does not add to what
+    is there."""
+    found = []
+    for order in sorted(orders_of(*sizes), key=lambda order: order.components):
+        own = angular[order.own]
+        found.append((order, AngularOrder(window, own, order.norms, order.products, padding) if own else None))
+    return found
+
+
+def _orders(
+    window: Window, angular: torch.Tensor, padding: Sequence[int], *sizes: Sequence[int]
+) -> list[tuple[Order, AngularOrder | None]]:
+    """:func:`_kernels`, made once for layers that are alike."""
+    return _kernels(window, tuple(map(tuple, angular.tolist())), tuple(padding), *map(tuple, sizes))
 
 
 def _kept(order: Order, linear: torch.Tensor | None, chiral: torch.Tensor | None) -> KeptTerms:
@@ -67,14 +81,14 @@ def cpp_harmonic_conv(
     # linear terms of an order are added to all channels
     make = x.new_empty if linear is None else x.new_zeros
     y = make((x.shape[0], *sizes, sum(norms) + sum(products)))
-    # order 0 first: it does not add to what is there
-    for order in sorted(orders_of(norms, products, components), key=lambda order: order.components):
+    angular_weight = angular_weight.contiguous()
+    for order, kernels in _orders(window, angular, padding, norms, products, components):
         channels = order.channels
         shift = None if bias is None else bias[channels]
-        if order.components == 0:
+        if kernels is None:
             write_products(image, weight, basis, window, shift, padding=padding, result=y, channels=channels)
             continue
-        kernels, kept = _kernels(order, window, angular, padding), _kept(order, linear, chiral)
+        kept = _kept(order, linear, chiral)
         kernels.write_scalars(image, angular_weight[order.rows], shift, y, channels, kept)
     return image_like(y, x)
 
@@ -100,14 +114,12 @@ def _gradients(
     """Gradients of input, weight, basis, angular weight, linear and chiral factors; those that are not needed are empty."""
     window = Window.of(shells, basis.shape[1], dilation)
     image, last = voxel_rows(x), voxel_rows(gradient)
-    orders = sorted(orders_of(norms, products, components), key=lambda order: order.components)
-    image_gradient = None
+    angular_weight, image_gradient = angular_weight.contiguous(), None
     radial: list[torch.Tensor | None] = [torch.zeros_like(each) for each in (weight, basis)]
     pairs = zip((angular_weight, linear, chiral), needed[3:])
     others = [torch.zeros_like(each) if asked and each is not None else None for each, asked in pairs]
-    for order in orders:
-        if order.components == 0:
-            # it comes first, for it does not add to a gradient
+    for order, kernels in _orders(window, angular, padding, norms, products, components):
+        if kernels is None:
             own_gradient = last[..., order.channels]
             geometry: dict[str, Any] = {"padding": padding, "needed": needed[:3]}
             image_gradient, *radial = product_gradients(own_gradient, image, weight, basis, window, **geometry)
@@ -115,7 +127,7 @@ def _gradients(
             if needed[0] and image_gradient is None:
                 image_gradient = torch.zeros_like(image)
             own_rows = None if others[0] is None else others[0][order.rows]
-            _kernels(order, window, angular, padding).add_gradients(
+            kernels.add_gradients(
                 image,
                 angular_weight[order.rows],
                 last,

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from monai_gmr.ops.cpu.library import HarmonicConvGeometry, call_kernel
-from monai_gmr.ops.cpu.ring_kernels import check_memory, pad_columns
+from monai_gmr.ops.cpu.ring_kernels import LANES, check_memory
 from monai_gmr.ops.cpu.tiles import Window
 from monai_gmr.ops.invariants import NORM_SMOOTHING, inner_product_scale
 from monai_gmr.ops.kept_terms import num_chiral, triple_product_scale
@@ -27,9 +27,9 @@ class Terms(NamedTuple):
     shells: torch.Tensor  # (terms,), indices into used
     signs: torch.Tensor  # (terms,), of the second tap; 0 where there is one
     angular: torch.Tensor  # (terms, components), factors of the first tap
+    used: torch.Tensor  # the shells that have terms
     first: torch.Tensor  # (shells + 1,), the first entry of each shell, and one more
     entries: torch.Tensor  # (entries, 2), term and component of the factors that are not zero, shell by shell
-    used: torch.Tensor  # the shells that have terms
 
 
 class KeptTerms(NamedTuple):
@@ -74,9 +74,9 @@ def terms_of(window: Window, angular: tuple[tuple[float, ...], ...]) -> Terms:
         shells=shells,
         signs=torch.tensor(signs, dtype=torch.float32),
         angular=values,
+        used=torch.tensor(used, dtype=torch.int64),
         first=F.pad(counts.cumsum(0), [1, 0]),
         entries=entries.contiguous(),
-        used=torch.tensor(used, dtype=torch.int64),
     )
 
 
@@ -84,6 +84,11 @@ def supports_order(reach: Sequence[int], norms: int, products: int, components: 
     """Whether the kernels compute an order: margins at most as wide as the window's reach, and not very many channels."""
     fits = norms <= MOST_CHANNELS and components <= MOST_COMPONENTS and products <= norms
     return fits and all(p <= r for p, r in zip(padding, reach))
+
+
+def pad_columns(matrix: torch.Tensor) -> torch.Tensor:
+    """A matrix with zeros behind its rows, so that they are whole vectors, whatever their length on the processor: contiguous."""
+    return F.pad(matrix, [0, -matrix.shape[-1] % LANES]).contiguous()
 
 
 class AngularOrder:
@@ -95,41 +100,45 @@ class AngularOrder:
     ) -> None:
         self.terms, self.norms, self.products = terms_of(window, angular), norms, products
         self.kinds = 2 if products else 1
-        self.components, self.reach, self.padding = len(angular), window.reach(), list(padding)
+        self.components = len(angular)
+        # what is padded less what is lost, along each axis
+        self.gains = [2 * p - r for p, r in zip(padding, window.reach())]
+        self.geometry = {
+            "padding": tuple(as_volume(padding, 0)),
+            "reach": tuple(as_volume(window.reach(), 0)),
+            "shells": len(self.terms.used),
+            "components": self.components,
+            "norms": norms,
+            "products": products,
+            "terms": len(self.terms.shells),
+            "entries": len(self.terms.entries),
+        }
         self.constants = (NORM_SMOOTHING, inner_product_scale(self.components))
         self.has_chiral = num_chiral(norms, products, self.components) > 0
         self.chiral_scale = inner_product_scale(2) if self.components == 2 else triple_product_scale()
-        if not supports_order(self.reach, norms, products, self.components, padding):
+        if not supports_order(window.reach(), norms, products, self.components, padding):
             raise AssertionError(
                 f"padding={padding} with {products} inner products of {norms} lengths of {len(angular)} components has no kernel"
             )
 
-    def _geometry(self, image: torch.Tensor, scalars: torch.Tensor) -> HarmonicConvGeometry:
-        """Of an image and its scalars, ``(batch, *sizes, channels)``."""
+    def _geometry(self, image: torch.Tensor, weight: torch.Tensor, scalars: torch.Tensor) -> HarmonicConvGeometry:
+        """Of an image and its scalars, ``(batch, *sizes, channels)``, and a weight ``(norms + products, channels, shells)``."""
+        if weight.shape[:2] != (self.norms + self.products, image.shape[-1]) or not weight.is_contiguous():
+            raise AssertionError(
+                f"a weight of shape {tuple(weight.shape)} is not for an image of shape {tuple(image.shape)}"
+            )
         sizes, image_sizes = scalars.shape[1:-1], image.shape[1:-1]
-        check_memory(image, scalars, [n + 2 * p - r for n, p, r in zip(image_sizes, self.padding, self.reach)])
+        check_memory(image, scalars, [n + gain for n, gain in zip(image_sizes, self.gains)])
         return HarmonicConvGeometry(
             batch=len(image),
             sizes=tuple(as_volume(sizes, 1)),
             image=tuple(as_volume(image_sizes, 1)),
-            padding=tuple(as_volume(self.padding, 0)),
-            reach=tuple(as_volume(self.reach, 0)),
             channels=image.shape[-1],
-            shells=len(self.terms.used),
-            components=self.components,
-            norms=self.norms,
-            products=self.products,
+            all_shells=weight.shape[2],
             row=scalars.shape[-1],
-            terms=len(self.terms.shells),
-            entries=len(self.terms.entries),
             threads=torch.get_num_threads(),
+            **self.geometry,
         )
-
-    def _columns(self, weight: torch.Tensor) -> torch.Tensor:
-        """``(norms + products, channels, shells)`` as ``(channels, kinds * used shells * norms)``."""
-        weight = weight[:, :, self.terms.used]
-        weight = torch.cat([weight, weight.new_zeros((self.kinds * self.norms - len(weight), *weight.shape[1:]))])
-        return weight.unflatten(0, (self.kinds, self.norms)).permute(2, 0, 3, 1).flatten(1)
 
     def _linear(self, linear: torch.Tensor | None) -> torch.Tensor | None:
         """``(scalars, channels * components)`` as ``(kinds * components * norms, scalars)``."""
@@ -156,11 +165,11 @@ class AngularOrder:
     ) -> None:
         """Compute the order of an image ``(batch, *sizes, channels)``: ``channels`` of ``scalars`` ``(batch, *sizes_out, all)``; with
         linear terms, which all scalars get, what is there is added to."""
-        geometry, matrix = self._geometry(image, scalars), pad_columns(self._columns(weight))
+        geometry = self._geometry(image, weight, scalars)
         bias = None if bias is None else bias.contiguous()
         linear = self._linear(kept.linear)
         factors = (None if linear is None else pad_columns(linear), self._chiral(kept.chiral))
-        arrays = (*self.terms[:4], image, matrix)
+        arrays = (*self.terms[:5], image, weight)
         call_kernel(
             "harmonic_conv", geometry, *arrays, *self.constants, bias, *factors, scalars[..., channels], scalars
         )
@@ -178,24 +187,18 @@ class AngularOrder:
     ) -> None:
         """Add the gradients of the order, from that of the scalars, to those of ``image``, ``weight`` and ``kept``, each a tensor or
         ``None``."""
-        geometry, columns = self._geometry(image, gradient), self._columns(weight)
-        matrix, transposed = pad_columns(columns), pad_columns(columns.T)
-        sums = None if weight_gradient is None else matrix.new_zeros((geometry.threads, *matrix.shape))
+        geometry = self._geometry(image, weight, gradient)
         linear, chiral = self._linear(kept.linear), self._chiral(kept.chiral)
         factors = (None if linear is None else pad_columns(linear.T), chiral)
         linear_sums = chiral_sums = None
         if linear is not None and kept_gradients.linear is not None:
-            linear_sums = matrix.new_zeros((geometry.threads, *pad_columns(linear).shape))
+            linear_sums = linear.new_zeros((geometry.threads, *pad_columns(linear).shape))
         if chiral is not None and kept_gradients.chiral is not None:
             chiral_sums = chiral.new_zeros((geometry.threads, len(chiral)), dtype=torch.float64)
-        arrays = (*self.terms[:-1], image, matrix, transposed)
-        outputs = (image_gradient, sums, linear_sums, chiral_sums)
+        arrays = (*self.terms, image, weight)
+        outputs = (image_gradient, weight_gradient, linear_sums, chiral_sums)
         scalars = (gradient[..., channels], gradient)
         call_kernel("harmonic_conv_backward", geometry, *arrays, *self.constants, *factors, *scalars, *outputs)
-        if weight_gradient is not None and sums is not None:
-            sizes = (self.kinds, geometry.shells, self.norms)
-            own = sums.sum(0)[:, : columns.shape[1]].unflatten(1, sizes).permute(1, 3, 0, 2).flatten(0, 1)
-            weight_gradient.index_add_(2, self.terms.used, own[: self.norms + self.products].contiguous())
         if kept_gradients.linear is not None and linear_sums is not None:
             total = linear_sums.sum(0)[:, : geometry.row].unflatten(0, (self.kinds, self.components, self.norms))
             rows = total.permute(3, 0, 2, 1).flatten(1, 2)[:, : self.norms + self.products]

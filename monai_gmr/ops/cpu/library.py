@@ -44,12 +44,12 @@ def _fields(names: str) -> list[tuple[str, Any]]:
 
 # the structures of csrc/kernels.h
 class RingConvGeometry(ctypes.Structure):
-    _fields_ = _fields("batch sizes[3] image[3] channels columns shells rings threads row groups lines")
+    _fields_ = _fields("batch sizes[3] image[3] channels columns shells rings threads row groups lines columns_first")
 
 
 class HarmonicConvGeometry(ctypes.Structure):
     _fields_ = _fields(
-        "batch sizes[3] image[3] padding[3] reach[3] channels shells components norms products row terms entries threads"
+        "batch sizes[3] image[3] padding[3] reach[3] channels shells components norms products all_shells row terms entries threads"
     )
 
 
@@ -70,14 +70,14 @@ class DepthwiseGeometry(ctypes.Structure):
 
 
 _ring = (ctypes.POINTER(RingConvGeometry), *[_indices] * 5, *[_floats] * 2)
-_harmonic = (ctypes.POINTER(HarmonicConvGeometry), *[_indices] * 2, *[_floats] * 2)
+_harmonic = (ctypes.POINTER(HarmonicConvGeometry), *[_indices] * 2, *[_floats] * 2, _indices)
 _voxels = (ctypes.POINTER(VoxelGeometry), _floats)
 # the functions of csrc/kernels.h
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "ring_conv": (*_ring, *[_floats] * 3),
-    "ring_conv_backward": (*_ring, *[_floats] * 5, _doubles),
+    "ring_conv_backward": (*_ring, *[_floats] * 4, _doubles),
     "harmonic_conv": (*_harmonic, *[_floats] * 2, _float, _float, *[_floats] * 5),
-    "harmonic_conv_backward": (*_harmonic, *[_indices] * 2, *[_floats] * 3, _float, _float, *[_floats] * 7, _doubles),
+    "harmonic_conv_backward": (*_harmonic, *[_indices] * 2, *[_floats] * 2, _float, _float, *[_floats] * 7, _doubles),
     "moments": (*_voxels, _doubles),
     "normalise": (*_voxels, *[_floats] * 3, _float, _floats),
     "normalise_sums": (*_voxels, *[_floats] * 3, _float, _floats, _doubles),

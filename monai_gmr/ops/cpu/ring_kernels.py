@@ -8,12 +8,11 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from monai_gmr.ops.cpu.library import RingConvGeometry, call_kernel
 from monai_gmr.ops.cpu.tiles import Tiles, Window
 
-# rows of matrices are padded to this, whatever the length of the processor's vectors
+# numbers in the longest vectors of a processor
 LANES = 16
 # line by line is chosen where it needs at most this part of the additions tap by tap
 WORTHWHILE = 0.75
@@ -23,10 +22,10 @@ class Sums(NamedTuple):
     """What the kernels add for each shell: taps of the window; or sums over lines of the window that are alike, and taps in these sums."""
 
     first_taps: torch.Tensor  # (shells + 1,), the first tap of each shell, and one more
-    taps: torch.Tensor  # (taps, axes), places in voxels
+    taps: torch.Tensor  # (taps, 3), places in voxels
     sets_of_taps: torch.Tensor  # (taps,), in which lines' sum a tap lies; of the window itself 0
     first_lines: torch.Tensor  # (sets + 1,), the first line of each set that are alike, and one more; without sums (1,)
-    lines: torch.Tensor  # (lines, axes), places in voxels
+    lines: torch.Tensor  # (lines, 3), places in voxels
 
     def additions(self, length: int, reach: int) -> float:
         """Numbers that are added or stored for a voxel of a line of ``length`` voxels, with the reach of the window along it."""
@@ -38,16 +37,17 @@ def _first_and_all(sets: Sequence[Sequence[Any]]) -> tuple[torch.Tensor, list[An
     return torch.tensor([0, *map(len, sets)]).cumsum(0), [each for one in sets for each in one]
 
 
-def _places(places: Sequence[Sequence[int]], dims: int) -> torch.Tensor:
-    return torch.tensor(places, dtype=torch.int64).reshape(-1, dims)
+def _places(places: Sequence[Sequence[int]]) -> torch.Tensor:
+    """With zeros along axes that are missing before the others."""
+    return torch.tensor([[0] * (3 - len(place)) + [*place] for place in places], dtype=torch.int64).reshape(-1, 3)
 
 
 @lru_cache(maxsize=256)
 def tap_sums(window: Window) -> Sums:
     """Tap by tap."""
     first, taps = _first_and_all(window.taps())
-    dims, zeros = len(window.shape), torch.zeros(len(taps), dtype=torch.int64)
-    return Sums(first, _places(taps, dims), zeros, torch.zeros(1, dtype=torch.int64), _places([], dims))
+    zeros = torch.zeros(len(taps), dtype=torch.int64)
+    return Sums(first, _places(taps), zeros, torch.zeros(1, dtype=torch.int64), _places([]))
 
 
 @lru_cache(maxsize=256)
@@ -72,8 +72,7 @@ def line_sums(window: Window) -> Sums:
     first_taps, all_taps = _first_and_all(taps)
     first_lines, lines = _first_and_all(list(alike.values()))
     sets = torch.tensor([number for number, _ in all_taps], dtype=torch.int64)
-    dims = len(window.shape)
-    return Sums(first_taps, _places([place for _, place in all_taps], dims), sets, first_lines, _places(lines, dims))
+    return Sums(first_taps, _places([place for _, place in all_taps]), sets, first_lines, _places(lines))
 
 
 @lru_cache(maxsize=256)
@@ -94,12 +93,23 @@ def check_memory(image: torch.Tensor, result: torch.Tensor, sizes: Sequence[int]
 
 
 def _arguments(
-    image: torch.Tensor, result: torch.Tensor, columns: int, groups: int, window: Window, basis: torch.Tensor
+    image: torch.Tensor,
+    result: torch.Tensor,
+    weights: torch.Tensor,
+    columns_first: bool,
+    window: Window,
+    basis: torch.Tensor,
 ) -> list[Any]:
-    """What both kernels take first: of an image ``(batch, *sizes + reach, channels)``, a result ``(batch, *sizes, all)`` and matrices of
-    so many columns over all groups."""
+    """What both kernels take first: of an image ``(batch, *sizes + reach, channels)``, a result ``(batch, *sizes, all)`` and weights
+    ``(groups, columns, channels, rings)``, or channels before columns."""
     if basis.shape[1] != window.num_shells:
         raise AssertionError(f"a basis of shape {tuple(basis.shape)} is not for {window.num_shells} shells")
+    groups, *lengths, rings = weights.shape
+    columns, channels = lengths if columns_first else lengths[::-1]
+    if groups * channels != image.shape[-1] or rings != basis.shape[0] or not weights.is_contiguous():
+        raise AssertionError(
+            f"weights of shape {tuple(weights.shape)} are not for an image of shape {tuple(image.shape)}"
+        )
     padded, sizes = image.shape[1:-1], result.shape[1:-1]
     check_memory(image, result, [n - reach for n, reach in zip(padded, window.reach())])
     sums = choose_sums(window, sizes[-1])
@@ -109,38 +119,31 @@ def _arguments(
         sizes=(*leading, *sizes),
         image=(*leading, *padded),
         channels=image.shape[-1],
-        columns=columns,
-        shells=basis.shape[1],
-        rings=basis.shape[0],
+        columns=groups * columns,
+        shells=window.num_shells,
+        rings=rings,
         threads=torch.get_num_threads(),
         row=result.shape[-1],
         groups=groups,
         lines=len(sums.first_lines) - 1,
+        columns_first=columns_first,
     )
-    strides = torch.tensor(image.stride()[1:-1])
-    taps, lines = ((places * strides).sum(1) for places in (sums.taps, sums.lines))
-    return [geometry, sums.first_taps, taps, sums.sets_of_taps, sums.first_lines, lines, basis.T.contiguous(), image]
-
-
-def pad_columns(matrix: torch.Tensor) -> torch.Tensor:
-    """A matrix with zeros behind its rows, so that they are whole vectors: contiguous."""
-    return F.pad(matrix, [0, -matrix.shape[-1] % LANES]).contiguous()
+    return [geometry, *sums[:5], basis.contiguous(), image]
 
 
 def ring_products(
     image: torch.Tensor,
     window: Window,
     basis: torch.Tensor,
-    matrices: torch.Tensor,
+    weights: torch.Tensor,
     bias: torch.Tensor | None,
     result: torch.Tensor,
     channels: slice,
 ) -> None:
-    """Sums of rings of an image ``(batch, *sizes + reach, groups * channels)``, times a matrix, plus a bias, written to some ``channels``,
-    the columns of all groups, of a result ``(batch, *sizes, all)``. Matrices ``(groups, rings * channels, columns)`` and bias
-    ``(groups, columns)`` are by :func:`pad_columns`; channels and columns are those of a group."""
-    call = _arguments(image, result, channels.stop - channels.start, len(matrices), window, basis)
-    call_kernel("ring_conv", *call, matrices, bias, result[..., channels])
+    """Sums of rings of an image ``(batch, *sizes + reach, groups * channels)``, times weights ``(groups, columns, channels, rings)``, plus
+    a bias ``(groups * columns,)``, written to some ``channels``, the columns of all groups, of a result ``(batch, *sizes, all)``."""
+    call = _arguments(image, result, weights, True, window, basis)
+    call_kernel("ring_conv", *call, weights, None if bias is None else bias.contiguous(), result[..., channels])
 
 
 def ring_gradients(
@@ -148,19 +151,19 @@ def ring_gradients(
     window: Window,
     basis: torch.Tensor,
     other: torch.Tensor,
-    matrices: torch.Tensor,
-    transposed: torch.Tensor,
+    weights: torch.Tensor,
     gradients: Sequence[torch.Tensor | None],
+    columns_first: bool = True,
 ) -> None:
     """Sums of rings as in :func:`ring_products`, and the gradients that follow from them.
 
-    ``other`` is ``(batch, *sizes, groups * columns)``, ``transposed`` ``(groups, columns, rings * channels)``, the channels of each ring by
-    :func:`pad_columns`. The gradients, each ``None`` where not needed, are: of the shape of ``other``, written to, the sums times the
-    matrices; ``(threads, groups, rings * channels, columns)``, by :func:`pad_columns`, to which their products with ``other`` are added;
-    ``(threads, shells, rings)``, float64, to which the inner products of the shells' sums with ``other`` times ``transposed`` are added.
+    ``other`` is ``(batch, *sizes, groups * columns)``; weights may have channels before columns. The gradients, each ``None`` where not
+    needed, are: of the shape of ``other``, written to, the sums times the weights; of the shape of the weights, to which the products of
+    the sums with ``other`` are added; ``(rings, shells)``, float64, to which the inner products of the shells' sums with ``other`` times
+    the weights are added.
     """
-    call = _arguments(image, other, other.shape[-1], len(matrices), window, basis)
-    call_kernel("ring_conv_backward", *call, other, matrices, transposed, *gradients)
+    call = _arguments(image, other, weights, columns_first, window, basis)
+    call_kernel("ring_conv_backward", *call, other, weights, *gradients)
 
 
 def merged_groups(groups: int, channels: Sequence[int]) -> int:
@@ -177,7 +180,8 @@ def _blocks(weights: torch.Tensor, shape: Sequence[int], groups: int) -> torch.T
 
 
 def merge_groups(weight: torch.Tensor, groups: int) -> torch.Tensor:
-    """Weights ``(out_channels, in_channels / groups, rings)`` as those of merged groups, ``(merged groups, out, in, rings)``."""
+    """Weights ``(out_channels, in_channels / groups, rings)`` as those of merged groups, contiguous ``(merged groups, out, in, rings)``."""
+    weight = weight.contiguous()
     out_channels, in_channels, rings = len(weight) // groups, *weight.shape[1:]
     merged = merged_groups(groups, (out_channels, in_channels))
     if merged == groups:
@@ -191,7 +195,9 @@ def merge_groups(weight: torch.Tensor, groups: int) -> torch.Tensor:
 
 def split_groups(weights: torch.Tensor, shape: Sequence[int], groups: int) -> torch.Tensor:
     """The inverse of :func:`merge_groups`, to weights of a shape."""
-    return _blocks(weights.contiguous(), shape, groups).movedim(-1, 1).reshape(*shape)
+    if len(weights) == groups:
+        return weights.view(*shape)
+    return _blocks(weights, shape, groups).movedim(-1, 1).reshape(*shape)
 
 
 def write_products(
@@ -208,11 +214,9 @@ def write_products(
     """A radial convolution of ``(batch, *sizes, in_channels)``, written to some channels of ``result`` ``(batch, *sizes_out, all)``."""
     tiles = Tiles(x, padding, window, x.shape[-1])
     weights = merge_groups(weight, groups)
-    matrices = pad_columns(weights.permute(0, 3, 2, 1).flatten(1, 2))
-    bias = None if bias is None else pad_columns(bias.unflatten(0, weights.shape[:2]))
     for tile in tiles:
         rows = result[tile.samples, tile.rows]
-        ring_products(tiles.input_of(tile), window, basis, matrices, bias, result=rows, channels=channels)
+        ring_products(tiles.input_of(tile), window, basis, weights, bias, result=rows, channels=channels)
 
 
 def product_gradients(
@@ -230,25 +234,20 @@ def product_gradients(
     image, other, margins = gradient, x, [reach - p for reach, p in zip(window.reach(), padding)]
     if swapped := not needed[0] and x.shape[-1] < weight.shape[0]:
         # a first layer: the input has fewer channels to sum over than the gradient
-        image, other, margins, weights = x, gradient, list(padding), weights.transpose(1, 2)
-    rings, channels, columns = basis.shape[0], *weights.shape[1:3]
+        image, other, margins = x, gradient, list(padding)
     tiles = Tiles(image, margins, window, image.shape[-1])
     other = other.contiguous()
-    matrices = pad_columns(weights.permute(0, 3, 1, 2).flatten(1, 2))
-    transposed = pad_columns(weights.permute(0, 2, 3, 1)).flatten(2)
-    threads = torch.get_num_threads()
     x_gradient = torch.empty_like(other) if needed[0] else None
-    products = matrices.new_zeros((threads, *matrices.shape)) if needed[1] else None
-    basis_sums = matrices.new_zeros((threads, *basis.T.shape), dtype=torch.float64) if needed[2] else None
+    sums = weights.new_zeros(weights.shape) if needed[1] else None
+    basis_sums = basis.new_zeros(basis.shape, dtype=torch.float64) if needed[2] else None
     for tile in tiles:
         own = None if x_gradient is None else x_gradient[tile.samples, tile.rows][tile.new]
         rows = other[tile.samples, tile.rows][tile.new]
-        gradients = (own, products, basis_sums)
+        gradients = (own, sums, basis_sums)
         image = tiles.input_of(tile)[tile.new]
-        ring_gradients(image, window, basis, rows, matrices, transposed, gradients=gradients)
-    weight_gradient = None
-    if products is not None:
-        merged = products.sum(0)[..., :columns].unflatten(1, (rings, channels))
-        merged = merged.permute((0, 3, 2, 1) if swapped else (0, 2, 3, 1))
-        weight_gradient = split_groups(merged, weight.shape, groups)
-    return [x_gradient, weight_gradient, None if basis_sums is None else basis_sums.sum(0).T.float().contiguous()]
+        ring_gradients(image, window, basis, rows, weights, gradients, columns_first=swapped)
+    return [
+        x_gradient,
+        None if sums is None else split_groups(sums, weight.shape, groups),
+        None if basis_sums is None else basis_sums.float(),
+    ]

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 # what one tile writes: tiles of this size stay in the last level of cache
 BYTES_OF_A_TILE = 5 * 2**20
@@ -76,7 +77,8 @@ class Tiles:
         self.tile_sizes = (rows, *self.sizes[1:])
         self.padded = x.new_empty((0,))
         self.filled = (-1, 0)  # the first sample and row that the padded rows hold
-        if any(margins):
+        self.is_one = (self.batch, rows) == (x.shape[0], self.sizes[0])
+        if any(margins) and not self.is_one:
             lengths = [n + reach for n, reach in zip(self.tile_sizes, self.reach)]
             shape = (self.batch, *lengths, *x.shape[len(margins) + 1 :])
             # neighbours share rows: as many tiles are padded at once as fit into the bytes of a tile
@@ -94,6 +96,9 @@ class Tiles:
         length = self.tile_sizes[0] + self.reach[0]
         if not any(self.margins):
             return self.x[tile.samples, tile.rows.start : tile.rows.start + length]
+        if self.is_one:
+            zeros = [0] * (self.x.dim() - len(self.margins) - 1)
+            return F.pad(self.x, [*zeros, *zeros, *(m for margin in self.margins[::-1] for m in (margin, margin))])
         sample, row = self.filled
         first = tile.rows.start - row
         if sample != tile.samples.start or first + length > self.padded.shape[1]:

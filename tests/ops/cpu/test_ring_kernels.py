@@ -1,18 +1,18 @@
 """The kernels of radial convolutions give what sums in float64 give, whatever the geometry, and say why where there are none."""
 
+import functools
 import itertools
 import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monai_gmr.networks.layers import GMRConv2d, GMRConv3d
 from monai_gmr.ops.cpu import library as kernels
 from monai_gmr.ops.cpu import ring_kernels
-from monai_gmr.ops.cpu.ring_kernels import choose_sums, line_sums, pad_columns, ring_gradients, ring_products, tap_sums
+from monai_gmr.ops.cpu.ring_kernels import choose_sums, line_sums, ring_gradients, ring_products, tap_sums
 from monai_gmr.ops.cpu.tiles import Window
 from monai_gmr.symmetry import kernel_shells
 
@@ -44,8 +44,13 @@ geometries = st.tuples(
 
 
 @settings(max_examples=60, deadline=None)
-@given(geometry=geometries, threads=st.integers(1, 3), way=st.sampled_from([tap_sums, line_sums]))
-def test_kernels_give_what_sums_in_float64_give(libraries, geometry, threads, way):
+@given(
+    geometry=geometries,
+    threads=st.integers(1, 3),
+    way=st.sampled_from([tap_sums, line_sums]),
+    columns_first=st.booleans(),
+)
+def test_kernels_give_what_sums_in_float64_give(libraries, geometry, threads, way, columns_first):
     """Those for each kind of processor, beside the same sums."""
     batch, axes, groups, channels, others, num_shells, rings, factor, different, seed = geometry
     generator = torch.Generator().manual_seed(seed)
@@ -63,12 +68,13 @@ def test_kernels_give_what_sums_in_float64_give(libraries, geometry, threads, wa
     blocks = mixed.unflatten(-1, (groups, channels))
     expected = torch.einsum("...rgc,grco->...go", blocks, weight.double()).flatten(-2)
     shifted, every = expected + bias.flatten(), groups * others
-    matrices, transposed = pad_columns(weight.flatten(1, 2)), pad_columns(weight.permute(0, 3, 1, 2)).flatten(2)
+    weights = weight.permute(0, 3, 2, 1).contiguous()
+    given_weights = weights if columns_first else weights.transpose(1, 2).contiguous()
     other = draw(batch, *sizes, every)
     met = other.double().unflatten(-1, (groups, others))
-    expected_products = torch.einsum("...rgc,...go->grco", blocks, met).flatten(1, 2)
+    expected_products = torch.einsum("...rgc,...go->gocr" if columns_first else "...rgc,...go->gcor", blocks, met)
     back = torch.einsum("...go,grco->...rgc", met, weight.double()).flatten(-2)
-    expected_inner = torch.einsum("...sc,...rc->sr", shells, back)
+    expected_inner = torch.einsum("...sc,...rc->rs", shells, back)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -77,25 +83,27 @@ def test_kernels_give_what_sums_in_float64_give(libraries, geometry, threads, wa
                 patch.setattr(kernels, "load_kernels", lambda library=library: library)
                 patch.setattr(ring_kernels, "choose_sums", lambda window, length: way(window))
                 result = torch.empty(batch, *sizes, every)
-                ring_products(image, window, basis, matrices, pad_columns(bias), result, slice(0, every))
+                ring_products(image, window, basis, weights, bias.flatten(), result, slice(0, every))
                 assert (result - shifted).norm() <= 1e-5 * shifted.norm(), processor
-                own, products = torch.empty(batch, *sizes, every), torch.zeros(threads, *matrices.shape)
-                inner = torch.zeros(threads, num_shells, rings, dtype=torch.float64)
-                ring_gradients(image, window, basis, other, matrices, transposed, (own, products, inner))
+                own, products = torch.empty(batch, *sizes, every), torch.ones_like(given_weights)
+                inner = torch.ones(rings, num_shells, dtype=torch.float64)
+                find = functools.partial(
+                    ring_gradients, image, window, basis, other, given_weights, columns_first=columns_first
+                )
+                find((own, products, inner))
                 assert (own - expected).norm() <= 1e-5 * expected.norm() + 1e-12, processor
-                found = products.sum(0)
-                product_error = (found[..., :others] - expected_products).norm()
-                assert product_error <= 1e-5 * blocks.norm() * other.norm(), processor
-                assert not found[..., others:].any()
-                inner_error = (inner.sum(0) - expected_inner).norm()
+                # added to what was there
+                product_error = (products - 1 - expected_products).norm()
+                assert product_error <= 1e-5 * blocks.norm() * other.norm() + 1e-6 * products.norm(), processor
+                inner_error = (inner - 1 - expected_inner).norm()
                 assert inner_error <= 1e-5 * shells.norm() * back.norm() + 1e-12, processor
                 # what is not asked for is left alone
-                ring_gradients(image, window, basis, other, matrices, transposed, (None, None, None))
-                ring_gradients(image, window, basis, other, matrices, transposed, (own.zero_(), None, None))
+                find((None, None, None))
+                find((own.zero_(), None, None))
                 assert (own - expected).norm() <= 1e-5 * expected.norm() + 1e-12, processor
                 # some channels of a result that has more
                 wide = torch.zeros(batch, *sizes, every + 3)
-                ring_products(image, window, basis, matrices, pad_columns(bias), wide, slice(2, every + 2))
+                ring_products(image, window, basis, weights, bias.flatten(), wide, slice(2, every + 2))
                 assert torch.equal(wide[..., 2:-1], result), processor
                 assert not wide[..., :2].any()
                 assert not wide[..., -1].any()
@@ -115,7 +123,7 @@ def test_sums_of_lines_have_every_tap_once(shape, dilation):
         for shell, (first, last) in enumerate(itertools.pairwise(sums.first_taps.tolist())):
             for tap in range(first, last):
                 begin, end = sums.first_lines[sums.sets_of_taps[tap] :][:2].tolist() if sums is lines else (0, 1)
-                added = sums.lines[begin:end] if sums is lines else torch.zeros(1, len(shape)).long()
+                added = sums.lines[begin:end] if sums is lines else torch.zeros(1, 3).long()
                 places += [(shell, *place) for place in (added + sums.taps[tap]).tolist()]
         found.append(sorted(places))
     assert found[0] == found[1]
@@ -137,11 +145,10 @@ def test_lines_are_added_first_where_that_saves_additions(shape, length, by_line
 def test_the_same_call_gives_the_same_digits():
     window = Window((2, 1, 2, 1, 0, 1, 2, 1, 2), (3, 3), 3, (1, 1))
     image, basis, other = torch.randn(2, 42, 52, 20), torch.randn(2, 3), torch.randn(2, 40, 50, 7)
-    matrices, transposed = pad_columns(torch.randn(1, 40, 7)), pad_columns(torch.randn(1, 7, 2, 20)).flatten(2)
-    threads, found = torch.get_num_threads(), []
+    weights, found = torch.randn(1, 7, 20, 2), []
     for _ in range(3):
-        results = [torch.empty_like(other), torch.zeros(threads, *matrices.shape), torch.zeros(threads, 3, 2).double()]
-        ring_gradients(image, window, basis, other, matrices, transposed, results)
+        results = [torch.empty_like(other), torch.zeros_like(weights), torch.zeros(2, 3).double()]
+        ring_gradients(image, window, basis, other, weights, results)
         found.append(results)
     assert all(torch.equal(a, b) for again in found[1:] for a, b in zip(found[0], again))
 
@@ -149,12 +156,11 @@ def test_the_same_call_gives_the_same_digits():
 @pytest.mark.usefixtures("processor")
 def test_a_call_leaves_nothing_behind_for_the_next():
     window = Window((1, 0, 1), (3,), 2, (1,))
-    basis, matrices = torch.randn(2, 2), pad_columns(torch.randn(1, 6, 5))
-    transposed, threads = pad_columns(torch.randn(1, 5, 2, 3)).flatten(2), torch.get_num_threads()
+    basis, weights = torch.randn(2, 2), torch.randn(1, 5, 3, 2)
     for size, value in ((64, math.inf), (7, 1.0), (3, 1.0)):
         image, other = torch.full((4, size + 2, 3), value), torch.full((4, size, 5), value)
-        found = [torch.empty_like(other), torch.zeros(threads, *matrices.shape), torch.zeros(threads, 2, 2).double()]
-        ring_gradients(image, window, basis, other, matrices, transposed, found)
+        found = [torch.empty_like(other), torch.zeros_like(weights), torch.zeros(2, 2).double()]
+        ring_gradients(image, window, basis, other, weights, found)
         assert all(each.isfinite().all() for each in found) == (value == 1.0)
 
 
@@ -168,15 +174,12 @@ def test_a_call_leaves_nothing_behind_for_the_next():
     ],
 )
 def test_memory_that_does_not_fit_is_refused(image, result):
-    window, matrices = Window((1, 0, 1), (3,), 2, (1,)), pad_columns(torch.zeros(1, 6, 3))
+    window, weights = Window((1, 0, 1), (3,), 2, (1,)), torch.zeros(1, 3, 3, 2)
     with pytest.raises(AssertionError, match=r"^an? (tensor|image) of shape"):
-        ring_products(image, window, torch.zeros(2, 2), matrices, None, result, slice(0, 3))
+        ring_products(image, window, torch.zeros(2, 2), weights, None, result, slice(0, 3))
     image, result = torch.zeros(1, 6, 3), torch.zeros(1, 4, 3)
     with pytest.raises(AssertionError, match=r"^a basis of shape \(2, 3\) is not for 2 shells$"):
-        ring_products(image, window, torch.zeros(2, 3), matrices, None, result, slice(0, 3))
-
-
-def test_columns_are_padded_with_zeros():
-    padded = pad_columns(torch.ones(3, 17))
-    assert padded.shape == (3, 32)
-    assert torch.equal(padded, F.pad(torch.ones(3, 17), [0, 15]))
+        ring_products(image, window, torch.zeros(2, 3), weights, None, result, slice(0, 3))
+    for others in (torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 3, 3), torch.zeros(1, 2, 3, 3).transpose(1, 3)):
+        with pytest.raises(AssertionError, match=r"^weights of shape .* are not for an image of shape \(1, 6, 3\)$"):
+            ring_products(image, window, torch.zeros(2, 2), others, None, result, slice(0, 3))

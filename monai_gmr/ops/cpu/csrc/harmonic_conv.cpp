@@ -57,17 +57,20 @@ index floats_of_indices(index count) { return count * index(sizeof(index) / size
 }  // namespace
 
 KERNEL harmonic_conv(const HarmonicConvGeometry* geometry, const index* places, const index* shells, const float* signs,
-                     const float* angular, const float* image, const float* matrix, float smoothing, float scale, const float* bias,
-                     const float* linear, const float* chiral, float* scalars, float* all) {
+                     const float* angular, const index* used, const float* image, const float* weight, float smoothing, float scale,
+                     const float* bias, const float* linear, const float* chiral, float* scalars, float* all) {
     const Angular g(*geometry);
     const Terms terms{places, shells, signs, angular};
+    const Weights weights{g, used};
+    const index wide = rounded_up(g.columns());
+    std::vector<float> matrix(g.channels * wide);
     const index depth = g.reach[0] + 1, floats = g.groups() * g.padded(2) * g.norms;
     const Blocks blocks(g.batch, g.sizes[0], g.sizes[1], g.reach[0], g.reach[1], depth * floats, g.threads);
     const index lines = blocks.most_lines() + g.reach[1];
 #pragma omp parallel num_threads(g.threads)
     {
         const auto [ring, tile, a, b, responses, reduced, shifts, factors, third] = scratch.share(
-            {Ring::size(depth, lines, floats), VOXELS_OF_A_TILE * rounded_up(g.columns()), floats_of_indices(g.terms),
+            {Ring::size(depth, lines, floats), VOXELS_OF_A_TILE * wide, floats_of_indices(g.terms),
              floats_of_indices(g.terms), g.kinds() * g.components * FLOATS_OF_A_PART, 2 * FLOATS_OF_A_PART, 2 * FLOATS_OF_A_PART,
              chiral ? FLOATS_OF_A_PART : 0, floats_of_third(g, chiral)});
         const Chiral triples{g, smoothing, factors, third};
@@ -78,9 +81,12 @@ KERNEL harmonic_conv(const HarmonicConvGeometry* geometry, const index* places, 
         }
         const index voxels_of_a_part = std::max<index>(1, FLOATS_OF_A_PART / g.norms);
 #pragma omp for schedule(static)
+        for (index channel = 0; channel < g.channels; ++channel)
+            weights.of_channel(channel, [&](index place, index column) { matrix[channel * wide + column] = weight[place]; });
+#pragma omp for schedule(static)
         for (index number = 0; number < blocks.count; ++number) {
             const Block block = blocks[number];
-            Responses own{g,    terms,      image,      matrix,    Ring(ring, depth, lines, floats),
+            Responses own{g,    terms,      image,      matrix.data(), Ring(ring, depth, lines, floats),
                           tile, indices(a), indices(b), responses, block.first_line};
             for (index last = block.first_plane; last < block.last_plane + g.reach[0]; ++last) {
                 own.multiply_plane(block.sample, last, block.last_line - block.first_line + g.reach[1]);
@@ -116,17 +122,21 @@ KERNEL harmonic_conv(const HarmonicConvGeometry* geometry, const index* places, 
 }
 
 KERNEL harmonic_conv_backward(const HarmonicConvGeometry* geometry, const index* places, const index* shells, const float* signs,
-                              const float* angular, const index* first, const index* entries, const float* image, const float* matrix,
-                              const float* transposed, float smoothing, float scale, const float* linear, const float* chiral,
-                              const float* gradient, const float* all, float* image_gradient, float* matrix_gradient,
+                              const float* angular, const index* used, const index* first, const index* entries, const float* image,
+                              const float* weight, float smoothing, float scale, const float* linear, const float* chiral,
+                              const float* gradient, const float* all, float* image_gradient, float* weight_gradient,
                               float* linear_gradient, double* chiral_gradient) {
     const Angular g(*geometry);
     const Terms terms{places, shells, signs, angular};
+    const Weights weights{g, used};
     const index depth = g.reach[0] + 1, floats = g.groups() * g.padded(2) * g.norms;
     const index responses_of_a_voxel = g.kinds() * g.components, spread = responses_of_a_voxel * g.spread(2) * g.norms;
     const Blocks blocks(g.batch, g.image[0], g.image[1], 2 * g.reach[0], 2 * g.reach[1], depth * (floats + spread), g.threads);
     const index lines = blocks.most_lines() + 2 * g.reach[1], spread_lines = blocks.most_lines() + g.reach[1];
     const index wide = rounded_up(g.columns()), deep = rounded_up(g.channels);
+    std::vector<float> matrix(g.channels * wide), transposed(g.columns() * deep);
+    // of each thread
+    std::vector<float> matrix_gradients(weight_gradient ? g.threads * g.channels * wide : 0);
     // where the result's first voxel lies among those that the mirrored window sees
     const index before[3] = {g.reach[0] - g.padding[0], g.reach[1] - g.padding[1], g.reach[2] - g.padding[2]};
 #pragma omp parallel num_threads(g.threads)
@@ -154,11 +164,16 @@ KERNEL harmonic_conv_backward(const HarmonicConvGeometry* geometry, const index*
             entry_angular[e] = angular[entries[2 * e] * g.components + entries[2 * e + 1]];
         }
 #pragma omp for schedule(static)
+        for (index channel = 0; channel < g.channels; ++channel)
+            weights.of_channel(channel, [&](index place, index column) {
+                matrix[channel * wide + column] = transposed[column * deep + channel] = weight[place];
+            });
+#pragma omp for schedule(static)
         for (index number = 0; number < blocks.count; ++number) {
             const Block block = blocks[number];
             const index first_result = std::max<index>(0, block.first_line - before[1]);
             const index last_result = std::min(g.sizes[1], block.last_line + g.reach[1] - before[1]);
-            Responses own{g,    terms,      image,      matrix,    Ring(ring, depth, lines, floats),
+            Responses own{g,    terms,      image,      matrix.data(), Ring(ring, depth, lines, floats),
                           tile, indices(a), indices(b), responses, first_result};
             const Ring gradients(spread_ring, depth, spread_lines, spread);
             index next = std::max<index>(0, block.first_plane - before[0]);  // plane of the padded image
@@ -221,16 +236,23 @@ KERNEL harmonic_conv_backward(const HarmonicConvGeometry* geometry, const index*
                             copy(g.norms, voxels, tile + group * g.norms, wide, sums, g.norms);
                         }
                         if (image_gradient)
-                            multiply({voxels, g.channels, tile, 1, g.columns(), 0, wide, 1, transposed, deep, nullptr,
+                            multiply({voxels, g.channels, tile, 1, g.columns(), 0, wide, 1, transposed.data(), deep, nullptr,
                                       image_gradient + (first_voxel + x) * g.channels, g.channels, true});
-                        if (matrix_gradient)
+                        if (weight_gradient)
                             multiply({g.channels, g.vector_columns(), image + (first_voxel + x) * g.channels, 1, voxels, 0, 1, g.channels,
                                       tile, wide, nullptr,
-                                      matrix_gradient + omp_get_thread_num() * g.channels * wide, wide, true});
+                                      matrix_gradients.data() + omp_get_thread_num() * g.channels * wide, wide, true});
                     }
                 }
             }
         }
+        if (weight_gradient)
+#pragma omp for schedule(static)
+            for (index channel = 0; channel < g.channels; ++channel)
+                weights.of_channel(channel, [&](index place, index column) {
+                    for (index thread = 0; thread < g.threads; ++thread)
+                        weight_gradient[place] += matrix_gradients[(thread * g.channels + channel) * wide + column];
+                });
         if (chiral_gradient)
             for (index i = 0; i < voxels_of_a_part * g.norms; ++i)
                 chiral_gradient[omp_get_thread_num() * g.norms + i % g.norms] += factor_sums[i];

@@ -32,6 +32,21 @@ struct Angular : HarmonicConvGeometry {
     index spread(int axis) const { return image[axis] + reach[axis]; }
 };
 
+// The weights of an order, (norms + products, channels, all shells), of which those at used shells are a matrix (channels, columns in whole
+// vectors) that images are multiplied with.
+struct Weights {
+    const Angular& g;
+    const index* used;  // (shells,)
+
+    // calls visit(place among the weights, column) for all weights of a channel
+    template <typename Visit> void of_channel(index channel, Visit visit) const {
+        for (index row = 0; row < g.norms + g.products; ++row)
+            for (index shell = 0; shell < g.shells; ++shell)
+                visit((row * g.channels + channel) * g.all_shells + used[shell],
+                      (row / g.norms * g.shells + shell) * g.norms + row % g.norms);
+    }
+};
+
 // two taps of a shell, or twice the same with sign 0: their sum is a + sign * b
 struct Terms {
     const index* places;   // (terms, 2, 3), in voxels

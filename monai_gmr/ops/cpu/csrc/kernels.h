@@ -11,58 +11,58 @@
 
 struct RingConvGeometry {
     std::int64_t batch, sizes[3], image[3];  // sizes of the result, and of the image with its margins
-    std::int64_t channels, columns;          // of the image, and of the matrices that its sums are multiplied with, over all groups
+    std::int64_t channels, columns;          // of the image, and of what its sums are multiplied to, over all groups
     std::int64_t shells, rings, threads;
     std::int64_t row;     // floats from voxel to voxel of the result
     std::int64_t groups;  // blocks of channels, each multiplied to its own block of columns
     std::int64_t lines;   // sets of lines of the window that are alike and added first, or 0
+    std::int64_t columns_first;  // whether weights are (groups, columns, channels, rings), not (groups, channels, columns, rings)
 };
 
 // The taps of shell s are first_taps[s] to first_taps[s + 1]; a tap lies in the sums of the set sets_of_taps. The lines of a set are
-// first_lines likewise. Taps and lines are places in floats from the window's first. basis: (shells, rings).
+// first_lines likewise. Taps and lines are places (count, 3) in voxels from the window's first. basis: (rings, shells).
 
-// result = sums of rings of the image times matrix, (groups, rings * channels, columns in whole vectors), plus bias, (groups, columns in
-// whole vectors), or null; channels and columns of a group
+// result = sums of rings of the image times weight, plus bias, (columns,), or null
 KERNEL ring_conv(const RingConvGeometry* geometry, const std::int64_t* first_taps, const std::int64_t* taps,
                  const std::int64_t* sets_of_taps, const std::int64_t* first_lines, const std::int64_t* lines, const float* basis,
-                 const float* image, const float* matrix, const float* bias, float* result);
+                 const float* image, const float* weight, const float* bias, float* result);
 
-// other_gradient = sums of rings of the image times matrix; to matrix_gradient, (threads, groups, rings * channels, columns in whole
-// vectors), the products of these sums with other are added; to basis_gradient, (threads, shells, rings), the inner products of the sums
-// of shells with other times transposed, (groups, columns, rings * channels in whole vectors); each gradient may be null
+// other_gradient = sums of rings of the image times weight; to weight_gradient the products of these sums with other are added; to
+// basis_gradient the inner products of the sums of shells with other times weight; each gradient may be null
 KERNEL ring_conv_backward(const RingConvGeometry* geometry, const std::int64_t* first_taps, const std::int64_t* taps,
                           const std::int64_t* sets_of_taps, const std::int64_t* first_lines, const std::int64_t* lines, const float* basis,
-                          const float* image, const float* other, const float* matrix, const float* transposed, float* other_gradient,
-                          float* matrix_gradient, double* basis_gradient);
+                          const float* image, const float* other, const float* weight, float* other_gradient, float* weight_gradient,
+                          double* basis_gradient);
 
 struct HarmonicConvGeometry {
     std::int64_t batch, sizes[3], image[3], padding[3], reach[3];
     std::int64_t channels, shells, components, norms, products;
-    std::int64_t row;  // floats from voxel to voxel of the scalars
+    std::int64_t all_shells;  // of the weights
+    std::int64_t row;         // floats from voxel to voxel of the scalars
     std::int64_t terms, entries, threads;
 };
 
 // A term is two taps of a shell, or twice the same with sign 0: places (terms, 2, 3) in voxels, shells (terms,), signs (terms,), angular
-// factors (terms, components).
+// factors (terms, components). used: (shells,), those of the weights' shells that have terms. weight: (norms + products, channels, all
+// shells).
 
 // Of layers that keep a subgroup, otherwise null: linear, (kinds * components * norms, row in whole vectors), what all scalars get of each
 // response; chiral, (norms,), factors of the terms of inner products that mirror images change the sign of, 0 beyond the products.
 
 // bias: (norms + products,) or null; scalars: the channels of the order; with linear added to them, and its products to all
 KERNEL harmonic_conv(const HarmonicConvGeometry* geometry, const std::int64_t* places, const std::int64_t* shells, const float* signs,
-                     const float* angular, const float* image, const float* matrix, float smoothing, float scale, const float* bias,
-                     const float* linear, const float* chiral, float* scalars, float* all);
+                     const float* angular, const std::int64_t* used, const float* image, const float* weight, float smoothing, float scale,
+                     const float* bias, const float* linear, const float* chiral, float* scalars, float* all);
 
 // first and entries: (shells + 1,) and (entries, 2): term and component of each factor of a shell that is not 0; linear: (row, kinds *
-// components * norms in whole vectors). To image_gradient the products' gradients times transposed, (columns, channels in whole vectors),
-// are added; to matrix_gradient, (threads, channels, columns in whole vectors), the products of the image with them; to linear_gradient,
-// (threads, kinds * components * norms, row in whole vectors), those of responses with the gradient of all scalars; to chiral_gradient,
+// components * norms in whole vectors). The gradients of image and weight are added to what is there; to linear_gradient, (threads, kinds *
+// components * norms, row in whole vectors), the products of responses with the gradient of all scalars are added; to chiral_gradient,
 // (threads, norms), the gradients of the factors; each may be null
 KERNEL harmonic_conv_backward(const HarmonicConvGeometry* geometry, const std::int64_t* places, const std::int64_t* shells,
-                              const float* signs, const float* angular, const std::int64_t* first, const std::int64_t* entries,
-                              const float* image, const float* matrix, const float* transposed, float smoothing, float scale,
+                              const float* signs, const float* angular, const std::int64_t* used, const std::int64_t* first,
+                              const std::int64_t* entries, const float* image, const float* weight, float smoothing, float scale,
                               const float* linear, const float* chiral, const float* gradient, const float* all, float* image_gradient,
-                              float* matrix_gradient, float* linear_gradient, double* chiral_gradient);
+                              float* weight_gradient, float* linear_gradient, double* chiral_gradient);
 
 struct VoxelGeometry {
     std::int64_t batch, voxels, channels, threads;

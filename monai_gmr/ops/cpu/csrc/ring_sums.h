@@ -70,7 +70,16 @@ struct Sets {
 };
 
 class Window {
-    std::vector<index> places;
+    std::vector<index> places_of_taps, places_of_lines;
+    std::vector<float> mixed;
+
+    // places (count, 3) in voxels, in floats
+    static std::vector<index> in_floats(const Geometry& g, const index* places, index count) {
+        std::vector<index> found(count);
+        for (index i = 0; i < count; ++i)
+            found[i] = ((places[3 * i] * g.image[1] + places[3 * i + 1]) * g.image[2] + places[3 * i + 2]) * g.channels;
+        return found;
+    }
 
   public:
     Sets lines;          // of the window that are alike, which are added before the taps; or none
@@ -79,12 +88,16 @@ class Window {
     index rings;
     const float* basis;  // (shells, rings)
 
+    // basis: (rings, shells)
     Window(const Geometry& g, const Tiles& tiles, const index* first_taps, const index* taps, const index* sets_of_taps,
-           const index* first_lines, const index* places_of_lines, const float* basis)
-        : places(taps, taps + first_taps[g.shells]), lines{g.lines, first_lines, places_of_lines},
-          plane(rounded_up(tiles.length * g.channels + g.reach())), rings(g.rings), basis(basis) {
-        for (std::size_t tap = 0; tap < places.size(); ++tap) places[tap] += sets_of_taps[tap] * plane;
-        shells = {g.shells, first_taps, places.data()};
+           const index* first_lines, const index* lines_of_sets, const float* basis_of_rings)
+        : places_of_taps(in_floats(g, taps, first_taps[g.shells])), places_of_lines(in_floats(g, lines_of_sets, first_lines[g.lines])),
+          mixed(g.shells * g.rings), lines{g.lines, first_lines, places_of_lines.data()},
+          plane(rounded_up(tiles.length * g.channels + g.reach())), rings(g.rings), basis(mixed.data()) {
+        for (std::size_t tap = 0; tap < places_of_taps.size(); ++tap) places_of_taps[tap] += sets_of_taps[tap] * plane;
+        for (index shell = 0; shell < g.shells; ++shell)
+            for (index ring = 0; ring < g.rings; ++ring) mixed[shell * g.rings + ring] = basis_of_rings[ring * g.shells + shell];
+        shells = {g.shells, first_taps, places_of_taps.data()};
         sums = lines.count * plane;
     }
     Window(const Window&) = delete;
