@@ -81,7 +81,7 @@ def cpp_harmonic_conv(
     # linear terms of an order are added to all channels
     make = x.new_empty if linear is None else x.new_zeros
     y = make((x.shape[0], *sizes, sum(norms) + sum(products)))
-    angular_weight = angular_weight.contiguous()
+    angular_weight, linear = angular_weight.contiguous(), None if linear is None else linear.contiguous()
     for order, kernels in _orders(window, angular, padding, norms, products, components):
         channels = order.channels
         shift = None if bias is None else bias[channels]
@@ -114,7 +114,8 @@ def _gradients(
     """Gradients of input, weight, basis, angular weight, linear and chiral factors; those that are not needed are empty."""
     window = Window.of(shells, basis.shape[1], dilation)
     image, last = voxel_rows(x), voxel_rows(gradient)
-    angular_weight, image_gradient = angular_weight.contiguous(), None
+    angular_weight, linear = angular_weight.contiguous(), None if linear is None else linear.contiguous()
+    image_gradient = None
     radial: list[torch.Tensor | None] = [torch.zeros_like(each) for each in (weight, basis)]
     pairs = zip((angular_weight, linear, chiral), needed[3:])
     others = [torch.zeros_like(each) if asked and each is not None else None for each, asked in pairs]

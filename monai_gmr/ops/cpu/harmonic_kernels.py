@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from monai_gmr.ops.cpu.library import HarmonicConvGeometry, call_kernel
-from monai_gmr.ops.cpu.ring_kernels import LANES, check_memory
+from monai_gmr.ops.cpu.ring_kernels import check_memory
 from monai_gmr.ops.cpu.tiles import Window
 from monai_gmr.ops.invariants import NORM_SMOOTHING, inner_product_scale
 from monai_gmr.ops.kept_terms import num_chiral, triple_product_scale
@@ -86,11 +86,6 @@ def supports_order(reach: Sequence[int], norms: int, products: int, components: 
     return fits and all(p <= r for p, r in zip(padding, reach))
 
 
-def pad_columns(matrix: torch.Tensor) -> torch.Tensor:
-    """A matrix with zeros behind its rows, so that they are whole vectors, whatever their length on the processor: contiguous."""
-    return F.pad(matrix, [0, -matrix.shape[-1] % LANES]).contiguous()
-
-
 class AngularOrder:
     """One order of a harmonic convolution of stride 1 and one group: ``norms`` output channels are lengths, ``products`` inner products
     with the first of them; ``angular`` as in :func:`terms_of`, ``padding`` at most the window's reach, in voxels, one an axis."""
@@ -121,8 +116,16 @@ class AngularOrder:
                 f"padding={padding} with {products} inner products of {norms} lengths of {len(angular)} components has no kernel"
             )
 
-    def _geometry(self, image: torch.Tensor, weight: torch.Tensor, scalars: torch.Tensor) -> HarmonicConvGeometry:
-        """Of an image and its scalars, ``(batch, *sizes, channels)``, and a weight ``(norms + products, channels, shells)``."""
+    def _geometry(
+        self, image: torch.Tensor, weight: torch.Tensor, scalars: torch.Tensor, *linear: torch.Tensor | None
+    ) -> HarmonicConvGeometry:
+        """Of an image and its scalars, ``(batch, *sizes, channels)``, a weight ``(norms + products, channels, shells)``, and linear factors
+        and their gradient, whose rows lie alike."""
+        factors = [each for each in linear if each is not None]
+        # strides of axes with one element say nothing
+        rows = {each.stride(0) for each in factors if each.shape[0] > 1}
+        if len(rows) > 1 or any(each.stride(1) != 1 < each.shape[1] for each in factors):
+            raise AssertionError(f"linear factors or gradients have strides {[each.stride() for each in factors]}")
         if weight.shape[:2] != (self.norms + self.products, image.shape[-1]) or not weight.is_contiguous():
             raise AssertionError(
                 f"a weight of shape {tuple(weight.shape)} is not for an image of shape {tuple(image.shape)}"
@@ -136,17 +139,10 @@ class AngularOrder:
             channels=image.shape[-1],
             all_shells=weight.shape[2],
             row=scalars.shape[-1],
+            linear_row=max(rows, default=0),
             threads=torch.get_num_threads(),
             **self.geometry,
         )
-
-    def _linear(self, linear: torch.Tensor | None) -> torch.Tensor | None:
-        """``(scalars, channels * components)`` as ``(kinds * components * norms, scalars)``."""
-        if linear is None:
-            return None
-        rows = linear.unflatten(1, (-1, self.components))
-        rows = F.pad(rows, [0, 0, 0, self.kinds * self.norms - rows.shape[1]])
-        return rows.unflatten(1, (self.kinds, self.norms)).permute(1, 3, 2, 0).flatten(0, 2)
 
     def _chiral(self, chiral: torch.Tensor | None) -> torch.Tensor | None:
         """``(channels,)`` as ``(norms,)``, scaled: of the inner products, and zeros."""
@@ -165,10 +161,9 @@ class AngularOrder:
     ) -> None:
         """Compute the order of an image ``(batch, *sizes, channels)``: ``channels`` of ``scalars`` ``(batch, *sizes_out, all)``; with
         linear terms, which all scalars get, what is there is added to."""
-        geometry = self._geometry(image, weight, scalars)
+        geometry = self._geometry(image, weight, scalars, kept.linear)
         bias = None if bias is None else bias.contiguous()
-        linear = self._linear(kept.linear)
-        factors = (None if linear is None else pad_columns(linear), self._chiral(kept.chiral))
+        factors = (kept.linear, self._chiral(kept.chiral))
         arrays = (*self.terms[:5], image, weight)
         call_kernel(
             "harmonic_conv", geometry, *arrays, *self.constants, bias, *factors, scalars[..., channels], scalars
@@ -187,21 +182,15 @@ class AngularOrder:
     ) -> None:
         """Add the gradients of the order, from that of the scalars, to those of ``image``, ``weight`` and ``kept``, each a tensor or
         ``None``."""
-        geometry = self._geometry(image, weight, gradient)
-        linear, chiral = self._linear(kept.linear), self._chiral(kept.chiral)
-        factors = (None if linear is None else pad_columns(linear.T), chiral)
-        linear_sums = chiral_sums = None
-        if linear is not None and kept_gradients.linear is not None:
-            linear_sums = linear.new_zeros((geometry.threads, *pad_columns(linear).shape))
+        geometry = self._geometry(image, weight, gradient, kept.linear, kept_gradients.linear)
+        chiral, chiral_sums = self._chiral(kept.chiral), None
         if chiral is not None and kept_gradients.chiral is not None:
             chiral_sums = chiral.new_zeros((geometry.threads, len(chiral)), dtype=torch.float64)
         arrays = (*self.terms, image, weight)
-        outputs = (image_gradient, weight_gradient, linear_sums, chiral_sums)
+        outputs = (image_gradient, weight_gradient, kept_gradients.linear, chiral_sums)
         scalars = (gradient[..., channels], gradient)
-        call_kernel("harmonic_conv_backward", geometry, *arrays, *self.constants, *factors, *scalars, *outputs)
-        if kept_gradients.linear is not None and linear_sums is not None:
-            total = linear_sums.sum(0)[:, : geometry.row].unflatten(0, (self.kinds, self.components, self.norms))
-            rows = total.permute(3, 0, 2, 1).flatten(1, 2)[:, : self.norms + self.products]
-            kept_gradients.linear.add_(rows.flatten(1))
+        call_kernel(
+            "harmonic_conv_backward", geometry, *arrays, *self.constants, kept.linear, chiral, *scalars, *outputs
+        )
         if kept_gradients.chiral is not None and chiral_sums is not None:
             kept_gradients.chiral[self.norms :].add_(chiral_sums.sum(0)[: self.products], alpha=self.chiral_scale)

@@ -49,7 +49,8 @@ class RingConvGeometry(ctypes.Structure):
 
 class HarmonicConvGeometry(ctypes.Structure):
     _fields_ = _fields(
-        "batch sizes[3] image[3] padding[3] reach[3] channels shells components norms products all_shells row terms entries threads"
+        "batch sizes[3] image[3] padding[3] reach[3] channels shells components norms products all_shells row linear_row "
+        "terms entries threads"
     )
 
 

@@ -183,3 +183,22 @@ def test_memory_that_does_not_fit_is_refused(image, scalars, padding):
 
     with pytest.raises(AssertionError, match=r"^(a tensor of shape|an image of shape|padding=\[3\])"):
         run()
+
+
+@pytest.mark.parametrize(
+    ("weight", "linear"),
+    [
+        (torch.zeros(3, 3, 2), None),
+        (torch.zeros(2, 4, 2), None),
+        (torch.zeros(2, 2, 3).transpose(1, 2), None),
+        (torch.zeros(2, 3, 2), torch.zeros(2, 2).T),
+    ],
+)
+def test_factors_that_do_not_fit_are_refused(weight, linear):
+    order = AngularOrder(Window((1, 0, 1), (3,), 2, (1,)), ((-1.0, 0.0, 1.0),), 1, 1, [0])
+    with pytest.raises(
+        AssertionError, match=r"^(a weight of shape|linear factors or gradients have strides \[\(1, 2\)\])"
+    ):
+        order.write_scalars(
+            torch.zeros(1, 6, 3), weight, None, torch.zeros(1, 4, 2), slice(0, 2), KeptTerms(linear=linear)
+        )

@@ -63,7 +63,9 @@ KERNEL harmonic_conv(const HarmonicConvGeometry* geometry, const index* places, 
     const Terms terms{places, shells, signs, angular};
     const Weights weights{g, used};
     const index wide = rounded_up(g.columns());
-    std::vector<float> matrix(g.channels * wide);
+    const LinearTerms terms_of_scalars{g};
+    const index row = rounded_up(g.row);
+    std::vector<float> matrix(g.channels * wide), linear_matrix(linear ? terms_of_scalars.size() : 0);
     const index depth = g.reach[0] + 1, floats = g.groups() * g.padded(2) * g.norms;
     const Blocks blocks(g.batch, g.sizes[0], g.sizes[1], g.reach[0], g.reach[1], depth * floats, g.threads);
     const index lines = blocks.most_lines() + g.reach[1];
@@ -83,6 +85,11 @@ KERNEL harmonic_conv(const HarmonicConvGeometry* geometry, const index* places, 
 #pragma omp for schedule(static)
         for (index channel = 0; channel < g.channels; ++channel)
             weights.of_channel(channel, [&](index place, index column) { matrix[channel * wide + column] = weight[place]; });
+        if (linear)
+#pragma omp for schedule(static)
+            for (index scalar = 0; scalar < g.row; ++scalar)
+                terms_of_scalars.of_scalar(
+                    scalar, [&](index place, index response) { linear_matrix[response * row + scalar] = linear[place]; });
 #pragma omp for schedule(static)
         for (index number = 0; number < blocks.count; ++number) {
             const Block block = blocks[number];
@@ -113,7 +120,7 @@ KERNEL harmonic_conv(const HarmonicConvGeometry* geometry, const index* places, 
                         const auto put = linear ? add : copy;
                         put(g.norms, voxels, to + x * g.row, g.row, reduced, g.norms);
                         put(g.products, voxels, to + x * g.row + g.norms, g.row, reduced + FLOATS_OF_A_PART, g.norms);
-                        if (linear) add_linear(g, responses, linear, voxels, all_scalars);
+                        if (linear) add_linear(g, responses, linear_matrix.data(), voxels, all_scalars);
                     }
                 }
             }
@@ -137,6 +144,10 @@ KERNEL harmonic_conv_backward(const HarmonicConvGeometry* geometry, const index*
     std::vector<float> matrix(g.channels * wide), transposed(g.columns() * deep);
     // of each thread
     std::vector<float> matrix_gradients(weight_gradient ? g.threads * g.channels * wide : 0);
+    const LinearTerms terms_of_scalars{g};
+    const index row = rounded_up(g.row), rows = rounded_up(g.responses());
+    std::vector<float> linear_transposed(linear ? g.row * rows : 0);
+    std::vector<float> linear_gradients(linear_gradient ? g.threads * terms_of_scalars.size() : 0);
     // where the result's first voxel lies among those that the mirrored window sees
     const index before[3] = {g.reach[0] - g.padding[0], g.reach[1] - g.padding[1], g.reach[2] - g.padding[2]};
 #pragma omp parallel num_threads(g.threads)
@@ -155,7 +166,7 @@ KERNEL harmonic_conv_backward(const HarmonicConvGeometry* geometry, const index*
             triples.repeat(chiral);
             std::fill(factor_sums, factor_sums + FLOATS_OF_A_PART, 0.0f);
         }
-        float* linear_sums = linear_gradient ? linear_gradient + omp_get_thread_num() * g.responses() * rounded_up(g.row) : nullptr;
+        float* linear_sums = linear_gradient ? &linear_gradients[omp_get_thread_num() * terms_of_scalars.size()] : nullptr;
         const index voxels_of_a_part = std::max<index>(1, FLOATS_OF_A_PART / g.norms);
         std::fill(tile, tile + VOXELS_OF_A_TILE * wide, 0.0f);
         std::fill(scalar_gradients, scalar_gradients + 2 * FLOATS_OF_A_PART, 0.0f);
@@ -168,6 +179,11 @@ KERNEL harmonic_conv_backward(const HarmonicConvGeometry* geometry, const index*
             weights.of_channel(channel, [&](index place, index column) {
                 matrix[channel * wide + column] = transposed[column * deep + channel] = weight[place];
             });
+        if (linear)
+#pragma omp for schedule(static)
+            for (index scalar = 0; scalar < g.row; ++scalar)
+                terms_of_scalars.of_scalar(
+                    scalar, [&](index place, index response) { linear_transposed[scalar * rows + response] = linear[place]; });
 #pragma omp for schedule(static)
         for (index number = 0; number < blocks.count; ++number) {
             const Block block = blocks[number];
@@ -207,7 +223,7 @@ KERNEL harmonic_conv_backward(const HarmonicConvGeometry* geometry, const index*
                                 triples.add_gradients(responses, voxels, scalar_gradients + FLOATS_OF_A_PART, to + x * g.norms,
                                                       third_gradient, is_own ? factor_sums : nullptr);
                             if (linear)
-                                add_linear_gradients(g, responses, linear, all_gradients, voxels, tiles, to + x * g.norms,
+                                add_linear_gradients(g, responses, linear_transposed.data(), all_gradients, voxels, tiles, to + x * g.norms,
                                                      is_own ? linear_sums : nullptr);
                         }
                     }
@@ -252,6 +268,13 @@ KERNEL harmonic_conv_backward(const HarmonicConvGeometry* geometry, const index*
                 weights.of_channel(channel, [&](index place, index column) {
                     for (index thread = 0; thread < g.threads; ++thread)
                         weight_gradient[place] += matrix_gradients[(thread * g.channels + channel) * wide + column];
+                });
+        if (linear_gradient)
+#pragma omp for schedule(static)
+            for (index scalar = 0; scalar < g.row; ++scalar)
+                terms_of_scalars.of_scalar(scalar, [&](index place, index response) {
+                    for (index thread = 0; thread < g.threads; ++thread)
+                        linear_gradient[place] += linear_gradients[thread * terms_of_scalars.size() + response * row + scalar];
                 });
         if (chiral_gradient)
             for (index i = 0; i < voxels_of_a_part * g.norms; ++i)

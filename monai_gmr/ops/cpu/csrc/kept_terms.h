@@ -13,6 +13,20 @@ template <typename Step> inline void for_vectors(index count, Step step) {
     for (; i < count; ++i) step(0.0f, i);
 }
 
+// What all scalars get of each response of an order, (row, norms + products, components) with all responses of the layer from row to row.
+struct LinearTerms {
+    const Angular& g;
+
+    // calls visit(place among the terms, response) for all responses that a scalar gets
+    template <typename Visit> void of_scalar(index scalar, Visit visit) const {
+        for (index channel = 0; channel < g.norms + g.products; ++channel)
+            for (index m = 0; m < g.components; ++m)
+                visit(scalar * g.linear_row + channel * g.components + m,
+                      (channel / g.norms * g.components + m) * g.norms + channel % g.norms);
+    }
+    index size() const { return g.responses() * rounded_up(g.row); }
+};
+
 // ask for all scalars of some voxels before they are needed
 inline void fetch_scalars(const Angular& g, const float* scalars, index voxels) {
     for (index i = 0; i < voxels * g.row; i += 16) __builtin_prefetch(scalars + i);

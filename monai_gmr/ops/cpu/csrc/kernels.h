@@ -39,6 +39,7 @@ struct HarmonicConvGeometry {
     std::int64_t channels, shells, components, norms, products;
     std::int64_t all_shells;  // of the weights
     std::int64_t row;         // floats from voxel to voxel of the scalars
+    std::int64_t linear_row;  // floats from scalar to scalar of linear
     std::int64_t terms, entries, threads;
 };
 
@@ -46,18 +47,15 @@ struct HarmonicConvGeometry {
 // factors (terms, components). used: (shells,), those of the weights' shells that have terms. weight: (norms + products, channels, all
 // shells).
 
-// Of layers that keep a subgroup, otherwise null: linear, (kinds * components * norms, row in whole vectors), what all scalars get of each
-// response; chiral, (norms,), factors of the terms of inner products that mirror images change the sign of, 0 beyond the products.
+// Of layers that keep a subgroup, otherwise null: linear, (row, norms + products, components), what all scalars get of each response; chiral, (norms,), factors of the terms of inner products that mirror images change the sign of, 0 beyond the products.
 
 // bias: (norms + products,) or null; scalars: the channels of the order; with linear added to them, and its products to all
 KERNEL harmonic_conv(const HarmonicConvGeometry* geometry, const std::int64_t* places, const std::int64_t* shells, const float* signs,
                      const float* angular, const std::int64_t* used, const float* image, const float* weight, float smoothing, float scale,
                      const float* bias, const float* linear, const float* chiral, float* scalars, float* all);
 
-// first and entries: (shells + 1,) and (entries, 2): term and component of each factor of a shell that is not 0; linear: (row, kinds *
-// components * norms in whole vectors). The gradients of image and weight are added to what is there; to linear_gradient, (threads, kinds *
-// components * norms, row in whole vectors), the products of responses with the gradient of all scalars are added; to chiral_gradient,
-// (threads, norms), the gradients of the factors; each may be null
+// first and entries: (shells + 1,) and (entries, 2): term and component of each factor of a shell that is not 0. The gradients of image,
+// weight and linear are added to what is there; to chiral_gradient, (threads, norms), those of the factors are added; each may be null
 KERNEL harmonic_conv_backward(const HarmonicConvGeometry* geometry, const std::int64_t* places, const std::int64_t* shells,
                               const float* signs, const float* angular, const std::int64_t* used, const std::int64_t* first,
                               const std::int64_t* entries, const float* image, const float* weight, float smoothing, float scale,
