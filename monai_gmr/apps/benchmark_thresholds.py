@@ -76,9 +76,23 @@ GRIDS = {
         grouped_sizes={2: ((16, 4), (32, 4), (64, 8)), 3: ((16, 1), (32, 1))},
         strided_sizes={2: ((16, 4), (32, 4), (64, 8), (128, 16)), 3: ((16, 1), (32, 1), (64, 1))},
         most_operations=3e11,
+        # batches of small images, which classifiers have, among them
         angular_sizes={
-            2: ((16, 4), (32, 4), (64, 2), (64, 4), (64, 8), (128, 4), (128, 16)),
-            3: ((8, 1), (16, 1), (24, 1), (32, 1), (48, 1)),
+            2: (
+                (2, 64),
+                (4, 64),
+                (32, 1),
+                (8, 64),
+                (64, 1),
+                (64, 2),
+                (16, 64),
+                (64, 4),
+                (64, 8),
+                (32, 64),
+                (128, 4),
+                (128, 16),
+            ),
+            3: ((4, 8), (8, 1), (8, 8), (16, 1), (24, 1), (16, 8), (32, 1), (48, 1)),
         },
     ),
     # a GPU needs large images to be busy, and a compilation for each window and block of channels
