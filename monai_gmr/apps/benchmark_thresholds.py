@@ -60,40 +60,28 @@ class Grid(NamedTuple):
     # "dense" takes other ways for large images with a stride, so these are among them
     strided_sizes: dict[int, tuple[tuple[int, int], ...]]
     most_operations: float  # of a dense forward pass of a radial layer; above these a smaller size has decided
-    angular_sizes: dict[int, tuple[tuple[int, int], ...]] | None = None  # default: sizes
 
 
 GRIDS = {
     "cpu": Grid(
         precisions=("float32",),
         windows=WINDOWS,
-        channels=(1, 8, 16, 32, 128),
+        # 12 and 24 are no multiples of 16: "dense" takes longer for its size
+        channels=(1, 8, 12, 16, 24, 32, 128),
         grouped=((16, 1), (16, 2), (16, 8), (64, 1), (64, 2), (64, 8)),
         strided=(1, 8, 32, 128),
-        # 12 and 24 are no multiples of 16: "dense" takes longer for its size
         angular=(1, 8, 12, 16, 24, 32),
-        sizes={2: ((4, 16), (16, 4), (32, 4), (64, 8), (128, 16)), 3: ((8, 1), (16, 1), (32, 1), (64, 1))},
-        grouped_sizes={2: ((16, 4), (32, 4), (64, 8)), 3: ((16, 1), (32, 1))},
-        strided_sizes={2: ((16, 4), (32, 4), (64, 8), (128, 16)), 3: ((16, 1), (32, 1), (64, 1))},
-        most_operations=3e11,
         # batches of small images, which classifiers have, among them
-        angular_sizes={
+        sizes={
             2: (
-                (2, 64),
-                (4, 64),
-                (32, 1),
-                (8, 64),
-                (64, 1),
-                (64, 2),
-                (16, 64),
-                (64, 4),
-                (64, 8),
-                (32, 64),
-                (128, 4),
-                (128, 16),
+                *((2, 64), (4, 64), (32, 1), (8, 64), (64, 1), (64, 2)),
+                *((16, 64), (64, 4), (64, 8), (32, 64), (128, 4), (128, 16)),
             ),
             3: ((4, 8), (8, 1), (8, 8), (16, 1), (24, 1), (16, 8), (32, 1), (48, 1)),
         },
+        grouped_sizes={2: ((16, 4), (32, 4), (64, 8)), 3: ((16, 1), (32, 1))},
+        strided_sizes={2: ((16, 4), (32, 4), (64, 8), (128, 16)), 3: ((16, 1), (32, 1), (64, 1))},
+        most_operations=3e11,
     ),
     # a GPU needs large images to be busy, and a compilation for each window and block of channels
     "cuda": Grid(
@@ -140,9 +128,7 @@ def make_points(grid: Grid) -> list[Point]:
 
 def sizes_of(point: Point, grid: Grid) -> Iterator[tuple[int, ...]]:
     """Shapes of the input, growing, without those whose dense convolution takes too long."""
-    if point.angular:
-        sizes = grid.angular_sizes or grid.sizes
-    elif point.stride > 1:
+    if point.stride > 1:
         sizes = grid.strided_sizes
     else:
         sizes = grid.sizes if point.width_per_group == point.channels else grid.grouped_sizes

@@ -298,6 +298,7 @@ OPTIONAL = {
     "strides": lambda point: point.stride > 1 and not point.transposed,
     "transposed": lambda point: point.transposed,
     "harmonic": lambda point: point.angular,
+    "12 and 24 channels": lambda point: point.channels in (12, 24) and not point.angular,
 }
 
 

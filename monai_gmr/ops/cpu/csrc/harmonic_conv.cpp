@@ -94,7 +94,7 @@ KERNEL harmonic_conv(const HarmonicConvGeometry* geometry, const index* places, 
         for (index number = 0; number < blocks.count; ++number) {
             const Block block = blocks[number];
             Responses own{g,    terms,      image,      matrix.data(), Ring(ring, depth, lines, floats),
-                          tile, indices(a), indices(b), responses, block.first_line};
+                          tile, indices(a), indices(b), responses,     block.first_line};
             for (index last = block.first_plane; last < block.last_plane + g.reach[0]; ++last) {
                 own.multiply_plane(block.sample, last, block.last_line - block.first_line + g.reach[1]);
                 const index plane = last - g.reach[0];
@@ -190,7 +190,7 @@ KERNEL harmonic_conv_backward(const HarmonicConvGeometry* geometry, const index*
             const index first_result = std::max<index>(0, block.first_line - before[1]);
             const index last_result = std::min(g.sizes[1], block.last_line + g.reach[1] - before[1]);
             Responses own{g,    terms,      image,      matrix.data(), Ring(ring, depth, lines, floats),
-                          tile, indices(a), indices(b), responses, first_result};
+                          tile, indices(a), indices(b), responses,     first_result};
             const Ring gradients(spread_ring, depth, spread_lines, spread);
             index next = std::max<index>(0, block.first_plane - before[0]);  // plane of the padded image
             for (index last = block.first_plane; last < block.last_plane + g.reach[0]; ++last) {

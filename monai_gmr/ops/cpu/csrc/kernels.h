@@ -47,7 +47,8 @@ struct HarmonicConvGeometry {
 // factors (terms, components). used: (shells,), those of the weights' shells that have terms. weight: (norms + products, channels, all
 // shells).
 
-// Of layers that keep a subgroup, otherwise null: linear, (row, norms + products, components), what all scalars get of each response; chiral, (norms,), factors of the terms of inner products that mirror images change the sign of, 0 beyond the products.
+// Of layers that keep a subgroup, otherwise null: linear, (row, norms + products, components), what all scalars get of each response;
+// chiral, (norms,), factors of the terms of inner products that mirror images change the sign of, 0 beyond the products.
 
 // bias: (norms + products,) or null; scalars: the channels of the order; with linear added to them, and its products to all
 KERNEL harmonic_conv(const HarmonicConvGeometry* geometry, const std::int64_t* places, const std::int64_t* shells, const float* signs,
