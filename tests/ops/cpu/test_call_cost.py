@@ -1,0 +1,30 @@
+"""A step of a layer on small images costs few operations of the framework beside the kernels."""
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from monai_gmr.networks.layers import GMRConv2d, GMRHarmonicConv2d, GMRHarmonicConv3d
+
+pytestmark = pytest.mark.usefixtures("cpp")
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "most"),
+    [
+        (GMRConv2d, {}, 240),
+        (GMRHarmonicConv2d, {}, 400),
+        (GMRHarmonicConv3d, {}, 420),
+        (GMRHarmonicConv2d, {"keeps": "1"}, 640),
+    ],
+)
+def test_a_step_takes_few_operations(make, options, most):
+    layer = make(16, 16, 3, padding=1, **options)
+    x = torch.randn(1, 16, *[6] * layer.spatial_dims, requires_grad=True)
+    # tables of windows are made once
+    layer(x).sum().backward()
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        layer(x).sum().backward()
+    names = [event.name for event in profiled.events()]
+    assert "monai_gmr::cpp_harmonic_conv" in names or "monai_gmr::cpp_ring_conv" in names
+    assert sum(name.startswith("aten::") for name in names) <= most
