@@ -73,11 +73,8 @@ GRIDS = {
         angular=(1, 8, 12, 16, 24, 32),
         # batches of small images, which classifiers have, among them
         sizes={
-            2: (
-                *((2, 64), (4, 64), (32, 1), (8, 64), (64, 1), (64, 2)),
-                *((16, 64), (64, 4), (64, 8), (32, 64), (128, 4), (128, 16)),
-            ),
-            3: ((4, 8), (8, 1), (8, 8), (16, 1), (24, 1), (16, 8), (32, 1), (48, 1)),
+            2: (*((n, 64) for n in (2, 4, 8, 16, 32)), (32, 1), *((64, n) for n in (1, 2, 4, 8)), (128, 4), (128, 16)),
+            3: (*((n, 8) for n in (4, 8, 16)), *((n, 1) for n in (8, 16, 24, 32, 48))),
         },
         grouped_sizes={2: ((16, 4), (32, 4), (64, 8)), 3: ((16, 1), (32, 1))},
         strided_sizes={2: ((16, 4), (32, 4), (64, 8), (128, 16)), 3: ((16, 1), (32, 1), (64, 1))},
@@ -132,7 +129,7 @@ def sizes_of(point: Point, grid: Grid) -> Iterator[tuple[int, ...]]:
         sizes = grid.strided_sizes
     else:
         sizes = grid.sizes if point.width_per_group == point.channels else grid.grouped_sizes
-    for length, batch in sizes[point.dims]:
+    for length, batch in sorted(sizes[point.dims], key=lambda size: size[1] * size[0] ** point.dims):
         pairs, voxels = point.channels * point.width_per_group, batch * length**point.dims
         if 2 * point.kernel_size**point.dims * pairs * voxels <= grid.most_operations:
             yield (batch, point.channels, *(length,) * point.dims)

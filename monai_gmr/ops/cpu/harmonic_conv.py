@@ -28,23 +28,23 @@ from monai_gmr.ops.cpu.tiles import Window
 from monai_gmr.ops.harmonic_operation import Order, dense_harmonic_operation, orders_of
 from monai_gmr.ops.ring_gradients import present, register_gradients
 
+OrdersAndKernels = tuple[tuple[Order, AngularOrder | None], ...]
+
 
 @lru_cache(maxsize=256)
-def _kernels(window: Window, angular: tuple, padding: tuple, *sizes: tuple) -> list[tuple[Order, AngularOrder | None]]:
+def _make_orders(window: Window, angular: tuple, padding: tuple, *sizes: tuple) -> OrdersAndKernels:
     """Orders that have channels, each with what is constant of its calls; ``None`` for order 0, which comes first: it does not add to what
     is there."""
     found = []
     for order in sorted(orders_of(*sizes), key=lambda order: order.components):
         own = angular[order.own]
         found.append((order, AngularOrder(window, own, order.norms, order.products, padding) if own else None))
-    return found
+    return tuple(found)
 
 
-def _orders(
-    window: Window, angular: torch.Tensor, padding: Sequence[int], *sizes: Sequence[int]
-) -> list[tuple[Order, AngularOrder | None]]:
-    """:func:`_kernels`, made once for layers that are alike."""
-    return _kernels(window, tuple(map(tuple, angular.tolist())), tuple(padding), *map(tuple, sizes))
+def _orders(window: Window, angular: torch.Tensor, padding: Sequence[int], *sizes: Sequence[int]) -> OrdersAndKernels:
+    """:func:`_make_orders`, once for layers that are alike."""
+    return _make_orders(window, tuple(map(tuple, angular.tolist())), tuple(padding), *map(tuple, sizes))
 
 
 def _kept(order: Order, linear: torch.Tensor | None, chiral: torch.Tensor | None) -> KeptTerms:

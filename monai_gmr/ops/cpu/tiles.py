@@ -77,6 +77,7 @@ class Tiles:
         self.tile_sizes = (rows, *self.sizes[1:])
         self.padded = x.new_empty((0,))
         self.filled = (-1, 0)  # the first sample and row that the padded rows hold
+        # one tile shares no rows: the framework pads it in one operation, where rows that are reused are faster for many tiles
         self.is_one = (self.batch, rows) == (x.shape[0], self.sizes[0])
         if any(margins) and not self.is_one:
             lengths = [n + reach for n, reach in zip(self.tile_sizes, self.reach)]
