@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 ENVIRONMENT_VARIABLE = "MONAI_GMR_BACKEND"
 _BACKENDS: dict[str, Backend] = {}
-_forced: list[str] = []
+_forced: list[str | Backend] = []
 _logged: dict[str, object] = {}
 
 
@@ -87,8 +87,8 @@ class set_backend:
     """Choose the backend of every radial convolution in this process, or within a ``with`` block.
 
     Args:
-        name: one of :func:`available_backends`; "auto" picks by the input. The environment variable ``MONAI_GMR_BACKEND`` does the same for
-            a whole run.
+        name: one of :func:`available_backends`, or a backend that is not registered; "auto" picks by the input. The environment variable
+            ``MONAI_GMR_BACKEND`` does the same for a whole run.
 
     Raises:
         ConfigurationError: when there is no such backend.
@@ -101,8 +101,9 @@ class set_backend:
         'auto'
     """
 
-    def __init__(self, name: str) -> None:
-        check_choice("backend", name, available_backends())
+    def __init__(self, name: str | Backend) -> None:
+        if not isinstance(name, Backend):
+            check_choice("backend", name, available_backends())
         self._before = list(_forced)
         _forced[:] = [name]
 
@@ -121,6 +122,8 @@ def get_backend() -> str:
         'auto'
     """
     name = _forced[0] if _forced else os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+    if isinstance(name, Backend):
+        return name.name
     if name not in available_backends():
         raise ConfigurationError(
             f"{ENVIRONMENT_VARIABLE}={name} is unknown: use one of {', '.join(available_backends())}."
@@ -130,10 +133,11 @@ def get_backend() -> str:
 
 def select_backend(call: Call) -> Backend:
     """The backend that was set, or for "auto" the device's where a table says that it is faster; "dense" for what that does not support."""
-    name = get_backend()
-    if name == "auto":
-        name = KERNELS[call.device.type] if _is_faster(call) else "dense"
-    backend = _BACKENDS[name]
+    backend = _forced[0] if _forced else get_backend()
+    if backend == "auto":
+        backend = KERNELS[call.device.type] if _is_faster(call) else "dense"
+    if not isinstance(backend, Backend):
+        backend = _BACKENDS[backend]
     return backend if backend.supports(call) else _BACKENDS["dense"]
 
 

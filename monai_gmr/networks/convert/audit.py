@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from monai_gmr.networks.convert.fields import POINTWISE
+from monai_gmr.networks.convert.shapes import SizesBackend
 from monai_gmr.networks.convert.trace import CONVOLUTIONS, Inputs, Pass, Trace, first_line, make_inputs
 from monai_gmr.symmetry import PointGroup, stride_is_exact
 from monai_gmr.utils import tensors_in
@@ -100,9 +101,12 @@ def _pass_on_axes(given: Sequence[torch.Tensor], results: Sequence[torch.Tensor]
 
 
 def _is_ours(module: nn.Module) -> bool:
-    """Whether a module is a layer of this library, which is exact as a whole."""
-    name = type(module).__module__
-    return name.startswith(OURS) or (name.startswith("monai_gmr.") and not list(module.children()))
+    """Whether a module is a layer of this library, which is exact as a whole, or computes as one does."""
+    kind = type(module)
+    names = kind.__module__, getattr(getattr(kind, "forward", None), "__module__", "")
+    return any(
+        name.startswith(OURS) or (name.startswith("monai_gmr.") and not list(module.children())) for name in names
+    )
 
 
 class _Audit(Pass):
@@ -117,6 +121,7 @@ class _Audit(Pass):
         self.names = {module: name for name, module in net.named_modules()}
         self.ours = {module for module in self.names if _is_ours(module)}
         self.stack: list[nn.Module] = []
+        self.backend = SizesBackend(self._in_ours)
         self.sentences: dict[str, None] = {}
 
     def follow(self, inputs: Inputs, sizes_only: bool) -> None:
@@ -145,8 +150,12 @@ class _Audit(Pass):
         while self.stack and self.stack.pop() is not module:
             pass
 
+    def _in_ours(self) -> bool:
+        """Whether one of this library's layers runs."""
+        return not self.ours.isdisjoint(self.stack)
+
     def look(self, name: str, args: tuple, kwargs: dict, output: Any) -> None:
-        if not self.ours.isdisjoint(self.stack):
+        if self._in_ours():
             return
         self._mark(name, args, kwargs, output)
         if not self.stack:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+
+from monai_gmr.ops import Backend, Call, RingKernel
 
 META = torch.device("meta")
 NUMBERS = (torch.ops.aten.lift_fresh.default, torch.ops.aten._local_scalar_dense.default)
@@ -25,6 +27,39 @@ class _Value(NamedTuple):
 
     kind: type
     value: Any
+
+
+class SizesBackend(Backend):
+    """Results of radial and harmonic convolutions on the meta device, for a pass that only asks for their sizes.
+
+    Args:
+        inside: whether nobody looks at the operations that a convolution is made of, asked at each call.
+
+    Example:
+        >>> from monai_gmr import set_backend
+        >>> from monai_gmr.networks.layers import GMRConv2d
+        >>> with set_backend(SizesBackend(inside=lambda: True)), torch.no_grad():
+        ...     GMRConv2d(1, 4, 5, stride=2)(torch.empty(2, 1, 9, 7, device="meta")).shape
+        torch.Size([2, 4, 3, 2])
+    """
+
+    name = "sizes"
+
+    def __init__(self, inside: Callable[[], bool]) -> None:
+        self.inside = inside
+
+    def supports(self, call: Call) -> bool:
+        """Calls that give a result, but for those that record gradients, and those whose result has an axis of components."""
+        if call.device != META or call.gradients or call.recorded or (call.angular and call.orders is None):
+            return False
+        return call.precision == call.weight_precision and min(call.output_sizes()) > 0 and self.inside()
+
+    def conv(self, call: Call, x: torch.Tensor, kernel: RingKernel) -> torch.Tensor:
+        """A tensor without values; also for the other convolutions."""
+        size = (call.batch, call.num_outputs(), *call.output_sizes())
+        return torch.empty(size, dtype=call.precision, device=META)
+
+    conv_transpose = harmonic_conv = conv
 
 
 def output_without_values(operation: Any, args: Sequence, kwargs: Mapping[str, Any]) -> Any:

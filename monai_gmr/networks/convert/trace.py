@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from monai_gmr.networks.convert.shapes import output_without_values
 from monai_gmr.networks.layers.size_trail import Levels
-from monai_gmr.ops.backend import set_backend
+from monai_gmr.ops import Backend, set_backend
 from monai_gmr.utils import tensors_in
 
 # multiples of 32 first, then what odd factors and patches ask for
@@ -131,7 +131,14 @@ def keep_tensors(net: nn.Module) -> Iterator[None]:
 
 
 class Pass(TorchDispatchMode):
-    """A pass through a network that looks at each call of a module and at each operation; subclasses say what they look for."""
+    """A pass through a network that looks at each call of a module and at each operation; subclasses say what they look for.
+
+    Attributes:
+        backend: of radial and harmonic convolutions.
+    """
+
+    # kernels need values
+    backend: str | Backend = "dense"
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -168,8 +175,8 @@ class Pass(TorchDispatchMode):
         self.sizes_only = sizes_only
         try:
             self.net.train(training)
-            # kernels need values
-            with keep_tensors(self.net) if sizes_only else nullcontext(), set_backend("dense"), self, torch.no_grad():
+            keep = keep_tensors(self.net) if sizes_only else nullcontext()
+            with keep, set_backend(self.backend), self, torch.no_grad():
                 args, kwargs = inputs()
                 return self.net(*args, **kwargs)
         finally:

@@ -4,15 +4,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from monai.networks.blocks import FeaturePyramidNetwork, Warp
-from monai.networks.nets import DynUNet, SegResNetVAE
+from monai.networks.nets import BasicUNet, DynUNet, SegResNetVAE
 from monai.networks.nets.autoencoderkl import AsymmetricPad
 from torch import nn
 
 from monai_gmr.metrics import equivariance_error
 from monai_gmr.networks import convert_to_gmr
 from monai_gmr.networks.convert.monai_modules import resize_about_centre
+from monai_gmr.networks.layers import GMRConv2d
 from monai_gmr.networks.nets import GMRUNet
-from monai_gmr.ops import set_backend
+from monai_gmr.ops import DenseBackend, set_backend
 from monai_gmr.symmetry import point_group
 from monai_gmr.utils import ConfigurationError
 
@@ -337,3 +338,32 @@ def test_a_pass_without_values_runs_on_dense():
     assert convert_to_gmr(net, spatial_size=(512, 512)).conversion_report.limits == ()
     with set_backend("cpp"):
         assert convert_to_gmr(net, spatial_size=(64, 64)).conversion_report.limits == ()
+
+
+class Named(GMRConv2d):
+    """A layer of a user's own that computes as this library's."""
+
+
+class Shifted(GMRConv2d):
+    """One that does not."""
+
+    def forward(self, input):
+        y = super().forward(input)
+        return y + torch.linspace(0, 1, y.shape[-1]).to(y)
+
+
+@pytest.mark.parametrize(("layer", "named"), [(Named, False), (Shifted, True)])
+def test_a_layer_on_ours_is_looked_into_where_it_computes(layer, named):
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), layer(4, 4, 3, padding=1), nn.Conv2d(4, 1, 1))
+    limits = convert_to_gmr(net).conversion_report.limits
+    assert ("1: joins voxels with numbers that go by their positions" in limits) == bool(limits) == named
+
+
+@pytest.mark.parametrize("conv", ["gmr", "gmr_harmonic"])
+def test_nothing_is_computed_where_nobody_looks(conv, monkeypatch):
+    """In the audit, whose pass is the last, layers of this library give sizes alone."""
+    calls = []
+    for name in ("conv", "harmonic_conv"):
+        monkeypatch.setattr(DenseBackend, name, lambda *_, name=name: calls.append(name))
+    report = convert_to_gmr(BasicUNet(2, 1, 2), conv=conv).conversion_report
+    assert (report.limits, calls) == ((), [])

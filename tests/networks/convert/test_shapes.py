@@ -5,7 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from monai_gmr.networks.convert.shapes import output_without_values
+from monai_gmr import get_backend, set_backend
+from monai_gmr.networks.convert.shapes import SizesBackend, output_without_values
+from monai_gmr.networks.layers import GMRConv2d, GMRConvTranspose2d, GMRHarmonicConv2d, GMRHarmonicConv3d
+from monai_gmr.ops import DenseBackend
 
 OPERATIONS = {
     "convolution": lambda x, w: F.conv2d(x, w, None, 2, 1),
@@ -77,3 +80,41 @@ def test_sizes_that_do_not_fit_are_refused(operation):
 def test_values_that_are_not_there_are_refused():
     with _WithoutValues(), pytest.raises(RuntimeError):
         bool(torch.ones(3).sum() > 2)
+
+
+LAYERS = {
+    "radial": lambda: GMRConv2d(3, 4, 5, padding=1),
+    "strided, dilated, grouped": lambda: GMRConv2d(6, 4, (5, 3), stride=(2, 1), dilation=2, padding=4, groups=2),
+    "transposed": lambda: GMRConvTranspose2d(3, 4, 3, stride=2, output_padding=1),
+    "reflected": lambda: GMRConv2d(3, 4, 5, padding=2, padding_mode="reflect"),
+    "harmonic": lambda: GMRHarmonicConv2d(3, 5, 5, padding="same"),
+    "harmonic, grouped, of a subgroup": lambda: GMRHarmonicConv2d(6, 4, 5, stride=2, groups=2, keeps="4"),
+    "harmonic, of volumes": lambda: GMRHarmonicConv3d(3, 5, 3, stride=(1, 2, 1)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_backend_without_values_gives_the_sizes_of_one_with_values(name, dtype, monkeypatch):
+    layer = LAYERS[name]().to(dtype)
+    x = torch.randn(2, layer.in_channels, *(11, 10, 9)[: layer.spatial_dims], dtype=dtype)
+    expected = described(layer(x)), described(layer(x[0]))
+    layer.to("meta")
+    for method in ("conv", "conv_transpose", "harmonic_conv"):
+        monkeypatch.delattr(DenseBackend, method)
+    with torch.no_grad(), set_backend(SizesBackend(lambda: True)):
+        assert (described(layer(x.to("meta"))), described(layer(x[0].to("meta")))) == expected
+    assert get_backend() == "auto"
+
+
+def test_a_backend_without_values_leaves_to_others_what_has_values_gradients_or_no_result():
+    layer, x = GMRConv2d(3, 4, 5), torch.randn(2, 3, 9, 8)
+    with set_backend(SizesBackend(lambda: True)):
+        assert get_backend() == "sizes"
+        assert torch.equal(layer(x), layer(x))
+        layer.to("meta")
+        assert layer(x.to("meta")).requires_grad
+        with pytest.raises(RuntimeError, match="Kernel size can't be greater"), torch.no_grad():
+            layer(torch.empty(2, 3, 4, 8, device="meta"))
+        with pytest.raises(RuntimeError, match="type"), torch.no_grad():
+            layer(torch.empty(2, 3, 9, 8, device="meta", dtype=torch.float64))
