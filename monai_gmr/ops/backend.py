@@ -60,7 +60,10 @@ def choose_backend(x: torch.Tensor, kernel: RingKernel, groups: int, **more: Any
     if orders is not None:
         rows = groups * orders.num_responses()
     channels = (rows, columns) if more.get("transposed") else (columns, rows)
-    known = {"weight_precision": kernel.weight.dtype, "angular": kernel.angular is not None, "shells": shells}
+    # of several precisions, that of a tensor unlike the weight: no kernel takes both
+    others = [each.dtype for each in (kernel.bias, kernel.linear, kernel.chiral) if each is not None]
+    precision = next((dtype for dtype in others if dtype != kernel.weight.dtype), kernel.weight.dtype)
+    known = {"weight_precision": precision, "angular": kernel.angular is not None, "shells": shells}
     known["kept"] = kernel.linear is not None or kernel.chiral is not None
     factors = (kernel.weight, kernel.basis, kernel.bias, kernel.linear, kernel.chiral)
     call = Call.of_input(image, tuple(shells.shape), channels, factors, groups=groups, **known, **more)

@@ -18,8 +18,8 @@ def is_recorded(*tensors: torch.Tensor | None) -> bool:
 
 
 def is_transformed(x: torch.Tensor | None) -> bool:
-    """Whether a tensor is one of ``torch.func``, a batch of gradients (``is_grads_batched`` of ``torch.autograd.grad``) or has a tangent
-    (``torch.autograd.forward_ad``).
+    """Whether a tensor is one of ``torch.func``, a batch of gradients (``is_grads_batched`` of ``torch.autograd.grad``), has a tangent
+    (``torch.autograd.forward_ad``), or only says that it is on its device (``FakeTensorMode``).
 
     Example:
         >>> x = torch.ones(3, requires_grad=True)
@@ -31,7 +31,7 @@ def is_transformed(x: torch.Tensor | None) -> bool:
     if x is None:
         return False
     try:
-        x.untyped_storage()
-    except NotImplementedError:  # how these answer
+        storage = x.untyped_storage()
+    except NotImplementedError:  # how those of torch.func answer
         return True
-    return unpack_dual(x).tangent is not None
+    return storage.device.type != x.device.type or unpack_dual(x).tangent is not None

@@ -29,7 +29,7 @@ class CppBackend(Backend):
     def supports(self, call: Call) -> bool:
         """Not angular components, which no layer asks for; harmonic convolutions of stride 1 only."""
         fits = call.device.type == "cpu" and call.precision == call.weight_precision == torch.float32
-        if call.recorded or not fits or call.voxels() == 0 or not call.is_symmetric():
+        if call.recorded or not fits or call.voxels() == 0 or min(call.channels) == 0 or not call.is_symmetric():
             return False
         if call.orders is not None:
             fits = _supports_orders(call, call.orders)

@@ -116,14 +116,15 @@ def _gradients(
     image, last = voxel_rows(x), voxel_rows(gradient)
     angular_weight, linear = angular_weight.contiguous(), None if linear is None else linear.contiguous()
     image_gradient = None
-    radial: list[torch.Tensor | None] = [torch.zeros_like(each) for each in (weight, basis)]
-    pairs = zip((angular_weight, linear, chiral), needed[3:])
-    others = [torch.zeros_like(each) if asked and each is not None else None for each, asked in pairs]
+    pairs = zip((weight, basis, angular_weight, linear, chiral), needed[1:])
+    sums = [torch.zeros_like(each) if asked and each is not None else None for each, asked in pairs]
+    radial, others = sums[:2], sums[2:]
     for order, kernels in _orders(window, angular, padding, norms, products, components):
         if kernels is None:
-            own_gradient = last[..., order.channels]
-            geometry: dict[str, Any] = {"padding": padding, "needed": needed[:3]}
-            image_gradient, *radial = product_gradients(own_gradient, image, weight, basis, window, **geometry)
+            if any(needed[:3]):
+                own_gradient = last[..., order.channels]
+                geometry: dict[str, Any] = {"padding": padding, "needed": needed[:3]}
+                image_gradient, *radial = product_gradients(own_gradient, image, weight, basis, window, **geometry)
         elif needed[0] or any(needed[3:]):
             if needed[0] and image_gradient is None:
                 image_gradient = torch.zeros_like(image)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from monai_gmr.ops.cpu.library import HarmonicConvGeometry, call_kernel
-from monai_gmr.ops.cpu.ring_kernels import check_memory
+from monai_gmr.ops.cpu.ring_kernels import check_bias, check_memory
 from monai_gmr.ops.cpu.tiles import Window
 from monai_gmr.ops.invariants import NORM_SMOOTHING, inner_product_scale
 from monai_gmr.ops.kept_terms import num_chiral, triple_product_scale
@@ -122,9 +122,14 @@ class AngularOrder:
         """Of an image and its scalars, ``(batch, *sizes, channels)``, a weight ``(norms + products, channels, shells)``, and linear factors
         and their gradient, whose rows lie alike."""
         factors = [each for each in linear if each is not None]
+        expected = scalars.shape[-1], (self.norms + self.products) * self.components
+        if any(each.shape != expected for each in factors):
+            raise AssertionError(
+                f"linear factors or gradients of shape {[tuple(each.shape) for each in factors]} are not {expected}"
+            )
         # strides of axes with one element say nothing
         rows = {each.stride(0) for each in factors if each.shape[0] > 1}
-        if len(rows) > 1 or any(each.stride(1) != 1 < each.shape[1] for each in factors):
+        if len(rows) > 1 or any(each.shape[1] > 1 and each.stride(1) != 1 for each in factors):
             raise AssertionError(f"linear factors or gradients have strides {[each.stride() for each in factors]}")
         if weight.shape[:2] != (self.norms + self.products, image.shape[-1]) or not weight.is_contiguous():
             raise AssertionError(
@@ -162,7 +167,7 @@ class AngularOrder:
         """Compute the order of an image ``(batch, *sizes, channels)``: ``channels`` of ``scalars`` ``(batch, *sizes_out, all)``; with
         linear terms, which all scalars get, what is there is added to."""
         geometry = self._geometry(image, weight, scalars, kept.linear)
-        bias = None if bias is None else bias.contiguous()
+        bias = check_bias(bias, self.norms + self.products)
         factors = (kept.linear, self._chiral(kept.chiral))
         arrays = (*self.terms[:5], image, weight)
         call_kernel(

@@ -88,6 +88,8 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "depthwise_weight_gradient": (ctypes.POINTER(DepthwiseGeometry), *[_floats] * 2, _doubles),
     "resample": (ctypes.POINTER(ResampleGeometry), _indices, *[_floats] * 3),
 }
+# those that answer whether they found memory
+CHECKED = ("ring_conv", "ring_conv_backward", "harmonic_conv", "harmonic_conv_backward")
 
 
 def open_library(processor: str) -> ctypes.CDLL:
@@ -105,7 +107,7 @@ def open_library(processor: str) -> ctypes.CDLL:
         library = ctypes.CDLL(spec.origin)
     for name, types in ARGUMENTS.items():
         function = getattr(library, name)
-        function.argtypes, function.restype = types, None
+        function.argtypes, function.restype = types, ctypes.c_bool if name in CHECKED else None
     return library
 
 
@@ -141,8 +143,16 @@ def supports(x: torch.Tensor, *factors: torch.Tensor | None) -> bool:
 
 
 def call_kernel(name: str, geometry: ctypes.Structure, *arguments: torch.Tensor | float | None) -> None:
-    """Call a kernel of ``csrc/kernels.h``; tensors are contiguous but for the axis that the kernel steps along."""
-    getattr(load_kernels(), name)(geometry, *arguments)
+    """Call a kernel of ``csrc/kernels.h``; tensors are contiguous but for the axis that the kernel steps along.
+
+    Raises:
+        MemoryError: when the kernel finds no memory.
+    """
+    if getattr(load_kernels(), name)(geometry, *arguments) is False:
+        raise MemoryError(
+            f"kernel {name!r} finds no memory for its copies of the weights, of which each of {geometry.threads} threads may have one: "
+            "free memory, or set fewer threads by torch.set_num_threads."
+        )
 
 
 def sum_voxels(x: torch.Tensor) -> torch.Tensor:

@@ -92,6 +92,13 @@ def check_memory(image: torch.Tensor, result: torch.Tensor, sizes: Sequence[int]
         raise AssertionError(f"an image of shape {tuple(image.shape)} does not give {tuple(result.shape)}")
 
 
+def check_bias(bias: torch.Tensor | None, channels: int) -> torch.Tensor | None:
+    """A bias of so many output channels, contiguous; a kernel would read another length elsewhere."""
+    if bias is not None and bias.shape != (channels,):
+        raise AssertionError(f"a bias of shape {tuple(bias.shape)} is not for {channels} channels")
+    return None if bias is None else bias.contiguous()
+
+
 def _arguments(
     image: torch.Tensor,
     result: torch.Tensor,
@@ -143,7 +150,8 @@ def ring_products(
     """Sums of rings of an image ``(batch, *sizes + reach, groups * channels)``, times weights ``(groups, columns, channels, rings)``, plus
     a bias ``(groups * columns,)``, written to some ``channels``, the columns of all groups, of a result ``(batch, *sizes, all)``."""
     call = _arguments(image, result, weights, True, window, basis)
-    call_kernel("ring_conv", *call, weights, None if bias is None else bias.contiguous(), result[..., channels])
+    bias = check_bias(bias, weights.shape[0] * weights.shape[1])
+    call_kernel("ring_conv", *call, weights, bias, result[..., channels])
 
 
 def ring_gradients(
@@ -238,16 +246,16 @@ def product_gradients(
     tiles = Tiles(image, margins, window, image.shape[-1])
     other = other.contiguous()
     x_gradient = torch.empty_like(other) if needed[0] else None
-    sums = weights.new_zeros(weights.shape) if needed[1] else None
+    weight_sums = weights.new_zeros(weights.shape) if needed[1] else None
     basis_sums = basis.new_zeros(basis.shape, dtype=torch.float64) if needed[2] else None
     for tile in tiles:
         own = None if x_gradient is None else x_gradient[tile.samples, tile.rows][tile.new]
         rows = other[tile.samples, tile.rows][tile.new]
-        gradients = (own, sums, basis_sums)
-        image = tiles.input_of(tile)[tile.new]
-        ring_gradients(image, window, basis, rows, weights, gradients, columns_first=swapped)
+        gradients = (own, weight_sums, basis_sums)
+        part = tiles.input_of(tile)[tile.new]
+        ring_gradients(part, window, basis, rows, weights, gradients, columns_first=swapped)
     return [
         x_gradient,
-        None if sums is None else split_groups(sums, weight.shape, groups),
+        None if weight_sums is None else split_groups(weight_sums, weight.shape, groups),
         None if basis_sums is None else basis_sums.float(),
     ]

@@ -99,7 +99,9 @@ class Tiles:
             return self.x[tile.samples, tile.rows.start : tile.rows.start + length]
         if self.is_one:
             zeros = [0] * (self.x.dim() - len(self.margins) - 1)
-            return F.pad(self.x, [*zeros, *zeros, *(m for margin in self.margins[::-1] for m in (margin, margin))])
+            padded = F.pad(self.x, [*zeros, *zeros, *(m for margin in self.margins[::-1] for m in (margin, margin))])
+            # by the stride of an axis of one voxel torch may take the image for one with channels last
+            return padded.contiguous()
         sample, row = self.filled
         first = tile.rows.start - row
         if sample != tile.samples.start or first + length > self.padded.shape[1]:

@@ -5,8 +5,19 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from monai_gmr.networks.layers import GMRConv2d, GMRHarmonicConv2d, GMRHarmonicConv3d
+from monai_gmr.ops.cpu import harmonic_conv
 
 pytestmark = pytest.mark.usefixtures("cpp")
+
+
+def test_what_order_0_gets_no_gradient_from_is_not_summed(monkeypatch):
+    layer = GMRHarmonicConv2d(16, 16, 3, padding=1, keeps="1").requires_grad_(False)
+    layer.relax_weight.requires_grad_(True)
+    y, called = layer(torch.randn(1, 16, 6, 6)), []
+    monkeypatch.setattr(harmonic_conv, "product_gradients", lambda *_, **__: called.append(True))
+    y.sum().backward()
+    assert layer.relax_weight.grad.abs().sum() > 0
+    assert not called
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The kernels of angular orders give what dense convolutions give in float64, for every kind of processor."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -134,6 +136,25 @@ def test_kernels_give_what_convolutions_in_float64_give(libraries, geometry, thr
                 order.add_gradients(image, weight, scalars, channels_of_it, None, None, own_kept)
     finally:
         torch.set_num_threads(before)
+
+
+WRONG = [("bias", (1,)), ("bias", (5,)), ("linear", (4, 4)), ("linear", (1, 8)), ("gradient", (4, 4))]
+
+
+@pytest.mark.parametrize(("given", "shape"), WRONG)
+def test_what_has_another_shape_than_the_channels_is_refused(given, shape):
+    window = Window((0,) * 3, (3,), 1, (1,))
+    order = AngularOrder(window, ((1.0, 0.0, -1.0), (0.0, 1.0, 0.0)), norms=3, products=1, padding=[1])
+    tensors = {"bias": torch.ones(4), "linear": torch.ones(4, 8), "gradient": torch.ones(4, 8)}
+    bias, linear, gradient = (tensors | {given: torch.ones(shape)}).values()
+    arguments = (torch.ones(1, 9, 2), torch.ones(4, 2, 1))
+    scalars, places, kept = torch.zeros(1, 9, 4), slice(0, 4), KeptTerms(linear)
+    if given == "gradient":
+        call = partial(order.add_gradients, *arguments, scalars, places, None, None, kept, KeptTerms(gradient))
+    else:
+        call = partial(order.write_scalars, *arguments, bias, scalars, places, kept)
+    with pytest.raises(AssertionError, match=r"of shape .* (is|are) not"):
+        call()
 
 
 @pytest.mark.parametrize("window", [(3,), (3, 3), (4, 4), (5, 3), (3, 3, 3), (5, 5, 5)])

@@ -2,6 +2,8 @@
 
 import ctypes
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,34 @@ def test_the_header_declares_what_python_calls():
         name: [getattr(each, "dtype", each) for each in arguments] for name, arguments in kernels.ARGUMENTS.items()
     }
     assert called == declared
+    assert sorted(re.findall(r"CHECKED_KERNEL (\w+)\(", header)) == sorted(kernels.CHECKED)
+
+
+OUT_OF_MEMORY = """
+import resource, torch
+from pathlib import Path
+from monai_gmr import set_backend
+from monai_gmr.ops import ring_conv
+set_backend("cpp")
+torch.set_num_threads(16)
+x, weight, shells = torch.ones(1, 1024, 6, 6), torch.ones(1024, 1024, 4), torch.tensor([[2, 1, 2], [1, 0, 1], [2, 1, 2]])
+y = ring_conv(x.requires_grad_(), weight.requires_grad_(), torch.ones(4, 3), shells, padding=1)
+# 16 times the weights are 268 MB
+most = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + 200 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+try:
+    y.sum().backward()
+except MemoryError as error:
+    print(error)
+"""
+
+
+@needs_kernels
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit of memory is Linux's")
+def test_a_kernel_that_finds_no_memory_is_an_error_and_not_the_end_of_the_process(forked_python):
+    done = subprocess.run([forked_python, "-c", OUT_OF_MEMORY], capture_output=True, text=True)
+    sentence = "kernel 'ring_conv_backward' finds no memory for its copies of the weights, of which each of 16 threads"
+    assert done.stdout.startswith(sentence), done.stdout + done.stderr
 
 
 def test_each_library_is_built_of_all_sources_and_differs_in_its_vectors():

@@ -6,8 +6,18 @@ from functools import cache, partial
 import pytest
 import torch
 
+# the path that torch's page on fake tensors gives
+from torch._subclasses.fake_tensor import FakeTensorMode
+
 from monai_gmr import set_backend
-from monai_gmr.networks.layers import GMRConv2d, GMRConv3d, GMRConvTranspose2d, GMRHarmonicConv2d
+from monai_gmr.networks.layers import (
+    GMRConv2d,
+    GMRConv3d,
+    GMRConvTranspose2d,
+    GMRHarmonicConv2d,
+    GMRHarmonicConv3d,
+)
+from monai_gmr.networks.nets import GMRUNet
 from monai_gmr.ops import backend as backends
 from monai_gmr.ops import dense
 from monai_gmr.ops.cpu import backend as cpu_backend
@@ -27,6 +37,13 @@ def problem(window, channels, num_shells, size, batch, groups=1):
     basis = torch.randn(2, int(shells.max()) + 1, dtype=torch.float64)
     basis[:, num_shells:] = 0
     return [x, weight, basis, shells]
+
+
+def with_wide_bias(layer):
+    """The layer in float32, its bias in float64."""
+    layer.to = lambda dtype: layer
+    layer.bias = torch.nn.Parameter(layer.bias.double())
+    return layer
 
 
 CASES = [
@@ -101,6 +118,37 @@ def test_gradients_can_be_differentiated(cpp, make):
         assert (a - b).norm() <= 1e-4 * b.norm()
 
 
+@pytest.mark.parametrize("make", [GMRConv3d, partial(GMRHarmonicConv3d, keeps="1")])
+@pytest.mark.parametrize("of", ["image", "gradient"])
+def test_the_stride_of_an_axis_of_one_voxel_says_nothing(cpp, make, of):
+    """Torch may take such an image for one with channels last: a slice as a volume, signals as images."""
+    layer, slices = make(8, 8, 3, padding=1), torch.randn(2, 8, 12, 10).to(memory_format=torch.channels_last)
+    odd, plain = slices.unsqueeze(-1).movedim(-1, 2), slices.unsqueeze(2).contiguous()
+    assert odd.stride() != plain.stride()
+    found = []
+    for backend, volume in (("cpp", odd), ("dense", plain)):
+        set_backend(backend)
+        x = (volume if of == "image" else plain).clone(memory_format=torch.preserve_format).requires_grad_()
+        y = layer(x)
+        found.append([y, *torch.autograd.grad(y, [x, *layer.parameters()], volume if of == "gradient" else plain)])
+    for a, b in zip(*found):
+        assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+@pytest.mark.parametrize("length", [1, 4, 12])
+def test_a_bias_of_another_length_is_refused(cpp, length):
+    shells = torch.as_tensor(kernel_shells((3, 3)).tap_shell)
+    with pytest.raises(AssertionError, match=rf"a bias of shape \({length},\) is not for 8 channels"):
+        ring_conv(torch.ones(1, 3, 6, 6), torch.ones(8, 3, 2), torch.ones(2, 3), shells, torch.ones(length), padding=1)
+
+
+def test_tensors_that_only_say_where_they_are_meet_no_kernel(cpp):
+    layer, net = GMRConv2d(2, 8, 5, padding=2), GMRUNet(2, 2, 2, (8, 16), conv="gmr_harmonic")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert layer(torch.ones(1, 2, 64, 64)).shape == (1, 8, 64, 64)
+        assert net(torch.ones(1, 2, 64, 64)).shape == (1, 2, 64, 64)
+
+
 def test_transforms_of_functions_take_the_dense_kernel(cpp):
     layer, x = GMRHarmonicConv2d(3, 6, 3, padding=1), torch.randn(4, 2, 3, 7, 6)
     assert torch.allclose(torch.func.vmap(layer)(x), torch.stack([layer(each) for each in x]), atol=1e-5)
@@ -146,6 +194,8 @@ def test_only_what_the_backward_pass_needs_is_saved(cpp):
         (lambda: GMRHarmonicConv2d(4, 4, 3, padding=3), torch.float32),
         (lambda: GMRHarmonicConv2d(4, 8, 3, groups=2), torch.float32),
         (lambda: GMRHarmonicConv2d(4, 4, 3), torch.float64),
+        (lambda: with_wide_bias(GMRHarmonicConv2d(4, 4, 3)), torch.float32),
+        (lambda: with_wide_bias(GMRHarmonicConv2d(4, 4, 3, keeps="1")), torch.float32),
     ],
 )
 @pytest.mark.filterwarnings("ignore::monai_gmr.utils.SymmetryWarning")

@@ -35,6 +35,16 @@ def test_tiles_see_the_padded_image(floats, margins):
         assert torch.equal(found.input_of(tile), expected)
 
 
+@pytest.mark.parametrize("floats", [1, 2**21])
+def test_what_a_tile_sees_is_contiguous_whatever_the_stride_of_an_axis_of_one_voxel(floats):
+    x = torch.randn(3, 8, 1, 2)
+    x = x.as_strided(x.shape, (16, 2, 1, 1))
+    window = tiles.Window((0,) * 9, (3, 3), 1, (1, 1))
+    found = tiles.Tiles(x, [1, 1], window, floats)
+    assert x.is_contiguous()
+    assert all(found.input_of(tile).is_contiguous() for tile in found)
+
+
 @settings(deadline=None)
 @given(
     batch=st.integers(1, 3),

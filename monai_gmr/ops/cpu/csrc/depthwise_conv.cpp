@@ -1,7 +1,7 @@
 // The weights' gradient of a depthwise convolution with free taps: for each channel and tap the sum over voxels of image times gradient.
 //
-// Along a line voxels and channels are one axis: whole vectors hold the same channels after a period, in which both begin together. Where all
-// taps of a line of the window lie in the image, their sums stay in registers; the voxels at the ends are added one by one. A line is
+// Along a line voxels and channels are one axis: whole vectors hold the same channels after a period, in which both begin together. Where
+// all taps of a line of the window lie in the image, their sums stay in registers; the voxels at the ends are added one by one. A line is
 // added up in single precision, the lines in double precision.
 
 #include "kernels.h"
@@ -35,7 +35,8 @@ constexpr decltype(&multiply_line<1>) MULTIPLY_LINE[MOST_TAPS] = {multiply_line<
 
 void multiply_voxel(const float* image, const float* gradient, index channels, float* sums) {
     index c = 0;
-    for (; c + LANES <= channels; c += LANES) store(sums + c, load<vector>(sums + c) + load<vector>(gradient + c) * load<vector>(image + c));
+    for (; c + LANES <= channels; c += LANES)
+        store(sums + c, load<vector>(sums + c) + load<vector>(gradient + c) * load<vector>(image + c));
     for (; c < channels; ++c) sums[c] += gradient[c] * image[c];
 }
 

@@ -56,16 +56,16 @@ index floats_of_indices(index count) { return count * index(sizeof(index) / size
 
 }  // namespace
 
-KERNEL harmonic_conv(const HarmonicConvGeometry* geometry, const index* places, const index* shells, const float* signs,
-                     const float* angular, const index* used, const float* image, const float* weight, float smoothing, float scale,
-                     const float* bias, const float* linear, const float* chiral, float* scalars, float* all) {
+CHECKED_KERNEL harmonic_conv(const HarmonicConvGeometry* geometry, const index* places, const index* shells, const float* signs,
+                             const float* angular, const index* used, const float* image, const float* weight, float smoothing, float scale,
+                             const float* bias, const float* linear, const float* chiral, float* scalars, float* all) try {
     const Angular g(*geometry);
     const Terms terms{places, shells, signs, angular};
-    const Weights weights{g, used};
+    const OrderWeights weights{g, used};
     const index wide = rounded_up(g.columns());
-    const LinearTerms terms_of_scalars{g};
-    const index row = rounded_up(g.row);
-    std::vector<float> matrix(g.channels * wide), linear_matrix(linear ? terms_of_scalars.size() : 0);
+    const LinearTerms linear_terms{g};
+    const index wide_row = rounded_up(g.row);
+    std::vector<float> matrix(g.channels * wide), linear_matrix(linear ? linear_terms.size() : 0);
     const index depth = g.reach[0] + 1, floats = g.groups() * g.padded(2) * g.norms;
     const Blocks blocks(g.batch, g.sizes[0], g.sizes[1], g.reach[0], g.reach[1], depth * floats, g.threads);
     const index lines = blocks.most_lines() + g.reach[1];
@@ -88,8 +88,8 @@ KERNEL harmonic_conv(const HarmonicConvGeometry* geometry, const index* places, 
         if (linear)
 #pragma omp for schedule(static)
             for (index scalar = 0; scalar < g.row; ++scalar)
-                terms_of_scalars.of_scalar(
-                    scalar, [&](index place, index response) { linear_matrix[response * row + scalar] = linear[place]; });
+                linear_terms.of_scalar(
+                    scalar, [&](index place, index response) { linear_matrix[response * wide_row + scalar] = linear[place]; });
 #pragma omp for schedule(static)
         for (index number = 0; number < blocks.count; ++number) {
             const Block block = blocks[number];
@@ -126,47 +126,50 @@ KERNEL harmonic_conv(const HarmonicConvGeometry* geometry, const index* places, 
             }
         }
     }
+    return true;
+} catch (const std::bad_alloc&) {
+    return false;
 }
 
-KERNEL harmonic_conv_backward(const HarmonicConvGeometry* geometry, const index* places, const index* shells, const float* signs,
-                              const float* angular, const index* used, const index* first, const index* entries, const float* image,
-                              const float* weight, float smoothing, float scale, const float* linear, const float* chiral,
-                              const float* gradient, const float* all, float* image_gradient, float* weight_gradient,
-                              float* linear_gradient, double* chiral_gradient) {
+CHECKED_KERNEL harmonic_conv_backward(const HarmonicConvGeometry* geometry, const index* places, const index* shells, const float* signs,
+                                      const float* angular, const index* used, const index* first, const index* entries, const float* image,
+                                      const float* weight, float smoothing, float scale, const float* linear, const float* chiral,
+                                      const float* gradient, const float* all, float* image_gradient, float* weight_gradient,
+                                      float* linear_gradient, double* chiral_gradient) try {
     const Angular g(*geometry);
     const Terms terms{places, shells, signs, angular};
-    const Weights weights{g, used};
+    const OrderWeights weights{g, used};
     const index depth = g.reach[0] + 1, floats = g.groups() * g.padded(2) * g.norms;
     const index responses_of_a_voxel = g.kinds() * g.components, spread = responses_of_a_voxel * g.spread(2) * g.norms;
     const Blocks blocks(g.batch, g.image[0], g.image[1], 2 * g.reach[0], 2 * g.reach[1], depth * (floats + spread), g.threads);
     const index lines = blocks.most_lines() + 2 * g.reach[1], spread_lines = blocks.most_lines() + g.reach[1];
     const index wide = rounded_up(g.columns()), deep = rounded_up(g.channels);
     std::vector<float> matrix(g.channels * wide), transposed(g.columns() * deep);
-    // of each thread
-    std::vector<float> matrix_gradients(weight_gradient ? g.threads * g.channels * wide : 0);
-    const LinearTerms terms_of_scalars{g};
-    const index row = rounded_up(g.row), rows = rounded_up(g.responses());
-    std::vector<float> linear_transposed(linear ? g.row * rows : 0);
-    std::vector<float> linear_gradients(linear_gradient ? g.threads * terms_of_scalars.size() : 0);
+    const SumsOfThreads<float> matrix_gradients(weight_gradient, g.threads, g.channels * wide);
+    const LinearTerms linear_terms{g};
+    const index wide_row = rounded_up(g.row), wide_responses = rounded_up(g.responses());
+    std::vector<float> linear_transposed(linear ? g.row * wide_responses : 0);
+    const SumsOfThreads<float> linear_gradients(linear_gradient, g.threads, linear_terms.size());
     // where the result's first voxel lies among those that the mirrored window sees
     const index before[3] = {g.reach[0] - g.padding[0], g.reach[1] - g.padding[1], g.reach[2] - g.padding[2]};
 #pragma omp parallel num_threads(g.threads)
     {
         const auto [ring, spread_ring, tile, a, b, entry_a, entry_b, entry_signs, entry_angular, responses, scalar_gradients, sums,
                     response_tile, scalar_tile, factors, third, third_gradient, factor_sums] =
-            scratch.share({Ring::size(depth, lines, floats), Ring::size(depth, spread_lines, spread), VOXELS_OF_A_TILE * wide,
-             floats_of_indices(g.terms),
-             floats_of_indices(g.terms), floats_of_indices(g.entries), floats_of_indices(g.entries), g.entries, g.entries,
-             responses_of_a_voxel * FLOATS_OF_A_PART, 2 * FLOATS_OF_A_PART, VOXELS_OF_A_TILE * g.norms,
-             linear ? LinearTiles::size_of_responses(g) : 0, linear ? LinearTiles::size_of_scalars(g) : 0,
-             chiral ? FLOATS_OF_A_PART : 0, floats_of_third(g, chiral), floats_of_third(g, chiral), chiral ? FLOATS_OF_A_PART : 0});
+            scratch.share(
+                {Ring::size(depth, lines, floats), Ring::size(depth, spread_lines, spread), VOXELS_OF_A_TILE * wide,
+                 floats_of_indices(g.terms), floats_of_indices(g.terms), floats_of_indices(g.entries), floats_of_indices(g.entries),
+                 g.entries, g.entries, responses_of_a_voxel * FLOATS_OF_A_PART, 2 * FLOATS_OF_A_PART, VOXELS_OF_A_TILE * g.norms,
+                 linear ? LinearTiles::size_of_responses(g) : 0, linear ? LinearTiles::size_of_scalars(g) : 0,
+                 chiral ? FLOATS_OF_A_PART : 0, floats_of_third(g, chiral), floats_of_third(g, chiral),
+                 chiral ? FLOATS_OF_A_PART : 0});
         const LinearTiles tiles{response_tile, scalar_tile};
         const Chiral triples{g, smoothing, factors, third};
         if (chiral) {
             triples.repeat(chiral);
             std::fill(factor_sums, factor_sums + FLOATS_OF_A_PART, 0.0f);
         }
-        float* linear_sums = linear_gradient ? &linear_gradients[omp_get_thread_num() * terms_of_scalars.size()] : nullptr;
+        float *matrix_sums = matrix_gradients.own(), *linear_sums = linear_gradients.own();
         const index voxels_of_a_part = std::max<index>(1, FLOATS_OF_A_PART / g.norms);
         std::fill(tile, tile + VOXELS_OF_A_TILE * wide, 0.0f);
         std::fill(scalar_gradients, scalar_gradients + 2 * FLOATS_OF_A_PART, 0.0f);
@@ -182,8 +185,8 @@ KERNEL harmonic_conv_backward(const HarmonicConvGeometry* geometry, const index*
         if (linear)
 #pragma omp for schedule(static)
             for (index scalar = 0; scalar < g.row; ++scalar)
-                terms_of_scalars.of_scalar(
-                    scalar, [&](index place, index response) { linear_transposed[scalar * rows + response] = linear[place]; });
+                linear_terms.of_scalar(
+                    scalar, [&](index place, index response) { linear_transposed[scalar * wide_responses + response] = linear[place]; });
 #pragma omp for schedule(static)
         for (index number = 0; number < blocks.count; ++number) {
             const Block block = blocks[number];
@@ -256,8 +259,7 @@ KERNEL harmonic_conv_backward(const HarmonicConvGeometry* geometry, const index*
                                       image_gradient + (first_voxel + x) * g.channels, g.channels, true});
                         if (weight_gradient)
                             multiply({g.channels, g.vector_columns(), image + (first_voxel + x) * g.channels, 1, voxels, 0, 1, g.channels,
-                                      tile, wide, nullptr,
-                                      matrix_gradients.data() + omp_get_thread_num() * g.channels * wide, wide, true});
+                                      tile, wide, nullptr, matrix_sums, wide, true});
                     }
                 }
             }
@@ -265,19 +267,22 @@ KERNEL harmonic_conv_backward(const HarmonicConvGeometry* geometry, const index*
         if (weight_gradient)
 #pragma omp for schedule(static)
             for (index channel = 0; channel < g.channels; ++channel)
-                weights.of_channel(channel, [&](index place, index column) {
-                    for (index thread = 0; thread < g.threads; ++thread)
-                        weight_gradient[place] += matrix_gradients[(thread * g.channels + channel) * wide + column];
-                });
+                for (int from = 0; from < omp_get_num_threads(); ++from)
+                    weights.of_channel(channel, [&](index place, index column) {
+                        weight_gradient[place] += matrix_gradients.of(from)[channel * wide + column];
+                    });
         if (linear_gradient)
 #pragma omp for schedule(static)
             for (index scalar = 0; scalar < g.row; ++scalar)
-                terms_of_scalars.of_scalar(scalar, [&](index place, index response) {
-                    for (index thread = 0; thread < g.threads; ++thread)
-                        linear_gradient[place] += linear_gradients[thread * terms_of_scalars.size() + response * row + scalar];
-                });
+                for (int from = 0; from < omp_get_num_threads(); ++from)
+                    linear_terms.of_scalar(scalar, [&](index place, index response) {
+                        linear_gradient[place] += linear_gradients.of(from)[response * wide_row + scalar];
+                    });
         if (chiral_gradient)
             for (index i = 0; i < voxels_of_a_part * g.norms; ++i)
                 chiral_gradient[omp_get_thread_num() * g.norms + i % g.norms] += factor_sums[i];
     }
+    return true;
+} catch (const std::bad_alloc&) {
+    return false;
 }

@@ -27,6 +27,8 @@ struct Angular : HarmonicConvGeometry {
     index columns() const { return groups() * norms; }
     index vector_columns() const { return in_vectors(columns()); }
     index responses() const { return kinds() * components * norms; }
+    // of a part, a shell or a component, of an output channel, in (kinds, parts, norms)
+    index place(index channel, index part, index parts) const { return (channel / norms * parts + part) * norms + channel % norms; }
     index padded(int axis) const { return sizes[axis] + reach[axis]; }  // of the image, with margins
     // of the gradients of responses, which every voxel of the image reads through the mirrored window
     index spread(int axis) const { return image[axis] + reach[axis]; }
@@ -34,7 +36,7 @@ struct Angular : HarmonicConvGeometry {
 
 // The weights of an order, (norms + products, channels, all shells), of which those at used shells are a matrix (channels, columns in whole
 // vectors) that images are multiplied with.
-struct Weights {
+struct OrderWeights {
     const Angular& g;
     const index* used;  // (shells,)
 
@@ -42,8 +44,7 @@ struct Weights {
     template <typename Visit> void of_channel(index channel, Visit visit) const {
         for (index row = 0; row < g.norms + g.products; ++row)
             for (index shell = 0; shell < g.shells; ++shell)
-                visit((row * g.channels + channel) * g.all_shells + used[shell],
-                      (row / g.norms * g.shells + shell) * g.norms + row % g.norms);
+                visit((row * g.channels + channel) * g.all_shells + used[shell], g.place(row, shell, g.shells));
     }
 };
 

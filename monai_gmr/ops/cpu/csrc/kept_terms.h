@@ -21,8 +21,7 @@ struct LinearTerms {
     template <typename Visit> void of_scalar(index scalar, Visit visit) const {
         for (index channel = 0; channel < g.norms + g.products; ++channel)
             for (index m = 0; m < g.components; ++m)
-                visit(scalar * g.linear_row + channel * g.components + m,
-                      (channel / g.norms * g.components + m) * g.norms + channel % g.norms);
+                visit(scalar * g.linear_row + channel * g.components + m, g.place(channel, m, g.components));
     }
     index size() const { return g.responses() * rounded_up(g.row); }
 };

@@ -1,13 +1,15 @@
 // The interface of the library, plain C: what ctypes declares in library.py, field by field and argument by argument.
 //
 // Images are (batch, *sizes, channels) in float32; an image of fewer than three axes has sizes of 1. Arrays of threads hold what each
-// thread added up. What may be null is not read or not computed.
+// thread added up. What may be null is not read or not computed. Checked kernels answer whether they found memory for their copies of the
+// weights; without it they write nothing.
 
 #pragma once
 
 #include <cstdint>
 
 #define KERNEL extern "C" __attribute__((visibility("default"))) void
+#define CHECKED_KERNEL extern "C" __attribute__((visibility("default"))) bool
 
 struct RingConvGeometry {
     std::int64_t batch, sizes[3], image[3];  // sizes of the result, and of the image with its margins
@@ -23,16 +25,16 @@ struct RingConvGeometry {
 // first_lines likewise. Taps and lines are places (count, 3) in voxels from the window's first. basis: (rings, shells).
 
 // result = sums of rings of the image times weight, plus bias, (columns,), or null
-KERNEL ring_conv(const RingConvGeometry* geometry, const std::int64_t* first_taps, const std::int64_t* taps,
-                 const std::int64_t* sets_of_taps, const std::int64_t* first_lines, const std::int64_t* lines, const float* basis,
-                 const float* image, const float* weight, const float* bias, float* result);
+CHECKED_KERNEL ring_conv(const RingConvGeometry* geometry, const std::int64_t* first_taps, const std::int64_t* taps,
+                         const std::int64_t* sets_of_taps, const std::int64_t* first_lines, const std::int64_t* lines, const float* basis,
+                         const float* image, const float* weight, const float* bias, float* result);
 
 // other_gradient = sums of rings of the image times weight; to weight_gradient the products of these sums with other are added; to
 // basis_gradient the inner products of the sums of shells with other times weight; each gradient may be null
-KERNEL ring_conv_backward(const RingConvGeometry* geometry, const std::int64_t* first_taps, const std::int64_t* taps,
-                          const std::int64_t* sets_of_taps, const std::int64_t* first_lines, const std::int64_t* lines, const float* basis,
-                          const float* image, const float* other, const float* weight, float* other_gradient, float* weight_gradient,
-                          double* basis_gradient);
+CHECKED_KERNEL ring_conv_backward(const RingConvGeometry* geometry, const std::int64_t* first_taps, const std::int64_t* taps,
+                                  const std::int64_t* sets_of_taps, const std::int64_t* first_lines, const std::int64_t* lines, const float* basis,
+                                  const float* image, const float* other, const float* weight, float* other_gradient, float* weight_gradient,
+                                  double* basis_gradient);
 
 struct HarmonicConvGeometry {
     std::int64_t batch, sizes[3], image[3], padding[3], reach[3];
@@ -51,17 +53,17 @@ struct HarmonicConvGeometry {
 // chiral, (norms,), factors of the terms of inner products that mirror images change the sign of, 0 beyond the products.
 
 // bias: (norms + products,) or null; scalars: the channels of the order; with linear added to them, and its products to all
-KERNEL harmonic_conv(const HarmonicConvGeometry* geometry, const std::int64_t* places, const std::int64_t* shells, const float* signs,
-                     const float* angular, const std::int64_t* used, const float* image, const float* weight, float smoothing, float scale,
-                     const float* bias, const float* linear, const float* chiral, float* scalars, float* all);
+CHECKED_KERNEL harmonic_conv(const HarmonicConvGeometry* geometry, const std::int64_t* places, const std::int64_t* shells, const float* signs,
+                             const float* angular, const std::int64_t* used, const float* image, const float* weight, float smoothing, float scale,
+                             const float* bias, const float* linear, const float* chiral, float* scalars, float* all);
 
 // first and entries: (shells + 1,) and (entries, 2): term and component of each factor of a shell that is not 0. The gradients of image,
 // weight and linear are added to what is there; to chiral_gradient, (threads, norms), those of the factors are added; each may be null
-KERNEL harmonic_conv_backward(const HarmonicConvGeometry* geometry, const std::int64_t* places, const std::int64_t* shells,
-                              const float* signs, const float* angular, const std::int64_t* used, const std::int64_t* first,
-                              const std::int64_t* entries, const float* image, const float* weight, float smoothing, float scale,
-                              const float* linear, const float* chiral, const float* gradient, const float* all, float* image_gradient,
-                              float* weight_gradient, float* linear_gradient, double* chiral_gradient);
+CHECKED_KERNEL harmonic_conv_backward(const HarmonicConvGeometry* geometry, const std::int64_t* places, const std::int64_t* shells,
+                                      const float* signs, const float* angular, const std::int64_t* used, const std::int64_t* first,
+                                      const std::int64_t* entries, const float* image, const float* weight, float smoothing, float scale,
+                                      const float* linear, const float* chiral, const float* gradient, const float* all, float* image_gradient,
+                                      float* weight_gradient, float* linear_gradient, double* chiral_gradient);
 
 struct VoxelGeometry {
     std::int64_t batch, voxels, channels, threads;

@@ -7,11 +7,11 @@
 namespace {
 
 // The weights of a convolution, (groups, columns, channels, rings), or channels before columns.
-struct Weights {
+struct RingWeights {
     const Geometry& g;
     const index channels, columns;
 
-    explicit Weights(const Geometry& g) : g(g), channels(g.channels_of_a_group()), columns(g.columns_of_a_group()) {}
+    explicit RingWeights(const Geometry& g) : g(g), channels(g.channels_of_a_group()), columns(g.columns_of_a_group()) {}
 
     // calls visit(place among the weights, group, ring, channel, column) for all weights of one of the channels of all groups
     template <typename Visit> void of_channel(index number, Visit visit) const {
@@ -30,14 +30,14 @@ struct Weights {
 
 }  // namespace
 
-KERNEL ring_conv(const RingConvGeometry* geometry, const index* first_taps, const index* taps, const index* sets_of_taps,
-                 const index* first_lines, const index* lines, const float* basis, const float* image, const float* weight,
-                 const float* bias, float* result) {
+CHECKED_KERNEL ring_conv(const RingConvGeometry* geometry, const index* first_taps, const index* taps, const index* sets_of_taps,
+                         const index* first_lines, const index* lines, const float* basis, const float* image, const float* weight,
+                         const float* bias, float* result) try {
     const Geometry g(*geometry);
     const Tiles tiles(g);
     const Window window(g, tiles, first_taps, taps, sets_of_taps, first_lines, lines, basis);
     const index plane = rounded_up(tiles.capacity() * g.channels) + LANES;
-    const Weights weights(g);
+    const RingWeights weights(g);
     const index channels = weights.channels, columns = weights.columns, wide = rounded_up(columns);
     std::vector<float> matrix(weights.size()), shifts(bias ? g.groups * wide : 0);
     if (bias)
@@ -61,22 +61,25 @@ KERNEL ring_conv(const RingConvGeometry* geometry, const index* first_taps, cons
                           result + tile.voxel * g.row + group * columns, g.row, false});
         }
     }
+    return true;
+} catch (const std::bad_alloc&) {
+    return false;
 }
 
-KERNEL ring_conv_backward(const RingConvGeometry* geometry, const index* first_taps, const index* taps, const index* sets_of_taps,
-                          const index* first_lines, const index* lines, const float* basis, const float* image, const float* other,
-                          const float* weight, float* other_gradient, float* weight_gradient, double* basis_gradient) {
+CHECKED_KERNEL ring_conv_backward(const RingConvGeometry* geometry, const index* first_taps, const index* taps, const index* sets_of_taps,
+                                  const index* first_lines, const index* lines, const float* basis, const float* image, const float* other,
+                                  const float* weight, float* other_gradient, float* weight_gradient, double* basis_gradient) try {
     const Geometry g(*geometry);
     const Tiles tiles(g);
     const Window window(g, tiles, first_taps, taps, sets_of_taps, first_lines, lines, basis);
     const index plane = rounded_up(tiles.capacity() * g.channels) + LANES, numbers = g.shells * g.rings;
-    const Weights weights(g);
+    const RingWeights weights(g);
     const index channels = weights.channels, columns = weights.columns;
     const index wide = rounded_up(columns), deep = g.rings * rounded_up(channels);
     // (groups, columns, rings, channels in whole vectors)
     std::vector<float> matrix(weights.size()), transposed(basis_gradient ? g.columns * deep : 0);
+    const SumsOfThreads<float> matrix_gradients(weight_gradient, g.threads, weights.size());
     // of each thread
-    std::vector<float> matrix_gradients(weight_gradient ? g.threads * weights.size() : 0);
     std::vector<double> inner_products(basis_gradient ? g.threads * numbers : 0);
 #pragma omp parallel num_threads(g.threads)
     {
@@ -84,6 +87,7 @@ KERNEL ring_conv_backward(const RingConvGeometry* geometry, const index* first_t
             scratch.share({g.rings * plane, g.rings * plane, g.shells * FLOATS_OF_A_CHUNK, numbers * LANES,
                            tiles.capacity() * g.groups * wide, tiles.lines_of_a_tile * window.sums});
         vector* sums = reinterpret_cast<vector*>(memory_of_sums);
+        float* own_gradients = matrix_gradients.own();
         const index thread = omp_get_thread_num();
 #pragma omp for schedule(static)
         for (index number = 0; number < g.channels; ++number)
@@ -128,18 +132,21 @@ KERNEL ring_conv_backward(const RingConvGeometry* geometry, const index* first_t
                     for (index r = 0; r < g.rings; ++r)
                         multiply({channels, wide, rings + r * plane + group * channels, 1, tile.voxels, 0, 1, g.channels,
                                   values + group * wide, g.groups * wide, nullptr,
-                                  &matrix_gradients[thread * weights.size() + weights.place(group, r, 0, 0)], wide, true});
+                                  own_gradients + weights.place(group, r, 0, 0), wide, true});
             }
         }
         if (weight_gradient)
 #pragma omp for schedule(static)
             for (index number = 0; number < g.channels; ++number)
-                weights.of_channel(number, [&](index place, index group, index ring, index channel, index column) {
-                    for (index from = 0; from < g.threads; ++from)
-                        weight_gradient[place] += matrix_gradients[from * weights.size() + weights.place(group, ring, channel, column)];
-                });
+                for (int from = 0; from < omp_get_num_threads(); ++from)
+                    weights.of_channel(number, [&](index place, index group, index ring, index channel, index column) {
+                        weight_gradient[place] += matrix_gradients.of(from)[weights.place(group, ring, channel, column)];
+                    });
     }
     if (basis_gradient)
         for (index i = 0; i < g.threads * numbers; ++i)
             basis_gradient[i % g.rings * g.shells + i % numbers / g.rings] += inner_products[i];
+    return true;
+} catch (const std::bad_alloc&) {
+    return false;
 }

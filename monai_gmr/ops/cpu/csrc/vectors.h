@@ -8,6 +8,8 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <new>
 #include <numeric>
 #include <type_traits>
 #include <vector>
@@ -85,3 +87,22 @@ class Scratch {
 };
 
 inline thread_local Scratch scratch;
+
+// sums of each thread of a parallel region, of so many numbers, and their total
+template <typename T> class SumsOfThreads {
+    std::unique_ptr<T[]> memory;
+    index count;
+
+  public:
+    // without numbers where nobody asks
+    SumsOfThreads(bool asked, index threads, index count) : memory(asked ? new T[threads * count] : nullptr), count(count) {}
+    // this thread's, set to zero, or null
+    T* own() const {
+        if (!memory) return nullptr;
+        T* sums = memory.get() + omp_get_thread_num() * count;
+        std::fill(sums, sums + count, T{});
+        return sums;
+    }
+    // of a thread of the region
+    const T* of(index thread) const { return memory.get() + thread * count; }
+};
