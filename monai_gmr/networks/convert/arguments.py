@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.parameter import UninitializedBuffer
 
@@ -17,19 +18,39 @@ from monai_gmr.symmetry import PointGroup
 from monai_gmr.symmetry.group_structure import GroupSpec
 from monai_gmr.utils import ConfigurationError, windowed_layers
 
+# modules that exchange the gradients of the parameters that they were given
+EXCHANGING = ("DistributedDataParallel", "FullyShardedDataParallel")
+
 
 def check_network(module: nn.Module, inplace: bool) -> None:
     """Raise where a network cannot be converted."""
+    name = type(module).__name__
     if hasattr(module, "_orig_mod"):
-        raise ConfigurationError(f"{type(module).__name__} is compiled already: convert first, then compile.")
+        raise ConfigurationError(f"{name} is compiled already: convert first, then compile.")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ConfigurationError(f"{name} is scripted or traced already: convert first, then script or trace.")
+    if any(kind.__name__ in EXCHANGING for each in module.modules() for kind in type(each).__mro__):
+        raise ConfigurationError(
+            f"{name} has processes that exchange its gradients already: convert first, then wrap it for them."
+        )
+    if not inplace and any(_is_computed(value) for each in module.modules() for value in vars(each).values()):
+        raise ConfigurationError(
+            f"{name} has weights that are computed from others, as by weight_norm or prune of torch.nn.utils, which torch cannot copy: "
+            "remove this first, as by remove_weight_norm or prune.remove."
+        )
     if not inplace and any(isinstance(each, UninitializedBuffer) for each in module.buffers()):
         raise ConfigurationError(
-            f"{type(module).__name__} has lazily built norms, which torch cannot copy: call it once with an image, or give inplace=True."
+            f"{name} has lazily built norms, which torch cannot copy: call it once with an image, or give inplace=True."
         )
     if annealed_layers(module):
         raise ConfigurationError(
-            f"{type(module).__name__} holds rests of an earlier conversion: drop them first, by monai_gmr.networks.drop_rests."
+            f"{name} holds rests of an earlier conversion: drop them first, by monai_gmr.networks.drop_rests."
         )
+
+
+def _is_computed(value: Any) -> bool:
+    """Whether an attribute is a tensor that remembers how it was computed."""
+    return isinstance(value, torch.Tensor) and not value.is_leaf
 
 
 def check_windows(kernel_sizes: Any) -> None:

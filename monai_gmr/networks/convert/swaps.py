@@ -95,6 +95,8 @@ def _swap_convolution(module: Any, options: Options) -> Swap:
         return stays_broken(f"{type(module).__name__} has a forward of its own, which may do more than convolve")
     if parametrize.is_parametrized(module) or "weight" not in dict(module.named_parameters(recurse=False)):
         return stays_broken("its weight is computed from others: remove the parametrisation or weight norm first")
+    if module in options.trace.shared:
+        return stays_broken("its parameters are also used outside of it, where a replacement's would not fit")
     surplus = _surplus(module, options)
     on_fields = joins_fields(module, options)
     moved = any(surplus) or (transposed and any(module.output_padding))

@@ -90,6 +90,8 @@ class Trace:
     # linear layers that take all voxels of an image at once, and those that do so in training alone
     flattened: set[nn.Module] = field(default_factory=set)
     flattened_in_training: set[nn.Module] = field(default_factory=set)
+    # convolutions whose parameters other modules compute with
+    shared: set[nn.Module] = field(default_factory=set)
     # why no pass was possible: a sentence, and what the network raised
     failure: str | None = None
     reason: str = ""
@@ -170,8 +172,10 @@ class Pass(TorchDispatchMode):
         def leave(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
             self.leave(module, (*args, *kwargs.values()), output)
 
-        handles = [module.register_forward_pre_hook(enter, with_kwargs=True) for module, _ in modes]
-        handles += [module.register_forward_hook(leave, with_kwargs=True, always_call=True) for module, _ in modes]
+        # scripted ones take no hooks
+        hooked = [module for module, _ in modes if not isinstance(module, torch.jit.ScriptModule)]
+        handles = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in hooked]
+        handles += [module.register_forward_hook(leave, with_kwargs=True, always_call=True) for module in hooked]
         self.sizes_only = sizes_only
         try:
             self.net.train(training)
@@ -198,9 +202,16 @@ class _SizesPass(Pass):
         self.trace, self.rank = trace, len(trace.size) + 2
         self.bent: set[nn.Module] = set()
         self.convolved = False
+        # a parameter may be one of several convolutions
+        self.owners: dict[int, set[nn.Module]] = {}
+        for each in convolutions_of(net):
+            for own in each.parameters(recurse=False):
+                self.owners.setdefault(id(own), set()).add(each)
+        self.running: list[nn.Module] = []
 
     def enter(self, module: nn.Module, args: tuple) -> None:
         """Look at the channels of the first convolution, which has 0 before it is built."""
+        self.running.append(module)
         if self.convolved or not isinstance(module, CONVOLUTIONS):
             return
         self.convolved = True
@@ -211,6 +222,9 @@ class _SizesPass(Pass):
     def look(self, name: str, args: tuple, kwargs: dict, output: Any) -> None:
         """Follow outputs of convolutions, padded images and flattened ones."""
         name = name.rstrip("_")
+        for owners in (self.owners.get(id(each), set()) for each in tensors_in((args, kwargs))):
+            if owners.isdisjoint(self.running):
+                self.trace.shared |= owners
         if name == "constant_pad_nd" and (len(args) < 3 or args[2] == 0):
             output._gmr_padded = args[0], list(args[1])
         images = [t for t in tensors_in(args) if t.dim() == self.rank]
@@ -230,6 +244,8 @@ class _SizesPass(Pass):
 
     def leave(self, module: nn.Module, args: tuple, output: Any) -> None:
         """Note sizes, and what stands before a convolution or a linear layer."""
+        while self.running and self.running.pop() is not module:
+            pass
         trace = self.trace
         trace.called.add(module)
         before = [t for t in tensors_in(args) if t.dim() == self.rank]

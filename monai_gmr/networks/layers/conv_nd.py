@@ -45,12 +45,13 @@ def passes_arguments_to(parent: type, without: Sequence[str] = ()) -> Callable:
     return name_arguments
 
 
-def whole_numbers(name: str, value: Any, spatial_dims: int, least: int = 1) -> Any:
-    """One whole number of at least ``least`` per axis, as a tuple, from one for all or one each."""
+def whole_numbers(name: str, value: Any, spatial_dims: int, least: int | None = 1) -> Any:
+    """One whole number of at least ``least``, ``None`` for any, per axis, as a tuple, from one for all or one each."""
     numbers = (value,) * spatial_dims if is_whole(value) else tuple(value)
-    if len(numbers) != spatial_dims or min(numbers) < least:
+    if len(numbers) != spatial_dims or (least is not None and min(numbers) < least):
+        bound = "" if least is None else f" of at least {least}"
         raise ConfigurationError(
-            f"{name}={value} is impossible: give {spatial_dims} whole numbers of at least {least}, or one for all axes."
+            f"{name}={value} is impossible: give {spatial_dims} whole numbers{bound}, or one for all axes."
         )
     return tuple(int(n) for n in numbers)
 

@@ -38,7 +38,8 @@ class GMRInterpolate(SizedLayer, nn.Module):
         scale_factor: fine voxels in a coarse one, one number per axis.
         mode: as in ``torch.nn.Upsample``. "nearest" to a size that is no multiple would not be exact and is linear there.
         align_corners: as in ``torch.nn.Upsample``.
-        extent: what the upsampling adds to ``(size - 1) * scale_factor``, one number per axis; default ``scale_factor``.
+        extent: what the upsampling adds to ``(size - 1) * scale_factor``, below 0 takes away, one number per axis; default
+            ``scale_factor``.
 
     Example:
         >>> GMRInterpolate((2, 2), "bilinear")(torch.rand(1, 3, 4, 5)).shape
@@ -58,7 +59,7 @@ class GMRInterpolate(SizedLayer, nn.Module):
         check_counts("scale_factor", scale_factor, (2, 2))
         self.scale_factor, self.mode, self.align_corners = list(scale_factor), mode, bool(align_corners)
         given = self.scale_factor if extent is None else extent
-        self.extent = list(whole_numbers("extent", given, len(self.scale_factor), least=0))
+        self.extent = list(whole_numbers("extent", given, len(self.scale_factor), least=None))
         self.levels: Levels | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -106,7 +107,7 @@ class ResizedConvNd(SizedLayer, GMRConvNd):
 
     Args:
         factors: fine voxels in a coarse one, one number per axis.
-        extent: what the transposed layer added to ``(size - 1) * factor``, one number per axis.
+        extent: what the transposed layer added to ``(size - 1) * factor``, below 0 took away, one number per axis.
 
     All other arguments are those of :class:`GMRConv2d`, for the convolution of the coarse grid.
     """
@@ -116,7 +117,7 @@ class ResizedConvNd(SizedLayer, GMRConvNd):
     def __init__(self, *args, factors: Sequence[int], extent: Sequence[int], **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.factors = list(whole_numbers("factors", factors, self.spatial_dims))
-        self.extent = list(whole_numbers("extent", extent, self.spatial_dims, least=0))
+        self.extent = list(whole_numbers("extent", extent, self.spatial_dims, least=None))
         self.levels: Levels | None = None
 
     def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from monai.networks import nets
 from torch import nn
+from torch.nn.utils import prune
 
 from monai_gmr.metrics import equivariance_error
 from monai_gmr.networks import convert_to_gmr
+from monai_gmr.networks.convert.arguments import EXCHANGING
 from monai_gmr.utils import ConfigurationError
 
 
@@ -85,3 +88,91 @@ def test_lazily_built_norms_ask_for_a_pass_or_inplace():
         convert_to_gmr(net, in_channels=1, spatial_dims=2)
     converted = convert_to_gmr(net, in_channels=1, spatial_dims=2, inplace=True)
     assert error(converted, (9, 12)) < 1e-9
+
+
+def computed(function, *arguments):
+    """A network with a weight that a function of ``torch.nn.utils`` computes from others."""
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 1))
+    function(net[0], *arguments)
+    return net
+
+
+class ForProcesses(nn.Module):
+    """A wrapper by the name of torch's, which needs processes to be made."""
+
+    def __init__(self):
+        super().__init__()
+        self.module = nn.Conv2d(1, 4, 3)
+
+
+PLAIN = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 1))
+REFUSED = {
+    "scripted": (lambda: torch.jit.script(PLAIN), "scripted or traced already: convert first"),
+    "traced": (lambda: torch.jit.trace(PLAIN, torch.ones(1, 1, 9, 9)), "scripted or traced already: convert first"),
+    "compiled": (lambda: torch.compile(PLAIN), "compiled already: convert first"),
+    "weight norm": (lambda: computed(nn.utils.weight_norm), "remove this first, as by remove_weight_norm"),
+    "pruned": (lambda: computed(prune.l1_unstructured, "weight", 0.3), r"remove this first, .* or prune\.remove"),
+    "of processes": (
+        lambda: type("DistributedDataParallel", (ForProcesses,), {})(),
+        "exchange its gradients already: convert first",
+    ),
+    "with a part of processes": (
+        lambda: nn.Sequential(type("FullyShardedDataParallel", (ForProcesses,), {})()),
+        "exchange its gradients already: convert first",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_what_cannot_be_converted_any_more_is_one_sentence(name):
+    make, sentence = REFUSED[name]
+    with pytest.raises(ConfigurationError, match=sentence):
+        convert_to_gmr(make(), in_channels=1, spatial_dims=2)
+
+
+def test_torch_calls_its_wrappers_for_processes_as_they_are_known_here():
+    assert nn.parallel.DistributedDataParallel.__name__ in EXCHANGING
+    fsdp = pytest.importorskip("torch.distributed.fsdp")
+    assert fsdp.FullyShardedDataParallel.__name__ in EXCHANGING
+
+
+class UsesWeight(nn.Module):
+    """Convolutions of which one lends its weight to a function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.a, self.b = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 1, 3, padding=1)
+
+    def forward(self, x):
+        return self.b(self.a(x) + self.function(x, self.a.weight))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x, weight: F.conv2d(x, weight, padding=1), lambda x, weight: x * weight.square().mean()],
+    ids=["as a kernel", "as numbers"],
+)
+def test_a_convolution_whose_weight_a_function_takes_stays(function):
+    net, x = UsesWeight(function), torch.rand(1, 1, 9, 9)
+    converted = convert_to_gmr(net)
+    assert "a: its parameters are also used outside of it" in converted.conversion_report.limits[0]
+    assert type(converted.a) is nn.Conv2d
+    assert type(converted.b) is not nn.Conv2d
+    assert converted(x).shape == net(x).shape
+
+
+def test_convolutions_that_share_a_weight_are_converted():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1))
+    net[2].weight = net[1].weight
+    converted = convert_to_gmr(net)
+    assert converted.conversion_report.limits == ()
+    assert converted[2].weight is converted[1].weight
+
+
+def test_a_scripted_part_takes_no_hooks_and_stays():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), torch.jit.script(nn.SiLU()), nn.Conv2d(4, 1, 3, padding=1))
+    converted = convert_to_gmr(net)
+    assert converted.conversion_report.limits == ()
+    assert error(converted, (9, 12)) < 1e-5

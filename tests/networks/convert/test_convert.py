@@ -145,6 +145,7 @@ LAYERS = {
     "transposed": nn.ConvTranspose2d(1, 3, 3, 2, 1, 1),
     "transposed by one": nn.ConvTranspose2d(1, 3, 3, 1, 1),
     "transposed, long": nn.ConvTranspose2d(1, 3, 7, 2, 3),
+    "transposed, padded by more than the window": nn.ConvTranspose2d(1, 3, 4, 4, 4),
     "transposed, dilated": nn.ConvTranspose2d(1, 3, 3, 2, 2, 1, dilation=2),
     "grouped": nn.Sequential(nn.Conv2d(1, 4, 3), nn.ConvTranspose2d(4, 6, 2, 2, groups=2)),
     "pixel unshuffle": nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), _Even(), nn.PixelUnshuffle(2)),
