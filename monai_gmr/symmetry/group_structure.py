@@ -132,6 +132,22 @@ class PointGroup:
         """Index of each element's inverse, ``(order,)``."""
         return _read_only(np.array([self._index[_as_tuple(element.T)] for element in self.elements]))
 
+    def generators(self) -> np.ndarray:
+        """Elements whose products are the group, few of them; of the identity alone none.
+
+        Example:
+            >>> len(PointGroup.from_name("m-3m", 3).generators()), len(PointGroup.from_name("4", 2).generators())
+            (3, 1)
+        """
+        chosen: list[int] = []
+        reached = {0}
+        for number in range(1, self.order):
+            if number not in reached:
+                chosen.append(number)
+                generated = {tuple(map(tuple, each)) for each in generate_group([self.elements[n] for n in chosen])}
+                reached = {n for n, matrix in enumerate(self.matrices) if matrix in generated}
+        return self.elements[chosen]
+
     def index(self, element: np.ndarray) -> int:
         """Index of an element, a signed permutation matrix.
 

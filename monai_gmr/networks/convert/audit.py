@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from monai_gmr.networks.convert.fields import POINTWISE
+from monai_gmr.networks.annealing import annealed_layers
+from monai_gmr.networks.convert.fields import POINTWISE, REDUCING
+from monai_gmr.networks.convert.measure import inexact_sentence
 from monai_gmr.networks.convert.shapes import SizesBackend
 from monai_gmr.networks.convert.trace import CONVOLUTIONS, Inputs, Pass, Trace, first_line, make_inputs
 from monai_gmr.symmetry import PointGroup, stride_is_exact
@@ -27,6 +29,13 @@ OWN_NUMBER = "joins voxels with numbers that go by their positions"
 ONE_AXIS = "treats one axis of an image unlike another"
 FINDS_PLACES = "finds out the places of voxels"
 JOINING = ("add", "sub", "mul", "div", "maximum", "minimum", "where", "cat", "stack")
+# operations on images that do the same at all voxels, or whose other cases are named
+FOLLOWED = re.compile(
+    "_?softmax|_?log_softmax|_?prelu(_kernel)?|_?batch_norm.*|_?native_batch_norm.*|cudnn_batch_norm|native_group_norm|_?convolution"
+    "|max_pool.*|avg_pool.*|_?adaptive_avg_pool.*|adaptive_max_pool.*|_?upsample_.*|constant_pad_nd|reflection_pad.*"
+    "|replication_pad.*|slice|select|index"
+)
+VIEWING = ("view", "_unsafe_view", "reshape")
 PLACES = {
     "roll": "moves voxels along an axis",
     "flip": "mirrors an axis",
@@ -66,14 +75,20 @@ def remaining_operations(
     """
     sizes = [trace.size] if example_inputs is not None else [trace.size, tuple(n + 1 for n in trace.size)]
     sentences: dict[str, None] = {}
+    unknown: dict[tuple[str, str], None] = {}
     for size in sizes:
         audit = _Audit(net, size, group, known)
         try:
             audit.follow(partial(make_inputs, net, size, in_channels, example_inputs), trace.sizes_only)
             sentences |= audit.sentences
+            unknown |= audit.unknown
         except Exception as error:  # a network need not take a voxel more
             if size == trace.size:
                 sentences[f"what it does outside of its layers could not be audited ({first_line(error)})"] = None
+    # rests of an annealed conversion are not exact before they are dropped
+    if unknown and not (sentences or known or annealed_layers(net)):
+        measured = inexact_sentence(net, trace, group, in_channels, example_inputs, list(unknown))
+        return [measured] if measured else []
     return list(sentences)
 
 
@@ -123,6 +138,12 @@ class _Audit(Pass):
         self.stack: list[nn.Module] = []
         self.backend = SizesBackend(self._in_ours)
         self.sentences: dict[str, None] = {}
+        # operations on voxels of which no rule says whether they are exact
+        self.unknown: dict[tuple[str, str], None] = {}
+        for name, module in net.named_modules():
+            # private: torch has no public way to ask for hooks
+            if module._forward_hooks or module._forward_pre_hooks:
+                self.unknown[name or type(net).__name__, "a hook"] = None
 
     def follow(self, inputs: Inputs, sizes_only: bool) -> None:
         """Run the pass, and look at the network's output."""
@@ -130,10 +151,12 @@ class _Audit(Pass):
         def marked() -> tuple[tuple, dict]:
             args, kwargs = inputs()
             for tensor in tensors_in((args, kwargs)):
-                tensor._gmr_given = True  # type: ignore[attr-defined]
+                tensor._gmr_given = tensor._gmr_voxels = True  # type: ignore[attr-defined]
             return args, kwargs
 
         for tensor in tensors_in(self.run(marked, sizes_only)):
+            if not _is_given(tensor):
+                self.unknown[type(self.net).__name__, "an answer that no operation of torch gives"] = None
             if _exchanged(tensor):
                 self.sentences[f"{type(self.net).__name__}: its output is an image with two axes exchanged"] = None
 
@@ -161,15 +184,21 @@ class _Audit(Pass):
         if not self.stack:
             return
         sentence = self._sentence(name, args, output) or self._follow_axes(name, args, output)
+        caller = self.names[self.stack[-1]] or type(self.net).__name__
         if sentence and not self.known & {self.names[each] for each in self.stack}:
-            self.sentences[f"{self.names[self.stack[-1]] or type(self.net).__name__}: {sentence}"] = None
+            self.sentences[f"{caller}: {sentence}"] = None
+        if not sentence and not self._is_followed(name, args, kwargs, output):
+            self.unknown[caller, name] = None
 
     def _mark(self, name: str, args: tuple, kwargs: dict, output: Any) -> None:
         """Carry along what comes from the input, what has one number everywhere, and what are places of voxels."""
         sources = tensors_in((args, kwargs))
+        voxels = any(hasattr(each, "_gmr_voxels") for each in sources)
         given, inherits = any(map(_is_given, sources)), bool(sources) and name not in COUNTING
         alike = bool(FILLING.fullmatch(name)) or (inherits and all(hasattr(each, "_gmr_alike") for each in sources))
         for tensor in tensors_in(output):
+            if voxels and not self._is_pooled(name, sources[0], tensor):
+                tensor._gmr_voxels = True  # type: ignore[attr-defined]
             if given:
                 tensor._gmr_given = True  # type: ignore[attr-defined]
             if alike:
@@ -198,6 +227,28 @@ class _Audit(Pass):
         images = [each for each in given if self._is_image(each)]
         differ = len({_exchanged(each) for each in images}) > 1
         return "joins an image with one whose axes are exchanged" if differ and name.rstrip("_") in JOINING else None
+
+    def _is_pooled(self, name: str, source: torch.Tensor, output: torch.Tensor) -> bool:
+        """Whether an operation leaves one number of all voxels."""
+        one_voxel = output.dim() == self.dims + 2 and output.shape[2:].numel() == 1
+        return one_voxel or (bool(REDUCING.fullmatch(name)) and source.dim() == self.dims + 2 and output.dim() == 2)
+
+    def _is_followed(self, name: str, args: tuple, kwargs: dict, output: Any) -> bool:
+        """Whether it is known of an operation that it is exact, where no sentence says otherwise."""
+        sources, plain = tensors_in((args, kwargs)), name.rstrip("_")
+        voxels = [each for each in sources if hasattr(each, "_gmr_voxels")]
+        if name in RANDOM or not voxels:
+            return name not in RANDOM
+        if any(each.dim() != self.dims + 2 for each in voxels):
+            return len(sources) == 1 and bool(POINTWISE.fullmatch(plain))
+        if name in VIEWING:
+            return output.shape[-self.dims :] == voxels[0].shape[2:]
+        if plain in ("cat", "stack"):
+            return plain == "cat" and len(args) > 1 and args[1] == 1
+        if REDUCING.fullmatch(plain):
+            axes = self._spatial(args, 1)
+            return not axes or (len(axes) == self.dims and not plain.startswith("arg"))
+        return bool(POINTWISE.fullmatch(plain) or plain in JOINING or FOLLOWED.fullmatch(name))
 
     def _is_image(self, value: Any) -> bool:
         if not isinstance(value, torch.Tensor) or value.dim() < self.dims + 2:

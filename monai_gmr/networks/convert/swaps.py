@@ -91,7 +91,7 @@ def _swap_convolution(module: Any, options: Options) -> Swap:
         return Swap(None, "a group convolution already")
     transposed = isinstance(module, classes_of("ConvTranspose"))
     base = getattr(nn, f"Conv{'Transpose' if transposed else ''}{dims}d")
-    if type(module).forward is not base.forward:
+    if type(module).forward is not base.forward or "forward" in vars(module):
         return stays_broken(f"{type(module).__name__} has a forward of its own, which may do more than convolve")
     if parametrize.is_parametrized(module) or "weight" not in dict(module.named_parameters(recurse=False)):
         return stays_broken("its weight is computed from others: remove the parametrisation or weight norm first")
@@ -259,7 +259,7 @@ def _coarse_weights(module: Any, functions: np.ndarray) -> tuple[np.ndarray, flo
 def _swap_pooling(module: Any, options: Options) -> Swap:
     dims, maximum = options.spatial_dims, isinstance(module, classes_of("MaxPool"))
     base = getattr(nn, f"{'Max' if maximum else 'Avg'}Pool{dims}d")
-    if type(module).forward is not base.forward:
+    if type(module).forward is not base.forward or "forward" in vars(module):
         return stays_broken(f"{type(module).__name__} has a forward of its own, which may do more than pool")
     kernel, stride, padding = (ensure_tuple_rep(n, dims) for n in (module.kernel_size, module.stride, module.padding))
     if max(stride) == 1:
