@@ -212,8 +212,12 @@ def make_parser() -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("the scores").add_argument
     add("--metrics", nargs="+", metavar="NAME", help="the evaluator's metrics to report (default: all)")
-    text = "the metrics are errors or distances"
-    add("--smaller_is_better", action="store_false", dest="greater_is_better", help=text)
+    text = "all metrics are errors or distances (default: those that are by their class, such as Hausdorff distances)"
+    add("--smaller_is_better", action="store_false", dest="greater_is_better", default=None, help=text)
+    text = "these metrics are errors or distances, whatever their class"
+    add("--smaller_is_better_for", nargs="+", metavar="NAME", help=text)
+    text = "these metrics are scores, whatever their class"
+    add("--greater_is_better_for", nargs="+", metavar="NAME", help=text)
     text = """how label images are rotated by angles: nearest neighbour (default), or the class with the largest share (default with
         --input)"""
     add("--labels", choices=LABEL_SAMPLINGS, help=text)
@@ -233,6 +237,26 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def read_direction(arguments: argparse.Namespace) -> bool | dict[str, bool] | None:
+    """Whether larger values are better: of all metrics, of those that are named, or ``None``, by their classes.
+
+    Example:
+        >>> command = ["bundle", "--smaller_is_better_for", "volume_error", "--greater_is_better_for", "likelihood"]
+        >>> read_direction(make_parser().parse_args(command))
+        {'volume_error': False, 'likelihood': True}
+    """
+    smaller, greater = arguments.smaller_is_better_for or (), arguments.greater_is_better_for or ()
+    twice = set(smaller) & set(greater)
+    if twice:
+        raise ConfigurationError(
+            f"--smaller_is_better_for and --greater_is_better_for both name {min(twice)!r}: use one."
+        )
+    named = dict.fromkeys(smaller, False) | dict.fromkeys(greater, True)
+    if named and arguments.greater_is_better is not None:
+        raise ConfigurationError("--smaller_is_better is for all metrics: leave it out where others are named.")
+    return named or arguments.greater_is_better
+
+
 def make_report(arguments: argparse.Namespace) -> RotationReport:
     """Open the bundles and run the report, which then has the cases that were left out."""
     networks = read_networks(arguments.bundles)
@@ -245,6 +269,7 @@ def make_report(arguments: argparse.Namespace) -> RotationReport:
         if not pairs:
             raise ConfigurationError(f"--for {name} sets nothing: give ids, as in --for {name} device=cpu.")
         settings[name].update(read_settings(pairs, f"--for {name}"))
+    arguments.greater_is_better = read_direction(arguments)
     prediction = None if arguments.prediction is None else _read_value(arguments.prediction)
     arguments.labels = arguments.labels or ("nearest" if arguments.input is None else "share")
     arguments.output_dir = arguments.output_dir or default_folder(arguments.input)

@@ -20,6 +20,7 @@ from monai_gmr.bundle.case_batches import CaseBatch, CaseBatches, anisotropic_sp
 from monai_gmr.bundle.settings import check_values
 from monai_gmr.files import FolderLock, check_folder, replacing, write_json, write_rows, write_text
 from monai_gmr.inferers import SymmetryInferer
+from monai_gmr.rotation_report.directions import Direction, check_direction
 from monai_gmr.rotation_report.page import write_page
 from monai_gmr.rotation_report.prepare_batch import LABEL_SAMPLINGS
 from monai_gmr.rotation_report.probe import ViewProbe, keeps_cases, metric_handlers
@@ -101,7 +102,8 @@ class RotationReport:
         order: order of the spline that rotates images by angles and shifts them, 0 to 5.
         prediction: which of several answers of a network is judged, index or key.
         metrics: names of the evaluator's metrics; default: all, the key metric first.
-        greater_is_better: whether larger values of the metrics are better.
+        greater_is_better: whether larger values are better: of all metrics, or name of a metric to that. Default: what MONAI's and
+            ignite's classes of metrics say (not of distances, errors and losses), of other classes that they are.
         name: name of a single evaluator's network.
         compare: other reports to show and test beside this one, name to ``output_dir`` or a file in it.
         cases: the first so many cases only.
@@ -151,7 +153,7 @@ class RotationReport:
         order: int = 3,
         prediction: int | str | None = None,
         metrics: Sequence[str] | None = None,
-        greater_is_better: bool = True,
+        greater_is_better: Direction = None,
         name: str = "this run",
         compare: Mapping[str, str | Path] | None = None,
         cases: int | None = None,
@@ -236,6 +238,9 @@ class RotationReport:
         with FolderLock(self.output_dir, "output_dir"):
             for network in self.networks.values():
                 network.metrics = self._metric_names(network.evaluator)
+            evaluators = [network.evaluator for network in self.networks.values()]
+            names = dict.fromkeys(name for each in evaluators for name in metric_handlers(each))
+            check_direction(self._scoring["greater_is_better"], names)
             if not any(network.metrics for network in self.networks.values()):
                 print("the evaluator has no metric: the equivariance error is reported alone.")
             for title, network in self.networks.items():

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from monai_gmr.rotation_report.directions import Direction, is_greater_better
 from monai_gmr.rotation_report.probe import score
 from monai_gmr.rotation_report.records import TRUE_CLASS, ViewRecords
 from monai_gmr.symmetry import View, is_grid_symmetry, is_mirror
@@ -85,7 +86,9 @@ def percentile_interval(samples: np.ndarray) -> tuple[float, float]:
     """
     if np.isfinite(samples).sum() < 2:
         return NAN, NAN
-    low, high = np.nanpercentile(samples, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
+    # between infinite samples there is no number
+    with np.errstate(invalid="ignore"):
+        low, high = np.nanpercentile(samples, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
     return float(low), float(high)
 
 
@@ -109,7 +112,8 @@ def paired_test(first: np.ndarray, second: np.ndarray, num_resamples: int, seed:
 def family_scores(values: np.ndarray, members: Sequence[int]) -> np.ndarray:
     """Mean over a family's views of each case, shape ``(cases,)``; not a number where a case has none."""
     chosen = np.asarray(values, float)[:, list(members)]
-    counts = np.isfinite(chosen).sum(1)
+    # a distance to an empty answer is infinite, and no missing one
+    counts = (~np.isnan(chosen)).sum(1)
     return np.where(counts > 0, np.nansum(chosen, 1) / np.maximum(counts, 1), np.nan)
 
 
@@ -148,7 +152,7 @@ class NetworkScores:
         handlers: Mapping[str, Any],
         *,
         spacing: Sequence[float] | None = None,
-        greater_is_better: bool = True,
+        greater_is_better: Direction = None,
         num_resamples: int = 1000,
         seed: int = 0,
     ) -> None:
@@ -185,7 +189,7 @@ class NetworkScores:
         upright = [part[:PROBED_CASES] for part in self._kept(metric, 0)]
         alone = self._single_scores(metric, upright)
         together = score(self.handlers[metric], upright)
-        if not np.isfinite(alone).any() or not np.isclose(np.nanmean(alone), together, atol=1e-6):
+        if np.isnan(alone).all() or not np.isclose(np.nanmean(alone), together, atol=1e-6):
             return None
         return np.stack([self._single_scores(metric, self._kept(metric, view)) for view in views], 1)
 
@@ -196,7 +200,7 @@ class NetworkScores:
     def _single_scores(self, metric: str, values: Sequence[np.ndarray]) -> np.ndarray:
         cases = [[part[i : i + 1] for part in values] for i in range(len(values[0]))]
         # of a case without any score, such as one whose label lacks the class, MONAI's mean is 0
-        scored = [any(np.isfinite(part).any() for part in case) for case in cases]
+        scored = [any((~np.isnan(part)).any() for part in case) for case in cases]
         return np.array([score(self.handlers[metric], case) if has else np.nan for case, has in zip(cases, scored)])
 
     def scores(self, metric: str, chosen: Sequence[int] | np.ndarray | None = None) -> list[float]:
@@ -235,11 +239,12 @@ class NetworkScores:
                 row: dict[str, Any] = {"network": self.title, "metric": metric, "family": family}
                 row |= {"cases": len(self.cases), "views": len(chosen)}
                 row |= {"mean": NAN, "worst": NAN, "worst_view": "", "spread": NAN}
-                if np.isfinite(values).any():
+                if not np.isnan(values).all():
                     place = int(find_worst(values))
                     row |= {"mean": float(np.nanmean(values)), "worst": float(values[place])}
                     row["worst_view"] = self.views[chosen[place]].name
-                    row["spread"] = float(np.nanmax(values) - np.nanmin(values))
+                    least, most = float(np.nanmin(values)), float(np.nanmax(values))
+                    row["spread"] = NAN if np.isinf(least) else most - least
                 low, high = percentile_interval(self._resampled(metric)[:, chosen].mean(1))
                 rows.append({**row, "interval_low": low, "interval_high": high, "images": self.images})
         return rows
@@ -281,7 +286,7 @@ class NetworkScores:
     def _case_tables(self, metrics: Sequence[str]) -> dict[str, np.ndarray]:
         """The tables of those metrics that a single case has."""
         tables = {metric: self.table(metric) for metric in metrics}
-        return {metric: table for metric, table in tables.items() if table is not None and np.isfinite(table).any()}
+        return {metric: table for metric, table in tables.items() if table is not None and not np.isnan(table).all()}
 
     def differences(self, other: NetworkScores) -> list[dict[str, Any]]:
         """This network less another one, on the cases and views that both have: ``first``, ``second``, ``metric``, ``family``, ``cases``,
@@ -332,7 +337,9 @@ class NetworkScores:
 
     def is_greater_better(self, metric: str) -> bool:
         """Whether larger values of a metric are better."""
-        return metric == TRUE_CLASS or (self.greater_is_better and metric not in SMALLER_IS_BETTER)
+        if metric == TRUE_CLASS or metric in SMALLER_IS_BETTER:
+            return metric == TRUE_CLASS
+        return is_greater_better(metric, self.handlers.get(metric), self.greater_is_better)
 
     def worst(self, metric: str, count: int) -> list[WorstCase]:
         """So many cases with the worst scores, each in its worst view and without its image, by :meth:`case_scores`."""
@@ -340,7 +347,7 @@ class NetworkScores:
         if not name:
             return []
         sign = 1.0 if self.is_greater_better(name) else -1.0
-        ranked = np.where(np.isfinite(table), sign * table, np.inf)
+        ranked = np.where(np.isnan(table), np.inf, sign * table)
         order = np.argsort(ranked.min(1), kind="stable")[:count]
         return [
             WorstCase(self.title, self.cases[i], self.views[k].name, name, float(table[i, k]), float(table[i, 0]))
@@ -365,12 +372,12 @@ def format_cell(value: Any) -> str:
     """A value of a table as text; what is not a number is empty.
 
     Example:
-        >>> format_cell(0.91234), format_cell(2e-8), format_cell(12.0), format_cell("net"), format_cell(NAN)
-        ('0.9123', '2.0e-08', '12', 'net', '')
+        >>> format_cell(0.91234), format_cell(2e-8), format_cell(12.0), format_cell(float("inf")), format_cell(NAN)
+        ('0.9123', '2.0e-08', '12', 'inf', '')
     """
     if not isinstance(value, float):
         return str(value)
-    if np.isnan(value) or (value >= 1 and value == round(value)):
+    if np.isnan(value) or (value >= 1 and value.is_integer()):
         return "" if np.isnan(value) else f"{value:g}"
     return f"{value:.1e}" if 0 < abs(value) < 5e-4 else f"{value:.4f}"
 

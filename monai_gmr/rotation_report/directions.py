@@ -1,0 +1,122 @@
+"""Which metrics are better when they are smaller, by their classes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from monai.metrics import (
+    AbsoluteVolumeDifferenceMetric,
+    CalibrationErrorMetric,
+    ConfusionMatrixMetric,
+    Cumulative,
+    HausdorffDistanceMetric,
+    LossMetric,
+    MAEMetric,
+    MAPEMetric,
+    MSEMetric,
+    RMSEMetric,
+    SurfaceDistanceMetric,
+)
+from monai.metrics.confusion_matrix import check_confusion_matrix_metric_name
+from monai.utils import ensure_tuple, optional_import
+
+from monai_gmr.utils import ConfigurationError
+
+# whether larger values are better: of all metrics, of some by name, or as the class of each says
+Direction = bool | Mapping[str, bool] | None
+
+DISTANCES_AND_ERRORS = (
+    AbsoluteVolumeDifferenceMetric,
+    CalibrationErrorMetric,
+    HausdorffDistanceMetric,
+    LossMetric,
+    MAEMetric,
+    MAPEMetric,
+    MSEMetric,
+    RMSEMetric,
+    SurfaceDistanceMetric,
+)
+# of a confusion matrix, as MONAI shortens them: shares of wrong answers, and the prevalence threshold
+WRONG_SHARES = ("fnr", "fpr", "fdr", "for", "pt")
+# ignite is optional, and has more of them from version to version
+OF_IGNITE = {
+    "ignite.metrics": (
+        "CharacterErrorRate",
+        "FID",
+        "JSDivergence",
+        "KLDivergence",
+        "Loss",
+        "MaximumMeanDiscrepancy",
+        "MeanAbsoluteError",
+        "MeanPairwiseDistance",
+        "MeanSquaredError",
+        "Perplexity",
+        "RootMeanSquaredError",
+    ),
+    # those without a sign: a mean error or bias is best at 0
+    "ignite.metrics.regression": (
+        "CanberraMetric",
+        "FractionalAbsoluteError",
+        "GeometricMeanAbsoluteError",
+        "GeometricMeanRelativeAbsoluteError",
+        "ManhattanDistance",
+        "MaximumAbsoluteError",
+        "MeanAbsoluteRelativeError",
+        "MedianAbsoluteError",
+        "MedianAbsolutePercentageError",
+        "MedianRelativeAbsoluteError",
+        "WaveHedgesDistance",
+    ),
+}
+
+
+def _classes_of_ignite() -> tuple[type, ...]:
+    modules = {name: optional_import(name) for name in OF_IGNITE}
+    found = [
+        getattr(modules[name][0], each, None)
+        for name, all_of in OF_IGNITE.items()
+        for each in all_of
+        if modules[name][1]
+    ]
+    return tuple(each for each in found if isinstance(each, type))
+
+
+def is_smaller_better(metric: Any) -> bool:
+    """Whether smaller values are better of a metric of MONAI or ignite, or of a handler with one; False of classes that are not known.
+
+    Example:
+        >>> from monai.handlers import HausdorffDistance, MeanDice
+        >>> is_smaller_better(HausdorffDistance(percentile=95)), is_smaller_better(MeanDice())
+        (True, False)
+    """
+    # a metric of ignite has every attribute, a function
+    held = getattr(metric, "metric_fn", None)
+    metric = held if isinstance(held, Cumulative) else metric
+    if isinstance(metric, ConfusionMatrixMetric):
+        # of several names the first one is reported
+        return check_confusion_matrix_metric_name(ensure_tuple(metric.metric_name)[0]) in WRONG_SHARES
+    return isinstance(metric, (*DISTANCES_AND_ERRORS, *_classes_of_ignite()))
+
+
+def is_greater_better(name: str, metric: Any, direction: Direction) -> bool:
+    """Whether larger values of a metric are better: what ``direction`` says of all or of this name, else what its class says.
+
+    Example:
+        >>> metrics = {"dice": None, "hd95": HausdorffDistanceMetric()}
+        >>> [is_greater_better(name, metric, None) for name, metric in metrics.items()]
+        [True, False]
+        >>> [is_greater_better(name, metric, {"dice": False}) for name, metric in metrics.items()]
+        [False, False]
+    """
+    said = direction.get(name) if isinstance(direction, Mapping) else direction
+    return not is_smaller_better(metric) if said is None else bool(said)
+
+
+def check_direction(direction: Direction, names: Collection[str]) -> None:
+    """Raise ``ConfigurationError`` when ``direction`` names a metric that none of the evaluators has."""
+    unknown = [name for name in direction if name not in names] if isinstance(direction, Mapping) else []
+    if unknown:
+        raise ConfigurationError(
+            f"greater_is_better names {unknown[0]!r}, which is no metric of the evaluator: it has {', '.join(names) or 'none'}."
+        )
