@@ -117,6 +117,7 @@ def check_direction(direction: Direction, names: Collection[str]) -> None:
     """Raise ``ConfigurationError`` when ``direction`` names a metric that none of the evaluators has."""
     unknown = [name for name in direction if name not in names] if isinstance(direction, Mapping) else []
     if unknown:
+        there = ", ".join(dict.fromkeys(names)) or "none"
         raise ConfigurationError(
-            f"greater_is_better names {unknown[0]!r}, which is no metric of the evaluator: it has {', '.join(names) or 'none'}."
+            f"greater_is_better names {unknown[0]!r}, which is no metric of the evaluator: it has {there}."
         )

@@ -21,10 +21,11 @@ from monai_gmr.bundle.settings import check_values
 from monai_gmr.files import FolderLock, check_folder, replacing, write_json, write_rows, write_text
 from monai_gmr.inferers import SymmetryInferer
 from monai_gmr.rotation_report.directions import Direction, check_direction
+from monai_gmr.rotation_report.inputs import image_marks, named_evaluators, other_images, same_cases, why_another_image
 from monai_gmr.rotation_report.page import write_page
 from monai_gmr.rotation_report.prepare_batch import LABEL_SAMPLINGS
 from monai_gmr.rotation_report.probe import ViewProbe, keeps_cases, metric_handlers
-from monai_gmr.rotation_report.records import ANSWER, ViewRecord, ViewRecords, read_compared, record_file
+from monai_gmr.rotation_report.records import ANSWER, IMAGE, ViewRecord, ViewRecords, read_compared, record_file
 from monai_gmr.rotation_report.shown_cases import ShownNetwork, run_shown_cases
 from monai_gmr.rotation_report.statistics import (
     ERROR,
@@ -63,6 +64,11 @@ class _Network:
     records: ViewRecords = field(default_factory=lambda: ViewRecords(None, {}))
     failures: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def usable(self) -> list[str]:
+        """The cases that did not fail."""
+        return [name for name in self.batches.names if name not in self.failures]
+
 
 class RotationReport:
     """Runs evaluators on rotated and mirrored images and reports how their metrics change.
@@ -77,7 +83,7 @@ class RotationReport:
 
     Args:
         evaluator: ``monai.engines.SupervisedEvaluator``, or several, name of the network to evaluator. Their loaders must give the same
-            cases.
+            cases: one that is only numbered is left out where its image is not that of the networks before.
         output_dir: directory of the files, made if need be.
         views: a set of :func:`~monai_gmr.symmetry.make_views`. The upright image is always in it. Default: all symmetries of the
             grid, and angles every 10 degrees in 2D, every 30 about each axis in 3D.
@@ -176,10 +182,7 @@ class RotationReport:
         self._judging |= {"mirrored_labels": check_label_pairs(mirrored_labels)}
         self._scoring: dict[str, Any] = {"greater_is_better": greater_is_better, "num_resamples": num_resamples}
         self._scoring |= {"seed": seed, "spacing": spacing}
-        # a bundle names its network after its setting conv, which may be a list
-        evaluators = dict(evaluator) if isinstance(evaluator, Mapping) else {str(name): evaluator}
-        if not evaluators:
-            raise ConfigurationError("there is no evaluator: give one, or a mapping of names to evaluators.")
+        evaluators = named_evaluators(evaluator, name)
         networks = {title: _Network(one, CaseBatches(one.data_loader, cases)) for title, one in evaluators.items()}
         first, network = next(iter(networks.items()))
         image = usable_image(first, network.batches)
@@ -238,8 +241,7 @@ class RotationReport:
         with FolderLock(self.output_dir, "output_dir"):
             for network in self.networks.values():
                 network.metrics = self._metric_names(network.evaluator)
-            evaluators = [network.evaluator for network in self.networks.values()]
-            names = dict.fromkeys(name for each in evaluators for name in metric_handlers(each))
+            names = [name for each in self.networks.values() for name in metric_handlers(each.evaluator)]
             check_direction(self._scoring["greater_is_better"], names)
             if not any(network.metrics for network in self.networks.values()):
                 print("the evaluator has no metric: the equivariance error is reported alone.")
@@ -313,6 +315,7 @@ class RotationReport:
 
     def _measure(self, title: str, network: _Network) -> None:
         """Record all views of all cases of a network that are not recorded yet."""
+        network.failures = {}
         try:
             # handlers that load the checkpoint listen to this
             network.evaluator.fire_event(Events.STARTED)
@@ -327,20 +330,32 @@ class RotationReport:
                 network.records = ViewRecords(path, header, resume=False)
             elif len(network.records):
                 print(f"{title}: {len(network.records)} views of cases are there already, from {path}.")
-            missing = {name: len(self._missing(network, [name])) for name in network.batches.names}
+            titles = list(self.networks)
+            others = {each: self.networks[each].records for each in titles[: titles.index(title)]}
+            network.failures |= other_images(network.records, network.batches.names, others, self.views[0].name)
+            missing = {name: len(self._missing(network, [name])) for name in network.usable}
             names = [name for name, count in missing.items() if count]
             views = len(names) * len(self.views)
             present = views - sum(missing.values())
             with tqdm(total=views, initial=present, desc=f"Rotating, {title}", unit="view", mininterval=0.5) as bar:
-                measure = partial(self._measure_batch, network, probe, bar)
+                measure = partial(self._measure_batch, network, others, probe, bar)
                 for items in network.batches.load(names):
                     network.failures |= network.batches.process(items, measure)
 
-    def _measure_batch(self, network: _Network, probe: ViewProbe, bar: Any, batch: CaseBatch) -> None:
+    def _measure_batch(
+        self, network: _Network, others: Mapping[str, ViewRecords], probe: ViewProbe, bar: Any, batch: CaseBatch
+    ) -> None:
         """Record the views of a batch that are missing."""
+        marks, upright = image_marks(batch), self.views[0].name
+        for name, mark in zip(batch.names, () if marks is None else marks):
+            why = why_another_image(name, mark, others, upright)
+            if why:
+                raise ConfigurationError(why)
 
         def keep(record: ViewRecord) -> None:
             bar.update(sum(not network.records.has(case, record.view) for case in record.cases))
+            if marks is not None and record.view == upright:
+                record.values[IMAGE] = [marks]
             network.records.add(record)
 
         missing = self._missing(network, batch.names)
@@ -379,14 +394,15 @@ class RotationReport:
         return [view for view in self.views if not all(network.records.has(name, view.name) for name in names)]
 
     def _has_whole_case(self, network: _Network) -> bool:
-        return any(not self._missing(network, [name]) for name in network.batches.names)
+        return any(not self._missing(network, [name]) for name in network.usable)
 
     def _write(self, networks: dict[str, _Network]) -> list[dict[str, Any]]:
         """Write all files from the records, and print the tables."""
         handlers = {k: v for network in networks.values() for k, v in metric_handlers(network.evaluator).items()}
         # an earlier report may have measured more cases
-        given = [(title, network.records, network.batches.names) for title, network in networks.items()]
-        given += [(title, records, records.cases) for title, records in self.compared.items()]
+        known = {title: network.records for title, network in networks.items()}
+        given = [(title, network.records, network.usable) for title, network in networks.items()]
+        given += same_cases(self.compared, known, self.views[0].name)
         scores = [NetworkScores(*each, self.views, handlers, **self._scoring) for each in given]
         results = [result for result in scores if result.cases]
         key = next((result.metrics[0] for result in results if result.metrics), ERROR)

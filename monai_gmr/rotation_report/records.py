@@ -20,6 +20,8 @@ from monai_gmr.utils import ConfigurationError
 TRUE_CLASS = "probability_of_true_class"
 # by which a resumed report checks that the answers are the same
 ANSWER = "marks_of_answer"
+# by which it sees, of upright images, whether cases of two networks are the same
+IMAGE = "marks_of_image"
 
 
 class ViewRecord(NamedTuple):
@@ -115,7 +117,7 @@ class ViewRecords:
 
     @property
     def metrics(self) -> list[str]:
-        """Names of all that has values: the metrics, ``TRUE_CLASS`` and ``ANSWER``."""
+        """Names of all that has values: the metrics, ``TRUE_CLASS``, ``ANSWER`` and ``IMAGE``."""
         return next((list(record.values) for record, _ in self._places.values()), [])
 
     def columns(self, view: str, cases: list[str]) -> np.ndarray:
@@ -129,6 +131,12 @@ class ViewRecords:
         places = [self._places[view, case] for case in cases]
         parts = zip(*([part[place] for part in record.values[metric]] for record, place in places))
         return [np.stack(part) for part in parts]
+
+    def one(self, metric: str, view: str, case: str) -> np.ndarray | None:
+        """What is kept of one case in a view, first array; ``None`` where nothing is, as in records of earlier versions."""
+        record, place = self._places.get((view, case), (None, 0))
+        parts = [] if record is None else record.values.get(metric, [])
+        return np.asarray(parts[0][place]) if parts else None
 
     def __len__(self) -> int:
         return len(self._places)
