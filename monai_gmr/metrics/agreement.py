@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from monai.metrics import CumulativeIterationMetric
+
+from monai_gmr.metrics.checks import CheckedMetric
 
 
-class ChangedVoxels(CumulativeIterationMetric):
+class ChangedVoxels(CheckedMetric):
     """Share of all voxels whose class differs, from one-hot maps or maps of regions of shape ``(B, C, *spatial)``.
 
     Example:
@@ -18,13 +19,16 @@ class ChangedVoxels(CumulativeIterationMetric):
         tensor(0.2500)
     """
 
+    least_axes, most_axes = 3, 5
+    shape_words = "(B, C, *spatial), one map for each class or region"
+
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
         assert y is not None
         return torch.ne(y_pred, y).any(1).flatten(1).float().mean(1, keepdim=True)
 
     def aggregate(self, *args: object, **kwargs: object) -> torch.Tensor:
         """The mean over cases."""
-        return torch.as_tensor(self.get_buffer()).mean()
+        return torch.as_tensor(self._gathered()).mean()
 
 
 class ChangedProbability(ChangedVoxels):
@@ -37,12 +41,16 @@ class ChangedProbability(ChangedVoxels):
         tensor(0.2500)
     """
 
+    least_axes, most_axes = 2, 2
+    shape_words = "(B, C), one probability for each class"
+    one_hot, probabilities = (), ("y_pred", "y")
+
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
         assert y is not None
         return (y_pred - y).abs().amax(1, keepdim=True)
 
 
-class SameClass(ChangedVoxels):
+class SameClass(ChangedProbability):
     """Share of the cases whose most probable class is the same, from probabilities of shape ``(B, C)``."""
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:

@@ -2,48 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
-from monai.metrics import ConfusionMatrixMetric, Cumulative, CumulativeIterationMetric, ROCAUCMetric
+from monai.metrics import ConfusionMatrixMetric, ROCAUCMetric
 from scipy.stats import rankdata
 
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.metrics.checks import CheckedMetric
 
 
-def _check_one_hot(metric: Cumulative, what: str, values: torch.Tensor) -> None:
-    """Raise where one number for each class or label is not 0 or 1."""
-    if not bool(((values == 0) | (values == 1)).all()):
-        raise ConfigurationError(
-            f"{type(metric).__name__} was given a {what} with values other than 0 and 1: give one-hot vectors, as by "
-            "AsDiscrete(argmax=True, to_onehot=C)."
-        )
-
-
-def _check_shapes(metric: Cumulative, y_pred: torch.Tensor, y: torch.Tensor | None, least: int = 2) -> None:
-    """Raise where predictions and truth are not both ``(B, C)``, nor, with ``least=1``, ``(B,)`` of a single class."""
-    shapes = tuple(y_pred.shape), None if y is None else tuple(y.shape)
-    if shapes[0] != shapes[1] or not least <= y_pred.ndim <= 2:
-        raise ConfigurationError(
-            f"{type(metric).__name__} was given a y_pred of shape {shapes[0]} and a y of shape {shapes[1]}: give both as (B, C), one "
-            "number for each class; class indices as by AsDiscrete(to_onehot=C)."
-        )
-
-
-def _images_of(metric: Cumulative) -> Any:
-    """What a metric gathered."""
-    buffer = metric.get_buffer()
-    if buffer is None:
-        raise ConfigurationError(f"{type(metric).__name__} has no images yet: call it with predictions first.")
-    return buffer
-
-
-class MeanRecallMetric(ConfusionMatrixMetric):
+class MeanRecallMetric(CheckedMetric, ConfusionMatrixMetric):
     """Balanced accuracy: the recall of a class, averaged over the classes that occur.
 
     This is ``sklearn.metrics.balanced_accuracy_score``. MONAI's ``"balanced accuracy"`` is the mean of sensitivity and specificity of
     each class against all others, which with many classes is high for any guess.
+
+    Raises:
+        ConfigurationError: when ``y_pred`` and ``y`` are not both ``(B, C)``, or ``(B, C, *spatial)``, of zeros and ones, or for a score of
+            no images.
 
     Example:
         >>> eye = torch.eye(3)
@@ -53,15 +28,19 @@ class MeanRecallMetric(ConfusionMatrixMetric):
         0.8333
     """
 
+    most_axes = 5
+    shape_words = "(B, C), or (B, C, *spatial), one number for each class; class indices as by AsDiscrete(to_onehot=C)"
+
     def __init__(self) -> None:
         super().__init__(metric_name="sensitivity", reduction="mean_batch")
 
     def aggregate(self, *args: object, **kwargs: object) -> torch.Tensor:  # type: ignore[override]
         """The score, a scalar tensor; the arguments are those of MONAI's metric and are not used."""
+        self._gathered()
         return torch.nanmean(torch.as_tensor(super().aggregate()[0]))
 
 
-class AccuracyMetric(CumulativeIterationMetric):
+class AccuracyMetric(CheckedMetric):
     """Share of images whose class is right, of one-hot vectors; with ``multi_label`` the share of right labels, over images and labels.
 
     These are the accuracies of MedMNIST's tables.
@@ -84,19 +63,16 @@ class AccuracyMetric(CumulativeIterationMetric):
         self.multi_label = multi_label
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: object) -> torch.Tensor:
-        _check_shapes(self, y_pred, y)
         assert y is not None
-        _check_one_hot(self, "y_pred", y_pred)
-        _check_one_hot(self, "y", y)
         right = (y_pred == y).float()
         return right.mean(1, keepdim=True) if self.multi_label else right.amin(1, keepdim=True)
 
     def aggregate(self, *args: object, **kwargs: object) -> torch.Tensor:  # type: ignore[override]
         """The score, a scalar tensor; the arguments are those of MONAI's metrics and are not used."""
-        return torch.as_tensor(_images_of(self)).mean()
+        return torch.as_tensor(self._gathered()).mean()
 
 
-class MacroAUCMetric(ROCAUCMetric):
+class MacroAUCMetric(CheckedMetric, ROCAUCMetric):
     """Area under the ROC curve of each class against all others, averaged over the classes for which it is defined.
 
     MONAI's average is NaN as soon as one class does not occur, as in a validation split of few cases.
@@ -111,17 +87,16 @@ class MacroAUCMetric(ROCAUCMetric):
         1.0
     """
 
+    # of a single class without a second axis, too; predictions are scores
+    least_axes = 1
+    one_hot = ("y",)
+
     def __init__(self) -> None:
         super().__init__(average="none")
 
-    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor) -> Any:  # type: ignore[override]
-        _check_shapes(self, y_pred, y, least=1)
-        _check_one_hot(self, "y", y)
-        return super()._compute_tensor(y_pred, y)
-
     def aggregate(self, *args: object, **kwargs: object) -> float:  # type: ignore[override]
         """The score; the arguments are those of MONAI's metric and are not used."""
-        scores, classes = (torch.as_tensor(part).double().cpu().numpy() for part in _images_of(self))
+        scores, classes = (torch.as_tensor(part).double().cpu().numpy() for part in self._gathered())
         ones = classes.sum(0)
         pairs = ones * (len(classes) - ones)
         # Mann and Whitney's count of pairs in the right order, from ranks: MONAI loops over the cases in Python
