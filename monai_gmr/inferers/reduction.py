@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from monai_gmr.inferers.tokens import TokenCheck
+
 REDUCTIONS = ("mean", "median", "vote", "max")
 UNCERTAINTIES = ("std", "entropy")
 
@@ -44,6 +46,8 @@ class ViewReduction:
         self.count, self.shape = 0, torch.Size()
         self.mean = self._squares = self._reduced = torch.empty(0)
         self._values: list[torch.Tensor] = []
+        # whether what is reduced as features changes as a map does, where that is looked at
+        self.tokens: TokenCheck | None = None
 
     def add(self, value: torch.Tensor) -> None:
         """Add one more tensor, all of one shape; halves and whole numbers become float32."""

@@ -15,10 +15,11 @@ from monai_gmr.arguments import check_choice, check_count, voxel_spacing
 from monai_gmr.inferers.outputs import OutputAccumulators, plain_tensor
 from monai_gmr.inferers.reduction import REDUCTIONS, UNCERTAINTIES, ViewReduction, entropy
 from monai_gmr.inferers.rotate import interpolate_image, rotate_image
+from monai_gmr.inferers.tokens import TokenCheck
 from monai_gmr.symmetry import View, is_grid_symmetry, is_mirror, make_views, point_group, transform_grid
 from monai_gmr.symmetry.group_structure import names_group
 from monai_gmr.symmetry.mirrored_labels import LabelPairs, check_label_pairs, exchange_channels
-from monai_gmr.utils import ConfigurationError, map_tensors, progress_bar
+from monai_gmr.utils import ConfigurationError, SymmetryWarning, map_tensors, progress_bar, warn
 
 
 class SymmetryInferer(Inferer):
@@ -39,7 +40,8 @@ class SymmetryInferer(Inferer):
             channel, or with ``activation="sigmoid"``: in which it exceeds ``threshold``). Memory grows with the views for the median only.
         activation: of the output for each view: "softmax" or "sigmoid" over the channels, a callable of a tensor, or nothing.
         spatial: whether outputs with a batch, a channel and the spatial axes are transformed back, at whatever resolution.
-            Others, such as class scores, never are.
+            Others, such as class scores, never are; a warning says so, once, of those that change with the views as a map does whose
+            spatial axes were made into one.
         views_per_batch: views of one size that go through the network at once, as a batch of that many times the images.
         uncertainty: "std", "entropy", or both in a list, to get them too.
         spacing: voxel size in millimetres, one an axis; default 1.
@@ -114,6 +116,7 @@ class SymmetryInferer(Inferer):
         self.reduce, self.activation, self.spatial = reduce, activation, spatial
         self.views_per_batch, self.threshold, self.progress = views_per_batch, threshold, progress
         self.mirrored_labels = check_label_pairs(mirrored_labels)
+        self._warned = False
 
     def matrices(self, spatial_dims: int) -> list[np.ndarray]:
         """The views of images of so many axes, as orthogonal matrices.
@@ -150,6 +153,7 @@ class SymmetryInferer(Inferer):
             # without a name: the output for one view must not live while the next one goes through the network
             outputs.add(run(batch), batch, image.shape)
         reductions = outputs.accumulators
+        self._warn_of_tokens(reductions)
         results = {"pred": [reduction.result() for reduction in reductions]}
         if "std" in self.uncertainty:
             results["std"] = [reduction.std() for reduction in reductions]
@@ -157,6 +161,19 @@ class SymmetryInferer(Inferer):
             results["entropy"] = [self._entropy(*each) for each in zip(reductions, results["pred"])]
         nested = {name: outputs.nested(tensors, inputs) for name, tensors in results.items()}
         return nested if self.uncertainty else nested["pred"]
+
+    def _warn_of_tokens(self, reductions: Sequence[ViewReduction]) -> None:
+        """Warn, once, of outputs that are averaged as features and change with the views as maps do."""
+        for reduction in reductions:
+            size = None if reduction.tokens is None else reduction.tokens.found()
+            if size is not None and not self._warned:
+                self._warned = True
+                warn(
+                    f"the network's output of shape {tuple(reduction.shape)} is not transformed back, and changes with the views as a map "
+                    f"of {' x '.join(map(str, size))} does that was flattened: let the network return (batch, channels, *spatial), or "
+                    "give spatial=False where these are features.",
+                    SymmetryWarning,
+                )
 
     def _entropy(self, reduction: ViewReduction, prediction: torch.Tensor) -> torch.Tensor:
         mean = prediction if self.reduce == "vote" else reduction.mean
@@ -219,7 +236,10 @@ class SymmetryInferer(Inferer):
                 "into views: use views_per_batch=1."
             )
         for matrix, view in zip(batch, tensor.chunk(len(batch)) if len(batch) > 1 else (tensor,)):
-            if self.spatial and view.ndim >= dims + 2:
+            if self.spatial and view.ndim < dims + 2 and is_grid_symmetry(matrix, self.spacing):
+                reduction.tokens = reduction.tokens or TokenCheck(view.shape, shape[2:])
+                reduction.tokens.add(view, matrix)
+            elif self.spatial and view.ndim >= dims + 2:
                 view = self._transform_back(view, matrix, shape[2:])
             if self.mirrored_labels and is_mirror(matrix):
                 view = exchange_channels(view, self.mirrored_labels, reduction.channel_axis)
