@@ -222,8 +222,7 @@ class RotationReport:
                 views = make_views(chosen, self.spatial_dims, self.spacing, self.seed)
                 networks[f"{title}, {len(views)} views"] = _Network(network.evaluator, network.batches, views)
             if rotated_answers:
-                variant = _Network(network.evaluator, network.batches, rotates_answer=True)
-                networks[f"{title}, answer rotated"] = variant
+                networks[f"{title}, answer rotated"] = _Network(network.evaluator, network.batches, rotates_answer=True)
         files = [record_file("", title) for title in networks]
         twice = next((title for title, file in zip(networks, files) if files.count(file) > 1), None)
         if twice is not None:
