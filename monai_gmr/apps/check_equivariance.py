@@ -20,6 +20,7 @@ from torch import nn
 from monai_gmr.command_line import command
 from monai_gmr.files import check_folder, write_rows
 from monai_gmr.metrics import EquivarianceReport, check_equivariance
+from monai_gmr.networks.description import check_description
 from monai_gmr.networks.weights import check_finite, read_checkpoint, state_of
 from monai_gmr.utils import ConfigurationError, SymmetryWarning, reason
 
@@ -97,6 +98,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     ``ConfigurationError`` when the file is missing, is not such a checkpoint or does not fit the network."""
     hint = "give a state dictionary saved by torch.save"
     state = state_of(read_checkpoint(path, hint=hint), path, hint)
+    check_description(state, network, path, "give the settings that it was trained with in the config.")
     try:
         network.load_state_dict(state)
     except Exception as error:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import re
@@ -15,6 +13,7 @@ from typing import Any, NamedTuple
 from monai.bundle import ConfigParser
 
 from monai_gmr.bundle.shipped import find_bundle
+from monai_gmr.fingerprints import fingerprint
 from monai_gmr.utils import ConfigurationError
 
 Settings = dict[str, Any]
@@ -269,16 +268,6 @@ def slug(name: str) -> str:
         'blood-cells-rotated'
     """
     return re.sub(r"[^a-z0-9_.]+", "-", name.lower()).strip("-.")
-
-
-def fingerprint(*parts: Any) -> str:
-    """Twelve digits that are equal for equal settings, whatever their order.
-
-    Example:
-        >>> fingerprint({"epochs": 8, "seed": 0}) == fingerprint({"seed": 0, "epochs": 8}) != fingerprint({"epochs": 9, "seed": 0})
-        True
-    """
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def restrict(settings: Mapping[str, Any], config: Mapping[str, Any]) -> Settings:

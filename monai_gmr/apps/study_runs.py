@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from monai_gmr.apps.study_plan import Job, Settings, Study, expand, fingerprint, restrict
+from monai_gmr.apps.study_plan import Job, Settings, Study, expand, restrict
 from monai_gmr.apps.study_progress import Progress, read_rows
 from monai_gmr.apps.study_table import CIRCLES, SCORES
 from monai_gmr.bundle.command_line import quiet
 from monai_gmr.files import write_text
+from monai_gmr.fingerprints import fingerprint
 from monai_gmr.handlers import SMALLER_RATE
 from monai_gmr.networks.weights import read_checkpoint
 from monai_gmr.utils import reason

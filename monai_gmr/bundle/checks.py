@@ -12,6 +12,7 @@ from monai.utils import optional_import
 from monai_gmr.annotations import check_argument, checked_arguments
 from monai_gmr.data.prediction_layout import PICTURES, RECORD, known_predictions
 from monai_gmr.files import read_json_object
+from monai_gmr.networks.description import check_description
 from monai_gmr.networks.weights import check_finite, read_checkpoint, state_of
 from monai_gmr.utils import ConfigurationError
 
@@ -198,15 +199,15 @@ def load_network(network: torch.nn.Module, path: str | Path, device: str | torch
     """Load a file of ``{"model": state_dict}`` or of a ``state_dict`` into the network that it is of.
 
     Raises:
-        ConfigurationError: when the file is no checkpoint, of another network, or not finite.
+        ConfigurationError: when the file is no checkpoint, of another network, also one with the same names and shapes where the file says
+            what it is of (:mod:`monai_gmr.networks.description`), or not finite.
     """
     state = state_of(read_checkpoint(path, device), path)
+    hint = "give the settings that it was trained with, such as --conv, --features and --kernel_sizes."
+    check_description(state, network, path, hint)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
         first = str(error).strip().splitlines()
-        raise ConfigurationError(
-            f"{path} is of another network ({first[-1].strip()}): give the settings that it was trained with, such as "
-            "--conv, --features and --kernel_sizes."
-        ) from error
+        raise ConfigurationError(f"{path} is of another network ({first[-1].strip()}): {hint}") from error
     check_finite(network, state, path, "train again, with a smaller --learning_rate or other cases")

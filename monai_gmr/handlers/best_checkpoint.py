@@ -15,6 +15,7 @@ from monai.utils import is_scalar, optional_import
 from monai_gmr.annotations import checked_arguments
 from monai_gmr.checksums import forget_sum
 from monai_gmr.files import replacing
+from monai_gmr.networks.description import write_description
 from monai_gmr.networks.weights import check_finite
 
 Events, _ = optional_import("ignite.engine", name="Events")
@@ -57,7 +58,7 @@ class BestCheckpoint:
 
     Args:
         save_dir: directory of the checkpoint.
-        network: what is saved, as a ``state_dict``.
+        network: what is saved, as a ``state_dict`` that says which network it is of (:mod:`monai_gmr.networks.description`).
         filename: name of the file.
 
     Raises:
@@ -92,4 +93,4 @@ class BestCheckpoint:
             return
         check_network(self.network, self.path)
         if (state.best_metric, state.best_metric_epoch) != self._best:
-            write_checkpoint(self.network.state_dict(), self.path)
+            write_checkpoint(write_description(self.network.state_dict(), self.network), self.path)

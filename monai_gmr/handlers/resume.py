@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +17,9 @@ from monai.utils import is_scalar, optional_import, set_determinism
 from monai_gmr.annotations import Seed, checked_arguments
 from monai_gmr.arguments import describe
 from monai_gmr.files import FolderLock, check_folder, remove_unfinished
+from monai_gmr.fingerprints import describe_cases
 from monai_gmr.handlers.best_checkpoint import check_network, rank, unwrapped, write_checkpoint
+from monai_gmr.networks.description import check_description, write_description
 from monai_gmr.networks.weights import check_finite, read_checkpoint, state_of
 from monai_gmr.utils import ConfigurationError
 
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
     from monai.engines import Workflow
 
 logger = logging.getLogger(__name__)
+
+# under which a checkpoint has its cases and seed
+MADE_WITH = "made_with"
 
 
 class SeedEpochs:
@@ -105,7 +111,9 @@ class _BestMetric:
         if not self.path.is_file():
             return False
         try:
-            check_finite(self.validator.network, state_of(read_checkpoint(self.path), self.path), self.path, "")
+            state, network = state_of(read_checkpoint(self.path), self.path), self.validator.network
+            check_description(state, network, self.path, "so it is not the best of this training.")
+            check_finite(network, state, self.path, "")
         except ConfigurationError as error:
             logger.warning(f"{error} The next validation writes it anew.")
             return False
@@ -129,10 +137,13 @@ class LatestCheckpoint:
         best_saver: :class:`BestCheckpoint` of that validator, or ``monai.handlers.CheckpointSaver(save_key_metric=True,
             key_metric_filename="model.pt")``.
         filename: name of the file.
+        cases: lists of cases or datasets, for training and validation, that the file is to say the number and a fingerprint of
+            (:func:`~monai_gmr.fingerprints.describe_cases`).
+        seed: that of the training, which the file is to say.
 
     Raises:
-        ConfigurationError: when the checkpoint there cannot be read, is not finite, was written by another network or optimizer, or by
-            more epochs than are asked for; when the folder is in use or cannot be written.
+        ConfigurationError: when the checkpoint there cannot be read, is not finite, was written by another network or optimizer, on other
+            cases, with another seed, or by more epochs than are asked for; when the folder is in use or cannot be written.
     """
 
     @checked_arguments
@@ -144,7 +155,11 @@ class LatestCheckpoint:
         validator: Any = None,
         best_saver: Any = None,
         filename: Annotated[str, "a file name"] = "latest.pt",
+        *,
+        cases: Sequence[Any] = (),
+        seed: Seed | None = None,
     ) -> None:
+        self.cases, self.seed = cases, seed
         self.path, self.save_dict, self.resume = Path(save_dir) / filename, dict(save_dict), resume
         self._files = [self.path]
         if best_saver is not None:
@@ -164,7 +179,7 @@ class LatestCheckpoint:
             self._best.attach(engine)
         self._checkpoint = Checkpoint(
             self.save_dict,
-            save_handler=lambda checkpoint, _: write_checkpoint(checkpoint, self.path),
+            save_handler=lambda checkpoint, _: self._write(checkpoint),
             filename_pattern=self.path.name,
         )
         engine.add_event_handler(Events.STARTED, self._open)
@@ -193,6 +208,36 @@ class LatestCheckpoint:
             self._best.end(engine)
         self._checkpoint(engine)
 
+    def _write(self, checkpoint: dict[str, Any]) -> None:
+        for name, saved in self.save_dict.items():
+            if isinstance(saved, torch.nn.Module):
+                write_description(checkpoint[name], saved)
+        if rank() == 0:
+            write_checkpoint({**checkpoint, MADE_WITH: self._made_with}, self.path)
+
+    @cached_property
+    def _made_with(self) -> dict[str, Any]:
+        """What only trainings of the same result have in common, as plain data."""
+        cases = {"cases": [describe_cases(each) for each in self.cases]} if self.cases else {}
+        return cases | ({} if self.seed is None else {"seed": self.seed})
+
+    def _check_made_with(self, written: Any, elsewhere: str) -> None:
+        """Raise when a checkpoint says that it is of other cases or another seed."""
+        # processes of a distributed run may each have a part of the cases; the first one writes
+        if not isinstance(written, Mapping) or rank() != 0:
+            return
+        for what, own in self._made_with.items():
+            other = written.get(what, own)
+            if other == own:
+                continue
+            if what == "cases":
+                there, here = (" and ".join(str(each["cases"]) for each in lists) for lists in (other, own))
+                numbers = f"{there} cases, here {here}" if there != here else f"as many cases, {here}, of other files"
+                raise ConfigurationError(f"{self.path} is of a training on other data ({numbers}): {elsewhere}.")
+            raise ConfigurationError(
+                f"{self.path} is of a training with {what}={other!r}, here {own!r}: give --{what} {other}, {elsewhere}."
+            )
+
     def load(self, engine: Workflow) -> None:
         """Resume from the checkpoint, if there is one and ``resume`` is set."""
         if not (self.resume and self.path.is_file()):
@@ -204,8 +249,11 @@ class LatestCheckpoint:
             raise ConfigurationError(
                 f"{self.path} is no checkpoint of such a training, which holds {', '.join(self.save_dict)}: {elsewhere}."
             )
+        self._check_made_with(checkpoint.get(MADE_WITH), elsewhere)
+        settings = f"give the settings that it was trained with, {elsewhere}."
         for name, saved in self.save_dict.items():
             if isinstance(saved, torch.nn.Module) and isinstance(checkpoint[name], Mapping):
+                check_description(checkpoint[name], saved, self.path, settings)
                 check_finite(unwrapped(saved), checkpoint[name], self.path, elsewhere)
             elif name not in ("best", "trainer") and _has_nan(checkpoint[name]):
                 raise ConfigurationError(f"{self.path} holds NaN in the state of the {name}: {elsewhere}.")
@@ -213,8 +261,7 @@ class LatestCheckpoint:
             Checkpoint.load_objects(to_load=self.save_dict, checkpoint=checkpoint)
         except Exception as error:
             raise ConfigurationError(
-                f"{self.path} was written with another network or optimizer: give the settings that it was trained "
-                f"with, {elsewhere}."
+                f"{self.path} was written with another network or optimizer: {settings}"
             ) from error
         engine.state.max_epochs = epochs
         if engine.state.epoch > epochs:

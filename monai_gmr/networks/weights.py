@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def read_checkpoint(
 def state_of(
     content: Any, name: str | os.PathLike, hint: str = "give a file that train.yaml wrote"
 ) -> dict[str, torch.Tensor]:
-    """The state dict in a checkpoint: the content of :func:`read_checkpoint`, or the value of one of :data:`STATE_KEYS`.
+    """The state dict in a checkpoint: the content of :func:`read_checkpoint`, or the value of one of :data:`STATE_KEYS`; with the metadata
+    that torch keeps beside the tensors.
 
     Raises:
         ConfigurationError: when it holds no dictionary of names to tensors; ``name`` and ``hint`` begin and end the sentence.
@@ -69,7 +71,11 @@ def state_of(
         inner = next((content[key] for key in STATE_KEYS if isinstance(content.get(key), Mapping)), content)
         # a module may keep more than tensors in its state (get_extra_state)
         if any(torch.is_tensor(value) for value in inner.values()) and all(isinstance(key, str) for key in inner):
-            return dict(inner)
+            state = OrderedDict(inner)
+            if hasattr(inner, "_metadata"):
+                # as load_state_dict itself copies a state dict; there is no public way
+                state._metadata = inner._metadata  # type: ignore[attr-defined]
+            return state
     kind = f"a {type(content).__name__}"
     if isinstance(content, Mapping):
         kind = f"the keys {', '.join(map(repr, list(content)[:5]))}" if content else "nothing"

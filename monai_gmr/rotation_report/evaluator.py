@@ -11,12 +11,14 @@ from monai.engines import SupervisedEvaluator
 from monai.handlers import CheckpointLoader
 from monai.transforms import Invertd
 from monai.utils import ensure_tuple, optional_import
+from torch.nn import Module
 
 from monai_gmr.bundle.checks import check_file, find_images
 from monai_gmr.bundle.command_line import quiet
 from monai_gmr.bundle.config_parts import make_importable, nodes_of, switch_off, transforms_in
 from monai_gmr.bundle.overrides import check_settings
 from monai_gmr.bundle.shipped import find_bundle
+from monai_gmr.networks.description import check_description
 from monai_gmr.networks.weights import check_finite, read_checkpoint
 from monai_gmr.utils import ConfigurationError, find_configuration_error, reason
 
@@ -198,7 +200,10 @@ def _load_checkpoint(loader: CheckpointLoader, evaluator: SupervisedEvaluator) -
     if evaluator.has_event_handler(loader, Events.STARTED):
         check_file(loader.load_path, "checkpoint", "put one there, or give its id as a setting.")
         hint = "give another one, by its id as a setting"
-        read_checkpoint(loader.load_path, hint=hint)
+        content = read_checkpoint(loader.load_path, hint=hint)
+        for name, loaded in loader.load_dict.items():
+            if isinstance(loaded, Module) and isinstance(content, Mapping):
+                check_description(content.get(name, content), loaded, loader.load_path, f"{hint}.")
         loader(evaluator)
         check_finite(evaluator.network, evaluator.network.state_dict(), loader.load_path, hint)
         evaluator.remove_event_handler(loader, Events.STARTED)
