@@ -232,7 +232,11 @@ class LatestCheckpoint:
                 continue
             if what == "cases":
                 there, here = (" and ".join(str(each["cases"]) for each in lists) for lists in (other, own))
-                numbers = f"{there} cases, here {here}" if there != here else f"as many cases, {here}, of other files"
+                numbers = (
+                    f"{there} cases, here {here}"
+                    if there != here
+                    else f"as many cases, {here}, of other files or values"
+                )
                 raise ConfigurationError(f"{self.path} is of a training on other data ({numbers}): {elsewhere}.")
             raise ConfigurationError(
                 f"{self.path} is of a training with {what}={other!r}, here {own!r}: give --{what} {other}, {elsewhere}."

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+import torch
 from monai.networks.layers import Conv
 from torch import nn
 
@@ -25,6 +26,8 @@ KEY = "monai_gmr.network"
 # arguments of constructors that leave the outputs of a trained network as they are
 IGNORED = {"device", "dtype", "inplace", "momentum", "p", "recomputes"}
 DROPS = re.compile("drop|^Identity$", re.IGNORECASE)
+# one function under several names, of which a process takes the one that suits its devices
+NORM = re.compile("BatchNorm|InstanceNorm")
 
 
 @cache
@@ -50,12 +53,17 @@ def _plain(value: Any) -> Any:
     raise TypeError
 
 
+def _title(module: nn.Module) -> str:
+    """The name of a module's class, of a scripted one too."""
+    return str(module.original_name) if isinstance(module, torch.jit.ScriptModule) else type(module).__name__
+
+
 def _describe(module: nn.Module) -> dict[str, Any]:
-    # a composed module may be rewritten in a later version: its parts say what it computes
-    found: dict[str, Any] = {}
-    if not any(True for _ in module.children()):
-        found["class"] = type(module).__name__.removeprefix("Swapped")
+    # not of composed modules: their parts say what they compute, and they keep names of layers in many spellings
     kind: Any = type(module)
+    title = _title(module)
+    norm = NORM.search(title)
+    found: dict[str, Any] = {"class": norm[0] if norm else title.removeprefix("Swapped")}
     values = vars(module)
     for name in _arguments(kind):
         # spacing by what the kernel makes of it: 2 mm everywhere is 1 mm everywhere
@@ -71,8 +79,8 @@ def _describe(module: nn.Module) -> dict[str, Any]:
 def describe_network(network: nn.Module) -> dict[str, dict[str, Any]]:
     """What a network computes beside its weights: of each module by name its class and what its constructor was given, as plain data.
 
-    Left out are dropout, and modules that hold others but for the arguments that they keep. A layer that is annealed counts as the
-    equivariant layer that it becomes, and a network in a wrapper of a distributed run as itself.
+    Left out are dropout and modules that hold others, whose parts say it. A layer that is annealed counts as the equivariant layer that it
+    becomes, and a network in a wrapper of a distributed run as itself.
 
     Example:
         >>> describe_network(nn.Sequential(nn.AvgPool2d(2), nn.Dropout()))
@@ -84,7 +92,7 @@ def describe_network(network: nn.Module) -> dict[str, dict[str, Any]]:
     annealed = [f"{name}." if name else "" for name, module in modules.items() if isinstance(module, AnnealedConv)]
     found = {}
     for name, module in modules.items():
-        if isinstance(module, AnnealedConv) or DROPS.search(type(module).__name__):
+        if any(True for _ in module.children()) or DROPS.search(_title(module)):
             continue
         for outer in annealed:
             if name.startswith(f"{outer}rest"):
@@ -92,8 +100,7 @@ def describe_network(network: nn.Module) -> dict[str, dict[str, Any]]:
             if name.startswith(f"{outer}equivariant"):
                 name = (outer.removesuffix(".") + name.removeprefix(f"{outer}equivariant")).removeprefix(".")
         else:
-            if described := _describe(module):
-                found[name] = described
+            found[name] = _describe(module)
     return found
 
 
@@ -144,10 +151,8 @@ def _difference(written: Mapping[str, Any], own: Mapping[str, Any]) -> str:
         theirs, ours = written.get(name, nothing), own.get(name, nothing)
         label = f"its {name}" if name else "it"
         if not theirs or not ours:
-            if "class" in theirs or "class" in ours:
-                there, here = (_in_words(each) if each else "not there" for each in (theirs, ours))
-                return f"{label} is {there}, here {here}"
-            continue
+            there, here = (_in_words(each) if each else "not there" for each in (theirs, ours))
+            return f"{label} is {there}, here {here}"
         if theirs.get("class") != ours.get("class"):
             return f"{label} is {_in_words(theirs)}, here {_in_words(ours)}"
         for key in theirs:

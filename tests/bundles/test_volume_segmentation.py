@@ -98,6 +98,56 @@ def test_monai_finds_all_properties(name, kind, dataset_dir, trained):
     assert workflow.bundle_root == str(BUNDLE)
 
 
+def sentence(name, **settings):
+    """The one sentence with which a run ends; MONAI wraps it."""
+    with pytest.raises((RuntimeError, ValueError)) as caught:
+        run_config(name, **settings)
+    found = str(find_configuration_error(caught.value))
+    assert "\n" not in found
+    return found
+
+
+@pytest.mark.parametrize("name", ["evaluate", "inference"])
+def test_weights_of_another_convolution_are_refused(name, dataset_dir, trained, tmp_path):
+    """The purely radial net has the same names and shapes."""
+    places = {"dataset_dir": dataset_dir, "ckpt_dir": trained, "output_dir": str(tmp_path), "device": "cpu"}
+    found = sentence(name, conv="gmr", **places, **NETWORK)
+    assert re.search(r"model\.pt is of another network \(.*conv='gmr_harmonic', here .*conv='gmr'\): give the ", found)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"conv": "gmr"}, r"is of another network \(.*conv='gmr_harmonic', here .*conv='gmr'\)"),
+        ({"seed": 1}, "is of a training with seed=0, here 1: give --seed 0, give another --ckpt_dir"),
+        (
+            {"dataset_dir": "fewer"},
+            r"is of a training on other data \(4 and 2 cases, here 3 and 2\): give another --ckpt",
+        ),
+        ({"dataset_dir": "moved"}, None),
+    ],
+)
+def test_a_training_resumes_as_the_one_that_it_was(settings, said, dataset_dir, trained, tmp_path):
+    """Not as another network, on other data or with another seed; the folder of the data may have moved."""
+    places = {"dataset_dir": dataset_dir, "ckpt_dir": str(tmp_path / "ckpt"), "output_dir": str(tmp_path / "out")}
+    shutil.copytree(trained, places["ckpt_dir"])
+    before = {path.name: path.read_bytes() for path in (tmp_path / "ckpt").glob("*.pt")}
+    if "dataset_dir" in settings:
+        folder = shutil.copytree(dataset_dir, tmp_path / settings["dataset_dir"])
+        lists = json.loads((folder / "dataset.json").read_text())
+        lists["training"] = lists["training"][: 3 if said else None]
+        (folder / "dataset.json").write_text(json.dumps(lists))
+        settings = {"dataset_dir": str(folder)}
+    settings = {**places, "device": "cpu", **SMALL, **settings}
+    if said is None:
+        run_config("train", epochs=3, **settings)
+        assert torch.load(tmp_path / "ckpt" / "latest.pt", weights_only=True)["trainer"]["max_epochs"] == 3
+        return
+    assert re.search(rf"latest\.pt {said}.*--resume False to start anew", sentence("train", epochs=3, **settings))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "ckpt").glob("*.pt")} == before
+
+
 def test_the_page_has_results():
     assert "## Results" in (BUNDLE / "docs" / "README.md").read_text()
 
@@ -121,8 +171,10 @@ def test_network_settings_are_the_same_in_every_config():
 def test_training_leaves_a_best_and_a_latest_checkpoint(trained_on, device):
     trained = trained_on(device.type)
     latest = torch.load(Path(trained) / "latest.pt", weights_only=True)
-    assert set(latest) == {"model", "optimizer", "lr_scheduler", "trainer", "best"}
+    assert set(latest) == {"model", "optimizer", "lr_scheduler", "trainer", "best", "made_with"}
     assert latest["trainer"]["max_epochs"] == 2
+    assert latest["made_with"]["seed"] == 0
+    assert [each["cases"] for each in latest["made_with"]["cases"]] == [4, 2]
     assert (Path(trained) / "model.pt").is_file()
 
 
@@ -286,6 +338,8 @@ def test_a_poisoned_case_leaves_the_checkpoints_of_before(poisoned, trained, tmp
     before = {path.name: path.read_bytes() for path in (tmp_path / "ckpt").glob("*.pt")}
     arguments = [part for key, value in SMALL.items() for part in (f"--{key}", value)]
     arguments += ["--dataset_dir", folder, "--ckpt_dir", tmp_path / "ckpt", "--epochs", 4, "--cache_rate", 0]
+    # the data are others than those of before
+    arguments += ["--resume", False]
     process, _, err = command_line(*arguments, python=forked_python)
     assert process.returncode == 1
     assert "Traceback" not in err

@@ -180,6 +180,69 @@ def test_checkpoints_that_cannot_be_continued_are_refused_in_one_sentence(tmp_pa
         train(tmp_path, network=torch.nn.Linear(4, 1))
 
 
+CASES = [[{"image": [0.5, 1.5], "label": 1}, {"image": [2.5, 3.5], "label": 0}], [{"image": [4.5, 5.5], "label": 1}]]
+FEWER, OTHER = [CASES[0][:1], CASES[1]], [CASES[0], [{"image": [4.5, 5.5], "label": 0}]]
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "match"),
+    [
+        ({"seed": 0}, {"seed": 1}, r"with seed=0, here 1: give --seed 0, give another --ckpt_dir"),
+        ({"cases": CASES}, {"cases": FEWER}, r"other data \(2 and 1 cases, here 1 and 1\): give another --ckpt_dir"),
+        ({"cases": CASES}, {"cases": OTHER}, r"other data \(as many cases, 2 and 1, of other files or values\): give"),
+        ({"cases": CASES, "seed": 3}, {"cases": CASES, "seed": 3}, None),
+        ({"cases": CASES, "seed": 3}, {}, None),
+        ({}, {"cases": CASES, "seed": 3}, None),
+    ],
+)
+def test_other_cases_or_another_seed_are_refused(first, then, match, tmp_path):
+    """Where both trainings say them: a checkpoint of an earlier version says neither."""
+    train(tmp_path, epochs=1, **first)
+    assert torch.load(tmp_path / "latest.pt", weights_only=True)["made_with"].get("seed") == first.get("seed")
+    if match is None:
+        assert train(tmp_path, epochs=2, **then)[-1] == [2]
+        return
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.pt")}
+    with pytest.raises(ConfigurationError, match=rf"latest\.pt is of a training .*{match}.*--resume False") as caught:
+        train(tmp_path, epochs=2, **then)
+    assert "\n" not in str(caught.value)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.pt")} == before
+    assert train(tmp_path, epochs=1, resume=False, **then)[-1] == [1]
+
+
+def with_activation(kind):
+    return torch.nn.Sequential(torch.nn.Linear(4, 4), kind(), torch.nn.Linear(4, 1))
+
+
+def test_another_network_of_equal_shapes_does_not_resume(tmp_path):
+    train(tmp_path, epochs=1, network=with_activation(torch.nn.ReLU))
+    with pytest.raises(
+        ConfigurationError, match=r"another network \(its 1 is ReLU, here Tanh\): give the settings .*, give"
+    ):
+        train(tmp_path, epochs=2, network=with_activation(torch.nn.Tanh))
+    assert train(tmp_path, epochs=2, network=with_activation(torch.nn.ReLU))[-1] == [2]
+
+
+def test_checkpoints_without_a_description_resume(tmp_path):
+    train(tmp_path, epochs=1, network=with_activation(torch.nn.ReLU))
+    latest = torch.load(tmp_path / "latest.pt", weights_only=True)
+    del latest["made_with"]
+    torch.save({**latest, "model": dict(latest["model"])}, tmp_path / "latest.pt")
+    torch.save(dict(torch.load(tmp_path / "model.pt", weights_only=True)), tmp_path / "model.pt")
+    assert train(tmp_path, epochs=2, network=with_activation(torch.nn.Tanh), seed=1)[-1] == [2]
+
+
+def test_a_best_model_of_another_network_is_written_again(tmp_path, caplog):
+    network = with_activation(torch.nn.ReLU)
+    train(tmp_path / "other", epochs=1, network=with_activation(torch.nn.Tanh))
+    train(tmp_path / "own", epochs=1, network=network)
+    (tmp_path / "other" / "model.pt").replace(tmp_path / "own" / "model.pt")
+    train(tmp_path / "own", epochs=2, network=network)
+    assert "The next validation writes it anew." in caplog.text
+    best = torch.load(tmp_path / "own" / "model.pt", weights_only=True)
+    assert all(torch.equal(best[name], value) for name, value in network.state_dict().items())
+
+
 def damage(kind, path):
     """Puts something else in the place of a good checkpoint."""
     latest = torch.load(path, weights_only=True)

@@ -9,8 +9,10 @@ import pytest
 import torch
 import yaml
 from monai.bundle import ConfigWorkflow
+from monai.networks.nets import UNet
 
 from monai_gmr.data import write_phantoms
+from monai_gmr.networks.description import write_description
 from monai_gmr.networks.nets import GMRUNet
 from monai_gmr.rotation_report.evaluator import open_evaluator
 from monai_gmr.utils import ConfigurationError
@@ -88,6 +90,22 @@ def test_the_checkpoint_is_read_once(foreign_bundle):
     opened.evaluator.run()
     for name, tensor in opened.evaluator.network.state_dict().items():
         assert torch.equal(tensor, weights[name]), name
+
+
+def test_weights_of_another_network_of_equal_shapes_are_refused(foreign_bundle):
+    """Where the file says of which network it is; MONAI's own handler loads it."""
+    root = foreign_bundle()
+    network = UNet(spatial_dims=3, in_channels=1, out_channels=2, channels=[4, 8], strides=[2], act="relu")
+    state = write_description(network.state_dict(), network)
+    for content in (state, {"model": state}):
+        torch.save(content, root / "models" / "model.pt")
+        open_evaluator(root, {"network_def::act": "relu"})
+        with pytest.raises(
+            ConfigurationError, match=r"model\.pt is of another network \(.*is ReLU, here ELU\): give ano"
+        ):
+            open_evaluator(root, {"network_def::act": "elu"})
+    torch.save(dict(state), root / "models" / "model.pt")
+    open_evaluator(root, {"network_def::act": "elu"})
 
 
 def test_settings_reach_nested_ids_and_the_dataset_its_folder(foreign_bundle, tmp_path):
