@@ -125,7 +125,9 @@ def test_training_stops_at_a_poisoned_case(phantoms, trained, tmp_path, name, ca
     before = {path.name: path.read_bytes() for path in models.iterdir()}
     assert {"model.pt", "latest.pt"} <= set(before)
     places = {"dataset_dir": str(tmp_path / "data"), "ckpt_dir": str(models), "output_dir": str(models)}
-    message = sentence(SEGMENTATION / "train.yaml", **places, epochs=2, cache_rate=cache_rate, **SMALL)
+    # a training on other data does not resume
+    options = {"epochs": 2, "cache_rate": cache_rate, "resume": False}
+    message = sentence(SEGMENTATION / "train.yaml", **places, **options, **SMALL)
     assert file.name in message
     assert cause in message
     assert {path.name: path.read_bytes() for path in models.iterdir()} == before
@@ -139,7 +141,7 @@ def test_training_stops_at_a_poisoned_case_of_the_validation(phantoms, trained, 
     shutil.copytree(trained, models)
     best = (models / "model.pt").read_bytes()
     places = {"dataset_dir": str(tmp_path / "data"), "ckpt_dir": str(models), "output_dir": str(models)}
-    message = sentence(SEGMENTATION / "train.yaml", **places, epochs=2, cache_rate=0.0, **SMALL)
+    message = sentence(SEGMENTATION / "train.yaml", **places, epochs=2, cache_rate=0.0, resume=False, **SMALL)
     assert file.name in message
     assert cause in message
     assert (models / "model.pt").read_bytes() == best
