@@ -4,6 +4,7 @@ python -m monai_gmr.apps.bundles list
 python -m monai_gmr.apps.bundles copy NAME DIR     # to DIR/NAME, whose configs `python -m monai.bundle run` runs from anywhere
 python -m monai_gmr.apps.bundles check BUNDLE      # a name that ships, or the folder of any bundle; runs code of the bundle
 python -m monai_gmr.apps.bundles checksum BUNDLE   # writes models/SHA256SUMS of models/model.pt
+python -m monai_gmr.apps.bundles describe BUNDLE   # writes into models/model.pt that it is of the network of configs/inference
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from monai_gmr.bundle.loaded import load_bundle
 from monai_gmr.bundle.shipped import WEIGHTS, copy_bundle, find_bundle, find_config, read_metadata, shipped_bundles
 from monai_gmr.bundle.zoo import check_bundle
 from monai_gmr.checksums import read_sums, write_sums
 from monai_gmr.command_line import command, command_parser
+from monai_gmr.handlers.best_checkpoint import write_checkpoint
+from monai_gmr.networks.description import write_description
+from monai_gmr.networks.weights import read_checkpoint, state_of
 from monai_gmr.tables import format_aligned
 from monai_gmr.utils import ConfigurationError
 
@@ -65,6 +70,25 @@ def checksum(options: argparse.Namespace) -> int:
     return 0
 
 
+def describe(options: argparse.Namespace) -> int:
+    """Write into a bundle's weights that they are of the network of its inference with the default settings, and a new checksum where there
+    was one."""
+    root = find_bundle(options.bundle)
+    weights = root / WEIGHTS
+    if not weights.is_file():
+        raise ConfigurationError(f"there are no weights at {weights}: train first.")
+    has_sum = weights.name in read_sums(weights.parent)
+    # refused where names, shapes or what they say themselves are of another network
+    network = load_bundle(root).network
+    content = read_checkpoint(weights)
+    state = state_of(content, weights)
+    if set(content) != set(state):
+        raise ConfigurationError(f"{weights} holds more than a state dict: save network.state_dict() alone.")
+    write_checkpoint(write_description(state, network), weights)
+    print(f"{weights} is of a {type(network).__name__} of {len(state)} tensors.")
+    return checksum(options) if has_sum else 0
+
+
 @command("bundles")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 for a bundle that fails a check, 2 for what cannot be done."""
@@ -84,6 +108,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for action, name, text in (
         (check, "check", "check a bundle by the rules of MONAI's model zoo"),
         (checksum, "checksum", "write models/SHA256SUMS, by which changed weights are refused"),
+        (
+            describe,
+            "describe",
+            "write into the weights which network they are of, that of configs/inference with its defaults",
+        ),
     ):
         add(action, name, text).add_argument("bundle", metavar="BUNDLE", help="a name that ships, or a folder")
     options = parser.parse_args(arguments)
