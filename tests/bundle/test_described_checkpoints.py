@@ -11,8 +11,10 @@ from monai.networks.nets import DynUNet
 from torch import nn
 
 import monai_gmr
+from monai_gmr.apps.bundles import main as bundles_command
 from monai_gmr.apps.check_equivariance import load_weights
 from monai_gmr.bundle import load_network
+from monai_gmr.bundle.shipped import shipped_bundles
 from monai_gmr.fingerprints import describe_cases
 from monai_gmr.handlers import BestCheckpoint
 from monai_gmr.networks import convert_to_gmr
@@ -199,6 +201,32 @@ def test_a_bundle_in_python(whole_bundle, tmp_path):
     monai_gmr.load_bundle(root, **settings, **{"network_def::conv": "gmr_harmonic"})
     with pytest.raises(ConfigurationError, match=r"nuclei_segmentation: .*model\.pt is of another network"):
         monai_gmr.load_bundle(root, **settings, **{"network_def::conv": "gmr"})
+
+
+def test_weights_that_are_described_later(whole_bundle, tmp_path, capsys):
+    """The command adds to a bundle's weights what they are of, and no more."""
+    root = shutil.copytree(whole_bundle, tmp_path / whole_bundle.name)
+    path = root / "models" / "model.pt"
+    before = torch.load(path, weights_only=True)
+    # init_bundle made the weights of a radial net, the default of GMRUNet
+    other = {"network_def::conv": "gmr_harmonic"}
+    for command in ("checksum", "describe"):
+        monai_gmr.load_bundle(root, **other)
+        assert bundles_command([command, str(root)]) == 0
+    assert "is of a GMRUNet" in capsys.readouterr().out
+    state = torch.load(path, weights_only=True)
+    assert list(state) == list(before)
+    assert all(torch.equal(state[name], value) for name, value in before.items())
+    monai_gmr.load_bundle(root)
+    with pytest.raises(ConfigurationError, match="of another network"):
+        monai_gmr.load_bundle(root, **other)
+
+
+@pytest.mark.parametrize("name", shipped_bundles())
+def test_weights_that_ship_say_which_network_they_are_of(name):
+    settings = {"kernel_sizes": 3} if name.startswith("medmnist3d") else {}
+    with pytest.raises(ConfigurationError, match=r"another network \(.*conv='gmr_harmonic', here .*conv='gmr'\)"):
+        monai_gmr.load_bundle(name, conv="gmr", **settings)
 
 
 def test_metadata_stay_with_a_state_dict(tmp_path):
