@@ -28,9 +28,14 @@ CONFIG_NAMES = tuple(f"{name}.{end}" for name in ("inference", "evaluate", "trai
 
 
 def parse_size(text: str) -> tuple[int, ...]:
-    """Read a size from the command line."""
+    """Read a size from the command line, as its table prints it or with commas.
+
+    Example:
+        >>> parse_size("97"), parse_size("64,65,70"), parse_size("24x25")
+        ((97,), (64, 65, 70), (24, 25))
+    """
     try:
-        size = tuple(int(part) for part in text.split(","))
+        size = tuple(int(part) for part in text.replace("x", ",").split(","))
     except ValueError:
         size = ()
     if not size or min(size) < 1:

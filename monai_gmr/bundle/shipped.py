@@ -14,6 +14,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 from monai.utils import optional_import
 
+from monai_gmr.arguments import describe
 from monai_gmr.files import read_json_object, replacing
 from monai_gmr.utils import ConfigurationError, reason
 
@@ -70,9 +71,13 @@ def find_bundle(bundle: str | os.PathLike[str], only_shipped: bool = False) -> P
         ...
         monai_gmr.utils.ConfigurationError: there is no bundle volume_segmentation: did you mean volume_segmentation_gmr_unet?
     """
+    shipped = shipped_bundles()
+    if not isinstance(bundle, str | os.PathLike):
+        raise ConfigurationError(
+            f"a bundle is a name or a folder, not {describe(bundle)}: give one of {', '.join(shipped)}."
+        )
     if not only_shipped and Path(bundle).is_dir():
         return Path(bundle).resolve()
-    shipped = shipped_bundles()
     if str(bundle) in shipped:
         return shipped[str(bundle)]
     last = Path(bundle).name

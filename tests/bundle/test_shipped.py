@@ -86,6 +86,12 @@ def test_a_copy_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("given", "described"), [(None, "None"), (3, "3"), (["a"], r"\['a'\]")])
+def test_what_is_neither_a_name_nor_a_folder_is_one_sentence(given, described):
+    with pytest.raises(ConfigurationError, match=f"a bundle is a name or a folder, not {described}: give one of "):
+        find_bundle(given)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -63,9 +63,10 @@ def remaining_operations(
     in_channels: int,
     example_inputs: Any = None,
     known: Sequence[str] = (),
+    measured: bool = True,
 ) -> list[str]:
     """Operations of a converted network that are not exact under a group, a sentence for each module that calls them and is not ``known``
-    already.
+    already; ``measured``: where none is, but operations that no rule is known of are called, the network is measured.
 
     Example:
         >>> from monai_gmr.networks.convert.trace import trace_sizes
@@ -86,9 +87,9 @@ def remaining_operations(
             if size == trace.size:
                 sentences[f"what it does outside of its layers could not be audited ({first_line(error)})"] = None
     # rests of an annealed conversion are not exact before they are dropped
-    if unknown and not (sentences or known or annealed_layers(net)):
-        measured = inexact_sentence(net, trace, group, in_channels, example_inputs, list(unknown))
-        return [measured] if measured else []
+    if measured and unknown and not (sentences or annealed_layers(net)):
+        sentence = inexact_sentence(net, trace, group, in_channels, example_inputs, list(unknown))
+        return [sentence] if sentence else []
     return list(sentences)
 
 

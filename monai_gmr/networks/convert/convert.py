@@ -199,7 +199,8 @@ def convert_to_gmr(
     ]
     if trace.failure:
         notes.append(
-            f"{trace.failure}: upsampling doubles sizes and does not know those of skip connections; {NEEDED}."
+            f"{trace.failure}: which convolutions are heads is not known, and upsampling doubles sizes, also where skip connections have "
+            f"others; {NEEDED}."
         )
     else:
         if getattr(net, "trail_start", None) is None:
@@ -207,7 +208,8 @@ def convert_to_gmr(
             net.__class__ = sized_class(kind)
             net.trail_start = TrailStart(trace.network, list(trace.size), trace.in_channels)  # type: ignore[assignment]
         known = [row.path for row in rows if row.breaks]
-        notes += remaining_operations(net, trace, options.group, trace.in_channels, example_inputs, known)
+        given = (net, trace, options.group, trace.in_channels, example_inputs)
+        notes += remaining_operations(*given, known, measured=not (known or notes))
     if of_groups:
         net.symmetry_group = of_groups["group"]
     remarks = tuple(tie_again(net, shared))

@@ -7,7 +7,7 @@ from torch import nn
 
 from monai_gmr.metrics import equivariance_error
 from monai_gmr.networks import convert_to_gmr
-from monai_gmr.networks.convert import measure
+from monai_gmr.networks.convert import audit, measure
 from monai_gmr.networks.convert.measure import inexact_sentence
 from monai_gmr.networks.convert.trace import trace_sizes
 from monai_gmr.symmetry import PointGroup
@@ -148,6 +148,15 @@ def test_what_cannot_be_measured_is_said_to_be_unknown(monkeypatch):
     monkeypatch.setattr(measure, "SIZES", ())
     (limit,) = convert_to_gmr(Between(lambda net, y: y.tril())).conversion_report.limits
     assert limit.startswith(f"{unknown}no small image could be sent through it")
+
+
+@pytest.mark.filterwarnings("ignore::monai_gmr.utils.SymmetryWarning")
+def test_nothing_is_measured_where_a_limit_is_known(monkeypatch):
+    monkeypatch.setattr(audit, "inexact_sentence", None)
+    net = Between(lambda net, y: F.layer_norm(y.movedim(1, 3), (4,)).movedim(3, 1))
+    net.pos_embed = nn.Parameter(torch.zeros(1))
+    (limit,) = convert_to_gmr(net).conversion_report.limits
+    assert limit.startswith("pos_embed stays")
 
 
 def test_a_measurement_changes_nothing():
