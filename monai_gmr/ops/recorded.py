@@ -19,7 +19,7 @@ def is_recorded(*tensors: torch.Tensor | None) -> bool:
 
 def is_transformed(x: torch.Tensor | None) -> bool:
     """Whether a tensor is one of ``torch.func``, a batch of gradients (``is_grads_batched`` of ``torch.autograd.grad``), has a tangent
-    (``torch.autograd.forward_ad``), or only says that it is on its device (``FakeTensorMode``).
+    (``torch.autograd.forward_ad``), or only says that it is on a CPU (``FakeTensorMode``), whose kernels ask for numbers of tables.
 
     Example:
         >>> x = torch.ones(3, requires_grad=True)
@@ -34,4 +34,5 @@ def is_transformed(x: torch.Tensor | None) -> bool:
         storage = x.untyped_storage()
     except NotImplementedError:  # how those of torch.func answer
         return True
-    return storage.device.type != x.device.type or unpack_dual(x).tangent is not None
+    is_fake = x.device.type == "cpu" != storage.device.type
+    return is_fake or unpack_dual(x).tangent is not None
