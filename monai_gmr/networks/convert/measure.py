@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from math import prod
+from math import isnan, prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -58,14 +59,15 @@ def inexact_sentence(
     for dtype, tolerance in TOLERANCES.items():
         try:
             own = copy.deepcopy(net).eval().to(dtype)
-            errors = {_error(own, size, group, in_channels, example_inputs): size for size in sizes}
+            errors = [(_error(own, size, group, in_channels, example_inputs), size) for size in sizes]
         except Exception as failure:  # a network may compute in its own precision only, or be impossible to copy
             reason = first_line(failure)
             continue
-        # also one that is no number
-        if all(error <= tolerance for error in errors):
+        # what is no number is the worst
+        error, worst = max(errors, key=lambda each: (isnan(each[0]), each[0]))
+        if error <= tolerance:
             return None
-        error, text = max(errors), "x".join(map(str, errors[max(errors)]))
+        text = "x".join(map(str, worst))
         return f"its answer does not rotate with an image of {text}: the error is {error:.1e}; what may be why: {named}"
     return f"{unknown}, and its error could not be measured ({reason})"
 
@@ -110,4 +112,4 @@ def _error(net: nn.Module, size: Sizes, group: PointGroup, in_channels: int, exa
             nested_error(answer(transform_tensors(given, element, dims)), transform_tensors(upright, element, dims))
             for element in group.generators()
         ]
-    return max(errors, default=0.0)
+    return float(np.max([0.0, *errors]))

@@ -150,6 +150,15 @@ def test_what_cannot_be_measured_is_said_to_be_unknown(monkeypatch):
     assert limit.startswith(f"{unknown}no small image could be sent through it")
 
 
+@pytest.mark.parametrize("errors", [[float("nan"), 0.0], [0.0, float("nan")]])
+def test_an_error_that_is_no_number_is_the_worst(errors, monkeypatch):
+    found = iter(errors)
+    monkeypatch.setattr(measure, "_error", lambda *_: next(found))
+    net, group = nn.Sequential(nn.Conv2d(1, 1, 1)), PointGroup.from_name("all", 2)
+    sentence = inexact_sentence(net, trace_sizes(net, 2, 1), group, 1, None, [("0", "tril")])
+    assert sentence.endswith(f"of {['16x16', '17x17'][errors[0] == 0]}: the error is nan; what may be why: 0: tril")
+
+
 @pytest.mark.filterwarnings("ignore::monai_gmr.utils.SymmetryWarning")
 def test_nothing_is_measured_where_a_limit_is_known(monkeypatch):
     monkeypatch.setattr(audit, "inexact_sentence", None)
