@@ -5,19 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from monai.metrics import (
-    AbsoluteVolumeDifferenceMetric,
-    CalibrationErrorMetric,
-    ConfusionMatrixMetric,
-    Cumulative,
-    HausdorffDistanceMetric,
-    LossMetric,
-    MAEMetric,
-    MAPEMetric,
-    MSEMetric,
-    RMSEMetric,
-    SurfaceDistanceMetric,
-)
+from monai import metrics
 from monai.metrics.confusion_matrix import check_confusion_matrix_metric_name
 from monai.utils import ensure_tuple, optional_import
 
@@ -27,15 +15,15 @@ from monai_gmr.utils import ConfigurationError
 Direction = bool | Mapping[str, bool] | None
 
 DISTANCES_AND_ERRORS = (
-    AbsoluteVolumeDifferenceMetric,
-    CalibrationErrorMetric,
-    HausdorffDistanceMetric,
-    LossMetric,
-    MAEMetric,
-    MAPEMetric,
-    MSEMetric,
-    RMSEMetric,
-    SurfaceDistanceMetric,
+    metrics.AbsoluteVolumeDifferenceMetric,
+    metrics.CalibrationErrorMetric,
+    metrics.HausdorffDistanceMetric,
+    metrics.LossMetric,
+    metrics.MAEMetric,
+    metrics.MAPEMetric,
+    metrics.MSEMetric,
+    metrics.RMSEMetric,
+    metrics.SurfaceDistanceMetric,
 )
 # of a confusion matrix, as MONAI shortens them: shares of wrong answers, and the prevalence threshold
 WRONG_SHARES = ("fnr", "fpr", "fdr", "for", "pt")
@@ -92,8 +80,8 @@ def is_smaller_better(metric: Any) -> bool:
     """
     # a metric of ignite has every attribute, a function
     held = getattr(metric, "metric_fn", None)
-    metric = held if isinstance(held, Cumulative) else metric
-    if isinstance(metric, ConfusionMatrixMetric):
+    metric = held if isinstance(held, metrics.Cumulative) else metric
+    if isinstance(metric, metrics.ConfusionMatrixMetric):
         # of several names the first one is reported
         return check_confusion_matrix_metric_name(ensure_tuple(metric.metric_name)[0]) in WRONG_SHARES
     return isinstance(metric, (*DISTANCES_AND_ERRORS, *_classes_of_ignite()))
@@ -103,10 +91,10 @@ def is_greater_better(name: str, metric: Any, direction: Direction) -> bool:
     """Whether larger values of a metric are better: what ``direction`` says of all or of this name, else what its class says.
 
     Example:
-        >>> metrics = {"dice": None, "hd95": HausdorffDistanceMetric()}
-        >>> [is_greater_better(name, metric, None) for name, metric in metrics.items()]
+        >>> named = {"dice": None, "hd95": metrics.HausdorffDistanceMetric()}
+        >>> [is_greater_better(name, metric, None) for name, metric in named.items()]
         [True, False]
-        >>> [is_greater_better(name, metric, {"dice": False}) for name, metric in metrics.items()]
+        >>> [is_greater_better(name, metric, {"dice": False}) for name, metric in named.items()]
         [False, False]
     """
     said = direction.get(name) if isinstance(direction, Mapping) else direction

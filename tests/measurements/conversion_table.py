@@ -26,7 +26,7 @@ from monai_gmr.files import check_folder, write_text
 from monai_gmr.metrics import equivariance_error
 from monai_gmr.networks import convert_to_gmr
 from monai_gmr.ops import symmetric_upsample
-from monai_gmr.symmetry import generate_group, point_group
+from monai_gmr.symmetry import point_group
 from monai_gmr.tables import format_markdown
 from monai_gmr.utils import SymmetryWarning
 
@@ -262,30 +262,13 @@ def generators(dims: int) -> list[np.ndarray]:
     return [mirror, *(unit[[*range(i), i + 1, i, *range(i + 2, dims)]] for i in range(dims - 1))]
 
 
-def generators_of(elements: np.ndarray) -> np.ndarray:
-    """Those of a group's elements, the identity first, that are no product of the ones before: they generate it.
-
-    Example:
-        >>> from monai_gmr.symmetry import named_group
-        >>> len(generators_of(named_group("m-3m", 3))), len(generators_of(named_group("4", 2)))
-        (3, 1)
-    """
-    chosen: list[np.ndarray] = []
-    products = elements[:1]
-    for element in elements[1:]:
-        if not (products == element).all((1, 2)).any():
-            chosen.append(element)
-            products = generate_group(chosen)
-    return np.array(chosen)
-
-
 def group_error(net: nn.Module, sizes: Sequence[Sequence[int]], dtype: torch.dtype = torch.float64) -> float:
     """The worst error of a network of group convolutions, converted to a type; all elements of its group are asked at the first size, those
     that generate it at the others."""
     net, found = copy.deepcopy(net).to(dtype), []
     for index, size in enumerate(sizes):
         group: Any = net.symmetry_group
-        asked = group.elements if index == 0 else generators_of(group.elements)
+        asked = group.elements if index == 0 else group.generators()
         found.append(equivariance_error(net, torch.randn(2, 1, *size, dtype=dtype), asked).worst)
     return max(found)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monai_gmr.symmetry import PointGroup, group_names, named_group, point_group, transform_grid
+from monai_gmr.symmetry import PointGroup, generate_group, group_names, named_group, point_group, transform_grid
 from monai_gmr.symmetry.group_structure import group_elements
 from monai_gmr.utils import ConfigurationError
 
@@ -56,6 +56,13 @@ def test_axioms(group):
     assert (products[group.inverses, everything] == 0).all()
     for a, b in np.random.default_rng(0).integers(0, order, (10, 2)):
         assert np.array_equal(group.elements[products[a, b]], group.elements[a] @ group.elements[b])
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_few_generators_make_the_whole_group(group):
+    chosen = group.generators()
+    assert len(chosen) <= 4
+    assert PointGroup.from_elements(generate_group(chosen) if len(chosen) else [np.eye(group.spatial_dims)]) == group
 
 
 @pytest.mark.parametrize("group", GROUPS)

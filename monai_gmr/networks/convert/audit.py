@@ -141,7 +141,7 @@ class _Audit(Pass):
         self.sentences: dict[str, None] = {}
         # operations on voxels of which no rule says whether they are exact
         self.unknown: dict[tuple[str, str], None] = {}
-        for name, module in net.named_modules():
+        for module, name in self.names.items():
             # private: torch has no public way to ask for hooks
             if module._forward_hooks or module._forward_pre_hooks:
                 self.unknown[name or type(net).__name__, "a hook"] = None
@@ -152,7 +152,9 @@ class _Audit(Pass):
         def marked() -> tuple[tuple, dict]:
             args, kwargs = inputs()
             for tensor in tensors_in((args, kwargs)):
-                tensor._gmr_given = tensor._gmr_voxels = True  # type: ignore[attr-defined]
+                tensor._gmr_given = True  # type: ignore[attr-defined]
+                if tensor.dim() >= self.dims + 2:
+                    tensor._gmr_voxels = True  # type: ignore[attr-defined]
             return args, kwargs
 
         for tensor in tensors_in(self.run(marked, sizes_only)):
@@ -260,7 +262,7 @@ class _Audit(Pass):
     def _sentence(self, name: str, args: tuple, output: Any) -> str | None:
         if name in RANDOM and self._is_image(output):
             return "draws random numbers for each voxel: its outputs rotate with the image on average alone"
-        if name in ("view", "_unsafe_view", "reshape") and isinstance(args[0], torch.Tensor):
+        if name in VIEWING and isinstance(args[0], torch.Tensor):
             return self._viewed(args[0], output)
         plain = name.rstrip("_")
         if any(hasattr(each, "_gmr_places") for each in tensors_in(args)):

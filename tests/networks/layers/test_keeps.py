@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from conversion_table import generators, generators_of
+from conversion_table import generators
 from test_exactness import FRESH_2D
 from torch import nn
 
@@ -90,7 +90,7 @@ def test_nets_keep_the_named_group_and_no_more(kind, dims, keeps):
             nn.init.ones_(norm.weight)
     break_symmetry(net)
     outside_group = [g for g in generators(dims) if g.tolist() not in group.elements.tolist()]
-    few = [*generators_of(group.elements), *outside_group[:1]]
+    few = [*group.generators(), *outside_group[:1]]
     for number, size in enumerate([(11, 10), *FRESH_2D] if dims == 2 else [(10, 11, 9), (17, 20, 23), (16, 14, 12)]):
         net.train(number // 2 % 2 == 0)  # odd and even sizes in both modes
         # random signs: no element maps the image near itself

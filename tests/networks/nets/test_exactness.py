@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
-from conversion_table import generators, generators_of
+from conversion_table import generators
 from scipy import ndimage
 from torch import nn
 from torch.nn import functional
@@ -155,10 +155,10 @@ def group_net(kind: str, dims: int, names: list[str], filter: str, steps: int) -
 def worst_of_group(net: nn.Module, sizes: Sequence[tuple[int, ...]], whole: int) -> tuple[float, tuple[int, ...]]:
     """The worst error over sizes; all elements of the net's group are asked at the first ``whole`` of them, those that generate it at
     the others."""
-    elements = net.symmetry_group.elements
+    group = net.symmetry_group
     found = []
     for index, size in enumerate(sizes):
-        asked = elements if index < whole else generators_of(elements)
+        asked = group.elements if index < whole else group.generators()
         batch = 2 if len(size) == 2 else 1
         found.append((equivariance_error(net, images(batch, *size), asked).worst, size))
     return max(found)
