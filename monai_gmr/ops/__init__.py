@@ -1,4 +1,4 @@
-"""Functions on tensors: radial and harmonic convolutions with their backends, resampling about the centre."""
+"""Functions on tensors: radial and harmonic convolutions with their backends, and resampling about the centre."""
 
 from monai_gmr.ops.backend import Backend, available_backends, get_backend, register_backend, set_backend
 from monai_gmr.ops.call import Call, Orders, ResponseTables, RingKernel

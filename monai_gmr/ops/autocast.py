@@ -1,4 +1,4 @@
-"""Autocast of a tensor's device; of some devices, as "meta", torch has none."""
+"""Autocast on a tensor's device; torch has none for some devices, such as "meta"."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch.amp import is_autocast_available
 
 
 def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
-    """The precision that autocast asks for on a tensor's device, ``None`` outside autocast.
+    """The precision that autocast sets on a tensor's device, ``None`` outside autocast.
 
     Example:
         >>> x = torch.zeros(1)

@@ -1,4 +1,4 @@
-"""Which implementation runs a radial convolution: the class of a backend, and how one is chosen."""
+"""Implementations of radial convolutions: the class of a backend, and the choice of one."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ _logged: dict[str, object] = {}
 
 
 class Backend:
-    """An implementation of radial convolutions; "dense" runs what it does not support.
+    """An implementation of radial convolutions; "dense" runs the calls that it does not support.
 
-    A subclass sets ``name`` and overrides :meth:`supports` and the methods that it says yes to. :func:`register_backend` makes it known.
+    A subclass sets ``name`` and overrides :meth:`supports` and the methods for the calls that it supports. :func:`register_backend`
+    registers it.
 
     Attributes:
-        name: what :func:`set_backend` calls it.
-        prefers_channels_last: whether a net does well to compute with channels last in memory.
+        name: its name for :func:`set_backend`.
+        prefers_channels_last: whether a net is faster with channels last in memory.
     """
 
     name: str
     prefers_channels_last = False
 
     def supports(self, call: Call) -> bool:
-        """Whether it runs such a call."""
+        """Whether the backend can run a call."""
         return False
 
     def conv(self, call: Call, x: torch.Tensor, kernel: RingKernel) -> torch.Tensor:
-        """:func:`~monai_gmr.ops.ring_conv`: to ``(batch, out_channels, *sizes)``, with angular components one axis more."""
+        """:func:`~monai_gmr.ops.ring_conv`: returns ``(batch, out_channels, *sizes)``, with one more axis for angular components."""
         raise NotImplementedError
 
     def conv_transpose(self, call: Call, x: torch.Tensor, kernel: RingKernel) -> torch.Tensor:
@@ -52,15 +53,15 @@ class Backend:
 
 
 def choose_backend(x: torch.Tensor, kernel: RingKernel, groups: int, **more: Any) -> tuple[Backend, Call, torch.Tensor]:
-    """The backend that is chosen for an image, with or without a batch, and a kernel; the call, whose further attributes are ``more``; and
-    the image with a batch."""
+    """The backend chosen for a kernel and an image, with or without a batch; the call, whose further attributes are ``more``; and the
+    image with a batch."""
     orders, shells = more.get("orders"), kernel.shells
     image = x[None] if x.dim() == shells.dim() + 1 else x
     rows, columns = kernel.weight.shape[0], kernel.weight.shape[1] * groups
     if orders is not None:
         rows = groups * orders.num_responses()
     channels = (rows, columns) if more.get("transposed") else (columns, rows)
-    # of several precisions, that of a tensor unlike the weight: no kernel takes both
+    # if precisions differ, take one unlike the weight's: no kernel supports both
     others = [each.dtype for each in (kernel.bias, kernel.linear, kernel.chiral) if each is not None]
     precision = next((dtype for dtype in others if dtype != kernel.weight.dtype), kernel.weight.dtype)
     known = {"weight_precision": precision, "angular": kernel.angular is not None, "shells": shells}
@@ -71,7 +72,7 @@ def choose_backend(x: torch.Tensor, kernel: RingKernel, groups: int, **more: Any
 
 
 def register_backend(backend: Backend) -> None:
-    """Make a backend selectable by its name."""
+    """Makes a backend selectable by its name."""
     _BACKENDS[backend.name] = backend
 
 
@@ -94,7 +95,7 @@ class set_backend:
             ``MONAI_GMR_BACKEND`` does the same for a whole run.
 
     Raises:
-        ConfigurationError: when there is no such backend.
+        ConfigurationError: if there is no such backend.
 
     Example:
         >>> with set_backend("dense"):
@@ -118,7 +119,7 @@ class set_backend:
 
 
 def get_backend() -> str:
-    """The backend that :func:`set_backend` or ``MONAI_GMR_BACKEND`` asks for, "auto" by default.
+    """The backend that :func:`set_backend` or ``MONAI_GMR_BACKEND`` selects, "auto" by default.
 
     Example:
         >>> get_backend()
@@ -135,7 +136,7 @@ def get_backend() -> str:
 
 
 def select_backend(call: Call) -> Backend:
-    """The backend that was set, or for "auto" the device's where a table says that it is faster; "dense" for what that does not support."""
+    """The backend that was set, or for "auto" the device's backend if the table says that it is faster; "dense" for unsupported calls."""
     backend = _forced[0] if _forced else get_backend()
     if backend == "auto":
         backend = KERNELS[call.device.type] if _is_faster(call) else "dense"
@@ -148,7 +149,7 @@ def _is_faster(call: Call) -> bool:
     """Whether the device's kernels are faster than "dense"."""
     if call.recorded:
         return False
-    # harmonic layers with a stride are not measured, on a GPU neither strides, nor angular components of no layer or in groups
+    # not measured: harmonic layers with a stride; on a GPU also strides, and angular components without orders or in groups
     strided, on_cpu = max(call.stride) > 1, call.device.type == "cpu"
     beyond = call.angular and (strided or (not on_cpu and (call.orders is None or call.groups > 1)))
     least = None if beyond or (strided and not on_cpu) else threshold(call)
@@ -156,9 +157,9 @@ def _is_faster(call: Call) -> bool:
 
 
 def log_dense(name: str, reason: str) -> None:
-    """Log, once a process, why "dense" runs in a backend's place."""
+    """Logs, once per process, why "dense" runs instead of a backend."""
     message, mine = f"backend {name!r} is not used: {reason}; 'dense' runs in its place.", object()
-    # one step for all threads
+    # setdefault is atomic: only one thread logs
     if _logged.setdefault(message, mine) is mine:
         logger.warning(message)
 
@@ -166,8 +167,8 @@ def log_dense(name: str, reason: str) -> None:
 def prefers_channels_last(
     x: torch.Tensor, kernel_size: tuple[int, ...], channels: tuple[int, int], harmonic: bool = False
 ) -> bool:
-    """Whether a net does well to compute its input with channels last in memory: by window and channels of its first convolutions."""
-    # thresholds go by channels: order 0 stands for all
+    """Whether a net is faster with channels last in memory, judged by window and channels of its first convolutions."""
+    # thresholds depend only on channels: order 0 stands for all
     kind: dict[str, Any] = {"angular": True, "orders": Orders((channels[1],), (0,), (0,))} if harmonic else {}
     call = Call.of_input(x, kernel_size, channels, padding=[k // 2 for k in kernel_size], channels_last=True, **kind)
     return select_backend(call).prefers_channels_last

@@ -1,4 +1,4 @@
-"""What a backend is given: the tensors of a kernel, and one value that describes the convolution."""
+"""Arguments of a backend: the tensors of a kernel, and a value object that describes the convolution."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from monai_gmr.ops.recorded import is_recorded
 def output_sizes(
     sizes: Sequence[int], window: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> list[int]:
-    """Sizes of a convolution's result, as ``torch.nn.ConvNd``'s; all arguments have one number an axis."""
+    """Sizes of a convolution's result, as in ``torch.nn.ConvNd``; all arguments have one number per axis."""
     return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(sizes, window, stride, padding, dilation)]
 
 
 class ResponseTables(NamedTuple):
-    """Numbers that say how a group's responses are made of components and channels, int64."""
+    """Index tables of a group's responses by component and channel, int64."""
 
     profile: torch.Tensor  # (components,), the radial profile of each
     channel: torch.Tensor  # (responses,), the output channel of each
@@ -36,20 +36,20 @@ class RingKernel(NamedTuple):
     shells: torch.Tensor  # integers of the window's shape, the shell of each tap
     bias: torch.Tensor | None = None  # (out_channels,)
     angular: torch.Tensor | None = None  # (components, taps), constants; None for a radial kernel
-    num_shells: int | None = None  # how many shells count: basis is zero on the others
+    num_shells: int | None = None  # number of shells in use: basis is zero on the others
     responses: ResponseTables | None = None  # of a harmonic convolution
-    # of one that keeps a subgroup alone:
+    # only of a convolution that keeps a subgroup:
     linear: torch.Tensor | None = None  # (groups, out_channels / groups, responses of the orders above 0 of a group)
     chiral: torch.Tensor | None = (
-        None  # (groups, out_channels / groups), factors of the terms that mirror images change the sign of
+        None  # (groups, out_channels / groups), factors of the terms whose sign mirroring changes
     )
 
 
 class Orders(NamedTuple):
     """Channels of one group of a harmonic convolution, by order."""
 
-    norms: tuple[int, ...]  # how many channels are lengths of responses; of order 0, how many channels there are
-    products: tuple[int, ...]  # how many are inner products with the first of those
+    norms: tuple[int, ...]  # number of channels that are lengths of responses; for order 0, number of channels
+    products: tuple[int, ...]  # number of channels that are inner products with the first of those
     components: tuple[int, ...]  # of a response; 0 for order 0
 
     def channels(self) -> list[int]:
@@ -57,7 +57,7 @@ class Orders(NamedTuple):
         return [n + m for n, m in zip(self.norms, self.products)]
 
     def num_responses(self) -> int:
-        """Components of all channels together."""
+        """Total number of components of all channels."""
         return sum(n * max(count, 1) for n, count in zip(self.channels(), self.components))
 
     def above_zero(self) -> Orders:
@@ -67,10 +67,10 @@ class Orders(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One call of a convolution: what a backend is chosen by. Lengths are in voxels, one an axis."""
+    """Description of one call of a convolution, from which a backend is chosen. Lengths are in voxels, one per axis."""
 
     kernel_size: tuple[int, ...]
-    channels: tuple[int, int]  # of input and output; of a harmonic convolution the output has all responses
+    channels: tuple[int, int]  # of input and output; for a harmonic convolution the output counts all responses
     stride: Sequence[int] = (1, 1, 1)
     padding: Sequence[int] = (0, 0, 0)
     dilation: Sequence[int] = (1, 1, 1)
@@ -81,13 +81,13 @@ class Call(NamedTuple):
     orders: Orders | None = None  # of a harmonic convolution
     kept: bool = False  # whether it has linear or chiral terms
     device: torch.device = torch.device("cpu")  # of the input
-    precision: torch.dtype = torch.float32  # what the input is computed in
+    precision: torch.dtype = torch.float32  # data type of the computation
     weight_precision: torch.dtype = torch.float32  # data type of the weight
     batch: int = 1  # number of images
     sizes: Sequence[int] = ()  # of an image
     channels_last: bool = False  # whether the input has its channels last in memory
     gradients: bool = True  # whether gradients are recorded
-    recorded: bool = False  # whether the call goes into a graph or is one of ``torch.func``
+    recorded: bool = False  # whether the call is recorded in a graph or runs under ``torch.func``
     shells: torch.Tensor | None = None  # the shell of each tap
 
     @classmethod
@@ -99,7 +99,7 @@ class Call(NamedTuple):
         factors: Sequence[torch.Tensor | None] = (),
         **more: Any,
     ) -> Call:
-        """Fill in what an input ``(batch, in_channels, *sizes)`` and ``factors``, the tensors of a kernel, say; other attributes by name.
+        """A call with attributes from an input ``(batch, in_channels, *sizes)`` and ``factors``, the tensors of a kernel; others by name.
 
         Example:
             >>> call = Call.of_input(torch.zeros(2, 3, 8, 9), (3, 3), (3, 4))
@@ -116,7 +116,7 @@ class Call(NamedTuple):
         return cls(kernel_size, channels, **known, **more)
 
     def conv_arguments(self) -> dict[str, Any]:
-        """Arguments of the framework's convolution, by name.
+        """Arguments of torch's convolution, by name.
 
         Example:
             >>> Call((3,), (1, 2), (1,), (1,), (1,)).conv_arguments()
@@ -126,7 +126,7 @@ class Call(NamedTuple):
         return lengths | {"groups": self.groups}
 
     def num_outputs(self) -> int:
-        """Channels of the result; of a harmonic convolution those of its scalars."""
+        """Channels of the result; for a harmonic convolution, channels of its scalars."""
         return self.channels[1] if self.orders is None else self.groups * sum(self.orders.channels())
 
     def is_symmetric(self) -> bool:
@@ -135,15 +135,15 @@ class Call(NamedTuple):
         return numbers == numbers[::-1]
 
     def voxels(self) -> int:
-        """Voxels of the input over the batch."""
+        """Number of voxels of the input, over the batch."""
         return self.batch * math.prod(self.sizes)
 
     def reach(self) -> list[int]:
-        """Distance of the window's first and last tap in voxels, one an axis."""
+        """Distance between the window's first and last tap in voxels, one number per axis."""
         return [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size)]
 
     def output_sizes(self) -> list[int]:
-        """Sizes of the result, as those of ``torch.nn.ConvNd`` and ``torch.nn.ConvTransposeNd``."""
+        """Sizes of the result, as in ``torch.nn.ConvNd`` and ``torch.nn.ConvTransposeNd``."""
         if not self.transposed:
             return output_sizes(self.sizes, self.kernel_size, self.stride, self.padding, self.dilation)
         axes = zip(self.sizes, self.reach(), self.stride, self.padding, self.output_padding)

@@ -1,4 +1,4 @@
-"""Backend "dense": build the kernel, call the framework's convolution; the reference, which runs everywhere."""
+"""Backend "dense": builds the kernel and calls torch's convolution; the reference, which runs everywhere."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ class DenseBackend(Backend):
     name = "dense"
 
     def supports(self, call: Call) -> bool:
-        """Every call."""
+        """Supports every call."""
         return True
 
     def conv(self, call: Call, x: torch.Tensor, kernel: RingKernel) -> torch.Tensor:
-        """By a dense kernel and the framework's convolution."""
+        """Builds a dense kernel and calls torch's convolution."""
         if kernel.angular is not None:
             return dense_ring_conv(x, *kernel[:4], **call.conv_arguments(), angular=kernel.angular)
         return keep_format(made_conv(x, _ring_kernel(kernel), kernel.bias, call), x)
 
     def conv_transpose(self, call: Call, x: torch.Tensor, kernel: RingKernel) -> torch.Tensor:
-        """By a dense kernel and the framework's transposed convolution."""
+        """Builds a dense kernel and calls torch's transposed convolution."""
         return made_conv(x, _ring_kernel(kernel), kernel.bias, call)
 
     def harmonic_conv(self, call: Call, x: torch.Tensor, kernel: RingKernel) -> torch.Tensor:
-        """By one convolution, whose kernel has rows for all responses."""
+        """Calls one convolution whose kernel has rows for all responses."""
         assert kernel.angular is not None
         assert kernel.responses is not None
         profile, channel, component = kernel.responses

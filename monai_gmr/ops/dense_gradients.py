@@ -1,4 +1,4 @@
-"""Gradients by the dense operation that a kernel replaces, where its own cannot serve."""
+"""Gradients by the dense operation that a kernel replaces, for cases that the kernel's backward pass does not support."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from monai_gmr.ops.recorded import is_transformed
 
 
 def takes_dense_gradients(gradient: torch.Tensor) -> bool:
-    """Whether a backward pass is to compute :func:`dense_gradients`: those that are to be differentiated again, a batch of
-    them, and those with a tangent."""
+    """Whether a backward pass must use :func:`dense_gradients`: for gradients of gradients, batched gradients and gradients with a
+    tangent."""
     return torch.is_grad_enabled() or is_transformed(gradient)
 
 
@@ -22,11 +22,11 @@ def dense_gradients(
     needed: Sequence[bool],
     gradient: torch.Tensor,
 ) -> list[torch.Tensor | None]:
-    """Gradients of a dense operation ``run(*inputs)``, ``None`` where not needed; in grad mode they can be differentiated again."""
+    """Gradients of a dense operation ``run(*inputs)``, ``None`` if not needed; in grad mode they are differentiable."""
     again = torch.is_grad_enabled()
 
     def alone(each: torch.Tensor | None, asked: bool) -> torch.Tensor | None:
-        # inputs that come from each other have no gradient for each other
+        # a new tensor for each input: inputs computed from each other get no gradient through each other
         if each is None or (again and not asked):
             return each
         return each.view_as(each) if again else each.detach().requires_grad_(asked)
@@ -35,9 +35,9 @@ def dense_gradients(
     wanted = [each for each, asked in zip(inputs, needed) if asked and each is not None]
     if not wanted:
         return [None] * len(inputs)
-    # a backward pass within autocast is that of the forward pass all the same
+    # within autocast too, the backward pass uses the precision of the forward pass
     with torch.enable_grad(), without_autocast(gradient):
         y = run(*inputs)
-        # an input may have no part in the result
+        # the result may not depend on an input
         gradients = iter(torch.autograd.grad(y, wanted, gradient, create_graph=again, allow_unused=True))
     return [next(gradients) if asked else None for asked in needed]

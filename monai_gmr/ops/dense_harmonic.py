@@ -1,8 +1,8 @@
-"""The reference of a harmonic convolution, slab by slab: neither pass holds all responses of a large volume.
+"""Reference of a harmonic convolution, slab by slab: neither pass holds all responses of a large volume.
 
-Saved for the backward pass are input and weights. It makes the rows again, and the responses of a slab, those of order 0 excepted: at
-most one convolution more than a pass that keeps them, and less memory by 1.5 (2D) or 2.5 (3D) times the result, and by the sums behind
-the norms.
+The backward pass saves input and weights. It recomputes the kernel rows and the responses of a slab, except those of order 0. This takes
+at most one more convolution than a pass that keeps the responses, and saves 1.5 (2D) or 2.5 (3D) times the memory of the result, and the
+memory of the sums of the norms.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from monai_gmr.ops.memory_format import image_of, runs_channels_last
 from monai_gmr.ops.ring_conv import conv_nd
 from monai_gmr.ops.slabs import InputSlab, Slab, input_slab, make_slabs
 
-# responses of so many bytes are kept: they are not worth the time to compute them again
+# responses of at most this many bytes are kept: recomputing them takes longer than it is worth
 KEPT_BYTES = 2**22
-# a slab's responses take at most this part of the result's memory, or those bytes,
+# a slab's responses take at most this share of the result's memory, or KEPT_BYTES,
 SHARE = 0.5
-# or have so many times the rows that a slab's input has beyond its own, whose gradient is computed for two slabs
+# or this many times the extra rows of a slab's input, whose gradient is computed for two slabs
 ROWS_PER_MARGIN = 4
 
 
 class Factors(NamedTuple):
-    """What responses are reduced to scalars with, as in :class:`~monai_gmr.ops.RingKernel`."""
+    """Factors that reduce responses to scalars, as in :class:`~monai_gmr.ops.RingKernel`."""
 
     linear: torch.Tensor | None = None
     chiral: torch.Tensor | None = None
@@ -44,11 +44,11 @@ FACTORS = len(Factors._fields)
 
 
 def dense_harmonic_conv(x: torch.Tensor, rows: MadeKernel, factors: Factors, call: Call) -> torch.Tensor:
-    """A harmonic convolution by the framework's convolution, with gradients for ``x`` ``(batch, in_channels, *spatial)``, for what ``rows``
-    are made of, ``(groups * responses, in_channels / groups, *kernel_size)``, and for ``factors``.
+    """A harmonic convolution by torch's convolution, with gradients for ``x`` ``(batch, in_channels, *spatial)``, for the parts of ``rows``
+    ``(groups * responses, in_channels / groups, *kernel_size)``, and for ``factors``.
 
-    In a graph of ``torch.compile`` rows and responses are computed again as a whole; graphs for export and ``torch.func`` have the
-    operations as they are. Responses of at most 4 MB are kept.
+    In a graph of ``torch.compile`` the backward pass recomputes all rows and responses at once; graphs for export and ``torch.func``
+    contain the plain operations. Responses of at most 4 MB are kept.
     """
     if autocast_dtype(x) is not None:
         x, rows = x.to(call.precision), rows.to(call.precision)
@@ -59,13 +59,13 @@ def dense_harmonic_conv(x: torch.Tensor, rows: MadeKernel, factors: Factors, cal
     voxels = len(x) * math.prod(call.output_sizes())
     if voxels * call.channels[1] * call.precision.itemsize <= KEPT_BYTES:
         y = whole_harmonic_conv(x, rows, factors, call)
-        # the backward pass keeps scalars, and what follows a convolution without a bias may work in place
+        # the backward pass keeps the scalars, and layers after a convolution without a bias can work in place
         return y.clone() if factors.bias is None and y.requires_grad else y
     return _SlabBySlab.apply(call, rows.make, x, *factors, *rows.parts)
 
 
 def whole_harmonic_conv(x: torch.Tensor, rows: MadeKernel, factors: Factors, call: Call) -> torch.Tensor:
-    """Responses by one convolution, reduced to scalars."""
+    """Computes responses by one convolution, and reduces them to scalars."""
     # image and rows have their precision already; the invariants choose theirs
     with without_autocast(x):
         return _reduced(made_conv(x, rows, None, call), factors, call)
@@ -85,14 +85,14 @@ def _scalars(responses: torch.Tensor, orders: Orders, factors: Factors, call: Ca
 
 
 class _Slabs:
-    """Slabs of a convolution's result, and what each is computed from.
+    """Slabs of a convolution's result, each with the slab of the input that it needs.
 
-    On CPUs in 3D they are cut along the last axis, through all samples: torch runs a slower convolution where samples, channels and the
-    first two sizes are few.
+    On CPUs in 3D they are cut along the last axis, through all samples: torch runs a slower convolution if samples, channels and the
+    first two sizes are small.
 
     Attributes:
-        axis: of the rows.
-        call: the convolution of a slab, whose rows have the zeros of their axis already.
+        axis: axis of the rows.
+        call: the convolution of a slab, whose rows are already padded along their axis.
     """
 
     def __init__(self, x: torch.Tensor, call: Call) -> None:
@@ -138,7 +138,7 @@ class _SlabBySlab(torch.autograd.Function):
             rows = make(*tensors[FACTORS:])
             for slab, source in slabs:
                 part = source.of(x, slabs.axis)
-                # no name for the responses, which would hold them while the next slab's are computed
+                # not assigned to a name, which would keep the responses while the next slab's are computed
                 slab.of(y, slabs.axis).copy_(_reduced(conv_nd(part, rows, None, **arguments), factors, call))
         return y
 
@@ -155,7 +155,7 @@ class _SlabBySlab(torch.autograd.Function):
             return None, None, *dense_gradients(whole, (x, *tensors), needed, gradient)
         made = KernelOfLeaves(ctx.make, tensors[FACTORS:], needed[1 + FACTORS :])
         asked = (needed[0], any(made.needed), *needed[1 : 1 + FACTORS])
-        # a backward pass within autocast is that of the forward pass all the same
+        # within autocast too, the backward pass uses the precision of the forward pass
         with without_autocast(x):
             image, by_rows, *found = _gradients(x, made.kernel, Factors(*tensors[:FACTORS]), ctx.call, asked, gradient)
             return None, None, image, *found, *made.part_gradients(by_rows)
@@ -164,9 +164,9 @@ class _SlabBySlab(torch.autograd.Function):
 def _gradients(
     x: torch.Tensor, rows: torch.Tensor, factors: Factors, call: Call, needed: Sequence[bool], gradient: torch.Tensor
 ) -> list[torch.Tensor | None]:
-    """Gradients of input, rows and factors, ``None`` where not needed."""
+    """Gradients of input, rows and factors, ``None`` if not needed."""
     image = torch.zeros_like(x) if needed[0] else None
-    # at least float32: there may be many slabs
+    # at least float32: sums over many slabs
     wide = torch.promote_types(call.precision, torch.float32)
     tensors = (rows, *factors)
     sums = [
@@ -189,7 +189,7 @@ def _gradients(
 def _slab_gradients(
     x: torch.Tensor, rows: torch.Tensor, factors: Factors, call: Call, needed: Sequence[bool], gradient: torch.Tensor
 ) -> list[torch.Tensor | None]:
-    """Gradients of a slab's input, of the rows and of the factors, ``None`` where not needed."""
+    """Gradients of a slab's input, of the rows and of the factors, ``None`` if not needed."""
     by_response, *terms = _response_gradients(x, rows, factors, call, gradient)
     by_input, by_rows, _ = conv_gradients(by_response, x, rows, call, (needed[0], needed[1], False))
     by_bias = gradient.sum([0, *range(2, gradient.dim())], dtype=torch.float64) if needed[-1] else None
@@ -199,7 +199,7 @@ def _slab_gradients(
 def _response_gradients(
     x: torch.Tensor, rows: torch.Tensor, factors: Factors, call: Call, gradient: torch.Tensor
 ) -> list[Any]:
-    """Gradients of a slab's responses, and those of the linear and chiral factors, ``None`` where there are none."""
+    """Gradients of a slab's responses and of the linear and chiral factors, ``None`` without such factors."""
     orders, channels, responses = _recomputed(call)
     if orders.num_responses() == 0:
         return [gradient, None, None]
@@ -219,9 +219,9 @@ def _response_gradients(
 
 
 def _recomputed(call: Call) -> tuple[Orders, slice, slice]:
-    """The orders whose responses a gradient needs; channels and responses of the other one, 0, in each group.
+    """The orders whose responses a gradient needs; channels and responses of order 0 in each group if it does not need them.
 
-    Order 0 is its responses; but linear terms add to its channels.
+    The scalars of order 0 are its responses, unless linear terms are added to them.
     """
     assert call.orders is not None
     for order in () if call.kept else orders_of(*call.orders):
@@ -232,6 +232,6 @@ def _recomputed(call: Call) -> tuple[Orders, slice, slice]:
 
 
 def _split(tensor: torch.Tensor, groups: int, axis: int, part: slice) -> Sequence[torch.Tensor]:
-    """What lies before, in and behind a part of each group along ``axis``, which becomes two axes."""
+    """Splits each group along ``axis`` into what lies before, in and after a part; ``axis`` becomes two axes."""
     grouped = tensor.unflatten(axis, (groups, -1))
     return grouped.tensor_split((part.start, part.stop), dim=axis + 1)

@@ -8,9 +8,9 @@ from monai_gmr.ops.memory_format import FORMATS
 from monai_gmr.ops.recorded import is_recorded
 from monai_gmr.ops.ring_conv import conv_nd
 
-# products of an image's numbers with taps from which on a training step is faster with the kernel
+# the kernel makes a training step faster from this number of products of image values with taps
 LEAST_PRODUCTS = 2**19
-# by spatial axes, the longest window whose gradients the framework computes as fast
+# by spatial axes, the longest window whose gradients torch computes as fast
 FAST_WINDOWS = {2: 3, 3: 1}
 
 
@@ -23,7 +23,7 @@ def _runs_in_kernels(
     padding: list[int],
     dilation: list[int],
 ) -> bool:
-    """Whether a kernel is to compute the gradient of the weights."""
+    """Whether a kernel computes the gradient of the weights."""
     if x.dim() != kernel.dim() or x.dim() not in FORMATS or kernel.dtype != torch.float32:
         return False
     if is_recorded(x, kernel, bias):
@@ -45,16 +45,16 @@ def depthwise_conv(
     padding: list[int],
     dilation: list[int],
 ) -> torch.Tensor:
-    """Convolve each channel with its own taps.
+    """Depthwise convolution: convolves each channel with its own taps.
 
     Args:
         x: ``(batch, channels, *spatial)`` or ``(channels, *spatial)``, 1 to 3 spatial axes.
         kernel: ``(channels, 1, *kernel_size)``.
         bias: ``(channels,)`` or ``None``.
-        stride, padding, dilation: in voxels, one an axis; ``padding`` is of zeros, at both ends.
+        stride, padding, dilation: in voxels, one per axis; ``padding`` adds zeros at both ends.
 
     Returns:
-        ``(batch, channels, *spatial_out)`` or without the batch, sizes as ``torch.nn.ConvNd``'s.
+        ``(batch, channels, *spatial_out)`` or without the batch, sizes as in ``torch.nn.ConvNd``.
 
     Example:
         >>> depthwise_conv(torch.ones(1, 2, 3), torch.tensor([[[1.0, 1.0]], [[2.0, 0.0]]]), None, [1], [0], [1])

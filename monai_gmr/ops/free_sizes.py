@@ -1,4 +1,4 @@
-"""Sizes of images in a recorded graph: there they are symbols, and a branch on one would hold for the recorded size alone."""
+"""Sizes of images in a recorded graph: they are symbols, and a branch on one would be valid only for the recorded size."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 
-# experimental in torch, which has no other way to compare symbols without binding them
+# experimental: torch has no public function that compares symbols without binding them
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 
 def _is_strict_export() -> bool:
-    """Whether ``torch.export`` reads the code with ``strict=True``: then a symbol passes for a number."""
+    """Whether ``torch.export`` reads the code with ``strict=True``: symbols then look like numbers."""
     return torch.compiler.is_exporting() and torch.compiler.is_dynamo_compiling()
 
 
 def is_free(sizes: Sequence[Any]) -> bool:
-    """Whether a size is a symbol: a tensor under ``torch.jit.trace``, a ``torch.SymInt`` under ``torch.export`` with dynamic shapes."""
+    """Whether any size is a symbol: a tensor under ``torch.jit.trace``, a ``torch.SymInt`` under ``torch.export`` with dynamic shapes."""
     return any(isinstance(n, torch.Tensor | torch.SymInt) for n in sizes) or _is_strict_export()
 
 
@@ -28,7 +28,7 @@ def has_symbols(x: torch.Tensor) -> bool:
 
 
 def same_size(one: Any, other: Any) -> bool:
-    """Whether two sizes are equal; of symbols, whether they are the same symbol, or equal where the graph is recorded.
+    """Whether two sizes are equal; for symbols, whether they are the same symbol, or equal in the recorded graph.
 
     Example:
         >>> same_size(8, 8), same_size(torch.tensor(8), 9)
@@ -41,7 +41,7 @@ def same_size(one: Any, other: Any) -> bool:
 
 
 def recorded_number(size: Any) -> Any:
-    """A size as a number: that of the recorded image where ``torch.jit.trace`` has made it a tensor.
+    """A size as a number: the size of the recorded image if ``torch.jit.trace`` made it a tensor.
 
     Example:
         >>> recorded_number(torch.tensor(8)), recorded_number(8)
@@ -51,7 +51,7 @@ def recorded_number(size: Any) -> Any:
 
 
 def all_equal(sizes: Sequence[Any], others: Sequence[Any]) -> torch.Tensor:
-    """Whether sizes are equal, as a tensor of a graph in which they are symbols.
+    """Whether sizes are equal, as a tensor, for graphs in which they are symbols.
 
     Example:
         >>> all_equal([torch.tensor(8), 9], [8, 9]), all_equal([8], [9])
@@ -65,9 +65,9 @@ def all_equal(sizes: Sequence[Any], others: Sequence[Any]) -> torch.Tensor:
 
 
 def voxels(count: int, like: torch.Tensor, dtype: torch.dtype = torch.int64) -> torch.Tensor:
-    """The numbers of the voxels along an axis, ``(count,)``, on the device of an image.
+    """Indices of the voxels along an axis, ``(count,)``, on the device of an image.
 
-    In a recorded graph too: ``torch.arange`` would keep the device of the recording.
+    Also in a recorded graph, where ``torch.arange`` would keep the device of the recording.
     """
     if not torch.jit.is_scripting() and torch.jit.is_tracing():
         return (like.new_ones([count], dtype=torch.int64).cumsum(0) - 1).to(dtype)

@@ -1,4 +1,4 @@
-"""Group convolutions' filters, spread over the elements of a group by index tables: the framework's convolution runs them."""
+"""Filters of group convolutions, spread over the elements of a group by index tables, for torch's convolution."""
 
 import torch
 
@@ -19,7 +19,7 @@ def spread_filter(weight: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
                 [2, 1]])
     """
     rows, columns = weight.shape[0], weight.shape[1]
-    # along the first axis both passes copy whole rows
+    # indexing the first axis copies whole rows in both passes
     numbers = weight.flatten(0, 1).t().index_select(0, table.flatten())
     spread = numbers.reshape([table.shape[0], table.shape[1], table.shape[2], rows, columns])
     return spread.permute(3, 0, 4, 1, 2).reshape(rows * table.shape[0], columns * table.shape[1], table.shape[2])

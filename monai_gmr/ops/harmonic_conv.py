@@ -1,4 +1,4 @@
-"""Harmonic convolution, radial profiles times harmonics reduced to scalars, and its reference, which builds the kernel of all responses."""
+"""Harmonic convolution: radial profiles times harmonics, reduced to scalars; and its reference, which builds a kernel of all responses."""
 
 import torch
 from monai.data import MetaTensor
@@ -14,15 +14,15 @@ from monai_gmr.utils import on_plain_tensor
 def harmonic_tap_basis(
     profiles: torch.Tensor, shells: torch.Tensor, angular: torch.Tensor, profile: torch.Tensor
 ) -> torch.Tensor:
-    """Functions on taps ``(components, rings, taps)`` from profiles ``(orders, rings, shells)``, harmonics
-    ``(components, taps)`` and the profile of each component."""
+    """Functions on taps, ``(components, rings, taps)``, from profiles ``(orders, rings, shells)``, harmonics ``(components, taps)`` and the
+    index of each component's profile."""
     return profiles.index_select(0, profile).index_select(2, shells.flatten()) * angular.unsqueeze(1)
 
 
 def responses_kernel(
     weight: torch.Tensor, basis: torch.Tensor, channel: torch.Tensor, component: torch.Tensor, groups: int
 ) -> torch.Tensor:
-    """Kernel rows of all responses, ``(groups * responses, in_channels / groups, taps)``, dtype of ``weight``; with a basis by
+    """Kernel rows of all responses, ``(groups * responses, in_channels / groups, taps)``, dtype of ``weight``, from a basis of
     :func:`harmonic_tap_basis` and the tables of :class:`~monai_gmr.ops.ResponseTables`."""
     rows = weight.to(basis.dtype).unflatten(0, [groups, -1]).index_select(1, channel)
     return torch.matmul(rows, basis.index_select(0, component)).flatten(0, 1).to(weight.dtype)
@@ -62,18 +62,18 @@ def harmonic_conv(
     dilation: tuple[int, ...],
     groups: int = 1,
 ) -> torch.Tensor:
-    """Convolve with radial profiles times harmonics, and reduce the responses to scalars that no rotation changes.
+    """Convolves with radial profiles times harmonics, and reduces the responses to scalars that are unchanged by rotations.
 
     Args:
         x: ``(batch, in_channels, *spatial)`` or without the batch.
         kernel: weights, profiles ``(orders, rings, shells)``, harmonics of all orders, and ``responses``; with ``linear`` and ``chiral``
-            terms the scalars are unchanged by a subgroup alone.
+            terms the scalars are unchanged only by a subgroup.
         orders: channels and components of each order.
-        stride, padding, dilation: in voxels, one an axis.
+        stride, padding, dilation: in voxels, one per axis.
         groups: blocks of channels that do not mix.
 
     Returns:
-        ``(batch, out_channels, *spatial_out)``: by group, then order.
+        ``(batch, out_channels, *spatial_out)``, channels sorted by group, then order.
 
     Example:
         >>> from monai_gmr.ops import ResponseTables

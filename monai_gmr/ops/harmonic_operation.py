@@ -1,4 +1,4 @@
-"""What the custom operations of harmonic layers share: where an order has its channels, their arguments, and gradients of gradients."""
+"""Shared code of the custom operations of harmonic layers: indices of each order, arguments, and gradients of gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from monai_gmr.ops.ring_gradients import dense_operation
 
 
 class Order(NamedTuple):
-    """Sizes and places of one order that has channels."""
+    """Sizes and indices of one order that has channels."""
 
     norms: int
     products: int
@@ -26,7 +26,7 @@ class Order(NamedTuple):
 
 
 def orders_of(norms: Sequence[int], products: Sequence[int], components: Sequence[int]) -> Iterator[Order]:
-    """Of each order that has channels, how many it has, and where."""
+    """Sizes and indices of each order that has channels."""
     channel = row = component = response = 0
     for n, m, count in zip(norms, products, components):
         if size := n + m:
@@ -37,18 +37,18 @@ def orders_of(norms: Sequence[int], products: Sequence[int], components: Sequenc
 
 
 def parts_of(x: torch.Tensor, groups: int, axis: int = 0) -> Sequence[torch.Tensor]:
-    """Those of each group along an axis; of one group the tensor itself, whose gradient is then not copied."""
+    """Splits an axis into groups; a single group is the tensor itself, so that its gradient is not copied."""
     return (x,) if groups == 1 else x.chunk(groups, axis)
 
 
 def group_arguments(call: Call, kernel: RingKernel) -> list[dict[str, Any]]:
-    """Arguments of a custom operation of a harmonic layer of stride 1, but for the image, for each group of channels.
+    """Arguments of the custom operation of a harmonic layer of stride 1, except the image, for each group of channels.
 
-    ``weight`` ``(channels, in_channels, rings)`` and ``basis`` ``(rings, num_shells)`` are of order 0, ``angular_weight``
-    ``(channels, in_channels, num_shells)`` and the constant factors ``angular`` ``(components, taps)`` of the others; ``norms``,
-    ``products`` and ``components`` are those of each order, as :func:`~monai_gmr.ops.invariants.invariants` takes them; ``linear``
-    ``(channels, responses of the orders above 0)`` and ``chiral`` ``(channels,)`` are what
-    :func:`~monai_gmr.ops.kept_terms.add_kept_terms` takes for a group.
+    ``weight`` ``(channels, in_channels, rings)`` and ``basis`` ``(rings, num_shells)`` belong to order 0, ``angular_weight``
+    ``(channels, in_channels, num_shells)`` and the constant factors ``angular`` ``(components, taps)`` to the other orders; ``norms``,
+    ``products`` and ``components`` have one number per order, as in :func:`~monai_gmr.ops.invariants.invariants`; ``linear``
+    ``(channels, responses of the orders above 0)`` and ``chiral`` ``(channels,)`` are the arguments of
+    :func:`~monai_gmr.ops.kept_terms.add_kept_terms` for one group.
     """
     assert call.orders is not None
     assert kernel.angular is not None
@@ -97,7 +97,7 @@ def dense_harmonic_operation(
     products: list[int],
     components: list[int],
 ) -> torch.Tensor:
-    """The layer by dense convolutions, for gradients of gradients; arguments as :func:`group_arguments` makes them."""
+    """The layer computed by dense convolutions, for gradients of gradients; takes the arguments that :func:`group_arguments` returns."""
     geometry: dict[str, Any] = {"stride": [1] * shells.dim(), "padding": padding, "dilation": dilation, "groups": 1}
     responses = []
     for order in orders_of(norms, products, components):

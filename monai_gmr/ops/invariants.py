@@ -1,7 +1,7 @@
-r"""Scalars that no rotation changes, from responses whose components rotations mix.
+r"""Scalars that are unchanged by rotations, from responses whose components rotations mix.
 
 The components of a response are the coefficients of the harmonics of one order: a rotation of the input mixes them orthogonally, so lengths
-and inner products stay.
+and inner products are unchanged.
 """
 
 import math
@@ -17,10 +17,11 @@ def norm_variance(components: int) -> float:
 
 
 def inner_product_scale(components: int) -> float:
-    r"""What brings an inner product to the variance that a length has, see :func:`invariants`.
+    r"""Factor that scales an inner product to the variance of a length, see :func:`invariants`.
 
-    For two independent normal responses of :math:`c` components of variance :math:`s` the former's is :math:`s c / (2 (c + 1))`, because
-    :math:`|a|^2 / (|a|^2 + |b|^2)` is Beta distributed and independent of the sum; the latter's is :math:`s` times :func:`norm_variance`.
+    For two independent normal responses with :math:`c` components of variance :math:`s`, the inner product has the variance
+    :math:`s c / (2 (c + 1))`, because :math:`|a|^2 / (|a|^2 + |b|^2)` is Beta distributed and independent of the sum; the length has
+    :math:`s` times :func:`norm_variance`.
     """
     return math.sqrt(norm_variance(components) * 2 * (components + 1) / components)
 
@@ -32,17 +33,17 @@ def invariants(
     components: list[int],
     smoothing: float = NORM_SMOOTHING,
 ) -> torch.Tensor:
-    r"""Reduce the responses of several orders to scalars: the reference for :func:`~monai_gmr.ops.scalars.fused_scalars`.
+    r"""Reduces the responses of several orders to scalars: the reference for :func:`~monai_gmr.ops.scalars.fused_scalars`.
 
-    Lengths :math:`\sqrt{|a|^2 + \epsilon^2} - \epsilon`, and scaled inner products relative to the size of both responses,
+    The scalars are lengths :math:`\sqrt{|a|^2 + \epsilon^2} - \epsilon`, and scaled inner products relative to the size of both responses,
     :math:`a \cdot b / \sqrt{|a|^2 + |b|^2 + \epsilon^2}`: they grow linearly, measure the angle between two responses, and have a sign.
 
     Args:
         responses: ``(batch, groups, sum of (norms + inner products) * components, voxels)``, by order, then channel, then component.
-        norms: how many channels of each order become lengths.
-        inner_products: how many become inner products with those that become lengths, from the first on; at most ``norms``, and 0 for
+        norms: number of channels of each order that become lengths.
+        inner_products: number of channels that become inner products with the first length channels; at most ``norms``, and 0 for
             order 0.
-        components: components of each order, 0 for the order that stays as it is.
+        components: components of each order, 0 for the order whose responses are unchanged.
 
     Returns ``(batch, groups, sum of norms and inner products, voxels)``.
     """

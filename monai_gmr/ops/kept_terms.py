@@ -1,7 +1,7 @@
-r"""What a harmonic layer that keeps a subgroup adds to its scalars: linear terms, and terms that change sign under mirror images.
+r"""Terms that a harmonic layer that keeps a subgroup adds to its scalars: linear terms, and terms whose sign mirroring changes.
 
-Responses are ``(batch, groups, sum of channels * components, voxels)``, by order, then channel, then component, as
-:func:`~monai_gmr.ops.invariants.invariants` takes them.
+Responses are ``(batch, groups, sum of channels * components, voxels)``, by order, then channel, then component, as in
+:func:`~monai_gmr.ops.invariants.invariants`.
 """
 
 import math
@@ -14,7 +14,7 @@ from monai_gmr.ops.invariants import NORM_SMOOTHING, inner_product_scale, norm_v
 def linear_terms(
     responses: torch.Tensor, channels: list[int], components: list[int], linear: torch.Tensor
 ) -> torch.Tensor:
-    """``linear`` times the responses of the orders above 0: to ``(batch, groups, outputs, voxels)``.
+    """``linear`` times the responses of the orders above 0, ``(batch, groups, outputs, voxels)``.
 
     Args:
         responses: of all orders.
@@ -38,10 +38,10 @@ def linear_terms(
 
 
 def triple_product_scale() -> float:
-    r"""What brings a normalised triple product to the variance of a length in 3D, see :func:`chiral_terms`.
+    r"""Factor that scales a normalised triple product to the variance of a length in 3D, see :func:`chiral_terms`.
 
-    Of three independent normal vectors :math:`\det` has the variance 6 and the normaliser :math:`T` is chi-squared of 9 degrees of freedom;
-    :math:`\det / T` is homogeneous of degree 1, so its variance is :math:`9 \cdot 6 / (9 \cdot 11 \cdot 13)`.
+    For three independent normal vectors :math:`\det` has the variance 6, the normaliser :math:`T` is chi-squared with 9 degrees of freedom,
+    and :math:`\det / T` is homogeneous of degree 1, so its variance is :math:`9 \cdot 6 / (9 \cdot 11 \cdot 13)`.
 
     Example:
         >>> round(triple_product_scale(), 4)
@@ -51,10 +51,10 @@ def triple_product_scale() -> float:
 
 
 def num_chiral(norms: int, products: int, components: int) -> int:
-    """How many channels of an order have a term that changes sign under mirror images.
+    """Number of channels of an order with a term whose sign mirroring changes.
 
-    In 2D (two components) those that are inner products have their cross product; in 3D those of order 1 (three components) their triple
-    product with a third response, which takes two channels that are lengths.
+    In 2D (two components) this term of an inner-product channel is the cross product; in 3D for order 1 (three components) it is the triple
+    product with a third response, which requires two length channels.
 
     Example:
         >>> num_chiral(2, 2, 2), num_chiral(2, 2, 3), num_chiral(1, 1, 3), num_chiral(2, 2, 5)
@@ -71,14 +71,14 @@ def chiral_terms(
     factors: torch.Tensor,
     smoothing: float = NORM_SMOOTHING,
 ) -> torch.Tensor:
-    r"""Scalars that rotations keep and mirror images change the sign of, times ``factors``: to ``(batch, groups, outputs, voxels)``.
+    r"""Scalars that rotations keep and whose sign mirroring changes, times ``factors``, ``(batch, groups, outputs, voxels)``.
 
     .. math::
         \kappa_2\, \frac{a_1 b_2 - a_2 b_1}{\sqrt{|a|^2 + |b|^2 + \epsilon^2}} \quad\text{in 2D}, \qquad
         \kappa_3\, \frac{\det(a, b, c)}{|a|^2 + |b|^2 + |c|^2 + \epsilon^2} \quad\text{of order 1 in 3D}
 
-    Channel :math:`p` of the inner products has the responses :math:`a`, of length channel :math:`p`, and its own :math:`b`; :math:`c` is of
-    length channel :math:`p + 1`, after the last one the first. All other channels are 0.
+    For inner-product channel :math:`p`, :math:`a` is the response of length channel :math:`p`, :math:`b` is its own response, and :math:`c`
+    is the response of length channel :math:`p + 1` (the first after the last). All other channels are 0.
 
     Args:
         norms, inner_products, components: as in :func:`~monai_gmr.ops.invariants.invariants`.
@@ -126,7 +126,7 @@ def add_kept_terms(
     linear: torch.Tensor | None,
     chiral: torch.Tensor | None,
 ) -> torch.Tensor:
-    """``scalars`` ``(batch, groups, outputs, voxels)`` plus :func:`linear_terms` and :func:`chiral_terms`, each where it has factors."""
+    """``scalars`` ``(batch, groups, outputs, voxels)`` plus :func:`linear_terms` and :func:`chiral_terms` if their factors are given."""
     if linear is not None:
         channels = [n + m for n, m in zip(norms, inner_products)]
         scalars = scalars + linear_terms(responses, channels, components, linear)

@@ -1,4 +1,4 @@
-"""A convolution whose kernel is made of few numbers: the backward pass keeps these and makes the kernel again."""
+"""Convolution whose kernel is made of few numbers: the backward pass saves these numbers and makes the kernel again."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from monai_gmr.ops.call import Call
 from monai_gmr.ops.dense_gradients import dense_gradients, takes_dense_gradients
 from monai_gmr.ops.ring_conv import conv_nd, conv_transpose_nd
 
-# kernels of so many bytes are kept: they are not worth the time to make them again
+# kernels of at most this many bytes are kept: making them again takes longer than it is worth
 KEPT_BYTES = 2**20
-# and those of so many times the numbers of the image, which is kept as well
+# and kernels of at most this share of the image's size, because the image is kept as well
 KEPT_SHARE = 1.0
 
 
@@ -41,7 +41,7 @@ class MadeKernel(NamedTuple):
 
 
 class KernelOfLeaves:
-    """A kernel made for a backward pass, and how a gradient goes on to its parts.
+    """A kernel made for a backward pass, which propagates a gradient to its parts.
 
     Example:
         >>> made = KernelOfLeaves(torch.mul, (torch.ones(2), torch.full((2,), 3.0)), needed=[True, False])
@@ -59,11 +59,11 @@ class KernelOfLeaves:
         self.kernel = self._made.detach()
 
     def part_gradients(self, gradient: torch.Tensor | None) -> list[torch.Tensor | None]:
-        """Gradients of the parts, ``None`` where not needed."""
+        """Gradients of the parts, ``None`` if not needed."""
         wanted = [leaf for leaf, asked in zip(self._leaves, self.needed) if asked]
         if not self._made.requires_grad:
             return [None] * len(self.needed)
-        # a part may have no part in the kernel, as the orientation of one that is radial
+        # the kernel may not depend on a part, such as the orientation of a radial kernel
         with without_autocast(self.kernel):
             found = iter(torch.autograd.grad(self._made, wanted, gradient, allow_unused=True))
         return [next(found) if asked else None for asked in self.needed]
@@ -72,7 +72,7 @@ class KernelOfLeaves:
 def conv_gradients(
     gradient: torch.Tensor, x: torch.Tensor, kernel: torch.Tensor, call: Call, needed: Sequence[bool]
 ) -> list[torch.Tensor | None]:
-    """Gradients of image, kernel and bias of a convolution, ``None`` where not needed: those of the framework."""
+    """torch's gradients of image, kernel and bias of a convolution, ``None`` if not needed."""
     lengths = [list(each) for each in (call.stride, call.padding, call.dilation)]
     extra = list(call.output_padding) if call.transposed else [0] * len(call.kernel_size)
     geometry = (*lengths, call.transposed, extra, call.groups)
@@ -80,9 +80,9 @@ def conv_gradients(
 
 
 def made_conv(x: torch.Tensor, kernel: MadeKernel, bias: torch.Tensor | None, call: Call) -> torch.Tensor:
-    """The framework's convolution, transposed where ``call`` says so, with gradients for image, bias and parts of the kernel.
+    """torch's convolution, transposed if ``call.transposed``, with gradients for image, bias and parts of the kernel.
 
-    Kernels of at most 1 MB, or no larger than the image, are kept; graphs and ``torch.func`` have the operations as they are.
+    Kernels of at most 1 MB, or no larger than the image, are kept; graphs and ``torch.func`` use the plain operations.
 
     Example:
         >>> x, weight = torch.ones(1, 1, 4), torch.ones(2, 1, 1, requires_grad=True)
@@ -93,7 +93,7 @@ def made_conv(x: torch.Tensor, kernel: MadeKernel, bias: torch.Tensor | None, ca
     """
     if autocast_dtype(x) is not None:
         x, kernel, bias = x.to(call.precision), kernel.to(call.precision), _in_precision(bias, call.precision)
-    # first, as sizes may be symbols in a graph
+    # call.recorded first: sizes can be symbols in a graph
     if call.recorded or not torch.is_grad_enabled() or _is_kept(x, call):
         with without_autocast(x):
             return _conv(x, kernel.tensor(), bias, call)
@@ -142,7 +142,7 @@ class _MadeConv(torch.autograd.Function):
 
             return None, None, *dense_gradients(whole, (x, bias, *parts), needed, gradient)
         made = KernelOfLeaves(ctx.make, parts, needed[2:])
-        # a backward pass within autocast is that of the forward pass all the same
+        # within autocast too, the backward pass uses the precision of the forward pass
         with without_autocast(x):
             masks = (needed[0], any(needed[2:]), needed[1])
             by_image, by_kernel, by_bias = conv_gradients(gradient, x, made.kernel, ctx.call, masks)

@@ -1,11 +1,11 @@
-"""Whether an operation is one of a graph or of ``torch.func``, which must see what kernels of our own would hide."""
+"""Checks whether an operation is recorded in a graph or runs under ``torch.func``, which cannot see inside our kernels."""
 
 import torch
 from torch.autograd.forward_ad import unpack_dual
 
 
 def is_recorded(*tensors: torch.Tensor | None) -> bool:
-    """Whether operations on tensors, any of which may be wrapped, go into a graph or are :func:`is_transformed`.
+    """Whether operations on tensors are recorded in a graph, or any of the tensors :func:`is_transformed`.
 
     Example:
         >>> weight = torch.ones(3)
@@ -18,8 +18,8 @@ def is_recorded(*tensors: torch.Tensor | None) -> bool:
 
 
 def is_transformed(x: torch.Tensor | None) -> bool:
-    """Whether a tensor is one of ``torch.func``, a batch of gradients (``is_grads_batched`` of ``torch.autograd.grad``), has a tangent
-    (``torch.autograd.forward_ad``), or only says that it is on a CPU (``FakeTensorMode``), whose kernels ask for numbers of tables.
+    """Whether a tensor is wrapped by ``torch.func``, is a batch of gradients (``is_grads_batched`` of ``torch.autograd.grad``), has a
+    tangent (``torch.autograd.forward_ad``), or is a fake CPU tensor (``FakeTensorMode``), which has no numbers for the CPU's kernels.
 
     Example:
         >>> x = torch.ones(3, requires_grad=True)
@@ -32,7 +32,7 @@ def is_transformed(x: torch.Tensor | None) -> bool:
         return False
     try:
         storage = x.untyped_storage()
-    except NotImplementedError:  # how those of torch.func answer
+    except NotImplementedError:  # raised for tensors of torch.func
         return True
     is_fake = x.device.type == "cpu" != storage.device.type
     return is_fake or unpack_dual(x).tangent is not None

@@ -3,7 +3,8 @@
 An axis of ``n`` voxels and one of ``m`` voxels a ``factor`` coarser share their centre: coarse voxel ``j`` lies at
 ``(n - 1) / 2 + factor * (j - (m - 1) / 2)``. For factor 2 that is an even window on even sizes and an odd one on odd sizes.
 
-Resampling an axis is a product with a matrix, in float64 for a float64 image and else in float32; ``like`` is an image on its device.
+Resampling an axis is a product with a matrix, in float64 for a float64 image and otherwise in float32; ``like`` is an image on the
+matrix' device.
 """
 
 import torch
@@ -16,7 +17,7 @@ from monai_gmr.ops.free_sizes import has_symbols, is_free, voxels
 from monai_gmr.ops.memory_format import runs_channels_last
 from monai_gmr.utils import on_plain_tensor
 
-# reach of the low-pass, in sigma
+# reach of the low-pass filter, in sigma
 CUT = 4.0
 
 
@@ -26,14 +27,14 @@ def downsampled_size(size: int, factor: int) -> int:
 
 
 def _positions(count: int, like: torch.Tensor) -> torch.Tensor:
-    """Numbers of the voxels of an axis, in the precision of a matrix."""
+    """Indices of the voxels of an axis, in the precision of a matrix."""
     return voxels(count, like, torch.float64 if like.dtype == torch.float64 else torch.float32)
 
 
 def lowpass_matrix(size: int, factor: int, sigma: float, like: torch.Tensor, cut: float = CUT) -> torch.Tensor:
     """Gaussian low-pass of width ``sigma`` voxels, cut at ``cut`` sigma, and centred subsampling, ``(ceil(size / factor), size)``.
 
-    Each row sums to 1. A Gaussian is the one radial function that is a product over the axes, so filtering axis by axis is a radial filter.
+    Each row sums to 1. A Gaussian is the only radial function that is a product over axes, so filtering axis by axis is a radial filter.
     """
     coarse = downsampled_size(size, factor)
     fine_axis, coarse_axis = _positions(size, like) - 0.5 * (size - 1), _positions(coarse, like) - 0.5 * (coarse - 1)
@@ -51,7 +52,7 @@ def window_matrix(
     like: torch.Tensor,
     count_padding: bool = False,
 ) -> torch.Tensor:
-    """Means over windows, ``(windows, size)``; with ``count_padding`` padding counts as voxels of 0, otherwise each row sums to 1."""
+    """Means over windows, ``(windows, size)``; with ``count_padding``, padding counts as voxels of 0, otherwise each row sums to 1."""
     starts = _positions(windows, like) * stride - padding
     offset = _positions(size, like)[None, :] - starts[:, None]
     inside = torch.logical_and(offset >= 0, offset < kernel_size).to(offset.dtype)
@@ -72,7 +73,7 @@ def linear_matrix(size: int, target: int, factor: int, like: torch.Tensor) -> to
 
 
 def nearest_matrix(size: int, target: int, factor: int, like: torch.Tensor) -> torch.Tensor:
-    """Repetition of voxels, ``(target, size)``, exact where ``target`` is ``factor * size``.
+    """Repetition of voxels, ``(target, size)``, exact if ``target`` is ``factor * size``.
 
     Example:
         >>> nearest_matrix(2, 4, 2, torch.zeros(1)).argmax(1)
@@ -84,13 +85,13 @@ def nearest_matrix(size: int, target: int, factor: int, like: torch.Tensor) -> t
 
 
 def apply_along_axis(x: torch.Tensor, matrix: torch.Tensor, axis: int, taps: int) -> torch.Tensor:
-    """Multiply an axis, counted from the end (negative), by ``(m, n)`` whose rows are windows of at most ``taps`` neighbouring voxels."""
+    """Multiplies a negative ``axis`` by a matrix ``(m, n)`` whose rows are windows of at most ``taps`` neighbouring voxels."""
     matrix = matrix.to(x.dtype)
     if not torch.jit.is_scripting():
         if has_symbols(x):
             return _apply_taps(x, matrix, axis, taps)
         if torch.jit.is_tracing():
-            # without a reshape, behind which the legacy ONNX exporter does not know the channels
+            # without a reshape, after which the legacy ONNX exporter does not know the number of channels
             return torch.matmul(x.transpose(axis, -1), matrix.transpose(0, 1)).transpose(axis, -1)
         if runs_channels_last(x) and axis + x.dim() > 1:
             return _apply_channels_last(x, matrix, axis)
@@ -103,21 +104,21 @@ def apply_along_axis(x: torch.Tensor, matrix: torch.Tensor, axis: int, taps: int
 
 @torch.jit.unused
 def _apply_channels_last(x: torch.Tensor, matrix: torch.Tensor, axis: int) -> torch.Tensor:
-    """:func:`apply_along_axis` for an image with channels last, which the result has, too."""
+    """:func:`apply_along_axis` for an image with channels last; the result has channels last, too."""
     last = x.movedim(1, -1)
     before, after = last.shape[: axis - 1], last.shape[last.dim() + axis :]
     image = last.reshape(before.numel(), x.shape[axis], after.numel())
     if supports(x, matrix):
         y = cpp_resample(image, matrix)
     else:
-        # a convolution of one tap is a matrix product, up to twice as fast here
+        # a convolution with one tap is a matrix product, and up to twice as fast here
         y = F.conv1d(image, matrix[:, :, None])
     return y.reshape(*before, matrix.shape[0], *after).movedim(-1, 1)
 
 
 @torch.jit.unused
 def _apply_taps(x: torch.Tensor, matrix: torch.Tensor, axis: int, taps: int) -> torch.Tensor:
-    """:func:`apply_along_axis` tap by tap: a matrix product of symbolic sizes would bind the graph to those with which it is recorded."""
+    """:func:`apply_along_axis` tap by tap: a matrix product of symbolic sizes would bind the graph to the recorded sizes."""
     last = voxels(x.shape[axis], x)[-1]
     first = (matrix != 0).to(torch.int64).argmax(dim=1)
     total = torch.zeros((), dtype=x.dtype, device=x.device)
@@ -136,7 +137,7 @@ def _any_free(lengths: list[list[int]]) -> bool:
 
 
 def is_as_before(axis: int, lengths: list[list[int]]) -> bool:
-    """Whether an axis has the lengths of the one before it, so that both share their matrix; of symbols this is not known.
+    """Whether an axis has the same lengths as the previous one, so that both share a matrix; ``False`` for symbols.
 
     Example:
         >>> [is_as_before(axis, [[9, 9, 8], [2, 2, 2]]) for axis in range(3)]
@@ -151,11 +152,11 @@ def is_as_before(axis: int, lengths: list[list[int]]) -> bool:
 
 
 def symmetric_downsample(x: torch.Tensor, factors: list[int], sigma: float, cut: float = CUT) -> torch.Tensor:
-    """Low-pass and subsample the last axes about their centre.
+    """Low-pass filters and subsamples the last axes about their centre.
 
     Args:
         x: ``(..., *spatial)``.
-        factors: one an axis; 1 leaves an axis as it is.
+        factors: one per axis; 1 leaves an axis unchanged.
         sigma: width of the Gaussian in fine voxels, for factor 2; it grows with the factor.
         cut: reach of the Gaussian, in sigma.
 
@@ -182,13 +183,13 @@ def symmetric_downsample(x: torch.Tensor, factors: list[int], sigma: float, cut:
 def symmetric_upsample(
     x: torch.Tensor, target: list[int], factors: list[int], nearest: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Interpolate the last axes linearly about their centre.
+    """Interpolates the last axes linearly about their centre.
 
     Args:
         x: ``(..., *spatial)``.
         target: length of each axis in voxels.
-        factors: fine voxels in a coarse one, one an axis; 1 leaves an axis as it is.
-        nearest: where this is true, voxels are repeated instead; a tensor, for it may be computed in a graph.
+        factors: fine voxels per coarse voxel, one per axis; 1 leaves an axis unchanged.
+        nearest: if true, voxels are repeated instead; a tensor, because it can be computed in a graph.
 
     Returns:
         ``(..., *target)``.

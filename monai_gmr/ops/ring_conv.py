@@ -1,4 +1,4 @@
-"""The operation, a convolution whose kernel is a weighted sum of functions on taps, and its reference, which builds the kernel."""
+"""Convolution whose kernel is a weighted sum of functions on taps, and its reference, which builds the kernel."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from monai_gmr.utils import on_plain_tensor
 
 
 def dense_kernel(weight: torch.Tensor, basis: torch.Tensor, shells: torch.Tensor) -> torch.Tensor:
-    """Spread ring weights over the taps: ``K[o, i, tap] = sum_r weight[o, i, r] * basis[r, shells[tap]]``.
+    """Kernel from ring weights: ``K[o, i, tap] = sum_r weight[o, i, r] * basis[r, shells[tap]]``.
 
     Args:
         weight: ``(out, in, rings)``.
@@ -28,7 +28,7 @@ def dense_kernel(weight: torch.Tensor, basis: torch.Tensor, shells: torch.Tensor
         >>> dense_kernel(torch.ones(1, 1, 1), torch.tensor([[3.0, 1.0]]), torch.tensor([1, 0, 1]))
         tensor([[[1., 3., 1.]]])
     """
-    # the basis is small: spreading the product instead would copy the whole kernel, in the backward pass too
+    # index the small basis: indexing the product would copy the whole kernel, in the backward pass too
     kernel = torch.matmul(weight.to(basis.dtype), basis.index_select(1, shells.flatten()))
     return kernel.reshape(list(weight.shape[:2]) + list(shells.shape)).to(weight.dtype)
 
@@ -42,7 +42,7 @@ def conv_nd(
     dilation: list[int],
     groups: int,
 ) -> torch.Tensor:
-    """The framework's convolution of as many dimensions as the kernel has."""
+    """torch's convolution with the kernel's number of dimensions."""
     if kernel.dim() == 3:
         return F.conv1d(x, kernel, bias, stride, padding, dilation, groups=groups)
     if kernel.dim() == 4:
@@ -62,8 +62,8 @@ def dense_ring_conv(
     groups: int,
     angular: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """:func:`ring_conv` by a dense kernel and the framework's convolution: the reference, and what export uses."""
-    # full precision also under autocast
+    """:func:`ring_conv` by a dense kernel and torch's convolution: the reference, also used by export."""
+    # full precision under autocast, too
     with without_autocast(weight):
         kernel = dense_kernel(weight, basis, shells)
     if angular is None:
@@ -85,14 +85,14 @@ def dense_shell_conv(
     dilation: Sequence[int],
     groups: int,
 ) -> torch.Tensor:
-    """A convolution with weights of shells times angular functions, by a dense kernel and the framework's convolution.
+    """Convolution with weights of shells times angular functions, by a dense kernel and torch's convolution.
 
     Args:
         x: ``(batch, groups * in_channels, *spatial)``, 1 to 3 spatial axes.
-        weight: ``(out_channels, in_channels, num_shells)``; shells beyond count as zero.
+        weight: ``(out_channels, in_channels, num_shells)``; further shells count as zero.
         shells: integers of the window's shape, the shell of each tap.
         angular: ``(components, taps)``.
-        stride, padding, dilation: in voxels, one an axis; ``padding`` is of zeros, at both ends.
+        stride, padding, dilation: in voxels, one per axis; ``padding`` adds zeros at both ends.
         groups: blocks of channels that do not mix.
 
     Returns:
@@ -123,7 +123,7 @@ def conv_transpose_nd(
     groups: int,
     dilation: list[int],
 ) -> torch.Tensor:
-    """The framework's transposed convolution of as many dimensions as the kernel has."""
+    """torch's transposed convolution with the kernel's number of dimensions."""
     if kernel.dim() == 3:
         return F.conv_transpose1d(x, kernel, bias, stride, padding, output_padding, groups=groups, dilation=dilation)
     if kernel.dim() == 4:
@@ -132,7 +132,7 @@ def conv_transpose_nd(
 
 
 def pad_nd(x: torch.Tensor, padding: list[int], padding_mode: str) -> torch.Tensor:
-    """Pad the last axes by ``padding``, in ``F.pad``'s order: the last axis first, before and after.
+    """Pads the last axes by ``padding``, in the order of ``F.pad``: the last axis first, before and after.
 
     Args:
         x: ``(..., *spatial)``.
@@ -164,14 +164,14 @@ def ring_conv(
     angular: torch.Tensor | None = None,
     num_shells: int | None = None,
 ) -> torch.Tensor:
-    r"""Convolve with a kernel given by ring weights.
+    r"""Convolves with a kernel given by ring weights.
 
     .. math::
         y = x \star K + b, \qquad K_{oi}(t) = \sum_r w_{oir}\, b_{r, s(t)}
 
-    or, with ``angular``, with :math:`K_{omi}(t) = f_m(t)\, K_{oi}(t)` for each component :math:`m`: all functions on taps that are a
-    radial profile times an angular function, such as a harmonic. With gradients for ``x``, ``weight``, ``basis`` and ``bias``. A basis of
-    one shell a tap makes it any convolution; one that is constant on shells of equal radius makes it equivariant.
+    or, with ``angular``, with :math:`K_{omi}(t) = f_m(t)\, K_{oi}(t)` for each component :math:`m`: a profile times angular functions,
+    such as harmonics. Has gradients for ``x``, ``weight``, ``basis`` and ``bias``. A basis with one shell per tap can express any
+    convolution; a basis that is constant on shells of equal radius gives an equivariant one.
 
     Args:
         x: ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``, 1 to 3 spatial axes.
@@ -179,20 +179,20 @@ def ring_conv(
         basis: ``(rings, shells)``.
         shells: integers of shape ``kernel_size``, the shell of each tap.
         bias: ``(out_channels,)`` or ``None``.
-        stride: step in voxels, one number or one an axis.
-        padding: voxels added at both ends of an axis, one number or one an axis.
-        dilation: distance of neighbouring taps in voxels, one number or one an axis.
+        stride: step in voxels, one number or one per axis.
+        padding: voxels added at both ends of an axis, one number or one per axis.
+        dilation: distance of neighbouring taps in voxels, one number or one per axis.
         groups: blocks of channels that do not mix.
         padding_mode: "zeros", "reflect", "replicate" or "circular".
         angular: ``(components, taps)``, constants; not together with ``bias``.
-        num_shells: how many shells count, if ``basis`` is zero on those from there on; it saves work, and they get no gradient.
+        num_shells: number of shells in use, if ``basis`` is zero on the others; this saves work, and the others get no gradient.
 
     Returns:
-        ``(batch, out_channels, *spatial_out)``, sizes as ``torch.nn.ConvNd``'s; with ``angular`` ``(batch, out_channels, components,
+        ``(batch, out_channels, *spatial_out)``, sizes as in ``torch.nn.ConvNd``; with ``angular`` ``(batch, out_channels, components,
         *spatial_out)``.
 
     Raises:
-        ConfigurationError: when ``MONAI_GMR_BACKEND`` names no backend.
+        ConfigurationError: if ``MONAI_GMR_BACKEND`` is not the name of a backend.
 
     Example:
         >>> shells = torch.tensor([[2, 1, 2], [1, 0, 1], [2, 1, 2]])
@@ -228,7 +228,7 @@ def ring_conv_transpose(
     dilation: int | Sequence[int] = 1,
     num_shells: int | None = None,
 ) -> torch.Tensor:
-    """The adjoint of :func:`ring_conv`: spreads each voxel over the window.
+    """Transposed convolution, the adjoint of :func:`ring_conv`: spreads each voxel over the window.
 
     Args:
         x: ``(batch, in_channels, *spatial)`` or without the batch.
@@ -236,11 +236,11 @@ def ring_conv_transpose(
         basis, shells, bias, groups, num_shells: as in :func:`ring_conv`.
         stride: factor by which an axis grows.
         padding: voxels removed at both ends of an axis.
-        output_padding: voxels added at its end; other than 0 it breaks the symmetry.
+        output_padding: voxels added at the end of an axis; values other than 0 break the symmetry.
         dilation: distance of neighbouring taps in voxels.
 
     Returns:
-        ``(batch, out_channels, *spatial_out)``, sizes as ``torch.nn.ConvTransposeNd``'s.
+        ``(batch, out_channels, *spatial_out)``, sizes as in ``torch.nn.ConvTransposeNd``.
 
     Example:
         >>> shells = torch.zeros(2, dtype=torch.long)
@@ -260,5 +260,5 @@ def ring_conv_transpose(
 
 
 def _per_axis(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
-    """One number an axis."""
+    """One number per axis."""
     return (value,) * dims if isinstance(value, int) else tuple(value)

@@ -1,4 +1,4 @@
-"""Shapes and gradients of the custom operations that backends compute convolutions with."""
+"""Shapes and gradients of the backends' custom operations for convolutions."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def register_gradients(
     constants: int = 1,
     weights: Sequence[int] = (1,),
 ) -> None:
-    """Give a convolution of stride 1 and its backward pass shapes, and the convolution gradients.
+    """Registers output shapes for a convolution of stride 1 and its backward pass, and gradients for the convolution.
 
-    ``operation`` is a custom one of ``(*inputs, *constants, bias, padding, dilation, *others)``: ``count`` inputs, image, weight and
-    perhaps basis, the weight of further channels and more, of which some may be ``None``; so many constants, the shells of the taps and
-    perhaps angular factors; ``weights`` are the places of the inputs that have a row for each output channel. Without constants the weight
-    is ``(out, in, *kernel_size)``. ``gradients`` is one of ``(gradient, *inputs, *constants, padding, dilation, *others, needed)``, whose
-    results are the gradients of the inputs, of shape ``(0,)`` where not needed. Gradients of gradients, and those of a batch, are those of
-    ``dense(*inputs, *constants, padding, dilation, *others)``.
+    ``operation`` is a custom operation of ``(*inputs, *constants, bias, padding, dilation, *others)``. It has ``count`` inputs: image,
+    weight, and optionally basis, the weight of further channels and more, some of which can be ``None``. Its ``constants`` are the shells
+    of the taps and optionally angular factors; without constants the weight is ``(out, in, *kernel_size)``. ``weights`` are the indices of
+    the inputs that have a row per output channel. ``gradients`` is a custom operation of ``(gradient, *inputs, *constants, padding,
+    dilation, *others, needed)`` that returns the gradients of the inputs, with shape ``(0,)`` if not needed. Gradients of gradients and
+    batched gradients are computed by ``dense(*inputs, *constants, padding, dilation, *others)``.
     """
     bias_place = count + constants
 
@@ -74,12 +74,12 @@ def dense_operation(
     dilation: list[int],
     groups: int = 1,
 ) -> torch.Tensor:
-    """:func:`~monai_gmr.ops.ring_conv.dense_ring_conv` of stride 1, with a basis that is zero on the shells beyond it."""
+    """:func:`~monai_gmr.ops.ring_conv.dense_ring_conv` of stride 1; shells beyond the basis count as zero."""
     padded = F.pad(basis, [0, max(0, int(shells.max()) + 1 - basis.shape[1])])
     geometry: dict[str, Any] = {"padding": padding, "dilation": dilation, "groups": groups}
     return dense_ring_conv(x, weight, padded, shells, None, stride=[1] * shells.dim(), **geometry)
 
 
 def present(gradients: Sequence[torch.Tensor | None], x: torch.Tensor) -> list[torch.Tensor]:
-    """Results of a custom operation, which cannot be ``None``: empty tensors instead."""
+    """Gradients as results of a custom operation, which cannot be ``None``: empty tensors replace ``None``."""
     return [x.new_empty((0,)) if each is None else each for each in gradients]

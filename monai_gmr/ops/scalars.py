@@ -1,4 +1,4 @@
-r"""The scalars of a harmonic layer, invariants and kept terms, with a gradient in few passes over memory, which is what they cost."""
+r"""The scalars of a harmonic layer, invariants and kept terms, with a gradient in few passes over memory, which bounds their time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from monai_gmr.ops.invariants import NORM_SMOOTHING, inner_product_scale, invari
 from monai_gmr.ops.kept_terms import add_kept_terms, chiral_terms, num_chiral
 from monai_gmr.ops.recorded import is_recorded
 
-# so many numbers stay in the caches of a processor
+# this many numbers stay in the caches of a processor
 FEW_RESPONSES = 2**16
 
 _Pair = tuple[torch.Tensor, torch.Tensor]
@@ -23,20 +23,20 @@ Terms = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class _Run(NamedTuple):
-    """Orders of equal sizes, one behind the other."""
+    """Consecutive orders of equal sizes."""
 
     rows: slice  # of the responses
     channels: slice  # of the scalars
-    norms: int  # of each order, as those below
+    norms: int  # of each order, like products and components
     products: int
     components: int
 
     def parts(self, responses: torch.Tensor) -> torch.Tensor:
-        """``(batch, groups, orders, channels, components, voxels)``."""
+        """These orders' responses, ``(batch, groups, orders, channels, components, voxels)``."""
         return responses[:, :, self.rows].unflatten(2, (-1, self.norms + self.products, self.components))
 
     def scalars(self, output: torch.Tensor) -> torch.Tensor:
-        """``(batch, groups, orders, channels, voxels)``."""
+        """These orders' scalars, ``(batch, groups, orders, channels, voxels)``."""
         return output[:, :, self.channels].unflatten(2, (-1, self.norms + self.products))
 
     def crosses(self, chiral: torch.Tensor | None) -> torch.Tensor | None:
@@ -60,7 +60,7 @@ def _products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Sums of products over the components, axis -2."""
     if a.device.type != "cpu" or a.numel() <= FEW_RESPONSES:
         return (a * b).sum(-2)
-    # no temporary of the size of ``a``, which leaves the caches
+    # avoid a temporary of the size of ``a``, which does not fit into the caches
     total = a[..., 0, :] * b[..., 0, :]
     for i in range(1, a.shape[-2]):
         total.addcmul_(a[..., i, :], b[..., i, :])
@@ -68,7 +68,7 @@ def _products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _write_products(target: torch.Tensor, first: _Pair, second: _Pair, scale: float = 1.0) -> None:
-    """Write ``a * b + scale * c * d``, rounded once."""
+    """Writes ``a * b + scale * c * d``, rounded once."""
     if target.dtype == first[0].dtype:
         torch.mul(*first, out=target).addcmul_(*second, value=scale)
     else:
@@ -76,13 +76,13 @@ def _write_products(target: torch.Tensor, first: _Pair, second: _Pair, scale: fl
 
 
 def _cross_products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Of two components, axis -2."""
+    """Cross products of two components, axis -2."""
     return (a[..., 0, :] * b[..., 1, :]).addcmul_(a[..., 1, :], b[..., 0, :], value=-1)
 
 
 def _reduce(part: torch.Tensor, norms: int, crosses: torch.Tensor | None, target: torch.Tensor) -> list[torch.Tensor]:
-    """Write norms and inner products of an order ``(..., channels, components, voxels)`` to ``target`` ``(..., channels, voxels)``, with
-    cross products times ``crosses``; returns what :func:`_reduce_backward` needs."""
+    """Writes norms and inner products of an order ``(..., channels, components, voxels)`` to ``target`` ``(..., channels, voxels)``, plus
+    cross products times ``crosses``; returns the tensors that :func:`_reduce_backward` needs."""
     left, right = part[..., :norms, :, :], part[..., norms:, :, :]
     products, count = right.shape[-3], part.shape[-2]
     saved, squares = [], _products(part, part)
@@ -95,7 +95,7 @@ def _reduce(part: torch.Tensor, norms: int, crosses: torch.Tensor | None, target
             value.addcmul_(_cross_products(left[..., :products, :, :], right), crosses)
         torch.div(value, common, out=target[..., norms:, :])
         saved.append(common)
-    # not in place: what is kept has no rows of the products
+    # not in place, so that the saved tensor does not contain the rows of the products
     lengths = lengths.sqrt()
     torch.sub(lengths, NORM_SMOOTHING, out=target[..., :norms, :])
     return [*saved, lengths]
@@ -110,9 +110,9 @@ def _reduce_backward(
     gradient: torch.Tensor,
     target: torch.Tensor,
 ) -> torch.Tensor | None:
-    """Write the gradient of :func:`_reduce` for ``part`` to ``target``, and return that for ``crosses``.
+    """Writes the gradient of :func:`_reduce` for ``part`` to ``target``, and returns the gradient for ``crosses``.
 
-    ``result`` is what it wrote, ``None`` where something was added to that; ``gradient`` is that of the result."""
+    ``result`` is the output of :func:`_reduce`, ``None`` if other terms were added to it; ``gradient`` is the gradient of the result."""
     left, right = part[..., :norms, :, :], part[..., norms:, :, :]
     products, count = right.shape[-3], part.shape[-2]
     own = gradient[..., :norms, :] / saved[-1]
@@ -130,7 +130,7 @@ def _reduce_backward(
         if cross is not None and crosses is not None:
             value.addcmul_(cross, crosses)
         value.div_(common)
-    # what the common length takes away from both, up to a factor
+    # part of both gradients due to the common length, up to a factor
     shrink, scale = (across * value).div_(common), -1 / inner_product_scale(count) ** 2
     own[..., :products, :].add_(shrink, alpha=scale)
     own, shrink, turned = own.unsqueeze(-2), shrink.unsqueeze(-2), across.unsqueeze(-2)
@@ -140,7 +140,7 @@ def _reduce_backward(
     _write_products(target[..., norms:, :, :], (turned, paired), (shrink, right), scale)
     if crosses is None or cross is None:
         return None
-    # of a_0 b_1 - a_1 b_0
+    # gradient of a_0 b_1 - a_1 b_0
     factor = across * crosses
     for channel, other, sign in ((slice(None, products), right, 1), (slice(norms, None), paired, -1)):
         own = target[..., channel, :, :]
@@ -154,7 +154,7 @@ def _wide(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _above_zero(norms: list[int], inner_products: list[int], components: list[int]) -> Iterator[tuple[slice, slice]]:
-    """Rows of the responses of the orders above 0, and columns of their linear terms: those before order 0, and those behind it."""
+    """Rows of the responses of the orders above 0, and columns of their linear terms: first those before order 0, then those after it."""
     row = column = 0
     for above, orders in itertools.groupby(zip(norms, inner_products, components), lambda order: order[2] > 0):
         count = sum((n + m) * max(each, 1) for n, m, each in orders)
@@ -196,7 +196,7 @@ class _Scalars(torch.autograd.Function):
         responses, linear, chiral, *ctx.sizes = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        # invariants alone are their own result
+        # without other terms, the output is the result of _reduce
         result = output[0] if linear is None and chiral is None else None
         ctx.save_for_backward(responses, linear, chiral, result, *output[1:])
 
@@ -215,7 +215,7 @@ class _Scalars(torch.autograd.Function):
             )
             return *found, None, None, None
         wide, wanted = _wide(responses), _wide(gradient)
-        # where terms are added, in the precision of the sums
+        # in the precision of the sums if terms are added
         result = torch.empty_like(responses if out is not None else wide)
         factors = None if chiral is None else _wide(chiral)
         by_linear, by_chiral = (None if each is None else torch.zeros_like(each) for each in (linear, factors))
@@ -244,14 +244,14 @@ class _Scalars(torch.autograd.Function):
         return result.to(responses.dtype), by_linear, by_chiral, None, None, None
 
 
-# which torch reads at every call, and otherwise makes anew
+# torch reads the signature at every call, and would otherwise compute it each time
 _Scalars.forward.__signature__ = inspect.signature(_Scalars.forward)  # type: ignore[attr-defined]
 
 
 def _triple_products(
     norms: list[int], inner_products: list[int], components: list[int]
 ) -> Iterator[tuple[_Run, Terms]]:
-    """Orders with such terms, and what adds them, from responses and factors of the order."""
+    """Orders with triple products, and functions that compute these terms from responses and factors of the order."""
     for run in _runs(norms, inner_products, components):
         if run.components != 2 and num_chiral(run.norms, run.products, run.components):
             own = [run.norms], [run.products], [run.components]
@@ -261,7 +261,7 @@ def _triple_products(
 def _reference(
     responses: torch.Tensor, linear: torch.Tensor | None, chiral: torch.Tensor | None, *sizes: list[int]
 ) -> torch.Tensor:
-    """:func:`fused_scalars` in operations that compilers and exporters see."""
+    """:func:`fused_scalars` in operations that compilers and exporters support."""
     norms, products, components = sizes
     output = invariants(responses, norms, products, components)
     return add_kept_terms(output, responses, norms, products, components, linear=linear, chiral=chiral)
@@ -275,15 +275,15 @@ def fused_scalars(
     inner_products: list[int],
     components: list[int],
 ) -> torch.Tensor:
-    """Invariants plus kept terms, fused where they run as they are written: the compilers fuse the reference themselves.
+    """Invariants plus kept terms, fused in eager mode; recorded graphs get the reference, which compilers fuse themselves.
 
     Args:
-        responses: ``(batch, groups, responses, voxels)`` as :func:`~monai_gmr.ops.invariants.invariants` takes them.
+        responses: ``(batch, groups, responses, voxels)``, as in :func:`~monai_gmr.ops.invariants.invariants`.
         linear: as in :func:`~monai_gmr.ops.kept_terms.linear_terms`.
         chiral: factors as in :func:`~monai_gmr.ops.kept_terms.chiral_terms`.
         norms, inner_products, components: of each order.
 
-    Returns ``(batch, groups, outputs, voxels)``. The backward pass keeps the responses, their lengths and, without terms, the result.
+    Returns ``(batch, groups, outputs, voxels)``. The backward pass saves the responses, their lengths and, without terms, the result.
 
     Example:
         >>> fused_scalars(torch.tensor([3.0, 4.0]).reshape(1, 1, 2, 1), None, None, [1], [0], [2]).flatten()

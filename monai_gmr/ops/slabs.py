@@ -1,4 +1,4 @@
-"""Slabs of a batch of images: parts along the batch, or along a spatial axis, that a convolution computes one after the other."""
+"""Slabs of a batch of images: parts along the batch or a spatial axis that a convolution computes one after the other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 
 class Slab(NamedTuple):
-    """Samples, and rows along an axis of each; all samples, or all rows of them."""
+    """A range of samples and a range of rows along an axis; one of them is complete."""
 
     first_sample: int
     samples: int
@@ -19,18 +19,18 @@ class Slab(NamedTuple):
     rows: int
 
     def of(self, image: torch.Tensor, axis: int) -> torch.Tensor:
-        """The part of an image ``(batch, channels, *spatial)`` whose rows lie along ``axis``, a view."""
+        """The slab of an image ``(batch, channels, *spatial)`` whose rows lie along ``axis``, as a view."""
         return image.narrow(0, self.first_sample, self.samples).narrow(axis, self.first_row, self.rows)
 
 
 def make_slabs(samples: int, sizes: Sequence[int], most: int, multiple: int = 1) -> Iterator[Slab]:
-    """Split a batch of images into slabs of about ``most`` voxels that follow each other; a row is never split.
+    """Splits a batch of images into consecutive slabs of about ``most`` voxels; a row is never split.
 
     Args:
         samples: number of images.
         sizes: of an image, in voxels; rows lie along the first axis.
         most: voxels of a slab.
-        multiple: which a slab's rows are one of, where it has as many and is not the last.
+        multiple: a slab's number of rows is a multiple of this, unless it is smaller or the slab is the last.
 
     Example:
         >>> [slab.rows for slab in make_slabs(1, (5, 10, 10), 200)]
@@ -51,7 +51,7 @@ def make_slabs(samples: int, sizes: Sequence[int], most: int, multiple: int = 1)
 
 
 class InputSlab(NamedTuple):
-    """Rows of the input that a slab of a convolution's result needs, and the rows of zeros before and after them."""
+    """Rows of the input that a slab of a convolution's result needs, and numbers of rows of zeros before and after them."""
 
     place: Slab
     before: int
@@ -66,7 +66,7 @@ class InputSlab(NamedTuple):
 
 
 def input_slab(slab: Slab, size: int, *, window: int, stride: int, padding: int, dilation: int) -> InputSlab:
-    """What a slab of a convolution's result is computed from; all lengths are those of the slabs' axis, in voxels.
+    """The part of the input from which a slab of a convolution's result is computed; all lengths are along the slabs' axis, in voxels.
 
     Example:
         >>> input_slab(Slab(0, 1, 0, 2), 8, window=3, stride=1, padding=1, dilation=1)

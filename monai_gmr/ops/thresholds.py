@@ -1,4 +1,4 @@
-"""The size from which on a device's kernels are faster than "dense": what backend "auto" goes by.
+"""Sizes from which a device's kernels are faster than "dense", for backend "auto".
 
 ``thresholds.csv`` has one row for each convolution that ``python -m monai_gmr.apps.benchmark thresholds`` measured. ``forward`` and
 ``step`` (a training step) are voxels over the batch; an empty field means that "dense" was faster at every size.
@@ -21,19 +21,19 @@ from monai_gmr.ops.call import Call
 THRESHOLDS = Path(__file__).with_name("thresholds.csv")
 # the backend that has kernels for a type of device
 KERNELS = {"cpu": "cpp", "cuda": "triton"}
-# of a harmonic layer that is measured with one input channel: a single output has room for order 0 alone
+# output channels of a harmonic layer measured with one input channel: a single output would have only order 0
 HARMONIC_OUTPUTS = 8
-# a size counts as faster from this ratio of times on, for other processors have other ratios
+# a size counts as faster at this ratio of times or below: a margin, because ratios differ between processors
 FASTER = 0.85
 
 
 class Point(NamedTuple):
-    """The convolution that a row is about."""
+    """The convolution of a row."""
 
     dims: int  # number of spatial axes
     kernel_size: int  # window length in voxels, along all axes
-    channels: int  # of input and output; a harmonic layer of one has HARMONIC_OUTPUTS of the latter
-    width_per_group: int  # channels of a group; as many as there are for one group
+    channels: int  # of input and output; a harmonic layer with one input channel has HARMONIC_OUTPUTS output channels
+    width_per_group: int  # channels per group; all channels for one group
     channels_last: bool = False  # whether the input has its channels last in memory
     stride: int = 1  # in voxels, along all axes
     transposed: bool = False
@@ -41,12 +41,11 @@ class Point(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of the table; ``forward`` and ``step`` are voxels over the batch from which on kernels are faster, ``None`` where they never
-    are."""
+    """A row of the table; ``forward`` and ``step`` are voxels over the batch from which kernels are faster, ``None`` if they never are."""
 
     device: str  # type, "cpu" or "cuda"
-    processor: str  # processor_of it
-    precision: str  # what was computed in
+    processor: str  # result of processor_of
+    precision: str  # data type of the computation
     point: Point
     forward: int | None
     step: int | None
@@ -56,7 +55,7 @@ COLUMNS = [*Row._fields[:3], *Point._fields, *Row._fields[4:]]
 
 
 def least_voxels(voxels: Sequence[int], ratios: Sequence[float]) -> int | None:
-    """The smallest measured size from which on all ratios, times over "dense", are at most :data:`FASTER`; ``None`` if there is none."""
+    """The smallest measured size from which all ratios, times over "dense", are at most :data:`FASTER`; ``None`` if there is none."""
     least = None
     for size, ratio in zip(reversed(voxels), reversed(ratios)):
         if ratio > FASTER:
@@ -70,9 +69,9 @@ def _is_x86() -> bool:
 
 
 def processor_of(device: torch.device) -> str:
-    """What the table calls a CPU or a CUDA device: x86 by its vector instructions, other CPUs by their kind, too, GPUs by their model."""
+    """Name of a CPU or CUDA device in the table: vector instructions of x86, architecture and instructions of other CPUs, model of GPUs."""
     if device.type == "cuda":
-        # a FakeTensor may be on a GPU that is not there
+        # a FakeTensor can be on a GPU that does not exist
         return torch.cuda.get_device_name(device) if torch.cuda.is_available() else "no GPU"
     instructions = torch.backends.cpu.get_cpu_capability()
     return instructions if _is_x86() else f"{platform.machine()} {instructions}"
@@ -93,7 +92,7 @@ def read_thresholds(path: Path = THRESHOLDS) -> list[Row]:
 
 
 def merge_rows(path: Path, rows: Sequence[Row]) -> str:
-    """The text of a table, which may be missing, in which ``rows`` replace those of the same processors and precisions."""
+    """The text of a table in which ``rows`` replace those of the same processors and precisions; the file can be missing."""
     replaced = {row[:3] for row in rows}
     kept = [row for row in (read_thresholds(path) if path.exists() else []) if row[:3] not in replaced]
     text = io.StringIO()
@@ -108,10 +107,10 @@ def merge_rows(path: Path, rows: Sequence[Row]) -> str:
 def thresholds_of(
     device: str, processor: str, precision: str, gradients: bool, path: Path = THRESHOLDS
 ) -> dict[Point, int | None]:
-    """Voxels over the batch from which on kernels are faster, in a training step (``gradients``) or a forward pass alone.
+    """Voxels over the batch from which kernels are faster, in a training step (``gradients``) or only a forward pass.
 
-    For points that were not measured on this processor, the largest number of those on which they were, in this precision, and ``None``
-    where one has ``None``. A CPU that is no x86 takes its own rows alone.
+    A point that was not measured on this processor takes the largest number of the other processors in this precision, ``None`` if one of
+    them has ``None``. A CPU that is not x86 uses only its own rows.
     """
     own: dict[Point, int | None] = {}
     careful: dict[Point, int | None] = {}
@@ -128,18 +127,18 @@ def thresholds_of(
 
 
 def _neighbours(value: int, measured: Iterable[int]) -> set[int]:
-    """The next smaller and the next larger of the measured values; 0, which is none of them, below all, and the largest beyond all."""
+    """The measured values next below and next above a value; 0, which is not measured, if none is below, the largest if none is above."""
     smaller = max((each for each in measured if each <= value), default=0)
     return {smaller, min((each for each in measured if each >= value), default=smaller)}
 
 
 def least_of_neighbours(table: Mapping[Point, int | None], call: Call) -> int | None:
-    """Voxels over the batch from which a convolution lies beyond the measured thresholds on all sides, ``None`` if it never does.
+    """Voxels over the batch from which a convolution exceeds the thresholds of all measured neighbours, ``None`` if it never does.
 
-    Of windows the next smaller measured one counts, along the shortest axis. Of the channels of input and output, and of those of a group
-    of each, both the next smaller and the next larger measured number have to be faster. Groups of one channel, for which "dense" has
-    kernels of its own, count for themselves, and so do strides, transposed convolutions and harmonic ones. On a CPU harmonic ones that
-    have no rows, such as those of groups, go by the radial ones.
+    For windows, the neighbour is the next smaller measured length, along the shortest axis. For the channels of input and output, in total
+    and per group, both the next smaller and the next larger measured number must be faster. Groups of one channel, for which "dense" has
+    special kernels, are compared only with each other, and so are strides, transposed convolutions and harmonic ones. On a CPU, harmonic
+    convolutions without rows, such as those with groups, use the radial rows.
     """
     dims, stride = len(call.kernel_size), max(call.stride)
 
@@ -169,7 +168,7 @@ def threshold(call: Call) -> int | None:
     """:func:`least_of_neighbours` in the installed table; ``None`` on devices without kernels."""
     if call.device.type not in KERNELS:
         return None
-    # every call of a layer asks: kept for what the table knows of it
+    # runs at every call of a layer: cached by the properties that the table depends on
     kind = (call.groups, call.transposed, call.angular, call.orders)
     convolution = (call.kernel_size, call.channels, max(call.stride), *kind)
     return _kept_threshold(call.device, call.precision, call.gradients, call.channels_last, convolution)

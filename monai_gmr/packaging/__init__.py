@@ -1,1 +1,1 @@
-"""How the package is built: the backend of pyproject.toml."""
+"""Build backend of the package, used by pyproject.toml."""

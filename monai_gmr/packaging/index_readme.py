@@ -1,7 +1,7 @@
-"""The build backend: that of setuptools, which first writes ``build/README.md``, the README as a package index shows it.
+"""Build backend: setuptools, which first writes ``build/README.md``, the README for a package index.
 
-An index has none of the repository's files, so links and pictures have absolute addresses there. The one place of the repository's address
-is ``Repository`` in ``[project.urls]`` of ``pyproject.toml``. It imports nothing of monai_gmr, as that is not installed yet.
+An index has none of the repository's files, so its README needs absolute addresses of links and pictures. The repository's address is only
+in ``Repository`` in ``[project.urls]`` of ``pyproject.toml``. This module does not import monai_gmr, which is not installed yet.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-# a picture or a link to a file or a heading of the repository; code is left alone
+# a picture or a link to a file or a heading of the repository; code is unchanged
 LINK = re.compile(
     r"(?P<code>```.*?```|`[^`\n]*`)|(?P<picture>!?)\[(?P<text>[^]]*)\]\((?!https?:|mailto:)(?P<path>[^)]+)\)", re.DOTALL
 )
 
 
 def index_readme(text: str, repository: str | None, version: str) -> str:
-    """A README whose links lead to the files of a version in a public repository, or, without one, are plain text.
+    """A README whose links lead to the files of a version in a public repository, or are plain text without a repository.
 
-    The addresses are those of GitHub, which GitLab redirects: ``REPOSITORY/blob/vVERSION/FILE``, pictures ``REPOSITORY/raw/...``.
+    The addresses have GitHub's form, which GitLab redirects: ``REPOSITORY/blob/vVERSION/FILE``, pictures ``REPOSITORY/raw/...``.
 
     Example:
         >>> page = "![scores](docs/a.png) and [more](docs/b.md#limits)"
@@ -51,7 +51,7 @@ def index_readme(text: str, repository: str | None, version: str) -> str:
 
 
 def write_readme(root: Path) -> Path:
-    """Write ``build/README.md`` of a source tree; returns its path."""
+    """Writes ``build/README.md`` of a source tree, and returns its path."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     code = (root / "monai_gmr" / "__init__.py").read_text(encoding="utf-8")
     version = re.findall(r'^__version__ = "(.+)"$', code, flags=re.MULTILINE)[0]
@@ -67,7 +67,7 @@ def write_readme(root: Path) -> Path:
 def _after_readme(hook: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(hook)
     def run(*arguments: Any, **settings: Any) -> Any:
-        # a build starts in the source tree (PEP 517)
+        # PEP 517: a build runs in the source tree
         write_readme(Path())
         return hook(*arguments, **settings)
 

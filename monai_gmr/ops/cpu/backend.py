@@ -1,4 +1,4 @@
-"""Backend "cpp": which convolutions run in kernels on a CPU."""
+"""Backend "cpp": convolutions in C++ kernels on a CPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from monai_gmr.ops.cpu.ring_conv import cpp_ring_conv
 from monai_gmr.ops.harmonic_operation import group_arguments, parts_of
 from monai_gmr.ops.memory_format import has_channels_last, keep_format
 
-# channels of a group below which a harmonic convolution of each group takes longer than the dense kernel of all
+# with fewer channels per group, harmonic convolutions group by group are slower than one dense kernel
 LEAST_WIDTH_PER_GROUP = 8
 
 
@@ -27,7 +27,7 @@ class CppBackend(Backend):
     prefers_channels_last = True
 
     def supports(self, call: Call) -> bool:
-        """Not angular components, which no layer asks for; harmonic convolutions of stride 1 only."""
+        """Supports no angular components, which no layer uses, and harmonic convolutions only with stride 1."""
         fits = call.device.type == "cpu" and call.precision == call.weight_precision == torch.float32
         if call.recorded or not fits or call.voxels() == 0 or min(call.channels) == 0 or not call.is_symmetric():
             return False
@@ -37,7 +37,7 @@ class CppBackend(Backend):
             fits = min(_transposed_padding(call)) >= 0
         else:
             fits = not call.angular
-        # of images smaller than the window the framework says what is wrong
+        # for images smaller than the window, torch raises the error
         return fits and min(call.output_sizes(), default=1) > 0 and library.load_kernels() is not None
 
     def conv(self, call: Call, x: torch.Tensor, kernel: RingKernel) -> torch.Tensor:
@@ -45,7 +45,7 @@ class CppBackend(Backend):
         y = _ring_conv(call, x, kernel, list(call.padding))
         if max(call.stride) == 1:
             return y
-        # a copy, lest the voxels that are left out stay in memory
+        # a copy, which frees the memory of the voxels left out
         places: tuple[Any, ...] = (..., *(slice(None, None, step) for step in call.stride))
         kept = y[places]
         return kept.movedim(1, -1).contiguous().movedim(-1, 1) if has_channels_last(x) else kept.contiguous()
@@ -73,7 +73,7 @@ def _ring_conv(call: Call, x: torch.Tensor, kernel: RingKernel, padding: list[in
 
 
 def _transposed_padding(call: Call) -> list[int]:
-    """Padding of the convolution that a transposed convolution is."""
+    """Padding of the convolution that computes a transposed convolution."""
     return [reach - p for reach, p in zip(call.reach(), call.padding)]
 
 
@@ -85,7 +85,7 @@ def _supports_orders(call: Call, orders: Orders) -> bool:
 
 
 def insert_zeros(x: torch.Tensor, stride: Sequence[int], more: Sequence[int]) -> torch.Tensor:
-    """The image whose convolution is the transposed convolution of ``x``: zeros between its voxels, and ``more`` at the end of an axis."""
+    """``x`` with zeros between its voxels, and ``more`` at the end of an axis; its convolution is the transposed convolution of ``x``."""
     sizes = [(n - 1) * s + 1 + m for n, s, m in zip(x.shape[2:], stride, more)]
     if has_channels_last(x):
         image = x.new_zeros((x.shape[0], *sizes, x.shape[1])).movedim(-1, 1)

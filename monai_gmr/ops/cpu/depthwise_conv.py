@@ -1,7 +1,7 @@
-"""Depthwise convolution with free taps in a training step: the framework's forward pass, a kernel for the gradient of the weights.
+"""Depthwise convolution with free taps in a training step: torch's forward pass, and a kernel for the gradient of the weights.
 
-The framework takes ten times as long for the gradients as for the result. That of the image is the same convolution with mirrored taps;
-that of the weights is in ``csrc/depthwise_conv.cpp``, a load and a multiplication a tap.
+torch's gradients take ten times as long as its forward pass. Here the gradient of the image is the same convolution with mirrored taps;
+the gradient of the weights is in ``csrc/depthwise_conv.cpp``, with one load and one multiplication per tap.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _conv(
 
 
 def _conv_rows(rows: torch.Tensor, *kernel: Any) -> torch.Tensor:
-    """The convolution of ``(batch, *spatial, channels)``, likewise."""
+    """:func:`_conv` of ``(batch, *spatial, channels)``."""
     return _conv(rows.movedim(-1, 1), *kernel).movedim(1, -1).contiguous()
 
 
@@ -31,8 +31,8 @@ def _conv_rows(rows: torch.Tensor, *kernel: Any) -> torch.Tensor:
 def cpp_depthwise_conv(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, padding: list[int], dilation: list[int]
 ) -> torch.Tensor:
-    """:func:`~monai_gmr.ops.depthwise_conv` of stride 1, with gradients for ``x``, ``weight`` and ``bias``: of a batch in 2D or 3D,
-    float32, with a padding of at most ``dilation * (kernel_size - 1)``."""
+    """:func:`~monai_gmr.ops.depthwise_conv` of stride 1, with gradients for ``x``, ``weight`` and ``bias``. Supports batches in 2D or 3D,
+    float32, and a padding of at most ``dilation * (kernel_size - 1)``."""
     return image_like(_conv_rows(voxel_rows(x), weight, bias, padding, dilation), x)
 
 

@@ -1,15 +1,15 @@
 """Harmonic layers on backend "cpp": all orders as one operation; the angular ones run in the kernels of ``csrc/harmonic_conv.cpp``.
 
-Operations for each output voxel of an order with ``m`` components, with ``T`` taps, ``S`` shells whose factors are not all zero, ``C``
-input and ``O`` output channels of the order:
+Operations for each output voxel of an order with ``m`` components, ``T`` taps, ``S`` shells whose factors are not all zero, ``C`` input
+and ``O`` output channels of the order:
 
-* forward: the product over channels comes first, ``S C O``, for an order has few output channels; mirrored taps, whose factors are the same
-  up to a sign, are added, ``T O / 2``, and multiplied, ``T m O / 2``, against ``k^d m C O`` of a dense kernel.
-* backward: that again; the gradients go back through the mirrored window, at most ``T m O``, then both gradients of the product,
+* forward: the product over channels comes first, ``S C O``, because an order has few output channels; mirrored taps, whose factors are the
+  same up to a sign, are added, ``T O / 2``, and multiplied, ``T m O / 2``; a dense kernel takes ``k^d m C O``.
+* backward: the forward operations again; gradients through the mirrored window, at most ``T m O``; then both gradients of the product,
   ``2 S C O``.
-* linear terms of a layer that keeps a subgroup: ``m O`` times all scalars, forward, and twice that backward.
+* linear terms of a layer that keeps a subgroup: ``m O`` times the number of scalars forward, and twice as many backward.
 
-Saved for the backward pass are input, weights and basis, not the responses, which are 1.5 (2D) or 2.5 (3D) times as large as the result.
+The backward pass saves input, weights and basis, not the responses, which are 1.5 (2D) or 2.5 (3D) times as large as the result.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ OrdersAndKernels = tuple[tuple[Order, AngularOrder | None], ...]
 
 @lru_cache(maxsize=256)
 def _make_orders(window: Window, angular: tuple, padding: tuple, *sizes: tuple) -> OrdersAndKernels:
-    """Orders that have channels, each with what is constant of its calls; ``None`` for order 0, which comes first: it does not add to what
-    is there."""
+    """Orders that have channels, each with its kernels; ``None`` for order 0, which comes first because it overwrites the result."""
     found = []
     for order in sorted(orders_of(*sizes), key=lambda order: order.components):
         own = angular[order.own]
@@ -43,7 +42,7 @@ def _make_orders(window: Window, angular: tuple, padding: tuple, *sizes: tuple) 
 
 
 def _orders(window: Window, angular: torch.Tensor, padding: Sequence[int], *sizes: Sequence[int]) -> OrdersAndKernels:
-    """:func:`_make_orders`, once for layers that are alike."""
+    """:func:`_make_orders`, cached for equal layers."""
     return _make_orders(window, tuple(map(tuple, angular.tolist())), tuple(padding), *map(tuple, sizes))
 
 
@@ -78,7 +77,7 @@ def cpp_harmonic_conv(
     window = Window.of(shells, basis.shape[1], dilation)
     sizes = output_sizes(x.shape[2:], shells.shape, [1] * shells.dim(), padding, dilation)
     image = voxel_rows(x)
-    # linear terms of an order are added to all channels
+    # each order adds its linear terms to all channels
     make = x.new_empty if linear is None else x.new_zeros
     y = make((x.shape[0], *sizes, sum(norms) + sum(products)))
     angular_weight, linear = angular_weight.contiguous(), None if linear is None else linear.contiguous()

@@ -23,13 +23,13 @@ MOST_CHANNELS, MOST_COMPONENTS = 512, 7
 class Terms(NamedTuple):
     """Terms of the sum of one order: two taps of a shell whose angular factors are the same up to a sign, or one tap."""
 
-    places: torch.Tensor  # (terms, 2, 3), where the two taps lie, in voxels; of one tap, twice the same
+    places: torch.Tensor  # (terms, 2, 3), positions of the two taps, in voxels; a single tap is repeated
     shells: torch.Tensor  # (terms,), indices into used
-    signs: torch.Tensor  # (terms,), of the second tap; 0 where there is one
+    signs: torch.Tensor  # (terms,), of the second tap; 0 for a single tap
     angular: torch.Tensor  # (terms, components), factors of the first tap
     used: torch.Tensor  # the shells that have terms
-    first: torch.Tensor  # (shells + 1,), the first entry of each shell, and one more
-    entries: torch.Tensor  # (entries, 2), term and component of the factors that are not zero, shell by shell
+    first: torch.Tensor  # (shells + 1,), the first entry of each shell, and the number of entries
+    entries: torch.Tensor  # (entries, 2), term and component of each nonzero factor, shell by shell
 
 
 class KeptTerms(NamedTuple):
@@ -43,13 +43,13 @@ NO_TERMS = KeptTerms()
 
 
 def as_volume(numbers: Sequence[int], filler: int) -> list[int]:
-    """One number for each of three axes; of two axes, the middle one is missing, for the kernels go from plane to plane."""
+    """One number for each of three axes; in 2D the filler is the middle axis, because the kernels go from plane to plane."""
     return {1: [filler, filler, *numbers], 2: [*numbers[:1], filler, *numbers[1:]], 3: list(numbers)}[len(numbers)]
 
 
 @lru_cache(maxsize=256)
 def terms_of(window: Window, angular: tuple[tuple[float, ...], ...]) -> Terms:
-    """The terms of an order, from a window and the ``angular`` factors of each component, of each tap."""
+    """The terms of an order, from a window and the ``angular`` factors of each component and tap."""
     grid = itertools.product(*(range(0, n * d, d) for n, d in zip(window.shape, window.dilation)))
     taps = [as_volume(place, 0) for place in grid]
     factors = list(zip(*angular))
@@ -81,14 +81,14 @@ def terms_of(window: Window, angular: tuple[tuple[float, ...], ...]) -> Terms:
 
 
 def supports_order(reach: Sequence[int], norms: int, products: int, components: int, padding: Sequence[int]) -> bool:
-    """Whether the kernels compute an order: margins at most as wide as the window's reach, and not very many channels."""
+    """Whether the kernels support an order: padding at most the window's reach, and limited numbers of channels and components."""
     fits = norms <= MOST_CHANNELS and components <= MOST_COMPONENTS and products <= norms
     return fits and all(p <= r for p, r in zip(padding, reach))
 
 
 class AngularOrder:
     """One order of a harmonic convolution of stride 1 and one group: ``norms`` output channels are lengths, ``products`` inner products
-    with the first of them; ``angular`` as in :func:`terms_of`, ``padding`` at most the window's reach, in voxels, one an axis."""
+    with the first lengths; ``angular`` as in :func:`terms_of`, ``padding`` at most the window's reach, in voxels, one per axis."""
 
     def __init__(
         self, window: Window, angular: tuple[tuple[float, ...], ...], norms: int, products: int, padding: Sequence[int]
@@ -96,7 +96,7 @@ class AngularOrder:
         self.terms, self.norms, self.products = terms_of(window, angular), norms, products
         self.kinds = 2 if products else 1
         self.components = len(angular)
-        # what is padded less what is lost, along each axis
+        # output size minus input size, along each axis
         self.gains = [2 * p - r for p, r in zip(padding, window.reach())]
         self.geometry = {
             "padding": tuple(as_volume(padding, 0)),
@@ -119,15 +119,15 @@ class AngularOrder:
     def _geometry(
         self, image: torch.Tensor, weight: torch.Tensor, scalars: torch.Tensor, *linear: torch.Tensor | None
     ) -> HarmonicConvGeometry:
-        """Of an image and its scalars, ``(batch, *sizes, channels)``, a weight ``(norms + products, channels, shells)``, and linear factors
-        and their gradient, whose rows lie alike."""
+        """The geometry for an image and its scalars, ``(batch, *sizes, channels)``, a weight ``(norms + products, channels, shells)``, and
+        linear factors and their gradient, which must have equal strides."""
         factors = [each for each in linear if each is not None]
         expected = scalars.shape[-1], (self.norms + self.products) * self.components
         if any(each.shape != expected for each in factors):
             raise AssertionError(
                 f"linear factors or gradients of shape {[tuple(each.shape) for each in factors]} are not {expected}"
             )
-        # strides of axes with one element say nothing
+        # strides of axes with one element are arbitrary
         rows = {each.stride(0) for each in factors if each.shape[0] > 1}
         if len(rows) > 1 or any(each.shape[1] > 1 and each.stride(1) != 1 for each in factors):
             raise AssertionError(f"linear factors or gradients have strides {[each.stride() for each in factors]}")
@@ -150,7 +150,7 @@ class AngularOrder:
         )
 
     def _chiral(self, chiral: torch.Tensor | None) -> torch.Tensor | None:
-        """``(channels,)`` as ``(norms,)``, scaled: of the inner products, and zeros."""
+        """Factors ``(channels,)`` as ``(norms,)``: the scaled factors of the inner products, then zeros."""
         if chiral is None or not self.has_chiral:
             return None
         return F.pad(chiral[self.norms :].float() * self.chiral_scale, [0, self.norms - self.products])
@@ -164,8 +164,8 @@ class AngularOrder:
         channels: slice,
         kept: KeptTerms = NO_TERMS,
     ) -> None:
-        """Compute the order of an image ``(batch, *sizes, channels)``: ``channels`` of ``scalars`` ``(batch, *sizes_out, all)``; with
-        linear terms, which all scalars get, what is there is added to."""
+        """Writes the order of an image ``(batch, *sizes, channels)`` to ``channels`` of ``scalars`` ``(batch, *sizes_out, all)``; with
+        linear terms, adds the order to these channels and the linear terms to all scalars."""
         geometry = self._geometry(image, weight, scalars, kept.linear)
         bias = check_bias(bias, self.norms + self.products)
         factors = (kept.linear, self._chiral(kept.chiral))
@@ -185,8 +185,8 @@ class AngularOrder:
         kept: KeptTerms = NO_TERMS,
         kept_gradients: KeptTerms = NO_TERMS,
     ) -> None:
-        """Add the gradients of the order, from that of the scalars, to those of ``image``, ``weight`` and ``kept``, each a tensor or
-        ``None``."""
+        """Adds the order's gradients, computed from the scalars' ``gradient``, to the gradients of ``image``, ``weight`` and ``kept``,
+        each a tensor or ``None``."""
         geometry = self._geometry(image, weight, gradient, kept.linear, kept_gradients.linear)
         chiral, chiral_sums = self._chiral(kept.chiral), None
         if chiral is not None and kept_gradients.chiral is not None:

@@ -1,4 +1,4 @@
-"""The kernels in ``csrc``, built when the package is installed: which library this processor takes, and how its functions are called."""
+"""The kernels in ``csrc``, built when the package is installed: the choice of the processor's library, and calls of its functions."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from monai_gmr.ops.backend import get_backend, log_dense
 from monai_gmr.ops.memory_format import runs_channels_last
 from monai_gmr.ops.recorded import is_recorded
 
-# the libraries that are built, best first, by what torch.backends.cpu.get_cpu_capability calls the processor
+# the libraries that are built, best first, by the processor's name in torch.backends.cpu.get_cpu_capability
 PROCESSORS = {"AVX512": "avx512", "AVX2": "avx2", "DEFAULT": "generic"}
 
 
 class Array:
-    """Type of an argument: the address of a tensor's first number of the dtype that a kernel takes, or of nothing for ``None``."""
+    """Argument type for ctypes: the data pointer of a CPU tensor of a dtype, or a null pointer for ``None``."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
 
     def from_param(self, x: torch.Tensor | None) -> ctypes.c_void_p | None:
-        """What ctypes passes on for an argument."""
+        """The value that ctypes passes for an argument."""
         if x is None:
             return None
         if x.dtype != self.dtype or x.device.type != "cpu":
@@ -38,7 +38,7 @@ _indices, _floats, _doubles = Array(torch.int64), Array(torch.float32), Array(to
 
 
 def _fields(names: str) -> list[tuple[str, Any]]:
-    """Fields of 64 bits; those of which the name ends in ``[3]`` have three numbers."""
+    """Fields of 64 bits; names that end in ``[3]`` have three numbers."""
     return [(name.removesuffix("[3]"), _three if name.endswith("[3]") else _int) for name in names.split()]
 
 
@@ -88,12 +88,12 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "depthwise_weight_gradient": (ctypes.POINTER(DepthwiseGeometry), *[_floats] * 2, _doubles),
     "resample": (ctypes.POINTER(ResampleGeometry), _indices, *[_floats] * 3),
 }
-# those that answer whether they found memory
+# functions that return whether they could allocate memory
 CHECKED = ("ring_conv", "ring_conv_backward", "harmonic_conv", "harmonic_conv_backward")
 
 
 def open_library(processor: str) -> ctypes.CDLL:
-    """The kernels that were built for "avx512", "avx2" or "generic"; raises OSError when they were not built or cannot be loaded."""
+    """The kernels built for "avx512", "avx2" or "generic"; raises OSError if they were not built or cannot be loaded."""
     spec = PathFinder.find_spec(f"_kernels_{processor}", [str(Path(__file__).parent)])
     if spec is None or spec.origin is None:
         raise OSError("its kernels were not built")
@@ -102,7 +102,7 @@ def open_library(processor: str) -> ctypes.CDLL:
     except OSError as error:
         if "undefined symbol" not in str(error):
             raise
-        # the kernels use the OpenMP runtime that torch has loaded, unless this torch does not share it
+        # the kernels use the OpenMP runtime that torch has loaded; load one if this torch does not share its own
         ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
         library = ctypes.CDLL(spec.origin)
     for name, types in ARGUMENTS.items():
@@ -113,7 +113,7 @@ def open_library(processor: str) -> ctypes.CDLL:
 
 @functools.cache
 def load_kernels() -> ctypes.CDLL | None:
-    """The best kernels that this processor runs; without any, ``None``, and a line in the log says why."""
+    """The best kernels that this processor supports; ``None`` if there are none, with the reason in the log."""
     names, capability, errors = list(PROCESSORS), torch.backends.cpu.get_cpu_capability(), []
     for name in names[names.index(capability) if capability in names else -1 :]:
         try:
@@ -125,7 +125,7 @@ def load_kernels() -> ctypes.CDLL | None:
 
 
 def runs_float32(x: torch.Tensor) -> bool:
-    """Whether an image that is in no recorded graph may run in kernels: in float32 on a CPU, on the backends "cpp" and "auto"."""
+    """Whether an image outside recorded graphs can run in kernels: float32 on a CPU, with backend "cpp" or "auto"."""
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
@@ -137,16 +137,16 @@ def runs_float32(x: torch.Tensor) -> bool:
 
 
 def supports(x: torch.Tensor, *factors: torch.Tensor | None) -> bool:
-    """Whether norms and resampling of an image run in kernels: in float32 with channels last, on the backends "cpp" and "auto"; ``factors``
-    are further tensors of the operation."""
+    """Whether norms and resampling of an image run in kernels: float32 with channels last, with backend "cpp" or "auto"; ``factors`` are
+    further tensors of the operation."""
     return runs_channels_last(x) and runs_float32(x) and not is_recorded(*factors)
 
 
 def call_kernel(name: str, geometry: ctypes.Structure, *arguments: torch.Tensor | float | None) -> None:
-    """Call a kernel of ``csrc/kernels.h``; tensors are contiguous but for the axis that the kernel steps along.
+    """Calls a kernel of ``csrc/kernels.h``; tensors are contiguous, except along the axis for which the kernel takes a step.
 
     Raises:
-        MemoryError: when the kernel finds no memory.
+        MemoryError: if the kernel cannot allocate memory.
     """
     if getattr(load_kernels(), name)(geometry, *arguments) is False:
         raise MemoryError(
@@ -156,7 +156,7 @@ def call_kernel(name: str, geometry: ctypes.Structure, *arguments: torch.Tensor 
 
 
 def sum_voxels(x: torch.Tensor) -> torch.Tensor:
-    """Sums over batch and voxels of ``(batch, channels, *spatial)``, in double precision where :func:`supports` says so."""
+    """Sums over batch and voxels of ``(batch, channels, *spatial)``, in double precision if :func:`supports` is true."""
     if (torch.is_grad_enabled() and x.requires_grad) or not supports(x):
         return x.sum((0, *range(2, x.dim())))
     threads = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""Images from one memory format to the other in a kernel, several times as fast as the framework copies them."""
+"""Conversion of images between memory formats in a kernel, several times as fast as torch's copies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from monai_gmr.ops.memory_format import has_channels_last, image_of
 
 
 def _transpose(x: torch.Tensor, rows: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """Samples of ``(rows, columns)``, contiguous float32, as ``(columns, rows)`` of a shape."""
+    """Transposes samples ``(rows, columns)``, contiguous float32, to ``(columns, rows)``, returned in a shape."""
     y = x.new_empty(shape)
     geometry = TransposeGeometry(len(x), rows, x[:1].numel() // rows, torch.get_num_threads())
     call_kernel("transpose", geometry, x, y)
@@ -17,7 +17,7 @@ def _transpose(x: torch.Tensor, rows: int, shape: tuple[int, ...]) -> torch.Tens
 
 
 def voxel_rows(x: torch.Tensor) -> torch.Tensor:
-    """A float32 image ``(batch, channels, *spatial)``, not empty, as ``(batch, *spatial, channels)``, contiguous; without a gradient.
+    """A nonempty float32 image ``(batch, channels, *spatial)`` as contiguous ``(batch, *spatial, channels)``, without a gradient.
 
     Example:
         >>> voxel_rows(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]))
@@ -31,8 +31,8 @@ def voxel_rows(x: torch.Tensor) -> torch.Tensor:
 
 
 def image_like(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """``(batch, *spatial, channels)``, contiguous float32 and used nowhere else, as an image ``(batch, channels, *spatial)`` that is no
-    view, in the memory format of ``x``, as the framework's convolutions give it.
+    """Rows ``(batch, *spatial, channels)``, contiguous float32 and used nowhere else, as an image ``(batch, channels, *spatial)`` that is
+    not a view, in the memory format of ``x``, like the results of torch's convolutions.
 
     Example:
         >>> image_like(torch.tensor([[[1.0, 3.0], [2.0, 4.0]]]), torch.zeros(1, 2, 2))

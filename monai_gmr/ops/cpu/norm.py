@@ -1,7 +1,7 @@
-"""Instance norm of images with channels last, and the leaky rectifier after it, in kernels.
+"""Instance norm of images with channels last, and the leaky ReLU after it, in kernels.
 
-torch's batch norm with channels last adds along the whole image in single precision: at 128^3 voxels it is off by 1e-3, and a net would
-not be exactly equivariant. Here pieces are added first, about their first voxel, and then, in double precision, their sums.
+torch's batch norm with channels last sums over the whole image in single precision: at 128^3 voxels its error is 1e-3, and a net would
+not be exactly equivariant. Here pieces are summed first, relative to their first voxel, and then their sums in double precision.
 
 A forward pass reads the image twice and writes the result once; a backward pass reads image and gradient twice and writes one gradient.
 """
@@ -36,8 +36,8 @@ def _affine(
 def cpp_instance_norm(
     x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float, slope: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """:func:`instance_norm` of a float32 image, 2D or 3D, with gradients for the tensors. Also returns, without gradients, the mean and the
-    inverse of the standard deviation, ``(batch, channels)``."""
+    """:func:`instance_norm` of a 2D or 3D float32 image, with gradients for the tensors. Also returns, without gradients, the mean and the
+    inverse standard deviation, ``(batch, channels)``."""
     rows, geometry = voxel_rows(x), _geometry(x)
     moments = x.new_zeros((geometry.threads, geometry.batch, 1 + 2 * geometry.channels), dtype=torch.float64)
     call_kernel("moments", geometry, rows, moments)
@@ -121,13 +121,13 @@ def supports_norm(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tens
 def instance_norm(
     x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float, slope: float = 1.0
 ) -> torch.Tensor:
-    """``torch.nn.functional.instance_norm`` by the statistics of the image; channels last stay so where kernels run.
+    """``torch.nn.functional.instance_norm`` with the statistics of the image; keeps channels last if kernels run.
 
     Args:
         x: ``(batch, channels, *spatial)``.
         weight, bias: ``(channels,)`` or ``None``.
         eps: added to the variance.
-        slope: what the result is multiplied with where it is negative, as by ``torch.nn.functional.leaky_relu``.
+        slope: factor of negative results, as in ``torch.nn.functional.leaky_relu``.
 
     Example:
         >>> x = torch.tensor([1.0, 2.0, 3.0, 6.0]).reshape(1, 1, 2, 2)

@@ -1,4 +1,4 @@
-"""One axis times a banded matrix in a kernel: interpolation, filters and windows of images with channels last."""
+"""Product of one axis with a banded matrix in a kernel: interpolation, filters and windows of images with channels last."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from monai_gmr.ops.cpu.library import ResampleGeometry, call_kernel
 
 
 def band_of(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The band of a matrix outside which it is zero: the column that each row begins with, int64, and as many numbers from there on as the
+    """The band of a matrix, outside which it is zero: the first column of each row, int64, and the numbers from there on, as many as the
     longest row has, ``(rows, width)``."""
     columns = torch.arange(matrix.shape[1])
     outside = matrix == 0
@@ -23,8 +23,8 @@ def band_of(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.library.custom_op("monai_gmr::cpp_resample", mutates_args=())
 def cpp_resample(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """The middle axis of ``x`` ``(before, columns, after)``, float32, times a matrix ``(rows, columns)``, a constant: contiguous, with a
-    gradient for ``x``. The narrower the matrix' band, the faster."""
+    """Multiplies the middle axis of ``x`` ``(before, columns, after)``, float32, by a constant matrix ``(rows, columns)``. The result is
+    contiguous, with a gradient for ``x``. The narrower the matrix' band, the faster."""
     first, weights = band_of(matrix)
     y = x.new_empty((x.shape[0], matrix.shape[0], x.shape[2]))
     before, size, after = x.shape

@@ -1,16 +1,15 @@
 """Radial convolutions on backend "cpp": sums over shells, products over channels, tile by tile, in the kernels of ``csrc/ring_conv.cpp``.
 
-Operations for each output voxel, with ``T`` taps, ``S`` shells, ``R`` rings, ``C`` input and ``O`` output channels, of a group where there
-are several:
+Operations for each output voxel, with ``T`` taps, ``S`` shells, ``R`` rings, ``C`` input and ``O`` output channels (of one group):
 
-* forward: ``A C`` additions, ``R S C`` + ``R C O`` multiplications, against ``k^d C O`` of a dense kernel. ``A`` is ``T``, or less where
-  many lines of the window are alike, which are then added first (3D: 64 for 93 at k=5, 124 for 251 at k=7). The rings' sums of a tile
-  stay in the second cache level; input and output pass through memory once.
-* backward: the products with the input once more, ``R C O``; ``A O`` additions and ``R S O`` multiplications for the rings' sums of the
+* forward: ``A C`` additions, ``R S C`` + ``R C O`` multiplications; a dense kernel takes ``k^d C O``. ``A`` is ``T``, or less if many
+  lines of the window are equal, which are then added first (3D: 64 instead of 93 at k=5, 124 instead of 251 at k=7). The rings' sums of a
+  tile stay in the second cache level; input and output pass through memory once.
+* backward: the products with the input again, ``R C O``; ``A O`` additions and ``R S O`` multiplications for the rings' sums of the
   gradient (a radial kernel is its own adjoint), and as many for the gradient of the basis; ``2 R C O`` for both gradients of the product.
-  Where the input needs no gradient and has fewer channels, the sums are over the input: ``A C`` and ``R S C``.
+  If the input needs no gradient and has fewer channels, the sums are over the input: ``A C`` and ``R S C``.
 
-A bias is added in the product. Saved for the backward pass are input, weight and basis.
+A bias is added in the product. The backward pass saves input, weight and basis.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ def cpp_ring_conv(
     dilation: list[int],
     groups: int,
 ) -> torch.Tensor:
-    """:func:`~monai_gmr.ops.ring_conv` of stride 1, with gradients for ``x``, ``weight``, ``basis`` and ``bias``: of a batch, float32, with
-    shells that are symmetric about the centre and a basis ``(rings, num_shells)`` beyond which they count as zero."""
+    """:func:`~monai_gmr.ops.ring_conv` of stride 1, with gradients for ``x``, ``weight``, ``basis`` and ``bias``. Supports batches in
+    float32 and shells that are symmetric about the centre; shells beyond the basis ``(rings, num_shells)`` count as zero."""
     window = Window.of(shells, basis.shape[1], dilation)
     sizes = output_sizes(x.shape[2:], shells.shape, [1] * shells.dim(), padding, dilation)
     y = x.new_empty((x.shape[0], *sizes, weight.shape[0]))

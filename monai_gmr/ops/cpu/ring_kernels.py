@@ -1,4 +1,4 @@
-"""Calls of the kernels of radial convolutions, ``csrc/ring_conv.cpp``, for a tile, and tile by tile for whole images."""
+"""Calls of the kernels of radial convolutions, ``csrc/ring_conv.cpp``, for one tile and for whole images, tile by tile."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from monai_gmr.ops.cpu.tiles import Tiles, Window
 
 # numbers in the longest vectors of a processor
 LANES = 16
-# line by line is chosen where it needs at most this part of the additions tap by tap
+# sums line by line are chosen if they need at most this share of the additions tap by tap
 WORTHWHILE = 0.75
 
 
 class Sums(NamedTuple):
-    """What the kernels add for each shell: taps of the window; or sums over lines of the window that are alike, and taps in these sums."""
+    """Sums of the kernels for each shell: over taps of the window, or first over equal lines of it, then over taps of these sums."""
 
-    first_taps: torch.Tensor  # (shells + 1,), the first tap of each shell, and one more
-    taps: torch.Tensor  # (taps, 3), places in voxels
-    sets_of_taps: torch.Tensor  # (taps,), in which lines' sum a tap lies; of the window itself 0
-    first_lines: torch.Tensor  # (sets + 1,), the first line of each set that are alike, and one more; without sums (1,)
-    lines: torch.Tensor  # (lines, 3), places in voxels
+    first_taps: torch.Tensor  # (shells + 1,), the first tap of each shell, and the number of taps
+    taps: torch.Tensor  # (taps, 3), positions in voxels
+    sets_of_taps: torch.Tensor  # (taps,), the set of lines whose sum has a tap; 0 if taps are of the window itself
+    first_lines: torch.Tensor  # (sets + 1,), first line of each set of equal lines, and their number; (1,) without sets
+    lines: torch.Tensor  # (lines, 3), positions in voxels
 
     def additions(self, length: int, reach: int) -> float:
-        """Numbers that are added or stored for a voxel of a line of ``length`` voxels, with the reach of the window along it."""
+        """Additions and stores per voxel of a line of ``length`` voxels; ``reach`` is that of the window along the line."""
         sums = len(self.lines) + 2 * len(self.first_lines) - 2
         return len(self.taps) + sums * (length + reach) / length
 
@@ -38,13 +38,13 @@ def _first_and_all(sets: Sequence[Sequence[Any]]) -> tuple[torch.Tensor, list[An
 
 
 def _places(places: Sequence[Sequence[int]]) -> torch.Tensor:
-    """With zeros along axes that are missing before the others."""
+    """Positions ``(count, 3)``, with zeros along the missing leading axes."""
     return torch.tensor([[0] * (3 - len(place)) + [*place] for place in places], dtype=torch.int64).reshape(-1, 3)
 
 
 @lru_cache(maxsize=256)
 def tap_sums(window: Window) -> Sums:
-    """Tap by tap."""
+    """Sums of a window tap by tap."""
     first, taps = _first_and_all(window.taps())
     zeros = torch.zeros(len(taps), dtype=torch.int64)
     return Sums(first, _places(taps), zeros, torch.zeros(1, dtype=torch.int64), _places([]))
@@ -52,7 +52,7 @@ def tap_sums(window: Window) -> Sums:
 
 @lru_cache(maxsize=256)
 def line_sums(window: Window) -> Sums:
-    """Line by line of the window, along the last axis."""
+    """Sums of a window line by line, along the last axis."""
     *leading, length = window.shape
     alike: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
     for number, place in enumerate(itertools.product(*map(range, leading))):
@@ -77,14 +77,14 @@ def line_sums(window: Window) -> Sums:
 
 @lru_cache(maxsize=256)
 def choose_sums(window: Window, length: int) -> Sums:
-    """The faster of both ways for lines of ``length`` voxels: line by line where that saves many additions."""
+    """The faster sums for lines of ``length`` voxels: line by line if that saves many additions."""
     taps, lines = tap_sums(window), line_sums(window)
     additions = [each.additions(length, window.reach()[-1]) for each in (taps, lines)]
     return lines if additions[1] <= WORTHWHILE * additions[0] else taps
 
 
 def check_memory(image: torch.Tensor, result: torch.Tensor, sizes: Sequence[int]) -> None:
-    """Refuse an image or a result ``(batch, *sizes, channels)`` that a kernel would read or write elsewhere."""
+    """Refuses an image or a result ``(batch, *sizes, channels)`` that a kernel would read or write out of bounds."""
     for tensor in (image, result):
         if not tensor.is_contiguous() or tensor.dtype != torch.float32:
             raise AssertionError(f"a tensor of shape {tuple(tensor.shape)} is not contiguous and float32")
@@ -93,7 +93,7 @@ def check_memory(image: torch.Tensor, result: torch.Tensor, sizes: Sequence[int]
 
 
 def check_bias(bias: torch.Tensor | None, channels: int) -> torch.Tensor | None:
-    """A bias of so many output channels, contiguous; a kernel would read another length elsewhere."""
+    """A contiguous bias of ``channels`` numbers; a kernel would read any other out of bounds."""
     if bias is not None and bias.shape != (channels,):
         raise AssertionError(f"a bias of shape {tuple(bias.shape)} is not for {channels} channels")
     return None if bias is None else bias.contiguous()
@@ -107,8 +107,8 @@ def _arguments(
     window: Window,
     basis: torch.Tensor,
 ) -> list[Any]:
-    """What both kernels take first: of an image ``(batch, *sizes + reach, channels)``, a result ``(batch, *sizes, all)`` and weights
-    ``(groups, columns, channels, rings)``, or channels before columns."""
+    """The first arguments of both kernels, for an image ``(batch, *sizes + reach, channels)``, a result ``(batch, *sizes, all)`` and
+    weights ``(groups, columns, channels, rings)``, or channels before columns."""
     if basis.shape[1] != window.num_shells:
         raise AssertionError(f"a basis of shape {tuple(basis.shape)} is not for {window.num_shells} shells")
     groups, *lengths, rings = weights.shape
@@ -147,8 +147,9 @@ def ring_products(
     result: torch.Tensor,
     channels: slice,
 ) -> None:
-    """Sums of rings of an image ``(batch, *sizes + reach, groups * channels)``, times weights ``(groups, columns, channels, rings)``, plus
-    a bias ``(groups * columns,)``, written to some ``channels``, the columns of all groups, of a result ``(batch, *sizes, all)``."""
+    """Multiplies the ring sums of an image ``(batch, *sizes + reach, groups * channels)`` by weights ``(groups, columns, channels,
+    rings)``, adds a bias ``(groups * columns,)``, and writes the columns of all groups to ``channels`` of a result ``(batch, *sizes,
+    all)``."""
     call = _arguments(image, result, weights, True, window, basis)
     bias = check_bias(bias, weights.shape[0] * weights.shape[1])
     call_kernel("ring_conv", *call, weights, bias, result[..., channels])
@@ -163,26 +164,26 @@ def ring_gradients(
     gradients: Sequence[torch.Tensor | None],
     columns_first: bool = True,
 ) -> None:
-    """Sums of rings as in :func:`ring_products`, and the gradients that follow from them.
+    """Computes ring sums as in :func:`ring_products`, and gradients from them.
 
-    ``other`` is ``(batch, *sizes, groups * columns)``; weights may have channels before columns. The gradients, each ``None`` where not
-    needed, are: of the shape of ``other``, written to, the sums times the weights; of the shape of the weights, to which the products of
-    the sums with ``other`` are added; ``(rings, shells)``, float64, to which the inner products of the shells' sums with ``other`` times
-    the weights are added.
+    ``other`` is ``(batch, *sizes, groups * columns)``; weights can have channels before columns. The three gradients, each ``None`` if not
+    needed, have the shape of ``other``, of the weights, and ``(rings, shells)`` in float64. The first is overwritten by the sums times the
+    weights; added to the second are the products of the sums with ``other``, to the third the inner products of the shells' sums with
+    ``other`` times the weights.
     """
     call = _arguments(image, other, weights, columns_first, window, basis)
     call_kernel("ring_conv_backward", *call, other, weights, *gradients)
 
 
 def merged_groups(groups: int, channels: Sequence[int]) -> int:
-    """Number of groups of the kernels, which take several of a convolution as one, with zeros in its weights, so that the channels
-    ``(in, out)`` of one fill a vector."""
+    """Number of merged groups: the kernels compute several groups of a convolution as one, with zeros in its weights, so that its channels
+    ``(in, out)`` fill a vector."""
     sizes = (size for size in range(1, groups + 1) if groups % size == 0 and size * min(channels) >= LANES)
     return groups // next(sizes, groups)
 
 
 def _blocks(weights: torch.Tensor, shape: Sequence[int], groups: int) -> torch.Tensor:
-    """A view of merged weights: those of the convolution, ``(merged, out, in, rings, groups in one of them)``."""
+    """A view of merged weights without their zeros, ``(merged, out, in, rings, groups per merged group)``."""
     split = (len(weights), groups // len(weights), shape[0] // groups, groups // len(weights), *shape[1:])
     return weights.view(split).diagonal(dim1=1, dim2=3)
 
@@ -202,7 +203,7 @@ def merge_groups(weight: torch.Tensor, groups: int) -> torch.Tensor:
 
 
 def split_groups(weights: torch.Tensor, shape: Sequence[int], groups: int) -> torch.Tensor:
-    """The inverse of :func:`merge_groups`, to weights of a shape."""
+    """The inverse of :func:`merge_groups`; returns weights of a shape."""
     if len(weights) == groups:
         return weights.view(*shape)
     return _blocks(weights, shape, groups).movedim(-1, 1).reshape(*shape)
@@ -237,7 +238,7 @@ def product_gradients(
     needed: Sequence[bool],
     groups: int = 1,
 ) -> list[torch.Tensor | None]:
-    """Gradients of ``x``, ``weight`` and ``basis`` of :func:`write_products` from that of the result, ``None`` where not needed."""
+    """Gradients of ``x``, ``weight`` and ``basis`` of :func:`write_products` from the result's ``gradient``, ``None`` if not needed."""
     weights = merge_groups(weight, groups)
     image, other, margins = gradient, x, [reach - p for reach, p in zip(window.reach(), padding)]
     if swapped := not needed[0] and x.shape[-1] < weight.shape[0]:

@@ -1,4 +1,4 @@
-"""Windows as numbers, and images in tiles that stay in the last level of cache."""
+"""Windows as hashable tuples, and images split into tiles that fit in the last level of cache."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-# what one tile writes: tiles of this size stay in the last level of cache
+# output of one tile: tiles of this size fit in the last level of cache
 BYTES_OF_A_TILE = 5 * 2**20
 
 Taps = tuple[tuple[tuple[int, ...], ...], ...]
 
 
 class Window(NamedTuple):
-    """The taps of a window, in numbers that can be compared."""
+    """The taps of a window as hashable tuples."""
 
     shells: tuple[int, ...]  # the shell of each tap
     shape: tuple[int, ...]
-    num_shells: int  # how many shells count
-    dilation: tuple[int, ...]  # distance of neighbouring taps in voxels, one an axis
+    num_shells: int  # number of shells in use
+    dilation: tuple[int, ...]  # distance of neighbouring taps in voxels, one per axis
 
     @classmethod
     def of(cls, shells: torch.Tensor, num_shells: int, dilation: Sequence[int]) -> Window:
-        """From the tensor of shells that a layer has."""
+        """The window of a layer's tensor of shells."""
         return cls(tuple(shells.flatten().tolist()), tuple(shells.shape), num_shells, tuple(dilation))
 
     def reach(self) -> list[int]:
-        """How many voxels fewer a result has than the image, one an axis."""
+        """Image size minus result size in voxels, one number per axis."""
         return [d * (k - 1) for d, k in zip(self.dilation, self.shape)]
 
     def taps(self) -> Taps:
-        """Places of the taps of each shell, in voxels from the window's first."""
+        """Positions of the taps of each shell, in voxels from the window's first tap."""
         places: list[list[tuple[int, ...]]] = [[] for _ in range(self.num_shells)]
         for shell, place in zip(self.shells, itertools.product(*map(range, self.shape))):
             if shell < self.num_shells:
@@ -43,7 +43,7 @@ class Window(NamedTuple):
 
 
 def tile_of(batch: int, sizes: Sequence[int], floats: int) -> tuple[int, int]:
-    """Samples and rows along the first axis of a tile, ``floats`` a voxel: all rows of several samples, or some rows of one."""
+    """Samples and rows along the first axis of a tile with ``floats`` per voxel: all rows of several samples, or some rows of one."""
     most = max(1, BYTES_OF_A_TILE // (4 * floats * math.prod(sizes[1:])))
     if most >= 2 * sizes[0]:
         samples = min(batch, most // sizes[0])
@@ -52,7 +52,7 @@ def tile_of(batch: int, sizes: Sequence[int], floats: int) -> tuple[int, int]:
 
 
 class Tile(NamedTuple):
-    """Samples and rows of a result; those before ``new`` are of the tile before as well."""
+    """Samples and rows of a result; those before ``new`` also belong to the previous tile."""
 
     samples: slice
     rows: slice
@@ -60,29 +60,29 @@ class Tile(NamedTuple):
 
 
 def slices_of(total: int, length: int) -> list[tuple[slice, slice]]:
-    """Slices of equal length that cover all, the last one drawn back to the end, and what is new in each."""
+    """Slices of equal length that cover an axis, with the last one moved back to fit, and the new part of each."""
     starts = [(start, min(start, total - length)) for start in range(0, total, length)]
     return [(slice(begin, begin + length), slice(start - begin, None)) for start, begin in starts]
 
 
 class Tiles:
-    """An image ``(batch, *sizes, ...)``, channels last, and the tiles that its sums are computed in, each with its own ``margins``: voxels
-    of zeros at both ends of an axis, below 0 voxels that do not count; ``floats`` are written for each voxel."""
+    """Tiles in which the sums of an image ``(batch, *sizes, ...)``, channels last, are computed. ``margins`` are voxels of zeros at both
+    ends of an axis, or, if negative, voxels that are cut off; ``floats`` are written for each voxel."""
 
     def __init__(self, x: torch.Tensor, margins: Sequence[int], window: Window, floats: int) -> None:
-        # here, for a copy of each tile would copy shared rows several times
+        # once for all tiles: a copy per tile would copy shared rows several times
         self.x, self.margins, self.reach = x.contiguous(), list(margins), window.reach()
         self.sizes = [n + 2 * m - reach for n, m, reach in zip(x.shape[1:], margins, self.reach)]
         self.batch, rows = tile_of(x.shape[0], self.sizes, floats)
         self.tile_sizes = (rows, *self.sizes[1:])
         self.padded = x.new_empty((0,))
         self.filled = (-1, 0)  # the first sample and row that the padded rows hold
-        # one tile shares no rows: the framework pads it in one operation, where rows that are reused are faster for many tiles
+        # a single tile is padded in one operation; for many tiles it is faster to reuse the rows that they share
         self.is_one = (self.batch, rows) == (x.shape[0], self.sizes[0])
         if any(margins) and not self.is_one:
             lengths = [n + reach for n, reach in zip(self.tile_sizes, self.reach)]
             shape = (self.batch, *lengths, *x.shape[len(margins) + 1 :])
-            # neighbours share rows: as many tiles are padded at once as fit into the bytes of a tile
+            # neighbours share rows: pad as many tiles at once as fit into the bytes of a tile
             most = BYTES_OF_A_TILE * lengths[0] // (4 * math.prod(shape))
             further = max(0, min(most, self.sizes[0] + self.reach[0]) - lengths[0]) // rows
             self.padded = x.new_empty((self.batch, lengths[0] + further * rows, *shape[2:]))
@@ -93,14 +93,14 @@ class Tiles:
                 yield Tile(samples, rows, (new_samples, new_rows))
 
     def input_of(self, tile: Tile) -> torch.Tensor:
-        """The input of a tile, contiguous: rows of one sample or whole samples. The next call may overwrite it."""
+        """The contiguous input of a tile: rows of one sample or whole samples. The next call can overwrite it."""
         length = self.tile_sizes[0] + self.reach[0]
         if not any(self.margins):
             return self.x[tile.samples, tile.rows.start : tile.rows.start + length]
         if self.is_one:
             zeros = [0] * (self.x.dim() - len(self.margins) - 1)
             padded = F.pad(self.x, [*zeros, *zeros, *(m for margin in self.margins[::-1] for m in (margin, margin))])
-            # by the stride of an axis of one voxel torch may take the image for one with channels last
+            # with an axis of one voxel, torch can mistake the image for one with channels last
             return padded.contiguous()
         sample, row = self.filled
         first = tile.rows.start - row
@@ -110,7 +110,7 @@ class Tiles:
         return self.padded[:, first : first + length]
 
     def _pad(self, tile: Tile) -> None:
-        """Fill the padded rows, from the first of a tile's input on."""
+        """Fills the padded rows, starting with the first row of a tile's input."""
         is_new, self.filled = self.filled[0] < 0, (tile.samples.start, tile.rows.start)
         inside, source = self.padded, self.x[tile.samples]
         for axis, margin in enumerate(self.margins, start=1):

@@ -1,4 +1,4 @@
-"""The kernels of the orders above 0 of a harmonic layer, and what they take."""
+"""Launches of the kernels of the orders above 0 of a harmonic layer, with their arguments."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from monai_gmr.ops.triton.tables import TapTable, tap_table_of
 
 
 class Planes(NamedTuple):
-    """The gradients of responses that are kept: of each sample of a slab so many planes of the first axis, plane ``n`` in place ``n``
-    modulo their number."""
+    """Ring buffer of the responses' gradients: for each sample of a slab ``kept`` planes of the first axis, plane ``n`` at index ``n %
+    kept``."""
 
     rows: torch.Tensor  # (samples * planes * voxels of a plane, numbers of a row)
     kept: int
 
     def base(self, first: int) -> int:
-        """The plane that lies in place 0, for planes from ``first`` on."""
+        """The plane at index 0, for planes from ``first`` on."""
         return max(first, 0) // self.kept * self.kept
 
 
 class AngularOrders:
-    """The orders above 0 of one call: ``image`` ``(batch, *sizes, in_channels)``, contiguous, and what the kernels take beside it.
+    """The orders above 0 of one call: ``image`` ``(batch, *sizes, in_channels)``, contiguous, and the kernels' other arguments.
 
-    Missing axes come last: slabs are cut along the first.
+    Missing axes come last, because slabs are cut along the first.
     """
 
     def __init__(
@@ -46,18 +46,18 @@ class AngularOrders:
         self.angular = angular.to(torch.float32)
 
     def _arrays(self, table: TapTable, width: int) -> tuple[torch.Tensor, ...]:
-        """Offsets of the taps, factors at them, and the first tap of each shell; ``width`` is the number of axes."""
+        """Offsets of the taps, their factors, and the first tap of each shell; ``width`` is the number of axes."""
         return table.offsets.roll(width, 1).contiguous(), self.angular[:, table.order].contiguous(), table.starts
 
     def set_window(self, shells: torch.Tensor, padding: list[int], dilation: list[int]) -> AngularOrders:
-        """The taps, and the mirrored ones."""
+        """Sets the taps and the mirrored taps."""
         window = (shells, self.image.device, self.shells, padding, dilation)
         self.taps, self.mirrored = (self._arrays(tap_table_of(*window, flip), shells.dim()) for flip in (False, True))
         self.padding, self.reach = padding[0], dilation[0] * (shells.shape[0] - 1)
         return self
 
     def _launch(self, name: str, voxels: int, sizes: tuple[int, int], run: Callable[..., None]) -> None:
-        """``run(blocks, final)`` with the fastest blocks for ``sizes``, columns and components; ``final`` is false where it is timed."""
+        """Calls ``run(blocks, final)`` with the fastest blocks for ``sizes``, columns and components; ``final`` is false in timing runs."""
         candidates = HarmonicBlocks.candidates(self.channels, *sizes)
         key = (name, self.image.device, self.image.dtype, self.channels, self.shells, *sizes, voxels.bit_length())
         run(choose_blocks(key, candidates, partial(run, final=False), timer_of(self.image.device)), final=True)
@@ -79,11 +79,11 @@ class AngularOrders:
         responses: torch.Tensor | None = None,
         planes: Planes | None = None,
     ) -> torch.Tensor | None:
-        """Fill ``scalars`` ``(voxels of the batch, outputs)`` with those of an order for a slab of the result, and ``responses``
-        ``(voxels of the slab, numbers of a row)`` if given; with ``planes`` fill these, ``scalars`` being a gradient.
+        """Fills an order's part of ``scalars`` ``(voxels of the batch, outputs)`` for a slab of the result, and ``responses`` ``(voxels of
+        the slab, numbers of a row)`` if given; with ``planes``, ``scalars`` is a gradient, and the planes are filled.
 
-        ``bias`` and ``chiral`` are float32, of the order's outputs; ``linear`` is packed, of all. Returns the gradient of ``chiral``, of
-        the inner products, with planes, else ``None``.
+        ``bias`` and ``chiral`` are float32, for the order's outputs; ``linear`` is packed, for all outputs. Returns, with planes, the
+        gradient of ``chiral`` for the inner products, otherwise ``None``.
         """
         from monai_gmr.ops.triton import harmonic_kernels as kernels
 
@@ -106,7 +106,7 @@ class AngularOrders:
             kernels.harmonic_kernel[grid](
                 *(self.image, self.weight[:, :, part.first_column :], self.taps[0]),
                 *(self.taps[1][part.first_component :], self.taps[2]),
-                # an array that is not given is not read
+                # the image stands for missing arrays, which are not read
                 *(self.image if each is None else each for each in (bias, chiral, factors, scalars, *rows, grown)),
                 *(*numbers, 1 if planes is None else planes.kept),
                 *(NORM_SMOOTHING, *scales),
@@ -124,7 +124,7 @@ class AngularOrders:
         return partial_sums[0][:, places].sum(0) if partial_sums else None
 
     def add_image_gradient(self, slab: Slab, planes: Planes, adds: bool, result: torch.Tensor) -> None:
-        """Fill ``result`` ``(voxels of the batch, in_channels)`` for a slab of the image, or add to it."""
+        """Fills ``result`` ``(voxels of the batch, in_channels)`` for a slab of the image, or adds to it."""
         from monai_gmr.ops.triton import harmonic_gradient_kernels as kernels
 
         voxels = slab.samples * slab.rows * math.prod(self.sizes[1:])
@@ -136,7 +136,7 @@ class AngularOrders:
 
         def run(blocks: HarmonicBlocks, final: bool) -> None:
             grid = (-(-voxels // blocks.voxels), -(-self.channels // blocks.channels))
-            # what is timed runs several times, and must not add as often
+            # timing runs repeat, and must not add to the result
             target = result if final else torch.empty_like(result)
             arrays = (planes.rows, self.weight, *self.mirrored, result, target)
             constants = {"WIDTH": self.layout.width, "ORDERS": orders, "ADDS": adds, **self._constants(blocks)}
@@ -145,7 +145,7 @@ class AngularOrders:
         self._launch(f"harmonic image {orders}", voxels, (max(p.columns for p in self.layout.parts), 1), run)
 
     def weight_gradient(self, part: AngularPart, slab: Slab, planes: Planes) -> torch.Tensor:
-        """``(shells, in_channels, columns)`` of an order, float32, for a slab of the image."""
+        """Weight gradient of an order for a slab of the image, ``(shells, in_channels, columns)``, float32."""
         from monai_gmr.ops.triton import harmonic_gradient_kernels as kernels
 
         voxels = slab.samples * slab.rows * math.prod(self.sizes[1:])
@@ -153,7 +153,7 @@ class AngularOrders:
 
         def run(blocks: HarmonicBlocks, final: bool) -> None:
             tiles = -(-part.columns // blocks.columns) * -(-self.channels // blocks.channels)
-            # as many parts as keep a GPU busy; their sum is taken afterwards, so that the result does not depend on an order
+            # as many parts as keep a GPU busy; they are summed afterwards, so that the result does not depend on their order
             parts = max(1, min(PROGRAMS // (tiles * self.shells), -(-voxels // blocks.voxels)))
             chunk = -(-voxels // parts)
             sums = self.image.new_empty((parts, self.shells, self.channels, part.columns), dtype=torch.float32)

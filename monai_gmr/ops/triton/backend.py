@@ -1,4 +1,4 @@
-"""Backend "triton": which convolutions run in kernels on a GPU, and in which."""
+"""Backend "triton": convolutions in Triton kernels on a GPU, and the choice of the kernel."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ HAS_TRITON = find_spec("triton") is not None
 
 
 class TritonBackend(Backend):
-    """Backend "triton": sums over rings; harmonic layers as one operation; one kernel of sums and products for strides and groups."""
+    """Backend "triton": sums over rings; harmonic layers as one operation; strides and groups in one kernel of sums and products."""
 
     name = "triton"
 
     def supports(self, call: Call) -> bool:
-        """Not graphs for export, ``torch.func``, images smaller than the window, transposed convolutions, and float64; logs what is
-        missing."""
+        """Does not support graphs for export, ``torch.func``, images smaller than the window, transposed convolutions and float64; logs
+        the reason if Triton, a GPU or a kernel is missing."""
         compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
         if call.transposed or (call.recorded and not compiling) or min(call.output_sizes()) < 1:
             return False
@@ -43,7 +43,7 @@ class TritonBackend(Backend):
         return reason is None
 
     def conv(self, call: Call, x: torch.Tensor, kernel: RingKernel) -> torch.Tensor:
-        """In the kernel of sums where it applies."""
+        """Runs the kernel of sums over rings if it supports the call, otherwise the convolution with functions on shells."""
         x, shells, basis = x.to(call.precision), kernel.shells, kernel.basis[:, : kernel.num_shells]
         bias = None if kernel.bias is None else kernel.bias.to(x.dtype)
         geometry = {"padding": list(call.padding), "dilation": list(call.dilation)}
@@ -57,7 +57,7 @@ class TritonBackend(Backend):
         return y if bias is None else y + bias.reshape([-1] + [1] * shells.dim())
 
     def harmonic_conv(self, call: Call, x: torch.Tensor, kernel: RingKernel) -> torch.Tensor:
-        """As one operation; groups and strides order by order, whose responses stay in memory."""
+        """Runs one operation; groups and strides run order by order, with all responses in memory."""
         if call.groups == 1 and max(call.stride) == 1:
             with without_autocast(x):
                 (arguments,) = group_arguments(call, kernel)
@@ -68,14 +68,14 @@ class TritonBackend(Backend):
         norms, products, components = call.orders
         rows = kernel.weight.unflatten(0, (groups, -1)).split(call.orders.channels(), dim=1)
         angular = kernel.angular.split([max(count, 1) for count in components])
-        parts = []  # scalars, or responses where terms need them all
+        parts = []  # scalars, or responses if terms need all of them
         for index, count in enumerate(components):
             weight, basis = rows[index].flatten(0, 1), kernel.basis[index]
             if len(weight) == 0:
                 continue
             own = angular[index] if count else None
             y = self.conv(call, x, kernel._replace(weight=weight, basis=basis, bias=None, angular=own))
-            # a group's channels and their components, which lie next to each other
+            # a group's channels and their components are adjacent
             y = y.reshape(len(x), groups, -1, *sizes).flatten(3)
             if call.kept:
                 parts.append(y)

@@ -1,16 +1,15 @@
 """Harmonic layers on backend "triton", for GPUs: from an image to scalars, and back, as one operation.
 
 Order 0 is a radial convolution, see :mod:`monai_gmr.ops.triton.ring_conv`. For each output voxel of another order with ``m`` components,
-with ``T`` taps, ``S`` shells, ``C`` input and ``O`` output channels of the order:
+``T`` taps, ``S`` shells, ``C`` input and ``O`` output channels:
 
-* forward: one kernel; products over channels ``T C O`` on tensor cores, which all components share, then ``T m O`` multiplications, against
-  ``k^d m C O`` of a dense kernel. The responses stay in registers: the image is read and the scalars are written, nothing else.
-* backward: the responses again, slab by slab of the first axis, and from them their gradients, which stay in memory for as many planes as
-  the window reaches and one slab has; then ``T m O`` additions for each of the gradients of image and weights, and products ``S C O``.
-* linear terms of a layer that keeps a subgroup: a product of the responses of a slab with the factors, in the library.
+* forward: one kernel; products over channels ``T C O`` on tensor cores, which all components share, then ``T m O`` multiplications; a dense
+  kernel takes ``k^d m C O``. The responses stay in registers: the kernel only reads the image and writes the scalars.
+* backward: the responses again, slab by slab of the first axis, and from them their gradients, which stay in memory for the planes of a
+  slab and of the window's reach; then ``T m O`` additions for each of the gradients of image and weights, and products ``S C O``.
+* linear terms of a layer that keeps a subgroup: a product of a slab's responses with the factors, computed by the library.
 
-Slabs are so small that what they keep takes at most half of the memory of the image. Saved for the backward pass are input, weights and
-basis.
+Slabs are so small that their gradients take at most half of the memory of the image. The backward pass saves input, weights and basis.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from monai_gmr.ops.triton.ring_conv import (
     write_products,
 )
 
-# voxels of a part of a slab, at least, of which products are added up in one precision
+# least number of voxels of a part of a slab whose products are accumulated in one precision
 LEAST_PART = 1024
 
 
@@ -65,8 +64,8 @@ def triton_harmonic_conv(
 ) -> torch.Tensor:
     """A harmonic layer of stride 1 and one group, with gradients for ``x``, both weights, ``basis``, ``linear``, ``chiral`` and ``bias``.
 
-    Arguments as :func:`~monai_gmr.ops.harmonic_operation.group_arguments` makes them; ``x`` is float32, float16 or bfloat16, as is the
-    result, and all sums are taken in float32.
+    Takes the arguments that :func:`~monai_gmr.ops.harmonic_operation.group_arguments` returns; ``x`` and the result are float32, float16 or
+    bfloat16, and all sums are computed in float32.
     """
     sizes = output_sizes(x.shape[2:], shells.shape, [1] * shells.dim(), padding, dilation)
     volume = as_volume(x)
@@ -92,7 +91,7 @@ def _write_angular(
     linear: torch.Tensor | None,
     chiral: torch.Tensor | None,
 ) -> None:
-    """Fill the columns of the orders above 0, and add the linear terms to all."""
+    """Fills the columns of the orders above 0, and adds the linear terms to all columns."""
     layout, samples, responses = own.layout, len(own.image), None
     slabs = [Slab(0, samples, 0, own.out_sizes[0])]
     if linear is not None:
@@ -111,7 +110,7 @@ def _write_angular(
 
 
 def _new_planes(own: AngularOrders, slabs: Sequence[Slab]) -> Iterator[tuple[Slab, Slab]]:
-    """For each slab of the image, the slab of the result whose gradients it needs and which no slab before it had, perhaps empty."""
+    """For each slab of the image, the slab of the result whose gradients it needs in addition to those of earlier slabs; can be empty."""
     done = 0
     for slab in slabs:
         if slab.first_row == 0:
@@ -122,7 +121,7 @@ def _new_planes(own: AngularOrders, slabs: Sequence[Slab]) -> Iterator[tuple[Sla
 
 
 def _sum_of_products(left: torch.Tensor, right: torch.Tensor, planes: int) -> torch.Tensor:
-    """``left.T @ right`` of two arrays of as many rows, float32: half precision is rounded to after each of several parts alone."""
+    """``left.T @ right`` of two arrays with equally many rows, in float32; half precision rounds only once for each of several parts."""
     parts = max((n for n in range(1, planes + 1) if planes % n == 0 and len(left) // n >= LEAST_PART), default=1)
     left, right = (each.unflatten(0, (parts, -1)) for each in (left, right))
     return torch.bmm(left.transpose(1, 2), right).sum(0, dtype=torch.float32)
@@ -137,8 +136,8 @@ def _angular_gradients(
     adds: bool,
     needed: Sequence[bool],
 ) -> list[torch.Tensor | None]:
-    """Gradients of the angular weight, linear and chiral factors, from that of the scalars, ``(batch, *sizes, outputs)``;
-    ``image_gradient`` ``(voxels, in_channels)`` is filled, or added to."""
+    """Gradients of the angular weight, linear and chiral factors, from the scalars' ``gradient`` ``(batch, *sizes, outputs)``; fills
+    ``image_gradient`` ``(voxels, in_channels)``, or adds to it if ``adds``."""
     layout, image, outputs = own.layout, own.image, gradient.shape[-1]
     slabs = slabs_of(len(image), own.sizes, layout.responses, own.channels)
     plane = math.prod(own.out_sizes[1:])
@@ -196,7 +195,7 @@ def _gradients(
     """Gradients of input, weight, basis, angular weight, linear and chiral factors; those that are not needed are empty."""
     volume, last = as_volume(x), as_volume(gradient)
     tensors = (x, weight, basis, angular_weight, linear, chiral)
-    # of an order that the layer does not have, and of no voxels
+    # zeros for orders that the layer does not have, and for empty images
     found: list[torch.Tensor | None] = [
         torch.zeros_like(each) if asked and each is not None else None for each, asked in zip(tensors[1:], needed[1:])
     ]

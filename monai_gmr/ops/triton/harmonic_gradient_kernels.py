@@ -1,5 +1,5 @@
 # mypy: disable-error-code="assignment,var-annotated"
-"""Triton kernels of the gradients of image and weights of the orders above 0 of a harmonic layer, from those of the responses.
+"""Triton kernels of the gradients of image and weights for the orders above 0 of a harmonic layer, from the responses' gradients.
 
 Both gather: they sum the gradients of the responses over each shell of the mirrored window, so that a shell costs one product over
 channels.
@@ -17,7 +17,7 @@ def shell_total(
     out_0, out_1, out_2, kept_rows, base_row, inside, columns, RESPONSES: tl.constexpr, COLUMNS: tl.constexpr,
     COMPONENTS: tl.constexpr, TAPS: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of the responses at the taps of a shell of the mirrored window, times their factors, of a block of voxels, float32."""
+    """Sum of the responses' gradients at the taps of a shell of the mirrored window, times factors, for a block of voxels, float32."""
     total = tl.zeros((row_0.shape[0], columns.shape[0]), tl.float32)
     for tap in range(first_tap, last_tap):
         at_0 = row_0 + tl.load(taps_pointer + 3 * tap)
@@ -44,7 +44,7 @@ def add_order(
     RESPONSES: tl.constexpr, COLUMNS: tl.constexpr, COMPONENTS: tl.constexpr, SHELLS: tl.constexpr, TAPS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr, PRECISION: tl.constexpr, PRODUCT_TYPE: tl.constexpr,
 ):  # fmt: skip
-    """``result`` plus what one order adds to the gradient of a block of voxels and channels."""
+    """``result`` plus one order's gradient of a block of voxels and channels."""
     for start in range(0, COLUMNS, BLOCK_COLUMNS):
         columns = start + tl.arange(0, BLOCK_COLUMNS)
         for shell in range(SHELLS):
@@ -70,7 +70,7 @@ def input_gradient_kernel(
     SHELLS: tl.constexpr, TAPS: tl.constexpr, ADDS: tl.constexpr, BLOCK_VOXELS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, PRECISION: tl.constexpr, PRODUCT_TYPE: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of the image, for a slab, from those of the responses of all orders; with ADDS plus what was there before.
+    """The image's gradient for a slab, from the gradients of all orders' responses; with ADDS it is added to the previous values.
 
     ``ORDERS`` has for each order columns, components, first column, first response and first factor, one after the other.
     """

@@ -1,9 +1,9 @@
 # mypy: disable-error-code="assignment,var-annotated"
 """Triton kernels of the orders above 0 of a harmonic layer: from an image to scalars, and back.
 
-Every component of an order has the same product over channels at a tap, ``x(v + t) w(shell of t)``, times a number of its own: one product
-on tensor cores serves all of them, and the responses stay in registers. Columns of the weights lie in pairs, a response that becomes a
-length beside the one that becomes an inner product with it, so that a program has both.
+All components of an order share the product over channels at a tap, ``x(v + t) w(shell of t)``, each times its own number: one product on
+tensor cores serves all of them, and the responses stay in registers. Columns of the weights come in pairs, a response that becomes a length
+next to the one that becomes an inner product with it, so that a program has both.
 """
 
 import triton
@@ -48,7 +48,7 @@ def responses_of(
                 step_0 = tl.load(taps_pointer + 3 * tap)
                 step_1 = tl.load(taps_pointer + 3 * tap + 1)
                 step_2 = tl.load(taps_pointer + 3 * tap + 2)
-                # of a negative place the unsigned number is larger than any size
+                # as unsigned numbers, negative indices are larger than any size
                 read = inside & ((row_0 + step_0).to(tl.uint32, bitcast=True) < size_0)
                 read = read & ((row_1 + step_1).to(tl.uint32, bitcast=True) < size_1)
                 read = read & ((row_2 + step_2).to(tl.uint32, bitcast=True) < size_2)
@@ -65,7 +65,7 @@ def responses_of(
 
 @triton.jit
 def split_slots(responses, SLOTS: tl.constexpr):
-    """Components of the lengths' responses, of their partners and of the third ones, of each pair of a block of columns."""
+    """Components of the lengths' responses, their partners and the third responses, for each pair of a block of columns."""
     left, right, third = (), (), ()
     for index in tl.static_range(len(responses)):
         part = responses[index]
@@ -86,7 +86,7 @@ def split_slots(responses, SLOTS: tl.constexpr):
 
 @triton.jit
 def join_slots(left, right, third, SLOTS: tl.constexpr):
-    """One component of :func:`split_slots`, put together again."""
+    """The inverse of :func:`split_slots`, for one component."""
     if SLOTS == 1:
         part = left
     elif SLOTS == 2:
@@ -99,13 +99,13 @@ def join_slots(left, right, third, SLOTS: tl.constexpr):
 
 @triton.jit
 def cross_product(a, b):
-    """Of three components each."""
+    """Cross product of two responses with three components."""
     return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
 
 
 @triton.jit
 def dot_product(a, b):
-    """The sum over the components of their products."""
+    """Sum of the products of components."""
     total = a[0] * b[0]
     for index in tl.static_range(1, len(a)):
         total += a[index] * b[index]
@@ -124,10 +124,10 @@ def harmonic_kernel(
     CHIRAL: tl.constexpr, LINEAR: tl.constexpr, STORES: tl.constexpr, BLOCK_VOXELS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, PRECISION: tl.constexpr, PRODUCT_TYPE: tl.constexpr,
 ):  # fmt: skip
-    """The scalars ``y`` of one order, or with BACKWARD the gradient of its responses from that of the scalars; with STORES the responses.
+    """The scalars ``y`` of one order, or with BACKWARD the responses' gradient from the scalars' gradient; with STORES also the responses.
 
-    All arrays have a row for each voxel. Those of ``y`` are of the whole batch, those of the responses of this slab; of the gradients
-    ``kept_rows`` planes of the first axis of each sample of the slab stay, in turn.
+    All arrays have a row for each voxel. ``y`` has the rows of the whole batch, the responses those of this slab; the gradients are a ring
+    buffer of ``kept_rows`` planes of the first axis for each sample of the slab.
     """
     block = tl.program_id(0).to(tl.int64) * BLOCK_VOXELS + tl.arange(0, BLOCK_VOXELS)
     columns = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
@@ -197,7 +197,7 @@ def harmonic_kernel(
         if PRODUCTS > 0:
             wide = tl.load(product_pointers, mask=product_mask, other=0.0).to(tl.float32)
             across = scale * wide / common
-            # what the common length takes away from both
+            # part of both gradients due to the common length
             shrink = across * inner / (common * common)
             if CHIRAL:
                 twist = wide * factor[None, :] / volume

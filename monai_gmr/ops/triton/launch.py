@@ -1,4 +1,4 @@
-"""Sizes of the kernels' blocks, and the choice of the fastest."""
+"""Block sizes of the kernels, and the choice of the fastest."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import torch
 
 
 class SumBlocks(NamedTuple):
-    """Sizes of a program of the sums."""
+    """Block sizes of a program of the sums."""
 
-    rows: int  # that a thread sums at once
+    rows: int  # rows that a thread sums at once
     tile_0: int  # threads along the first axis
     tile_2: int  # and along the last
     channels: int
     warps: int
-    registers: int  # of a thread, at most; fewer let more programs run at once
+    registers: int  # most registers per thread; fewer let more programs run at once
 
     @classmethod
     def candidates(cls, channels: int, rows: int, length: int, products: bool, dtype: torch.dtype) -> list[SumBlocks]:
-        """A short list to choose from by time: for ``channels`` of an input of a dtype, of two bytes of which a thread takes two at a time;
-        the ``rows`` of a slab, which one alone does not share; the ``length`` of a window, which leaves no registers for several rows where
-        it is long; and ``products`` with a partner, which takes registers, too."""
+        """A short list to choose from by time. Depends on the input's ``channels`` and ``dtype`` (a thread takes two numbers of two bytes
+        at a time); on the ``rows`` of a slab (a single row shares nothing); on the window's ``length`` (a long one leaves no registers for
+        several rows); and on whether there are ``products`` with a partner, which need registers, too."""
         width = 1 << (channels - 1).bit_length()
         few, many = min(width, 16), min(width, 32)
         less = 168 if dtype.itemsize < 4 else 255
@@ -38,24 +38,24 @@ class SumBlocks(NamedTuple):
     def options(self) -> dict[str, Any]:
         """The constants of the kernel."""
         sizes = {"ROWS": self.rows, "TILE_0": self.tile_0, "TILE_2": self.tile_2, "BLOCK_CHANNELS": self.channels}
-        # a stage of loads ahead would take the shared memory that the cache needs
+        # one stage: prefetching would take the shared memory that the cache needs
         return {**sizes, "num_warps": self.warps, "num_stages": 1, "maxnreg": self.registers}
 
 
 def product_options(dtype: torch.dtype) -> dict[str, Any]:
-    """How a kernel multiplies: as ``torch.matmul`` does."""
+    """Precision of a kernel's products, the same as in ``torch.matmul``."""
     import triton
     import triton.language as tl
 
     types = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-    # numpy, with which Triton's interpreter multiplies, has no bfloat16
+    # Triton's interpreter multiplies with numpy, which has no bfloat16
     wide = dtype not in types or (dtype == torch.bfloat16 and triton.knobs.runtime.interpret)
     tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
     return {"PRODUCT_TYPE": tl.float32 if wide else types[dtype], "PRECISION": "tf32" if tf32 else "ieee"}
 
 
 class Blocks(NamedTuple):
-    """Sizes of a kernel's blocks."""
+    """Block sizes of a kernel."""
 
     voxels: int
     out: int
@@ -74,12 +74,12 @@ class Blocks(NamedTuple):
         return {**sizes, "num_warps": self.warps, **product_options(dtype)}
 
 
-# numbers of the accumulators of a thread, at most
+# most accumulators per thread
 MOST_ACCUMULATORS = 112
 
 
 class HarmonicBlocks(NamedTuple):
-    """Sizes of a program of a harmonic order."""
+    """Block sizes of a program of a harmonic order."""
 
     voxels: int
     columns: int  # of the responses, by component
@@ -88,8 +88,7 @@ class HarmonicBlocks(NamedTuple):
 
     @classmethod
     def candidates(cls, channels: int, columns: int, components: int) -> list[HarmonicBlocks]:
-        """A short list to choose from by time: for an image of ``channels``, and as many responses of so many ``components`` as registers
-        hold."""
+        """A short list to choose from by time, for an image of ``channels``, with as many columns of ``components`` as fit in registers."""
         fit = [max(16, min(most, 1 << (count - 1).bit_length())) for count, most in ((channels, 64), (columns, 32))]
         wide = [cls(voxels, fit[1], fit[0], warps) for voxels, warps in ((128, 8), (64, 4), (128, 4))]
         narrow = [cls(voxels, 16, fit[0], 4) for voxels in (128, 64, 32)]
@@ -116,8 +115,8 @@ def choose_blocks(
     launch: Callable[[Sizes], None],
     timer: Callable[[Callable[[], None]], float] | None,
 ) -> Sizes:
-    """The candidate whose launch takes least, in milliseconds by ``timer``, measured once for each key and kept for the process; without a
-    timer the first. Raises RuntimeError when no candidate can run."""
+    """The candidate whose launch is fastest, measured by ``timer`` (in milliseconds) once per key and process; without a timer the first.
+    Raises RuntimeError if no candidate can run."""
     if timer is None:
         return candidates[0]
     if key not in _fastest:

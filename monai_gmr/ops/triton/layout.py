@@ -1,4 +1,4 @@
-"""Where the responses of a harmonic layer lie in the arrays of the kernels."""
+"""Layout of the responses of a harmonic layer in the arrays of the kernels."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ import torch.nn.functional as F
 from monai_gmr.ops.harmonic_operation import Order, orders_of
 from monai_gmr.ops.kept_terms import num_chiral
 
-# numbers of a row that a GPU loads at once in half precision
+# half-precision numbers of a row that a GPU loads at once
 ALIGNED = 8
 
 
 class AngularPart(NamedTuple):
-    """An order above 0."""
+    """Layout of one order above 0."""
 
     order: Order
-    slots: int  # responses of a pair: that of a length, its partner, and perhaps a third one and an empty one
+    slots: int  # responses of a pair: the length's response, its partner, and optionally a third one and an empty slot
     columns: int  # of the weights
     first_column: int
-    first_response: int  # of a row of responses, which has ``components`` times ``columns``
+    first_response: int  # in a row of responses, which has ``components`` times ``columns`` numbers of the order
     first_component: int
-    chiral: bool  # whether it has terms that mirror images change the sign of
+    chiral: bool  # whether it has terms whose sign mirroring changes
 
 
 class Layout(NamedTuple):
-    """Of all orders above 0; the indices are int64, on a device, and one beyond the last stands for zeros."""
+    """Layout of all orders above 0; indices are int64 on a device, and the index after the last stands for zeros."""
 
     parts: tuple[AngularPart, ...]
     width: int  # columns of all orders
-    responses: int  # numbers of a row of responses
-    rows: torch.Tensor  # (width,), the row of the weights that is a column
-    columns: torch.Tensor  # (rows, 2), the columns that a row is
-    factors: torch.Tensor  # (responses,), the column of the linear factors that belongs to a response
-    places: torch.Tensor  # (columns of the linear factors,), the response that belongs to it
+    responses: int  # numbers in a row of responses
+    rows: torch.Tensor  # (width,), the row of the weights in each column
+    columns: torch.Tensor  # (rows, 2), the columns that contain each row
+    factors: torch.Tensor  # (responses,), the column of the linear factors for each response
+    places: torch.Tensor  # (columns of the linear factors,), the response for each column
 
     def pack(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """``(rows, in_channels, shells)`` as ``(shells, in_channels, width)``."""
+        """Weights ``(rows, in_channels, shells)`` as ``(shells, in_channels, width)``."""
         whole = F.pad(weight, [0, 0, 0, 0, 0, 1]).to(dtype)
         return whole.permute(2, 1, 0).index_select(2, self.rows).contiguous()
 
@@ -49,7 +49,7 @@ class Layout(NamedTuple):
         return whole.index_select(0, self.columns[:, 0]) + whole.index_select(0, self.columns[:, 1])
 
     def pack_linear(self, linear: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """``(outputs, responses)`` by channel and component as ``(outputs, responses of a row)``."""
+        """Linear factors ``(outputs, responses)``, by channel and component, as ``(outputs, responses of a row)``."""
         return F.pad(linear, [0, 1]).to(dtype).index_select(1, self.factors).contiguous()
 
     def unpack_linear(self, gradient: torch.Tensor) -> torch.Tensor:
@@ -60,7 +60,7 @@ class Layout(NamedTuple):
 def layout_of(
     norms: list[int], products: list[int], components: list[int], chiral: bool, device: torch.device
 ) -> Layout:
-    """The layout of a layer, kept for each: ``chiral`` is whether it has factors of such terms."""
+    """The cached layout of a layer; ``chiral`` is whether it has chiral factors."""
     return _kept_layout(tuple(norms), tuple(products), tuple(components), chiral, str(device))
 
 
@@ -84,7 +84,7 @@ def _kept_layout(norms: tuple, products: tuple, components: tuple, chiral: bool,
         parts.append(AngularPart(order, slots, len(channels), *places, turns))
         rows += [order.rows.start + channel if channel < n + m else none[0] for channel in channels]
         for component in range(count):
-            # a third response is one that stands elsewhere already
+            # a third response is a copy: its factors belong to the original
             factors += [
                 order.responses.start + channel * count + component
                 if channel < n + m and place % slots < 2

@@ -1,15 +1,15 @@
 """Radial convolutions on backend "triton", for GPUs: sums over rings in a kernel, then a product over channels.
 
-Operations and bytes for each output voxel, with ``k^d`` taps, ``S`` shells, ``R`` rings, ``C`` input and ``O`` output channels:
+Operations and memory traffic for each output voxel, with ``k^d`` taps, ``S`` shells, ``R`` rings, ``C`` input and ``O`` output channels:
 
-* forward: additions for the taps of one plane that differ and for the classes of them in ``k`` planes (3D: 15 and 16 at k=5, 36 and 39 at
-  k=7, against 92 and 250 one tap after the other), ``R S C`` multiplications in float32, then ``R C O`` in the library's matrix product,
-  against ``k^d C O`` of a dense kernel. The rings' sums of a slab, ``R C`` numbers a voxel, are written and read once.
-* backward: one pass of sums over the gradient of the output serves the gradients of input, weight and basis, for a radial kernel is its own
-  adjoint: ``R S O`` multiplications more for the basis, and three products ``R C O``.
+* forward: additions for the distinct taps of one plane and for their classes in ``k`` planes (3D: 15 and 16 at k=5, 36 and 39 at k=7,
+  instead of 92 and 250 one tap after the other), ``R S C`` multiplications in float32, then ``R C O`` in the library's matrix product; a
+  dense kernel takes ``k^d C O``. The rings' sums of a slab, ``R C`` numbers per voxel, are written and read once.
+* backward: one pass of sums over the gradient of the output gives the gradients of input, weight and basis, because a radial kernel is its
+  own adjoint: ``R S O`` more multiplications for the basis, and three products ``R C O``.
 
-Slabs are so small that the sums of one take at most half of the memory of the input. Saved for the backward pass are input, weight and
-basis. What bounds it: the sums by the rate of additions and of the integers that lead to them, the products by memory.
+Slabs are so small that the sums of one take at most half of the memory of the input. The backward pass saves input, weight and basis.
+The sums are bounded by the rate of additions and index arithmetic, the products by memory.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from monai_gmr.ops.triton.tables import RingTable, ring_table_of, three_axes
 LEAST_SLAB = 2**16
 # programs that keep a GPU busy
 PROGRAMS = 1024
-# numbers of a basis that a thread keeps in registers; it loads larger ones anew for each plane
+# largest basis that a thread keeps in registers; larger ones are loaded again for each plane
 MOST_KEPT = 32
 
 
 def column_length(lines: int, length: int, parts: int) -> int:
-    """Planes of a column, of ``lines`` in the result: so few that there are programs enough (``parts``, if columns are whole), and so many
-    that few planes are summed for two columns.
+    """Planes of a column, out of ``lines`` in the result: few enough for sufficiently many programs (``parts`` with whole columns), and
+    enough that neighbouring columns sum few planes twice.
     """
     return min(lines, max(-(-lines // max(1, PROGRAMS // parts)), 4 * length))
 
 
 class Rings(NamedTuple):
-    """What a slab is summed with."""
+    """Constants of the sums over rings of a slab."""
 
     table: RingTable
     basis: torch.Tensor  # (num_shells, rings), float32, contiguous
@@ -53,8 +53,8 @@ class Rings(NamedTuple):
 def ring_sums(
     x: torch.Tensor, rings: Rings, slab: Slab, result: torch.Tensor, partner: torch.Tensor | None = None
 ) -> torch.Tensor | None:
-    """Fill ``result`` ``(voxels of the slab, rings * channels)`` with sums over rings of ``x`` ``(batch, *3 axes, channels)``, whose
-    channels lie next to each other.
+    """Fills ``result`` ``(voxels of the slab, rings * channels)`` with sums over rings of ``x`` ``(batch, *3 axes, channels)``, whose
+    channels are adjacent.
 
     Returns the products ``(num_shells, rings)``, float32, of a ``partner`` of the result's shape with the sums over shells, or ``None``.
     """
@@ -110,7 +110,7 @@ def rings_of(
 
 
 def slabs_of(samples: int, sizes: Sequence[int], numbers: int, channels: int) -> list[Slab]:
-    """Slabs of volumes so small that an array of so many ``numbers`` a voxel takes at most half of the memory of one of ``channels``."""
+    """Slabs of volumes, so small that ``numbers`` per voxel of a slab take at most half of the memory of a volume with ``channels``."""
     most = samples * math.prod(sizes) * channels // (2 * numbers)
     # threads sum several rows at once
     return list(make_slabs(samples, sizes, max(most, LEAST_SLAB), multiple=4))
@@ -125,7 +125,7 @@ def voxels_of(slab: Slab, sizes: Sequence[int]) -> slice:
 def write_products(
     image: torch.Tensor, rings: Rings, weight: torch.Tensor, bias: torch.Tensor | None, result: torch.Tensor
 ) -> None:
-    """Fill ``result`` ``(voxels, out_channels)``, whose rows may lie apart, with the convolution of ``image`` ``(batch, *3 axes,
+    """Fills ``result`` ``(voxels, out_channels)``, whose rows need not be adjacent, with the convolution of ``image`` ``(batch, *3 axes,
     channels)`` by the ``weight`` of :func:`triton_ring_conv`."""
     outs, ins, count = weight.shape
     matrix = weight.permute(2, 1, 0).reshape(count * ins, outs)
@@ -144,8 +144,8 @@ def write_products(
 def product_gradients(
     gradient: torch.Tensor, image: torch.Tensor, rings: Rings, weight: torch.Tensor, needed: Sequence[bool]
 ) -> list[torch.Tensor | None]:
-    """Gradients of ``image`` ``(batch, *3 axes, channels)``, ``weight`` and basis, from that of the result, ``(batch, *3 axes,
-    out_channels)``, by the mirrored ``rings``; ``None`` where not needed."""
+    """Gradients of ``image`` ``(batch, *3 axes, channels)``, ``weight`` and basis, from the result's ``gradient`` ``(batch, *3 axes,
+    out_channels)``, by the mirrored ``rings``; ``None`` if not needed."""
     outs, ins, count = weight.shape
     inputs = image.view(-1, ins)
     matrix = weight.permute(2, 0, 1).reshape(count * outs, ins)
@@ -185,9 +185,9 @@ def triton_ring_conv(
     padding: list[int],
     dilation: list[int],
 ) -> torch.Tensor:
-    """:func:`~monai_gmr.ops.ring_conv` of stride 1 and one group, with gradients for ``x``, ``weight``, ``basis`` and ``bias``: of a batch,
-    float32, float16 or bfloat16 like weight and bias, with a basis ``(rings, num_shells)`` beyond which shells count as zero. Sums are
-    taken in float32 and rounded to the dtype of ``x`` before the product."""
+    """:func:`~monai_gmr.ops.ring_conv` of stride 1 and one group, with gradients for ``x``, ``weight``, ``basis`` and ``bias``. Supports
+    batches in float32, float16 or bfloat16, the dtype of weight and bias; shells beyond the basis ``(rings, num_shells)`` count as zero.
+    Sums are computed in float32 and rounded to the dtype of ``x`` before the product."""
     sizes = output_sizes(x.shape[2:], shells.shape, [1] * shells.dim(), padding, dilation)
     y = x.new_empty((x.shape[0], *sizes, weight.shape[0]))
     rings = rings_of(shells, basis, padding, dilation, sizes, mirrored=False)

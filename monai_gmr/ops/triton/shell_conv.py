@@ -1,4 +1,4 @@
-r"""The convolution with functions on taps that are constant on shells up to an angular factor, and backend "triton" of it.
+r"""Convolution with functions on taps that are constant on shells up to an angular factor, on backend "triton".
 
 .. math:: y_{om} = \sum_i \sum_s w_{ois} \sum_{t \in s} f_m(t)\, x_i(\cdot + t)
 
@@ -20,23 +20,23 @@ from monai_gmr.ops.triton.tables import TapTable, tap_table_of
 
 
 def _as_volume(x: torch.Tensor, axes: int) -> torch.Tensor:
-    """With three spatial axes, the missing ones first and of length 1."""
+    """``x`` with three spatial axes; missing axes come first, with length 1."""
     return x.reshape(*x.shape[: x.dim() - axes], *(1,) * (3 - axes), *x.shape[x.dim() - axes :])
 
 
 def _launch_fastest(name: str, x: torch.Tensor, shape: Any, sizes: tuple, launch: Callable[[Blocks], None]) -> None:
-    """Run a kernel with the blocks that are fastest for such sizes, of those for ``shape``, the weight's ``(groups, shells, in, out)``."""
+    """Runs a kernel with the fastest blocks for ``sizes`` and ``shape``, the weight's ``(groups, shells, in, out)``."""
     key = (name, x.device, x.dtype, tuple(shape), *(int(size).bit_length() for size in sizes))
     launch(choose_blocks(key, Blocks.candidates(shape[2], shape[3]), launch, timer_of(x.device)))
 
 
 def _voxels(y: torch.Tensor) -> int:
-    """Voxels of all samples of ``(batch, channels, components, 3 axes)``."""
+    """Number of voxels of all samples of ``(batch, channels, components, 3 axes)``."""
     return y.shape[0] * y.shape[3] * y.shape[4] * y.shape[5]
 
 
 def _geometry(x: torch.Tensor, y: torch.Tensor, steps: list[int], shape: Any, angular: torch.Tensor) -> list[int]:
-    """The numbers that both kernels take, in their order; ``shape`` is the weight's ``(groups, shells, in, out)``."""
+    """The numeric arguments of both kernels, in order; ``shape`` is the weight's ``(groups, shells, in, out)``."""
     sizes = [*x.stride(), *y.stride(), *x.shape[2:], *y.shape[3:], *steps, _voxels(y)]
     return [*sizes, shape[2], shape[3], len(angular), shape[1], angular.shape[1]]
 
@@ -44,7 +44,7 @@ def _geometry(x: torch.Tensor, y: torch.Tensor, steps: list[int], shape: Any, an
 def _launch_convolution(
     x: torch.Tensor, weight: torch.Tensor, table: TapTable, angular: torch.Tensor, y: torch.Tensor, steps: list[int]
 ) -> None:
-    """Fill ``y`` ``(batch, groups * out, components, 3 axes)``; ``weight`` is ``(groups, shells, in, out)``."""
+    """Fills ``y`` ``(batch, groups * out, components, 3 axes)``; ``weight`` is ``(groups, shells, in, out)``."""
     from monai_gmr.ops.triton import shell_kernels as triton_kernels
 
     groups, _, _, out_channels = weight.shape
@@ -66,7 +66,7 @@ def _launch_weight_gradient(
 
     groups, num_shells, in_channels, out_channels = shape
     voxels = _voxels(gradient)
-    # as many parts as keep a GPU busy; their sum is taken afterwards, so that the result does not depend on an order
+    # as many parts as keep a GPU busy; they are summed afterwards, so that the result does not depend on their order
     parts = max(1, min(256, -(-voxels // 512)))
     chunk = -(-voxels // parts)
     partial_sums = torch.zeros((parts, *shape), dtype=torch.float32, device=x.device)
@@ -87,7 +87,7 @@ def _steps(stride: Sequence[int]) -> list[int]:
 
 
 def _sorted(angular: torch.Tensor, table: TapTable) -> torch.Tensor:
-    """Angular functions on the taps of a table."""
+    """Angular functions in the order of a table's taps."""
     return angular.to(torch.float32)[:, table.order].contiguous()
 
 
@@ -104,7 +104,7 @@ def triton_shell_conv(
 ) -> torch.Tensor:
     """:func:`~monai_gmr.ops.dense_shell_conv` in one Triton kernel, with gradients for ``x`` and ``weight``.
 
-    Saved for the backward pass are input and weight alone. One node for ``torch.compile`` and ``torch.export``.
+    The backward pass saves only input and weight. The operation is one node for ``torch.compile`` and ``torch.export``.
     """
     axes = shells.dim()
     sizes = output_sizes(x.shape[2:], shells.shape, stride, padding, dilation)
@@ -131,7 +131,7 @@ def _input_gradient(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
     x, weight, shells, angular = ctx.saved_tensors
     axes = shells.dim()
     if any(s != 1 for s in ctx.stride):
-        # a strided window's adjoint skips voxels: the framework's transposed convolution knows how
+        # the adjoint of a strided convolution skips voxels: use torch's transposed convolution
         geometry = {"stride": ctx.stride, "padding": ctx.padding, "dilation": ctx.dilation, "groups": ctx.groups}
         with torch.enable_grad():
             source = x.detach().requires_grad_()

@@ -1,7 +1,7 @@
-"""Triton kernels of the convolution with functions on shells: sums over a shell in registers, one matrix product a shell.
+"""Triton kernels of the convolution with functions on shells: sums over a shell in registers, one matrix product per shell.
 
-Per output voxel, input channel and component a shell costs one addition for each of its taps and ``out_channels`` multiplications,
-where a dense kernel multiplies at every tap; nothing but input, weights and output is read or written.
+Per output voxel, input channel and component a shell costs one addition for each of its taps and ``out_channels`` multiplications, while a
+dense kernel multiplies at every tap; only input, weights and output are read or written.
 """
 
 import triton
@@ -32,8 +32,8 @@ def shell_conv_kernel(
     BLOCK_VOXELS: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
     PRECISION: tl.constexpr, PRODUCT_TYPE: tl.constexpr,
 ):  # fmt: skip
-    """y[b, g, o, m, v] = sum over shells s and channels c of weight[g, s, c, o] * total[v, c], the total over the taps t of s being that
-    of factors[m, t] * x[b, g, c, v + t]."""
+    """y[b, g, o, m, v] = sum over shells s and channels c of weight[g, s, c, o] * total[v, c], where total[v, c] is the sum over the taps t
+    of s of factors[m, t] * x[b, g, c, v + t]."""
     # several components may be further apart than 32 bits count
     y_stride_m = tl.cast(y_stride_m, tl.int64)
     block = tl.program_id(0).to(tl.int64) * BLOCK_VOXELS + tl.arange(0, BLOCK_VOXELS)

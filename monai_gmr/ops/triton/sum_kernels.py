@@ -1,9 +1,9 @@
 # mypy: disable-error-code="assignment,var-annotated"
-"""Triton kernel of the sums over rings, on a GPU: every voxel is read a few times, whatever the window and the number of rings.
+"""Triton kernel of the sums over rings: reads every voxel a few times, independent of the window and the number of rings.
 
-A program follows a column of voxels along the middle axis. Of each plane that it comes to it sums the taps that every ring weighs alike
-(mirrored taps along the last axis first, for several rows at once, then rows), and it keeps these sums of as many planes as the window
-is long; sums over shells and their mixtures, the rings, are taken from them in registers.
+A program follows a column of voxels along the middle axis. In each plane it sums the taps with equal weights in every ring (first mirrored
+taps along the last axis, for several rows at once, then rows), and keeps these sums for as many planes as the window is long; from them it
+computes sums over shells and their mixtures, the rings, in registers.
 """
 
 import triton
@@ -15,10 +15,10 @@ def load_plane(
     pointers, inside, source_0, row_2, stride_0, size_0, size_2, within,
     TAPS_2: tl.constexpr, LINES: tl.constexpr, STEP_2: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """The values at the taps along the last axis, of each of several rows of a plane, zero beyond the image."""
+    """The values at the taps along the last axis, for several rows of a plane, zero outside the image."""
     values = ()
     for line in tl.static_range(LINES):
-        # of a negative place the unsigned number is larger than any size
+        # as unsigned numbers, negative indices are larger than any size
         rows_inside = inside & ((source_0 + line).to(tl.uint32, bitcast=True) < size_0)
         for tap in tl.static_range(len(TAPS_2)):
             read = (rows_inside & ((row_2 + TAPS_2[tap]).to(tl.uint32, bitcast=True) < size_2))[:, None]
@@ -63,7 +63,7 @@ def ring_sums_kernel(
 ):  # fmt: skip
     """sums[b, v, r, c] = sum over shells s of basis[s, r] times the sum over the taps t of s of x[b, v + t, c], for the rows of a slab.
 
-    Voxels of x lie STEP_2 numbers apart along the last axis.
+    Voxels of x are STEP_2 numbers apart along the last axis.
 
     With PRODUCTS also product[program, s, r] = sum over the program's voxels and channels of partner[b, v, r, c] times the sum over s.
     """
@@ -116,7 +116,7 @@ def ring_sums_kernel(
     )
     for step in range(0, chunk + LENGTH - 1):
         values = following
-        # the next plane is asked for before this one is worked on
+        # prefetch the next plane
         plane = first + DILATION_1 * (step + 1) - MARGIN_1
         inside = covered & (plane >= 0) & (plane < size_1)
         at_plane = pointers + plane.to(tl.int64) * stride_1

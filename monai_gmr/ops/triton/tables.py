@@ -1,4 +1,4 @@
-"""Tables of a window's taps, by shell and by what is summed together, kept for each window."""
+"""Tables of a window's taps, by shell and by common sums, cached for each window."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CONTENTS: Any = WeakIdKeyDictionary()
 
 
 def content_of(shells: torch.Tensor) -> bytes:
-    """The values of a tensor of shells, int64, read back from a GPU once a tensor, for reading waits for the GPU."""
+    """The values of a tensor of shells, int64, read from a GPU once per tensor, because reading waits for the GPU."""
     content = _CONTENTS.get(shells)
     if content is None:
         content = shells.detach().cpu().numpy().astype(np.int64).tobytes()
@@ -31,15 +31,15 @@ def three_axes(values: Sequence[int], missing: int) -> list[int]:
 class TapTable(NamedTuple):
     """Taps sorted by shell."""
 
-    offsets: torch.Tensor  # int32, (taps, 3): where a tap lies from the first voxel of its window, less the padding
+    offsets: torch.Tensor  # int32, (taps, 3): offset of a tap from the first voxel of its window, minus the padding
     starts: torch.Tensor  # int32, (shells + 1,): the first tap of each shell
-    order: torch.Tensor  # int64, (taps,): the taps' positions in the window
+    order: torch.Tensor  # int64, (taps,): the taps' indices in the window
 
 
 def tap_table(
     shells: np.ndarray, num_shells: int, padding: Sequence[int], dilation: Sequence[int], mirrored: bool = False
 ) -> TapTable:
-    """Taps of the first ``num_shells`` shells, sorted by shell; ``mirrored`` at the window's centre for the gradient of the input."""
+    """Taps of the first ``num_shells`` shells, sorted by shell; ``mirrored`` about the window's centre for the gradient of the input."""
     missing = 3 - shells.ndim
     places = np.stack(np.meshgrid(*map(np.arange, shells.shape), indexing="ij"), -1).reshape(-1, shells.ndim)
     offsets = places * np.asarray(dilation) - np.asarray(padding)
@@ -60,7 +60,7 @@ def tap_table(
 def tap_table_of(
     shells: torch.Tensor, device: torch.device, num_shells: int, padding: list[int], dilation: list[int], mirrored: bool
 ) -> TapTable:
-    """:func:`tap_table` on a device, kept for each window."""
+    """:func:`tap_table` on a device, cached for each window."""
     geometry = (num_shells, tuple(padding), tuple(dilation), mirrored)
     return _kept_table(tap_table, content_of(shells), tuple(shells.shape), geometry, str(device))
 
@@ -72,11 +72,11 @@ def _kept_table(make: Callable[..., Any], content: bytes, shape: tuple, geometry
 
 
 class RingTable(NamedTuple):
-    """Which taps are summed together: constants of the kernel of sums. ``starts`` are the first of each group, class or shell."""
+    """Taps that are summed together: constants of the kernel of sums. ``starts`` are the first of each group, class or shell."""
 
-    taps_2: tuple[int, ...]  # along the last axis, from the voxel, by group: columns of the window that are alike
+    taps_2: tuple[int, ...]  # offsets along the last axis, by group: equal columns of the window
     group_starts: tuple[int, ...]
-    class_lines: tuple[int, ...]  # row * groups + group, by class: groups of rows that are alike in all planes
+    class_lines: tuple[int, ...]  # row * groups + group, by class: groups of rows that are equal in all planes
     class_starts: tuple[int, ...]
     shell_places: tuple[int, ...]  # plane * classes + class, by shell
     shell_starts: tuple[int, ...]
@@ -88,12 +88,12 @@ class RingTable(NamedTuple):
     dilation_1: int
 
     def options(self) -> dict[str, Any]:
-        """As the kernel names them."""
+        """Constants of the kernel, by name."""
         return {name.upper(): value for name, value in self._asdict().items()}
 
 
 def _grouped(keys: Sequence[Any]) -> list[list[int]]:
-    """Places of equal keys, in the order of their first."""
+    """Indices of equal keys, in the order of first occurrence."""
     groups: dict[Any, list[int]] = {}
     for place, key in enumerate(keys):
         if key is not None:
@@ -108,7 +108,7 @@ def _starts(groups: Sequence[Sequence[int]]) -> tuple[int, ...]:
 def ring_table(
     shells: np.ndarray, num_shells: int, padding: Sequence[int], dilation: Sequence[int], mirrored: bool = False
 ) -> RingTable:
-    """The taps of a window of three axes, mirrored or not, that every ring weighs alike: along the last axis, in planes, in all planes."""
+    """Taps of a window of three axes, mirrored or not, with equal weights in every ring: along the last axis, in planes, in all planes."""
     shells = np.flip(shells) if mirrored else shells
     kept = np.where(shells < num_shells, shells, -1)
     columns = _grouped([column.tobytes() if column.max() >= 0 else None for column in np.moveaxis(kept, 2, 0)])
@@ -135,7 +135,8 @@ def ring_table(
 def ring_table_of(
     shells: torch.Tensor, num_shells: int, padding: Sequence[int], dilation: Sequence[int], mirrored: bool
 ) -> RingTable:
-    """Of a window, its margins too mirrored for the gradient of the input, kept; missing axes come first, of length 1."""
+    """The cached :func:`ring_table` of a window; ``mirrored`` also mirrors the padding, for the gradient of the input. Missing axes come
+    first, with length 1."""
     shape = tuple(three_axes(shells.shape, 1))
     margins, steps = three_axes(padding, 0), three_axes(dilation, 1)
     if mirrored:

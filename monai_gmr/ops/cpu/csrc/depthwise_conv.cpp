@@ -1,8 +1,8 @@
-// The weights' gradient of a depthwise convolution with free taps: for each channel and tap the sum over voxels of image times gradient.
+// Gradient of the weights of a depthwise convolution with free taps: for each channel and tap the sum over voxels of image times gradient.
 //
-// Along a line voxels and channels are one axis: whole vectors hold the same channels after a period, in which both begin together. Where
-// all taps of a line of the window lie in the image, their sums stay in registers; the voxels at the ends are added one by one. A line is
-// added up in single precision, the lines in double precision.
+// Along a line voxels and channels are one axis: vectors hold the same channels after a period, the least common multiple of channels and
+// lanes. If all taps of a line of the window are inside the image, their sums stay in registers; the voxels at the ends are added one by one.
+// Sums within a line are in single precision, sums over lines in double precision.
 
 #include "kernels.h"
 #include "vectors.h"
@@ -11,7 +11,7 @@ namespace {
 
 constexpr index MOST_TAPS = 8;
 
-// sums: (TAPS, period), to which the products of the gradient's floats with those of the image, t * step further on for tap t, are added
+// sums, (TAPS, period), += products of the gradient's floats with the image's floats at offset t * step for tap t
 template <int TAPS>
 void multiply_line(const float* image, index step, const float* gradient, index count, index period, float* sums) {
     const index vectors = count / LANES * LANES;
@@ -46,7 +46,7 @@ KERNEL depthwise_weight_gradient(const DepthwiseGeometry* geometry, const float*
     const DepthwiseGeometry& g = *geometry;
     const index channels = g.channels, period = std::lcm<index>(channels, LANES), taps = g.window[2];
     const index step = g.dilation[2] * channels;
-    // from the first to the last voxel of which all taps lie in the image
+    // the voxels from first to last have all taps inside the image
     const index first = std::min(g.padding[2], g.sizes[2]);
     const index last = std::max(first, std::min(g.sizes[2], g.image[2] + g.padding[2] - (taps - 1) * g.dilation[2]));
 #pragma omp parallel num_threads(g.threads)

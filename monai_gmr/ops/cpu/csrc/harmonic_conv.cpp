@@ -24,7 +24,7 @@ template <typename T> inline Reduced<T> reduce(const Angular& g, const float* re
     return {squared, squared + other, product};
 }
 
-// from gradients of scalars, (2, FLOATS_OF_A_PART), to those of responses, (kinds, components, spread along a line)
+// from gradients of scalars, (2, FLOATS_OF_A_PART), to gradients of responses, (kinds, components, spread along a line)
 void spread_gradient(const Angular& g, const float* responses, const float* scalar_gradients, float smoothing, float scale, index count,
                      float* to) {
     const index kind = g.components * FLOATS_OF_A_PART, line = g.spread(2) * g.norms;
@@ -35,7 +35,7 @@ void spread_gradient(const Angular& g, const float* responses, const float* scal
         T across = T{}, shrink = T{};
         if (g.products > 0) {
             across = scale * load<T>(scalar_gradients + FLOATS_OF_A_PART + i) / square_root(lengths.common);
-            // what the common length takes away from both
+            // part of both gradients due to the common length
             shrink = across * lengths.product / lengths.common;
         }
         for (index m = 0; m < g.components; ++m) {
@@ -116,7 +116,7 @@ CHECKED_KERNEL harmonic_conv(const HarmonicConvGeometry* geometry, const index* 
                                       scale * lengths.product / square_root(lengths.common) + load<T>(shifts + FLOATS_OF_A_PART + i));
                         });
                         if (chiral) triples.add_scalars(responses, voxels, reduced + FLOATS_OF_A_PART);
-                        // of layers with linear terms other orders have added theirs
+                        // other orders have already added their linear terms
                         const auto put = linear ? add : copy;
                         put(g.norms, voxels, to + x * g.row, g.row, reduced, g.norms);
                         put(g.products, voxels, to + x * g.row + g.norms, g.row, reduced + FLOATS_OF_A_PART, g.norms);
@@ -150,7 +150,7 @@ CHECKED_KERNEL harmonic_conv_backward(const HarmonicConvGeometry* geometry, cons
     const index wide_row = rounded_up(g.row), wide_responses = rounded_up(g.responses());
     std::vector<float> linear_transposed(linear ? g.row * wide_responses : 0);
     const SumsOfThreads<float> linear_gradients(linear_gradient, g.threads, linear_terms.size());
-    // where the result's first voxel lies among those that the mirrored window sees
+    // index of the result's first voxel among the voxels that the mirrored window reads
     const index before[3] = {g.reach[0] - g.padding[0], g.reach[1] - g.padding[1], g.reach[2] - g.padding[2]};
 #pragma omp parallel num_threads(g.threads)
     {
@@ -211,7 +211,7 @@ CHECKED_KERNEL harmonic_conv_backward(const HarmonicConvGeometry* geometry, cons
                             continue;
                         }
                         const float* from = gradient + ((block.sample * g.sizes[0] + result) * g.sizes[1] + at) * g.sizes[2] * g.row;
-                        // of the voxels that several blocks compute each belongs to one
+                        // several blocks can compute a voxel, but it belongs to one of them
                         const bool is_own = block.owns(last, line, g.image);
                         float* to = gradients.at(last, line - block.first_line) + before[2] * g.norms;
                         for (index x = 0; x < g.sizes[2]; x += voxels_of_a_part) {

@@ -1,14 +1,14 @@
 // One angular order of a harmonic convolution on a CPU, from channels to scalars: responses, then their lengths and inner products.
 //
-// Images are (batch, *sizes, channels). The product over channels comes first, for an order has few output channels: a plane of the
-// image becomes products, (line, group, voxel, channel), a group for each shell and kind of output channel. Planes go through a ring of
-// as many as the window is long. From those a line of responses is added up, tap by tap, and reduced to scalars; what lies at mirrored
-// taps has the same angular up to a sign and is added first. Backward, the responses are computed again; their gradients go through a
-// second ring, of which the sums over mirrored taps are the gradient of the products.
+// Images are (batch, *sizes, channels). The product over channels comes first, because an order has few output channels: a plane of the
+// image becomes products, (line, group, voxel, channel), with a group for each shell and kind of output channel. A ring buffer holds as
+// many planes of products as the window is long. From these a line of responses is summed, tap by tap, and reduced to scalars; values at
+// mirrored taps have the same angular factors up to a sign and are added first. The backward pass recomputes the responses; their
+// gradients go through a second ring buffer, and their sums over mirrored taps are the gradient of the products.
 //
-// Output channels are of two kinds, those that become lengths and those that become inner products with them; each kind has as many
-// channels, the last ones without weights where there are fewer inner products, so that both lie alike in memory. Along a line voxels and
-// channels are one axis.
+// Output channels are of two kinds: those that become lengths, and those that become inner products with them. Both kinds have equally many
+// channels, so that they have the same layout in memory; if there are fewer inner products, the last channels have no weights. Along a line
+// voxels and channels are one axis.
 
 #pragma once
 
@@ -18,7 +18,7 @@
 
 namespace {
 
-// what follows from the geometry of a call
+// the geometry of a call, and sizes derived from it
 struct Angular : HarmonicConvGeometry {
     explicit Angular(const HarmonicConvGeometry& given) : HarmonicConvGeometry(given) {}
 
@@ -27,20 +27,20 @@ struct Angular : HarmonicConvGeometry {
     index columns() const { return groups() * norms; }
     index vector_columns() const { return in_vectors(columns()); }
     index responses() const { return kinds() * components * norms; }
-    // of a part, a shell or a component, of an output channel, in (kinds, parts, norms)
+    // index of a part (a shell or a component) of an output channel in (kinds, parts, norms)
     index place(index channel, index part, index parts) const { return (channel / norms * parts + part) * norms + channel % norms; }
     index padded(int axis) const { return sizes[axis] + reach[axis]; }  // of the image, with margins
     // of the gradients of responses, which every voxel of the image reads through the mirrored window
     index spread(int axis) const { return image[axis] + reach[axis]; }
 };
 
-// The weights of an order, (norms + products, channels, all shells), of which those at used shells are a matrix (channels, columns in whole
+// The weights of an order, (norms + products, channels, all shells). Those at used shells form the matrix (channels, columns padded to whole
 // vectors) that images are multiplied with.
 struct OrderWeights {
     const Angular& g;
     const index* used;  // (shells,)
 
-    // calls visit(place among the weights, column) for all weights of a channel
+    // calls visit(index of the weight, column) for all weights of a channel
     template <typename Visit> void of_channel(index channel, Visit visit) const {
         for (index row = 0; row < g.norms + g.products; ++row)
             for (index shell = 0; shell < g.shells; ++shell)
@@ -48,7 +48,7 @@ struct OrderWeights {
     }
 };
 
-// two taps of a shell, or twice the same with sign 0: their sum is a + sign * b
+// two taps of a shell, or one tap twice with sign 0: their sum is a + sign * b
 struct Terms {
     const index* places;   // (terms, 2, 3), in voxels
     const index* shells;   // (terms,)
@@ -58,7 +58,7 @@ struct Terms {
 
 constexpr index FLOATS_OF_A_PART = 512, BYTES_OF_RINGS = 3 << 20;
 
-// so many channels of each of so many voxels
+// copies or adds CHANNELS channels of each voxel
 template <bool ADD, int CHANNELS>
 void move_some(index voxels, float* __restrict__ to, index to_step, const float* __restrict__ from, index from_step) {
     for (index v = 0; v < voxels; ++v, to += to_step, from += from_step) {
@@ -69,7 +69,7 @@ void move_some(index voxels, float* __restrict__ to, index to_step, const float*
     }
 }
 template <bool ADD> void move_channels(index channels, index voxels, float* to, index to_step, const float* from, index from_step) {
-    // of a number of channels that the compiler knows it makes a few instructions
+    // a constant number of channels compiles to a few instructions
     for (; channels >= 8; channels -= 8, to += 8, from += 8) move_some<ADD, 8>(voxels, to, to_step, from, from_step);
     constexpr decltype(&move_some<ADD, 1>) REST[] = {nullptr,           move_some<ADD, 1>, move_some<ADD, 2>, move_some<ADD, 3>,
                                                      move_some<ADD, 4>, move_some<ADD, 5>, move_some<ADD, 6>, move_some<ADD, 7>};
@@ -77,7 +77,7 @@ template <bool ADD> void move_channels(index channels, index voxels, float* to, 
 }
 constexpr auto copy = move_channels<false>, add = move_channels<true>;
 
-// planes that are reused one after the other
+// ring buffer of planes
 class Ring {
     float* memory;
     index depth, lines, floats;
@@ -131,7 +131,7 @@ void sum_part(const Terms& t, index terms, const index* a, const index* b, const
 
 constexpr decltype(&sum_part<1>) SUM_PART[] = {sum_part<1>, sum_part<2>, sum_part<3>, sum_part<4>, sum_part<5>, sum_part<6>, sum_part<7>};
 
-// the products' gradient at a shell: sums of gradients of responses, times angular
+// the products' gradient at a shell: sums of the responses' gradients times angular
 template <typename T, int UNITS>
 inline void sum_entries(index begin, index end, const index* a, const index* b, const float* signs, const float* angular, const float* from,
                         float* to) {
@@ -154,11 +154,11 @@ void sum_entries_of_line(index begin, index end, const index* a, const index* b,
     for (; i < count; ++i) sum_entries<float, 1>(begin, end, a, b, signs, angular, from + i, to + i);
 }
 
-// some planes and lines of a sample: one thread's work
+// some planes and lines of a sample, computed by one thread
 struct Block {
     index sample, first_plane, last_plane, first_line, last_line;
 
-    // planes and lines beyond those that are divided belong to the last block
+    // planes and lines beyond the divided ones belong to the last block
     bool owns(index plane, index line, const index* divided) const {
         return (plane < last_plane || last_plane == divided[0]) && (line < last_line || last_line == divided[1]);
     }
@@ -170,7 +170,7 @@ class Blocks {
   public:
     index count;
 
-    // further: planes and lines that a block computes beside its own; floats: that the rings hold of each line
+    // further: planes and lines that a block computes in addition to its own; floats: numbers that the rings hold of each line
     Blocks(index batch, index planes, index lines, index further_planes, index further_lines, index floats, index threads)
         : planes(planes), lines(lines), slabs(1) {
         while (batch * slabs % threads && planes / (slabs + 1) >= std::max<index>(1, 2 * further_planes)) ++slabs;
@@ -190,21 +190,21 @@ class Blocks {
     }
 };
 
-// what a thread needs to compute planes of products and lines of responses
+// a thread's data and memory to compute planes of products and lines of responses
 struct Responses {
     const Angular& g;
     const Terms& terms;
-    const float *image, *matrix;  // the latter (channels, columns in whole vectors)
+    const float *image, *matrix;  // matrix: (channels, columns padded to whole vectors)
     Ring products;
     float* tile;       // (64, columns)
     index *a, *b;      // (terms,)
     float* responses;  // (kinds, components, FLOATS_OF_A_PART)
-    index first_line;  // of the padded image, that the ring's first line holds
+    index first_line;  // line of the padded image in the ring's first line
 
     index wide() const { return rounded_up(g.columns()); }
     index group_floats() const { return g.padded(2) * g.norms; }
 
-    // a plane of the padded image
+    // computes the products of a plane of the padded image
     void multiply_plane(index sample, index plane, index lines) {
         const index z = plane - g.padding[0];
         for (index l = 0; l < lines; ++l) {
@@ -225,7 +225,7 @@ struct Responses {
         }
     }
 
-    // where the taps of responses at a plane lie
+    // finds the offsets of the taps for responses at a plane
     void find_taps(index plane) {
         for (index i = 0; i < g.terms; ++i) {
             const index* place = terms.places + 6 * i;
@@ -235,7 +235,7 @@ struct Responses {
         }
     }
 
-    // so many floats of a line, from one on
+    // computes count floats of a line of responses, starting at begin
     void sum_line(index line, index begin, index count) {
         const float* from = products.at(0, line - first_line) + begin;
         for (index kind = 0; kind < g.kinds(); ++kind)

@@ -1,7 +1,7 @@
-// Instance norm of images (batch, voxels, channels) with the rectifier that follows it, and sums over voxels.
+// Instance norm of images (batch, voxels, channels) with the rectifier after it, and sums over voxels.
 //
-// Voxels and channels are one axis: what is the same for all voxels of a sample is repeated until it fills whole vectors. A piece of a
-// sample is added up in single precision, about its first voxel where there are squares, and the pieces in double precision.
+// Voxels and channels are one axis: numbers per channel are repeated until they fill whole vectors. Sums within a piece of a sample are in
+// single precision, for squares relative to the first voxel; sums over pieces are in double precision.
 
 #include "kernels.h"
 #include "vectors.h"
@@ -18,7 +18,7 @@ class Pieces {
     const VoxelGeometry& image;
 
   public:
-    // floats after which channels and vectors begin together, so many that sums do not wait for each other
+    // common multiple of channels and lanes, long enough that sums do not wait for each other
     const index period;
     const index length, of_a_sample, count;
 
@@ -37,7 +37,7 @@ class Pieces {
         return {sample, sample * floats + first, std::min(length, floats - first)};
     }
 
-    // step(kind, place, place within the period) for a vector or a float of the piece at a time
+    // calls step(kind, index, index within the period) for each vector, then each remaining float, of the piece
     template <typename Step> void for_each(const Piece& piece, Step step) const {
         index i = 0, j = 0;
         for (; i + LANES <= piece.count; i += LANES) {
@@ -54,7 +54,7 @@ class Pieces {
     }
 };
 
-// numbers of the channels of a sample, (batch, channels) each
+// N arrays of numbers per channel, (batch, channels), repeated for one sample
 template <std::size_t N> class Repeated {
     const VoxelGeometry& image;
     const Pieces& pieces;
@@ -76,7 +76,7 @@ template <std::size_t N> class Repeated {
     template <typename T> T get(index n, index j) const { return load<T>(memory + n * pieces.period + j); }
 };
 
-// what numbers stand for
+// indices into numbers
 enum { MEAN, SCALE, SHIFT, CONSTANT, MULTIPLE };
 
 template <typename T, std::size_t N> inline T normalised(T distance, const Repeated<N>& numbers, index j) {

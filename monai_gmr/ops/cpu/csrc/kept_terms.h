@@ -1,5 +1,5 @@
-// What a harmonic layer that keeps a subgroup adds to its scalars, as ops/kept_terms.py defines it, and the gradients, a part of a line at
-// a time: from responses (kinds, components, FLOATS_OF_A_PART) of one order.
+// Terms that a harmonic layer that keeps a subgroup adds to its scalars, see ops/kept_terms.py, and their gradients, for a part of a line
+// at a time: from responses (kinds, components, FLOATS_OF_A_PART) of one order.
 
 #pragma once
 
@@ -13,11 +13,11 @@ template <typename Step> inline void for_vectors(index count, Step step) {
     for (; i < count; ++i) step(0.0f, i);
 }
 
-// What all scalars get of each response of an order, (row, norms + products, components) with all responses of the layer from row to row.
+// Linear factors of all scalars for each response of an order, (row, norms + products, components); rows are linear_row floats apart.
 struct LinearTerms {
     const Angular& g;
 
-    // calls visit(place among the terms, response) for all responses that a scalar gets
+    // calls visit(index of the factor, response) for all responses in a scalar
     template <typename Visit> void of_scalar(index scalar, Visit visit) const {
         for (index channel = 0; channel < g.norms + g.products; ++channel)
             for (index m = 0; m < g.components; ++m)
@@ -26,12 +26,12 @@ struct LinearTerms {
     index size() const { return g.responses() * rounded_up(g.row); }
 };
 
-// ask for all scalars of some voxels before they are needed
+// prefetches all scalars of some voxels
 inline void fetch_scalars(const Angular& g, const float* scalars, index voxels) {
     for (index i = 0; i < voxels * g.row; i += 16) __builtin_prefetch(scalars + i);
 }
 
-// all scalars of some voxels += responses times linear, (responses, row in whole vectors)
+// all scalars of some voxels += responses times linear, (responses, row padded to whole vectors)
 void add_linear(const Angular& g, const float* responses, const float* linear, index voxels, float* scalars) {
     multiply({voxels, g.row, responses, g.kinds() * g.components, g.norms, FLOATS_OF_A_PART, g.norms, 1, linear, rounded_up(g.row), nullptr,
               scalars, g.row, true});
@@ -42,12 +42,12 @@ struct LinearTiles {
     float *responses, *scalars;
 
     static index size_of_responses(const Angular& g) { return VOXELS_OF_A_TILE * rounded_up(g.responses()); }
-    // only of rows that are not whole vectors
+    // only for rows that are not whole vectors
     static index size_of_scalars(const Angular& g) { return g.row % LANES ? VOXELS_OF_A_TILE * rounded_up(g.row) : 0; }
 };
 
-// from the gradient of all scalars: to that of responses, as spread_gradient gives it, it times transposed, (row, responses in whole
-// vectors), is added; to sums, (responses, row in whole vectors), or null, its products with the responses
+// from the gradient of all scalars: to += gradient times transposed, (row, responses padded to whole vectors), with to laid out as in
+// spread_gradient; sums, (responses, row padded to whole vectors) or null, += products of the gradient with the responses
 void add_linear_gradients(const Angular& g, const float* responses, const float* transposed, const float* gradient, index voxels,
                           const LinearTiles& tiles, float* to, float* sums) {
     const index parts = g.kinds() * g.components, rows = g.responses(), line = g.spread(2) * g.norms;
@@ -67,11 +67,11 @@ void add_linear_gradients(const Angular& g, const float* responses, const float*
     }
 }
 
-// whether the order's terms that mirror images change the sign of take a third response
+// whether the order's terms whose sign mirroring changes need a third response
 inline bool has_third(const Angular& g) { return g.components == 3; }
 inline index floats_of_third(const Angular& g, const float* chiral) { return chiral && has_third(g) ? 3 * FLOATS_OF_A_PART : 0; }
 
-// the length channels' responses, each at the place of the channel before
+// responses of the length channels, each moved to the previous channel
 void find_third(const Angular& g, const float* responses, index voxels, float* third) {
     for (index m = 0; m < g.components; ++m, responses += FLOATS_OF_A_PART, third += FLOATS_OF_A_PART) {
         std::copy(responses + 1, responses + voxels * g.norms, third);
@@ -79,7 +79,7 @@ void find_third(const Angular& g, const float* responses, index voxels, float* t
     }
 }
 
-// the inverse, added to the gradient of the length channels
+// the inverse of find_third, added to the gradient of the length channels
 void return_third(const Angular& g, const float* gradient, index voxels, float* to) {
     for (index m = 0; m < g.components; ++m, gradient += FLOATS_OF_A_PART, to += g.spread(2) * g.norms) {
         add(g.norms - 1, voxels, to + 1, g.norms, gradient, g.norms);
@@ -91,9 +91,9 @@ template <typename T> inline void cross(const T* a, const T* b, T* product) {
     for (int m = 0; m < 3; ++m) product[m] = a[(m + 1) % 3] * b[(m + 2) % 3] - a[(m + 2) % 3] * b[(m + 1) % 3];
 }
 
-// three responses; of two components, a pair and the third axis, whose triple product is the pair's cross product
+// three responses; with two components, a pair and the third axis, whose triple product is the pair's cross product
 template <typename T, int COMPONENTS> struct Triple {
-    T a[3], b[3], c[3], of_a[3];  // the last is what a is multiplied with
+    T a[3], b[3], c[3], of_a[3];  // of_a = b x c, the other factor of a
     T product, common, root;
 
     Triple(const float* responses, const float* third, index i, float smoothing) {
@@ -111,7 +111,7 @@ template <typename T, int COMPONENTS> struct Triple {
     }
 };
 
-// scalars, (FLOATS_OF_A_PART,), += factors, alike, times triple products
+// scalars, (FLOATS_OF_A_PART,), += factors, of the same shape, times triple products
 template <int COMPONENTS>
 void add_triples(const float* responses, const float* third, const float* factors, float smoothing, index count, float* scalars) {
     for_vectors(count, [&](auto zero, index i) {
@@ -121,7 +121,7 @@ void add_triples(const float* responses, const float* third, const float* factor
     });
 }
 
-// to gradients of responses, as spread_gradient gives them, and of third and factors those of add_triples are added
+// adds the gradients of add_triples to the gradients of responses, laid out as in spread_gradient, of third and of factors
 template <int COMPONENTS>
 void add_triple_gradients(const float* responses, const float* third, const float* factors, float smoothing, const float* gradient,
                           index count, float* to, index line, float* third_gradient, float* sums) {
@@ -131,7 +131,7 @@ void add_triple_gradients(const float* responses, const float* third, const floa
         const T own = load<T>(gradient + i) / triple.root;
         if (sums) store(sums + i, load<T>(sums + i) + own * triple.product);
         const T across = own * load<T>(factors + i);
-        // what the common length takes away from all
+        // part of all gradients due to the common length
         const T shrink = float(COMPONENTS - 1) * across * triple.product / triple.common;
         T of_b[3], of_c[3];
         cross(triple.c, triple.a, of_b);
@@ -145,11 +145,11 @@ void add_triple_gradients(const float* responses, const float* third, const floa
     });
 }
 
-// what an order's terms that mirror images change the sign of need
+// an order's terms whose sign mirroring changes, with their memory
 struct Chiral {
     const Angular& g;
     float smoothing;
-    float *factors, *third;  // (FLOATS_OF_A_PART,), repeated; (3, FLOATS_OF_A_PART) where there is a third response
+    float *factors, *third;  // (FLOATS_OF_A_PART,), repeated; (3, FLOATS_OF_A_PART) if there is a third response
 
     // given: (norms,)
     void repeat(const float* given) const {
@@ -161,7 +161,7 @@ struct Chiral {
         (has_third(g) ? add_triples<3> : add_triples<2>)(responses, third, factors, smoothing, voxels * g.norms, scalars);
     }
 
-    // from the gradient of inner products; third_gradient: as third; sums: (FLOATS_OF_A_PART,), the gradient of factors, or null
+    // from the gradient of inner products; third_gradient: like third; sums: (FLOATS_OF_A_PART,), the gradient of factors, or null
     void add_gradients(const float* responses, index voxels, const float* gradient, float* to, float* third_gradient, float* sums) const {
         const index line = g.spread(2) * g.norms;
         if (has_third(g)) find_third(g, responses, voxels, third);

@@ -7,7 +7,7 @@
 namespace {
 
 constexpr int MOST_VECTORS = LANES == 16 ? 4 : 2;
-// with the vectors of the right factor and one of the left these fill the registers
+// these rows, the vectors of the right factor and one of the left fill the registers
 constexpr int rows_of(int vectors) { return LANES == 16 ? (vectors == 4 ? 6 : vectors == 3 ? 8 : 12) : (vectors == 2 ? 6 : 12); }
 
 // result = left times right, row by row of left
@@ -17,7 +17,7 @@ struct Product {
     index blocks, steps, left_block, left_row, left_step;
     const float* right;  // rows of whole vectors
     index right_row;
-    const float* start;  // what every row begins with, or null
+    const float* start;  // initial value of every row, or null
     float* result;
     index result_row;
     bool add;

@@ -1,4 +1,4 @@
-// One axis of an image times a matrix whose rows are not zero within a few neighbouring columns: interpolation, filters, windows.
+// Product of one axis of an image with a matrix whose rows are nonzero in a few neighbouring columns: interpolation, filters, windows.
 
 #include "kernels.h"
 #include "vectors.h"

@@ -1,4 +1,4 @@
-// Radial convolutions: sums of rings and matrix products over channels, tile by tile, and their gradients.
+// Radial convolutions: ring sums and matrix products over channels, tile by tile, and their gradients.
 
 #include "kernels.h"
 #include "product.h"
@@ -13,7 +13,7 @@ struct RingWeights {
 
     explicit RingWeights(const Geometry& g) : g(g), channels(g.channels_of_a_group()), columns(g.columns_of_a_group()) {}
 
-    // calls visit(place among the weights, group, ring, channel, column) for all weights of one of the channels of all groups
+    // calls visit(index of the weight, group, ring, channel, column) for all weights of one channel, numbered over all groups
     template <typename Visit> void of_channel(index number, Visit visit) const {
         const index group = number / channels, channel = number % channels;
         for (index column = 0; column < columns; ++column) {
@@ -21,7 +21,7 @@ struct RingWeights {
             for (index ring = 0; ring < g.rings; ++ring) visit(pair * g.rings + ring, group, ring, channel, column);
         }
     }
-    // of a matrix (groups, rings, channels, columns in whole vectors)
+    // index in a matrix (groups, rings, channels, columns padded to whole vectors)
     index place(index group, index ring, index channel, index column) const {
         return ((group * g.rings + ring) * channels + channel) * rounded_up(columns) + column;
     }
@@ -76,10 +76,10 @@ CHECKED_KERNEL ring_conv_backward(const RingConvGeometry* geometry, const index*
     const RingWeights weights(g);
     const index channels = weights.channels, columns = weights.columns;
     const index wide = rounded_up(columns), deep = g.rings * rounded_up(channels);
-    // (groups, columns, rings, channels in whole vectors)
+    // (groups, columns, rings, channels padded to whole vectors)
     std::vector<float> matrix(weights.size()), transposed(basis_gradient ? g.columns * deep : 0);
     const SumsOfThreads<float> matrix_gradients(weight_gradient, g.threads, weights.size());
-    // of each thread
+    // per thread
     std::vector<double> inner_products(basis_gradient ? g.threads * numbers : 0);
 #pragma omp parallel num_threads(g.threads)
     {
@@ -105,7 +105,7 @@ CHECKED_KERNEL ring_conv_backward(const RingConvGeometry* geometry, const index*
                         multiply({tile.voxels, channels, values + group * columns, 1, columns, 0, g.columns, 1,
                                   &transposed[group * columns * deep + r * rounded_up(channels)], deep, nullptr,
                                   products + r * plane + group * channels, g.channels, false});
-                    // the last vector may reach beyond the tile: what an earlier call left there may not be finite
+                    // the last vector can reach beyond the tile, where an earlier call may have left numbers that are not finite
                     store(products + r * plane + tile.voxels * g.channels, vector{});
                 }
                 std::fill(sums, sums + numbers, vector{});

@@ -1,7 +1,7 @@
 // Sums of radial convolutions: the taps of each shell are added and mixed to rings, tile by tile.
 //
-// Images are (batch, *sizes, channels). A tile is some voxels that lie one after the other; what is kept of it, rings and sums, stays in
-// the second level of cache. Along a line voxels and channels are one axis, for every tap lies at a constant distance in it.
+// Images are (batch, *sizes, channels). A tile is a range of consecutive voxels; its rings and sums stay in the second level of cache. Along
+// a line voxels and channels are one axis, because every tap has a constant offset in it.
 
 #pragma once
 
@@ -14,10 +14,10 @@ constexpr int MOST_RINGS = 8;
 constexpr int units_of(int rings) { return LANES == 16 ? (rings <= 2 ? 8 : rings <= 5 ? 4 : 2) : (rings <= 2 ? 4 : rings <= 4 ? 2 : 1); }
 
 constexpr index FLOATS_OF_A_CHUNK = 16 * LANES;
-// of a tile of several lines
+// of a tile with several lines
 constexpr index MOST_FLOATS = 12 * 1024;
 
-// what follows from the geometry of a call
+// the geometry of a call, and sizes derived from it
 struct Geometry : RingConvGeometry {
     explicit Geometry(const RingConvGeometry& given) : RingConvGeometry(given) {}
 
@@ -32,7 +32,7 @@ struct Tiles {
     explicit Tiles(const Geometry& g) {
         lines = g.batch * g.sizes[0] * g.sizes[1];
         const index fair = lines * g.sizes[2] / (4 * g.threads) + 1;
-        // the more lines of a tile are neighbours, the more what they read is in the first level of cache
+        // the more neighbouring lines a tile has, the more of their input is in the first level of cache
         const index more = g.lines ? std::min(MOST_FLOATS / g.channels, 3 * VOXELS_OF_A_TILE) : 0;
         const index voxels = std::min(std::max(more, VOXELS_OF_A_TILE), std::max<index>(fair, 12));
         pieces = std::max<index>(1, (g.sizes[2] + voxels / 2) / voxels);
@@ -62,10 +62,10 @@ const float* line_of(const float* image, const Geometry& g, index line, index be
     return image + (((sample * g.image[0] + slice) * g.image[1] + row) * g.image[2] + begin) * g.channels;
 }
 
-// Sets of places whose values are added.
+// Sets of offsets whose values are added.
 struct Sets {
     index count;
-    const index* first;   // the places of set s are first[s] to first[s + 1]
+    const index* first;   // the offsets of set s are first[s] to first[s + 1]
     const index* places;  // in floats
 };
 
@@ -73,7 +73,7 @@ class Window {
     std::vector<index> places_of_taps, places_of_lines;
     std::vector<float> mixed;
 
-    // places (count, 3) in voxels, in floats
+    // converts positions (count, 3) in voxels to offsets in floats
     static std::vector<index> in_floats(const Geometry& g, const index* places, index count) {
         std::vector<index> found(count);
         for (index i = 0; i < count; ++i)
@@ -82,9 +82,9 @@ class Window {
     }
 
   public:
-    Sets lines;          // of the window that are alike, which are added before the taps; or none
+    Sets lines;          // equal lines of the window, which are added before the taps; or none
     index sums, plane;   // floats of their sums: for a line of a tile, and from one set to the next
-    Sets shells;         // the taps; if there are lines, in their sums
+    Sets shells;         // the taps; if there are lines, taps in their sums
     index rings;
     const float* basis;  // (shells, rings)
 
@@ -103,7 +103,7 @@ class Window {
     Window(const Window&) = delete;
 };
 
-// the loops are unrolled by pragma, before the compiler does anything else, which makes this up to a tenth faster
+// the pragmas unroll the loops before other optimisations, which makes this up to a tenth faster
 template <typename T, int UNITS, int RINGS>
 inline void sum_taps(const Window& window, index ring, const float* image, float* rings, index plane, float* totals) {
     constexpr int lanes = sizeof(T) / sizeof(float);
@@ -166,7 +166,7 @@ void add_run(const Sets& sets, const float* image, index count, float* totals, i
     for (; i < count; ++i) add_places<float, 1>(sets, image + i, totals + i, plane);
 }
 
-// Where the registers hold few rings, the sums of shells come first, for as many vectors as keep the processor busy, and the rings after.
+// If the registers hold few rings, the sums of shells come first, for as many vectors as keep the processor busy, and the rings after them.
 
 template <typename T, int UNITS, int RINGS>
 inline void mix_totals(const Window& window, index ring, const float* totals, float* rings, index plane) {
@@ -196,7 +196,7 @@ template <int RINGS> void mix_run(const Window& window, index ring, const float*
     for (; i < count; ++i) mix_totals<float, 1, RINGS>(window, ring, totals + i, rings + i, plane);
 }
 
-// inner products of the sums of shells with other rings, in sums of (shells, rings) vectors
+// inner products of the shell sums with other rings, added to (shells, rings) vectors
 template <int RINGS, int SHELLS>
 inline void multiply_sums(const float* totals, const float* others, index plane, index count, vector* sums, index rings) {
     vector own[SHELLS][RINGS];
@@ -238,14 +238,14 @@ constexpr Steps STEPS[MOST_RINGS] = {steps_of<1>(), steps_of<2>(), steps_of<3>()
 // sums over lines of the window, for each line of a tile
 void add_lines(const Geometry& g, const Window& window, const Tile& tile, const float* image, float* sums) {
     const index count = tile.length * g.channels + g.reach(), piece = 8 * LANES;
-    // piece by piece: neighbours share most of what they read
+    // piece by piece: neighbouring lines share most of their input
     for (index i = 0; i < count; i += piece)
         for (index l = 0; l < tile.lines; ++l)
             add_run(window.lines, line_of(image, g, tile.line + l, tile.begin) + i, std::min(piece, count - i),
                     sums + l * window.sums + i, window.plane);
 }
 
-// rings of a tile; with others, their inner products with the sums of shells, too
+// rings of a tile; with others, also the inner products of others with the shell sums
 void sum_tile(const Geometry& g, const Window& window, const Tile& tile, const float* image, float* line_sums, float* rings, index plane,
               float* totals, const float* others, vector* sums) {
     const bool at_once = g.rings <= MOST_RINGS && units_of(int(g.rings)) >= 4;

@@ -1,4 +1,4 @@
-// Matrices with their axes exchanged: images from one memory format to the other.
+// Matrix transposition: converts images between memory formats.
 
 #include "kernels.h"
 #include "vectors.h"
@@ -7,7 +7,7 @@ namespace {
 
 constexpr index ROWS_OF_A_BLOCK = 64, COLUMNS_OF_A_BLOCK = 16;
 
-// a part of a matrix: what lies far apart is read and written in whole cache lines
+// transposes a part of a matrix; distant rows are read and written in whole cache lines
 void transpose_block(const float* from, index columns, index height, index width, float* block, float* to, index rows) {
     for (index r = 0; r < height; ++r) __builtin_memcpy(block + r * COLUMNS_OF_A_BLOCK, from + r * columns, width * sizeof(float));
     for (index c = 0; c < width; ++c) {
@@ -30,7 +30,7 @@ KERNEL transpose(const TransposeGeometry* geometry, const float* x, float* resul
     const index high = (g.rows + ROWS_OF_A_BLOCK - 1) / ROWS_OF_A_BLOCK, wide = (g.columns + COLUMNS_OF_A_BLOCK - 1) / COLUMNS_OF_A_BLOCK;
 #pragma omp parallel for schedule(static) num_threads(g.threads)
     for (index number = 0; number < g.batch * high * wide; ++number) {
-        // neighbours along the shorter axis follow each other
+        // consecutive blocks are neighbours along the shorter axis
         const index matrix = number / (high * wide), place = number % (high * wide);
         const index row = (g.rows < g.columns ? place % high : place / wide) * ROWS_OF_A_BLOCK;
         const index column = (g.rows < g.columns ? place / high : place % wide) * COLUMNS_OF_A_BLOCK;

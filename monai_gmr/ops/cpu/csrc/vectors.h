@@ -1,4 +1,4 @@
-// Vectors of the processor that a library is built for, and the memory that the kernels keep.
+// Vectors of the processor that a library is built for, and memory that is kept between calls.
 
 #pragma once
 
@@ -48,7 +48,7 @@ inline vector square_root(vector value) {
 #endif
 }
 
-// one by one: what is set to {} as a whole the compiler keeps in memory, not in registers
+// element by element: the compiler keeps arrays that are set to {} as a whole in memory, not in registers
 template <typename T, int N> inline void set_to_zero(T (&array)[N]) {
 #pragma GCC unroll 32
     for (int i = 0; i < N; ++i) {
@@ -68,12 +68,12 @@ inline index in_vectors(index n) { return (n + LANES - 1) / LANES * LANES; }
 
 }  // namespace
 
-// memory of a thread, which the next call of any kernel uses again
+// memory of a thread, reused by the next call of any kernel
 class Scratch {
     std::vector<float> memory;
 
   public:
-    // aligned pieces of so many floats
+    // aligned pieces of the given numbers of floats
     template <std::size_t N> std::array<float*, N> share(const index (&floats)[N]) {
         index total = LANES;
         for (index each : floats) total += rounded_up(each);
@@ -88,13 +88,13 @@ class Scratch {
 
 inline thread_local Scratch scratch;
 
-// sums of each thread of a parallel region, of so many numbers, and their total
+// sums of each thread of a parallel region, arrays of count numbers
 template <typename T> class SumsOfThreads {
     std::unique_ptr<T[]> memory;
     index count;
 
   public:
-    // without numbers where nobody asks
+    // allocates only if asked
     SumsOfThreads(bool asked, index threads, index count) : memory(asked ? new T[threads * count] : nullptr), count(count) {}
     // this thread's, set to zero, or null
     T* own() const {
@@ -103,6 +103,6 @@ template <typename T> class SumsOfThreads {
         std::fill(sums, sums + count, T{});
         return sums;
     }
-    // of a thread of the region
+    // sums of a thread of the region
     const T* of(index thread) const { return memory.get() + thread * count; }
 };
