@@ -88,7 +88,7 @@ def available_backends() -> tuple[str, ...]:
 
 
 class set_backend:
-    """Choose the backend of every radial convolution in this process, or within a ``with`` block.
+    """Sets the backend of every radial convolution in this process, or within a ``with`` block.
 
     Args:
         name: one of :func:`available_backends`, or a backend that is not registered; "auto" picks by the input. The environment variable

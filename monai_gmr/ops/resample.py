@@ -1,7 +1,7 @@
 """Down- and up-sampling about the centre of the grid, exact on every size.
 
-An axis of ``n`` voxels and one of ``m`` voxels a ``factor`` coarser share their centre: coarse voxel ``j`` lies at
-``(n - 1) / 2 + factor * (j - (m - 1) / 2)``. For factor 2 that is an even window on even sizes and an odd one on odd sizes.
+An axis of ``n`` voxels and an axis of ``m`` voxels, ``factor`` times coarser, share their centre: coarse voxel ``j`` is at
+``(n - 1) / 2 + factor * (j - (m - 1) / 2)``. For factor 2 this gives an even window on even sizes and an odd one on odd sizes.
 
 Resampling an axis is a product with a matrix, in float64 for a float64 image and otherwise in float32; ``like`` is an image on the
 matrix' device.
@@ -170,7 +170,7 @@ def symmetric_downsample(x: torch.Tensor, factors: list[int], sigma: float, cut:
     if not torch.jit.is_scripting() and isinstance(x, MetaTensor):
         return on_plain_tensor(symmetric_downsample, x, factors, sigma, cut)
     sizes = list(x.shape)[-len(factors) :]
-    matrix = x  # that of the axis before, once there is one
+    matrix = x  # placeholder; then the matrix of the previous axis
     for i, factor in enumerate(factors):
         if factor > 1:
             width = 0.5 * sigma * factor
@@ -201,7 +201,7 @@ def symmetric_upsample(
     if not torch.jit.is_scripting() and isinstance(x, MetaTensor):
         return on_plain_tensor(symmetric_upsample, x, target, factors, nearest)
     sizes = list(x.shape)[-len(factors) :]
-    matrix = x  # that of the axis before, once there is one
+    matrix = x  # placeholder; then the matrix of the previous axis
     for i, factor in enumerate(factors):
         if factor > 1:
             if not is_as_before(i, [sizes, target, factors]):

@@ -1,4 +1,4 @@
-"""What tests of the backends share."""
+"""Fixtures of the tests of backends."""
 
 from contextlib import suppress
 
@@ -20,7 +20,7 @@ def cpp():
 
 @pytest.fixture
 def calls(monkeypatch, cpp):
-    """Shapes that the operation of harmonic layers was called with, on backend "cpp"."""
+    """Image shapes of the calls of the operation of harmonic layers, on backend "cpp"."""
     made, original = [], cpu_backend.cpp_harmonic_conv
     monkeypatch.setattr(cpu_backend, "cpp_harmonic_conv", lambda **a: (made.append(a["x"].shape), original(**a))[1])
     return made
@@ -28,7 +28,7 @@ def calls(monkeypatch, cpp):
 
 @pytest.fixture
 def break_symmetry():
-    """A function that draws what a harmonic layer learns beyond the group that it keeps, and returns the layer."""
+    """A function that randomises the parameters with which a harmonic layer breaks symmetry, and returns the layer."""
 
     def draw(layer):
         for parameter in (layer.relax_weight, layer.chiral_weight):
@@ -41,8 +41,8 @@ def break_symmetry():
 
 @pytest.fixture
 def far_apart():
-    """A function ``(array, axis)`` to an array of the same numbers that lie 2^31 numbers apart along an axis, in memory that else is not
-    touched."""
+    """A function ``(array, axis)`` that copies an array into memory where elements are 2^31 numbers apart along an axis; the rest of the
+    memory is never touched."""
 
     def move(x: torch.Tensor, axis: int) -> torch.Tensor:
         strides = list(x.stride())
@@ -55,7 +55,7 @@ def far_apart():
 
 @pytest.fixture(scope="session")
 def libraries():
-    """The kernels that were built for each kind of processor, by its name, as far as this one runs them."""
+    """The kernels built for each kind of processor, by its name, if this processor supports them."""
     names, capability, found = list(kernels.PROCESSORS), torch.backends.cpu.get_cpu_capability(), {}
     for name in names[names.index(capability) if capability in names else 0 :]:
         with suppress(OSError):
@@ -65,7 +65,7 @@ def libraries():
 
 @pytest.fixture(scope="module", params=list(kernels.PROCESSORS))
 def processor(request, libraries):
-    """One of the libraries, in the place of the best one."""
+    """Makes kernels run in one of the libraries instead of the best one."""
     if request.param not in libraries:
         pytest.skip(f"no kernels for {request.param} were built, or this processor does not run them")
     with pytest.MonkeyPatch.context() as patch:

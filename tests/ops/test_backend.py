@@ -1,4 +1,4 @@
-"""A backend that cannot run is logged once, whichever threads ask, and "dense" gives the results."""
+"""A backend that cannot run is logged once for all threads, and "dense" runs instead."""
 
 import logging
 import threading
@@ -18,7 +18,7 @@ THREADS = 4
 
 
 def together(function, threads=THREADS):
-    """What a function gives threads that call it at the same moment."""
+    """Results of a function in threads that call it at the same moment."""
     barrier = threading.Barrier(threads)
 
     def call():

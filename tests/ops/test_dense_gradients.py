@@ -1,4 +1,4 @@
-"""Batches of gradients, as vectorised Jacobians ask for, equal those taken one by one, whatever backend runs."""
+"""Batched gradients, as in vectorised Jacobians, equal gradients computed one by one, on every backend."""
 
 import pytest
 import torch
@@ -66,7 +66,7 @@ def test_inputs_without_a_part_have_no_gradient():
 @pytest.mark.parametrize("backend", ["cpp", "dense"])
 @pytest.mark.parametrize("name", ["radial", "harmonic", "harmonic, keeps rotations", "depthwise"])
 def test_a_layer_that_is_called_twice_has_one_gradient(name, backend, monkeypatch):
-    """Whether it is to be differentiated again or not: the input of the second call is made of the same weights."""
+    """With and without ``create_graph``: the input of the second call is computed from the same weights."""
     monkeypatch.setattr(dense_harmonic, "KEPT_BYTES", 0)
     monkeypatch.setattr(made_conv, "KEPT_BYTES", 0)
     monkeypatch.setattr(made_conv, "KEPT_SHARE", 0)

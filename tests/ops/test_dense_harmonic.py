@@ -1,4 +1,4 @@
-"""The reference of a harmonic convolution gives slab by slab what one convolution gives, with all gradients, in a plain layer's memory."""
+"""The reference of a harmonic convolution equals one convolution, slab by slab, with all gradients, in a plain layer's memory."""
 
 import math
 

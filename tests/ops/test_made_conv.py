@@ -1,4 +1,4 @@
-"""A convolution that makes its kernel again gives what the framework gives, with all gradients, and keeps no kernel."""
+"""A convolution that makes its kernel again equals torch's, with all gradients, and saves no kernel."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -108,7 +108,7 @@ def test_autocast_is_that_of_the_framework(layer):
     for module in (layer, dense):
         with set_backend("dense"), torch.autocast("cpu", torch.bfloat16):
             y = module(x)
-        # a backward pass within autocast is that of the forward pass
+        # within autocast too, the backward pass uses the precision of the forward pass
         with torch.autocast("cpu", torch.bfloat16):
             found.append([y, *torch.autograd.grad(y, [x, module.bias], torch.ones_like(y))])
     for one, other in zip(*found):
@@ -117,7 +117,7 @@ def test_autocast_is_that_of_the_framework(layer):
 
 
 def kept(module, x):
-    """Bytes that the graph of a module keeps, without parameters and image; each tensor counts once."""
+    """Bytes that the graph of a module saves, without parameters and image; each tensor counts once."""
     known = {each.data_ptr() for each in (x, *module.parameters(), *module.buffers())}
     sizes = {}
 
@@ -134,7 +134,7 @@ def kept(module, x):
 
 @pytest.mark.parametrize(("conv", "limit"), [("gmr", 1.05), ("gmr_harmonic", 2.0), ("group", 1.2), ("partial", 1.6)])
 def test_a_net_keeps_no_kernels(conv, limit):
-    """Of a net whose kernels are larger than its images."""
+    """The net's kernels are larger than its images."""
     x = torch.randn(2, 1, 32, 32)
     plain, ours = (kept(gmr_resnet18(2, 1, 10, conv=name, kernel_sizes=(9, 9, 5, 5)), x) for name in ("plain", conv))
     # a harmonic net's responses of small images, too
@@ -143,7 +143,7 @@ def test_a_net_keeps_no_kernels(conv, limit):
 
 @pytest.mark.usefixtures("nothing_kept")
 def test_hooks_of_others_see_what_is_kept():
-    """A checkpoint around a layer takes image and weights alike, and nothing of the layer stays in memory."""
+    """A checkpoint around a layer handles image and weights alike, and no tensor of the layer stays in memory."""
     layer, x = GMRConv2d(4, 8, 5), torch.randn(1, 4, 9, 9, requires_grad=True)
     seen = []
     with set_backend("dense"), torch.autograd.graph.saved_tensors_hooks(seen.append, lambda _: None):
@@ -160,7 +160,7 @@ def test_hooks_of_others_see_what_is_kept():
 
 
 def partial_pair(**options):
-    """Two layers on one list of elements, whose kernels are larger than images and than 1 MB."""
+    """Two layers with the same elements, whose kernels are larger than the images and than 1 MB."""
     first = PartialGroupConv2d(1, 256, 3, padding=1, **options)
     return torch.nn.Sequential(
         first, PartialGroupConv2d(256, 256, 3, padding=1, in_elements=first.out_elements, **options)
@@ -169,7 +169,7 @@ def partial_pair(**options):
 
 @pytest.mark.parametrize("options", [{}, {"orders": (0,)}, {"frequencies": 0}, {"kernel": "siren"}])
 def test_partial_layers_have_the_gradients_of_kept_kernels(options, monkeypatch):
-    """Also where an orientation or a relative rotation has no part in the kernel, and where gradients are to be differentiated again."""
+    """Also if the kernel does not depend on an orientation or a relative rotation, and with ``create_graph``."""
     net, x, found = partial_pair(**options).eval(), torch.ones(1, 1, 4, 4), []
     parameters = list(net.parameters())
     for kept, again in ((2**20, False), (2**20, True), (2**40, False)):

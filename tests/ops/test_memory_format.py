@@ -1,4 +1,4 @@
-"""Channels last is told by strides, kept by resampling, and never in the way of what follows."""
+"""Channels last is detected from strides, kept by resampling, and compatible with later operations."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""``ring_conv`` is a convolution with any basis on taps, and differentiable in all it is given."""
+"""``ring_conv`` is a convolution with any basis on taps, and differentiable in all its tensors."""
 
 import pytest
 import torch

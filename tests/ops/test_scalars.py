@@ -1,4 +1,4 @@
-"""Scalars of harmonic responses: the fused operation is the plain one, with all its gradients, with and without kept terms."""
+"""Scalars of harmonic responses: the fused operation equals the plain one, with all gradients, with and without kept terms."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_invariants_are_the_closed_form(sizes):
 
 @pytest.mark.parametrize("sizes", SIZES)
 def test_gradients_to_the_second_order(sizes):
-    # two voxels of two groups: every voxel is computed alike, and the check takes the square of their number
+    # only two voxels of two groups: all voxels are computed alike, and the check's time grows with the square of their number
     x = responses_of(*sizes)[:1, :, :, :2].clone().requires_grad_()
     for function in (invariants, fused_invariants):
         assert torch.autograd.gradcheck(lambda x: function(x, *sizes), x)  # noqa: B023
@@ -96,7 +96,7 @@ def test_strides_of_the_input_are_kept():
 
 
 def terms_of(sizes, linear, chiral, dtype=torch.float64):
-    """Random factors of two groups, ``None`` where not asked for."""
+    """Random factors of two groups, ``None`` if not requested."""
     generator = torch.Generator().manual_seed(1)
     outputs = [n + m for n, m in zip(*sizes[:2])]
     columns = sum(n * count for n, count in zip(outputs, sizes[2]))

@@ -1,4 +1,4 @@
-"""Backend "auto" takes a device's kernels beyond what was measured to be faster; a processor that was not measured is careful."""
+"""Backend "auto" uses a device's kernels from the measured thresholds; unmeasured processors use the largest threshold."""
 
 import platform
 
@@ -58,11 +58,11 @@ TABLE = {
         ((5, 5), (3, 32), 1, None),
         ((2, 2), (32, 32), 1, None),
         ((5, 5, 5), (32, 32), 1, None),
-        # depthwise ones go by depthwise ones
+        # depthwise convolutions use depthwise rows
         ((3, 3), (16, 16), 16, 7),
         ((3, 3), (64, 64), 64, 5),
         ((3, 3), (4, 4), 4, None),
-        # a depthwise one of several outputs by both
+        # a depthwise convolution with several outputs uses both
         ((3, 3), (32, 64), 32, 50),
         ((3, 3), (32, 128), 32, 30),
         ((3, 3), (33, 33), 11, 50),
@@ -113,13 +113,13 @@ def test_the_same_call_takes_the_same_backend_from_the_first_on(auto):
     ("stride", "transposed", "groups", "expected"),
     [
         ((1, 1), False, 1, 1000),
-        # what is left out along one axis costs "dense" less
+        # "dense" gains from skipping voxels along one axis, too
         ((2, 2), False, 1, 70),
         ((1, 2), False, 1, 70),
         ((3, 1), False, 1, None),
         ((2, 2), True, 1, 90),
         ((2, 1), True, 1, 90),
-        # without a stride it is a convolution
+        # without a stride it is an ordinary convolution
         ((1, 1), True, 1, 1000),
         ((2, 2), False, 2, None),
     ],
@@ -150,13 +150,13 @@ def test_an_image_with_channels_last_has_thresholds_of_its_own(monkeypatch):
     x = torch.randn(1, 8, 40, 40)
     assert chosen(x, (8, 8)) == "dense"
     assert chosen(x.to(memory_format=torch.channels_last), (8, 8)) == "cpp"
-    # a net asks before its first layer, whatever it is given
+    # a net checks before its first layer, for every input format
     assert prefers_channels_last(x, (3, 3), (8, 8))
     assert prefers_channels_last(x[:, :1], (3, 3), (8, 8))
     assert not prefers_channels_last(x[..., :8], (3, 3), (8, 8))
     with set_backend("dense"):
         assert not prefers_channels_last(x, (3, 3), (8, 8))
-    # the harmonic convolutions of a net go by rows of their own
+    # the harmonic convolutions of a net use their own rows
     table |= {Point(2, 3, 8, 8, True, angular=True): 2000}
     assert not prefers_channels_last(x, (3, 3), (8, 8), harmonic=True)
     assert prefers_channels_last(torch.cat([x, x]), (3, 3), (8, 8), harmonic=True)
@@ -182,7 +182,7 @@ def test_a_gpu_has_kernels_for_what_was_measured_on_it(auto, dtype):
         x = torch.zeros(1, 32, 40, 40, device="cuda", dtype=dtype)
     assert chosen(x) == ("dense" if dtype == torch.float64 else "triton")
     assert chosen(x[..., :8]) == "dense"
-    # strides and harmonic layers were not
+    # strides and harmonic layers were not measured
     assert chosen(x, stride=(2, 1)) == "dense"
     assert chosen(x, angular=True, orders=ORDERS) == "dense"
     assert not prefers_channels_last(x, (3, 3), (32, 32))
@@ -194,12 +194,12 @@ def test_a_gpu_has_kernels_for_what_was_measured_on_it(auto, dtype):
         ({}, 500),
         ({"groups": 2}, None),
         ({"stride": (1, 2)}, None),
-        # of no layer
+        # used by no layer
         ({"orders": None}, None),
     ],
 )
 def test_harmonic_layers_on_a_gpu_go_by_rows_of_their_own(auto, monkeypatch, more, expected):
-    """By their channels, not by their responses; a radial row says nothing of them."""
+    """Their rows are found by channels, not by responses; radial rows do not apply to them."""
     pytest.importorskip("triton")
     if not torch.backends.cuda.is_built():
         pytest.skip("torch is built without CUDA")
@@ -216,7 +216,7 @@ def test_harmonic_layers_on_a_gpu_go_by_rows_of_their_own(auto, monkeypatch, mor
 
 
 def test_harmonic_layers_on_a_cpu_go_by_their_rows_and_without_them_by_the_radial_ones():
-    """The radial kernels of a small window are slower than "dense" on processors whose harmonic ones take a fifth of its time."""
+    """On some processors, radial kernels of a small window are slower than "dense", but harmonic ones take a fifth of its time."""
     radial = {Point(2, 3, 32, 32): None, Point(2, 3, 32, 16): 70}
     own = {Point(2, 3, 32, 32, angular=True): 500}
     known = {"angular": True, "orders": ORDERS}
@@ -236,7 +236,7 @@ def test_harmonic_layers_on_a_cpu_go_by_their_rows_and_without_them_by_the_radia
 def test_the_table_knows_that_harmonic_layers_of_small_windows_are_faster_in_kernels(
     processor, last, dims, channels, voxels
 ):
-    """They went by rows of radial layers, whose kernels are slower than "dense" in 2D, and took up to seven times as long."""
+    """With rows of radial layers, whose kernels are slower than "dense" in 2D, they took up to seven times as long."""
     table = thresholds_of("cpu", processor, "float32", True)
     orders = Orders((channels // 2, channels // 4, channels // 4), (0, 0, 0), (0, *((2, 2) if dims == 2 else (3, 5))))
     sizes = (3,) * dims, (channels, orders.num_responses())
@@ -262,7 +262,7 @@ def test_under_autocast_its_precision_counts(auto, monkeypatch, autocast, faster
     with FakeTensorMode():
         x = torch.zeros(1, 32, 40, 40, device="cuda")
     assert chosen(x) == "dense"
-    # torch switches autocast on a GPU off where there is none
+    # torch disables autocast for GPUs if there is none
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
     monkeypatch.setattr(torch, "get_autocast_dtype", {"cuda": autocast}.get)
     assert chosen(x) == ("triton" if faster else "dense")
@@ -308,7 +308,7 @@ def test_the_table_has_a_row_for_every_point_that_the_command_measures(kind):
     grid = app.GRIDS[device]
     assert precision in grid.precisions
     points = [row.point for row in read_thresholds() if row[:3] == kind]
-    # not all were measured on every kind
+    # some points were not measured on every kind of processor
     left = {name for name, is_of in OPTIONAL.items() if not any(map(is_of, points))}
     assert points == [p for p in app.make_points(grid) if not any(OPTIONAL[name](p) for name in left)]
     for gradients in (False, True):
@@ -353,7 +353,7 @@ def test_what_was_not_measured_on_a_cpu_goes_by_what_holds_on_all_where_it_was(x
     assert thresholds_of("cpu", "Y", "half", steps, path) == {a: 99, b: 99, c: None}
     assert thresholds_of("cpu", "Z", "half", steps, path) == {a: 99, b: 99, c: None}
     assert thresholds_of("cpu", "X", "half", False, path) == dict.fromkeys((a, b, c))
-    # so does a GPU
+    # the same on a GPU
     assert thresholds_of("cuda", "X", "half", steps, path) == {a: 10, d: 20}
     assert thresholds_of("cuda", "Z", "half", steps, path) == {a: 30, d: 20}
     assert thresholds_of("cuda", "X", "full", steps, path) == {}

@@ -150,7 +150,7 @@ def call_kernel(name: str, geometry: ctypes.Structure, *arguments: torch.Tensor 
     """
     if getattr(load_kernels(), name)(geometry, *arguments) is False:
         raise MemoryError(
-            f"kernel {name!r} finds no memory for its copies of the weights, of which each of {geometry.threads} threads may have one: "
+            f"kernel {name!r} cannot allocate memory for its copies of the weights, up to one for each of {geometry.threads} threads: "
             "free memory, or set fewer threads by torch.set_num_threads."
         )
 

@@ -28,7 +28,7 @@ class Sums(NamedTuple):
     lines: torch.Tensor  # (lines, 3), positions in voxels
 
     def additions(self, length: int, reach: int) -> float:
-        """Additions and stores per voxel of a line of ``length`` voxels; ``reach`` is that of the window along the line."""
+        """Additions and stores per voxel of a line of ``length`` voxels; ``reach`` is the window's reach along the line."""
         sums = len(self.lines) + 2 * len(self.first_lines) - 2
         return len(self.taps) + sums * (length + reach) / length
 
@@ -189,7 +189,7 @@ def _blocks(weights: torch.Tensor, shape: Sequence[int], groups: int) -> torch.T
 
 
 def merge_groups(weight: torch.Tensor, groups: int) -> torch.Tensor:
-    """Weights ``(out_channels, in_channels / groups, rings)`` as those of merged groups, contiguous ``(merged groups, out, in, rings)``."""
+    """Weights ``(out_channels, in_channels / groups, rings)`` as weights of merged groups, contiguous ``(merged, out, in, rings)``."""
     weight = weight.contiguous()
     out_channels, in_channels, rings = len(weight) // groups, *weight.shape[1:]
     merged = merged_groups(groups, (out_channels, in_channels))

@@ -34,7 +34,7 @@ def shell_conv_kernel(
 ):  # fmt: skip
     """y[b, g, o, m, v] = sum over shells s and channels c of weight[g, s, c, o] * total[v, c], where total[v, c] is the sum over the taps t
     of s of factors[m, t] * x[b, g, c, v + t]."""
-    # several components may be further apart than 32 bits count
+    # 64 bits: offsets of several components can exceed 32 bits
     y_stride_m = tl.cast(y_stride_m, tl.int64)
     block = tl.program_id(0).to(tl.int64) * BLOCK_VOXELS + tl.arange(0, BLOCK_VOXELS)
     outs = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
@@ -88,7 +88,7 @@ def shell_weight_gradient_kernel(
     PRECISION: tl.constexpr, PRODUCT_TYPE: tl.constexpr,
 ):  # fmt: skip
     """partial[chunk, g, s, c, o] = sum over the chunk's voxels and components of the shell's total of x times the gradient of y."""
-    # several components may be further apart than 32 bits count
+    # 64 bits: offsets of several components can exceed 32 bits
     y_stride_m = tl.cast(y_stride_m, tl.int64)
     part = tl.program_id(0)
     blocks_out = tl.cdiv(out_channels, BLOCK_OUT)

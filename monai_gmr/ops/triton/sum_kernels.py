@@ -74,7 +74,7 @@ def ring_sums_kernel(
     WHOLE: tl.constexpr = CHANNELS % BLOCK_CHANNELS == 0
     TAPS: tl.constexpr = len(TAPS_2)
     LINES: tl.constexpr = ROWS + (LENGTH_0 - 1) * DILATION_0
-    # several planes may be further apart than 32 bits count
+    # 64 bits: offsets of several planes can exceed 32 bits
     stride_0 = tl.cast(stride_0, tl.int64)
     tiles_2 = tl.cdiv(out_2, TILE_2)
     blocks_0 = tl.cdiv(rows, ROWS)

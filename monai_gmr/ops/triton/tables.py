@@ -24,7 +24,7 @@ def content_of(shells: torch.Tensor) -> bytes:
 
 
 def three_axes(values: Sequence[int], missing: int) -> list[int]:
-    """One number for each of three axes; those of missing axes come first."""
+    """One number for each of three axes; missing axes come first."""
     return [missing] * (3 - len(values)) + list(values)
 
 

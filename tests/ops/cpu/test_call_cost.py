@@ -1,4 +1,4 @@
-"""A step of a layer on small images costs few operations of the framework beside the kernels."""
+"""A step of a layer on small images takes few operations of torch besides the kernels."""
 
 import pytest
 import torch

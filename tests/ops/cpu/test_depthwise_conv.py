@@ -1,4 +1,4 @@
-"""A depthwise convolution in kernels gives what the framework's gives in float64, with its gradients, whatever the geometry."""
+"""A depthwise convolution in kernels equals torch's in float64, with its gradients, for all geometries."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_forward_and_gradients(geometry, channels, batch, seed):
     generator = torch.Generator().manual_seed(seed)
     shapes = ((batch, channels, *sizes), (channels, 1, *window), (channels,))
     inputs = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
-    # of these all is positive: what the terms of a sum are, where their signs cancel
+    # positive inputs give the size of the terms of a sum, whose signs can cancel
     positive = [each.detach().abs().requires_grad_() for each in inputs]
     found, expected = (call(*inputs, padding, dilation) for call in (cpp_depthwise_conv, reference))
     terms = reference(*positive, padding, dilation)
@@ -106,7 +106,7 @@ def test_what_runs_in_a_kernel_and_what_does_not():
     assert not runs_in_a_kernel(x, weight, padding=5)
     assert not runs_in_a_kernel(x[..., 0], weight[..., 0])
     assert not runs_in_a_kernel(x.double(), weight.double())
-    # as fast in the framework
+    # as fast in torch
     assert not runs_in_a_kernel(x, weight[..., 1:4, 1:4])
     assert not runs_in_a_kernel(x[:, :, :9, :9], weight)
     assert not runs_in_a_kernel(x.requires_grad_(), weight.detach())

@@ -1,4 +1,4 @@
-"""Harmonic layers on backend "cpp" give what dense kernels give in float64, forward and backward, whatever the geometry."""
+"""Harmonic layers on backend "cpp" equal dense kernels in float64, forward and backward, for all geometries."""
 
 import copy
 import itertools
@@ -83,7 +83,7 @@ def test_forward_and_gradients(calls, break_symmetry, dims, channels, size, argu
     ],
 )
 def test_small_rings_of_planes_give_the_same(calls, break_symmetry, size, arguments):
-    """Volumes so large that lines, and planes of three threads, are computed in blocks, which share voxels at their borders."""
+    """Volumes so large that lines, and planes with three threads, are computed in blocks, which share voxels at their borders."""
     layer, x = break_symmetry(GMRHarmonicConv3d(2, 32, **arguments)), torch.randn(1, 2, *size)
     seed, threads = torch.randn_like(layer(x)), torch.get_num_threads()
     try:

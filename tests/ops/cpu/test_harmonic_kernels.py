@@ -1,4 +1,4 @@
-"""The kernels of angular orders give what dense convolutions give in float64, for every kind of processor."""
+"""The kernels of angular orders equal dense convolutions in float64, for every kind of processor."""
 
 from functools import partial
 
@@ -34,7 +34,7 @@ geometries = st.tuples(
 @settings(max_examples=30, deadline=None)
 @given(geometry=geometries, threads=st.integers(1, 3), terms=st.sampled_from(["none", "linear", "chiral", "both"]))
 def test_kernels_give_what_convolutions_in_float64_give(libraries, geometry, threads, terms):
-    """Those for each kind of processor, beside one convolution."""
+    """Compares the kernels for each kind of processor with one convolution."""
     batch, axes, channels, (norms, products), components, num_shells, parity, factor, seed = geometry
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
@@ -56,7 +56,7 @@ def test_kernels_give_what_convolutions_in_float64_give(libraries, geometry, thr
         draw(norms + products, channels, num_shells),
         draw(norms + products),
     )
-    # three channels that are not the order's, behind them, and moved around them below
+    # three channels of other orders follow; below, one of them is moved to the front
     count_of_all = norms + products + 3
     has_chiral = num_chiral(norms, products, components) > 0
     factors_of = {"linear": draw(count_of_all, (norms + products) * components), "chiral": draw(count_of_all)}
@@ -65,7 +65,7 @@ def test_kernels_give_what_convolutions_in_float64_give(libraries, geometry, thr
     gradient = None
 
     def dense(dtype):
-        """Scalars and their gradients to image, weight and factors by convolution, in a precision."""
+        """Scalars and their gradients for image, weight and factors, by convolution in a precision."""
         nonlocal gradient
         given = (x, weight, *kept.values())
         inputs = [None if each is None else each.to(dtype).requires_grad_() for each in given]
@@ -85,14 +85,14 @@ def test_kernels_give_what_convolutions_in_float64_give(libraries, geometry, thr
     expected[:, : norms + products] += bias.double().reshape(-1, *[1] * len(shape))
 
     def is_near(found, expected, rounding, number):
-        """Within the rounding of float32, or of the convolution in float32, which is only asked where that is more."""
+        """Whether the error is within the rounding of float32, or of the convolution in float32, which only runs if needed."""
         error = (found - expected).norm()
         bound = 1e-5 * expected.norm() + rounding
         return error <= bound or error <= 4 * (dense(torch.float32)[number] - expected).norm()
 
     rows = tuple(map(tuple, factors.tolist()))
     order = AngularOrder(window, rows, norms, products, padding)
-    # the order's channels are the second and those behind it
+    # the order's channels start at the second channel
     last = lambda each: each.movedim(1, -1).roll(1, -1).contiguous()  # noqa: E731
     before, channels_of_it = torch.get_num_threads(), slice(1, 1 + norms + products)
     own_kept = KeptTerms(
@@ -116,7 +116,7 @@ def test_kernels_give_what_convolutions_in_float64_give(libraries, geometry, thr
                 found = [torch.ones_like(each) for each in (image, weight)]
                 own = KeptTerms(*(None if each is None else torch.ones_like(each) for each in own_kept))
                 order.add_gradients(image, weight, scalars, channels_of_it, *found, own_kept, own)
-                # lengths are rounded off at .01: their gradients are large next to zero, and so is the rounding of
+                # lengths are smoothed at .01: their gradients are large near zero, and so is the rounding of
                 # convolutions in float32
                 rounding = 1e-5 * gradient.norm()
                 assert is_near(found[0].movedim(-1, 1) - 1, gradients_expected[0], rounding, 1), processor

@@ -1,4 +1,4 @@
-"""The operation of harmonic layers on backend "cpp": its gradients, what it keeps in memory, and what it is not for."""
+"""The operation of harmonic layers on backend "cpp": its gradients, its memory, and unsupported calls."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The library of kernels is the best that the processor runs, and is called as its header declares it."""
+"""The library of kernels is the best one that the processor supports, and its declarations match the header."""
 
 import ctypes
 import re
@@ -65,7 +65,7 @@ except MemoryError as error:
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of memory is Linux's")
 def test_a_kernel_that_finds_no_memory_is_an_error_and_not_the_end_of_the_process(forked_python):
     done = subprocess.run([forked_python, "-c", OUT_OF_MEMORY], capture_output=True, text=True)
-    sentence = "kernel 'ring_conv_backward' finds no memory for its copies of the weights, of which each of 16 threads"
+    sentence = "kernel 'ring_conv_backward' cannot allocate memory for its copies of the weights, up to one for each of 16 threads"
     assert done.stdout.startswith(sentence), done.stdout + done.stderr
 
 

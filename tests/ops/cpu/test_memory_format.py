@@ -1,4 +1,4 @@
-"""Images change their memory format in a kernel as the framework copies them, bit for bit."""
+"""Conversion of memory formats in a kernel equals torch's copies, bit for bit."""
 
 import pytest
 import torch

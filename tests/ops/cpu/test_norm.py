@@ -1,4 +1,4 @@
-"""Instance norm with channels last, and a rectifier behind it, give what the framework's give in float64, and keep channels last."""
+"""Instance norm with channels last, and a rectifier after it, equal torch's in float64, and keep channels last."""
 
 import pytest
 import torch

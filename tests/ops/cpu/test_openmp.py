@@ -1,4 +1,4 @@
-"""The kernels run in the OpenMP runtime of torch: its operations stay as fast, and threads and forked workers may call the kernels."""
+"""The kernels run in the OpenMP runtime of torch: its operations stay as fast, and threads and forked workers can call the kernels."""
 
 import json
 import subprocess
@@ -66,7 +66,7 @@ print(json.dumps(report))
 
 @pytest.fixture(scope="module")
 def report(forked_python):
-    """What a new process writes that runs kernels on two threads."""
+    """Output of a new process that runs kernels on two threads."""
     command = [forked_python, "-c", PROGRAM]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
@@ -80,7 +80,7 @@ def test_the_kernels_load_no_runtime_of_their_own(report):
 
 
 def test_operations_of_torch_are_as_fast_after_a_kernel_ran(report):
-    # just after a kernel, threads of a second runtime would spin on the cores that those of torch need; after a pause they sleep
+    # just after a kernel, threads of a second runtime would spin on the cores that torch's threads need; after a pause they sleep
     assert report["slowdown"] <= 2
 
 

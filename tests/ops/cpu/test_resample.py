@@ -1,4 +1,4 @@
-"""An axis times a banded matrix gives what a product in float64 gives, with its gradients, whatever the geometry."""
+"""The product of an axis with a banded matrix equals a product in float64, with its gradients, for all geometries."""
 
 import pytest
 import torch

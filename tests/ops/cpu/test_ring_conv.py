@@ -1,4 +1,4 @@
-"""Backend "cpp" gives what the dense kernel gives in float64, forward and backward, or says why it does not run."""
+"""Backend "cpp" equals the dense kernel in float64, forward and backward, or logs why it does not run."""
 
 import logging
 from functools import cache, partial
@@ -83,7 +83,7 @@ def test_forward_and_gradients(
     single = [t.requires_grad_() for t in single]
     found = cpp_ring_conv(*single[:3], shells, single[3], *geometry)
     gradients = torch.autograd.grad(found, single, seed.float())
-    # where the input needs no gradient, a first layer, sums may be over the input
+    # if the input needs no gradient, as in a first layer, sums can be over the input
     first = torch.autograd.grad(
         cpp_ring_conv(single[0].detach(), *single[1:3], shells, None, *geometry), single[1:3], seed.float()
     )
@@ -121,7 +121,7 @@ def test_gradients_can_be_differentiated(cpp, make):
 @pytest.mark.parametrize("make", [GMRConv3d, partial(GMRHarmonicConv3d, keeps="1")])
 @pytest.mark.parametrize("of", ["image", "gradient"])
 def test_the_stride_of_an_axis_of_one_voxel_says_nothing(cpp, make, of):
-    """Torch may take such an image for one with channels last: a slice as a volume, signals as images."""
+    """torch can mistake such an image for one with channels last: a slice as a volume, signals as images."""
     layer, slices = make(8, 8, 3, padding=1), torch.randn(2, 8, 12, 10).to(memory_format=torch.channels_last)
     odd, plain = slices.unsqueeze(-1).movedim(-1, 2), slices.unsqueeze(2).contiguous()
     assert odd.stride() != plain.stride()

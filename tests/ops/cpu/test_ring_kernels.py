@@ -1,4 +1,4 @@
-"""The kernels of radial convolutions give what sums in float64 give, whatever the geometry, and say why where there are none."""
+"""The kernels of radial convolutions equal sums in float64 for all geometries; if there are no kernels, the reason is logged."""
 
 import functools
 import itertools
@@ -51,13 +51,13 @@ geometries = st.tuples(
     columns_first=st.booleans(),
 )
 def test_kernels_give_what_sums_in_float64_give(libraries, geometry, threads, way, columns_first):
-    """Those for each kind of processor, beside the same sums."""
+    """Compares the kernels for each kind of processor with the same sums."""
     batch, axes, groups, channels, others, num_shells, rings, factor, different, seed = geometry
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
     sizes, shape, dilation = ([axis[i] for axis in axes] for i in range(3))
     sizes[-1] *= factor
-    # the window may have shells that do not count and shells without taps
+    # the window can have unused shells and shells without taps
     lines = torch.randint(0, num_shells + 1, (different, shape[-1]), generator=generator)
     of_lines = torch.randint(0, different, (math.prod(shape[:-1]),), generator=generator)
     window = Window(tuple(lines[of_lines].flatten().tolist()), tuple(shape), num_shells, tuple(dilation))
@@ -92,7 +92,7 @@ def test_kernels_give_what_sums_in_float64_give(libraries, geometry, threads, wa
                 )
                 find((own, products, inner))
                 assert (own - expected).norm() <= 1e-5 * expected.norm() + 1e-12, processor
-                # added to what was there
+                # added to previous values
                 product_error = (products - 1 - expected_products).norm()
                 assert product_error <= 1e-5 * blocks.norm() * other.norm() + 1e-6 * products.norm(), processor
                 inner_error = (inner - 1 - expected_inner).norm()

@@ -1,4 +1,4 @@
-"""Tiles cover an image, each row once, and see what padding the whole image gives."""
+"""Tiles cover an image, each row once, and have the same input as a padded whole image."""
 
 import math
 

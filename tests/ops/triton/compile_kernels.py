@@ -1,4 +1,4 @@
-"""Compile the kernels of harmonic layers for a GPU of compute capability 9.0: no GPU is needed, but Triton without its interpreter.
+"""Compiles the kernels of harmonic layers for a GPU of compute capability 9.0; needs no GPU, but Triton without its interpreter.
 
 Run by test_compilation.py: ``python compile_kernels.py FOLDER``, the folder of ``monai_gmr``.
 """

@@ -1,4 +1,4 @@
-"""The kernels of harmonic layers are what Triton's compiler takes, which refuses more than its interpreter does."""
+"""The kernels of harmonic layers pass Triton's compiler, which refuses more than its interpreter does."""
 
 import os
 import subprocess

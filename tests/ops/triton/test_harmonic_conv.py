@@ -1,4 +1,4 @@
-"""Harmonic layers of backend "triton" give what dense kernels give in float64; without a GPU in Triton's interpreter."""
+"""Harmonic layers on backend "triton" equal dense kernels in float64; without a GPU in Triton's interpreter."""
 
 import itertools
 
@@ -49,7 +49,7 @@ def problem(window, size, ins, orders, kept=("linear", "chiral"), batch=2, geome
 
 
 def gradients(y, inputs, seed):
-    """Of those inputs that are not empty, by name."""
+    """Gradients of the inputs that are not empty, by name."""
     names = [name for name in NAMES if inputs[name] is not None and inputs[name].requires_grad and inputs[name].numel()]
     leaves = [inputs[name] for name in names]
     return dict(zip(names, torch.autograd.grad(y, leaves, seed.to(y), allow_unused=True, materialize_grads=True)))
@@ -117,7 +117,7 @@ def test_forward_and_gradients(inputs, last):
 
 @pytest.mark.parametrize("padding", [0, 1, 4])
 def test_slabs_give_the_same(monkeypatch, padding):
-    """The first axis in several slabs, in which a window reaches beyond a slab; without a margin, and with one wider than it."""
+    """The first axis in several slabs, with a window that reaches beyond a slab; without padding, and with padding wider than a slab."""
     monkeypatch.setattr(triton_conv, "LEAST_SLAB", 1)
     monkeypatch.setattr(harmonic_conv, "LEAST_PART", 2)
     inputs = problem((3, 2), (7, 2), 16, PLANE, geometry=([padding, 0], [1, 1]))
@@ -192,7 +192,7 @@ def test_the_operation_says_of_itself_what_it_does(memory_format):
 
 
 class Fewer:
-    """A kernel that so many programs along an axis of the grid do not run."""
+    """A kernel without its last ``missing`` programs along an axis of the grid."""
 
     def __init__(self, kernel, axis, missing):
         self.kernel, self.axis, self.missing = kernel, axis, missing
@@ -204,8 +204,8 @@ class Fewer:
 
 @pytest.fixture
 def poisoned():
-    """Memory that is not filled holds numbers that are none."""
-    # a GPU's libraries have no such algorithms for all that is called here
+    """Uninitialised memory holds NaN."""
+    # only a warning: a GPU's libraries have no deterministic algorithms for some calls here
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.zeros(1).new_empty(3).isnan().all()
     yield
@@ -217,7 +217,7 @@ def test_a_kernel_fills_all_of_its_result(monkeypatch, poisoned, left_out):
     for name, kernels in KERNELS.items():
         missing = Fewer(getattr(kernels, name), 0 if name != "weight_gradient_kernel" else 2, int(name == left_out))
         monkeypatch.setattr(kernels, name, missing)
-    # more voxels than a program has
+    # more voxels than a program computes
     own = narrow(problem((2, 2), (9, 16), 2, ([1], [1], [2]), (), batch=1, geometry=([0, 0], [1, 1])))
     y = triton_harmonic_conv(**own)
     finite = [y.isfinite().all(), *(each.isfinite().all() for each in gradients(y, own, torch.ones_like(y)).values())]
@@ -226,7 +226,7 @@ def test_a_kernel_fills_all_of_its_result(monkeypatch, poisoned, left_out):
 
 @pytest.mark.parametrize(("kept", "most"), [((), 4.0), (("chiral",), 4.0), (("linear", "chiral"), 5.5)])
 def test_a_step_never_holds_the_responses(monkeypatch, kept, most):
-    """Of the image's memory: the result, its gradient, that of the image, and a slab; all responses alone would be 4 times as large."""
+    """In units of the image's memory: the result, its gradient, the image's gradient, and a slab; all responses alone would take 4."""
     monkeypatch.setattr(triton_conv, "LEAST_SLAB", 1)
     monkeypatch.setattr(triton_conv, "ring_sums", lambda *a: None if len(a) < 5 or a[4] is None else a[1].basis)
     for name, kernels in KERNELS.items():

@@ -1,4 +1,4 @@
-"""Radial convolutions of backend "triton" give what the dense kernel gives in float64; without a GPU in Triton's interpreter."""
+"""Radial convolutions on backend "triton" equal the dense kernel in float64; without a GPU in Triton's interpreter."""
 
 import math
 
@@ -46,7 +46,7 @@ def relative_errors(inputs, shells, num_shells, padding, dilation, dtype=torch.f
     narrow = [t.requires_grad_() for t in (x, weight, basis, bias)]
     found = triton_ring_conv(*narrow[:3], shells, narrow[3], *arguments)
     assert found.dtype == dtype
-    # one channel lies in memory both ways
+    # one channel has both memory formats
     if min(x.shape[1], found.shape[1]) > 1:
         assert found.stride()[1] == (1 if memory_format == "channels last" else math.prod(found.shape[2:]))
     got = torch.autograd.grad(found, narrow, seed.to(DEVICE, dtype))

@@ -1,4 +1,4 @@
-"""The Triton kernels give what float64 gives, forward and backward, in Triton's interpreter: no GPU is needed."""
+"""The Triton kernels equal results in float64, forward and backward, in Triton's interpreter: no GPU is needed."""
 
 from functools import partial
 

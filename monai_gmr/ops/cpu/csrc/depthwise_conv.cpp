@@ -1,7 +1,7 @@
 // Gradient of the weights of a depthwise convolution with free taps: for each channel and tap the sum over voxels of image times gradient.
 //
 // Along a line voxels and channels are one axis: vectors hold the same channels after a period, the least common multiple of channels and
-// lanes. If all taps of a line of the window are inside the image, their sums stay in registers; the voxels at the ends are added one by one.
+// lanes. If all taps of a line of the window are inside the image, their sums stay in registers; voxels at the ends are added one by one.
 // Sums within a line are in single precision, sums over lines in double precision.
 
 #include "kernels.h"

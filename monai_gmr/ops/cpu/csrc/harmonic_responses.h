@@ -34,8 +34,8 @@ struct Angular : HarmonicConvGeometry {
     index spread(int axis) const { return image[axis] + reach[axis]; }
 };
 
-// The weights of an order, (norms + products, channels, all shells). Those at used shells form the matrix (channels, columns padded to whole
-// vectors) that images are multiplied with.
+// The weights of an order, (norms + products, channels, all shells). Those at used shells form the matrix (channels, columns padded to
+// whole vectors) that images are multiplied with.
 struct OrderWeights {
     const Angular& g;
     const index* used;  // (shells,)

@@ -51,7 +51,7 @@ struct HarmonicConvGeometry {
 // Only for layers that keep a subgroup, otherwise null: linear, (row, norms + products, components), the factor of each response in each
 // scalar; chiral, (norms,), factors of the inner products' terms whose sign mirroring changes, 0 beyond the products.
 
-// bias: (norms + products,) or null; scalars: the channels of the order. With linear, results are added to scalars, and linear terms to all.
+// bias: (norms + products,) or null; scalars: the channels of the order. With linear, results are added to scalars, linear terms to all.
 CHECKED_KERNEL harmonic_conv(const HarmonicConvGeometry* geometry, const std::int64_t* places, const std::int64_t* shells, const float* signs,
                              const float* angular, const std::int64_t* used, const float* image, const float* weight, float smoothing, float scale,
                              const float* bias, const float* linear, const float* chiral, float* scalars, float* all);

@@ -1,7 +1,7 @@
 // Sums of radial convolutions: the taps of each shell are added and mixed to rings, tile by tile.
 //
-// Images are (batch, *sizes, channels). A tile is a range of consecutive voxels; its rings and sums stay in the second level of cache. Along
-// a line voxels and channels are one axis, because every tap has a constant offset in it.
+// Images are (batch, *sizes, channels). A tile is a range of consecutive voxels; its rings and sums stay in the second level of cache.
+// Along a line voxels and channels are one axis, because every tap has a constant offset in it.
 
 #pragma once
 
