@@ -1,8 +1,8 @@
 """Reference of a harmonic convolution, slab by slab: neither pass holds all responses of a large volume.
 
-The backward pass saves input and weights. It recomputes the kernel rows and the responses of a slab, except those of order 0. This takes
-at most one more convolution than a pass that keeps the responses, and saves 1.5 (2D) or 2.5 (3D) times the memory of the result, and the
-memory of the sums of the norms.
+Only input and weights are saved for backward, which recomputes the kernel rows and the responses of a slab, except those of order 0. This
+takes at most one more convolution than keeping the responses, and needs less memory: by 1.5 (2D) or 2.5 (3D) times the result, and by the
+sums of the norms.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def harmonic_conv(
     Args:
         x: ``(batch, in_channels, *spatial)`` or without the batch.
         kernel: weights, profiles ``(orders, rings, shells)``, harmonics of all orders, and ``responses``; with ``linear`` and ``chiral``
-            terms the scalars are unchanged only by a subgroup.
+            terms the scalars are unchanged only under a subgroup.
         orders: channels and components of each order.
         stride, padding, dilation: in voxels, one per axis.
         groups: blocks of channels that do not mix.

@@ -1,4 +1,4 @@
-"""Convolution whose kernel is made of few numbers: the backward pass saves these numbers and makes the kernel again."""
+"""Convolution whose kernel is made of few numbers: these are saved for backward, which makes the kernel again."""
 
 from __future__ import annotations
 

@@ -283,7 +283,7 @@ def fused_scalars(
         chiral: factors as in :func:`~monai_gmr.ops.kept_terms.chiral_terms`.
         norms, inner_products, components: of each order.
 
-    Returns ``(batch, groups, outputs, voxels)``. The backward pass saves the responses, their lengths and, without terms, the result.
+    Returns ``(batch, groups, outputs, voxels)``. Saved for backward: the responses, their lengths and, without terms, the result.
 
     Example:
         >>> fused_scalars(torch.tensor([3.0, 4.0]).reshape(1, 1, 2, 1), None, None, [1], [0], [2]).flatten()

@@ -9,7 +9,7 @@ and ``O`` output channels of the order:
   ``2 S C O``.
 * linear terms of a layer that keeps a subgroup: ``m O`` times the number of scalars forward, and twice as many backward.
 
-The backward pass saves input, weights and basis, not the responses, which are 1.5 (2D) or 2.5 (3D) times as large as the result.
+Input, weights and basis are saved for backward, not the responses, which are 1.5 (2D) or 2.5 (3D) times as large as the result.
 """
 
 from __future__ import annotations

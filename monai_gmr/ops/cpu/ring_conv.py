@@ -9,7 +9,7 @@ Operations for each output voxel, with ``T`` taps, ``S`` shells, ``R`` rings, ``
   gradient (a radial kernel is its own adjoint), and as many for the gradient of the basis; ``2 R C O`` for both gradients of the product.
   If the input needs no gradient and has fewer channels, the sums are over the input: ``A C`` and ``R S C``.
 
-A bias is added in the product. The backward pass saves input, weight and basis.
+A bias is added in the product. Input, weight and basis are saved for backward.
 """
 
 from __future__ import annotations

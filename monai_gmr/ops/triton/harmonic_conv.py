@@ -9,7 +9,7 @@ Order 0 is a radial convolution, see :mod:`monai_gmr.ops.triton.ring_conv`. For 
   slab and of the window's reach; then ``T m O`` additions for each of the gradients of image and weights, and products ``S C O``.
 * linear terms of a layer that keeps a subgroup: a product of a slab's responses with the factors, computed by the library.
 
-Slabs are so small that their gradients take at most half of the memory of the image. The backward pass saves input, weights and basis.
+Slabs are so small that their gradients take at most half of the memory of the image. Input, weights and basis are saved for backward.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ Operations and memory traffic for each output voxel, with ``k^d`` taps, ``S`` sh
 * backward: one pass of sums over the gradient of the output gives the gradients of input, weight and basis, because a radial kernel is its
   own adjoint: ``R S O`` more multiplications for the basis, and three products ``R C O``.
 
-Slabs are so small that the sums of one take at most half of the memory of the input. The backward pass saves input, weight and basis.
+Slabs are so small that the sums of one take at most half of the memory of the input. Input, weight and basis are saved for backward.
 The sums are bounded by the rate of additions and index arithmetic, the products by memory.
 """
 

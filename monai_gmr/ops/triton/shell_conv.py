@@ -104,7 +104,7 @@ def triton_shell_conv(
 ) -> torch.Tensor:
     """:func:`~monai_gmr.ops.dense_shell_conv` in one Triton kernel, with gradients for ``x`` and ``weight``.
 
-    The backward pass saves only input and weight. The operation is one node for ``torch.compile`` and ``torch.export``.
+    Only input and weight are saved for backward. The operation is one node for ``torch.compile`` and ``torch.export``.
     """
     axes = shells.dim()
     sizes = output_sizes(x.shape[2:], shells.shape, stride, padding, dilation)
