@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["convert_to_gmr", "drop_rests", "load_gmr_conv_checkpoint"]
 
-# they import all of MONAI's nets, so they are imported on first use
+# imported on first use, because they import all of MONAI's nets
 _HOMES = {"convert_to_gmr": "convert", "drop_rests": "annealing", "load_gmr_conv_checkpoint": "checkpoints"}
 
 

@@ -1,4 +1,4 @@
-"""Annealing of a converted network: a penalty on the rests of its trained kernels, true zeros, and the layers without them."""
+"""Annealing of a converted network: shrinks the rests of its trained kernels to exact zeros, and removes them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from monai_gmr.networks.shrinkage import ProximalStep, shrink_groups
 from monai_gmr.networks.utils import move_hooks
 from monai_gmr.utils import ConfigurationError
 
-# of the fall of the longest rest: 1/8 of a kernel is left at half the schedule
+# exponent of the limit on rests: 1/8 of a kernel is left at half the schedule
 LIMIT_POWER = 3
 
 
 def annealed_layers(net: nn.Module) -> dict[str, AnnealedConv]:
-    """The layers of a network that have, or had, a rest, by their names."""
+    """Layers of a network that have or had a rest, by name."""
     return {path: each for path, each in net.named_modules() if isinstance(each, AnnealedConv)}
 
 
 def rest_sizes(net: nn.Module) -> dict[str, float]:
-    """Of each layer that is annealed the norm of its rest, relative to the trained kernel: 0 for one that is equivariant.
+    """Norm of the rest of each annealed layer, relative to the trained kernel; 0 for an equivariant layer.
 
     Example:
         >>> from monai_gmr.networks import convert_to_gmr
@@ -38,33 +38,33 @@ def rest_sizes(net: nn.Module) -> dict[str, float]:
 
 
 def pending_sentence(net: nn.Module) -> str:
-    """What keeps an annealed network from being equivariant, empty for one without rests."""
+    """Sentence on the rests that keep an annealed network from being equivariant; empty for a network without rests."""
     holding = sum(each.holds_rest for each in annealed_layers(net).values())
     return f"not equivariant yet: {holding} convolutions hold the rest of their trained kernels" if holding else ""
 
 
 class RestPenalty(ProximalStep):
-    r"""A group lasso on the rests of an annealed network, which rises, as a proximal step after each step of an optimiser.
+    r"""Rising group lasso on the rests of an annealed network, applied as a proximal step after each step of an optimiser.
 
-    Each rest is a group: of a layer, or of an output channel. The penalty is :math:`\lambda \sqrt{n}\, |R|` for a rest of :math:`n`
+    Each group is the rest of a layer, or of an output channel. The penalty is :math:`\lambda \sqrt{n}\, |R|` for a rest of :math:`n`
     weights, and each step of learning rate :math:`\eta` shortens it by :math:`\eta \lambda \sqrt{n}`. Adam moves a weight by about
-    :math:`\eta`, so at :math:`\lambda = 1` no gradient keeps a rest, and below it those go first that the loss needs least. At a fraction
-    :math:`f` of the schedule, :math:`\lambda` is ``strength * f ** power``, and no rest is longer than :math:`(1 - f)^3` of its kernel.
-    None is then long when the schedule ends, and the network has the second half of it to live without rests, of which the last tenth of a
-    kernel counts most. A rest that reaches zero stays zero, and its bias shrinks with its kernel.
+    :math:`\eta`, so at :math:`\lambda = 1` no gradient preserves a rest; below it, the rests that the loss needs least vanish first. At a
+    fraction :math:`f` of the schedule, :math:`\lambda` is ``strength * f ** power``, and no rest is longer than :math:`(1 - f)^3` of its
+    kernel. So rests are short before the schedule ends, and the network adapts to their absence in its second half; the last tenth of a
+    kernel matters most. A rest that reaches zero stays zero, and its bias shrinks with its kernel.
 
     Args:
         net: from ``convert_to_gmr(net, weights="anneal")``.
-        optimizer: any of ``torch.optim``, made after the conversion.
-        strength: of the penalty at the end of the schedule; 0 leaves the limit alone.
-        power: of its rise; 0 for a penalty that does not rise.
-        by: "layer", or "channel" for groups of one output channel.
+        optimizer: any optimiser of ``torch.optim``, created after the conversion.
+        strength: :math:`\lambda` at the end of the schedule; with 0 only the limit acts.
+        power: exponent of the rise of the penalty; 0 for a constant penalty.
+        by: "layer" for one group per layer, or "channel" for one per output channel.
 
     Attributes:
-        fraction: of the schedule, which the training sets before each step, from 0 to 1; from 1 on every rest is exactly zero.
+        fraction: fraction of the schedule from 0 to 1, to be set before each training step; from 1 on every rest is exactly zero.
 
     Raises:
-        ConfigurationError: when the network has no rests, the optimiser does not hold those that are trained, or a number is impossible.
+        ConfigurationError: if the network has no rests, the optimiser lacks trained rests, or a number is impossible.
 
     Example:
         >>> from monai_gmr.networks import convert_to_gmr
@@ -104,12 +104,12 @@ class RestPenalty(ProximalStep):
                 f"{type(net).__name__} has no rests of trained kernels: convert it by convert_to_gmr(net, weights='anneal')."
             )
         weights: list[Any] = [layer.rest.weight for layer in self.layers]
-        # a frozen layer's rest must go as well
+        # rests of frozen layers are shrunk as well
         trained = [each for each in weights if each.requires_grad]
         super().__init__(optimizer, trained, f"the rests of {type(net).__name__}")
 
     def finish(self) -> None:
-        """Make all rests zero now, without a step, and keep them so."""
+        """Sets all rests to zero now, without a step, and keeps them zero."""
         self.fraction = 1.0
         self.shrink()
 
@@ -130,7 +130,7 @@ class RestPenalty(ProximalStep):
     def _shrink_layer(self, layer: AnnealedConv, rate: float) -> None:
         weight, bias = layer.rest.weight, layer.rest.bias
         assert isinstance(weight, torch.Tensor)
-        # of a transposed convolution the output channels lie along axis 1
+        # output channels of a transposed convolution are on axis 1
         channels = int(getattr(layer.rest, "transposed", False))
         dims = [axis for axis in range(weight.dim()) if self.by == "layer" or axis != channels]
         size = math.prod(weight.shape[axis] for axis in dims)
@@ -147,13 +147,13 @@ class RestPenalty(ProximalStep):
 
 @checked_arguments
 def drop_rests(net: nn.Module) -> nn.Module:
-    """Put the equivariant layers in the place of those whose rest is zero, in place; returns the network.
+    """Replaces annealed layers by their equivariant layers, in place, and returns the network.
 
-    Then it is an ordinary converted network, and its state dict that of one; optimisers and state dicts of before still fit.
-    A network that is itself such a layer is returned as its equivariant layer.
+    The result is an ordinary converted network with an ordinary state dict; earlier optimisers and state dicts still fit. If the network
+    itself is an annealed layer, its equivariant layer is returned.
 
     Raises:
-        ConfigurationError: when a rest is not zero.
+        ConfigurationError: if a rest is not zero.
     """
     layers = annealed_layers(net)
     left = {path: float(each.rest_size()) for path, each in layers.items() if each.settle()}
@@ -178,7 +178,7 @@ def drop_rests(net: nn.Module) -> nn.Module:
 
 
 def _update_report(net: nn.Module) -> None:
-    """Take what is done off the report of the conversion."""
+    """Marks the rests as removed in the conversion report."""
     report: Any = getattr(net, "conversion_report", None)
     if report is not None and report.pending:
         modules = tuple(replace(each, rest=None if each.rest is None else 0.0) for each in report.modules)

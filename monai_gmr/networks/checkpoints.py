@@ -32,26 +32,26 @@ Checkpoint = Annotated[str | os.PathLike | Mapping[str, Any], "a path or a state
 
 @checked_arguments
 def load_gmr_conv_checkpoint(checkpoint: Checkpoint, **kwargs: Any) -> GMRResNet | GMRUNet:
-    """Build our net of a checkpoint of GMR-Conv 1.0.3 or SRE-Conv 1.0.2, with the weights in it.
+    """Builds a net of this library from a checkpoint of GMR-Conv 1.0.3 or SRE-Conv 1.0.2, with its weights.
 
-    The kind of net, channels, classes, windows and depth are read from the state dict. The outputs equal the original's at sizes that every
-    halving divides. At other sizes the original is not equivariant; the net returned is, and differs there. Layers that are equivariant
-    at none of the usual sizes stay, with a :class:`SymmetryWarning`: the table in ``README.md`` of this folder says which.
+    The kind of net, channels, classes, windows and depth are read from the state dict. The outputs equal those of the original at sizes
+    that every halving divides. At other sizes the original is not equivariant; the returned net is, so its outputs differ. Layers that are
+    not equivariant at any usual size are kept, with a :class:`SymmetryWarning`: the table in ``README.md`` of this folder lists them.
 
     Args:
-        checkpoint: path of a file that ``torch.save`` wrote (read with ``weights_only=True``), or what was in it: a state dict, or a
-            dictionary that holds one under ``model``, ``network``, ``net`` or ``state_dict``. Prefixes of wrappers (``module.``) are
-            removed.
-        kwargs: arguments of our net that no state dict holds; the defaults are the original's. For ResNets ``stem_stride`` (1 for
-            ``skip_first_maxpool=True``), ``stem_downsample``, ``downsample``, ``act``, ``dropout``, ``padding_mode``; for U-Nets
-            ``downsample`` ("avg" for ``pooling_type="AVG"``), ``act``, ``norm``, ``dropout``, ``padding_mode``.
+        checkpoint: path of a file of ``torch.save`` (read with ``weights_only=True``), or its content: a state dict, or a dictionary that
+            holds one under ``model``, ``network``, ``net`` or ``state_dict``. Prefixes of wrappers (``module.``) are removed.
+        kwargs: arguments of the net that a state dict does not determine; the defaults are those of the original. For ResNets
+            ``stem_stride`` (1 for ``skip_first_maxpool=True``), ``stem_downsample``, ``downsample``, ``act``, ``dropout``,
+            ``padding_mode``; for U-Nets ``downsample`` ("avg" for ``pooling_type="AVG"``), ``act``, ``norm``, ``dropout``,
+            ``padding_mode``.
 
     Returns:
         the net in eval mode, with the dtype of the weights in the checkpoint, on the CPU.
 
     Raises:
-        ConfigurationError: when the file is missing or no checkpoint, when the net is another or has options that ours lacks, and when the
-            ring masks were trained, as by GMR-Conv up to 1.0.2, which destroys the symmetry.
+        ConfigurationError: if the file is missing or not a checkpoint, if the net is unknown or has unsupported options, or if the ring
+            masks were trained, as by GMR-Conv up to 1.0.2, which destroys the symmetry.
 
     Example:
         >>> net = load_gmr_conv_checkpoint("gmr_resnet18.pt")  # doctest: +SKIP
@@ -85,7 +85,7 @@ gmr_resnet18/34/50, gmr_r3d_9/18 and GMRUNet of GMR-Conv 1.0.3, sre_resnet18/34/
 
 
 class _PeerState:
-    """The state dict of an original net, on the CPU and without the prefixes of wrappers, and which of its keys were used."""
+    """State dict of an original net, on the CPU and without prefixes of wrappers, and its keys that have been used."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.name, content = "the state dict", checkpoint
@@ -117,14 +117,14 @@ class _PeerState:
         return any(key.startswith(prefix) for key in self.state)
 
     def count(self, pattern: str, first: int = 1) -> int:
-        """How many of ``pattern.format(first)``, ``pattern.format(first + 1)``, ... begin a key."""
+        """Counts how many of ``pattern.format(first)``, ``pattern.format(first + 1)``, ... begin a key."""
         number = 0
         while self.begins(pattern.format(first + number)):
             number += 1
         return number
 
     def rings(self, spatial_dims: int) -> str:
-        """Our name of the layers' rings, which must be the same in all."""
+        """This library's name for the rings of the layers, which must be the same in all."""
         names = set()
         for layer in self.radial:
             kind = "indexed" if f"{layer}.log_sigmas" in self.state else "hard"
@@ -136,7 +136,7 @@ class _PeerState:
         return names.pop()
 
     def geometry(self, layer: str, spatial_dims: int) -> tuple[int, bool]:
-        """Length of the window of a radial layer, and whether its rings are square, after a check of its masks."""
+        """Window length of a radial layer, and whether its rings are square, after checking its masks."""
         tables = [self.take(f"{layer}.{end}") for end in MASKS if f"{layer}.{end}" in self.state]
         taps = tables[0].shape[-1]
         num_rings = tables[0].numel() // max(taps, 1)
@@ -145,7 +145,7 @@ class _PeerState:
         k = min(shape)
         if int(np.prod(shape)) != taps or k % 2 == 0:
             raise ConfigurationError(
-                f"{layer} of {self.name} has ring masks over {taps} taps, which is no odd window in {spatial_dims}D: "
+                f"{layer} of {self.name} has ring masks over {taps} taps, which is not an odd window in {spatial_dims}D: "
                 "even windows of GMR-Conv are off-centre, so train with an odd one."
             )
         for square in (False, True):
@@ -159,11 +159,11 @@ class _PeerState:
                 return k, square
         raise ConfigurationError(
             f"the ring masks of {layer} in {self.name} are not the 0/1 masks of GMR-Conv 1.0.3 (versions up to 1.0.2 trained them, "
-            "after which kernels are not radial and the net is not equivariant, in 1.0.3 neither): train again with fixed masks."
+            "after which kernels are not radial and the net is not equivariant, not even in 1.0.3): train again with fixed masks."
         )
 
     def layer(self, *candidates: str, dims: int = 1) -> str:
-        """The first of some prefixes that has a weight of at least (for 1: exactly) ``dims`` dimensions."""
+        """First of some prefixes whose weight has at least (for 1: exactly) ``dims`` dimensions."""
         for prefix in candidates:
             weight = self.state.get(f"{prefix}.weight")
             if weight is not None and (weight.dim() == 1 if dims == 1 else weight.dim() >= dims):
@@ -173,7 +173,7 @@ class _PeerState:
         )
 
     def log_sigma(self, layer: str) -> torch.Tensor:
-        """Our parameter of the widths of the same Gaussians."""
+        """Width parameter of this library for the same Gaussians."""
         log_sigmas, means = self.take(f"{layer}.log_sigmas"), self.take(f"{layer}.mus")
         if not torch.equal(means.double(), torch.arange(len(log_sigmas), dtype=torch.float64)):
             raise ConfigurationError(
@@ -183,8 +183,8 @@ class _PeerState:
         return (sigma - SIGMA_FLOOR["indexed"]).log().to(log_sigmas.dtype)
 
     def copy_to(self, net: Any, modules: dict[str, str]) -> Any:
-        """Our net in eval mode, with the weights; ``modules`` has the original's name of each of its modules that has weights, ""
-        for a 1x1 convolution that the original omits."""
+        """Copies the weights into a net and returns it in eval mode; ``modules`` maps its modules with weights to the names of the
+        original, or to "" for a 1x1 convolution that the original omits."""
         state = {}
         for key, ours in net.state_dict().items():
             module, leaf = key.rsplit(".", 1)
@@ -215,7 +215,7 @@ class _PeerState:
 
 
 def _peer_masks(shape: tuple[int, ...], kernel_size: int, num_rings: int, square: bool) -> np.ndarray:
-    """Masks over taps, ``(rings, *shape)``, of the round or square rings of a window of ``kernel_size`` in the middle of ``shape``."""
+    """Masks over taps, ``(rings, *shape)``, of the round or square rings of a window of ``kernel_size`` at the centre of ``shape``."""
     window = (kernel_size,) * len(shape)
     if square and num_rings < 2:
         return np.zeros((num_rings, *shape), dtype=bool)
@@ -226,7 +226,7 @@ def _peer_masks(shape: tuple[int, ...], kernel_size: int, num_rings: int, square
 
 
 def _build_resnet(source: _PeerState, choices: dict[str, Any]) -> tuple[GMRResNet, dict[str, str]]:
-    """Our ResNet, and the original's name of each of its modules."""
+    """Builds the ResNet, and maps its modules to the names of the original."""
     spatial_dims = 2 if "conv1.weight" in source.state else 3
     stem, stem_norm = ("conv1", "bn1") if spatial_dims == 2 else ("stem.0", "stem.1")
     layers, windows = [], []
@@ -245,7 +245,7 @@ def _build_resnet(source: _PeerState, choices: dict[str, Any]) -> tuple[GMRResNe
                 if conv in source.radial:
                     window = source.geometry(conv, spatial_dims)[0]
                     halves = level > 0 and block == 0 and i == (2 if bottleneck else 1)
-                    # in 2D a convolution is the second of two where pooling comes before it, and in 3D everywhere
+                    # a convolution is the second of two modules after pooling in 2D, and everywhere in 3D
                     if spatial_dims == 2 and conv.endswith(".1") != halves:
                         raise ConfigurationError(
                             f"{conv} of {source.name} {'does not halve' if halves else 'halves'} the grid first: only "
@@ -277,7 +277,7 @@ def _build_resnet(source: _PeerState, choices: dict[str, Any]) -> tuple[GMRResNe
 
 
 def _build_unet(source: _PeerState, choices: dict[str, Any]) -> tuple[GMRUNet, dict[str, str]]:
-    """Our U-Net, and the original's name of each of its modules."""
+    """Builds the U-Net, and maps its modules to the names of the original."""
     spatial_dims = source.take("final_conv.weight").dim() - 2
     depth = source.count("down_{}.")
     kinds = {match.group(1) for key in source.state if (match := re.match(r"upcat_\d+\.upsample\.(\w+)\.", key))}
@@ -305,7 +305,7 @@ def _build_unet(source: _PeerState, choices: dict[str, Any]) -> tuple[GMRUNet, d
         if "deconv" in kinds:
             modules[f"reducers.{position}"] = f"{up}.upsample.deconv"
         else:
-            # MONAI leaves the 1x1 convolution out where it would not change the number of channels
+            # MONAI omits the 1x1 convolution if it would not change the number of channels
             left_out = below == upsample_features[-1] and f"{up}.upsample.preconv.weight" not in source.state
             modules[f"reducers.{position}"] = "" if left_out else f"{up}.upsample.preconv"
     first = "conv_0.conv_0"

@@ -1,8 +1,8 @@
-"""What a network is, written into its state dict: weights of another network with the same names and shapes are then refused.
+"""Description of a network, written into its state dict, so that weights of another network with the same names and shapes are refused.
 
 Layers such as ``GMRConv2d`` and ``GMRHarmonicConv2d`` have equal parameters and compute different functions, so ``load_state_dict`` cannot
-tell them apart. The description lies in the metadata that torch keeps beside the tensors of a state dict, where it adds no key:
-``load_state_dict``, ``torch.load(weights_only=True)`` and MONAI's ``CheckpointLoader`` read such a file as any other.
+tell them apart. The description is stored in the metadata that torch keeps next to the tensors of a state dict, so it adds no key:
+``load_state_dict``, ``torch.load(weights_only=True)`` and MONAI's ``CheckpointLoader`` read such a file like any other.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ KEY = "monai_gmr.network"
 # arguments of constructors that leave the outputs of a trained network as they are
 IGNORED = {"device", "dtype", "inplace", "momentum", "p", "recomputes"}
 DROPS = re.compile("drop|^Identity$", re.IGNORECASE)
-# one function under several names, of which a process takes the one that suits its devices
+# one function under several names; a process uses the one for its devices
 NORM = re.compile("BatchNorm|InstanceNorm")
 
 
 @cache
 def _arguments(kind: Any) -> tuple[str, ...]:
-    """The names that the constructors of a class and of its bases take."""
+    """Names of the arguments of the constructors of a class and of its bases."""
     found: dict[str, None] = {}
     for each in kind.__mro__:
         if "__init__" in vars(each) and each not in (nn.Module, object):
@@ -41,7 +41,7 @@ def _arguments(kind: Any) -> tuple[str, ...]:
 
 
 def _plain(value: Any) -> Any:
-    """A value as lists, numbers, strings, ``None``; raises ``TypeError`` for what is nothing of these and no group."""
+    """Converts a value to lists, numbers, strings or ``None``, and a group to its name; raises ``TypeError`` for anything else."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
@@ -54,19 +54,19 @@ def _plain(value: Any) -> Any:
 
 
 def _title(module: nn.Module) -> str:
-    """The name of a module's class, of a scripted one too."""
+    """Name of a module's class, also for scripted modules."""
     return str(module.original_name) if isinstance(module, torch.jit.ScriptModule) else type(module).__name__
 
 
 def _describe(module: nn.Module) -> dict[str, Any]:
-    # not of composed modules: their parts say what they compute, and they keep names of layers in many spellings
+    # called only without children: composed modules are described by their parts, and spell names of layers freely
     kind: Any = type(module)
     title = _title(module)
     norm = NORM.search(title)
     found: dict[str, Any] = {"class": norm[0] if norm else title.removeprefix("Swapped")}
     values = vars(module)
     for name in _arguments(kind):
-        # spacing by what the kernel makes of it: 2 mm everywhere is 1 mm everywhere
+        # compare the tap distances instead of the spacing: 2 mm everywhere equals 1 mm everywhere
         key = "steps" if name == "spacing" and "steps" in values else name
         if key in values:
             try:
@@ -77,10 +77,10 @@ def _describe(module: nn.Module) -> dict[str, Any]:
 
 
 def describe_network(network: nn.Module) -> dict[str, dict[str, Any]]:
-    """What a network computes beside its weights: of each module by name its class and what its constructor was given, as plain data.
+    """Describes what a network computes apart from its weights: class and constructor arguments of each module, by name, as plain data.
 
-    Left out are dropout and modules that hold others, whose parts say it. A layer that is annealed counts as the equivariant layer that it
-    becomes, and a network in a wrapper of a distributed run as itself.
+    Leaves out dropout and modules with children, which are described by their parts. An annealed layer counts as the equivariant layer that
+    it becomes. Wrappers of distributed runs are removed.
 
     Example:
         >>> describe_network(nn.Sequential(nn.AvgPool2d(2), nn.Dropout()))
@@ -105,7 +105,7 @@ def describe_network(network: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def write_description(state: Any, network: nn.Module) -> Any:
-    """Put the description of a network into its state dict, as ``state_dict()`` returned it; returns the state dict.
+    """Writes the description of a network into its state dict, in place, and returns the state dict.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 1, 3), nn.ReLU())
@@ -117,7 +117,7 @@ def write_description(state: Any, network: nn.Module) -> Any:
         ...
         monai_gmr.utils.ConfigurationError: model.pt is of another network (its 1 is ReLU, here Tanh): give another one.
     """
-    # torch writes and reads this attribute of state dicts, and has no public way to it but hooks of modules
+    # torch writes and reads this attribute of state dicts; the only public access is by hooks of modules
     metadata = getattr(state, "_metadata", None)
     if metadata is not None:
         metadata.setdefault("", {})[KEY] = describe_network(network)
@@ -125,8 +125,8 @@ def write_description(state: Any, network: nn.Module) -> Any:
 
 
 def check_description(state: Any, network: nn.Module, name: str | os.PathLike, hint: str) -> None:
-    """Raise :class:`ConfigurationError` when a state dict says that it is of another network; ``name`` and ``hint`` begin and end the
-    sentence. One that does not say of which network it is passes, as files of other programs and of earlier versions."""
+    """Raise :class:`ConfigurationError` if the description in a state dict is that of another network; ``name`` and ``hint`` begin and end
+    the sentence. State dicts without a description pass, such as those of other programs and of earlier versions."""
     metadata = getattr(state, "_metadata", None)
     written = metadata.get("", {}).get(KEY) if isinstance(metadata, Mapping) else None
     if not isinstance(written, Mapping):
@@ -144,8 +144,8 @@ def _in_words(module: Mapping[str, Any]) -> str:
 
 
 def _difference(written: Mapping[str, Any], own: Mapping[str, Any]) -> str:
-    """The first difference of two descriptions in words. What only one of two modules says is no difference: a later version may say more,
-    or less."""
+    """First difference of two descriptions, in words. Arguments that only one of two modules has are ignored, because versions can
+    differ."""
     nothing: dict[str, Any] = {}
     for name in [*written, *(name for name in own if name not in written)]:
         theirs, ours = written.get(name, nothing), own.get(name, nothing)

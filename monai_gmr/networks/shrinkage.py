@@ -1,4 +1,4 @@
-"""Proximal steps of a group lasso: they make groups of weights shorter, and those that are short exactly zero."""
+"""Proximal steps of a group lasso, which shorten groups of weights and set short ones to exactly zero."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from monai_gmr.utils import ConfigurationError
 
 @torch.no_grad()
 def shrink_groups(parameter: torch.Tensor, amount: float | torch.Tensor, dims: Sequence[int]) -> torch.Tensor:
-    r"""Shorten each group of weights by an amount, in place; a group that is no longer than that becomes exactly zero.
+    r"""Shortens each group of weights by an amount, in place; groups of at most that length become exactly zero.
 
     .. math:: v \leftarrow v\, \max(0,\; 1 - a / |v|)
 
-    This is the step that minimises :math:`a |v|` beside the squared distance from where an optimiser has left :math:`v`: after a step of
-    learning rate :math:`\eta` the amount is :math:`\eta \lambda` for a penalty :math:`\lambda |v|`.
+    This is the proximal operator of :math:`a |v|`. After an optimiser's step of learning rate :math:`\eta`, the amount is :math:`\eta
+    \lambda` for a penalty of :math:`\lambda |v|`.
 
     Args:
-        parameter: any tensor; a parameter keeps its place in optimisers.
-        amount: not negative, one for all groups, or a tensor that broadcasts to the groups; infinity sets all to zero.
-        dims: axes over which a group reaches, all axes for one group; the others count the groups.
+        parameter: any tensor; it is changed in place, so optimisers keep it.
+        amount: non-negative number for all groups, or a tensor that broadcasts to the groups; infinity sets all to zero.
+        dims: axes that a group spans (all axes for a single group); the other axes index the groups.
 
     Returns:
-        the factors, of the parameter's shape with 1 along ``dims``.
+        the factors of the groups, in the parameter's shape with 1 along ``dims``.
 
     Example:
         >>> weights = torch.tensor([[3.0, 4.0], [0.3, 0.4]])
@@ -36,27 +36,27 @@ def shrink_groups(parameter: torch.Tensor, amount: float | torch.Tensor, dims: S
         Yuan and Lin, Model selection and estimation in regression with grouped variables, 2006; Parikh and Boyd, Proximal algorithms,
         2014, section 6.5.4.
     """
-    # not in half precision, whose squares overflow
+    # half precision is cast, because squares would overflow
     values = parameter if parameter.dtype == torch.float64 else parameter.float()
     norms = torch.linalg.vector_norm(values, dim=tuple(dims), keepdim=True)
     factors = torch.where(norms > amount, 1 - amount / norms, torch.zeros_like(norms))
-    # not a product, which leaves infinity times zero and negative zeros
+    # not a plain product, which gives NaN for infinity times zero, and negative zeros
     parameter.copy_(torch.where(factors > 0, values * factors, torch.zeros_like(values)))
     return factors
 
 
 class ProximalStep:
-    """What acts on parameters after each step of an optimiser, at the learning rate that each has in it.
+    """Acts on parameters after each step of an optimiser, using each parameter's learning rate.
 
-    A subclass has :meth:`shrink`, which is called after each step until :meth:`remove`.
+    Subclasses implement :meth:`shrink`, which is called after each step until :meth:`remove`.
 
     Args:
-        optimizer: of ``torch.optim``.
-        parameters: those that it must hold.
-        what: what they are, for the sentence of the error.
+        optimizer: any optimiser of ``torch.optim``.
+        parameters: parameters that it must hold.
+        what: description of the parameters, for the error.
 
     Raises:
-        ConfigurationError: when the optimiser does not hold them.
+        ConfigurationError: if the optimiser does not hold them.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: Iterable[torch.Tensor], what: str) -> None:
@@ -64,7 +64,7 @@ class ProximalStep:
         held = self._rates()
         if any(id(each) not in held for each in parameters):
             raise ConfigurationError(
-                f"{type(optimizer).__name__} does not hold {what}: make it of all parameters, after the net is what it is to be."
+                f"{type(optimizer).__name__} does not hold {what}: create it from all parameters, after the last change of the net."
             )
         self._handle = optimizer.register_step_post_hook(self._after_step)
 
@@ -72,7 +72,7 @@ class ProximalStep:
         return {id(each): float(group["lr"]) for group in self.optimizer.param_groups for each in group["params"]}
 
     def rates(self) -> Callable[[torch.Tensor], float]:
-        """The present learning rate as a function of a parameter; of one that is not trained that of the first group."""
+        """Returns a function from a parameter to its current learning rate; for untrained parameters, that of the first group."""
         rates, usual = self._rates(), float(self.optimizer.param_groups[0]["lr"])
         return lambda parameter: rates.get(id(parameter), usual)
 

@@ -1,4 +1,4 @@
-"""What harmonic layers that keep a subgroup have learned beyond it: its size as a penalty, and the threshold that makes it exactly zero."""
+"""Penalty and threshold on the terms by which harmonic layers that keep a subgroup break the other symmetries."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from monai_gmr.utils import ConfigurationError
 
 
 def asymmetric_terms(net: nn.Module) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """Path of each layer that keeps a subgroup alone, a parameter of its terms and a view ``(..., size)``, one group along the last axis.
+    """Yields path, parameter and view ``(..., size)``, one group along the last axis, of the terms of layers that keep only a subgroup.
 
-    A group is what one output gets of the responses (``relax_weight``), or the factor of one term that mirror images change the sign of
-    (``chiral_weight``).
+    A group is the weights of one output for the responses (``relax_weight``), or the factor of one term that changes sign under mirror
+    images (``chiral_weight``).
 
     Example:
         >>> from monai_gmr.networks.layers import GMRHarmonicConv2d
@@ -33,7 +33,7 @@ def asymmetric_terms(net: nn.Module) -> Iterator[tuple[str, torch.Tensor, torch.
 
 
 def symmetry_penalty(net: nn.Module) -> torch.Tensor:
-    r"""The group lasso on what breaks the symmetry of a net, a scalar: add it, times a strength, to a loss.
+    r"""Group lasso on the terms that break the symmetry of a net, a scalar: add it, times a strength, to a loss.
 
     .. math:: \sum_{\text{groups } e} \sqrt{\dim e}\; |e|
 
@@ -54,21 +54,21 @@ def symmetry_penalty(net: nn.Module) -> torch.Tensor:
 
 
 class SymmetryThreshold(ProximalStep):
-    r"""A soft threshold on what breaks the symmetry of a net, after each step of an optimiser: it makes true zeros.
+    r"""Soft threshold on the terms that break the symmetry of a net, applied after each step of an optimiser; it makes exact zeros.
 
     .. math:: e \leftarrow e\,\max\left(0,\, 1 - \lambda\, \eta \sqrt{\dim e} / |e|\right)
 
-    with the optimiser's learning rate :math:`\eta`: the proximal step of :func:`symmetry_penalty`. What a layer does not need stays exactly
-    zero, so that the layer is exactly symmetric. It acts as long as it is not removed.
+    with the optimiser's learning rate :math:`\eta`: the proximal step of :func:`symmetry_penalty`. Terms that a layer does not need stay
+    exactly zero, so that the layer is exactly symmetric. The threshold acts until it is removed.
 
     Args:
         net: a net with layers that keep a subgroup, such as ``GMRHarmonicConv2d(..., keeps="1")``.
-        optimizer: of ``torch.optim``, which holds their parameters.
-        strength: :math:`\lambda`, at least 0. Under Adam, whose steps have the size of the learning rate, .25 is what noise alone needs;
-            at 1 no term survives.
+        optimizer: optimiser of ``torch.optim`` that holds their parameters.
+        strength: :math:`\lambda`, at least 0. Under Adam, whose steps have the size of the learning rate, .25 suppresses pure noise; at 1
+            no term survives.
 
     Raises:
-        ConfigurationError: when the net has no such layer, or the optimiser not its parameters.
+        ConfigurationError: if the net has no such layer, or the optimiser does not hold its parameters.
 
     Example:
         >>> from monai_gmr.networks.layers import GMRHarmonicConv2d
@@ -97,19 +97,19 @@ class SymmetryThreshold(ProximalStep):
         self.net, self.strength = net, float(strength)
 
     def shrink(self) -> None:
-        """Shorten each term once, by the strength and the learning rate."""
+        """Shortens each term once, by strength times learning rate."""
         for terms, unit in self._terms():
             shrink_groups(terms, self.strength * unit, [-1])
 
     def _terms(self) -> Iterator[tuple[torch.Tensor, float]]:
-        """Each view of terms, and about how far a step of Adam moves a group of it."""
+        """Yields each view of terms, and roughly how far a step of Adam moves one of its groups."""
         rate = self.rates()
         for _, parameter, terms in asymmetric_terms(self.net):
             yield terms, rate(parameter) * math.sqrt(terms.shape[-1])
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Set to zero the terms that are no longer than one step of the optimiser: their size is that of its noise."""
+        """Sets terms no longer than one step of the optimiser to zero: they are noise of the optimiser."""
         for terms, unit in self._terms():
             terms.mul_(torch.linalg.vector_norm(terms, dim=-1, keepdim=True) > unit)
 

@@ -1,4 +1,4 @@
-"""Helpers for networks of any kind."""
+"""Helpers for any network."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from monai_gmr.networks.symmetry_penalty import symmetry_parameters
 
 @checked_arguments
 def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two parameter groups for an optimiser of ``torch.optim``: weight decay on kernels, none on Gaussians' widths, biases and norms,
-    nor on what layers learn beyond the group that they keep, which :class:`~monai_gmr.networks.symmetry_penalty.SymmetryThreshold` is for.
+    """Two parameter groups for an optimiser of ``torch.optim``: weight decay on kernels, none on Gaussians' widths, biases, norms and terms
+    that break the symmetry, which :class:`~monai_gmr.networks.symmetry_penalty.SymmetryThreshold` acts on.
 
     Args:
         net: any network.
-        weight_decay: of the first group.
+        weight_decay: weight decay of the first group.
 
     Example:
         >>> import torch
@@ -37,14 +37,14 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
 
 
 def copy_hooks(source: nn.Module, target: nn.Module) -> None:
-    """Give a module the hooks of another, which keeps them."""
+    """Copies the hooks of a module to another one."""
     # torch has no public way to list the hooks of a module
     for name in HOOKS:
         getattr(target, name).update(getattr(source, name))
 
 
 def move_hooks(source: nn.Module, target: nn.Module) -> None:
-    """Give a module the hooks of another, which loses them."""
+    """Moves the hooks of a module to another one."""
     copy_hooks(source, target)
     for name in HOOKS:
         getattr(source, name).clear()

@@ -1,4 +1,4 @@
-"""Reading and checking files of weights: tensors only, of the expected form, and finite; else one sentence that names the file."""
+"""Reads and checks files of weights: only tensors, in the expected form, and finite; otherwise raises an error that names the file."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     if head == b"PK":
         return "its end is missing"
     # b"\x80": a bare pickle, as torch.save wrote before 1.6
-    return unsafe if head[:1] == b"\x80" else "it is no file that torch.save wrote"
+    return unsafe if head[:1] == b"\x80" else "it was not written by torch.save"
 
 
 def read_checkpoint(
     path: str | os.PathLike, device: Any = "cpu", hint: str = "give a file that train.yaml wrote"
 ) -> Any:
-    """Content of a file of ``torch.save``, read with ``weights_only=True``; ``hint``, what to do, ends the error's sentence.
+    """Reads a file of ``torch.save`` with ``weights_only=True``; ``hint``, what to do, ends the error.
 
     Raises:
-        ConfigurationError: when the file is missing, empty, truncated or damaged, holds objects other than tensors, numbers and
-            containers, or is not the one that a ``SHA256SUMS`` beside it names.
+        ConfigurationError: if the file is missing, empty, truncated or damaged, holds objects other than tensors, numbers and containers,
+            or does not match the ``SHA256SUMS`` next to it.
     """
     path = Path(path)
     if not path.is_file():
@@ -61,19 +61,19 @@ def read_checkpoint(
 def state_of(
     content: Any, name: str | os.PathLike, hint: str = "give a file that train.yaml wrote"
 ) -> dict[str, torch.Tensor]:
-    """The state dict in a checkpoint: the content of :func:`read_checkpoint`, or the value of one of :data:`STATE_KEYS`; with the metadata
-    that torch keeps beside the tensors.
+    """Returns the state dict in a checkpoint: the content of :func:`read_checkpoint`, or the value of one of :data:`STATE_KEYS`, with the
+    metadata that torch keeps next to the tensors.
 
     Raises:
-        ConfigurationError: when it holds no dictionary of names to tensors; ``name`` and ``hint`` begin and end the sentence.
+        ConfigurationError: if it holds no dictionary from names to tensors; ``name`` and ``hint`` begin and end the sentence.
     """
     if isinstance(content, Mapping):
         inner = next((content[key] for key in STATE_KEYS if isinstance(content.get(key), Mapping)), content)
-        # a module may keep more than tensors in its state (get_extra_state)
+        # the state of a module can hold more than tensors (get_extra_state)
         if any(torch.is_tensor(value) for value in inner.values()) and all(isinstance(key, str) for key in inner):
             state = OrderedDict(inner)
             if hasattr(inner, "_metadata"):
-                # as load_state_dict itself copies a state dict; there is no public way
+                # as load_state_dict copies a state dict; there is no public way
                 state._metadata = inner._metadata  # type: ignore[attr-defined]
             return state
     kind = f"a {type(content).__name__}"
@@ -83,7 +83,7 @@ def state_of(
 
 
 def first_not_finite(state: Mapping[str, Any], parameters: Iterable[str] = ()) -> str | None:
-    """The name of the first tensor with a NaN, or with infinity in one of ``parameters``; a buffer may hold infinity, as masks do."""
+    """Name of the first tensor with a NaN, or with infinity if it is one of ``parameters``; buffers such as masks can hold infinity."""
     learned = set(parameters)
     for name, tensor in state.items():
         if not torch.is_tensor(tensor) or not (tensor.is_floating_point() or tensor.is_complex()):
@@ -95,7 +95,7 @@ def first_not_finite(state: Mapping[str, Any], parameters: Iterable[str] = ()) -
 
 
 def check_finite(network: nn.Module, state: Mapping[str, Any], name: str | os.PathLike, hint: str) -> None:
-    """Raise :class:`ConfigurationError` when a state dict of a network is not finite; ``name`` and ``hint`` begin and end the sentence."""
+    """Raise :class:`ConfigurationError` if a state dict of a network is not finite; ``name`` and ``hint`` begin and end the sentence."""
     broken = first_not_finite(state, (key for key, _ in network.named_parameters()))
     if broken is not None:
         raise ConfigurationError(f"{name} holds weights that are not finite (the first in {broken}): {hint}.")

@@ -130,7 +130,7 @@ BROKEN = {
         write("models/SHA256SUMS", f"{'0' * 64}  other.pt\n"),
         "names other.pt, which is missing",
     ),
-    "weights that are none": (write("models/model.pt", "weights"), "no file that torch.save wrote"),
+    "weights that are none": (write("models/model.pt", "weights"), "not written by torch.save"),
     "weights of another network": (change_weights(lambda s: s.popitem()), "is of another network"),
     "weights that are not finite": (change_weights(lambda s: next(iter(s.values())).fill_(NOT_FINITE)), "not finite"),
     "a network that cannot be made": (

@@ -41,7 +41,7 @@ def _write_bad(kind, path):
         "empty": (b"", "it is empty"),
         "truncated": (whole[: len(whole) // 2], "its end is missing"),
         "one byte short": (whole[:-30], "its end is missing"),
-        "text": (b"no weights", "no file that torch.save wrote"),
+        "text": (b"no weights", "not written by torch.save"),
         "hostile pickle": (pickle.dumps(Hostile(program)), "could run any program"),
     }
     if kind in contents:

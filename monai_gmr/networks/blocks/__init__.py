@@ -1,4 +1,4 @@
-"""Blocks with the signatures of MONAI's."""
+"""Blocks with the signatures of MONAI's blocks."""
 
 from monai_gmr.networks.blocks.adn import GMRADN
 from monai_gmr.networks.blocks.convolutions import GMRConvolution, GMRResidualUnit, GMRResNetBlock

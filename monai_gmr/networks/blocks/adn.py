@@ -1,4 +1,4 @@
-"""MONAI's ``ADN`` whose instance norm and rectifier run as one."""
+"""MONAI's ``ADN`` with a fused instance norm and rectifier."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from monai.networks.blocks import ADN
 from torch import nn
 
-# private: torch has no public way to ask whether a module has hooks
+# private: torch has no public way to check for hooks
 from torch.nn.modules.module import _has_any_global_hook as has_global_hooks
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
@@ -19,12 +19,12 @@ from monai_gmr.utils import ConfigurationError
 class GMRADN(ADN):
     """Activation, dropout and normalisation in any order: ``monai.networks.blocks.ADN``, with its arguments, submodules and results.
 
-    On backend "cpp", for images with channels last, an instance norm and a ``LeakyReLU`` or ``ReLU`` right behind it run together, in a
-    third fewer passes over memory; modules with hooks run one by one.
+    On backend "cpp", for images with channels last, an instance norm and a ``LeakyReLU`` or ``ReLU`` right after it are fused, with a third
+    fewer passes over memory; modules with hooks run one by one.
 
     Args:
-        recomputes: whether the backward pass keeps the input alone and computes what lies between the modules again. Modules that
-            update statistics, have hooks or overwrite the input keep theirs.
+        recomputes: whether the backward pass keeps only the input and recomputes the tensors between the modules. Not done with modules
+            that update statistics, have hooks or overwrite the input.
 
     Example:
         >>> GMRADN("NA", 3, "LEAKYRELU", "GMRINSTANCE", 2)(torch.rand(1, 3, 4, 4)).shape
@@ -61,7 +61,7 @@ class GMRADN(ADN):
         if not _keep_more_than_their_input(modules, x) or any(map(_has_hooks, modules)):
             return self._by_pairs(x)
         draws = any(map(_draws, modules))
-        # RReLU fills the noise that it saved: a recomputation that stops at the last tensor saved would leave it unfilled
+        # RReLU fills noise after saving it: a recomputation that stops at the last saved tensor leaves it empty
         with set_checkpoint_early_stop(not draws):
             return checkpoint(self._by_pairs, x, use_reentrant=False, preserve_rng_state=draws)
 
@@ -81,14 +81,14 @@ class GMRADN(ADN):
 
 
 def rectifier_slope(activation: nn.Module) -> float | None:
-    """The factor of an activation for negative values, ``None`` if it is another function."""
+    """Factor of an activation for negative values; ``None`` for other functions."""
     if type(activation) is nn.LeakyReLU:
         return float(activation.negative_slope)
     return 0.0 if type(activation) is nn.ReLU else None
 
 
 def _keep_more_than_their_input(modules: Sequence[nn.Module], x: torch.Tensor) -> bool:
-    """Whether modules keep more than their input for the backward pass, and can run again."""
+    """Whether modules keep more than their input for the backward pass, and can be recomputed."""
     if len(modules) < 2 or getattr(modules[0], "inplace", False):
         return False
     if any(module.training and getattr(module, "track_running_stats", False) for module in modules):
@@ -99,11 +99,11 @@ def _keep_more_than_their_input(modules: Sequence[nn.Module], x: torch.Tensor) -
 
 
 def _draws(module: nn.Module) -> bool:
-    """Whether a module draws random numbers now: a dropout, which has a share ``p``, or a random activation."""
+    """Whether a module draws random numbers now: dropout with a probability ``p``, or a random activation."""
     return module.training and (isinstance(module, nn.RReLU) or bool(getattr(module, "p", 0)))
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    """Whether hooks are registered on a module, or on all."""
+    """Whether hooks are registered on a module or globally."""
     own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(own) or has_global_hooks()

@@ -33,7 +33,7 @@ Ordering = Annotated[str, lambda text: set(text.upper()) <= set("ADN"), "letters
 def _same_padding(
     spatial_dims: int, kernel_size: int | Sequence[int], dilation: int | Sequence[int]
 ) -> tuple[int, ...]:
-    """Voxels at both ends of an axis that keep its length, which an odd window alone can."""
+    """Padding at both ends of an axis that keeps its length; only odd windows have one."""
     windows, steps = (
         whole_numbers(name, value, spatial_dims)
         for name, value in (("kernel_size", kernel_size), ("dilation", dilation))
@@ -49,8 +49,8 @@ def _same_padding(
 class GMRConvolution(nn.Sequential):
     """Resampling, radial convolution, then activation, dropout and normalisation: ``monai.networks.blocks.Convolution``.
 
-    A stride is a :class:`GMRDownsample` before the convolution, a transposed stride a :class:`GMRUpsample` before it, so that
-    the block is exactly equivariant on every size.
+    A stride becomes a :class:`GMRDownsample` before the convolution, a transposed stride a :class:`GMRUpsample`, so that the block is
+    exactly equivariant on every size.
 
     Args:
         spatial_dims: 1, 2 or 3.
@@ -59,19 +59,19 @@ class GMRConvolution(nn.Sequential):
         kernel_size: window length in voxels.
         adn_ordering, act, norm, dropout, dropout_dim: as in ``monai.networks.blocks.Convolution``.
         dilation: distance of neighbouring taps in voxels.
-        groups: blocks of channels that are convolved apart.
+        groups: blocks of channels that are convolved separately.
         bias: whether the convolution has a bias.
-        conv_only: leave activation, dropout and normalisation out.
-        is_transposed: upsample rather than downsample.
-        padding: voxels at both ends of an axis; default: what keeps the size.
-        output_padding: must be ``None`` or 0: any other breaks the symmetry.
-        conv: "gmr", "gmr_harmonic", "group", "partial", "sre" or "plain", or a pair of the name and further arguments of the layer. Of
+        conv_only: whether to omit activation, dropout and normalisation.
+        is_transposed: whether to upsample instead of downsample.
+        padding: voxels at both ends of an axis; default: keeps the size.
+        output_padding: must be ``None`` or 0; other values break the symmetry.
+        conv: "gmr", "gmr_harmonic", "group", "partial", "sre" or "plain", or a pair of the name and further arguments of the layer. For
             convolutions on fields ("group", "partial"), norm and dropout act on whole fields.
         rings: as in :func:`make_convolution`.
         spacing, padding_mode: as in :class:`GMRConv2d`.
 
     Raises:
-        ConfigurationError: when arguments do not fit; one sentence that says what does.
+        ConfigurationError: if arguments do not fit; the message says what does.
 
     Example:
         >>> GMRConvolution(2, 1, 8, strides=2, kernel_size=5)(torch.rand(1, 1, 9, 12)).shape
@@ -139,7 +139,7 @@ class GMRConvolution(nn.Sequential):
         if not conv_only and not (act is None and norm is None and dropout is None):
             norm = keep_channels_last(field_norm(conv, norm, spatial_dims))
             dropout, dropout_dim = field_dropout(conv, dropout, dropout_dim, spatial_dims)
-            # their responses are computed again in the backward pass; what lies between these modules is, too
+            # harmonic responses are recomputed in the backward pass, so tensors between these modules are, too
             recomputes = isinstance(layer, GMRHarmonicConvNd)
             settings = (out_channels, act, norm, spatial_dims, dropout, dropout_dim)
             self.add_module("adn", GMRADN(adn_ordering, *settings, recomputes=recomputes))
@@ -150,11 +150,11 @@ class GMRResidualUnit(nn.Module):
     """A chain of :class:`GMRConvolution` plus its input: ``monai.networks.blocks.ResidualUnit``.
 
     Args:
-        strides: factor by which axes become shorter, by a :class:`GMRDownsample` in front of both paths.
+        strides: factor by which axes become shorter, by a :class:`GMRDownsample` before both paths.
         subunits: number of convolutions.
         last_conv_only: whether the last convolution has no activation, dropout and normalisation.
-        conv: as in :class:`GMRConvolution`; of group convolutions the first one goes from ``in_group`` to ``out_group``, partial ones go
-            from ``in_elements`` to ``out_elements``.
+        conv: as in :class:`GMRConvolution`; the first group convolution maps ``in_group`` to ``out_group``, partial ones map
+            ``in_elements`` to ``out_elements``.
         kwargs: rings, spacing, padding_mode of :class:`GMRConvolution`.
 
     All other arguments are those of :class:`GMRConvolution`.
@@ -228,8 +228,8 @@ class GMRResNetBlock(nn.Module):
         in_channels: channels of the input.
         channels: channels of the convolutions; the output has ``channels * expansion``.
         kernel_size: window length in voxels.
-        stride: 1, or 2: halve the grid before the convolutions, in both paths at once.
-        bottleneck: whether it is a bottleneck block, of expansion 4.
+        stride: 1, or 2 to halve the grid before the convolutions, once for both paths.
+        bottleneck: whether the block is a bottleneck of expansion 4.
         downsample: as in :func:`make_downsample`.
         act, norm, conv, kwargs: as in :class:`GMRConvolution`.
         downsample_inside: whether a bottleneck halves the grid after its first convolution, not before it (ResNet "v1.5").
@@ -278,7 +278,7 @@ class GMRResNetBlock(nn.Module):
         self.act = get_act_layer(act)
 
     def last_norm(self) -> nn.Module:
-        """The norm before the sum; started at zero it makes a fresh block pass its input on."""
+        """Norm before the sum; initialised to zero, it makes a fresh block pass its input through."""
         return self.convs[-1].get_submodule("adn.N")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

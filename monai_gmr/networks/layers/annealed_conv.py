@@ -1,4 +1,4 @@
-"""A trained convolution on its way to an equivariant one: the equivariant layer, and the rest of the trained kernel beside it."""
+"""Trained convolution that is annealed to an equivariant one: the equivariant layer plus the rest of the trained kernel."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,26 +13,25 @@ from monai_gmr.ops.free_sizes import is_free
 
 
 class AnnealedConv(nn.Module):
-    r"""An equivariant layer :math:`E` plus a rest :math:`R`: at first a trained convolution, and the layer alone once the rest is zero.
+    r"""Equivariant layer :math:`E` plus a rest :math:`R`: starts as a trained convolution, and is only the layer once the rest is zero.
 
     .. math::
-        y = E(x) + R \star x \quad\text{or, where the layer blends,}\quad y = \Big(1 - \frac{|R|}{|K|}\Big) E(x) + R \star x
+        y = E(x) + R \star x \quad\text{or, if the layer blends,}\quad y = \Big(1 - \frac{|R|}{|K|}\Big) E(x) + R \star x
 
-    A linear layer of the trained one's geometry begins with the projection :math:`P` of its kernel :math:`K`, and the rest is
-    :math:`K - P`. A layer that takes norms, or whose steps lie elsewhere, has no such kernel: there the rest begins as the whole of
-    :math:`K`, and the layer gets the share that the rest has lost. A rest that shrinks to :math:`c K` then gives
-    :math:`(1 - c) E(x) + c K \star x`. A layer scaled by a learned number from zero would be none of this library's in the end, and
-    norms of weights that begin at zero have no gradient.
+    A linear layer with the geometry of the trained one starts with the projection :math:`P` of the trained kernel :math:`K`, and the rest
+    with :math:`K - P`. A layer that takes norms, or whose steps lie elsewhere, has no such kernel: there the rest starts as :math:`K`, and
+    the layer is weighted by the share that the rest has lost. A rest of :math:`c K` then gives :math:`(1 - c) E(x) + c K \star x`. A
+    learned scale that starts at zero would remain in the final layer, and norms of weights that start at zero have no gradient.
 
-    Once the rest is exactly zero it is not computed any more. A state dict has the names of the equivariant layer's own; ``rest.weight``
-    and ``kernel_norm`` are added while the rest is not zero. Both kinds can be loaded.
+    A rest of exactly zero is no longer computed. State dicts have the keys of the equivariant layer, plus ``rest.weight`` and
+    ``kernel_norm`` while the rest is not zero. Both kinds can be loaded.
 
     Args:
-        equivariant: the layer, of ``(batch, channels, *spatial)``.
+        equivariant: the equivariant layer, for ``(batch, channels, *spatial)``.
         rest: a convolution of ``torch.nn`` with the trained one's geometry.
         kernel_norm: :math:`|K|`.
-        blends: which of both sums it is.
-        ends: zeros before and behind each axis that the rest is given, as ``torch.nn.functional.pad`` counts.
+        blends: whether to use the second, blended sum.
+        ends: zero padding of the rest's input, in the order of ``torch.nn.functional.pad``.
 
     Example:
         >>> from monai_gmr.networks.layers import GMRConv2d
@@ -60,7 +59,7 @@ class AnnealedConv(nn.Module):
         super().__init__()
         self.equivariant, self.rest, self.blends = equivariant, rest, blends
         self.ends = [int(n) for n in ends]
-        # geometry as of a convolution, for code that reads it
+        # geometry attributes of a convolution, for code that reads them
         for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"):
             setattr(self, name, getattr(rest, name))
         fields = getattr(equivariant, "field_groups", None)
@@ -75,12 +74,12 @@ class AnnealedConv(nn.Module):
         self.settle()
 
     def settle(self) -> bool:
-        """See whether the rest is exactly zero, which ends its computation; returns whether it is not."""
+        """Checks whether the rest is exactly zero, and then stops computing it; returns whether it is not zero."""
         self.holds_rest = any(each.is_meta or bool((each != 0).any()) for each in self.rest.parameters())
         return self.holds_rest
 
     def rest_size(self) -> torch.Tensor:
-        """Norm of the rest's kernel over that of the trained kernel, float32."""
+        """Norm of the rest's kernel relative to the trained kernel, float32."""
         weight = self.rest.weight
         assert isinstance(weight, torch.Tensor)
         norm = torch.linalg.vector_norm(weight.detach().float())
@@ -91,7 +90,7 @@ class AnnealedConv(nn.Module):
         return self._with_rest(input, self.equivariant(input))
 
     def _with_rest(self, input: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        """The sum, from the output of the equivariant layer."""
+        """Adds the rest to the output of the equivariant layer."""
         runs = self.holds_rest
         if not torch.jit.is_scripting():
             # a distributed run waits for the gradients of all parameters
@@ -112,8 +111,8 @@ class AnnealedConv(nn.Module):
 
 
 class AnnealedConvTranspose(AnnealedConv):
-    """:class:`AnnealedConv` of a transposed convolution: the rest ends where the equivariant layer does, which knows the sizes of skip
-    connections."""
+    """:class:`AnnealedConv` of a transposed convolution: the rest is padded to the size of the equivariant layer, which knows the sizes of
+    skip connections."""
 
     def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
         """``(batch, in_channels, *spatial)`` to ``output_size``, or the size of the equivariant layer."""
@@ -138,7 +137,7 @@ def _is_own(name: str) -> bool:
 
 
 def _write_names(module: Any, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """State dict hook: names without "equivariant.", and without a rest that is zero."""
+    """State dict hook: removes "equivariant." from the keys, and a rest of zero."""
     for key in [key for key in state_dict if key.startswith(prefix)]:
         name = key[len(prefix) :]
         if not _is_own(name):
@@ -149,7 +148,7 @@ def _write_names(module: Any, state_dict: dict[str, Any], prefix: str, *_: Any) 
 
 
 def _read_names(module: Any, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Hook before loading: names of the submodules, and zeros for a rest that is not there."""
+    """Hook before loading: restores the keys of the submodules, and adds zeros for a missing rest."""
     found = [key for key in state_dict if key.startswith(prefix)]
     for key in found:
         name = key[len(prefix) :]

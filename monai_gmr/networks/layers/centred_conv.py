@@ -1,4 +1,4 @@
-"""Strided radial and harmonic convolutions that are exact on every size: their window is even or odd, depending on the size."""
+"""Strided radial and harmonic convolutions that are exact on every size, with an even or odd window depending on the size."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -31,7 +31,7 @@ from monai_gmr.utils import ConfigurationError, on_plain_tensor
 
 
 class CentredConvNd(SizedLayer, GMRConvNd):
-    """Taps and forward pass of the centred layers; stands before :class:`GMRConv2d` or :class:`GMRHarmonicConv2d` and their siblings."""
+    """Taps and forward pass of the centred layers; a mixin before :class:`GMRConv2d`, :class:`GMRHarmonicConv2d` or variants."""
 
     window_counts: torch.Tensor
     window_shells: torch.Tensor
@@ -47,9 +47,9 @@ class CentredConvNd(SizedLayer, GMRConvNd):
             self.padding = (0,) * self.spatial_dims
         if isinstance(self.padding, str):
             raise ConfigurationError(
-                f"padding={self.padding!r} is not for {type(self).__name__}: give voxels or 'same', it centres itself."
+                f"padding={self.padding!r} is impossible for {type(self).__name__}, which centres itself: give voxels or 'same'."
             )
-        # voxels of padding at both ends of each axis together
+        # total padding of each axis, over both ends
         self.both_paddings = [2 * int(p) + s for p, s in zip(self.padding, self.surplus)]
         for s, d in zip(self.stride, self.dilation):
             if d % 2 == 0 and s > 1:
@@ -59,12 +59,12 @@ class CentredConvNd(SizedLayer, GMRConvNd):
 
     def _make_tables(self) -> dict[str, Any]:
         tables = super()._make_tables()
-        # shells of all windows, one after the other; all masks and norms are those of the first window, so all sample one function
+        # concatenated shells of all windows; masks and norms are those of the first, so all windows sample one function
         windows = [self._window(code) for code in range(2**self.spatial_dims)]
         shells = [kernel_shells(window, self.steps)._replace(support=self.support) for window in windows]
         starts = np.cumsum([0, *(len(each.squared_radii) for each in shells)])
         counts = np.zeros((len(windows), starts[-1]), dtype=np.int64)
-        # a window fills the first taps of its row; beyond it lies a shell on which every function is 0
+        # a window fills the first taps of its row; the others are on a shell where every function is 0
         longest = tuple(k + 1 for k in self.kernel_size)
         window_shells = np.full((len(windows), *longest), starts[-1], dtype=np.int64)
         orders = getattr(self, "orders", ())
@@ -88,11 +88,11 @@ class CentredConvNd(SizedLayer, GMRConvNd):
         }
 
     def _window(self, code: int) -> tuple[int, ...]:
-        """Window number ``code``: a tap longer along the axes whose bits are set."""
+        """Window number ``code``: one tap longer along the axes whose bits are set."""
         return tuple(k + (code >> axis & 1) for axis, k in enumerate(self.kernel_size))
 
     def _kernel(self, code: int, window: Sequence[int], weight: torch.Tensor, functions: torch.Tensor) -> torch.Tensor:
-        """The kernel over window number ``code``, zero on taps beyond it; all have the same mean over their taps."""
+        """The kernel over window number ``code``, zero on taps outside it; all windows have the same sum over their taps."""
         shells, harmonics = self.window_shells[code], self.window_harmonics[code]
         for axis, k in enumerate(window):
             shells, harmonics = shells.narrow(axis, 0, k), harmonics.narrow(axis + 1, 0, k)
@@ -110,7 +110,7 @@ class CentredConvNd(SizedLayer, GMRConvNd):
         return F.pad(functions, [0, 1])
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Convolve ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``; sizes are those of ``torch.nn.ConvNd``."""
+        """Convolves ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``, with the output sizes of ``torch.nn.ConvNd``."""
         if isinstance(input, MetaTensor):
             return on_plain_tensor(partial(CentredConvNd.forward, self), input)
         dims = self.spatial_dims
@@ -127,7 +127,7 @@ class CentredConvNd(SizedLayer, GMRConvNd):
         return output
 
     def _windows(self, input: torch.Tensor, sizes: list[int]) -> tuple[torch.Tensor, int, Sequence[int], list[int]]:
-        """Image, number and sizes of the window, and padding of the convolution of an image of given sizes."""
+        """Image, window number, window and padding of the convolution, for an image of given sizes."""
         dims = self.spatial_dims
         code, margins = 0, []
         arguments = zip(sizes, self.kernel_size, self.stride, self.both_paddings, self.dilation)
@@ -147,10 +147,10 @@ class CentredConvNd(SizedLayer, GMRConvNd):
     def _free_windows(
         self, input: torch.Tensor, sizes: list[Any]
     ) -> tuple[torch.Tensor, int, Sequence[int], list[int]]:
-        """The same where sizes are symbols: the longest window, whose first taps are those of the size's own."""
+        """The same for symbolic sizes, with the longest window, whose first taps are those of the actual window."""
         dims = self.spatial_dims
         code, both = 0, self.both_paddings
-        # more than any size needs
+        # enough for any size
         reserve = [p // 2 + d + 1 for p, d in zip(both, self.dilation)]
         input = pad_nd(input, [r for r in reversed(reserve) for _ in range(2)], self.padding_mode)
         for axis, (n, k, s, p, d) in enumerate(zip(sizes, self.kernel_size, self.stride, both, self.dilation)):
@@ -162,25 +162,25 @@ class CentredConvNd(SizedLayer, GMRConvNd):
 
     def to_conv(self) -> nn.Module:
         raise ConfigurationError(
-            f"{type(self).__name__} has another window on even sizes than on odd ones, which torch.nn.Conv{self.spatial_dims}d cannot: "
+            f"{type(self).__name__} has different windows for even and odd sizes, which torch.nn.Conv{self.spatial_dims}d cannot: "
             "export the layer as it is."
         )
 
 
 class GMRCentredConv2d(CentredConvNd, GMRConv2d):
-    """:class:`GMRConv2d` that is exact for every stride, padding and size: its steps lie about the centre of the grid.
+    """:class:`GMRConv2d` that is exact for every stride, padding and size: its steps are centred on the grid.
 
-    Along each axis the window has ``kernel_size`` or ``kernel_size + 1`` taps, whichever has the parity that the size asks for
-    (:func:`~monai_gmr.symmetry.centred_window`): one radial profile, sampled at whole or at half voxels. Sizes of the result are those of
+    Along each axis the window has ``kernel_size`` or ``kernel_size + 1`` taps, whichever has the parity that the size needs
+    (:func:`~monai_gmr.symmetry.centred_window`): one radial profile, sampled at whole or half voxels. Output sizes are those of
     ``torch.nn.Conv2d``, padding included.
 
     Args:
-        surplus: padding beyond ``padding`` at both ends, one number or one per axis: 1 for the asymmetric padding (0, 1).
+        surplus: total padding in addition to ``padding`` at both ends, one number or one per axis: 1 for the asymmetric padding (0, 1).
 
     All other arguments are those of :class:`GMRConv2d`, without ``padding="symmetric"``.
 
     Raises:
-        ConfigurationError: for a stride with an even dilation, which has no such windows on every size.
+        ConfigurationError: for a stride with an even dilation, for which some sizes have no such window.
 
     Example:
         >>> layer, x = GMRCentredConv2d(3, 8, 3, stride=2, padding=1), torch.rand(1, 3, 12, 9)

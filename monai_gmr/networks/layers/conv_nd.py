@@ -1,4 +1,4 @@
-"""What all convolutions of this library share with ``torch.nn.ConvNd``: arguments, paddings, constant tables, copies for deployment."""
+"""Base classes of the convolutions: arguments of ``torch.nn.ConvNd``, paddings, constant tables, copies for deployment."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -22,8 +22,8 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 def passes_arguments_to(parent: type, without: Sequence[str] = ()) -> Callable:
-    """A decorator for an ``__init__`` of ``(self, *args, **kwargs)`` and arguments of its own: its signature names those that it passes on,
-    for ``help`` and for ``torch.nn.utils.skip_init``.
+    """Decorator for an ``__init__`` with ``*args`` and ``**kwargs``: adds the arguments that it passes to ``parent`` to its signature, for
+    ``help`` and ``torch.nn.utils.skip_init``.
 
     Example:
         >>> class Layer(nn.Linear):
@@ -46,7 +46,7 @@ def passes_arguments_to(parent: type, without: Sequence[str] = ()) -> Callable:
 
 
 def whole_numbers(name: str, value: Any, spatial_dims: int, least: int | None = 1) -> Any:
-    """One whole number of at least ``least``, ``None`` for any, per axis, as a tuple, from one for all or one each."""
+    """Returns a tuple of integers of at least ``least`` (``None`` for any), one per axis, from one number for all axes or one per axis."""
     numbers = (value,) * spatial_dims if is_whole(value) else tuple(value)
     if len(numbers) != spatial_dims or (least is not None and min(numbers) < least):
         bound = "" if least is None else f" of at least {least}"
@@ -57,7 +57,7 @@ def whole_numbers(name: str, value: Any, spatial_dims: int, least: int | None = 
 
 
 def check_input(module: nn.Module, x: torch.Tensor, spatial_dims: int, in_channels: int, unbatched: bool) -> None:
-    """Raise when the input of a layer or net is not ``(batch, in_channels, *spatial)``, or without batch if ``unbatched``."""
+    """Raise if the input of a layer or net is not ``(batch, in_channels, *spatial)``; if ``unbatched``, the batch is optional."""
     if torch.jit.is_tracing():
         return
     if not isinstance(x, torch.Tensor):
@@ -72,15 +72,15 @@ def check_input(module: nn.Module, x: torch.Tensor, spatial_dims: int, in_channe
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:
-    """Raise when weights cannot be of a type."""
+    """Raise if weights cannot have a dtype."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ConfigurationError(f"dtype={dtype} is not possible: use a real floating-point type.")
 
 
 def check_input_dtype(module: nn.Module, x: torch.Tensor) -> None:
-    """Raise when the input of a layer is of another type than its weights."""
+    """Raise if the input of a layer has another dtype than its weights."""
     weight = getattr(module, "weight", None)
-    # under autocast the two may differ
+    # under autocast the two can differ
     if weight is not None and x.dtype != weight.dtype and not x.is_meta and autocast_dtype(x) is None:
         raise ConfigurationError(
             f"{type(module).__name__} has weights of {weight.dtype} and was given an input of {x.dtype}: convert one of them by .to()."
@@ -88,16 +88,16 @@ def check_input_dtype(module: nn.Module, x: torch.Tensor) -> None:
 
 
 def convolution_like(kind: Any, module: Any, **changes: Any) -> Any:
-    """A layer of class ``kind`` with the arguments, device and dtype of a convolution, but for changes."""
+    """A layer of class ``kind`` with the arguments, device and dtype of a convolution, except for ``changes``."""
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     arguments = {name: getattr(module, name) for name in names} | {"bias": module.bias is not None}
     return kind(**arguments | {"device": module.weight.device, "dtype": module.weight.dtype} | changes)
 
 
 class SymmetricConvNd(TableModule):
-    """Arguments of ``torch.nn.ConvNd``, and tables of the taps that no state dict holds.
+    """Convolution with the arguments of ``torch.nn.ConvNd``, and tables of the taps outside the state dict.
 
-    Subclasses set ``spatial_dims`` and ``transposed`` (the adjoint), call :meth:`_finish` when their parameters are there, and have
+    Subclasses set ``spatial_dims`` and ``transposed`` (the adjoint), call :meth:`_finish` after creating their parameters, and implement
     ``_make_tables``, ``dense_kernel`` and ``reset_parameters``.
     """
 
@@ -118,18 +118,18 @@ class SymmetricConvNd(TableModule):
         padding_mode: str,
         dtype: torch.dtype | None,
     ) -> None:
-        # not super(): a class may stand beside torch.nn.ConvNd, whose arguments are others
+        # not super(): a subclass can also inherit from torch.nn.ConvNd, whose arguments differ
         nn.Module.__init__(self)
         dims = self.spatial_dims
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        # of the equal torch.nn.ConvNd
+        # groups of the equal torch.nn.ConvNd
         self.conv_groups = groups
         self.kernel_size = whole_numbers("kernel_size", kernel_size, dims)
         self.stride, self.dilation = whole_numbers("stride", stride, dims), whole_numbers("dilation", dilation, dims)
         self.padding = padding if isinstance(padding, str) else whole_numbers("padding", padding, dims, least=0)
         self.output_padding: tuple[int, ...] = (0,) * dims
         self.padding_mode = padding_mode
-        # an axis that no symmetry of the layer reverses has no centre to keep
+        # an axis that no symmetry of the layer reverses needs no fixed centre
         self.mirrored_axes = [True] * dims
         check_choice("padding_mode", padding_mode, ("zeros",) if self.transposed else PADDING_MODES)
         for name, count in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
@@ -145,10 +145,10 @@ class SymmetricConvNd(TableModule):
                 raise ConfigurationError(f"padding='same' takes no stride={self.stride}: use padding='symmetric'.")
 
     def _check_geometry(self) -> None:
-        """Raise where windows or steps are not those that the layer's symmetry allows; a radial kernel allows all."""
+        """Raise if the layer's symmetry does not allow its window or steps; radial kernels allow all."""
 
     def _finish(self) -> None:
-        """Register the tables and draw the weights."""
+        """Registers the tables and draws the weights."""
         self._finish_tables(self.get_parameter("weight").device)
         self.reset_parameters()
 
@@ -157,7 +157,7 @@ class SymmetricConvNd(TableModule):
         raise NotImplementedError
 
     def dense_kernel(self) -> torch.Tensor:
-        """The kernel over its taps, of the shape that ``torch.nn.ConvNd.weight`` has."""
+        """The kernel over its taps, in the shape of ``torch.nn.ConvNd.weight``."""
         raise NotImplementedError
 
     def _dense_bias(self) -> torch.Tensor | None:
@@ -172,7 +172,7 @@ class SymmetricConvNd(TableModule):
         padding: Sequence[int],
         output_padding: Sequence[int] = (),
     ) -> torch.Tensor:
-        """The framework's convolution with a kernel over a window, of an image with or without a batch."""
+        """Runs torch's convolution with a kernel over a window, for an image with or without a batch."""
         image = input[None] if input.dim() == len(window) + 1 else input
         lengths = {
             "stride": self.stride,
@@ -202,7 +202,7 @@ class SymmetricConvNd(TableModule):
 
 
 class DirectConvNd(SymmetricConvNd):
-    """Paddings of a convolution that is not transposed."""
+    """Convolution that is not transposed, and its paddings."""
 
     transposed = False
 
@@ -240,11 +240,11 @@ class DirectConvNd(SymmetricConvNd):
                     "parity, or GMRDownsample.",
                     SymmetryWarning,
                 )
-                # one axis says enough
+                # one warning is enough
                 return
 
     def _padded(self, input: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
-        """The input as the convolution takes it, and the voxels of zeros that it is to add at both ends of an axis."""
+        """The input, padded if necessary, and the zero padding that is left to the convolution, per axis."""
         dims = len(self.kernel_size)
         if not torch.jit.is_scripting():
             check_input(self, input, dims, self.in_channels, unbatched=True)
@@ -263,7 +263,7 @@ class DirectConvNd(SymmetricConvNd):
         return input, padding
 
     def to_conv(self) -> nn.Module:
-        """The equal ``torch.nn.ConvNd``, for deployment; refused where ``padding="symmetric"`` depends on the input's size."""
+        """The equal ``torch.nn.ConvNd``, for deployment; raises if ``padding="symmetric"`` depends on the input's size."""
         if self.padding != "symmetric":
             return self._dense_copy("Conv")
         if max(self.stride) > 1:
@@ -277,7 +277,7 @@ class DirectConvNd(SymmetricConvNd):
 
 
 class TransposedConvNd(SymmetricConvNd):
-    """Arguments of ``torch.nn.ConvTransposeNd`` in its order, and the sizes that a transposed convolution reaches."""
+    """Transposed convolution with the arguments of ``torch.nn.ConvTransposeNd``, and its output sizes."""
 
     transposed = True
 
@@ -307,11 +307,11 @@ class TransposedConvNd(SymmetricConvNd):
                 f"output_padding={output_padding} is impossible: give less than stride={self.stride} or dilation={self.dilation}."
             )
         self._check_geometry()
-        # refuses what "symmetric" cannot do
+        # raises if "symmetric" is impossible
         self._margins()
 
     def _margins(self) -> list[int]:
-        """Voxels that are removed at both ends of each axis."""
+        """Voxels removed at both ends of each axis."""
         margins: list[int] = []
         padding = self.padding
         for axis in range(len(self.kernel_size)):
@@ -335,8 +335,8 @@ class TransposedConvNd(SymmetricConvNd):
         )
 
     def _paddings(self, input: torch.Tensor, output_size: list[int] | None) -> tuple[list[int], list[int]]:
-        """Voxels removed at both ends of each axis, and added at its end, to reach the spatial sizes that end ``output_size``: what it asks
-        for beyond the smallest size is taken from the padding at both ends where it is even, which is exact, else added at the end."""
+        """Voxels removed at both ends of each axis, and added at its end, to reach the spatial sizes at the end of ``output_size``. An even
+        surplus over the smallest size is taken from the padding at both ends, which is exact; other surpluses are added at the end."""
         dims = len(self.kernel_size)
         if not torch.jit.is_scripting():
             check_input(self, input, dims, self.in_channels, unbatched=True)

@@ -41,7 +41,7 @@ CONVOLUTIONS = {
     "sre": "SRE",
     "plain": "CONV",
 }
-# what may stand beside the names of convolutions on fields
+# arguments allowed with the names of convolutions on fields
 FIELD_ARGUMENTS = {
     "group": ("group", "filter", "in_group", "out_group"),
     "partial": ("group", "samples", "kernel", "orders", "frequencies", "seed", "in_elements", "out_elements"),
@@ -52,7 +52,7 @@ Convolution = Annotated[str | Sequence, "a name, a pair of it and arguments, or 
 
 @cache
 def _arguments_of(name: str) -> tuple[str, ...]:
-    """What may stand beside a name in a pair: arguments of its layer, but for those that blocks give."""
+    """Arguments allowed with a name in a pair: those of its layer, except those that blocks set."""
     if name in FIELD_ARGUMENTS:
         return FIELD_ARGUMENTS[name]
     known = signature(Conv[CONVOLUTIONS[name], 2]).parameters
@@ -60,11 +60,11 @@ def _arguments_of(name: str) -> tuple[str, ...]:
 
 
 def split_convolution(conv: Convolution, choices: Sequence[str] = tuple(CONVOLUTIONS)) -> tuple[str, dict[str, Any]]:
-    """Name, one of ``choices``, and further arguments of the argument ``conv`` of blocks and nets, a name or a pair of both; "group" is the
-    whole group.
+    """Splits the argument ``conv`` of blocks and nets, a name or a pair of name and arguments, into the name, one of ``choices``, and the
+    arguments. "group" means the whole group by default.
 
     Raises:
-        ConfigurationError: when the name is unknown or ``conv`` is of neither form.
+        ConfigurationError: if the name is unknown or ``conv`` has neither form.
 
     Example:
         >>> split_convolution("gmr"), split_convolution(("gmr_harmonic", {"orders": (0, 1)}))
@@ -80,7 +80,7 @@ def split_convolution(conv: Convolution, choices: Sequence[str] = tuple(CONVOLUT
 
 
 def fields_of(name: str, arguments: Mapping[str, Any], spatial_dims: int) -> FieldGroup:
-    """The group of a convolution on fields, of whose fields those that it returns are, or are part.
+    """The group of a convolution on fields; its outputs are fields on it, or on a part of it.
 
     Args:
         name, arguments: of :func:`split_convolution`, "group" or "partial".
@@ -94,14 +94,14 @@ def fields_of(name: str, arguments: Mapping[str, Any], spatial_dims: int) -> Fie
         return PointGroup.from_name(arguments["group"], spatial_dims)
     elements = [arguments.get(end) for end in ("out_elements", "in_elements")]
     known = next((each.group for each in elements if each is not None), None)
-    # elements at the output decide; behind those at the input another group may be named
+    # elements at the output decide; after elements at the input, another group can be named
     if known is not None and (elements[0] is not None or arguments.get("group") is None):
         return known
     return partial_group(arguments.get("group"), spatial_dims, arguments.get("samples"))
 
 
 def convolution_label(conv: Convolution) -> str:
-    """A few words for the argument ``conv`` of nets, such as a report names a net by.
+    """Short label for the argument ``conv`` of nets, for reports.
 
     Example:
         >>> convolution_label("gmr"), convolution_label(("group", {"group": "4mm", "filter": "gc"}))
@@ -131,7 +131,7 @@ def make_convolution(
     spacing: Sequence[float] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """The layer that the argument ``conv`` of blocks and nets stands for.
+    """Makes the layer for the argument ``conv`` of blocks and nets.
 
     Args:
         conv: "gmr" (:class:`GMRConv2d`), "gmr_harmonic" (:class:`GMRHarmonicConv2d`), "group" (:class:`PointGroupConv2d`),
@@ -141,10 +141,10 @@ def make_convolution(
         spatial_dims: 1, 2 or 3.
         in_channels, out_channels, kernel_size, kwargs: of ``torch.nn.ConvNd``.
         rings: kind of rings (:class:`GMRConv2d`), for "gmr" and "gmr_harmonic".
-        spacing: voxel size in millimetres, for all but "plain"; a group must keep it.
+        spacing: voxel size in millimetres, for all except "plain"; a group must keep it.
 
     Raises:
-        ConfigurationError: when ``conv`` is unknown.
+        ConfigurationError: if ``conv`` is unknown.
 
     Example:
         >>> make_convolution("plain", 2, 1, 4, 3, padding=1)
@@ -161,13 +161,13 @@ def make_convolution(
 
 
 def one_per_level(name: str, value: Any, levels: int, what: str) -> list:
-    """A list with one window or convolution per level of a net; ``what`` names the argument that sets their number.
+    """Returns a list with one window or convolution per level of a net; ``what`` names the argument that sets the number of levels.
 
     Args:
         value: a number, a name, or a pair of a name and arguments, for all levels; or a sequence with one per level.
 
     Raises:
-        ConfigurationError: when there is not one per level, or neither one nor a list.
+        ConfigurationError: if there is not one per level, or ``value`` is neither a single value nor a list.
 
     Example:
         >>> one_per_level("kernel_sizes", 5, 3, "features"), one_per_level("conv", ["gmr_harmonic", "gmr"], 2, "features")
@@ -177,7 +177,7 @@ def one_per_level(name: str, value: Any, levels: int, what: str) -> list:
         raise ConfigurationError(
             f"{name}={value!r} is impossible: give one for all, or a list of one for each of the {levels} entries of {what}."
         )
-    # a name and what is no name is a pair, if an impossible one
+    # a name and a non-name form a pair, even an impossible one
     pair = not isinstance(value, int | str) and len(value) == 2 and isinstance(value[0], str)
     if isinstance(value, int | str) or (pair and not isinstance(value[1], str | Sequence)):
         return [value] * levels
@@ -189,7 +189,7 @@ def one_per_level(name: str, value: Any, levels: int, what: str) -> list:
 
 
 def check_named(argument: str, layer: Named | float | None, factory: LayerFactory) -> None:
-    """Raise when an argument names a layer that a factory of MONAI does not have.
+    """Raise if an argument names a layer that a factory of MONAI lacks.
 
     Example:
         >>> check_named("norm", ("batch", {"eps": 1e-3}), Norm)
@@ -200,7 +200,7 @@ def check_named(argument: str, layer: Named | float | None, factory: LayerFactor
 
 
 def keep_channels_last(norm: Named | None) -> Named | None:
-    """The norm of a block: "instance" becomes :class:`GMRInstanceNorm2d`, which is the same and keeps an image channels last.
+    """Norm of a block: replaces "instance" by the equal :class:`GMRInstanceNorm2d`, which keeps channels last.
 
     Example:
         >>> keep_channels_last(("instance", {"affine": True})), keep_channels_last("batch")
@@ -222,7 +222,7 @@ def _by_dimension(name: str, classes: dict[int, Any]) -> Callable[[int], Any]:
 
 
 def register_layers() -> None:
-    """Add the radial layers to MONAI's ``Conv``, ``Pool`` and ``Norm`` factories; importing ``monai_gmr`` does it.
+    """Adds the layers to MONAI's ``Conv``, ``Pool``, ``Norm`` and ``Dropout`` factories; importing ``monai_gmr`` calls it.
 
     Example:
         >>> from monai.networks.layers import Conv

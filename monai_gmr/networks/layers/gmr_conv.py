@@ -18,12 +18,12 @@ from monai_gmr.symmetry.taps import SIGMA_FLOOR, TABLE_UNITS
 from monai_gmr.utils import ConfigurationError, warn
 
 RINGS = ("gaussian", "indexed", "hard", "indexed_square", "hard_square")
-# in voxels: a tap as close to the support has no weight
+# in voxels: a tap this close to the support has no weight
 SMALLEST_DISTANCE = 1e-6
 
 
 class RingConvNd(SymmetricConvNd):
-    """What all radial convolutions share: the shells of the taps and the basis; the arguments are those of :class:`GMRConv2d`."""
+    """Base of all radial convolutions: the shells of the taps and the basis; takes the arguments of :class:`GMRConv2d`."""
 
     shells: torch.Tensor
     gaussians: torch.Tensor
@@ -52,7 +52,7 @@ class RingConvNd(SymmetricConvNd):
         spacing: Sequence[float] | None = None,
     ) -> None:
         geometry = (kernel_size, stride, padding, dilation, groups, padding_mode)
-        # not super(): a class may stand beside torch.nn.ConvNd, whose arguments are others
+        # not super(): a subclass can also inherit from torch.nn.ConvNd, whose arguments differ
         SymmetricConvNd.__init__(self, in_channels, out_channels, *geometry, dtype)
         check_choice("rings", rings, RINGS)
         self.rings, self.spacing = rings, spacing if spacing is None else tuple(float(s) for s in spacing)
@@ -92,12 +92,12 @@ class RingConvNd(SymmetricConvNd):
         return tables | self._radial_tables(shells.radii, shells.counts)
 
     def _radial_tables(self, radii: np.ndarray, counts: np.ndarray) -> dict[str, Any]:
-        """What Gaussians depend on, for shells of some radii and numbers of taps."""
+        """Tables of the Gaussians, for shells with given radii and numbers of taps."""
         means = symmetry.gaussian_means(self.num_rings, self.support)[None]
         return {"gaussians": symmetry.gaussian_tables(radii, counts, self.support, means, orders=(0,))[0]}
 
     def reset_parameters(self) -> None:
-        """Draw fresh weights; on white noise the output's variance is that of a fresh ``torch.nn.ConvNd``."""
+        """Draws fresh weights; for white noise the output has the variance of a fresh ``torch.nn.ConvNd``."""
         if self.weight.is_meta:
             return
         if self.log_sigma is not None:
@@ -117,7 +117,7 @@ class RingConvNd(SymmetricConvNd):
         return symmetry.positive_sigma(log_sigma, self.sigma_floor)
 
     def basis(self) -> torch.Tensor:
-        """The functions on shells of which a kernel is a weighted sum, shape ``(rings, shells)``, at least float32."""
+        """Functions on shells whose weighted sum is a kernel, shape ``(rings, shells)``, at least float32."""
         if self.rings == "gaussian":
             return symmetry.gaussian_basis(self.gaussians, self.sigma(), self.table_units)
         if self.rings.startswith("indexed"):
@@ -126,7 +126,7 @@ class RingConvNd(SymmetricConvNd):
         return self.masks.to(dtype)
 
     def dense_kernel(self) -> torch.Tensor:
-        """The kernel over its taps, of the shape that ``torch.nn.ConvNd.weight`` has."""
+        """The kernel over its taps, in the shape of ``torch.nn.ConvNd.weight``."""
         return dense_kernel(self.weight, self.basis(), self.shells)
 
     def extra_repr(self) -> str:
@@ -138,7 +138,7 @@ class GMRConvNd(DirectConvNd, RingConvNd):
     """Radial convolution of any dimension; use :class:`GMRConv1d`, :class:`GMRConv2d` or :class:`GMRConv3d`."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Convolve ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``."""
+        """Convolves ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``."""
         input, padding = self._padded(input)
         if torch.jit.is_scripting():
             dense = self.dense_kernel()
@@ -163,7 +163,7 @@ class GMRConv2d(GMRConvNd):
     .. math::
         y_o = b_o + \sum_i K_{oi} \star x_i, \qquad K_{oi}(t) = \sum_r w_{oir}\, b_r(|t|)
 
-    A :math:`k^d` kernel has :math:`R = k // 2 + 1` weights for a pair of channels. Everything ``torch.nn.Conv2d`` accepts works.
+    A :math:`k^d` kernel has :math:`R = k // 2 + 1` weights per pair of channels. Accepts everything that ``torch.nn.Conv2d`` accepts.
 
     Shape:
         - input: ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``
@@ -173,22 +173,22 @@ class GMRConv2d(GMRConvNd):
     Args:
         in_channels, out_channels: channels of the input and of the output.
         kernel_size: window length in voxels, odd or even, one number or one per axis.
-        stride: step in voxels. A stride on a size on which it is not exact (:func:`monai_gmr.symmetry.stride_is_exact`) warns.
+        stride: step in voxels. Warns on sizes on which the stride is not exact (:func:`monai_gmr.symmetry.stride_is_exact`).
         padding: voxels at both ends of an axis, "valid", "same" (stride 1; exact for odd windows), or "symmetric": the padding nearest to
-            half the window with which the layer is exact on the size at hand.
+            half the window that makes the layer exact on the given size.
         dilation: distance of neighbouring taps in voxels.
-        groups: blocks of channels that are convolved apart.
+        groups: blocks of channels that are convolved separately.
         padding_mode: "zeros", "reflect", "replicate" or "circular".
         bias, device, dtype: as in ``torch.nn.Conv2d``.
         rings: "gaussian" (Gaussians at the exact radii), "indexed" (GMR-Conv 1.0.3) or "hard" (SRE-Conv 1.0.2); "indexed_square" and
-            "hard_square" are rings that reach into the corners of the window, as exact but farther off at angles other than the grid's:
-            for the checkpoints of GMR-Conv's U-Net, whose default they are.
-        num_rings: number of rings; default ``k // 2 + 1``, of square rings one more, the corners.
+            "hard_square" are rings that reach into the corners of the window, as exact on the grid but less accurate at other angles, for
+            checkpoints of GMR-Conv's U-Net, which has them by default.
+        num_rings: number of rings; default ``k // 2 + 1``, plus one for the corners of square rings.
         spacing: voxel size in millimetres, one per axis; the kernel is then round in millimetres. Its reach is set by the axes of the
-            finest spacing; taps beyond it are zero, so choose a window that is shorter, not longer, on the coarse axes.
+            finest spacing; taps beyond it are zero, so choose a shorter window on the coarse axes.
 
     Raises:
-        ConfigurationError: when arguments or input do not fit; one sentence that says what does.
+        ConfigurationError: if arguments or input do not fit; the message says what does.
 
     Example:
         >>> from monai_gmr.symmetry import point_group, transform_grid
@@ -207,7 +207,7 @@ class GMRConv2d(GMRConvNd):
 
 
 class GMRConv1d(GMRConvNd):
-    """:class:`GMRConv2d` in one dimension: kernels that are their own mirror image."""
+    """:class:`GMRConv2d` in one dimension: mirror-symmetric kernels."""
 
     spatial_dims = 1
 

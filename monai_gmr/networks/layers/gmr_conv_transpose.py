@@ -12,9 +12,8 @@ class GMRConvTransposeNd(TransposedConvNd, RingConvNd):
     """Transposed radial convolution of any dimension; use :class:`GMRConvTranspose2d` or its variants in 1D and 3D."""
 
     def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
-        """Spread ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)`` over the windows, to the spatial sizes that end
-        ``output_size``: what it asks for beyond the smallest size is taken from the padding at both ends where it is even, which is
-        exact, else added at the end.
+        """Convolves ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``, to the spatial sizes at the end of ``output_size``.
+        An even surplus over the smallest size is taken from the padding at both ends, which is exact; other surpluses are added at the end.
         """
         padding, extra = self._paddings(input, output_size)
         if torch.jit.is_scripting():
@@ -40,8 +39,8 @@ class GMRConvTransposeNd(TransposedConvNd, RingConvNd):
 class GMRConvTranspose2d(GMRConvTransposeNd):
     """Transposed convolution with radial kernels: the adjoint of :class:`GMRConv2d`.
 
-    Everything ``torch.nn.ConvTranspose2d`` accepts works. It is exactly equivariant if and only if ``output_padding`` is 0; with
-    ``padding="symmetric"`` (kernel size at least the stride and of its parity) each axis becomes exactly ``stride`` times as long.
+    Accepts everything that ``torch.nn.ConvTranspose2d`` accepts. It is exactly equivariant if and only if ``output_padding`` is 0; with
+    ``padding="symmetric"`` (kernel size at least the stride, with the same parity) each axis becomes exactly ``stride`` times as long.
 
     Shape:
         - input: ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``
@@ -51,7 +50,7 @@ class GMRConvTranspose2d(GMRConvTransposeNd):
     Args:
         stride: factor by which an axis grows.
         padding: voxels removed at both ends of an axis, or "symmetric".
-        output_padding: voxels added at its end; other than 0 it warns, for it breaks the symmetry.
+        output_padding: voxels added at the end of an axis; values other than 0 break the symmetry and warn.
 
     All other arguments are those of :class:`GMRConv2d`, in the order of ``torch.nn.ConvTranspose2d``.
 

@@ -40,12 +40,12 @@ from monai_gmr.symmetry.taps import in_units
 from monai_gmr.utils import ConfigurationError
 
 RELAXATIONS = ("vector", "matrix")
-# handedness is a small mean of terms that vary much: a step of the optimiser has to move it as far as other terms
+# chirality is a small mean of widely varying terms: an optimiser step has to move it as far as other terms
 CHIRAL_GAIN = 10.0
 
 
 def channels_per_order(out_channels: int, order_split: Sequence[float]) -> list[int]:
-    """Channels of each order by its share, rounded by the largest remainder; shares need not add up to 1."""
+    """Number of channels of each order by its share, rounded by largest remainder; shares need not add up to 1."""
     if not order_split or not min(order_split) >= 0 or not 0 < sum(order_split) < math.inf:
         raise ConfigurationError(f"order_split={tuple(order_split)} is impossible: give shares that are not all zero.")
     exact = [out_channels * share / sum(order_split) for share in order_split]
@@ -97,7 +97,7 @@ class GMRHarmonicConvNd(GMRConvNd):
             others = sum(order != 0 for order in orders)
             order_split = [0.5 if order == 0 else 0.5 / others for order in orders]
         if len(order_split) != len(orders):
-            raise ConfigurationError(f"order_split={tuple(order_split)} has not one share for each of orders={orders}.")
+            raise ConfigurationError(f"order_split={tuple(order_split)} needs one share for each of orders={orders}.")
         window = whole_numbers("kernel_size", kernel_size, dims)
         if max(window) == 1 and max(orders) > 0:
             raise ConfigurationError(
@@ -112,7 +112,7 @@ class GMRHarmonicConvNd(GMRConvNd):
                 f"keeps={keeps!r} leaves no response of orders={orders} unchanged, so the layer would keep all: "
                 "add an order, up to 3, or name another group."
             )
-        # of layers that keep all, None: what a net keeps then depends on its other layers
+        # None for layers that keep all: what a net keeps then depends on its other layers
         self.keeps, self.relax = keeps, relax
         self.symmetry_group = kept if kept.order < len(whole) else None
         super().__init__(in_channels, out_channels, kernel_size, *args, **kwargs)
@@ -126,7 +126,7 @@ class GMRHarmonicConvNd(GMRConvNd):
         self.products = [n - norms for n, norms in zip(self.channels, self.norms)]
         self.reduced_components = [0 if order == 0 else count for order, count in zip(self.orders, self.components)]
         harmonics = np.concatenate([tap_harmonics(self.kernel_size, self.steps, order) for order in self.orders])
-        # of a component its radial profile, of a response its output channel and its component
+        # radial profile of each component; output channel and component of each response
         profile = [index for index, count in enumerate(self.components) for _ in range(count)]
         starts = np.cumsum([0, *self.components])
         component = [
@@ -159,7 +159,7 @@ class GMRHarmonicConvNd(GMRConvNd):
         return super()._radial_tables(radii, counts) | tables
 
     def _finish(self) -> None:
-        """Register the tables, then the parameters whose number they give, and draw the weights."""
+        """Registers the tables, then the parameters whose sizes depend on them, and draws the weights."""
         self._finish_tables(self.weight.device)
         options: Any = {"device": self.weight.device, "dtype": self.weight.dtype}
         combinations, chiral = len(self.kept_combinations), len(self.chiral_channels)
@@ -184,7 +184,7 @@ class GMRHarmonicConvNd(GMRConvNd):
         return harmonic_tap_basis(profiles, self.shells, harmonics, self.component_profile)
 
     def reset_parameters(self) -> None:
-        """Draw fresh weights; on white noise the output's variance is that of a fresh ``torch.nn.ConvNd``."""
+        """Draws fresh weights; for white noise the output has the variance of a fresh ``torch.nn.ConvNd``."""
         super().reset_parameters()
         if self.weight.is_meta:
             return
@@ -202,8 +202,8 @@ class GMRHarmonicConvNd(GMRConvNd):
                 nn.init.zeros_(parameter)
 
     def linear_matrix(self) -> torch.Tensor | None:
-        """What each output gets of the responses of the orders above 0, ``(groups, out_channels / groups, responses)``; ``None`` where
-        the kept group leaves no combination of them unchanged."""
+        """Weights of each output for the responses of orders above 0, ``(groups, out_channels / groups, responses)``; ``None`` if the kept
+        group leaves no combination of them unchanged."""
         weight = self.relax_weight
         if weight is None:
             return None
@@ -214,8 +214,8 @@ class GMRHarmonicConvNd(GMRConvNd):
         return torch.matmul(rows, self.kept_combinations.to(weight.dtype) / self.table_units)
 
     def chiral_factors(self) -> torch.Tensor | None:
-        """Factor of the term of each output that changes sign under mirror images, ``(groups, out_channels / groups)``; ``None`` where the
-        kept group has mirror images, or the layer too few channels of an order."""
+        """Factor of the term of each output that changes sign under mirror images, ``(groups, out_channels / groups)``; ``None`` if the
+        kept group has mirror images, or the layer has too few channels of an order."""
         weight = self.chiral_weight
         if weight is None:
             return None
@@ -223,8 +223,8 @@ class GMRHarmonicConvNd(GMRConvNd):
 
     @torch.jit.unused
     def asymmetric_terms(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Parameters that break the symmetry beyond the kept group, each with a view ``(..., size)`` of it or of a part. A group of numbers
-        along the last axis is what one output gets (``relax_weight``), or one factor (``chiral_weight``)."""
+        """Parameters that break the symmetry outside the kept group, each with a view ``(..., size)`` of all or part of it. A group of
+        numbers along the last axis is the weights of one output (``relax_weight``), or one factor (``chiral_weight``)."""
         relax, chiral, views = self.relax_weight, self.chiral_weight, []
         if relax is not None and self.relax == "matrix":
             views.append((relax, relax))
@@ -241,12 +241,12 @@ class GMRHarmonicConvNd(GMRConvNd):
         return self._responses_kernel(self.weight, self.tap_basis(), list(self.shells.shape))
 
     def _responses_kernel(self, weight: torch.Tensor, basis: torch.Tensor, window: list[int]) -> torch.Tensor:
-        """The rows of all responses from functions on the taps of a window."""
+        """Kernels of all responses, from functions on the taps of a window."""
         kernel = responses_kernel(weight, basis, self.response_channel, self.response_component, self.groups)
         return kernel.reshape(list(kernel.shape[:2]) + window)
 
     def _reduced(self, responses: torch.Tensor) -> torch.Tensor:
-        """Norms and inner products over the components of each order, order 0 as it is, plus what ``keeps`` allows and the bias."""
+        """Norms and inner products over the components of each order (not order 0), plus bias and the terms that ``keeps`` allows."""
         sizes = (self.norms, self.products, self.reduced_components)
         terms = (self.linear_matrix(), self.chiral_factors())
         output = response_invariants(responses, *sizes, self.groups, self.shells.dim(), *terms)
@@ -270,7 +270,7 @@ class GMRHarmonicConvNd(GMRConvNd):
         return Orders(tuple(self.norms), tuple(self.products), tuple(self.reduced_components))
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """``(batch, in_channels, *spatial)`` or without the batch, to as many scalars as ``out_channels``."""
+        """``(batch, in_channels, *spatial)``, or without batch, to ``out_channels`` scalar channels."""
         input, padding = self._padded(input)
         if torch.jit.is_scripting():
             geometry = (self.stride, padding, self.dilation, self.groups)
@@ -310,26 +310,26 @@ class GMRHarmonicConv2d(GMRHarmonicConvNd):
         z_o = b_o + |y_o| \quad\text{or}\quad b_o + \kappa\, \frac{y_p \cdot y_o}{\sqrt{|y_p|^2 + |y_o|^2}}
 
     :math:`y_o` has the components of order :math:`l` (1, 2 in 2D, :math:`2l + 1` in 3D), which share a weight. The first half of an order's
-    channels are norms, the others inner products with a channel :math:`p` of the first half: the angle between two features; order
-    0 is :class:`GMRConv2d` as it is. A purely radial kernel cannot distinguish directions; these can, and the layer is exactly as
-    equivariant, from scalars to scalars. It is not linear: no ``to_conv``, no transposed form.
+    channels are norms, the others inner products with a channel :math:`p` of the first half, which measure the angle between two features.
+    Order 0 is :class:`GMRConv2d`. Unlike radial kernels, these distinguish directions, and the layer is still exactly equivariant, from
+    scalars to scalars. It is not linear, so it has no ``to_conv`` and no transposed form.
 
     Shapes are those of :class:`GMRConv2d`; output channels are ordered by group, then order.
 
     Args:
         orders: any subset of 0 to 3 (1D: 0 and 1, even and odd); default ``(0, 1, 2)``.
-        order_split: share of the output channels for each order; default half for order 0, the rest alike.
+        order_split: share of the output channels for each order; default half for order 0, the rest in equal parts.
         inner_products: whether half the channels of the orders above 0 are inner products; otherwise all are norms.
-        keeps: the group that stays exact: "all", "rotations" (not mirror images), a name of :func:`~monai_gmr.symmetry.named_group`,
-            a pair of it and its axis such as ``("mm2", "x")``, a :class:`~monai_gmr.symmetry.PointGroup`, or "1" (nothing). What lies
-            beyond is learned from zero: a fresh layer keeps all. Each output gets the combinations of responses of the orders above 0
-            that the group leaves unchanged, times ``relax_weight``; and, where the group has no mirror images, inner products get their
-            cross products (in 3D order 1 alone, triple products with a third response), which mirror images change the sign of, times
-            10 ``chiral_weight``.
-        relax: "matrix": each output gets the combinations of all responses; "vector": of its own response alone, fewer parameters.
+        keeps: the group to which the layer stays exactly equivariant: "all", "rotations" (without mirror images), a name of
+            :func:`~monai_gmr.symmetry.named_group`, a pair of it and its axis such as ``("mm2", "x")``, a
+            :class:`~monai_gmr.symmetry.PointGroup`, or "1" (no symmetry). Terms that break the other symmetries are learned and start at
+            zero, so a fresh layer keeps all. Each output adds the combinations of responses of orders above 0 that the group leaves
+            unchanged, times ``relax_weight``. If the group has no mirror images, inner products also get their cross products (in 3D only
+            order 1, triple products with a third response), which change sign under mirror images, times 10 ``chiral_weight``.
+        relax: "matrix": each output adds combinations of all responses; "vector": only of its own response, with fewer parameters.
 
-    All other arguments are those of :class:`GMRConv2d`; with ``spacing`` the angles are physical. On the dense path all components
-    are rows of one kernel and one convolution, ``num_responses`` of them: with the default split 1.5 (2D) or 2.5 (3D) an output channel.
+    All other arguments are those of :class:`GMRConv2d`; with ``spacing`` the angles are physical. On the dense path one convolution
+    computes all ``num_responses`` components as rows of one kernel: 1.5 (2D) or 2.5 (3D) per output channel with the default split.
 
     Example:
         >>> layer, x = GMRHarmonicConv2d(3, 8, kernel_size=5, padding=2), torch.rand(1, 3, 9, 12)

@@ -1,7 +1,7 @@
-"""The argument ``conv`` of blocks and nets where it names convolutions on fields of a group: the fields of a level, and what lies between
-levels. Those of group convolutions are on a group, those of partial ones on learned elements of one, which every step hands to the next.
+"""Handling of the argument ``conv`` of blocks and nets if it names convolutions on fields: the fields of each level, and the layers between
+levels. Fields of group convolutions are on a group; those of partial ones are on learned elements, which each layer passes to the next.
 
-Every function returns other convolutions as they are.
+All functions return other convolutions unchanged.
 """
 
 import itertools
@@ -28,7 +28,7 @@ from monai_gmr.utils import ConfigurationError, warn
 
 
 def end_group(conv: Convolution, spatial_dims: int) -> FieldGroup | None:
-    """The group on whose fields a convolution ends, ``None`` for other convolutions than "group" and "partial".
+    """The group of the output fields of a convolution; ``None`` unless it is "group" or "partial".
 
     Example:
         >>> end_group(("group", {"group": "4mm", "out_group": "4"}), 2), end_group("gmr", 2)
@@ -42,7 +42,7 @@ def end_group(conv: Convolution, spatial_dims: int) -> FieldGroup | None:
 
 
 def kept_group(conv: Convolution, spatial_dims: int) -> PointGroup | None:
-    """The symmetries of the grid that a net keeps that ends on a convolution, of partial ones with their whole group; ``None`` for others.
+    """Symmetries of the grid that a net with this last convolution keeps (for partial ones, with their whole group); ``None`` for others.
 
     Example:
         >>> kept_group(("partial", {"group": "SE(2)", "samples": 8}), 2)
@@ -53,7 +53,7 @@ def kept_group(conv: Convolution, spatial_dims: int) -> PointGroup | None:
 
 
 def _changed(conv: Convolution, **changes: Any) -> Convolution:
-    """A convolution from fields to fields with other ends."""
+    """A convolution on fields with other input and output groups or elements."""
     name, arguments = split_convolution(conv)
     if name not in FIELD_ARGUMENTS:
         return conv
@@ -70,7 +70,7 @@ def _elements(conv: Convolution, end: str = "out_elements") -> PartialGroupEleme
 
 
 def with_elements(conv: Convolution, spatial_dims: int) -> Convolution:
-    """A partial convolution whose elements at the output are there, so that several layers of a block end on them; others as they are."""
+    """A partial convolution with its output elements created, so that several layers of a block can share them; others unchanged."""
     if not _is_partial(conv) or _elements(conv) is not None:
         return conv
     before, group = _elements(conv, "in_elements"), end_group(conv, spatial_dims)
@@ -83,7 +83,7 @@ def with_elements(conv: Convolution, spatial_dims: int) -> Convolution:
 
 
 def lift(conv: Convolution, spatial_dims: int) -> Convolution:
-    """The convolution of an image, whose channels are scalars; a partial one ends on its whole group.
+    """The first convolution, of an image with scalar channels; a partial one outputs fields on its whole group.
 
     Example:
         >>> lift(("group", {"group": "4mm"}), 2), lift("gmr", 2)
@@ -93,7 +93,7 @@ def lift(conv: Convolution, spatial_dims: int) -> Convolution:
 
 
 def onto(previous: Convolution, conv: Convolution, spatial_dims: int) -> Convolution:
-    """The first convolution of a level, from the fields of the level before; a partial one ends on new, learned elements.
+    """The first convolution of a level, from the fields of the level before; a partial one outputs fields on new, learned elements.
 
     Example:
         >>> onto(("group", {"group": "4mm"}), ("group", {"group": "4"}), 2)
@@ -101,14 +101,14 @@ def onto(previous: Convolution, conv: Convolution, spatial_dims: int) -> Convolu
     """
     if _is_partial(conv):
         before = _elements(previous)
-        assert before is not None  # which check_levels has seen to
+        assert before is not None  # checked by check_levels
         after = before.following(end_group(conv, spatial_dims))
         return _changed(conv, in_elements=before, out_elements=after)
     return _changed(conv, group=end_group(previous, spatial_dims), out_group=end_group(conv, spatial_dims))
 
 
 def with_group_of(last: Convolution, conv: Convolution, spatial_dims: int) -> Convolution:
-    """A convolution of one level on the fields of another one.
+    """The convolution of one level on the fields of another one.
 
     Example:
         >>> with_group_of(("group", {"group": "4"}), ("group", {"group": "4mm", "filter": "gc"}), 2)
@@ -120,15 +120,15 @@ def with_group_of(last: Convolution, conv: Convolution, spatial_dims: int) -> Co
 
 
 def upward(last: Convolution, conv: Convolution, spatial_dims: int) -> Convolution:
-    """The first convolution of a level on the way up, on the group of the coarsest level; a partial one ends on new, learned elements."""
+    """The first convolution of a decoder level, on the group of the coarsest level; a partial one is on new, learned elements."""
     follow = onto if _is_partial(conv) else with_group_of
     return follow(last, conv, spatial_dims)
 
 
 def chain(conv: Convolution, count: int, spatial_dims: int) -> list[Convolution]:
-    """The convolutions of a block of so many, which ends where ``conv`` does: the first one begins as it, the others stand behind it.
+    """The ``count`` convolutions of a block with the input and output fields of ``conv``.
 
-    Between partial ones lie new, learned elements; one that lifts goes to the whole group, and those behind it end on learned elements.
+    Fields between partial convolutions are on new, learned elements; a lifting one outputs the whole group, others learned elements.
 
     Example:
         >>> chain(("group", {"group": "4mm", "in_group": "1"}), 2, 2)
@@ -138,7 +138,7 @@ def chain(conv: Convolution, count: int, spatial_dims: int) -> list[Convolution]
     if not _is_partial(conv):
         return [conv] + [_changed(conv, group=end_group(conv, spatial_dims))] * (count - 1)
     first, last = _elements(conv, "in_elements"), _elements(conv)
-    assert last is not None  # which with_elements has seen to
+    assert last is not None  # set by with_elements
     ends: list[PartialGroupElements | None] = [first]
     if first is None:
         for _ in range(count):
@@ -151,7 +151,7 @@ def chain(conv: Convolution, count: int, spatial_dims: int) -> list[Convolution]
 
 
 def keeps_fields(conv: Convolution, spatial_dims: int) -> bool:
-    """Whether a convolution ends on the fields on which it began, so that its input can be added to its output.
+    """Whether the output fields of a convolution are those of the input, so that the input can be added to the output.
 
     Example:
         >>> keeps_fields(("group", {"group": "4mm"}), 2), keeps_fields(("group", {"group": "4mm", "out_group": "4"}), 2)
@@ -168,7 +168,7 @@ def keeps_fields(conv: Convolution, spatial_dims: int) -> bool:
 
 
 def pointwise(conv: Convolution) -> Convolution:
-    """The convolution of window 1 beside another one: "plain", or on the same fields.
+    """The convolution of window 1 that matches another one: "plain", or on the same fields.
 
     Example:
         >>> pointwise(("group", {"group": "4", "filter": "gc"})), pointwise("gmr_harmonic")
@@ -181,7 +181,7 @@ def pointwise(conv: Convolution) -> Convolution:
 
 
 def field_norm(conv: Convolution, norm: Named | None, spatial_dims: int) -> Named | None:
-    """The norm behind a convolution: of group convolutions the statistics are those of a field.
+    """The norm after a convolution; after convolutions on fields, statistics are per field.
 
     Example:
         >>> field_norm(("group", {"group": "4"}), "batch", 2)
@@ -194,7 +194,7 @@ def field_norm(conv: Convolution, norm: Named | None, spatial_dims: int) -> Name
 def field_dropout(
     conv: Convolution, dropout: Any, dropout_dim: int | None, spatial_dims: int
 ) -> tuple[Any, int | None]:
-    """Dropout behind a convolution, and its dimension: of group convolutions whole fields are dropped."""
+    """Dropout after a convolution, and its dimension; after convolutions on fields, whole fields are dropped."""
     group = end_group(conv, spatial_dims)
     if group is None or dropout is None:
         return dropout, dropout_dim
@@ -207,14 +207,14 @@ def field_dropout(
 
 
 def check_factors(conv: Convolution, factors: Sequence[int], spatial_dims: int) -> None:
-    """Raise where a grid is resampled by factors that the group of a convolution does not keep."""
+    """Raise if a grid is resampled by factors that the group of a convolution does not keep."""
     group = end_group(conv, spatial_dims)
     if group is not None:
         group.check_keeps("strides", factors)
 
 
 def check_activation(conv: Convolution, module: nn.Module, act: Any) -> None:
-    """Raise where an activation behind a group convolution has weights for single channels, which the group exchanges."""
+    """Raise if an activation after a convolution on fields has weights for single channels, which the group exchanges."""
     weights = [weight for name, weight in module.named_parameters() if name.startswith("A.")]
     if split_convolution(conv)[0] in FIELD_ARGUMENTS and any(weight.numel() > 1 for weight in weights):
         raise ConfigurationError(
@@ -223,7 +223,7 @@ def check_activation(conv: Convolution, module: nn.Module, act: Any) -> None:
 
 
 def restrict(conv: Convolution, last: Convolution, spatial_dims: int, channels: int) -> nn.Module:
-    """Fields of one level as fields of a coarser one, whose group is a subgroup; of partial ones by a convolution of window 1."""
+    """Layer from fields of one level to those of a coarser one, whose group is a subgroup; for partial ones a convolution of window 1."""
     before, after = end_group(conv, spatial_dims), end_group(last, spatial_dims)
     if _is_partial(conv) and _elements(conv) is not _elements(last):
         step = _changed(pointwise(conv), in_elements=_elements(conv), out_elements=_elements(last))
@@ -234,7 +234,7 @@ def restrict(conv: Convolution, last: Convolution, spatial_dims: int, channels: 
 
 
 def scalars(conv: Convolution, spatial_dims: int, channels: int) -> tuple[nn.Module, int]:
-    """What makes features scalars, maxima over the group, and how many channels are left.
+    """Layer that pools features to scalars, by maxima over the group, and the number of scalars.
 
     Example:
         >>> scalars(("group", {"group": "4"}), 2, 32)[1], scalars("gmr", 2, 32)[1]
@@ -249,7 +249,7 @@ def scalars(conv: Convolution, spatial_dims: int, channels: int) -> tuple[nn.Mod
 
 
 def warn_of_few_scalars(channels: int, left: int, outputs: int) -> None:
-    """Warn where fields leave a head fewer scalars than so many classes need: on one scalar all classes lie on a line.
+    """Warns if pooled fields give a head fewer scalars than the classes need: on one scalar all classes lie on a line.
 
     Example:
         >>> import warnings
@@ -267,15 +267,15 @@ def warn_of_few_scalars(channels: int, left: int, outputs: int) -> None:
 
 
 def make_head(conv: Convolution, spatial_dims: int, channels: int, out_channels: int) -> nn.Module:
-    """The last layer of a segmentation net, of window 1, on scalars."""
+    """The last layer of a segmentation net, a convolution of window 1 on scalars."""
     pool, left = scalars(conv, spatial_dims, channels)
     layer = make_convolution("plain", spatial_dims, left, out_channels, 1)
     return layer if isinstance(pool, nn.Identity) else nn.Sequential(pool, layer)
 
 
 def check_levels(convolutions: Sequence[Convolution], spatial_dims: int, channels: Sequence[int], name: str) -> None:
-    """Raise when the levels of a net are not all of group convolutions, all of partial ones or none of either, a level's group is no
-    subgroup of the one before, or does not divide its channels, which the argument ``name`` gives."""
+    """Raise if levels of a net mix group convolutions, partial ones and others, if a level's group is not a subgroup of the one before, or
+    if its order does not divide the channels, given by the argument ``name``."""
     groups = [end_group(conv, spatial_dims) for conv in convolutions]
     for conv in convolutions:
         given = {"in_group", "out_group", "in_elements", "out_elements"} & split_convolution(conv)[1].keys()

@@ -1,4 +1,4 @@
-"""Instance norm that keeps channels last, alone or together with the rectifier behind it."""
+"""Instance norm that keeps channels last, alone or fused with the rectifier after it."""
 
 import torch
 import torch.nn.functional as F
@@ -7,9 +7,9 @@ from torch import nn
 from monai_gmr.ops.cpu.norm import instance_norm, supports_norm
 
 
-# private: the public classes have no step of their own between the check of the input and the norm
+# private: the public classes have no hook between the input check and the norm
 class GMRInstanceNormNd(nn.modules.instancenorm._InstanceNorm):
-    """What :class:`GMRInstanceNorm2d` and :class:`GMRInstanceNorm3d` share."""
+    """Base of :class:`GMRInstanceNorm2d` and :class:`GMRInstanceNorm3d`."""
 
     def _apply_instance_norm(self, input: torch.Tensor) -> torch.Tensor:
         if not torch.jit.is_scripting() and not self.track_running_stats:
@@ -32,7 +32,7 @@ class GMRInstanceNormNd(nn.modules.instancenorm._InstanceNorm):
         return instance_norm(input, self.weight, self.bias, self.eps)
 
     def can_rectify(self, input: torch.Tensor) -> bool:
-        """Whether :meth:`rectified` is faster than the norm and an activation one after the other."""
+        """Whether :meth:`rectified` is faster than a separate norm and activation."""
         return not self.track_running_stats and supports_norm(input, self.weight, self.bias)
 
     def rectified(self, input: torch.Tensor, slope: float) -> torch.Tensor:
@@ -41,7 +41,7 @@ class GMRInstanceNormNd(nn.modules.instancenorm._InstanceNorm):
 
 
 class GMRInstanceNorm2d(GMRInstanceNormNd, nn.InstanceNorm2d):
-    """``torch.nn.InstanceNorm2d``; an image with channels last in memory keeps them so on backend "cpp".
+    """``torch.nn.InstanceNorm2d`` that keeps channels last in memory on backend "cpp".
 
     Example:
         >>> GMRInstanceNorm2d(3)(torch.rand(2, 3, 4, 5)).shape

@@ -1,4 +1,4 @@
-"""The part of a group on which the fields of a partial group convolution live: its elements, and how far it reaches, which is learned."""
+"""Elements of the part of a group on which the fields of a partial group convolution live, with a learned extent."""
 
 import math
 from typing import Any, NamedTuple
@@ -28,43 +28,43 @@ from monai_gmr.symmetry.rotation_sampling import (
 from monai_gmr.symmetry.sampled_group import SampledGroup, partial_group
 from monai_gmr.utils import ConfigurationError
 
-# random numbers are held as whole ones, which no cast to half precision changes
+# random numbers are stored as integers, which casts to half precision do not change
 UNITS_PER_UNIFORM = 2**32
 UNITS_PER_QUATERNION = 10**12
 DEFAULT_TEMPERATURE = 0.5
 
 
 class GroupElements(NamedTuple):
-    """Elements of a group, float64: ``matrices``, ``(elements, d, d)``; ``gates``, ``(elements,)``, from 0, an element that does not
-    count, to 1."""
+    """Elements of a group, float64: ``matrices``, ``(elements, d, d)``; ``gates``, ``(elements,)``, from 0 (element is ignored) to 1."""
 
     matrices: torch.Tensor
     gates: torch.Tensor
 
 
 class PartialGroupElements(TableModule):
-    """A learned part of a group as a list of elements, from the whole group to the identity alone.
+    """Learned part of a group as a list of elements, from the whole group to only the identity.
 
-    Of a continuous group the rotations are uniform on an interval of angles (2D) or on the rotations by at most an angle about any axis
-    (3D), ``extent * 180`` degrees, and mirror images are kept with a probability. Of a group of the grid each element but the identity is
-    kept with a probability. All these numbers are learned and begin at 1, the whole group; 0 is reached, too.
+    Rotations of a continuous group are uniform on an interval of angles (2D) or on the rotations by at most an angle about any axis (3D),
+    ``extent * 180`` degrees; mirror images are kept with a probability. In a group of the grid, each element except the identity is kept
+    with a probability. All these numbers are learned, start at 1 (the whole group) and can reach 0.
 
-    In eval mode the elements are a fixed quadrature, and gates are the probabilities. In train mode they are samples: the quadrature,
-    rotated at random before it is drawn together to the extent, so that a set of the whole group stays closed under the grid's symmetries,
-    and gates are relaxed Bernoulli variables, one for each element. Samples are functions of the learned numbers (reparametrised) and of
-    random ones that :meth:`draw` draws; between two draws they stay the same, so that the layer that makes fields and the layers that take
-    them, which share this module, agree.
+    In eval mode the elements are a fixed quadrature, and gates are the probabilities. In train mode the quadrature is rotated at random
+    before it is contracted to the extent, so that samples of the whole group stay closed under the grid's symmetries; gates are relaxed
+    Bernoulli variables, one per element. Samples are reparametrised: functions of the learned numbers and of random numbers from
+    :meth:`draw`. They stay the same between two draws, so that the layer that outputs fields and the layers that take them, which share
+    this module, agree.
 
     Args:
         spatial_dims, group, samples: as in :func:`~monai_gmr.symmetry.sampled_group.partial_group`.
-        learned: whether the part is learned; else it is the whole group.
-        seed: of the random numbers; default: those of torch's global generator.
+        learned: whether the part is learned; otherwise it is the whole group.
+        seed: seed of the random numbers; default: torch's global generator.
 
     Shape:
-        - ``extent``: ``(1,)``, of a continuous group; ``keep``: ``(1,)`` where it has mirror images, else ``(order - 1,)``
+        - ``extent``: ``(1,)``, for continuous groups; ``keep``: ``(1,)`` for continuous groups with mirror images, ``(order - 1,)`` for
+          groups of the grid
 
     Attributes:
-        temperature: of the relaxed Bernoulli variables (:func:`~monai_gmr.networks.layers.set_temperature`).
+        temperature: temperature of the relaxed Bernoulli variables (:func:`~monai_gmr.networks.layers.set_temperature`).
 
     Example:
         >>> elements = PartialGroupElements(2, "SE(2)", samples=4).eval()
@@ -126,7 +126,7 @@ class PartialGroupElements(TableModule):
         return {"quadrature": quadrature, "draws": draws, "base": np.asarray(base).astype(np.int64)}
 
     def draw(self, generator: torch.Generator | None = None) -> None:
-        """Draw the random numbers of the next samples, on the CPU: from a generator, else by the seed, else from torch's global one."""
+        """Draws the random numbers of the next samples, on the CPU: from a generator, else by the seed, else from torch's global one."""
         if generator is None and self.seed is not None:
             state = np.random.SeedSequence((self.seed, self.draws_made)).generate_state(1)
             generator = torch.Generator().manual_seed(int(state[0]))
@@ -136,7 +136,7 @@ class PartialGroupElements(TableModule):
         self.draws_made += 1
 
     def __prepare_scriptable__(self) -> Any:
-        # which torch.jit.script asks each module for before it reads one
+        # torch.jit.script calls this on each module before compiling
         raise ConfigurationError(
             "partial group convolutions make their kernels in Python, which torch.jit.script cannot read: use torch.jit.trace or "
             "torch.export, or script the to_conv() of a layer in eval mode."
@@ -147,7 +147,7 @@ class PartialGroupElements(TableModule):
         return None if learned is None else held_in_unit(learned.double())
 
     def _rotations(self, group: SampledGroup) -> torch.Tensor:
-        """Rotations, drawn together to the extent."""
+        """Rotations, contracted to the extent."""
         numbers = self.draws[: len(self.quadrature)] if self.training else self.quadrature
         uniforms = numbers.double() / UNITS_PER_UNIFORM
         extent = self._held("extent")
@@ -155,7 +155,7 @@ class PartialGroupElements(TableModule):
             places = torch.arange(group.samples, dtype=torch.float64, device=uniforms.device)
             uniforms = (places + uniforms) / group.samples
             return plane_rotations(interval_angles(uniforms, uniforms.new_ones(1) if extent is None else extent))
-        # each rotation of the grid after each one of the set of even or random ones
+        # compose each rotation of the grid with each of the even or random rotations
         base = self.base.double()
         base = base / torch.linalg.vector_norm(base, dim=1, keepdim=True)
         others = quaternion_of(uniforms.unflatten(0, (-1, 3)))
@@ -165,7 +165,7 @@ class PartialGroupElements(TableModule):
         return space_rotations(axes, angles)
 
     def _gates(self, count: int) -> torch.Tensor:
-        """Of each of so many elements whether it is kept: probabilities or, in train mode, samples."""
+        """Gates of ``count`` elements: probabilities or, in train mode, samples."""
         keep = self._held("keep")
         if keep is None:
             return torch.ones(count, dtype=torch.float64, device=self.draws.device)
@@ -176,7 +176,7 @@ class PartialGroupElements(TableModule):
         return relaxed_bernoulli(keep, uniforms, self.temperature)
 
     def forward(self) -> GroupElements:
-        """The elements, those without a gate first."""
+        """The elements, with those that are always kept first."""
         self.mend_tables()
         group = self.group
         if isinstance(group, PointGroup):
@@ -184,7 +184,7 @@ class PartialGroupElements(TableModule):
             return GroupElements(self.base.double(), torch.cat([gates.new_ones(1), gates]))
         matrices = self._rotations(group)
         if self.mirrors:
-            # mirrored from the left, so that the whole set is closed under the mirror image
+            # mirror from the left, so that the whole set is closed under the mirror image
             mirror = torch.ones(self.spatial_dims, dtype=torch.float64, device=matrices.device)
             mirror[slice(1) if self.spatial_dims == 2 else slice(None)] = -1.0
             matrices = torch.cat([matrices, mirror[:, None] * matrices])
@@ -192,12 +192,12 @@ class PartialGroupElements(TableModule):
         return GroupElements(matrices, torch.cat([kept, self._gates(self.order - group.samples)]))
 
     def extents(self) -> torch.Tensor:
-        """What is learned, numbers from 0 to 1, differentiable: the extent of the rotations, then the probabilities of what has a gate."""
+        """Learned numbers from 0 to 1, differentiable: the extent of the rotations, then the probabilities of the gates."""
         held = [each for each in (self._held("extent"), self._held("keep")) if each is not None]
         return torch.cat(held) if held else torch.ones(0, dtype=torch.float64, device=self.draws.device)
 
     def following(self, group: GroupSpec | SampledGroup | None = None) -> "PartialGroupElements":
-        """A new learned part of the same group, or of another one, for the fields of a later layer; a seed is counted up."""
+        """A new learned part of the same or another group, for the fields of a later layer; a seed is incremented."""
         seed = None if self.seed is None else self.seed + 1
         return PartialGroupElements(self.spatial_dims, self.group if group is None else group, seed=seed)
 

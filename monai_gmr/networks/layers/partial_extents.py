@@ -1,4 +1,4 @@
-"""What partial group convolutions of a network learn: draws of their samples, extents layer by layer, and the penalty that orders them."""
+"""Learned extents of the partial group convolutions of a network: draws samples, reports extents per layer, and penalises their growth."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -14,8 +14,8 @@ from monai_gmr.utils import ConfigurationError
 
 
 class PartialExtent(NamedTuple):
-    """How much of its group a layer keeps: name of the layer, the group, and from 0 to 1 the extent of the rotations (of a group of the
-    grid the mean probability with which one other than the identity is kept) and the probability of mirror images, ``None`` without any."""
+    """How much of its group a layer keeps: layer name, group, extent of the rotations and probability of mirror images, both from 0 to 1,
+    ``None`` if there are none. For groups of the grid, the extent is the mean probability to keep a rotation other than the identity."""
 
     layer: str
     group: str
@@ -28,13 +28,13 @@ def _elements_of(net: nn.Module) -> Iterator[PartialGroupElements]:
 
 
 def draw_elements(net: nn.Module, generator: torch.Generator | None = None) -> None:
-    """Draw new samples of the elements of all partial layers of a network, as training takes them; eval mode does not use them.
+    """Draws new samples of the elements of all partial layers of a network, for train mode; eval mode does not use them.
 
-    ``GMRResNet`` and ``GMRUNet`` do it at the start of a forward pass in train mode. Other networks call it themselves, before the pass.
+    ``GMRResNet`` and ``GMRUNet`` call it at the start of each forward pass in train mode. For other networks, call it before each pass.
 
     Args:
         net: any network.
-        generator: of the random numbers; default: by the seed of each layer, else torch's global one.
+        generator: random number generator; default: the seed of each layer, else torch's global generator.
 
     Example:
         >>> elements = PartialGroupElements(2, "SE(2)")
@@ -50,12 +50,12 @@ def draw_elements(net: nn.Module, generator: torch.Generator | None = None) -> N
 
 @checked_arguments
 def set_temperature(net: nn.Module, progress: float, first: float = DEFAULT_TEMPERATURE, last: float = 0.05) -> float:
-    """The temperature of the relaxed mirror images and elements of a network, set by a geometric schedule, and returned.
+    """Sets the temperature of the relaxed mirror images and elements of a network by a geometric schedule, and returns it.
 
     Args:
         net: any network.
         progress: from 0, the first step of training, to 1, the last one.
-        first, last: temperatures at both. Below some hundredths gradients are 0 in most steps and large in the others.
+        first, last: temperatures at the first and last step. Below a few hundredths, gradients are 0 in most steps and large in the others.
 
     Example:
         >>> elements = PartialGroupElements(2, "E(2)")
@@ -64,7 +64,7 @@ def set_temperature(net: nn.Module, progress: float, first: float = DEFAULT_TEMP
     """
     if not 0 <= progress <= 1 or min(first, last) <= 0:
         raise ConfigurationError(
-            f"progress={progress} from {first} to {last} is no schedule: give progress from 0 to 1, and temperatures above 0."
+            f"progress={progress} from {first} to {last} is not a schedule: give progress from 0 to 1, and temperatures above 0."
         )
     temperature = first * (last / first) ** progress
     for elements in _elements_of(net):
@@ -73,7 +73,7 @@ def set_temperature(net: nn.Module, progress: float, first: float = DEFAULT_TEMP
 
 
 def _extent(name: str, elements: PartialGroupElements) -> PartialExtent:
-    """The extent of a layer, of what is not learned 1."""
+    """The extent of a layer; 1 for parts that are not learned."""
     learned, group = [float(each) for each in elements.extents().detach()], elements.group
     if isinstance(group, PointGroup):
         kinds = [is_mirror(element) for element in group.elements[1:]]
@@ -88,8 +88,8 @@ def _extent(name: str, elements: PartialGroupElements) -> PartialExtent:
 
 
 def partial_extents(net: nn.Module) -> list[PartialExtent]:
-    """How much of its group each partial layer of a network keeps, in the order of the layers; layers that end on the same elements
-    once, under the name of the first.
+    """How much of its group each partial layer of a network keeps, in the order of the layers. Layers that end on the same elements are
+    listed once, under the name of the first.
 
     Example:
         >>> from monai_gmr.networks.layers import PartialGroupConv2d
@@ -106,11 +106,11 @@ def partial_extents(net: nn.Module) -> list[PartialExtent]:
 
 
 def extent_penalty(net: nn.Module) -> torch.Tensor:
-    r"""By how much the extents of layers exceed those of the layers whose fields they take, added up: a term of the loss.
+    r"""Loss term: the sum of the amounts by which extents of layers exceed those of the layers before them.
 
     .. math:: \sum_{l} \max(0,\; e_{l + 1} - e_l)
 
-    A symmetry that a layer has given up cannot come back behind it. Of groups of several learned numbers the mean counts.
+    Later layers cannot restore a symmetry that a layer has given up. For groups with several learned numbers, their mean is used.
 
     Example:
         >>> from monai_gmr.networks.layers import PartialGroupConv2d

@@ -1,4 +1,4 @@
-"""Partial group convolutions: fields on samples of a group, of which each layer learns how much it keeps."""
+"""Partial group convolutions: fields on samples of a group, where each layer learns how much of the group it keeps."""
 
 import copy
 import itertools
@@ -42,7 +42,7 @@ def _checked_elements(
 
 def _tensors_of(module: nn.Module) -> Iterator[torch.Tensor]:
     yield from itertools.chain(module.parameters(), module.buffers())
-    # what torch.nn.utils.prune and its like compute
+    # tensors computed by torch.nn.utils.prune and similar tools
     for each in module.modules():
         yield from (value for value in vars(each).values() if isinstance(value, torch.Tensor))
 
@@ -110,7 +110,7 @@ class PartialGroupConvNd(DirectConvNd):
         self.reset_parameters()
 
     def _make_tables(self) -> dict:
-        # the kernel and the elements have tables of their own
+        # the kernel and the elements have their own tables
         return {}
 
     def _make_kernel(self, kind: str, orders: Sequence[int] | None, **options: Any) -> PartialKernel:
@@ -129,20 +129,20 @@ class PartialGroupConvNd(DirectConvNd):
         return self.kernel.weight
 
     def reset_parameters(self) -> None:
-        """Draw fresh weights of the kernel and a fresh bias."""
+        """Draws fresh weights of the kernel and a fresh bias."""
         self.kernel.reset_parameters(1 if self.in_elements is None else self.in_elements.order)
         if self.bias is not None and not self.bias.is_meta:
             bound = 1 / math.sqrt(self.in_channels // self.groups * math.prod(self.kernel_size))
             nn.init.uniform_(self.bias, -bound, bound)
 
     def dense_kernel(self) -> torch.Tensor:
-        """The kernel as ``torch.nn.ConvNd.weight``, its rows and columns over all elements, at the present samples."""
+        """The kernel as ``torch.nn.ConvNd.weight``, with rows and columns over all elements, for the current samples."""
         # full precision also under autocast
         with without_autocast(self.kernel.weight):
             return self._made_kernel().tensor()
 
     def _made_kernel(self) -> MadeKernel:
-        """The kernel, made of its parameters and of the present samples."""
+        """The kernel, made from its parameters and the current samples."""
         weight = self.kernel.weight
         precision = torch.float64 if weight.dtype == torch.float64 else torch.float32
         with without_autocast(weight):
@@ -157,14 +157,14 @@ class PartialGroupConvNd(DirectConvNd):
         return MadeKernel(partial(self._kernel_of, names, len(samples)), (*samples, *parameters))
 
     def _kernel_of(self, names: Sequence[str], count: int, *tensors: torch.Tensor) -> torch.Tensor:
-        """The kernel of ``count`` tensors of samples and the parameters of those names."""
+        """The kernel from ``count`` tensors of samples and the parameters ``names``."""
         orientations, *taken = tensors[:count]
         relative, share = taken or (None, None)
         parameters, own = dict(zip(names, tensors[count:])), dict(self.kernel.named_parameters())
         if all(each is own[name] for name, each in parameters.items()):
             kernel = self.kernel(orientations, relative)
         else:
-            # those of a backward pass, beside which another thread may use the module
+            # parameters of a backward pass, during which another thread can use the module
             own_copy = copy.deepcopy(self.kernel, {id(each): each for each in _tensors_of(self.kernel)})
             kernel = functional_call(own_copy, parameters, (orientations, relative))
         if share is not None:
@@ -172,16 +172,16 @@ class PartialGroupConvNd(DirectConvNd):
         return kernel.to(self.kernel.weight.dtype).flatten(2, 3).flatten(0, 1).unflatten(2, self.kernel_size)
 
     def _dense_bias(self) -> torch.Tensor | None:
-        """The bias of each channel, that of its field."""
+        """The bias of each channel, which is the bias of its field."""
         return None if self.bias is None else self.bias.repeat_interleave(self.out_order)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Convolve ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``."""
+        """Convolves ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``."""
         input, padding = self._padded(input)
         return self._conv_by_kernel(input, self._made_kernel(), self.kernel_size, padding)
 
     def to_conv(self) -> nn.Module:
-        """The equal ``torch.nn.ConvNd`` of eval mode, for deployment."""
+        """The equal ``torch.nn.ConvNd``, for deployment, in eval mode only."""
         if self.training:
             raise ConfigurationError(
                 f"{type(self).__name__} draws its elements in train mode: call eval() before to_conv()."
@@ -194,19 +194,19 @@ class PartialGroupConvNd(DirectConvNd):
 
 
 class PartialGroupConv2d(PartialGroupConvNd):
-    r"""Group convolution onto a part of a group that it learns: full equivariance, none, or as much as the data has.
+    r"""Group convolution onto a learned part of a group: full equivariance, none, or as much as the data have.
 
     .. math::
         y_{o,g} = b_o + \sum_h \gamma_h \sum_i w_{oi}(g^{-1} t,\; g^{-1} h) \star x_{i,h}, \qquad \sum_h \gamma_h = 1
 
-    A field has one channel for each element of a list: ``out_elements``, a :class:`PartialGroupElements`, whose extent is learned; ``h``
-    are those of the input, and :math:`\gamma` is how far they count. The layer that makes a field and those that take it share the list:
+    A field has one channel per element of a list: ``out_elements``, a :class:`PartialGroupElements` with a learned extent; ``h`` are the
+    elements of the input, with weights :math:`\gamma`. The layer that outputs a field and those that take it share the list:
     ``in_elements`` of a layer is ``out_elements`` of the one before. The first layer, without ``in_elements``, lifts an image to the whole
-    group. Channels are those of the tensor, ``fields * order``, field by field, as of :class:`PointGroupConv2d`.
+    group. Tensors have ``fields * order`` channels, field by field, as in :class:`PointGroupConv2d`.
 
-    With the whole group the layer is equivariant, in eval and in train mode: exactly to the symmetries of the grid under which its
-    samples are closed (those of 4 where 4 divides their number; in 3D with 24 samples 432, with 12 23, with 4 222), to others as closely
-    as the taps sample its kernels. With extent 0 it is an ordinary convolution.
+    With the whole group the layer is equivariant, in eval and in train mode: exactly to the symmetries of the grid under which its samples
+    are closed (4 if it divides their number; in 3D 432 with 24 samples, 23 with 12, 222 with 4), to others as closely as the taps sample
+    its kernels. With extent 0 it is an ordinary convolution.
 
     In train mode :func:`~monai_gmr.networks.layers.draw_elements` draws new samples; nets of this library do so in each forward pass.
 
@@ -216,23 +216,23 @@ class PartialGroupConv2d(PartialGroupConvNd):
         - ``weight``: ``(out_fields, in_fields / groups, functions)``; ``bias``: ``(out_fields,)``
 
     Args:
-        in_channels, out_channels: channels of the input and of the output, multiples of the number of their elements.
-        groups: blocks of fields that are convolved apart.
-        group: "SE(2)" (rotations) or "E(2)" (mirror images, too); or a group of the grid (:func:`~monai_gmr.symmetry.named_group`), each of
-            whose elements is kept or not; default that of ``in_elements``, else "SE(2)".
+        in_channels, out_channels: channels of the input and of the output, multiples of the numbers of elements.
+        groups: blocks of fields that are convolved separately.
+        group: "SE(2)" (rotations) or "E(2)" (also mirror images); or a group of the grid (:func:`~monai_gmr.symmetry.named_group`), with a
+            learned probability for each element; default: the group of ``in_elements``, else "SE(2)".
         samples: number of rotations of a continuous group; default 8.
-        in_elements: ``out_elements`` of the layer before; default: scalars, which are lifted to the whole group.
-        out_elements: those of another layer on whose elements this one is to end; default: a new, learned part of the group.
+        in_elements: ``out_elements`` of the layer before; default: the input is scalars, which are lifted to the whole group.
+        out_elements: elements of another layer to use for the output; default: a new, learned part of the group.
         kernel: "harmonic": Gaussians of the radius times harmonics of the direction times functions of the relative rotation, which are
             rotated exactly; "siren": a small network of sines.
-        orders: of the harmonics of direction, 0 to 3; default 0 to 2, for windows of 1 only 0.
-        frequencies: highest frequency of the functions of relative rotations, 0 to 3; default 2 (in 3D, of Wigner matrices, 1).
-        seed: of the samples; default: torch's global generator.
+        orders: orders of the harmonics of direction, 0 to 3; default 0 to 2, or only 0 for windows of 1.
+        frequencies: highest frequency (order in 3D) of the functions of relative rotations, 0 to 3; default 2, in 3D 1.
+        seed: seed of the samples; default: torch's global generator.
 
     All other arguments are those of :class:`GMRConv2d`, ``padding="symmetric"`` included.
 
     Raises:
-        ConfigurationError: when arguments or input do not fit; one sentence that says what does.
+        ConfigurationError: if arguments or input do not fit; the message says what does.
 
     Example:
         >>> lift = PartialGroupConv2d(1, 16, 5, padding=2, group="SE(2)", samples=8)
@@ -252,14 +252,14 @@ class PartialGroupConv2d(PartialGroupConvNd):
 class PartialGroupConv3d(PartialGroupConvNd):
     """:class:`PartialGroupConv2d` in three dimensions, on "SO(3)" (default) or "O(3)": rotations by at most a learned angle about any axis.
 
-    ``samples`` is 24 by default, the rotations of the cube and, drawn together, of a part of them.
+    ``samples`` is 24 by default: the rotations of the cube, contracted to the learned part.
     """
 
     spatial_dims = 3
 
 
 class PartialGroupPool(nn.Module):
-    """Maximum or mean of fields over the elements of a part of a group, to scalars; elements count as far as they are kept.
+    """Maximum or mean of fields over the elements of a part of a group, weighted by their gates, to scalars.
 
     Args:
         elements: ``out_elements`` of the layer before.
@@ -296,7 +296,7 @@ class PartialGroupPool(nn.Module):
         if self.reduce == "mean":
             return (x * (gates / gates.sum()).to(x.dtype)).sum(axis + 1)
         kept = gates > 0
-        # 1 where the logarithm has no value, so that no gradient is infinite
+        # 1 where the logarithm is undefined, so that gradients stay finite
         handicap = torch.where(kept, gates, torch.ones_like(gates)).log().to(x.dtype)
         return torch.where(kept, x + handicap, -math.inf).amax(axis + 1)
 

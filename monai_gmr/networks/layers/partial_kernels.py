@@ -1,4 +1,4 @@
-"""Kernels of partial group convolutions: functions of position and relative rotation, at any orientation."""
+"""Kernels of partial group convolutions: functions of position and relative rotation, evaluated at any orientation."""
 
 import math
 from collections.abc import Sequence
@@ -30,20 +30,20 @@ SIREN_FREQUENCY = 10.0
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of single or double precision."""
+    """Converts a tensor to float32, unless it is float64."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 class PartialKernel(TableModule):
-    """What kernels share: pairs of fields ``(out_fields, in_fields)``, the taps, and functions of the relative rotation.
+    """Base of the kernels: pairs of fields ``(out_fields, in_fields)``, taps, and functions of the relative rotation.
 
-    Calling one with the orientations of the output, ``(G, d, d)``, and the relative rotations ``g^-1 h``, ``(G, H, d, d)``, or ``None`` for
-    scalars, which are lifted, gives the kernel ``(out_fields, G, in_fields, H, taps)``.
+    A call takes the orientations of the output, ``(G, d, d)``, and the relative rotations ``g^-1 h``, ``(G, H, d, d)``, or ``None`` to lift
+    scalars. It returns the kernel, ``(out_fields, G, in_fields, H, taps)``.
     """
 
     weight: nn.Parameter
     rows: torch.Tensor
-    orders: tuple[int, ...] = ()  # of harmonics of position
+    orders: tuple[int, ...] = ()  # orders of the harmonics of position
 
     def __init__(
         self, kernel_size: Sequence[int], steps: Sequence[float], frequencies: int | None, mirrors: bool, lifts: bool
@@ -53,12 +53,12 @@ class PartialKernel(TableModule):
         self.kernel_size, self.steps, self.lifts = tuple(kernel_size), tuple(steps), lifts
         self.mirrors = mirrors and not lifts
         self.frequencies = DEFAULT_FREQUENCIES[dims] if frequencies is None else frequencies
-        number_of_components(dims, self.frequencies)  # which refuses those that are not there
+        number_of_components(dims, self.frequencies)  # raises if there is none
         self.frequencies = 0 if lifts else self.frequencies
         self.num_functions = number_of_functions(dims, self.frequencies, self.mirrors)
 
     def _row_shapes(self) -> list[tuple[int, int]]:
-        """Of :func:`~monai_gmr.symmetry.harmonic_rows`, for each order from 0."""
+        """Shapes of :func:`~monai_gmr.symmetry.harmonic_rows`, for each order from 0."""
         dims, highest = len(self.kernel_size), max(self.frequencies, *self.orders, 0)
         return [(number_of_components(dims, order), dims**order) for order in range(highest + 1)]
 
@@ -82,7 +82,7 @@ class PartialKernel(TableModule):
         return group_functions(relative, self.frequencies, self.mirrors, rows)
 
     def reset_parameters(self, in_order: int) -> None:
-        """Draw fresh weights for fields on so many elements, of whose products with the kernel the mean is taken."""
+        """Draws fresh weights for input fields on ``in_order`` elements, over which the convolution averages."""
         raise NotImplementedError
 
 
@@ -93,15 +93,15 @@ class HarmonicKernel(PartialKernel):
         w(t, r) = \sum_{l, n, c, f} a_{lncf}\; b_{ln}(|t|)\; Y_{lc}(t / |t|)\; F_f(r), \qquad
         w(g^{-1} t, g^{-1} h) = \sum a_{lncf}\; b_{ln}(|t|)\; (D_l(g)^\top Y_l(t))_c\; F_f(g^{-1} h)
 
-    It is rotated by the matrices that mix harmonics, in 2D phases, not by sampling it anew.
+    It is rotated by the matrices that mix harmonics (phases in 2D), not by resampling.
 
     Args:
-        kernel_size, steps: window, and distance of its taps (:func:`~monai_gmr.symmetry.tap_spacing`).
-        out_fields, in_fields: pairs of fields.
-        orders: of the harmonics of position, 0 to 3.
+        kernel_size, steps: window, and distances of its taps (:func:`~monai_gmr.symmetry.tap_spacing`).
+        out_fields, in_fields: numbers of fields.
+        orders: orders of the harmonics of position, 0 to 3.
         frequencies: highest frequency (2D) or order (3D) of the functions of relative rotations.
-        mirrors: whether relative elements may be mirror images.
-        lifts: whether the input has scalars.
+        mirrors: whether relative elements can be mirror images.
+        lifts: whether the input consists of scalars.
     """
 
     shells: torch.Tensor
@@ -141,7 +141,7 @@ class HarmonicKernel(PartialKernel):
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         sigma = initial_sigma("gaussian", shells, self.num_rings) - SIGMA_FLOOR["gaussian"]
         widths = torch.full((self.num_rings,), math.log(sigma), device=device, dtype=dtype)
-        # a function of unit norm on one shell has no width
+        # a function of unit norm on a single shell has no width
         self.log_sigma = nn.Parameter(widths) if len(shells.squared_radii) > 1 else None
         self._finish_tables(device)
 
@@ -170,28 +170,28 @@ class HarmonicKernel(PartialKernel):
         return torch.cat(functions, 1)
 
     def forward(self, orientations: torch.Tensor, relative: torch.Tensor | None) -> torch.Tensor:
-        """The kernel at orientations and relative rotations."""
+        """The kernel at the given orientations and relative rotations."""
         self.mend_tables()
         rows = self._harmonic_rows(orientations.dtype)
         taps, group = self.tap_functions(orientations, rows), self._relative(orientations, relative, rows)
         weight = at_least_float32(self.weight).unflatten(2, (self.num_taps, self.num_functions))
         rows, columns = weight.shape[:2]
-        # (out, in, functions of taps, G, H), then one product for each orientation
+        # (out, in, functions of taps, G, H), then one product per orientation
         mixed = (weight @ group.flatten(0, 1).t()).unflatten(3, group.shape[:2])
         mixed = mixed.permute(3, 0, 1, 4, 2).flatten(1, 3)
         return (mixed @ taps).unflatten(1, (rows, columns, -1)).transpose(0, 1)
 
     def reset_parameters(self, in_order: int) -> None:
-        """Draw fresh weights; on white noise the output's variance is that of a fresh ``torch.nn.ConvNd``."""
+        """Draws fresh weights; for white noise the output has the variance of a fresh ``torch.nn.ConvNd``."""
         if self.weight.is_meta:
             return
         with torch.no_grad():
             identity = torch.eye(len(self.kernel_size), dtype=torch.float64, device=self.weight.device)
             functions = self.tap_functions(identity.unsqueeze(0), self._harmonic_rows(identity.dtype))
             squared = float((functions**2).sum())
-        # the mean over the elements divides the variance by their number
+        # the mean over the elements divides the variance by the number of elements
         variance = in_order / (3 * self.weight.shape[1])
-        # the functions of the relative rotation, squared, add up to their number at every element
+        # the squared functions of the relative rotation sum to their number at every element
         bound = math.sqrt(3 * variance / (squared * self.num_functions))
         nn.init.uniform_(self.weight, -bound, bound)
 
@@ -200,12 +200,12 @@ class HarmonicKernel(PartialKernel):
 
 
 class SirenKernel(PartialKernel):
-    """A small network with sines (SIREN) of the position in the filter's own frame and of the relative rotation, tapered at its end.
+    """Small network with sines (SIREN) of the position in the filter's frame and the relative rotation, tapered at the window's border.
 
-    Rotations enter by their sines and cosines (2D) or matrices (3D), so that the kernel has their period.
+    Rotations enter by their sines and cosines (2D) or matrices (3D), so that the kernel has the right period.
 
     Args:
-        hidden: width of its two hidden layers.
+        hidden: width of the two hidden layers.
 
     All other arguments are those of :class:`HarmonicKernel`.
 
@@ -240,12 +240,12 @@ class SirenKernel(PartialKernel):
         self._finish_tables(device)
 
     def _make_tables(self) -> dict[str, Any]:
-        # twice the coordinates in voxels are whole numbers, but not with unlike steps
+        # twice the coordinates in voxels would be integers, but not with different steps
         coordinates = tap_coordinates(self.kernel_size, self.steps).reshape(-1, len(self.kernel_size))
         return super()._make_tables() | {"coordinates": in_units(coordinates)}
 
     def _taper(self, coordinates: torch.Tensor) -> torch.Tensor:
-        """1 inside, 0 from the radius of the first tap outside the window on."""
+        """Taper: 1 inside, 0 from the radius of the first tap outside the window."""
         radius = torch.linalg.vector_norm(coordinates, dim=-1)
         return torch.sin(0.5 * math.pi * ((self.support - radius) / GAUSSIAN_TAPER).clamp(0.0, 1.0)) ** 2
 
@@ -260,12 +260,12 @@ class SirenKernel(PartialKernel):
         return torch.sin(torch.nn.functional.linear(x, at_least_float32(second.weight), at_least_float32(second.bias)))
 
     def forward(self, orientations: torch.Tensor, relative: torch.Tensor | None) -> torch.Tensor:
-        """The kernel at orientations and relative rotations."""
+        """The kernel at the given orientations and relative rotations."""
         self.mend_tables()
         coordinates = self.coordinates.to(orientations.dtype) / TABLE_UNITS
-        # without the first function, which is 1
+        # drop the first function, which is 1
         group = self._relative(orientations, relative, self._harmonic_rows(orientations.dtype))[..., 1:]
-        # rows times a matrix: the transposed one times columns, g^-1 t
+        # rows times a matrix are g^-1 t, the transposed matrix times columns
         positions = (coordinates @ orientations).unsqueeze(1)
         shape = (*group.shape[:2], coordinates.shape[0])
         features = self._features(positions.expand(*shape, -1), group.unsqueeze(2).expand(*shape, -1))
@@ -274,8 +274,8 @@ class SirenKernel(PartialKernel):
         return values.unflatten(3, self.weight.shape[:2]).permute(3, 0, 4, 1, 2)
 
     def reset_parameters(self, in_order: int) -> None:
-        """Draw fresh weights; on noise that is alike on all elements the output's variance is that of a fresh ``torch.nn.ConvNd``: a smooth
-        kernel would make it grow from layer to layer otherwise."""
+        """Draws fresh weights; for noise that is equal on all elements the output has the variance of a fresh ``torch.nn.ConvNd``.
+        Otherwise smooth kernels would make it grow from layer to layer."""
         if self.weight.is_meta:
             return
         inputs, hidden = self.first.in_features, self.first.out_features
@@ -285,7 +285,7 @@ class SirenKernel(PartialKernel):
             nn.init.uniform_(bias, -math.pi, math.pi)
         coordinates = self.coordinates.double() / TABLE_UNITS
         variance = 1 / (3 * self.weight.shape[1])
-        # the squares of the sines have mean 1/2
+        # squared sines have mean 1/2
         bound = math.sqrt(3 * variance / (float((self._taper(coordinates) ** 2).sum()) * 0.5 * hidden))
         nn.init.uniform_(self.weight, -bound, bound)
 

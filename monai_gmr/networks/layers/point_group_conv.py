@@ -1,4 +1,4 @@
-"""Group convolutions with the interface of ``torch.nn.ConvNd``: orientation is kept as channels."""
+"""Group convolutions with the interface of ``torch.nn.ConvNd``: orientations are kept as channels."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ FILTERS = ("full", "g", "gc", "depthwise")
 
 
 class PointGroupFilterNd(SymmetricConvNd):
-    """What group convolutions share: fields on groups, and the filter, spread over the elements; arguments of
+    """Base of the group convolutions: fields on groups, and the filter, spread over the elements; takes the arguments of
     :class:`PointGroupConv2d`."""
 
     weight_table: torch.Tensor
@@ -54,7 +54,7 @@ class PointGroupFilterNd(SymmetricConvNd):
         check_choice("filter", filter, FILTERS)
         ends = end_groups(self.spatial_dims, group, in_group, out_group, self.transposed)
         self.group, self.in_group, self.out_group = ends
-        # of the filter, which for a transposed layer is that of its adjoint; the layer is equivariant to the group of the rows
+        # groups of the filter, for a transposed layer of its adjoint; the layer is equivariant to the group of the rows
         self.rows_group, self.columns_group = (
             (self.in_group, self.out_group) if self.transposed else (self.out_group, self.in_group)
         )
@@ -68,13 +68,13 @@ class PointGroupFilterNd(SymmetricConvNd):
         self._check_fields()
         self.mirrored_axes = self.rows_group.mirrored_axes()
         self.out_order = self.out_group.order
-        # blocks of channels that the framework's convolution runs apart
+        # blocks of channels that torch's convolution runs separately
         self.conv_groups = in_channels if self.filter == "depthwise" else groups
 
         rows, columns = (self.in_fields, self.out_fields) if self.transposed else (self.out_fields, self.in_fields)
         columns = 1 if self.filter == "depthwise" else columns // groups
         order, taps = self.columns_group.order, math.prod(self.kernel_size)
-        # three axes: Module.to(memory_format=...) asks four and five to be those of an image
+        # three axes: Module.to(memory_format=...) treats tensors with four or five as images
         shapes = {"full": (rows, columns, order * taps), "depthwise": (rows, 1, taps)}
         options: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(shapes.get(self.filter, (rows, columns, order)), **options))
@@ -107,12 +107,12 @@ class PointGroupFilterNd(SymmetricConvNd):
         taps = smaller.tap_permutations(self.kernel_size)[:, None]
         tables = {"full": filter_table(larger, smaller, self.kernel_size), "depthwise": taps}
         weight_table = tables.get(self.filter, product_table(larger, smaller)[:, :, None])
-        # of a pair of fields all elements share the taps
+        # all elements of a pair of fields share the taps
         spatial_table = taps.repeat(larger.order, axis=1) if self.filter == "g" else taps
         return {"weight_table": weight_table, "spatial_table": spatial_table}
 
     def reset_parameters(self) -> None:
-        """Draw fresh weights; on white noise the output's variance is that of a fresh ``torch.nn.ConvNd``."""
+        """Draws fresh weights; for white noise the output has the variance of a fresh ``torch.nn.ConvNd``."""
         if self.weight.is_meta:
             return
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
@@ -125,11 +125,11 @@ class PointGroupFilterNd(SymmetricConvNd):
             nn.init.uniform_(self.bias, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
 
     def dense_kernel(self) -> torch.Tensor:
-        """The filter as ``torch.nn.ConvNd.weight``, its rows and columns over all channels."""
+        """The filter as ``torch.nn.ConvNd.weight``, with rows and columns over all channels."""
         return self._spread(self.weight, self.spatial_weight)
 
     def _spread(self, weight: torch.Tensor, spatial: torch.Tensor | None = None) -> torch.Tensor:
-        """The filter of given weights."""
+        """The filter from given weights."""
         kernel = spread_filter(weight, self.weight_table)
         if spatial is not None:
             kernel = kernel * spread_filter(spatial, self.spatial_table)
@@ -140,7 +140,7 @@ class PointGroupFilterNd(SymmetricConvNd):
         return MadeKernel(self._spread, (self.weight,) if spatial is None else (self.weight, spatial))
 
     def _dense_bias(self) -> torch.Tensor | None:
-        """The bias of each channel, that of its field."""
+        """The bias of each channel, which is the bias of its field."""
         bias = self.bias
         if bias is None:
             return None
@@ -160,7 +160,7 @@ class PointGroupConvNd(DirectConvNd, PointGroupFilterNd):
     """Group convolution of any dimension; use :class:`PointGroupConv1d`, :class:`PointGroupConv2d` or :class:`PointGroupConv3d`."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Convolve ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``."""
+        """Convolves ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``."""
         input, padding = self._padded(input)
         bias, spatial = self._dense_bias(), self.spatial_weight
         if self.filter == "depthwise":
@@ -183,7 +183,7 @@ class PointGroupConvTransposeNd(TransposedConvNd, PointGroupFilterNd):
     """Transposed group convolution of any dimension; use :class:`PointGroupConvTranspose2d` or its variants in 1D and 3D."""
 
     def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
-        """Spread ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)`` over the windows, to the spatial sizes that end
+        """Convolves ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``, to the spatial sizes at the end of
         ``output_size``."""
         padding, extra = self._paddings(input, output_size)
         if not torch.jit.is_scripting():
@@ -195,38 +195,38 @@ class PointGroupConvTransposeNd(TransposedConvNd, PointGroupFilterNd):
 
 
 class PointGroupConv2d(PointGroupConvNd):
-    r"""Group convolution: every filter in all orientations of a group, whose results are channels.
+    r"""Group convolution: applies every filter in all orientations of a group, with the results as channels.
 
     .. math::
         y_{o,g} = b_o + \sum_{i,h} W_{(o,g),(i,h)} \star x_{i,h}, \qquad W_{(o,g),(i,h)}(t) = w_{oi}(g^{-1} h,\; g^{-1} t)
 
-    A field has one channel for each element of the group; transforming the image transforms the channels among themselves
-    (:func:`~monai_gmr.symmetry.transform_fields`). Channels are those of the tensor, ``fields * order``, field by field, so that every
-    block of ``torch.nn`` works on them. Everything ``torch.nn.Conv2d`` accepts works that the group keeps: a window or a step that differs
-    between axes needs a group that does not exchange them. A state dict does not name the group: load it into a layer of the same one.
+    A field has one channel per element of the group; transforming the image transforms the channels among themselves
+    (:func:`~monai_gmr.symmetry.transform_fields`). Tensors have ``fields * order`` channels, field by field, so that every block of
+    ``torch.nn`` works on them. Accepts everything that ``torch.nn.Conv2d`` accepts and the group keeps: a window or stride that differs
+    between axes needs a group that does not exchange them. A state dict does not name the group: load it into a layer with the same one.
 
     Shape:
         - input: ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``
         - output: as ``torch.nn.Conv2d``'s
-        - ``weight``: ``(out_fields, in_fields / groups, order * taps)``; of separable filters ``(out_fields, in_fields / groups, order)``,
-          beside ``spatial_weight``, ``(out_fields, in_fields / groups or 1, taps)``; ``bias``: ``(out_fields,)``
+        - ``weight``: ``(out_fields, in_fields / groups, order * taps)``; for separable filters ``(out_fields, in_fields / groups, order)``
+          and ``spatial_weight``, ``(out_fields, in_fields / groups or 1, taps)``; ``bias``: ``(out_fields,)``
 
     Args:
         in_channels, out_channels: channels of the input and of the output, multiples of the order of ``in_group`` and ``out_group``.
-        groups: blocks of fields that are convolved apart.
-        group: name of the group (:func:`~monai_gmr.symmetry.named_group`), a pair of it and the axis of its main direction, or a
+        groups: blocks of fields that are convolved separately.
+        group: name of the group (:func:`~monai_gmr.symmetry.named_group`), a pair of the name and its main axis, or a
             :class:`~monai_gmr.symmetry.PointGroup`.
         in_group: "1" for scalars, such as an image, which are lifted to fields; default ``group``.
-        out_group: a subgroup to whose fields the layer maps and to which alone it is then equivariant, with "1" to none of the symmetries
-            (:class:`PointGroupPool` makes scalars); default ``group``.
+        out_group: a subgroup for the output fields; the layer is then equivariant only to it, with "1" to no symmetry (use
+            :class:`PointGroupPool` for scalars); default ``group``.
         filter: "full": free weights on group and taps; "g": a product of weights on the group and weights on the taps, for each pair of
-            fields; "gc": the taps are shared by all inputs of a field, run as a product over channels, then one filter a channel;
-            "depthwise": weights on the taps alone, fields stay apart.
+            fields; "gc": taps shared by all inputs of a field, run as a product over channels, then one filter per channel; "depthwise":
+            weights on the taps only, fields are not mixed.
 
     All other arguments are those of :class:`GMRConv2d`, ``padding="symmetric"`` included.
 
     Raises:
-        ConfigurationError: when arguments or input do not fit; one sentence that says what does.
+        ConfigurationError: if arguments or input do not fit; the message says what does.
 
     Example:
         >>> from monai_gmr.symmetry import transform_fields, transform_grid
@@ -245,7 +245,7 @@ class PointGroupConv2d(PointGroupConvNd):
 
 
 class PointGroupConv1d(PointGroupConvNd):
-    """:class:`PointGroupConv2d` in one dimension, where a mirror image is the one symmetry."""
+    """:class:`PointGroupConv2d` in one dimension, where mirroring is the only symmetry."""
 
     spatial_dims = 1
 
@@ -259,8 +259,8 @@ class PointGroupConv3d(PointGroupConvNd):
 class PointGroupConvTranspose2d(PointGroupConvTransposeNd):
     """Transposed group convolution: the adjoint of :class:`PointGroupConv2d` with ``in_group`` and ``out_group`` exchanged.
 
-    It maps fields on a subgroup, ``in_group``, to fields on ``out_group`` and is equivariant to the subgroup, with ``in_group="1"`` thus to
-    no symmetry (:class:`PointGroupConv2d` lifts); with ``out_group="1"``, the adjoint of lifting, it maps to scalars.
+    Maps fields on a subgroup, ``in_group``, to fields on ``out_group`` and is equivariant to the subgroup, so with ``in_group="1"`` to no
+    symmetry (use :class:`PointGroupConv2d` to lift). With ``out_group="1"``, the adjoint of lifting, it maps to scalars.
 
     Shape:
         - input: ``(batch, in_channels, *spatial)`` or ``(in_channels, *spatial)``

@@ -25,7 +25,7 @@ NORMS = ("batch", "instance", "group", "syncbatch")
 
 
 def check_fields(module: nn.Module, x: torch.Tensor, spatial_dims: int, order: int, channels: int = 0) -> None:
-    """Raise when the input of a layer is not ``([batch], fields * order, *spatial)``, of so many channels where these are given."""
+    """Raise if the input of a layer is not ``([batch], fields * order, *spatial)``, or does not have ``channels`` channels if given."""
     if torch.jit.is_tracing():
         return
     given = x.shape[-spatial_dims - 1] if x.dim() - spatial_dims in (1, 2) else 0
@@ -37,20 +37,20 @@ def check_fields(module: nn.Module, x: torch.Tensor, spatial_dims: int, order: i
 
 
 def _name_fields(module: nn.Module, group: FieldGroup) -> None:
-    """Say on which fields a layer works, where the group acts on them by exchanging channels."""
+    """Sets the ``field_groups`` of a layer if its group acts on fields by exchanging channels."""
     if isinstance(group, PointGroup):
         module.field_groups = (group, group)  # type: ignore[assignment]
 
 
 class PointGroupPool(TableModule):
-    """Maximum or mean of fields over their elements, to scalars, or over cosets, to fields on a subgroup.
+    """Maximum or mean of fields over all elements, to scalars, or over cosets, to fields on a subgroup.
 
-    Cosets are those of a complement of the subgroup, the first one where it has several (:func:`~monai_gmr.symmetry.coset_table`): the
-    result depends on no choice of representatives.
+    Cosets are those of a complement of the subgroup, the first if there are several (:func:`~monai_gmr.symmetry.coset_table`), so the
+    result does not depend on a choice of representatives.
 
     Args:
         spatial_dims: 1, 2 or 3.
-        group, subgroup: as in :class:`PointGroupConv2d`; without a subgroup the result is one scalar channel a field.
+        group, subgroup: as in :class:`PointGroupConv2d`; without a subgroup the result is one scalar channel per field.
         reduce: "max" or "mean".
 
     Shape:
@@ -81,7 +81,7 @@ class PointGroupPool(TableModule):
         return {"cosets": whole if self.subgroup is None else coset_table(self.group, self.subgroup)}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Reduce the elements of each coset."""
+        """Reduces the elements of each coset."""
         if not torch.jit.is_scripting():
             check_fields(self, x, self.spatial_dims, self.order)
             self.mend_tables()
@@ -97,7 +97,7 @@ class PointGroupPool(TableModule):
 
 
 class PointGroupRestrict(TableModule):
-    """Fields on a group as fields on a subgroup, ``order / |H|`` times as many: channels are reordered, nothing is lost.
+    """Turns fields on a group into ``order / |H|`` times as many fields on a subgroup, by reordering channels; nothing is lost.
 
     Args:
         spatial_dims, group, subgroup: as in :class:`PointGroupPool`.
@@ -121,7 +121,7 @@ class PointGroupRestrict(TableModule):
         return {"channels": self.group.right_cosets(self.subgroup).ravel()}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Reorder the channels of ``(batch, fields * order, *spatial)``."""
+        """Reorders the channels of ``(batch, fields * order, *spatial)``."""
         if not torch.jit.is_scripting():
             check_fields(self, x, self.spatial_dims, self.order)
             self.mend_tables()
@@ -134,13 +134,13 @@ class PointGroupRestrict(TableModule):
 
 
 class PointGroupNorm(nn.Module):
-    """A norm whose statistics and affine weights are shared by the channels of a field, so that it commutes with the group.
+    """Norm with statistics and affine weights shared by the channels of a field, so that it commutes with the group.
 
     Args:
         spatial_dims, group: as in :class:`PointGroupPool`, or a :class:`~monai_gmr.symmetry.SampledGroup`.
         num_features: channels of the input, a multiple of the group's order.
         norm: "batch", "instance", "group" or "syncbatch", or a pair of the name and its arguments, as in
-            ``monai.networks.layers.utils.get_norm_layer``; those of "group" are in fields.
+            ``monai.networks.layers.utils.get_norm_layer``; numbers of "group" count fields.
 
     Example:
         >>> norm = PointGroupNorm(2, 16, "4mm", "batch")
@@ -221,7 +221,7 @@ class PointGroupDropout(nn.Module):
 
 
 class PointGroupDense(TableModule):
-    """Linear layer on fields without spatial axes: ``torch.nn.Linear`` that commutes with a group.
+    """Linear layer on fields without spatial axes: a ``torch.nn.Linear`` that commutes with a group.
 
     Args:
         in_features, out_features: channels, multiples of the order of ``in_group`` and ``out_group``.
@@ -270,7 +270,7 @@ class PointGroupDense(TableModule):
         return {"products": product_table(self.in_group, self.out_group)}
 
     def reset_parameters(self) -> None:
-        """Draw fresh weights as ``torch.nn.Linear`` does."""
+        """Draws fresh weights as ``torch.nn.Linear`` does."""
         if self.weight.is_meta:
             return
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))

@@ -20,15 +20,14 @@ from monai_gmr.utils import ConfigurationError, on_plain_tensor
 
 
 class GMRDownsample(nn.Module):
-    """Radial low-pass, then subsampling: an axis of ``n`` voxels becomes ``ceil(n / scale_factor)``, about the same centre.
+    """Radial low-pass, then subsampling about the same centre: an axis of ``n`` voxels becomes ``ceil(n / scale_factor)``.
 
-    Exactly equivariant on every size; the low-pass (a Gaussian without weights) is also the anti-aliasing that keeps rotations by other
-    angles close.
+    Exactly equivariant on every size; the low-pass (a fixed Gaussian) also reduces aliasing, which keeps rotations by other angles close.
 
     Args:
         spatial_dims: 1, 2 or 3.
         scale_factor: step in voxels, one number or one per axis.
-        sigma: width of the Gaussian for a step of 2, in voxels; it grows with the step.
+        sigma: width of the Gaussian in voxels for a step of 2; it scales with the step.
 
     Example:
         >>> GMRDownsample(2)(torch.rand(1, 3, 7, 8)).shape
@@ -53,12 +52,13 @@ class GMRDownsample(nn.Module):
 
 
 class GMRUpsample(nn.Module):
-    """Linear interpolation about the centre: an axis of ``m`` voxels becomes ``factor * m``, or any size that came from it.
+    """Linear interpolation about the centre: an axis of ``m`` voxels becomes ``factor * m``, or any size that downsamples to ``m``.
 
     Args:
         spatial_dims: 1, 2 or 3.
-        scale_factor: fine voxels in a coarse one, one number or one per axis.
-        align_corners: whether the outermost voxels keep their places, as in MONAI's ``UpSample(mode="nontrainable", align_corners=True)``.
+        scale_factor: fine voxels per coarse voxel, one number or one per axis.
+        align_corners: whether the outermost voxels keep their positions, as in
+            MONAI's ``UpSample(mode="nontrainable", align_corners=True)``.
 
     Example:
         >>> up, x = GMRUpsample(2), torch.rand(1, 3, 4, 4)
@@ -75,7 +75,7 @@ class GMRUpsample(nn.Module):
         self.mode, self.align_corners = ("linear", "bilinear", "trilinear")[spatial_dims - 1], align_corners
 
     def forward(self, x: torch.Tensor, size: list[int] | None = None) -> torch.Tensor:
-        """``(..., *spatial)`` to ``(..., *size)``; ``size`` is that of the skip connection, default ``scale_factor * spatial``."""
+        """``(..., *spatial)`` to ``(..., *size)``; ``size`` is the size of the skip connection, default ``scale_factor * spatial``."""
         target: list[int] = []
         if size is None:
             for i, factor in enumerate(self.factors):
@@ -91,7 +91,7 @@ class GMRUpsample(nn.Module):
 
 
 class SymmetricPoolNd(nn.Module):
-    """Windows of max and average pooling that are exact on every size: a window gets one voxel more where its parity needs it."""
+    """Max and average pooling with windows that are exact on every size: a window gets one more voxel if its parity requires it."""
 
     @checked_arguments
     def __init__(
@@ -114,16 +114,16 @@ class SymmetricPoolNd(nn.Module):
             raise ConfigurationError(f"padding={padding} is impossible: give up to half of kernel_size={kernel_size}.")
 
     def _window(self, sizes: list[int]) -> tuple[list[int], list[int], list[int]]:
-        """Number of windows, window and padding of each axis: the windows cover the axis and end where it ends. By arithmetic alone, for
-        a size may be the symbol of a graph."""
+        """Number of windows, window and padding of each axis, such that the windows cover the axis symmetrically. Uses only arithmetic,
+        because sizes can be symbols of a graph."""
         count: list[int] = []
         kernel: list[int] = []
         padding: list[int] = []
         for n, k, s, p in zip(sizes, self.kernel_size, self.stride, self.padding):
-            # the last window begins at the last multiple of the stride up to n + last
+            # the last window starts at the last multiple of the stride up to n + last
             last = 2 * p - k
             if self.rounding == "ceil":
-                # none begins where the image and its first padding have ended
+                # no window starts after the image and its padding at the start
                 last = min(last + s - 1, p - 1)
             elif self.rounding == "cover" and last < -1:
                 last = -1 if last >= -s else last + s - 1
@@ -149,12 +149,12 @@ class SymmetricPoolNd(nn.Module):
         return y
 
     def _pooled(self, x: torch.Tensor, count: list[int], kernel: list[int], padding: list[int]) -> torch.Tensor:
-        """Windows of numbers applied to an image."""
+        """Applies windows of integer sizes to an image."""
         raise NotImplementedError
 
     @torch.jit.unused
     def _pooled_free(self, x: torch.Tensor, count: list[Any], kernel: list[Any], padding: list[Any]) -> torch.Tensor:
-        """Windows of symbols applied to an image: means are a product with a matrix, whose sizes may be symbols."""
+        """Applies windows of symbolic sizes to an image; average pooling is a matrix product, whose sizes can be symbols."""
         return self._pooled(x, count, kernel, padding)
 
     def extra_repr(self) -> str:
@@ -168,9 +168,9 @@ class GMRMaxPool(SymmetricPoolNd):
         spatial_dims: 1, 2 or 3.
         kernel_size: window in voxels, one number or one per axis.
         stride: step in voxels; default ``kernel_size``.
-        padding: voxels at both ends of an axis that no window counts (they are never the maximum), at most half of ``kernel_size``.
-        rounding: number of windows along an axis: "cover": at least ``ceil(n / stride)``; "floor" or "ceil": that of torch's pools
-            without and with ``ceil_mode``.
+        padding: voxels at both ends of an axis, at most half of ``kernel_size``; they are ignored (never the maximum).
+        rounding: number of windows along an axis: "cover": at least ``ceil(n / stride)``; "floor" or "ceil": as torch's pools without or
+            with ``ceil_mode``.
 
     Example:
         >>> GMRMaxPool(2)(-torch.ones(1, 1, 5, 6))[0, 0, 0]
@@ -191,7 +191,7 @@ class GMRMaxPool(SymmetricPoolNd):
 
     @torch.jit.unused
     def _pooled_free(self, x: torch.Tensor, count: list[Any], kernel: list[Any], padding: list[Any]) -> torch.Tensor:
-        # axis by axis, over as many voxels as the longest window has
+        # axis by axis, over the taps of the longest window
         for i, (windows, k, p) in enumerate(zip(count, kernel, padding)):
             axis = x.dim() - len(count) + i
             last = voxels(x.shape[axis], x)[-1]
@@ -208,7 +208,7 @@ class GMRMaxPool(SymmetricPoolNd):
 
 
 class GMRAvgPool(SymmetricPoolNd):
-    """Average pooling that is exactly equivariant on every size, by the rule and with the arguments of :class:`GMRMaxPool`.
+    """Average pooling that is exactly equivariant on every size, with the windows and arguments of :class:`GMRMaxPool`.
 
     Args:
         count_padding: whether padding counts as voxels of 0 (torch's ``count_include_pad``).
@@ -234,7 +234,7 @@ class GMRAvgPool(SymmetricPoolNd):
 
     def _pooled(self, x: torch.Tensor, count: list[int], kernel: list[int], padding: list[int]) -> torch.Tensor:
         sizes = list(x.shape)[-len(kernel) :]
-        matrix = x  # that of the axis before, once there is one
+        matrix = x  # replaced by the matrix of the previous axis
         for i in range(len(kernel)):
             if not is_as_before(i, [sizes, count, kernel, padding, list(self.stride)]):
                 counted = self.count_padding
@@ -245,7 +245,7 @@ class GMRAvgPool(SymmetricPoolNd):
 
 
 class GMRTrim(nn.Module):
-    """Means over windows of ``n - size + 1`` voxels: an axis of ``n`` voxels becomes one of ``size``, about the same centre.
+    """Means over windows of ``n - size + 1`` voxels, which shorten an axis from ``n`` to ``size`` voxels about the same centre.
 
     Example:
         >>> GMRTrim()(torch.arange(4.0)[None, None], [3])
@@ -253,11 +253,11 @@ class GMRTrim(nn.Module):
     """
 
     def forward(self, x: torch.Tensor, size: list[int]) -> torch.Tensor:
-        """``(batch, channels, *spatial)`` to ``(batch, channels, *size)``, where no axis becomes longer."""
+        """``(batch, channels, *spatial)`` to ``(batch, channels, *size)``; no axis can become longer."""
         sizes = list(x.shape)[-len(size) :]
-        matrix = x  # that of the axis before, once there is one
+        matrix = x  # replaced by the matrix of the previous axis
         for i in range(len(size)):
-            # a window of one voxel leaves an axis unchanged; a graph is recorded for both cases
+            # a window of one voxel leaves an axis unchanged; a recorded graph has to cover both cases
             surplus, recorded = sizes[i] - size[i], False
             if not torch.jit.is_scripting():
                 recorded = is_free([surplus])
@@ -277,16 +277,16 @@ DOWNSAMPLE: dict[str, Callable[..., nn.Module]] = {
 
 
 def make_downsample(downsample: Named, spatial_dims: int) -> nn.Module:
-    """The layer that halves the grid, exact on every size.
+    """Makes the layer that halves the grid, exactly on every size.
 
     Args:
-        downsample: "lowpass" (:class:`GMRDownsample`, anti-aliased), "avg" or "max", or a tuple of the name and further
-            arguments, such as ``("lowpass", {"sigma": 0.8})`` or ``("max", {"kernel_size": 3, "padding": 1})``; or "plain_max"
-            (``torch.nn.MaxPoolNd``, for the checkpoints of others: **not exact** where its windows do not end with the grid).
+        downsample: "lowpass" (:class:`GMRDownsample`, anti-aliased), "avg" or "max", or a tuple of the name and further arguments, such as
+            ``("lowpass", {"sigma": 0.8})`` or ``("max", {"kernel_size": 3, "padding": 1})``; or "plain_max" (``torch.nn.MaxPoolNd``, for
+            foreign checkpoints: **not exact** if its windows do not end with the grid).
         spatial_dims: 1, 2 or 3.
 
     Raises:
-        ConfigurationError: when there is no such layer.
+        ConfigurationError: if there is no such layer.
 
     Example:
         >>> make_downsample("max", 2)

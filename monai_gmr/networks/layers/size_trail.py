@@ -1,11 +1,11 @@
-"""The trail of a converted network: sizes that an image had on its way down, for the upsampling layers on its way up.
+"""The trail of a converted network: sizes of an image before each downsampling, for the upsampling layers of the decoder.
 
-A decoder that doubles its grid cannot know whether ``n`` or ``n - 1`` voxels were halved. Downsampling layers record it in a trail that
-lasts as long as one call of the network, one for each thread. Places in the network are named by the sizes of an image of a *reference
-size* (:mod:`monai_gmr.networks.convert.trace`), a pair ``(before, after)`` for each call of a layer.
+A decoder that doubles its grid cannot know whether ``n`` or ``n - 1`` voxels were halved. Downsampling layers record the sizes in a trail,
+one per thread, that lasts for one call of the network. Positions in the network are identified by the sizes that an image of a *reference
+size* has there (:mod:`monai_gmr.networks.convert.trace`), a pair ``(before, after)`` for each call of a layer.
 
-Activation checkpointing calls parts of a network again in the backward pass, on any thread, when the trail has ended. So the graph of the
-output keeps its trail alive, and a layer that is called without one takes the trail whose backward pass began last.
+Activation checkpointing calls parts of a network again in the backward pass, on any thread, after the trail has ended. So the graph of the
+output keeps its trail alive, and a layer called without a trail uses the one whose backward pass started last.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Call = tuple[Sequence[int], Sequence[int]]
 
 
 class TrailStart(NamedTuple):
-    """How the trail of each call of a converted network begins: its name, shared by its copies, the reference size, and channels."""
+    """Start of the trail of each call of a converted network: network name (shared by copies), reference size, and channels."""
 
     network: str
     reference: Sequence[int]
@@ -33,14 +33,14 @@ class TrailStart(NamedTuple):
 
 
 class Levels(NamedTuple):
-    """Where a layer stands: its network, and for each call with the reference size the sizes before and after the layer."""
+    """Position of a layer: its network, and the sizes before and after it in each call with the reference size."""
 
     network: str
     calls: list[Call]
 
 
 class Trail:
-    """Sizes in one call of a network: the size now, by axis and size of the reference image."""
+    """Sizes in one call of a network: the actual size, by axis and size of the reference image."""
 
     def __init__(self, network: str, owner: object = None) -> None:
         self.network, self.owner = network, owner
@@ -48,11 +48,11 @@ class Trail:
         self.began_backward = 0
 
     def begin_backward(self, gradients: Any) -> None:
-        """Hook of autograd: the backward pass of this call begins."""
+        """Autograd hook: the backward pass of this call starts."""
         self.began_backward = next(_count)
 
     def fitting(self, levels: Levels, sizes: Sequence[Any]) -> Call | None:
-        """The call of a layer with the reference size that has these sizes before it."""
+        """The call of a layer with the reference size whose input sizes match ``sizes``."""
         for call in levels.calls:
             known = [self.sizes.get((axis, key), n) for axis, (key, n) in enumerate(zip(call[0], sizes))]
             if all(same_size(before, n) for before, n in zip(known, sizes)):
@@ -60,17 +60,17 @@ class Trail:
         return None
 
     def record(self, call: Call, before: Sequence[Any], after: Sequence[Any]) -> None:
-        """Record the sizes before and after a layer."""
+        """Records the sizes before and after a layer."""
         for keys, sizes in zip(call, (before, after)):
             for axis, (key, n) in enumerate(zip(keys, sizes)):
                 self.sizes.setdefault((axis, key), n)
 
 
 class _Trails(threading.local):
-    """Trails of the calls that run in a thread, the innermost last. torch.compile traces it; a context variable only from 2.14 on."""
+    """Trails of the calls that run in a thread, innermost last. torch.compile traces it; context variables only from 2.14 on."""
 
     def __init__(self) -> None:
-        # not of the class: a guard of torch.compile looks for it in each thread's own attributes
+        # not a class attribute: a guard of torch.compile looks for it in the attributes of each thread
         self.stack: tuple[Trail, ...] = ()
 
 
@@ -82,13 +82,13 @@ _count = itertools.count(1)
 
 def _current(place: Levels) -> Trail | None:
     if torch.compiler.is_compiling():
-        # the innermost: a graph that compares names is one of this network alone, not of all that are built alike
+        # the innermost: a graph that compares names would not be shared by networks of the same structure
         return _trails.stack[-1] if _trails.stack else None
     return next((trail for trail in reversed(_trails.stack) if trail.network == place.network), None)
 
 
 def _new_trail(start: TrailStart, owner: object) -> Trail | None:
-    """The trail of a call of a network, ``None`` inside another call of it."""
+    """The trail of a call of a network; ``None`` inside another call of it."""
     if torch.compiler.is_compiling():
         return None if any(trail.owner is owner for trail in _trails.stack) else Trail("", owner)
     known = any(trail.network == start.network or trail.owner is owner for trail in _trails.stack)
@@ -96,8 +96,8 @@ def _new_trail(start: TrailStart, owner: object) -> Trail | None:
 
 
 def begin_trail(start: TrailStart, inputs: Sequence[Any], owner: object = None) -> Trail | None:
-    """Begin the trail of one call of a network ``owner``, for :func:`end_trail`, with the size of the image in ``inputs``; ``None`` inside
-    another call."""
+    """Starts the trail of one call of a network ``owner``, with the size of the image in ``inputs``, to be passed to :func:`end_trail`;
+    ``None`` inside another call."""
     trail, dims = _new_trail(start, owner), len(start.reference)
     if trail is None:
         return None
@@ -110,7 +110,7 @@ def begin_trail(start: TrailStart, inputs: Sequence[Any], owner: object = None) 
 
 
 def end_trail(trail: Trail | None, output: Any = None) -> None:
-    """End a trail, also when the network has raised; the graph of its output keeps it alive for the backward pass."""
+    """Ends a trail, even if the network has raised; the graph of its output keeps it alive for the backward pass."""
     if trail is None:
         return
     _trails.stack = _trails.stack[:-1]
@@ -125,7 +125,7 @@ def end_trail(trail: Trail | None, output: Any = None) -> None:
 
 
 def record_sizes(levels: Levels | None, before: Sequence[Any], after: Sequence[Any]) -> None:
-    """Record the sizes before and after a layer that stands at ``levels``; outside a converted network nothing happens."""
+    """Records the sizes before and after a layer at ``levels``; does nothing outside a converted network."""
     trail = None if levels is None or not levels.calls else _current(levels)
     if trail is not None:
         assert levels is not None
@@ -133,10 +133,10 @@ def record_sizes(levels: Levels | None, before: Sequence[Any], after: Sequence[A
 
 
 class SizedLayer:
-    """A layer that reads the trail, or whose window goes by the size: TorchScript compiles the network around it, not the layer."""
+    """Layer that reads the trail, or whose window depends on the size: TorchScript compiles the network around it, not the layer."""
 
     def __prepare_scriptable__(self) -> Any:
-        # which torch.jit.script asks each module for before it reads one
+        # torch.jit.script calls this on each module before compiling
         raise ConfigurationError(
             f"{type(self).__name__} is part of a converted network, which torch.jit.script compiles as a whole: script the network, or "
             "record this part by torch.jit.trace."
@@ -144,7 +144,7 @@ class SizedLayer:
 
 
 def _find_call(levels: Levels, sizes: Sequence[Any]) -> tuple[Trail, Call] | None:
-    """The trail that a layer reads, and which of the layer's calls this is."""
+    """The trail that a layer reads, and the call of the layer that this is."""
     trail = _current(levels)
     if trail is not None:
         return trail, trail.fitting(levels, sizes) or levels.calls[0]
@@ -162,7 +162,7 @@ def _find_call(levels: Levels, sizes: Sequence[Any]) -> tuple[Trail, Call] | Non
 def sizes_above(
     levels: Levels | None, coarse: Sequence[Any], default: Sequence[Any], factors: Sequence[int]
 ) -> list[Any]:
-    """Sizes for upsampling: those that the trail has for this place, if they are within one step of ``default``, the layer's own."""
+    """Sizes for upsampling: those of the trail for this position, if they are within one step of ``default``, the layer's own."""
     target = list(default)
     found = None if levels is None or not levels.calls else _find_call(levels, coarse)
     if found is None:
@@ -174,7 +174,7 @@ def sizes_above(
             if not keys:
                 continue
             size = trail.sizes[axis, keys[0]]
-            # a symbol is compared by its value for the reference image
+            # compare symbols by their values for the reference image
             fine, given = (keys[0], below) if is_free([size, coarse[axis]]) else (size, coarse[axis])
             if abs(fine - factor * given) < factor:
                 target[axis] = size

@@ -1,4 +1,4 @@
-"""Upsampling in converted networks, to the sizes that images had on their way down."""
+"""Upsampling in converted networks, to the sizes that images had before downsampling."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ MODES = ("nearest", "nearest-exact", "linear", "bilinear", "trilinear", "bicubic
 
 
 def _check_axes(scale_factor: Sequence[int], x: torch.Tensor) -> None:
-    """Raise when there is not one factor for each spatial axis of an image."""
+    """Raise if there is not one factor per spatial axis of an image."""
     if x.dim() != len(scale_factor) + 2:
         raise ConfigurationError(
             f"scale_factor={tuple(scale_factor)} does not fit an image of shape {tuple(x.shape)}: give one number an axis."
@@ -29,17 +29,15 @@ def _check_axes(scale_factor: Sequence[int], x: torch.Tensor) -> None:
 
 
 class GMRInterpolate(SizedLayer, nn.Module):
-    """``torch.nn.Upsample`` about the centre of the grid, to the size that the skip connection of a converted network has.
+    """``torch.nn.Upsample`` about the centre of the grid, to the size of the skip connection in a converted network.
 
-    Outside a converted network, or where the trail of sizes has no entry, it reaches ``scale_factor`` times the size, or what ``extent``
-    makes of it.
+    Outside a converted network, or if the trail of sizes has no entry, the output size is ``(size - 1) * scale_factor + extent``.
 
     Args:
-        scale_factor: fine voxels in a coarse one, one number per axis.
-        mode: as in ``torch.nn.Upsample``. "nearest" to a size that is no multiple would not be exact and is linear there.
+        scale_factor: fine voxels per coarse voxel, one number per axis.
+        mode: as in ``torch.nn.Upsample``. "nearest" becomes linear for sizes that are not multiples, where it would not be exact.
         align_corners: as in ``torch.nn.Upsample``.
-        extent: what the upsampling adds to ``(size - 1) * scale_factor``, below 0 takes away, one number per axis; default
-            ``scale_factor``.
+        extent: voxels added to ``(size - 1) * scale_factor``, one number per axis, possibly negative; default ``scale_factor``.
 
     Example:
         >>> GMRInterpolate((2, 2), "bilinear")(torch.rand(1, 3, 4, 5)).shape
@@ -84,8 +82,8 @@ class GMRInterpolate(SizedLayer, nn.Module):
 
 
 class GMRSubpixelMean(nn.Module):
-    """Replacement of pixel shuffling by ``scale_factor``, one number per axis: the mean over the channels that would be the parts of a
-    voxel, then linear interpolation.
+    """Replacement of pixel shuffling by ``scale_factor``, one number per axis: the mean over the channels that form one voxel, then linear
+    interpolation.
 
     Example:
         >>> GMRSubpixelMean((2, 2))(torch.rand(1, 12, 4, 5)).shape
@@ -103,13 +101,13 @@ class GMRSubpixelMean(nn.Module):
 
 
 class ResizedConvNd(SizedLayer, GMRConvNd):
-    """Replacement of a transposed convolution: a radial convolution of the coarse grid, then linear interpolation about the centre.
+    """Replacement of a transposed convolution: a radial convolution on the coarse grid, then linear interpolation about the centre.
 
     Args:
-        factors: fine voxels in a coarse one, one number per axis.
-        extent: what the transposed layer added to ``(size - 1) * factor``, below 0 took away, one number per axis.
+        factors: fine voxels per coarse voxel, one number per axis.
+        extent: voxels that the transposed layer added to ``(size - 1) * factor``, one number per axis, possibly negative.
 
-    All other arguments are those of :class:`GMRConv2d`, for the convolution of the coarse grid.
+    All other arguments are those of :class:`GMRConv2d`, for the convolution on the coarse grid.
     """
 
     @passes_arguments_to(GMRConvNd)
@@ -121,7 +119,7 @@ class ResizedConvNd(SizedLayer, GMRConvNd):
         self.levels: Levels | None = None
 
     def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
-        """``(batch, in_channels, *spatial)`` to ``output_size``, or that of the skip connection, or that of the transposed layer."""
+        """``(batch, in_channels, *spatial)`` to ``output_size``, or the size of the skip connection, or that of the transposed layer."""
         dims = self.spatial_dims
         coarse = list(input.shape)[-dims:]
         if output_size is None:

@@ -1,4 +1,4 @@
-"""Modules with constant tables that no state dict holds and that every move of the module keeps."""
+"""Modules with constant tables that stay outside the state dict and survive every move of the module."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,8 +11,8 @@ from monai_gmr.ops.recorded import is_recorded, is_transformed
 
 
 def _follow_parameters(module: "TableModule", *_: Any) -> None:
-    """Bring the tables to the device of the parameters, which ``load_state_dict(assign=True)`` changes; without parameters they leave
-    the meta device, where they have no values."""
+    """Moves the tables to the device of the parameters, which ``load_state_dict(assign=True)`` can change; without parameters, moves them
+    off the meta device, where they have no values."""
     tables = module._tables()
     device = next((each.device for each in module.parameters(recurse=False)), None)
     if device is not None or any(table.is_meta for table in tables.values()):
@@ -20,18 +20,18 @@ def _follow_parameters(module: "TableModule", *_: Any) -> None:
 
 
 def _is_written(table: torch.Tensor) -> bool:
-    """Whether something wrote into a table since it was made; of tensors that a transform of torch wraps it is not known."""
-    # torch counts what writes into a tensor, without a public way to ask
+    """Whether a table was written into since it was made; unknown, so false, for tensors inside a transform of torch."""
+    # torch counts writes into a tensor, but has no public access to the count
     if type(table) is not torch.Tensor or table.is_inference() or table._version == 0:
         return False
     return not (table.is_meta or is_transformed(table))
 
 
 class TableModule(nn.Module):
-    """A module with tables of whole numbers: as buffers outside the state dict, untouched by casts, made anew after the meta device.
+    """Module with integer tables: buffers outside the state dict, unaffected by casts, rebuilt after the meta device.
 
-    Subclasses have ``_make_tables``, call :meth:`_finish_tables` at the end of their constructor and :meth:`mend_tables` at the beginning
-    of their ``forward``. Those that write into a table have its name in ``written_tables``.
+    Subclasses implement ``_make_tables``, call :meth:`_finish_tables` at the end of their constructor and :meth:`mend_tables` at the start
+    of ``forward``. Tables that they write into are listed in ``written_tables``.
     """
 
     table_names: list[str]
@@ -39,8 +39,8 @@ class TableModule(nn.Module):
 
     @torch.jit.unused
     def mend_tables(self) -> None:
-        """Make tables anew that were written into: an exponential average of buffers (``torch.optim.swa_utils.AveragedModel``) truncates
-        whole numbers. In training, processes write into each other's buffers what they hold already."""
+        """Rebuilds tables that were written into: an exponential average of buffers (``torch.optim.swa_utils.AveragedModel``) truncates
+        integers. Does nothing in distributed training, where processes broadcast equal buffers."""
         if is_recorded():
             return
         if self.training and distributed.is_available() and distributed.is_initialized():
@@ -51,16 +51,16 @@ class TableModule(nn.Module):
         if any(map(_is_written, fixed.values())):
             made, device = self._make_tables(), next(iter(fixed.values())).device
             tables = {name: torch.as_tensor(made[name], device=device) for name in fixed}
-            # within a pass without values, as conversion makes, they have none
+            # in a pass without values, as in conversion, tables have none
             if all(type(table) is torch.Tensor and not table.is_meta for table in tables.values()):
                 self._place_tables(tables, device)
 
     def _make_tables(self) -> dict[str, Any]:
-        """Constants as whole numbers, by the names of the buffers: no cast to half precision, and none in a state dict."""
+        """Constants as integers, by the names of the buffers, so that casts to half precision do not change them."""
         raise NotImplementedError
 
     def _finish_tables(self, device: Device | None = None) -> None:
-        """Register the tables for the first time."""
+        """Registers the tables for the first time."""
         tables = self._make_tables()
         self.table_names = list(tables)
         self._place_tables(tables, device)
@@ -70,18 +70,18 @@ class TableModule(nn.Module):
         return {name: getattr(self, name) for name in self.table_names}
 
     def _place_tables(self, tables: Mapping[str, Any], device: Device | None) -> None:
-        """Register tables on a device; those of the meta device have no values."""
+        """Registers tables on a device; rebuilds those of the meta device, which have no values."""
         on_meta = any(isinstance(table, torch.Tensor) and table.is_meta for table in tables.values())
         if on_meta and torch.device(device or "cpu").type != "meta":
             tables = self._make_tables()
         for name, table in tables.items():
             numbers = torch.as_tensor(table, device=device)
-            # torch cannot subtract truth values, as averages of equal weight do
+            # torch cannot subtract booleans, as averages with equal weights do
             numbers = numbers.to(torch.uint8) if numbers.dtype == torch.bool else numbers
             self.register_buffer(name, numbers, persistent=False)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "TableModule":
-        # here, as in torch.nn.RNNBase: Module.to_empty() leaves nothing of a buffer, and no state dict brings it back
+        # as in torch.nn.RNNBase: Module.to_empty() discards the values of buffers, and no state dict restores them
         tables = self._tables()
         super()._apply(fn, recurse)
         if tables:

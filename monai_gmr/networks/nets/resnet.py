@@ -23,36 +23,36 @@ DEFAULT_KERNEL_SIZES = {2: (9, 9, 5, 5), 3: (5, 5, 5, 5)}
 class GMRResNet(nn.Module):
     """Residual classification network, invariant to every symmetry of the voxel grid, at every input size.
 
-    Stem of one convolution and a halving of the grid, four stages of residual blocks (each but the first halves it again before its
+    Has a stem of one convolution that halves the grid, four stages of residual blocks (each except the first halves the grid before its
     convolutions), global average pooling and a linear layer.
 
     Args:
         spatial_dims: 2 or 3.
         n_input_channels: channels of the image.
         num_classes: number of outputs.
-        layers: residual blocks of each stage.
+        layers: number of residual blocks of each stage.
         block: "basic" or "bottleneck".
         kernel_sizes: window of each stage in voxels; default ``(9, 9, 5, 5, ...)`` in 2D, 5 in 3D, 3 for "plain" and "group".
-        width: channels of the first stage, a multiple of a group's order; each stage has twice as many as the one before.
+        width: channels of the first stage; with groups, a multiple of the group's order. Each stage has twice as many as the one before.
         stem_kernel_size: window of the stem in voxels, one number or one per axis.
-        stem_stride: 2: the stem halves the grid; 1: it does not, for images of few voxels.
-        conv: "gmr", "gmr_harmonic" (orders 0 to 2), "group" (group convolutions, made scalars before the pooling), "partial" (group
-            convolutions whose layers learn how much of the group they keep), "sre" or "plain" (``torch.nn.ConvNd``, the baseline); or a
-            pair of the name and further arguments of the layer, such as ``("gmr_harmonic", {"orders": (0, 1)})``,
+        stem_stride: 2 if the stem halves the grid; 1 if not, for images of few voxels.
+        conv: "gmr", "gmr_harmonic" (orders 0 to 2), "group" (group convolutions, pooled to scalars before the global pooling), "partial"
+            (group convolutions whose layers learn how much of the group they keep), "sre" or "plain" (``torch.nn.ConvNd``, the baseline);
+            or a pair of the name and further arguments of the layer, such as ``("gmr_harmonic", {"orders": (0, 1)})``,
             ``("group", {"group": "4mm", "filter": "gc"})`` or ``("partial", {"group": "E(2)"})``; or a list of either, one per stage,
-            whose groups may become smaller from stage to stage.
+            whose groups can become smaller from stage to stage.
         rings: as in :class:`~monai_gmr.networks.layers.GMRConv2d`.
         spacing: voxel size in millimetres; the net is then invariant to the symmetries that keep it.
-        downsample: what halves the grid: "lowpass" (anti-aliased: the one that stays close at other angles), "avg", "max", or a tuple of
-            the name and further arguments.
-        act, norm: as in ``monai.networks.blocks.Convolution``. A smooth activation makes few frequencies that the coarse grids cannot hold:
-            with ReLU the pooled features of a rotated image change twice as much.
+        downsample: layer that halves the grid: "lowpass" (anti-aliased; stays close at other angles), "avg", "max", or a tuple of the name
+            and further arguments.
+        act, norm: as in ``monai.networks.blocks.Convolution``. A smooth activation creates few frequencies that the coarse grids cannot
+            represent: with ReLU the pooled features of a rotated image change twice as much.
         dropout: probability with which pooled features are dropped.
-        feed_forward: whether there is a linear layer; without it the pooled features are the output.
+        feed_forward: whether the net ends with a linear layer; otherwise it returns the pooled features.
         zero_init_residual: whether the last norm of each residual block starts at zero, so that a fresh net does not amplify rounding
             errors from block to block (Goyal et al., arXiv 1706.02677).
-        padding_mode: "zeros", or "replicate": slower, but closer at other angles where the image does not end inside the frame.
-        stem_downsample: what halves the grid after the stem; default ``downsample``.
+        padding_mode: "zeros", or "replicate": slower, but closer at other angles if the image reaches the border of the frame.
+        stem_downsample: layer that halves the grid after the stem; default ``downsample``.
         downsample_inside: whether bottlenecks halve the grid after their first convolution, not before it (ResNet "v1.5").
 
     Shape:
@@ -60,7 +60,7 @@ class GMRResNet(nn.Module):
         - output: ``(batch, num_classes)``
 
     Raises:
-        ConfigurationError: when arguments or input do not fit; one sentence that says what does.
+        ConfigurationError: if arguments or input do not fit; the message says what does.
 
     Example:
         >>> net = GMRResNet(2, n_input_channels=3, num_classes=5, layers=(1, 1, 1, 1), width=8).eval()
@@ -114,13 +114,13 @@ class GMRResNet(nn.Module):
         if kernel_sizes is None:
             small = all(split_convolution(each)[0] in ("plain", "group") for each in convolutions)
             usual = DEFAULT_KERNEL_SIZES[spatial_dims]
-            # stages beyond the fourth are like it
+            # further stages have the window of the fourth
             kernel_sizes = 3 if small else [*usual, *usual[-1:] * len(layers)][: len(layers)]
         windows = one_per_level("kernel_sizes", kernel_sizes, len(layers), "layers")
         common: dict[str, Any] = {"rings": rings, "spacing": spacing, "padding_mode": padding_mode}
         common |= {"act": act, "norm": norm}
         self.spatial_dims, self.n_input_channels = spatial_dims, n_input_channels
-        # of group convolutions the group that the net keeps, of partial ones that which it keeps before it learns to keep less
+        # group that the net keeps; with partial convolutions, the one that it keeps before it learns to keep less
         self.symmetry_group = kept_group(convolutions[-1], spatial_dims)
         self.draws_elements = split_convolution(convolutions[0])[0] == "partial"
         first = lift(convolutions[0], spatial_dims)
@@ -188,5 +188,5 @@ def gmr_resnet34(spatial_dims: int = 2, n_input_channels: int = 3, num_classes: 
 
 
 def gmr_resnet50(spatial_dims: int = 2, n_input_channels: int = 3, num_classes: int = 1000, **kwargs: Any) -> GMRResNet:
-    """:class:`GMRResNet` of 50 layers, in bottleneck blocks; ``kwargs`` are its further arguments."""
+    """:class:`GMRResNet` of 50 layers, with bottleneck blocks; ``kwargs`` are its further arguments."""
     return GMRResNet(spatial_dims, n_input_channels, num_classes, (3, 4, 6, 3), "bottleneck", **kwargs)

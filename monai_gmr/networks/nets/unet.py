@@ -38,13 +38,13 @@ DEFAULT_KERNEL_SIZE = {1: 5, 2: 5, 3: 3}
 UPSAMPLE: dict[str, Callable[[int], nn.Module]] = {
     "linear": lambda spatial_dims: GMRUpsample(spatial_dims, 2),
     "linear_corners": lambda spatial_dims: GMRUpsample(spatial_dims, 2, align_corners=True),
-    # a transposed convolution of window 2 returns one voxel too many where the finer axis has an odd length
+    # a transposed convolution of window 2 returns one voxel too many if the finer axis has an odd length
     "deconv": lambda spatial_dims: GMRTrim(),
 }
 
 
 def _decoder_channels(name: str, given: Sequence[int] | None, default: Sequence[int]) -> Sequence[int]:
-    """Channels of every level but the coarsest, the finest first."""
+    """Channels of every level except the coarsest, finest first."""
     if given is None:
         return default
     if len(given) != len(default):
@@ -55,7 +55,7 @@ def _decoder_channels(name: str, given: Sequence[int] | None, default: Sequence[
 
 
 def check_smallest_grid(x: torch.Tensor, depth: int, per_instance: bool, training: bool) -> None:
-    """Raise when halving the grid of an image ``depth`` times leaves too few voxels to normalise, per instance or over the batch."""
+    """Raise if halving the grid of an image ``depth`` times leaves too few voxels to normalise, per instance or over the batch."""
     if is_free(list(x.shape)):
         return
     voxels = 1 if per_instance else x.shape[0]
@@ -71,40 +71,40 @@ def check_smallest_grid(x: torch.Tensor, depth: int, per_instance: bool, trainin
 class GMRUNet(nn.Module):
     """Segmentation U-Net, exactly equivariant to every symmetry of the voxel grid, at every input size.
 
-    Two convolutions a level, exact resampling between the levels (even and odd sizes each have a window of their own, so that no size
-    must be divisible by anything), skip connections by concatenation, as in ``monai.networks.nets.BasicUNet``. On backend "cpp" a net
-    with instance norms computes with channels last in memory.
+    Has two convolutions per level, exact resampling between levels (with different windows for even and odd sizes, so sizes need not be
+    divisible by anything), and skip connections by concatenation, as in ``monai.networks.nets.BasicUNet``. On backend "cpp" a net with
+    instance norms computes with channels last in memory.
 
     Args:
         spatial_dims: 1, 2 or 3.
         in_channels: channels of the image.
         out_channels: channels of the segmentation.
-        features: channels of each level, multiples of the order of a group; their number is the depth.
+        features: channels of each level, one entry per level; with groups, multiples of the group's order.
         kernel_sizes: window of each level in voxels, or one for all; default 5 in 2D, 3 in 3D, 3 for "plain" and "group".
-        conv: "gmr", "gmr_harmonic" (orders 0 to 2), "group" (group convolutions, made scalars before the head), "partial" (group
+        conv: "gmr", "gmr_harmonic" (orders 0 to 2), "group" (group convolutions, pooled to scalars before the head), "partial" (group
             convolutions whose layers learn how much of the group they keep), "sre" or "plain" (``torch.nn.ConvNd``, the baseline); or a
             pair of the name and further arguments of the layer, such as ``("gmr_harmonic", {"orders": (0, 1)})``,
             ``("group", {"group": "4mm", "filter": "gc"})`` or ``("partial", {"group": "E(2)"})``; or a list of either, one per level,
-            whose groups may become smaller from level to level (the way up is then on the smallest).
+            whose groups can become smaller from level to level (the decoder then uses the smallest).
         rings: as in :class:`~monai_gmr.networks.layers.GMRConv2d`.
         spacing: voxel size in millimetres; the net is then equivariant to the symmetries that keep it.
         downsample: "lowpass" (anti-aliased), "avg" or "max".
         act, norm, bias, dropout: as in ``monai.networks.nets.BasicUNet``.
-        deep_supervision: whether, in training, the outputs of the coarser levels are returned too.
-        padding_mode: "zeros", or "replicate": slower, but closer at other angles where the image does not end inside the frame.
+        deep_supervision: whether to also return the outputs of the coarser levels in training.
+        padding_mode: "zeros", or "replicate": slower, but closer at other angles if the image reaches the border of the frame.
         upsample: "linear" (a 1x1 convolution, then interpolation about the centre), "linear_corners" (with ``align_corners=True``), or
-            "deconv" (a transposed convolution of window 2, as in ``monai.networks.nets.BasicUNet``; for baselines and the checkpoints
-            of others: it is **not equivariant** and warns).
-        decoder_features: channels of each level on the way up, the finest first; default those on the way down, ``features[:-1]``.
-        upsample_features: channels that each level takes from the one below it, the finest first; default ``decoder_features``.
+            "deconv" (a transposed convolution of window 2, as in ``monai.networks.nets.BasicUNet``; for baselines and foreign checkpoints:
+            it is **not equivariant** and warns).
+        decoder_features: channels of each decoder level, finest first; default ``features[:-1]``.
+        upsample_features: channels that each decoder level takes from the one below it, finest first; default ``decoder_features``.
 
     Shape:
         - input: ``(batch, in_channels, *spatial)``, any sizes of more than ``2 ** (levels - 1)`` voxels
-        - output: ``(batch, out_channels, *spatial)``; with ``deep_supervision``, in training, a list of it and of one output a level,
-          each half as large as the one before (what ``monai.losses.DeepSupervisionLoss`` takes)
+        - output: ``(batch, out_channels, *spatial)``; with ``deep_supervision``, in training, a list of it and one output per coarser
+          level, each half as large as the one before (as ``monai.losses.DeepSupervisionLoss`` takes)
 
     Raises:
-        ConfigurationError: when arguments or input do not fit; one sentence that says what does.
+        ConfigurationError: if arguments or input do not fit; the message says what does.
 
     Example:
         >>> net, x = GMRUNet(2, in_channels=1, out_channels=2, features=(4, 8)).eval(), torch.rand(1, 1, 17, 24)
@@ -155,12 +155,12 @@ class GMRUNet(nn.Module):
         received = _decoder_channels("upsample_features", upsample_features, decoded)
         if upsample == "deconv" and any(name != "plain" for name in names):
             warn(
-                "GMRUNet with upsample='deconv' is not equivariant, for a transposed convolution has separate weights for each voxel of "
-                "its window: use upsample='linear'.",
+                "GMRUNet with upsample='deconv' is not equivariant, because a transposed convolution has separate weights for each voxel "
+                "of its window: use upsample='linear'.",
                 SymmetryWarning,
             )
         self.spatial_dims, self.in_channels = spatial_dims, in_channels
-        # of group convolutions the group that the net keeps, of partial ones that which it keeps before it learns to keep less
+        # group that the net keeps; with partial convolutions, the one that it keeps before it learns to keep less
         self.symmetry_group = kept_group(convolutions[-1], spatial_dims)
         self.draws_elements = names[0] == "partial"
         self.deep_supervision = deep_supervision
@@ -169,7 +169,7 @@ class GMRUNet(nn.Module):
         # window and channels of the convolutions on the finest grid
         self.window, self.channels = whole_numbers("kernel_sizes", windows[0], spatial_dims), (features[0], features[0])
         self.harmonic = names[0] == "gmr_harmonic"
-        # with channels last the framework's other norms add up in single precision, and the net would not be exact
+        # with channels last, torch's other norms sum in single precision, and the net would not be exact
         self.may_run_channels_last = self.normalises_instances and names[0] not in ("plain", "group", "partial")
         common: dict[str, Any] = {"rings": rings, "spacing": spacing, "padding_mode": padding_mode}
         common |= {"act": act, "norm": norm, "bias": bias, "dropout": dropout or None}
@@ -189,7 +189,7 @@ class GMRUNet(nn.Module):
             lasts.append(steps[-1])
             pair = two_convolutions(features[level - 1], features[level], level, steps)
             self.encoders.append(nn.Sequential(make_downsample(downsample, spatial_dims), pair))
-        # on the way up all fields are on the coarsest level's group
+        # in the decoder all fields are on the coarsest level's group
         coarse, last = features[-1], lasts[-1]
         skips: list[nn.Module] = []
         for level in reversed(range(1, len(features))):
@@ -212,7 +212,7 @@ class GMRUNet(nn.Module):
         self.head = make_head(last, spatial_dims, coarse, out_channels)
 
     def decode(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Features of every decoder level, the coarsest first."""
+        """Features of every decoder level, coarsest first."""
         if not torch.jit.is_scripting():
             check_input(self, x, self.spatial_dims, self.in_channels, unbatched=False)
             check_smallest_grid(x, len(self.encoders), self.normalises_instances, self.training)
@@ -235,7 +235,7 @@ class GMRUNet(nn.Module):
         return levels
 
     def _as_skip(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        """Channels last where the skip connection has them: the framework's 1x1 convolutions of few voxels lose them."""
+        """Restores channels last if the skip connection has it: torch's 1x1 convolutions of few voxels lose it."""
         if not torch.jit.is_scripting() and runs_channels_last(skip):
             x = make_channels_last(x)
         return x
@@ -246,7 +246,7 @@ class GMRUNet(nn.Module):
             return on_plain_tensor(partial(GMRUNet.forward, self), x)
         levels = self.decode(x)
         output = self.head(levels[-1]).contiguous()
-        # a scripted net returns the segmentation alone: TorchScript knows one type of result
+        # a scripted net returns only the segmentation, because TorchScript allows one type of result
         if not torch.jit.is_scripting() and self.deep_supervision and self.training:
             coarse = [head(level).contiguous() for head, level in zip(self.heads, levels)]
             return [output, *reversed(coarse)]

@@ -154,7 +154,7 @@ def test_nets_are_exact_and_train(dims):
         ({"orders": (0, 4)}, "order 4 is impossible in 2D"),
         ({"orders": (1, 1)}, "give each order once"),
         ({"orders": ()}, "at least one"),
-        ({"order_split": (1.0,)}, "not one share for each"),
+        ({"order_split": (1.0,)}, "needs one share for each"),
         ({"order_split": (0, 0, 0)}, "not all zero"),
         ({"order_split": (float("nan"), 1, 1)}, "not all zero"),
         ({"order_split": 3}, "order_split=3 is impossible: give a list of numbers"),

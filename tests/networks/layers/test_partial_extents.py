@@ -92,7 +92,7 @@ def test_extents_penalty_and_temperature():
     assert net[3].out_elements.extent.grad.tolist() == [0.0]
     assert [set_temperature(net, each, 0.5, 0.005) for each in (0, 0.5, 1)] == pytest.approx([0.5, 0.05, 0.005])
     assert net[2].out_elements.temperature == pytest.approx(0.005)
-    with pytest.raises(ConfigurationError, match="is no schedule: give progress from 0 to 1"):
+    with pytest.raises(ConfigurationError, match="is not a schedule: give progress from 0 to 1"):
         set_temperature(net, 2)
 
 
