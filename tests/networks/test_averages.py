@@ -1,4 +1,4 @@
-"""Averages of a network over its training, buffers included, are networks of the same symmetry."""
+"""Averages of a network over training, including buffers, are networks with the same symmetry."""
 
 import copy
 
@@ -32,7 +32,7 @@ def averaged(net, average, times=5):
 @pytest.mark.parametrize("average", AVERAGES)
 @pytest.mark.parametrize("conv", CONVS, ids=str)
 def test_an_average_of_equal_networks_is_that_network(conv, average):
-    """Averages of whole numbers are truncated: tables of indices would not be what they were."""
+    """Averages of integers are truncated, which would change tables of indices."""
     net, x = GMRUNet(2, 1, 2, features=(8, 16), conv=conv).eval(), torch.randn(1, 1, 17, 20)
     found = averaged(net, average)
     assert torch.allclose(found(x), net(x), atol=1e-5)

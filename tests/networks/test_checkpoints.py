@@ -1,6 +1,6 @@
-"""Checkpoints of GMR-Conv 1.0.3 and SRE-Conv 1.0.2 load into our nets: the outputs of theirs, and the symmetry that theirs lack.
+"""Checkpoints of GMR-Conv 1.0.3 and SRE-Conv 1.0.2 load into our nets, with the outputs of the original and the symmetry that it lacks.
 
-The arrays are made by ``tests/reference/make_reference_nets.py``; no peer is needed to run this.
+The arrays are made by ``tests/reference/make_reference_nets.py``; the tests run without the peers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ REFERENCE = Path(__file__).parents[1] / "reference"
 
 
 def recipes():
-    """The script that made the arrays: it knows how weights follow from keys."""
+    """The script that made the arrays, which derives weights from keys."""
     spec = importlib.util.spec_from_file_location("make_reference_nets", REFERENCE / "make_reference_nets.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -120,7 +120,7 @@ def test_a_transposed_convolution_is_loaded_with_a_warning(make_state):
 
 
 def test_the_max_pooling_of_sre_conv_is_exact_on_odd_sizes_or_changed(make_state):
-    """The exact pooling that can be asked for equals it on odd sizes."""
+    """The optional exact pooling equals it on odd sizes."""
     state = make_state("sre_resnet18")
     with pytest.warns(SymmetryWarning, match="even length"):
         theirs = load_gmr_conv_checkpoint(state)
@@ -149,7 +149,7 @@ def test_files_checkpoints_and_wrapped_nets(make_state, tmp_path, key, prefix):
 
 
 def test_the_net_is_its_own(make_state):
-    """Training it leaves the checkpoint alone; it deep-copies, and its state dict fits a net made with the same arguments."""
+    """Training does not change the checkpoint; the net can be deep-copied, and its state dict fits a net made with the same arguments."""
     state = make_state("unet")
     net = load_gmr_conv_checkpoint(state)
     x = torch.rand(1, 1, 32, 32, dtype=torch.float64)
@@ -201,7 +201,7 @@ def trained(state, key, value):
     ("name", "layer"), [("gmr_resnet18", "layer2.0.conv1.1"), ("unet", "down_1.convs.conv_0.conv")]
 )
 def test_trained_masks_are_refused(make_state, name, layer, end, value):
-    """GMR-Conv up to 1.0.2 trained them; in 1.0.3 such a checkpoint loads and is not equivariant."""
+    """GMR-Conv up to 1.0.2 trained the masks; in 1.0.3 such a checkpoint loads and is not equivariant."""
     state = trained(make_state(name), f"{layer}.{end}", value)
     with pytest.raises(ConfigurationError, match=r"ring masks of .* are not the 0/1 masks .* train again"):
         load_gmr_conv_checkpoint(state)

@@ -1,4 +1,4 @@
-"""Layers and our nets compute on plain tensors; the answer to a MetaTensor, whose every operation looks through its metadata, has that."""
+"""Layers and nets compute on plain tensors, because MetaTensors cost time in every operation; outputs keep the metadata."""
 
 from functools import partial
 
@@ -26,7 +26,7 @@ from monai_gmr.utils import tensors_in
 
 
 class ByName(nn.Module):
-    """Takes an image by name, whose metadata it reads, and gives a dictionary."""
+    """Takes an image by name, reads its metadata, and returns a dictionary."""
 
     def __init__(self):
         super().__init__()
@@ -40,7 +40,7 @@ class ByName(nn.Module):
 
 
 def stock(name):
-    """A network that is to be converted."""
+    """A network to be converted."""
     if name == "UNet":
         return UNet(2, 1, 2, (4, 8), (2,))
     if name == "DynUNet, deep supervision":
@@ -84,7 +84,7 @@ def net(request, training):
 
 
 def batch(count):
-    """A batch of a loader, the same each time, whose images have a spacing and a name each."""
+    """A batch of a loader, always the same, whose images each have a spacing and a name."""
     images = torch.rand(count, 1, 16, 24, generator=torch.Generator().manual_seed(0))
     affines = [torch.diag(torch.tensor([spacing, 1.0, 1.0, 1.0])) for spacing in torch.arange(1.0, count + 1)]
     pairs = enumerate(zip(images, affines))

@@ -1,4 +1,4 @@
-"""The threshold on what breaks the symmetry: true zeros where the data do not need it, terms where they do."""
+"""The threshold on terms that break the symmetry: exact zeros if the data do not need them, non-zero terms if they do."""
 
 import math
 
@@ -21,7 +21,7 @@ from monai_gmr.utils import ConfigurationError
 
 
 def train(layer, target, strength, steps=300, lr=0.01):
-    """Fit ``target``, a function of images, by AdamW; returns the last loss."""
+    """Fits ``target``, a function of images, by AdamW; returns the last loss."""
     optimizer = torch.optim.AdamW(parameter_groups(layer, weight_decay=0.01), lr=lr)
     threshold = SymmetryThreshold(layer, optimizer, strength)
     generator = torch.Generator().manual_seed(0)
@@ -37,7 +37,7 @@ def train(layer, target, strength, steps=300, lr=0.01):
 
 
 def test_shrinking_is_the_proximal_step_of_the_norm():
-    """Against the minimum of |v - e|^2 / 2 + tau |v|, found by search along e, the direction in which it must lie."""
+    """Compares with the minimum of |v - e|^2 / 2 + tau |v|, found by search along e, the direction in which it must lie."""
     rows = torch.randn(6, 4, dtype=torch.float64)
     rows[2] *= 0.1
     shrunk = rows.clone()
@@ -92,7 +92,7 @@ def test_terms_stay_exactly_zero_where_the_target_is_symmetric(relax):
 
 
 def test_terms_are_learned_where_the_target_needs_them():
-    """A horizontal edge filter: mirrored left to right it stays, and so does the layer that keeps this mirror image alone."""
+    """A horizontal edge filter is unchanged by mirroring left to right, and so is the layer that keeps only this mirror image."""
     torch.manual_seed(0)
     edge = torch.tensor([[1.0, 1, 1], [0, 0, 0], [-1, -1, -1]]).reshape(1, 1, 3, 3).repeat(4, 1, 1, 1)
     target = lambda x: nn.functional.conv2d(x, edge, padding=1)  # noqa: E731

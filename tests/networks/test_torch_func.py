@@ -1,4 +1,4 @@
-"""Transforms of ``torch.func`` and forward-mode derivatives see parameters and images alike, whatever backend would run the layer."""
+"""Transforms of ``torch.func`` and forward-mode derivatives see parameters and images alike, for every backend."""
 
 import sys
 
@@ -49,7 +49,7 @@ def problem(name):
 
 
 def directional(loss, parameters, x, steps, step):
-    """The derivative along a direction, by gradients."""
+    """The directional derivative, from gradients."""
     parameters = {key: each.clone().requires_grad_() for key, each in parameters.items()}
     x = x.clone().requires_grad_()
     found = torch.autograd.grad(loss(parameters, x), [x, *parameters.values()])
@@ -105,7 +105,7 @@ def test_gradients_of_each_image(name):
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("name", ["gmr", "gmr_harmonic", "separable", "norm"])
 def test_gradients_have_tangents(name):
-    """Forward over reverse: the graph is of kernels, the gradient that goes into it has a tangent."""
+    """Forward over reverse: the graph consists of kernels, and its incoming gradient has a tangent."""
     module, _, _, x = problem(name)
     x = x.requires_grad_()
     y = module(x)

@@ -1,4 +1,4 @@
-"""Whatever stands in the place of a checkpoint ends in one sentence, everywhere one is read, and none of it runs."""
+"""Invalid checkpoints are rejected with one sentence, wherever they are read, and never executed."""
 
 import os
 import pickle
@@ -25,7 +25,7 @@ class Hostile:
 
 
 def _write_bad(kind, path):
-    """Writes what is no checkpoint, and returns the reason that the sentence gives."""
+    """Writes an invalid checkpoint, and returns the reason that the error gives."""
     state = nn.Conv2d(1, 1, 3).state_dict()
     program = f"touch {path.with_suffix('.ran')}"
     torch.save({"model": state, "more": torch.ones(5000)}, path)

@@ -1,4 +1,4 @@
-"""The block gives what MONAI's gives with every order and activation, and calls the hooks of its submodules."""
+"""The block equals MONAI's for every order and activation, and calls the hooks of its submodules."""
 
 import gc
 import weakref
@@ -74,7 +74,7 @@ def test_hooks_see_what_lies_between(calls, which):
 
 
 def tensors_alive(run, numbers):
-    """Tensors of so many numbers that a forward pass leaves in memory, its result among them; and the result."""
+    """Number of tensors of a given size that a forward pass leaves in memory, including its result; and the result."""
     made = []
 
     class Watch(TorchDispatchMode):

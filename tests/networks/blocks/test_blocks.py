@@ -1,4 +1,4 @@
-"""Blocks have the signatures and shapes of MONAI's, and are exact where MONAI's strides are not."""
+"""Blocks have the signatures and shapes of MONAI's blocks, and are exact where MONAI's strides are not."""
 
 import inspect
 

@@ -1,4 +1,4 @@
-"""Chains of partial group convolutions that tests share, and how to set what their layers keep."""
+"""Shared chains of partial group convolutions, and a way to set what their layers keep."""
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ SIZES = {2: [(9, 12), (8, 8), (11, 11)], 3: [(7, 6, 8), (7, 7, 7)]}
 
 
 def chain(dims, group, samples=None, *, fields=2, kernel_size=3, layers=2, dtype=torch.float64, **settings):
-    """A layer that lifts one channel, and others behind it."""
+    """A layer that lifts one channel, and further layers after it."""
     options = {"padding": kernel_size // 2, "dtype": dtype, **settings}
     order = PartialGroupElements(dims, group, samples=samples).order
     lift = CONV[dims](1, fields * order, kernel_size, group=group, samples=samples, **options)

@@ -1,4 +1,4 @@
-"""Centred and resized layers are exact at every size, of the sizes that torch's layers have, and are those where they are exact."""
+"""Centred and resized layers are exact at every size, have the output sizes of torch's layers, and equal them where these are exact."""
 
 import copy
 import threading

@@ -58,7 +58,7 @@ def test_order_zero_alone_is_the_radial_layer():
 
 
 def test_an_edge_is_seen_whichever_way_it_runs():
-    """Two pictures of equal content on every ring about the centre: order 0 cannot tell them apart, order 2 can."""
+    """Two images with equal content on every ring about the centre: order 0 cannot distinguish them, order 2 can."""
     line, corner = torch.zeros(1, 1, 3, 3), torch.zeros(1, 1, 3, 3)
     line[..., 1, 0] = line[..., 1, 2] = corner[..., 1, 0] = corner[..., 0, 1] = 1
     layer = GMRHarmonicConv2d(1, 2, 3, orders=(0, 2), order_split=(0.5, 0.5), bias=False)
@@ -176,7 +176,7 @@ def test_there_is_no_equal_convolution():
 @pytest.mark.parametrize("backend", ["auto", "cpp"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_what_follows_may_work_in_place(backend, bias):
-    """As after torch's convolutions: an activation in place, or a shortcut added in place."""
+    """In-place activations and in-place shortcuts work, as after torch's convolutions."""
     layer, x = GMRHarmonicConv2d(2, 8, 3, padding=1, bias=bias), torch.randn(1, 2, 6, 7, requires_grad=True)
     set_backend(backend)
     try:

@@ -1,4 +1,4 @@
-"""Harmonic layers that keep a named subgroup, and learn from zero what lies beyond it."""
+"""Harmonic layers that keep a named subgroup, and learn terms that break the other symmetries, starting at zero."""
 
 import copy
 import itertools
@@ -32,12 +32,12 @@ KEPT = [
 
 
 def orders_of(keeps):
-    """Orders of a layer: groups of a tetrahedron leave xyz unchanged, which is of order 3."""
+    """Orders of a layer: tetrahedral groups leave xyz unchanged, which has order 3."""
     return {"orders": (0, 1, 3) if keeps in ("-43m", "23") else None}
 
 
 def break_symmetry(net, scale=0.5):
-    """Random terms in place of the zeros of a fresh net, of the size that the layers have."""
+    """Replaces the zero terms of a fresh net by random ones of the same shape."""
     generator = torch.Generator().manual_seed(1)
     for name, parameter in net.named_parameters():
         if name.endswith(("relax_weight", "chiral_weight")):
@@ -47,7 +47,7 @@ def break_symmetry(net, scale=0.5):
 
 
 def errors_inside_and_outside(net, x, group, elements=None):
-    """Largest relative error over the elements of a group, and smallest over those outside it: 0 and ``inf`` where there are none."""
+    """Largest relative error over the elements of a group, and smallest over those outside it; 0 and ``inf`` if there are none."""
     inside, outside = [0.0], [float("inf")]
     with torch.no_grad():
         y = net(x)
@@ -77,8 +77,8 @@ def test_a_layer_keeps_the_named_group_and_no_more(dims, keeps, relax):
     ("kind", "dims", "keeps"), [(kind, *each) for each, kind in zip(KEPT, itertools.cycle(["unet", "resnet"]))]
 )
 def test_nets_keep_the_named_group_and_no_more(kind, dims, keeps):
-    """Both kinds of net in turn: the test of layers above takes each group. All elements are asked at a small size, at others those that
-    generate the kept group and one outside it."""
+    """Alternates the kinds of net, because the test of layers covers each group. Tests all elements at a small size; at others, generators
+    of the kept group and one element outside it."""
     group, conv = kept_group(keeps, dims), ("gmr_harmonic", {"keeps": keeps, **orders_of(keeps)})
     # 16 channels, so that order 1 has enough for triple products
     if kind == "unet":
@@ -119,7 +119,7 @@ def test_all_has_the_bits_and_the_state_of_the_layer_without(dims):
 
 @pytest.mark.parametrize(("dims", "matrix", "vector"), [(2, 32 * 32, 32), (3, 32 * 64, 64)])
 def test_parameters_are_those_of_a_matrix_or_a_vector_an_output(dims, matrix, vector):
-    """A quarter of 32 channels has order 1, a quarter order 2: 2 and 2 components in 2D, 3 and 5 in 3D."""
+    """Of 32 channels, a quarter has order 1 and a quarter order 2: 2 and 2 components in 2D, 3 and 5 in 3D."""
     for relax, count in (("matrix", matrix), ("vector", vector)):
         layer = LAYERS[dims](4, 32, 3, keeps="1", relax=relax)
         assert layer.relax_weight.numel() == count
@@ -127,7 +127,7 @@ def test_parameters_are_those_of_a_matrix_or_a_vector_an_output(dims, matrix, ve
 
 
 def test_the_linear_terms_are_the_matrix_on_the_responses():
-    """Against the dense kernel, whose last rows are the responses of the orders above 0."""
+    """Compares with the dense kernel, whose last rows are the responses of orders above 0."""
     layer = break_symmetry(GMRHarmonicConv3d(3, 16, 3, padding=1, keeps="m")).double()
     fresh = copy.deepcopy(layer)
     nn.init.zeros_(fresh.relax_weight)

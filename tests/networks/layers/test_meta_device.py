@@ -1,4 +1,4 @@
-"""Layers, blocks and nets made on the meta device hold no memory, and once they have some they answer as the original, as torch's do."""
+"""Layers, blocks and nets on the meta device use no memory, and once materialised and loaded they equal the original, as torch's do."""
 
 import copy
 import inspect

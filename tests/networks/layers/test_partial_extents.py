@@ -1,4 +1,4 @@
-"""What partial layers learn: gradients of extents, a loss that shrinks them, the penalty; and each bug found in the peer."""
+"""Learned extents of partial layers: gradients, a loss that shrinks them, the penalty; and each bug found in the peer."""
 
 import math
 
@@ -45,7 +45,7 @@ def test_gradients_of_extents_are_those_of_finite_differences(dims, group, sampl
 
 
 def test_the_gradient_of_a_loss_shrinks_an_extent():
-    """Two classes that are turned images of each other: the extents fall, and what the whole group cannot tell is told."""
+    """Two classes that are rotated images of each other: the extents fall, and the net distinguishes what the whole group cannot."""
     torch.manual_seed(3)
     image = torch.randn(1, 1, 9, 9)
     x, labels = torch.cat([image, image.rot90(2, (2, 3))]), torch.tensor([0.0, 1.0])
@@ -118,7 +118,7 @@ def test_peer_the_gradient_of_the_extent_is_not_one_for_all_samples(dims, group)
 
 
 def test_peer_a_keep_probability_reaches_every_number_from_0_to_1():
-    """The peer's, a sigmoid of a sigmoid, lies between .5 and .73."""
+    """The peer's probability, a sigmoid of a sigmoid, lies between .5 and .73."""
     for group in ("E(2)", "4mm"):
         elements = PartialGroupElements(2, group).eval()
         for target in (0.0, 0.05, 0.5, 0.95, 1.0):
@@ -134,7 +134,7 @@ def test_peer_a_keep_probability_reaches_every_number_from_0_to_1():
 @pytest.mark.parametrize("extent", [1.0, 0.5, 0.0])
 @pytest.mark.parametrize(("dims", "group", "samples"), [(2, "SE(2)", 8), (2, "E(2)", 8), (3, "SO(3)", 8)])
 def test_peer_activations_do_not_grow_from_layer_to_layer(dims, group, samples, extent, kernel):
-    """The peer's grow 25 times a layer."""
+    """The peer's activations grow 25-fold per layer."""
     torch.manual_seed(0)
     net = chain(dims, group, samples, layers=5, fields=8 if dims == 2 else 4, kernel=kernel, dtype=torch.float32)
     shrink(net, extent)
@@ -151,7 +151,7 @@ def test_peer_activations_do_not_grow_from_layer_to_layer(dims, group, samples, 
 @pytest.mark.parametrize("kernel", ["harmonic", "siren"])
 @pytest.mark.parametrize(("dims", "group"), [(2, "E(2)"), (3, "O(3)")])
 def test_peer_a_kernel_has_the_period_of_the_rotation(dims, group, kernel):
-    """The peer feeds the angle itself, so that at -180 and at 180 degrees its kernel differs."""
+    """The peer feeds the raw angle, so its kernels at -180 and at 180 degrees differ."""
     layer = chain(dims, group, 2, kernel=kernel)[1].eval()
 
     def at(angle):
@@ -169,7 +169,7 @@ def test_peer_a_kernel_has_the_period_of_the_rotation(dims, group, kernel):
 
 @pytest.mark.parametrize("extent", [1.0, 0.5])
 def test_peer_mirror_images_do_not_change_the_spacing_of_the_rotations(extent):
-    """The peer divides the jitter of a part of E(2) by all elements, that of the whole by the rotations."""
+    """The peer divides the jitter of a part of E(2) by the number of all elements, that of the whole group by the number of rotations."""
     plain, mirrored = PartialGroupElements(2, "SE(2)", samples=5), PartialGroupElements(2, "E(2)", samples=5)
     offsets = []
     for elements in (plain, mirrored):

@@ -1,4 +1,4 @@
-"""Partial group convolutions: exact with the whole group, ordinary with extent 0, gradients of each sample, modules like others."""
+"""Partial group convolutions: exact with the whole group, ordinary with extent 0, gradients per sample, and ordinary modules."""
 
 import copy
 import pickle
@@ -34,7 +34,7 @@ WHOLE = [
 
 
 def moved_fields(y, element, elements):
-    """Fields on a list of elements, transformed: ``y[g](p) = y[element^-1 g](element^-1 p)``, the list searched by matrices alone."""
+    """Transforms fields on a list of elements: ``y[g](p) = y[element^-1 g](element^-1 p)``, finding elements by their matrices."""
     matrices = elements().matrices.detach().to(y.device)
     wanted = torch.tensor(element.T, dtype=torch.float64, device=y.device) @ matrices
     distances = (wanted.unsqueeze(1) - matrices).flatten(2).norm(dim=2)
@@ -89,8 +89,8 @@ def test_strides_and_groups_are_exact(device):
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("kernel", ["harmonic", "siren"])
 def test_half_precision_and_channels_last_in_3d(device, kernel, training):
-    """Under autocast the kernel is made in float32, and its answer is that of the dense kernel to rounding of the precision, in the memory
-    format of the input."""
+    """Under autocast the kernel is made in float32; the output equals that of the dense kernel up to rounding, in the memory format of the
+    input."""
     net = chain(3, "222", kernel=kernel, dtype=torch.float32).to(device).train(training)
     layer, x = net[1], torch.randn(1, 8, 4, 5, 6, device=device).to(memory_format=torch.channels_last_3d)
     arguments = (layer.dense_kernel().double(), layer._dense_bias().double())
@@ -106,7 +106,7 @@ def test_half_precision_and_channels_last_in_3d(device, kernel, training):
 
 
 def test_other_angles_are_as_close_as_the_taps_allow():
-    """Orders and frequencies are rotated exactly, so turning list and image by a sample's own angle of 45 degrees nearly commutes."""
+    """Orders and frequencies are rotated exactly, so rotating list and image by 45 degrees, an angle of the samples, nearly commutes."""
     from monai_gmr.symmetry import rotation_matrix, transform_image
 
     net = nn.Sequential(
@@ -293,7 +293,7 @@ def test_fresh_layers_have_the_output_variance_of_torchs(dims, group, samples, k
 
 
 def test_a_group_of_the_grid_holds_what_a_group_convolution_computes():
-    """With all of the functions on taps and group that harmonics can hold, window 1 and group 4, any filter of the group convolution."""
+    """With all functions that harmonics can represent, window 1 and group 4, the layer can equal any group convolution."""
     lift = CONV[2](1, 4, 1, group="4", dtype=torch.float64)
     layer = CONV[2](4, 4, 1, in_elements=lift.out_elements, frequencies=2, bias=False, dtype=torch.float64)
     reference = PointGroupConv2d(4, 4, 1, group="4", bias=False, dtype=torch.float64)

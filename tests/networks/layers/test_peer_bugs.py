@@ -1,4 +1,4 @@
-"""What GMR-Conv's layers cannot build or call, or get silently wrong: ours do not."""
+"""Layers that GMR-Conv cannot build or call, or gets silently wrong, work here."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def symmetry_error(module, x, spatial_dims):
 
 
 def scipy_convolution(layer, x):
-    """Reference for stride 1 and full padding: scipy correlates one channel pair after the other in float64."""
+    """Reference for stride 1 and full padding: scipy correlates each pair of channels in float64."""
     modes = {"zeros": "constant", "reflect": "mirror", "replicate": "nearest", "circular": "wrap"}
     kernel = layer.dense_kernel().detach().double().numpy()
     x, groups = x.double().numpy(), layer.groups
@@ -129,7 +129,7 @@ def test_ordinary_layer_has_no_transposed_switch():
 
 
 def test_import_needs_neither_torchvision_nor_torchio_nor_the_peers():
-    """Nor any module but kernels of Triton, in a new interpreter, as commands begin."""
+    """Imports all modules except Triton kernels, in a new interpreter, as commands do."""
     code = """
 import importlib, pkgutil, sys
 class Refuse:

@@ -1,4 +1,4 @@
-"""What GMR-Conv's layers keep when they should not, its dead sigma and its broken export: not so in ours."""
+"""GMR-Conv's stale caches, sigma without gradient and broken export do not occur here."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_checkpoints_of_the_peer_are_not_taken_for_ours(masks_trained):
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("sigma", [1e-2, 0.1, 0.3, 1.0, 6.0, 60.0, 600.0])
 def test_sigma_keeps_a_gradient_beyond_the_peers_clamps(spatial_dims, sigma, rings):
-    """The peer clamps to 0.01 .. 2 R and stops learning there."""
+    """The peer clamps sigma to 0.01 .. 2 R and stops learning there."""
     layer = CONV[spatial_dims](2, 3, 5, rings=rings)
     with torch.no_grad():
         layer.log_sigma.fill_(float(np.log(sigma)))

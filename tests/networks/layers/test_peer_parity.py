@@ -1,6 +1,6 @@
 """``rings="indexed"`` is GMR-Conv 1.0.3 and ``rings="hard"`` SRE-Conv 1.0.2: outputs and gradients of the installed layers.
 
-The arrays are made by ``tests/reference/make_reference_arrays.py``; no peer is needed to run this.
+The arrays are made by ``tests/reference/make_reference_arrays.py``; the tests run without the peers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def reference():
 
 
 def layer_and_case(reference, peer, case, dtype):
-    """Our layer with the parameters of a case, and the arrays of the case."""
+    """The layer of this library with the parameters of a case, and the arrays of the case."""
     arrays = {key.split("/")[1]: v.to(dtype) for key, v in reference[peer].items() if key.startswith(case + "/")}
     spatial_dims, kernel_size = int(case[0]), int(case.split("_")[1][1:])
     stride, dilation = 1 + case.endswith("stride2"), 1 + case.endswith("dilation2")

@@ -1,4 +1,4 @@
-"""Group convolutions: exact for every element of their group on every size, equal to the formula, and modules like ``torch.nn.ConvNd``."""
+"""Group convolutions: exact for every element of their group on every size, equal to the formula, and usable like ``torch.nn.ConvNd``."""
 
 import copy
 import io
@@ -113,7 +113,7 @@ def test_padding_modes_groups_and_padding_by_axis(dims, group, filter, mode):
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize(("dims", "group"), [(1, "m"), (2, "4mm"), (2, "4"), (3, "432")])
 def test_the_kernel_is_that_of_the_formula(dims, group, filter, transposed):
-    """Element by element from matrices alone, without the tables."""
+    """Computes each element from its matrices, without the tables."""
     layer = make(dims, group, filter, kernel_size=3, fields=1, transposed=transposed).double()
     kernel, elements = layer.dense_kernel(), layer.group.elements
     order, taps = len(elements), list(itertools.product(range(3), repeat=dims))
@@ -285,8 +285,8 @@ def test_gradients(filter):
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("filter", FILTERS)
 def test_half_precision_and_channels_last_in_3d(device, filter, transposed):
-    """Under autocast the filter is spread in float32, and what the layer computes is its dense kernel's answer to rounding of the
-    precision, in the memory format of the input."""
+    """Under autocast the filter is spread in float32; the output equals that of the dense kernel up to rounding, in the memory format of
+    the input."""
     geometry = {"kernel_size": 2, "stride": 2} if transposed else {"kernel_size": 3, "padding": 1}
     layer = make(3, "432", filter, fields=1, transposed=transposed, **geometry).to(device)
     x = torch.randn(1, 24, 4, 5, 6, device=device).to(memory_format=torch.channels_last_3d)

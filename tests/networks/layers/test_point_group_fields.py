@@ -1,4 +1,4 @@
-"""Layers on fields commute with their group, whatever its elements are called and however they are represented."""
+"""Layers on fields commute with their group, for all names and representations of its elements."""
 
 import copy
 import io
@@ -64,7 +64,7 @@ def test_pools_are_exact_for_every_element(dims, group, subgroup, reduce):
 
 @pytest.mark.parametrize(("dims", "group", "subgroup"), PAIRS)
 def test_pooling_does_not_depend_on_representatives(dims, group, subgroup):
-    """Rows of the table are cosets of a subgroup, where one complements the other; any element of a row stands for it."""
+    """Rows of the table are cosets of a complement of the subgroup, if there is one; any element of a row represents it."""
     group, subgroup = (PointGroup.from_name(each, dims) for each in (group, subgroup))
     complement = group.complement(subgroup)
     rows = {frozenset(row) for row in PointGroupPool(dims, group, subgroup).cosets.tolist()}

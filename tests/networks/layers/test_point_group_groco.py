@@ -1,4 +1,4 @@
-"""Group convolutions and pools beside those of GroCo: the same groups, filters, answers and paddings."""
+"""Group convolutions and pools compared with GroCo: the same groups, filters, outputs and paddings."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def groco():
 
 
 def ordered(groco, name):
-    """The group of that name, and for each of its elements the place in GroCo's list, found from what it does to an image."""
+    """The group of a name, and the index of each element in GroCo's list, found from its action on an image."""
     dims = 2 if name in PLANE else 3
     group = PointGroup.from_name((PLANE | SPACE)[name], dims)
     moved = groco[f"moved_{dims}"][groco[f"elements_{name}"]]
@@ -53,7 +53,7 @@ LAYERS = [
 
 @pytest.mark.parametrize(("name", "group", "subgroup", "options"), LAYERS, ids=[each[0] for each in LAYERS])
 def test_filters_and_answers_are_those_of_groco(groco, name, group, subgroup, options):
-    """Our weights are the rows of its filter at the identity; all other rows, and the answers, follow."""
+    """Our weights are the rows of its filter at the identity; all other rows and the outputs then agree."""
     (whole, columns), (part, rows) = ordered(groco, group), ordered(groco, subgroup)
     theirs, x, transposed = groco[f"{name}_filter"].double(), groco[f"{name}_input"], name == "transposed"
     lifts = theirs.shape[3] == 1
@@ -76,7 +76,7 @@ def test_filters_and_answers_are_those_of_groco(groco, name, group, subgroup, op
 @pytest.mark.parametrize("reduce", ["max", "mean"])
 @pytest.mark.parametrize(("group", "subgroup"), ONTO)
 def test_pools_are_those_of_groco_with_its_representatives(groco, group, subgroup, reduce):
-    """Both reduce the elements h k to h, with k in representatives of the cosets; ours are a subgroup where there is one."""
+    """Both reduce the elements h k to h, with k in representatives of the cosets; ours are a subgroup if there is one."""
     (whole, columns), (part, rows) = ordered(groco, group), ordered(groco, subgroup)
     name = f"{'average' if reduce == 'mean' else reduce}_{subgroup}"
     x, theirs = groco[f"{name}_input"], groco[f"{name}_output"]
@@ -89,7 +89,7 @@ def test_pools_are_those_of_groco_with_its_representatives(groco, group, subgrou
 
 
 def test_a_symmetric_padding_exists_where_groco_pads(groco):
-    """Its paddings are the least that are exact and not below "valid" and "same"; ours, nearest to half the window, is between them."""
+    """Its paddings are the smallest exact ones not below "valid" and "same"; ours, nearest to half the window, lies between them."""
     for (k, s, n), shortest in np.ndenumerate(groco["sizes"][0].numpy()):
         longest, window, stride, size = int(groco["sizes"][1, k, s, n]), k + 1, s + 1, n + 7
         assert (shortest > 0) == (longest > 0)

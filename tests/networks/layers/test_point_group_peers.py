@@ -1,4 +1,4 @@
-"""Group convolutions beside those of others: the numbers of e2cnn, the parameter counts of separable ones, and the bugs of GroCo."""
+"""Group convolutions compared with peers: outputs of e2cnn, parameter counts of separable filters, and bugs of GroCo."""
 
 import time
 from pathlib import Path
@@ -30,7 +30,7 @@ def e2cnn():
 
 @pytest.fixture(scope="module")
 def order(e2cnn):
-    """For each element of our group its number in e2cnn's, found from what it does to an image."""
+    """The index of each element of our group in e2cnn's group, found from its action on an image."""
     group = PointGroup.from_name("4mm", 2)
     found = [transform_grid(e2cnn["image"][0, 0], element) for element in group.elements]
     places = [[i for i, moved in enumerate(e2cnn["moved"]) if torch.equal(moved, image)] for image in found]
@@ -40,7 +40,7 @@ def order(e2cnn):
 
 @pytest.mark.parametrize(("name", "in_fields", "out_fields"), [("lift", 1, 2), ("regular", 2, 3)])
 def test_filters_and_answers_are_those_of_e2cnn(e2cnn, order, name, in_fields, out_fields):
-    """Our weights are the rows of its filter at the identity; all other rows, and the answers, follow."""
+    """Our weights are the rows of its filter at the identity; all other rows and the outputs then agree."""
     lifts = name == "lift"
     in_order, out_order = torch.tensor([0] if lifts else order), torch.tensor(order)
     kernel = e2cnn[f"{name}_filter"].unflatten(0, (out_fields, 8)).unflatten(2, (in_fields, -1))
@@ -105,7 +105,7 @@ def test_groco_refuses_what_has_no_symmetric_padding_and_so_do_these():
 
 
 def test_the_groups_of_groco_have_names():
-    """p4m, p4, p2mm, pmh, pmw, p2, p1 in 2D; Oh, O, D4h, D4 in 3D, which it calls by their orders 48, 24, 16, 8."""
+    """p4m, p4, p2mm, pmh, pmw, p2, p1 in 2D; Oh, O, D4h, D4 in 3D, named by their orders 48, 24, 16, 8 in the peer."""
     plane = {"p4m": 8, "p4": 4, "p2mm": 4, ("pm", 0): 2, ("pm", 1): 2, "p2": 2, "p1": 1}
     space = {"Oh": 48, "O": 24, "D4h": 16, "D4": 8}
     for names, kind, dims in ((plane, PointGroupConv2d, 2), (space, PointGroupConv3d, 3)):
@@ -117,7 +117,7 @@ def test_the_groups_of_groco_have_names():
 
 
 def test_a_large_group_is_built_at_once():
-    """m-3m, window 3, 8 fields: others take seconds to minutes."""
+    """m-3m, window 3, 8 fields: peers take seconds to minutes."""
     start = time.process_time()
     PointGroupConv3d(384, 384, 3, group="m-3m")
     assert time.process_time() - start < 0.5

@@ -1,4 +1,4 @@
-"""Left- and right-handed phantoms: nets that keep mirror images cannot distinguish them, nets that keep rotations alone can."""
+"""Left- and right-handed phantoms: nets that keep mirror images cannot distinguish them, nets that keep only rotations can."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def screw(points):
 
 
 def phantoms(dims, count, seed):
-    """Images ``(count, 1, *size)`` in random poses, and whether each is mirrored, a coin for each."""
+    """Images ``(count, 1, *size)`` in random poses, mirrored at random, and whether each is mirrored."""
     rng, size = np.random.default_rng(seed), SIZE[dims]
     labels, images = rng.integers(2, size=count), np.zeros((count, 1, *[size] * dims), np.float32)
     grid = np.stack(np.meshgrid(*[np.arange(size) - (size - 1) / 2] * dims, indexing="ij"), axis=-1)
@@ -77,7 +77,7 @@ def test_handedness_is_learned_by_nets_that_keep_rotations_alone(dims):
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_net_that_keeps_mirror_images_is_at_chance(dims):
-    """It gives a phantom and its mirror image one answer, whatever it learns from the noise."""
+    """It gives the same answer for a phantom and its mirror image, whatever it learns from the noise."""
     net, x, accuracy = train(dims, "all", 20)
     assert 0.35 < accuracy < 0.65
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What nets promise on every device: exactness in each precision, training with a gradient scaler, compiled and replayed steps."""
+"""Nets on every device: exactness in each precision, training with a gradient scaler, compiled and replayed steps."""
 
 import copy
 
@@ -44,7 +44,7 @@ def test_exact_in_each_precision(device, conv, dtype):
 
 @EVERY_CONV
 def test_training_under_autocast_is_that_of_float32_to_rounding(device, conv):
-    """With a gradient scaler for float16; weights stay float32, and the net stays exact."""
+    """Trains with a gradient scaler for float16; weights stay float32, and the net stays exact."""
     losses = {}
     for dtype in BOUNDS:
         net, x = make_net(conv, device), images(2, 8, 9, 7).to(device)
@@ -67,7 +67,7 @@ def test_training_under_autocast_is_that_of_float32_to_rounding(device, conv):
 
 
 def gradients(net, x):
-    """Of a loss of the net's answer, for each parameter, added to those that are there."""
+    """Gradients of a loss of the net's output, for each parameter, added to the existing ones."""
     net(x).square().mean().backward()
     return [parameter.grad for parameter in net.parameters()]
 
@@ -87,7 +87,7 @@ def test_a_compiled_step_is_an_eager_one(device):
 
 
 def captured(run, device):
-    """A function that replays ``run`` as a CUDA graph; on other devices ``run`` itself."""
+    """A function that replays ``run`` as a CUDA graph; ``run`` itself on other devices."""
     if device.type != "cuda":
         return run
     side = torch.cuda.Stream(device)
@@ -105,7 +105,7 @@ def captured(run, device):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("conv", [*CONVS, "partial"])
 def test_a_replayed_step_is_an_eager_one(device, conv, dtype):
-    """A step that a CUDA graph replays on another image: nothing of a forward pass waits for the device or keeps what it made.
+    """Replays a training step as a CUDA graph on another image: the forward pass neither waits for the device nor keeps results.
 
     Partial nets draw their elements on the host in train mode."""
     net, first, second = make_net(conv, device), images(1, 8, 9, 7).to(device), images(1, 8, 9, 7, seed=1).to(device)

@@ -1,8 +1,8 @@
 """Every net rotates its output with its image, exactly: every element of D4 and Oh, every size, both modes, before and
 after training.
 
-Most sizes are asked with elements that generate the group: a third of the calls in 2D, a twelfth in 3D. WHOLE_GROUP are those
-that are asked with all elements, of trained nets; fresh ones are asked fewer sizes."""
+Most sizes are tested with elements that generate the group: a third of the calls in 2D, a twelfth in 3D. Sizes in WHOLE_GROUP are tested
+with all elements, for trained nets; fresh nets are tested at fewer sizes."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ WHOLE_GROUP = [(17, 17), (24, 24), *PAIRS_2D, (17, 20, 23)]
 
 
 def images(batch: int, *size: int, seed: int = 0) -> torch.Tensor:
-    """Smooth noise of unlike contrasts. Unlike white noise, whose features are nearly alike everywhere, it gives batch
-    normalisation a variance to divide by that is not itself rounding."""
+    """Smooth noise of varying contrast. Unlike white noise, whose features are nearly equal everywhere, it gives batch normalisation a
+    variance that is not just rounding."""
     noise = np.random.default_rng(seed).standard_normal((batch, 1, *size))
     smooth = ndimage.gaussian_filter(noise, (0, 0, *(1.5,) * len(size)))
     contrast = np.linspace(0.5, 1.5, batch).reshape(-1, *(1,) * (len(size) + 1))
@@ -60,7 +60,7 @@ def build(kind: str, dims: int, **arguments) -> nn.Module:
 
 
 def fit(net: nn.Module, dims: int, steps: int) -> None:
-    """Teach images that are not rotated: labels at random, or the image itself."""
+    """Trains on upright images, with random labels or the image itself as target."""
     device = next(net.parameters()).device
     optimiser = torch.optim.Adam(net.parameters(), 3e-3)
     net.train()
@@ -93,7 +93,7 @@ def trained(
 def worst(
     net: nn.Module, batch: int, sizes: list[tuple[int, ...]], whole_group: Sequence[tuple[int, ...]] = WHOLE_GROUP
 ) -> tuple[float, tuple[int, ...]]:
-    """The worst error over sizes, and where it is; at ``whole_group`` all elements are asked, else generators."""
+    """The worst error over sizes, and its size; tests all elements at ``whole_group``, otherwise generators."""
     found, device = [], next(net.parameters()).device
     for size in sizes:
         whole = size in whole_group
@@ -138,7 +138,7 @@ GROUPS_3D = [["m-3m"], ["432"], ["4/mmm"], ["mmm"], ["m-3m", "432", "432"]]
 
 
 def group_net(kind: str, dims: int, names: list[str], filter: str, steps: int) -> nn.Module:
-    """A net of two or three levels of group convolutions, each of two fields (one of the large groups), on one group or one a level."""
+    """A net of two or three levels of group convolutions, each with two fields (one for large groups), on one group or one per level."""
     torch.manual_seed(0)
     order = PointGroup.from_name(names[0], dims).order
     channels = order * (2 if order < 16 else 1)
@@ -153,8 +153,7 @@ def group_net(kind: str, dims: int, names: list[str], filter: str, steps: int) -
 
 
 def worst_of_group(net: nn.Module, sizes: Sequence[tuple[int, ...]], whole: int) -> tuple[float, tuple[int, ...]]:
-    """The worst error over sizes; all elements of the net's group are asked at the first ``whole`` of them, those that generate it at
-    the others."""
+    """The worst error over sizes; tests all elements of the net's group at the first ``whole`` sizes, and generators at the others."""
     group = net.symmetry_group
     found = []
     for index, size in enumerate(sizes):
@@ -199,8 +198,7 @@ def test_3d_group_convolutions(kind, filter, names, steps):
 @pytest.mark.parametrize("rings", ["indexed", "hard"])
 @STEPS
 def test_3d_every_kind_of_rings(kind, rings, steps):
-    """Generators alone: with "gaussian" the test above asks the whole group, and layers with these rings are asked it in
-    layers/test_gmr_conv.py."""
+    """Tests only generators: the test above covers the whole group with "gaussian", and layers/test_gmr_conv.py layers with these rings."""
     for training in (False, True):
         net = trained(kind, 3, steps, rings=rings).train(training)
         error, size = worst(net, 2, SIZES_3D[:1], whole_group=())
@@ -218,7 +216,7 @@ def test_deep_supervision_is_asked_at_every_level(dims):
 @pytest.mark.parametrize("make", [gmr_resnet18, gmr_resnet34, gmr_resnet50])
 @pytest.mark.parametrize("dims", [2, 3])
 def test_full_depth_in_float64(make, dims):
-    """Batch statistics of a deep untrained net amplify rounding; in float64 what is left is the symmetry itself."""
+    """Batch statistics of a deep untrained net amplify rounding; in float64 only the symmetry itself remains."""
     torch.manual_seed(0)
     arguments = {} if dims == 2 else {"kernel_sizes": 3, "stem_kernel_size": 3}
     net = make(dims, 1, 3, width=4 if dims == 2 else 2, zero_init_residual=False, **arguments).double()
@@ -270,6 +268,6 @@ def test_no_module_breaks_the_symmetry(kind, dims):
 
 @EVERY_NET
 def test_plain_baseline_is_not_exact(kind):
-    """What the tests above would say of a net that is not."""
+    """The tests above detect a net that is not equivariant."""
     arguments = {"conv": "plain", "kernel_sizes": 3}
     assert worst(build(kind, 2, **arguments).train(), 4, [(24, 24)])[0] > 1e-2

@@ -1,4 +1,4 @@
-"""On a device that is not there no operation gets tensors of two devices: FakeTensors have device and shape, but no values."""
+"""No operation gets tensors of two devices, tested on a missing device with FakeTensors, which have device and shape but no values."""
 
 import contextlib
 
@@ -47,7 +47,7 @@ def converted(conv):
 
 
 def tensors_on(device, net):
-    """An empty tensor for each parameter and buffer of a net; what it holds beside them stays where it is."""
+    """An empty tensor for each parameter and buffer of a net; other attributes stay on their device."""
     return {
         name: torch.empty(each.shape, dtype=each.dtype, device=device, requires_grad=each.requires_grad)
         for name, each in [*net.named_parameters(), *net.named_buffers()]
@@ -55,7 +55,7 @@ def tensors_on(device, net):
 
 
 def answers_of(net, tensors, device, training=True):
-    """What a net gives, as it is trained or used, with these tensors to an image of odd and even sizes."""
+    """The output of a net with these tensors for an image of odd and even sizes, in train or eval mode."""
     x = torch.randn(2, 1, *(17, 20, 18)[: net.dims], device=device, requires_grad=True)
     return tensors_in(torch.func.functional_call(net.train(training), tensors, (x,)))
 
@@ -82,7 +82,7 @@ def test_a_forward_pass_on_a_gpu_stays_there(net, backend):
 
 
 class Waits(TorchDispatchMode):
-    """Records what a GPU waits for: copies from and to the host, and numbers that the host reads."""
+    """Records synchronisations of a GPU: copies from and to the host, and numbers that the host reads."""
 
     def __init__(self):
         super().__init__()
@@ -98,7 +98,7 @@ class Waits(TorchDispatchMode):
 
 @pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="torch is built without CUDA")
 def test_a_forward_pass_waits_for_nothing(net):
-    """A partial net in train mode aside, whose random numbers are drawn on the host, for they are those of any device."""
+    """Except for partial nets in train mode, which draw random numbers on the host so that they are equal on all devices."""
     training = not any(isinstance(each, PartialGroupElements) for each in net.modules())
     with set_backend("dense"), FakeTensorMode():
         tensors = tensors_on("cuda:0", net)
@@ -119,7 +119,7 @@ def test_what_waits_is_seen():
 
 @pytest.fixture
 def lazy(monkeypatch):
-    """A device whose backward pass torch runs anywhere, unlike that of CUDA; it knows no autocast."""
+    """A device whose backward pass torch runs without hardware, unlike CUDA; it has no autocast."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     return "lazy:0"
 

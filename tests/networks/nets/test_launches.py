@@ -1,4 +1,4 @@
-"""Operations of an eager pass: a GPU launches a kernel for each, and on small volumes waits for them."""
+"""Number of operations of an eager pass: a GPU launches a kernel for each, which dominates on small volumes."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ VIEWS = (
 
 
 class Launches(TorchDispatchMode):
-    """Counts operations that are no views."""
+    """Counts operations that are not views."""
 
     number = 0
 
@@ -34,7 +34,7 @@ class Launches(TorchDispatchMode):
 
 
 def launches(net, x):
-    """Of the forward and the backward pass, without a gradient to add to."""
+    """Counts the operations of the forward and backward pass, without existing gradients."""
     with set_backend("dense"):
         with Launches() as forward:
             y = net(x)

@@ -1,4 +1,4 @@
-"""Nets: sizes and parameters as published, the framework's features work, wrong input ends in one sentence."""
+"""Nets have the published sizes and parameters, work with torch's features, and reject wrong input in one sentence."""
 
 import pytest
 import torch

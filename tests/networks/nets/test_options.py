@@ -1,4 +1,4 @@
-"""Options of the nets that checkpoints of others need are as exact as the defaults, and leave the defaults as they are."""
+"""Options for foreign checkpoints are as exact as the defaults, and do not change the defaults."""
 
 import io
 
@@ -41,7 +41,7 @@ def test_options_can_be_scripted(name):
 
 
 def test_a_bottleneck_pools_after_its_first_convolution():
-    """Pooling there and before differ by the nonlinearity alone, so a linear one shows that only its place changes."""
+    """Pooling after and before the convolution differ only by the nonlinearity, so a linear block shows that only the position changes."""
     torch.manual_seed(0)
     options = {"stride": 2, "bottleneck": True, "downsample": "avg", "act": ("leakyrelu", {"negative_slope": 1.0})}
     before = GMRResNetBlock(2, 4, 2, 5, **options).double().eval()
@@ -57,7 +57,7 @@ def test_a_bottleneck_pools_after_its_first_convolution():
 @pytest.mark.parametrize(("layer", "kernel_size"), [(GMRConv2d, 9), (GMRConv2d, 3), (GMRConv3d, 5), (GMRConv1d, 5)])
 @pytest.mark.parametrize("rings", ["indexed_square", "hard_square"])
 def test_square_rings_reach_every_tap_and_no_tap_twice(layer, kernel_size, rings):
-    """By brute force: rings of equal width out to the corners, which are a ring of their own."""
+    """By brute force: rings of equal width out to the corners, which form their own ring."""
     conv = layer(1, 1, kernel_size, padding=kernel_size // 2, rings=rings).double()
     half = kernel_size // 2
     grid = np.stack(np.meshgrid(*[np.arange(kernel_size) - half] * conv.spatial_dims), -1)

@@ -1,4 +1,4 @@
-"""Nets of partial group convolutions: exact while they keep the whole group, trainable, reproducible, and modules like others."""
+"""Nets of partial group convolutions: exact while they keep the whole group, trainable, reproducible, and ordinary modules."""
 
 import copy
 import pickle
@@ -60,7 +60,7 @@ def build(kind: str, name: str, dtype: torch.dtype = torch.float32, **settings) 
 
 @lru_cache(maxsize=20)
 def whole(kind: str, name: str) -> nn.Module:
-    """A net whose statistics are those of images, in double precision."""
+    """A net with settled batch statistics, in double precision."""
     net, dims = build(kind, name).double(), CONVOLUTIONS[name][0]
     for _ in range(3):
         net(torch.randn(2, 1, *SIZES[dims][0], dtype=torch.float64))
@@ -68,7 +68,7 @@ def whole(kind: str, name: str) -> nn.Module:
 
 
 def features(net: nn.Module) -> nn.Module:
-    """Of a classification the pooled features without the layer whose bias hides them."""
+    """Pooled features of a classification net, without the linear layer, whose bias hides them."""
     if isinstance(net, GMRResNet):
         net = copy.deepcopy(net)
         net.fc = nn.Identity()
@@ -164,7 +164,7 @@ def test_module_like_any_other(kind, name):
 
 @pytest.mark.parametrize("name", ["E(2)", "SO(3)"])
 def test_functions_of_torch_func(name):
-    """Gradients of each image alone, and along a direction, are those of autograd one after the other."""
+    """Per-image gradients and directional derivatives equal those of autograd, image by image."""
     net = build("unet", name, dtype=torch.float64).eval()
     x = torch.randn(2, 1, *SIZES[CONVOLUTIONS[name][0]][-1], dtype=torch.float64)
     parameters = {key: each.detach() for key, each in net.named_parameters()}
@@ -204,7 +204,7 @@ def test_scripting_is_refused_in_a_sentence(kind):
 
 
 def test_what_the_layers_of_a_net_share():
-    """Of a residual block the second convolution and the shortcut end on the same elements, which the next block takes."""
+    """The second convolution and the shortcut of a residual block end on the same elements, which the next block takes."""
     block, following = build("basic", "SE(2)").stages[0].block1, build("basic", "SE(2)")
     first, second, shortcut = block.convs.conv1.conv, block.convs.conv2.conv, block.shortcut.conv
     assert first.in_elements is shortcut.in_elements

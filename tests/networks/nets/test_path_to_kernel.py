@@ -1,4 +1,4 @@
-"""From a ``network_def`` to the kernel a reader passes few files."""
+"""The path from a ``network_def`` to the kernel passes through few files."""
 
 import sys
 from pathlib import Path
@@ -27,7 +27,7 @@ def files_of(frame):
 
 @pytest.mark.parametrize("backend", ["dense", pytest.param("cpp", marks=needs_kernels)])
 def test_at_most_twelve_files_lie_between_a_network_def_and_the_kernel(backend):
-    """Files on the stack where a harmonic layer makes its parameters, and where torch's convolution or a kernel is called."""
+    """Files on the stack when a harmonic layer makes its parameters, and when torch's convolution or a kernel is called."""
     files = set()
 
     def profile(frame, event, called):

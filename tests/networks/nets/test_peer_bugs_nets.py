@@ -1,4 +1,4 @@
-"""Every bug found in GMR-Conv's networks (sizes, stem, upsampling, Gaussians by default, caches, export) is not ours."""
+"""Bugs found in GMR-Conv's networks (sizes, stem, upsampling, Gaussians by default, caches, export) do not occur here."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def unet(spatial_dims=2, **options):
 
 
 def warm_up(net):
-    """Statistics in the norms and biases that are not those of a fresh net; then eval mode."""
+    """Changes the statistics of the norms and the biases from their fresh values; then sets eval mode."""
     spatial_dims = net.spatial_dims
     with torch.no_grad():
         for parameter in net.parameters():

@@ -1,4 +1,4 @@
-"""At angles that the grid does not have, the pooled features of an untrained net stay close."""
+"""Pooled features of an untrained net stay close under rotations outside the grid's group."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ ANGLES = (15, 30, 45)
 
 
 def smooth_images(sigma: float, seed: int = 0, size: int = 64, shape: tuple[int, int] = (2, 1)) -> torch.Tensor:
-    """White noise smoothed over ``sigma`` voxels, of unit variance, that fades out inside the inscribed disc, so that a
-    rotation takes nothing out of the image."""
+    """White noise smoothed over ``sigma`` voxels, of unit variance, faded out inside the inscribed disc, so that rotations keep it in the
+    image."""
     noise = np.random.default_rng(seed).standard_normal((*shape, size, size))
     smooth = ndimage.gaussian_filter(noise, (0, 0, sigma, sigma))
     axis = np.arange(size) - (size - 1) / 2
@@ -41,9 +41,9 @@ def test_pooled_features_of_resnet18_move_by_less_than_a_twentieth(sigma, zero_i
 
 @pytest.mark.parametrize("sigma", [2.0, 4.0])
 def test_the_same_in_train_mode(sigma):
-    """Eight colour images: GMR-Conv 1.0.3 moves by 0.14 to 0.17 here, at 30 degrees.
+    """Eight colour images: GMR-Conv 1.0.3 changes by 0.14 to 0.17 here, at 30 degrees.
 
-    Batch statistics magnify what the coarse grids cannot hold; over fewer or grey images they do so more (0.10 over two grey ones).
+    Batch statistics magnify what the coarse grids cannot represent, and more so over fewer or grey images (0.10 over two grey ones).
     """
     errors = moved(smooth_images(sigma, shape=(8, 3)), training=True)
     assert errors.worst < 0.05, str(errors)
@@ -55,7 +55,7 @@ def test_narrow_net_with_other_weights_and_images(seed):
 
 
 def test_another_image_moves_them_more():
-    """The bound is not met because the features are always the same."""
+    """The bound is not met merely because all images have the same features."""
     torch.manual_seed(0)
     net, x = gmr_resnet18(2, n_input_channels=1, feed_forward=False, width=16).eval(), smooth_images(2.0)
     with torch.no_grad():
@@ -64,6 +64,6 @@ def test_another_image_moves_them_more():
 
 
 def test_max_pooling_moves_them_more():
-    """What the low-pass filter is for."""
+    """Shows the effect of the low-pass filter."""
     x = smooth_images(2.0)
     assert moved(x, width=16, downsample="max").worst > 3 * moved(x, width=16).worst
