@@ -1,14 +1,14 @@
-"""Time and memory of the operation, the layers and the nets against plain convolution, in alternation in one process.
+"""Time and memory of the operation, the layers and the nets compared with plain convolution, in alternation in one process.
 
 python -m monai_gmr.apps.benchmark                      everything on the CPU
 python -m monai_gmr.apps.benchmark ring_conv --device cuda
 python -m monai_gmr.apps.benchmark nets --precisions bfloat16 float32 --device cuda
 python -m monai_gmr.apps.benchmark layers --dims 3 --backends dense triton --threads 1
-python -m monai_gmr.apps.benchmark thresholds --help    from which size on kernels are faster: what backend auto goes by
+python -m monai_gmr.apps.benchmark thresholds --help    sizes from which kernels are faster: what backend auto uses
 
-Each case measures a forward pass, a training step and the most memory that a step has in use, for every backend and for torch.nn.ConvNd of
-the same window and of window 3. OUT_DIR gets benchmark.json and benchmark.md (a shorter table), after each case, and benchmark.png; what
-cannot run a case is shown as "-", with the reason at the end.
+Each case measures a forward pass, a training step and the peak memory of a step, for every backend and for torch.nn.ConvNd with the
+same window and with window 3. Writes benchmark.json and benchmark.md (a shorter table) to OUT_DIR after each case, and benchmark.png at
+the end. A candidate that cannot run a case is shown as "-", with the reason below the table.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from monai_gmr.utils import ConfigurationError, can_draw
 
 
 def chosen_cases(options: argparse.Namespace, device: torch.device) -> list[Case]:
-    """The cases that a command line asks for; raises :class:`~monai_gmr.utils.ConfigurationError` for options that cannot be."""
+    """Returns the cases that a command line selects; raises :class:`~monai_gmr.utils.ConfigurationError` for impossible options."""
     choices = {"group": GROUPS, "backend": available_backends(), "dims": (2, 3), "precision": tuple(PRECISIONS)}
     for name, known in choices.items():
         for value in getattr(options, name if name == "dims" else f"{name}s") or ():
@@ -75,8 +75,8 @@ def measure_cases(
     complete: Callable[[Case, list[dict[str, Any]]], None] = lambda case, rows: None,
     columns: Sequence[Column] = SHORT_COLUMNS,
 ) -> dict[str, Any]:
-    """Measure cases; ``benchmark.json`` and ``benchmark.md`` are written after each, and the content of the first is returned.
-    ``complete`` adds to the rows of a case what more is known of them, and ``columns`` are those of the table."""
+    """Measures cases, writes ``benchmark.json`` and ``benchmark.md`` after each, and returns the content of ``benchmark.json``.
+    ``complete`` adds further columns to the rows of a case; ``columns`` are the columns of the table."""
     channels_last = device.type == "cpu" if options.channels_last is None else options.channels_last
     settings = {"repeats": options.repeats, "seconds": options.seconds, "channels_last": channels_last}
     rows: list[dict[str, Any]] = []
@@ -95,7 +95,7 @@ def measure_cases(
 
 
 def describe(machine: Mapping[str, Any]) -> str:
-    """The machine in a line.
+    """Describes the machine in one line.
 
     Example:
         >>> describe({"processor": "Chip", "cores": 8, "threads": 2, "gpu": None, "torch": "2.9.0"})
@@ -106,13 +106,13 @@ def describe(machine: Mapping[str, Any]) -> str:
 
 
 def draw_content(content: Mapping[str, Any], folder: Path) -> None:
-    """Draw ``benchmark.png`` where there are rows to be drawn."""
+    """Draws ``benchmark.png`` if any row can be drawn."""
     if any(is_drawn(row) for row in content["rows"]) and can_draw():
         draw_rows(content["rows"], folder / "benchmark.png", describe(content["machine"]))
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Makes the parser of the command line."""
     parser = command_parser("benchmark", __doc__)
     add = parser.add_argument
     add("groups", nargs="*", metavar="GROUP", help=f"which of {', '.join(GROUPS)} (all), or thresholds")
@@ -133,7 +133,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 @command("benchmark", "OUT_DIR has the finished cases")
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 2 when the options or OUT_DIR are wrong, 130 when interrupted."""
+    """Runs the command line; returns the exit code: 2 if the options or OUT_DIR are wrong, 130 if interrupted."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     if words[:1] == ["thresholds"]:
         return thresholds(words[1:])

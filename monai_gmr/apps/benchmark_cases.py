@@ -1,4 +1,4 @@
-"""What the benchmark compares: the cases, and the candidates of each."""
+"""The cases of the benchmark and the candidates compared in each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from monai_gmr.ops import ring_conv
 from monai_gmr.ops.ring_conv import ring_conv_transpose
 
 GROUPS = ("ring_conv", "layers", "point_groups", "nets", "test_time")
-# a forward pass without gradients is all that is measured
+# only a forward pass without gradients is measured
 FORWARD_ONLY = ("test_time",)
 PRECISIONS = {
     "float32": torch.float32,
@@ -36,7 +36,7 @@ PLAIN, PLAIN_3 = "plain", "plain k=3"
 
 
 class RingConvolution(nn.Module):
-    """The operation :func:`monai_gmr.ops.ring_conv` alone, as wide as its input, with the initial basis of a ``GMRConv2d``."""
+    """The operation :func:`monai_gmr.ops.ring_conv` without a layer: as many outputs as inputs, the initial basis of a ``GMRConv2d``."""
 
     shells: torch.Tensor
 
@@ -58,11 +58,11 @@ class RingConvolution(nn.Module):
         self.register_buffer("shells", layer.shells)
 
     def basis(self) -> torch.Tensor:
-        """The functions on shells, shape ``(rings, shells)``."""
+        """Returns the functions on shells, shape ``(rings, shells)``."""
         return self.values
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(batch, channels, *spatial)`` to ``(batch, channels, *spatial_out)``."""
+        """Maps ``(batch, channels, *spatial)`` to ``(batch, channels, *spatial_out)``."""
         arrays = (self.weight, self.basis(), self.shells)
         options = {name: getattr(self, name) for name in ("stride", "padding", "groups", "num_shells")}
         if self.transposed:
@@ -71,20 +71,20 @@ class RingConvolution(nn.Module):
 
 
 class Averaged(nn.Module):
-    """The mean of a net's answers for all symmetries of the grid, by :class:`monai_gmr.inferers.SymmetryInferer`."""
+    """A net whose outputs are averaged over all symmetries of the grid, by :class:`monai_gmr.inferers.SymmetryInferer`."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net, self.inferer = net, SymmetryInferer()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(batch, channels, *spatial)`` to the net's output."""
+        """Maps ``(batch, channels, *spatial)`` to the net's averaged output."""
         return self.inferer(x, self.net)
 
 
 class Candidate(NamedTuple):
-    """One module of a case: what it computes, such as "ring_conv" or "GMRConv", the one of :func:`monai_gmr.ops.available_backends` that
-    is forced while it runs, ``None`` where there is no choice, and what makes it."""
+    """A module of a case: ``method`` names what it computes, such as "ring_conv" or "GMRConv"; ``backend``, one of
+    :func:`monai_gmr.ops.available_backends`, is forced while it runs, ``None`` if there is no choice; ``make`` builds it."""
 
     method: str
     backend: str | None
@@ -92,16 +92,16 @@ class Candidate(NamedTuple):
 
     @property
     def label(self) -> str:
-        """Its name in the table."""
+        """Name in the table."""
         if self.backend is None:
             return self.method
         return self.backend if self.method in ("ring_conv", "harmonic") else f"{self.method}, {self.backend}"
 
 
 class Case(NamedTuple):
-    """One input of shape ``(batch, channels, *spatial)`` and all candidates that are compared on it; the group is one of :data:`GROUPS`,
-    the name says dimensions, shape and window, the precision is one of :data:`PRECISIONS`: "tf32" is float32 that a GPU multiplies in TF32,
-    half precision that of autocast."""
+    """An input of shape ``(batch, channels, *spatial)`` and all candidates that are compared on it. ``group`` is one of :data:`GROUPS`,
+    ``name`` gives dimensions, shape and window, ``precision`` is one of :data:`PRECISIONS`: "tf32" is float32 that a GPU multiplies in
+    TF32, half precisions run under autocast."""
 
     group: str
     name: str
@@ -121,7 +121,7 @@ class Case(NamedTuple):
 
 
 class Size(NamedTuple):
-    """One input, as wide as the output, the length of its axes, and the windows and groups of the convolutions that are measured on it."""
+    """An input with as many channels as the output, and the windows and groups of the convolutions that are measured on it."""
 
     dims: int
     batch: int
@@ -136,22 +136,22 @@ class Size(NamedTuple):
         return (self.batch, self.channels, *(self.length,) * self.dims)
 
     def name(self, rest: str) -> str:
-        """The name of a case of this size."""
+        """Returns the name of a case of this size."""
         lengths = "x".join([str(self.length)] * self.dims)
         groups = f", groups {self.groups}" if self.groups > 1 else ""
         return f"{self.dims}D B{self.batch} C{self.channels} {lengths} {rest}{groups}"
 
 
 class Sizes(NamedTuple):
-    """What is measured in each group."""
+    """The sizes that are measured in each group."""
 
     operation: tuple[Size, ...]
     harmonic: tuple[Size, ...]
     layers: tuple[Size, ...]
-    point_groups: tuple[tuple[Size, str], ...]  # and the name of the group
+    point_groups: tuple[tuple[Size, str], ...]  # and the name of the point group
     resnet: tuple[int, int, int]  # batch, length, width
     unet: tuple[int, int, tuple[int, ...]]  # batch, length, features
-    volume: int  # length of that on which nets with these features are asked all views
+    volume: int  # length of the volume on which nets with these features run for all views
 
 
 FULL = Sizes(
@@ -199,14 +199,14 @@ def _candidates(
     plain: Callable[[Any], nn.Module],
     windows: Any,
 ) -> tuple[Candidate, ...]:
-    """Every method with every backend, their plain counterpart of the same windows, and that of window 3."""
+    """Returns every method with every backend, their plain counterpart with the same windows, and the plain one with window 3."""
     ours = [Candidate(method, backend, make) for method, make in methods.items() for backend in backends]
     plains = {PLAIN: windows} | ({PLAIN_3: 3} if windows != 3 else {})
     return (*ours, *(Candidate(name, None, partial(plain, window)) for name, window in plains.items()))
 
 
 def _size_cases(method: str, sizes: Sequence[Size], backends: Sequence[str], precision: str) -> Iterator[Case]:
-    """Cases of the operation, ``method`` being "ring_conv" or "harmonic", or of the layers."""
+    """Yields cases of the operation, if ``method`` is "ring_conv" or "harmonic", or of the layers."""
     for size, k in [(one, k) for one in sizes for k in one.windows]:
         make: Callable[[], nn.Module] = partial(RingConvolution, size.dims, size.channels, k, size.groups)
         methods, rest = {method: make}, ""
@@ -220,7 +220,7 @@ def _size_cases(method: str, sizes: Sequence[Size], backends: Sequence[str], pre
 
 
 def _point_group_cases(sizes: Sequence[tuple[Size, str]], precision: str) -> Iterator[Case]:
-    """Cases of group convolutions from fields to fields, with every filter, beside a plain convolution of as many channels."""
+    """Yields cases of group convolutions from fields to fields, with every filter, and a plain convolution with as many channels."""
     for size, name in sizes:
         for k in size.windows:
             convs = {kind: ("group", {"group": name, "filter": kind}) for kind in FILTERS}
@@ -245,7 +245,7 @@ def _net_cases(sizes: Sizes, backends: Sequence[str], precision: str) -> Iterato
 
 
 def _test_time_cases(sizes: Sizes, precision: str) -> Iterator[Case]:
-    """One pass of a net that is equivariant, beside a plain net asked once and asked for all 48 symmetries of the grid."""
+    """Yields cases of one pass of an equivariant net, one pass of a plain net, and a plain net averaged over all 48 grid symmetries."""
     make = partial(GMRUNet, 3, 1, 2, features=sizes.unet[2])
     ours = [Candidate(conv, "auto", partial(make, conv=conv)) for conv in ("gmr", "gmr_harmonic")]
     averaged = Candidate("plain, 48 views", None, lambda: Averaged(make(conv="plain")))
@@ -262,7 +262,7 @@ def make_cases(
     precisions: Sequence[str] = ("float32",),
     quick: bool = False,
 ) -> list[Case]:
-    """The cases of a run, one precision after the other: with ``on_cuda`` large volumes too, with ``quick`` tiny sizes."""
+    """Returns the cases of a run, one precision after the other: with ``on_cuda`` also large volumes, with ``quick`` tiny sizes."""
     sizes = QUICK if quick else CUDA if on_cuda else FULL
     cases: list[Case] = []
     for precision in precisions:

@@ -22,23 +22,23 @@ from monai_gmr.utils import ConfigurationError
 
 
 class Notes(logging.Handler):
-    """The library's warnings, among them why a backend is not used, which is logged once a process."""
+    """A handler that collects the library's warnings, such as why a backend is not used, which is logged once per process."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a message."""
+        """Keeps a message."""
         self.messages.append(record.getMessage())
 
     def about(self, backend: str) -> str | None:
-        """The last message that says why a backend is not used."""
+        """Returns the last message that says why a backend is not used."""
         return next((text for text in reversed(self.messages) if f"'{backend}' is not used" in text), None)
 
 
 def device_of(name: str) -> torch.device:
-    """A CPU, or a CUDA device, which becomes the current one; raises :class:`~monai_gmr.utils.ConfigurationError` for any other."""
+    """Returns a CPU, or a CUDA device, which becomes the current one; raises :class:`~monai_gmr.utils.ConfigurationError` for others."""
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -49,14 +49,14 @@ def device_of(name: str) -> torch.device:
         count = torch.cuda.device_count()
         if (device.index or 0) >= count:
             raise ConfigurationError(f"device={name} is not there: torch sees {count} CUDA devices; give --device cpu.")
-        # torch takes no device without a number here
+        # torch needs a number here
         torch.cuda.set_device(device.index or 0)
     return device
 
 
 @contextmanager
 def multiplying_in(precision: str) -> Iterator[None]:
-    """TF32 for "tf32" alone, plain convolutions and ours alike; afterwards the settings are as before."""
+    """Enables TF32 only for "tf32", for plain convolutions and ours, and restores the settings afterwards."""
     switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [switch.allow_tf32 for switch in switches]
     try:
@@ -70,8 +70,8 @@ def multiplying_in(precision: str) -> Iterator[None]:
 
 @contextmanager
 def measuring(threads: int | None = None) -> Iterator[Notes]:
-    """The fastest of cuDNN, freed memory kept, and a number of threads if it is given; the library's warnings are collected instead of
-    printed. Afterwards these settings and the backend are restored."""
+    """Enables cuDNN's benchmark mode, keeps freed memory, sets the number of threads if given, and collects the library's warnings instead
+    of printing them. Restores these settings and the backend afterwards."""
     keep_freed_memory()
     before, search = torch.get_num_threads(), torch.backends.cudnn.benchmark
     notes, logger = Notes(), logging.getLogger("monai_gmr")
@@ -88,12 +88,12 @@ def measuring(threads: int | None = None) -> Iterator[Notes]:
 
 
 def runs_kernels(run: Callable[[], Any]) -> bool:
-    """Whether a call runs one of the library's own kernels, which torch's profiler lists as operations ``monai_gmr::NAME``."""
+    """Checks whether a call runs one of the library's kernels, which torch's profiler lists as operations ``monai_gmr::NAME``."""
     return any(event.key.startswith("monai_gmr::") for event in profiled(run).key_averages())
 
 
 def make_input(case: Case, device: torch.device, channels_last: bool) -> torch.Tensor:
-    """A random input; of a layer it has a gradient and the precision of autocast, as inside a net."""
+    """Makes a random input; the input of a layer requires a gradient and has the precision of autocast, as inside a net."""
     inner = case.group not in ("nets", *FORWARD_ONLY)
     dtype = PRECISIONS[case.precision] if inner else torch.float32
     x = torch.randn(case.shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
@@ -103,7 +103,7 @@ def make_input(case: Case, device: torch.device, channels_last: bool) -> torch.T
 
 
 class Trial:
-    """A candidate on a case's input, ready to run; the input's gradient is taken where it asks for one."""
+    """A candidate on a case's input, ready to run; computes the gradient of the input if the input requires it."""
 
     def __init__(self, case: Case, candidate: Candidate, x: torch.Tensor) -> None:
         torch.manual_seed(0)
@@ -112,18 +112,18 @@ class Trial:
         dtype = PRECISIONS[case.precision]
         self.autocast = partial(torch.autocast, x.device.type, dtype, dtype != torch.float32)
         parameters = list(self.module.parameters())
-        # a net is trained; a rate of zero leaves it unchanged, however often it runs
+        # a rate of zero leaves the net unchanged, however often it runs
         self.optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9) if case.group == "nets" else None
         self.seed = torch.ones_like(self.forward())
 
     def forward(self) -> torch.Tensor:
-        """A forward pass without gradients."""
+        """Runs a forward pass without gradients."""
         set_backend(self.candidate.backend or "dense")
         with torch.no_grad(), self.autocast():
             return self.module(self.x)
 
     def step(self) -> None:
-        """Forward and backward; a net's optimizer too. No gradient is left behind."""
+        """Runs forward and backward pass, for nets also the optimizer, and clears the gradients."""
         set_backend(self.candidate.backend or "dense")
         with self.autocast():
             y = self.module(self.x)
@@ -134,7 +134,7 @@ class Trial:
         self.x.grad = None
 
     def check_kernels(self, notes: Notes) -> None:
-        """Raise :class:`~monai_gmr.utils.ConfigurationError` when "dense" runs in place of a forced backend, with the library's reason."""
+        """Raises :class:`~monai_gmr.utils.ConfigurationError` with the library's reason if "dense" runs in place of a forced backend."""
         backend = self.candidate.backend
         if backend not in (None, "dense", "auto") and not runs_kernels(self.forward):
             raise ConfigurationError(notes.about(str(backend)) or f"backend '{backend}' left its work to 'dense'.")
@@ -149,8 +149,8 @@ def measure_case(
     seconds: float = 20.0,
     channels_last: bool = False,
 ) -> list[dict[str, Any]]:
-    """Measure all candidates of a case in alternation, as :func:`~monai_gmr.apps.timing.interleave` does; returns a row for each: seconds,
-    bytes and their ratios, or ``None`` and a ``reason`` where it cannot run."""
+    """Measures all candidates of a case in alternation (:func:`~monai_gmr.apps.timing.interleave`); returns a row for each: seconds,
+    bytes and their ratios, or ``None`` and a ``reason`` if it cannot run."""
     with multiplying_in(case.precision):
         rows = _measure_case(case, make_input(case, device, channels_last), notes, repeats, seconds)
     return add_ratios(rows)

@@ -42,26 +42,26 @@ EXPLANATION = (
     "are medians.\n"
     "/dense: against the backend dense; /plain: against torch.nn.ConvNd of the same window; /k=3: against torch.nn.ConvNd of window 3."
 )
-# dark blue, sky blue, green and purple, grey: different for the colour-blind, and mostly in grey
+# dark blue, sky blue, green and purple, grey: distinct for the colour-blind, and mostly in grey
 OURS = ("#0b4f8a", "#56b4e9", "#009e73", "#cc79a7")
 PLAIN_COLOUR = "#8c8c8c"
 ROOM_OF_TITLE = 1.6
 
 
 def _reference(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any] | None:
-    """The row of the same case with which a row is compared."""
+    """Returns the row of the same case that a row is compared with."""
     if name == "dense":
         dense = [each for each in rows if each["backend"] == "dense"]
         same = [each for each in dense if each["method"] == row["method"]]
-        # a row that is no layer of ours has one counterpart only where there is one
+        # a row that is not one of our layers is compared only with an unambiguous counterpart
         return same[0] if same else dense[0] if len(dense) == 1 else None
     methods = {each["method"]: each for each in rows}
     return methods.get(PLAIN_3, methods.get(PLAIN)) if name == "plain_3" else methods.get(PLAIN)
 
 
 def add_ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of a case with ``MEASURE_over_dense``, ``MEASURE_over_plain`` and ``MEASURE_over_plain_3`` for ``forward``, ``step`` and
-    ``memory``, ``None`` where a side is missing; where the case's window is 3, "plain" is both."""
+    """Adds ``MEASURE_over_dense``, ``MEASURE_over_plain`` and ``MEASURE_over_plain_3`` for ``forward``, ``step`` and ``memory`` to the rows
+    of a case, ``None`` if a side is missing; if the case's window is 3, "plain" is both."""
     lines = []
     for row in rows:
         line = dict(row)
@@ -80,7 +80,7 @@ def _cells(row: Mapping[str, Any], columns: Sequence[Column]) -> list[str]:
 
 
 def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
-    """An aligned table, the rows of each case under its name, and an explanation of its columns; ``None`` is shown as "-"."""
+    """Formats an aligned table, the rows of each case under its name, and an explanation of its columns; shows ``None`` as "-"."""
     table = [["", *(title for title, *_ in COLUMNS)]]
     for row in rows:
         title = [f"{row['group']}: {row['case']}, {row['precision']}"]
@@ -91,7 +91,7 @@ def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def format_short_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column] = SHORT_COLUMNS) -> str:
-    """A Markdown table with the columns that matter most, without the rows that are not measured.
+    """Formats a Markdown table of the main columns, without the rows that were not measured.
 
     Example:
         >>> row = {"group": "nets", "case": "UNet", "precision": "float32", "label": "plain", "forward": 0.5}
@@ -107,7 +107,7 @@ def format_short_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[Colum
 
 
 def format_missing(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One line for each reason why rows have no numbers; empty when all have."""
+    """Returns one line for each reason why rows have no numbers; empty if all have numbers."""
     names = [row["backend"] or row["label"] for row in rows]
     counts = Counter((name, row["reason"]) for name, row in zip(names, rows) if row["reason"])
     totals = Counter(names)
@@ -115,7 +115,7 @@ def format_missing(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def is_drawn(row: Mapping[str, Any]) -> bool:
-    """Whether a row has a bar: it and its case's plain convolution are measured, and it is not that itself."""
+    """Checks whether a row has a bar: it is not the plain convolution of its case, and both were measured."""
     return row["method"] != PLAIN and row["step_over_plain"] is not None
 
 
@@ -151,8 +151,8 @@ def _draw_panel(panel: Any, rows: Sequence[Mapping[str, Any]], backends: Sequenc
 
 
 def draw_rows(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str = "") -> None:
-    """Draw to a PNG file the rows that :func:`is_drawn`, at least one: times relative to plain, a bar for a step and a dot for a forward
-    pass, a panel for each group and dimension."""
+    """Draws the rows for which :func:`is_drawn` is true, at least one, to a PNG file: times relative to plain, a bar for a step and a dot
+    for a forward pass, a panel for each group and dimension."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch

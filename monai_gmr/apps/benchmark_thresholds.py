@@ -1,13 +1,13 @@
-"""Measure the size from which on a device's kernels are faster than "dense", and write the table that backend "auto" goes by.
+"""Measure the size from which a device's kernels are faster than "dense", and write the table that backend "auto" uses.
 
 python -m monai_gmr.apps.benchmark thresholds                     the installed table, for CPUs like this machine's
 python -m monai_gmr.apps.benchmark thresholds --device cuda       for GPUs like this machine's, in each precision
-python -m monai_gmr.apps.benchmark thresholds --layers harmonic   rows of harmonic layers alone
+python -m monai_gmr.apps.benchmark thresholds --layers harmonic   only rows of harmonic layers
 python -m monai_gmr.apps.benchmark thresholds --output FILE       another table
 
-For each memory format, window, number of channels, width of groups, stride and size, of radial and harmonic layers, both backends run in
-alternation, the forward pass and the training step: "dense" and "cpp" on a CPU; "dense", with the fastest of cuDNN and torch's own choice
-of TF32, and "triton" on a GPU. Nothing else should run meanwhile. The table is written after each row; an interrupted run leaves the rows
+For each memory format, window, number of channels, width of groups, stride and size, for radial and harmonic layers, the forward pass and
+the training step of two backends run in alternation: "dense" and "cpp" on a CPU; "triton" and "dense", with the fastest of cuDNN and
+torch's default for TF32, on a GPU. Run nothing else meanwhile. The table is written after each row; an interrupted run keeps the old rows
 that it has not reached.
 """
 
@@ -47,7 +47,7 @@ WINDOWS: dict[int, tuple[int, ...]] = {2: (3, 5, 9), 3: (3, 5, 7)}
 
 
 class Grid(NamedTuple):
-    """What is measured on a type of device; windows, and sizes as (length of an axis, batch), go by the number of axes."""
+    """The points to measure on a type of device; windows, and sizes as (length of an axis, batch), are keyed by the number of axes."""
 
     precisions: tuple[str, ...]
     windows: dict[int, tuple[int, ...]]
@@ -57,21 +57,21 @@ class Grid(NamedTuple):
     angular: tuple[int, ...]  # channels of harmonic layers
     sizes: dict[int, tuple[tuple[int, int], ...]]
     grouped_sizes: dict[int, tuple[tuple[int, int], ...]]
-    # "dense" takes other ways for large images with a stride, so these are among them
+    # includes large images, for which "dense" uses other algorithms with a stride
     strided_sizes: dict[int, tuple[tuple[int, int], ...]]
-    most_operations: float  # of a dense forward pass of a radial layer; above these a smaller size has decided
+    most_operations: float  # of a dense forward pass of a radial layer; larger sizes are skipped, smaller ones decide
 
 
 GRIDS = {
     "cpu": Grid(
         precisions=("float32",),
         windows=WINDOWS,
-        # 12 and 24 are no multiples of 16: "dense" takes longer for its size
+        # 12 and 24 are not multiples of 16, for which "dense" is slower relative to its size
         channels=(1, 8, 12, 16, 24, 32, 128),
         grouped=((16, 1), (16, 2), (16, 8), (64, 1), (64, 2), (64, 8)),
         strided=(1, 8, 32, 128),
         angular=(1, 8, 12, 16, 24, 32),
-        # batches of small images, which classifiers have, among them
+        # includes batches of small images, as in classifiers
         sizes={
             2: (*((n, 64) for n in (2, 4, 8, 16, 32)), (32, 1), *((64, n) for n in (1, 2, 4, 8)), (128, 4), (128, 16)),
             3: (*((n, 8) for n in (4, 8, 16)), *((n, 1) for n in (8, 16, 24, 32, 48))),
@@ -80,7 +80,7 @@ GRIDS = {
         strided_sizes={2: ((16, 4), (32, 4), (64, 8), (128, 16)), 3: ((16, 1), (32, 1), (64, 1))},
         most_operations=3e11,
     ),
-    # a GPU needs large images to be busy, and a compilation for each window and block of channels
+    # a GPU needs large images to be busy, and compiles for each window and block of channels
     "cuda": Grid(
         precisions=("float32", "float16", "bfloat16"),
         windows=WINDOWS,
@@ -95,7 +95,7 @@ GRIDS = {
     ),
 }
 LAYERS = ("radial", "harmonic")
-# whether the command runs, not how fast kernels are
+# checks that the command runs, not how fast kernels are
 QUICK = Grid(
     precisions=("float32",),
     windows={2: (3,), 3: (3,)},
@@ -111,7 +111,7 @@ QUICK = Grid(
 
 
 def make_points(grid: Grid) -> list[Point]:
-    """The rows of the table: windows, channels, groups, strides and memory formats, and harmonic layers."""
+    """Makes the rows of the table: windows, channels, groups, strides and memory formats, and harmonic layers."""
     windows = [(dims, k) for dims, lengths in grid.windows.items() for k in lengths]
     channels = (*((count, count) for count in grid.channels), *grid.grouped)
     plain = [
@@ -124,7 +124,7 @@ def make_points(grid: Grid) -> list[Point]:
 
 
 def sizes_of(point: Point, grid: Grid) -> Iterator[tuple[int, ...]]:
-    """Shapes of the input, growing, without those whose dense convolution takes too long."""
+    """Yields shapes of the input in ascending order, without those whose dense convolution takes too long."""
     if point.stride > 1:
         sizes = grid.strided_sizes
     else:
@@ -136,7 +136,7 @@ def sizes_of(point: Point, grid: Grid) -> Iterator[tuple[int, ...]]:
 
 
 class Ratios(NamedTuple):
-    """A point, the voxels over the batch of its sizes, and the kernels' time over that of "dense", of forward pass and training step."""
+    """A point, the voxels of its sizes over the batch, and the ratios of kernel to "dense" time, for forward pass and training step."""
 
     point: Point
     voxels: list[int]
@@ -144,7 +144,7 @@ class Ratios(NamedTuple):
     step: list[float]
 
     def least(self) -> list[int | None]:
-        """Voxels from which on kernels are faster, in the forward pass and in the step."""
+        """Returns the voxels from which kernels are faster, in the forward pass and in the step."""
         return [least_voxels(self.voxels, ratios) for ratios in (self.forward, self.step)]
 
     def __str__(self) -> str:
@@ -162,8 +162,8 @@ class Ratios(NamedTuple):
 def measure_ratios(
     point: Point, shape: tuple[int, ...], repeats: int, device: torch.device, precision: str, notes: Notes
 ) -> tuple[float, float]:
-    """Time of the device's kernels over that of "dense", of forward pass and training step: medians of ``repeats`` runs in alternation;
-    raises ``ConfigurationError`` when the kernels do not run here."""
+    """Measures the ratio of kernel to "dense" time, for forward pass and training step: medians of ``repeats`` runs in alternation;
+    raises ``ConfigurationError`` if the kernels do not run here."""
     groups, kernels = point.channels // point.width_per_group, KERNELS[device.type]
     make: Callable[[], torch.nn.Module]
     if point.angular:
@@ -184,7 +184,7 @@ def measure_ratios(
 
 
 def measure_grid(grid: Grid, repeats: int, device: torch.device, precision: str, notes: Notes) -> Iterator[Ratios]:
-    """The ratios of all points of a grid, one point after the other."""
+    """Yields the ratios of all points of a grid, one point after the other."""
     for point in tqdm(make_points(grid), desc=f"Thresholds, {precision}", unit="row"):
         row = Ratios(point, [], [], [])
         for shape in sizes_of(point, grid):
@@ -196,12 +196,12 @@ def measure_grid(grid: Grid, repeats: int, device: torch.device, precision: str,
 
 
 def _is_measured(point: Point, dims: Sequence[int], layers: Sequence[str]) -> bool:
-    """Whether a run of these numbers of axes and kinds of layers replaces the row of a point."""
+    """Checks whether a run with these numbers of axes and kinds of layers replaces the row of a point."""
     return point.dims in dims and LAYERS[point.angular] in layers
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run ``benchmark thresholds``; returns the exit code."""
+    """Runs ``benchmark thresholds``; returns the exit code."""
     parser = command_parser("benchmark thresholds", __doc__)
     add = parser.add_argument
     add("--device", default="cpu", help="cpu or cuda (cpu)")
@@ -219,7 +219,7 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigurationError(f"repeats={options.repeats} is out of range: give 1 or more.")
     device = device_of(options.device)
     grid = GRIDS[device.type]
-    # rows that stay keep their places
+    # kept rows stay in their places
     places = {point: place for place, point in enumerate(make_points(grid))}
     precisions = options.precisions or grid.precisions
     for precision in precisions:
@@ -245,7 +245,7 @@ def main(arguments: Sequence[str]) -> int:
         for precision in precisions:
             kind = (device.type, processor_of(device), precision)
             old = read_thresholds(options.output) if options.output.exists() else []
-            # of this processor and precision, what this run does not measure, or not yet
+            # rows of this processor and precision that this run does not measure, or not yet
             others = {row.point: row for row in old if row[:3] == kind}
             rows: list[Row] = []
             print(" ".join(kind))

@@ -1,10 +1,10 @@
-"""The bundles that ship with the library: list them, copy one to work with, check any bundle by the rules of MONAI's model zoo.
+"""List and copy the bundles that ship with the library, and check any bundle by the rules of MONAI's model zoo.
 
 python -m monai_gmr.apps.bundles list
-python -m monai_gmr.apps.bundles copy NAME DIR     # to DIR/NAME, whose configs `python -m monai.bundle run` runs from anywhere
-python -m monai_gmr.apps.bundles check BUNDLE      # a name that ships, or the folder of any bundle; runs code of the bundle
+python -m monai_gmr.apps.bundles copy NAME DIR     # to DIR/NAME; `python -m monai.bundle run` runs its configs from anywhere
+python -m monai_gmr.apps.bundles check BUNDLE      # name of a bundle that ships, or any bundle's folder; runs code of the bundle
 python -m monai_gmr.apps.bundles checksum BUNDLE   # writes models/SHA256SUMS of models/model.pt
-python -m monai_gmr.apps.bundles describe BUNDLE   # writes into models/model.pt that it is of the network of configs/inference
+python -m monai_gmr.apps.bundles describe BUNDLE   # writes the network of configs/inference into models/model.pt
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from monai_gmr.utils import ConfigurationError
 
 
 def list_bundles(options: argparse.Namespace) -> int:
-    """Print name, version, weights and task of each bundle that ships."""
+    """Prints name, version, weights and task of each bundle that ships."""
     rows = [["bundle", "version", "weights", "task"]]
     for name, root in shipped_bundles().items():
         metadata, weights = read_metadata(root), root / WEIGHTS
@@ -38,7 +38,7 @@ def list_bundles(options: argparse.Namespace) -> int:
 
 
 def copy(options: argparse.Namespace) -> int:
-    """Copy a bundle and print what to do with it."""
+    """Copies a bundle and prints how to run it."""
     target = copy_bundle(options.name, options.folder)
     config = find_config(target, "inference")
     print(f"{target}\npython -m monai.bundle run --config_file {config} --input IMAGES --output_dir OUT")
@@ -46,7 +46,7 @@ def copy(options: argparse.Namespace) -> int:
 
 
 def check(options: argparse.Namespace) -> int:
-    """Print what is wrong with a bundle; 1 where something is."""
+    """Prints what is wrong with a bundle; returns 1 if anything is."""
     root = find_bundle(options.bundle)
     problems = check_bundle(root)
     for problem in problems:
@@ -57,7 +57,7 @@ def check(options: argparse.Namespace) -> int:
 
 
 def checksum(options: argparse.Namespace) -> int:
-    """Write the checksum of a bundle's weights."""
+    """Writes the checksum of a bundle's weights."""
     weights = find_bundle(options.bundle) / WEIGHTS
     if not weights.is_file():
         raise ConfigurationError(f"there are no weights at {weights}: train first.")
@@ -71,14 +71,14 @@ def checksum(options: argparse.Namespace) -> int:
 
 
 def describe(options: argparse.Namespace) -> int:
-    """Write into a bundle's weights that they are of the network of its inference with the default settings, and a new checksum where there
-    was one."""
+    """Writes a description of the bundle's inference network, with its default settings, into its weights, and renews their checksum if
+    there is one."""
     root = find_bundle(options.bundle)
     weights = root / WEIGHTS
     if not weights.is_file():
         raise ConfigurationError(f"there are no weights at {weights}: train first.")
     has_sum = weights.name in read_sums(weights.parent)
-    # refused where names, shapes or what they say themselves are of another network
+    # refuses weights whose names, shapes or description belong to another network
     network = load_bundle(root).network
     content = read_checkpoint(weights)
     state = state_of(content, weights)
@@ -91,7 +91,7 @@ def describe(options: argparse.Namespace) -> int:
 
 @command("bundles")
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 for a bundle that fails a check, 2 for what cannot be done."""
+    """Runs the command line; returns the exit status: 0, 1 if a bundle fails a check, 2 if the command cannot be run."""
     parser = command_parser("bundles", __doc__)
     parser.epilog = f"bundles: {', '.join(shipped_bundles())}"
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

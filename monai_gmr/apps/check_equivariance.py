@@ -1,7 +1,7 @@
-"""Check from the command line whether the network of a MONAI bundle or config is exactly equivariant.
+"""Check whether the network of a MONAI bundle or config is exactly equivariant.
 
 ``python -m monai_gmr.apps.check_equivariance BUNDLE_OR_CONFIG --size 96 --size 97`` prints a table; it exits with 0 if the
-network is exact at every size, 1 if it is not, 2 with one sentence if it cannot be checked.
+network is exact at every size, with 1 if it is not, with 2 and one sentence if it cannot be checked.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CONFIG_NAMES = tuple(f"{name}.{end}" for name in ("inference", "evaluate", "trai
 
 
 def parse_size(text: str) -> tuple[int, ...]:
-    """Read a size from the command line, as its table prints it or with commas.
+    """Reads a size from the command line, written as in the printed table or with commas.
 
     Example:
         >>> parse_size("97"), parse_size("64,65,70"), parse_size("24x25")
@@ -44,8 +44,8 @@ def parse_size(text: str) -> tuple[int, ...]:
 
 
 def load_network(source: str | Path, network_id: str = "network_def") -> nn.Module:
-    """The network of a config file, or of a bundle folder, whose ``configs/{inference,evaluate,train}`` are tried in this order; raises
-    ``ConfigurationError`` when there is no such file, no such id, or the id is no network."""
+    """Loads the network of a config file or a bundle folder, trying ``configs/{inference,evaluate,train}`` in this order; raises
+    ``ConfigurationError`` if there is no such file or id, or the id is not a network."""
     source = Path(source)
     configs = [source]
     if source.is_dir():
@@ -83,7 +83,7 @@ def _read_config(config: Path, bundle: Path | None) -> ConfigParser:
 
 
 def _instantiate(parser: ConfigParser, network_id: str, config: Path) -> nn.Module:
-    # Bundles keep their own code in a package beside configs.
+    # Bundles keep their code in a package next to configs.
     sys.path.insert(0, str(config.resolve().parents[1]))
     try:
         network = parser.get_parsed_content(network_id, instantiate=True)
@@ -99,8 +99,8 @@ def _instantiate(parser: ConfigParser, network_id: str, config: Path) -> nn.Modu
 
 
 def load_weights(network: nn.Module, path: str | Path) -> None:
-    """Load a state dictionary, or the one in a checkpoint under ``model``, ``network``, ``net`` or ``state_dict``; raises
-    ``ConfigurationError`` when the file is missing, is not such a checkpoint or does not fit the network."""
+    """Loads a state dictionary, or a checkpoint that holds one under ``model``, ``network``, ``net`` or ``state_dict``; raises
+    ``ConfigurationError`` if the file is missing, is not such a checkpoint or does not fit the network."""
     hint = "give a state dictionary saved by torch.save"
     state = state_of(read_checkpoint(path, hint=hint), path, hint)
     check_description(state, network, path, "give the settings that it was trained with in the config.")
@@ -112,7 +112,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
 
 
 def network_parser(name: str, description: str) -> argparse.ArgumentParser:
-    """A command line with the options of every command that reads a network."""
+    """Makes a parser with the options shared by all commands that read a network."""
     parser = argparse.ArgumentParser(prog=f"python -m monai_gmr.apps.{name}", description=description)
     add = parser.add_argument
     add("source", metavar="BUNDLE_OR_CONFIG", help="bundle folder, or config file")
@@ -126,7 +126,7 @@ def network_parser(name: str, description: str) -> argparse.ArgumentParser:
 
 
 def read_network(arguments: argparse.Namespace) -> nn.Module:
-    """The network of :func:`network_parser`'s arguments, with its weights or seeded ones."""
+    """Loads the network that the arguments of :func:`network_parser` name, with its weights or seeded random ones."""
     torch.manual_seed(arguments.seed)
     network = load_network(arguments.source, arguments.network_id)
     if arguments.weights:
@@ -137,7 +137,7 @@ def read_network(arguments: argparse.Namespace) -> nn.Module:
 def check_network(
     network: nn.Module, sizes: Sequence[tuple[int, ...]], arguments: argparse.Namespace, **moves: Any
 ) -> EquivarianceReport:
-    """:func:`~monai_gmr.metrics.check_equivariance` with :func:`network_parser`'s arguments, without warnings of the layers."""
+    """Calls :func:`~monai_gmr.metrics.check_equivariance` with the arguments of :func:`network_parser`, without the layers' warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SymmetryWarning)
         options = {name: getattr(arguments, name) for name in ("in_channels", "tolerance", "seed", "spacing")}
@@ -146,7 +146,7 @@ def check_network(
 
 @command("check_equivariance")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the check; returns the exit status: 0 exact, 1 not exact, 2 cannot be checked."""
+    """Runs the check; returns the exit status: 0 exact, 1 not exact, 2 cannot be checked."""
     parser = network_parser(
         "check_equivariance",
         "Measure whether a network rotates and mirrors its answer with its input, and name the modules that break it. "

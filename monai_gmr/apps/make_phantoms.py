@@ -16,7 +16,7 @@ from monai_gmr.utils import ConfigurationError, can_draw
 
 
 def split_number(number: int) -> tuple[int, int, int]:
-    """Numbers of training, validation and test volumes: a sixth each for the last two, at least one.
+    """Splits a number into training, validation and test volumes: a sixth each for the last two, at least one.
 
     Example:
         >>> split_number(24), split_number(3)
@@ -29,7 +29,7 @@ def split_number(number: int) -> tuple[int, int, int]:
 
 
 def draw_phantom(path: Path, spatial_shape: Sequence[int], spacing: Sequence[float], pose: str, seed: int) -> None:
-    """Picture of the first training volume: its middle slices across each axis, labels below.
+    """Draws the first training volume: its middle slices across each axis, labels below.
 
     Example:
         >>> file = getfixture("tmp_path") / "phantom.png"
@@ -54,7 +54,7 @@ def draw_phantom(path: Path, spatial_shape: Sequence[int], spacing: Sequence[flo
 
 @command("make_phantoms")
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code, 2 for wrong arguments."""
+    """Runs the command line; returns the exit code, 2 for wrong arguments."""
     parser = command_parser("make_phantoms", __doc__.splitlines()[0])
     add = parser.add_argument
     add("output_dir", metavar="OUT", help="folder to write to")

@@ -1,4 +1,4 @@
-"""The most memory that a call has in use, on a CPU or a GPU."""
+"""Peak memory of a call, on a CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def profiled(run: Callable[[], Any], profile_memory: bool = False) -> profile:
-    """The operations of a call on the CPU, by torch's profiler."""
+    """Profiles the operations of a call on the CPU with torch's profiler."""
     # otherwise the profiler prints a line on standard error at every start
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=profile_memory) as profiler:
@@ -23,8 +23,8 @@ def profiled(run: Callable[[], Any], profile_memory: bool = False) -> profile:
 
 
 def replay_peak(events: Iterable[tuple[int, int]]) -> int:
-    """The most bytes in use at once, from address and bytes of every allocation, and minus the bytes of every release, in the order of
-    time. A release without an allocation is of what was there before, and does not count."""
+    """Computes the peak number of bytes in use from the address and bytes of every allocation (negative for releases), in order of time.
+    Ignores a release without an allocation: that memory was allocated before."""
     sizes: dict[int, int] = {}
     now = peak = 0
     for address, size in events:
@@ -36,8 +36,8 @@ def replay_peak(events: Iterable[tuple[int, int]]) -> int:
 
 
 def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
-    """The most bytes that ``run`` has in use at once, beyond what was there before. On a CPU these are the tensors that torch's profiler
-    lists, without the scratch space that oneDNN takes for itself."""
+    """Measures the peak number of bytes that ``run`` allocates, beyond those already in use. On a CPU this counts the tensors that torch's
+    profiler lists, without oneDNN's scratch space."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -40,7 +40,7 @@ from monai_gmr.utils import ConfigurationError
 
 
 def prepare_instances(options: argparse.Namespace) -> str:
-    """Decathlon layout from instance maps, the target being foreground or boundaries; returns what was written."""
+    """Converts instance maps to the Decathlon layout, with foreground or boundaries as target; returns a sentence about the output."""
     check_output_dir(options.output, options.overwrite)
     about: dict[str, Any] = {"source": Path(options.source).name, "target": options.target}
 
@@ -56,7 +56,7 @@ def prepare_instances(options: argparse.Namespace) -> str:
     else:
         if options.split:
             raise ConfigurationError(f"{options.source} holds one volume, which --split does not divide: leave it out.")
-        # The target comes first, since a cut is no boundary.
+        # The target comes first, because a cut is not a boundary.
         volume = with_target(read_volume(read_arrays(options.source), options.source))
         blocks = cut_blocks(volume, options.blocks or 2)
         sections = {"training": blocks[:-2], "validation": blocks[-2:-1], "test": blocks[-1:]}
@@ -64,7 +64,7 @@ def prepare_instances(options: argparse.Namespace) -> str:
 
 
 def prepare_classes(options: argparse.Namespace) -> str:
-    """Decathlon layout from images whose labels are classes, split in their order; returns what was written."""
+    """Converts images with class labels to the Decathlon layout, split in their order; returns a sentence about the output."""
     check_output_dir(options.output, options.overwrite)
     cases = _read_cases(options) or read_cases(read_arrays(options.source), options.source)
     sections = _split(options, cases)
@@ -74,7 +74,7 @@ def prepare_classes(options: argparse.Namespace) -> str:
 
 
 def _read_cases(options: argparse.Namespace) -> list[Case]:
-    """The cases of a folder, or of a file of many; none of a file of a single volume."""
+    """Reads the cases of a folder or of a file with many cases; returns none for a file with a single volume."""
     if Path(options.source).is_dir():
         return read_folder(options.source)
     arrays = read_arrays(options.source)
@@ -89,7 +89,7 @@ def _write(
     options: argparse.Namespace, sections: dict[str, list[Case]], labels: list[str], about: dict[str, Any]
 ) -> str:
     if options.slices is not None:
-        # after the split: the slices of a volume are in one section
+        # after the split, so that the slices of a volume are in one section
         sections = {
             section: [part for case in cases for part in cut_slices(case, options.slices)]
             for section, cases in sections.items()
@@ -100,7 +100,7 @@ def _write(
 
 
 def prepare_medmnist(options: argparse.Namespace) -> str:
-    """MedMNIST layout from a file without a validation section; returns what was written."""
+    """Converts a file without a validation section to the MedMNIST layout; returns a sentence about the output."""
     output = Path(options.output)
     turned = output.with_name(f"{output.stem}_turned.npz")
     sources = [Path(path).resolve() for path in (options.source, options.turned) if path is not None]
@@ -123,7 +123,7 @@ def prepare_medmnist(options: argparse.Namespace) -> str:
 
 @command("prepare_data")
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code, 2 for wrong arguments."""
+    """Runs the command line; returns the exit code, 2 for wrong arguments."""
     parser = command_parser("prepare_data", __doc__)
     kinds = parser.add_subparsers(metavar="KIND", required=True, help="content of SOURCE or OUT")
 

@@ -1,4 +1,4 @@
-"""Compare nets, augmentations and data sets through MONAI bundles: train, evaluate, one CSV row a run, a table and a picture.
+"""Compare nets, augmentations and data sets through MONAI bundles: train, evaluate, and write a CSV row per run, a table and a picture.
 
 python -m monai_gmr.apps.study CONFIG            runs what is missing; an interrupted study resumes
 python -m monai_gmr.apps.study CONFIG --list     lists what is done and what is missing, with its cost
@@ -7,35 +7,35 @@ python -m monai_gmr.apps.study CONFIG --table    makes table and picture from fi
 python -m monai_gmr.apps.study CONFIG --only "plain, none" "harmonic, none" digits --seeds 0
                                                  runs (or lists) these rows, on these data sets, with these seeds
 
-CONFIG is YAML, plain data; relative paths in it are relative to the working directory, environment variables and ~ are expanded:
+CONFIG is plain YAML; its relative paths are relative to the working directory, environment variables and ~ are expanded:
 
     output_dir: runs/study
     seeds: [0, 1, 2]
-    tuning:                             # optional: without it the settings' own learning_rate is used
-      learning_rates: [0.001, 0.003, 0.01]  # over a factor of 10 or more; the best on validation is taken, of equal ones the smallest
-      widenings: 2                      # so many more rates are tried, one at a time, while the best is the smallest or largest (2)
+    tuning:                             # optional: otherwise the learning_rate of the settings is used
+      learning_rates: [0.001, 0.003, 0.01]  # spanning a factor of 10 or more; takes the best on validation, the smallest if equal
+      widenings: 2                      # more rates to try, one at a time, while the best is the smallest or largest (2)
       seed: 0
-      settings: {val_interval: 1}       # in what the short trainings differ; epochs: half of the run's by default, and at least
+      settings: {val_interval: 1}       # differences of the short trainings; epochs: by default and at least half of the run's
     settings: {tensorboard: false}      # for all runs
-    keep_checkpoints: false             # whether latest.pt stays beside model.pt when a training is done
+    keep_checkpoints: false             # whether latest.pt is kept next to model.pt after a training
     data:
       blood cells:
-        bundle: bundles/medmnist2d_classification_gmr_resnet  # a folder, or the name of a bundle that ships
-        metric: balanced_accuracy       # the metric of rotation_table.csv to report, or a list of them; larger is better
+        bundle: bundles/medmnist2d_classification_gmr_resnet  # folder, or name of a bundle that ships
+        metric: balanced_accuracy       # metric of rotation_table.csv to report, or a list; larger is better
         settings: {dataset_dir: $DATA, flag: bloodmnist, epochs: 8}
-        tuning: {epochs: 6}             # optional: in what the short trainings differ on this data set
-        evaluate: {angle_step: 30}      # further settings of evaluate.yaml alone
+        tuning: {epochs: 6}             # optional: differences of the short trainings on this data set
+        evaluate: {angle_step: 30}      # further settings, only for evaluate.yaml
         nets: {harmonic: {width: 24}}   # optional: overrides for a net on this data set
         runs: [[harmonic, rotation]]    # optional: further rows on this data set
-        seeds: [0, 1, 2, 3, 4]          # optional: in place of the study's
+        seeds: [0, 1, 2, 3, 4]          # optional: instead of the study's
         tests:                          # optional: further evaluations of the same trained net
           rotated digits: {flag: rotated.npz, angle_step: 0, num_group_elements: 1}
-      "{flag}":                         # one data set for each flag, with the flag in place of {flag} in every text
-        flags: medmnist2d               # or medmnist3d: those that the installed medmnist lists; or a list
+      "{flag}":                         # one data set per flag, which replaces {flag} in every text
+        flags: medmnist2d               # or medmnist3d: all flags of the installed medmnist; or a list
         bundle: bundles/medmnist2d_classification_gmr_resnet
         metric: [accuracy, auc]
         settings: {dataset_dir: $DATA, flag: "{flag}", download: true, epochs: 20}
-        by_flag: {pathmnist: {epochs: 5}}  # optional: over the settings, for some flags
+        by_flag: {pathmnist: {epochs: 5}}  # optional: overrides the settings for some flags
     nets:
       plain: {conv: plain}
       harmonic: {conv: gmr_harmonic}
@@ -47,29 +47,29 @@ CONFIG is YAML, plain data; relative paths in it are relative to the working dir
         augmentation: rotation
         epochs: {seconds_of: [harmonic, none], pace_of: [plain, rotation]}
         learning_rate: {of: [plain, "rotation, three times as long"]}
-    runs:                               # optional: default all nets with all augmentations
+    runs:                               # optional: by default all nets with all augmentations
     - [plain, none]
     - [plain, rotation]
     - [plain, "rotation, three times as long"]
     - [harmonic, none]
     - [plain, "rotation, equal seconds"]
-    reference: [harmonic, none]         # optional: the run that all others are subtracted from, on equal images and seeds
+    reference: [harmonic, none]         # optional: run from which all others are subtracted, on equal images and seeds
     overview: false                     # optional: whether table.md begins with one table of all data sets: every metric upright, over
                                         # rotations about the axes and over reflections
 
-Of settings, data's settings, nets, data's nets and augmentations, a later one overrides an earlier one. A net or augmentation that
-gives learning_rate is not tuned; {of: RUN} takes the rate tuned for a run before. epochs {times: 3} are three times those of the data
-set; {seconds_of: A, pace_of: B} as many as run A's training took seconds, at the seconds an epoch of run B, rounded up: both of the first
-seed, for all seeds alike.
+Settings, data's settings, nets, data's nets and augmentations apply in this order; later values override earlier ones. A net or
+augmentation that gives learning_rate is not tuned; {of: RUN} takes the rate tuned for an earlier run. epochs: {times: 3} trains three
+times the epochs of the data set; {seconds_of: A, pace_of: B} trains for the seconds of run A at the seconds per epoch of run B, rounded up
+to whole epochs; both are taken from the first seed and used for all seeds.
 
-Tuning uses training and validation data only. The best epoch on validation is evaluated, on the test split, once. Seconds of a training
-are those of its epochs with validation, each once: start, stops and an epoch that was lost do not count. On a CPU those of the processor
-count for equal seconds and in the table, since other work on the machine does not change them. Seconds of an evaluation are of all its
-processes. An evaluation that leaves cases out counts, with their names in column left_out of runs.csv. One study at a time runs in
-an output_dir, and its processes end with it.
+Tuning uses only training and validation data. The best epoch on validation is evaluated once, on the test split. The seconds of a training
+are the seconds of its epochs with validation, each counted once: start-up, pauses and a lost epoch do not count. On a CPU, processor
+seconds are used for equal seconds and in the table, because other work on the machine does not change them. The seconds of an evaluation
+include all its processes. An evaluation that leaves cases out counts; column left_out of runs.csv names them. Only one study at a time can
+run in an output_dir, and its processes end with it.
 
-With download: true among the settings of a data set, medmnist downloads its file before the first of its runs that is missing; where that
-fails, the runs of this data set are left out with one sentence, and those of the others go on. The same command tries again.
+With download: true in the settings of a data set, medmnist downloads its file before the first missing run. If that fails, the study skips
+the runs of this data set with one sentence and continues with the others. The same command tries again.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ from monai_gmr.utils import ConfigurationError, can_draw, reason
 
 
 class Part(NamedTuple):
-    """The part of a study that a command runs: rows or data sets, and seeds; empty ones are all."""
+    """The part of a study that a command runs: rows or data sets, and seeds; empty means all."""
 
     only: Collection[Run | str] = ()
     seeds: Collection[int] = ()
@@ -116,7 +116,7 @@ WHOLE = Part()
 
 
 def run_study(study: Study, part: Part = WHOLE, launch: Launch = launch) -> list[str]:
-    """Run what is missing, one process at a time, each by ``launch``; returns one sentence for each run that failed."""
+    """Runs what is missing, one process at a time, each by ``launch``; returns one sentence for each run that failed."""
     progress, failures = Progress(study), []
     untuned: set[Cell] = set()
     absent: set[str] = set()
@@ -152,7 +152,7 @@ def _data_settings(study: Study, name: str) -> dict[str, Any]:
 
 
 def needs_download(study: Study, name: str) -> bool:
-    """Whether the settings of a data set say ``download: true`` of a file that is not there."""
+    """Checks whether the settings of a data set have ``download: true`` and its file is missing."""
     settings = _data_settings(study, name)
     if settings.get("download") is not True or not {"dataset_dir", "flag"} <= set(settings):
         return False
@@ -160,14 +160,14 @@ def needs_download(study: Study, name: str) -> bool:
 
 
 def download_data(study: Study, name: str) -> None:
-    """Let medmnist download the file of a data set; raises ``ConfigurationError`` where that fails."""
+    """Downloads the file of a data set through medmnist; raises ``ConfigurationError`` if that fails."""
     settings = _data_settings(study, name)
     download_medmnist(settings["dataset_dir"], settings["flag"], settings.get("size", 28))
 
 
 def make_step(config_file: Path, settings: Mapping[str, Any]) -> tuple[Callable[[], None], torch.device]:
-    """A training step on the first training batch of a config with ``network``, ``loss``, ``optimizer`` and ``train::dataloader``: forward,
-    loss, backward and the optimizer's step; and the device that it runs on."""
+    """Makes a training step on the first training batch of a config with ``network``, ``loss``, ``optimizer`` and ``train::dataloader``:
+    forward, loss, backward and the optimizer's step. Returns it and the device that it runs on."""
     lazy = {"cache_rate": 0.0, "num_workers": 0}
     parser = open_training(config_file, settings)
     parser.update({name: value for name, value in lazy.items() if name in parser.config})
@@ -189,10 +189,10 @@ def make_step(config_file: Path, settings: Mapping[str, Any]) -> tuple[Callable[
 
 
 def time_steps(study: Study, repeats: int) -> list[dict[str, Any]]:
-    """Measure a training step of every net, the nets of a data set in alternation, and write and return ``steps.csv``: ``data``, ``net``,
-    ``milliseconds``, the median, ``ratio``, that over the first net's, and ``megabytes``, the most that a step has in use beyond weights,
-    their moments and the batch; raises ``ConfigurationError`` when a step cannot be made."""
-    # as the bundle's own training does
+    """Measures a training step of every net, the nets of a data set in alternation; writes and returns ``steps.csv``: ``data``, ``net``,
+    ``milliseconds`` (median), ``ratio`` to the first net's, and ``megabytes``, the peak memory of a step beyond weights, their moments and
+    the batch; raises ``ConfigurationError`` if a step cannot be made."""
+    # like the bundle's training
     keep_freed_memory()
     rows: list[dict[str, Any]] = []
     places = {"ckpt_dir": str(study.output_dir), "output_dir": str(study.output_dir)}
@@ -216,7 +216,7 @@ def time_steps(study: Study, repeats: int) -> list[dict[str, Any]]:
 
 
 def format_steps(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of ``steps.csv`` as Markdown.
+    """Formats rows of ``steps.csv`` as Markdown.
 
     Example:
         >>> row = {"data": "cells", "net": "plain", "milliseconds": 23.557, "ratio": 1.0, "megabytes": 28.5}
@@ -229,7 +229,7 @@ def format_steps(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_outcome(study: Study) -> str:
-    """Make ``table.md``, ``table.csv`` and ``study.png`` from ``runs.csv`` and ``steps.csv``; returns the tables as Markdown, empty when
+    """Makes ``table.md``, ``table.csv`` and ``study.png`` from ``runs.csv`` and ``steps.csv``; returns the tables as Markdown, empty if
     no run is done."""
     progress = Progress(study)
     jobs = [job for job in progress.jobs() if job.rate is None]
@@ -264,7 +264,7 @@ def write_outcome(study: Study) -> str:
 
 
 def _list_jobs(study: Study, part: Part) -> None:
-    """Print every job with its state, epochs, seconds, and what all that is to do takes."""
+    """Prints every job with its state, epochs and seconds, and the total time of all jobs to do."""
     progress = Progress(study)
     costs, total = [], 0
     for job in progress.jobs(*part):
@@ -290,7 +290,7 @@ def _list_jobs(study: Study, part: Part) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as hours and minutes.
+    """Formats seconds as hours and minutes.
 
     Example:
         >>> duration(45), duration(3900)
@@ -319,8 +319,8 @@ def _read_part(study: Study, only: Sequence[str], seeds: Sequence[int]) -> Part:
 
 @command("study", "the same command resumes it")
 def main(arguments: Sequence[str] | None = None, launch: Launch = launch) -> int:
-    """Run the command line, each run of a bundle by ``launch``; returns the exit code: 1 when a run failed, 2 when CONFIG is wrong, 130
-    when interrupted."""
+    """Runs the command line, each run of a bundle by ``launch``; returns the exit code: 1 if a run failed, 2 if CONFIG is wrong, 130
+    if interrupted."""
     parser = argparse.ArgumentParser(
         prog="python -m monai_gmr.apps.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -363,6 +363,6 @@ def main(arguments: Sequence[str] | None = None, launch: Launch = launch) -> int
 
 
 if __name__ == "__main__":
-    # a study that is ended by a signal ends what it has started
+    # a study that ends by a signal also ends the processes that it started
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

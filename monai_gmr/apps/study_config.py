@@ -1,4 +1,4 @@
-"""The CONFIG of a study, read and checked: every mistake is one sentence before anything long starts."""
+"""Reading and checks of the CONFIG of a study: every mistake raises one sentence before anything long starts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from monai_gmr.utils import ConfigurationError
 
 # the study sets these itself, for every run
 OWN_SETTINGS = ("seed", "ckpt_dir", "output_dir")
-# of the learning rates tried, the largest over the smallest
+# least ratio of the largest to the smallest learning rate tried
 SPAN = 10
 FLAG = "{flag}"
 # flags that medmnist lists, by the number of axes of its images
@@ -52,7 +52,7 @@ def _check_name(name: Any, known: Iterable[Any], problem: str) -> None:
 
 
 def _mapping(value: Any, where: str, keys: Sequence[str] | None = None) -> dict[str, Any]:
-    """A dictionary with text as keys; ``None``, an empty entry of YAML, is an empty one."""
+    """Checks a dictionary with text as keys; ``None``, an empty entry of YAML, gives an empty one."""
     if value is None:
         return {}
     _require(isinstance(value, dict), f"{where} is {value!r}: give names with values below it.")
@@ -109,7 +109,7 @@ def _read_tuning(value: Any) -> Tuning | None:
 
 
 def _fill(value: Any, flag: str) -> Any:
-    """Text, within lists and dictionaries too, with a flag in place of ``{flag}``."""
+    """Replaces ``{flag}`` by a flag in text, also within lists and dictionaries."""
     if isinstance(value, str):
         return value.replace(FLAG, flag)
     if isinstance(value, dict):
@@ -118,7 +118,7 @@ def _fill(value: Any, flag: str) -> Any:
 
 
 def _each_flag(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of data, of those with ``flags`` one for each flag."""
+    """Expands the entries of data that have ``flags`` to one entry per flag."""
     data: dict[str, Any] = {}
     for name, entry in entries.items():
         where = f"data, {name}"
@@ -186,8 +186,8 @@ def _read_runs(value: Any, nets: Iterable[str], augmentations: Iterable[str], wh
 
 
 def _check_derived(study: Study) -> None:
-    """Raise unless each setting that follows from other runs has its keys, names runs that stand before, and belongs to a net or an
-    augmentation, of which runs are made."""
+    """Raises unless each setting that follows from other runs has its keys, names earlier runs, and belongs to a net or an
+    augmentation."""
     general = {"settings": study.settings}
     general |= {f"data, {name}": merge([data.settings, *data.nets.values()]) for name, data in study.data.items()}
     for place, entry in general.items():
@@ -217,7 +217,7 @@ def _check_derived(study: Study) -> None:
 
 
 def _check_folders(study: Study) -> None:
-    """Raise where two names differ only in signs that a folder's name cannot hold."""
+    """Raises if two names differ only in characters that a folder's name cannot hold."""
     folders: dict[Path, Cell] = {}
     for cell in study.cells:
         folder = study.folder(Job(cell, 0)).parent
@@ -229,7 +229,7 @@ def _check_folders(study: Study) -> None:
 
 
 def load_study(path: str | Path) -> Study:
-    """Read the CONFIG of a study, a YAML file that :mod:`monai_gmr.apps.study` describes; raises ``ConfigurationError`` when it cannot be
+    """Reads the CONFIG of a study, a YAML file that :mod:`monai_gmr.apps.study` describes; raises ``ConfigurationError`` if it cannot be
     read, a key is unknown or missing, or a run names an unknown net or augmentation."""
     try:
         config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -282,8 +282,8 @@ def _check(settings: Settings, config: Mapping[str, Any], where: str) -> None:
 
 
 def check_bundles(study: Study) -> None:
-    """Raise ``ConfigurationError`` unless every bundle has a readable ``configs/train.yaml`` and ``configs/evaluate.yaml``, these have
-    every setting and can take its value, and no short training is shorter than half of its cell's, before anything long starts."""
+    """Raises ``ConfigurationError``, before anything long starts, unless every bundle has a readable ``configs/train.yaml`` and
+    ``configs/evaluate.yaml``, these accept every setting and value, and every short training has at least half of its cell's epochs."""
     for name, data in study.data.items():
         train, evaluate = (load_config(data.config_file(kind)) for kind in ("train", "evaluate"))
         for cell in [cell for cell in study.cells if cell.data == name]:
@@ -296,7 +296,7 @@ def check_bundles(study: Study) -> None:
 
 
 def check_data_folders(study: Study) -> None:
-    """Raise ``ConfigurationError`` where the folder of a data set is a variable of the environment that is not set."""
+    """Raises ``ConfigurationError`` if the folder of a data set is an environment variable that is not set."""
     for name, data in study.data.items():
         folder = str(expand(merge([study.settings, data.settings]).get("dataset_dir", "")))
         known = not folder.startswith("$") or folder.startswith("$@")
@@ -306,7 +306,7 @@ def check_data_folders(study: Study) -> None:
 
 
 def _check_tuning(study: Study, cell: Cell) -> None:
-    """Raise when a short training is shorter than half of its cell's, as far as that is known."""
+    """Raises if a short training has less than half of its cell's epochs, if these are known."""
     whole = study.epochs(cell)
     if whole is None:
         return

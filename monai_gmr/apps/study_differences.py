@@ -1,4 +1,4 @@
-"""A run of a study less each other run, on equal images and seeds, with intervals over both."""
+"""Differences between one run of a study and each other run, on equal images and seeds, with intervals over both."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from monai_gmr.apps.study_table import interval
 from monai_gmr.rotation_report.statistics import percentile_interval
 from monai_gmr.tables import format_markdown
 
-# a score, and the family of views that it is the mean over
+# scores, and the families of views that they average
 SCORES = {"upright": "upright", "group_mean": "group", "angles_mean": "angles"}
 KEY = ("data", "net", "augmentation", "score")
 NAN = float("nan")
@@ -23,7 +23,7 @@ Sample = tuple[list[str], np.ndarray]
 
 
 def read_samples(folder: Path, metric: str, family: str) -> Sample | None:
-    """Cases of an evaluation and the means of their bootstrap, from its ``rotation_samples.npz``; ``None`` where there are none."""
+    """Reads the cases of an evaluation and their bootstrap means from its ``rotation_samples.npz``; ``None`` if there are none."""
     file = folder / "rotation_samples.npz"
     if not file.is_file():
         return None
@@ -34,8 +34,8 @@ def read_samples(folder: Path, metric: str, family: str) -> Sample | None:
 
 
 def over_images(firsts: Sequence[Sample | None], seconds: Sequence[Sample | None]) -> tuple[float, float]:
-    """95 % interval over images of the difference of two runs, averaged over seeds, from the samples of each seed of both; not a number
-    where some are missing or the images differ.
+    """Computes the 95 % interval over images of the difference of two runs, averaged over seeds, from the samples of each seed; NaN if
+    samples are missing or the images differ.
 
     Example:
         >>> samples = np.linspace(0, 1, 1001)
@@ -53,9 +53,9 @@ def over_images(firsts: Sequence[Sample | None], seconds: Sequence[Sample | None
 
 
 def find_differences(progress: Progress, reference: Run) -> list[dict[str, Any]]:
-    """One row for each evaluation, other run and score of :data:`SCORES`: ``data``, ``net``, ``augmentation``, ``score``, ``seeds`` of
-    both, ``difference`` (``reference`` less this run), ``half_width`` of its 95 % interval over the seeds by Student's t, and
-    ``images_low``, ``images_high`` over the images. Where the folders of the runs are gone, these are those of ``differences.csv``."""
+    """Makes one row for each evaluation, other run and score of :data:`SCORES`: ``data``, ``net``, ``augmentation``, ``score``, number of
+    common ``seeds``, ``difference`` (``reference`` minus this run), ``half_width`` of its 95 % interval over the seeds by Student's t, and
+    ``images_low``, ``images_high`` over the images, taken from ``differences.csv`` if the folders of the runs are gone."""
     study = progress.study
     kept = {tuple(row[key] for key in KEY): row for row in read_rows(study.output_dir / "differences.csv")}
     rows = []
@@ -84,7 +84,7 @@ def find_differences(progress: Progress, reference: Run) -> list[dict[str, Any]]
 
 
 def format_differences(rows: Sequence[Mapping[str, Any]], reference: Run) -> dict[str, str]:
-    """What :func:`find_differences` returned as Markdown, a table for each data set.
+    """Formats the result of :func:`find_differences` as Markdown, a table for each data set.
 
     Example:
         >>> row = {"data": "cells", "net": "plain", "augmentation": "none", "score": "upright", "seeds": 3, "difference": 0.1}

@@ -1,4 +1,4 @@
-"""What a study runs: its rows, the settings and the folder of every run, and the fingerprints of finished runs."""
+"""The plan of a study: its rows, the settings and the folder of every run, and the fingerprints of finished runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from monai_gmr.utils import ConfigurationError
 
 Settings = dict[str, Any]
 
-# settings that may follow from other runs, and the keys of such an entry; each names a run but for the first one
+# settings that can follow from other runs, and the keys of such an entry; each key except "times" names a run
 DERIVED: dict[str, tuple[tuple[str, ...], ...]] = {
     "epochs": (("times",), ("seconds_of", "pace_of")),
     "learning_rate": (("of",),),
@@ -36,7 +36,7 @@ class Run(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """A row of runs.csv for each run: settings of evaluate.yaml alone, the metric to report, the folder beside the training."""
+    """An evaluation, a row of runs.csv per run: settings only for evaluate.yaml, the metric to report, a folder in the training's."""
 
     settings: Settings
     metric: str
@@ -57,18 +57,18 @@ class DataSet(NamedTuple):
     seeds: tuple[int, ...]
 
     def config_file(self, name: str) -> Path:
-        """Path of ``configs/NAME.yaml`` of the bundle, a folder or the name of one that ships; raises where there is none."""
+        """Returns the path of ``configs/NAME.yaml`` of the bundle, a folder or the name of a bundle that ships; raises if there is none."""
         return find_bundle(expand(self.bundle)) / "configs" / f"{name}.yaml"
 
     def default_epochs(self) -> int | None:
-        """``epochs`` of the bundle's ``train.yaml``; ``None`` where it has none that is a number."""
+        """Returns ``epochs`` of the bundle's ``train.yaml``; ``None`` unless it is an integer."""
         epochs = load_config(self.config_file("train")).get("epochs")
         return epochs if isinstance(epochs, int) else None
 
 
 class Tuning(NamedTuple):
-    """Short trainings that choose the learning rate by the validation score: the rates, smallest first, how many more are tried while the
-    best lies at an edge, their seed and settings."""
+    """Short trainings that choose the learning rate by the validation score: the rates, smallest first, the number of further rates to try
+    while the best is at an edge, their seed and settings."""
 
     learning_rates: tuple[float, ...]
     widenings: int
@@ -77,7 +77,7 @@ class Tuning(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """What is compared: a net with an augmentation on a data set."""
+    """A unit of comparison: a net with an augmentation on a data set."""
 
     data: str
     net: str
@@ -93,7 +93,7 @@ class Cell(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One training: of a seed, or, with a ``rate``, a short one that tries that learning rate."""
+    """A training with a seed, or, with a ``rate``, a short training that tries this learning rate."""
 
     cell: Cell
     seed: int
@@ -120,46 +120,46 @@ class Study(NamedTuple):
 
     @property
     def cells(self) -> list[Cell]:
-        """Every data set with the rows of the study and those of its own."""
+        """Every data set with the rows of the study and its own rows."""
         return [Cell(name, *run) for name, data in self.data.items() for run in dict.fromkeys((*self.runs, *data.runs))]
 
     def seeds_of(self, data: str) -> tuple[int, ...]:
-        """Seeds of a data set: its own, or those of the study."""
+        """Returns the seeds of a data set: its own, or the study's."""
         return self.data[data].seeds or self.seeds
 
     def _layers(self, cell: Cell) -> list[Settings]:
-        """Settings of a cell from general to special: a later one overrides an earlier one."""
+        """Returns the settings of a cell from general to special: later ones override earlier ones."""
         data = self.data[cell.data]
         own = [self.nets[cell.net], data.nets.get(cell.net, {}), self.augmentations[cell.augmentation]]
         return [self.settings, data.settings, *own]
 
     def own_settings(self, cell: Cell) -> Settings:
-        """Settings that the net and the augmentation of a cell give."""
+        """Returns the settings that the net and the augmentation of a cell give."""
         return merge(self._layers(cell)[2:])
 
     def training_settings(self, cell: Cell) -> Settings:
-        """Settings of a training except seed, folders, and those that follow from other runs; special settings override general ones."""
+        """Returns the settings of a training except seed, folders, and those derived from other runs; special override general ones."""
         settings = merge(self._layers(cell))
         return {name: value for name, value in settings.items() if not is_derived(name, value)}
 
     def tuning_jobs(self, cell: Cell) -> list[Job]:
-        """The short trainings with the learning rates of CONFIG; none where the cell's net or augmentation gives a rate."""
+        """Returns the short trainings with the learning rates of CONFIG; none if the cell's net or augmentation gives a rate."""
         if self.tuning is None or "learning_rate" in self.own_settings(cell):
             return []
         return [Job(cell, self.tuning.seed, rate) for rate in self.tuning.learning_rates]
 
     def rate_from(self, cell: Cell) -> Cell:
-        """The cell whose tuned learning rate a cell takes: itself, or that of ``learning_rate: {of: RUN}``."""
+        """Returns the cell whose tuned learning rate a cell takes: itself, or the run of ``learning_rate: {of: RUN}``."""
         rate = self.own_settings(cell).get("learning_rate")
         return Cell(cell.data, *rate["of"]) if isinstance(rate, Mapping) else cell
 
     def has_derived_epochs(self, cell: Cell) -> bool:
-        """Whether the epochs of a cell follow from others."""
+        """Checks whether the epochs of a cell follow from other runs."""
         return isinstance(merge(self._layers(cell)).get("epochs"), Mapping)
 
     def epochs(self, cell: Cell, cost: Callable[[Cell], tuple[float, int] | None] | None = None) -> int | None:
-        """Epochs of a cell's training. ``cost`` gives seconds and epochs of the first seed of another cell, ``None`` before it is done; so
-        long the epochs of a cell that trains for as many seconds are ``None``."""
+        """Returns the epochs of a cell's training. ``cost`` gives seconds and epochs of the first seed of another cell, ``None`` until
+        it is done; until then the epochs of a cell that trains for equal seconds are ``None``."""
         values = [layer["epochs"] for layer in self._layers(cell) if "epochs" in layer]
         given = bool(values) and not isinstance(values[0], Mapping)
         epochs: int | None = None if given else self.data[cell.data].default_epochs()
@@ -172,13 +172,13 @@ class Study(NamedTuple):
                 whole, pace = (
                     cost(Cell(cell.data, *value[key])) if cost else None for key in ("seconds_of", "pace_of")
                 )
-                # rounded up, in favour of the cell that has to keep up
+                # rounded up, in favour of the cell that gets equal seconds
                 epochs = math.ceil(whole[0] / (pace[0] / pace[1])) if whole and pace else None
         return epochs
 
     def evaluations(self, data: str) -> dict[str, Evaluation]:
-        """Evaluations of a net trained on a data set by their names in the table: one for each test and metric, of which those of one test
-        share a folder."""
+        """Returns the evaluations of a net trained on a data set, by their names in the table: one for each test and metric; the metrics of
+        a test share a folder."""
         own = self.data[data]
         tests = {data: ("evaluate", own.evaluate)}
         tests |= {
@@ -191,8 +191,8 @@ class Study(NamedTuple):
         }
 
     def job_settings(self, job: Job, learning_rate: float | None = None, epochs: int | None = None) -> Settings:
-        """Settings of one training except its folders, as they stand in CONFIG; ``learning_rate`` is the tuned one, ``epochs`` are those of
-        the cell where they follow from others. A short training takes half of them unless CONFIG gives a number."""
+        """Returns the settings of one training except its folders, as written in CONFIG; ``learning_rate`` is the tuned one, ``epochs`` are
+        the cell's if they follow from other runs. A short training takes half of them unless CONFIG gives a number."""
         settings = self.training_settings(job.cell)
         if epochs is not None and self.has_derived_epochs(job.cell):
             settings["epochs"] = epochs
@@ -203,26 +203,26 @@ class Study(NamedTuple):
         return settings | ({} if learning_rate is None else {"learning_rate": learning_rate}) | {"seed": job.seed}
 
     def training_fingerprint(self, job: Job, learning_rate: float | None = None, epochs: int | None = None) -> str:
-        """Fingerprint of one training."""
+        """Returns the fingerprint of one training."""
         return fingerprint(Path(self.data[job.cell.data].bundle).name, self.job_settings(job, learning_rate, epochs))
 
     def row_fingerprint(
         self, job: Job, name: str, learning_rate: float | None = None, epochs: int | None = None
     ) -> str:
-        """Fingerprint of a row of runs.csv: a training, an evaluation of it and the reported metric."""
+        """Returns the fingerprint of a row of runs.csv: a training, its evaluation and the reported metric."""
         evaluation = self.evaluations(job.cell.data)[name]
         training = self.training_fingerprint(job, learning_rate, epochs)
         return fingerprint(training, evaluation.settings, evaluation.metric)
 
     def folder(self, job: Job) -> Path:
-        """Folder of one training."""
+        """Returns the folder of one training."""
         cell = job.cell
         name = f"seed{job.seed}" if job.rate is None else f"tuning-lr{job.rate:g}"
         return self.output_dir / "runs" / slug(cell.data) / slug(f"{cell.net}-{cell.augmentation}") / name
 
 
 def evaluation_name(title: str, metric: str, metrics: Sequence[str]) -> str:
-    """Name of the evaluation of a data set or test by one of several metrics; the first one's is the title.
+    """Names the evaluation of a data set or test by one of several metrics; for the first metric it is the title.
 
     Example:
         >>> [evaluation_name("cells", metric, ("accuracy", "auc")) for metric in ("accuracy", "auc")]
@@ -232,7 +232,7 @@ def evaluation_name(title: str, metric: str, metrics: Sequence[str]) -> str:
 
 
 def merge(layers: Iterable[Settings]) -> Settings:
-    """Settings in one dictionary, later ones over earlier ones.
+    """Merges settings into one dictionary; later ones override earlier ones.
 
     Example:
         >>> merge([{"epochs": 8, "width": 4}, {"epochs": 9}])
@@ -242,12 +242,12 @@ def merge(layers: Iterable[Settings]) -> Settings:
 
 
 def is_derived(name: str, value: Any) -> bool:
-    """Whether a setting follows from other runs."""
+    """Checks whether a setting follows from other runs."""
     return name in DERIVED and isinstance(value, Mapping)
 
 
 def expand(value: Any) -> Any:
-    """Environment variables and ``~`` in every string, within lists and dictionaries too.
+    """Expands environment variables and ``~`` in every string, also within lists and dictionaries.
 
     Example:
         >>> os.environ["SOMEWHERE"] = "/data"; expand({"dataset_dir": "$SOMEWHERE/cells", "layers": [1, 2]})
@@ -261,7 +261,7 @@ def expand(value: Any) -> Any:
 
 
 def slug(name: str) -> str:
-    """A name as the name of a folder.
+    """Converts a name to the name of a folder.
 
     Example:
         >>> slug("Blood cells: rotated")
@@ -271,7 +271,7 @@ def slug(name: str) -> str:
 
 
 def restrict(settings: Mapping[str, Any], config: Mapping[str, Any]) -> Settings:
-    """The settings that a config has, by the first part of their ids.
+    """Keeps the settings that a config has, by the first part of their ids.
 
     Example:
         >>> restrict({"epochs": 8, "loss::weight": 2, "conv": "gmr"}, {"conv": "plain", "loss": {}})
@@ -282,7 +282,7 @@ def restrict(settings: Mapping[str, Any], config: Mapping[str, Any]) -> Settings
 
 @cache
 def load_config(path: Path) -> dict[str, Any]:
-    """A config of a bundle; raises ``ConfigurationError`` when it is not there or cannot be read."""
+    """Loads a config of a bundle; raises ``ConfigurationError`` if it is missing or cannot be read."""
     if not path.is_file():
         raise ConfigurationError(f"there is no {path}: give a bundle's folder.")
     try:

@@ -1,4 +1,4 @@
-"""What is done of a study, by the rows of its files, and what follows: the learning rates to try, the epochs, the jobs to run."""
+"""Progress of a study, read from its files, and what follows: the learning rates to try, the epochs, the jobs to run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEXT = ("data", "net", "augmentation", "metric", "left_out", "fingerprint", "sco
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a CSV file of a study, numbers as numbers and empty cells as ``None``; none when there is no file.
+    """Reads the rows of a CSV file of a study, numbers as numbers and empty cells as ``None``; no rows if there is no file.
 
     Example:
         >>> file = getfixture("tmp_path") / "runs.csv"
@@ -39,18 +39,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def put_row(path: Path, row: Mapping[str, Any], key: Sequence[str]) -> None:
-    """Add a row to a CSV file in place of the one of equal ``key``; the file is complete at any moment."""
+    """Adds a row to a CSV file, replacing the row with equal ``key``; the file is complete at any moment."""
     write_rows([*(old for old in read_rows(path) if any(old[name] != row[name] for name in key)), row], path)
 
 
 def best_rate(validations: Mapping[float, float]) -> float:
-    """The learning rate of the best validation score, of equal ones the smallest; a score that is not a number is the worst."""
+    """Returns the learning rate with the best validation score, the smallest if several are equal; NaN is the worst score."""
     return max(sorted(validations), key=lambda rate: (validations[rate] == validations[rate], validations[rate]))
 
 
 def beyond(rates: Collection[float], best: float) -> float | None:
-    """The learning rate to try next when the best one is the smallest or largest of ``rates``: the next beyond it among 1 and 3 times the
-    powers of ten; ``None`` when it lies within.
+    """Returns the learning rate to try next if the best one is the smallest or largest of ``rates``: the next value beyond it among 1 and 3
+    times the powers of ten; ``None`` if the best one is inside.
 
     Example:
         >>> beyond([0.001, 0.003, 0.01], 0.01), beyond([0.001, 0.003, 0.01], 0.001), beyond([0.001, 0.003, 0.01], 0.003)
@@ -64,19 +64,19 @@ def beyond(rates: Collection[float], best: float) -> float | None:
 
 
 def _is_among(cell: Cell, only: Collection[Run | str]) -> bool:
-    """Whether a cell is of one of the rows, if rows are named, and of one of the data sets, if data sets are."""
+    """Checks whether a cell belongs to one of the named rows, if any, and to one of the named data sets, if any."""
     rows, data = ({name for name in only if isinstance(name, kind)} for kind in (Run, str))
     return (not rows or cell.run in rows) and (not data or cell.data in data)
 
 
 def train_seconds(row: Mapping[str, Any]) -> float | None:
-    """Seconds of a training, from its row: of the processor where there are any, which other work on the machine does not change."""
+    """Returns the seconds of a training from its row: processor seconds if known, because they ignore other work on the machine."""
     processor = row.get("train_processor_seconds")
     return row.get("train_seconds") if processor is None else processor
 
 
 class Progress:
-    """What is done of a study: the rows of its runs.csv and, for short trainings, of its tuning.csv."""
+    """Finished jobs of a study: the rows of its runs.csv and, for short trainings, of its tuning.csv."""
 
     def __init__(self, study: Study) -> None:
         self.study = study
@@ -84,8 +84,8 @@ class Progress:
         self.rows = {file: read_rows(file) for file in (self.runs, self.tuning)}
 
     def tuning_jobs(self, cell: Cell) -> list[Job]:
-        """The short trainings of a cell: those of CONFIG and, while the best rate is at an edge, as many more as CONFIG allows; the last
-        may be missing."""
+        """Returns the short trainings of a cell: those of CONFIG and, while the best rate is at an edge, further ones up to CONFIG's limit;
+        the last one can be missing."""
         jobs = self.study.tuning_jobs(cell)
         if not jobs or self.study.tuning is None:
             return []
@@ -98,34 +98,34 @@ class Progress:
         return jobs
 
     def _validations(self, jobs: Sequence[Job]) -> dict[float, float]:
-        """Validation scores of the short trainings that are done, by their rates; no score counts as the worst."""
+        """Returns the validation scores of finished short trainings by their rates; a missing score counts as the worst."""
         rows = [row for job in jobs for row in self.done(job).values()]
         return {row["learning_rate"]: math.nan if row["validation"] is None else row["validation"] for row in rows}
 
     def best_rate(self, cell: Cell) -> float | None:
-        """The tuned learning rate of a cell; ``None`` when it is not tuned, or not yet."""
+        """Returns the tuned learning rate of a cell; ``None`` if it is not tuned, or not yet."""
         jobs = self.tuning_jobs(self.study.rate_from(cell))
         rates = self._validations(jobs)
         return best_rate(rates) if jobs and len(rates) == len(jobs) else None
 
     def at_edge(self, cell: Cell) -> bool:
-        """Whether the tuned learning rate is still the smallest or largest of those tried, so that a better one may lie beyond."""
+        """Checks whether the tuned learning rate is the smallest or largest one tried, so that a better one can lie beyond."""
         rates = self._validations(self.tuning_jobs(self.study.rate_from(cell)))
         rate = self.best_rate(cell)
         return rate is not None and beyond(rates, rate) is not None
 
     def epochs(self, cell: Cell) -> int | None:
-        """Epochs of a cell's training; ``None`` while they follow from a run that is not done."""
+        """Returns the epochs of a cell's training; ``None`` while they depend on an unfinished run."""
         return self.study.epochs(cell, self._cost)
 
     def _cost(self, cell: Cell) -> tuple[float, int] | None:
-        """Seconds and epochs of the first seed's training of a cell."""
+        """Returns seconds and epochs of a cell's training with the first seed."""
         row = self.done(Job(cell, self.study.seeds_of(cell.data)[0])).get(cell.data)
         seconds = None if row is None else train_seconds(row)
         return None if row is None or seconds is None or not row["epochs"] else (seconds, row["epochs"])
 
     def waits_for(self, job: Job) -> str:
-        """What must be done before a job can start, in words; empty when nothing is."""
+        """Describes what a job must wait for; empty if it can start."""
         study = self.study
         tuned = study.rate_from(job.cell)
         if job.rate is None and study.tuning_jobs(tuned) and self.best_rate(job.cell) is None:
@@ -135,16 +135,16 @@ class Progress:
         return ""
 
     def settings(self, job: Job) -> dict[str, Any]:
-        """Settings of a job that waits for nothing, as they stand in CONFIG, with the tuned learning rate and the epochs."""
+        """Returns the settings of a job that can start, as written in CONFIG, with the tuned learning rate and the epochs."""
         return self.study.job_settings(job, self.best_rate(job.cell), self.epochs(job.cell))
 
     def training_fingerprint(self, job: Job) -> str:
-        """Fingerprint of the training of a job that waits for nothing."""
+        """Returns the fingerprint of the training of a job that can start."""
         return self.study.training_fingerprint(job, self.best_rate(job.cell), self.epochs(job.cell))
 
     def keys(self, job: Job) -> dict[str, dict[str, Any]]:
-        """What a job's rows are known by: names and fingerprint, by the names of its evaluations; a short training has one row, of its own
-        name. A job that waits for others has no fingerprint, which no row has."""
+        """Returns the columns that identify a job's rows, names and fingerprint, by the names of its evaluations; a short training has one
+        row under its own name. A job that waits for others has ``None`` as fingerprint, which matches no row."""
         study, names, waits = self.study, job.cell._asdict(), self.waits_for(job)
         epochs = self.epochs(job.cell)
         if job.rate is not None:
@@ -157,25 +157,25 @@ class Progress:
         return keys
 
     def done(self, job: Job) -> dict[str, dict[str, Any]]:
-        """The rows of a job that are there, by the names of its evaluations."""
+        """Returns the existing rows of a job, by the names of its evaluations."""
         rows = self.rows[self.runs if job.rate is None else self.tuning]
         return {name: row for name, key in self.keys(job).items() for row in rows if key.items() <= row.items()}
 
     def missing(self, job: Job) -> list[str]:
-        """The names of a job's evaluations that have no row."""
+        """Returns the names of a job's evaluations that have no row."""
         done = self.done(job)
         return [name for name in self.keys(job) if name not in done]
 
     def put(self, job: Job, name: str, columns: dict[str, Any]) -> None:
-        """Write a row of a job, in place of one of other settings."""
+        """Writes a row of a job, replacing a row with other settings."""
         file, key = self.runs if job.rate is None else self.tuning, self.keys(job)[name]
         digest = {"fingerprint": key.pop("fingerprint")}
         put_row(file, key | columns | digest, tuple(key))
         self.rows[file] = read_rows(file)
 
     def jobs(self, only: Collection[Run | str] = (), seeds: Collection[int] = ()) -> Iterator[Job]:
-        """All trainings, or those of some rows, data sets and seeds: seed by seed, so that an interrupted study is balanced, the short ones
-        before a cell's first. They are looked up one after another, for the outcome of one decides what follows."""
+        """Yields all trainings, or those of some rows, data sets and seeds: seed by seed, so that an interrupted study is balanced, the
+        short ones before a cell's first. Yields them lazily, because the outcome of one decides what follows."""
         listed = set()
         cells = [(cell, self.study.seeds_of(cell.data)) for cell in self.study.cells if _is_among(cell, only)]
         in_order = dict.fromkeys(seed for _, own in cells for seed in own if not seeds or seed in seeds)
@@ -187,20 +187,20 @@ class Progress:
                 yield Job(cell, seed)
 
     def job_epochs(self, job: Job) -> int | None:
-        """Epochs of a job; ``None`` while they follow from a run that is not done, and where neither CONFIG nor the bundle gives them."""
+        """Returns the epochs of a job; ``None`` while they depend on an unfinished run, or if neither CONFIG nor the bundle gives them."""
         epochs = self.epochs(job.cell)
         return self.study.job_settings(job, epochs=epochs).get("epochs", epochs)
 
     def seconds(self, job: Job) -> float | None:
-        """What a job is expected to take: its epochs times the seconds of one, by what is done of its cell, or of its net on the same data;
-        ``None`` when nothing is."""
+        """Estimates the seconds of a job: its epochs times the seconds per epoch of finished jobs of its cell, or of its net on the same
+        data; ``None`` if there are none."""
         names = job.cell._asdict()
         epochs, net = self.job_epochs(job), {key: names[key] for key in ("data", "net")}
         pace = self._pace(names) or self._pace(net)
         return None if epochs is None or pace is None else epochs * pace
 
     def _pace(self, names: Mapping[str, str]) -> float | None:
-        """Seconds of an epoch in the last row of these names that has both."""
+        """Returns the seconds per epoch of the last row with these names that has seconds and epochs."""
         rows = [row for row in self.rows[self.tuning] + self.rows[self.runs] if names.items() <= row.items()]
         costs = [(row.get("train_seconds", row.get("seconds")), row.get("epochs")) for row in rows]
         paces = [seconds / epochs for seconds, epochs in costs if seconds is not None and epochs]

@@ -1,4 +1,4 @@
-"""One run of a study: a training or an evaluation of a bundle in a process of its own, its settings, its log, and what it left."""
+"""A run of a study: a training or an evaluation of a bundle in its own process, with its settings, log and results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from monai_gmr.networks.weights import read_checkpoint
 from monai_gmr.utils import reason
 
 NETWORK_IDS = ("network", "network_def", "net")
-# config, file of overrides, log: runs it and returns the exit code
+# runs a config with a file of overrides and a log file; returns the exit code
 Launch = Callable[[Path, Path, Path], int]
 
 
@@ -35,8 +35,8 @@ class RunError(RuntimeError):
 
 
 def launch(config_file: Path, settings_file: Path, log: Path) -> int:
-    """Run a bundle's config with overrides in a process of its own, append its output to ``log``, and return its exit code. The process
-    ends with this one, however this one ends."""
+    """Runs a bundle's config with overrides in a new process, appends its output to ``log``, and returns its exit code. The new process
+    ends when this one ends, for whatever reason."""
     arguments = [sys.executable, "-m", "monai_gmr.bundle.attached", "monai.bundle", "run"]
     arguments += ["--config_file", str(config_file), "--args_file", str(settings_file)]
     with (
@@ -59,7 +59,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that is not empty; each state of a progress bar is a line.
+    """Returns the last line of a log that is not empty; each state of a progress bar is a line.
 
     Example:
         >>> log = getfixture("tmp_path") / "train.log"
@@ -71,14 +71,14 @@ def last_line(log: Path) -> str:
 
 
 def open_training(config_file: Path, settings: Mapping[str, Any]) -> Any:
-    """The parser of a bundle's ``configs/train.yaml`` with overrides; nothing is built yet."""
+    """Returns the parser of a bundle's ``configs/train.yaml`` with overrides, without building anything."""
     settings = {"bundle_root": str(config_file.parent.parent.resolve()), **settings}
     with quiet():
         return ConfigWorkflow(str(config_file), workflow_type="train", logging_file=False, **settings).parser
 
 
 def count_parameters(config_file: Path, settings: Mapping[str, Any]) -> int | None:
-    """Number of trainable parameters of the network of a training config; ``None`` when it names no network."""
+    """Counts the trainable parameters of the network of a training config; ``None`` if it names no network."""
     parser = open_training(config_file, {**settings, "device": "cpu"})
     name = next((name for name in NETWORK_IDS if name in parser.config), None)
     if name is None:
@@ -89,8 +89,8 @@ def count_parameters(config_file: Path, settings: Mapping[str, Any]) -> int | No
 
 
 def still_improving(history: Sequence[Mapping[str, Any]]) -> float | None:
-    """Mean validation score of the last tenth of the validations, at least one, minus that of the tenth before; ``None`` where there are
-    fewer.
+    """Computes the mean validation score of the last tenth of the validations, at least one, minus the mean of the tenth before; ``None``
+    if there are fewer.
 
     Example:
         >>> still_improving([{"score": score} for score in (0.2, 0.5, None, 0.75)])
@@ -104,16 +104,16 @@ def still_improving(history: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 class _Piece:
-    """One process of a run, whose seconds are added to ``pieces`` of the run's state, in a file, however it ends but for a lost machine."""
+    """A process of a run; its seconds are added to ``pieces`` in the run's state file however it ends, unless the machine is lost."""
 
     def __init__(self, state: dict[str, Any], file: Path) -> None:
         self.state, self.file = state, file
 
     def run(self, launch: Launch, config_file: Path, settings: Settings, log: Path) -> str | None:
-        """Run a config with overrides, which are written beside the state; returns, if it failed, the last line of the log."""
+        """Runs a config with overrides, written next to the state file; returns the last line of the log if it failed."""
         settings_file, start = self.file.with_name("settings.json"), time.monotonic()
         _write_json(settings_file, settings)
-        # so that a run whose process is lost with this one resumes, too
+        # so that a run whose process is lost together with this one also resumes
         _write_json(self.file, self.state)
         try:
             code = launch(config_file, settings_file, log)
@@ -124,8 +124,8 @@ class _Piece:
 
 
 def read_best(path: Path) -> dict[str, Any]:
-    """What a training left in its latest checkpoint: ``validation`` and ``best_epoch`` of the best score, and, of a history of all epochs,
-    ``seconds``, ``processor_seconds`` and ``still_improving``."""
+    """Reads the latest checkpoint of a training: ``validation`` and ``best_epoch`` of the best score, ``still_improving``, and, if its
+    history has all epochs, ``seconds`` and ``processor_seconds``."""
     if not path.is_file():
         raise RunError(f"training left no {path}: the bundle's train.yaml needs LatestCheckpoint")
     content = read_checkpoint(path, hint="remove it, and the training starts anew")
@@ -134,7 +134,7 @@ def read_best(path: Path) -> dict[str, Any]:
         raise RunError(f"{path} holds no validation score: give at least val_interval epochs")
     found = {"validation": float(best["best_metric"]), "best_epoch": best.get("best_metric_epoch")}
     history = best.get("history", [])
-    # of a history that begins later, as a checkpoint of an earlier version leaves it, the seconds are not all
+    # a history that begins later, from a checkpoint of an earlier version, lacks seconds
     if history and history[0]["epoch"] == 1:
         for kind in ("seconds", "processor_seconds"):
             values = [row.get(kind) for row in history]
@@ -143,12 +143,12 @@ def read_best(path: Path) -> dict[str, Any]:
 
 
 def evaluation_folder(study: Study, job: Job, name: str) -> Path:
-    """Folder of the evaluation ``name`` of a training."""
+    """Returns the folder of the evaluation ``name`` of a training."""
     return study.folder(job) / study.evaluations(job.cell.data)[name].folder
 
 
 def _open_folder(folder: Path, name: str, digest: str) -> dict[str, Any]:
-    """The state of a run, in the file ``name`` of its folder; a folder of other settings is removed."""
+    """Reads the state of a run from the file ``name`` of its folder; removes a folder with other settings."""
     state = _read_json(folder / name)
     if state.get("fingerprint") == digest:
         return state
@@ -158,10 +158,10 @@ def _open_folder(folder: Path, name: str, digest: str) -> dict[str, Any]:
 
 
 def train(progress: Progress, job: Job, launch: Launch) -> dict[str, Any]:
-    """Train unless it is done; a training that was killed resumes. Returns the content of ``training.json``: ``fingerprint``,
-    ``parameters``, ``validation``, ``best_epoch``, ``still_improving``, ``seconds`` and, on a CPU, ``processor_seconds``; raises
-    :class:`RunError` when it fails. Seconds are those of all epochs, each once, whatever processes ran them; of all processes where the
-    checkpoint holds no history."""
+    """Trains unless it is done; a killed training resumes. Returns the content of ``training.json``: ``fingerprint``, ``parameters``,
+    ``validation``, ``best_epoch``, ``still_improving``, ``seconds`` and, on a CPU, ``processor_seconds``; raises :class:`RunError` if it
+    fails. Seconds count all epochs, each once, whichever process ran them; without a history in the checkpoint they count all
+    processes."""
     study = progress.study
     folder, config_file = study.folder(job), study.data[job.cell.data].config_file("train")
     digest = progress.training_fingerprint(job)
@@ -176,7 +176,7 @@ def train(progress: Progress, job: Job, launch: Launch) -> dict[str, Any]:
     failure = _Piece(state, folder / "training.json").run(launch, config_file, settings, folder / "train.log")
     if failure and not (job.rate is not None and SMALLER_RATE in failure):
         raise RunError(failure)
-    # a learning rate at which a short training ends in values that are not finite has no score, which is the worst
+    # a learning rate with which a short training becomes non-finite has no score, which counts as the worst
     best = {"validation": math.nan} if failure else read_best(folder / "latest.pt")
     state |= {"seconds": round(sum(state["pieces"]), 1)} | best
     _write_json(folder / "training.json", state)
@@ -186,9 +186,9 @@ def train(progress: Progress, job: Job, launch: Launch) -> dict[str, Any]:
 
 
 def evaluate(progress: Progress, job: Job, name: str, trained: Mapping[str, Any], launch: Launch) -> dict[str, Any]:
-    """Make the evaluation ``name`` of a trained net, of its best epoch on validation, unless it is done. Returns the columns of runs.csv
-    that it fills: the scores except validation, ``None`` where no view was taken, the seconds, and ``left_out`` where cases could not be
-    evaluated. Raises :class:`RunError` when the process failed or the table lacks the metric."""
+    """Runs the evaluation ``name`` of a trained net, at its best epoch on validation, unless it is done. Returns its columns of runs.csv:
+    the scores except validation, ``None`` for families without views, the seconds, and ``left_out`` if cases could not be evaluated.
+    Raises :class:`RunError` if the process failed or the table lacks the metric."""
     study, data = progress.study, progress.study.data[job.cell.data]
     config_file, (own, metric, _) = data.config_file("evaluate"), study.evaluations(job.cell.data)[name]
     folder = evaluation_folder(study, job, name)
@@ -201,7 +201,7 @@ def evaluate(progress: Progress, job: Job, name: str, trained: Mapping[str, Any]
         settings |= {"output_dir": str(folder)}
         piece = _Piece(state, folder / "evaluation.json")
         failure = piece.run(launch, config_file, settings, folder.with_name(f"{folder.name}.log"))
-        # a report that leaves cases out is complete but for these; its process ends with an error that names the first of them
+        # a report that leaves cases out is otherwise complete; its process ends with an error that names the first of them
         networks = _read_json(folder / "rotation_report.json").get("networks", {})
         left_out = sorted({case for network in networks.values() for case in network["failures"]})
         if failure and not left_out:
@@ -223,7 +223,7 @@ def evaluate(progress: Progress, job: Job, name: str, trained: Mapping[str, Any]
 
 
 def run_job(progress: Progress, job: Job, launch: Launch) -> None:
-    """Run what is missing of a job and write its rows; raises :class:`RunError` when it fails."""
+    """Runs the missing parts of a job and writes its rows; raises :class:`RunError` if it fails."""
     study, data = progress.study, job.cell.data
     missing = progress.missing(job)
     trained = train(progress, job, launch)

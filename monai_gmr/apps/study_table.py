@@ -14,11 +14,11 @@ from monai_gmr.files import replacing
 from monai_gmr.tables import format_markdown
 
 SCORES = ("validation", "upright", "group_mean", "group_worst", "angles_mean", "angles_worst")
-# over whole circles about the axes, and over axes that are reversed, in whichever of these families: columns of the overview
+# columns of the overview: means over full circles about the axes, and over reversed axes
 CIRCLES = ("turns_mean", "flips_mean")
 OVERVIEW = {"upright": "upright", "turns_mean": "rotations", "flips_mean": "reflections"}
 COLUMNS = ("net", "augmentation", "seeds", "learning rate", "epochs", "train, s", "parameters", "step, ms", "step, MB")
-# dark blue and orange differ for the colour-blind, and in grey
+# dark blue and orange are distinct for the colour-blind, and in grey
 UPRIGHT, ANGLES = "#0b4f8a", "#e07b00"
 PANELS_A_ROW = 3
 EXPLANATION = (
@@ -36,7 +36,7 @@ EXPLANATION = (
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean of the seeds' values and half width of its 95 % interval by Student's t, ``None`` for a single value.
+    """Computes the mean of the seeds' values and the half width of its 95 % interval by Student's t, ``None`` for a single value.
 
     Source:
         Student, The probable error of a mean, Biometrika 6 (1908).
@@ -54,7 +54,7 @@ Steps = Mapping[tuple[str, str], Mapping[str, Any]]
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    """Mean of those that are there."""
+    """Computes the mean of the values that are not ``None``."""
     present = [value for value in values if value is not None]
     return float(np.mean(present)) if present else None
 
@@ -65,9 +65,9 @@ def summarize(
     steps: Steps,
     edges: Collection[tuple[str, str, str]] = (),
 ) -> list[dict[str, Any]]:
-    """One row for each data set, net and augmentation of ``order`` that has a run among ``rows`` (of runs.csv): ``seeds``, milliseconds and
-    megabytes of a training step (``steps``), whether the learning rate is at an edge (``edges``), means of ``train_seconds`` and
-    ``still_improving``, each score's mean, half width as ``SCORE_half_width`` and ``SCORE_values``."""
+    """Makes one row for each data set, net and augmentation of ``order`` that has a run among ``rows`` (of runs.csv): ``seeds``,
+    milliseconds and megabytes of a training step (``steps``), whether the learning rate is at an edge (``edges``), means of
+    ``train_seconds`` and ``still_improving``, and each score's mean, ``SCORE_half_width`` and ``SCORE_values``."""
     summary = []
     for cell in order:
         chosen = [row for row in rows if (row["data"], row["net"], row["augmentation"]) == cell]
@@ -91,7 +91,7 @@ def summarize(
 
 
 def format_score(mean: float | None, half_width: float | None) -> str:
-    """A score with its interval.
+    """Formats a score with its interval.
 
     Example:
         >>> format_score(0.9123, 0.0213), format_score(0.9123, None), format_score(None, None)
@@ -103,24 +103,24 @@ def format_score(mean: float | None, half_width: float | None) -> str:
 
 
 def deciding_score(lines: Sequence[Mapping[str, Any]]) -> str:
-    """The score that the best row of a data set is bold for: over all angles, or upright where no angle was taken."""
+    """Returns the score that decides which row of a data set is bold: over all angles, or upright if there are no angles."""
     return "angles_mean" if any(line["angles_mean"] is not None for line in lines) else "upright"
 
 
 def by_data(summary: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """The rows of each data set, in their order."""
+    """Groups the rows by data set, in their order."""
     names = dict.fromkeys(line["data"] for line in summary)
     return {name: [line for line in summary if line["data"] == name] for name in names}
 
 
 def title_of(line: Mapping[str, Any]) -> str:
-    """Data set or test of a row of :func:`summarize`, without the metric, where that is one of several."""
+    """Returns the data set or test of a row of :func:`summarize`, without its metric if there are several."""
     return line["data"].removesuffix(f" ({line['metric']})")
 
 
 def format_overview(summary: Sequence[Mapping[str, Any]]) -> str:
-    """What :func:`summarize` returned as one table in Markdown: a row for each data set, net and augmentation, each metric upright, over
-    rotations about the axes and over reflections; then the means over those data sets that have every net. Bold: the best of a data set.
+    """Formats the result of :func:`summarize` as one Markdown table: a row for each data set, net and augmentation, each metric upright,
+    over rotations about the axes and over reflections; then the means over the data sets that have every run. Bold: the best of a data set.
 
     Example:
         >>> row = {"data": "cells", "net": "plain", "augmentation": "none", "metric": "auc", "upright": 0.9, "turns_mean": 0.8}
@@ -163,7 +163,7 @@ def format_overview(summary: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _column_mean(rows: Sequence[Mapping[tuple[str, str], Any]], column: tuple[str, str]) -> tuple[float | None, None]:
-    """Mean of a column over data sets, where all have it."""
+    """Computes the mean of a column over data sets, if all have it."""
     values = [row.get(column, (None,))[0] for row in rows]
     return (None if None in values else float(np.mean(values))), None
 
@@ -173,7 +173,7 @@ def _number(value: Any, form: str) -> str:
 
 
 def format_tables(summary: Sequence[Mapping[str, Any]], below: Mapping[str, str] | None = None) -> str:
-    """What :func:`summarize` returned as Markdown, a table for each data set; ``below`` are further tables, by data set.
+    """Formats the result of :func:`summarize` as Markdown, a table for each data set; ``below`` are further tables, by data set.
 
     Example:
         >>> row = {"data": "cells", "net": "plain", "augmentation": "none", "metric": "auc", "learning_rate": 0.01, "epochs": 8}
@@ -213,7 +213,7 @@ def _draw_panel(panel: Any, lines: Sequence[Mapping[str, Any]], places: Mapping[
                 continue
             points += line[f"{score}_values"]
             if line["seeds"] > 1:
-                # beside the bar, which would hide them
+                # next to the bar, which would hide them
                 heights = [place + shift + 0.13] * len(line[f"{score}_values"])
                 panel.plot(line[f"{score}_values"], heights, "o", color=colour, alpha=0.45, ms=4, mew=0)
             style = {"fmt": marker, "color": colour, "ms": 6, "lw": 1.5, "capsize": 3}
@@ -222,17 +222,17 @@ def _draw_panel(panel: Any, lines: Sequence[Mapping[str, Any]], places: Mapping[
             points.append(line["angles_worst"])
             panel.plot(line["angles_worst"], place + 0.14, "<", color=ANGLES, mfc="white", ms=6)
     if points:
-        # by the points: the intervals of two seeds can be wider than everything else
+        # limits from the points: the intervals of two seeds can be wider than everything else
         margin = max(0.5 * (max(points) - min(points)), 0.05)
         low, high = min(points) - margin, max(points) + margin
-        # scores of a share end at 0 and 1
+        # scores that are shares end at 0 and 1
         if min(points) >= 0 and max(points) <= 1:
             low, high = max(low, -0.005), min(high, 1.005)
         panel.set_xlim(low, high)
 
 
 def draw_study(summary: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Draw what :func:`summarize` returned to a PNG file, a panel for each data set: upright and mean over the angles with intervals,
+    """Draws the result of :func:`summarize` to a PNG file, a panel for each data set: upright and mean over the angles with intervals,
     seeds, and the worst angle."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D

@@ -1,4 +1,4 @@
-"""Times of functions that alternate, and the machine that they are measured on."""
+"""Timing of alternating functions, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEAST_ROUNDS = 3
 
 
 def seconds_of(run: Callable[[], Any]) -> float:
-    """Seconds that a call takes, on a GPU until it is done, by the clock of ``torch.utils.benchmark``."""
+    """Measures the seconds of a call with the clock of ``torch.utils.benchmark``, which waits for GPUs."""
     start = timer()
     run()
     return timer() - start
@@ -32,11 +32,11 @@ def seconds_of(run: Callable[[], Any]) -> float:
 def interleave(
     runs: Mapping[Key, Callable[[], Any]], repeats: int, seconds: float = math.inf
 ) -> dict[Key, list[float]]:
-    """Seconds of each call of functions that alternate, so that other work on the machine affects all of them alike.
+    """Measures the seconds of each call of alternating functions, so that other work on the machine affects all of them equally.
 
-    Each of ``repeats`` rounds calls every function once, in a random order, so that no function always runs on the cache of the same other
-    one; after ``seconds`` no round begins, once there are three. Call every function before, so that nothing is compiled while it is timed.
-    (``torch.utils.benchmark.Timer`` times one function after the other.)"""
+    Each of ``repeats`` rounds calls every function once, in a random order, so that no function always finds the cache of the same other
+    one; after ``seconds`` and at least three rounds, no round begins. Call every function before, so that nothing is compiled while it is
+    timed. (``torch.utils.benchmark.Timer`` times one function after the other.)"""
     times: dict[Key, list[float]] = {name: [] for name in runs}
     names, start, generator = list(runs), time.monotonic(), torch.Generator().manual_seed(0)
     for finished in range(repeats):
@@ -48,7 +48,7 @@ def interleave(
 
 
 def median_seconds(runs: Mapping[Key, Callable[[], Any]], repeats: int, seconds: float = math.inf) -> dict[Key, float]:
-    """Median time of each of several functions that alternate as in :func:`interleave`, after one round that does not count.
+    """Measures the median seconds of alternating functions (:func:`interleave`), after one round that does not count.
 
     Example:
         >>> list(median_seconds({"one": lambda: None, "two": lambda: None}, repeats=3))
@@ -60,7 +60,7 @@ def median_seconds(runs: Mapping[Key, Callable[[], Any]], repeats: int, seconds:
 
 
 def processor_name(cpuinfo: str | Path = "/proc/cpuinfo") -> str:
-    """The model name of the first processor; where there is no such file, what Python knows."""
+    """Returns the model name of the first processor; without such a file, Python's name of it."""
     try:
         lines = Path(cpuinfo).read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -70,7 +70,7 @@ def processor_name(cpuinfo: str | Path = "/proc/cpuinfo") -> str:
 
 
 def graphics_driver() -> str | None:
-    """Version of NVIDIA's driver, as ``nvidia-smi`` says it; ``None`` where it says nothing."""
+    """Returns the version of NVIDIA's driver from ``nvidia-smi``; ``None`` if unknown."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
@@ -80,8 +80,8 @@ def graphics_driver() -> str | None:
 
 
 def warn_of_versions(torch_version: str, cudnn: int | None) -> str | None:
-    """A sentence about versions with which plain convolutions are slower than they need to be, so that nothing is compared with them
-    unnoticed; ``None`` for others.
+    """Warns of versions with unnecessarily slow plain convolutions, which make a comparison unfair; returns a sentence, ``None`` for other
+    versions.
 
     Example:
         >>> warn_of_versions("2.9.1+cu128", 91002)
@@ -101,7 +101,7 @@ def warn_of_versions(torch_version: str, cudnn: int | None) -> str | None:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Processor, cores, threads, GPU, versions and date, for every measured time, and what :func:`warn_of_versions` says of them."""
+    """Returns processor, cores, threads, GPU, versions and date, recorded with times, and the remark of :func:`warn_of_versions`."""
     on_gpu = device.type == "cuda"
     cudnn = torch.backends.cudnn.version() if on_gpu else None
     return {

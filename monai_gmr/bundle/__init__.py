@@ -1,4 +1,4 @@
-"""What runs bundles: the guard of the command line, checks of settings and data, prediction case by case."""
+"""Tools to run bundles: the guard of the command line, checks of settings and data, prediction case by case."""
 
 from monai_gmr.bundle.checks import check_decathlon, check_file, list_images, load_network, with_weights
 from monai_gmr.bundle.command_line import GMRWorkflow, find_bundle_root, guard_command_line, refuse

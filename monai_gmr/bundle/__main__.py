@@ -1,5 +1,5 @@
-"""``python -m monai_gmr.bundle run``: ``python -m monai.bundle run`` whose overrides are checked before MONAI applies them; ``trt_export``
-is MONAI's, too, and says in one sentence what it lacks."""
+"""``python -m monai_gmr.bundle run``: ``python -m monai.bundle run`` that checks overrides before MONAI applies them. ``trt_export`` is
+also MONAI's command; it reports in one sentence what is missing."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from monai_gmr.bundle.command_line import GMRWorkflow, report
 
 
 def run(run_id: str | None = None, **arguments: Any) -> None:
-    """Run a bundle; the arguments are those of ``monai.bundle.run``, overrides included."""
+    """Runs a bundle; the arguments are those of ``monai.bundle.run``, including overrides."""
     monai.bundle.run(run_id, workflow_name=GMRWorkflow, **arguments)
 
 
 def trt_export(net_id: str | None = None, **arguments: Any) -> None:
-    """Export a network to TensorRT; the arguments are those of ``monai.bundle.trt_export``."""
+    """Exports a network to TensorRT; the arguments are those of ``monai.bundle.trt_export``."""
     check_tensorrt()
     monai.bundle.trt_export(net_id, **arguments)
 

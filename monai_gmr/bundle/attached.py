@@ -1,7 +1,7 @@
-"""Runs a module as ``python -m`` does, in a process that ends with the one that started it.
+"""Runner of a module like ``python -m``, in a process that ends with the process that started it.
 
-``python -m monai_gmr.bundle.attached MODULE ARGUMENTS``, with a pipe as standard input that the other process holds open: when that
-process ends, in whatever way, the system closes the pipe, on every system.
+Start ``python -m monai_gmr.bundle.attached MODULE ARGUMENTS`` with a pipe as standard input that the other process holds open. However
+that process ends, every operating system closes the pipe.
 """
 
 from __future__ import annotations

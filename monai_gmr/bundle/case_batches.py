@@ -1,4 +1,4 @@
-"""The cases of a loader one batch after the other, those that fail left out by name."""
+"""Batches of a loader's cases; cases that fail are left out and named."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from monai_gmr.transforms import check_finite
 from monai_gmr.utils import ConfigurationError, WriteError, reason
 
-# name, item and, where there is none, the reason
+# name, item and, if there is no item, the reason
 NamedItem = tuple[str, Any, str]
 
 
@@ -26,9 +26,9 @@ class CaseBatch(NamedTuple):
 
 
 def case_name(dataset: Any, index: int) -> str:
-    """The file name of a case's image where the dataset's list has it, or the ``name`` there, else its number."""
+    """Names a case by the file name of its image or the ``name`` in the dataset's list, else by its number."""
     entries = getattr(dataset, "data", None)
-    # the items of a dataset that another one transforms would have to be read
+    # the list of an inner dataset names cases without reading items
     while isinstance(entries, Dataset):
         entries = getattr(entries, "data", None)
     try:
@@ -42,7 +42,7 @@ def case_name(dataset: Any, index: int) -> str:
 
 
 class _NamedItems(Dataset):
-    """Items of a dataset with their name, and the reason where one cannot be made or its image is not finite."""
+    """Items of a dataset with their name, and the reason if an item cannot be made or its image is not finite."""
 
     def __init__(self, dataset: Any, indices: Sequence[int], names: Sequence[str]) -> None:
         self.dataset, self.indices, self.names = dataset, indices, names
@@ -63,7 +63,7 @@ class _NamedItems(Dataset):
 
 
 def _have_one_size(items: list[Any]) -> bool:
-    """Whether items can be stacked, as far as the sizes of their tensors say; MONAI's collate_fn prints all voxels where not."""
+    """Checks whether items can be stacked, by the sizes of their tensors; otherwise MONAI's collate_fn prints all voxels."""
     if not all(isinstance(item, dict) for item in items):
         return True
     sizes = [{key: value.shape for key, value in item.items() if isinstance(value, torch.Tensor)} for item in items]
@@ -71,7 +71,7 @@ def _have_one_size(items: list[Any]) -> bool:
 
 
 def refuse_failures(failures: Mapping[str, str], total: int, what: str) -> None:
-    """Raise :class:`ConfigurationError` about the cases that failed, name to reason, if any, so that the exit status is not 0."""
+    """Raises :class:`ConfigurationError` if any case failed (name to reason), so that the exit status is not 0."""
     if failures:
         name, why = next(iter(failures.items()))
         first = f"the first is {name}" if len(failures) > 1 else name
@@ -79,10 +79,10 @@ def refuse_failures(failures: Mapping[str, str], total: int, what: str) -> None:
 
 
 class CaseBatches:
-    """The cases of a loader over a dataset with a length, each under a name of its own; with ``cases`` the first so many only.
+    """The cases of a loader over a dataset with a length, each with a unique name; ``cases`` limits them to the first ones.
 
-    The loader is not iterated itself: its dataset, batch size, collation and workers are used, in the dataset's order. Raises
-    ``ConfigurationError`` when there is no such dataset, or no case in it.
+    The loader is not iterated: only its dataset, batch size, collation and workers are used, in the dataset's order. Raises
+    ``ConfigurationError`` if there is no such dataset, or it has no case.
 
     Example:
         >>> from monai.data import DataLoader, Dataset
@@ -107,32 +107,32 @@ class CaseBatches:
             raise ConfigurationError("the evaluator's dataset has no case: check its folder and its list.")
         self.loader, self.dataset = loader, dataset
         names = [case_name(dataset, index) for index in range(min(count, cases or count))]
-        # two images of one name in two folders are two cases
+        # images with equal names in two folders are two cases
         self.names = [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names)]
 
     def items(self, names: Sequence[str] | None = None) -> _NamedItems:
-        """These cases, default all, one by one: name, item and the reason where there is none."""
+        """Returns these cases, by default all, one by one: name, item, and the reason if there is no item."""
         position = {name: index for index, name in enumerate(self.names)}
         chosen = self.names if names is None else names
         return _NamedItems(self.dataset, [position[name] for name in chosen], self.names)
 
     def load(self, names: Sequence[str] | None = None) -> DataLoader:
-        """Lists of the items of these cases, default all, for :meth:`process`."""
+        """Loads lists of the items of these cases, by default all, for :meth:`process`."""
         size, workers = self.loader.batch_size or 1, self.loader.num_workers
         return DataLoader(self.items(names), batch_size=size, num_workers=workers, collate_fn=list)
 
     def one(self, name: str) -> CaseBatch:
-        """The batch of a single case; raises ``ConfigurationError`` where it does not load."""
+        """Returns the batch of a single case; raises ``ConfigurationError`` if it does not load."""
         _, item, why = self.items([name])[0]
         if why:
             raise ConfigurationError(why)
         return CaseBatch([name], self.loader.collate_fn([item]))
 
     def process(self, items: list[NamedItem], function: Callable[[CaseBatch], None]) -> dict[str, str]:
-        """Call a function with the batch of some items; where that fails, or their sizes differ, with each alone.
+        """Calls a function with the batch of some items, or with each item separately if that fails or their sizes differ.
 
-        Returns name to reason of those that did not load or that the function failed on; that a file cannot be written ends it. The
-        items are taken out of their list, so that a single case is in memory once.
+        Returns name to reason for items that did not load or made the function fail; a write error is raised. Empties the list of items,
+        so that a single case is in memory only once.
         """
         failures = {name: why for name, _, why in items if why}
         loaded = [(name, item) for name, item, why in items if not why]
@@ -151,13 +151,13 @@ class CaseBatches:
                 if len(names) == 1:
                     failures[names[0]] = reason(error)
                 else:
-                    # the loop goes on over these
+                    # the loop continues with these
                     groups += [[each] for each in group]
         return failures
 
 
 def usable_image(title: str, batches: CaseBatches) -> Any:
-    """The image of the first case that loads; :class:`ConfigurationError` when none does, or it has not two or three spatial axes."""
+    """Returns the image of the first case that loads; raises :class:`ConfigurationError` if none does, or it is not 2D or 3D."""
     items = batches.items()
     item = next((item for _, item, why in map(items.__getitem__, range(len(items))) if not why), None)
     image = item.get(CommonKeys.IMAGE) if isinstance(item, dict) else None
@@ -173,7 +173,7 @@ def usable_image(title: str, batches: CaseBatches) -> Any:
 
 
 def anisotropic_spacing(image: Any) -> list[float] | None:
-    """The voxel size of an image in millimetres where its axes differ by more than 5 %, else ``None``.
+    """Returns the voxel size of an image in millimetres if it differs between axes by more than 5 %, else ``None``.
 
     Example:
         >>> affine = torch.diag(torch.tensor([1.0, 1.0, 3.0, 1.0]))

@@ -1,4 +1,4 @@
-"""The command line of ``python -m monai.bundle run``: typing errors and bad settings end in one sentence."""
+"""Guard of the command line of ``python -m monai.bundle run``: typing errors and bad settings end in one sentence."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ TRACKING_ARGUMENTS = ("output_dir", "tracking_uri", "experiment_name", "run_name
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without MONAI's lines about files that a config need not have."""
-    # logging has no public way to ask for this level
+    """Silences MONAI's log lines about optional files of a config."""
+    # logging has no public getter of this level
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -41,7 +41,7 @@ def quiet() -> Iterator[None]:
 
 
 def _refused_component(error: BaseException | None) -> ConfigurationError | None:
-    """The sentence about a component of a config whose constructor refused its arguments, in MONAI's words for that."""
+    """Returns the sentence about a config component whose constructor refused its arguments, recognised by MONAI's message."""
     refused = None
     while error is not None:
         component = REFUSED.match(str(error))
@@ -55,10 +55,10 @@ def _refused_component(error: BaseException | None) -> ConfigurationError | None
 
 
 def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print the error that ends the process: the sentence of a ``ConfigurationError``, however often MONAI wrapped it, or the traceback.
+    """Prints the error that ends the process: the sentence of a ``ConfigurationError``, however often MONAI wrapped it, or the traceback.
 
-    With ``MONAI_GMR_TRACEBACK=1`` in the environment it is always the traceback. The arguments are those of ``sys.excepthook``. In a
-    distributed run the first process that fails prints; errors of the others that follow, such as a closed connection, are left out.
+    ``MONAI_GMR_TRACEBACK=1`` in the environment always prints the traceback. The arguments are those of ``sys.excepthook``. In a
+    distributed run only the first process that fails prints; errors that follow in others, such as a closed connection, are left out.
     """
     sentence = find_configuration_error(error) or _refused_component(error)
     if os.environ.get(TRACEBACK_VARIABLE) or (sentence is None and is_first_to_fail()):
@@ -66,31 +66,31 @@ def report(kind: type[BaseException], error: BaseException, trace: TracebackType
         return
     if sentence is not None and is_first_to_fail(announce=True):
         tqdm, has_tqdm = optional_import("tqdm", name="tqdm")
-        # a progress bar leaves its line first
+        # a progress bar clears its line first
         with tqdm.external_write_mode(file=sys.stderr) if has_tqdm else nullcontext():
             print(f"error: {sentence}", file=sys.stderr)
     for thread in threading.enumerate():
-        # one that fills a cache: an interpreter that ends beneath its C++ code aborts the process
+        # threads that fill a cache: if the interpreter ends while their C++ code runs, the process aborts
         if isinstance(thread, DummyProcess):
             thread.join()
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a line of a log is more than ignite's copy of a sentence that ends the process."""
+    """Checks whether a log line is more than ignite's copy of the sentence that ends the process."""
     if not record.name.startswith("ignite") or os.environ.get(TRACEBACK_VARIABLE):
         return True
     return find_configuration_error(sys.exc_info()[1]) is None and is_first_to_fail()
 
 
 def _parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
-    """The named ones as fire reads them for ``monai.bundle.run``, over those of the ``args_file``."""
+    """Parses named arguments like fire for ``monai.bundle.run``; they override those of the ``args_file``."""
     if not arguments:
         return {}
-    # not among the requirements of this library, and needed by this command only
+    # not a requirement of this library, only of this command
     import fire
 
     parsed: dict[str, Any] = {}
-    # what follows "--" is for fire itself
+    # arguments after "--" are for fire itself
     fire.Fire(lambda *_, **named: parsed.update(named), list(takewhile(lambda argument: argument != "--", arguments)))
     if isinstance(parsed.get("args_file"), str):
         parsed = {**ConfigParser.load_config_file(parsed["args_file"]), **parsed}
@@ -98,7 +98,7 @@ def _parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _own_arguments() -> list[str]:
-    """What follows ``python -m monai.bundle run``, or ours, in this process; empty in any other program."""
+    """Returns the arguments of ``python -m monai.bundle run``, or ours, in this process; empty in any other program."""
     package, *rest = Path(sys.argv[0]).parts[-3:] or ("",)
     is_command = package in ("monai", "monai_gmr") and rest == ["bundle", "__main__.py"]
     return sys.argv[2:] if is_command and sys.argv[1:2] == ["run"] else []
@@ -110,10 +110,10 @@ def _root_of(config_file: Any) -> str:
 
 
 def find_bundle_root() -> str:
-    """The folder of the bundle that ``python -m monai.bundle run`` runs, whatever the working directory.
+    """Returns the folder of the bundle that ``python -m monai.bundle run`` runs, independent of the working directory.
 
-    That is the absolute path of the folder above the ``configs`` of ``--config_file``; ``"."``, MONAI's convention, in another program,
-    which gives ``bundle_root`` itself or makes a :class:`GMRWorkflow`.
+    This is the absolute path of the folder above the ``configs`` of ``--config_file``. In another program, which gives ``bundle_root``
+    itself or makes a :class:`GMRWorkflow`, it is ``"."``, MONAI's convention.
 
     Example:
         >>> find_bundle_root()
@@ -124,7 +124,7 @@ def find_bundle_root() -> str:
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
-    """:func:`check_settings` for what follows ``python -m monai.bundle run``."""
+    """Calls :func:`check_settings` for the arguments of ``python -m monai.bundle run``."""
     given = _parse_arguments(arguments)
     if not given.get("config_file"):
         return
@@ -137,18 +137,18 @@ def check_overrides(arguments: Sequence[str]) -> None:
 
 
 def guard_command_line(arguments: Sequence[str] | None = None) -> None:
-    """Make a bundle run end in one sentence when the user asked for what cannot be done.
+    """Makes a bundle run end in one sentence if the user requested something impossible.
 
-    It stands first in a config's ``initialize``. In ``python -m monai.bundle run`` errors are printed by :func:`report` from then on,
-    and the overrides are checked; in another program it does nothing. MONAI applies overrides before any code of a bundle runs;
-    ``python -m monai_gmr.bundle run`` checks them before that. ``arguments`` are by default those of this process.
+    Place it first in a config's ``initialize``. In ``python -m monai.bundle run`` it checks the overrides, and :func:`report` prints all
+    later errors; in another program it does nothing. MONAI applies overrides before any code of a bundle runs;
+    ``python -m monai_gmr.bundle run`` checks them before that. ``arguments`` default to those of this process.
 
     Raises:
-        ConfigurationError: when an override is mistyped or impossible.
+        ConfigurationError: if an override is mistyped or impossible.
     """
     own = _own_arguments()
     if own:
-        # Python's public hook: `monai.bundle run` catches nothing, and a config cannot name the workflow that it makes
+        # Python's public hook: `monai.bundle run` catches nothing, and a config cannot choose its workflow
         sys.excepthook = report
         for handler in logging.getLogger().handlers:
             handler.addFilter(_is_news)
@@ -156,15 +156,15 @@ def guard_command_line(arguments: Sequence[str] | None = None) -> None:
 
 
 def refuse(sentence: str) -> None:
-    """Raise :class:`ConfigurationError`, in a config that is not made to be run."""
+    """Raises :class:`ConfigurationError`, for a config that is not meant to be run."""
     raise ConfigurationError(sentence)
 
 
 class GMRWorkflow(ConfigWorkflow):
     """``monai.bundle.ConfigWorkflow`` that checks overrides before it applies them (:func:`check_settings`), and knows its bundle's folder.
 
-    Its arguments are those of ``ConfigWorkflow``; ``bundle_root``, where the config has it, is by default the folder above ``configs``,
-    whatever the working directory.
+    Its arguments are those of ``ConfigWorkflow``; ``bundle_root``, if the config has it, is by default the folder above ``configs``,
+    independent of the working directory.
 
     Example:
         >>> folder = getfixture("tmp_path") / "configs"; folder.mkdir()

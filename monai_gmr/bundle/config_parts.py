@@ -1,4 +1,4 @@
-"""The parts of any bundle's config: those that write files are switched off before they are made."""
+"""Changes to the parts of any bundle's config: parts that write files are switched off before they are made."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _opened: set[Path] = set()
 
 
 def switch_off(parser: ConfigParser) -> None:
-    """Disable, in a config that is not yet parsed, the parts that write files or logs, and its caches of images."""
+    """Disables the parts of a config that write files or logs, and its caches of images, before it is parsed."""
     for component in nodes_of(parser.get(), dict):
         target = component.get("_target_")
         name = target.rpartition(".")[-1] if isinstance(target, str) else ""
@@ -34,19 +34,19 @@ def switch_off(parser: ConfigParser) -> None:
             component.update({"_target_": "monai.data.Dataset", **kept})
         elif name.endswith("CacheDataset") or (name and {"cache_rate", "cache_num"} & component.keys()):
             component["cache_rate"] = 0.0
-    # MONAI leaves a disabled part out of a list, but puts None for a reference to one
+    # MONAI leaves a disabled part out of a list, but replaces a reference to it by None
     for entries in nodes_of(parser.get(), list):
         entries[:] = [entry for entry in entries if not _refers_to_disabled(entry, parser)]
 
 
 def remove_disabled(parser: ConfigParser) -> None:
-    """Take disabled parts out of lists, so that nothing is made of what they refer to."""
+    """Removes disabled parts from lists, so that nothing that they refer to is made."""
     for entries in nodes_of(parser.get(), list):
         entries[:] = [entry for entry in entries if not (isinstance(entry, dict) and entry.get("_disabled_") is True)]
 
 
 def nodes_of(config: Any, kind: type) -> Iterator[Any]:
-    """All dictionaries or all lists of a config."""
+    """Yields all dictionaries or all lists of a config."""
     if isinstance(config, kind):
         yield config
     if isinstance(config, (dict, list)):
@@ -62,12 +62,12 @@ def _refers_to_disabled(entry: Any, parser: ConfigParser) -> bool:
 
 
 def transforms_in(part: Any) -> Sequence[Any]:
-    """The transforms of a ``Compose``, those of nested ones too; of anything else only itself."""
+    """Returns the transforms of a ``Compose``, including nested ones; anything else is returned as the only one."""
     return part.flatten().transforms if isinstance(part, Compose) else [part]
 
 
 def make_importable(root: Path) -> None:
-    """Let a bundle import the packages in its folder, as MONAI does, and no other bundle's of the same name."""
+    """Makes the packages in a bundle's folder importable, like MONAI, and forgets other bundles' packages with the same name."""
     foreign = tuple(f"{other}{os.sep}" for other in _opened - {root})
     for name, module in list(sys.modules.items()):
         if (getattr(module, "__file__", None) or "").startswith(foreign):

@@ -1,4 +1,4 @@
-"""A bundle in Python: its network with weights, and what its inference does before and after it."""
+"""A bundle in Python: its network with weights, and its preprocessing, inferer and postprocessing."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from monai_gmr.utils import ConfigurationError, find_configuration_error, reason
 
 @dataclass(frozen=True)
 class LoadedBundle:
-    """The network of a bundle with its preprocessing, inferer and postprocessing; called with an image, it predicts.
+    """The network of a bundle with its preprocessing, inferer and postprocessing; a call with an image predicts.
 
-    The image is the path of a file or, where the preprocessing reads no file, also an array ``(channels, *spatial)``. A call returns the
-    prediction that the bundle's inference would write: a label volume ``(1, *spatial)``, or the probabilities of the classes. It raises
+    The image is the path of a file or, if the preprocessing reads no file, also an array ``(channels, *spatial)``. A call returns the
+    prediction that the bundle's inference would write: a label volume ``(1, *spatial)``, or the class probabilities. It raises
     ``ConfigurationError`` for an image that cannot be predicted.
 
     Attributes:
-        folder: of the bundle.
-        network: in eval mode, on ``device``.
-        device: of the network.
-        preprocessing: of a dictionary with the key ``image``.
+        folder: folder of the bundle.
+        network: network in eval mode, on ``device``.
+        device: device of the network.
+        preprocessing: called with a dictionary that has the key ``image``.
         inferer: called with a batch and the network.
-        postprocessing: of the preprocessed dictionary with the network's answer as ``pred``; writes no file.
-        metadata: the content of ``metadata.json``.
+        postprocessing: called with the preprocessed dictionary and the network's output as ``pred``; writes no file.
+        metadata: content of ``metadata.json``.
     """
 
     folder: Path
@@ -48,7 +48,7 @@ class LoadedBundle:
     metadata: Mapping[str, Any] = field(repr=False)
 
     def __call__(self, image: Any) -> torch.Tensor:
-        """Predict one image."""
+        """Predicts one image."""
         readers = (LoadImage, LoadImaged, LoadCased)
         reads = any(isinstance(each, readers) for each in transforms_in(self.preprocessing))
         is_path = isinstance(image, (str, os.PathLike))
@@ -77,20 +77,20 @@ class LoadedBundle:
 
 
 def load_bundle(bundle: str | os.PathLike[str], **settings: Any) -> LoadedBundle:
-    """The network of a bundle, with its weights, and its preprocessing, inferer and postprocessing, from its ``configs/inference``.
+    """Loads the network of a bundle, with its weights, preprocessing, inferer and postprocessing, from its ``configs/inference``.
 
     Args:
-        bundle: the name of a bundle that ships (``python -m monai_gmr.apps.bundles list``), or the folder of any bundle,
-            which goes first where both are there.
-        settings: ids of the config to other values, such as ``device="cpu"`` or ``roi_size=[64, 64, 64]``.
+        bundle: the name of a bundle that ships (``python -m monai_gmr.apps.bundles list``), or the folder of any bundle; a
+            folder takes precedence over a name.
+        settings: new values for ids of the config, such as ``device="cpu"`` or ``roi_size=[64, 64, 64]``.
 
-    The weights are those of the setting ``checkpoint``, by default ``models/model.pt``, read with ``weights_only=True`` and compared with
-    ``SHA256SUMS`` beside them where there is one. Without such a file, a warning says that the network has random weights. As every
-    config of MONAI, that of a bundle may run any code: load only those of people whom you trust.
+    The weights come from the setting ``checkpoint``, by default ``models/model.pt``, read with ``weights_only=True`` and compared with
+    ``SHA256SUMS`` in the same folder if it exists. Without weights, a warning says that the network has random weights. Like every
+    MONAI config, a bundle's config can run any code: load only bundles that you trust.
 
     Raises:
-        ConfigurationError: when there is no such bundle or setting, a part of it cannot be made, or the weights are damaged or of another
-            network.
+        ConfigurationError: if there is no such bundle or setting, a part of it cannot be made, or the weights are damaged or belong to
+            another network.
 
     Example:
         >>> import numpy as np

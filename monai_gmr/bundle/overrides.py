@@ -1,4 +1,4 @@
-"""Checks of overrides of a config, which MONAI would accept silently: a name that nothing reads, a value that no run can have."""
+"""Checks of config overrides that MONAI accepts silently: names that nothing reads, values that no run can use."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from monai.bundle import ComponentLocator
 from monai_gmr.bundle.settings import check_together, check_value
 from monai_gmr.utils import ConfigurationError
 
-# what a component of MONAI's configs has beside the arguments of its target
+# keys of a component of MONAI's configs besides the arguments of its target
 COMPONENT_KEYS = ("_target_", "_disabled_", "_requires_", "_desc_", "_mode_")
-# the types that can replace a plain value of a type, and what the user is told to give
+# types that can replace a plain value of a type, and the text of the hint
 KINDS: dict[type, tuple[Any, str]] = {
     bool: (bool, "True or False"),
     int: (int, "a whole number"),
@@ -32,15 +32,15 @@ def _is_reference(value: Any) -> bool:
 
 
 def _is_kind(value: Any, default: Any) -> bool:
-    """Whether an override can stand where the config has a plain value; references and expressions always can."""
+    """Checks whether an override can replace a plain value of the config; references and expressions always can."""
     if _is_reference(value) or type(default) not in KINDS:
         return True
-    # a bool is an int, too
+    # a bool is also an int
     return isinstance(value, KINDS[type(default)][0]) and isinstance(value, bool) == isinstance(default, bool)
 
 
 def _arguments_of(component: Mapping[str, Any]) -> set[str] | None:
-    """What the ``_target_`` of a component takes by name; ``None`` where that is anything, or is not known."""
+    """Returns the arguments that a component's ``_target_`` takes by name; ``None`` if it takes any or they are unknown."""
     target = component.get("_target_")
     if not isinstance(target, str) or _is_reference(target):
         return None
@@ -56,7 +56,7 @@ def _arguments_of(component: Mapping[str, Any]) -> set[str] | None:
 
 
 def _find_nested(name: str, config: Mapping[str, Any], prefix: str) -> Any:
-    """What a config has under an id, ``None`` where the id adds something; raises where it adds what nothing reads."""
+    """Returns the entry of a config under an id, ``None`` if the id adds an entry; raises if nothing reads the added entry."""
     keys = name.replace("#", "::").split("::")
     node: Any = config
     for depth, key in enumerate(keys):
@@ -67,7 +67,7 @@ def _find_nested(name: str, config: Mapping[str, Any], prefix: str) -> Any:
                 continue
             known = _arguments_of(node) if "_target_" in node else None
             names = sorted({*node, *(known or ()), *(COMPONENT_KEYS if "_target_" in node else ())})
-            # a dictionary that is no component may hold anything, so only what looks like a typing error is refused
+            # a dictionary that is not a component can hold anything, so only likely typing errors are refused
             strict = known is not None or not last
             near = difflib.get_close_matches(key, names, n=1, cutoff=0.5 if strict else 0.75)
             if last and ((known is not None and key in names) or (not strict and not near)):
@@ -92,7 +92,7 @@ def _find_nested(name: str, config: Mapping[str, Any], prefix: str) -> Any:
 
 
 def _checked_settings(config: Mapping[str, Any]) -> set[str]:
-    """The settings that a config hands to ``check_values``, whose rules then hold for its overrides too."""
+    """Returns the settings that a config passes to ``check_values``, whose rules then also apply to overrides."""
     lines = config.get("initialize")
     calls = [CHECKED.search(str(line)) for line in lines] if isinstance(lines, list) else []
     return {name for call in calls if call for name in IDS.findall(call[1])}
@@ -101,12 +101,11 @@ def _checked_settings(config: Mapping[str, Any]) -> set[str]:
 def check_settings(
     settings: Mapping[str, Any], config: Mapping[str, Any], accepted: Iterable[str] = (), prefix: str = "--"
 ) -> None:
-    """Raise ``ConfigurationError`` when a setting names nothing in a config, which MONAI would accept silently, or has a value that no run
-    can have.
+    """Raises ``ConfigurationError`` if a setting names nothing in a config, which MONAI would accept silently, or has an impossible value.
 
-    ``settings`` are ids of the config, ``"::"`` or ``"#"`` between the names of nested ones, to values; ``prefix`` is what the user writes
-    before a name. A name must be in the config, one of those ``accepted``, or an argument of the component that it is below; a value must
-    be able to stand where the config has a switch, a number, a list or a reference to one.
+    ``settings`` maps ids of the config to values; names of nested ids are joined by ``"::"`` or ``"#"``. ``prefix`` is what the user
+    writes before a name. A name must be in the config, in ``accepted``, or an argument of its component; a value must be able to replace
+    the config's switch, number, list or reference to one.
     """
     names = {*config, *accepted}
     checked = _checked_settings(config)
@@ -119,7 +118,7 @@ def check_settings(
             hint = f"did you mean {prefix}{near[0]}?" if near else f"the settings are {', '.join(plain)}."
             raise ConfigurationError(f"{prefix}{name} is no setting of this config: {hint}")
         default = None if head == "_meta_" or head not in config else _find_nested(name, config, prefix)
-        # the rule of a setting holds wherever the config refers to it, and goes before the kind of its default
+        # the rule of a setting applies to all references to it, and takes precedence over the kind of its default
         rule = default[1:] if isinstance(default, str) and default[:1] == "@" else name
         if rule in checked and isinstance(dims, int):
             if not _is_reference(value):

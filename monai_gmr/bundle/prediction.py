@@ -1,4 +1,4 @@
-"""The evaluator of an inference: a case that fails is left out by name, all others are predicted."""
+"""Evaluator for inference that predicts all cases, leaving out and naming those that fail."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from monai_gmr.utils import ConfigurationError
 
 
 def check_answer(answer: Any) -> None:
-    """Raise :class:`ConfigurationError` when a tensor that a network returned holds NaN or inf, which argmax makes any class."""
+    """Raises :class:`ConfigurationError` if a network's output holds NaN or inf, which argmax would turn into an arbitrary class."""
     if isinstance(answer, torch.Tensor) and not torch.isfinite(answer).all():
         raise ConfigurationError("the answer of the network holds NaN or inf: check its weights, or leave amp out.")
 
 
 def keep_geometry(output: dict[str, Any]) -> None:
-    """Give an answer without metadata that lies on the grid of its image the image's: where it lies, and of which file it is.
+    """Copies the metadata of the image, position and file, to a prediction without metadata on the image's grid.
 
     Example:
         >>> output = {"image": MetaTensor(torch.rand(1, 1, 4, 4), affine=2 * torch.eye(4)), "pred": torch.rand(1, 2, 4, 4)}
@@ -36,13 +36,13 @@ def keep_geometry(output: dict[str, Any]) -> None:
 
 
 class CasePredictor(SupervisedEvaluator):
-    """``monai.engines.SupervisedEvaluator`` with a method :meth:`predict` that finishes all cases that it can.
+    """``monai.engines.SupervisedEvaluator`` with a method :meth:`predict` that predicts as many cases as possible.
 
-    Batches whose images differ in size, and those in which a case fails, are predicted case by case.
+    Batches with images of different size, or with a case that fails, are predicted case by case.
 
     Args:
-        output: where predictions go, to be printed.
-        kwargs: those of ``SupervisedEvaluator``; ``val_data_loader`` as for :class:`~monai_gmr.bundle.case_batches.CaseBatches`.
+        output: where predictions are written, for the printed line.
+        kwargs: arguments of ``SupervisedEvaluator``; for ``val_data_loader`` see :class:`~monai_gmr.bundle.case_batches.CaseBatches`.
 
     Example:
         >>> from monai.data import DataLoader, Dataset
@@ -59,7 +59,7 @@ class CasePredictor(SupervisedEvaluator):
         super().__init__(**kwargs)
         self.output = output
         self.failures: dict[str, str] = {}
-        # while it predicts
+        # set during prediction
         self._cases: CaseBatches | None = None
         self.add_event_handler(
             IterationEvents.FORWARD_COMPLETED, lambda: check_answer(self.state.output[CommonKeys.PRED])
@@ -67,12 +67,12 @@ class CasePredictor(SupervisedEvaluator):
         self.add_event_handler(IterationEvents.FORWARD_COMPLETED, lambda: keep_geometry(self.state.output))
 
     def predict(self) -> None:
-        """Predict all cases; print how many were, and those that were not with the reason, about which it then raises."""
+        """Predicts all cases; prints the number of predictions and each failure with its reason, then raises if any case failed."""
         loader, length = self.data_loader, self.state.epoch_length
         self._cases = cases = CaseBatches(loader)
         self.data_loader, self.failures = cases.load(), {}
         self.state.epoch_length = len(self.data_loader)
-        # labels no longer show that the answers for windows held NaN
+        # checks the outputs of windows, because labels no longer show NaN
         check = self.network.register_forward_hook(lambda _module, _inputs, answer: check_answer(answer))
         try:
             self.run()
@@ -85,7 +85,7 @@ class CasePredictor(SupervisedEvaluator):
             print(f"{name} is left out: {why}")
         refuse_failures(self.failures, len(cases.names), "images were not predicted")
 
-    # MONAI's name for the method that a subclass replaces
+    # method that MONAI's subclasses override
     def _iteration(self, engine: Any, batchdata: Any) -> Any:
         iterate = super()._iteration
         if self._cases is None:
@@ -99,9 +99,9 @@ class CasePredictor(SupervisedEvaluator):
             inputs.extend(engine.state.batch)
 
         self.failures |= self._cases.process(batchdata, predict)
-        # for the handlers of a whole iteration
+        # for handlers of the whole iteration
         engine.state.batch, engine.state.output = inputs, outputs
         if len(self.failures) == len(self._cases.names) and engine.state.iteration == engine.state.epoch_length:
-            # there is nothing to write for the handlers of a whole epoch
+            # handlers of the whole epoch have nothing to write
             engine.terminate()
         return outputs

@@ -1,4 +1,4 @@
-"""The process of a run: its memory, and how the processes of a distributed run start, fail and end together."""
+"""Memory of a run's process, and start, failure and end of the processes of a distributed run."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _store: Any = None
 
 
 def keep_freed_memory(size: int = LARGEST_KEPT) -> bool:
-    """Let the C library keep freed memory for the next tensor instead of returning it to the system; whether it does (Linux with glibc).
+    """Makes the C library keep freed memory for the next tensor instead of returning it to the system; returns success (glibc only).
 
-    By default glibc maps every block of more than some megabytes anew, and the system fills each page of it with zeros: a training step
-    on a CPU takes up to 1.7 times as long. The process keeps the largest size that it ever had; ``size`` is the largest block, in bytes.
+    By default glibc maps every block of more than some megabytes anew, and the system zeroes each page, so a training step on a CPU takes
+    up to 1.7 times as long. The process stays at its peak size; ``size`` is the largest block to keep, in bytes.
 
     Example:
         >>> keep_freed_memory() in (True, False)
@@ -34,14 +34,14 @@ def keep_freed_memory(size: int = LARGEST_KEPT) -> bool:
 
 
 def join_process_group(backend: str) -> None:
-    """``torch.distributed.init_process_group`` of a process that torchrun started, with a store of which process failed first."""
+    """Calls ``torch.distributed.init_process_group`` in a process started by torchrun, with a store that records the first failure."""
     global _store
     _store, rank, size = next(dist.rendezvous("env://"))
     dist.init_process_group(backend, store=_store, rank=rank, world_size=size)
 
 
 def is_first_to_fail(announce: bool = False) -> bool:
-    """Whether no other process of a distributed run has failed before; ``announce``: this one fails now, which the others then know."""
+    """Checks whether no other process of a distributed run has failed before; ``announce`` tells the others that this one fails now."""
     try:
         return _store is None or bool(_store.add(FAILURE_KEY, int(announce)) == int(announce))
     except RuntimeError:
@@ -50,11 +50,11 @@ def is_first_to_fail(announce: bool = False) -> bool:
 
 
 def leave_process_group() -> None:
-    """End a distributed run: wait for the other processes, then leave their group; without a group, do nothing.
+    """Ends a distributed run: waits for the other processes, then leaves their group; without a group, does nothing.
 
-    A network in ``DistributedDataParallel`` keeps the group's threads alive beyond ``torch.distributed.destroy_process_group``, and one
-    that still holds a tensor when the interpreter shuts down aborts the process (pytorch/pytorch issue 190489). So the garbage of the run
-    is collected before.
+    A network in ``DistributedDataParallel`` keeps the group's threads alive after ``torch.distributed.destroy_process_group``, and a
+    thread that still holds a tensor at interpreter shutdown aborts the process (pytorch/pytorch issue 190489). So the run's garbage is
+    collected before.
     """
     if dist.is_available() and dist.is_initialized():
         dist.barrier()

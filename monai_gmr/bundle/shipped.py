@@ -1,4 +1,4 @@
-"""The bundles that ship with the library: where they lie, which files of them ship, and copies to work with."""
+"""Bundles that ship with the library: their folders, their shipped files, and working copies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from monai_gmr.arguments import describe
 from monai_gmr.files import read_json_object, replacing
 from monai_gmr.utils import ConfigurationError, reason
 
-# files of a bundle that ship, and of those the ones that do not; package-data of pyproject.toml says the same for the wheel
+# shipped files of a bundle, and exceptions from them; package-data of pyproject.toml repeats both for the wheel
 SHIPPED = (
     "LICENSE",
     "configs/*",
@@ -32,7 +32,7 @@ LEFT_OUT = ("docs/rotation/*/*.png",)
 METADATA = "configs/metadata.json"
 PAGE = "docs/README.md"
 WEIGHTS = "models/model.pt"
-# what a config with the network alone says where someone runs it
+# lets a config that holds only the network refuse to run
 NETWORK_ALONE = {
     "initialize": ["$monai_gmr.bundle.guard_command_line()"],
     "run": ["$monai_gmr.bundle.refuse('train.json holds the network alone, for monai.bundle.load: run train.yaml.')"],
@@ -41,7 +41,7 @@ SUFFIXES = (".yaml", ".yml", ".json")
 
 
 def bundles_folder() -> Path:
-    """The folder of the bundles: in the installed package, or beside it in a checkout of the repository."""
+    """Returns the folder of the bundles: in the installed package, or next to it in a checkout of the repository."""
     package = Path(str(importlib.resources.files("monai_gmr")))
     for folder in (package / "bundles", package.parent / "bundles"):
         if any(folder.glob(f"*/{METADATA}")):
@@ -50,7 +50,7 @@ def bundles_folder() -> Path:
 
 
 def shipped_bundles() -> dict[str, Path]:
-    """Names of the bundles that ship, to their folders.
+    """Returns the folders of the bundles that ship, by name.
 
     Example:
         >>> "volume_segmentation_gmr_unet" in shipped_bundles()
@@ -60,10 +60,10 @@ def shipped_bundles() -> dict[str, Path]:
 
 
 def find_bundle(bundle: str | os.PathLike[str], only_shipped: bool = False) -> Path:
-    """The folder of a bundle: the one given, such as a copy in the working directory, or else the one that ships under this name.
+    """Finds the folder of a bundle: the given folder, such as a copy in the working directory, or else the shipped bundle with this name.
 
     Raises:
-        ConfigurationError: when there is none; ``only_shipped``: also when it is a path.
+        ConfigurationError: if there is none; with ``only_shipped`` also if it is a path.
 
     Example:
         >>> find_bundle("volume_segmentation")
@@ -88,14 +88,14 @@ def find_bundle(bundle: str | os.PathLike[str], only_shipped: bool = False) -> P
 
 
 def check_packages(*names: str) -> None:
-    """Raise :class:`ConfigurationError` when packages that bundles need, by the names of their modules, are not installed."""
+    """Raises :class:`ConfigurationError` if packages that bundles need, by module name, are not installed."""
     lacking = [name for name in names if not optional_import(name)[1]]
     if lacking:
         raise ConfigurationError(f"bundles need {' and '.join(lacking)}: pip install 'monai-gmr[bundle]'.")
 
 
 def read_config(path: Path) -> Any:
-    """The content of a config, JSON or YAML; :class:`ConfigurationError` where it is none."""
+    """Reads a config, JSON or YAML; raises :class:`ConfigurationError` if it is neither."""
     check_packages("yaml")
     try:
         return ConfigParser.load_config_file(str(path))
@@ -106,13 +106,13 @@ def read_config(path: Path) -> Any:
 
 
 def find_config(root: Path, name: str) -> Path | None:
-    """``configs/NAME`` of a bundle, with the first of :data:`SUFFIXES` that is there."""
+    """Finds ``configs/NAME`` of a bundle, with the first of :data:`SUFFIXES` that exists."""
     paths = [(root / "configs" / name).with_suffix(suffix) for suffix in SUFFIXES]
     return next((path for path in paths if path.is_file()), None)
 
 
 def read_metadata(root: Path) -> dict[str, Any]:
-    """The content of a bundle's ``metadata.json``; :class:`ConfigurationError` where it is none."""
+    """Reads a bundle's ``metadata.json``; raises :class:`ConfigurationError` if there is none."""
     path = root / METADATA
     if not path.is_file():
         raise ConfigurationError(f"{root} is no bundle, it has no {METADATA}: give a folder that has one.")
@@ -120,7 +120,7 @@ def read_metadata(root: Path) -> dict[str, Any]:
 
 
 def shipped_files(root: Path) -> list[str]:
-    """The files of a bundle that ship, relative to its folder; not data, results, or pictures that only its report needs.
+    """Lists the shipped files of a bundle, relative to its folder; no data, results, or pictures that only its report needs.
 
     Example:
         >>> shipped_files(find_bundle("volume_segmentation_gmr_unet"))[0]
@@ -132,7 +132,7 @@ def shipped_files(root: Path) -> list[str]:
 
 
 def _network_config(root: Path) -> dict[str, Any] | None:
-    """The network of a bundle, with the settings that it refers to."""
+    """Returns the network entry of a bundle's config, with the settings that it refers to."""
     path = find_config(root, "inference")
     config = {} if path is None else read_config(path)
     chosen, waiting = {name: config[name] for name in ("imports",) if name in config}, ["network_def"]
@@ -145,7 +145,7 @@ def _network_config(root: Path) -> dict[str, Any] | None:
 
 
 def _unlink_what_is_not_there(root: Path) -> None:
-    """Leave of links and pictures on a bundle's page their words alone where they lead to what the bundle does not hold."""
+    """Replaces links and pictures on a bundle's page by their text if their target is not in the bundle."""
     page = root / PAGE
     if not page.is_file():
         return
@@ -161,13 +161,13 @@ def _unlink_what_is_not_there(root: Path) -> None:
 
 
 def copy_bundle(name: str, folder: str | os.PathLike[str]) -> Path:
-    """Copy a bundle that ships to ``folder/name``, whole or not at all, and return that path.
+    """Copies a shipped bundle to ``folder/name``, completely or not at all, and returns that path.
 
-    The copy also has ``configs/train.json`` with the network alone: ``monai.bundle.load`` takes it from a file of that name. Its page
+    The copy also has ``configs/train.json`` with only the network, because ``monai.bundle.load`` reads it from there. Its page
     has no links to other bundles.
 
     Raises:
-        ConfigurationError: when no bundle of that name ships, there is something of that name, or the folder cannot be written.
+        ConfigurationError: if no bundle with this name ships, the target exists, or the folder cannot be written.
     """
     root = find_bundle(name, only_shipped=True)
     target = Path(folder) / root.name
@@ -177,7 +177,7 @@ def copy_bundle(name: str, folder: str | os.PathLike[str]) -> Path:
         try:
             for file in shipped_files(root):
                 (temporary / file).parent.mkdir(parents=True, exist_ok=True)
-                # without the permissions of a folder of packages, which may be read-only
+                # without permissions, because a folder of packages can be read-only
                 shutil.copyfile(root / file, temporary / file)
             _unlink_what_is_not_there(temporary)
             network = _network_config(root)

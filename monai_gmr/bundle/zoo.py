@@ -1,4 +1,4 @@
-"""What MONAI's bundle specification and model zoo demand of a bundle, as checks: one sentence for each thing that is wrong."""
+"""Checks of a bundle against MONAI's bundle specification and model zoo: one sentence per problem."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from monai_gmr.utils import ConfigurationError, reason
 jsonschema, _ = optional_import("jsonschema")
 
 SCHEMA = Path(__file__).with_name("metadata_schema.json")
-# the zoo's limit for a file in its repository
+# limit of the zoo for a file in its repository
 LARGEST_FILE = 25_000_000
 NECESSARY = {
     METADATA: "write one to MONAI's bundle specification",
@@ -33,7 +33,7 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)+")
 LICENCE_OF_DATA = re.compile(r"\bCC[ -](BY|0)|licen[cs]e", re.IGNORECASE)
 PERSONAL_PATH = re.compile(r"/home/\w+|/Users/\w+|[A-Za-z]:\\+Users")
 HASHES = {"md5": 32, "sha1": 40, "sha256": 64, "sha512": 128}
-# ids that the zoo asks for in a config that is there; those below a part only where that part is
+# ids that the zoo requires in an existing config; nested ids only if their part exists
 KEYS = {
     "inference": ("bundle_root", "device", "network_def", "inferer"),
     "train": (
@@ -48,14 +48,14 @@ LONGEST = 160
 
 
 class BundleFolder:
-    """A folder that should hold a bundle, read when a check asks for it."""
+    """A folder that should hold a bundle, read on demand."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
-        """The content of ``metadata.json``; empty where it cannot be read, which the check of metadata says."""
+        """Content of ``metadata.json``; empty if it cannot be read, which the metadata check reports."""
         try:
             return read_metadata(self.root)
         except ConfigurationError:
@@ -78,7 +78,7 @@ class BundleFolder:
         return {os.path.normpath(path) for path in paths if isinstance(path, str)}
 
     def config(self, name: str) -> tuple[str, dict[str, Any]]:
-        """File name and content of a config; ``("", {})`` without one."""
+        """Returns file name and content of a config; ``("", {})`` without one."""
         path = find_config(self.root, name)
         return ("", {}) if path is None else (path.name, read_config(path))
 
@@ -155,7 +155,7 @@ def _check_large_files(bundle: BundleFolder) -> Iterator[str]:
 
 
 def _has(config: Any, id_: str) -> bool:
-    """Whether a config has an id; what a reference or an expression has is not known, so that counts."""
+    """Checks whether a config has an id; references and expressions count, because their content is unknown."""
     for key in id_.split("::"):
         if isinstance(config, str):
             return config[:1] in ("$", "@", "%")
@@ -168,7 +168,7 @@ def _has(config: Any, id_: str) -> bool:
 def _check_configs(bundle: BundleFolder) -> Iterator[str]:
     for name, ids in KEYS.items():
         file, config = bundle.config(name)
-        # a zoo's config may write nested ids as one key
+        # configs of the zoo can write nested ids as one key
         config = {key: value for key, value in config.items() if "#" not in key}
         for id_ in ids if file else ():
             part = id_.split("::")[0]
@@ -198,7 +198,7 @@ def _check_weights(bundle: BundleFolder) -> Iterator[str]:
 
 
 def _check_network(bundle: BundleFolder) -> Iterator[str]:
-    """The network of the config against metadata and weights."""
+    """Compares the network of the config with metadata and weights."""
     config, file = find_config(bundle.root, "inference"), bundle.root / METADATA
     with quiet():
         parser = GMRWorkflow(str(config), str(file), logging_file=False, workflow_type="infer").parser
@@ -234,15 +234,14 @@ CHECKS: tuple[Check, ...] = (
 
 
 def check_bundle(folder: str | os.PathLike[str], network: bool = True) -> list[str]:
-    """What is wrong with a bundle by MONAI's specification and the rules of its model zoo, one sentence each; empty where nothing is.
+    """Finds problems of a bundle by MONAI's specification and the rules of its model zoo, one sentence each; empty if there are none.
 
-    Checked are names, necessary files, metadata (by a schema of ours: MONAI's own is only to be had from the network), the list of large
-    files, ids of the configs, the checksum of weights and, where all that is right and ``network`` is true, the network: that it can be
-    made, that the weights are its own and finite, and that shape and dtype of its answer are those of the metadata. Making a network runs
-    code of the bundle.
+    Checks names, necessary files, metadata (by our own schema, because MONAI's must be downloaded), the list of large files, ids of the
+    configs, the checksum of weights and, if all that is right and ``network`` is true, the network: that it can be made, that the weights
+    fit and are finite, and that shape and dtype of its output match the metadata. Making a network runs code of the bundle.
 
     Raises:
-        ConfigurationError: when there is no such folder, or a package is not installed that this needs.
+        ConfigurationError: if there is no such folder, or a required package is not installed.
 
     Example:
         >>> folder = getfixture("tmp_path") / "spleen_segmentation"

@@ -1,4 +1,4 @@
-"""Data sets: MedMNIST-layout classification files, phantoms that the library makes itself, and the files of predictions."""
+"""Data sets: classification files in the MedMNIST layout, generated phantoms, and the files of predictions."""
 
 from monai_gmr.data.medmnist import (
     MedMNISTCacheDataset,

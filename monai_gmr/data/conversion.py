@@ -1,7 +1,7 @@
-"""Published npz files converted to the layouts that bundles read: Decathlon, or MedMNIST with all three sections.
+"""Conversion of published npz files to the layouts that bundles read: Decathlon, or MedMNIST with all three sections.
 
-Functions raise :class:`~monai_gmr.utils.ConfigurationError`, one sentence, for files and arguments that do not fit. ``arrays`` are those
-of an npz file, whose name ``source`` stands in the sentence.
+Functions raise :class:`~monai_gmr.utils.ConfigurationError`, one sentence, for files and arguments that do not fit. ``arrays`` is the
+content of an npz file; ``source`` is its name, for the sentence.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DECATHLON_CONTENT = {"imagesTr", "labelsTr", "dataset.json"}
 
 
 class Case(NamedTuple):
-    """An image and its label, both of the same shape in 2D or 3D, and the name of their files."""
+    """An image and its label with the same shape in 2D or 3D, and the name of their files."""
 
     name: str
     image: np.ndarray
@@ -44,7 +44,7 @@ class Case(NamedTuple):
 
 @contextmanager
 def open_npz(path: PathLike) -> Iterator[Any]:
-    """An open npz file of plain arrays, each read when it is asked for."""
+    """Opens an npz file of plain arrays, which are read on access."""
     try:
         with np.load(path, allow_pickle=False) as file:
             yield file
@@ -57,7 +57,7 @@ def open_npz(path: PathLike) -> Iterator[Any]:
 
 
 def read_arrays(path: PathLike) -> dict[str, np.ndarray]:
-    """All arrays of an npz file."""
+    """Reads all arrays of an npz file."""
     if not Path(path).is_file():
         raise ConfigurationError(f"{path} is no file: give the path of an npz file.")
     with open_npz(path) as file:
@@ -65,7 +65,7 @@ def read_arrays(path: PathLike) -> dict[str, np.ndarray]:
 
 
 def read_cases(arrays: Mapping[str, np.ndarray], source: str) -> list[Case]:
-    """Image ``img_KEY`` and label ``lab_KEY`` of each of the ``ids``, in their order; KEY is the id, or its position: ``000``, ``001``."""
+    """Reads image ``img_KEY`` and label ``lab_KEY`` for each of the ``ids``, in order; KEY is the id or its position: ``000``, ``001``."""
     if "ids" not in arrays:
         keys = ", ".join(list(arrays)[:6]) or "(none)"
         raise ConfigurationError(f"{source} has no 'ids' among its keys {keys}: give a file of ids, img_*, lab_*.")
@@ -85,7 +85,7 @@ def read_cases(arrays: Mapping[str, np.ndarray], source: str) -> list[Case]:
 
 
 def read_folder(folder: PathLike) -> list[Case]:
-    """The pictures of a folder with ``images`` and ``labels``, PNG files of the same names, one channel each; sorted by name."""
+    """Reads the pictures in folders ``images`` and ``labels``, PNG files with equal names and one channel; sorted by name."""
     root = Path(folder)
     files = {part: {file.stem: file for file in sorted((root / part).glob("*.png"))} for part in ("images", "labels")}
     names = list(files["images"])
@@ -105,7 +105,7 @@ def read_folder(folder: PathLike) -> list[Case]:
 
 
 def read_volume(arrays: Mapping[str, np.ndarray], source: str) -> Case:
-    """The one volume of a file with the keys ``image`` and ``label``."""
+    """Reads the single volume of a file with the keys ``image`` and ``label``."""
     return _checked(Case("volume", *_pair(arrays, "image", "label", source)), source)
 
 
@@ -137,12 +137,12 @@ def _are_finite(array: np.ndarray) -> bool:
 
 
 def foreground(instances: np.ndarray) -> np.ndarray:
-    """1 inside any instance of an image of instance numbers (0: none), 0 elsewhere, as uint8."""
+    """Converts an image of instance numbers (0: none) to a uint8 mask: 1 inside any instance, 0 elsewhere."""
     return (instances > 0).astype(np.uint8)
 
 
 def boundary(instances: np.ndarray) -> np.ndarray:
-    """1 where a neighbour along an axis has another instance number (0, none, is one more), as uint8: both sides of the change."""
+    """Marks voxels with a neighbour along an axis that has another instance number, 0 included, as uint8: both sides of each change."""
     edge = np.zeros(instances.shape, bool)
     for axis in range(instances.ndim):
         values, marks = np.moveaxis(instances, axis, 0), np.moveaxis(edge, axis, 0)
@@ -157,7 +157,7 @@ TARGETS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"foreground": foregrou
 
 
 def cut_blocks(case: Case, blocks: int) -> list[Case]:
-    """A case cut into ``blocks`` equal parts along each axis, the last axis running fastest; at least 2."""
+    """Cuts a case into ``blocks`` equal parts along each axis, at least 2; the last axis runs fastest."""
     shape = case.image.shape
     if blocks < 2 or any(side % blocks for side in shape):
         raise ConfigurationError(
@@ -171,7 +171,7 @@ def cut_blocks(case: Case, blocks: int) -> list[Case]:
 
 
 def cut_slices(case: Case, axis: int) -> list[Case]:
-    """The slices of a volume across an axis, 0 to 2, as cases of two dimensions, whose names end in their number."""
+    """Cuts a volume into slices across an axis, 0 to 2: 2D cases whose names end in their number."""
     if case.image.ndim != 3 or axis not in range(3):
         raise ConfigurationError(
             f"{case.name} of shape {case.image.shape} cannot be cut across axis {axis}: give volumes, and an axis from 0 to 2."
@@ -183,7 +183,7 @@ def cut_slices(case: Case, axis: int) -> list[Case]:
 
 
 def read_split(path: PathLike) -> dict[str, list[str]]:
-    """The names of the cases of each section, from JSON such as ``{"training": ["a", "b"], "validation": ["c"], "test": ["d"]}``."""
+    """Reads the case names of each section from JSON such as ``{"training": ["a", "b"], "validation": ["c"], "test": ["d"]}``."""
     try:
         split = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -205,7 +205,7 @@ def read_split(path: PathLike) -> dict[str, list[str]]:
 
 
 def take_split(cases: Sequence[Case], split: Mapping[str, Sequence[str]], source: str) -> dict[str, list[Case]]:
-    """The cases of each section of a split, by their names; cases that it does not name are left out."""
+    """Selects the cases of each section of a split by name; leaves out cases that it does not name."""
     known = {case.name: case for case in cases}
     unknown = next((name for part in split.values() for name in part if name not in known), None)
     if unknown is not None:
@@ -216,7 +216,7 @@ def take_split(cases: Sequence[Case], split: Mapping[str, Sequence[str]], source
 
 
 def split_cases(cases: Sequence[Case], seed: int | None = None) -> dict[str, list[Case]]:
-    """Training, validation and test section: 60, 20 and 20 % of at least 3 cases, at random from a ``seed``, else in their order."""
+    """Splits at least 3 cases into training, validation and test: 60, 20 and 20 %, randomly with a ``seed``, otherwise in order."""
     number = len(cases)
     if number < 3:
         raise ConfigurationError(f"{number} cases cannot be split into training, validation and test: give at least 3.")
@@ -240,11 +240,11 @@ def write_decathlon(
     progress: bool = True,
     pictures: bool = False,
 ) -> Path:
-    """Write cases as NIfTI in the layout of the Medical Segmentation Decathlon, whole or not at all, and give the path of ``dataset.json``.
+    """Writes cases as NIfTI in the layout of the Medical Segmentation Decathlon, completely or not at all; returns ``dataset.json``'s path.
 
-    Files are called after the folder and the case; a pixel or voxel is 1 mm wide. ``labels`` are the names of the label values, from 0;
-    ``about`` are further entries of ``dataset.json``, such as the source of the data. ``pictures``: PNG
-    instead, for images of two dimensions and 8 or 16 bits, whose rows are those of the picture.
+    Files are named after the folder and the case; a pixel or voxel is 1 mm wide. ``labels`` are the names of the label values, from 0;
+    ``about`` holds further entries of ``dataset.json``, such as the source of the data. ``pictures`` writes PNG instead of NIfTI, for 2D
+    images with 8 or 16 bits; rows of the array become rows of the picture.
     """
     folder = Path(os.path.abspath(output_dir))
     check_output_dir(folder, overwrite)
@@ -270,7 +270,7 @@ def write_decathlon(
 
 @contextmanager
 def _replacing_folder(folder: Path) -> Iterator[Path]:
-    """A path beside ``folder`` for a new folder that replaces it when the block ends, and is removed when the block fails."""
+    """Yields the path of a new folder next to ``folder``, which replaces it when the block ends and is removed if the block fails."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}_") as temporary:
@@ -289,7 +289,7 @@ def _replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 def check_output_dir(folder: PathLike, overwrite: bool = False) -> None:
-    """Raise unless a folder is new, or may be overwritten and holds a Decathlon data set and nothing else."""
+    """Raises unless a folder is new, or ``overwrite`` is set and it holds only a Decathlon data set."""
     folder = Path(folder)
     if not os.path.lexists(folder):
         return
@@ -323,7 +323,7 @@ def _write_case(folder: Path, prefix: str, case: Case, num_labels: int, pictures
 def draw_sections(
     arrays: Mapping[str, np.ndarray], num_training: int, num_validation: int, source: str, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Arrays of the MedMNIST layout from a file without a validation section: drawn from the training section, as many as are asked for."""
+    """Draws both training and validation images from the training section of a MedMNIST file without a validation section."""
     images, labels = as_test_section(arrays, "train_images", "train_labels", source).values()
     test = as_test_section(arrays, "test_images", "test_labels", source)
     if "val_images" in arrays:
@@ -341,7 +341,7 @@ def draw_sections(
 
 
 def as_test_section(arrays: Mapping[str, np.ndarray], images: str, labels: str, source: str) -> dict[str, np.ndarray]:
-    """Arrays of the MedMNIST layout that hold a test section only, from those under the given keys."""
+    """Makes arrays of the MedMNIST layout with only a test section, from the arrays under the given keys."""
     image, label = _pair(arrays, images, labels, source)
     if image.ndim < 3 or label.ndim not in (1, 2) or len(image) != len(label):
         raise ConfigurationError(
@@ -352,11 +352,11 @@ def as_test_section(arrays: Mapping[str, np.ndarray], images: str, labels: str, 
 
 
 def write_medmnist(path: PathLike, arrays: Mapping[str, np.ndarray], overwrite: bool = False) -> Path:
-    """Write an npz file of the MedMNIST layout, ``{train,val,test}_images`` and ``{train,val,test}_labels``, whole or not at all."""
+    """Writes an npz file in the MedMNIST layout (``{train,val,test}_images``, ``{train,val,test}_labels``), completely or not at all."""
     file = Path(path)
     check_output_file(file, overwrite)
     for name, array in arrays.items():
-        # numpy before 2.1 cannot be told not to pickle them
+        # numpy before 2.1 always pickles them
         if np.asarray(array).dtype.hasobject:
             raise ConfigurationError(f"{name} holds Python objects: give an array of numbers.")
         if not _are_finite(np.asarray(array)):
@@ -367,7 +367,7 @@ def write_medmnist(path: PathLike, arrays: Mapping[str, np.ndarray], overwrite: 
 
 
 def check_output_file(file: PathLike, overwrite: bool = False) -> None:
-    """Raise when an npz file cannot be written there."""
+    """Raises if an npz file cannot be written there."""
     file = Path(file)
     if file.suffix != ".npz":
         raise ConfigurationError(f"{file} does not end in .npz: give the name of an npz file.")

@@ -32,7 +32,7 @@ SIZES = (28, 64, 128, 224)
 
 @cache
 def _medmnist_table() -> dict[str, dict[str, Any]]:
-    """The table of the data sets of the installed medmnist, flag to entry; empty where there is none.
+    """Returns the table of data sets of the installed medmnist, flag to entry; empty if it is not installed.
 
     Only ``medmnist/info.py`` is read: importing the package would cost pandas and scikit-learn, and make a folder in the user's home.
     """
@@ -47,13 +47,13 @@ def _medmnist_table() -> dict[str, dict[str, Any]]:
 
 
 def medmnist_info(flag: str) -> dict[str, Any] | None:
-    """The entry of a data set such as ``"breastmnist"`` in the table of the installed medmnist; ``None`` if there is none."""
+    """Returns the entry of a data set such as ``"breastmnist"`` in the table of the installed medmnist; ``None`` if there is none."""
     return _medmnist_table().get(flag)
 
 
 @checked_arguments
 def medmnist_flags(spatial_dims: int) -> list[str]:
-    """The flags of all data sets of medmnist with 2 or 3 spatial axes; raises ``ConfigurationError`` where medmnist is not installed.
+    """Returns the flags of all medmnist data sets with 2 or 3 spatial axes; raises ``ConfigurationError`` if medmnist is not installed.
 
     Example:
         >>> len(medmnist_flags(2)), medmnist_flags(3)[0]
@@ -67,7 +67,7 @@ def medmnist_flags(spatial_dims: int) -> list[str]:
 
 @checked_arguments
 def medmnist_file(dataset_dir: PathLike, flag: str, size: int = SIZES[0]) -> Path:
-    """The file of a flag of medmnist, or of the name of an npz file, in a folder, whether it is there or not.
+    """Returns the path of a medmnist flag, or of an npz file name, in a folder, whether it exists or not.
 
     Example:
         >>> str(medmnist_file("data", "breastmnist", 64)), str(medmnist_file("data", "cells.npz"))
@@ -78,10 +78,10 @@ def medmnist_file(dataset_dir: PathLike, flag: str, size: int = SIZES[0]) -> Pat
 
 @checked_arguments
 def download_medmnist(dataset_dir: PathLike, flag: str, size: int = SIZES[0]) -> Path:
-    """The file of a data set of medmnist in a folder, downloaded by medmnist unless it is there.
+    """Returns the file of a medmnist data set in a folder; medmnist downloads it if it is missing.
 
     Raises:
-        ConfigurationError: when medmnist is not installed or has no such data set, or the download fails.
+        ConfigurationError: if medmnist is not installed or has no such data set, or the download fails.
     """
     path, name, file_size = _locate(Path(dataset_dir), str(flag), size)
     if not path.is_file():
@@ -101,7 +101,7 @@ def _check_md5(path: Path, name: str, size: int, info: dict[str, Any] | None) ->
 
 
 def _download(path: Path, name: str, size: int, info: dict[str, Any] | None) -> None:
-    """Let medmnist download into a temporary folder beside ``path``, then rename."""
+    """Downloads through medmnist into a temporary folder next to ``path``, then renames."""
     if importlib.util.find_spec("medmnist") is None:
         raise ConfigurationError("download=True needs medmnist: pip install 'monai-gmr[medmnist]'.")
     if info is None:
@@ -126,7 +126,7 @@ def _download(path: Path, name: str, size: int, info: dict[str, Any] | None) -> 
 
 
 class _ReadImage(Transform):
-    """Makes a row of the npz file a :class:`MetaTensor` that MONAI's transforms and savers understand."""
+    """Converts a row of the npz file to a :class:`MetaTensor` that MONAI's transforms and savers understand."""
 
     def __init__(self, channel_last: bool, path: Path) -> None:
         self.channel_last, self.path = channel_last, path
@@ -136,32 +136,32 @@ class _ReadImage(Transform):
         array = np.moveaxis(array, -1, 0) if self.channel_last else array[None]
         meta = {"filename_or_obj": item["name"], "spatial_shape": np.array(array.shape[1:])}
         check_finite(array, f"the image {item['name']} of {self.path}")
-        # a copy: transforms that work in place must not reach the file's array
+        # a copy, so that in-place transforms do not change the file's array
         image = MetaTensor(torch.from_numpy(np.array(array, order="C")), meta=meta)
         return {"image": image, "label": copy.copy(item["label"]), "name": item["name"]}
 
 
 class MedMNISTCacheDataset(CacheDataset):
-    """MedMNIST, or any npz file of its layout, as a :class:`monai.data.CacheDataset`.
+    """MedMNIST, or any npz file in its layout, as a :class:`monai.data.CacheDataset`.
 
     The file holds ``{train,val,test}_images`` of shape ``(N, *spatial)`` or, for colour, ``(N, *spatial, 3)``, and
-    ``{train,val,test}_labels`` of shape ``(N,)``, ``(N, 1)`` or, for several labels an image, ``(N, L)``. An item has an ``"image"`` of
-    shape ``(C, *spatial)`` in the dtype of the file, a ``"label"``, int or integer vector of length L, and a ``"name"`` like
+    ``{train,val,test}_labels`` of shape ``(N,)``, ``(N, 1)`` or, with several labels per image, ``(N, L)``. An item has an ``"image"`` of
+    shape ``(C, *spatial)`` in the dtype of the file, a ``"label"``, an int or integer vector of length L, and a ``"name"`` such as
     ``"breastmnist_test_00012"``, which is also the meta entry ``filename_or_obj``.
 
     Args:
         dataset_dir: folder that holds the file.
-        flag: a flag of medmnist such as ``"breastmnist"``; or the name or path of an npz file (relative to ``dataset_dir``).
+        flag: a medmnist flag such as ``"breastmnist"``; or the name or path of an npz file (relative to ``dataset_dir``).
         section: ``"training"``, ``"validation"`` or ``"test"``.
-        transform: transforms of the items above; those before the first random one are cached.
-        size: pixels along an axis of a medmnist flag: 28, 64, 128 or 224 (``flag.npz``, ``flag_64.npz`` ...).
+        transform: transforms of these items; results before the first random transform are cached.
+        size: pixels along each axis for a medmnist flag: 28, 64, 128 or 224 (``flag.npz``, ``flag_64.npz`` ...).
         download: whether to download a missing file, through medmnist.
         check_md5: whether to compare the file with the MD5 that the installed medmnist publishes, if it knows the file.
         classes: label values to keep, renumbered ``0, 1, ...`` in this order. Default: all.
         kwargs: further arguments of :class:`monai.data.CacheDataset`, such as ``cache_rate`` and ``progress``.
 
     Raises:
-        ConfigurationError: when the folder or file is missing, is not of this layout, has another MD5, or a class is unknown.
+        ConfigurationError: if the folder or file is missing, the file has another layout or MD5, or a class is unknown.
 
     Example:
         >>> folder, labels = getfixture("tmp_path"), np.array([[0], [1], [2], [1]], np.uint8)
@@ -220,12 +220,12 @@ class MedMNISTCacheDataset(CacheDataset):
 
     @property
     def class_counts(self) -> np.ndarray:
-        """Number of images of each class, an integer array of length ``num_classes``."""
+        """Counts the images of each class; returns an integer array of length ``num_classes``."""
         return self.labels.sum(0) if self.labels.ndim == 2 else np.bincount(self.labels, minlength=self.num_classes)
 
 
 def _locate(dataset_dir: Path, flag: str, size: int) -> tuple[Path, str, int]:
-    """Path of the file, and the flag and size in its name."""
+    """Returns the path of the file, and the flag and size in its name."""
     if not flag.endswith(".npz"):
         return dataset_dir / f"{flag}{'' if size == SIZES[0] else f'_{size}'}.npz", flag, size
     path = dataset_dir / flag
@@ -245,7 +245,7 @@ def _check_exists(path: Path, dataset_dir: Path, download: bool) -> None:
 
 
 def _read(path: Path, section: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images and labels of a section, and the labels of all sections that the file holds."""
+    """Reads the images and labels of a section, and the labels of all sections in the file."""
     keys = f"{section}_images", f"{section}_labels"
     with open_npz(path) as file:
         missing = " and ".join(key for key in keys if key not in file)
@@ -275,7 +275,7 @@ def _read(path: Path, section: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 def _keep_classes(
     labels: np.ndarray, all_labels: np.ndarray, classes: tuple[int, ...], name: str, section: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows whose label is one of ``classes``, and their labels renumbered."""
+    """Returns the rows whose label is one of ``classes``, and their renumbered labels."""
     if labels.ndim == 2:
         raise ConfigurationError(f"classes={classes} cannot be kept of {name}: its images have several labels each.")
     present = np.unique(all_labels).tolist()

@@ -1,4 +1,4 @@
-"""NIfTI files on the grid of another one."""
+"""Writer of NIfTI files on the grid of another NIfTI file."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from monai.utils import convert_to_numpy
 
 
 class SameGridWriter(NibabelWriter):
-    """Writer of ``monai.transforms.SaveImaged`` for predictions on the grid of a NIfTI file: with both affines of its header, their codes
-    and the units.
+    """Writer for ``monai.transforms.SaveImaged`` that writes predictions on the grid of a NIfTI file, with both affines of its header,
+    their codes and the units.
 
-    MONAI's writes one affine for both, that of its reader. Where the sform has another voxel size than the header, as after an affine
-    registration, that is the qform, and viewers show the prediction beside the image. Images that are no NIfTI files, or were resampled or
-    turned on the way, are written as MONAI does.
+    MONAI's writer writes its reader's affine as both. If the sform has another voxel size than the header, as after an affine
+    registration, that affine is the qform, and viewers show the prediction next to the image. Predictions for images that are not NIfTI
+    files, or were resampled or rotated before, are written by MONAI's rules.
 
     Example:
         >>> from monai.transforms import LoadImage, SaveImage
@@ -36,7 +36,7 @@ class SameGridWriter(NibabelWriter):
     source: Any = None
 
     def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options: Any) -> None:
-        """Set the affine as MONAI does, and remember the file of the image where its grid is still the same."""
+        """Sets the affine like MONAI, and keeps the file of the image if the grid is still the same."""
         super().set_metadata(meta_dict, resample, **options)
         meta = meta_dict or {}
         path, affine = str(meta.get("filename_or_obj", "")), meta.get("original_affine")
@@ -48,19 +48,19 @@ class SameGridWriter(NibabelWriter):
         source: Any = nib.load(path)
         shape = np.shape(self.data_obj)
         if np.prod(shape) == np.prod(source.shape) and shape == source.shape[: len(shape)]:
-            # axes of one voxel at the end, which MONAI drops
+            # MONAI drops trailing axes of one voxel
             self.data_obj, self.source = convert_to_numpy(self.data_obj).reshape(source.shape), source
         elif shape == source.shape[:3]:
             self.source = source
 
     def write(self, filename: PathLike, verbose: bool = False, **obj_kwargs: Any) -> None:
-        """Write the file, then its header anew."""
+        """Writes the file, then replaces its header."""
         super().write(filename, verbose=verbose, **obj_kwargs)
         if self.source is None:
             return
         image: Any = self.data_obj
         header = self.source.header
-        # the zooms are those of the qform
+        # the qform sets the zooms
         image.set_sform(self.source.get_sform(), code=int(header["sform_code"]), update_affine=False)
         image.set_qform(self.source.get_qform(), code=int(header["qform_code"]), update_affine=False)
         image.header.set_zooms(header.get_zooms()[: image.ndim])

@@ -1,4 +1,4 @@
-"""Phantoms: labelled volumes of tubes, ellipsoids and plates, for trying out segmentation without data."""
+"""Phantoms: labelled volumes of tubes, ellipsoids and plates, to try segmentation without data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from monai_gmr.symmetry import rotation_matrix
 from monai_gmr.utils import ConfigurationError, progress_bar
 
 PHANTOM_LABELS = {"background": 0, "tube": 1, "ellipsoid": 2, "plate": 3}
-"""Label values; in 2D, where a plate would be a tube, phantoms hold the first three only."""
+"""Label values; 2D phantoms hold only the first three, because a plate would be a tube."""
 
 POSES = ("upright", "random")
 NOISES = ("rician", "gaussian")
@@ -32,7 +32,7 @@ VERSION = 1
 
 
 def _pose(spatial_dims: int, pose: str, rng: np.random.Generator) -> np.ndarray:
-    """Rotation matrix: uniform over all rotations, or a few degrees about the identity."""
+    """Draws a rotation matrix: uniform over all rotations, or a few degrees about the identity."""
     if spatial_dims == 2:
         return rotation_matrix(2, rng.uniform(0, 360) if pose == "random" else rng.normal(0, UPRIGHT_SPREAD))
     if pose == "random":
@@ -41,9 +41,9 @@ def _pose(spatial_dims: int, pose: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def _inside(kind: str, offset: np.ndarray, extent: float, rng: np.random.Generator) -> np.ndarray:
-    """Mask of a tube along axis 0, an ellipsoid longest along axis 1 or a plate across axis 0, of random size.
+    """Makes the mask of a tube along axis 0, an ellipsoid longest along axis 1 or a plate across axis 0, of random size.
 
-    ``offset`` are the positions relative to its centre, ``(d, *spatial)``, ``extent`` is the shortest side of the volume, in millimetres.
+    ``offset`` holds the positions relative to its centre, ``(d, *spatial)``; ``extent`` is the shortest side of the volume, in millimetres.
     """
     spatial_dims = len(offset)
     thickness = extent * rng.uniform(0.045, 0.065)
@@ -70,25 +70,25 @@ def make_phantom(
     blur: float = 0.6,
     seed: Seed | Sequence[Seed] = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One labelled volume, float32 image and uint8 label (:data:`PHANTOM_LABELS`), of tubes, ellipsoids and plates that do not touch.
+    """Makes a volume of tubes, ellipsoids and plates that do not touch: a float32 image and a uint8 label (:data:`PHANTOM_LABELS`).
 
     All structures are equally bright, 1 plus or minus 5 % over a background of 0.3: only their shape differs. In the pose ``"upright"``
-    tubes run along axis 0 and plates lie across it, up to 8 degrees (one standard deviation): a network can separate them by direction,
-    which fails on rotated images.
+    tubes run along axis 0 and plates lie across it, within 8 degrees (one standard deviation), so a network can separate them by
+    direction, which fails on rotated images.
 
     Args:
         spatial_shape: 2 or 3 sizes in voxels, each at least 16.
-        num_objects: structures of each kind; fewer where there is no room.
-        spacing: voxel size in millimetres, one an axis; default 1. Structures scale with the shortest side.
+        num_objects: structures of each kind; fewer if there is no room.
+        spacing: voxel size in millimetres, one per axis; default 1. Structures scale with the shortest side.
         pose: ``"upright"``, or ``"random"`` for a uniform random rotation of each structure.
         noise: ``"rician"`` as in magnitude MRI, or ``"gaussian"``.
-        noise_level: standard deviation of the noise; of its two components if it is Rician.
+        noise_level: standard deviation of the noise; for Rician noise of each of its two components.
         bias_field: half the range of the logarithm of the smooth field that multiplies the image.
         blur: standard deviation of the Gaussian point spread, in units of the smallest voxel side.
-        seed: of everything random.
+        seed: seed of all random numbers.
 
     Raises:
-        ConfigurationError: when an argument is out of its range.
+        ConfigurationError: if an argument is out of its range.
 
     Example:
         >>> image, label = make_phantom((24, 24, 24), seed=1)
@@ -140,7 +140,7 @@ def _check(
 
 
 def _origin(path: Path) -> str | None:
-    """The note of :func:`write_phantoms` in the header of a file; None if it cannot be read."""
+    """Reads the note of :func:`write_phantoms` in the header of a file; ``None`` if it cannot be read."""
     try:
         return nib.Nifti1Image.from_filename(path).header["descrip"].item().decode(errors="replace")
     except (nib.filebasedimages.ImageFileError, EOFError, OSError):
@@ -161,19 +161,19 @@ def write_phantoms(
     seed: Seed = 0,
     progress: bool = True,
 ) -> Path:
-    """Write phantoms as NIfTI in the layout of the Medical Segmentation Decathlon, and give the path of ``dataset.json``, written last.
+    """Writes phantoms as NIfTI in the layout of the Medical Segmentation Decathlon; returns the path of ``dataset.json``, written last.
 
-    A data set of the same arguments that is already there is kept, an interrupted one completed.
+    Keeps an existing data set with the same arguments, and completes an interrupted one.
 
     Args:
-        output_dir: folder to write to; made if need be.
+        output_dir: folder to write to; created if missing.
         num_training, num_validation, num_test: volumes of the sections.
-        spatial_shape, spacing, pose, num_objects: as for :func:`make_phantom`.
-        seed: of all volumes.
+        spatial_shape, spacing, pose, num_objects: see :func:`make_phantom`.
+        seed: seed of all volumes.
         progress: whether to show a progress bar.
 
     Raises:
-        ConfigurationError: when an argument is out of its range, or the folder holds another data set.
+        ConfigurationError: if an argument is out of its range, or the folder holds another data set.
 
     Example:
         >>> from monai.data import load_decathlon_datalist
@@ -212,7 +212,7 @@ def write_phantoms(
     affine = np.diag([*step, *np.ones(4 - len(step))])
     recipe = hashlib.sha256(json.dumps(phantom, sort_keys=True).encode()).hexdigest()[:16]
     for index, entry in progress_bar(list(enumerate(entries)), "Making phantoms", progress):
-        # in the header, so that a later run recognises the files of this one
+        # written to the header, so that a later run recognises these files
         origin = f"monai_gmr phantom {recipe} {index}"
         files = [folder / entry[key] for key in ("image", "label")]
         missing = [_origin(file) != origin for file in files]

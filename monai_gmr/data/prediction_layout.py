@@ -1,4 +1,4 @@
-"""Where predictions are written: in the folders of the images, each in a file of its own."""
+"""Layout of prediction files: the folders of the images, one file per image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from monai_gmr.utils import ConfigurationError
 
 RECORD = "predictions.csv"
 COLUMNS = ["prediction", "image"]
-# pictures: 2D, without a place in space
+# pictures: 2D, without a position in space
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 
 
@@ -26,38 +26,38 @@ def _absolute(path: PathLike) -> Path:
 
 
 def _read_record(output_dir: Path) -> dict[str, str]:
-    """Prediction, relative to the folder, to its image, as earlier runs wrote them."""
+    """Reads the images of earlier runs' predictions, keyed by prediction relative to the folder."""
     record = output_dir / RECORD
     if not record.is_file():
         return {}
     with open(record, newline="", encoding="utf-8", errors="replace") as file:
         rows = list(csv.reader(file))
-    # a classifier's results have the same name
+    # a classifier's results have the same file name
     return {row[0]: row[1] for row in rows[1:] if len(row) == 2} if rows[:1] == [COLUMNS] else {}
 
 
 def known_predictions(output_dir: PathLike) -> set[Path]:
-    """The files that earlier runs wrote to a folder of predictions."""
+    """Returns the files that earlier runs wrote to a folder of predictions."""
     return {Path(output_dir, name).resolve() for name in _read_record(Path(output_dir))}
 
 
 class PredictionLayout(FolderLayoutBase):
-    """``folder_layout`` of ``monai.transforms.SaveImaged`` that is planned before the first image is predicted.
+    """``folder_layout`` for ``monai.transforms.SaveImaged`` that is planned before the first prediction.
 
-    The folders of the images below the last one that they share are kept under ``output_dir``. ``predictions.csv`` there says which
-    image each prediction is of, so that a later run replaces those of the same images only. ``extension`` and ``writer`` are for
-    ``output_ext`` and ``writer`` of ``SaveImaged``.
+    Keeps the folders of the images, below the last folder that all share, under ``output_dir``. ``predictions.csv`` there lists the image
+    of each prediction, so that a later run replaces only predictions of the same images. Pass ``extension`` and ``writer`` to
+    ``SaveImaged`` as ``output_ext`` and ``writer``.
 
     Args:
-        images: files that are to be predicted.
-        output_dir: folder of the predictions, made with the first one.
-        postfix: end of the name of a prediction, behind that of the image.
-        extension: ending of the predictions; default: PNG, with the classes as grey values, where all images are pictures (PNG, JPEG,
-            BMP), and NIfTI otherwise.
+        images: files to predict.
+        output_dir: folder of the predictions, created with the first one.
+        postfix: suffix of a prediction's name, after the name of the image.
+        extension: extension of the predictions; default: PNG, with the classes as grey values, if all images are pictures (PNG, JPEG,
+            BMP), otherwise NIfTI.
 
     Raises:
-        ConfigurationError: when two predictions would have one name, when an image is listed twice, or when a file is there already
-            that is an image of this run or is not known to be a prediction of the same image.
+        ConfigurationError: if two predictions would have the same name, an image is listed twice, or a prediction would replace an
+            image of this run or a file that is not a known prediction of the same image.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -86,10 +86,10 @@ class PredictionLayout(FolderLayoutBase):
         for path in paths:
             if path in self.files:
                 raise ConfigurationError(f"{path} is listed twice: take one out of the list.")
-            # as MONAI's savers take it
+            # like MONAI's savers
             stem = Path(path.stem).stem if path.suffix == ".gz" else path.stem
             file = self.output_dir / path.parent.relative_to(root) / f"{stem}_{postfix}{self.extension}"
-            # on some file systems capitals make no other name
+            # some file systems ignore case
             other = taken.setdefault(str(file).casefold(), path)
             if other is not path:
                 raise ConfigurationError(f"{other} and {path} would both be predicted as {file}: rename one.")
@@ -111,7 +111,7 @@ class PredictionLayout(FolderLayoutBase):
         return file.relative_to(self.output_dir).as_posix()
 
     def filename(self, subject: PathLike = "subject", idx: Any = None, **kwargs: Any) -> Path:
-        """The file of the prediction of an image that was given; its folder is made. Further arguments are not used."""
+        """Returns the prediction file of one of the ``images`` and creates its folder; ignores further arguments."""
         path = _absolute(subject)
         file = self.files[path]
         file.parent.mkdir(parents=True, exist_ok=True)

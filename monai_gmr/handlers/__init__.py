@@ -1,4 +1,4 @@
-"""What attaches to an engine: checkpoints, resuming, progress, checks of a training, annealing, scores inside the ball."""
+"""Handlers of engines: checkpoints, resuming, progress, checks of a training, annealing, scores inside the ball."""
 
 from monai_gmr.handlers.anneal import AnnealRests
 from monai_gmr.handlers.best_checkpoint import SMALLER_RATE, BestCheckpoint

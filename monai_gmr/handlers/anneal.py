@@ -1,4 +1,4 @@
-"""The schedule by which a training makes an annealed network equivariant."""
+"""Schedule that makes an annealed network equivariant during training."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ logger = logging.getLogger(__name__)
 
 
 class AnnealRests:
-    """Handler that drives the rests of an annealed network to zero by a penalty that rises over its first epochs.
+    """Handler that drives the rests of an annealed network to zero with a penalty that rises over its first epochs.
 
-    The network is that of ``convert_to_gmr(net, weights="anneal")``, the penalty a :class:`~monai_gmr.networks.annealing.RestPenalty`.
-    With the last iteration of ``epochs`` every rest is exactly zero, and the state dict that of an ordinary converted network, which trains
-    on for the epochs that are left. The penalty follows from the number of the iteration, so a training that resumes goes on as it was.
+    The network comes from ``convert_to_gmr(net, weights="anneal")``; the penalty is a :class:`~monai_gmr.networks.annealing.RestPenalty`.
+    After the last iteration of ``epochs`` every rest is exactly zero, and the state dict is that of an ordinary converted network, which
+    trains for the remaining epochs. The penalty depends only on the iteration number, so an interrupted training resumes unchanged.
 
     Args:
-        network: what is trained.
-        optimizer: what trains it, made after the conversion.
-        epochs: those over which the penalty rises, at most those of the training.
-        strength, power, by: those of the penalty.
-        validator: evaluator that keeps a best score: it begins anew with the first network without rests, so that the best checkpoint is
+        network: the network to train.
+        optimizer: its optimizer, created after the conversion.
+        epochs: number of epochs over which the penalty rises, at most the epochs of the training.
+        strength, power, by: see the penalty.
+        validator: evaluator that keeps a best score, which is reset at the first network without rests, so that the best checkpoint is
             an equivariant network.
 
     Raises:
-        ConfigurationError: when the network has no rests, the optimiser does not hold them, a number is impossible, or the training ends
+        ConfigurationError: if the network has no rests, the optimiser does not hold them, a number is impossible, or the training ends
             before the schedule.
 
     Example:
@@ -62,7 +62,7 @@ class AnnealRests:
         self.epochs, self.penalty = epochs, RestPenalty(self.network, optimizer, strength, power, by)
 
     def attach(self, engine: Workflow) -> None:
-        """Register with a trainer."""
+        """Registers with a trainer."""
         engine.add_event_handler(Events.STARTED, self._check)
         engine.add_event_handler(Events.ITERATION_STARTED, self)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._finish)
@@ -76,13 +76,13 @@ class AnnealRests:
             )
 
     def __call__(self, engine: Workflow) -> None:
-        """Set the fraction of the schedule for the iteration that starts."""
+        """Sets the fraction of the schedule for the starting iteration."""
         self.penalty.fraction = min(1.0, engine.state.iteration / (self.epochs * engine.state.epoch_length))
 
     def _finish(self, engine: Workflow) -> None:
         if engine.state.iteration != self.epochs * engine.state.epoch_length:
             return
-        # also where a GradScaler has left out the step
+        # also if a GradScaler has skipped the step
         self.penalty.finish()
         if self.validator is not None:
             state = self.validator.state

@@ -1,4 +1,4 @@
-"""Scores inside the ball that every rotation of an image shares."""
+"""Scores inside the ball that all rotations of an image share."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from monai_gmr.utils import map_tensors
 
 @checked_arguments
 def from_engine_in_ball(keys: KeysCollection, spacing: Sequence[float] | None = None) -> Callable:
-    """``output_transform`` of a metric handler: ``from_engine`` whose items are 0 outside the largest centred disc or ball.
+    """Makes an ``output_transform`` for a metric handler: ``from_engine`` with items set to 0 outside the largest centred disc or ball.
 
-    A rotated image lacks corners of the upright one and has others: only what lies inside the ball can be compared from view to view.
-    For one-hot segmentations ``(C, *spatial)``, background left out; ``spacing`` in millimetres, one an axis, is 1 by default.
+    A rotated image lacks corners of the upright image and has others, so views can only be compared inside the ball.
+    Items are one-hot segmentations ``(C, *spatial)`` without background; ``spacing`` in millimetres, one per axis, is 1 by default.
 
     Example:
         >>> take = from_engine_in_ball("pred")

@@ -1,4 +1,4 @@
-"""A training that stops, before the weights change, at a loss or a gradient that is not finite."""
+"""Handler that stops a training at a loss or gradient that is not finite, before the weights change."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from monai_gmr.utils import ConfigurationError
 if TYPE_CHECKING:
     from monai.engines import Workflow
 
-# the item with the name of a case whose tensors have no metadata
+# item with the name of a case whose tensors have no metadata
 NAME_KEY = "name"
 MOST_NAMES = 6
 
 
 def _names(batch: Mapping[str, Any], size: int) -> list[str]:
-    """The name of each sample of a batch: its file, its item "name", or its place."""
+    """Names each sample of a batch by its file, its item "name", or its position."""
     for value in batch.values():
         if isinstance(value, MetaTensor):
             files = value.meta.get("filename_or_obj")
@@ -39,7 +39,7 @@ def _names(batch: Mapping[str, Any], size: int) -> list[str]:
 
 
 def name_cases(batch: Any) -> tuple[list[str], bool]:
-    """The names, each once, of the cases of a batch that hold values that are not finite, else of all; and whether they hold such values.
+    """Names the cases of a batch that hold non-finite values, or all cases if none does, each once; also returns whether any does.
 
     A batch is a dictionary of tensors ``(B, ...)``, or a list of such dictionaries.
     """
@@ -66,28 +66,28 @@ def _once(names: Iterable[str]) -> list[str]:
 
 
 class StopAtNotFinite:
-    """Handler that ends a training at the first loss, or gradient, that is NaN or infinite, and names the cases of that batch.
+    """Handler that stops a training at the first loss or gradient that is NaN or infinite, and names the cases of that batch.
 
-    It checks after the backward pass and before the optimizer's step, so the weights are still those of before; one number is read from
-    the device for both. Gradients that a ``GradScaler`` scales are left to it: it leaves out steps whose gradients overflow. The
-    gradients of a distributed run are the same in all processes, which stop together and all name the cases that are at fault.
+    It checks after the backward pass and before the optimizer's step, so the weights are unchanged; it reads one number from the device
+    for both checks. It does not check gradients scaled by a ``GradScaler``, which skips steps whose gradients overflow. The processes of a
+    distributed run have the same gradients; they stop together, and all name the faulty cases.
 
     Raises:
-        ConfigurationError: when the loss or a gradient is not finite.
+        ConfigurationError: if the loss or a gradient is not finite.
     """
 
     def attach(self, engine: Workflow) -> None:
-        """Register with a ``monai.engines.SupervisedTrainer``."""
+        """Registers with a ``monai.engines.SupervisedTrainer``."""
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
 
     def __call__(self, engine: Any) -> None:
-        """Check the iteration's loss and gradients."""
+        """Checks the iteration's loss and gradients."""
         loss = engine.state.output[CommonKeys.LOSS].detach().float().sum()
         scaler = getattr(engine, "scaler", None)
         scaled = engine.amp and scaler is not None and scaler.is_enabled()
         values = loss.reshape(1)
         if not scaled:
-            # without a limit it multiplies by 1 and gives the norm over all gradients
+            # without a limit it scales by 1 and returns the norm over all gradients
             norm = torch.nn.utils.clip_grad_norm_(engine.network.parameters(), math.inf)
             values = torch.stack([loss, norm.to(loss)])
         if bool(torch.isfinite(values).all()):

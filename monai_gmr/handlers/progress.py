@@ -1,4 +1,4 @@
-"""Progress of a training: one bar from the first epoch to the last."""
+"""Progress bar of a training, from the first epoch to the last."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class TrainingProgress:
-    """Handler that shows one progress bar over all epochs, with the loss, and a line for each validation of a ``validator``.
+    """Handler that shows one progress bar over all epochs, with the loss, and a line per validation of a ``validator``.
 
-    ``ignite.handlers.ProgressBar`` starts anew with each epoch and so never tells how long a training takes.
+    ``ignite.handlers.ProgressBar`` restarts at each epoch, so it never shows how long a training takes.
     """
 
     @checked_arguments
@@ -26,7 +26,7 @@ class TrainingProgress:
         self._losses: list[float] = []
 
     def attach(self, engine: Workflow) -> None:
-        """Register with a trainer, and with the validator if there is one."""
+        """Registers with a trainer, and with the validator if there is one."""
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
         engine.add_event_handler(Events.COMPLETED, self._stop)
@@ -61,7 +61,7 @@ class TrainingProgress:
             self._bar.write(f"epoch {engine.state.epoch}: loss {loss:.4f}, {scores} ({best})")
 
     def _fail(self, error: BaseException) -> None:
-        # the bar would be drawn once more behind the sentence that says what is wrong
+        # otherwise the bar would be drawn again after the error sentence
         self._stop()
         raise error
 

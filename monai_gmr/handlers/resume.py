@@ -1,4 +1,4 @@
-"""Training that resumes from its latest checkpoint, as if it had not been interrupted."""
+"""Handlers that resume a training from its latest checkpoint, as if it had not been interrupted."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# under which a checkpoint has its cases and seed
+# key of the cases and the seed in a checkpoint
 MADE_WITH = "made_with"
 
 
 class SeedEpochs:
-    """Handler that sets all random states, those of the ``dataset`` too, from the seed and the epoch whenever an epoch starts.
+    """Handler that sets all random states, including those of the ``dataset``, from seed and epoch at the start of each epoch.
 
-    Epoch 7 then draws the same order, patches and dropout in an uninterrupted run and in one that was resumed. Processes of a
+    Epoch 7 then draws the same order, patches and dropout in an uninterrupted and in a resumed run. Processes of a
     distributed run differ.
     """
 
@@ -46,11 +46,11 @@ class SeedEpochs:
         self.seed, self.dataset = seed, dataset
 
     def attach(self, engine: Workflow) -> None:
-        """Register with a trainer."""
+        """Registers with a trainer."""
         engine.add_event_handler(Events.EPOCH_STARTED, self)
 
     def __call__(self, engine: Workflow) -> None:
-        """Set the states for the epoch that starts."""
+        """Sets the states for the starting epoch."""
         seed = self.seed + engine.state.epoch + 100_003 * rank()
         set_determinism(seed)
         if self.dataset is not None:
@@ -58,8 +58,7 @@ class SeedEpochs:
 
 
 class _BestMetric:
-    """The best validation score so far, of the validator and of the saver that keeps its model, and the history of all epochs, as a
-    state_dict."""
+    """State dict of the best validation score so far, of the validator and of the saver of its model, and of the history of all epochs."""
 
     def __init__(self, validator: Any, saver: Any, path: Path) -> None:
         self.validator, self.saver, self.path = validator, saver, path
@@ -68,7 +67,7 @@ class _BestMetric:
         self._start = time.monotonic(), time.process_time()
 
     def attach(self, engine: Workflow) -> None:
-        """Register with a trainer; a validator that runs at the end of an epoch gives the epoch's score."""
+        """Registers with a trainer; a validator that runs at the end of an epoch provides the epoch's score."""
         engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
         self.validator.add_event_handler(Events.COMPLETED, self._validated)
 
@@ -81,7 +80,7 @@ class _BestMetric:
         self._score = float(score) if is_scalar(score) else None
 
     def end(self, engine: Workflow) -> None:
-        """Add an epoch that is done to the history."""
+        """Adds a finished epoch to the history."""
         row = {
             "epoch": engine.state.epoch,
             "seconds": round(time.monotonic() - self._start[0], 3),
@@ -97,10 +96,10 @@ class _BestMetric:
         return best | {"history": list(self.history)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # checkpoints of earlier versions have none
+        # checkpoints of earlier versions have no history
         self.history = list(state_dict.get("history", []))
         best, epoch = float(state_dict["best_metric"]), int(state_dict["best_metric_epoch"])
-        # without a good file of the best model the next validation must write one, whatever it scores
+        # without a valid file of the best model the next validation must write one, whatever its score
         if epoch < 0 or not math.isfinite(best) or (self.saver is not None and not self._is_good()):
             return
         self.validator.state.best_metric, self.validator.state.best_metric_epoch = best, epoch
@@ -123,27 +122,27 @@ class _BestMetric:
 class LatestCheckpoint:
     """Handler that writes one checkpoint after every epoch and, when training starts again, resumes from it.
 
-    Network, optimizer, schedule, epoch counter and the best validation score continue. With a validator the file also holds, at
-    ``["best"]["history"]``, a dictionary for each epoch: ``epoch``, its ``seconds`` with validation, on a CPU also ``processor_seconds``,
-    those of all threads, and the validation ``score``, ``None`` where there was no validation. The file is whole at any moment; weights
-    that are not finite are never written. ``monai.handlers.CheckpointLoader`` reads it. The handler must stand last among the trainer's,
-    behind validation and schedule. While the training runs its folder is closed to trainings of other processes.
+    Restores network, optimizer, schedule, epoch counter and the best validation score. With a validator the file also holds, at
+    ``["best"]["history"]``, a dictionary per epoch: ``epoch``, its ``seconds`` with validation, on a CPU also ``processor_seconds`` of all
+    threads, and the validation ``score``, ``None`` without validation. The file is written atomically, and never with weights that are not
+    finite. ``monai.handlers.CheckpointLoader`` reads it. The handler must be the last of the trainer's handlers, after validation and
+    schedule. While the training runs, its folder is locked for trainings of other processes.
 
     Args:
-        save_dir: directory of the checkpoint, made if need be.
-        save_dict: what to save under which name, such as ``{"model": network, "optimizer": optimizer}``; the trainer is added.
-        resume: whether to resume from a checkpoint that is there; otherwise it is overwritten after the first epoch.
-        validator: evaluator whose best score decides about the best model.
+        save_dir: directory of the checkpoint, created if missing.
+        save_dict: objects to save by name, such as ``{"model": network, "optimizer": optimizer}``; the trainer is added.
+        resume: whether to resume from an existing checkpoint; otherwise it is overwritten after the first epoch.
+        validator: evaluator whose best score selects the best model.
         best_saver: :class:`BestCheckpoint` of that validator, or ``monai.handlers.CheckpointSaver(save_key_metric=True,
             key_metric_filename="model.pt")``.
         filename: name of the file.
-        cases: lists of cases or datasets, for training and validation, that the file is to say the number and a fingerprint of
+        cases: lists of cases or datasets for training and validation; the file stores their number and a fingerprint
             (:func:`~monai_gmr.fingerprints.describe_cases`).
-        seed: that of the training, which the file is to say.
+        seed: seed of the training, stored in the file.
 
     Raises:
-        ConfigurationError: when the checkpoint there cannot be read, is not finite, was written by another network or optimizer, on other
-            cases, with another seed, or by more epochs than are asked for; when the folder is in use or cannot be written.
+        ConfigurationError: if an existing checkpoint cannot be read, is not finite, or was written with another network, optimizer, cases
+            or seed, or after more epochs than requested; or if the folder is in use or cannot be written.
     """
 
     @checked_arguments
@@ -173,7 +172,7 @@ class LatestCheckpoint:
             self.save_dict["best"] = self._best
 
     def attach(self, engine: Workflow) -> None:
-        """Register with a trainer."""
+        """Registers with a trainer."""
         self.save_dict["trainer"] = engine
         if self._best is not None:
             self._best.attach(engine)
@@ -200,7 +199,7 @@ class LatestCheckpoint:
             self._lock.release()
 
     def _save(self, engine: Workflow) -> None:
-        # in every process, which then end alike
+        # in every process, so that all end alike
         for saved in self.save_dict.values():
             if isinstance(saved, torch.nn.Module):
                 check_network(saved, self.path)
@@ -217,13 +216,13 @@ class LatestCheckpoint:
 
     @cached_property
     def _made_with(self) -> dict[str, Any]:
-        """What only trainings of the same result have in common, as plain data."""
+        """Cases and seed, shared only by trainings with the same result, as plain data."""
         cases = {"cases": [describe_cases(each) for each in self.cases]} if self.cases else {}
         return cases | ({} if self.seed is None else {"seed": self.seed})
 
     def _check_made_with(self, written: Any, elsewhere: str) -> None:
-        """Raise when a checkpoint says that it is of other cases or another seed."""
-        # processes of a distributed run may each have a part of the cases; the first one writes
+        """Raises if a checkpoint was written with other cases or another seed."""
+        # each process of a distributed run can have a part of the cases; the first one writes
         if not isinstance(written, Mapping) or rank() != 0:
             return
         for what, own in self._made_with.items():
@@ -243,7 +242,7 @@ class LatestCheckpoint:
             )
 
     def load(self, engine: Workflow) -> None:
-        """Resume from the checkpoint, if there is one and ``resume`` is set."""
+        """Resumes from the checkpoint, if there is one and ``resume`` is set."""
         if not (self.resume and self.path.is_file()):
             return
         epochs, epoch_length = engine.state.max_epochs, engine.state.epoch_length
@@ -272,7 +271,7 @@ class LatestCheckpoint:
             raise ConfigurationError(
                 f"{self.path} has run {engine.state.epoch} epochs and epochs={epochs}: give more --epochs, {elsewhere}."
             )
-        # another batch size has another number of iterations in an epoch
+        # another batch size means another number of iterations per epoch
         engine.state.epoch_length = epoch_length
         engine.state.iteration = engine.state.epoch * epoch_length
         logger.info(f"Resumed from {self.path} after epoch {engine.state.epoch} of {epochs}.")
@@ -281,7 +280,7 @@ class LatestCheckpoint:
 
 
 def _has_nan(state: Any) -> bool:
-    """Whether a state dict holds NaN, at any depth."""
+    """Checks whether a state dict holds NaN, at any depth."""
     if isinstance(state, (Mapping, list, tuple)):
         return any(map(_has_nan, state.values() if isinstance(state, Mapping) else state))
     return isinstance(state, (torch.Tensor, float)) and bool(torch.isnan(torch.as_tensor(state)).any())

@@ -1,4 +1,4 @@
-"""A training that keeps as much symmetry as the data has: the threshold on what breaks it, and what is left of it at the end."""
+"""Handler for trainings that keep the symmetry of the data: a threshold on symmetry-breaking terms, and a report of the remaining ones."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 class SymmetryThresholdHandler:
     """Handler that applies a :class:`~monai_gmr.networks.symmetry_penalty.SymmetryThreshold` while a training runs.
 
-    After each epoch, and so before its validation where it stands before the ``ValidationHandler``, it sets to zero what is no longer than
-    one step: what is validated and saved is exactly symmetric where it can be. At the end it writes ``broken_symmetry.csv`` and
-    ``broken_symmetry.png`` of the last weights.
+    After each epoch it sets terms to zero that are not longer than one step, so the validated and saved network is exactly symmetric where
+    possible; place it before the ``ValidationHandler``. At the end it writes ``broken_symmetry.csv`` and ``broken_symmetry.png`` of the
+    last weights.
 
     Args:
-        network: a net with layers that keep a subgroup alone.
-        optimizer: the trainer's.
-        strength: as in the threshold.
+        network: a net with layers that keep only a subgroup.
+        optimizer: the trainer's optimizer.
+        strength: see the threshold.
         output_dir: folder of table and picture; ``None`` writes neither.
 
     Raises:
-        ConfigurationError: when the net has no such layer.
+        ConfigurationError: if the net has no such layer.
     """
 
     @checked_arguments
@@ -42,16 +42,16 @@ class SymmetryThresholdHandler:
         self.network, self.output_dir = network, output_dir
 
     def attach(self, engine: Workflow) -> None:
-        """Register with a trainer."""
+        """Registers with a trainer."""
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.settle)
         engine.add_event_handler(Events.COMPLETED, self.finish)
 
     def settle(self, _: Any) -> None:
-        """Set to zero what is no longer than a step."""
+        """Sets terms to zero that are not longer than a step."""
         self.threshold.settle()
 
     def finish(self, _: Any) -> None:
-        """Stop, and write what is left."""
+        """Removes the threshold and writes the remaining asymmetry."""
         self.threshold.remove()
         if self.output_dir is not None:
             broken_symmetry(self.network).save(self.output_dir)

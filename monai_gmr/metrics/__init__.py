@@ -1,4 +1,4 @@
-"""How far a network is from equivariance, and which of its modules breaks it."""
+"""Metrics: the equivariance error of a network, the modules that break it, and scores of classifiers."""
 
 from monai_gmr.metrics.broken_symmetry import BrokenSymmetry, broken_symmetry
 from monai_gmr.metrics.classification import AccuracyMetric, MacroAUCMetric, MeanRecallMetric

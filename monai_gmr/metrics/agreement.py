@@ -1,4 +1,4 @@
-"""How much of an answer changes between two views of one image."""
+"""Metrics of how much a prediction changes between two views of an image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from monai_gmr.metrics.checks import CheckedMetric
 
 
 class ChangedVoxels(CheckedMetric):
-    """Share of all voxels whose class differs, from one-hot maps or maps of regions of shape ``(B, C, *spatial)``.
+    """Share of voxels whose class differs, from one-hot or region maps of shape ``(B, C, *spatial)``.
 
     Example:
         >>> metric = ChangedVoxels()
@@ -27,7 +27,7 @@ class ChangedVoxels(CheckedMetric):
         return torch.ne(y_pred, y).any(1).flatten(1).float().mean(1, keepdim=True)
 
     def aggregate(self, *args: object, **kwargs: object) -> torch.Tensor:
-        """The mean over cases."""
+        """Returns the mean over cases."""
         return torch.as_tensor(self._gathered()).mean()
 
 
@@ -51,7 +51,7 @@ class ChangedProbability(ChangedVoxels):
 
 
 class SameClass(ChangedProbability):
-    """Share of the cases whose most probable class is the same, from probabilities of shape ``(B, C)``."""
+    """Share of cases whose most probable class is the same, from probabilities of shape ``(B, C)``."""
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
         assert y is not None

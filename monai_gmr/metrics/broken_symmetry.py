@@ -1,4 +1,4 @@
-"""Where in a net orientation matters: how far each layer is from symmetric, for each element of the group, as a table and a picture."""
+"""Broken symmetry of each layer of a net, for each element of the group, as a table and a picture."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from monai_gmr.symmetry.group_structure import GroupOrElements, group_elements
 from monai_gmr.tables import format_aligned
 from monai_gmr.utils import ConfigurationError
 
-# voxels of the noise beyond the reach of a layer's window, along each axis
+# voxels of the noise beyond the reach of a layer's window, per axis
 MARGIN = 6
-# of float32: below it a layer is symmetric
+# rounding of float32: a layer with a smaller error is symmetric
 ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
 class BrokenSymmetry:
-    """How far the layers of a net are from symmetric; a table of them, what :func:`broken_symmetry` returns.
+    """Table of how far the layers of a net are from symmetric, returned by :func:`broken_symmetry`.
 
     Attributes:
         layers: paths of the layers.
         elements: names of the elements, the identity left out.
         errors: ``(layers, elements)``, relative to the size of a layer's output.
-        sizes: of each layer, the part of its outputs that have a term which is not zero.
+        sizes: share of each layer's outputs that have a nonzero term.
     """
 
     layers: tuple[str, ...]
@@ -42,7 +42,7 @@ class BrokenSymmetry:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """One row a layer: its path, the part of its outputs that break the symmetry, the error of each element."""
+        """One row per layer: its path, the share of its outputs that break the symmetry, the error of each element."""
         return [
             {"layer": layer, "outputs": size} | dict(zip(self.elements, map(float, errors)))
             for layer, size, errors in zip(self.layers, self.sizes, self.errors)
@@ -61,12 +61,12 @@ class BrokenSymmetry:
         return format_aligned(rows)
 
     def save(self, folder: str | Path) -> None:
-        """Write ``broken_symmetry.csv`` and ``broken_symmetry.png``."""
+        """Writes ``broken_symmetry.csv`` and ``broken_symmetry.png``."""
         write_rows(self.rows, Path(folder) / "broken_symmetry.csv")
         self.draw(Path(folder) / "broken_symmetry.png")
 
     def draw(self, path: str | Path) -> None:
-        """Draw the errors as a picture, a row of cells for each layer, a column for each element."""
+        """Draws the errors as a picture, a row of cells per layer, a column per element."""
         from matplotlib.figure import Figure
 
         width, height = 2.6 + 0.24 * len(self.elements), 1.4 + 0.3 * len(self.layers)
@@ -82,15 +82,15 @@ class BrokenSymmetry:
 
 @checked_arguments
 def broken_symmetry(net: nn.Module, seed: Seed = 0, group: GroupOrElements | None = None) -> BrokenSymmetry:
-    """How far each layer that keeps a subgroup alone is from symmetric, measured on white noise.
+    """Measures, on white noise, how far each layer that keeps only a subgroup is from symmetric.
 
     Args:
         net: a net with layers such as ``GMRHarmonicConv2d(..., keeps="1")``.
-        seed: of the noise.
-        group: elements to compare, as in :func:`~monai_gmr.metrics.equivariance_error`; by default all of the grid.
+        seed: seed of the noise.
+        group: elements to compare, as in :func:`~monai_gmr.metrics.equivariance_error`; default: all of the grid.
 
     Raises:
-        ConfigurationError: when the net has no such layer.
+        ConfigurationError: if the net has no such layer.
 
     Example:
         >>> from monai_gmr.networks.nets import GMRUNet
@@ -125,6 +125,6 @@ def broken_symmetry(net: nn.Module, seed: Seed = 0, group: GroupOrElements | Non
 
 
 def _broken_outputs(layer: Any) -> float:
-    """The part of the groups of a layer's terms that are not zero."""
+    """Computes the share of nonzero groups of a layer's terms."""
     groups = torch.cat([(terms != 0).any(-1).flatten() for _, terms in layer.asymmetric_terms()])
     return float(groups.float().mean())

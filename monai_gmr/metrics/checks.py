@@ -1,4 +1,4 @@
-"""Checks of what a metric is given, one for all metrics of this folder."""
+"""Checks of the arguments of all metrics of this folder."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from monai.metrics import CumulativeIterationMetric
 
 from monai_gmr.utils import ConfigurationError
 
-# above and below 0 and 1, by which a softmax in half precision misses them
+# softmax in half precision can exceed 0 and 1 by this
 ROUNDING = 1e-3
 
 
 class CheckedMetric(CumulativeIterationMetric):
-    """A metric of predictions and truth that are checked before it gathers anything; base class of the metrics of this folder.
+    """Base class of the metrics of this folder, which checks predictions and labels before it gathers anything.
 
     Raises:
-        ConfigurationError: when a batch is empty, predictions and truth are no tensors (or lists of them, one a case) of the same shape,
-            or their values are impossible; for a score of no images.
+        ConfigurationError: if a batch is empty, predictions and labels are not tensors (or lists of tensors, one per case) of the same
+            shape, their values are impossible, or a score is computed without images.
     """
 
-    # numbers of axes that a batch may have, and that in words
+    # numbers of axes that a batch can have, and in words
     least_axes, most_axes = 2, 2
     shape_words = "(B, C), one number for each class; class indices as by AsDiscrete(to_onehot=C)"
-    # what holds zeros and ones, and what probabilities
+    # arguments that hold zeros and ones, and arguments that hold probabilities
     one_hot: tuple[str, ...] = ("y_pred", "y")
     probabilities: tuple[str, ...] = ()
 
     def __call__(self, y_pred: Any, y: Any = None, **kwargs: Any) -> Any:
-        """The metric of each case of a batch, which is gathered; the arguments are those of MONAI's metrics."""
+        """Computes and gathers the metric of each case of a batch; the arguments are those of MONAI's metrics."""
         self._check(y_pred, y)
         return super().__call__(y_pred, y, **kwargs)
 
     def _check(self, y_pred: Any, y: Any) -> None:
-        """Raise where a batch cannot be scored."""
+        """Raises if a batch cannot be scored."""
         name = type(self).__name__
         for what, values in (("y_pred", y_pred), ("y", y)):
             listed = isinstance(values, (list, tuple)) and all(isinstance(each, torch.Tensor) for each in values)
@@ -51,7 +51,7 @@ class CheckedMetric(CumulativeIterationMetric):
             raise ConfigurationError(
                 f"{name} was given {len(y_pred)} predictions and {len(y)} labels: give one of each for every case."
             )
-        # of lists, each case as a batch of its own
+        # each case of a list is a batch
         pairs = [(y_pred, y)] if alike else [(p[None], t[None]) for p, t in zip(y_pred, y)]
         if not pairs or not any(p.numel() or t.numel() for p, t in pairs):
             raise ConfigurationError(f"{name} was given an empty batch: give it one case or more.")
@@ -73,7 +73,7 @@ class CheckedMetric(CumulativeIterationMetric):
                     "AsDiscrete(argmax=True, to_onehot=C)."
                 )
         elif what in self.probabilities:
-            # false of what is not a number, too
+            # also false for NaN
             if not bool(((values >= -ROUNDING) & (values <= 1 + ROUNDING)).all()):
                 raise ConfigurationError(
                     f"{name} was given a {what} with values other than 0 to 1: give probabilities, as by "
@@ -85,7 +85,7 @@ class CheckedMetric(CumulativeIterationMetric):
             )
 
     def _gathered(self) -> torch.Tensor | Sequence[torch.Tensor]:
-        """What the metric gathered."""
+        """Returns the gathered values."""
         buffer = self.get_buffer()
         if buffer is None:
             raise ConfigurationError(f"{type(self).__name__} has no images yet: call it with predictions first.")

@@ -1,4 +1,4 @@
-"""Scores of a classifier."""
+"""Classification scores."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from monai_gmr.metrics.checks import CheckedMetric
 
 
 class MeanRecallMetric(CheckedMetric, ConfusionMatrixMetric):
-    """Balanced accuracy: the recall of a class, averaged over the classes that occur.
+    """Balanced accuracy: the recall per class, averaged over the classes that occur.
 
     This is ``sklearn.metrics.balanced_accuracy_score``. MONAI's ``"balanced accuracy"`` is the mean of sensitivity and specificity of
-    each class against all others, which with many classes is high for any guess.
+    each class against all others, which is high for any guess if there are many classes.
 
     Raises:
-        ConfigurationError: when ``y_pred`` and ``y`` are not both ``(B, C)``, or ``(B, C, *spatial)``, of zeros and ones, or for a score of
-            no images.
+        ConfigurationError: if ``y_pred`` and ``y`` are not both ``(B, C)``, or ``(B, C, *spatial)``, of zeros and ones, or a score is
+            computed without images.
 
     Example:
         >>> eye = torch.eye(3)
@@ -35,18 +35,18 @@ class MeanRecallMetric(CheckedMetric, ConfusionMatrixMetric):
         super().__init__(metric_name="sensitivity", reduction="mean_batch")
 
     def aggregate(self, *args: object, **kwargs: object) -> torch.Tensor:  # type: ignore[override]
-        """The score, a scalar tensor; the arguments are those of MONAI's metric and are not used."""
+        """Returns the score, a scalar tensor; ignores the arguments, which are those of MONAI's metric."""
         self._gathered()
         return torch.nanmean(torch.as_tensor(super().aggregate()[0]))
 
 
 class AccuracyMetric(CheckedMetric):
-    """Share of images whose class is right, of one-hot vectors; with ``multi_label`` the share of right labels, over images and labels.
+    """Share of images whose class is right, from one-hot vectors; with ``multi_label`` the share of right labels over images and labels.
 
     These are the accuracies of MedMNIST's tables.
 
     Raises:
-        ConfigurationError: when ``y_pred`` and ``y`` are not both ``(B, C)`` of zeros and ones, or for a score of no images.
+        ConfigurationError: if ``y_pred`` and ``y`` are not both ``(B, C)`` of zeros and ones, or a score is computed without images.
 
     Example:
         >>> eye = torch.eye(3)
@@ -68,17 +68,17 @@ class AccuracyMetric(CheckedMetric):
         return right.mean(1, keepdim=True) if self.multi_label else right.amin(1, keepdim=True)
 
     def aggregate(self, *args: object, **kwargs: object) -> torch.Tensor:  # type: ignore[override]
-        """The score, a scalar tensor; the arguments are those of MONAI's metrics and are not used."""
+        """Returns the score, a scalar tensor; ignores the arguments, which are those of MONAI's metrics."""
         return torch.as_tensor(self._gathered()).mean()
 
 
 class MacroAUCMetric(CheckedMetric, ROCAUCMetric):
-    """Area under the ROC curve of each class against all others, averaged over the classes for which it is defined.
+    """Area under the ROC curve of each class against all others, averaged over the classes with a defined area.
 
-    MONAI's average is NaN as soon as one class does not occur, as in a validation split of few cases.
+    MONAI's average is NaN if any class does not occur, as in a small validation split.
 
     Raises:
-        ConfigurationError: when scores and one-hot classes are not both ``(B, C)`` or, of one class, ``(B,)``; for a score of no images.
+        ConfigurationError: if scores and one-hot classes are not both ``(B, C)`` or, for one class, ``(B,)``, or there are no images.
 
     Example:
         >>> metric = MacroAUCMetric()
@@ -87,7 +87,7 @@ class MacroAUCMetric(CheckedMetric, ROCAUCMetric):
         1.0
     """
 
-    # of a single class without a second axis, too; predictions are scores
+    # a single class can have no second axis; predictions are scores
     least_axes = 1
     one_hot = ("y",)
 
@@ -95,11 +95,11 @@ class MacroAUCMetric(CheckedMetric, ROCAUCMetric):
         super().__init__(average="none")
 
     def aggregate(self, *args: object, **kwargs: object) -> float:  # type: ignore[override]
-        """The score; the arguments are those of MONAI's metric and are not used."""
+        """Returns the score; ignores the arguments, which are those of MONAI's metric."""
         scores, classes = (torch.as_tensor(part).double().cpu().numpy() for part in self._gathered())
         ones = classes.sum(0)
         pairs = ones * (len(classes) - ones)
-        # Mann and Whitney's count of pairs in the right order, from ranks: MONAI loops over the cases in Python
+        # Mann and Whitney's count of correctly ordered pairs, from ranks; MONAI loops over the cases in Python
         above = (rankdata(scores, axis=0) * classes).sum(0) - ones * (ones + 1) / 2
         areas = np.where(pairs > 0, above / np.maximum(pairs, 1), np.nan)
         return float(np.nanmean(areas)) if np.isfinite(areas).any() else float("nan")

@@ -1,4 +1,4 @@
-"""The equivariance error of any network: its output for a transformed image beside its transformed output."""
+"""Equivariance error of any network: its output for a transformed image compared with its transformed output."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class ViewError(NamedTuple):
 
     name: str
     family: str  # "group", "angles" or "shifts"
-    angle: float | None  # in degrees, None for a group element and a shift
+    angle: float | None  # in degrees, None for group elements and shifts
     error: float
 
 
 @dataclass(frozen=True)
 class EquivarianceErrors:
-    """The errors of a network over views, as :func:`equivariance_error` returns them; ``str`` gives a table.
+    """Errors of a network over views, returned by :func:`equivariance_error`; ``str`` gives a table.
 
     Example:
         >>> errors = EquivarianceErrors((ViewError("(-0, +1)", "group", None, 0.5), ViewError("30", "angles", 30.0, 0.1)))
@@ -53,7 +53,7 @@ class EquivarianceErrors:
 
     @property
     def errors(self) -> tuple[float, ...]:
-        """Relative L2 error, one a view."""
+        """Relative L2 error of each view."""
         return tuple(view.error for view in self.views)
 
     @property
@@ -63,22 +63,22 @@ class EquivarianceErrors:
 
     @property
     def worst(self) -> float:
-        """Largest error of the views; not a number if one of them is not."""
+        """Largest error of the views; NaN if any error is NaN."""
         return float(np.max(self.errors)) if self.views else 0.0
 
     @property
     def group(self) -> EquivarianceErrors:
-        """The elements of the grid's point group alone."""
+        """Errors of only the elements of the grid's point group."""
         return EquivarianceErrors(tuple(view for view in self.views if view.family == "group"))
 
     @property
     def angles(self) -> EquivarianceErrors:
-        """The other angles alone."""
+        """Errors of only the other angles."""
         return EquivarianceErrors(tuple(view for view in self.views if view.family == "angles"))
 
     @property
     def shifts(self) -> EquivarianceErrors:
-        """The shifts alone."""
+        """Errors of only the shifts."""
         return EquivarianceErrors(tuple(view for view in self.views if view.family == "shifts"))
 
     def __str__(self) -> str:
@@ -98,31 +98,30 @@ def equivariance_error(
     shifts: Sequence[float] = (),
     progress: bool = False,
 ) -> EquivarianceErrors:
-    """The relative error ``||net(g x) - g net(x)|| / ||net(x)||`` of every view ``g``.
+    """Measures the relative error ``||net(g x) - g net(x)|| / ||net(x)||`` of every view ``g``.
 
-    ``g`` transforms the outputs that have spatial axes and leaves those of shape ``(B, N)``, such as logits, unchanged; of layers on fields
-    of a group, and of a ``torch.nn.Sequential`` of them, it exchanges the channels, too. Of several
-    (nested) outputs the worst one counts. Elements of the point group are compared voxel by voxel; other angles and shifts are interpolated
-    by splines and compared inside the inscribed disc or ball of the output, so that image should be smooth. The network runs in the mode
-    it is in; its buffers and torch's random state are afterwards what they were.
+    ``g`` transforms outputs with spatial axes and leaves outputs of shape ``(B, N)``, such as logits, unchanged; for layers on fields of a
+    group, and a ``torch.nn.Sequential`` of them, it also permutes the channels. Of several (nested) outputs, the worst one counts. Elements
+    of the point group are compared voxel by voxel; other angles and shifts are interpolated by splines and compared inside the inscribed
+    disc or ball of the output, so the image should be smooth. The network runs in its current mode; its buffers and torch's random state
+    are restored afterwards.
 
     Args:
-        net: a module, or anything that is called with ``x``.
+        net: a module, or any callable that takes ``x``.
         x: input of shape ``(B, C, *spatial)``.
-        group: a group as layers take it (``"4mm"``, ``("m", "x")``, a :class:`~monai_gmr.symmetry.PointGroup`), or a list of elements
-            (:func:`~monai_gmr.symmetry.grid_element`), such as matrices of shape ``(d, d)``. Default: all elements that keep ``spacing``,
-            of those that all layers of the network have (group convolutions, and harmonic ones with ``keeps``), or of the whole point
-            group.
-        angles: further rotations in degrees, in 3D about each of the three axes. Multiples of 90, which belong to the
-            group, are left out.
-        spacing: voxel size of ``x`` in millimetres, one an axis; default 1.
+        group: a group as in layers (``"4mm"``, ``("m", "x")``, a :class:`~monai_gmr.symmetry.PointGroup`), or a list of elements
+            (:func:`~monai_gmr.symmetry.grid_element`), such as matrices of shape ``(d, d)``. Default: the elements shared by all layers
+            of the network (group convolutions, and harmonic layers with ``keeps``), or the whole point group; only elements that keep
+            ``spacing``.
+        angles: further rotations in degrees, in 3D about each of the three axes. Multiples of 90 belong to the group and are left out.
+        spacing: voxel size of ``x`` in millimetres, one per axis; default 1.
         order: order of the spline that rotates and shifts images, 0 to 5.
-        shifts: distances in voxels of ``x``, along each axis. A network whose nonlinearities make frequencies that its grid cannot hold has
-            an error under shifts below a voxel, and the same one under ``angles``.
-        progress: show a bar over the elements of the group, where tqdm is installed.
+        shifts: distances in voxels of ``x``, along each axis. If the nonlinearities of a network create frequencies that its grid cannot
+            represent, it has an error under shifts by fractions of a voxel, and the same error under ``angles``.
+        progress: show a bar over the elements of the group, if tqdm is installed.
 
     Raises:
-        ConfigurationError: when ``x`` is not ``(B, C, *spatial)`` with 1 to 3 spatial axes, or an element of the group
+        ConfigurationError: if ``x`` is not ``(B, C, *spatial)`` with 1 to 3 spatial axes, or an element of the group
             is not a matrix of the grid.
 
     Example:
@@ -149,7 +148,7 @@ def equivariance_error(
         for element in progress_bar(elements, f"views of size {size}", progress):
             actual = run(transform_tensors(x, element, dims, taken))
             error = nested_error(actual, transform_tensors(upright, element, dims, returned))
-            # where each axis of the transformed image comes from: (-1, +0) is axis 1 mirrored, then axis 0
+            # source of each axis of the transformed image: (-1, +0) is axis 1 mirrored, then axis 0
             sources = np.abs(element).argmax(1)
             names = [f"{'-' if row[source] < 0 else '+'}{source}" for row, source in zip(element, sources)]
             views.append(ViewError(f"({', '.join(names)})", "group", None, error))
@@ -161,7 +160,7 @@ def equivariance_error(
 
 
 def moved_views(dims: int, angles: Sequence[float], shifts: Sequence[float]) -> list[View]:
-    """Rotations that the grid does not have, about each axis, and shifts in voxels, along each axis."""
+    """Makes views: rotations by other angles than the grid's, about each axis, and shifts in voxels, along each axis."""
     views = []
     for angle in map(float, angles):
         for axis in range(3 if dims == 3 else 1):
@@ -173,7 +172,7 @@ def moved_views(dims: int, angles: Sequence[float], shifts: Sequence[float]) -> 
 
 
 def symmetries_of(net: nn.Module) -> PointGroup | None:
-    """The elements that all layers of a network have; ``None`` where none of them is on fields or keeps a subgroup alone.
+    """Returns the elements shared by all layers of a network; ``None`` if no layer is on fields or keeps only a subgroup.
 
     Example:
         >>> from monai_gmr.networks.layers import PointGroupConv2d, PointGroupPool
@@ -196,7 +195,7 @@ def checked_group(
     spatial_dims: int,
     spacing: Sequence[float] | None,
 ) -> list[np.ndarray]:
-    """The elements to test; by default those of the net's own symmetries, or of the point group, that keep the spacing."""
+    """Returns the elements to test; by default the net's symmetries, or the point group, restricted to elements that keep the spacing."""
     if spacing is not None:
         spacing = voxel_spacing(spacing, spatial_dims)
     own = symmetries_of(net) if group is None and isinstance(net, nn.Module) else None
@@ -206,8 +205,8 @@ def checked_group(
 
 
 def transform_tensors(value: Any, element: np.ndarray, spatial_dims: int, group: PointGroup | None = None) -> Any:
-    """Copies of all tensors, those with a batch, a channel and the spatial axes transformed by a group element, as fields where a group is
-    given; a list of one whole number an axis is a size and is permuted with the axes."""
+    """Copies all tensors and transforms those with batch, channel and spatial axes by a group element, as fields if a group is given; a
+    list of one integer per axis is a size and is permuted with the axes."""
 
     def transform(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.ndim >= spatial_dims + 2 and group is not None:
@@ -230,16 +229,16 @@ def _joins_channels(module: nn.Module) -> bool:
 
 
 def field_ends(net: Any) -> tuple[PointGroup | None, PointGroup | None]:
-    """The groups on whose fields a layer, or a sequence of layers, begins and ends; ``None`` for scalars."""
+    """Returns the groups of the input and output fields of a layer, or a sequence of layers; ``None`` for scalars."""
     if hasattr(net, "field_groups") or not isinstance(net, nn.Sequential):
         return getattr(net, "field_groups", (None, None))
-    # a convolution that is not on fields begins or ends on scalars
+    # a convolution that is not on fields takes or returns scalars
     ends = [field_ends(each) for each in net if any(map(_joins_channels, each.modules()))]
     return (ends[0][0], ends[-1][1]) if ends else (None, None)
 
 
 def nested_error(actual: Any, expected: Any) -> float:
-    """The worst relative L2 error of equally nested tensors; infinite when their number or shapes differ."""
+    """Computes the worst relative L2 error of equally nested tensors; infinite if their number or shapes differ."""
     pairs = list(zip(tensors_in(actual), tensors_in(expected)))
     if len(tensors_in(actual)) != len(tensors_in(expected)):
         return math.inf
@@ -260,7 +259,7 @@ def _relative_error(actual: torch.Tensor, expected: torch.Tensor, reference: tor
 def move_image(
     x: torch.Tensor, view: View, *, order: int, input_size: Sequence[int], spacing: Sequence[float] | None
 ) -> torch.Tensor:
-    """A copy of an input, output or feature map of a network, moved as its input of ``input_size`` is; unchanged without spatial axes."""
+    """Copies and moves a network's input, output or feature map like its input of ``input_size``; no change without spatial axes."""
     if x.ndim < len(input_size) + 2:
         return x.clone()
     zoom, step = _voxels(x, input_size, spacing)
@@ -271,7 +270,7 @@ def move_image(
 def _voxels(
     x: torch.Tensor, input_size: Sequence[int], spacing: Sequence[float] | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Size of a feature map's voxels in voxels of the input, which may differ by axis, and in millimetres."""
+    """Returns the size of a feature map's voxels per axis, in voxels of the input and in millimetres."""
     pairs = zip(input_size, x.shape[-len(input_size) :])
     zoom = np.array([round(n / m) if n >= m else 1 / round(m / n) for n, m in pairs])
     return zoom, zoom * (1.0 if spacing is None else np.asarray(spacing, float))
@@ -286,14 +285,14 @@ def moved_error(
     input_size: Sequence[int],
     spacing: Sequence[float] | None,
 ) -> float:
-    """The worst error of (nested) outputs after a rotation by an angle or a shift of the input, each inside its inscribed disc or ball."""
+    """Computes the worst error of (nested) outputs for a rotated or shifted input, each inside its inscribed disc or ball."""
     dims, errors = len(input_size), [0.0]
     for moved, still in zip(tensors_in(actual), tensors_in(upright)):
         if still.ndim < dims + 2 or moved.shape != still.shape:
             errors.append(_relative_error(moved, still, still))
             continue
         ball = inscribed_ball(still.shape[-dims:], _voxels(still, input_size, spacing)[1].tolist())
-        # A grid of two voxels a side has none in its disc.
+        # A grid of two voxels per side has none in its disc.
         inside = torch.as_tensor(ball if ball.any() else ~ball, device=still.device)
         expected = move_image(still, view, order=order, input_size=input_size, spacing=spacing)
         errors.append(_relative_error(moved[..., inside], expected[..., inside], still[..., inside]))
@@ -302,7 +301,7 @@ def moved_error(
 
 @contextmanager
 def preserved_state(net: Any, x: torch.Tensor) -> Iterator[Callable[[torch.Tensor], Any]]:
-    """Give a function that runs the network without gradients and from the same random state each time, and restore
+    """Yields a function that runs the network without gradients and always from the same random state; restores
     its modes, its buffers and the random state at the end."""
     modules = list(net.modules()) if isinstance(net, nn.Module) else []
     modes = [(module, module.training) for module in modules]

@@ -1,4 +1,4 @@
-"""Which module of a network breaks its symmetry, and at which size."""
+"""Search for the modules of a network that break its symmetry, at several input sizes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from monai_gmr.symmetry import PointGroup, View
 from monai_gmr.symmetry.group_structure import GroupOrElements
 from monai_gmr.utils import ConfigurationError, map_tensors, tensors_in, windowed_layers
 
-# of the splines that rotate by angles and shift
+# order of the splines that rotate and shift
 ORDER = 5
 
 
@@ -58,35 +58,35 @@ def check_equivariance(
     batch_size: int = 2,
     progress: bool = False,
 ) -> EquivarianceReport:
-    """Measure the equivariance error of a network at several sizes and name the modules that break it.
+    """Measures the equivariance error of a network at several sizes and names the modules that break it.
 
-    The input is noise of unit variance, smoothed for ``angles`` and ``shifts``. Every module whose input is ``(B, C, *spatial)`` is checked
-    alone, with the input that it gets inside the network; the deepest broken ones are named. The network runs in the mode it is in (batch
-    normalisation in train mode is exact, dropout is not); its buffers and torch's random state are afterwards what they were.
+    The input is noise of unit variance, smoothed for ``angles`` and ``shifts``. Every module with an input ``(B, C, *spatial)`` is checked
+    separately, with its input inside the network; the report names the deepest broken ones. The network runs in its current mode (batch
+    normalisation in train mode is exact, dropout is not); its buffers and torch's random state are restored afterwards.
 
     Args:
         net: the network.
-        spatial_size: size in voxels. An int is a square or cube, a sequence of ints one size with an entry an axis (or one
-            entry for all), a sequence that holds sequences several sizes: ``[(96,), (97,), (64, 65, 70)]``.
+        spatial_size: size in voxels. An int is a square or cube, a sequence of ints is one size with an entry per axis (or one
+            entry for all), a sequence of sequences holds several sizes: ``[(96,), (97,), (64, 65, 70)]``.
         in_channels, spatial_dims: of the input. Default: those of the first convolution, else the number of entries of a size.
-        group, spacing: as for :func:`~monai_gmr.metrics.equivariance_error`.
+        group, spacing: see :func:`~monai_gmr.metrics.equivariance_error`.
         angles: further rotations in degrees, measured but not judged.
         shifts: distances in voxels along each axis, measured but not judged.
         tolerance: largest relative L2 error that counts as exact.
-        per_module: look for the modules that break it.
-        moves_per_module: measure every module under ``angles`` and ``shifts``, too, with what it gets of the smoothed input. A shift is as
-            long for all of them: half a voxel of the image is an eighth of one where the grid is four times as coarse. This interpolates
-            every feature map, in 3D for minutes.
+        per_module: find the modules that break equivariance.
+        moves_per_module: also measure every module under ``angles`` and ``shifts``, with its input for the smoothed image. All modules get
+            the same shift: half a voxel of the image is an eighth of a voxel on a grid that is four times as coarse. This interpolates
+            every feature map, which takes minutes in 3D.
         seed, batch_size: of the input.
-        device: where to run. Default: where the network is.
-        progress: show a bar over the views of each size, where tqdm is installed.
+        device: where to run. Default: the device of the network.
+        progress: show a bar over the views of each size, if tqdm is installed.
 
     Returns:
-        a report with ``ok``, ``worst``, ``broken``, ``rows`` and a table as ``str``. A size that the network cannot take is one
-        sentence in it.
+        a report with ``ok``, ``worst``, ``broken``, ``rows`` and a table as ``str``. It has one sentence for a size that the network
+        cannot take.
 
     Raises:
-        ConfigurationError: when a size does not fit ``spatial_dims``, or ``in_channels`` is not given and there is no
+        ConfigurationError: if a size does not fit ``spatial_dims``, or ``in_channels`` is not given and there is no
             convolution.
 
     Example:
@@ -95,7 +95,7 @@ def check_equivariance(
         >>> [(module.path, module.class_name) for module in report.broken]
         [('1', 'MaxPool2d')]
     """
-    # Hooks do not run inside torch.compile's wrapper, which has no public way to the module inside.
+    # Hooks do not run inside torch.compile's wrapper, which has no public access to the module inside.
     net = getattr(net, "_orig_mod", net)
     if in_channels is not None:
         check_count("in_channels", in_channels)
@@ -151,7 +151,7 @@ def _input_format(
 
 
 def _sizes(spatial_size: Any, dims: int) -> list[tuple[int, ...]]:
-    """The input sizes, one entry an axis."""
+    """Returns the input sizes, one entry per axis."""
     several = not is_whole(spatial_size) and not all(map(is_whole, spatial_size))
     sizes = []
     for size in spatial_size if several else [spatial_size]:
@@ -197,8 +197,8 @@ def _check_size(
 
 
 def _sensitive_elements(elements: list[np.ndarray]) -> list[np.ndarray]:
-    """Mirrors and exchanges of two axes, which generate the point groups and show a break on any axis; all elements of a
-    group that they do not generate."""
+    """Returns mirrors and exchanges of two axes, which generate the point groups and detect a break on any axis; for a
+    group that they do not generate, returns all elements."""
     dims = len(elements[0]) if elements else 0
     mirrors = [g for g in elements if np.count_nonzero(np.diag(g)) == dims and round(np.trace(g)) == dims - 2]
     exchanges = [g for g in elements if np.min(g) >= 0 and round(np.trace(g)) == dims - 2]
@@ -206,40 +206,40 @@ def _sensitive_elements(elements: list[np.ndarray]) -> list[np.ndarray]:
 
 
 class _Call(NamedTuple):
-    """The arguments of a module inside the network, and the random state that it found."""
+    """The arguments of a module inside the network, and the random state before its call."""
 
     args: tuple
     kwargs: dict
     random_state: list[torch.Tensor]
-    # the groups on whose fields its input and its output are, ``None`` for scalars
+    # the groups of its input and output fields, ``None`` for scalars
     taken: PointGroup | None = None
     returned: PointGroup | None = None
 
 
 def _field_group(value: Any) -> PointGroup | None:
-    """The group that a layer on fields has marked its output with."""
+    """Returns the group with which a layer on fields has marked its output."""
     return next((group for t in tensors_in(value) if (group := getattr(t, "_gmr_fields", None)) is not None), None)
 
 
 class _ModuleProbe:
-    """Hooks that repeat each call of a module inside the network with its transformed input, and compare."""
+    """Hooks that repeat each call of a module inside the network with transformed input, and compare."""
 
     def __init__(self, net: nn.Module, dims: int, elements: list[np.ndarray], tolerance: float) -> None:
         self.net, self.dims, self.elements, self.tolerance = net, dims, elements, tolerance
         self.paths: dict[nn.Module, list[str]] = {}
         for path, module in net.named_modules(remove_duplicate=False):
             self.paths.setdefault(module, []).append(path)
-        # worst error of each module, the size at which it occurs, and whether it is only rounding
+        # worst error of each module, its size, and whether it is only rounding
         self.worst: dict[nn.Module, tuple[float, tuple[int, ...], bool]] = {}
         self.calls: dict[nn.Module, int] = {}
         self.unchecked: set[nn.Module] = set()
         self.running: list[tuple[nn.Module, _Call | None]] = []
         self.repeating = False
-        # the network is measured by itself; a container of layers on fields does not say on which group its input is
+        # the network is measured separately; a container of layers on fields does not tell the group of its input
         self.left_out = {net} | {
             m for m in self.paths if any(hasattr(child, "field_groups") for child in m.modules() if child is not m)
         }
-        # fields on samples of a group have no channels that its elements exchange
+        # elements do not permute the channels of fields on samples of a group
         sampled = {m for m in self.paths if getattr(m, "has_sampled_fields", False)}
         self.left_out |= {child for m in sampled for child in m.modules()}
         self.left_out |= {m for m in self.paths if not sampled.isdisjoint(m.modules())}
@@ -247,13 +247,13 @@ class _ModuleProbe:
 
     @property
     def failed_in(self) -> str:
-        """The deepest module that had begun and not ended when the network failed."""
+        """Returns the deepest module that was running when the network failed."""
         names = [f"{self.paths[m][0]} ({type(m).__name__})" for m, _ in self.running if m is not self.net]
         return names[-1] if names else ""
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """The hooks, for as long as the context lasts."""
+        """Attaches the hooks while the context lasts."""
         handles = []
         try:
             for module in self.paths:
@@ -277,7 +277,7 @@ class _ModuleProbe:
         call = None
         taken = getattr(module, "field_groups", (_field_group((args, kwargs)),))[0]
         if self.elements and module not in self.left_out and self._images((args, kwargs)):
-            # copies: modules that work in place overwrite their input
+            # copies, because in-place modules overwrite their input
             args, kwargs = map_tensors((args, kwargs), lambda t: t.detach().clone())
             call = _Call(args, kwargs, self._random_state(), taken)
         self.running.append((module, call))
@@ -291,7 +291,7 @@ class _ModuleProbe:
             if started is module:
                 break
         self._mark(module, call, output)
-        # The last axes of what these two take are channels.
+        # The last axes of the input of linear layers and row norms are channels.
         is_row_norm = isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1
         if call is None or isinstance(module, nn.Linear) or is_row_norm or not tensors_in(output):
             return
@@ -305,7 +305,7 @@ class _ModuleProbe:
             self.repeating = False
 
     def _mark(self, module: nn.Module, call: _Call | None, output: Any) -> None:
-        """Mark what is on fields: the output of a layer on fields, and what other modules make of it, channel by channel."""
+        """Marks tensors on fields: outputs of layers on fields, and of other modules that keep the number of channels."""
         returned = getattr(module, "field_groups", (None, None))[1]
         if returned is None and call is not None and call.taken is not None and not hasattr(module, "field_groups"):
             channels = {t.shape[1] for t in self._images((call.args, call.kwargs, output))}
@@ -329,7 +329,7 @@ class _ModuleProbe:
         return float(np.max(errors))
 
     def _repeat(self, module: nn.Module, call: _Call) -> Any:
-        """The output of a module that draws the random numbers that it drew inside the network."""
+        """Runs a module again with the random numbers that it drew inside the network."""
         with torch.random.fork_rng(self.devices):
             torch.set_rng_state(call.random_state[0])
             for index, state in zip(self.devices, call.random_state[1:]):
@@ -337,18 +337,18 @@ class _ModuleProbe:
             return module(*call.args, **call.kwargs)
 
     def _is_rounding(self, module: nn.Module, call: _Call, error: float, elements: list[np.ndarray]) -> bool:
-        """Whether a small error goes away in float64, as that of a norm over nearly equal numbers does."""
+        """Checks whether a small error disappears in float64, as for a norm over nearly equal numbers."""
         if not self.tolerance < error < 1e-2:
             return False
         double = copy.deepcopy(module).double()
         args, kwargs = map_tensors((call.args, call.kwargs), lambda t: t.double() if t.is_floating_point() else t)
         call = call._replace(args=args, kwargs=kwargs)
-        # a copy: the module may work in place
+        # a copy, because the module can work in place
         output = self._repeat(double, call._replace(**map_tensors({"args": args, "kwargs": kwargs}, torch.clone)))
         return self._error(double, call, output, elements) <= min(self.tolerance, 1e-9)
 
     def checks(self, x: torch.Tensor, error: float, elements: list[np.ndarray]) -> list[ModuleCheck]:
-        """The checked modules, the network itself with its ``error`` first, with the deepest broken ones marked."""
+        """Returns the checked modules, first the network itself with its ``error``, with the deepest broken ones marked."""
         try:
             with preserved_state(self.net, x):
                 rounding = self._is_rounding(
@@ -386,13 +386,13 @@ class _ModuleProbe:
 
 
 class _MoveProbe(_ModuleProbe):
-    """Hooks that repeat each call of a module with its input moved by views that are not of the grid."""
+    """Hooks that repeat each call of a module with its input moved by views off the grid."""
 
     def __init__(self, net: nn.Module, x: torch.Tensor, views: Sequence[View], spacing: Sequence[float] | None) -> None:
         super().__init__(net, x.ndim - 2, [view.matrix for view in views], tolerance=0.0)
         self.x, self.views = x, views
         self.how: dict[str, Any] = {"order": ORDER, "input_size": x.shape[2:], "spacing": spacing}
-        # the worst error of each module, one a view
+        # the worst error of each module, one per view
         self.moved: dict[nn.Module, list[float]] = {}
 
     def _measure(self, module: nn.Module, call: _Call, output: Any) -> None:
@@ -404,7 +404,7 @@ class _MoveProbe(_ModuleProbe):
         self.moved[module] = np.maximum(errors, self.moved.get(module, errors)).tolist()
 
     def add_moves(self, checks: Sequence[ModuleCheck], whole: EquivarianceErrors) -> tuple[ModuleCheck, ...]:
-        """The checked modules with their errors, the network itself with those that it has as a ``whole``."""
+        """Adds errors under moves to the checked modules; the network itself gets its errors as a ``whole``."""
         with preserved_state(self.net, self.x) as run, self.attached():
             run(self.x)
         errors = {self.paths[module][0]: values for module, values in self.moved.items()}

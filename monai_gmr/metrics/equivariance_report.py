@@ -1,4 +1,4 @@
-"""The result of a check of a network, as objects, as rows for CSV and as plain text."""
+"""Results of a check of a network, as objects, rows for CSV and plain text."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ VALUES = ("error", "exact", "deepest", "calls", *SPREADS, "remark")
 
 
 def size_text(size: Sequence[int]) -> str:
-    """A size as text, such as "64x65"."""
+    """Formats a size as text, such as "64x65"."""
     return "x".join(str(n) for n in size)
 
 
 @dataclass(frozen=True)
 class ModuleCheck:
-    """One module, checked alone with the input that it gets inside the network."""
+    """A module, checked separately with its input inside the network."""
 
     path: str  # dotted, "(network)" for the network itself
     class_name: str
-    size: tuple[int, ...]  # of the input at which it is worst
+    size: tuple[int, ...]  # of the input with the worst error
     error: float  # worst relative L2 error over its calls and the elements
     calls: int  # in one pass of the network
     broken: bool  # above the tolerance and more than rounding
-    deepest: bool  # broken while none of its children is
-    remark: str  # why, where that is known
+    deepest: bool  # broken, but none of its children is
+    remark: str  # why, if known
     moves: EquivarianceErrors = field(default_factory=lambda: EquivarianceErrors(()))  # under angles and shifts
 
     @property
     def spreads(self) -> list[float | None]:
-        """Mean and worst error over angles, then over shifts; ``None`` where there are none."""
+        """Mean and worst error over angles, then over shifts; ``None`` if there are none."""
         return _spreads(self.moves)
 
 
 @dataclass(frozen=True)
 class SizeCheck:
     """A network at one input size: its ``errors``, its ``modules`` in the order of the network, and ``failure``, one
-    sentence when the network cannot take this size (then there are no errors)."""
+    sentence if the network cannot take this size (then there are no errors)."""
 
     size: tuple[int, ...]
     errors: EquivarianceErrors = field(default_factory=lambda: EquivarianceErrors(()))
@@ -54,12 +54,12 @@ class SizeCheck:
 
     @property
     def error(self) -> float:
-        """Worst error over the group; infinite when the network cannot take this size."""
+        """Worst error over the group; infinite if the network cannot take this size."""
         return math.inf if self.failure else self.errors.group.worst
 
     @property
     def spreads(self) -> list[float | None]:
-        """Mean and worst error over angles, then over shifts; ``None`` where there are none."""
+        """Mean and worst error over angles, then over shifts; ``None`` if there are none."""
         return _spreads(self.errors)
 
 
@@ -75,11 +75,11 @@ class EquivarianceReport:
     network: str  # name of its class
     tolerance: float  # largest relative L2 error that counts as exact
     sizes: tuple[SizeCheck, ...]
-    rests: int = 0  # convolutions that hold the rest of a trained kernel, which annealing drives to zero
+    rests: int = 0  # convolutions that hold the rest of a trained kernel, to be annealed to zero
 
     @property
     def worst(self) -> float:
-        """The worst error over the group and the sizes; infinite when a size cannot be taken."""
+        """Worst error over the group and the sizes; infinite if the network cannot take a size."""
         return float(np.max([check.error for check in self.sizes]))
 
     @property
@@ -89,12 +89,12 @@ class EquivarianceReport:
 
     @property
     def broken(self) -> tuple[ModuleCheck, ...]:
-        """The deepest broken modules, of all sizes."""
+        """Deepest broken modules of all sizes."""
         return tuple(module for check in self.sizes for module in check.modules if module.deepest)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """One dictionary a network and module, of equal keys, for CSV."""
+        """One dictionary per network and module, with equal keys, for CSV."""
         rows: list[tuple] = []
         for check in self.sizes:
             size, exact = size_text(check.size), check.error <= self.tolerance
@@ -108,7 +108,7 @@ class EquivarianceReport:
         return self.to_text()
 
     def to_text(self, every_module: bool = False) -> str:
-        """The report as tables, with all modules or only those that break the symmetry."""
+        """Formats the report as tables, with all modules or only those that break the symmetry."""
         shown = [i for i in range(len(SPREADS)) if any(check.spreads[i] is not None for check in self.sizes)]
         table = [["size", "error", *(SPREADS[i].replace("_", " ") for i in shown), "exact"]]
         for check in self.sizes:
@@ -131,7 +131,7 @@ class EquivarianceReport:
         return "\n".join(lines)
 
     def _module_rows(self, every_module: bool, shown: Sequence[int]) -> list[list[str]]:
-        """One row a module and remark, at its worst, with the sizes at which it is so; of the spreads those that are shown."""
+        """Makes one row per module and remark, with its worst values, their sizes and the shown spreads."""
         groups: dict[tuple[str, bool, str], list[tuple[tuple[int, ...], ModuleCheck]]] = {}
         for check in self.sizes:
             for module in check.modules:

@@ -1,4 +1,4 @@
-"""Why a module of torch or MONAI is not equivariant, in a few words."""
+"""Short explanations of why a module of torch or MONAI is not equivariant."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DROPOUT = (nn.Dropout, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 def explain_module(module: nn.Module, size: Sequence[int]) -> str:
-    """What breaks the symmetry of a module without children at a spatial size; empty when there is no rule for it.
+    """Explains what breaks the symmetry of a module without children at a spatial size; empty if no rule covers it.
 
     Example:
         >>> explain_module(nn.MaxPool2d(2), (16, 17))
@@ -69,7 +69,7 @@ def _explain_stride(module: Any, size: Sequence[int]) -> str:
 
 
 def _explain_kernel(module: Any) -> str:
-    """Only for a dense weight, whose last axes are the window."""
+    """Explains a dense weight, whose last axes are the window; empty for others."""
     weight, kernel = getattr(module, "weight", None), getattr(module, "kernel_size", None)
     if not isinstance(weight, torch.Tensor) or not isinstance(kernel, tuple) or tuple(weight.shape[2:]) != kernel:
         return ""
