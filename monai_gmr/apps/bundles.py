@@ -66,7 +66,7 @@ def checksum(options: argparse.Namespace) -> int:
     after = read_sums(weights.parent)[weights.name]
     print(f"{path}: {after}  {weights.name}")
     if before not in (None, after):
-        print(f"It was {before}: these weights are not those that it stood for.")
+        print(f"It was {before}: the weights have changed since.")
     return 0
 
 

@@ -225,7 +225,7 @@ def _check_folders(study: Study) -> None:
         _require(other == cell, f"'{other}' and '{cell}' would share the folder {folder}: rename one.")
     names = [slug(name) for data in study.data for name in study.evaluations(data)]
     unlike = len(names) == len(set(names))
-    _require(unlike, "two data sets or tests have names that are equal but for signs: rename one.")
+    _require(unlike, "two data sets or tests have names that differ only in special characters: rename one.")
 
 
 def load_study(path: str | Path) -> Study:

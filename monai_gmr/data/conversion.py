@@ -91,7 +91,7 @@ def read_folder(folder: PathLike) -> list[Case]:
     names = list(files["images"])
     if not names or set(names) != set(files["labels"]):
         alone = sorted(set(names) ^ set(files["labels"]))[:1]
-        found = f"{alone[0]}.png in one of them alone" if alone else "no PNG files in them"
+        found = f"{alone[0]}.png in only one of images and labels" if alone else "no PNG files in them"
         raise ConfigurationError(
             f"{folder} has {found}: give a folder of images and labels, PNG files of the same names."
         )

@@ -1,4 +1,4 @@
-"""A stub of a bundle, and studies of it that run in the process of the test."""
+"""Stub of a bundle, and studies of it that run in the test's process."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def bundle(tmp_path):
 
 @pytest.fixture
 def config(bundle, tmp_path):
-    """CONFIG of a study of the stub, to be changed."""
+    """CONFIG of a study of the stub, for tests to change."""
     return {
         "output_dir": str(tmp_path / "out"),
         "seeds": [3, 5],
@@ -72,13 +72,13 @@ def config(bundle, tmp_path):
 
 @pytest.fixture
 def processes():
-    """Names of the configs that ran, in order; they run in this process instead of their own, which takes seconds each."""
+    """Names of the configs that ran, in order; they run in this process, because each own process takes seconds."""
     return []
 
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes a CONFIG and gives its file."""
+    """Writes a CONFIG and returns its file."""
 
     def write(config):
         file = tmp_path / "study.yaml"
@@ -90,7 +90,7 @@ def write(tmp_path):
 
 @pytest.fixture
 def start(write, config, processes):
-    """The command line on the CONFIG as it stands."""
+    """Runs the command line on the current CONFIG."""
 
     def launch(config_file, settings_file, log):
         processes.append(Path(config_file).stem)
@@ -107,5 +107,5 @@ def start(write, config, processes):
 
 @pytest.fixture
 def load(write, config):
-    """The study of the CONFIG as it stands, or with changes."""
+    """Loads the study of the current CONFIG, or with changes."""
     return lambda **changes: load_study(write(config | changes))

@@ -1,4 +1,4 @@
-"""The benchmark's counts, times and memory are right, and candidates that cannot run are listed, not raised."""
+"""Tests of the benchmark: counts, times and memory are right, and candidates that cannot run are listed, not raised."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def backend_as_before():
 
 
 class FakeTime:
-    """Every call takes as long as the function says."""
+    """A clock with which every call takes as long as its function says."""
 
     def __init__(self, monkeypatch):
         self.now, self.called = 0.0, []
@@ -214,7 +214,7 @@ def test_cases_of_a_full_run():
 def test_quick_run_writes_table_numbers_and_picture(tmp_path, capsys):
     threads, backend = torch.get_num_threads(), get_backend()
     options = ["--quick", "--repeats", "3", "--backends", "dense", "--threads", "1"]
-    # every group in one precision: the others run in tests/measurements/test_gpu.py
+    # every group in one precision; the others run in tests/measurements/test_gpu.py
     options += ["--precisions", "bfloat16"]
     assert main([*options, "--output", str(tmp_path)]) == 0
     assert (torch.get_num_threads(), get_backend()) == (threads, backend)
@@ -247,7 +247,7 @@ def test_a_gpu_without_a_number_is_the_first(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     for name in ("cuda", "cuda:1"):
         assert device_of(name) == torch.device(name)
-    # torch raises where it gets a device without an index
+    # torch raises if a device has no index
     assert chosen == [0, 1]
 
 

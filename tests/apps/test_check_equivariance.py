@@ -1,4 +1,4 @@
-"""The command line: exit status, table, CSV, and one sentence for what cannot be checked."""
+"""Tests of the command line: exit status, table, CSV, and one sentence if a network cannot be checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The most memory of a call is that of known allocations."""
+"""Tests of the peak memory of calls with known allocations."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def test_peak_memory_of_known_allocations():
         del a
         c = torch.cat([b, b])  # 6 MB, the peak
         del b
-        before.clear()  # was there before: counts neither way
+        before.clear()  # allocated before, so not counted
         d = torch.ones(100, 1000)
         return c.sum() + d.sum()
 
@@ -33,7 +33,7 @@ def test_peak_memory_of_a_backward_pass():
     x = torch.rand(1000, 250, requires_grad=True)
 
     def run():
-        # saved: exp; at its end the gradient of exp, and then that of x, each 1 MB beside it
+        # saved: exp; at its end the gradients of exp and then of x, 1 MB each, are allocated next to it
         x.exp().sum().backward()
         x.grad = None
 

@@ -1,4 +1,4 @@
-"""The command line: files that the bundles read, made whole, and one sentence for what cannot be made."""
+"""Tests of the command line: complete files that the bundles read, and one sentence if they cannot be made."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SECTIONS = ("training", "validation", "test")
 
 @pytest.fixture
 def cells(tmp_path):
-    """Instance maps of several sizes, the images being ten times their number."""
+    """Instance maps of several sizes; images are ten times the instance number."""
     rng = np.random.default_rng(0)
     arrays = {"ids": np.array([f"cell-{i}" for i in range(10)])}
     for i in range(10):
@@ -60,7 +60,7 @@ def test_instances_become_targets_of_their_own_image(cells, tmp_path, capsys, ta
 
 @pytest.fixture
 def volumes(tmp_path):
-    """Four small volumes; the value of a voxel says volume and place."""
+    """Four small volumes whose voxel values encode volume and position."""
     arrays = {"ids": np.array(list("abcd"))}
     for number, name in enumerate("abcd"):
         image = (60 * number + np.arange(24)).reshape(2, 3, 4).astype(np.uint8)
@@ -116,7 +116,7 @@ def test_png_in_png_out(tmp_path):
         assert entry["image"].endswith(f"_{name}.png")
         written = np.asarray(Image.open(tmp_path / "out" / entry["image"]))
         np.testing.assert_array_equal(written, pictures[name][0])
-        # readers of pictures put the columns first
+        # picture readers return columns first
         case = load({key: tmp_path / "out" / entry[key] for key in ("image", "label")})
         np.testing.assert_array_equal(case["image"][0].T, pictures[name][0])
         np.testing.assert_array_equal(case["label"][0].T, boundary(pictures[name][1]))

@@ -1,4 +1,4 @@
-"""The study runs what its CONFIG asks for, once, continues after failures and resumes after kills."""
+"""Tests of studies: they run their CONFIG once, continue after failures and resume after kills."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_study_from_config_to_table(start, config, processes, tmp_path):
     assert [(row["seed"], row["net"], row["data"]) for row in rows] == [
         (seed, net, data) for seed in (3, 5) for net in ("plain", "radial") for data in ("cells", "cells: other split")
     ]
-    # the smallest rate has the best validation score, and still has when a smaller one is tried; scores are what the stub writes
+    # the smallest rate has the best validation score, even after a smaller one was tried; the stub writes the scores
     assert {row["learning_rate"] for row in rows} == {0.001}
     assert {row["validation"] for row in rows} == {0.891}
     assert {(row["parameters"], row["epochs"], row["group_mean"]) for row in rows} == {(9, 5, None)}
@@ -56,7 +56,7 @@ def test_study_from_config_to_table(start, config, processes, tmp_path):
     assert not list(out.rglob("latest.pt"))
     assert len(list(out.rglob("model.pt"))) == 4
     assert processes.count("train") == 8 + 4
-    # the test split is read by the evaluations alone: one for each of two tests of each training, none for a short training
+    # only evaluations read the test split: one for each of two tests of each training, none for a short training
     assert processes.count("evaluate") == 4 * 2
     table = (out / "table.md").read_text(encoding="utf-8")
     mean, half = interval([0.3, 0.5])
@@ -85,7 +85,7 @@ def test_only_what_changed_runs_again(start, config, processes, tmp_path, capsys
     assert start("--list") == 0
     assert capsys.readouterr().out.count("to do") == 4
     assert start() == 0
-    # plain with seed 3 is evaluated only, the other three are trained
+    # plain with seed 3 is only evaluated, the other three are trained
     assert processes == ["evaluate", *["train", "evaluate"] * 3]
     rows = read_rows(tmp_path / "out" / "runs.csv")
     assert len(rows) == 4
@@ -105,11 +105,11 @@ def test_other_runs_continue_after_a_failed_one(start, config, processes, tmp_pa
     assert "failed: cells, radial, none, seed 3: error: " in error
     assert [row["net"] for row in read_rows(tmp_path / "out" / "runs.csv")] == ["plain", "plain"]
     assert (tmp_path / "out" / "table.md").is_file()
-    # what failed is tried again in the same folder: the bundle resumes there
+    # a failed run is tried again in the same folder, so the bundle resumes
     assert start() == 1
     assert len(list((tmp_path / "out").rglob("radial-none/seed3/started"))) == 1
     assert (tmp_path / "out/runs/cells/radial-none/seed3/started").read_text() == "xx"
-    # other settings start in an empty one
+    # other settings start in an empty folder
     config["nets"]["radial"]["conv"] = "gmr"
     assert start() == 0
     assert (tmp_path / "out/runs/cells/radial-none/seed3/started").read_text() == "x"
@@ -205,7 +205,7 @@ def test_segmentation_bundle_on_phantoms(write, tmp_path, monkeypatch, capsys, f
     }
     file = str(write(config))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    # which starts the runs
+    # sys.executable starts the runs
     monkeypatch.setattr(sys, "executable", forked_python)
     assert main([file]) == 0
     out = tmp_path / "out"
@@ -241,7 +241,7 @@ def test_a_killed_training_resumes_in_its_folder(start, load, config):
     (job,) = Progress(study).jobs()
     folder = study.folder(job)
     state = json.loads((folder / "training.json").read_text())
-    # as a kill leaves it: settings written, no score yet, no row
+    # state after a kill: settings written, no score yet, no row
     (folder / "training.json").write_text(json.dumps({key: state[key] for key in ("fingerprint", "parameters")}))
     shutil.rmtree(folder / "evaluate")
     (study.output_dir / "runs.csv").unlink()

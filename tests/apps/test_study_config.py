@@ -1,4 +1,4 @@
-"""A CONFIG becomes the settings of every run, and a wrong one is one sentence."""
+"""Tests of the CONFIG of a study: the settings of every run, and one sentence for each mistake."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_fingerprint_follows_the_settings_and_not_the_place(load, config):
 
 
 def test_fingerprints_are_those_of_studies_that_are_done(write):
-    """A study of an earlier version resumes: these digits stand in its runs.csv, tuning.csv and folders."""
+    """Studies of earlier versions resume: their runs.csv, tuning.csv and folders hold these digits."""
     cells = {"bundle": "some/stub", "metric": "dice", "evaluate": {"angle_step": 0}}
     cells["tests"] = {"other split": {"split": "validation"}}
     config = {"output_dir": "out", "seeds": [3], "settings": {"epochs": 6}, "nets": {"radial": {"conv": "gmr"}}}
@@ -93,7 +93,7 @@ def test_the_studies_of_the_bundles_follow_the_protocol(file, monkeypatch):
         longer = next(cell for cell in study.cells if cell.data == name and "three times" in cell.augmentation)
         assert study.epochs(longer) == 3 * study.epochs(longer._replace(augmentation="rotation"))
         assert len(study.tuning_jobs(longer)) == 3
-        for evaluation in study.evaluations(name).values():  # the report refuses the upright image alone
+        for evaluation in study.evaluations(name).values():  # the report needs more than the upright image
             settings = evaluation.settings
             assert settings.get("angle_step", 1) or settings.get("num_group_elements", 2) > 1
 

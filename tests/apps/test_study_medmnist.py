@@ -1,4 +1,4 @@
-"""Studies of many data sets: one entry for all flags, several metrics, downloads that fail, and one table of all."""
+"""Tests of studies with many data sets: one entry for all flags, several metrics, failing downloads, and one table of all."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ from monai_gmr.data import medmnist_flags
 from monai_gmr.utils import ConfigurationError
 
 ROOT = Path(__file__).resolve().parents[2]
-# what the stub's evaluation writes in place of its own scores
+# replaces the scores that the stub's evaluation writes
 ROWS = ["upright,dice,1,0.9,0.9", "turns,dice,36,0.8,0.7", "flips,dice,4,0.7,0.6", "upright,auc,1,0.5,0.5"]
 
 
 @pytest.fixture
 def each_flag(config, bundle):
-    """CONFIG of a study of two flags and two metrics."""
+    """CONFIG of a study with two flags and two metrics."""
     config["data"] = {
         "{flag}, small": {
             "flags": ["blood", "breast"],
@@ -59,7 +59,7 @@ def test_one_entry_is_a_data_set_for_each_flag_and_metric(start, each_flag, proc
         "auc": (0.5, None, None),
     }
     assert {row["data"]: row["epochs"] for row in rows} == dict(zip(names, (2, 2, 3, 3)))
-    # both metrics are of one evaluation
+    # one evaluation gives both metrics
     assert (processes.count("train"), processes.count("evaluate")) == (4, 4)
     table = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
     lines = table.splitlines()
@@ -102,7 +102,7 @@ def test_a_data_set_that_cannot_be_downloaded_is_one_sentence_and_the_others_con
     assert "failed: blood, small: blood.npz could not be downloaded from URL: check the network." in errors
     assert asked == [(str(tmp_path / "data"), flag, 28) for flag in ("blood", "breast")]
     assert {row["data"] for row in read_rows(tmp_path / "out" / "runs.csv")} == {"breast, small", "breast, small (auc)"}
-    # what is there is not downloaded again
+    # existing files are not downloaded again
     asked.clear()
     (tmp_path / "data" / "blood.npz").touch()
     processes.clear()

@@ -1,4 +1,4 @@
-"""Learning rates are widened, epochs and rates follow from other runs, and a part of a study runs by itself."""
+"""Tests of a study's progress: widened learning rates, epochs and rates from other runs, and running a part of a study."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_rate_between_others_needs_no_further_one(rates):
 @pytest.mark.parametrize(
     ("given", "widenings", "tried", "at_edge"),
     [
-        # the stub scores best at 0.01
+        # the stub has its best score at 0.01
         ([0.001, 0.003, 0.03], 2, [], False),
         ([0.001, 0.003, 0.01], 2, [0.03], False),
         ([0.1, 1.0], 5, [0.03, 0.01, 0.003], False),
@@ -51,7 +51,7 @@ def test_rates_are_widened_while_the_best_is_at_an_edge(given, widenings, tried,
 
 def test_a_rate_whose_training_is_not_finite_is_the_worst(start, config, bundle, tmp_path):
     file = bundle / "configs" / "train.yaml"
-    # an error with the words of a training that stops at a loss that is not finite
+    # an error with the words of a training that stops at a non-finite loss
     diverges = "- \"$int('give a smaller --learning_rate') if @learning_rate > 0.02 else None\""
     file.write_text(file.read_text().replace("- $1 / (@conv != 'broken')", diverges))
     config |= {"tuning": {"learning_rates": [0.001, 0.01, 0.1]}, "seeds": [3], "runs": [["plain", "none"]]}
@@ -67,7 +67,7 @@ def test_tuning_takes_half_of_the_epochs_of_each_row(start, config, tmp_path):
     config |= {"seeds": [3], "runs": [["plain", "none"], ["plain", "longer"]]}
     assert start() == 0
     rows = read_rows(tmp_path / "out" / "tuning.csv")
-    # of the stub's five, and of three times five
+    # half of the stub's five epochs, and of three times five
     assert {(row["augmentation"], row["epochs"]) for row in rows} == {("none", 3), ("longer", 8)}
     rows = read_rows(tmp_path / "out" / "runs.csv")
     assert [(row["augmentation"], row["epochs"], row["train_seconds"]) for row in rows] == [
@@ -83,7 +83,7 @@ def test_equal_seconds_are_those_of_the_first_seed_of_the_other_net(start, confi
     assert "it needs seed 3 of the runs that its epochs follow from first" in capsys.readouterr().err
     assert start() == 0
     rows = [row for row in read_rows(tmp_path / "out" / "runs.csv") if row["augmentation"] == "same seconds"]
-    # five epochs of 24 seconds, at ten seconds an epoch
+    # five epochs of 24 seconds, at ten seconds per epoch
     assert [(row["seed"], row["epochs"], row["train_seconds"]) for row in rows] == [(3, 12, 120.0), (5, 12, 120.0)]
     assert start("--list") == 0
     assert "to do" not in capsys.readouterr().out
@@ -91,7 +91,7 @@ def test_equal_seconds_are_those_of_the_first_seed_of_the_other_net(start, confi
 
 def test_equal_seconds_go_by_those_of_the_processor_where_there_are_any(start, config, bundle, tmp_path):
     file = bundle / "configs" / "train.yaml"
-    # the clock of the wall, as other work on the machine changes it
+    # wall-clock seconds, changed by other work on the machine
     busy = "{'epoch': i + 1, 'processor_seconds': 24.0 if @conv == 'gmr' else 10.0, 'seconds': 7.0 if @conv == 'gmr' else 90.0,"
     file.write_text(file.read_text().replace("{'epoch': i + 1, 'seconds': 24.0 if @conv == 'gmr' else 10.0,", busy))
     config["augmentations"] = {"none": {}, "same seconds": SAME_SECONDS}
@@ -123,7 +123,7 @@ def test_a_part_of_a_study_runs_and_the_whole_resumes_it(start, config, processe
     assert start("--list", "--only", "cells", "--seeds", "5") == 0
     listed = capsys.readouterr().out
     assert (listed.count("done "), listed.count("to do ")) == (2, 2)
-    # two epochs' worth of five each, of ten and 24 seconds, by what the same nets took
+    # two trainings of five epochs, of ten and 24 seconds each, estimated from the same nets
     assert "2 trainings of 10 epochs remain: 3 min; " in listed
     assert start() == 0
     assert processes == ["train", "evaluate"] * 16

@@ -1,4 +1,4 @@
-"""A run is one process that ends with its study, and its seconds are those of all its pieces."""
+"""Tests of runs: a run is one process that ends with its study, and its seconds sum all its pieces."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def is_running(pid):
 def test_a_killed_study_ends_its_process(number, write, config, bundle, tmp_path, forked_python):
     (bundle / "configs" / "train.yaml").write_text(WAITS)
     config |= {"seeds": [3], "nets": {"plain": {}}, "augmentations": {"none": {}}}
-    # nobody passes on that one is killed
+    # no process forwards SIGKILL
     python = sys.executable if number == signal.SIGKILL else forked_python
     command = [python, "-m", "monai_gmr.apps.study", str(write(config))]
     study = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -61,7 +61,7 @@ def test_a_killed_study_ends_its_process(number, write, config, bundle, tmp_path
 
 
 def test_seconds_of_a_run_in_pieces_are_those_of_all_and_not_of_the_stop(start, config, bundle, tmp_path):
-    """A bundle whose checkpoint keeps no history: the seconds are those of its processes."""
+    """Without a history in the checkpoint, the seconds are those of the run's processes."""
     file = bundle / "configs" / "train.yaml"
     content = file.read_text().replace(", 'history': @history", "")
     # the first process is interrupted

@@ -1,4 +1,4 @@
-"""Intervals are Student's, the table says what a reader needs to judge a row, and the picture holds all."""
+"""Tests of a study's table and picture: Student's intervals, the columns needed to judge a row, and a complete picture."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def as_score_rows(scores, **names):
 
 
 def test_interval_is_the_closed_form_of_three_values():
-    # t of 0.975 with two degrees of freedom, in closed form: 0.95 * sqrt(2 / (1 - 0.95**2))
+    # Student's t at 0.975 with two degrees of freedom, in closed form: 0.95 * sqrt(2 / (1 - 0.95**2))
     quantile = 0.95 * math.sqrt(2 / (1 - 0.95**2))
     mean, half = interval([1.0, 2.0, 6.0])
     assert mean == pytest.approx(3)
@@ -82,7 +82,7 @@ def test_still_improving_compares_the_last_tenth_of_the_validations_with_the_ten
 
 
 def draw_alike(values, seed=0, resamples=4000):
-    """Means of resampled cases, as every report of so many cases draws them."""
+    """Draws means of resampled cases, equal for all reports with as many cases."""
     draws = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
     return [str(i) for i in range(len(values))], values[draws].mean(1)
 
@@ -116,7 +116,7 @@ def test_a_reference_is_compared_with_all_other_rows(start, load, config, tmp_pa
             cases, samples = draw_alike(np.linspace(0, 1, 9))
             arrays = {"net/cases": cases, "net/dice/upright": samples + better, "net/dice/angles": samples + 2 * better}
             np.savez(folder / "evaluate" / "rotation_samples.npz", **arrays)
-    # the stub's scores depend on the seed alone
+    # the stub's scores depend only on the seed
     rows = find_differences(Progress(load()), Run("radial", "none"))
     assert [(row["net"], row["score"], row["seeds"]) for row in rows] == [
         ("plain", "upright", 2),
@@ -131,7 +131,7 @@ def test_a_reference_is_compared_with_all_other_rows(start, load, config, tmp_pa
     assert "| radial, none, less | seeds | upright | angles mean |" in table
     line = "| plain, none | 2 | +0.000 [+0.100, +0.100] ± 0.000 | +0.000 [+0.200, +0.200] ± 0.000 |"
     assert line in table
-    # where the folders of the runs are gone, the intervals are those of the file
+    # without the folders of the runs, the file provides the intervals
     for folder in (*folders["radial"], *folders["plain"]):
         (folder / "evaluate" / "rotation_samples.npz").unlink()
     assert start("--table") == 0

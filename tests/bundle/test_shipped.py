@@ -146,7 +146,7 @@ def test_a_new_checksum_says_that_the_weights_are_others(tmp_path, capsys):
     with (root / "models" / "model.pt").open("ab") as file:
         file.write(b"more")
     assert main(["checksum", str(root)]) == 0
-    assert "these weights are not those that it stood for" in capsys.readouterr().out
+    assert "the weights have changed since" in capsys.readouterr().out
 
 
 def test_check_and_checksum(whole_bundle, tmp_path, capsys):

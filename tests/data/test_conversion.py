@@ -1,4 +1,4 @@
-"""Conversion: targets against morphology, splits that share no case, files that MONAI reads back unchanged, nothing half written."""
+"""Tests of conversion: targets compared with morphology, disjoint splits, files that MONAI reads back unchanged, no partial output."""
 
 from __future__ import annotations
 

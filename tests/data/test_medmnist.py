@@ -1,4 +1,4 @@
-"""The MedMNIST-layout data set: what an item is, which rows a section gives, a sentence for each mistake."""
+"""Tests of data sets in the MedMNIST layout: items, rows of sections, and a sentence for each mistake."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_savers_name_the_file_after_the_row(tmp_path):
 
 @pytest.fixture
 def published(monkeypatch, tmp_path):
-    """A medmnist that knows one data set, as the installed package would describe it."""
+    """A stub of medmnist with one data set, described like in the installed package."""
     write_file(tmp_path / "cells.npz")
     write_file(tmp_path / "cells_64.npz", (10, 10))
     info = {
@@ -143,7 +143,7 @@ def test_published_md5_is_accepted_and_any_other_refused(published, flag, size):
 
 
 def test_unknown_name_skips_the_md5_with_one_line(tmp_path, caplog, monkeypatch):
-    # MONAI's loggers pass nothing on, and caplog listens to those only that an earlier test has made
+    # MONAI's loggers do not propagate, so caplog sees only loggers that an earlier test has made
     logger = get_logger("monai_gmr.data.medmnist")
     monkeypatch.setattr(logger, "handlers", [caplog.handler])
     write_file(tmp_path / "other.npz")

@@ -1,4 +1,4 @@
-"""Phantoms: labels that the image shows, shapes that lie as they should, a folder safe to interrupt."""
+"""Tests of phantoms: labels match the image, shapes have the right direction, and writing can be interrupted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SMALL = {
 
 
 def main_axis(mask, spacing, smallest=False):
-    """Direction in which a mask is longest or thinnest: eigenvector of its second moments, in millimetres."""
+    """Computes the direction in which a mask is longest or thinnest: an eigenvector of its second moments, in millimetres."""
     points = np.argwhere(mask) * np.asarray(spacing)
     _, vectors = np.linalg.eigh(np.cov((points - points.mean(0)).T))
     return vectors[:, 0 if smallest else -1]

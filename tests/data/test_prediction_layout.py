@@ -1,4 +1,4 @@
-"""Every prediction has a file of its own below output_dir, and none replaces another image's."""
+"""Tests of prediction files: each is unique below output_dir, and none replaces another image's."""
 
 import pytest
 
@@ -47,7 +47,7 @@ def test_only_the_same_image_replaces_a_prediction(tmp_path):
     PredictionLayout([first], out)
     with pytest.raises(ConfigurationError, match=r"is the prediction of .*a/t1.nii.gz, and would be replaced"):
         PredictionLayout([second], out)
-    # both of one run: other files
+    # both in one run get other files
     PredictionLayout([first, second], out).filename(second).write_text("prediction")
     PredictionLayout([first, second], out)
 

@@ -1,4 +1,4 @@
-"""A training with the schedule ends in an ordinary equivariant network, which is the one that is kept as the best."""
+"""Tests of annealing: a training with the schedule ends in an ordinary equivariant network, which is kept as the best."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ ANNEALED, EPOCHS = 2, 4
 
 
 class Killed(Exception):
-    """Stands for a kill."""
+    """Stand-in for a kill."""
 
 
 def make_original():
@@ -43,7 +43,7 @@ def make_trainer(folder, epochs=EPOCHS, conv="gmr_harmonic", optimizer=None, **a
         DataLoader(dataset, batch_size=3),
         net,
         key_val_metric={"error": MeanSquaredError(output_transform=from_engine(["pred", "label"]))},
-        # the first validation is the best for ever
+        # the first validation stays the best
         metric_cmp_fn=lambda current, best: False,
         val_handlers=[best_saver],
     )
@@ -78,7 +78,7 @@ def test_rests_are_zero_after_the_epochs_of_the_schedule(tmp_path, conv):
     assert all(size > 0 for size in sizes[: last - 1])
     assert all(size <= (1 - (i + 1) / last) ** 3 + 1e-6 for i, size in enumerate(sizes[:last]))
     assert sizes[last - 1 :] == [0.0] * (len(sizes) - last + 1)
-    # the best score begins anew with the first network without rests
+    # the best score is reset at the first network without rests
     assert any("rest.weight" in key for key in kept[0])
     ordinary = convert_to_gmr(make_original(), conv=conv, spatial_size=(16, 16))
     assert kept[ANNEALED - 1] == kept[-1] == sorted(ordinary.state_dict())

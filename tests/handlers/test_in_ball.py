@@ -1,4 +1,4 @@
-"""Scores inside the ball that every rotation of an image shares."""
+"""Tests of scores inside the ball that all rotations of an image share."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A loss, a gradient, a weight or a score that is not finite ends a training before a good checkpoint is lost."""
+"""Tests that a non-finite loss, gradient, weight or score ends a training before a good checkpoint is lost."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 class InfiniteGradient(torch.autograd.Function):
-    """The input as it is, whose gradient is infinite."""
+    """Identity with an infinite gradient."""
 
     @staticmethod
     def forward(ctx, x):
@@ -28,7 +28,7 @@ class InfiniteGradient(torch.autograd.Function):
 
 
 def make_trainer(folder, data, epochs=3, loss=None, stop=True, scores=None, batch_size=1):
-    """A training of a linear net with a validation after each epoch, whose scores may be given."""
+    """Makes a training of a linear net with a validation after each epoch; ``scores`` can be given."""
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 1))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01)

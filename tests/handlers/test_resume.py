@@ -1,4 +1,4 @@
-"""An interrupted training that is resumed ends like an uninterrupted one."""
+"""Tests that a resumed training ends like an uninterrupted one."""
 
 import subprocess
 import time
@@ -19,13 +19,13 @@ MONAIS = {"save_key_metric": True, "key_metric_filename": "model.pt"}
 
 
 class Killed(Exception):
-    """Stands for a kill at a moment that the test chooses."""
+    """Stand-in for a kill at a moment chosen by the test."""
 
 
 def train(
     folder, epochs=EPOCHS, killed_in=None, batch_size=2, network=None, saver=BestCheckpoint, val_interval=1, **arguments
 ):
-    """A small training with everything that must continue: momentum, schedule, dropout, noise, best model."""
+    """Runs a small training with everything that must be restored: momentum, schedule, dropout, noise, best model."""
     torch.manual_seed(0)
     network = network or torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.2), torch.nn.Linear(4, 1))
     data = [{"image": torch.rand(4), "label": torch.rand(1)} for _ in range(8)]
@@ -110,7 +110,7 @@ def test_the_history_has_each_epoch_once_and_no_stop(killed_in, tmp_path):
     assert [row["epoch"] for row in broken] == list(range(1, EPOCHS + 1))
     assert [row["score"] for row in broken] == pytest.approx([row["score"] for row in whole])
     assert 0 < sum(row["seconds"] for row in broken) < running
-    # of one thread and a little more where the libraries start others
+    # one thread, and slightly more if libraries start others
     assert all(0 < row["processor_seconds"] < 10 * row["seconds"] + 0.1 for row in broken)
 
 
@@ -196,7 +196,7 @@ FEWER, OTHER = [CASES[0][:1], CASES[1]], [CASES[0], [{"image": [4.5, 5.5], "labe
     ],
 )
 def test_other_cases_or_another_seed_are_refused(first, then, match, tmp_path):
-    """Where both trainings say them: a checkpoint of an earlier version says neither."""
+    """Refused only if both state them: a checkpoint of an earlier version states neither."""
     train(tmp_path, epochs=1, **first)
     assert torch.load(tmp_path / "latest.pt", weights_only=True)["made_with"].get("seed") == first.get("seed")
     if match is None:
@@ -244,7 +244,7 @@ def test_a_best_model_of_another_network_is_written_again(tmp_path, caplog):
 
 
 def damage(kind, path):
-    """Puts something else in the place of a good checkpoint."""
+    """Replaces a good checkpoint."""
     latest = torch.load(path, weights_only=True)
     if kind == "empty":
         path.write_bytes(b"")

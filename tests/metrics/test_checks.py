@@ -1,4 +1,4 @@
-"""All metrics check what they are given alike, with one sentence, and gather nothing of what they refuse."""
+"""Tests that all metrics check their arguments alike, with one sentence, and gather nothing from a refused batch."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from monai_gmr.utils import ConfigurationError
 ONE_HOT = torch.eye(3)[[0, 1, 2, 0]]
 MAPS = ONE_HOT[:, :, None, None].repeat(1, 1, 4, 4)
 SOFT = ONE_HOT * 0.7 + 0.1
-# what each takes: predictions and truth
+# predictions and labels that each metric takes
 TAKEN = {
     AccuracyMetric: (ONE_HOT, ONE_HOT),
     MeanRecallMetric: (ONE_HOT, ONE_HOT),
@@ -26,7 +26,7 @@ EVERY = pytest.mark.parametrize("kind", list(TAKEN), ids=lambda kind: kind.__nam
 
 
 def refused(kind, match, y_pred, y):
-    """The batch is refused, and the score is that of the batch before."""
+    """Checks that the batch is refused and the score of the batch before stays."""
     metric = kind()
     metric(*TAKEN[kind])
     before = float(metric.aggregate())
@@ -107,7 +107,7 @@ def test_other_shapes(kind, shape):
 
 @EVERY
 def test_lists_of_other_lengths(kind):
-    """MONAI scores the shorter one of both."""
+    """MONAI would silently score only the shorter length."""
     y_pred, y = TAKEN[kind]
     refused(kind, "4 predictions and 3 labels: give one of each", list(y_pred), list(y)[:3])
     refused(kind, "4 predictions and 3 labels: give one of each", list(y_pred), y[:3])

@@ -1,4 +1,4 @@
-"""Scores of a classifier against their definitions."""
+"""Tests of classification scores against their definitions."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ CASES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, ma
 @settings(max_examples=40, deadline=None)
 @given(CASES)
 def test_mean_recall_is_balanced_accuracy_of_scikit_learn(cases):
-    """scikit-learn: the diagonal of the confusion matrix over its row sums, averaged over the rows that are not empty."""
+    """scikit-learn: the diagonal of the confusion matrix over its row sums, averaged over nonempty rows."""
     labels, guesses = map(np.array, zip(*cases))
     matrix = np.zeros((4, 4))
     np.add.at(matrix, (labels, guesses), 1)
@@ -29,7 +29,7 @@ def test_mean_recall_is_balanced_accuracy_of_scikit_learn(cases):
 
 
 def test_monai_balanced_accuracy_is_another_quantity():
-    """A constant guess among ten classes has mean recall 1/10; MONAI's one-against-all average calls it much more."""
+    """A constant guess among ten classes has mean recall 1/10; MONAI's one-against-all average is much larger."""
     labels, eye = torch.arange(10), torch.eye(10)
     ours, theirs = MeanRecallMetric(), ConfusionMatrixMetric(metric_name="balanced accuracy")
     for metric in (ours, theirs):
@@ -41,7 +41,7 @@ def test_monai_balanced_accuracy_is_another_quantity():
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), *[st.integers(0, 4)] * 4), min_size=2, max_size=25))
 def test_macro_auc_is_the_share_of_pairs_in_order(cases):
-    """Mann-Whitney: among pairs of a case of the class and one of another, those ranked rightly; ties count half."""
+    """Mann-Whitney: the share of correctly ranked pairs of a case of the class and a case of another; ties count half."""
     labels, scores = np.array([c[0] for c in cases]), np.array([c[1:] for c in cases], float)
     shares = []
     for c in range(4):
@@ -97,5 +97,5 @@ def test_scores_of_one_class_need_no_second_axis():
     (one, other) = (MacroAUCMetric(), MacroAUCMetric())
     one(scores, truth)
     other(scores[:, None], truth[:, None])
-    # of four pairs two are in order
+    # two of four pairs are in order
     assert one.aggregate() == other.aggregate() == 0.5

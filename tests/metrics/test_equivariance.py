@@ -1,4 +1,4 @@
-"""The equivariance error is that of the definition, and measuring it leaves the network as it was."""
+"""Tests that the equivariance error follows its definition, and measuring it does not change the network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from monai_gmr.utils import ConfigurationError
 
 
 def radial_convolution(dims: int, channels_in: int = 1, channels_out: int = 2, seed: int = 0) -> nn.Module:
-    """A 3^d convolution whose weights depend on the distance to the centre alone, built tap by tap."""
+    """Makes, tap by tap, a 3^d convolution whose weights depend only on the distance to the centre."""
     conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1](channels_in, channels_out, 3, padding=1)
     profile = torch.randn(channels_out, channels_in, dims + 1, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_other_angles(dims, size, views, device):
 def test_shifts_below_a_voxel(dims, size):
     smooth = torch.as_tensor(ndimage.gaussian_filter(noise(1, 1, *size).numpy(), (0, 0, *(2.0,) * dims), mode="wrap"))
     smooth = smooth / smooth.std()
-    # convolutions are equivariant to shifts; a rectifier makes frequencies that the grid cannot hold, pooling folds them back
+    # convolutions are equivariant to shifts; a rectifier creates frequencies that the grid cannot represent, pooling aliases them
     plain = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1](1, 2, 3, padding=1, padding_mode="circular")
     pool = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)[dims - 1](2, ceil_mode=True)
     for net, low, high in ((nn.Identity(), 0, 1e-6), (plain, 0, 0.05), (pool, 0.02, 1), (nn.ReLU(), 0.003, 0.1)):

@@ -1,4 +1,4 @@
-"""The check finds the modules that break the symmetry, at the sizes at which they do."""
+"""Tests that the check finds the modules that break the symmetry, at the right sizes."""
 
 from __future__ import annotations
 
@@ -76,13 +76,13 @@ def test_known_breakers_are_named_at_the_right_module(dims, make, broken_size, e
     assert [m.path for m in broken.broken] == ["1.1"]
     assert remark in broken.broken[0].remark
     if exact_size:
-        # Fractional nearest upsampling is lopsided everywhere, if less visibly.
+        # Fractional nearest upsampling is asymmetric at every size, though less visibly.
         exact = check_equivariance(net, exact_size)
         assert exact.ok or remark == "fractional factor"
 
 
 def _ones(conv: nn.Module) -> nn.Module:
-    """A constant kernel is symmetric, so only the stride can break."""
+    """Sets a constant kernel, which is symmetric, so only the stride can break the symmetry."""
     nn.init.constant_(conv.weight, 0.1)
     return conv
 
@@ -99,7 +99,7 @@ def test_pixel_shuffle_and_flatten():
 
 
 class Shifts(nn.Module):
-    """Exact children, and a crop in forward that is not."""
+    """A module with exact children and a crop in forward that is not exact."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -306,7 +306,7 @@ def test_shifts_are_measured_and_not_judged():
 
 
 def test_moves_are_measured_by_module_where_asked_for():
-    """Each module has the error that it has alone on what it gets; a shift is that of the image, half as many voxels after the pool."""
+    """Each module has its separate error on its own input; a shift of the image is half as many voxels after the pool."""
     torch.manual_seed(0)
     net = nn.Sequential(point(), nn.MaxPool2d(2), nn.Sequential(nn.ReLU(), nn.Conv2d(2, 2, 3, padding=1)))
     moves = {"angles": (20, 30), "shifts": (0.5,)}
@@ -395,7 +395,7 @@ def test_bad_input_is_one_sentence(net, arguments, message):
 
 
 class _Turned(nn.Module):
-    """A layer that breaks the symmetry: rolls the image by a voxel."""
+    """A layer that breaks the symmetry by rolling the image by a voxel."""
 
     def forward(self, x):
         return x.roll(1, 2)
@@ -410,7 +410,7 @@ def test_a_net_of_group_convolutions_is_asked_its_own_group(name):
     modules = {module.path: module for module in report.sizes[0].modules}
     assert modules["stem.0.conv"].error < 1e-5  # compared as fields
     assert modules["head.0"].class_name == "PointGroupPool"
-    assert "stem.0" not in modules  # containers of them are not compared
+    assert "stem.0" not in modules  # containers of layers on fields are not compared
     if name != "4mm":
         assert not check_equivariance(net, (9, 12), group=point_group(2), per_module=False).ok
 
