@@ -1,4 +1,4 @@
-"""The rotation report: the metrics of any bundle, on images that are rotated and mirrored."""
+"""The rotation report: metrics of any bundle on rotated and mirrored images."""
 
 from monai_gmr.rotation_report.handler import RotationReport
 from monai_gmr.rotation_report.prepare_batch import PrepareBatchView

@@ -1,8 +1,8 @@
 """Command line of the rotation report: the network of any MONAI bundle on rotated and mirrored images, or several side by side.
 
-``python -m monai_gmr.rotation_report BUNDLE --output_dir DIR`` runs the bundle's own evaluator, changes none of its files, and leaves
-tables, pictures and a page in DIR. ``--input scan.nii.gz`` needs no label. It exits with 0, with 1 and one sentence if cases were left
-out, or with 2 and one sentence if it failed.
+``python -m monai_gmr.rotation_report BUNDLE --output_dir DIR`` runs the bundle's own evaluator, changes none of its files, and writes
+tables, pictures and a page to DIR. ``--input scan.nii.gz`` needs no label. Exit status: 0; 1 if cases were left out; 2 if the report
+failed, both with one sentence.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from monai_gmr.rotation_report.own_answer import open_own_answers, say_agreement
 from monai_gmr.rotation_report.prepare_batch import LABEL_SAMPLINGS
 from monai_gmr.utils import ConfigurationError
 
-# what the report takes as it is given
+# options that are passed on unchanged
 OPTIONS = (
     "spacing",
     "views_per_batch",
@@ -64,7 +64,7 @@ resumed. MONAI_GMR_TRACEBACK=1 in the environment shows where an error came from
 
 
 def read_pair(text: str) -> tuple[int, int]:
-    """Read a pair of classes, ``A:B``, from the command line.
+    """Reads a pair of classes, ``A:B``, from the command line.
 
     Example:
         >>> read_pair("1:2")
@@ -77,7 +77,7 @@ def read_pair(text: str) -> tuple[int, int]:
 
 
 def split_pair(text: str, option: str, example: str) -> tuple[str, str]:
-    """Read ``KEY=VALUE`` from the command line; raises ``ConfigurationError`` where a side of it is empty."""
+    """Splits ``KEY=VALUE`` from the command line; raises ``ConfigurationError`` if either side is empty."""
     key, _, value = text.partition("=")
     if not (key and value):
         raise ConfigurationError(f"{option} {text} cannot be read: give it as in {option} {example}.")
@@ -85,12 +85,12 @@ def split_pair(text: str, option: str, example: str) -> tuple[str, str]:
 
 
 def read_settings(pairs: Sequence[str], option: str = "--set") -> dict[str, Any]:
-    """Read settings ``KEY=VALUE``, whose values are YAML; raises ``ConfigurationError`` where one is not of that form."""
+    """Reads settings ``KEY=VALUE``, whose values are YAML; raises ``ConfigurationError`` if one has another form."""
     return {key: _read_value(value) for key, value in (split_pair(pair, option, "device=cpu") for pair in pairs)}
 
 
 def _read_value(text: str) -> Any:
-    # references, expressions and macros of MONAI are no YAML
+    # references, expressions and macros of MONAI are not YAML
     if text[:1] in ("@", "$", "%"):
         return text
     try:
@@ -100,7 +100,8 @@ def _read_value(text: str) -> Any:
 
 
 def read_networks(entries: Sequence[str]) -> dict[str, str]:
-    """Names of networks and folders of their bundles, from ``[NAME=]FOLDER``; raises ``ConfigurationError`` where two have one name."""
+    """Reads names of networks and folders of their bundles from ``[NAME=]FOLDER``; raises ``ConfigurationError`` if two have the same
+    name."""
     networks: dict[str, str] = {}
     for entry in entries:
         name, equals, folder = entry.partition("=")
@@ -114,8 +115,8 @@ def read_networks(entries: Sequence[str]) -> dict[str, str]:
 
 
 def choose_views(angles: float | None, group: str | None, random: int | None, seed: int) -> list[Any] | None:
-    """Entries for :func:`~monai_gmr.symmetry.make_views` from the options; ``None``, the default of the report, without any. Raises
-    ``ConfigurationError`` when nothing is left."""
+    """Converts the options to entries for :func:`~monai_gmr.symmetry.make_views`; ``None``, the report's default, if no option is given.
+    Raises ``ConfigurationError`` if no view is left."""
     if angles is None and group is None and random is None:
         return None
     views: list[Any] = [] if group == "none" else [_read_value(group or "all")]
@@ -129,8 +130,8 @@ def choose_views(angles: float | None, group: str | None, random: int | None, se
 
 
 def read_average(entries: Sequence[str], names: Sequence[str]) -> Any:
-    """The views over which answers are averaged, of all networks, or by name of a network. Raises ``ConfigurationError`` when both are
-    given, or the same network twice."""
+    """Reads the views over which answers are averaged, for all networks or by name of a network. Raises ``ConfigurationError`` if both are
+    given, or a network is given twice."""
     named: dict[str, Any] = {}
     for entry in entries:
         name, colon, views = entry.partition(":")
@@ -144,7 +145,7 @@ def read_average(entries: Sequence[str], names: Sequence[str]) -> Any:
 
 
 def default_folder(scan: str | None) -> str:
-    """Where a report goes: reports on two scans are two reports.
+    """Default folder of a report; each scan has its own.
 
     Example:
         >>> default_folder(None), default_folder("/data/Smith.2.nii.gz")
@@ -157,7 +158,7 @@ def default_folder(scan: str | None) -> str:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of the command line."""
+    """Makes the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m monai_gmr.rotation_report",
         description=DESCRIPTION,
@@ -238,7 +239,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def read_direction(arguments: argparse.Namespace) -> bool | dict[str, bool] | None:
-    """Whether larger values are better: of all metrics, of those that are named, or ``None``, by their classes.
+    """Whether larger values are better: for all metrics, by name of a metric, or ``None``, which goes by the metrics' classes.
 
     Example:
         >>> command = ["bundle", "--smaller_is_better_for", "volume_error", "--greater_is_better_for", "likelihood"]
@@ -258,7 +259,7 @@ def read_direction(arguments: argparse.Namespace) -> bool | dict[str, bool] | No
 
 
 def make_report(arguments: argparse.Namespace) -> RotationReport:
-    """Open the bundles and run the report, which then has the cases that were left out."""
+    """Opens the bundles and runs the report; the result holds the cases that were left out."""
     networks = read_networks(arguments.bundles)
     average = read_average(arguments.average, list(networks))
     compare = dict(split_pair(pair, "--compare", "other=reports/other") for pair in arguments.compare)
@@ -313,7 +314,7 @@ def make_report(arguments: argparse.Namespace) -> RotationReport:
 
 @command("rotation_report", interrupted="the same command resumes the report")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the report with these arguments, by default those of the process; returns the exit status."""
+    """Runs the report with these arguments, by default those of the process; returns the exit status."""
     arguments = make_parser().parse_args([_underscored(each) for each in (sys.argv[1:] if argv is None else argv)])
     report = make_report(arguments)
     try:
@@ -325,7 +326,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _underscored(argument: str) -> str:
-    """An option, in whose name hyphens may stand for underscores."""
+    """Replaces hyphens in the name of an option by underscores."""
     name, equals, value = argument.partition("=")
     return f"--{name[2:].replace('-', '_')}{equals}{value}" if argument.startswith("--") else argument
 

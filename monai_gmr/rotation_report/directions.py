@@ -1,4 +1,4 @@
-"""Which metrics are better when they are smaller, by their classes."""
+"""The direction of metrics: whether smaller or larger values are better, by their classes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from monai.utils import ensure_tuple, optional_import
 
 from monai_gmr.utils import ConfigurationError
 
-# whether larger values are better: of all metrics, of some by name, or as the class of each says
+# whether larger values are better: for all metrics, for some by name, or by the class of each
 Direction = bool | Mapping[str, bool] | None
 
 DISTANCES_AND_ERRORS = (
@@ -25,9 +25,9 @@ DISTANCES_AND_ERRORS = (
     metrics.RMSEMetric,
     metrics.SurfaceDistanceMetric,
 )
-# of a confusion matrix, as MONAI shortens them: shares of wrong answers, and the prevalence threshold
+# metrics of a confusion matrix in MONAI's abbreviations: error rates, and the prevalence threshold
 WRONG_SHARES = ("fnr", "fpr", "fdr", "for", "pt")
-# ignite is optional, and has more of them from version to version
+# ignite is optional, and newer versions have more of them
 OF_IGNITE = {
     "ignite.metrics": (
         "CharacterErrorRate",
@@ -42,7 +42,7 @@ OF_IGNITE = {
         "Perplexity",
         "RootMeanSquaredError",
     ),
-    # those without a sign: a mean error or bias is best at 0
+    # only metrics without a sign: a mean error or bias is best at 0
     "ignite.metrics.regression": (
         "CanberraMetric",
         "FractionalAbsoluteError",
@@ -71,24 +71,24 @@ def _classes_of_ignite() -> tuple[type, ...]:
 
 
 def is_smaller_better(metric: Any) -> bool:
-    """Whether smaller values are better of a metric of MONAI or ignite, or of a handler with one; False of classes that are not known.
+    """Whether smaller values of a metric of MONAI or ignite, or of a handler with one, are better; False for unknown classes.
 
     Example:
         >>> from monai.handlers import HausdorffDistance, MeanDice
         >>> is_smaller_better(HausdorffDistance(percentile=95)), is_smaller_better(MeanDice())
         (True, False)
     """
-    # a metric of ignite has every attribute, a function
+    # metrics of ignite return a function for every attribute
     held = getattr(metric, "metric_fn", None)
     metric = held if isinstance(held, metrics.Cumulative) else metric
     if isinstance(metric, metrics.ConfusionMatrixMetric):
-        # of several names the first one is reported
+        # with several names, the first one is reported
         return check_confusion_matrix_metric_name(ensure_tuple(metric.metric_name)[0]) in WRONG_SHARES
     return isinstance(metric, (*DISTANCES_AND_ERRORS, *_classes_of_ignite()))
 
 
 def is_greater_better(name: str, metric: Any, direction: Direction) -> bool:
-    """Whether larger values of a metric are better: what ``direction`` says of all or of this name, else what its class says.
+    """Whether larger values of a metric are better: by ``direction`` for all metrics or this name, else by the metric's class.
 
     Example:
         >>> named = {"dice": None, "hd95": metrics.HausdorffDistanceMetric()}
@@ -102,7 +102,7 @@ def is_greater_better(name: str, metric: Any, direction: Direction) -> bool:
 
 
 def check_direction(direction: Direction, names: Collection[str]) -> None:
-    """Raise ``ConfigurationError`` when ``direction`` names a metric that none of the evaluators has."""
+    """Raises ``ConfigurationError`` if ``direction`` names a metric that none of the evaluators has."""
     unknown = [name for name in direction if name not in names] if isinstance(direction, Mapping) else []
     if unknown:
         there = ", ".join(dict.fromkeys(names)) or "none"

@@ -1,4 +1,4 @@
-"""Makes the evaluator of any bundle of MONAI's specification from its folder, without a change to its files."""
+"""The evaluator of any MONAI bundle, made from its folder without changing its files."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ Events, _ = optional_import("ignite.engine", name="Events")
 
 EVALUATOR_IDS = ("evaluator", "validate::evaluator")
 DATASET_IDS = ("dataset_dir", "data_dir", "data_root")
-# evaluate.json of MONAI's model zoo holds no evaluator: it is merged over train.json
+# evaluate.json in MONAI's model zoo has no evaluator: it is merged over train.json
 CHOICES = (("evaluate",), ("train", "evaluate"), ("inference",), ("train",))
-# of scans without labels
+# for scans without labels
 SCAN_CHOICES = (("inference",), ("evaluate",), ("train", "evaluate"), ("train",))
 SCAN_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy")
 
 
 class BundleEvaluator(NamedTuple):
-    """What :func:`open_evaluator` makes: the ``evaluator``, the ``parser`` that holds the bundle's other parts, and whether the bundle
-    ``inverts`` its preprocessing, which needs predictions in the pose that the images had before they were rotated."""
+    """Result of :func:`open_evaluator`: the ``evaluator``, the ``parser`` with the bundle's other parts, and whether the bundle ``inverts``
+    its preprocessing, which needs predictions in the pose of the images before they were rotated."""
 
     evaluator: Any
     parser: ConfigParser
@@ -50,19 +50,19 @@ def open_evaluator(
     scan: str | Path | None = None,
     output_dir: str | Path | None = None,
 ) -> BundleEvaluator:
-    """Make the evaluator of a bundle, ready to run on images of the caller's choice.
+    """Makes the evaluator of a bundle, ready to run on images of the caller's choice.
 
-    The config is ``configs/evaluate`` (.json, .yaml or .yml), over ``configs/train`` where it defines no evaluator of its own, as in
-    MONAI's model zoo; else ``configs/inference``, else ``configs/train``. The evaluator is ``evaluator`` or ``validate::evaluator``. What
-    writes files or logs (``SaveImaged``, ``MetricsSaver``, ``StatsHandler``, ...) is switched off, images are not cached, the bundle's
-    ``initialize`` is run, and a ``CheckpointLoader`` loads now instead of in every run.
+    The config is ``configs/evaluate`` (.json, .yaml or .yml), merged over ``configs/train`` if it defines no evaluator, as in MONAI's model
+    zoo; else ``configs/inference``, else ``configs/train``. The evaluator is ``evaluator`` or ``validate::evaluator``. Parts that write
+    files or logs (``SaveImaged``, ``MetricsSaver``, ``StatsHandler``, ...) are disabled, images are not cached, the bundle's ``initialize``
+    is run, and a ``CheckpointLoader`` loads now instead of in every run.
 
-    ``settings`` are ids of the config to new values, as ``python -m monai.bundle run`` takes them. ``config_file`` is one or several files
-    that are merged, instead of the choice above; relative to the bundle, its ``configs`` or the working directory. ``dataset_dir``, the
-    folder of the images, is the setting ``dataset_dir``, ``data_dir`` or ``data_root``, whichever the config has. ``scan``, a file or a
-    folder of them, takes the place of the dataset and needs no label: the config is then ``configs/inference`` where there is one, and
-    ``output_dir`` the setting of this name. Raises ``ConfigurationError`` when there is no such bundle, config, setting or evaluator, or
-    a part of it cannot be made.
+    ``settings`` maps ids of the config to new values, as in ``python -m monai.bundle run``. ``config_file`` replaces the choice above by
+    one file or several, which are merged; relative to the bundle, its ``configs`` or the working directory. ``dataset_dir``, the folder of
+    the images, becomes the setting ``dataset_dir``, ``data_dir`` or ``data_root``, whichever the config has. ``scan``, a file or a folder
+    of files, replaces the dataset and needs no label: the config is then ``configs/inference`` if the bundle has one, and ``output_dir``
+    becomes the setting of this name. Raises ``ConfigurationError`` if the bundle, config, setting or evaluator does not exist, or a part of
+    it cannot be made.
     """
     root = find_bundle(bundle)
     named = None if config_file is None else [_find_file(root, name) for name in ensure_tuple(config_file)]
@@ -109,13 +109,13 @@ def open_evaluator(
 
 
 def _read_scan(parser: ConfigParser, evaluator_id: str, scan: Path, output_dir: str | Path | None) -> None:
-    """Let a config that is not yet parsed read one scan, or those of a folder, in place of its dataset."""
+    """Makes a config that is not parsed yet read one scan, or the scans of a folder, instead of its dataset."""
     if not scan.exists():
         raise ConfigurationError(f"there is no scan at {scan}: give a file, such as scan.nii.gz, or a folder of them.")
     config: dict[str, Any] = parser.get()
     if output_dir is not None and "output_dir" in config:
         parser["output_dir"] = str(Path(output_dir).resolve())
-    # bundles of this library have this id for it
+    # the id in bundles of this library
     if "input" in config:
         parser["input"] = str(scan.resolve())
         return
@@ -128,7 +128,7 @@ def _read_scan(parser: ConfigParser, evaluator_id: str, scan: Path, output_dir: 
             f"the loader of {evaluator_id} reads no dataset with 'data' that a scan could take the place of: give another --config_file."
         )
     dataset["data"] = [{"image": str(file.resolve())} for file in find_images(scan, SCAN_SUFFIXES)]
-    # transforms of MONAI leave out a label that is not there only where they are told so
+    # MONAI's transforms need this to skip a missing label
     for component in nodes_of(_follow(parser, dataset.get("transform")), dict):
         target = str(component.get("_target_", ""))
         if "keys" in component and ("." not in target or target.startswith("monai.")):
@@ -136,7 +136,7 @@ def _read_scan(parser: ConfigParser, evaluator_id: str, scan: Path, output_dir: 
 
 
 def _follow(parser: ConfigParser, value: Any) -> Any:
-    """What a reference to another part of a config leads to; anything else as it is."""
+    """Follows references to other parts of a config; returns anything else unchanged."""
     while isinstance(value, str) and value.startswith("@"):
         value = parser.get(value[1:])
     return value
@@ -159,7 +159,7 @@ def _defines_evaluator(files: list[Path]) -> bool:
     try:
         parser = ConfigParser(ConfigParser.load_config_files([str(file) for file in files]))
     except (KeyError, ValueError):
-        # an overlay alone: its nested ids lead nowhere
+        # an overlay without its base: its nested ids do not exist
         return False
     except Exception as error:
         names = " and ".join(str(file) for file in files)
@@ -196,7 +196,7 @@ def _change_settings(
 
 
 def _load_checkpoint(loader: CheckpointLoader, evaluator: SupervisedEvaluator) -> None:
-    """Load now instead of in every run, so that a checkpoint that is missing or of another network ends the command at once."""
+    """Loads now instead of in every run, so that the command fails at once if the checkpoint is missing or of another network."""
     if evaluator.has_event_handler(loader, Events.STARTED):
         check_file(loader.load_path, "checkpoint", "put one there, or give its id as a setting.")
         hint = "give another one, by its id as a setting"

@@ -1,4 +1,4 @@
-"""The rotation report of evaluators: it measures all views of all cases, and writes the tables and pictures."""
+"""The rotation report of evaluators: measures all views of all cases, and writes the tables and pictures."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ DIFFERENCES = ("difference", "metric", "family", "cases", "mean", *INTERVAL, "p"
 
 @dataclass
 class _Network:
-    """A network of the report: its evaluator and cases, the views that its answers are averaged over, whether its upright answer is
-    rotated, and what was measured."""
+    """A network of the report: its evaluator and cases, the views over which its answers are averaged, whether its upright answer is
+    rotated, and its measurements."""
 
     evaluator: Any
     batches: CaseBatches
@@ -73,54 +73,53 @@ class _Network:
 class RotationReport:
     """Runs evaluators on rotated and mirrored images and reports how their metrics change.
 
-    The evaluator is the bundle's own, of segmentation or classification. Each case is loaded once; image and label are rotated or mirrored
-    by one view after the other before the network gets them. For every view there are the evaluator's metrics, and the equivariance
-    error ``||g^-1 f(g x) - f(x)|| / ||f(x)||`` of the raw answer; of a shift ``||f(g x) - g f(x)|| / ||f(x)||``, which is 0 for a
-    convolution, and metrics of the answer that is moved back. A case that does not load or fails is named and left out, the others
-    are finished. Measurements are on disk at once: the same call resumes an interrupted report. The folder's README.md lists the files in
-    ``output_dir`` and says how intervals and tests are made; families of views are those of
-    :func:`~monai_gmr.rotation_report.statistics.view_families`.
+    The evaluator is the bundle's own, for segmentation or classification. Each case is loaded once; image and label are rotated or mirrored
+    by each view in turn before the network gets them. For every view the report has the evaluator's metrics, and the equivariance error
+    ``||g^-1 f(g x) - f(x)|| / ||f(x)||`` of the raw answer; for a shift ``||f(g x) - g f(x)|| / ||f(x)||``, which is 0 for a convolution,
+    and metrics of the answer shifted back. A case that does not load or fails is named and left out; the others are finished. Measurements
+    are saved at once: the same call resumes an interrupted report. The folder's README.md lists the files in ``output_dir`` and describes
+    intervals and tests; :func:`~monai_gmr.rotation_report.statistics.view_families` lists the families of views.
 
     Args:
-        evaluator: ``monai.engines.SupervisedEvaluator``, or several, name of the network to evaluator. Their loaders must give the same
-            cases: one that is only numbered is left out where its image is not that of the networks before.
-        output_dir: directory of the files, made if need be.
-        views: a set of :func:`~monai_gmr.symmetry.make_views`. The upright image is always in it. Default: all symmetries of the
-            grid, and angles every 10 degrees in 2D, every 30 about each axis in 3D.
-        shifts: distances in voxels by which images are moved along each axis, not rotated. A network that answers half a voxel otherwise
-            does so at angles, too, whatever its symmetry.
-        spacing: voxel size in millimetres: axes of unlike spacing are not exchanged, rotations are those in millimetres. Default:
-            rotations of the voxel grid.
-        average: views over which a network's answers are averaged (:class:`~monai_gmr.inferers.SymmetryInferer`): every network is
-            reported with and without. Or a mapping, name of a network to its views.
+        evaluator: ``monai.engines.SupervisedEvaluator``, or a mapping of names of networks to evaluators. Their loaders must give the same
+            cases: a case with only a number is left out if its image differs from the image of the networks before.
+        output_dir: directory of the files, created if missing.
+        views: a set of :func:`~monai_gmr.symmetry.make_views`; the upright image is always included. Default: all symmetries of the grid,
+            and angles every 10 degrees in 2D, every 30 degrees about each axis in 3D.
+        shifts: distances in voxels by which images are shifted along each axis, not rotated. A network whose answer changes under a shift
+            of half a voxel also changes at angles, whatever its symmetry.
+        spacing: voxel size in millimetres: axes of different spacing are not exchanged, rotations are in millimetres. Default: rotations of
+            the voxel grid.
+        average: views over which a network's answers are averaged (:class:`~monai_gmr.inferers.SymmetryInferer`): every network is reported
+            with and without averaging. Or a mapping of names of networks to views.
         views_per_batch: views that are averaged in one pass.
-        rotated_answers: report every network once more with its answer to the upright image, rotated as the image is: the scores of an
-            exactly equivariant network, below the upright score by what the sampling of labels and the frame cost.
+        rotated_answers: report every network a second time, with its answer to the upright image rotated like the image: the scores of an
+            exactly equivariant network, lower than the upright score by the cost of resampled labels and of the frame.
         labels: how label images are rotated by angles: "nearest", or "share" (the class with the largest share of a voxel).
-        frame: "rotated": the prediction is judged by the rotated label. "upright": it is rotated back (linearly) and judged by the label
-            as it is; for postprocessings that invert the preprocessing.
-        in_ball: whether segmentations are judged inside the inscribed disc or ball only; what lies outside becomes background.
-        images_in_ball: whether the networks see the inscribed disc or ball of the images alone, of the upright ones too. Images that
-            fill the frame lose their corners by a rotation: this separates what a network does from what the frame does. Outside is the
-            least value inside, of each case and channel.
-        mirrored_labels: pairs of classes that trade places under a mirror image, such as those of a left and a right kidney,
-            ``[(1, 2)]``: of labels, of answers that are compared with upright ones, and in averages.
+        frame: "rotated": the prediction is compared with the rotated label. "upright": it is rotated back (linearly) and compared with the
+            original label; for postprocessings that invert the preprocessing.
+        in_ball: whether segmentations are scored only inside the inscribed disc or ball; voxels outside become background.
+        images_in_ball: whether networks see only the inscribed disc or ball of all images, including upright ones. Images that fill the
+            frame lose their corners when rotated: this separates effects of the network from effects of the frame. The background is the
+            smallest value inside, per case and channel.
+        mirrored_labels: pairs of classes that mirroring exchanges, such as left and right kidney, ``[(1, 2)]``: in labels, in answers that
+            are compared with upright ones, and in averages.
         order: order of the spline that rotates images by angles and shifts them, 0 to 5.
-        prediction: which of several answers of a network is judged, index or key.
+        prediction: index or key of the answer that is scored, if a network returns several.
         metrics: names of the evaluator's metrics; default: all, the key metric first.
-        greater_is_better: whether larger values are better: of all metrics, or name of a metric to that. Default: what MONAI's and
-            ignite's classes of metrics say (not of distances, errors and losses), of other classes that they are.
+        greater_is_better: whether larger values are better: for all metrics, or a mapping by name of a metric. Default: False for
+            distances, errors and losses among MONAI's and ignite's classes, else True.
         name: name of a single evaluator's network.
-        compare: other reports to show and test beside this one, name to ``output_dir`` or a file in it.
-        cases: the first so many cases only.
-        worst_cases: how many cases are drawn for each network, those with the worst score in any view.
-        num_resamples: of the bootstrap and the permutation test; a tenth of it for metrics that are no means over cases. 0: none.
-        seed: of random views, bootstrap and test.
-        resume: whether to use what an interrupted report of the same network and views left in ``output_dir``.
+        compare: other reports to show and test next to this one, a mapping of names to ``output_dir`` or a file in it.
+        cases: number of cases to use, the first ones; default: all.
+        worst_cases: number of cases drawn for each network, the ones with the worst score in any view.
+        num_resamples: resamples of bootstrap and permutation test; a tenth for metrics that are not means over cases; 0: none.
+        seed: seed of random views, bootstrap and test.
+        resume: whether to use the measurements of an interrupted report of the same network and views in ``output_dir``.
         class_names: words for the numbers of classes, for the page.
 
     Raises:
-        ConfigurationError: when a setting is out of its range, or there is no such metric or report to compare with.
+        ConfigurationError: if a setting is out of range, or a metric or a report to compare with does not exist.
 
     Example:
         >>> from monai.data import DataLoader, Dataset
@@ -230,11 +229,10 @@ class RotationReport:
         return networks
 
     def run(self) -> list[dict[str, Any]]:
-        """Evaluate all views of all cases, write the files and print the table; returns the rows of ``rotation_table.csv``.
+        """Evaluates all views of all cases, writes the files and prints the table; returns the rows of ``rotation_table.csv``.
 
         Raises:
-            ConfigurationError: when no case of any network could be evaluated, the folder is in use by another run, or it cannot be
-                written.
+            ConfigurationError: if no case of any network could be evaluated, or the folder is in use by another run or not writable.
         """
         check_folder(self.output_dir, "output_dir")
         with FolderLock(self.output_dir, "output_dir"):
@@ -258,13 +256,13 @@ class RotationReport:
 
     @property
     def failures(self) -> dict[str, str]:
-        """The cases that were left out, as network and case, and why."""
+        """Cases that were left out: network and case to the reason."""
         networks = self.networks.items()
         return {f"{title}: {case}": why for title, network in networks for case, why in network.failures.items()}
 
     def check_failures(self) -> None:
-        """After :meth:`run`: raise ``ConfigurationError`` when a case was left out, one sentence with the number of cases, the first of
-        them, and why, so that the process ends with a status other than 0."""
+        """Raises ``ConfigurationError`` after :meth:`run` if a case was left out, so that the process ends with a status other than 0. The
+        sentence has the number of cases, and the first one with its reason."""
         total = sum(len(network.batches.names) for network in self.networks.values())
         refuse_failures(self.failures, total, "cases were left out")
 
@@ -278,7 +276,7 @@ class RotationReport:
         return ViewProbe(network.evaluator, inferer, network.metrics, spacing=spacing, **judging)
 
     def _header(self, network: _Network) -> dict[str, Any]:
-        """What must be equal for records to be of the same answers."""
+        """Makes the header, which is equal for records of the same answers."""
         digest = hashlib.sha256()
         module = getattr(network.evaluator, "network", None)
         if isinstance(module, torch.nn.Module):
@@ -287,9 +285,9 @@ class RotationReport:
                 digest.update(key.encode())
                 if isinstance(value, torch.Tensor):
                     digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-        # the first frame has the word of the records' file format
+        # the records' file format has another word for the first frame
         judging = {**self._judging, "frame": self._judging["frame"].replace("rotated", "turned")}
-        # not in the records of reports before there was a choice
+        # only if not the default, as older records do not have these keys
         images: dict[str, Any] = {"images": "ball"} if judging.pop("images_in_ball") else {}
         images |= {"answers": "rotated"} if network.rotates_answer else {}
         images |= {"labels": "own answers"} if hasattr(network.evaluator, "label_of") else {}
@@ -313,10 +311,10 @@ class RotationReport:
         return list(self.metrics or names)
 
     def _measure(self, title: str, network: _Network) -> None:
-        """Record all views of all cases of a network that are not recorded yet."""
+        """Records all views of all cases of a network that are not recorded yet."""
         network.failures = {}
         try:
-            # handlers that load the checkpoint listen to this
+            # handlers that load the checkpoint react to this event
             network.evaluator.fire_event(Events.STARTED)
         except Exception as error:
             network.failures["the network"] = reason(error)
@@ -344,7 +342,7 @@ class RotationReport:
     def _measure_batch(
         self, network: _Network, others: Mapping[str, ViewRecords], probe: ViewProbe, bar: Any, batch: CaseBatch
     ) -> None:
-        """Record the views of a batch that are missing."""
+        """Records the missing views of a batch."""
         marks, upright = image_marks(batch), self.views[0].name
         for name, mark in zip(batch.names, () if marks is None else marks):
             why = why_another_image(name, mark, others, upright)
@@ -358,7 +356,7 @@ class RotationReport:
             network.records.add(record)
 
         missing = self._missing(network, batch.names)
-        # errors are measured from the upright view
+        # errors are relative to the upright view
         views = missing if missing[0].family == "upright" else [self.views[0], *missing]
         try:
             probe.run(batch, views, keep)
@@ -369,8 +367,8 @@ class RotationReport:
             raise ConfigurationError(f"it has no label ({reason(error)})") from error
 
     def _agree(self, network: _Network, probe: ViewProbe) -> bool:
-        """Whether a case, measured once more, gives what the records hold of it: its file, the inferer, the postprocessing or the
-        metrics may have changed. Where no case can be measured they are taken to agree."""
+        """Whether a case that is measured again equals its records: its file, the inferer, the postprocessing or the metrics can have
+        changed. True if no case can be measured."""
         upright, records = self.views[0], network.records
         for name in network.batches.names:
             if not records.has(name, upright.name):
@@ -389,16 +387,16 @@ class RotationReport:
         return True
 
     def _missing(self, network: _Network, names: Sequence[str]) -> list[View]:
-        """The views that were not measured of all of these cases."""
+        """Returns the views that are missing for any of these cases."""
         return [view for view in self.views if not all(network.records.has(name, view.name) for name in names)]
 
     def _has_whole_case(self, network: _Network) -> bool:
         return any(not self._missing(network, [name]) for name in network.usable)
 
     def _write(self, networks: dict[str, _Network]) -> list[dict[str, Any]]:
-        """Write all files from the records, and print the tables."""
+        """Writes all files from the records, and prints the tables."""
         handlers = {k: v for network in networks.values() for k, v in metric_handlers(network.evaluator).items()}
-        # an earlier report may have measured more cases
+        # an earlier report can have more cases
         known = {title: network.records for title, network in networks.items()}
         given = [(title, network.records, network.usable) for title, network in networks.items()]
         given += same_cases(self.compared, known, self.views[0].name)
@@ -432,7 +430,7 @@ class RotationReport:
         write_text(f"{short_table(summary, costs, key)}\n\n{judged}Here {seen}.\n", folder / "rotation_report.md")
         overview = None
         if can_draw():
-            # an answer that is rotated is that of one pass, whatever the number of views
+            # a rotated answer takes one pass, whatever the number of views
             rotated = {title for title, network in networks.items() if network.rotates_answer}
             seconds = {title: cost["seconds_per_case"] for title, cost in costs.items() if title not in rotated}
             greater_is_better = results[0].is_greater_better(key)
@@ -467,7 +465,7 @@ class RotationReport:
         return [row for row in summary if row["network"] in networks]
 
     def _write_samples(self, results: Sequence[NetworkScores]) -> None:
-        """Write the bootstrapped means, and the cases that they were drawn from, under the names of the networks' record files."""
+        """Writes the bootstrapped means, and the cases that they were drawn from, under the names of the networks' record files."""
         arrays: dict[str, Any] = {}
         for result in results:
             name = record_file("", result.title).stem
@@ -479,7 +477,7 @@ class RotationReport:
     def _draw_worst(
         self, networks: Mapping[str, _Network], results: Sequence[NetworkScores], key: str, own: bool
     ) -> dict[str, Any]:
-        """Run what is shown once more, draw the worst views of the worst cases, and return what the page needs of them."""
+        """Runs the shown cases again, draws the worst views of the worst cases, and returns the arguments for the page."""
         scores = {result.title: result for result in results if result.title in networks}
         worst = {title: result.worst(key, self.worst_cases) for title, result in scores.items()}
         shown = [

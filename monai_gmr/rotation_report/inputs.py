@@ -1,4 +1,4 @@
-"""What a rotation report is made of: evaluators by name, and whether their cases are the same images."""
+"""Inputs of a rotation report: evaluators by name, and checks that their cases are the same images."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from monai_gmr.rotation_report.probe import answer_marks
 from monai_gmr.rotation_report.records import IMAGE, ViewRecords
 from monai_gmr.utils import ConfigurationError
 
-# of a case without a file and without a name: its place in the dataset says nothing about its image
+# a case without file and name: its number in the dataset does not identify its image
 ONLY_NUMBERED = re.compile(r"case \d+")
 
 
 def named_evaluators(evaluator: Any, name: str) -> dict[str, Any]:
-    """Name of each network to its evaluator, of one evaluator or a mapping of them; raises ``ConfigurationError`` for anything else."""
+    """Maps the name of each network to its evaluator, for one evaluator or a mapping of them; raises ``ConfigurationError`` otherwise."""
     by_name = isinstance(evaluator, Mapping)
-    # a bundle names its network after its setting conv, which may be a list
+    # a bundle names its network after its setting conv, which can be a list
     evaluators = {str(title): one for title, one in (evaluator.items() if by_name else [(name, evaluator)])}
     if not evaluators:
         raise ConfigurationError("there is no evaluator: give one, or a mapping of names to evaluators.")
@@ -40,7 +40,7 @@ def named_evaluators(evaluator: Any, name: str) -> dict[str, Any]:
 
 
 def image_marks(batch: CaseBatch) -> np.ndarray | None:
-    """Two numbers by which each image of a batch is recognised, ``(batch, 2)``; ``None`` where it has no image."""
+    """Returns two numbers that identify each image of a batch, ``(batch, 2)``; ``None`` if the batch has no image."""
     image = batch.batch.get(CommonKeys.IMAGE) if isinstance(batch.batch, Mapping) else None
     if not isinstance(image, torch.Tensor) or len(image) != len(batch.names):
         return None
@@ -48,10 +48,10 @@ def image_marks(batch: CaseBatch) -> np.ndarray | None:
 
 
 def why_another_image(case: str, marks: np.ndarray | None, others: Mapping[str, ViewRecords], view: str) -> str:
-    """Why a case, whose image has these marks, is not the one that other networks have under its name; empty where it is, or nothing
-    is known. ``view`` is the name of the upright one.
+    """Says why a case, whose image has these marks, differs from the case of other networks with the same name; empty if it is the same or
+    unknown. ``view`` is the name of the upright view.
 
-    Cases that are named, by their file or their item's ``"name"``, are the same ones however each network prepares them.
+    Cases named by their file or their item's ``"name"`` are the same, however each network prepares them.
     """
     if marks is None or not ONLY_NUMBERED.fullmatch(case):
         return ""
@@ -68,7 +68,7 @@ def why_another_image(case: str, marks: np.ndarray | None, others: Mapping[str, 
 def other_images(
     records: ViewRecords, cases: Iterable[str], others: Mapping[str, ViewRecords], view: str
 ) -> dict[str, str]:
-    """Recorded cases whose images are not those that other networks have under their names, and why."""
+    """Finds recorded cases whose images differ from those of other networks with the same names; maps each to the reason."""
     found = {case: why_another_image(case, records.one(IMAGE, view, case), others, view) for case in cases}
     return {case: why for case, why in found.items() if why}
 
@@ -76,7 +76,7 @@ def other_images(
 def same_cases(
     compared: Mapping[str, ViewRecords], others: Mapping[str, ViewRecords], view: str
 ) -> list[tuple[str, ViewRecords, list[str]]]:
-    """Name, records and cases of earlier reports, without the cases whose images are not those of this report, which are printed."""
+    """Returns name, records and cases of earlier reports; cases whose images differ from this report's are printed and left out."""
     rows = []
     for title, records in compared.items():
         different = other_images(records, records.cases, others, view)

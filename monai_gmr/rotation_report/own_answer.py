@@ -1,4 +1,4 @@
-"""The evaluator of scans without labels: a network is compared with its own answer to the upright image."""
+"""The evaluator for scans without labels: compares a network with its own answer to the upright image."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from monai_gmr.symmetry import make_views
 from monai_gmr.utils import ConfigurationError, reason
 
 BOTH = (CommonKeys.PRED, CommonKeys.LABEL)
-# by which the bundle's network stays the one that its metadata describe
+# settings under which the bundle's metadata still describe its network
 HARMLESS = {"device", "amp", "roi_size", "voxel_size", "num_workers", "batch_size"}
 
 
 class AgreementEvaluator(SupervisedEvaluator):
     """``monai.engines.SupervisedEvaluator`` whose label is the network's own answer to the upright image.
 
-    ``label_of`` makes a label of a raw answer, of shape ``(B, C, ...)``; :class:`~monai_gmr.rotation_report.RotationReport` rotates it as
-    any other label.
+    ``label_of`` converts a raw answer of shape ``(B, C, ...)`` to a label, which :class:`~monai_gmr.rotation_report.RotationReport` rotates
+    like any other.
     """
 
     def __init__(self, *, label_of: Callable[[torch.Tensor], torch.Tensor], **kwargs: Any) -> None:
@@ -42,7 +42,7 @@ class AgreementEvaluator(SupervisedEvaluator):
 
 
 class OwnAnswers(NamedTuple):
-    """The ``evaluator`` of a network's agreement with itself, and words for the numbers of its classes."""
+    """The ``evaluator`` of a network's agreement with itself, and names for the numbers of its classes."""
 
     evaluator: Any
     class_names: dict[int, str]
@@ -56,13 +56,13 @@ def open_own_answers(
     config_file: str | Path | Sequence[str | Path] | None = None,
     prediction: int | str | None = None,
 ) -> OwnAnswers:
-    """Make the evaluator of a bundle on scans without labels, a file or a folder of them, which scores how its answers agree with its
-    answer to the upright image.
+    """Makes the evaluator of a bundle for scans without labels, a file or a folder of files; it scores the agreement of the answers with
+    the answer to the upright image.
 
-    Preprocessing, inferer and checkpoint are the bundle's own, as its inference has them. Segmentations have the metrics ``dice`` (mean
-    over the classes but the background), ``dice_CLASS`` of each where there are several, and ``changed_voxels``; classifications
-    ``changed_probability`` and ``same_class``. The network runs once on the first scan. Raises ``ConfigurationError`` when there is no
-    such bundle, checkpoint or scan, or the network does not take it.
+    Preprocessing, inferer and checkpoint come from the bundle's inference config. Segmentations have the metrics ``dice`` (mean over the
+    classes without background), ``dice_CLASS`` for each class if there are several, and ``changed_voxels``; classifications have
+    ``changed_probability`` and ``same_class``. The network runs once on the first scan. Raises ``ConfigurationError`` if the bundle,
+    checkpoint or scan does not exist, or the network cannot take the scan.
     """
     opened = open_evaluator(bundle, settings, config_file, scan=scan, output_dir=output_dir)
     title = Path(bundle).resolve().name
@@ -91,7 +91,7 @@ def open_own_answers(
 
 
 def _run_of(evaluator: Any) -> dict[str, Any]:
-    """What an evaluator runs its network with, its handlers, metrics and postprocessing left out."""
+    """Returns the arguments with which an evaluator runs its network, without handlers, metrics and postprocessing."""
     names = {"prepare_batch", "non_blocking", "inferer", "network", "amp", "amp_kwargs", "to_kwargs"}
     return {
         **{name: getattr(evaluator, name) for name in names},
@@ -103,7 +103,7 @@ def _run_of(evaluator: Any) -> dict[str, Any]:
 def _first_answer(
     evaluator: Any, batches: CaseBatches, title: str, shape: tuple[int, ...], prediction: int | str | None
 ) -> torch.Tensor:
-    """The raw answer to the first scan that loads."""
+    """Computes the raw answer to the first scan that loads."""
     name = next(name for name, _, why in map(batches.items().__getitem__, range(len(batches.names))) if not why)
     options: dict[str, Any] = {
         "spacing": None,
@@ -132,15 +132,15 @@ def _first_answer(
 
 
 def _has_regions(opened: BundleEvaluator) -> bool:
-    """Whether channels are regions that may overlap: the bundle's postprocessing has a threshold and no argmax."""
+    """Whether channels are regions that can overlap: the bundle's postprocessing has a threshold and no argmax."""
     parts = [each for part in opened.parser.ref_resolver.resolved_content.values() for each in transforms_in(part)]
     discrete = [part for part in parts if isinstance(part, AsDiscreted)]
     return any(any(part.threshold) for part in discrete) and not any(any(part.argmax) for part in discrete)
 
 
 def _channel_names(opened: BundleEvaluator, channels: int, first: int) -> dict[int, str]:
-    """Words for the classes from the bundle's metadata, where they describe as many channels as the network has; ``first`` is the number of
-    the first channel's class."""
+    """Reads names of the classes from the bundle's metadata if they describe as many channels as the network has; ``first`` is the class of
+    the first channel."""
     meta: Any = opened.parser.get("_meta_", {}) or {}
     for key in ("network_data_format", "outputs", CommonKeys.PRED, "channel_def"):
         meta = meta.get(key) if isinstance(meta, Mapping) else None
@@ -167,11 +167,11 @@ def _largest(answer: torch.Tensor) -> torch.Tensor:
 
 
 def _segmentation_parts(exclusive: bool, channels: int, foreground: Mapping[int, str]) -> dict[str, Any]:
-    """Label, postprocessing and metrics; ``foreground`` are the channels that are scored, with their names."""
+    """Makes label, postprocessing and metrics; ``foreground`` has the channels that are scored, with their names."""
     discrete: Any = Lambdad(CommonKeys.PRED, _regions)
     if exclusive:
         discrete = AsDiscreted(keys=BOTH, argmax=[True, False], to_onehot=channels)
-    # a class that is in neither answer is no disagreement, one that is in a single one is a full one
+    # a class in neither answer counts as agreement, a class in only one answer as full disagreement
     dice = partial(DiceMetric, include_background=True, ignore_empty=False)
     metrics: dict[str, Any] = {}
     for channel, name in foreground.items() if len(foreground) > 1 else ():
@@ -190,7 +190,7 @@ def _segmentation_parts(exclusive: bool, channels: int, foreground: Mapping[int,
 
 def _classification_parts() -> dict[str, Any]:
     def probabilities(answer: torch.Tensor) -> torch.Tensor:
-        # of a single case, as MONAI splits batches
+        # for a single case, as MONAI splits batches
         return class_probabilities(answer[None])[0]
 
     return {
@@ -202,7 +202,7 @@ def _classification_parts() -> dict[str, Any]:
 
 
 def say_agreement(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of a report's table in a sentence for each network.
+    """Summarises the rows of a report's table in one sentence for each network.
 
     Example:
         >>> row = {"network": "net", "metric": "dice", "family": "turns", "mean": 0.9, "worst": 0.75, "worst_view": "90 degrees"}

@@ -1,4 +1,4 @@
-"""The report's page: one HTML file that holds its pictures, its style and its script, and asks for nothing from outside."""
+"""The report's page: one HTML file with its pictures, style and script, which loads nothing from outside."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from monai_gmr.rotation_report.table_picture import find_limits
 from monai_gmr.rotation_report.worst_cases_picture import CLASS_COLOURS, ERROR_COLOURS, ERRORS
 
 TEMPLATES = Path(__file__).with_name("templates")
-# whose pictures are in the page: the first case, and the worst ones of every network
+# cases with pictures in the page: the first case, and the worst ones of every network
 MOST_CASES = 4
 
 
@@ -39,8 +39,8 @@ class PageCase(NamedTuple):
 
 
 def choose_cases(names: Sequence[str], worst: Mapping[str, Sequence[WorstCase]]) -> list[str]:
-    """The cases whose pictures are in the page: the first one and the worst of every network, one after the other, ``MOST_CASES`` at most;
-    none where no worst case is wanted.
+    """Chooses the cases with pictures in the page: the first case and the worst ones of every network, in turn, ``MOST_CASES`` at most;
+    none if no worst cases are requested.
 
     Example:
         >>> bad = WorstCase("net", "b", "90 degrees", "dice", 0.5, 0.9)
@@ -69,13 +69,13 @@ class _Scores:
         self.places = {result.title: {view.name: i for i, view in enumerate(result.views)} for result in results}
 
     def means(self, result: NetworkScores, sweep: Sweep) -> list[float]:
-        """The metric over all cases at each step; not a number where it was not measured."""
+        """Returns the metric over all cases at each step; NaN for steps that were not measured."""
         places = [self.places[result.title].get(step.view.name) for step in sweep.steps]
         # the error of the upright view is 0 by definition
         return [math.nan if place is None else float(self.mean[result.title][place]) for place in places]
 
     def of_case(self, result: NetworkScores, case: str, sweep: Sweep) -> list[float]:
-        """What the case is judged by at each step."""
+        """Returns the case's own score at each step."""
         _, table = self.single[result.title]
         if case not in result.cases or not self.single[result.title][0]:
             return [math.nan] * len(sweep.steps)
@@ -84,7 +84,7 @@ class _Scores:
         return [math.nan if place is None else float(row[place]) for place in places]
 
     def case_metric(self) -> str:
-        """What single cases are judged by, in words."""
+        """Returns the name of the score of single cases, in words."""
         names = [name for name, _ in self.single.values() if name]
         return (names[0] if names else self.key).replace("_", " ")
 
@@ -94,7 +94,7 @@ def _say_score(metric: str) -> str:
 
 
 def _case_content(case: PageCase, results: Sequence[NetworkScores], scores: _Scores) -> dict[str, Any]:
-    """What the script shows of a case: pictures and scores of each sweep and step."""
+    """Collects what the script shows of a case: pictures and scores of each sweep and step."""
     content = []
     for number, sweep in enumerate(scores.sweeps):
         steps = case.pictures.steps[number]
@@ -115,7 +115,7 @@ def _case_content(case: PageCase, results: Sequence[NetworkScores], scores: _Sco
 
 
 def _curves(cases: Sequence[PageCase], results: Sequence[NetworkScores], scores: _Scores) -> list[list[dict[str, Any]]]:
-    """The curve of every sweep with the points of every case, ``[sweep][case]``."""
+    """Draws the curve of every sweep with the points of every case, ``[sweep][case]``."""
     same = scores.case_metric() == _say_score(scores.key)
     shown = same and any(len(result.cases) > 1 for result in results)
     lines = [{result.title: scores.means(result, sweep) for result in results} for sweep in scores.sweeps]
@@ -148,7 +148,7 @@ def _worst_content(
     sweeps: Sequence[Sweep],
     results: Sequence[NetworkScores],
 ) -> list[dict[str, Any]]:
-    """The worst cases that a click shows: names, scores, and the place of case, sweep and step."""
+    """Lists the worst cases, which a click shows: names, scores, and indices of case, sweep and step."""
     order = {case.name: place for place, case in enumerate(cases)}
     places = {step.view.name: (s, k) for s, sweep in enumerate(sweeps) for k, step in enumerate(sweep.steps) if k}
     titles = [result.title for result in results]
@@ -174,7 +174,7 @@ def _worst_content(
 
 
 def _cell(value: Any, text: str | None = None) -> dict[str, Any]:
-    """A cell of a table: its text, and the number by which it is sorted, where it is one."""
+    """Makes a cell of a table: its text, and the number by which it is sorted, if it has one."""
     number = isinstance(value, (int, float, np.number)) and math.isfinite(value)
     shown = format_cell(float(value) if isinstance(value, np.floating) else value) if text is None else text
     return {"text": shown, "number": float(value) if number else None}
@@ -227,7 +227,7 @@ def _network_content(
     summary: Sequence[Mapping[str, Any]],
     costs: Mapping[str, Mapping[str, float]],
 ) -> list[dict[str, Any]]:
-    """What the page says of each network at its top: name, sign, colour and the key numbers."""
+    """Collects the summary of each network at the top of the page: name, sign, colour and key numbers."""
     rows = {(row["network"], row["metric"], row["family"]): row for row in summary}
     content = []
     for place, result in enumerate(results):
@@ -258,7 +258,7 @@ def _network_content(
 
 
 def _hash(text: str) -> str:
-    """The hash by which a page's policy allows one script or style and no other."""
+    """Computes the hash by which a page's policy allows one script or style and no other."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
 
@@ -279,12 +279,12 @@ def write_page(
     own_labels: bool = False,
     class_names: Mapping[int, str] | None = None,
 ) -> None:
-    """Write the page: what each network scores, the pictures of ``cases`` under a slider over each of the ``sweeps``, the worst cases, and
-    the tables that can be sorted.
+    """Writes the page: scores of each network, pictures of ``cases`` with a slider over each of the ``sweeps``, the worst cases, and
+    sortable tables.
 
-    ``results`` have what was measured, ``key`` is the metric of curves; ``summary``, ``paired``, ``costs`` and ``seen`` are what the other
-    files of the report hold; ``overview`` is the picture of the table. ``own_labels``: whether networks were compared with their own
-    upright answers. ``class_names`` are words for the numbers of classes. All names are escaped.
+    ``results`` has the measurements, ``key`` is the metric of the curves; ``summary``, ``paired``, ``costs`` and ``seen`` are the contents
+    of the report's other files; ``overview`` is the picture of the table. ``own_labels``: whether networks were compared with their own
+    upright answers. ``class_names`` has names for the numbers of classes. All names are escaped.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup

@@ -1,4 +1,4 @@
-"""The curve of the report's page: the score of every network over a sweep, and where in the picture each of its steps lies."""
+"""The curve of the report's page: the score of every network over a sweep, and the position of each step in the picture."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import numpy as np
 from monai_gmr.rotation_report.sweeps import Sweep
 from monai_gmr.rotation_report.table_picture import MARKERS, shorten
 
-# as in the other pictures, darker: at least 4.5:1 on white
+# the colours of the other pictures, but darker: at least 4.5:1 on white
 PAGE_COLOURS = ("#0b4f8a", "#a85400", "#00704f", "#a03a75", "#1a1a1a", "#1b6fa8")
 # MARKERS as letters
 SIGNS = "●■▲◆▼✚"
 LINES = ("-", "--", "-.", ":")
-# inches, so small that its letters can be read on a phone
+# inches, small enough that its letters can be read on a phone
 WIDTH, HEIGHT = 4.6, 2.7
 
 
 class Curve(NamedTuple):
-    """``address`` of the picture; ``x`` of each step and ``y`` of each network by name at each step, in percent of the picture from its
-    left and upper edge, ``None`` where there is no score."""
+    """A curve: ``address`` of the picture; ``x`` of each step and ``y`` of each network by name at each step, in percent of the picture
+    from its left and upper edge, ``None`` if there is no score."""
 
     address: str
     x: list[float]
@@ -42,8 +42,8 @@ def draw_curve(
     single: Mapping[str, Sequence[float]],
     limits: tuple[float, float],
 ) -> Curve:
-    """Draw one score a step of each network: the mean over all cases as a line and, where it is known, that of a ``single`` case as thin
-    points. Names of networks keep their place in the order of ``means``, which gives them their colour."""
+    """Draws one score per step and network: the mean over all cases as a line and, if known, the score of a ``single`` case as thin points.
+    The order of networks in ``means`` gives them their colours."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -93,5 +93,5 @@ def draw_curve(
 
 
 def sign_of(place: int) -> str:
-    """The sign of a network in the page's text, that of its curve, by its place."""
+    """Returns the sign of a network in the page's text, the one of its curve, by its place."""
     return SIGNS[place % len(MARKERS)]

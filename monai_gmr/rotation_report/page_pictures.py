@@ -1,4 +1,4 @@
-"""The pictures of the report's page: slices of a case that turns, and what lies over them, as addresses that hold their content."""
+"""The pictures of the report's page: slices of a rotating case, and their overlays, as data addresses."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from monai_gmr.rotation_report.worst_cases_picture import (
     in_colour,
 )
 
-# pixels along the longer side, and bytes of all pictures of images; text makes a third more of them
+# pixels along the longer side, and bytes of all pictures of images; base64 adds a third
 LARGEST_SIDE, SMALLEST_SIDE, LARGEST_SUM = 256, 64, 4_500_000
-# of noise, the largest, as WebP of this quality
+# measured on noise, the largest, as WebP of this quality
 BYTES_PER_PIXEL, QUALITY = 0.56, 80
 
 
 def choose_side(pictures: int) -> int:
-    """Pixels along the longer side of so many pictures, so that a page stays small.
+    """Chooses the pixels along the longer side for this number of pictures, so that a page stays small.
 
     Example:
         >>> choose_side(100), choose_side(10_000)
@@ -43,7 +43,7 @@ def _address(picture: Any, kind: str, **how: Any) -> str:
 
 
 def _resized(picture: Any, side: int, pixel: tuple[float, float], resampling: int) -> Any:
-    """A picture with square pixels, no larger than ``side``; ``pixel`` is the size of its pixels along rows and columns."""
+    """Resizes a picture to square pixels, no larger than ``side``; ``pixel`` is the size of its pixels along rows and columns."""
     width, height = picture.width * pixel[1] / min(pixel), picture.height * pixel[0] / min(pixel)
     scale = min(1.0, side / max(width, height))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -51,7 +51,7 @@ def _resized(picture: Any, side: int, pixel: tuple[float, float], resampling: in
 
 
 def image_address(image: np.ndarray, window: tuple[float, float], side: int, pixel: tuple[float, float]) -> str:
-    """An image ``(C, H, W)`` as WebP."""
+    """Encodes an image ``(C, H, W)`` as WebP."""
     from PIL import Image
 
     colours = np.round(255 * in_colour(image, window)).astype(np.uint8)
@@ -61,7 +61,7 @@ def image_address(image: np.ndarray, window: tuple[float, float], side: int, pix
 
 
 def overlay_address(numbers: np.ndarray, colours: Sequence[str], side: int, pixel: tuple[float, float]) -> str:
-    """Whole numbers ``(H, W)`` as PNG that is clear at 0 and has one of the colours elsewhere; 1 is the first."""
+    """Encodes integers ``(H, W)`` as PNG, transparent at 0 and with one of the colours elsewhere; 1 is the first colour."""
     from PIL import Image
 
     shown = np.where(numbers == 0, 0, (numbers - 1) % len(colours) + 1).astype(np.uint8)
@@ -71,11 +71,11 @@ def overlay_address(numbers: np.ndarray, colours: Sequence[str], side: int, pixe
 
 
 class CasePictures:
-    """The pictures of one case, ``steps[sweep][step]``: ``image``, ``label`` and, of each network by name, ``prediction``, ``difference``
-    and, where its label is its own, ``label``; addresses, or the class of a whole image and its ``probabilities``.
+    """The pictures of one case, ``steps[sweep][step]``: ``image``, ``label`` and, for each network by name, ``prediction``, ``difference``
+    and, if its label is its own, ``label``; addresses, or the class of a whole image and its ``probabilities``.
 
-    Of volumes a slice is shown: across the axis of a rotation, always the same one, that with most foreground; for other views across the
-    last axis. ``own_labels``: whether networks are compared with their own answers.
+    Volumes are shown as one slice: for rotations always the slice with most foreground across the axis of the rotation, for other views one
+    across the last axis. ``own_labels``: whether networks are compared with their own answers.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class CasePictures:
         self.steps: list[list[dict[str, Any]]] = [[{"networks": {}} for _ in sweep.steps] for sweep in sweeps]
         self.classes: set[int] = set()
         self._window: tuple[float, float] | None = None
-        # of each axis, the slice with most foreground in the first view, the upright one
+        # per axis, the slice with most foreground in the first view, the upright one
         self._slices: list[int] | None = None
 
     @property
@@ -94,9 +94,9 @@ class CasePictures:
         return any(step["networks"] for steps in self.steps for step in steps)
 
     def add(self, network: str, shown: Shown) -> None:
-        """Keep the pictures of one view; the first one is the upright view."""
+        """Adds the pictures of one view; the first one is the upright view."""
         if self._window is None:
-            # as only the first channel of a volume is shown
+            # only the first channel of a volume is shown
             self._window = find_window(shown.image[:1] if shown.image.ndim == 4 else shown.image)
         if self._slices is None and shown.image.ndim == 4:
             self._slices = [_fullest_slice(shown, axis) for axis in range(3)]
@@ -112,7 +112,7 @@ class CasePictures:
         if image.ndim == 4:
             axis = 2 if sweep.axis is None else sweep.axis
             place = _fullest_slice(shown, axis) if sweep.axis is None or self._slices is None else self._slices[axis]
-            # a shifted or resampled answer may be smaller
+            # a shifted or resampled answer can be smaller
             image = image.take(min(place, image.shape[axis + 1] - 1), axis + 1)[:1]
             maps = {
                 name: value.take(min(place, value.shape[axis] - 1), axis) if is_map[name] else value
@@ -147,7 +147,7 @@ class CasePictures:
 
 
 def _fullest_slice(shown: Shown, axis: int) -> int:
-    """The slice across an axis with most foreground of label and prediction; the middle one where there is none."""
+    """Finds the slice across an axis with most foreground of label and prediction; the middle one if there is none."""
     maps = [value for value in (shown.label, shown.prediction) if np.ndim(value) == 3]
     others = tuple(other for other in range(3) if other != axis)
     counts = sum(np.count_nonzero(value, axis=others) for value in maps) if maps else np.zeros(1, int)

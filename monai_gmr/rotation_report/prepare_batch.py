@@ -1,4 +1,4 @@
-"""A ``prepare_batch`` that rotates or mirrors its images by one view, so that a bundle's own evaluator runs on them."""
+"""A ``prepare_batch`` that rotates or mirrors its images by one view, for use in a bundle's own evaluator."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ LABEL_SAMPLINGS = ("nearest", "share")
 
 
 def transform_label(label: torch.Tensor, view: View, spacing: Sequence[float] | None, sampling: str) -> torch.Tensor:
-    """An image of whole numbers, of shape ``(..., *spatial)``, rotated or mirrored by a view; of the same dtype.
+    """Rotates or mirrors an image of integers, of shape ``(..., *spatial)``, by a view; keeps the dtype.
 
-    With sampling "nearest" a voxel gets the class of the nearest one; with "share" each class is sampled linearly and a voxel gets the
-    one with the largest share, which keeps borders from fraying.
+    With sampling "nearest" a voxel gets the class of the nearest voxel; with "share" each class is sampled linearly and a voxel gets the
+    class with the largest share, which keeps borders smooth.
     """
     if sampling == "nearest" or is_grid_symmetry(view.matrix, spacing):
         return transform_image(label, view.matrix, order=0, spacing=spacing)
@@ -34,7 +34,7 @@ def transform_label(label: torch.Tensor, view: View, spacing: Sequence[float] | 
 
 
 def keep_metadata(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """``function(x)`` of the bare tensor, with the metadata of ``x`` if it has any."""
+    """Applies ``function`` to the bare tensor; the result has the metadata of ``x``, if any."""
     if not isinstance(x, MetaTensor):
         return function(x).contiguous()
     result = MetaTensor(function(x.as_tensor()).contiguous()).copy_meta_from(x)
@@ -43,31 +43,31 @@ def keep_metadata(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Ten
 
 
 def least_in_ball(image: torch.Tensor, spacing: Sequence[float] | None) -> torch.Tensor:
-    """The least value of each case and channel inside the inscribed disc or ball, of shape ``(B, C, 1, ...)``."""
+    """Computes the smallest value of each case and channel inside the inscribed disc or ball, of shape ``(B, C, 1, ...)``."""
     ball = torch.as_tensor(inscribed_ball(image.shape[2:], spacing), device=image.device)
     least = image.as_subclass(torch.Tensor)[..., ball].amin(-1)
     return least.reshape(*least.shape, *[1] * ball.ndim)
 
 
 class PrepareBatchView(PrepareBatch):
-    """A ``prepare_batch`` that rotates or mirrors every image that it prepares by one view, or shifts it.
+    """A ``prepare_batch`` that rotates, mirrors or shifts every image by one view.
 
-    While :attr:`view` is ``None`` or upright, batches are unchanged, but for ``in_ball``. A label with the image's spatial shape is
-    rotated with it; a class label, and any label of a shifted image, is unchanged. Metadata stays that of the upright image.
+    While :attr:`view` is ``None`` or upright, batches are unchanged, except for ``in_ball``. A label with the image's spatial shape is
+    rotated with it; a class label, and any label of a shifted image, is unchanged. Metadata is kept from the upright image.
 
     Args:
         order: order of the spline that samples the image, 0 to 5.
-        spacing: voxel size in millimetres, one an axis; default 1.
-        labels: how label images are sampled by angles, "nearest" or "share" (the class with the largest share of a voxel); ``None``
-            leaves them upright.
-        in_ball: whether images have their background outside the inscribed disc or ball, upright ones too, so that a rotation takes
-            nothing out of the frame and brings nothing in. It is the least value of each case and channel inside, when upright.
-        mirrored_labels: pairs of classes that trade places under a mirror image, such as those of a left and a right kidney: in label
-            images, class labels and the channels of one-hot ones.
-        prepare_batch: makes image and label of a batch; default ``monai.engines.default_prepare_batch``.
+        spacing: voxel size in millimetres per axis; default 1.
+        labels: sampling of label images at angles, "nearest" or "share" (the class with the largest share of a voxel); ``None`` leaves
+            labels upright.
+        in_ball: whether all images, including upright ones, are masked outside the inscribed disc or ball, so that a rotation moves nothing
+            out of the frame or into it. The background is the smallest value of each case and channel inside, in the upright image.
+        mirrored_labels: pairs of classes that mirroring exchanges, such as left and right kidney: in label images, class labels and
+            channels of one-hot labels.
+        prepare_batch: function that makes image and label of a batch; default ``monai.engines.default_prepare_batch``.
 
     Raises:
-        ConfigurationError: when ``labels`` is unknown.
+        ConfigurationError: if ``labels`` is unknown.
 
     Example:
         >>> from monai_gmr.symmetry import group_views
@@ -93,7 +93,7 @@ class PrepareBatchView(PrepareBatch):
         self.order, self.spacing, self.labels, self.prepare_batch = order, spacing, labels, prepare_batch
         self.in_ball, self.mirrored_labels = in_ball, check_label_pairs(mirrored_labels)
         self.view: View | None = None
-        # instead of the batch's own, upright
+        # upright label that replaces the batch's own
         self.label: torch.Tensor | None = None
 
     def __call__(
@@ -103,7 +103,7 @@ class PrepareBatchView(PrepareBatch):
         non_blocking: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """As ``monai.engines.PrepareBatch``; the label is ``None`` where there is none, and further items of ``prepare_batch`` follow
+        """Like ``monai.engines.PrepareBatch``; the label is ``None`` if missing, and further items of ``prepare_batch`` follow
         unchanged."""
         view, spacing, order, labels = self.view, self.spacing, self.order, self.labels
         image, label, *rest = self.prepare_batch(batchdata, device, non_blocking, **kwargs)

@@ -1,4 +1,4 @@
-"""Measurements of each view of each case, kept in a file that grows while a report runs and from which it resumes."""
+"""Measurements of each view of each case, in a file that grows while a report runs and from which it resumes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ import numpy as np
 from monai_gmr.files import replacing, unwritable
 from monai_gmr.utils import ConfigurationError
 
-# recorded beside the metrics of a classifier
+# recorded in addition to the metrics of a classifier
 TRUE_CLASS = "probability_of_true_class"
-# by which a resumed report checks that the answers are the same
+# marks by which a resumed report checks that the answers are the same
 ANSWER = "marks_of_answer"
-# by which it sees, of upright images, whether cases of two networks are the same
+# marks of upright images by which it checks whether cases of two networks are the same
 IMAGE = "marks_of_image"
 
 
 class ViewRecord(NamedTuple):
     """One view of the cases of a batch: name of the ``view``, names of the ``cases``, their equivariance ``errors`` (relative L2),
-    ``seconds`` and ``passes`` of the network for one of them, and name of a metric to its ``values``: arrays with one entry a case."""
+    ``seconds`` and ``passes`` of the network per case, and ``values`` by name of a metric: arrays with one entry per case."""
 
     view: str
     cases: list[str]
@@ -37,7 +37,7 @@ class ViewRecord(NamedTuple):
 
 
 def record_file(output_dir: str | Path, network: str) -> Path:
-    """The file of a network's records in the folder of a report, such as ``records/plain_48_views.jsonl`` of "plain, 48 views"."""
+    """Returns the file of a network's records in the folder of a report, such as ``records/plain_48_views.jsonl`` for "plain, 48 views"."""
     return Path(output_dir) / "records" / (re.sub(r"[^A-Za-z0-9.-]+", "_", network).strip("_") + ".jsonl")
 
 
@@ -60,17 +60,17 @@ def _decode(line: str) -> ViewRecord:
 
 
 class ViewRecords:
-    """Records of one network, in memory and in a file of one JSON object a line with its arrays as compressed numpy.
+    """Records of one network, in memory and in a file with one JSON object per line, with arrays as compressed numpy.
 
     The first line is the ``header``, JSON that says what was measured. A file with another header (another network, other settings) is
-    not used but replaced, as is any without ``resume``. A line that an interrupted run left incomplete is ignored. Without a ``path``
-    records are in memory only.
+    replaced, and so is any file without ``resume``. A line that an interrupted run left incomplete is ignored. Without a ``path``, records
+    are only in memory.
     """
 
     def __init__(self, path: str | Path | None, header: Mapping[str, Any], resume: bool = True) -> None:
         self.path = None if path is None else Path(path)
         self.header: dict[str, Any] = json.loads(json.dumps(header))
-        # view and case to the record and the place in it
+        # maps view and case to the record and the index in it
         self._places: dict[tuple[str, str], tuple[ViewRecord, int]] = {}
         # whether the file held records with another header
         self.replaced = False
@@ -83,7 +83,7 @@ class ViewRecords:
             records = [] if self.replaced else records
         for record in records:
             self._keep(record)
-        # written anew, so that an incomplete line does not stay in the middle of the file
+        # rewritten, so that no incomplete line stays in the middle of the file
         with replacing(self.path) as temporary:
             lines = [json.dumps(self.header), *map(_encode, records)]
             temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -92,7 +92,7 @@ class ViewRecords:
         self._places |= {(record.view, case): (record, place) for place, case in enumerate(record.cases)}
 
     def add(self, record: ViewRecord) -> None:
-        """Keep one more record; it is in the file when this returns."""
+        """Adds a record; it is in the file when this returns."""
         self._keep(record)
         if self.path is not None:
             try:
@@ -107,33 +107,33 @@ class ViewRecords:
 
     @property
     def cases(self) -> list[str]:
-        """Names of all cases of which any view was measured, in the order in which they came."""
+        """Names of all cases with any measured view, in the order of measurement."""
         return list(dict.fromkeys(case for _, case in self._places))
 
     @property
     def views(self) -> list[str]:
-        """Names of all views that were measured of any case."""
+        """Names of all views that were measured for any case."""
         return list(dict.fromkeys(view for view, _ in self._places))
 
     @property
     def metrics(self) -> list[str]:
-        """Names of all that has values: the metrics, ``TRUE_CLASS``, ``ANSWER`` and ``IMAGE``."""
+        """Names of everything with values: the metrics, ``TRUE_CLASS``, ``ANSWER`` and ``IMAGE``."""
         return next((list(record.values) for record, _ in self._places.values()), [])
 
     def columns(self, view: str, cases: list[str]) -> np.ndarray:
-        """Equivariance error, seconds and passes of each of these cases in a view, shape ``(3, cases)``."""
+        """Returns equivariance error, seconds and passes of each of these cases in a view, shape ``(3, cases)``."""
         places = [self._places[view, case] for case in cases]
         rows = [(record.errors[place], record.seconds, record.passes) for record, place in places]
         return np.array(rows, float).reshape(len(rows), 3).T
 
     def values(self, metric: str, view: str, cases: list[str]) -> list[np.ndarray]:
-        """What a metric keeps of these cases in a view: arrays with one entry a case, first axis."""
+        """Returns the values of a metric for these cases in a view: arrays with one entry per case along the first axis."""
         places = [self._places[view, case] for case in cases]
         parts = zip(*([part[place] for part in record.values[metric]] for record, place in places))
         return [np.stack(part) for part in parts]
 
     def one(self, metric: str, view: str, case: str) -> np.ndarray | None:
-        """What is kept of one case in a view, first array; ``None`` where nothing is, as in records of earlier versions."""
+        """Returns the first array of a metric for one case in a view; ``None`` if missing, as in records of earlier versions."""
         record, place = self._places.get((view, case), (None, 0))
         parts = [] if record is None else record.values.get(metric, [])
         return np.asarray(parts[0][place]) if parts else None
@@ -158,8 +158,8 @@ def _read(path: Path) -> tuple[dict[str, Any], list[ViewRecord]]:
 
 
 def read_compared(compare: Mapping[str, str | Path], used_names: Collection[str]) -> dict[str, ViewRecords]:
-    """The records of other reports, from name to the folder of a report or a file in it; where one holds several networks, the name of each
-    is added to its name. Raises ``ConfigurationError`` when there is no report, or a name is one of ``used_names``."""
+    """Reads the records of other reports; ``compare`` maps names to the folder of a report or a file in it. If a report has several
+    networks, its name is followed by theirs. Raises ``ConfigurationError`` if there is no report, or a name is in ``used_names``."""
     compared = {}
     for title, place in compare.items():
         folder = Path(place) if Path(place).is_dir() else Path(place).parent

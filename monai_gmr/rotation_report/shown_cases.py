@@ -1,4 +1,4 @@
-"""The cases that a report shows, run once more: the pictures of the page and of the worst cases."""
+"""The cases that a report shows, run again: pictures of the page and of the worst cases."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ tqdm, _ = optional_import("tqdm", name="tqdm")
 
 
 class ShownNetwork(NamedTuple):
-    """A network that is run once more: how, on which cases, those that were ``measured``, and the ``worst`` of them, whose views are
-    drawn unless the network ``rotates_answer``."""
+    """A network that is run again: its ``probe`` and ``batches``, the cases that were ``measured``, and the ``worst`` of them, whose views
+    are drawn unless the network ``rotates_answer``."""
 
     title: str
     probe: ViewProbe
@@ -32,8 +32,8 @@ class ShownNetwork(NamedTuple):
 
 
 class ShownCases(NamedTuple):
-    """What was drawn: ``sweeps`` and ``cases`` of the page, and the ``worst`` cases, network by network in the order of their ranks, with
-    their images."""
+    """The drawn cases: ``sweeps`` and ``cases`` of the page, and the ``worst`` cases with their images, network by network in the order of
+    their ranks."""
 
     sweeps: list[Sweep]
     cases: list[PageCase]
@@ -43,7 +43,7 @@ class ShownCases(NamedTuple):
 def run_shown_cases(
     networks: Sequence[ShownNetwork], views: Sequence[View], spacing: Sequence[float] | None, own_labels: bool
 ) -> ShownCases:
-    """Run the cases of the page, and the worst views, of all networks; ``views`` are those of the report, the upright one first.
+    """Runs the cases of the page, and the worst views, of all networks; ``views`` are the report's, with the upright one first.
 
     A case that fails is printed and left out.
     """
@@ -66,7 +66,7 @@ def run_shown_cases(
                     needed += [view for view in views if case in ranked and view.name == ranked[case].view]
                     drawn[case] = _run_case(network, case, needed, pictures.get(case), ranked.get(case))
                     bar.update(case in on_page)
-            # in the order of the ranks, as the cases of the page may have another one
+            # in the order of the ranks: the cases of the page can have another one
             worst += [each for case in ranked if (each := drawn.get(case)) is not None]
     return ShownCases(sweeps, [PageCase(case, each) for case, each in pictures.items() if each.is_drawn], worst)
 
@@ -78,7 +78,7 @@ def _run_case(
     pictures: CasePictures | None,
     worst: WorstCase | None,
 ) -> WorstCase | None:
-    """Run views of a case into its pictures, if the page shows it; returns its worst view, if that is drawn, with its image."""
+    """Runs views of a case and adds them to its pictures, if the page shows it; returns its worst view with the image, if that is drawn."""
     drawn: WorstCase | None = None
 
     def show(shown: Shown) -> None:

@@ -1,4 +1,4 @@
-"""The views of a report in the order in which a slider steps over them: about each axis, and those about none."""
+"""The views of a report in the order of a slider: about each axis, then views about no axis."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 from monai_gmr.rotation_report.statistics import axis_and_angle, view_families
 from monai_gmr.symmetry import View
 
-# about one axis; more are thinned out evenly
+# most steps about one axis; more are thinned out evenly
 MOST_STEPS = 72
 OTHER_VIEWS = "mirrored, and the worst views"
 
 
 class Step(NamedTuple):
-    """A ``view``, its place in the sweep as a ``label``, such as "30°", and in words, ``text``; ``x`` is that place as a number."""
+    """A ``view`` and its position in the sweep: as a ``label``, such as "30°", in words, ``text``, and as a number, ``x``."""
 
     view: View
     label: str
@@ -26,8 +26,8 @@ class Step(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """What a slider steps over: its ``title``, the ``steps``, the upright view first, and the array ``axis`` across which slices of volumes
-    are shown, ``None`` where no axis stays in its place. ``is_circle``: steps are angles."""
+    """The steps of a slider: its ``title``, the ``steps``, with the upright view first, and the array ``axis`` across which slices of
+    volumes are shown, ``None`` if no axis is fixed. ``is_circle``: steps are angles."""
 
     title: str
     steps: list[Step]
@@ -36,7 +36,7 @@ class Sweep(NamedTuple):
 
 
 def say_view(view: View) -> str:
-    """A view in words.
+    """Describes a view in words.
 
     Example:
         >>> from monai_gmr.symmetry import group_views
@@ -51,7 +51,7 @@ def say_view(view: View) -> str:
     matrix = np.round(view.matrix).astype(int)
     if not np.allclose(matrix, view.matrix, atol=1e-6):
         return view.name
-    # a symmetry of the grid: from which axis each axis comes, and in which direction
+    # a symmetry of the grid: source and direction of each axis
     source, sign = np.abs(matrix).argmax(1), matrix.sum(1)
     *first, last = [str(axis) for axis in np.flatnonzero(sign < 0)] or [""]
     reversed_axes = f"axes {', '.join(first)} and {last}" if first else f"axis {last}" if last else ""
@@ -65,8 +65,8 @@ def say_view(view: View) -> str:
 def make_sweeps(
     views: Sequence[View], worst: Collection[str] = (), spacing: Sequence[float] | None = None
 ) -> list[Sweep]:
-    """A sweep about each axis that a view rotates about, and one of all mirror images along axes and of the ``worst`` views, given by name,
-    that are about no axis.
+    """Makes a sweep about each axis that a view rotates about, and one of all mirror images along axes and of the ``worst`` views, given by
+    name, that are about no axis.
 
     Example:
         >>> from monai_gmr.symmetry import make_views

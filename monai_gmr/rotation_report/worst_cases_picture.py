@@ -1,4 +1,4 @@
-"""The picture of the worst cases and views: image, label, prediction and where they differ."""
+"""The picture of the worst cases and views: image, label, prediction and their difference."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TEXT_WIDTH, IMAGE_WIDTH, GAP, LINE = 2.35, 1.9, 0.08, 0.17
 
 
 def _maps(case: WorstCase) -> dict[str, np.ndarray]:
-    """``label`` and ``prediction`` where they are maps of classes."""
+    """Returns ``label`` and ``prediction`` if they are maps of classes."""
     values = {"label": case.label, "prediction": case.prediction}
     return {name: np.asarray(value).astype(np.int64) for name, value in values.items() if np.ndim(value) > 0}
 
@@ -43,13 +43,13 @@ def _check(case: WorstCase) -> None:
 
 
 def find_errors(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """0 where both agree, 1 where foreground was missed, 2 where it was added, 3 where it is of the wrong class."""
+    """Maps errors: 0 where both agree, 1 where foreground was missed, 2 where it was added, 3 where it has the wrong class."""
     differs = label != prediction
     return np.select([differs & (prediction == 0), differs & (label == 0), differs], [1, 2, 3], 0)
 
 
 def _slice_number(case: WorstCase) -> int:
-    """The slice across the last axis with most wrong voxels; where none is wrong, with most foreground; else the middle one."""
+    """Finds the slice across the last axis with most wrong voxels; if none is wrong, with most foreground; else the middle one."""
     maps = list(_maps(case).values())
     counts = [np.count_nonzero(values, axis=(0, 1)) for values in maps]
     if len(maps) == 2:
@@ -58,8 +58,8 @@ def _slice_number(case: WorstCase) -> int:
 
 
 def find_window(image: np.ndarray) -> tuple[float, float]:
-    """The values that are black and white in a picture of an image ``(C, ...)``: the least and the largest of three channels, the 0.5 and
-    99.5 % percentiles of a grey one; equal where there is no finite number or only one."""
+    """Finds the values shown as black and white in a picture of an image ``(C, ...)``: the smallest and the largest value of three
+    channels, the 0.5 and 99.5 % percentiles of a grey image; equal if there is at most one finite value."""
     values = np.asarray(image if len(image) == 3 else image[0], np.float64)
     finite = values[np.isfinite(values)]
     if not finite.size:
@@ -70,8 +70,8 @@ def find_window(image: np.ndarray) -> tuple[float, float]:
 
 
 def in_colour(image: np.ndarray, window: tuple[float, float] | None = None) -> np.ndarray:
-    """Image of shape ``(C, H, W)`` as colours of shape ``(H, W, 3)``, in 0 to 1: of the three channels, or grey from the first. ``window``
-    is by default that of :func:`find_window`."""
+    """Converts an image of shape ``(C, H, W)`` to colours of shape ``(H, W, 3)``, in 0 to 1: from three channels, or grey from the first.
+    ``window`` defaults to :func:`find_window`."""
     low, high = find_window(image) if window is None else window
     values = np.asarray(image if len(image) == 3 else image[:1], np.float64)
     if high > low:
@@ -82,7 +82,7 @@ def in_colour(image: np.ndarray, window: tuple[float, float] | None = None) -> n
 
 
 def _overlay(background: np.ndarray, numbers: np.ndarray, colours: Sequence[str], opacity: float) -> np.ndarray:
-    """Colours laid over a background of shape ``(H, W, 3)`` where numbers are not 0; 1 is the first colour."""
+    """Blends colours into a background of shape ``(H, W, 3)`` where numbers are not 0; 1 is the first colour."""
     from matplotlib.colors import to_rgb
 
     table = np.array([to_rgb(colour) for colour in colours])
@@ -91,7 +91,7 @@ def _overlay(background: np.ndarray, numbers: np.ndarray, colours: Sequence[str]
 
 
 def _pictures(case: WorstCase) -> dict[str, np.ndarray]:
-    """Heading to picture of shape ``(H, W, 3)``, in 0 to 1; ``label``, ``prediction`` and ``difference`` where there are such maps."""
+    """Maps headings to pictures of shape ``(H, W, 3)``, in 0 to 1; ``label``, ``prediction`` and ``difference`` only if available."""
     image, maps = np.asarray(case.image), _maps(case)
     if image.ndim == 4:
         number = _slice_number(case)
@@ -102,7 +102,7 @@ def _pictures(case: WorstCase) -> dict[str, np.ndarray]:
     pictures = {"image": picture}
     pictures.update({name: _overlay(picture, values, CLASS_COLOURS, OPACITY) for name, values in maps.items()})
     if len(maps) == 2:
-        # pale and grey, that the colours of errors are not mistaken for tissue
+        # pale and grey, so that the colours of errors are not mistaken for tissue
         background = np.repeat(0.15 + 0.5 * picture.mean(-1, keepdims=True), 3, axis=-1)
         errors = find_errors(maps["label"], maps["prediction"])
         pictures["difference"] = _overlay(background, errors, ERROR_COLOURS, ERROR_OPACITY)
@@ -124,7 +124,7 @@ def _description(case: WorstCase) -> list[str]:
 
 
 def _classes(case: WorstCase) -> str:
-    """The classes of whole images."""
+    """Lists the classes of whole images."""
     answers = (("label", case.label), ("predicted", case.prediction))
     return ", ".join(f"{name} {int(value)}" for name, value in answers if value is not None and np.ndim(value) == 0)
 
@@ -197,12 +197,12 @@ def _figure(cases: Sequence[WorstCase]) -> Figure:
 
 
 def draw_worst_cases(cases: Sequence[WorstCase], path: str | Path) -> None:
-    """Draw cases beneath each other: image, label, prediction and their difference.
+    """Draws cases below each other: image, label, prediction and their difference.
 
-    Maps of classes are laid over the image in colours; the difference shows foreground that was missed, background that was taken for
-    foreground (added), and foreground of the wrong class. Of a volume the slice across the last array axis with most wrong voxels is
-    shown. Classes of whole images are written above them. Images with 3 channels in 2D are shown in colours, of others the first channel
-    in grey; values that are not finite count as the least. Without cases nothing is written. Raises ``ConfigurationError`` when an image is
+    Maps of classes are drawn over the image in colours; the difference shows foreground that was missed, background that was taken for
+    foreground (added), and foreground of the wrong class. Volumes are shown as the slice across the last array axis with most wrong voxels.
+    Classes of whole images are written above them. 2D images with 3 channels are shown in colours, other images as their first channel in
+    grey; values that are not finite count as the smallest. Without cases nothing is written. Raises ``ConfigurationError`` if an image is
     neither ``(C, H, W)`` nor ``(C, H, W, D)``, or a map has another spatial shape.
     """
     if cases:
