@@ -1,4 +1,4 @@
-"""A whole bundle of a tiny network, made by MONAI's ``init_bundle``, that knows of this library by the name of its network only."""
+"""A complete bundle of a tiny network, made by MONAI's ``init_bundle``, that uses this library only by the name of its network."""
 
 import json
 
@@ -48,7 +48,7 @@ TRAIN = {
 
 @pytest.fixture(scope="session")
 def whole_bundle(tmp_path_factory):
-    """The folder of such a bundle, not to be changed."""
+    """Folder of a complete bundle, not to be changed."""
     root = tmp_path_factory.mktemp("whole") / "nuclei_segmentation"
     own = read_metadata(find_bundle("volume_segmentation_gmr_unet"))
     layout = {"inputs": {"image": {**TENSOR, **INPUT}}, "outputs": {"pred": {**TENSOR, **OUTPUT}}}

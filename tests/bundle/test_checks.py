@@ -34,7 +34,7 @@ def dataset(tmp_path):
 
 
 def refused(match):
-    """The error that is expected, which must be one line."""
+    """Expects an error, which must be one line."""
     return pytest.raises(ConfigurationError, match=rf"(?s)\A(?!.*\n).*{match}")
 
 
@@ -122,7 +122,7 @@ def test_images_in_capitals_and_in_folders_below_are_found(tmp_path):
 
 @pytest.mark.parametrize("below", ["", "prediction", "one"])
 def test_predictions_of_earlier_runs_are_no_images(tmp_path, below):
-    """The folder of the predictions is that of the images, or one below it."""
+    """The folder of the predictions is the folder of the images, or one inside it."""
     images = tmp_path / "images"
     for name in ("a.nii", "one/a.nii", "one/b.nii.gz"):
         (images / name).parent.mkdir(parents=True, exist_ok=True)

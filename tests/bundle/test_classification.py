@@ -1,4 +1,4 @@
-"""What the classification bundles ask of their data."""
+"""The checks that the classification bundles make of their data."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Mistyped overrides are found with the name that was meant, and errors of ours end in one line on the screen."""
+"""Mistyped overrides are reported with the intended name, and our own errors are one line on the screen."""
 
 import sys
 
@@ -165,7 +165,7 @@ def test_a_wrapped_error_of_ours_is_one_line(error, variable, one_line, monkeypa
 
 
 class Broken(Dataset):
-    """A data set whose item 1 is refused, behind an error of the transform."""
+    """A data set whose item 1 is refused, as the cause of an error of the transform."""
 
     def __len__(self):
         return 3
@@ -185,7 +185,7 @@ def test_the_sentence_of_a_worker_is_found(num_workers):
         try:
             return list(loader)
         except RuntimeError as error:
-            # its frames hold the workers, which torch waits for 5 seconds each if the garbage collection finds them
+            # its frames reference the workers; torch waits 5 seconds for each one that the garbage collection finds
             return error.with_traceback(None)
 
     error = error_of(DataLoader(Broken(), num_workers=num_workers))

@@ -1,4 +1,4 @@
-"""What writes or caches is switched off in any bundle's config before it is made."""
+"""Parts of any bundle's config that write or cache are disabled before they are made."""
 
 import pytest
 from monai.bundle import ConfigParser

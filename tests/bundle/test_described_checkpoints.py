@@ -1,4 +1,4 @@
-"""A checkpoint says which network it is of: one with equal names and shapes that computes something else is refused in one sentence."""
+"""A checkpoint describes its network: another network with equal names and shapes is refused in one sentence."""
 
 import json
 import shutil
@@ -46,7 +46,7 @@ def group(*arguments):
     return ("group", dict(zip(("group", "filter"), arguments)))
 
 
-# two networks whose parameters have the same names and shapes, and what the sentence says of their first difference
+# two networks whose parameters have the same names and shapes, and their first difference in the words of the sentence
 PAIRS = {
     "harmonic and radial": (
         lambda: unet(),
@@ -97,7 +97,7 @@ PAIRS = {
 
 
 def save(network, path):
-    """What training writes as its best network."""
+    """Saves a network like the best network of a training."""
     saver = BestCheckpoint(path.parent, network, path.name)
     engine = Engine(lambda *_: None)
     engine.state.metrics, engine.state.key_metric_name = {"dice": 0.5}, "dice"
@@ -130,7 +130,7 @@ def test_another_network_of_equal_shapes_is_refused(case, tmp_path):
 
 @pytest.mark.parametrize("case", PAIRS)
 def test_the_file_is_a_state_dict_as_any_other(case, tmp_path):
-    """torch, MONAI and a file without a description load it, or are loaded, as before."""
+    """torch and MONAI load the file as before, and files without a description are loaded as before."""
     make, make_other, _ = PAIRS[case]
     network, same, other = make(), make(), make_other()
     path = tmp_path / "model.pt"
@@ -139,7 +139,7 @@ def test_the_file_is_a_state_dict_as_any_other(case, tmp_path):
     assert list(state) == list(network.state_dict())
     same.load_state_dict(state)
     CheckpointLoader(str(path), {"model": same})(Engine(lambda *_: None))
-    # a loaded network does not carry the description on
+    # a loaded network does not keep the description
     assert not any("monai_gmr" in str(each) for each in same.state_dict()._metadata.values())
     for content in (dict(state), {"model": network.state_dict()}):
         torch.save(content, path)
@@ -170,7 +170,7 @@ CONVS = ["plain", "sre", "gmr", "gmr_harmonic", harmonic(keeps="1"), group("4mm"
 
 @pytest.mark.parametrize("conv", CONVS, ids=str)
 def test_training_changes_no_description(conv):
-    """Also not a pass, another mode, a type or a copy by name; what is described can be written as JSON."""
+    """A pass, another mode or a dtype changes no description either, nor does a second network; descriptions can be written as JSON."""
     network = resnet(conv)
     before = describe_network(network)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
@@ -204,7 +204,7 @@ def test_a_bundle_in_python(whole_bundle, tmp_path):
 
 
 def test_weights_that_are_described_later(whole_bundle, tmp_path, capsys):
-    """The command adds to a bundle's weights what they are of, and no more."""
+    """The command adds a description to a bundle's weights, and changes nothing else."""
     root = shutil.copytree(whole_bundle, tmp_path / whole_bundle.name)
     path = root / "models" / "model.pt"
     before = torch.load(path, weights_only=True)
@@ -243,7 +243,7 @@ def cases_in(folder, names=("a", "b"), length=3):
 
 
 def test_a_fingerprint_of_cases(tmp_path):
-    """Equal where the folder is moved; another one for other names, sizes, numbers, labels or values."""
+    """The mark is equal if the folder is moved, and differs for other names, sizes, numbers, labels or values."""
     first = describe_cases(cases_in(tmp_path / "first"))
     assert first == describe_cases(cases_in(tmp_path / "moved" / "first"))
     others = [

@@ -1,4 +1,4 @@
-"""A bundle in Python predicts as its config says, whoever made it, and refuses in one sentence what it cannot do."""
+"""A bundle in Python predicts like its config, whoever made it, and refuses in one sentence what it cannot do."""
 
 import shutil
 import warnings
@@ -23,7 +23,7 @@ def scan(tmp_path):
 
 
 def test_a_foreign_bundle_with_our_network_by_name(whole_bundle, scan, tmp_path, monkeypatch):
-    """Made by MONAI's init_bundle: MONAI finds the network, and ours is what its parts give one after the other."""
+    """A bundle made by MONAI's init_bundle: MONAI finds the network, and our prediction equals its parts applied in turn."""
     monkeypatch.chdir(tmp_path)
     arguments = {"meta_file": str(whole_bundle / "configs" / "metadata.json"), "device": "cpu"}
     verify_net_in_out("network_def", config_file=str(whole_bundle / "configs" / "inference.json"), **arguments)
@@ -45,7 +45,7 @@ def test_a_foreign_bundle_with_our_network_by_name(whole_bundle, scan, tmp_path,
     case = bundle.preprocessing({"image": str(scan)})
     case["pred"] = bundle.inferer(case["image"][None], bundle.network)[0].detach()
     assert torch.equal(bundle.postprocessing(case)["pred"], found)
-    # neither MONAI's SaveImage of the config nor anything else writes
+    # nothing writes, not even the config's SaveImage
     assert [path.name for path in tmp_path.iterdir()] == ["scan.nii.gz"]
 
 

@@ -1,4 +1,4 @@
-"""All cases that can be predicted are, whatever the others do; the rest is named, and the run ends with an error."""
+"""All valid cases are predicted, whatever happens to others; the rest is named, and the run ends with an error."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from monai_gmr.utils import ConfigurationError
 
 
 class Picky(torch.nn.Module):
-    """Its input, unless that is large or negative."""
+    """A network that returns its input, and fails on large or negative input."""
 
     def forward(self, x):
         if max(x.shape[2:]) > 16:
@@ -66,7 +66,7 @@ def test_images_of_unlike_sizes_are_predicted(capsys):
     predictor.predict()
     assert predicted == [0, 1, 2, 3, 4, 5, 6]
     assert "7 predictions in OUT" in capsys.readouterr().out
-    # and again, as a plain evaluator is run again
+    # and again, like a second run of a plain evaluator
     predictor.predict()
 
 

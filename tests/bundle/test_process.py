@@ -1,4 +1,4 @@
-"""Freed memory is kept where glibc can be asked to."""
+"""Freed memory is kept if glibc supports it."""
 
 import subprocess
 import sys

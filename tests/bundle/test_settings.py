@@ -1,4 +1,4 @@
-"""Impossible values of settings are refused by one table, in every config, before data are read."""
+"""One table refuses impossible values of settings, in every config, before data are read."""
 
 import math
 import sys
@@ -17,7 +17,7 @@ from monai_gmr.utils import ConfigurationError, find_configuration_error
 BUNDLES = sorted(path for path in (Path(__file__).parents[2] / "bundles").iterdir() if path.is_dir())
 CONFIGS = [folder / "configs" / f"{name}.yaml" for folder in BUNDLES for name in ("train", "evaluate", "inference")]
 NAN, INF = math.nan, math.inf
-# value, for each setting, that no run can have; those of several axes are of a 3D network
+# impossible values of each setting; settings with several axes are for a 3D network
 IMPOSSIBLE = {
     "device": ["cuda:77", "gpu", "xla", None, ""],
     "spatial_dims": [0, 1, 4, 2.0, "3"],
@@ -140,7 +140,7 @@ CONFIG = {
 @pytest.mark.parametrize(
     ("settings", "refused"),
     [
-        # the rule of the table, and not the kind of the default
+        # the table's rule, not the type of the default
         ({"angle_step": 7.5}, ""),
         ({"patch_size": 16}, ""),
         ({"optimizer::lr": 1}, ""),
@@ -151,7 +151,7 @@ CONFIG = {
         ({"patch_size": [16, 16]}, "a list of 3"),
         ({"optimizer::lr": -1}, "optimizer::lr=-1 cannot be used: give --optimizer::lr a number above 0"),
         ({"optimizer#lr": "fast"}, "optimizer#lr='fast'"),
-        # no rule holds for these
+        # no rule for these
         ({"factor": 2.5}, "a whole number"),
         ({"optimizer::factor": -1, "optimizer::steps": "many"}, ""),
     ],
@@ -181,13 +181,13 @@ def test_an_unknown_backend_is_refused(backend, monkeypatch):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parts[-3][:9]}-{path.stem}")
 def test_every_number_of_a_config_is_checked(path):
-    """A setting with a number, a switch or a list, or one that the table knows, is handed to the check."""
+    """Every setting with a number, a switch or a list, or with a rule in the table, is passed to the check."""
     config = ConfigParser.load_config_file(path)
     configs = [config]
     if path.stem == "train":
         configs.append(ConfigParser.load_config_file(path.with_stem("multi_gpu_train")))
     plain = {name for name, value in config.items() if isinstance(value, (int, float, list)) or name in TABLE}
-    # in_channels and num_classes of a classifier are read off its data
+    # in_channels and num_classes of a classifier come from its data
     plain -= {"imports", "initialize", "run", "main_process", "in_channels", "num_classes", "handlers"}
     for one in configs:
         line = next(line for line in one["initialize"] if "check_values" in line)

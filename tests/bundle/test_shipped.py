@@ -1,4 +1,4 @@
-"""Bundles are found, listed and copied, and what a newcomer does wrong is one sentence."""
+"""Bundles are found, listed and copied, and mistakes of newcomers end in one sentence."""
 
 import json
 import os
@@ -19,7 +19,7 @@ NAME = "volume_segmentation_gmr_unet"
 
 @pytest.fixture
 def packaged(tmp_path, monkeypatch):
-    """A function that puts a bundle where an installed package has it, or beside it as in a checkout, and returns its folder."""
+    """A function that puts a bundle inside the package, as installed, or next to it, as in a checkout, and returns its folder."""
 
     def put(place):
         package = tmp_path / "site" / "monai_gmr"

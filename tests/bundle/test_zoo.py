@@ -1,4 +1,4 @@
-"""A bundle that is broken in any way fails the checks with one sentence, a whole one passes."""
+"""A broken bundle fails the checks with one sentence, a complete one passes."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ def test_a_whole_bundle_passes(whole_bundle):
 
 
 def edit(file, change):
-    """A change of a JSON file of a bundle."""
+    """Makes a change of a JSON file of a bundle."""
 
     def run(root):
         content = json.loads((root / file).read_text())
@@ -68,7 +68,7 @@ def damage(root):
 
 
 def drop(name, *keys):
-    """A config without an id."""
+    """Makes a change that removes an id from a config."""
 
     def change(config):
         for key in keys[:-1]:
@@ -152,7 +152,7 @@ def test_a_broken_bundle_fails_with_one_sentence(whole_bundle, tmp_path, name):
     root = shutil.copytree(whole_bundle, tmp_path / whole_bundle.name)
     spoil(root)
     problems = check_bundle(root)
-    # a part that is missing lacks its parts, too
+    # a missing part lacks its own parts, too
     assert len(problems) == 1 + (name == "no validation data"), problems
     with pytest.raises(ConfigurationError, match=sentence):
         raise ConfigurationError(problems[0])

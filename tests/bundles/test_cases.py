@@ -1,4 +1,4 @@
-"""What bundles do with cases that cannot be used: training stops, evaluation and inference leave them out by name; nothing is lost."""
+"""Handling of unusable cases: training stops, evaluation and inference name them and leave them out; nothing is lost."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ SMALL = {**NETWORK, "patch_size": [16, 16, 16], "samples_per_case": 1, "val_inte
 
 @pytest.fixture(autouse=True)
 def clean_process(monkeypatch):
-    """A run in this process must not leave its seeds or its hook behind."""
+    """Restores the seeds and the hook after a run in this process."""
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     yield
     set_determinism(None)
@@ -41,7 +41,7 @@ def run_config(path, **settings):
 
 
 def sentence(path, **settings):
-    """The one sentence with which a run ends; MONAI wraps it."""
+    """Returns the one sentence with which a run ends; MONAI wraps it."""
     with pytest.raises((RuntimeError, ValueError)) as caught:
         run_config(path, **settings)
     found = find_configuration_error(caught.value)
@@ -59,7 +59,7 @@ def phantoms(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(phantoms, tmp_path_factory):
-    """The folder of the checkpoints of one epoch."""
+    """Folder with the checkpoints of one epoch."""
     folder = str(tmp_path_factory.mktemp("trained"))
     run_config(
         SEGMENTATION / "train.yaml", dataset_dir=str(phantoms), ckpt_dir=folder, output_dir=folder, epochs=1, **SMALL
@@ -104,11 +104,11 @@ POISON = {
 
 
 def poison(phantoms, folder, name, section):
-    """A copy of the phantoms with one case of a list spoilt, at a place drawn by chance; its file and the cause."""
+    """Copies the phantoms and spoils one random case of a list; returns its file and the cause."""
     part, spoil, cause = POISON[name]
     shutil.copytree(phantoms, folder)
     cases = json.loads((folder / "dataset.json").read_text())[section]
-    # a place of its own for each way, the same in every run
+    # another place for each kind of damage, the same in every run
     place = np.random.default_rng(list(name.encode())).integers(len(cases))
     file = folder / cases[place][part]
     spoil(file)
@@ -118,7 +118,7 @@ def poison(phantoms, folder, name, section):
 @pytest.mark.parametrize("name", POISON)
 @pytest.mark.parametrize("cache_rate", [1.0, 0.0])
 def test_training_stops_at_a_poisoned_case(phantoms, trained, tmp_path, name, cache_rate):
-    """In one sentence with the file; the checkpoints that were there stay as they were."""
+    """The run ends with one sentence that names the file; existing checkpoints stay unchanged."""
     file, cause = poison(phantoms, tmp_path / "data", name, "training")
     models = tmp_path / "models"
     shutil.copytree(trained, models)
@@ -135,7 +135,7 @@ def test_training_stops_at_a_poisoned_case(phantoms, trained, tmp_path, name, ca
 
 @pytest.mark.parametrize("name", ["NaN in the image", "shorter label", "truncated image"])
 def test_training_stops_at_a_poisoned_case_of_the_validation(phantoms, trained, tmp_path, name):
-    """When the first validation comes to it, where nothing is cached; the best network stays."""
+    """Without a cache, the run ends when the first validation loads the case; the best network is kept."""
     file, cause = poison(phantoms, tmp_path / "data", name, "validation")
     models = tmp_path / "models"
     shutil.copytree(trained, models)
@@ -159,8 +159,8 @@ def test_training_stops_at_a_poisoned_case_of_the_validation(phantoms, trained, 
     ],
 )
 def test_a_poisoned_case_is_one_sentence_in_the_terminal(phantoms, tmp_path, options, module, forked_python):
-    """From threads that fill the cache, from the process itself and from workers of the loader, in MONAI's command and ours, which
-    begins in a new interpreter."""
+    """Errors come from threads that fill the cache, the process itself and workers of the loader, in MONAI's command and in ours, which
+    starts a new interpreter."""
     file, cause = poison(phantoms, tmp_path / "data", "inf in the image", "training")
     settings = {**SMALL, "dataset_dir": tmp_path / "data", "ckpt_dir": tmp_path, "output_dir": tmp_path, "epochs": 1}
     python = forked_python if module == "monai.bundle" else sys.executable
@@ -187,7 +187,7 @@ def test_a_wrong_setting_is_refused_at_the_first_case(phantoms, tmp_path):
 
 
 def test_labels_are_brought_to_their_images_by_a_setting(phantoms, trained, tmp_path):
-    """A data set whose labels are stored mirrored, with an affine that says so, is evaluated like the one it was made of."""
+    """A data set whose labels are stored mirrored, with a matching affine, is evaluated like the original one."""
     shutil.copytree(phantoms, tmp_path / "data")
     flip = np.diag([-1.0, 1, 1, 1])
     for path in (tmp_path / "data" / "labelsTr").glob("*"):
@@ -298,7 +298,7 @@ def test_all_other_images_of_a_folder_are_predicted(phantoms, trained, tmp_path,
 
 @pytest.fixture
 def classifier(tmp_path):
-    """Settings of an inference with a network of random weights for grey images."""
+    """Makes settings of an inference with a network of random weights for grey images."""
     arrays = {f"{part}_images": np.zeros((4, 9, 9), np.uint8) for part in ("train", "val", "test")}
     arrays |= {f"{part}_labels": np.arange(4, dtype=np.uint8) % 2 for part in ("train", "val", "test")}
     np.savez(tmp_path / "blobs.npz", **arrays)
@@ -326,13 +326,13 @@ def test_a_folder_of_unlike_pictures(classifier, tmp_path, spatial_size, capsys)
     rows = read(tmp_path / "out" / "predictions.csv")
     assert [Path(row["filename"]).name for row in rows] == [f"{name}.png" for name in "abcde"]
     assert "5 predictions in" in capsys.readouterr().out
-    # each as it is predicted alone
+    # each equals its prediction without the others
     for row in rows:
         alone = {**options, "input": row["filename"], "output_dir": str(tmp_path / Path(row["filename"]).stem)}
         run_config(CLASSIFICATION / "inference.yaml", **alone, grey=True)
         (single,) = read(Path(alone["output_dir"]) / "predictions.csv")
         assert float(single["probability_1"]) == pytest.approx(float(row["probability_1"]), abs=1e-5)
-    # without --grey those of one channel are predicted, the others named
+    # without --grey, images of one channel are predicted, the others are named
     message = sentence(CLASSIFICATION / "inference.yaml", **options)
     assert message.startswith("3 of 5 images were not predicted, the first is b.png: ")
     assert "b.png has 3 channels and the network reads 1" in message
@@ -370,7 +370,7 @@ def test_a_picture_of_an_array_that_is_not_finite(classifier, tmp_path, config):
 
 @pytest.fixture
 def terminal(forked_python):
-    """A function that runs a command as a user types it: its exit status and what it printed."""
+    """A function that runs a command as typed by a user; returns its exit status and its output."""
 
     def run_command(*arguments, module="monai.bundle", config="train", overlay=()):
         files = [str(SEGMENTATION / f"{name}.yaml") for name in (config, *overlay)]
@@ -402,7 +402,7 @@ NESTED_VALUES = [
 
 @pytest.mark.parametrize(("arguments", "cause"), NESTED_VALUES)
 def test_an_impossible_value_is_one_sentence_in_the_terminal(arguments, cause, tmp_path, terminal):
-    """Whether it is given by the name of the setting or by an id that refers to it, and before data are read."""
+    """The value is given by the setting's name or by an id that refers to it, and is refused before data are read."""
     folders = ("--ckpt_dir", tmp_path, "--dataset_dir", tmp_path / "nowhere")
     line = one_sentence(terminal(*arguments, *folders, overlay=("dynunet",)))
     assert re.search(cause, line), line
@@ -423,13 +423,13 @@ def test_our_own_command_refuses_what_monai_cannot_apply(arguments, cause, tmp_p
     assert cause in line, line
 
 
-# the lock of FolderLock, without the imports of it; tests/test_files.py holds one by FolderLock
+# the lock of FolderLock without its imports; tests/test_files.py uses FolderLock itself
 HOLD = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(1, flush=True); sys.stdin.read()"
 
 
 @pytest.mark.parametrize("bundle", sorted(path.name for path in BUNDLES.iterdir() if path.is_dir()))
 def test_an_inference_leaves_the_folder_of_another_one_alone(bundle, tmp_path):
-    """Until that one ends, in which way ever; nothing is written meanwhile."""
+    """The folder is refused until the other inference ends, however it ends; nothing is written before."""
     inference = BUNDLES / bundle / "configs" / "inference.yaml"
     settings = {"output_dir": str(tmp_path / "out"), "ckpt_dir": str(tmp_path), "dataset_dir": str(tmp_path)}
     (tmp_path / "out").mkdir()

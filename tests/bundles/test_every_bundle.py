@@ -31,7 +31,7 @@ INFERENCE, METADATA = "configs/inference.yaml", "configs/metadata.json"
 
 @pytest.fixture(scope="module", params=BUNDLES, ids=lambda path: path.name)
 def bundle(request, tmp_path_factory):
-    """A bundle, its network made small by its settings, and weights of that network."""
+    """A bundle with a network that its settings make small, and weights of that network."""
     root, folder = request.param, tmp_path_factory.mktemp("bundle")
     parser = ConfigParser()
     parser.read_config(str(root / INFERENCE))
@@ -65,7 +65,7 @@ def test_the_rules_of_the_zoo(root):
 
 
 def trained_here(root):
-    """Whether a training, such as that of the README, replaced the weights of a checkout."""
+    """Whether a training, such as the README's, replaced the weights of a checkout."""
     command = ["git", "-C", str(root), "status", "--porcelain", "--", "models"]
     return shutil.which("git") is not None and subprocess.run(command, capture_output=True, check=False).stdout != b""
 
@@ -80,7 +80,7 @@ def test_weights_that_ship_have_a_checksum(root):
 
 @pytest.mark.parametrize("root", BUNDLES, ids=lambda path: path.name)
 def test_metadata_hold_the_numbers_of_the_page(root):
-    """The score of the weights that ship; ranges of the values that enter and leave the network's inference."""
+    """Checks the score of the weights that ship, and the ranges of input and output values of inference."""
     metadata, page = read_metadata(root), (root / "docs" / "README.md").read_text(encoding="utf-8")
     (score,) = metadata["eval_metrics"].values()
     assert any(
@@ -93,7 +93,7 @@ def test_metadata_hold_the_numbers_of_the_page(root):
 
 
 def test_metadata_follow_the_schema(bundle, tmp_path):
-    """MONAI's own command, with the schema where it would put MONAI's file."""
+    """MONAI's own command, with the schema at the path of MONAI's download."""
     (tmp_path / "schema.json").write_bytes(SCHEMA.read_bytes())
     verify_metadata(bundle.arguments["meta_file"], filepath=str(tmp_path / "schema.json"))
     broken = {key: value for key, value in read_metadata(bundle.root).items() if key != "task"}
@@ -138,7 +138,7 @@ def test_tensorrt_or_a_sentence(bundle, tmp_path):
 
 
 def test_a_copy_runs_and_loads_from_anywhere(bundle, tmp_path, monkeypatch):
-    """By a workflow, by monai.bundle.load and by load_bundle, all with the weights of the copy, in a folder that is none of theirs."""
+    """A workflow, monai.bundle.load and load_bundle all use the weights of the copy, in a folder outside the bundle."""
     copy = copy_bundle(bundle.root.name, tmp_path / "work")
     (copy / "models").mkdir(exist_ok=True)
     (copy / "models" / "model.pt").write_bytes(Path(bundle.verb["ckpt_file"]).read_bytes())

@@ -1,4 +1,4 @@
-"""Predictions come back on the grid of the file that was given: its shape, its affine, and structures where they lie in the world."""
+"""Predictions have the grid of the input file: its shape, its affine, and structures at their positions in the world."""
 
 from pathlib import Path
 
@@ -12,13 +12,13 @@ from scipy.spatial.transform import Rotation
 from monai_gmr.utils import ConfigurationError
 
 CONFIG = Path(__file__).resolve().parents[2] / "bundles" / "volume_segmentation_gmr_unet" / "configs" / "inference.yaml"
-# label to centre in millimetres of the world and radius: no rotation or mirror image maps them onto each other
+# label to centre in world millimetres and radius: no rotation or mirror image maps these onto each other
 BALLS = {1: ((14.0, -9.0, 6.0), 7.0), 2: ((-8.0, 10.0, -4.0), 5.0), 3: ((6.0, 12.0, 12.0), 3.5)}
 SPACING = (1.5, 2.0, 1.0)
 
 
 def affine_of(directions, size, spacing=SPACING):
-    """An affine whose grid of ``size`` voxels has its centre near the origin of the world."""
+    """Makes an affine whose grid of ``size`` voxels has its centre near the origin of the world."""
     affine = np.eye(4)
     affine[:3, :3] = directions @ np.diag(spacing)
     affine[:3, 3] = (0.3, -0.7, 1.1) - affine[:3, :3] @ ((np.array(size) - 1) / 2)
@@ -43,7 +43,8 @@ DIRECTIONS = {
 
 
 class Shades(torch.nn.Module):
-    """The class whose grey value is nearest: of equal steps from the lowest, background, to the highest value of a window."""
+    """A network that predicts the class with the nearest grey value, in equal steps from the lowest value of a window, background, to the
+    highest."""
 
     def forward(self, x):
         low, high = x.amin(), x.amax()
@@ -52,7 +53,7 @@ class Shades(torch.nn.Module):
 
 
 def world_labels(size, affine):
-    """The label of every voxel, by where the affine puts it."""
+    """Computes the label of every voxel from its position by the affine."""
     voxels = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), -1)
     world = nib.affines.apply_affine(affine, voxels)
     labels = np.zeros(size, np.uint8)
@@ -62,7 +63,7 @@ def world_labels(size, affine):
 
 
 def predict(network, **settings):
-    """The bundle's inference on the folder images, with another network."""
+    """Runs the bundle's inference on the folder images, with another network."""
     parser = ConfigParser()
     parser.read_config(str(CONFIG))
     parser.update({"bundle_root": ".", "input": "images", "output_dir": "out", "device": torch.device("cpu")})
@@ -72,7 +73,7 @@ def predict(network, **settings):
 
 
 class Plain(Shades):
-    """Its answers have no metadata, as those of compiled or scripted networks."""
+    """A network whose predictions have no metadata, like compiled or scripted networks."""
 
     def forward(self, x):
         return torch.from_numpy(super().forward(x).numpy())
@@ -118,7 +119,7 @@ def test_labels_lie_where_the_structures_lie(network, settings):
 
 
 def test_both_affines_their_codes_the_units_and_all_axes_are_those_of_the_file():
-    """Also where both affines differ, of which a reader takes one, and of axes of one voxel."""
+    """Includes files with two different affines, of which readers use one, and axes of one voxel."""
     size = (20, 16, 18)
     affine = affine_of(DIRECTIONS["oblique, permuted"], size)
     registered = affine.copy()

@@ -1,4 +1,4 @@
-"""The hippocampus bundle is the volume bundle with defaults of its own, and predicts with the weights that it holds."""
+"""The hippocampus bundle is the volume bundle with its own defaults, and predicts with its own weights."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def read(bundle, name):
 
 
 def without_resampling(node):
-    """A config without the transforms to and from the voxel size."""
+    """Removes the transforms to and from the voxel size from a config."""
     own = {"monai.transforms.Spacingd", "monai.transforms.Invertd"}
     if isinstance(node, dict):
         return {key: without_resampling(value) for key, value in node.items()}
@@ -82,7 +82,7 @@ def network():
 
 
 def ellipsoid(shape, affine):
-    """A bright ellipsoid of 18 x 9 x 9 mm in the middle of a noisy volume, in millimetres."""
+    """Makes a bright ellipsoid of 18 x 9 x 9 mm in the middle of a noisy volume."""
     voxels = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
     distances = apply_affine(affine, voxels) - apply_affine(affine, (np.array(shape) - 1) / 2)
     inside = ((distances / [18, 9, 9]) ** 2).sum(axis=-1) < 1
@@ -97,7 +97,7 @@ def test_the_weights_are_exact_on_the_grid(network):
 
 
 def oblique(spacing, degrees, signs):
-    """An affine that rotates about the first axis and mirrors axes."""
+    """Makes an affine that rotates about the first axis and mirrors axes."""
     angle = np.deg2rad(degrees)
     rotation = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
     affine = np.eye(4)

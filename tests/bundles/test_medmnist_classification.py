@@ -1,4 +1,4 @@
-"""The classification bundles keep MONAI's bundle specification, run from data to table, resume, and refuse in one sentence."""
+"""The classification bundles follow MONAI's bundle specification, run from data to table, resume, and refuse in one sentence."""
 
 import csv
 import os
@@ -16,13 +16,13 @@ from sklearn.metrics import roc_auc_score
 from monai_gmr.utils import ConfigurationError
 
 BUNDLES = {d: Path(__file__).parents[2] / "bundles" / f"medmnist{d}d_classification_gmr_resnet" for d in (2, 3)}
-# what may differ between the two bundles: defaults of settings, never a part of the workflow
+# allowed differences between the two bundles: defaults of settings, never a part of the workflow
 OWN_DEFAULTS = {"spatial_dims", "flag", "spatial_size", "batch_size", "epochs", "angle_step"}
 TINY = {"layers": [1, 1], "width": 4, "kernel_sizes": 3, "batch_size": 8, "epochs": 1, "spatial_size": 0}
 
 
 def write_dataset(folder, spatial_dims, size=9, channels=1, classes=2, multi_label=False):
-    """Bright blobs whose radius is their class, in a file of MedMNIST's layout; several labels: the class and all below it."""
+    """Makes bright blobs whose radius is their class, in a file of MedMNIST's layout; several labels: the class and all below it."""
     random, arrays = np.random.default_rng(0), {}
     grid = np.stack(np.meshgrid(*[np.arange(size) - (size - 1) / 2] * spatial_dims, indexing="ij"))
     for section, count in (("train", 12), ("val", 6), ("test", 6)):
@@ -38,7 +38,7 @@ def write_dataset(folder, spatial_dims, size=9, channels=1, classes=2, multi_lab
 
 
 def open_workflow(spatial_dims, name, **settings):
-    """A config of a bundle, with its settings overridden."""
+    """Reads a config of a bundle and overrides its settings."""
     names = (name,) if isinstance(name, str) else name
     files = [str(BUNDLES[spatial_dims] / "configs" / f"{one}.yaml") for one in names]
     kind = "train" if names[0] == "train" else "infer"
@@ -46,7 +46,7 @@ def open_workflow(spatial_dims, name, **settings):
 
 
 def evaluate(spatial_dims, **settings):
-    """Run the evaluation of a bundle: its network, and the rows of its table by family and metric."""
+    """Runs the evaluation of a bundle; returns its network, and the rows of its table by family and metric."""
     evaluation = open_workflow(spatial_dims, "evaluate", **settings)
     evaluation.initialize()
     assert evaluation.check_properties() == []
@@ -57,7 +57,7 @@ def evaluate(spatial_dims, **settings):
 
 
 def refusal(spatial_dims, name, **settings):
-    """The sentence with which a config refuses to start."""
+    """Returns the sentence with which a config refuses to start."""
     with pytest.raises(RuntimeError) as caught:
         open_workflow(spatial_dims, name, **settings).initialize()
     error = caught.value
@@ -98,7 +98,7 @@ def test_the_readme_tells_every_setting(spatial_dims):
     for config in ("train", "evaluate", "inference"):
         text = (BUNDLES[spatial_dims] / "configs" / f"{config}.yaml").read_text(encoding="utf-8")
         settings = yaml.safe_load(text.partition("network_def:")[0].partition("bundle_root:")[2].partition("\n")[2])
-        # what the user does not set: where it runs, which of several processes it is, what the bundle is for
+        # not set by users: device, rank of the process, purpose of the bundle
         assert set(settings) - documented <= {"device", "checkpoint", "main_process", "spatial_dims", "shape"}, config
 
 

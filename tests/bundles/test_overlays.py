@@ -1,4 +1,4 @@
-"""rotation_report.yaml and test_time.yaml: the same in every bundle, and over any bundle's config."""
+"""rotation_report.yaml and test_time.yaml are the same in every bundle, and work over any bundle's config."""
 
 import csv
 import os
@@ -27,7 +27,7 @@ OVERLAYS = ("rotation_report.yaml", "test_time.yaml")
 
 @pytest.fixture(autouse=True)
 def clean_process(monkeypatch):
-    """A run in this process must not leave its seeds, its hook or its path behind."""
+    """Restores the seeds, the hook and the path after a run in this process."""
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield
@@ -36,7 +36,7 @@ def clean_process(monkeypatch):
 
 @pytest.fixture
 def phantoms(tmp_path):
-    """Settings of the segmentation bundle: tiny phantoms, and a network that was not trained."""
+    """Settings of the segmentation bundle: tiny phantoms, and an untrained network."""
     write_phantoms(tmp_path / "data", 1, 1, 2, (16, 17, 18), progress=False)
     torch.manual_seed(0)
     network = GMRUNet(3, 1, 4, features=(4, 6), conv="plain")
@@ -47,7 +47,7 @@ def phantoms(tmp_path):
 
 @pytest.fixture
 def blobs(tmp_path):
-    """Settings of a classification bundle, and the 2D or 3D images for it."""
+    """Settings of a classification bundle, with its 2D or 3D images."""
 
     def make(spatial_dims):
         random, arrays = np.random.default_rng(0), {}
@@ -57,7 +57,7 @@ def blobs(tmp_path):
         np.savez(tmp_path / "blobs.npz", **arrays)
         shape = {"layers": [1, 1], "width": 4, "kernel_sizes": 3}
         network = GMRResNet(spatial_dims, 1, num_classes=2, stem_stride=2, stem_kernel_size=5, conv="plain", **shape)
-        # far enough apart for the average to matter
+        # different enough for the average to matter
         network.fc.weight.data *= 100
         torch.save(network.state_dict(), tmp_path / "model.pt")
         places = {"dataset_dir": str(tmp_path), "flag": "blobs.npz", "checkpoint": str(tmp_path / "model.pt")}
@@ -143,7 +143,7 @@ def test_test_time_over_a_bundle_that_knows_nothing_of_it(foreign_bundle):
     assert len(evaluator.inferer.matrices(3)) == 4
     assert evaluator.inferer.inferer.roi_size == [16, 16, 16]
     assert 0 <= evaluator.state.metrics["mean_dice"] <= 1
-    # the bundle's own imports and initialize stand
+    # the bundle's own imports and initialize are kept
     assert workflow.parser["imports"] == ConfigParser.load_config_file(config[0])["imports"]
 
 

@@ -42,7 +42,7 @@ def dataset_dir(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def clean_process(monkeypatch):
-    """A run in this process must not leave its seeds, its hook or its settings behind."""
+    """Restores the seeds, the hook and the settings after a run in this process."""
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     yield
     set_determinism(None)
@@ -54,7 +54,7 @@ def run_config(name, **settings):
 
 @pytest.fixture(scope="module")
 def trained_on(dataset_dir, tmp_path_factory):
-    """A function from a device to a directory with the checkpoints of a two-epoch training there."""
+    """A function that maps a device to a directory with the checkpoints of a two-epoch training on it."""
 
     @cache
     def train(device):
@@ -68,16 +68,16 @@ def trained_on(dataset_dir, tmp_path_factory):
 
 @pytest.fixture
 def trained(trained_on):
-    """Such a directory."""
+    """Directory with the checkpoints of a two-epoch training."""
     return trained_on("cpu")
 
 
 def command_line(*arguments, python, wait=True):
-    """``python -m monai.bundle run``, as typed in a terminal, in a directory that is not the repository."""
+    """Runs ``python -m monai.bundle run`` as in a terminal, in a directory outside the repository."""
     command = [python, "-m", "monai.bundle", "run", "--config_file", str(CONFIGS / "train.yaml")]
     command += [str(argument) for argument in arguments]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": "/"}
-    # as many threads as here, so that both add up in the same order
+    # as many threads as here, so that both sum in the same order
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     environment.pop("MONAI_GMR_TRACEBACK", None)
     process = subprocess.Popen(command, env=environment, **options)
@@ -100,7 +100,7 @@ def test_monai_finds_all_properties(name, kind, dataset_dir, trained):
 
 
 def sentence(name, **settings):
-    """The one sentence with which a run ends; MONAI wraps it."""
+    """Returns the one sentence with which a run ends; MONAI wraps it."""
     with pytest.raises((RuntimeError, ValueError)) as caught:
         run_config(name, **settings)
     found = str(find_configuration_error(caught.value))
@@ -130,7 +130,7 @@ def test_weights_of_another_convolution_are_refused(name, dataset_dir, trained, 
     ],
 )
 def test_a_training_resumes_as_the_one_that_it_was(settings, said, dataset_dir, trained, tmp_path):
-    """Not as another network, on other data or with another seed; the folder of the data may have moved."""
+    """Refuses another network, other data or another seed; the folder of the data can have moved."""
     places = {"dataset_dir": dataset_dir, "ckpt_dir": str(tmp_path / "ckpt"), "output_dir": str(tmp_path / "out")}
     shutil.copytree(trained, places["ckpt_dir"])
     before = {path.name: path.read_bytes() for path in (tmp_path / "ckpt").glob("*.pt")}
@@ -181,7 +181,7 @@ def test_training_leaves_a_best_and_a_latest_checkpoint(trained_on, device):
 
 def test_evaluation_ends_in_a_table_that_does_not_move_on_the_grid(dataset_dir, trained_on, tmp_path, capsys, device):
     places = {"dataset_dir": dataset_dir, "ckpt_dir": trained_on(device.type), "output_dir": str(tmp_path)}
-    # the whole group once; else four elements, with those of other families seven
+    # the whole group once; else four elements, seven with other families
     elements, views = (48, 48) if device.type == "cpu" else (4, 7)
     run_config("evaluate", device=device.type, angle_step=60, num_group_elements=elements, **places, **NETWORK)
     with open(tmp_path / "rotation_table.csv", newline="", encoding="utf-8") as file:
@@ -189,7 +189,7 @@ def test_evaluation_ends_in_a_table_that_does_not_move_on_the_grid(dataset_dir, 
     group = [row for row in rows if row["family"] == "group"]
     scores = [row for row in group if row["metric"] != "equivariance_error"]
     assert {row["metric"] for row in scores} == {"mean_dice_in_ball", "mean_dice"}
-    # one voxel that float rounding carries across a border moves the Dice of a small volume by less than this
+    # one voxel that float rounding moves across a border changes the Dice of a small volume by less than this
     assert all(int(row["views"]) == views and float(row["spread"]) < 2e-3 for row in scores)
     assert all(float(row["worst"]) < 1e-5 for row in group if row["metric"] == "equivariance_error")
     assert (tmp_path / "rotation_table.png").is_file()
@@ -211,7 +211,7 @@ def test_predictions_are_labels_in_the_geometry_of_the_image(dataset_dir, traine
 
 
 def test_pictures_become_pictures_of_classes(tmp_path):
-    """In 2D a PNG is predicted as a PNG of its size, with the classes that the same image has as NIfTI."""
+    """In 2D a PNG is predicted as a PNG of its size, with the same classes as the same image as NIfTI."""
     settings = {"spatial_dims": 2, "in_channels": 1, "out_channels": 3, "features": [4, 6]}
     torch.manual_seed(0)
     torch.save(GMRUNet(**settings, conv="gmr_harmonic").state_dict(), tmp_path / "model.pt")
@@ -254,7 +254,7 @@ def test_a_killed_training_resumes_and_ends_like_an_uninterrupted_one(dataset_di
     found, expected = (torch.load(path, weights_only=True) for path in (broken, whole))
     assert found["trainer"]["iteration"] == expected["trainer"]["iteration"] == 2 * epochs
     for best in (found["best"], expected["best"]):
-        # each epoch once, with its score; only the clock may differ
+        # each epoch once, with its score; only the times can differ
         seconds = [(row.pop("seconds"), row.pop("processor_seconds", 1)) for row in best["history"]]
         assert np.min(seconds) > 0
     assert found["best"] == expected["best"]
@@ -280,7 +280,7 @@ def test_a_wrong_setting_is_one_sentence_in_the_terminal(arguments, match, datas
 
 
 def two_processes(folder, python, configs=CONFIGS, **settings):
-    """A training in two processes of gloo, as torchrun starts it, all by ``python``."""
+    """Trains in two processes with gloo, as torchrun starts them, all by ``python``."""
     files = f"['{configs / 'train.yaml'}','{configs / 'multi_gpu_train.yaml'}']"
     settings = {**SMALL, "ckpt_dir": folder, "output_dir": folder, **settings}
     command = [python, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2"]
@@ -303,7 +303,7 @@ def test_two_processes_train_together(bundle, dataset_dir, tmp_path, forked_pyth
 
 @pytest.fixture
 def poisoned(dataset_dir, tmp_path):
-    """The phantoms, with one voxel of a training image that is not a number, and the name of that image."""
+    """Phantoms with one NaN voxel in a training image, and the name of that image."""
     folder = shutil.copytree(dataset_dir, tmp_path / "poisoned")
     training = json.loads((folder / "dataset.json").read_text())["training"]
     path = folder / training[2]["image"]
@@ -316,12 +316,12 @@ def poisoned(dataset_dir, tmp_path):
 
 @pytest.mark.parametrize("settings", [{}, {"cache_rate": 0}, {"cache_rate": 0, "num_workers": 1}])
 def test_a_poisoned_case_stops_all_processes_with_one_sentence(poisoned, tmp_path, settings, forked_python):
-    """Whichever process loads it, from the cache or not: all end, one names the file, and no broken checkpoint is left."""
+    """Whichever process loads the case, with or without a cache: all end, one names the file, and no checkpoint is broken."""
     folder, name = poisoned
     settings = {"dataset_dir": folder, "epochs": 3, "batch_size": 1, **settings}
     done = two_processes(tmp_path / "ckpt", forked_python, **settings)
     assert done.returncode != 0
-    # all before the report of torchrun
+    # everything before the report of torchrun
     printed, _, _ = done.stderr.partition("torch.distributed.elastic.multiprocessing.errors.ChildFailedError")
     printed = printed.partition("torch/distributed/elastic")[0]
     (sentence,) = (line for line in printed.splitlines() if "error: " in line)
@@ -339,7 +339,7 @@ def test_a_poisoned_case_leaves_the_checkpoints_of_before(poisoned, trained, tmp
     before = {path.name: path.read_bytes() for path in (tmp_path / "ckpt").glob("*.pt")}
     arguments = [part for key, value in SMALL.items() for part in (f"--{key}", value)]
     arguments += ["--dataset_dir", folder, "--ckpt_dir", tmp_path / "ckpt", "--epochs", 4, "--cache_rate", 0]
-    # the data are others than those of before
+    # the data differ from the data before
     arguments += ["--resume", False]
     process, _, err = command_line(*arguments, python=forked_python)
     assert process.returncode == 1
@@ -351,7 +351,7 @@ def test_a_poisoned_case_leaves_the_checkpoints_of_before(poisoned, trained, tmp
 
 @pytest.mark.parametrize("conv", ["gmr_harmonic", "plain"])
 def test_monais_dynunet_is_converted_by_config(dataset_dir, tmp_path, conv):
-    """The overlay trains and evaluates MONAI's net, converted or as it is, in windows that fit both."""
+    """The overlay trains and evaluates MONAI's net, converted or unchanged, in windows that fit both."""
     files = [str(CONFIGS / f"{name}.yaml") for name in ("train", "dynunet")]
     options = {"dataset_dir": dataset_dir, "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path), "conv": conv}
     options |= {"logging_file": False, "features": [4, 6, 8], "roi_size": [16, 16, 16]}
@@ -369,7 +369,7 @@ def test_monais_dynunet_is_converted_by_config(dataset_dir, tmp_path, conv):
 
 
 def test_a_trained_dynunet_is_annealed_by_config(dataset_dir, tmp_path):
-    """It begins with what the plain training wrote, and evaluate.yaml reads what is left as an ordinary converted network."""
+    """Annealing starts with the weights of the plain training, and evaluate.yaml reads the result as an ordinary converted network."""
     files = [str(CONFIGS / f"{name}.yaml") for name in ("train", "dynunet", "anneal")]
     options = {"dataset_dir": dataset_dir, "logging_file": False, "features": [4, 6, 8], "roi_size": [16, 16, 16]}
     training = {"patch_size": [16, 16, 16], "samples_per_case": 1, "val_interval": 1}
@@ -384,7 +384,7 @@ def test_a_trained_dynunet_is_annealed_by_config(dataset_dir, tmp_path):
     parser.read_config(files[:2])
     parser["features"] = [4, 6, 8]
     net = parser.get_parsed_content("network_def")
-    # keys as of a converted network without rests
+    # keys of a converted network without rests
     net.load_state_dict(torch.load(tmp_path / "annealed" / "model.pt", weights_only=True))
     assert equivariance_error(net.eval(), torch.randn(1, 1, 16, 17, 18)).worst < 1e-5
     evaluation = [str(CONFIGS / "evaluate.yaml"), files[1]]

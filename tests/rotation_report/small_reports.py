@@ -15,7 +15,7 @@ DISCRETE = AsDiscreted(keys=["pred", "label"], argmax=[True, False], to_onehot=2
 
 
 class UpperHalf(torch.nn.Module):
-    """Foreground in the upper half of the image, whatever it shows."""
+    """A network that predicts foreground in the upper half of any image."""
 
     def forward(self, x):
         rows = torch.arange(x.shape[2])[:, None].expand(x.shape[2:]) < x.shape[2] // 2
@@ -24,7 +24,7 @@ class UpperHalf(torch.nn.Module):
 
 
 class Failing(Dataset):
-    """A dataset of which one case cannot be loaded."""
+    """A dataset with one case that cannot be loaded."""
 
     def __init__(self, data, index):
         super().__init__(data)
@@ -37,19 +37,19 @@ class Failing(Dataset):
 
 
 def half(shape=SHAPE):
-    """The upper half of an image, ``(1, *shape)``."""
+    """Makes a mask of the upper half of an image, ``(1, *shape)``."""
     label = torch.zeros(1, *shape)
     label[:, : shape[0] // 2] = 1
     return label
 
 
 def make_dice(**settings):
-    """MONAI's Dice of predictions and labels."""
+    """Makes MONAI's Dice metric of predictions and labels."""
     return {"dice": MeanDice(output_transform=from_engine(["pred", "label"]), **settings)}
 
 
 def make_evaluator(network, shape=SHAPE, dataset=None, postprocessing=None, batch_size=1, **settings):
-    """An evaluator of two classes, by default on two cases of which image and label are the upper half."""
+    """Makes an evaluator of two classes, by default on two cases whose image and label are the upper half."""
     dataset = dataset or Dataset([{"image": half(shape), "label": half(shape)}] * 2)
     arguments = {"key_val_metric": make_dice(include_background=False), "postprocessing": postprocessing or DISCRETE}
     loader = DataLoader(dataset, batch_size=batch_size)
@@ -57,18 +57,18 @@ def make_evaluator(network, shape=SHAPE, dataset=None, postprocessing=None, batc
 
 
 def make_report(evaluator, folder, **settings):
-    """A report of few views without intervals and pictures."""
+    """Makes a report of few views without intervals and pictures."""
     few = {"views": ["all", {"angles": 60}], "shifts": None, "worst_cases": 0, "num_resamples": 0, "order": 1}
     return RotationReport(evaluator, folder, **few | settings)
 
 
 def find(rows, **wanted):
-    """The one row with these values."""
+    """Finds the only row with these values."""
     (row,) = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
     return row
 
 
 def read(path):
-    """Rows of a CSV file."""
+    """Reads the rows of a CSV file."""
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))

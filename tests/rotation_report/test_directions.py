@@ -1,4 +1,4 @@
-"""Which metrics are better when they are smaller, against what they give for right and for wrong answers."""
+"""The direction of metrics, compared with their values for right and wrong answers."""
 
 import inspect
 
@@ -21,7 +21,7 @@ TRUTH = torch.zeros(2, 2, 24, 24)
 TRUTH[:, 1, 6:14, 5:15] = 1
 TRUTH[:, 0] = 1 - TRUTH[:, 1]
 WRONG = TRUTH.roll(5, 2)
-# what the classes need to be made
+# arguments that the classes need
 ARGUMENTS = {
     "FBetaScore": {},
     "HausdorffDistanceMetric": {"percentile": 95},
@@ -32,9 +32,9 @@ ARGUMENTS = {
     "SSIMMetric": {"spatial_dims": 2},
     "SurfaceDiceMetric": {"class_thresholds": [1.0]},
 }
-# of one number a case and class
+# metrics of one number per case and class
 OF_CASES = ("AveragePrecisionMetric", "ROCAUCMetric")
-# packages that are not installed, and what is abstract
+# packages that are not installed, and abstract classes
 LEFT_OUT = ("CumulativeIterationMetric", "MetricsReloadedBinary", "MetricsReloadedCategorical")
 CLASSES = [
     name
@@ -52,7 +52,7 @@ def score(metric, answer, truth):
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_metric_of_monai_is_known_by_what_it_gives(name):
-    """A wrong answer has the larger value exactly where smaller is better."""
+    """A wrong answer has the larger value exactly if smaller is better."""
     metric = getattr(monai.metrics, name)(**ARGUMENTS.get(name, {}))
     truth, wrong = TRUTH, WRONG
     if name in OF_CASES:
@@ -60,7 +60,7 @@ def test_every_metric_of_monai_is_known_by_what_it_gives(name):
     elif name == "PanopticQualityMetric":
         truth, wrong = (torch.stack([each[:, 1], each[:, 1]], 1).int() for each in (TRUTH, WRONG))
     elif name == "PSNRMetric":
-        truth = TRUTH * 0.9  # of equal images it is infinite
+        truth = TRUTH * 0.9  # infinite for equal images
         assert score(metric, TRUTH, truth) > score(metric, wrong, truth)
     elif name == "MAPEMetric":
         truth, wrong = TRUTH + 1, WRONG + 1
@@ -94,7 +94,7 @@ def test_metrics_of_ignite_and_unknown_ones(metric, smaller):
 
 
 class Rising(torch.nn.Module):
-    """Foreground in the upper half of the image, and one row more."""
+    """A network that predicts foreground in the upper half of the image plus one row."""
 
     def forward(self, x):
         rows = (torch.arange(x.shape[2])[:, None] <= x.shape[2] // 2).expand(x.shape[2:]).expand_as(x).float()
@@ -102,7 +102,7 @@ class Rising(torch.nn.Module):
 
 
 def make_distances(**more):
-    """Dice beside distances and errors, of which the wrong views have the larger values."""
+    """Dice with distances and errors, which are larger in wrong views."""
     take = {"output_transform": from_engine(["pred", "label"])}
     distances = {
         "hd95": HausdorffDistance(percentile=95, **take),
@@ -110,7 +110,7 @@ def make_distances(**more):
         "mse": MeanSquaredError(**take),
         "mae": MeanAbsoluteError(**take),
     }
-    # of two cases the second one is wrong upright: its worst cases differ by direction
+    # the second of two cases is wrong upright: the worst cases depend on the direction
     images = [{"image": half(), "label": half()}, {"image": half(), "label": half().roll(3, 1)}]
     return make_evaluator(
         Rising(), dataset=Dataset(images), key_val_metric=make_dice(), additional_metrics=distances | more
@@ -119,7 +119,7 @@ def make_distances(**more):
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """A report with Dice and distances of one evaluator: the rows and the folder."""
+    """Makes a report with Dice and distances of one evaluator; returns the rows and the folder."""
     folder = tmp_path_factory.mktemp("distances")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("monai_gmr.rotation_report.handler.can_draw", lambda: False)

@@ -1,4 +1,4 @@
-"""Evaluators of bundles as they are: the same scores as the bundle's own run, no file touched, and one sentence where it fails."""
+"""Evaluators of unchanged bundles: the same scores as the bundle's own run, no file changed, and one sentence on failure."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ LAYOUTS = {
 
 @pytest.fixture(autouse=True)
 def clean_process(monkeypatch):
-    """Bundles leave a hook, and their folder on the path."""
+    """Restores the hook and the path, which bundles change."""
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
@@ -56,7 +56,7 @@ def test_scores_are_those_of_the_bundles_own_run(foreign_bundle, layout, inverts
     own = workflow.parser.get_parsed_content(evaluator_id)
     assert opened.evaluator.state.metrics == own.state.metrics
     assert 0 < own.state.metrics["mean_dice"] < 1
-    # what the bundle itself would have written
+    # files that the bundle itself would have written
     assert len(list((root / "eval").rglob("*.nii.gz"))) == 3
 
 
@@ -93,7 +93,7 @@ def test_the_checkpoint_is_read_once(foreign_bundle):
 
 
 def test_weights_of_another_network_of_equal_shapes_are_refused(foreign_bundle):
-    """Where the file says of which network it is; MONAI's own handler loads it."""
+    """The file describes its network; MONAI's own handler loads it."""
     root = foreign_bundle()
     network = UNet(spatial_dims=3, in_channels=1, out_channels=2, channels=[4, 8], strides=[2], act="relu")
     state = write_description(network.state_dict(), network)

@@ -1,4 +1,4 @@
-"""What the frame alone does to a network's scores, and what a shift below a voxel does."""
+"""The effects of the frame and of shifts by less than a voxel on a network's scores."""
 
 import json
 import re
@@ -20,12 +20,12 @@ VIEWS = ["all", {"angles": 60}]
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    """They take longer than the rest and have tests of their own."""
+    """Disables pictures, which take longer than the rest and have their own tests."""
     monkeypatch.setattr(monai_gmr.rotation_report.handler, "can_draw", lambda: False)
 
 
 class Corner(torch.nn.Module):
-    """Foreground everywhere if the first corner is bright, else nowhere: it reads nothing else."""
+    """A network that predicts foreground everywhere if the first corner is bright, else nowhere."""
 
     def forward(self, x):
         bright = x[(slice(None), slice(None), *[slice(0, 1)] * (x.ndim - 2))] - 0.5
@@ -33,7 +33,7 @@ class Corner(torch.nn.Module):
 
 
 def smooth_image(shape, seed=0):
-    """Smooth noise that falls off to 0 well inside the frame."""
+    """Makes smooth noise that falls off to 0 well inside the frame."""
     noise = np.random.default_rng(seed).normal(size=shape)
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij"))
     image = ndimage.gaussian_filter(noise, 1.5) * np.exp(-6 * (grid**2).sum(0))
@@ -47,7 +47,7 @@ def make_report(network, items, folder, **settings):
 
 @pytest.mark.parametrize("shape", [(12, 12), (9, 12), (7, 7, 7)])
 def test_a_network_that_reads_a_corner_is_equivariant_inside_the_ball_alone(tmp_path, shape):
-    """The closed form: one bright corner of 4 or 8 is where it was in one element of 4 or 8; masked, no corner is bright."""
+    """Closed form: one element of 4 or 8 keeps the one bright corner of 4 or 8 in place; masked, no corner is bright."""
     image, label = torch.full((1, *shape), 0.2), torch.ones(1, *shape)
     image[(0, *[0] * len(shape))] = 1
     items = [{"image": image, "label": label}]
@@ -66,7 +66,7 @@ def test_a_network_that_reads_a_corner_is_equivariant_inside_the_ball_alone(tmp_
 
 
 def test_every_image_is_masked_alike(tmp_path):
-    """The network sees each rotated image in the ball, and outside the least value that the upright one has inside."""
+    """The network sees each rotated image inside the ball, and outside the smallest value inside the upright image."""
     seen = []
 
     class Looks(torch.nn.Module):
@@ -125,7 +125,7 @@ def test_shifts_have_the_error_of_the_library_and_the_score_of_the_answer_moved_
 
 
 def test_a_convolution_has_no_error_under_shifts_and_a_rectifier_has(tmp_path):
-    """A shift of splines commutes with a convolution, and makes no new frequencies; what the grid cannot hold is folded back."""
+    """A shift of splines commutes with a convolution, and creates no frequencies; frequencies above the grid's limit are aliased."""
     torch.manual_seed(0)
     linear = torch.nn.Conv2d(1, 2, 3, padding=1, bias=False)
     sharp = torch.nn.Sequential(linear, torch.nn.ReLU(), torch.nn.MaxPool2d(3, 1, 1))
@@ -186,7 +186,7 @@ def test_records_of_other_images_are_not_used_and_those_without_shifts_are(tmp_p
 
 
 class Positions(torch.nn.Module):
-    """Foreground in the first half of the rows, whatever the image: not equivariant at all."""
+    """A network that predicts foreground in the first half of the rows of any image: not equivariant at all."""
 
     def __init__(self):
         super().__init__()
@@ -199,14 +199,14 @@ class Positions(torch.nn.Module):
 
 
 def test_a_rotated_answer_has_the_scores_of_an_equivariant_network(tmp_path):
-    """Its label is its own upright answer: the rotated answer is right in every view of the grid, the network in the upright one."""
+    """The label is the upright answer: the rotated answer is right in every view of the grid, the network only in the upright view."""
     image = smooth_image((12, 12))
     label = (torch.linspace(1, -1, 12) > 0).float().reshape(1, -1, 1).expand(1, 12, 12)
     network = Positions()
     rows = make_report(network, [{"image": image, "label": label}], tmp_path, rotated_answers=True).run()
     own, rotated = ({"network": name, "metric": "dice"} for name in ("this run", "this run, answer rotated"))
     assert find(rows, **own, family="upright")["mean"] == find(rows, **rotated, family="upright")["mean"] == 1
-    # half of the elements of the group keep rows, half of them in place
+    # half of the elements of the group keep rows, and half of these keep them in place
     assert find(rows, **own, family="group")["worst"] == 0
     assert find(rows, **rotated, family="group")["worst"] == 1
     assert find(rows, **rotated, family="angles")["worst"] > 0.9
@@ -219,7 +219,7 @@ def test_a_rotated_answer_has_the_scores_of_an_equivariant_network(tmp_path):
     assert errors["angles"] < 0.1
     table = (tmp_path / "rotation_report.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| ([^|]+?) \|", table, flags=re.MULTILINE)[1:] == ["this run", "this run, answer rotated"]
-    # once for each view, once more for the answer that is rotated
+    # once for each view, and once for the rotated answer
     assert network.passes == len({row["view"] for row in read(tmp_path / "rotation_views.csv")}) + 1
 
 

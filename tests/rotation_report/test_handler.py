@@ -21,7 +21,7 @@ from monai_gmr.utils import ConfigurationError
 
 
 class Brightness(torch.nn.Module):
-    """Foreground where the image is bright: equivariant."""
+    """An equivariant network that predicts foreground where the image is bright."""
 
     def forward(self, x):
         return torch.cat([0.5 - x, x - 0.5], 1)
@@ -58,7 +58,7 @@ def test_scores_of_a_network_that_is_not_equivariant_differ(tmp_path):
 
 
 def test_values_are_those_of_the_evaluator_on_rotated_files(tmp_path):
-    """The same numbers come from rotating image and label beforehand and running a plain evaluator on them."""
+    """A plain evaluator on images and labels that were rotated beforehand gives the same numbers."""
     generator = torch.Generator().manual_seed(0)
     images = [torch.rand(1, 9, 11, generator=generator) for _ in range(3)]
     labels = [(image > 0.6).float() for image in images]
@@ -107,7 +107,7 @@ def test_files_hold_what_was_measured(tmp_path):
 
 @pytest.mark.parametrize("shape", [(8, 8, 8), (7, 8, 9)])
 def test_any_network_averaged_over_the_group_is_equivariant(tmp_path, shape):
-    """A plain convolution is not equivariant, the same averaged over the 48 symmetries is; its passes are counted."""
+    """A plain convolution is not equivariant, but its average over the 48 symmetries is; its passes are counted."""
     torch.manual_seed(0)
     network = torch.nn.Conv3d(1, 2, 3, padding=1)
     data = Dataset([{"image": torch.rand(1, *shape), "label": (torch.rand(1, *shape) > 0.5).float()} for _ in range(2)])
@@ -131,7 +131,7 @@ def test_the_evaluator_is_as_before(tmp_path):
     evaluator.logger.setLevel(logging.INFO)
     own = (evaluator.prepare_batch, evaluator.inferer, evaluator.data_loader)
     make_report(evaluator, tmp_path).run()
-    # during the report, too, the metrics that it ends with are those of the upright images
+    # metrics are left at the values of the upright images, even during the report
     assert evaluator.state.metrics["dice"] == 1
     assert own == (evaluator.prepare_batch, evaluator.inferer, evaluator.data_loader)
     assert evaluator.logger.level == logging.INFO
@@ -166,7 +166,7 @@ def test_another_report_can_be_shown_and_tested_beside_it(tmp_path, capsys):
 
 
 def test_cases_that_fail_are_named_and_the_others_finished(tmp_path, capsys):
-    """One does not load, one has no label, one is larger than the network takes."""
+    """One case does not load, one has no label, one is too large for the network."""
     fits, large = half(), half((32, 16))
     data = [{"image": fits, "label": fits} for _ in range(4)]
     data[2] = {"image": fits}
@@ -262,7 +262,7 @@ def test_predictions_can_be_rotated_back_first(tmp_path):
 
 
 class Slope(torch.nn.Module):
-    """A classifier that sees whether the image is brighter above."""
+    """A classifier that tests whether the image is brighter in the upper half."""
 
     def forward(self, x):
         upper, lower = (part.mean((1, 2, 3)) for part in (x[:, :, :4], x[:, :, 4:]))
@@ -294,7 +294,7 @@ def make_classifier(count=12):
 
 
 def test_classifiers_are_scored_over_all_cases(tmp_path):
-    """AUC is no mean over cases; a rotation by 180 degrees reverses every answer."""
+    """AUC is not a mean over cases; a rotation by 180 degrees reverses every answer."""
     summary = make_report(make_classifier(), tmp_path, num_resamples=200, worst_cases=2, views="4").run()
     assert find(summary, metric="auc", family="upright")["mean"] == 1
     group = find(summary, metric="auc", family="group")

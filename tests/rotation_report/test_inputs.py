@@ -1,4 +1,4 @@
-"""What a report is made of: evaluators, and networks that are compared on the same images."""
+"""The inputs of a report: evaluators, and networks that are compared on the same images."""
 
 import json
 
@@ -14,7 +14,7 @@ from monai_gmr.utils import ConfigurationError
 
 @pytest.fixture(autouse=True)
 def without_pictures(monkeypatch):
-    """Which take most of a small report's time."""
+    """Disables pictures, which take most of a small report's time."""
     monkeypatch.setattr("monai_gmr.rotation_report.handler.can_draw", lambda: False)
 
 
@@ -88,7 +88,7 @@ def test_networks_of_other_images_are_not_compared(tmp_path, capsys, batch_size)
 
 
 def test_cases_that_both_have_are_compared(tmp_path):
-    """Of two lists that part after the second image."""
+    """The two lists have the first two images in common."""
     evaluators = {"a": make(images(4)), "b": make(images(2) + images(2, seed=1))}
     report = make_report(evaluators, tmp_path)
     summary = report.run()
@@ -130,7 +130,7 @@ def test_what_the_report_itself_changes_is_no_other_image(tmp_path, settings):
 
 
 def test_named_images_may_be_prepared_in_other_ways(tmp_path):
-    """Bundles scale and resample the same file each in its own way."""
+    """Bundles scale and resample the same file differently."""
     items = images(2, names=["first", "second"])
     evaluators = {"a": make(items), "b": make(items, Lambdad("image", lambda image: 2 * image - 1))}
     report = make_report(evaluators, tmp_path)
@@ -140,7 +140,7 @@ def test_named_images_may_be_prepared_in_other_ways(tmp_path):
 
 
 def test_records_of_earlier_versions_are_still_compared(tmp_path, monkeypatch):
-    """They hold nothing of their images."""
+    """Such records hold no marks of their images."""
     with monkeypatch.context() as patch:
         patch.setattr("monai_gmr.rotation_report.handler.image_marks", lambda batch: None)
         make_report(make(images(2, seed=1)), tmp_path / "a").run()

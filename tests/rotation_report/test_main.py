@@ -1,4 +1,4 @@
-"""The report of any bundle from the command line: what options become, what it leaves, and what it says where it fails."""
+"""The report of any bundle from the command line: its options, files and error sentences."""
 
 import csv
 import json
@@ -18,14 +18,14 @@ QUICK = ["--angles", "0", "--group", "m", "--num_resamples", "10", "--worst_case
 
 @pytest.fixture(autouse=True)
 def clean_process(monkeypatch):
-    """Bundles leave their folder on the path."""
+    """Restores the path, to which bundles add their folder."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delenv("MONAI_GMR_TRACEBACK", raising=False)
 
 
 @pytest.fixture
 def reports(monkeypatch):
-    """What :class:`RotationReport` is called with, in place of the report itself."""
+    """Replaces :class:`RotationReport` and records its arguments."""
     calls = []
 
     class Recorder:
@@ -252,7 +252,7 @@ def test_a_volume_that_does_not_load_is_named_and_the_rest_is_scored(foreign_bun
 
 
 def test_no_labels(foreign_bundle, tmp_path, capsys):
-    """MONAI's own evaluator cannot score these either; it must be said in a sentence."""
+    """MONAI's own evaluator cannot score these either; the error must be one sentence."""
     loads = {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True}
     root = foreign_bundle(labelled=False, preprocessing={"_target_": "Compose", "transforms": [loads]})
     assert main([str(root), "--output_dir", str(tmp_path / "out"), *QUICK]) == 2

@@ -1,4 +1,4 @@
-"""Left and right in the report: a network that tells them apart is right on mirror images, whose labels trade places."""
+"""Left and right in the report: a network that distinguishes them is right on mirror images, whose labels are exchanged."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ DISCRETE = AsDiscreted(keys=["pred", "label"], argmax=[True, False], to_onehot=3
 
 
 class LeftAndRight(torch.nn.Module):
-    """Bodies are of class 1 in the first half of the image, else of class 2."""
+    """A network that predicts class 1 for bodies in the first half of the image, else class 2."""
 
     def forward(self, x):
         first = torch.arange(x.shape[2])[:, None] < x.shape[2] / 2
@@ -34,7 +34,7 @@ def evaluator(batch_size=2):
 def test_mirror_images_are_judged_by_mirrored_labels(tmp_path, frame, pairs, dice):
     rows = make_report(evaluator(), tmp_path, views="m", mirrored_labels=pairs, frame=frame, in_ball=False).run()
     assert find(rows, metric="dice", family="upright")["mean"] == 1
-    # the mean of the upright image and its mirror image, or of the latter alone
+    # the mean of the upright image and its mirror image, or only the latter
     assert find(rows, metric="dice", family="group")["worst"] == pytest.approx(dice)
     error = find(rows, metric="equivariance_error", family="group")["worst"]
     assert error < 1e-6 if pairs else error > 0.1

@@ -22,7 +22,7 @@ QUICK = ["--angles", "0", "--group", "m", "--num_resamples", "0", "--worst_cases
 
 @pytest.fixture(autouse=True)
 def clean_process(monkeypatch):
-    """Bundles leave their folder on the path."""
+    """Restores the path, to which bundles add their folder."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delenv("MONAI_GMR_TRACEBACK", raising=False)
 
@@ -38,7 +38,7 @@ def make_evaluator(network, images, **parts):
 
 
 class Slices(torch.nn.Module):
-    """Class 2 in the first rows, whatever the image shows, class 1 where it is bright."""
+    """A network that predicts class 2 in the first rows of any image, and class 1 where it is bright."""
 
     def forward(self, x):
         first = torch.zeros_like(x)
@@ -47,7 +47,7 @@ class Slices(torch.nn.Module):
 
 
 def test_scores_are_those_of_the_upright_answer_rotated(tmp_path):
-    """By hand: the answer to the image rotated by 180 degrees against the upright answer, rotated."""
+    """Compares by hand: the answer to the image rotated by 180 degrees with the upright answer, rotated."""
     image = (torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0)) > 0.5).float()
     parts = _segmentation_parts(True, 3, {1: "left", 2: ""})
     report = RotationReport(
@@ -63,7 +63,7 @@ def test_scores_are_those_of_the_upright_answer_rotated(tmp_path):
         assert find(rows, metric=name, family="upright")["mean"] == 1
     changed = find(rows, metric="changed_voxels", family="group")
     assert changed["worst"] == pytest.approx(float((upright != turned).float().mean()))
-    # the larger the worse
+    # larger is worse
     assert changed["worst"] > changed["mean"]
 
 
@@ -80,7 +80,7 @@ def test_a_class_that_is_nowhere_is_no_disagreement(tmp_path):
 
 
 class Upper(torch.nn.Module):
-    """One logit: whether the image is brighter above."""
+    """A classifier with one logit: whether the image is brighter in the upper half."""
 
     def forward(self, x):
         return (x[:, :, :4] - x[:, :, 4:]).sum((1, 2, 3))[:, None]
@@ -99,7 +99,7 @@ def test_classifications_change_their_probabilities(tmp_path):
 
 @pytest.mark.parametrize("inference", [False, True])
 def test_a_scan_through_a_bundle_that_knows_nothing_of_it(inference, foreign_bundle, tmp_path, capsys):
-    """With the evaluate config, whose transforms ask for a label, and with one for inference."""
+    """Works with the evaluate config, whose transforms need a label, and with one for inference."""
     root, out = foreign_bundle(inverts=True), tmp_path / "out"
     scan = tmp_path / "my scan.nii.gz"
     shutil.copy(root / "data" / "image1.nii.gz", scan)
@@ -168,7 +168,7 @@ def test_what_cannot_be_done_is_one_sentence(case, match, foreign_bundle, tmp_pa
 
 
 def test_records_of_a_mirrored_scan_are_not_those_of_the_scan(tmp_path, capsys):
-    """An exactly equivariant network has the same norms and scores for both."""
+    """An exactly equivariant network gives the same norms and scores for both."""
     image = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0))
 
     class Bright(torch.nn.Module):

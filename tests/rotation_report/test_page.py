@@ -1,4 +1,4 @@
-"""The page is one file that asks for nothing from outside, escapes every name, and works by keyboard in a browser."""
+"""The page is one file that loads nothing from outside, escapes every name, and works by keyboard in a browser."""
 
 import base64
 import io
@@ -25,14 +25,14 @@ from monai_gmr.rotation_report.sweeps import make_sweeps
 from monai_gmr.rotation_report.worst_cases_picture import CLASS_COLOURS
 from monai_gmr.symmetry import make_views
 
-# smooth scrolling would move what is clicked
+# smooth scrolling would move the elements that are clicked
 MOTION = "--force-prefers-reduced-motion"
 EVIL = "<img src=x onerror=alert(1)>'\".nii"
 NETWORKS = ("equivariant", "</script><b>tilted")
 
 
 class Tilted(torch.nn.Module):
-    """Foreground where the image is bright, the more so the lower it lies; equivariant with ``slope=0``."""
+    """A network that predicts foreground where the image is bright, more in lower rows; equivariant with ``slope=0``."""
 
     def __init__(self, slope):
         super().__init__()
@@ -64,7 +64,7 @@ def page(tmp_path_factory):
 
 
 class Elements(HTMLParser):
-    """The elements of a page: tag and attributes."""
+    """Parser that collects the elements of a page: tag and attributes."""
 
     def __init__(self, text):
         super().__init__()
@@ -155,7 +155,7 @@ def test_contrast():
 
 
 def test_pictures_are_those_of_the_views(page):
-    """At each angle the image is that of the rotated scan, and the label lies where it is bright."""
+    """At each angle the image is the rotated scan, and the label lies where it is bright."""
     text = page.read_text(encoding="utf-8")
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, flags=re.DOTALL)[1])
     assert [sweep["title"] for sweep in data["sweeps"]] == ["rotated", "mirrored, and the worst views"]
@@ -173,7 +173,7 @@ def test_pictures_are_those_of_the_views(page):
 
 
 def test_a_page_of_the_default_sweep_is_small():
-    """Noise takes most room: three axes every 30 degrees, mirror images and worst views, the most cases, two networks."""
+    """Noise takes the most bytes: three axes every 30 degrees, mirror images and worst views, the most cases, two networks."""
     views = make_views(["all", "angles"], 3)
     steps = sum(len(sweep.steps) for sweep in make_sweeps(views, [view.name for view in views[20:28]])) * MOST_CASES
     side, random = choose_side(steps), np.random.default_rng(0)
@@ -197,7 +197,7 @@ def test_pixels_become_square_and_volumes_are_cut_across_the_axis():
     ]
     assert sizes == [(18, 8), (18, 4), (8, 4)]
     overlay = pictures.steps[0][0]["label"].partition(",")[2]
-    # the slice with the label, of the four
+    # the one of the four slices with the label
     assert np.count_nonzero(np.asarray(Image.open(io.BytesIO(base64.b64decode(overlay))))) == 2 * 18
 
 
@@ -208,7 +208,7 @@ def test_few_cases_are_chosen():
 
 
 class Classes(torch.nn.Module):
-    """A classifier of three classes that sees whether the image is brighter above."""
+    """A classifier of three classes that tests whether the image is brighter in the upper half."""
 
     def forward(self, x):
         upper, lower = (part.mean((1, 2, 3)) for part in (x[:, :, :4], x[:, :, 4:]))
@@ -228,7 +228,7 @@ def test_classifiers_have_probabilities_and_cases_without_label_no_difference(tm
 
 
 def test_networks_with_different_cases_and_earlier_reports_share_a_page(tmp_path, capsys):
-    """A case that one network failed on has pictures of the other one alone; a report of before has scores and no pictures."""
+    """A case on which one network failed has pictures of only the other one; an earlier report has scores and no pictures."""
     data = make_data()
     make_report(make_evaluator(Tilted(0.3), dataset=data), tmp_path / "before", views="4").run()
     evaluators = {"whole": make_evaluator(Tilted(0.0), dataset=data)}
@@ -266,7 +266,7 @@ def test_without_jinja_one_sentence_is_said_and_the_rest_is_written(tmp_path, mo
 
 @pytest.fixture(scope="module")
 def browser():
-    """Chromium without a window, whose logs hold what the console says and what is asked for."""
+    """Starts Chromium without a window; its logs hold console messages and requests."""
     webdriver = pytest.importorskip("selenium.webdriver")
     program = shutil.which("chromium") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
@@ -291,7 +291,7 @@ def browser():
 
 
 def test_the_page_in_a_browser(browser, page):
-    """By keyboard, pointer and choice; its words, pictures and tables follow; nothing is asked for and nothing fails."""
+    """Keyboard, pointer and choices change words, pictures and tables; nothing is requested and nothing fails."""
     from selenium.webdriver import ActionChains, Keys
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import Select

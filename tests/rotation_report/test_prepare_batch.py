@@ -1,4 +1,4 @@
-"""A batch is rotated by its view, labels with it, and nothing else changes."""
+"""A view rotates a batch and its labels, and changes nothing else."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from monai_gmr.utils import ConfigurationError
 
 
 def make_batch(shape, metadata=True):
-    """Two cases, as a MONAI loader hands them out."""
+    """Makes two cases like a MONAI loader."""
     generator = torch.Generator().manual_seed(0)
     cases = []
     for number in range(2):
@@ -96,7 +96,7 @@ def test_images_without_labels_are_rotated_too():
 
 
 def test_what_a_bundle_prepares_is_what_is_rotated():
-    """A prepare_batch of the bundle's own comes first; what it gives beside image and label stays as it is."""
+    """The bundle's own prepare_batch is called first; its further items stay unchanged."""
 
     def prepare(batchdata, device, non_blocking, **kwargs):
         return batchdata["scan"] + 1, batchdata["mask"], ("prompt",), {"scale": 2}
@@ -119,7 +119,7 @@ def test_labels_can_stay_upright():
 @pytest.mark.parametrize("view", [None, *group_views(2)[:3], *angle_views(2, 35)[:2], *shift_views(2, [0.5])])
 @pytest.mark.parametrize("metadata", [True, False])
 def test_images_in_the_ball_have_their_background_outside(view, metadata):
-    """It is the least value of each case and channel inside, when upright, whatever the corners hold."""
+    """The background is the smallest value of each case and channel inside the upright image, whatever the corners hold."""
     batch = make_batch((9, 12), metadata)
     ball = torch.as_tensor(inscribed_ball((9, 12)))
     plain, masked = PrepareBatchView(), PrepareBatchView(in_ball=True)

@@ -1,4 +1,4 @@
-"""What a report measures in one view: errors, the ball, classes, probabilities."""
+"""Measurements of a report in one view: errors, the ball, classes, probabilities."""
 
 import numpy as np
 import pytest
@@ -91,7 +91,7 @@ def test_classes_are_drawn_as_whole_numbers():
     assert np.array_equal(class_map(torch.tensor([[[[0.2, 0.8]]]]), logits=True), [[[0, 1]]])
     assert np.array_equal(class_map(torch.tensor([[[[-0.2, 0.8]]]]), logits=True), [[[0, 1]]])
     assert np.array_equal(class_map(torch.tensor([[[[2.0, 1.0]]]]), logits=False), [[[2, 1]]])
-    # a probability stays one when what lies outside the ball was made background
+    # a probability stays valid when the outside of the ball becomes background
     assert np.array_equal(class_map(torch.tensor([[[[0.2, 0.8, -1e4]]]]), logits=True), [[[0, 1, 0]]])
     assert np.array_equal(
         class_map(torch.tensor([[[False, True]], [[True, False]]]).movedim(0, 1), logits=False), [[1, 0]]

@@ -1,4 +1,4 @@
-"""A report uses the records that an earlier one left, where they are of the same answers: an interrupted one resumes."""
+"""A report uses the records of an earlier one if the answers are the same: an interrupted report resumes."""
 
 import math
 from functools import partial
@@ -16,7 +16,7 @@ LABEL = half()
 
 @pytest.fixture(autouse=True)
 def without_pictures(monkeypatch):
-    """Which take most of a small report's time."""
+    """Disables pictures, which take most of a small report's time."""
     monkeypatch.setattr("monai_gmr.rotation_report.handler.can_draw", lambda: False)
 
 
@@ -48,7 +48,8 @@ def test_an_interrupted_report_resumes(tmp_path):
     assert len(path.read_text().splitlines()) == 1 + count + 2
     calls.clear()
     resumed = make_report(killed, tmp_path / "killed").run()
-    # the first case was done, and is looked at once; of the second one view was, one was cut off, and the upright one is needed again
+    # the finished first case is checked once; the second has one view, lacks the line that was cut off, and needs its
+    # upright view again
     assert len(calls) == 1 + count - 1 + 1
     assert [{**row, "mean": round(row["mean"], 9)} for row in resumed] == [
         {**row, "mean": round(row["mean"], 9)} for row in whole
@@ -57,7 +58,7 @@ def test_an_interrupted_report_resumes(tmp_path):
 
 @pytest.mark.parametrize("changed", ["inferer", "postprocessing", "image", "metric"])
 def test_records_of_other_parts_of_a_config_are_not_used(tmp_path, capsys, changed):
-    """Not only the network: whatever changes the answers or the scores makes the report begin anew."""
+    """Not only another network: any change of answers or scores makes the report start again."""
     torch.manual_seed(0)
     network = torch.nn.Conv2d(1, 2, 3, padding=1)
     image = torch.rand(1, 16, 16)

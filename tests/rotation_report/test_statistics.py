@@ -1,4 +1,4 @@
-"""Intervals, tests and worst cases of a report, against theory and scipy."""
+"""Intervals, tests and worst cases of a report, compared with theory and scipy."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ VIEWS = group_views(2, group="4")
 
 
 def make_result(table, title="net", metric="dice", **settings):
-    """A network whose Dice of each case in each view is given."""
+    """Makes the scores of a network with given Dice for each case in each view."""
     records = ViewRecords(None, {})
     for case, row in enumerate(table):
         for view, value in zip(VIEWS, row):
@@ -65,12 +65,12 @@ def test_two_networks_are_compared_case_by_case(cases):
         assert np.isnan(row["interval_low"])
         return
     assert row["interval_low"] <= row["difference"] <= row["interval_high"]
-    # all differences have one sign: the smallest p-value that so many cases can have
+    # all differences have one sign: the smallest possible p-value for this number of cases
     assert row["p"] == pytest.approx(2 / 2**cases if cases < 10 else 2 / 1001)
 
 
 def test_samples_of_two_networks_are_of_the_same_cases():
-    """Their difference has the interval of the paired comparison."""
+    """The difference of the samples has the interval of the paired comparison."""
     generator = np.random.default_rng(1)
     first = generator.uniform(size=(30, 4))
     second = first - 0.02 + generator.normal(0, 0.01, size=(30, 4))
@@ -158,7 +158,7 @@ def test_two_classifiers_are_compared_by_the_bootstrap_of_their_difference():
     first, second = make_classifier(seed=0)[0], make_classifier(seed=0)[0]
     rows = first.differences(second)
     assert all(row["difference"] == 0 and row["p"] == 1 for row in rows)
-    # other cases under the same names have other labels; the sign of the difference is that of the scores
+    # other cases under the same names have other labels; the difference has the sign of the scores
     other = make_classifier(seed=5)[0]
     row = next(row for row in first.differences(other) if row["family"] == "upright")
     assert row["difference"] == pytest.approx(first.scores("auc")[0] - other.scores("auc")[0])

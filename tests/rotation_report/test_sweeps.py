@@ -1,4 +1,4 @@
-"""A slider steps over all angles of an axis in order, and over mirror images and the worst views that are about none."""
+"""A slider steps over all angles of an axis in order, and over mirror images and the worst views about no axis."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def test_each_axis_has_its_angles_once_and_in_order(dims, step, axes):
         assert sweep.axis == (axis if dims == 3 else None)
     (other,) = [sweep for sweep in sweeps if not sweep.is_circle]
     assert other.title == OTHER_VIEWS
-    # the mirror images along axes, without the rotations by 180 degrees among them, and the upright image
+    # mirror images along axes without the rotations by 180 degrees, and the upright image
     assert len(other.steps) == 1 + (2 if dims == 2 else 4)
 
 

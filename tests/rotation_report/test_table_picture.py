@@ -1,4 +1,4 @@
-"""The picture of the rotation table shows every view once, in the panel where it belongs, and an invariant network as invariant."""
+"""The picture of the rotation table shows every view once, in its panel, and an invariant network as invariant."""
 
 import itertools
 
@@ -151,7 +151,7 @@ def test_views_without_a_value_are_left_out(missing):
     rows = make_rows(group_views(2), invariant())
     rows[3]["dice"] = missing
     del rows[5]["dice"]
-    # the other network has them all, so that elements keep their places
+    # the other network has all views, so elements keep their places
     figure = _figure({"some": rows, "all": make_rows(group_views(2), invariant())}, "dice")
     some, all_views = figure.axes[0].lines
     assert list(some.get_xdata()) == [0, 1, 2, 4, 6, 7]

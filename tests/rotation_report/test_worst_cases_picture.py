@@ -68,7 +68,7 @@ def test_classes_are_laid_over_the_image():
     pictures = _pictures(make_case(image, label))
     assert set(pictures) == {"image", "label"}
     assert np.array_equal(pictures["label"][0, 0], pictures["image"][0, 0])
-    # colours begin anew after the last
+    # colours start again after the last
     for place, colour in (((0, 1), 0), ((1, 0), 1), ((1, 1), 0)):
         distances = [np.abs(pictures["label"][place] - to_rgb(each)).sum() for each in CLASS_COLOURS]
         assert int(np.argmin(distances)) == colour

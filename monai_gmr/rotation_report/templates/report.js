@@ -1,5 +1,5 @@
 "use strict";
-// The slider, the choices, the worst cases and the tables. What is shown comes from the JSON beside it; text is set as text.
+// The slider, the choices, the worst cases and the tables. Content comes from the JSON next to it; text is set as text.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
@@ -19,7 +19,7 @@
       };
       const compare = (a, b) => {
         const [x, y] = [key(a), key(b)];
-        // what has no number is last, whichever way
+        // cells without a number are last in both directions
         if (typeof x !== typeof y) return typeof x === "number" ? -1 : 1;
         const order = typeof x === "number" ? x - y : x.localeCompare(y, "en", { numeric: true });
         return up ? order : -order;
@@ -102,7 +102,7 @@
     });
   }
 
-  // another sweep keeps the angle where it has it
+  // another sweep keeps the angle if it has it
   function choose(c, s, k) {
     const label = data.sweeps[sweepBox.dataset.shown || 0].steps[slider.value].label;
     const steps = data.sweeps[s].steps;
@@ -125,7 +125,7 @@
   play.addEventListener("click", () => {
     if (timer) return stop();
     play.textContent = "Pause";
-    // a reader would never come to an end
+    // a screen reader would never finish
     get("status").setAttribute("aria-live", "off");
     timer = setInterval(() => {
       slider.value = Number(slider.value) === Number(slider.max) ? 0 : Number(slider.value) + 1;
