@@ -17,7 +17,7 @@ register_layers()
 
 
 def __getattr__(name: str) -> Any:
-    # it imports MONAI's bundles and engines, so it is imported on first use
+    # imported on first use, because it imports MONAI's bundles and engines
     if name == "load_bundle":
         from monai_gmr.bundle.loaded import load_bundle
 

@@ -1,4 +1,4 @@
-"""Annotations of arguments as tests of values, and what compares arguments with them before they are used."""
+"""Annotations of arguments as tests of values, and a decorator that checks arguments against them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from monai_gmr.utils import ConfigurationError
 
 Parameters = ParamSpec("Parameters")
 Answer = TypeVar("Answer")
-# a layer of one of MONAI's factories
+# layer of a MONAI factory
 Named = Annotated[str | tuple[Any, Mapping[str, Any]], "a name or a pair of it and its arguments"]
 Device = Annotated[torch.device | str | int, is_device, "a device of this machine, such as 'cpu'"]
 SpatialDims = Annotated[int, lambda dims: dims in (1, 2, 3), "1, 2 or 3"]
@@ -26,7 +26,7 @@ Seed = Annotated[int, is_seed, "a whole number from 0 to 2**63 - 1"]
 
 
 class Kind(NamedTuple):
-    """What an annotation allows: ``passes`` takes a value; ``one`` and ``many`` are the words for one value and for several."""
+    """Values that an annotation allows: ``passes`` tests a value; ``one`` and ``many`` are the words for one value and for several."""
 
     passes: Callable[[Any], bool]
     one: str
@@ -41,7 +41,7 @@ def _names_device(value: Any) -> bool:
 
 
 def _is_flag(value: Any) -> bool:
-    # torch and MONAI take what is neither for False
+    # torch and MONAI treat any other value as False
     value = scalar(value)
     return value is None or isinstance(value, (bool, np.bool_)) or (is_whole(value) and value in (0, 1))
 
@@ -53,7 +53,7 @@ _PLAIN: dict[Any, Kind] = {
     float: Kind(is_number, "a number", "numbers"),
     str: Kind(lambda value: isinstance(value, str), "a name", "names"),
     tuple: Kind(is_list, "a list", "lists"),
-    # an array is a list of numbers alone
+    # arrays only count as lists of numbers
     Sequence: Kind(lambda value: isinstance(value, (list, tuple, range)), "a list", "lists"),
     Mapping: Kind(lambda value: isinstance(value, Mapping), "a dictionary", "dictionaries"),
     torch.device: Kind(_names_device, "a device, such as 'cpu' or 'cuda:0'", "devices"),
@@ -73,14 +73,14 @@ def _is_path_class(hint: Any) -> bool:
 
 
 def _in_words(words: Sequence[str]) -> str:
-    """Possibilities, joined so that those of parts stay apart."""
+    """Joins possibilities so that nested ones stay separate."""
     parts = list(dict.fromkeys(words))
     last = ", or " if any(" or " in each for each in parts) else " or "
     return last.join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def _any_of(hints: Sequence[Any]) -> Kind | None:
-    # strings among them stand for one
+    # here strings name devices or paths
     if torch.device in hints:
         hints = [each for each in hints if each not in (str, int)]
     elif any(map(_is_path_class, hints)):
@@ -89,7 +89,7 @@ def _any_of(hints: Sequence[Any]) -> Kind | None:
     found = [each for each in kinds if each is not None]
     if len(found) < len(kinds):
         return None
-    # the simplest is named first, None last
+    # the shortest comes first, None last
     found.sort(key=lambda kind: (kind.one == "None", len(kind.one)))
     one, many = (_in_words(words) for words in zip(*((kind.one, kind.many) for kind in found)))
     return Kind(lambda value: any(kind.passes(value) for kind in found), one, many)
@@ -99,7 +99,7 @@ def _list_of(container: type, hint: Any) -> Kind:
     each = kind_of(hint)
 
     def passes(value: Any) -> bool:
-        # a collection need not have an order
+        # a collection can be unordered
         fits = is_list(value) if issubclass(container, Sequence) else is_list(value) or isinstance(value, container)
         return fits and not isinstance(value, (str, Mapping)) and all(each is None or each.passes(v) for v in value)
 
@@ -135,7 +135,7 @@ def _mapping_of(hints: Sequence[Any]) -> Kind:
 
 @cache
 def kind_of(hint: Any) -> Kind | None:
-    """The values that an annotation allows; ``None`` where it allows all, or is not known here.
+    """Values that an annotation allows; ``None`` if it allows any value or is unknown.
 
     Example:
         >>> kind = kind_of(int | Sequence[int] | None)
@@ -146,7 +146,7 @@ def kind_of(hint: Any) -> Kind | None:
         return _PLAIN[hint]
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        # with its words, and perhaps a function that says which values of its kind are possible
+        # its words, optionally preceded by a function that tests a value
         *tests, words = hint.__metadata__
         kind = kind_of(parts[0])
         tests = [*([] if kind is None else [kind.passes]), *tests]
@@ -171,7 +171,7 @@ def kind_of(hint: Any) -> Kind | None:
 
 
 def check_argument(name: str, value: Any, hint: Any) -> None:
-    """Raise :class:`~monai_gmr.utils.ConfigurationError` when a value is not what an annotation allows.
+    """Raise :class:`~monai_gmr.utils.ConfigurationError` if an annotation does not allow a value.
 
     Example:
         >>> check_argument("sigma", "1e-4", float)
@@ -187,7 +187,7 @@ def check_argument(name: str, value: Any, hint: Any) -> None:
             f"{name}={value!r} is text, as YAML reads it: give {kind.one}, with a point as in 1.0e-4."
         )
     if is_list(value) and len(value) > 1:
-        # the entry that is wrong, where it is one
+        # name the first wrong entry if others are right
         wrong = [index for index, item in enumerate(value) if not kind.passes([item])]
         if 0 < len(wrong) < len(value):
             name, value = f"{name}[{wrong[0]}]", value[wrong[0]]
@@ -196,20 +196,20 @@ def check_argument(name: str, value: Any, hint: Any) -> None:
 
 @cache
 def _is_name(hint: Any) -> bool:
-    """Whether an annotation allows names alone; which there are is for :func:`check_choice` to say."""
+    """Whether an annotation only allows names, which :func:`check_choice` checks."""
     parts = get_args(hint) or (hint,)
     kinds = [each for each in parts if isinstance(each, type) and issubclass(each, (str, Enum))]
     return bool(kinds) and len(kinds) + parts.count(type(None)) == len(parts)
 
 
 def checked_arguments(function: Callable[Parameters, Answer]) -> Callable[Parameters, Answer]:
-    """A function, or an ``__init__``, that first compares its arguments with their annotations.
+    """Decorator of a function or an ``__init__`` that checks its arguments against their annotations.
 
-    Numbers, lists and devices are those of Python, NumPy and torch. Which names there are is for the function to say: it does not compare
-    what is annotated as a name alone.
+    Numbers, lists and devices can be those of Python, NumPy and torch. Arguments annotated only as names are not checked: the function
+    checks which names are possible.
 
     Raises:
-        ConfigurationError: when an argument is of another kind.
+        ConfigurationError: if an argument is of another kind.
 
     Example:
         >>> @checked_arguments
@@ -223,7 +223,7 @@ def checked_arguments(function: Callable[Parameters, Answer]) -> Callable[Parame
         monai_gmr.utils.ConfigurationError: axes='all' is impossible: give a whole number or a list of whole numbers.
     """
     signature = inspect.signature(function)
-    # read at the first call: only then are names of all modules known
+    # read at the first call, when the names of all modules are known
     read_hints = cache(partial(get_type_hints, function, include_extras=True))
 
     @wraps(function)
@@ -233,7 +233,7 @@ def checked_arguments(function: Callable[Parameters, Answer]) -> Callable[Parame
         try:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError:
-            # Python's own sentence about a name, or about their number
+            # Python raises its error about a name or the number of arguments
             return function(*args, **kwargs)
         for name, value in given.items():
             hint = read_hints().get(name)

@@ -1,4 +1,4 @@
-"""Checks of single values, each of which ends in one sentence, and the words for a value."""
+"""Checks of single values that raise one-sentence errors, and descriptions of values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LONGEST_VALUE = 80
 
 
 def scalar(value: Any) -> Any:
-    """The number of an array of no axes; other values as they are.
+    """The number in an array without axes; other values unchanged.
 
     Example:
         >>> scalar(torch.tensor(3)), scalar("3")
@@ -29,7 +29,7 @@ def scalar(value: Any) -> Any:
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value is a whole number of Python, NumPy or torch; truth values are none.
+    """Whether a value is an integer of Python, NumPy or torch; booleans are not.
 
     Example:
         >>> [is_whole(value) for value in (3, np.int64(3), torch.tensor(3), 3.0, True, "3")]
@@ -40,7 +40,7 @@ def is_whole(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a real number of Python, NumPy or torch; truth values are none.
+    """Whether a value is a real number of Python, NumPy or torch; booleans are not.
 
     Example:
         >>> [is_number(value) for value in (3, 0.5, np.float32(3), math.inf, 1j, True, "3")]
@@ -65,7 +65,7 @@ def is_device(value: Any) -> bool:
 
 
 def is_seed(value: Any) -> bool:
-    """Whether a value can begin the random numbers of NumPy and of torch.
+    """Whether a value can seed the random numbers of NumPy and torch.
 
     Example:
         >>> is_seed(0), is_seed(-1), is_seed(2**63)
@@ -75,7 +75,7 @@ def is_seed(value: Any) -> bool:
 
 
 def is_list(value: Any) -> bool:
-    """Whether a value has an order and a length: sets and text have not.
+    """Whether a value is an ordered sequence; sets and strings are not.
 
     Example:
         >>> [is_list(value) for value in ([1], (1, 2), np.ones(2), {1, 2}, "12")]
@@ -87,7 +87,7 @@ def is_list(value: Any) -> bool:
 
 
 def describe(value: Any) -> str:
-    """A value in an error: as it is written, or its class where that is long.
+    """Description of a value in an error: its ``repr``, or its class if that is too long.
 
     Example:
         >>> describe("wide"), describe(torch.zeros(9, 9)), describe(torch.nn.ReLU())
@@ -99,21 +99,21 @@ def describe(value: Any) -> str:
 
 
 def check_choice(name: str, value: object, choices: tuple) -> None:
-    """Raise :class:`~monai_gmr.utils.ConfigurationError` when ``value`` is not one of ``choices``."""
-    # an array is compared value by value
+    """Raise :class:`~monai_gmr.utils.ConfigurationError` if ``value`` is not one of ``choices``."""
+    # arrays are compared element by element
     if isinstance(value, (np.ndarray, torch.Tensor)) or value not in choices:
         possible = ", ".join(repr(choice) for choice in choices)
         raise ConfigurationError(f"{name}={describe(value)} is unknown: use one of {possible}.")
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raise :class:`~monai_gmr.utils.ConfigurationError` when ``value`` is no whole number of at least ``least``."""
+    """Raise :class:`~monai_gmr.utils.ConfigurationError` if ``value`` is not an integer of at least ``least``."""
     if not is_whole(value) or value < least:
         raise ConfigurationError(f"{name}={describe(value)} is impossible: give a whole number of at least {least}.")
 
 
 def check_counts(name: str, values: Any, example: tuple) -> None:
-    """Raise :class:`~monai_gmr.utils.ConfigurationError` when ``values`` are no list of whole numbers of at least 1; ``example`` is one."""
+    """Raise :class:`~monai_gmr.utils.ConfigurationError` if ``values`` is not a list of integers of at least 1, such as ``example``."""
     if not is_list(values) or not len(values):
         raise ConfigurationError(
             f"{name}={describe(values)} is impossible: give a list of whole numbers, such as {list(example)}."
@@ -123,7 +123,7 @@ def check_counts(name: str, values: Any, example: tuple) -> None:
 
 
 def check_number(name: str, value: Any, least: float, most: float = math.inf, above: bool = False) -> None:
-    """Raise :class:`~monai_gmr.utils.ConfigurationError` when ``value`` is no number from ``least`` to ``most``, or ``above`` the least.
+    """Raise :class:`~monai_gmr.utils.ConfigurationError` if ``value`` is not a number from ``least`` (excluded with ``above``) to ``most``.
 
     Example:
         >>> check_number("prob", 1.5, 0, 1)
@@ -139,10 +139,10 @@ def check_number(name: str, value: Any, least: float, most: float = math.inf, ab
 
 
 def voxel_spacing(spacing: Sequence[float] | None, spatial_dims: int) -> tuple[float, ...]:
-    """The voxel size along each axis in millimetres, 1 where none is given.
+    """Voxel size along each axis in millimetres, by default 1.
 
     Raises:
-        ConfigurationError: when they are no positive numbers, one an axis.
+        ConfigurationError: if they are not positive numbers, one per axis.
 
     Example:
         >>> voxel_spacing(None, 2), voxel_spacing([1, 3], 2)
@@ -153,13 +153,13 @@ def voxel_spacing(spacing: Sequence[float] | None, spatial_dims: int) -> tuple[f
     fits = is_list(spacing) and all(is_number(step) and 0 < step < math.inf for step in spacing)
     if not fits or len(spacing) != spatial_dims:
         raise ConfigurationError(
-            f"spacing={describe(spacing)} does not fit: give {spatial_dims} voxel sizes above 0 in millimetres, one an axis."
+            f"spacing={describe(spacing)} does not fit: give {spatial_dims} voxel sizes above 0 in millimetres, one per axis."
         )
     return tuple(float(step) for step in spacing)
 
 
 def reads_as_number(value: Any) -> bool:
-    """Whether a value is a finite number written as text.
+    """Whether a value is a string of a finite number.
 
     Example:
         >>> [reads_as_number(value) for value in ("30", "1e-4", "few", 30, "inf")]

@@ -1,4 +1,4 @@
-"""The file ``SHA256SUMS`` beside weights that ship, as ``sha256sum`` writes and checks it: changed weights are refused."""
+"""The file ``SHA256SUMS`` next to shipped weights, in the format of ``sha256sum``: changed weights are refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _sum_of(path: Path) -> str:
 
 
 def read_sums(folder: str | Path) -> dict[str, str]:
-    """The lines of ``SHA256SUMS`` in a folder, names of files to checksums; empty where there is no such file."""
+    """Checksums of files by name, from ``SHA256SUMS`` in a folder; empty if there is no such file."""
     path = Path(folder) / SUMS_NAME
     if not path.is_file():
         return {}
@@ -44,7 +44,7 @@ def write_sums(folder: str | Path, names: Iterable[str]) -> Path:
 
 
 def check_sum(path: str | Path) -> None:
-    """Raise :class:`ConfigurationError` when ``SHA256SUMS`` beside a file names it with another checksum."""
+    """Raise :class:`ConfigurationError` if ``SHA256SUMS`` next to a file lists it with another checksum."""
     path = Path(path)
     expected = read_sums(path.parent).get(path.name)
     if expected is not None and _sum_of(path) != expected:
@@ -55,7 +55,7 @@ def check_sum(path: str | Path) -> None:
 
 
 def forget_sum(path: str | Path) -> None:
-    """Leave out of ``SHA256SUMS`` a file that is about to be written: training replaces the weights that shipped."""
+    """Remove a file that is about to be written from ``SHA256SUMS``: training replaces the shipped weights."""
     path = Path(path)
     sums = read_sums(path.parent)
     if sums.pop(path.name, None) is None:

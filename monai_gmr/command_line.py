@@ -1,4 +1,4 @@
-"""What every command line shares: errors of use are one line, and the exit status says what happened."""
+"""Common parts of all command lines: one-line errors of use, and exit statuses."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Main = Callable[..., int]
 
 
 def command_parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    """The parser of ``python -m monai_gmr.apps.NAME``, whose help shows the description as it stands."""
+    """Parser of ``python -m monai_gmr.apps.NAME`` whose help shows the description unchanged."""
     layout = argparse.RawDescriptionHelpFormatter
     return argparse.ArgumentParser(f"python -m monai_gmr.apps.{name}", description=description, formatter_class=layout)
 
 
 def command(name: str, interrupted: str = "nothing is written") -> Callable[[Main], Callable[..., int]]:
-    """Decorator of ``main`` of the command ``name``: an error of use is one line on standard error and exit status 2, Ctrl-C exit status
-    130, with a line that says what is left (``interrupted``). ``MONAI_GMR_TRACEBACK=1`` in the environment raises the error instead.
-    Keyword arguments of ``main`` are passed on.
+    """Decorator of ``main`` of the command ``name``: an error of use is one line on standard error and exit status 2, Ctrl-C is exit status
+    130, with a line that says what remains (``interrupted``). ``MONAI_GMR_TRACEBACK=1`` in the environment raises the error instead.
+    Passes on keyword arguments of ``main``.
 
     Example:
         >>> @command("halve")

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, in folders that are tried before a run and that one run has to itself."""
+"""Atomic writing of files, in folders that are checked before a run and locked by one run."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from monai_gmr.utils import ConfigurationError, WriteError
 logger = logging.getLogger(__name__)
 
 LOCK_NAME = ".in_use.lock"
-# a run that has just ended may hold its folder for a moment
+# a run that has just ended can hold its folder for a moment
 LOCK_SECONDS = 0.5
 
 
 def _system_error(error: BaseException | None) -> OSError | None:
-    """The error of the system, below what a writer in another language wrapped around it."""
+    """The operating system's error among the causes of an error, which a writer in another language may have wrapped."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
 
 
 def unwritable(path: str | Path, error: OSError, setting: str = "") -> WriteError:
-    """The error about a file or folder that cannot be written; ``setting`` is the bundle's setting that gives it, if there is one."""
+    """Error about a file or folder that cannot be written; ``setting`` is the bundle's setting for it, if there is one."""
     cause = error.strerror or str(error) or type(error).__name__
     hint = f"give another {f'--{setting}' if setting else 'folder'}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -50,11 +50,11 @@ def unwritable(path: str | Path, error: OSError, setting: str = "") -> WriteErro
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that replaces it when the block ends, and is removed when the block fails.
+    """A temporary path next to ``path`` that replaces it when the block ends, and is removed if the block fails.
 
-    All files of this library are written by it. Two processes that write the same file have temporary files of their own, whose names
-    end as ``path`` does. Its folder is made if need be. Raises ``ConfigurationError`` when the system cannot write it (full disk, no
-    permission, a file in the place of a folder); what stood there before remains.
+    All files of this library are written this way. Each process has its own temporary file, whose name ends like ``path``. Creates the
+    folder if needed. Raises ``ConfigurationError`` if the system cannot write the file (full disk, no permission, a file in place of a
+    folder); the previous file remains.
 
     Example:
         >>> file = getfixture("tmp_path") / "new" / "table.csv"
@@ -77,13 +77,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
             raise
         raise unwritable(path, cause) from error
     finally:
-        # without its folder there is nothing to remove
+        # without a folder there is nothing to remove
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 def write_text(text: str, path: Path) -> None:
-    """Write a text; its folder is made if need be."""
+    """Write a text; creates its folder if needed."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -98,15 +98,15 @@ def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def write_json(content: Any, path: Path) -> None:
-    """Write JSON; what is not finite becomes ``null``, which every reader takes."""
+    """Write JSON; numbers that are not finite become ``null``, which every reader accepts."""
     write_text(json.dumps(_finite(content), indent=1, allow_nan=False, default=str), path)
 
 
 def read_json_object(path: Path, holds: str = "") -> dict[str, Any]:
-    """The content of a JSON file that is an object; ``holds``, such as "with lists of cases", is part of the error's sentence.
+    """Content of a JSON file that holds an object; ``holds``, such as "with lists of cases", is part of the error's sentence.
 
     Raises:
-        ConfigurationError: when the file is not JSON, or holds something else.
+        ConfigurationError: if the file is not JSON, or holds something else.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -127,20 +127,20 @@ def _finite(content: Any) -> Any:
 
 
 def remove_unfinished(path: str | Path) -> None:
-    """Remove what killed processes left of a file that no other process writes now."""
+    """Remove unfinished temporary files that killed processes left, for a file that no other process is writing."""
     path = Path(path)
     for unfinished in path.parent.glob(f".*.part_{path.name}"):
         unfinished.unlink(missing_ok=True)
 
 
 def check_folder(folder: str | Path, setting: str = "", files: Iterable[str] = ()) -> None:
-    """Make a folder, given by the bundle's ``setting``, and raise ``ConfigurationError`` unless it can be written and ``files``, which the
-    run writes there, are no folders."""
+    """Create a folder, given by the bundle's ``setting``; raise ``ConfigurationError`` if it cannot be written, or ``files`` that the run
+    writes there are folders."""
     check_argument(setting or "folder", folder, str | Path)
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
-            # a full disk takes names but no content
+            # a full disk accepts names but not content
             file.write(b"0" * 4096)
     except OSError as error:
         raise unwritable(folder, error, setting) from error
@@ -152,17 +152,17 @@ def check_folder(folder: str | Path, setting: str = "", files: Iterable[str] = (
 
 
 class FolderLock:
-    """Keeps a folder, given by the bundle's ``setting``, to one process: a second one that asks for it gets a ``ConfigurationError``, and a
-    process that ends in any way leaves it free.
+    """Locks a folder, given by the bundle's ``setting``, for one process: in a second process it raises ``ConfigurationError``. A process
+    that ends in any way releases it.
 
-    The system holds the lock (``filelock.FileLock``), on a file ``.in_use.lock`` that may remain and means nothing by itself. The same
-    process may lock the folder several times. Where a file system has no locks, a line in the log says so and the run continues.
+    The system holds the lock (``filelock.FileLock``) on a file ``.in_use.lock``, which may remain and has no meaning by itself. The same
+    process can lock the folder several times. If a file system has no locks, a line in the log says so and the run continues.
     """
 
     def __init__(self, folder: str | Path, setting: str = "ckpt_dir") -> None:
         check_argument(setting, folder, str | Path)
         self.folder = Path(folder)
-        # one object a file in a process, which counts how often it was locked
+        # one object per file in a process, which counts the locks
         self._lock: Any = FileLock(
             self.folder.resolve() / LOCK_NAME, timeout=LOCK_SECONDS, thread_local=False, is_singleton=True
         )
@@ -185,5 +185,5 @@ class FolderLock:
         self.release()
 
     def release(self) -> None:
-        """Unlock the folder, however often this process locked it."""
+        """Unlock the folder, even if this process locked it several times."""
         self._lock.release(force=True)

@@ -1,4 +1,4 @@
-"""Fingerprints: what a study or a training was made with, as a few digits that are compared when it goes on."""
+"""Fingerprints of the settings of a study or a training, compared when it resumes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 
 def fingerprint(*parts: Any) -> str:
-    """Twelve digits that are equal for equal settings, whatever their order.
+    """Twelve digits that are equal for equal settings, in any order.
 
     Example:
         >>> fingerprint({"epochs": 8, "seed": 0}) == fingerprint({"seed": 0, "epochs": 8}) != fingerprint({"epochs": 9, "seed": 0})
@@ -23,10 +23,10 @@ def fingerprint(*parts: Any) -> str:
 
 
 def describe_cases(cases: Iterable[Any]) -> dict[str, Any]:
-    """The number of cases and a fingerprint of them, in their order, as plain data: equal wherever the folder of the data lies.
+    """Number of cases and a fingerprint of them, in their order, as plain data; independent of the location of the data folder.
 
-    Of a file that a case names its size counts, and its path below the folder that holds all files of the cases; of an array its values; of
-    anything else what it is. ``cases`` are the entries of a list, or of the list in a ``monai.data.Dataset``.
+    For a file of a case its size counts, and its path relative to the common folder of all files; for an array its values; anything else as
+    it is. ``cases`` are the entries of a list, or of the list in a ``monai.data.Dataset``.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -52,7 +52,7 @@ def describe_cases(cases: Iterable[Any]) -> dict[str, Any]:
 
 
 def _part(value: Any, files: list[str]) -> Any:
-    """A value of a case as JSON has it; a path of a file is added to ``files``."""
+    """Value of a case as JSON; adds paths of files to ``files``."""
     if isinstance(value, Mapping):
         return {str(key): _part(each, files) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

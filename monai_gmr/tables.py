@@ -21,7 +21,7 @@ def format_markdown(rows: Sequence[Sequence[str]], right: int | None = None) -> 
 
 
 def format_aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Aligned columns of text, two spaces between them, the first ``left`` of them left-aligned. A row of one cell is a title across all.
+    """Aligned columns of text, two spaces apart, the first ``left`` of them left-aligned. A row of one cell is a title across all columns.
 
     Example:
         >>> print(format_aligned([["net", "dice"], ["of all cases:"], ["GMRUNet", "0.9"]]))

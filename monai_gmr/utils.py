@@ -15,12 +15,12 @@ from monai.data import MetaTensor
 from monai.utils import optional_import
 
 Item = TypeVar("Item")
-# packages whose lines a warning does not show; what ``eval`` runs has no name
+# packages whose lines a warning does not show; code run by ``eval`` has no name
 NOT_THE_CALLERS = ("monai_gmr", "monai", "torch", "ignite", "fire", "")
 
 
 class ConfigurationError(ValueError):
-    """What the user asked for cannot be done; the message is one sentence that says what can.
+    """Raised if a request is impossible; the message is one sentence that says what is possible.
 
     Example:
         >>> raise ConfigurationError("rings='gausian' is unknown: use 'gaussian', 'indexed' or 'hard'.")
@@ -31,15 +31,15 @@ class ConfigurationError(ValueError):
 
 
 class WriteError(ConfigurationError):
-    """A file cannot be written: it ends the run, as the next one could not be written either."""
+    """Raised if a file cannot be written; ends the run, because the next file could not be written either."""
 
 
 class SymmetryWarning(UserWarning):
-    """A layer works, but its result is not exactly equivariant."""
+    """Warns that a layer works, but its result is not exactly equivariant."""
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """A warning that shows the caller's line: the innermost one outside of this library, torch, ignite and MONAI.
+    """Warn with the caller's line: the innermost one outside of this library, torch, ignite and MONAI.
 
     Example:
         >>> with warnings.catch_warnings(record=True) as caught:
@@ -47,7 +47,7 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
         >>> caught[0].category.__name__, str(caught[0].message)
         ('SymmetryWarning', 'the net is not exact')
     """
-    # from Python 3.12 on warnings.warn can do it, by skip_file_prefixes
+    # from Python 3.12 on, warnings.warn has skip_file_prefixes for this
     frames = traceback.walk_stack(inspect.currentframe())
     packages = [frame.f_globals.get("__name__", "").split(".")[0] for frame, _ in frames]
     callers = [level for level, package in enumerate(packages, 1) if package not in NOT_THE_CALLERS]
@@ -56,7 +56,7 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 @contextmanager
 def kept_buffers(net: torch.nn.Module) -> Iterator[None]:
-    """Inside, a network may write into its buffers and exchange them; afterwards they are what they were.
+    """Restore a network's buffers, which it may change or replace inside the context.
 
     Example:
         >>> norm = torch.nn.BatchNorm1d(1)
@@ -77,15 +77,16 @@ def kept_buffers(net: torch.nn.Module) -> Iterator[None]:
             for module, name, buffer, values in before:
                 if getattr(module, name) is not buffer:
                     setattr(module, name, buffer)
-                # a table that is written into is taken for changed
+                # writing into a table marks it as changed
                 if not torch.equal(buffer, values):
                     buffer.copy_(values)
 
 
 def windowed_layers(net: torch.nn.Module) -> list[Any]:
-    """Layers with weights and a window, in the order in which a network holds them.
+    """Layers with weights and a window, in the order of ``modules()``.
 
-    A network without weights of its own may keep the windows of its levels under the same name, as ``monai.networks.nets.DynUNet`` does.
+    Modules without own weights are left out: they can hold the windows of their levels under the same name, like
+    ``monai.networks.nets.DynUNet``.
 
     Example:
         >>> [layer.in_channels for layer in windowed_layers(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 5), torch.nn.MaxPool2d(2)))]
@@ -95,7 +96,7 @@ def windowed_layers(net: torch.nn.Module) -> list[Any]:
 
 
 def can_import(package: str, without: str) -> bool:
-    """Whether an optional package is there; where it is not, says in one sentence what is so ``without`` it."""
+    """Whether an optional package can be imported; if not, prints a sentence with the consequence, ``without``."""
     there = bool(optional_import(package)[1])
     if not there:
         print(f"{package} cannot be imported, so {without}: pip install 'monai-gmr[bundle]'.")
@@ -103,7 +104,7 @@ def can_import(package: str, without: str) -> bool:
 
 
 def can_draw(what: str = "picture") -> bool:
-    """Whether matplotlib, which is optional, is there; where it is not, says in one sentence what is left out."""
+    """Whether matplotlib, which is optional, can be imported; if not, prints a sentence on what is left out."""
     return can_import("matplotlib", f"no {what} is drawn")
 
 
@@ -111,7 +112,8 @@ WORKER_SENTENCE = re.compile(rf"(?m)^{ConfigurationError.__module__}\.{Configura
 
 
 def find_configuration_error(error: BaseException | None) -> ConfigurationError | None:
-    """The first :class:`ConfigurationError` among an error, its causes and its contexts; MONAI wraps one for each level of its config."""
+    """First :class:`ConfigurationError` among an error, its causes and its contexts; MONAI wraps errors once for each level of its
+    config."""
     visited: list[BaseException] = []
     waiting = [error]
     while waiting:
@@ -120,7 +122,7 @@ def find_configuration_error(error: BaseException | None) -> ConfigurationError 
             continue
         if isinstance(current, ConfigurationError):
             return current
-        # torch passes an error of a loader's worker on as the text of its traceback
+        # torch passes on an error of a loader's worker as the text of its traceback
         sentence = WORKER_SENTENCE.search(str(current))
         if sentence is not None:
             return ConfigurationError(sentence.group(1))
@@ -141,7 +143,7 @@ def reason(error: BaseException) -> str:
     known = find_configuration_error(error)
     if known is not None:
         return str(known)
-    # below a missing reference of a config stands only that a list of ids does not hold it
+    # the cause of a missing reference in a config only says that a list of ids does not contain it
     while error.__cause__ is not None and "the referring item" not in str(error):
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -160,7 +162,7 @@ def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
     """
     if isinstance(value, torch.Tensor):
         return function(value)
-    # before the question for a mapping, which takes longer
+    # before the check for a mapping, which takes longer
     if isinstance(value, (list, tuple)):
         items = [map_tensors(item, function) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
@@ -177,9 +179,9 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
 
 
 def on_plain_tensor(function: Callable[..., Any], x: MetaTensor, *args: Any, **kwargs: Any) -> Any:
-    """The answer of a function to a MetaTensor, computed on a plain tensor; its tensors have the metadata that an operation of torch gives.
+    """Result of a function of a MetaTensor, computed on a plain tensor; its tensors get the metadata that a torch operation would give.
 
-    Each operation on a MetaTensor looks through the metadata, which takes as long as a small layer.
+    Each operation on a MetaTensor scans the metadata, which takes as long as a small layer.
 
     Example:
         >>> image = MetaTensor(torch.ones(1, 1, 2, 2), affine=2 * torch.eye(4))
@@ -189,13 +191,13 @@ def on_plain_tensor(function: Callable[..., Any], x: MetaTensor, *args: Any, **k
     """
 
     def with_metadata(answer: torch.Tensor) -> torch.Tensor:
-        # torch's protocol for subclasses, by which they follow any operation
+        # torch's protocol for operations on subclasses
         return MetaTensor.__torch_function__(lambda _: answer, (MetaTensor,), (x,))
 
     return map_tensors(function(x.as_subclass(torch.Tensor), *args, **kwargs), with_metadata)
 
 
 def progress_bar(items: Sequence[Item], description: str, show: bool = True) -> Iterable[Item]:
-    """The items, with a bar over them if it is wanted and tqdm is installed."""
+    """The items, with a progress bar if ``show`` and tqdm is installed."""
     tqdm, has_tqdm = optional_import("tqdm", name="tqdm")
     return tqdm(items, desc=description) if show and has_tqdm else items

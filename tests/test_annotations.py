@@ -363,7 +363,7 @@ def test_what_others_take_is_taken(call):
         ),
         (lambda: GMRSlidingWindowInferer("1e2"), "roi_size='1e2' is impossible: give whole numbers, such as 96"),
         (lambda: rotate_image(IMAGE, np.array([["0", "-1"], ["1", "0"]])), "give an orthogonal matrix of numbers"),
-        (lambda: equivariance_error(plain_net(), IMAGE, angles=[math.inf]), "degrees=inf is no angle"),
+        (lambda: equivariance_error(plain_net(), IMAGE, angles=[math.inf]), "degrees=inf is not an angle"),
         (lambda: layers.GMRConv2d(2, 2, 3)(IMAGE.numpy()), "GMRConv2d was given ndarray: give a tensor"),
         (lambda: layers.GMRConv2d(2, 2, 3, spacing=(1, math.nan)), "give 2 voxel sizes above 0 in millimetres"),
         (

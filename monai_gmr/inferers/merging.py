@@ -1,4 +1,4 @@
-"""The weighted mean of the outputs of overlapping windows, whole or reduced while it grows."""
+"""Weighted mean of the outputs of overlapping windows, held whole or reduced part by part."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from monai_gmr.inferers.windows import window_placements
 from monai_gmr.utils import ConfigurationError
 
-# of the length of a window: a shorter cell saves little memory and costs as many operations
+# share of a window's length: shorter cells save little memory and need as many operations
 SHORTEST_CELL = 4
 
 Reduction = Callable[[torch.Tensor], torch.Tensor]
@@ -35,7 +35,7 @@ class Windows(NamedTuple):
 
     @property
     def corners(self) -> list[tuple[int, ...]]:
-        """First voxel of each window, in order along the longest axis: so the fewest voxels wait for later windows.
+        """First voxel of each window, in order along the longest axis, so that the fewest voxels wait for later windows.
 
         Example:
             >>> Windows((2, 2), [0, 0], [[0, 1], [0, 2, 4]]).corners
@@ -47,7 +47,7 @@ class Windows(NamedTuple):
 
 
 def argmax_labels(output: torch.Tensor, channel_axis: int) -> torch.Tensor:
-    """The largest channel of each voxel, the first of equal ones, in the smallest type of whole numbers that holds all channels.
+    """Index of the largest channel of each voxel, the first of equal ones, in the smallest integer type that holds all channels.
 
     Example:
         >>> argmax_labels(torch.tensor([[0.1, 0.7, 0.7]]), 1), argmax_labels(torch.zeros(1, 257), 1)
@@ -56,7 +56,7 @@ def argmax_labels(output: torch.Tensor, channel_axis: int) -> torch.Tensor:
     channels = output.shape[channel_axis]
     if channels < 2:
         raise ConfigurationError(
-            f"reduction='argmax' is 0 everywhere over the one channel of {tuple(output.shape)}: give a function, such as lambda y: y > 0."
+            f"reduction='argmax' is 0 everywhere over the only channel of {tuple(output.shape)}: give a function, such as lambda y: y > 0."
         )
     types = (torch.uint8, torch.int16, torch.int32, torch.int64)
     smallest = next(dtype for dtype in types if channels - 1 <= torch.iinfo(dtype).max)
@@ -64,7 +64,7 @@ def argmax_labels(output: torch.Tensor, channel_axis: int) -> torch.Tensor:
 
 
 def cell_edges(pieces: Sequence[tuple[int, int]], size: int, shortest: int) -> list[int]:
-    """Ends of the cells of an axis: where pieces begin and end, leaving out those that would make a cell too short.
+    """Ends of the cells of an axis: the ends of pieces, except those that would make a cell too short.
 
     Example:
         >>> cell_edges([(0, 8), (5, 13), (9, 17)], 17, shortest=2)
@@ -90,18 +90,18 @@ def cells_of(edges: Sequence[int], start: int, stop: int) -> range:
 class WindowMerger:
     """One output of a network for a batch of images, merged from its outputs for windows.
 
-    With a reduction the weighted mean is never held whole. The image is split into cells where windows begin and end; a cell is made with
-    the first window that touches it, and reduced and freed with the last one.
+    With a reduction, the weighted mean is never held whole. The image is split into cells where windows begin and end; a cell is allocated
+    with the first window that touches it, and reduced and freed with the last one.
 
     Args:
         first: an output of shape ``(windows, *leading, *spatial)``.
         windows: how windows lie on the image.
         batch_size: number of images.
-        importance: gives the weights of the voxels of a window of a size, or None where all count alike.
+        importance: function from the size of a window to the weights of its voxels, or to None for equal weights.
         buffer: axis and steps of a buffer on the device of the outputs, through which they reach the result, or None.
         reduction: maps a part of the mean, of shape ``(1, *leading, *spatial)``, voxel by voxel to one of any channels and type.
-        device, dtype: of the sums.
-        out_dtype: of the mean.
+        device, dtype: device and type of the sums.
+        out_dtype: type of the mean.
     """
 
     def __init__(
@@ -124,12 +124,12 @@ class WindowMerger:
         self.device, self.dtype, self.out_dtype = torch.device(device), dtype, out_dtype
         self.size = [n * q // r for n, q, r in zip(windows.image_size, self.out_window, windows.size)]
         self.weight = importance(self.out_window)
-        # along each axis: first voxels and shares of the places of the windows that start at a voxel of the image
+        # per axis: for each start of a window, first voxels and shares of its places in the output
         self.places: list[dict[int, list[tuple[int, float]]]] = [
             {start: window_placements(start, *sizes) for start in starts}
             for starts, *sizes in zip(windows.starts, windows.image_size, windows.size, self.size, self.out_window)
         ]
-        # along each axis: first and last voxels of what is added at once
+        # per axis: first and last voxels of the parts that are added at once
         self.pieces = [
             [(place, place + n) for start in starts for place, _ in places[start]]
             for starts, places, n in zip(windows.starts, self.places, self.out_window)
@@ -150,12 +150,12 @@ class WindowMerger:
         self.buffer: Any = None
 
     def add(self, outputs: torch.Tensor, tiles: Sequence[Tile], run: Sequence[Tile] | None) -> None:
-        """Add the outputs for windows; those of a ``run`` of one image go to a buffer on the device of the outputs, and from there to the
-        result with the last of them."""
+        """Add the outputs for windows; those of a ``run`` of one image go to a buffer on their device, which is added to the result with
+        the last of them."""
         if outputs.shape != (len(tiles), *self.shape):
             raise ConfigurationError(
                 f"The network returned a tensor of shape {tuple(outputs.shape)} for {len(tiles)} windows: sliding windows need "
-                f"{(len(tiles), *self.shape)}, as the first had it."
+                f"{(len(tiles), *self.shape)}, like the first output."
             )
         outputs = outputs.as_subclass(torch.Tensor)
         outputs = outputs if self.reduction is None else outputs.detach()
@@ -174,7 +174,7 @@ class WindowMerger:
             self.buffer = None
 
     def result(self) -> torch.Tensor:
-        """The weighted mean, or what it was reduced to, without the padding."""
+        """Weighted mean, or its reduction, without the padding."""
         whole = self.reduced if self.whole is None else self.whole.to(self.out_dtype)
         cuts = [round(p * q / r) for p, q, r in zip(self.windows.padding, self.out_window, self.windows.size)]
         index: list[Any] = [slice(cut, n - cut) for cut, n in zip(cuts, self.size)]
@@ -184,7 +184,7 @@ class WindowMerger:
         return torch.zeros(batch_size, *self.shape[: -self.dims], *size, device=self.device, dtype=self.dtype)
 
     def _span(self, starts: Sequence[int]) -> tuple[int, int]:
-        """First and last voxel along the axis of the buffer, of windows that start there."""
+        """First and last voxel of windows with these starts, along the axis of the buffer."""
         places = [place for start in starts for place, _ in self.places[self.buffer_axis][start]]
         return min(places), max(places) + self.out_window[self.buffer_axis]
 
@@ -204,7 +204,7 @@ class WindowMerger:
             self.buffer[(Ellipsis, *index)].add_(output, alpha=share)
 
     def _overlaps(self, corner: Sequence[int], size: Sequence[int]) -> Iterator[tuple[tuple[int, ...], tuple, tuple]]:
-        """Cells that a box touches; where in the cell it does, and where in the box."""
+        """Cells that a box touches, and the slices of the overlap in the cell and in the box."""
         axes = [
             [
                 (i, slice(max(s - e[i], 0), min(s + n, e[i + 1]) - e[i]), slice(max(e[i] - s, 0), min(e[i + 1] - s, n)))
@@ -217,13 +217,13 @@ class WindowMerger:
             yield cell, (Ellipsis, *in_cell), (Ellipsis, *in_box)
 
     def _weighted(self, output: torch.Tensor, part: tuple = ()) -> torch.Tensor:
-        """A part of the output for a window, times the weights there."""
+        """Part of the output for a window, times its weights."""
         return output[part].to(self.dtype) if self.weight is None else output[part] * self.weight[part]
 
     def _put(
         self, image: int, corner: Sequence[int], values: torch.Tensor, share: float = 1.0, weighted: bool = True
     ) -> None:
-        """Add what lies on an image from a corner on; reduce the cells of which it is the last part."""
+        """Add values to an image from a corner on, and reduce the cells that are complete with them."""
         for cell, in_cell, in_box in self._overlaps(corner, values.shape[-self.dims :]):
             key = (image, *cell)
             if key not in self.missing:
@@ -234,9 +234,9 @@ class WindowMerger:
                 self.missing[key] = math.prod(touching)
                 if self.whole is None:
                     self.cells[key] = self._zeros(1, [stop - start for start, stop in ends])[0]
-            # a view that autograd has not seen before: one that is kept would miss what was added through others
+            # a new view for autograd: a kept view would miss what was added through others
             sums = self.cells[key] if self.whole is None else self.whole[image]
-            # weighted part by part: a copy of the whole window would be the largest tensor beside the cells
+            # weighted part by part: a copy of the whole window would be the largest tensor besides the cells
             part = values[in_box] if weighted else self._weighted(values, in_box)
             sums[in_cell].add_(part.to(self.device), alpha=share)
             self.missing[key] -= 1
@@ -253,7 +253,7 @@ class WindowMerger:
         if not isinstance(part, torch.Tensor) or part.shape[:1] != (1,) or part.shape[-self.dims :] != size:
             given = f"shape {tuple(part.shape)}" if isinstance(part, torch.Tensor) else f"type {type(part).__name__}"
             raise ConfigurationError(
-                f"reduction made of a part of the output of shape {(1, *mean.shape)} an answer of {given}: it must keep the batch and "
+                f"reduction turned a part of the output of shape {(1, *mean.shape)} into {given}: it must keep the batch and "
                 "spatial axes and work voxel by voxel."
             )
         if self.reduced is None:
@@ -263,7 +263,7 @@ class WindowMerger:
         self.reduced[(image, Ellipsis, *place)] = part[0]
 
     def _counts(self, cell: tuple[int, ...]) -> torch.Tensor:
-        """The sum of the weights at each voxel of a cell."""
+        """Sum of the weights at each voxel of a cell."""
         starts = [edges[i] for edges, i in zip(self.edges, cell)]
         size = [edges[i + 1] - start for edges, i, start in zip(self.edges, cell, starts)]
         counts = torch.zeros(size, device=self.device, dtype=self.dtype)

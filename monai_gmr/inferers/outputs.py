@@ -1,4 +1,4 @@
-"""Nested outputs of networks and the metadata of images, as all inferers handle them."""
+"""Common handling of nested outputs of networks and of the metadata of images by all inferers."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Accumulator = TypeVar("Accumulator")
 
 
 def plain_tensor(image: Any, max_axes: int = 3) -> torch.Tensor:
-    """The image of shape ``(batch, channels, *spatial)`` without its metadata; raises ``ConfigurationError`` when it is not a tensor, or
-    has not 1 to ``max_axes`` spatial axes."""
+    """The image of shape ``(batch, channels, *spatial)`` without its metadata; raises ``ConfigurationError`` if it is not a tensor with 1
+    to ``max_axes`` spatial axes."""
     if not isinstance(image, torch.Tensor) or not 3 <= image.ndim <= 2 + max_axes:
         given = f"of shape {tuple(image.shape)}" if isinstance(image, torch.Tensor) else f"a {type(image).__name__}"
         raise ConfigurationError(
@@ -30,7 +30,7 @@ class OutputAccumulators(Generic[Accumulator]):
 
     Args:
         make: makes the accumulator of a tensor of the first output.
-        update: adds a tensor to its accumulator. Both get the further arguments of :meth:`add`, too.
+        update: adds a tensor to its accumulator. Both also get the further arguments of :meth:`add`.
 
     Example:
         >>> outputs = OutputAccumulators(lambda tensor: [], lambda values, tensor: values.append(float(tensor)))
@@ -47,7 +47,8 @@ class OutputAccumulators(Generic[Accumulator]):
         self._structure: Any = None
 
     def add(self, output: Any, *args: Any) -> None:
-        """Add each tensor of one output to its accumulator; raises ``ConfigurationError`` when it has none, or not as many as the first."""
+        """Add each tensor of an output to its accumulator; raises ``ConfigurationError`` if there are none, or another number than in the
+        first output."""
         tensors = tensors_in(output)
         if not tensors:
             raise ConfigurationError(
@@ -55,7 +56,7 @@ class OutputAccumulators(Generic[Accumulator]):
                 "dicts of them."
             )
         if not self.accumulators:
-            # empty tensors in the places of the real ones, which may be large
+            # empty tensors in place of the real ones, which can be large
             self._structure = map_tensors(output, lambda _: torch.empty(0))
             self.accumulators = [self.make(tensor, *args) for tensor in tensors]
         if len(tensors) != len(self.accumulators):
@@ -67,7 +68,7 @@ class OutputAccumulators(Generic[Accumulator]):
             self.update(accumulator, tensor, *args)
 
     def nested(self, results: Iterable[torch.Tensor], image: Any) -> Any:
-        """One result for each accumulator, nested as the output was, with the metadata of the image if it has any."""
+        """One result for each accumulator, nested like the output, with the metadata of the image if it has any."""
         remaining = iter(results)
 
         def place(_: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Mean, median, votes, maximum and spread of the outputs for many views, computed as they come."""
+"""Mean, median, votes, maximum and spread of the outputs for many views, computed incrementally."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ UNCERTAINTIES = ("std", "entropy")
 
 
 class ViewReduction:
-    """Reduces tensors that come one after the other.
+    """Reduces tensors one by one.
 
     Args:
-        reduce: "mean", "median" (of an even number the mean of the middle two), "vote" (share of the tensors in which a
-            channel is the largest, the first of equal ones; with a ``threshold`` the share that exceeds it) or "max".
-            Only the median keeps all tensors.
+        reduce: "mean", "median" (the mean of the middle two of an even number), "vote" (share of the tensors in which a channel is the
+            largest, the first of equal ones; with a ``threshold``, share in which it exceeds that) or "max". Only the median keeps all
+            tensors.
         channel_axis: the axis of the classes.
-        threshold: of a vote; default: the largest channel wins.
-        std, mean: whether :meth:`std` and ``mean`` are needed beside :meth:`result`.
+        threshold: threshold of a vote; default: the largest channel wins.
+        std, mean: whether :meth:`std` and ``mean`` are needed in addition to :meth:`result`.
 
     Example:
         >>> reduction = ViewReduction("mean", std=True)
@@ -46,15 +46,15 @@ class ViewReduction:
         self.count, self.shape = 0, torch.Size()
         self.mean = self._squares = self._reduced = torch.empty(0)
         self._values: list[torch.Tensor] = []
-        # whether what is reduced as features changes as a map does, where that is looked at
+        # checks whether outputs that are reduced as features change like a map
         self.tokens: TokenCheck | None = None
 
     def add(self, value: torch.Tensor) -> None:
-        """Add one more tensor, all of one shape; halves and whole numbers become float32."""
+        """Add a tensor of the same shape; half precision and integers become float32."""
         value = value if value.dtype in (torch.float32, torch.float64) else value.float()
         self.count, self.shape = self.count + 1, value.shape
         if self.reduce == "median":
-            # a copy: the network may return a buffer that it writes to again
+            # a copy: the network may return a buffer and write to it again
             self._values.append(value.clone())
         elif self.reduce == "max":
             self._reduced = value.clone() if self.count == 1 else torch.maximum(self._reduced, value)
@@ -87,12 +87,12 @@ class ViewReduction:
         return lower if self.count % 2 else (lower + stack.kthvalue(self.count // 2 + 1, 0).values) / 2
 
     def std(self) -> torch.Tensor:
-        """The standard deviation (divided by the number of tensors, not by one less)."""
+        """Standard deviation (divided by the number of tensors, not by one less)."""
         return (self._squares / self.count).clamp_min(0.0).sqrt()
 
 
 def entropy(probabilities: torch.Tensor, channel_axis: int, exclusive: bool) -> torch.Tensor:
-    """Entropy of a distribution over classes, in nats: one channel for ``exclusive`` classes that sum to one, else one for each.
+    """Entropy of a distribution over classes, in nats: one channel for ``exclusive`` classes that sum to one, else one for each class.
 
     Example:
         >>> entropy(torch.tensor([[0.5, 0.5]]), 1, True), entropy(torch.tensor([[0.5, 0.25]]), 1, False)

@@ -1,4 +1,4 @@
-"""Rotate images on their own device and with gradients: exactly by symmetries of the grid, else by interpolation."""
+"""Rotations of images on their device and with gradients: exact for symmetries of the grid, else interpolated."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from monai_gmr.utils import ConfigurationError
 
 @checked_arguments
 def rotate_image(x: torch.Tensor, matrix: Matrix, spacing: Sequence[float] | None = None) -> torch.Tensor:
-    """Rotate or mirror the last ``d`` axes about their centre by any orthogonal matrix, as
-    :func:`~monai_gmr.symmetry.transform_image` with ``order=1``, but on the tensor's device and differentiable.
+    """Rotate or mirror the last ``d`` axes about their centre by any orthogonal matrix, like :func:`~monai_gmr.symmetry.transform_image`
+    with ``order=1``, but differentiable and on the tensor's device.
 
     Args:
         x: tensor of shape ``(batch, ..., *spatial)``.
         matrix: orthogonal matrix of shape ``(d, d)``, in millimetres if there is a ``spacing``.
-        spacing: voxel size in millimetres, one an axis; default 1.
+        spacing: voxel size in millimetres, one per axis; default 1.
 
     Returns:
-        for a symmetry of the grid the permuted and mirrored tensor; else one of the same shape, interpolated linearly, whose values from
-        outside are those of the nearest voxel of the border. Whole numbers become float32.
+        for a symmetry of the grid the permuted and mirrored tensor; else a linearly interpolated tensor of the same shape, where values
+        from outside are those of the nearest voxel of the border. Integers become float32.
 
     Example:
         >>> x = torch.zeros(1, 1, 5, 5); x[0, 0, 2, 4] = 1
@@ -43,7 +43,7 @@ def rotate_image(x: torch.Tensor, matrix: Matrix, spacing: Sequence[float] | Non
 
 
 def interpolate_image(x: torch.Tensor, matrix: np.ndarray, spacing: Sequence[float] | None = None) -> torch.Tensor:
-    """:func:`rotate_image` by interpolation, whatever the matrix; the shape stays."""
+    """:func:`rotate_image` by interpolation for any matrix; keeps the shape."""
     dims = matrix.shape[0]
     step = np.array(voxel_spacing(spacing, dims))
     if x.dim() < dims + 1:
@@ -54,7 +54,7 @@ def interpolate_image(x: torch.Tensor, matrix: np.ndarray, spacing: Sequence[flo
         raise ConfigurationError(f"An image of {dims} axes has no rotations by an angle: use its mirror image.")
     size = x.shape[-dims:]
     work = x.reshape(x.shape[0], -1, *size)
-    # half precision would place voxels a hundredth of the image away
+    # half precision would misplace voxels by a hundredth of the image
     work = work if work.dtype in (torch.float32, torch.float64) else work.float()
     pull = (matrix.T / step[:, None]) * step[None, :]
     centre = (np.array(size) - 1) / 2

@@ -20,37 +20,36 @@ from monai_gmr.inferers.outputs import OutputAccumulators, plain_tensor
 from monai_gmr.inferers.windows import symmetric_window_starts
 from monai_gmr.utils import ConfigurationError, progress_bar
 
-# those of a volume, and time
+# the axes of a volume, and time
 MAX_AXES = 4
 
 
 class GMRSlidingWindowInferer(SlidingWindowInferer):
-    """MONAI's sliding windows, placed symmetrically about the centre of the image: an equivariant network stays
-    exactly equivariant at every size.
+    """MONAI's sliding windows, placed symmetrically about the centre of the image: an equivariant network stays exactly equivariant at
+    every size.
 
-    Along an axis the windows start at :func:`symmetric_window_starts`: at least the asked overlap, at most one window more than MONAI
-    takes. An image shorter than the window is padded by equally many voxels at both ends; where that makes it one voxel longer than the
-    window, two windows cover it. Mirror images are always exact; exchanges of two axes are where roi, overlap and sigma are the same along
-    both.
+    Along an axis the windows start at :func:`symmetric_window_starts`, with at least the given overlap and at most one window more than in
+    MONAI. An image shorter than the window is padded equally at both ends; if that makes it one voxel longer than the window, two windows
+    cover it. Mirrors are always exact; exchanges of two axes are exact if roi, overlap and sigma are the same along both.
 
     Args:
         roi_size, sw_batch_size, overlap, mode, sigma_scale, padding_mode, cval, sw_device, device, progress, cache_roi_weight_map,
-            cpu_thresh, buffer_steps, buffer_dim, with_coord: as in MONAI, in its order.
-        grow_roi: whether windows may be one voxel longer along the axes where symmetric ones of ``roi_size`` are more than
-            MONAI takes: never more windows than MONAI's, for networks that take every size, such as ``GMRUNet``.
-        reduction: "argmax" gives the labels of the largest channels, the same as the argmax of the whole output, which is never held: parts
-            of the image are reduced as soon as no later window touches them. Or a function such as ``lambda y: y.sigmoid() > 0.5``, which
-            works voxel by voxel on parts of the output, ``(1, channels, *spatial)``. Every tensor of a nested output is reduced, without
-            gradients.
+            cpu_thresh, buffer_steps, buffer_dim, with_coord: as in MONAI, in the same order.
+        grow_roi: whether windows may be one voxel longer along axes that would need more symmetric windows of ``roi_size`` than MONAI
+            takes: never more windows than MONAI's; for networks that take every size, such as ``GMRUNet``.
+        reduction: "argmax" returns the labels of the largest channels. They equal the argmax of the whole output, which is never held:
+            parts of the image are reduced as soon as no later window touches them. Or a function such as ``lambda y: y.sigmoid() > 0.5``
+            that works voxel by voxel on parts of the output, ``(1, channels, *spatial)``. Every tensor of a nested output is reduced,
+            without gradients.
 
     Shape:
         - input: ``(batch, channels, *spatial)``, 1 to 4 axes of any size
-        - output: that of the network for a window, at the size of the image; outputs of other resolutions at their share
-          of it, rounded down. Nested tuples, lists and dictionaries keep their form. With ``reduction="argmax"`` the channel axis, the
-          last one before the spatial ones, has length 1, and the type is the smallest of whole numbers that fits: uint8 up to 256 channels.
+        - output: the network's output for a window, at the size of the image; outputs of other resolutions at their share of it, rounded
+          down. Nested tuples, lists and dictionaries keep their form. With ``reduction="argmax"`` the channel axis, the last before the
+          spatial ones, has length 1, and the type is the smallest integer type that fits: uint8 up to 256 channels.
 
     Raises:
-        ConfigurationError: when arguments, input or the network's output do not fit.
+        ConfigurationError: if arguments, input or the network's output do not fit.
 
     Example:
         >>> blur, x = torch.nn.AvgPool2d(3, 1, 1), torch.rand(1, 1, 50, 37)
@@ -119,7 +118,7 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
         self._weights: dict[tuple, torch.Tensor] = {}
 
     def windows(self, image_size: Sequence[int]) -> Windows:
-        """How windows lie on an image of a spatial size in voxels.
+        """How windows lie on an image of the given spatial size in voxels.
 
         Example:
             >>> GMRSlidingWindowInferer(32).windows((50, 29))
@@ -132,7 +131,7 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
         for name, value in options.items():
             if np.ndim(value) > 0 and len(value) != dims:
                 raise ConfigurationError(
-                    f"{name}={tuple(value)} has {len(value)} entries and the image {dims} axes: give one an axis, or one number for all."
+                    f"{name}={tuple(value)} has {len(value)} entries and the image {dims} axes: give one per axis, or one number for all."
                 )
         window = tuple(int(n) for n in fall_back_tuple(self.roi_size, image_size))
         axes = [self._axis(n, r, o) for n, r, o in zip(image_size, window, ensure_tuple_rep(self.overlap, dims))]
@@ -153,10 +152,10 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
 
         Args:
             inputs: image of shape ``(batch, channels, *spatial)``.
-            network: module, or anything that is called with windows of shape ``(windows, channels, *roi_size)``.
+            network: module or other callable, called with windows of shape ``(windows, channels, *roi_size)``.
             args: further arguments of the network.
-            kwargs: further arguments of the network; ``condition``, of the shape of ``inputs``, is cut into windows
-                too, and ``device``, ``buffer_steps`` and ``buffer_dim`` override the inferer's.
+            kwargs: further arguments of the network; ``condition``, of the shape of ``inputs``, is also cut into windows, and ``device``,
+                ``buffer_steps`` and ``buffer_dim`` override the inferer's.
         """
         for name in ("process_fn", "roi_weight_map"):
             if name in kwargs:
@@ -235,7 +234,7 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
         return F.pad(image, pad, mode=self.padding_mode)
 
     def _importance(self, size: tuple[int, ...], device: torch.device | str, dtype: torch.dtype) -> torch.Tensor | None:
-        """Weights of the voxels of a window, None where all count alike."""
+        """Weights of the voxels of a window, None if all are equal."""
         if self.mode == BlendMode.CONSTANT:
             return None
         key = (size, str(device), dtype)
@@ -246,23 +245,23 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
 
 
 def _cut(image: torch.Tensor, places: Sequence[tuple[slice, ...]]) -> torch.Tensor:
-    # a copy also of one window: a network that works in place must not reach the image
+    # a copy even of one window: a network that works in place must not change the image
     return torch.cat([image[place] for place in places])
 
 
 def _buffer_axis(buffer_steps: int | None, buffer_dim: int, dims: int) -> int:
-    """The axis along which outputs are buffered, from 0."""
-    # without a buffer the axis has no meaning
+    """Axis along which outputs are buffered, from 0."""
+    # without a buffer, the axis is not used
     if buffer_steps and not -dims <= buffer_dim < dims:
         raise ConfigurationError(
-            f"buffer_dim={buffer_dim!r} is none of the {dims} spatial axes: give a whole number from {-dims} to {dims - 1}."
+            f"buffer_dim={buffer_dim!r} is not one of the {dims} spatial axes: give a whole number from {-dims} to {dims - 1}."
         )
     return int(buffer_dim) % dims
 
 
 def _runs(windows: Windows, images: int, buffer: tuple[int, int] | None) -> list[list[Tile]]:
-    """Windows in the order in which they go through the network; those that share a buffer, of successive starts along its axis, are one
-    run."""
+    """Windows in the order in which they go through the network; a run are those that share a buffer, with successive starts along its
+    axis."""
     corners = windows.corners
     if buffer is None:
         return [[(image, corner) for image in range(images) for corner in corners]]

@@ -25,39 +25,38 @@ from monai_gmr.utils import ConfigurationError, SymmetryWarning, map_tensors, pr
 class SymmetryInferer(Inferer):
     """Runs a network on rotated and mirrored views of the image, transforms its outputs back and reduces them to one.
 
-    Over a group of symmetries of the grid this makes any network exactly equivariant, with or without sliding windows inside, for as many
-    passes as there are views. It wraps every MONAI inferer and is used like one.
+    Over a group of symmetries of the grid this makes any network exactly equivariant, with or without sliding windows inside, at one pass
+    per view. It wraps any MONAI inferer and is used like one.
 
-    Symmetries of the grid move voxels onto voxels; other views are interpolated linearly both ways and repeat the border beyond the frame.
-    Tensors among the further arguments that have the image's batch and spatial size, such as ``condition``, are transformed with it.
+    Symmetries of the grid move voxels onto voxels; other views are interpolated linearly both ways, with the border repeated beyond the
+    frame. Tensors among the further arguments with the image's batch and spatial size, such as ``condition``, are transformed with it.
 
     Args:
         inferer: runs the network on one view; default ``monai.inferers.SimpleInferer()``.
         views: "group" (all symmetries of the grid that keep ``spacing``: 8 in 2D, 48 in 3D); another set of
             :func:`~monai_gmr.symmetry.make_views`, such as "432" (the 24 rotations of the cube) or ``{"angles": 30}``; or a
             sequence of :class:`~monai_gmr.symmetry.View` or of orthogonal matrices of shape ``(d, d)``.
-        reduce: "mean", "median", "max", or "vote": the share of views in which a class has the largest value (of one
-            channel, or with ``activation="sigmoid"``: in which it exceeds ``threshold``). Memory grows with the views for the median only.
-        activation: of the output for each view: "softmax" or "sigmoid" over the channels, a callable of a tensor, or nothing.
-        spatial: whether outputs with a batch, a channel and the spatial axes are transformed back, at whatever resolution.
-            Others, such as class scores, never are; a warning says so, once, of those that change with the views as a map does whose
-            spatial axes were made into one.
-        views_per_batch: views of one size that go through the network at once, as a batch of that many times the images.
-        uncertainty: "std", "entropy", or both in a list, to get them too.
-        spacing: voxel size in millimetres, one an axis; default 1.
-        threshold: of a vote.
-        mirrored_labels: pairs of output channels that trade places under a mirror image, such as those of a left and a right kidney,
-            ``[(1, 2)]``: for mirrored views they are exchanged. Without it the average over mirror images cannot keep them apart.
-        progress: whether to show a bar over the views.
+        reduce: "mean", "median", "max", or "vote": the share of views in which a class has the largest value (for one channel, or with
+            ``activation="sigmoid"``: in which it exceeds ``threshold``). Only the median needs memory for all views.
+        activation: activation of the output for each view: "softmax" or "sigmoid" over the channels, a callable of a tensor, or None.
+        spatial: whether outputs with a batch, a channel and the spatial axes are transformed back, at any resolution. Others, such as class
+            scores, never are; a warning, once, reports outputs that change with the views like a map with flattened spatial axes.
+        views_per_batch: number of views of one size that go through the network at once, which multiplies the batch size.
+        uncertainty: "std", "entropy", or both in a list, to return them, too.
+        spacing: voxel size in millimetres, one per axis; default 1.
+        threshold: threshold of a vote.
+        mirrored_labels: pairs of output channels to exchange in mirrored views, such as those of a left and a right kidney, ``[(1, 2)]``.
+            Without it the average over mirror images cannot distinguish them.
+        progress: whether to show a progress bar over the views.
 
     Shape:
-        - input: ``(batch, channels, *spatial)``, 1 to 3 axes, tensor or MetaTensor, whose metadata the result takes
-        - output: that of the network, also nested; halves and whole numbers become float32. With ``uncertainty`` a dictionary of such:
-          "pred"; "std", the standard deviation over the views (divided by their number); "entropy", that of the mean over the views in
-          nats, one channel where the channels are a distribution, else one for each.
+        - input: ``(batch, channels, *spatial)``, 1 to 3 axes, tensor or MetaTensor, whose metadata the result keeps
+        - output: the network's output, also nested; half precision and integers become float32. With ``uncertainty`` a dictionary of
+          outputs: "pred"; "std", the standard deviation over the views (divided by their number); "entropy", the entropy of the mean over
+          the views in nats, one channel if the channels are a distribution, else one for each.
 
     Raises:
-        ConfigurationError: when arguments, input or the network's output do not fit.
+        ConfigurationError: if arguments, input or the network's output do not fit.
 
     Example:
         >>> net, x = torch.nn.Conv2d(1, 2, 3, padding=1), torch.rand(1, 1, 7, 8)
@@ -98,7 +97,7 @@ class SymmetryInferer(Inferer):
             try:
                 make_views(views, 2, spacing if axes == 2 else None)
             except ConfigurationError:
-                # right in neither: the sentence about 3D
+                # invalid in both: raise the error for 3D
                 make_views(views, 3, spacing if axes == 3 else None)
         check_choice("reduce", reduce, REDUCTIONS)
         if activation is not None and not callable(activation):
@@ -119,7 +118,7 @@ class SymmetryInferer(Inferer):
         self._warned = False
 
     def matrices(self, spatial_dims: int) -> list[np.ndarray]:
-        """The views of images of so many axes, as orthogonal matrices.
+        """Views of images of ``spatial_dims`` axes, as orthogonal matrices.
 
         Example:
             >>> len(SymmetryInferer().matrices(3)), len(SymmetryInferer(views="mmm").matrices(3))
@@ -127,7 +126,7 @@ class SymmetryInferer(Inferer):
         """
         if self.spacing is not None and len(self.spacing) != spatial_dims:
             raise ConfigurationError(
-                f"spacing has {len(self.spacing)} entries and the image {spatial_dims} axes: give one an axis."
+                f"spacing has {len(self.spacing)} entries and the image {spatial_dims} axes: give one per axis."
             )
         if self._given is None:
             if self.views == "group":
@@ -150,7 +149,7 @@ class SymmetryInferer(Inferer):
 
         batches = list(self._batches(self.matrices(image.ndim - 2), image.shape[2:]))
         for batch in progress_bar(batches, "views", self.progress):
-            # without a name: the output for one view must not live while the next one goes through the network
+            # not kept in a variable: the output for one view must be freed before the next pass
             outputs.add(run(batch), batch, image.shape)
         reductions = outputs.accumulators
         self._warn_of_tokens(reductions)
@@ -163,15 +162,15 @@ class SymmetryInferer(Inferer):
         return nested if self.uncertainty else nested["pred"]
 
     def _warn_of_tokens(self, reductions: Sequence[ViewReduction]) -> None:
-        """Warn, once, of outputs that are averaged as features and change with the views as maps do."""
+        """Warn once about outputs that are averaged as features but change with the views like maps."""
         for reduction in reductions:
             size = None if reduction.tokens is None else reduction.tokens.found()
             if size is not None and not self._warned:
                 self._warned = True
                 warn(
-                    f"the network's output of shape {tuple(reduction.shape)} is not transformed back, and changes with the views as a map "
-                    f"of {' x '.join(map(str, size))} does that was flattened: let the network return (batch, channels, *spatial), or "
-                    "give spatial=False where these are features.",
+                    f"the network's output of shape {tuple(reduction.shape)} is not transformed back, but changes with the views like a "
+                    f"flattened map of {' x '.join(map(str, size))}: let the network return (batch, channels, *spatial), or "
+                    "give spatial=False if these are features.",
                     SymmetryWarning,
                 )
 
@@ -194,7 +193,7 @@ class SymmetryInferer(Inferer):
                 yield group[first : first + self.views_per_batch]
 
     def _transform(self, value: Any, batch: list[np.ndarray], image: torch.Tensor) -> Any:
-        """The image, and arguments like it, once for each view, one after the other along the batch axis."""
+        """The image, or an argument like it, once for each view, concatenated along the batch axis."""
 
         def transform(tensor: torch.Tensor) -> torch.Tensor:
             tensor = plain_tensor(tensor) if tensor.ndim == image.ndim else tensor
@@ -202,7 +201,7 @@ class SymmetryInferer(Inferer):
             if not alike or tensor.shape[2:] != image.shape[2:]:
                 return tensor
             views = [rotate_image(tensor, matrix, self.spacing) for matrix in batch]
-            # copies, the identity too: a network that works in place must not reach the image itself
+            # copies, even for the identity: a network that works in place must not change the image
             return torch.cat(views) if len(views) > 1 else views[0].contiguous()
 
         return map_tensors(value, transform)
@@ -213,7 +212,7 @@ class SymmetryInferer(Inferer):
         channels = tensor.shape[axis] if tensor.ndim else 1
         if self.activation == "softmax" and channels == 1:
             raise ConfigurationError(
-                f"activation='softmax' is 1 everywhere over the one channel of {tuple(tensor.shape)}: use 'sigmoid'."
+                f"activation='softmax' is 1 everywhere over the only channel of {tuple(tensor.shape)}: use 'sigmoid'."
             )
         alone = self.activation == "sigmoid" or channels == 1
         return ViewReduction(
@@ -258,18 +257,20 @@ class SymmetryInferer(Inferer):
     def _transform_back(self, view: torch.Tensor, matrix: np.ndarray, size: Sequence[int]) -> torch.Tensor:
         if is_grid_symmetry(matrix, self.spacing):
             return transform_grid(view, matrix.T)
-        # an output of another resolution has another voxel size, which may differ by axis
+        # an output of another resolution has another voxel size, which can differ between axes
         step = np.array(size) / np.array(view.shape[-len(size) :])
         step = step * (1.0 if self.spacing is None else np.asarray(self.spacing, float))
         return interpolate_image(view, matrix.T, step.tolist())
 
 
 def _given_matrices(views: Any) -> list[np.ndarray] | None:
-    """Views as matrices; None where sets of them are named or described."""
+    """Views as matrices; None if sets of them are named or described."""
     named = partial(names_group, among_elements=False)
     listed = isinstance(views, Mapping | Sequence) or (isinstance(views, np.ndarray | torch.Tensor) and views.ndim > 1)
     if not named(views) and not listed:
-        raise ConfigurationError(f"views={views!r} are none: give 'group', or a list of views or orthogonal matrices.")
+        raise ConfigurationError(
+            f"views={views!r} is impossible: give 'group', or a list of views or orthogonal matrices."
+        )
     if any(named(each) or isinstance(each, Mapping) for each in (views, *([] if named(views) else views))):
         return None
     views = [views] if isinstance(views, View) else views
@@ -283,5 +284,5 @@ def _given_matrices(views: Any) -> list[np.ndarray] | None:
                 f"views holds {matrix.tolist()}, which is not an orthogonal matrix: give views of monai_gmr.symmetry or matrices (d, d)."
             )
     if len({len(matrix) for matrix in matrices}) > 1:
-        raise ConfigurationError("views holds matrices of unlike shapes: give those of one number of axes.")
+        raise ConfigurationError("views holds matrices of different shapes: give matrices for one number of axes.")
     return matrices

@@ -1,4 +1,4 @@
-"""Finds outputs that are maps with their spatial axes made into one, such as the tokens of a transformer, by how they change with views."""
+"""Finds outputs that are maps with flattened spatial axes, such as the tokens of a transformer, by their changes with views."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import torch
 
 from monai_gmr.symmetry import transform_grid
 
-# fewer voxels along an axis are no evidence, and features of a small group have as many orientations
+# fewer voxels along an axis are not evidence, because features of a small group have as many orientations
 SHORTEST_AXIS = 4
-# what is left of the squared differences between views when the output is transformed back as a map: of features about 1 or more, by
-# chance less where few entries change; so many standard deviations are no chance
+# share of the squared differences between views that remains after transforming the output back as a map: about 1 or more for features,
+# less by chance if few entries change; number of standard deviations beyond chance
 REMAINING, DEVIATIONS = 0.5, 4.0
-# where fewer entries change, as those of a class that is certain do, nothing is known
+# if fewer entries change, as for a class that is certain, there is no evidence
 LEAST_CHANGED = 12
-# share of the squared output below which differences are those of rounding
+# share of the squared output below which differences are rounding
 ROUNDING = 1e-6
 
 
 class TokenCheck:
-    """Compares the outputs for several views as they are, and transformed back as if one of their axes were the voxels of a map.
+    """Compares the outputs for several views, as they are and transformed back as if one of their axes were the voxels of a map.
 
-    The axis must be as long as the image has voxels, or square or cubic patches of voxels. Lengths alone say nothing: a feature vector may
-    happen to have as many entries. But its entries do not change places with the voxels.
+    The axis must be as long as the number of voxels, or of square or cubic patches of voxels, of the image. Lengths are not enough: a
+    feature vector may have the same length by chance, but its entries do not move with the voxels.
 
     Args:
-        shape: of the output for one view.
-        size: of the upright image, without batch and channels.
+        shape: shape of the output for one view.
+        size: size of the upright image, without batch and channels.
 
     Example:
         >>> x, turn = torch.rand(1, 2, 8, 8), np.array([[0, -1], [1, 0]])
@@ -54,13 +54,13 @@ class TokenCheck:
         self._first: torch.Tensor | None = None
         self._first_maps: list[torch.Tensor] = []
         self._scale = self._changed = 0.0
-        # of each candidate: what remains, and the sum of the squares of what changes of each entry of its axis
+        # per candidate: remaining squared differences, and the sum of the squares of the change of each entry of its axis
         self._remaining, self._squares = ([0.0] * len(self.candidates) for _ in range(2))
 
     def add(self, output: torch.Tensor, matrix: np.ndarray) -> None:
         """Add the output for one view, a symmetry of the grid."""
         if self._first is not None and output.shape != self._first.shape:
-            # what is no tensor of one shape is refused where it is reduced
+            # tensors of different shapes raise in the reduction
             self.candidates = []
         if not self.candidates:
             return
@@ -68,7 +68,7 @@ class TokenCheck:
             output = output.detach().as_subclass(torch.Tensor)
             maps = [self._as_map(output, matrix, *each) for each in self.candidates]
             if self._first is None:
-                # copies: the network may return a buffer that it writes to again
+                # copies: the network may return a buffer and write to it again
                 self._first, self._first_maps = output.clone(), [each.clone() for each in maps]
                 return
             self._scale += float(self._first.double().square().sum())
@@ -81,13 +81,13 @@ class TokenCheck:
                 self._squares[place] += float(entries.square().sum())
 
     def found(self) -> tuple[int, ...] | None:
-        """The size of the map that the output is, or ``None`` where it changes as features do."""
+        """Size of the map that the output is, or ``None`` if it changes like features."""
         if not self.candidates or not self._changed > ROUNDING * self._scale:
             return None
         place = int(np.argmin(self._remaining))
-        # how many entries of the axis change, over images and views, were all changes equal
+        # effective number of changing entries of the axis, over images and views
         count = self._changed**2 / self._squares[place]
-        # the logarithm of a ratio of two sums of so many squares has about the variance 4 / count
+        # the logarithm of a ratio of two sums of ``count`` squares has a variance of about 4 / count
         share = min(REMAINING, math.exp(-DEVIATIONS * math.sqrt(4 / count)))
         if count < LEAST_CHANGED or not self._remaining[place] < share * self._changed:
             return None
@@ -95,6 +95,6 @@ class TokenCheck:
 
     def _as_map(self, output: torch.Tensor, matrix: np.ndarray, axis: int, step: int) -> torch.Tensor:
         """The output as a map, ``(..., *spatial)``, transformed back."""
-        # sizes of the view: its axes are those of the image, exchanged
+        # sizes of the view, whose axes are those of the image in another order
         size = [self.size[source] // step for source in np.abs(matrix).argmax(1)]
         return transform_grid(output.movedim(axis, -1).unflatten(-1, size), matrix.T)

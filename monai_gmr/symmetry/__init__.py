@@ -1,4 +1,4 @@
-"""The mathematics of kernels, grids and their symmetries: functions on arrays, no ``torch.nn.Module``."""
+"""The mathematics of kernels, grids and their symmetries: functions on arrays, without ``torch.nn.Module``."""
 
 from monai_gmr.symmetry.group_filters import (
     coset_table,

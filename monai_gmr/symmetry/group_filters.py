@@ -19,10 +19,10 @@ from monai_gmr.utils import ConfigurationError
 
 
 def field_channels(name: str, channels: int, group: FieldGroup) -> int:
-    """Number of fields that so many channels are.
+    """Number of fields in a number of channels.
 
     Raises:
-        ConfigurationError: when it is no whole number of at least 1, or the order of the group does not divide it.
+        ConfigurationError: if it is not an integer of at least 1, or the order of the group does not divide it.
 
     Example:
         >>> field_channels("in_channels", 16, PointGroup.from_name("4mm", 2))
@@ -34,7 +34,7 @@ def field_channels(name: str, channels: int, group: FieldGroup) -> int:
         below, above = group.order * max(fields, 1), group.order * (max(fields, 0) + 1)
         nearest = f"{below} or {above}" if below != above else f"{below} or {2 * below}"
         raise ConfigurationError(
-            f"{name}={channels} is no multiple of the {group.order} elements of {group!r}: use {nearest}."
+            f"{name}={channels} is not a multiple of the {group.order} elements of {group!r}: use {nearest}."
         )
     return fields
 
@@ -46,13 +46,13 @@ def end_groups(
     out_group: GroupSpec | None,
     transposed: bool = False,
 ) -> tuple[PointGroup, PointGroup, PointGroup]:
-    """The groups of a layer: its own, that of the fields that it takes, and that of those that it returns (:meth:`PointGroup.from_name`).
+    """Groups of a layer: the layer's, that of its input fields, and that of its output fields (:meth:`PointGroup.from_name`).
 
-    The group of what is returned is a subgroup of that of what is taken, of a ``transposed`` layer the other way round; or the larger one
-    is "1", whose channels are scalars.
+    The output's group is a subgroup of the input's, and vice versa in a ``transposed`` layer; or the larger one is "1", whose channels are
+    scalars.
 
     Raises:
-        ConfigurationError: when a filter on these groups is not equivariant.
+        ConfigurationError: if a filter on these groups is not equivariant.
 
     Example:
         >>> end_groups(2, "4mm", None, "4")
@@ -75,7 +75,7 @@ def end_groups(
 def product_table(in_group: PointGroup, out_group: PointGroup) -> np.ndarray:
     """Index of ``g^-1 h`` in ``in_group`` for ``g`` of ``out_group`` and ``h`` of ``in_group``, ``(out order, in order)``.
 
-    ``out_group`` is a subgroup of ``in_group``; or ``in_group`` is trivial and its one channel is a scalar, which is lifted.
+    ``out_group`` is a subgroup of ``in_group``; or ``in_group`` is trivial, and its only channel is a scalar, which is lifted.
 
     Example:
         >>> quarter, half = (PointGroup.from_name(name, 2) for name in "42")
@@ -105,10 +105,10 @@ def filter_table(in_group: PointGroup, out_group: PointGroup, kernel_size: Seque
 
 
 def coset_table(group: PointGroup, subgroup: PointGroup) -> np.ndarray:
-    """Indices of the elements ``h k`` that pooling onto a subgroup reduces to its element ``h``, ``(|H|, order / |H|)``.
+    """Indices of the elements ``h k`` that pooling onto a subgroup reduces to the subgroup's element ``h``, ``(|H|, order / |H|)``.
 
-    ``k`` runs over the complement of the subgroup where it has one (rows are then cosets ``h K``, which no choice of representatives
-    changes), else over the least elements of the cosets ``H g``. The rows divide the group, and the action of the subgroup exchanges them.
+    ``k`` runs over the complement of the subgroup if there is one (rows are then cosets ``h K``, which do not depend on a choice of
+    representatives), else over the least elements of the cosets ``H g``. The rows partition the group, and the subgroup permutes them.
 
     Example:
         >>> coset_table(PointGroup.from_name("2mm", 2), PointGroup.from_name("m", 2)).tolist()
@@ -121,7 +121,7 @@ def coset_table(group: PointGroup, subgroup: PointGroup) -> np.ndarray:
 
 
 def transform_fields(x: Array, element: np.ndarray, group: PointGroup) -> Array:
-    """A copy of fields on a group, ``(batch, fields * order, *spatial)``, transformed by one of its elements: image and channels.
+    """Copy of fields on a group, ``(batch, fields * order, *spatial)``, with image and channels transformed by an element.
 
     The transformation is ``y[c, h](p) = x[c, g^-1 h](g^-1 p)``.
 

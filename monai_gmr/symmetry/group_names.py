@@ -1,4 +1,4 @@
-"""Crystallographers' names of the grid's symmetries and of their subgroups: generated from the matrices or symbols, and read back."""
+"""Crystallographic names of the grid's symmetries and of their subgroups: generated from the matrices or symbols, and parsed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from monai_gmr.symmetry.point_groups import generate_group, is_grid_symmetry, is
 from monai_gmr.symmetry.rotations import axis_index, rotation_matrix
 from monai_gmr.utils import ConfigurationError
 
-# what grid_element reads: an index, a name or a matrix
+# input of grid_element: an index, a name or a matrix
 Element = int | str | Sequence[Sequence[int]] | np.ndarray
 
 # Hermann-Mauguin symbol: other names, the Schoenflies symbol first; the elements follow from the symbol
@@ -32,21 +32,20 @@ _MAIN_AXIS = {1: 0, 2: 0, 3: 2}
 
 
 def check_dims(spatial_dims: int, possible: tuple[int, ...] = (2, 3)) -> None:
-    """Raise :class:`~monai_gmr.utils.ConfigurationError` unless there are so many spatial dimensions, by default two or three."""
+    """Raise :class:`~monai_gmr.utils.ConfigurationError` unless ``spatial_dims`` is possible, by default 2 or 3."""
     if not is_whole(spatial_dims) or spatial_dims not in possible:
         numbers = f"{', '.join(map(str, possible[:-1]))} or {possible[-1]}"
         raise ConfigurationError(
-            f"spatial_dims={spatial_dims} has no named symmetries: give {numbers}, that is an image (C, *spatial) of so many spatial axes."
+            f"spatial_dims={spatial_dims} has no named symmetries: give {numbers}, for an image (C, *spatial) with as many spatial axes."
         )
 
 
 def element_name(element: np.ndarray) -> str:
-    """The crystallographers' symbol of a symmetry of the grid, a signed permutation matrix ``(d, d)``, ``d`` 1, 2 or 3.
+    """Crystallographic symbol of a symmetry of the grid, a signed permutation matrix ``(d, d)``, ``d`` 1, 2 or 3.
 
     A number is a rotation (2: by 180 degrees, 3: by 120, 4: by 90), with the sense (``+`` is counterclockwise looking against the
-    direction, as in :func:`~monai_gmr.symmetry.rotation_matrix`) and the direction in array axes, none in 2D. ``-`` in front: followed by
-    the inversion of all axes. ``m`` is the mirror image along a direction, none in 1D. Directions start with a positive number. "1" is the
-    identity.
+    direction, as in :func:`~monai_gmr.symmetry.rotation_matrix`) and the direction in array axes (omitted in 2D). A leading ``-`` adds the
+    inversion of all axes. ``m`` mirrors along a direction (omitted in 1D). Directions start with a positive number. "1" is the identity.
 
     Example:
         >>> element_name(np.diag([1, 1, -1])), element_name(np.array([[0, -1], [1, 0]]))
@@ -60,7 +59,7 @@ def element_name(element: np.ndarray) -> str:
     proper = not is_mirror(element)
     if dims == 1:
         return "1" if proper else "m"
-    # the inversion of all axes is a rotation in 2D: there every improper element is a mirror image
+    # in 2D the inversion of all axes is a rotation, so every improper element is a mirror image
     rotation = element if proper else -element
     powers = [identity]
     while not np.array_equal(powers[-1] @ rotation, identity):
@@ -72,7 +71,7 @@ def element_name(element: np.ndarray) -> str:
     symbol = "m" if mirror else f"{'' if proper else '-'}{order}"
     if dims == 2 and proper:
         return symbol if order == 2 else symbol + ("+" if rotation[1, 0] > 0 else "-")
-    # the sum over the powers projects onto the axis: any column of it that is not zero lies along the axis
+    # the sum of the powers projects onto the axis: any nonzero column lies along it
     projection = identity - element if mirror else np.sum(powers, axis=0)
     direction = np.sign(projection[:, np.flatnonzero(projection.any(0))[0]])
     direction = direction * direction[np.flatnonzero(direction)[0]]
@@ -83,7 +82,7 @@ def element_name(element: np.ndarray) -> str:
 
 
 def element_triplet(element: np.ndarray) -> str:
-    """Where a signed permutation matrix sends the point ``x,y,z`` (array axes 0, 1, 2, about the centre), as CIF files write it.
+    """Image of the point ``x,y,z`` (array axes 0, 1, 2, about the centre) under a signed permutation matrix, in the notation of CIF files.
 
     Example:
         >>> element_triplet(np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]]))
@@ -96,7 +95,7 @@ def element_triplet(element: np.ndarray) -> str:
 
 @lru_cache(maxsize=4)
 def _indices(spatial_dims: int) -> dict[str, int]:
-    """Index of every element under both of its names, without blanks."""
+    """Index of every element by both of its names, without blanks."""
     group = point_group(spatial_dims)
     return {name(g).replace(" ", ""): i for i, g in enumerate(group) for name in (element_name, element_triplet)}
 
@@ -109,14 +108,14 @@ def _checked_matrix(element: object) -> np.ndarray:
         matrix = np.zeros(())
     if matrix.shape not in ((1, 1), (2, 2), (3, 3)) or not is_grid_symmetry(matrix):
         raise ConfigurationError(
-            f"{element!r} is no symmetry of the grid: give an index, a name such as 'm [100]' or '-y,x,z', "
+            f"{element!r} is not a symmetry of the grid: give an index, a name such as 'm [100]' or '-y,x,z', "
             "or a signed permutation matrix of shape (d, d), d up to 3."
         )
     return np.round(matrix).astype(int)
 
 
 def grid_element(element: Element, spatial_dims: int) -> np.ndarray:
-    """The matrix ``(d, d)`` of a symmetry of the grid, given in any of three ways.
+    """Matrix ``(d, d)`` of a symmetry of the grid, given as index, name or matrix.
 
     Args:
         element: index into :func:`~monai_gmr.symmetry.point_group`; name (:func:`element_name`, with or without blanks, or
@@ -155,7 +154,7 @@ def grid_element(element: Element, spatial_dims: int) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def names_of_no_element() -> frozenset[str]:
-    """The names of groups of 2D and 3D images that are no names of an element: such a name cannot begin a list of elements.
+    """Names of groups of 2D and 3D images that are not names of an element: such a name cannot begin a list of elements.
 
     Example:
         >>> [name in names_of_no_element() for name in ("4/mmm", "d4", "2", "m [100]")]
@@ -176,7 +175,7 @@ def group_names(spatial_dims: int) -> list[str]:
 
 
 def _directions(parts: list[str], spatial_dims: int) -> list[tuple[int, ...]]:
-    """The direction that each part of a Hermann-Mauguin symbol stands for: it depends on the crystal system."""
+    """Direction of each part of a Hermann-Mauguin symbol, which depends on the crystal system."""
     if spatial_dims < 3:
         return [(1, 0, 0)] if parts[0] == "m" else [(0, 0, 1), (1, 0, 0)]
     if len(parts) > 1 and parts[1] in ("3", "-3"):  # cubic
@@ -205,7 +204,7 @@ def _generators(symbol: str, spatial_dims: int) -> list[np.ndarray]:
 
 @lru_cache(maxsize=128)
 def _generated(symbol: str, spatial_dims: int, axis: int) -> np.ndarray:
-    """The group of a symbol with its main direction along an axis, its elements in the order of the whole group's."""
+    """Group of a symbol with its main direction along an axis, with elements in the order of the whole group."""
     # cyclic exchange of the axes
     shift = np.roll(np.eye(spatial_dims, dtype=int), axis - _MAIN_AXIS[spatial_dims], axis=0)
     group = generate_group([shift @ matrix @ shift.T for matrix in _generators(symbol, spatial_dims)]).tolist()
@@ -213,22 +212,22 @@ def _generated(symbol: str, spatial_dims: int, axis: int) -> np.ndarray:
 
 
 def named_group(name: str, spatial_dims: int, axis: int | str | None = None, argument: str = "group") -> np.ndarray:
-    """A subgroup of the grid's symmetries under its crystallographic name, integers ``(order, d, d)``, the identity first.
+    """Subgroup of the grid's symmetries with a crystallographic name, integers ``(order, d, d)``, the identity first.
 
     1D: m, 1. 2D: 4mm (D4, p4m; all 8), 4 (C4, p4), 2mm (D2), m (D1), 2 (C2), 1. 3D: m-3m (Oh; all 48), 432 (O; the 24 rotations), -43m
-    (Td), m-3 (Th), 23 (T), 4/mmm (D4h; 16: all that exchanges only two axes), 422, 4mm, -42m, -4m2, 4/m, 4, -4, mmm (D2h; 8: all mirror
-    images along the axes), 222, mm2, 2/m, 2, m, 32, 3m, -3m, 3, -3 (about the diagonal [111]), -1, 1. Note that D4 is 4mm in 2D and 422 in
+    (Td), m-3 (Th), 23 (T), 4/mmm (D4h; 16: all elements that exchange only two axes), 422, 4mm, -42m, -4m2, 4/m, 4, -4, mmm (D2h; 8: all
+    mirrors along the axes), 222, mm2, 2/m, 2, m, 32, 3m, -3m, 3, -3 (about the diagonal [111]), -1, 1. Note that D4 is 4mm in 2D and 422 in
     3D.
 
     Args:
-        name: Hermann-Mauguin or Schoenflies symbol, in 2D also that of the wallpaper group; "all" is the whole group.
+        name: Hermann-Mauguin or Schoenflies symbol, in 2D also the symbol of the wallpaper group; "all" is the whole group.
         spatial_dims: 1, 2 or 3.
-        axis: array axis (0, 1, 2 or "x", "y", "z") of the group's main direction: of its rotation, or along which ``m`` mirrors.
-            Default: the last axis in 3D, the first in 2D. Without effect on cubic and trigonal groups.
-        argument: what errors call the name.
+        axis: array axis (0, 1, 2 or "x", "y", "z") of the group's main direction: the axis of its rotation, or the axis that ``m`` mirrors.
+            Default: the last axis in 3D, the first in 2D. Has no effect on cubic and trigonal groups.
+        argument: name of the argument in errors.
 
     Raises:
-        ConfigurationError: when there is no such group or axis.
+        ConfigurationError: if there is no such group or axis.
 
     Example:
         >>> [len(named_group(name, 3)) for name in ("m-3m", "432", "4/mmm", "mmm", "-1", "Td")]
@@ -242,7 +241,7 @@ def named_group(name: str, spatial_dims: int, axis: int | str | None = None, arg
     check_dims(spatial_dims, tuple(_NAMES))
     if not isinstance(name, str | int | np.integer):
         raise ConfigurationError(
-            f"{argument}={name!r} is no name of a group: give one such as 'm', and its direction as axis='x'."
+            f"{argument}={name!r} is not the name of a group: give one such as 'm', and its direction as axis='x'."
         )
     names, given = _NAMES[spatial_dims], "".join(str(name).lower().split())
     symbol = next((s for s, others in names.items() if given in (s, *others)), None)

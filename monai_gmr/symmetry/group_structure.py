@@ -18,7 +18,7 @@ Matrix = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class PointGroup:
-    """A group of signed permutation matrices: equal groups are equal values, whatever generated them.
+    """A group of signed permutation matrices, compared by value.
 
     Elements are numbered in the order of :func:`~monai_gmr.symmetry.point_group`, the identity first. Make one with
     :meth:`from_name` or :meth:`from_elements`.
@@ -39,7 +39,7 @@ class PointGroup:
         """The group of these signed permutation matrices, ``(order, d, d)``, in any order.
 
         Raises:
-            ConfigurationError: when they are no group.
+            ConfigurationError: if they are not a group.
 
         Example:
             >>> PointGroup.from_elements([np.eye(3), np.diag([1, 1, -1])])
@@ -52,7 +52,7 @@ class PointGroup:
         count, square = len(given), given.shape[-1] if given.ndim == 3 and given.shape[1] == given.shape[2] <= 3 else 0
         if not square or not count or not all(is_grid_symmetry(element) for element in given):
             raise ConfigurationError(
-                f"elements of shape {given.shape} are no symmetries of the grid: give signed permutation matrices (order, d, d), d up to 3."
+                f"elements of shape {given.shape} are not symmetries of the grid: give signed permutation matrices (order, d, d), d <= 3."
             )
         held = {_as_tuple(element) for element in np.round(given).astype(int)}
         group = _shared(tuple(matrix for matrix in _whole(square) if matrix in held))
@@ -60,22 +60,21 @@ class PointGroup:
         if len(held) != count or not {_as_tuple(product) for product in products} <= held:
             order = len(generate_group(list(group.elements)))
             raise ConfigurationError(
-                f"{count} elements are no group, they generate one of {order}: give all of its elements, each once."
+                f"{count} elements are not a group, they generate one of {order}: give all of its elements, each once."
             )
         return group
 
     @classmethod
     def from_name(cls, group: GroupSpec, spatial_dims: int, argument: str = "group") -> PointGroup:
-        """The group that an argument ``group`` of a layer stands for.
+        """Group given by an argument ``group`` of a layer.
 
         Args:
-            group: a name that :func:`~monai_gmr.symmetry.named_group` reads, or a pair of it and the axis of its main direction; or a
-                group as it is.
+            group: a name of :func:`~monai_gmr.symmetry.named_group`, or a pair of it and the axis of its main direction; or a group.
             spatial_dims: 1, 2 or 3.
-            argument: what errors call the group.
+            argument: name of the argument in errors.
 
         Raises:
-            ConfigurationError: when there is no such group of so many axes.
+            ConfigurationError: if there is no such group for ``spatial_dims`` axes.
 
         Example:
             >>> PointGroup.from_name(("mm2", "x"), 3), PointGroup.from_name("Oh", 3).order
@@ -94,7 +93,7 @@ class PointGroup:
                 f"{argument}={group!r} is impossible: give a name such as '4', a pair of it and an axis as ('m', 'x'), or a PointGroup."
             )
         name, axis = pair
-        # YAML reads the group 222 as a number
+        # YAML parses the group 222 as a number
         try:
             return _shared(tuple(map(_as_tuple, named_group(str(name), spatial_dims, axis, argument))))
         except ConfigurationError as error:
@@ -114,7 +113,7 @@ class PointGroup:
 
     @cached_property
     def elements(self) -> np.ndarray:
-        """The matrices, ``(order, d, d)``, read-only as the other arrays."""
+        """The matrices, ``(order, d, d)``, read-only like the other arrays."""
         return _read_only(np.array(self.matrices))
 
     @cached_property
@@ -133,7 +132,7 @@ class PointGroup:
         return _read_only(np.array([self._index[_as_tuple(element.T)] for element in self.elements]))
 
     def generators(self) -> np.ndarray:
-        """Elements whose products are the group, few of them; of the identity alone none.
+        """Indices of a few elements whose products are the group; empty for the trivial group.
 
         Example:
             >>> len(PointGroup.from_name("m-3m", 3).generators()), len(PointGroup.from_name("4", 2).generators())
@@ -149,14 +148,14 @@ class PointGroup:
         return self.elements[chosen]
 
     def index(self, element: np.ndarray) -> int:
-        """Index of an element, a signed permutation matrix.
+        """Index of an element, given as a signed permutation matrix.
 
         Raises:
-            ConfigurationError: when the group does not have it.
+            ConfigurationError: if the group does not contain it.
         """
         matrix = _as_tuple(np.round(np.asarray(element)).astype(int))
         if matrix not in self._index:
-            raise ConfigurationError(f"{matrix} is no element of {self!r}: use one of its matrices.")
+            raise ConfigurationError(f"{matrix} is not an element of {self!r}: use one of its matrices.")
         return self._index[matrix]
 
     def contains(self, other: PointGroup) -> bool:
@@ -167,7 +166,7 @@ class PointGroup:
         """Index in this group of each element of a subgroup.
 
         Raises:
-            ConfigurationError: when it is no subgroup.
+            ConfigurationError: if it is not a subgroup.
 
         Example:
             >>> PointGroup.from_name("4mm", 2).positions(PointGroup.from_name("2", 2)).tolist()
@@ -175,7 +174,7 @@ class PointGroup:
         """
         if not self.contains(subgroup):
             raise ConfigurationError(
-                f"{subgroup!r} is no subgroup of {self!r}: use one of {', '.join(map(repr, self._named_subgroups()))}."
+                f"{subgroup!r} is not a subgroup of {self!r}: use one of {', '.join(map(repr, self._named_subgroups()))}."
             )
         return np.array([self._index[matrix] for matrix in subgroup.matrices])
 
@@ -198,18 +197,18 @@ class PointGroup:
         return self._cosets(subgroup, self.products)
 
     def right_cosets(self, subgroup: PointGroup) -> np.ndarray:
-        """Indices of the cosets ``H g`` of a subgroup ``H``, ``(order / |H|, |H|)``; each row begins with its least index, column ``j``
-        is element ``j`` of ``H`` times it."""
+        """Indices of the cosets ``H g`` of a subgroup ``H``, ``(order / |H|, |H|)``; each row begins with its least index, and column ``j``
+        is element ``j`` of ``H`` times the first."""
         return self._cosets(subgroup, self.products.T)
 
     def _cosets(self, subgroup: PointGroup, products: np.ndarray) -> np.ndarray:
         rows = products[:, self.positions(subgroup)]
-        # the rows whose first element, that of the identity, is the least of the coset
+        # keep the rows whose first index, from the identity, is the least of the coset
         return rows[rows[:, 0] == rows.min(1)]
 
     def complement(self, subgroup: PointGroup) -> PointGroup | None:
-        """The first subgroup ``K`` for which each element of the group is one product ``h k``, ``h`` of ``subgroup``, ``k`` of ``K``;
-        ``None`` where there is none.
+        """First subgroup ``K`` for which each element of the group is exactly one product ``h k``, ``h`` in ``subgroup``, ``k`` in ``K``;
+        ``None`` if there is none.
 
         Example:
             >>> group = PointGroup.from_name("4mm", 2)
@@ -225,7 +224,7 @@ class PointGroup:
         return None
 
     def common(self, other: PointGroup) -> PointGroup:
-        """The subgroup of the elements that another group has, too.
+        """Subgroup of the elements that are also in another group.
 
         Example:
             >>> PointGroup.from_name("4mm", 2).common(PointGroup.from_name("4", 2))
@@ -234,10 +233,10 @@ class PointGroup:
         return _shared(tuple(matrix for matrix in self.matrices if matrix in other._index))
 
     def keeping(self, *labels: Sequence[Hashable]) -> PointGroup:
-        """The largest subgroup that exchanges only axes with equal labels, such as their spacing or the window's lengths.
+        """Largest subgroup that exchanges only axes with equal labels, such as their spacing or the window's lengths.
 
         Args:
-            labels: sequences with one value an axis.
+            labels: sequences with one value per axis.
 
         Example:
             >>> PointGroup.from_name("m-3m", 3).keeping((3, 3, 5)), PointGroup.from_name("4", 2).keeping((1.0, 3.0))
@@ -246,13 +245,13 @@ class PointGroup:
         kept = self.elements
         for values in labels:
             if len(values) != self.spatial_dims:
-                raise ConfigurationError(f"{tuple(values)} has not one entry for each of {self.spatial_dims} axes.")
+                raise ConfigurationError(f"{tuple(values)} needs one entry for each of {self.spatial_dims} axes.")
             equal = np.array([[a == b for b in values] for a in values])
             kept = kept[(equal | (kept == 0)).all(axis=(1, 2))]
         return _shared(tuple(map(_as_tuple, kept)))
 
     def keeps(self, values: Sequence[Hashable]) -> bool:
-        """Whether no element exchanges axes of unlike values, given one an axis.
+        """Whether elements only exchange axes with equal values, given one per axis.
 
         Example:
             >>> PointGroup.from_name("m", 2).keeps((1, 2)), PointGroup.from_name("4", 2).keeps((1, 2))
@@ -261,7 +260,7 @@ class PointGroup:
         return self.keeping(values) == self
 
     def check_keeps(self, name: str, values: Sequence[Hashable]) -> None:
-        """Raise when an element exchanges axes for which an argument, such as "kernel_size", has unlike values.
+        """Raise if an element exchanges axes for which an argument, such as "kernel_size", has different values.
 
         Example:
             >>> PointGroup.from_name("m", 2).check_keeps("stride", (1, 2))
@@ -273,14 +272,15 @@ class PointGroup:
             )
 
     def mirrored_axes(self) -> list[bool]:
-        """Of each axis, whether an element reverses it or maps another axis to its reverse."""
+        """For each axis, whether an element reverses it or maps another axis to its reverse."""
         return [bool((self.elements[:, axis] < 0).any()) for axis in range(self.spatial_dims)]
 
     def tap_permutations(self, kernel_size: Sequence[int]) -> np.ndarray:
-        """Index of the tap ``g^-1 x`` for each element ``g`` and tap ``x`` of a window, ``(order, taps)``: rows transform flat kernels.
+        """Index of the tap ``g^-1 x`` for each element ``g`` and tap ``x`` of a window, ``(order, taps)``; each row transforms flat
+        kernels.
 
         Raises:
-            ConfigurationError: when an element exchanges axes of unlike lengths.
+            ConfigurationError: if an element exchanges axes of different lengths.
 
         Example:
             >>> PointGroup.from_name("m", 1).tap_permutations((3,)).tolist()
@@ -295,7 +295,7 @@ class PointGroup:
 
     @cached_property
     def name(self) -> tuple[str, int | None] | None:
-        """Symbol of the group, and the axis of its main direction where it is not the default; ``None`` if it has no name."""
+        """Symbol of the group, and the axis of its main direction if it is not the default; ``None`` if the group has no name."""
         return _names(self.spatial_dims).get(self.matrices)
 
     def __repr__(self) -> str:
@@ -312,12 +312,12 @@ GroupOrElements = Annotated[GroupSpec | Sequence[Element] | np.ndarray, "a name,
 
 
 def names_group(value: object, among_elements: bool = True) -> bool:
-    """Whether a value is what :meth:`PointGroup.from_name` reads, a name, a pair of it and an axis, or a group; not a list of elements or
-    of sets of views.
+    """Whether :meth:`PointGroup.from_name` takes a value: a name, a pair of it and an axis, or a group; not a list of elements or of sets
+    of views.
 
     Args:
         value: anything.
-        among_elements: whether a list may be one of elements, so that a name before a number is one of a group alone.
+        among_elements: whether a list may contain elements, so that a name before a number must not be a name of an element.
 
     Example:
         >>> names_group("4/mmm"), names_group(("4/mmm", "z")), names_group(["4/mmm", 2])
@@ -335,7 +335,7 @@ def names_group(value: object, among_elements: bool = True) -> bool:
             return axis.lower() in ("x", "y", "z")
         if among_elements:
             return _is_number(axis) and 0 <= axis < 3 and _is_no_element(name)
-        # a negative number is no set of views, but an axis that is refused
+        # a negative number is not a set of views, but an axis that is refused
         return _is_number(axis) and axis < 3
     return isinstance(value, (str, PointGroup)) or _is_number(value)
 
@@ -345,20 +345,20 @@ def _is_number(value: object) -> TypeGuard[int]:
 
 
 def _is_no_element(name: object) -> bool:
-    """Whether it is the name of a group alone: before a number, other names and numbers are elements."""
+    """Whether it names a group but not an element: before a number, other names and numbers are elements."""
     return isinstance(name, str) and "".join(name.lower().split()) in names_of_no_element()
 
 
 def group_elements(group: Any, spatial_dims: int, axis: int | str | None = None) -> np.ndarray:
-    """The matrices ``(n, d, d)`` of a group, or of a set of elements.
+    """Matrices ``(n, d, d)`` of a group, or of a set of elements.
 
     Args:
-        group: what :meth:`PointGroup.from_name` reads, or a list of elements as :func:`~monai_gmr.symmetry.grid_element` takes them.
+        group: a group as in :meth:`PointGroup.from_name`, or a list of elements as in :func:`~monai_gmr.symmetry.grid_element`.
         spatial_dims: 1, 2 or 3.
         axis: array axis of a named group's main direction.
 
     Raises:
-        ConfigurationError: when there is no such group or element.
+        ConfigurationError: if there is no such group or element.
 
     Example:
         >>> [len(group_elements(group, 2)) for group in ("4mm", ("m", "x"), ["4+", "-y,x"], [0], [np.eye(2)])]
@@ -369,7 +369,7 @@ def group_elements(group: Any, spatial_dims: int, axis: int | str | None = None)
         return PointGroup.from_name(group if axis is None else (group, axis), spatial_dims).elements
     if axis is not None:
         raise ConfigurationError(
-            f"axis={axis!r} is the direction of a named group, and group={group!r} is none: leave the axis out."
+            f"axis={axis!r} is the direction of a named group, but group={group!r} is not one: leave the axis out."
         )
     if not isinstance(group, Sequence | np.ndarray) or (isinstance(group, np.ndarray) and group.ndim == 0):
         raise ConfigurationError(f"group={group!r} is impossible: give a name, such as 'all', or elements.")
@@ -378,7 +378,7 @@ def group_elements(group: Any, spatial_dims: int, axis: int | str | None = None)
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
-    """An array that is shared by all who have the same group."""
+    """Make an array read-only, because equal groups share it."""
     array.setflags(write=False)
     return array
 
@@ -389,13 +389,13 @@ def _as_tuple(matrix: np.ndarray) -> Matrix:
 
 @lru_cache(maxsize=256)
 def _shared(matrices: tuple[Matrix, ...]) -> PointGroup:
-    """The group of these elements in their order: one object for equal groups, which makes its tables once."""
+    """The group of these elements, in their order; equal groups share one object, whose tables are made once."""
     return PointGroup(matrices)
 
 
 @lru_cache(maxsize=3)
 def _whole(spatial_dims: int) -> tuple[Matrix, ...]:
-    """All symmetries of the grid, in the order in which a group's elements are numbered."""
+    """All symmetries of the grid, in the order that numbers a group's elements."""
     return tuple(map(_as_tuple, point_group(spatial_dims)))
 
 
@@ -425,7 +425,7 @@ def _subgroups(group: PointGroup) -> tuple[PointGroup, ...]:
 
 @lru_cache(maxsize=3)
 def _names(spatial_dims: int) -> dict[tuple[Matrix, ...], tuple[str, int | None]]:
-    """Symbol and axis of every named group, by its elements; the default axis first."""
+    """Symbol and axis of every named group, by its elements; the default axis takes precedence."""
     names: dict[tuple[Matrix, ...], tuple[str, int | None]] = {}
     for axis in (None, *range(spatial_dims)):
         for name in group_names(spatial_dims):

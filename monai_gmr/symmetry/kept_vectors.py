@@ -15,8 +15,8 @@ from monai_gmr.symmetry.wigner import harmonic_matrices
 def kept_vectors(order: int, group: PointGroup) -> np.ndarray:
     """Orthonormal combinations of the harmonics of an order that a group leaves unchanged, read-only ``(components, count)``.
 
-    They span the image of the mean of :func:`~monai_gmr.symmetry.harmonic_matrices` over the group: all for the identity alone, none for
-    the whole group of the grid and orders 1 to 3.
+    They span the image of the mean of :func:`~monai_gmr.symmetry.harmonic_matrices` over the group: all for the trivial group, none for the
+    whole group of the grid and orders 1 to 3.
 
     Example:
         >>> kept_vectors(2, PointGroup.from_name("4/mmm", 3)).round(6).T + 0.0  # 3 z^2 - 1
@@ -27,11 +27,11 @@ def kept_vectors(order: int, group: PointGroup) -> np.ndarray:
     Source:
         J.-P. Serre, "Linear representations of finite groups", section 2.6 (projection on the invariants).
     """
-    # on the CPU also where layers are made on the meta device
+    # on the CPU, even if layers are made on the meta device
     matrices = torch.as_tensor(np.asarray(group.elements, float), device="cpu")
     mean = harmonic_matrices(matrices, order).mean(0).numpy()
     vectors: list[np.ndarray] = []
-    # in the order of the components, so that every machine finds the same ones
+    # in the order of the components, for the same result on every machine
     for column in (mean + mean.T).T / 2:
         rest = column - sum((vector * (vector @ column) for vector in vectors), np.zeros(len(column)))
         length = float(np.linalg.norm(rest))
@@ -43,7 +43,7 @@ def kept_vectors(order: int, group: PointGroup) -> np.ndarray:
 
 
 def kept_group(keeps: GroupSpec, spatial_dims: int) -> PointGroup:
-    """The group that an argument ``keeps`` stands for: "all", "rotations", or what :meth:`PointGroup.from_name` reads.
+    """Group given by an argument ``keeps``: "all", "rotations", or a group as in :meth:`PointGroup.from_name`.
 
     Example:
         >>> kept_group("rotations", 3), kept_group(("mm2", "x"), 3)
@@ -69,15 +69,15 @@ def has_mirrors(group: PointGroup) -> bool:
 def relaxation_tables(
     orders: Sequence[int], channels: Sequence[int], group: PointGroup
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which combinations of responses a group leaves unchanged, and which belong to each channel of a harmonic layer.
+    """Combinations of responses that a group leaves unchanged, and their owners among the channels of a harmonic layer.
 
     Args:
-        orders, channels: orders of the layer, and channels of each; order 0 has no responses here.
-        group: what stays exact.
+        orders, channels: orders of the layer, and channels of each; order 0 is left out of the responses.
+        group: symmetries that stay exact.
 
     Returns:
         vectors: ``(combinations, responses)``, by order, then channel.
-        owners: ``(channels, combinations)``, 1 where a combination is of the channel's own response.
+        owners: ``(channels, combinations)``, 1 where a combination belongs to the channel's response.
 
     Example:
         >>> vectors, owners = relaxation_tables((0, 1), (2, 1), PointGroup.from_name("m", 2))

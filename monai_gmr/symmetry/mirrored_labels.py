@@ -21,7 +21,7 @@ def check_label_pairs(pairs: LabelPairs) -> tuple[tuple[int, int], ...]:
     """Pairs of labels as tuples.
 
     Raises:
-        ConfigurationError: when they are no pairs of whole numbers from 0 on, or a label is named twice.
+        ConfigurationError: if they are not pairs of integers of at least 0, or a label occurs twice.
 
     Example:
         >>> check_label_pairs([[1, 2], [4, 3]])
@@ -41,7 +41,7 @@ def check_label_pairs(pairs: LabelPairs) -> tuple[tuple[int, int], ...]:
 
 
 def exchange_labels(x: torch.Tensor, pairs: LabelPairs) -> torch.Tensor:
-    """A copy of a label map with the values of each pair exchanged.
+    """Copy of a label map with the values of each pair exchanged.
 
     Example:
         >>> exchange_labels(torch.tensor([0, 1, 2, 3]), [(1, 2)])
@@ -54,10 +54,10 @@ def exchange_labels(x: torch.Tensor, pairs: LabelPairs) -> torch.Tensor:
 
 
 def exchange_channels(x: torch.Tensor, pairs: LabelPairs, axis: int) -> torch.Tensor:
-    """A copy with the channels of each pair exchanged along an axis.
+    """Copy with the channels of each pair exchanged along an axis.
 
     Raises:
-        ConfigurationError: when there is no such channel.
+        ConfigurationError: if there is no such channel.
 
     Example:
         >>> exchange_channels(torch.tensor([[5, 6, 7]]), [(1, 2)], axis=1)
@@ -75,10 +75,10 @@ def exchange_channels(x: torch.Tensor, pairs: LabelPairs, axis: int) -> torch.Te
 
 
 def mirror_labels(x: torch.Tensor, pairs: LabelPairs, axis: int) -> torch.Tensor:
-    """The labels of a mirror image: classes, with at most one channel along ``axis``, or one-hot, one channel a class.
+    """Labels of a mirror image: classes, with at most one channel along ``axis``, or one-hot, with one channel per class.
 
     Raises:
-        ConfigurationError: when there is no such channel.
+        ConfigurationError: if there is no such channel.
 
     Example:
         >>> mirror_labels(torch.tensor([[0, 1, 2]]), [(1, 2)], axis=0)

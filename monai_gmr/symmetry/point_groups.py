@@ -1,4 +1,4 @@
-"""The symmetries of the voxel grid: signed permutation matrices, generated, and how they transform an array."""
+"""The symmetries of the voxel grid as generated signed permutation matrices, and their action on an array."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _closure(generators: tuple[tuple[tuple[int, ...], ...], ...]) -> tuple[tuple
     dims = len(generators[0])
     identity = tuple(tuple(int(i == j) for j in range(dims)) for i in range(dims))
     elements = [identity]
-    for element in elements:  # the list grows meanwhile
+    for element in elements:  # the list grows in this loop
         for generator in generators:
             product = tuple(map(tuple, (np.array(generator) @ np.array(element)).tolist()))
             if product not in elements:
@@ -42,9 +42,9 @@ def generate_group(generators: Sequence[np.ndarray]) -> np.ndarray:
 def point_group(spatial_dims: int, axis_labels: Sequence[object] | None = None, reflections: bool = True) -> np.ndarray:
     """The rotations and reflections that map the voxel grid onto itself, shape ``(order, d, d)``, the identity first.
 
-    The full group is D4 (8 elements) in 2D and Oh (48) in 3D; 1D has the identity and the mirror image. ``axis_labels`` has one label an
-    axis, such as its spacing in millimetres: only axes with equal labels are exchanged (default: all), else
-    :class:`~monai_gmr.utils.ConfigurationError`. Without ``reflections`` elements of determinant -1 are left out.
+    The full group is D4 (8 elements) in 2D and Oh (48) in 3D; 1D has the identity and the mirror image. ``axis_labels`` has one label per
+    axis, such as its spacing in millimetres: only axes with equal labels are exchanged (default: all); another number of labels raises
+    :class:`~monai_gmr.utils.ConfigurationError`. Without ``reflections``, elements of determinant -1 are left out.
 
     Example:
         >>> [len(point_group(d)) for d in (1, 2, 3)]
@@ -70,7 +70,7 @@ def point_group(spatial_dims: int, axis_labels: Sequence[object] | None = None, 
 
 
 def is_mirror(matrix: np.ndarray) -> bool:
-    """Whether an orthogonal matrix is that of a mirror image.
+    """Whether an orthogonal matrix mirrors.
 
     Example:
         >>> is_mirror(np.diag([1, -1])), is_mirror(np.diag([-1, -1]))
@@ -80,7 +80,8 @@ def is_mirror(matrix: np.ndarray) -> bool:
 
 
 def is_grid_symmetry(matrix: np.ndarray, spacing: Sequence[float] | None = None) -> bool:
-    """Whether an orthogonal matrix ``(d, d)`` is a signed permutation that keeps the spacing, in millimetres: it moves voxels onto voxels.
+    """Whether an orthogonal matrix ``(d, d)`` is a signed permutation that keeps the spacing (in millimetres), so that it moves voxels onto
+    voxels.
 
     Example:
         >>> quarter = np.array([[0, -1], [1, 0]])
@@ -94,7 +95,8 @@ def is_grid_symmetry(matrix: np.ndarray, spacing: Sequence[float] | None = None)
 
 
 def transform_grid(x: Array, element: np.ndarray) -> Array:
-    """A copy of an array ``(..., *spatial)``, its last ``d`` axes transformed about their centre by a signed permutation matrix ``(d, d)``.
+    """Copy of an array ``(..., *spatial)`` with its last ``d`` axes transformed about their centre by a signed permutation matrix
+    ``(d, d)``.
 
     The transformation is exact, ``y[p] = x[g^-1 p]``; sizes are permuted with the axes.
 

@@ -1,4 +1,4 @@
-"""Least-squares projection of ordinary kernels, ``(out, in, *window)``, on functions on taps: how conversion takes over trained weights.
+"""Least-squares projection of ordinary kernels, ``(out, in, *window)``, on functions on taps, to convert trained weights.
 
 Each projection returns weights ``(out, in, rings)`` and the relative change of the kernel.
 """
@@ -17,7 +17,7 @@ def relative_change(before: np.ndarray, after: np.ndarray) -> float:
 
 
 def fitted_window(kernel: np.ndarray, window: Sequence[int]) -> np.ndarray | None:
-    """A kernel in the middle of a longer window, or the middle of it in a shorter one; ``None`` where the parities differ.
+    """Kernel centred in a longer window or cropped to a shorter one; ``None`` if the parities differ.
 
     Example:
         >>> fitted_window(np.ones((1, 1, 3)), (5,))
@@ -32,7 +32,7 @@ def fitted_window(kernel: np.ndarray, window: Sequence[int]) -> np.ndarray | Non
 
 
 def project_kernel(kernel: np.ndarray, functions: np.ndarray) -> tuple[np.ndarray, float]:
-    r"""Weights of functions on taps, ``(rings, taps)``, whose sum is nearest to a kernel.
+    r"""Weights of functions on taps, ``(rings, taps)``, whose weighted sum is nearest to a kernel.
 
     .. math:: \min_w \sum_t \Big(K_{oi}(t) - \sum_r w_{oir}\, b_r(t)\Big)^2
 
@@ -47,9 +47,10 @@ def project_kernel(kernel: np.ndarray, functions: np.ndarray) -> tuple[np.ndarra
 
 
 def project_kernel_on_order(kernel: np.ndarray, functions: np.ndarray) -> tuple[np.ndarray, float]:
-    r"""Weights of an angular order, ``functions`` ``(components, rings, taps)``, whose length alone is kept, nearest to one-way kernels.
+    r"""Weights of an angular order, ``functions`` ``(components, rings, taps)``, nearest to kernels of one direction; only the norm of the
+    components is kept.
 
-    For each output channel the direction ``u`` of the components is the one that explains most of the kernel:
+    For each output channel, the direction ``u`` of the components explains most of the kernel:
     :math:`K_{oi} \approx \sum_r w_{oir} \sum_m u_{om}\, b_r Y_m`, the best approximation of rank one.
 
     Example:
@@ -73,8 +74,8 @@ def upsampled_functions(
 ) -> tuple[np.ndarray, list[int]]:
     """Functions on coarse taps ``(rings, *odd window)``, interpolated linearly to the taps of a transposed kernel and beyond.
 
-    The fine taps are closer by ``factors``. The result is ``(rings, *fine window)``, which holds all that is not zero, and for each axis
-    how many taps it has before and behind ``kernel_size``.
+    The fine taps are closer by ``factors``. The result is ``(rings, *fine window)``, which holds all nonzero values, and for each axis the
+    number of taps that it has on each side beyond ``kernel_size``.
 
     Example:
         >>> upsampled_functions(np.ones((1, 1)), (2,), (2,))
@@ -98,7 +99,7 @@ def project_transposed_kernel(
 ) -> tuple[np.ndarray, float]:
     """Weights of coarse functions, as in :func:`upsampled_functions`, whose linear interpolation is nearest to a transposed kernel.
 
-    Of those with the same mean response to a constant image.
+    Only weights that keep the mean response to a constant image are considered.
 
     Example:
         >>> weights, change = project_transposed_kernel(np.array([[[1.0, 3.0]]]), np.ones((1, 1)), (2,))
@@ -107,7 +108,7 @@ def project_transposed_kernel(
     """
     fine, margins = upsampled_functions(functions, kernel.shape[2:], factors)
     within = (slice(None), *(slice(margin, margin + k) for margin, k in zip(margins, kernel.shape[2:])))
-    # taps of the kernel and taps beyond it, which it has as zeros
+    # taps of the kernel, and taps beyond it, where it is zero
     middle, beyond = fine[within].reshape(len(fine), -1), fine.copy()
     beyond[within] = 0
     rows, beyond = kernel.reshape(-1, middle.shape[1]), beyond.reshape(len(fine), -1)
@@ -121,7 +122,7 @@ def project_transposed_kernel(
 
 
 def project_kernel_on_group(kernel: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, float]:
-    """Weights of a group convolution whose filter, spread by an index table, is nearest to a kernel: means over what is equal in it.
+    """Weights of a group convolution whose filter, spread by an index table, is nearest to a kernel: means over equal entries.
 
     Args:
         kernel: ``(fields * out order, fields * in order, *window)``.

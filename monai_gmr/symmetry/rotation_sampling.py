@@ -1,4 +1,5 @@
-"""Samples of parts of a group of rotations, as functions of uniform numbers and of the extent of the part: gradients pass to the extent."""
+"""Samples of parts of a group of rotations, as functions of uniform numbers and of the extent of the part, with gradients for the
+extent."""
 
 from __future__ import annotations
 
@@ -9,17 +10,17 @@ import numpy as np
 import torch
 from numpy.polynomial import Chebyshev, Polynomial
 
-# beyond it on both sides the gradient of a relaxed Bernoulli variable is that at it
+# closer to 0 or 1 than this, the gradient of a relaxed Bernoulli variable is that at this distance
 CERTAINTY = 0.05
 
 
 def _leads_out(x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-    """Where a step leads further out of [0, 1]."""
+    """Mask of the values that a step moves further out of [0, 1]."""
     return ((x > 1) & (step > 0)) | ((x < 0) & (step < 0))
 
 
 class _HeldInUnit(torch.autograd.Function):
-    """A clamp to [0, 1] whose gradient vanishes only where a step along it would lead further out."""
+    """A clamp to [0, 1] whose gradient vanishes only where a descent step would lead further out."""
 
     generate_vmap_rule = True
 
@@ -35,12 +36,12 @@ class _HeldInUnit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
         (x,) = ctx.saved_tensors
-        # descent steps against the gradient
+        # descent steps go against the gradient
         return gradients[0].masked_fill(_leads_out(x, -gradients[0]), 0.0)
 
 
 class _HeldInUnitWithForwardGradient(_HeldInUnit):
-    """The same for ``torch.func.jvp``, too."""
+    """The same with support for ``torch.func.jvp``."""
 
     @staticmethod
     def jvp(ctx: Any, *tangents: torch.Tensor) -> torch.Tensor:
@@ -49,7 +50,7 @@ class _HeldInUnitWithForwardGradient(_HeldInUnit):
 
 
 def held_in_unit(x: torch.Tensor) -> torch.Tensor:
-    """A learned number held between 0 and 1, both of which it reaches: a clamp whose gradient leads back inside.
+    """Clamp of a learned number to [0, 1], both ends included, whose gradient leads back inside.
 
     Example:
         >>> x = torch.tensor([1.5, 1.5], requires_grad=True)
@@ -57,7 +58,7 @@ def held_in_unit(x: torch.Tensor) -> torch.Tensor:
         >>> held_in_unit(x).tolist(), x.grad.tolist()
         ([1.0, 1.0], [1.0, 0.0])
     """
-    # torch.compile traces no function that has a jvp
+    # torch.compile cannot trace functions with a jvp
     function = _HeldInUnit if torch.compiler.is_compiling() else _HeldInUnitWithForwardGradient
     return function.apply(x)
 
@@ -73,7 +74,7 @@ def interval_angles(uniforms: torch.Tensor, extent: torch.Tensor) -> torch.Tenso
 
 
 def _angle_measure(x: torch.Tensor) -> torch.Tensor:
-    """``(x - sin x) / x^3``, also near 0: the share of all rotations below an angle is ``x^3 / pi`` times it."""
+    """``(x - sin x) / x^3``, accurate near 0; times ``x^3 / pi`` it is the share of all rotations below an angle."""
     square = x * x
     series = 1 / 6 - square * (1 / 120 - square * (1 / 5040 - square * (1 / 362880 - square / 39916800)))
     near = x.abs() < 0.3
@@ -99,12 +100,12 @@ STRETCH = _stretch_polynomial(20)
 
 
 def cone_angles(uniforms: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
-    r"""Angles in radians of rotations that are uniform among those by at most ``largest``, from uniform numbers in [0, 1].
+    r"""Angles in radians of rotations drawn uniformly among those of at most ``largest``, from uniform numbers in [0, 1].
 
     .. math:: p(\omega) \propto \sin^2(\omega / 2), \qquad u = (\omega - \sin\omega) / (\Omega - \sin\Omega)
 
-    Solved by a polynomial in ``s^2``, of which ``s^3 = 6 (x - sin x)`` is known: 1e-14 in float64, in as few operations as possible. The
-    gradient for the largest angle is the exact one of the implicit function, of each sample its own.
+    Solved by a polynomial in ``s^2``, where ``s^3 = 6 (x - sin x)`` is known: 1e-14 in float64, with few operations. The gradient with
+    respect to the largest angle is the exact one of the implicit function, for each sample.
 
     Args:
         uniforms: any shape.
@@ -114,10 +115,10 @@ def cone_angles(uniforms: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
         >>> cone_angles(torch.tensor([0.0, 0.5, 1.0]), torch.tensor(math.pi))
         tensor([0.0000, 2.3099, 3.1416])
     """
-    # no_grad would hold back gradients alone, not those of torch.func.jvp
+    # no_grad would not stop torch.func.jvp
     uniforms, fixed = uniforms.detach(), largest.detach()
     reach = 6 * _angle_measure(fixed)
-    # s of the angle, of the largest angle
+    # s of the angle, and of the largest angle
     root = (uniforms * reach).pow(1 / 3)
     place = (root * fixed).square().mul(2 / LARGEST_SQUARE).sub(1.0)
     stretch = torch.full_like(place, STRETCH[0])
@@ -125,16 +126,16 @@ def cone_angles(uniforms: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
         stretch = stretch.mul_(place).add_(coefficient)
     share = (root * stretch).clamp_max(1.0)
     angle = share * fixed
-    # u (1 - cos Omega) / (1 - cos omega), for angles of 0 its limit
+    # u (1 - cos Omega) / (1 - cos omega), its limit for angles of 0
     still = angle == 0
     ratio = (0.5 * fixed).sin() / (0.5 * angle).sin().masked_fill(still, 1.0)
     change = torch.where(still, share, uniforms * ratio.square())
-    # of value 0: the angle as a function of the largest one, to first order
+    # adds 0, but carries the first-order dependence on the largest angle
     return angle + change * (largest - fixed)
 
 
 def share_below(angles: torch.Tensor) -> torch.Tensor:
-    """The share of all rotations in 3D that rotate by less than these angles in radians: the inverse of :func:`cone_angles`.
+    """Share of all rotations in 3D by less than these angles in radians; the inverse of :func:`cone_angles`.
 
     Example:
         >>> share_below(torch.tensor([0.0, math.pi / 2, math.pi]))
@@ -172,7 +173,7 @@ def space_rotations(axes: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
 
 
 def quaternion_of(uniforms: torch.Tensor) -> torch.Tensor:
-    """Unit quaternions ``(..., 4)``, scalar last, from three uniform numbers ``(..., 3)``: uniform among all rotations.
+    """Unit quaternions ``(..., 4)``, scalar last, of uniformly distributed rotations, from three uniform numbers ``(..., 3)``.
 
     Three zeros give the identity.
 
@@ -190,7 +191,7 @@ def quaternion_of(uniforms: torch.Tensor) -> torch.Tensor:
 
 
 def even_uniforms(count: int) -> torch.Tensor:
-    """Numbers ``(count, 3)`` whose :func:`quaternion_of` are rotations spread evenly, the identity first, float64.
+    """Numbers ``(count, 3)``, float64, that :func:`quaternion_of` maps to evenly spread rotations, the identity first.
 
     Example:
         >>> even_uniforms(1)
@@ -204,7 +205,7 @@ def even_uniforms(count: int) -> torch.Tensor:
 
 
 def quaternion_product(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """The quaternion of the rotation ``second``, then ``first``, ``(..., 4)``, scalar last.
+    """Quaternion of the rotation by ``second``, then by ``first``, ``(..., 4)``, scalar last.
 
     Example:
         >>> quaternion_product(torch.tensor([1.0, 0.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0, 0.0]))
@@ -218,7 +219,7 @@ def quaternion_product(first: torch.Tensor, second: torch.Tensor) -> torch.Tenso
 
 
 def axis_and_angle(quaternions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit vectors ``(..., 3)`` and angles ``(...)`` from 0 to pi of unit quaternions ``(..., 4)``; the identity's axis is the last one.
+    """Unit vectors ``(..., 3)`` and angles ``(...)`` from 0 to pi of unit quaternions ``(..., 4)``; the identity gets the last axis.
 
     Example:
         >>> axis_and_angle(torch.tensor([0.0, 0.0, 0.0, -1.0]))
@@ -226,19 +227,19 @@ def axis_and_angle(quaternions: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     """
     vector = quaternions[..., :3] * torch.where(quaternions[..., 3:] < 0, -1.0, 1.0)
     length = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
-    # made on the device: a GPU would wait for a copy
+    # created on the device, because a GPU would wait for a copy
     last = torch.eye(3, dtype=vector.dtype, device=vector.device)[2]
     axis = torch.where(length > 0, vector / length.clamp_min(1e-30), last)
     return axis, 2 * torch.atan2(length.squeeze(-1), quaternions[..., 3].abs())
 
 
 def relaxed_bernoulli(probability: torch.Tensor, uniforms: torch.Tensor, temperature: float) -> torch.Tensor:
-    r"""Numbers from 0 to 1 that become 1 with a probability, else 0, as the temperature goes to 0.
+    r"""Numbers from 0 to 1 that tend to 1 with a probability, else to 0, as the temperature goes to 0.
 
     .. math:: z = \sigma\big((\operatorname{logit} p + \operatorname{logit} u) / T\big)
 
-    A probability of 0 or 1 gives exactly this. Gradients are those of the formula, which near both ends are taken at .05 and .95, so that
-    none vanishes.
+    A probability of 0 or 1 gives exactly 0 or 1. Gradients are those of the formula; below .05 and above .95 they are taken at these
+    values, so that they never vanish.
 
     Args:
         probability: 0 to 1.

@@ -1,4 +1,4 @@
-"""Rotations of images by any angle about their centre, and the part of an image that every rotation keeps inside."""
+"""Rotations of images by any angle about their centre, and the part of an image that every rotation keeps inside the frame."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Axis = Annotated[int | str | Sequence[float], "'x', 'y', 'z', 0, 1, 2 or three f
 
 
 def axis_index(axis: int | str, spatial_dims: int = 3) -> int:
-    """The index of an array axis, given as such or as a letter: "x", "y" and "z" are the axes 0, 1 and 2 of the spatial shape.
+    """Index of an array axis, given as index or letter: "x", "y" and "z" are the axes 0, 1 and 2 of the spatial shape.
 
     Example:
         >>> axis_index("y"), axis_index(2)
@@ -49,10 +49,11 @@ def axis_index(axis: int | str, spatial_dims: int = 3) -> int:
 
 
 def axis_direction(axis: Axis) -> np.ndarray:
-    """The unit vector, shape ``(3,)``, of an array axis (:func:`axis_index`) or of three numbers along the array axes, in millimetres.
+    """Unit vector, shape ``(3,)``, along an array axis (:func:`axis_index`) or along a vector of three numbers in array axes, in
+    millimetres.
 
     Raises:
-        ConfigurationError: when there is no such axis, or the vector has no direction.
+        ConfigurationError: if there is no such axis, or the vector has no direction.
 
     Example:
         >>> axis_direction("z").tolist(), axis_direction((0, 3, 4)).tolist()
@@ -67,19 +68,19 @@ def axis_direction(axis: Axis) -> np.ndarray:
     length = np.linalg.norm(vector)
     if vector.shape != (3,) or not np.isfinite(length) or length == 0:
         raise ConfigurationError(
-            f"axis={axis!r} is no direction: give 'x', 'y', 'z', 0, 1, 2 or three finite numbers that are not all zero."
+            f"axis={axis!r} is not a direction: give 'x', 'y', 'z', 0, 1, 2 or three finite numbers that are not all zero."
         )
     return vector / length
 
 
 @checked_arguments
 def rotation_matrix(spatial_dims: int, degrees: float, axis: Axis = 0) -> np.ndarray:
-    """The rotation by an angle, in 3D about an axis (:func:`axis_direction`), in 2D in the plane.
+    """Rotation matrix for an angle, in 3D about an axis (:func:`axis_direction`), in 2D in the plane.
 
     Positive degrees are counterclockwise looking against the axis, in 2D from the first axis towards the second.
 
     Raises:
-        ConfigurationError: when there are no rotations in ``spatial_dims``, or ``axis`` is no direction.
+        ConfigurationError: if there are no rotations in ``spatial_dims``, or ``axis`` is not a direction.
 
     Example:
         >>> rotation_matrix(2, 90).round(6)
@@ -89,7 +90,7 @@ def rotation_matrix(spatial_dims: int, degrees: float, axis: Axis = 0) -> np.nda
     if spatial_dims not in (2, 3):
         raise ConfigurationError(f"spatial_dims={spatial_dims} has no rotations: use 2 or 3.")
     if not np.isfinite(degrees):
-        raise ConfigurationError(f"degrees={degrees} is no angle: give a finite number.")
+        raise ConfigurationError(f"degrees={degrees} is not an angle: give a finite number.")
     if spatial_dims == 2:
         return Rotation.from_euler("z", degrees, degrees=True).as_matrix()[:2, :2]
     return Rotation.from_rotvec(np.deg2rad(degrees) * axis_direction(axis)).as_matrix()
@@ -98,8 +99,8 @@ def rotation_matrix(spatial_dims: int, degrees: float, axis: Axis = 0) -> np.nda
 def inscribed_ball(
     shape: Sequence[int], spacing: Sequence[float] | None = None, shift: Sequence[float] | None = None
 ) -> np.ndarray:
-    """Mask of the largest centred disc or ball (in millimetres) inside a grid of ``shape``: what no rotation moves out of the image. It is
-    moved by a ``shift`` in voxels, one per axis; default none.
+    """Mask of the largest centred disc or ball (in millimetres) inside a grid of ``shape``, which no rotation moves out of the image. It is
+    moved by ``shift`` in voxels, one per axis; default: none.
 
     Example:
         >>> inscribed_ball((3, 3)).astype(int)
@@ -121,17 +122,17 @@ def transform_image(
     spacing: Sequence[float] | None = None,
     shift: Sequence[float] | np.ndarray | None = None,
 ) -> Array:
-    """An array ``(..., *spatial)`` whose last ``d`` axes are transformed about their centre by any orthogonal matrix ``(d, d)``.
+    """Array ``(..., *spatial)`` with its last ``d`` axes transformed about their centre by any orthogonal matrix ``(d, d)``.
 
-    Signed permutations that keep the spacing move voxels (:func:`~monai_gmr.symmetry.transform_grid`); every other matrix is sampled by
-    ``scipy.ndimage.affine_transform`` and keeps the shape. A shift after it is sampled by the same splines, an axis at a time where voxels
-    were moved. What comes from outside is the nearest voxel of the border.
+    Signed permutations that keep the spacing move voxels (:func:`~monai_gmr.symmetry.transform_grid`); for every other matrix
+    ``scipy.ndimage.affine_transform`` samples the array and keeps the shape. A following shift is sampled with the same splines, axis by
+    axis if voxels were moved. Values from outside are those of the nearest voxel of the border.
 
     Args:
         x: the array or tensor.
         matrix: in millimetres if there is a ``spacing`` (voxel size in millimetres, one per axis; default 1).
         order: order of the spline, 0 (nearest, for labels) to 5.
-        shift: by which the transformed image is moved, in voxels, one per axis; default none.
+        shift: shift of the transformed image in voxels, one per axis; default: none.
 
     Example:
         >>> x = torch.zeros(1, 5, 5); x[0, 2, 4] = 1
@@ -148,7 +149,7 @@ def transform_image(
     offset = np.zeros(dims) if shift is None else np.asarray(shift, float)
     if x.ndim < dims or offset.shape != (dims,):
         raise ConfigurationError(
-            f"an array of {x.ndim} axes, shift={describe(shift)} and a matrix for {dims} axes do not fit: give as many of each."
+            f"an array of {x.ndim} axes, shift={describe(shift)} and a matrix for {dims} axes do not fit: give the same number of each."
         )
     check_choice("order", order, tuple(range(6)))
     on_grid = is_grid_symmetry(matrix, step.tolist())
@@ -170,8 +171,8 @@ def transform_image(
 
 
 def _shift(array: np.ndarray, offset: np.ndarray, order: int) -> np.ndarray:
-    """The last axes moved by an offset in voxels, one after the other, by ``scipy.ndimage.shift``: a spline of all axes at once takes
-    ``(order + 1) ** d`` voxels a sample."""
+    """Shift the last axes by an offset in voxels, one after the other, by ``scipy.ndimage.shift``: a spline over all axes at once needs
+    ``(order + 1) ** d`` voxels per sample."""
     for axis, distance in enumerate(offset, array.ndim - len(offset)):
         if distance:
             rows = np.moveaxis(array, axis, -1)

@@ -1,4 +1,4 @@
-"""Continuous groups of rotations as values: named, with a number of samples, so that a field on one has as many channels."""
+"""Continuous groups of rotations as values, with a name and a number of samples, which is the number of channels of a field."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from monai_gmr.arguments import check_count
 from monai_gmr.symmetry.group_structure import GroupSpec, PointGroup
 from monai_gmr.utils import ConfigurationError
 
-# name: dimensions, whether mirror images belong to it, other names
+# name: dimensions, whether it contains mirrors, other names
 _CONTINUOUS: dict[str, tuple[int, bool, str]] = {
     "SE(2)": (2, False, "SO(2)"),
     "E(2)": (2, True, "O(2)"),
@@ -25,7 +25,7 @@ _WITH_MIRRORS = {"4": "4mm", "2": "2mm", "432": "m-3m", "23": "m-3", "222": "mmm
 
 @dataclass(frozen=True)
 class SampledGroup:
-    """A continuous group of rotations, with or without mirror images, of which a field has some samples.
+    """A continuous group of rotations, with or without mirrors, that a field samples.
 
     Args:
         spatial_dims: 2 or 3.
@@ -44,23 +44,24 @@ class SampledGroup:
 
     @property
     def mirrors(self) -> bool:
-        """Whether mirror images belong to the group."""
+        """Whether the group contains mirrors."""
         return _CONTINUOUS[self.name][1]
 
     @property
     def order(self) -> int:
-        """Number of samples, mirror images included: the channels of a field."""
+        """Number of samples, mirrors included: the channels of a field."""
         return self.samples * (2 if self.mirrors else 1)
 
     @property
     def grid_rotations(self) -> PointGroup:
-        """The rotations of the grid under which a full set of samples is closed: the most of a few whose number divides the samples."""
+        """Rotations of the grid under which a full set of samples is closed: the largest of a few groups whose order divides the
+        samples."""
         groups = [PointGroup.from_name(name, self.spatial_dims) for name in _CLOSED[self.spatial_dims]]
         return next(group for group in groups if self.samples % group.order == 0)
 
     @property
     def grid_group(self) -> PointGroup:
-        """The symmetries of the grid under which a full set of samples is closed, mirror images included."""
+        """Symmetries of the grid under which a full set of samples is closed, mirrors included."""
         rotations = self.grid_rotations
         if not self.mirrors:
             return rotations
@@ -69,7 +70,7 @@ class SampledGroup:
         return PointGroup.from_name(others[rotations.name[0]], self.spatial_dims)
 
     def check_keeps(self, name: str, values: Sequence[Hashable]) -> None:
-        """Raise unless an argument, such as "kernel_size", has equal values on all axes, which rotations by any angle mix."""
+        """Raise unless an argument, such as "kernel_size", has equal values on all axes, because rotations by any angle mix them."""
         if len(set(values)) > 1:
             raise ConfigurationError(
                 f"{name}={tuple(values)} is not symmetric under {self!r}: use equal numbers on all axes, or a group of the grid "
@@ -84,16 +85,16 @@ FieldGroup = PointGroup | SampledGroup
 
 
 def partial_group(group: GroupSpec | SampledGroup | None, spatial_dims: int, samples: int | None = None) -> FieldGroup:
-    """The group that the arguments ``group`` and ``samples`` of a partial layer stand for.
+    """Group given by the arguments ``group`` and ``samples`` of a partial layer.
 
     Args:
         group: "SE(2)" or "E(2)" (default "SE(2)") in 2D, "SO(3)" or "O(3)" (default "SO(3)") in 3D; or a group of the grid's symmetries, as
-            :meth:`PointGroup.from_name` reads it; or a group as it is.
+            in :meth:`PointGroup.from_name`; or a group.
         spatial_dims: 2 or 3.
         samples: number of rotations of a continuous group; default 8 in 2D, 24 in 3D.
 
     Raises:
-        ConfigurationError: when there is no such group in so many dimensions, or it takes no such number.
+        ConfigurationError: if there is no such group in ``spatial_dims``, or it does not take this number of samples.
 
     Example:
         >>> partial_group("SE(2)", 2), partial_group("4mm", 2), partial_group("O(3)", 3, 4).order
@@ -133,7 +134,7 @@ def partial_group(group: GroupSpec | SampledGroup | None, spatial_dims: int, sam
 
 
 def as_field_group(group: GroupSpec | SampledGroup, spatial_dims: int) -> FieldGroup:
-    """The group of a field, given as such or by its name (:meth:`PointGroup.from_name`).
+    """Group of a field, given as a group or by its name (:meth:`PointGroup.from_name`).
 
     Example:
         >>> as_field_group("4", 2), as_field_group(SampledGroup(2, "SE(2)", 4), 2).order

@@ -1,6 +1,6 @@
 """Strides, windows and paddings that keep the centre of the grid in place, along one axis.
 
-``size`` is the length of the axis, ``stride`` a step and ``padding`` what is added, in voxels; ``kernel_size`` the taps of a window,
+``size`` is the length of the axis, ``stride`` the step and ``padding`` the added voxels; ``kernel_size`` is the number of taps of a window,
 ``dilation`` voxels apart.
 """
 
@@ -12,7 +12,7 @@ from monai_gmr.utils import ConfigurationError
 def stride_is_exact(size: int, kernel_size: int, stride: int, padding: int = 0, dilation: int = 1) -> bool:
     """Whether a strided convolution or pooling, with ``padding`` at each end, commutes with mirroring this axis.
 
-    It does if and only if the last window ends where the padded axis ends.
+    This holds if and only if the last window ends where the padded axis ends.
 
     Example:
         >>> stride_is_exact(64, 3, 2, 1), stride_is_exact(65, 3, 2, 1), stride_is_exact(64, 2, 2)
@@ -22,10 +22,10 @@ def stride_is_exact(size: int, kernel_size: int, stride: int, padding: int = 0, 
 
 
 def symmetric_padding(size: int, kernel_size: int, stride: int = 1, dilation: int = 1) -> int:
-    """The voxels to add at each end, nearest to half the window's reach, that keep a strided layer exact on an axis.
+    """Padding at each end, nearest to half the window's reach, that keeps a strided layer exact on an axis.
 
     Raises:
-        ConfigurationError: when no padding does, as for an odd window, stride 2 and an even size.
+        ConfigurationError: if there is none, as for an odd window, stride 2 and an even size.
 
     Example:
         >>> symmetric_padding(65, 3, 2), symmetric_padding(64, 4, 2), symmetric_padding(64, 3, 3)
@@ -44,9 +44,9 @@ def symmetric_padding(size: int, kernel_size: int, stride: int = 1, dilation: in
 
 
 def centred_steps(size: int, kernel_size: int, stride: int, padding: int, dilation: int) -> tuple[int, int, int]:
-    """:func:`centred_window` of an odd dilation by arithmetic alone, so that ``size`` may be the symbol of a graph.
+    """:func:`centred_window` for an odd dilation, without branches, so that ``size`` can be symbolic in a graph.
 
-    The result is the number of steps, the taps that the window has beyond ``kernel_size`` (0 or 1), and the voxels to add at *each* end.
+    Returns the number of steps, the taps of the window beyond ``kernel_size`` (0 or 1), and the voxels to add at *each* end.
     """
     reach = dilation * (kernel_size - 1) + 1
     steps = (size + padding - reach) // stride + 1
@@ -58,13 +58,13 @@ def centred_steps(size: int, kernel_size: int, stride: int, padding: int, dilati
 def centred_window(
     size: int, kernel_size: int, stride: int = 1, padding: int = 0, dilation: int = 1
 ) -> tuple[int, int]:
-    """The window, of ``kernel_size`` taps or one more, whose strided steps lie about the centre of an axis.
+    """Window of ``kernel_size`` taps, or one more, whose strided steps are centred on an axis.
 
-    It takes as many steps as a window of ``kernel_size`` with ``padding`` at *both ends together*. The result is its length in taps, and
-    the voxels to add at *each* end (below 0: to leave out).
+    It takes as many steps as a window of ``kernel_size`` with ``padding`` at *both ends together*. Returns its length in taps, and the
+    voxels to add at *each* end (below 0: to crop).
 
     Raises:
-        ConfigurationError: when the window is too long for the axis, and when the dilation is even and the steps ask for another parity.
+        ConfigurationError: if the window is too long for the axis, or the dilation is even and the steps need another parity.
 
     Example:
         >>> centred_window(65, 3, 2, 2), centred_window(64, 3, 2, 2), centred_window(5, 2, 2)
@@ -84,10 +84,10 @@ def centred_window(
 
 
 def transposed_padding(kernel_size: int, stride: int, dilation: int = 1) -> int:
-    """The voxels to remove at each end with which a transposed layer makes an axis exactly ``stride`` times as long.
+    """Voxels to remove at each end so that a transposed layer makes an axis exactly ``stride`` times as long.
 
     Raises:
-        ConfigurationError: when ``kernel_size`` and ``stride`` do not allow it.
+        ConfigurationError: if ``kernel_size`` and ``stride`` do not allow it.
 
     Example:
         >>> transposed_padding(2, 2), transposed_padding(4, 2), transposed_padding(3, 3)

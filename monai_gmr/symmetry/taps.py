@@ -13,26 +13,26 @@ from monai_gmr.arguments import voxel_spacing
 from monai_gmr.utils import ConfigurationError
 
 UNITS_PER_SQUARED_VOXEL = 10**9
-# of a 1 in tables of whole numbers, which no cast touches
+# integer that stands for 1 in int64 tables, which casts of a module do not change
 TABLE_UNITS = 10**12
-# of which the exponential is 0 in float64, too
+# its exponential is 0 even in float64
 LOG_OF_ZERO = -1e6
 GAUSSIAN_SIGMA = 0.6
 GAUSSIAN_MEAN_MARGIN = 1.75
 GAUSSIAN_TAPER = 0.5
-# orders above 0: the first mean; how far before the support the last one lies, and in 2D by order; the smallest last one
+# orders above 0: the first mean; distance of the last mean from the support, in 2D per order; the smallest last mean
 ANGULAR_FIRST_MEAN = 1.0
 ANGULAR_MEAN_MARGIN = 0.75
 ANGULAR_MEAN_MARGINS_2D = {1: 0.9, 2: 1.1}
 ANGULAR_LAST_MEAN = 1.25
-# three taps an axis hold one profile of order 2 whose components agree, by dimension
+# windows of three taps hold one profile of order 2 whose components agree, per dimension
 ORDER_2_MEANS = {2: 0.75, 3: 0.88}
 SIGMA_FLOOR = {"gaussian": 0.1, "indexed": 1e-3}
 LARGEST_ORDER = 3
 
 
 def in_units(values: np.ndarray) -> np.ndarray:
-    """Values of tables in units of 1e-12, int64: no cast of a module to half precision rounds them.
+    """Values of tables in units of 1e-12, int64, so that casting a module to half precision does not round them.
 
     Example:
         >>> in_units(np.array([0.25])).tolist()
@@ -44,9 +44,9 @@ def in_units(values: np.ndarray) -> np.ndarray:
 class Shells(NamedTuple):
     """The taps of a window sorted by their radius, in voxels; a voxel is the finest step between taps.
 
-    ``tap_shell``: the shell of each tap, of the window's shape, 0 the innermost; ``squared_radii``: one a shell, integers in units of 1e-9
-    squared voxels, so that equal radii are equal; ``support``: radius of the first tap outside the window along a finest axis, at least one
-    voxel beyond the innermost shell.
+    ``tap_shell``: the shell of each tap, of the window's shape, 0 the innermost; ``squared_radii``: one per shell, integers in units of
+    1e-9 squared voxels, so that equal radii compare equal; ``support``: radius of the first tap outside the window along a finest axis, at
+    least one voxel beyond the innermost shell.
     """
 
     tap_shell: np.ndarray
@@ -72,10 +72,10 @@ def _finest(kernel_size: Sequence[int], steps: Sequence[float]) -> float:
 def tap_spacing(
     kernel_size: Sequence[int], spacing: Sequence[float] | None = None, dilation: Sequence[int] | None = None
 ) -> tuple[float, ...]:
-    """Distance of neighbouring taps along each axis, in units of the finest one along which there are any.
+    """Distance of neighbouring taps along each axis, in units of the smallest one among axes with several taps.
 
-    ``spacing`` is the voxel size in millimetres and ``dilation`` the distance of taps in voxels, one an axis, by default 1. Raises
-    :class:`~monai_gmr.utils.ConfigurationError` when a spacing is not positive or the lengths do not match.
+    ``spacing`` is the voxel size in millimetres and ``dilation`` the distance of taps in voxels, one per axis, by default 1. Raises
+    :class:`~monai_gmr.utils.ConfigurationError` if a spacing is not positive or the lengths do not match.
 
     Example:
         >>> tap_spacing((3, 3, 3), spacing=(0.5, 0.5, 1.5)), tap_spacing((3, 3), dilation=(1, 2))
@@ -120,7 +120,7 @@ def kernel_shells(kernel_size: Sequence[int], steps: Sequence[float] | None = No
 
 
 def default_num_rings(shells: Shells) -> int:
-    """Number of rings of a window: ``k // 2 + 1`` for an odd window, never more than it has shells.
+    """Number of rings of a window: ``k // 2 + 1`` for an odd window, at most its number of shells.
 
     Example:
         >>> [default_num_rings(kernel_shells((k, k))) for k in (1, 2, 3, 4, 5, 9)]
@@ -131,7 +131,7 @@ def default_num_rings(shells: Shells) -> int:
 
 
 def initial_sigma(rings: str, shells: Shells, num_rings: int) -> float:
-    """Width of a fresh Gaussian: voxels for "gaussian" (``tests/measurements/fidelity.py``), ring indices for "indexed".
+    """Initial width of a Gaussian: in voxels for "gaussian" (``tests/measurements/fidelity.py``), in ring indices for "indexed".
 
     The latter is that of GMR-Conv 1.0.3, ``k / (2 (rings - 1)) / 2.355``.
 
@@ -145,7 +145,7 @@ def initial_sigma(rings: str, shells: Shells, num_rings: int) -> float:
 
 
 def ring_masks(shells: Shells, num_rings: int) -> np.ndarray:
-    """Which ring of GMR-Conv and SRE-Conv each shell lies in, boolean ``(rings, shells)``.
+    """Masks of the shells in each ring of GMR-Conv and SRE-Conv, boolean ``(rings, shells)``.
 
     ``edges = linspace(0, k // 2 + 0.5, rings + 1)``; shells beyond the last edge are in no ring.
 
@@ -158,7 +158,8 @@ def ring_masks(shells: Shells, num_rings: int) -> np.ndarray:
 
 
 def square_ring_masks(shells: Shells, num_rings: int) -> np.ndarray:
-    """:func:`ring_masks` whose rings reach into the corners, the last ring: ``edges = linspace(0, radius of the corners, rings)``.
+    """:func:`ring_masks` with rings that reach into the corners, which are the last ring:
+    ``edges = linspace(0, radius of the corners, rings)``.
 
     Example:
         >>> square_ring_masks(kernel_shells((5, 5)), 4).astype(int).argmax(axis=0).tolist()
@@ -169,7 +170,7 @@ def square_ring_masks(shells: Shells, num_rings: int) -> np.ndarray:
 
 
 def positive_sigma(log_sigma: torch.Tensor, floor: float) -> torch.Tensor:
-    """Widths ``floor + exp(log_sigma)``, at least float32, of the parameter that is learned: positive, with a gradient that never vanishes.
+    """Widths ``floor + exp(log_sigma)`` of the learned parameter, at least float32: positive, with a gradient that never vanishes.
 
     Example:
         >>> positive_sigma(torch.zeros(1), floor=0.1)
@@ -183,7 +184,7 @@ def positive_sigma(log_sigma: torch.Tensor, floor: float) -> torch.Tensor:
 def gaussian_means(
     num_rings: int, support: float, first: float = 0.0, margin: float = GAUSSIAN_MEAN_MARGIN
 ) -> np.ndarray:
-    """Means of the Gaussians in voxels, evenly from ``first`` to ``margin`` before the support, shape ``(rings,)``.
+    """Means of the Gaussians in voxels, evenly spaced from ``first`` to ``margin`` before the support, shape ``(rings,)``.
 
     Example:
         >>> gaussian_means(3, 3.0, 0.0, 1.0).tolist()
@@ -195,9 +196,10 @@ def gaussian_means(
 def mean_range(order: int, kernel_size: Sequence[int], steps: Sequence[float], support: float) -> tuple[float, float]:
     """``first`` and ``margin`` of :func:`gaussian_means` for the Gaussians of an order, in voxels.
 
-    Those above 0 begin a voxel from the centre, where a harmonic has no value, and end before taps are missing in some directions: the
-    components of an order then respond alike (``tests/measurements/fidelity.py``). In windows of three taps all of order 2 have one mean,
-    with which the value on the corners is half of that on the faces, as in second derivatives; they differ by their learned widths.
+    Orders above 0 begin a voxel from the centre, where harmonics are 0, and end before taps are missing in some directions, so that the
+    components of an order respond alike (``tests/measurements/fidelity.py``). In windows of three taps all Gaussians of order 2 have the
+    same mean, chosen so that the value on the corners is half of that on the faces, as in second derivatives; they differ by their learned
+    widths.
 
     Example:
         >>> [mean_range(order, (3, 3), (1.0, 1.0), 2.0) for order in (0, 1, 2)]
@@ -228,7 +230,8 @@ def order_means(
 
 
 def away_from_centre(radii: np.ndarray, orders: Sequence[int]) -> np.ndarray:
-    """On which shells functions of each order have a value, boolean ``(orders, shells)``: harmonics above order 0 have none at the centre.
+    """Mask of the shells on which functions of each order are not 0, boolean ``(orders, shells)``: harmonics above order 0 are 0 at the
+    centre.
 
     Example:
         >>> away_from_centre(np.array([0.0, 1.0]), orders=(0, 1)).tolist()
@@ -245,19 +248,19 @@ def gaussian_tables(
     orders: Sequence[int],
     taper_width: float = GAUSSIAN_TAPER,
 ) -> np.ndarray:
-    """What :func:`gaussian_basis` takes of a window, as whole numbers in units of 1e-12, which no cast touches.
+    """Tables of a window for :func:`gaussian_basis`, as integers in units of 1e-12, which casts do not change.
 
     Args:
-        radii: of the shells, in voxels.
-        counts: taps of each shell.
-        support: of :class:`Shells`.
-        means: of the Gaussians of each order, in voxels, shape ``(orders, rings)``.
-        orders: of the harmonics (:func:`away_from_centre`).
-        taper_width: in voxels.
+        radii: radii of the shells, in voxels.
+        counts: number of taps of each shell.
+        support: ``support`` of :class:`Shells`.
+        means: means of the Gaussians of each order, in voxels, shape ``(orders, rings)``.
+        orders: orders of the harmonics (:func:`away_from_centre`).
+        taper_width: width of the taper in voxels.
 
     Returns:
         ``(orders, rings + 2, shells)``: squared distances of the shells from each mean, in squared voxels; then ``log(n t^2)`` of the
-        number ``n`` of taps and the taper ``t``, -1e6 where that is 0; then ``-log(n) / 2``.
+        number ``n`` of taps and the taper ``t``, -1e6 if ``n t^2`` is 0; then ``-log(n) / 2``.
 
     Example:
         >>> radii, counts = np.array([0.0, 1.75, 2.0]), np.array([1, 4, 4])
@@ -266,29 +269,29 @@ def gaussian_tables(
         [[0.0, 0.562, 0.0], [-1000000.0, 0.0, -1000000.0], [0.0, -0.693, -0.693]]
     """
     tapers = np.sin(np.pi / 2 * np.clip((support - radii) / taper_width, 0, 1)) ** 2 * away_from_centre(radii, orders)
-    # a shell of another window has a value, too, but no part in the norm
+    # shells without taps in this window have a value, too, but do not contribute to the norm
     taps = np.maximum(counts, 1 / TABLE_UNITS) * np.ones_like(tapers)
     inside = tapers >= 1 / TABLE_UNITS
-    # far shells of coarse axes would leave the range of whole numbers
+    # far shells of coarse axes would overflow int64
     squares = np.where(inside[:, None], (radii - means[..., None]) ** 2, 0.0)
     weights = np.where(inside, np.log(taps * np.where(inside, tapers, 1.0) ** 2), LOG_OF_ZERO)
     return in_units(np.concatenate([squares, weights[:, None], -0.5 * np.log(taps)[:, None]], axis=1))
 
 
 def gaussian_basis(tables: torch.Tensor, sigma: torch.Tensor, units: float) -> torch.Tensor:
-    r"""Gaussians at the exact radii, tapered before the window ends and of unit norm over its taps, shape ``(..., rings, shells)``.
+    r"""Gaussians at the exact radii, tapered towards the end of the window, with unit norm over its taps, shape ``(..., rings, shells)``.
 
     .. math::
         b_{rs} \propto t_s \exp\left(-\frac{(\rho_s - \mu_r)^2}{2\sigma_r^2}\right), \qquad
         t_s = \sin^2\left(\frac{\pi}{2}\min\left(1, \frac{S - \rho_s}{0.5}\right)\right), \qquad \sum_s n_s b_{rs}^2 = 1
 
-    Their squares times the numbers of taps are a softmax over the shells, which is few operations and never 0 / 0:
+    Their squares times the numbers of taps are a softmax over the shells, which needs few operations and is never 0 / 0:
 
     .. math::
         n_s b_{rs}^2 = \mathrm{softmax}_s\left(\log(n_s t_s^2) - \frac{(\rho_s - \mu_r)^2}{\sigma_r^2}\right)
 
     Args:
-        tables: of :func:`gaussian_tables`, of all orders or of one.
+        tables: tables of :func:`gaussian_tables`, for all orders or one.
         sigma: widths in voxels, shape ``(rings,)``.
         units: those of the tables, ``TABLE_UNITS``.
 
@@ -304,12 +307,13 @@ def gaussian_basis(tables: torch.Tensor, sigma: torch.Tensor, units: float) -> t
     values = tables.to(sigma.dtype) * (1.0 / units)
     squares, weights, roots = values.split([rings, 1, 1], dim=-2)
     exponent = torch.addcmul(weights, squares, sigma.pow(-2).unsqueeze(-1), value=-1.0)
-    # the logarithm of a root is half of that of its square
+    # the logarithm of a root is half the logarithm of its square
     return torch.add(roots, torch.log_softmax(exponent, dim=-1), alpha=0.5).exp()
 
 
 def indexed_basis(masks: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    r"""Gaussians over the ring *index*, of widths ``sigma`` ``(rings,)``, times :func:`ring_masks`, as GMR-Conv 1.0.3; ``(rings, shells)``.
+    r"""Gaussians over the ring *index*, of widths ``sigma`` ``(rings,)``, times :func:`ring_masks`, as in GMR-Conv 1.0.3;
+    ``(rings, shells)``.
 
     .. math:: b = P\,M, \qquad P_{ml} = \exp\left(-\frac{(l - m)^2}{2 \sigma_m^2}\right) / (2.5066\,\sigma_m)
 
@@ -324,9 +328,9 @@ def indexed_basis(masks: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
 
 
 def number_of_components(spatial_dims: int, order: int) -> int:
-    """How many real harmonics an order has: 1 for order 0, else 1 in 1D, 2 in 2D, ``2 * order + 1`` in 3D.
+    """Number of real harmonics of an order: 1 for order 0, else 1 in 1D, 2 in 2D, ``2 * order + 1`` in 3D.
 
-    Raises :class:`~monai_gmr.utils.ConfigurationError` when there is no such order: 0 to 3; in 1D 0 (even) or 1 (odd).
+    Raises :class:`~monai_gmr.utils.ConfigurationError` unless the order is 0 to 3; in 1D 0 (even) or 1 (odd).
 
     Example:
         >>> [number_of_components(d, 1) for d in (1, 2, 3)], number_of_components(3, 2)
@@ -339,7 +343,7 @@ def number_of_components(spatial_dims: int, order: int) -> int:
 
 
 def real_harmonics(coordinates: np.ndarray, order: int) -> np.ndarray:
-    """Real harmonics ``(components, ...)`` in the directions of points ``(..., d)``, of mean square 1 over all directions, float64.
+    """Real harmonics ``(components, ...)`` in the directions of points ``(..., d)``, with mean square 1 over all directions, float64.
 
     An element of O(d) mixes the components of an order by an orthogonal matrix, so their Euclidean norm does not change. At the centre,
     which has no direction, they are 0 (order 0: 1). Source: spherical harmonics by ``scipy.special.sph_harm_y``.
@@ -352,7 +356,7 @@ def real_harmonics(coordinates: np.ndarray, order: int) -> np.ndarray:
     from scipy.special import sph_harm_y
 
     dims, radius = coordinates.shape[-1], np.linalg.norm(coordinates, axis=-1)
-    number_of_components(dims, order)  # which refuses orders that are not there
+    number_of_components(dims, order)  # raises for impossible orders
     if order == 0:
         return np.ones((1, *radius.shape))
     azimuth = np.arctan2(coordinates[..., 1 % dims], coordinates[..., 0])

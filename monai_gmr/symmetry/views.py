@@ -1,4 +1,4 @@
-"""Sets of views: the transformations of an image under which an output is compared."""
+"""Sets of views: transformations of an image under which outputs are compared."""
 
 from __future__ import annotations
 
@@ -38,10 +38,11 @@ def group_views(
     group: GroupSpec | None = None,
     axis: int | str | None = None,
 ) -> list[View]:
-    """Every element of the grid's point group, numbered, or of a named subgroup, named after the elements; the upright image first.
+    """Views for the elements of the grid's point group, numbered, or of a named subgroup, named after the elements; the upright image
+    first.
 
-    Those that exchange axes of unlike ``spacing`` (millimetres) are left out; ``group`` is what
-    :meth:`~monai_gmr.symmetry.PointGroup.from_name` reads, ``axis`` the direction of a name.
+    Elements that exchange axes of different ``spacing`` (millimetres) are left out; ``group`` is given as in
+    :meth:`~monai_gmr.symmetry.PointGroup.from_name`, ``axis`` is the direction of a named group.
 
     Example:
         >>> [view.name for view in group_views(3, group="mm2")]
@@ -64,7 +65,7 @@ def group_views(
 def angle_views(
     spatial_dims: int, step: float, spacing: Sequence[float] | None = None, grid: bool = False
 ) -> list[View]:
-    """Rotations every ``step`` degrees, in 3D about each array axis, without those that the grid has at this ``spacing`` (in millimetres).
+    """Rotations every ``step`` degrees, in 3D about each array axis, without symmetries of the grid at this ``spacing`` (in millimetres).
 
     ``grid`` includes them: the upright image (once, first) and rotations by 90 degrees.
 
@@ -88,7 +89,7 @@ def angle_views(
 
 
 def icosahedral_views() -> list[View]:
-    """The 60 rotations of the icosahedron, the upright image first: the largest set of views in 3D that is spread evenly and closed.
+    """The 60 rotations of the icosahedron, the upright image first: the largest evenly spread and closed set of views in 3D.
 
     Its rotations by 180 degrees about the array axes and 8 of its rotations by 120 are symmetries of the grid, the other 48 are
     interpolated; ``angle`` is 0 to 180 degrees. Source: ``scipy.spatial.transform.Rotation.create_group``.
@@ -100,7 +101,7 @@ def icosahedral_views() -> list[View]:
     """
     rotations = Rotation.create_group("I")
     angles, matrices = np.rad2deg(rotations.magnitude()), rotations.as_matrix()
-    # rounding keeps the order of rotations by the same angle the same on every machine
+    # rounding gives rotations by the same angle the same order on every machine
     order = np.argsort(angles.round(6), kind="stable")
     views = [View(f"icosahedral {i}", "icosahedral", float(angles[k]), matrices[k]) for i, k in enumerate(order)]
     return [View("upright", "upright", 0.0, views[0].matrix), *views[1:]]
@@ -108,7 +109,7 @@ def icosahedral_views() -> list[View]:
 
 @checked_arguments
 def random_views(count: int, spatial_dims: int, seed: Seed = 0) -> list[View]:
-    """At least one random rotation, uniform on SO(3) or SO(2); for one seed fewer views are the first ones of more.
+    """Random rotations, at least one, uniform on SO(3) or SO(2); for a given seed, fewer views are the first of more views.
 
     Example:
         >>> [view.name for view in random_views(2, 3, seed=7)]
@@ -119,7 +120,7 @@ def random_views(count: int, spatial_dims: int, seed: Seed = 0) -> list[View]:
     """
     check_dims(spatial_dims)
     check_count("count", count)
-    # drawn here and not by Rotation.random, whose numbers for a seed change with the version of scipy
+    # not drawn by Rotation.random, whose numbers for a seed depend on the version of scipy
     generator = np.random.default_rng(seed)
     if spatial_dims == 2:
         angles = generator.uniform(0.0, 360.0, count)
@@ -134,7 +135,7 @@ def random_views(count: int, spatial_dims: int, seed: Seed = 0) -> list[View]:
 
 
 def shift_views(spatial_dims: int, distances: Sequence[float]) -> list[View]:
-    """The image moved by each of these distances in voxels along each axis, not rotated.
+    """Views that shift the image by each of these distances in voxels along each axis, without rotation.
 
     Example:
         >>> [(view.name, view.shift) for view in shift_views(2, [0.5])]
@@ -151,7 +152,7 @@ def shift_views(spatial_dims: int, distances: Sequence[float]) -> list[View]:
     return views
 
 
-# degrees between the views of "angles", by the number of axes
+# degrees between the views of "angles", per number of axes
 DEFAULT_STEPS = {2: 10.0, 3: 30.0}
 ViewSpec = str | PointGroup | Mapping[str, Any] | Sequence[Any]
 
@@ -162,7 +163,7 @@ def _one_set(spec: Any, spatial_dims: int, spacing: Sequence[float] | None, seed
     if isinstance(spec, Mapping):
         keys = set(spec)
         if keys == {"angles"}:
-            # a command line gives text
+            # command lines give strings
             step = float(spec["angles"]) if reads_as_number(spec["angles"]) else spec["angles"]
             check_number("angles", step, 0, 360, above=True)
             return angle_views(spatial_dims, step, spacing, grid=True)
@@ -196,22 +197,23 @@ def _one_set(spec: Any, spatial_dims: int, spacing: Sequence[float] | None, seed
 
 
 def make_views(spec: ViewSpec, spatial_dims: int, spacing: Sequence[float] | None = None, seed: Seed = 0) -> list[View]:
-    """A set of views from a short description, such as a config holds.
+    """Set of views from a short description, as in a config.
 
     Args:
-        spec: one of these, or a list of them, of which every view is kept once, the upright one first:
-            a group's name such as "all", "oh", "d4" or "4/mmm" (:func:`~monai_gmr.symmetry.named_group`), a pair of it and an axis,
-            ``("mm2", "x")``, or a :class:`~monai_gmr.symmetry.PointGroup`; "group", which is "all" with its elements numbered;
-            "upright"; "icosahedral" (3D, 60 rotations); ``{"angles": 10}``: every 10 degrees, in 3D about each array axis, the upright
-            one and rotations by 90 degrees included; "angles": the same every 10 degrees in 2D and every 30 in 3D;
-            ``{"random": 20, "seed": 1}``: 20 random rotations; ``{"group": "mm2", "axis": "x"}``: a group along another array axis;
-            ``{"group": "all", "count": 12}``: 12 elements of a group, spread evenly over it; a :class:`View`.
+        spec: one of these, or a list of them, without repeated views, the upright one first: a group's name such as "all", "oh", "d4" or
+            "4/mmm" (:func:`~monai_gmr.symmetry.named_group`), a pair of it and an axis, ``("mm2", "x")``, or a
+            :class:`~monai_gmr.symmetry.PointGroup`; "group", which is "all" with its elements numbered; "upright"; "icosahedral" (3D, 60
+            rotations); ``{"angles": 10}``: every 10 degrees, in 3D about each array axis, the upright one and rotations by 90 degrees
+            included; "angles": the same every 10 degrees in 2D and every 30 in 3D; ``{"random": 20, "seed": 1}``: 20 random rotations;
+            ``{"group": "mm2", "axis": "x"}``: a group along another array axis; ``{"group": "all", "count": 12}``: 12 elements of a group,
+            spread evenly over it; a :class:`View`.
         spatial_dims: 2 or 3.
-        spacing: voxel size in millimetres, one per axis: elements of groups that exchange axes of unlike spacing are left out. Default 1.
-        seed: of random views that name none.
+        spacing: voxel size in millimetres, one per axis: elements of groups that exchange axes of different spacing are left out. Default
+            1.
+        seed: seed of random views without one.
 
     Raises:
-        ConfigurationError: when there is no such set, or it is empty.
+        ConfigurationError: if there is no such set, or it is empty.
 
     Example:
         >>> len(make_views("oh", 3)), len(make_views("oh", 3, spacing=(1, 1, 3))), len(make_views({"angles": 10}, 2))
@@ -221,7 +223,7 @@ def make_views(spec: ViewSpec, spatial_dims: int, spacing: Sequence[float] | Non
     """
     check_dims(spatial_dims)
     voxel_spacing(spacing, spatial_dims)
-    # a view is a tuple, too, but not a list of sets
+    # a view is also a tuple, but not a list of sets
     entries: Any = [spec] if isinstance(spec, (Mapping, View)) or names_group(spec, among_elements=False) else spec
     if not isinstance(entries, Sequence) or isinstance(entries, str):
         entries = [spec]

@@ -1,4 +1,4 @@
-"""How orthogonal matrices mix the real harmonics of an order: Wigner matrices, in 2D phases; and functions on groups of rotations."""
+"""Action of orthogonal matrices on the real harmonics of an order: Wigner matrices, in 2D phases; and functions on groups of rotations."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from monai_gmr.symmetry.taps import number_of_components, real_harmonics
 def harmonic_tensor(spatial_dims: int, order: int) -> np.ndarray:
     """Coefficients of the harmonics of an order as polynomials on the unit sphere, read-only float64 ``(components, d ** order)``.
 
-    ``Y_c(x) = sum(tensor[c] * (x ⊗ ... ⊗ x))``, symmetric in its factors and without trace; rows are orthogonal and of equal length. They
-    are those of :func:`~monai_gmr.symmetry.real_harmonics`, by least squares on directions that determine them.
+    ``Y_c(x) = sum(tensor[c] * (x ⊗ ... ⊗ x))``, symmetric in its factors and trace-free; rows are orthogonal and of equal length. They are
+    fitted to :func:`~monai_gmr.symmetry.real_harmonics` by least squares on sufficiently many directions.
 
     Example:
         >>> harmonic_tensor(2, 1).round(3).tolist(), harmonic_tensor(3, 2).shape
         ([[1.414, 0.0], [0.0, 1.414]], (5, 9))
     """
-    number_of_components(spatial_dims, order)  # which refuses orders that are not there
+    number_of_components(spatial_dims, order)  # raises for impossible orders
     points = np.random.default_rng(0).standard_normal((20 * (order + 1), spatial_dims))
     points /= np.linalg.norm(points, axis=1, keepdims=True)
     powers = np.ones((len(points), 1))
     for _ in range(order):
         powers = (powers[:, :, None] * points[:, None]).reshape(len(points), -1)
-    # of the solutions the one of least norm: a combination of the powers, so it is symmetric
+    # the solution of least norm is a combination of the powers, so it is symmetric
     tensor = np.linalg.lstsq(powers, real_harmonics(points, order).T, rcond=1e-12)[0].T
     # + 0.0: no negative zeros
     tensor = np.where(np.abs(tensor) < 1e-13, 0.0, tensor) + 0.0
@@ -50,11 +50,11 @@ def harmonic_rows(spatial_dims: int, order: int) -> np.ndarray:
 
 
 def harmonic_matrices(matrices: torch.Tensor, order: int, rows: torch.Tensor | None = None) -> torch.Tensor:
-    r"""How orthogonal matrices ``(..., d, d)`` mix the harmonics of an order, ``(..., components, components)``.
+    r"""Matrices ``(..., components, components)`` by which orthogonal matrices ``(..., d, d)`` mix the harmonics of an order.
 
     .. math:: Y(R x) = D(R)\, Y(x), \qquad D(R S) = D(R)\, D(S), \qquad D(R)^\top D(R) = 1
 
-    In 2D these are phases, in 3D real Wigner matrices, of mirror images too. Entries are polynomials in those of ``R``.
+    In 2D these are phases, in 3D real Wigner matrices, also for mirrors. Entries are polynomials in the entries of ``R``.
 
     Args:
         matrices: orthogonal.
@@ -75,7 +75,7 @@ def harmonic_matrices(matrices: torch.Tensor, order: int, rows: torch.Tensor | N
         return matrices.new_ones(*lead, 1, 1)
     if rows is None:
         rows = torch.as_tensor(harmonic_rows(dims, order), dtype=matrices.dtype, device=matrices.device)
-    # the factors of the polynomial are rotated one after the other, each time the first, which then becomes the last
+    # rotate the factors of the polynomial one by one: each time the first, which then becomes the last
     rotated = rows.expand(*lead, *rows.shape)
     for _ in range(order):
         factors = rotated.reshape(*lead, count, dims, -1)
@@ -84,7 +84,7 @@ def harmonic_matrices(matrices: torch.Tensor, order: int, rows: torch.Tensor | N
 
 
 def number_of_functions(spatial_dims: int, highest: int, mirrors: bool) -> int:
-    """How many functions :func:`group_functions` has.
+    """Number of functions of :func:`group_functions`.
 
     Example:
         >>> number_of_functions(2, 2, False), number_of_functions(3, 1, False), number_of_functions(3, 1, True)
@@ -100,15 +100,15 @@ def group_functions(
 ) -> torch.Tensor:
     """Orthonormal functions on the rotations, or with ``mirrors`` on all orthogonal matrices ``(..., d, d)``, ``(..., functions)``.
 
-    In 2D the Fourier series of the angle up to a frequency, in 3D the entries of the Wigner matrices up to an order (Peter-Weyl), of mean
-    square 1 over the group; with mirror images each function times 1 and times the determinant. At every element the squares add up to the
-    number of functions. They are functions of the matrix, so they have the period of the rotation.
+    In 2D the Fourier series of the angle up to a frequency, in 3D the entries of the Wigner matrices up to an order (Peter-Weyl), with mean
+    square 1 over the group; with mirrors each function times 1 and times the determinant. At every element the squares sum to the number of
+    functions. As functions of the matrix, they have the period of the rotation.
 
     Args:
-        matrices: orthogonal, of the group.
+        matrices: orthogonal matrices of the group.
         highest: frequency (2D) or order (3D).
-        mirrors: whether the group has mirror images.
-        rows: as in :func:`harmonic_matrices`, of each order from 0.
+        mirrors: whether the group contains mirrors.
+        rows: as in :func:`harmonic_matrices`, for each order from 0.
 
     Example:
         >>> quarter = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
@@ -118,7 +118,7 @@ def group_functions(
     functions = [torch.ones_like(matrices[..., :1, 0])]
     for order in range(1, highest + 1):
         mixing = harmonic_matrices(matrices, order, None if rows is None else rows[order])
-        # in 2D one column of a phase matrix holds its cosine and its sine, the other one both again
+        # in 2D the first column of a phase matrix holds its cosine and sine, the second column repeats them
         entries = mixing[..., :1] if matrices.shape[-1] == 2 else mixing
         functions.append(math.sqrt(int(mixing.shape[-1])) * entries.flatten(-2))
     values = torch.cat(functions, -1)

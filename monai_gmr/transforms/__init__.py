@@ -1,4 +1,4 @@
-"""Transforms that rotate and mirror images, and the loading of cases with its checks."""
+"""Transforms that rotate and mirror images, and that load and check cases."""
 
 from monai_gmr.transforms.augmentation import AUGMENTATIONS, rotation_transforms
 from monai_gmr.transforms.case_checks import check_finite, check_image, check_label

@@ -1,4 +1,4 @@
-"""Rotations and reflections as training augmentation, made of MONAI's random transforms: what a plain net needs to be compared fairly."""
+"""Rotations and reflections as training augmentation, made of MONAI's random transforms, for a fair comparison with plain nets."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def rotation_transforms(
     padding_mode: str = "border",
     prob: float = 0.5,
 ) -> list[Transform]:
-    """MONAI's random transforms of a dictionary that rotate and mirror all of its ``keys``, ``(C, *spatial)``, alike.
+    """MONAI's random dictionary transforms that rotate and mirror all ``keys``, ``(C, *spatial)``, alike.
 
     In a lazy ``Compose`` they lose ``mode`` and ``padding_mode`` (MONAI issue 6850): labels become fractional unless ``Compose`` gets both
     for each key as ``overrides``.
 
     Args:
-        augmentation: "none"; "grid": reflections along each axis and quarter turns in each plane, which together reach every symmetry
-            of the voxel grid without interpolation; "rotation": those, and rotations by any angle about every axis.
-        keys: quarter turns exchange the sizes of two axes, so patches should be cubes.
+        augmentation: "none"; "grid": reflections along each axis and quarter turns in each plane, which together reach every symmetry of
+            the voxel grid without interpolation; "rotation": also rotations by any angle about every axis.
+        keys: keys of the images; quarter turns exchange the sizes of two axes, so patches should be cubes.
         spatial_dims: 2 or 3.
-        mode: interpolation of the rotations by any angle, one or one a key: "bilinear" for images, "nearest" for labels.
+        mode: interpolation of the rotations by any angle, one or one per key: "bilinear" for images, "nearest" for labels.
         padding_mode: values beyond the frame: "border", "reflection" or "zeros".
-        prob: probability of each reflection and of the rotation by any angle; quarter turns always draw one of four.
+        prob: probability of each reflection and of the rotation by any angle; quarter turns are always drawn, one of four.
 
     Example:
         >>> [type(t).__name__ for t in rotation_transforms("rotation", "image", 2)]
@@ -55,7 +55,7 @@ def rotation_transforms(
         check_choice("mode", each, MODES)
     number = len(ensure_tuple(keys))
     if len(modes) not in (1, number):
-        raise ConfigurationError(f"mode has {len(modes)} entries for {number} keys: give one, or one each.")
+        raise ConfigurationError(f"mode has {len(modes)} entries for {number} keys: give one, or one per key.")
     if augmentation == "none":
         return []
     transforms: list[Transform] = [RandFlipd(keys, prob, spatial_axis=axis) for axis in range(spatial_dims)]

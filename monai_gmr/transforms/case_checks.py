@@ -13,9 +13,9 @@ from monai_gmr.arguments import check_counts
 from monai_gmr.symmetry import is_mirror
 from monai_gmr.utils import ConfigurationError, warn
 
-# distance of the corners of two grids, in voxels, up to which they are the same grid
+# distance of the corners of two grids, in voxels, up to which they count as the same grid
 TOLERANCE = 0.1
-# relative distance from a whole number that a stored scale leaves, as in 255 * 0.00392157
+# relative deviation from an integer caused by a stored scale, as in 255 * 0.00392157
 ROUNDING = 1e-6
 SMALLEST_DETERMINANT = 1e-6
 
@@ -24,10 +24,10 @@ SMALLEST_DETERMINANT = 1e-6
 def check_image(
     image: torch.Tensor | np.ndarray, spatial_dims: int, in_channels: int | Sequence[int], name: str = "the image"
 ) -> None:
-    """Raise :class:`ConfigurationError` when an image ``(C, *spatial)`` does not fit the network, is empty or holds NaN or inf; warn of
-    one that has the same value everywhere.
+    """Raise :class:`ConfigurationError` if an image ``(C, *spatial)`` does not fit the network, is empty or holds NaN or inf; warn if it
+    has the same value everywhere.
 
-    ``in_channels`` are the channels that the network reads, or several numbers, each of which it reads; ``name`` begins the sentence.
+    ``in_channels`` is the number of channels that the network takes, or several possible numbers; ``name`` begins the sentence.
 
     Example:
         >>> check_image(np.zeros((3, 8, 8)), spatial_dims=2, in_channels=1)
@@ -60,7 +60,7 @@ def check_image(
 
 @checked_arguments
 def check_finite(image: torch.Tensor | np.ndarray, name: str = "the image") -> None:
-    """Raise :class:`ConfigurationError`, with their number, when an array of any shape holds NaN or inf."""
+    """Raise :class:`ConfigurationError`, with their number, if an array of any shape holds NaN or inf."""
     values = torch.as_tensor(image)
     if not (values.is_floating_point() or values.is_complex()):
         return
@@ -77,9 +77,9 @@ def check_finite(image: torch.Tensor | np.ndarray, name: str = "the image") -> N
 def check_label(
     label: torch.Tensor | np.ndarray, out_channels: int, setting: str = "out_channels", name: str = "the label"
 ) -> None:
-    """Raise :class:`ConfigurationError` when a label of any shape holds a value that is not an integer from 0 to ``out_channels - 1``.
+    """Raise :class:`ConfigurationError` if a label of any shape holds a value that is not an integer from 0 to ``out_channels - 1``.
 
-    It is given as it was read: a cast would hide values that are not whole. ``setting`` is the bundle's setting for the number of classes.
+    Give it as it was read: a cast would hide values that are not integers. ``setting`` is the bundle's setting for the number of classes.
 
     Example:
         >>> check_label(np.array([0, 1, 2]), out_channels=2)
@@ -111,11 +111,11 @@ def check_label(
 def describe_offset(
     affine: np.ndarray, reference: np.ndarray, shape: Sequence[int], tolerance: float = TOLERANCE
 ) -> str:
-    """How a grid of voxels differs from a reference of the same shape, in words; empty where no corner is off by more than ``tolerance``.
+    """Describes how a grid of voxels differs from a reference of the same shape; empty if no corner is off by more than ``tolerance``.
 
-    The tolerance is in voxels of the reference. The affines, ``(4, 4)``, lead from indices to millimetres. The words
-    name the first that differs: spacing, mirrored axes, order of the axes, rotation, shift; else the distance at the corners. An affine
-    that is not finite or has no inverse raises :class:`ConfigurationError`.
+    The tolerance is in voxels of the reference. The affines, ``(4, 4)``, map indices to millimetres. The description names the first
+    difference: spacing, mirrored axes, order of the axes, rotation, shift; else the distance at the corners. An affine that is not finite
+    or has no inverse raises :class:`ConfigurationError`.
 
     Example:
         >>> mirrored, shifted = np.diag([-1.0, 1, 1, 1]), np.eye(4)
@@ -125,7 +125,7 @@ def describe_offset(
     """
     dims, last = len(shape), np.array(shape) - 1
     for matrix in (affine, reference):
-        # of the directions alone: a voxel may be a nanometre long
+        # of the normalised directions, because a voxel can be a nanometre long
         lengths = np.linalg.norm(matrix[:3, :3], axis=0)
         is_usable = np.isfinite(matrix).all() and lengths.all()
         if not is_usable or abs(np.linalg.det(matrix[:3, :3] / lengths)) < SMALLEST_DETERMINANT:
@@ -139,7 +139,7 @@ def describe_offset(
     if (np.abs(sizes / expected - 1) * last).max() > tolerance:
         own, other = (" x ".join(f"{size:.4g}" for size in part) for part in (sizes, expected))
         return f"of voxels of {own} mm, where the image has {other} mm"
-    # columns: where the axes of the one point along those of the other
+    # columns: directions of the axes of one grid in axes of the other
     rotation = np.linalg.lstsq(reference[:3, :dims] / expected, affine[:3, :dims] / sizes, rcond=None)[0]
     signs = np.sign(np.diag(rotation))
     slack = tolerance / max(1, last.max())

@@ -1,4 +1,4 @@
-"""Functional forms of the spatial transforms, in the way of ``monai.transforms.spatial.functional``."""
+"""Functional forms of the spatial transforms, like ``monai.transforms.spatial.functional``."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def image_shape(img: torch.Tensor) -> tuple[int, ...]:
 
 
 def pending_modes(img: torch.Tensor) -> dict[str, Any]:
-    """Interpolation and padding mode of an image's pending operations: MONAI resamples by those of the last operation alone, so an
-    operation that interpolates nothing repeats them."""
+    """Interpolation and padding mode of an image's pending operations: MONAI only uses those of the last operation, so an operation without
+    interpolation repeats them."""
     pending = img.pending_operations if isinstance(img, MetaTensor) else []
     keys = (LazyAttr.INTERP_MODE, LazyAttr.PADDING_MODE)
     # later operations replace the modes of earlier ones
@@ -49,7 +49,7 @@ def _apply(
     lazy: bool,
     transform_info: dict,
 ) -> torch.Tensor:
-    """Trace a map ``pull`` as in :func:`rotate_by_matrix`, and apply it by ``function(data, affine)`` unless it is lazy."""
+    """Trace a map ``pull`` as in :func:`rotate_by_matrix`, and apply it by ``function(data, affine)`` unless ``lazy``."""
     shape = image_shape(img)
     affine = np.eye(len(shape) + 1)
     affine[:-1, :-1] = pull
@@ -65,7 +65,7 @@ def _apply(
         lazy=lazy,
     )
     data = img.as_tensor() if isinstance(img, MetaTensor) else img
-    # a copy lazily, too: MONAI returns the tensor itself for operations that cancel each other
+    # a copy even if lazy: MONAI returns the tensor itself for operations that cancel each other
     data = data.clone() if lazy else function(data, affine)
     out = convert_to_tensor(data, track_meta=get_track_meta())
     return out.copy_meta_from(meta_info) if isinstance(out, MetaTensor) else out
@@ -110,7 +110,7 @@ def rotate_by_matrix(
         return sampler(data.to(dtype).unsqueeze(0), theta, spatial_size=shape).squeeze(0).to(torch.float32)
 
     if lazy:
-        # without modes of its own MONAI would resample every key, labels too, by its default
+        # without these modes, MONAI would resample every key, even labels, by its default
         own = {LazyAttr.INTERP_MODE: mode, LazyAttr.PADDING_MODE: padding_mode}
         transform_info = {**transform_info, **own, **(pending_modes(img) if exact else {})}
     settings = {"mode": mode, "padding_mode": padding_mode, "align_corners": align_corners}
@@ -120,7 +120,7 @@ def rotate_by_matrix(
 
 
 class DictionaryTransform(MapTransform, InvertibleTransform, LazyTransform):
-    """Base of the dictionary forms: applies to each key an array transform, one for all or one a key."""
+    """Base of the dictionary forms: applies an array transform to each key, one for all or one per key."""
 
     def __init__(self, keys: KeysCollection, transform: Any, allow_missing_keys: bool, lazy: bool) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)

@@ -1,4 +1,4 @@
-"""Rotate and mirror images by a symmetry of the voxel grid, given or random: exact, invertible, lazy."""
+"""Transforms that rotate and mirror images by a given or random symmetry of the voxel grid: exact, invertible, lazy."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from monai_gmr.utils import ConfigurationError
 class GridSymmetry(InvertibleTransform, LazyTransform):
     """Rotate or mirror an image by one symmetry of the voxel grid: quarter turns, reflections and their products.
 
-    2D images have 8 of them (D4), 3D images 48 (Oh). Voxels are moved, never interpolated; the result is a copy. The affine follows, so
-    that every voxel keeps its place in the world, as with MONAI's ``Flip`` and ``Rotate90``. An element that exchanges two axes exchanges
-    their sizes and spacings, too. In a lazy chain it keeps the interpolation and padding mode of the transform before it.
+    2D images have 8 of them (D4), 3D images 48 (Oh). Voxels are moved, never interpolated; the result is a copy. The affine is updated so
+    that every voxel keeps its world position, as in MONAI's ``Flip`` and ``Rotate90``. An element that exchanges two axes also exchanges
+    their sizes and spacings. In a lazy chain the transform keeps the interpolation and padding mode of the previous one.
 
     Args:
         element: index into :func:`~monai_gmr.symmetry.point_group` (0 is the identity); name such as "4+ [001]", "m [100]" or "-y,x,z"
             (:func:`~monai_gmr.symmetry.element_name`); or signed permutation matrix of shape ``(d, d)``. Axes are array axes.
         lazy: whether to execute lazily (MONAI's lazy resampling), which gives float32 and, for 2D images, an affine of shape (3, 3).
-        mirrored_labels: of a label map, pairs of values that trade places under a mirror image, such as a left and a right kidney,
-            ``[(1, 2)]``; of an image of several channels, which is taken for one-hot labels, pairs of channels.
+        mirrored_labels: for a label map, pairs of values to exchange in mirror images, such as a left and a right kidney, ``[(1, 2)]``; for
+            an image of several channels, which is taken as one-hot labels, pairs of channels.
 
     Raises:
-        ConfigurationError: when the images have no such element, ``mirrored_labels`` are no pairs, or one-hot labels have too few channels.
+        ConfigurationError: if the images have no such element, ``mirrored_labels`` are not pairs, or one-hot labels have too few channels.
 
     Example:
         >>> image = MetaTensor(torch.arange(6.0).reshape(1, 2, 3), affine=torch.eye(4))
@@ -61,7 +61,7 @@ class GridSymmetry(InvertibleTransform, LazyTransform):
         try:
             grid_element(element, 2)
         except ConfigurationError:
-            # the sentence about 3D says more, and a matrix of two axes is valid already
+            # raise the error for 3D, which says more; a matrix of two axes is already valid
             grid_element(element, 3)
         self.element = element
 
@@ -86,8 +86,8 @@ class GridSymmetry(InvertibleTransform, LazyTransform):
 
 
 class GridSymmetryd(DictionaryTransform):
-    """Dictionary form of :class:`GridSymmetry`: all keys, ``(C, *spatial)``, are transformed by the same element; ``mirrored_labels`` are
-    those of each key that is a label map, ``{"label": [(1, 2)]}``.
+    """Dictionary form of :class:`GridSymmetry`: all keys, ``(C, *spatial)``, are transformed by the same element; ``mirrored_labels`` holds
+    the pairs of each key that is a label map, ``{"label": [(1, 2)]}``.
 
     Example:
         >>> data = {"image": torch.rand(1, 4, 5, 6), "label": torch.ones(1, 4, 5, 6)}
@@ -128,21 +128,21 @@ def _pairs_of_keys(keys: KeysCollection, mirrored_labels: LabelPairsOfKeys) -> l
 class RandGridSymmetry(RandomizableTransform, GridSymmetry):
     """With a probability, rotate or mirror an image by a random symmetry of the voxel grid.
 
-    Every element of the group, the identity included, is equally likely. Groups that exchange axes exchange their sizes and spacings: where
-    patches are no cubes or spacing is not the same along all axes, take a group that does not, such as "mmm" (all mirror images along the
-    axes) or, for thick slices, "4/mmm" (``axis`` is that of the thick direction).
+    Every element of the group, the identity included, is equally likely. Groups that exchange axes also exchange their sizes and spacings:
+    if patches are not cubes or spacing differs between axes, use a group that does not exchange them, such as "mmm" (all mirrors along the
+    axes) or, for thick slices, "4/mmm" (with ``axis`` the thick direction).
 
     Args:
         prob: probability of drawing an element.
         group: name of a group (:func:`~monai_gmr.symmetry.named_group`): "all" (D4 in 2D, Oh in 3D), "oh", "432" (rotations only), "4/mmm",
             "mmm", "m", "p4", ...; a pair of it and an axis, ("4/mmm", "x"); a :class:`~monai_gmr.symmetry.PointGroup`; or a list of
-            elements as :class:`GridSymmetry` takes them, to draw from these.
+            elements to draw from, as in :class:`GridSymmetry`.
         axis: array axis (0, 1, 2 or "x", "y", "z") of a named group's main direction; default: the last in 3D, the first in 2D.
         lazy: whether to execute lazily.
         mirrored_labels: as in :class:`GridSymmetry`.
 
     Raises:
-        ConfigurationError: when there is no such group, element or probability.
+        ConfigurationError: if there is no such group, element or probability.
 
     Example:
         >>> mirror = RandGridSymmetry(prob=1.0, group="m", axis="y").set_random_state(0)
@@ -188,12 +188,12 @@ class RandGridSymmetry(RandomizableTransform, GridSymmetry):
     def __call__(  # type: ignore[override]
         self, img: torch.Tensor, randomize: bool = True, lazy: bool | None = None
     ) -> torch.Tensor:
-        """As :class:`GridSymmetry`; without ``randomize`` the last draw is used again."""
+        """Like :class:`GridSymmetry`; without ``randomize`` the last draw is used again."""
         img = convert_to_tensor(img, track_meta=get_track_meta())
         if randomize:
             self.randomize(img)
         lazy_ = (self.lazy if lazy is None else lazy) and isinstance(img, MetaTensor)
-        # the identity where none is drawn, so that the result is a copy and pending operations keep their modes
+        # the identity if none is drawn, so that the result is a copy and pending operations keep their modes
         drawn = self._element if self._do_transform else 0
         if drawn is None:
             raise ConfigurationError("no element has been drawn yet: call randomize(img), or with randomize=True.")
@@ -227,7 +227,7 @@ class RandGridSymmetryd(RandomizableTransform, DictionaryTransform):
     ) -> None:
         pairs = _pairs_of_keys(keys, mirrored_labels)
         transforms = [RandGridSymmetry(prob, group, axis, lazy, each) for each in pairs]
-        # the first draws an element on every call: the elements then do not depend on the probability
+        # the first transform draws an element on every call, so that elements do not depend on the probability
         transforms[0].prob = 1.0
         DictionaryTransform.__init__(self, keys, transforms, allow_missing_keys, lazy)
         RandomizableTransform.__init__(self, prob)

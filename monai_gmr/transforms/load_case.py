@@ -1,4 +1,4 @@
-"""Loading of a case, image and label, that checks what it reads."""
+"""Loads a case, image and label, and checks it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from monai_gmr.transforms.case_checks import check_image, check_label, describe_
 from monai_gmr.utils import ConfigurationError
 
 LABEL_AFFINES = ("refuse", "resample", "ignore")
-# codes of the header for complex64, complex128 and complex256; MONAI's LoadImage drops the imaginary part
+# header codes of complex64, complex128 and complex256; MONAI's LoadImage drops the imaginary part
 NIFTI_COMPLEX = (32, 1792, 2048)
-# how files begin that hold no image, and what they are
+# first bytes of files that are not images, and what they are
 OTHER_FILES = {
     b"\x00\x05\x16\x07": "the file that macOS keeps beside another one (AppleDouble)",
     b"<!DOCTYPE": "a web page",
@@ -28,7 +28,7 @@ OTHER_FILES = {
 
 
 def _plain_picture(picture: Any) -> Any:
-    """A picture whose channels are colours: indices of a palette are looked up, an alpha channel that hides nothing is dropped."""
+    """Picture with colours as channels: looks up indices of a palette, and drops an opaque alpha channel."""
     if picture.mode in ("P", "PA"):
         picture = picture.convert("RGBA")
         bands = picture.split()
@@ -67,9 +67,9 @@ class LoadCased(MapTransform):
     """Reads an image, and its label if there is one, like ``monai.transforms.LoadImaged``, and checks both.
 
     An image must be readable, real, finite, not empty, and of the network's number of axes and channels. A label must also have the shape
-    of the image, one channel and whole values that are classes of the network, and lie where the image lies: the corners of both grids
-    differ by at most a tenth of a voxel. In pictures (PNG, JPEG, BMP) the colours of a palette are looked up and an alpha channel that
-    hides nothing is dropped.
+    of the image, one channel, integer values that are classes of the network, and the position of the image: the corners of both grids
+    differ by at most a tenth of a voxel. In pictures (PNG, JPEG, BMP) the colours of a palette are looked up and an opaque alpha channel is
+    dropped.
 
     Files become float32 ``MetaTensor`` s of shape ``(C, *spatial)``.
 
@@ -77,11 +77,11 @@ class LoadCased(MapTransform):
         keys: the image, then the label if there is one.
         spatial_dims, in_channels: as for :func:`~monai_gmr.transforms.check_image`.
         out_channels: classes of the network, the background included; needed for a label.
-        label_affine: for a label whose affine differs from the image's. "refuse": raise; "resample": resample the label to the image's
-            grid, nearest neighbour, 0 where it has no voxel, whatever its shape; "ignore": use its voxels as they are.
+        label_affine: for a label whose affine differs from the image's. "refuse": raise; "resample": resample a label of any shape to the
+            image's grid, by nearest neighbour, with 0 outside the label; "ignore": use its voxels as they are.
 
     Raises:
-        ConfigurationError: when a file does not pass, with its name, or a setting is unknown.
+        ConfigurationError: if a file does not pass, with its name, or a setting is unknown.
 
     Example:
         >>> import nibabel
@@ -110,7 +110,7 @@ class LoadCased(MapTransform):
         self.spatial_dims, self.in_channels, self.out_channels = spatial_dims, in_channels, out_channels
         self.label_affine = label_affine
         self.load = LoadImage(image_only=True, ensure_channel_first=True)
-        # the last one registered is asked first
+        # the last registered reader is tried first
         self.load.register(PILReader(converter=_plain_picture))
         self.match = ResampleToMatch(mode="nearest", padding_mode="zeros")
 
@@ -146,9 +146,9 @@ class LoadCased(MapTransform):
         if label.shape[0] != 1:
             raise ConfigurationError(f"{name} has {label.shape[0]} channels: give one, of class indices from 0 on.")
         assert self.out_channels is not None
-        # before anything resamples or casts it
+        # before it is resampled or cast
         check_label(label, self.out_channels, name=name)
-        # what follows may truncate
+        # later casts may truncate
         label = label.round()
         resample = self.label_affine == "resample"
         shapes = tuple(label.shape[1:]), tuple(image.shape[1:])

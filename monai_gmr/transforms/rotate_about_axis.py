@@ -1,4 +1,4 @@
-"""Rotate images by any angle about any axis, in millimetres: invertible to interpolation accuracy, lazy."""
+"""Transforms that rotate images by any angle about any axis, in millimetres: invertible up to interpolation, lazy."""
 
 from __future__ import annotations
 
@@ -36,29 +36,29 @@ FloatDtype = Annotated[DtypeLike | torch.dtype, _is_float_dtype, "a floating-poi
 
 
 class RotateAboutAxis(InvertibleTransform, LazyTransform):
-    """Rotate an image by an angle about an axis through the centre of its grid; the size stays.
+    """Rotate an image by an angle about an axis through the centre of its grid; keeps the size.
 
-    Angles are right in millimetres: the spacing is taken from the MetaTensor's affine. The affine follows, so that every point keeps its
-    place in the world, and the spacing stays, as with MONAI's ``Rotate``. Axes are array axes: "x" is the first spatial axis, however the
-    patient lies in it. A rotation that is a symmetry of the grid and keeps the sizes, such as 180 degrees, moves voxels without
+    Angles are measured in millimetres, with the spacing of the MetaTensor's affine. The affine is updated so that every point keeps its
+    world position, and the spacing stays, as in MONAI's ``Rotate``. Axes are array axes: "x" is the first spatial axis, whatever the
+    orientation of the patient. A rotation that is a symmetry of the grid and keeps the sizes, such as by 180 degrees, moves voxels without
     interpolation.
 
-    In a lazy chain MONAI's own ``Flip``, ``Rotate90``, crops and pads behind a rotation lose its modes (MONAI issue 6850), and labels
-    become fractional: put those before it, or give ``Compose`` the modes as ``overrides``.
+    In a lazy chain MONAI's ``Flip``, ``Rotate90``, crops and pads after a rotation lose its modes (MONAI issue 6850), and labels become
+    fractional: put them before it, or give ``Compose`` the modes as ``overrides``.
 
     Args:
-        angle: in degrees, with the sign of :func:`~monai_gmr.symmetry.rotation_matrix`.
-        axis: "x", "y", "z" or 0, 1, 2: array axis; or a vector of three numbers along the array axes, in millimetres. 2D images rotate
-            in their plane, that is about "z".
-        spacing: voxel size in millimetres, one an axis. Default: the lengths of the columns of the affine, 1 for plain tensors.
+        angle: angle in degrees, with the sign of :func:`~monai_gmr.symmetry.rotation_matrix`.
+        axis: "x", "y", "z" or 0, 1, 2: array axis; or a vector of three numbers along the array axes, in millimetres. 2D images rotate in
+            their plane, about "z".
+        spacing: voxel size in millimetres, one per axis. Default: the lengths of the columns of the affine, 1 for plain tensors.
         mode: "bilinear" or, for labels, "nearest".
         padding_mode: values beyond the frame: "border", "reflection" or "zeros".
-        align_corners: as in ``torch.nn.functional.grid_sample``; matters for ``padding_mode`` "reflection" and "zeros" only.
-        dtype: of the interpolation, default float32; ``None``: that of the image. The result is float32.
+        align_corners: as in ``torch.nn.functional.grid_sample``; only matters for ``padding_mode`` "reflection" and "zeros".
+        dtype: type of the interpolation, default float32; ``None``: the image's type. The result is float32.
         lazy: whether to execute lazily (MONAI's lazy resampling).
 
     Raises:
-        ConfigurationError: when an argument is none of these.
+        ConfigurationError: if an argument is impossible.
 
     Example:
         >>> image = torch.zeros(1, 5, 5, 5); image[0, 2, 4, 2] = 1
@@ -86,7 +86,7 @@ class RotateAboutAxis(InvertibleTransform, LazyTransform):
     ) -> None:
         LazyTransform.__init__(self, lazy=bool(lazy))
         if not np.isfinite(angle):
-            raise ConfigurationError(f"angle={angle!r} is no angle: give one finite number of degrees.")
+            raise ConfigurationError(f"angle={angle!r} is not an angle: give one finite number of degrees.")
         axis_direction(axis)
         if spacing is not None:
             voxel_spacing(spacing, len(spacing))
@@ -96,7 +96,7 @@ class RotateAboutAxis(InvertibleTransform, LazyTransform):
         self.mode, self.padding_mode, self.align_corners, self.dtype = mode, padding_mode, bool(align_corners), dtype
 
     def pull_matrix(self, img: torch.Tensor) -> np.ndarray:
-        """The matrix of shape ``(d, d)``, in voxels, that sends a voxel of the result to its place in the image ``(C, *spatial)``."""
+        """Matrix of shape ``(d, d)``, in voxels, that maps a voxel of the result to its place in the image ``(C, *spatial)``."""
         dims = len(image_shape(img))
         direction = axis_direction(self.axis)
         if dims == 2 and not np.allclose(np.abs(direction), (0, 0, 1)):
@@ -108,14 +108,14 @@ class RotateAboutAxis(InvertibleTransform, LazyTransform):
             step = np.asarray(self.spacing, float)
         elif isinstance(img, MetaTensor):
             affine = img.peek_pending_affine().detach().cpu().numpy().astype(float)
-            # a 2D image may lie obliquely in 3D: all rows count
+            # a 2D image can lie obliquely in 3D, so all rows count
             lengths = np.linalg.norm(affine[:-1, :dims], axis=0) if len(affine) > dims else step
-            # only ratios matter; rounded, those that float32 files leave unlike by 1e-7 are alike again
+            # only ratios matter; rounding removes differences of 1e-7 from float32 files
             step = np.where(lengths > 0, lengths, 1.0)
             step = (step / step.max()).round(6)
         if step.shape != (dims,):
             raise ConfigurationError(
-                f"spacing={step.tolist()} has {len(step)} entries, the image {dims} spatial axes: give one an axis."
+                f"spacing={step.tolist()} has {len(step)} entries, the image {dims} spatial axes: give one per axis."
             )
         # about -z the plane rotates the other way
         sign = direction[2] if dims == 2 else 1.0
@@ -148,9 +148,9 @@ class RotateAboutAxis(InvertibleTransform, LazyTransform):
         )
 
     def inverse(self, data: torch.Tensor) -> torch.Tensor:
-        """The image rotated back, to the accuracy of the interpolation; what left the frame is lost."""
+        """The image rotated back, up to interpolation; voxels that left the frame are lost."""
         info = self.pop_transform(data)[TraceKeys.EXTRA_INFO]
-        # Invertd may have put "nearest" and no align_corners into the trace
+        # Invertd can put "nearest" and no align_corners into the trace
         align_corners = False if info["align_corners"] in (None, TraceKeys.NONE) else info["align_corners"]
         with self.trace_transform(False):
             return rotate_by_matrix(
@@ -166,9 +166,9 @@ class RotateAboutAxis(InvertibleTransform, LazyTransform):
 
 
 class RotateAboutAxisd(DictionaryTransform):
-    """Dictionary form of :class:`RotateAboutAxis`: all keys, ``(C, *spatial)``, are rotated alike, each by its own spacing.
+    """Dictionary form of :class:`RotateAboutAxis`: all keys, ``(C, *spatial)``, are rotated alike, each with its own spacing.
 
-    ``mode``, ``padding_mode``, ``align_corners`` and ``dtype`` are one for all or one a key.
+    ``mode``, ``padding_mode``, ``align_corners`` and ``dtype`` are one for all or one per key.
 
     Example:
         >>> image = torch.rand(1, 9, 9); label = (image > 0.5).float()
@@ -198,7 +198,9 @@ class RotateAboutAxisd(DictionaryTransform):
         settings = {"mode": mode, "padding_mode": padding_mode, "align_corners": align_corners, "dtype": dtype}
         for name, setting in settings.items():
             if isinstance(setting, (list, tuple, np.ndarray)) and len(setting) != number:
-                raise ConfigurationError(f"{name} has {len(setting)} entries for {number} keys: give one, or one each.")
+                raise ConfigurationError(
+                    f"{name} has {len(setting)} entries for {number} keys: give one, or one per key."
+                )
         each = zip(*(ensure_tuple_rep(setting, number) for setting in settings.values()))
         transforms = [RotateAboutAxis(angle, axis, spacing=spacing, lazy=lazy, **dict(zip(settings, e))) for e in each]
         super().__init__(keys, transforms, allow_missing_keys, lazy)

@@ -148,7 +148,7 @@ ARGMAX = {"roi_size": 8, "reduction": "argmax"}
     ("make", "message"),
     [
         (lambda x: GMRSlidingWindowInferer(8, reduction="argmin"), "'argmin' is unknown: use one of None, 'argmax'"),
-        (lambda x: GMRSlidingWindowInferer(**ARGMAX)(x, torch.nn.Identity()), "0 everywhere over the one channel"),
+        (lambda x: GMRSlidingWindowInferer(**ARGMAX)(x, torch.nn.Identity()), "0 everywhere over the only channel"),
         (lambda x: GMRSlidingWindowInferer(8, reduction=torch.mean)(x, torch.nn.Identity()), "must keep the batch"),
         (lambda x: GMRSlidingWindowInferer(8, reduction=lambda y: 3)(x, torch.nn.Identity()), "of type int"),
         (
@@ -165,5 +165,5 @@ def test_what_cannot_be_reduced_is_one_sentence(make, message):
 
 def test_outputs_of_unlike_shapes_are_one_sentence():
     shapes = iter([2, 3])
-    with pytest.raises(ConfigurationError, match="as the first had it"):
+    with pytest.raises(ConfigurationError, match="like the first output"):
         GMRSlidingWindowInferer(8)(noise(1, 1, 20, 20), lambda x: x.expand(-1, next(shapes), -1, -1))

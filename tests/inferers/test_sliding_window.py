@@ -226,7 +226,7 @@ def test_further_arguments():
         ({"roi_size": 16, "sw_device": "gpu"}, "sw_device='gpu' is impossible: give a device, such as"),
         ({"roi_size": 16, "buffer_steps": 2.5}, "buffer_steps=2.5 is impossible: give a whole number or None"),
         ({"roi_size": 16, "buffer_steps": "2"}, "buffer_steps='2' is impossible: give a whole number or None"),
-        ({"roi_size": 16, "buffer_steps": 2, "buffer_dim": 4}, "buffer_dim=4 is none of the 4 spatial axes"),
+        ({"roi_size": 16, "buffer_steps": 2, "buffer_dim": 4}, "buffer_dim=4 is not one of the 4 spatial axes"),
         ({"roi_size": 16, "buffer_dim": None}, "buffer_dim=None is impossible: give a whole number"),
     ],
 )

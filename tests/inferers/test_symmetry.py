@@ -227,7 +227,7 @@ def test_the_image_is_unchanged_and_arguments_are_transformed_with_it():
         ({"views": 8}, "views='8' is unknown"),
         ({"views": 2.5}, "views=2.5 are none"),
         ({"views": [np.ones((2, 2))]}, "not an orthogonal matrix"),
-        ({"views": [np.eye(2), np.eye(3)]}, "unlike shapes"),
+        ({"views": [np.eye(2), np.eye(3)]}, "different shapes"),
         ({"reduce": "average"}, "reduce='average' is unknown"),
         ({"activation": "relu"}, "activation='relu' is unknown"),
         ({"uncertainty": "variance"}, "uncertainty='variance' is unknown"),

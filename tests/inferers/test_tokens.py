@@ -48,7 +48,7 @@ def test_a_flattened_map_is_warned_of_once(name, views_per_batch):
     network, size = MAPS[name]
     x = torch.rand(2, 1, *size, generator=torch.Generator().manual_seed(1))
     inferer = SymmetryInferer(views_per_batch=views_per_batch)
-    with pytest.warns(SymmetryWarning, match="changes with the views as a map of .* was flattened: let the network"):
+    with pytest.warns(SymmetryWarning, match="changes with the views like a flattened map of .*: let the network"):
         inferer(x, network)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

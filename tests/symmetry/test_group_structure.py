@@ -143,15 +143,15 @@ def test_axes_that_an_element_reverses():
         (lambda: PointGroup.from_name("5", 2), "group='5' is unknown in 2D: use one of '1'"),
         (lambda: PointGroup.from_name("4", 4), "spatial_dims=4 has no named symmetries: give 1, 2 or 3"),
         (lambda: PointGroup.from_name(PointGroup.from_name("4", 2), 3), "transforms 2 axes: give a group of 3 axes"),
-        (lambda: PointGroup.from_elements([[[1, 1], [0, 1]]]), "are no symmetries of the grid"),
-        (lambda: PointGroup.from_elements([]), "are no symmetries of the grid"),
-        (lambda: PointGroup.from_elements([2 * np.eye(2)]), "are no symmetries of the grid"),
-        (lambda: PointGroup.from_elements(point_group(2)[:3]), "3 elements are no group, they generate one of 8"),
+        (lambda: PointGroup.from_elements([[[1, 1], [0, 1]]]), "are not symmetries of the grid"),
+        (lambda: PointGroup.from_elements([]), "are not symmetries of the grid"),
+        (lambda: PointGroup.from_elements([2 * np.eye(2)]), "are not symmetries of the grid"),
+        (lambda: PointGroup.from_elements(point_group(2)[:3]), "3 elements are not a group, they generate one of 8"),
         (
             lambda: PointGroup.from_name("4", 2).positions(PointGroup.from_name("m", 2)),
-            r"PointGroup\('m'\) is no subgroup of PointGroup\('4'\): use one of PointGroup\('1'\), PointGroup\('2'\), PointGroup\('4'\)",
+            r"PointGroup\('m'\) is not a subgroup of PointGroup\('4'\): use one of PointGroup\('1'\), PointGroup\('2'\), PointGroup\('4'\)",
         ),
-        (lambda: PointGroup.from_name("4", 2).keeping((1, 2, 3)), "has not one entry for each of 2 axes"),
+        (lambda: PointGroup.from_name("4", 2).keeping((1, 2, 3)), "needs one entry for each of 2 axes"),
     ],
 )
 def test_impossible_groups_are_refused_in_a_sentence(make, sentence):

@@ -253,7 +253,7 @@ def test_a_group_is_given_as_to_layers(group):
         (lambda: RandGridSymmetry(group=None), "group=None is impossible: give a name"),
         (lambda: GridSymmetry(48), "element=48 is out of range"),
         (lambda: GridSymmetry("m [12]"), "unknown in 3D: use one of"),
-        (lambda: GridSymmetry(np.eye(4)), "no symmetry of the grid"),
+        (lambda: GridSymmetry(np.eye(4)), "not a symmetry of the grid"),
         (lambda: GridSymmetry(8)(picture(2)), "elements 0 to 7"),
         (lambda: GridSymmetry("4+")(picture(3)), "'4\\+' is unknown in 3D"),
         (lambda: GridSymmetry(np.eye(2))(picture(3)), "transforms 2 axes, the image has 3"),

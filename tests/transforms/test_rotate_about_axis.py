@@ -194,11 +194,11 @@ def test_settings_of_a_call_override_and_flips_may_follow():
     ("call", "sentence"),
     [
         (lambda: RotateAboutAxis("ten"), "angle='ten' is impossible: give a number"),
-        (lambda: RotateAboutAxis(float("inf")), "angle=inf is no angle"),
+        (lambda: RotateAboutAxis(float("inf")), "angle=inf is not an angle"),
         (lambda: RotateAboutAxis([1, 2]), "is impossible: give a number"),
         (lambda: RotateAboutAxis(10, "w"), "axis='w' is unknown"),
         (lambda: RotateAboutAxis(10, 3), "axis=3 is unknown"),
-        (lambda: RotateAboutAxis(10, (0, 0, 0)), "is no direction"),
+        (lambda: RotateAboutAxis(10, (0, 0, 0)), "is not a direction"),
         (lambda: RotateAboutAxis(10, spacing=(1, 0, 1)), "give 3 voxel sizes above 0 in millimetres"),
         (lambda: RotateAboutAxis(10, spacing=(1, 1))(torch.zeros(1, 3, 3, 3)), "has 2 entries, the image 3"),
         (lambda: RotateAboutAxis(10, mode="linear"), "mode='linear' is unknown: use one of 'bilinear', 'nearest'"),

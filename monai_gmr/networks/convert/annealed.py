@@ -1,4 +1,4 @@
-"""Convolutions that keep the rest of their trained kernels beside the equivariant layers that replace them."""
+"""Convolutions that keep the rest of their trained kernels next to the equivariant layers that replace them."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from monai_gmr.utils import ConfigurationError
 
 
 def with_rest(module: Any, layer: Any, ends: Sequence[int] = ()) -> tuple[nn.Module, float]:
-    """The replacement of a trained convolution with the rest of its kernel beside it: together they calculate what the convolution does.
+    """The replacement of a trained convolution with the rest of its kernel next to it; together they compute the same as the convolution.
 
     Args:
         module: the convolution.
         layer: its replacement, with projected weights.
-        ends: voxels of zeros that it was given by a padding module which the conversion removes, as ``torch.nn.functional.pad`` counts.
+        ends: zeros that a padding module, removed by the conversion, added before it, in the order of ``torch.nn.functional.pad``.
 
     Returns:
-        both, and the norm of the rest relative to the kernel; the layer alone beside a kernel of zeros.
+        both, and the norm of the rest relative to the kernel; only the layer for a kernel of zeros.
 
     Example:
         >>> from monai_gmr.networks.layers import GMRConv2d
@@ -50,7 +50,7 @@ def with_rest(module: Any, layer: Any, ends: Sequence[int] = ()) -> tuple[nn.Mod
     with torch.no_grad():
         bias = module.bias
         if kernel is not None and bias is not None:
-            # that of the layer has one number a field
+            # the layer's bias has one number per field
             bias = bias - layer.bias.repeat_interleave(len(bias) // len(layer.bias))
             bias = bias if bias.any() else None
         rest = convolution_like(_torch_class(module, transposed), module, bias=bias is not None, **changes)
@@ -71,7 +71,7 @@ def _torch_class(module: Any, transposed: bool) -> Any:
 
 
 def _equal_kernel(layer: Any, module: Any) -> torch.Tensor | None:
-    """The kernel with which a convolution would be what a layer is; ``None`` for one that takes norms or whose taps lie elsewhere."""
+    """The kernel with which a convolution equals a layer; ``None`` if the layer takes norms or its taps lie elsewhere."""
     if max(module.stride) > 1 or tuple(getattr(layer, "kernel_size", ())) != tuple(module.kernel_size):
         return None
     if isinstance(layer, PointGroupConvTransposeNd):

@@ -1,4 +1,4 @@
-"""Arguments of a conversion: what they mean, and sentences about those that are impossible."""
+"""Arguments of a conversion: their meaning, and errors about impossible ones."""
 
 from __future__ import annotations
 
@@ -18,21 +18,19 @@ from monai_gmr.symmetry import PointGroup
 from monai_gmr.symmetry.group_structure import GroupSpec
 from monai_gmr.utils import ConfigurationError, windowed_layers
 
-# modules that exchange the gradients of the parameters that they were given
+# wrappers that exchange gradients of given parameters
 EXCHANGING = ("DistributedDataParallel", "FullyShardedDataParallel")
 
 
 def check_network(module: nn.Module, inplace: bool) -> None:
-    """Raise where a network cannot be converted."""
+    """Raise if a network cannot be converted."""
     name = type(module).__name__
     if hasattr(module, "_orig_mod"):
         raise ConfigurationError(f"{name} is compiled already: convert first, then compile.")
     if isinstance(module, torch.jit.ScriptModule):
         raise ConfigurationError(f"{name} is scripted or traced already: convert first, then script or trace.")
     if any(kind.__name__ in EXCHANGING for each in module.modules() for kind in type(each).__mro__):
-        raise ConfigurationError(
-            f"{name} has processes that exchange its gradients already: convert first, then wrap it for them."
-        )
+        raise ConfigurationError(f"{name} is already wrapped for distributed training: convert first, then wrap it.")
     if not inplace and any(_is_computed(value) for each in module.modules() for value in vars(each).values()):
         raise ConfigurationError(
             f"{name} has weights that are computed from others, as by weight_norm or prune of torch.nn.utils, which torch cannot copy: "
@@ -49,12 +47,12 @@ def check_network(module: nn.Module, inplace: bool) -> None:
 
 
 def _is_computed(value: Any) -> bool:
-    """Whether an attribute is a tensor that remembers how it was computed."""
+    """Whether an attribute is a tensor with a graph of its computation."""
     return isinstance(value, torch.Tensor) and not value.is_leaf
 
 
 def check_windows(kernel_sizes: Any) -> None:
-    """Raise where windows are neither one number nor a mapping of numbers."""
+    """Raise if windows are neither a number nor a mapping of numbers."""
     mapped = isinstance(kernel_sizes, Mapping)
     numbers = [*kernel_sizes, *kernel_sizes.values()] if mapped else [1 if kernel_sizes is None else kernel_sizes]
     if any(not isinstance(k, int) or k < 1 for k in numbers):
@@ -64,39 +62,39 @@ def check_windows(kernel_sizes: Any) -> None:
 
 
 def check_no_rings(rings: str, num_rings: int | None) -> None:
-    """Raise where group convolutions, whose kernels have no rings, are given some."""
+    """Raise if rings are given for group convolutions, whose kernels have none."""
     for name, value, default in (("rings", rings, "gaussian"), ("num_rings", num_rings, None)):
         if value != default:
             raise ConfigurationError(f"{name}={value!r} is for radial kernels, not for conv='group': leave it out.")
 
 
 def check_selectors(name: str, selectors: Sequence[Any], paths: Iterable[str], net: nn.Module) -> None:
-    """Raise where an argument such as "include" has a name that is no module's."""
+    """Raise if an argument such as "include" contains a name that no module has."""
     known = list(paths)
     for selector in selectors:
         if isinstance(selector, str) and not any(selects(path, selector) for path in known):
             raise ConfigurationError(
-                f"{name}={selector!r} is the name of no module of {type(net).__name__}: give names or patterns of named_modules(), such as "
+                f"{name}={selector!r} matches no module of {type(net).__name__}: give names or patterns of named_modules(), such as "
                 f"{known[-1] or '*'!r}."
             )
 
 
 def selects(path: str, pattern: str) -> bool:
-    """Whether a pattern of names is that of a module, or of one that holds it."""
+    """Whether a pattern matches the name of a module, or of a module that contains it."""
     return fnmatchcase(path, pattern) or path.startswith(f"{pattern}.")
 
 
 def _given_channels(net: nn.Module) -> list[int]:
-    """Channels that images of a network may have, by what its layers take, the likeliest first."""
-    # the layer that is registered first need not be called first; the network itself may count channels in this attribute
+    """Possible channels of a network's images, from those of its layers, the likeliest first."""
+    # the first registered layer is not always called first; the network itself may have this attribute
     given: list[Any] = [getattr(each, "in_channels", None) for each in (*windowed_layers(net), net)]
     found = [each for each in given if isinstance(each, int) and not isinstance(each, bool)]
-    # 0 in the first place, of a layer that is built lazily, stays: it is for the caller to refuse
+    # a leading 0, of a lazily built layer, stays: the caller refuses it
     return list(dict.fromkeys([*found[:1], *(each for each in found[1:] if each > 0)]))
 
 
 def check_trace(net: nn.Module, trace: Trace, in_channels: int | None, example_inputs: Any) -> None:
-    """Raise where nothing could be sent through a network because it was given channels that no layer has, or inputs that do not fit."""
+    """Raise if no image passed a network because of given channels that no layer has, or inputs that do not fit."""
     if trace.failure and example_inputs is not None:
         raise ConfigurationError(
             f"example_inputs cannot be sent through {type(net).__name__} ({trace.reason}): give what its forward takes."
@@ -109,13 +107,13 @@ def check_trace(net: nn.Module, trace: Trace, in_channels: int | None, example_i
 
 
 def check_built(net: nn.Module, in_channels: int) -> None:
-    """Raise where the first convolution of a network has no channels yet, as one that is built lazily."""
+    """Raise if the first convolution of a network has no channels yet, because it is built lazily."""
     if not in_channels:
         raise ConfigurationError(f"{type(net).__name__} begins with a lazily built layer: give in_channels.")
 
 
 def input_of(net: nn.Module, in_channels: int | None, spatial_dims: int | None) -> tuple[list[int], list[int]]:
-    """Channels that the image may have, and numbers of spatial axes, the likeliest first."""
+    """Possible channels and numbers of spatial axes of the image, the likeliest first."""
     convolutions = convolutions_of(net)
     if not spatial_dims and not convolutions:
         raise ConfigurationError(
@@ -129,9 +127,9 @@ def input_of(net: nn.Module, in_channels: int | None, spatial_dims: int | None) 
         )
     channels = [in_channels] if in_channels else _given_channels(net)
     check_built(net, channels[0] if channels else 0)
-    # an image that is made of several arguments, or that a function convolves, has those of no layer
+    # an image made of several arguments, or convolved by a function, can have channels that no layer has
     more = [] if in_channels else [1, 3]
-    # the layer that is registered first need not be given the image
+    # the first registered layer does not always get the image
     dims = [spatial_dims] if spatial_dims else [len(each.kernel_size) for each in convolutions]
     return list(dict.fromkeys([*channels[:8], *more])), list(dict.fromkeys(dims))
 
@@ -139,7 +137,7 @@ def input_of(net: nn.Module, in_channels: int | None, spatial_dims: int | None) 
 def group_arguments(
     arguments: Mapping[str, Any], group: GroupSpec | None, dims: int, spacing: Sequence[float] | None
 ) -> dict[str, Any]:
-    """The arguments of group convolutions, the group as a value."""
+    """The arguments of group convolutions, with the group as a value."""
     for key in arguments:
         check_choice("the key of conv='group'", key, ("group", "filter"))
     check_choice("filter", arguments.get("filter", "full"), FILTERS[:-1])

@@ -1,4 +1,4 @@
-"""Operations of a converted network that are not exact: what a pass of a reference image, and of one a voxel longer, runs into."""
+"""Finds operations of a converted network that are not exact, by passing a reference image and one that is a voxel longer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from monai_gmr.utils import tensors_in
 
 OURS = "monai_gmr.networks.layers.", "monai_gmr.networks.convert.layers"
 RANDOM = ("randn", "randn_like", "rand", "rand_like", "normal", "normal_", "uniform_", "bernoulli", "bernoulli_")
-# what makes tensors of one number; of such tensors all operations do, but for those that count
+# operations that give tensors of one number; all operations on such tensors give such tensors, except counting ones
 FILLING = re.compile("(new_)?(zeros|ones|full|empty)(_like|_strided)?|scalar_tensor|" + "|".join(RANDOM))
 COUNTING = ("cumsum", "cumprod", "tril", "triu", "nonzero", "eye")
 OWN_WEIGHT = "has a weight of its own for each voxel"
@@ -29,7 +29,7 @@ OWN_NUMBER = "joins voxels with numbers that go by their positions"
 ONE_AXIS = "treats one axis of an image unlike another"
 FINDS_PLACES = "finds out the places of voxels"
 JOINING = ("add", "sub", "mul", "div", "maximum", "minimum", "where", "cat", "stack")
-# operations on images that do the same at all voxels, or whose other cases are named
+# operations that do the same at all voxels, or whose exceptions are checked below
 FOLLOWED = re.compile(
     "_?softmax|_?log_softmax|_?prelu(_kernel)?|_?batch_norm.*|_?native_batch_norm.*|cudnn_batch_norm|native_group_norm|_?convolution"
     "|max_pool.*|avg_pool.*|_?adaptive_avg_pool.*|adaptive_max_pool.*|_?upsample_.*|constant_pad_nd|reflection_pad.*"
@@ -52,7 +52,7 @@ PLACES = {
     "argmax": FINDS_PLACES,
     "argmin": FINDS_PLACES,
 }
-# place of the argument that is an axis, -1 where it is left out
+# place of the argument that is an axis, -1 if it is left out
 AXIS_AT = {"roll": 2, "flip": 1, "cumsum": 1, "cumprod": 1, "sort": 1, "argmax": 1, "argmin": 1}
 
 
@@ -65,8 +65,8 @@ def remaining_operations(
     known: Sequence[str] = (),
     measured: bool = True,
 ) -> list[str]:
-    """Operations of a converted network that are not exact under a group, a sentence for each module that calls them and is not ``known``
-    already; ``measured``: where none is, but operations that no rule is known of are called, the network is measured.
+    """Sentences on operations of a converted network that are not exact under a group, for each module that calls them and is not
+    ``known``; with ``measured``, if there are none but operations without a rule are called, the network is measured.
 
     Example:
         >>> from monai_gmr.networks.convert.trace import trace_sizes
@@ -83,7 +83,7 @@ def remaining_operations(
             audit.follow(partial(make_inputs, net, size, in_channels, example_inputs), trace.sizes_only)
             sentences |= audit.sentences
             unknown |= audit.unknown
-        except Exception as error:  # a network need not take a voxel more
+        except Exception as error:  # not every network takes a voxel more
             if size == trace.size:
                 sentences[f"what it does outside of its layers could not be audited ({first_line(error)})"] = None
     # rests of an annealed conversion are not exact before they are dropped
@@ -94,7 +94,7 @@ def remaining_operations(
 
 
 def _axes(tensor: torch.Tensor) -> tuple[int, ...]:
-    """Where each axis of a tensor stood in the image ``(batch, channels, *spatial)`` that it comes from."""
+    """Place of each axis of a tensor in the image ``(batch, channels, *spatial)`` that it comes from."""
     return getattr(tensor, "_gmr_axes", tuple(range(tensor.dim())))
 
 
@@ -104,7 +104,7 @@ def _is_given(tensor: torch.Tensor) -> bool:
 
 
 def _exchanged(tensor: torch.Tensor) -> bool:
-    """Whether the spatial axes of an image have another order."""
+    """Whether the spatial axes of an image are in another order."""
     spatial = [axis for axis in _axes(tensor) if axis > 1]
     return spatial != sorted(spatial)
 
@@ -117,7 +117,7 @@ def _pass_on_axes(given: Sequence[torch.Tensor], results: Sequence[torch.Tensor]
 
 
 def _is_ours(module: nn.Module) -> bool:
-    """Whether a module is a layer of this library, which is exact as a whole, or computes as one does."""
+    """Whether a module is a layer of this library, which is exact as a whole, or computes like one."""
     kind = type(module)
     names = kind.__module__, getattr(getattr(kind, "forward", None), "__module__", "")
     return any(
@@ -131,7 +131,7 @@ class _Audit(Pass):
     def __init__(self, net: nn.Module, size: Sequence[int], group: PointGroup, known: Sequence[str]) -> None:
         super().__init__(net)
         self.dims, self.group, self.known = len(size), group, set(known)
-        # sizes of images, unlike those of tables of attention
+        # sizes of images, to tell them from tables of attention
         self.sizes = {tuple(size)}
         self.weights = {id(each) for each in [*net.parameters(), *net.buffers()]}
         self.names = {module: name for name, module in net.named_modules()}
@@ -139,7 +139,7 @@ class _Audit(Pass):
         self.stack: list[nn.Module] = []
         self.backend = SizesBackend(self._in_ours)
         self.sentences: dict[str, None] = {}
-        # operations on voxels of which no rule says whether they are exact
+        # operations on voxels that no rule covers
         self.unknown: dict[tuple[str, str], None] = {}
         for module, name in self.names.items():
             # private: torch has no public way to ask for hooks
@@ -169,7 +169,7 @@ class _Audit(Pass):
     def leave(self, module: nn.Module, args: tuple, output: Any) -> None:
         if module in self.ours:
             _pass_on_axes(tensors_in(args), tensors_in(output))
-            # one operation on its inputs and weights
+            # counts as one operation on its inputs and weights
             self._mark("", (args, list(module.parameters())), {}, output)
         if module in self.ours or isinstance(module, CONVOLUTIONS):
             self.sizes |= {tuple(each.shape[2:]) for each in tensors_in(output) if each.dim() == self.dims + 2}
@@ -194,7 +194,7 @@ class _Audit(Pass):
             self.unknown[caller, name] = None
 
     def _mark(self, name: str, args: tuple, kwargs: dict, output: Any) -> None:
-        """Carry along what comes from the input, what has one number everywhere, and what are places of voxels."""
+        """Mark results that come from the input, have one number everywhere, or are positions of voxels."""
         sources = tensors_in((args, kwargs))
         voxels = any(hasattr(each, "_gmr_voxels") for each in sources)
         given, inherits = any(map(_is_given, sources)), bool(sources) and name not in COUNTING
@@ -212,7 +212,7 @@ class _Audit(Pass):
             output[1]._gmr_places = True
 
     def _follow_axes(self, name: str, args: tuple, output: Any) -> str | None:
-        """Carry the axes of images along; what joins one with its transpose."""
+        """Carry the axes of images along; returns a sentence if an image is joined with its transpose."""
         given = [each for each in tensors_in(args) if each.dim() == self.dims + 2]
         if name in ("permute", "transpose") and given:
             if not hasattr(given[0], "_gmr_axes") and not self._is_image(given[0]):
@@ -232,12 +232,12 @@ class _Audit(Pass):
         return "joins an image with one whose axes are exchanged" if differ and name.rstrip("_") in JOINING else None
 
     def _is_pooled(self, name: str, source: torch.Tensor, output: torch.Tensor) -> bool:
-        """Whether an operation leaves one number of all voxels."""
+        """Whether an operation reduces all voxels to one number."""
         one_voxel = output.dim() == self.dims + 2 and output.shape[2:].numel() == 1
         return one_voxel or (bool(REDUCING.fullmatch(name)) and source.dim() == self.dims + 2 and output.dim() == 2)
 
     def _is_followed(self, name: str, args: tuple, kwargs: dict, output: Any) -> bool:
-        """Whether it is known of an operation that it is exact, where no sentence says otherwise."""
+        """Whether an operation is known to be exact if no sentence says otherwise."""
         sources, plain = tensors_in((args, kwargs)), name.rstrip("_")
         voxels = [each for each in sources if hasattr(each, "_gmr_voxels")]
         if name in RANDOM or not voxels:
@@ -261,7 +261,7 @@ class _Audit(Pass):
 
     def _sentence(self, name: str, args: tuple, output: Any) -> str | None:
         if name in RANDOM and self._is_image(output):
-            return "draws random numbers for each voxel: its outputs rotate with the image on average alone"
+            return "draws random numbers for each voxel: its outputs rotate with the image only on average"
         if name in VIEWING and isinstance(args[0], torch.Tensor):
             return self._viewed(args[0], output)
         plain = name.rstrip("_")
@@ -283,7 +283,7 @@ class _Audit(Pass):
         return None
 
     def _spatial(self, args: tuple, place: int) -> set[int]:
-        """Axes of the image that an operation works along, by its argument at a place; without an axis there, all of them."""
+        """Axes of the image that an operation works along, given by its argument at ``place``; all axes if none is given there."""
         given = args[place] if len(args) > place else -1
         if given is None:
             return {*range(self.dims)}
@@ -292,7 +292,7 @@ class _Audit(Pass):
         return {axis for axis in axes if axis >= 0}
 
     def _keeps(self, axes: set[int]) -> bool:
-        """Whether the group exchanges none of these axes with another one."""
+        """Whether the group exchanges none of these axes with another axis."""
         return self.group.keeps([axis in axes for axis in range(self.dims)])
 
     def _padded(self, args: tuple) -> str | None:
@@ -304,19 +304,19 @@ class _Audit(Pass):
         return None if self.group.keeps(pairs) else "pads one axis more than another"
 
     def _joined(self, tensors: Sequence[torch.Tensor]) -> str | None:
-        """What is joined with an image, voxel by voxel, and does not rotate with it."""
+        """Sentence on what is joined with an image voxel by voxel and does not rotate with it."""
         images = (each for each in tensors if each.dim() == self.dims + 2 and self._is_image(each) and _is_given(each))
         x = next(images, None)
         if x is None:
             return None
         for other in tensors:
-            # axes of the image along which the other has more than one number
+            # axes of the image along which the other tensor varies
             ends = [-i for i in range(1, min(other.dim(), x.dim()) + 1) if other.shape[-i] > 1 and other.stride(-i)]
             varies = {_axes(x)[i] - 2 for i in ends if _axes(x)[i] > 1}
             if _is_given(other):
                 if other.dim() == x.dim() and not self._keeps(varies) and min(x.shape[2:]) > 1:
                     return ONE_AXIS
-            # a vector of weights is one of channels that come last
+            # a vector of weights belongs to channels that come last
             elif varies and not hasattr(other, "_gmr_alike") and not (id(other) in self.weights and other.dim() == 1):
                 return OWN_WEIGHT if id(other) in self.weights else OWN_NUMBER
         return None

@@ -80,43 +80,42 @@ def convert_to_gmr(
         Sequence | Mapping[str, Any] | None, "what forward takes as a list, or as a dictionary by name"
     ] = None,
 ) -> nn.Module:
-    """Make a network equivariant under the symmetries of the grid, at every size: swap its convolutions for radial, harmonic or group
-    ones, and its strides, pools, upsampling and one-sided padding for ones about the centre of the grid.
+    """Make a network equivariant under the symmetries of the grid, at every size: replace its convolutions by radial, harmonic or group
+    ones, and its strides, pools, upsampling and one-sided padding by ones about the centre of the grid.
 
-    Sizes do not change, except of upsampling, which returns to the sizes that the image had on its way down: where a decoder of the
-    given network misses the size of a skip connection, or of the image (most do on odd sizes), the converted one reaches it.
-    ``module.conversion_report``, printed, names the replacement of each module, or why it stayed. Convert to the final dtype before
-    ``torch.jit.script`` or ``trace``: a recorded graph keeps the dtype of the recording.
+    Sizes do not change, except those of upsampling, which returns to the sizes on the way down: if a decoder of the given network misses
+    the size of a skip connection or of the image (most do on odd sizes), the converted one matches it. ``module.conversion_report``,
+    printed, names the replacement of each module, or why it stayed. Convert to the final dtype before ``torch.jit.script`` or ``trace``: a
+    recorded graph keeps its dtype.
 
     Args:
         module: the network; unchanged unless ``inplace``.
-        kernel_sizes: window for all convolutions of a window above 1, or windows for windows, ``{3: 5}``; default: unchanged.
+        kernel_sizes: window for all convolutions with a window above 1, or a mapping of old to new windows, ``{3: 5}``; default: unchanged.
         include: modules to convert, by name (``"encoder*"``), by class, or by a function of name and module; default: all.
         exclude: modules to leave unchanged, likewise.
-        conv: "gmr" (radial kernels) or "gmr_harmonic" (radial profiles times harmonics, reduced to lengths and products: it keeps most of
-            the accuracy; heads, linear shortcuts, depthwise convolutions and upsampling become radial), "group" (group convolutions:
-            channels become fields, as many tensor channels as before; norms, dropout and dense layers work on fields, and what ends the
-            network on scalars), or a pair of the name and further arguments, ``("group", {"group": "4mm", "filter": "gc"})``; "plain"
-            changes nothing, to compare with.
-        group: of conv="group", as in :class:`~monai_gmr.networks.layers.PointGroupConv2d`; default: all symmetries of the grid that keep
-            the spacing. Where its order does not divide the channels of a convolution, that ends on scalars.
+        conv: "gmr" (radial kernels), "gmr_harmonic" (radial profiles times harmonics, reduced to lengths and products: keeps most of the
+            accuracy; heads, linear shortcuts, depthwise convolutions and upsampling become radial), "group" (group convolutions: channels
+            become fields, with as many tensor channels as before; norms, dropout and dense layers work on fields, and layers that end the
+            network give scalars), or a pair of the name and further arguments, ``("group", {"group": "4mm", "filter": "gc"})``; "plain"
+            changes nothing, as a baseline.
+        group: group of conv="group", as in :class:`~monai_gmr.networks.layers.PointGroupConv2d`; default: all symmetries of the grid that
+            keep the spacing. A convolution whose channels its order does not divide ends on scalars.
         rings: kind of rings of radial kernels, see :class:`~monai_gmr.networks.layers.GMRConv2d`.
-        weights: "project": the weights nearest to the given ones, by least squares, for a trained network; "init": fresh ones, for one
-            that will be trained. Default: "project", for conv="group" "init", since the channels of a trained network are no orientations
-            of each other: projection changes its weights by nearly their own norm. "anneal": the nearest weights, and beside each layer the
-            rest of the trained kernel (:class:`~monai_gmr.networks.layers.AnnealedConv`), so that the convolutions calculate what they did,
-            steps and upsampling included. Training drives the rests to zero (:class:`~monai_gmr.handlers.AnnealRests`, or
-            :class:`~monai_gmr.networks.annealing.RestPenalty` in a loop of one's own), then
-            :func:`~monai_gmr.networks.drop_rests` leaves an ordinary converted network. What else is exchanged changes the answer
-            at once: pools and upsampling on sizes on which they are not exact, pixel shuffling, norms on the fields of conv="group".
+        weights: "project": the weights nearest to the given ones, by least squares, for a trained network; "init": fresh ones, for a
+            network that will be trained. Default: "project"; "init" for conv="group", because the channels of a trained network are not
+            orientations of each other: projection changes its weights by nearly their norm. "anneal": the nearest weights, and next to each
+            layer the rest of the trained kernel (:class:`~monai_gmr.networks.layers.AnnealedConv`), so that the convolutions compute the
+            same as before, steps and upsampling included. Training drives the rests to zero (:class:`~monai_gmr.handlers.AnnealRests`, or
+            :class:`~monai_gmr.networks.annealing.RestPenalty` in a custom loop), then :func:`~monai_gmr.networks.drop_rests` leaves an
+            ordinary converted network. Other replacements change the output at once: pools and upsampling on sizes on which they are not
+            exact, pixel shuffling, norms on the fields of conv="group".
         spacing: voxel size in millimetres, one per axis; kernels are then round in millimetres.
-        num_rings: rings of a kernel; default: as :class:`~monai_gmr.networks.layers.GMRConv2d`.
-        inplace: whether the given network itself is changed.
-        in_channels: channels of the network's input; default: those of its first convolution, or the first that it takes of those of its
-            layers, 1 and 3.
-        spatial_dims: 1, 2 or 3; default: those of its first convolution that an image of them passes.
-        spatial_size: a size in voxels, one number per axis, that the network can take; default: the one that the network names, or one
-            of some usual sizes.
+        num_rings: number of rings of a kernel; default: as in :class:`~monai_gmr.networks.layers.GMRConv2d`.
+        inplace: whether to change the given network itself.
+        in_channels: channels of the network's input; default: those of its first convolution, else the first number that the network takes
+            among those of its layers, 1 and 3.
+        spatial_dims: 1, 2 or 3; default: the first number among those of its convolutions that the network takes.
+        spatial_size: a size in voxels that the network takes, one number per axis; default: the one that the network names, or a usual one.
         example_inputs: arguments of ``forward``, in order or by name, for a network that takes more than an image:
             ``(image, timesteps)``. The first tensor with a batch, channels and all spatial axes is the image, whose size replaces
             ``spatial_size``.
@@ -125,7 +124,7 @@ def convert_to_gmr(
         the converted network, of the given class, in the given mode, on the given device.
 
     Raises:
-        ConfigurationError: when arguments do not fit, or lazily built layers have no channels yet.
+        ConfigurationError: if arguments do not fit, or lazily built layers have no channels yet.
 
     Example:
         >>> import torch
@@ -179,7 +178,7 @@ def convert_to_gmr(
         counts = sorted({each.out_channels for each in convolutions_of(net) if each not in fields.heads})
         if not counts:
             raise ConfigurationError(
-                f"{type(net).__name__} has no convolutions but those whose output is its own, which end on scalars: use conv='gmr'."
+                f"{type(net).__name__} has only convolutions whose output is the network's, which end on scalars: use conv='gmr'."
             )
         raise ConfigurationError(
             f"{type(net).__name__} has convolutions of {', '.join(map(str, counts))} channels, none a multiple of the {fields.order} of "
@@ -199,7 +198,7 @@ def convert_to_gmr(
     ]
     if trace.failure:
         notes.append(
-            f"{trace.failure}: which convolutions are heads is not known, and upsampling doubles sizes, also where skip connections have "
+            f"{trace.failure}: its heads are unknown, and upsampling doubles sizes, even if skip connections have "
             f"others; {NEEDED}."
         )
     else:
@@ -244,14 +243,14 @@ def _is_at(net: nn.Module, path: str, module: nn.Module) -> bool:
 
 
 class _BuildingPass(Pass):
-    """Builds layers that are built lazily, but no first convolution for channels that are guessed."""
+    """Builds lazily built layers, but raises if channels are guessed and the first convolution is lazily built."""
 
     def __init__(self, net: nn.Module, guessed: bool) -> None:
         super().__init__(net)
         self.guessed, self.channels = guessed, {each: each.in_channels for each in convolutions_of(net)}
 
     def enter(self, module: nn.Module, args: tuple) -> None:
-        """Look at the channels that the first convolution had before."""
+        """Check the channels that the first convolution had before."""
         if self.guessed and module in self.channels:
             check_built(self.net, self.channels[module])
             self.guessed = False
@@ -260,7 +259,7 @@ class _BuildingPass(Pass):
 def _convert_modules(
     net: nn.Module, options: Options, include: Any, exclude: Any
 ) -> tuple[list[ConvertedModule], nn.Module]:
-    """Replace module by module; a module that is held under several names is replaced once and put under all of them."""
+    """Replace module by module; a module with several names is replaced once, under all of them."""
     paths: dict[nn.Module, list[str]] = {}
     for path, each in net.named_modules(remove_duplicate=False):
         paths.setdefault(each, []).append(path)
@@ -311,7 +310,7 @@ def _convert_modules(
 
 
 def _left_module(module: nn.Module, why: str, options: Options) -> Swap | None:
-    """What a row says of a module that is not to be converted."""
+    """Row of a module that is not converted."""
     fields = options.fields
     on_fields = fields is not None and (fields.takes_fields(module) or joins_fields(module, options))
     if on_fields and isinstance(module, (*CONVERTIBLE, *ON_FIELDS)):

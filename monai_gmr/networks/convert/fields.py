@@ -1,4 +1,4 @@
-"""Which tensors of a network become fields on a group and which stay scalars, when its convolutions become group convolutions."""
+"""Finds which tensors of a network become fields on a group, and which stay scalars, when its convolutions become group convolutions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 from monai_gmr.networks.convert.trace import CONVOLUTIONS, Inputs, Pass, Trace, classes_of, convolutions_of, make_inputs
 from monai_gmr.utils import tensors_in
 
-# what a module is given; the last are fields whose channels do not lie where it has them
+# kinds of inputs of a module; misplaced fields have their channels along another axis than the module's
 SCALARS, FIELDS, MISPLACED = "scalars", "fields", "misplaced fields"
 NORMS = (*classes_of("BatchNorm", "InstanceNorm"), nn.SyncBatchNorm, nn.GroupNorm)
 # modules that are judged as a whole, by their swaps
@@ -31,7 +31,7 @@ POINTWISE = re.compile(
 REDUCING = re.compile(
     "mean|sum|amax|amin|max|min|var|std|var_mean|norm|linalg_vector_norm|logsumexp|prod|any|all|argmax|argmin"
 )
-# operations on the spatial axes of images, by the beginnings of their names
+# beginnings of the names of operations on the spatial axes of images
 SPATIAL = (
     *(
         "avg_pool",
@@ -50,27 +50,27 @@ PLACES = "takes channels of a field by their place"
 
 
 class Kind(NamedTuple):
-    """What a tensor is: of fields the axis of its channels, ``None`` for scalars; and the last convolutions that it comes from."""
+    """Kind of a tensor: the axis of the channels for fields, ``None`` for scalars; and the last convolutions that it comes from."""
 
     axis: int | None
     givers: frozenset[nn.Module] = frozenset()
 
 
 class _Unlike(Exception):
-    """An operation that treats channels of a field unlike, or may."""
+    """An operation that treats, or may treat, the channels of a field differently."""
 
 
 @dataclass
 class Fields:
-    """What a pass showed, for a group of an order."""
+    """Results of a pass, for a group of a given order."""
 
     order: int
-    # convolutions that end on scalars whatever their channels: those whose output is the network's, or joins it
+    # convolutions that always end on scalars, because their output is the network's or is added to it
     heads: frozenset[nn.Module]
-    # what each module is given, and with how many axes
+    # kinds of inputs of each module, and their numbers of axes
     taken: dict[nn.Module, set[str]] = field(default_factory=dict)
     axes: dict[nn.Module, int] = field(default_factory=dict)
-    # what no swap of modules makes equivariant, a sentence each
+    # sentences on what no replacement of modules makes equivariant
     notes: dict[str, None] = field(default_factory=dict)
 
     def takes_fields(self, module: nn.Module) -> bool:
@@ -78,7 +78,7 @@ class Fields:
         return not {FIELDS, MISPLACED}.isdisjoint(self.taken.get(module, ()))
 
     def is_plain(self, module: nn.Module) -> bool:
-        """Whether a module is given the same in every call, with channels where it has them."""
+        """Whether a module gets the same kind of input in every call, with the channels along the module's axis."""
         taken = self.taken.get(module, set())
         return len(taken) <= 1 and MISPLACED not in taken
 
@@ -88,9 +88,9 @@ class Fields:
 
 
 def trace_fields(net: nn.Module, trace: Trace, order: int, example_inputs: Any = None) -> Fields:
-    """Pass the reference image of a trace through a network and follow what its convolutions make fields.
+    """Pass the reference image of a trace through a network and follow the fields that its convolutions would give.
 
-    A convolution ends on fields if the order divides its channels, unless its output is the network's or is added to that.
+    A convolution ends on fields if the order divides its channels, unless its output is the network's or is added to it.
 
     Example:
         >>> from monai_gmr.networks.convert.trace import trace_sizes
@@ -117,14 +117,14 @@ def trace_fields(net: nn.Module, trace: Trace, order: int, example_inputs: Any =
             heads = heads | forced
             continue
         if not any(map(found.gives_fields, convolutions)):
-            # a net that returns what each of its layers gives has no layer left to keep fields
+            # in a net that returns the outputs of all layers, no layer is left to give fields
             first.notes["its outputs are fields: reduce them by PointGroupPool"] = None
             return first
         return found
 
 
 def _is_judged(module: nn.Module) -> bool:
-    """Whether a module is judged as a whole; layers of this library treat channels alike or are on fields."""
+    """Whether a module is judged as a whole; layers of this library treat all channels alike or work on fields."""
     return isinstance(module, JUDGED) or type(module).__module__.startswith("monai_gmr.networks.layers.")
 
 
@@ -142,7 +142,7 @@ def _is_fields(tensor: torch.Tensor) -> bool:
 
 
 class _FieldsPass(Pass):
-    """Fills :class:`Fields`; tensors carry along what they are, in an attribute."""
+    """Fills :class:`Fields`; tensors carry their kind along, in an attribute."""
 
     def __init__(self, net: nn.Module, found: Fields) -> None:
         super().__init__(net)
@@ -152,7 +152,8 @@ class _FieldsPass(Pass):
         self.forced: set[nn.Module] = set()
 
     def follow(self, inputs: Inputs, sizes_only: bool) -> set[nn.Module]:
-        """Run the pass; convolutions that must end on scalars, too: their fields are the network's output, or are added to it."""
+        """Run the pass and return further convolutions that must end on scalars: their fields are the network's output or are added to
+        it."""
         output = self.run(inputs, sizes_only)
         for tensor in filter(_is_fields, tensors_in(output)):
             givers = tensor._gmr_kind.givers  # type: ignore[attr-defined]
@@ -191,7 +192,7 @@ class _FieldsPass(Pass):
             _mark(tensor, kind)
 
     def look(self, name: str, args: tuple, kwargs: dict, output: Any) -> None:
-        """Follow fields through an operation, and note what does not respect them."""
+        """Follow fields through an operation, and note if it does not respect them."""
         results = tensors_in(output)
         if name in ("zeros", "zeros_like", "new_zeros"):
             for tensor in results:
@@ -220,13 +221,13 @@ class _FieldsPass(Pass):
             _mark(tensor, Kind(axis if axis is not None and axis < tensor.dim() else None, givers))
 
     def _note(self, sentence: object) -> None:
-        """Note what the module that runs does to fields."""
+        """Note a sentence on the running module."""
         where = self.names[self.stack[-1]] if self.stack else ""
         self.found.notes[f"{where or type(self.net).__name__}: {sentence}"] = None
 
 
 class _Operation:
-    """One call of an operation on fields: along which axis their channels lie afterwards; ``after_NAME`` says it for operation NAME."""
+    """One call of an operation on fields, and the axis of their channels afterwards; ``after_NAME`` returns it for operation NAME."""
 
     def __init__(self, owner: _FieldsPass, name: str, args: tuple, kwargs: dict, results: list[torch.Tensor]) -> None:
         self.owner, self.order = owner, owner.found.order
@@ -234,7 +235,7 @@ class _Operation:
         self.args, self.kwargs, self.results = args, kwargs, results
 
     def axis_after(self, x: torch.Tensor, axis: int) -> int | None:
-        """The axis of the channels in the results, ``None`` where they are reduced to scalars; raises where they are treated unlike."""
+        """Axis of the channels in the results, ``None`` if they are reduced to scalars; raises if the channels are treated differently."""
         if POINTWISE.fullmatch(self.name):
             return self._pointwise(x, axis)
         if REDUCING.fullmatch(self.name):
@@ -256,7 +257,7 @@ class _Operation:
         return [each % dims for each in given if isinstance(each, int)]
 
     def _check_other(self, other: torch.Tensor, size: int) -> None:
-        """Raise where scalars or constants that are not alike for all channels meet fields."""
+        """Raise if fields meet scalars or constants that differ between channels."""
         kind = _kind(other)
         if size == 1:
             return
@@ -271,13 +272,13 @@ class _Operation:
         for other in tensors_in((self.args, self.kwargs)):
             size = other.shape[from_the_end] if other.dim() >= -from_the_end else 1
             if size > 1 and (other.stride(from_the_end) == 0 or getattr(other, "_gmr_alike", False)):
-                # expanded, or one channel repeated: alike for all channels
+                # expanded, or one channel repeated: the same for all channels
                 size = x.shape[axis] if _is_fields(other) else 1
             if not _is_fields(other):
                 self._check_other(other, size)
                 kind = _kind(other)
                 if size > 1 and kind is not None:
-                    # what is added to the network's output is scalars as that is
+                    # whatever is added to the network's output must be scalars, too
                     for field_tensor in filter(_is_fields, tensors_in((self.args, self.kwargs))):
                         self.owner.forced |= field_tensor._gmr_kind.givers  # type: ignore[attr-defined]
             elif other._gmr_kind.axis - other.dim() != from_the_end or size != x.shape[axis]:  # type: ignore[attr-defined]
@@ -303,7 +304,7 @@ class _Operation:
             # pads begin with the last axis
             before, after = pads[2 * (x.dim() - 2) : 2 * (x.dim() - 2) + 2]
             if before % self.order or after % self.order:
-                raise _Unlike("pads the channels of fields to no whole fields")
+                raise _Unlike("pads the channels of fields by a fraction of a field")
         return axis
 
     def after_mse_loss(self, x: torch.Tensor, axis: int) -> int | None:

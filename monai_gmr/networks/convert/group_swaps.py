@@ -1,4 +1,4 @@
-"""Replacements of modules by those on fields of a group."""
+"""Replacements of modules by modules on fields of a group."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SINGLE_CHANNELS = "has statistics or weights for single channels, which a group 
 
 
 def joins_fields(module: Any, options: Options) -> bool:
-    """Whether a module is a convolution that is given fields or ends on them."""
+    """Whether a module is a convolution that takes fields or ends on them."""
     fields = options.fields
     is_convolution = fields is not None and isinstance(module, CONVOLUTIONS)
     return fields is not None and is_convolution and (fields.takes_fields(module) or fields.gives_fields(module))
@@ -51,15 +51,15 @@ def joins_fields(module: Any, options: Options) -> bool:
 def swap_group_convolution(
     module: Any, kernel: np.ndarray | None, window: Sequence[int], padding: Any, options: Options, **changes: Any
 ) -> Swap:
-    """The group convolution in place of one that :func:`joins_fields`, of stride 1: steps and upsampling are those of the callers.
+    """Group convolution of stride 1 in place of a convolution that :func:`joins_fields`; callers add steps and upsampling.
 
     Args:
         module: the convolution.
-        kernel: ``(out_channels, in_channels / groups, *window)``, that its weights are projected from, or ``None`` for fresh ones.
-        window: that of the layer.
-        padding: that of the layer.
-        options: those of the conversion.
-        changes: other arguments of the layer than the module's.
+        kernel: ``(out_channels, in_channels / groups, *window)`` to project the weights from, or ``None`` for fresh weights.
+        window: window of the new layer.
+        padding: padding of the new layer.
+        options: options of the conversion.
+        changes: arguments of the new layer that differ from the module's.
     """
     fields, group = options.fields, options.group_arguments["group"]
     assert fields is not None
@@ -127,7 +127,7 @@ def swap_direct(module: Any, surplus: Sequence[int], options: Options) -> Swap:
     if found.module is None or max(module.stride) == 1:
         return found
     steps = GMRAvgPool(len(window), 1, module.stride, rounding="floor")
-    # of a window of 1 the voxels that are left out need not be computed
+    # with a window of 1, the skipped voxels need not be computed
     parts = (steps, found.module) if max(window) == 1 else (found.module, steps)
     return found._replace(module=with_hooks_of(nn.Sequential(*parts), found.module))
 
@@ -135,7 +135,7 @@ def swap_direct(module: Any, surplus: Sequence[int], options: Options) -> Swap:
 def swap_upsampling(
     module: Any, kernel: np.ndarray | None, geometry: dict[str, Any], extent: Sequence[int], options: Options
 ) -> Swap:
-    """The replacement of a transposed convolution: one of the coarse grid, then linear interpolation about the centre."""
+    """The replacement of a transposed convolution: a convolution on the coarse grid, then linear interpolation about the centre."""
     changes = {"dilation": geometry["dilation"]}
     found = swap_group_convolution(module, kernel, geometry["kernel_size"], geometry["padding"], options, **changes)
     if found.module is None:
@@ -147,7 +147,7 @@ def swap_upsampling(
 
 
 def _project(layer: Any, module: Any, kernel: np.ndarray | None, groups: int) -> float | None:
-    """Write the weights nearest to a kernel ``(out_channels, in_channels / groups, *window)``; how much it changes."""
+    """Set the weights nearest to a kernel ``(out_channels, in_channels / groups, *window)``; returns its relative change."""
     if kernel is None:
         return None
     if layer.transposed:
@@ -160,7 +160,7 @@ def _project(layer: Any, module: Any, kernel: np.ndarray | None, groups: int) ->
     if layer.spatial_weight is None:
         layer.weight.copy_(torch.as_tensor(weights))
         return change
-    # of each pair of fields, or of each field, the weights over elements (and inputs) times those over taps
+    # per pair of fields, or per field: weights over elements (and inputs) times weights over taps
     matrices = weights.reshape(*weights.shape[:2], layer.columns_group.order, -1)
     if layer.filter == "gc":
         matrices = matrices.reshape(len(matrices), 1, -1, matrices.shape[-1])
@@ -181,7 +181,7 @@ def _on_fields(module: nn.Module, options: Options) -> PointGroup | None:
 
 
 def swap_norm(module: Any, options: Options) -> Swap | None:
-    """A norm with statistics and weights of fields; of trained ones the means over the channels of a field."""
+    """Replace a norm by one with statistics and weights per field; trained ones become means over the channels of a field."""
     group = _on_fields(module, options)
     if group is None:
         return None
@@ -242,7 +242,7 @@ def swap_activation(module: Any, options: Options) -> Swap | None:
 def swap_dense(module: Any, options: Options) -> Swap | None:
     """A linear layer on fields takes their means over the group."""
     group, trace = _on_fields(module, options), options.trace
-    # those of single voxels have a sentence of their own
+    # layers on single voxels get their own sentence
     if group is None or module in trace.flattened or module in trace.flattened_in_training:
         return None
     assert options.fields is not None
@@ -262,7 +262,7 @@ def swap_dense(module: Any, options: Options) -> Swap | None:
 
 
 def swap_single_channels(module: Any, options: Options) -> Swap | None:
-    """What treats the channels of a field unlike."""
+    """Mark a module that treats the channels of a field differently."""
     group = _on_fields(module, options)
     weights = [each for each in module.parameters(recurse=False) if each.numel() > 1]
     exempt = isinstance(module, nn.LayerNorm) and not weights
@@ -270,14 +270,14 @@ def swap_single_channels(module: Any, options: Options) -> Swap | None:
 
 
 def _is_torch_forward(module: nn.Module) -> bool:
-    """Whether a module calculates what the class of torch does that it is an instance of."""
+    """Whether a module computes the same as its torch class."""
     kind: Any = next(kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn"))
     own: Any = type(module)
     return own.forward is kind.forward
 
 
 def _has_voxels(module: nn.Module, options: Options) -> bool:
-    """Whether a module is given images of fields with a batch, their channels along axis 1."""
+    """Whether a module takes images of fields with a batch, with channels along axis 1."""
     assert options.fields is not None
     return options.fields.is_plain(module) and options.fields.axes[module] == options.spatial_dims + 2
 

@@ -1,4 +1,4 @@
-"""What is measured where no rule says whether a converted network is exact: whether its answer rotates with an image."""
+"""Measures whether the output of a converted network rotates with its image, if no rule says whether it is exact."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from monai_gmr.ops import set_backend
 from monai_gmr.symmetry import PointGroup
 from monai_gmr.utils import map_tensors
 
-# of an image that is measured on, and sizes that are tried: attention between all voxels takes the square of their number
+# largest image, and sizes to try: attention between all voxels takes the square of their number
 MOST_VOXELS, SIZES = 64**3, (16, 32, 48, 64)
-# errors of exact networks, in double precision and where they compute in their own only
+# errors of exact networks, in double precision, and in their own if they only compute in it
 TOLERANCES = {torch.float64: 1e-6, None: 1e-3}
 
 
@@ -31,15 +31,15 @@ def inexact_sentence(
     example_inputs: Any,
     operations: Sequence[tuple[str, str]],
 ) -> str | None:
-    """A sentence about a network whose answer does not rotate with an image, or that cannot be asked; ``None`` where it does.
+    """A sentence about a network whose output does not rotate with an image, or cannot be measured; ``None`` if it does rotate.
 
     Args:
         net: the network; it stays unchanged.
-        trace: of the network.
-        group: elements that are to be kept.
+        trace: trace of the network.
+        group: elements to test.
         in_channels: channels of the image.
-        example_inputs: what its ``forward`` takes, or ``None`` for the image alone.
-        operations: what may be why, for the sentence: modules and the operations that they call.
+        example_inputs: arguments of ``forward``, or ``None`` for only the image.
+        operations: possible causes for the sentence: modules and the operations that they call.
 
     Example:
         >>> from monai_gmr.networks.convert.trace import trace_sizes
@@ -48,10 +48,10 @@ def inexact_sentence(
         >>> inexact_sentence(net, trace_sizes(net, 2, 1), group, 1, None, [("1", "addmm")])[:60]
         'its answer does not rotate with an image of 16x16: the error'
     """
-    # what only rearranges numbers is seldom why
+    # operations that only rearrange numbers are seldom the cause
     listed = [": ".join(each) for each in sorted(operations, key=lambda each: bool(REARRANGING.fullmatch(each[1])))]
     named = "; ".join(listed[:3]) + (f"; {len(listed) - 3} more" if len(listed) > 3 else "")
-    unknown = f"it is not known whether it is exact, for it calls operations that no rule is known of ({named})"
+    unknown = f"its exactness is unknown, because it calls operations without a rule ({named})"
     sizes = _sizes(net, trace, in_channels, example_inputs)
     if not sizes:
         return f"{unknown}, and no small image could be sent through it: ask monai_gmr.metrics.check_equivariance"
@@ -60,20 +60,20 @@ def inexact_sentence(
         try:
             own = copy.deepcopy(net).eval().to(dtype)
             errors = [(_error(own, size, group, in_channels, example_inputs), size) for size in sizes]
-        except Exception as failure:  # a network may compute in its own precision only, or be impossible to copy
+        except Exception as failure:  # some networks only compute in their own precision, or cannot be copied
             reason = first_line(failure)
             continue
-        # what is no number is the worst
+        # NaN is the worst
         error, worst = max(errors, key=lambda each: (isnan(each[0]), each[0]))
         if error <= tolerance:
             return None
         text = "x".join(map(str, worst))
-        return f"its answer does not rotate with an image of {text}: the error is {error:.1e}; what may be why: {named}"
+        return f"its answer does not rotate with an image of {text}: the error is {error:.1e}; possible causes: {named}"
     return f"{unknown}, and its error could not be measured ({reason})"
 
 
 def _sizes(net: nn.Module, trace: Trace, in_channels: int, example_inputs: Any) -> list[Sizes]:
-    """A size of a small image, and one a voxel longer where the network takes it; the reference size where it takes no other."""
+    """A small size, and one that is a voxel longer if the network takes it; the reference size if it takes no other."""
     axes, small = len(trace.size), [trace.size] if prod(trace.size) <= MOST_VOXELS else []
     if example_inputs is not None:
         return small
@@ -81,7 +81,7 @@ def _sizes(net: nn.Module, trace: Trace, in_channels: int, example_inputs: Any) 
     def fits(size: Sizes) -> bool:
         try:
             Pass(net).run(lambda: make_inputs(net, size, in_channels), trace.sizes_only)
-        except Exception:  # a network need not take any size
+        except Exception:  # not every network takes any size
             return False
         return True
 
@@ -94,7 +94,7 @@ def _error(net: nn.Module, size: Sizes, group: PointGroup, in_channels: int, exa
     dims, generator = len(size), torch.Generator().manual_seed(0)
 
     def varied(value: torch.Tensor) -> torch.Tensor:
-        """Noise in the place of an image of one number."""
+        """Noise in place of a constant image."""
         if value.dim() < dims + 2 or not value.is_floating_point() or value.min() != value.max():
             return value
         return torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)

@@ -1,4 +1,5 @@
-"""Subclasses for MONAI's modules whose own ``forward``, not a layer in it, breaks the symmetry; conversion changes an instance's class."""
+"""Subclasses of MONAI's modules whose own ``forward``, not one of their layers, breaks the symmetry; conversion changes an instance's
+class."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from monai_gmr.ops.split_axis import split_axis
 
 
 def resize_about_centre(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """``(batch, channels, *spatial)`` at another size: by nearest where that is exact, else linear, and means where it becomes smaller."""
+    """``(batch, channels, *spatial)`` at another size: nearest if that is exact, else linear; means if it becomes smaller."""
     sizes, factors = list(x.shape[2:]), [-(-n // m) for n, m in zip(size, x.shape[2:])]
     if any(n < m for n, m in zip(size, sizes)):
         return nn.functional.interpolate(x, list(size), mode="area")
@@ -32,7 +33,7 @@ def resize_about_centre(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 
 class SymmetricMedNeXtUpBlock(MedNeXtUpBlock):
-    """MONAI's block without the row of zeros that it puts before its upsampled image."""
+    """MONAI's block without the row of zeros before its upsampled image."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         output = MedNeXtBlock.forward(self, x)
@@ -45,7 +46,7 @@ class SymmetricDynUNet(DynUNet):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         before = list(self.heads)
         output, maps = self.output_block(self.skip_layers(x)), list(self.heads)
-        # a feature map left on the module can be neither copied nor freed
+        # feature maps left on the module can be neither copied nor freed
         self.heads[:] = before
         if not (self.training and self.deep_supervision):
             return output
@@ -77,14 +78,14 @@ class SymmetricSegResNetDS2(_AnySize, SegResNetDS2):
 
 
 class SymmetricSPADE(SPADE):
-    """MONAI's normalisation by a map of labels, which is brought to the size of the image about the centre."""
+    """MONAI's normalisation by a map of labels, which is resized to the image about the centre."""
 
     def forward(self, x: torch.Tensor, segmap: torch.Tensor) -> torch.Tensor:
         return super().forward(x, resize_about_centre(segmap, x.shape[2:]))
 
 
 class SymmetricSPADEDecoder(SPADEDecoder):
-    """MONAI's decoder, which begins with the map of labels at its smallest size: about the centre."""
+    """MONAI's decoder, which begins with the map of labels, resized about the centre to the smallest size."""
 
     def forward(self, seg: torch.Tensor, z: torch.Tensor | None = None) -> torch.Tensor:
         if self.is_vae:
@@ -104,7 +105,7 @@ class SymmetricFactorizedReduceBlock(FactorizedReduceBlock):
 
 
 class SymmetricHoVerNetBlock(nn.Module):
-    """A residual block of MONAI's HoVerNet, whose halving pads by a voxel too many and then cuts the last one off, without both."""
+    """A residual block of MONAI's HoVerNet that halves without padding a voxel too many and then cutting off the last."""
 
     shortcut: nn.Module
     layers: nn.Sequential
@@ -142,7 +143,7 @@ class SortedPixelUnshuffle(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for axis in range(x.dim() - 2):
-            # (batch, channels, *parts, *coarse): a part of its own after the channels for each axis
+            # (batch, channels, *parts, *coarse): an axis of parts after the channels for each spatial axis
             x = split_axis(x, 2 + 2 * axis, self.scale_factor).movedim(3 + 2 * axis, 2)
         dims = (x.dim() - 2) // 2
         return x.flatten(2, 1 + dims).sort(2).values.flatten(1, 2)
@@ -207,7 +208,7 @@ REPLACEMENTS: dict[type, tuple[type, str]] = {
 
 
 def replacement_of(kind: type) -> tuple[type, str] | None:
-    """The class that a MONAI module of class ``kind`` becomes, and a remark; that of a base class where only the constructor differs."""
+    """The class that a MONAI module of class ``kind`` becomes, and a remark; the one for a base class if only the constructor differs."""
     for base in kind.__mro__:
         if base in REPLACEMENTS:
             return REPLACEMENTS[base]

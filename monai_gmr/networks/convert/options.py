@@ -1,4 +1,4 @@
-"""What the swaps of modules share: the arguments of a conversion, the result for a module, and the weights that it keeps."""
+"""Common parts of the swaps of modules: the arguments of a conversion, the result for a module, and its weights."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ EXACT = "exact as it is"
 
 
 class Swap(NamedTuple):
-    """Replacement of a module, ``None`` when it stays, and why; the relative change of its weights, where they were projected."""
+    """Replacement of a module (``None`` if it stays), a reason or remark, and the relative change of its weights if they were projected."""
 
     module: nn.Module | None
     reason: str = ""
     change: float | None = None
     # whether it keeps the network from being exact
     breaks: bool = False
-    # of an annealed convolution its rest, relative to the kernel
+    # rest of an annealed convolution, relative to the kernel
     rest: float | None = None
 
 
 @dataclass(frozen=True)
 class Options:
-    """Arguments of a conversion, those of its layers, what the pass of a reference image showed, and modules of patch embeddings."""
+    """Arguments of a conversion and of its layers, results of the pass of a reference image, and modules of patch embeddings."""
 
     conv: str
     arguments: Mapping[str, Any]
@@ -43,15 +43,15 @@ class Options:
     trace: Trace
     spatial_dims: int
     patches: set[nn.Module] = field(default_factory=set)
-    # of group convolutions: their arguments, and which modules are given fields
+    # for group convolutions: their arguments, and the modules that take fields
     group_arguments: Mapping[str, Any] = field(default_factory=dict)
     fields: Fields | None = None
-    # whether a module is among those that are to be converted
+    # whether a module is selected for conversion
     selected: Callable[[nn.Module], bool] = lambda module: True
 
     @cached_property
     def group(self) -> PointGroup:
-        """The symmetries of the converted network: the group of group convolutions, else those of the grid that keep the spacing."""
+        """Symmetries of the converted network: the group of group convolutions, else those of the grid that keep the spacing."""
         if self.group_arguments:
             return self.group_arguments["group"]  # type: ignore[no-any-return]
         spacing = voxel_spacing(self.arguments.get("spacing"), self.spatial_dims)
@@ -64,7 +64,7 @@ class Options:
 
     @property
     def anneals(self) -> bool:
-        """Whether convolutions keep the rest of their kernels beside what replaces them."""
+        """Whether convolutions keep the rest of their kernels next to their replacements."""
         return self.weights == "anneal"
 
     def window(self, kernel_size: Sequence[int]) -> tuple[int, ...]:
@@ -80,31 +80,31 @@ def stays_broken(reason: str) -> Swap:
 
 
 def take_weights(layer: Any, module: Any, options: Options, project: Callable[..., float | None]) -> float | None:
-    """Projected weights or fresh ones, the old bias, frozen parameters and hooks; the relative change of the weights."""
+    """Give a layer projected or fresh weights, the old bias, frozen parameters and hooks; returns the relative change of the weights."""
     change = None
     if projects(module, options):
         with torch.no_grad():
             change = project(layer, module)
             if change is not None and layer.bias is not None:
-                # of a field all channels share theirs
+                # all channels of a field share their bias
                 layer.bias.copy_(module.bias.unflatten(0, (len(layer.bias), -1)).mean(1))
     keep_training(layer, module)
     return change
 
 
 def projects(module: Any, options: Options) -> bool:
-    """Whether the weights of a module are projected: there are some, and a conversion keeps them."""
+    """Whether to project the weights of a module: they have values, and the conversion keeps them."""
     return options.keeps_weights and not module.weight.is_meta
 
 
 def with_hooks_of(block: nn.Sequential, part: nn.Module) -> nn.Sequential:
-    """A sequence in a module's place, which takes the hooks that one of its parts has been given."""
+    """A sequence in place of a module, with the hooks of one of its parts moved to it."""
     move_hooks(part, block)
     return block
 
 
 def keep_training(layer: nn.Module, module: nn.Module, parameters: nn.Module | None = None) -> None:
-    """Give a replacement the mode and the hooks of the module, and its frozen parameters, which may lie in a part of it."""
+    """Give a replacement the module's mode and hooks, and freeze its parameters, or those of a part, like the module's."""
     own = dict((layer if parameters is None else parameters).named_parameters(recurse=False))
     for name, parameter in module.named_parameters(recurse=False):
         if own.get(name) is not None:
@@ -114,5 +114,5 @@ def keep_training(layer: nn.Module, module: nn.Module, parameters: nn.Module | N
 
 
 def as_array(tensor: torch.Tensor) -> np.ndarray:
-    """The values of a tensor, float64."""
+    """Values of a tensor as float64."""
     return tensor.detach().cpu().double().numpy()

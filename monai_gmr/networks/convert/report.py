@@ -1,4 +1,4 @@
-"""What a conversion did to each module, as a table."""
+"""Report of a conversion: its result for each module, as a table."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class ConvertedModule:
     Attributes:
         path: its name in the network.
         before: class, window and stride.
-        after: those of its replacement; ``None`` when it stayed.
+        after: the same of its replacement; ``None`` if it stayed.
         reason: why it stayed, or a remark.
-        change: of the weights, relative; ``None`` where there are none or they were drawn anew.
-        breaks: whether it keeps the network from being exact.
-        rest: of a convolution that is annealed the norm of its rest, relative to the trained kernel.
+        change: relative change of the weights; ``None`` if there are none or they are fresh.
+        breaks: whether it prevents an exact network.
+        rest: norm of the rest of an annealed convolution, relative to the trained kernel.
     """
 
     path: str
@@ -33,14 +33,14 @@ class ConvertedModule:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What a conversion did, module by module; print it for a table.
+    """Results of a conversion, module by module; prints as a table.
 
     Attributes:
         name: class of the network.
-        modules: those that conversion knows, in the order of the network.
-        notes: what else keeps the network from being exact: weights and operations outside of these modules.
-        remarks: what else changed: parameters that several modules shared and share no more.
-        pending: a sentence about rests of trained kernels that annealing has yet to drive to zero, empty where there are none.
+        modules: modules of a convertible kind, in the order of the network.
+        notes: other limits of exactness: weights and operations outside of these modules.
+        remarks: other changes: parameters that several modules no longer share.
+        pending: a sentence about rests of trained kernels that annealing has yet to drive to zero; empty if there are none.
     """
 
     name: str
@@ -61,12 +61,12 @@ class ConversionReport:
 
     @property
     def changes(self) -> dict[str, float]:
-        """Relative change of the weights of each module that has been projected."""
+        """Relative change of the weights of each projected module."""
         return {module.path: module.change for module in self.modules if module.change is not None}
 
     @property
     def limits(self) -> tuple[str, ...]:
-        """What keeps the network from being exact, a sentence each; empty for one that is exact at every size that it takes."""
+        """Sentences on what prevents an exact network; empty if it is exact at every size that it takes."""
         return (*self._lasting_limits, *((self.pending,) if self.pending else ()))
 
     @property
@@ -75,7 +75,7 @@ class ConversionReport:
 
     @property
     def evaluation_limits(self) -> tuple[str, ...]:
-        """The limits without those of training alone, whose reason begins with "in training", and without rests that are annealed."""
+        """The limits without those of training only, whose reason begins with "in training", and without annealed rests."""
         return tuple(limit for limit in self._lasting_limits if ": in training " not in limit)
 
     def __iter__(self) -> Iterator[ConvertedModule]:

@@ -1,4 +1,4 @@
-"""Operations on tensors without values: on torch's meta device, whatever device the tensors of a network are on."""
+"""Operations on tensors without values, on torch's meta device, for tensors on any device."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class _Shape(NamedTuple):
 
 
 class _Value(NamedTuple):
-    """An argument that is no tensor; 1, 1.0 and True are equal, but not of one type."""
+    """An argument that is not a tensor; with its type, because 1, 1.0 and True are equal."""
 
     kind: type
     value: Any
 
 
 class SizesBackend(Backend):
-    """Results of radial and harmonic convolutions on the meta device, for a pass that only asks for their sizes.
+    """Backend of radial and harmonic convolutions on the meta device, for a pass that only needs sizes.
 
     Args:
-        inside: whether nobody looks at the operations that a convolution is made of, asked at each call.
+        inside: function, called at each convolution, that returns whether its inner operations may be skipped.
 
     Example:
         >>> from monai_gmr import set_backend
@@ -49,7 +49,7 @@ class SizesBackend(Backend):
         self.inside = inside
 
     def supports(self, call: Call) -> bool:
-        """Calls that give a result, but for those that record gradients, and those whose result has an axis of components."""
+        """Calls that give a result, except those that record gradients or whose result has an axis of components."""
         if call.device != META or call.gradients or call.recorded or (call.angular and call.orders is None):
             return False
         return call.precision == call.weight_precision and min(call.output_sizes()) > 0 and self.inside()
@@ -63,9 +63,9 @@ class SizesBackend(Backend):
 
 
 def output_without_values(operation: Any, args: Sequence, kwargs: Mapping[str, Any]) -> Any:
-    """The output of an operation of ``torch.ops.aten`` on the meta device, but of those that make and read a number that is given.
+    """Output of an operation of ``torch.ops.aten`` on the meta device; operations that create or read a given number keep its value.
 
-    Arguments may be on any device. Those that have values stay unchanged, also by an operation in place.
+    Arguments can be on any device. Arguments with values stay unchanged, also by operations in place.
 
     Example:
         >>> output_without_values(torch.ops.aten.mm.default, (torch.ones(2, 3), torch.ones(3, 4)), {}).shape
@@ -88,7 +88,7 @@ def output_without_values(operation: Any, args: Sequence, kwargs: Mapping[str, A
 
 @functools.cache
 def _kind_of(operation: Any) -> tuple[bool, bool, bool]:
-    """Whether an operation takes a device, whether it works in place, and whether its outputs are new tensors."""
+    """Whether an operation takes a device, works in place, and returns new tensors."""
     # private: torch has no public way from an operation to its schema
     schema = operation._schema
     makes_new = not schema.is_mutable and all(
@@ -97,7 +97,7 @@ def _kind_of(operation: Any) -> tuple[bool, bool, bool]:
     return any(each.name == "device" for each in schema.arguments), schema.name.endswith("_"), makes_new
 
 
-# networks repeat themselves, and an operation on the meta device takes a hundred times as long as to find it here
+# networks repeat operations, and a lookup is a hundred times faster than the meta device
 @functools.lru_cache(maxsize=2**14)
 def _output(operation: Any, args: Any, names: tuple[str, ...], values: Any) -> Any:
     return _describe(operation(*_make(args), **dict(zip(names, _make(values)))))

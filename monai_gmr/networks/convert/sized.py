@@ -1,4 +1,4 @@
-"""The class of a converted network: the given one, whose public methods keep a trail of sizes and which TorchScript can compile."""
+"""Class of a converted network: a subclass whose public methods keep a trail of sizes and which TorchScript can compile."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from monai_gmr.networks.layers.size_trail import TrailStart, begin_trail, end_tr
 from monai_gmr.ops.free_sizes import recorded_number
 from monai_gmr.utils import ConfigurationError, kept_buffers, tensors_in
 
-# tried in order for the image of a recording; a graph recorded on a small image serves all sizes
+# sizes to try for the recorded image; a graph recorded on a small image serves all sizes
 SCRIPT_SIZES = (16, 32, 33, 48, 64, 65, 96, 128)
-# voxels beyond the recorded size, to check that the graph is not one of that size alone
+# voxels beyond the recorded size, to check that the graph works for other sizes
 OTHER_SIZES = (1, 2, 3, 16, 32)
 
-# where a graph is given up, as at a break, the compiler would take these two apart from what they enclose
+# at a graph break, the compiler would separate these two from the code between them
 OUTSIDE_GRAPHS = torch.compiler.disable(begin_trail), torch.compiler.disable(end_trail)
 
 
@@ -32,7 +32,7 @@ def _keeps_trail(method: Callable) -> Callable:
         if start is None:
             return method(self, *args, **kwargs)
         if torch.jit.is_tracing() and self.conversion_report.evaluation_limits:
-            # parts that use positions may branch on the size: the graph refuses images of another one
+            # parts that use positions may branch on the size, so the graph refuses other sizes
             args = tuple(
                 each.expand(-1, -1, *map(recorded_number, each.shape[2:]))
                 if isinstance(each, torch.Tensor) and each.dim() > 2
@@ -57,7 +57,7 @@ def _new(cls: type, *args: Any) -> Any:
 
 
 def _reduce(self: Any, protocol: Any) -> Any:
-    """For ``copy`` and ``pickle``: the class is made again from the given one."""
+    """Reduce for ``copy`` and ``pickle``, which make the class again from the given one."""
     parent: Any = type(self).__mro__[1]
     make, args, *rest = parent.__reduce_ex__(self, protocol)
     return (_new, (parent, *args[1:]), *rest) if args[:1] == (type(self),) else (make, args, *rest)
@@ -67,8 +67,8 @@ def _reduce(self: Any, protocol: Any) -> Any:
 def sized_class(cls: Any) -> Any:
     """A subclass whose ``forward`` and public methods keep the trail of sizes that ``trail_start`` begins.
 
-    ``torch.jit.trace`` records a graph for every size, or, of a network whose report has limits, one that refuses other sizes than the
-    recorded one. Instances are copied and pickled like those of the given class, and ``torch.jit.script`` compiles the graphs of
+    ``torch.jit.trace`` records a graph for every size; if the network's report has limits, the graph refuses other sizes than the recorded
+    one. Instances are copied and pickled like those of the given class, and ``torch.jit.script`` compiles the graphs of
     :func:`scriptable_network`.
     """
     if "trail_start" in vars(cls):
@@ -85,7 +85,7 @@ def sized_class(cls: Any) -> Any:
 
 
 class RecordedPasses(nn.Module):
-    """A network as two recorded graphs that share its weights; none of training for one whose outputs have another type in it."""
+    """A network as two recorded graphs that share its weights; without one for training if outputs have another type there."""
 
     def __init__(self, evaluation_pass: nn.Module, training_pass: nn.Module | None) -> None:
         super().__init__()
@@ -101,19 +101,19 @@ class RecordedPasses(nn.Module):
 
 
 def scriptable_network(net: Any) -> nn.Module:
-    """Module of the image alone that ``torch.jit.script`` compiles in the place of a converted network: its graphs, sizes as symbols.
+    """Module that ``torch.jit.script`` compiles in place of a converted network: its graphs, with symbolic sizes; takes only an image.
 
-    TorchScript compiles modules one by one, and upsampling could not know the sizes on the way down; a graph has them as values. The dtype
-    is fixed when the graphs are recorded. Graphs hold tables of taps that the network does not save: load a state dict of the network into
-    it before recording, or with ``strict=False`` after. The network stays unchanged, with its buffers and the random generators.
+    TorchScript compiles modules one by one, so upsampling cannot know the sizes on the way down; a graph has them as values. The dtype is
+    fixed when the graphs are recorded. Graphs hold tables of taps that the network does not save: load a state dict into the network before
+    recording, or with ``strict=False`` after it. The network, its buffers and the random generators stay unchanged.
 
     Raises:
-        ConfigurationError: when the network does not take an image alone, or its graph depends on the recorded size.
+        ConfigurationError: if the network takes more than an image, or its graph depends on the recorded size.
     """
     mode = net.training
     try:
         with torch.random.fork_rng(), torch.no_grad(), kept_buffers(net), warnings.catch_warnings():
-            # about branches on numbers that are equal for every size
+            # warnings about branches on numbers that are equal for every size
             warnings.simplefilter("ignore", torch.jit.TracerWarning)
             image = _first_image(net.eval())
             evaluation = torch.jit.trace(net, image, check_trace=False, strict=False)
@@ -139,10 +139,10 @@ def _first_image(net: Any) -> torch.Tensor:
         try:
             net(image)
             return image
-        except Exception as error:  # whatever a network raises for a size that it cannot take
+        except Exception as error:  # networks raise anything for a size that they cannot take
             reason = first_line(error)
     raise ConfigurationError(
-        f"{type(net).__name__} cannot be scripted, for it did not take an image alone ({reason}): record it with your inputs by "
+        f"{type(net).__name__} cannot be scripted, because it did not take only an image ({reason}): record it with your inputs by "
         "torch.jit.trace."
     )
 
@@ -152,7 +152,7 @@ def _check_other_sizes(net: Any, recorded: nn.Module, image: torch.Tensor) -> No
         other = _make_image(net, [n + more for n in image.shape[2:]])
         try:
             expected = tensors_in(net(other))
-        except Exception:  # a network of certain sizes
+        except Exception:  # the network does not take this size
             continue
         try:
             alike = all(
@@ -163,6 +163,6 @@ def _check_other_sizes(net: Any, recorded: nn.Module, image: torch.Tensor) -> No
             alike = False
         if not alike:
             raise ConfigurationError(
-                f"{type(net).__name__} cannot be scripted for all sizes, for its own forward decides by the size of the image: record it "
+                f"{type(net).__name__} cannot be scripted for all sizes, because its forward branches on the size of the image: record it "
                 "by torch.jit.trace for each size."
             )

@@ -1,4 +1,4 @@
-"""Replacements of modules: functions from a module to its replacement, or to the reason why it stays."""
+"""Replacements of modules: functions that map a module to its replacement, or to the reason why it stays."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ VECTORS = (
 
 
 def swap(module: nn.Module, options: Options) -> Swap | None:
-    """The replacement of a module; ``None`` for modules that the symmetry does not depend on."""
+    """Replacement of a module; ``None`` if the symmetry does not depend on it."""
     if module in options.trace.paddings:
         return _swap_padding(module, options)
     for kinds, swap_on_fields in GROUP_SWAPS if options.fields is not None else ():
@@ -72,7 +72,7 @@ def swap(module: nn.Module, options: Options) -> Swap | None:
 def _with_oblong(module: nn.Module, found: Swap, options: Options) -> Swap:
     """The swap, marked if a window, step or factor differs between axes that the symmetries of the network exchange."""
     layer = found.module or module
-    # what has parts, which are judged alone, may keep one value for each of its levels under these names
+    # in a module with children, which are judged separately, these names may hold one value per level
     names = () if any(layer.children()) else ("kernel_size", "stride", "dilation", "padding", "scale_factor", "factors")
     for name in names:
         values: Any = getattr(layer, name, None)
@@ -114,8 +114,8 @@ def _one_sided(ends: Sequence[int]) -> bool:
 
 
 def one_sided_ends(module: nn.Module, options: Options) -> list[int]:
-    """Voxels at both ends of each axis, as ``torch.nn.functional.pad`` counts, that a padding module before a convolution adds, if it
-    pads one end of an axis more than the other."""
+    """Voxels that a padding module before a convolution adds at both ends of each axis, in the order of ``torch.nn.functional.pad``, if it
+    pads one end more than the other."""
     pad = options.trace.pads.get(module)
     ends = [] if pad is None else options.trace.paddings[pad]
     return ends if _one_sided(ends) else []
@@ -131,7 +131,7 @@ def _surplus(module: Any, options: Options) -> list[int]:
 
 
 def _kind(module: Any, window: Sequence[int], options: Options) -> tuple[str, str]:
-    """The infix "Harmonic" if a convolution becomes harmonic; if it should and does not, the reason."""
+    """The infix "Harmonic" if a convolution becomes harmonic, and the reason if it should but does not."""
     if options.conv == "group":
         return "", "radial: from scalars to scalars"
     if options.conv != "gmr_harmonic" or max(window) == 1:
@@ -147,7 +147,7 @@ def _kind(module: Any, window: Sequence[int], options: Options) -> tuple[str, st
 
 
 def _arguments(options: Options, harmonic: str) -> dict[str, Any]:
-    """Arguments of this library's layer."""
+    """Arguments of the new layer."""
     left_out = () if harmonic else ("orders", "order_split", "inner_products", "keeps", "relax")
     return {name: value for name, value in options.arguments.items() if name not in left_out}
 
@@ -214,7 +214,7 @@ def _transposed(module: Any, dims: int, options: Options) -> Swap:
     for k, s, d, o, p in zip(*lengths):
         reach = d * (k - 1) + 1
         extent.append(reach + o - 2 * p)
-        # linear interpolation reaches over 2 s - 1 voxels, each coarse tap at either side s further
+        # linear interpolation covers 2 s - 1 voxels, each further coarse tap on either side adds s
         coarse = k if s == 1 else 1 + 2 * max(0, math.ceil((reach - 2 * s + 1) / (2 * s)))
         margin = extent[-1] + reach - 2 if s == 1 else coarse - 1
         if margin < 0 or margin % 2 or (s == 1 and o > 0):
@@ -243,12 +243,12 @@ def _project_transposed(layer: Any, module: Any) -> float:
 
 
 def _coarse_weights(module: Any, functions: np.ndarray) -> tuple[np.ndarray, float]:
-    """Weights of functions on coarse taps in place of a transposed convolution's, and how much its kernel changes."""
+    """Weights of functions on coarse taps that replace a transposed convolution's kernel, and the kernel's relative change."""
     groups = module.groups
     kernel = as_array(module.weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1))
     for axis, (d, s, o) in enumerate(zip(module.dilation, module.stride, module.output_padding), start=2):
         if s > 1:
-            # zeros behind the last tap are voxels that output_padding adds
+            # zeros after the last tap are the voxels that output_padding adds
             reach = d * (kernel.shape[axis] - 1) + 1 + o
             spread = np.zeros((*kernel.shape[:axis], reach, *kernel.shape[axis + 1 :]))
             spread[(slice(None),) * axis + (slice(0, reach - o, d),)] = kernel
@@ -279,7 +279,7 @@ def _swap_upsample(module: Any, options: Options) -> Swap:
     if module.mode not in MODES or not factors or any(int(f) != f or f < 1 for f in factors):
         nearest = module.mode.startswith("nearest")
         if not nearest and factors:
-            # the factor that the sizes have, where the given one does not divide them
+            # use the actual ratio of the sizes if the given factor does not divide them
             module.recompute_scale_factor = True
         return Swap(None, "nearest to a size that may be no multiple, where it is not exact" if nearest else EXACT)
     return Swap(GMRInterpolate([int(f) for f in factors], module.mode, module.align_corners))
@@ -292,7 +292,7 @@ def _swap_shuffle(module: Any, options: Options) -> Swap:
     dims, factor = module.dimensions, int(module.scale_factor)
     inner = module.conv_block
     if type(inner) is not getattr(nn, f"Conv{dims}d") or inner.groups != 1:
-        # it keeps its block, which is converted after it
+        # it keeps its block, which is converted later
         mean = GMRSubpixelMean([factor] * dims)
         mean.interpolate.levels = options.trace.levels(module)
         module.__class__, module.mean, module.pad_pool = SymmetricSubpixelUpsample, mean, nn.Identity()
@@ -346,7 +346,7 @@ def _stays(reason: str, breaks: bool = False) -> Callable[..., Swap]:
 
 
 def _swap_embedding(module: Any, options: Options) -> Swap | None:
-    # one that convolves is judged there
+    # an embedding that convolves is judged by its convolution
     convolves = any(isinstance(each, CONVOLUTIONS) for each in module.modules())
     return None if convolves else stays_broken("a patch embedding: it has separate weights for each place in a patch")
 
@@ -378,7 +378,7 @@ SWAPS: tuple[tuple[Any, Callable[..., Swap | None]], ...] = (
     (tuple(REPLACEMENTS), _swap_monai),
     ((ResNetBlock, ResNetBottleneck), _swap_residual_block),
 )
-# kinds that matter on fields alone
+# kinds that matter only on fields
 ON_FIELDS = tuple(kind for kinds, _ in GROUP_SWAPS for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
 CONVERTIBLE = tuple(
     kind for kinds, _ in SWAPS for kind in (kinds if isinstance(kinds, tuple) else (kinds,)) if kind is not nn.Linear

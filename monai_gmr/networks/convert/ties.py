@@ -10,7 +10,7 @@ Holders = list[tuple[str, str, nn.Module]]
 
 
 def shared_parameters(net: nn.Module) -> list[Holders]:
-    """For each parameter that several modules hold the first name of each module, the parameter's name in it, and the module.
+    """For each parameter that several modules hold: the first name of each module, the parameter's name in it, and the module.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
@@ -26,9 +26,9 @@ def shared_parameters(net: nn.Module) -> list[Holders]:
 
 
 def tie_again(net: nn.Module, shared: list[Holders]) -> list[str]:
-    """Share the parameters of the replacements of modules that shared theirs, where these are alike; a sentence for each that is not.
+    """Share the parameters of replacements whose modules shared theirs, if they are alike; returns a sentence for each that is not.
 
-    A layer in the place of a convolution has other parameters in the place of its weight, all but the bias, which are shared as a whole.
+    A layer that replaces a convolution has other parameters in place of its weight: all except the bias, shared as a whole.
     """
     sentences = []
     for holders in shared:
@@ -59,7 +59,7 @@ def _at(net: nn.Module, path: str) -> nn.Module | None:
 
 
 def _parameters_for(module: nn.Module, name: str) -> Mapping[str, nn.Parameter]:
-    """The parameters of a module, or of its replacement, that stand for one of that name."""
+    """Parameters of a module, or of its replacement, that stand for the parameter of this name."""
     own = dict(module.named_parameters(remove_duplicate=False))
     is_bias = name.endswith("bias")
     return {key: each for key, each in own.items() if key.endswith("bias") == is_bias}

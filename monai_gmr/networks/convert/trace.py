@@ -1,4 +1,4 @@
-"""Passes of an image through a network, without values where possible: the sizes at its layers, and where their outputs go."""
+"""Passes an image through a network, without values if possible, to find the sizes at its layers and where their outputs go."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-# the path that torch's page on extending torch gives for TorchDispatchMode
+# the import path in torch's documentation of TorchDispatchMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from monai_gmr.networks.convert.shapes import output_without_values
@@ -23,19 +23,19 @@ from monai_gmr.networks.layers.size_trail import Levels
 from monai_gmr.ops import Backend, set_backend
 from monai_gmr.utils import tensors_in
 
-# multiples of 32 first, then what odd factors and patches ask for
+# multiples of 32 first, then sizes for odd factors and patches
 REFERENCE_SIZES = (128, 96, 64, 256, 224, 160, 192, 48, 32, 144, 162, 81, 129, 97, 65, 33, 320, 512, 384, 270, 16)
-# of an image in a pass that computes
+# largest image of a pass with values
 MOST_REAL_VOXELS = 32**3
-# attributes of MONAI's nets that hold the size that they are built for
+# attributes of MONAI's nets with the size that they are built for
 SIZE_ATTRIBUTES = ("input_image_size", "img_size", "image_size", "in_shape")
-# operations that pass on a linear layer's output unchanged, or only squash it
+# operations that keep a linear layer's output, or only squash it
 PASSING = re.compile(
     "add|sub|neg|mean|cat|stack|view|_unsafe_view|reshape|flatten|permute|transpose|slice|select|narrow|split|split_with_sizes|unbind"
     "|squeeze|unsqueeze|expand|clone|contiguous|_to_copy|alias|detach|(_?adaptive_)?avg_pool[123]d|constant_pad_nd|pixel_shuffle"
     "|_?upsample_(linear1d|bilinear2d|trilinear3d|bicubic2d|nearest(_exact)?[123]d)|sigmoid|_softmax|_log_softmax|tanh|native_dropout"
 )
-# those of them behind which a convolution is no shortcut
+# operations among these after which a convolution is not a shortcut
 REARRANGING = re.compile(
     "view|permute|transpose|slice|select|split|split_with_sizes|unbind|squeeze|unsqueeze|expand|upsample_(bilinear2d|trilinear3d)"
     "|_softmax|_log_softmax"
@@ -49,7 +49,7 @@ Inputs = Callable[[], tuple[tuple, dict]]
 
 
 def classes_of(*names: str) -> tuple[type, ...]:
-    """Classes of ``torch.nn`` in 1, 2 and 3 dimensions, by their names without the dimension."""
+    """Classes of ``torch.nn`` in 1, 2 and 3 dimensions, given their names without the dimension."""
     found = (getattr(nn, f"{name}{dims}d", None) for name in names for dims in (1, 2, 3))
     return tuple(each for each in found if each is not None)
 
@@ -58,54 +58,54 @@ CONVOLUTIONS = classes_of("Conv", "ConvTranspose")
 
 
 def convolutions_of(net: nn.Module) -> list[Any]:
-    """The convolutions of a network, in the order in which it holds them."""
+    """The convolutions of a network, in the order of ``modules()``."""
     return [each for each in net.modules() if isinstance(each, CONVOLUTIONS)]
 
 
 def first_line(error: Exception) -> str:
-    """The beginning of an error's text, for a sentence."""
+    """Beginning of an error's text, to quote in a sentence."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:160].rstrip(".")
 
 
 @dataclass
 class Trace:
-    """What a pass showed."""
+    """Results of a pass."""
 
-    # the reference size, and channels of its image
+    # reference size, and channels of its image
     size: Sizes = ()
     in_channels: int = 0
     # whether the tensors had no values
     sizes_only: bool = True
     called: set[nn.Module] = field(default_factory=set)
-    # of each module that was called with an image, the sizes before and after, for each call
+    # sizes before and after each call of each module that was called with an image
     calls: dict[nn.Module, list[tuple[Sizes, Sizes]]] = field(default_factory=dict)
-    # modules that do nothing but pad with zeros, and by how much, as torch.nn.functional.pad counts
+    # modules that only pad with zeros, and their padding in the order of torch.nn.functional.pad
     paddings: dict[nn.Module, list[int]] = field(default_factory=dict)
-    # of each convolution, the padding module whose result alone it takes
+    # padding module of each convolution that takes nothing but its result
     pads: dict[nn.Module, nn.Module] = field(default_factory=dict)
     # convolutions whose output is the network's, with no nonlinearity in between
     heads: set[nn.Module] = field(default_factory=set)
     # convolutions whose output is joined with another path and then taken by linear layers only
     shortcuts: set[nn.Module] = field(default_factory=set)
-    # linear layers that take all voxels of an image at once, and those that do so in training alone
+    # linear layers that take all voxels of an image at once, and those that do so only in training
     flattened: set[nn.Module] = field(default_factory=set)
     flattened_in_training: set[nn.Module] = field(default_factory=set)
-    # convolutions whose parameters other modules compute with
+    # convolutions whose parameters other modules also use
     shared: set[nn.Module] = field(default_factory=set)
-    # why no pass was possible: a sentence, and what the network raised
+    # why no pass was possible: a sentence, and the network's error
     failure: str | None = None
     reason: str = ""
-    # name by which layers find the trail of sizes of this network
+    # key under which layers find the trail of sizes of this network
     network: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def levels(self, module: nn.Module) -> Levels:
-        """Where a module stands, for layers that keep a trail of sizes."""
+        """Levels of a module, for layers that keep a trail of sizes."""
         return Levels(self.network, [(list(before), list(after)) for before, after in self.calls.get(module, [])])
 
 
 @contextmanager
 def keep_tensors(net: nn.Module) -> Iterator[None]:
-    """Inside, modules may put tensors into their attributes, lists and dictionaries; afterwards these are as before."""
+    """Restore the attributes, lists and dictionaries of modules that store tensors in them inside the context."""
     own = vars(nn.Module())
     before = {
         module: {
@@ -133,13 +133,13 @@ def keep_tensors(net: nn.Module) -> Iterator[None]:
 
 
 class Pass(TorchDispatchMode):
-    """A pass through a network that looks at each call of a module and at each operation; subclasses say what they look for.
+    """A pass through a network that visits each call of a module and each operation; subclasses override the visits.
 
     Attributes:
-        backend: of radial and harmonic convolutions.
+        backend: backend of radial and harmonic convolutions.
     """
 
-    # kernels need values
+    # the other backends need values
     backend: str | Backend = "dense"
 
     def __init__(self, net: nn.Module) -> None:
@@ -162,8 +162,8 @@ class Pass(TorchDispatchMode):
         return output
 
     def run(self, inputs: Inputs, sizes_only: bool, training: bool = False) -> Any:
-        """The output of the network for arguments that ``inputs`` makes, without gradients; ``sizes_only``: on the meta device, whose
-        tensors have sizes and no values, so that the network and its buffers stay unchanged, as they do in evaluation mode."""
+        """Output of the network for the arguments that ``inputs`` makes, without gradients; ``sizes_only``: on the meta device, whose
+        tensors have sizes but no values, so that the network and its buffers stay unchanged, as they do in evaluation mode."""
         modes = [(module, module.training) for module in self.net.modules()]
 
         def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -172,7 +172,7 @@ class Pass(TorchDispatchMode):
         def leave(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
             self.leave(module, (*args, *kwargs.values()), output)
 
-        # scripted ones take no hooks
+        # scripted modules take no hooks
         hooked = [module for module, _ in modes if not isinstance(module, torch.jit.ScriptModule)]
         handles = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in hooked]
         handles += [module.register_forward_hook(leave, with_kwargs=True, always_call=True) for module in hooked]
@@ -191,18 +191,18 @@ class Pass(TorchDispatchMode):
 
 
 class _OtherChannels(Exception):
-    """The first convolution of a pass takes other channels than its image has, at whatever size."""
+    """The first convolution of a pass takes another number of channels than its image has, at every size."""
 
 
 class _SizesPass(Pass):
-    """Fills a trace; tensors carry along the convolutions whose outputs they are, in attributes."""
+    """Fills a trace; tensors carry the convolutions that gave them along, in attributes."""
 
     def __init__(self, net: nn.Module, trace: Trace) -> None:
         super().__init__(net)
         self.trace, self.rank = trace, len(trace.size) + 2
         self.bent: set[nn.Module] = set()
         self.convolved = False
-        # a parameter may be one of several convolutions
+        # several convolutions may share a parameter
         self.owners: dict[int, set[nn.Module]] = {}
         for each in convolutions_of(net):
             for own in each.parameters(recurse=False):
@@ -210,7 +210,7 @@ class _SizesPass(Pass):
         self.running: list[nn.Module] = []
 
     def enter(self, module: nn.Module, args: tuple) -> None:
-        """Look at the channels of the first convolution, which has 0 before it is built."""
+        """Check the channels of the first convolution, which has 0 before it is built."""
         self.running.append(module)
         if self.convolved or not isinstance(module, CONVOLUTIONS):
             return
@@ -243,7 +243,7 @@ class _SizesPass(Pass):
                 tensor._gmr_sources = tags  # type: ignore[attr-defined]
 
     def leave(self, module: nn.Module, args: tuple, output: Any) -> None:
-        """Note sizes, and what stands before a convolution or a linear layer."""
+        """Note sizes, and padding or flattening before a convolution or a linear layer."""
         while self.running and self.running.pop() is not module:
             pass
         trace = self.trace
@@ -316,15 +316,15 @@ def trace_sizes(
     spatial_size: Sequence[int] | None = None,
     example_inputs: Sequence | Mapping[str, Any] | None = None,
 ) -> Trace:
-    """Pass an image of a reference size through a network on the meta device, whose tensors have sizes and no values; where a network needs
-    values, one of a small size with values.
+    """Pass an image of a reference size through a network on the meta device, whose tensors have sizes but no values; if the network needs
+    values, pass a small image with values.
 
     Args:
         net: the network; it and its buffers stay unchanged.
         dims: number of spatial axes.
         in_channels: channels of the image, or several numbers to try.
-        spatial_size: the reference size; default: the first of those that the network names and some usual ones that it can take.
-        example_inputs: what its ``forward`` takes, in order or by name; default: the image alone.
+        spatial_size: the reference size; default: the first that the network takes among those that it names and some usual ones.
+        example_inputs: arguments of ``forward``, in order or by name; default: only the image.
 
     Returns:
         the trace; its ``failure`` is one sentence if no size was possible.
@@ -344,6 +344,6 @@ def trace_sizes(
                 except _OtherChannels as error:
                     reason = reason or first_line(error)
                     break
-                except Exception as error:  # whatever a network raises for a size that it cannot take
+                except Exception as error:  # networks raise anything for a size that they cannot take
                     reason = reason or first_line(error)
     return Trace(failure=f"no size could be sent through it ({reason})", reason=reason)

@@ -105,7 +105,7 @@ def test_blocks_of_group_convolutions_are_exact_and_share_norms_and_dropout_by_f
             lambda: GMRUNet(2, 1, 2, conv=[("group", {"group": "4"}), "gmr", "gmr"]),
             "mixes scalars with fields of a group",
         ),
-        (lambda: GMRUNet(2, 1, 2, conv=[("group", {"group": g}) for g in ("4", "m", "1")]), "is no subgroup of"),
+        (lambda: GMRUNet(2, 1, 2, conv=[("group", {"group": g}) for g in ("4", "m", "1")]), "is not a subgroup of"),
         (
             lambda: GMRUNet(2, 1, 2, (8, 16), conv=("group", {"group": "4mm", "out_group": "4"})),
             "which a net chooses itself",
@@ -122,7 +122,7 @@ def test_blocks_of_group_convolutions_are_exact_and_share_norms_and_dropout_by_f
         ),
         (
             lambda: GMRUNet(3, 1, 2, features=(12, 24, 48), conv="group"),
-            "features=12 is no multiple of the 48 elements",
+            "features=12 is not a multiple of the 48 elements",
         ),
         (
             lambda: GMRUNet(3, 1, 2, features=(48,), conv="group", spacing=(1, 1, 3)),

@@ -114,11 +114,11 @@ REFUSED = {
     "pruned": (lambda: computed(prune.l1_unstructured, "weight", 0.3), r"remove this first, .* or prune\.remove"),
     "of processes": (
         lambda: type("DistributedDataParallel", (ForProcesses,), {})(),
-        "exchange its gradients already: convert first",
+        "is already wrapped for distributed training: convert first",
     ),
     "with a part of processes": (
         lambda: nn.Sequential(type("FullyShardedDataParallel", (ForProcesses,), {})()),
-        "exchange its gradients already: convert first",
+        "is already wrapped for distributed training: convert first",
     ),
 }
 

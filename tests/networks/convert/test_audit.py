@@ -324,9 +324,7 @@ def test_windows_of_levels_are_not_taken_for_those_of_axes():
 @pytest.mark.parametrize("argument", ["include", "exclude"])
 def test_the_name_of_no_module_is_one_sentence(argument):
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
-    with pytest.raises(
-        ConfigurationError, match=f"{argument}='foo\\*' is the name of no module of Sequential: give names"
-    ):
+    with pytest.raises(ConfigurationError, match=f"{argument}='foo\\*' matches no module of Sequential: give names"):
         convert_to_gmr(net, **{argument: ["0", "foo*"]})
     assert not convert_to_gmr(net, **{argument: ["0", nn.MaxPool2d]}).conversion_report.limits or argument == "exclude"
 

@@ -179,7 +179,7 @@ class _Branches(nn.Module):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("make", [lambda: convert_to_gmr(_Branches()), lambda: net_of("SwinUNETR")])
 def test_what_cannot_be_scripted_is_refused(make):
-    with pytest.raises(ConfigurationError, match="decides by the size"):
+    with pytest.raises(ConfigurationError, match="branches on the size"):
         torch.jit.script(make())
 
 

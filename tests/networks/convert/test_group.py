@@ -310,7 +310,7 @@ def test_bad_input_is_one_sentence(arguments, message):
 
 def test_a_net_without_a_place_for_fields_says_so():
     net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1))
-    with pytest.raises(ConfigurationError, match="no convolutions but those whose output is its own"):
+    with pytest.raises(ConfigurationError, match="only convolutions whose output is the network's"):
         convert_to_gmr(net, conv="group", group="4")
 
 

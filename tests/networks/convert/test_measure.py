@@ -77,7 +77,7 @@ def test_what_no_rule_knows_is_named_where_it_is_not_exact(name):
     net = converted(name)
     (limit,) = net.conversion_report.limits
     assert limit.startswith("its answer does not rotate with an image of ")
-    assert "what may be why: " in limit
+    assert "possible causes: " in limit
     assert equivariance_error(net, torch.rand(1, 1, 32, 32)).worst > 1e-3
 
 
@@ -93,7 +93,7 @@ def test_hooks_and_own_forwards_are_looked_at():
     net = Between(lambda net, y: y)
     net.last.register_forward_hook(lambda module, inputs, output: output.cumsum(-1))
     (limit,) = convert_to_gmr(net).conversion_report.limits
-    assert limit.endswith("what may be why: last: a hook")
+    assert limit.endswith("possible causes: last: a hook")
 
     net = Between(lambda net, y: y)
     net.last.forward = lambda y: y[:, :2].cumsum(-1)
@@ -133,9 +133,7 @@ def test_a_network_that_computes_in_its_own_precision_alone_is_measured_in_it():
 
 @pytest.mark.filterwarnings("ignore::monai_gmr.utils.SymmetryWarning")
 def test_what_cannot_be_measured_is_said_to_be_unknown(monkeypatch):
-    unknown = (
-        "it is not known whether it is exact, for it calls operations that no rule is known of (Between: tril), and "
-    )
+    unknown = "its exactness is unknown, because it calls operations without a rule (Between: tril), and "
 
     def fails_with_values(net, y):
         if not y.is_meta:
@@ -156,7 +154,7 @@ def test_an_error_that_is_no_number_is_the_worst(errors, monkeypatch):
     monkeypatch.setattr(measure, "_error", lambda *_: next(found))
     net, group = nn.Sequential(nn.Conv2d(1, 1, 1)), PointGroup.from_name("all", 2)
     sentence = inexact_sentence(net, trace_sizes(net, 2, 1), group, 1, None, [("0", "tril")])
-    assert sentence.endswith(f"of {['16x16', '17x17'][errors[0] == 0]}: the error is nan; what may be why: 0: tril")
+    assert sentence.endswith(f"of {['16x16', '17x17'][errors[0] == 0]}: the error is nan; possible causes: 0: tril")
 
 
 @pytest.mark.filterwarnings("ignore::monai_gmr.utils.SymmetryWarning")

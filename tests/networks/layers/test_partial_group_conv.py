@@ -329,12 +329,12 @@ IMPOSSIBLE = {
     "in_channels": (
         2,
         {"in_channels": 12, "in_elements": LIFT.out_elements},
-        "in_channels=12 is no multiple of the 8 elements",
+        "in_channels=12 is not a multiple of the 8 elements",
     ),
     "out_channels": (
         2,
         {"out_channels": 12},
-        r"out_channels=12 is no multiple of the 8 elements of SampledGroup\('SE\(2\)', samples=8\): use 8 or 16",
+        r"out_channels=12 is not a multiple of the 8 elements of SampledGroup\('SE\(2\)', samples=8\): use 8 or 16",
     ),
     "window": (
         2,

@@ -324,8 +324,8 @@ IMPOSSIBLE = {
     ),
     "text": (2, {"in_channels": "8"}, "in_channels='8' is impossible: give a whole number"),
     "part": (2, {"out_channels": 8.0}, r"out_channels=8\.0 is impossible: give a whole number"),
-    "in_channels": (2, {"in_channels": 12}, "in_channels=12 is no multiple of the 8 elements of .*: use 8 or 16"),
-    "too few": (2, {"out_channels": 4}, "out_channels=4 is no multiple of the 8 elements of .*: use 8 or 16"),
+    "in_channels": (2, {"in_channels": 12}, "in_channels=12 is not a multiple of the 8 elements of .*: use 8 or 16"),
+    "too few": (2, {"out_channels": 4}, "out_channels=4 is not a multiple of the 8 elements of .*: use 8 or 16"),
     "no subgroup": (
         2,
         {"group": "4", "out_group": "m"},

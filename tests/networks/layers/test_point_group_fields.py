@@ -184,10 +184,10 @@ def test_modules_like_any_other(layer):
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: PointGroupPool(2, "4", "m"), "is no subgroup of"),
+        (lambda: PointGroupPool(2, "4", "m"), "is not a subgroup of"),
         (lambda: PointGroupPool(2, "4", reduce="sum"), "reduce='sum' is unknown: use one of 'max', 'mean'"),
-        (lambda: PointGroupRestrict(3, "432", "mmm"), "is no subgroup of"),
-        (lambda: PointGroupNorm(2, 12, "4mm"), "num_features=12 is no multiple of the 8 elements"),
+        (lambda: PointGroupRestrict(3, "432", "mmm"), "is not a subgroup of"),
+        (lambda: PointGroupNorm(2, 12, "4mm"), "num_features=12 is not a multiple of the 8 elements"),
         (lambda: PointGroupNorm(2, 16, "4mm", "localresponse"), "norm='localresponse' is unknown: use one of 'batch'"),
         (lambda: PointGroupNorm(2, 16.0, "4mm"), "num_features=16.0 is impossible: give a whole number"),
         (lambda: PointGroupNorm(2, 16, "4mm", None), "norm=None is impossible: give a name or a pair"),
@@ -199,7 +199,10 @@ def test_modules_like_any_other(layer):
         (lambda: PointGroupDropout(2, "much", group="4"), "p='much' is impossible: give a number"),
         (lambda: PointGroupDense(8.0, 8, spatial_dims=2, group="4mm"), "in_features=8.0 is impossible"),
         (lambda: PointGroupDense(8, 8, dtype=torch.int32, spatial_dims=2, group="4mm"), "dtype=torch.int32 is not"),
-        (lambda: PointGroupDense(8, 9, spatial_dims=2, group="4mm"), "out_features=9 is no multiple of the 8 elements"),
+        (
+            lambda: PointGroupDense(8, 9, spatial_dims=2, group="4mm"),
+            "out_features=9 is not a multiple of the 8 elements",
+        ),
         (lambda: PointGroupDense(4, 8, spatial_dims=2, group="4mm", in_group="4"), "does not contain out_group"),
     ],
 )

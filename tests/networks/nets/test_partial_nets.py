@@ -246,7 +246,7 @@ def test_blocks_hand_their_elements_on():
 
 FIELD = ("partial", {"samples": 4})
 IMPOSSIBLE = {
-    "channels": ({"features": (6, 8)}, r"features=6 is no multiple of the 4 elements of SampledGroup"),
+    "channels": ({"features": (6, 8)}, r"features=6 is not a multiple of the 4 elements of SampledGroup"),
     "mixed": (
         {"conv": [FIELD, "gmr"]},
         "mixes scalars with fields of a group: give group convolutions to all levels, or to none",
