@@ -1,4 +1,4 @@
-"""An argument of another kind is refused in one sentence: of everything public, each argument is given values that no config means."""
+"""Arguments of another kind raise a one-sentence error: each argument of everything public is given impossible values."""
 
 import importlib
 import inspect
@@ -111,7 +111,7 @@ def limited_net():
     return GMRUNet(2, 1, 2, features=(8, 8), conv=("gmr_harmonic", {"keeps": "4"}))
 
 
-# what is called, with arguments that are right, and what is done with what comes back
+# the callable, valid arguments, and what to do with the result
 CASES = [
     (layers.GMRConv2d, CONV, on_image),
     (layers.GMRHarmonicConv2d, CONV, on_image),
@@ -187,12 +187,12 @@ CASES = [
     (rotation_matrix, {"spatial_dims": 2, "degrees": 30.0}, None),
     (transform_image, {"x": IMAGE, "matrix": rotation_matrix(2, 30.0)}, None),
 ]
-# arguments whose odd values a user's function meets, or MONAI answers in one sentence: a key that no image has
+# arguments whose odd values reach a user's function, or get a one-sentence error of MONAI: a key that no image has
 PASSED_ON = {"keys", "with_coord"}
 
 
 def answer(call, arguments, then):
-    """``None``, or what a call ended in but for the sentence."""
+    """``None``, or the unexpected outcome of a call."""
     try:
         made = call(**arguments)
         if then is not None:
@@ -228,19 +228,19 @@ def test_odd_values_end_in_a_sentence(call, arguments, then, tmp_path, monkeypat
 
 
 PUBLIC = ["networks.layers", "networks.blocks", "networks.nets", "transforms", "inferers", "handlers", "data"]
-# with the arguments and the errors of the class of torch or MONAI beside which they stand
+# with the arguments and errors of the corresponding class of torch or MONAI
 OF_OTHERS = {"GMRInstanceNorm2d", "GMRInstanceNorm3d", "GMRADN", "SameGridWriter"}
 
 
 def own_init(kind):
-    """The ``__init__`` of this library that a class has, or ``None``."""
+    """The class's ``__init__`` if it is from this library, or ``None``."""
     found = next(each for each in kind.__mro__ if "__init__" in vars(each))
     return vars(found)["__init__"] if found.__module__.startswith("monai_gmr.") else None
 
 
 @pytest.mark.parametrize("package", PUBLIC)
 def test_every_public_class_compares_its_arguments(package):
-    """What is made by a config refuses arguments of another kind: its ``__init__`` is wrapped by ``checked_arguments``."""
+    """Classes that configs make refuse arguments of another kind: ``checked_arguments`` wraps their ``__init__``."""
     module = importlib.import_module(f"monai_gmr.{package}")
     classes = [each for name in module.__all__ if isinstance(each := getattr(module, name), type)]
     unchecked = [
@@ -256,7 +256,7 @@ def test_every_public_class_compares_its_arguments(package):
 
 
 def checked_functions():
-    """All functions of the library that compare their arguments, of the modules that are imported."""
+    """All functions of imported modules of the library that check their arguments."""
     for name, module in list(sys.modules.items()):
         if name.startswith("monai_gmr."):
             for each in vars(module).values():
@@ -267,7 +267,7 @@ def checked_functions():
 
 
 def test_all_annotations_can_be_read():
-    """No annotation of an argument that is compared names what is imported for type checkers alone."""
+    """No annotation of a checked argument uses a name that is only imported for type checkers."""
     functions = list(checked_functions())
     assert len(functions) > 60
     for function in functions:
@@ -310,7 +310,7 @@ def test_values_of_an_annotation(hint, right, wrong, words):
 
 
 TURN = [[0.0, -1.0], [1.0, 0.0]]
-# what torch, MONAI or NumPy take, too
+# values that torch, MONAI or NumPy also take
 TAKEN = {
     "no activation and no norm": lambda: GMRUNet(2, 1, 2, features=(4, 8), act=None, norm=None),
     "a NumPy dropout": lambda: GMRUNet(2, 1, 2, features=(4, 8), dropout=np.float32(0.1)),
@@ -329,7 +329,7 @@ TAKEN = {
 
 @pytest.mark.parametrize("call", TAKEN.values(), ids=TAKEN)
 def test_what_others_take_is_taken(call):
-    """Values that torch, MONAI or NumPy accept in the place of an argument are accepted."""
+    """Values that torch, MONAI or NumPy accept for an argument are accepted."""
     call()
 
 
@@ -373,13 +373,13 @@ def test_what_others_take_is_taken(call):
     ],
 )
 def test_sentences_say_which_value_and_what_is_possible(call, sentence):
-    """The sentence of a mistake that people make."""
+    """The sentence for a common mistake."""
     with pytest.raises(ConfigurationError, match=sentence):
         call()
 
 
 def test_functions_that_compare_their_arguments_are_compiled():
-    """The comparison is left out of a graph."""
+    """The check is left out of a graph."""
 
     def step(x):
         layers.set_temperature(torch.nn.Identity(), 0.5)
@@ -389,7 +389,7 @@ def test_functions_that_compare_their_arguments_are_compiled():
 
 
 def test_names_of_arguments_are_pythons():
-    """A name that no argument has, or a missing one, is refused as everywhere in Python."""
+    """An unknown or missing argument raises Python's usual error."""
     with pytest.raises(TypeError, match="unexpected keyword argument 'kernel'"):
         layers.GMRConv2d(1, 2, 3, kernel=5)
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'kernel_size'"):

@@ -1,4 +1,4 @@
-"""A file of weights with a checksum is read as it was written or not at all; training that replaces it takes the checksum away."""
+"""A file of weights with a checksum is only read unchanged; training that replaces it removes the checksum."""
 
 import shutil
 import subprocess

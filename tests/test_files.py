@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, folders are tried first, and a folder belongs to one process."""
+"""Files are written whole or not at all, folders are checked first, and locked by one process."""
 
 import errno
 import json
@@ -27,7 +27,7 @@ def _save_predictions(path):
     saver.finalize()
 
 
-# every writer of the library, and the end that its file has
+# every writer of the library, and the suffix of its file
 WRITERS = {
     "text": (lambda path: write_text("table", path), ".md"),
     "rows": (lambda path: write_rows([{"view": "upright"}], path), ".csv"),

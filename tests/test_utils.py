@@ -1,4 +1,4 @@
-"""Warnings of the library show the line of the caller's, however deep they arise."""
+"""Warnings of the library show the caller's line, however deep they arise."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""Outputs that are put together on one device before they go to another: the same numbers, whatever axis and steps."""
+"""Outputs that are collected on one device before they go to another: the same numbers for any axis and steps."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def noise(*shape, dtype=torch.float32):
 
 
 def network(x):
-    """An answer that depends on the window, at several resolutions."""
+    """Outputs that depend on the window, at several resolutions."""
     dims = x.dim() - 2
     mean = x.mean(tuple(range(2, x.dim())), keepdim=True)
     coarse = x[(slice(None), slice(None), *(slice(None, None, 2),) * dims)]

@@ -1,4 +1,4 @@
-"""Inferers and views give copies: neither a network that works in place nor a change of the result reaches what is kept."""
+"""Inferers and views return copies: a network that works in place or a change of the result does not affect stored tensors."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Labels that are reduced while windows come are those of the whole output, and the whole output is never there."""
+"""Labels that are reduced window by window equal those of the whole output, which is never held."""
 
 import inspect
 import itertools
@@ -20,7 +20,7 @@ def noise(*shape, dtype=torch.float32):
 
 
 def network(x):
-    """Outputs that depend on the window and have many ties, at several resolutions and with axes before that of the channels."""
+    """Outputs that depend on the window and have many ties, at several resolutions and with axes before the channel axis."""
     mean = x.mean(tuple(range(2, x.dim())), keepdim=True)
     fine = (4 * torch.cat([x, x * x - mean, (mean - x).abs()], 1)).round() / 4
     coarse = fine[(slice(None), slice(None), *(slice(None, None, 2),) * (x.dim() - 2))]

@@ -1,4 +1,4 @@
-"""Sliding windows about the centre keep an equivariant network equivariant, and do all else that MONAI's do."""
+"""Sliding windows about the centre keep an equivariant network equivariant, and otherwise work like MONAI's."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_odd_rest_takes_two_windows():
 @pytest.mark.parametrize("overlap", [0, 0.25, 0.5, 0.75])
 @pytest.mark.parametrize("roi", [16, 31, 32])
 def test_a_roi_that_may_grow_takes_no_more_windows_than_monais(roi, overlap):
-    """At every size: mirrored, covered, at least the overlap, and windows of the asked length or one voxel more."""
+    """At every size: mirrored, covered, at least the overlap, and windows of the given length or one voxel more."""
     grown = GMRSlidingWindowInferer(roi, overlap=overlap, grow_roi=True)
     for size in range(1, 130):
         (window,), (padding,), (starts,) = grown.windows((size,))

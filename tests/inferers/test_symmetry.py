@@ -1,4 +1,4 @@
-"""Averaging over the group makes every network equivariant; the streamed numbers are those of the definition."""
+"""Averaging over the group makes every network equivariant; incremental results equal the definition."""
 
 from __future__ import annotations
 
@@ -281,6 +281,6 @@ def test_from_a_config_with_a_bundle_evaluator():
         inferer=parser.get_parsed_content("inferer"),
     )
     evaluator.run()
-    # the engine takes batches apart by the metadata of their tensors
+    # the engine splits batches by the metadata of their tensors
     assert [item["pred"].shape for item in evaluator.state.output] == [(2, 12, 9)] * 2
     assert evaluator.state.output[1]["pred"].meta["filename_or_obj"] == "a.nii"

@@ -1,4 +1,4 @@
-"""Maps whose spatial axes were made into one are told from features by how they change with the views."""
+"""Flattened maps are distinguished from features by how they change with the views."""
 
 import warnings
 
@@ -24,7 +24,7 @@ KERNEL = torch.rand(3, 1, 3, 3, generator=torch.Generator().manual_seed(0))
 
 
 def convolved(x):
-    """Not equivariant, as a trained network: its answer follows the image all the same."""
+    """Not equivariant, like a trained network, but its output follows the image."""
     return torch.nn.functional.conv2d(x, KERNEL, padding=1).flatten(2)
 
 
@@ -63,7 +63,7 @@ def test_one_of_several_outputs():
 
 
 def test_the_mean_is_unchanged():
-    """The warning says that it is not what was meant; it is the mean of the outputs as they are."""
+    """Despite the warning, the result is the mean of the outputs as they are."""
     x = torch.rand(1, 1, 8, 8)
     with pytest.warns(SymmetryWarning):
         mean = SymmetryInferer(views="4")(x, lambda image: image.flatten(2))
@@ -72,7 +72,7 @@ def test_the_mean_is_unchanged():
 
 
 class Noise:
-    """Another answer for each image, as by dropout."""
+    """A different output for each image, as with dropout."""
 
     def __init__(self, *shape):
         self.shape, self.generator = shape, torch.Generator().manual_seed(3)
@@ -82,7 +82,7 @@ class Noise:
 
 
 def features(seed, shape, scale=1.0, offset=0.0, nonlinear=True):
-    """A network whose answers of this shape have nothing to do with places in the image."""
+    """A network whose outputs of this shape do not depend on positions in the image."""
     generator = torch.Generator().manual_seed(seed)
     first = torch.randn(64, 128, generator=generator)
     second = torch.randn(128, int(np.prod(shape)), generator=generator)
@@ -147,6 +147,6 @@ def test_an_image_that_is_symmetric_itself():
 
 
 def test_an_output_that_follows_the_shape_is_refused_as_before():
-    """Its length is that of a map of 4 x 8 patches in the first view alone."""
+    """Its length is that of a map of 4 x 8 patches only in the first view."""
     with pytest.raises(ConfigurationError, match="outputs for two views have shapes"):
         SymmetryInferer()(torch.rand(1, 1, 16, 32), lambda x: x.sum(2))

@@ -1,4 +1,4 @@
-"""Windows cover the axis, overlap as asked and are their own mirror image, in the image and in outputs of other resolutions."""
+"""Windows cover the axis, overlap as given and are their own mirror image, in the image and in outputs of other resolutions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_every_axis_of_up_to_70_voxels():
                 assert starts[-1] == room
                 steps = [b - a for a, b in itertools.pairwise(starts)]
                 assert all(step <= interval for step in steps)
-                # MONAI's number, and one more only where an odd number cannot be mirrored
+                # MONAI's number, and one more only if an odd number cannot be mirrored
                 number = math.ceil(room / interval) + 1
                 assert len(starts) == number + (number % 2 == 1 and room % 2 == 1)
                 assert not steps or max(steps) - min(steps) <= 2

@@ -1,4 +1,4 @@
-"""The default basis has a smaller error at angles other than the grid's than the peers' bases have."""
+"""Between the angles of the grid, the default basis has a smaller error than the peers' bases."""
 
 import matplotlib.cbook
 import numpy as np
@@ -39,7 +39,7 @@ def test_the_measure_agrees_with_the_peers_known_errors(dims, k, sre, gmr):
 
 
 def real_image():
-    """A slice of a magnetic resonance image that matplotlib ships, 256 by 256."""
+    """A slice of a magnetic resonance image from matplotlib, 256 by 256."""
     with matplotlib.cbook.get_sample_data("s1045.ima.gz") as file:
         return np.frombuffer(file.read(), np.uint16).reshape(256, 256).astype(float)
 
@@ -60,7 +60,7 @@ def rotation_error(layer, image, degrees):
 @pytest.mark.parametrize("degrees", [15, 30, 45])
 @pytest.mark.parametrize(("blur", "largest_share"), [(1.2, 0.25), (0.0, 0.5)])
 def test_a_real_image_confirms_it(k, degrees, blur, largest_share):
-    """With the blur whose spectrum the measure is weighted by, and with the image as it is."""
+    """With the blur whose spectrum weights the measure, and with the image as it is."""
     errors = {}
     for rings in ("gaussian", "indexed"):
         torch.manual_seed(0)
@@ -71,7 +71,7 @@ def test_a_real_image_confirms_it(k, degrees, blur, largest_share):
 
 
 LAYERS = {2: GMRHarmonicConv2d, 3: GMRHarmonicConv3d}
-# means of the orders above 0 as they were: from 1 to S - .75
+# former means of the orders above 0: from 1 to S - .75
 EARLIER = (1.0, 0.75)
 
 
@@ -91,7 +91,7 @@ def test_the_angular_measure_is_that_of_second_derivatives():
         for share in (0.0, 0.25, 0.5, 0.75, 1.0)
     }
     assert min(errors, key=errors.get) == 0.5
-    assert errors[0.0] == pytest.approx(2**-0.5, rel=1e-5)  # one component alone: half of the power is missing
+    assert errors[0.0] == pytest.approx(2**-0.5, rel=1e-5)  # only one component: half of the power is missing
     assert errors[0.5] < 0.1 < 0.25 < errors[1.0]
 
 
@@ -120,7 +120,7 @@ def smooth_volume(dims, size):
 @pytest.mark.parametrize(("dims", "size", "k"), [(2, 128, 3), (2, 128, 5), (2, 128, 7), (3, 28, 3)])
 @pytest.mark.parametrize("orders", [(0, 1), (0, 2), (0, 1, 2)])
 def test_a_layer_is_no_worse_at_other_angles_than_with_the_earlier_profiles(dims, size, k, orders):
-    """Norms alone, so that no denominator near 0 decides, at 30 and 45 degrees. In 3D only windows of three taps differ."""
+    """Only norms, without denominators near 0, at 30 and 45 degrees. In 3D only windows of three taps differ."""
     image, errors = torch.as_tensor(smooth_volume(dims, size))[None, None], {}
     ball = torch.as_tensor(inscribed_ball((size - 16,) * dims))
     inner = (slice(None), slice(None), *[slice(8, -8)] * dims)

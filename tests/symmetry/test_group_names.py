@@ -1,4 +1,4 @@
-"""Names of elements and of groups: generated, unique, read back, and meaning what crystallographers mean."""
+"""Names of elements and of groups: generated, unique, parsed, and with their crystallographic meaning."""
 
 import numpy as np
 import pytest

@@ -11,7 +11,7 @@ from monai_gmr.symmetry import PointGroup, generate_group, group_names, named_gr
 from monai_gmr.symmetry.group_structure import group_elements
 from monai_gmr.utils import ConfigurationError
 
-# every group that a name and an axis stand for, once, and the name
+# every group with a name and an axis, once, and its name
 NAMED = {
     PointGroup.from_name((name, axis), dims): (dims, name, axis)
     for dims in (1, 2, 3)
@@ -178,5 +178,5 @@ def test_impossible_groups_are_refused_in_a_sentence(make, sentence):
     ],
 )
 def test_a_group_or_a_list_of_its_elements(group, dims, order):
-    """A name before a number is read with its axis unless it is an element's, too."""
+    """A name before a number is parsed with an axis unless it also names an element."""
     assert group_elements(group, dims).shape == (order, dims, dims)

@@ -80,7 +80,7 @@ def test_the_trace_of_a_rotation_in_space_is_that_of_its_angle():
     ],
 )
 def test_counts_are_those_of_the_characters(dims, name, counts):
-    """As crystallographers tabulate them: how many tensor components of a rank a group leaves free."""
+    """Number of free tensor components of a rank under a group, from crystallographic tables."""
     elements = named_group(name, dims)
     for order, count in counts.items():
         vectors = kept_vectors(order, kept_group(name, dims))
@@ -107,7 +107,7 @@ def test_tables_say_which_combination_belongs_to_which_channel():
 
 
 def test_vectors_are_computed_once_an_order_and_group():
-    """They cost a mean over 48 elements, and every layer of a net asks for them."""
+    """They need a mean over 48 elements, and every layer of a net uses them."""
     kept_vectors.cache_clear()
     group = kept_group("all", 3)
     for channels in ((8, 4, 4), (32, 16, 16)):

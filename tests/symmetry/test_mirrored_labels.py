@@ -1,4 +1,4 @@
-"""Labels that trade places under a mirror image: in test-time averages, in random transforms, and back."""
+"""Labels exchanged in mirror images: in test-time averages, in random transforms, and back."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_half_of_the_group_are_mirrors(dims):
 
 
 def two_sided(size=(12, 16)):
-    """Two equal bodies, labelled 1 where the first axis begins and 2 where it ends."""
+    """Two equal bodies, labelled 1 at the start of the first axis and 2 at its end."""
     image, label = torch.zeros(1, 1, *size), torch.zeros(1, 1, *size, dtype=torch.long)
     for value, rows in ((1, slice(1, 4)), (2, slice(8, 11))):
         image[..., rows, 3:9], label[..., rows, 3:9] = 1, value
@@ -51,7 +51,7 @@ def two_sided(size=(12, 16)):
 
 
 class LeftAndRight(nn.Module):
-    """A net without symmetry that reads the two-sided picture rightly: what lies in the first half of axis 0 is 1, else 2."""
+    """A net without symmetry that labels the two-sided picture correctly: 1 in the first half of axis 0, else 2."""
 
     def forward(self, x):
         half = torch.arange(x.shape[2])[:, None] < x.shape[2] / 2
@@ -123,7 +123,7 @@ def test_random_symmetries_of_a_dictionary(lazy):
     mirrored = 0
     for _ in range(12):
         out = chain(data)
-        # the bodies are their own mirror image along the first axis: right labels are where they were
+        # the bodies are their own mirror image along the first axis, so correct labels stay in place
         mirrored += not torch.equal(out["image"].as_tensor(), image)
         rows = torch.nonzero(out["label"].as_tensor()[0] == 1)[:, 0]
         assert int(rows.max()) < 6

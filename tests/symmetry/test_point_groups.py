@@ -1,4 +1,4 @@
-"""The grid's point groups are groups, of the known orders, and act on arrays as products of their elements."""
+"""The grid's point groups are groups of the known orders, whose products act on arrays like their elements one by one."""
 
 import itertools
 

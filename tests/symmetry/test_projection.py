@@ -1,4 +1,4 @@
-"""Projections find weights again that made a kernel, and come nearest to others."""
+"""Projections recover the weights that made a kernel, and are nearest to other kernels."""
 
 import numpy as np
 import pytest
@@ -58,7 +58,7 @@ def test_a_transposed_kernel_keeps_its_mean():
     weights, change = project_transposed_kernel(kernel, np.ones((1, 1, 1)), (2, 2))
     assert np.allclose(weights[:, :, 0], kernel.sum((2, 3)) / 4)
     assert 0 < change <= 1.5
-    # against the kernel that is padded to all taps of the functions
+    # against the kernel padded to all taps of the functions
     fine, margins = upsampled_functions(np.ones((1, 1, 1)), (3, 3), (2, 2))
     padded = np.pad(kernel, [(0, 0), (0, 0), *((margin, margin) for margin in margins)])
     made = weights[..., None] * fine

@@ -1,4 +1,4 @@
-"""Samples of parts of a group have the densities of the closed forms, and each its own gradient, that of finite differences."""
+"""Samples of parts of a group have the densities of the closed forms, and each has the gradient of finite differences."""
 
 import math
 
@@ -48,7 +48,7 @@ def test_angles_in_space_have_the_density_of_uniform_rotations(largest):
     assert float(angles.detach().max()) <= largest
     whole = largest - math.sin(largest)
     assert distance_from(angles, lambda w: (w - np.sin(w)) / whole) > 0.01
-    # not that of uniform angles, which crowds about the axis
+    # not the density of uniform angles, which is concentrated about the axis
     assert distance_from(angles, stats.uniform(0, largest).cdf) < 1e-6
     torch.testing.assert_close(share_below(angles) / share_below(number(largest)), NUMBERS, atol=1e-9, rtol=0)
 
@@ -56,7 +56,7 @@ def test_angles_in_space_have_the_density_of_uniform_rotations(largest):
 @pytest.mark.parametrize("largest", [math.pi, 3.0, 1e-3, 1e-8])
 def test_angles_in_space_are_the_inverse_of_the_share_to_the_last_digits(largest):
     fractions = torch.linspace(0.0, 1.0, 1001, dtype=torch.float64)
-    # x - sin x by its series, which loses no digits
+    # x - sin x by its series, without loss of digits
     odd = torch.arange(3, 40, 2, dtype=torch.float64)
     volume = lambda x: ((-1) ** ((odd - 3) / 2) * (odd * x.log().unsqueeze(-1) - torch.lgamma(odd + 1)).exp()).sum(-1)  # noqa: E731
     shares = volume(fractions * largest) / volume(number(largest))

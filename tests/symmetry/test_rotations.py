@@ -1,4 +1,4 @@
-"""Rotating images by any angle: conventions agree with the exact rotations, and millimetres are honoured."""
+"""Rotations of images by any angle agree with the exact rotations, and respect millimetres."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from monai_gmr.symmetry import (
 
 
 def blob(shape, centre, width, spacing=None):
-    """A Gaussian at a physical place, in float64: a picture whose rotated version has a closed form."""
+    """A Gaussian at a physical position, in float64: an image whose rotation has a closed form."""
     step = np.ones(len(shape)) if spacing is None else np.asarray(spacing)
     axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, step)]
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1)

@@ -1,4 +1,4 @@
-"""The rule of exact strides, against convolutions that are run."""
+"""The rule of exact strides, compared with actual convolutions."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Sets of views: how many, spread how, the same for the same seed, and never empty."""
+"""Sets of views: their number and distribution, the same for the same seed, and never empty."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Matrices that mix harmonics are those of rotated points, multiply as rotations do, and give orthonormal functions on the group."""
+"""Matrices that mix harmonics agree with rotated points, multiply like rotations, and give orthonormal functions on the group."""
 
 import math
 
@@ -59,7 +59,7 @@ def test_in_the_plane_they_are_phases(order):
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_the_trace_is_the_character_of_the_rotation(order):
-    """``sin((2 l + 1) w / 2) / sin(w / 2)``, whatever the axis."""
+    """``sin((2 l + 1) w / 2) / sin(w / 2)``, for any axis."""
     angle = 1.1
     matrix = torch.tensor(rotation_matrix(3, math.degrees(angle), (1, 2, -2)))
     expected = math.sin((2 * order + 1) * angle / 2) / math.sin(angle / 2)

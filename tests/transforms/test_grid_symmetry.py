@@ -1,4 +1,4 @@
-"""One symmetry of the grid: exact, a group action, invertible, lazy, and every voxel keeps its place in the world."""
+"""One symmetry of the grid: exact, a group action, invertible, lazy, and every voxel keeps its world position."""
 
 import nibabel
 import numpy as np
@@ -20,7 +20,7 @@ SHAPES = {2: (4, 5), 3: (3, 4, 5)}
 
 
 def oblique(dims=3, handedness=1):
-    """Affine with unlike spacing, rotated by no multiple of 90 degrees, right- or left-handed."""
+    """Affine with anisotropic spacing, rotated by an angle that is not a multiple of 90 degrees, right- or left-handed."""
     affine = np.eye(4)
     rotation = Rotation.from_euler("xyz", (20, -35, 50), degrees=True).as_matrix()
     affine[:3, :3] = rotation * (0.7, 1.3, handedness * 2.5)
@@ -124,7 +124,7 @@ def test_a_marked_point_keeps_its_place_in_a_saved_nifti(tmp_path, handedness):
         assert np.allclose(loaded.header.get_zooms(), np.abs(element) @ (0.7, 1.3, 2.5), atol=1e-5)
         # the handedness of the stored axes changes with reflections, the world does not
         assert np.sign(np.linalg.det(loaded.affine[:3, :3])) == handedness * round(np.linalg.det(element))
-        # the letters of the axes go with the axes, opposite where the axis is reversed
+        # the letters of the axes follow the axes, opposite if the axis is reversed
         letters = nibabel.aff2axcodes(affine.numpy())
         for axis, code in enumerate(nibabel.aff2axcodes(loaded.affine)):
             source = int(np.flatnonzero(element[axis])[0])
@@ -146,7 +146,7 @@ def test_2d_images_keep_2d_and_3d_affines(size):
     affine[0, 0], affine[1, 1], affine[0, -1] = 2.0, 3.0, 5.0
     image = picture(2, affine)
     for element in point_group(2):
-        # lazily MONAI keeps affines of shape (3, 3) only
+        # when lazy, MONAI only keeps affines of shape (3, 3)
         for lazy in (False, True)[: 5 - size]:
             rotated = Compose([GridSymmetry(element)], lazy=lazy)(image)
             assert rotated.affine.shape == affine.shape
@@ -188,7 +188,7 @@ def test_keys_of_unlike_spacing_and_type_are_transformed_alike_and_inverted():
     assert rotated["image"].shape[1:] == rotated["label"].shape[1:] == (3, 5, 4)
     assert rotated["label"].dtype == torch.uint8
     assert rotated["name"] == "case"
-    # the spacing went with its axis: a voxel 1.3 mm wide still is
+    # the spacing follows its axis: a voxel 1.3 mm wide stays so
     assert np.allclose(rotated["image"].pixdim, (0.7, 2.5, 1.3))
     back = transform.inverse(rotated)
     assert_same(back["image"], image)
@@ -232,7 +232,7 @@ def test_a_mirror_image_keeps_the_spacing_and_changes_the_handedness_of_the_stor
 
 @pytest.mark.parametrize("group", [("2/m", "x"), ["2/m", "x"], ["2/m", 0], PointGroup.from_name(("2/m", "x"), 3)])
 def test_a_group_is_given_as_to_layers(group):
-    """A name with its axis, and a group; draws are those of the arguments of a name."""
+    """A name with its axis, and a group; draws equal those with separate arguments."""
     image = picture(3)
     found, wanted = (
         RandGridSymmetry(prob=1.0, **each).set_random_state(0)

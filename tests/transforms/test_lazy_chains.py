@@ -1,4 +1,4 @@
-"""Chains with lazy resampling: no transform forgets how those before it are to be interpolated, and none hands out its input's memory."""
+"""Chains with lazy resampling: no transform loses the interpolation modes of previous ones, and none returns its input's memory."""
 
 from copy import deepcopy
 
@@ -29,7 +29,7 @@ def label(dims, affine_dims=3):
     return MetaTensor(data, affine=torch.eye(affine_dims + 1, dtype=torch.float64))
 
 
-# what may stand behind a rotation and interpolates nothing, in array and in dictionary form
+# transforms without interpolation that can follow a rotation, in array and dictionary form
 FOLLOWERS = {
     "not drawn": (lambda: RandGridSymmetry(0.0), lambda: RandGridSymmetryd("x", 0.0)),
     "drawn": (lambda: RandGridSymmetry(1.0), lambda: RandGridSymmetryd("x", 1.0)),
@@ -52,7 +52,7 @@ def test_what_interpolates_nothing_keeps_mode_and_padding_of_what_came_before(na
     rotation = RotateAboutAxisd("x", **options) if dictionary else RotateAboutAxis(**options)
 
     def run(lazy):
-        # twice, for the second must hand on what the first handed on
+        # twice, because the second must pass on the modes from the first
         chain = Compose([rotation, follow(), follow()], lazy=lazy).set_random_state(1)
         result = chain({"x": image} if dictionary else image)
         return result["x"] if dictionary else result
@@ -96,7 +96,7 @@ def test_a_later_rotation_decides_on_its_own_mode():
 @pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize("prob", [0.0, 0.5, 1.0])
 def test_chains_are_inverted_drawn_or_not(prob, lazy):
-    # 180 degrees are exact, so what comes back is what went in
+    # 180 degrees are exact, so the inverse returns the input
     chain = [RotateAboutAxisd("x", 180, "x"), RandGridSymmetryd("x", prob), RandGridSymmetryd("x", prob, "mmm")]
     compose = Compose(chain, lazy=lazy).set_random_state(5)
     for dims in (2, 3):

@@ -1,4 +1,4 @@
-"""A case is loaded as MONAI loads it, or refused in one sentence with the file and the cause."""
+"""A case is loaded like by MONAI, or raises a one-sentence error with the file and the cause."""
 
 import warnings
 
@@ -153,7 +153,7 @@ def scaled(path, slope):
     ],
 )
 def test_a_label_that_cannot_be_used_is_refused(case, tmp_path, spoil, cause):
-    # noise does not compress: enough of it is left of a file that is cut
+    # noise does not compress, so enough of it remains in a truncated file
     write(tmp_path / "label.nii.gz", np.random.default_rng(0).integers(0, 3, SHAPE).astype(np.uint8))
     spoil(tmp_path / "label.nii.gz")
     with refused(f"label.nii.gz.*{cause}"):
@@ -180,7 +180,7 @@ def test_a_label_that_lies_elsewhere_is_refused_or_brought_to_the_image(case, ma
     assert torch.equal(load(case, label_affine="ignore")["label"][0].as_tensor(), torch.tensor(label()).float())
     found = load(case, label_affine="resample")
     assert found["label"].shape == found["image"].shape
-    # the voxel whose centre lies nearest, by a loop over all
+    # the voxel with the nearest centre, by a loop over all
     expected = np.zeros(SHAPE)
     for index in np.ndindex(SHAPE):
         there = np.rint((np.linalg.inv(matrix) @ [*index, 1])[:3].round(4)).astype(int)
@@ -254,7 +254,7 @@ def test_wrong_settings_are_refused():
 
 
 def test_a_label_that_a_stored_scale_has_rounded_is_whole(tmp_path):
-    """255 * 0.00392157 is 1.0000003: no cast behind it may drop a class."""
+    """255 * 0.00392157 is 1.0000003: no later cast may drop a class."""
     values = (np.arange(512).reshape(8, 8, 8) % 2).astype(np.int16) * 255
     nib.save(nib.Nifti1Image(np.zeros((8, 8, 8), np.float32), np.eye(4)), tmp_path / "image.nii.gz")
     nib.save(nib.Nifti1Image(values / 255 * (1 - 3e-7), np.eye(4)), tmp_path / "label.nii.gz")

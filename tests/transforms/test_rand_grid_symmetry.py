@@ -1,4 +1,4 @@
-"""Random symmetries: all of the group and nothing else, keys alike, repeated by their seed, invertible, lazy."""
+"""Random symmetries: exactly those of the group, the same for all keys, reproducible by seed, invertible, lazy."""
 
 from copy import deepcopy
 
@@ -101,7 +101,7 @@ def test_image_and_label_are_transformed_alike_and_inverted_exactly(prob, lazy):
     for _ in range(10):
         rotated = chain({"image": image, "label": label})
         assert torch.equal((rotated["image"] > 0.5).as_tensor(), (rotated["label"] > 0.5).as_tensor())
-        # inverting uses up what was traced
+        # inverting consumes the trace
         back = chain.inverse(deepcopy(rotated))
         assert torch.equal(back["image"].as_tensor(), image.as_tensor())
         assert torch.equal(back["label"].as_tensor(), label.as_tensor())

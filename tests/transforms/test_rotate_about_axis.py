@@ -1,4 +1,4 @@
-"""Rotations by any angle: right in millimetres and in the world, inverted to interpolation accuracy, lazy as eager."""
+"""Rotations by any angle: correct in millimetres and in world coordinates, invertible up to interpolation, the same lazy and eager."""
 
 import nibabel
 import numpy as np
@@ -17,7 +17,7 @@ SHAPE = (41, 29, 23)
 
 
 def blob(shape, spacing, centre, width=3.0):
-    """A Gaussian at a place in millimetres from the centre of the grid."""
+    """A Gaussian at a position in millimetres from the centre of the grid."""
     axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing)]
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
     return torch.tensor(np.exp(-((grid - np.asarray(centre)) ** 2).sum(-1) / (2 * width**2)))[None].float()
@@ -146,7 +146,7 @@ def test_labels_stay_labels_and_go_with_their_image(lazy):
     image = MetaTensor(blob((31, 31, 31), (1, 1, 1), (4.0, 3.0, -5.0), 5.0), affine=torch.eye(4))
     label = MetaTensor((image.as_tensor() > 0.5).float() * 7, affine=torch.eye(4))
     keys = ["image", "label"]
-    # the symmetry after it hands the mode on
+    # the symmetry after it passes on the mode
     chain = Compose(
         [RotateAboutAxisd(keys, 40, (1, 1, 0), mode=["bilinear", "nearest"]), GridSymmetryd(keys, "-1")], lazy=lazy
     )

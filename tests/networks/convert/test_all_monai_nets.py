@@ -1,4 +1,4 @@
-"""Every network of ``monai.networks.nets`` is exact after conversion, or its report names what keeps it from that, or it is refused."""
+"""Every network of ``monai.networks.nets`` is exact after conversion, or its report names why not, or conversion refuses it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Size = tuple[int, ...]
 
 
 def image(size: Size, channels: int = 1, batch: int = 2) -> torch.Tensor:
-    """An image for a network, of doubles."""
+    """An image in double precision for a network."""
     return torch.randn(batch, channels, *size, dtype=torch.float64)
 
 
@@ -33,15 +33,15 @@ class Net(NamedTuple):
     """A network of the table.
 
     Attributes:
-        make: from the number of spatial axes to the network.
-        sizes: along an axis, an even and an odd one where the network takes both; half of that in 3D.
-        inputs: from a size to what ``forward`` takes by name or place; an image alone is the default.
-        channels: of the image.
-        dims: numbers of spatial axes that are tried.
-        needs: a package without which it cannot be made.
-        outcome: "exact"; "named": not exact, and the report says why; "refused"; "empty": a base class that answers nothing; for each
-            number of spatial axes where it depends on them.
-        double: whether it runs in double precision.
+        make: function from the number of spatial axes to the network.
+        sizes: lengths of an axis, even and odd if the network takes both; half of them in 3D.
+        inputs: function from a size to the arguments of ``forward``, by name or place; default: only an image.
+        channels: channels of the image.
+        dims: numbers of spatial axes to test.
+        needs: a package that the network needs.
+        outcome: "exact"; "named": not exact, and the report says why; "refused"; "empty": a base class without an output; per number of
+            spatial axes if it depends on them.
+        double: whether the network runs in double precision.
         slow: whether one kind of kernel is enough.
     """
 
@@ -100,13 +100,13 @@ def bert() -> Any:
 
 
 def part(file: str, name: str) -> Any:
-    """A class of a file from which the package exports none."""
+    """A class in a file from which the package exports no class."""
     return getattr(importlib.import_module(f"{nets.__name__}.{file}"), name)
 
 
 def hovernet(dims: int) -> nn.Module:
     net = nets.HoVerNet("fast", 1, decoder_padding=True)
-    # it takes images of 256 x 256 alone: here it soon makes them smaller
+    # it only takes images of 256 x 256: here it downsamples them early
     net.conv0.conv = nn.Conv2d(1, 64, 7, 8, 3, bias=False)
     return net
 
@@ -115,7 +115,7 @@ def transchex() -> nn.Module:
     def fresh(kind: Any, *, bert_config: dict, path_or_repo_id: str, filename: str, **layers: int) -> nn.Module:
         return kind(**layers, bert_config=bert_config)
 
-    # which would load weights from the net
+    # would download weights
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nets.MultiModal, "from_pretrained", classmethod(fresh))
         sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
@@ -162,7 +162,7 @@ NETS: dict[str, Net] = {
         lambda d: nets.DiNTS(topology(nets.TopologyInstance, d), 1, 2, spatial_dims=d),
         (16, 17),
         dims=(2, 3),
-        # its operations in 3D are kernels of 3 x 3 x 1 and the like, each with a weight of its own
+        # in 3D its operations are kernels such as 3 x 3 x 1, each with its own weight
         outcome={2: "exact", 3: "named"},
         slow=True,
     ),
@@ -363,7 +363,7 @@ NETS: dict[str, Net] = {
 
 
 def networks() -> set[str]:
-    """Names of all network classes of ``monai.networks.nets``: those that the package exports, and those of files from which it exports
+    """Names of all network classes of ``monai.networks.nets``: those that the package exports, and those in files from which it exports
     none."""
     exported = {each for each in vars(nets).values() if inspect.isclass(each) and issubclass(each, nn.Module)}
     seen = {each.__module__ for each in exported}
@@ -390,14 +390,14 @@ def arguments_of(case: Net, size: Size) -> tuple[tuple, dict]:
 
 
 def answer_of(net: nn.Module, args: tuple, kwargs: dict) -> Any:
-    """The answers of a network less their means, which could hide an error, with the same random numbers each time."""
+    """Outputs of a network minus their means, which could hide an error, with the same random numbers each time."""
     torch.manual_seed(0)
 
     def varying(answer: torch.Tensor) -> torch.Tensor:
         if answer.dim() < 2 or not answer.is_floating_point():
             return answer
         rest = answer - answer.mean((0, *range(2, answer.dim())), keepdim=True)
-        # one answer to one image has no part that varies
+        # a single number for one image has no part that varies
         return rest if float(rest.norm()) > 1e-6 * float(answer.norm()) else answer
 
     with torch.no_grad():
@@ -405,7 +405,7 @@ def answer_of(net: nn.Module, args: tuple, kwargs: dict) -> Any:
 
 
 def error_of(net: nn.Module, dims: int, args: tuple, kwargs: dict) -> float | None:
-    """Worst relative error over elements that generate the group; ``None`` for a network without answers."""
+    """Worst relative error over generators of the group; ``None`` for a network without outputs."""
     upright = answer_of(net, args, kwargs)
     if not tensors_in(upright):
         return None
@@ -418,7 +418,7 @@ def error_of(net: nn.Module, dims: int, args: tuple, kwargs: dict) -> float | No
 
 
 def make(name: str, dims: int) -> nn.Module:
-    """A network without weights of 0, behind which nothing would be seen."""
+    """A network without weights of 0, which would hide errors."""
     net = NETS[name].make(dims).eval()
     for parameter in net.parameters():
         if not parameter.any():
@@ -427,7 +427,7 @@ def make(name: str, dims: int) -> nn.Module:
 
 
 def outcome_of(name: str, dims: int, **options: Any) -> str:
-    """What conversion makes of a network, measured, in the words of :class:`Net`."""
+    """Measured outcome of a conversion, in the words of :class:`Net`."""
     case, net = NETS[name], make(name, dims)
     sizes = [(n if dims == 2 else -(-n // 2),) * dims for n in case.sizes]
     args, kwargs = arguments_of(case, sizes[0])
@@ -449,7 +449,7 @@ def outcome_of(name: str, dims: int, **options: Any) -> str:
         args, kwargs = arguments_of(case, size)
         try:
             answer_of(net, args, kwargs)
-        except Exception:  # whatever a network says to a size that it cannot take, where the converted one may
+        except Exception:  # the given network may raise anything for a size that only the converted one takes
             with suppress(Exception):
                 errors.append(error_of(converted, dims, args, kwargs))
             continue

@@ -81,7 +81,7 @@ def test_it_begins_as_the_trained_network(dims, conv, size):
     net, x = make_net(dims).eval(), torch.randn(2, 1, *size[:dims])
     converted = convert_to_gmr(net, **CONVS[conv], **group_of(conv, dims), weights="anneal")
     assert relative(converted(x), net(x)) < 1e-5
-    # the projection alone does not
+    # projection by itself does not
     project = convert_to_gmr(net, **CONVS[conv], **group_of(conv, dims), weights="project")
     assert relative(project(x), net(x)) > 0.1
 
@@ -102,7 +102,7 @@ def test_monais_nets_begin_as_trained_at_sizes_on_which_their_pools_are_exact(na
     net, x = CASES[name].make(dims).eval(), torch.randn(1, 1, *(32,) * dims)
     converted = convert_to_gmr(net, conv=conv, weights="anneal")
     expected = net(x)
-    # its padding by a row is exchanged
+    # its padding by a row is replaced
     exchanged = name == "MedNeXt"
     assert (relative(converted(x), expected) > 1e-3) is exchanged
     if not exchanged:
@@ -167,7 +167,7 @@ def test_a_training_ends_in_an_ordinary_converted_network(name, conv, by):
 
 @pytest.mark.parametrize("by", ["layer", "channel"])
 def test_the_layers_that_the_loss_needs_least_go_first(by):
-    """One layer's gradient holds its rest, the other's output is not used."""
+    """The gradient of one layer keeps its rest; the other's output is not used."""
     torch.manual_seed(0)
 
     class Two(nn.Module):
@@ -325,7 +325,7 @@ def test_hooks_stand_on_what_takes_the_place_of_a_convolution():
     original[0].register_forward_hook(lambda module, args, output: called.append(type(module)))
     net = convert_to_gmr(original, weights="anneal")
     x = torch.randn(1, 1, 8, 8)
-    # the passes of the conversion have called it, too
+    # the passes of the conversion also called it
     called.clear()
     net(x)
     assert called == [AnnealedConv]
@@ -339,7 +339,7 @@ def test_the_report_says_what_is_left():
     report = net.conversion_report
     sizes = rest_sizes(net)
     assert {row.path: row.rest for row in report if row.rest is not None} == pytest.approx(sizes)
-    # of a linear layer of the same geometry what the projection does not hold, of others all
+    # for a linear layer of the same geometry the part that the projection lacks, for others all
     assert all(
         row.rest == pytest.approx(row.change if "s2" not in row.before else 1, abs=1e-4) for row in report if row.rest
     )
@@ -391,7 +391,7 @@ def test_refusals_are_one_sentence(case):
 
 
 def test_basic_unet_differs_on_odd_sizes_alone():
-    """Where its pools are exchanged for exact ones."""
+    """If exact pools replace its pools."""
     torch.manual_seed(0)
     net = nets.BasicUNet(2, 1, 2, (8, 8, 16, 16, 32, 8)).eval()
     converted = convert_to_gmr(net, weights="anneal")

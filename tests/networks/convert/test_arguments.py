@@ -1,4 +1,4 @@
-"""Arguments of a conversion that do not fit are refused in a sentence; those left out are found from the network."""
+"""Arguments of a conversion that do not fit raise a one-sentence error; omitted ones are derived from the network."""
 
 import pytest
 import torch
@@ -64,7 +64,7 @@ def test_channels_and_axes_that_do_not_fit_are_refused(arguments, message):
 
 
 def test_the_image_has_the_axes_of_a_convolution_that_it_passes():
-    """A convolution of other axes, registered first, does not decide: here one that weighs channels, as in ECA-Net."""
+    """A convolution with other axes, registered first, does not decide: here one that weights channels, as in ECA-Net."""
 
     class Weighed(nn.Module):
         def __init__(self):
@@ -98,7 +98,7 @@ def computed(function, *arguments):
 
 
 class ForProcesses(nn.Module):
-    """A wrapper by the name of torch's, which needs processes to be made."""
+    """A wrapper with the name of torch's, which needs processes to be made."""
 
     def __init__(self):
         super().__init__()
@@ -138,7 +138,7 @@ def test_torch_calls_its_wrappers_for_processes_as_they_are_known_here():
 
 
 class UsesWeight(nn.Module):
-    """Convolutions of which one lends its weight to a function."""
+    """Convolutions, one of whose weights a function uses."""
 
     def __init__(self, function):
         super().__init__()

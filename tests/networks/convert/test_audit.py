@@ -1,4 +1,4 @@
-"""The report of a conversion names what a network does outside of its layers, and nothing of what is exact."""
+"""The report of a conversion names inexact operations outside of a network's layers, and no exact ones."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ class Between(nn.Module):
 
 
 class ByKeyword(Between):
-    """The same, whose layers are called by keyword."""
+    """The same, with layers called by keyword."""
 
     def forward(self, x):
         x = F.relu(self.first(input=x))
@@ -178,7 +178,7 @@ def test_axes_that_differ_are_named_unless_their_spacing_does(layer):
 
 
 class TrainsMore(nn.Module):
-    """Takes each voxel by its place in training alone, behind statistics that training updates."""
+    """Takes each voxel by its place only in training, after statistics that training updates."""
 
     def __init__(self):
         super().__init__()
@@ -254,7 +254,7 @@ def test_further_inputs_are_given_as_examples(kind):
     assert "give in_channels and spatial_size of its image, or example_inputs" in blind.conversion_report.limits[0]
     assert converted.conversion_report.limits == ()
     odd = given | {"x": torch.rand(2, 1, 17, 21), "others": {"label": torch.rand(2, 2, 17, 21)}}
-    # without knowing the size above, a voxel more
+    # without knowing the size above, it has a voxel more
     assert blind(**odd).shape[2:] == (18, 22)
     assert converted(**odd).shape[2:] == (17, 21)
 
@@ -290,7 +290,7 @@ def test_the_first_convolution_called_need_not_be_the_first_registered():
 
 
 class ByFunction(nn.Module):
-    """Begins with a convolution that is no module."""
+    """Begins with a convolution that is not a module."""
 
     def __init__(self):
         super().__init__()
@@ -309,7 +309,7 @@ class ByFunction(nn.Module):
     ],
 )
 def test_channels_of_other_layers_are_tried_too(net, size, limits):
-    """Not those of torch's convolutions alone, the first of which may lie inside."""
+    """Not only those of torch's convolutions, the first of which can lie inside."""
     found = convert_to_gmr(net, spatial_size=size).conversion_report.limits
     assert len(found) == len(limits)
     for sentence, expected in zip(found, limits):
@@ -339,11 +339,11 @@ def test_a_pass_without_values_runs_on_dense():
 
 
 class Named(GMRConv2d):
-    """A layer of a user's own that computes as this library's."""
+    """A user's layer that computes like this library's."""
 
 
 class Shifted(GMRConv2d):
-    """One that does not."""
+    """A user's layer that does not."""
 
     def forward(self, input):
         y = super().forward(input)
@@ -359,7 +359,7 @@ def test_a_layer_on_ours_is_looked_into_where_it_computes(layer, named):
 
 @pytest.mark.parametrize("conv", ["gmr", "gmr_harmonic"])
 def test_nothing_is_computed_where_nobody_looks(conv, monkeypatch):
-    """In the audit, whose pass is the last, layers of this library give sizes alone."""
+    """In the audit, whose pass is the last, layers of this library only compute sizes."""
     calls = []
     for name in ("conv", "harmonic_conv"):
         monkeypatch.setattr(DenseBackend, name, lambda *_, name=name: calls.append(name))

@@ -1,4 +1,4 @@
-"""Converted networks are compiled as a whole or in part, and have the sizes of a call without a compiler."""
+"""Converted networks compile as a whole or in part, with the same sizes as without a compiler."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Any network becomes exact, says what it became, and goes on to work as networks do."""
+"""Any network becomes exact, reports its changes, and works like other networks."""
 
 import copy
 import functools
@@ -78,7 +78,7 @@ def test_what_the_original_accepts_the_converted_accepts_and_is_exact_on(name, s
             expected = before(x)
         except RuntimeError:
             return
-    # a decoder without a skip connection at the top returns a voxel too many on odd sizes; converted, it does not
+    # a decoder without a skip connection at the top returns a voxel too many on odd sizes, but not after conversion
     assert answer.shape in (expected.shape, (*expected.shape[:2], *size))
 
 
@@ -124,7 +124,7 @@ def test_deep_supervision_rotates_in_training_at_odd_sizes():
 
 
 class _Even(nn.Module):
-    """What pixel unshuffling asks for: even sizes."""
+    """Pixel unshuffling needs even sizes."""
 
     def forward(self, x):
         return nn.functional.interpolate(x, [n + n % 2 for n in x.shape[2:]], mode="bilinear")
@@ -213,7 +213,7 @@ TRANSPOSED = [
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("arguments", TRANSPOSED, ids=str)
 def test_the_report_says_how_far_a_transposed_kernel_is_from_the_old_one(arguments):
-    """By the answers to one voxel; those with output_padding were half a voxel beside the middle."""
+    """From the outputs for one voxel; with output_padding they were half a voxel off the centre."""
     net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ConvTranspose2d(1, 1, **arguments, bias=False)).double()
     converted, x = convert_to_gmr(net, spatial_size=(9, 9)), torch.zeros(1, 1, 9, 9, dtype=torch.float64)
     x[..., 4, 4] = 1
@@ -313,7 +313,7 @@ def test_no_lazily_built_first_layer_gets_the_channels_of_another():
 # window, stride, padding, output_padding, groups, bias, dilation
 @pytest.mark.parametrize("arguments", [(1, 1, 0, 1, 1, True, 2), (3, 1, 1, 2, 1, True, 3)])
 def test_output_padding_without_a_stride_is_named(arguments):
-    """The voxels lie at one end of an axis; half of them are no multiple of the dilation."""
+    """The voxels lie at one end of an axis; half of them are not a multiple of the dilation."""
     net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ConvTranspose2d(4, 4, *arguments))
     with pytest.warns(SymmetryWarning):
         converted = convert_to_gmr(net)
@@ -444,7 +444,7 @@ def test_channels_of_the_convolution_that_is_called_first_are_found_after_one_si
 
 
 class _Keeping(nn.Module):
-    """Keeps tensors on itself, as networks with deep supervision or attention maps do."""
+    """Stores tensors in attributes, like networks with deep supervision or attention maps."""
 
     def __init__(self):
         super().__init__()

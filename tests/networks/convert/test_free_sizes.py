@@ -1,4 +1,4 @@
-"""Converted networks and ours are recorded for every size, are called in parts, and meet their sizes again in a backward pass."""
+"""Converted networks and ours can be recorded for every size and called in parts, and find their sizes again in a backward pass."""
 
 import copy
 import functools
@@ -41,7 +41,7 @@ FEW = ["UNet", "BasicUNet, pixelshuffle", "DynUNet, residual", "SegResNet", "Res
 
 
 class SizeBehind(nn.Module):
-    """Brings its input, made coarse, to the size behind a layer on fields."""
+    """Resizes its downsampled input to the size after a layer on fields."""
 
     def __init__(self, layer):
         super().__init__()
@@ -84,7 +84,7 @@ def make_net(name):
 
 
 def net_of(name):
-    """A network of its own; conversion, the most of the time, runs once for each name."""
+    """A separate copy of a network; conversion, which takes most of the time, runs once per name."""
     return copy.deepcopy(make_net(name))
 
 
@@ -101,7 +101,7 @@ def check(recorded, net, sizes=SIZES, batch=1):
 @pytest.mark.parametrize("name", [*FREE, *OURS, *LAYERS])
 @torch.no_grad()
 def test_a_traced_network_is_right_at_sizes_other_than_the_traced_one(name):
-    """What is recorded: torch optimises the graphs of some, of each kind, which takes longer than all else."""
+    """The recorded graph: torch optimises the graphs of some networks of each kind, which takes most of the time."""
     net = net_of(name)
     with torch.jit.optimized_execution(name in (*FEW, *OURS, *LAYERS)):
         check(torch.jit.trace(net, torch.randn(1, 1, 64, 64), check_trace=False, strict=False), net)
@@ -227,7 +227,7 @@ def test_strict_export_is_right_at_every_size(name):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("name", "dynamo"),
-    # the new exporter with a whole converted network takes 20 s: torch.export, on which it stands, is tested above
+    # the new exporter takes 20 s for a whole converted network; torch.export, which it uses, is tested above
     [
         ("UNet", False),
         ("unet, two groups", False),

@@ -1,4 +1,4 @@
-"""Networks become exact under a group by group convolutions, at every size, trained or not, and say what could not."""
+"""Group convolutions make networks exact under a group, at every size, trained or not; reports name what stays inexact."""
 
 import copy
 import functools
@@ -42,7 +42,7 @@ GROUPS = [(2, "4mm"), (2, "4"), (2, "2mm"), (2, "m"), (3, "4/mmm"), (3, "mmm")]
 
 
 def train(net, size):
-    """Two steps, and statistics that are not those of a fresh norm."""
+    """Two steps, and statistics that differ from those of a fresh norm."""
     net.train()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     for _ in range(2):
@@ -92,7 +92,7 @@ def test_projection_keeps_what_is_a_group_convolution_already(dims, group, kind,
     layer = kind(16, 16, 3, padding=1, group=group, filter=conv_filter)
     head = nn.Conv2d(16, 2, 1) if dims == 2 else nn.Conv3d(16, 2, 1)
     with torch.no_grad():
-        # of all channels of a field the same
+        # the same for all channels of a field
         head.weight.copy_(
             head.weight.unflatten(1, (-1, 8)).mean(2, keepdim=True).expand(-1, -1, 8, *[-1] * dims).flatten(1, 2)
         )
@@ -137,7 +137,7 @@ def test_an_uneven_spacing_needs_a_group_that_keeps_it():
 
 
 class Broken(nn.Module):
-    """A convolution, and something behind it."""
+    """A convolution, followed by something."""
 
     def __init__(self, inner):
         super().__init__()
@@ -344,7 +344,7 @@ def test_steps_that_differ_between_axes_ask_for_a_smaller_group(group, exact):
         net = convert_to_gmr(net, conv="group", group=group)
     assert (net.conversion_report.limits == ()) == exact
     if exact:
-        # of which plain decoders miss the skip connections
+        # sizes for which plain decoders miss the skip connections
         assert net(torch.rand(1, 1, 33, 37)).shape == (1, 2, 33, 37)
         assert group_error(net, [(33, 37)]) < 1e-5
 

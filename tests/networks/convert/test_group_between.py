@@ -1,4 +1,4 @@
-"""What a network does to fields between its convolutions: what treats their channels alike is exact, what may not is named."""
+"""Operations on fields between convolutions: those that treat channels alike are exact, others are named."""
 
 import pytest
 import torch
@@ -130,7 +130,7 @@ def test_attention_by_one_channel_is_exact():
 
 
 class WithLoss(nn.Module):
-    """Returns a loss of its fields beside its output, as MONAI's VQVAE does."""
+    """Returns a loss of its fields next to its output, like MONAI's VQVAE."""
 
     def __init__(self):
         super().__init__()
@@ -149,7 +149,7 @@ def test_a_loss_of_fields_is_a_number():
 
 
 class AddsItsRepeatedInput(nn.Module):
-    """As the first block of MONAI's VNet: the image, repeated to as many channels as the convolution has, is added to its output."""
+    """Like the first block of MONAI's VNet: the image, repeated to the convolution's number of channels, is added to its output."""
 
     def __init__(self, channels):
         super().__init__()

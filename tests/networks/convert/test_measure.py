@@ -1,4 +1,4 @@
-"""Operations of which no rule says whether they are exact are measured: a conversion's limits are empty where the answer rotates."""
+"""Networks with operations without a rule are measured: a conversion's limits are empty if the output rotates."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Operations without values have the sizes, strides and dtypes that they have with values, and change nothing."""
+"""Operations without values give the same sizes, strides and dtypes as with values, and change nothing."""
 
 import pytest
 import torch

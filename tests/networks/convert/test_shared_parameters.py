@@ -1,4 +1,4 @@
-"""Parameters that several modules share stay shared by conversion, or the report names them."""
+"""Parameters that several modules share stay shared after conversion, or the report names them."""
 
 import copy
 
