@@ -253,7 +253,7 @@ class WindowMerger:
         if not isinstance(part, torch.Tensor) or part.shape[:1] != (1,) or part.shape[-self.dims :] != size:
             given = f"shape {tuple(part.shape)}" if isinstance(part, torch.Tensor) else f"type {type(part).__name__}"
             raise ConfigurationError(
-                f"reduction turned a part of the output of shape {(1, *mean.shape)} into {given}: it must keep the batch and "
+                f"reduction turned a part of the output of shape {(1, *mean.shape)} into a result of {given}: it must keep the batch and "
                 "spatial axes and work voxel by voxel."
             )
         if self.reduced is None:

@@ -225,7 +225,7 @@ def test_the_image_is_unchanged_and_arguments_are_transformed_with_it():
         ({"views": []}, "views is empty"),
         ({"views": "octahedron"}, "octahedron"),
         ({"views": 8}, "views='8' is unknown"),
-        ({"views": 2.5}, "views=2.5 are none"),
+        ({"views": 2.5}, "views=2.5 is impossible"),
         ({"views": [np.ones((2, 2))]}, "not an orthogonal matrix"),
         ({"views": [np.eye(2), np.eye(3)]}, "different shapes"),
         ({"reduce": "average"}, "reduce='average' is unknown"),

@@ -25,9 +25,9 @@ RANDOM = ("randn", "randn_like", "rand", "rand_like", "normal", "normal_", "unif
 FILLING = re.compile("(new_)?(zeros|ones|full|empty)(_like|_strided)?|scalar_tensor|" + "|".join(RANDOM))
 COUNTING = ("cumsum", "cumprod", "tril", "triu", "nonzero", "eye")
 OWN_WEIGHT = "has a weight of its own for each voxel"
-OWN_NUMBER = "joins voxels with numbers that go by their positions"
-ONE_AXIS = "treats one axis of an image unlike another"
-FINDS_PLACES = "finds out the places of voxels"
+OWN_NUMBER = "joins voxels with numbers that depend on their positions"
+ONE_AXIS = "treats the axes of an image differently"
+FINDS_PLACES = "computes the places of voxels"
 JOINING = ("add", "sub", "mul", "div", "maximum", "minimum", "where", "cat", "stack")
 # operations that do the same at all voxels, or whose exceptions are checked below
 FOLLOWED = re.compile(
@@ -360,7 +360,7 @@ def _picked(args: tuple, output: torch.Tensor, dims: int) -> str | None:
 
 def _nearest(args: tuple, output: torch.Tensor, dims: int) -> str | None:
     exact = all(m % n == 0 for n, m in zip(args[0].shape[-dims:], output.shape[-dims:]))
-    return None if exact else "interpolates by nearest to a size that is no multiple"
+    return None if exact else "interpolates by nearest to a size that is not a multiple"
 
 
 def _linear(args: tuple, output: torch.Tensor, dims: int) -> str | None:

@@ -244,7 +244,7 @@ class _Operation:
             return self._spatial(x, axis)
         look = getattr(self, f"after_{self.name.strip('_')}", None)
         if look is None:
-            raise _Unlike(f"calls {self.name}, which may treat the channels of a field unlike")
+            raise _Unlike(f"calls {self.name}, which may treat the channels of a field differently")
         after: int | None = look(x, axis)
         return after
 

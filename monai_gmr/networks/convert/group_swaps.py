@@ -104,7 +104,7 @@ def swap_group_convolution(
         arguments |= {"out_group": "1", "filter": "full"}
         remark = "from fields to scalars"
         if module not in fields.heads:
-            remark += f", for {module.out_channels} channels are no multiple of {group.order}"
+            remark += f", because {module.out_channels} channels are not a multiple of {group.order}"
     layer = convolution_like(kind, module, **arguments)
     change = take_weights(layer, module, options, partial(_project, kernel=kernel, groups=groups))
     return Swap(layer, remark, change)
@@ -236,7 +236,7 @@ def swap_activation(module: Any, options: Options) -> Swap | None:
     with torch.no_grad():
         layer.weight.copy_(module.weight.mean())
     keep_training(layer, module)
-    return Swap(layer, "one slope in place of one a channel")
+    return Swap(layer, "one slope in place of one per channel")
 
 
 def swap_dense(module: Any, options: Options) -> Swap | None:

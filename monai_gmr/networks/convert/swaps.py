@@ -281,7 +281,7 @@ def _swap_upsample(module: Any, options: Options) -> Swap:
         if not nearest and factors:
             # use the actual ratio of the sizes if the given factor does not divide them
             module.recompute_scale_factor = True
-        return Swap(None, "nearest to a size that may be no multiple, where it is not exact" if nearest else EXACT)
+        return Swap(None, "nearest: not exact for sizes that are not multiples" if nearest else EXACT)
     return Swap(GMRInterpolate([int(f) for f in factors], module.mode, module.align_corners))
 
 
@@ -320,7 +320,7 @@ def _swap_padding(module: Any, options: Options) -> Swap | None:
     takers = [conv for conv, pad in options.trace.pads.items() if pad is module]
     if len(takers) == 1 and options.selected(takers[0]) and not joins_fields(takers[0], options):
         return Swap(nn.Identity(), "the convolution behind it pads both ends alike")
-    return stays_broken("pads one end more than the other, and what follows is no convolution that could take it over")
+    return stays_broken("pads one end more than the other, and no convolution follows that could take over the padding")
 
 
 def _swap_monai(module: Any, options: Options) -> Swap | None:

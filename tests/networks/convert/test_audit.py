@@ -63,21 +63,21 @@ INEXACT = {
     "patches": (lambda x: F.pad(x, (0, x.shape[3] % 2)).unflatten(3, (-1, 2))[..., :1].flatten(3), "patches"),
     "sum": (lambda x: x.cumsum(3), "adds up"),
     "random": (lambda x: x + torch.randn_like(x), "draws random numbers"),
-    "positions": (lambda x: x * torch.arange(x.shape[3]).to(x), "go by their positions"),
+    "positions": (lambda x: x * torch.arange(x.shape[3]).to(x), "depend on their positions"),
     "coordinates": (
         lambda x: torch.cat([x[:, 1:], torch.linspace(0, 1, x.shape[2]).to(x)[:, None].expand(2, 1, *x.shape[2:])], 1),
-        "go by their positions",
+        "depend on their positions",
     ),
     "positions in place": (
         lambda x: x * torch.ones(x.shape[3]).mul_(torch.arange(x.shape[3])).to(x),
-        "go by their positions",
+        "depend on their positions",
     ),
     "counted": (lambda x: x * torch.ones_like(x).cumsum(3), "adds up along an axis"),
     "sorted": (lambda x: x.sort(3).values, "sorts voxels"),
-    "the place of the largest": (lambda x: x * x.argmax(3, keepdim=True), "finds out the places"),
-    "the place beside the largest": (lambda x: x * x.max(2, keepdim=True)[1], "finds out the places"),
-    "one axis": (lambda x: x * x.mean(3, keepdim=True), "one axis"),
-    "softmax of an axis": (lambda x: x.softmax(2), "one axis"),
+    "the place of the largest": (lambda x: x * x.argmax(3, keepdim=True), "computes the places"),
+    "the place beside the largest": (lambda x: x * x.max(2, keepdim=True)[1], "computes the places"),
+    "one axis": (lambda x: x * x.mean(3, keepdim=True), "the axes of an image differently"),
+    "softmax of an axis": (lambda x: x.softmax(2), "the axes of an image differently"),
 }
 EXACT = {
     "pad": lambda x: F.pad(x, (1, 1, 1, 1)),
@@ -354,7 +354,7 @@ class Shifted(GMRConv2d):
 def test_a_layer_on_ours_is_looked_into_where_it_computes(layer, named):
     net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), layer(4, 4, 3, padding=1), nn.Conv2d(4, 1, 1))
     limits = convert_to_gmr(net).conversion_report.limits
-    assert ("1: joins voxels with numbers that go by their positions" in limits) == bool(limits) == named
+    assert ("1: joins voxels with numbers that depend on their positions" in limits) == bool(limits) == named
 
 
 @pytest.mark.parametrize("conv", ["gmr", "gmr_harmonic"])
