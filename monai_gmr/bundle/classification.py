@@ -52,7 +52,7 @@ def check_data(
     channels = 1 if grey else dataset.num_channels
     if in_channels != channels:
         raise ConfigurationError(
-            f"the images of {name} have {channels} channel{'s' * (channels != 1)} and in_channels={in_channels}: "
+            f"the {dataset.section} images of {name} have {channels} channel{'s' * (channels != 1)} and in_channels={in_channels}: "
             "leave --in_channels out."
         )
 

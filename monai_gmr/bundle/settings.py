@@ -154,3 +154,17 @@ def check_together(settings: Mapping[str, Any]) -> None:
         raise ConfigurationError(
             f"reduction={settings['reduction']!r} reduces windows and there are none: give --roi_size, or leave --reduction out."
         )
+    features, dims = settings.get("features"), settings.get("spatial_dims")
+    if not isinstance(features, (list, tuple)) or not isinstance(dims, int):
+        return
+    for name in ("patch_size", "roi_size"):
+        size = settings.get(name)
+        sides = [size] * dims if isinstance(size, int) else size
+        # one that is not positive is as long as the image
+        if isinstance(sides, (list, tuple)) and all(
+            isinstance(side, int) and 0 < side <= 2 ** (len(features) - 1) for side in sides
+        ):
+            raise ConfigurationError(
+                f"{name}={size} is too small for the {len(features)} levels of features={list(features)}, which leave one voxel of it: "
+                f"give --{name} more than {2 ** (len(features) - 1)} voxels along an axis, or fewer --features."
+            )

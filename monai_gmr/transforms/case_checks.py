@@ -35,27 +35,32 @@ def check_image(
         ...
         monai_gmr.utils.ConfigurationError: the image has 3 channels and the network reads 1: give images of 1 channel, or train with ...
     """
+    check_shape(tuple(image.shape), spatial_dims, in_channels, name)
+    check_finite(image, name)
+    values = torch.as_tensor(image).as_subclass(torch.Tensor)
+    first = values[(0,) * values.ndim]
+    if (values == first).all():
+        warn(f"{name} has one value everywhere, {first.item()}: nothing is to be seen in it.")
+
+
+def check_shape(shape: Sequence[int], spatial_dims: int, in_channels: int | Sequence[int], name: str) -> None:
+    """:func:`check_image` of a shape ``(C, *spatial)`` alone, as the header of a file has it."""
     accepted = ensure_tuple(in_channels)
     check_counts("in_channels", accepted, (1, 3))
-    dims = image.ndim - 1
+    dims = len(shape) - 1
     if dims != spatial_dims:
         raise ConfigurationError(
             f"{name} has {dims} spatial axes and the network works on {spatial_dims}: give {spatial_dims}D images."
         )
-    count = image.shape[0]
+    count = shape[0]
     if count not in accepted:
         reads = " or ".join(str(number) for number in accepted)
         raise ConfigurationError(
             f"{name} has {count} channel{'s' * (count != 1)} and the network reads {reads}: give images of {reads} "
             f"channel{'s' * (accepted[-1] != 1)}, or train with --in_channels {count} on images like this one."
         )
-    if 0 in image.shape:
-        raise ConfigurationError(f"{name} is empty, of shape {tuple(image.shape[1:])}: take it out.")
-    check_finite(image, name)
-    values = torch.as_tensor(image).as_subclass(torch.Tensor)
-    first = values[(0,) * values.ndim]
-    if (values == first).all():
-        warn(f"{name} has one value everywhere, {first.item()}: nothing is to be seen in it.")
+    if 0 in shape:
+        raise ConfigurationError(f"{name} is empty, of shape {tuple(shape[1:])}: take it out.")
 
 
 @checked_arguments
