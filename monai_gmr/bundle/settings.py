@@ -85,6 +85,7 @@ TABLE: dict[str, Rule] = {
     "size": SIZE,
     "spatial_size": _whole(0),
     "margin": _whole(0),
+    "label_values": _or_none(_listed(Rule(lambda value, _: _is_number(value, whole=True), "a whole number"))),
     "classes": _or_none(_listed(_whole(0))),
     "cases": _or_none(COUNT),
     # the training

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ TOLERANCE = 0.1
 # relative distance from a whole number that a stored scale leaves, as in 255 * 0.00392157
 ROUNDING = 1e-6
 SMALLEST_DETERMINANT = 1e-6
+# of a list of values in a sentence
+MOST_PARTS = 12
 
 
 @checked_arguments
@@ -78,13 +81,32 @@ def check_finite(image: torch.Tensor | np.ndarray, name: str = "the image") -> N
         )
 
 
+def describe_runs(runs: Sequence[tuple[int, int]]) -> str:
+    """Runs of whole numbers, each by its first and last one, in words; of many the first alone.
+
+    Example:
+        >>> describe_runs([(0, 1), (4, 6), (9, 9)]), describe_runs([(0, 2)]), describe_runs([(7, 7)])
+        ('0, 1, 4 to 6 and 9', '0 to 2', '7')
+    """
+    parts: list[str] = []
+    for first, last in runs[:MOST_PARTS]:
+        parts += [f"{first} to {last}"] if last > first + 1 else map(str, range(first, last + 1))
+    parts += ["others"] * (len(runs) > MOST_PARTS)
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+
+
 @checked_arguments
 def check_label(
-    label: torch.Tensor | np.ndarray, out_channels: int, setting: str = "out_channels", name: str = "the label"
+    label: torch.Tensor | np.ndarray,
+    out_channels: int,
+    setting: str = "out_channels",
+    name: str = "the label",
+    label_values: Sequence[int] | None = None,
 ) -> None:
     """Raise :class:`ConfigurationError` when a label of any shape holds a value that is not an integer from 0 to ``out_channels - 1``.
 
-    It is given as it was read: a cast would hide values that are not whole. ``setting`` is the bundle's setting for the number of classes.
+    It is given as it was read: a cast would hide values that are not whole. ``setting`` is the bundle's setting for the number of classes;
+    ``label_values`` are the values that may stand in the label instead, one a class.
 
     Example:
         >>> check_label(np.array([0, 1, 2]), out_channels=2)
@@ -104,13 +126,44 @@ def check_label(
             raise ConfigurationError(
                 f"{name} holds {first:.7g} and other values that are not whole: labels are class indices, the integers from 0 on."
             )
+    if label_values is not None:
+        known = torch.as_tensor(list(label_values), dtype=torch.float64)
+        others = _runs(values[~torch.isin(values.double().round(), known)])
+        if others:
+            raise ConfigurationError(
+                f"{name} holds {describe_runs(others)}, of which label_values={list(label_values)} says nothing: give --label_values all "
+                f"values that labels hold, one a class, and --{setting} their number."
+            )
+        return
     low, high = (round(value.item()) for value in values.aminmax())
     if low < 0:
-        raise ConfigurationError(f"{name} holds values from {low} to {high}: labels are class indices, from 0 on.")
-    if high >= out_channels:
         raise ConfigurationError(
-            f"{name} holds {low} to {high} and the network has {out_channels} classes: give --{setting} {high + 1}."
+            f"{name} holds values from {low} to {high}: labels are class indices, from 0 on; where they are others, give all of them as "
+            "--label_values, one a class."
         )
+    if high >= out_channels:
+        found = _runs(values)
+        missing = [
+            (before + 1, after - 1) for (_, before), (after, _) in pairwise([(0, -1), *found]) if after > before + 1
+        ]
+        hint = f"give --{setting} {high + 1}"
+        if missing:
+            few = [value for first, last in found for value in range(first, min(last, first + MOST_PARTS) + 1)]
+            given = (
+                f"{few} with --{setting} {len(few)}" if len(few) <= MOST_PARTS else "with all values that labels hold"
+            )
+            hint += f" or, where {describe_runs(missing)} occur in no label, --label_values {given.replace(', ', ',')}"
+        raise ConfigurationError(
+            f"{name} holds {describe_runs(found)} and the network has {out_channels} classes: {hint}."
+        )
+
+
+def _runs(values: torch.Tensor) -> list[tuple[int, int]]:
+    """First and last of each run of whole numbers in a label."""
+    runs: list[tuple[int, int]] = []
+    for value in map(round, values.unique().tolist()):
+        runs[-1:] = [(runs[-1][0], value)] if runs and value <= runs[-1][1] + 1 else [*runs[-1:], (value, value)]
+    return runs
 
 
 def describe_offset(

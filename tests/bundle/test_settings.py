@@ -40,6 +40,7 @@ IMPOSSIBLE = {
     "size": [0, -28],
     "spatial_size": [-1, 2.5],
     "margin": [-1, 0.5],
+    "label_values": [[], [0.5], 3],
     "classes": [[], [-1], [0.5]],
     "cases": [0, -1, 2.5],
     "epochs": [0, -1, 1.5, INF, "3"],
