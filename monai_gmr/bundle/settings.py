@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
+
 from monai_gmr.arguments import is_device
 from monai_gmr.ops import get_backend
 from monai_gmr.transforms.augmentation import AUGMENTATIONS
@@ -13,7 +15,8 @@ from monai_gmr.utils import ConfigurationError
 
 
 class Rule(NamedTuple):
-    """``passes`` takes a value and the number of spatial axes; ``says`` is the rule in words, ``{dims}`` in it the number of axes."""
+    """``passes`` takes a value and the number of spatial axes; ``says`` is the rule in words, ``{dims}`` in it the number of
+    axes, ``{devices}`` those of this machine."""
 
     passes: Callable[[Any, int], bool]
     says: str
@@ -62,7 +65,7 @@ def _or_none(rule: Rule) -> Rule:
 COUNT = SIZE = _whole(1)
 SWITCH = Rule(lambda value, _: isinstance(value, bool), "True or False")
 TABLE: dict[str, Rule] = {
-    "device": Rule(lambda value, _: is_device(value), "a device of this machine, such as cpu or cuda:0"),
+    "device": Rule(lambda value, _: is_device(value), "a device of this machine, one of {devices}"),
     # the network
     "spatial_dims": _whole(2, 3),
     "in_channels": COUNT,
@@ -126,7 +129,8 @@ def check_value(name: str, value: Any, spatial_dims: int, option: str = "") -> N
     """Raise :class:`ConfigurationError` when a setting of :data:`TABLE`, given by the id ``option``, has a value that no run can have."""
     rule, option = TABLE[name], option or name
     if not rule.passes(value, spatial_dims):
-        says = rule.says.format(dims=spatial_dims)
+        devices = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
+        says = rule.says.format(dims=spatial_dims, devices=devices)
         raise ConfigurationError(f"{option}={value!r} cannot be used: give --{option} {says}.")
 
 

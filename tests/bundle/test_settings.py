@@ -112,6 +112,15 @@ def test_impossible_values_are_one_sentence(name):
         assert "{" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("count", "devices"), [(0, "cpu"), (2, "cpu, cuda:0, cuda:1")])
+def test_devices_that_are_there_are_named(count, devices, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    with pytest.raises(
+        ConfigurationError, match=rf"^device='cuda:77' cannot be used: .* this machine, one of {devices}\.$"
+    ):
+        check_values(3, device="cuda:77")
+
+
 @pytest.mark.parametrize("name", POSSIBLE)
 def test_possible_values_pass(name):
     for value in POSSIBLE[name]:
