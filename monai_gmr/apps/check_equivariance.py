@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
+from monai_gmr.bundle.overrides import check_settings, read_settings
 from monai_gmr.command_line import command
 from monai_gmr.files import check_folder, write_rows
 from monai_gmr.metrics import EquivarianceReport, check_equivariance
@@ -43,9 +44,12 @@ def parse_size(text: str) -> tuple[int, ...]:
     return size
 
 
-def load_network(source: str | Path, network_id: str = "network_def") -> nn.Module:
-    """Loads the network of a config file or a bundle folder, trying ``configs/{inference,evaluate,train}`` in this order; raises
-    ``ConfigurationError`` if there is no such file or id, or the id is not a network."""
+def load_network(
+    source: str | Path, network_id: str = "network_def", settings: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """Loads the network of a config file or a bundle folder, trying ``configs/{inference,evaluate,train}`` in this order, with
+    ``settings``, new values by id of the config; raises ``ConfigurationError`` if there is no such file, id or setting, or the id is not a
+    network."""
     source = Path(source)
     configs = [source]
     if source.is_dir():
@@ -63,6 +67,9 @@ def load_network(source: str | Path, network_id: str = "network_def") -> nn.Modu
         content: Any = parser.config
         ids |= set(content)
         if network_id.replace("::", "#").split("#")[0] in content:
+            check_settings(settings or {}, content, prefix="--set ")
+            for name, value in (settings or {}).items():
+                parser[name] = value
             return _instantiate(parser, network_id, config)
     raise ConfigurationError(
         f"{' and '.join(c.name for c in configs)} hold no {network_id!r}: give --network-id, one of {', '.join(sorted(ids))}."
@@ -117,6 +124,8 @@ def network_parser(name: str, description: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("source", metavar="BUNDLE_OR_CONFIG", help="bundle folder, or config file")
     add("--network-id", default="network_def", help="id in the config (default: network_def)")
+    text = "ids of the config, as in conv=plain"
+    add("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help=text)
     add("--in-channels", type=int, help="default: those of the first convolution")
     add("--spacing", type=float, nargs="+", metavar="MM", help="voxel size, one an axis: unlike axes are not exchanged")
     add("--weights", help="state dictionary or checkpoint to load")
@@ -128,7 +137,7 @@ def network_parser(name: str, description: str) -> argparse.ArgumentParser:
 def read_network(arguments: argparse.Namespace) -> nn.Module:
     """Loads the network that the arguments of :func:`network_parser` name, with its weights or seeded random ones."""
     torch.manual_seed(arguments.seed)
-    network = load_network(arguments.source, arguments.network_id)
+    network = load_network(arguments.source, arguments.network_id, read_settings(arguments.set))
     if arguments.weights:
         load_weights(network, arguments.weights)
     return network

@@ -10,6 +10,7 @@ import torch
 from monai.utils import optional_import
 
 from monai_gmr.annotations import check_argument, checked_arguments
+from monai_gmr.bundle.headers import check_header
 from monai_gmr.data.prediction_layout import PICTURES, RECORD, known_predictions
 from monai_gmr.files import read_json_object
 from monai_gmr.networks.description import check_description
@@ -66,14 +67,21 @@ def check_decathlon(
     keys: Sequence[str] = ("training", "validation"),
     labelled: bool = True,
     num_processes: int = 1,
+    spatial_dims: int | None = None,
+    in_channels: int = 1,
+    levels: int | None = None,
+    voxel_size: float | None = None,
 ) -> None:
     """Raise :class:`ConfigurationError` unless a folder has the layout of the Medical Segmentation Decathlon, and all files that it lists.
+
+    With ``spatial_dims`` the headers of the images are compared with the network, too, before a training finds out after an epoch.
 
     Args:
         dataset_dir: folder with ``dataset.json``, whose lists hold ``{"image": path, "label": path}``, paths relative to it.
         keys: the lists that the run reads.
         labelled: whether every case needs a label.
         num_processes: processes of a distributed run, each of which needs a case.
+        spatial_dims, in_channels, levels, voxel_size: as for :func:`~monai_gmr.bundle.headers.check_header`.
     """
     root = Path(dataset_dir)
     lists = _load_lists(root)
@@ -106,6 +114,9 @@ def check_decathlon(
                 f"{len(missing)} of the {len(files)} files in the list {key!r} of {path} are missing, the first is "
                 f"{root / missing[0]}: put them there or correct the list."
             )
+        if spatial_dims is not None:
+            for entry in entries:
+                check_header(root / entry["image"], spatial_dims, in_channels, levels, voxel_size)
 
 
 def find_images(path: str | Path, suffixes: tuple[str, ...], output_dir: str | Path | None = None) -> list[Path]:

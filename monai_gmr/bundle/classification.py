@@ -15,7 +15,7 @@ from monai_gmr.bundle.checks import find_images
 from monai_gmr.data.medmnist import MedMNISTCacheDataset
 from monai_gmr.files import write_rows
 from monai_gmr.transforms import LoadCased, check_image
-from monai_gmr.utils import ConfigurationError
+from monai_gmr.utils import ConfigurationError, warn
 
 IMAGE_SUFFIXES = (".nii", ".nii.gz", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy")
 
@@ -31,7 +31,7 @@ def check_data(
     """Raise :class:`ConfigurationError` when a network of this shape cannot be trained or evaluated on this data.
 
     It is so when dimensions, channels (one where the colours are averaged, ``grey``) or classes do not fit, or an image has several
-    labels and ``multi_label`` is false, or the other way round.
+    labels and ``multi_label`` is false, or the other way round. A warning names the classes that no training image has.
     """
     name = dataset.path.name
     if dataset.spatial_dims != spatial_dims:
@@ -52,8 +52,14 @@ def check_data(
     channels = 1 if grey else dataset.num_channels
     if in_channels != channels:
         raise ConfigurationError(
-            f"the images of {name} have {channels} channel{'s' * (channels != 1)} and in_channels={in_channels}: "
+            f"the {dataset.section} images of {name} have {channels} channel{'s' * (channels != 1)} and in_channels={in_channels}: "
             "leave --in_channels out."
+        )
+    absent = np.flatnonzero(dataset.class_counts == 0)
+    if dataset.section == "training" and len(absent):
+        names = ", ".join(str(dataset.class_names[index]) for index in absent)
+        warn(
+            f"no training image of {name} has the class {names}: the network cannot learn it; keep others by --classes."
         )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.inferers import SimpleInferer
@@ -62,18 +63,35 @@ class LoadedBundle:
             if is_path and not reads:
                 layout = self.metadata["network_data_format"]["inputs"]["image"]
                 case = LoadCased("image", len(layout["spatial_shape"]), layout["num_channels"])(case)
+            elif not is_path and case["image"].ndim < 2:
+                # MONAI would broadcast it
+                raise ValueError("it has less than two axes")
             case = self.preprocessing(case)
             with torch.no_grad():
                 case["pred"] = self.inferer(case["image"][None].to(self.device), self.network)[0].cpu()
             return self.postprocessing(case)["pred"]
         except Exception as error:
-            known, name = (
-                find_configuration_error(error),
-                image if is_path else f"an array of {tuple(case['image'].shape)}",
-            )
-            raise known or ConfigurationError(
-                f"{name} cannot be predicted by {self.folder.name} ({reason(error)}): give an image as its docs/README.md describes."
-            ) from error
+            raise self._refusal(image, error) from error
+
+    def _refusal(self, image: Any, error: Exception) -> ConfigurationError:
+        """The sentence about an image that cannot be predicted."""
+        is_path = isinstance(image, (str, os.PathLike))
+        name = image if is_path else f"an array of {tuple(np.shape(image))}"
+        beginning = f"{name} cannot be predicted by {self.folder.name}"
+        try:
+            layout = self.metadata["network_data_format"]["inputs"]["image"]
+            channels, spatial = getattr(self.network, "in_channels", layout["num_channels"]), layout["spatial_shape"]
+            if not is_path and (len(np.shape(image)) != 1 + len(spatial) or len(image) != channels):
+                return ConfigurationError(
+                    f"{beginning}: give one image without batch, {channels} channel{'s' * (channels != 1)} first and then {len(spatial)} "
+                    f"spatial axes, such as {(channels, *spatial)}."
+                )
+        except (KeyError, TypeError):
+            # metadata that do not say it
+            pass
+        return find_configuration_error(error) or ConfigurationError(
+            f"{beginning} ({reason(error)}): give an image as its docs/README.md describes."
+        )
 
 
 def load_bundle(bundle: str | os.PathLike[str], **settings: Any) -> LoadedBundle:

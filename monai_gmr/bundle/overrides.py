@@ -1,19 +1,22 @@
-"""Checks of config overrides that MONAI accepts silently: names that nothing reads, values that no run can use."""
+"""Overrides of a config: reads them from a command line, and checks them for what MONAI accepts silently: names that nothing reads, values
+that no run can use."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pydoc import ErrorDuringImport, locate
 from typing import Any
 
 from monai.bundle import ComponentLocator
+from monai.utils import optional_import
 
 from monai_gmr.bundle.settings import check_together, check_value
 from monai_gmr.utils import ConfigurationError
 
+yaml, _ = optional_import("yaml")
 # keys of a component of MONAI's configs besides the arguments of its target
 COMPONENT_KEYS = ("_target_", "_disabled_", "_requires_", "_desc_", "_mode_")
 # types that can replace a plain value of a type, and the text of the hint
@@ -25,6 +28,29 @@ KINDS: dict[type, tuple[Any, str]] = {
 }
 CHECKED = re.compile(r"\bcheck_values\((.*)\)", re.DOTALL)
 IDS = re.compile(r"@(\w+)")
+
+
+def split_pair(text: str, option: str, example: str) -> tuple[str, str]:
+    """Read ``KEY=VALUE`` from the command line; raises ``ConfigurationError`` where a side of it is empty."""
+    key, _, value = text.partition("=")
+    if not (key and value):
+        raise ConfigurationError(f"{option} {text} cannot be read: give it as in {option} {example}.")
+    return key, value
+
+
+def read_settings(pairs: Sequence[str], option: str = "--set") -> dict[str, Any]:
+    """Read settings ``KEY=VALUE``, whose values are YAML; raises ``ConfigurationError`` where one is not of that form."""
+    return {key: read_value(value) for key, value in (split_pair(pair, option, "device=cpu") for pair in pairs)}
+
+
+def read_value(text: str) -> Any:
+    """Read a value of a config: YAML, or as it stands a reference, an expression or a macro of MONAI."""
+    if text[:1] in ("@", "$", "%"):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigurationError(f"{text} cannot be read as YAML: quote it, or give one such as 3 or [1, 2].") from None
 
 
 def _is_reference(value: Any) -> bool:

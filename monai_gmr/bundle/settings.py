@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
+
 from monai_gmr.arguments import is_device
 from monai_gmr.ops import get_backend
 from monai_gmr.transforms.augmentation import AUGMENTATIONS
@@ -13,7 +15,8 @@ from monai_gmr.utils import ConfigurationError
 
 
 class Rule(NamedTuple):
-    """``passes`` takes a value and the number of spatial axes; ``says`` is the rule in words, ``{dims}`` in it the number of axes."""
+    """``passes`` takes a value and the number of spatial axes; ``says`` is the rule in words, ``{dims}`` in it the number of
+    axes, ``{devices}`` those of this machine."""
 
     passes: Callable[[Any, int], bool]
     says: str
@@ -62,7 +65,7 @@ def _or_none(rule: Rule) -> Rule:
 COUNT = SIZE = _whole(1)
 SWITCH = Rule(lambda value, _: isinstance(value, bool), "True or False")
 TABLE: dict[str, Rule] = {
-    "device": Rule(lambda value, _: is_device(value), "a device of this machine, such as cpu or cuda:0"),
+    "device": Rule(lambda value, _: is_device(value), "a device of this machine, one of {devices}"),
     # the network
     "spatial_dims": _whole(2, 3),
     "in_channels": COUNT,
@@ -85,6 +88,7 @@ TABLE: dict[str, Rule] = {
     "size": SIZE,
     "spatial_size": _whole(0),
     "margin": _whole(0),
+    "label_values": _or_none(_listed(Rule(lambda value, _: _is_number(value, whole=True), "a whole number"))),
     "classes": _or_none(_listed(_whole(0))),
     "cases": _or_none(COUNT),
     # the training
@@ -125,7 +129,8 @@ def check_value(name: str, value: Any, spatial_dims: int, option: str = "") -> N
     """Raise :class:`ConfigurationError` when a setting of :data:`TABLE`, given by the id ``option``, has a value that no run can have."""
     rule, option = TABLE[name], option or name
     if not rule.passes(value, spatial_dims):
-        says = rule.says.format(dims=spatial_dims)
+        devices = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
+        says = rule.says.format(dims=spatial_dims, devices=devices)
         raise ConfigurationError(f"{option}={value!r} cannot be used: give --{option} {says}.")
 
 
@@ -154,3 +159,17 @@ def check_together(settings: Mapping[str, Any]) -> None:
         raise ConfigurationError(
             f"reduction={settings['reduction']!r} reduces windows and there are none: give --roi_size, or leave --reduction out."
         )
+    features, dims = settings.get("features"), settings.get("spatial_dims")
+    if not isinstance(features, (list, tuple)) or not isinstance(dims, int):
+        return
+    for name in ("patch_size", "roi_size"):
+        size = settings.get(name)
+        sides = [size] * dims if isinstance(size, int) else size
+        # one that is not positive is as long as the image
+        if isinstance(sides, (list, tuple)) and all(
+            isinstance(side, int) and 0 < side <= 2 ** (len(features) - 1) for side in sides
+        ):
+            raise ConfigurationError(
+                f"{name}={size} is too small for the {len(features)} levels of features={list(features)}, which leave one voxel of it: "
+                f"give --{name} more than {2 ** (len(features) - 1)} voxels along an axis, or fewer --features."
+            )

@@ -7,6 +7,7 @@ from monai_gmr.handlers.not_finite import StopAtNotFinite
 from monai_gmr.handlers.progress import TrainingProgress
 from monai_gmr.handlers.resume import LatestCheckpoint, SeedEpochs
 from monai_gmr.handlers.symmetry_threshold import SymmetryThresholdHandler
+from monai_gmr.handlers.unseen_classes import WarnOfUnseenClasses
 
 __all__ = [
     "SMALLER_RATE",
@@ -17,5 +18,6 @@ __all__ = [
     "StopAtNotFinite",
     "SymmetryThresholdHandler",
     "TrainingProgress",
+    "WarnOfUnseenClasses",
     "from_engine_in_ball",
 ]

@@ -20,20 +20,19 @@ from monai_gmr.symmetry import (
     inscribed_ball,
     is_grid_symmetry,
     point_group,
-    rotation_matrix,
     transform_fields,
     transform_grid,
     transform_image,
 )
 from monai_gmr.symmetry.group_structure import GroupOrElements, group_elements
-from monai_gmr.symmetry.views import shift_views
+from monai_gmr.symmetry.views import angle_view, shift_views, view_name
 from monai_gmr.utils import ConfigurationError, kept_buffers, map_tensors, progress_bar, tensors_in
 
 
 class ViewError(NamedTuple):
     """The relative L2 error of one view."""
 
-    name: str
+    name: str  # that of the rotation report
     family: str  # "group", "angles" or "shifts"
     angle: float | None  # in degrees, None for group elements and shifts
     error: float
@@ -44,7 +43,7 @@ class EquivarianceErrors:
     """Errors of a network over views, returned by :func:`equivariance_error`; ``str`` gives a table.
 
     Example:
-        >>> errors = EquivarianceErrors((ViewError("(-0, +1)", "group", None, 0.5), ViewError("30", "angles", 30.0, 0.1)))
+        >>> errors = EquivarianceErrors((ViewError("m [10]", "group", None, 0.5), ViewError("30", "angles", 30.0, 0.1)))
         >>> errors.worst, errors.mean, errors.angles.worst
         (0.5, 0.3, 0.1)
     """
@@ -148,10 +147,7 @@ def equivariance_error(
         for element in progress_bar(elements, f"views of size {size}", progress):
             actual = run(transform_tensors(x, element, dims, taken))
             error = nested_error(actual, transform_tensors(upright, element, dims, returned))
-            # source of each axis of the transformed image: (-1, +0) is axis 1 mirrored, then axis 0
-            sources = np.abs(element).argmax(1)
-            names = [f"{'-' if row[source] < 0 else '+'}{source}" for row, source in zip(element, sources)]
-            views.append(ViewError(f"({', '.join(names)})", "group", None, error))
+            views.append(ViewError(view_name(element), "group", None, error))
         for view in moved_views(dims, angles, shifts):
             output = run(transform_image(x, view.matrix, order, spacing, view.shift))
             error = moved_error(output, upright, view, order=order, input_size=x.shape[2:], spacing=spacing)
@@ -160,15 +156,9 @@ def equivariance_error(
 
 
 def moved_views(dims: int, angles: Sequence[float], shifts: Sequence[float]) -> list[View]:
-    """Makes views: rotations by other angles than the grid's, about each axis, and shifts in voxels, along each axis."""
-    views = []
-    for angle in map(float, angles):
-        for axis in range(3 if dims == 3 else 1):
-            matrix = rotation_matrix(dims, angle, axis)
-            if not is_grid_symmetry(matrix):
-                name = f"{angle:g} degrees" + (f" about axis {axis}" if dims == 3 else "")
-                views.append(View(name, "angles", angle, matrix))
-    return [*views, *shift_views(dims, shifts)]
+    """Makes views: rotations that the grid does not have, about each axis, and shifts in voxels, along each axis."""
+    rotated = [angle_view(dims, angle, axis) for angle in angles for axis in range(3 if dims == 3 else 1)]
+    return [*(view for view in rotated if not is_grid_symmetry(view.matrix)), *shift_views(dims, shifts)]
 
 
 def symmetries_of(net: nn.Module) -> PointGroup | None:

@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from monai_gmr.bundle.overrides import read_settings, read_value, split_pair
 from monai_gmr.command_line import command
 from monai_gmr.files import check_folder
 from monai_gmr.rotation_report import RotationReport
@@ -76,29 +75,6 @@ def read_pair(text: str) -> tuple[int, int]:
     return int(first), int(second)
 
 
-def split_pair(text: str, option: str, example: str) -> tuple[str, str]:
-    """Splits ``KEY=VALUE`` from the command line; raises ``ConfigurationError`` if either side is empty."""
-    key, _, value = text.partition("=")
-    if not (key and value):
-        raise ConfigurationError(f"{option} {text} cannot be read: give it as in {option} {example}.")
-    return key, value
-
-
-def read_settings(pairs: Sequence[str], option: str = "--set") -> dict[str, Any]:
-    """Reads settings ``KEY=VALUE``, whose values are YAML; raises ``ConfigurationError`` if one has another form."""
-    return {key: _read_value(value) for key, value in (split_pair(pair, option, "device=cpu") for pair in pairs)}
-
-
-def _read_value(text: str) -> Any:
-    # references, expressions and macros of MONAI are not YAML
-    if text[:1] in ("@", "$", "%"):
-        return text
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigurationError(f"{text} cannot be read as YAML: quote it, or give one such as 3 or [1, 2].") from None
-
-
 def read_networks(entries: Sequence[str]) -> dict[str, str]:
     """Reads names of networks and folders of their bundles from ``[NAME=]FOLDER``; raises ``ConfigurationError`` if two have the same
     name."""
@@ -119,7 +95,7 @@ def choose_views(angles: float | None, group: str | None, random: int | None, se
     Raises ``ConfigurationError`` if no view is left."""
     if angles is None and group is None and random is None:
         return None
-    views: list[Any] = [] if group == "none" else [_read_value(group or "all")]
+    views: list[Any] = [] if group == "none" else [read_value(group or "all")]
     views += ["angles"] if angles is None else [{"angles": angles}] if angles else []
     views += [{"random": random, "seed": seed}] if random else []
     if not views:
@@ -138,7 +114,7 @@ def read_average(entries: Sequence[str], names: Sequence[str]) -> Any:
         name = name if colon and name in names else ""
         if name in named:
             raise ConfigurationError(f"--average {entry} is the second one for the same network: give one.")
-        named[name] = _read_value(views if name else entry)
+        named[name] = read_value(views if name else entry)
     if "" in named and len(named) > 1:
         raise ConfigurationError("--average is given for all networks and for single ones: give one or the other.")
     return named.get("", named or None)
@@ -271,7 +247,7 @@ def make_report(arguments: argparse.Namespace) -> RotationReport:
             raise ConfigurationError(f"--for {name} sets nothing: give ids, as in --for {name} device=cpu.")
         settings[name].update(read_settings(pairs, f"--for {name}"))
     arguments.greater_is_better = read_direction(arguments)
-    prediction = None if arguments.prediction is None else _read_value(arguments.prediction)
+    prediction = None if arguments.prediction is None else read_value(arguments.prediction)
     arguments.labels = arguments.labels or ("nearest" if arguments.input is None else "share")
     arguments.output_dir = arguments.output_dir or default_folder(arguments.input)
     class_names: dict[int, str] = {}

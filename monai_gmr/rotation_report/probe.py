@@ -435,7 +435,12 @@ def _case_values(name: str, metric: Any, count: int) -> list[np.ndarray]:
 
 
 def score(metric: Any, values: Sequence[np.ndarray]) -> float:
-    """The metric over cases, from what :class:`ViewProbe` recorded of each; of a metric that is not MONAI's the mean over the batches."""
+    """The metric over cases, from what :class:`ViewProbe` recorded of each; of a metric that is not MONAI's the mean over the batches.
+
+    Not a number where no case has a score, as where all labels lack the classes: MONAI's mean is 0 then.
+    """
+    if all(np.isnan(part).all() for part in values):
+        return float("nan")
     if not keeps_cases(metric):
         return float(np.nanmean(values[0])) if np.isfinite(values[0]).any() else float("nan")
     # in double precision a mean of equal scores is that score; copies, for MONAI's means write to what they take

@@ -186,10 +186,12 @@ class NetworkScores:
         if metric == TRUE_CLASS:
             known = metric in self.records.metrics
             return np.stack([self._kept(metric, view)[0] for view in views], 1) if known else None
-        upright = [part[:PROBED_CASES] for part in self._kept(metric, 0)]
+        kept = self._kept(metric, 0)
+        scored = np.flatnonzero([any(not np.isnan(part[case]).all() for part in kept) for case in range(len(kept[0]))])
+        upright = [part[scored[:PROBED_CASES]] for part in kept]
         alone = self._single_scores(metric, upright)
         together = score(self.handlers[metric], upright)
-        if np.isnan(alone).all() or not np.isclose(np.nanmean(alone), together, atol=1e-6):
+        if not len(scored) or not np.isclose(np.nanmean(alone), together, atol=1e-6):
             return None
         return np.stack([self._single_scores(metric, self._kept(metric, view)) for view in views], 1)
 
@@ -199,9 +201,7 @@ class NetworkScores:
 
     def _single_scores(self, metric: str, values: Sequence[np.ndarray]) -> np.ndarray:
         cases = [[part[i : i + 1] for part in values] for i in range(len(values[0]))]
-        # of a case without any score, such as one whose label lacks the class, MONAI's mean is 0
-        scored = [any((~np.isnan(part)).any() for part in case) for case in cases]
-        return np.array([score(self.handlers[metric], case) if has else np.nan for case, has in zip(cases, scored)])
+        return np.array([score(self.handlers[metric], case) for case in cases])
 
     def scores(self, metric: str, chosen: Sequence[int] | np.ndarray | None = None) -> list[float]:
         """The metric over cases, one a view; ``chosen`` are indices of cases, with repetitions, default all."""

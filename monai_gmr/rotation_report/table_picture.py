@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 COLOURS = ("#0b4f8a", "#e07b00", "#009e73", "#cc79a7", "#1a1a1a", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 SMALLEST_RANGE = 0.2
+# degrees
+ARC_STEP = 2.0
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -79,6 +82,14 @@ def _circle(rows: Rows, metric: str, axis: int) -> tuple[list[float], list[float
     return [*angles, *(angle + 360 for angle in angles[:1])], [values[angle] for angle in [*angles, *angles[:1]]]
 
 
+def _arcs(angles: Sequence[float], values: Sequence[float]) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Angles and values between those given, as close as lines of a polar panel look round, and the places of those given."""
+    counts = [max(1, math.ceil((after - before) / ARC_STEP)) for before, after in pairwise(angles)]
+    places = np.cumsum([0, *counts])
+    every = np.arange(places[-1] + 1)
+    return np.interp(every, places, angles), np.interp(every, places, values), places.tolist()
+
+
 def shorten(text: str, length: int) -> str:
     """The text, its middle left out where it is longer than ``length`` characters.
 
@@ -117,9 +128,13 @@ def _draw_circle(
 
     for i, rows in enumerate(runs.values()):
         angles, values = _circle(rows, metric, axis)
+        if not angles:
+            continue
+        line, heights, places = _arcs(angles, values)
         # the first line is the widest, so that it is visible below the next ones
         width = 1.2 + 1.4 * (len(runs) - 1 - i) / max(len(runs) - 1, 1)
-        panel.plot(np.deg2rad(angles), values, ms=3 if len(angles) < 40 else 0, lw=width, **_style(i))
+        points: dict[str, Any] = {"ms": 3 if len(places) < 40 else 0, "markevery": places}
+        panel.plot(np.deg2rad(line), heights, lw=width, **points, **_style(i))
     low, high = limits
     panel.set_theta_zero_location("N")
     panel.set_theta_direction(1)
@@ -127,15 +142,16 @@ def _draw_circle(
     # without a hole in the middle small values could not be distinguished
     panel.set_rorigin(low - 0.3 * (high - low))
     panel.set_thetagrids(range(0, 360, 45))
-    panel.tick_params(axis="x", pad=3, colors="0.35")
+    panel.tick_params(axis="x", pad=5, colors="0.35")
     for count in (3, 4, 5, 6):
         ticks = MaxNLocator(nbins=count, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-        # none on the inner circle
+        # none on the inner circle, and no number on the outer one
         ticks = [tick for tick in ticks if low + 0.05 * (high - low) < tick <= high]
-        if len(ticks) > 1:
+        numbers = [tick for tick in ticks if tick < high - 0.09 * (high - low)]
+        if len(numbers) > 1:
             break
     panel.set_yticks(ticks, [""] * len(ticks))
-    for tick in ticks:
+    for tick in numbers:
         halo = [withStroke(linewidth=2.5, foreground="white")]
         text = panel.text(math.radians(22.5), tick, f"{tick:g}", ha="center", va="center", path_effects=halo, zorder=5)
         text.set_in_layout(False)

@@ -31,6 +31,17 @@ class View(NamedTuple):
     shift: tuple[float, ...] | None = None
 
 
+def view_name(element: np.ndarray) -> str:
+    """How the view of a symmetry of the grid is called, a signed permutation matrix ``(d, d)``: "upright", or
+    :func:`~monai_gmr.symmetry.element_name`.
+
+    Example:
+        >>> view_name(np.eye(3)), view_name(np.diag([1, 1, -1]))
+        ('upright', 'm [001]')
+    """
+    return "upright" if np.array_equal(element, np.eye(len(element))) else element_name(element)
+
+
 @checked_arguments
 def group_views(
     spatial_dims: int,
@@ -38,8 +49,7 @@ def group_views(
     group: GroupSpec | None = None,
     axis: int | str | None = None,
 ) -> list[View]:
-    """Views for the elements of the grid's point group, numbered, or of a named subgroup, named after the elements; the upright image
-    first.
+    """Views for the elements of the grid's point group, or of a named subgroup, named by :func:`view_name`; the upright image first.
 
     Elements that exchange axes of different ``spacing`` (millimetres) are left out; ``group`` is given as in
     :meth:`~monai_gmr.symmetry.PointGroup.from_name`, ``axis`` is the direction of a named group.
@@ -52,13 +62,17 @@ def group_views(
     spacing = voxel_spacing(spacing, spatial_dims)
     if group is None:
         elements = point_group(spatial_dims, spacing)
-        names = [f"element {i}" for i in range(len(elements))]
     else:
         named = PointGroup.from_name(group if axis is None else (group, axis), spatial_dims).elements
         elements = np.array([element for element in named if is_grid_symmetry(element, spacing)])
-        names = [element_name(element) for element in elements]
-    others = [View(name, "group", None, element) for name, element in zip(names, elements)][1:]
+    others = [View(view_name(element), "group", None, element) for element in elements[1:]]
     return [View("upright", "upright", 0.0, elements[0]), *others]
+
+
+def angle_view(spatial_dims: int, angle: float, axis: int) -> View:
+    """A rotation by an angle in degrees, in 3D about an array axis."""
+    name = f"{angle:g} degrees" + (f" about axis {axis}" if spatial_dims == 3 else "")
+    return View(name, "angles", float(angle), rotation_matrix(spatial_dims, float(angle), axis))
 
 
 @checked_arguments
@@ -81,10 +95,9 @@ def angle_views(
     views = [View("upright", "upright", 0.0, np.eye(spatial_dims))] if grid else []
     for axis in range(3 if spatial_dims == 3 else 1):
         for angle in np.arange(0.0, 360.0, step):
-            matrix = rotation_matrix(spatial_dims, float(angle), axis)
-            if angle > 0 if grid else not is_grid_symmetry(matrix, spacing):
-                name = f"{angle:g} degrees" + (f" about axis {axis}" if spatial_dims == 3 else "")
-                views.append(View(name, "angles", float(angle), matrix))
+            view = angle_view(spatial_dims, angle, axis)
+            if angle > 0 if grid else not is_grid_symmetry(view.matrix, spacing):
+                views.append(view)
     return views
 
 
@@ -202,11 +215,11 @@ def make_views(spec: ViewSpec, spatial_dims: int, spacing: Sequence[float] | Non
     Args:
         spec: one of these, or a list of them, without repeated views, the upright one first: a group's name such as "all", "oh", "d4" or
             "4/mmm" (:func:`~monai_gmr.symmetry.named_group`), a pair of it and an axis, ``("mm2", "x")``, or a
-            :class:`~monai_gmr.symmetry.PointGroup`; "group", which is "all" with its elements numbered; "upright"; "icosahedral" (3D, 60
-            rotations); ``{"angles": 10}``: every 10 degrees, in 3D about each array axis, the upright one and rotations by 90 degrees
-            included; "angles": the same every 10 degrees in 2D and every 30 in 3D; ``{"random": 20, "seed": 1}``: 20 random rotations;
-            ``{"group": "mm2", "axis": "x"}``: a group along another array axis; ``{"group": "all", "count": 12}``: 12 elements of a group,
-            spread evenly over it; a :class:`View`.
+            :class:`~monai_gmr.symmetry.PointGroup`; "group", which is "all"; "upright"; "icosahedral" (3D, 60 rotations); ``{"angles":
+            10}``: every 10 degrees, in 3D about each array axis, the upright one and rotations by 90 degrees included; "angles": the same
+            every 10 degrees in 2D and every 30 in 3D; ``{"random": 20, "seed": 1}``: 20 random rotations; ``{"group": "mm2", "axis":
+            "x"}``: a group along another array axis; ``{"group": "all", "count": 12}``: 12 elements of a group, spread evenly over it; a
+            :class:`View`.
         spatial_dims: 2 or 3.
         spacing: voxel size in millimetres, one per axis: elements of groups that exchange axes of different spacing are left out. Default
             1.

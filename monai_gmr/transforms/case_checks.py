@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ TOLERANCE = 0.1
 # relative deviation from an integer caused by a stored scale, as in 255 * 0.00392157
 ROUNDING = 1e-6
 SMALLEST_DETERMINANT = 1e-6
+# of a list of values in a sentence
+MOST_PARTS = 12
 
 
 @checked_arguments
@@ -35,27 +38,32 @@ def check_image(
         ...
         monai_gmr.utils.ConfigurationError: the image has 3 channels and the network reads 1: give images of 1 channel, or train with ...
     """
+    check_shape(tuple(image.shape), spatial_dims, in_channels, name)
+    check_finite(image, name)
+    values = torch.as_tensor(image).as_subclass(torch.Tensor)
+    first = values[(0,) * values.ndim]
+    if (values == first).all():
+        warn(f"{name} has one value everywhere, {first.item()}: nothing is to be seen in it.")
+
+
+def check_shape(shape: Sequence[int], spatial_dims: int, in_channels: int | Sequence[int], name: str) -> None:
+    """:func:`check_image` of a shape ``(C, *spatial)`` alone, as the header of a file has it."""
     accepted = ensure_tuple(in_channels)
     check_counts("in_channels", accepted, (1, 3))
-    dims = image.ndim - 1
+    dims = len(shape) - 1
     if dims != spatial_dims:
         raise ConfigurationError(
             f"{name} has {dims} spatial axes and the network works on {spatial_dims}: give {spatial_dims}D images."
         )
-    count = image.shape[0]
+    count = shape[0]
     if count not in accepted:
         reads = " or ".join(str(number) for number in accepted)
         raise ConfigurationError(
             f"{name} has {count} channel{'s' * (count != 1)} and the network reads {reads}: give images of {reads} "
             f"channel{'s' * (accepted[-1] != 1)}, or train with --in_channels {count} on images like this one."
         )
-    if 0 in image.shape:
-        raise ConfigurationError(f"{name} is empty, of shape {tuple(image.shape[1:])}: take it out.")
-    check_finite(image, name)
-    values = torch.as_tensor(image).as_subclass(torch.Tensor)
-    first = values[(0,) * values.ndim]
-    if (values == first).all():
-        warn(f"{name} has one value everywhere, {first.item()}: nothing is to be seen in it.")
+    if 0 in shape:
+        raise ConfigurationError(f"{name} is empty, of shape {tuple(shape[1:])}: take it out.")
 
 
 @checked_arguments
@@ -73,13 +81,32 @@ def check_finite(image: torch.Tensor | np.ndarray, name: str = "the image") -> N
         )
 
 
+def describe_runs(runs: Sequence[tuple[int, int]]) -> str:
+    """Runs of whole numbers, each by its first and last one, in words; of many the first alone.
+
+    Example:
+        >>> describe_runs([(0, 1), (4, 6), (9, 9)]), describe_runs([(0, 2)]), describe_runs([(7, 7)])
+        ('0, 1, 4 to 6 and 9', '0 to 2', '7')
+    """
+    parts: list[str] = []
+    for first, last in runs[:MOST_PARTS]:
+        parts += [f"{first} to {last}"] if last > first + 1 else map(str, range(first, last + 1))
+    parts += ["others"] * (len(runs) > MOST_PARTS)
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+
+
 @checked_arguments
 def check_label(
-    label: torch.Tensor | np.ndarray, out_channels: int, setting: str = "out_channels", name: str = "the label"
+    label: torch.Tensor | np.ndarray,
+    out_channels: int,
+    setting: str = "out_channels",
+    name: str = "the label",
+    label_values: Sequence[int] | None = None,
 ) -> None:
     """Raise :class:`ConfigurationError` if a label of any shape holds a value that is not an integer from 0 to ``out_channels - 1``.
 
-    Give it as it was read: a cast would hide values that are not integers. ``setting`` is the bundle's setting for the number of classes.
+    Give it as it was read: a cast would hide values that are not integers. ``setting`` is the bundle's setting for the number of classes;
+    ``label_values`` are the values that the label can hold instead, one per class.
 
     Example:
         >>> check_label(np.array([0, 1, 2]), out_channels=2)
@@ -99,13 +126,44 @@ def check_label(
             raise ConfigurationError(
                 f"{name} holds {first:.7g} and other values that are not whole: labels are class indices, the integers from 0 on."
             )
+    if label_values is not None:
+        known = torch.as_tensor(list(label_values), dtype=torch.float64)
+        others = _runs(values[~torch.isin(values.double().round(), known)])
+        if others:
+            raise ConfigurationError(
+                f"{name} holds {describe_runs(others)}, of which label_values={list(label_values)} says nothing: give --label_values all "
+                f"values that labels hold, one a class, and --{setting} their number."
+            )
+        return
     low, high = (round(value.item()) for value in values.aminmax())
     if low < 0:
-        raise ConfigurationError(f"{name} holds values from {low} to {high}: labels are class indices, from 0 on.")
-    if high >= out_channels:
         raise ConfigurationError(
-            f"{name} holds {low} to {high} and the network has {out_channels} classes: give --{setting} {high + 1}."
+            f"{name} holds values from {low} to {high}: labels are class indices, from 0 on; where they are others, give all of them as "
+            "--label_values, one a class."
         )
+    if high >= out_channels:
+        found = _runs(values)
+        missing = [
+            (before + 1, after - 1) for (_, before), (after, _) in pairwise([(0, -1), *found]) if after > before + 1
+        ]
+        hint = f"give --{setting} {high + 1}"
+        if missing:
+            few = [value for first, last in found for value in range(first, min(last, first + MOST_PARTS) + 1)]
+            given = (
+                f"{few} with --{setting} {len(few)}" if len(few) <= MOST_PARTS else "with all values that labels hold"
+            )
+            hint += f" or, where {describe_runs(missing)} occur in no label, --label_values {given.replace(', ', ',')}"
+        raise ConfigurationError(
+            f"{name} holds {describe_runs(found)} and the network has {out_channels} classes: {hint}."
+        )
+
+
+def _runs(values: torch.Tensor) -> list[tuple[int, int]]:
+    """First and last of each run of whole numbers in a label."""
+    runs: list[tuple[int, int]] = []
+    for value in map(round, values.unique().tolist()):
+        runs[-1:] = [(runs[-1][0], value)] if runs and value <= runs[-1][1] + 1 else [*runs[-1:], (value, value)]
+    return runs
 
 
 def describe_offset(

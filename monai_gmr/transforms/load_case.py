@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor, PILReader
-from monai.transforms import LoadImage, MapTransform, ResampleToMatch
+from monai.transforms import LoadImage, MapLabelValue, MapTransform, ResampleToMatch
 
 from monai_gmr.annotations import checked_arguments
 from monai_gmr.arguments import check_choice
@@ -77,6 +77,8 @@ class LoadCased(MapTransform):
         keys: the image, then the label if there is one.
         spatial_dims, in_channels: as for :func:`~monai_gmr.transforms.check_image`.
         out_channels: classes of the network, the background included; needed for a label.
+        label_values: values of the labels, one per class, such as ``(0, 1, 4)``, if they are not 0, 1, 2, ...: labels become indices of
+            this list, by ``monai.transforms.MapLabelValue``.
         label_affine: for a label whose affine differs from the image's. "refuse": raise; "resample": resample a label of any shape to the
             image's grid, by nearest neighbour, with 0 outside the label; "ignore": use its voxels as they are.
 
@@ -99,6 +101,7 @@ class LoadCased(MapTransform):
         in_channels: int | Sequence[int],
         out_channels: int | None = None,
         label_affine: str = "refuse",
+        label_values: Sequence[int] | None = None,
     ) -> None:
         super().__init__(keys)
         check_choice("label_affine", label_affine, LABEL_AFFINES)
@@ -108,7 +111,15 @@ class LoadCased(MapTransform):
                 "image and label and the number of classes."
             )
         self.spatial_dims, self.in_channels, self.out_channels = spatial_dims, in_channels, out_channels
-        self.label_affine = label_affine
+        self.label_affine, self.label_values = label_affine, label_values
+        self.map_values = None
+        if label_values is not None:
+            if len(set(label_values)) != out_channels or len(label_values) != out_channels:
+                raise ConfigurationError(
+                    f"label_values={list(label_values)} cannot be used with out_channels={out_channels}: give as many values as classes, "
+                    "none of them twice."
+                )
+            self.map_values = MapLabelValue(label_values, range(len(label_values)))
         self.load = LoadImage(image_only=True, ensure_channel_first=True)
         # the last registered reader is tried first
         self.load.register(PILReader(converter=_plain_picture))
@@ -147,9 +158,10 @@ class LoadCased(MapTransform):
             raise ConfigurationError(f"{name} has {label.shape[0]} channels: give one, of class indices from 0 on.")
         assert self.out_channels is not None
         # before it is resampled or cast
-        check_label(label, self.out_channels, name=name)
+        check_label(label, self.out_channels, name=name, label_values=self.label_values)
         # later casts may truncate
         label = label.round()
+        label = label if self.map_values is None else self.map_values(label)
         resample = self.label_affine == "resample"
         shapes = tuple(label.shape[1:]), tuple(image.shape[1:])
         if shapes[0] != shapes[1] and not (resample and len(shapes[0]) == len(shapes[1])):

@@ -45,6 +45,13 @@ def test_tolerance_angles_spacing_and_channels(config, capsys):
     assert "angles worst" in capsys.readouterr().out
 
 
+def test_a_setting_of_the_config_decides(config):
+    arguments = [config, "--size", "9", "--network-id", "plain"]
+    assert main(arguments) == 1
+    assert main([*arguments, "--set", "plain::kernel_size=1"]) == 0
+    assert main([*arguments, "--set", "plain::kernel_size=one"]) == 2
+
+
 def test_shifts_are_listed_by_module(config, tmp_path, capsys):
     table = tmp_path / "table.csv"
     assert main([config, "--size", "8", "--shifts", "0.5", "--per-module", "--csv", str(table)]) == 0

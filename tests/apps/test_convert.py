@@ -63,6 +63,14 @@ def test_without_sizes_nothing_is_measured(config, capsys):
     assert "before" not in capsys.readouterr().out
 
 
+def test_settings_of_the_config_are_changed(config, capsys):
+    """One level more is two convolutions more, in the names of MONAI's net too."""
+    assert main([config, "--set", "network_def::channels=[4, 8, 8, 16]", "network_def::strides=[2, 2, 2]"]) == 0
+    assert "UNet: 7 modules converted" in capsys.readouterr().out
+    assert main([config, "--set", "network_def::out_channels=3", "--set", "network_def::spatial_dims=$1 + 2"]) == 0
+    assert "3d" in capsys.readouterr().out.lower()
+
+
 def test_weights_are_loaded_before(config, tmp_path, capsys):
     torch.save({"model": UNet(2, 1, 2, (4, 8, 16), (2, 2)).state_dict()}, tmp_path / "model.pt")
     assert main([config, "--weights", str(tmp_path / "model.pt"), "--kernel-size", "5"]) == 0
@@ -73,6 +81,9 @@ def test_weights_are_loaded_before(config, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--network-id", "missing"], "hold no 'missing'"),
+        (["--set", "conv=plain"], "--set conv is no setting of this config"),
+        (["--set", "network_def::chanels=[4, 8]"], "did you mean --set network_def::channels?"),
+        (["--set", "network_def"], "--set network_def cannot be read: give it as in --set device=cpu"),
         (["--group", "4"], "are for --conv group"),
         (["--conv", "group", "--group", "5"], "5"),
         (["--weights", "nowhere.pt"], "does not exist"),

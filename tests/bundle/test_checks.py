@@ -1,15 +1,20 @@
 """Every wrong input to a bundle ends in one sentence that says what to do; every right one passes."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.transforms import Spacing
+from PIL import Image
 
 from monai_gmr import bundle
+from monai_gmr.bundle.headers import check_header
 from monai_gmr.data import PredictionLayout
+from monai_gmr.transforms import LoadCased
 from monai_gmr.utils import ConfigurationError
 
 
@@ -42,6 +47,53 @@ def test_a_right_dataset_passes(dataset):
     root, _ = dataset
     bundle.check_decathlon(root)
     bundle.check_decathlon(root, ("test",), labelled=False)
+
+
+@pytest.mark.parametrize("shape", [(6, 7, 8), (6, 7, 8, 2), (6, 7, 8, 1), (6, 7, 8, 2, 3), (6, 7), (6, 7, 1)])
+@pytest.mark.parametrize(("spatial_dims", "in_channels"), [(3, 1), (3, 2), (2, 1)])
+def test_headers_are_judged_as_what_is_read(tmp_path, shape, spatial_dims, in_channels):
+    file = tmp_path / "image.nii.gz"
+    write_volume(file, np.random.default_rng(0).random(shape, np.float32))
+    messages = []
+    for check in (
+        lambda: LoadCased("image", spatial_dims, in_channels)({"image": file}),
+        lambda: check_header(file, spatial_dims, in_channels),
+    ):
+        try:
+            check()
+            messages.append("")
+        except ConfigurationError as error:
+            messages.append(str(error))
+    assert messages[0] == messages[1] or "cannot be read" in messages[0]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA", "LA", "P"])
+def test_headers_of_pictures_are_judged_as_what_is_read(tmp_path, mode):
+    """What takes the values to know, as of a palette, is left to the reading."""
+    file = tmp_path / "picture.png"
+    Image.new("RGB", (5, 6), (1, 2, 3)).convert(mode).save(file)
+    for in_channels in (1, 3):
+        try:
+            read = LoadCased("image", 2, in_channels)({"image": file})["image"].shape[0] == in_channels
+        except ConfigurationError:
+            read = False
+        try:
+            check_header(file, 2, in_channels)
+            passes = True
+        except ConfigurationError:
+            passes = False
+        assert passes == (read or mode in ("RGBA", "LA", "P"))
+
+
+def test_images_too_small_once_resampled(tmp_path):
+    """The size is that of MONAI's Spacing."""
+    file = tmp_path / "image.nii"
+    affine = np.diag([1.0, 1.0, 2.5, 1.0])
+    nib.save(nib.Nifti1Image(np.ones((9, 9, 4), np.float32), affine), file)
+    for voxel_size, levels in ((2.0, 3), (2.0, 4), (1.0, 4), (3.0, 3), (4.0, 3)):
+        size = max(Spacing(voxel_size)(LoadCased("image", 3, 1)({"image": file})["image"]).shape[1:])
+        with nullcontext() if size > 2 ** (levels - 1) else refused(f"at voxel_size={voxel_size:g}, of which"):
+            check_header(file, 3, 1, levels, voxel_size)
 
 
 def test_folders_that_are_no_dataset(tmp_path):

@@ -1,5 +1,8 @@
 """The checks that the classification bundles make of their data."""
 
+import warnings
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -30,6 +33,23 @@ def test_several_labels_an_image_are_known_or_refused(tmp_path):
         loss = make_loss(data, balanced, multi_label=True)
         assert (loss.pos_weight if weights is None else loss.pos_weight.tolist()) == weights
     assert make_loss(data, False).weight is None
+
+
+def test_classes_without_training_images_are_named(tmp_path):
+    labels = {"train_labels": [0, 2, 4], "val_labels": [0, 1, 3], "test_labels": [1, 2, 4]}
+    images = {name.replace("labels", "images"): np.zeros((3, 9, 9), np.uint8) for name in labels}
+    np.savez(tmp_path / "cells.npz", **images, **{name: np.array(each) for name, each in labels.items()})
+    for section, warned in (("training", True), ("validation", False)):
+        data = MedMNISTCacheDataset(tmp_path, "cells.npz", section, check_md5=False)
+        with (
+            pytest.warns(UserWarning, match="no training image of cells.npz has the class 1, 3")
+            if warned
+            else nullcontext()
+        ):
+            check_data(data, spatial_dims=2, num_classes=5, in_channels=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_data(data, spatial_dims=2, num_classes=5, in_channels=1)
 
 
 def test_shape_is_the_file_s_and_else_the_metadata_s(tmp_path):

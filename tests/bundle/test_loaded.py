@@ -102,7 +102,23 @@ def test_an_image_that_cannot_be_predicted_is_one_sentence(name, whole_bundle, t
         assert "\n" not in str(caught.value)
 
 
-def test_an_array_of_another_dimension_is_one_sentence():
-    bundle = monai_gmr.load_bundle("medmnist2d_classification_gmr_resnet", device="cpu")
-    with pytest.raises(ConfigurationError, match=r"an array of \(1, 8, 8, 8\) cannot be predicted by medmnist2d"):
-        bundle(np.zeros((1, 8, 8, 8), np.float32))
+@pytest.mark.parametrize(
+    ("dims", "shape"),
+    [(2, (28, 28)), (2, (28,)), (2, ()), (2, (1, 1, 28, 28)), (2, (3, 28, 28)), (2, (28, 28, 1)), (2, (1, 8, 8, 8))]
+    + [(3, (9, 9, 9)), (3, (2, 9, 9, 9)), (3, (1, 9, 9))],
+)
+@pytest.mark.parametrize("kind", [np.float32, torch.Tensor, list])
+def test_an_array_of_another_shape_is_one_sentence(classifiers, dims, shape, kind):
+    array = np.zeros(shape, np.float32)
+    image = torch.from_numpy(array) if kind is torch.Tensor else array.tolist() if kind is list else array
+    with pytest.raises(ConfigurationError) as caught:
+        classifiers[dims](image)
+    start = f"an array of {shape} cannot be predicted by medmnist{dims}d_classification_gmr_resnet: give one image "
+    assert str(caught.value).startswith(start)
+    size = (32, 32) if dims == 2 else (28, 28, 28)
+    assert str(caught.value).endswith(f"1 channel first and then {dims} spatial axes, such as {(1, *size)}.")
+
+
+@pytest.fixture(scope="module")
+def classifiers():
+    return {dims: monai_gmr.load_bundle(f"medmnist{dims}d_classification_gmr_resnet", device="cpu") for dims in (2, 3)}

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from monai.utils import set_determinism
 from monai_gmr.bundle import check_values
 from monai_gmr.bundle.overrides import check_settings
 from monai_gmr.bundle.settings import TABLE
+from monai_gmr.networks.nets import GMRUNet
 from monai_gmr.utils import ConfigurationError, find_configuration_error
 
 BUNDLES = sorted(path for path in (Path(__file__).parents[2] / "bundles").iterdir() if path.is_dir())
@@ -38,6 +40,7 @@ IMPOSSIBLE = {
     "size": [0, -28],
     "spatial_size": [-1, 2.5],
     "margin": [-1, 0.5],
+    "label_values": [[], [0.5], 3],
     "classes": [[], [-1], [0.5]],
     "cases": [0, -1, 2.5],
     "epochs": [0, -1, 1.5, INF, "3"],
@@ -109,6 +112,15 @@ def test_impossible_values_are_one_sentence(name):
         assert "{" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("count", "devices"), [(0, "cpu"), (2, "cpu, cuda:0, cuda:1")])
+def test_devices_that_are_there_are_named(count, devices, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    with pytest.raises(
+        ConfigurationError, match=rf"^device='cuda:77' cannot be used: .* this machine, one of {devices}\.$"
+    ):
+        check_values(3, device="cuda:77")
+
+
 @pytest.mark.parametrize("name", POSSIBLE)
 def test_possible_values_pass(name):
     for value in POSSIBLE[name]:
@@ -119,6 +131,19 @@ def test_a_reduction_without_windows_is_refused():
     check_values(3, roi_size=[16, 16, 16], reduction="argmax")
     with pytest.raises(ConfigurationError, match="reduces windows and there are none: give --roi_size"):
         check_values(3, roi_size=None, reduction="argmax")
+
+
+@pytest.mark.parametrize("name", ["patch_size", "roi_size"])
+def test_patches_of_one_voxel_on_the_coarsest_level_are_refused(name):
+    """The network itself says so after the cases are read, and of windows after an epoch."""
+    network = GMRUNet(3, 1, 2, features=[4, 6, 8])
+    for size, works in ((4, False), ([4, 4, 3], False), ([4, 5, 4], True)):
+        sides = [size] * 3 if isinstance(size, int) else size
+        with nullcontext() if works else pytest.raises(ConfigurationError, match="one voxel"):
+            network(torch.zeros(1, 1, *sides))
+        with nullcontext() if works else pytest.raises(ConfigurationError, match=f"give --{name} more than 4 voxels"):
+            check_values(3, features=[4, 6, 8], **{name: size})
+    check_values(3, features=[4, 6, 8], roi_size=[-1, 4, 4])
 
 
 CONFIG = {

@@ -150,6 +150,37 @@ def test_training_stops_at_a_poisoned_case_of_the_validation(phantoms, trained, 
 
 
 @pytest.mark.parametrize(
+    ("section", "change", "cause", "settings"),
+    [
+        ("training", lambda a: np.stack([a, a], -1), "2 channels", {}),
+        ("validation", lambda a: np.stack([a, a], -1), "2 channels", {}),
+        ("validation", lambda a: a[0], "2 spatial axes", {}),
+        ("validation", lambda a: a[:2, :1, :2], "2 x 1 x 2 voxels, of which 1 halvings leave one", {}),
+        # they are padded
+        ("training", lambda a: a[:2, :1, :2], "", {}),
+        ("validation", lambda a: a[:2, :1, :2], "", {"roi_size": [8, 8, 8]}),
+    ],
+)
+def test_images_that_do_not_fit_the_network_are_found_before_training(
+    phantoms, tmp_path, section, change, cause, settings
+):
+    """Where nothing is cached, a case of the validation was read after an epoch, and nobody said which was too small."""
+    shutil.copytree(phantoms, tmp_path / "data")
+    case = json.loads((tmp_path / "data" / "dataset.json").read_text())[section][-1]
+    for part in ("image",) if cause else ("image", "label"):
+        rewrite(tmp_path / "data" / case[part], change)
+    places = {"dataset_dir": str(tmp_path / "data"), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path)}
+    train, options = SEGMENTATION / "train.yaml", {**SMALL, "epochs": 1, "cache_rate": 0.0, **settings}
+    if cause:
+        message = sentence(train, **places, **options)
+        assert Path(case["image"]).name in message
+        assert cause in message
+    else:
+        run_config(train, **places, **options)
+    assert (tmp_path / "model.pt").exists() == (not cause)
+
+
+@pytest.mark.parametrize(
     ("options", "module"),
     [
         ((), "monai.bundle"),

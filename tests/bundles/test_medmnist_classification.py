@@ -299,6 +299,15 @@ def test_a_wrong_setting_is_refused_in_one_sentence(config, settings, sentence, 
     assert "\n" not in refused
 
 
+def test_validation_images_of_other_channels_are_refused_before_training(tmp_path):
+    places = write_dataset(tmp_path, 2)
+    with np.load(tmp_path / "blobs.npz") as file:
+        arrays = dict(file)
+    np.savez(tmp_path / "blobs.npz", **{**arrays, "val_images": np.stack([arrays["val_images"]] * 3, -1)})
+    sentence = refusal(2, "train", **places, **TINY, ckpt_dir=str(tmp_path))
+    assert sentence.startswith("the validation images of blobs.npz have 3 channels and in_channels=1")
+
+
 def test_a_bundle_refuses_images_of_the_other_dimension(tmp_path):
     for spatial_dims in (2, 3):
         refused = refusal(spatial_dims, "train", **write_dataset(tmp_path, 5 - spatial_dims), **TINY)

@@ -108,6 +108,26 @@ def sentence(name, **settings):
     return found
 
 
+def test_labels_of_other_values_are_trained_and_scored_as_classes(dataset_dir, trained, tmp_path):
+    """Like those with the indices of the classes."""
+    shutil.copytree(dataset_dir, tmp_path / "data")
+    for path in (tmp_path / "data").glob("labelsT*/*"):
+        image = nib.load(path)
+        stored = np.array([0, 1, 4, 200], np.uint8)[np.asarray(image.dataobj)]
+        nib.save(nib.Nifti1Image(stored, image.affine), path)
+    places = {"dataset_dir": str(tmp_path / "data"), "ckpt_dir": str(tmp_path), "device": "cpu"}
+    options = {"label_values": [0, 1, 4, 200], **places}
+    run_config("train", epochs=2, output_dir=str(tmp_path), **options, **SMALL)
+    found, expected = (torch.load(Path(folder) / "model.pt", weights_only=True) for folder in (tmp_path, trained))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    few = {"angle_step": 0, "num_group_elements": 2, "worst_cases": 0, "num_resamples": 0, **NETWORK}
+    run_config("evaluate", output_dir=str(tmp_path / "own"), **options, **few)
+    run_config("evaluate", output_dir=str(tmp_path / "indices"), **{**places, "dataset_dir": dataset_dir}, **few)
+    rows = [(tmp_path / name / "rotation_table.csv").read_text(encoding="utf-8") for name in ("own", "indices")]
+    assert rows[0] == rows[1]
+    assert "--label_values" in sentence("train", **places, output_dir=str(tmp_path), **SMALL)
+
+
 @pytest.mark.parametrize("name", ["evaluate", "inference"])
 def test_weights_of_another_convolution_are_refused(name, dataset_dir, trained, tmp_path):
     """The purely radial net has the same names and shapes."""

@@ -11,7 +11,7 @@ from scipy import ndimage
 from torch import nn
 
 from monai_gmr.metrics import equivariance_error
-from monai_gmr.symmetry import point_group
+from monai_gmr.symmetry import group_views, make_views, point_group
 from monai_gmr.utils import ConfigurationError
 
 
@@ -195,7 +195,7 @@ def test_batch_norm_in_train_mode_is_exact():
 def test_table_names_every_view():
     table = str(equivariance_error(nn.AvgPool2d(3, 1, 1), noise(1, 1, 9, 9), angles=(20,)))
     assert table.splitlines()[0].split() == ["view", "error"]
-    assert all(name in table for name in ("(+0, +1)", "(-1, +0)", "20 degrees", "mean", "worst"))
+    assert all(name in table for name in ("upright", "4+", "m [10]", "20 degrees", "mean", "worst"))
     assert len(table.splitlines()) == 1 + 8 + 1 + 2
 
 
@@ -223,3 +223,19 @@ def test_the_imaginary_part_of_an_answer_counts():
     error = equivariance_error(conv, x).worst
     assert error > 0.1
     assert equivariance_error(lambda x: torch.complex(torch.zeros_like(x), conv(x)), x).worst == pytest.approx(error)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_views_have_the_names_of_the_rotation_report(dims):
+    """Every symmetry of the grid, a subgroup, and other angles; in 1D there is no report."""
+    x = torch.rand(1, 1, *[3] * dims)
+    for group in (None, "m"):
+        found = [view.name for view in equivariance_error(torch.nn.Identity(), x, group=group).views]
+        assert found == [view.name for view in group_views(dims, group=group)]
+        assert found[0] == "upright"
+    if dims > 1:
+        sets = ["all", "group", {"angles": 45}]
+        names = [{tuple(view.matrix.ravel().round(6)): view.name for view in make_views(one, dims)} for one in sets]
+        assert names[0] == names[1]
+        angles = equivariance_error(torch.nn.Identity(), x, angles=[45, 90, 135]).angles.views
+        assert {view.name for view in angles} <= set(names[2].values())

@@ -9,7 +9,13 @@ from scipy import stats
 from monai_gmr.metrics import MacroAUCMetric
 from monai_gmr.rotation_report.probe import score
 from monai_gmr.rotation_report.records import TRUE_CLASS, ViewRecord, ViewRecords
-from monai_gmr.rotation_report.statistics import NetworkScores, family_scores, paired_test, percentile_interval
+from monai_gmr.rotation_report.statistics import (
+    PROBED_CASES,
+    NetworkScores,
+    family_scores,
+    paired_test,
+    percentile_interval,
+)
 from monai_gmr.symmetry import group_views
 
 VIEWS = group_views(2, group="4")
@@ -40,6 +46,16 @@ def test_scores_are_means_over_cases_and_the_worst_view_is_named():
 def test_a_case_without_a_score_does_not_count():
     table = np.array([[0.5, 0.5, 0.5, 0.5], [np.nan] * 4, [1.0, 1.0, 1.0, 1.0]])
     assert make_result(table).scores("dice") == pytest.approx([0.75] * 4)
+
+
+def test_cases_without_a_score_have_none_together():
+    """Where MONAI's mean over all of them is 0; however many come before those that have one."""
+    empty = make_result(np.full((3, 4), np.nan))
+    assert np.isnan(empty.scores("dice")).all()
+    assert all(np.isnan(row["mean"]) and not row["worst_view"] for row in empty.summary() if row["metric"] == "dice")
+    late = make_result(np.concatenate([np.full((PROBED_CASES, 4), np.nan), np.full((2, 4), 0.5)]))
+    assert late.scores("dice") == pytest.approx([0.5] * 4)
+    assert late.table("dice") is not None
 
 
 def test_intervals_are_those_of_theory():

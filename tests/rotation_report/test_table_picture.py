@@ -91,12 +91,35 @@ def test_circles_are_closed_and_hold_rotations_by_90_degrees(dims):
     assert len(panels) == (1 if dims == 2 else 3)
     for axis, panel in enumerate(panels):
         (line,) = panel.lines
-        angles, values = np.rad2deg(line.get_xdata()), line.get_ydata()
+        places = line.get_markevery()
+        angles, values = np.rad2deg(line.get_xdata())[places], line.get_ydata()[places]
         assert np.allclose(angles, np.arange(0, 361, 30))
         assert values[0] == values[-1] == 0.9
         assert np.allclose(values, _circle(rows, "dice", axis)[1])
         assert panel.get_theta_direction() == 1
         assert panel.get_theta_offset() == pytest.approx(np.pi / 2)
+
+
+@pytest.mark.parametrize("step", [90, 45, 7])
+def test_the_circle_of_an_invariant_network_is_round_and_no_label_touches_it(step):
+    """However few angles there are; no chord comes nearer to the middle."""
+    rows = make_rows([*group_views(3), *angle_views(3, step, grid=True)[1:]], invariant(0.83))
+    figure = _figure({"net": rows, "nothing measured": []}, "dice")
+    figure.draw_without_rendering()
+    for axis, panel in enumerate(polar(figure)):
+        (line,) = panel.lines
+        middle = panel.transData.transform((0, panel.get_rorigin()))
+        points = panel.transData.transform(np.stack([line.get_xdata(), line.get_ydata()], 1)) - middle
+        chords = (points[1:] + points[:-1]) / 2
+        assert np.linalg.norm(chords, axis=1).min() > 0.999 * np.linalg.norm(points[0])
+        assert len(line.get_markevery()) == len(_circle(rows, "dice", axis)[0])
+        edge = np.linalg.norm(panel.transData.transform((0, panel.get_ylim()[1])) - middle)
+        for text in panel.texts:
+            assert np.linalg.norm(text.get_window_extent().corners() - middle, axis=1).max() < edge
+        for text in panel.get_xticklabels():
+            box = text.get_window_extent()
+            nearest = np.clip(middle, [box.x0, box.y0], [box.x1, box.y1])
+            assert np.linalg.norm(nearest - middle) > edge + 3
 
 
 def test_shifts_have_a_panel_of_their_own_and_no_part_in_the_spread():

@@ -129,6 +129,21 @@ def test_an_image_of_other_channels_names_no_setting_that_a_trained_network_cann
         LoadCased("image", spatial_dims=3, in_channels=1)({"image": tmp_path / "image.nii.gz"})
 
 
+def test_other_values_of_labels_become_classes_by_their_place(case, tmp_path):
+    """As if the label had been stored as class indices, also with a stored scale that rounds."""
+    expected = load(case)["label"]
+    values = np.array([7, -1, 255])
+    write(tmp_path / "label.nii.gz", values[label()].astype(np.int16))
+    found = load(case, label_values=values.tolist())["label"]
+    assert torch.equal(found, expected)
+    assert torch.equal(found.affine, expected.affine)
+    with refused(r"label.nii.gz holds 7, of which label_values=\[0, -1, 255\] says nothing: give --label_values all"):
+        load(case, label_values=[0, -1, 255])
+    for wrong in ([7, -1], [7, -1, 7]):
+        with refused("as many values as classes"):
+            load(case, label_values=wrong)
+
+
 def scaled(path, slope):
     image = nib.Nifti1Image(label().astype(np.int16), np.eye(4))
     image.header.set_slope_inter(slope, 0)
@@ -144,7 +159,15 @@ def scaled(path, slope):
         (lambda path: write(path, label() * np.float32(0.99998)), "0.99998 and other values that are not whole"),
         (lambda path: scaled(path, 0.99998), "0.99998 and other values that are not whole"),
         (lambda path: write(path, label().astype(np.int16) - 1), "from -1 to 1"),
-        (lambda path: write(path, label() * 2), "give --out_channels 5"),
+        (
+            lambda path: write(path, label() * 2),
+            r"holds 0, 2 and 4 and the network has 3 classes: give --out_channels 5 or, where 1 and 3 occur in no label, "
+            r"--label_values \[0,2,4\] with --out_channels 3\.$",
+        ),
+        (
+            lambda path: write(path, label() * np.int16(2000) + 5),
+            "2005 and 4005 and the network has 3 classes: give --out_channels 4006 or, where 0 to 4, 6 to 2004 and 2006 to 4004 occur",
+        ),
         (lambda path: write(path, with_value(np.nan)), "NaN or infinite"),
         (lambda path: write(path, np.stack([label()] * 2, -1)), "2 channels"),
         (truncate, "cannot be read"),
