@@ -117,17 +117,17 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("groups", nargs="*", metavar="GROUP", help=f"which of {', '.join(GROUPS)} (all), or thresholds")
     add("--device", default="cpu", help="cpu, cuda or cuda:NUMBER (cpu)")
-    add("--repeats", type=int, default=30, help="rounds of a case, over which medians are taken (30)")
-    add("--seconds", type=float, default=20.0, help="after these no round of a case begins, once there are three (20)")
+    add("--repeats", type=int, default=30, help="rounds per case for the medians (30)")
+    add("--seconds", type=float, default=20.0, help="time limit of a case, after at least three rounds (20)")
     add("--threads", type=int, help="CPU threads (torch's own choice)")
     add("--dims", type=int, nargs="+", default=[2, 3], help="2 and/or 3 (both)")
-    add("--cases", nargs="+", default=[""], metavar="TEXT", help="those whose title contains one of these (all)")
+    add("--cases", nargs="+", default=[""], metavar="TEXT", help="only cases whose title contains one of these (all)")
     add("--backends", nargs="+", metavar="BACKEND", help="backends to compare (all)")
-    text = f"one after the other, some of {', '.join(PRECISIONS)} (float32)"
+    text = f"some of {', '.join(PRECISIONS)}, measured in turn (float32)"
     add("--precisions", nargs="+", default=["float32"], metavar="PRECISION", help=text)
     add("--channels-last", action=argparse.BooleanOptionalAction, help="input of ring_conv (yes on the CPU)")
     add("--output", type=Path, default=Path("runs/benchmark"), metavar="OUT_DIR", help="folder (runs/benchmark)")
-    add("--quick", action="store_true", help="tiny sizes: whether it runs, not how fast")
+    add("--quick", action="store_true", help="tiny sizes, to test that it runs")
     return parser
 
 

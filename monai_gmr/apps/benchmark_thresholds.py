@@ -205,15 +205,15 @@ def main(arguments: Sequence[str]) -> int:
     parser = command_parser("benchmark thresholds", __doc__)
     add = parser.add_argument
     add("--device", default="cpu", help="cpu or cuda (cpu)")
-    text = "on a GPU, one after the other; rows of other precisions stay (all)"
+    text = "on a GPU, measured in turn; rows of other precisions stay (all)"
     add("--precisions", nargs="+", metavar="PRECISION", help=text)
-    text = "2 and/or 3, in this order; rows of the other stay (both)"
+    text = "2 and/or 3, in this order; other rows stay (both)"
     add("--dims", type=int, nargs="+", default=[2, 3], help=text)
-    text = "radial and/or harmonic; rows of the other stay (both)"
+    text = "radial and/or harmonic; other rows stay (both)"
     add("--layers", nargs="+", metavar="LAYER", default=LAYERS, help=text)
     add("--output", type=Path, default=THRESHOLDS, help="the table; rows of other devices stay (the installed one)")
-    add("--repeats", type=int, default=9, help="runs over which medians are taken (9)")
-    add("--quick", action="store_true", help="tiny sizes: whether it runs, not how fast")
+    add("--repeats", type=int, default=9, help="runs for the medians (9)")
+    add("--quick", action="store_true", help="tiny sizes, to test that it runs")
     options = parser.parse_args(arguments)
     if options.repeats < 1:
         raise ConfigurationError(f"repeats={options.repeats} is out of range: give 1 or more.")

@@ -101,20 +101,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         subparser.set_defaults(action=action)
         return subparser
 
-    add(list_bundles, "list", "list the bundles that ship")
-    copying = add(copy, "copy", "copy a bundle that ships")
-    copying.add_argument("name", metavar="NAME", help="of the bundle")
+    add(list_bundles, "list", "list the shipped bundles")
+    copying = add(copy, "copy", "copy a shipped bundle")
+    copying.add_argument("name", metavar="NAME", help="name of the bundle")
     copying.add_argument("folder", metavar="DIR", type=Path, help="the copy is DIR/NAME")
     for action, name, text in (
         (check, "check", "check a bundle by the rules of MONAI's model zoo"),
-        (checksum, "checksum", "write models/SHA256SUMS, by which changed weights are refused"),
+        (checksum, "checksum", "write models/SHA256SUMS, so that changed weights are refused"),
         (
             describe,
             "describe",
-            "write into the weights which network they are of, that of configs/inference with its defaults",
+            "write into the weights that they belong to the network of configs/inference with its defaults",
         ),
     ):
-        add(action, name, text).add_argument("bundle", metavar="BUNDLE", help="a name that ships, or a folder")
+        add(action, name, text).add_argument("bundle", metavar="BUNDLE", help="name of a shipped bundle, or a folder")
     options = parser.parse_args(arguments)
     return options.action(options)
 

@@ -127,10 +127,16 @@ def network_parser(name: str, description: str) -> argparse.ArgumentParser:
     text = "ids of the config, as in conv=plain"
     add("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help=text)
     add("--in-channels", type=int, help="default: those of the first convolution")
-    add("--spacing", type=float, nargs="+", metavar="MM", help="voxel size, one an axis: unlike axes are not exchanged")
+    add(
+        "--spacing",
+        type=float,
+        nargs="+",
+        metavar="MM",
+        help="voxel size, one per axis; axes of different size are not exchanged",
+    )
     add("--weights", help="state dictionary or checkpoint to load")
-    add("--tolerance", type=float, default=1e-5, help="relative L2 error that is exact (default: 1e-5)")
-    add("--seed", type=int, default=0, help="of the input, and of weights not loaded (default: 0)")
+    add("--tolerance", type=float, default=1e-5, help="largest relative L2 error that counts as exact (default: 1e-5)")
+    add("--seed", type=int, default=0, help="seed of the input, and of weights that are not loaded (default: 0)")
     return parser
 
 
@@ -162,13 +168,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Exit status: 0 exact at every size, 1 not exact, 2 cannot be checked.",
     )
     add = parser.add_argument
-    text = "input size in voxels: 97 for a square or cube, or 64,65,70; may be given several times"
+    text = "input size in voxels: 97 for a square or cube, or 64,65,70; can be given several times"
     add("--size", type=parse_size, action="append", required=True, help=text)
-    add("--angles", type=float, nargs="+", default=[], metavar="DEGREES", help="other angles, measured but not judged")
-    text = "distances in voxels along each axis, such as 0.5, measured but not judged"
+    add(
+        "--angles",
+        type=float,
+        nargs="+",
+        default=[],
+        metavar="DEGREES",
+        help="other angles; measured, but do not change the exit status",
+    )
+    text = "distances in voxels along each axis, such as 0.5; measured, but do not change the exit status"
     add("--shifts", type=float, nargs="+", default=[], metavar="VOXELS", help=text)
     add("--csv", type=Path, help="write every row to this file")
-    text = "list every module, not only those that break it, and measure it under --angles and --shifts, too (in 3D for minutes)"
+    text = "list all modules, not only those that break it, also under --angles and --shifts (takes minutes in 3D)"
     add("--per-module", action="store_true", help=text)
     add("--train", action="store_true", help="check in train mode (default: eval mode)")
     arguments = parser.parse_args(argv)

@@ -51,18 +51,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "rotates with its input, before and after. Exit status: 0 exact at every size, 1 not exact, 2 cannot be done.",
     )
     add = parser.add_argument
-    text = "input size in voxels to measure at: 97 for a square or cube, or 64,65,70; may be given several times"
+    text = "input size in voxels to measure at: 97 for a square or cube, or 64,65,70; can be given several times"
     add("--check", type=parse_size, action="append", default=[], metavar="SIZE", help=text)
     add("--conv", default="gmr", choices=("gmr", "gmr_harmonic", "group"), help="kind of convolution (default: gmr)")
     add(
         "--group",
-        help="of --conv group: 4mm, 4, 2mm, m in 2D, m-3m, 432, 4/mmm, mmm in 3D, or another one (default: all)",
+        help="for --conv group: 4mm, 4, 2mm, m in 2D, m-3m, 432, 4/mmm, mmm in 3D, or another one (default: all)",
     )
-    add("--filter", choices=FILTERS[:-1], help="of --conv group: free filters, or separable ones (default: full)")
-    add("--kernel-size", type=int, help="window for all convolutions of a window above 1 (default: as they are)")
+    add("--filter", choices=FILTERS[:-1], help="for --conv group: free or separable filters (default: full)")
+    add("--kernel-size", type=int, help="window of all convolutions with a window above 1 (default: unchanged)")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--init", action="store_true", help="fresh weights instead of projected ones (default of group)")
-    text = "keep the rest of each trained kernel beside its projection, for a training that drives it to zero"
+    text = "keep the rest of each trained kernel next to its projection, for a training that drives it to zero"
     start.add_argument("--anneal", action="store_true", help=text)
     add("--exclude", action="append", metavar="NAME", help="modules that stay unchanged, such as 'encoder.*'")
     arguments = parser.parse_args(argv)

@@ -58,10 +58,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = command_parser("make_phantoms", __doc__.splitlines()[0])
     add = parser.add_argument
     add("output_dir", metavar="OUT", help="folder to write to")
-    add("--number", type=int, default=24, help="volumes in all; two thirds are for training (24)")
-    add("--size", type=int, nargs="+", default=[48], help="voxels: one number for a cube, or one an axis (48)")
-    add("--spacing", type=float, nargs="+", default=[1.0], help="voxel size in millimetres, one or one an axis (1)")
-    add("--pose", choices=POSES, default="upright", help="how structures lie (upright)")
+    add("--number", type=int, default=24, help="total number of volumes; two thirds are for training (24)")
+    add("--size", type=int, nargs="+", default=[48], help="voxels: one number for a cube, or one per axis (48)")
+    add(
+        "--spacing",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        help="voxel size in millimetres, one number or one per axis (1)",
+    )
+    add("--pose", choices=POSES, default="upright", help="orientation of the structures (upright)")
     add("--seed", type=int, default=0, help="the same seed makes the same volumes (0)")
     options = parser.parse_args(arguments)
     shape = options.size * 3 if len(options.size) == 1 else options.size

@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kind.set_defaults(prepare=prepare)
         kind.add_argument("source", metavar="SOURCE", help=source)
         kind.add_argument("output", metavar="OUT", help=output)
-        kind.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
+        kind.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
         return kind.add_argument
 
     folder = "folder to make, in the layout of the Medical Segmentation Decathlon"
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "labels number instances (keys ids, img_*, lab_*: split 60/20/20 at random; or image, label: cut into blocks)"
     )
     add = add_kind("instances", prepare_instances, text, folder, source)
-    text = "what becomes label 1: all instances, or where a neighbour belongs to another one (foreground)"
+    text = "voxels of label 1: all instances, or those with a neighbour of another instance (foreground)"
     add("--target", choices=tuple(TARGETS), default="foreground", help=text)
     add("--seed", type=int, default=0, help="the same seed makes the same split (0)")
     add("--blocks", type=int, help="parts along each axis of a single volume, the last two for validation and test (2)")

@@ -326,13 +326,13 @@ def main(arguments: Sequence[str] | None = None, launch: Launch = launch) -> int
     )
     parser.add_argument("config", metavar="CONFIG", help="YAML file of the study")
     action = parser.add_mutually_exclusive_group()
-    action.add_argument("--list", action="store_true", help="only list what is done and what would run, with its cost")
+    action.add_argument("--list", action="store_true", help="only list finished and missing runs, with their cost")
     action.add_argument("--time", action="store_true", help="only time a training step of every net")
-    action.add_argument("--table", action="store_true", help="only make table and picture of what is done")
+    action.add_argument("--table", action="store_true", help="only make table and picture of the finished runs")
     text = "rows, such as 'plain, none', and data sets to run or list (all)"
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=text)
     parser.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N", help="seeds to run or list (all)")
-    parser.add_argument("--repeats", type=int, default=10, help="with --time: steps the median is taken over (10)")
+    parser.add_argument("--repeats", type=int, default=10, help="with --time: steps for the median (10)")
     options = parser.parse_args(arguments)
     if options.repeats < 1:
         raise ConfigurationError(f"repeats={options.repeats} is out of range: give 1 or more.")

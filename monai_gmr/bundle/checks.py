@@ -74,7 +74,7 @@ def check_decathlon(
 ) -> None:
     """Raise :class:`ConfigurationError` unless a folder has the layout of the Medical Segmentation Decathlon, and all files that it lists.
 
-    With ``spatial_dims`` the headers of the images are compared with the network, too, before a training finds out after an epoch.
+    With ``spatial_dims``, also checks that the network can take the images, according to their headers.
 
     Args:
         dataset_dir: folder with ``dataset.json``, whose lists hold ``{"image": path, "label": path}``, paths relative to it.

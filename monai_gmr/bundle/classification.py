@@ -31,7 +31,7 @@ def check_data(
     """Raise :class:`ConfigurationError` when a network of this shape cannot be trained or evaluated on this data.
 
     It is so when dimensions, channels (one where the colours are averaged, ``grey``) or classes do not fit, or an image has several
-    labels and ``multi_label`` is false, or the other way round. A warning names the classes that no training image has.
+    labels and ``multi_label`` is false, or the other way round. Warns about classes without a training image.
     """
     name = dataset.path.name
     if dataset.spatial_dims != spatial_dims:

@@ -1,4 +1,4 @@
-"""The values that each setting of the bundles may have, as one table: any other is refused before data are read."""
+"""Allowed values of the bundles' settings, as one table; other values are refused before data are read."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from monai_gmr.utils import ConfigurationError
 
 
 class Rule(NamedTuple):
-    """``passes`` takes a value and the number of spatial axes; ``says`` is the rule in words, ``{dims}`` in it the number of
-    axes, ``{devices}`` those of this machine."""
+    """``passes`` takes a value and the number of spatial axes; ``says`` is the rule in words, with ``{dims}`` for the number of axes and
+    ``{devices}`` for the devices of this machine."""
 
     passes: Callable[[Any, int], bool]
     says: str
@@ -45,7 +45,7 @@ def _one_of(*choices: Any) -> Rule:
 
 
 def _listed(each: Rule, or_one: bool = False, per_axis: bool = False) -> Rule:
-    """A list that is not empty; ``or_one``: or one value; ``per_axis``: with one value for each spatial axis."""
+    """Makes the rule of a non-empty list; ``or_one``: or a single value; ``per_axis``: with one value per spatial axis."""
 
     def passes(value: Any, dims: int) -> bool:
         if not isinstance(value, (list, tuple)):
@@ -54,7 +54,7 @@ def _listed(each: Rule, or_one: bool = False, per_axis: bool = False) -> Rule:
             each.passes(part, dims) for part in value
         )
 
-    length = " of {dims}, one an axis" if per_axis else ""
+    length = " of {dims}, one per axis" if per_axis else ""
     return Rule(passes, f"a list{length}, each {each.says}" + (", or one for all" if or_one else ""))
 
 
@@ -143,7 +143,7 @@ def check_values(spatial_dims: int | None = None, **settings: Any) -> None:
         >>> check_values(3, patch_size=[16, 16])
         Traceback (most recent call last):
         ...
-        monai_gmr.utils.ConfigurationError: patch_size=[16, 16] cannot be used: give --patch_size a list of 3, one an axis, each ...
+        monai_gmr.utils.ConfigurationError: patch_size=[16, 16] cannot be used: give --patch_size a list of 3, one per axis, each ...
     """
     get_backend()
     if spatial_dims is not None:

@@ -1,4 +1,4 @@
-"""A warning about classes that no label has of those that a network is trained or validated on."""
+"""Warning about classes that occur in no label of a training or validation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class _SeenClasses:
-    """Watches the labels of the first epoch of an engine, then warns, of classes that none of them had."""
+    """Collects the classes in the labels of an engine's first epoch, then warns about missing ones."""
 
     def __init__(self, engine: Workflow, num_classes: int, sentence: str) -> None:
         self.unseen, self.sentence, self.is_done = set(range(num_classes)), sentence, False
@@ -45,14 +45,14 @@ class _SeenClasses:
 
 
 class WarnOfUnseenClasses:
-    """Handler that warns, once, of classes that no label had in the first epoch of a training, or in its first validation.
+    """Handler that warns, once, about classes missing from all labels of a training's first epoch, or of its first validation.
 
-    Labels hold class indices, as :class:`~monai_gmr.transforms.LoadCased` reads them. Those of a training may be patches, in which a rare
-    class can be missing by chance.
+    Labels hold class indices, as :class:`~monai_gmr.transforms.LoadCased` reads them. Training labels can be patches, in which a rare class
+    can be missing by chance.
 
     Args:
-        num_classes: the background included.
-        validator: evaluator of the training, if it is to be watched, too.
+        num_classes: number of classes, including the background.
+        validator: evaluator of the training, whose labels are checked, too.
     """
 
     @checked_arguments
@@ -60,17 +60,17 @@ class WarnOfUnseenClasses:
         self.num_classes, self.validator = num_classes, validator
 
     def attach(self, engine: Workflow) -> None:
-        """Register with a trainer, and with the validator if there is one."""
+        """Registers with a trainer, and with the validator if there is one."""
         _SeenClasses(
             engine,
             self.num_classes,
-            "no label that this epoch trained on holds the values {classes}, which are classes of the network: where no training image has "
-            "them, add some that do, or give the classes that there are by --out_channels and --label_values.",
+            "no label of this training epoch holds the values {classes}, which are classes of the network: if no training image has them, "
+            "add images that do, or give only the existing classes by --out_channels and --label_values.",
         )
         if self.validator is not None:
             _SeenClasses(
                 self.validator,
                 self.num_classes,
-                "no label of the validation holds the values {classes}, which are classes of the network: the score says nothing about "
-                "them, and is 0 where no label holds anything but background.",
+                "no label of the validation holds the values {classes}, which are classes of the network: the score ignores them, "
+                "and is 0 if all labels are background.",
             )

@@ -159,7 +159,7 @@ def _sizes(spatial_size: Any, dims: int) -> list[tuple[int, ...]]:
         entries = entries * dims if len(entries) == 1 else entries
         if len(entries) != dims or not all(is_whole(n) and n > 0 for n in entries):
             raise ConfigurationError(
-                f"spatial_size holds {size!r}: give one positive number for all axes or {dims} numbers, one an axis; "
+                f"spatial_size holds {size!r}: give one positive number for all axes or {dims} numbers, one per axis; "
                 "several sizes are a sequence of sequences."
             )
         sizes.append(tuple(int(n) for n in entries))

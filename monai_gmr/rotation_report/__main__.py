@@ -42,7 +42,7 @@ OPTIONS = (
 )
 ENDING = f"({'|'.join(map(re.escape, SCAN_SUFFIXES))})$"
 DESCRIPTION = """Run the evaluator of a MONAI bundle on rotated and mirrored images and report its metrics,
-for one network or several on the same images. The bundle's files stay as they are.
+for one network or several on the same images. The bundle's files are not changed.
 Exit status: 0 done, 1 cases were left out, 2 failed."""
 EXAMPLE = """
 example: a bundle's network, the same one averaged over the symmetries of the grid, and another training of it
@@ -51,7 +51,7 @@ example: a bundle's network, the same one averaged over the symmetries of the gr
       --dataset_dir /data/spleen --angles 45 --cases 10 --set device=cpu --average upright:all \\
       --for rotated ckpt_dir=runs/rotated
 
-how a segmentation agrees with itself when one's own scan is rotated, without a label
+agreement of a segmentation with itself when your own scan is rotated, without a label
 
   python -m monai_gmr.rotation_report hippocampus_segmentation_gmr_unet --input scan.nii.gz
 
@@ -147,11 +147,9 @@ def make_parser() -> argparse.ArgumentParser:
     maybe_views: dict[str, Any] = {"nargs": "?", "const": "all", "action": "append", "default": []}
 
     add = parser.add_argument
-    text = "bundle folder, one for each network; default name: the folder's"
+    text = "bundle folder, one per network; default name: the folder's"
     add("bundles", nargs="+", metavar="[NAME=]BUNDLE", help=text)
-    text = (
-        "where the report goes (default: rotation_report in the working directory, rotation_report_SCAN with --input)"
-    )
+    text = "folder of the report (default: rotation_report in the working directory, rotation_report_SCAN with --input)"
     add("--output_dir", metavar="DIR", help=text)
 
     add = parser.add_argument_group("the bundles").add_argument
@@ -159,7 +157,7 @@ def make_parser() -> argparse.ArgumentParser:
     text = """a scan, or a folder of them, without labels: each network is compared with its own answer to the upright image, on the
         bundle's inference config"""
     add("--input", metavar="SCAN", help=text)
-    text = "config files instead of configs/evaluate, the later ones over the first"
+    text = "config files instead of configs/evaluate; later ones override earlier ones"
     add("--config_file", nargs="+", metavar="FILE", help=text)
     add("--set", **keys, metavar="KEY=VALUE", help="ids of every bundle's config, as in device=cpu")
     text = "ids of one network's config, as in --for plain checkpoint=runs/plain/model.pt"
@@ -169,22 +167,20 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("the views").add_argument
     text = "rotations every STEP degrees (default: 10 in 2D, 30 in 3D; 0: none)"
     add("--angles", type=float, metavar="STEP", help=text)
-    text = "symmetries of the grid: all (default), none, a group such as 432 or mmm, or so many of one: {group: all, count: 12}"
+    text = "symmetries of the grid: all (default), none, a group such as 432 or mmm, or some elements of one: {group: all, count: 12}"
     add("--group", metavar="NAME", help=text)
-    add("--random", type=int, metavar="N", help="N random rotations, too")
-    text = "move images by so many voxels along each axis, not rotated (default: 0.5; 0: not at all)"
+    add("--random", type=int, metavar="N", help="also N random rotations")
+    text = "also shift upright images by these distances along each axis (default: 0.5; 0: no shifts)"
     add("--shifts", type=float, nargs="+", default=[0.5], metavar="VOXELS", help=text)
-    text = (
-        "mask all images outside the inscribed disc or ball, upright ones too: networks lose no corners by a rotation"
-    )
+    text = "mask all images, also upright ones, outside the inscribed disc or ball, so that rotations lose no corners"
     add("--images_in_ball", action="store_true", help=text)
-    text = """report networks once more with their answers averaged over views (default: all symmetries of the grid); may be
-        given once for each network"""
+    text = """report networks again with their answers averaged over views (default: all symmetries of the grid); can be given
+        once per network"""
     add("--average", **maybe_views, metavar="[NAME:]VIEWS", help=text)
-    add("--views_per_batch", type=int, default=1, metavar="N", help="views that are averaged at once (default: 1)")
-    text = "report networks once more with their upright answers, rotated: scores of an exactly equivariant network"
+    add("--views_per_batch", type=int, default=1, metavar="N", help="views per batch of an average (default: 1)")
+    text = "report networks again with their upright answers, rotated: the scores of an exactly equivariant network"
     add("--rotated_answers", action="store_true", help=text)
-    text = "voxel size, one an axis: unlike axes are not exchanged"
+    text = "voxel size, one per axis; axes of different size are not exchanged"
     add("--spacing", type=float, nargs="+", metavar="MM", help=text)
 
     add = parser.add_argument_group("the scores").add_argument
@@ -198,18 +194,18 @@ def make_parser() -> argparse.ArgumentParser:
     text = """how label images are rotated by angles: nearest neighbour (default), or the class with the largest share (default with
         --input)"""
     add("--labels", choices=LABEL_SAMPLINGS, help=text)
-    text = "classes that trade places under a mirror image, such as left and right, as in 1:2 3:4"
+    text = "classes that a mirror image exchanges, such as left and right, as in 1:2 3:4"
     add("--mirrored_labels", nargs="+", type=read_pair, default=[], metavar="A:B", help=text)
-    text = "judge segmentations in the whole image instead of the inscribed disc or ball, which every rotation keeps"
+    text = "score segmentations in the whole image instead of the inscribed disc or ball, which every rotation keeps"
     add("--whole_image", action="store_false", dest="in_ball", help=text)
-    text = "which of a network's answers to take, where it gives several"
+    text = "index or key of the answer to score, if a network returns several"
     add("--prediction", metavar="INDEX_OR_KEY", help=text)
-    add("--compare", **keys, metavar="NAME=DIR", help="other reports to show beside this one")
+    add("--compare", **keys, metavar="NAME=DIR", help="other reports to show next to this one")
     add("--worst_cases", type=int, default=3, metavar="N", help="cases in the picture (default: 3)")
     text = "bootstrap samples behind the intervals (default: 1000)"
     add("--num_resamples", type=int, default=1000, metavar="N", help=text)
-    add("--seed", type=int, default=0, metavar="N", help="of random views and of the bootstrap (default: 0)")
-    text = "begin anew instead of resuming an interrupted report"
+    add("--seed", type=int, default=0, metavar="N", help="seed of random views and of the bootstrap (default: 0)")
+    text = "start again instead of resuming an interrupted report"
     add("--no_resume", action="store_false", dest="resume", help=text)
     return parser
 

@@ -437,7 +437,7 @@ def _case_values(name: str, metric: Any, count: int) -> list[np.ndarray]:
 def score(metric: Any, values: Sequence[np.ndarray]) -> float:
     """The metric over cases, from what :class:`ViewProbe` recorded of each; of a metric that is not MONAI's the mean over the batches.
 
-    Not a number where no case has a score, as where all labels lack the classes: MONAI's mean is 0 then.
+    NaN if no case has a score, for example if all labels lack the classes; MONAI's mean would be 0.
     """
     if all(np.isnan(part).all() for part in values):
         return float("nan")

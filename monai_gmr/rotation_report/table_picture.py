@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0b4f8a", "#e07b00", "#009e73", "#cc79a7", "#1a1a1a", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 SMALLEST_RANGE = 0.2
-# degrees
+# in degrees
 ARC_STEP = 2.0
 
 Rows = Sequence[Mapping[str, Any]]
@@ -83,7 +83,7 @@ def _circle(rows: Rows, metric: str, axis: int) -> tuple[list[float], list[float
 
 
 def _arcs(angles: Sequence[float], values: Sequence[float]) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Angles and values between those given, as close as lines of a polar panel look round, and the places of those given."""
+    """Interpolates between angles, densely enough for round lines in a polar panel; also returns the indices of the given angles."""
     counts = [max(1, math.ceil((after - before) / ARC_STEP)) for before, after in pairwise(angles)]
     places = np.cumsum([0, *counts])
     every = np.arange(places[-1] + 1)
@@ -145,7 +145,7 @@ def _draw_circle(
     panel.tick_params(axis="x", pad=5, colors="0.35")
     for count in (3, 4, 5, 6):
         ticks = MaxNLocator(nbins=count, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-        # none on the inner circle, and no number on the outer one
+        # no tick on the inner circle, no number on the outer one
         ticks = [tick for tick in ticks if low + 0.05 * (high - low) < tick <= high]
         numbers = [tick for tick in ticks if tick < high - 0.09 * (high - low)]
         if len(numbers) > 1:

@@ -32,7 +32,7 @@ class View(NamedTuple):
 
 
 def view_name(element: np.ndarray) -> str:
-    """How the view of a symmetry of the grid is called, a signed permutation matrix ``(d, d)``: "upright", or
+    """Name of the view of a grid symmetry, a signed permutation matrix ``(d, d)``: "upright" or
     :func:`~monai_gmr.symmetry.element_name`.
 
     Example:

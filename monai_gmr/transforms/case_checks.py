@@ -19,7 +19,7 @@ TOLERANCE = 0.1
 # relative deviation from an integer caused by a stored scale, as in 255 * 0.00392157
 ROUNDING = 1e-6
 SMALLEST_DETERMINANT = 1e-6
-# of a list of values in a sentence
+# runs listed in a sentence
 MOST_PARTS = 12
 
 
@@ -82,7 +82,7 @@ def check_finite(image: torch.Tensor | np.ndarray, name: str = "the image") -> N
 
 
 def describe_runs(runs: Sequence[tuple[int, int]]) -> str:
-    """Runs of whole numbers, each by its first and last one, in words; of many the first alone.
+    """Lists runs of integers, given by their first and last, in words; of many runs only the first ones.
 
     Example:
         >>> describe_runs([(0, 1), (4, 6), (9, 9)]), describe_runs([(0, 2)]), describe_runs([(7, 7)])

@@ -192,7 +192,7 @@ def test_the_rule_of_a_setting_holds_for_overrides_of_it(settings, refused):
 @pytest.mark.parametrize("name", ["patch_size", "spacing", "roi_size"])
 def test_the_number_of_axes_is_the_networks(name):
     check(name, [16, 16], 2)
-    with pytest.raises(ConfigurationError, match="a list of 2, one an axis"):
+    with pytest.raises(ConfigurationError, match="a list of 2, one per axis"):
         check(name, [16, 16, 16], 2)
 
 

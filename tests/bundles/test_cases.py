@@ -155,7 +155,7 @@ def test_training_stops_at_a_poisoned_case_of_the_validation(phantoms, trained, 
         ("training", lambda a: np.stack([a, a], -1), "2 channels", {}),
         ("validation", lambda a: np.stack([a, a], -1), "2 channels", {}),
         ("validation", lambda a: a[0], "2 spatial axes", {}),
-        ("validation", lambda a: a[:2, :1, :2], "2 x 1 x 2 voxels, of which 1 halvings leave one", {}),
+        ("validation", lambda a: a[:2, :1, :2], "2 x 1 x 2 voxels, and 1 halvings leave one", {}),
         # they are padded
         ("training", lambda a: a[:2, :1, :2], "", {}),
         ("validation", lambda a: a[:2, :1, :2], "", {"roi_size": [8, 8, 8]}),
