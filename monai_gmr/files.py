@@ -28,7 +28,7 @@ LOCK_SECONDS = 0.5
 
 
 def _system_error(error: BaseException | None) -> OSError | None:
-    """The operating system's error among the causes of an error, which a writer in another language may have wrapped."""
+    """The operating system's error among the causes of an error, which a writer in another language can have wrapped."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
@@ -155,7 +155,7 @@ class FolderLock:
     """Locks a folder, given by the bundle's ``setting``, for one process: in a second process it raises ``ConfigurationError``. A process
     that ends in any way releases it.
 
-    The system holds the lock (``filelock.FileLock``) on a file ``.in_use.lock``, which may remain and has no meaning by itself. The same
+    The system holds the lock (``filelock.FileLock``) on a file ``.in_use.lock``, which can remain and has no meaning by itself. The same
     process can lock the folder several times. If a file system has no locks, a line in the log says so and the run continues.
     """
 

@@ -7,8 +7,8 @@ python -m monai_gmr.apps.benchmark thresholds --output FILE       another table
 
 For each memory format, window, number of channels, width of groups, stride and size, for radial and harmonic layers, the forward pass and
 the training step of two backends run in alternation: "dense" and "cpp" on a CPU; "triton" and "dense", with the fastest of cuDNN and
-torch's default for TF32, on a GPU. Run nothing else meanwhile. The table is written after each row; an interrupted run keeps the old rows
-that it has not reached.
+torch's default for TF32, on a GPU. Run nothing else meanwhile. The table is written after each row; an interrupted run keeps the old
+rows that it did not reach.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Check whether the network of a MONAI bundle or config is exactly equivariant.
 
-``python -m monai_gmr.apps.check_equivariance BUNDLE_OR_CONFIG --size 96 --size 97`` prints a table; it exits with 0 if the
-network is exact at every size, with 1 if it is not, with 2 and one sentence if it cannot be checked.
+``python -m monai_gmr.apps.check_equivariance BUNDLE_OR_CONFIG --size 96 --size 97`` prints a table. Exits with 0 if the
+network is exact at every size, 1 if it is not, 2 and one sentence if it cannot be checked.
 """
 
 from __future__ import annotations
@@ -47,9 +47,10 @@ def parse_size(text: str) -> tuple[int, ...]:
 def load_network(
     source: str | Path, network_id: str = "network_def", settings: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """Loads the network of a config file or a bundle folder, trying ``configs/{inference,evaluate,train}`` in this order, with
-    ``settings``, new values by id of the config; raises ``ConfigurationError`` if there is no such file, id or setting, or the id is not a
-    network."""
+    """Loads the network of a config file, or of a bundle folder from the first of ``configs/{inference,evaluate,train}`` that has it.
+
+    ``settings`` maps ids of the config to new values. Raises ``ConfigurationError`` if there is no such file, id or setting, or if the id
+    is not a network."""
     source = Path(source)
     configs = [source]
     if source.is_dir():
@@ -90,7 +91,7 @@ def _read_config(config: Path, bundle: Path | None) -> ConfigParser:
 
 
 def _instantiate(parser: ConfigParser, network_id: str, config: Path) -> nn.Module:
-    # Bundles keep their code in a package next to configs.
+    # bundles keep their code in a package next to configs
     sys.path.insert(0, str(config.resolve().parents[1]))
     try:
         network = parser.get_parsed_content(network_id, instantiate=True)
@@ -106,7 +107,7 @@ def _instantiate(parser: ConfigParser, network_id: str, config: Path) -> nn.Modu
 
 
 def load_weights(network: nn.Module, path: str | Path) -> None:
-    """Loads a state dictionary, or a checkpoint that holds one under ``model``, ``network``, ``net`` or ``state_dict``; raises
+    """Loads a state dictionary, or a checkpoint with one under ``model``, ``network``, ``net`` or ``state_dict``; raises
     ``ConfigurationError`` if the file is missing, is not such a checkpoint or does not fit the network."""
     hint = "give a state dictionary saved by torch.save"
     state = state_of(read_checkpoint(path, hint=hint), path, hint)
@@ -119,7 +120,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
 
 
 def network_parser(name: str, description: str) -> argparse.ArgumentParser:
-    """Makes a parser with the options shared by all commands that read a network."""
+    """Makes a parser with the options that all commands for a network share."""
     parser = argparse.ArgumentParser(prog=f"python -m monai_gmr.apps.{name}", description=description)
     add = parser.add_argument
     add("source", metavar="BUNDLE_OR_CONFIG", help="bundle folder, or config file")

@@ -1,7 +1,7 @@
-"""Convert the network of a MONAI bundle or config from the command line, and measure its equivariance before and after.
+"""Convert the network of a MONAI bundle or config, and measure its equivariance before and after.
 
-``python -m monai_gmr.apps.convert CONFIG --network-id network_def --check 64 --check 65`` prints what became of each module, then errors;
-it exits with 0 if the converted network is exact at every size, 1 if it is not, 2 with one sentence if it cannot be converted.
+``python -m monai_gmr.apps.convert CONFIG --network-id network_def --check 64 --check 65`` prints a line per module, then the errors.
+Exits with 0 if the converted network is exact at every size, 1 if it is not, 2 and one sentence if it cannot be converted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from monai_gmr.utils import ConfigurationError
 
 
 def compare_errors(before: EquivarianceReport, after: EquivarianceReport) -> str:
-    """A table of the worst error at each size, before and after a conversion, from reports over the same sizes.
+    """Formats the worst error at each size before and after a conversion as a table; both reports have the same sizes.
 
     Example:
         >>> import torch
@@ -44,7 +44,7 @@ def compare_errors(before: EquivarianceReport, after: EquivarianceReport) -> str
 
 @command("convert")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the conversion; returns the exit status: 0 exact at every size (or none asked for), 1 not exact, 2 cannot be done."""
+    """Runs the conversion; returns the exit status: 0 exact at every size, or without ``--check``; 1 not exact; 2 cannot be done."""
     parser = network_parser(
         "convert",
         "Convert a network to radial, harmonic or group convolutions, print what became of each module, and measure whether its answer "

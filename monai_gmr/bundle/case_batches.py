@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from monai_gmr.transforms import check_finite
 from monai_gmr.utils import ConfigurationError, WriteError, reason
 
-# name, item and, if there is no item, the reason
+# name, item, and the reason if there is no item
 NamedItem = tuple[str, Any, str]
 
 

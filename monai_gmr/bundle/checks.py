@@ -1,4 +1,4 @@
-"""Checks of the data and files that a user gives to a bundle, before anything long starts."""
+"""Checks of a user's data and files for a bundle, before anything long starts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LAYOUT = "the layout of the Medical Segmentation Decathlon (dataset.json beside 
 
 
 def check_file(path: str | Path, what: str, hint: str) -> None:
-    """Raise :class:`ConfigurationError` when a file that a run needs is not there.
+    """Raises :class:`ConfigurationError` if a file that a run needs does not exist.
 
     Example:
         >>> check_file("models/none.pt", "checkpoint", "train first.")
@@ -35,7 +35,7 @@ def check_file(path: str | Path, what: str, hint: str) -> None:
 
 
 def check_tensorrt() -> None:
-    """Raise :class:`ConfigurationError` where ``monai.bundle.trt_export`` cannot run: without a CUDA GPU or ``torch_tensorrt``."""
+    """Raises :class:`ConfigurationError` if ``monai.bundle.trt_export`` cannot run: without a CUDA GPU or ``torch_tensorrt``."""
     lacking = [] if torch.cuda.is_available() else ["a CUDA GPU"]
     lacking += [] if optional_import("torch_tensorrt")[1] else ["the package torch_tensorrt"]
     if lacking:
@@ -46,7 +46,7 @@ def check_tensorrt() -> None:
 
 
 def _load_lists(root: Path) -> dict[str, Any]:
-    """The content of dataset.json."""
+    """Reads ``dataset.json``."""
     if not root.exists():
         raise ConfigurationError(f"dataset_dir={root} does not exist: give a folder in {LAYOUT}.")
     if not root.is_dir():
@@ -72,15 +72,15 @@ def check_decathlon(
     levels: int | None = None,
     voxel_size: float | None = None,
 ) -> None:
-    """Raise :class:`ConfigurationError` unless a folder has the layout of the Medical Segmentation Decathlon, and all files that it lists.
+    """Raises :class:`ConfigurationError` unless a folder has the layout of the Medical Segmentation Decathlon, with all listed files.
 
     With ``spatial_dims``, also checks that the network can take the images, according to their headers.
 
     Args:
         dataset_dir: folder with ``dataset.json``, whose lists hold ``{"image": path, "label": path}``, paths relative to it.
-        keys: the lists that the run reads.
+        keys: lists that the run reads.
         labelled: whether every case needs a label.
-        num_processes: processes of a distributed run, each of which needs a case.
+        num_processes: processes of a distributed run; each needs at least one case.
         spatial_dims, in_channels, levels, voxel_size: as for :func:`~monai_gmr.bundle.headers.check_header`.
     """
     root = Path(dataset_dir)
@@ -120,10 +120,10 @@ def check_decathlon(
 
 
 def find_images(path: str | Path, suffixes: tuple[str, ...], output_dir: str | Path | None = None) -> list[Path]:
-    """A file, or the images in a folder and all folders below it, sorted by name; :class:`ConfigurationError` where there is none.
+    """Finds a file, or the images in a folder and its subfolders, sorted by name; raises :class:`ConfigurationError` if there are none.
 
-    Hidden files and folders are left out, such as ._x.nii.gz, which macOS keeps beside x.nii.gz, and so are predictions of earlier runs
-    in ``output_dir`` and in folders below. ``suffixes`` are endings in lower case; files may have them in capitals.
+    Leaves out hidden files and folders, such as ._x.nii.gz, which macOS keeps next to x.nii.gz, and predictions of earlier runs in
+    ``output_dir`` and in subfolders. ``suffixes`` are in lower case; those of files can be in capitals.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -160,17 +160,17 @@ def list_images(
     output_dir: str | Path | None = None,
     spatial_dims: int = 3,
 ) -> list[dict[str, str]]:
-    """The images to predict, ``{"image": path}`` sorted by name: a file, the NIfTI files in a folder, or a list of a Decathlon dataset.
+    """Lists the images to predict as ``{"image": path}``, sorted by name: a file, the NIfTI files in a folder, or a Decathlon list.
 
     Args:
-        folder: file or folder as in :func:`find_images`; ``None`` takes the dataset instead.
+        folder: file or folder as in :func:`find_images`; ``None``: the dataset instead.
         dataset_dir: folder in the layout of the Medical Segmentation Decathlon; its cases need no labels.
         key: list of ``dataset.json``.
-        output_dir: folder of predictions, which are no images.
-        spatial_dims: 2: pictures (PNG, JPEG, BMP) in a folder are images, too.
+        output_dir: folder of predictions, which are left out.
+        spatial_dims: with 2, also lists pictures (PNG, JPEG, BMP) in a folder.
 
     Raises:
-        ConfigurationError: when there is no image.
+        ConfigurationError: if there is no image.
     """
     if folder is None:
         check_decathlon(dataset_dir, (key,), labelled=False)
@@ -186,10 +186,10 @@ def list_images(
 
 
 def with_weights(network: torch.nn.Module, path: str | Path | None, convert_weights: str) -> torch.nn.Module:
-    """The network with the weights of a file, for a conversion that takes them over; unchanged where no path is given.
+    """Loads the weights of a file into a network that is to be converted; returns it unchanged without a path.
 
     Raises:
-        ConfigurationError: when the conversion is to anneal a trained network and there are no weights, or they are not its own.
+        ConfigurationError: if the weights do not fit, or there is no path but the conversion is to anneal a trained network.
 
     Example:
         >>> with_weights(torch.nn.Linear(1, 1), None, "anneal")
@@ -207,11 +207,11 @@ def with_weights(network: torch.nn.Module, path: str | Path | None, convert_weig
 
 
 def load_network(network: torch.nn.Module, path: str | Path, device: str | torch.device = "cpu") -> None:
-    """Load a file of ``{"model": state_dict}`` or of a ``state_dict`` into the network that it is of.
+    """Loads a file with ``{"model": state_dict}`` or a ``state_dict`` into its network.
 
     Raises:
-        ConfigurationError: when the file is no checkpoint, of another network, also one with the same names and shapes where the file says
-            what it is of (:mod:`monai_gmr.networks.description`), or not finite.
+        ConfigurationError: if the file is not a checkpoint, has values that are not finite, or belongs to another network. If the file
+            describes its network (:mod:`monai_gmr.networks.description`), this includes networks with the same names and shapes.
     """
     state = state_of(read_checkpoint(path, device), path)
     hint = "give the settings that it was trained with, such as --conv, --features and --kernel_sizes."

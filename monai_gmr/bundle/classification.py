@@ -1,4 +1,4 @@
-"""The data of the classification bundles, checked before a network is built for them, and their table of predictions."""
+"""Data of the classification bundles, with checks before a network is built, and their table of predictions."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def check_data(
     grey: bool = False,
     multi_label: bool = False,
 ) -> None:
-    """Raise :class:`ConfigurationError` when a network of this shape cannot be trained or evaluated on this data.
+    """Raises :class:`ConfigurationError` if a network of this shape cannot be trained or evaluated on this data.
 
-    It is so when dimensions, channels (one where the colours are averaged, ``grey``) or classes do not fit, or an image has several
-    labels and ``multi_label`` is false, or the other way round. Warns about classes without a training image.
+    Dimensions, channels (one if ``grey`` averages the colours) and classes must fit, and ``multi_label`` must be true exactly if images
+    have several labels. Warns about classes without a training image.
     """
     name = dataset.path.name
     if dataset.spatial_dims != spatial_dims:
@@ -64,7 +64,7 @@ def check_data(
 
 
 def class_weights(class_counts: Sequence[int] | np.ndarray) -> torch.Tensor:
-    """Weights of a loss under which every class that occurs counts alike: ``total / (classes * count)``; 0 for a class without images.
+    """Computes loss weights that give all classes with images equal influence: ``total / (classes * count)``; 0 for the others.
 
     Example:
         >>> class_weights([30, 10, 0])
@@ -76,8 +76,8 @@ def class_weights(class_counts: Sequence[int] | np.ndarray) -> torch.Tensor:
 
 
 def label_weights(class_counts: Sequence[int] | np.ndarray, images: int) -> torch.Tensor:
-    """``pos_weight`` of ``torch.nn.BCEWithLogitsLoss`` under which images with and without a label count alike; 1 for a label that all
-    images have or none.
+    """Computes the ``pos_weight`` of ``torch.nn.BCEWithLogitsLoss`` that gives images with and without a label equal influence; 1 for a
+    label that all or no images have.
 
     Example:
         >>> label_weights([1, 3, 0], images=4)
@@ -89,7 +89,7 @@ def label_weights(class_counts: Sequence[int] | np.ndarray, images: int) -> torc
 
 
 def make_loss(dataset: MedMNISTCacheDataset, balanced: bool = True, multi_label: bool = False) -> torch.nn.Module:
-    """The loss for a data set: cross entropy of its classes, or of each of several labels an image; ``balanced``: by
+    """Makes the loss for a data set: cross entropy of the classes, or of each label if images have several; ``balanced`` weights it by
     :func:`class_weights` or :func:`label_weights`."""
     if multi_label:
         weights = label_weights(dataset.class_counts, len(dataset)) if balanced else None
@@ -106,12 +106,12 @@ def network_shape(
     grey: bool = False,
     **settings: Any,
 ) -> dict[str, int]:
-    """Channels and classes of the network that fits a data file, and whether an image has several labels: ``{"in_channels": int,
+    """Returns channels and classes of a network for a data file, and whether images have several labels: ``{"in_channels": int,
     "num_classes": int, "multi_label": bool}``.
 
     Args:
-        metadata: content of the bundle's ``metadata.json``, which counts where there is no such file: a bundle's network
-            can then be built and checked before its data are there.
+        metadata: content of the bundle's ``metadata.json``, used if there is no data file, so that the bundle's network can be
+            built and checked without data.
         dataset_dir, flag, section, settings: as for :class:`monai_gmr.data.MedMNISTCacheDataset`.
         grey: whether colours are averaged.
     """
@@ -131,17 +131,17 @@ def network_shape(
 def open_images(
     path: str | Path | None, *, spatial_dims: int = 2, in_channels: int = 1, grey: bool = False, **settings: Any
 ) -> Dataset:
-    """The images to predict, a dataset of ``{"image": MetaTensor (C, *spatial)}``: a file, those in a folder, or a section of an npz file.
+    """Makes a dataset of images to predict, ``{"image": MetaTensor (C, *spatial)}``: a file, a folder, or a section of an npz file.
 
     Args:
         path: file or folder as in :func:`~monai_gmr.bundle.checks.find_images`, read by :class:`~monai_gmr.transforms.LoadCased`;
-            ``None`` takes the npz file instead.
+            ``None``: the npz file instead.
         spatial_dims, in_channels: spatial axes and channels of the network.
-        grey: whether colours are averaged, so that images of one channel and of three can be read.
-        settings: the npz file, as for :class:`monai_gmr.data.MedMNISTCacheDataset`.
+        grey: whether colours are averaged, so that images of one or three channels can be read.
+        settings: arguments for the npz file, as for :class:`monai_gmr.data.MedMNISTCacheDataset`.
 
     Raises:
-        ConfigurationError: when there is no image; as an item is read, when that one cannot be predicted.
+        ConfigurationError: if there is no image; on reading an item, if it cannot be predicted.
 
     Example:
         >>> open_images("nowhere")
@@ -160,9 +160,9 @@ def open_images(
 
 
 def class_and_probabilities(classes: Sequence[int] | None = None) -> Callable:
-    """``output_transform`` for ``monai.handlers.ClassificationSaver``: the class of a case, then all probabilities, which are its ``pred``.
+    """Makes an ``output_transform`` for ``monai.handlers.ClassificationSaver``: the class of a case, then its ``pred``, the probabilities.
 
-    ``classes`` are the label values that the outputs of the network stand for, by default ``0, 1, ...``.
+    ``classes`` are the label values of the network's outputs, by default ``0, 1, ...``.
 
     Example:
         >>> class_and_probabilities(classes=(4, 7))([{"pred": torch.tensor([0.25, 0.75])}])
@@ -178,15 +178,15 @@ def class_and_probabilities(classes: Sequence[int] | None = None) -> Callable:
 
 
 class HeadedCSVSaver(CSVSaver):
-    """``monai.data.CSVSaver`` whose file begins with the names of its columns and appears complete or not at all.
+    """``monai.data.CSVSaver`` that writes the names of the columns first, and the file completely or not at all.
 
     Args:
         output_dir, filename: directory and name of the file.
-        columns: names of the values of a case, which follow the name of the case.
-        cases: names of all cases that may come; a file that is there with others is then not replaced.
+        columns: names of the values of a case, after the case's name.
+        cases: names of all possible cases; an existing file with other cases is then not replaced.
 
     Raises:
-        ConfigurationError: when the file is there and holds predictions of other cases.
+        ConfigurationError: if the file exists and holds predictions of other cases.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -213,7 +213,7 @@ class HeadedCSVSaver(CSVSaver):
                 )
 
     def finalize(self) -> None:
-        """Write every case that was saved; :class:`ConfigurationError` when one does not have one value a column."""
+        """Writes all saved cases; raises :class:`ConfigurationError` if a case does not have one value per column."""
         rows = []
         for case, values in self.get_cache().items():
             if values.size != len(self.columns):

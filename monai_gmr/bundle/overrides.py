@@ -1,5 +1,5 @@
-"""Overrides of a config: reads them from a command line, and checks them for what MONAI accepts silently: names that nothing reads, values
-that no run can use."""
+"""Overrides of a config: reading from a command line, and checks for mistakes that MONAI accepts silently, which are unused names and
+impossible values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from monai_gmr.utils import ConfigurationError
 yaml, _ = optional_import("yaml")
 # keys of a component of MONAI's configs besides the arguments of its target
 COMPONENT_KEYS = ("_target_", "_disabled_", "_requires_", "_desc_", "_mode_")
-# types that can replace a plain value of a type, and the text of the hint
+# for each type, the types that can replace its values, and the text of the hint
 KINDS: dict[type, tuple[Any, str]] = {
     bool: (bool, "True or False"),
     int: (int, "a whole number"),
@@ -31,7 +31,7 @@ IDS = re.compile(r"@(\w+)")
 
 
 def split_pair(text: str, option: str, example: str) -> tuple[str, str]:
-    """Read ``KEY=VALUE`` from the command line; raises ``ConfigurationError`` where a side of it is empty."""
+    """Splits ``KEY=VALUE`` from the command line; raises ``ConfigurationError`` if a side is empty."""
     key, _, value = text.partition("=")
     if not (key and value):
         raise ConfigurationError(f"{option} {text} cannot be read: give it as in {option} {example}.")
@@ -39,12 +39,12 @@ def split_pair(text: str, option: str, example: str) -> tuple[str, str]:
 
 
 def read_settings(pairs: Sequence[str], option: str = "--set") -> dict[str, Any]:
-    """Read settings ``KEY=VALUE``, whose values are YAML; raises ``ConfigurationError`` where one is not of that form."""
+    """Reads settings ``KEY=VALUE``, whose values are YAML; raises ``ConfigurationError`` if one does not have this form."""
     return {key: read_value(value) for key, value in (split_pair(pair, option, "device=cpu") for pair in pairs)}
 
 
 def read_value(text: str) -> Any:
-    """Read a value of a config: YAML, or as it stands a reference, an expression or a macro of MONAI."""
+    """Reads a value of a config as YAML; returns references, expressions and macros of MONAI unchanged."""
     if text[:1] in ("@", "$", "%"):
         return text
     try:

@@ -15,8 +15,8 @@ from monai_gmr.utils import ConfigurationError
 
 
 class Rule(NamedTuple):
-    """``passes`` takes a value and the number of spatial axes; ``says`` is the rule in words, with ``{dims}`` for the number of axes and
-    ``{devices}`` for the devices of this machine."""
+    """A rule for values: ``passes`` takes a value and the number of spatial axes; ``says`` is the rule in words, with ``{dims}`` for the
+    number of axes and ``{devices}`` for the devices of this machine."""
 
     passes: Callable[[Any, int], bool]
     says: str
@@ -108,7 +108,7 @@ TABLE: dict[str, Rule] = {
     "anneal_strength": _number(0),
     "anneal_power": _number(0),
     "anneal_by": _one_of("layer", "channel"),
-    # what is not positive is the size of the image
+    # values that are not positive mean the size of the image
     "roi_size": _or_none(
         _listed(
             _whole(-1)._replace(says="a whole number of voxels, 0 or -1 for the whole axis"), or_one=True, per_axis=True
@@ -126,7 +126,7 @@ TABLE: dict[str, Rule] = {
 
 
 def check_value(name: str, value: Any, spatial_dims: int, option: str = "") -> None:
-    """Raise :class:`ConfigurationError` when a setting of :data:`TABLE`, given by the id ``option``, has a value that no run can have."""
+    """Raises :class:`ConfigurationError` if a setting of :data:`TABLE`, given under the id ``option``, has a value that no run can use."""
     rule, option = TABLE[name], option or name
     if not rule.passes(value, spatial_dims):
         devices = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
@@ -135,9 +135,9 @@ def check_value(name: str, value: Any, spatial_dims: int, option: str = "") -> N
 
 
 def check_values(spatial_dims: int | None = None, **settings: Any) -> None:
-    """Raise when a setting of :data:`TABLE` has a value that no run can have, or ``MONAI_GMR_BACKEND`` names no backend.
+    """Raises if a setting of :data:`TABLE` has a value that no run can use, or if ``MONAI_GMR_BACKEND`` does not name a backend.
 
-    ``spatial_dims`` are the spatial axes of the bundle's network, which some lists have as their length.
+    ``spatial_dims`` is the number of spatial axes of the bundle's network, and the length of some lists.
 
     Example:
         >>> check_values(3, patch_size=[16, 16])
@@ -154,7 +154,7 @@ def check_values(spatial_dims: int | None = None, **settings: Any) -> None:
 
 
 def check_together(settings: Mapping[str, Any]) -> None:
-    """Raise :class:`ConfigurationError` when settings that can each be used have no use with each other."""
+    """Raises :class:`ConfigurationError` if valid settings cannot be combined."""
     if settings.get("reduction") is not None and settings.get("roi_size", "unknown") is None:
         raise ConfigurationError(
             f"reduction={settings['reduction']!r} reduces windows and there are none: give --roi_size, or leave --reduction out."
@@ -165,7 +165,7 @@ def check_together(settings: Mapping[str, Any]) -> None:
     for name in ("patch_size", "roi_size"):
         size = settings.get(name)
         sides = [size] * dims if isinstance(size, int) else size
-        # one that is not positive is as long as the image
+        # sides that are not positive are as long as the image
         if isinstance(sides, (list, tuple)) and all(
             isinstance(side, int) and 0 < side <= 2 ** (len(features) - 1) for side in sides
         ):

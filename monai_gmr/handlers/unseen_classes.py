@@ -52,7 +52,7 @@ class WarnOfUnseenClasses:
 
     Args:
         num_classes: number of classes, including the background.
-        validator: evaluator of the training, whose labels are checked, too.
+        validator: evaluator of the training, whose labels are also checked.
     """
 
     @checked_arguments

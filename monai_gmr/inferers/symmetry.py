@@ -42,7 +42,7 @@ class SymmetryInferer(Inferer):
         spatial: whether outputs with a batch, a channel and the spatial axes are transformed back, at any resolution. Others, such as class
             scores, never are; a warning, once, reports outputs that change with the views like a map with flattened spatial axes.
         views_per_batch: number of views of one size that go through the network at once, which multiplies the batch size.
-        uncertainty: "std", "entropy", or both in a list, to return them, too.
+        uncertainty: "std", "entropy", or both in a list, to return them as well.
         spacing: voxel size in millimetres, one per axis; default 1.
         threshold: threshold of a vote.
         mirrored_labels: pairs of output channels to exchange in mirrored views, such as those of a left and a right kidney, ``[(1, 2)]``.

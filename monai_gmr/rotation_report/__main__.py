@@ -57,7 +57,7 @@ agreement of a segmentation with itself when your own scan is rotated, without a
 
 BUNDLE is the name of a bundle that ships with monai_gmr, or a folder of MONAI's bundle specification, such as one that
 `python -m monai.bundle download` fetched. Its config is configs/evaluate (over configs/train where need be), else
-configs/inference. SaveImaged, StatsHandler and whatever else writes files or logs is switched off. An interrupted report is
+configs/inference. SaveImaged, StatsHandler and other parts that write files or logs are switched off. An interrupted report is
 resumed. MONAI_GMR_TRACEBACK=1 in the environment shows where an error came from.
 """
 
@@ -211,7 +211,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def read_direction(arguments: argparse.Namespace) -> bool | dict[str, bool] | None:
-    """Whether larger values are better: for all metrics, by name of a metric, or ``None``, which goes by the metrics' classes.
+    """Whether larger values are better: for all metrics, by name of a metric, or ``None`` to decide by the metrics' classes.
 
     Example:
         >>> command = ["bundle", "--smaller_is_better_for", "volume_error", "--greater_is_better_for", "likelihood"]

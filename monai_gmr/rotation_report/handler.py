@@ -87,7 +87,7 @@ class RotationReport:
         views: a set of :func:`~monai_gmr.symmetry.make_views`; the upright image is always included. Default: all symmetries of the grid,
             and angles every 10 degrees in 2D, every 30 degrees about each axis in 3D.
         shifts: distances in voxels by which images are shifted along each axis, not rotated. A network whose answer changes under a shift
-            of half a voxel also changes at angles, whatever its symmetry.
+            of half a voxel also changes at angles, even if it is exactly equivariant on the grid.
         spacing: voxel size in millimetres: axes of different spacing are not exchanged, rotations are in millimetres. Default: rotations of
             the voxel grid.
         average: views over which a network's answers are averaged (:class:`~monai_gmr.inferers.SymmetryInferer`): every network is reported
@@ -430,7 +430,7 @@ class RotationReport:
         write_text(f"{short_table(summary, costs, key)}\n\n{judged}Here {seen}.\n", folder / "rotation_report.md")
         overview = None
         if can_draw():
-            # a rotated answer takes one pass, whatever the number of views
+            # a rotated answer takes one pass for any number of views
             rotated = {title for title, network in networks.items() if network.rotates_answer}
             seconds = {title: cost["seconds_per_case"] for title, cost in costs.items() if title not in rotated}
             greater_is_better = results[0].is_greater_better(key)

@@ -1,4 +1,4 @@
-"""Runs an evaluator on one batch, rotated or mirrored by one view after the other, and measures its answers."""
+"""Runs of an evaluator on one batch, rotated or mirrored by each view in turn, and measurements of its answers."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from monai_gmr.utils import ConfigurationError
 Events, _ = optional_import("ignite.engine", name="Events")
 Metric, _ = optional_import("ignite.metrics", name="Metric")
 
-# a logit so large that its class is certain, and that half precision holds
+# a logit that makes its class certain and fits in half precision
 CERTAIN = 1e4
 
 
 def metric_handlers(evaluator: Any) -> dict[str, Any]:
-    """The metrics of an evaluator by name, the key metric first."""
+    """Returns the metrics of an evaluator by name, the key metric first."""
     metrics = {}
-    # ignite has no public list of what is attached to an engine
+    # ignite has no public list of attached metrics
     for handler, arguments, _ in evaluator._event_handlers[Events.EPOCH_COMPLETED]:
         owner = getattr(handler, "__self__", None)
         if isinstance(owner, Metric) and handler.__name__ == "completed":
@@ -50,10 +50,10 @@ def metric_handlers(evaluator: Any) -> dict[str, Any]:
 def relative_errors(
     answer: torch.Tensor, upright: torch.Tensor, view: View, spacing: Sequence[float] | None, dims: int
 ) -> list[float]:
-    """``||g^-1 f(g x) - f(x)|| / ||f(x)||`` of every case of a batch.
+    """Computes ``||g^-1 f(g x) - f(x)|| / ||f(x)||`` for every case of a batch.
 
-    Answers of shape ``(B, C, *spatial)`` with ``dims`` spatial axes are rotated back; except for symmetries of the grid they are compared
-    inside the inscribed disc or ball. Others, such as class scores, are compared as they are. Where the shapes differ there is no number.
+    Answers of shape ``(B, C, *spatial)`` with ``dims`` spatial axes are rotated back, and compared inside the inscribed disc or ball if
+    the view is not a symmetry of the grid. Others, such as class scores, are compared as they are. If shapes differ, errors are NaN.
     """
     spatial = answer.ndim == dims + 2
     if spatial:
@@ -69,8 +69,8 @@ def relative_errors(
 
 
 def is_exclusive(channels: int, label: torch.Tensor | None) -> bool:
-    """Whether the channels of a prediction are classes of which a voxel has one, the first being the background: not for a single
-    channel, and not if the label has as many and is not one-hot."""
+    """Checks whether the channels of a prediction are exclusive classes, the first one the background. They are not if there is a single
+    channel, or if the label has as many channels and is not one-hot."""
     if channels == 1 or label is None or label.shape[1] == 1:
         return channels > 1
     return label.shape[1] == channels and bool((label.sum(1) == 1).all())
@@ -79,8 +79,8 @@ def is_exclusive(channels: int, label: torch.Tensor | None) -> bool:
 def keep_ball(
     prediction: torch.Tensor, label: torch.Tensor | None, spacing: Sequence[float] | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Raw answers and label, of shape ``(B, C, *spatial)``, with background outside the inscribed disc or ball: a rotation moves the rest
-    out of the image, or in."""
+    """Sets raw answers and label, of shape ``(B, C, *spatial)``, to background outside the inscribed disc or ball, where a rotation moves
+    voxels into or out of the image."""
     ball = torch.as_tensor(inscribed_ball(prediction.shape[2:], spacing))
     exclusive = is_exclusive(prediction.shape[1], label)
 
@@ -96,18 +96,18 @@ def keep_ball(
 
 
 def is_on(x: torch.Tensor) -> torch.Tensor:
-    """Where a network sees a region, from logits, above 0, or from probabilities, above 0.5 where all lie between 0 and 1."""
-    # values outside the ball are not the network's
+    """Marks the voxels where a network sees a region: logits above 0, or probabilities above 0.5 if all values lie between 0 and 1."""
+    # values outside the ball do not come from the network
     inside = x[x > -CERTAIN]
     is_probability = bool(((inside >= 0) & (inside <= 1)).all())
     return x > (0.5 if is_probability else 0.0)
 
 
 def class_map(x: torch.Tensor, logits: bool, exclusive: bool = True) -> np.ndarray:
-    """Whole numbers to draw: the class of every case or voxel, of logits or a label of shape ``(B,)``, ``(B, C)`` or ``(B, C, *spatial)``.
+    """Computes the class of every case or voxel, an integer, from logits or a label ``(B,)``, ``(B, C)`` or ``(B, C, *spatial)``.
 
-    A single channel of logits, or one that is not exclusive, is on as :func:`is_on` says. Of channels that are not exclusive a voxel gets
-    the last one that it has, counted from 1.
+    :func:`is_on` decides where a single channel of logits, or one that is not exclusive, is on. If channels are not exclusive, a voxel
+    gets the last channel that is on, counted from 1.
     """
     x = x.detach().as_subclass(torch.Tensor).cpu()
     x = x[:, None] if x.ndim < 2 else x
@@ -121,7 +121,7 @@ def class_map(x: torch.Tensor, logits: bool, exclusive: bool = True) -> np.ndarr
 
 
 def class_probabilities(scores: torch.Tensor) -> torch.Tensor:
-    """Probabilities of classes, of shape ``(B, C)``, from logits of that shape; a single one, ``(B, 1)``, is that of class 1 of two.
+    """Computes class probabilities ``(B, C)`` from logits of that shape; a single logit, ``(B, 1)``, is for class 1 of two.
 
     Example:
         >>> class_probabilities(torch.zeros(1, 1))
@@ -133,8 +133,8 @@ def class_probabilities(scores: torch.Tensor) -> torch.Tensor:
 
 
 def true_class(scores: torch.Tensor, label: Any) -> list[float] | None:
-    """Probability that a classifier gives the true class of each case, from logits of shape ``(B, C)`` (a single one is that of class 1)
-    and classes of shape ``(B,)``, ``(B, 1)`` or one-hot ``(B, C)``; ``None`` for any other label, such as several for a case."""
+    """Computes the probability that a classifier gives the true class of each case, from logits ``(B, C)`` (a single one is for class 1)
+    and classes ``(B,)``, ``(B, 1)`` or one-hot ``(B, C)``; ``None`` for any other label, such as several labels per case."""
     if not isinstance(label, torch.Tensor) or scores.ndim != 2 or label.numel() not in (len(scores), scores.numel()):
         return None
     label = label.detach().as_subclass(torch.Tensor).cpu().reshape(len(scores), -1)
@@ -148,8 +148,8 @@ def true_class(scores: torch.Tensor, label: Any) -> list[float] | None:
 
 
 def answer_marks(answer: torch.Tensor) -> np.ndarray:
-    """Two numbers by which each answer of a batch is recognised, ``(batch, 2)``: its norm, and a sum that changes when an answer is
-    rotated or mirrored, too.
+    """Computes two numbers that identify each answer of a batch, ``(batch, 2)``: its norm, and a sum that also changes if the answer is
+    rotated or mirrored.
 
     Example:
         >>> answer_marks(torch.tensor([[3.0, 4.0], [4.0, 3.0]])).round(2).tolist()
@@ -161,8 +161,8 @@ def answer_marks(answer: torch.Tensor) -> np.ndarray:
 
 
 class Shown(NamedTuple):
-    """What one view of the first case of a batch looks like: ``image`` of shape ``(C, *spatial)``, ``label`` (or ``None``) and
-    ``prediction``, whole numbers of shape ``(*spatial)`` or one of them, and the ``probabilities`` of a classifier, ``(classes,)``."""
+    """One view of the first case of a batch, to be drawn: ``image`` of shape ``(C, *spatial)``; ``label`` (or ``None``) and ``prediction``,
+    integers of shape ``(*spatial)`` or a single integer; and the ``probabilities`` of a classifier, ``(classes,)``."""
 
     view: View
     image: np.ndarray
@@ -172,7 +172,7 @@ class Shown(NamedTuple):
 
 
 class _TimedInferer(Inferer):
-    """An inferer, timed, that takes one of several answers of the network, or gives ``answer`` instead."""
+    """A timed inferer that selects one of several answers of the network, or returns ``answer`` if it is set."""
 
     def __init__(self, inferer: Callable[..., Any], prediction: int | str | None) -> None:
         super().__init__()
@@ -203,8 +203,8 @@ class _TimedInferer(Inferer):
             return answer[self.prediction]
         kind, given = type(answer).__name__, f"prediction={self.prediction!r}"
         if not keys:
-            raise ConfigurationError(f"the network returned a {kind}, of which {given} cannot be taken: leave it out.")
-        given = "" if self.prediction is None else f" and {given} is no tensor of it"
+            raise ConfigurationError(f"the network returned a {kind}, so {given} cannot be used: leave it out.")
+        given = "" if self.prediction is None else f" and {given} is not a tensor in it"
         raise ConfigurationError(
             f"the network returned a {kind} of {len(keys)}{given}: say which is judged with prediction, one of "
             f"{', '.join(map(repr, keys))}."
@@ -212,8 +212,8 @@ class _TimedInferer(Inferer):
 
 
 def _image_savers(evaluator: Any) -> list[SaveImaged]:
-    """The transforms of an evaluator's postprocessing that write images."""
-    # MONAI has no public way to a postprocessing, which is in the closure of a handler
+    """Finds the transforms of an evaluator's postprocessing that write images."""
+    # MONAI gives no public access to the postprocessing, which is in the closure of a handler
     handlers = [entry[0] for entry in evaluator._event_handlers[IterationEvents.MODEL_COMPLETED]]
     variables = [inspect.getclosurevars(handler).nonlocals for handler in handlers if inspect.isfunction(handler)]
     parts = [value for names in variables for value in names.values()]
@@ -221,12 +221,12 @@ def _image_savers(evaluator: Any) -> list[SaveImaged]:
 
 
 class ViewProbe:
-    """Runs an evaluator on a batch, rotated or mirrored by one view after the other, and records what comes out.
+    """Probe that runs an evaluator on a batch, rotated or mirrored by each view in turn, and records the results.
 
     Inside ``with probe:`` the evaluator has another ``prepare_batch``, ``inferer`` and loader, its ``SaveImaged`` writes nothing, and its
-    log is quiet; afterwards it is as before. ``inferer`` runs the network, ``metrics`` are those that are recorded; ``rotates_answer``
-    takes the answer to the first view, moved with the image, for all others; the other arguments are those of
-    :class:`~monai_gmr.rotation_report.RotationReport`.
+    log is quiet; afterwards it is restored. ``inferer`` runs the network; ``metrics`` are the names of the metrics to record. With
+    ``rotates_answer`` the answer to the first view, moved with the image, replaces the answers to all other views. The other arguments
+    are those of :class:`~monai_gmr.rotation_report.RotationReport`.
     """
 
     def __init__(
@@ -261,7 +261,7 @@ class ViewProbe:
         self._upright: torch.Tensor | None = None
         self._size: Sequence[int] = ()
         self._show: Callable[[Shown], None] | None = None
-        # of an evaluator whose labels are the network's own answers to upright images: what makes one of an answer
+        # makes a label from an answer, for evaluators whose labels are the network's own answers to upright images
         self._label_of: Callable[[torch.Tensor], torch.Tensor] | None = getattr(evaluator, "label_of", None)
         self._first_scores: dict[str, list[np.ndarray]] = {}
         self._has_true_class: bool | None = None
@@ -307,8 +307,8 @@ class ViewProbe:
         keep: Callable[[ViewRecord], None] = lambda record: None,
         show: Callable[[Shown], None] | None = None,
     ) -> None:
-        """Run the evaluator on a batch, once for each view; ``keep`` takes each record as soon as it is made, ``show`` what the first case
-        looks like. Equivariance errors are measured from the first view, of which own labels are made, too: it is the upright one."""
+        """Runs the evaluator on a batch, once for each view; calls ``keep`` with each record as soon as it is made, and ``show`` with the
+        first case. The first view is the upright one: equivariance errors are relative to it, and own labels are made from it."""
         self._names, self._views, self._keep, self._show = batch.names, views, keep, show
         self._upright, self._prepare.label = None, None
         self.evaluator.data_loader = [batch.batch] * len(views)
@@ -316,13 +316,13 @@ class ViewProbe:
         self.evaluator.run()
 
     def measure(self, batch: CaseBatch, view: View) -> ViewRecord:
-        """The record of one view."""
+        """Returns the record of one view."""
         records: list[ViewRecord] = []
         self.run(batch, [view], records.append)
         return records[0]
 
     def images(self, batch: CaseBatch, views: Sequence[View]) -> list[Shown]:
-        """What views of the first case look like; the first is the upright one."""
+        """Returns views of the first case, to be drawn; the first view is the upright one."""
         shown: list[Shown] = []
         self.run(batch, views, show=shown.append)
         return shown
@@ -335,15 +335,15 @@ class ViewProbe:
         return self._views[self.evaluator.state.iteration - 1]
 
     def _move_back(self, x: torch.Tensor, view: View, size: Sequence[int]) -> torch.Tensor:
-        """An answer to an image of this size, or the image, in the upright frame: rotated linearly, or shifted by splines, which keep
-        what half a voxel's mean would blur."""
+        """Moves an answer to an image of this size, or the image, to the upright frame: rotates with linear interpolation, or shifts with
+        splines, because a linear shift by half a voxel would blur."""
         if view.shift is None:
             return rotate_image(x, view.matrix.T, self.spacing)
         back = view._replace(shift=tuple(-distance for distance in view.shift))
         return move_image(x, back, order=self.order, input_size=size, spacing=self.spacing)
 
     def _mirror(self, answer: torch.Tensor, view: View) -> torch.Tensor:
-        """An answer to a mirror image with the channels exchanged that trade places; other answers as they are."""
+        """Exchanges the mirrored channels of an answer to a mirror image; returns other answers unchanged."""
         if not self.mirrored_labels or not is_mirror(view.matrix) or answer.ndim < 2:
             return answer
         return exchange_channels(answer, self.mirrored_labels, axis=1)
@@ -352,7 +352,7 @@ class ViewProbe:
         view = self._view()
         self._prepare.view, self._passes, self._inferer.answer = view, 0, None
         if self.rotates_answer and self._upright is not None:
-            # linearly where it is rotated, as answers are averaged and rotated back
+            # rotated linearly, as in averaging and in rotating back
             how: dict[str, Any] = {"order": 1 if view.shift is None else self.order, "spacing": self.spacing}
             self._inferer.answer = self._mirror(move_image(self._upright, view, input_size=self._size, **how), view)
 
@@ -362,7 +362,7 @@ class ViewProbe:
         plain = answer.detach().as_subclass(torch.Tensor)
         check_answer(plain)
         if self._upright is None:
-            # a copy: the network may hand out a buffer that it writes to again
+            # a copy: the network may return a buffer and write to it again
             self._upright, self._size = plain.clone(), image.shape[2:]
             if self._label_of is not None:
                 self._prepare.label = label = self._label_of(self._upright)
@@ -375,7 +375,7 @@ class ViewProbe:
             self._errors = [moved_error(*pair, view, **how) for pair in zip(plain.split(1), upright.split(1))]
         self._values = {ANSWER: [answer_marks(plain)]}
         probability = None if spatial or self._label_of is not None else true_class(plain, label)
-        # of several labels a case, a batch may happen to have one each: the first batch decides for all
+        # a batch of cases with several labels can have one each by chance, so the first batch decides for all
         self._has_true_class = probability is not None if self._has_true_class is None else self._has_true_class
         if self._has_true_class:
             self._values[TRUE_CLASS] = [np.full(len(plain), np.nan) if probability is None else np.array(probability)]
@@ -405,7 +405,7 @@ class ViewProbe:
         self._first_scores = self._first_scores if self.evaluator.state.iteration > 1 else scores
         last = self.evaluator.state.iteration == len(self._views)
         for name, metric in self.metrics.items():
-            # the metrics that the evaluator itself ends with are those of the first view
+            # at the end, the evaluator itself has the metrics of the first view
             if last and name in self.recorded and keeps_cases(metric):
                 metric.reset()
                 metric.metric_fn.extend(*(torch.as_tensor(part) for part in self._first_scores[name]))
@@ -417,12 +417,12 @@ class ViewProbe:
 
 
 def keeps_cases(metric: Any) -> bool:
-    """Whether a metric is one of MONAI's, which keep what they need of each case."""
+    """Checks whether a metric is one of MONAI's, which keep values for each case."""
     return isinstance(getattr(metric, "metric_fn", None), Cumulative)
 
 
 def _case_values(name: str, metric: Any, count: int) -> list[np.ndarray]:
-    """What a metric holds of each case since it was reset: arrays with one entry a case."""
+    """Returns the values that a metric has kept since its reset: arrays with one entry per case."""
     if not keeps_cases(metric):
         return [np.full(count, float(metric.compute()))]
     buffer = metric.metric_fn.get_buffer()
@@ -435,20 +435,20 @@ def _case_values(name: str, metric: Any, count: int) -> list[np.ndarray]:
 
 
 def score(metric: Any, values: Sequence[np.ndarray]) -> float:
-    """The metric over cases, from what :class:`ViewProbe` recorded of each; of a metric that is not MONAI's the mean over the batches.
+    """Computes a metric over cases from the values that :class:`ViewProbe` recorded; if it is not MONAI's, its mean over the batches.
 
-    NaN if no case has a score, for example if all labels lack the classes; MONAI's mean would be 0.
+    Returns NaN if no case has a score, for example if all labels lack the classes; MONAI's mean would be 0.
     """
     if all(np.isnan(part).all() for part in values):
         return float("nan")
     if not keeps_cases(metric):
         return float(np.nanmean(values[0])) if np.isfinite(values[0]).any() else float("nan")
-    # in double precision a mean of equal scores is that score; copies, for MONAI's means write to what they take
+    # in double precision the mean of equal scores is that score; copies, because MONAI's means write to their input
     parts = [torch.tensor(part, dtype=torch.float64) for part in values]
-    # a copy that aggregates these parts: to extend a metric's own buffer case by case takes longer than to aggregate it
+    # a copy that aggregates these parts: extending the metric's own buffer case by case takes longer than the aggregation
     metric_fn = copy.copy(metric.metric_fn)
     metric_fn.get_buffer = lambda: parts[0] if len(parts) == 1 else parts
     result = metric_fn.aggregate()
-    # MONAI's handlers, too, report the first of several
+    # MONAI's handlers also report the first of several
     result = result[0] if isinstance(result, (tuple, list)) else result
     return float(torch.as_tensor(result, dtype=torch.float64).nanmean())

@@ -16,7 +16,7 @@ from monai_gmr.symmetry import View, is_grid_symmetry, is_mirror
 from monai_gmr.tables import format_aligned, format_markdown
 
 FAMILIES = ("upright", "flips", "group", "angles", "turns", "icosahedral", "random", "shifts")
-# in the short table: flips are in the group, other angles among the turns
+# without flips, which are in the group, and angles, which are among the turns
 FAMILY_WORDS = {
     "upright": "the image as it is",
     "flips": "the image as it is, and mirrored along an axis or several",
@@ -28,21 +28,21 @@ FAMILY_WORDS = {
     "shifts": "moved by part of a voxel and not rotated",
 }
 SHORT_FAMILIES = ("upright", "group", "turns", "icosahedral", "random", "shifts")
-# what the networks see of images, as the records have it and in words
+# the part of the images that networks see, in the records and in words
 IMAGES = {"whole": "images to their corners", "ball": "the inscribed disc or ball of images"}
 ERROR = "equivariance_error"
-# of an answer that is compared with the upright one: the share of voxels whose class changes, the largest change of a probability
+# differences from the upright answer: the share of voxels whose class changes, the largest change of a probability
 CHANGED_VOXELS, CHANGED_PROBABILITY = "changed_voxels", "changed_probability"
 SMALLER_IS_BETTER = (ERROR, CHANGED_VOXELS, CHANGED_PROBABILITY)
 CONFIDENCE = 0.95
-# so many cases decide whether a metric is a mean over cases
+# number of cases that decide whether a metric is a mean over cases
 PROBED_CASES = 64
 NAN = float("nan")
 
 
 def axis_and_angle(view: View) -> tuple[int | str, float | str]:
-    """Array axis and angle in degrees of a rotation about an axis, or the axis of a shift; empty for every other view. In 2D the axis of
-    rotations is 0."""
+    """Returns the array axis and the angle in degrees of a rotation about an axis, or the axis of a shift; empty strings for other views.
+    In 2D the axis of rotations is 0."""
     if view.shift is not None:
         return int(np.abs(view.shift).argmax()), ""
     matrix, in_plane = view.matrix, len(view.matrix) == 2
@@ -55,10 +55,10 @@ def axis_and_angle(view: View) -> tuple[int | str, float | str]:
 
 
 def view_families(views: Sequence[View], spacing: Sequence[float] | None = None) -> dict[str, list[int]]:
-    """Family to the indices of its views, of families with a view beside the upright one, which belongs to all.
+    """Maps each family to the indices of its views, if it has views besides the upright one, which belongs to all families.
 
     Families are "upright", "flips" (an axis or several reversed), "group" (symmetries of the grid), "angles" (rotations about an array
-    axis that are no symmetries of the grid), "turns" (all rotations about an array axis: a full circle), "icosahedral", "random" and
+    axis that are not symmetries of the grid), "turns" (all rotations about an array axis: a full circle), "icosahedral", "random" and
     "shifts" (moved and not rotated).
     """
     families: dict[str, list[int]] = {family: [0] for family in FAMILIES}
@@ -79,24 +79,24 @@ def view_families(views: Sequence[View], spacing: Sequence[float] | None = None)
 
 
 def percentile_interval(samples: np.ndarray) -> tuple[float, float]:
-    """Interval that holds 95 % of the bootstrapped scores; not a number where there are fewer than two.
+    """Computes the interval that holds 95 % of the bootstrapped scores; NaN if there are fewer than two.
 
     Source: B. Efron, R. Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3. ``scipy.stats.bootstrap`` takes one statistic
-    at a time and no scores that are not numbers; here one draw of cases serves all views, families and pairs of networks.
+    at a time and no NaN; here one draw of cases serves all views, families and pairs of networks.
     """
     if np.isfinite(samples).sum() < 2:
         return NAN, NAN
-    # between infinite samples there is no number
+    # interpolation between infinite samples is invalid
     with np.errstate(invalid="ignore"):
         low, high = np.nanpercentile(samples, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
     return float(low), float(high)
 
 
 def paired_test(first: np.ndarray, second: np.ndarray, num_resamples: int, seed: int) -> float:
-    """Two-sided p-value that the mean difference of two networks over the same cases is zero; not a number with fewer than two cases.
+    """Computes the two-sided p-value for a mean difference of zero between two networks on the same cases; NaN below two cases.
 
-    Signs of the scores' differences, each of shape ``(cases,)``, are exchanged at random ``num_resamples`` times, or in all ways where
-    these are fewer (``scipy.stats.permutation_test``).
+    The test flips the signs of the differences between the scores, each of shape ``(cases,)``, at random ``num_resamples`` times, or in all
+    ways if these are fewer (``scipy.stats.permutation_test``).
     """
     differences = first - second
     differences = differences[np.isfinite(differences)]
@@ -110,19 +110,19 @@ def paired_test(first: np.ndarray, second: np.ndarray, num_resamples: int, seed:
 
 
 def family_scores(values: np.ndarray, members: Sequence[int]) -> np.ndarray:
-    """Mean over a family's views of each case, shape ``(cases,)``; not a number where a case has none."""
+    """Computes the mean of each case over a family's views, shape ``(cases,)``; NaN for a case without scores."""
     chosen = np.asarray(values, float)[:, list(members)]
-    # a distance to an empty answer is infinite, and no missing one
+    # a distance to an empty answer is infinite, not missing
     counts = (~np.isnan(chosen)).sum(1)
     return np.where(counts > 0, np.nansum(chosen, 1) / np.maximum(counts, 1), np.nan)
 
 
 class WorstCase(NamedTuple):
-    """A case in the view in which a network has its worst score.
+    """A case in the view with its worst score.
 
-    ``value`` is the metric in this view, ``upright`` that of the upright view or ``None``. ``image`` of shape ``(C, *spatial)``, 2D or 3D,
-    is in this view. ``label`` and ``prediction`` are integers of shape ``(*spatial)`` (segmentation, 0 is background), one integer
-    (classification) or ``None``.
+    ``value`` is the metric in this view, ``upright`` the metric in the upright view or ``None``. ``image`` of shape ``(C, *spatial)``,
+    2D or 3D, is in this view. ``label`` and ``prediction`` are integers of shape ``(*spatial)`` (segmentation, 0 is background), one
+    integer (classification) or ``None``.
     """
 
     network: str
@@ -137,10 +137,10 @@ class WorstCase(NamedTuple):
 
 
 class NetworkScores:
-    """Scores of one network from its ``records``, of those ``cases`` of which no view is missing.
+    """Scores of one network from its ``records``, for those of ``cases`` that have all views.
 
-    ``views`` begin with the upright one; ``handlers``, metric handlers by name, make one score of the records of many cases. The bootstrap
-    has ``num_resamples``, a tenth of it for metrics that are no means over cases.
+    ``views`` begin with the upright one; ``handlers``, metric handlers by name, compute one score from the records of many cases. The
+    bootstrap draws ``num_resamples``, a tenth of it for metrics that are not means over cases.
     """
 
     def __init__(
@@ -166,20 +166,20 @@ class NetworkScores:
         self.images = str(records.header.get("images", "whole"))
         self.metrics = [name for name in records.metrics if name in handlers]
         columns = [records.columns(view.name, self.cases) for view in self.views]
-        # of each case in each view, shape (cases, views)
+        # for each case in each view, shape (cases, views)
         self.errors, self.seconds, self.passes = (
             np.array(columns, float).reshape(len(self.views), 3, len(self.cases)).transpose(1, 2, 0)
         )
         self.table, self._kept, self._resampled = cache(self._make_table), cache(self._read), cache(self._resample)
 
     def cost(self) -> dict[str, float]:
-        """``passes_per_case``, the mean, and ``seconds_per_case``, the median over all views of all cases, which other work on the
-        machine and the first call do not change."""
+        """Returns ``passes_per_case``, the mean, and ``seconds_per_case``, the median over all views of all cases, because the first call
+        and other work on the machine hardly change it."""
         mean, median = (float(self.passes.mean()), float(np.median(self.seconds))) if self.cases else (NAN, NAN)
         return {"passes_per_case": mean, "seconds_per_case": median}
 
     def _make_table(self, metric: str) -> np.ndarray | None:
-        """A metric of each case in each view, shape ``(cases, views)``; ``None`` for one that is no mean over cases, such as AUC."""
+        """Computes a metric for each case in each view, shape ``(cases, views)``; ``None`` if it is not a mean over cases, such as AUC."""
         views = range(len(self.views))
         if metric == ERROR:
             return self.errors
@@ -196,7 +196,7 @@ class NetworkScores:
         return np.stack([self._single_scores(metric, self._kept(metric, view)) for view in views], 1)
 
     def _read(self, metric: str, view: int) -> list[np.ndarray]:
-        """What the metric keeps of all cases in a view."""
+        """Reads the values that the metric keeps for all cases in a view."""
         return self.records.values(metric, self.views[view].name, self.cases)
 
     def _single_scores(self, metric: str, values: Sequence[np.ndarray]) -> np.ndarray:
@@ -204,7 +204,7 @@ class NetworkScores:
         return np.array([score(self.handlers[metric], case) for case in cases])
 
     def scores(self, metric: str, chosen: Sequence[int] | np.ndarray | None = None) -> list[float]:
-        """The metric over cases, one a view; ``chosen`` are indices of cases, with repetitions, default all."""
+        """Computes the metric over cases, one score per view; ``chosen`` are indices of cases, with repetitions, by default all."""
         rows = np.arange(len(self.cases)) if chosen is None else np.asarray(chosen)
         table = self.table(metric)
         if table is not None:
@@ -213,20 +213,20 @@ class NetworkScores:
         return [score(self.handlers[metric], values) for values in parts]
 
     def _draws(self, cases: int, count: int) -> np.ndarray:
-        """Indices of cases drawn with replacement, shape ``(count, cases)``; networks of equal cases draw the same ones."""
+        """Draws indices of cases with replacement, shape ``(count, cases)``; networks with equal cases draw the same ones."""
         return np.random.default_rng(self.seed).integers(max(cases, 1), size=(count if cases > 1 else 0, cases))
 
     def _resample(self, metric: str) -> np.ndarray:
-        """The metric over drawn cases, shape ``(num_resamples, views)``."""
+        """Computes the metric over drawn cases, shape ``(num_resamples, views)``."""
         table = self.table(metric)
         draws = self._draws(len(self.cases), self.num_resamples // (10 if table is None else 1))
         samples = [self.scores(metric, rows) if table is None else np.nanmean(table[rows], 0) for rows in draws]
         return np.array(samples, float).reshape(len(draws), len(self.views))
 
     def summary(self) -> list[dict[str, Any]]:
-        """One row a metric and family, the equivariance error last: ``network``, ``metric``, ``family``, ``cases``, ``views``, ``mean``,
-        ``worst``, ``worst_view``, ``spread`` (largest less smallest), ``interval_low``, ``interval_high``, ``images`` (one of ``IMAGES``).
-        The error of the upright view, zero, does not count."""
+        """Makes one row per metric and family, the equivariance error last: ``network``, ``metric``, ``family``, ``cases``, ``views``,
+        ``mean``, ``worst``, ``worst_view``, ``spread`` (largest minus smallest), ``interval_low``, ``interval_high``, ``images`` (one of
+        ``IMAGES``). The error of the upright view, zero, does not count."""
         rows = []
         for metric in [*self.metrics, ERROR]:
             scores = np.array(self.scores(metric), float)
@@ -250,8 +250,8 @@ class NetworkScores:
         return rows
 
     def samples(self) -> dict[str, np.ndarray]:
-        """The bootstrapped means over a family's views, shape ``(num_resamples,)``, by metric and family, ``METRIC/FAMILY``. Two reports of
-        equal cases, number of resamples and seed drew the same cases, so that their differences are those of paired cases."""
+        """Returns the bootstrapped means over a family's views, shape ``(num_resamples,)``, by ``METRIC/FAMILY``. Reports with equal cases,
+        number of resamples and seed draw the same cases, so the differences between their samples are paired."""
         return {
             f"{metric}/{family}": self._resampled(metric)[:, members].mean(1)
             for metric in self.metrics
@@ -259,8 +259,8 @@ class NetworkScores:
         }
 
     def view_rows(self) -> list[dict[str, Any]]:
-        """One row a view: ``network``, ``view``, ``family``, ``axis``, ``angle``, ``shift`` in voxels, ``cases``, the metrics, the
-        equivariance error, ``seconds`` and ``passes`` a case."""
+        """Makes one row per view: ``network``, ``view``, ``family``, ``axis``, ``angle``, ``shift`` in voxels, ``cases``, the metrics, the
+        equivariance error, ``seconds`` and ``passes`` per case."""
         scores = {metric: self.scores(metric) for metric in [*self.metrics, ERROR]}
         rows = []
         for index, view in enumerate(self.views):
@@ -273,7 +273,7 @@ class NetworkScores:
         return rows
 
     def case_rows(self) -> list[dict[str, Any]]:
-        """One row a view of a case, with the metrics that a single case has."""
+        """Makes one row per case and view, with the metrics that a single case has."""
         tables = self._case_tables([*self.metrics, TRUE_CLASS])
         tables |= {ERROR: self.errors, "seconds": self.seconds, "passes": self.passes}
         return [
@@ -284,15 +284,15 @@ class NetworkScores:
         ]
 
     def _case_tables(self, metrics: Sequence[str]) -> dict[str, np.ndarray]:
-        """The tables of those metrics that a single case has."""
+        """Returns the tables of those metrics that a single case has."""
         tables = {metric: self.table(metric) for metric in metrics}
         return {metric: table for metric, table in tables.items() if table is not None and not np.isnan(table).all()}
 
     def differences(self, other: NetworkScores) -> list[dict[str, Any]]:
-        """This network less another one, on the cases and views that both have: ``first``, ``second``, ``metric``, ``family``, ``cases``,
-        ``difference`` of the means over the family, ``interval_low``, ``interval_high``, ``p``.
+        """Compares this network with another one, on the cases and views that both have: ``first``, ``second``, ``metric``, ``family``,
+        ``cases``, ``difference`` of the means over the family (this minus other), ``interval_low``, ``interval_high``, ``p``.
 
-        ``p`` is that of :func:`paired_test` over cases; for metrics that are no means over cases it is twice the share of the resamples
+        ``p`` comes from :func:`paired_test` over cases; for metrics that are not means over cases it is twice the share of the resamples
         on the other side of zero."""
         rows = []
         names = {view.name: index for index, view in enumerate(other.views)}
@@ -308,7 +308,7 @@ class NetworkScores:
         return rows
 
     def _difference(self, other: NetworkScores, metric: str, own: list[int], others: list[int]) -> dict[str, float]:
-        """The difference in a metric over the views of a family, by their indices in both; empty where the two cannot be compared."""
+        """Computes the difference in a metric over a family's views, given by their indices in both; empty if they cannot be compared."""
         table, other_table = self.table(metric), other.table(metric)
         common = [case for case in self.cases if case in set(other.cases)]
         if table is not None and other_table is not None and common:
@@ -319,7 +319,7 @@ class NetworkScores:
             samples = np.nanmean((first - second)[self._draws(len(common), self.num_resamples)], axis=1)
         elif self.cases == other.cases and len(self._resampled(metric)) == len(other._resampled(metric)):
             samples = self._resampled(metric)[:, own].mean(1) - other._resampled(metric)[:, others].mean(1)
-            # as of a permutation test, the observed difference counts as one of the resamples
+            # as in a permutation test, the observed difference counts as one of the resamples
             counts = 1 + min(np.sum(samples <= 0), np.sum(samples >= 0))
             p = min(1.0, 2 * float(counts / (1 + len(samples)))) if len(samples) else NAN
             scores, other_scores = np.array(self.scores(metric))[own], np.array(other.scores(metric))[others]
@@ -330,19 +330,19 @@ class NetworkScores:
         return {"cases": len(common), "difference": difference, "interval_low": low, "interval_high": high, "p": p}
 
     def case_scores(self, metric: str) -> tuple[str, np.ndarray]:
-        """Name and values, of shape ``(cases, views)``, of what a single case is judged by: the metric; where a single case has none, the
-        probability of the true class; without labels the equivariance error. The name is empty where there is nothing."""
+        """Returns name and values, of shape ``(cases, views)``, of the score that ranks single cases: the metric; the probability of the
+        true class if a single case has no such metric; the equivariance error without labels. The name is empty if there is none."""
         names = [name for name in (metric, TRUE_CLASS, ERROR) if name in (*self.metrics, TRUE_CLASS, ERROR)]
         return next(iter(self._case_tables(names).items()), ("", np.empty((len(self.cases), len(self.views)))))
 
     def is_greater_better(self, metric: str) -> bool:
-        """Whether larger values of a metric are better."""
+        """Checks whether larger values of a metric are better."""
         if metric == TRUE_CLASS or metric in SMALLER_IS_BETTER:
             return metric == TRUE_CLASS
         return is_greater_better(metric, self.handlers.get(metric), self.greater_is_better)
 
     def worst(self, metric: str, count: int) -> list[WorstCase]:
-        """So many cases with the worst scores, each in its worst view and without its image, by :meth:`case_scores`."""
+        """Returns the ``count`` cases with the worst :meth:`case_scores`, each in its worst view and without its image."""
         name, table = self.case_scores(metric)
         if not name:
             return []
@@ -356,7 +356,7 @@ class NetworkScores:
 
 
 def say_images(images: Mapping[str, str]) -> str:
-    """What the networks see of their images, from name of each to a key of ``IMAGES``.
+    """Says which part of their images networks see; ``images`` maps names of networks to keys of ``IMAGES``.
 
     Example:
         >>> say_images({"a": "whole", "b": "whole"}), say_images({"a": "whole", "b": "ball"})
@@ -369,7 +369,7 @@ def say_images(images: Mapping[str, str]) -> str:
 
 
 def format_cell(value: Any) -> str:
-    """A value of a table as text; what is not a number is empty.
+    """Formats a value of a table as text; NaN is empty.
 
     Example:
         >>> format_cell(0.91234), format_cell(2e-8), format_cell(12.0), format_cell(float("inf")), format_cell(NAN)
@@ -383,7 +383,7 @@ def format_cell(value: Any) -> str:
 
 
 def format_columns(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Some columns of a table as aligned text.
+    """Formats some columns of a table as aligned text.
 
     Example:
         >>> rows = [{"network": "net", "cases": 9, "mean": 0.9, "spread": 2e-8}, {"network": "other net", "cases": 10, "mean": 0.75}]
@@ -399,8 +399,8 @@ def format_columns(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) ->
 
 
 def short_table(summary: Sequence[Mapping[str, Any]], costs: Mapping[str, Mapping[str, float]], metric: str) -> str:
-    """One metric of all networks as Markdown: a row a network, mean / worst over the views of each family, and the worst equivariance
-    error.
+    """Formats one metric of all networks as Markdown: one row per network, with mean / worst over the views of each family and the worst
+    equivariance error.
 
     Example:
         >>> row = {"network": "net", "family": "upright", "metric": "dice", "mean": 0.9, "worst": 0.9, "views": 1, "cases": 3}

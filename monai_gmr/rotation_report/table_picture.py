@@ -1,4 +1,4 @@
-"""The picture of a rotation table: the metric of every view, for one network or several."""
+"""The picture of a rotation table: the metric in every view, for one or several networks."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def find_limits(values: Sequence[float]) -> tuple[float, float]:
-    """Limits of the axis: never so narrow that an invariant network seems to vary."""
+    """Computes the limits of the axis, wide enough that an invariant network does not seem to vary."""
     if not values:
         return 0.0, 1.02
     low, high = min(values), max(values)
-    # of a metric in millimetres a tenth is little
+    # a tenth is little for a metric in millimetres
     smallest = SMALLEST_RANGE * max(1.0, abs(low), abs(high))
     margin = max(smallest - (high - low), 0.1 * (high - low)) / 2
     low, high = low - margin, high + margin
@@ -57,7 +57,7 @@ def _is_number(value: object) -> bool:
 
 
 def _values(rows: Rows, metric: str, family: str | None = None) -> list[float]:
-    """Those of a family, by default all but shifts: no rotation has to do with them."""
+    """Returns the values of a family, by default of all families except shifts, which are not rotations."""
     families = {row["family"] for row in rows} - {"shifts"} if family is None else {family}
     return [float(row[metric]) for row in rows if row["family"] in families]
 
@@ -72,7 +72,7 @@ def _has_axis(row: Mapping[str, Any], axis: int) -> bool:
 
 
 def _circle(rows: Rows, metric: str, axis: int) -> tuple[list[float], list[float]]:
-    """Angles in degrees and values of the views about an axis, in order, closed: the first view comes again at its end."""
+    """Returns the sorted angles in degrees and the values of the views about an axis; the first view is repeated at the end."""
     values = {
         round(float(row.get("angle") or 0.0) % 360, 6): float(row[metric])
         for row in rows
@@ -91,7 +91,7 @@ def _arcs(angles: Sequence[float], values: Sequence[float]) -> tuple[np.ndarray,
 
 
 def shorten(text: str, length: int) -> str:
-    """The text, its middle left out where it is longer than ``length`` characters.
+    """Shortens a text of more than ``length`` characters by leaving out its middle.
 
     Example:
         >>> shorten("a long name.png", 10)
@@ -107,7 +107,7 @@ def _draw_group(panel: Axes, runs: Mapping[str, Rows], metric: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
     groups = [[row for row in rows if row["family"] in ("upright", "group")] for rows in runs.values()]
-    # an element has the same place for every network, whatever each of them leaves out
+    # an element has the same place for every network, even if a network lacks some elements
     longest = sorted(groups, key=len, reverse=True)
     place = {view: i for i, view in enumerate(dict.fromkeys(str(row["view"]) for rows in longest for row in rows))}
     for i, rows in enumerate(groups):
@@ -139,7 +139,7 @@ def _draw_circle(
     panel.set_theta_zero_location("N")
     panel.set_theta_direction(1)
     panel.set_ylim(low, high)
-    # without a hole in the middle small values could not be distinguished
+    # without a hole in the middle, small values would be indistinguishable
     panel.set_rorigin(low - 0.3 * (high - low))
     panel.set_thetagrids(range(0, 360, 45))
     panel.tick_params(axis="x", pad=5, colors="0.35")
@@ -165,7 +165,7 @@ def _draw_cloud(panel: Axes, runs: Mapping[str, Rows], metric: str, families: Se
             if not values:
                 continue
             middle = place + (i - (len(runs) - 1) / 2) * 0.8 / len(runs)
-            # multiples of the golden ratio lie evenly however many there are
+            # any number of multiples of the golden ratio is evenly spread
             jitter = ((np.arange(len(values)) * 0.618034) % 1 - 0.5) * 0.5 / len(runs)
             panel.plot(middle + jitter, values, ls="", ms=3.5, mew=0, alpha=0.6, **style)
             panel.plot([middle - half, middle + half], [np.mean(values)] * 2, color=style["color"], lw=2)
@@ -239,7 +239,7 @@ def _figure(
         kinds.insert(0, "group")
     is_3d = any(_has_axis(row, axis) for row in all_rows if row["family"] != "upright" for axis in (1, 2))
     limits = find_limits([value for family in families for value in _values(all_rows, metric, family)])
-    # a picture with many panels is shown smaller, its letters must not be
+    # a picture with many panels is shown smaller, but its text must stay readable
     size = 10.0 if len(kinds) <= 4 else 12.0
     names = [f"{shorten(name, 40)}, spread {_spread(_values(rows, metric))}" for name, rows in runs.items()]
     width = max((2.9 if len(kinds) <= 4 else 2.5) * len(kinds) + 0.4, 4.4)
@@ -274,13 +274,13 @@ def _figure(
             handles = [Line2D([], [], lw=2, ms=5, **_style(i)) for i in range(len(names))]
             how: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "title": title or None}
             figure.legend(handles, names, ncols=min(columns, len(names)), **how)
-            # the layout knows the legend, and the panels that it left room for, only after a first draw
+            # the layout knows the sizes of legend and panels only after a first draw
             figure.draw_without_rendering()
     return figure
 
 
 def write_picture(figure: Figure, path: str | Path) -> None:
-    """Write a figure as PNG, under a temporary name first; directories are made if need be."""
+    """Writes a figure as PNG, first under a temporary name; makes missing directories."""
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png", bbox_inches="tight", pad_inches=0.08)
 
@@ -293,14 +293,13 @@ def draw_rotation_table(
     greater_is_better: bool = True,
     title: str = "",
 ) -> None:
-    """Draw the metric against the elements of the grid's group, against the angle, for other rotations, for shifts, and against the cost.
+    """Draws the metric over the elements of the grid's group, the angle, other rotations, shifts, and the cost.
 
-    Panels are in one row, those without views are left out. The metric's range is the same in all of them, and wide enough that an
-    invariant network looks invariant. The legend gives the spread of each network: its largest value less its smallest, over all its views
-    but shifts.
+    Panels are in one row; panels without views are left out. All have the same range of the metric, wide enough that an invariant network
+    looks invariant. The legend gives the spread of each network: its largest minus its smallest value, over all views except shifts.
 
-    ``runs`` are names of networks to their rows, as :meth:`~monai_gmr.rotation_report.statistics.NetworkScores.view_rows` makes them; those
-    whose metric is not there or not finite are left out. ``costs`` are names of networks to their seconds a case, drawn when two have one.
+    ``runs`` maps names of networks to the rows of :meth:`~monai_gmr.rotation_report.statistics.NetworkScores.view_rows`; rows whose metric
+    is missing or not finite are left out. ``costs`` maps names of networks to seconds per case, drawn if at least two networks have one.
     ``title`` is the heading of the legend.
     """
     write_picture(_figure(runs, metric, costs, greater_is_better, title), path)

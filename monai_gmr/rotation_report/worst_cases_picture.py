@@ -151,7 +151,7 @@ def _figure(cases: Sequence[WorstCase]) -> Figure:
     FigureCanvasAgg(figure)
 
     def write(x: float, y: float, text: str, **how: Any) -> None:
-        # a name may hold a dollar sign, which would begin a formula
+        # a dollar sign in a name would begin a formula
         figure.text(x / total_width, y / total_height, text, parse_math=False, fontsize=9, **how)
 
     def left(column: int) -> float:

@@ -47,7 +47,7 @@ def check_image(
 
 
 def check_shape(shape: Sequence[int], spatial_dims: int, in_channels: int | Sequence[int], name: str) -> None:
-    """:func:`check_image` of a shape ``(C, *spatial)`` alone, as the header of a file has it."""
+    """Applies :func:`check_image` to a shape ``(C, *spatial)``, as in the header of a file."""
     accepted = ensure_tuple(in_channels)
     check_counts("in_channels", accepted, (1, 3))
     dims = len(shape) - 1

@@ -39,7 +39,7 @@ class RotateAboutAxis(InvertibleTransform, LazyTransform):
     """Rotate an image by an angle about an axis through the centre of its grid; keeps the size.
 
     Angles are measured in millimetres, with the spacing of the MetaTensor's affine. The affine is updated so that every point keeps its
-    world position, and the spacing stays, as in MONAI's ``Rotate``. Axes are array axes: "x" is the first spatial axis, whatever the
+    world position, and the spacing stays, as in MONAI's ``Rotate``. Axes are array axes: "x" is the first spatial axis for any
     orientation of the patient. A rotation that is a symmetry of the grid and keeps the sizes, such as by 180 degrees, moves voxels without
     interpolation.
 

@@ -1,4 +1,4 @@
-"""A complete bundle of a tiny network, made by MONAI's ``init_bundle``, that uses this library only by the name of its network."""
+"""A complete bundle of a tiny network, made by MONAI's ``init_bundle``; only the name of its network refers to this library."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Every wrong input to a bundle ends in one sentence that says what to do; every right one passes."""
+"""Wrong inputs to a bundle end in one sentence that says what to do; valid ones pass."""
 
 import json
 from contextlib import nullcontext
@@ -25,7 +25,7 @@ def write_volume(path, array):
 
 @pytest.fixture
 def dataset(tmp_path):
-    """Two labelled cases in the Decathlon layout; its dataset.json as a dictionary and a way to write it."""
+    """Two labelled cases in the Decathlon layout, with dataset.json as a dictionary and a function that writes it."""
     cases = []
     for number in range(2):
         label = np.zeros((6, 6, 6), np.uint8)
@@ -69,7 +69,7 @@ def test_headers_are_judged_as_what_is_read(tmp_path, shape, spatial_dims, in_ch
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA", "LA", "P"])
 def test_headers_of_pictures_are_judged_as_what_is_read(tmp_path, mode):
-    """What takes the values to know, as of a palette, is left to the reading."""
+    """Channels that depend on values, such as those of a palette, are only checked when the image is read."""
     file = tmp_path / "picture.png"
     Image.new("RGB", (5, 6), (1, 2, 3)).convert(mode).save(file)
     for in_channels in (1, 3):
@@ -86,7 +86,7 @@ def test_headers_of_pictures_are_judged_as_what_is_read(tmp_path, mode):
 
 
 def test_images_too_small_once_resampled(tmp_path):
-    """The size is that of MONAI's Spacing."""
+    """The expected size comes from MONAI's Spacing."""
     file = tmp_path / "image.nii"
     affine = np.diag([1.0, 1.0, 2.5, 1.0])
     nib.save(nib.Nifti1Image(np.ones((9, 9, 4), np.float32), affine), file)
@@ -174,7 +174,7 @@ def test_images_in_capitals_and_in_folders_below_are_found(tmp_path):
 
 @pytest.mark.parametrize("below", ["", "prediction", "one"])
 def test_predictions_of_earlier_runs_are_no_images(tmp_path, below):
-    """The folder of the predictions is the folder of the images, or one inside it."""
+    """Predictions are in the folder of the images or a subfolder."""
     images = tmp_path / "images"
     for name in ("a.nii", "one/a.nii", "one/b.nii.gz"):
         (images / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The checks that the classification bundles make of their data."""
+"""Checks of the data of the classification bundles."""
 
 import warnings
 from contextlib import nullcontext

@@ -170,7 +170,7 @@ CONVS = ["plain", "sre", "gmr", "gmr_harmonic", harmonic(keeps="1"), group("4mm"
 
 @pytest.mark.parametrize("conv", CONVS, ids=str)
 def test_training_changes_no_description(conv):
-    """A pass, another mode or a dtype changes no description either, nor does a second network; descriptions can be written as JSON."""
+    """Passes, modes, dtypes and a second network do not change descriptions either; descriptions can be written as JSON."""
     network = resnet(conv)
     before = describe_network(network)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
@@ -243,7 +243,7 @@ def cases_in(folder, names=("a", "b"), length=3):
 
 
 def test_a_fingerprint_of_cases(tmp_path):
-    """The mark is equal if the folder is moved, and differs for other names, sizes, numbers, labels or values."""
+    """The fingerprint stays equal if the folder is moved, and differs for other names, sizes, numbers, labels or values."""
     first = describe_cases(cases_in(tmp_path / "first"))
     assert first == describe_cases(cases_in(tmp_path / "moved" / "first"))
     others = [

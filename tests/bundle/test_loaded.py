@@ -1,4 +1,4 @@
-"""A bundle in Python predicts like its config, whoever made it, and refuses in one sentence what it cannot do."""
+"""A bundle in Python predicts like its config, also bundles of others, and refuses in one sentence what it cannot do."""
 
 import shutil
 import warnings

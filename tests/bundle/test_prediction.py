@@ -1,4 +1,4 @@
-"""All valid cases are predicted, whatever happens to others; the rest is named, and the run ends with an error."""
+"""All valid cases are predicted even if others fail; failed cases are named, and the run ends with an error."""
 
 import pytest
 import torch

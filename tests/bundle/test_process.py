@@ -14,7 +14,7 @@ process = runpy.run_path(sys.argv[2])
 if sys.argv[1] == "keep":
     process["keep_freed_memory"]()
 torch.set_num_threads(1)
-for _ in range(12):  # small objects may take the first bytes of some blocks, which are too short from then on
+for _ in range(12):  # small objects can take the first bytes of some blocks, which are then too short
     torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):

@@ -135,7 +135,7 @@ def test_a_reduction_without_windows_is_refused():
 
 @pytest.mark.parametrize("name", ["patch_size", "roi_size"])
 def test_patches_of_one_voxel_on_the_coarsest_level_are_refused(name):
-    """The network itself says so after the cases are read, and of windows after an epoch."""
+    """Without this check, the network only fails after reading the cases, or after an epoch for windows."""
     network = GMRUNet(3, 1, 2, features=[4, 6, 8])
     for size, works in ((4, False), ([4, 4, 3], False), ([4, 5, 4], True)):
         sides = [size] * 3 if isinstance(size, int) else size

@@ -19,7 +19,7 @@ NAME = "volume_segmentation_gmr_unet"
 
 @pytest.fixture
 def packaged(tmp_path, monkeypatch):
-    """A function that puts a bundle inside the package, as installed, or next to it, as in a checkout, and returns its folder."""
+    """A function that puts a bundle inside the package (installed) or next to it (checkout), and returns its folder."""
 
     def put(place):
         package = tmp_path / "site" / "monai_gmr"

@@ -1,4 +1,4 @@
-"""Bundles run in a folder of the test: a workflow in Python has "." as its ``bundle_root``."""
+"""Bundles run in the folder of their test, because a workflow in Python has "." as its ``bundle_root``."""
 
 import pytest
 

@@ -164,7 +164,7 @@ def test_training_stops_at_a_poisoned_case_of_the_validation(phantoms, trained, 
 def test_images_that_do_not_fit_the_network_are_found_before_training(
     phantoms, tmp_path, section, change, cause, settings
 ):
-    """Where nothing is cached, a case of the validation was read after an epoch, and nobody said which was too small."""
+    """Without a cache, validation cases would only be read after an epoch, and the error would not name the case that is too small."""
     shutil.copytree(phantoms, tmp_path / "data")
     case = json.loads((tmp_path / "data" / "dataset.json").read_text())[section][-1]
     for part in ("image",) if cause else ("image", "label"):

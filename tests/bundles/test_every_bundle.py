@@ -60,12 +60,12 @@ def answer(network, x):
 
 @pytest.mark.parametrize("root", BUNDLES, ids=lambda path: path.name)
 def test_the_rules_of_the_zoo(root):
-    """Names, files, metadata by the schema, large files, ids of configs, weights; the network answers as the metadata say."""
+    """Names, files, metadata by the schema, large files, ids of configs, weights; the network's output matches the metadata."""
     assert check_bundle(root) == []
 
 
 def trained_here(root):
-    """Whether a training, such as the README's, replaced the weights of a checkout."""
+    """Checks whether a training, such as the one of the README, replaced the weights of a checkout."""
     command = ["git", "-C", str(root), "status", "--porcelain", "--", "models"]
     return shutil.which("git") is not None and subprocess.run(command, capture_output=True, check=False).stdout != b""
 

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from monai_gmr.utils import ConfigurationError
 
 CONFIG = Path(__file__).resolve().parents[2] / "bundles" / "volume_segmentation_gmr_unet" / "configs" / "inference.yaml"
-# label to centre in world millimetres and radius: no rotation or mirror image maps these onto each other
+# label to centre in world millimetres and radius; no rotation or mirroring maps them onto each other
 BALLS = {1: ((14.0, -9.0, 6.0), 7.0), 2: ((-8.0, 10.0, -4.0), 5.0), 3: ((6.0, 12.0, 12.0), 3.5)}
 SPACING = (1.5, 2.0, 1.0)
 
@@ -43,8 +43,8 @@ DIRECTIONS = {
 
 
 class Shades(torch.nn.Module):
-    """A network that predicts the class with the nearest grey value, in equal steps from the lowest value of a window, background, to the
-    highest."""
+    """A network that predicts the class with the nearest grey value. Classes have equal steps, from the lowest value of a window, the
+    background, to the highest."""
 
     def forward(self, x):
         low, high = x.amin(), x.amax()
@@ -119,7 +119,7 @@ def test_labels_lie_where_the_structures_lie(network, settings):
 
 
 def test_both_affines_their_codes_the_units_and_all_axes_are_those_of_the_file():
-    """Includes files with two different affines, of which readers use one, and axes of one voxel."""
+    """Includes files with two different affines (readers use one) and with axes of one voxel."""
     size = (20, 16, 18)
     affine = affine_of(DIRECTIONS["oblique, permuted"], size)
     registered = affine.copy()

@@ -109,7 +109,7 @@ def sentence(name, **settings):
 
 
 def test_labels_of_other_values_are_trained_and_scored_as_classes(dataset_dir, trained, tmp_path):
-    """Like those with the indices of the classes."""
+    """Results equal those for labels that hold class indices."""
     shutil.copytree(dataset_dir, tmp_path / "data")
     for path in (tmp_path / "data").glob("labelsT*/*"):
         image = nib.load(path)
@@ -336,7 +336,7 @@ def poisoned(dataset_dir, tmp_path):
 
 @pytest.mark.parametrize("settings", [{}, {"cache_rate": 0}, {"cache_rate": 0, "num_workers": 1}])
 def test_a_poisoned_case_stops_all_processes_with_one_sentence(poisoned, tmp_path, settings, forked_python):
-    """Whichever process loads the case, with or without a cache: all end, one names the file, and no checkpoint is broken."""
+    """In any process, with or without a cache: all processes end, one names the file, and no checkpoint is damaged."""
     folder, name = poisoned
     settings = {"dataset_dir": folder, "epochs": 3, "batch_size": 1, **settings}
     done = two_processes(tmp_path / "ckpt", forked_python, **settings)

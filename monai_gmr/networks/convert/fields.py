@@ -57,7 +57,7 @@ class Kind(NamedTuple):
 
 
 class _Unlike(Exception):
-    """An operation that treats, or may treat, the channels of a field differently."""
+    """An operation that treats, or can treat, the channels of a field differently."""
 
 
 @dataclass
@@ -278,7 +278,7 @@ class _Operation:
                 self._check_other(other, size)
                 kind = _kind(other)
                 if size > 1 and kind is not None:
-                    # whatever is added to the network's output must be scalars, too
+                    # tensors added to the network's output must also be scalars
                     for field_tensor in filter(_is_fields, tensors_in((self.args, self.kwargs))):
                         self.owner.forced |= field_tensor._gmr_kind.givers  # type: ignore[attr-defined]
             elif other._gmr_kind.axis - other.dim() != from_the_end or size != x.shape[axis]:  # type: ignore[attr-defined]

@@ -41,7 +41,7 @@ class CppBackend(Backend):
         return fits and min(call.output_sizes(), default=1) > 0 and library.load_kernels() is not None
 
     def conv(self, call: Call, x: torch.Tensor, kernel: RingKernel) -> torch.Tensor:
-        """The kernels compute every voxel, whatever the stride."""
+        """Runs the kernels, which compute every voxel for any stride."""
         y = _ring_conv(call, x, kernel, list(call.padding))
         if max(call.stride) == 1:
             return y
