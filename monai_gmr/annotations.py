@@ -171,7 +171,7 @@ def kind_of(hint: Any) -> Kind | None:
 
 
 def check_argument(name: str, value: Any, hint: Any) -> None:
-    """Raise :class:`~monai_gmr.utils.ConfigurationError` if an annotation does not allow a value.
+    """Raises :class:`~monai_gmr.utils.ConfigurationError` if an annotation does not allow a value.
 
     Example:
         >>> check_argument("sigma", "1e-4", float)

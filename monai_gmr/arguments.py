@@ -99,7 +99,7 @@ def describe(value: Any) -> str:
 
 
 def check_choice(name: str, value: object, choices: tuple) -> None:
-    """Raise :class:`~monai_gmr.utils.ConfigurationError` if ``value`` is not one of ``choices``."""
+    """Raises :class:`~monai_gmr.utils.ConfigurationError` if ``value`` is not one of ``choices``."""
     # arrays are compared element by element
     if isinstance(value, (np.ndarray, torch.Tensor)) or value not in choices:
         possible = ", ".join(repr(choice) for choice in choices)
@@ -107,13 +107,13 @@ def check_choice(name: str, value: object, choices: tuple) -> None:
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raise :class:`~monai_gmr.utils.ConfigurationError` if ``value`` is not an integer of at least ``least``."""
+    """Raises :class:`~monai_gmr.utils.ConfigurationError` if ``value`` is not an integer of at least ``least``."""
     if not is_whole(value) or value < least:
         raise ConfigurationError(f"{name}={describe(value)} is impossible: give a whole number of at least {least}.")
 
 
 def check_counts(name: str, values: Any, example: tuple) -> None:
-    """Raise :class:`~monai_gmr.utils.ConfigurationError` if ``values`` is not a list of integers of at least 1, such as ``example``."""
+    """Raises :class:`~monai_gmr.utils.ConfigurationError` if ``values`` is not a list of integers of at least 1, such as ``example``."""
     if not is_list(values) or not len(values):
         raise ConfigurationError(
             f"{name}={describe(values)} is impossible: give a list of whole numbers, such as {list(example)}."
@@ -123,7 +123,7 @@ def check_counts(name: str, values: Any, example: tuple) -> None:
 
 
 def check_number(name: str, value: Any, least: float, most: float = math.inf, above: bool = False) -> None:
-    """Raise :class:`~monai_gmr.utils.ConfigurationError` if ``value`` is not a number from ``least`` (excluded with ``above``) to ``most``.
+    """Raises :class:`~monai_gmr.utils.ConfigurationError` if ``value`` is not a number from ``least`` (excluded if ``above``) to ``most``.
 
     Example:
         >>> check_number("prob", 1.5, 0, 1)

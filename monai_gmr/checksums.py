@@ -31,7 +31,7 @@ def _write(folder: Path, sums: Mapping[str, str]) -> None:
 
 
 def write_sums(folder: str | Path, names: Iterable[str]) -> Path:
-    """Write ``SHA256SUMS`` of files in a folder, for ``sha256sum -c``; returns its path.
+    """Writes ``SHA256SUMS`` of files in a folder, for ``sha256sum -c``; returns its path.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -44,7 +44,7 @@ def write_sums(folder: str | Path, names: Iterable[str]) -> Path:
 
 
 def check_sum(path: str | Path) -> None:
-    """Raise :class:`ConfigurationError` if ``SHA256SUMS`` next to a file lists it with another checksum."""
+    """Raises :class:`ConfigurationError` if ``SHA256SUMS`` next to a file lists it with another checksum."""
     path = Path(path)
     expected = read_sums(path.parent).get(path.name)
     if expected is not None and _sum_of(path) != expected:

@@ -83,13 +83,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(text: str, path: Path) -> None:
-    """Write a text; creates its folder if needed."""
+    """Writes a text; creates its folder if needed."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write dictionaries as CSV, with a column for each key of any of them."""
+    """Writes dictionaries as CSV, with a column for each key of any of them."""
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         columns = list(dict.fromkeys(key for row in rows for key in row))
         writer = csv.DictWriter(file, columns, lineterminator="\n")
@@ -98,7 +98,7 @@ def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def write_json(content: Any, path: Path) -> None:
-    """Write JSON; numbers that are not finite become ``null``, which every reader accepts."""
+    """Writes JSON; numbers that are not finite become ``null``, which every reader accepts."""
     write_text(json.dumps(_finite(content), indent=1, allow_nan=False, default=str), path)
 
 

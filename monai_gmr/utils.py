@@ -56,7 +56,7 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 @contextmanager
 def kept_buffers(net: torch.nn.Module) -> Iterator[None]:
-    """Restore a network's buffers, which it may change or replace inside the context.
+    """Restores a network's buffers, which it may change or replace inside the context.
 
     Example:
         >>> norm = torch.nn.BatchNorm1d(1)

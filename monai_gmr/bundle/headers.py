@@ -45,7 +45,7 @@ def check_header(
     levels: int | None = None,
     voxel_size: float | None = None,
 ) -> None:
-    """Raise :class:`ConfigurationError` if a network cannot take an image, according to the header of its NIfTI file or picture.
+    """Raises :class:`ConfigurationError` if a network cannot take an image, according to the header of its NIfTI file or picture.
 
     Other formats, and properties outside the header, are checked by :class:`~monai_gmr.transforms.LoadCased`.
 

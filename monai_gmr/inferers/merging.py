@@ -150,7 +150,7 @@ class WindowMerger:
         self.buffer: Any = None
 
     def add(self, outputs: torch.Tensor, tiles: Sequence[Tile], run: Sequence[Tile] | None) -> None:
-        """Add the outputs for windows; those of a ``run`` of one image go to a buffer on their device, which is added to the result with
+        """Adds the outputs for windows; those of a ``run`` of one image go to a buffer on their device, which is added to the result with
         the last of them."""
         if outputs.shape != (len(tiles), *self.shape):
             raise ConfigurationError(
@@ -223,7 +223,7 @@ class WindowMerger:
     def _put(
         self, image: int, corner: Sequence[int], values: torch.Tensor, share: float = 1.0, weighted: bool = True
     ) -> None:
-        """Add values to an image from a corner on, and reduce the cells that are complete with them."""
+        """Adds values to an image from a corner on, and reduces the cells that are complete with them."""
         for cell, in_cell, in_box in self._overlaps(corner, values.shape[-self.dims :]):
             key = (image, *cell)
             if key not in self.missing:

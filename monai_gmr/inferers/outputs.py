@@ -47,7 +47,7 @@ class OutputAccumulators(Generic[Accumulator]):
         self._structure: Any = None
 
     def add(self, output: Any, *args: Any) -> None:
-        """Add each tensor of an output to its accumulator; raises ``ConfigurationError`` if there are none, or another number than in the
+        """Adds each tensor of an output to its accumulator; raises ``ConfigurationError`` if there are none, or another number than in the
         first output."""
         tensors = tensors_in(output)
         if not tensors:

@@ -50,7 +50,7 @@ class ViewReduction:
         self.tokens: TokenCheck | None = None
 
     def add(self, value: torch.Tensor) -> None:
-        """Add a tensor of the same shape; half precision and integers become float32."""
+        """Adds a tensor of the same shape; half precision and integers become float32."""
         value = value if value.dtype in (torch.float32, torch.float64) else value.float()
         self.count, self.shape = self.count + 1, value.shape
         if self.reduce == "median":

@@ -18,7 +18,7 @@ from monai_gmr.utils import ConfigurationError
 
 @checked_arguments
 def rotate_image(x: torch.Tensor, matrix: Matrix, spacing: Sequence[float] | None = None) -> torch.Tensor:
-    """Rotate or mirror the last ``d`` axes about their centre by any orthogonal matrix, like :func:`~monai_gmr.symmetry.transform_image`
+    """Rotates or mirrors the last ``d`` axes about their centre by any orthogonal matrix, like :func:`~monai_gmr.symmetry.transform_image`
     with ``order=1``, but differentiable and on the tensor's device.
 
     Args:

@@ -148,7 +148,7 @@ class GMRSlidingWindowInferer(SlidingWindowInferer):
         return window, padding, starts
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run the network on all windows and merge its outputs.
+        """Runs the network on all windows and merges its outputs.
 
         Args:
             inputs: image of shape ``(batch, channels, *spatial)``.

@@ -139,7 +139,7 @@ class SymmetryInferer(Inferer):
         return self._given
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run the network on all views of ``inputs`` and reduce its outputs; ``args`` and ``kwargs`` go to the wrapped inferer."""
+        """Runs the network on all views of ``inputs`` and reduces its outputs; ``args`` and ``kwargs`` go to the wrapped inferer."""
         image = plain_tensor(inputs)
         outputs = OutputAccumulators(self._reduction, self._add)
 
@@ -226,7 +226,7 @@ class SymmetryInferer(Inferer):
     def _add(
         self, reduction: ViewReduction, tensor: torch.Tensor, batch: list[np.ndarray], shape: Sequence[int]
     ) -> None:
-        """Split an output into its views, transform them back and add them to the reduction."""
+        """Splits an output into its views, transforms them back and adds them to the reduction."""
         images, dims = shape[0], len(shape) - 2
         tensor = tensor.as_subclass(torch.Tensor)
         if len(batch) > 1 and (tensor.ndim == 0 or tensor.shape[0] != images * len(batch)):

@@ -58,7 +58,7 @@ class TokenCheck:
         self._remaining, self._squares = ([0.0] * len(self.candidates) for _ in range(2))
 
     def add(self, output: torch.Tensor, matrix: np.ndarray) -> None:
-        """Add the output for one view, a symmetry of the grid."""
+        """Adds the output for one view, a symmetry of the grid."""
         if self._first is not None and output.shape != self._first.shape:
             # tensors of different shapes raise in the reduction
             self.candidates = []

@@ -125,7 +125,7 @@ def write_description(state: Any, network: nn.Module) -> Any:
 
 
 def check_description(state: Any, network: nn.Module, name: str | os.PathLike, hint: str) -> None:
-    """Raise :class:`ConfigurationError` if the description in a state dict is that of another network; ``name`` and ``hint`` begin and end
+    """Raises :class:`ConfigurationError` if the description in a state dict is that of another network; ``name`` and ``hint`` begin and end
     the sentence. State dicts without a description pass, such as those of other programs and of earlier versions."""
     metadata = getattr(state, "_metadata", None)
     written = metadata.get("", {}).get(KEY) if isinstance(metadata, Mapping) else None

@@ -95,7 +95,7 @@ def first_not_finite(state: Mapping[str, Any], parameters: Iterable[str] = ()) -
 
 
 def check_finite(network: nn.Module, state: Mapping[str, Any], name: str | os.PathLike, hint: str) -> None:
-    """Raise :class:`ConfigurationError` if a state dict of a network is not finite; ``name`` and ``hint`` begin and end the sentence."""
+    """Raises :class:`ConfigurationError` if a state dict of a network is not finite; ``name`` and ``hint`` begin and end the sentence."""
     broken = first_not_finite(state, (key for key, _ in network.named_parameters()))
     if broken is not None:
         raise ConfigurationError(f"{name} holds weights that are not finite (the first in {broken}): {hint}.")

@@ -32,7 +32,7 @@ _MAIN_AXIS = {1: 0, 2: 0, 3: 2}
 
 
 def check_dims(spatial_dims: int, possible: tuple[int, ...] = (2, 3)) -> None:
-    """Raise :class:`~monai_gmr.utils.ConfigurationError` unless ``spatial_dims`` is possible, by default 2 or 3."""
+    """Raises :class:`~monai_gmr.utils.ConfigurationError` unless ``spatial_dims`` is possible, by default 2 or 3."""
     if not is_whole(spatial_dims) or spatial_dims not in possible:
         numbers = f"{', '.join(map(str, possible[:-1]))} or {possible[-1]}"
         raise ConfigurationError(

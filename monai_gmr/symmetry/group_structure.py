@@ -260,7 +260,7 @@ class PointGroup:
         return self.keeping(values) == self
 
     def check_keeps(self, name: str, values: Sequence[Hashable]) -> None:
-        """Raise if an element exchanges axes for which an argument, such as "kernel_size", has different values.
+        """Raises if an element exchanges axes for which an argument, such as "kernel_size", has different values.
 
         Example:
             >>> PointGroup.from_name("m", 2).check_keeps("stride", (1, 2))
@@ -378,7 +378,7 @@ def group_elements(group: Any, spatial_dims: int, axis: int | str | None = None)
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
-    """Make an array read-only, because equal groups share it."""
+    """Makes an array read-only, because equal groups share it."""
     array.setflags(write=False)
     return array
 

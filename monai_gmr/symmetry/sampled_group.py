@@ -70,7 +70,7 @@ class SampledGroup:
         return PointGroup.from_name(others[rotations.name[0]], self.spatial_dims)
 
     def check_keeps(self, name: str, values: Sequence[Hashable]) -> None:
-        """Raise unless an argument, such as "kernel_size", has equal values on all axes, because rotations by any angle mix them."""
+        """Raises unless an argument, such as "kernel_size", has equal values on all axes, because rotations by any angle mix them."""
         if len(set(values)) > 1:
             raise ConfigurationError(
                 f"{name}={tuple(values)} is not symmetric under {self!r}: use equal numbers on all axes, or a group of the grid "

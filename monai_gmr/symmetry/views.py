@@ -210,7 +210,7 @@ def _one_set(spec: Any, spatial_dims: int, spacing: Sequence[float] | None, seed
 
 
 def make_views(spec: ViewSpec, spatial_dims: int, spacing: Sequence[float] | None = None, seed: Seed = 0) -> list[View]:
-    """Set of views from a short description, as in a config.
+    """Makes a set of views from a short description, as in a config.
 
     Args:
         spec: one of these, or a list of them, without repeated views, the upright one first: a group's name such as "all", "oh", "d4" or

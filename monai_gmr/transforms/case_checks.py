@@ -27,7 +27,7 @@ MOST_PARTS = 12
 def check_image(
     image: torch.Tensor | np.ndarray, spatial_dims: int, in_channels: int | Sequence[int], name: str = "the image"
 ) -> None:
-    """Raise :class:`ConfigurationError` if an image ``(C, *spatial)`` does not fit the network, is empty or holds NaN or inf; warn if it
+    """Raises :class:`ConfigurationError` if an image ``(C, *spatial)`` does not fit the network, is empty or holds NaN or inf; warns if it
     has the same value everywhere.
 
     ``in_channels`` is the number of channels that the network takes, or several possible numbers; ``name`` begins the sentence.
@@ -68,7 +68,7 @@ def check_shape(shape: Sequence[int], spatial_dims: int, in_channels: int | Sequ
 
 @checked_arguments
 def check_finite(image: torch.Tensor | np.ndarray, name: str = "the image") -> None:
-    """Raise :class:`ConfigurationError`, with their number, if an array of any shape holds NaN or inf."""
+    """Raises :class:`ConfigurationError`, with their number, if an array of any shape holds NaN or inf."""
     values = torch.as_tensor(image)
     if not (values.is_floating_point() or values.is_complex()):
         return
@@ -103,7 +103,7 @@ def check_label(
     name: str = "the label",
     label_values: Sequence[int] | None = None,
 ) -> None:
-    """Raise :class:`ConfigurationError` if a label of any shape holds a value that is not an integer from 0 to ``out_channels - 1``.
+    """Raises :class:`ConfigurationError` if a label of any shape holds a value that is not an integer from 0 to ``out_channels - 1``.
 
     Give it as it was read: a cast would hide values that are not integers. ``setting`` is the bundle's setting for the number of classes;
     ``label_values`` are the values that the label can hold instead, one per class.

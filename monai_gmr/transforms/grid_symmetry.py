@@ -176,7 +176,7 @@ class RandGridSymmetry(RandomizableTransform, GridSymmetry):
         self._element: np.ndarray | None = None
 
     def randomize(self, data: Any | None = None) -> None:
-        """Draw whether to transform, and by which element, for an image ``data`` of shape ``(C, *spatial)`` in 2D or 3D."""
+        """Draws whether to transform, and by which element, for an image ``data`` of shape ``(C, *spatial)`` in 2D or 3D."""
         RandomizableTransform.randomize(self, None)
         if not self._do_transform:
             return

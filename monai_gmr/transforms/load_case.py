@@ -126,7 +126,7 @@ class LoadCased(MapTransform):
         self.match = ResampleToMatch(mode="nearest", padding_mode="zeros")
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Load and check one case."""
+        """Loads and checks one case."""
         case = dict(data)
         image_key, *label_keys = self.keys
         name = f"the image {case[image_key]}"

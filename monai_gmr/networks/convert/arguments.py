@@ -23,7 +23,7 @@ EXCHANGING = ("DistributedDataParallel", "FullyShardedDataParallel")
 
 
 def check_network(module: nn.Module, inplace: bool) -> None:
-    """Raise if a network cannot be converted."""
+    """Raises if a network cannot be converted."""
     name = type(module).__name__
     if hasattr(module, "_orig_mod"):
         raise ConfigurationError(f"{name} is compiled already: convert first, then compile.")
@@ -52,7 +52,7 @@ def _is_computed(value: Any) -> bool:
 
 
 def check_windows(kernel_sizes: Any) -> None:
-    """Raise if windows are neither a number nor a mapping of numbers."""
+    """Raises if windows are neither a number nor a mapping of numbers."""
     mapped = isinstance(kernel_sizes, Mapping)
     numbers = [*kernel_sizes, *kernel_sizes.values()] if mapped else [1 if kernel_sizes is None else kernel_sizes]
     if any(not isinstance(k, int) or k < 1 for k in numbers):
@@ -62,14 +62,14 @@ def check_windows(kernel_sizes: Any) -> None:
 
 
 def check_no_rings(rings: str, num_rings: int | None) -> None:
-    """Raise if rings are given for group convolutions, whose kernels have none."""
+    """Raises if rings are given for group convolutions, whose kernels have none."""
     for name, value, default in (("rings", rings, "gaussian"), ("num_rings", num_rings, None)):
         if value != default:
             raise ConfigurationError(f"{name}={value!r} is for radial kernels, not for conv='group': leave it out.")
 
 
 def check_selectors(name: str, selectors: Sequence[Any], paths: Iterable[str], net: nn.Module) -> None:
-    """Raise if an argument such as "include" contains a name that no module has."""
+    """Raises if an argument such as "include" contains a name that no module has."""
     known = list(paths)
     for selector in selectors:
         if isinstance(selector, str) and not any(selects(path, selector) for path in known):
@@ -94,7 +94,7 @@ def _given_channels(net: nn.Module) -> list[int]:
 
 
 def check_trace(net: nn.Module, trace: Trace, in_channels: int | None, example_inputs: Any) -> None:
-    """Raise if no image passed a network because of given channels that no layer has, or inputs that do not fit."""
+    """Raises if no image passed a network because of given channels that no layer has, or inputs that do not fit."""
     if trace.failure and example_inputs is not None:
         raise ConfigurationError(
             f"example_inputs cannot be sent through {type(net).__name__} ({trace.reason}): give what its forward takes."
@@ -107,7 +107,7 @@ def check_trace(net: nn.Module, trace: Trace, in_channels: int | None, example_i
 
 
 def check_built(net: nn.Module, in_channels: int) -> None:
-    """Raise if the first convolution of a network has no channels yet, because it is built lazily."""
+    """Raises if the first convolution of a network has no channels yet, because it is built lazily."""
     if not in_channels:
         raise ConfigurationError(f"{type(net).__name__} begins with a lazily built layer: give in_channels.")
 

@@ -147,7 +147,7 @@ class _Audit(Pass):
                 self.unknown[name or type(net).__name__, "a hook"] = None
 
     def follow(self, inputs: Inputs, sizes_only: bool) -> None:
-        """Run the pass, and look at the network's output."""
+        """Runs the pass, and looks at the network's output."""
 
         def marked() -> tuple[tuple, dict]:
             args, kwargs = inputs()

@@ -80,7 +80,7 @@ def convert_to_gmr(
         Sequence | Mapping[str, Any] | None, "what forward takes as a list, or as a dictionary by name"
     ] = None,
 ) -> nn.Module:
-    """Make a network equivariant under the symmetries of the grid, at every size: replace its convolutions by radial, harmonic or group
+    """Makes a network equivariant under the symmetries of the grid, at every size: replaces its convolutions by radial, harmonic or group
     ones, and its strides, pools, upsampling and one-sided padding by ones about the centre of the grid.
 
     Sizes do not change, except those of upsampling, which returns to the sizes on the way down: if a decoder of the given network misses
@@ -250,7 +250,7 @@ class _BuildingPass(Pass):
         self.guessed, self.channels = guessed, {each: each.in_channels for each in convolutions_of(net)}
 
     def enter(self, module: nn.Module, args: tuple) -> None:
-        """Check the channels that the first convolution had before."""
+        """Checks the channels that the first convolution had before."""
         if self.guessed and module in self.channels:
             check_built(self.net, self.channels[module])
             self.guessed = False

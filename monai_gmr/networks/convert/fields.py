@@ -152,7 +152,7 @@ class _FieldsPass(Pass):
         self.forced: set[nn.Module] = set()
 
     def follow(self, inputs: Inputs, sizes_only: bool) -> set[nn.Module]:
-        """Run the pass and return further convolutions that must end on scalars: their fields are the network's output or are added to
+        """Runs the pass and returns further convolutions that must end on scalars: their fields are the network's output or are added to
         it."""
         output = self.run(inputs, sizes_only)
         for tensor in filter(_is_fields, tensors_in(output)):
@@ -257,7 +257,7 @@ class _Operation:
         return [each % dims for each in given if isinstance(each, int)]
 
     def _check_other(self, other: torch.Tensor, size: int) -> None:
-        """Raise if fields meet scalars or constants that differ between channels."""
+        """Raises if fields meet scalars or constants that differ between channels."""
         kind = _kind(other)
         if size == 1:
             return

@@ -147,7 +147,7 @@ def swap_upsampling(
 
 
 def _project(layer: Any, module: Any, kernel: np.ndarray | None, groups: int) -> float | None:
-    """Set the weights nearest to a kernel ``(out_channels, in_channels / groups, *window)``; returns its relative change."""
+    """Sets the weights nearest to a kernel ``(out_channels, in_channels / groups, *window)``; returns its relative change."""
     if kernel is None:
         return None
     if layer.transposed:

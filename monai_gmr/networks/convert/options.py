@@ -80,7 +80,7 @@ def stays_broken(reason: str) -> Swap:
 
 
 def take_weights(layer: Any, module: Any, options: Options, project: Callable[..., float | None]) -> float | None:
-    """Give a layer projected or fresh weights, the old bias, frozen parameters and hooks; returns the relative change of the weights."""
+    """Gives a layer projected or fresh weights, the old bias, frozen parameters and hooks; returns the relative change of the weights."""
     change = None
     if projects(module, options):
         with torch.no_grad():
@@ -104,7 +104,7 @@ def with_hooks_of(block: nn.Sequential, part: nn.Module) -> nn.Sequential:
 
 
 def keep_training(layer: nn.Module, module: nn.Module, parameters: nn.Module | None = None) -> None:
-    """Give a replacement the module's mode and hooks, and freeze its parameters, or those of a part, like the module's."""
+    """Gives a replacement the module's mode and hooks, and freezes its parameters, or those of a part, like the module's."""
     own = dict((layer if parameters is None else parameters).named_parameters(recurse=False))
     for name, parameter in module.named_parameters(recurse=False):
         if own.get(name) is not None:

@@ -105,7 +105,7 @@ class Trace:
 
 @contextmanager
 def keep_tensors(net: nn.Module) -> Iterator[None]:
-    """Restore the attributes, lists and dictionaries of modules that store tensors in them inside the context."""
+    """Restores the attributes, lists and dictionaries of modules that store tensors in them inside the context."""
     own = vars(nn.Module())
     before = {
         module: {
@@ -210,7 +210,7 @@ class _SizesPass(Pass):
         self.running: list[nn.Module] = []
 
     def enter(self, module: nn.Module, args: tuple) -> None:
-        """Check the channels of the first convolution, which has 0 before it is built."""
+        """Checks the channels of the first convolution, which has 0 before it is built."""
         self.running.append(module)
         if self.convolved or not isinstance(module, CONVOLUTIONS):
             return
@@ -267,7 +267,7 @@ class _SizesPass(Pass):
                 trace.calls[module].append(sizes)
 
     def fill(self, inputs: Inputs) -> Trace:
-        """Run the pass, and one in training mode if linear layers were not called."""
+        """Runs the pass, and one in training mode if linear layers were not called."""
         trace = self.trace
         output = self.run(inputs, trace.sizes_only)
         for tensor in tensors_in(output):

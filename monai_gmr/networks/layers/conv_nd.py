@@ -57,7 +57,7 @@ def whole_numbers(name: str, value: Any, spatial_dims: int, least: int | None = 
 
 
 def check_input(module: nn.Module, x: torch.Tensor, spatial_dims: int, in_channels: int, unbatched: bool) -> None:
-    """Raise if the input of a layer or net is not ``(batch, in_channels, *spatial)``; if ``unbatched``, the batch is optional."""
+    """Raises if the input of a layer or net is not ``(batch, in_channels, *spatial)``; if ``unbatched``, the batch is optional."""
     if torch.jit.is_tracing():
         return
     if not isinstance(x, torch.Tensor):
@@ -72,13 +72,13 @@ def check_input(module: nn.Module, x: torch.Tensor, spatial_dims: int, in_channe
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:
-    """Raise if weights cannot have a dtype."""
+    """Raises if weights cannot have a dtype."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ConfigurationError(f"dtype={dtype} is not possible: use a real floating-point type.")
 
 
 def check_input_dtype(module: nn.Module, x: torch.Tensor) -> None:
-    """Raise if the input of a layer has another dtype than its weights."""
+    """Raises if the input of a layer has another dtype than its weights."""
     weight = getattr(module, "weight", None)
     # under autocast the two can differ
     if weight is not None and x.dtype != weight.dtype and not x.is_meta and autocast_dtype(x) is None:
@@ -145,7 +145,7 @@ class SymmetricConvNd(TableModule):
                 raise ConfigurationError(f"padding='same' takes no stride={self.stride}: use padding='symmetric'.")
 
     def _check_geometry(self) -> None:
-        """Raise if the layer's symmetry does not allow its window or steps; radial kernels allow all."""
+        """Raises if the layer's symmetry does not allow its window or steps; radial kernels allow all."""
 
     def _finish(self) -> None:
         """Registers the tables and draws the weights."""
@@ -153,7 +153,7 @@ class SymmetricConvNd(TableModule):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw fresh weights."""
+        """Draws fresh weights."""
         raise NotImplementedError
 
     def dense_kernel(self) -> torch.Tensor:

@@ -189,7 +189,7 @@ def one_per_level(name: str, value: Any, levels: int, what: str) -> list:
 
 
 def check_named(argument: str, layer: Named | float | None, factory: LayerFactory) -> None:
-    """Raise if an argument names a layer that a factory of MONAI lacks.
+    """Raises if an argument names a layer that a factory of MONAI lacks.
 
     Example:
         >>> check_named("norm", ("batch", {"eps": 1e-3}), Norm)

@@ -207,14 +207,14 @@ def field_dropout(
 
 
 def check_factors(conv: Convolution, factors: Sequence[int], spatial_dims: int) -> None:
-    """Raise if a grid is resampled by factors that the group of a convolution does not keep."""
+    """Raises if a grid is resampled by factors that the group of a convolution does not keep."""
     group = end_group(conv, spatial_dims)
     if group is not None:
         group.check_keeps("strides", factors)
 
 
 def check_activation(conv: Convolution, module: nn.Module, act: Any) -> None:
-    """Raise if an activation after a convolution on fields has weights for single channels, which the group exchanges."""
+    """Raises if an activation after a convolution on fields has weights for single channels, which the group exchanges."""
     weights = [weight for name, weight in module.named_parameters() if name.startswith("A.")]
     if split_convolution(conv)[0] in FIELD_ARGUMENTS and any(weight.numel() > 1 for weight in weights):
         raise ConfigurationError(
@@ -274,7 +274,7 @@ def make_head(conv: Convolution, spatial_dims: int, channels: int, out_channels:
 
 
 def check_levels(convolutions: Sequence[Convolution], spatial_dims: int, channels: Sequence[int], name: str) -> None:
-    """Raise if levels of a net mix group convolutions, partial ones and others, if a level's group is not a subgroup of the one before, or
+    """Raises if levels of a net mix group convolutions, partial ones and others, if a level's group is not a subgroup of the one before, or
     if its order does not divide the channels, given by the argument ``name``."""
     groups = [end_group(conv, spatial_dims) for conv in convolutions]
     for conv in convolutions:

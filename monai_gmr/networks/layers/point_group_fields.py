@@ -25,7 +25,7 @@ NORMS = ("batch", "instance", "group", "syncbatch")
 
 
 def check_fields(module: nn.Module, x: torch.Tensor, spatial_dims: int, order: int, channels: int = 0) -> None:
-    """Raise if the input of a layer is not ``([batch], fields * order, *spatial)``, or does not have ``channels`` channels if given."""
+    """Raises if the input of a layer is not ``([batch], fields * order, *spatial)``, or does not have ``channels`` channels if given."""
     if torch.jit.is_tracing():
         return
     given = x.shape[-spatial_dims - 1] if x.dim() - spatial_dims in (1, 2) else 0

@@ -21,7 +21,7 @@ MODES = ("nearest", "nearest-exact", "linear", "bilinear", "trilinear", "bicubic
 
 
 def _check_axes(scale_factor: Sequence[int], x: torch.Tensor) -> None:
-    """Raise if there is not one factor per spatial axis of an image."""
+    """Raises if there is not one factor per spatial axis of an image."""
     if x.dim() != len(scale_factor) + 2:
         raise ConfigurationError(
             f"scale_factor={tuple(scale_factor)} does not fit an image of shape {tuple(x.shape)}: give one number an axis."

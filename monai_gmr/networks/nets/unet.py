@@ -55,7 +55,7 @@ def _decoder_channels(name: str, given: Sequence[int] | None, default: Sequence[
 
 
 def check_smallest_grid(x: torch.Tensor, depth: int, per_instance: bool, training: bool) -> None:
-    """Raise if halving the grid of an image ``depth`` times leaves too few voxels to normalise, per instance or over the batch."""
+    """Raises if halving the grid of an image ``depth`` times leaves too few voxels to normalise, per instance or over the batch."""
     if is_free(list(x.shape)):
         return
     voxels = 1 if per_instance else x.shape[0]
