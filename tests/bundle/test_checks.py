@@ -92,7 +92,7 @@ def test_images_too_small_once_resampled(tmp_path):
     nib.save(nib.Nifti1Image(np.ones((9, 9, 4), np.float32), affine), file)
     for voxel_size, levels in ((2.0, 3), (2.0, 4), (1.0, 4), (3.0, 3), (4.0, 3)):
         size = max(Spacing(voxel_size)(LoadCased("image", 3, 1)({"image": file})["image"]).shape[1:])
-        with nullcontext() if size > 2 ** (levels - 1) else refused(f"at voxel_size={voxel_size:g}, of which"):
+        with nullcontext() if size > 2 ** (levels - 1) else refused(f"at voxel_size={voxel_size:g}, and"):
             check_header(file, 3, 1, levels, voxel_size)
 
 
