@@ -70,7 +70,7 @@ GRIDS = {
         channels=(1, 8, 12, 16, 24, 32, 128),
         grouped=((16, 1), (16, 2), (16, 8), (64, 1), (64, 2), (64, 8)),
         strided=(1, 8, 32, 128),
-        angular=(1, 8, 12, 16, 24, 32),
+        angular=(1, 8, 12, 16, 24, 32, 128),
         # includes batches of small images, as in classifiers
         sizes={
             2: (*((n, 64) for n in (2, 4, 8, 16, 32)), (32, 1), *((64, n) for n in (1, 2, 4, 8)), (128, 4), (128, 16)),
