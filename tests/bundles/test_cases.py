@@ -444,7 +444,7 @@ def test_an_impossible_value_is_one_sentence_in_the_terminal(arguments, cause, t
     [
         (("--network::x", 1), "did you mean --network_def::x"),
         (("--train::traner::x", 1), "did you mean --train::trainer"),
-        (("--train::handlers::99::x", 1), "train::handlers is a list of 8"),
+        (("--train::handlers::99::x", 1), "train::handlers is a list of 9"),
         (("--epohcs", 1), "did you mean --epochs"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Classes that no label has are named after the first epoch, in one process."""
+"""Warnings name missing classes after the first epoch, in one process."""
 
 import warnings
 
@@ -11,7 +11,7 @@ from monai_gmr.handlers import WarnOfUnseenClasses
 
 
 def warnings_of(training, validation, num_classes, epochs=2):
-    """Those of a training on labels with these values, one list an image."""
+    """Returns the warnings of a training on labels with these values, one list per image."""
     network = torch.nn.Conv1d(1, num_classes, 1)
     loaders = [
         DataLoader(
@@ -39,7 +39,7 @@ def warnings_of(training, validation, num_classes, epochs=2):
 def test_classes_that_no_label_has_are_named_once():
     found = warnings_of([[0, 0, 1, 1], [0, 0, 0, 4], [1, 1, 1, 1]], [[0, 0, 0, 0]], 5)
     assert len(found) == 2
-    assert any("trained on holds the values 2 and 3, which" in sentence for sentence in found)
+    assert any("this training epoch holds the values 2 and 3, which" in sentence for sentence in found)
     assert any("of the validation holds the values 1, 2, 3 and 4, which" in sentence for sentence in found)
 
 
