@@ -64,6 +64,18 @@ def is_device(value: Any) -> bool:
         return False
 
 
+def devices() -> list[str]:
+    """Returns the names of the devices of this machine, the CPU first.
+
+    Example:
+        >>> devices()[0]
+        'cpu'
+    """
+    accelerator = torch.accelerator.current_accelerator()
+    numbers = range(torch.accelerator.device_count()) if accelerator else ()
+    return ["cpu", *(f"{accelerator.type}:{number}" for number in numbers if accelerator)]
+
+
 def is_seed(value: Any) -> bool:
     """Whether a value can seed the random numbers of NumPy and torch.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,12 @@ def parse_size(text: str) -> tuple[int, ...]:
     except ValueError:
         size = ()
     if not size or min(size) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size: give 97, or one number an axis as in 64,65,70")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: give 97, or one number per axis as in 64,65,70")
     return size
 
 
 def load_network(
-    source: str | Path, network_id: str = "network_def", settings: Mapping[str, Any] | None = None
+    source: str | Path, network_id: str = "network_def", settings: dict[str, Any] | None = None
 ) -> nn.Module:
     """Loads the network of a config file, or of a bundle folder from the first of ``configs/{inference,evaluate,train}`` that has it.
 
@@ -69,8 +69,7 @@ def load_network(
         ids |= set(content)
         if network_id.replace("::", "#").split("#")[0] in content:
             check_settings(settings or {}, content, prefix="--set ")
-            for name, value in (settings or {}).items():
-                parser[name] = value
+            parser.update(settings or {})
             return _instantiate(parser, network_id, config)
     raise ConfigurationError(
         f"{' and '.join(c.name for c in configs)} hold no {network_id!r}: give --network-id, one of {', '.join(sorted(ids))}."

@@ -6,9 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import torch
-
-from monai_gmr.arguments import is_device
+from monai_gmr.arguments import devices, is_device
 from monai_gmr.ops import get_backend
 from monai_gmr.transforms.augmentation import AUGMENTATIONS
 from monai_gmr.utils import ConfigurationError
@@ -129,8 +127,7 @@ def check_value(name: str, value: Any, spatial_dims: int, option: str = "") -> N
     """Raises :class:`ConfigurationError` if a setting of :data:`TABLE`, given under the id ``option``, has a value that no run can use."""
     rule, option = TABLE[name], option or name
     if not rule.passes(value, spatial_dims):
-        devices = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
-        says = rule.says.format(dims=spatial_dims, devices=devices)
+        says = rule.says.format(dims=spatial_dims, devices=", ".join(devices()))
         raise ConfigurationError(f"{option}={value!r} cannot be used: give --{option} {says}.")
 
 

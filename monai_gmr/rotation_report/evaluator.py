@@ -191,8 +191,7 @@ def _change_settings(
     check_settings(settings, config, EVALUATOR_IDS[:1], prefix="")
     if "bundle_root" in config:
         parser["bundle_root"] = str(root)
-    for name, value in settings.items():
-        parser[name] = value
+    parser.update(settings)
 
 
 def _load_checkpoint(loader: CheckpointLoader, evaluator: SupervisedEvaluator) -> None:

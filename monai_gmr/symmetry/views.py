@@ -12,7 +12,7 @@ from monai_gmr.annotations import Seed, checked_arguments
 from monai_gmr.arguments import check_count, check_number, reads_as_number, voxel_spacing
 from monai_gmr.symmetry.group_names import check_dims, element_name
 from monai_gmr.symmetry.group_structure import GroupSpec, PointGroup, names_group
-from monai_gmr.symmetry.point_groups import is_grid_symmetry, point_group
+from monai_gmr.symmetry.point_groups import is_grid_symmetry
 from monai_gmr.symmetry.rotations import rotation_matrix
 from monai_gmr.utils import ConfigurationError
 
@@ -60,13 +60,11 @@ def group_views(
     """
     check_dims(spatial_dims, (1, 2, 3))
     spacing = voxel_spacing(spacing, spatial_dims)
-    if group is None:
-        elements = point_group(spatial_dims, spacing)
-    else:
-        named = PointGroup.from_name(group if axis is None else (group, axis), spatial_dims).elements
-        elements = np.array([element for element in named if is_grid_symmetry(element, spacing)])
-    others = [View(view_name(element), "group", None, element) for element in elements[1:]]
-    return [View("upright", "upright", 0.0, elements[0]), *others]
+    group = "all" if group is None else group
+    named = PointGroup.from_name(group if axis is None else (group, axis), spatial_dims).elements
+    upright, *others = (element for element in named if is_grid_symmetry(element, spacing))
+    views = [View(view_name(element), "group", None, element) for element in others]
+    return [View("upright", "upright", 0.0, upright), *views]
 
 
 def angle_view(spatial_dims: int, angle: float, axis: int) -> View:

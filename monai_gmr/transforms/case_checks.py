@@ -128,42 +128,42 @@ def check_label(
             )
     if label_values is not None:
         known = torch.as_tensor(list(label_values), dtype=torch.float64)
-        others = _runs(values[~torch.isin(values.double().round(), known)])
+        others = _runs(_integers(values[~torch.isin(values.double().round(), known)]))
         if others:
             raise ConfigurationError(
-                f"{name} holds {describe_runs(others)}, of which label_values={list(label_values)} says nothing: give --label_values all "
-                f"values that labels hold, one a class, and --{setting} their number."
+                f"{name} holds {describe_runs(others)}, which label_values={list(label_values)} lacks: give all values of the labels as "
+                f"--label_values, one per class, and their number as --{setting}."
             )
         return
     low, high = (round(value.item()) for value in values.aminmax())
     if low < 0:
         raise ConfigurationError(
-            f"{name} holds values from {low} to {high}: labels are class indices, from 0 on; where they are others, give all of them as "
-            "--label_values, one a class."
+            f"{name} holds values from {low} to {high}: labels are class indices, from 0 on; give labels of other values as "
+            "--label_values, one per class."
         )
     if high >= out_channels:
-        found = _runs(values)
-        missing = [
-            (before + 1, after - 1) for (_, before), (after, _) in pairwise([(0, -1), *found]) if after > before + 1
-        ]
+        found = _integers(values)
+        missing = [(before + 1, after - 1) for before, after in pairwise([-1, *found]) if after > before + 1]
         hint = f"give --{setting} {high + 1}"
         if missing:
-            few = [value for first, last in found for value in range(first, min(last, first + MOST_PARTS) + 1)]
-            given = (
-                f"{few} with --{setting} {len(few)}" if len(few) <= MOST_PARTS else "with all values that labels hold"
-            )
-            hint += f" or, where {describe_runs(missing)} occur in no label, --label_values {given.replace(', ', ',')}"
+            given = "with all values of the labels"
+            if len(found) <= MOST_PARTS:
+                given = f"[{','.join(map(str, found))}] with --{setting} {len(found)}"
+            hint += f" or, if no label has {describe_runs(missing)}, --label_values {given}"
         raise ConfigurationError(
-            f"{name} holds {describe_runs(found)} and the network has {out_channels} classes: {hint}."
+            f"{name} holds {describe_runs(_runs(found))} and the network has {out_channels} classes: {hint}."
         )
 
 
-def _runs(values: torch.Tensor) -> list[tuple[int, int]]:
-    """First and last of each run of whole numbers in a label."""
-    runs: list[tuple[int, int]] = []
-    for value in map(round, values.unique().tolist()):
-        runs[-1:] = [(runs[-1][0], value)] if runs and value <= runs[-1][1] + 1 else [*runs[-1:], (value, value)]
-    return runs
+def _integers(values: torch.Tensor) -> list[int]:
+    """Returns the integers in a label, ascending, each once."""
+    return sorted(set(map(round, values.unique().tolist())))
+
+
+def _runs(integers: Sequence[int]) -> list[tuple[int, int]]:
+    """Returns the first and last integer of each run of ascending integers."""
+    runs = np.split(np.asarray(integers), np.flatnonzero(np.diff(integers) > 1) + 1) if integers else []
+    return [(int(run[0]), int(run[-1])) for run in runs]
 
 
 def describe_offset(

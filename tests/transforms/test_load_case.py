@@ -137,7 +137,9 @@ def test_other_values_of_labels_become_classes_by_their_place(case, tmp_path):
     found = load(case, label_values=values.tolist())["label"]
     assert torch.equal(found, expected)
     assert torch.equal(found.affine, expected.affine)
-    with refused(r"label.nii.gz holds 7, of which label_values=\[0, -1, 255\] says nothing: give --label_values all"):
+    with refused(
+        r"label.nii.gz holds 7, which label_values=\[0, -1, 255\] lacks: give all values of the labels as --label_values"
+    ):
         load(case, label_values=[0, -1, 255])
     for wrong in ([7, -1], [7, -1, 7]):
         with refused("as many values as classes"):
@@ -161,12 +163,12 @@ def scaled(path, slope):
         (lambda path: write(path, label().astype(np.int16) - 1), "from -1 to 1"),
         (
             lambda path: write(path, label() * 2),
-            r"holds 0, 2 and 4 and the network has 3 classes: give --out_channels 5 or, where 1 and 3 occur in no label, "
+            r"holds 0, 2 and 4 and the network has 3 classes: give --out_channels 5 or, if no label has 1 and 3, "
             r"--label_values \[0,2,4\] with --out_channels 3\.$",
         ),
         (
             lambda path: write(path, label() * np.int16(2000) + 5),
-            "2005 and 4005 and the network has 3 classes: give --out_channels 4006 or, where 0 to 4, 6 to 2004 and 2006 to 4004 occur",
+            "2005 and 4005 and the network has 3 classes: give --out_channels 4006 or, if no label has 0 to 4, 6 to 2004 and 2006 to 4004",
         ),
         (lambda path: write(path, with_value(np.nan)), "NaN or infinite"),
         (lambda path: write(path, np.stack([label()] * 2, -1)), "2 channels"),
