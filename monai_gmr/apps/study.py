@@ -312,7 +312,7 @@ def _read_part(study: Study, only: Sequence[str], seeds: Sequence[int]) -> Part:
     for seed in seeds:
         if seed not in all_seeds:
             raise ConfigurationError(
-                f"--seeds {seed} is no seed of the study: use some of {', '.join(map(str, all_seeds))}."
+                f"--seeds {seed} is not a seed of the study: use some of {', '.join(map(str, all_seeds))}."
             )
     return Part({known[name] for name in only}, set(seeds))
 

@@ -57,9 +57,9 @@ def _mapping(value: Any, where: str, keys: Sequence[str] | None = None) -> dict[
         return {}
     _require(isinstance(value, dict), f"{where} is {value!r}: give names with values below it.")
     for name in value:
-        _require(isinstance(name, str), f"the name {name!r} in {where} is no text: put it in quotes.")
+        _require(isinstance(name, str), f"the name {name!r} in {where} is not a string: put it in quotes.")
         if keys is not None:
-            _check_name(name, keys, f"{name} is no key of {where}")
+            _check_name(name, keys, f"{name} is not a key of {where}")
     return value
 
 
@@ -75,7 +75,7 @@ def _layers(value: Any, where: str) -> dict[str, Settings]:
 
 
 def _seed(value: Any, where: str) -> int:
-    _require(type(value) is int, f"{value!r} in {where} is no seed: give whole numbers.")
+    _require(type(value) is int, f"{value!r} in {where} is not a seed: give whole numbers.")
     return value
 
 
@@ -171,7 +171,7 @@ def _read_data(name: str, value: Any, nets: Mapping[str, Settings], augmentation
 
 def _read_run(value: Any, where: str, nets: Iterable[str], augmentations: Iterable[str]) -> Run:
     is_pair = isinstance(value, list) and len(value) == 2
-    _require(is_pair, f"{value!r} in {where} is no pair: give [net, augmentation].")
+    _require(is_pair, f"{value!r} in {where} is not a pair: give [net, augmentation].")
     for kind, name, known in (("net", value[0], nets), ("augmentation", value[1], augmentations)):
         _check_name(name, known, f"{where} names the unknown {kind} {name}")
     return Run(*value)

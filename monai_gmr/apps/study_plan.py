@@ -289,4 +289,4 @@ def load_config(path: Path) -> dict[str, Any]:
         return dict(ConfigParser.load_config_file(path))
     except Exception as error:
         text = " ".join(str(error).split())
-        raise ConfigurationError(f"{path} is no readable config ({text}): correct it.") from error
+        raise ConfigurationError(f"{path} is not a readable config ({text}): correct it.") from error

@@ -173,7 +173,7 @@ class GMRWorkflow(ConfigWorkflow):
         ...     GMRWorkflow(str(folder / "train.json"), epohcs=4)
         Traceback (most recent call last):
         ...
-        monai_gmr.utils.ConfigurationError: --epohcs is no setting of this config: did you mean --epochs?
+        monai_gmr.utils.ConfigurationError: --epohcs is not a setting of this config: did you mean --epochs?
     """
 
     def __init__(self, config_file: str | Sequence[str], *args: Any, **kwargs: Any) -> None:

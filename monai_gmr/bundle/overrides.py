@@ -113,7 +113,7 @@ def _find_nested(name: str, config: Mapping[str, Any], prefix: str) -> Any:
                 if part
                 else f"give {prefix}{before} as a whole."
             )
-        raise ConfigurationError(f"{prefix}{name} is no setting of this config: {hint}")
+        raise ConfigurationError(f"{prefix}{name} is not a setting of this config: {hint}")
     return node
 
 
@@ -142,7 +142,7 @@ def check_settings(
             near = difflib.get_close_matches(head, sorted(names), n=1, cutoff=0.5)
             plain = sorted(k for k, v in config.items() if not isinstance(v, (dict, list)) and not k.startswith("_"))
             hint = f"did you mean {prefix}{near[0]}?" if near else f"the settings are {', '.join(plain)}."
-            raise ConfigurationError(f"{prefix}{name} is no setting of this config: {hint}")
+            raise ConfigurationError(f"{prefix}{name} is not a setting of this config: {hint}")
         default = None if head == "_meta_" or head not in config else _find_nested(name, config, prefix)
         # the rule of a setting applies to all references to it, and takes precedence over the kind of its default
         rule = default[1:] if isinstance(default, str) and default[:1] == "@" else name

@@ -115,7 +115,7 @@ def read_metadata(root: Path) -> dict[str, Any]:
     """Reads a bundle's ``metadata.json``; raises :class:`ConfigurationError` if there is none."""
     path = root / METADATA
     if not path.is_file():
-        raise ConfigurationError(f"{root} is no bundle, it has no {METADATA}: give a folder that has one.")
+        raise ConfigurationError(f"{root} is not a bundle, it has no {METADATA}: give a folder that has one.")
     return read_json_object(path)
 
 

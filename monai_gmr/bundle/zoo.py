@@ -146,7 +146,7 @@ def _check_large_files(bundle: BundleFolder) -> Iterator[str]:
         if kind not in HASHES:
             yield f"{name}: hash_type {kind} of {path} is unknown: use one of {', '.join(HASHES)}."
         elif value and not re.fullmatch(rf"[0-9a-fA-F]{{{HASHES[kind]}}}", str(value)):
-            yield f"{name}: hash_val of {path} is no {kind}: give its {HASHES[kind]} digits."
+            yield f"{name}: hash_val of {path} is not a {kind}: give its {HASHES[kind]} digits."
     for file in sorted(bundle.root.rglob("*")):
         relative = file.relative_to(bundle.root).as_posix()
         if file.is_file() and file.stat().st_size > LARGEST_FILE and relative not in bundle.downloads:
@@ -251,7 +251,7 @@ def check_bundle(folder: str | os.PathLike[str], network: bool = True) -> list[s
     """
     bundle = BundleFolder(Path(folder))
     if not bundle.root.is_dir():
-        raise ConfigurationError(f"{folder} is no folder: give that of a bundle.")
+        raise ConfigurationError(f"{folder} is not a folder: give that of a bundle.")
     check_packages("yaml", "jsonschema")
     problems: list[str] = []
     for check in CHECKS:

@@ -59,7 +59,7 @@ def open_npz(path: PathLike) -> Iterator[Any]:
 def read_arrays(path: PathLike) -> dict[str, np.ndarray]:
     """Reads all arrays of an npz file."""
     if not Path(path).is_file():
-        raise ConfigurationError(f"{path} is no file: give the path of an npz file.")
+        raise ConfigurationError(f"{path} is not a file: give the path of an npz file.")
     with open_npz(path) as file:
         return dict(file)
 
@@ -253,7 +253,7 @@ def write_decathlon(
     for case in [case for cases in sections.values() for case in cases] if pictures else []:
         if case.image.ndim != 2 or case.image.dtype.name not in PICTURE_TYPES:
             raise ConfigurationError(
-                f"{case.name} of shape {case.image.shape} and type {case.image.dtype} is no picture: give images of two dimensions and 8 "
+                f"{case.name} of shape {case.image.shape} and type {case.image.dtype} is not a picture: give images of two dimensions and 8 "
                 "or 16 bits, cut slices, or write NIfTI."
             )
     content: dict[str, Any] = {"name": folder.name, "labels": {str(v): name for v, name in enumerate(labels)}}

@@ -250,7 +250,7 @@ class LatestCheckpoint:
         checkpoint = read_checkpoint(self.path, engine.state.device, elsewhere)
         if not isinstance(checkpoint, Mapping) or not set(self.save_dict) <= set(checkpoint):
             raise ConfigurationError(
-                f"{self.path} is no checkpoint of such a training, which holds {', '.join(self.save_dict)}: {elsewhere}."
+                f"{self.path} is not a checkpoint of such a training, which holds {', '.join(self.save_dict)}: {elsewhere}."
             )
         self._check_made_with(checkpoint.get(MADE_WITH), elsewhere)
         settings = f"give the settings that it was trained with, {elsewhere}."

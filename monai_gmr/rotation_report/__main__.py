@@ -71,7 +71,7 @@ def read_pair(text: str) -> tuple[int, int]:
     """
     first, _, second = text.partition(":")
     if not (first.isdigit() and second.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text} is no pair of classes: give it as in 1:2.")
+        raise argparse.ArgumentTypeError(f"{text} is not a pair of classes: give it as in 1:2.")
     return int(first), int(second)
 
 
@@ -238,7 +238,7 @@ def make_report(arguments: argparse.Namespace) -> RotationReport:
     settings: dict[str, dict[str, Any]] = {name: read_settings(arguments.set) for name in networks}
     for name, *pairs in arguments.single:
         if name not in settings:
-            raise ConfigurationError(f"--for {name} is no network of this report: use one of {', '.join(networks)}.")
+            raise ConfigurationError(f"--for {name} is not a network of this report: use one of {', '.join(networks)}.")
         if not pairs:
             raise ConfigurationError(f"--for {name} sets nothing: give ids, as in --for {name} device=cpu.")
         settings[name].update(read_settings(pairs, f"--for {name}"))

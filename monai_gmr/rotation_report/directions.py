@@ -107,5 +107,5 @@ def check_direction(direction: Direction, names: Collection[str]) -> None:
     if unknown:
         there = ", ".join(dict.fromkeys(names)) or "none"
         raise ConfigurationError(
-            f"greater_is_better names {unknown[0]!r}, which is no metric of the evaluator: it has {there}."
+            f"greater_is_better names {unknown[0]!r}, which is not a metric of the evaluator: it has {there}."
         )

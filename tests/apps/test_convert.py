@@ -81,7 +81,7 @@ def test_weights_are_loaded_before(config, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--network-id", "missing"], "hold no 'missing'"),
-        (["--set", "conv=plain"], "--set conv is no setting of this config"),
+        (["--set", "conv=plain"], "--set conv is not a setting of this config"),
         (["--set", "network_def::chanels=[4, 8]"], "did you mean --set network_def::channels?"),
         (["--set", "network_def"], "--set network_def cannot be read: give it as in --set device=cpu"),
         (["--group", "4"], "are for --conv group"),

@@ -191,7 +191,7 @@ def test_upright_and_turned_digits_are_what_our_dataset_reads(digits, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["instances", "missing.npz", "out"], "missing.npz is no file"),
+        (["instances", "missing.npz", "out"], "missing.npz is not a file"),
         (["instances", "cells.npz", "there"], "there exists"),
         (["instances", "cells.npz", "there", "--overwrite"], "is not overwritten"),
         (["instances", "cells.npz", "out", "--blocks", "2"], "--blocks"),
@@ -246,7 +246,7 @@ def test_as_a_process(tmp_path, forked_python):
     command = [forked_python, "-m", "monai_gmr.apps.prepare_data", "classes", str(tmp_path / "no.npz"), "out"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
-    assert "no.npz is no file" in done.stderr
+    assert "no.npz is not a file" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -148,7 +148,7 @@ def test_a_data_set_has_more_seeds_than_the_others(start, config, tmp_path, caps
     ("options", "sentence"),
     [
         (("--only", "plian, none"), "unknown row or data set 'plian, none': use some of plain, none; "),
-        (("--seeds", "4"), "--seeds 4 is no seed of the study: use some of 3, 5."),
+        (("--seeds", "4"), "--seeds 4 is not a seed of the study: use some of 3, 5."),
     ],
 )
 def test_a_part_that_is_none_is_one_sentence(options, sentence, start, capsys, processes):

@@ -61,7 +61,7 @@ def test_overrides_of_the_config_and_arguments_of_monai_pass(config_file, overri
 @pytest.mark.parametrize(
     ("overrides", "match"),
     [
-        (["--epohcs", "4"], "--epohcs is no setting .* did you mean --epochs"),
+        (["--epohcs", "4"], "--epohcs is not a setting .* did you mean --epochs"),
         (["--epohcs=4"], "did you mean --epochs"),
         (["--nets::bias", "False"], "did you mean --net"),
         (["--zzzzzzzz", "1"], "the settings are amp, bundle_root, epochs"),

@@ -63,7 +63,7 @@ def test_random_weights_are_said(whole_bundle, tmp_path):
         (
             "volume_segmentation_gmr_unet",
             {"rio_size": 3},
-            "rio_size is no setting of this config: did you mean --roi_size?",
+            "rio_size is not a setting of this config: did you mean --roi_size?",
         ),
         ("volume_segmentation_gmr_unet", {"features": 3}, "features=3 cannot be used"),
         (

@@ -285,7 +285,7 @@ def test_a_killed_training_resumes_and_ends_like_an_uninterrupted_one(dataset_di
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (("--epohcs", 3), "error: --epohcs is no setting of this config: did you mean --epochs?"),
+        (("--epohcs", 3), "error: --epohcs is not a setting of this config: did you mean --epochs?"),
         (("--dataset_dir", "/nowhere"), "error: dataset_dir=/nowhere does not exist: give a folder in"),
         (("--rings", "gausian", "--epochs", 1), "error: rings='gausian'"),
     ],

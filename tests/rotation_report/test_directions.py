@@ -183,7 +183,7 @@ def test_a_case_without_a_finite_distance_is_the_worst(tmp_path, monkeypatch):
 
 def test_a_metric_that_is_not_there_is_one_sentence(tmp_path):
     with pytest.raises(
-        ConfigurationError, match="greater_is_better names 'hd', which is no metric of the evaluator: it"
+        ConfigurationError, match="greater_is_better names 'hd', which is not a metric of the evaluator: it"
     ):
         make_report(make_distances(), tmp_path, greater_is_better={"hd": False}).run()
 

@@ -182,7 +182,7 @@ def test_options_that_mean_nothing(read, match):
     ("arguments", "match"),
     [
         (["--angles", "0", "--group", "none"], "a set of views of size zero: give at least one"),
-        (["--for", "other", "device=cpu"], "--for other is no network of this report: use one of foreign"),
+        (["--for", "other", "device=cpu"], "--for other is not a network of this report: use one of foreign"),
         (["--for", "foreign"], "--for foreign sets nothing"),
         (["--set", "devise=cpu"], "did you mean device?"),
         (["--dataset_dir", "/nowhere"], "/nowhere"),

@@ -155,7 +155,7 @@ def _arguments(options: Options, harmonic: str) -> dict[str, Any]:
 def _convolution(module: Any, dims: int, surplus: list[int], options: Options) -> Swap:
     window = options.window(module.kernel_size)
     harmonic, remark = _kind(module, window, options)
-    # "valid" is no padding; centred layers take numbers
+    # "valid" is not a padding size; centred layers take numbers
     padding: Any = (0,) * dims if module.padding == "valid" else module.padding
     if not isinstance(padding, str):
         # a longer window keeps the sizes

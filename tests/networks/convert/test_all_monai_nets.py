@@ -379,7 +379,7 @@ def test_every_network_is_in_the_table():
     assert not missing, (
         f"add a small {', '.join(sorted(missing))} to NETS of {__file__}: what does conversion make of it?"
     )
-    assert not gone, f"{', '.join(sorted(gone))} of NETS is no network of monai.networks.nets"
+    assert not gone, f"{', '.join(sorted(gone))} of NETS is not a network of monai.networks.nets"
 
 
 def arguments_of(case: Net, size: Size) -> tuple[tuple, dict]:

@@ -15,7 +15,7 @@ OPERATIONS = {
     "convolution in place of a bias": lambda x, w: F.conv2d(x, w, w[:, 0, 0, 0], padding="same"),
     "whole numbers stay whole": lambda x, w: torch.arange(3) * 2,
     "a whole number times a fraction": lambda x, w: torch.arange(3) * 2.0,
-    "true is no number": lambda x, w: torch.arange(3) * True,
+    "true is not a number": lambda x, w: torch.arange(3) * True,
     "truth times true": lambda x, w: (torch.arange(3) > 1) * True,
     "truth times one": lambda x, w: (torch.arange(3) > 1) * 1,
     "batch norm": lambda x, w: F.batch_norm(x, torch.zeros(3), torch.ones(3)),
