@@ -37,7 +37,7 @@ def test_the_marks_select_the_devices(pytester, monkeypatch, available, devices)
 
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif(sys.platform != "linux" or compiler() is None, reason="the device of the tests is built with g++")
-def test_all_holds_on_a_device_that_is_not_the_cpu():
+def test_all_holds_on_a_device_that_is_not_the_cpu(forked_python):
     """In a process of its own: the tests of fixture ``device``, with nets, inferers, metrics, transforms and a bundle."""
     folders = ("networks/nets/test_devices.py", "inferers", "metrics", "transforms", "networks/convert/test_convert.py")
     folders += ("networks/test_checkpoints.py", "bundles/test_volume_segmentation.py", "test_devices.py")
@@ -54,7 +54,7 @@ def test_all_holds_on_a_device_that_is_not_the_cpu():
     ]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment |= {"TEST_DEVICE": "other"}
-    command = [sys.executable, "-m", "pytest", *options, *tests]
+    command = [forked_python, "-m", "pytest", *options, *tests]
     done = subprocess.run(command, env=environment, cwd=CONFTEST.parent.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 

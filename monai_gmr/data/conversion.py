@@ -253,8 +253,8 @@ def write_decathlon(
     for case in [case for cases in sections.values() for case in cases] if pictures else []:
         if case.image.ndim != 2 or case.image.dtype.name not in PICTURE_TYPES:
             raise ConfigurationError(
-                f"{case.name} of shape {case.image.shape} and type {case.image.dtype} is not a picture: give images of two dimensions and 8 "
-                "or 16 bits, cut slices, or write NIfTI."
+                f"{case.name} of shape {case.image.shape} and type {case.image.dtype} is not a picture: give images of two dimensions and "
+                "8 or 16 bits, cut slices, or write NIfTI."
             )
     content: dict[str, Any] = {"name": folder.name, "labels": {str(v): name for v, name in enumerate(labels)}}
     content |= {**(about or {}), **{section: [] for section in sections}}

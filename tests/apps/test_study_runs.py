@@ -44,9 +44,7 @@ def is_running(pid):
 def test_a_killed_study_ends_its_process(number, write, config, bundle, tmp_path, forked_python):
     (bundle / "configs" / "train.yaml").write_text(WAITS)
     config |= {"seeds": [3], "nets": {"plain": {}}, "augmentations": {"none": {}}}
-    # no process forwards SIGKILL
-    python = sys.executable if number == signal.SIGKILL else forked_python
-    command = [python, "-m", "monai_gmr.apps.study", str(write(config))]
+    command = [forked_python, "-m", "monai_gmr.apps.study", str(write(config))]
     study = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         file = tmp_path / "out" / "runs" / "cells" / "plain-none" / "seed3" / "pid"

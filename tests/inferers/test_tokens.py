@@ -105,7 +105,7 @@ def test_features_with_as_many_entries_as_voxels_are_none(shape, kind):
     scale = {"softmax": 0.1, "certain": 10.0}.get(kind, 1.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for seed in range(25):
+        for seed in range(10):
             made = features(seed, shape, scale, offset=100.0 * (kind == "biased"), nonlinear=kind != "linear")
             network = (lambda x, made=made: made(x).softmax(-1)) if kind in ("softmax", "certain") else made
             x = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
@@ -132,7 +132,7 @@ def test_features_with_as_many_entries_as_voxels_are_none(shape, kind):
 )
 @pytest.mark.parametrize("views", ["group", "m"])
 def test_other_features_and_answers_that_do_not_change(network, views):
-    for seed in range(20):
+    for seed in range(10):
         x = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
         with warnings.catch_warnings():
             warnings.simplefilter("error")

@@ -420,7 +420,7 @@ def test_kernels_of_a_gpu_are_measured_in_each_precision(tmp_path, monkeypatch):
     path = tmp_path / "table.csv"
     monkeypatch.setitem(app.KERNELS, "cpu", "triton")
     monkeypatch.setitem(app.GRIDS, "cpu", app.GRIDS["cuda"])
-    monkeypatch.setattr(app, "QUICK", app.QUICK._replace(windows={2: (2,)}, sizes={2: ((4, 1),)}))
+    monkeypatch.setattr(app, "QUICK", app.QUICK._replace(windows={2: (2,)}, sizes={2: ((4, 1),)}, strided=()))
     measured, original = [], app.measure_ratios
     monkeypatch.setattr(app, "measure_ratios", lambda *a: measured.append(original(*a)) or measured[-1])
     assert main(["thresholds", "--quick", "--repeats", "1", "--output", str(path)]) == 0

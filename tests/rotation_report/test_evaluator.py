@@ -147,7 +147,7 @@ def test_two_bundles_with_a_package_of_the_same_name(foreign_bundle):
     ("layout", "changes", "options", "match"),
     [
         ("evaluate", {}, {"settings": {"chekpoint": "x"}}, "foreign: chekpoint is not a setting .* did you mean checkpoint?"),
-        ("evaluate", {}, {"settings": {"dataset_dir::deep": 1}}, "dataset_dir::deep is not a setting of this config: .* which has no parts"),
+        ("evaluate", {}, {"settings": {"dataset_dir::deep": 1}}, "dataset_dir::deep is not a setting .* which has no parts"),
         ("evaluate", {"overlap": 1}, {"settings": {"overlap": "much"}}, "overlap much cannot be used: give a whole number"),
         ("evaluate", {}, {"settings": {"checkpoint": "/none.pt"}}, "there is no checkpoint at /none.pt"),
         ("evaluate", {}, {"settings": {"network_def::channels": [2, 3]}}, "cannot be made .*size mismatch"),

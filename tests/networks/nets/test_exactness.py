@@ -31,10 +31,11 @@ EVERY_NET = pytest.mark.parametrize("kind", NETS)
 KINDS = pytest.mark.parametrize(
     ("kind", "conv"), [*((kind, "gmr") for kind in NETS), ("basic", "gmr_harmonic"), ("unet", "gmr_harmonic")]
 )
-SIZES_2D = [(n, n) for n in range(17, 41)]
+# all remainders of four halvings
+SIZES_2D = [(n, n) for n in range(17, 33)]
 PAIRS_2D = [(17, 40), (31, 18), (24, 37), (22, 36)]
-SIZES_3D = [(17, 20, 23), (24, 24, 24), (16, 21, 32)]
-FRESH_2D, FRESH_3D = [*SIZES_2D[::5], *PAIRS_2D], SIZES_3D[:1]
+SIZES_3D = [(17, 20, 23), (18, 18, 18), (16, 21, 26)]
+FRESH_2D, FRESH_3D = [*SIZES_2D[::5], (37, 37), *PAIRS_2D], SIZES_3D[:1]
 WHOLE_GROUP = [(17, 17), (24, 24), *PAIRS_2D, (17, 20, 23)]
 
 
@@ -135,6 +136,12 @@ def test_3d(kind, conv, steps, training, device):
 
 GROUPS_2D = [["4mm"], ["4"], ["2mm"], ["m"], ["4mm", "4", "2"]]
 GROUPS_3D = [["m-3m"], ["432"], ["4/mmm"], ["mmm"], ["m-3m", "432", "432"]]
+OTHER_GROUP_NETS_2D = [("unet", "full", 0), ("unet", "gc", 5), ("basic", "gc", 5), ("bottleneck", "g", 5)]
+OTHER_GROUP_NETS_3D = [("unet", "gc", 0), ("unet", "gc", 3), ("basic", "gc", 3)]
+
+
+def name_group_case(value: object) -> str:
+    return "-".join(value) if isinstance(value, list) else str(value)
 
 
 def group_net(kind: str, dims: int, names: list[str], filter: str, steps: int) -> nn.Module:
@@ -163,10 +170,14 @@ def worst_of_group(net: nn.Module, sizes: Sequence[tuple[int, ...]], whole: int)
     return max(found)
 
 
-@pytest.mark.parametrize("names", GROUPS_2D, ids="-".join)
+# all groups in one kind of net; layers/test_point_group_conv.py has every filter in every group
 @pytest.mark.parametrize(
-    ("kind", "filter", "steps"),
-    [("unet", "full", 0), ("unet", "full", 5), ("unet", "gc", 5), ("basic", "gc", 5), ("bottleneck", "g", 5)],
+    ("kind", "filter", "steps", "names"),
+    [
+        *(("unet", "full", 5, names) for names in GROUPS_2D),
+        *((*net, names) for net in OTHER_GROUP_NETS_2D for names in (GROUPS_2D[0], GROUPS_2D[-1])),
+    ],
+    ids=name_group_case,
 )
 def test_2d_group_convolutions(kind, filter, names, steps):
     net = group_net(kind, 2, names, filter, steps)
@@ -180,9 +191,13 @@ def test_2d_group_convolutions(kind, filter, names, steps):
         assert equivariance_error(net, images(2, 24, 24), whole).worst > 100 * TOLERANCE  # what it gave up
 
 
-@pytest.mark.parametrize("names", GROUPS_3D, ids="-".join)
 @pytest.mark.parametrize(
-    ("kind", "filter", "steps"), [("unet", "full", 3), ("unet", "gc", 0), ("unet", "gc", 3), ("basic", "gc", 3)]
+    ("kind", "filter", "steps", "names"),
+    [
+        *(("unet", "full", 3, names) for names in GROUPS_3D),
+        *((*net, names) for net in OTHER_GROUP_NETS_3D for names in (GROUPS_3D[1], GROUPS_3D[-1])),
+    ],
+    ids=name_group_case,
 )
 def test_3d_group_convolutions(kind, filter, names, steps):
     net = group_net(kind, 3, names, filter, steps)

@@ -64,7 +64,7 @@ NETS = [(make, conv) for make in (unet, resnet, converted) for conv in CONVS]
 NETS = [each for each in NETS if each[0] is not converted or each[1] not in ("partial", "sre")]
 
 
-@pytest.fixture(params=NETS, ids=lambda pair: f"{pair[0].__name__}-{pair[1]}")
+@pytest.fixture(scope="module", params=NETS, ids=lambda pair: f"{pair[0].__name__}-{pair[1]}")
 def net(request):
     make, conv = request.param
     # the samples of a whole group
