@@ -26,7 +26,7 @@ from monai_gmr.rotation_report.page import write_page
 from monai_gmr.rotation_report.prepare_batch import LABEL_SAMPLINGS
 from monai_gmr.rotation_report.probe import ViewProbe, keeps_cases, metric_handlers
 from monai_gmr.rotation_report.records import ANSWER, IMAGE, ViewRecord, ViewRecords, read_compared, record_file
-from monai_gmr.rotation_report.shown_cases import ShownNetwork, run_shown_cases
+from monai_gmr.rotation_report.shown_cases import KeptViews, ShownNetwork, run_shown_cases
 from monai_gmr.rotation_report.statistics import (
     ERROR,
     NetworkScores,
@@ -62,6 +62,7 @@ class _Network:
     rotates_answer: bool = False
     metrics: list[str] = field(default_factory=list)
     records: ViewRecords = field(default_factory=lambda: ViewRecords(None, {}))
+    kept: KeptViews = field(default_factory=KeptViews)
     failures: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -313,6 +314,7 @@ class RotationReport:
     def _measure(self, title: str, network: _Network) -> None:
         """Records all views of all cases of a network that are not recorded yet."""
         network.failures = {}
+        network.kept = KeptViews(network.batches.names if self.worst_cases else ())
         try:
             # handlers that load the checkpoint react to this event
             network.evaluator.fire_event(Events.STARTED)
@@ -358,8 +360,9 @@ class RotationReport:
         missing = self._missing(network, batch.names)
         # errors are relative to the upright view
         views = missing if missing[0].family == "upright" else [self.views[0], *missing]
+        show = partial(network.kept.add, batch.names[0]) if len(batch.names) == 1 else None
         try:
-            probe.run(batch, views, keep)
+            probe.run(batch, views, keep, show)
         except Exception as error:
             labelled = isinstance(batch.batch, Mapping) and CommonKeys.LABEL in batch.batch
             if labelled or not probe.recorded or isinstance(error, WriteError):
@@ -477,17 +480,12 @@ class RotationReport:
     def _draw_worst(
         self, networks: Mapping[str, _Network], results: Sequence[NetworkScores], key: str, own: bool
     ) -> dict[str, Any]:
-        """Runs the shown cases again, draws the worst views of the worst cases, and returns the arguments for the page."""
+        """Draws the shown cases and the worst views of the worst cases, and returns the arguments for the page."""
         scores = {result.title: result for result in results if result.title in networks}
         worst = {title: result.worst(key, self.worst_cases) for title, result in scores.items()}
         shown = [
             ShownNetwork(
-                title,
-                self._probe(one),
-                one.batches,
-                scores[title].cases,
-                worst[title],
-                rotates_answer=one.rotates_answer,
+                title, self._probe(one), one.batches, one.kept, scores[title].cases, worst[title], one.rotates_answer
             )
             for title, one in networks.items()
             if title in scores

@@ -7,6 +7,7 @@ import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -171,6 +172,10 @@ class Shown(NamedTuple):
     probabilities: np.ndarray | None
 
 
+# takes a function that makes what is shown, and may raise
+Show = Callable[[Callable[[], Shown]], None]
+
+
 class _TimedInferer(Inferer):
     """A timed inferer that selects one of several answers of the network, or returns ``answer`` if it is set."""
 
@@ -260,7 +265,7 @@ class ViewProbe:
         self._inferer = _TimedInferer(inferer, prediction)
         self._upright: torch.Tensor | None = None
         self._size: Sequence[int] = ()
-        self._show: Callable[[Shown], None] | None = None
+        self._show: Show | None = None
         # makes a label from an answer, for evaluators whose labels are the network's own answers to upright images
         self._label_of: Callable[[torch.Tensor], torch.Tensor] | None = getattr(evaluator, "label_of", None)
         self._first_scores: dict[str, list[np.ndarray]] = {}
@@ -305,7 +310,7 @@ class ViewProbe:
         batch: CaseBatch,
         views: Sequence[View],
         keep: Callable[[ViewRecord], None] = lambda record: None,
-        show: Callable[[Shown], None] | None = None,
+        show: Show | None = None,
     ) -> None:
         """Runs the evaluator on a batch, once for each view; calls ``keep`` with each record as soon as it is made, and ``show`` with the
         first case. The first view is the upright one: equivariance errors are relative to it, and own labels are made from it."""
@@ -324,7 +329,7 @@ class ViewProbe:
     def images(self, batch: CaseBatch, views: Sequence[View]) -> list[Shown]:
         """Returns views of the first case, to be drawn; the first view is the upright one."""
         shown: list[Shown] = []
-        self.run(batch, views, show=shown.append)
+        self.run(batch, views, show=lambda make: shown.append(make()))
         return shown
 
     def _count_passes(self, network: torch.nn.Module, args: tuple, kwargs: dict) -> None:
@@ -389,7 +394,7 @@ class ViewProbe:
         if CommonKeys.LABEL in output:
             output[CommonKeys.LABEL] = label
         if self._show is not None:
-            self._show(self._shown(view, image, label, answer, spatial))
+            self._show(partial(self._shown, view, image, label, answer, spatial))
 
     def _shown(self, view: View, image: torch.Tensor, label: Any, answer: torch.Tensor, spatial: bool) -> Shown:
         label = label if isinstance(label, torch.Tensor) else None

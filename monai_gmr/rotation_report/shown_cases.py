@@ -1,14 +1,15 @@
-"""The cases that a report shows, run again: pictures of the page and of the worst cases."""
+"""The cases that a report shows, kept or run again: pictures of the page and of the worst cases."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from monai.utils import optional_import
 
 from monai_gmr.bundle.case_batches import CaseBatches
-from monai_gmr.rotation_report.page import PageCase, choose_cases
+from monai_gmr.rotation_report.page import MOST_CASES, PageCase, choose_cases
 from monai_gmr.rotation_report.page_pictures import CasePictures, choose_side
 from monai_gmr.rotation_report.probe import Shown, ViewProbe
 from monai_gmr.rotation_report.statistics import WorstCase
@@ -18,14 +19,57 @@ from monai_gmr.utils import reason
 
 tqdm, _ = optional_import("tqdm", name="tqdm")
 
+# of all kept views of a network, in bytes
+LARGEST_KEPT = 2**28
+
+
+class KeptViews:
+    """The views of a network's cases from their measurement, so that a report of few and small cases does not run them again.
+
+    Nothing is kept if the report has more ``cases`` than its page shows, or if their views take more than ``LARGEST_KEPT`` bytes.
+
+    Example:
+        >>> upright = View("upright", np.eye(2), "upright")
+        >>> kept = KeptViews(["a"])
+        >>> kept.add("a", lambda: Shown(upright, np.zeros((1, 4, 4)), None, 1, None))
+        >>> len(kept.find("a", [upright])), kept.find("b", [upright])
+        (1, None)
+    """
+
+    def __init__(self, cases: Sequence[str] = ()) -> None:
+        self._views: dict[str, dict[str, Shown]] = {case: {} for case in cases if len(cases) <= MOST_CASES}
+        self._bytes = 0
+
+    def add(self, case: str, make: Callable[[], Shown]) -> None:
+        """Keeps a view of a case, which ``make`` makes; leaves out a case that cannot be shown."""
+        if case not in self._views:
+            return
+        try:
+            shown = make()
+        except Exception:
+            del self._views[case]
+            return
+        self._bytes += sum(np.asarray(each).nbytes for each in shown[1:] if each is not None)
+        if self._bytes > LARGEST_KEPT:
+            self._views = {}
+        else:
+            # a copy: the network may work in place
+            self._views[case][shown.view.name] = shown._replace(image=shown.image.copy())
+
+    def find(self, case: str, views: Sequence[View]) -> list[Shown] | None:
+        """Returns these views of a case; ``None`` if one is missing."""
+        kept = self._views.get(case, {})
+        return [kept[view.name] for view in views] if all(view.name in kept for view in views) else None
+
 
 class ShownNetwork(NamedTuple):
-    """A network that is run again: its ``probe`` and ``batches``, the cases that were ``measured``, and the ``worst`` of them, whose views
-    are drawn unless the network ``rotates_answer``."""
+    """A network whose cases are shown: its ``probe`` and ``batches``, which run the views that are not ``kept``, the cases that were
+    ``measured``, and the ``worst`` of them, whose views are drawn unless the network ``rotates_answer``."""
 
     title: str
     probe: ViewProbe
     batches: CaseBatches
+    kept: KeptViews
     measured: Sequence[str]
     worst: Sequence[WorstCase]
     rotates_answer: bool
@@ -43,7 +87,7 @@ class ShownCases(NamedTuple):
 def run_shown_cases(
     networks: Sequence[ShownNetwork], views: Sequence[View], spacing: Sequence[float] | None, own_labels: bool
 ) -> ShownCases:
-    """Runs the cases of the page, and the worst views, of all networks; ``views`` are the report's, with the upright one first.
+    """Draws the cases of the page, and the worst views, of all networks; ``views`` are the report's, with the upright one first.
 
     A case that fails is printed and left out.
     """
@@ -78,7 +122,8 @@ def _run_case(
     pictures: CasePictures | None,
     worst: WorstCase | None,
 ) -> WorstCase | None:
-    """Runs views of a case and adds them to its pictures, if the page shows it; returns its worst view with the image, if that is drawn."""
+    """Adds views of a case, kept or run again, to its pictures, if the page shows it; returns its worst view with the image, if that is
+    drawn."""
     drawn: WorstCase | None = None
 
     def show(shown: Shown) -> None:
@@ -88,8 +133,13 @@ def _run_case(
         if worst is not None and shown.view.name == worst.view:
             drawn = worst._replace(image=shown.image, label=shown.label, prediction=shown.prediction)
 
+    views = list({view.name: view for view in views}.values())
     try:
-        network.probe.run(network.batches.one(case), list({view.name: view for view in views}.values()), show=show)
+        kept = network.kept.find(case, views)
+        for each in kept or ():
+            show(each)
+        if kept is None:
+            network.probe.run(network.batches.one(case), views, show=lambda make: show(make()))
     except Exception as error:
         print(f"{network.title}: {case} cannot be drawn: {reason(error)}")
     return drawn
