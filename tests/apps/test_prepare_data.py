@@ -199,7 +199,7 @@ def test_upright_and_turned_digits_are_what_our_dataset_reads(digits, capsys):
         (["instances", "d.npz", "out"], "lacks 'image' or 'label'"),
         (["classes", "d.npz", "out"], "no 'ids'"),
         (["classes", "there", "out"], "no PNG files in them"),
-        (["classes", "deep.npz", "out", "--png"], "is no picture"),
+        (["classes", "deep.npz", "out", "--png"], "is not a picture"),
         (["classes", "cells.npz", "out", "--slices", "0"], "cannot be cut across axis 0"),
         (["classes", "cells.npz", "out", "--split", "none.json"], "none.json is not readable as JSON"),
         (["classes", "cells.npz", "out", "--split", "short.json"], "does not give all of training, validation, test"),

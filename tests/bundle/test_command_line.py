@@ -70,7 +70,7 @@ def test_overrides_of_the_config_and_arguments_of_monai_pass(config_file, overri
         (["--rate", "fast"], "give a number"),
         (["--amp", "3"], "True or False"),
         (["--features", "3"], r"a list such as \[1, 2\]"),
-        (["--experiment_name", "first"], "no setting"),
+        (["--experiment_name", "first"], "not a setting"),
         (["--loss::include_backgroud", "True"], "did you mean --loss::include_background"),
         (["--loss::sofmax", "True"], "did you mean --loss::softmax"),
         (["--train#dataset#cache_rat", "0"], "did you mean --train::dataset::cache_rate"),
@@ -133,7 +133,7 @@ def test_only_the_process_of_monais_command_gets_the_hook(hook, monkeypatch):
     ("overrides", "match"),
     [
         ({"network::x": 1}, "which has no parts: did you mean --net::x"),
-        ({"train::zzz::x": 1}, "no setting .* train has dataset, handlers, metrics"),
+        ({"train::zzz::x": 1}, "not a setting .* train has dataset, handlers, metrics"),
         ({"train::datasett::cache_rate": 0}, "did you mean --train::dataset"),
         ({"train::handlers::7::iteration_log": 0}, "a list of 1, whose entries are 0 to 0"),
     ],

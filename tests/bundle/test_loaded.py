@@ -83,7 +83,7 @@ def test_mistakes_are_one_sentence(bundle, settings, sentence):
 
 
 def test_what_is_no_bundle_is_refused(tmp_path):
-    with pytest.raises(ConfigurationError, match=r"is no bundle, it has no configs/metadata\.json"):
+    with pytest.raises(ConfigurationError, match=r"is not a bundle, it has no configs/metadata\.json"):
         monai_gmr.load_bundle(tmp_path)
 
 

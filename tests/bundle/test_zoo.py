@@ -184,5 +184,5 @@ def test_a_large_file_is_named_instead_of_shipped(whole_bundle, tmp_path, monkey
 
 
 def test_what_is_no_folder_is_refused(tmp_path):
-    with pytest.raises(ConfigurationError, match="is no folder: give that of a bundle"):
+    with pytest.raises(ConfigurationError, match="is not a folder: give that of a bundle"):
         check_bundle(tmp_path / "none")

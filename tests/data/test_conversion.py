@@ -146,7 +146,7 @@ def test_unreadable_file_is_one_sentence(tmp_path, content):
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(ConfigurationError, match="cannot be read"):
         read_arrays(tmp_path / "a.npz")
-    with pytest.raises(ConfigurationError, match="is no file"):
+    with pytest.raises(ConfigurationError, match="is not a file"):
         read_arrays(tmp_path / "b.npz")
 
 
