@@ -129,7 +129,8 @@ class SymmetricPoolNd(nn.Module):
                 last = -1 if last >= -s else last + s - 1
             windows = (n + last) // s + 1
             missing = (windows - 1) * s + k - n
-            around = missing if last + k + 1 >= s else (missing + abs(missing)) // 2
+            # its positive part: missing is last + k minus a remainder of s, and torch.export.save knows no abs
+            around = missing if last + k + 1 >= s else missing * ((missing + s - 1) // s)
             longer = around % 2
             count.append(windows)
             kernel.append(k + around - missing + longer)

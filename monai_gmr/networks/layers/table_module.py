@@ -27,6 +27,12 @@ def _is_written(table: torch.Tensor) -> bool:
     return not (table.is_meta or is_transformed(table))
 
 
+def _as_tensor(table: Any, device: Device | None) -> torch.Tensor:
+    """A table on a device; copies arrays, because ``torch.export.save`` fails for tensors that share memory and for empty ones with the
+    strides of NumPy."""
+    return table.to(device) if isinstance(table, torch.Tensor) else torch.tensor(table, device=device)
+
+
 class TableModule(nn.Module):
     """Module with integer tables: buffers outside the state dict, unaffected by casts, rebuilt after the meta device.
 
@@ -50,7 +56,7 @@ class TableModule(nn.Module):
         }
         if any(map(_is_written, fixed.values())):
             made, device = self._make_tables(), next(iter(fixed.values())).device
-            tables = {name: torch.as_tensor(made[name], device=device) for name in fixed}
+            tables = {name: _as_tensor(made[name], device) for name in fixed}
             # in a pass without values, as in conversion, tables have none
             if all(type(table) is torch.Tensor and not table.is_meta for table in tables.values()):
                 self._place_tables(tables, device)
@@ -75,7 +81,7 @@ class TableModule(nn.Module):
         if on_meta and torch.device(device or "cpu").type != "meta":
             tables = self._make_tables()
         for name, table in tables.items():
-            numbers = torch.as_tensor(table, device=device)
+            numbers = _as_tensor(table, device)
             # torch cannot subtract booleans, as averages with equal weights do
             numbers = numbers.to(torch.uint8) if numbers.dtype == torch.bool else numbers
             self.register_buffer(name, numbers, persistent=False)

@@ -216,3 +216,12 @@ def test_a_converted_net_is_filled_too():
     for fill in (emptied, assigned):
         filled = fill(copy.deepcopy(original).to("meta"), original).eval()
         assert torch.equal(filled(x), original(x))
+
+
+@pytest.mark.parametrize("name", [*LAYERS, *NETS])
+def test_buffers_share_no_memory(name):
+    """Tensors that share memory make torch.export.save fail."""
+    make, _ = (LAYERS | NETS)[name]
+    buffers = [each for each in make().buffers() if each.numel()]
+    assert len({each.untyped_storage().data_ptr() for each in buffers}) == len(buffers)
+    assert all(each.untyped_storage().nbytes() == each.nbytes for each in buffers)
