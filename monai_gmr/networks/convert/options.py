@@ -104,11 +104,13 @@ def with_hooks_of(block: nn.Sequential, part: nn.Module) -> nn.Sequential:
 
 
 def keep_training(layer: nn.Module, module: nn.Module, parameters: nn.Module | None = None) -> None:
-    """Gives a replacement the module's mode and hooks, and freezes its parameters, or those of a part, like the module's."""
-    own = dict((layer if parameters is None else parameters).named_parameters(recurse=False))
-    for name, parameter in module.named_parameters(recurse=False):
-        if own.get(name) is not None:
-            own[name].requires_grad_(parameter.requires_grad)
+    """Gives a replacement the module's mode and hooks, and freezes its parameters, or those of a part, like the module's of the same name,
+    and parameters that only the replacement has, such as widths of rings, like the weight."""
+    given = dict(module.named_parameters())
+    trains = any(each.requires_grad for each in given.values()) or not given
+    for name, parameter in (layer if parameters is None else parameters).named_parameters():
+        alike = given.get(name, given.get("weight"))
+        parameter.requires_grad_(trains if alike is None else alike.requires_grad)
     copy_hooks(module, layer)
     layer.train(module.training)
 

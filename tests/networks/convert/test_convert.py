@@ -257,6 +257,20 @@ def test_training_mode_frozen_weights_device_and_type_are_kept():
     assert not converted[0].training
 
 
+@pytest.mark.parametrize("weights", ["init", "project", "anneal"])
+@pytest.mark.parametrize("conv", ["gmr", "gmr_harmonic", ("gmr_harmonic", {"keeps": "1"}), "group"])
+def test_all_parameters_of_a_frozen_layer_are_frozen(conv, weights):
+    net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 1, 1))
+    net[0].requires_grad_(False)
+    net[2].weight.requires_grad_(False)
+    converted = convert_to_gmr(net, conv=conv, weights=weights)
+    assert not any(parameter.requires_grad for parameter in converted[0].parameters())
+    trained = [name for name, parameter in converted[2].named_parameters() if parameter.requires_grad]
+    assert trained
+    assert {name.split(".")[-1] for name in trained} == {"bias"}
+    assert all(parameter.requires_grad for parameter in converted[3].parameters())
+
+
 def test_shared_modules_stay_shared():
     shared = nn.Conv2d(2, 2, 3, padding=1)
     net = convert_to_gmr(nn.Sequential(nn.Conv2d(1, 2, 3), shared, nn.ReLU(), shared))
