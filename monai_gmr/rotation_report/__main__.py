@@ -196,7 +196,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--labels", choices=LABEL_SAMPLINGS, help=text)
     text = "classes that a mirror image exchanges, such as left and right, as in 1:2 3:4"
     add("--mirrored_labels", nargs="+", type=read_pair, default=[], metavar="A:B", help=text)
-    text = "score segmentations in the whole image instead of the inscribed disc or ball, which every rotation keeps"
+    text = "score answers in the whole image instead of the inscribed disc or ball, which every rotation keeps"
     add("--whole_image", action="store_false", dest="in_ball", help=text)
     text = "index or key of the answer to score, if a network returns several"
     add("--prediction", metavar="INDEX_OR_KEY", help=text)

@@ -99,7 +99,8 @@ class RotationReport:
         labels: how label images are rotated by angles: "nearest", or "share" (the class with the largest share of a voxel).
         frame: "rotated": the prediction is compared with the rotated label. "upright": it is rotated back (linearly) and compared with the
             original label; for postprocessings that invert the preprocessing.
-        in_ball: whether segmentations are scored only inside the inscribed disc or ball; voxels outside become background.
+        in_ball: whether answers are scored only inside the inscribed disc or ball; voxels outside become background, those of a
+            regression 0 in answer and label.
         images_in_ball: whether networks see only the inscribed disc or ball of all images, including upright ones. Images that fill the
             frame lose their corners when rotated: this separates effects of the network from effects of the frame. The background is the
             smallest value inside, per case and channel.
@@ -451,7 +452,7 @@ class RotationReport:
                     summary=summary,
                     paired=paired,
                     costs=costs,
-                    seen=seen + ("; segmentations are compared inside the inscribed disc or ball" if in_ball else ""),
+                    seen=seen + ("; answers are compared inside the inscribed disc or ball" if in_ball else ""),
                     failures=self.failures,
                     overview=overview,
                     class_names=self.class_names,

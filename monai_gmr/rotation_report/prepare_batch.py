@@ -17,6 +17,17 @@ from monai_gmr.symmetry.mirrored_labels import LabelPairs, check_label_pairs, mi
 LABEL_SAMPLINGS = ("nearest", "share")
 
 
+def holds_classes(label: torch.Tensor) -> bool:
+    """Checks whether a label image holds classes: whole numbers, unlike the target of a regression.
+
+    Example:
+        >>> holds_classes(torch.tensor([0.0, 2.0])), holds_classes(torch.tensor([0.5, 2.0]))
+        (True, False)
+    """
+    values = label.as_subclass(torch.Tensor)
+    return not values.is_floating_point() or bool((values == values.round()).all())
+
+
 def transform_label(label: torch.Tensor, view: View, spacing: Sequence[float] | None, sampling: str) -> torch.Tensor:
     """Rotates or mirrors an image of integers, of shape ``(..., *spatial)``, by a view; keeps the dtype.
 
@@ -53,7 +64,8 @@ class PrepareBatchView(PrepareBatch):
     """A ``prepare_batch`` that rotates, mirrors or shifts every image by one view.
 
     While :attr:`view` is ``None`` or upright, batches are unchanged, except for ``in_ball``. A label with the image's spatial shape is
-    rotated with it; a class label, and any label of a shifted image, is unchanged. Metadata is kept from the upright image.
+    rotated with it, one that does not hold classes by the image's spline; a class label, and any label of a shifted image, is unchanged.
+    Metadata is kept from the upright image.
 
     Args:
         order: order of the spline that samples the image, 0 to 5.
@@ -113,7 +125,10 @@ class PrepareBatchView(PrepareBatch):
         if view is not None and view.family != "upright":
             shift, has_map = view.shift, isinstance(label, torch.Tensor) and label.shape[2:] == image.shape[2:]
             if labels and has_map and shift is None:
-                label = keep_metadata(lambda x: transform_label(x, view, spacing, labels), label)
+                if holds_classes(label):
+                    label = keep_metadata(lambda x: transform_label(x, view, spacing, labels), label)
+                else:
+                    label = keep_metadata(lambda x: transform_image(x, view.matrix, order, spacing), label)
             if labels and isinstance(label, torch.Tensor) and self.mirrored_labels and is_mirror(view.matrix):
                 label = keep_metadata(lambda x: mirror_labels(x, self.mirrored_labels, axis=1), label)
             image = keep_metadata(lambda x: transform_image(x, view.matrix, order, spacing, shift), image)

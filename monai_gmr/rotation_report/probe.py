@@ -23,7 +23,7 @@ from monai_gmr.bundle.config_parts import transforms_in
 from monai_gmr.bundle.prediction import check_answer
 from monai_gmr.inferers import rotate_image
 from monai_gmr.metrics.equivariance import move_image, moved_error
-from monai_gmr.rotation_report.prepare_batch import PrepareBatchView, keep_metadata
+from monai_gmr.rotation_report.prepare_batch import PrepareBatchView, holds_classes, keep_metadata
 from monai_gmr.rotation_report.records import ANSWER, TRUE_CLASS, ViewRecord
 from monai_gmr.symmetry import View, inscribed_ball, is_grid_symmetry, is_mirror
 from monai_gmr.symmetry.mirrored_labels import LabelPairs, exchange_channels
@@ -77,31 +77,60 @@ def is_exclusive(channels: int, label: torch.Tensor | None) -> bool:
     return label.shape[1] == channels and bool((label.sum(1) == 1).all())
 
 
+def is_regression(channels: int, label: torch.Tensor | None) -> bool:
+    """Checks whether a label image is a target of a regression: it has fractions, or as many channels as the prediction and more than two
+    values.
+
+    Example:
+        >>> target = torch.tensor([[[0.0, 1.0, 3.0]]])
+        >>> is_regression(1, target), is_regression(4, target), is_regression(1, target == 1), is_regression(4, target / 2)
+        (True, False, False, True)
+    """
+    if label is None or label.ndim < 3:
+        return False
+    values = label.as_subclass(torch.Tensor)
+    return not holds_classes(values) or (
+        label.shape[1] == channels and bool(((values != values.min()) & (values != values.max())).any())
+    )
+
+
 def keep_ball(
     prediction: torch.Tensor, label: torch.Tensor | None, spacing: Sequence[float] | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Sets raw answers and label, of shape ``(B, C, *spatial)``, to background outside the inscribed disc or ball, where a rotation moves
-    voxels into or out of the image."""
+    voxels into or out of the image; those of a regression to 0."""
     ball = torch.as_tensor(inscribed_ball(prediction.shape[2:], spacing))
     exclusive = is_exclusive(prediction.shape[1], label)
+    # logits, probabilities or numbers
+    on, off = CERTAIN, -CERTAIN
+    if is_regression(prediction.shape[1], label):
+        on, off = 0.0, 0.0
+    elif holds_probabilities(prediction.as_subclass(torch.Tensor), exclusive):
+        on, off = 1.0, 0.0
 
     def outside(x: torch.Tensor, first: float, other: float) -> torch.Tensor:
         background = x.new_full((1, x.shape[1], *[1] * (x.ndim - 2)), other)
         background[:, 0] = first
         return keep_metadata(lambda y: torch.where(ball.to(y.device), y, background.as_subclass(torch.Tensor)), x)
 
-    kept = outside(prediction, CERTAIN if exclusive else -CERTAIN, -CERTAIN)
+    kept = outside(prediction, on if exclusive else off, off)
     if label is not None and label.shape[2:] == prediction.shape[2:]:
-        label = outside(label, 1 if exclusive and label.shape[1] > 1 else 0, 0)
+        label = outside(label, 1 if exclusive and label.shape[1] > 1 and on else 0, 0)
     return kept, label
+
+
+def holds_probabilities(x: torch.Tensor, exclusive: bool = False) -> bool:
+    """Checks whether an answer ``(B, C, *spatial)`` holds probabilities: all values lie between 0 and 1, and sum to 1 over exclusive
+    channels."""
+    if not bool(((x >= 0) & (x <= 1)).all()):
+        return False
+    return not exclusive or bool(((x.float().sum(1) - 1).abs() < 1e-2).all())
 
 
 def is_on(x: torch.Tensor) -> torch.Tensor:
     """Marks the voxels where a network sees a region: logits above 0, or probabilities above 0.5 if all values lie between 0 and 1."""
     # values outside the ball do not come from the network
-    inside = x[x > -CERTAIN]
-    is_probability = bool(((inside >= 0) & (inside <= 1)).all())
-    return x > (0.5 if is_probability else 0.0)
+    return x > (0.5 if holds_probabilities(x[x > -CERTAIN]) else 0.0)
 
 
 def class_map(x: torch.Tensor, logits: bool, exclusive: bool = True) -> np.ndarray:

@@ -29,7 +29,7 @@ class KeptViews:
     Nothing is kept if the report has more ``cases`` than its page shows, or if their views take more than ``LARGEST_KEPT`` bytes.
 
     Example:
-        >>> upright = View("upright", np.eye(2), "upright")
+        >>> upright = View("upright", "upright", None, np.eye(2))
         >>> kept = KeptViews(["a"])
         >>> kept.add("a", lambda: Shown(upright, np.zeros((1, 4, 4)), None, 1, None))
         >>> len(kept.find("a", [upright])), kept.find("b", [upright])

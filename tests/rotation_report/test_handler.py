@@ -9,14 +9,14 @@ import torch
 from ignite.engine import Events
 from ignite.metrics import Accuracy
 from monai.data import DataLoader, Dataset, MetaTensor
-from monai.handlers import IgniteMetricHandler, MeanDice, from_engine
+from monai.handlers import IgniteMetricHandler, MeanAbsoluteError, MeanDice, from_engine
 from monai.inferers import SimpleInferer
-from monai.transforms import AsDiscreted, Compose, SaveImaged
+from monai.transforms import AsDiscreted, Compose, Identityd, SaveImaged
 from small_reports import Failing, UpperHalf, find, half, make_evaluator, make_report, read
 
 from monai_gmr.handlers import from_engine_in_ball
 from monai_gmr.metrics import MacroAUCMetric
-from monai_gmr.symmetry import View, make_views, point_group, rotation_matrix, transform_image
+from monai_gmr.symmetry import View, inscribed_ball, make_views, point_group, rotation_matrix, transform_image
 from monai_gmr.utils import ConfigurationError
 
 
@@ -80,6 +80,19 @@ def test_values_are_those_of_the_evaluator_on_rotated_files(tmp_path):
         evaluator = make_evaluator(network, dataset=Dataset(rotated), key_val_metric=metric)
         evaluator.run()
         assert rows[view.name] == pytest.approx(evaluator.state.metrics["dice"], abs=1e-6)
+
+
+def test_the_error_of_a_regression_is_that_inside_the_ball(tmp_path):
+    images, labels = torch.rand(2, 3, 1, 16, 20), torch.rand(2, 3, 1, 16, 20)
+    data = Dataset([{"image": image, "label": label} for image, label in zip(images[0], labels[0])])
+    metric = {"mae": MeanAbsoluteError(output_transform=from_engine(["pred", "label"]))}
+    evaluator = make_evaluator(torch.nn.Identity(), dataset=data, key_val_metric=metric, postprocessing=Identityd(keys="pred"))
+    report = make_report(evaluator, tmp_path, views=[{"angles": 90}])
+    upright = find(report.run(), metric="mae", family="upright")
+    ball = torch.as_tensor(inscribed_ball((16, 20)))
+    assert upright["mean"] == pytest.approx(float(((images[0] - labels[0]).abs() * ball).mean()), rel=1e-5)
+    rows = read(tmp_path / "rotation_views.csv")
+    assert [float(row["mae"]) for row in rows] == pytest.approx([upright["mean"]] * len(rows), rel=1e-5)
 
 
 def test_files_hold_what_was_measured(tmp_path):

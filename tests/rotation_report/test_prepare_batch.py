@@ -25,6 +25,16 @@ def make_batch(shape, metadata=True):
     return list_data_collate(cases)
 
 
+@pytest.mark.parametrize("labels", ["nearest", "share"])
+def test_targets_of_a_regression_are_rotated_like_images(labels):
+    prepare_batch, batch = PrepareBatchView(labels=labels), make_batch((9, 12))
+    batch["label"] = batch["image"] - 0.5
+    for prepare_batch.view in angle_views(2, 40):
+        image, label = prepare_batch(batch)
+        inside = torch.as_tensor(inscribed_ball((9, 12)))
+        assert torch.allclose(label[..., inside], image[..., inside] - 0.5, atol=1e-5)
+
+
 @pytest.mark.parametrize("view", [None, *group_views(3)[::7], *angle_views(3, 40)[::5]], ids=lambda v: v and v.name)
 @pytest.mark.parametrize("shape", [(6, 6, 6), (5, 6, 7)])
 def test_every_case_is_rotated_like_a_single_image(view, shape):

@@ -65,6 +65,29 @@ def test_outside_the_ball_predictions_and_labels_are_background(kind):
         assert (outside_label == 0).all()
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", ["fractions", "whole numbers"])
+def test_outside_the_ball_a_regression_has_no_error(kind, channels):
+    prediction, label = 100 * torch.randn(2, channels, 9, 12), 50 * torch.randn(2, channels, 9, 12)
+    label = label.round() if kind == "whole numbers" else label
+    masked, masked_label = keep_ball(prediction, label, None)
+    ball = torch.as_tensor(inscribed_ball((9, 12)))
+    assert torch.equal(masked, prediction * ball)
+    assert torch.equal(masked_label, label * ball)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_outside_the_ball_probabilities_stay_probabilities(channels):
+    logits, label = torch.randn(2, channels, 9, 12), torch.randint(0, max(channels, 2), (2, 1, 9, 12))
+    prediction = logits.softmax(1) if channels > 1 else logits.sigmoid()
+    masked, masked_label = keep_ball(prediction, label, None)
+    ball = torch.as_tensor(inscribed_ball((9, 12)))
+    assert torch.equal(masked[..., ball], prediction[..., ball])
+    background = torch.tensor([1.0, 0.0, 0.0] if channels > 1 else [0.0])[:, None]
+    assert torch.equal(masked[..., ~ball], background.expand(2, -1, int((~ball).sum())))
+    assert (masked_label[..., ~ball] == 0).all()
+
+
 def test_the_ball_fits_half_precision():
     masked, _ = keep_ball(torch.randn(1, 2, 5, 5, dtype=torch.float16), None, None)
     assert torch.isfinite(masked).all()
