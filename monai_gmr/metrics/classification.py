@@ -8,36 +8,53 @@ from monai.metrics import ConfusionMatrixMetric, ROCAUCMetric
 from scipy.stats import rankdata
 
 from monai_gmr.metrics.checks import CheckedMetric
+from monai_gmr.utils import ConfigurationError
 
 
 class MeanRecallMetric(CheckedMetric, ConfusionMatrixMetric):
-    """Balanced accuracy: the recall per class, averaged over the classes that occur.
+    """Balanced accuracy: the recall per class, averaged over the classes that occur; with ``multi_label`` that of yes and no for each
+    label, averaged over the labels.
 
-    This is ``sklearn.metrics.balanced_accuracy_score``. MONAI's ``"balanced accuracy"`` is the mean of sensitivity and specificity of
-    each class against all others, which is high for any guess if there are many classes.
+    This is ``sklearn.metrics.balanced_accuracy_score``, of the class or of each label. MONAI's ``"balanced accuracy"`` is the mean of
+    sensitivity and specificity of each class against all others, which is high for any guess if there are many classes, and NaN for a
+    label that all or no images have; here such a label counts with the one recall that it has.
 
     Raises:
-        ConfigurationError: if ``y_pred`` and ``y`` are not both ``(B, C)``, or ``(B, C, *spatial)``, of zeros and ones, or a score is
-            computed without images.
+        ConfigurationError: if ``y_pred`` and ``y`` are not both ``(B, C)``, or ``(B, C, *spatial)``, of zeros and ones, have several
+            classes at once without ``multi_label``, or a score is computed without images.
 
     Example:
         >>> eye = torch.eye(3)
-        >>> metric = MeanRecallMetric()
-        >>> _ = metric(y_pred=eye[[0, 0, 1, 1]], y=eye[[0, 0, 0, 1]])
-        >>> round(metric.aggregate().item(), 4)
+        >>> for multi_label in (False, True):
+        ...     metric = MeanRecallMetric(multi_label)
+        ...     _ = metric(y_pred=eye[[0, 0, 1, 1]], y=eye[[0, 0, 0, 1]])
+        ...     print(round(metric.aggregate().item(), 4))
         0.8333
+        0.8889
     """
 
     most_axes = 5
     shape_words = "(B, C), or (B, C, *spatial), one number for each class; class indices as by AsDiscrete(to_onehot=C)"
 
-    def __init__(self) -> None:
-        super().__init__(metric_name="sensitivity", reduction="mean_batch")
+    def __init__(self, multi_label: bool = False) -> None:
+        recalls = ("sensitivity", "specificity") if multi_label else "sensitivity"
+        super().__init__(metric_name=recalls, reduction="mean_batch")
+        self.multi_label = multi_label
+
+    def _check_values(self, what: str, values: torch.Tensor) -> None:
+        super()._check_values(what, values)
+        # the recall of predictions with all classes is 1
+        if not self.multi_label and bool((values.sum(1) > 1).any()):
+            raise ConfigurationError(
+                f"{type(self).__name__} was given a {what} with several classes at once: give one-hot vectors, as by "
+                "AsDiscrete(argmax=True, to_onehot=C), or multi_label=True."
+            )
 
     def aggregate(self, *args: object, **kwargs: object) -> torch.Tensor:  # type: ignore[override]
         """Returns the score, a scalar tensor; ignores the arguments, which are those of MONAI's metric."""
         self._gathered()
-        return torch.nanmean(torch.as_tensor(super().aggregate()[0]))
+        recalls = torch.stack([torch.as_tensor(recall) for recall in super().aggregate()])
+        return recalls.nanmean(0).nanmean()
 
 
 class AccuracyMetric(CheckedMetric):

@@ -5,11 +5,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.handlers import IgniteMetricHandler
 from monai.metrics import ConfusionMatrixMetric
 
 from monai_gmr.metrics import AccuracyMetric, MacroAUCMetric, MeanRecallMetric
+from monai_gmr.rotation_report.probe import score
 from monai_gmr.utils import ConfigurationError
 
+EYE = torch.eye(3)
+RIGHT = EYE[[0, 1]]
 CASES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40)
 
 
@@ -26,6 +30,54 @@ def test_mean_recall_is_balanced_accuracy_of_scikit_learn(cases):
         if len(labels[half]):
             metric(y_pred=eye[guesses[half]], y=eye[labels[half]])
     assert metric.aggregate().item() == pytest.approx(expected, abs=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(*[st.booleans()] * 6), min_size=1, max_size=20))
+def test_mean_recall_of_several_labels_is_balanced_accuracy_of_each(cases):
+    """The share of right answers of the images with a label and of those without it, where there are any; by counting."""
+    truth, guesses = np.array(cases)[:, :3], np.array(cases)[:, 3:]
+    expected = []
+    for label in range(3):
+        shares = [
+            np.mean([guess == value for guess, true in zip(guesses[:, label], truth[:, label]) if true == value])
+            for value in (False, True)
+            if value in truth[:, label]
+        ]
+        expected.append(np.mean(shares))
+    whole, halves = (MeanRecallMetric(multi_label=True) for _ in range(2))
+    y_pred, y = torch.tensor(guesses).float(), torch.tensor(truth).float()
+    whole(y_pred=y_pred, y=y)
+    for half in (slice(0, len(cases) // 2), slice(len(cases) // 2, None)):
+        if len(y[half]):
+            halves(y_pred=list(y_pred[half]), y=list(y[half]))
+    for metric in (whole, halves):
+        assert metric.aggregate().item() == pytest.approx(np.mean(expected), abs=1e-6)
+    # the rotation report keeps the values of each case, and scores them again in another order
+    kept = whole.get_buffer().numpy()
+    assert len(kept) == len(cases)
+    assert score(IgniteMetricHandler(metric_fn=whole), [kept[::-1].copy()]) == pytest.approx(
+        np.mean(expected), abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("answer", [torch.ones, torch.zeros])
+@pytest.mark.parametrize("shape", [(6, 3), (6, 3, 2, 2)])
+def test_the_same_answer_for_every_label_is_a_guess(answer, shape):
+    y = torch.eye(3)[[0, 1, 2, 0, 0, 1]].reshape(6, 3, *[1] * (len(shape) - 2)).expand(shape)
+    metric = MeanRecallMetric(multi_label=True)
+    metric(y_pred=answer(shape), y=y)
+    assert metric.aggregate().item() == 0.5
+
+
+@pytest.mark.parametrize("place", ["y_pred", "y"])
+@pytest.mark.parametrize("several", [torch.ones(2, 3), [torch.eye(3)[0], torch.ones(3)]])
+def test_several_labels_need_to_be_said(place, several):
+    """Without ``multi_label``, all labels for every image would have the recall 1."""
+    given = {"y_pred": RIGHT, "y": RIGHT, place: several}
+    with pytest.raises(ConfigurationError, match=f"a {place} with several classes at once: .*, or multi_label=True"):
+        MeanRecallMetric()(**given)
+    MeanRecallMetric(multi_label=True)(**given)
 
 
 def test_monai_balanced_accuracy_is_another_quantity():
@@ -55,10 +107,6 @@ def test_macro_auc_is_the_share_of_pairs_in_order(cases):
         assert metric.aggregate() == pytest.approx(np.mean(shares), abs=1e-9)
     else:
         assert np.isnan(metric.aggregate())
-
-
-EYE = torch.eye(3)
-RIGHT = EYE[[0, 1]]
 
 
 @pytest.mark.parametrize("metric", [AccuracyMetric, MacroAUCMetric])
