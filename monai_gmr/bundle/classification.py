@@ -159,18 +159,23 @@ def open_images(
     return Dataset(files, LoadCased("image", spatial_dims, channels))
 
 
-def class_and_probabilities(classes: Sequence[int] | None = None) -> Callable:
+def class_and_probabilities(classes: Sequence[int] | None = None, multi_label: bool = False) -> Callable:
     """Makes an ``output_transform`` for ``monai.handlers.ClassificationSaver``: the class of a case, then its ``pred``, the probabilities.
 
-    ``classes`` are the label values of the network's outputs, by default ``0, 1, ...``.
+    ``classes`` are the label values of the network's outputs, by default ``0, 1, ...``. With ``multi_label``, a case has a 1 for each
+    label whose probability is at least 0.5 and a 0 for each other one, instead of a class.
 
     Example:
         >>> class_and_probabilities(classes=(4, 7))([{"pred": torch.tensor([0.25, 0.75])}])
         [tensor([7.0000, 0.2500, 0.7500])]
+        >>> class_and_probabilities(multi_label=True)([{"pred": torch.tensor([0.75, 0.75])}])
+        [tensor([1.0000, 1.0000, 0.7500, 0.7500])]
     """
 
     def row(item: Mapping[str, torch.Tensor]) -> torch.Tensor:
         probabilities = torch.as_tensor(item["pred"]).cpu().float()
+        if multi_label:
+            return torch.cat([(probabilities >= 0.5).float(), probabilities])
         index = int(probabilities.argmax())
         return torch.cat([torch.tensor([float(index if classes is None else classes[index])]), probabilities])
 

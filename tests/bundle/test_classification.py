@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from monai_gmr.bundle.classification import HeadedCSVSaver, check_data, class_weights, make_loss, network_shape
+from monai_gmr.bundle.classification import (
+    HeadedCSVSaver,
+    check_data,
+    class_and_probabilities,
+    class_weights,
+    make_loss,
+    network_shape,
+)
 from monai_gmr.data import MedMNISTCacheDataset
 from monai_gmr.utils import ConfigurationError
 
@@ -60,6 +67,15 @@ def test_shape_is_the_file_s_and_else_the_metadata_s(tmp_path):
     for grey, channels in ((False, 3), (True, 1)):
         shape = network_shape(metadata, tmp_path, "cells.npz", "test", classes=[2, 3], grey=grey)
         assert shape == {"in_channels": channels, "num_classes": 2, "multi_label": False}
+
+
+@pytest.mark.parametrize(
+    ("multi_label", "expected"), [(False, [[1], [2], [0]]), (True, [[0, 1, 1], [0, 0, 0], [1, 1, 1]])]
+)
+def test_a_row_has_the_class_or_all_labels(multi_label, expected):
+    probabilities = torch.tensor([[0.1, 0.9, 0.6], [0.1, 0.2, 0.4], [0.8, 0.7, 0.5]])
+    rows = class_and_probabilities(multi_label=multi_label)([{"pred": each} for each in probabilities])
+    assert torch.equal(torch.stack(rows), torch.cat([torch.tensor(expected).float(), probabilities], 1))
 
 
 def test_predictions_are_not_written_half(tmp_path):

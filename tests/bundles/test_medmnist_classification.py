@@ -45,6 +45,13 @@ def open_workflow(spatial_dims, name, **settings):
     return ConfigWorkflow(files, workflow_type=kind, logging_file=False, **settings)
 
 
+def balanced_accuracy(scores, labels):
+    """Computes the share of right signs where a label is 1 and where it is 0, averaged over those that occur, then over labels."""
+    right = (scores > 0).numpy() == labels
+    each = [[right[one == value, i].mean() for value in np.unique(one)] for i, one in enumerate(labels.T)]
+    return np.mean([np.mean(recalls) for recalls in each])
+
+
 def evaluate(spatial_dims, **settings):
     """Runs the evaluation of a bundle; returns its network, and the rows of its table by family and metric."""
     evaluation = open_workflow(spatial_dims, "evaluate", **settings)
@@ -133,19 +140,24 @@ def test_postprocessing_of_a_batch_is_that_of_its_images(config, node, labels):
 def test_several_labels_an_image_are_trained_and_scored_each_for_itself(tmp_path):
     places = {"ckpt_dir": str(tmp_path), "output_dir": str(tmp_path / "out")}
     settings = write_dataset(tmp_path, 2, channels=3, classes=4, multi_label=True) | places | TINY
-    training = open_workflow(2, "train", **settings, select_by="accuracy")
+    training = open_workflow(2, "train", **settings, select_by="balanced_accuracy")
     training.initialize()
     assert isinstance(training.parser.get_parsed_content("loss"), torch.nn.BCEWithLogitsLoss)
     training.run()
+    state = training.parser.get_parsed_content("validate::evaluator").state
     settings.pop("epochs")
     network, table = evaluate(2, **settings, angle_step=120)
     rows = {key: float(row["mean"]) for key, row in table.items()}
     # by hand, upright
-    images, labels = np.load(tmp_path / "blobs.npz")["test_images"], np.load(tmp_path / "blobs.npz")["test_labels"]
-    x = torch.tensor(images).movedim(-1, 1).float()
-    x = (x - x.mean((1, 2, 3), keepdim=True)) / x.std((1, 2, 3), keepdim=True, correction=0)
-    with torch.no_grad():
-        scores = network(x)
+    arrays, by_hand = np.load(tmp_path / "blobs.npz"), {}
+    for section in ("val", "test"):
+        x = torch.tensor(arrays[f"{section}_images"]).movedim(-1, 1).float()
+        x = (x - x.mean((1, 2, 3), keepdim=True)) / x.std((1, 2, 3), keepdim=True, correction=0)
+        with torch.no_grad():
+            by_hand[section] = (network(x), arrays[f"{section}_labels"])
+    assert state.metrics["balanced_accuracy"] == pytest.approx(balanced_accuracy(*by_hand["val"]), abs=1e-6)
+    scores, labels = by_hand["test"]
+    assert rows["upright", "balanced_accuracy"] == pytest.approx(balanced_accuracy(scores, labels), abs=1e-6)
     assert rows["upright", "accuracy"] == pytest.approx(float(((scores > 0).numpy() == labels).mean()), abs=1e-5)
     # every image has the first label
     expected = roc_auc_score(labels[:, 1:], scores[:, 1:], average="macro")
@@ -154,8 +166,12 @@ def test_several_labels_an_image_are_trained_and_scored_each_for_itself(tmp_path
     inference.initialize()
     inference.run()
     with open(tmp_path / "prediction" / "predictions.csv", newline="", encoding="utf-8") as file:
-        found = [[float(row[f"probability_{label}"]) for label in range(4)] for row in csv.DictReader(file)]
-    assert torch.allclose(torch.tensor(found), scores.sigmoid(), atol=1e-4)
+        cases = list(csv.DictReader(file))
+    names = [f"{kind}_{label}" for kind in ("label", "probability") for label in range(4)]
+    assert list(cases[0]) == ["filename", *names]
+    found = torch.tensor([[float(case[name]) for name in names] for case in cases])
+    assert torch.allclose(found[:, 4:], scores.sigmoid(), atol=1e-4)
+    assert torch.equal(found[:, :4], (found[:, 4:] >= 0.5).float())
 
 
 @pytest.mark.parametrize("conv", ["group", ["group", {"group": "4", "filter": "gc"}]])
