@@ -19,6 +19,7 @@ from monai_gmr.arguments import describe
 from monai_gmr.files import FolderLock, check_folder, remove_unfinished
 from monai_gmr.fingerprints import describe_cases
 from monai_gmr.handlers.best_checkpoint import check_network, rank, unwrapped, write_checkpoint
+from monai_gmr.handlers.optimizer_settings import change_settings, read_settings
 from monai_gmr.networks.description import check_description, write_description
 from monai_gmr.networks.weights import check_finite, read_checkpoint, state_of
 from monai_gmr.utils import ConfigurationError
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# key of the cases and the seed in a checkpoint
+# key of the cases, the seed and the settings of optimizers in a checkpoint
 MADE_WITH = "made_with"
 
 
@@ -126,7 +127,8 @@ class LatestCheckpoint:
     ``["best"]["history"]``, a dictionary per epoch: ``epoch``, its ``seconds`` with validation, on a CPU also ``processor_seconds`` of all
     threads, and the validation ``score``, ``None`` without validation. The file is written atomically, and never with weights that are not
     finite. ``monai.handlers.CheckpointLoader`` reads it. The handler must be the last of the trainer's handlers, after validation and
-    schedule. While the training runs, its folder is locked for trainings of other processes.
+    schedule. While the training runs, its folder is locked for trainings of other processes. A training that resumes with another learning
+    rate or weight decay gets the new ones, and a schedule is scaled with the rate.
 
     Args:
         save_dir: directory of the checkpoint, created if missing.
@@ -173,6 +175,9 @@ class LatestCheckpoint:
 
     def attach(self, engine: Workflow) -> None:
         """Registers with a trainer."""
+        optimizers = {key: each for key, each in self.save_dict.items() if isinstance(each, torch.optim.Optimizer)}
+        # before a checkpoint brings others back
+        self._optimizers = {name: read_settings(optimizer) for name, optimizer in optimizers.items()}
         self.save_dict["trainer"] = engine
         if self._best is not None:
             self._best.attach(engine)
@@ -212,13 +217,31 @@ class LatestCheckpoint:
             if isinstance(saved, torch.nn.Module):
                 write_description(checkpoint[name], saved)
         if rank() == 0:
-            write_checkpoint({**checkpoint, MADE_WITH: self._made_with}, self.path)
+            made_with = self._made_with | {"optimizers": self._optimizers}
+            write_checkpoint({**checkpoint, MADE_WITH: made_with}, self.path)
 
     @cached_property
     def _made_with(self) -> dict[str, Any]:
         """Cases and seed, shared only by trainings with the same result, as plain data."""
         cases = {"cases": [describe_cases(each) for each in self.cases]} if self.cases else {}
         return cases | ({} if self.seed is None else {"seed": self.seed})
+
+    def _check_optimizers(self, written: Mapping[str, Any], settings: str) -> None:
+        """Raises if a checkpoint was written with optimizers of another class."""
+        for name, own in self._optimizers.items():
+            other = written.get(name, own)["class"]
+            if other != own["class"]:
+                raise ConfigurationError(
+                    f"{self.path} is of a training with the {name} {other}, here {own['class']}: {settings}"
+                )
+
+    def _change_optimizers(self, written: Mapping[str, Any]) -> None:
+        """Gives resumed optimizers the learning rates and weight decays of this training."""
+        for name, own in self._optimizers.items():
+            before, schedules = written.get(name, own), list(self.save_dict.values())
+            for changed in change_settings(self.save_dict[name], schedules, before, own):
+                there, here = (", ".join(f"{each:g}" for each in values[changed]) for values in (before, own))
+                logger.info(f"Changes the {changed} of the {name} from {there} to {here}.")
 
     def _check_made_with(self, written: Any, elsewhere: str) -> None:
         """Raises if a checkpoint was written with other cases or another seed."""
@@ -254,6 +277,9 @@ class LatestCheckpoint:
             )
         self._check_made_with(checkpoint.get(MADE_WITH), elsewhere)
         settings = f"give the settings that it was trained with, {elsewhere}."
+        written = checkpoint.get(MADE_WITH)
+        optimizers = written.get("optimizers", {}) if isinstance(written, Mapping) else {}
+        self._check_optimizers(optimizers, settings)
         for name, saved in self.save_dict.items():
             if isinstance(saved, torch.nn.Module) and isinstance(checkpoint[name], Mapping):
                 check_description(checkpoint[name], saved, self.path, settings)
@@ -266,6 +292,7 @@ class LatestCheckpoint:
             raise ConfigurationError(
                 f"{self.path} was written with another network or optimizer: {settings}"
             ) from error
+        self._change_optimizers(optimizers)
         engine.state.max_epochs = epochs
         if engine.state.epoch > epochs:
             raise ConfigurationError(

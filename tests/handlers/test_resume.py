@@ -2,6 +2,7 @@
 
 import subprocess
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -22,15 +23,28 @@ class Killed(Exception):
     """Stand-in for a kill at a moment chosen by the test."""
 
 
+def make_adamw(parameters, **settings):
+    """The optimizer of a training whose settings are not tested."""
+    return torch.optim.AdamW(parameters, **{"lr": 0.05, **settings})
+
+
 def train(
-    folder, epochs=EPOCHS, killed_in=None, batch_size=2, network=None, saver=BestCheckpoint, val_interval=1, **arguments
+    folder,
+    epochs=EPOCHS,
+    killed_in=None,
+    batch_size=2,
+    network=None,
+    saver=BestCheckpoint,
+    val_interval=1,
+    make_optimizer=make_adamw,
+    **arguments,
 ):
     """Runs a small training with everything that must be restored: momentum, schedule, dropout, noise, best model."""
     torch.manual_seed(0)
     network = network or torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.2), torch.nn.Linear(4, 1))
     data = [{"image": torch.rand(4), "label": torch.rand(1)} for _ in range(8)]
     dataset = Dataset(data, RandGaussianNoised("image", prob=1.0))
-    optimizer = torch.optim.AdamW(network.parameters(), lr=0.05)
+    optimizer = make_optimizer(network.parameters())
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1 - epoch / EPOCHS / 2)
     metric = MeanSquaredError(output_transform=from_engine(["pred", "label"]))
     best_saver = saver(folder, network) if saver is BestCheckpoint else saver(str(folder), {"model": network}, **MONAIS)
@@ -178,6 +192,58 @@ def test_checkpoints_that_cannot_be_continued_are_refused_in_one_sentence(tmp_pa
         train(tmp_path, epochs=2)
     with pytest.raises(ConfigurationError, match=r"is of another network.*--resume False"):
         train(tmp_path, network=torch.nn.Linear(4, 1))
+
+
+@pytest.mark.parametrize("settings", [{"lr": 0.005}, {"weight_decay": 0.5}, {"lr": 0.1, "weight_decay": 0.0}])
+def test_another_learning_rate_or_weight_decay_is_taken(settings, tmp_path, caplog):
+    for name in ("same", "changed"):
+        train(tmp_path / name, epochs=3)
+    network, _, _, _ = train(tmp_path / "same")
+    with caplog.at_level("INFO"):
+        changed, optimizer, _, trained = train(tmp_path / "changed", make_optimizer=partial(make_adamw, **settings))
+    assert trained == [4, 5]
+    assert caplog.text.count("Changes the ") == len(settings)
+    (group,) = optimizer.param_groups
+    expected = {"lr": 0.05, "weight_decay": 0.01} | settings
+    assert group["weight_decay"] == expected["weight_decay"]
+    assert group["initial_lr"] == expected["lr"]
+    # the schedule's factor after five epochs
+    assert group["lr"] == pytest.approx(expected["lr"] / 2)
+    assert not any(torch.equal(a, b) for a, b in zip(network.state_dict().values(), changed.state_dict().values()))
+    assert torch.load(tmp_path / "changed" / "latest.pt", weights_only=True)["lr_scheduler"]["base_lrs"] == [
+        expected["lr"]
+    ]
+
+
+def test_a_changed_rate_is_that_of_a_training_that_changes_it_itself(tmp_path):
+    train(tmp_path, epochs=3)
+    resumed, _, _, _ = train(tmp_path, make_optimizer=partial(make_adamw, lr=0.01))
+
+    def make_changing(parameters):
+        optimizer, steps = make_adamw(parameters), []
+
+        def change(optimizer, *_, factor):
+            # from the fourth epoch of four steps on
+            if len(steps) >= 12:
+                optimizer.param_groups[0]["lr"] *= factor
+
+        optimizer.register_step_pre_hook(partial(change, factor=0.2))
+        optimizer.register_step_post_hook(partial(change, factor=5))
+        optimizer.register_step_post_hook(lambda *_: steps.append(1))
+        return optimizer
+
+    whole, _, _, _ = train(tmp_path / "whole", make_optimizer=make_changing)
+    for one, other in zip(resumed.state_dict().values(), whole.state_dict().values()):
+        assert torch.allclose(one, other, rtol=1e-5)
+
+
+@pytest.mark.parametrize("other", [torch.optim.SGD, torch.optim.Adam])
+def test_another_optimizer_is_refused_and_the_files_stay(other, tmp_path):
+    train(tmp_path, epochs=1)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.pt")}
+    with pytest.raises(ConfigurationError, match=f"with the optimizer AdamW, here {other.__name__}: give the settings"):
+        train(tmp_path, make_optimizer=partial(other, lr=0.05))
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.pt")} == before
 
 
 CASES = [[{"image": [0.5, 1.5], "label": 1}, {"image": [2.5, 3.5], "label": 0}], [{"image": [4.5, 5.5], "label": 1}]]

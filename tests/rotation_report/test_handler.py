@@ -86,7 +86,9 @@ def test_the_error_of_a_regression_is_that_inside_the_ball(tmp_path):
     images, labels = torch.rand(2, 3, 1, 16, 20), torch.rand(2, 3, 1, 16, 20)
     data = Dataset([{"image": image, "label": label} for image, label in zip(images[0], labels[0])])
     metric = {"mae": MeanAbsoluteError(output_transform=from_engine(["pred", "label"]))}
-    evaluator = make_evaluator(torch.nn.Identity(), dataset=data, key_val_metric=metric, postprocessing=Identityd(keys="pred"))
+    evaluator = make_evaluator(
+        torch.nn.Identity(), dataset=data, key_val_metric=metric, postprocessing=Identityd(keys="pred")
+    )
     report = make_report(evaluator, tmp_path, views=[{"angles": 90}])
     upright = find(report.run(), metric="mae", family="upright")
     ball = torch.as_tensor(inscribed_ball((16, 20)))
