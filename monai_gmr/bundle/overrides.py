@@ -65,6 +65,34 @@ def _is_kind(value: Any, default: Any) -> bool:
     return isinstance(value, KINDS[type(default)][0]) and isinstance(value, bool) == isinstance(default, bool)
 
 
+def _is_plain(value: Any) -> bool:
+    """Checks whether a value is a text, a number, a switch or a list of these."""
+    if isinstance(value, (list, tuple)):
+        # an empty list can stand for no transforms
+        return bool(value) and all(_is_plain(each) for each in value)
+    return isinstance(value, (str, int, float)) and not _is_reference(value)
+
+
+def _has_components(node: Any) -> bool:
+    """Checks whether an entry of a config is a mapping with a component, or with a reference, in it at any depth."""
+    if isinstance(node, Mapping):
+        return "_target_" in node or any(_is_reference(each) or _has_components(each) for each in node.values())
+    return isinstance(node, (list, tuple)) and any(_has_components(each) for each in node)
+
+
+def _check_replaces(name: str, value: Any, default: Any, config: Mapping[str, Any], prefix: str) -> None:
+    """Raises ``ConfigurationError`` if an override is a plain value in place of a component or a section, or of a reference to one."""
+    if isinstance(default, str) and default[:1] == "@":
+        default = config.get(default[1:])
+    if not (_is_plain(value) and isinstance(default, Mapping) and _has_components(default)):
+        return
+    part, kind = ("_target_", "component") if "_target_" in default else (next(iter(default)), "section")
+    where = " in a second config file" if prefix == "--" else ""
+    raise ConfigurationError(
+        f"{prefix}{name} {value} cannot be used in place of a {kind}: give its parts, such as {prefix}{name}::{part}, or a mapping{where}."
+    )
+
+
 def _arguments_of(component: Mapping[str, Any]) -> set[str] | None:
     """Returns the arguments that a component's ``_target_`` takes by name; ``None`` if it takes any or they are unknown."""
     target = component.get("_target_")
@@ -131,7 +159,7 @@ def check_settings(
 
     ``settings`` maps ids of the config to values; names of nested ids are joined by ``"::"`` or ``"#"``. ``prefix`` is what the user
     writes before a name. A name must be in the config, in ``accepted``, or an argument of its component; a value must be able to replace
-    the config's switch, number, list or reference to one.
+    the config's switch, number, list, component or reference to one.
     """
     names = {*config, *accepted}
     checked = _checked_settings(config)
@@ -152,5 +180,6 @@ def check_settings(
         elif not _is_kind(value, default):
             kind = KINDS[type(default)][1] + (f" {default}" if isinstance(default, list) else "")
             raise ConfigurationError(f"{prefix}{name} {value} cannot be used: give {kind}.")
+        _check_replaces(name, value, default, config, prefix)
     all_values = {name: settings.get(name, config.get(name)) for name in checked}
     check_together({name: value for name, value in all_values.items() if not _is_reference(value)})

@@ -51,6 +51,10 @@ def config_file(tmp_path):
         ["--train::dataset::cache_rate", "0", "--train#handlers#0#iteration_log", "True", "--anything::a", "@net"],
         ["--tracking", "mlflow", "--experiment_name", "first"],
         ["--workflow_name", "monai_gmr.bundle.GMRWorkflow", "--epochs", "4"],
+        ["--net", "@wrapped", "--loss", "$torch.nn.L1Loss()", "--train", "%other.yaml::train", "--anything", "None"],
+        ["--net", "{'_target_':'torch.nn.Identity'}", "--wrapped", "{'_target_':'builtins.dict'}"],
+        ["--train::metrics", "3", "--train::metrics::mean_dice", "@net"],
+        ["--anything", "[{'_target_':'torch.nn.Identity'},'$print']", "--loss", "[]"],
         ["--run-id", "run", "--epochs", "5", "--", "--trace"],
     ],
 )
@@ -87,6 +91,16 @@ def test_overrides_of_the_config_and_arguments_of_monai_pass(config_file, overri
         (["--epochs::more", "0"], "epochs is 3, which has no parts: give --epochs as a whole"),
         (["--train::dataset::cache_rate", "high"], "give a number"),
         (["--train::handlers::0::iteration_log", "3"], "True or False"),
+        (["--net", "Identity"], "such as --net::_target_, or a mapping in a second config file"),
+        (["--loss"], "--loss True cannot be used in place of a component"),
+        (
+            ["--loss", "{_target_: torch.nn.L1Loss}"],
+            "in place of a component: give its parts, such as --loss::_target_",
+        ),
+        (["--wrapped", "3"], "--wrapped 3 cannot be used in place of a component"),
+        (["--train", "[1, 2]"], "in place of a section: give its parts, such as --train::dataset, or a mapping"),
+        (["--train::dataset", "PersistentDataset"], "such as --train::dataset::_target_"),
+        (["--train::handlers::0", "StatsHandler"], "such as --train::handlers::0::_target_"),
     ],
 )
 def test_overrides_that_mean_nothing_are_named(config_file, overrides, match):
