@@ -145,6 +145,19 @@ def _find_nested(name: str, config: Mapping[str, Any], prefix: str) -> Any:
     return node
 
 
+def _hint(name: str, head: str, names: Iterable[str], config: Mapping[str, Any], prefix: str) -> str:
+    """Returns what an id may have meant that is not in a config: a similar one, or a part of a component; else the settings there are."""
+    near = difflib.get_close_matches(head, sorted(names), n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {prefix}{near[0]}?"
+    for component, node in config.items():
+        if isinstance(node, Mapping) and "_target_" in node and head in {*node, *(_arguments_of(node) or ())}:
+            return f"did you mean {prefix}{component}::{name}?"
+    ids = sorted(each for each in config if not each.startswith("_"))
+    plain = [each for each in ids if not isinstance(config[each], (dict, list))]
+    return f"the settings are {', '.join(plain)}." if plain else f"its ids are {', '.join(ids)}."
+
+
 def _checked_settings(config: Mapping[str, Any]) -> set[str]:
     """Returns the settings that a config passes to ``check_values``, whose rules then also apply to overrides."""
     lines = config.get("initialize")
@@ -167,10 +180,9 @@ def check_settings(
     for name, value in settings.items():
         head = name.replace("#", "::").split("::")[0]
         if head not in names and head != "_meta_":
-            near = difflib.get_close_matches(head, sorted(names), n=1, cutoff=0.5)
-            plain = sorted(k for k, v in config.items() if not isinstance(v, (dict, list)) and not k.startswith("_"))
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"the settings are {', '.join(plain)}."
-            raise ConfigurationError(f"{prefix}{name} is not a setting of this config: {hint}")
+            raise ConfigurationError(
+                f"{prefix}{name} is not a setting of this config: {_hint(name, head, names, config, prefix)}"
+            )
         default = None if head == "_meta_" or head not in config else _find_nested(name, config, prefix)
         # the rule of a setting applies to all references to it, and takes precedence over the kind of its default
         rule = default[1:] if isinstance(default, str) and default[:1] == "@" else name

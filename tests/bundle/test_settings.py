@@ -189,6 +189,20 @@ def test_the_rule_of_a_setting_holds_for_overrides_of_it(settings, refused):
         check_settings(settings, CONFIG)
 
 
+@pytest.mark.parametrize(
+    ("setting", "hint"),
+    [
+        ("out_features", "did you mean --set network_def::out_features"),
+        ("device", "did you mean --set network_def::device"),
+        ("zzzz", "its ids are network_def, other"),
+    ],
+)
+def test_the_hint_of_a_config_without_plain_settings_names_what_there_is(setting, hint):
+    component = {"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}
+    with pytest.raises(ConfigurationError, match=f"--set {setting} is not a setting of this config: {hint}"):
+        check_settings({setting: 3}, {"other": {"in_features": 1}, "network_def": component}, prefix="--set ")
+
+
 @pytest.mark.parametrize("name", ["patch_size", "spacing", "roi_size"])
 def test_the_number_of_axes_is_the_networks(name):
     check(name, [16, 16], 2)
