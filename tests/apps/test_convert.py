@@ -83,6 +83,10 @@ def test_weights_are_loaded_before(config, tmp_path, capsys):
         (["--network-id", "missing"], "hold no 'missing'"),
         (["--set", "conv=plain"], "--set conv is not a setting of this config"),
         (["--set", "network_def::chanels=[4, 8]"], "did you mean --set network_def::channels?"),
+        (
+            ["--set", "channels=3"],
+            "--set channels is not a setting of this config: did you mean --set network_def::channels?",
+        ),
         (["--set", "network_def"], "--set network_def cannot be read: give it as in --set device=cpu"),
         (["--group", "4"], "are for --conv group"),
         (["--conv", "group", "--group", "5"], "5"),
