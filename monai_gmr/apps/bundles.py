@@ -10,6 +10,7 @@ python -m monai_gmr.apps.bundles describe BUNDLE   # writes the network of confi
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ def list_bundles(options: argparse.Namespace) -> int:
 def copy(options: argparse.Namespace) -> int:
     """Copies a bundle and prints how to run it."""
     target = copy_bundle(options.name, options.folder)
-    config = find_config(target, "inference")
+    config = shlex.quote(str(find_config(target, "inference")))
     print(f"{target}\npython -m monai.bundle run --config_file {config} --input IMAGES --output_dir OUT")
     return 0
 

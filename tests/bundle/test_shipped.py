@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -84,6 +85,15 @@ def test_a_copy_that_fails_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(ConfigurationError, match=r"cannot be written \(No space left on device\): free some space"):
         copy_bundle(NAME, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", ["plain", "with space", "it's (1)"])
+def test_the_printed_command_can_be_pasted_into_a_shell(folder, tmp_path, capsys):
+    assert main(["copy", NAME, str(tmp_path / folder)]) == 0
+    command = capsys.readouterr().out.splitlines()[-1]
+    config = tmp_path / folder / NAME / "configs" / "inference.yaml"
+    assert shlex.split(command)[4:6] == ["--config_file", str(config)]
+    assert (f"--config_file {config} --input" in command) is (folder == "plain")
 
 
 @pytest.mark.parametrize(("given", "described"), [(None, "None"), (3, "3"), (["a"], r"\['a'\]")])
