@@ -98,6 +98,8 @@ def rotate_by_matrix(
     """Functional form of :class:`~monai_gmr.transforms.RotateAboutAxis`, for a matrix of shape ``(d, d)`` that sends a voxel of the result,
     relative to the centre, to its place in the image."""
     shape = image_shape(img)
+    # NumPy inverts no matrices of half precision, and integers have no values between voxels
+    dtype = dtype if dtype == torch.float64 else torch.float32
     exact = is_grid_symmetry(pull, shape)
 
     def rotate(data: torch.Tensor, affine: np.ndarray) -> torch.Tensor:

@@ -54,7 +54,8 @@ class RotateAboutAxis(InvertibleTransform, LazyTransform):
         mode: "bilinear" or, for labels, "nearest".
         padding_mode: values beyond the frame: "border", "reflection" or "zeros".
         align_corners: as in ``torch.nn.functional.grid_sample``; only matters for ``padding_mode`` "reflection" and "zeros".
-        dtype: type of the interpolation, default float32; ``None``: the image's type. The result is float32.
+        dtype: type of the interpolation, default float32; ``None``: the image's type. Other types than float32 and float64 are interpolated
+            as float32. The result is float32.
         lazy: whether to execute lazily (MONAI's lazy resampling).
 
     Raises:

@@ -190,6 +190,18 @@ def test_settings_of_a_call_override_and_flips_may_follow():
     assert transform.transforms[0].lazy
 
 
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16, "float16"])
+@pytest.mark.parametrize("given", [torch.float32, torch.float16, torch.bfloat16, torch.uint8])
+def test_half_precision_and_integers_are_interpolated_as_float32(given, dtype, lazy):
+    image = MetaTensor((torch.rand(1, 9, 9) * 9).to(given), affine=torch.eye(4))
+    chain = Compose([RotateAboutAxis(25, dtype=dtype)], lazy=lazy)
+    rotated = chain(image)
+    assert rotated.dtype == torch.float32
+    assert torch.allclose(rotated.as_tensor(), RotateAboutAxis(25)(image.float()).as_tensor(), atol=1e-4)
+    assert chain.inverse(rotated).dtype == torch.float32
+
+
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
