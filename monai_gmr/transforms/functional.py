@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,12 @@ from monai_gmr.utils import ConfigurationError
 
 def image_shape(img: torch.Tensor) -> tuple[int, ...]:
     """Spatial shape in voxels of a channel-first image of 2 or 3 spatial axes, after its pending operations."""
+    if not hasattr(img, "shape"):
+        given = f"the path {str(img)!r}" if isinstance(img, (str, PathLike)) else f"a {type(img).__name__}"
+        raise ConfigurationError(
+            f"the image is given as {given}, which cannot be rotated: load it first, as with monai.transforms.LoadImaged, as a tensor "
+            "(C, *spatial)."
+        )
     shape = img.peek_pending_shape() if isinstance(img, MetaTensor) else img.shape[1:]
     if len(shape) not in (2, 3):
         raise ConfigurationError(

@@ -259,6 +259,9 @@ def test_a_group_is_given_as_to_layers(group):
         (lambda: GridSymmetry(np.eye(2))(picture(3)), "transforms 2 axes, the image has 3"),
         (lambda: GridSymmetry(1)(torch.zeros(1, 5)), "shape \\(1, 5\\) cannot be rotated"),
         (lambda: GridSymmetry(1)(torch.zeros(1, 2, 2, 2, 2)), "cannot be rotated"),
+        (lambda: GridSymmetry(1)("a.nii"), "given as the path 'a.nii', which cannot be rotated: load it first"),
+        (lambda: GridSymmetry(1)(["a.nii"]), "given as a list"),
+        (lambda: GridSymmetryd("image", 1)({"image": "a.nii"}), "the path 'a.nii'"),
     ],
 )
 def test_wrong_input_ends_in_a_sentence(call, sentence):

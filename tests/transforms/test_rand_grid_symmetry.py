@@ -145,6 +145,8 @@ def test_numpy_and_plain_tensors_and_missing_keys():
         (lambda: RandGridSymmetryd("image", -0.5), "prob=-0.5 is impossible: give a number from 0 to 1"),
         (lambda: RandGridSymmetry(1.0, "m", axis="up"), "axis='up' is unknown"),
         (lambda: RandGridSymmetry(1.0).randomize(), "give it the image"),
+        (lambda: RandGridSymmetryd("image", 1.0)({"image": "a.nii"}), "the path 'a.nii', .*: load it first"),
+        (lambda: RandGridSymmetry(0.0)("a.nii"), "the path 'a.nii'"),
     ],
 )
 def test_wrong_input_ends_in_a_sentence(call, sentence):

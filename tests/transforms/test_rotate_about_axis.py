@@ -1,5 +1,7 @@
 """Rotations by any angle: correct in millimetres and in world coordinates, invertible up to interpolation, the same lazy and eager."""
 
+from pathlib import Path
+
 import nibabel
 import numpy as np
 import pytest
@@ -217,6 +219,9 @@ def test_half_precision_and_integers_are_interpolated_as_float32(given, dtype, l
         (lambda: RotateAboutAxis(10, padding_mode="wrap"), "padding_mode='wrap' is unknown"),
         (lambda: RotateAboutAxis(10, "x")(torch.zeros(1, 3, 3)), "not at right angles to a 2D image"),
         (lambda: RotateAboutAxis(10)(torch.zeros(1, 3)), "cannot be rotated"),
+        (lambda: RotateAboutAxis(10)("a.nii"), "given as the path 'a.nii', which cannot be rotated: load it first"),
+        (lambda: RotateAboutAxis(10)(None), "given as a NoneType"),
+        (lambda: RotateAboutAxisd("image", 10)({"image": Path("a.nii")}), "the path 'a.nii', .*LoadImaged"),
         (lambda: RotateAboutAxisd(["a", "b"], 10, mode=["nearest"]), "mode has 1 entries for 2 keys"),
         (lambda: RotateAboutAxisd(["a", "b"], 10, mode=["nearest", "cubic"]), "mode='cubic' is unknown"),
     ],
