@@ -51,7 +51,8 @@ class SymmetryInferer(Inferer):
 
     Shape:
         - input: ``(batch, channels, *spatial)``, 1 to 3 axes, tensor or MetaTensor, whose metadata the result keeps
-        - output: the network's output, also nested; half precision and integers become float32. With ``uncertainty`` a dictionary of
+        - output: the network's output, also nested; half precision and integers become float32, except integer maps of one
+          channel, or none, which are taken as class numbers and refused (a vote takes one channel). With ``uncertainty`` a dictionary of
           outputs: "pred"; "std", the standard deviation over the views (divided by their number); "entropy", the entropy of the mean over
           the views in nats, one channel if the channels are a distribution, else one for each.
 
@@ -234,6 +235,8 @@ class SymmetryInferer(Inferer):
                 f"The network returned a tensor of shape {tuple(tensor.shape)} for {images * len(batch)} images, which cannot be split "
                 "into views: use views_per_batch=1."
             )
+        if self.activation is None:
+            self._check_scores(tensor, shape)
         for matrix, view in zip(batch, tensor.chunk(len(batch)) if len(batch) > 1 else (tensor,)):
             if self.spatial and view.ndim < dims + 2 and is_grid_symmetry(matrix, self.spacing):
                 reduction.tokens = reduction.tokens or TokenCheck(view.shape, shape[2:])
@@ -244,6 +247,7 @@ class SymmetryInferer(Inferer):
                 view = exchange_channels(view, self.mirrored_labels, reduction.channel_axis)
             if callable(self.activation):
                 view = self.activation(view)
+                self._check_scores(view, shape)
             elif self.activation is not None:
                 view = view if view.dtype == torch.float64 else view.float()
                 view = view.sigmoid() if self.activation == "sigmoid" else view.softmax(reduction.channel_axis)
@@ -253,6 +257,21 @@ class SymmetryInferer(Inferer):
                     "for maps, or views that keep the size of the image."
                 )
             reduction.add(view)
+
+    def _check_scores(self, tensor: torch.Tensor, shape: Sequence[int]) -> None:
+        """Raises ``ConfigurationError`` for a map of class numbers: integers with one channel, or with the image's axes and none."""
+        dims = len(shape) - 2
+        if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool or tensor.ndim <= dims:
+            return
+        flat = tensor.ndim == dims + 1
+        alike = sorted(tensor.shape[-dims:]) == sorted(shape[2:])
+        labels = alike if flat else tensor.shape[-dims - 1] == 1 and (alike or self.spatial)
+        # a vote on one channel counts what exceeds the threshold
+        if labels and (flat or self.reduce != "vote"):
+            raise ConfigurationError(
+                f"the network returns integers of shape {tuple(tensor.shape)}, and class numbers have no {self.reduce} over the views: "
+                "let it return scores, one channel per class, or a map of floating-point numbers if the integers are measurements."
+            )
 
     def _transform_back(self, view: torch.Tensor, matrix: np.ndarray, size: Sequence[int]) -> torch.Tensor:
         if is_grid_symmetry(matrix, self.spacing):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
@@ -239,6 +240,48 @@ def test_the_image_is_unchanged_and_arguments_are_transformed_with_it():
 def test_wrong_arguments(options, message):
     with pytest.raises(ConfigurationError, match=message):
         SymmetryInferer(**options)
+
+
+def classes(keepdim, dtype=torch.int64):
+    """A network that returns class numbers, the brighter the higher."""
+    return lambda x: torch.cat((0.2 - x, x - 0.5, 0 * x), 1).argmax(1, keepdim=keepdim).to(dtype)
+
+
+@pytest.mark.parametrize("views", ["group", {"angles": 45}])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
+@pytest.mark.parametrize(
+    ("keepdim", "options"),
+    [(keepdim, {"reduce": reduce}) for keepdim in (False, True) for reduce in ("mean", "median", "max")]
+    + [(False, {"reduce": "vote"}), (True, {"views_per_batch": 2}), (True, {"uncertainty": "std"})],
+)
+def test_maps_of_class_numbers_are_refused(keepdim, options, dtype, views):
+    with pytest.raises(ConfigurationError, match=r"class numbers have no .* over the views: let it return scores"):
+        SymmetryInferer(views=views, **options)(noise(1, 1, 6, 7), classes(keepdim, dtype))
+
+
+def test_an_activation_that_returns_class_numbers_is_refused():
+    activation = partial(torch.argmax, dim=1, keepdim=True)
+    with pytest.raises(ConfigurationError, match="class numbers have no mean"):
+        SymmetryInferer(activation=activation)(noise(1, 1, 6, 7), nn.Conv2d(1, 2, 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "net"),
+    [
+        ({"reduce": "vote"}, classes(True)),
+        ({}, lambda x: classes(True)(x) > 0),
+        ({}, lambda x: classes(True)(x).float()),
+        ({}, lambda x: torch.cat([classes(True)(x) == number for number in range(3)], 1).long()),
+        ({}, lambda x: classes(True)(x).amax((1, 2, 3))),
+        ({"activation": lambda y: torch.cat([y == number for number in range(3)], 1).float()}, classes(True)),
+    ],
+)
+def test_integers_and_switches_that_have_a_mean_stay(options, net):
+    x = noise(1, 1, 6, 7)
+    answer = SymmetryInferer(**options)(x, net)
+    # the networks look at one voxel at a time, so all views agree
+    expected = options.get("activation", lambda y: y)(net(x)).float()
+    assert torch.allclose(answer, (expected > 0).float() if options.get("reduce") else expected)
 
 
 @pytest.mark.parametrize(
