@@ -17,6 +17,7 @@ from monai.transforms import Compose, LoadImage, LoadImaged
 from monai_gmr.bundle.checks import load_network
 from monai_gmr.bundle.command_line import GMRWorkflow, quiet
 from monai_gmr.bundle.config_parts import make_importable, remove_disabled, switch_off, transforms_in
+from monai_gmr.bundle.headers import describe_resampling
 from monai_gmr.bundle.shipped import METADATA, WEIGHTS, check_packages, find_bundle, find_config, read_metadata
 from monai_gmr.transforms import LoadCased
 from monai_gmr.utils import ConfigurationError, find_configuration_error, reason, warn
@@ -59,7 +60,10 @@ class LoadedBundle:
                 "inferer and postprocessing yourself."
             )
         case: dict[Any, Any] = {"image": image if is_path else torch.as_tensor(image)}
+        resampling = ""
         try:
+            if is_path:
+                resampling = describe_resampling(os.fspath(image), self.preprocessing)
             if is_path and not reads:
                 layout = self.metadata["network_data_format"]["inputs"]["image"]
                 case = LoadCased("image", len(layout["spatial_shape"]), layout["num_channels"])(case)
@@ -71,9 +75,9 @@ class LoadedBundle:
                 case["pred"] = self.inferer(case["image"][None].to(self.device), self.network)[0].cpu()
             return self.postprocessing(case)["pred"]
         except Exception as error:
-            raise self._refusal(image, error) from error
+            raise self._refusal(image, error, resampling) from error
 
-    def _refusal(self, image: Any, error: Exception) -> ConfigurationError:
+    def _refusal(self, image: Any, error: Exception, resampling: str) -> ConfigurationError:
         """The sentence about an image that cannot be predicted."""
         is_path = isinstance(image, (str, os.PathLike))
         name = image if is_path else f"an array of {tuple(np.shape(image))}"
@@ -89,7 +93,10 @@ class LoadedBundle:
         except (KeyError, TypeError):
             # metadata that do not say it
             pass
-        return find_configuration_error(error) or ConfigurationError(
+        known = find_configuration_error(error)
+        if known is not None and resampling and os.path.basename(name) not in str(known):
+            return ConfigurationError(f"{beginning}, {resampling}: {known}")
+        return known or ConfigurationError(
             f"{beginning} ({reason(error)}): give an image as its docs/README.md describes."
         )
 

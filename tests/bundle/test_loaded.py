@@ -1,5 +1,6 @@
 """A bundle in Python predicts like its config, also bundles of others, and refuses in one sentence what it cannot do."""
 
+import re
 import shutil
 import warnings
 
@@ -100,6 +101,32 @@ def test_an_image_that_cannot_be_predicted_is_one_sentence(name, whole_bundle, t
         with pytest.raises(ConfigurationError, match=image.name) as caught:
             bundle(image)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("millimetres", "sentence"),
+    [
+        (
+            0.01,
+            "hippocampus_segmentation_gmr_unet, its 20 x 24 x 22 voxels of 0.01 x 0.01 x 0.01 mm are resampled to 1 x 1 x 1: an",
+        ),
+        (
+            30,
+            "grows too much, its 20 x 24 x 22 voxels of 30 x 30 x 30 mm are resampled to 571 x 691 x 631: correct the",
+        ),
+        (1, ""),
+    ],
+)
+def test_a_wrong_voxel_size_is_named_with_its_file(millimetres, sentence, tmp_path):
+    pixels, file = np.random.default_rng(0).random((20, 24, 22), np.float32), tmp_path / "scan.nii"
+    nib.save(nib.Nifti1Image(pixels, np.diag([millimetres] * 3 + [1])), file)
+    bundle = monai_gmr.load_bundle("hippocampus_segmentation_gmr_unet", device="cpu")
+    if not sentence:
+        assert bundle(file).shape == (1, 20, 24, 22)
+        return
+    with pytest.raises(ConfigurationError, match=re.escape(sentence)) as caught:
+        bundle(file)
+    assert str(file) in str(caught.value)
 
 
 @pytest.mark.parametrize(
