@@ -11,6 +11,7 @@ from monai.data import DataLoader, MetaTensor
 from monai.utils import CommonKeys
 from torch.utils.data import Dataset
 
+from monai_gmr.bundle.headers import describe_resampling
 from monai_gmr.transforms import check_finite
 from monai_gmr.utils import ConfigurationError, WriteError, reason
 
@@ -41,6 +42,16 @@ def case_name(dataset: Any, index: int) -> str:
     return name if isinstance(name, str) else f"case {index}"
 
 
+def _check_growth(dataset: Any, index: int) -> None:
+    """Raises ``ConfigurationError`` if the dataset's transform resamples the image of a case to too many voxels."""
+    try:
+        image = dataset.data[index][CommonKeys.IMAGE]
+    except (AttributeError, KeyError, IndexError, TypeError):
+        return
+    if isinstance(image, (str, Path)):
+        describe_resampling(image, getattr(dataset, "transform", None))
+
+
 class _NamedItems(Dataset):
     """Items of a dataset with their name, and the reason if an item cannot be made or its image is not finite."""
 
@@ -53,6 +64,7 @@ class _NamedItems(Dataset):
     def __getitem__(self, place: int) -> NamedItem:
         index = self.indices[place]
         try:
+            _check_growth(self.dataset, index)
             item = self.dataset[index]
             image = item.get(CommonKeys.IMAGE) if isinstance(item, Mapping) else None
             if isinstance(image, torch.Tensor):

@@ -64,13 +64,13 @@ def describe_resampling(path: str | Path, preprocessing: Any) -> str:
         >>> describe_resampling(file, Spacing(1.0))
         'its 4 x 4 x 3 voxels of 2 x 2 x 1 mm are resampled to 7 x 7 x 3'
     """
-    spacing = next((each for each in transforms_in(preprocessing) if isinstance(each, (Spacing, Spacingd))), None)
-    header = None if spacing is None else _read_header(Path(path))
+    spacings: list[Any] = [each for each in transforms_in(preprocessing) if isinstance(each, (Spacing, Spacingd))]
+    header = _read_header(Path(path)) if spacings else None
     if header is None or header[1] is None or len(header[0]) != 4:
         return ""
     size, affine = header[0][1:], header[1]
     steps = np.linalg.norm(affine[:3, :3], axis=0)
-    given = getattr(spacing, "spacing_transform", spacing).pixdim
+    given = getattr(spacings[0], "spacing_transform", spacings[0]).pixdim
     # like Spacing: the last one for the further axes, and the file's own for what is no size
     wanted = np.append(given, [given[-1]] * 3)[:3]
     wanted = np.where(np.isfinite(wanted) & (wanted > 0), wanted, steps)

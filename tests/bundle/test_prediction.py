@@ -1,11 +1,15 @@
 """All valid cases are predicted even if others fail; failed cases are named, and the run ends with an error."""
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader, Dataset
-from monai.transforms import Lambdad
+from monai.transforms import Compose, Lambdad, Spacingd
 
+from monai_gmr.bundle.case_batches import CaseBatches
 from monai_gmr.bundle.prediction import CasePredictor
+from monai_gmr.transforms import LoadCased
 from monai_gmr.utils import ConfigurationError
 
 
@@ -68,6 +72,19 @@ def test_images_of_unlike_sizes_are_predicted(capsys):
     assert "7 predictions in OUT" in capsys.readouterr().out
     # and again, like a second run of a plain evaluator
     predictor.predict()
+
+
+def test_a_case_that_resampling_makes_too_large_is_left_out(tmp_path):
+    cases = [{"image": str(tmp_path / f"{millimetres}.nii")} for millimetres in (1, 30)]
+    for millimetres in (1, 30):
+        affine = np.diag([millimetres] * 3 + [1])
+        nib.save(nib.Nifti1Image(np.ones((4, 5, 6), np.float32), affine), tmp_path / f"{millimetres}.nii")
+    chain = Compose([LoadCased("image", 3, 1), Spacingd("image", 1.0)])
+    items = CaseBatches(DataLoader(Dataset(cases, chain))).items()
+    assert [why.partition(":")[0] for _, _, why in (items[0], items[1])] == [
+        "",
+        f"the image {cases[1]['image']} grows too much, its 4 x 5 x 6 voxels of 30 x 30 x 30 mm are resampled to 91 x 121 x 151",
+    ]
 
 
 def test_a_whole_run_that_fails_is_one_sentence():
