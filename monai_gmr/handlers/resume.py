@@ -275,9 +275,10 @@ class LatestCheckpoint:
             raise ConfigurationError(
                 f"{self.path} is not a checkpoint of such a training, which holds {', '.join(self.save_dict)}: {elsewhere}."
             )
-        self._check_made_with(checkpoint.get(MADE_WITH), elsewhere)
-        settings = f"give the settings that it was trained with, {elsewhere}."
         written = checkpoint.get(MADE_WITH)
+        self._check_made_with(written, elsewhere)
+        settings = f"give the settings that it was trained with, {elsewhere}."
+        # an earlier version wrote none
         optimizers = written.get("optimizers", {}) if isinstance(written, Mapping) else {}
         self._check_optimizers(optimizers, settings)
         for name, saved in self.save_dict.items():

@@ -27,13 +27,7 @@ from monai_gmr.rotation_report.prepare_batch import LABEL_SAMPLINGS
 from monai_gmr.rotation_report.probe import ViewProbe, keeps_cases, metric_handlers
 from monai_gmr.rotation_report.records import ANSWER, IMAGE, ViewRecord, ViewRecords, read_compared, record_file
 from monai_gmr.rotation_report.shown_cases import KeptViews, ShownNetwork, run_shown_cases
-from monai_gmr.rotation_report.statistics import (
-    ERROR,
-    NetworkScores,
-    format_columns,
-    say_images,
-    short_table,
-)
+from monai_gmr.rotation_report.statistics import ERROR, NetworkScores, format_columns, say_images, short_table
 from monai_gmr.rotation_report.table_picture import draw_rotation_table
 from monai_gmr.rotation_report.worst_cases_picture import draw_worst_cases
 from monai_gmr.symmetry import View, make_views
@@ -486,7 +480,13 @@ class RotationReport:
         worst = {title: result.worst(key, self.worst_cases) for title, result in scores.items()}
         shown = [
             ShownNetwork(
-                title, self._probe(one), one.batches, one.kept, scores[title].cases, worst[title], one.rotates_answer
+                title,
+                self._probe(one),
+                one.batches,
+                one.kept,
+                measured=scores[title].cases,
+                worst=worst[title],
+                rotates_answer=one.rotates_answer,
             )
             for title, one in networks.items()
             if title in scores

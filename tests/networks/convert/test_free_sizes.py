@@ -210,14 +210,17 @@ def test_a_network_that_takes_more_than_an_image_is_not_scripted():
 # "unet" has the harmonic blocks of "UNet" and the steps of "resnet"
 @pytest.mark.parametrize("name", ["UNet", *(name for name in OURS if name != "unet"), *LAYERS])
 @torch.no_grad()
-def test_exported_networks_are_saved_loaded_and_right_at_every_size_and_batch(name):
+def test_exported_networks_are_saved_and_right_at_every_size_and_batch(name):
     net = net_of(name)
     sizes = {0: torch.export.Dim("n", min=2, max=64)}
     sizes |= {axis: torch.export.Dim(f"n{axis}", min=34, max=200) for axis in (2, 3)}
-    file = io.BytesIO()
-    torch.export.save(torch.export.export(net, (torch.randn(2, 1, 43, 38),), dynamic_shapes=(sizes,)), file)
-    file.seek(0)
-    check(torch.export.load(file).module(), net, batch=3)
+    exported, file = torch.export.export(net, (torch.randn(2, 1, 43, 38),), dynamic_shapes=(sizes,)), io.BytesIO()
+    torch.export.save(exported, file)
+    if name in ("UNet", "unet, two groups", "centred harmonic"):
+        # which takes as long as the rest
+        file.seek(0)
+        exported = torch.export.load(file)
+    check(exported.module(), net, batch=3)
 
 
 @pytest.mark.parametrize("name", ["max pool", "average pool", "centred harmonic"])
